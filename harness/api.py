@@ -321,7 +321,6 @@ def load_runs(*folders: PathLike) -> Runs:
 def compare(
     *folders: PathLike,
     baseline: Literal["ngrams", "none"] | None = None,
-    where: str | Sequence[str] = (),
     data: PathLike | None = None,
 ) -> Comparison:
     """Compare the test scores of finished runs, as `harness compare` does.
@@ -329,7 +328,6 @@ def compare(
     Args:
         folders: as for `load_runs`.
         baseline: `"ngrams"` fits the linear model over 1- to 3-grams too, `"none"` skips all.
-        where: as the option of `harness compare`.
         data: folder of the dataset, instead of HARNESS_DATA.
 
     Raises:
@@ -340,9 +338,7 @@ def compare(
     if baseline not in (None, "ngrams", "none"):
         raise InputError(f"baseline = {baseline!r}: should be 'ngrams' or 'none', or left out")
     named = [Path(each) for each in folders] or [_default_runs()]
-    settings = [where] if isinstance(where, str) else where
-    folder = None if data is None else Path(data)
-    request = Request(named, settings, baseline, folder)
+    request = Request(named, baseline, None if data is None else Path(data))
     parts, left_out = compared(request, echo)
     return Comparison(tuple(parts), tuple(left_out))
 

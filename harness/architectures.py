@@ -262,18 +262,12 @@ def _leaves_something_to_classify(job: Any) -> str:
 class ModelConfig(ConfigSection):
     """`[model]`: the network."""
 
-    architecture: Annotated[
-        str, Facts(choices=tuple(BUILDERS), is_function=True, step="shared")
-    ] = Field(
+    architecture: Annotated[str, Facts(choices=tuple(BUILDERS), is_function=True)] = Field(
         description="name of the network; your own is `file.py:function` or "
         "`package.module:function`"
     )
-    units: Annotated[int, Facts(step="shared")] = Field(
-        32, ge=1, le=4096, description="units of each recurrent layer"
-    )
-    embedding_dim: Annotated[int, Facts(step="shared")] = Field(
-        32, ge=1, le=4096, description="length of a word's vector"
-    )
+    units: int = Field(32, ge=1, le=4096, description="units of each recurrent layer")
+    embedding_dim: int = Field(32, ge=1, le=4096, description="length of a word's vector")
     embeddings: Annotated[
         str,
         Facts(is_path=True, changes="nothing", not_searched="a sweep reads one file of vectors"),
@@ -286,19 +280,15 @@ class ModelConfig(ConfigSection):
     train_embeddings: bool = Field(
         True, description="train the vectors of words; false leaves them as they begin"
     )
-    spatial_dropout: Annotated[Share, Facts(step="value")] = Field(
-        0.4, description="share of embedding channels dropped"
+    spatial_dropout: Share = Field(0.4, description="share of embedding channels dropped")
+    dropout: Share = Field(0.4, description="share of the recurrent layers' outputs dropped")
+    reset_after: Annotated[bool, Facts(only_with={"model.architecture": ("gru",)})] = Field(
+        False, description="the variant that cuDNN can run"
     )
-    dropout: Annotated[Share, Facts(step="value")] = Field(
-        0.4, description="share of the recurrent layers' outputs dropped"
+    second_units: Annotated[int, Facts(only_with={"model.architecture": ("stacked_lstm",)})] = (
+        Field(0, ge=0, le=4096, description="units of the second layer; 0 = `units`")
     )
-    reset_after: Annotated[
-        bool, Facts(only_with={"model.architecture": ("gru",)}, step="shared")
-    ] = Field(False, description="the variant that cuDNN can run")
-    second_units: Annotated[
-        int, Facts(only_with={"model.architecture": ("stacked_lstm",)}, step="shared")
-    ] = Field(0, ge=0, le=4096, description="units of the second layer; 0 = `units`")
-    pooling: Annotated[Literal["last", "max", "mean", "max+mean"], Facts(step="shared")] = Field(
+    pooling: Literal["last", "max", "mean", "max+mean"] = Field(
         "last", description="what the classifier gets of the outputs over time"
     )
     options: Annotated[Options, Facts(check=_belongs_to_an_own_network)] = Field(

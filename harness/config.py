@@ -54,8 +54,7 @@ Options = Annotated[dict[str, Any], BeforeValidator(_check_options)]
 class Facts:
     """What a key says of itself where it is declared, beside type, bounds, default and meaning.
 
-    A key that says nothing changes the result, may be searched, always has an effect, and is
-    compiled anew for each trial of a search that sets it.
+    A key that says nothing changes the result, may be searched, and always has an effect.
 
     Attributes:
         choices: the names that it may have.
@@ -72,9 +71,6 @@ class Facts:
         unvalidated: the value that it must have where no reviews are left to validate on.
         for_all_reviews: it may differ between a run with validation reviews and the one on all
             reviews that is trained after it.
-        step: how the graph of a training step depends on it. `value`: not at all, or as a value
-            that is passed in. `shared`: runs with the same value can share a compiled step. `own`:
-            a run that sets it compiles its own.
         is_decided: where it is 0, its value is decided when a search begins.
     """
 
@@ -88,7 +84,6 @@ class Facts:
     check: Callable[[Any], str] | None = None
     unvalidated: object = None
     for_all_reviews: bool = False
-    step: Literal["value", "shared", "own"] = "own"
     is_decided: bool = False
 
 

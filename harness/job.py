@@ -62,7 +62,7 @@ def _scores_something(job: "Job") -> str:
 
 SAME_REVIEWS = "all trials must have the same reviews"
 # How own texts are read: the checksum of what was read decides.
-FORMAT = Facts(changes="nothing", not_searched=SAME_REVIEWS, step="value")
+FORMAT = Facts(changes="nothing", not_searched=SAME_REVIEWS)
 
 
 class DataConfig(ConfigSection):
@@ -70,7 +70,7 @@ class DataConfig(ConfigSection):
 
     source: Annotated[
         str,
-        Facts(is_path=True, changes="nothing", not_searched=SAME_REVIEWS, step="value"),
+        Facts(is_path=True, changes="nothing", not_searched=SAME_REVIEWS),
     ] = Field(
         "",
         max_length=4000,
@@ -98,13 +98,13 @@ class DataConfig(ConfigSection):
         "utf-8", max_length=40, description="own texts: encoding, such as `latin-1` or `utf-16`"
     )
     # 88,584 words and the three indices that Keras keeps free are all of IMDB's.
-    vocab_size: Annotated[int, Facts(step="shared")] = Field(
+    vocab_size: int = Field(
         8000,
         ge=4,
         le=1_000_000,
         description="word indices; every rarer word becomes index 2; 88,587 is all of IMDB",
     )
-    maxlen: Annotated[int, Facts(step="shared")] = Field(
+    maxlen: int = Field(
         200, ge=1, le=5000, description="words used of each review, counted from its end"
     )
     validation_split: Annotated[
@@ -112,7 +112,6 @@ class DataConfig(ConfigSection):
         Facts(
             not_searched="all trials must be validated on the same reviews",
             for_all_reviews=True,
-            step="value",
         ),
     ] = Field(
         0.2,
@@ -122,7 +121,7 @@ class DataConfig(ConfigSection):
     limit: Annotated[
         int,
         AfterValidator(_leaves_one_to_validate),
-        Facts(not_searched=SAME_REVIEWS, step="value"),
+        Facts(not_searched=SAME_REVIEWS),
     ] = Field(0, ge=0, le=10**9, description="reviews used of each split, from its start; 0 = all")
     test: Annotated[
         bool,
@@ -130,7 +129,6 @@ class DataConfig(ConfigSection):
             not_searched="the test set chooses nothing",
             check=_scores_something,
             for_all_reviews=True,
-            step="value",
         ),
     ] = Field(True, description="score the test set at the end of the run")
     bucket: bool = Field(
@@ -261,19 +259,19 @@ OF_WORKERS = "all trials of a worker share it"
 class TrainConfig(ConfigSection):
     """`[train]`: how to train."""
 
-    epochs: Annotated[int, Facts(for_all_reviews=True, step="value")] = Field(
+    epochs: Annotated[int, Facts(for_all_reviews=True)] = Field(
         6, ge=1, le=1000, description="passes over the training reviews"
     )
-    batch_size: Annotated[int, Facts(step="shared")] = Field(
+    batch_size: int = Field(
         128, ge=1, le=25_000, description="reviews in a global batch, over all replicas"
     )
-    optimizer: Annotated[str, Facts(choices=tuple(OPTIMIZERS), is_function=True, step="shared")] = (
-        Field("rmsprop", description="Keras optimizer; your own is `file.py:function`")
+    optimizer: Annotated[str, Facts(choices=tuple(OPTIMIZERS), is_function=True)] = Field(
+        "rmsprop", description="Keras optimizer; your own is `file.py:function`"
     )
-    optimizer_options: Annotated[Options, Facts(check=_fits_the_optimizer, step="shared")] = Field(
+    optimizer_options: Annotated[Options, Facts(check=_fits_the_optimizer)] = Field(
         {}, description="the optimizer's own options; all take `weight_decay`"
     )
-    learning_rate: Annotated[float, Facts(step="value")] = Field(
+    learning_rate: float = Field(
         0.001,
         gt=0,
         le=10,
@@ -304,9 +302,9 @@ class TrainConfig(ConfigSection):
     )
     seed: Annotated[
         int,
-        Facts(not_searched="search.executions trains each trial with several seeds", step="value"),
+        Facts(not_searched="search.executions trains each trial with several seeds"),
     ] = Field(1, ge=0, le=2**31 - 1, description="seed of weights, order and dropout")
-    ema_momentum: Annotated[Share, Facts(step="shared")] = Field(
+    ema_momentum: Share = Field(
         0.99,
         description="largest momentum of the moving average of the weights, which is validated "
         "and saved; 0 = no average",
@@ -344,23 +342,20 @@ class TrainConfig(ConfigSection):
             choices=("best", "last", *SCORES),
             unvalidated="last",
             for_all_reviews=True,
-            step="value",
         ),
     ] = Field(
         "best", description="save the best epoch by `monitor` or by another score, or the last one"
     )
     monitor: Annotated[
         str,
-        Facts(choices=tuple(SCORES), only_with=WATCHES, for_all_reviews=True, step="value"),
+        Facts(choices=tuple(SCORES), only_with=WATCHES, for_all_reviews=True),
     ] = Field("val_loss", description="score that decides which epoch is better")
-    early_stopping_patience: Annotated[
-        int, Facts(unvalidated=0, for_all_reviews=True, step="value")
-    ] = Field(
+    early_stopping_patience: Annotated[int, Facts(unvalidated=0, for_all_reviews=True)] = Field(
         0, ge=0, le=1000, description="epochs without a better one before training ends; 0 = off"
     )
     reduce_lr_patience: Annotated[
         int,
-        Facts(unvalidated=0, for_all_reviews=True, step="value"),
+        Facts(unvalidated=0, for_all_reviews=True),
     ] = Field(
         0,
         ge=0,
@@ -369,42 +364,34 @@ class TrainConfig(ConfigSection):
     )
     reduce_lr_factor: Annotated[
         float,
-        Facts(only_with={"train.reduce_lr_patience": ()}, for_all_reviews=True, step="value"),
+        Facts(only_with={"train.reduce_lr_patience": ()}, for_all_reviews=True),
     ] = Field(0.5, gt=0, lt=1, description="learning rate is multiplied by it at a cut")
-    clipnorm: Annotated[float, Facts(step="shared")] = Field(
-        0.0, ge=0, le=1e6, description="largest norm of the gradient; 0 = off"
-    )
-    precision: Annotated[
-        Literal["float32", "float64", "float16", "bfloat16"], Facts(step="shared")
-    ] = Field(
+    clipnorm: float = Field(0.0, ge=0, le=1e6, description="largest norm of the gradient; 0 = off")
+    precision: Literal["float32", "float64", "float16", "bfloat16"] = Field(
         "float32", description="of the computation; with float16 and bfloat16 weights stay float32"
     )
-    tf32: Annotated[bool, Facts(not_searched=OF_WORKERS, step="shared")] = Field(
+    tf32: Annotated[bool, Facts(not_searched=OF_WORKERS)] = Field(
         False,
         description="multiply float32 on a GPU with 10 bits of mantissa instead of 23, which is "
         "faster",
     )
-    deterministic: Annotated[bool, Facts(not_searched=OF_WORKERS, step="shared")] = Field(
+    deterministic: Annotated[bool, Facts(not_searched=OF_WORKERS)] = Field(
         True,
         description="repeat a run to the same bytes; false allows faster kernels on a GPU, whose "
         "results differ from run to run in their last bits",
     )
-    xla: Annotated[Literal["auto", "on", "off"], Facts(changes="digits", step="shared")] = Field(
-        "auto", description="compile forward and backward pass with XLA; auto = where it is faster"
+    xla: Annotated[Literal["auto", "on", "off"], Facts(changes="digits")] = Field(
+        "auto",
+        description="compile training and evaluation with XLA; auto = what is fastest on the "
+        "device, off = on a CPU nothing but Keras's own layers",
     )
-    compile_evaluation: Annotated[bool, Facts(changes="digits")] = Field(
-        False, description="compile validation and test with XLA too, on a CPU; other last digits"
-    )
-    block_lstm: Annotated[bool, Facts(changes="digits")] = Field(
-        False, description="train LSTM layers by one operation each, on a CPU; other last digits"
-    )
-    steps_per_execution: Annotated[int, Facts(changes="digits", step="shared")] = Field(
+    steps_per_execution: Annotated[int, Facts(changes="digits")] = Field(
         1, ge=1, le=10_000, description="training steps in one call of the graph"
     )
-    checkpoint_every_s: Annotated[float, Facts(changes="nothing", step="value")] = Field(
+    checkpoint_every_s: Annotated[float, Facts(changes="nothing")] = Field(
         60.0, gt=0, le=86_400, description="seconds between two checkpoints"
     )
-    log_every_steps: Annotated[int, Facts(changes="nothing", step="shared")] = Field(
+    log_every_steps: Annotated[int, Facts(changes="nothing")] = Field(
         10, ge=1, le=10_000, description="steps between two writes to the log"
     )
 
@@ -487,18 +474,6 @@ class Job(ConfigSection):
             yield f"{key} has no effect without {needed}"
         if not self.model.train_embeddings and not self.model.embeddings:
             yield "model.train_embeddings = false leaves random vectors: model.embeddings is empty"
-        if self.train.block_lstm and (why := self.block_lstm_without_effect()):
-            yield f"train.block_lstm has no effect: {why}"
-
-    def block_lstm_without_effect(self) -> str:
-        """Why the block kernel can't compute the network's layers; empty if it may."""
-        if self.model.is_own or "lstm" not in self.model.architecture or not self.model.recurrent:
-            return "it is for lstm, bilstm and stacked_lstm with their recurrent layers"
-        if self.train.precision != "float32":
-            return "the operation computes in train.precision = float32"
-        if self.train.xla == "on":
-            return "train.xla = on compiles the loops"
-        return ""
 
 
 TABLES: dict[str, type[ConfigSection]] = {

@@ -4,18 +4,11 @@ import contextlib
 import functools
 import threading
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import tensorflow as tf
 from keras.layers import BatchNormalization, Dropout, Embedding, Masking, SpatialDropout1D
-
-
-class DropoutValues(NamedTuple):
-    """What dropout depends on in a job: values of its graph, so that one graph serves many jobs."""
-
-    seed: tf.Tensor  # [] int64, the job's
-    rates: tf.Tensor  # [layers] float64
 
 
 class _Place(threading.local):
@@ -23,29 +16,25 @@ class _Place(threading.local):
 
     step: tf.Tensor | None = None
     positions: tf.Tensor | None = None
-    dropout: DropoutValues | None = None
 
 
 _PLACE = _Place()
 
 
 @contextlib.contextmanager
-def global_batch(
-    step: tf.Tensor, positions: tf.Tensor, dropout: DropoutValues | None = None
-) -> Iterator[None]:
+def global_batch(step: tf.Tensor, positions: tf.Tensor) -> Iterator[None]:
     """Tell the dropout layers of a call in training where its examples are.
 
     Args:
         step: `[] int64`, the number of the training step.
         positions: `[examples] int32`, where the examples are in the global batch.
-        dropout: of the layers that `for_training` made; else each layer's own are constants.
     """
-    before = _PLACE.step, _PLACE.positions, _PLACE.dropout
-    _PLACE.step, _PLACE.positions, _PLACE.dropout = step, positions, dropout
+    before = _PLACE.step, _PLACE.positions
+    _PLACE.step, _PLACE.positions = step, positions
     try:
         yield
     finally:
-        _PLACE.step, _PLACE.positions, _PLACE.dropout = before
+        _PLACE.step, _PLACE.positions = before
 
 
 class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no types
@@ -58,8 +47,6 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
     whole channels, as `SpatialDropout1D` does, and with `over_channels` whole words. It drops in
     the training of a run alone.
     """
-
-    index: int | None = None  # among the layers of `DropoutValues`
 
     def __init__(
         self,
@@ -106,17 +93,9 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
             rest = tuple(tf.shape(inputs)[i] if n is None else n for i, n in enumerate(rest, 1))
         # Every replica draws the mask of the whole global batch, [batch, units], a few thousand
         # numbers, and takes its own rows.
-        seed, rate, scaled = self.seed, self.rate, inputs / (1 - self.rate)
-        if self.index is not None and (dropout := _PLACE.dropout):
-            seed = layer_seed(dropout.seed, self.index + 1)
-            rate = tf.cast(dropout.rates[self.index], tf.float32)
-            if inputs.dtype.size >= 4:  # in half precision XLA would round otherwise
-                # The quotient first, as compilers compute a division by a constant.
-                share = tf.cast(1 - dropout.rates[self.index], inputs.dtype)
-                scaled = inputs * (1 / share)
-        drawn = uniform((self.batch_size, *rest), tf.stack([seed, step]))
-        kept = tf.gather(drawn, positions) >= rate
-        return tf.where(kept, scaled, tf.zeros_like(inputs))
+        drawn = uniform((self.batch_size, *rest), tf.stack([self.seed, step]))
+        kept = tf.gather(drawn, positions) >= self.rate
+        return tf.where(kept, inputs / (1 - self.rate), tf.zeros_like(inputs))
 
     def get_config(self) -> dict[str, Any]:
         """What the layer is made from; the run gives the rest."""
@@ -141,8 +120,8 @@ class OuterEmbedding(Embedding):  # type: ignore[misc]  # Keras ships no types
     _given: tf.Tensor | None = None
 
     @contextlib.contextmanager
-    def given(self, embedded: tf.Tensor | None) -> Iterator[None]:
-        """Have calls return `embedded`, `[examples, time, channels]`; None changes nothing.
+    def given(self, embedded: tf.Tensor) -> Iterator[None]:
+        """Have calls return `embedded`, `[examples, time, channels]`.
 
         Not an argument of the model's call, which would turn it into integers like its tokens.
         """
@@ -191,23 +170,14 @@ def for_training(model: keras.Model, seed: int, batch_size: int) -> keras.Model:
         if not isinstance(layer, Dropout | SpatialDropout1D):
             return layer.__class__.from_config(layer.get_config())
         num_dropouts += 1
-        dropout = _global(layer, layer_seed(seed, num_dropouts), batch_size)
-        dropout.index = num_dropouts - 1
-        return dropout
+        return _global(layer, layer_seed(seed, num_dropouts), batch_size)
 
     copy = keras.models.clone_model(model, clone_function=replace)
     copy.set_weights(model.get_weights())
     return copy
 
 
-def dropout_values(model: keras.Model, seed: int) -> DropoutValues:
-    """The values of a model that `for_training` made; of another one there are no rates."""
-    found = [each for each in model.layers if isinstance(each, GlobalBatchDropout)]
-    rates = [each.rate for each in found if each.index is not None]
-    return DropoutValues(tf.constant(seed, tf.int64), tf.constant(rates, tf.float64))
-
-
-def layer_seed(seed: Any, number: int) -> Any:
+def layer_seed(seed: int, number: int) -> int:
     """A seed of its own for each layer: the job's seed in the high bits, the layer in the low."""
     return seed * 2**16 + number
 

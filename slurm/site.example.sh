@@ -55,8 +55,8 @@
 # export HARNESS_LOGIN=$USER@login.cluster.edu
 
 # How many times a job may put itself back into the queue without a step, or a finished trial, in
-# between; 20 by default. Time limits and preemptions that a run survives do not count.
-# export HARNESS_MAX_REQUEUES=20
+# between; 2 by default, so the third start is the last. Ends with a step more do not count.
+# export HARNESS_MAX_REQUEUES=2
 
 # 1: what trains is refused outside of jobs, on the login node, without --here.
 # export HARNESS_JOBS_ONLY=1
@@ -87,4 +87,6 @@
 # export SBATCH_GRES=none
 # export SBATCH_GRES=gpu:a100:1
 # export SBATCH_GPUS_PER_NODE=a100:1
+# export HARNESS_SBATCH_NEVER="gres mem"      # what the site refuses: never sent
+# export HARNESS_SBATCH_ALWAYS=--ntasks=1     # what it wants of each job
 # export SBATCH_MEM_PER_GPU=16G  # for harness submit alone: the scripts have --mem

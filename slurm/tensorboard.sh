@@ -5,14 +5,11 @@
 #SBATCH --time=08:00:00
 #SBATCH --output=logs/%x-%j.out
 #SBATCH --open-mode=append
-# Slurm runs a copy of this file from its spool folder; squeue knows the original's path and arguments.
+# Slurm runs a copy of this file from its spool folder; squeue knows the path of the original.
 home=$(dirname "$0")/..
-[[ -f $home/slurm/common.sh ]] ||
-    home=${HARNESS_HOME:-$(unset "${!SQUEUE_@}" && timeout 20 squeue -h -j "$SLURM_JOB_ID" -o %o |
-        sed -nE 's|/[^/ ]+/[^/ ]+\.sh( .*)?$||p' | head -n 1)}
-[[ -f $home/slurm/common.sh ]] || home=${HARNESS_HOME:-$SLURM_SUBMIT_DIR}
-source "$home/slurm/common.sh" || {
-    echo "harness: $home is not the project, and squeue does not say where it is; set HARNESS_HOME" >&2
-    exit 2
-}
-run_tensorboard "$@"
+[[ -f $home/slurm/common.sh ]] || home=${HARNESS_HOME:-$(unset "${!SQUEUE_@}" &&
+    timeout 20 squeue -h -j "$SLURM_JOB_ID" -o %o | sed -n 's|/slurm/[^/]*\.sh.*||p' | tail -n 1)}
+home=${home:-$SLURM_SUBMIT_DIR}
+source "$home/slurm/common.sh" ||
+    { echo "harness: $home is not the project; set HARNESS_HOME" >&2; exit 2; }
+supervise tensorboard "$@"

@@ -48,24 +48,23 @@ SECONDS = {
     "test_sweep.py": 420,
     "test_cluster_trouble.py": 320,
     "test_cluster_jobs.py": 310,
-    "test_exactness.py": 290,
+    "test_exactness.py": 200,
     "test_train_step.py": 150,
-    "test_trainer.py": 140,
-    "test_training_parts.py": 140,
-    "test_train.py": 120,
-    "test_two_workers.py": 100,
-    "test_recipes.py": 120,
-    "test_gpus_seen.py": 100,
+    "test_trainer.py": 100,
     "test_gpu_step.py": 100,
     "test_gpu_faults.py": 100,
     "test_cluster_elsewhere.py": 100,
-    "test_own_network.py": 90,
+    "test_two_workers.py": 80,
+    "test_recipes.py": 80,
     "test_cluster_sweep.py": 80,
     "test_tensorboard.py": 80,
+    "test_train.py": 70,
     "test_cluster_status.py": 70,
+    "test_training_parts.py": 60,
+    "test_gpus_seen.py": 60,
+    "test_own_network.py": 60,
     "test_cluster_submit.py": 60,
     "test_cli.py": 50,
-    "test_added_key.py": 50,
     "test_parent.py": 50,
     "test_gpu_memory.py": 50,
     "test_bad_files.py": 50,
@@ -74,25 +73,6 @@ SECONDS = {
     "test_second_user.py": 40,
     "test_trial.py": 40,
     "test_install.py": 40,
-    "test_probe.py": 30,
-    "test_reproduce.py": 30,
-    "test_cluster_reports.py": 30,
-    "test_gpus.py": 30,
-    "test_texts.py": 30,
-    "test_interruptions.py": 30,
-    "test_reused_steps.py": 30,
-    "test_record_format.py": 20,
-    "test_html.py": 20,
-    "test_tensorboard_log.py": 20,
-    "test_reproduce_strangers.py": 20,
-    "test_cancel.py": 20,
-    "test_export.py": 20,
-    "test_scripts.py": 20,
-    "test_scripts_requeue.py": 20,
-    "test_doctor.py": 20,
-    "test_resume.py": 20,
-    "test_predict_command.py": 20,
-    "test_cluster_memory.py": 20,
 }
 
 
@@ -102,7 +82,6 @@ def pytest_configure(config: pytest.Config) -> None:
         if "mutmut" not in sys.modules:  # it starts pytest several times in one process
             guard.enter()
         os.environ[SHARED] = tempfile.mkdtemp(prefix="harness-tests-")
-        compiled().mkdir()
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -155,6 +134,7 @@ class Harness:
         self.environment = {
             **others,
             **READ_AT_START,
+            **preloaded.sharing_steps(),
             "HARNESS_OFFLINE": "1",
             "HARNESS_HERE": "1",  # with or without Slurm on this machine
             "HARNESS_RUNS": str(self.runs),
@@ -163,9 +143,6 @@ class Harness:
             "PYTHONPATH": str(PROJECT),
         }
         self.usual_start = preloaded.read_at_start(self.environment)
-        self.compiled = self.cache / "harness" / "xla"
-        self.compiled.mkdir(mode=0o700, parents=True, exist_ok=True)
-        link_files(compiled(), self.compiled)
 
     def program(self, name: str, script: str) -> None:
         """Put a program on the commands' PATH, before all others."""
@@ -198,20 +175,17 @@ class Harness:
         self, *words: object, stdin: str = "", timeout_s: float = 300
     ) -> "subprocess.CompletedProcess[str]":
         if preloaded.fits(self.environment, self.usual_start):
-            done = preloaded.run(words, self.folder, self.environment, stdin, timeout_s)
-        else:
-            done = subprocess.run(
-                self.command(*words),
-                cwd=self.folder,
-                env=self.environment,
-                input=stdin,
-                capture_output=True,
-                text=True,
-                timeout=timeout_s,
-                check=False,
-            )
-        link_files(self.compiled, compiled())
-        return done
+            return preloaded.run(words, self.folder, self.environment, stdin, timeout_s)
+        return subprocess.run(
+            self.command(*words),
+            cwd=self.folder,
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
 
     def run_here(self, *words: object, stdin: str = "") -> "subprocess.CompletedProcess[str]":
         """Run a command in this process, which is faster; it fails if it imports TensorFlow."""
@@ -269,18 +243,6 @@ def without(name: str) -> Iterator[None]:
         del sys.modules[name]
         if before:
             sys.modules[name] = before
-
-
-def compiled() -> Path:
-    """The folder of the compiled steps."""
-    return Path(os.environ[SHARED], "compiled")
-
-
-def link_files(source: Path, target: Path) -> None:
-    """Let the files of one folder appear in another too, under the same names."""
-    for path in source.glob("*"):
-        with contextlib.suppress(FileExistsError):
-            os.link(path, target / path.name)
 
 
 def write_program(path: Path, script: str) -> Path:

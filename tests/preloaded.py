@@ -36,12 +36,15 @@ from typing import Any
 import numpy as np
 
 # Names the folder that all workers of xdist share: the server's socket, finished runs, and compiled
-# steps. Each command has a cache of its own, but compiling takes as long as a short training, and
-# is not what most tests are about.
+# steps.
 SHARED = "HARNESS_TEST_SHARED"
-LIBRARIES = ("tensorflow", "keras", "scipy.stats", "sklearn.linear_model", "pyarrow")
+LIBRARIES = (
+    *("tensorflow", "keras", "scipy.stats", "sklearn.linear_model", "pyarrow"),
+    *("typer", "pydantic", "rich.console", "psutil", "tomli_w", "google_crc32c"),
+    *("tensorboard.plugins.hparams.api", "matplotlib.backends.backend_agg"),
+)
 # As harness.compute.strategy sets them before the import, which reads them.
-VARIABLES = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
+VARIABLES = {"TF_ENABLE_ONEDNN_OPTS": "0"}
 # What the start of a process or an import reads of the environment; a fork can't be given others.
 READ_AT_START = re.compile(r"PYTHON|LD_|LC_|LANG|TF_|XLA_|CUDA_|OMP_|OPENBLAS_|MALLOC_|GLIBC_|TZ")
 BACKLOG = 64
@@ -80,6 +83,16 @@ class Server:
 def usual_server() -> Server:
     """The one of this environment."""
     return Server(Path(os.environ[SHARED]))
+
+
+def sharing_steps() -> dict[str, str]:
+    """The variables of processes that share what XLA compiles, which takes as long as a short run.
+
+    TensorFlow says of each step that it loads, as an error, that it was compiled before.
+    """
+    cache = f"--tf_xla_persistent_cache_directory={os.environ[SHARED]}"
+    flags = f"{cache} --tf_xla_persistent_cache_device_types=CPU"
+    return {"TF_XLA_FLAGS": flags, "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 class Command:
@@ -259,6 +272,9 @@ def main(address: str) -> None:
     """Serve until the process that started this one has ended."""
     for library in LIBRARIES:
         importlib.import_module(library)
+    figure = importlib.import_module("matplotlib.figure").Figure()
+    figure.suptitle("matplotlib reads its fonts")
+    figure.savefig(io.BytesIO())
     gc.freeze()  # else a collection in a fork copies every page
     parent = os.getppid()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system forgets helpers that have ended

@@ -6,15 +6,12 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import harness as package
-from harness.errors import InputError, RunError
-from harness.job_file import load_job
+from harness.errors import InputError
 from harness.slurm import process_pool
 from tests.conftest import JOBS, PROJECT, Harness
 from tests.made_up_runs import write_run, write_scored_run
@@ -43,14 +40,6 @@ def test_the_import_is_cheap() -> None:
     assert done.stdout == "set()\n"
 
 
-def test_every_name_is_there() -> None:
-    """What `__all__` names is found, and an unknown name is no attribute."""
-    for name in package.__all__:
-        assert callable(getattr(package, name))
-    with pytest.raises(AttributeError, match="no attribute 'trian'"):
-        package.trian  # noqa: B018
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -67,107 +56,12 @@ def test_settings_are_refused(here: Path, settings: dict[str, object], message: 
     assert list(here.iterdir()) == []
 
 
-def test_a_setting_may_be_a_table(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run's job has it, on one line of the command."""
-    said: list[tuple[str, ...]] = []
-    monkeypatch.setattr("harness.api.run_printed", lambda *words: said.append(words))
-    weights = {"neg": 1.0, 'a "b"': 2.0}
-    package.train(LSTM, {"train.class_weights": weights, "train.schedule_drops": (3, 5)})
-    (words,) = said
-    overrides = [word.removeprefix("--set=") for word in words if word.startswith("--set=")]
-    train = load_job(LSTM, overrides).train
-    assert (train.class_weights, train.schedule_drops) == (weights, [3, 5])
-
-
-@pytest.mark.parametrize(
-    ("settings", "dotted"),
-    [
-        ({"train": {"epochs": 1}}, {"train.epochs": 1}),
-        ({"train": {"epochs": 1}, "model.units": 3}, {"train.epochs": 1, "model.units": 3}),
-        (
-            {"train": {"optimizer_options": {"rho": 0.5}, "class_weights": {"neg": 2.0}}},
-            {"train.optimizer_options.rho": 0.5, "train.class_weights": {"neg": 2.0}},
-        ),
-    ],
-)
-def test_settings_may_stand_in_tables(
-    here: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    settings: dict[str, object],
-    dotted: dict[str, object],
-) -> None:
-    """As a job's file has them; the command gets what dotted keys give."""
-    said: list[list[str]] = []
-    monkeypatch.setattr(
-        "harness.api.run_printed",
-        lambda *words: said.append([word for word in words if word.startswith("--set=")]),
-    )
-    package.train(LSTM, settings)
-    package.train(LSTM, dotted)
-    assert said[0] == said[1]
-    assert len(said[0]) == len(dotted)
-
-
 def test_a_key_that_is_set_twice_is_refused(here: Path) -> None:
     """Once in a table and once by its dotted name."""
     with pytest.raises(InputError, match=r"train\.epochs: is set twice, to 1 and 2; set it once"):
         package.train(LSTM, {"train": {"epochs": 1}, "train.epochs": 2})
     with pytest.raises(InputError, match=r"no key train\.epoch; did you mean train\.epochs"):
         package.train(LSTM, {"train": {"epoch": 1}})
-
-
-def test_an_option_that_is_a_word_of_python_ends_in_a_line(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`from=` is no argument, `from_=` is."""
-    said: list[tuple[str, ...]] = []
-    monkeypatch.setattr("harness.api.run_printed", lambda *words: said.append(words))
-    package.train(LSTM, from_=here / "parent")
-    assert f"--from={here}/parent" in said[0]
-
-
-@pytest.mark.parametrize(
-    ("function", "options", "said"),
-    [
-        (package.train, {"set": "a.b=2"}, "set = 'a.b=2': is no argument here; give a dict"),
-        (package.tune, {"set": "a.b=2"}, "set = 'a.b=2': is no argument here; give a dict"),
-        (package.train, {"seeds": "1-2"}, "seeds = '1-2': is no argument here; this trains one"),
-    ],
-)
-def test_options_that_would_have_no_effect_are_refused(
-    here: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    function: Callable[..., object],
-    options: dict[str, object],
-    said: str,
-) -> None:
-    """Their place is another argument, or the command line."""
-    monkeypatch.setattr("harness.api.run_printed", lambda *_: None)
-    with pytest.raises(InputError, match=re.escape(said)):
-        function(LSTM, **options)
-    assert list(here.iterdir()) == []
-
-
-def test_two_searches_of_one_second_are_two_sweeps(
-    here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As two runs are; nothing is left of one that is refused."""
-    (here / "tune.toml").write_text(
-        "[model]\narchitecture = 'lstm'\n[search]\ntrials = 1\n"
-        "[search.space]\ntrain.epochs = [1, 2]\n"
-    )
-    monkeypatch.setattr("time.strftime", lambda _: "now")
-    inner: list[object] = []
-
-    def search_too(*_: str) -> None:
-        if not inner:
-            inner.append(None)
-            inner.append(package.tune("tune.toml").folder)
-
-    monkeypatch.setattr("harness.api.run_printed", search_too)
-    folders = [package.tune("tune.toml").folder, inner[1]]
-    assert folders == [Path("runs/tune/now"), Path("runs/tune/now-2")]
-    assert not Path("runs/tune").exists()
 
 
 def test_code_of_others_is_trusted_for_one_call(
@@ -272,22 +166,6 @@ def test_a_comparison(here: Path) -> None:
         package.compare("runs", baseline="tfidf")  # type: ignore[arg-type]
 
 
-def test_a_comparison_shows_its_table(here: Path) -> None:
-    """On a terminal and in a notebook, accuracies in per cent, with what they say."""
-    for job, accuracy in (("lstm", 0.8), ("gru", 0.9)):
-        for seed in (1, 2):
-            write_run(here / f"runs/{job}/{seed}", job=job, seed=seed, accuracy=accuracy)
-    found = package.compare("runs", baseline="none")
-    lines = repr(found).splitlines()
-    assert lines[1].split()[:3] == ["job", "test", "%"]
-    (row,) = (line for line in lines if line.startswith("lstm"))
-    assert "80.00" in row.split()
-    assert lines[-1] == found.sentences[-1]
-    shown = found._repr_markdown_()
-    assert "| lstm |" in shown
-    assert "80.00" in shown
-
-
 def test_a_leaderboard_has_numbers(here: Path) -> None:
     """Numbers as numbers, names as texts, None for what a trial does not have; its frame too."""
     values = {"model.pooling": "max", "model.units": 16, "train.learning_rate": 0.001}
@@ -318,34 +196,18 @@ def test_a_leaderboard_has_numbers(here: Path) -> None:
 
 
 def test_a_comparison_takes_what_the_command_takes(here: Path) -> None:
-    """Settings, and the folder of the data."""
+    """Runs, and the folder of the data."""
     dataset = small_data(here / "data")
     for units in (16, 64):
         run = here / f"runs/lstm/{units}"
-        toml = f"[model]\nunits = {units}\n[train]\nepochs = 8\n"
+        toml = f"[model]\nunits = {units}\n"
         write_scored_run(run, dataset, [False] * 60, toml=toml, seed=units)
-    chosen = package.compare("runs", baseline="none", where="model.units=64", data="data")
-    (part,) = chosen.parts
+    one = package.compare("runs/lstm/64", baseline="none", data="data")
+    (part,) = one.parts
     assert [run.folder.name for run in part.group.all_runs] == ["64"]
-    assert "Confusion matrices" in chosen.write("report").read_text()
-    both = package.compare("runs", baseline="none", where=["train.epochs=8"])
+    assert "Confusion matrices" in one.write("report").read_text()
+    both = package.compare("runs", baseline="none")
     assert len(both.parts[0].group.runs) == 2
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({}, "nothing to compare: 1 found, none finished and tested"),
-        ({"data": "/nowhere"}, "/nowhere"),
-    ],
-)
-def test_a_comparison_is_refused_as_the_command_refuses_it(
-    here: Path, options: dict[str, Any], message: str
-) -> None:
-    """Nobody gets an empty one, and no wrong folder is passed over."""
-    write_run(here / "runs/lstm/1", "[data]\ntest = false\n")
-    with pytest.raises(InputError, match=message):
-        package.compare("runs", baseline="none", **options)
 
 
 def test_a_folder_that_is_not_there(here: Path) -> None:
@@ -359,20 +221,6 @@ print("2026-01-01 00:00:00 INFO begins", flush=True)
 signal.signal(signal.SIGINT, lambda *_: sys.exit(75))
 {body}
 """
-
-
-@pytest.mark.parametrize(
-    ("body", "error"),
-    [("sys.exit(1)", RunError), ("import os; os.kill(os.getpid(), 9)", RunError)],
-)
-def test_how_a_command_ends(
-    monkeypatch: pytest.MonkeyPatch, body: str, error: type[Exception]
-) -> None:
-    """Its exit code is an exception with its last line, or the signal that ended it."""
-    code = STAND_IN.format(body=body)
-    monkeypatch.setattr(process_pool, "child_args", lambda *args: [sys.executable, "-c", code])
-    with pytest.raises(error, match=r"begins|signal 9"):
-        process_pool.run_printed("train")
 
 
 @pytest.mark.parametrize(
@@ -400,12 +248,11 @@ def test_an_error_is_raised_or_printed(
 
 
 @pytest.mark.full
-def test_tensorflow_starts_without_a_word(harness: Harness) -> None:
+def test_tensorflow_starts_without_a_word(finished: tuple[Harness, Path]) -> None:
     """A model and its predictions put nothing on the screen of a process that asks for them."""
-    done = harness.train("lstm", "one", "--set", "train.epochs=1")
-    assert done.returncode == 0, done.stderr
+    harness, folder = finished
     code = (
-        f"import harness\n(run,) = harness.load_runs({str(harness.runs)!r})\n"
+        f"import harness\n(run,) = harness.load_runs({str(folder)!r})\n"
         "print(len(run.predict(['A great film.'])), run.model().count_params() > 0)\n"
     )
     hidden = ("TF_", "CUDA_VISIBLE")

@@ -37,11 +37,6 @@ def kill_all_of_pytest(started: Process) -> None:
             process.kill()
 
 
-def kill_started(started: Process) -> None:
-    """SIGKILL to the one process that was started."""
-    started.kill()
-
-
 def interrupt_started(started: Process) -> None:
     """SIGINT to the one process that was started."""
     started.send_signal(signal.SIGINT)
@@ -80,9 +75,7 @@ def ends_everything(
             started.kill()
 
 
-@pytest.mark.parametrize(
-    ("end", "workers"), [(kill_all_of_pytest, 1), (kill_started, 0), (interrupt_started, 0)]
-)
+@pytest.mark.parametrize(("end", "workers"), [(kill_all_of_pytest, 1), (interrupt_started, 0)])
 def test_a_daemon_ends_with_its_tests(
     tmp_path: Path, end: Callable[[Process], None], workers: int
 ) -> None:
@@ -90,14 +83,11 @@ def test_a_daemon_ends_with_its_tests(
     ends_everything(tmp_path, ["test_daemon"], {"sleep 600"}, end, f"--numprocesses={workers}")
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.parametrize(
-    "end", [kill_all_of_pytest, pytest.param(interrupt_started, marks=pytest.mark.slow)]
-)
-def test_a_cluster_and_a_sweep_end_with_their_tests(
-    tmp_path: Path, end: Callable[[Process], None]
-) -> None:
+def test_a_cluster_and_a_sweep_end_with_their_tests(tmp_path: Path) -> None:
     """Slurm's daemons, a job that trains, a search's command and its workers."""
     expected = {"munged", "slurmctld", "slurmd -D -N n4", "slurmstepd", "harness train"}
     expected |= {"harness tune", "harness.tuning.worker"}
-    ends_everything(tmp_path, ["test_cluster", "test_sweep"], expected, end, "-n2", "--dist=load")
+    tests = ["test_cluster", "test_sweep"]
+    ends_everything(tmp_path, tests, expected, kill_all_of_pytest, "-n2", "--dist=load")

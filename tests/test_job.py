@@ -90,7 +90,6 @@ def test_what_changes_no_result_is_in_no_identity() -> None:
         ("x", ("is not TOML",)),
         (b"\xff", ("is not UTF-8",)),
         ("[data]\nlimit = 4", ("model.architecture is missing",)),
-        ("[model]\nunits = 4", ("model.architecture is missing", "stacked_lstm")),
         ("model = 3", ("model = 3", "[model]")),
         (LEAST + "unit = 3", ("model.unit ", "model.units?")),
         (LEAST + "[trian]\nepochs = 2", ("trian", "did you mean train?")),
@@ -98,18 +97,12 @@ def test_what_changes_no_result_is_in_no_identity() -> None:
         ("[model]\narchitecture = 'lstn'", ("'lstn'", "did you mean lstm?")),
         (LEAST + "[train]\nepochs = 0", ("train.epochs = 0", "greater than or equal to 1")),
         (LEAST + "[train]\nepochs = true", ("train.epochs = true", "integer")),
-        (LEAST + "[train]\nepochs = '8'", ("train.epochs = '8'", "integer")),
         (LEAST + "[train]\nlearning_rate = nan", ("train.learning_rate = nan", "finite")),
-        (LEAST + "[train]\nlearning_rate = -1", ("train.learning_rate = -1", "greater than 0")),
         (LEAST + "[train]\nbatch_size = 999999999", ("train.batch_size", "25000")),
         (LEAST + "[data]\nvalidation_split = 0", ("train.keep", "validation_split")),
         (LEAST + "[data]\nlimit = 1", ("data.limit = 1",)),
-        (LEAST + "[data]\nbucket = 1", ("data.bucket = 1", "boolean")),
         (LEAST + "ngram_ratios = 4", ("model.ngram_ratios = 4", "less than or equal to 3")),
-        (LEAST + "ngram_ratios = -1", ("model.ngram_ratios = -1", "greater than or equal to 0")),
-        (LEAST + "word_dropout = 1", ("model.word_dropout = 1", "less than 1")),
         (LEAST + "pooling = 'max+min'", ("model.pooling = 'max+min'", "max+mean?")),
-        (LEAST + "recurrent = 'no'", ("model.recurrent = 'no'", "boolean")),
         (
             LEAST + "train_embeddings = false\n[train]\nadversarial = 5",
             ("train.adversarial = 5", "set it to 0"),
@@ -141,23 +134,13 @@ def test_a_bad_job_file_is_refused_in_one_line(
         ("epochs=3", "table.key=value"),
         ("train.epochs", "table.key=value"),
         ("train.keep=first", "'best', 'last'"),
-        ("train.keep=val_f2", "did you mean val_f1?"),
         ("train.monitor=accuracy", "did you mean val_accuracy?"),
         ("train.optimizer=adamv", "did you mean adam"),
-        ("train.optimizer=3", "string"),
         ("train.optimizer_options=3", "should be a table"),
-        ("train.schedule=cosin", "did you mean cosine?"),
-        ("train.schedule_drops=3", "list"),
-        ("train.warmup_epochs=-1", "greater than or equal to 0"),
-        ("train.label_smoothing=1", "less than 1"),
-        ("train.adversarial=-1", "greater than or equal to 0"),
         ("train.class_weights=even", "balanced"),
         ("train.class_weights={ a = -1 }", "a has -1"),
-        ("train.class_weights={ a = true }", "a has True"),
-        ("train.callbacks=mine.py", "list"),
         ("train.callbacks=['mine']", "package.module:function"),
         ("train.learning_rate=inf", "finite"),
-        ("train.adversarial=nan", "finite"),
         ("train.epochs=8\ndata.limit=2", "integer"),
     ],
 )
@@ -216,18 +199,6 @@ def test_settings_without_effect_are_named(tmp_path: Path) -> None:
     assert not list(load_job(path, factor).without_effect())
     own = load_job(JOBS / "own" / "conv_gru.toml", ["model.reset_after=true"])
     assert not list(own.without_effect()), "it may read the key"
-    block = "train.block_lstm=true"
-    assert not list(load_job(path, [block]).without_effect())
-    for setting, why in (
-        (
-            "model.architecture=gru",
-            "it is for lstm, bilstm and stacked_lstm with their recurrent layers",
-        ),
-        ("train.precision=bfloat16", "the operation computes in train.precision = float32"),
-        ("train.xla=on", "train.xla = on compiles the loops"),
-    ):
-        lines = list(load_job(path, [block, setting]).without_effect())
-        assert lines == [f"train.block_lstm has no effect: {why}"]
 
 
 @pytest.mark.parametrize(

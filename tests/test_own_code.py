@@ -1,25 +1,16 @@
 """A user's own functions: their sources are kept with the job, checked, and run from there."""
 
-import os
-import tomllib
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from harness.compute.execution_plan import ExecutionPlan
 from harness.errors import InputError
 from harness.job import Job
 from harness.job_file import load_job
 from harness.own_code import MAX_BYTES, TRUST, load_function, own_errors
 from harness.search_space import load_search
-from harness.system.console import Console
-from harness.tracking.run_dir import RunDirectory
-from harness.tuning.pool import WorkerRequest
-from harness.tuning.sweep_dir import SweepDirectory
 
-PLAN = ExecutionPlan(xla=False, threads=1, parts=1, why="")
 JOB = '[model]\narchitecture = "{}"\n'
 
 
@@ -104,15 +95,6 @@ def test_a_kept_source_is_used_when_its_file_is_gone(tmp_path: Path) -> None:
     assert len({job.identity(), again.identity(), changed.identity()}) == 2
 
 
-def test_sources_stand_in_a_file_as_they_are(tmp_path: Path) -> None:
-    """A source can be read in the job's file; one that TOML can't hold plainly is escaped."""
-    for source in ('def build(): return "\\n"\n', "def build(): return '''a'''\n\x0c"):
-        write(tmp_path, mynet=source)
-        text = load(tmp_path).to_toml()
-        assert tomllib.loads(text)["code"]["mynet.py"].rstrip("\n") == source.rstrip("\n")
-        assert (source in text) == ("'''" not in source)
-
-
 def test_modules_of_a_package_import_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,15 +156,6 @@ def test_a_source_that_can_t_be_kept_is_refused(
     assert "\n" not in str(refused.value)
 
 
-def test_a_folder_and_a_pipe_are_no_source(tmp_path: Path) -> None:
-    """What is no plain file is refused, not waited for."""
-    (tmp_path / "folder.py").mkdir()
-    os.mkfifo(tmp_path / "pipe.py")
-    for name in ("folder", "pipe"):
-        with pytest.raises(InputError, match="is no plain file"):
-            load(tmp_path, f"{name}.py:build")
-
-
 def test_code_that_others_can_change_needs_the_user_s_word(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,48 +175,6 @@ def test_code_that_others_can_change_needs_the_user_s_word(
         load_job(kept)
     monkeypatch.setenv(TRUST, "1")
     assert load_job(kept) == job
-
-
-@pytest.mark.parametrize("trusted", [False, True])
-def test_what_is_written_of_a_job_with_code_can_be_read_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trusted: bool
-) -> None:
-    """In a group's folder with a umask of 002; where all code is trusted the group shares it."""
-    from harness.ensembles.folder import MODEL_FILES, copied
-    from harness.training import train
-    from harness.tuning import tune
-
-    write(tmp_path, mynet="def build(): return 1\n")
-    monkeypatch.setattr("harness.ownership._is_own_group", lambda _: False)
-    monkeypatch.setattr(train, "write_provenance", lambda *_, **__: None)
-    monkeypatch.setattr(tune, "WorkerPool", lambda *_, **__: pytest.fail("begun"))
-    job = load(tmp_path)
-    (tmp_path / "tune.toml").write_text(
-        f"{JOB.format('mynet.py:build')}"
-        "[search]\ntrials = 2\n[search.space]\ntrain.epochs = [1, 2]\n"
-    )
-    search = load_search(tmp_path / "tune.toml")
-    run, sweep = RunDirectory(tmp_path / "runs/a"), SweepDirectory(tmp_path / "runs/b")
-    before = os.umask(0o002)
-    try:
-        if trusted:
-            monkeypatch.setenv(TRUST, "1")
-        run.take_lease()
-        compute: Any = SimpleNamespace(allocation=None, devices=None, worker_group=None)
-        context: Any = SimpleNamespace(run=run, job=job, vectors=None, dataset=None)
-        train.record_start(context, compute, devices=[], plan=PLAN, parent=None)
-        with pytest.raises(pytest.fail.Exception, match="begun"):
-            tune.tune(sweep, search, WorkerRequest(num_workers=1), console=Console())
-        for name in MODEL_FILES:
-            run.path(name).touch()
-        copied(run.folder, tmp_path / "members/1", job.code)
-    finally:
-        os.umask(before)
-    jobs = [run.path("job.toml"), tmp_path / "members/1/job.toml"]
-    assert [load_job(each) for each in jobs] == [job] * 2
-    assert sweep.search().job.code == job.code
-    shared = {bool(p.stat().st_mode & 0o020) for each in jobs for p in (each, each.parent)}
-    assert shared == {trusted}
 
 
 def test_an_error_names_the_user_s_file_and_line(tmp_path: Path) -> None:
@@ -317,21 +248,3 @@ def test_the_five_networks_take_no_options(tmp_path: Path) -> None:
     """A setting that a network of the package can't read is refused, not dropped."""
     with pytest.raises(InputError, match=r"model\.options = \{'width': 3\}: gru takes no options"):
         load(tmp_path, "gru", model__options__width="3")
-
-
-def test_a_module_of_a_package_may_be_named_as_a_file_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is kept under both names, and found again in the run's own file."""
-    write(tmp_path, pkg_in_parts="def net(): return 1\ndef stop(): return 2\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (tmp_path / "mine.toml").write_text(
-        f'{JOB.format("pkg.parts:net")}[train]\ncallbacks = ["pkg/parts.py:stop"]\n'
-    )
-    (tmp_path / "mine.toml").chmod(0o644)
-    job = load_job(tmp_path / "mine.toml")
-    assert job.train.callbacks == ["parts.py:stop"]
-    assert job.code.keys() == {"pkg/parts.py", "parts.py"}
-    assert (call(job), load_function(job.code, "parts.py:stop", where="")()) == (1, 2)
-    (tmp_path / "mine.toml").write_text(job.to_toml())
-    assert load_job(tmp_path / "mine.toml") == job

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness.errors import InputError
 from harness.files.plain_file import in_threads
+from harness.monitoring.run_names import select_runs
 from harness.ownership import foreign_link
 from harness.search_space import is_sweep
 from harness.tracking.run_folders import find_runs, is_ensemble
@@ -103,19 +104,26 @@ def _runs_below(roots: Iterable[Path], refused: dict[str, str]) -> list[Path]:
     return [folder for folder in found if not is_sweep(folder) and not is_ensemble(folder)]
 
 
-def check_roots(paths: Sequence[Path], runs: Path) -> Sequence[Path]:
+def check_roots(names: Sequence[Path], runs: Path) -> Sequence[Path]:
     """The named runs, or folders of runs; none where none is named.
 
+    Args:
+        names: folders, or ids of runs and of Slurm jobs, as `harness status` prints them.
+        runs: the folder of all runs.
+
     Raises:
-        InputError: if one is not a folder, or was named and holds no run.
+        InputError: if a name fits no run, or a folder holds none.
     """
-    for path in paths or [runs]:
-        if not path.is_dir():
-            name = "RUN" if paths else "--runs"
-            raise InputError(f"{name} {path}: no such folder; give runs, or a folder of runs")
-    for path in paths:
+    if not names and not runs.is_dir():
+        raise InputError(f"--runs {runs}: no such folder; give runs, or a folder of runs")
+    roots: list[Path] = []
+    for name in names:
+        if not name.is_dir():
+            roots += [each.folder for each in select_runs([str(name)], runs, None, many=True)]
+            continue
         refused: dict[str, str] = {}
-        if not _runs_below([path], refused):
+        if not _runs_below([name], refused):
             why = "".join(f" ({where} {why})" for where, why in sorted(refused.items())[:1])
-            raise InputError(f"RUN {path}: holds no run{why}; give runs, or a folder of runs")
-    return paths
+            raise InputError(f"RUN {name}: holds no run{why}; give runs, or a folder of runs")
+        roots.append(name)
+    return roots

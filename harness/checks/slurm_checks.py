@@ -2,16 +2,19 @@
 
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from harness import PROJECT
 from harness.checks.finding import Finding
 from harness.errors import InputError, RunError
+from harness.files.scratch import scratch_directory
 from harness.files.site_settings import SITE, TRUSTED_NETWORK, not_sourced
 from harness.slurm.client import ask, has_client, would_start
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.sbatch_options import VARIABLES
+from harness.slurm.sbatch_options import ALWAYS, NEVER, VARIABLES, Rules, compose, site_options
+from harness.slurm.script import read_header
 
 TIMEOUT_S = 10
 SETTINGS = (TRUSTED_NETWORK, "HARNESS_DATA", "HARNESS_RUNS", "HARNESS_VENV", "HARNESS_DEVICES")
@@ -120,6 +123,10 @@ def describe_gpus(partitions: list[Partition]) -> Finding:
 def check_script(partitions: list[Partition]) -> Iterator[Finding]:
     """Whether sbatch would accept a script as it is, with this shell's SBATCH_ settings."""
     settings = " ".join(f"{n}={os.environ[n]}" for n in DEFAULTS if os.environ.get(n))
+    rules = Rules.of_site()
+    if rules.never or rules.always:
+        yield from _check_by_rules(rules)
+        return
     name = f"slurm/lstm.sh with {settings}" if settings else "slurm/lstm.sh as it is"
     try:
         answer = would_start(PROJECT / "slurm" / "lstm.sh", timeout_s=TIMEOUT_S)
@@ -136,10 +143,31 @@ def check_script(partitions: list[Partition]) -> Iterator[Finding]:
     yield Finding("green", "sbatch", f"{name} is accepted: {answer}")
 
 
+def _check_by_rules(rules: Rules) -> Iterator[Finding]:
+    """Whether sbatch would accept a script in the site's way, and the line that submits it so."""
+    script = PROJECT / "slurm" / "lstm.sh"
+    composed = compose(read_header(PROJECT, "lstm"), site_options(), (), rules=rules)
+    unset = shlex.join(["env", *(f"-u{name}" for name in composed.unset)]) if composed.unset else ""
+    names = "|".join(map(re.escape, rules.never))
+    edit = rf"sed -E '/^#SBATCH --({names})\b/d' slurm/lstm.sh | " if names else ""
+    words = f"{unset} sbatch {shlex.join(composed.args)} {'' if names else 'slurm/lstm.sh'}"
+    line = edit + " ".join(words.split())
+    with scratch_directory() as folder:
+        copy = folder / "job.sh"
+        copy.write_text("\n".join(["#!/bin/bash", *composed.header, ""]))
+        try:
+            answer = would_start(copy, *composed.args, timeout_s=TIMEOUT_S, unset=composed.unset)
+        except (InputError, RunError) as error:
+            remedy = f"correct {NEVER} and {ALWAYS} in {SITE}"
+            yield Finding("red", "sbatch", f"{script.name} by `{line}` {error}", remedy)
+            return
+    yield Finding("green", "sbatch", f"`{line}`, or harness submit, is accepted: {answer}")
+
+
 def check_site_file() -> Finding:
     """Whether the file with the site's settings is there."""
     if (PROJECT / SITE).is_file():
-        if hint := not_sourced([*VARIABLES, *SETTINGS]):
+        if hint := not_sourced([*VARIABLES, *SETTINGS, NEVER, ALWAYS]):
             found, _, remedy = hint.rpartition(": ")
             return Finding("yellow", "site", found, remedy)
         return Finding("green", "site", f"{SITE} is there, and this shell has what it exports")

@@ -34,12 +34,6 @@ def compare(
         ),
     ] = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="skip all baselines")] = False,
-    where: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--where", metavar="TABLE.KEY=VALUE", help="only runs whose job has this setting"
-        ),
-    ] = None,
     data: DataFolder = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
@@ -56,12 +50,7 @@ def compare(
     if baseline and no_baseline:
         raise InputError(f"--baseline {baseline} --no-baseline: contradict each other; give one")
     say = partial(echo, err=True)
-    request = Request(
-        named=named or [runs],
-        where=where or (),
-        baseline="none" if no_baseline else baseline,
-        data=data,
-    )
+    request = Request(named or [runs], baseline="none" if no_baseline else baseline, data=data)
     parts, left_out = compared(request, say)
     if markdown:
         from harness.report.summary import to_markdown
@@ -101,7 +90,7 @@ def ensemble(
 ) -> None:
     """Average the probabilities of finished runs.
 
-    The weights are chosen on the validation reviews; compare, predict and export take the result.
+    The weights are chosen on the validation reviews; compare and predict take the result.
     """
     from harness.ensembles.make import Request, make_ensemble
     from harness.report.text_tables import table_lines

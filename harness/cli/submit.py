@@ -1,7 +1,4 @@
-"""`submit` and `reproduce`: run a snapshot of the code under Slurm, and restore it later.
-
-`job-begin` and `job-end` are for the job scripts.
-"""
+"""`submit` and `reproduce`: run a snapshot of the code under Slurm, and restore it later."""
 
 import contextlib
 import itertools
@@ -79,7 +76,7 @@ def submit(
     """Submit a job to Slurm with a snapshot of the code."""
     from harness.files.site_settings import not_sourced
     from harness.slurm.resources import Resources
-    from harness.slurm.sbatch_options import VARIABLES
+    from harness.slurm.sbatch_options import ALWAYS, NEVER, VARIABLES
     from harness.slurm.submit import doubts, dry_submissions, make_request
     from harness.system.console import Console
 
@@ -105,7 +102,7 @@ def submit(
                 "--resume: goes on with runs as they are; leave out --all, --set, --seeds and "
                 "--pack"
             )
-        request = _resume_request(names, resources, runs, everything=all_interrupted)
+        request = resume_request(names, resources, runs, everything=all_interrupted)
     elif job is None and not all_jobs:
         raise InputError("submit: no job; give a file such as jobs/lstm.toml, or --all")
     else:
@@ -118,7 +115,7 @@ def submit(
             pack=pack,
         )
     console = Console()
-    if hint := not_sourced(VARIABLES):
+    if hint := not_sourced([*VARIABLES, NEVER, ALWAYS]):
         console.warning(hint)
     for line in doubts(request):
         console.warning(line)
@@ -129,9 +126,15 @@ def submit(
         _submit(request)
 
 
-def _resume_request(
-    names: list[str], resources: "Resources", runs: Path, *, everything: bool
+def resume_request(
+    names: list[str], resources: "Resources", runs: Path, *, everything: bool = False
 ) -> "Request":
+    """The request to go on with runs or sweeps, by folder or id, or with all that were interrupted.
+
+    Raises:
+        InputError: if one is refused: one line with its name and the remedy.
+        RunError: if Slurm does not say whether a job goes on with it already.
+    """
     from harness.monitoring.resume import as_job, interrupted
     from harness.monitoring.run_names import select_runs
     from harness.monitoring.survey import survey
@@ -139,7 +142,7 @@ def _resume_request(
     from harness.slurm.queue import Queue
     from harness.slurm.submit import check_request
     from harness.system.console import Console
-    from harness.tracking.job_end import was_out_of_memory
+    from harness.tracking.out_of_memory import was_out_of_memory
 
     if everything == bool(names):
         raise InputError("--resume: give runs by folder or id, or --all-interrupted without any")
@@ -161,7 +164,6 @@ def _resume_request(
 
 
 def _submit(request: "Request") -> None:
-    from harness.slurm.environment import SlurmEnvironment
     from harness.slurm.submit import first_look
     from harness.slurm.submit import submit as submit_all
 
@@ -176,9 +178,6 @@ def _submit(request: "Request") -> None:
     echo(f"next  harness status{elsewhere}")
     echo(f"      harness logs {run} -f")
     echo(f"      harness cancel {run}")
-    own = SlurmEnvironment.from_environment()
-    if own and own.max_requeues is not None:  # the job scripts set it: this job ends in a moment
-        return
     with contextlib.suppress(KeyboardInterrupt):  # the jobs stay submitted
         for line in first_look(submitted):
             echo(f"queue {line}")
@@ -200,35 +199,6 @@ def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
         else:
             for path in paths:
                 echo(f"{name}   {path}")
-
-
-@app.command("job-begin", hidden=True)
-def job_begin() -> None:
-    """Say what Slurm gave the job of this process; the job scripts call it first."""
-    from harness.slurm.environment import SlurmEnvironment, describe_given, unmet_request
-    from harness.system.console import Console
-
-    allocation = SlurmEnvironment.from_environment()
-    if allocation is None:
-        raise InputError("harness job-begin: is for the job scripts, inside of a Slurm job")
-    unmet, given, console = unmet_request(allocation), describe_given(allocation), Console()
-    console.warning(f"{given}; {unmet}") if unmet else console.info(given)
-
-
-@app.command("job-end", hidden=True)
-def job_end(code: int, run: str = "", runs: RunsFolder = Path("runs")) -> None:
-    """Say what becomes of a job that failed: `requeue`, `requeue MB` or `stop`."""
-    from harness.slurm.environment import SlurmEnvironment
-    from harness.system.console import Console
-    from harness.tracking.job_end import judge
-
-    allocation = SlurmEnvironment.from_environment()
-    if allocation is None:
-        raise InputError("harness job-end: is for the job scripts, inside of a Slurm job")
-    verdict = judge(code, run, runs, allocation=allocation)
-    if verdict.reason:
-        Console().warning(verdict.reason)
-    echo(f"requeue {verdict.memory_mb or ''}".strip() if verdict.requeue else "stop")
 
 
 @app.command(epilog="Example: harness reproduce runs/lstm/slurm-1234 --to ~/lstm-1234")

@@ -16,7 +16,8 @@ def tensorboard(
     folders: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="RUN", help="runs or folders of runs; default: the newest 200 in --runs"
+            metavar="RUN",
+            help="runs, folders of runs, or ids; default: the newest 200 in --runs",
         ),
     ] = None,
     runs: RunsFolder = Path("runs"),

@@ -163,10 +163,11 @@ def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
     No fault of the node: Keras leaves plain RNNs to a loop, which takes over.
     """
     has_plain_rnn = job.model.recurrent and (job.model.architecture == "rnn" or job.model.is_own)
-    if not plan.cudnn_rnn or not has_plain_rnn or is_switched_off():
+    if plan.way != "cudnn" or not has_plain_rnn or is_switched_off():
         return plan
     gpus = range(len(tf.config.get_visible_devices("GPU")))
-    return replace(plan, cudnn_rnn=all(plain_rnn_agrees(f"GPU:{index}") for index in gpus))
+    agrees = all(plain_rnn_agrees(f"GPU:{index}") for index in gpus)
+    return plan if agrees else replace(plan, way="keras")
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from harness.compute.device_errors import check_results
+from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.recurrent import use_cudnn_rnn, use_turns_of_two
 from harness.compute.strategy import spans_processes
 from harness.inputs.epoch_order import BatchShape, evaluation_order, num_steps
@@ -31,22 +32,17 @@ class Evaluator:
         model: keras.Model,
         strategy: tf.distribute.Strategy,
         job: Job,
-        *,
-        cudnn_rnn: bool = False,
+        plan: ExecutionPlan,
     ) -> None:
-        """Take a model, whose layers may get other ways to compute.
-
-        Args:
-            cudnn_rnn: as in the plan of the run, see `use_cudnn_rnn`.
-        """
+        """Take a model, whose layers may get other ways to compute, by the plan of the run."""
         self.model, self.strategy, data = model, strategy, job.data
         self.votes = spans_processes(strategy)
-        self.is_compiled = job.train.compile_evaluation and not uses_gpu()
+        self.is_compiled = plan.compiles_evaluation and not uses_gpu()
         if self.is_compiled and not job.model.is_own:
             use_turns_of_two(model)
         if uses_gpu():
             look_up_by_gather(model)
-            if cudnn_rnn:
+            if plan.way == "cudnn":
                 use_cudnn_rnn(model)
         self.shape = BatchShape(evaluation_batch(strategy), data.maxlen, data.bucket)
         # By length, batches have several shapes: the second trace is for all of them.

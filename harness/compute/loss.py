@@ -1,4 +1,4 @@
-"""The loss of an example: cross-entropy or one's own, weights of classes, perturbed words."""
+"""The loss of an example: cross-entropy or one's own, and the weights of classes."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -113,33 +113,6 @@ def check_loss(job: Job, num_outputs: int, *, compiled: bool) -> None:
             f"{where}: an example's loss depends on the others of its batch, and replicas see a "
             "part of it; compute each by itself"
         )
-
-
-def perturbation(gradient: tf.Tensor, vectors: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
-    """The way of word vectors in which the loss grows most, as long as a word's vector is wide.
-
-    Adversarial training of Miyato et al., "Adversarial Training Methods for Semi-Supervised Text
-    Classification" (2017), whose vectors have the variance 1. Here the length follows the vectors
-    instead, so that a network can't escape by larger ones: it is their root mean square.
-
-    Args:
-        gradient: of the loss, `[examples, time, channels]`.
-        vectors: of the words, `[examples, time, channels]`.
-        tokens: `[examples, time]`; 0 is padding, which counts for nothing.
-
-    Returns:
-        `[examples, time, channels]`; of an example without a gradient 0.
-    """
-    is_word = tf.cast(tf.not_equal(tokens, 0), vectors.dtype)[..., None]
-    num_numbers = tf.reduce_sum(is_word, [1, 2]) * tf.cast(vectors.shape[2], vectors.dtype)
-    squares = tf.reduce_sum(tf.square(vectors) * is_word, [1, 2])
-    size = tf.sqrt(tf.math.divide_no_nan(squares, num_numbers))
-    # Divided by the largest first: squares of small gradients would be 0.
-    gradient *= is_word
-    largest = tf.reduce_max(tf.abs(gradient), [1, 2], keepdims=True)
-    gradient = tf.math.divide_no_nan(gradient, largest)
-    length = tf.sqrt(tf.reduce_sum(tf.square(gradient), [1, 2]))
-    return tf.math.divide_no_nan(size, length)[:, None, None] * gradient
 
 
 def class_weights(

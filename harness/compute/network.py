@@ -239,9 +239,9 @@ def _check_other_forms(model: keras.Model, job: Job, tokens: np.ndarray, *, wher
         should = f"should take data.bucket's batches, of {tokens.shape[1]} words and more"
         with own_errors(f"{where}: {should}; mend it, or leave data.bucket out"):
             network(tokens)
-    if job.train.compile_evaluation and not uses_gpu():
+    if job.train.xla == "on" and not uses_gpu():
         compiled = tf.function(network, autograph=False, jit_compile=True)
-        with own_errors(f"{where}: should compile; mend it, or leave train.compile_evaluation out"):
+        with own_errors(f"{where}: should compile; mend it, or leave train.xla = 'on' out"):
             compiled(tokens)
 
 

@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 from keras.layers import GRU, LSTM, RNN, Bidirectional, SimpleRNN
 
-from harness.layers import all_layers
+from harness.layers import all_layers, takes_masks
 
 # From a layer, its words, `[time, batch, features]`, and its first states to its outputs,
 # `[time, batch, units]`, and its last states.
@@ -283,3 +283,51 @@ def count_kernels(graph: tf.Graph, layers: list[keras.Layer], kernel: str) -> di
 
 def _base(name: str) -> str:
     return re.sub(r"(_\d+)+$", "", name)
+
+
+def kernels_of(model: keras.Model, graph: tf.Graph, way: str) -> dict[str, str]:
+    """The kernel of each recurrent layer of a model, read from the traced graph of its step.
+
+    `cudnn`: NVIDIA's fused kernel; `block`: TensorFlow's on a CPU; `xla`: the compiled loop;
+    `loop`: a loop of TensorFlow operations.
+    """
+    layers = recurrent_layers(model)
+    usual = "xla" if way == "xla" else "loop"
+    kernels = dict.fromkeys((layer.name for layer in layers), usual)
+    for name, kernel in (("cudnn", "CudnnRNN"), ("block", "BlockLSTM")):
+        counts = count_kernels(graph, layers, kernel)
+        for layer in layers:
+            directions = 2 if isinstance(layer, Bidirectional) else 1
+            if counts[layer.name] >= directions:
+                kernels[layer.name] = name
+    return kernels
+
+
+def why_slow(model: keras.Model, kernels: dict[str, str], way: str, *, is_own: bool) -> str:
+    """Which layers of a model cuDNN does not compute on a GPU, why, and what mends it.
+
+    Args:
+        kernels: as `kernels_of` gives them; where all are cuDNN's, the answer is empty.
+        way: that the plan has.
+        is_own: whether the network is the user's.
+    """
+    layers = [each for each in recurrent_layers(model) if kernels[each.name] != "cudnn"]
+    if not layers:
+        return ""
+    names = ", ".join(each.name for each in layers)
+    setting = next(filter(None, map(why_not_cudnn, layers)), "")
+    if takes_masks(model):
+        reason = "cuDNN takes no mask that begins with zeros, as padded reviews have"
+        remedy = "leave mask_zero and Masking out, or use a CPU"
+    elif setting:
+        reason, remedy = f"cuDNN takes no layer with {setting}", "change that, or use a CPU"
+        if not is_own:
+            remedy = "set model.reset_after = true, or use a CPU"
+    elif way == "xla":
+        reason, remedy = "XLA can't compile cuDNN", "set train.xla = auto"
+    elif isinstance(layers[0], SimpleRNN):
+        reason = "cuDNN's plain RNN computes other numbers on this GPU than Keras"
+        remedy = "use a CPU, or another GPU"
+    else:
+        reason, remedy = "use_cudnn = False", "leave it out, or use a CPU"
+    return f"{names}: slow on a GPU, because a loop computes word after word: {reason}; {remedy}"

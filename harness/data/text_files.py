@@ -23,7 +23,7 @@ from harness.data.dataset import MAX_CLASSES, SPLITS
 from harness.errors import InputError, did_you_mean
 from harness.files.lenient_json import parse_json
 from harness.files.plain_file import read_plain_file
-from harness.texts.stream import COMPRESSIONS, MAX_ROW_BYTES, open_bytes
+from harness.texts.stream import COMPRESSIONS, MAX_ROW, open_text, undecoded
 from harness.texts.tables import (
     KNOWN_SPLITS,
     TABLES,
@@ -40,10 +40,8 @@ REMEDY = (
     "give a table (.csv, .tsv, .jsonl, .parquet), a folder of them, a folder of save_to_disk, or a "
     "folder that holds one of .txt files for each class"
 )
-# Of a table, in small letters: the word alone, or before anything but a letter, as in test1.csv.
-SPLIT_NAME = re.compile(rf"({'|'.join(KNOWN_SPLITS)})(?![^\W\d_])")
-# Of a table that does not say it like that: a beginning, or a word anywhere.
-SPLIT_HINT = re.compile("^(?:{0})|(?<![^\\W\\d_])(?:{0})(?![^\\W\\d_])".format("|".join(SPLITS)))
+# In the name of a table, in small letters: a word beside no letter, as in imdb_test1.csv.
+SPLIT_NAME = re.compile(r"(?<![^\W\d_])({})(?:ing|set)?(?![^\W\d_])".format("|".join(KNOWN_SPLITS)))
 TEXT_ENDINGS = (".txt", *(f".txt{ending}" for ending in COMPRESSIONS))
 # Files of `datasets.Dataset.save_to_disk`: of one data set, and of several splits.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
@@ -157,30 +155,21 @@ def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str
     """The tables of a folder with the split of each: those that name one, else all there are.
 
     Raises:
-        InputError: if one names no split though another does, or if they only seem to name them.
+        InputError: if one does not name one split, though another does.
     """
     names = [name for name, entry in entries.items() if table_ending(name) and entry.is_file()]
-    by_split = {
-        name: split
-        for split in KNOWN_SPLITS
-        for name in names
-        if (match := SPLIT_NAME.match(name.casefold())) and match[1] == split
-    }
-    pooled = [] if any(entry.is_dir() for entry in entries.values()) else names
-    if by_split:
-        # A lone .json is rather a note about the others, such as dataset_infos.json.
-        unclear = [each for each in names if each not in by_split and table_ending(each) != ".json"]
-    else:  # of a_train.csv and a_test.csv, or training and testing, the second is not to train on
-        told = {each: {*SPLIT_HINT.findall(each.casefold())} for each in pooled}
-        hints = [[each for each in pooled if told[each] == {split}] for split in SPLITS]
-        unclear = hints[0] if all(hints) else []
+    named = {name: {*SPLIT_NAME.findall(name.casefold())} for name in names}
+    by_split = {name: split for split in KNOWN_SPLITS for name in names if named[name] == {split}}
+    if not by_split:
+        return {} if any(entry.is_dir() for entry in entries.values()) else dict.fromkeys(names, "")
+    # A lone .json is rather a note about the others, such as dataset_infos.json.
+    unclear = [each for each in names if each not in by_split and table_ending(each) != ".json"]
     if unclear:
-        though = f", though {min(by_split)} does" if by_split else ""
         raise InputError(
-            f"data.source {source}: {unclear[0]} names no split{though}; begin its name with train "
-            "or test and then anything but a letter, as in test_a.csv, or move it out"
+            f"data.source {source}: {unclear[0]} does not name one split, though {min(by_split)} "
+            "does; put train or test into its name, as in test_a.csv, or move it out"
         )
-    return by_split or dict.fromkeys(pooled, "")
+    return by_split
 
 
 def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[SourceFile]:
@@ -256,18 +245,14 @@ def _entries(source: Path, folder: Path) -> dict[str, "os.DirEntry[str]"]:
 def _read_review(part: SourceFile, encoding: str) -> str:
     where = part.where
     try:
-        with open_bytes(part.path, where, encoding) as file:
-            raw = file.read(MAX_ROW_BYTES + 1)
-    except (OSError, UnicodeError) as error:
+        with open_text(part.path, where, encoding) as file:
+            text = file.read(MAX_ROW + 1)
+    except UnicodeError:
+        raise InputError(f"{where}{undecoded(file)}") from None
+    except OSError as error:
         raise InputError(f"{where}can't be read ({error}); make the file again") from None
-    if len(raw) > MAX_ROW_BYTES:
+    if len(text) > MAX_ROW:
         raise InputError(
-            f"{where}has more than {MAX_ROW_BYTES:,} bytes; a file should be one review"
+            f"{where}has more than {MAX_ROW:,} characters; a file should be one review"
         )
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{where}is not UTF-8 (byte {raw[error.start]:#04x}); save it as UTF-8, or name its "
-            "encoding in data.encoding"
-        ) from None
+    return text

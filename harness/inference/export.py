@@ -175,14 +175,16 @@ class TextModel(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
             probabilities = tf.concat([1 - probabilities, probabilities], axis=1)
         return probabilities
 
-    @property
-    def parts(self) -> list[Any]:
-        """What an archive has to track."""
-        return [self.model, self.encoder]
-
 
 def export(run: RunDirectory, folder: Path) -> Path:
-    """Write the model of a finished run as a SavedModel, as `write_saved_model` does.
+    """Write the model of a finished run as a SavedModel for raw text, in place of an earlier one.
+
+    Its signature `serving_default` takes `text`, `[n]` UTF-8 strings, and gives `probabilities`,
+    `[n, num_classes] float32`, and `class`, `[n]` strings.
+
+    Args:
+        run: the run.
+        folder: to hold the SavedModel in a folder of its version, as TensorFlow Serving wants it.
 
     Returns:
         The folder of the SavedModel itself.
@@ -194,34 +196,16 @@ def export(run: RunDirectory, folder: Path) -> Path:
     check_folder(folder)
     model = TextModel(run)
     record = {"run": str(run.folder.absolute()), "classes": [*model.classes]}
-    return write_saved_model(folder, model, model.parts, record=record)
+    return write_saved_model(folder, model, [model.model, model.encoder], record)
 
 
 def write_saved_model(
     folder: Path,
     probabilities_of: Callable[[tf.Tensor], tf.Tensor],
     parts: Sequence[Any],
-    *,
     record: Mapping[str, Any],
 ) -> Path:
-    """Write a SavedModel for raw text, in place of an earlier one.
-
-    Its signature `serving_default` takes `text`, `[n]` UTF-8 strings, and gives `probabilities`,
-    `[n, num_classes] float32`, and `class`, `[n]` strings.
-
-    Args:
-        folder: to hold the SavedModel in a folder of its version, as TensorFlow Serving wants it.
-        probabilities_of: gives those of texts.
-        parts: the models, and what else holds variables or tables.
-        record: what it was made of, with the `classes`.
-
-    Returns:
-        The folder of the SavedModel itself.
-
-    Raises:
-        InputError: if the folder holds something else.
-        RunError: if the folder can't be written.
-    """
+    """Write the folder that `export` returns; `parts` hold all variables and tables."""
     classes = tf.constant(record["classes"])
 
     def classify(text: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 from harness.data.vocabulary import MAX_CHARACTERS, tokenize
 from harness.errors import InputError
-from harness.texts.stream import MAX_ROW_BYTES, json_value
+from harness.texts.stream import MAX_ROW, json_value
 
 CHUNK_BYTES = 1 << 20
 JSON_LINES = (".jsonl", ".ndjson")
@@ -102,7 +102,7 @@ def read_lines(
                 whole_text = _text(raw, f"{name}: line {number}", is_json=is_json)
                 if (text := checked(whole_text, number, remarks)) is not None:
                     lines.append(Line(number, text))
-            if b"\0" in rest or len(rest) > MAX_ROW_BYTES:  # an endless device, or no text
+            if b"\0" in rest or len(rest) > MAX_ROW:  # an endless device, or no text
                 _text(rest, f"{name}: line {number + 1}", is_json=is_json)
         finally:
             if lines:
@@ -114,8 +114,8 @@ def read_lines(
 def _text(raw: bytes, where: str, *, is_json: bool) -> str:
     if b"\0" in raw:
         raise InputError(f"{where} holds a NUL byte, which no text does; save it as UTF-8")
-    if len(raw) > MAX_ROW_BYTES:
-        raise InputError(f"{where} has over {MAX_ROW_BYTES:,} bytes; put each text into a line")
+    if len(raw) > MAX_ROW:
+        raise InputError(f"{where} has over {MAX_ROW:,} bytes; put each text into a line")
     try:
         line = raw.removeprefix(codecs.BOM_UTF8).decode().removesuffix("\r")
     except UnicodeDecodeError:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from harness.data.dataset import Split
 from harness.inputs.ngrams import (
+    MIN_REVIEWS,
     Ints,
     Ngrams,
     archived,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 
 NUM_FOLDS = 5
-MIN_REVIEWS = 2  # that hold an n-gram, or its ratio is 0
 
 
 @dataclass(frozen=True)

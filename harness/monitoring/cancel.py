@@ -95,8 +95,14 @@ def ask_to_stop(
     if is_queued and _is_own_job(status):
         return _cancel_job(status)
     if status.state not in AT_WORK:
+        if not problem and status.phase == "interrupted" and not status.was_cancelled:
+            # Its job may be in the queue again.
+            problem = None if client.has_client("squeue") else "Slurm's programs are not here"
         if problem and status.reported_job:
-            raise RunError(f"{status.run}: {problem}; if its job waits: scancel {status.slurm_job}")
+            raise RunError(
+                f"run {status.run}: {problem}; if its job waits, run this on a login node, or: "
+                f"scancel {status.slurm_job}"
+            )
         if is_queued and status.state in ALIVE:  # a session's job, or that of a script of one's own
             raise RunError(
                 f"{status.run}: is {status.state}, and its job may hold more than this run; to end "

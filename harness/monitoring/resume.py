@@ -1,6 +1,7 @@
 """Unfinished runs and sweeps that go on as jobs of their own, asking for what they had before."""
 
 import dataclasses
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,9 +9,16 @@ from harness.errors import InputError
 from harness.files.lenient_json import table
 from harness.job import Job
 from harness.search_space import SEARCH_FILE, SearchSpec, is_sweep, load_search
-from harness.slurm.environment import SlurmEnvironment, allocation_of, cpu_args, memory_args
+from harness.slurm.environment import (
+    FLAGS,
+    RETRY_MEMORY,
+    SlurmEnvironment,
+    allocation_of,
+    cpu_args,
+    memory_args,
+)
 from harness.slurm.resources import Resources
-from harness.slurm.sbatch_options import GPUS, MEMORY, names_in
+from harness.slurm.sbatch_options import GPUS, MEMORY, ONCE, Rules, drop, names_in
 from harness.slurm.script import Wanted
 from harness.tracking.record_format import RECORD, check_format, last_start
 from harness.tracking.records import RunStatus
@@ -73,12 +81,28 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
         by_node = [f"--mem={before['mem']}"] if "mem" in before else []
         flags += memory_args(variables) or by_node
     flags += cpu_args(variables)
+    kept = drop(_words(variables.get(FLAGS, "")), (*GPUS, *MEMORY, *ONCE))
+    refused = {"gres", "gpus-per-node"} & {*Rules.of_site().never}
     gpus, nodes = wanted.gpus, wanted.nodes or before.get("nodes")
     devices = last_start(record).get("devices") or ()  # on all nodes together
-    if gpus is None and not named & {*GPUS}:
+    if gpus is None and not refused and not named & {*GPUS}:
         num_gpus = sum("gpu" in str(each).lower() for each in devices)
         if num_gpus:  # as many again, for the same number of replicas
             gpus = str(max(1, num_gpus // before.get("nodes", 1)))
         else:
             gpus = before.get("gpus", "0" if asked or devices else None)  # 0 as it had none
-    return dataclasses.replace(wanted, gpus=gpus, nodes=nodes, flags=(*flags, *wanted.flags))
+    return dataclasses.replace(
+        wanted,
+        gpus=gpus,
+        nodes=nodes,
+        retry_memory=wanted.retry_memory or variables.get(RETRY_MEMORY) == "1",
+        flags=(*flags, *kept, *wanted.flags),
+        kept=(*kept, *wanted.flags),
+    )
+
+
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError:  # not as we write them
+        return []

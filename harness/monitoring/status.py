@@ -8,7 +8,7 @@ from harness.files.shared_disk import clock_ahead_s
 from harness.slurm.queue import QueuedJob, find_job
 from harness.system.processes import is_run_alive
 from harness.tracking.heartbeat import HEARTBEAT_S
-from harness.tracking.job_end import was_out_of_memory
+from harness.tracking.out_of_memory import was_out_of_memory
 from harness.tracking.records import RunStatus, describe_trials, last_log_line, log_end
 
 STALE_AFTER_S = 12 * HEARTBEAT_S

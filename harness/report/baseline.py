@@ -55,6 +55,7 @@ RECIPE = "3: unigrams, sublinear TF-IDF, L2 norm, logistic regression C=1"
 NGRAM_RECIPE = "2: binary 1- to 3-grams in 2 reviews, log-count ratios, logistic regression"
 FIRST_WORD = 4  # the lower indices are padding, start, unknown and an unused one
 TFIDF, NGRAMS = "tf-idf", "n-grams"
+NGRAMS_NAME = f"{NGRAMS}, whole"  # of reviews, of which the networks read the last words
 VALIDATION_SHARE = 0.2  # of the training reviews, from their end: the default of a job
 STRENGTHS = (0.1, 1.0, 10.0)  # of C, the inverse of the regularization
 MAX_ITERATIONS = 1000  # of liblinear over all reviews; IMDB takes 22 to 47
@@ -95,7 +96,7 @@ def baselines(
     Raises:
         InputError: if `data` holds no dataset, or `ngrams` can't be fit.
     """
-    path = _path(NGRAM_RECIPE, group.checksum, group.limit)
+    path = _path(NGRAM_RECIPE, NGRAMS_NAME, group.checksum, group.limit)
     linear = _cached(path)
     if linear is None and ngrams:
         dataset = tested_data(group, data)
@@ -233,13 +234,14 @@ def score_ngrams(dataset: Dataset, say: Say, *, limit: int) -> Baseline:
     chosen_on = "the validation split" if dataset.num_validation else "the last fifth of them"
     note = (
         f"n-grams: logistic regression over which of {model.weights.shape[1]:,} sequences of one "
-        "to three words each review holds, weighted by naive-Bayes log-count ratios, fit on all "
+        "to three words each whole review holds, of which the networks read the last words, "
+        "weighted by naive-Bayes log-count ratios, fit on all "
         f"{model.num_training:,} training reviews; C = {model.strength:g} was chosen on "
         f"{chosen_on} ({tried})."
     )
     return Baseline(
         NGRAMS,
-        NGRAMS,
+        NGRAMS_NAME,
         note,
         parameters=model.parameters,
         training_s=model.training_s,

@@ -6,7 +6,6 @@ import logging
 import math
 import re
 import statistics
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.config import flat, is_free
-from harness.errors import DiskError, InputError, suggest
+from harness.errors import DiskError, InputError
 from harness.files.lenient_json import number, table, text, whole
 from harness.files.plain_file import disk_error_in
 from harness.job import FACTS, KEYS
@@ -52,7 +51,6 @@ NUMBERS = (
     *("recurrent_parameters", "parameters"),
 )
 UNKNOWN, UNSET = "unknown", "unset"
-MAX_VALUES = 10  # of a key in a message
 DIGEST = re.compile(r"[0-9a-f]{8}")  # of a source, as it is shown
 
 
@@ -402,51 +400,6 @@ def _order(row: tuple[str, Sequence[ScoredRun]]) -> tuple[bool, int, str]:
     places = {architecture: place for place, architecture in enumerate(BOOK)}
     place = places.get(first.architecture, len(places))
     return first.job.startswith("notebook"), place, name
-
-
-# Choosing runs by a setting
-
-
-def chosen(runs: Sequence[ScoredRun], where: Sequence[str]) -> list[ScoredRun]:
-    """The runs whose jobs have all these settings.
-
-    Args:
-        runs: to choose from.
-        where: each `table.key=value`, the value as TOML writes it, bare words allowed.
-
-    Raises:
-        InputError: for a key that no run has, or a value that none of them has for it.
-    """
-    left = list(runs)
-    for wish in where:
-        key, equals, value = wish.partition("=")
-        known_keys = sorted({name for run in runs for name in run.settings})
-        if key in WITHOUT_RESULT and key not in known_keys:
-            raise InputError(
-                f"--where {key}: runs that differ in it alone are of one job; name the runs instead"
-            )
-        if key not in known_keys:
-            raise InputError(f"--where {key}: no run has this key{suggest(key, known_keys)}")
-        if not equals:
-            raise InputError(f"--where {wish}: should be TABLE.KEY=VALUE, such as model.units=64")
-        wanted = _value(value)
-        known = {shown(run.settings.get(key)) for run in left}
-        left = [run for run in left if _as_text(run.settings.get(key)) == wanted]
-        if not left:
-            names = sorted(known, key=lambda name: (len(name), name))  # 9 before 10
-            more = f" and {len(names) - MAX_VALUES} more" if len(names) > MAX_VALUES else ""
-            raise InputError(
-                f"--where {wish}: no run has it; there {key} is {', '.join(names[:MAX_VALUES])}"
-                f"{more}"
-            )
-    return left
-
-
-def _value(text: str) -> str:
-    try:
-        return _as_text(tomllib.loads(f"value = {text}")["value"])
-    except tomllib.TOMLDecodeError:
-        return _as_text(text)
 
 
 def shown(value: Any) -> str:

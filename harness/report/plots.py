@@ -193,7 +193,8 @@ def _accuracy_by(
         chart.axes.axhline(100 * baseline.accuracy, linestyle=line, color=GREY, label=baseline.name)
     chart.axes.set(xlabel=label, ylabel="test accuracy, %")
     chart.axes.margins(x=0.1)
-    chart.axes.set_xlim(left=0)
+    # From zero on, with room for a marker there: a job without recurrent layers has no parameter.
+    chart.axes.set_xlim(left=-0.05 * chart.axes.get_xlim()[1])
     chart.axes.xaxis.set_major_formatter("{x:,.10g}")
     return chart.picture(
         f"Accuracy and {short}",

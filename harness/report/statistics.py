@@ -39,7 +39,6 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LEVEL = 0.95
-NORMAL_95 = 1.959964  # half the width of a normal 95 % interval, in standard errors
 MAX_PAIRED = 12  # jobs, above which the spread is pooled
 WIDEST = 1.0  # no two accuracies differ by more
 # RuntimeError: an archive with a password or an unknown compression. TypeError: a lone array.
@@ -154,10 +153,11 @@ def sampling_interval(accuracy: float, num_reviews: int) -> tuple[float, float]:
         accuracy: from 0 to 1.
         num_reviews: in the test set.
     """
-    extra = NORMAL_95**2 / num_reviews
-    centre = (accuracy + extra / 2) / (1 + extra)
-    half = (extra * accuracy * (1 - accuracy) + extra**2 / 4) ** 0.5 / (1 + extra)
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    from scipy.stats import binomtest
+
+    test = binomtest(round(accuracy * num_reviews), num_reviews)
+    low, high = test.proportion_ci(LEVEL, method="wilson")
+    return float(low), float(high)
 
 
 def explanations(group: DatasetGroup, compared: Sequence[Difference]) -> list[str]:

@@ -14,7 +14,7 @@ from rich.text import Text
 from harness.data.imdb_sources import open_dataset
 from harness.errors import InputError
 from harness.report.baseline import Baseline, baselines
-from harness.report.collect import DatasetGroup, LeftOut, chosen, group_runs, scored_runs
+from harness.report.collect import DatasetGroup, LeftOut, group_runs, scored_runs
 from harness.report.statistics import (
     Difference,
     PairedTest,
@@ -75,7 +75,6 @@ class Request:
     """Which runs are to be compared, and how."""
 
     named: Sequence[Path]  # runs, folders of runs and patterns
-    where: Sequence[str] = ()  # the settings of their jobs, each table.key=value
     baseline: Literal["ngrams", "none"] | None = None  # n-grams if not fit yet, or none at all
     data: Path | None = None  # the folder of their dataset, if it is not where a run would look
 
@@ -140,8 +139,6 @@ def compared(request: Request, say: Callable[[str], None]) -> tuple[list[Part], 
     if request.data:
         open_dataset(request.data)  # refuse a typo, even if nothing is read from there in the end
     scored, left_out = scored_runs(request.named)
-    if scored:
-        scored = chosen(scored, request.where)
     groups, repeated = group_runs(scored)
     left_out += repeated
     for line in left_out_lines(left_out):

@@ -17,6 +17,9 @@ OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUN
 OF_USERS = re.compile(r"(SQUEUE|SCANCEL|SINFO)_.*|SLURM_TIME_FORMAT")
 # sbatch passes them on from the job that calls it, and the new job would take them for its own.
 OF_CALLERS = re.compile(r"SLURM_(?!CONF|CLUSTERS|JWT|SACK|DEBUG|TIME_FORMAT).*")
+# A request of the job, which srun would make again for each step.
+OF_GPUS = tuple(f"SLURM_GPUS{of}" for of in ("", "_PER_NODE", "_PER_TASK", "_PER_SOCKET"))
+FLAGS = "HARNESS_FLAGS"  # sbatch's own, that the job was asked for with
 FIRST_JOB = "HARNESS_FIRST_JOB"  # of jobs that go on one after another
 ASKED = frozenset(
     f"SLURM_{name}"
@@ -49,6 +52,7 @@ class SlurmEnvironment:
     retries_memory: bool  # ask for more memory after a kill for want of it
     is_submitted: bool  # by `harness submit`, which drops the script's --gres beside other options
     log: str | None  # the job's log file, if our job scripts named it
+    flags: str  # sbatch's own, that the job was asked for with, as a shell would read them
     first_job_id: str  # of this job, or of the one with which its run began
     variables: dict[str, str]
 
@@ -83,6 +87,7 @@ class SlurmEnvironment:
             retries_memory=environment.get(RETRY_MEMORY) == "1",
             is_submitted=environment.get("HARNESS_SNAPSHOT") == "1",
             log=environment.get("HARNESS_LOG"),
+            flags=environment.get(FLAGS, ""),
             first_job_id=environment.get(FIRST_JOB) or job_id,
             variables={
                 name: value
@@ -105,6 +110,23 @@ class SlurmEnvironment:
         """
         array, task, _ = (self.variables.get(name) for name in OF_ARRAYS)
         return f"{array}_{task}" if array and task else self.job_id
+
+
+def array_task(variables: Mapping[str, str] = os.environ) -> str | None:
+    """The number of this task of an array; None outside of one."""
+    return variables.get(OF_ARRAYS[1]) or None
+
+
+def not_own(variables: Mapping[str, str], shown: str) -> list[str]:
+    """The variables for memory that a job has of its caller: sbatch passes on what that was told.
+
+    Args:
+        shown: what `scontrol show job` says of the job, which has memory by one option alone.
+    """
+    asked = {"MinMemoryCPU=": "CPU", "MemPerTres=": "GPU", "MinMemoryNode=": "NODE"}
+    own = next((kind for word, kind in asked.items() if f" {word}" in f" {shown}"), None)
+    given = [kind for kind in asked.values() if variables.get(f"SLURM_MEM_PER_{kind}")]
+    return [f"SLURM_MEM_PER_{kind}" for kind in given if own in given and kind != own]
 
 
 def num_tasks_of_array(allocation: SlurmEnvironment | None) -> int:
@@ -176,14 +198,19 @@ def _number(allocation: SlurmEnvironment, name: str) -> int:
     return _whole(allocation.variables.get(name, "")) or 0
 
 
+def given_limit_s(variables: Mapping[str, str]) -> int | None:
+    """The time limit of a job in seconds; None if Slurm does not tell it."""
+    start, end = (_whole(variables.get(f"SLURM_JOB_{name}_TIME", "")) for name in ("START", "END"))
+    return None if start is None or end is None else end - start
+
+
 def allocation_of(variables: Mapping[str, str]) -> dict[str, Any]:
     """What a job had, from its variables: nodes, their GPUs and memory, time, partition and so on.
 
     Under the names of the options of `harness submit`, and without what is not known: Slurm before
     23.02 does not tell a job its time limit.
     """
-    start, end = (_whole(variables.get(f"SLURM_JOB_{name}_TIME", "")) for name in ("START", "END"))
-    limit_s = 0 if start is None or end is None else end - start
+    limit_s = given_limit_s(variables) or 0
     mem = variables.get("SLURM_MEM_PER_NODE", "")
     found = {
         "nodes": _whole(variables.get("SLURM_JOB_NUM_NODES", "")),
@@ -210,9 +237,33 @@ def cpu_args(variables: Mapping[str, str]) -> list[str]:
     return [f"--cpus-per-task={cpus}"] if cpus else []
 
 
+def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list[str]:
+    """The options of sbatch that a job keeps beside those of `allocation_of`.
+
+    Args:
+        known: what `scontrol show job` says of the job, by its names.
+        variables: of the job.
+    """
+    tasks = variables.get("SLURM_NTASKS")  # set only where a number was asked for
+    asked = {
+        "constraint": known.get("Features"),
+        "exclude": known.get("ExcNodeList"),
+        "nodelist": known.get("ReqNodeList"),
+        "reservation": known.get("Reservation"),
+        "licenses": known.get("Licenses"),
+        "ntasks": tasks if tasks == known.get("NumTasks") else None,
+    }
+    return [
+        f"--{name}={value}" for name, value in asked.items() if value not in (None, "(null)", "")
+    ]
+
+
 def asked_of(allocation: SlurmEnvironment) -> dict[str, str]:
     """The variables that say what a job asked for, which may differ between the starts of a run."""
-    return {name: value for name, value in allocation.variables.items() if name in ASKED}
+    asked = {name: value for name, value in allocation.variables.items() if name in ASKED}
+    retry = "1" if allocation.retries_memory else ""
+    own = {FLAGS: allocation.flags, RETRY_MEMORY: retry}
+    return asked | {name: value for name, value in own.items() if value}
 
 
 def resume_command(folder: Path | str) -> str:

@@ -2,11 +2,12 @@
 
 import itertools
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.errors import InputError
-from harness.slurm.environment import RETRY_MEMORY
+from harness.slurm.environment import FLAGS, RETRY_MEMORY
 from harness.slurm.sbatch_options import GPUS, check_gpus, names_in
 
 MAX_SEEDS = 10_000
@@ -15,6 +16,9 @@ MEMORY = re.compile(r"\d{1,9}[KMGTkmgt]?")
 TIME = re.compile(r"\d{1,7}(:\d{1,4}){0,2}|\d{1,5}-\d{1,4}(:\d{1,4}){0,2}")
 PLAIN = re.compile(r"[^\x00-\x1f\x7f;'\"`\\]*")  # a flag of sbatch
 SEEDS = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?")
+LIMIT = re.compile(r"(?:-t|--time(?:=|$))(?P<value>.*)")  # sbatch's own flag
+WARNING_S = 90  # before the time limit, as the scripts ask for it by --signal
+SHORT_S = 300  # a time limit below it hardly lets a run start
 NODES = re.compile(r"(?:-N|--(?:nodes|node|nod)(?:=|$))(?P<value>.*)")  # sbatch's own flag
 
 # Flags of sbatch that submit sets itself: the name, and its letter.
@@ -34,6 +38,7 @@ class Resources:
     mem: str | None = None  # of each node
     retry_memory: bool = False  # half as much again after a kill for want of it
     flags: tuple[str, ...] = ()  # sbatch's own, as they are
+    kept: tuple[str, ...] | None = None  # those of `flags` that a job which goes on asks for too
 
     def check(self) -> None:
         """Raise unless sbatch can accept all of it.
@@ -102,7 +107,9 @@ class Resources:
     @property
     def variables(self) -> dict[str, str]:
         """What the job's script exports for them."""
-        return {RETRY_MEMORY: "1"} if self.retry_memory else {}
+        flags = self.flags if self.kept is None else self.kept
+        found = {RETRY_MEMORY: "1" if self.retry_memory else "", FLAGS: shlex.join(flags)}
+        return {name: value for name, value in found.items() if value}
 
 
 def max_nodes(args: Sequence[str]) -> int:
@@ -114,6 +121,37 @@ def max_nodes(args: Sequence[str]) -> int:
             counts = re.findall(r"(\d+)([kK]?)", value)
             num_nodes = max((int(n) * (1024 if k else 1) for n, k in counts), default=num_nodes)
     return num_nodes
+
+
+def limit_of(args: Sequence[str]) -> float | None:
+    """The time limit in seconds of a job with these flags of sbatch; the last counts; None if none.
+
+    It is `minutes`, `minutes:seconds`, `hours:minutes:seconds`, `days-hours`, and so on.
+    """
+    limit_s = None
+    for flag, after in itertools.zip_longest(args, args[1:], fillvalue=""):
+        found = LIMIT.fullmatch(flag)
+        text = (found["value"] or after) if found else ""
+        if TIME.fullmatch(text):
+            days, dash, rest = text.rpartition("-")
+            parts = [int(part) for part in rest.split(":")]
+            # The first is hours behind days, and where there are three.
+            parts = [0] * (not dash and len(parts) < 3) + parts
+            hours, minutes, seconds = (*parts, 0, 0)[:3]
+            limit_s = 86_400 * int(days or 0) + 3600 * hours + 60 * minutes + float(seconds)
+    return limit_s
+
+
+def short_limit(limit_s: float | None) -> str:
+    """What to do about a time limit near the warning before it; empty if there is time enough."""
+    if not limit_s or limit_s >= SHORT_S:  # 0: no limit
+        return ""
+    left_s = max(0.0, limit_s - WARNING_S)
+    return (
+        f"a time limit of {limit_s:.0f} s leaves {left_s:.0f} s before the warning, {WARNING_S} s "
+        "before the end, by which a run saves and its job starts again; starts without a step end "
+        f"it: give at least --time={SHORT_S // 60}"
+    )
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

@@ -16,7 +16,16 @@ from harness.errors import InputError
 # Ways to ask for the same thing, as sbatch names them.
 GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
 MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
-LETTERS = {"-G": "gpus"}
+# What a job that goes on does not ask for again: the moment, and what its last start tells.
+ONCE = ("dependency", "hold", "begin", "nodes", "time")
+LETTERS = {
+    "-G": "gpus",
+    "-d": "dependency",
+    "-H": "hold",
+    "-b": "begin",
+    "-N": "nodes",
+    "-t": "time",
+}
 
 # The variables that set an option of sbatch for a whole site, as sbatch itself reads them.
 VARIABLES = {
@@ -35,6 +44,38 @@ VARIABLES = {
     "SBATCH_TIMELIMIT": "time",
 }
 GPU_REQUEST = re.compile(r"(?:([A-Za-z][\w.-]*|\d+g\.[\w.+-]+):)?(\d{1,2})")  # MIG: 1g.10gb:1
+
+
+NEVER, ALWAYS = "HARNESS_SBATCH_NEVER", "HARNESS_SBATCH_ALWAYS"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a site refuses, and what it wants of each job."""
+
+    never: tuple[str, ...] = ()  # names of options, such as gres and mem
+    always: tuple[str, ...] = ()  # options, such as --ntasks=1
+
+    @classmethod
+    def of_site(cls, environment: Mapping[str, str] = os.environ) -> "Rules":
+        """Those of the environment, which slurm/site.sh exports.
+
+        Raises:
+            InputError: if they are no names, or no options.
+        """
+        never = [name.lstrip("-") for name in environment.get(NEVER, "").split()]
+        if wrong := [name for name in never if not re.fullmatch("[a-z][a-z-]+", name)]:
+            raise InputError(
+                f"{NEVER}: {wrong[0]!r} should be the long name of an option of sbatch, as in "
+                '"gres mem"'
+            )
+        always = environment.get(ALWAYS, "").split()
+        if wrong := [word for word in always if not word.startswith("-")]:
+            raise InputError(f"{ALWAYS}: {wrong[0]!r} should be an option, as in --ntasks=1")
+        return cls(tuple(never), tuple(always))
+
+
+NO_RULES = Rules()
 
 
 @dataclass(frozen=True)
@@ -75,6 +116,7 @@ def compose(
     args: Sequence[str],
     *,
     gpus: str | None = None,
+    rules: Rules = NO_RULES,
 ) -> Composed:
     """What to give to sbatch, so that the user's own options replace the site's and the script's.
 
@@ -83,15 +125,25 @@ def compose(
         site: from `site_options`.
         args: the user's options, apart from `--gpus`.
         gpus: of each node, as `check_gpus` takes it; None to ask as site and script do.
+        rules: of the site.
+
+    Raises:
+        InputError: if GPUs are wanted in a way that the site refuses.
     """
     args = [_gpu_arg(gpus, site), *args] if gpus else list(args)
+    if refused := {*rules.never} & names_in(drop_none(args)) & {*GPUS}:
+        raise InputError(
+            f"--{min(refused)}: is never sent at this site ({NEVER}); ask for GPUs in its way, "
+            "such as by a partition: -- --partition=NAME"
+        )
+    args = drop([*rules.always, *args], rules.never)
     by_user = _replaced_by(names_in(args))
     of_site = {name for variable in site if (name := VARIABLES[variable]) not in by_user}
-    replaced = by_user | _replaced_by(of_site)
+    replaced = by_user | _replaced_by(of_site) | {*rules.never}
     return Composed(
         header=[line for each in header if (line := _without(each, replaced))],
         args=args,
-        unset=[variable for variable in site if VARIABLES[variable] in by_user],
+        unset=[name for name in site if VARIABLES[name] in {*by_user, *rules.never}],
     )
 
 
@@ -105,6 +157,11 @@ def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
     if kind and ":" not in gpus:
         gpus = f"{kind[1]}:{gpus}"
     return f"--gpus-per-node={gpus}" if per_node else f"--gres=gpu:{gpus}"
+
+
+def drop_none(args: Iterable[str]) -> list[str]:
+    """The arguments without the word that no GPU is wanted."""
+    return [arg for arg in args if arg != "--gres=none"]
 
 
 def names_in(args: Iterable[str]) -> set[str]:

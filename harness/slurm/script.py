@@ -18,7 +18,16 @@ from harness.search_space import SearchSpec
 from harness.slurm import client
 from harness.slurm.environment import FIRST_JOB
 from harness.slurm.resources import Resources, array_spec
-from harness.slurm.sbatch_options import GPUS, MEMORY, VARIABLES, compose, drop, without
+from harness.slurm.sbatch_options import (
+    GPUS,
+    MEMORY,
+    NO_RULES,
+    VARIABLES,
+    Rules,
+    compose,
+    drop,
+    without,
+)
 
 COMPARISON, SEARCH = "compare", "tune"
 DEFAULT_ARRAY_SIZE = 1001  # Slurm's MaxArraySize, where it is not told
@@ -39,6 +48,7 @@ class Layout:
     variables: Mapping[str, str]  # that the script exports
     site: Mapping[str, str] = field(default_factory=dict)
     array_size: int = DEFAULT_ARRAY_SIZE  # the site's MaxArraySize: indices are below it
+    rules: Rules = NO_RULES  # of the site
     first_look_s: float = 0.0  # until Slurm has considered a new job
 
 
@@ -151,7 +161,7 @@ def read_header(code: Path, name: str) -> list[str]:
 def render_script(
     header: Sequence[str], variables: Mapping[str, str], call: Sequence[str | Path]
 ) -> str:
-    """The job script: header, variables, and the call of one of common.sh's functions."""
+    """The job script: header, variables, and the call of `supervise`."""
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     lines = [
         "#!/usr/bin/env bash",
@@ -217,11 +227,12 @@ def job_submission(wanted: Wanted, layout: Layout) -> SbatchJob:
         layout.site,
         resources.sbatch_args(),
         gpus=resources.gpus,
+        rules=layout.rules,
     )
     args = composed.args
-    call: list[str | Path] = ["run_tune" if is_search else "run_job", toml]
+    call: list[str | Path] = ["supervise", "tune" if is_search else "train", toml]
     if wanted.resumes:
-        call = ["run_resume", "sweep" if is_search else "run", wanted.resumes]
+        call = ["supervise", "resume", "sweep" if is_search else "run", wanted.resumes]
     elif indices:
         args.insert(0, f"--array={array_spec(indices)}")
     elif seeds:
@@ -263,12 +274,14 @@ def comparison_submission(
     site = without(layout.site, GPUS, MEMORY)
     flags = drop(resources.flags, (*GPUS, *MEMORY))
     args = [*flags, f"--dependency=afterany:{':'.join(trainings)}"]
-    composed = compose(read_header(layout.code, COMPARISON), site, args)
+    composed = compose(read_header(layout.code, COMPARISON), site, args, rules=layout.rules)
     return SbatchJob(
         name=COMPARISON,
         layout=layout,
         folder=_new_folder(layout.runs, COMPARISON),
-        script=render_script(composed.header, layout.variables, ["run_compare", *patterns]),
+        script=render_script(
+            composed.header, layout.variables, ["supervise", "compare", *patterns]
+        ),
         args=_sbatch_args(COMPARISON, layout.runs, composed.args, is_array=False),
         unset=tuple(name for name in layout.site if VARIABLES[name] in (*GPUS, *MEMORY)),
     )

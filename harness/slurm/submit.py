@@ -7,7 +7,6 @@ and logs.
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import time
@@ -20,15 +19,24 @@ from harness import __version__
 from harness.data.locations import missing_in
 from harness.errors import InputError, RunError
 from harness.files.atomic_file import atomic_write
+from harness.files.leased_dir import to_json
 from harness.files.scratch import scratch_directory
 from harness.files.site_settings import check_trusted_network
 from harness.job import Job
 from harness.job_file import load_job
 from harness.search_space import SearchSpec, is_search, load_search
 from harness.slurm import client
+from harness.slurm.environment import OF_CALLERS
 from harness.slurm.queue import ask_about, first_look_s
-from harness.slurm.resources import Resources, array_spec, max_nodes, parse_seeds
-from harness.slurm.sbatch_options import site_options
+from harness.slurm.resources import (
+    Resources,
+    array_spec,
+    limit_of,
+    max_nodes,
+    parse_seeds,
+    short_limit,
+)
+from harness.slurm.sbatch_options import VARIABLES, Rules, site_options
 from harness.slurm.script import (
     COMPARISON,
     DEFAULT_ARRAY_SIZE,
@@ -54,6 +62,7 @@ from harness.system.git import commit_of, is_checkout
 
 ALL_JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 SBATCH_TIMEOUT_S = 60
+JOB_ID = "@JOB@"  # in a record, until there is one
 
 
 @dataclass(frozen=True)
@@ -151,6 +160,8 @@ def doubts(request: Request) -> Iterator[str]:
         yield from job.notes if isinstance(job, SearchSpec) else ()
     trainings = [job.job if isinstance(job, SearchSpec) else job for job in jobs]
     yield from dict.fromkeys(line for job in trainings for line in job.without_effect())
+    limits = dict.fromkeys(_limit_of(each, request.project) for each in request.jobs)
+    yield from filter(None, map(short_limit, limits))
     if (folders := missing_in()) and not all(job.data.source for job in trainings):
         yield (
             f"the full dataset is not in {', '.join(map(str, folders))}: if the job's node does "
@@ -169,6 +180,15 @@ def doubts(request: Request) -> Iterator[str]:
             f"git can't tell the commit of {request.project}; the whole folder is copied, and the "
             "runs will name no commit"
         )
+
+
+def _limit_of(wanted: Wanted, project: Path) -> float | None:
+    """The time limit of a job in seconds: the user's, else the site's, else its script's."""
+    header = [
+        arg for line in read_header(project, script_of(wanted.job)) for arg in line.split()[1:]
+    ]
+    site = [f"--{VARIABLES[name]}={value}" for name, value in site_options().items()]
+    return limit_of([*header, *site, *wanted.resources.sbatch_args()])
 
 
 def dry_submissions(request: Request) -> list[SbatchJob]:
@@ -232,6 +252,21 @@ def submit(request: Request) -> dict[str, SbatchJob]:
     return submitted
 
 
+def draft(request: Request) -> tuple[list[str], Path]:
+    """Write a job for a script to submit: inside of a container there may be no sbatch.
+
+    Returns:
+        The command of sbatch, and the record of the submission, with JOB_ID for the job's id.
+    """
+    layout = _layout(request, take_snapshot(request.project, request.runs))
+    submission = job_submission(request.jobs[0], layout)
+    _write(submission)
+    record = submission.folder / "record.json"
+    atomic_write(record, to_json(_record_of(submission, JOB_ID)))
+    callers = [f"-u{name}" for name in os.environ if OF_CALLERS.fullmatch(name)]
+    return ["env", *callers, *submission.command], record
+
+
 def first_look(submitted: Mapping[str, SbatchJob]) -> list[str]:
     """What the queue says of new jobs once Slurm has considered them, from one squeue call.
 
@@ -260,6 +295,7 @@ def _layout(request: Request, snapshot: Path) -> Layout:
         job_variables(request.project, snapshot, request.runs),
         site_options(),
         int(size) if size.isdigit() else DEFAULT_ARRAY_SIZE,
+        Rules.of_site(),
         first_look_s(settings),
     )
 
@@ -271,15 +307,8 @@ def _submit(submission: SbatchJob) -> str:
         RunError: if sbatch refuses, with all it says; then the submission's folder is removed. If
             it names no job; then the folder is kept.
     """
-    # Without it, Slurm drops the log silently.
-    (submission.layout.runs / "logs").mkdir(parents=True, exist_ok=True)
-    # Whatever the umask: the job refuses code that others could have changed.
-    submission.folder.mkdir(mode=0o755, parents=True)
     try:
-        # The bytes of its paths as they are, in any locale.
-        atomic_write(submission.folder / "job.sh", os.fsencode(submission.script), 0o644)
-        if submission.job_file:
-            atomic_write(submission.job_file, submission.job_toml, 0o644)
+        _write(submission)
         done = client.call(*submission.command, timeout_s=SBATCH_TIMEOUT_S)
         job_id = client.submitted_id(submission.name, done)
     except client.NoAnswerError as error:  # a job that was accepted needs the folder
@@ -293,14 +322,26 @@ def _submit(submission: SbatchJob) -> str:
     for line in filter(None, done.stderr.splitlines()):  # what the site has to say
         Console().warning(line)
     try:
-        _record(submission, job_id)
+        atomic_write(submission.record(job_id), to_json(_record_of(submission, job_id)))
     except (OSError, RunError) as error:  # nobody would know of the job
         raise RunError(f"{error}; {_withdraw({job_id: submission})}") from None
     return job_id
 
 
-def _record(submission: SbatchJob, job_id: str) -> None:
-    record: dict[str, Any] = {
+def _write(submission: SbatchJob) -> None:
+    """Write the folder of a submission: the script and the job."""
+    # Without it, Slurm drops the log silently.
+    (submission.layout.runs / "logs").mkdir(parents=True, exist_ok=True)
+    # Whatever the umask: the job refuses code that others could have changed.
+    submission.folder.mkdir(mode=0o755, parents=True)
+    # The bytes of its paths as they are, in any locale.
+    atomic_write(submission.folder / "job.sh", os.fsencode(submission.script), 0o644)
+    if submission.job_file:
+        atomic_write(submission.job_file, submission.job_toml, 0o644)
+
+
+def _record_of(submission: SbatchJob, job_id: str) -> dict[str, Any]:
+    return {
         "harness": __version__,
         "job_id": job_id,
         "job": submission.name,
@@ -313,7 +354,6 @@ def _record(submission: SbatchJob, job_id: str) -> None:
         "snapshot": str(submission.layout.snapshot),
         "submitted_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    atomic_write(submission.record(job_id), json.dumps(record, indent=2) + "\n")
 
 
 def _withdraw(submitted: Mapping[str, SbatchJob]) -> str:

@@ -189,7 +189,7 @@ class Watchdog:
             if self.watched:
                 try:
                     codes.append(self.watched.record(reason))
-                except RunError as refusal:  # such as too many requeues
+                except RunError as refusal:  # such as a run that another process took over
                     codes.append(refusal.exit_code)
                     lines.append(str(refusal))
 

@@ -1,4 +1,4 @@
-"""The bytes of a user's texts as a stream: unpacked, and in UTF-8."""
+"""A user's texts as a stream: unpacked, decoded, by line."""
 
 import codecs
 import csv
@@ -8,16 +8,16 @@ from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TextIO
 
 from harness.errors import InputError
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-MAX_ROW_BYTES = 16_000_000
+MAX_ROW = 16_000_000  # bytes or characters of a text
 
 
-def open_bytes(path: Path, where: str, encoding: str = "utf-8") -> BinaryIO:
-    """The bytes of a file in UTF-8, unpacked where its name ends in .gz or .zst, as a stream.
+def open_bytes(path: Path, where: str) -> BinaryIO:
+    """The bytes of a file, unpacked where its name ends in .gz or .zst, as a stream.
 
     Args:
         where: begins the message of an error.
@@ -29,74 +29,70 @@ def open_bytes(path: Path, where: str, encoding: str = "utf-8") -> BinaryIO:
         file = path.open("rb")
     except OSError as error:
         raise InputError(f"{where}can't be read ({error.strerror}); check its mode") from None
-    packed = COMPRESSIONS.get(path.suffix.lower())
-    is_utf8 = codecs.lookup(encoding).name in ("utf-8", "utf-8-sig")
-    if not packed and is_utf8:
+    if not (packed := COMPRESSIONS.get(path.suffix.lower())):
         return file
-    pa = import_pyarrow(where)
-    stream: Any = pa.PythonFile(file, mode="r")
-    if packed:
-        stream = pa.CompressedInputStream(stream, packed)
-    if not is_utf8:
-        stream = pa.transcoding_input_stream(stream, encoding, "utf-8")
+    import pyarrow  # late: it takes a tenth of a second, and most commands read no own texts
+
+    stream: Any = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), packed)
     return io.BufferedReader(stream)
 
 
-def import_pyarrow(where: str) -> Any:
-    """Import pyarrow, late: it takes a tenth of a second, and most commands read no own texts.
+def open_text(path: Path, where: str, encoding: str) -> TextIO:
+    """The characters of a file as `open_bytes` gives it, its line ends as they are.
 
     Raises:
-        InputError: if the environment is older than the code and lacks it.
+        InputError: as `open_bytes`.
     """
+    is_utf8 = codecs.lookup(encoding).name == "utf-8"  # a byte order mark is no character
+    return io.TextIOWrapper(
+        open_bytes(path, where), "utf-8-sig" if is_utf8 else encoding, newline=""
+    )
+
+
+def numbered_lines(file: TextIO, where: str) -> Iterator[tuple[int, str]]:
+    """The lines with their numbers, also those that a carriage return alone ends.
+
+    Raises:
+        InputError: for a line that is too long or can't be decoded, and where it is.
+    """
+    number = 0
+    lines = iter(partial(file.readline, MAX_ROW + 1), "")
     try:
-        import pyarrow
-    except ImportError:
+        for number, line in enumerate(lines, 1):
+            if len(line) > MAX_ROW:
+                raise InputError(
+                    f"{where}line {number} has over {MAX_ROW:,} characters; end each row by "
+                    "a newline"
+                )
+            yield number, line
+    except UnicodeError:
+        # Several lines are decoded at a time.
         raise InputError(
-            f"{where}needs the package pyarrow, which this environment lacks; install "
-            "requirements.lock again (bash slurm/common.sh --setup)"
+            f"{where}line {number + 1}, or one soon after it, {undecoded(file)}"
         ) from None
-    return pyarrow
 
 
-def decoded_lines(file: BinaryIO, where: str) -> Iterator[tuple[int, str]]:
-    """The lines of UTF-8 with their numbers, ended as they are: by a carriage return alone too.
-
-    Raises:
-        InputError: for a line that is too long or is not UTF-8, with its number.
-    """
-    # What separates lines is the same in Latin-1, which any bytes are: so the line is known that
-    # can't be decoded.
-    text = io.TextIOWrapper(file, "latin-1", newline="")
-    lines = iter(partial(text.readline, MAX_ROW_BYTES + 1), "")
-    for number, line in enumerate(lines, 1):
-        if len(line) > MAX_ROW_BYTES:
-            raise InputError(
-                f"{where}line {number} has over {MAX_ROW_BYTES:,} bytes; end each row by a newline"
-            )
-        try:
-            yield number, line.encode("latin-1").decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError:
-            raise InputError(
-                f"{where}line {number} is not UTF-8; save it as UTF-8, or name its encoding in "
-                "data.encoding"
-            ) from None
+def undecoded(file: TextIO) -> str:
+    """What is wrong with characters that can't be decoded, and the remedy."""
+    encoding = file.encoding.removesuffix("-sig").upper()
+    return f"is not {encoding}; save it as UTF-8, or name its encoding in data.encoding"
 
 
-def csv_rows(file: BinaryIO, where: str, *, delimiter: str) -> Iterator[list[str]]:
+def csv_rows(file: TextIO, where: str, *, delimiter: str) -> Iterator[list[str]]:
     """The rows of CSV that are not blank.
 
     Raises:
         InputError: for a row that a text's own double quote joined with the lines behind it, with
-            the line at which it begins; as `decoded_lines`.
+            the line at which it begins; as `numbered_lines`.
     """
     lines: list[str] = []  # of the row
 
     def seen() -> Iterator[str]:
-        for _, line in decoded_lines(file, where):
+        for _, line in numbered_lines(file, where):
             lines.append(line)
             yield line
 
-    csv.field_size_limit(MAX_ROW_BYTES)
+    csv.field_size_limit(MAX_ROW)
     rows = csv.reader(seen(), delimiter=delimiter)
     try:
         for row in rows:
@@ -113,13 +109,13 @@ def csv_rows(file: BinaryIO, where: str, *, delimiter: str) -> Iterator[list[str
         ) from None
 
 
-def json_lines(file: BinaryIO, where: str) -> Iterator[tuple[int, Any]]:
+def json_lines(file: TextIO, where: str) -> Iterator[tuple[int, Any]]:
     """The JSON value of each line that is not blank, with the number of the line.
 
     Raises:
-        InputError: for a line that is not JSON, and its number; as `decoded_lines`.
+        InputError: for a line that is not JSON, and its number; as `numbered_lines`.
     """
-    for number, line in decoded_lines(file, where):
+    for number, line in numbered_lines(file, where):
         if line.strip():
             yield number, json_value(line, f"{where}line {number}")
 

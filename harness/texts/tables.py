@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.errors import InputError, did_you_mean
 from harness.files.lenient_json import parse_json
 from harness.job import DataConfig
-from harness.texts.stream import COMPRESSIONS, csv_rows, import_pyarrow, json_lines, open_bytes
+from harness.texts.stream import COMPRESSIONS, csv_rows, json_lines, open_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -101,22 +101,15 @@ def read_table(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
     except InputError:
         raise
     except (OSError, ValueError, KeyError, ArithmeticError, NotImplementedError) as error:
-        raise InputError(f"{table.where}{_explained(error)}") from None
-
-
-def _explained(error: Exception) -> str:
-    """What pyarrow says of a file that it can't read, and what to do."""
-    said = " ".join(str(error).split())
-    if isinstance(error, UnicodeError):
-        return "can't be decoded; save it as UTF-8, or name its encoding in data.encoding"
-    return f"can't be read ({said[:200]}); make the file again"
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"{table.where}can't be read ({said}); make the file again") from None
 
 
 # Rows
 
 
 def _csv_rows(table: SourceFile, form: SourceFormat, delimiter: str) -> Iterator[Text]:
-    with open_bytes(table.path, table.where, form.encoding) as file:
+    with open_text(table.path, table.where, form.encoding) as file:
         rows = csv_rows(file, table.where, delimiter=delimiter)
         if (names := next(rows, None)) is None:
             raise InputError(
@@ -137,7 +130,6 @@ def _csv_rows(table: SourceFile, form: SourceFormat, delimiter: str) -> Iterator
 
 
 def _parquet_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
-    import_pyarrow(table.where)
     from pyarrow import parquet
 
     # A group of rows may be the whole file, so it is read in pages.
@@ -151,7 +143,8 @@ def _parquet_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
 
 
 def _arrow_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
-    pa = import_pyarrow(table.where)
+    import pyarrow as pa
+
     # Not mapped: a file that is cut while it is read would end the process.
     with pa.OSFile(str(table.path)) as file, pa.ipc.open_stream(file) as batches:
         columns = _columns(batches.schema.names, table, form)
@@ -193,7 +186,7 @@ def _class_names(schema: "pa.Schema", label: str) -> list[str]:
 def _json_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
     columns: _Columns | None = None
     names: Collection[str] = ()
-    with open_bytes(table.path, table.where, form.encoding) as file:
+    with open_text(table.path, table.where, form.encoding) as file:
         for number, line in json_lines(file, table.where):
             if not isinstance(line, dict):
                 raise InputError(

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from harness.errors import Interrupted, RunError
+from harness.errors import Interrupted
 from harness.files.atomic_file import atomic_write
 from harness.files.leased_dir import LeasedDirectory, to_json
-from harness.slurm.environment import SlurmEnvironment, resume_command
+from harness.slurm.environment import SlurmEnvironment
 from harness.system.processes import process_space
 
 HEARTBEAT_S = 5.0  # between two writes of state.json
@@ -30,8 +30,6 @@ class Heartbeat:
         previous = run.read_json("state.json")
         self.state: dict[str, Any] = {
             "restarts": int(previous.get("restarts") or 0) + 1 if previous else 0,
-            "requeues": int(previous.get("requeues") or 0),  # without a step in between
-            "requeued_at": int(previous.get("requeued_at") or 0),
             "host": socket.gethostname(),
             "process": os.getpid(),
             "space": process_space(),
@@ -41,7 +39,6 @@ class Heartbeat:
             "owns_job": allocation is not None and allocation.max_requeues is not None,
             "log": allocation.log if allocation else os.environ.get("HARNESS_LOG"),
         }
-        self.max_requeues = allocation.max_requeues if allocation else None
         self._last = float("-inf")
 
     def beat(self, phase: str, **values: object) -> None:
@@ -63,27 +60,8 @@ class Heartbeat:
         self.state.update(values)
 
     def interrupted(self, reason: Interrupted) -> None:
-        """Record that the run is saved and stops, and whether its job may be requeued.
-
-        Raises:
-            RunError: if it was requeued too often without a step, or a finished trial, more.
-        """
-        requeues, before = int(self.state["requeues"]), int(self.state["requeued_at"])
-        reached = max(int(self.state.get(name) or 0) for name in ("step", "finished"))
-        # The job scripts requeue a job that Slurm warned, not one that somebody cancelled.
-        if self.max_requeues is not None and not reason.by_cancel:
-            if reached > before:
-                requeues = 0
-            if requeues >= self.max_requeues:
-                raise RunError(
-                    f"interrupted by {reason}, checkpoint saved; not requeued after {requeues} "
-                    "times without a step or a finished trial more, HARNESS_MAX_REQUEUES is "
-                    f"{self.max_requeues}; give more --time, and go on by: "
-                    f"{resume_command(self.run.folder)}"
-                )
-            requeues += 1
-            self.note(requeued_at=max(reached, before))
-        self.beat("interrupted", signal=str(reason), requeues=requeues)
+        """Record that the run is saved and stops."""
+        self.beat("interrupted", signal=str(reason))
 
 
 def record_death(run: LeasedDirectory, process: int, error: str) -> None:

@@ -17,7 +17,7 @@ from harness.errors import InputError
 from harness.files.leased_dir import LeasedDirectory
 from harness.files.lenient_json import table, text
 
-FORMAT = 5
+FORMAT = 6
 RECORD = "provenance.json"  # of a run and of a sweep
 
 

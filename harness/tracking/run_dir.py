@@ -69,7 +69,7 @@ class RunDirectory(LeasedDirectory):
             raise InputError(f"run {folder}: no such folder{near}")
         if is_ensemble(folder):
             raise InputError(
-                f"run {folder}: is an ensemble, which compare, predict and export take; give a run"
+                f"run {folder}: is an ensemble, which compare and predict take; give a run"
             )
         if not run.exists():
             raise InputError(f"run {folder}: is not a run's folder, it holds no job.toml")

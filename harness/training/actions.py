@@ -4,7 +4,7 @@ Each knows one thing, and has only what it needs for it.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import keras
@@ -54,16 +54,14 @@ class FirstStep:
         self.heartbeat = heartbeat
         self.done_s: float | None = None  # from the start of the process
 
-    def measure(self, take_steps: Callable[[], tf.Tensor]) -> tf.Tensor:
-        """Take steps; the first time, wait until they are done and note the time."""
+    def after(self, sums: tf.Tensor) -> None:
+        """The first time, wait until the steps that give `sums` are done, and note the time."""
         if self.done_s is not None:
-            return take_steps()
-        sums = take_steps()
+            return
         sums.numpy()  # arrives when the steps are done
         watchdog.first_step_done()
         self.done_s = round(age_s() or 0.0, 3)
         self.heartbeat.beat("training", first_step_s=self.done_s)
-        return sums
 
 
 class UsageMeter:

@@ -3,9 +3,8 @@
 TensorFlow is not imported, so that `launch` can check all of it first.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +23,6 @@ from harness.tracking.run_dir import RunDirectory, run_identity
 
 if TYPE_CHECKING:
     import tensorflow as tf
-
-    from harness.compute.reused_steps import ReusedSteps
 
 
 def known_words(job: Job, dataset: Dataset) -> Sequence[str]:
@@ -78,16 +75,7 @@ class Compute:
     allocation: SlurmEnvironment | None = None
     devices: str | None = None  # as requested by `--devices`
     worker_group: WorkerGroup | None = None  # of a run on several nodes
-    # Of a process that trains other runs too, and keeps their GPU memory.
-    reused: "ReusedSteps | None" = None
-
-
-def agreed_plan(plan: ExecutionPlan, worker_group: WorkerGroup | None) -> ExecutionPlan:
-    """The chief's plan, for all workers: the others may have other measurements."""
-    if worker_group is None:
-        return plan
-    content = json.dumps(asdict(plan)).encode() if worker_group.is_chief else b""
-    return ExecutionPlan(**json.loads(worker_group.share(content)))
+    is_trial: bool = False  # of a process that trains others too, and keeps their GPU memory
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """From a command's arguments to a run: data and devices, the cheapest checks first."""
 
 import contextlib
+import json
 import logging
 import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ from harness.slurm.environment import (
     given_cpus,
     node_name,
     resume_command,
-    visible_gpus,
 )
 from harness.slurm.rendezvous import WorkerGroup
 from harness.system import cuda, stderr_filter, watchdog
@@ -47,7 +47,7 @@ from harness.tracking.heartbeat import record_death
 from harness.tracking.provenance import changes_since_first_start, code_of
 from harness.tracking.record_format import RECORD
 from harness.tracking.run_dir import RunDirectory
-from harness.training.context import Compute, Observers, RunContext, agreed_plan
+from harness.training.context import Compute, Observers, RunContext
 from harness.training.parent import find_parent
 
 FEWEST_PER_GPU = 64  # reviews a step, below which starting the kernels takes longer than they do
@@ -92,7 +92,7 @@ def launch(
     began = parent.run if parent and parent.continues and is_new else run
     devices = devices_to_use(began, options.devices)
     requested = parse_devices(devices) if devices else None
-    plan = plan_of(job, devices, began)
+    threads = recorded_plan(began).get("threads") or given_cpus(allocation)
     with contextlib.ExitStack() as stack:
         stack.enter_context(watchdog.from_settings(on_nodes=not stop.alone))
         stack.callback(stderr_filter.show_rest)
@@ -100,11 +100,11 @@ def launch(
         worker_group = None
         if allocation and not stop.alone:
             worker_group, context = join_workers(allocation, context, console=console, stack=stack)
-            plan = agreed_plan(plan, worker_group)  # TensorFlow takes its threads but once
+            threads = agreed(threads, worker_group)
         # 3. TensorFlow and its devices.
         begins = watchdog.Watched(f"TensorFlow's start on {node_name()}", "start it again")
         with watchdog.watching(begins):
-            import_tensorflow(allocation, plan.threads, Numerics.of(job))
+            import_tensorflow(allocation, threads, Numerics.of(job))
             watchdog.progress()
             from harness.compute.device_check import (
                 checked_plan,
@@ -119,9 +119,8 @@ def launch(
             strategy = checked_strategy(requested, worker_group, job, console)
             check_results()
         stop.listen()  # again, over a handler that TensorFlow may have set
-        # TensorFlow need not use a GPU that Slurm gave.
-        threads, plan = plan.threads, plan_of(job, "gpu" if num_own_gpus() else "cpu", began)
-        plan = checked_plan(replace(plan, threads=threads), job)
+        plan = plan_of(job, "gpu" if num_own_gpus() else "cpu", began, threads=threads)
+        plan = ExecutionPlan(**agreed(asdict(checked_plan(plan, job)), worker_group))
         monitor = stack.enter_context(own_monitor(allocation))
         title = title_of_devices(strategy, plan.threads)
         console.info(f"{title}; data: {context.dataset.title}")
@@ -130,7 +129,11 @@ def launch(
         warn_of_changes(of_start, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
         check_own_parts(
-            context, strategy.num_replicas_in_sync, console, is_new=is_new, compiled=plan.xla
+            context,
+            strategy.num_replicas_in_sync,
+            console,
+            is_new=is_new,
+            compiled=plan.way == "xla",
         )
         # 4. The run.
         from harness.training.train import train
@@ -242,20 +245,30 @@ def own_monitor(allocation: SlurmEnvironment | None) -> ResourceMonitor:
     return ResourceMonitor(num_own_gpus(), given_cpus(allocation), warn=Console().warning)
 
 
-def plan_of(job: Job, devices: str | None, run: RunDirectory | None = None) -> ExecutionPlan:
-    """How a job's steps are computed on the devices requested, or seen; without TensorFlow.
+def recorded_plan(run: RunDirectory) -> dict[str, Any]:
+    """The plan in the record of a run that has begun, else nothing."""
+    return run.certain_json(RECORD).get("plan") or {}
+
+
+def plan_of(
+    job: Job, kind: str, run: RunDirectory | None = None, *, threads: int | None = None
+) -> ExecutionPlan:
+    """How a job is computed on a kind of device, cpu or gpu; without TensorFlow.
 
     Args:
-        devices: as `--devices` names them.
         run: if it has begun, it keeps its plan.
+        threads: of a new run, by default as many as there are CPUs given to this process.
     """
-    kind = parse_devices(devices).kind if devices else "gpu" if visible_gpus() else "cpu"
-    return choose(
-        job,
-        kind,
-        given_cpus(SlurmEnvironment.from_environment()),
-        begun=(run.certain_json(RECORD).get("plan") if run else None) or {},
-    )
+    threads = threads or given_cpus(SlurmEnvironment.from_environment())
+    return choose(job, kind, threads, begun=recorded_plan(run) if run else {})
+
+
+def agreed(value: Any, worker_group: WorkerGroup | None) -> Any:
+    """The chief's value on all workers, as JSON holds it; they may have other CPUs and GPUs."""
+    if worker_group is None:
+        return value
+    content = json.dumps(value).encode() if worker_group.is_chief else b""
+    return json.loads(worker_group.share(content))
 
 
 def announce(context: RunContext, num_replicas: int, console: Console) -> None:
@@ -446,8 +459,6 @@ def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
 
         test = test_reviews(job, dataset, ratios)
         model = load_model(run)
-        plan = run.certain_json(RECORD).get("plan") or {}
-        cudnn_rnn = bool(plan.get("cudnn_rnn"))
-        evaluator = Evaluator(model, one_device(), job, cudnn_rnn=cudnn_rnn)
+        evaluator = Evaluator(model, one_device(), job, plan_of(job, "cpu", run))
         probabilities = evaluator.probabilities(test)
         return {"data": dataset.title, **test_scores(test.labels, probabilities)}

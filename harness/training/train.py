@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,11 +12,11 @@ import numpy as np
 import tensorflow as tf
 
 from harness.compute import memory
+from harness.compute.adversarial import build_step
 from harness.compute.device_check import first_use_factor, is_switched_off
 from harness.compute.device_errors import check_results
-from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.loss import class_weights
-from harness.compute.recurrent import count_parameters
+from harness.compute.recurrent import count_parameters, kernels_of, why_slow
 from harness.compute.strategy import (
     describe_cuda,
     describe_devices,
@@ -23,7 +24,7 @@ from harness.compute.strategy import (
     num_own_gpus,
     own_devices,
 )
-from harness.compute.train_step import TrainingFacts, TrainStep
+from harness.compute.train_step import TrainingFacts
 from harness.data.dataset import Dataset, Split, vocab_to_bytes
 from harness.errors import InputError, Interrupted, RunError
 from harness.inference.kept_ratios import RATIOS_CHECKSUM, RATIOS_FILE
@@ -47,7 +48,7 @@ from harness.tracking.run_dir import (
 )
 from harness.training.callbacks import own_callbacks
 from harness.training.checkpoint import remove_checkpoints
-from harness.training.context import Compute, Observers, RunContext, agreed_plan, known_words
+from harness.training.context import Compute, Observers, RunContext, known_words
 from harness.training.failures import recorded_failures
 from harness.training.metrics import VALIDATION_SCORES, test_scores
 from harness.training.parent import Parent, begin_with, nothing_left_if_refused
@@ -102,13 +103,12 @@ def train(
     ):
         heartbeat.beat("starting")
         devices = describe_devices(compute.strategy, worker_group)
-        plan = agreed_plan(compute.plan, worker_group)
-        record_start(context, compute, devices=devices, plan=plan, parent=parent)
+        record_start(context, compute, devices=devices, parent=parent)
         checksums = write_inputs(context, ratios)
-        train_step = (compute.reused.get if compute.reused else TrainStep)(
+        train_step = build_step(
             job,
             compute.strategy,
-            plan,
+            compute.plan,
             num_outputs=dataset.num_outputs,
             vectors=context.vectors,
             facts=TrainingFacts(num_steps(len(training.labels), job.train.batch_size), weights),
@@ -132,9 +132,10 @@ def train(
             )
         if worker_group:
             processes.kept.append(trainer)
+        began = time.perf_counter()
         trainer.prepare(worker_group)
         with trainer.log, trainer.saved_when_interrupted():
-            kernels = train_step.kernels(trainer.graph)
+            kernels = kernels_of(train_step.model, trainer.graph, compute.plan.way)
             record_kernels(run, kernels, train_step.in_float32)
             if train_step.in_float32:
                 observers.console.info(
@@ -142,24 +143,30 @@ def train(
                     f"{', '.join(train_step.in_float32)} computes in float32, because cuDNN's "
                     "gradients in bfloat16 are wrong"
                 )
-            if line := train_step.why_slow(kernels):
-                observers.console.warning(line)
+            if num_own_gpus():
+                line = why_slow(
+                    train_step.model, kernels, compute.plan.way, is_own=job.model.is_own
+                )
+                if line:
+                    observers.console.warning(line)
             if trainer.is_new:
-                describe_run(trainer, row, draws_graph=not compute.reused)
+                describe_run(trainer, row, draws_graph=not compute.is_trial)
 
             trainer.fit(validation)
+            fit_s = time.perf_counter() - began
 
             scores = score_test(trainer, dataset, ratios) if job.data.test else {}
-            keeps = not compute.reused  # a trial takes neither the time nor the file
+            keeps = not compute.is_trial  # a trial takes neither the time nor the file
             if len(validation.labels) and (keeps or scores_validation):
                 of_validation = score_validation(trainer, validation, keeps=keeps)
                 scores |= of_validation if scores_validation else {}
-            if not compute.reused and (gb := memory.measure_gpu_gb()) is not None:
+            if not compute.is_trial and (gb := memory.measure_gpu_gb()) is not None:
                 record_gpu_gb(trainer.run, gb)
             result = {
                 **describe_job(job, run),
                 **describe_data(context, training, validation),
                 **describe_training(trainer),
+                "fit_s": round(fit_s, 3),  # of this process, with tracing and validation
                 **describe_vectors(context),
                 **checksums,
                 **count_parameters(train_step.export_model),
@@ -186,7 +193,7 @@ def watched(context: RunContext, compute: Compute, heartbeat: Heartbeat) -> watc
     if group:
         others = [node for rank, node in enumerate(group.nodes) if rank != group.rank]
         where += f", or a worker that it waits for ({', '.join(others)})"
-    if compute.reused:
+    if compute.is_trial:
         next_step = "the search goes on with it"
     elif group and not group.is_chief:
         next_step = f"go on as the line of {group.nodes[0]} says"
@@ -209,7 +216,6 @@ def record_start(
     compute: Compute,
     *,
     devices: Sequence[Mapping[str, str]],
-    plan: ExecutionPlan,
     parent: Parent | None,
 ) -> None:
     """Record what this start is made with; from here on the run can be resumed."""
@@ -219,7 +225,7 @@ def record_start(
         context.dataset,
         allocation=compute.allocation,
         devices_asked=compute.devices,
-        plan=asdict(plan),
+        plan=asdict(compute.plan),
         start={
             "devices": devices,
             # Refused elsewhere: see `harness.files.site_settings`.

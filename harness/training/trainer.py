@@ -7,7 +7,6 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import keras
@@ -174,8 +173,9 @@ class Trainer:
             if step:  # before the first, it was checked before the epoch's callbacks
                 self.stop.check()
             num = min(train.steps_per_execution, self.steps_per_epoch - step)
-            take_steps = partial(self.train_step.train_steps, self._batches, num, self.stop.vote)
-            self._pending.append(self.first_step.measure(take_steps))
+            vote = None if self.stop.alone else tf.constant(self.stop.vote, tf.float64)
+            self._pending.append(self.train_step.train_steps(self._batches, num, vote))
+            self.first_step.after(self._pending[-1])
             before, step = step, step + num
             # At the same steps on every worker, wherever in the epoch it began.
             is_boundary = step // self.drain_every > before // self.drain_every

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from harness.compute.device_check import checked_plan
 from harness.compute.memory import largest_gb
-from harness.compute.reused_steps import ReusedSteps
 from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError, TakenOver
@@ -51,9 +51,8 @@ class Trials:
         self.sweep, self.search = sweep, search
         self.dataset, self.strategy, self.observers = dataset, strategy, observers
         allocation = SlurmEnvironment.from_environment()
-        # Whether the job may go back into the queue is decided for the sweep, not for an attempt.
+        # The job is the sweep's, not an attempt's.
         self.allocation = replace(allocation, max_requeues=None) if allocation else None
-        self.reused = ReusedSteps()
         self._largest_gb, self._first_gb = largest_gb(search), 0.0  # of memory; after a run
         self.devices = describe_devices(strategy)[0]["device"].partition(":")[0]
 
@@ -116,8 +115,9 @@ class Trials:
         values = ", ".join(f"{key} = {value}" for key, value in trial.values.items())
         self.observers.console.info(f"trial {trial.n}, seed {job.train.seed}: {values}")
         plan = checked_plan(plan_of(job, self.devices, run), job)
-        compute = Compute(self.strategy, plan, self.allocation, reused=self.reused)
+        compute = Compute(self.strategy, plan, self.allocation, is_trial=True)
         name = f"trial {trial.n} of {self.search.name}/{self.sweep.folder.absolute().name}"
+        keras.utils.clear_session(free_memory=False)  # else names depend on the trials before
         train(
             context,
             compute,

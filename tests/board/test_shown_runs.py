@@ -48,6 +48,18 @@ def test_named_runs_are_all_shown(tmp_path: Path) -> None:
     assert board.left_out == ""
 
 
+def test_a_run_is_named_as_status_names_it(tmp_path: Path) -> None:
+    """By its id, by that of its Slurm job, or by its path below the folder of all runs."""
+    runs = tmp_path / "runs"
+    make_runs(runs, 2)
+    (runs / "lstm/run001").rename(runs / "lstm/slurm-12_1")
+    for name in ("12_1", "12", "slurm-12_1", "lstm/slurm-12_1"):
+        assert check_roots([Path(name)], runs) == [runs / "lstm/slurm-12_1"]
+    assert len(check_roots([Path("lstm")], runs)) == 2
+    with pytest.raises(InputError, match="run 13: no run has this folder, id or job"):
+        check_roots([Path("13")], runs)
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a link to another user")
 def test_links_of_others_are_not_followed_and_told_once(tmp_path: Path) -> None:
     """In one line with the first ten of them; one's own links are followed."""

@@ -323,7 +323,7 @@ def test_a_terminal_shows_the_command_and_the_address(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nowhere"], ("RUN nowhere", "no such folder")),
+        (["nowhere"], ("run nowhere", "no run has this folder, id or job")),
         (["empty"], ("RUN empty", "holds no run")),
         (["--runs", "nowhere"], ("--runs nowhere", "no such folder")),
         (["--runs", "empty", "--port", "TAKEN"], ("--port", "in use", "choose another")),

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from harness.checks import doctor, slurm_checks
-from harness.checks.doctor import check_data, check_runs
+from harness.checks.doctor import check_runs
 from harness.checks.finding import Finding, examine
-from harness.errors import InputError
 from harness.slurm.environment import SlurmEnvironment
 from tests.conftest import PROJECT, Harness
 
@@ -91,25 +90,6 @@ def test_bad_words_are_refused(harness: Harness, words: list[str], said: str) ->
     assert said in done.stderr
 
 
-def test_a_check_that_breaks_is_red_and_does_not_end_the_others() -> None:
-    """What was found before stays; the error is told, and an own message is split at its remedy."""
-
-    def breaks() -> Iterator[Finding]:
-        yield Finding("green", "first", "well")
-        raise KeyError("x")
-
-    def refuses() -> Iterator[Finding]:
-        yield from ()
-        raise InputError("--data no: is no folder; harness data fetch gets the data")
-
-    first, broken = examine("both", breaks)
-    assert first == Finding("green", "first", "well")
-    assert (broken.level, broken.found) == ("red", "the check broke: KeyError: 'x'")
-    assert only(examine("data", refuses)) == Finding(
-        "red", "data", "--data no: is no folder", "harness data fetch gets the data"
-    )
-
-
 # Disks
 
 
@@ -132,15 +112,6 @@ def test_a_runs_folder_that_can_not_be_is_red(tmp_path: Path, kind: str) -> None
     assert "--runs" in finding.remedy
 
 
-def test_a_broken_dataset_is_red(tmp_path: Path) -> None:
-    """A copy that lost a file is named with its remedy."""
-    (tmp_path / "dataset.json").write_text("{")
-    finding = only(examine("data", lambda: check_data(tmp_path)))
-    assert finding.level == "red"
-    assert "is broken" in finding.found
-    assert "harness data fetch" in finding.remedy
-
-
 def job(**variables: str) -> SlurmEnvironment:
     """A job that Slurm says these things of."""
     allocation = SlurmEnvironment.from_environment({"SLURM_JOB_ID": "7", **variables})
@@ -149,16 +120,6 @@ def job(**variables: str) -> SlurmEnvironment:
 
 
 # Machine
-
-
-def test_a_missing_package_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A package that is missing and one out of its range are named, with the remedy."""
-    assert only(doctor.check_packages()).level != "red"
-    monkeypatch.setattr(doctor, "_dependencies", lambda: ["no-such-package>=1", "keras<2"])
-    finding = only(doctor.check_packages())
-    assert finding.level == "red"
-    assert "no-such-package is missing; keras 3" in finding.found
-    assert finding.remedy == "bash slurm/common.sh --setup"
 
 
 @pytest.mark.parametrize(
@@ -182,23 +143,6 @@ def test_gpus_seen_are_those_given(variables: dict[str, str], gpus: list[str], l
 
 
 @pytest.mark.parametrize(
-    ("gres", "types"),
-    [
-        ("(null)", set()),
-        ("gpu:2", {""}),
-        ("gpu:2(S:0-1)", {""}),
-        ("gpu", {""}),
-        ("gpu:a100:4(S:0,1),nvme:1", {"a100"}),
-        ("gpu:a100:2(IDX:0-1),gpu:v100:1,shard:8", {"a100", "v100"}),
-        ("craynetwork:4,license:gpu", set()),
-    ],
-)
-def test_gpu_types_are_read_from_gres(gres: str, types: set[str]) -> None:
-    """Types stand between name and number; other resources are none of ours."""
-    assert slurm_checks.gpu_types(gres) == types
-
-
-@pytest.mark.parametrize(
     ("lines", "level", "said"),
     [
         ("cpu*|up|(null)", "yellow", "export SBATCH_GRES=none"),
@@ -217,16 +161,3 @@ def test_where_gpus_are_and_what_to_write(
     finding = slurm_checks.describe_gpus(slurm_checks.parse_partitions(lines))
     assert finding.level == level
     assert said in f"{finding.found} {finding.remedy}"
-
-
-def test_programs_without_a_cluster_are_yellow(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """Slurm's programs that know no cluster are told with their own words."""
-    client = tmp_path / "sinfo"
-    client.write_text("#!/bin/sh\necho 'fatal: no configuration' >&2; exit 1\n")
-    client.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    finding = only(slurm_checks.check_slurm(None))
-    assert finding.level == "yellow"
-    assert "fatal: no configuration" in finding.found

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.checks import child, probe
+from harness.checks import probe
 from harness.checks.child import Ended
 from harness.errors import InputError
 from harness.job_file import load_job
@@ -24,34 +24,6 @@ from tests.conftest import JOBS, Harness
 def test_the_time_limit_has_a_margin_and_is_as_sbatch_wants_it(seconds: float, limit: str) -> None:
     """A quarter more, two minutes for the warning, rounded up to five minutes."""
     assert probe.time_limit(seconds) == limit
-
-
-@pytest.mark.parametrize(
-    ("devices", "gpus", "limit_s"),
-    [
-        ("cpu", [], 2 * probe.START_S),
-        ("gpu:1", [], probe.FIRST_USE_S),
-        (None, ["A"], probe.FIRST_USE_S),
-    ],
-)
-def test_the_probe_waits_for_a_card_s_first_use(
-    monkeypatch: pytest.MonkeyPatch, devices: str | None, gpus: list[str], limit_s: float
-) -> None:
-    """A driver may compile for half an hour; a process on a CPU that long hangs."""
-    limits: list[float] = []
-    asked: set[str | Path] = set()
-
-    def run(*args: str | Path, timeout_s: float) -> Ended:
-        limits.append(timeout_s)
-        asked.update(args)
-        return Ended(1, 1.0, 0.0, 0.0, "", "enough")
-
-    monkeypatch.setattr(probe, "ask_child", lambda *_: {"gpus": gpus})
-    monkeypatch.setattr(child, "run_module", run)
-    estimates = [*probe.probe(devices, None)]
-    assert {each.error for each in estimates} == {"a short run ended with code 1 (enough)"}
-    assert limits == [limit_s] * 5
-    assert (devices or "gpu:1") in asked
 
 
 def test_an_estimate_counts_every_step_and_evaluation() -> None:

@@ -1,6 +1,8 @@
 """How reviews are evaluated: each once, in its own order, whatever the batches are."""
 
 import itertools
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -10,26 +12,32 @@ import tensorflow as tf
 from harness.architectures import BUILDERS
 from harness.compute import evaluator as evaluator_module
 from harness.compute.evaluator import Evaluator
+from harness.compute.execution_plan import ExecutionPlan
 from harness.errors import Interrupted
 from harness.inputs.input_pipeline import Reviews
 from harness.job_file import load_job
 from harness.system.signals import StopRequest
-from tests.conftest import JOBS
+from tests.conftest import JOBS, PROJECT
 from tests.training.test_trainer import LENGTH, SETTINGS, TEST, VOCAB_SIZE, encoded
 
 
-@pytest.mark.parametrize("compiled", ["true", "false"])
+def plan(compiled: bool) -> ExecutionPlan:
+    """Keras's own layers, and evaluations that XLA compiles or not."""
+    return ExecutionPlan("keras", 1, compiles_evaluation=compiled)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
 def test_every_review_gets_its_own_probability(
-    monkeypatch: pytest.MonkeyPatch, compiled: str
+    monkeypatch: pytest.MonkeyPatch, compiled: bool
 ) -> None:
     """In order, without the padding of a last batch that is not full."""
     monkeypatch.setitem(evaluator_module.EVALUATION_BATCH, "cpu", 8)
-    job = load_job(JOBS / "lstm.toml", [*SETTINGS, f"train.compile_evaluation={compiled}"])
+    job = load_job(JOBS / "lstm.toml", SETTINGS)
     keras.utils.set_random_seed(1)
     model = BUILDERS["lstm"](VOCAB_SIZE, job.model)
     rows = encoded(TEST)
     expected = model.predict_on_batch(rows)[:, 0]
-    evaluator = Evaluator(model, tf.distribute.get_strategy(), job)
+    evaluator = Evaluator(model, tf.distribute.get_strategy(), job, plan(compiled))
     for num_reviews in (1, 7, 8, 9, 21):
         offsets = np.arange(num_reviews + 1) * LENGTH
         reviews = Reviews(rows[:num_reviews].ravel(), offsets, TEST.labels[:num_reviews])
@@ -37,18 +45,18 @@ def test_every_review_gets_its_own_probability(
         np.testing.assert_allclose(probabilities, expected[:num_reviews], rtol=1e-6)
     batch, vote = next(evaluator._open(reviews, np.arange(21))), tf.constant(0.0, tf.float64)
     graph = evaluator._run_forward.get_concrete_function(batch, vote).graph.as_graph_def()
-    assert ("_XlaMustCompile" in str(graph)) == (compiled == "true")
+    assert ("_XlaMustCompile" in str(graph)) == compiled
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("compiled", ["true", "false"])
+@pytest.mark.parametrize("compiled", [True, False])
 def test_reviews_evaluated_by_length_get_their_probabilities_in_their_own_order(
-    monkeypatch: pytest.MonkeyPatch, compiled: str
+    monkeypatch: pytest.MonkeyPatch, compiled: bool
 ) -> None:
     """Each the probability that it gets alone, without any padding."""
     monkeypatch.setitem(evaluator_module.EVALUATION_BATCH, "cpu", 8)
     settings = [*SETTINGS, "data.bucket=true", "data.maxlen=20"]
-    job = load_job(JOBS / "bilstm.toml", [*settings, f"train.compile_evaluation={compiled}"])
+    job = load_job(JOBS / "bilstm.toml", settings)
     keras.utils.set_random_seed(1)
     model = BUILDERS["bilstm"](VOCAB_SIZE, job.network())
     lengths = np.random.default_rng(1).integers(1, 25, 21)
@@ -56,9 +64,43 @@ def test_reviews_evaluated_by_length_get_their_probabilities_in_their_own_order(
     tokens = np.random.default_rng(2).integers(4, VOCAB_SIZE, offsets[-1]).astype(np.int32)
     reviews = Reviews(tokens, offsets, np.zeros(21, np.int32))
     alone = [model(tokens[None, a:b][:, -20:]) for a, b in itertools.pairwise(offsets)]
-    evaluator = Evaluator(model, tf.distribute.get_strategy(), job)
+    evaluator = Evaluator(model, tf.distribute.get_strategy(), job, plan(compiled))
     probabilities = evaluator.probabilities(reviews)
     np.testing.assert_allclose(probabilities, np.concatenate(alone)[:, 0], atol=1e-6)
+
+
+TWO_REPLICAS = """
+import numpy as np
+from harness.compute.strategy import import_tensorflow, make_strategy, parse_devices
+import_tensorflow(None, 1)
+from harness.compute.evaluator import Evaluator
+from harness.compute.execution_plan import ExecutionPlan
+from harness.compute.network import build_network
+from harness.inputs.input_pipeline import Reviews
+from harness.job_file import load_job
+from tests.conftest import JOBS, PROJECT
+job = load_job(JOBS / "bilstm.toml", ["data.vocab_size=100", "data.maxlen=6", "model.units=4"])
+strategy = make_strategy(parse_devices("cpu:2"))
+with strategy.scope():
+    model = build_network(job)
+tokens = np.arange(420, dtype=np.int32) % 96 + 4
+reviews = Reviews(tokens, np.arange(0, 421, 6), np.zeros(70, np.int32))
+plans = [ExecutionPlan("block", 1, compiles_evaluation=each) for each in (False, True)]
+plain, compiled = (
+    Evaluator(model, strategy, job, plan).probabilities(reviews) for plan in plans
+)
+np.testing.assert_allclose(compiled, plain, atol=1e-6)
+"""
+
+
+@pytest.mark.full
+def test_two_replicas_evaluate_by_compiled_networks_too() -> None:
+    """Each its own share; in a process of its own, since devices are chosen once."""
+    command = [sys.executable, "-c", TWO_REPLICAS]
+    done = subprocess.run(
+        command, cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 class StopAtSecondBatch(StopRequest):
@@ -80,7 +122,7 @@ def test_an_evaluation_begins_with_the_first_review(monkeypatch: pytest.MonkeyPa
     model = BUILDERS["lstm"](VOCAB_SIZE, job.model)
     rows = encoded(TEST)
     reviews = Reviews(rows.ravel(), np.arange(len(rows) + 1) * LENGTH, TEST.labels)
-    evaluator = Evaluator(model, tf.distribute.get_strategy(), job)
+    evaluator = Evaluator(model, tf.distribute.get_strategy(), job, plan(False))
     expected = model.predict_on_batch(rows)[:, 0]
     for _ in range(3):
         np.testing.assert_allclose(evaluator.probabilities(reviews), expected, rtol=1e-6)

@@ -1,99 +1,97 @@
-"""Plans: a rule decides, and a run keeps its own."""
+"""Plans: one rule decides, and a run keeps its own."""
+
+from dataclasses import asdict
 
 import pytest
 
 from harness.checks.probe import ARCHITECTURES
-from harness.compute.execution_plan import choose
+from harness.compute.execution_plan import ExecutionPlan, choose
+from harness.errors import InputError
 from harness.job_file import load_job
 from tests.conftest import JOBS
 
 RNN, LSTM = load_job(JOBS / "rnn.toml"), load_job(JOBS / "lstm.toml")
 
 
-@pytest.mark.parametrize(("setting", "xla"), [("on", True), ("off", False)])
-def test_what_the_job_says_comes_first(setting: str, xla: bool) -> None:
-    """On all CPUs, and the reason is the key."""
-    job = load_job(JOBS / "lstm.toml", [f"train.xla={setting}"])
-    plan = choose(job, "cpu", 4)
-    assert (plan.xla, plan.threads, plan.why) == (xla, 4, f"train.xla = {setting}")
-
-
-def test_a_job_may_ask_for_the_block_kernel() -> None:
-    """Of a CPU, in two parts; a resumed run keeps what it began with."""
-    job = load_job(JOBS / "lstm.toml", ["train.block_lstm=true"])
-    plan = choose(job, "cpu", 4)
-    assert (plan.block, plan.xla, plan.threads, plan.parts) == (True, False, 4, 2)
-    assert plan.why == "train.block_lstm = true"
-    for settings in (
-        ["train.precision=float64"],
-        ["train.xla=on"],
-        ["model.recurrent=false", "model.pooling=max"],
-    ):
-        other = load_job(JOBS / "lstm.toml", ["train.block_lstm=true", *settings])
-        assert not choose(other, "cpu", 2).block
-    own = job.model_copy(update={"model": job.model.model_copy(update={"architecture": "a.py:f"})})
-    for other in (load_job(JOBS / "gru.toml", ["train.block_lstm=true"]), own):
-        assert not choose(other, "cpu", 2).block
-    assert not choose(job, "gpu", 2).block
-    begun = {"xla": False, "threads": 3, "parts": 2, "block": True}
-    resumed = choose(LSTM, "cpu", 2, begun=begun)
-    assert (resumed.block, resumed.parts, resumed.threads) == (True, 2, 3)
-    assert not choose(job, "cpu", 2, begun={"xla": False, "threads": 2}).block
-
-
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_small_operations_are_compiled(name: str) -> None:
-    """The steady jobs' batches of 32; the notebook's of 128 in halves, if there is one layer."""
-    plan = choose(load_job(JOBS / f"{name}.toml"), "cpu", 3)
-    assert (plan.xla, plan.threads, plan.parts) == (True, 3, 1)
-    plan = choose(load_job(JOBS / "notebook" / f"{name}.toml"), "cpu", 3)
-    halves = name in ("rnn", "lstm", "gru")
-    assert (plan.xla, plan.parts) == (halves, 2 if halves else 1)
+def test_a_cpu_takes_the_fastest_way_of_each_network(name: str) -> None:
+    """LSTM layers as one operation, the others compiled; batches of 128 in halves."""
+    for folder, parts in ((JOBS, 1), (JOBS / "notebook", 2)):
+        plan = choose(load_job(folder / f"{name}.toml"), "cpu", 3)
+        assert (plan.way, plan.threads) == ("block" if "lstm" in name else "xla", 3)
+        assert plan.parts == parts
+        assert plan.compiles_evaluation
+        assert plan.why == "train.xla = auto, by rule"
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "notebook/bilstm", "best"])
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_what_the_job_says_comes_first(name: str, kind: str) -> None:
+    """`off` leaves a CPU Keras's own layers and TensorFlow's own operations, and nothing else."""
+    path = JOBS / f"{name}.toml"
+    off = choose(load_job(path, ["train.xla=off"]), kind, 4)
+    assert off.way == ("keras" if kind == "cpu" else "cudnn")
+    assert (off.threads, off.parts, off.compiles_evaluation) == (4, 1, False)
+    on = choose(load_job(path, ["train.xla=on"]), kind, 4)
+    assert (on.way, on.compiles_evaluation) == ("xla", kind == "cpu")
+    assert (off.why, on.why) == ("train.xla = off", "train.xla = on")
 
 
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("lstm", ["model.units=192"]),
         ("rnn", ["model.units=96", "train.batch_size=128"]),
         ("gru", ["model.pooling=max", "data.maxlen=600"]),
         ("lstm", ["model.pooling=max", "model.recurrent=false"]),
-        ("stacked_lstm", ["data.maxlen=400"]),
-        ("stacked_lstm", ["model.second_units=128"]),
+        ("lstm", ["train.precision=float64", "model.units=192"]),
+        ("stacked_lstm", ["train.precision=float64", "data.maxlen=400"]),
+        ("stacked_lstm", ["train.precision=float64", "model.second_units=128"]),
         ("rnn", ["data.bucket=true"]),
+        ("own/conv_gru", []),
     ],
 )
 def test_large_operations_and_kept_outputs_are_left_to_the_loop(
     name: str, settings: list[str]
 ) -> None:
-    """Where XLA was slower when measured, or would be near it."""
+    """Where XLA was slower when measured, or would be near it; and a network of the user's."""
     job = load_job(JOBS / f"{name}.toml", settings)
-    assert choose(job, "cpu", 1).xla is False
+    plan = choose(job, "cpu", 1)
+    assert (plan.way, plan.parts) == ("keras", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "compiled"),
+    [
+        ("lstm", ["data.limit=4999"], False),
+        ("lstm", ["data.limit=5000"], True),
+        ("lstm", ["data.bucket=true"], False),
+        ("gru", ["model.pooling=max", "data.maxlen=600"], True),
+        ("lstm", ["model.pooling=max", "model.recurrent=false"], False),
+        ("own/conv_gru", [], False),
+    ],
+)
+def test_evaluations_are_compiled_where_that_takes_less_time(
+    name: str, settings: list[str], compiled: bool
+) -> None:
+    """Not for a few reviews, for batches of many lengths, or for a network of the user's."""
+    job = load_job(JOBS / f"{name}.toml", settings)
+    assert choose(job, "cpu", 2).compiles_evaluation is compiled
 
 
 def test_on_a_gpu_what_cudnn_can_not_take_is_compiled() -> None:
     """The notebook's GRU, under several devices too; the others are left to cuDNN."""
     gru = load_job(JOBS / "notebook" / "gru.toml")
     after = load_job(JOBS / "notebook" / "gru.toml", ["model.reset_after=true"])
-    jobs = (RNN, gru, after, LSTM)
-    plans = [choose(job, "gpu", 3) for job in jobs]
-    assert [plan.xla for plan in plans] == [False, True, False, False]
-    assert [plan.cudnn_rnn for plan in plans] == [True, False, True, True]
-    assert plans[1].parts == 1
-    assert not choose(load_job(JOBS / "rnn.toml", ["train.xla=on"]), "gpu", 3).cudnn_rnn
-    assert not choose(RNN, "cpu", 3).cudnn_rnn
+    plans = [choose(job, "gpu", 3) for job in (RNN, gru, after, LSTM)]
+    assert [plan.way for plan in plans] == ["cudnn", "xla", "cudnn", "cudnn"]
+    assert {plan.parts for plan in plans} == {1}
+    assert not any(plan.compiles_evaluation for plan in plans)
 
 
 def test_a_run_that_goes_on_keeps_its_plan() -> None:
-    """Whatever the rule of this version says, its bytes stay."""
-    assert choose(RNN, "cpu", 2, begun={"xla": False}).xla is False
-    assert choose(RNN, "cpu", 2, begun={"xla": True, "parts": 3}).parts == 3
-
-
-@pytest.mark.parametrize(
-    ("recorded", "threads"), [(1, 1), (4, 4), (None, 2), (0, 2), ("3", 2), (True, 2)]
-)
-def test_a_run_that_goes_on_keeps_its_threads(recorded: object, threads: int) -> None:
-    """On fewer and on more CPUs; an earlier version's record, or a broken one, has none."""
-    begun = {"xla": False} if recorded is None else {"xla": False, "threads": recorded}
-    assert choose(RNN, "cpu", 2, begun=begun).threads == threads
+    """Whatever the rule of this version says, on fewer and on more CPUs, its bytes stay."""
+    begun = ExecutionPlan("xla", 4, 3, compiles_evaluation=True, why="then")
+    plan = choose(LSTM, "cpu", 2, begun=asdict(begun))
+    assert asdict(plan) == {**asdict(begun), "why": "as the run began"}
+    with pytest.raises(InputError, match="holds no plan"):
+        choose(LSTM, "cpu", 2, begun={"threads": 2})

@@ -5,7 +5,8 @@ import pytest
 import tensorflow as tf
 from sklearn.utils.class_weight import compute_class_weight
 
-from harness.compute.loss import class_weights, cross_entropy, perturbation, weights_of
+from harness.compute.adversarial import perturbation
+from harness.compute.loss import class_weights, cross_entropy, weights_of
 from harness.errors import InputError
 from harness.job import TrainConfig
 

@@ -238,7 +238,7 @@ def test_a_compiled_evaluation_needs_a_network_that_compiles(first: str, says: s
     """XLA has no operations on texts; it is told before an epoch is trained."""
     job = own(BODY.replace("[layers", f"[{first}layers"))
     assert check_network(job) == ""
-    compiled = with_keys(job, "train", compile_evaluation=True)
+    compiled = with_keys(job, "train", xla="on")
     assert check_network(compiled, trains=False) == ""
     with contextlib.nullcontext() if not says else pytest.raises(InputError, match=says):
         check_network(compiled)

@@ -11,16 +11,17 @@ import tensorflow as tf
 from keras import layers
 
 from harness.compute import device_check
+from harness.compute.adversarial import build_step
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.network import build_network, dtype_policy, training_network
 from harness.compute.recurrent import (
     compute_in_float32,
+    kernels_of,
     recurrent_layers,
     use_cudnn_rnn,
     use_turns_of_two,
     why_not_cudnn,
 )
-from harness.compute.train_step import TrainStep
 from harness.inputs.epoch_order import BatchShape
 from harness.inputs.input_pipeline import Reviews, batches
 from harness.job_file import load_job
@@ -40,13 +41,13 @@ def trained(
     labels = (np.arange(NUM_REVIEWS) % 2).astype(np.int32)
     reviews = Reviews(tokens, np.r_[0, np.cumsum(lengths)], labels)
     job = load_job(JOBS / f"{name}.toml", [*SETTINGS, *settings])
-    plan = ExecutionPlan(xla=False, threads=1, parts=parts, why="", block=block)
+    plan = ExecutionPlan("block" if block else "keras", 1, parts)
     strategy = tf.distribute.get_strategy()
-    train_step = TrainStep(job, strategy, plan)
+    train_step = build_step(job, strategy, plan)
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
     shape = BatchShape(20, LENGTH, job.data.bucket)
     opened = iter(batches(strategy, reviews, order, shape=shape))
-    kernels = train_step.kernels(train_step.trace(opened))
+    kernels = kernels_of(train_step.model, train_step.trace(opened), plan.way)
     sums = np.concatenate([train_step.train_steps(opened, 1).numpy() for _ in range(3)])
     return sums, train_step.model.get_weights(), set(kernels.values())
 
@@ -186,12 +187,12 @@ def test_cudnns_plain_rnn_is_used_where_it_agrees(
     agrees = device_check.plain_rnn_agrees.__wrapped__  # without the cache
     monkeypatch.setattr(device_check, "plain_rnn_agrees", lambda gpu: agrees("CPU:0"))
     rnn, lstm = (load_job(JOBS / f"{name}.toml") for name in ("rnn", "lstm"))
-    plan = ExecutionPlan(xla=False, threads=1, parts=1, why="", cudnn_rnn=True)
-    assert device_check.checked_plan(plan, rnn).cudnn_rnn
+    plan = ExecutionPlan("cudnn", 1)
+    assert device_check.checked_plan(plan, rnn).way == "cudnn"
     assert cudnn.num_calls == 1
     cudnn.takes_columns = True
-    assert not device_check.checked_plan(plan, rnn).cudnn_rnn
-    assert device_check.checked_plan(plan, lstm).cudnn_rnn  # which has no such layer
+    assert device_check.checked_plan(plan, rnn).way == "keras"
+    assert device_check.checked_plan(plan, lstm).way == "cudnn"  # which has no such layer
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,16 @@ import functools
 import json
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from harness.compute.adversarial import OuterLookupStep, build_step
 from harness.compute.execution_plan import ExecutionPlan
-from harness.compute.recurrent import recurrent_layers
-from harness.compute.train_step import TrainStep
+from harness.compute.recurrent import recurrent_layers, why_slow
+from harness.compute.train_step import Gradients, TrainStep
 from harness.inputs.epoch_order import BatchShape
 from harness.inputs.input_pipeline import Reviews, batches, in_parts
 from harness.job_file import load_job
@@ -34,7 +35,7 @@ def trained(name: str, xla: bool, parts: int) -> tuple[np.ndarray, list[np.ndarr
     """The sums of an epoch's three steps, the last of them not full, and the weights after it."""
     strategy = tf.distribute.get_strategy()
     job = load_job(JOBS / f"{name}.toml", [*SETTINGS, "train.precision=float64"])
-    train_step = TrainStep(job, strategy, ExecutionPlan(xla=xla, threads=1, parts=parts, why=""))
+    train_step = TrainStep(job, strategy, ExecutionPlan("xla" if xla else "keras", 1, parts))
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
     opened = batches(strategy, reviews(), order, shape=BatchShape(20, LENGTH))
     sums = train_step.train_steps(iter(opened), 3).numpy()
@@ -74,17 +75,13 @@ def test_a_step_in_parts_is_the_step_as_a_whole(name: str, xla: bool, parts: int
         np.testing.assert_allclose(one, other, rtol=1e-7, atol=1e-9)
 
 
-def hlo_of_gradients(train_step: TrainStep, *embedded: tf.Tensor) -> str:
+def hlo_of(compute: Callable[..., Gradients], *vectors: tf.Tensor) -> str:
     """What XLA gets to compile, for one batch."""
     strategy = tf.distribute.get_strategy()
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
     batch = next(iter(batches(strategy, reviews(), order, shape=BatchShape(20, LENGTH))))
-    compiled = tf.function(
-        lambda *inputs: train_step._gradients(*inputs), jit_compile=True, autograph=False
-    )
-    return str(
-        compiled.experimental_get_compiler_ir(batch, train_step.dropout, *embedded)(stage="hlo")
-    )
+    compiled = tf.function(compute, jit_compile=True, autograph=False)
+    return str(compiled.experimental_get_compiler_ir(batch, *vectors)(stage="hlo"))
 
 
 @pytest.mark.full
@@ -101,16 +98,18 @@ def test_the_embedding_is_outside_of_what_xla_compiles_for_a_gpu(
 ) -> None:
     """No scatter is left, which would be a loop over words, and steps are the same to rounding."""
     strategy = tf.distribute.get_strategy()
-    plan = ExecutionPlan(xla=True, threads=1, parts=1, why="")
+    plan = ExecutionPlan("xla", 1)
     job = load_job(JOBS / f"{name}.toml", [*SETTINGS, f"train.precision={precision}"])
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
-    usual = TrainStep(job, strategy, plan)
+    usual = build_step(job, strategy, plan)
+    monkeypatch.setattr("harness.compute.adversarial.uses_gpu", lambda: True)
     monkeypatch.setattr("harness.compute.train_step.uses_gpu", lambda: True)
-    outside = TrainStep(job, strategy, plan)
-    assert (usual.looks_up_outside, outside.looks_up_outside) == (False, True)
-    embedded = tf.zeros([20, LENGTH, job.model.embedding_dim], outside.model.variable_dtype)
-    assert "scatter(" in hlo_of_gradients(usual)
-    assert "scatter(" not in hlo_of_gradients(outside, embedded)
+    outside = build_step(job, strategy, plan)
+    assert type(usual) is TrainStep
+    assert type(outside) is OuterLookupStep
+    vectors = tf.zeros([20, LENGTH, job.model.embedding_dim], outside.model.variable_dtype)
+    assert "scatter(" in hlo_of(usual._gradients)
+    assert "scatter(" not in hlo_of(outside._at_words, vectors)
     results = []
     for train_step in (usual, outside):
         opened = batches(strategy, reviews(), order, shape=BatchShape(20, LENGTH))
@@ -132,7 +131,7 @@ def test_several_classes_train_as_with_plain_keras(parts: int) -> None:
     labels = (np.arange(NUM_REVIEWS) % 5).astype(np.int32)
     several = reviews()._replace(labels=labels)
     strategy = tf.distribute.get_strategy()
-    plan = ExecutionPlan(xla=parts > 1, threads=1, parts=parts, why="")
+    plan = ExecutionPlan("xla" if parts > 1 else "keras", 1, parts)
     train_step = TrainStep(job, strategy, plan, num_outputs=5)
     plain = keras.models.clone_model(train_step.export_model)
     plain.set_weights(train_step.export_model.get_weights())
@@ -191,16 +190,14 @@ def test_parts_hold_all_rows_in_order() -> None:
     ],
 )
 def test_what_is_slow_on_a_gpu_names_its_remedy(
-    monkeypatch: pytest.MonkeyPatch, name: str, settings: list[str], kernel: str, says: str
+    name: str, settings: list[str], kernel: str, says: str
 ) -> None:
-    """In one line, on a GPU alone."""
+    """In one line."""
     job = load_job(JOBS / f"{name}.toml", [*SETTINGS, *settings])
-    plan = ExecutionPlan(xla=kernel == "xla", threads=1, parts=1, why="")
+    plan = ExecutionPlan("xla" if kernel == "xla" else "cudnn", 1)
     train_step = TrainStep(job, tf.distribute.get_strategy(), plan)
     kernels = {layer.name: kernel for layer in recurrent_layers(train_step.model)}
-    assert train_step.why_slow(kernels) == ""
-    monkeypatch.setattr("harness.compute.train_step.uses_gpu", lambda: True)
-    found = train_step.why_slow(kernels)
+    found = why_slow(train_step.model, kernels, plan.way, is_own=False)
     assert says in found
     assert bool(found) == bool(says)
 

@@ -54,17 +54,19 @@ def _half_fused(vocab_size: int, config: Any, *, num_outputs: int) -> Any:
 def _kernels(strategy: Any, name: str, *settings: str) -> list[str]:
     import numpy as np
 
+    from harness.compute.recurrent import kernels_of
     from harness.compute.train_step import TrainStep
     from harness.inputs.epoch_order import BatchShape
     from harness.inputs.input_pipeline import Reviews, batches
 
     job = load_job(JOBS / f"{name}.toml", [*SMALL, *settings])
-    train_step = TrainStep(job, strategy, ExecutionPlan(xla=False, threads=1, parts=1, why=""))
+    train_step = TrainStep(job, strategy, ExecutionPlan("keras", 1))
     reviews = Reviews(np.ones(64, np.int32), np.arange(65), np.zeros(64, np.int32))
     order = np.arange(64, dtype=np.int32)[None]
     shape = BatchShape(job.train.batch_size, 8, job.data.bucket)
     opened = batches(strategy, reviews, order, shape=shape)
-    return list(train_step.kernels(train_step.trace(iter(opened))).values())
+    graph = train_step.trace(iter(opened))
+    return list(kernels_of(train_step.model, graph, "keras").values())
 
 
 if __name__ == "__main__":

@@ -73,16 +73,17 @@ def test_a_source_may_say_the_split(tmp_path: Path) -> None:
         (["train1.tsv", "test 1.tsv", "notes.json"], ["train", "test"]),
         (["train_a.csv", "test.csv", "Validation2.csv"], ["train", "test", "validation"]),
         (["testé.csv", "tests.csv"], ["", ""]),
-        (["train.csv", "test.csv", "training.tsv"], "training.tsv names no split, though test.csv"),
-        (["imdb_Train.csv", "imdb.test-2.csv"], "imdb_Train.csv names no split; begin its name"),
+        (["train.csv", "test.csv", "all.tsv"], "all.tsv does not name one split, though test.csv"),
+        (["train.csv", "train-test.csv"], "train-test.csv does not name one split, though train."),
+        (["imdb_Train.csv", "imdb.test-2.csv"], ["train", "test"]),
         (["my-train-test.csv", "my-trains.csv", "contest.csv"], ["", "", ""]),
-        (["testing.csv", "Training.csv"], "Training.csv names no split; begin its name with train"),
+        (["testing.csv", "Trainset.csv"], ["train", "test"]),
     ],
 )
 def test_names_of_tables_say_the_split_in_any_case(
     tmp_path: Path, names: list[str], splits: list[str] | str
 ) -> None:
-    """The word, or the word before anything but a letter; what only seems to is refused."""
+    """By a word beside no letter; one that names none, or two, is refused beside one that does."""
     for name in names:
         write_csv(tmp_path / name, [("fine", "pos")])
     if isinstance(splits, list):
@@ -105,16 +106,22 @@ HEAD = b"text,label\n"
         (HEAD + b"fine,pos\n\n,neg\n", ("row 3 has no text", "take them out")),
         (HEAD + b"fine,\nx,\nx, \nx,\n", ("row 2 has no label", "row 4 has", "and 1 more")),
         (HEAD + b":-),pos\n", ("row 2 has no word in its text",)),
-        (HEAD + b"fine,pos\ncaf\xe9,neg\n", ("line 3 is not UTF-8", "data.encoding")),
-        ("text,label\nx,1\n".encode("utf-16"), ("line 1 is not UTF-8", "data.encoding")),
-        (b"\x00\x01\x02\xff" * 100, ("line 1 is not UTF-8",)),
+        (
+            HEAD + b"fine,pos\ncaf\xe9,neg\n",
+            ("line 1, or one soon after it, is not UTF-8", "data.encoding"),
+        ),
+        ("text,label\nx,1\n".encode("utf-16"), ("is not UTF-8", "data.encoding")),
+        (b"\x00\x01\x02\xff" * 100, ("is not UTF-8",)),
         (HEAD + b"fi\0ne,pos\n", ("row 2", "NUL")),
         (HEAD + b"fine, really,pos\n", ("row 2", "3 fields, the header 2", "double quotes")),
         (HEAD + b"fine\n", ("row 2", "1 fields")),
         (HEAD + b'x,pos\n"fine,pos\nx,neg\n', ("row 3", "1 fields", "close them")),
         (HEAD + b"x,1\n" * 8 + b'b,"0\n' + b"d,1\n" * 30, ("row of line 10", "next 30 lines")),
         (HEAD + b'"b c,0\nd,1\nhe "said" e,0\n', ("row of line 2", "a double quote that joins")),
-        (HEAD + b"x,pos\n" + b"a" * 50_000_000 + b",pos\n", ("line 3 has over 16,000,000 bytes",)),
+        (
+            HEAD + b"x,pos\n" + b"a" * 50_000_000 + b",pos\n",
+            ("line 3 has over 16,000,000 characters",),
+        ),
         (
             b"text,label,split\nfine,pos,later\n",
             ("row 2", "split is 'later'", "validation or test"),

@@ -10,7 +10,7 @@ from harness.checks import child
 from harness.checks.doctor import describe_cards, describe_gpus
 from harness.checks.finding import Finding
 from harness.checks.probe import ARCHITECTURES, JOBS, START_S, measure
-from harness.compute.execution_plan import choose, without_cudnn
+from harness.compute.execution_plan import choose
 from harness.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.system.host import nvidia_driver
@@ -107,11 +107,10 @@ def check_kernels(runs: Runs) -> Iterator[Finding]:
     wrong, shown = [], []
     for job, run in zip(ARCHITECTURES, _all(runs, "calm", runs.one), strict=True):
         kernels = run.record["kernels"]
-        expected = "xla" if run.record["plan"]["xla"] else "loop"
+        way = run.record["plan"]["way"]
         if runs.kind == "gpu":
-            settings = load_job(JOBS / f"{job}.toml")
-            by_rule = "loop" if without_cudnn(settings) else "cudnn"
-            expected = "xla" if choose(settings, "gpu", 1).xla else by_rule
+            way = choose(load_job(JOBS / f"{job}.toml"), "gpu", 1).way
+        expected = "loop" if way == "keras" else way
         shown.append(f"{job} {' '.join(kernels.values())}")
         runs.values.setdefault("kernels", {})[job] = kernels
         if set(kernels.values()) != {expected}:

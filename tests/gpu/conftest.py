@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import preloaded
 from tests.gpu.null_gpu.make import DRIVER, SOURCES, make
 
 TIMEOUT_S = 300.0
@@ -47,12 +48,23 @@ class Rig:
         )
 
     def train(
-        self, job: str, *args: str, gpus: int = 1, env: Mapping[str, str] = {}
+        self,
+        job: str,
+        *args: str,
+        gpus: int = 1,
+        env: Mapping[str, str] = {},
+        is_forked: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Train a job on 200 reviews for an epoch; its run is `runs/<job>/rig`."""
-        words = ["-m", "harness", "train", f"{PROJECT}/jobs/{job}.toml", "--run-id", "rig"]
-        shrunk = ["--set", "data.limit=200", "--set", "train.epochs=1"]
-        return self.run([*words, *shrunk, *args], gpus, env)
+        """Train a job on 200 reviews for an epoch; its run is `runs/<job>/rig`.
+
+        It is a fork, unless its libraries are others than those of the rig.
+        """
+        words = ["train", f"{PROJECT}/jobs/{job}.toml", "--run-id", "rig"]
+        words += ["--set", "data.limit=200", "--set", "train.epochs=1", *args]
+        if not is_forked or "LD_LIBRARY_PATH" in env:
+            return self.run(["-m", "harness", *words], gpus, env)
+        variables, server = {**self.variables(gpus), **env}, server_of(self.environment)
+        return preloaded.run(words, self.folder, variables, "", TIMEOUT_S, server)
 
     def variables(self, gpus: int) -> dict[str, str]:
         """Of the environment of a command; the check of the devices is off."""
@@ -75,6 +87,14 @@ class Rig:
 
 
 PROJECT = Path(__file__).resolve().parents[2]
+
+
+def server_of(environment: Path) -> preloaded.Server:
+    """The process of the rig that has imported TensorFlow, which has not looked at devices."""
+    folder = Path(os.environ[preloaded.SHARED], "rig")
+    folder.mkdir(exist_ok=True)
+    variables = {**preloaded.VARIABLES, "TF_CPP_MIN_LOG_LEVEL": "1"}
+    return preloaded.Server(folder, environment / "bin/python", variables)
 
 
 @pytest.fixture(scope="session")

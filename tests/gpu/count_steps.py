@@ -46,14 +46,16 @@ def main(devices: str, *jobs: str) -> None:
 
 def count(text: str, strategy: Any, devices: str) -> dict[str, Any]:
     """The kernels of a job's recurrent layers, and what a step asks for, as COUNTED names it."""
-    from harness.compute.train_step import TrainStep
+    from harness.compute.adversarial import build_step
+    from harness.compute.recurrent import kernels_of
 
     name, *settings = text.split(",")
     job = load_job(JOBS / f"{name}.toml", settings)
-    step = TrainStep(job, strategy, plan_of(job, devices))
+    plan = plan_of(job, parse_devices(devices).kind)
+    step = build_step(job, strategy, plan)
     opened = open_batches(job, strategy)
     at_once = job.train.steps_per_execution
-    kernels = step.kernels(step.trace(opened))
+    kernels = kernels_of(step.model, step.trace(opened), plan.way)
     for _ in range(WARM_UP_STEPS):
         step.train_steps(opened, at_once).numpy()
     before = called()

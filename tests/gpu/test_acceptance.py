@@ -11,17 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.checks import child
-from harness.checks.child import Ended
 from harness.checks.finding import Finding, examine
-from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import allocate_slots
 from harness.slurm.snapshot import take_snapshot
 from harness.system import cuda
 from tests.conftest import PROJECT, Harness
-from tests.gpu import __main__ as acceptance
-from tests.gpu import full
-from tests.gpu.full import Workers, check_killed_worker, check_sharing
+from tests.gpu.full import check_killed_worker
 from tests.gpu.runs import NotRun, Runs, SmallRun, judge, unless_not_run
 
 
@@ -66,47 +60,6 @@ def test_files_are_compared_by_their_bytes(finished: tuple[Harness, Path], tmp_p
     assert copy.difference(run) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(
-    ("named", "used"),
-    [(None, "gpu:4"), ("gpu:1", "gpu:1"), ("gpu:2", "gpu:2"), ("gpu:9", "gpu:4"), ("cpu", "cpu:2")],
-)
-def test_it_uses_no_more_gpus_than_are_named(
-    monkeypatch: pytest.MonkeyPatch, named: str | None, used: str
-) -> None:
-    """The others may be another's."""
-    monkeypatch.setattr(acceptance, "ask_child", lambda *_: {"gpus": [{}] * 4})
-    monkeypatch.setattr(acceptance, "CHECKS", {})
-    monkeypatch.setattr(acceptance, "check_gpus", lambda *_: iter([]))
-    assert acceptance.accept(named, None, is_full=False)["devices"] == used
-
-
-def test_a_report_that_can_not_be_written_is_refused_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Before minutes of checks; if the disk fails after them, the report is printed."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HARNESS_HERE", "1")
-    Path("file").touch()
-    for words, said in (
-        (("--out", "file/a.json"), "file/a.json: can't be written (File exists); give another"),
-        (("--out", "."), "--out .: is a folder; name a file"),
-        (("--runs", "file"), "can't be written (File exists); give another --out"),
-    ):
-        assert acceptance.main(words) == 2
-        assert said in capsys.readouterr().err
-    report: dict[str, object] = {"host": "n1", "checks": []}
-
-    def accept(*_: object, **__: object) -> dict[str, object]:
-        Path("out.json").mkdir()
-        return report
-
-    monkeypatch.setattr(acceptance, "accept", accept)
-    assert acceptance.main(["--out", "out.json"]) == 1
-    printed = capsys.readouterr()
-    assert json.loads(printed.out) == report
-    assert "out.json: " in printed.err
-
-
 def test_it_needs_no_pytest_and_runs_from_a_snapshot(harness: Harness) -> None:
     """With the files of a snapshot alone; its child finds their module, from any folder."""
     (harness.folder / "tests").mkdir()  # of another project
@@ -133,38 +86,6 @@ sys.exit(acceptance.main(["--devices", "banana"]))
     assert "--devices banana: unknown device" in done.stderr
 
 
-def test_two_workers_need_devices_and_a_trusted_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The line says which of them is missing; each worker on a GPU would have one of its own."""
-    monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", "0")
-    with pytest.raises(NotRun, match="HARNESS_TRUSTED_NETWORK=1"):
-        Workers.start(Runs(tmp_path, "cpu", 2), "two-workers")
-    with pytest.raises(NotRun, match=r"two GPUs, or a Slurm job on two nodes: sbatch --nodes=2"):
-        Workers.start(Runs(tmp_path, "gpu", 1), "two-workers")
-    monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", "1")
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a, GPU-b")
-    monkeypatch.setattr(Runs, "args", lambda *_, **__: ["/bin/sh", "-c", PRINTED])
-    with Workers.start(Runs(tmp_path, "gpu", 2), "two-workers") as workers:
-        assert workers.wait(60)
-        assert workers.codes == [0, 0]
-        assert workers.last_lines() == "0 of 2 GPU-a; 1 of 2 GPU-b"
-
-
-def test_two_workers_of_a_larger_job_ask_for_their_own_nodes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """They are two, beside the four names that the job script has exported."""
-    monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", "1")
-    monkeypatch.setenv("HARNESS_NODES", "n1 n2 n3 n4")
-    monkeypatch.setattr(full, "_srun_args", lambda _: [])
-    monkeypatch.setattr(Runs, "args", lambda *_, **__: ["/bin/sh", "-c", 'echo "<$HARNESS_NODES>"'])
-    job = SlurmEnvironment.from_environment({"SLURM_JOB_ID": "1", "SLURM_JOB_NUM_NODES": "4"})
-    with Workers.start(Runs(tmp_path, "cpu", 1, allocation=job), "two-workers") as workers:
-        assert workers.wait(60)
-        assert (workers.where, workers.last_lines()) == ("two nodes", "<>")
-
-
 def test_no_process_is_killed_for_one_of_another_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,30 +101,6 @@ def test_no_process_is_killed_for_one_of_another_machine(
             list(check_killed_worker(Runs(tmp_path, "cpu", 2)))
         assert other.poll() is None
         other.kill()
-
-
-def test_runs_that_share_a_gpu_share_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of two that are here, inside a Slurm job and outside: otherwise they would be dealt out."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
-    asked: list[dict[str, str]] = []
-
-    def run(*_: object, timeout_s: float, **variables: str) -> Ended:
-        asked.append(variables)
-        return Ended(0, timeout_s, 0.0, 0.0, "", "")
-
-    monkeypatch.setattr(child, "run_module", run)
-    (finding,) = check_sharing(Runs(tmp_path, "gpu", 2))
-    assert (finding.level, len(asked)) == ("green", 4)
-    in_job = {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "2", **asked[-1]}
-    for name, value in asked[-1].items():
-        monkeypatch.setenv(name, value)
-    for allocation in (None, SlurmEnvironment.from_environment(in_job)):
-        slots = allocate_slots(allocation, 8, workers_per_gpu=8)
-        assert {slot.gpu for slot in slots} == {0}
-    assert asked[-1]["CUDA_VISIBLE_DEVICES"] == "GPU-a"
-
-
-PRINTED = 'echo "$SLURM_PROCID of $SLURM_STEP_NUM_TASKS $CUDA_VISIBLE_DEVICES"'
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ def libraries(rig: Rig) -> Path:
 
 def test_a_run_trains_on_a_gpu_of_the_lock_alone(rig: Rig) -> None:
     """Nothing of CUDA is on LD_LIBRARY_PATH; the run ends, on cuDNN, and says it was unchecked."""
-    done = rig.train("lstm", "--devices", "gpu:1")
+    done = rig.train("lstm", "--devices", "gpu:1", is_forked=False)
     assert done.returncode == 0, done.stderr
     assert "1 × NVIDIA H100 80GB HBM3; data: " in done.stdout
     assert "HARNESS_CHECK_DEVICES=0: the GPUs are used without a check" in done.stderr
@@ -127,7 +127,7 @@ def test_missing_libraries_are_named(rig: Rig) -> None:
     subprocess.run(["cp", "--archive", "--link", rig.environment, copy.environment], check=True)
     for package in ("cudnn", "cublas", "cufft"):
         shutil.rmtree(libraries(copy) / package)
-    done = copy.train("lstm", "--devices", "gpu:1")
+    done = copy.train("lstm", "--devices", "gpu:1", is_forked=False)
     assert done.returncode == 2
     missing = "libcublasLt.so.12, libcublas.so.12, libcufft.so.11, libcudnn.so.9"
     assert f"cannot dlopen {missing}; install them: HARNESS_EXTRA=gpu bash" in last_line(done)

@@ -200,7 +200,7 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
             tmp_path / "out",
             lambda texts: tf.zeros([tf.size(texts), 2]),
             [tf.Module()],
-            record={"classes": ["a", "b"]},
+            {"classes": ["a", "b"]},
         )
     assert [*tmp_path.iterdir()] == []
 

@@ -50,8 +50,8 @@ def test_a_failing_disk_does_not_ask_for_a_new_run(
     ngrams = Member(name=NGRAMS, weight=1.0, sha256={"ngrams.npz": "0"})
     rest: dict[str, Any] = dict.fromkeys(Ensemble.model_fields)
     ensemble = Ensemble.model_construct(**rest | {"folder": tmp_path, "members": (ngrams,)})
-    for name in ("inference.kept_ratios", "ensembles.folder"):
-        monkeypatch.setattr(f"harness.{name}.read_plain_file", fail)
+    for name in ("harness.inference.kept_ratios", "harness.ensembles.folder"):
+        monkeypatch.setattr(f"{name}.read_plain_file", fail)
     monkeypatch.setattr("harness.ensembles.folder.open_plain_file", fail)
     for read in (
         lambda: read_vocabulary(run),

@@ -112,6 +112,18 @@ def test_a_search_is_cancelled_wherever_its_workers_are(
         ask_to_stop(status)
 
 
+def test_without_slurms_programs_nobody_says_that_no_job_waits(site: Site) -> None:
+    """A requeued run may be in the queue; one that somebody cancelled is not, nor one elsewhere."""
+    site.run("slurm-12", "interrupted", slurm_job="12", signal="SIGUSR1")
+    with pytest.raises(RunError, match=r"programs are not here; .* or: scancel 12"):
+        ask_to_stop(site.only())
+    site.run("slurm-12", "interrupted", slurm_job="12", signal="SIGTERM")
+    assert "nothing to cancel" in (ask_to_stop(site.only()) or "")
+    site.slurm()
+    site.run("slurm-12", "interrupted", slurm_job="12", signal="SIGUSR1")
+    assert "nothing to cancel" in (ask_to_stop(site.only()) or "")
+
+
 def test_a_run_in_another_container_is_not_cancelled_from_here(tmp_path: Path) -> None:
     """It has this machine's name, and a number that may be an own run's here."""
     boot, _, _ = process_space().partition(" ")

@@ -40,6 +40,9 @@ LAST = {
     "SLURM_JOB_START_TIME": "1700000000",
     "SLURM_JOB_END_TIME": "1700005401",
 }
+FLAGS = (
+    "-d afterok:3 -C 'a100&big' -H --exclude=n1 --gpus-per-node=4 --mem-per-gpu=2G -t 5 --ntasks=1"
+)
 LAST_ARGS = ["--nodes=1", "--time=91", "--mem=1500M"]
 
 
@@ -95,6 +98,14 @@ def stopped(folder: Path, record: dict[str, Any], state: str = "interrupted") ->
             "0",
         ),
         ({}, Resources(), [], None),
+        # sbatch's own flags, without the moment, and what is asked for as the last start had it.
+        (
+            {"slurm": {}, "starts": [{"slurm_asked": {**LAST, "HARNESS_FLAGS": FLAGS}}]},
+            Resources(flags=("--exclude=n3",)),
+            [*LAST_ARGS, "-C", "a100&big", "--exclude=n1", "--ntasks=1", "--exclude=n3"],
+            "2",
+        ),
+        ({"slurm": {"HARNESS_FLAGS": "it's"}}, Resources(), [], "0"),
         # Of searches: in a job, and outside.
         ({"starts": [{"slurm_asked": LAST}]}, Resources(), LAST_ARGS, "2"),
         ({"starts": []}, Resources(), [], None),
@@ -186,7 +197,7 @@ def test_interrupted_runs_become_a_job_each(harness: Harness) -> None:
     done = harness.run_here("submit", "--all-interrupted", "--dry-run", "--", "-C", "ib")
     assert done.returncode == 0, done.stderr
     for name in ("a", "b"):
-        assert f"run_resume run {harness.runs}/gru/{name}\n" in done.stdout
+        assert f"supervise resume run {harness.runs}/gru/{name}\n" in done.stdout
     assert "gru/cancelled" not in done.stdout
     assert done.stdout.count("sbatch --parsable --job-name=gru") == 2
     assert done.stdout.count(" -C ib ") == 2

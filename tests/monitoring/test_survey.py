@@ -140,7 +140,7 @@ def test_the_record_of_a_job_gives_a_finished_run_its_log(many: Site) -> None:
     """Of what a record says beside, the result is the better witness."""
     many.submission("12", list(range(1, 30)))
     many.submission("13", [4], job="lstm", runs=[str(many.runs / "lstm/done-03")])
-    (many.runs / ".submissions/failures-14.json").write_text('{"format": 1, "count": 2}')
+    (many.runs / ".submissions/ends-14.json").write_text('{"format": 1, "count": 2}')
     (run,) = (each for each in look(many) if each["run"] == "lstm/done-03")
     assert run["log"] == str(many.folder / "slurm-13.out")
     assert run["seed"] == RESULT["seed"]

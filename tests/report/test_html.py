@@ -135,6 +135,13 @@ def test_the_page_is_whole_and_loads_nothing(written: Path) -> None:
     assert "default-src 'none'" in text
 
 
+def test_the_main_table_says_that_it_scrolls(written: Path) -> None:
+    """In a narrow window, where it is wider than that; the page itself stays as it is."""
+    text = (written / "report.html").read_text()
+    assert text.count('<small class="hint"> (it scrolls to the side)</small>') == 1
+    assert "@media screen and (max-width: 62rem) { .hint { display: inline; } }" in text
+
+
 def test_the_record_names_versions_as_far_as_they_are_known(runs: Path) -> None:
     """A package that the run's record lacks is unknown, and no other."""
     for path in runs.glob("*/*/provenance.json"):

@@ -1,4 +1,4 @@
-"""A comparison of more jobs than a picture can tell apart: chosen, the best ones drawn."""
+"""A comparison of more jobs than a picture can tell apart: the best ones drawn."""
 
 import csv
 from pathlib import Path
@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from harness.errors import InputError
-from harness.report.collect import DatasetGroup, LeftOut, chosen, group_runs, scored_runs
+from harness.report.collect import DatasetGroup, LeftOut, group_runs, scored_runs
 from harness.report.html import write_comparison
 from harness.report.plots import styles_of
 from harness.report.summary import left_out_lines, make_parts, shown_sentences, to_csv, to_markdown
@@ -67,23 +66,6 @@ def test_the_csv_has_the_settings_that_differ(group: DatasetGroup) -> None:
     rows = list(csv.DictReader(to_csv([part]).splitlines()))
     assert {row["model.units"] for row in rows} == {str(n) for n in range(1, NUM_JOBS + 1)}
     assert {(row["val_accuracy"], row["num_seeds"]) for row in rows} == {("0.5", "2")}
-
-
-def test_runs_are_chosen_by_their_settings(group: DatasetGroup) -> None:
-    """Several conditions hold together; bare words are text."""
-    runs = group.all_runs
-    assert len(chosen(runs, ["model.pooling=max"])) == NUM_JOBS
-    assert {run.settings["model.units"] for run in chosen(runs, ["model.units=3"])} == {3}
-    assert len(chosen(runs, ["model.units=3", "model.pooling=max"])) == 2
-    for where, message in (
-        ("model.unit=3", "no run has this key; did you mean model.units"),
-        ("model.units", "should be TABLE.KEY=VALUE"),
-        ("model.units=99", "no run has it; there model.units is 1, 2, 3"),
-        ("model.units=true", "no run has it"),
-        ("train.seed=1", "differ in it alone are of one job"),
-    ):
-        with pytest.raises(InputError, match=message):
-            chosen(runs, [where])
 
 
 def test_of_many_lines_the_rest_is_counted() -> None:

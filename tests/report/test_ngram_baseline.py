@@ -273,8 +273,8 @@ def test_a_sentence_says_whether_a_network_beats_it(tmp_path: Path, group: Datas
     assert test.p_values == pytest.approx((min(1.0, 2 * 0.5**wrong),))
     (sentence,) = part.verdicts
     assert markdown(sentence) in to_markdown([part])
-    assert f",n-grams,{ngrams.accuracy}," in to_csv([part])
-    assert "n-grams &" in to_latex([part])
+    assert f',"n-grams, whole",{ngrams.accuracy},' in to_csv([part])
+    assert "n-grams, whole &" in to_latex([part])
 
 
 def small_labels(folder: Path) -> np.ndarray:

@@ -1,19 +1,17 @@
-"""Runs told apart and chosen by the settings of their jobs."""
+"""Runs told apart by the settings of their jobs."""
 
 from pathlib import Path
 
-from harness.report.collect import chosen, group_runs, scored_runs
-from tests.conftest import Harness
+from harness.report.collect import group_runs, scored_runs
 from tests.made_up_runs import write_run
 
 
 def test_each_option_is_a_setting(tmp_path: Path) -> None:
-    """A run is chosen by one alone, and named by it."""
+    """A run is named by one alone."""
     for width in (3, 5):
         toml = f"[model]\nunits = 4\noptions = {{ width = {width}, kernel = 5 }}\n"
         write_run(tmp_path / str(width), toml)
     runs, _ = scored_runs([tmp_path])
-    assert [run.folder.name for run in chosen(runs, ["model.options.width=5"])] == ["5"]
     ((group,), _) = group_runs(runs)
     assert [*group.runs] == ["lstm", "lstm width=5"]
 
@@ -61,14 +59,3 @@ def test_pretrained_vectors_are_told_apart_by_their_content(tmp_path: Path) -> N
         "lstm": ["a"],
         "lstm embeddings=22222222": ["c"],
     }
-
-
-def test_before_a_run_has_finished_no_setting_is_denied(harness: Harness) -> None:
-    """The runs are named, with what they lack."""
-    folder = harness.runs / "lstm/a"
-    folder.mkdir(parents=True)
-    (folder / "job.toml").write_text("[model]\nunits = 64\n")
-    done = harness.run_here("compare", harness.runs, "--where", "model.units=64")
-    assert done.returncode == 2
-    assert "left out, unfinished: " in done.stderr
-    assert "nothing to compare: 1 found" in done.stderr

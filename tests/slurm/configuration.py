@@ -70,6 +70,41 @@ PartitionName=spare Nodes=ALL MaxTime=1-0 PriorityTier=1 PreemptMode=CANCEL Grac
 )
 
 
+# Refuses what the scripts ask for by default, and a job that does not say how many tasks it has.
+STRICT_PLUGIN = """\
+function slurm_job_submit(job, partitions, uid)
+    if job.tres_per_node ~= nil then
+        slurm.log_user("--gres is not accepted here: choose a queue.")
+        return slurm.ERROR
+    end
+    if job.min_mem_per_node ~= nil or job.min_mem_per_cpu ~= nil then
+        slurm.log_user("--mem is not accepted here: nodes are yours as a whole.")
+        return slurm.ERROR
+    end
+    if job.num_tasks == slurm.NO_VAL then
+        slurm.log_user("You must specify the number of tasks (-n).")
+        return slurm.ERROR
+    end
+    return slurm.SUCCESS
+end
+function slurm_job_modify(job, record, partitions, uid) return slurm.SUCCESS end
+return slurm.SUCCESS
+"""
+
+STRICT = Site(
+    nodes={"c1": "", "c2": ""},
+    settings="""
+KillWait=2
+JobRequeue=0
+JobSubmitPlugins=lua
+PreemptMode=REQUEUE
+PartitionName=DEFAULT PreemptMode=OFF
+PartitionName=normal Nodes=ALL Default=YES MaxTime=1-0
+""",
+    files={"job_submit.lua": STRICT_PLUGIN},
+)
+
+
 def gres_conf(site: Site, folder: Path) -> str:
     """The GPUs of each node that has any."""
     lines = []

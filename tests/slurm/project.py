@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import preloaded
 from tests.conftest import PROJECT, SHRUNK
 from tests.slurm.cluster import SlurmCluster, wait_until
 from tests.slurm.stand_in import Project
@@ -78,6 +79,8 @@ class SlurmProject:
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in settings.items()]
         # Behind the pretended GPUs there is no driver; a test that means them sets it to nothing.
         lines.append("export HARNESS_DEVICES=${HARNESS_DEVICES-cpu}\n")
+        shared = " ".join(f"{k}={shlex.quote(v)}" for k, v in preloaded.sharing_steps().items())
+        lines.append(f"[[ $HARNESS_DEVICES != cpu ]] || export {shared}\n")
         # What one job needs elsewhere.
         lines.append("[[ -z ${BOARD_CACHE:-} ]] || export XDG_CACHE_HOME=$BOARD_CACHE\n")
         (self.path / "slurm/site.sh").write_text("".join(lines))

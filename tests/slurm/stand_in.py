@@ -2,11 +2,13 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,11 @@ STAND_IN = f"""#!/bin/sh
 ' '''
 import json, os, signal, sys, time
 from pathlib import Path
-if sys.argv[1] == "job-begin":
-    sys.exit(0)
-if sys.argv[1] == "job-end":  # what it decides is real
+if sys.argv[1] in ("job-begin", "job-end"):  # what they decide is real
     os.environ["PYTHONPATH"] = {str(PROJECT)!r}
     os.execv(sys.executable, [sys.executable, "-m", "harness", *sys.argv[1:]])
+if sys.argv[1] == "job-successor":
+    print("SUCCESSOR=(sbatch --parsable job.sh)\\nRECORD=" + os.environ["NOTE"])
 note = Path(os.environ["NOTE"])
 def write():
     note.write_text(json.dumps(call))
@@ -91,6 +93,12 @@ class Project:
         path.write_text(text)
         path.chmod(0o755)
         return path
+
+    def program(self, text: str, real: Sequence[str] = ("job-begin", "job-end")) -> Path:
+        """Have `harness` be a shell script, but for some commands, which are the real ones."""
+        python = f"PYTHONPATH={shlex.quote(str(PROJECT))} exec {shlex.quote(sys.executable)}"
+        case = f'case $1 in {"|".join(real)}) {python} -m harness "$@" ;; esac'
+        return self.executable(self.venv / "bin/harness", f"#!/bin/sh\n{case}\n{text}\n")
 
     def add_python(self) -> None:
         """Have the environment's Python note how it is called, too."""

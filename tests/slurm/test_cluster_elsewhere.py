@@ -1,6 +1,7 @@
 """A Slurm of another making: typed GPUs, other partitions, a plugin that refuses."""
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -165,7 +166,8 @@ def test_where_slurm_does_not_requeue_another_job_goes_on(
     guest: SlurmProject, undisturbed: Undisturbed
 ) -> None:
     """Warned of its end with --no-requeue, the job leaves its run to a successor."""
-    job = guest.sbatch("lstm", "--no-requeue", "--partition=spare", "--gres=none")
+    flags = ("--no-requeue", "--partition=spare", "--gres=none", "--exclude=gpu-a-01")
+    job = guest.sbatch("lstm", *flags)
     job.wait_for_step(20)
     job.cluster.run("scancel", "--batch", "--signal=USR2", job.job_id)
     wait_until((job.run / "result.json").exists, timeout_s=90)
@@ -175,3 +177,8 @@ def test_where_slurm_does_not_requeue_another_job_goes_on(
     assert successor != job.job_id
     known = job.cluster.show(successor)
     assert (known["Partition"], known.get("TresPerNode")) == ("spare", None)
+    assert known["ExcNodeList"] == "gpu-a-01"
+    log = job.log.read_text()
+    assert f"job {successor} goes on with the run" in log
+    record = json.loads((job.run.parents[1] / f".submissions/{successor}.json").read_text())
+    assert record["runs"] == [str(job.run)]

@@ -49,15 +49,6 @@ def test_the_queues_own_reason_is_one_line(site: Harness, line: str, said: str) 
     assert noted(site.folder / "cancelled") == []
 
 
-def test_a_job_that_ends_does_not_wait_for_a_look_at_its_successor(site: Harness) -> None:
-    """Slurm may kill it in a moment."""
-    answer(site, "PENDING|0:00|Dependency")
-    site.environment |= {"SLURM_JOB_ID": "7", "HARNESS_MAX_REQUEUES": "20"}
-    done = site.run_here("submit", JOBS / "lstm.toml")
-    assert done.returncode == 0, done.stderr
-    assert noted(site.folder / "asked") == []
-
-
 def test_a_squeue_without_an_answer_costs_its_line_alone(site: Harness) -> None:
     """The job is in the queue."""
     site.program("squeue", "exit 1")

@@ -11,7 +11,7 @@ import pytest
 from harness.errors import InputError
 from harness.job_file import load_job
 from harness.slurm.resources import Resources, array_spec, parse_seeds
-from harness.slurm.sbatch_options import compose, site_options
+from harness.slurm.sbatch_options import Rules, compose, site_options
 from harness.slurm.script import (
     Layout,
     Wanted,
@@ -196,7 +196,7 @@ export HARNESS_RUNS='/my runs/100%'
 export HARNESS_SNAPSHOT=1
 export HARNESS_DATA='/it'"'"'s data'
 source "$HARNESS_HOME/slurm/common.sh"
-run_job '/my runs/100%/.submissions/TIME-lstm/lstm.toml' --seed 3
+supervise train '/my runs/100%/.submissions/TIME-lstm/lstm.toml' --seed 3
 """
 
 
@@ -338,3 +338,18 @@ def test_a_header_that_is_gone_is_named(tmp_path: Path) -> None:
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm/gru.sh").write_bytes(b"#!/bin/bash\n# caf\xe9\n#SBATCH --time=5\n")
     assert read_header(tmp_path, "gru") == ["#SBATCH --time=5"]
+
+
+@pytest.mark.parametrize("name", ["gres", "--gres"])
+def test_what_a_site_refuses_is_never_sent(name: str) -> None:
+    """Neither by the script nor the site's variables nor the user; what it wants comes first."""
+    rules = Rules.of_site({"HARNESS_SBATCH_NEVER": f"{name} mem", "HARNESS_SBATCH_ALWAYS": "-n1"})
+    site = site_options({"SBATCH_GRES": "gpu:a100:1", "SBATCH_QOS": "q"})
+    composed = compose(HEADER, site, ["--mem=4G", "--time=5"], gpus="0", rules=rules)
+    assert composed.args == ["-n1", "--time=5"]
+    assert not [line for line in composed.header if "gres" in line or "--mem" in line]
+    assert composed.unset == ["SBATCH_GRES"]
+    with pytest.raises(InputError, match="--gres: is never sent at this site"):
+        compose(HEADER, site, [], gpus="2", rules=rules)
+    with pytest.raises(InputError, match="'n1' should be an option"):
+        Rules.of_site({"HARNESS_SBATCH_ALWAYS": "-x n1"})

@@ -86,7 +86,7 @@ def test_a_run_or_sweep_goes_on_where_it_is(project: Project, kind: str) -> None
     """What `submit --resume` writes calls `harness resume`; a sweep starts its own job steps."""
     script = project.executable(
         project.spool(),
-        f'#!/bin/bash\nsource "$HARNESS_HOME/slurm/common.sh"\nrun_resume {kind} "$@"\n',
+        f'#!/bin/bash\nsource "$HARNESS_HOME/slurm/common.sh"\nsupervise resume {kind} "$@"\n',
     )
     project.executable(
         project.commands / "srun",
@@ -283,8 +283,8 @@ def test_lines_in_a_log_carry_time_and_level(project: Project, tmp_path: Path) -
         )
     assert done.returncode == 137
     line = log.read_text().splitlines()[-1]
-    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ERROR harness ended with exit code 137", line)
-    assert strip_prefix(line).startswith("harness ended with")
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ERROR killed, most likely", line)
+    assert strip_prefix(line).startswith("killed, most likely")
 
 
 def test_site_settings_and_container(project: Project) -> None:

@@ -11,6 +11,8 @@ import pytest
 from tests.slurm.stand_in import Project
 from tests.slurm.test_scripts import project  # noqa: F401 - a fixture
 
+ASKED = "SLURM_GPUS_PER_NODE"
+
 
 def test_one_task_of_an_array_acts_on_itself_alone(
     project: Project,  # noqa: F811 - the fixture
@@ -24,14 +26,12 @@ def test_one_task_of_an_array_acts_on_itself_alone(
         SLURM_ARRAY_TASK_ID="3",
         ASKED=str(asked),
     )
-    faults = project.path / "runs/.submissions/node-faults-42"
-    faults.parent.mkdir(parents=True)
-    faults.write_text("n1 broken\n")
-    code, said = project.signalled(project.spool(), signal.SIGUSR2, env=env)
-    assert (code, "job 42_3 is back in the queue" in said) == (75, True), said
+    project.program('echo "n1 broken" >>"$HARNESS_NODE_FAULTS"; exit 75')
+    done = project.run(project.spool(), env=env)
+    assert (done.returncode, "job 42_3 is back in the queue" in done.stderr) == (75, True)
     lines = asked.read_text().splitlines()
     assert "requeue 42_3" in lines
-    assert "update JobId=42_3 ExcNodeList=,n1" in lines
+    assert "update JobId=42_3 ExcNodeList=n1" in lines
     assert not [line for line in lines if re.search(r"\b42\b(?!_3)", line)]
 
 
@@ -57,22 +57,21 @@ def test_a_run_of_a_given_name_is_looked_for_by_it(
 ) -> None:
     """Whether a failed job goes on is asked of its own run."""
     asked = project.outside / "asked"
-    program = '#!/bin/sh\necho "$@" >>"$ASKED"\n[ "$1" != train ] || exit 137\n'
-    project.executable(project.venv / "bin/harness", program)
+    project.program('echo "$@" >>"$ASKED"\n[ "$1" != train ] || exit 137', real=["job-begin"])
     env = project.slurm(ASKED=str(asked))
     project.run(project.spool(), *given, env=env)
-    assert f"job-end 137 --run {project.path}/runs/bilstm/exp1 " in asked.read_text()
+    assert f"job-end 137 --signals  --run {project.path}/runs/bilstm/exp1 " in asked.read_text()
 
 
 def test_a_signal_after_the_harness_has_ended_is_heard(
     project: Project,  # noqa: F811 - the fixture
 ) -> None:
     """While the script asks whether the job goes on, a preemption may come."""
-    program = (
-        '#!/bin/sh\nif [ "$1" = train ]; then touch "$NOTE"; exit 137; fi\n'
-        '[ "$1" != job-end ] || { touch "${NOTE%.json}.ready"; sleep 1; exit 1; }\n'
+    project.program(
+        'if [ "$1" = train ]; then touch "$NOTE"; exit 137; fi\n'
+        'touch "${NOTE%.json}.ready"; sleep 1; exit 1',
+        real=["job-begin"],
     )
-    project.executable(project.venv / "bin/harness", program)
     project.executable(project.commands / "scontrol", '#!/bin/sh\necho "$@" >>"$ASKED"\n')
     asked = project.outside / "asked"
     env = project.slurm(ASKED=str(asked))
@@ -100,10 +99,8 @@ def test_a_job_does_not_take_its_callers_variables_for_its_own(
     assert project.run(project.spool(), env=project.slurm(**session, **own)).returncode == 0
     assert project.call()["slurm"] == sorted(["SLURM_JOB_ID", "SLURM_SUBMIT_DIR", *own])
     # The log's first line compares what was asked for with what was given.
-    program = '#!/bin/sh\n[ "$1" = job-begin ] || exit 0\necho "GPUs: $SLURM_GPUS_PER_NODE"\n'
-    project.executable(project.venv / "bin/harness", program)
-    done = project.run(project.spool(), env=project.slurm(**session, **own))
-    assert done.stdout == "GPUs: 1\n"
+    done = project.run(project.spool(), env=project.slurm(**{**own, **session, ASKED: "8"}))
+    assert "--gpus-per-node=8 was asked for" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -172,10 +169,23 @@ def test_a_sweep_is_looked_for_by_its_job_wherever_it_is_named(
     job = project.outside / "all.toml"
     job.write_text('[model.options]\nname = "wide"\n')
     asked = project.outside / "asked"
-    project.executable(
-        project.venv / "bin/harness",
-        '#!/bin/sh\necho "$@" >>"$ASKED"\n[ "$1" != tune ] || exit 75\n',
-    )
+    project.program('echo "$@" >>"$ASKED"\n[ "$1" != tune ] || exit 75', real=["job-begin"])
     words = [word.format(job=job) for word in given]
     project.run(project.spool("tune"), *words, env=project.slurm(ASKED=str(asked)))
-    assert f"job-end 75 --run {project.path}/runs/all/mine " in asked.read_text()
+    assert f"job-end 75 --signals  --run {project.path}/runs/all/mine " in asked.read_text()
+
+
+def test_the_log_of_an_arrays_task_has_its_shown_id_too(
+    project: Project,  # noqa: F811 - the fixture
+) -> None:
+    """Slurm names it by an id of the task's own, which no list shows."""
+    log = project.outside / "lstm-44.out"
+    array = {"SLURM_JOB_ID": "44", "SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "2"}
+    for env in (project.slurm(SLURM_JOB_ID="44"), project.slurm(**array)):
+        with log.open("w") as file:
+            subprocess.run(
+                ["bash", str(project.spool())], env=env, stdout=file, timeout=60, check=True
+            )
+    names = [path.name for path in project.outside.glob("*.out")]
+    assert sorted(names) == ["lstm-42_2.out", "lstm-44.out"]
+    assert log.samefile(project.outside / "lstm-42_2.out")

@@ -47,7 +47,7 @@ def test_warned_job_goes_back_into_the_queue(
     asked.touch()
     answer = '[ "$1" != requeue ] || echo "$@" >>"$ASKED"'
     project.executable(project.commands / "scontrol", f"#!/bin/sh\n{answer}\n")
-    env = project.slurm(ASKED=str(asked), SLURM_RESTART_COUNT=str(times), HARNESS_MAX_REQUEUES="3")
+    env = project.slurm(ASKED=str(asked), SLURM_RESTART_COUNT=str(times))
     code, said = project.signalled(project.spool(), number, env=env)
     assert code == 75, said
     assert asked.read_text() == requeued
@@ -58,29 +58,51 @@ def test_a_job_that_never_gets_to_its_run_gives_up(
 ) -> None:
     """Starts that a time limit ends before there is anything to save count one after another."""
     project.executable(project.commands / "scontrol", "#!/bin/sh\nexit 0\n")
-    harness = project.venv / "bin/harness"
-    working = harness.read_text()
     ready = shlex.quote(str(project.note.with_suffix(".ready")))
-    starting = f'[ "$1" = job-begin ] || {{ touch "$NOTE" {ready}; exec sleep 20; }}'
-    env = project.slurm(HARNESS_MAX_REQUEUES="2", SLURM_RESTART_COUNT="9")
+    project.program(f'touch "$NOTE" {ready}; exec sleep 20')
     said = []
-    for program in (*[f"#!/bin/sh\n{starting}\n"] * 2, working, *[f"#!/bin/sh\n{starting}\n"] * 3):
-        project.executable(harness, program)
+    for restarts in range(3):
         project.note.with_suffix(".ready").unlink(missing_ok=True)
+        env = project.slurm(SLURM_RESTART_COUNT=str(restarts))
         code, told = project.signalled(project.spool(), signal.SIGUSR2, env=env)
         said.append((code, "is back in the queue" in told))
-    assert said == [(75, True)] * 5 + [(75, False)]
-    assert "for the last 2 times (HARNESS_MAX_REQUEUES)" in told.splitlines()[-1]
+    assert said == [(75, True), (75, True), (1, False)]
+    assert "3 starts one after another ended without a step" in told.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("begins", "restarts", "code", "requeued"),
+    [
+        (True, "9", 75, True),  # its run was saved
+        (False, "1", 126, True),
+        (False, "2", 126, False),  # the third start that did not get to its run
+    ],
+)
+def test_a_job_goes_back_where_python_does_not_start(
+    project: Project,  # noqa: F811 - the fixture
+    begins: bool,
+    restarts: str,
+    code: int,
+    requeued: bool,
+) -> None:
+    """The script decides by itself, from the exit code and Slurm's own count."""
+    asked = asked_of_scontrol(project, "exit 0")
+    fails = "case $1 in train) exit 75 ;; *) exit 126 ;; esac"
+    project.program(fails, real=["job-begin"] if begins else ["none"])
+    env = project.slurm(ASKED=str(asked), SLURM_RESTART_COUNT=restarts)
+    done = project.run(project.spool(), env=env)
+    assert done.returncode == code, done.stderr
+    assert ("requeue 42" in asked.read_text()) == requeued
 
 
 def test_requeue_is_tried_again_while_the_scheduler_is_down(
     project: Project,  # noqa: F811 - the fixture
 ) -> None:
     """A controller that is being restarted costs no job its place."""
-    asked = asked_of_scontrol(project, '[ "$(wc -l <"$ASKED")" = 2 ]')
+    asked = asked_of_scontrol(project, '[ "$(grep -c requeue "$ASKED")" = 2 ]')
     env = project.slurm(ASKED=str(asked), HARNESS_RETRY_S="0.1")
     code, said = project.signalled(project.spool(), signal.SIGUSR2, env=env)
-    assert (code, asked.read_text()) == (75, "requeue 42\n" * 2)
+    assert (code, asked.read_text().count("requeue 42\n")) == (75, 2)
     assert "is back in the queue" in said.splitlines()[-1]
 
 
@@ -101,63 +123,58 @@ def test_a_job_out_of_memory_asks_for_more(
     asked = asked_of_scontrol(project, "exit 0")
     result = out_of_memory(project, asked)
     assert result.returncode == 137
-    assert asked.read_text() == "requeue 42\nupdate JobId=42 MinMemoryNode=1500\n"
+    assert asked.read_text().endswith("requeue 42\nupdate JobId=42 MinMemoryNode=1500\n")
     assert "1.0 GB asked" in result.stderr
 
 
 def test_a_job_that_gets_no_further_gives_up(
     project: Project,  # noqa: F811 - the fixture
 ) -> None:
-    """The third failure with the same exit code and without a step is the last."""
+    """The third start without a step is the last."""
     project.executable(project.commands / "scontrol", "#!/bin/sh\nexit 0\n")
-    ends = [project.run(project.spool(), env=project.slurm(EXIT="75")) for _ in range(3)]
+    starts = [project.slurm(EXIT="75", SLURM_RESTART_COUNT=str(count)) for count in range(3)]
+    ends = [project.run(project.spool(), env=start) for start in starts]
     assert ["is back in the queue" in end.stderr for end in ends] == [True, True, False]
-    assert "given up: ended 3 times with exit code 75" in ends[2].stderr
+    assert "given up: 3 starts" in ends[2].stderr
 
 
-def test_memory_is_asked_for_a_job_that_waits_alone(
+def test_where_slurm_forbids_a_requeue_the_script_submits_another_job(
     project: Project,  # noqa: F811 - the fixture
 ) -> None:
-    """Where Slurm forbids a requeue, the job that goes on has more, and this one is ending."""
-    asked = asked_of_scontrol(project, "echo requeue is disabled >&2; exit 1")
-    result = out_of_memory(project, asked)
-    assert asked.read_text() == "requeue 42\n"
-    assert project.call()["argv"][-2:] == ["--dependency=afterany:42", "--mem=1500M"]
-    assert "cancel it" not in result.stderr
-
-
-def test_faulty_nodes_count_in_a_row(
-    project: Project,  # noqa: F811 - the fixture
-) -> None:
-    """A start that found none begins a new row; one that a signal ended too early does not.
-
-    Nor does one that found a node at fault which was so before.
-    """
-    project.executable(project.commands / "scontrol", "#!/bin/sh\nexit 0\n")
-    harness = project.venv / "bin/harness"
-    trains = {"": "exit 75", "early": 'kill -USR2 "$PPID"; exec sleep 5'}
-    fault = 'echo "$FAULT broken" >>"$HARNESS_NODE_FAULTS"; exit 75'
-    ends = []
-    for node in ("n1", "n2", "", "n3", "n4", "n3", "early", "n5"):
-        cases = f"train) {trains.get(node, fault)} ;; job-end) echo requeue ;;"
-        project.executable(harness, f"#!/bin/sh\ncase $1 in {cases} esac\n")
-        end = project.run(project.spool(), env=project.slurm(FAULT=node))
-        ends.append((end.returncode, "back in the queue" in end.stderr))
-    assert ends == [(75, True)] * 7 + [(1, False)]
-    assert end.stderr.splitlines()[-1].endswith("n3 n4 n5 were at fault one after another")
-
-
-def test_a_container_without_sbatch_is_told(
-    project: Project,  # noqa: F811 - the fixture
-) -> None:
-    """Where Slurm forbids the requeue, harness submits from inside of it."""
+    """Python, in a container, writes it, with what is to change; sbatch is called outside."""
     (project.path / "slurm/site.sh").write_text("HARNESS_CONTAINER=(env IMAGE=x)\n")
-    asked_of_scontrol(project, "echo requeue is disabled >&2; exit 1")
+    asked = asked_of_scontrol(project, "echo requeue is disabled >&2; exit 1")
     project.executable(
-        project.venv / "bin/harness",
-        "#!/bin/sh\ncase $1 in train) exit 75 ;; job-end) echo requeue ;; submit) exit 2 ;; esac\n",
+        project.commands / "sbatch", '#!/bin/sh\necho "a word of the site"\necho "78;${IMAGE:-}"\n'
     )
-    env = project.slurm(ASKED=str(project.outside / "asked"))
-    said = project.run(project.spool(), env=env).stderr.splitlines()
-    assert "the container has no sbatch that works" in said[-2]
-    assert "--run-id (--sweep-id of a search) slurm-42" in said[-2]
+    folder = project.path / "runs/.submissions/one"
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text('{"job_id": "@JOB@"}')
+    answer = f"SUCCESSOR=(sbatch --parsable job.sh)\nRECORD={shlex.quote(str(folder))}/record.json"
+    project.program(
+        f'case $1 in train) exit 137 ;; esac\necho "$@" >"$NOTE"\ncat <<END\n{answer}\nEND'
+    )
+    said = out_of_memory(project, asked).stderr.splitlines()
+    assert asked.read_text().splitlines()[-1] == "requeue 42"
+    run = project.path / "runs/bilstm/slurm-42"
+    told = project.note.read_text()
+    assert told == f"job-successor {run} --runs {project.path}/runs -- MinMemoryNode=1500\n"
+    assert said[-1].endswith("interrupted; job 78 goes on with the run")
+    assert (folder.parent / "78.json").read_text() == '{"job_id": "78"}'
+
+
+def test_a_job_leaves_the_nodes_at_fault(
+    project: Project,  # noqa: F811 - the fixture
+) -> None:
+    """The third in a row is the last; the start says which, and the job fails."""
+    asked = asked_of_scontrol(project, "exit 0")
+    project.program('echo "$FAULT broken" >>"$HARNESS_NODE_FAULTS"; exit 75')
+    ends = []
+    for restarts in range(3):
+        node = {"FAULT": f"n{restarts}", "SLURM_RESTART_COUNT": str(restarts)}
+        end = project.run(project.spool(), env=project.slurm(ASKED=str(asked), **node))
+        ends.append((end.returncode, "back in the queue" in end.stderr))
+    assert ends == [(75, True)] * 2 + [(1, False)]
+    assert end.stderr.splitlines()[-1].endswith("n0 n1 n2 were at fault one after another")
+    changes = [line for line in asked.read_text().splitlines() if "update" in line]
+    assert changes == [f"update JobId=42 ExcNodeList={node}" for node in ("n0", "n0,n1")]

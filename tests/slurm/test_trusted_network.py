@@ -36,14 +36,13 @@ def project(tmp_path: Path) -> Project:
     return project
 
 
-def test_a_job_script_refuses_in_its_first_second(project: Project) -> None:
-    """Before the environment is made or data are copied, in the same words as Python's."""
-    env = project.slurm(**TWO_NODES, HARNESS_VENV=str(project.outside / "never made"))
-    result = project.run(project.spool(), env=env)
+def test_a_job_script_refuses_before_anything_starts(project: Project) -> None:
+    """On no node, and in the same words as all commands."""
+    result = project.run(project.spool(), env=project.slurm(**TWO_NODES))
     assert result.returncode == 2
     line = result.stderr.splitlines()[-1]
     assert line == f"harness: one model on 2 nodes: {AT_STAKE}; {REMEDY}"
-    assert not (project.outside / "never made").exists()
+    assert not project.note.exists()
 
 
 @pytest.mark.parametrize("word", [WORD, 'export HARNESS_TRUSTED_NETWORK="1" # asked\n'])

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from harness.slurm.environment import visible_gpus
-from harness.system import cuda
 from harness.system.cuda import hidden_by
 
 LOAD = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
@@ -52,49 +51,3 @@ def test_gpus_that_are_named_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, MIG-8f2a,-1,5")
     assert hidden_by() == ""
     assert visible_gpus() == 2
-
-
-NOT_READY = "E0000 failed call to cuInit: INTERNAL: CUDA error: CUDA_ERROR_SYSTEM_NOT_READY: later"
-NO_LIBRARY = "E0000 failed call to cuInit: INTERNAL: CUDA error: UNKNOWN ERROR (303)"
-
-
-@pytest.mark.parametrize(
-    ("lines", "visible", "seen", "missing", "reason", "fault"),
-    [
-        (NOT_READY, "0", 0, [], "cuInit failed: CUDA_ERROR_SYSTEM_NOT_READY", "node"),
-        (NO_LIBRARY, "0", 0, [], "libcuda.so.1 can't be loaded", "installation"),
-        ("", "0", 0, ["libcudnn.so.9"], "cannot dlopen libcudnn.so.9", "installation"),
-        ("", "0,1", 1, [], "the driver shows 1 of 2", "node"),
-        ("", None, 1, [], "the driver shows 1 of 2", "node"),
-    ],
-    ids=["broken", "no-libcuda", "no-cudnn", "fewer", "fewer-by-slurm"],
-)
-def test_why_a_gpu_can_not_be_used(
-    monkeypatch: pytest.MonkeyPatch,
-    lines: str,
-    visible: str | None,
-    seen: int,
-    missing: list[str],
-    reason: str,
-    fault: str,
-) -> None:
-    """One reason and one remedy; only what another node may have sends a job to another node."""
-    monkeypatch.setattr(cuda, "has_driver", lambda: True)
-    monkeypatch.setattr(cuda, "has_nvml", lambda: True)
-    monkeypatch.setattr(cuda, "missing_libraries", lambda: missing)
-    problem = cuda.find_problem(
-        lines,
-        {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible},
-        is_cuda_build=True,
-        num_seen=seen,
-        promised=2,
-    )
-    assert reason in problem.reason
-    assert problem.fault == fault
-    assert problem.remedy
-
-
-def test_a_tensorflow_without_cuda_is_named() -> None:
-    """A wheel for the CPU alone can be installed by mistake."""
-    problem = cuda.find_problem("", {}, is_cuda_build=False, num_seen=0, promised=1)
-    assert (problem.fault, "no CUDA build" in problem.reason) == ("installation", True)

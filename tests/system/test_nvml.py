@@ -71,10 +71,3 @@ def test_memory_of_this_process_is_told() -> None:
     assert own_gb({}) == 1.0
     assert own_gb({"CUDA_VISIBLE_DEVICES": "MIG-a"}) is None
     assert free_gb({}) == {"0": 1.5, "1": 1.5}
-
-
-def test_without_nvml_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no answer, and no complaint."""
-    monkeypatch.setattr(nvml, "find_nvml", lambda: None)
-    assert describe_memory({}) == ""
-    assert (free_gb({}), own_gb({})) == ({}, None)

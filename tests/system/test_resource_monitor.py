@@ -142,20 +142,6 @@ def test_without_nvml_the_rest_is_read(
         assert said == []
 
 
-def test_a_part_of_a_gpu_has_no_use(gauge_over: Callable[..., Gauge]) -> None:
-    """NVML does not tell the use of a MIG instance: its memory is read, and nothing is guessed."""
-    with gauge_over(FakeNvml(MIG_1=None), seen="MIG-1") as (monitor, said):
-        assert monitor.sample().keys() == {"memory_gb", "gpu0_memory_gb"}
-    assert said == []
-
-
-def test_nvidias_module_has_the_calls() -> None:
-    """Where nvidia-ml-py is installed, it holds every name that is asked for."""
-    pynvml = pytest.importorskip("pynvml", reason="nvidia-ml-py is not installed")
-    names = [name for name in dir(FakeNvml) if name.startswith(("nvml", "NVML"))]
-    assert [name for name in names if not hasattr(pynvml, name)] == []
-
-
 @pytest.mark.full
 def test_a_run_charts_what_it_uses(finished: tuple[Harness, Path]) -> None:
     """TensorBoard gets duration, processors and memory; the exact records have none of it."""

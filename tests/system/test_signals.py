@@ -1,6 +1,5 @@
 """A second Ctrl-C ends a command at once: one line, exit code 75, no traceback, no child left."""
 
-import os
 import subprocess
 import sys
 import time
@@ -11,7 +10,7 @@ from signal import SIGINT
 import psutil
 import pytest
 
-from tests.conftest import PROJECT, Harness, wait_for
+from tests.conftest import Harness, wait_for
 from tests.preloaded import Process
 from tests.training.kills import wait_for_step
 
@@ -123,32 +122,6 @@ def test_in_start_up(harness: Harness, library: str) -> None:
     warned = press_until_it_ends(process)
     assert process.returncode == 75
     assert warned in (AT_ONCE, "harness: interrupted before anything began\n")
-
-
-IN_EXEC = """
-import sys
-from harness import __main__
-from harness.cli import main
-
-main.main = lambda: exec("raise KeyboardInterrupt")
-sys.exit(__main__.main())
-"""
-
-
-def test_in_an_exec(tmp_path: Path) -> None:
-    """A dataclass is made by exec(), and an interrupt inside one replaced the exit code."""
-    (tmp_path / "interrupted.py").write_text(IN_EXEC)
-    done = subprocess.run(
-        [sys.executable, "-m", "interrupted"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(PROJECT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    said = "harness: interrupted before anything began\n"
-    assert (done.returncode, done.stderr) == (75, said)
 
 
 @pytest.mark.full

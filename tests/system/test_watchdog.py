@@ -9,7 +9,7 @@ from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, SIGUSR2
 
 import pytest
 
-from harness.errors import InputError, Interrupted, RunError
+from harness.errors import Interrupted, RunError
 from harness.system import watchdog
 from harness.system.watchdog import Watchdog, Watched
 
@@ -135,27 +135,6 @@ def test_too_many_ends_are_a_failure() -> None:
     assert ends == [
         ("interrupted by a step that did not end on gpu:0 of n7; not requeued after 20 times", 1)
     ]
-
-
-def test_a_disk_that_does_not_answer_does_not_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end is recorded if that is possible."""
-    monkeypatch.setattr(watchdog, "RECORD_S", 0.1)
-
-    def wait(reason: Interrupted) -> int:
-        time.sleep(60)
-        return 1
-
-    dog, ends = make()
-    watch(dog, record=wait)
-    dog.count(600)
-    assert [code for _, code in ends] == [75]
-
-
-def test_limits_are_checked() -> None:
-    """Before TensorFlow is imported."""
-    with pytest.raises(InputError, match="HARNESS_STALL_MIN=soon: should be minutes, 0 to 1440"):
-        watchdog.from_settings({"HARNESS_STALL_MIN": "soon"})
-    assert watchdog.from_settings({"HARNESS_STOP_S": "5"}).stop_s == 5
 
 
 BLOCKED = """

@@ -1,12 +1,9 @@
-"""The heartbeat's record: what it holds beside the phase, and how often a job is requeued."""
+"""The heartbeat's record: what it holds beside the phase."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from harness.errors import Interrupted, RunError
 from harness.slurm.environment import SlurmEnvironment
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.run_dir import RunDirectory
@@ -26,16 +23,6 @@ def state(run: RunDirectory) -> dict[str, Any]:
     return content
 
 
-def test_a_note_goes_with_the_next_beat(tmp_path: Path) -> None:
-    """It is no reason to write, and stays in every later record."""
-    heart, run = start(tmp_path)
-    heart.beat("training", step=1)
-    heart.note(warning="GPU 0 is idle")
-    assert "warning" not in state(run)
-    heart.beat("validating")
-    assert (state(run)["warning"], state(run)["step"]) == ("GPU 0 is idle", 1)
-
-
 def test_a_task_of_an_array_is_recorded_by_both_ids(tmp_path: Path) -> None:
     """Slurm's programs, called with the job's id alone, may act on the whole array."""
     array = {**SLURM, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}
@@ -46,48 +33,8 @@ def test_a_task_of_an_array_is_recorded_by_both_ids(tmp_path: Path) -> None:
 
 
 def test_a_run_in_a_session_does_not_own_its_job(tmp_path: Path) -> None:
-    """Only the job scripts say how often they requeue; a notebook server is a batch job too."""
+    """Only the job scripts say that they requeue; a notebook server is a batch job too."""
     for name, variables in (("a", SLURM), ("b", {"SLURM_JOB_ID": "7"}), ("c", {})):
         heart, run = start(tmp_path / name, variables)
         heart.beat("training")
         assert state(run)["owns_job"] == (name == "a")
-
-
-def test_a_warned_job_is_requeued_only_so_often(tmp_path: Path) -> None:
-    """Each warning counts over restarts, until there is a step more or the run is refused."""
-    for requeues in (1, 2):
-        heart, run = start(tmp_path, SLURM)
-        heart.interrupted(Interrupted("SIGUSR1"))
-        assert (state(run)["phase"], state(run)["requeues"]) == ("interrupted", requeues)
-        assert (state(run)["signal"], state(run)["slurm_job"]) == ("SIGUSR1", "7")
-    heart, run = start(tmp_path, SLURM)
-    heart.beat("training", step=1)
-    heart.interrupted(Interrupted("SIGUSR1"))
-    assert (state(run)["requeues"], state(run)["requeued_at"]) == (1, 1)
-    heart, run = start(tmp_path, SLURM)
-    heart.beat("training", step=1)
-    heart.interrupted(Interrupted("SIGUSR1"))
-    heart, run = start(tmp_path, SLURM)
-    line = rf"not requeued after 2 times without.*give more --time.*harness resume {tmp_path}"
-    with pytest.raises(RunError, match=line):
-        heart.interrupted(Interrupted("SIGUSR1"))
-
-
-@pytest.mark.parametrize(("variables", "reason"), [(SLURM, "SIGTERM"), ({}, "SIGUSR1")])
-def test_only_a_warned_job_counts_as_requeued(
-    tmp_path: Path, variables: dict[str, str], reason: str
-) -> None:
-    """A cancelled job is not put back, and outside Slurm there is no queue."""
-    for _ in range(4):
-        heart, run = start(tmp_path, variables)
-        heart.interrupted(Interrupted(reason))
-    assert (state(run)["requeues"], state(run)["phase"]) == (0, "interrupted")
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"restarts": null, "requeues": null}'])
-def test_a_broken_record_does_not_keep_a_run_from_starting(tmp_path: Path, content: str) -> None:
-    """Counts that can't be read start from nothing."""
-    (tmp_path / "state.json").write_text(content)
-    heart, run = start(tmp_path)
-    heart.beat("starting")
-    assert state(run)["requeues"] == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.slurm.queue import QueuedJob
-from harness.tracking.job_end import was_out_of_memory
+from harness.tracking.out_of_memory import was_out_of_memory
 from harness.tracking.records import RunStatus
 
 BEGIN = "2026-01-01 12:00:00 INFO job 7 on n1: no GPUs, 4 CPUs, 17.2 GB\n"

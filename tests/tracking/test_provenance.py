@@ -1,10 +1,8 @@
 """The record of a run's starts, and what differs from the first."""
 
-import errno
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,15 +10,13 @@ from typing import Any
 import pytest
 
 from harness.errors import DiskError, InputError
-from harness.system import git as git_room
 from harness.system.console import Console
-from harness.system.git import code_version, new_files
+from harness.system.git import code_version
 from harness.tracking import provenance
 from harness.tracking.provenance import changes_since_first_start, record_kernels
 from harness.tracking.record_format import RECORD
 from harness.tracking.run_dir import RunDirectory
 from harness.training.launch import warn_of_changes
-from tests.slurm.test_submit import edit
 from tests.slurm.test_submit import project as project
 
 CPUS = [{"device": "cpu:0"}, {"device": "cpu:1"}]
@@ -46,14 +42,6 @@ def test_an_unchanged_start_warns_of_nothing(run: RunDirectory) -> None:
     assert changes_since_first_start(run, others) == []
     run.path(RECORD).unlink()
     assert changes_since_first_start(run, CPUS) == []
-
-
-def test_a_run_on_gpus_may_have_another_processor_beside_them(run: RunDirectory) -> None:
-    """The GPUs compute it; so may a run whose record has no processor."""
-    gpus = [{"device": "gpu:0", "name": "NVIDIA A100"}]
-    record = json.loads(run.path(RECORD).read_text()) | {"starts": [{"devices": gpus}]}
-    run.path(RECORD).write_text(json.dumps({**record, "processor": "Intel Xeon"}))
-    assert changes_since_first_start(run, gpus) == []
 
 
 @pytest.mark.parametrize(
@@ -138,45 +126,6 @@ def test_a_record_that_can_not_be_read_just_now_stays(run: RunDirectory) -> None
     with pytest.raises(DiskError, match="Input/output error; try again later"):
         run.check_format()
     assert run.path(RECORD).is_symlink()
-
-
-def test_a_trials_code_is_looked_at_once_and_without_the_other_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The folder of runs is that of the sweep, for its trials and its winner."""
-    monkeypatch.setattr(provenance, "_code", lambda runs: {"runs": runs})
-    sweep = tmp_path / "runs/tune/s"
-    sweep.mkdir(parents=True)
-    (sweep / "search.toml").touch()
-    for name in ("trials/1", "trials/2.7/seed1", "winner/seed1", "."):
-        assert provenance.code_of(RunDirectory(sweep / name)) == {"runs": tmp_path / "runs"}
-    assert provenance.code_of(RunDirectory(tmp_path / "runs/lstm/a")) == {"runs": tmp_path / "runs"}
-
-
-def test_a_file_that_goes_away_or_is_closed_costs_no_record(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An editor's file, gone when it is measured or copied; one that may not be read is named."""
-    edit(project)
-    names = [*new_files(project), "4913", "closed", "swap"]
-    for name in ("closed", "swap"):
-        (project / name).touch()
-    copy = shutil.copy2
-
-    def copy2(source: Path, target: Path, *, follow_symlinks: bool) -> None:
-        if source.name == "swap":
-            source.unlink()
-        if source.name == "closed":
-            raise PermissionError(errno.EACCES, "Permission denied")
-        copy(source, target, follow_symlinks=follow_symlinks)
-
-    monkeypatch.setattr(git_room, "new_files", lambda *_: names)
-    monkeypatch.setattr(shutil, "copy2", copy2)
-    version = code_version(project)
-    assert "git_problem" not in version
-    assert "+limit = 99" in version["uncommitted_diff"]
-    assert "new folder/n" in version["uncommitted_diff"]
-    assert version["left_out_files"] == ["closed"]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to give a folder to another user")

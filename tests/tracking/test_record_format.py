@@ -38,12 +38,6 @@ def test_another_format_is_refused(record: dict[str, object], version: str) -> N
         check_format("run a", record)
 
 
-def test_a_record_is_stamped_by_the_last_version_that_writes_it() -> None:
-    """The version of an earlier writer gives way; the rest of the record stays."""
-    record = stamped({"format": FORMAT, "harness": "0.2.9", "commit": "c"})
-    assert record == {"format": FORMAT, "harness": __version__, "commit": "c"}
-
-
 def restamp(run: Path, number: int, version: str) -> None:
     """Make a run one that another version wrote."""
     record = json.loads((run / "provenance.json").read_text())

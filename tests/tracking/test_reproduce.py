@@ -119,22 +119,6 @@ def test_a_snapshot_stands_in_for_git(checkout: Checkout, tmp_path: Path) -> Non
     assert code_alone(tmp_path / "deep/back", "other") == code(project)
 
 
-def test_a_snapshot_has_what_was_too_large_for_the_record(
-    checkout: Checkout, tmp_path: Path
-) -> None:
-    """With a large new file the snapshot is taken before the commit, which lacks it."""
-    snapshot = take_snapshot(checkout.path, tmp_path / "runs")
-    changes: dict[str, object] = {"left_out_files": ["data.bin"]}
-    run = checkout.copy_of_run(tmp_path, **changes)
-    done = checkout.harness.run("reproduce", run, "--to", tmp_path / "a")
-    assert "left out of the record, so not put back: data.bin" in done.stderr
-    shutil.rmtree(run)
-    run = checkout.copy_of_run(tmp_path, **changes, snapshot=str(snapshot))
-    done = checkout.harness.run("reproduce", run, "--to", tmp_path / "b")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert f"from snapshot {snapshot}" in done.stdout
-
-
 @pytest.mark.parametrize(
     ("changes", "named", "code"),
     [
@@ -176,28 +160,6 @@ def test_a_job_whose_name_is_taken_gets_another(checkout: Checkout, tmp_path: Pa
     folder = tmp_path / "lstm/gru-code"
     assert f"job   {folder}/jobs/gru-2.toml" in done.stdout
     assert (folder / "jobs/gru.toml").read_bytes() == (PROJECT / "jobs/gru.toml").read_bytes()
-
-
-def test_devices_and_data_are_those_of_the_run(checkout: Checkout, tmp_path: Path) -> None:
-    """The command names the devices that were asked for; a line tells of data that are gone."""
-    data = {"checksum": "ab" * 32, "folder": str(tmp_path / "my data"), "is_sample": False}
-    run = checkout.copy_of_run(tmp_path, dataset=data, devices_asked="cpu:2")
-    done = checkout.harness.run("reproduce", run, "--to", tmp_path / "a")
-    assert done.stdout.splitlines()[-1].endswith(".toml --devices cpu:2")
-    assert f"(checksum abababababab) were in {tmp_path}/my data, which is not" in done.stderr
-
-
-def test_own_texts_are_named_by_the_job_alone(checkout: Checkout, tmp_path: Path) -> None:
-    """The command has no --data, which a job with texts of its own refuses; lost ones are told."""
-    data = {"checksum": "ab" * 32, "folder": str(tmp_path), "is_sample": False, "is_own": True}
-    run = checkout.copy_of_run(tmp_path, dataset=data)
-    done = checkout.harness.run("reproduce", run, "--to", tmp_path / "a")
-    assert done.stdout.splitlines()[-1].endswith("harness train jobs/other.toml")
-    assert done.stderr == ""
-    shutil.rmtree(run)
-    run = checkout.copy_of_run(tmp_path, dataset={**data, "folder": str(tmp_path / "lost")})
-    done = checkout.harness.run("reproduce", run, "--to", tmp_path / "b")
-    assert f"the run's texts were in {tmp_path}/lost, which is not here" in done.stderr
 
 
 def test_other_packages_are_said(checkout: Checkout, tmp_path: Path) -> None:

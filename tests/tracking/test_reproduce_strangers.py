@@ -176,30 +176,6 @@ def test_data_are_named_where_they_still_are(
     assert is_told == (not words and "is_own" not in data)
 
 
-def test_what_may_not_be_looked_at_is_not_there(stranger: Strangers, tmp_path: Path) -> None:
-    """Data and a snapshot in a closed folder are told of, and the code is put back."""
-    for is_own in (False, True):
-        data = {"folder": NO_NAME, "checksum": "0", "is_own": is_own}
-        stranger.write(b"", dataset=data, snapshot=NO_NAME)
-        stranger.target = tmp_path / f"here/{is_own}"
-        assert f"were in {NO_NAME}, which is not here" in stranger.reproduce().warnings[-1]
-
-
-def test_a_run_to_begin_with_that_is_gone_is_told(stranger: Strangers) -> None:
-    """The command still names it, since without its weights another run would be trained."""
-    stranger.write(b"", **begun(run=NO_NAME, begins_with="weights"))
-    done = stranger.reproduce()
-    assert f"the run began with the weights of {NO_NAME}, which is not here" in done.warnings
-    assert f"--from {NO_NAME}" in done.command
-
-
-def test_why_no_commit_was_recorded_is_told(stranger: Strangers) -> None:
-    """Git may have failed in a checkout; without a reason there was none."""
-    for problem in (None, "git can't be started: No such file"):
-        stranger.write(b"", commit=None, git_problem=problem)
-        stranger.refused(problem or "it was started from a folder that was no git checkout")
-
-
 def test_a_snapshot_is_taken_first(stranger: Strangers, tmp_path: Path) -> None:
     """It is whole, where the record may lack a file; without it the commit is put back."""
     snapshot = take_snapshot(stranger.project, tmp_path / "own")
@@ -287,7 +263,7 @@ def test_nothing_is_imported_from_the_folder_that_a_command_is_started_in(
     try:
         program = "import sys; from harness.cli.main import main; sys.exit(main())"
         for words in (
-            ["status", "--runs", "."], ["compare", ".", "--no-baseline"], ["predict", ".", "good"],
+            ["status", "--runs", "."],
             ["train", str(JOBS / "lstm.toml"), "--seeds", "1-2", "--set", "data.limit=100",
              "--set", "train.epochs=1", "--set", "model.units=4"],
         ):  # fmt: skip

@@ -9,23 +9,8 @@ import pytest
 from harness.errors import DiskError, InputError, RunError, TakenOver
 from harness.job_file import load_job
 from harness.tracking.heartbeat import Heartbeat
-from harness.tracking.run_dir import RunDirectory, reserve_id
+from harness.tracking.run_dir import RunDirectory
 from tests.conftest import JOBS, before_next_rename
-
-
-def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    """A failure in the middle of writing leaves the old content and nothing beside it."""
-    run = RunDirectory(tmp_path / "run")
-    run.take_lease()
-    run.write("note.txt", "old")
-
-    def fail(file: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(RunError, match=r"note\.txt: can't be written: No space left on device"):
-        run.write("note.txt", fail)
-    assert run.path("note.txt").read_text() == "old"
-    assert {path.name for path in run.folder.iterdir()} == {"note.txt", "lease.json"}
 
 
 @pytest.mark.parametrize(
@@ -89,20 +74,6 @@ def test_of_two_that_come_at_once_the_loser_names_the_winner(
     with pytest.raises(TakenOver, match=f"process {os.getpid()} on .* took it over"):
         loser.take_lease()
     winner.check_lease()
-
-
-def test_a_run_that_goes_on_where_the_disk_is_full_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The lease that a killed process has left is no sign of another one."""
-    RunDirectory(tmp_path).take_lease()
-
-    def fail(path: Path, target: Path) -> Path:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(DiskError, match=r"lease\.json: can't be written: No space left"):
-        RunDirectory(tmp_path).take_lease()
 
 
 def test_what_fails_after_a_take_over_is_told_as_that(tmp_path: Path) -> None:
@@ -169,32 +140,6 @@ def test_the_heartbeat_is_written_at_a_change_and_by_the_clock(tmp_path: Path) -
     assert (state["step"], state["time_s"], state["restarts"]) == (3, 110.0, 0)
     heart = Heartbeat(run, None, clock=lambda: now[0])
     assert beat("starting")["restarts"] == 1
-
-
-def test_broken_json_reads_as_missing(tmp_path: Path) -> None:
-    """A half-written or foreign record is no reason to fail."""
-    for content in ('{"phase": "trai', "[1]", ""):
-        (tmp_path / "state.json").write_text(content)
-        assert RunDirectory(tmp_path).read_json("state.json") == {}
-
-
-def test_runs_that_lead_nowhere_are_told(tmp_path: Path) -> None:
-    """Such as a link to a disk that a site has cleared: no other name would help."""
-    runs = tmp_path / "runs"
-    runs.symlink_to("gone")
-    job = load_job(JOBS / "lstm.toml")
-    said = f"can't be written: {runs} is no folder, or a link to one that is not there"
-    with pytest.raises(DiskError, match=said):
-        RunDirectory.new(runs, job, "mine").take_lease()
-    with pytest.raises(InputError, match=said):
-        reserve_id(runs, [("lstm", "")])
-    runs.unlink()
-    (runs / "lstm").mkdir(parents=True)
-    (runs / "lstm/now").symlink_to("gone")  # whose name is taken
-    run = RunDirectory(runs / "lstm/now")
-    run._is_new = True
-    run.take_lease()
-    assert run.folder.name == "now-2"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to give files to another user")

@@ -59,7 +59,6 @@ NUM_STEPS = 24  # of a run: 90 training reviews in batches of 16
 ENDS: tuple[dict[int, Any], ...] = (
     {5: RuntimeError},
     {8: "signal"},
-    {6: RuntimeError},
     {},
 )  # at which step a process ends
 
@@ -115,7 +114,7 @@ def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> 
     try:
         train(
             RunContext(RunDirectory(folder), job, Dataset(TRAIN, TEST, vocab, "made up")),
-            Compute(strategy, ExecutionPlan(False, 1, 1, "")),
+            Compute(strategy, ExecutionPlan("keras", 1)),
             Observers(console, ResourceMonitor(0, 1), StopAt()),
         )
     except (RuntimeError, Interrupted):

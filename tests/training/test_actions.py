@@ -1,6 +1,5 @@
 """What a run tells of its way: numbers that people plan by."""
 
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,7 @@ from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.progress import Progress
 from harness.tracking.run_dir import RunDirectory
 from harness.training import actions
-from harness.training.actions import FirstStep, ProgressReport, StepResults, UsageMeter
+from harness.training.actions import ProgressReport, StepResults, UsageMeter
 
 
 def test_the_heartbeat_tells_the_time_that_is_left(tmp_path: Path) -> None:
@@ -25,21 +24,6 @@ def test_the_heartbeat_tells_the_time_that_is_left(tmp_path: Path) -> None:
     report.after_steps(results, Progress(training_s=6.0))
     told = {name: heartbeat.state[name] for name in ("step", "num_steps", "eta_s", "reviews_per_s")}
     assert told == {"step": 3, "num_steps": 20, "eta_s": 34.0, "reviews_per_s": 16.0}
-
-
-def test_the_first_step_is_waited_for_and_no_other(tmp_path: Path) -> None:
-    """TensorFlow returns before a step is done; a wait for each would hold the next one up."""
-    heartbeat = Heartbeat(RunDirectory(tmp_path), None)
-    first = FirstStep(heartbeat)
-    waited: list[int] = []
-
-    def take(step: int) -> Any:
-        return SimpleNamespace(numpy=lambda: waited.append(step))
-
-    for step in (1, 2):
-        first.measure(partial(take, step))
-    assert waited == [1]
-    assert heartbeat.state["first_step_s"] == first.done_s
 
 
 def test_an_epochs_line_has_its_own_speed() -> None:

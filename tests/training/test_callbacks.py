@@ -65,14 +65,6 @@ def test_own_callbacks_are_called_at_epochs_and_get_their_state() -> None:
     assert again.forgetful == []
 
 
-def test_a_stop_is_kept_over_a_restart() -> None:
-    """A run that a callback has ended does not go on after a kill."""
-    train = TrainConfig()
-    model = model_of(train)
-    RunCallbacks(train, model).begin(Progress(stopped=True))
-    assert model.stop_training
-
-
 def test_a_stop_that_a_callback_took_back_stays_so() -> None:
     """The replay of early stopping does not end a resumed run that an undisturbed one goes on."""
     job = job_of(COUNTS, early_stopping_patience=1)
@@ -181,15 +173,6 @@ def test_an_error_of_a_callback_ends_the_run_in_one_line() -> None:
         callbacks.begin(Progress())
         with pytest.raises(RunError, match=says):
             _end_and_save(callbacks)
-
-
-@pytest.mark.parametrize("hook", ["set_model", "set_params"])
-def test_an_error_before_training_begins_is_told_as_any_other(hook: str) -> None:
-    """A callback may look for a layer that the model lacks."""
-    source = COUNTS.replace("on_train_begin(self, logs=None): ", f"{hook}(self, _): 1 / ")
-    job = job_of(source)
-    with pytest.raises(RunError, match=r"cb\.py, line 7: "):
-        RunCallbacks(job.train, model_of(job.train), own_callbacks(job))
 
 
 def _end_and_save(callbacks: RunCallbacks) -> None:

@@ -67,18 +67,6 @@ def test_weights_of_any_precision_come_back(tmp_path: Path, dtype: str) -> None:
             assert found[0].tobytes() == best[0].tobytes()
 
 
-def test_kept_weights_are_written_without_a_copy(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each save would take their memory once more."""
-    run, best, written = RunDirectory(tmp_path / "run"), np.zeros(9), {}
-    monkeypatch.setattr(np, "savez", lambda file, **arrays: written.update(arrays))
-    run.take_lease()
-    step: Any = Step()
-    checkpoint.save(run, step, Progress("mine", best_weights=[best]), total_steps=1)
-    assert written["best/0"] is best
-
-
 def saved_run(folder: Path, *numbers: int) -> tuple[RunDirectory, Any]:
     """A run with a checkpoint at each number of steps, and its model."""
     run, step = RunDirectory(folder), Step()

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.full
 @pytest.mark.parametrize(
     ("job", "devices", "kills"),
     [
-        ("gru", "cpu:1", (30,)),
         ("bilstm", "cpu:2", (30,)),
+        pytest.param("gru", "cpu:1", (30,), marks=pytest.mark.slow),
         pytest.param("rnn", "cpu:2", (3, 16, 30), marks=pytest.mark.slow),
     ],
 )

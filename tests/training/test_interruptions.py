@@ -86,7 +86,7 @@ def run_to(folder: Path, stop: StopAt) -> RunDirectory:
     run = RunDirectory(folder)
     train(
         RunContext(run, job_of(), dataset),
-        Compute(tf.distribute.get_strategy(), ExecutionPlan(False, 1, 1, "")),
+        Compute(tf.distribute.get_strategy(), ExecutionPlan("keras", 1)),
         Observers(console, ResourceMonitor(0, 1), stop),
     )
     return run

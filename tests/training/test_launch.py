@@ -2,81 +2,32 @@
 
 import contextlib
 import errno
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from harness.compute.execution_plan import ExecutionPlan
-from harness.compute.strategy import Numerics
 from harness.errors import DiskError
 from harness.job_file import load_job
 from harness.system.console import Console
 from harness.tracking.provenance import changes_since_first_start
 from harness.tracking.run_dir import RunDirectory
-from harness.training import launch
 from harness.training.context import RunContext
 from harness.training.launch import (
-    LaunchOptions,
-    computing,
     dataset_of,
     devices_to_use,
     join_workers,
     plan_of,
-    small_shares,
 )
 from harness.training.parent import Parent, find_parent
 from tests.conftest import JOBS
-from tests.report.small_data import small_data
 from tests.slurm.test_rendezvous import allocation, job_id
 
 __all__ = ["job_id"]  # pytest takes the fixture from here
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "num_replicas", "num_gpus", "advice"),
-    [
-        (32, 1, 1, "--runs-per-gpu 4"),
-        (64, 2, 2, "use fewer GPUs"),
-        (128, 4, 4, "use fewer GPUs"),
-        (128, 4, 2, "a GPU 32 reviews a step"),  # of two nodes
-        (64, 1, 1, ""),
-        (32, 2, 0, ""),  # CPUs
-    ],
-)
-def test_gpus_that_mostly_wait_are_told(
-    batch_size: int, num_replicas: int, num_gpus: int, advice: str
-) -> None:
-    """One line says how few reviews a GPU gets, and what to do."""
-    line = small_shares(batch_size, num_replicas, num_gpus)
-    assert advice in line
-    assert bool(line) == bool(advice)
-
-
-@pytest.mark.parametrize(
-    ("vocab_size", "is_sample", "is_told"),
-    [(8, False, False), (9, False, True), (9, True, False)],  # four words are known
-)
-def test_a_vocabulary_that_is_too_large_is_told(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    vocab_size: int,
-    is_sample: bool,
-    is_told: bool,
-) -> None:
-    """Of all data but the sample, whose jobs are those of IMDB."""
-    dataset = replace(small_data(tmp_path / "data"), is_sample=is_sample)
-    job = load_job(JOBS / "lstm.toml", [f"data.vocab_size={vocab_size}"])
-    launch.announce(RunContext(RunDirectory(tmp_path / "run"), job, dataset), 1, Console())
-    told = capsys.readouterr()
-    text = " ".join((told.out + told.err).split())
-    assert ("4 words, so anything above 8 has no effect" in text) == is_told
 
 
 def test_a_resumed_run_keeps_its_devices_whatever_the_site_says(
@@ -123,36 +74,6 @@ def test_a_record_that_can_not_be_read_just_now_is_not_a_missing_one(
         reads(run, RunContext(run, load_job(JOBS / "lstm.toml"), dataset))
 
 
-@pytest.mark.parametrize("is_chief", [True, False])
-def test_all_workers_import_tensorflow_for_the_chiefs_threads(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_chief: bool
-) -> None:
-    """However many CPUs a worker has: a resumed run takes the chief's on all of them."""
-    plans = {rank: ExecutionPlan(False, threads, 1, why="") for rank, threads in ((0, 3), (1, 5))}
-    own = plans[0 if is_chief else 1]
-
-    def share(content: bytes = b"") -> bytes:
-        assert bool(content) is is_chief
-        return json.dumps(asdict(plans[0])).encode()
-
-    def import_tensorflow(allocation: object, threads: int, numerics: Numerics) -> None:
-        raise NotImplementedError(threads)
-
-    group = SimpleNamespace(is_chief=is_chief, share=share)
-    for name, value in {
-        "own_allocation": lambda: SimpleNamespace(num_tasks=2),
-        "StopRequest": lambda alone: SimpleNamespace(alone=alone, listen=lambda: None),
-        "dataset_of": lambda *_, **__: None,
-        "plan_of": lambda *_: own,
-        "join_workers": lambda *_, **__: (group, None),
-        "import_tensorflow": import_tensorflow,
-    }.items():
-        monkeypatch.setattr(launch, name, value)
-    run, job = RunDirectory(tmp_path / "run"), load_job(JOBS / "lstm.toml")
-    with pytest.raises(NotImplementedError, match="3"):
-        launch.launch(run, job, options=LaunchOptions(), console=Console())
-
-
 def test_only_the_chief_writes_where_others_read(job_id: str, tmp_path: Path) -> None:
     """The other worker has a silent console and a temporary folder, gone when the run ends."""
     run = RunDirectory(tmp_path / "lstm" / "wide")
@@ -173,15 +94,3 @@ def test_only_the_chief_writes_where_others_read(job_id: str, tmp_path: Path) ->
     assert (folder.name, folder.is_relative_to(tmp_path)) == ("wide", False)
     assert (was_there, folder.parent.exists()) == (True, False)
     assert [console.silent for console in consoles] == [False, True]
-
-
-def test_a_command_without_a_strategy_computes_as_the_job_says(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """TensorFlow is imported for the numerics of the job, before anything else imports it."""
-    asked = []
-    monkeypatch.setattr(launch, "import_tensorflow", lambda _, **options: asked.append(options))
-    job = load_job(JOBS / "lstm.toml", ["train.tf32=true", "train.deterministic=false"])
-    with computing(job):
-        pass
-    assert asked == [{"numerics": Numerics(deterministic=False, tf32=True)}]

@@ -1,8 +1,5 @@
 """Scores against values worked out by hand, against Keras, and their pictures."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from harness.errors import RunError
 from harness.training import metrics as scores
-from harness.training.pictures import calibration_picture, confusion_picture, roc_picture, shortened
+from harness.training.pictures import calibration_picture, confusion_picture, roc_picture
 
 PICTURES = [confusion_picture, roc_picture, calibration_picture]
 Picture = Callable[[ArrayLike, ArrayLike], bytes]
@@ -48,19 +45,6 @@ def made_up(num_classes: int, num: int = 600) -> tuple[np.ndarray, np.ndarray]:
     logits[np.arange(num), labels] += 1.5
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     return labels, probabilities.astype(np.float32)
-
-
-@pytest.mark.parametrize(
-    ("name", "shown"),
-    [
-        ("a" * 24, "a" * 24),
-        ("comp.sys.ibm.pc.hardware.misc", "comp.sys.ibm.pc.hardwar…"),
-        ("two\n words", "two words"),
-    ],
-)
-def test_a_long_name_without_spaces_is_cut(name: str, shown: str) -> None:
-    """Its beginning tells it from the other classes."""
-    assert shortened(name) == shown
 
 
 @pytest.mark.parametrize("num_classes", [3, 11])
@@ -113,38 +97,6 @@ def test_a_class_without_reviews_is_left_out_of_means() -> None:
     areas = [metrics.roc_auc_score(labels == label, probabilities[:, label]) for label in (0, 1)]
     assert found["roc_auc"] == pytest.approx(np.mean(areas))
     assert found["confusion_matrix"][2] == [0, 0, 0]
-
-
-def test_two_columns_score_as_one() -> None:
-    """The probability of label 1, or of both classes: the same scores to the last digit."""
-    labels, positive = made_up(2)[0], made_up(2)[1][:, 1].astype(np.float64)
-    both = np.stack([1 - positive, positive], axis=1)
-    assert scores.test_scores(labels, both) == scores.test_scores(labels, positive)
-
-
-def test_a_line_has_the_scores() -> None:
-    """Of two classes the F1 of label 1, of more the mean, which is said."""
-    several = scores.describe_scores(scores.test_scores(*made_up(3)))
-    assert ", macro F1 0." in several
-    labels, probabilities = made_up(2)
-    found = scores.test_scores(labels, probabilities)
-    assert ", F1 0." in scores.describe_scores(found)
-
-
-def test_a_result_has_no_matrix_of_a_million_numbers() -> None:
-    """Above 100 classes it would be larger than all else; the predictions say the same."""
-    labels, probabilities = made_up(101)
-    found = scores.test_scores(labels, probabilities)
-    assert "confusion_matrix" not in found
-    assert len(found["recall_by_class"]) == 101
-
-
-def test_json_ready() -> None:
-    """Scores of float32 predictions and int32 labels go through JSON unchanged."""
-    labels = np.array([0, 1, 1, 0], np.int32)
-    probabilities = np.array([0.2, 0.7, 0.4, 0.6], np.float32)
-    found = scores.test_scores(labels, probabilities)
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
 @pytest.mark.parametrize(("label", "name"), [(0, "negative"), (1, "positive")])
@@ -215,42 +167,3 @@ def test_pictures(picture: Picture) -> None:
     assert png == picture(labels, probabilities)
     assert png != picture(labels, 1 - probabilities)
     assert png_size(picture([1, 1], [0.0, 1.0]))[0] == 640
-
-
-@pytest.mark.parametrize("num_classes", [3, 20, 40])
-@pytest.mark.filterwarnings("error")
-def test_pictures_of_several_classes(num_classes: int) -> None:
-    """Each is a PNG of the same width, whatever the classes are called."""
-    labels, probabilities = made_up(num_classes)
-    names = ["$a$" * 20, *map(str, range(1, num_classes))]
-    turned = np.roll(probabilities, 1, axis=1)
-    for draw in (roc_picture, calibration_picture):
-        png = draw(labels, probabilities)
-        assert png_size(png)[0] == 640
-        assert png != draw(labels, turned)
-    assert png_size(confusion_picture(labels, probabilities, names))[0] == 640
-
-
-def test_import_is_cheap() -> None:
-    """Importing the module loads neither TensorFlow nor scikit-learn nor Matplotlib."""
-    code = (
-        "import sys, harness.training.metrics; "
-        "print(sorted({'tensorflow', 'sklearn', 'matplotlib'} & set(sys.modules)))"
-    )
-    answer = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert answer.stdout == "[]\n"
-
-
-def test_no_pyplot() -> None:
-    """Drawing leaves pyplot, and so its global state, out."""
-    code = (
-        "import sys; from harness.training import pictures; "
-        "pictures.calibration_picture([0, 1], [0.2, 0.8]); "
-        "print('matplotlib.pyplot' in sys.modules)"
-    )
-    answer = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert answer.stdout == "False\n"

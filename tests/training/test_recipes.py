@@ -21,8 +21,6 @@ ALL = [
     *("--set", "model.ngram_ratios=3"),
     *("--set", "model.word_dropout=0.3"),
     *("--set", "train.adversarial=5"),
-    *("--set", "train.compile_evaluation=true"),
-    *("--set", "train.block_lstm=true"),
 ]
 LONG = [*ALL, "--set", "train.epochs=5"]
 LAST_EPOCH = 61  # its first step, of 15 an epoch
@@ -55,8 +53,6 @@ def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
     for devices in ("cpu:1", "cpu:2"):  # shares of 16 and 15 reviews
         words = [*ALL, "--devices", devices, "--set", "train.precision=float64"]
         words += ["--set", "train.batch_size=31"]
-        for key in ("xla=off", "compile_evaluation=false"):  # compiling takes longer than the run
-            words += ["--set", f"train.{key}"]
         done = harness.train("lstm", devices.replace(":", ""), *words)
         assert done.returncode == 0, done.stderr
     folders = [harness.runs / "lstm" / f"cpu{n}" for n in (1, 2)]

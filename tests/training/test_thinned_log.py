@@ -52,20 +52,3 @@ def test_thinned_steps_are_exact_across_kills(tmp_path: Path) -> None:
         for name in ("killed", "undisturbed")
     ]
     assert found[0] == found[1]
-
-
-def test_the_newest_figures_of_the_machine_wait_until_they_are_due(tmp_path: Path) -> None:
-    """A reading between two points is logged with the next one."""
-    with TensorBoardLog(tmp_path, num_steps=2000) as log:  # every twentieth step
-        for first, share in ((1, 0.25), (11, None), (21, 0.5), (31, 0.75), (41, None)):
-            measured = {} if share is None else {"device/cpu_share": share}
-            log.steps(
-                first,
-                [0.5] * 10,
-                [0.5] * 10,
-                learning_rate=0.1,
-                reviews_per_s=1.0,
-                measured=measured,
-            )
-    found = [point[2:] for point in points(tmp_path) if point[1] == "device/cpu_share"]
-    assert found == [(20, 0.25), (40, 0.75)]

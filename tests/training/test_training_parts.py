@@ -31,7 +31,7 @@ def runs_of(folder: Path, *cases: str) -> dict[str, dict[str, Any]]:
 
 
 def check_case(found: dict[str, Any]) -> None:
-    """A run that was ended three times has the bytes of a calm one, and one replica its losses."""
+    """A run that was ended twice has the bytes of a calm one, and one replica its losses."""
     assert found["ended"] == found["two"]
     check_equal(found["two"], found["one"])
 
@@ -95,7 +95,7 @@ def test_every_optimizer_is_exact_and_the_same_on_replicas(tmp_path: Path) -> No
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["parts", "focal"])
+@pytest.mark.parametrize("name", ["parts", pytest.param("focal", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_with_the_same_bytes(harness: Harness, tmp_path: Path, name: str) -> None:
     """SIGKILL leaves no trace in a run of an example, whose functions' file is gone."""
     shutil.copytree(JOBS / "own", tmp_path / "own")

@@ -33,7 +33,7 @@ def test_the_words_found_begin_with_their_vectors(tmp_path: Path, trained: bool)
     (tmp_path / "vectors.txt").write_text("the 1 2 3\nzzz 1 1 1\nand 4 5 6\n")
     job = job_with(tmp_path / "vectors.txt", f"model.train_embeddings={str(trained).lower()}")
     context = RunContext.open(RunDirectory(tmp_path / "run"), job, open_sample())
-    plan = ExecutionPlan(xla=False, threads=1, parts=1, why="")
+    plan = ExecutionPlan("keras", 1)
     strategy = tf.distribute.get_strategy()
     step = TrainStep(job, strategy, plan, vectors=context.vectors)
     before = step.export_model.layers[0].get_weights()[0]
@@ -56,7 +56,7 @@ def test_a_run_from_another_keeps_vectors_that_are_new_to_that(
 ) -> None:
     """Where the parent began with the same vectors, its embedding is what came of them."""
     (tmp_path / "vectors.txt").write_text("the 1 2 3\n")
-    job, plan = job_with(tmp_path / "vectors.txt"), ExecutionPlan(False, 1, 1, why="")
+    job, plan = job_with(tmp_path / "vectors.txt"), ExecutionPlan("keras", 1)
     parent = RunDirectory(tmp_path / "parent")
     context = RunContext.open(RunDirectory(tmp_path / "run"), job, open_sample())
     assert context.vectors
@@ -125,15 +125,3 @@ def test_a_run_goes_on_after_the_file_has_moved(tmp_path: Path) -> None:
     assert parent.continues
     with pytest.raises(InputError, match="holds another job"):
         RunDirectory.new(tmp_path / "runs", longer, "x")
-
-
-def test_a_network_without_a_fitting_embedding_is_refused(tmp_path: Path) -> None:
-    """Before a step is taken, with what it should have."""
-    from harness.compute.network import put_vectors
-
-    (tmp_path / "vectors.txt").write_text("the 1 2 3\n")
-    job = job_with(tmp_path / "vectors.txt")
-    context = RunContext.open(RunDirectory(tmp_path / "run"), job, open_sample())
-    other = tf.keras.Sequential([tf.keras.Input([6]), tf.keras.layers.Dense(1)])
-    with pytest.raises(InputError, match="rnn has no layer Embedding of 100 words and 3 numbers"):
-        put_vectors(other, job, context.vectors)

@@ -85,14 +85,11 @@ def test_a_stopped_search_goes_on_only_if_a_person_resumes_it(
 
 
 def test_an_interruption_is_recorded_once_its_workers_have_saved(command: Command) -> None:
-    """One without progress for too often ends the job, whatever others of the search do."""
+    """It says so in its record."""
     command.signals.check = lambda: (_ for _ in ()).throw(Interrupted("SIGUSR2"))  # type: ignore
     with pytest.raises(Interrupted):
         command.run(resumes=False)
     assert command.sweep.read_json("state.json")["phase"] == "interrupted"
-    command.heartbeat.max_requeues = 0
-    with pytest.raises(RunError, match="not requeued after 0 times"):
-        command.run(resumes=False)
 
 
 def gone(command: Command) -> list[str]:

@@ -291,23 +291,6 @@ def test_one_class_has_no_roc_auc() -> None:
         mean_scores(results, "val_roc_auc")
 
 
-def test_whether_a_job_may_be_requeued_is_no_matter_of_an_attempt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is needed no more: it is interrupted, and has not failed."""
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    monkeypatch.setenv("HARNESS_MAX_REQUEUES", "0")
-    trials = trials_of(tmp_path / "sweep")
-    assert trials.allocation
-
-    def stop() -> None:
-        raise Interrupted("needed no more")
-
-    trials.observers.stop.check = stop  # type: ignore[method-assign]
-    with pytest.raises(Interrupted):
-        trials.run(dropout(0), 1)
-
-
 def test_any_error_is_one_short_line_that_can_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

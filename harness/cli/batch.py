@@ -1,0 +1,166 @@
+"""`job-begin`, `job-end` and `job-successor`: hidden commands, by which the job scripts ask Python.
+
+What they print is for bash to evaluate.
+"""
+
+import logging
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.options import RunsFolder
+from harness.errors import InputError
+from harness.system.console import log
+
+app = typer.Typer()
+
+
+def _answer(text: str) -> None:
+    """Print for bash: paths with the bytes that they have."""
+    sys.stdout.buffer.write(os.fsencode(f"{text}\n"))
+    sys.stdout.flush()
+
+
+def _shown() -> str:
+    """What `scontrol show job` says of the job, which the script pipes here."""
+    return sys.stdin.buffer.read().decode(errors="replace")
+
+
+@app.command("job-begin", hidden=True)
+def job_begin(
+    kind: str,
+    words: Annotated[list[str] | None, typer.Argument()] = None,
+    home: Path = Path(),
+    runs: RunsFolder = Path("runs"),
+    job: Annotated[bool, typer.Option("--job")] = False,
+    called: Annotated[bool, typer.Option("--called")] = False,
+) -> None:
+    """Say what a job script runs, and in a Slurm job what Slurm gave it.
+
+    Args:
+        kind: what the script is for, see `harness.slurm.batch.plan`.
+        home: the project.
+        job: whether the script is a batch job.
+        called: whether a user's own script calls it.
+    """
+    from harness.files.site_settings import check_trusted_network
+    from harness.slurm.batch import MAX_REQUEUES, Start, faults_file, plan, shown_values
+    from harness.slurm.environment import (
+        FLAGS,
+        OF_GPUS,
+        SlurmEnvironment,
+        array_task,
+        describe_given,
+        given_limit_s,
+        not_own,
+        request_args,
+        unmet_request,
+    )
+    from harness.slurm.resources import short_limit
+    from harness.slurm.sbatch_options import Rules
+
+    shown = _shown()
+    foreign = not_own(os.environ, shown) if job and not called else []
+    variables = {name: text for name, text in os.environ.items() if name not in foreign}
+    allocation = SlurmEnvironment.from_environment(variables)
+    planned = plan(
+        kind,
+        words or [],
+        Start(
+            home,
+            str(runs),
+            allocation if job else None,
+            is_called=called,
+            seeds=tuple(os.environ.get("HARNESS_ARRAY_SEEDS", "").split()),
+            task=array_task(),
+            never=Rules.of_site().never,
+        ),
+    )
+    unmet = unmet_request(allocation) if allocation and job else None
+    if unmet and allocation:
+        log(logging.WARNING, f"{describe_given(allocation)}; {unmet}")
+    if job and planned.run and (short := short_limit(given_limit_s(variables))):
+        log(logging.WARNING, short)
+    if planned.step and allocation:
+        check_trusted_network(allocation.num_nodes)
+    lines = []
+    if job and allocation:
+        faults = faults_file(Path(planned.runs), allocation)
+        faults.parent.mkdir(parents=True, exist_ok=True)
+        faults.unlink(missing_ok=True)  # of an earlier start
+        flags = [*shlex.split(allocation.flags), *request_args(shown_values(shown), variables)]
+        # srun: a step without options for GPUs has all of its job.
+        lines += [
+            f"unset {' '.join((*foreign, *OF_GPUS))}",
+            f"export {FLAGS}={shlex.quote(shlex.join(flags))}",
+            f"export HARNESS_NODE_FAULTS={shlex.quote(str(faults))}",
+            f"export HARNESS_MAX_REQUEUES=${{HARNESS_MAX_REQUEUES:-{MAX_REQUEUES}}}",
+        ]
+        lines += [] if unmet else [f"say {shlex.quote(describe_given(allocation))}"]
+    _answer("\n".join((*lines, planned.shell())))
+
+
+@app.command("job-end", hidden=True)
+def job_end(code: int, signals: str = "", run: str = "", runs: RunsFolder = Path("runs")) -> None:
+    """Decide what becomes of a job: `requeue`, with changes of the job, or `stop`.
+
+    Args:
+        code: the exit code of its harness.
+        signals: that the script received.
+        run: the folder of its run or sweep, empty if that is not known.
+    """
+    from harness.slurm.batch import Counters, counters_file, decide, ending_of
+    from harness.slurm.environment import SlurmEnvironment
+
+    allocation = SlurmEnvironment.from_environment()
+    if allocation is None:
+        raise InputError("harness job-end: is for the job scripts, inside of a Slurm job")
+    ending = ending_of(
+        code,
+        signals=signals.split(),
+        run=run,
+        runs=runs,
+        allocation=allocation,
+        shown=_shown(),
+    )
+    counted = counters_file(runs, allocation)
+    decision = decide(ending, Counters.read(counted))
+    decision.counters.write(counted)
+    if decision.reason:
+        goes_on = decision.requeue or ending.was_cancelled
+        log(logging.WARNING if goes_on else logging.ERROR, decision.reason)
+    _answer(decision.line())
+
+
+@app.command("job-successor", hidden=True)
+def job_successor(
+    run: str,
+    changes: Annotated[list[str] | None, typer.Argument()] = None,
+    runs: RunsFolder = Path("runs"),
+) -> None:
+    """Write a job that goes on with a run where Slurm forbids the requeue.
+
+    Args:
+        run: the folder of the run or sweep.
+        changes: of the job, as `job-end` prints them.
+    """
+    from harness.cli.submit import resume_request
+    from harness.slurm.environment import FIRST_JOB, SlurmEnvironment
+    from harness.slurm.resources import Resources
+    from harness.slurm.submit import draft
+
+    allocation = SlurmEnvironment.from_environment()
+    if allocation is None:
+        raise InputError("harness job-successor: is for the job scripts, inside of a Slurm job")
+    options = {"ExcNodeList": "--exclude={}", "MinMemoryNode": "--mem={}M"}
+    asked = [change.partition("=") for change in changes or ()]
+    flags = [options[name].format(value) for name, _, value in asked]
+    flags.append(f"--dependency=afterany:{allocation.own_id}")
+    # Its failures are counted for the first job.
+    os.environ[FIRST_JOB] = allocation.first_job_id
+    command, record = draft(resume_request([run], Resources(flags=tuple(flags)), runs))
+    _answer(f"SUCCESSOR=({shlex.join(command)})\nRECORD={shlex.quote(str(record))}")

@@ -43,7 +43,7 @@ SAFEGUARDS = (
     *("claim", "first", "values", "order", "fsync", "copy", "attempts", "known"),
     *("stuck", "stop", "gone", "term"),
 )
-ONLY_SAVE_WORK = ("term",)
+ONLY_SAVE_WORK = ("copy", "term")
 FAULTS = (
     *("kill", "kill", "kill command", "node", "stop", "stop", "stop", "outage", "outage"),
     *("error", "error", "show", "join", "join", "leave", "cancel"),

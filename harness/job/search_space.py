@@ -8,7 +8,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -177,6 +177,11 @@ class SearchSpec:
         """The seeds of a trial's runs."""
         first = self.job.train.seed
         return range(first, first + self.table.executions)
+
+    def with_table(self, **changes: int) -> "SearchSpec":
+        """The same search with other values in `[search]`."""
+        content = {**self.content, "search": {**self.content["search"], **changes}}
+        return replace(self, table=self.table.model_copy(update=changes), content=content)
 
     def changes(self, other: "SearchSpec") -> Iterator[str]:
         """`train.epochs was 6 and is 8`, for each key in which the other one differs.

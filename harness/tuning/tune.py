@@ -6,7 +6,6 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from harness.compute.memory import largest_gb
@@ -89,7 +88,7 @@ def tune(
         console.warning(line)
     num_asked, search = search.table.trials, sweep.search()
     if num_asked != search.table.trials:
-        search = with_table(search, trials=num_asked)
+        search = search.with_table(trials=num_asked)
         sweep.write(SEARCH_FILE, search.to_toml(), mode=mode_in(sweep.folder, search.job.code))
     starts = [{"slurm_asked": asked_of(allocation)}] if allocation else []  # for `submit --resume`
     sweep.write_json(RECORD, stamped({**sweep.certain_json(RECORD), "starts": starts}))
@@ -112,16 +111,10 @@ def tune(
         return command.run(resumes=resumes and not (allocation and allocation.restarts))
 
 
-def with_table(search: SearchSpec, **changes: int) -> SearchSpec:
-    """A search with other values in `[search]`."""
-    content = {**search.content, "search": {**search.content["search"], **changes}}
-    return replace(search, table=search.table.model_copy(update=changes), content=content)
-
-
 def settled(search: SearchSpec, num_workers: int) -> SearchSpec:
     """A search with what is decided once, when its sweep begins."""
     is_open = search.table.tuner in GUIDED and not search.table.parallel
-    return with_table(search, parallel=2 * num_workers) if is_open else search
+    return search.with_table(parallel=2 * num_workers) if is_open else search
 
 
 def patiently(step: Callable[[], T], stop: StopRequest) -> T:

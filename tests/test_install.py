@@ -22,7 +22,10 @@ import zipfile
 def build_editable(folder, config_settings=None, metadata_directory=None):
     name = "harness-0-py3-none-any.whl"
     files = {
-        "harness_stand_in.py": "def main(): print('trained')",
+        "harness_stand_in.py": (
+            "import sys\\ndef main():"
+            " print('inside_venv harness x' if sys.argv[1] == 'job-begin' else 'trained')"
+        ),
         "harness-0.dist-info/METADATA": "Metadata-Version: 2.1\\nName: harness\\nVersion: 0\\n",
         "harness-0.dist-info/WHEEL": "Wheel-Version: 1.0\\nTag: py3-none-any\\n",
         "harness-0.dist-info/entry_points.txt": "[console_scripts]\\nharness=harness_stand_in:main",

@@ -68,7 +68,7 @@ def test_a_record_that_can_not_be_read_just_now_is_not_a_missing_one(
     def fail(*_: object) -> bytes:
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
-    for module in ("files.lenient_json", "files.leased_dir"):
+    for module in ("system.lenient_json", "system.leased_dir"):
         monkeypatch.setattr(f"harness.{module}.read_plain_file", fail)
     with pytest.raises(DiskError, match=r"provenance\.json: can't be read: Stale file handle"):
         reads(run, RunContext(run, load_job(JOBS / "lstm.toml"), dataset))

@@ -57,7 +57,7 @@ LIMIT_S = 3600.0  # for a whole search on a machine with much else to do
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a stand-in for another machine")
-@pytest.mark.parametrize("tuner", ["random", "grid", "asha", "bayesian"])
+@pytest.mark.parametrize("tuner", ["random", "grid", "asha", "hyperband", "bayesian"])
 def test_24_trials_over_kills_and_a_lost_node(harness: Harness, tuner: str) -> None:
     """The leaderboard is that of an undisturbed search by one worker, and each trial counts once.
 
@@ -69,6 +69,8 @@ def test_24_trials_over_kills_and_a_lost_node(harness: Harness, tuner: str) -> N
     text = text.replace("[search]", "[search]\ntrials = 24")
     if tuner == "asha":
         text = text.replace("trials = 24", "trials = 16\nparallel = 4\nfactor = 2")
+    if tuner == "hyperband":
+        text = text.replace("trials = 24", "parallel = 4\nfactor = 2")
     if tuner == "bayesian":
         text = text.replace("trials = 24", "trials = 24\nparallel = 4")
     sweeps = Sweeps(harness, text)

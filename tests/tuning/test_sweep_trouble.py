@@ -160,7 +160,8 @@ class Trouble:
         ]
         if trained:
             for pid in (self.node.pid, *victims):  # the command first: it would start others
-                os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # a process ends with its parent
+                    os.kill(pid, signal.SIGKILL)
             self.node.wait()
             self.counts.nodes += 1
             self._lost = time.monotonic(), trained[0]

@@ -208,7 +208,7 @@ def test_two_nodes_that_are_warned_save_and_go_on(
     wait_until(lambda: job.requeues() == 1, timeout_s=60)
     job.wait(timeout_s=120)
     assert_two_replicas(job, on_two_devices)
-    assert (job.requeues(), job.record()["restarts"], job.record()["requeues"]) == (1, 1, 1)
+    assert (job.requeues(), job.record()["restarts"]) == (1, 1)
     assert "interrupted by SIGUSR2, checkpoint saved" in job.log.read_text()
 
 

@@ -51,11 +51,6 @@ class Interrupted(Exception):  # noqa: N818 - an order that was carried out, not
 
     exit_code = 75
 
-    @property
-    def by_cancel(self) -> bool:
-        """Whether a user ended the run: by scancel, Ctrl-C or kill."""
-        return str(self) in CANCELLING
-
 
 @contextlib.contextmanager
 def explain_interruption(remedy: str) -> Iterator[None]:

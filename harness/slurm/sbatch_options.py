@@ -187,8 +187,8 @@ def _replaced_by(names: set[str]) -> set[str]:
     return {each for group in (GPUS, MEMORY) if names & {*group} for each in group}
 
 
-def _words(line: str) -> list[str]:
-    """The options in a `#SBATCH` line."""
+def words_in(line: str) -> list[str]:
+    """The options in a `#SBATCH` line, or in a line of options alone."""
     try:
         return shlex.split(line.removeprefix("#SBATCH"), comments=True)
     except ValueError:  # an odd quote, which sbatch will refuse
@@ -202,7 +202,7 @@ def _name(arg: str) -> str:
 
 def _without(line: str, names: Collection[str]) -> str:
     """A `#SBATCH` line without some of its options; empty if none is left."""
-    words = _words(line)
+    words = words_in(line)
     kept = drop(words, names)
     if kept == words:
         return line

@@ -1,7 +1,6 @@
 """Unfinished runs and sweeps that go on as jobs of their own, asking for what they had before."""
 
 import dataclasses
-import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from harness.slurm.environment import (
     memory_args,
 )
 from harness.slurm.resources import Resources
-from harness.slurm.sbatch_options import GPUS, MEMORY, ONCE, Rules, drop, names_in
+from harness.slurm.sbatch_options import GPUS, MEMORY, ONCE, Rules, drop, names_in, words_in
 from harness.slurm.script import Wanted
 from harness.system.lenient_json import table
 from harness.tracking.records import RunStatus
@@ -80,7 +79,7 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
         by_node = [f"--mem={before['mem']}"] if "mem" in before else []
         flags += memory_args(variables) or by_node
     flags += cpu_args(variables)
-    kept = drop(_words(variables.get(FLAGS, "")), (*GPUS, *MEMORY, *ONCE))
+    kept = drop(words_in(variables.get(FLAGS, "")), (*GPUS, *MEMORY, *ONCE))
     refused = {"gres", "gpus-per-node"} & {*Rules.of_site().never}
     gpus, nodes = wanted.gpus, wanted.nodes or before.get("nodes")
     devices = last_start(record).get("devices") or ()  # on all nodes together
@@ -98,10 +97,3 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
         flags=(*flags, *kept, *wanted.flags),
         kept=(*kept, *wanted.flags),
     )
-
-
-def _words(text: str) -> list[str]:
-    try:
-        return shlex.split(text)
-    except ValueError:  # not as we write them
-        return []

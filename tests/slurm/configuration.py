@@ -36,20 +36,27 @@ PartitionName=high Nodes=ALL MaxTime=1-0 PriorityTier=2
 """,
 )
 
-# Refuses, in three lines as a site's own rules do, whatever names the comment `refuse`.
-REFUSING_PLUGIN = """\
+
+def submit_plugin(rules: str) -> str:
+    """A job_submit plugin in Lua with rules for a new job, and none for a change of one."""
+    return f"""\
 function slurm_job_submit(job, partitions, uid)
-    if job.comment == "refuse" then
-        slurm.log_user("Jobs of this kind need a project.")
-        slurm.log_user("Yours are: alpha, beta.")
-        slurm.log_user("Name one by --account=PROJECT.")
-        return slurm.ERROR
-    end
+{rules}
     return slurm.SUCCESS
 end
 function slurm_job_modify(job, record, partitions, uid) return slurm.SUCCESS end
 return slurm.SUCCESS
 """
+
+
+# Refuses, in three lines as a site's own rules do, whatever names the comment `refuse`.
+REFUSING_PLUGIN = submit_plugin("""\
+    if job.comment == "refuse" then
+        slurm.log_user("Jobs of this kind need a project.")
+        slurm.log_user("Yours are: alpha, beta.")
+        slurm.log_user("Name one by --account=PROJECT.")
+        return slurm.ERROR
+    end""")
 
 # GPUs have types, one partition has none, one ends after a minute, and one is cleared by CANCEL.
 ELSEWHERE = Site(
@@ -71,8 +78,7 @@ PartitionName=spare Nodes=ALL MaxTime=1-0 PriorityTier=1 PreemptMode=CANCEL Grac
 
 
 # Refuses what the scripts ask for by default, and a job that does not say how many tasks it has.
-STRICT_PLUGIN = """\
-function slurm_job_submit(job, partitions, uid)
+STRICT_PLUGIN = submit_plugin("""\
     if job.tres_per_node ~= nil then
         slurm.log_user("--gres is not accepted here: choose a queue.")
         return slurm.ERROR
@@ -84,12 +90,7 @@ function slurm_job_submit(job, partitions, uid)
     if job.num_tasks == slurm.NO_VAL then
         slurm.log_user("You must specify the number of tasks (-n).")
         return slurm.ERROR
-    end
-    return slurm.SUCCESS
-end
-function slurm_job_modify(job, record, partitions, uid) return slurm.SUCCESS end
-return slurm.SUCCESS
-"""
+    end""")
 
 STRICT = Site(
     nodes={"c1": "", "c2": ""},

@@ -21,10 +21,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from harness.system.network import free_port
 from harness.training.tensorboard_log import TensorBoardLog
 from tests.board.tensorboard_process import Board, make_run, wait_for
 from tests.conftest import Harness
+from tests.slurm.cluster import free_ports
 
 pytestmark = pytest.mark.full
 
@@ -46,7 +46,7 @@ needs_browser = pytest.mark.skipif(
 @pytest.fixture
 def ssh_config(tmp_path: Path) -> Iterator[Path]:
     """A configuration by which every host is this one, with a server that knows one key."""
-    port = free_port("127.0.0.1")
+    port = free_ports(1)[0]
     for name in ("host", "user"):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)]
         subprocess.run(command, check=True, timeout=60)
@@ -77,7 +77,7 @@ def tunnel(board: Board, ssh_config: Path) -> Iterator[None]:
     """The printed command, run as it stands."""
     words = shlex.split(board.connection.read_text().splitlines()[0].partition(":")[2])
     if not board.target.startswith("/"):  # here the laptop is the node, where that port is taken
-        port = free_port("127.0.0.1")
+        port = free_ports(1)[0]
         words = [
             word.replace(f"{board.target.rpartition(':')[2]}:", f"{port}:", 1) for word in words
         ]
@@ -108,7 +108,7 @@ class Browser:
 
     def __init__(self, folder: Path) -> None:
         assert CHROMEDRIVER
-        port = free_port("127.0.0.1")
+        port = free_ports(1)[0]
         self._top = f"http://127.0.0.1:{port}"
         self._driver = subprocess.Popen(
             [CHROMEDRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pwd
+import random
 import re
 import shlex
 import shutil
@@ -35,6 +36,7 @@ REMEDY = (
 POLL_S = 0.3
 PATIENCE = 3  # times what a wait takes on a quiet machine, at most
 CLIENT_TIMEOUT_S = 20
+PORTS = range(10_000, 20_000)  # below Linux's ephemeral ports
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 
 # Bound over the nodes' own /etc/hosts, so that a job finds the nodes by name as on a real cluster.
@@ -353,10 +355,14 @@ class SlurmCluster:
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports of 127.0.0.1 that nobody listens on."""
+    """Different ports of 127.0.0.1 that nobody listens on.
+
+    The system gives none of them to a client between this look and the daemon's start.
+    """
+    chance = random.SystemRandom()
     ports: set[int] = set()
     while len(ports) < count:
-        ports.add(free_port("127.0.0.1"))
+        ports.add(free_port("127.0.0.1", chance.sample(PORTS, 100)))
     return [*ports]
 
 

@@ -23,10 +23,10 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.util import tensor_util
 
 from harness.errors import RunError
-from harness.system.network import free_port
 from harness.training.metrics import test_scores as scores_of
 from harness.training.pictures import confusion_picture
 from harness.training.tensorboard_log import TensorBoardLog
+from tests.slurm.cluster import free_ports
 
 STEPS_PER_EPOCH = 7
 LABELS = [0, 0, 1, 1]
@@ -231,7 +231,7 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Get]:
         log.test(scores_of(LABELS, PROBABILITIES))
         log.picture("test/confusion", confusion_picture(LABELS, PROBABILITIES))
 
-    port = free_port("127.0.0.1")
+    port = free_ports(1)[0]
 
     def get(page: str, **arguments: str) -> Any:
         url = f"http://127.0.0.1:{port}/data/{page}?{urllib.parse.urlencode(arguments)}"

@@ -27,11 +27,14 @@ from harness.errors import InputError, RunError
 from harness.job.search_space import is_sweep
 from harness.ownership import foreign_link
 from harness.slurm.environment import SlurmEnvironment
-from harness.system.atomic_file import atomic_write, write_refusal
-from harness.system.paths import cache_folder
-from harness.system.plain_file import in_threads
-from harness.system.scratch import scratch_directory
-from harness.system.signals import STOPPING
+from harness.system.files import (
+    atomic_write,
+    cache_folder,
+    in_threads,
+    scratch_directory,
+    write_refusal,
+)
+from harness.system.processes import STOPPING
 from harness.tracking.run_dir import find_runs, is_ensemble
 from harness.tracking.status import select_runs
 

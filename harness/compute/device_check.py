@@ -29,12 +29,11 @@ from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment, report_node_fault
 from harness.slurm.rendezvous import WorkerGroup
 from harness.system import stderr_filter
-from harness.system.atomic_file import atomic_write
 from harness.system.console import Console
-from harness.system.cuda import LAST_TRUSTED, Card, code_for, kernel_cache, visible_names
-from harness.system.host import installed_version, nvidia_driver
+from harness.system.files import atomic_write, private_cache
+from harness.system.gpu import LAST_TRUSTED, Card, code_for, kernel_cache, visible_names
 from harness.system.lenient_json import read_json
-from harness.system.paths import private_cache
+from harness.system.processes import installed_version, nvidia_driver
 from harness.system.watchdog import FIRST_USE
 
 SWITCH = "HARNESS_CHECK_DEVICES"  # 0 leaves the check out: for tests on a GPU that computes nothing

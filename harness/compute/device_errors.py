@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from harness.errors import NodeFault, RunError
 from harness.slurm.environment import report_node_fault
 from harness.system import stderr_filter
-from harness.system.nvml import describe_memory, free_gb
+from harness.system.gpu import describe_memory, free_gb
 
 MAX_QUOTED = 300  # characters of TensorFlow's own message
 LATEST = 40  # messages before a death, among which its reason is looked for
@@ -127,7 +127,7 @@ def explained(
 
     Args:
         texts: each in one line, the ones that say most first.
-        lasting: what CUDA answers since then, by `cuda.lasting_error`.
+        lasting: what CUDA answers since then, by `gpu.lasting_error`.
         sees_memory: whether the GPU still holds what it held when they were written.
     """
     text = "\n".join([lasting, *texts] if is_node_fault(lasting) else texts)

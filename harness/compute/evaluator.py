@@ -16,7 +16,7 @@ from harness.data.input_pipeline import Batch, Reviews, Start, batches, in_parts
 from harness.job.keys import Job
 from harness.layers import look_up_by_gather
 from harness.system import watchdog
-from harness.system.signals import StopRequest
+from harness.system.processes import StopRequest
 
 # Reviews of a replica in a batch of an evaluation. Nothing is learned, so only speed and memory
 # count: on a CPU more leave its caches and take up to twice the time, a GPU needs many to be busy.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from harness.compute.strategy import Devices, device_messages
 from harness.errors import InputError, NodeFault
 from harness.slurm.environment import SlurmEnvironment, given_gpus, listed_gpus, report_node_fault
-from harness.system import cuda
+from harness.system import gpu
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def promised_gpus(
     named = environment.get("CUDA_VISIBLE_DEVICES", "")
     if requested:
         return Promise(requested.count, f"--devices {requested}", given, listed)
-    if names := cuda.visible_names(named):
+    if names := gpu.visible_names(named):
         return Promise(len(names), f"CUDA_VISIBLE_DEVICES={named}", given, listed)
     num = given or 0
     return Promise(num, f"Slurm gave {num} GPU{'s' if num > 1 else ''}", given, listed)
@@ -77,9 +77,9 @@ def check_gpus(
     if num_seen >= max(1, promise.num):
         return
     # Who hides all GPUs means the CPU.
-    if not promise.num and (cuda.hidden_by(environment) or not cuda.has_driver()):
+    if not promise.num and (gpu.hidden_by(environment) or not gpu.has_driver()):
         return
-    problem = cuda.find_problem(
+    problem = gpu.find_problem(
         "\n".join(device_messages),
         environment,
         is_cuda_build=bool(tf.sysconfig.get_build_info().get("is_cuda_build")),

@@ -13,7 +13,7 @@ from harness.job.job_file import put_value
 from harness.job.keys import Job
 from harness.job.search_space import SearchSpec
 from harness.slurm.environment import visible_gpus
-from harness.system import nvml
+from harness.system import gpu
 
 BASE_GB = 1.15  # TensorFlow, this package, IMDB in words, and XLA while it compiles
 GPU_BASE_GB = 2.0  # the same where a GPU trains (TensorFlow issue 36459)
@@ -86,7 +86,7 @@ def measure_gpu_gb() -> float | None:
     gpus = tf.config.get_visible_devices("GPU")
     if not gpus:
         return None
-    if (held := nvml.own_gb()) is not None:
+    if (held := gpu.own_gb()) is not None:
         return held
     read = tf.config.experimental.get_memory_info
     return CONTEXT_GB + max(float(read(f"GPU:{i}")["peak"]) for i in range(len(gpus))) / 1e9

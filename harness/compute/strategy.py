@@ -18,9 +18,8 @@ from harness.errors import InputError
 from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.rendezvous import WorkerGroup
-from harness.system import cuda
-from harness.system.host import nvidia_driver
-from harness.system.signals import ctrl_c_waits
+from harness.system import gpu
+from harness.system.processes import ctrl_c_waits, nvidia_driver
 from harness.system.stderr_filter import ask_for_messages, filtered_stderr
 
 if TYPE_CHECKING:
@@ -131,9 +130,9 @@ def import_tensorflow(
         # cuBLAS reads it once. Without it cuDNN's recurrent layers are not reproducible (cuDNN's
         # manual, "Reproducibility"), because cuBLAS may use another workspace on each stream.
         os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
-    if cuda.has_driver():
-        cuda.keep_compiled_kernels()
-        cuda.load_libraries()
+    if gpu.has_driver():
+        gpu.keep_compiled_kernels()
+        gpu.load_libraries()
     with filtered_stderr() as lines:
         try:
             with quick_imports(), ctrl_c_waits():
@@ -146,8 +145,8 @@ def import_tensorflow(
 
         gpus = tf.config.list_physical_devices("GPU")
     device_messages.extend(lines)
-    for gpu in gpus:  # by default it takes all the memory of a GPU that others may share
-        tf.config.experimental.set_memory_growth(gpu, True)
+    for each in gpus:  # by default it takes all the memory of a GPU that others may share
+        tf.config.experimental.set_memory_growth(each, True)
     threads = threads or given_cpus(allocation)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
@@ -339,9 +338,9 @@ def describe_cuda(environment: Mapping[str, str] = os.environ) -> dict[str, Any]
         "compute_capabilities": [
             ".".join(map(str, capability)) if capability else None for capability in capabilities
         ],
-        **cuda.library_versions(),
-        "site_libraries": cuda.shadowing_libraries(),
-        "mps": cuda.has_mps(environment),
+        **gpu.library_versions(),
+        "site_libraries": gpu.shadowing_libraries(),
+        "mps": gpu.has_mps(environment),
         "variables": {
             name: value for name, value in sorted(environment.items()) if name.startswith(RECORDED)
         },

@@ -26,10 +26,15 @@ from harness.data.dataset import (
 from harness.data.locations import is_dataset_folder
 from harness.errors import DiskError, InputError, RunError
 from harness.ownership import distrust, owner_name
-from harness.system.atomic_file import atomic_directory, remove_leftovers, replaced_directory
-from harness.system.paths import cache_folder
-from harness.system.plain_file import raise_unless_missing
-from harness.system.scratch import scratch_directory, turn_at
+from harness.system.files import (
+    atomic_directory,
+    cache_folder,
+    raise_unless_missing,
+    remove_leftovers,
+    replaced_directory,
+    scratch_directory,
+    turn_at,
+)
 from harness.system.site_settings import not_sourced
 
 FORMAT = 1

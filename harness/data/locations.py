@@ -3,8 +3,7 @@
 import os
 from pathlib import Path
 
-from harness.system.paths import cache_folder
-from harness.system.plain_file import is_file
+from harness.system.files import cache_folder, is_file
 
 NPZ = "imdb.npz"  # of Keras
 

@@ -69,8 +69,8 @@ from harness.data.tables import (
 )
 from harness.data.vocabulary import MAX_CHARACTERS, UNRANKED, tokenize
 from harness.errors import InputError, did_you_mean
+from harness.system.files import read_plain_file
 from harness.system.lenient_json import parse_json
-from harness.system.plain_file import read_plain_file
 
 REMEDY = (
     "give a table (.csv, .tsv, .jsonl, .parquet), a folder of them, a folder of save_to_disk, or a "

@@ -37,8 +37,7 @@ from harness.data.tables import SourceFormat
 from harness.data.vocabulary import tokenize
 from harness.errors import InputError, RunError
 from harness.job.keys import Job
-from harness.system.plain_file import is_file
-from harness.system.scratch import scratch_directory
+from harness.system.files import is_file, scratch_directory
 
 SAMPLE = Path(__file__).parent / "sample" / "imdb_sample.npz"
 

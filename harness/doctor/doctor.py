@@ -24,8 +24,8 @@ from harness.doctor.finding import Finding, examine
 from harness.doctor.probe import ask_child
 from harness.doctor.slurm_checks import check_slurm
 from harness.slurm.environment import SlurmEnvironment, given_gpus, given_memory_gb
-from harness.system.cuda import LAST_TRUSTED, Card, code_for, hidden_by
-from harness.system.host import (
+from harness.system.gpu import LAST_TRUSTED, Card, code_for, hidden_by
+from harness.system.processes import (
     available_gb,
     installed_version,
     memory_limit_gb,

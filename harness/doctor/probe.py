@@ -22,11 +22,11 @@ from harness.errors import InputError, RunError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment
-from harness.system import cuda
+from harness.system import gpu
 from harness.system.console import echo, log
-from harness.system.host import installed_version
+from harness.system.files import scratch_directory
 from harness.system.lenient_json import read_json, read_json_lines
-from harness.system.scratch import scratch_directory
+from harness.system.processes import installed_version
 from harness.tracking.run_dir import last_start
 
 ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
@@ -201,7 +201,7 @@ def devices_seen(devices: str) -> dict[str, Any]:
         "gpus": [card.name for card in cards],
         "capabilities": [list(card.capability) for card in cards],
         "passed": passed,
-        "libraries": _libraries() if cuda.has_driver() else None,
+        "libraries": _libraries() if gpu.has_driver() else None,
         "targets": list(build.get("cuda_compute_capabilities", ())),
         "cuda": str(build.get("cuda_version", "")),
         "cuda_packages": installed_version("nvidia-cudnn-cu12") is not None,
@@ -213,7 +213,7 @@ def devices_seen(devices: str) -> dict[str, Any]:
     return answer
 
 
-def _cards(gpus: Sequence[Any]) -> tuple[list[cuda.Card], list[str]]:
+def _cards(gpus: Sequence[Any]) -> tuple[list[gpu.Card], list[str]]:
     """The cards of TensorFlow's devices, and the names of those that have passed their check."""
     from harness.compute.device_check import card_of, has_passed  # imports Keras
 
@@ -223,8 +223,8 @@ def _cards(gpus: Sequence[Any]) -> tuple[list[cuda.Card], list[str]]:
 
 def _libraries() -> dict[str, Any]:
     """Those of CUDA that are missing here, and those of the site that are used instead."""
-    missing = [*cuda.missing_libraries(), *([] if cuda.has_nvml() else [cuda.NVML])]
-    return {"missing": missing, "site": cuda.shadowing_libraries()}
+    missing = [*gpu.missing_libraries(), *([] if gpu.has_nvml() else [gpu.NVML])]
+    return {"missing": missing, "site": gpu.shadowing_libraries()}
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from harness.data.vocabulary import MAX_CHARACTERS, SHIFT, SPACES, START, UNKNOW
 from harness.errors import InputError, RunError
 from harness.inference.model_file import load_model
 from harness.inference.predict import read_ratios, read_vocabulary
-from harness.system.atomic_file import replaced_directory, write_refusal
+from harness.system.files import replaced_directory, write_refusal
 from harness.tracking.run_dir import RunDirectory
 
 VERSION = "1"  # TensorFlow Serving looks for a folder of a number

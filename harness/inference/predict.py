@@ -19,7 +19,7 @@ from harness.data.ngrams import MAX_BYTES, NgramRatios
 from harness.data.tables import MAX_ROW, json_value
 from harness.data.vocabulary import MAX_CHARACTERS, START, encode_text, tokenize
 from harness.errors import InputError
-from harness.system.plain_file import MAX_RECORD_BYTES, raise_unless_missing, read_plain_file
+from harness.system.files import MAX_RECORD_BYTES, raise_unless_missing, read_plain_file
 from harness.tracking.run_dir import RunDirectory
 
 CHUNK_BYTES = 1 << 20

@@ -37,10 +37,8 @@ from harness.data.vocabulary import encode_split, tokenize
 from harness.errors import DiskError, InputError, RunError
 from harness.job.keys import DataConfig
 from harness.report.collect import DatasetGroup
-from harness.system.atomic_file import atomic_write
+from harness.system.files import atomic_write, cache_folder, private_cache, read_plain_file
 from harness.system.lenient_json import read_toml, table, text, whole
-from harness.system.paths import cache_folder, private_cache
-from harness.system.plain_file import read_plain_file
 from harness.tracking.run_dir import RunDirectory, job_file
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from harness.job.keys import FACTS, KEYS
 from harness.job.search_space import is_sweep, short_names
 from harness.own_code import source_digest
 from harness.system.console import log, printable
+from harness.system.files import disk_error_in
 from harness.system.lenient_json import number, table, text, whole
-from harness.system.plain_file import disk_error_in
 from harness.tracking.records import one_line
 from harness.tracking.run_dir import (
     ENSEMBLE_FILE,

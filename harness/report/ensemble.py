@@ -29,8 +29,8 @@ from harness.report.ensemble_folder import (
 )
 from harness.report.statistics import BROKEN, read_arrays, read_own
 from harness.report.text_tables import Line
-from harness.system.atomic_file import atomic_directory, atomic_write, write_refusal
 from harness.system.console import printable
+from harness.system.files import atomic_directory, atomic_write, write_refusal
 from harness.system.leased_dir import to_json
 from harness.system.lenient_json import number
 from harness.tracking.provenance import code_of

@@ -25,7 +25,7 @@ from harness.inference.predict import RATIOS_FILE, Classifier, Prediction
 from harness.job.keys import Job
 from harness.own_code import mode_in
 from harness.report.baseline import NgramModel
-from harness.system.plain_file import open_plain_file, raise_unless_missing, read_plain_file
+from harness.system.files import open_plain_file, raise_unless_missing, read_plain_file
 from harness.tracking.run_dir import (
     ENSEMBLE_FILE,
     MAKE_AGAIN,

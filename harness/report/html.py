@@ -19,8 +19,8 @@ from harness.report.plots import pictures_of, styles_of
 from harness.report.statistics import Predictions, read_predictions
 from harness.report.summary import MAX_DRAWN, Part, to_csv, to_latex, to_markdown
 from harness.report.text_tables import numeric
-from harness.system.atomic_file import replaced_directory
 from harness.system.console import printable
+from harness.system.files import replaced_directory
 from harness.system.lenient_json import table, text
 from harness.tracking.run_dir import RunDirectory, last_start
 

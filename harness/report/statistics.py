@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from harness.data.dataset import CLASSES, by_class
 from harness.report.baseline import Baseline
 from harness.report.collect import NO_SPREAD, DatasetGroup, ScoredRun, t_margin
+from harness.system.files import open_plain_file
 from harness.system.lenient_json import number, read_json_lines, whole
-from harness.system.plain_file import open_plain_file
 from harness.tracking.run_dir import PREDICTIONS
 
 if TYPE_CHECKING:

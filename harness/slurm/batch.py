@@ -17,10 +17,10 @@ from typing import Any
 from harness.errors import Interrupted
 from harness.slurm.environment import SlurmEnvironment, given_memory_gb
 from harness.slurm.script import submissions
-from harness.system.atomic_file import atomic_write
-from harness.system.host import memory_peak_gb
+from harness.system.files import atomic_write
 from harness.system.leased_dir import to_json
 from harness.system.lenient_json import number, read_json, read_toml, table, text, whole
+from harness.system.processes import memory_peak_gb
 
 SAVED = Interrupted.exit_code
 KILLED = 137  # by SIGKILL, which for a job is mostly the kernel's for want of memory

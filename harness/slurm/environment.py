@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.system.cuda import num_cards, visible_names
+from harness.system.gpu import num_cards, visible_names
 
 RETRY_MEMORY = "HARNESS_RETRY_MEMORY"
 OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")

@@ -13,8 +13,8 @@ from harness.slurm.environment import (
     given_memory_gb,
     visible_gpus,
 )
-from harness.system import cuda
-from harness.system.host import available_gb, memory_limit_gb, total_memory_gb
+from harness.system import gpu
+from harness.system.processes import available_gb, memory_limit_gb, total_memory_gb
 
 MAX_WORKERS = 1000
 GPU_INDEX = "HARNESS_GPU"  # of a process's slot, among those that it sees on its node
@@ -55,7 +55,7 @@ def take_own_gpu() -> None:
 
 def gpu_name(index: int) -> str:
     """A GPU as CUDA_VISIBLE_DEVICES names it, by its index among those that are visible here."""
-    listed = cuda.visible_names(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    listed = gpu.visible_names(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     return listed[index] if index < len(listed) else str(index)
 
 

@@ -16,8 +16,7 @@ from harness.slurm import client
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import Slot, needs_steps, srun_args
 from harness.system.console import Console, echo, is_error, strip_prefix
-from harness.system.processes import own_code_first
-from harness.system.signals import StopRequest
+from harness.system.processes import StopRequest, own_code_first
 
 POLL_S = 0.2
 LOOK_S = 2.0  # between two looks for tasks that a user cancels

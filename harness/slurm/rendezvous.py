@@ -25,8 +25,8 @@ from harness.errors import InputError, Interrupted, RunError
 from harness.ownership import owner_name
 from harness.slurm.client import node_names
 from harness.slurm.environment import SlurmEnvironment
-from harness.system.atomic_file import atomic_write
 from harness.system.console import log
+from harness.system.files import atomic_write
 from harness.system.lenient_json import parse_json
 from harness.system.network import free_port, interface_address, with_port
 from harness.system.shared_disk import SharedDisk

@@ -16,7 +16,7 @@ from harness import PROJECT
 from harness.errors import InputError, RunError
 from harness.ownership import distrust
 from harness.slurm.script import read_header, submissions
-from harness.system.atomic_file import atomic_write, remove_abandoned
+from harness.system.files import atomic_write, remove_abandoned
 from harness.system.git import (
     SNAPSHOT_RECORD,
     GitError,

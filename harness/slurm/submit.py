@@ -53,11 +53,10 @@ from harness.slurm.snapshot import (
     snapshot_path,
     take_snapshot,
 )
-from harness.system.atomic_file import atomic_write
 from harness.system.console import Console
+from harness.system.files import atomic_write, scratch_directory
 from harness.system.git import commit_of, is_checkout
 from harness.system.leased_dir import to_json
-from harness.system.scratch import scratch_directory
 from harness.system.site_settings import check_trusted_network
 
 ALL_JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")

@@ -21,8 +21,8 @@ from harness.sweep_report.importance import (
     scored_trials,
     values_of,
 )
-from harness.system.atomic_file import atomic_write
 from harness.system.console import log, rich_console
+from harness.system.files import atomic_write
 from harness.tracking.status import format_duration
 from harness.tuning.leaderboard import LEADERBOARD, ranked
 from harness.tuning.protocol import Trial

@@ -12,8 +12,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from harness.system.files import scratch_directory
 from harness.system.lenient_json import read_json
-from harness.system.scratch import scratch_directory
 
 SNAPSHOT_RECORD = "snapshot.json"  # in a snapshot of the code, which has no .git
 MAX_NEW_FILE_BYTES = 1_000_000

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 from harness.system import stderr_filter
-from harness.system.signals import SHOW_CURSOR, STOPPING, end_at_once
+from harness.system.processes import SHOW_CURSOR, STOPPING, end_at_once
 
 # How a process ends by a fault of its own code, or of a library's.
 FAULTS = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)

@@ -16,9 +16,14 @@ from time import monotonic, sleep
 from typing import Any, BinaryIO
 
 from harness.errors import DiskError, RunError, TakenOver
-from harness.system.atomic_file import atomic_save, atomic_write, write_refusal
+from harness.system.files import (
+    atomic_save,
+    atomic_write,
+    raise_unless_missing,
+    read_plain_file,
+    write_refusal,
+)
 from harness.system.lenient_json import parse_json, parse_toml, read_json
-from harness.system.plain_file import raise_unless_missing, read_plain_file
 from harness.system.shared_disk import SharedDisk
 
 PATIENCE_S, RETRY_S = 60.0, 1.0  # with a disk that does not answer

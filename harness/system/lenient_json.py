@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from harness.system.plain_file import read_plain_file
+from harness.system.files import read_plain_file
 
 BROKEN = (OSError, ValueError, RecursionError)
 MAX_NUMBER = 1e15  # harness records no larger one

@@ -1,15 +1,129 @@
-"""Processes of this machine: how old this one is, and whether another is still a run's."""
+"""This machine and its processes: signals that stop a run, who is alive, what it has."""
 
+import contextlib
 import functools
+import importlib.metadata
 import os
+import platform
+import re
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path, PurePath
+from types import FrameType
 from typing import NoReturn
 
 from harness import PROJECT
+from harness.errors import Interrupted
+from harness.system import stderr_filter
+
+# TERM from schedulers, INT from the keyboard, USR1 and USR2 as sites send them before a time
+# limit (NCCL takes USR1 for itself, so our own job scripts ask for USR2).
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+SHOW_CURSOR = b"\x1b[?25h\n"
+
+
+class StopRequest:
+    """Whether this process or another of the run has received one of the stopping signals.
+
+    All workers must stop after the same step, or the rest would wait in a collective operation
+    for ever. So each step carries every worker's vote, and all read the sum at the same steps.
+    """
+
+    def __init__(self, *, alone: bool = True) -> None:
+        self.alone = alone
+        self.signal: signal.Signals | None = None
+
+    @property
+    def vote(self) -> float:
+        """1 to stop, 0 to continue."""
+        return float(self.signal is not None)
+
+    def listen(self) -> None:
+        """Handle the signals from now on.
+
+        Call it again after making the strategy: the C++ side of a multi-worker strategy replaces
+        the handler for TERM with its own.
+        """
+        for number in STOPPING:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signal == number == signal.SIGINT:
+            end_at_once()  # the user does not want to wait, and a run survives any end
+        if self.signal != signal.SIGTERM:  # a cancel stays one, whatever else comes
+            self.signal = signal.Signals(number)
+
+    def check(self) -> None:
+        """Raise if a signal has come and this worker may stop by itself.
+
+        Raises:
+            Interrupted: with the signal's name.
+        """
+        if self.alone:
+            self.agree(self.vote)
+
+    def agree(self, votes: float) -> None:
+        """Raise if any worker has voted to stop.
+
+        Raises:
+            Interrupted: with the signal's name.
+        """
+        if votes > 0:
+            raise Interrupted(self.signal.name if self.signal else "a signal to another worker")
+
+
+@contextlib.contextmanager
+def ctrl_c_waits() -> Iterator[None]:
+    """Let Ctrl-C take effect at the end, for what may lose its exception; a second one at once.
+
+    An import does: Python drops an exception that is raised in a callback of a weak reference, of
+    which each module has one. Outside the main thread nothing changes.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or before in (signal.SIG_IGN, None):  # ignored; another language's
+        yield
+        return
+    pressed = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            end_at_once()
+        pressed = True
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if pressed:
+            signal.raise_signal(signal.SIGINT)
+
+
+AT_ONCE = "harness: interrupted at once; what was saved before stays"
+
+
+def end_at_once(line: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoReturn:
+    """End this process and all that it started, with one line and the code of an interruption.
+
+    Not by an exception: code that runs while it is raised, such as an import of TensorFlow, may
+    turn it into a traceback or lose it.
+    """
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+    if sys.stdout.isatty():
+        os.write(1, SHOW_CURSOR)  # which a progress bar hides
+    with contextlib.suppress(OSError):
+        os.write(stderr_filter.descriptor, f"{line}\n".encode(errors="backslashreplace"))
+    os._exit(code)
+
 
 WORKER = "harness.tuning.worker"  # of a sweep, which trains its trials
 PROGRAMS = {"harness", "__main__.py"}
@@ -137,3 +251,80 @@ def _is_zombie(process: int) -> bool:
         return own_proc and psutil.Process(process).status() == psutil.STATUS_ZOMBIE
     except (OSError, psutil.Error):
         return False
+
+
+def cgroup_limits(name: str) -> list[list[str]]:
+    """The fields of a control file of this process's cgroup (v2) and of each one above it."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        path = next((line[3:] for line in lines if line.startswith("0::")), "/")
+        here = Path("/sys/fs/cgroup") / path.lstrip("/")
+        files = [folder / name for folder in (here, *here.parents)]
+        return [file.read_text().split() for file in files if file.is_file()]
+    except OSError:  # no cgroups on this system
+        return []
+
+
+def memory_limit_gb() -> float | None:
+    """The least memory that a cgroup above this process allows, None for no limit."""
+    limits = [int(limit) for (limit,) in cgroup_limits("memory.max") if limit != "max"]
+    return min(limits) / 1e9 if limits else None
+
+
+def memory_peak_gb() -> float | None:
+    """The most memory that this process's cgroup has used, None where that is not known."""
+    peaks = [int(peak) for (peak,) in cgroup_limits("memory.peak")]
+    return peaks[0] / 1e9 if peaks else None
+
+
+def available_gb() -> float:
+    """The memory that is free or can be freed."""
+    import psutil
+
+    return float(psutil.virtual_memory().available / 1e9)
+
+
+def gpu_name() -> str | None:
+    """The first GPU by its driver's name, None without one."""
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        match = re.search(r"^Model:\s*(.+)$", path.read_text(errors="replace"), re.MULTILINE)
+        if match:
+            return match[1].strip()
+    return None
+
+
+def total_memory_gb() -> float:
+    """The memory of the machine."""
+    import psutil
+
+    return float(psutil.virtual_memory().total / 1e9)
+
+
+def installed_version(package: str) -> str | None:
+    """The version of a package, None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:  # a nightly build has another name
+        return None
+
+
+def processor() -> str:
+    """The name of the processor."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(field: str) -> str:
+    """A field of the first processor from /proc/cpuinfo, empty where there is none."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+
+
+def nvidia_driver() -> str | None:
+    """The NVIDIA driver's description of its version, None where there is no driver."""
+    try:
+        return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+    except (OSError, IndexError):
+        return None

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from harness.system.nvml import open_gpus
+from harness.system.gpu import open_gpus
 
 READ_S = 5.0  # between two readings
 REMEDY = "compare nvidia-smi, or HARNESS_EXTRA=gpu bash slurm/common.sh --setup"

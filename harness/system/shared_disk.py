@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from harness.system.atomic_file import replace_file
+from harness.system.files import replace_file
 
 
 class SharedDisk:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 
 from harness.system.console import echo
-from harness.system.cuda import has_driver, hidden_by
+from harness.system.gpu import has_driver, hidden_by
 
 # TensorFlow 2.21, at every start where it sees no GPU. With a driver whose GPUs are not hidden it
 # is no noise.

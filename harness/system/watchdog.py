@@ -18,7 +18,7 @@ from typing import Self
 from harness.errors import Interrupted, RunError
 from harness.system import stderr_filter
 from harness.system.console import error_line
-from harness.system.signals import STOPPING, end_at_once
+from harness.system.processes import STOPPING, end_at_once
 from harness.system.site_settings import number_setting
 
 STALL, STALL_MIN = "HARNESS_STALL_MIN", 10.0

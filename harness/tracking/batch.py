@@ -11,9 +11,8 @@ from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import Slot, allocate_slots, num_in_memory
 from harness.slurm.process_pool import Task, child_args, run_tasks
 from harness.slurm.script import submissions
-from harness.system.atomic_file import atomic_write
 from harness.system.console import Console
-from harness.system.scratch import scratch_directory
+from harness.system.files import atomic_write, scratch_directory
 from harness.tracking.run_dir import CANCEL, RunDirectory, remove_empty, reserve_id
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from harness.job.search_space import is_sweep
 from harness.ownership import owner_name
+from harness.system.files import read_plain_file
 from harness.system.lenient_json import parse_json
-from harness.system.plain_file import read_plain_file
 from harness.tracking.run_dir import RunDirectory, is_whole
 
 Parts = dict[str, tuple[str, ...]]  # the files of each part, by their paths in the folder

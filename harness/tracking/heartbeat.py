@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.errors import Interrupted
 from harness.slurm.environment import SlurmEnvironment
-from harness.system.atomic_file import atomic_write
+from harness.system.files import atomic_write
 from harness.system.leased_dir import LeasedDirectory, to_json
 from harness.system.processes import process_space
 

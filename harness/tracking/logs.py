@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness.errors import InputError, RunError
+from harness.system.files import open_plain_file
 from harness.system.lenient_json import path, read_json
-from harness.system.plain_file import open_plain_file
 from harness.tracking.records import RunStatus
 
 MAX_LINE_BYTES = 1_000_000  # a longer line is cut into several

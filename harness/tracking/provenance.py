@@ -15,7 +15,7 @@ from harness.data.dataset import Dataset
 from harness.job.search_space import is_sweep
 from harness.slurm.environment import SlurmEnvironment, asked_of, given_cpus
 from harness.system.git import code_version
-from harness.system.host import installed_version, nvidia_driver, processor
+from harness.system.processes import installed_version, nvidia_driver, processor
 from harness.tracking.run_dir import RECORD, RunDirectory, first_start, stamped
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "tensorboard", "keras-tuner")

@@ -14,6 +14,7 @@ from harness.errors import CANCELLING, DiskError
 from harness.job.search_space import SEARCH_FILE, is_of_search, is_sweep
 from harness.slurm.queue import QueuedJob
 from harness.system.console import strip_prefix
+from harness.system.files import Record, in_threads, open_plain_file, read_record
 from harness.system.lenient_json import (
     BROKEN,
     number,
@@ -25,7 +26,6 @@ from harness.system.lenient_json import (
     text,
     whole,
 )
-from harness.system.plain_file import Record, in_threads, open_plain_file, read_record
 from harness.tracking.run_dir import CANCEL, MAKE_AGAIN, RunDirectory, is_ensemble, is_whole
 
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")

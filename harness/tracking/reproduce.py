@@ -15,7 +15,7 @@ from harness.data.dataset_folder import save_folder
 from harness.data.sources import open_dataset, open_sample
 from harness.errors import InputError, RunError
 from harness.ownership import distrust
-from harness.system.atomic_file import atomic_directory
+from harness.system.files import atomic_directory
 from harness.system.git import (
     COMMIT,
     SNAPSHOT_RECORD,
@@ -24,8 +24,8 @@ from harness.system.git import (
     is_snapshot,
     write_version,
 )
-from harness.system.host import installed_version
 from harness.system.lenient_json import table, text
+from harness.system.processes import installed_version
 from harness.tracking.provenance import PACKAGES
 from harness.tracking.run_dir import RECORD, RunDirectory, weights_of
 

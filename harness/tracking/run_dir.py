@@ -26,10 +26,17 @@ from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.job.search_space import SEARCH_FILE
 from harness.ownership import foreign_link, owner_name
-from harness.system.atomic_file import atomic_write, why_refused
+from harness.system.files import (
+    Record,
+    atomic_write,
+    in_threads,
+    is_file,
+    raise_unless_missing,
+    read_record,
+    why_refused,
+)
 from harness.system.leased_dir import LeasedDirectory, to_json
 from harness.system.lenient_json import number, table, text
-from harness.system.plain_file import Record, in_threads, is_file, raise_unless_missing, read_record
 
 MAX_DEPTH = 4  # of a run below the folder that is searched
 ENSEMBLE_FILE = "ensemble.toml"

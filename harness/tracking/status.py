@@ -14,8 +14,8 @@ from harness.errors import InputError
 from harness.job.search_space import SEARCH_FILE
 from harness.slurm.queue import Queue, QueuedJob, find_job, training_script
 from harness.slurm.script import submissions
+from harness.system.files import Record, in_threads
 from harness.system.lenient_json import read_toml, table, text
-from harness.system.plain_file import Record, in_threads
 from harness.system.processes import is_run_alive
 from harness.system.shared_disk import clock_ahead_s
 from harness.tracking.heartbeat import HEARTBEAT_S

@@ -20,7 +20,7 @@ from harness.compute.optimizer import schedule_of
 from harness.compute.train_step import TrainStep
 from harness.errors import InputError, RunError
 from harness.slurm.rendezvous import WorkerGroup
-from harness.system.plain_file import (
+from harness.system.files import (
     disk_error_in,
     is_of_disk,
     open_plain_file,

@@ -16,8 +16,8 @@ from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.rendezvous import WorkerGroup
 from harness.system.console import Console
+from harness.system.processes import StopRequest
 from harness.system.resource_monitor import ResourceMonitor
-from harness.system.signals import StopRequest
 from harness.tracking.run_dir import RECORD, RunDirectory, first_start, run_identity
 
 if TYPE_CHECKING:

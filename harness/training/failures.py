@@ -9,7 +9,7 @@ import tensorflow as tf
 from harness.compute.device_errors import explained, is_node_fault, out_of_memory, telling
 from harness.errors import Interrupted, RunError, TakenOver
 from harness.slurm.rendezvous import WorkerGroup
-from harness.system import cuda, stderr_filter
+from harness.system import gpu, stderr_filter
 from harness.tracking.heartbeat import Heartbeat
 
 # How TensorFlow ends an operation of all workers when one of them does not take part.
@@ -32,7 +32,7 @@ def device_error(error: Exception) -> RunError | None:
     captured = stderr_filter.captured
     found = captured.read() if captured else []
     num_gpus = len(tf.config.get_visible_devices("GPU"))
-    lasting = cuda.lasting_error(num_gpus)
+    lasting = gpu.lasting_error(num_gpus)
     if isinstance(error, tf.errors.ResourceExhaustedError) and not is_node_fault(lasting):
         return out_of_memory(sees_memory=num_gpus > 0)
     explained_error = explained([*telling(found), str(error)], lasting, sees_memory=num_gpus > 0)

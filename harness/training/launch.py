@@ -35,13 +35,13 @@ from harness.slurm.environment import (
     resume_command,
 )
 from harness.slurm.rendezvous import WorkerGroup
-from harness.system import cuda, stderr_filter, watchdog
+from harness.system import gpu, stderr_filter, watchdog
 from harness.system.console import Console, log
+from harness.system.files import scratch_directory
 from harness.system.guard import stand_guard
 from harness.system.leased_dir import LeasedDirectory
+from harness.system.processes import StopRequest
 from harness.system.resource_monitor import ResourceMonitor
-from harness.system.scratch import scratch_directory
-from harness.system.signals import StopRequest
 from harness.system.site_settings import check_trusted_network
 from harness.tracking.heartbeat import record_death
 from harness.tracking.provenance import changes_since_first_start, code_of
@@ -196,7 +196,7 @@ def may_use_gpus(devices: str | None) -> bool:
     """Whether a process with these `--devices` may use GPUs; without TensorFlow."""
     if devices and parse_devices(devices).kind == "cpu":
         return False
-    return not cuda.hidden_by() and cuda.has_driver()
+    return not gpu.hidden_by() and gpu.has_driver()
 
 
 def own_allocation() -> SlurmEnvironment | None:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import InputError, RunError
 from harness.inference.predict import RATIOS_FILE
 from harness.job.keys import FACTS, Job
+from harness.system.files import NO_RECORD, read_plain_file
 from harness.system.lenient_json import read_json_lines, table, text
-from harness.system.plain_file import NO_RECORD, read_plain_file
 from harness.tracking.run_dir import RECORD, RunDirectory, first_start, remove_empty, weights_of
 from harness.training.context import RunContext
 from harness.training.progress import Progress

@@ -48,7 +48,7 @@ from tensorboard.plugins.text import metadata as text_plugin
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from harness.errors import DiskError
-from harness.system.atomic_file import atomic_write
+from harness.system.files import atomic_write
 from harness.system.shared_disk import SharedDisk
 
 LOG = logging.getLogger(__name__)

@@ -21,11 +21,11 @@ from typing import Any
 
 from harness.errors import DiskError
 from harness.ownership import owner_name
-from harness.system.atomic_file import sync_entry, write_refusal
 from harness.system.console import log
+from harness.system.files import sync_entry, write_refusal
 from harness.system.lenient_json import parse_json
+from harness.system.processes import StopRequest
 from harness.system.shared_disk import SharedDisk
-from harness.system.signals import StopRequest
 from harness.tuning.protocol import (
     STOP,
     Course,

@@ -18,8 +18,8 @@ from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import Slot
 from harness.slurm.process_pool import SAVE_S, ManagedProcess, ProcessPool
 from harness.system.console import Console
-from harness.system.plain_file import is_said_of_disk
-from harness.system.signals import STOPPING
+from harness.system.files import is_said_of_disk
+from harness.system.processes import STOPPING
 
 DISK_CODE, NODE_FAULT_CODE = 74, 77  # exit codes: the disk fails; the node is at fault
 ERRORS: dict[int, Callable[[str], Exception]] = {

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness.errors import DiskError, InputError
 from harness.job.search_space import SearchSpec, is_sweep
-from harness.system.plain_file import in_threads
+from harness.system.files import in_threads
 from harness.tracking.disk_use import (
     CHECKPOINTS,
     OF_A_RUN,

@@ -24,10 +24,9 @@ from harness.errors import DiskError, InputError
 from harness.job.search_space import SEARCH_FILE, SearchSpec, is_of_search, is_sweep, load_search
 from harness.own_code import mode_in
 from harness.ownership import owner_name
-from harness.system.atomic_file import write_refusal
+from harness.system.files import raise_unless_missing, write_refusal
 from harness.system.leased_dir import LeasedDirectory, to_json
 from harness.system.lenient_json import read_toml
-from harness.system.plain_file import raise_unless_missing
 from harness.tracking.provenance import sources_checksum
 from harness.tracking.run_dir import (
     RECORD,

@@ -19,7 +19,7 @@ from harness.job.keys import Job
 from harness.job.search_space import OBJECTIVES, SearchSpec
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.console import printable
-from harness.system.plain_file import is_of_disk
+from harness.system.files import is_of_disk
 from harness.system.resource_monitor import resident_memory_gb
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint

@@ -15,9 +15,8 @@ from harness.own_code import mode_in
 from harness.slurm.environment import SlurmEnvironment, asked_of, num_tasks_of_array, resume_command
 from harness.slurm.placement import allocate_slots, num_in_memory
 from harness.system.console import Console, log
-from harness.system.plain_file import is_of_disk
-from harness.system.processes import has_died
-from harness.system.signals import StopRequest
+from harness.system.files import is_of_disk
+from harness.system.processes import StopRequest, has_died
 from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.provenance import sources_checksum
 from harness.tracking.run_dir import RECORD, stamped

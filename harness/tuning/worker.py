@@ -34,11 +34,10 @@ from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.placement import take_own_gpu
 from harness.system import watchdog
 from harness.system.console import Console, log, take_any_text
+from harness.system.files import is_of_disk
 from harness.system.guard import stand_guard
-from harness.system.plain_file import is_of_disk
-from harness.system.processes import end_with_parent, process_space
+from harness.system.processes import StopRequest, end_with_parent, process_space
 from harness.system.resource_monitor import ResourceMonitor
-from harness.system.signals import StopRequest
 from harness.training.context import Observers
 from harness.training.launch import dataset_of, may_use_gpus, tell_death
 from harness.tuning.disk import Disk

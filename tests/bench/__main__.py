@@ -19,8 +19,8 @@ from harness.doctor.probe import ARCHITECTURES
 from harness.errors import InputError, RunError
 from harness.slurm.environment import SlurmEnvironment, given_cpus, visible_gpus
 from harness.system.console import Console, echo, log
-from harness.system.host import installed_version, processor, total_memory_gb
-from harness.system.scratch import scratch_directory
+from harness.system.files import scratch_directory
+from harness.system.processes import installed_version, processor, total_memory_gb
 from harness.tracking.provenance import PACKAGES
 from tests.bench.measured import Measured, print_table, write_record
 from tests.bench.processes import Bench, Settings

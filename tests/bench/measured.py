@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
-from harness.system.atomic_file import atomic_write
 from harness.system.console import rich_console
+from harness.system.files import atomic_write
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from harness.compute.strategy import describe_cuda
-from harness.system import cuda
+from harness.system import gpu
 
 LIBRARIES = {
     "libcudnn.so.9": "unsigned long cudnnGetVersion(void) { return 90300; }",
@@ -23,12 +23,12 @@ def test_versions_are_those_of_the_libraries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each library is asked for its version; one that is not there has none."""
-    monkeypatch.setattr(cuda, "library_folders", lambda: iter([tmp_path]))
-    assert cuda.library_versions() == {"cudnn": None, "cublas": None, "nccl": None}
+    monkeypatch.setattr(gpu, "library_folders", lambda: iter([tmp_path]))
+    assert gpu.library_versions() == {"cudnn": None, "cublas": None, "nccl": None}
     for name, code in LIBRARIES.items():
         command = ["cc", "-shared", "-fPIC", "-x", "c", "-o", str(tmp_path / name), "-"]
         subprocess.run(command, input=code.encode(), check=True, timeout=60)
-    assert cuda.library_versions() == {"cudnn": "9.3.0", "cublas": "12.5.3", "nccl": "2.21.5"}
+    assert gpu.library_versions() == {"cudnn": "9.3.0", "cublas": "12.5.3", "nccl": "2.21.5"}
 
 
 def test_kernels_that_the_driver_compiles_are_kept(
@@ -36,7 +36,7 @@ def test_kernels_that_the_driver_compiles_are_kept(
 ) -> None:
     """In a private folder of the user's cache, or where the user says."""
     monkeypatch.setattr(os, "environ", {"XDG_CACHE_HOME": str(tmp_path)})
-    cuda.keep_compiled_kernels()
+    gpu.keep_compiled_kernels()
     folder = tmp_path / "harness" / "cuda"
     assert os.environ["CUDA_CACHE_PATH"] == str(folder)
     assert int(os.environ["CUDA_CACHE_MAXSIZE"]) > 4e9
@@ -44,7 +44,7 @@ def test_kernels_that_the_driver_compiles_are_kept(
     folder.chmod(0o777)
     for variables in ({}, {"CUDA_CACHE_PATH": "/mine"}):
         monkeypatch.setattr(os, "environ", {"XDG_CACHE_HOME": str(tmp_path), **variables})
-        cuda.keep_compiled_kernels()
+        gpu.keep_compiled_kernels()
         assert os.environ.items() >= variables.items()
         assert "CUDA_CACHE_MAXSIZE" not in os.environ
 

@@ -16,7 +16,7 @@ from harness.compute.execution_plan import ExecutionPlan
 from harness.data.input_pipeline import Reviews
 from harness.errors import Interrupted
 from harness.job.job_file import load_job
-from harness.system.signals import StopRequest
+from harness.system.processes import StopRequest
 from tests.conftest import JOBS, PROJECT
 from tests.training.test_trainer import LENGTH, SETTINGS, TEST, VOCAB_SIZE, encoded
 

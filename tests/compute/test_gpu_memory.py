@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from harness.compute.memory import CONTEXT_GB, measure_gpu_gb
 from harness.job.job_file import load_job
-from harness.system import nvml
+from harness.system import gpu
 from tests.conftest import JOBS, Harness
 
 LSTM = load_job(JOBS / "lstm.toml")
@@ -20,7 +20,7 @@ def test_the_driver_is_asked_first(monkeypatch: pytest.MonkeyPatch) -> None:
     peaks = {"GPU:0": {"peak": 2e9}, "GPU:1": {"peak": 3e9}}
     monkeypatch.setattr(tf.config.experimental, "get_memory_info", peaks.get)
     for held, gb in ((2.5, 2.5), (None, 3.0 + CONTEXT_GB)):
-        monkeypatch.setattr(nvml, "own_gb", lambda held=held: held)
+        monkeypatch.setattr(gpu, "own_gb", lambda held=held: held)
         assert measure_gpu_gb() == gb
 
 

@@ -12,13 +12,13 @@ from harness.compute.gpus import Promise, check_gpus, promised_gpus
 from harness.compute.strategy import parse_devices
 from harness.errors import InputError, NodeFault
 from harness.slurm.environment import SlurmEnvironment
-from harness.system import cuda
+from harness.system import gpu
 from tests.conftest import Harness
 from tests.system.driver import broken_driver, whole_driver
 
 __all__ = ["broken_driver", "whole_driver"]  # pytest takes the fixtures from here
 
-no_driver = pytest.mark.skipif(cuda.has_driver(), reason="a driver is here")
+no_driver = pytest.mark.skipif(gpu.has_driver(), reason="a driver is here")
 
 SLURM = {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1"}
 
@@ -135,9 +135,9 @@ def test_fewer_gpus_than_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setenv("HARNESS_NODE_FAULTS", str(faults))
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
-    monkeypatch.setattr(cuda, "has_driver", lambda: True)
-    monkeypatch.setattr(cuda, "has_nvml", lambda: True)
-    monkeypatch.setattr(cuda, "missing_libraries", list)
+    monkeypatch.setattr(gpu, "has_driver", lambda: True)
+    monkeypatch.setattr(gpu, "has_nvml", lambda: True)
+    monkeypatch.setattr(gpu, "missing_libraries", list)
     promise = Promise(2, "Slurm gave 2 GPUs")
     with pytest.raises(NodeFault, match="Slurm gave 2 GPUs, but TensorFlow sees 1: the driver"):
         check_gpus(promise, pytest.fail, {})
@@ -171,7 +171,7 @@ def test_a_driver_without_a_promise_is_warned_of(
 
 def test_a_driver_whose_gpus_are_hidden_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty CUDA_VISIBLE_DEVICES without a promise says by itself that the CPU is meant."""
-    monkeypatch.setattr(cuda, "has_driver", lambda: True)
+    monkeypatch.setattr(gpu, "has_driver", lambda: True)
     hidden = {"CUDA_VISIBLE_DEVICES": ""}
     check_gpus(promised_gpus(None, None, hidden), pytest.fail, hidden)
     warnings: list[str] = []

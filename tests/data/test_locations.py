@@ -10,7 +10,7 @@ import pytest
 from harness.data.locations import missing_in
 from harness.data.sources import open_dataset
 from harness.errors import InputError
-from harness.system.paths import cache_folder, private_cache
+from harness.system.files import cache_folder, private_cache
 from tests.report.small_data import small_data
 
 VARIABLES = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")

@@ -4,7 +4,7 @@ import pytest
 
 from harness.doctor import doctor
 from harness.doctor.doctor import judge_card
-from harness.system.cuda import Card
+from harness.system.gpu import Card
 
 WHEEL = ("sm_60", "sm_70", "sm_80", "sm_89", "compute_90")  # TensorFlow 2.21's own build info
 

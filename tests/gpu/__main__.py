@@ -26,10 +26,9 @@ from harness.doctor.finding import Finding, examine
 from harness.doctor.probe import START_S, ask_child
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.environment import SlurmEnvironment
-from harness.system.atomic_file import atomic_write
 from harness.system.console import Console, echo, log, take_any_text
-from harness.system.host import nvidia_driver, processor
-from harness.system.scratch import scratch_directory
+from harness.system.files import atomic_write, scratch_directory
+from harness.system.processes import nvidia_driver, processor
 from tests.gpu import full
 from tests.gpu.checks import CHECKS, check_gpus
 from tests.gpu.runs import Checks, Runs, unless_not_run

@@ -13,7 +13,7 @@ from harness.doctor.finding import Finding
 from harness.doctor.probe import ARCHITECTURES, JOBS, START_S, measure
 from harness.job.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment, given_cpus
-from harness.system.host import nvidia_driver
+from harness.system.processes import nvidia_driver
 from tests import asked_child
 from tests.gpu.runs import ALONE, RUN_S, Checks, NotRun, Runs, SmallRun, judge
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from harness.compute.strategy import import_tensorflow, make_strategy, parse_devices
 from harness.slurm.environment import SlurmEnvironment
-from harness.system.cuda import library_versions
-from harness.system.nvml import find_nvml
+from harness.system.gpu import find_nvml, library_versions
 from harness.system.processes import age_s
 from tests.asked_child import answer_request
 

@@ -13,7 +13,7 @@ import pytest
 
 from harness.doctor.finding import Finding, examine
 from harness.slurm.snapshot import take_snapshot
-from harness.system import cuda
+from harness.system import gpu
 from tests.conftest import PROJECT, Harness
 from tests.gpu.full import check_killed_worker
 from tests.gpu.runs import NotRun, Runs, SmallRun, judge, unless_not_run
@@ -148,7 +148,7 @@ def test_two_cpu_devices_are_accepted(harness: Harness) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not cuda.has_driver(), reason="no NVIDIA driver is here")
+@pytest.mark.skipif(not gpu.has_driver(), reason="no NVIDIA driver is here")
 def test_this_gpu_is_accepted(harness: Harness) -> None:
     """The checks of this node have no red line; the lines are in the assertion's message."""
     harness.show_gpus()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from harness.system import cuda
+from harness.system import gpu
 from tests.gpu.conftest import Rig, last_line
 
 pytestmark = pytest.mark.full
@@ -51,9 +51,7 @@ def test_what_tensorflow_opens_is_loaded(null_environment: Path) -> None:
     ).stdout
     covered = set(re.findall(r"\$ORIGIN/\.\./(nvidia/\w+/lib)", shown))
     folders = {name: f"nvidia/{package}/lib" for name, package in WHERE.items()}
-    assert {name for name in cuda.LIBRARIES if folders[name] not in covered} == {
-        "libcusolver.so.11"
-    }
+    assert {name for name in gpu.LIBRARIES if folders[name] not in covered} == {"libcusolver.so.11"}
 
 
 WHERE = {
@@ -72,7 +70,7 @@ def test_tensorflow_by_itself_sees_none(rig: Rig) -> None:
     look = "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')))"
     alone = rig.run(["-c", look], gpus=2)
     assert alone.stdout.split() == ["0"]
-    loaded = f"from harness.system import cuda; cuda.load_libraries(); {look}"
+    loaded = f"from harness.system import cuda; gpu.load_libraries(); {look}"
     assert rig.run(["-c", loaded], gpus=2).stdout.split() == ["2"]
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from harness.errors import InputError
 from harness.inference.predict import RATIOS_FILE, read_ratios
-from harness.system.plain_file import MAX_RECORD_BYTES
+from harness.system.files import MAX_RECORD_BYTES
 
 
 def test_ratios_may_be_larger_than_any_record(tmp_path: Path) -> None:

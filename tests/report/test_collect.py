@@ -129,7 +129,7 @@ def closed(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
             raise OSError(number, os.strerror(number), str(path))
         return real(file, *others)
 
-    monkeypatch.setattr("harness.system.plain_file.os.open", fail)
+    monkeypatch.setattr("harness.system.files.os.open", fail)
 
 
 def test_where_a_record_is_closed_nobody_knows_how_the_run_began(

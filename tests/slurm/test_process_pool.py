@@ -17,7 +17,7 @@ from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.placement import Slot, allocate_slots, num_in_memory, take_own_gpu
 from harness.slurm.process_pool import ManagedProcess, ProcessPool, Task, run_tasks
 from harness.system.console import Console
-from harness.system.signals import STOPPING
+from harness.system.processes import STOPPING
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import JOBS, Harness, wait_for, write_program
 

@@ -1,15 +1,20 @@
-"""Which processes are still a run's, and how old this one is."""
+"""Signals that stop a run, and processes that are alive or not."""
 
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from signal import SIGINT
 
+import psutil
 import pytest
 
 from harness.system.processes import has_died, is_elsewhere, is_run_alive, process_space
-from tests.conftest import wait_for
+from tests.conftest import Harness, wait_for
+from tests.preloaded import Process
+from tests.training.kills import wait_for_step
 
 Start = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -83,3 +88,134 @@ def test_a_container_of_this_machine_is_elsewhere() -> None:
     boot, _, _ = here.partition(" ")
     spaces = {f"{boot} 7": True, here: False, "earlier 7": False, "": False}
     assert {space: is_elsewhere(space) for space in spaces} == spaces
+
+
+LISTENING = """
+import os, sys
+from signal import Signals
+from harness.system.processes import StopRequest
+
+stop = StopRequest()
+stop.listen()
+for name in sys.argv[1:]:
+    stop.signal = None
+    os.kill(os.getpid(), Signals[name])
+    print(stop.signal.name, stop.vote)
+"""
+
+AT_ONCE = "harness: interrupted at once; what was saved before stays\n"
+
+WAITING = """
+import subprocess, time
+from harness.system.processes import StopRequest
+from harness.system.stderr_filter import filtered_stderr
+
+stop = StopRequest()
+stop.listen()
+child = subprocess.Popen(["sleep", "600"])
+print(child.pid, flush=True)
+with filtered_stderr():
+    while not stop.signal:
+        time.sleep(0.01)
+    print("first", flush=True)
+    try:
+        time.sleep(600)
+    finally:
+        print("cleaned up", flush=True)
+"""
+
+
+def test_the_second_ends_all_at_once() -> None:
+    """The line comes out of a filtered standard error too, and nothing runs while it ends."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    child = psutil.Process(int(process.stdout.readline()))
+    process.send_signal(SIGINT)
+    assert process.stdout.readline() == "first\n"
+    process.send_signal(SIGINT)
+    said, warned = process.communicate(timeout=10)
+    assert (process.returncode, said, warned) == (75, "", AT_ONCE)
+    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5)
+
+
+def test_each_stopping_signal_is_noted() -> None:
+    """The step in progress goes on; the process votes to stop after it."""
+    names = ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]
+    command = [sys.executable, "-c", LISTENING, *names]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.splitlines() == [f"{name} 1.0" for name in names]
+
+
+IN_AN_IMPORT = """
+import os, sys
+from signal import SIGINT
+from harness.system.processes import ctrl_c_waits
+
+with ctrl_c_waits():
+    for _ in range(int(sys.argv[1])):
+        os.kill(os.getpid(), SIGINT)
+    print("imported")
+print("went on")
+"""
+
+
+@pytest.mark.parametrize(
+    ("times", "code", "said", "warned"),
+    [(0, 0, "imported\nwent on\n", ""), (1, -SIGINT, "imported\n", None), (2, 75, "", AT_ONCE)],
+)
+def test_an_import_does_not_lose_it(times: int, code: int, said: str, warned: str | None) -> None:
+    """The first one waits for the end of the import, the second one does not."""
+    command = [sys.executable, "-c", IN_AN_IMPORT, str(times)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (code, said)
+    assert warned in (None, done.stderr)
+
+
+def press_until_it_ends(process: Process) -> str:
+    """Send one SIGINT after another; returns what the process wrote on standard error."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        process.send_signal(SIGINT)
+        time.sleep(0.05)
+    _, warned = process.communicate(timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert alive == []
+    return warned
+
+
+def has_loaded(process: Process, library: str) -> Callable[[], bool]:
+    return lambda: library in Path(f"/proc/{process.pid}/maps").read_text()
+
+
+@pytest.mark.parametrize("library", ["_pydantic_core", "libtensorflow"])
+def test_in_start_up(harness: Harness, library: str) -> None:
+    """While the command line or TensorFlow is imported."""
+    process = harness.start(*harness.train_words("lstm", "stopped"), is_forked=False)
+    wait_for(has_loaded(process, library))
+    warned = press_until_it_ends(process)
+    assert process.returncode == 75
+    assert warned in (AT_ONCE, "harness: interrupted before anything began\n")
+
+
+@pytest.mark.full
+def test_in_training(harness: Harness) -> None:
+    """Between two steps, or while the checkpoint is saved that the first one asked for."""
+    process = harness.start(*harness.train_words("lstm", "stopped"), "--set", "train.epochs=200")
+    wait_for_step(process, harness.runs / "lstm/stopped", 13)
+    warned = press_until_it_ends(process)
+    assert process.returncode == 75
+    assert len(warned.splitlines()) == 1
+    assert warned.startswith("harness: interrupted ")
+
+
+@pytest.mark.full
+def test_runs_side_by_side(harness: Harness) -> None:
+    """The runs end with the process that started them, which does not wait for them to save."""
+    words = harness.train_words("lstm", "stopped", "--set", "train.epochs=200")
+    process = harness.start(*words, "--seeds", "1-2", "--workers", "2")
+    wait_for(lambda: len(list(harness.runs.glob("lstm/*/state.json"))) == 2, 120)
+    warned = press_until_it_ends(process)
+    assert (process.returncode, warned) == (75, AT_ONCE)

@@ -83,7 +83,7 @@ def gauge_over(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gauge]:
         seen: str | None = None,
     ) -> Iterator[tuple[ResourceMonitor, list[str]]]:
         said: list[str] = []
-        monkeypatch.setattr("harness.system.nvml.find_nvml", lambda: nvml)
+        monkeypatch.setattr("harness.system.gpu.find_nvml", lambda: nvml)
         with ResourceMonitor(
             num_gpus,
             2,

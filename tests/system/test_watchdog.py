@@ -140,7 +140,7 @@ def test_too_many_ends_are_a_failure() -> None:
 BLOCKED = """
 import ctypes, os, sys
 from harness.system import watchdog
-from harness.system.signals import StopRequest
+from harness.system.processes import StopRequest
 from harness.system.stderr_filter import filtered_stderr
 
 stop = StopRequest()

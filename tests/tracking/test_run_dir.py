@@ -28,7 +28,7 @@ def test_a_result_that_the_disk_does_not_give_is_not_a_broken_one(
     def fail(path: Path, *_: object) -> int:
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr("harness.system.plain_file.os.open", fail)
+    monkeypatch.setattr("harness.system.files.os.open", fail)
     with pytest.raises(DiskError, match=rf"result\.json: can't be read: {os.strerror(error)}"):
         run.result()
 

@@ -87,8 +87,8 @@ def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> 
     from harness.data.dataset import Dataset
     from harness.errors import Interrupted
     from harness.system.console import Console
+    from harness.system.processes import StopRequest
     from harness.system.resource_monitor import ResourceMonitor
-    from harness.system.signals import StopRequest
     from harness.tracking.run_dir import RunDirectory
     from harness.training.context import Compute, Observers, RunContext
     from harness.training.train import train

@@ -12,8 +12,8 @@ from harness.errors import Interrupted
 from harness.job.job_file import check_job
 from harness.job.keys import Job
 from harness.system.console import Console
+from harness.system.processes import StopRequest
 from harness.system.resource_monitor import ResourceMonitor
-from harness.system.signals import StopRequest
 from harness.tracking.run_dir import RunDirectory
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.train import train

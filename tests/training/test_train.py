@@ -19,7 +19,7 @@ from tests.training.kills import killed_run, wait_for_step
 def test_a_signal_saves_and_ends_with_75(harness: Harness) -> None:
     """A stopping signal lets the step end, saves, says how to go on and ends with 75.
 
-    `tests/system/test_signals.py` has the other signals.
+    `tests/system/test_processes.py` has the other signals.
     """
     words = harness.train_words("lstm", "stopped", "--set", "train.checkpoint_every_s=86400")
     process = harness.start(*words, "--set", "train.epochs=200")

@@ -18,8 +18,8 @@ from harness.data.epoch_order import epoch_permutation
 from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.system.console import Console
+from harness.system.processes import StopRequest
 from harness.system.resource_monitor import ResourceMonitor
-from harness.system.signals import StopRequest
 from harness.tracking.run_dir import RunDirectory
 from harness.training.actions import BestWeights
 from harness.training.context import Compute, Observers, RunContext

@@ -8,7 +8,7 @@ import pytest
 
 from harness.errors import CANCELLED, DiskError, Interrupted, RunError
 from harness.system.console import Console
-from harness.system.signals import StopRequest
+from harness.system.processes import StopRequest
 from harness.tuning.disk import stop_search_in
 from harness.tuning.pool import WorkerPool, WorkerProcess, WorkerRequest
 from harness.tuning.sweep_dir import SweepDirectory

@@ -17,8 +17,8 @@ from harness.data.vocabulary import START, encode_ranks
 from harness.errors import InputError, Interrupted, RunError
 from harness.inference.model_file import load_model
 from harness.system.console import Console
+from harness.system.processes import StopRequest
 from harness.system.resource_monitor import ResourceMonitor
-from harness.system.signals import StopRequest
 from harness.tracking.disk_use import CHECKPOINTS, MODEL, prune
 from harness.training import checkpoint
 from harness.training.context import Observers

@@ -12,7 +12,7 @@ import pytest
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError
 from harness.job.search_space import SEARCH_FILE
 from harness.system.lenient_json import read_json
-from harness.system.signals import StopRequest
+from harness.system.processes import StopRequest
 from harness.tuning import worker
 from harness.tuning.disk import Disk
 from harness.tuning.pool import DISK_CODE, NODE_FAULT_CODE

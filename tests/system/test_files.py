@@ -1,4 +1,4 @@
-"""Files and folders that are complete or absent."""
+"""Files that are whole or absent, and files that may be anything."""
 
 import os
 import shutil
@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError, RunError
-from harness.system.atomic_file import (
+from harness.system.files import (
     atomic_directory,
     atomic_save,
     atomic_write,
+    read_plain_file,
     replaced_directory,
+    scratch_directory,
 )
 
 
@@ -162,3 +164,37 @@ def test_nothing_is_made_where_a_link_leads_nowhere(tmp_path: Path) -> None:
     ):
         raise AssertionError
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_plain_file_is_read_through_links(tmp_path: Path) -> None:
+    """All its bytes, also where a link names it."""
+    (tmp_path / "file").write_bytes(b"a\0b" * 1000)
+    (tmp_path / "link").symlink_to("file")
+    assert read_plain_file(tmp_path / "link", limit=3000) == b"a\0b" * 1000
+
+
+def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path) -> None:
+    """A FIFO without a writer, an endless device and a folder."""
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path):
+        with pytest.raises(OSError, match="plain file"):
+            read_plain_file(path)
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    """A sparse file of a terabyte takes no memory."""
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(OSError, match="it has over 256,000,000 bytes"):
+        read_plain_file(tmp_path / "huge")
+
+
+def test_a_folder_is_private_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that is in it, in TMPDIR or where it is wanted."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for parent in (None, tmp_path):
+        with scratch_directory(parent) as folder:
+            assert folder.parent == tmp_path
+            assert folder.stat().st_mode & 0o777 == 0o700
+            (folder / "file").touch()
+        assert not list(tmp_path.iterdir())

@@ -1,0 +1,408 @@
+"""Files and folders of this user: written whole, read with suspicion, cached, made in turn."""
+
+import contextlib
+import errno
+import fcntl
+import glob
+import os
+import re
+import shutil
+import stat
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, TypeVar
+
+from harness.errors import DiskError, InputError
+from harness.ownership import others_can_write
+
+ABANDONED_S = 86_400
+REMEDY = "free space there, or choose another --runs"
+
+
+def atomic_write(
+    target: Path,
+    content: str | bytes | Callable[[BinaryIO], object],
+    mode: int = 0o666,
+    *,
+    remedy: str = REMEDY,
+) -> None:
+    """Write a file. Its folder is made where it is missing.
+
+    Args:
+        content: text, bytes, or a function that writes into a binary file.
+        mode: the permissions, before the user's umask.
+        remedy: what the user can do if the disk refuses.
+
+    Raises:
+        DiskError: if the disk refuses.
+    """
+
+    def save(temporary: Path) -> None:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
+
+    _write(target, save, remedy=remedy)
+
+
+def atomic_save(target: Path, save: Callable[[Path], object]) -> None:
+    """Like `atomic_write`, for a library that takes a path and looks at its suffix.
+
+    Raises:
+        DiskError: if the disk refuses.
+    """
+    _write(target, save, suffix=target.suffix, remedy=REMEDY)
+
+
+@contextlib.contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Yield a new folder to fill, which is renamed to `target` at the end, or removed on failure.
+
+    Raises:
+        OSError: if the disk refuses, or `target` exists and is no empty folder.
+    """
+    temporary = _temporary(target).with_suffix(f".{target.name[:100]}.tmp")
+    remove_abandoned(target.parent, f".{'[0-9a-f]' * 32}.*.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.rename(target)
+        sync_entry(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_abandoned(folder: Path, pattern: str) -> None:
+    """Remove the user's own folders of such names that killed processes left a day ago."""
+    for copy in folder.glob(pattern):
+        with contextlib.suppress(OSError):
+            known = copy.lstat()
+            if known.st_uid == os.getuid() and time.time() - known.st_mtime > ABANDONED_S:
+                shutil.rmtree(copy)
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed processes left of a folder; nobody may be making it."""
+    for leftover in target.parent.glob(f".*.{glob.escape(target.name[:100])}.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[Path]:
+    """Like `atomic_directory`, but in place of an earlier folder, which stays until this is whole.
+
+    Args:
+        target: the folder; a link to one stays a link.
+        check: raises if what is there may not be replaced; called again before it is.
+
+    Raises:
+        InputError: for a link that leads nowhere, or is another user's, who would choose the place.
+        OSError: if the disk refuses.
+    """
+    if target.is_symlink():
+        if target.lstat().st_uid != os.getuid():
+            raise InputError(f"{target}: is another user's link; name a folder of your own")
+        if not target.exists():
+            raise InputError(f"{target}: is a link that leads nowhere; remove it, or name a folder")
+    target = target.resolve()
+    old = target.with_name(f".{target.name}.{os.getpid()}.old")
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*.old"):
+        if not left.name.removeprefix(f".{target.name}.").removesuffix(".old").isdecimal():
+            continue
+        if target.exists():
+            shutil.rmtree(left, ignore_errors=True)
+        else:  # a process was killed after it had moved the earlier folder away
+            left.rename(target)
+    try:
+        with atomic_directory(target) as temporary:
+            yield temporary
+            check(target)  # something else may have been put there meanwhile
+            with contextlib.suppress(FileNotFoundError):
+                target.rename(old)
+    finally:
+        if not target.exists() and old.exists():
+            old.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def write_refusal(path: Path, error: OSError, remedy: str = REMEDY) -> str:
+    """The message for a file that the system refuses to write."""
+    return f"{path}: can't be written: {why_refused(error)}; {remedy}"
+
+
+def why_refused(error: OSError) -> str:
+    """The system's reason; for a folder that could not be made, what is in its place."""
+    if isinstance(error, FileExistsError) and error.filename:
+        return f"{error.filename} is no folder, or a link to one that is not there"
+    return error.strerror or str(error)
+
+
+def replace_file(
+    target: Path, save: Callable[[Path], object], *, suffix: str = "", synced: bool = True
+) -> None:
+    """Let `save` write a file under a temporary name next to its target, then rename it.
+
+    Args:
+        target: the file, whose folder is there.
+        suffix: of the temporary name.
+        synced: whether the content is on the disk before it is seen.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    temporary = _temporary(target, suffix)
+    try:
+        save(temporary)
+        if synced:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.replace(target)
+        if synced:
+            sync_entry(target)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sync_entry(path: Path) -> None:
+    """Put a name on the disk: that of a file is an entry of its folder, with a sync of its own.
+
+    Without it a power cut can take back a file that is known to be complete.
+    """
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some disks sync no folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _temporary(target: Path, suffix: str = "") -> Path:
+    return target.with_name(f".{uuid.uuid4().hex}.tmp{suffix}")
+
+
+def _write(target: Path, save: Callable[[Path], object], *, suffix: str = "", remedy: str) -> None:
+    try:
+        if not target.parent.is_dir():
+            target.parent.mkdir(exist_ok=True)
+            sync_entry(target.parent)
+        replace_file(target, save, suffix=suffix)
+    except OSError as error:
+        raise DiskError(write_refusal(target, error, remedy)) from None
+
+
+MAX_RECORD_BYTES = 256_000_000  # no record of a run is larger, a vocabulary neither
+# That a file is missing, or is none. A disk that fails has many other answers.
+NO_RECORD = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.EINVAL, errno.EFBIG, errno.ENAMETOOLONG, errno.ENXIO),
+)
+MAX_THREADS = 32
+FEWEST = 8  # for each thread; to start one takes longer than a question to a local disk
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+
+def is_file(path: Path) -> bool:
+    """Whether it is a file that may be seen; what a failing disk says is no answer."""
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.ENAMETOOLONG):
+            return False
+        raise
+
+
+def read_plain_file(path: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
+    """The bytes of a plain file.
+
+    Args:
+        path: of the file, or of a link to one.
+        limit: the most bytes that it may have.
+
+    Raises:
+        OSError: if it can't be read, is no plain file, or is larger.
+    """
+    with open_plain_file(path) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise OSError(errno.EFBIG, f"it has over {limit:,} bytes", str(path))
+        return file.read()
+
+
+class Record(NamedTuple):
+    """A file that is written whole and renamed, and what its file system says of it."""
+
+    content: bytes
+    modified_s: float  # since 1970
+    owner: int  # of a link, who made it
+
+
+def read_record(path: str) -> Record | None:
+    """A small plain file, by one call each to open, ask, read and close; None if it can't be read.
+
+    A path in text: with many files, `Path` takes longer than the disk.
+    """
+    flags, owner = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, None
+    try:
+        try:
+            descriptor = os.open(path, flags | os.O_NOFOLLOW)
+        except OSError as error:
+            if error.errno != errno.ELOOP:
+                return None
+            owner = os.lstat(path).st_uid
+            descriptor = os.open(path, flags)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_RECORD_BYTES:
+                return None
+            content = os.read(descriptor, status.st_size + 1)
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError):  # a NUL, or what no file system can write
+        return None
+    return Record(content, status.st_mtime, status.st_uid if owner is None else owner)
+
+
+def open_plain_file(path: Path) -> BinaryIO:
+    """Open a plain file to read.
+
+    Raises:
+        OSError: if it can't be read, or is no plain file.
+    """
+    # Opening a FIFO would wait for a writer; a plain file opens the same with the flag.
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError:  # a NUL, or what no file system can write; a record may name anything
+        raise OSError(errno.EINVAL, "it is no path", str(path)) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+# What an error says
+
+
+def raise_unless_missing(error: OSError, path: Path) -> None:
+    """Raise what a failing disk says; return if there is no such file.
+
+    Raises:
+        DiskError: in one line, with what to do.
+    """
+    if error.errno in NO_RECORD:
+        return
+    is_closed = error.errno == errno.EACCES
+    remedy = "check its mode and owner" if is_closed else "try again later"
+    raise DiskError(f"{path}: can't be read: {error.strerror}; {remedy}") from None
+
+
+def is_said_of_disk(line: str) -> bool:
+    """Whether a traceback's last line says that a disk fails, which may be over in minutes."""
+    by_disk = any(os.strerror(number) in line for number in (errno.EIO, errno.ESTALE))
+    return by_disk and re.match(r"\w+Error: ", line) is not None
+
+
+def disk_error_in(error: BaseException | None) -> OSError | None:
+    """What a failing disk said, if an error was made of it: zipfile calls any file broken then."""
+    while error:
+        if isinstance(error, OSError) and error.errno not in (None, *NO_RECORD):
+            return error
+        error = error.__context__
+    return None
+
+
+def is_of_disk(error: Exception) -> bool:
+    """Whether an error says that a disk fails, perhaps in a message that was made of it."""
+    return isinstance(error, DiskError) or disk_error_in(error) is not None
+
+
+# Many questions
+
+
+def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
+    """The answer to each item, in order; an error that one raises is raised here."""
+    num = min(MAX_THREADS, len(items) // FEWEST)
+    if num < 2:
+        return [ask(item) for item in items]
+    answers: dict[int, Answer] = {}
+
+    def work(first: int) -> None:
+        # A share of them: a future for each would take longer than most of the answers.
+        for index in range(first, len(items), num):
+            answers[index] = ask(items[index])
+
+    with ThreadPoolExecutor(num) as pool:
+        for _ in pool.map(work, range(num)):
+            pass
+    return [answers[index] for index in range(len(items))]
+
+
+@contextlib.contextmanager
+def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
+    """A new folder below `parent`, or else `TMPDIR`, for this user alone, removed at the end."""
+    with tempfile.TemporaryDirectory(
+        prefix="harness-", dir=parent, ignore_cleanup_errors=True
+    ) as name:
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def turn_at(path: Path) -> Iterator[bool]:
+    """Wait until nobody else makes a file or folder; False where its disk has no locks."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(path.with_name(f".{path.name}.lock"), flags, 0o600)
+    except OSError:
+        yield False
+        return
+    alone = False
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # which a process loses when it ends
+            alone = True
+        yield alone
+    finally:
+        os.close(descriptor)
+
+
+def cache_folder() -> Path:
+    """The user's cache, for datasets and more; it may be removed at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harness"
+
+
+def private_cache(name: str) -> Path | None:
+    """A folder of the cache for code that is run, None if others could put code into it."""
+    folder = (cache_folder() / name).absolute()
+    try:
+        for each in (*reversed(folder.parents), folder):
+            each.mkdir(mode=0o700, exist_ok=True)  # not by the umask, as parents are otherwise
+        if others_can_write(folder.parent.stat()):  # made with a lax umask
+            folder.parent.chmod(0o700)
+        status = folder.lstat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o077 or _can_be_replaced(folder):
+            return None
+    except OSError:
+        return None
+    return folder
+
+
+def _can_be_replaced(folder: Path) -> bool:
+    """Whether others could put another folder in its place, by a folder above it."""
+    for above in reversed(folder.parents):
+        status = above.stat()
+        if others_can_write(status):
+            return True
+        if status.st_uid == os.getuid() and not status.st_mode & 0o011:
+            return False  # nobody else comes further
+    return False

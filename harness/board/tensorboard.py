@@ -5,7 +5,6 @@ request must begin with a secret path. It is made in this process and shown to i
 terminal or in a file of mode 0600: no command line, environment or log that others read holds it.
 """
 
-import contextlib
 import getpass
 import os
 import secrets
@@ -67,7 +66,6 @@ class Shown:
         self.refused: dict[str, str] = {}  # why, by the path of what can't or must not be read
         self._told: set[tuple[str, str]] = set()
         self._links: dict[Path, Path] = {}
-        self._taken: set[Path] = set()
 
     def refresh(self) -> None:
         """Find the runs again, and link those that have begun to log."""
@@ -114,10 +112,9 @@ class Shown:
         if run.is_relative_to(self.runs) and len(run.relative_to(self.runs).parts) > 1:
             group = ".".join(run.relative_to(self.runs).parts[:-1])
         link, number = self.folder / group / run.name, 1
-        while link in self._taken:
+        while os.path.lexists(link):
             number += 1
             link = link.with_name(f"{run.name}-{number}")
-        self._taken.add(link)
         return link
 
 
@@ -318,12 +315,31 @@ def serve(
     watch.listen()
     with scratch_directory() as folder:
         shown = Shown(folder / "runs", roots, runs)
-        ended = (
-            _serve(shown, watch, allocation, port=port, login=login, say=say)
-            if _refresh(shown, watch)
-            else watch.reason()
-        )
-        say(f"ended: {ended}")
+        if _refresh(shown, watch):
+            listener = listen(port)
+            endpoint = Endpoint(
+                port=listener.getsockname()[1],
+                secret=secrets.token_urlsafe(32),
+                host=socket.gethostname(),
+                login=jump_host(login, allocation),
+            )
+            start_tensorboard(
+                shown.folder,
+                len(shown.found),
+                listener,
+                secret=endpoint.secret,
+                used=watch.used,
+                refused=shown.refused,
+            )
+            connection = write_connection(endpoint)
+            try:
+                _announce(endpoint, shown, connection, say=say)
+                say(watch.text(in_job=allocation is not None))
+                watch.used()  # the time that it took to start is not idle
+                _wait(watch, shown, say=say)
+            finally:
+                connection.unlink(missing_ok=True)
+        say(f"ended: {watch.reason()}")
         _end_by_removing(folder)
 
 
@@ -334,40 +350,6 @@ def _end_by_removing(folder: Path) -> NoReturn:
     """
     sys.stdout.flush()
     os.execvp("rm", ["rm", "-rf", "--", str(folder)])  # noqa: S606, S607 - no shell
-
-
-def _serve(
-    shown: Shown,
-    watch: Watch,
-    allocation: SlurmEnvironment | None,
-    *,
-    port: int | None,
-    login: str | None,
-    say: Callable[[str], object],
-) -> str:
-    """Show the runs until it is time to end; returns why it is."""
-    with contextlib.ExitStack() as stack:
-        listener = listen(port)
-        endpoint = Endpoint(
-            port=listener.getsockname()[1],
-            secret=secrets.token_urlsafe(32),
-            host=socket.gethostname(),
-            login=jump_host(login, allocation),
-        )
-        start_tensorboard(
-            shown.folder,
-            len(shown.found),
-            listener,
-            secret=endpoint.secret,
-            used=watch.used,
-            refused=shown.refused,
-        )
-        connection = write_connection(endpoint)
-        stack.callback(connection.unlink, missing_ok=True)
-        _announce(endpoint, shown, connection, say=say)
-        say(watch.text(in_job=allocation is not None))
-        watch.used()  # the time that it took to start is not idle
-        return _wait(watch, shown, say=say)
 
 
 def _refresh(shown: Shown, watch: Watch) -> bool:
@@ -396,16 +378,14 @@ def _announce(
         say(f"  cat {shlex.quote(str(connection))}")
 
 
-def _wait(watch: Watch, shown: Shown, *, say: Callable[[str], object]) -> str:
+def _wait(watch: Watch, shown: Shown, *, say: Callable[[str], object]) -> None:
+    """Search for new runs until it is time to end."""
     refresh_s = watch.clock() + RELOAD_S
-    while not (reason := watch.reason()):
+    while not watch.reason():
         time.sleep(POLL_S)
-        if (began_s := watch.clock()) >= refresh_s:
-            if not _refresh(shown, watch):
-                continue
+        if (began_s := watch.clock()) >= refresh_s and _refresh(shown, watch):
             if refusals := shown.refusals():
                 say(refusals)
             # Of thousands of runs a search takes seconds, and most of the time is for the page.
             took_s = watch.clock() - began_s
             refresh_s = watch.clock() + max(RELOAD_S, SEARCH_SHARE * took_s)
-    return reason

@@ -90,3 +90,20 @@ def measure_gpu_gb() -> float | None:
         return held
     read = tf.config.experimental.get_memory_info
     return CONTEXT_GB + max(float(read(f"GPU:{i}")["peak"]) for i in range(len(gpus))) / 1e9
+
+
+# Graphs
+
+
+def forget_gradients() -> None:
+    """Free the graphs of networks that no one uses any more.
+
+    TensorFlow registers each `tf.custom_gradient` of a graph in a table of the process, by a name
+    of its own, and never takes it out: Keras's optimizer has one, so each trial's graphs would stay.
+    Nothing that still trains may be in the process.
+    """
+    from tensorflow.python.framework import ops
+
+    registered = ops.gradient_registry._registry
+    for name in [name for name in registered if name.startswith("CustomGradient-")]:
+        del registered[name]

@@ -11,7 +11,7 @@ import keras
 import tensorflow as tf
 
 from harness.compute.device_check import checked_plan
-from harness.compute.memory import largest_gb
+from harness.compute.memory import forget_gradients, largest_gb
 from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError, TakenOver
@@ -77,6 +77,7 @@ class Trials:
             line = printable(" ".join(line.split()))[:MAX_ERROR]
             return trial.model_copy(update={"attempt": k, "error": line})
         finally:
+            forget_gradients()
             gc.collect()
 
     def has_grown(self) -> bool:

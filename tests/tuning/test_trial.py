@@ -1,6 +1,7 @@
 """A trial as a run: the scores that it reports, and how a longer one goes on."""
 
 import errno
+import gc
 import itertools
 import json
 import re
@@ -274,6 +275,16 @@ def test_a_process_that_has_grown_gives_way(
         assert not trials.has_grown()
         held[0] = 1.01 * limit
         assert trials.has_grown()
+
+
+def test_graphs_of_an_ended_trial_are_freed(tmp_path: Path) -> None:
+    """TensorFlow registers gradients for the whole process, and they hold the graph."""
+    trials, counts = trials_of(tmp_path / "sweep"), []
+    for n in range(3):
+        train(trials, n, limit=1)
+        gc.collect()
+        counts.append(sum(isinstance(thing, tf.Graph) for thing in gc.get_objects()))
+    assert counts[1] == counts[2], counts
 
 
 def test_a_score_is_the_mean_over_the_runs_of_a_trial() -> None:

@@ -98,9 +98,9 @@ def measure_gpu_gb() -> float | None:
 def forget_gradients() -> None:
     """Free the graphs of networks that no one uses any more.
 
-    TensorFlow registers each `tf.custom_gradient` of a graph in a table of the process, by a name
-    of its own, and never takes it out: Keras's optimizer has one, so each trial's graphs would stay.
-    Nothing that still trains may be in the process.
+    TensorFlow keeps the gradient function of each `tf.custom_gradient` of a graph in a table of
+    the process, and with it the graph. Keras's optimizer has one, so each trial's graphs would stay.
+    Call it only while no network is in training.
     """
     from tensorflow.python.framework import ops
 

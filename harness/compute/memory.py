@@ -99,7 +99,8 @@ def forget_gradients() -> None:
     """Free the graphs of networks that no one uses any more.
 
     TensorFlow keeps the gradient function of each `tf.custom_gradient` of a graph in a table of
-    the process, and with it the graph. Keras's optimizer has one, so each trial's graphs would stay.
+    the process, and with it the graph. Keras's optimizer has one, so the graphs of each trial would
+    stay.
     Call it only while no network is in training.
     """
     from tensorflow.python.framework import ops

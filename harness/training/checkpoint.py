@@ -194,6 +194,15 @@ def _assign(arrays: dict[str, np.ndarray], train_step: TrainStep) -> None:
             variable.assign(arrays[f"{name}/{i}"])
 
 
+def checksum(train_step: TrainStep) -> str:
+    """The sha256 of all that training changes: the variables of model, optimizer and schedule."""
+    digest = hashlib.sha256()
+    for variables in _variables(train_step).values():
+        for variable in variables:
+            digest.update(variable.numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _variables(train_step: TrainStep) -> dict[str, list[keras.Variable]]:
     # The model's variables, not just its weights: a layer that draws random numbers keeps its
     # generator among them. The optimizer's hold the step, the learning rate, its moments and the

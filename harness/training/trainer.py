@@ -152,6 +152,8 @@ class Trainer:
             train_step.export_weights()
             if len(validation.labels):
                 line |= self._validate(validation)
+            # Of the steps alone: what callbacks change after the epoch is in the next one's.
+            line["checksum"] = checkpoint.checksum(train_step)
             progress.end_epoch(line)
             self.best.after_epoch(progress, train_step.export_model)
             self._end_epoch(line)

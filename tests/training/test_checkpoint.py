@@ -67,6 +67,22 @@ def test_weights_of_any_precision_come_back(tmp_path: Path, dtype: str) -> None:
             assert found[0].tobytes() == best[0].tobytes()
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_checksum_is_of_every_bit_of_model_and_optimizer(dtype: str) -> None:
+    """One bit of a weight, a moment or the number of steps changes it, for as long as it is so."""
+    step: Any = Step(dtype)
+    sums = [checkpoint.checksum(step)]
+    for variable in (*step.model.variables, *step.optimizer.variables):
+        before = variable.numpy()
+        flipped = np.frombuffer(before.tobytes(), np.uint8).copy()
+        flipped[0] ^= 1
+        variable.assign(flipped.view(before.dtype).reshape(before.shape))
+        sums.append(checkpoint.checksum(step))
+        variable.assign(before)
+        assert checkpoint.checksum(step) == sums[0]
+    assert len({*sums}) == len(sums) == 5
+
+
 def saved_run(folder: Path, *numbers: int) -> tuple[RunDirectory, Any]:
     """A run with a checkpoint at each number of steps, and its model."""
     run, step = RunDirectory(folder), Step()

@@ -1,5 +1,6 @@
 """A tiny run in this process, against the same training written with plain Keras and NumPy."""
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,11 +159,23 @@ def test_a_stop_as_training_begins_ends_it_after_an_epoch(tmp_path: Path) -> Non
 def test_measured_times_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
     """`metrics.jsonl` holds no measured time, `timings.jsonl` nothing else but the epoch."""
     run, _, lines = trained(tmp_path, "train.epochs=2")
-    scores = {"epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate"}
+    scores = {"epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "checksum"}
     assert [set(line) for line in lines] == [scores] * 2
     timings = map(json.loads, run.path("timings.jsonl").read_text().splitlines())
     times = {"epoch", "epoch_s", "reviews_per_s", "validation_s"}
     assert [(set(line), line["epoch"]) for line in timings] == [(times, 1), (times, 2)]
+
+
+@pytest.mark.full
+def test_an_epochs_checksum_is_that_of_its_checkpoint(tmp_path: Path) -> None:
+    """Anyone computes it again: all arrays of the model, then of the optimizer, in their order."""
+    run, _, lines = trained(tmp_path, "train.epochs=2")
+    digest = hashlib.sha256()
+    with np.load(run.checkpoints()[-1]) as arrays:
+        for kind in ("model", "optimizer"):
+            for number in range(sum(name.startswith(f"{kind}/") for name in arrays.files)):
+                digest.update(arrays[f"{kind}/{number}"].tobytes())
+    assert lines[-1]["checksum"] == digest.hexdigest() != lines[0]["checksum"]
 
 
 @pytest.mark.full

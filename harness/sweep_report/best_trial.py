@@ -17,13 +17,12 @@ from harness.job.keys import FACTS, KEYS, Job
 from harness.job.search_space import SearchSpec
 from harness.report.summary import print_runs
 from harness.slurm.resources import array_spec
-from harness.sweep_report.importance import values_of
 from harness.system.console import Console
 from harness.system.lenient_json import table
 from harness.tracking.batch import BatchRequest, train_batch
 from harness.tracking.run_dir import RECORD, RunDirectory
 from harness.training.launch import dataset_of
-from harness.tuning.leaderboard import ranked
+from harness.tuning.leaderboard import ranked, values_of
 from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 

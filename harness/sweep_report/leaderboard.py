@@ -2,7 +2,6 @@
 
 import logging
 import shlex
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,12 +18,11 @@ from harness.sweep_report.importance import (
     comparable,
     effects_of,
     scored_trials,
-    values_of,
 )
 from harness.system.console import log, rich_console
 from harness.system.files import atomic_write
 from harness.tracking.status import format_duration
-from harness.tuning.leaderboard import LEADERBOARD, ranked
+from harness.tuning.leaderboard import LEADERBOARD, ranked, values_of
 from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
@@ -191,7 +189,7 @@ def _effect_lines(effect: Effect, search: SearchSpec) -> list[Line]:
             **(of_key if index == 0 else dict.fromkeys(of_key, "")),
             "value": value,
             "n": str(len(scores)),
-            "mean": f"{statistics.fmean(scores):.4f}",
+            "mean": f"{scores.mean():.4f}",
             "best": f"{best(scores):.4f}",
         }
         for index, (value, scores) in enumerate(effect.groups)
@@ -224,7 +222,7 @@ def draw(sweep: SweepDirectory, search: SearchSpec, ranked: Sequence[Trial]) -> 
         The file. If it can't be written, a line on standard error says so instead.
     """
     finished = scored_trials(ranked, search)
-    if not finished:
+    if finished.empty:
         return []
     from harness.sweep_report.plots import parallel_coordinates
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from harness.errors import RunError
+from harness.job.search_parameters import Parameter, Value
 from harness.job.search_space import SearchSpec, rounded
 from harness.report.text_tables import defused
 from harness.tuning.protocol import Trial
@@ -24,6 +25,17 @@ def ranked(trials: Iterable[Trial], search: SearchSpec) -> list[Trial]:
     return sorted(
         trials, key=lambda t: (ORDER.index(t.status), sign * t.scores.get(objective, 0.0), t.n)
     )
+
+
+def values_of(trial: Trial, space: Sequence[Parameter]) -> dict[str, Value]:
+    """A trial's values by the keys that it had; `space` has parents first."""
+    values: dict[str, Value] = {}
+    for each in space:
+        if each.parent and values.get(each.parent) not in each.parent_choices:
+            continue
+        if (value := trial.values.get(each.key)) is not None:
+            values[each.key] = value if each.choices else rounded(value)
+    return values
 
 
 def leaderboard_rows(trials: Iterable[Trial], search: SearchSpec) -> list[dict[str, Any]]:

@@ -4,21 +4,20 @@ import io
 import math
 import subprocess
 import sys
-import time
-from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
 from harness.job.search_parameters import Parameter
 from harness.job.search_space import short_names
-from harness.sweep_report.importance import Scored, _bins, comparable, effects_of, scored_trials
+from harness.sweep_report.importance import comparable, effects_of, scored_trials
 from harness.sweep_report.leaderboard import digits_of, leaderboard, show
-from harness.sweep_report.plots import axis_of, parallel_coordinates
+from harness.sweep_report.plots import MISSING, SPREAD, axis_of, parallel_coordinates
 from harness.tuning.leaderboard import ranked
 from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
@@ -66,7 +65,7 @@ def test_keys_are_sorted_by_the_share_of_variation_they_explain(
     assert [e.explained for e in effects] == pytest.approx([0.8, 0.2])
     assert effects[0].by_chance == pytest.approx(1 / 3)
     assert [label for label, _ in effects[0].groups] == ["last", "max"]
-    assert [sum(scores) for _, scores in effects[0].groups] == pytest.approx([1.7, 1.3])
+    assert [scores.sum() for _, scores in effects[0].groups] == pytest.approx([1.7, 1.3])
     show(sweep)
     said = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in said.splitlines()]
@@ -101,13 +100,6 @@ def test_a_range_falls_into_three_bins_of_equal_count(tmp_path: Path) -> None:
     assert [label for label, _ in effect.groups] == ["0.1", "0.2", "0.3 to 0.6"]
 
 
-def test_as_many_values_as_a_search_may_have_fall_into_bins_at_once() -> None:
-    """The time grows with the trials, not with their square."""
-    since_s = time.process_time()
-    assert Counter(_bins([i / 1e5 for i in range(30_000)])) == {0: 10_000, 1: 10_000, 2: 10_000}
-    assert time.process_time() - since_s < 2
-
-
 def test_of_hyperband_only_trials_of_one_length_are_compared(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,9 +111,9 @@ def test_of_hyperband_only_trials_of_one_length_are_compared(
     ]
     sweep = make_sweep(tmp_path / "h", HYPERBAND, *trials)
     found = scored_trials(ranked(sweep.trials(), sweep.search()), sweep.search())
-    assert sorted(t.trial for t in comparable(found, sweep.search())) == [*("0", "1", "2", "3")]
-    even = [t for t in found if t.trial in ("0", "1", "4", "5")]
-    assert {t.epochs for t in comparable(even, sweep.search())} == {3}
+    assert sorted(comparable(found, sweep.search()).index) == [0, 1, 2, 3]
+    even = found.loc[[0, 1, 4, 5]]
+    assert {*comparable(even, sweep.search())["epochs"]} == {3}
     trials = [
         trial(i, 0.5 + i / 100, epochs=n, values={"model.dropout": 0.1 + i / 10})
         for i, n in enumerate((1, 1, 1, 3))
@@ -269,20 +261,23 @@ def test_a_picture_that_cant_be_written_is_told(
 
 def test_axes_are_as_the_space_is() -> None:
     """A log range is logarithmic, a list evenly spaced by name, and a missing value lies below."""
-    rate = axis_of(Parameter("train.learning_rate", low=1e-4, high=1e-2, log=True), "rate")
-    assert rate.height(1e-3) == pytest.approx(0.5)
+    log = Parameter("train.learning_rate", low=1e-4, high=1e-2, log=True)
+    rate = axis_of(log, "rate", pandas.Series([1e-3]))
+    assert rate.heights == pytest.approx([0.5])
     assert [text for _, text in rate.ticks] == ["0.0001", "0.001", "0.01"]
-    linear = axis_of(Parameter("model.dropout", low=0.1, high=0.6), "dropout")
-    assert linear.height(0.35) == pytest.approx(0.5)
-    names = axis_of(Parameter("model.pooling", ("last", "max", "mean")), "pooling")
-    assert [names.height(value) for value in ("last", "max", "mean")] == [0, 0.5, 1]
-    assert names.height(None) < 0
+    linear = Parameter("model.dropout", low=0.1, high=0.6)
+    assert axis_of(linear, "dropout", pandas.Series([0.35])).heights == pytest.approx([0.5])
+    pooling = Parameter("model.pooling", ("last", "max", "mean"))
+    names = axis_of(pooling, "pooling", pandas.Series(["last", "max", "mean", None], dtype=object))
+    assert names.heights == pytest.approx([0, 0.5, 1, MISSING], abs=SPREAD / 2)
+    assert names.ticks[-1] == (MISSING, "none")
 
 
 def test_a_dollar_sign_in_a_value_is_no_mathematics() -> None:
     """Two of them would begin and end some, which `_$` is not."""
     name = Parameter("model.embeddings", ("$a_$", "$b"))
-    trials = [Scored(str(n), n / 9, 1, {name.key: name.choices[n % 2]}) for n in range(9)]
+    columns = {"score": [n / 9 for n in range(9)], "epochs": 1}
+    trials = pandas.DataFrame({**columns, name.key: [name.choices[n % 2] for n in range(9)]})
     table = SimpleNamespace(objective="val_accuracy")
     search: Any = SimpleNamespace(
         space=[name], name="s", goal="max", continues_trials=False, table=table

@@ -57,7 +57,9 @@ def test_the_first_readme_is_short() -> None:
     assert len((PROJECT / "README.md").read_text().splitlines()) <= 150
 
 
-@papers
+@pytest.mark.parametrize(
+    "paper", [*PAPERS, PROJECT / "jobs" / "FINDINGS.md"], ids=lambda p: str(p.relative_to(PROJECT))
+)
 def test_links_lead_somewhere(paper: Path) -> None:
     """A relative link names a file of the project, and a heading in it."""
     for target in re.findall(r"\]\(([^)\s]+)\)", paper.read_text()):

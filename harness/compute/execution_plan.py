@@ -13,7 +13,7 @@ from harness.architectures import ModelConfig, over_time
 from harness.errors import InputError
 from harness.job.keys import Job
 
-# By what was faster on two CPU cores (tests/README.md, "Where the time goes").
+# By what was faster on two CPU cores (jobs/FINDINGS.md, "where the time of a step goes").
 LARGEST_PART = 2048  # of a batch: its reviews times the units in all recurrent layers
 LONGEST_COMPILED = 200  # words of each review, where the outputs at all words are used
 MAX_PARTS = 4  # that a batch is split into

@@ -155,6 +155,11 @@ def resume_request(
             f"--all-interrupted: no run below {runs} has stopped unfinished; one that was "
             "cancelled goes on when it is named: harness submit --resume RUN"
         )
+    over = [each for each in chosen if each.state == "finished" or each.will_not_begin]
+    if len(over) < len(chosen):
+        chosen = [each for each in chosen if each not in over]
+        for each in over:
+            Console().warning(f"{each.run}: is {each.state}, left out")
     resumed = [as_job(each, resources) for each in chosen]
     for each in chosen:
         if not resources.mem and was_out_of_memory(each):

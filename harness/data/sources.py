@@ -95,7 +95,7 @@ def fetch(source: Path | None = None) -> Dataset:
 
     Args:
         source: the raw reviews (`aclImdb/`), a folder with imdb.npz, or a stored dataset; None
-            downloads it, unless it is there already.
+            downloads it, unless it is there already or in HARNESS_DATA.
 
     Raises:
         InputError: if the source holds none of these.
@@ -103,6 +103,8 @@ def fetch(source: Path | None = None) -> Dataset:
     """
     folder = fetched_folder()
     if source is None:
+        if (named := named_folder()) and holds_dataset(named):
+            return _open_named(named, "HARNESS_DATA")
         if known := open_if_whole(folder):
             return known
         dataset = _download()

@@ -213,6 +213,7 @@ class Ending:
     start: str = "1.0"  # differs between the starts of a job
     signals: tuple[str, ...] = ()  # that the script received, such as USR2
     preempted: bool = False  # cancelled for another job, and not back in the queue yet
+    requeued: bool = False  # by Slurm itself, such as by `scontrol requeue`
     num_nodes: int = 1
     reached: int | None = None  # steps, or finished trials, of its runs; None if not known
     faulty: tuple[str, ...] = ()  # nodes that reported a fault in this start
@@ -267,6 +268,8 @@ def decide(ending: Ending, before: Counters) -> Decision:
     def stop(reason: str, code: int | None = None) -> Decision:
         return Decision(requeue=False, reason=reason, counters=counters, code=code)
 
+    if ending.requeued:
+        return stop("interrupted; Slurm has put the job back into the queue, where it goes on")
     if ending.was_cancelled:
         return stop("interrupted; submit or run the job again to resume it")
     if ending.code == KILLED and ending.num_nodes == 1:
@@ -368,6 +371,7 @@ def ending_of(
         f"{allocation.own_id}.{allocation.restarts}",
         tuple(signals),
         preempted=is_preempted(known, allocation.restarts),
+        requeued=int(known.get("Restarts") or 0) > allocation.restarts,
         num_nodes=allocation.num_nodes,
         reached=_reached(states) if run else None,
         faulty=tuple(dict.fromkeys(line.split()[0] for line in lines if line.strip())),

@@ -132,6 +132,7 @@ class Wanted:
     seeds: tuple[int, ...] | None = None  # several make an array; None keeps the job's own
     pack: bool = False  # one job trains all seeds at the same time instead
     resumes: Path | None = None  # the folder of a run or sweep that it goes on with, absolute
+    is_begun: bool = True  # otherwise the folder is only named so far
 
 
 def read_header(code: Path, name: str) -> list[str]:
@@ -231,7 +232,9 @@ def job_submission(wanted: Wanted, layout: Layout) -> SbatchJob:
     )
     args = composed.args
     call: list[str | Path] = ["supervise", "tune" if is_search else "train", toml]
-    if wanted.resumes:
+    if wanted.resumes and not wanted.is_begun:
+        call += ["--run-id", wanted.resumes.name, "--runs", wanted.resumes.parents[1]]
+    elif wanted.resumes:
         call = ["supervise", "resume", "sweep" if is_search else "run", wanted.resumes]
     elif indices:
         args.insert(0, f"--array={array_spec(indices)}")
@@ -248,7 +251,7 @@ def job_submission(wanted: Wanted, layout: Layout) -> SbatchJob:
         script=render_script(
             composed.header, {**layout.variables, **listed, **resources.variables}, call
         ),
-        job_file=None if wanted.resumes else toml,
+        job_file=None if wanted.resumes and wanted.is_begun else toml,
         job_toml=job.to_toml(),
         args=_sbatch_args(job.name, layout.runs, args, is_array=bool(indices)),
         unset=tuple(composed.unset),

@@ -349,6 +349,7 @@ def _record_of(submission: SbatchJob, job_id: str) -> dict[str, Any]:
         "runs": [str(run) for run in submission.run_folders(job_id)],
         "logs": [str(log) for log in submission.logs(job_id)],
         "resumes": submission.resumes is not None,
+        "job_file": str(submission.job_file) if submission.job_file else None,
         "command": submission.command,
         "snapshot": str(submission.layout.snapshot),
         "submitted_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

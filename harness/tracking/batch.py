@@ -82,7 +82,10 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
     # A copy of each job, so that an edit while a run waits changes nothing; not in TMPDIR, since
     # other nodes read it too.
     parent = submissions(request.runs.absolute())
-    remedy = f"go on by {request.again or f'the same command with --run-id {prefix}'}"
+    again = request.again or f"the same command with --run-id {prefix}"
+    if allocation and allocation.max_requeues is not None:  # nobody typed the command of a job
+        again = f"harness submit --resume {allocation.own_id}"
+    remedy = f"go on by {again}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with (

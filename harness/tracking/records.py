@@ -55,6 +55,7 @@ class Submission:
     log: str | None
     time_s: float
     resumed_by: str | None = None  # the id of a job that goes on with a run that was there before
+    job_file: str | None = None  # with every default
     is_own: bool = True
 
 
@@ -125,6 +126,11 @@ class RunStatus:
         return self.is_there(CANCEL)
 
     @property
+    def will_not_begin(self) -> bool:
+        """Whether its user cancelled this run alone before it began."""
+        return self.phase is None and self.shares_job and self.asked_to_cancel
+
+    @property
     def was_cancelled(self) -> bool:
         """Whether somebody ended it, by scancel, harness cancel or Ctrl-C."""
         return self.signal in CANCELLING or self.asked_to_cancel
@@ -158,11 +164,11 @@ class RunStatus:
 def read_submissions(folder: Path) -> list[Submission]:
     """The runs in the records of `harness submit`, oldest first."""
     names = [name for name in _names(folder) if name.endswith(".json")]
-    found = in_threads(lambda name: _read_submission(folder / name), names)
+    found = in_threads(lambda name: read_submission(folder / name), names)
     return sorted((each for record in found for each in record), key=lambda each: each.time_s)
 
 
-def _read_submission(file: Path) -> list[Submission]:
+def read_submission(file: Path) -> list[Submission]:
     """The runs in a record, which may name none."""
     sent, record = _stat(file), RunDirectory(file.parent).read_json(file.name)
     is_own = _is_own(file) is not False
@@ -178,6 +184,7 @@ def _read_submission(file: Path) -> list[Submission]:
             path(_item(record.get("logs"), index)),
             sent.st_mtime,
             _job_id(record.get("job_id")) if record.get("resumes") is True else None,
+            path(record.get("job_file")),
             is_own,
         )
         for index, folder in enumerate(folders if isinstance(folders, list) else [])

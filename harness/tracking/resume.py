@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from harness.errors import InputError
+from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.job.search_space import SEARCH_FILE, SearchSpec, is_sweep, load_search
 from harness.slurm.environment import (
@@ -57,6 +58,10 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
     if (status.alive or status.job_lives) and not is_own:
         raise InputError(f"--resume {status.run}: is {status.state}; harness cancel it first")
     job: Job | SearchSpec
+    sent = status.submission
+    if status.phase is None and sent and sent.is_own and sent.job_file and not status.is_there():
+        job = load_job(Path(sent.job_file), (), sent.seed)
+        return Wanted(job, wanted, resumes=folder, is_begun=False)
     if is_sweep(folder):
         check_format(f"sweep {folder}", RunDirectory(folder).certain_json(RECORD))
         job = load_search(folder / SEARCH_FILE)

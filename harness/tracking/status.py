@@ -22,11 +22,13 @@ from harness.tracking.heartbeat import HEARTBEAT_S
 from harness.tracking.out_of_memory import was_out_of_memory
 from harness.tracking.records import (
     ALIVE,
+    JOB_ID,
     RunStatus,
     describe_trials,
     last_log_line,
     log_end,
     observe,
+    read_submission,
     read_submissions,
 )
 from harness.tracking.run_dir import RunFolder, leads_to_folder, walk_runs
@@ -336,6 +338,9 @@ def _named(name: str, runs: Path) -> Iterator[Path]:
         for run in _folders(job):
             if run.name == name or _is_of_job(run.name, name):
                 yield run
+    if JOB_ID.fullmatch(name):  # its seeds that have not begun have no folder
+        sent = read_submission(submissions(runs) / f"{name.partition('_')[0]}.json")
+        yield from (each.folder for each in sent if _is_of_job(each.folder.name, name))
 
 
 def _is_of_job(folder: str, job: str, tasks: str = r"(_\d+)?") -> bool:
@@ -384,7 +389,8 @@ def pick(
         or _is_of_job(each.folder.name, name, tasks="")
     ]
     if found:
-        is_job = many or all(each.shares_job for each in found)
+        are_seeds = all(re.search(r"-seed\d+$", each.folder.name) for each in found)
+        is_job = many or (are_seeds and JOB_ID.fullmatch(name))
         return found if is_job else [one(name, found)]
     # All tasks of an array are one job to Slurm.
     array = [

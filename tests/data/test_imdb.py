@@ -183,6 +183,7 @@ def test_the_search_goes_from_the_named_to_the_sample(
     named = write_npz(tmp_path / "named")
     monkeypatch.setenv("HARNESS_DATA", str(named))
     assert open_dataset().folder == named
+    assert fetch().folder == named
     given = write_npz(tmp_path / "given")
     assert open_dataset(given).folder == given
 

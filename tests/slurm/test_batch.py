@@ -49,6 +49,12 @@ TABLE = {
         "stop",
         "again to resume it",
     ),
+    "put back by Slurm itself": (
+        Ending(75, signals=TERMED, requeued=True, reached=20),
+        NEW,
+        "stop",
+        "into the queue, where it goes on",
+    ),
     "Ctrl-C": (Ending(75, signals=("INT",)), NEW, "stop", "again to resume it"),
     "a node at fault": (
         Ending(75, faulty=("n1",), reached=0),
@@ -212,6 +218,7 @@ def test_what_is_known_of_an_end(tmp_path: Path) -> None:
     ):
         assert not ends("", tmp_path, known, SLURM_RESTART_COUNT=restarts).preempted
     assert ends("", tmp_path, "ExcNodeList=(null)").excluded == ""
+    assert [ends("", tmp_path, f"Restarts={num}").requeued for num in (0, 1)] == [False, True]
 
 
 def test_a_name_in_the_job_file_is_the_folder(tmp_path: Path) -> None:

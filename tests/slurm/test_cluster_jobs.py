@@ -106,6 +106,7 @@ def test_seeds_side_by_side_in_one_job_go_on_with_the_same_bytes(
     job.cluster.run("scontrol", "requeue", job.job_id)
     job.wait()
     assert job.requeues() == 1
+    assert "Slurm has put the job back into the queue" in job.log.read_text()
     assert results(runs[0]) == results(undisturbed[1])
     assert [json.loads((run / "state.json").read_text())["restarts"] for run in runs] == [1, 1]
     assert json.loads((runs[1] / "result.json").read_text())["seed"] == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.errors import InputError
+from harness.errors import InputError, Interrupted
 from harness.slurm.process_pool import Task
 from harness.system.console import Console
 from harness.tracking.batch import BatchRequest, jobs_of, train_batch
@@ -23,6 +23,24 @@ def test_all_jobs_of_a_seed_come_before_those_of_the_next() -> None:
     assert [job.train.seed for job in jobs_of(files, ["train.seed=9"], ())] == [9, 9]
     with pytest.raises(InputError, match="job lstm: is given 2 times"):
         jobs_of([files[0], files[0]], (), (1,))
+
+
+def test_an_interrupted_pack_goes_on_by_what_its_user_can_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job script chose the run id, so the job's id is named in its log."""
+
+    def begin(*_: object, **__: object) -> None:
+        raise Interrupted("a signal")
+
+    monkeypatch.setattr("harness.tracking.batch.run_tasks", begin)
+    request = BatchRequest(jobs_of([JOBS / "lstm.toml"], (), (1, 2)), tmp_path, run_id="slurm-7")
+    with pytest.raises(Interrupted, match="the same command with --run-id slurm-7"):
+        train_batch(request, Console())
+    for name, value in (("SLURM_JOB_ID", "7"), ("HARNESS_MAX_REQUEUES", "2")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(Interrupted, match="go on by harness submit --resume 7"):
+        train_batch(request, Console())
 
 
 def test_what_is_finished_is_not_trained_again(

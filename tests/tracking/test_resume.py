@@ -204,6 +204,33 @@ def test_interrupted_runs_become_a_job_each(harness: Harness) -> None:
     assert done.stdout.count("sbatch --parsable") == 1
 
 
+def test_seeds_of_a_job_that_had_not_begun_go_on_too(harness: Harness, site: Site) -> None:
+    """By the job that was submitted, under their names; without the finished and the cancelled."""
+    site.slurm()
+    harness.environment["PATH"] = os.environ["PATH"]
+    folders = [harness.runs / f"lstm/slurm-3-seed{seed}" for seed in (1, 2, 3, 4)]
+    job_file = harness.runs / ".submissions/now/lstm.toml"
+    job_file.parent.mkdir(parents=True)
+    job_file.write_text(load_job(JOBS / "lstm.toml").to_toml())
+    record = {"seeds": [1, 2, 3, 4], "job_file": str(job_file), "runs": [*map(str, folders)]}
+    (harness.runs / ".submissions/3.json").write_text(json.dumps(record))
+    stopped(folders[1], {})
+    state = {"phase": "interrupted", "signal": "SIGTERM", "slurm_job": "3", "slurm_own_id": "3"}
+    (folders[1] / "state.json").write_text(json.dumps(state))
+    stopped(folders[0], {})
+    (folders[0] / "result.json").write_text(json.dumps({"accuracy": 0.5, "val_accuracy": 0.5}))
+    ask_to_cancel(folders[3])
+    done = harness.run_here("submit", "--resume", "3", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    calls = [line for line in done.stdout.splitlines() if line.startswith("supervise")]
+    assert calls[0] == f"supervise resume run {folders[1]}", calls
+    assert calls[1].startswith("supervise train ")
+    assert calls[1].endswith(f"--run-id slurm-3-seed3 --runs {harness.runs}")
+    assert len(calls) == 2
+    for folder, word in ((folders[0], "finished"), (folders[3], "cancelled")):
+        assert f"{folder.name}: is {word}, left out" in done.stderr
+
+
 def test_a_run_elsewhere_gets_one_job(harness: Harness, site: Site) -> None:
     """Its record is in the folder of runs that the user works with."""
     site.program("sbatch", "echo 77")

@@ -235,7 +235,7 @@ def over_time(config: "ModelConfig") -> bool:
 
 
 def _belongs_to_an_own_network(job: Any) -> str:
-    """Only with a network of your own."""
+    """Only with a custom network."""
     if job.model.options and not job.model.is_own:
         name = job.model.architecture
         return f"{name} takes no options, which are for a network of your own ({FORM})"
@@ -243,7 +243,7 @@ def _belongs_to_an_own_network(job: Any) -> str:
 
 
 def _is_read_by_the_network(job: Any) -> str:
-    """Not with a network of your own."""
+    """Not with a custom network."""
     if job.model.ngram_ratios and job.model.is_own:
         return "a network of your own reads words alone; set it to 0"
     return ""
@@ -263,11 +263,10 @@ class ModelConfig(ConfigSection):
     """`[model]`: the network."""
 
     architecture: Annotated[str, Facts(choices=tuple(BUILDERS), is_function=True)] = Field(
-        description="name of the network; your own is `file.py:function` or "
-        "`package.module:function`"
+        description="network; a custom one is `file.py:function` or `package.module:function`"
     )
-    units: int = Field(32, ge=1, le=4096, description="units of each recurrent layer")
-    embedding_dim: int = Field(32, ge=1, le=4096, description="length of a word's vector")
+    units: int = Field(32, ge=1, le=4096, description="units of a recurrent layer")
+    embedding_dim: int = Field(32, ge=1, le=4096, description="dimension of the word vectors")
     embeddings: Annotated[
         str,
         Facts(is_path=True, changes="nothing", not_searched="a sweep reads one file of vectors"),
@@ -275,38 +274,37 @@ class ModelConfig(ConfigSection):
         "",
         max_length=4000,
         pattern=r"^[^\x00-\x1f\x7f]*$",
-        description="pretrained vectors of words, a text file; empty = none",
+        description="text file of pretrained word vectors; empty = none",
     )
     train_embeddings: bool = Field(
-        True, description="train the vectors of words; false leaves them as they begin"
+        True, description="train the word vectors; false keeps their initial values"
     )
-    spatial_dropout: Share = Field(0.4, description="share of embedding channels dropped")
-    dropout: Share = Field(0.4, description="share of the recurrent layers' outputs dropped")
+    spatial_dropout: Share = Field(0.4, description="dropout rate of whole embedding channels")
+    dropout: Share = Field(0.4, description="dropout rate of the classifier's inputs")
     reset_after: Annotated[bool, Facts(only_with={"model.architecture": ("gru",)})] = Field(
-        False, description="the variant that cuDNN can run"
+        False, description="the variant of the GRU that cuDNN supports"
     )
     second_units: Annotated[int, Facts(only_with={"model.architecture": ("stacked_lstm",)})] = (
         Field(0, ge=0, le=4096, description="units of the second layer; 0 = `units`")
     )
     pooling: Literal["last", "max", "mean", "max+mean"] = Field(
-        "last", description="what the classifier gets of the outputs over time"
+        "last", description="how the outputs over time become the classifier's input"
     )
     options: Annotated[Options, Facts(check=_belongs_to_an_own_network)] = Field(
-        {}, description="the network's own settings, of any name"
+        {}, description="settings of the network, with any names"
     )
 
     word_dropout: Share = Field(
-        0.0, description="share of the words dropped, with all that is known of them"
+        0.0, description="dropout rate of whole words, with their n-gram ratios"
     )
     ngram_ratios: Annotated[int, Facts(check=_is_read_by_the_network)] = Field(
         0,
         ge=0,
         le=3,
-        description="at each word the network also reads the log-ratios of the n-grams of 1 to "
-        "this many words that end there; 0 = off",
+        description="words of the longest n-gram whose log-ratio the network also reads; 0 = off",
     )
     recurrent: Annotated[bool, Facts(check=_leaves_something_to_classify)] = Field(
-        True, description="false leaves the recurrent layers out, to see what they are worth"
+        True, description="false removes the recurrent layers, for an ablation"
     )
 
     @property

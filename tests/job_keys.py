@@ -1,6 +1,6 @@
-"""The tables of job keys in `jobs/README.md`, made from the schema.
+"""The table of job keys in `jobs/README.md`, made from the schema.
 
-`python -m tests.job_keys` writes them in place; `tests/test_papers.py` compares them.
+`python -m tests.job_keys` writes it in place; `tests/test_papers.py` compares it.
 """
 
 import json
@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from harness.config import ConfigSection, Facts, condition, facts_of, is_free
+from harness.config import Facts, condition, facts_of, is_free
 from harness.job.search_space import SEARCH_TABLES
 from tests.conftest import PROJECT
 
@@ -24,47 +24,40 @@ TYPES: dict[object, str] = {
 }  # as TOML says; else a string
 
 
-def tables() -> str:
-    """A Markdown table for each section of a job file."""
-    return "\n".join(_table(name, section) for name, section in SEARCH_TABLES.items())
-
-
-def _table(name: str, section: type[ConfigSection]) -> str:
-    lines = [
-        f"### `[{name}]`",
-        "",
-        "| key | type | range | default | meaning |",
-        "| --- " * 5 + "|",
-    ]
-    for key, field in section.model_fields.items():
-        default = "none" if field.is_required() else f"`{json.dumps(field.default)}`"
-        facts = facts_of(field)
-        is_list = get_origin(field.annotation) is list
-        kind = "list" if is_list else TYPES.get(field.annotation, "string")
-        meaning = "; ".join([str(field.description), *_limits(facts, f"{name}.")])
-        lines.append(f"| `{key}` | {kind} | {_range(field, facts)} | {default} | {meaning} |")
+def table() -> str:
+    """A Markdown table of all keys of a job file."""
+    lines = ["| key | type | range | default | meaning |", "| --- " * 5 + "|"]
+    for name, section in SEARCH_TABLES.items():
+        for key, field in section.model_fields.items():
+            default = "none" if field.is_required() else f"`{json.dumps(field.default)}`"
+            facts = facts_of(field)
+            is_list = get_origin(field.annotation) is list
+            kind = "list" if is_list else TYPES.get(field.annotation, "string")
+            meaning = "; ".join([str(field.description), *_limits(facts, f"{name}.")])
+            range_ = _range(field, facts)
+            lines.append(f"| `{name}.{key}` | {kind} | {range_} | {default} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 
 def _limits(facts: Facts, table: str) -> list[str]:
-    """What a key is checked beside, with what it has an effect, why it can't be searched."""
+    """The rules between a key and others, and whether a search may vary it."""
     limits = []
     if facts.unvalidated is not None:
-        limits.append(f"`{json.dumps(facts.unvalidated)}` where `validation_split` is 0")
+        limits.append(f"must be `{json.dumps(facts.unvalidated)}` where `validation_split` is 0")
     if rule := facts.check and str(facts.check.__doc__).rstrip("."):
         limits.append(rule[0].lower() + rule[1:])
     if facts.only_with:
         needed = (condition(key.removeprefix(table), vs) for key, vs in facts.only_with.items())
         limits.append("only with " + " or ".join(f"`{each}`" for each in needed))
-    return limits + [f"not searched: {facts.not_searched}"] * bool(facts.not_searched)
+    return limits + ["not searched"] * bool(facts.not_searched)
 
 
 def _range(field: FieldInfo, facts: Facts) -> str:
     if facts.allowed:
         return facts.allowed
     if facts.choices:
-        own = ["your own"] if facts.is_function else []
-        return ", ".join([*(f"`{name}`" for name in facts.choices if name), *own])
+        custom = ["custom"] if facts.is_function else []
+        return ", ".join([*(f"`{name}`" for name in facts.choices if name), *custom])
     if is_free(field):
         return "any names"
     if get_origin(field.annotation) is Literal:
@@ -85,12 +78,12 @@ def _range(field: FieldInfo, facts: Facts) -> str:
     return f"{low} {high}".strip() or ("a path" if facts.is_path else "text")
 
 
-def with_tables(text: str) -> str:
-    """The README with what stands between its two markers replaced."""
+def with_table(text: str) -> str:
+    """The README with a new table between its two markers."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{tables()}\n{END}{after}"
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text()))
+    README.write_text(with_table(README.read_text()))

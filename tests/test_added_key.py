@@ -39,7 +39,7 @@ def test_it_is_in_the_manual(added: Path) -> None:
     """With type, range, default and meaning."""
     command = [sys.executable, "-m", "tests.job_keys"]
     subprocess.run(command, cwd=added, env={"PYTHONPATH": str(added)}, check=True)
-    row = "| `patience` | float | 0 to 1 | `0.5` | how patient the reader is |\n"
+    row = "| `train.patience` | float | 0 to 1 | `0.5` | how patient the reader is |\n"
     assert row in (added / "jobs/README.md").read_text()
 
 

@@ -136,11 +136,11 @@ def test_every_setting_of_a_site_is_explained() -> None:
     assert set(re.findall(r"HARNESS_[A-Z_]+", example)) <= set(re.findall(r"HARNESS_[A-Z_]+", told))
 
 
-def test_the_tables_of_keys_are_those_of_the_schema() -> None:
-    """jobs/README.md has every key as the code has it; `python -m tests.job_keys` writes them."""
+def test_the_table_of_keys_is_that_of_the_schema() -> None:
+    """jobs/README.md has every key as the code has it; `python -m tests.job_keys` writes it."""
     text = job_keys.README.read_text()
     assert job_keys.BEGIN in text
-    assert text == job_keys.with_tables(text)
+    assert text == job_keys.with_table(text)
 
 
 def test_the_examples_are_jobs(tmp_path: Path) -> None:

@@ -90,11 +90,11 @@ class AdversarialStep(OuterLookupStep):
 
 
 def perturbation(gradient: tf.Tensor, vectors: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
-    """The way of word vectors in which the loss grows most, as long as a word's vector is wide.
+    """The direction of the word vectors that increases the loss most, scaled to their spread.
 
     Adversarial training of Miyato et al., "Adversarial Training Methods for Semi-Supervised Text
-    Classification" (2017), whose vectors have the variance 1. Here the length follows the vectors
-    instead, so that a network can't escape by larger ones: it is their root mean square.
+    Classification" (2017), whose vectors have the variance 1. Here the norm is the root mean square
+    of the vectors instead, so that a network can't escape by larger ones.
 
     Args:
         gradient: of the loss, `[examples, time, channels]`.

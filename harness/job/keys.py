@@ -54,7 +54,7 @@ def _leaves_one_to_validate(limit: int) -> int:
 
 
 def _scores_something(job: "Job") -> str:
-    """True where `validation_split` is 0."""
+    """Must be true where `validation_split` is 0."""
     if job.data.test or job.data.validation_split:
         return ""
     return "with data.validation_split = 0 nothing would be scored; set one of them"
@@ -75,37 +75,36 @@ class DataConfig(ConfigSection):
         "",
         max_length=4000,
         pattern=r"^[^\x00-\x1f\x7f]*$",
-        description="your own texts, a table or a folder; empty = IMDB",
+        description="your texts, a table or a folder; empty = IMDB",
     )
     text_column: Annotated[str, FORMAT] = Field(
-        "text", min_length=1, max_length=200, description="own texts: column of the texts"
+        "text", min_length=1, max_length=200, description="your texts: column of the text"
     )
     label_column: Annotated[str, FORMAT] = Field(
-        "label", min_length=1, max_length=200, description="own texts: column of the classes"
+        "label", min_length=1, max_length=200, description="your texts: column of the class"
     )
     split_column: Annotated[str, FORMAT] = Field(
         "",
         max_length=200,
-        description="own texts: column with `train`, `validation` or `test`; empty = `split`, if "
-        "it is there",
+        description="your texts: column with `train`, `validation` or `test`; empty = `split`, if "
+        "there is one",
     )
     delimiter: Annotated[str, AfterValidator(_one_character), FORMAT] = Field(
         "",
-        description="own texts: character between the columns of a .csv or .tsv; empty = comma or "
-        "tab",
+        description="your texts: column separator of a .csv or .tsv; empty = comma or tab",
     )
     encoding: Annotated[str, AfterValidator(_known_encoding), FORMAT] = Field(
-        "utf-8", max_length=40, description="own texts: encoding, such as `latin-1` or `utf-16`"
+        "utf-8", max_length=40, description="your texts: encoding, such as `latin-1` or `utf-16`"
     )
     # 88,584 words and the three indices that Keras keeps free are all of IMDB's.
     vocab_size: int = Field(
         8000,
         ge=4,
         le=1_000_000,
-        description="word indices; every rarer word becomes index 2; 88,587 is all of IMDB",
+        description="size of the vocabulary; rarer words get index 2; 88,587 = all words of IMDB",
     )
     maxlen: int = Field(
-        200, ge=1, le=5000, description="words used of each review, counted from its end"
+        200, ge=1, le=5000, description="longest input; of a longer review the last words are used"
     )
     validation_split: Annotated[
         Share,
@@ -115,14 +114,14 @@ class DataConfig(ConfigSection):
         ),
     ] = Field(
         0.2,
-        description="share of the training reviews, from their end, used for validation; own texts "
-        "with a validation split are validated on that, unless it is 0",
+        description="share of the training reviews, taken from their end, for validation; a "
+        "validation split of your texts replaces it, unless it is 0",
     )
     limit: Annotated[
         int,
         AfterValidator(_leaves_one_to_validate),
         Facts(not_searched=SAME_REVIEWS),
-    ] = Field(0, ge=0, le=10**9, description="reviews used of each split, from its start; 0 = all")
+    ] = Field(0, ge=0, le=10**9, description="reviews used from the start of each split; 0 = all")
     test: Annotated[
         bool,
         Facts(
@@ -133,8 +132,7 @@ class DataConfig(ConfigSection):
     ] = Field(True, description="score the test set at the end of the run")
     bucket: bool = Field(
         False,
-        description="batches of reviews of similar length, padded at their ends to the longest; "
-        "pads change no result, and there are fewer time steps",
+        description="batches of reviews of similar length, which have fewer time steps",
     )
 
 
@@ -211,7 +209,7 @@ def _rises(drops: list[float]) -> list[float]:
 
 
 def _fits_the_optimizer(job: "Job") -> str:
-    """Only such as `optimizer` takes."""
+    """Only options of this `optimizer`."""
     train = job.train
     if is_reference(train.optimizer):
         return ""  # its function alone knows the options
@@ -234,7 +232,7 @@ def _has_drops(job: "Job") -> str:
 
 
 def _ends_before_the_schedule(job: "Job") -> str:
-    """Fewer than the epochs of a `schedule` that falls to its end."""
+    """Shorter than a `cosine` or `linear` schedule."""
     length = job.train.schedule_epochs or job.train.epochs
     if job.train.schedule in ("cosine", "linear") and job.train.warmup_epochs >= length:
         return f"should be below the {length} epochs of the schedule"
@@ -242,7 +240,7 @@ def _ends_before_the_schedule(job: "Job") -> str:
 
 
 def _has_vectors_to_move(job: "Job") -> str:
-    """Only where one of the five networks trains its vectors of words."""
+    """Not with a custom network or `train_embeddings = false`."""
     if job.train.adversarial and (job.model.is_own or not job.model.train_embeddings):
         return "moves the vectors of words that one of the five networks trains; set it to 0"
     return ""
@@ -263,70 +261,76 @@ class TrainConfig(ConfigSection):
         6, ge=1, le=1000, description="passes over the training reviews"
     )
     batch_size: int = Field(
-        128, ge=1, le=25_000, description="reviews in a global batch, over all replicas"
+        128, ge=1, le=25_000, description="reviews in a global batch, the sum over all replicas"
     )
     optimizer: Annotated[str, Facts(choices=tuple(OPTIMIZERS), is_function=True)] = Field(
-        "rmsprop", description="Keras optimizer; your own is `file.py:function`"
+        "rmsprop", description="Keras optimizer; a custom one is `file.py:function`"
     )
     optimizer_options: Annotated[Options, Facts(check=_fits_the_optimizer)] = Field(
-        {}, description="the optimizer's own options; all take `weight_decay`"
+        {}, description="options of the Keras optimizer; all optimizers take `weight_decay`"
     )
     learning_rate: float = Field(
         0.001,
         gt=0,
         le=10,
-        description="learning rate at the start, after the warm-up if there is one",
+        description="initial learning rate, after any warm-up",
     )
     schedule: Annotated[
         Literal["constant", "cosine", "linear", "steps"], Facts(check=_has_drops)
-    ] = Field("constant", description="how the learning rate falls from step to step")
+    ] = Field("constant", description="decay of the learning rate, step by step")
     schedule_epochs: Annotated[
         int, Facts(only_with={"train.schedule": ("cosine", "linear")}, for_all_reviews=True)
-    ] = Field(0, ge=0, le=1000, description="epochs until it has fallen; 0 = `epochs`")
+    ] = Field(0, ge=0, le=1000, description="length of the decay in epochs; 0 = `epochs`")
     schedule_floor: Annotated[Share, Facts(only_with={"train.schedule": ("cosine", "linear")})] = (
-        Field(0.0, description="share of the learning rate that is left")
+        Field(0.0, description="final learning rate as a share of the initial one")
     )
     schedule_drops: Annotated[
         list[Annotated[float, Field(gt=0, le=1000)]],
         AfterValidator(_rises),
         Facts(only_with={"train.schedule": ("steps",)}, allowed="above 0 to 1,000, rising"),
-    ] = Field([], max_length=100, description="epochs after which the learning rate drops")
+    ] = Field(
+        [],
+        max_length=100,
+        description="epochs after which the learning rate drops, fractions allowed",
+    )
     schedule_factor: Annotated[float, Facts(only_with={"train.schedule": ("steps",)})] = Field(
-        0.1, gt=0, lt=1, description="factor of the learning rate at each drop"
+        0.1, gt=0, lt=1, description="factor of the learning rate at a drop"
     )
     warmup_epochs: Annotated[float, Facts(check=_ends_before_the_schedule)] = Field(
         0.0,
         ge=0,
         le=1000,
-        description="epochs, also parts of one, over which the learning rate rises from 0",
+        description="epochs over which the learning rate rises from 0, fractions allowed",
     )
     seed: Annotated[
         int,
         Facts(not_searched="search.executions trains each trial with several seeds"),
-    ] = Field(1, ge=0, le=2**31 - 1, description="seed of weights, order and dropout")
+    ] = Field(
+        1, ge=0, le=2**31 - 1, description="seed of initial weights, order of reviews and dropout"
+    )
     ema_momentum: Share = Field(
         0.99,
-        description="largest momentum of the moving average of the weights, which is validated "
-        "and saved; 0 = no average",
+        description="largest momentum of the exponential moving average (EMA) of the weights, "
+        "which is validated and saved; 0 = no EMA",
     )
     loss: Annotated[str, Facts(choices=("",), is_function=True)] = Field(
         "",
         max_length=4000,
-        description="your own loss in training, `file.py:function`; empty = cross-entropy",
+        description="custom training loss, `file.py:function`; empty = cross-entropy",
     )
     label_smoothing: Annotated[Share, Facts(only_with={"train.loss": ("",)})] = Field(
-        0.0, description="share of each label that is spread over all classes in training"
+        0.0, description="share of a label that training spreads over all classes"
     )
     adversarial: Annotated[float, Facts(check=_has_vectors_to_move)] = Field(
         0.0,
         ge=0,
         le=1000,
-        description="size of the adversarial change to the word vectors, in lengths of a vector; "
-        "each review is trained on unchanged and changed; 0 = off, 5 is usual",
+        description="adversarial perturbation of a review: norm, in units of the root mean square "
+        "of its word vectors; 0 = off, 5 is usual",
     )
     class_weights: Annotated[ClassWeights, Facts(allowed="0 to 1,000,000")] = Field(
         "",
-        description='weights of the classes in the loss: a table by their names, or `"balanced"`; '
+        description='class weights of the training loss: a table by class name, or `"balanced"`; '
         '`""` = none',
     )
     callbacks: Annotated[
@@ -334,7 +338,7 @@ class TrainConfig(ConfigSection):
         AfterValidator(_names_each_once),
         Facts(is_function=True, allowed="20 at most"),
     ] = Field(
-        [], max_length=20, description="functions that give Keras callbacks: `file.py:function`"
+        [], max_length=20, description="functions that return a Keras callback: `file.py:function`"
     )
     keep: Annotated[
         str,
@@ -344,14 +348,16 @@ class TrainConfig(ConfigSection):
             for_all_reviews=True,
         ),
     ] = Field(
-        "best", description="save the best epoch by `monitor` or by another score, or the last one"
+        "best",
+        description="epoch whose weights are saved: the best by `monitor`, the best by another "
+        "score, or the last",
     )
     monitor: Annotated[
         str,
         Facts(choices=tuple(SCORES), only_with=WATCHES, for_all_reviews=True),
-    ] = Field("val_loss", description="score that decides which epoch is better")
+    ] = Field("val_loss", description="validation score that compares epochs")
     early_stopping_patience: Annotated[int, Facts(unvalidated=0, for_all_reviews=True)] = Field(
-        0, ge=0, le=1000, description="epochs without a better one before training ends; 0 = off"
+        0, ge=0, le=1000, description="epochs without improvement before training stops; 0 = off"
     )
     reduce_lr_patience: Annotated[
         int,
@@ -360,39 +366,42 @@ class TrainConfig(ConfigSection):
         0,
         ge=0,
         le=1000,
-        description="epochs in a row, none better by more than 0.0001, before a cut; 0 = off",
+        description="epochs without improvement by more than 0.0001 before the learning rate is "
+        "reduced; 0 = off",
     )
     reduce_lr_factor: Annotated[
         float,
         Facts(only_with={"train.reduce_lr_patience": ()}, for_all_reviews=True),
-    ] = Field(0.5, gt=0, lt=1, description="learning rate is multiplied by it at a cut")
-    clipnorm: float = Field(0.0, ge=0, le=1e6, description="largest norm of the gradient; 0 = off")
+    ] = Field(0.5, gt=0, lt=1, description="factor of the learning rate at a reduction")
+    clipnorm: float = Field(
+        0.0, ge=0, le=1e6, description="largest norm of the whole gradient; 0 = off"
+    )
     precision: Literal["float32", "float64", "float16", "bfloat16"] = Field(
-        "float32", description="of the computation; with float16 and bfloat16 weights stay float32"
+        "float32",
+        description="precision of the computation; float16 and bfloat16 keep float32 weights",
     )
     tf32: Annotated[bool, Facts(not_searched=OF_WORKERS)] = Field(
         False,
-        description="multiply float32 on a GPU with 10 bits of mantissa instead of 23, which is "
-        "faster",
+        description="TF32 on a GPU: faster float32 products, 10 bits of mantissa instead of 23",
     )
     deterministic: Annotated[bool, Facts(not_searched=OF_WORKERS)] = Field(
         True,
-        description="repeat a run to the same bytes; false allows faster kernels on a GPU, whose "
-        "results differ from run to run in their last bits",
+        description="a repeated run has the same bytes; false allows faster GPU kernels whose last "
+        "bits vary",
     )
     xla: Annotated[Literal["auto", "on", "off"], Facts(changes="digits")] = Field(
         "auto",
-        description="compile training and evaluation with XLA; auto = what is fastest on the "
-        "device, off = on a CPU nothing but Keras's own layers",
+        description="compile training and evaluation with XLA; auto = the fastest way on the "
+        "device, off = on a CPU only Keras's layers",
     )
     steps_per_execution: Annotated[int, Facts(changes="digits")] = Field(
-        1, ge=1, le=10_000, description="training steps in one call of the graph"
+        1, ge=1, le=10_000, description="training steps per call of the graph"
     )
     checkpoint_every_s: Annotated[float, Facts(changes="nothing")] = Field(
-        60.0, gt=0, le=86_400, description="seconds between two checkpoints"
+        60.0, gt=0, le=86_400, description="seconds between checkpoints"
     )
     log_every_steps: Annotated[int, Facts(changes="nothing")] = Field(
-        10, ge=1, le=10_000, description="steps between two writes to the log"
+        10, ge=1, le=10_000, description="steps between entries of the log"
     )
 
 

@@ -48,29 +48,31 @@ class SearchConfig(ConfigSection):
     """`[search]`: how to search, and for what."""
 
     tuner: Literal["random", "grid", "bayesian", "hyperband", "asha"] = Field(
-        "random", description="how the values of the trials are chosen"
+        "random", description="algorithm that chooses the trials"
     )
     objective: Objective = Field(
         "val_accuracy",
-        description="score of the saved weights on the validation reviews that ranks the trials",
+        description="validation score of the saved weights, by which trials are ranked",
     )
     trials: int = Field(
         0,
         ge=0,
         le=100_000,
-        description="largest number of trials, of asha of settings; 0 = all, grid and hyperband "
-        "only",
+        description="largest number of trials, for asha of settings; 0 = all, for grid and "
+        "hyperband only",
     )
-    executions: int = Field(1, ge=1, le=100, description="runs of a trial, each with its own seed")
-    seed: int = Field(1, ge=1, le=2**31 - 1, description="seed of the tuner's choices")
+    executions: int = Field(
+        1, ge=1, le=100, description="runs per trial, with different seeds; their mean counts"
+    )
+    seed: int = Field(1, ge=1, le=2**31 - 1, description="seed of the tuner")
     min_epochs: Annotated[int, Facts(only_with={"search.tuner": ("asha",)})] = Field(
-        1, ge=1, le=1000, description="epochs of the shortest trials, at least"
+        1, ge=1, le=1000, description="fewest epochs of a trial"
     )
     factor: Annotated[int, Facts(only_with={"search.tuner": ("hyperband", "asha")})] = Field(
         3,
         ge=2,
         le=10,
-        description="one trial in `factor` goes on with more epochs",
+        description="one trial in `factor` continues, with `factor` times the epochs",
     )
     parallel: Annotated[
         int,
@@ -79,8 +81,8 @@ class SearchConfig(ConfigSection):
         0,
         ge=0,
         le=10_000,
-        description="trials whose results a choice does not wait for; 0 = twice the workers at the "
-        "start",
+        description="trials that may still be running when the next one is chosen; 0 = twice the "
+        "workers at the start",
     )
 
 

@@ -3,12 +3,11 @@
 import json
 import os
 import random
-import re
+import runpy
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ import pytest
 from harness.data.vocabulary import MAX_CHARACTERS, encode_text
 from harness.errors import InputError, RunError
 from harness.tracking.run_dir import RunDirectory
-from tests.conftest import JOBS, PROJECT, Harness
+from tests.conftest import JOBS, Harness
 from tests.made_up_runs import write_run
 
 READ = """
@@ -87,21 +86,17 @@ def test_plain_tensorflow_answers_like_predict(
 
 
 @pytest.mark.full
-def test_the_manual_encodes_like_predict(finished: tuple[Harness, Path]) -> None:
-    """The lines of Python in jobs/README.md give a model what `predict` gives it."""
+def test_the_example_encodes_like_predict(finished: tuple[Harness, Path]) -> None:
+    """`encode` in jobs/own/encode.py gives a model the input that `predict` gives it."""
     import keras
 
     harness, run = finished
-    blocks = re.findall(r"```python\n(.*?)```", (PROJECT / "jobs/README.md").read_text(), re.DOTALL)
-    (block,) = [each for each in blocks if "vocabulary.txt" in each]
+    encode = runpy.run_path(str(JOBS / "own" / "encode.py"))["encode"]
     data = tomllib.loads((run / "job.toml").read_text())["data"]
+    sizes = {name: data[name] for name in ("vocab_size", "maxlen")}
     vocab = (run / "vocabulary.txt").read_bytes().decode().split("\n")
     texts = ["It's Bob's film, isn't it?", "ÉTÉ - \x85 don't", *odd_texts(vocab, 198)]
-    rows = []
-    for text in texts:
-        names: dict[str, Any] = {"run": run, "text": text, **data}
-        exec(block, names)  # noqa: S102 - our own manual
-        rows.append(names["tokens"])
+    rows = [encode(text, run, **sizes) for text in texts]
     found = keras.models.load_model(run / "model.keras").predict(np.array(rows), verbose=0)
     file = write_lines(harness.folder / "texts.jsonl", texts)
     done = harness.run("predict", run, "--file", file, "--json")

@@ -1,4 +1,4 @@
-"""The example of jobs/README.md: a network from a file, through every command that runs it."""
+"""The job own/conv_gru.toml: a network from a file, through every command that runs it."""
 
 import csv
 import shutil

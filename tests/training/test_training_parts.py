@@ -50,7 +50,7 @@ def rates(found: dict[str, Any]) -> list[float]:
 
 @pytest.mark.slow
 def test_parts_are_exact_over_ends_and_the_same_on_replicas(tmp_path: Path) -> None:
-    """The example of jobs/README.md."""
+    """The job own/parts.toml."""
     found = runs_of(tmp_path, "parts")["parts"]
     check_case(found)
     assert rates(found)[-1] == pytest.approx(0.002 * 0.05)
@@ -60,7 +60,7 @@ def test_parts_are_exact_over_ends_and_the_same_on_replicas(tmp_path: Path) -> N
 
 @pytest.mark.full
 def test_an_own_loss_and_optimizer_are_exact_over_ends_and_on_replicas(tmp_path: Path) -> None:
-    """The second example of jobs/README.md, with a schedule of the job's."""
+    """The job own/focal.toml, with a schedule."""
     check_case(runs_of(tmp_path, "own")["own"])
 
 

@@ -1,0 +1,27 @@
+"""The numbers that a run's model.keras takes for a text, without the harness package."""
+
+import pathlib
+import string
+
+BETWEEN_WORDS = string.punctuation.replace("'", "") + "\t\n\r"  # an apostrophe belongs to its word
+PLAIN = str.maketrans(
+    string.ascii_uppercase + BETWEEN_WORDS, string.ascii_lowercase + " " * len(BETWEEN_WORDS)
+)
+
+
+def encode(text, run, *, vocab_size, maxlen):
+    """One row of the model's input: the last `maxlen` word indices, after zeros.
+
+    The model of a run with data.bucket takes the zeros at the end of the row.
+
+    Args:
+        text: as it is.
+        run: the folder of the run.
+        vocab_size: data.vocab_size of its job.
+        maxlen: data.maxlen of its job.
+    """
+    words = pathlib.Path(run, "vocabulary.txt").read_bytes().decode().split("\n")
+    ranks = {word: rank for rank, word in enumerate(words[:-1], 1)}  # the most frequent word is 1
+    indices = [ranks.get(word, vocab_size) + 3 for word in text.translate(PLAIN).split(" ") if word]
+    known = [1] + [index if index < vocab_size else 2 for index in indices]
+    return [0] * (maxlen - len(known)) + known[-maxlen:]

@@ -178,7 +178,7 @@ class Comparison:
         lines = []
         for part in self.parts:
             lines += [part.heading, *table_lines(part.columns, part.lines), *part.verdicts]
-            lines += [*(each.sentence for each in part.differences), ""]
+            lines += [*part.differences["sentence"], ""]
         return printable("\n".join(lines[:-1]))
 
     def _repr_markdown_(self) -> str:
@@ -193,7 +193,7 @@ class Comparison:
         return [
             sentence
             for part in self.parts
-            for sentence in (*part.verdicts, *(each.sentence for each in part.differences))
+            for sentence in (*part.verdicts, *part.differences["sentence"])
         ]
 
     def to_frame(self) -> "pandas.DataFrame":

@@ -159,8 +159,7 @@ def test_a_comparison(here: Path) -> None:
     assert means == {"lstm": pytest.approx(0.8), "gru": pytest.approx(0.9)}
     assert len(found.sentences) == 1
     assert found.to_frame()["num_seeds"].tolist() == [2, 2]
-    (difference,) = found.parts[0].differences
-    assert difference.mean == pytest.approx(0.1)
+    assert found.parts[0].differences["mean"].tolist() == [pytest.approx(0.1)]
     assert found.write("report").is_file()
     with pytest.raises(InputError, match="baseline = 'tfidf'"):
         package.compare("runs", baseline="tfidf")  # type: ignore[arg-type]

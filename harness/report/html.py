@@ -135,8 +135,7 @@ def _section(part: Part, say: Callable[[str], None]) -> dict[str, Any]:
         "numbers": numeric(part.columns, part.lines),
         "num_drawn": len(drawn.runs),
         "colours": {name: style["color"] for name, style in styles_of(drawn).items()},
-        "shown": [each.sentence for each in part.differences if each.is_shown],
-        "hidden": [each.sentence for each in part.differences if not each.is_shown],
+        "differences": [*part.differences.itertuples()],
         "pictures": pictures_of(drawn, part.baselines, predictions),
         "predictions": _predictions(predictions) if predictions else None,
     }
@@ -154,10 +153,10 @@ def mean_confusion(predictions: Predictions, name: str) -> list[list[float]]:
     """A job's confusion matrix, a row for each label, counts averaged over the seeds."""
     from sklearn.metrics import confusion_matrix
 
-    labels, classes = predictions.labels, range(len(predictions.classes))
     predicted = predictions.by_job[name].argmax(axis=2)
-    found = [confusion_matrix(labels, each, labels=classes) for each in predicted]
-    mean: list[list[float]] = np.mean(found, axis=0).tolist()
+    labels, classes = np.tile(predictions.labels, len(predicted)), range(len(predictions.classes))
+    counts = confusion_matrix(labels, predicted.ravel(), labels=classes)
+    mean: list[list[float]] = (counts / len(predicted)).tolist()
     return mean
 
 

@@ -13,14 +13,13 @@ as Dunnett's, would find differences between equal jobs in a quarter of all comp
 
 import itertools
 import math
-import statistics
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,96 +51,79 @@ TOLERANCE = 1e-6  # of an accuracy, between a run's predictions and its result
 # Differences between jobs
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Two jobs by their names; `first` has the higher mean over the seeds that are compared."""
-
-    first: str
-    second: str
-    points: tuple[float, ...]  # first minus second, for each shared seed or of the means
-    num_seeds: int  # that both have; of a pooled one those of the job that has fewer
-    mean: float  # of the points, 0 or more
-    interval: tuple[float, float] | None  # simultaneous, 95 %; None if it says nothing
-    interval_alone: tuple[float, float] | None  # as if it were the only comparison
-    num_comparisons: int  # made together
-    is_pooled: bool  # whether the spread is that of all jobs, and the seeds are not paired
-    is_shown: bool  # whether the data show that the first is better
-    sentence: str  # what the data show, or don't show
-
-
-def differences(group: DatasetGroup) -> list[Difference]:
-    """How the jobs differ, the largest difference that is shown first.
+def differences(group: DatasetGroup) -> "pandas.DataFrame":
+    """How the jobs differ, a row for each comparison, the largest difference that is shown first.
 
     Only within one group, whose jobs were all tested on the same reviews. Of more than
     `MAX_PAIRED` jobs each is compared with the best.
+
+    Returns:
+        `first` and `second`, the names of two jobs, the first with the higher mean over the seeds
+        that are compared; `num_seeds` that both have; `mean`, accuracy of the first minus the
+        second, 0 or more; `low` and `high`, its simultaneous 95 % interval; `low_alone` and
+        `high_alone`, as if it were the only comparison; `is_shown`, whether the data show that the
+        first is better; `sentence`, which says so. An interval that says nothing is NaN.
     """
-    if len(group.jobs) > MAX_PAIRED:
-        compared = [*_pooled(group)]
-    else:
-        pairs = [*_pairs(group)]
-        compared = [
-            _difference(*names, points, len(points), error, len(points) - 1, len(pairs))
-            for names, points, error in pairs
-        ]
-    return sorted(compared, key=lambda each: (not each.is_shown, -round(each.mean, 9)))
+    import pandas
+
+    rows = _pooled(group) if len(group.jobs) > MAX_PAIRED else _paired(group)
+    columns = {"mean": float, "error": float, "num_seeds": int, "dof": int}
+    table = pandas.DataFrame([*rows], columns=["first", "second", *columns]).astype(columns)
+    together = 1 - (1 - LEVEL) / max(_num_comparisons(group, table), 1)
+    for level, suffix in ((together, ""), (LEVEL, "_alone")):
+        margin = t_margin(table["error"], table["dof"], level)
+        # An interval wider than all differences that there can be says nothing.
+        margin = np.where(margin < WIDEST, margin, np.nan)
+        table[f"low{suffix}"], table[f"high{suffix}"] = (
+            table["mean"] - margin,
+            table["mean"] + margin,
+        )
+    table["is_shown"] = table["low"] > 0
+    table["sentence"] = [*map(_sentence, table.itertuples())]
+    return table.iloc[np.lexsort((-table["mean"].round(9), ~table["is_shown"]))]
 
 
-def _pairs(group: DatasetGroup) -> Iterator[tuple[tuple[str, str], tuple[float, ...], float]]:
-    """Each pair of jobs that share two seeds or more: points, and standard error of their mean."""
+def _num_comparisons(group: DatasetGroup, compared: "pandas.DataFrame") -> int:
+    """How many intervals hold together; of many jobs all pairs, since the data picked the best."""
+    num_jobs = len(group.jobs)
+    return math.comb(num_jobs, 2) if num_jobs > MAX_PAIRED else len(compared)
+
+
+def _paired(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, int]]:
+    """Each pair of jobs that share two seeds or more, with the standard error of its mean."""
     accuracies = group.by_seed["accuracy"].unstack("job")
     for one, other in itertools.combinations(group.jobs.index, 2):
         points = (accuracies[one] - accuracies[other]).dropna()
-        if len(points) > 1:
-            names = (one, other) if round(points.mean(), 9) >= 0 else (other, one)
-            yield names, (*(points if names[0] == one else -points),), float(points.sem())
+        if (num := len(points)) > 1:
+            mean, error = points.mean(), points.sem()
+            names = (one, other) if round(mean, 9) >= 0 else (other, one)
+            yield *names, abs(mean), error, num, num - 1
 
 
-def _pooled(group: DatasetGroup) -> Iterator[Difference]:
+def _pooled(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, int]]:
+    """The best job with each other one, with the spread over the seeds of all jobs."""
     jobs = group.jobs.sort_values("accuracy", ascending=False, kind="stable")
-    dofs, num_pairs = jobs["num_seeds"] - 1, math.comb(len(jobs), 2)
+    dofs = jobs["num_seeds"] - 1
     dof = int(dofs.sum())
     deviation = float((dofs * jobs["deviation"] ** 2).sum() / max(dof, 1)) ** 0.5
     rows = zip(jobs.index, jobs["accuracy"].tolist(), jobs["num_seeds"].tolist(), strict=True)
     one, ahead, num_one = next(rows)
-    for other, behind, num_other in rows:
-        error = deviation * (1 / num_one + 1 / num_other) ** 0.5
-        points, num_seeds = (ahead - behind,), min(num_one, num_other)
-        yield _difference(one, other, points, num_seeds, error, dof, num_pairs, is_pooled=True)
+    for other, behind, num in rows:
+        error = deviation * (1 / num_one + 1 / num) ** 0.5
+        yield one, other, ahead - behind, error, min(num_one, num), dof
 
 
-def _difference(
-    first: str,
-    second: str,
-    points: tuple[float, ...],
-    num_seeds: int,
-    error: float,
-    dof: int,
-    num_comparisons: int,
-    *,
-    is_pooled: bool = False,
-) -> Difference:
-    """A difference with its intervals, from the standard error of its mean."""
-    mean = max(statistics.fmean(points), 0.0)
-    # An interval wider than all differences that there can be says nothing.
-    alone, interval = (
-        (mean - margin, mean + margin)
-        if (margin := float(t_margin(error, dof, level))) < WIDEST
-        else None
-        for level in (LEVEL, 1 - (1 - LEVEL) / num_comparisons)
-    )
-    is_shown = interval is not None and interval[0] > 0
-    by, over = f"by {100 * mean:.2f} points", f"over {num_seeds} seeds"
-    if interval is None:
-        is_alike = dof and error < NO_SPREAD
+def _sentence(row: Any) -> str:
+    """What the data show of a comparison, or don't show."""
+    by, over = f"by {100 * row.mean:.2f} points", f"over {row.num_seeds} seeds"
+    if math.isnan(row.low):
+        is_alike = row.dof and row.error < NO_SPREAD
         why = "too alike" if is_alike else "too few among so many comparisons"
-        sentence = f"{first} is ahead of {second} {by}, {over}, {why} for an interval"
-    else:
-        what = f"not shown which of {first} and {second} is better: {first} is ahead"
-        what = f"{first} is better than {second}" if is_shown else what
-        low, high = (100 * end for end in interval)
-        sentence = f"{what} {by}, 95 % interval {low:.2f} to {high:.2f}, {over}"
-    about = num_comparisons, is_pooled, is_shown, sentence
-    return Difference(first, second, points, num_seeds, mean, interval, alone, *about)
+        return f"{row.first} is ahead of {row.second} {by}, {over}, {why} for an interval"
+    what = f"{row.first} is better than {row.second}"
+    if not row.is_shown:
+        what = f"not shown which of {row.first} and {row.second} is better: {row.first} is ahead"
+    return f"{what} {by}, 95 % interval {100 * row.low:.2f} to {100 * row.high:.2f}, {over}"
 
 
 def sampling_interval(accuracy: float, num_reviews: int) -> tuple[float, float]:
@@ -160,15 +142,15 @@ def sampling_interval(accuracy: float, num_reviews: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def explanations(group: DatasetGroup, compared: Sequence[Difference]) -> list[str]:
-    """How to read the sentences, and what they can't say."""
+def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]:
+    """How to read the sentences of `differences`, and what they can't say."""
     lines, num_pairs = [], math.comb(len(group.runs), 2)
-    is_pooled = any(each.is_pooled for each in compared)
-    if compared:
+    is_pooled = len(group.jobs) > MAX_PAIRED
+    if len(compared):
         spread = "with the spread over the seeds of all jobs" if is_pooled else "paired over seeds"
         lines.append(
-            f"t intervals, {spread}. Comparisons at once: {compared[0].num_comparisons:,}; all of "
-            "their intervals hold together (Bonferroni), so fewer jobs give narrower ones."
+            f"t intervals, {spread}. Comparisons at once: {_num_comparisons(group, compared):,}; "
+            "all of their intervals hold together (Bonferroni), so fewer jobs give narrower ones."
         )
     if not is_pooled and (left := num_pairs - len(compared)):
         lines.append(f"Pairs that share fewer than two seeds and can't be compared: {left}.")
@@ -192,13 +174,7 @@ class Predictions:
 
     labels: Ints  # [num_reviews], from 0, the same for all
     by_job: Mapping[str, Floats]  # by a row's name: [num_seeds, num_reviews, num_classes]
-    seeds: Mapping[str, tuple[int, ...]]  # by a row's name, in the same order
     classes: tuple[str, ...]  # of the labels
-
-    def is_correct_by(self, name: str) -> NDArray[np.bool_]:
-        """Whether each run of one row does, `[num_seeds, num_reviews]`."""
-        correct: NDArray[np.bool_] = np.equal(self.by_job[name].argmax(axis=2), self.labels)
-        return correct
 
 
 def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predictions | None:
@@ -208,7 +184,7 @@ def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predict
     of predictions; its scores stay in the tables.
     """
     labels: Ints | None = None
-    by_job: dict[str, dict[int, Floats]] = {}
+    by_job: dict[str, list[Floats]] = {}
     num_classes = 0
     for name, runs in group.runs.items():
         for run in runs:
@@ -223,14 +199,13 @@ def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predict
                 say(f"no predictions of {run.folder}: {reason}")
                 continue
             labels, num_classes = own_labels, probabilities.shape[1]
-            by_job.setdefault(name, {})[run.seed] = probabilities
+            by_job.setdefault(name, []).append(probabilities)
     if labels is None:
         return None
     unnamed = CLASSES if num_classes == 2 else tuple(map(str, range(num_classes)))
     return Predictions(
         labels,
-        {name: np.stack([*by_seed.values()]) for name, by_seed in by_job.items()},
-        {name: tuple(by_seed) for name, by_seed in by_job.items()},
+        {name: np.stack(of_runs) for name, of_runs in by_job.items()},
         # The names are those of the first run that has them.
         next((names for names in group.classes if len(names) == num_classes), unnamed),
     )
@@ -272,65 +247,55 @@ def read_arrays(path: Path) -> tuple[Ints, Floats]:
 # Against a linear model, review by review
 
 
-@dataclass(frozen=True)
-class PairedTest:
-    """A job's runs against one fixed model on the same test reviews, by McNemar's exact test."""
+def tests_against(baseline: Baseline, predictions: Predictions | None) -> "pandas.DataFrame":
+    """McNemar's exact test of each job's runs against one fixed model on the same test reviews.
 
-    name: str  # the job's
-    points: tuple[float, ...]  # of accuracy, each run minus the model
-    p_values: tuple[float, ...]  # two-sided, for each run
-    level: float  # below which all must lie, by Bonferroni for the number of jobs
+    Returns:
+        By the job's name, for each that has predictions: `points`, the mean accuracy of its runs
+        minus the model's; `p`, the largest two-sided p-value of its runs; `shows`, 1 if each run is
+        better than the model beyond chance, -1 if each is worse, else 0. No row without
+        predictions, or if their labels are not those of the model.
+    """
+    import pandas
+    from scipy.special import bdtr  # a tenth of the time that scipy.stats takes
 
-    @property
-    def mean(self) -> float:
-        """Mean difference of accuracy; below 0 the model is ahead."""
-        return statistics.fmean(self.points)
+    rows = {}
+    if predictions and len(baseline.predicted) == len(predictions.labels):
+        of_model = np.equal(baseline.predicted, predictions.labels)
+        is_same = abs(of_model.mean() - baseline.accuracy) <= TOLERANCE
+        for name, probabilities in predictions.by_job.items() if is_same else ():
+            of_runs = probabilities.argmax(axis=2) == predictions.labels
+            gained = (of_runs & ~of_model).sum(axis=1)
+            lost = (~of_runs & of_model).sum(axis=1)
+            p = np.minimum(1, 2 * bdtr(np.minimum(gained, lost), gained + lost, 0.5)).max()
+            signs = np.sign(gained - lost)
+            is_shown = p < _level(predictions.by_job) and (signs == signs[0]).all()
+            points = (gained - lost).mean() / len(of_model)
+            rows[name] = (points, p, signs[0] if is_shown else 0)
+    return pandas.DataFrame.from_dict(rows, orient="index", columns=["points", "p", "shows"])
 
-    def shows(self, sign: int) -> bool:
-        """Whether each run is better (1) or worse (-1) than the model beyond chance."""
-        return min(sign * each for each in self.points) > 0 and max(self.p_values) < self.level
+
+def _level(jobs: Sized) -> float:
+    """Below which a p-value is beyond chance, by Bonferroni for the number of jobs."""
+    return (1 - LEVEL) / len(jobs)
 
 
-def verdict(tests: Sequence[PairedTest], model: str) -> str:
+def verdict(tests: "pandas.DataFrame", model: str) -> str:
     """One sentence that says whether a network beats a model, given by its name and accuracy."""
-    if not tests:
+    if tests.empty:
         return f"no run's predictions can be compared with {model} review by review"
-    first = min(tests, key=lambda each: (not each.shows(1), -each.mean))
-    side = "ahead" if first.mean > 0 else "behind"
-    where = f"{first.name} is {abs(100 * first.mean):.2f} points {side}"
-    if first.shows(1):
-        said = f"better than {model}: {', '.join(each.name for each in tests if each.shows(1))}"
-    elif all(each.shows(-1) for each in tests):
+    is_better = tests["shows"] > 0
+    first = tests[is_better if is_better.any() else slice(None)].nlargest(1, "points").iloc[0]
+    side = "ahead" if first["points"] > 0 else "behind"
+    where = f"{first.name} is {abs(100 * first['points']):.2f} points {side}"
+    if is_better.any():
+        said = f"better than {model}: {', '.join(tests.index[is_better])}"
+    elif (tests["shows"] < 0).all():
         said = f"no network beats {model}"
     else:
         said = f"not shown that a network beats {model}"
-    p = f"largest p of its seeds {max(first.p_values):.2g}, level {first.level:.2g}"
+    p = f"largest p of its seeds {first['p']:.2g}, level {_level(tests):.2g}"
     return f"{said}; {where} (McNemar's exact test on the same reviews, {p})"
-
-
-def tests_against(baseline: Baseline, predictions: Predictions) -> list[PairedTest]:
-    """McNemar's exact test of each job's runs against one fixed model on the same reviews.
-
-    Returns:
-        One for each job that has predictions; none if the labels are not those of the model.
-    """
-    from scipy.special import bdtr  # a tenth of the time that scipy.stats takes
-
-    if len(baseline.predicted) != len(predictions.labels):
-        return []
-    of_model = np.equal(baseline.predicted, predictions.labels)
-    if abs(of_model.mean() - baseline.accuracy) > TOLERANCE:
-        return []
-    level = (1 - LEVEL) / len(predictions.by_job)
-    tests = []
-    for name in predictions.by_job:
-        of_runs = predictions.is_correct_by(name)
-        gained = (of_runs & ~of_model).sum(axis=1)
-        lost = (~of_runs & of_model).sum(axis=1)
-        p_values = np.minimum(1.0, 2 * bdtr(np.minimum(gained, lost), gained + lost, 0.5))
-        points = (gained - lost) / len(of_model)
-        tests.append(PairedTest(name, tuple(points.tolist()), tuple(p_values.tolist()), level))
-    return tests
 
 
 # Epochs

@@ -16,8 +16,6 @@ from harness.errors import InputError
 from harness.report.baseline import Baseline, baselines
 from harness.report.collect import DatasetGroup, LeftOut, group_runs, scored_runs
 from harness.report.statistics import (
-    Difference,
-    PairedTest,
     differences,
     explanations,
     read_predictions,
@@ -87,9 +85,9 @@ class Part:
     # A row for each job as `DatasetGroup.jobs` has it, of many the best first, then one for each
     # baseline. What does not apply is NaN.
     table: "pandas.DataFrame"
-    differences: tuple[Difference, ...]
+    differences: "pandas.DataFrame"
     baselines: tuple[Baseline, ...]
-    paired_tests: tuple[PairedTest, ...]  # of each job with predictions against n-grams
+    verdicts: tuple[str, ...]  # whether a network beats n-grams, a sentence if there are any
 
     @property
     def heading(self) -> str:
@@ -108,12 +106,6 @@ class Part:
     def columns(self) -> list[str]:
         """The columns that are not empty, and always `job`."""
         return [name for name in COLUMNS if name == "job" or any(line[name] for line in self.lines)]
-
-    @property
-    def verdicts(self) -> list[str]:
-        """Whether a network beats n-grams, in one sentence; empty without n-grams."""
-        tested = [each for each in self.baselines if each.predicted]
-        return [verdict(self.paired_tests, f"{e.name} ({e.accuracy:.2%})") for e in tested]
 
     @property
     def notes(self) -> list[str]:
@@ -163,9 +155,9 @@ def make_parts(
         Part(
             group,
             _table(group, fitted := tuple(baselines_of(group))),
-            tuple(differences(group)),
+            differences(group),
             fitted,
-            _paired_tests(group, fitted),
+            _verdicts(group, fitted),
         )
         for group in groups
     ]
@@ -185,12 +177,14 @@ def _table(group: DatasetGroup, baselines: Sequence[Baseline]) -> "pandas.DataFr
     return pandas.DataFrame([*jobs.to_dict("records"), *rows], columns=jobs.columns)
 
 
-def _paired_tests(group: DatasetGroup, baselines: Sequence[Baseline]) -> tuple[PairedTest, ...]:
+def _verdicts(group: DatasetGroup, baselines: Sequence[Baseline]) -> tuple[str, ...]:
     tested = [each for each in baselines if each.predicted]
     # The report, which shows predictions, says which of them can't be read.
-    if not tested or not (predictions := read_predictions(group, lambda _: None)):
-        return ()
-    return tuple(tests_against(tested[0], predictions))
+    predictions = read_predictions(group, lambda _: None) if tested else None
+    return tuple(
+        verdict(tests_against(each, predictions), f"{each.name} ({each.accuracy:.2%})")
+        for each in tested
+    )
 
 
 def _cell(form: str, row: Mapping[str, Any]) -> str:
@@ -210,7 +204,7 @@ def to_markdown(parts: Sequence[Part]) -> str:
         "\n".join([
             f"## {markdown(part.heading)}\n",
             markdown_table(part.columns, part.lines),
-            *_markdown_list([*part.verdicts, *(each.sentence for each in part.differences)]),
+            *_markdown_list([*part.verdicts, *part.differences["sentence"]]),
             *_markdown_list(part.notes),
         ])
         for part in parts
@@ -298,13 +292,16 @@ def results_table(part: Part, console: Console) -> RenderableType:
     return Group(screen_table(columns, part.lines), *([Text(note, "dim")] if hidden else []))
 
 
-def shown_sentences(compared: Sequence[Difference]) -> list[str]:
-    """The sentences; of very many the first, and how many more there are."""
-    lines = [each.sentence for each in compared]
-    num_hidden = len(lines) - MAX_SENTENCES
-    num_shown = sum(each.is_shown for each in compared[MAX_SENTENCES:])
-    more = f"and {num_hidden:,} more, of which {num_shown:,} show a difference (--out writes all)"
-    return [*lines[:MAX_SENTENCES], *([more] if num_hidden > 0 else [])]
+def shown_sentences(compared: "pandas.DataFrame") -> list[str]:
+    """The sentences of `differences`; of very many the first, and how many more there are."""
+    more = compared[MAX_SENTENCES:]
+    lines = [*compared["sentence"][:MAX_SENTENCES]]
+    if len(more):
+        num_shown = more["is_shown"].sum()
+        lines.append(
+            f"and {len(more):,} more, of which {num_shown:,} show a difference (--out writes all)"
+        )
+    return lines
 
 
 def left_out_lines(left_out: Sequence[LeftOut]) -> list[str]:

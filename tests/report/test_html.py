@@ -266,8 +266,7 @@ def test_figures_are_means_over_the_seeds() -> None:
     labels = np.array([0, 0, 1, 1])
     perfect, reverse = by_class([0.1, 0.2, 0.8, 0.9]), by_class([0.9, 0.8, 0.2, 0.1])
     both = np.stack([perfect, reverse])
-    by_job, seeds = {"a": both, "b": perfect[None]}, {"a": (1, 2), "b": (1,)}
-    found = Predictions(labels, by_job, seeds, ("no", "yes"))
+    found = Predictions(labels, {"a": both, "b": perfect[None]}, ("no", "yes"))
     assert mean_confusion(found, "a") == [[1, 1], [1, 1]]
     assert mean_confusion(found, "b") == [[2, 0], [0, 2]]
 

@@ -2,10 +2,9 @@
 
 import csv
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 
 from harness.report.collect import DatasetGroup, LeftOut, group_runs, scored_runs
@@ -72,10 +71,8 @@ def test_of_many_lines_the_rest_is_counted() -> None:
     """Ten sentences, those that show a difference first; twenty runs that are left out."""
 
     def said(num_shown: int, num: int) -> list[str]:
-        compared: list[Any] = [
-            SimpleNamespace(is_shown=n < num_shown, sentence=str(n)) for n in range(num)
-        ]
-        return shown_sentences(compared)
+        rows = [(n < num_shown, str(n)) for n in range(num)]
+        return shown_sentences(pandas.DataFrame(rows, columns=["is_shown", "sentence"]))
 
     assert said(3, 10) == [str(n) for n in range(10)]
     assert said(12, 13)[:10] == [str(n) for n in range(10)]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 from scipy.stats import binomtest
 from sklearn.feature_extraction.text import CountVectorizer
@@ -29,7 +30,7 @@ from harness.report.baseline import (
     score_ngrams,
 )
 from harness.report.collect import DatasetGroup, group_runs, scored_runs
-from harness.report.statistics import PairedTest, Predictions, verdict
+from harness.report.statistics import Predictions, read_predictions, verdict
 from harness.report.statistics import tests_against as against  # pytest would take it for a test
 from harness.report.summary import make_parts, to_csv, to_latex, to_markdown
 from harness.report.text_tables import markdown
@@ -222,55 +223,59 @@ def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int) -> None:
     expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     labels = np.ones(gained + lost + 1, np.int64)
     right = [True] * (gained + 1) + [False] * lost
-    found = Predictions(labels, {"a": by_class(np.where(right, 0.9, 0.1))[None]}, {"a": (1,)}, ())
+    found = Predictions(labels, {"a": by_class(np.where(right, 0.9, 0.1))[None]}, ())
     of_model = [0] * gained + [1] * (lost + 1)
-    (test,) = against(model(of_model, float(np.mean(of_model))), found)
-    assert test.p_values == pytest.approx((expected,))
+    test = against(model(of_model, float(np.mean(of_model))), found)
+    assert test["p"].tolist() == [pytest.approx(expected)]
 
 
 def test_several_jobs_share_the_level_of_their_tests() -> None:
     """So chance makes one of many look better as rarely as one of few (Bonferroni)."""
-    probabilities = by_class([0.1, 0.9, 0.8, 0.7])[None]  # of the last review wrong
-    by_job = {"gru": probabilities, "lstm": probabilities}
-    seeds = dict.fromkeys(by_job, (1,))
-    found = Predictions(np.array([0, 1, 1, 0]), by_job, seeds, ("no", "yes"))
-    tests = against(model([0, 1, 0, 0], 0.75), found)
-    assert [each.level for each in tests] == pytest.approx([0.025, 0.025])
-    assert [(each.points, each.p_values) for each in tests] == [((0.0,), (1.0,))] * 2
-    assert against(model([0, 1, 0], 0.75), found) == []
-    assert against(model([0, 1, 0, 0], 0.5), found) == []
+    labels, right = np.array([1] * 6 + [0]), by_class([0.9] * 6 + [0.7])[None]  # one is wrong
+    of_model = model([0] * 7, 1 / 7)  # six others are: p is 2 * (1 + 7) / 2 ** 7
+    two = {"gru": right, "lstm": right}
+    of_two = against(of_model, Predictions(labels, two, ()))
+    assert of_two["p"].tolist() == pytest.approx([0.125, 0.125])
+    assert of_two["points"].tolist() == pytest.approx([5 / 7, 5 / 7])
+    for wrong in (model([0] * 6, 0), model([0] * 7, 0.5)):
+        assert against(wrong, Predictions(labels, two, ())).empty
+    labels, right = np.ones(6, np.int64), by_class([0.9] * 6)[None]  # p is 2 / 2 ** 6 = 0.031
+    found = [
+        against(model([0] * 6, 0), Predictions(labels, each, ()))["shows"].tolist()
+        for each in ({"gru": right, "lstm": right}, {"gru": right})
+    ]
+    assert found == [[0, 0], [1]]
 
 
 def test_a_sentence_says_whether_a_network_beats_it(tmp_path: Path, group: DatasetGroup) -> None:
     """Better only if each seed is, by the level for all jobs together; it is in every format."""
 
-    def said(*points: float, p: float, name: str = "lstm") -> PairedTest:
-        shares = tuple(each / 100 for each in points)
-        return PairedTest(name, shares, (p / 10, p), 0.025)
+    better, worse = ("lstm", 0.015, 0.01, 1), ("gru", -0.015, 0.01, -1)
+    unsure, best = ("rnn", 0.025, 0.03, 0), ("bilstm", 0.055, 0.001, 1)
 
-    better, worse = said(1.0, 2.0, p=0.01), said(-1.0, -2.0, p=0.01, name="gru")
-    unsure, mixed = said(3.0, 2.0, p=0.03, name="rnn"), said(9.0, -0.1, p=0.01, name="bilstm")
-    name = "n-grams (91.70%)"
-    assert verdict([worse, mixed, unsure, better], name) == (
+    def said(*rows: tuple[str, float, float, int]) -> str:
+        tests = pandas.DataFrame([*rows], columns=["job", "points", "p", "shows"])
+        return verdict(tests.set_index("job"), "n-grams (91.70%)")
+
+    assert said(worse, unsure, better) == (
         "better than n-grams (91.70%): lstm; lstm is 1.50 points ahead (McNemar's exact test on "
-        "the same reviews, largest p of its seeds 0.01, level 0.025)"
+        "the same reviews, largest p of its seeds 0.01, level 0.017)"
     )
-    also = verdict([better, said(5.0, 6.0, p=0.001, name="gru")], name)
-    assert also.startswith("better than n-grams (91.70%): lstm, gru; gru is 5.50 points ahead")
-    closest = "no network beats n-grams (91.70%); gru is 1.50 points behind"
-    assert verdict([worse], name).startswith(closest)
-    for tests in ([mixed, worse], [unsure], [worse, said(-1.0, -0.5, p=0.5)]):
-        assert verdict(tests, name).startswith("not shown that a network beats n-grams")
-    assert verdict([], name).startswith("no run's predictions can be compared with n-grams")
+    also = "better than n-grams (91.70%): lstm, bilstm; bilstm is 5.50 points ahead"
+    assert said(better, best).startswith(also)
+    assert said(worse).startswith("no network beats n-grams (91.70%); gru is 1.50 points behind")
+    for tests in ([unsure, worse], [unsure]):
+        assert said(*tests).startswith("not shown that a network beats n-grams")
+    assert said().startswith("no run's predictions can be compared with n-grams")
 
     (part,) = make_parts([group], lambda each: baselines(
         each, tmp_path / "data", lambda _: None, ngrams=True))  # fmt: skip
     ngrams = part.baselines[-1]
     wrong = Counter(np.equal(ngrams.predicted, small_labels(tmp_path)).tolist())[False]
     assert wrong
-    (test,) = part.paired_tests
-    assert test.points == pytest.approx((wrong / 60,))
-    assert test.p_values == pytest.approx((min(1.0, 2 * 0.5**wrong),))
+    test = against(ngrams, read_predictions(group, print))
+    assert test["points"].tolist() == [pytest.approx(wrong / 60)]
+    assert test["p"].tolist() == [pytest.approx(min(1.0, 2 * 0.5**wrong))]
     (sentence,) = part.verdicts
     assert markdown(sentence) in to_markdown([part])
     assert f',"n-grams, whole",{ngrams.accuracy},' in to_csv([part])

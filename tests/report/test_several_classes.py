@@ -99,7 +99,7 @@ def test_figures_of_several_classes_are_means_over_seeds_and_classes() -> None:
     labels = np.array([0, 1, 2])
     right = np.full((3, 3), 0.1) + 0.7 * np.eye(3)
     both = np.stack([right, np.roll(right, 1, axis=1)])
-    found = Predictions(labels, {"a": both}, {"a": (1, 2)}, NAMES)
+    found = Predictions(labels, {"a": both}, NAMES)
     assert mean_confusion(found, "a") == [[0.5, 0.5, 0], [0, 0.5, 0.5], [0.5, 0, 0.5]]
 
 
@@ -148,7 +148,7 @@ def test_a_run_with_predictions_of_another_shape_is_named(
     group = group_runs(scored_runs([runs])[0])[0][0]
     read = read_predictions(group, lines.append)
     assert read
-    assert read.seeds == {"gru": (1, 2), "lstm": (1,)}
+    assert {name: len(of_runs) for name, of_runs in read.by_job.items()} == {"gru": 2, "lstm": 1}
     (line,) = lines
     assert line.startswith(f"no predictions of {runs / 'lstm/2'}: ")
     assert said in line

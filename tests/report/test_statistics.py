@@ -1,5 +1,6 @@
 """What the data show: sentence, interval and the textbook agree."""
 
+import math
 import statistics
 import tracemalloc
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,6 @@ from scipy import stats
 
 from harness.report.collect import DatasetGroup, ScoredRun, t_margin
 from harness.report.statistics import (
-    _pooled,
     differences,
     explanations,
     sampling_interval,
@@ -32,18 +32,23 @@ def group_of(**rows: Mapping[int, float]) -> DatasetGroup:
     return DatasetGroup("IMDB", "a", 0, False, 25_000, runs)
 
 
-def points(shares: Sequence[float] | None) -> Any:
+def compared(group: DatasetGroup) -> list[Any]:
+    """The rows of `differences`."""
+    return [*differences(group).itertuples()]
+
+
+def points(*shares: float) -> Any:
     """In points of accuracy."""
-    return pytest.approx([100 * each for each in shares or ()], abs=1e-9)
+    return pytest.approx([100 * each for each in shares], abs=1e-9)
 
 
 def test_one_pair_is_the_textbooks_paired_t() -> None:
     """Of two rows the interval is that of scipy's paired t test, and no wider."""
-    (only,) = differences(group_of(lstm=LSTM, bilstm=BILSTM))
+    (only,) = compared(group_of(lstm=LSTM, bilstm=BILSTM))
     expected = stats.ttest_rel([*BILSTM.values()], [*LSTM.values()]).confidence_interval(0.95)
     assert (only.first, only.second) == ("bilstm", "lstm")
-    assert [expected.low, expected.high] == points(only.interval)
-    assert only.interval_alone == only.interval
+    assert [expected.low, expected.high] == points(only.low, only.high)
+    assert (only.low_alone, only.high_alone) == (only.low, only.high)
     assert only.sentence == (
         f"bilstm is better than lstm by {100 * only.mean:.2f} points, 95 % interval "
         f"{expected.low:.2f} to {expected.high:.2f}, over 5 seeds"
@@ -61,10 +66,10 @@ def test_a_margin_is_half_of_students_interval(num: int, level: float) -> None:
 
 def test_paired_differences_by_hand() -> None:
     """Differences of 1, 2 and 3 points: mean 2, s.d. 1, so t = 4.3027 gives 2 ± 4.3027 / sqrt 3."""
-    (only,) = differences(group_of(a={1: 80, 2: 84, 3: 81}, b={1: 81, 2: 86, 3: 84}))
-    assert (only.first, [1, 2, 3]) == ("b", points(only.points))
+    (only,) = compared(group_of(a={1: 80, 2: 84, 3: 81}, b={1: 81, 2: 86, 3: 84}))
+    assert (only.first, only.num_seeds) == ("b", 3)
     assert only.mean == pytest.approx(0.02)
-    assert only.interval == pytest.approx((-0.004841, 0.044841), abs=1e-6)
+    assert (only.low, only.high) == pytest.approx((-0.004841, 0.044841), abs=1e-6)
     assert not only.is_shown
 
 
@@ -73,46 +78,46 @@ def test_many_pairs_widen_each_interval() -> None:
     group = group_of(lstm=LSTM, bilstm=BILSTM, noisy=NOISY)
     found = differences(group)
     assert len(found) == 3
-    pair = next(each for each in found if each.first == "bilstm")
+    pair = next(found[found["first"] == "bilstm"].itertuples())
     test = stats.ttest_rel([*BILSTM.values()], [*LSTM.values()])
     wide, narrow = (test.confidence_interval(level) for level in (1 - 0.05 / 3, 0.95))
-    assert [wide.low, wide.high] == points(pair.interval)
-    assert [narrow.low, narrow.high] == points(pair.interval_alone)
+    assert [wide.low, wide.high] == points(pair.low, pair.high)
+    assert [narrow.low, narrow.high] == points(pair.low_alone, pair.high_alone)
     assert "Comparisons at once: 3;" in explanations(group, found)[0]
 
 
 def test_what_is_not_shown_is_said_to_be_so() -> None:
     """An interval that holds 0 names neither row as better, whatever the means are."""
-    (only,) = differences(group_of(lstm=LSTM, noisy=NOISY))
+    (only,) = compared(group_of(lstm=LSTM, noisy=NOISY))
     assert not only.is_shown
     assert only.sentence.startswith("not shown which of noisy and lstm is better: noisy is ahead")
 
 
 def test_differences_without_any_spread_have_no_interval() -> None:
     """The same difference on each seed is no proof, though a t interval of width 0 would be one."""
-    (only,) = differences(group_of(one={1: 80.1, 2: 80.2}, other={1: 80.0, 2: 80.1}))
-    assert (only.interval, only.is_shown) == (None, False)
+    (only,) = compared(group_of(one={1: 80.1, 2: 80.2}, other={1: 80.0, 2: 80.1}))
+    assert (math.isnan(only.low), only.is_shown) == (True, False)
     assert "0.10 points, over 2 seeds, too alike for an interval" in only.sentence
 
 
 def test_only_seeds_that_both_have_are_compared() -> None:
     """Seeds of one row alone are left out; with one in common there is no comparison."""
-    (only,) = differences(group_of(lstm=LSTM, other={4: 87.0, 5: 87.1, 6: 99.0}))
-    assert points(only.points) == [1.15, 1.3]
+    (only,) = compared(group_of(lstm=LSTM, other={4: 87.0, 5: 87.1, 6: 99.0}))
+    assert (only.num_seeds, points(only.mean)) == (2, [1.225])
     group = group_of(lstm=LSTM, other={5: 87.1, 6: 99.0})
-    assert differences(group) == []
-    assert explanations(group, [])[0].endswith("can't be compared: 1.")
+    assert differences(group).empty
+    assert explanations(group, differences(group))[0].endswith("can't be compared: 1.")
 
 
 def test_the_simultaneous_intervals_hold_all_at_once() -> None:
-    """Of a thousand experiments without any difference at most about one in twenty shows one."""
+    """Of 300 experiments without any difference at most about one in twenty shows one."""
     generator = np.random.default_rng(7)
     errors = 0
-    for _ in range(1000):
+    for _ in range(300):
         table = generator.normal(88, 0.1, size=(4, 5))
         rows = {f"row{n}": dict(enumerate(values)) for n, values in enumerate(table)}
-        errors += any(each.is_shown for each in differences(group_of(**rows)))
-    assert 5 <= errors <= 70
+        errors += differences(group_of(**rows))["is_shown"].any()
+    assert 1 <= errors <= 28
 
 
 def many(means: Sequence[float], num_seeds: int = 5, seed: int = 7) -> DatasetGroup:
@@ -126,10 +131,10 @@ def test_many_jobs_are_compared_with_the_best() -> None:
     group = many([88.0, *[87.0] * 5, *[87.7] * 14])
     found = differences(group)
     assert len(found) == 19
-    assert {each.first for each in found} == {"row0"}
-    assert {f"row{n}" for n in range(1, 6)} <= {e.second for e in found if e.is_shown}
+    assert {*found["first"]} == {"row0"}
+    assert {f"row{n}" for n in range(1, 6)} <= {*found["second"][found["is_shown"]]}
     assert "Comparisons at once: 190;" in explanations(group, found)[0]
-    (margin,) = {round(each.interval[1] - each.mean, 9) for each in found if each.interval}
+    (margin,) = {*(found["high"] - found["mean"]).round(9)}
     pooled = statistics.fmean(group.jobs["deviation"] ** 2)
     expected = stats.t.ppf(1 - 0.05 / 190 / 2, 80) * (pooled * 2 / 5) ** 0.5
     assert margin == pytest.approx(expected)
@@ -140,36 +145,35 @@ def test_many_jobs_are_compared_with_the_best() -> None:
 def test_memory_grows_with_the_jobs_and_not_with_their_pairs() -> None:
     """The 180,000 pairs of 600 jobs would take 13 MB."""
     group = many([80.0] * 600, num_seeds=2)
+    differences(group)  # which imports pandas
     tracemalloc.start()
-    found = [*_pooled(group)]
+    found = differences(group)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert {each.num_comparisons for each in found} == {600 * 599 // 2}
+    assert f"Comparisons at once: {600 * 599 // 2:,}" in explanations(group, found)[0]
     assert peak < 2e6
 
 
 @pytest.mark.parametrize(("num", "is_pooled"), [(12, False), (13, True)])
 def test_the_spread_is_pooled_from_thirteen_jobs_on(num: int, is_pooled: bool) -> None:
     """Up to twelve are compared in pairs, over the seeds that both have."""
-    found = differences(many([80.0 + n for n in range(num)]))
-    assert {each.is_pooled for each in found} == {is_pooled}
+    group = many([80.0 + n for n in range(num)])
+    spread = explanations(group, differences(group))[0].partition("spread over the seeds of all")
+    assert bool(spread[1]) == is_pooled
 
 
 def test_no_job_is_called_worse_than_its_equals() -> None:
-    """Of a thousand experiments of equal jobs at most about one in twenty calls one worse."""
-    errors = sum(
-        any(each.is_shown for each in differences(many([88.0] * 14, seed=seed)))
-        for seed in range(1000)
-    )
-    assert 5 <= errors <= 70
+    """Of 300 experiments of equal jobs at most about one in twenty calls one worse."""
+    errors = sum(differences(many([88.0] * 14, seed=seed))["is_shown"].any() for seed in range(300))
+    assert 1 <= errors <= 28
 
 
 def test_an_interval_wider_than_all_accuracies_is_left_out() -> None:
     """Two seeds and many comparisons: the reason stands in its place."""
     group = group_of(**{f"row{n}": {1: 80.0 + n, 2: 85.0 + (n * 7) % 10} for n in range(10)})
     found = differences(group)
-    assert {each.interval for each in found} == {None}
-    assert "over 2 seeds, too few among so many comparisons" in found[0].sentence
+    assert found["low"].isna().all()
+    assert "over 2 seeds, too few among so many comparisons" in found["sentence"].iloc[0]
 
 
 @pytest.mark.parametrize(
@@ -184,8 +188,8 @@ def test_many_jobs_of_one_seed_have_no_interval(second: dict[int, float], why: s
     """Nor with a second seed of one of them alone; the reason is the right one."""
     rows = {f"row{n}": {1: 80.0 + n / 10} for n in range(14)}
     found = differences(group_of(**{**rows, "row0": {**rows["row0"], **second}}))
-    assert {each.interval for each in found} == {None}
-    assert {each.sentence.partition("seeds, ")[2] for each in found} == {why}
+    assert found["low"].isna().all()
+    assert {each.partition("seeds, ")[2] for each in found["sentence"]} == {why}
 
 
 def test_the_test_sets_own_error_is_wilsons() -> None:
@@ -196,6 +200,7 @@ def test_the_test_sets_own_error_is_wilsons() -> None:
 
 def test_the_error_of_the_test_set_is_told() -> None:
     """On IMDB it is 0.4 points to either side."""
-    (line,) = explanations(group_of(a={1: 88.0}), [])
+    group = group_of(a={1: 88.0})
+    (line,) = explanations(group, differences(group))
     told = "On another 25,000 reviews of the same kind, an accuracy of 88.0% has a 95 % interval"
     assert line.endswith(f"{told} of 87.59% to 88.40% (binomial, Wilson's).")

@@ -275,7 +275,7 @@ def tune(
     Raises:
         InputError, RunError, Interrupted, KeyboardInterrupt: as `train` says.
     """
-    from harness.job.search_space import load_search
+    from harness.job.search import load_search
 
     overrides = _overrides(settings, options, SET)
     folder = _default_runs() if runs is None else Path(runs)
@@ -303,7 +303,7 @@ def load_runs(*folders: PathLike) -> Runs:
     Raises:
         InputError: for a folder that is not there.
     """
-    from harness.job.search_space import is_sweep
+    from harness.job.search import is_sweep
     from harness.report.collect import expand
     from harness.tracking.run_dir import find_runs, is_ensemble
 

@@ -17,6 +17,7 @@ import inspect
 import os
 import re
 import stat
+import symtable
 import sys
 import traceback
 import types
@@ -230,6 +231,7 @@ def _read(path: Path, where: str) -> str:
 
 def _parsed(source: str, path: str, where: str) -> ast.Module:
     try:
+        symtable.symtable(source, path, "exec")  # finds more errors than the parser
         return ast.parse(source)
     except SyntaxError as error:
         place = f"{path}, line {error.lineno}" if error.lineno else f"{path}: is no Python"
@@ -253,25 +255,12 @@ def _imports(tree: ast.Module, package: str) -> Iterator[str]:
 def _check_function(code: Mapping[str, str], module: str, function: str, *, where: str) -> None:
     path = _path_of(module, code) or ""
     tree = _parsed(code[path], path, where)
-    names = [*_bound(tree)]
-    if function not in names and "*" not in names:
+    has_star = any(isinstance(each, ast.alias) and each.name == "*" for each in ast.walk(tree))
+    symbols = symtable.symtable(code[path], path, "exec").get_symbols()
+    names = [each.get_name() for each in symbols if each.is_assigned() or each.is_imported()]
+    if function not in names and not has_star:
         hint = did_you_mean(function, names) or f"; it defines {', '.join(names) or 'nothing'}"
         raise InputError(f"{where}: {path} has no function {function}{hint}")
-
-
-def _bound(tree: ast.Module) -> Iterator[str]:
-    """The names that a module's own statements bind, `*` for those of a star import."""
-    for node in tree.body:
-        for inner in ast.walk(node) if isinstance(node, ast.If | ast.Try) else [node]:
-            match inner:
-                case ast.FunctionDef() | ast.ClassDef() | ast.AsyncFunctionDef():
-                    yield inner.name
-                case ast.Assign(targets=targets):
-                    yield from (each.id for each in targets if isinstance(each, ast.Name))
-                case ast.AnnAssign(target=ast.Name(id=name)):
-                    yield name
-                case ast.Import() | ast.ImportFrom():
-                    yield from (alias.asname or alias.name for alias in inner.names)
 
 
 class _Code:

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
 from harness.config import Facts, condition, facts_of, is_free
-from harness.job.search_space import SEARCH_TABLES
+from harness.job.search import SEARCH_TABLES
 from tests.conftest import PROJECT
 
 README = PROJECT / "jobs" / "README.md"

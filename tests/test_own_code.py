@@ -8,7 +8,7 @@ import pytest
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
-from harness.job.search_space import load_search
+from harness.job.search import load_search
 from harness.own_code import MAX_BYTES, TRUST, load_function, own_errors
 
 JOB = '[model]\narchitecture = "{}"\n'

@@ -10,7 +10,7 @@ import pytest
 import typer
 
 from harness.cli.main import app
-from harness.job.search_space import load_search
+from harness.job.search import load_search
 from tests import job_keys
 from tests.conftest import PROJECT
 from tests.gpu.__main__ import parser as node_parser

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError
-from harness.job.search_space import load_search
+from harness.job.search import load_search
 from tests.conftest import JOBS, Harness
 
 SEARCHES = sorted(path.name for path in JOBS.glob("tune_*.toml"))

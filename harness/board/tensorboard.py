@@ -23,7 +23,7 @@ from typing import IO, Any, NoReturn
 
 from harness.board.server import RELOAD_S, listen, start_tensorboard
 from harness.errors import InputError, RunError
-from harness.job.search_space import is_sweep
+from harness.job.search import is_sweep
 from harness.ownership import foreign_link
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.files import (

@@ -150,12 +150,13 @@ def cancel(
     from harness.slurm.queue import Queue
     from harness.tracking.cancel import ask_to_stop, spares_others, wait_until_saved
     from harness.tracking.records import JOB_ID
-    from harness.tracking.status import select_runs, survey
+    from harness.tracking.status import pick, survey
     from harness.tuning.disk import stop_search_in
 
     queue = Queue()
     # Resolve all names first, so that a typo in the last one stops nothing.
-    selected = [(name, run) for name in names for run in select_runs([name], runs, queue)]
+    statuses = survey(runs, queue, [Path(name) for name in names if name.strip()])
+    selected = [(name, run) for name in names for run in pick(name, statuses, runs)]
     chosen = {run.folder: run for _, run in selected}
     by_job = {run.folder for name, run in selected if JOB_ID.fullmatch(name)}
     stopping: list[RunStatus] = []

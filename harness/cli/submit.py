@@ -139,9 +139,8 @@ def resume_request(
     from harness.slurm.queue import Queue
     from harness.slurm.submit import check_request
     from harness.system.console import Console
-    from harness.tracking.out_of_memory import was_out_of_memory
     from harness.tracking.resume import as_job, interrupted
-    from harness.tracking.status import select_runs, survey
+    from harness.tracking.status import select_runs, survey, was_out_of_memory
 
     if everything == bool(names):
         raise InputError("--resume: give runs by folder or id, or --all-interrupted without any")

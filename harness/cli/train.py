@@ -158,7 +158,7 @@ def resume(
 
     A finished one is left as it is.
     """
-    from harness.job.search_space import is_sweep
+    from harness.job.search import is_sweep
     from harness.system.console import Console
     from harness.tracking.run_dir import RunDirectory
     from harness.training.launch import LaunchOptions

@@ -21,7 +21,7 @@ from harness.cli.options import (
 from harness.errors import explain_interruption
 
 if TYPE_CHECKING:
-    from harness.job.search_space import SearchSpec
+    from harness.job.search import SearchSpec
     from harness.system.console import Console
     from harness.tuning.pool import WorkerRequest
     from harness.tuning.sweep_dir import SweepDirectory
@@ -57,7 +57,7 @@ def tune(
     or a command is killed. `harness sweep` shows the result.
     """
     from harness.compute.strategy import one_device_each
-    from harness.job.search_space import load_search
+    from harness.job.search import load_search
     from harness.system.console import Console
     from harness.tuning.pool import WorkerRequest
     from harness.tuning.sweep_dir import SweepDirectory

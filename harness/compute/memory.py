@@ -11,7 +11,7 @@ back, so what a process holds after an epoch is the most that it has needed.
 from harness.compute.execution_plan import recurrent_units
 from harness.job.job_file import put_value
 from harness.job.keys import Job
-from harness.job.search_space import SearchSpec
+from harness.job.search import SearchSpec
 from harness.slurm.environment import visible_gpus
 from harness.system import gpu
 

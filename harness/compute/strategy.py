@@ -340,7 +340,6 @@ def describe_cuda(environment: Mapping[str, str] = os.environ) -> dict[str, Any]
         ],
         **gpu.library_versions(),
         "site_libraries": gpu.shadowing_libraries(),
-        "mps": gpu.has_mps(environment),
         "variables": {
             name: value for name, value in sorted(environment.items()) if name.startswith(RECORDED)
         },

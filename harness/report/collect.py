@@ -18,7 +18,7 @@ import numpy as np
 from harness.config import flat, is_free
 from harness.errors import DiskError, InputError
 from harness.job.keys import FACTS, KEYS
-from harness.job.search_space import is_sweep, short_names
+from harness.job.search import is_sweep, short_names
 from harness.own_code import source_digest
 from harness.system.console import log, printable
 from harness.system.files import disk_error_in

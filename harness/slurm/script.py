@@ -14,7 +14,7 @@ from pathlib import Path
 
 from harness.errors import InputError
 from harness.job.keys import Job
-from harness.job.search_space import SearchSpec
+from harness.job.search import SearchSpec
 from harness.slurm import client
 from harness.slurm.environment import FIRST_JOB
 from harness.slurm.resources import Resources, array_spec

@@ -20,7 +20,7 @@ from harness.data.locations import missing_in
 from harness.errors import InputError, RunError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
-from harness.job.search_space import SearchSpec, is_search, load_search
+from harness.job.search import SearchSpec, is_search, load_search
 from harness.slurm import client
 from harness.slurm.environment import OF_CALLERS
 from harness.slurm.queue import ask_about, first_look_s

@@ -14,7 +14,7 @@ from harness.data.dataset_folder import save_folder
 from harness.errors import InputError
 from harness.job.job_file import check_job, put_value
 from harness.job.keys import FACTS, KEYS, Job
-from harness.job.search_space import SearchSpec
+from harness.job.search import SearchSpec
 from harness.report.summary import print_runs
 from harness.slurm.resources import array_spec
 from harness.system.console import Console

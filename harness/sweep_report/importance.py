@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.job.search_parameters import Parameter
-from harness.job.search_space import SearchSpec
+from harness.job.search import Parameter, SearchSpec
 from harness.tuning.leaderboard import values_of
 from harness.tuning.protocol import Trial
 

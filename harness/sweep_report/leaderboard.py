@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from harness.errors import RunError
-from harness.job.search_space import SearchSpec, rounded, short_names
+from harness.job.search import SearchSpec, rounded, short_names
 from harness.report.text_tables import Line, narrowest, screen_table, shown_table, table_lines
 from harness.sweep_report.importance import (
     MIN_TRIALS,

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from harness.job.search_parameters import Parameter
-from harness.job.search_space import SearchSpec, short_names
+from harness.job.search import Parameter, SearchSpec, short_names
 from harness.training.pictures import new_figure, png
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import glob
+import itertools
 import os
 import re
 import shutil
@@ -331,20 +332,12 @@ def is_of_disk(error: Exception) -> bool:
 
 def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
     """The answer to each item, in order; an error that one raises is raised here."""
-    num = min(MAX_THREADS, len(items) // FEWEST)
-    if num < 2:
+    size = max(FEWEST, -(-len(items) // MAX_THREADS))  # a future for each item would take longer
+    parts = [items[at : at + size] for at in range(0, len(items), size)]
+    if len(parts) < 2:
         return [ask(item) for item in items]
-    answers: dict[int, Answer] = {}
-
-    def work(first: int) -> None:
-        # A share of them: a future for each would take longer than most of the answers.
-        for index in range(first, len(items), num):
-            answers[index] = ask(items[index])
-
-    with ThreadPoolExecutor(num) as pool:
-        for _ in pool.map(work, range(num)):
-            pass
-    return [answers[index] for index in range(len(items))]
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return list(itertools.chain(*pool.map(lambda part: [*map(ask, part)], parts)))
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ NCCL = "libnccl.so.2"  # for several GPUs alone
 NVML = "libnvidia-ml.so.1"  # of the driver; TensorFlow registers no GPU without it
 INSTALL = "HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
 ASK = "compare nvidia-smi, and ask your site"
+IN_A_CONTAINER = "in a container add --nv (Apptainer) or --gpus all (Docker)"
 CACHE_BYTES = 4 * 2**30 - 1  # the largest cache that CUDA takes is 4 GiB
 
 DRIVER_LIBRARY_MISSING = 303  # CUDA_ERROR_SHARED_OBJECT_INIT_FAILED, without a name in TensorFlow
@@ -58,7 +59,7 @@ class Problem:
 
     reason: str
     remedy: str
-    fault: Literal["installation", "node"]  # another node helps with a fault of the node alone
+    fault: Literal["installation", "node"] = "installation"  # another node helps with its fault
 
 
 def has_driver() -> bool:
@@ -221,12 +222,6 @@ def kernel_cache(environment: Mapping[str, str] = os.environ) -> Path | None:
     return Path(named) if named else private_cache("cuda")
 
 
-def has_mps(environment: Mapping[str, str]) -> bool:
-    """Whether NVIDIA's MPS serves this process: its daemon listens in the folder of its pipes."""
-    folder = environment.get("CUDA_MPS_PIPE_DIRECTORY") or "/tmp/nvidia-mps"  # noqa: S108 - NVIDIA's
-    return (Path(folder) / "control").exists()
-
-
 def find_problem(
     lines: str,
     environment: Mapping[str, str],
@@ -252,56 +247,37 @@ def find_problem(
             Slurm's own.
     """
     if hidden := hidden_by(environment):
-        return Problem(hidden, "unset it", "installation")
+        return Problem(hidden, "unset it")
     if not is_cuda_build:
-        return Problem(
-            "this TensorFlow is no CUDA build", f"install one that is: {INSTALL}", "installation"
-        )
+        return Problem("this TensorFlow is no CUDA build", f"install one that is: {INSTALL}")
     if not has_driver():
-        return Problem(
-            "there is no NVIDIA driver here: cannot dlopen libcuda.so.1",
-            "run on a node with GPUs; in a container add --nv (Apptainer) or --gpus all (Docker)",
-            "installation",
-        )
+        why = "there is no NVIDIA driver here: cannot dlopen libcuda.so.1"
+        return Problem(why, f"run on a node with GPUs; {IN_A_CONTAINER}")
     names = visible_names(environment.get("CUDA_VISIBLE_DEVICES", ""))
     if names != list(listed) and (unknown := unknown_names(names)):
-        return Problem(
-            f"CUDA_VISIBLE_DEVICES names {', '.join(unknown)}, and the driver knows no such device",
-            "compare nvidia-smi -L, or unset it",
-            "installation",
+        why = (
+            f"CUDA_VISIBLE_DEVICES names {', '.join(unknown)}, and the driver knows no such device"
         )
+        return Problem(why, "compare nvidia-smi -L, or unset it")
     found = re.search(r"cuInit:? .*?(CUDA_ERROR_\w+|UNKNOWN ERROR \(\d+\))", lines)
     if found and f"({DRIVER_LIBRARY_MISSING})" in found[1]:
-        return Problem(
-            "cuInit failed: the driver's library libcuda.so.1 can't be loaded",
-            "in a container add --nv (Apptainer) or --gpus all (Docker)",
-            "installation",
-        )
+        why = "cuInit failed: the driver's library libcuda.so.1 can't be loaded"
+        return Problem(why, IN_A_CONTAINER)
     if found:
         return Problem(f"cuInit failed: {found[1]}", ASK, "node")
     if missing := missing_libraries():
-        return Problem(
-            f"cannot dlopen {', '.join(missing)}", f"install them: {INSTALL}", "installation"
-        )
+        return Problem(f"cannot dlopen {', '.join(missing)}", f"install them: {INSTALL}")
     if not has_nvml():
-        return Problem(
-            f"cannot dlopen {NVML}, a library of the driver",
-            "in a container add --nv (Apptainer) or --gpus all (Docker); elsewhere ask your site",
-            "installation",
-        )
+        why = f"cannot dlopen {NVML}, a library of the driver"
+        return Problem(why, f"{IN_A_CONTAINER}; elsewhere ask your site")
     if num_seen and sum(name.startswith("MIG-") for name in names) > 1:
-        return Problem(
-            "CUDA_VISIBLE_DEVICES names several MIG instances, and CUDA shows a process one",
-            "use --devices gpu:1, or start a run for each instance (--seeds)",
-            "installation",
-        )
+        why = "CUDA_VISIBLE_DEVICES names several MIG instances, and CUDA shows a process one"
+        return Problem(why, "use --devices gpu:1, or start a run for each instance (--seeds)")
     available = num_cards() if given is None else given
     if available is not None and num_seen >= available:
-        return Problem(
-            f"{'this machine has' if given is None else 'Slurm gave'} {available}",
-            f"request {available}: --devices gpu:{available}" if available else "request GPUs",
-            "installation",
-        )
+        why = f"{'this machine has' if given is None else 'Slurm gave'} {available}"
+        request = f"request {available}: --devices gpu:{available}"
+        return Problem(why, request if available else "request GPUs")
     return Problem(f"the driver shows {num_seen} of {promised}", ASK, "node")
 
 

@@ -40,7 +40,6 @@ class LeasedDirectory:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._token: str | None = None
-        self._is_new = False  # the folder must not exist yet
 
     def path(self, *parts: str) -> Path:
         """A path inside the folder."""
@@ -87,22 +86,10 @@ class LeasedDirectory:
             RunError: if the folder can't be written.
         """
         self._token = uuid.uuid4().hex
-        stem, number = self.folder, 1
-        while True:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=not self._is_new)
-                break
-            except OSError as error:
-                # A link to nowhere among the folders above is there already, too.
-                if self._is_new and os.path.lexists(self.folder):
-                    number += 1  # another run was started in the same second
-                    self.folder = stem.with_name(f"{stem.name}-{number}")
-                    continue
-                raise DiskError(write_refusal(self.folder, error)) from None
-        self._is_new = False
-        # As a new folder does: that a run goes on is seen from the folder that holds many.
-        with contextlib.suppress(OSError):
-            os.utime(self.folder.parent)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # such as a link to nowhere
+            raise DiskError(write_refusal(self.folder, error)) from None
         lease, before = self.path("lease.json"), self.read_json("lease.json")
         holder = {"token": self._token, "host": socket.gethostname(), "process": os.getpid()}
         try:
@@ -128,12 +115,9 @@ class LeasedDirectory:
         if holder.get("token") != self._token:
             reason = f"process {holder.get('process')} on {holder.get('host')} took it over"
             if not holder:
-                reason = self.why_gone() if content is None else "somebody changed it"
+                gone = "another process finished it, or somebody removed it"
+                reason = gone if content is None else "somebody changed it"
             raise TakenOver(f"{self.kind} {self.folder}: {reason}; this one stops")
-
-    def why_gone(self) -> str:
-        """What has probably become of a lease that is not there."""
-        return "somebody removed it"
 
     def release_lease(self) -> None:
         """Give the folder up: nothing more will be written. An error leaves the lease there."""

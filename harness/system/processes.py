@@ -253,28 +253,27 @@ def _is_zombie(process: int) -> bool:
         return False
 
 
-def cgroup_limits(name: str) -> list[list[str]]:
-    """The fields of a control file of this process's cgroup (v2) and of each one above it."""
+def _cgroup_gb(name: str) -> list[float]:
+    """A size from a control file of this process's cgroup (v2), and of each one above it."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
         path = next((line[3:] for line in lines if line.startswith("0::")), "/")
         here = Path("/sys/fs/cgroup") / path.lstrip("/")
         files = [folder / name for folder in (here, *here.parents)]
-        return [file.read_text().split() for file in files if file.is_file()]
+        sizes = [file.read_text().strip() for file in files if file.is_file()]
     except OSError:  # no cgroups on this system
         return []
+    return [int(size) / 1e9 for size in sizes if size != "max"]
 
 
 def memory_limit_gb() -> float | None:
     """The least memory that a cgroup above this process allows, None for no limit."""
-    limits = [int(limit) for (limit,) in cgroup_limits("memory.max") if limit != "max"]
-    return min(limits) / 1e9 if limits else None
+    return min(_cgroup_gb("memory.max"), default=None)
 
 
 def memory_peak_gb() -> float | None:
     """The most memory that this process's cgroup has used, None where that is not known."""
-    peaks = [int(peak) for (peak,) in cgroup_limits("memory.peak")]
-    return peaks[0] / 1e9 if peaks else None
+    return next(iter(_cgroup_gb("memory.peak")), None)
 
 
 def available_gb() -> float:

@@ -5,8 +5,6 @@ size, its time) may be older than its content, or wrong.
 """
 
 import os
-import tempfile
-import time
 from pathlib import Path
 
 import psutil
@@ -66,14 +64,3 @@ def file_system(path: Path) -> str:
     kinds = {each.mountpoint: each.fstype for each in psutil.disk_partitions(all=True)}
     real = path.resolve()
     return next((kinds[str(at)] for at in (real, *real.parents) if str(at) in kinds), "unknown")
-
-
-def clock_ahead_s(folder: Path) -> float:
-    """How far this machine's clock is ahead of that of a folder's disk; 0 if nobody can tell."""
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"now")
-            file.flush()
-            return time.time() - os.fstat(file.fileno()).st_mtime
-    except OSError:
-        return 0.0

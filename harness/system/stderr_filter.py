@@ -9,7 +9,6 @@ import contextlib
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 
 from harness.system.console import echo
@@ -126,26 +125,20 @@ def filtered_stderr() -> Iterator[list[str]]:
             lines += captured.read()
             captured.show(lines)
         return
-    try:
-        held = tempfile.TemporaryFile()  # noqa: SIM115 - closed below
-    except OSError:  # a full disk is no reason to end a run that writes elsewhere
-        yield lines
-        return
+    file = os.memfd_create("messages")  # not a file of a disk, which may be full
     sys.stderr.flush()
-    original = os.dup(2)
-    with held:
-        os.dup2(held.fileno(), 2)
-        descriptor = original
-        try:
-            yield lines
-        finally:
-            descriptor = 2
-            os.dup2(original, 2)
-            os.close(original)
-            held.seek(0)
-            lines += held.read().decode(errors="replace").splitlines()
-            for line in lines:
-                _write(line)
+    original = descriptor = os.dup(2)
+    os.dup2(file, 2)
+    try:
+        yield lines
+    finally:
+        descriptor = 2
+        os.dup2(original, 2)
+        os.close(original)
+        lines += os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace").splitlines()
+        os.close(file)
+        for line in lines:
+            _write(line)
 
 
 def _write(line: str) -> None:

@@ -99,14 +99,11 @@ class Follower:
         except FileNotFoundError:  # the job has yet to start
             pass
         except OSError as error:
-            raise _unreadable(self.path, error) from None
+            why = error.strerror or error
+            raise RunError(f"log {self.path}: can't be read: {why}") from None
         if at_end and self._rest:
             line, self._rest = self._rest, b""
             yield clean(line)
-
-
-def _unreadable(path: Path, error: OSError) -> RunError:
-    return RunError(f"log {path}: can't be read: {error.strerror or error}")
 
 
 def follow(

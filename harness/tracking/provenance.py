@@ -12,7 +12,7 @@ from typing import Any
 
 from harness import PROJECT, __version__
 from harness.data.dataset import Dataset
-from harness.job.search_space import is_sweep
+from harness.job.search import is_sweep
 from harness.slurm.environment import SlurmEnvironment, asked_of, given_cpus
 from harness.system.git import code_version
 from harness.system.processes import installed_version, nvidia_driver, processor

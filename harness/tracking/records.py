@@ -1,20 +1,24 @@
-"""What the folder of a run says about it, and the record of a submission, read with suspicion."""
+"""The heartbeat that a run writes, and what its folder and its submission's record say."""
 
 import contextlib
 import json
 import os
 import re
 import shlex
+import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from harness.errors import CANCELLING, DiskError
-from harness.job.search_space import SEARCH_FILE, is_of_search, is_sweep
+from harness.errors import CANCELLING, DiskError, Interrupted
+from harness.job.search import SEARCH_FILE, is_of_search, is_sweep
+from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.queue import QueuedJob
 from harness.system.console import strip_prefix
-from harness.system.files import Record, in_threads, open_plain_file, read_record
+from harness.system.files import Record, atomic_write, in_threads, open_plain_file, read_record
+from harness.system.leased_dir import LeasedDirectory, to_json
 from harness.system.lenient_json import (
     BROKEN,
     number,
@@ -26,7 +30,71 @@ from harness.system.lenient_json import (
     text,
     whole,
 )
+from harness.system.processes import process_space
 from harness.tracking.run_dir import CANCEL, MAKE_AGAIN, RunDirectory, is_ensemble, is_whole
+
+HEARTBEAT_S = 5.0  # between two writes of state.json
+
+
+class Heartbeat:
+    """Keeps `state.json` of a run, or of a sweep."""
+
+    def __init__(
+        self,
+        run: LeasedDirectory,
+        allocation: SlurmEnvironment | None,
+        every_s: float = HEARTBEAT_S,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.run, self.every_s, self.clock = run, every_s, clock
+        previous = run.read_json("state.json")
+        self.state: dict[str, Any] = {
+            "restarts": int(previous.get("restarts") or 0) + 1 if previous else 0,
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "space": process_space(),
+            "slurm_job": allocation.job_id if allocation else None,
+            "slurm_own_id": allocation.own_id if allocation else None,
+            # Whether the job scripts began it; else its job may be a session for more than a run.
+            "owns_job": allocation is not None and allocation.max_requeues is not None,
+            "log": allocation.log if allocation else os.environ.get("HARNESS_LOG"),
+        }
+        self._last = float("-inf")
+
+    def beat(self, phase: str, **values: object) -> None:
+        """Record where the run is; written when the phase changes, and every few seconds.
+
+        Args:
+            phase: starting, training, validating, testing, finished, interrupted or failed.
+            values: epoch, step, reviews_per_s, eta_s and whatever else is known.
+        """
+        changed = phase != self.state.get("phase")
+        now = self.clock()
+        self.state.update(phase=phase, **values)
+        if changed or now - self._last >= self.every_s:
+            self._last = now
+            self.run.write_json("state.json", {**self.state, "time_s": round(now, 3)})
+
+    def note(self, **values: object) -> None:
+        """Record values with the next beat."""
+        self.state.update(values)
+
+    def interrupted(self, reason: Interrupted) -> None:
+        """Record that the run is saved and stops."""
+        self.beat("interrupted", signal=str(reason))
+
+
+def record_death(run: LeasedDirectory, process: int, error: str) -> None:
+    """Record that the process that trained a run died, in its place.
+
+    Nothing is written if another process has taken the run over, or this one had not begun it.
+    """
+    if run.read_json("lease.json").get("process") == process:
+        state = run.read_json("state.json")
+        died = {**state, "phase": "failed", "error": error, "time_s": round(time.time(), 3)}
+        atomic_write(run.path("state.json"), to_json(died))
+
 
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
 TAIL_BYTES = 8192  # of a log
@@ -163,31 +231,34 @@ class RunStatus:
 
 def read_submissions(folder: Path) -> list[Submission]:
     """The runs in the records of `harness submit`, oldest first."""
-    names = [name for name in _names(folder) if name.endswith(".json")]
-    found = in_threads(lambda name: read_submission(folder / name), names)
+    try:
+        names = [name for name in os.listdir(folder) if name.endswith(".json")]  # noqa: PTH208
+    except OSError:  # nothing was submitted yet
+        return []
+    found = in_threads(lambda name: _read_submission(f"{folder}/{name}"), names)
     return sorted((each for record in found for each in record), key=lambda each: each.time_s)
 
 
-def read_submission(file: Path) -> list[Submission]:
+def _read_submission(file: str) -> list[Submission]:
     """The runs in a record, which may name none."""
-    sent, record = _stat(file), RunDirectory(file.parent).read_json(file.name)
-    is_own = _is_own(file) is not False
-    if not sent or not record:
+    record = read_record(file)
+    sent = parse_json(record.content) if record else {}
+    folders = sent.get("runs")
+    if not record or not isinstance(folders, list):
         return []
-    folders = record.get("runs")
     return [
         Submission(
             Path(folder),
-            text(record.get("job")),
-            text(record.get("architecture")),
-            whole(_item(record.get("seeds"), index)),
-            path(_item(record.get("logs"), index)),
-            sent.st_mtime,
-            _job_id(record.get("job_id")) if record.get("resumes") is True else None,
-            path(record.get("job_file")),
-            is_own,
+            text(sent.get("job")),
+            text(sent.get("architecture")),
+            whole(_item(sent.get("seeds"), index)),
+            path(_item(sent.get("logs"), index)),
+            record.modified_s,
+            _job_id(sent.get("job_id")) if sent.get("resumes") is True else None,
+            path(sent.get("job_file")),
+            record.owner == os.getuid(),
         )
-        for index, folder in enumerate(folders if isinstance(folders, list) else [])
+        for index, folder in enumerate(folders)
         if path(folder) is not None
     ]
 
@@ -243,8 +314,9 @@ def observe(
             setattr(status, name, read(state.get(name)))
         _add_sweep(status, state) if is_sweep(folder) else _add_result_or_job(status)
     status.job = status.job or folder.parent.name
-    if not status.time_s and (there := _stat(folder)):
-        status.time_s = there.st_mtime
+    if not status.time_s:
+        with contextlib.suppress(OSError, ValueError):  # a record may name what is no path
+            status.time_s = folder.stat().st_mtime
     status.slurm_job = _shown_job(status, state)
     # A job that goes on with the run, unless a later one has written its heartbeat: by the clock of
     # the disk, which that of a node may be minutes ahead of.
@@ -399,17 +471,3 @@ def _size(folder: Path) -> int:
         return os.stat(f"{folder}/{RESULT}").st_size  # noqa: PTH116 - a string
     except (OSError, ValueError):
         return 0
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)  # noqa: PTH208 - names, not paths
-    except (OSError, ValueError):
-        return []
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except (OSError, ValueError):  # the record of others may name what is no path
-        return None

@@ -7,7 +7,7 @@ from pathlib import Path
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
-from harness.job.search_space import SEARCH_FILE, SearchSpec, is_sweep, load_search
+from harness.job.search import SEARCH_FILE, SearchSpec, is_sweep, load_search
 from harness.slurm.environment import (
     FLAGS,
     RETRY_MEMORY,

@@ -24,7 +24,7 @@ from harness import __version__
 from harness.errors import InputError, RunError, suggest
 from harness.job.job_file import load_job
 from harness.job.keys import Job
-from harness.job.search_space import SEARCH_FILE
+from harness.job.search import SEARCH_FILE
 from harness.ownership import foreign_link, owner_name
 from harness.system.files import (
     Record,
@@ -62,29 +62,12 @@ def job_file(folder: Path) -> str:
     return "members/1/job.toml" if is_ensemble(folder) else "job.toml"
 
 
-def leads_to_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder, or a link to one; a link that can't be followed is none."""
-    try:
-        return entry.is_dir()
-    except OSError:  # to a folder that may not be entered, or on a disk that does not answer
-        return False
-
-
 class RunFolder(NamedTuple):
     """A run's or a sweep's folder as the walk came to it."""
 
     path: str  # below the folder that was searched
     real: str  # without links
-    heartbeat: Record | None  # if it was read on the way
-
-
-class _Open(NamedTuple):
-    """A folder to be listed."""
-
-    path: str
-    real: str
-    depth: int  # how many levels below it are searched
-    order: tuple[str, ...]
+    heartbeat: Record | None = None  # if it was read on the way
 
 
 def find_runs(
@@ -112,51 +95,58 @@ def walk_runs(
     """Walk as `find_runs` does; outside of sweeps a folder's heartbeat says that it is a run."""
     runs: dict[str, RunFolder] = {}
     for top in tops:
-        for _, found in sorted(_below(top, in_sweeps, refused), key=lambda each: each[0]):
+        for found in sorted(_below(top, in_sweeps, refused), key=lambda run: Path(run.path).parts):
             runs.setdefault(found.real, found)
     return list(runs.values())
 
 
 def _below(
     top: Path, in_sweeps: Sequence[str], refused: dict[str, str] | None
-) -> Iterator[tuple[tuple[str, ...], RunFolder]]:
+) -> Iterator[RunFolder]:
     look = partial(_look, in_sweeps=in_sweeps, refused={} if refused is None else refused)
-    level = [_Open(str(top), os.path.realpath(top), MAX_DEPTH, top.parts)]
+    level = [(str(top), os.path.realpath(top), MAX_DEPTH)]
     while level:
-        following: list[_Open] = []
-        for folder, (heartbeat, entries) in zip(level, in_threads(look, level), strict=True):
-            depth = folder.depth
+        looks = in_threads(look, [path for path, _, _ in level])
+        below = []
+        for (path, real, depth), (heartbeat, entries) in zip(level, looks, strict=True):
             if heartbeat or not entries.keys().isdisjoint(MARKS):
-                yield folder.order, RunFolder(folder.path, folder.real, heartbeat)
+                yield RunFolder(path, real, heartbeat)
                 parts = in_sweeps if SEARCH_FILE in entries else ()
-                depth = MAX_DEPTH + 1
                 entries = {name: entries[name] for name in parts if name in entries}
+                depth = MAX_DEPTH + 1
             for name, entry in entries.items():
-                if depth and not name.startswith(".") and leads_to_folder(entry):
-                    real = f"{folder.real}/{name}"
-                    if entry.is_symlink():
-                        if refused is not None and (owner := foreign_link(entry.path)):
-                            refused[entry.path] = f"is a link of {owner}"
-                            continue
-                        real = os.path.realpath(entry.path)
-                    following.append(_Open(entry.path, real, depth - 1, (*folder.order, name)))
-        level = following
+                if not depth or name.startswith(".") or not _leads_to_folder(entry):
+                    continue
+                is_link = entry.is_symlink()
+                if is_link and refused is not None and (owner := foreign_link(entry.path)):
+                    refused[entry.path] = f"is a link of {owner}"
+                    continue
+                where = os.path.realpath(entry.path) if is_link else f"{real}/{name}"
+                below.append((entry.path, where, depth - 1))
+        level = below
 
 
 def _look(
-    folder: _Open, in_sweeps: Sequence[str], refused: dict[str, str]
+    folder: str, in_sweeps: Sequence[str], refused: dict[str, str]
 ) -> tuple[Record | None, dict[str, os.DirEntry[str]]]:
     """A folder's heartbeat, or what is in it."""
-    if not in_sweeps and (heartbeat := read_record(f"{folder.path}/state.json")):
+    if not in_sweeps and (heartbeat := read_record(f"{folder}/state.json")):
         return heartbeat, {}
     try:
-        with os.scandir(folder.path) as entries:
+        with os.scandir(folder) as entries:
             return None, {entry.name: entry for entry in entries}
     except FileNotFoundError:  # it was removed meanwhile
         return None, {}
     except OSError as error:
-        refused[folder.path] = f"can't be read: {error.strerror}"
+        refused[folder] = f"can't be read: {error.strerror}"
         return None, {}
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link into a folder that may not be entered, or a disk that does not answer
+        return False
 
 
 # The format of records
@@ -360,13 +350,6 @@ class RunDirectory(LeasedDirectory):
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file; one with a diff is its user's alone, since that may hold anything."""
         self.write(name, to_json(content), mode=0o600 if content.get("uncommitted_diff") else 0o666)
-
-    def why_gone(self) -> str:
-        """What has become of a lease that is not there: who finishes a run gives it up."""
-        if not self.finished():
-            return super().why_gone()
-        state = self.read_json("state.json")
-        return f"process {state.get('process')} on {state.get('host')} took it over and finished it"
 
     def checkpoints(self) -> list[Path]:
         """The run's checkpoints, oldest first.

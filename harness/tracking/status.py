@@ -6,38 +6,38 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness import PROJECT
 from harness.errors import InputError
-from harness.job.search_space import SEARCH_FILE
 from harness.slurm.queue import Queue, QueuedJob, find_job, training_script
 from harness.slurm.script import submissions
-from harness.system.files import Record, in_threads
+from harness.system.files import in_threads
 from harness.system.lenient_json import read_toml, table, text
 from harness.system.processes import is_run_alive
-from harness.system.shared_disk import clock_ahead_s
-from harness.tracking.heartbeat import HEARTBEAT_S
-from harness.tracking.out_of_memory import was_out_of_memory
 from harness.tracking.records import (
     ALIVE,
+    HEARTBEAT_S,
     JOB_ID,
     RunStatus,
     describe_trials,
     last_log_line,
     log_end,
     observe,
-    read_submission,
     read_submissions,
 )
-from harness.tracking.run_dir import RunFolder, leads_to_folder, walk_runs
+from harness.tracking.run_dir import RunFolder, walk_runs
 
 STALE_AFTER_S = 12 * HEARTBEAT_S
 # Compiling, validating and testing may take minutes without a heartbeat.
 STALE_AFTER_OTHERWISE_S = 600.0
 STALE_AFTER_WRITES = 5  # expected times between two writes, where those are further apart
 STARTED = ("RUNNING", "CONFIGURING")
+
+# How slurmstepd says in the log that it killed a job for want of memory; how each start begins.
+OUT_OF_MEMORY = re.compile(r"exceeded (job |step )?memory limit|oom[-_ ]?kill", re.IGNORECASE)
+JOB_BEGINS = re.compile(r"\bjob \d+ on [^\n]*", re.MULTILINE)
 
 NUM_NEWEST = 20  # ended runs that `harness status` shows by default
 
@@ -126,13 +126,20 @@ def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
     return ("failed", line) if line else ("gone", "left the queue before it began")
 
 
+def was_out_of_memory(status: RunStatus) -> bool:
+    """Whether the last job of a run was killed for want of memory, by the queue or its log."""
+    if status.queued is not None and status.queued.state == "OUT_OF_MEMORY":
+        return True
+    log = log_end(status)
+    begins = [found.start() for found in JOB_BEGINS.finditer(log)]
+    return OUT_OF_MEMORY.search(log, begins[-1] if begins else 0) is not None
+
+
 def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -> tuple[str, str]:
     """The state of a run that was at work at its last heartbeat."""
     age, queued = status.heartbeat_age_s or 0.0, status.queued
     limit = STALE_AFTER_S if status.phase == "training" else STALE_AFTER_OTHERWISE_S
     limit = max(limit, STALE_AFTER_WRITES * status.expected_s)
-    # The clocks of login nodes and nodes may be minutes apart; the disk has seen all heartbeats.
-    is_fresh = age <= limit or age - clock_ahead_s(status.folder) <= limit
     if queued and queued.state == "SUSPENDED":
         return "suspended", "by Slurm"
     if status.reported_job and answered and status.is_own and (not queued or queued.ended):
@@ -149,7 +156,7 @@ def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -
         and (status.process is None or not is_run_alive(status.process, status.time_s))
     ):
         return "dead", f"its process is gone; {status.resume}"
-    if is_fresh:
+    if age <= limit:
         started = "starting" if status.phase == "starting" else "running"
         return started, status.phase if status.phase in ("validating", "testing") else ""
     where = f" on {status.host}" if status.host else ""
@@ -176,81 +183,42 @@ def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> lis
     Args:
         folders: more runs, or folders of runs, also some that a submitted job has yet to make.
     """
-    look = _Look(runs, queue)
-    here = filter(os.path.isdir, folders)
-    found = walk_runs((runs, *here))
-    statuses = look.at(found)
-    return _sorted(statuses + look.not_begun(statuses, {each.real for each in found}))
+    now, jobs = time.time(), queue.jobs() if queue else None
+    asked_s_ago = now - queue.asked_at if queue else 0.0
+    by_id: dict[str | None, list[QueuedJob]] = {}
+    for job in jobs or ():
+        for job_id in {job.id, job.raw_id}:
+            by_id.setdefault(job_id, []).append(job)
+    real_folder = functools.cache(os.path.realpath)
 
+    def real(run: Path) -> str:  # the folder of a run itself is no link; many are in few folders
+        return f"{real_folder(run.parent)}/{run.name}"
 
-def look_at(folders: Sequence[Path], runs: Path, queue: Queue | None) -> list[RunStatus]:
-    """Some runs, or the runs in some folders: those at work first, then the newest."""
-    top = f"{os.path.realpath(runs)}/"
-    found = [
-        each._replace(path=str(runs / each.real.removeprefix(top)))
-        if each.real.startswith(top)
-        else each
-        for each in walk_runs(folders)
-    ]
-    return _sorted(_Look(runs, queue).at(found))
+    sent = {real(each.folder): each for each in read_submissions(submissions(runs))}
 
-
-class _Look:
-    """One look at runs, at one moment."""
-
-    def __init__(self, runs: Path, queue: Queue | None) -> None:
-        self.runs, self.now = runs, time.time()
-        self._real_folder = functools.cache(os.path.realpath)
-        sent = read_submissions(submissions(runs))
-        self.submissions = {self._real(each.folder): each for each in sent}
-        self.jobs = queue.jobs() if queue else None
-        self.asked_s_ago = self.now - queue.asked_at if queue else 0.0
-        self._jobs_by_id: dict[str, list[QueuedJob]] = {}
-        for job in self.jobs or ():
-            for name in {job.id, job.raw_id}:
-                self._jobs_by_id.setdefault(name, []).append(job)
-
-    def at(self, found: Sequence[RunFolder]) -> list[RunStatus]:
-        """Runs with their states."""
-        return in_threads(
-            lambda each: self._status(each.path, _name(each.path, self.runs), each.heartbeat), found
-        )
-
-    def not_begun(self, statuses: Sequence[RunStatus], begun: set[str]) -> list[RunStatus]:
-        """The runs of submitted jobs that have no folder yet; `begun` are real paths of others."""
-        if self.submissions:
-            begun = begun | {self._real(each.folder) for each in statuses}  # one that is a link
-        top = Path(os.path.realpath(self.runs))
-        waiting = [
-            (str(sent.folder), _name(real, top))
-            for real, sent in self.submissions.items()
-            if real not in begun
-        ]
-        found = in_threads(lambda each: self._status(*each), waiting)
-        known = [each.queued for each in (*statuses, *found)]
-        return found + list(_unrecorded(self.jobs or [], known, self.runs, now=self.now))
-
-    def _status(self, path: str, name: str, heartbeat: Record | None = None) -> RunStatus:
-        folder = Path(path)
-        sent = self.submissions.get(self._real(folder)) if self.submissions else None
-        status = observe(folder, name, sent, now=self.now, heartbeat=heartbeat)
-        self._infer(status)
+    def look(found: RunFolder) -> RunStatus:
+        folder = Path(found.path)
+        record = sent.get(real(folder)) if sent else None
+        name = found.path.removeprefix(f"{str(runs).rstrip('/')}/")
+        status = observe(folder, name, record, now=now, heartbeat=found.heartbeat)
+        its_ids = dict.fromkeys((status.reported_job, status.slurm_job))
+        its_jobs = [job for job_id in its_ids for job in by_id.get(job_id, ())]
+        infer_state(status, None if jobs is None else its_jobs, asked_s_ago)
         return status
 
-    def _real(self, run: Path) -> str:
-        """The real path of a run's folder, which itself is no link; many are in few folders."""
-        return f"{self._real_folder(run.parent)}/{run.name}"
-
-    def _infer(self, status: RunStatus) -> None:
-        jobs = None
-        if self.jobs is not None:
-            names = dict.fromkeys((status.reported_job or "", status.slurm_job or ""))
-            jobs = [job for name in names for job in self._jobs_by_id.get(name, ())]
-        infer_state(status, jobs, asked_s_ago=self.asked_s_ago)
+    begun = walk_runs((runs, *filter(os.path.isdir, folders)))
+    statuses = in_threads(look, begun)
+    known = {each.real for each in begun} | {real(each.folder) for each in statuses if sent}
+    top = f"{os.path.realpath(runs)}/"
+    waiting = [RunFolder(str(runs / at.removeprefix(top)), at) for at in sent if at not in known]
+    statuses += in_threads(look, waiting)
+    statuses += _unrecorded(jobs or (), [each.queued for each in statuses], runs, now=now)
+    return sorted(statuses, key=_order)
 
 
-def _sorted(statuses: Iterable[RunStatus]) -> list[RunStatus]:
-    return sorted(statuses, key=lambda each: (_rank(each), -each.time_s, each.run))
+def _order(status: RunStatus) -> tuple[int, float, str]:
+    rank = ALIVE.index(status.state) if status.state in ALIVE else len(ALIVE)
+    return rank, -status.time_s, status.run
 
 
 def refresh(status: RunStatus, queue: Queue) -> RunStatus:
@@ -259,14 +227,6 @@ def refresh(status: RunStatus, queue: Queue) -> RunStatus:
     fresh = observe(status.folder, status.run, status.submission, now=now)
     infer_state(fresh, queue.jobs(), asked_s_ago=now - queue.asked_at)
     return fresh
-
-
-def _rank(status: RunStatus) -> int:
-    return ALIVE.index(status.state) if status.state in ALIVE else len(ALIVE)
-
-
-def _name(path: str, runs: Path) -> str:
-    return path.removeprefix(f"{str(runs).rstrip('/')}/")
 
 
 def _unrecorded(
@@ -301,63 +261,19 @@ def _unrecorded(
 def select_runs(
     names: Sequence[str], runs: Path, queue: Queue | None, *, many: bool = False
 ) -> list[RunStatus]:
-    """The runs with these names, in the order of `survey`; their folders alone are read.
-
-    A folder of runs may be named too. Jobs that have yet to make a folder there belong to it, so
-    all runs are looked at.
+    """The runs with these names, in the order of `survey`; a folder of runs may be named too.
 
     Raises:
         InputError: as `pick` says.
     """
-    folders = [folder for name in names for folder in _named(name, runs)]
-    if folders and all(map(_is_run, folders)):
-        try:
-            return _chosen(names, look_at(folders, runs, queue), runs, many=many)
-        except InputError:  # one is the id of a job that no folder is named after, or of none
-            pass
-    paths = [Path(name) for name in names if name.strip()]
-    return _chosen(names, survey(runs, queue, paths), runs, many=many)
-
-
-def _chosen(
-    names: Sequence[str], statuses: Sequence[RunStatus], runs: Path, *, many: bool
-) -> list[RunStatus]:
+    statuses = survey(runs, queue, [Path(name) for name in names if name.strip()])
     chosen = {id(run) for name in names for run in pick(name, statuses, runs, many=many)}
     return [run for run in statuses if id(run) in chosen]
-
-
-def _named(name: str, runs: Path) -> Iterator[Path]:
-    """The folders that a name may mean: it is their path, or their id below a job's folder."""
-    if not name.strip():
-        return
-    for folder in (Path(name), runs / name):
-        if os.path.isdir(folder):  # noqa: PTH112 - never raises
-            yield folder
-            return
-    for job in _folders(runs):
-        for run in _folders(job):
-            if run.name == name or _is_of_job(run.name, name):
-                yield run
-    if JOB_ID.fullmatch(name):  # its seeds that have not begun have no folder
-        sent = read_submission(submissions(runs) / f"{name.partition('_')[0]}.json")
-        yield from (each.folder for each in sent if _is_of_job(each.folder.name, name))
 
 
 def _is_of_job(folder: str, job: str, tasks: str = r"(_\d+)?") -> bool:
     """Whether a folder's name says that a job began the run, or a task or seed of it did."""
     return bool(re.fullmatch(rf"slurm-{re.escape(job)}{tasks}(-\d+)?(-seed\d+)?", folder))
-
-
-def _is_run(folder: Path) -> bool:
-    return any(os.path.lexists(folder / name) for name in ("job.toml", SEARCH_FILE))
-
-
-def _folders(folder: Path) -> list[Path]:
-    try:
-        with os.scandir(folder) as entries:
-            return [folder / entry.name for entry in entries if leads_to_folder(entry)]
-    except OSError:  # it was removed meanwhile, or may not be read
-        return []
 
 
 def pick(
@@ -374,11 +290,10 @@ def pick(
     """
     if not name.strip():
         raise InputError("run '': give a folder, an id or a Slurm job's id")
-    for folder in (Path(name), runs / name):
-        real = os.path.realpath(folder)
-        paths = [(os.path.realpath(each.folder), each) for each in statuses]
-        found = [each for path, each in paths if path == real]
-        found = found or [each for path, each in paths if path.startswith(real + os.sep)]
+    paths = [(os.path.realpath(each.folder), each) for each in statuses]
+    for folder in (os.path.realpath(name), os.path.realpath(runs / name)):
+        found = [each for path, each in paths if path == folder]
+        found = found or [each for path, each in paths if path.startswith(f"{folder}/")]
         if found:
             return found if many else [one(name, found)]
     # A folder keeps the id of its first job, also when another job goes on with its run.

@@ -18,7 +18,7 @@ from harness.system import watchdog
 from harness.system.console import Console
 from harness.system.processes import age_s
 from harness.system.resource_monitor import ResourceMonitor
-from harness.tracking.heartbeat import Heartbeat
+from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
 from harness.training.progress import Progress

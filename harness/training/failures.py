@@ -10,7 +10,7 @@ from harness.compute.device_errors import explained, is_node_fault, out_of_memor
 from harness.errors import Interrupted, RunError, TakenOver
 from harness.slurm.rendezvous import WorkerGroup
 from harness.system import gpu, stderr_filter
-from harness.tracking.heartbeat import Heartbeat
+from harness.tracking.records import Heartbeat
 
 # How TensorFlow ends an operation of all workers when one of them does not take part.
 LOST_TO_TENSORFLOW = (

@@ -43,8 +43,8 @@ from harness.system.leased_dir import LeasedDirectory
 from harness.system.processes import StopRequest
 from harness.system.resource_monitor import ResourceMonitor
 from harness.system.site_settings import check_trusted_network
-from harness.tracking.heartbeat import record_death
 from harness.tracking.provenance import changes_since_first_start, code_of
+from harness.tracking.records import record_death
 from harness.tracking.run_dir import RECORD, RunDirectory
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.parent import find_parent

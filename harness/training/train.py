@@ -33,12 +33,12 @@ from harness.errors import InputError, Interrupted, RunError
 from harness.inference.model_file import save_model
 from harness.inference.predict import RATIOS_CHECKSUM, RATIOS_FILE
 from harness.job.keys import Job
-from harness.job.search_space import TrialRow
+from harness.job.search import TrialRow
 from harness.own_code import mode_in
 from harness.slurm.environment import node_name, resume_command
 from harness.system import processes, watchdog
-from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.provenance import record_gpu_gb, record_kernels, write_provenance
+from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import (
     PREDICTIONS,
     VALIDATION_PREDICTIONS,

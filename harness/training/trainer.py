@@ -21,7 +21,7 @@ from harness.errors import Interrupted, RunError
 from harness.job.keys import OF_EACH_EPOCH
 from harness.slurm.rendezvous import WorkerGroup
 from harness.system import watchdog
-from harness.tracking.heartbeat import Heartbeat
+from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import untimed
 from harness.training import checkpoint
 from harness.training.actions import (

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from harness.errors import RunError
-from harness.job.search_parameters import Parameter, Value
-from harness.job.search_space import SearchSpec, rounded
+from harness.job.search import Parameter, SearchSpec, Value, rounded
 from harness.report.text_tables import defused
 from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory

@@ -19,7 +19,7 @@ from keras_tuner.engine.trial import TrialStatus
 from keras_tuner.oracles import GridSearchOracle, HyperbandOracle, RandomSearchOracle
 from keras_tuner.src.engine import conditions
 
-from harness.job.search_space import SearchSpec
+from harness.job.search import SearchSpec
 from harness.tuning.asha import AshaOracle
 from harness.tuning.bayesian import BoundedBayesianOracle
 from harness.tuning.protocol import Trial

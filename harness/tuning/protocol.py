@@ -28,7 +28,7 @@ from typing import Any, NamedTuple, Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import Interrupted
-from harness.job.search_parameters import Value
+from harness.job.search import Value
 
 TRIALS, GONE, ENDS, STOP, ACCEPTED = "trials", "gone", "ends", "stop.json", "accepted"
 MAX_ATTEMPTS = 25  # at a trial in a row that saved no step more

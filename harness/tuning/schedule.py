@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import RunError
-from harness.job.search_parameters import Value
+from harness.job.search import Value
 from harness.tuning.protocol import (
     ENDS,
     Course,

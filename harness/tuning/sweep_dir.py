@@ -21,7 +21,7 @@ from pathlib import Path
 
 from harness.data.dataset import Dataset
 from harness.errors import DiskError, InputError
-from harness.job.search_space import SEARCH_FILE, SearchSpec, is_of_search, is_sweep, load_search
+from harness.job.search import SEARCH_FILE, SearchSpec, is_of_search, is_sweep, load_search
 from harness.own_code import mode_in
 from harness.ownership import owner_name
 from harness.system.files import raise_unless_missing, write_refusal
@@ -47,6 +47,7 @@ class SweepDirectory(LeasedDirectory):
     """One sweep's folder."""
 
     kind = "sweep"
+    _is_new = False  # the folder must not exist yet
 
     def check_lease(self) -> None:
         """Allow every write: what is written here is a view, the same whoever writes it."""

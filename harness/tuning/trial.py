@@ -16,7 +16,7 @@ from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError, TakenOver
 from harness.job.keys import Job
-from harness.job.search_space import OBJECTIVES, SearchSpec
+from harness.job.search import OBJECTIVES, SearchSpec
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.console import printable
 from harness.system.files import is_of_disk

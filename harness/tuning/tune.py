@@ -10,15 +10,15 @@ from typing import Any, TypeVar
 
 from harness.compute.memory import largest_gb
 from harness.errors import CANCELLED, DiskError, InputError, Interrupted, RunError
-from harness.job.search_space import GUIDED, SEARCH_FILE, SearchSpec
+from harness.job.search import GUIDED, SEARCH_FILE, SearchSpec
 from harness.own_code import mode_in
 from harness.slurm.environment import SlurmEnvironment, asked_of, num_tasks_of_array, resume_command
 from harness.slurm.placement import allocate_slots, num_in_memory
 from harness.system.console import Console, log
 from harness.system.files import is_of_disk
 from harness.system.processes import StopRequest, has_died
-from harness.tracking.heartbeat import Heartbeat
 from harness.tracking.provenance import sources_checksum
+from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import RECORD, stamped
 from harness.training.launch import dataset_of
 from harness.tuning.disk import Disk, stop_now

@@ -29,7 +29,7 @@ from harness.compute.strategy import (
     title_of_devices,
 )
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError
-from harness.job.search_space import GUIDED, SEARCH_FILE, SearchSpec
+from harness.job.search import GUIDED, SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.placement import take_own_gpu
 from harness.system import watchdog

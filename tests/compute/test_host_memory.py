@@ -8,7 +8,7 @@ import pytest
 
 from harness.compute.memory import BASE_GB, GPU_BASE_GB, largest_gb, reckoned_gb
 from harness.job.job_file import load_job
-from harness.job.search_space import load_search
+from harness.job.search import load_search
 from tests.conftest import JOBS, Harness
 
 # Peaks of the resident memory in GB, of one epoch of 600 reviews of IMDB on a CPU, with compiled

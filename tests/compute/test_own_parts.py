@@ -14,7 +14,7 @@ from harness.compute.optimizer import RampedAverage, build_optimizer, check_opti
 from harness.errors import InputError
 from harness.job.job_file import check_job, load_job
 from harness.job.keys import Job
-from harness.job.search_space import load_search
+from harness.job.search import load_search
 from tests.conftest import JOBS
 
 HEAD = "import keras\nimport tensorflow as tf\nfrom keras import ops\n"

@@ -12,8 +12,7 @@ import pytest
 from harness.job.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.queue import Queue
-from harness.tracking.heartbeat import Heartbeat
-from harness.tracking.records import RunStatus
+from harness.tracking.records import Heartbeat, RunStatus
 from harness.tracking.run_dir import RunDirectory, summary_of
 from harness.tracking.status import survey
 from tests.conftest import JOBS, write_program

@@ -70,7 +70,7 @@ def test_tensorflow_by_itself_sees_none(rig: Rig) -> None:
     look = "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')))"
     alone = rig.run(["-c", look], gpus=2)
     assert alone.stdout.split() == ["0"]
-    loaded = f"from harness.system import cuda; gpu.load_libraries(); {look}"
+    loaded = f"from harness.system import gpu; gpu.load_libraries(); {look}"
     assert rig.run(["-c", loaded], gpus=2).stdout.split() == ["2"]
 
 

@@ -13,8 +13,7 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from harness.job.search_parameters import Parameter
-from harness.job.search_space import short_names
+from harness.job.search import Parameter, short_names
 from harness.sweep_report.importance import comparable, effects_of, scored_trials
 from harness.sweep_report.leaderboard import digits_of, leaderboard, show
 from harness.sweep_report.plots import MISSING, SPREAD, axis_of, parallel_coordinates

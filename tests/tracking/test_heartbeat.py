@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.slurm.environment import SlurmEnvironment
-from harness.tracking.heartbeat import Heartbeat
+from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import RunDirectory
 
 SLURM = {"SLURM_JOB_ID": "7", "HARNESS_MAX_REQUEUES": "2"}

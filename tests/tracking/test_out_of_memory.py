@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from harness.slurm.queue import QueuedJob
-from harness.tracking.out_of_memory import was_out_of_memory
 from harness.tracking.records import RunStatus
+from harness.tracking.status import was_out_of_memory
 
 BEGIN = "2026-01-01 12:00:00 INFO job 7 on n1: no GPUs, 4 CPUs, 17.2 GB\n"
 # As Slurm 24.11 writes them: by its own accounting, and by the kernel's cgroup.

@@ -8,7 +8,7 @@ import pytest
 
 from harness.errors import DiskError, InputError, RunError, TakenOver
 from harness.job.job_file import load_job
-from harness.tracking.heartbeat import Heartbeat
+from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import JOBS, before_next_rename
 
@@ -51,17 +51,15 @@ def test_the_last_to_take_the_lease_writes(tmp_path: Path) -> None:
 
 
 def test_who_finishes_a_run_gives_its_lease_up(tmp_path: Path) -> None:
-    """An older writer is still told who took it over; one that is too late takes nothing away."""
+    """An older writer stops all the same; one that is too late takes nothing away."""
     older, newer = RunDirectory(tmp_path), RunDirectory(tmp_path)
     older.take_lease()
     newer.take_lease()
     older.release_lease()
     newer.check_lease()
-    newer.write_json("state.json", {"process": 42, "host": "node7"})
-    newer.write_json("result.json", {})
     newer.release_lease()
     assert not (tmp_path / "lease.json").exists()
-    with pytest.raises(TakenOver, match="process 42 on node7 took it over and finished it; this"):
+    with pytest.raises(TakenOver, match="another process finished it, or somebody"):
         older.write("note.txt", "older")
 
 

@@ -13,10 +13,45 @@ import pytest
 
 from harness.errors import InputError
 from harness.slurm.queue import Queue
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RunDirectory, find_runs
 from harness.tracking.status import select_runs, survey
 from harness.tracking.status_table import as_lines, cells
 from tests.doctor.site import RESULT, Site, site
+
+
+def test_runs_are_found_once_and_those_of_sweeps_where_asked(tmp_path: Path) -> None:
+    """By path, each once; what is inside of a run is no run, and a sweep's runs only on request."""
+    sweep = "tune/s"
+    for name, file in (
+        ("lstm/b", "job.toml"),
+        ("lstm/a", "lease.json"),
+        ("lstm/a/inner", "job.toml"),
+        ("lstm/.hidden", "job.toml"),
+        ("bare", "notes.txt"),
+        (sweep, "search.toml"),
+        (sweep, "lease.json"),
+        (f"{sweep}/trials/0", "job.toml"),
+        (f"{sweep}/trials/1/2.7/seed1", "job.toml"),
+        (f"{sweep}/winner/best/seed1", "job.toml"),
+    ):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / name / file).write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "lstm" / "a")
+    for folder in (tmp_path, tmp_path / "lstm", tmp_path / "lstm" / "b"):
+        (folder / "loop").symlink_to("loop")  # can't be followed, as a colleague's closed folder
+
+    def found(*tops: Path, in_sweeps: tuple[str, ...] = ()) -> list[str]:
+        return [str(run.relative_to(tmp_path)) for run in find_runs(tops, in_sweeps)]
+
+    assert found(tmp_path / "lstm", tmp_path / "lstm" / "a", tmp_path) == [
+        *("lstm/a", "lstm/b", "tune/s")
+    ]
+    assert found(tmp_path / "tune", in_sweeps=("trials", "winner")) == [
+        *("tune/s", "tune/s/trials/0", "tune/s/trials/1/2.7/seed1", "tune/s/winner/best/seed1")
+    ]
+    assert found(tmp_path / "tune", in_sweeps=("winner",))[1:] == ["tune/s/winner/best/seed1"]
+    assert found(tmp_path / "gone") == []
+
 
 __all__ = ["site"]  # a fixture
 
@@ -143,16 +178,6 @@ def test_the_record_of_a_job_gives_a_finished_run_its_log(many: Site) -> None:
     (run,) = (each for each in look(many) if each["run"] == "lstm/done-03")
     assert run["log"] == str(many.folder / "slurm-13.out")
     assert run["seed"] == RESULT["seed"]
-
-
-@pytest.mark.parametrize("name", ["lstm/done-07", "done-07", "PATH"])
-def test_a_named_run_alone_is_read(many: Site, name: str) -> None:
-    """`logs` and `cancel` open no file of any other run."""
-    name = str(many.runs / "lstm/done-07") if name == "PATH" else name
-    with counted(many.runs / "lstm") as calls:
-        (run,) = select_runs([name], many.runs, Queue())
-    assert run.run == "lstm/done-07"
-    assert not [call for call in calls if "done-" in call and "done-07" not in call]
 
 
 def test_a_name_that_only_a_record_holds_is_found(many: Site) -> None:

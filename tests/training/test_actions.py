@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness.system.console import Console
-from harness.tracking.heartbeat import Heartbeat
+from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import RunDirectory
 from harness.training import actions
 from harness.training.actions import ProgressReport, StepResults, UsageMeter

@@ -8,7 +8,7 @@ from typing import Any
 import keras_tuner as kt
 from keras_tuner.engine.trial import Trial
 
-from harness.job.search_space import load_search
+from harness.job.search import load_search
 from harness.tuning.oracle import make_oracle
 
 Score = Callable[[Mapping[str, Any]], float | None]  # of values; None: the trial fails

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.sources import open_sample
-from harness.job.search_space import SEARCH_FILE, load_search
+from harness.job.search import SEARCH_FILE, load_search
 from harness.tracking.run_dir import stamped
 from harness.tuning.disk import make_once, to_bytes
 from harness.tuning.leaderboard import leaderboard_csv

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.job.search_space import GUIDED, load_search
+from harness.job.search import GUIDED, load_search
 from harness.tuning.disk import Disk, make_once, to_bytes
 from harness.tuning.protocol import (
     Attempt,

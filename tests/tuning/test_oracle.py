@@ -13,7 +13,7 @@ import pytest
 from keras_tuner.oracles import GridSearchOracle, RandomSearchOracle
 
 from harness.errors import RunError
-from harness.job.search_space import GUIDED, SearchSpec, load_search
+from harness.job.search import GUIDED, SearchSpec, load_search
 from harness.tuning import worker
 from harness.tuning.oracle import hyperparameters
 from harness.tuning.protocol import Trial

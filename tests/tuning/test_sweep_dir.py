@@ -9,7 +9,7 @@ import pytest
 
 from harness.data.sources import open_sample
 from harness.errors import DiskError, InputError, RunError
-from harness.job.search_space import load_search
+from harness.job.search import load_search
 from harness.tuning.disk import stop_search_in
 from harness.tuning.leaderboard import describe, leaderboard_csv, result_of, same_failure
 from harness.tuning.protocol import Stop

@@ -9,7 +9,7 @@ import pytest
 from harness import __version__
 from harness.data.sources import open_sample
 from harness.errors import DiskError, InputError
-from harness.job.search_space import load_search
+from harness.job.search import load_search
 from harness.system.console import Console
 from harness.tracking.provenance import sources_checksum
 from harness.tracking.run_dir import FORMAT

@@ -20,11 +20,11 @@ from harness.inference.model_file import load_model
 from harness.system.console import Console
 from harness.system.processes import StopRequest
 from harness.system.resource_monitor import ResourceMonitor
-from harness.tracking.disk_use import CHECKPOINTS, MODEL, prune
 from harness.training import checkpoint
 from harness.training.context import Observers
 from harness.training.metrics import test_scores as scores_of
 from harness.tuning.protocol import Trial
+from harness.tuning.prune_runs import CHECKPOINTS, MODEL, prune
 from harness.tuning.trial import Trials, mean_scores
 from tests.training.test_trainer import TEST, TRAIN
 from tests.tuning.made_up_sweep import accept, make_sweep

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError
-from harness.job.search_space import SEARCH_FILE
+from harness.job.search import SEARCH_FILE
 from harness.system.lenient_json import read_json
 from harness.system.processes import StopRequest
 from harness.tuning import worker

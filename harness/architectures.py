@@ -301,7 +301,8 @@ class ModelConfig(ConfigSection):
         0,
         ge=0,
         le=3,
-        description="words of the longest n-gram whose log-ratio the network also reads; 0 = off",
+        description="largest n of the n-grams whose log-ratios the network reads beside the "
+        "words; 0 = off",
     )
     recurrent: Annotated[bool, Facts(check=_leaves_something_to_classify)] = Field(
         True, description="false removes the recurrent layers, for an ablation"

@@ -104,7 +104,10 @@ class DataConfig(ConfigSection):
         description="size of the vocabulary; rarer words get index 2; 88,587 = all words of IMDB",
     )
     maxlen: int = Field(
-        200, ge=1, le=5000, description="longest input; of a longer review the last words are used"
+        200,
+        ge=1,
+        le=5000,
+        description="length of the input in words; longer reviews keep their last words",
     )
     validation_split: Annotated[
         Share,
@@ -267,7 +270,7 @@ class TrainConfig(ConfigSection):
         "rmsprop", description="Keras optimizer; a custom one is `file.py:function`"
     )
     optimizer_options: Annotated[Options, Facts(check=_fits_the_optimizer)] = Field(
-        {}, description="options of the Keras optimizer; all optimizers take `weight_decay`"
+        {}, description="options by their Keras names, such as `weight_decay`"
     )
     learning_rate: float = Field(
         0.001,
@@ -386,8 +389,8 @@ class TrainConfig(ConfigSection):
     )
     deterministic: Annotated[bool, Facts(not_searched=OF_WORKERS)] = Field(
         True,
-        description="a repeated run has the same bytes; false allows faster GPU kernels whose last "
-        "bits vary",
+        description="repeated runs have the same bytes; false allows faster GPU kernels, whose "
+        "last bits vary",
     )
     xla: Annotated[Literal["auto", "on", "off"], Facts(changes="digits")] = Field(
         "auto",

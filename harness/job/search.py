@@ -274,7 +274,7 @@ class SearchConfig(ConfigSection):
         0,
         ge=0,
         le=100_000,
-        description="largest number of trials, for asha of settings; 0 = all, for grid and "
+        description="largest number of trials, with asha of settings; 0 = all, with grid and "
         "hyperband only",
     )
     executions: int = Field(

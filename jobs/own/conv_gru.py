@@ -1,4 +1,4 @@
-"""A network of one's own: a convolution over neighbouring words before a GRU."""
+"""A custom network: a convolution over neighbouring words before a GRU."""
 
 import keras
 from keras import layers
@@ -7,10 +7,10 @@ from harness.layers import GlobalBatchDropout
 
 
 class Gate(keras.Layer):
-    """Lets a share of each channel pass, which it learns."""
+    """Multiplies each channel by a learned share between 0 and 1."""
 
     def __init__(self, rate, **options):
-        """Drop a share `rate` of what passes."""
+        """Set the dropout rate of the outputs."""
         super().__init__(**options)
         self.dropout = GlobalBatchDropout(rate)
         self.dense = None
@@ -29,7 +29,7 @@ def conv_gru(vocab_size, config, *, num_outputs, options):
     """From `[rows, time] int32` to `[rows, num_outputs]` probabilities.
 
     Args:
-        vocab_size: indices that a word may have.
+        vocab_size: number of word indices.
         config: `[model]` of the job, such as `config.units`.
         num_outputs: 1 for two classes, else their number.
         options: `[model.options]` of the job.

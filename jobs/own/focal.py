@@ -1,13 +1,13 @@
-"""A loss and an optimizer of one's own."""
+"""A custom loss and a custom optimizer."""
 
 import keras
 from keras import ops
 
 
 def focal(labels, probabilities):
-    """The focal loss of Lin et al. (2017) for two classes, which counts easy reviews for less.
+    """The focal loss of Lin et al. (2017) for two classes, which gives easy reviews less weight.
 
-    labels: [examples], 0 or 1. probabilities: [examples, 1], of label 1. Gives [examples].
+    labels: [examples], 0 or 1. probabilities: [examples, 1], of label 1. Returns [examples].
     """
     of_label = ops.where(labels > 0.5, probabilities[:, 0], 1 - probabilities[:, 0])
     of_label = ops.clip(of_label, 1e-7, 1)
@@ -15,20 +15,20 @@ def focal(labels, probabilities):
 
 
 class SignDescent(keras.optimizers.Optimizer):
-    """Steps of one length, in the direction of the sign of the gradients' moving average."""
+    """Steps of constant size, by the sign of the gradients' moving average."""
 
     def __init__(self, learning_rate, momentum):
-        """The average has the given momentum."""
+        """Set the momentum of the average."""
         super().__init__(learning_rate)
         self.momentum = momentum
 
     def build(self, variables):
-        """What a checkpoint must hold is made here, by add_variable_from_reference."""
+        """Make the variables that a checkpoint holds."""
         super().build(variables)
         self.averages = [self.add_variable_from_reference(each, "average") for each in variables]
 
     def update_step(self, gradient, variable, learning_rate):
-        """Called for each variable with the gradient over the global batch."""
+        """Update a variable by its gradient over the global batch."""
         average = self.averages[self._get_variable_index(variable)]
         self.assign(average, self.momentum * average + (1 - self.momentum) * gradient)
         self.assign_sub(variable, learning_rate * ops.sign(average))

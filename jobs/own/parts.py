@@ -1,29 +1,29 @@
-"""A callback of one's own, which ends training when the losses part."""
+"""A custom callback that ends training when the validation loss grows away from the loss."""
 
 import keras
 
 
 class StopOverfitting(keras.callbacks.Callback):
-    """Ends training when the gap of the losses has been too wide for two epochs in a row."""
+    """Ends training after two epochs in a row with too wide a gap between the losses."""
 
     def __init__(self, gap):
-        """Take a gap above `gap` for too wide."""
+        """Set the widest gap that is allowed."""
         super().__init__()
         self.gap, self.num_wide = gap, 0
 
     def on_epoch_end(self, epoch, logs):
-        """`logs` has what a line of metrics.jsonl has."""
+        """`logs` is a line of metrics.jsonl."""
         is_wide = logs["val_loss"] - logs["loss"] > self.gap
         self.num_wide = self.num_wide + 1 if is_wide else 0
         if self.num_wide == 2:
             self.model.stop_training = True
 
     def save_state(self):
-        """What a resumed run needs, in numbers, texts, lists and dictionaries."""
+        """Return the state for a resumed run: numbers, texts, lists and dictionaries."""
         return self.num_wide
 
     def load_state(self, state):
-        """Take up what `save_state` gave."""
+        """Restore the value of `save_state`."""
         self.num_wide = state
 
 

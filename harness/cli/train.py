@@ -265,7 +265,7 @@ def predict(
         open_lines,
         read_lines,
     )
-    from harness.report.ensemble_folder import classifier_of, open_model
+    from harness.report.ensemble import classifier_of, open_model
     from harness.training.launch import computing
 
     model = open_model(run_folder)

@@ -53,7 +53,7 @@ RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 def is_ensemble(folder: Path) -> bool:
-    """Whether a folder is an ensemble's, `harness.report.ensemble_folder`."""
+    """Whether a folder is an ensemble's, `harness.report.ensemble`."""
     return os.path.isfile(folder / ENSEMBLE_FILE)  # noqa: PTH113 - never raises
 
 

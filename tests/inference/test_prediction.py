@@ -9,7 +9,8 @@ import pytest
 
 from harness.errors import DiskError
 from harness.inference.predict import Prediction, read_ratios, read_vocabulary
-from harness.report.ensemble_folder import NGRAMS, Ensemble, Member, copied
+from harness.report.baseline import NGRAMS
+from harness.report.ensemble import Ensemble, Member, copied
 
 
 @pytest.mark.parametrize(
@@ -49,9 +50,9 @@ def test_a_failing_disk_does_not_ask_for_a_new_run(
     ngrams = Member(name=NGRAMS, weight=1.0, sha256={"ngrams.npz": "0"})
     rest: dict[str, Any] = dict.fromkeys(Ensemble.model_fields)
     ensemble = Ensemble.model_construct(**rest | {"folder": tmp_path, "members": (ngrams,)})
-    for name in ("harness.inference.predict", "harness.report.ensemble_folder"):
+    for name in ("harness.inference.predict", "harness.report.ensemble"):
         monkeypatch.setattr(f"{name}.read_plain_file", fail)
-    monkeypatch.setattr("harness.report.ensemble_folder.open_plain_file", fail)
+    monkeypatch.setattr("harness.report.ensemble.open_plain_file", fail)
     for read in (
         lambda: read_vocabulary(run),
         lambda: read_ratios(run),

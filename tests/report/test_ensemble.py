@@ -14,8 +14,7 @@ from harness.data.dataset import Dataset
 from harness.data.dataset_folder import save_folder
 from harness.data.sources import make_dataset
 from harness.report.baseline import fit_ngrams
-from harness.report.ensemble import best_weights
-from harness.report.ensemble_folder import averaged
+from harness.report.ensemble import averaged, best_weights
 from tests.conftest import Harness
 from tests.report.finished_runs import noisy, write_finished
 from tests.report.small_data import small_data

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from harness.config import ConfigSection, Facts, Options, Share
-from harness.own_code import FORM
+from harness.config import FORM, ConfigSection, Facts, Options, Share
 
 if TYPE_CHECKING:
     import keras

@@ -15,11 +15,20 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from harness.own_code import FORM, is_reference
-
+# A user's own function: see `harness.job.own_code`.
+REFERENCE = re.compile(
+    r"(?P<file>[^:\x00-\x1f\x7f]+\.py):(?P<in_file>[^\W\d]\w*)"
+    r"|(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<in_module>[^\W\d]\w*)"
+)
+FORM = "file.py:function or package.module:function"
 Share = Annotated[float, Field(ge=0, lt=1)]
 HALF = re.compile("[\ud800-\udfff]")  # of a character: no text; a byte of the command line
 OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+
+
+def is_reference(text: str) -> bool:
+    """Whether a text names a function by its file or module."""
+    return REFERENCE.fullmatch(text) is not None
 
 
 def _check_options(options: Any) -> Any:

@@ -16,8 +16,8 @@ import google_crc32c
 from werkzeug.serving import ThreadedWSGIServer, WSGIRequestHandler
 
 from harness.errors import InputError
-from harness.ownership import foreign_link
 from harness.system.console import echo
+from harness.system.files import foreign_link
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

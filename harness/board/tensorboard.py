@@ -24,11 +24,11 @@ from typing import IO, Any, NoReturn
 from harness.board.server import RELOAD_S, listen, start_tensorboard
 from harness.errors import InputError, RunError
 from harness.job.search import is_sweep
-from harness.ownership import foreign_link
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.files import (
     atomic_write,
     cache_folder,
+    foreign_link,
     in_threads,
     scratch_directory,
     write_refusal,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.errors import InputError
-from harness.own_code import TRUST
+from harness.job.own_code import TRUST
 
 if TYPE_CHECKING:
     from harness.system.console import Console

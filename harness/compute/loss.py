@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from harness.errors import InputError
 from harness.job.keys import Job, TrainConfig
-from harness.own_code import load_taking, own_errors
+from harness.job.own_code import load_taking, own_errors
 
 # Of labels `[examples] float32` and probabilities `[examples, num_outputs]`, as `cross_entropy`.
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]

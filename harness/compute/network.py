@@ -22,6 +22,7 @@ from harness.data.vocabulary import FIRST_WORD
 from harness.data.word_vectors import WordVectors
 from harness.errors import InputError
 from harness.job.keys import Job
+from harness.job.own_code import OptionReader, load_function, own_errors
 from harness.layers import (
     for_training,
     global_batch,
@@ -29,7 +30,6 @@ from harness.layers import (
     place_dropouts,
     takes_masks,
 )
-from harness.own_code import OptionReader, load_function, own_errors
 
 KERAS_PRECISION = {
     "float32": "float32",

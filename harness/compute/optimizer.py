@@ -11,7 +11,7 @@ from keras import ops
 
 from harness.errors import InputError
 from harness.job.keys import OPTIMIZERS, TrainConfig
-from harness.own_code import OptionReader, load_taking, own_errors
+from harness.job.own_code import OptionReader, load_taking, own_errors
 
 # What an optimizer of a user's leaves to the job, which does it alike on any number of replicas.
 OF_THE_JOB = {

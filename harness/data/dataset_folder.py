@@ -25,10 +25,11 @@ from harness.data.dataset import (
 )
 from harness.data.locations import is_dataset_folder
 from harness.errors import DiskError, InputError, RunError
-from harness.ownership import distrust, owner_name
 from harness.system.files import (
     atomic_directory,
     cache_folder,
+    distrust,
+    owner_name,
     raise_unless_missing,
     remove_leftovers,
     replaced_directory,

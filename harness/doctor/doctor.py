@@ -24,6 +24,7 @@ from harness.doctor.finding import Finding, examine
 from harness.doctor.probe import ask_child
 from harness.doctor.slurm_checks import check_slurm
 from harness.slurm.environment import SlurmEnvironment, given_gpus, given_memory_gb
+from harness.system.files import file_system
 from harness.system.gpu import LAST_TRUSTED, Card, code_for, hidden_by
 from harness.system.processes import (
     available_gb,
@@ -32,7 +33,6 @@ from harness.system.processes import (
     nvidia_driver,
     total_memory_gb,
 )
-from harness.system.shared_disk import file_system
 
 SET_UP = "bash slurm/common.sh --setup"
 TENSORFLOW_S = 300  # a first import from a network disk takes minutes

@@ -9,10 +9,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.architectures import BUILDERS
-from harness.config import Tables, facts_of, is_free, keys_of
+from harness.config import FORM, Tables, facts_of, is_free, is_reference, keys_of
 from harness.errors import InputError, did_you_mean, suggest
 from harness.job.keys import FACTS, TABLES, DataConfig, Job
-from harness.own_code import FORM, check_trusted, is_reference, keep_code
+from harness.job.own_code import check_trusted, keep_code
 
 MAX_JOB_BYTES = 4_000_000  # with all the code that it may keep, in any script
 

@@ -19,11 +19,11 @@ from harness.config import (
     dump_toml,
     facts_of,
     flat,
+    is_reference,
     keys_of,
     without_effect,
 )
 from harness.errors import suggest
-from harness.own_code import is_reference
 
 
 def _known_encoding(name: str) -> str:
@@ -429,7 +429,7 @@ class Job(ConfigSection):
     model: ModelConfig
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
-    # The sources of the functions that the job names, by their path: see `harness.own_code`.
+    # The sources of the functions that the job names, by their path: see `harness.job.own_code`.
     code: Annotated[dict[str, str], BeforeValidator(_check_code)] = Field({})
 
     def to_toml(self) -> str:

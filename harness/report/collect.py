@@ -18,8 +18,8 @@ import numpy as np
 from harness.config import flat, is_free
 from harness.errors import DiskError, InputError
 from harness.job.keys import FACTS, KEYS
+from harness.job.own_code import source_digest
 from harness.job.search import is_sweep, short_names
-from harness.own_code import source_digest
 from harness.system.console import log, printable
 from harness.system.files import disk_error_in
 from harness.system.lenient_json import number, table, text, whole

@@ -27,7 +27,7 @@ from harness.data.ngrams import MAX_BYTES
 from harness.errors import DiskError, InputError
 from harness.inference.predict import RATIOS_FILE, Classifier, Prediction
 from harness.job.keys import FACTS, Job
-from harness.own_code import mode_in
+from harness.job.own_code import mode_in
 from harness.report.baseline import NGRAMS, NgramModel, fitted_ngrams
 from harness.report.collect import WITHOUT_RESULT, LeftOut, ScoredRun, read_run, vectors_of
 from harness.report.statistics import BROKEN, read_arrays, read_own

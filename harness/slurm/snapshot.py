@@ -14,9 +14,8 @@ from pathlib import Path
 
 from harness import PROJECT
 from harness.errors import InputError, RunError
-from harness.ownership import distrust
 from harness.slurm.script import read_header, submissions
-from harness.system.files import atomic_write, remove_abandoned
+from harness.system.files import atomic_write, distrust, remove_abandoned
 from harness.system.git import (
     SNAPSHOT_RECORD,
     GitError,

@@ -4,21 +4,73 @@ import contextlib
 import errno
 import fcntl
 import glob
+import grp
 import itertools
 import os
+import pwd
 import re
 import shutil
 import stat
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeVar
 
 from harness.errors import DiskError, InputError
-from harness.ownership import others_can_write
+
+
+def owner_name(user_id: int) -> str:
+    """The name of a user, or the number where the system knows no name."""
+    try:
+        return pwd.getpwuid(user_id).pw_name
+    except KeyError:
+        return str(user_id)
+
+
+def foreign_link(path: str | Path) -> str:
+    """The name of the other user whose symbolic link this is; empty if it is root's, or no link."""
+    try:
+        status = os.lstat(path)
+    except OSError:  # it is not there, or can't be looked at
+        return ""
+    is_foreign = stat.S_ISLNK(status.st_mode) and status.st_uid not in (os.getuid(), 0)
+    return owner_name(status.st_uid) if is_foreign else ""
+
+
+def distrust(path: Path, owners: Collection[str] = ()) -> str:
+    """Why what is in a file or folder may come from somebody else; empty if it can't.
+
+    Its owner should be this user, root, or one of those named, and nobody else able to write to it.
+
+    Raises:
+        OSError: if it is not there.
+    """
+    status = path.stat()
+    name = owner_name(status.st_uid)
+    if status.st_uid not in (os.getuid(), 0) and not {name, str(status.st_uid)} & {*owners}:
+        return f"belongs to {name}"
+    return "others can write to it" if others_can_write(status) else ""
+
+
+def others_can_write(status: os.stat_result) -> bool:
+    """Whether its mode lets other users change a file, or what is in a folder."""
+    if stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX:
+        return False  # as in /tmp, each user changes only what is their own
+    by_group = bool(status.st_mode & stat.S_IWGRP) and not _is_own_group(status)
+    return by_group or bool(status.st_mode & stat.S_IWOTH)
+
+
+def _is_own_group(status: os.stat_result) -> bool:
+    """Whether the group is the owner's alone, as many systems make one for each user."""
+    try:
+        group = grp.getgrgid(status.st_gid)
+    except KeyError:
+        return False
+    return group.gr_name == owner_name(status.st_uid) and not set(group.gr_mem) - {group.gr_name}
+
 
 ABANDONED_S = 86_400
 REMEDY = "free space there, or choose another --runs"
@@ -399,3 +451,63 @@ def _can_be_replaced(folder: Path) -> bool:
         if status.st_uid == os.getuid() and not status.st_mode & 0o011:
             return False  # nobody else comes further
     return False
+
+
+class SharedDisk:
+    """The operations that processes of several nodes need to meet in a folder.
+
+    A node may see an older state of a shared disk for a while. Reading is open and read: what a
+    file system says of a file that is not opened (that it exists, its size, its time) may be older
+    than its content, or wrong.
+
+    Each raises an OSError where the file system fails, which never means that nothing was done.
+    """
+
+    def read(self, path: Path) -> bytes | None:
+        """The content of a file, None where the file system says that there is none."""
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def opens(self, folder: Path) -> bool:
+        """Whether a folder can be opened."""
+        try:
+            os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def names(self, folder: Path) -> list[str]:
+        """The names in a folder; new ones may be missing."""
+        try:
+            return os.listdir(folder)  # noqa: PTH208 - names, not paths
+        except FileNotFoundError:
+            return []
+
+    def write(self, path: Path, content: bytes, *, synced: bool = False) -> None:
+        """Write a file whole: under a temporary name, then renamed.
+
+        Args:
+            path: of the file, whose folder is there.
+            synced: whether it is on the disk before it is seen.
+        """
+        replace_file(path, lambda temporary: temporary.write_bytes(content), synced=synced)
+
+    def sync(self, path: Path) -> None:
+        """Bring a file's content, or a folder's names, onto the disk."""
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def file_system(path: Path) -> str:
+    """The kind of file system that a path is on, such as nfs4, or `unknown`."""
+    import psutil  # here, since `harness --help` needs none of it
+
+    # The last mount at a path hides the others.
+    kinds = {each.mountpoint: each.fstype for each in psutil.disk_partitions(all=True)}
+    real = path.resolve()
+    return next((kinds[str(at)] for at in (real, *real.parents) if str(at) in kinds), "unknown")

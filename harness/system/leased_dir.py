@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from harness.errors import DiskError, RunError, TakenOver
 from harness.system.files import (
+    SharedDisk,
     atomic_save,
     atomic_write,
     raise_unless_missing,
@@ -24,7 +25,6 @@ from harness.system.files import (
     write_refusal,
 )
 from harness.system.lenient_json import parse_json, parse_toml, read_json
-from harness.system.shared_disk import SharedDisk
 
 PATIENCE_S, RETRY_S = 60.0, 1.0  # with a disk that does not answer
 

@@ -14,8 +14,7 @@ from typing import Any
 from harness.data.dataset_folder import save_folder
 from harness.data.sources import open_dataset, open_sample
 from harness.errors import InputError, RunError
-from harness.ownership import distrust
-from harness.system.files import atomic_directory
+from harness.system.files import atomic_directory, distrust
 from harness.system.git import (
     COMMIT,
     SNAPSHOT_RECORD,

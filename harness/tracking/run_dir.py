@@ -25,12 +25,13 @@ from harness.errors import InputError, RunError, suggest
 from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.job.search import SEARCH_FILE
-from harness.ownership import foreign_link, owner_name
 from harness.system.files import (
     Record,
     atomic_write,
+    foreign_link,
     in_threads,
     is_file,
+    owner_name,
     raise_unless_missing,
     read_record,
     why_refused,

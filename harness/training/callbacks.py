@@ -14,7 +14,7 @@ import keras
 from harness.compute.optimizer import CutSchedule, schedule_of
 from harness.errors import InputError, RunError
 from harness.job.keys import SCORES, Job, TrainConfig
-from harness.own_code import load_function, own_errors
+from harness.job.own_code import load_function, own_errors
 from harness.tracking.run_dir import untimed
 from harness.training.progress import Progress
 

@@ -48,8 +48,7 @@ from tensorboard.plugins.text import metadata as text_plugin
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from harness.errors import DiskError
-from harness.system.files import atomic_write
-from harness.system.shared_disk import SharedDisk
+from harness.system.files import SharedDisk, atomic_write
 
 LOG = logging.getLogger(__name__)
 

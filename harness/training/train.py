@@ -33,8 +33,8 @@ from harness.errors import InputError, Interrupted, RunError
 from harness.inference.model_file import save_model
 from harness.inference.predict import RATIOS_CHECKSUM, RATIOS_FILE
 from harness.job.keys import Job
+from harness.job.own_code import mode_in
 from harness.job.search import TrialRow
-from harness.own_code import mode_in
 from harness.slurm.environment import node_name, resume_command
 from harness.system import processes, watchdog
 from harness.tracking.provenance import record_gpu_gb, record_kernels, write_provenance

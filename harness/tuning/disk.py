@@ -20,12 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import DiskError
-from harness.ownership import owner_name
 from harness.system.console import log
-from harness.system.files import sync_entry, write_refusal
+from harness.system.files import SharedDisk, owner_name, sync_entry, write_refusal
 from harness.system.lenient_json import parse_json
 from harness.system.processes import StopRequest
-from harness.system.shared_disk import SharedDisk
 from harness.tuning.protocol import (
     STOP,
     Course,

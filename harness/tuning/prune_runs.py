@@ -22,8 +22,7 @@ from pathlib import Path
 
 from harness.errors import DiskError, InputError
 from harness.job.search import SearchSpec, is_sweep
-from harness.ownership import owner_name
-from harness.system.files import in_threads, read_plain_file
+from harness.system.files import in_threads, owner_name, read_plain_file
 from harness.system.lenient_json import parse_json
 from harness.tracking.run_dir import RunDirectory, find_runs, is_whole
 from harness.tuning.leaderboard import ranked

@@ -21,10 +21,9 @@ from pathlib import Path
 
 from harness.data.dataset import Dataset
 from harness.errors import DiskError, InputError
+from harness.job.own_code import mode_in
 from harness.job.search import SEARCH_FILE, SearchSpec, is_of_search, is_sweep, load_search
-from harness.own_code import mode_in
-from harness.ownership import owner_name
-from harness.system.files import raise_unless_missing, write_refusal
+from harness.system.files import owner_name, raise_unless_missing, write_refusal
 from harness.system.leased_dir import LeasedDirectory, to_json
 from harness.system.lenient_json import read_toml
 from harness.tracking.provenance import sources_checksum

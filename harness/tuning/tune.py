@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from harness.compute.memory import largest_gb
 from harness.errors import CANCELLED, DiskError, InputError, Interrupted, RunError
+from harness.job.own_code import mode_in
 from harness.job.search import GUIDED, SEARCH_FILE, SearchSpec
-from harness.own_code import mode_in
 from harness.slurm.environment import SlurmEnvironment, asked_of, num_tasks_of_array, resume_command
 from harness.slurm.placement import allocate_slots, num_in_memory
 from harness.system.console import Console, log

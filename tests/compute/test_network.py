@@ -24,8 +24,8 @@ from harness.errors import InputError
 from harness.inference.model_file import save_model
 from harness.job.job_file import check_job, load_job
 from harness.job.keys import Job
+from harness.job.own_code import OptionReader
 from harness.layers import GlobalBatchDropout, look_up_by_gather
-from harness.own_code import OptionReader
 from harness.tracking.run_dir import RunDirectory
 from tests.conftest import JOBS
 

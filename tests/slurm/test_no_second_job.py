@@ -110,7 +110,7 @@ def test_nobody_else_can_change_what_a_job_will_run(
     job = (JOBS / "lstm.toml").read_text()
     (harness.folder / "own.toml").write_text(job.replace('"lstm"', '"net.py:net"', 1))
     harness.program("sbatch", "echo 77")
-    monkeypatch.setattr("harness.ownership._is_own_group", lambda _: False)
+    monkeypatch.setattr("harness.system.files._is_own_group", lambda _: False)
     umask = os.umask(0o002)
     try:
         done = harness.run_here("submit", harness.folder / "own.toml")

@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +13,7 @@ from harness.system.files import (
     atomic_directory,
     atomic_save,
     atomic_write,
+    file_system,
     read_plain_file,
     replaced_directory,
     scratch_directory,
@@ -198,3 +200,16 @@ def test_a_folder_is_private_and_removed(tmp_path: Path, monkeypatch: pytest.Mon
             assert folder.stat().st_mode & 0o777 == 0o700
             (folder / "file").touch()
         assert not list(tmp_path.iterdir())
+
+
+def mounted(path: Path, kind: str) -> SimpleNamespace:
+    return SimpleNamespace(mountpoint=str(path), fstype=kind)
+
+
+def test_the_nearest_and_last_mount_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the kernel hides what is below."""
+    mounts = [mounted(Path("/"), "ext4"), *(mounted(tmp_path, kind) for kind in ("xfs", "nfs4"))]
+    monkeypatch.setattr("psutil.disk_partitions", lambda **_: mounts)
+    assert (file_system(tmp_path.parent), file_system(tmp_path / "below")) == ("ext4", "nfs4")
+    mounts.clear()
+    assert file_system(tmp_path) == "unknown"

@@ -9,8 +9,8 @@ import pytest
 
 from harness.errors import RunError, TakenOver
 from harness.system import leased_dir
+from harness.system.files import SharedDisk
 from harness.system.leased_dir import LeasedDirectory
-from harness.system.shared_disk import SharedDisk
 
 
 class Disk(SharedDisk):

@@ -27,22 +27,13 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from harness.config import FORM, REFERENCE
 from harness.errors import InputError, Interrupted, RunError, did_you_mean
-from harness.ownership import distrust
+from harness.system.files import distrust
 
-REFERENCE = re.compile(
-    r"(?P<file>[^:\x00-\x1f\x7f]+\.py):(?P<in_file>[^\W\d]\w*)"
-    r"|(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<in_module>[^\W\d]\w*)"
-)
-FORM = "file.py:function or package.module:function"
 TRUST = "HARNESS_TRUST_CODE"  # the environment variable that --trust-code sets
 TRUSTED = ContextVar("TRUSTED", default=False)  # of a function's call
 MAX_FILES, MAX_BYTES = 64, 400_000  # of a job's sources together
-
-
-def is_reference(text: str) -> bool:
-    """Whether a text names a function by its file or module."""
-    return REFERENCE.fullmatch(text) is not None
 
 
 def _match(reference: str) -> re.Match[str]:

@@ -1,40 +1,19 @@
 """A user's own texts: a table, several of them, or folders of text files become a dataset.
 
-| source | content |
-| --- | --- |
-| `reviews.csv`, `.tsv`, `.jsonl`, `.parquet` | columns of texts, labels, perhaps splits |
-| a folder of such tables | all together, or those of a split: `train.csv`, `Test-2.csv` |
-| a folder of `save_to_disk` | a data set of Hugging Face's `datasets`, with or without splits |
-| a folder of folders | one folder a class, with one `.txt` file a review |
-| a folder with `train/` and `test/` | each a folder of folders, and perhaps `validation/` |
+`jobs/README.md` says which files are read, and what the names of classes and splits may be. A link
+is refused, so that nothing outside the source is read. Hidden files and files with another suffix
+are ignored.
 
-Tables and text files may be packed as `.gz` or `.zst`. A link is refused, so that nothing outside
-the source is read. Hidden files and files with another suffix are ignored.
+The dataset has the form of IMDB's. It is made once and stored in the user's cache, as
+`texts-<checksum of the source>/`, which may be removed at any time; a source that has changed gets
+a new one. A validation split is the end of the training split there.
 
-The dataset has the form of IMDB's. It is made once and stored in the user's cache.
+If the source says no split, that of a review follows from the hash of its words, so adding reviews
+moves no other. The order within a split is that of the same hash: the last share of the training
+reviews holds all classes, and the order of rows and the names of files do not affect a result.
 
-Classes
-    2 to 1,000, named by words or whole numbers. Labels follow the alphabet, or the numbers where
-    all are numbers, such as stars from 1 to 5. Of two classes the positive one gets label 1 if the
-    names say which it is (0 and 1, neg and pos, no and yes, …). Every run reports which class has
-    which label, and stores the names in its result.
-
-Split
-    As the source says. A split called validation, valid, val or dev validates, whatever the share
-    `data.validation_split`; it is stored as the end of the training split. Without one that share
-    of the training reviews validates, from their end. If the source says no split, the split of a
-    review follows from the hash of its words: a fifth of all reviews is the test set, reviews of
-    the same words are never in both splits, and adding reviews moves no other. The order within a
-    split is that of the same hash.
-    So the last share of the training reviews holds both classes, and the order of rows and the
-    names of files do not affect a result.
-
-Words
-    As `harness.data.vocabulary` splits raw text. They are ranked by frequency in the training
-    split, equal ones by the alphabet; words of the other splits alone have no rank.
-
-The cache, `~/.cache/harness/texts-<checksum of the source>/`, is a folder of flat arrays as for
-IMDB. It may be removed at any time; a source that has changed gets a new one.
+Words are split as `harness.data.vocabulary` does, and ranked by frequency in the training split,
+equal ones by the alphabet; words of the other splits alone have no rank.
 """
 
 import dataclasses

@@ -132,17 +132,6 @@ def csv_rows(file: TextIO, where: str, *, delimiter: str) -> Iterator[list[str]]
         ) from None
 
 
-def json_lines(file: TextIO, where: str) -> Iterator[tuple[int, Any]]:
-    """The JSON value of each line that is not blank, with the number of the line.
-
-    Raises:
-        InputError: for a line that is not JSON, and its number; as `numbered_lines`.
-    """
-    for number, line in numbered_lines(file, where):
-        if line.strip():
-            yield number, json_value(line, f"{where}line {number}")
-
-
 def json_value(line: str, where: str) -> Any:
     """The value of a line.
 
@@ -193,12 +182,6 @@ class SourceFile(NamedTuple):
     label: str = ""  # of a review; empty for a table
 
 
-class _Columns(NamedTuple):
-    text: str
-    label: str
-    split: str | None
-
-
 def table_ending(name: str) -> str:
     """The ending of a table's name, with that of its compression; empty for another file."""
     name = name.lower()
@@ -242,18 +225,15 @@ def _csv_rows(table: SourceFile, form: SourceFormat, delimiter: str) -> Iterator
             raise InputError(
                 f"{table.where}is empty; it needs a header with the names of its columns"
             )
-        columns = _columns(names, table, form)
-        chosen = [names.index(name) for name in columns if name is not None]
+        chosen = [names.index(name) for name in _columns(names, table, form)]
         for number, row in enumerate(rows, 2):
-            location = f"{table.location} row {number}".lstrip()
             if len(row) != len(names):
                 raise InputError(
-                    f"{table.where}{location} has {len(row)} fields, the header {len(names)}; put "
-                    "a text that holds the delimiter into double quotes, and close them"
+                    f"{table.where}{_location(table, 'row', number)} has {len(row)} fields, the "
+                    f"header {len(names)}; put a text that holds the delimiter into double quotes, "
+                    "and close them"
                 )
-            text, label, *splits = (row[index] for index in chosen)
-            split = _checked_split(splits[0], location, table) if splits else table.split
-            yield _text((text, label, split), location, table=table)
+            yield _text(table, "row", number, *(row[index] for index in chosen))
 
 
 def _parquet_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
@@ -261,12 +241,9 @@ def _parquet_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
 
     # A group of rows may be the whole file, so it is read in pages.
     with parquet.ParquetFile(table.path, pre_buffer=False, buffer_size=1 << 20) as file:
-        schema = file.schema_arrow
-        columns = _columns(schema.names, table, form)
-        chosen = [name for name in columns if name is not None]
-        batches = file.iter_batches(ROWS_AT_ONCE, columns=chosen, use_threads=False)
-        names = _class_names(schema, columns.label)
-        yield from _batch_rows(batches, columns, table=table, names=names)
+        columns = _columns(file.schema_arrow.names, table, form)
+        batches = file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False)
+        yield from _batch_rows(batches, file.schema_arrow, columns, table=table)
 
 
 def _arrow_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
@@ -275,28 +252,19 @@ def _arrow_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
     # Not mapped: a file that is cut while it is read would end the process.
     with pa.OSFile(str(table.path)) as file, pa.ipc.open_stream(file) as batches:
         columns = _columns(batches.schema.names, table, form)
-        names = _class_names(batches.schema, columns.label)
-        yield from _batch_rows(batches, columns, table=table, names=names)
+        yield from _batch_rows(batches, batches.schema, columns, table=table)
 
 
 def _batch_rows(
-    batches: Any, columns: _Columns, *, table: SourceFile, names: Sequence[str] = ()
+    batches: Any, schema: "pa.Schema", columns: Sequence[str], *, table: SourceFile
 ) -> Iterator[Text]:
     """The rows of Arrow's batches."""
-    number = 1
+    names, number = _class_names(schema, columns[1]), 0
     for batch in batches:
         batch.validate(full=True)  # a file may say anything of its own layout
-        texts = batch.column(columns.text).to_pylist()
-        labels = batch.column(columns.label).to_pylist()
-        splits = [table.split] * len(texts)
-        if columns.split is not None:
-            splits = batch.column(columns.split).to_pylist()
-        for text, label, split in zip(texts, labels, splits, strict=True):
-            location = f"{table.location} row {number}".lstrip()
-            if columns.split is not None:
-                split = _checked_split(split, location, table)
-            yield _text((text, label, split), location, table=table, names=names)
+        for row in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
             number += 1
+            yield _text(table, "row", number, *row, names=names)
 
 
 def _class_names(schema: "pa.Schema", label: str) -> list[str]:
@@ -311,32 +279,43 @@ def _class_names(schema: "pa.Schema", label: str) -> list[str]:
 
 
 def _json_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
-    columns: _Columns | None = None
+    columns: list[str] = []
     names: Collection[str] = ()
     with open_text(table.path, table.where, form.encoding) as file:
-        for number, line in json_lines(file, table.where):
-            if not isinstance(line, dict):
+        for number, line in numbered_lines(file, table.where):
+            if not line.strip():
+                continue
+            row = json_value(line, f"{table.where}line {number}")
+            if not isinstance(row, dict):
                 raise InputError(
                     f"{table.where}line {number} is no object; write one such as "
                     '{"text": "…", "label": "…"} in each line'
                 )
-            if columns is None or line.keys() != names:
+            if not columns or row.keys() != names:
                 # All of them: a line may have a split that the line before lacks.
-                names = {*line}
-                columns = _columns([*line], table, form, location=f"line {number} ")
-            location = f"{table.location} line {number}".lstrip()
-            split = table.split
-            if columns.split is not None:
-                split = _checked_split(line[columns.split], location, table)
-            yield _text((line[columns.text], line[columns.label], split), location, table=table)
-    if columns is None:
+                names = {*row}
+                columns = _columns([*row], table, form, location=f"line {number} ")
+            yield _text(table, "line", number, *(row[name] for name in columns))
+    if not columns:
         raise InputError(f"{table.where}is empty; write an object in each line")
 
 
+def _location(table: SourceFile, unit: str, number: int) -> str:
+    return f"{table.location} {unit} {number}".lstrip()
+
+
 def _text(
-    row: tuple[Any, Any, Any], location: str, *, table: SourceFile, names: Sequence[str] = ()
+    table: SourceFile,
+    unit: str,
+    number: int,
+    text: Any,
+    label: Any,
+    *splits: Any,
+    names: Sequence[str] = (),
 ) -> Text:
-    text, label, split = row
+    """A row: its text, label, and split if the table has a column of splits."""
+    location = _location(table, unit, number)
+    split = _checked_split(splits[0], location, table) if splits else table.split
     if split in LEFT_OUT:
         return Text("", "", split, location)
     if not isinstance(text, str | None):
@@ -387,25 +366,27 @@ def _short(value: Any) -> str:
 
 def _columns(
     names: Sequence[str], table: SourceFile, form: SourceFormat, *, location: str = ""
-) -> _Columns:
-    """Which columns hold text, label and split; without regard to case where no name is exact."""
+) -> list[str]:
+    """The columns of text, label and, if there is one, split.
+
+    Without regard to case where no name is exact.
+    """
     where = table.where + location
     if len(names) == 1 and (others := set(names[0]) & set(",;|\t")):
         raise InputError(
             f"{where}has one column, {names[0][:40]!r}; name what stands between its columns, such "
             f"as data.delimiter = {min(others)!r}"
         )
-    text = _column(names, form.text_column, key="data.text_column", where=where)
-    label = _column(names, form.label_column, key="data.label_column", where=where)
-    if form.split_column:
-        split: str | None = _column(names, form.split_column, key="data.split_column", where=where)
-    else:
-        split = next((name for name in names if name.strip().casefold() == "split"), None)
-    if split is not None and table.split:
+    keys = ["text_column", "label_column", *(["split_column"] if form.split_column else [])]
+    found = [_column(names, getattr(form, key), key=f"data.{key}", where=where) for key in keys]
+    if not form.split_column:
+        found += [name for name in names if name.strip().casefold() == "split"][:1]
+    if found[2:] and table.split:
         raise InputError(
-            f"{where}has a column {split}, though the file's name says the split; remove the column"
+            f"{where}has a column {found[2]}, though the file's name says the split; remove the "
+            "column"
         )
-    return _Columns(text, label, split)
+    return found
 
 
 def _column(names: Sequence[str], name: str, *, key: str, where: str) -> str:

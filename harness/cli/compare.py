@@ -23,14 +23,14 @@ def compare(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="write a report there, with Markdown, CSV and LaTeX"),
+        typer.Option(metavar="DIR", help="folder for a report in HTML, Markdown, CSV and LaTeX"),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown")] = False,
     baseline: Annotated[
         Literal["ngrams"] | None,
         typer.Option(
             "--baseline",
-            help="also fit logistic regression over 1- to 3-grams, once; later it is always shown",
+            help="also fit logistic regression over 1- to 3-grams; later comparisons show it too",
         ),
     ] = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="skip all baselines")] = False,
@@ -39,7 +39,7 @@ def compare(
 ) -> None:
     """Compare the test scores of finished runs.
 
-    Groups the runs by job, over their seeds, and says which differences are significant.
+    Prints means over the seeds of each job, and says which differences are significant.
     """
     from harness.report.summary import Request, compared, print_parts
 
@@ -75,14 +75,18 @@ def ensemble(
         typer.Option(
             "--weights-from",
             metavar="ENSEMBLE",
-            help="for runs on all training reviews: an ensemble of the same jobs' validation runs",
+            help="take the weights of this ensemble, if the runs have no validation reviews",
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="its name; default: from the jobs' names")
+        str | None,
+        typer.Option(
+            metavar="NAME", help="name of the ensemble; default: from the names of the jobs"
+        ),
     ] = None,
     run_id: Annotated[
-        str | None, typer.Option("--run-id", metavar="ID", help="its folder below the name")
+        str | None,
+        typer.Option("--run-id", metavar="ID", help="folder of the ensemble, below its name"),
     ] = None,
     data: DataFolder = None,
     runs: RunsFolder = Path("runs"),
@@ -90,7 +94,7 @@ def ensemble(
 ) -> None:
     """Average the probabilities of finished runs.
 
-    The weights are chosen on the validation reviews; compare and predict take the result.
+    Validation reviews choose the weights. compare and predict take the result like a run.
     """
     from harness.report.ensemble import Request, make_ensemble
     from harness.report.text_tables import table_lines

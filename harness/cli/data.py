@@ -1,4 +1,4 @@
-"""`data fetch` and `data verify` for IMDB, `data describe` for your own texts."""
+"""`data fetch` and `data verify` for IMDB, `data describe` for your texts."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from harness.data.dataset import Dataset
 
 
-app = typer.Typer(help="Fetch and verify IMDB; describe your own texts.")
+app = typer.Typer(help="Fetch and verify IMDB; check and describe your texts.")
 
 
 @app.command(epilog="Example: harness data fetch --from /shared/datasets/aclImdb")
@@ -22,9 +22,9 @@ def fetch(
         typer.Option("--from", metavar="DIR", help="folder with aclImdb/ or with Keras's files"),
     ] = None,
 ) -> None:
-    """Put IMDB into your cache.
+    """Put IMDB into ~/.cache/harness.
 
-    Downloads it, or reads it from a folder that already holds it.
+    Downloads it, or reads it from a folder that holds it.
     """
     from harness.data.sources import fetch as fetch_dataset
 
@@ -49,7 +49,7 @@ def describe(
     ],
     overrides: Overrides = None,
 ) -> None:
-    """Check your own texts and describe them.
+    """Check your texts and describe them.
 
     Prints their classes, splits, vocabulary and lengths.
     """

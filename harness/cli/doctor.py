@@ -1,4 +1,4 @@
-"""`doctor`: checks whether this site is set up, and how fast it trains."""
+"""`doctor`: checks the set-up of this site, and measures how fast it trains."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -33,12 +33,12 @@ def doctor(
         bool,
         typer.Option(
             "--probe",
-            help="train for a minute or two: how long a job takes; fills CUDA's cache of kernels",
+            help="train for a minute or two to estimate how long a job takes; fills CUDA's cache",
         ),
     ] = False,
     here: Here = False,
 ) -> None:
-    """Check whether this site is set up.
+    """Check the set-up of this site.
 
     Prints a remedy for each problem. The exit code is 1 if any check is red.
     """

@@ -24,7 +24,9 @@ RunsFolder = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="TABLE.KEY=VALUE", help="change a key"),
+    typer.Option(
+        "--set", metavar="TABLE.KEY=VALUE", help="set a key of the job, such as train.epochs=8"
+    ),
 ]
 DataFolder = Annotated[
     Path | None,
@@ -34,7 +36,7 @@ Strict = Annotated[
     bool,
     typer.Option(
         "--strict",
-        help="refuse to continue a run with other code, packages or devices than it began with",
+        help="refuse to continue a run with different code, packages or devices",
     ),
 ]
 
@@ -54,7 +56,7 @@ DeviceList = Annotated[
         help="gpu:2, cpu, cpu:2; default: all GPUs, else the CPU",
     ),
 ]
-Full = Annotated[bool, typer.Option("--full", help="fail if only the packaged sample is there")]
+Full = Annotated[bool, typer.Option("--full", help="fail if the full dataset is missing")]
 Workers = Annotated[
     int | None,
     typer.Option(
@@ -69,7 +71,10 @@ WorkersPerGpu = Annotated[
     int, typer.Option(min=1, max=64, metavar="N", help="number of workers that share a GPU")
 ]
 Here = Annotated[
-    bool, typer.Option("--here", help="on this machine, outside of a Slurm job, without a warning")
+    bool,
+    typer.Option(
+        "--here", help="compute on this machine, outside of a Slurm job, without a warning"
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
@@ -86,7 +91,7 @@ TrustCode = Annotated[
     typer.Option(
         "--trust-code",
         callback=_trust,
-        help="also run networks and callbacks that others wrote or can change",
+        help="run custom code that other users wrote or can change",
     ),
 ]
 
@@ -97,12 +102,12 @@ def quoted(path: Path | str) -> str:
 
 
 def confirm_here(instead: str, console: "Console", *, here: bool) -> None:
-    """Say that this is no Slurm job, on a machine from which jobs can be submitted.
+    """Warn, on a machine with sbatch, that this is no Slurm job.
 
     Args:
-        instead: the command that submits the same.
+        instead: the command that submits it.
         console: for the warning.
-        here: whether the user has said that this machine is meant.
+        here: whether the user chose this machine by --here.
 
     Raises:
         InputError: if `here` is not given and the site's HARNESS_JOBS_ONLY is 1.

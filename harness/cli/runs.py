@@ -1,4 +1,4 @@
-"""`status`, `logs`, `cancel` and `prune`: what is running, how to stop it, what can be freed."""
+"""`status`, `logs`, `cancel` and `prune`: watch runs, stop them, free their disk space."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ def status(
     ] = None,
     runs: RunsFolder = Path("runs"),
     everything: Annotated[
-        bool, typer.Option("--all", help="show all ended runs, not only the newest 20")
+        bool, typer.Option("--all", help="show all runs that have ended, not only the newest 20")
     ] = False,
     as_json: AsJson = False,
     watch: Annotated[
@@ -91,7 +91,7 @@ def logs(
 ) -> None:
     """Print or follow the log of a run.
 
-    With -f the exit code is that of the run: 0 = finished, 1 = failed, 75 = resume it.
+    With -f it ends with the exit code of the run: 0 finished, 1 failed, 75 interrupted.
     """
     from harness.slurm.queue import Queue
     from harness.tracking.logs import ASK_EVERY_S, Follower, await_log, log_of
@@ -143,9 +143,9 @@ def cancel(
     ],
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Stop runs after each has saved a checkpoint.
+    """Stop runs; each saves a checkpoint first.
 
-    A stopped run is not requeued; harness resume continues it.
+    Slurm does not requeue a stopped run; harness resume continues it.
     """
     from harness.slurm.queue import Queue
     from harness.tracking.cancel import ask_to_stop, spares_others, wait_until_saved
@@ -194,12 +194,12 @@ def prune(
         typer.Argument(metavar="RUN", help="runs or folders of runs; default: all in --runs"),
     ] = None,
     runs: RunsFolder = Path("runs"),
-    really: Annotated[bool, typer.Option("--yes", help="remove it")] = False,
+    really: Annotated[bool, typer.Option("--yes", help="remove the files")] = False,
 ) -> None:
-    """Remove files of finished runs that can be made again.
+    """Free disk space of finished runs.
 
-    Of a run this is the last checkpoint. Of a finished search it is every file of its trials except
-    the curves, the scores and the best five models.
+    Removes the last checkpoint of a run, and of a search all but the curves, the scores and the
+    best five models. Without --yes it only prints the sizes.
     """
     from harness.tuning.prune_runs import prune_all
 

@@ -33,45 +33,45 @@ def submit(
         list[str] | None,
         typer.Argument(metavar="-- FLAGS", help="options of sbatch, after --: -- --partition=gpu"),
     ] = None,
-    all_jobs: Annotated[
-        bool, typer.Option("--all", help="submit the five jobs and their comparison")
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="go on with the runs or sweeps RUN... instead of JOB")
-    ] = False,
-    all_interrupted: Annotated[
-        bool,
-        typer.Option(
-            "--all-interrupted",
-            help="continue all runs that stopped unfinished, but those that were cancelled",
-        ),
-    ] = False,
     overrides: Overrides = None,
     seeds: Annotated[
-        str | None, typer.Option(metavar="LIST", help="a run for each: 1-5 or 1,3,7")
+        str | None, typer.Option(metavar="LIST", help="one run per seed: 1-5 or 1,3,7")
     ] = None,
     gpus: Annotated[
-        str | None, typer.Option(metavar="[TYPE:]N", help="per node: 2, a100:2, 0 = none")
+        str | None, typer.Option(metavar="[TYPE:]N", help="GPUs per node: 2, a100:2, 0 = none")
     ] = None,
     nodes: Annotated[int | None, typer.Option(metavar="N", help="number of nodes")] = None,
     time: Annotated[
         str | None, typer.Option(metavar="T", help="time limit: minutes, 2:00:00 or 1-12")
     ] = None,
     mem: Annotated[str | None, typer.Option(metavar="SIZE", help="memory per node: 16G")] = None,
-    retry_memory: Annotated[
-        bool,
-        typer.Option(
-            "--retry-memory", help="if out of memory, ask for half as much again, at most twice"
-        ),
-    ] = False,
     pack: Annotated[
         bool, typer.Option("--pack", help="train all seeds side by side in one job")
     ] = False,
-    trust_code: TrustCode = False,
-    runs: RunsFolder = Path("runs"),
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print script and command; submit nothing")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="continue the runs or sweeps RUN... instead of a JOB")
+    ] = False,
+    all_interrupted: Annotated[
+        bool,
+        typer.Option(
+            "--all-interrupted",
+            help="continue all unfinished runs that stopped and were not cancelled",
+        ),
+    ] = False,
+    all_jobs: Annotated[
+        bool, typer.Option("--all", help="submit the five jobs and their comparison")
+    ] = False,
+    retry_memory: Annotated[
+        bool,
+        typer.Option(
+            "--retry-memory", help="if out of memory, ask for 1.5 times as much, at most twice"
+        ),
+    ] = False,
+    trust_code: TrustCode = False,
+    runs: RunsFolder = Path("runs"),
 ) -> None:
     """Submit a job to Slurm with a snapshot of the code."""
     from harness.slurm.resources import Resources
@@ -129,7 +129,7 @@ def submit(
 def resume_request(
     names: list[str], resources: "Resources", runs: Path, *, everything: bool = False
 ) -> "Request":
-    """The request to go on with runs or sweeps, by folder or id, or with all that were interrupted.
+    """The request to continue runs or sweeps, by folder or id, or all interrupted ones.
 
     Raises:
         InputError: if one is refused: one line with its name and the remedy.

@@ -1,4 +1,4 @@
-"""`sweep show`, `best`, `retrain` and `join`: all that follows `harness tune`."""
+"""`sweep show`, `best`, `retrain` and `join`: the commands after `harness tune`."""
 
 import io
 import sys
@@ -29,7 +29,7 @@ Sweep = Annotated[
 
 @app.command(epilog="Example: harness sweep show runs/tune_lstm/slurm-1234")
 def show(folder: Sweep, trust_code: TrustCode = False) -> None:
-    """Print the leaderboard and which keys matter."""
+    """Print the leaderboard and the importance of each key, and draw a plot."""
     from harness.sweep_report.leaderboard import show as show_sweep
     from harness.tuning.sweep_dir import SweepDirectory
 
@@ -51,7 +51,9 @@ def best(folder: Sweep, trust_code: TrustCode = False) -> None:
 @app.command(epilog="Example: harness sweep retrain runs/tune_lstm/slurm-1234 --seeds 1-5")
 def retrain(
     folder: Sweep,
-    seeds: Annotated[str, typer.Option(metavar="LIST", help="a run for each: 1-5 or 1,3")] = "1-5",
+    seeds: Annotated[
+        str, typer.Option(metavar="LIST", help="one run per seed: 1-5 or 1,3")
+    ] = "1-5",
     workers: RunsAtATime = None,
     devices: DeviceList = None,
     data: DataFolder = None,
@@ -81,7 +83,7 @@ def join(
     here: Here = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Help with a search, from this machine or job."""
+    """Add workers to a search, on this machine or in this job."""
     from harness.cli.tune import run_sweep
     from harness.compute.strategy import one_device_each
     from harness.system.console import Console

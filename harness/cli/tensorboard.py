@@ -1,4 +1,4 @@
-"""`tensorboard`: shows runs, also to a browser on another machine."""
+"""`tensorboard`: shows runs in a browser, here or on another machine."""
 
 from pathlib import Path
 from typing import Annotated
@@ -32,7 +32,7 @@ def tensorboard(
         ),
     ] = None,
     hours: Annotated[
-        float, typer.Option(metavar="H", min=0, max=8760, help="stop after so many hours")
+        float, typer.Option(metavar="H", min=0, max=8760, help="stop after H hours")
     ] = 8,
     idle_min: Annotated[
         float,
@@ -41,13 +41,13 @@ def tensorboard(
             metavar="M",
             min=0,
             max=525600,
-            help="stop after this time without use",
+            help="stop after M minutes without a request",
         ),
     ] = 60,
 ) -> None:
     """Show runs in a TensorBoard that only you can open.
 
-    Prints the tunnel command to paste on your laptop.
+    Prints the ssh command of the tunnel for your laptop.
     """
     for name, value in (("--hours", hours), ("--idle-minutes", idle_min)):
         if not value > 0:

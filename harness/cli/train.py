@@ -53,9 +53,9 @@ def train(
         list[Path], typer.Argument(metavar="JOB", help="job files, such as jobs/lstm.toml")
     ],
     overrides: Overrides = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="change train.seed")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="value of train.seed")] = None,
     seeds: Annotated[
-        str | None, typer.Option(metavar="LIST", help="a run for each: 1-5 or 1,3,7")
+        str | None, typer.Option(metavar="LIST", help="one run per seed: 1-5 or 1,3,7")
     ] = None,
     devices: DeviceList = None,
     data: DataFolder = None,
@@ -64,7 +64,9 @@ def train(
     run_id: Annotated[
         str | None,
         typer.Option(
-            "--run-id", metavar="ID", help="name of the run; an unfinished one is continued"
+            "--run-id",
+            metavar="ID",
+            help="name of the run; continues an unfinished run of this name",
         ),
     ] = None,
     workers: RunsAtATime = None,
@@ -77,7 +79,7 @@ def train(
         typer.Option(
             "--from",
             metavar="RUN",
-            help="go on with that run if only train.epochs differs, else begin with its weights",
+            help="continue this run if only train.epochs differs, else begin with its weights",
         ),
     ] = None,
     strict: Strict = False,
@@ -156,7 +158,7 @@ def resume(
 ) -> None:
     """Continue an unfinished run or sweep where it stopped.
 
-    A finished one is left as it is.
+    A finished one stays unchanged.
     """
     from harness.job.search import is_sweep
     from harness.system.console import Console
@@ -251,8 +253,7 @@ def predict(
 ) -> None:
     """Classify raw text with the model of a finished run.
 
-    An ensemble may be given too. Lines are answered as they arrive; those without a word get no
-    answer.
+    RUN may be an ensemble. Lines are classified as they arrive; lines without a word are skipped.
     """
     from harness.inference.predict import (
         JSON_LINES,
@@ -314,13 +315,15 @@ def export(
     run_folder: RunFolder,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="where to; default: the folder export of the run"),
+        typer.Option(
+            metavar="DIR", help="folder of the SavedModel; default: export in the folder of the run"
+        ),
     ] = None,
     trust_code: TrustCode = False,
 ) -> None:
     """Write a finished model as a SavedModel for raw text.
 
-    TensorFlow and TensorFlow Serving read it without this package.
+    TensorFlow and TensorFlow Serving load it without this package.
     """
     from harness.tracking.run_dir import RunDirectory
     from harness.training.launch import computing

@@ -45,16 +45,18 @@ def tune(
     sweep_id: Annotated[
         str | None,
         typer.Option(
-            "--sweep-id", metavar="ID", help="name of the sweep; continues an existing one"
+            "--sweep-id",
+            metavar="ID",
+            help="name of the sweep; continues an existing sweep of this name",
         ),
     ] = None,
     here: Here = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Search for better settings, or help with a search.
+    """Search for better settings, or add workers to a search.
 
-    Run it again with the same --sweep-id, on any node, and it helps. No trial is lost if a worker
-    or a command is killed. `harness sweep` shows the result.
+    The same command with the same --sweep-id adds workers, on any node. No trial is lost if a
+    worker or a command is killed. `harness sweep` shows the result.
     """
     from harness.compute.strategy import one_device_each
     from harness.job.search import load_search
@@ -85,7 +87,7 @@ def run_sweep(
     full: bool = False,
     resumes: bool = False,
 ) -> None:
-    """Begin a sweep or help with one, and print its result."""
+    """Begin a sweep or add workers to one, and print its result."""
     from harness.slurm.environment import resume_command
     from harness.tuning.tune import tune as run_search
 
@@ -113,7 +115,7 @@ def run_sweep(
 
 
 def resume_sweep(folder: Path, devices: str | None, data: Path | None) -> None:
-    """Go on with a sweep, on everything that this machine or allocation has."""
+    """Continue a sweep on all devices of this machine or allocation."""
     from harness.compute.strategy import one_device_each
     from harness.system.console import Console
     from harness.tuning.pool import WorkerRequest

@@ -1,6 +1,6 @@
 """The notebook's five recurrent sentiment models, each as one function over plain Keras layers.
 
-A network of your own needs no edit here: a job names it by its file, see jobs/README.md.
+A custom network needs no edit here: a job names it by its file, see jobs/README.md.
 
 Keras is imported inside the functions, since a job is checked against the names without it.
 """
@@ -237,14 +237,14 @@ def _belongs_to_an_own_network(job: Any) -> str:
     """Only with a custom network."""
     if job.model.options and not job.model.is_own:
         name = job.model.architecture
-        return f"{name} takes no options, which are for a network of your own ({FORM})"
+        return f"{name} takes no options, which are for a custom network ({FORM})"
     return ""
 
 
 def _is_read_by_the_network(job: Any) -> str:
     """Not with a custom network."""
     if job.model.ngram_ratios and job.model.is_own:
-        return "a network of your own reads words alone; set it to 0"
+        return "a custom network reads words alone; set it to 0"
     return ""
 
 

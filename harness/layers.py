@@ -43,7 +43,7 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
     Keras's own layer draws the same mask on every replica, and its generator's state is in no
     saved file. This one has no state, and drops the same numbers on one replica or on several.
 
-    In a network of your own it takes the place of `keras.layers.Dropout`; with `over_time` it drops
+    In a custom network it takes the place of `keras.layers.Dropout`; with `over_time` it drops
     whole channels, as `SpatialDropout1D` does, and with `over_channels` whole words. It drops in
     the training of a run alone.
     """

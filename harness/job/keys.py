@@ -347,6 +347,7 @@ class TrainConfig(ConfigSection):
         str,
         Facts(
             choices=("best", "last", *SCORES),
+            allowed="`best`, `last`, or a score as in `monitor`",
             unvalidated="last",
             for_all_reviews=True,
         ),
@@ -476,7 +477,7 @@ class Job(ConfigSection):
     def unused_keys(self) -> Iterator[tuple[str, str]]:
         """The keys that are set and do nothing, each with what it would have an effect with."""
         for key, needed in without_effect(TABLES, {key: self.value(key) for key in KEYS}):
-            # A network of one's own may read any key.
+            # A custom network may read any key.
             if not (self.model.is_own and "model.architecture" in FACTS[key].only_with):
                 yield key, needed
 

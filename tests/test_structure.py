@@ -11,15 +11,7 @@ from tests.conftest import PROJECT
 HARNESS = PROJECT / "harness"
 ORDER = (
     *("system", "job", "data", "slurm", "tracking"),
-    *(
-        "board",
-        "compute",
-        "inference",
-        "training",
-        "report",
-        "tuning",
-    ),
-    *("sweep_report", "doctor", "cli"),
+    *("board", "compute", "inference", "training", "report", "tuning", "doctor", "cli"),
 )
 MODULES = sorted(path for path in HARNESS.rglob("*.py") if path.name != "__init__.py")
 

@@ -30,7 +30,7 @@ Sweep = Annotated[
 @app.command(epilog="Example: harness sweep show runs/tune_lstm/slurm-1234")
 def show(folder: Sweep, trust_code: TrustCode = False) -> None:
     """Print the leaderboard and the importance of each key, and draw a plot."""
-    from harness.sweep_report.leaderboard import show as show_sweep
+    from harness.tuning.show import show as show_sweep
     from harness.tuning.sweep_dir import SweepDirectory
 
     show_sweep(SweepDirectory.open(folder))
@@ -39,7 +39,7 @@ def show(folder: Sweep, trust_code: TrustCode = False) -> None:
 @app.command(epilog="Example: harness sweep best runs/tune_lstm/slurm-1234 > jobs/mine.toml")
 def best(folder: Sweep, trust_code: TrustCode = False) -> None:
     """Print the best trial as a job file."""
-    from harness.sweep_report.best_trial import best_trial_toml
+    from harness.tuning.best_trial import best_trial_toml
     from harness.tuning.sweep_dir import SweepDirectory
 
     toml = best_trial_toml(SweepDirectory.open(folder))
@@ -63,8 +63,8 @@ def retrain(
     """Train the best trial on all training data and test it."""
     from harness.compute.strategy import one_device_each
     from harness.slurm.resources import parse_seeds
-    from harness.sweep_report.best_trial import retrain as retrain_best
     from harness.system.console import Console
+    from harness.tuning.best_trial import retrain as retrain_best
     from harness.tuning.sweep_dir import SweepDirectory
 
     kind = one_device_each(devices, "run")

@@ -18,9 +18,9 @@ from harness.errors import InputError, RunError
 from harness.job.job_file import load_job
 from harness.report.baseline import fit_ngrams, score_ngrams
 from harness.report.ensemble import Request, make_ensemble
-from harness.sweep_report.best_trial import best_trial_toml, retrained_job
 from harness.tracking.run_dir import stamped
 from harness.training.train import training_reviews
+from harness.tuning.best_trial import best_trial_toml, retrained_job
 from tests.conftest import Harness
 from tests.data.made_up_texts import make_rows, write_csv, write_folder
 from tests.report.finished_runs import write_finished

@@ -20,9 +20,9 @@ from harness.data.vocabulary import encode_split, encode_text, tokenize
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
-from harness.sweep_report.best_trial import data_of, sweep_data
 from harness.tracking.run_dir import run_identity
 from harness.training.launch import dataset_of
+from harness.tuning.best_trial import data_of, sweep_data
 from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import Harness
 from tests.data.made_up_texts import make_rows, write_csv, write_folder

@@ -10,19 +10,19 @@ from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.slurm.placement import Slot
 from harness.slurm.process_pool import Task
-from harness.sweep_report import best_trial
-from harness.sweep_report.best_trial import (
+from harness.system.console import Console
+from harness.tracking.run_dir import RunDirectory
+from harness.tuning import best_trial
+from harness.tuning.best_trial import (
     best_job,
     best_of,
     best_trial_toml,
     retrain,
     retrained_job,
 )
-from harness.sweep_report.importance import scored_trials
-from harness.system.console import Console
-from harness.tracking.run_dir import RunDirectory
 from harness.tuning.leaderboard import ranked
 from harness.tuning.protocol import Trial
+from harness.tuning.show import scored_trials
 from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import Harness, wait_for
 from tests.tuning.made_up_sweep import HYPERBAND, RANDOM, make_sweep, trial

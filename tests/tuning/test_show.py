@@ -14,11 +14,10 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from harness.job.search import Parameter, short_names
-from harness.sweep_report.importance import comparable, effects_of, scored_trials
-from harness.sweep_report.leaderboard import digits_of, leaderboard, show
-from harness.sweep_report.plots import MISSING, SPREAD, axis_of, parallel_coordinates
 from harness.tuning.leaderboard import ranked
+from harness.tuning.plots import MISSING, SPREAD, axis_of, parallel_coordinates
 from harness.tuning.protocol import Trial
+from harness.tuning.show import comparable, digits_of, effects_of, leaderboard, scored_trials, show
 from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import PROJECT
 from tests.tuning.made_up_sweep import HYPERBAND, RANDOM, make_sweep, trial

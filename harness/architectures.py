@@ -102,14 +102,9 @@ def sentiment(
         ),
     )
     recurrent = recurrent if config.recurrent else ()
-    # From the outputs over time to one vector; the notebook takes the last output.
-    chains = {
-        "last": (),
-        "max": (layers.GlobalMaxPooling1D,),
-        "mean": (layers.GlobalAveragePooling1D,),
-    }
-    if config.pooling in chains and not config.ngram_ratios and not config.right_padded:
-        pooling = (layer() for layer in chains[config.pooling])
+    kinds = config.pooling.split("+")
+    if len(kinds) == 1 and not config.ngram_ratios and not config.right_padded:
+        pooling = _pooling(kinds[0])
         return keras.Sequential(
             [tokens, *first, *in_words, *recurrent, *pooling, *last], name=config.architecture
         )
@@ -120,7 +115,7 @@ def sentiment(
         x = layers.Concatenate()([x, inputs[1]])
     x = _chained(x, in_words)
     padding = Padding(tokens) if config.right_padded else None
-    x = _pooled(x, recurrent, config.pooling.split("+"), padding=padding)
+    x = _pooled(x, recurrent, kinds, padding=padding)
     return keras.Model(inputs, _chained(x, last), name=config.architecture)
 
 
@@ -128,6 +123,18 @@ def _chained(x: "keras.KerasTensor", layers: Sequence["keras.Layer"]) -> "keras.
     for layer in layers:
         x = layer(x)
     return x
+
+
+def _pooling(kind: str) -> Sequence["keras.Layer"]:
+    """The layers from outputs over time to one vector; the notebook takes the last output."""
+    from keras import layers
+
+    kinds = {
+        "last": (),
+        "max": (layers.GlobalMaxPooling1D,),
+        "mean": (layers.GlobalAveragePooling1D,),
+    }
+    return [layer() for layer in kinds[kind]]
 
 
 class Padding:
@@ -216,15 +223,13 @@ def _pooled(
         else:
             x = layer(x)
             directions = [x]
-    if padding:
-        pool = {"last": padding.last, "max": padding.max, "mean": padding.mean}
-    else:
-        pool = {
-            "last": lambda x: x,
-            "max": lambda x: layers.GlobalMaxPooling1D()(x),
-            "mean": lambda x: layers.GlobalAveragePooling1D()(x),
-        }
-    parts = [pool[kind](outputs) for outputs in directions for kind in kinds]
+
+    def pool(x: "keras.KerasTensor", kind: str) -> "keras.KerasTensor":
+        if not padding:
+            return _chained(x, _pooling(kind))
+        return {"last": padding.last, "max": padding.max, "mean": padding.mean}[kind](x)
+
+    parts = [pool(outputs, kind) for outputs in directions for kind in kinds]
     return layers.Concatenate()(parts) if len(parts) > 1 else parts[0]
 
 

@@ -184,8 +184,8 @@ OF_ALL_OPTIMIZERS: dict[str, type] = {"weight_decay": float}
 
 # The scores of the validation reviews by which an epoch is judged, and what is better.
 SCORES: dict[str, Literal["min", "max"]] = {
-    "val_loss": "min",
     "val_accuracy": "max",
+    "val_loss": "min",
     "val_balanced_accuracy": "max",
     "val_f1": "max",
     "val_f1_macro": "max",
@@ -197,6 +197,10 @@ SCORES: dict[str, Literal["min", "max"]] = {
     "val_log_loss": "min",
 }
 OF_EACH_EPOCH = ("val_loss", "val_accuracy")  # the others are computed where one is watched
+# The scores that can rank the trials of a search. A model that always answers one class has the
+# best recall, and few classes have no top 5.
+NO_OBJECTIVES = ("val_precision", "val_recall", "val_top_5_accuracy")
+OBJECTIVES = tuple(name for name in SCORES if name not in NO_OBJECTIVES)
 
 
 def _names_each_once(names: list[str]) -> list[str]:

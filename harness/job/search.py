@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -37,7 +37,7 @@ from harness.job.job_file import (
     suggest_key,
     with_code,
 )
-from harness.job.keys import FACTS, KEYS, OF_EACH_EPOCH, SCORES, TABLES, Job
+from harness.job.keys import FACTS, KEYS, OBJECTIVES, OF_EACH_EPOCH, SCORES, TABLES, Job
 
 Value = bool | int | float | str
 Values = Mapping[str, Value]  # of a trial, by the job's keys in dotted form
@@ -246,17 +246,6 @@ def _in_order(space: Sequence[Parameter], path: Path) -> list[Parameter]:
 
 
 SEARCH_FILE = "search.toml"  # in a sweep's folder
-Objective = Literal[
-    "val_accuracy",
-    "val_loss",
-    "val_balanced_accuracy",
-    "val_f1",
-    "val_f1_macro",
-    "val_f1_weighted",
-    "val_roc_auc",
-    "val_log_loss",
-]
-OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 GUIDED = ("bayesian", "hyperband", "asha")  # tuners whose choices depend on results
 
 
@@ -266,7 +255,7 @@ class SearchConfig(ConfigSection):
     tuner: Literal["random", "grid", "bayesian", "hyperband", "asha"] = Field(
         "random", description="algorithm that chooses the trials"
     )
-    objective: Objective = Field(
+    objective: Annotated[str, Facts(choices=OBJECTIVES)] = Field(
         "val_accuracy",
         description="validation score of the saved weights, by which trials are ranked",
     )
@@ -321,7 +310,7 @@ class TrialRow:
     name: str
     values: Values  # by the keys that differ between trials, as far as this one has them
     columns: Values  # an example for each of these keys
-    objective: Objective
+    objective: str
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,6 @@ from harness.errors import RunError
 MAX_MATRIX = 100  # classes in a confusion matrix of a result: 10,000 numbers
 TOP = 5
 CLASSES_FOR_TOP = 10  # above which the share of labels among the most probable classes is a score
-# Beside `val_loss` and `val_accuracy`, which each epoch has.
-VALIDATION_SCORES = ("balanced_accuracy", "f1", "f1_macro", "f1_weighted", "roc_auc", "log_loss")
 
 
 def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from harness.data.ngrams import NgramRatios, fit_ratios
 from harness.errors import InputError, Interrupted, RunError
 from harness.inference.model_file import save_model
 from harness.inference.predict import RATIOS_CHECKSUM, RATIOS_FILE
-from harness.job.keys import Job
+from harness.job.keys import OBJECTIVES, OF_EACH_EPOCH, Job
 from harness.job.own_code import mode_in
 from harness.job.search import TrialRow
 from harness.slurm.environment import node_name, resume_command
@@ -50,7 +50,7 @@ from harness.training.callbacks import own_callbacks
 from harness.training.checkpoint import remove_checkpoints
 from harness.training.context import Compute, Observers, RunContext, known_words
 from harness.training.failures import recorded_failures
-from harness.training.metrics import VALIDATION_SCORES, test_scores
+from harness.training.metrics import test_scores
 from harness.training.parent import Parent, begin_with, nothing_left_if_refused
 from harness.training.pictures import calibration_picture, confusion_picture, roc_picture
 from harness.training.trainer import Trainer
@@ -282,7 +282,8 @@ def score_validation(trainer: Trainer, validation: Reviews, *, keeps: bool) -> d
         arrays = {"probabilities": probabilities, "labels": validation.labels}
         write_predictions(trainer.run, VALIDATION_PREDICTIONS, arrays)
     scores = test_scores(validation.labels, probabilities)
-    return {f"val_{name}": scores[name] for name in VALIDATION_SCORES}
+    names = (name for name in OBJECTIVES if name not in OF_EACH_EPOCH)
+    return {name: scores[name.removeprefix("val_")] for name in names}
 
 
 def write_predictions(run: RunDirectory, name: str, arrays: Mapping[str, Any]) -> None:

@@ -15,8 +15,8 @@ from harness.compute.memory import forget_gradients, largest_gb
 from harness.compute.strategy import describe_devices
 from harness.data.dataset import Dataset
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError, TakenOver
-from harness.job.keys import Job
-from harness.job.search import OBJECTIVES, SearchSpec
+from harness.job.keys import OBJECTIVES, Job
+from harness.job.search import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.console import printable
 from harness.system.files import is_of_disk

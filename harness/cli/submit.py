@@ -221,6 +221,7 @@ def reproduce(
     """
     from harness.slurm.snapshot import project_folder
     from harness.system.console import Console
+    from harness.tracking.reproduce import JOB_FILE
     from harness.tracking.reproduce import reproduce as restore
     from harness.tracking.run_dir import RunDirectory
 
@@ -236,5 +237,5 @@ def reproduce(
     for warning in restored.warnings:
         console.warning(warning)
     echo(f"code  {restored.folder}, from {restored.source}")
-    echo(f"job   {restored.folder / restored.job_file}")
+    echo(f"job   {restored.folder / JOB_FILE}")
     echo(f"next  {restored.command}")

@@ -21,6 +21,7 @@ from harness.config import (
     Tables,
     dump_toml,
     facts_of,
+    flat,
     is_free,
     without_effect,
 )
@@ -198,25 +199,18 @@ def _kind(key: str, values: Sequence[object]) -> type:
 def _condition(raw: object, where: str) -> tuple[str | None, tuple[Value, ...]]:
     if raw is None:
         return None, ()
-    flat = dict(_flat(raw)) if isinstance(raw, dict) else {}
-    if len(flat) != 1:
+    items = raw.items() if isinstance(raw, dict) else ()
+    named = [setting for key, value in items for setting in flat(key, value)]
+    if len(named) != 1:
         raise InputError(
             f"{where}.when = {raw!r}: should name one key and its values, such as "
             '{ model.architecture = ["stacked_lstm"] }'
         )
-    ((key, values),) = flat.items()
+    ((key, values),) = named
     values = values if isinstance(values, list) else [values]
     if not values:
         raise InputError(f"{where}.when = {raw!r}: is empty; list a value at least")
     return key, tuple(values)
-
-
-def _flat(raw: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for table, keys in raw.items():
-        if isinstance(keys, dict):
-            yield from ((f"{table}.{name}", value) for name, value in _by_key(table, keys))
-        else:
-            yield table, keys
 
 
 def _in_order(space: Sequence[Parameter], path: Path) -> list[Parameter]:

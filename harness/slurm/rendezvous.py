@@ -251,7 +251,7 @@ class WorkerGroup:
     def _read(self, name: str) -> bytes | None:
         """The content of a file, None where it is not there, or can't be read now."""
         with contextlib.suppress(OSError):
-            self._disk.opens(self.folder)  # on NFS it has the node look for new names
+            self._disk.names(self.folder)  # on NFS this makes the node look for new names
             return self._disk.read(self.folder / name)
         return None
 

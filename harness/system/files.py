@@ -1,4 +1,11 @@
-"""Files and folders of this user: written whole, read with suspicion, cached, made in turn."""
+"""Files and folders: whose they are, written whole or not at all, read without trust, cached.
+
+A file or folder is written under a temporary name next to its target, `.<random>.tmp`, and renamed.
+The name is random because processes of several nodes, with the same process ids, may write the same
+file. Folders that killed processes left are removed a day later, when a folder is made beside them.
+
+Plain files are read by `open_plain_file`: a FIFO would never answer, a device never end.
+"""
 
 import contextlib
 import errno
@@ -21,6 +28,22 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 from harness.errors import DiskError, InputError
 
+ABANDONED_S = 86_400
+REMEDY = "free space there, or choose another --runs"
+MAX_RECORD_BYTES = 256_000_000  # more than any record of a run, or a vocabulary
+# Errors which say that there is no such file. A failing disk raises others.
+NO_RECORD = (
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.EINVAL, errno.EFBIG, errno.ENAMETOOLONG, errno.ENXIO),
+)
+MAX_THREADS = 32
+FEWEST = 8  # items per thread: starting a thread takes longer than one call to a local disk
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
+
+# Owners
+
 
 def owner_name(user_id: int) -> str:
     """The name of a user, or the number where the system knows no name."""
@@ -31,22 +54,22 @@ def owner_name(user_id: int) -> str:
 
 
 def foreign_link(path: str | Path) -> str:
-    """The name of the other user whose symbolic link this is; empty if it is root's, or no link."""
+    """The owner of a symbolic link of another user, but not root's; empty for any other path."""
     try:
         status = os.lstat(path)
-    except OSError:  # it is not there, or can't be looked at
+    except OSError:  # missing or unreadable
         return ""
     is_foreign = stat.S_ISLNK(status.st_mode) and status.st_uid not in (os.getuid(), 0)
     return owner_name(status.st_uid) if is_foreign else ""
 
 
 def distrust(path: Path, owners: Collection[str] = ()) -> str:
-    """Why what is in a file or folder may come from somebody else; empty if it can't.
+    """Why somebody else may have written a file or folder; empty if nobody could.
 
-    Its owner should be this user, root, or one of those named, and nobody else able to write to it.
+    Trusted are this user, root and `owners`, as long as nobody else can write to it.
 
     Raises:
-        OSError: if it is not there.
+        OSError: if it is missing.
     """
     status = path.stat()
     name = owner_name(status.st_uid)
@@ -56,15 +79,15 @@ def distrust(path: Path, owners: Collection[str] = ()) -> str:
 
 
 def others_can_write(status: os.stat_result) -> bool:
-    """Whether its mode lets other users change a file, or what is in a folder."""
+    """Whether the mode lets other users change a file, or the content of a folder."""
     if stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX:
-        return False  # as in /tmp, each user changes only what is their own
+        return False  # as in /tmp, where users change their own files only
     by_group = bool(status.st_mode & stat.S_IWGRP) and not _is_own_group(status)
     return by_group or bool(status.st_mode & stat.S_IWOTH)
 
 
 def _is_own_group(status: os.stat_result) -> bool:
-    """Whether the group is the owner's alone, as many systems make one for each user."""
+    """Whether the owner is the group's only member; many systems make such a group per user."""
     try:
         group = grp.getgrgid(status.st_gid)
     except KeyError:
@@ -72,8 +95,7 @@ def _is_own_group(status: os.stat_result) -> bool:
     return group.gr_name == owner_name(status.st_uid) and not set(group.gr_mem) - {group.gr_name}
 
 
-ABANDONED_S = 86_400
-REMEDY = "free space there, or choose another --runs"
+# Writing
 
 
 def atomic_write(
@@ -83,7 +105,7 @@ def atomic_write(
     *,
     remedy: str = REMEDY,
 ) -> None:
-    """Write a file. Its folder is made where it is missing.
+    """Write a file, and make its folder if it is missing.
 
     Args:
         content: text, bytes, or a function that writes into a binary file.
@@ -116,10 +138,10 @@ def atomic_save(target: Path, save: Callable[[Path], object]) -> None:
 
 @contextlib.contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Yield a new folder to fill, which is renamed to `target` at the end, or removed on failure.
+    """Yield a new folder, which is renamed to `target` at the end, or removed after an error.
 
     Raises:
-        OSError: if the disk refuses, or `target` exists and is no empty folder.
+        OSError: if the disk refuses, or `target` exists and is not an empty folder.
     """
     temporary = _temporary(target).with_suffix(f".{target.name[:100]}.tmp")
     remove_abandoned(target.parent, f".{'[0-9a-f]' * 32}.*.tmp")
@@ -133,7 +155,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path, pattern: str) -> None:
-    """Remove the user's own folders of such names that killed processes left a day ago."""
+    """Remove this user's folders of such names that killed processes left over a day ago."""
     for copy in folder.glob(pattern):
         with contextlib.suppress(OSError):
             known = copy.lstat()
@@ -142,21 +164,21 @@ def remove_abandoned(folder: Path, pattern: str) -> None:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove what killed processes left of a folder; nobody may be making it."""
+    """Remove what killed processes left of a folder; no process may be making it now."""
     for leftover in target.parent.glob(f".*.{glob.escape(target.name[:100])}.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[Path]:
-    """Like `atomic_directory`, but in place of an earlier folder, which stays until this is whole.
+    """Like `atomic_directory`, but replaces an earlier folder once the new one is whole.
 
     Args:
         target: the folder; a link to one stays a link.
-        check: raises if what is there may not be replaced; called again before it is.
+        check: raises if the earlier folder may not be replaced; called right before it is.
 
     Raises:
-        InputError: for a link that leads nowhere, or is another user's, who would choose the place.
+        InputError: for a broken link, or another user's link.
         OSError: if the disk refuses.
     """
     if target.is_symlink():
@@ -171,12 +193,12 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
             continue
         if target.exists():
             shutil.rmtree(left, ignore_errors=True)
-        else:  # a process was killed after it had moved the earlier folder away
+        else:  # a process was killed between the two renames
             left.rename(target)
     try:
         with atomic_directory(target) as temporary:
             yield temporary
-            check(target)  # something else may have been put there meanwhile
+            check(target)  # somebody may have put something else there
             with contextlib.suppress(FileNotFoundError):
                 target.rename(old)
     finally:
@@ -191,7 +213,7 @@ def write_refusal(path: Path, error: OSError, remedy: str = REMEDY) -> str:
 
 
 def why_refused(error: OSError) -> str:
-    """The system's reason; for a folder that could not be made, what is in its place."""
+    """The system's reason; for a folder that could not be made, the file in its place."""
     if isinstance(error, FileExistsError) and error.filename:
         return f"{error.filename} is no folder, or a link to one that is not there"
     return error.strerror or str(error)
@@ -203,9 +225,9 @@ def replace_file(
     """Let `save` write a file under a temporary name next to its target, then rename it.
 
     Args:
-        target: the file, whose folder is there.
+        target: the file, in an existing folder.
         suffix: of the temporary name.
-        synced: whether the content is on the disk before it is seen.
+        synced: whether the content reaches the disk before the file has its name.
 
     Raises:
         OSError: if the disk refuses.
@@ -225,16 +247,22 @@ def replace_file(
 
 
 def sync_entry(path: Path) -> None:
-    """Put a name on the disk: that of a file is an entry of its folder, with a sync of its own.
+    """Bring the name of a file onto the disk: an entry of its folder, which needs its own sync.
 
-    Without it a power cut can take back a file that is known to be complete.
+    Without it a power cut can remove a complete file.
     """
-    descriptor = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        sync(path.parent)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some disks sync no folder
             raise
+
+
+def sync(path: Path) -> None:
+    """Bring a file's content, or a folder's names, onto the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -253,21 +281,11 @@ def _write(target: Path, save: Callable[[Path], object], *, suffix: str = "", re
         raise DiskError(write_refusal(target, error, remedy)) from None
 
 
-MAX_RECORD_BYTES = 256_000_000  # no record of a run is larger, a vocabulary neither
-# That a file is missing, or is none. A disk that fails has many other answers.
-NO_RECORD = (
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
-    *(errno.EINVAL, errno.EFBIG, errno.ENAMETOOLONG, errno.ENXIO),
-)
-MAX_THREADS = 32
-FEWEST = 8  # for each thread; to start one takes longer than a question to a local disk
-
-Item = TypeVar("Item")
-Answer = TypeVar("Answer")
+# Reading
 
 
 def is_file(path: Path) -> bool:
-    """Whether it is a file that may be seen; what a failing disk says is no answer."""
+    """Whether a path is a file that this user can see. A failing disk raises its OSError."""
     try:
         return path.is_file()
     except OSError as error:
@@ -280,11 +298,11 @@ def read_plain_file(path: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
     """The bytes of a plain file.
 
     Args:
-        path: of the file, or of a link to one.
-        limit: the most bytes that it may have.
+        path: the file, or a link to it.
+        limit: its largest size in bytes.
 
     Raises:
-        OSError: if it can't be read, is no plain file, or is larger.
+        OSError: if it is unreadable, not a plain file, or larger.
     """
     with open_plain_file(path) as file:
         if os.fstat(file.fileno()).st_size > limit:
@@ -293,17 +311,17 @@ def read_plain_file(path: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
 
 
 class Record(NamedTuple):
-    """A file that is written whole and renamed, and what its file system says of it."""
+    """The content of a file that was written whole, and facts of its file system."""
 
     content: bytes
     modified_s: float  # since 1970
-    owner: int  # of a link, who made it
+    owner: int  # for a link, of the link
 
 
 def read_record(path: str) -> Record | None:
-    """A small plain file, by one call each to open, ask, read and close; None if it can't be read.
+    """A small plain file, with one system call per step; None if it is unreadable.
 
-    A path in text: with many files, `Path` takes longer than the disk.
+    The path is a string: for many files, `Path` takes longer than the disk.
     """
     flags, owner = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, None
     try:
@@ -321,7 +339,7 @@ def read_record(path: str) -> Record | None:
             content = os.read(descriptor, status.st_size + 1)
         finally:
             os.close(descriptor)
-    except (OSError, ValueError):  # a NUL, or what no file system can write
+    except (OSError, ValueError):  # a NUL byte, or half a character
         return None
     return Record(content, status.st_mtime, status.st_uid if owner is None else owner)
 
@@ -330,27 +348,27 @@ def open_plain_file(path: Path) -> BinaryIO:
     """Open a plain file to read.
 
     Raises:
-        OSError: if it can't be read, or is no plain file.
+        OSError: if it is unreadable or not a plain file.
     """
-    # Opening a FIFO would wait for a writer; a plain file opens the same with the flag.
+    # O_NONBLOCK changes nothing for a plain file; without it, opening a FIFO waits for a writer.
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except ValueError:  # a NUL, or what no file system can write; a record may name anything
-        raise OSError(errno.EINVAL, "it is no path", str(path)) from None
+    except ValueError:  # a NUL byte, or half a character, from a record
+        raise OSError(errno.EINVAL, "it is not a path", str(path)) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        raise OSError(errno.EINVAL, "it is not a plain file", str(path))
     return os.fdopen(descriptor, "rb")
 
 
-# What an error says
+# Errors of a disk
 
 
 def raise_unless_missing(error: OSError, path: Path) -> None:
-    """Raise what a failing disk says; return if there is no such file.
+    """Raise unless the error says that there is no such file.
 
     Raises:
-        DiskError: in one line, with what to do.
+        DiskError: one line with the remedy.
     """
     if error.errno in NO_RECORD:
         return
@@ -360,13 +378,13 @@ def raise_unless_missing(error: OSError, path: Path) -> None:
 
 
 def is_said_of_disk(line: str) -> bool:
-    """Whether a traceback's last line says that a disk fails, which may be over in minutes."""
+    """Whether the last line of a traceback blames a disk, which may recover within minutes."""
     by_disk = any(os.strerror(number) in line for number in (errno.EIO, errno.ESTALE))
     return by_disk and re.match(r"\w+Error: ", line) is not None
 
 
 def disk_error_in(error: BaseException | None) -> OSError | None:
-    """What a failing disk said, if an error was made of it: zipfile calls any file broken then."""
+    """The error of a disk behind this one: zipfile, for one, reports a broken file instead."""
     while error:
         if isinstance(error, OSError) and error.errno not in (None, *NO_RECORD):
             return error
@@ -375,16 +393,17 @@ def disk_error_in(error: BaseException | None) -> OSError | None:
 
 
 def is_of_disk(error: Exception) -> bool:
-    """Whether an error says that a disk fails, perhaps in a message that was made of it."""
+    """Whether a failing disk is the cause of an error."""
     return isinstance(error, DiskError) or disk_error_in(error) is not None
 
 
-# Many questions
-
-
 def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
-    """The answer to each item, in order; an error that one raises is raised here."""
-    size = max(FEWEST, -(-len(items) // MAX_THREADS))  # a future for each item would take longer
+    """Call `ask` for all items at a time, as each call may wait for a network disk.
+
+    Returns:
+        The answers, in order. The first error is raised.
+    """
+    size = max(FEWEST, -(-len(items) // MAX_THREADS))  # a future per item would take longer
     parts = [items[at : at + size] for at in range(0, len(items), size)]
     if len(parts) < 2:
         return [ask(item) for item in items]
@@ -394,7 +413,7 @@ def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Ans
 
 @contextlib.contextmanager
 def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
-    """A new folder below `parent`, or else `TMPDIR`, for this user alone, removed at the end."""
+    """A new folder below `parent`, or `TMPDIR`, only for this user; removed at the end."""
     with tempfile.TemporaryDirectory(
         prefix="harness-", dir=parent, ignore_cleanup_errors=True
     ) as name:
@@ -403,7 +422,7 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def turn_at(path: Path) -> Iterator[bool]:
-    """Wait until nobody else makes a file or folder; False where its disk has no locks."""
+    """Hold the lock on making a file or folder. Yields False on a disk without locks."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -414,7 +433,7 @@ def turn_at(path: Path) -> Iterator[bool]:
     alone = False
     try:
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # which a process loses when it ends
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # released when the process ends
             alone = True
         yield alone
     finally:
@@ -422,16 +441,16 @@ def turn_at(path: Path) -> Iterator[bool]:
 
 
 def cache_folder() -> Path:
-    """The user's cache, for datasets and more; it may be removed at any time."""
+    """The user's cache of datasets and more, which may be removed at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harness"
 
 
 def private_cache(name: str) -> Path | None:
-    """A folder of the cache for code that is run, None if others could put code into it."""
+    """A folder of the cache for executable code; None if others could put code into it."""
     folder = (cache_folder() / name).absolute()
     try:
         for each in (*reversed(folder.parents), folder):
-            each.mkdir(mode=0o700, exist_ok=True)  # not by the umask, as parents are otherwise
+            each.mkdir(mode=0o700, exist_ok=True)  # regardless of the umask
         if others_can_write(folder.parent.stat()):  # made with a lax umask
             folder.parent.chmod(0o700)
         status = folder.lstat()
@@ -443,24 +462,23 @@ def private_cache(name: str) -> Path | None:
 
 
 def _can_be_replaced(folder: Path) -> bool:
-    """Whether others could put another folder in its place, by a folder above it."""
+    """Whether others could replace a folder, because they can write to one above it."""
     for above in reversed(folder.parents):
         status = above.stat()
         if others_can_write(status):
             return True
         if status.st_uid == os.getuid() and not status.st_mode & 0o011:
-            return False  # nobody else comes further
+            return False  # others can't pass
     return False
 
 
 class SharedDisk:
-    """The operations that processes of several nodes need to meet in a folder.
+    """How processes of several nodes meet in a folder.
 
-    A node may see an older state of a shared disk for a while. Reading is open and read: what a
-    file system says of a file that is not opened (that it exists, its size, its time) may be older
-    than its content, or wrong.
+    A node may see an older state of a shared disk for a while. So files are opened and read: facts
+    about a file that is not open (existence, size, time) may be older than its content, or wrong.
 
-    Each raises an OSError where the file system fails, which never means that nothing was done.
+    All methods raise OSError if the file system fails, even though they may have succeeded.
     """
 
     def read(self, path: Path) -> bytes | None:
@@ -469,14 +487,6 @@ class SharedDisk:
             return path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
-
-    def opens(self, folder: Path) -> bool:
-        """Whether a folder can be opened."""
-        try:
-            os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
-        except FileNotFoundError:
-            return False
-        return True
 
     def names(self, folder: Path) -> list[str]:
         """The names in a folder; new ones may be missing."""
@@ -493,14 +503,6 @@ class SharedDisk:
             synced: whether it is on the disk before it is seen.
         """
         replace_file(path, lambda temporary: temporary.write_bytes(content), synced=synced)
-
-    def sync(self, path: Path) -> None:
-        """Bring a file's content, or a folder's names, onto the disk."""
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def file_system(path: Path) -> str:

@@ -125,35 +125,23 @@ def library_versions() -> dict[str, str | None]:
 
     Of the libraries that TensorFlow has loaded, where it has loaded them.
     """
-    return {"cudnn": _cudnn_version(), "cublas": _cublas_version(), "nccl": _nccl_version()}
+    value, found = ctypes.c_int(), dict[str, str | None].fromkeys(("cudnn", "cublas", "nccl"))
+    if cudnn := _load("libcudnn.so.9"):
+        cudnn.cudnnGetVersion.restype = ctypes.c_size_t
+        found["cudnn"] = _dotted(int(cudnn.cudnnGetVersion()))
+    if cublas := _load("libcublas.so.12"):
+        parts = []
+        for part in range(3):  # MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL of library_types.h
+            cublas.cublasGetProperty(part, ctypes.byref(value))
+            parts.append(str(value.value))
+        found["cublas"] = ".".join(parts)
+    if (nccl := _load(NCCL)) and nccl.ncclGetVersion(ctypes.byref(value)) == 0:
+        found["nccl"] = _dotted(value.value)
+    return found
 
 
-def _cudnn_version() -> str | None:
-    library = _load("libcudnn.so.9")
-    if library is None:
-        return None
-    library.cudnnGetVersion.restype = ctypes.c_size_t
-    number = int(library.cudnnGetVersion())
-    return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"
-
-
-def _cublas_version() -> str | None:
-    library = _load("libcublas.so.12")
-    if library is None:
-        return None
-    value, parts = ctypes.c_int(), []
-    for part in range(3):  # MAJOR_VERSION, MINOR_VERSION, PATCH_LEVEL of library_types.h
-        library.cublasGetProperty(part, ctypes.byref(value))
-        parts.append(str(value.value))
-    return ".".join(parts)
-
-
-def _nccl_version() -> str | None:
-    library = _load(NCCL)
-    value = ctypes.c_int()
-    if library is None or library.ncclGetVersion(ctypes.byref(value)) != 0:
-        return None
-    number = value.value  # 22105 is 2.21.5
+def _dotted(number: int) -> str:
+    """`9.10.2` for 91002."""
     return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"
 
 

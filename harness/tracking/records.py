@@ -56,18 +56,18 @@ class Heartbeat:
             "space": process_space(),
             "slurm_job": allocation.job_id if allocation else None,
             "slurm_own_id": allocation.own_id if allocation else None,
-            # Whether the job scripts began it; else its job may be a session for more than a run.
+            # Whether the job scripts began it; else its job may run other programs, too.
             "owns_job": allocation is not None and allocation.max_requeues is not None,
             "log": allocation.log if allocation else os.environ.get("HARNESS_LOG"),
         }
         self._last = float("-inf")
 
     def beat(self, phase: str, **values: object) -> None:
-        """Record where the run is; written when the phase changes, and every few seconds.
+        """Record the progress; written at every change of phase, and every few seconds.
 
         Args:
             phase: starting, training, validating, testing, finished, interrupted or failed.
-            values: epoch, step, reviews_per_s, eta_s and whatever else is known.
+            values: epoch, step, reviews_per_s, eta_s and more.
         """
         changed = phase != self.state.get("phase")
         now = self.clock()
@@ -86,9 +86,9 @@ class Heartbeat:
 
 
 def record_death(run: LeasedDirectory, process: int, error: str) -> None:
-    """Record that the process that trained a run died, in its place.
+    """Record the death of a run's process, in its place.
 
-    Nothing is written if another process has taken the run over, or this one had not begun it.
+    Writes nothing if another process took the run over, or this one had not begun it.
     """
     if run.read_json("lease.json").get("process") == process:
         state = run.read_json("state.json")
@@ -99,7 +99,7 @@ def record_death(run: LeasedDirectory, process: int, error: str) -> None:
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
 TAIL_BYTES = 8192  # of a log
 RESULT = "result.json"
-# What the heartbeat says, and how it is read: at any time, and while the run trains alone.
+# Fields of the heartbeat and their readers: always valid, and valid only while the run trains.
 STATE: dict[str, Callable[[object], Any]] = {
     **dict.fromkeys(("epoch", "num_epochs", "step", "num_steps", "process"), whole),
     **dict.fromkeys(("host", "phase", "signal", "error"), text),
@@ -114,7 +114,7 @@ ALIVE = ("running", "starting", "suspended", "stale", "pending", "submitted")
 
 @dataclass(frozen=True)
 class Submission:
-    """A run that `harness submit` sent to the queue, from its record."""
+    """A run of a submitted job, from the record of `harness submit`."""
 
     folder: Path
     job: str | None
@@ -122,19 +122,19 @@ class Submission:
     seed: int | None
     log: str | None
     time_s: float
-    resumed_by: str | None = None  # the id of a job that goes on with a run that was there before
-    job_file: str | None = None  # with every default
+    resumed_by: str | None = None  # the id of a job that continues an existing run
+    job_file: str | None = None  # with all defaults
     is_own: bool = True
 
 
 @dataclass
 class RunStatus:
-    """A run, or a job that will become one, and the state that follows from what is seen."""
+    """A run, or a job that has yet to make one, and its state."""
 
-    run: str  # its path below --runs, such as lstm/slurm-12_3
+    run: str  # the path below --runs, such as lstm/slurm-12_3
     folder: Path
     state: str = "unknown"
-    note: str = ""  # why, or what can be done, in a few words
+    note: str = ""  # the reason or the remedy, in a few words
     job: str | None = None
     architecture: str | None = None
     seed: int | None = None
@@ -145,24 +145,24 @@ class RunStatus:
     reviews_per_s: float | None = None
     eta_s: float | None = None
     step_ms: float | None = None
-    input_wait_share: float | None = None  # of a step's time
-    # As harness.system.resource_monitor names its figures.
+    input_wait_share: float | None = None  # of the time of a step
+    # Named as in harness.system.resource_monitor.
     device: dict[str, float] = field(default_factory=dict)
-    val_accuracy: float | None = None  # of the last epoch, or the one kept
+    val_accuracy: float | None = None  # of the last or the best epoch
     test_accuracy: float | None = None
-    trials: dict[str, Any] | None = None  # of a sweep: how many are finished, failed and so on
+    trials: dict[str, Any] | None = None  # of a sweep: numbers of finished, failed and other trials
     restarts: int = 0
-    slurm_job: str | None = None  # as people write it: 12, or 12_3 for an array task
+    slurm_job: str | None = None  # as Slurm shows it: 12, or 12_3 for an array task
     host: str | None = None
     process: int | None = None
     log: str | None = None
     heartbeat_age_s: float | None = None
-    time_s: float = 0.0  # the last sign of life, seconds since 1970
+    time_s: float = 0.0  # the last heartbeat, in seconds since 1970
     phase: str | None = field(default=None, repr=False)
     signal: str | None = field(default=None, repr=False)
     error: str | None = field(default=None, repr=False)
-    is_own: bool = field(default=True, repr=False)  # the scheduler only reports own jobs
-    reported_job: str | None = field(default=None, repr=False)  # the job's id in the heartbeat
+    is_own: bool = field(default=True, repr=False)  # the queue shows only this user's jobs
+    reported_job: str | None = field(default=None, repr=False)  # the id in the heartbeat
     submission: Submission | None = field(default=None, repr=False)
     expected_s: float = field(default=0.0, repr=False)  # between two writes of the heartbeat
     queued: QueuedJob | None = field(default=None, repr=False)
@@ -174,54 +174,54 @@ class RunStatus:
 
     @property
     def job_lives(self) -> bool:
-        """Whether Slurm knows its job and the job has not ended."""
+        """Whether Slurm knows its job, and the job has not ended."""
         return self.queued is not None and not self.queued.ended
 
     @property
     def shares_job(self) -> bool:
-        """Whether the job trains other seeds too."""
-        job = re.escape(self.slurm_job or "")  # of tasks that wait the queue says 12_[1-5]
-        # A script of one's own that calls the job scripts adds a checksum of their arguments.
+        """Whether its job trains other seeds, too."""
+        job = re.escape(self.slurm_job or "")  # the queue shows waiting tasks as 12_[1-5]
+        # A user's script that calls the job scripts adds a checksum of their arguments.
         return bool(re.fullmatch(rf"slurm-{job}(-\d+)?-seed\d+", self.folder.name))
 
     def is_there(self, name: str = "") -> bool:
-        """Whether the folder, or a file in it, is there and may be seen."""
+        """Whether the folder, or a file in it, exists and is visible."""
         return os.path.exists(self.folder / name)  # noqa: PTH110 - never raises
 
     @property
     def asked_to_cancel(self) -> bool:
-        """Whether its user cancels this run alone, of several in a job."""
+        """Whether its user cancelled this run only, of several in a job."""
         return self.is_there(CANCEL)
 
     @property
     def will_not_begin(self) -> bool:
-        """Whether its user cancelled this run alone before it began."""
+        """Whether its user cancelled this run only, before it began."""
         return self.phase is None and self.shares_job and self.asked_to_cancel
 
     @property
     def was_cancelled(self) -> bool:
-        """Whether somebody ended it, by scancel, harness cancel or Ctrl-C."""
+        """Whether somebody ended it by scancel, harness cancel or Ctrl-C."""
         return self.signal in CANCELLING or self.asked_to_cancel
 
     @property
     def position(self) -> str:
-        """Where it is: `epoch 2, step 40`; empty before the first step."""
+        """`epoch 2, step 40`; empty before the first step."""
         parts = [f"{k} {v}" for k, v in (("epoch", self.epoch), ("step", self.step)) if v]
         return ", ".join(parts)
 
     @property
     def resume(self) -> str:
-        """The command that goes on with it: as a job, if it was one."""
+        """The command that continues it: as a job, if it was one."""
         command = "submit --resume" if self.reported_job else "resume"
         return f"harness {command} {shlex.quote(str(self.folder))}"
 
     def forget_speed(self) -> None:
-        """Clear the figures that only hold while it trains."""
+        """Clear the figures that are valid only while it trains."""
         for name, read in SPEED.items():
             setattr(self, name, read(None))
 
     def as_json(self) -> dict[str, Any]:
-        """The record for programs, as `harness status --json` prints it."""
+        """The content of `harness status --json`."""
         hidden = {"is_own", "reported_job", "submission", "expected_s", "queued"}
         shown = {each.name: getattr(self, each.name) for each in fields(self)}
         shown = {name: value for name, value in shown.items() if name not in hidden}
@@ -230,7 +230,7 @@ class RunStatus:
 
 
 def read_submissions(folder: Path) -> list[Submission]:
-    """The runs in the records of `harness submit`, oldest first."""
+    """The runs of submitted jobs, by their records, oldest first."""
     try:
         names = [name for name in os.listdir(folder) if name.endswith(".json")]  # noqa: PTH208
     except OSError:  # nothing was submitted yet
@@ -240,7 +240,7 @@ def read_submissions(folder: Path) -> list[Submission]:
 
 
 def _read_submission(file: str) -> list[Submission]:
-    """The runs in a record, which may name none."""
+    """The runs of a submitted job; none if its record is broken."""
     record = read_record(file)
     sent = parse_json(record.content) if record else {}
     folders = sent.get("runs")
@@ -263,7 +263,7 @@ def _read_submission(file: str) -> list[Submission]:
     ]
 
 
-# What a folder says
+# The folder of a run
 
 
 def observe(
@@ -274,16 +274,16 @@ def observe(
     now: float,
     heartbeat: Record | None = None,
 ) -> RunStatus:
-    """Read as much of a run's folder as is there and whole; its state is inferred later.
+    """Read a run's folder as far as possible; `infer_state` adds the state.
 
-    Of a finished run that is its last heartbeat, and the size of its result.
+    For a finished run, this reads the last heartbeat and asks for the size of the result.
 
     Args:
         folder: of the run.
-        name: for people.
-        submission: its record, if there is one.
+        name: shown to people.
+        submission: of its job, if it was submitted.
         now: seconds since 1970.
-        heartbeat: its `state.json`, if that was read just now.
+        heartbeat: its `state.json`, if it was just read.
     """
     heartbeat = heartbeat or read_record(f"{folder}/state.json")
     state = parse_json(heartbeat.content) if heartbeat else {}
@@ -299,7 +299,7 @@ def observe(
         reported_job=_job_id(state.get("slurm_job")),
     )
     if heartbeat:
-        # The clock of the node or of the file server may be wrong, but hardly both.
+        # The clock of the node or of the file server may be wrong, but rarely both.
         beats = (number(state.get("time_s")) or heartbeat.modified_s, heartbeat.modified_s)
         ages = [now - at for at in beats if at <= now]
         status.heartbeat_age_s = round(min(ages, default=0.0), 1)
@@ -318,8 +318,8 @@ def observe(
         with contextlib.suppress(OSError, ValueError):  # a record may name what is no path
             status.time_s = folder.stat().st_mtime
     status.slurm_job = _shown_job(status, state)
-    # A job that goes on with the run, unless a later one has written its heartbeat: by the clock of
-    # the disk, which that of a node may be minutes ahead of.
+    # A submitted job that continues the run, unless a later heartbeat exists. Compared by the clock
+    # of the disk: that of a node may be minutes ahead.
     sent = submission if submission and (submission.is_own or not status.is_own) else None
     if sent and sent.resumed_by and sent.time_s > (modified or status.time_s):
         status.reported_job = status.slurm_job = sent.resumed_by
@@ -336,7 +336,7 @@ def _add_submission(status: RunStatus, submission: Submission) -> None:
 
 
 def _add_result_or_job(status: RunStatus) -> None:
-    """Add what the files of a run say beside its heartbeat."""
+    """Add what the other files of a run say."""
     made_of_runs, problem = is_ensemble(status.folder), None
     is_finished = made_of_runs or status.is_there(RESULT)
     result: dict[str, Any] = {}
@@ -364,7 +364,7 @@ def _add_scores(status: RunStatus, result: dict[str, Any]) -> None:
 
 
 def _add_sweep(status: RunStatus, state: dict[str, Any]) -> None:
-    """Add what a sweep's heartbeat and result say."""
+    """Add what the heartbeat and the result of a sweep say."""
     result = RunDirectory(status.folder).read_json("result.json")
     if result and is_of_search(result, read_toml(status.folder / SEARCH_FILE)):
         status.phase, status.eta_s = "result", None
@@ -386,7 +386,7 @@ def describe_trials(trials: dict[str, Any]) -> str:
 
 
 def _add_job(status: RunStatus) -> None:
-    """Add what an unfinished run's job and last epoch say."""
+    """Add what the job and the last epoch of an unfinished run say."""
     job = read_toml(status.folder / "job.toml")
     train = table(job, "train")
     status.job = text(job.get("name")) or status.job
@@ -402,29 +402,26 @@ def _add_job(status: RunStatus) -> None:
 
 
 def _shown_job(status: RunStatus, state: dict[str, Any]) -> str | None:
-    """The Slurm job's id as people write it: by the heartbeat, which may be another job's.
-
-    Before the first one, only the folder's name says it.
-    """
-    if status.phase:  # without a job it is the heartbeat of a run outside Slurm
+    """The id of the Slurm job: from the heartbeat or, if there is none, the folder's name."""
+    if status.phase:  # without an id, the run was outside of Slurm
         return _job_id(state.get("slurm_own_id"))
     found = re.fullmatch(r"slurm-(\d+(?:_\d+)?)(-seed\d+)?", status.folder.name)
     return found[1] if found else None
 
 
 def last_log_line(status: RunStatus) -> str:
-    """The last line of a run's log that is not blank, empty where there is none."""
+    """The last line of a run's log that is not blank; empty if there is none."""
     lines = log_end(status).splitlines()
     return one_line(strip_prefix(next((line for line in reversed(lines) if line.strip()), "")))
 
 
 def log_end(status: RunStatus) -> str:
-    """The last part of a run's log, empty where there is none."""
+    """The end of a run's log; empty if there is none."""
     return _tail(Path(status.log)).decode(errors="replace") if status.log else ""
 
 
 def one_line(text: str) -> str:
-    """Text from a record as one line that can't move a terminal's cursor or change its colours."""
+    """A record's text as one line, without control characters of terminals."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
@@ -450,7 +447,7 @@ def _last_line(path: Path) -> dict[str, Any]:
 
 
 def _job_id(value: object) -> str | None:
-    """The id of a job or of an array's task; anything else could be an option of scancel."""
+    """The id of a job or of an array task; any other text could be an option of scancel."""
     return value if isinstance(value, str) and JOB_ID.fullmatch(value) else None
 
 
@@ -459,14 +456,14 @@ def _item(items: object, index: int) -> object:
 
 
 def _is_own(folder: Path) -> bool | None:
-    """Whether this user made a file, or a link to one; None if it is not there."""
+    """Whether this user owns a file or a link; None if it is missing."""
     with contextlib.suppress(OSError, ValueError):
         return folder.lstat().st_uid == os.getuid()
     return None
 
 
 def _size(folder: Path) -> int:
-    """The bytes of a run's result, 0 where there is none."""
+    """The size of a run's result in bytes, 0 if there is none."""
     try:
         return os.stat(f"{folder}/{RESULT}").st_size  # noqa: PTH116 - a string
     except (OSError, ValueError):

@@ -28,7 +28,7 @@ from harness.system.processes import installed_version
 from harness.tracking.provenance import PACKAGES
 from harness.tracking.run_dir import RECORD, RunDirectory, weights_of
 
-SAMPLE_FOLDER = "imdb-sample"
+JOB_FILE, SAMPLE_FOLDER = "reproduced.toml", "imdb-sample"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ class Reproduced:
 
     folder: Path
     source: str  # where the code came from
-    job_file: Path  # inside the folder
     command: str  # for a shell
     warnings: list[str] = field(default_factory=list)
 
@@ -45,7 +44,7 @@ class Reproduced:
 def reproduce(
     run: RunDirectory, project: Path, folder: Path, *, trust_code: bool = False
 ) -> Reproduced:
-    """Restore the code of a run into a new folder, with the run's job under `jobs/`.
+    """Restore the code of a run into a new folder, with the run's job in JOB_FILE.
 
     The code comes from the snapshot that the run was started from, if that is still there, or else
     from the commit and the recorded changes.
@@ -73,12 +72,11 @@ def reproduce(
     try:
         with atomic_directory(folder) as temporary:
             source = _put_code(run, record, project, folder=temporary, warnings=warnings)
-            job_file = _put_job(run, temporary)
+            (temporary / JOB_FILE).write_bytes(run.path("job.toml").read_bytes())
             data = _put_data(record, temporary, warnings)
     except OSError as error:
         raise RunError(f"{folder}: can't be written: {error.strerror or error}") from None
-    command = _command(record, folder, job_file, data=data)
-    return Reproduced(folder, source, job_file, command, warnings)
+    return Reproduced(folder, source, _command(record, folder, data), warnings)
 
 
 def _distrusted(paths: Sequence[Path], trust_code: bool) -> list[str]:
@@ -137,18 +135,6 @@ def _put_code(
     return f"commit {commit[:12]}" + (" and the uncommitted changes" if patch else "")
 
 
-def _put_job(run: RunDirectory, folder: Path) -> Path:
-    jobs = folder / "jobs"
-    jobs.mkdir(exist_ok=True)
-    name, number = run.folder.absolute().name, 1
-    target = jobs / f"{name}.toml"
-    while target.exists():
-        number += 1
-        target = jobs / f"{name}-{number}.toml"
-    target.write_bytes(run.path("job.toml").read_bytes())
-    return target.relative_to(folder)
-
-
 def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> list[str]:
     """Write the sample as a folder: otherwise the full data would be used where they are found.
 
@@ -190,8 +176,8 @@ def _differences(record: dict[str, Any]) -> Iterator[str]:
         yield f"the run began with the weights of {origin}, which is not here"
 
 
-def _command(record: dict[str, Any], folder: Path, job_file: Path, *, data: Sequence[str]) -> str:
-    args = [sys.executable, "-m", "harness", "train", str(job_file)]
+def _command(record: dict[str, Any], folder: Path, data: Sequence[str]) -> str:
+    args = [sys.executable, "-m", "harness", "train", JOB_FILE]
     if record.get("devices_asked"):
         args += ["--devices", str(record["devices_asked"])]
     if origin := weights_of(record):

@@ -1,9 +1,9 @@
-"""A run's folder: how it is found, its name, its files, the format of its records.
+"""The folder of a run: how to find it, its name, its files, the format of its records.
 
 One number is the format of the records of runs, sweeps and ensembles, and of checkpoints. A change
-of what is written, or of the default of a job's key, raises it; a key that is added does not.
-Nothing of another format is converted: the version that wrote it goes on with it. `status`, `logs`
-and TensorBoard show what they can of any format.
+in what is written, or in a default of a job's key, raises it; a new key does not.
+Nothing of another format is converted: the version that wrote it can continue it. `status`, `logs`
+and TensorBoard show any format as far as possible.
 """
 
 import contextlib
@@ -39,10 +39,10 @@ from harness.system.files import (
 from harness.system.leased_dir import LeasedDirectory, to_json
 from harness.system.lenient_json import number, table, text
 
-MAX_DEPTH = 4  # of a run below the folder that is searched
+MAX_DEPTH = 4  # levels below the searched folder
 ENSEMBLE_FILE = "ensemble.toml"
 MAKE_AGAIN = "make it again by harness ensemble"
-# A run's folder holds the lease from the first moment on, and its job a little later.
+# A new folder first holds the lease, then the job.
 MARKS = ("job.toml", "lease.json", "state.json", SEARCH_FILE, ENSEMBLE_FILE)
 
 FORMAT = 6
@@ -59,16 +59,16 @@ def is_ensemble(folder: Path) -> bool:
 
 
 def job_file(folder: Path) -> str:
-    """The job of a run, or of an ensemble's first run, which is on the same data as the others."""
+    """The path of a run's job, or of an ensemble's first member's: all members share the data."""
     return "members/1/job.toml" if is_ensemble(folder) else "job.toml"
 
 
 class RunFolder(NamedTuple):
-    """A run's or a sweep's folder as the walk came to it."""
+    """The folder of a run or a sweep."""
 
-    path: str  # below the folder that was searched
+    path: str  # below the searched folder
     real: str  # without links
-    heartbeat: Record | None = None  # if it was read on the way
+    heartbeat: Record | None = None  # if the search read it
 
 
 def find_runs(
@@ -76,13 +76,13 @@ def find_runs(
     in_sweeps: Sequence[str] = (),
     refused: dict[str, str] | None = None,
 ) -> Iterator[Path]:
-    """The folders of runs and sweeps at or below some folders, each once, in order of their paths.
+    """The folders of runs and sweeps at or below some folders, without duplicates, sorted by path.
 
     Args:
         tops: where to look.
-        in_sweeps: the parts of a sweep whose runs are found too: `trials`, `winner`.
-        refused: if given, links of other users are not followed. It gets why, by the path of
-            each such link and of each folder that can't be read.
+        in_sweeps: parts of a sweep to search for runs, too: `trials`, `winner`.
+        refused: collects links of other users, which are not followed then, and unreadable folders:
+            the reason by path. None follows all links.
     """
     for found in walk_runs(tops, in_sweeps, refused):
         yield Path(found.path)
@@ -93,7 +93,7 @@ def walk_runs(
     in_sweeps: Sequence[str] = (),
     refused: dict[str, str] | None = None,
 ) -> list[RunFolder]:
-    """Walk as `find_runs` does; outside of sweeps a folder's heartbeat says that it is a run."""
+    """Like `find_runs`; with the heartbeats, if runs in sweeps are not searched for."""
     runs: dict[str, RunFolder] = {}
     for top in tops:
         for found in sorted(_below(top, in_sweeps, refused), key=lambda run: Path(run.path).parts):
@@ -130,7 +130,7 @@ def _below(
 def _look(
     folder: str, in_sweeps: Sequence[str], refused: dict[str, str]
 ) -> tuple[Record | None, dict[str, os.DirEntry[str]]]:
-    """A folder's heartbeat, or what is in it."""
+    """The heartbeat of a folder, or else its entries."""
     if not in_sweeps and (heartbeat := read_record(f"{folder}/state.json")):
         return heartbeat, {}
     try:
@@ -160,12 +160,12 @@ def stamped(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def first_start(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run recorded of its first start; nothing of a record that is missing or broken."""
+    """The record of a run's first start; empty if it is missing or broken."""
     return _start(record, 0)
 
 
 def last_start(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run recorded of its last start; nothing of a record that is missing or broken."""
+    """The record of a run's last start; empty if it is missing or broken."""
     return _start(record, -1)
 
 
@@ -176,29 +176,29 @@ def _start(record: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 
 def began_s(record: Mapping[str, Any]) -> float:
-    """When a run's first start was, since 1970; infinite if it is not known."""
+    """The time of a run's first start in seconds since 1970; infinite if unknown."""
     try:
         return datetime.fromisoformat(text(first_start(record).get("at")) or "").timestamp()
-    except (ValueError, OverflowError, OSError):  # broken, or a year that no clock shows
+    except (ValueError, OverflowError, OSError):  # broken, or an impossible year
         return math.inf
 
 
 def weights_of(record: Mapping[str, Any]) -> str | None:
-    """The folder of the run with whose weights a run, or one that it goes on with, began."""
+    """The folder of the run whose weights a run, or the run it continues, began with."""
     parent = table(first_start(record), "parent")
     return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
 
 
 def check_format(name: str, record: Mapping[str, Any], *, remedy: str = "") -> None:
-    """Refuse what a version of harness with another format wrote.
+    """Refuse a record that a version with another format wrote.
 
     Args:
-        name: of what the record describes, such as `run runs/lstm/a`.
-        record: empty where none is written yet.
+        name: what the record describes, such as `run runs/lstm/a`.
+        record: empty if none exists yet.
         remedy: how to get that version.
 
     Raises:
-        InputError: if its format is another one.
+        InputError: for another format.
     """
     if not record or record.get("format") == FORMAT:
         return
@@ -210,14 +210,14 @@ def check_format(name: str, record: Mapping[str, Any], *, remedy: str = "") -> N
 
 
 def check_record(folder: LeasedDirectory, *, remedy: str = "") -> None:
-    """Refuse a run or a sweep that another version wrote, or whose record is broken.
+    """Refuse a run or a sweep with a record of another format, or a broken one.
 
     Args:
         remedy: how to get that version.
 
     Raises:
-        InputError: if one did, or if it is.
-        DiskError: if the record can't be read.
+        InputError: for such a record.
+        DiskError: if the record is unreadable just now.
     """
     name, record = f"{folder.kind} {folder.folder}", folder.certain_json(RECORD)
     if not record and os.path.lexists(folder.path(RECORD)):
@@ -229,9 +229,9 @@ def check_record(folder: LeasedDirectory, *, remedy: str = "") -> None:
 
 
 def untimed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without what a clock measured: keys that end in `_s`, `reviews_per_s` too.
+    """A record without measured times: keys that end in `_s`, including `reviews_per_s`.
 
-    What is left is the same for two runs of one job on the same devices.
+    The rest is identical for two runs of a job on the same devices.
     """
     return {key: value for key, value in record.items() if not key.endswith("_s")}
 
@@ -240,19 +240,19 @@ def untimed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class RunDirectory(LeasedDirectory):
-    """One run's folder, `runs/<job>/<run-id>/`."""
+    """The folder of a run, `runs/<job>/<run-id>/`."""
 
     kind = "run"
 
     @classmethod
     def new(cls, runs: Path, job: Job, run_id: str | None) -> "RunDirectory":
-        """Name the folder of a run; it is made when the lease is taken, without a `run_id` at once.
+        """Name the folder of a run. `take_lease` makes it; without a `run_id` it is made at once.
 
-        With a `run_id` the folder may exist already: then the run goes on if it is of the same
-        job, wherever its data and vectors are now; their checksums are compared later.
+        With a `run_id` the folder may exist: then the run continues, if its job is the same,
+        wherever data and vectors are now; their checksums are compared later.
 
         Raises:
-            InputError: if the id is not a file name, the run there is of another job, or the
+            InputError: if the id is not a file name, the folder holds another job, or the
                 folder of the runs can't be written.
         """
         if run_id is None:
@@ -272,7 +272,7 @@ class RunDirectory(LeasedDirectory):
         """An existing run.
 
         Raises:
-            InputError: if there is no such folder, or it holds no run.
+            InputError: if there is no such folder, or no run in it.
         """
         run = cls(folder)
         if not os.path.isdir(folder):  # noqa: PTH112 - never raises
@@ -288,11 +288,11 @@ class RunDirectory(LeasedDirectory):
         return run
 
     def exists(self) -> bool:
-        """Whether the run was begun."""
+        """Whether the run has begun."""
         return is_file(self.folder / "job.toml")
 
     def finished(self) -> bool:
-        """Whether the run ended well: the result is written last."""
+        """Whether the run has finished: the result is written last."""
         return is_file(self.folder / "result.json")
 
     def result(self) -> dict[str, Any]:
@@ -309,27 +309,27 @@ class RunDirectory(LeasedDirectory):
         return result
 
     def job(self) -> Job:
-        """The run's job, every default filled in.
+        """The job of the run, with all defaults filled in.
 
         Raises:
-            InputError: if another version wrote the run, or its file is broken.
+            InputError: if another version wrote the run, or the file is broken.
         """
         self.check_format()
         return load_job(self.folder / "job.toml")
 
     def check_owner(self) -> None:
-        """Refuse to write into another user's run, or through another's link in one's own.
+        """Refuse to write into another user's run, or through another user's link.
 
-        One's own links are fine, such as `runs` on a scratch disk.
+        This user's own links are fine, such as `runs` on a scratch disk.
 
         Raises:
-            InputError: for the first folder or link that is another's.
+            InputError: for the first folder or link of another user.
         """
         inside = (self.folder.glob(name) for name in ("*", "tensorboard/*", "checkpoints/*"))
         for path in (self.folder, *itertools.chain.from_iterable(inside)):
             try:
                 status = path.stat() if path == self.folder else path.lstat()
-            except OSError:  # a new run; what is removed meanwhile
+            except OSError:  # a new run, or a file that was just removed
                 continue
             owner = status.st_uid
             if owner != os.getuid() and not stat.S_ISREG(status.st_mode):
@@ -340,23 +340,23 @@ class RunDirectory(LeasedDirectory):
                 )
 
     def check_format(self) -> None:
-        """Refuse a run that another version wrote, or whose record is broken.
+        """Refuse a run with a record of another format, or a broken one.
 
         Raises:
-            InputError: if one did, with how to get that version, or if it is.
+            InputError: for such a record, with the way to get the other version.
         """
         remedy = f": harness reproduce {self.folder} puts back the code that it was begun with"
         check_record(self, remedy=remedy)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file; one with a diff is its user's alone, since that may hold anything."""
+        """Write a JSON file; one with a diff is private, because a diff may hold anything."""
         self.write(name, to_json(content), mode=0o600 if content.get("uncommitted_diff") else 0o666)
 
     def checkpoints(self) -> list[Path]:
         """The run's checkpoints, oldest first.
 
         Raises:
-            DiskError: if the disk fails; `Path.glob` may then find none.
+            DiskError: if the disk fails, where `Path.glob` might find nothing.
         """
         folder = self.path("checkpoints")
         try:
@@ -366,29 +366,29 @@ class RunDirectory(LeasedDirectory):
             return []
 
     def leftovers(self) -> Iterator[Path]:
-        """The files that a process left half-written when it was killed, checkpoints included."""
+        """Half-written files of killed processes, including checkpoints."""
         return self.folder.rglob(".*.tmp*")
 
 
 def ask_to_cancel(folder: Path) -> None:
-    """Ask a run that shares its job with others to stop, or not to begin; `resume` takes it back.
+    """Ask a run that shares its job with others to stop, or not to begin; `resume` undoes it.
 
-    The job reads the file: no signal reaches one run of a job on another node.
+    The job reads the file, because no signal reaches a single run on another node.
     """
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / CANCEL, to_json({"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}))
 
 
 def take_back_cancel(folder: Path) -> None:
-    """Let a run begin or go on that was asked to stop."""
+    """Undo `ask_to_cancel`."""
     (folder / CANCEL).unlink(missing_ok=True)
 
 
 def check_id(option: str, text: str) -> None:
-    """Refuse an id of a run or sweep that is not a file name.
+    """Refuse an id of a run or a sweep that is not a file name.
 
     Raises:
-        InputError: if it is not.
+        InputError: for such an id.
     """
     if not RUN_ID.fullmatch(text):
         raise InputError(
@@ -397,13 +397,13 @@ def check_id(option: str, text: str) -> None:
 
 
 def reserve_id(runs: Path, wanted: Sequence[tuple[str, str]]) -> str:
-    """What the names of new runs or of a sweep begin with.
+    """The beginning of the names of new runs, or the name of a new sweep.
 
-    Their folders are made, so that no other thread or process begins one there.
+    Makes their folders, so that no other thread or process takes them.
 
     Args:
         runs: folder of the runs.
-        wanted: the job of each, and what follows in its name.
+        wanted: for each run its job, and the end of its name.
 
     Raises:
         InputError: if the folder of the runs can't be written.
@@ -428,7 +428,7 @@ def reserve_id(runs: Path, wanted: Sequence[tuple[str, str]]) -> str:
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Remove folders that were reserved, unless something is in them."""
+    """Remove folders of `reserve_id` that are still empty."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
@@ -436,7 +436,7 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 def is_whole(result: dict[str, Any]) -> bool:
-    """Whether a result is complete: it has test scores, or validation scores if it has no test."""
+    """Whether a result is complete: with test scores or, without a test, validation scores."""
     score = number(result["accuracy"] if "accuracy" in result else result.get("val_accuracy"))
     classes = result.get("classes")
     is_list = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
@@ -444,12 +444,12 @@ def is_whole(result: dict[str, Any]) -> bool:
 
 
 def summary_of(result: dict[str, Any]) -> dict[str, Any]:
-    """What a look at many runs needs of a result, and the size by which it knows the file."""
+    """The part of a result that `status` shows, and the size of the file, to notice changes."""
     shown = ("job", "architecture", "seed", "accuracy", "val_accuracy")
     found = {name: result[name] for name in shown if name in result}
     return {**found, "bytes": len(to_json(result).encode())}
 
 
 def run_identity(job: Job, checksum: str) -> str:
-    """What a checkpoint belongs to: this job on these data, wherever the data are."""
+    """What a checkpoint belongs to: a job and its data, wherever the data are."""
     return hashlib.sha256(f"{job.identity()}\n{checksum}".encode()).hexdigest()

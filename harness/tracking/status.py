@@ -1,4 +1,4 @@
-"""The state of each run, from its folder and the scheduler's answer; the runs that a name means."""
+"""The states of runs, from their folders and the queue; runs by name."""
 
 import difflib
 import functools
@@ -32,23 +32,23 @@ from harness.tracking.run_dir import RunFolder, walk_runs
 STALE_AFTER_S = 12 * HEARTBEAT_S
 # Compiling, validating and testing may take minutes without a heartbeat.
 STALE_AFTER_OTHERWISE_S = 600.0
-STALE_AFTER_WRITES = 5  # expected times between two writes, where those are further apart
+STALE_AFTER_WRITES = 5  # times the expected time between two writes, if they are far apart
 STARTED = ("RUNNING", "CONFIGURING")
 
 # How slurmstepd says in the log that it killed a job for want of memory; how each start begins.
 OUT_OF_MEMORY = re.compile(r"exceeded (job |step )?memory limit|oom[-_ ]?kill", re.IGNORECASE)
 JOB_BEGINS = re.compile(r"\bjob \d+ on [^\n]*", re.MULTILINE)
 
-NUM_NEWEST = 20  # ended runs that `harness status` shows by default
+NUM_NEWEST = 20  # ended runs in `harness status` by default
 
 
 def infer_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago: float) -> None:
     """Set a run's state and note.
 
     Args:
-        status: what its folder says.
-        jobs: the scheduler's, None where it gave no answer.
-        asked_s_ago: how old that answer is.
+        status: from `observe`.
+        jobs: the queue's jobs with its ids; None if squeue gave no answer.
+        asked_s_ago: the age of that answer.
     """
     _set_state(status, jobs, asked_s_ago)
     if status.trials:
@@ -68,7 +68,7 @@ def _set_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago:
         return
     stopped = status.phase in (None, "interrupted", "failed")
     if stopped and status.shares_job and status.asked_to_cancel:
-        queued = status.queued = None  # its job goes on without it
+        queued = status.queued = None  # its job continues without it
         if status.phase is None:
             status.state, status.note = "cancelled", "will not start with its job"
             return
@@ -87,7 +87,7 @@ def _set_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago:
 
 
 def _is_ahead(status: RunStatus, queued: QueuedJob) -> bool:
-    """Whether the queue knows more than the heartbeat: the job waits, or started after it."""
+    """Whether the queue is newer than the heartbeat: the job waits, or started after it."""
     age = status.heartbeat_age_s
     if queued.waits or age is None:
         return True
@@ -106,7 +106,7 @@ def _state_in_queue(status: RunStatus, queued: QueuedJob) -> tuple[str, str]:
 
 
 def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
-    """The state of a run without a heartbeat and without a job that is alive."""
+    """The state of a run without a heartbeat or a live job."""
     if (status.queued or not status.is_there()) and was_out_of_memory(status):
         return "failed", "killed for want of memory; give more by --mem"
     if status.queued:
@@ -136,14 +136,14 @@ def was_out_of_memory(status: RunStatus) -> bool:
 
 
 def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -> tuple[str, str]:
-    """The state of a run that was at work at its last heartbeat."""
+    """The state of a run that was training at its last heartbeat."""
     age, queued = status.heartbeat_age_s or 0.0, status.queued
     limit = STALE_AFTER_S if status.phase == "training" else STALE_AFTER_OTHERWISE_S
     limit = max(limit, STALE_AFTER_WRITES * status.expected_s)
     if queued and queued.state == "SUSPENDED":
         return "suspended", "by Slurm"
     if status.reported_job and answered and status.is_own and (not queued or queued.ended):
-        # A job that started after the queue was asked can't be in its answer.
+        # The queue's answer lacks a job that started after it.
         if age > asked_s_ago + 2 * HEARTBEAT_S:
             why = f"Slurm says {queued.state}" if queued else "its job left the queue"
             if was_out_of_memory(status):
@@ -164,7 +164,7 @@ def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -
 
 
 def format_duration(time_s: float) -> str:
-    """A span of time in two units: 42s, 3m10s, 2h05m, 4d03h."""
+    """A duration in two units: 42s, 3m10s, 2h05m, 4d03h."""
     whole = round(time_s)
     for size, unit, small_size, small in ((86_400, "d", 3600, "h"), (3600, "h", 60, "m")):
         if whole >= size:
@@ -172,16 +172,16 @@ def format_duration(time_s: float) -> str:
     return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
 
 
-# Every run: from run folders first, from the scheduler's queue second
+# All runs
 
 
 def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> list[RunStatus]:
-    """Every run below `runs` and in `folders`: those at work first, then the newest.
+    """All runs below `runs` and in `folders`: live ones first, then the newest.
 
-    A job that waits in the queue is included: by its record or, given a queue, by its script.
+    Includes jobs that wait: by their records or, with a queue, by their scripts.
 
     Args:
-        folders: more runs, or folders of runs, also some that a submitted job has yet to make.
+        folders: more runs or folders of runs; they need not exist yet.
     """
     now, jobs = time.time(), queue.jobs() if queue else None
     asked_s_ago = now - queue.asked_at if queue else 0.0
@@ -191,7 +191,7 @@ def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> lis
             by_id.setdefault(job_id, []).append(job)
     real_folder = functools.cache(os.path.realpath)
 
-    def real(run: Path) -> str:  # the folder of a run itself is no link; many are in few folders
+    def real(run: Path) -> str:  # cached: many runs share few parents, and are no links
         return f"{real_folder(run.parent)}/{run.name}"
 
     sent = {real(each.folder): each for each in read_submissions(submissions(runs))}
@@ -222,7 +222,7 @@ def _order(status: RunStatus) -> tuple[int, float, str]:
 
 
 def refresh(status: RunStatus, queue: Queue) -> RunStatus:
-    """The same run as it is now."""
+    """The current status of a run."""
     now = time.time()
     fresh = observe(status.folder, status.run, status.submission, now=now)
     infer_state(fresh, queue.jobs(), asked_s_ago=now - queue.asked_at)
@@ -232,7 +232,7 @@ def refresh(status: RunStatus, queue: Queue) -> RunStatus:
 def _unrecorded(
     jobs: Sequence[QueuedJob], known: Sequence[QueuedJob | None], runs: Path, *, now: float
 ) -> Iterator[RunStatus]:
-    """Jobs of this project that were submitted by plain sbatch and have no folder yet."""
+    """Jobs of this project that plain sbatch submitted and that have no folder yet."""
     taken = {job.id for job in known if job}
     own = {str(PROJECT), os.path.dirname(os.path.realpath(runs))}  # noqa: PTH120 - as a string
     for queued in jobs:
@@ -255,13 +255,13 @@ def _unrecorded(
         yield status
 
 
-# The runs that a user means by a name
+# Runs by name
 
 
 def select_runs(
     names: Sequence[str], runs: Path, queue: Queue | None, *, many: bool = False
 ) -> list[RunStatus]:
-    """The runs with these names, in the order of `survey`; a folder of runs may be named too.
+    """The runs with these names, in the order of `survey`.
 
     Raises:
         InputError: as `pick` says.
@@ -272,21 +272,21 @@ def select_runs(
 
 
 def _is_of_job(folder: str, job: str, tasks: str = r"(_\d+)?") -> bool:
-    """Whether a folder's name says that a job began the run, or a task or seed of it did."""
+    """Whether a folder is named after a job, or a task or seed of it."""
     return bool(re.fullmatch(rf"slurm-{re.escape(job)}{tasks}(-\d+)?(-seed\d+)?", folder))
 
 
 def pick(
     name: str, statuses: Sequence[RunStatus], runs: Path, *, many: bool = False
 ) -> list[RunStatus]:
-    """The runs that a user means: by folder, run id, Slurm job id, or the id of a job array.
+    """The runs of a name: a folder, a run id, or the id of a Slurm job or job array.
 
     Args:
-        statuses: from `survey`, which was given the name's folder.
-        many: whether a folder of runs, or an id that several share, is allowed.
+        statuses: from `survey` with the name among its folders.
+        many: whether a folder of runs, or an id of several runs, is allowed.
 
     Raises:
-        InputError: if the name fits none, with similar ones, or several where one is needed.
+        InputError: if the name fits no run, or several and `many` is false.
     """
     if not name.strip():
         raise InputError("run '': give a folder, an id or a Slurm job's id")
@@ -296,7 +296,7 @@ def pick(
         found = found or [each for path, each in paths if path.startswith(f"{folder}/")]
         if found:
             return found if many else [one(name, found)]
-    # A folder keeps the id of its first job, also when another job goes on with its run.
+    # A folder keeps the id of its first job, even if another job continues the run.
     found = [
         each
         for each in statuses
@@ -313,7 +313,7 @@ def pick(
         for each in statuses
         if (each.slurm_job or "").startswith(f"{name}_") or _is_of_job(each.folder.name, name)
     ]
-    # Last, the id that logs are named by: a task's own, which for one task is also its array's.
+    # Last, the raw id, which names logs; the raw id of one task is that of its array.
     found = array or [each for each in statuses if each.reported_job == name]
     if found:
         return found
@@ -324,10 +324,10 @@ def pick(
 
 
 def one(name: str, found: Sequence[RunStatus]) -> RunStatus:
-    """The only run of those found.
+    """The only run in a list.
 
     Raises:
-        InputError: if there are several, with their names.
+        InputError: if there are several; the message names them.
     """
     if len(found) > 1:
         names = ", ".join(each.run for each in found[:5])

@@ -48,7 +48,7 @@ from tensorboard.plugins.text import metadata as text_plugin
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from harness.errors import DiskError
-from harness.system.files import SharedDisk, atomic_write
+from harness.system.files import atomic_write, sync
 
 LOG = logging.getLogger(__name__)
 
@@ -244,7 +244,7 @@ class TensorBoardLog:
         self.flush()
         with _one_line(self._folder):
             for path in self._paths.values():
-                SharedDisk().sync(path)
+                sync(path)
             return {
                 path.relative_to(self._folder).as_posix(): path.stat().st_size
                 for path in _event_files(self._folder)

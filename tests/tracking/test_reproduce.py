@@ -60,12 +60,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     return Checkout(tmp_path_factory.mktemp("reproduce"))
 
 
-def code_alone(folder: Path, job: str) -> dict[str, tuple[str, object]]:
+def code_alone(folder: Path) -> dict[str, tuple[str, object]]:
     """The code without the job and the sample that came with it."""
     return {
         name: content
         for name, content in code(folder).items()
-        if name != f"jobs/{job}.toml" and not name.startswith("imdb-sample/")
+        if name != "reproduced.toml" and not name.startswith("imdb-sample/")
     }
 
 
@@ -78,11 +78,11 @@ def test_reproduced_code_is_the_same_and_trains_to_the_same(checkout: Checkout) 
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     folder = checkout.run.with_name("first-code")
-    assert code_alone(folder, "first") == checkout.code
-    assert (folder / "jobs/first.toml").read_bytes() == (checkout.run / "job.toml").read_bytes()
+    assert code_alone(folder) == checkout.code
+    assert (folder / "reproduced.toml").read_bytes() == (checkout.run / "job.toml").read_bytes()
     said = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert said["code"].startswith(f"{folder}, from commit")
-    assert said["job"] == str(folder / "jobs/first.toml")
+    assert said["job"] == str(folder / "reproduced.toml")
     # A person's shell has no path to another copy.
     environment = {
         name: value
@@ -116,7 +116,7 @@ def test_a_snapshot_stands_in_for_git(checkout: Checkout, tmp_path: Path) -> Non
         del checkout.harness.environment["HARNESS_HOME"]
     assert done.returncode == 0, done.stderr
     assert f"from snapshot {snapshot}" in done.stdout
-    assert code_alone(tmp_path / "deep/back", "other") == code(project)
+    assert code_alone(tmp_path / "deep/back") == code(project)
 
 
 @pytest.mark.parametrize(
@@ -150,16 +150,6 @@ def test_a_folder_that_is_there_is_left_alone(checkout: Checkout, tmp_path: Path
     done = checkout.harness.run("reproduce", tmp_path / "run")
     assert done.returncode == 2
     assert "no readable provenance.json" in done.stderr
-
-
-def test_a_job_whose_name_is_taken_gets_another(checkout: Checkout, tmp_path: Path) -> None:
-    """A run named like one of the project's jobs leaves that job as it is."""
-    run = checkout.copy_of_run(tmp_path).rename(tmp_path / "lstm/gru")
-    done = checkout.harness.run("reproduce", run)
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "lstm/gru-code"
-    assert f"job   {folder}/jobs/gru-2.toml" in done.stdout
-    assert (folder / "jobs/gru.toml").read_bytes() == (PROJECT / "jobs/gru.toml").read_bytes()
 
 
 def test_other_packages_are_said(checkout: Checkout, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
-"""The project's code as git sees it: its files, its version, and a version written out again.
+"""The project's code by git: its files, its version, and a version restored into a folder.
 
-Nothing is written into the user's repository, neither its index nor its objects.
+Nothing writes into the user's repository, neither into its index nor into its objects.
 """
 
 import os
@@ -15,22 +15,22 @@ from typing import Any
 from harness.system.files import scratch_directory
 from harness.system.lenient_json import read_json
 
-SNAPSHOT_RECORD = "snapshot.json"  # in a snapshot of the code, which has no .git
+SNAPSHOT_RECORD = "snapshot.json"  # of a snapshot, which has no .git
 MAX_NEW_FILE_BYTES = 1_000_000
-MAX_NEW_BYTES = 10_000_000  # of all new files that a record holds
-MAX_NAMES = 1000  # new files that a record names
+MAX_NEW_BYTES = 10_000_000  # of all new files in a record
+MAX_NAMES = 1000  # new files named in a record
 TIMEOUT_S = 60
 
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
-# They point git to another repository or change its output.
+# Variables that point git to another repository or change its output.
 HIDDEN = {
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX"),
     *("GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES"),
     *("GIT_EXTERNAL_DIFF", "GIT_DIFF_OPTS", "GIT_CEILING_DIRECTORIES", "GIT_LITERAL_PATHSPECS"),
 }
 
-# The user's settings must neither change a patch nor write into the repository.
+# Keep the user's settings from changing a patch or writing into the repository.
 SETTINGS = (
     *("-c", "core.fsmonitor=false", "-c", "diff.autoRefreshIndex=false"),
     *("-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false"),
@@ -39,7 +39,7 @@ DIFF = ("diff", "--binary", "--unified=3", "--no-color", "--no-ext-diff", "--no-
         "--ignore-submodules=all")  # fmt: skip
 
 
-# Names of files that look like secrets, which no snapshot and no record may hold.
+# Names that look like secrets, which no snapshot and no record may contain.
 SECRETS = (
     *("*secret*", "*credential*", "*passw*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx"),
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*apikey*", "*api_key*", "*api-key*"),
@@ -50,11 +50,11 @@ CODE = (".py", ".pyi")
 
 
 class GitError(Exception):
-    """Git is missing or failed; the message is its last line."""
+    """Git is missing or has failed; the message is its last line."""
 
 
 def is_checkout(project: Path) -> bool:
-    """Whether the project is a git checkout itself, not merely inside one."""
+    """Whether the project itself is a git checkout, and not a folder in one."""
     return (project / ".git").exists()  # a file in a worktree
 
 
@@ -63,14 +63,13 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
 
     Args:
         project: the folder of a checkout or of a snapshot.
-        runs: where runs are kept; files there are no code.
+        runs: the folder of runs, whose files are no code.
 
     Returns:
-        `commit`; `uncommitted_diff`, a binary patch against it that includes new files;
-        `untracked_files`, the names of new files that git does not ignore; `left_out_files`, those
-        that are too large for the patch or look like secrets; `snapshot`, the folder if it is one.
-        Bytes that are not UTF-8 become surrogate escapes. Each is None if unknown, and
-        `git_problem` may say why.
+        `commit`; `uncommitted_diff`, a binary patch against it, with new files; `untracked_files`,
+        the names of new files that git does not ignore; `left_out_files`, files that are too large
+        for the patch or look like secrets; `snapshot`, the folder of a snapshot. Bytes that are not
+        UTF-8 become surrogate escapes. Unknown values are None; `git_problem` may say why.
     """
     nothing: dict[str, Any] = dict.fromkeys(
         ("commit", "uncommitted_diff", "untracked_files", "left_out_files", "snapshot")
@@ -87,8 +86,8 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
 
 
 def commit_of(project: Path) -> str | None:
-    """The commit of a checkout, None if there is none or git can't tell."""
-    if not is_checkout(project):  # git would answer for a checkout around it
+    """The commit of a checkout, None if there is none or git fails."""
+    if not is_checkout(project):  # git would answer for a checkout above it
         return None
     try:
         return git(project, "rev-parse", "--verify", "HEAD").decode().strip()
@@ -98,12 +97,12 @@ def commit_of(project: Path) -> str | None:
 
 def is_snapshot(folder: Path) -> bool:
     """Whether a folder is a snapshot of the code."""
-    # The record first: reading it never raises, also in a folder that may not be entered.
+    # First the record: reading it never raises, even in a closed folder.
     return bool(snapshot_record(folder)) and not is_checkout(folder)
 
 
 def snapshot_record(folder: Path) -> dict[str, Any]:
-    """The version that a snapshot records, empty for a folder that is no snapshot."""
+    """The record of a snapshot, empty for any other folder."""
     return read_json(folder / SNAPSHOT_RECORD)
 
 
@@ -115,16 +114,16 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
         if name in private:
             continue
         try:
-            # A folder's name ends in a slash: a repository within this one.
+            # A name that ends in a slash is a repository within this one.
             size = MAX_NEW_BYTES if name.endswith("/") else path.lstat().st_size
-        except FileNotFoundError:  # an editor's, which is gone again
+        except FileNotFoundError:  # a temporary file of an editor
             continue
         if size > MAX_NEW_FILE_BYTES or total + size > MAX_NEW_BYTES:
             left_out.append(name)
         else:
             recorded.append(name)
             total += size
-    # The changes of a committed file that is named like a secret are secret too.
+    # Changes of a committed file that is named like a secret are secret, too.
     changed = _names(git(project, "diff", "--name-only", "--no-renames", "-z", "HEAD", "--"))
     secret = [name for name in changed if name in private or looks_secret(name)]
     paths = [".", *(f":(exclude,literal){name}" for name in secret)]
@@ -139,29 +138,28 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
 
 
 def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
-    """The files that are not in the commit and look like secrets, each with the reason.
+    """Files outside of the commit that look like secrets, with the reasons.
 
-    What is committed was published deliberately.
+    A commit was published deliberately.
 
     Args:
-        new: the files that git does not track. Those that are only staged are looked at too.
+        new: the files that git does not track. Staged files are checked, too.
 
     Raises:
-        GitError: if git can't tell.
+        GitError: if git fails.
     """
     tracked = tracked_files(project)
     try:
         committed = set(_names(git(project, "ls-tree", "-r", "-z", "--name-only", "HEAD")))
-    except GitError:  # nothing is committed yet
+    except GitError:  # before the first commit
         committed = set()
     return private_files(project, [n for n in [*tracked, *new] if n not in committed])
 
 
 def private_files(project: Path, names: Sequence[str]) -> dict[str, str]:
-    """The files that look like secrets, each with what says so: its name, or its mode.
+    """The files that look like secrets, with the reason: the name or the mode.
 
-    A mode that keeps a file from all other users says nothing in a folder that has such a mode
-    itself.
+    A private mode says nothing in a project whose folder is private.
 
     Args:
         project: the folder of the checkout.
@@ -178,7 +176,7 @@ def private_files(project: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def looks_secret(name: str) -> bool:
-    """Whether a path, or a folder in it, is named like a secret, in capitals or not."""
+    """Whether a path, or a folder in it, is named like a secret, in any case."""
     path = PurePosixPath(name.lower())
     patterns = SECRETS if path.suffix in CODE else (*SECRETS, *NO_CODE)
     return any(fnmatchcase(part, pattern) for part in path.parts for pattern in patterns)
@@ -187,12 +185,12 @@ def looks_secret(name: str) -> bool:
 def _is_private(path: Path) -> bool:
     try:
         return path.lstat().st_mode & 0o077 == 0
-    except OSError:  # a tracked file that was deleted
+    except OSError:  # a deleted file that git tracks
         return False
 
 
 def _diff_of_new(project: Path, names: list[str]) -> tuple[bytes, list[str]]:
-    """The patch that adds new files, made in a repository of its own, and those not readable."""
+    """A patch that adds new files, made in a temporary repository, and the unreadable files."""
     if not names:
         return b"", []
     unread = []
@@ -208,7 +206,7 @@ def _diff_of_new(project: Path, names: list[str]) -> tuple[bytes, list[str]]:
                 unread.append(name)
         git(folder, "init", "--quiet", "--template=")
         (folder / ".git/info").mkdir(exist_ok=True)
-        (folder / ".git/info/attributes").write_text("* -text\n")  # line ends stay as they are
+        (folder / ".git/info/attributes").write_text("* -text\n")  # keeps line ends
         git(folder, "add", "--all", "--force")
         return git(folder, *DIFF, "--cached"), unread
 
@@ -220,19 +218,19 @@ def _shortened(names: list[str]) -> list[str]:
 
 
 def tracked_files(project: Path) -> list[str]:
-    """The files that git tracks, deleted ones included, by their paths in the project.
+    """The files that git tracks, including deleted ones, as paths in the project.
 
     Raises:
-        GitError: if git can't tell.
+        GitError: if git fails.
     """
     return _names(git(project, "ls-files", "-z", "--cached"))
 
 
 def new_files(project: Path, runs: Path | None = None) -> list[str]:
-    """The files that git neither tracks nor ignores, except those below `runs`.
+    """The files that git neither tracks nor ignores, without those below `runs`.
 
     Raises:
-        GitError: if git can't tell.
+        GitError: if git fails.
     """
     names = _names(git(project, "ls-files", "-z", "--others", "--exclude-standard"))
     inside = runs.resolve() if runs else project.resolve()
@@ -247,28 +245,28 @@ def _names(listing: bytes) -> list[str]:
 
 
 def has_commit(project: Path, commit: str) -> bool:
-    """Whether the project is a checkout of a repository that holds the commit.
+    """Whether the project is a checkout whose repository has the commit.
 
     Raises:
-        GitError: if git can't tell.
+        GitError: if git fails.
     """
     if not is_checkout(project) or not COMMIT.fullmatch(commit):
         return False
     try:
         git(project, "cat-file", "-e", f"{commit}^{{commit}}")
     except GitError:
-        git(project, "rev-parse", "--git-dir")  # such as in a checkout of another owner
+        git(project, "rev-parse", "--git-dir")  # raises in another user's checkout
         return False
     return True
 
 
 def write_version(project: Path, commit: str, patch: str, *, folder: Path) -> None:
-    """Write the files of a commit, changed by a patch, into an empty folder.
+    """Write the files of a commit, with a patch, into an empty folder.
 
     Raises:
         GitError: if the patch does not fit, or the folder can't be written.
     """
-    # Shared: it reads the project's objects, also those of a commit that no branch holds.
+    # --shared reads the project's objects, including a commit without a branch.
     source, target = str(project.absolute()), str(folder.absolute())
     options = ("--quiet", "--shared", "--no-checkout", "--template=")
     git(project, "clone", *options, "--config=core.autocrlf=false", source, target)
@@ -280,10 +278,10 @@ def write_version(project: Path, commit: str, patch: str, *, folder: Path) -> No
 
 
 def git(project: Path, *args: str, stdin: bytes = b"") -> bytes:
-    """What a git command prints in the project's folder.
+    """The output of a git command in the project's folder.
 
     Raises:
-        GitError: if there is no git, it fails, or it takes over a minute.
+        GitError: if git is missing, fails, or takes over a minute.
     """
     environment = {k: v for k, v in os.environ.items() if k not in HIDDEN}
     environment["LC_ALL"] = "C"
@@ -303,9 +301,9 @@ def git(project: Path, *args: str, stdin: bytes = b"") -> bytes:
         raise GitError(f"git can't be started: {error.strerror or error}") from None
     if done.returncode != 0:
         lines = [line.strip() for line in done.stderr.decode(errors="replace").splitlines()]
-        # The reason, and the last line, which may name the remedy, as for dubious ownership.
-        told = dict.fromkeys(
+        # The reason, and the last line: the remedy for dubious ownership, for example.
+        shown = dict.fromkeys(
             line for line in lines if line.startswith("fatal: ") or line == lines[-1]
         )
-        raise GitError(f"git {args[0]}: {'; '.join(told) or f'code {done.returncode}'}")
+        raise GitError(f"git {args[0]}: {'; '.join(shown) or f'code {done.returncode}'}")
     return done.stdout

@@ -1,4 +1,8 @@
-"""NVIDIA's GPUs on this machine, without TensorFlow: driver, libraries, and what is wrong."""
+"""NVIDIA GPUs of this machine, without TensorFlow: driver, libraries, NVML, and their faults.
+
+Loading a library needs no GPU and no driver, so all functions answer on any machine. The package
+nvidia-ml-py reads NVML; without the package or the driver its answers are empty.
+"""
 
 import contextlib
 import ctypes
@@ -12,8 +16,8 @@ from typing import Any, Literal, TypeVar
 
 from harness.system.files import private_cache
 
-# What TensorFlow 2.21 opens by name before it registers a GPU (its dso_loader): it registers none
-# where one of them is missing. A library stands after those that it needs.
+# The libraries that TensorFlow 2.21 opens by name (its dso_loader). If one is missing, it registers
+# no GPU. A library stands after those that it needs.
 LIBRARIES = (
     "libcudart.so.12",
     "libcublasLt.so.12",
@@ -23,17 +27,17 @@ LIBRARIES = (
     "libcusolver.so.11",
     "libcudnn.so.9",
 )
-NCCL = "libnccl.so.2"  # for several GPUs alone
-NVML = "libnvidia-ml.so.1"  # of the driver; TensorFlow registers no GPU without it
+NCCL = "libnccl.so.2"  # only for several GPUs
+NVML = "libnvidia-ml.so.1"  # part of the driver; without it TensorFlow registers no GPU
 INSTALL = "HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
 ASK = "compare nvidia-smi, and ask your site"
 IN_A_CONTAINER = "in a container add --nv (Apptainer) or --gpus all (Docker)"
-CACHE_BYTES = 4 * 2**30 - 1  # the largest cache that CUDA takes is 4 GiB
+CACHE_BYTES = 4 * 2**30 - 1  # CUDA allows 4 GiB at most
 
-DRIVER_LIBRARY_MISSING = 303  # CUDA_ERROR_SHARED_OBJECT_INIT_FAILED, without a name in TensorFlow
+DRIVER_LIBRARY_MISSING = 303  # CUDA_ERROR_SHARED_OBJECT_INIT_FAILED, which TensorFlow does not name
 
 
-# XLA may abort the process on later cards, whose machine code it does not know (TensorFlow issues
+# XLA may abort the process on later cards, for which it has no machine code (TensorFlow issues
 # 111958 and 101746).
 LAST_TRUSTED = (9, 0)
 
@@ -42,7 +46,7 @@ Version = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU by its name and its compute capability, (8, 0) for an A100."""
+    """A GPU: its name and its compute capability, (8, 0) for an A100."""
 
     name: str
     capability: Version
@@ -55,49 +59,49 @@ class Card:
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a GPU that should be here can't be used."""
+    """Why an expected GPU can't be used."""
 
     reason: str
     remedy: str
-    fault: Literal["installation", "node"] = "installation"  # another node helps with its fault
+    fault: Literal["installation", "node"] = "installation"  # "node": another one helps
 
 
 def has_driver() -> bool:
-    """Whether an NVIDIA driver is here: its kernel module, or its library."""
+    """Whether this machine has an NVIDIA driver: its kernel module, or its library."""
     return Path("/proc/driver/nvidia").exists() or _open("libcuda.so.1") is not None
 
 
 def has_nvml() -> bool:
-    """Whether the driver's library NVML can be loaded."""
+    """Whether NVML, a library of the driver, can be loaded."""
     return _open(NVML) is not None
 
 
 def library_folders() -> Iterator[Path]:
-    """Where the packages of NVIDIA on PyPI put their libraries: beside TensorFlow's."""
+    """The folders of NVIDIA's packages from PyPI, beside TensorFlow's."""
     spec = importlib.util.find_spec("tensorflow")
     for folder in (spec and spec.submodule_search_locations) or ():
         yield from sorted(Path(folder).parent.glob("nvidia/*/lib"))
 
 
 def load_libraries() -> None:
-    """Load the CUDA libraries, so that TensorFlow finds them by their names.
+    """Load the CUDA libraries, so that TensorFlow finds them by name.
 
-    By itself TensorFlow 2.21 lists no GPU: `libtensorflow_framework.so.2` opens all of them, and
-    its RUNPATH lacks `nvidia/cusolver/lib`. Call it before TensorFlow looks at its devices.
+    Without it TensorFlow 2.21 lists no GPU: `libtensorflow_framework.so.2` opens all of them, and
+    its RUNPATH lacks `nvidia/cusolver/lib`. Call it before TensorFlow looks for devices.
     """
     for name in LIBRARIES:
         _load(name)
 
 
 def missing_libraries() -> list[str]:
-    """The CUDA libraries that can't be loaded here."""
+    """The CUDA libraries that can't be loaded."""
     return [name for name in LIBRARIES if _load(name) is None]
 
 
 def shadowing_libraries() -> dict[str, str]:
-    """The path of each library that this process has loaded in place of the environment's own.
+    """The paths of libraries that this process has loaded instead of the environment's.
 
-    LD_LIBRARY_PATH, which a site's modules set, comes before the RUNPATH of TensorFlow.
+    LD_LIBRARY_PATH, which a site's modules set, has priority over TensorFlow's RUNPATH.
     """
     try:
         maps = Path("/proc/self/maps").read_text()
@@ -113,7 +117,7 @@ def shadowing_libraries() -> dict[str, str]:
 
 
 def num_cards() -> int | None:
-    """The number of GPUs of this machine that the driver knows; None where it does not say."""
+    """The number of GPUs that the driver knows on this machine; None without an answer."""
     library, num = _open(NVML), ctypes.c_uint()
     if library is None or library.nvmlInit_v2() != 0:
         return None
@@ -121,9 +125,9 @@ def num_cards() -> int | None:
 
 
 def library_versions() -> dict[str, str | None]:
-    """The versions of cuDNN, cuBLAS and NCCL as the libraries report them, None without one.
+    """The versions of cuDNN, cuBLAS and NCCL, as the libraries report them; None without one.
 
-    Of the libraries that TensorFlow has loaded, where it has loaded them.
+    Describes the libraries that TensorFlow has loaded, if it has loaded them.
     """
     value, found = ctypes.c_int(), dict[str, str | None].fromkeys(("cudnn", "cublas", "nccl"))
     if cudnn := _load("libcudnn.so.9"):
@@ -146,10 +150,10 @@ def _dotted(number: int) -> str:
 
 
 def code_for(capability: Version, targets: Sequence[str]) -> str:
-    """What a card runs of the targets: `sm_80`, machine code, or `compute_90`, PTX; else empty.
+    """The target that a card runs: machine code such as `sm_80`, or PTX such as `compute_90`.
 
-    Machine code runs on the same major version from its minor version on; PTX is compiled by the
-    driver for every later card.
+    Machine code runs on cards with the same major version and no lower minor version. The driver
+    compiles PTX for all later cards. Empty if the card runs no target.
     """
     earlier = [(_capability(each), each) for each in targets if _capability(each) <= capability]
     same = [each for each in earlier if each[1].startswith("sm_") and each[0][0] == capability[0]]
@@ -163,13 +167,13 @@ def _capability(target: str) -> Version:
 
 
 def lasting_error(num_gpus: int) -> str:
-    """What CUDA answers to this process since a fault, such as CUDA_ERROR_ECC_UNCORRECTABLE.
+    """The error of CUDA that lasts since a fault, such as CUDA_ERROR_ECC_UNCORRECTABLE.
 
-    After a fault every call fails with its code. TensorFlow and the libraries keep that code to
-    themselves in some places. Empty if memory can be had of each GPU.
+    After a fault all calls fail with its code, which TensorFlow and the libraries hide in some
+    places. Empty if all GPUs still provide memory.
 
     Args:
-        num_gpus: how many this process uses, the first that it sees.
+        num_gpus: the number of GPUs that this process uses: the first visible ones.
     """
     driver = _open("libcuda.so.1")
     if driver is None:
@@ -191,10 +195,10 @@ def lasting_error(num_gpus: int) -> str:
 
 
 def keep_compiled_kernels() -> None:
-    """Name CUDA a cache for kernels that the driver compiles, with room for all of TensorFlow's.
+    """Give CUDA a cache for compiled kernels that is large enough for TensorFlow's.
 
-    For cards after sm_89 TensorFlow holds no machine code: all is compiled at its first use. CUDA's
-    own cache may be too small for that, or on a disk of the node's that is emptied.
+    For cards after sm_89 TensorFlow has no machine code: the driver compiles kernels at their first
+    use. CUDA's default cache may be too small, or on a disk of the node that is emptied.
     """
     if "CUDA_CACHE_PATH" in os.environ or (folder := kernel_cache(os.environ)) is None:
         return
@@ -203,7 +207,7 @@ def keep_compiled_kernels() -> None:
 
 
 def kernel_cache(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """The folder of kernels that the driver compiled; None where nothing is kept."""
+    """The folder of compiled kernels; None if they are not cached."""
     if environment.get("CUDA_CACHE_DISABLE") == "1":
         return None
     named = environment.get("CUDA_CACHE_PATH")
@@ -222,17 +226,16 @@ def find_problem(
 ) -> Problem:
     """Why TensorFlow sees fewer GPUs than promised.
 
-    A fault of the node is what neither the installation nor the request explains.
+    The node is at fault if neither the installation nor the request explains it.
 
     Args:
-        lines: what TensorFlow wrote on standard error when it was asked for its GPUs.
+        lines: TensorFlow's messages on standard error when it looked for GPUs.
         environment: its CUDA_VISIBLE_DEVICES may hide GPUs.
         is_cuda_build: whether this TensorFlow was built for CUDA.
-        num_seen: the GPUs that TensorFlow sees.
-        promised: the GPUs that it should see.
-        given: the GPUs that Slurm gave, None outside of Slurm.
-        listed: the indices of these GPUs; names in CUDA_VISIBLE_DEVICES that are the same are
-            Slurm's own.
+        num_seen: the number of GPUs that TensorFlow sees.
+        promised: the number that it should see.
+        given: the number that Slurm allocated, None outside of Slurm.
+        listed: the indices of Slurm's GPUs; Slurm sets CUDA_VISIBLE_DEVICES to them.
     """
     if hidden := hidden_by(environment):
         return Problem(hidden, "unset it")
@@ -270,9 +273,9 @@ def find_problem(
 
 
 def unknown_names(names: Sequence[str]) -> list[str]:
-    """The names of GPUs, as CUDA_VISIBLE_DEVICES has them, that the driver does not know.
+    """The names in CUDA_VISIBLE_DEVICES that the driver does not know.
 
-    Empty where the driver shows no GPU at all, or does not answer.
+    Empty if the driver shows no GPU at all, or does not answer.
     """
     if not (num := num_cards()):
         return []
@@ -289,7 +292,7 @@ def unknown_names(names: Sequence[str]) -> list[str]:
 
 
 def hidden_by(environment: Mapping[str, str] = os.environ) -> str:
-    """How CUDA_VISIBLE_DEVICES hides all GPUs from a process; empty if it is unset or names one."""
+    """How CUDA_VISIBLE_DEVICES hides all GPUs; empty if it is unset or names a GPU."""
     text = environment.get("CUDA_VISIBLE_DEVICES")
     if text is None or visible_names(text):
         return ""
@@ -297,9 +300,9 @@ def hidden_by(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def visible_names(text: str) -> list[str]:
-    """The GPUs that a value of CUDA_VISIBLE_DEVICES names: indices, UUIDs or MIG instances.
+    """The indices, UUIDs and MIG instances in a value of CUDA_VISIBLE_DEVICES.
 
-    As CUDA reads it: what stands after the first invalid index is ignored.
+    Like CUDA, ignores everything after the first invalid index.
     """
     names = []
     for name in (part.strip() for part in text.split(",")):
@@ -310,7 +313,7 @@ def visible_names(text: str) -> list[str]:
 
 
 def _load(name: str) -> ctypes.CDLL | None:
-    """A library as TensorFlow would load it: LD_LIBRARY_PATH first, the loader's cache last."""
+    """A library by TensorFlow's order: LD_LIBRARY_PATH first, the loader's cache last."""
     site = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     folders = (*(Path(each) for each in site if each), *library_folders())
     paths = (*(str(folder / name) for folder in folders), name)
@@ -327,7 +330,7 @@ T = TypeVar("T")
 
 
 def find_nvml() -> Any:
-    """The module `pynvml` of nvidia-ml-py, None where it is not installed."""
+    """The module `pynvml` of nvidia-ml-py, None if it is not installed."""
     try:
         import pynvml
     except ImportError:
@@ -336,7 +339,7 @@ def find_nvml() -> Any:
 
 
 def describe_memory(environment: Mapping[str, str] = os.environ) -> str:
-    """How much memory is free on each visible GPU and which other processes hold some."""
+    """The free memory of all visible GPUs, and the other processes that use some."""
 
     def describe(nvml: Any, gpu: Any) -> str:
         memory = nvml.nvmlDeviceGetMemoryInfo(gpu)
@@ -354,15 +357,14 @@ def describe_memory(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def free_gb(environment: Mapping[str, str] = os.environ) -> dict[str, float]:
-    """The free memory of each visible GPU, in GB."""
+    """The free memory of all visible GPUs in GB, by name."""
     return _ask_each(environment, lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).free / 1e9)
 
 
 def own_gb(environment: Mapping[str, str] = os.environ) -> float | None:
-    """The memory that this process holds of its fullest GPU, in GB.
+    """The memory in GB that this process uses on its fullest GPU.
 
-    None where the driver does not know: in a container with process ids of its own, and without
-    NVML.
+    None if the driver does not know: in a container with separate process ids, or without NVML.
     """
     processes = _ask_each(
         environment, lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
@@ -372,10 +374,10 @@ def own_gb(environment: Mapping[str, str] = os.environ) -> float | None:
 
 
 def _ask_each(environment: Mapping[str, str], ask: Callable[[Any, Any], T]) -> dict[str, T]:
-    """The answers by name of the GPUs that this process may use; one without an answer is left out.
+    """The answers of all GPUs that this process may use, by name, if they answer.
 
     Args:
-        ask: is given NVML and its handle of a GPU.
+        ask: takes NVML and its handle of a GPU.
     """
     answers = dict[str, T]()
     with open_gpus(environment) as (nvml, gpus):
@@ -389,9 +391,9 @@ def _ask_each(environment: Mapping[str, str], ask: Callable[[Any, Any], T]) -> d
 def open_gpus(
     environment: Mapping[str, str] = os.environ,
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """NVML and its handles of the GPUs that this process may use, by index or UUID, in their order.
+    """NVML and its handles of the GPUs that this process may use, by index or UUID, in order.
 
-    There are none where NVML is missing, and none of a GPU that it does not know.
+    Leaves out GPUs that NVML does not know; empty without NVML.
     """
     nvml, gpus = find_nvml(), dict[str, Any]()
     if nvml is None:

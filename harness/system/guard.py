@@ -1,8 +1,8 @@
-"""A process that waits for the one that computes on GPUs, to say why that one died.
+"""A parent process that explains the death of the process that computes on GPUs.
 
-What CUDA reports late makes TensorFlow abort its process, past every `except`, and a process that
-dies can tell nobody. So it is forked from one that never imports TensorFlow, passes signals on, and
-reads what the other one left on standard error.
+Late errors of CUDA make TensorFlow abort its process, past every `except`. So that process is
+forked from this one, which never imports TensorFlow, passes signals on, and reads the child's
+standard error.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import NoReturn
 from harness.system import stderr_filter
 from harness.system.processes import SHOW_CURSOR, STOPPING, end_at_once
 
-# How a process ends by a fault of its own code, or of a library's.
+# Signals of a fault in this code or in a library.
 FAULTS = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -26,13 +26,13 @@ OnDeath = Callable[[signal.Signals, str, int], None]
 
 
 def stand_guard(on_death: OnDeath) -> None:
-    """Fork. The child returns, to import TensorFlow; this process ends as the child does.
+    """Fork. The child returns, to import TensorFlow; this process ends like the child.
 
-    Call it before TensorFlow is imported or CUDA is used: neither survives a fork.
+    Call it before the import of TensorFlow and the first use of CUDA: neither survives a fork.
 
     Args:
-        on_death: is given the signal by which the child died of a fault, its messages and its
-            process id, and may raise an error to end with. If it returns, the signal is the end.
+        on_death: takes the signal of a fault that killed the child, the child's messages and its
+            process id. It may raise an error to end with; otherwise this process dies alike.
 
     Raises:
         SystemExit: in this process, with the child's exit code.
@@ -55,7 +55,7 @@ def stand_guard(on_death: OnDeath) -> None:
         raise SystemExit(os.WEXITSTATUS(status))
     number = signal.Signals(os.WTERMSIG(status))
     if sys.stdout.isatty():
-        os.write(1, SHOW_CURSOR)  # which a progress bar hides
+        os.write(1, SHOW_CURSOR)  # hidden by a progress bar
     if number in FAULTS:
         text = os.pread(messages, os.fstat(messages).st_size, 0).decode(errors="replace")
         on_death(number, text, child)
@@ -63,15 +63,15 @@ def stand_guard(on_death: OnDeath) -> None:
 
 
 def _die_with(guard: int) -> None:
-    """Let this process be killed when its guard is: whoever kills that one means this one."""
+    """Let the kernel kill this process with its guard: a kill of the guard means both."""
     ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
-    if os.getppid() != guard:  # it was killed before
+    if os.getppid() != guard:  # it is already dead
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[int]:
-    """A file descriptor from which the numbers of the signals that come can be read."""
+    """A file descriptor that yields the numbers of incoming signals."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     numbers = (*STOPPING, signal.SIGCHLD)
@@ -86,11 +86,11 @@ def _signals() -> Iterator[int]:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Python writes its number to the descriptor, whichever thread it comes to."""
+    """Do nothing: Python writes the number to the descriptor."""
 
 
 def _wait(child: int, numbers: int) -> int:
-    """Pass signals on until the child has ended; returns its status."""
+    """Pass signals on until the child ends; returns its status."""
     pressed = 0
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -101,15 +101,15 @@ def _wait(child: int, numbers: int) -> int:
                 pressed += 1
                 if pressed > 1:
                     end_at_once()
-                # Not as it is: whoever signals all processes of a step has sent it to the child
-                # too, and a second one would end it without a checkpoint.
+                # Not SIGINT: a sender to all processes of a step has sent it to the child, too, and
+                # a second one would end the child without a checkpoint.
                 os.kill(child, signal.SIGTERM)
             elif number in STOPPING and number != signal.SIGINT:
                 os.kill(child, number)
 
 
 def _is_foreground() -> bool:
-    """Whether a terminal sends its Ctrl-C to this process, and so to its child."""
+    """Whether a terminal sends its Ctrl-C to this process and the child."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY)
     except OSError:
@@ -121,8 +121,8 @@ def _is_foreground() -> bool:
 
 
 def _die_of(number: signal.Signals) -> NoReturn:
-    """End by a signal, as the child did, so that whoever waits sees the same."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the child's is enough
+    """Die by the child's signal, so that the parent sees the same end."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the child's core is enough
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -1,7 +1,7 @@
 """A folder with one writer, whose files are complete or absent.
 
-The writer is the process that took the folder's lease last. An older one that is still alive
-notices that its lease is gone, and stops.
+The writer is the process that took the folder's lease last. An older process that is still alive
+notices that it lost the lease, and stops.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ from harness.system.files import (
 )
 from harness.system.lenient_json import parse_json, parse_toml, read_json
 
-PATIENCE_S, RETRY_S = 60.0, 1.0  # with a disk that does not answer
+PATIENCE_S, RETRY_S = 60.0, 1.0  # for a disk that does not answer
 
-LOGGER = logging.getLogger("harness")  # the console's, which is above this package
+LOGGER = logging.getLogger("harness")  # the console's logger
 
 
 class LeasedDirectory:
-    """A folder that any process may read and one process at a time may write."""
+    """A folder that all processes may read, and one process at a time may write."""
 
     kind = "folder"  # in messages
     disk = SharedDisk()
@@ -46,19 +46,19 @@ class LeasedDirectory:
         return self.folder.joinpath(*parts)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """A JSON file of the folder, empty where it is missing or broken."""
+        """A JSON file of the folder, empty if it is missing or broken."""
         return read_json(self.folder / name)
 
     def certain_json(self, name: str) -> dict[str, Any]:
-        """A JSON file, empty if it is missing or broken, but not because it can't be read just now.
+        """A JSON file, empty if it is missing or broken, but not if the disk fails.
 
         Raises:
-            DiskError: if the disk fails, which says nothing of the folder.
+            DiskError: if the disk fails.
         """
         return parse_json(self._certain_bytes(name))
 
     def certain_toml(self, name: str) -> dict[str, Any]:
-        """A TOML file, read as `certain_json` reads another.
+        """Like `certain_json`, for a TOML file.
 
         Raises:
             DiskError: if the disk fails.
@@ -74,13 +74,13 @@ class LeasedDirectory:
             return b""
 
     def leftovers(self) -> Iterator[Path]:
-        """Temporary files of a process that was killed while writing."""
+        """Temporary files of killed processes."""
         return self.folder.glob(".*.tmp*")
 
     # Writing
 
     def take_lease(self) -> None:
-        """Become the only writer; the folder is made if it is missing.
+        """Become the only writer. Makes the folder if it is missing.
 
         Raises:
             RunError: if the folder can't be written.
@@ -97,7 +97,7 @@ class LeasedDirectory:
         except DiskError:
             if self.read_json("lease.json") == before:
                 raise
-            self.check_lease()  # one that came at the same time removed what was half-written
+            self.check_lease()  # a process that came at the same time removed the temporary file
             atomic_write(lease, json.dumps(holder))
         for leftover in self.leftovers():
             if leftover.is_file():
@@ -107,8 +107,8 @@ class LeasedDirectory:
         """Raise unless this process is still the writer.
 
         Raises:
-            TakenOver: if a newer process took the folder over, or it is gone.
-            DiskError: if the disk does not say so for a minute.
+            TakenOver: if a newer process took the folder over, or the lease is gone.
+            DiskError: if the disk does not answer for a minute.
         """
         content = self._read_lease()
         holder = parse_json(content or b"")
@@ -120,16 +120,16 @@ class LeasedDirectory:
             raise TakenOver(f"{self.kind} {self.folder}: {reason}; this one stops")
 
     def release_lease(self) -> None:
-        """Give the folder up: nothing more will be written. An error leaves the lease there."""
-        with contextlib.suppress(OSError, RunError):  # or another process has taken it over
+        """Give the lease up after the last write. An error leaves it in place."""
+        with contextlib.suppress(OSError, RunError):  # such as after a takeover
             self.check_lease()
             self.path("lease.json").unlink()
 
     def _read_lease(self) -> bytes | None:
-        """The lease, None if there is none; a disk that does not answer is asked for a minute.
+        """The lease, None if there is none. Tries for a minute if the disk does not answer.
 
-        That a file can't be read does not mean that it is gone: this process may have too many
-        files open, a server of a network disk may be starting again.
+        An unreadable file may still exist: this process may have too many open files, or the server
+        of a network disk may be restarting.
         """
         path, since_s = self.path("lease.json"), monotonic()
         while True:
@@ -147,7 +147,7 @@ class LeasedDirectory:
     def write(
         self, name: str, content: str | bytes | Callable[[BinaryIO], object], *, mode: int = 0o666
     ) -> None:
-        """Write a file, complete or not at all; `content` and `mode` as `atomic_write` takes them.
+        """Write a file, completely or not at all; `content` and `mode` as for `atomic_write`.
 
         Raises:
             RunError: if the disk refuses, or the lease is gone.
@@ -155,7 +155,7 @@ class LeasedDirectory:
         self._write_leased(lambda: atomic_write(self.path(name), content, mode))
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file, complete or not at all."""
+        """Write a JSON file, completely or not at all."""
         self.write(name, to_json(content))
 
     def write_by_path(self, name: str, save: Callable[[Path], object]) -> None:
@@ -167,10 +167,10 @@ class LeasedDirectory:
         try:
             write()
         except RunError:
-            self.check_lease()  # the process that took it over removes half-written files
+            self.check_lease()  # a process that took it over removes half-written files
             raise
 
 
 def to_json(content: dict[str, Any]) -> str:
-    """A record as a file holds it."""
+    """The text of a JSON file."""
     return json.dumps(content, indent=2, allow_nan=False) + "\n"

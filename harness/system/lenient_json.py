@@ -1,6 +1,6 @@
-"""Reads JSON and TOML records that may be missing, broken, half-written or no file at all.
+"""Reads JSON and TOML records that may be missing, broken or half-written.
 
-Anything unexpected reads as empty or None: a broken record must not break a status or a report.
+Anything unexpected is empty or None: a broken record must not break a status or a report.
 """
 
 import json
@@ -12,11 +12,11 @@ from typing import Any
 from harness.system.files import read_plain_file
 
 BROKEN = (OSError, ValueError, RecursionError)
-MAX_NUMBER = 1e15  # harness records no larger one
+MAX_NUMBER = 1e15  # no record has a larger one
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where it is missing or broken."""
+    """The object in a JSON file, empty if it is missing or broken."""
     try:
         return parse_json(read_plain_file(path))
     except OSError:
@@ -24,7 +24,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str | bytes) -> dict[str, Any]:
-    """A JSON object, empty where the text is none."""
+    """A JSON object, empty for any other text."""
     try:
         content = json.loads(text)
     except BROKEN:
@@ -33,7 +33,7 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with one JSON value a line, none where it is missing or broken."""
+    """The objects of a file with a JSON value per line, none if it is missing or broken."""
     try:
         lines = [json.loads(line) for line in read_plain_file(path).splitlines()]
     except BROKEN:
@@ -42,7 +42,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file, empty where it is missing or broken."""
+    """A TOML file, empty if it is missing or broken."""
     try:
         return parse_toml(read_plain_file(path))
     except OSError:
@@ -50,7 +50,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parse_toml(content: bytes) -> dict[str, Any]:
-    """A TOML document, empty where the bytes are none."""
+    """A TOML document, empty for any other bytes."""
     try:
         return tomllib.loads(content.decode())
     except BROKEN:
@@ -58,7 +58,7 @@ def parse_toml(content: bytes) -> dict[str, Any]:
 
 
 def table(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """A table of a TOML file, empty if missing."""
+    """A table of a TOML file, empty if it is missing."""
     table = content.get(name)
     return table if isinstance(table, dict) else {}
 
@@ -69,7 +69,7 @@ def text(value: object) -> str | None:
 
 
 def path(value: object) -> str | None:
-    """A path, None for anything else: no system call takes a NUL or half a character."""
+    """A path, None for anything else, such as text with a NUL byte or half a character."""
     try:
         return value if isinstance(value, str) and b"\0" not in os.fsencode(value) else None
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""This machine and its processes: signals that stop a run, who is alive, what it has."""
+"""Signals that stop a run, processes of this machine, and the machine's hardware."""
 
 import contextlib
 import functools
@@ -26,10 +26,10 @@ SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class StopRequest:
-    """Whether this process or another of the run has received one of the stopping signals.
+    """Whether a process of the run has received a signal to stop, which acts between steps.
 
-    All workers must stop after the same step, or the rest would wait in a collective operation
-    for ever. So each step carries every worker's vote, and all read the sum at the same steps.
+    All workers must stop after the same step, or the others would wait forever in a collective
+    operation. So every step adds up the workers' votes, and all read the sum at the same steps.
     """
 
     def __init__(self, *, alone: bool = True) -> None:
@@ -44,20 +44,20 @@ class StopRequest:
     def listen(self) -> None:
         """Handle the signals from now on.
 
-        Call it again after making the strategy: the C++ side of a multi-worker strategy replaces
-        the handler for TERM with its own.
+        Call it again after making the strategy: the C++ code of a multi-worker strategy replaces
+        the handler for TERM.
         """
         for number in STOPPING:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal == number == signal.SIGINT:
-            end_at_once()  # the user does not want to wait, and a run survives any end
-        if self.signal != signal.SIGTERM:  # a cancel stays one, whatever else comes
+            end_at_once()  # the second Ctrl-C does not wait; a run survives any end
+        if self.signal != signal.SIGTERM:  # after a cancel, other signals change nothing
             self.signal = signal.Signals(number)
 
     def check(self) -> None:
-        """Raise if a signal has come and this worker may stop by itself.
+        """Raise if a signal has come, and no other worker needs to know.
 
         Raises:
             Interrupted: with the signal's name.
@@ -77,10 +77,10 @@ class StopRequest:
 
 @contextlib.contextmanager
 def ctrl_c_waits() -> Iterator[None]:
-    """Let Ctrl-C take effect at the end, for what may lose its exception; a second one at once.
+    """Delay Ctrl-C to the end of a block that may lose its exception; a second one acts at once.
 
-    An import does: Python drops an exception that is raised in a callback of a weak reference, of
-    which each module has one. Outside the main thread nothing changes.
+    An import may lose it: Python drops an exception in the callback of a weak reference, and every
+    module has one. Outside the main thread nothing changes.
     """
     before = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
@@ -108,10 +108,10 @@ AT_ONCE = "harness: interrupted at once; what was saved before stays"
 
 
 def end_at_once(line: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoReturn:
-    """End this process and all that it started, with one line and the code of an interruption.
+    """End this process and its children, with one line and the exit code of an interruption.
 
-    Not by an exception: code that runs while it is raised, such as an import of TensorFlow, may
-    turn it into a traceback or lose it.
+    Not by an exception: code on its way, such as an import of TensorFlow, may turn it into a
+    traceback or lose it.
     """
     import psutil
 
@@ -125,19 +125,19 @@ def end_at_once(line: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoRet
     os._exit(code)
 
 
-WORKER = "harness.tuning.worker"  # of a sweep, which trains its trials
+WORKER = "harness.tuning.worker"  # of a sweep
 PROGRAMS = {"harness", "__main__.py"}
-TRAINING = {"train", "resume", "tune"}  # the commands that write a heartbeat
+TRAINING = {"train", "resume", "tune"}  # commands with a heartbeat
 CLOCK_SLACK_S = 2.0
 
-kept: list[object] = []  # that live until the process ends, which ends by `leave` then
+kept: list[object] = []  # objects that live until `leave`
 
 
 def leave(code: int) -> NoReturn:
-    """End this process, all of whose work is done, and spare it the end of what it holds.
+    """End this process after its work, without destructors.
 
-    On several nodes that of TensorFlow's iterators and servers takes up to 30 s, and a job that is
-    to leave its node may have no more.
+    On several nodes those of TensorFlow's iterators and servers take up to 30 s, and a job that
+    must leave its node may have no more.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -145,9 +145,9 @@ def leave(code: int) -> NoReturn:
 
 
 def own_code_first() -> dict[str, str]:
-    """This process's environment for a child: it imports this code, and nothing where it starts.
+    """The environment of a child, which imports this code and nothing from its working folder.
 
-    `python -m` looks into the current folder first, which may be that of somebody else's run.
+    `python -m` would search the working folder first, which may belong to somebody else's run.
     """
     paths = [str(PROJECT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     path = os.pathsep.join(dict.fromkeys(filter(None, paths)))
@@ -155,12 +155,12 @@ def own_code_first() -> dict[str, str]:
 
 
 def age_s() -> float | None:
-    """Seconds since this process was started, None where unknown.
+    """Seconds since the start of this process, None if unknown.
 
-    Not by psutil, which knows the start of a process only to within a second.
+    Not by psutil, which rounds the start of a process to a second.
     """
     try:
-        # Field 22 of proc_pid_stat(5): the start in clock ticks since the machine's.
+        # Field 22 of proc_pid_stat(5): the start, in clock ticks since boot.
         stat = Path("/proc/self/stat").read_text(errors="replace")
         started = int(stat.rpartition(")")[2].split()[19])
     except (OSError, IndexError, ValueError):
@@ -169,10 +169,10 @@ def age_s() -> float | None:
 
 
 def end_with_parent() -> None:
-    """Send this process TERM when the one that started it has ended, by whatever signal.
+    """Send TERM to this process when its parent has ended, by any signal.
 
-    The parent holds the other end of standard input, which closes with it, through srun too. If
-    this process is still there a minute later, it exits with the code of an interruption.
+    The parent holds the other end of standard input, which closes with it, even through srun. A
+    minute later this process exits with the code of an interruption.
     """
 
     def watch() -> None:
@@ -186,10 +186,9 @@ def end_with_parent() -> None:
 
 
 def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
-    """Whether the process that wrote a heartbeat at that time is still alive.
+    """Whether the process that wrote a heartbeat at this time is still alive.
 
-    The system may have given its number to another process since: one that is no harness, or that
-    was started after the heartbeat.
+    Another process may have its id by now: one that is no harness, or that started later.
     """
     import psutil  # here, since `harness --help` needs none of it
 
@@ -207,10 +206,7 @@ def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
 
 @functools.cache
 def process_space() -> str:
-    """Names what tells processes apart by their numbers, empty where unknown.
-
-    It is one start of a machine, and in a container its own part of it.
-    """
+    """The scope of this machine's process ids: a boot and a container; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
@@ -219,17 +215,17 @@ def process_space() -> str:
 
 
 def is_elsewhere(space: str) -> bool:
-    """Whether what `process_space` said is of another container on this start of the machine."""
+    """Whether a `process_space` is that of another container since the same boot."""
     boot, _, part = space.partition(" ")
     own_boot, _, own_part = process_space().partition(" ")
     return boot == own_boot and part != own_part
 
 
 def has_died(process: int, space: str) -> bool:
-    """Whether a process has ended that can be seen from here.
+    """Whether a process in the same space has ended.
 
     Args:
-        space: what `process_space` said to it.
+        space: its `process_space`.
     """
     if not space or space != process_space() or process <= 0:
         return False
@@ -237,13 +233,13 @@ def has_died(process: int, space: str) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return True
-    except (PermissionError, OverflowError):  # another user's, whom /proc may hide
+    except (PermissionError, OverflowError):  # another user's, whose /proc may be hidden
         return False
     return _is_zombie(process)
 
 
 def _is_zombie(process: int) -> bool:
-    """Whether a process has ended and nobody has waited for it, which only our own /proc tells."""
+    """Whether a process has ended without a `wait`; only a /proc of this container knows."""
     import psutil
 
     try:
@@ -254,7 +250,7 @@ def _is_zombie(process: int) -> bool:
 
 
 def _cgroup_gb(name: str) -> list[float]:
-    """A size from a control file of this process's cgroup (v2), and of each one above it."""
+    """A size in GB from a control file of this process's cgroup (v2) and of all cgroups above."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
         path = next((line[3:] for line in lines if line.startswith("0::")), "/")
@@ -267,24 +263,24 @@ def _cgroup_gb(name: str) -> list[float]:
 
 
 def memory_limit_gb() -> float | None:
-    """The least memory that a cgroup above this process allows, None for no limit."""
+    """The smallest memory limit of this process's cgroups, None without a limit."""
     return min(_cgroup_gb("memory.max"), default=None)
 
 
 def memory_peak_gb() -> float | None:
-    """The most memory that this process's cgroup has used, None where that is not known."""
+    """The peak memory of this process's cgroup, None if unknown."""
     return next(iter(_cgroup_gb("memory.peak")), None)
 
 
 def available_gb() -> float:
-    """The memory that is free or can be freed."""
+    """The memory in GB that is free or can be freed."""
     import psutil
 
     return float(psutil.virtual_memory().available / 1e9)
 
 
 def gpu_name() -> str | None:
-    """The first GPU by its driver's name, None without one."""
+    """The driver's name of the first GPU, None without a GPU."""
     for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
         match = re.search(r"^Model:\s*(.+)$", path.read_text(errors="replace"), re.MULTILINE)
         if match:
@@ -300,7 +296,7 @@ def total_memory_gb() -> float:
 
 
 def installed_version(package: str) -> str | None:
-    """The version of a package, None where it is not installed."""
+    """The version of a package, None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:  # a nightly build has another name
@@ -313,7 +309,7 @@ def processor() -> str:
 
 
 def _cpuinfo(field: str) -> str:
-    """A field of the first processor from /proc/cpuinfo, empty where there is none."""
+    """A field of the first processor in /proc/cpuinfo, empty if there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -322,7 +318,7 @@ def _cpuinfo(field: str) -> str:
 
 
 def nvidia_driver() -> str | None:
-    """The NVIDIA driver's description of its version, None where there is no driver."""
+    """The NVIDIA driver's version in its own words, None without a driver."""
     try:
         return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
     except (OSError, IndexError):

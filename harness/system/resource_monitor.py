@@ -1,7 +1,6 @@
-"""How much a process uses of its CPUs, its memory and its GPUs.
+"""The use of CPUs, memory and GPUs by a process.
 
-GPUs are read through NVML, the driver's own library. Without it, or without its Python package,
-everything else is still read.
+GPUs are read by NVML, a library of the driver. Everything else is read without it, too.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ REMEDY = "compare nvidia-smi, or HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
 
 
 class ResourceMonitor:
-    """Reads what this process uses; a context manager."""
+    """Reads the use of this process; a context manager."""
 
     def __init__(
         self,
@@ -32,12 +31,12 @@ class ResourceMonitor:
         """Make a monitor; nothing is read yet.
 
         Args:
-            num_gpus: how many this process uses, the first of those that it sees.
-            num_cpus: how many it may use.
-            warn: takes a warning of one line.
-            environment: says which GPUs it sees.
-            clock: gives seconds.
-            cpu_clock: gives the seconds of CPU time that this process has used.
+            num_gpus: the GPUs in use: the first visible ones.
+            num_cpus: the CPUs that it may use.
+            warn: takes a line.
+            environment: names the visible GPUs.
+            clock: in seconds.
+            cpu_clock: the CPU time of this process in seconds.
         """
         self._num_gpus, self._num_cpus, self._warn = num_gpus, num_cpus, warn
         self._environment, self._clock, self._cpu_clock = environment, clock, cpu_clock
@@ -64,9 +63,9 @@ class ResourceMonitor:
     def sample(self) -> dict[str, float]:
         """The current use, by name; empty within READ_S of the last reading.
 
-        `cpu_share`: of the CPUs that may be used, since the last reading. `memory_gb`: of the
-        machine's memory. For each GPU `gpu0_share`, the share of NVML's last period (at most a
-        second) in which a kernel ran, and `gpu0_memory_gb`, its memory used by all processes.
+        `cpu_share`: of the CPUs that it may use, since the last reading. `memory_gb`: memory of the
+        machine. `gpu0_share`: the share of NVML's last period (at most a second) in which a kernel
+        ran. `gpu0_memory_gb`: memory of the GPU in use by all processes.
         """
         now = self._clock()
         if now - self._read_at < READ_S:
@@ -77,7 +76,7 @@ class ResourceMonitor:
         if now > then:
             values["cpu_share"] = (self._before[1] - used) / (now - then) / self._num_cpus
         for number, gpu in enumerate(self._gpus):
-            # Without an answer for a slice of a GPU (MIG), or a lost GPU.
+            # NVML has no answer for a slice of a GPU (MIG), or a lost GPU.
             with contextlib.suppress(self._nvml.NVMLError):
                 memory = self._nvml.nvmlDeviceGetMemoryInfo(gpu)
                 values[f"gpu{number}_memory_gb"] = memory.used / 1e9
@@ -87,7 +86,7 @@ class ResourceMonitor:
 
 
 def resident_memory_gb() -> float:
-    """The machine's memory that this process holds."""
-    import psutil  # here, since the doctor's help needs none of it
+    """The machine's memory in GB that this process uses."""
+    import psutil  # late, because the doctor's help does not need it
 
     return float(psutil.Process().memory_info().rss / 1e9)

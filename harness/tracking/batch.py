@@ -1,4 +1,4 @@
-"""Several jobs and seeds in one command, side by side: `harness train jobs/*.toml --seeds 1-5`."""
+"""Several jobs and seeds in parallel, in one command: `harness train jobs/*.toml --seeds 1-5`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,26 +18,25 @@ from harness.tracking.run_dir import CANCEL, RunDirectory, remove_empty, reserve
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """Which runs to train, and with what."""
+    """The runs of a command, and how to train them."""
 
-    jobs: tuple[Job, ...]  # one for each run: a job with several seeds is there several times
+    jobs: tuple[Job, ...]  # one per run: a job with several seeds appears several times
     runs: Path
-    run_id: str | None = None  # what the runs' names begin with, by default the time
-    train_args: tuple[str, ...] = ()  # for `harness train`, the same for every run
-    devices: str | None = None  # cpu leaves GPUs alone
-    workers: int | None = None  # runs at a time, by default as many as there is room for
+    run_id: str | None = None  # the beginning of the runs' names, by default the time
+    train_args: tuple[str, ...] = ()  # options of `harness train`, for all runs
+    devices: str | None = None  # cpu uses no GPU
+    workers: int | None = None  # runs at a time, by default as many as fit
     runs_per_gpu: int = 1
-    host_gb: tuple[float, ...] = ()  # of each job, what a run takes of the node's memory
-    again: str = ""  # the command that goes on, by default the same one with its run id
+    host_gb: tuple[float, ...] = ()  # memory of the node that a run needs, per job
+    again: str = ""  # the command to continue, by default this one with its run id
 
 
 def jobs_of(
     files: Sequence[Path], overrides: Sequence[str], seeds: Sequence[int]
 ) -> tuple[Job, ...]:
-    """Each job with each seed, or with its own seed if none is given; all of them checked.
+    """Each job with each seed, or with the job's seed if there are no seeds; checked.
 
-    Ordered by seed, so that all jobs have a result for the first seed before any has for the
-    second.
+    Sorted by seed, so that all jobs have a result for the first seed before the second begins.
 
     Raises:
         InputError: if a job is invalid, or two have the same name.
@@ -54,14 +53,14 @@ def jobs_of(
 
 
 def train_batch(request: BatchRequest, console: Console) -> list[Path]:
-    """Train every run that is not finished yet; a run that was begun goes on.
+    """Train all runs that are not finished; runs that have begun continue.
 
     Returns:
-        The folders of all the runs, in the order of the jobs.
+        The folders of all runs, in the order of the jobs.
 
     Raises:
-        InputError: if a run is refused, or there is no room for so many workers.
-        Interrupted: a signal came; the runs are saved and can go on.
+        InputError: if a run is refused, or so many workers don't fit.
+        Interrupted: a signal came; the runs are saved and can continue.
         RunError: some runs failed: which, and why.
     """
     known = _runs(request, request.run_id) if request.run_id else []
@@ -79,8 +78,8 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
     prefix = request.run_id or reserve_id(request.runs, wanted)
     runs = known or _runs(request, prefix)
     folders = [run.folder for run in runs]
-    # A copy of each job, so that an edit while a run waits changes nothing; not in TMPDIR, since
-    # other nodes read it too.
+    # Copies of the jobs, so that an edit while a run waits changes nothing; not in TMPDIR, because
+    # other nodes read them, too.
     parent = submissions(request.runs.absolute())
     again = request.again or f"the same command with --run-id {prefix}"
     if allocation and allocation.max_requeues is not None:  # nobody typed the command of a job
@@ -105,7 +104,7 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
 
 
 def _end(job: Job) -> str:
-    """What the name of a job's run ends with."""
+    """The end of the name of a job's run."""
     return f"-seed{job.train.seed}"
 
 
@@ -114,7 +113,7 @@ def _runs(request: BatchRequest, prefix: str) -> list[RunDirectory]:
 
 
 def _slots(request: BatchRequest, allocation: SlurmEnvironment | None, num: int) -> list[Slot]:
-    """Room for so many runs, or for as many of them at a time as there is."""
+    """Slots for this number of runs, or as many as fit at a time."""
     if request.host_gb and not request.workers:
         num = min(num, num_in_memory(allocation, max(request.host_gb)))
     return allocate_slots(
@@ -128,10 +127,10 @@ def _slots(request: BatchRequest, allocation: SlurmEnvironment | None, num: int)
 
 
 def _task(request: BatchRequest, run: RunDirectory, *, job: Job, jobs: Path) -> Task:
-    """The process of one run, whose job it reads from a file of its own in `jobs`."""
+    """The process of a run, which reads its job from a file in `jobs`."""
     name = f"{job.name}-{run.folder.name}"
     file = jobs / f"{name}.toml"
-    atomic_write(file, job.to_toml(), 0o600)  # a job that others can change is refused
+    atomic_write(file, job.to_toml(), 0o600)  # a file that others can change is refused
     args = child_args("train", str(file), "--runs", str(request.runs.absolute()))
     args += ["--run-id", run.folder.name, *request.train_args]
     return Task(name, args, request.runs / "logs" / f"{name}.out", run.folder / CANCEL)

@@ -1,4 +1,4 @@
-"""Stops runs so that they save first and are not restarted, wherever they run."""
+"""Stops runs on any machine: a run saves first and is not restarted."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from harness.tracking.records import ALIVE, RunStatus
 from harness.tracking.run_dir import ask_to_cancel
 from harness.tracking.status import refresh
 
-# Slurm kills a job that has not ended some time after it was asked to, by default 30 s.
+# Slurm kills a job some time after asking it to end, by default 30 s.
 WAIT_S = 90.0
 POLL_S = 0.5
 ASK_EVERY_S = 5.0  # the queue
@@ -32,16 +32,16 @@ def spares_others(
     *,
     by_job: bool = False,
 ) -> bool:
-    """Whether other runs of its job go on, so that the job must not be cancelled as a whole.
+    """Whether other runs of its job continue, so that the job itself must not be cancelled.
 
     Args:
         status: of the run.
-        chosen: all that the user names.
+        chosen: all runs to cancel.
         known: the runs in its folder of runs.
-        by_job: whether the user names its job.
+        by_job: whether the user named its job.
     """
     if status.shares_job and not status.submission and not by_job:
-        return True  # no record tells which seeds have yet to begin
+        return True  # no record lists the seeds that have not begun
     folders = {os.path.realpath(each.folder) for each in chosen}
     return status.shares_job and any(
         each.slurm_job == status.slurm_job
@@ -62,30 +62,30 @@ def ask_to_stop(
 
     Args:
         status: of the run.
-        stop_search: stops that of a sweep's folder, wherever its workers are.
-        alone: others of its job go on.
-        problem: why squeue gave no answer.
+        stop_search: stops the search in a folder, on all machines.
+        alone: whether other runs of its job continue.
+        problem: the reason if squeue gave no answer.
 
     Returns:
-        The outcome in a line, None where the run is at work and has to save first.
+        The outcome in a line; None if the run is at work and has to save first.
 
     Raises:
-        RunError: if it can't be stopped from here; the message says why, or where to do it.
+        RunError: if this machine can't stop it; the message says why, or where to do it.
     """
     if status.state == "finished":
         return f"{status.run}: is finished, nothing to cancel"
-    if not status.is_own and status.state in ALIVE:  # its record may name any job or process
+    if not status.is_own and status.state in ALIVE:  # the record may name any job or process
         raise RunError(f"run {status.run}: is another user's; ask them to stop it")
     if alone and (status.alive or status.job_lives):
         ask_to_cancel(status.folder)
-        if status.state not in ALIVE:  # a requeue of its job would begin it again
+        if status.state not in ALIVE:  # a requeue of its job would restart it
             return f"{status.run}: is {status.state}; job {status.slurm_job} trains its other seeds"
         if status.phase is None or status.state == "pending":
             return f"{status.run}: will not start; job {status.slurm_job} trains its other seeds"
         return None
     if stop_search and status.trials and status.state in AT_WORK:
         stop_search(status.folder)
-        if status.slurm_job:  # tasks of its array that wait; the others see the folder
+        if status.slurm_job:  # waiting tasks of its array; the others read the folder
             with contextlib.suppress(InputError, RunError):
                 array = status.slurm_job.partition("_")[0]
                 client.ask("scancel", "--state=PENDING", array)
@@ -103,7 +103,7 @@ def ask_to_stop(
                 f"run {status.run}: {problem}; if its job waits, run this on a login node, or: "
                 f"scancel {status.slurm_job}"
             )
-        if is_queued and status.state in ALIVE:  # a session's job, or that of a script of one's own
+        if is_queued and status.state in ALIVE:  # the job of a session or of a user's script
             raise RunError(
                 f"{status.run}: is {status.state}, and its job may hold more than this run; to end "
                 f"the whole job: scancel {status.slurm_job}"
@@ -115,7 +115,7 @@ def ask_to_stop(
 
 
 def _is_own_job(status: RunStatus) -> bool:
-    """Whether the job is the run's, not a session whose shell or notebook somebody keeps open."""
+    """Whether the job only runs this run, and is not a session with a shell or a notebook."""
     if status.folder.name == f"slurm-{status.slurm_job}":
         return True
     state = read_json(status.folder / "state.json")
@@ -130,7 +130,7 @@ def _cancel_job(status: RunStatus) -> str | None:
     client.ask("scancel", str(job))
     if status.state not in ("pending", "submitted"):
         return None
-    if status.phase is not None:  # it has begun, and no process of its own will note this
+    if status.phase is not None:  # it has begun, and no process will record this
         ask_to_cancel(status.folder)
     saved = f"; saved at {status.position}, go on by {status.resume}" if status.position else ""
     return f"{status.run}: job {job} is out of the queue{saved}"
@@ -150,14 +150,14 @@ def _stop_process(status: RunStatus) -> None:
         raise RunError(f"{where} no longer is this run's; go on by {status.resume}")
     try:
         os.kill(process, signal.SIGTERM)
-    except ProcessLookupError:  # it has just ended, which the wait will see
+    except ProcessLookupError:  # it has just ended; the caller's wait notices
         pass
     except PermissionError:
         raise RunError(f"{where} is another user's; ask them to stop it") from None
 
 
 def _is_here(status: RunStatus) -> bool:
-    """Whether a run's process has its number here: a container may have the machine's name."""
+    """Whether a run's process id is valid here: a container may have the machine's host name."""
     space = text(read_json(status.folder / "state.json").get("space")) or ""
     return status.host == socket.gethostname() and not is_elsewhere(space)
 
@@ -165,7 +165,7 @@ def _is_here(status: RunStatus) -> bool:
 def wait_until_saved(
     status: RunStatus, queue: Queue, sleep: Callable[[float], None] = time.sleep
 ) -> str:
-    """Wait for a run that was asked to stop, and say in a line how it ended.
+    """Wait for the end of a run after `ask_to_stop`; returns the outcome in a line.
 
     Raises:
         RunError: if it does not end in time.
@@ -174,11 +174,11 @@ def wait_until_saved(
     while waited_s < WAIT_S:
         now = refresh(status, queue)
         is_new = now.time_s > status.time_s or status.phase not in OVER
-        # A search is recorded as interrupted before its last worker has saved.
+        # A search records its interruption before its last worker has saved.
         saves = bool(now.trials) and _is_here(now) and is_run_alive(now.process or 0, now.time_s)
         if (now.phase in OVER and is_new and not saves) or (not now.alive and now.state != "stale"):
-            # Once more: it may have saved after its record was read and ended before its process
-            # was looked at.
+            # Again: it may have saved and ended between the reading of its record and the look at
+            # its process.
             return _outcome(refresh(status, queue))
         sleep(POLL_S)
         waited_s += POLL_S

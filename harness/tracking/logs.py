@@ -1,4 +1,4 @@
-"""A run's log: whole, its last lines, or followed while the run goes on."""
+"""The log of a run: as a whole, or followed until the run ends."""
 
 import os
 import re
@@ -13,24 +13,24 @@ from harness.tracking.records import RunStatus
 
 MAX_LINE_BYTES = 1_000_000  # a longer line is cut into several
 POLL_S = 1.0
-QUIET_POLLS = 3  # without a new line, after which a run that is over has said all
-ASK_EVERY_S = 10.0  # the queue, which alone knows whether an interrupted run will be requeued
+QUIET_POLLS = 3  # without a new line, after the end of a run
+ASK_EVERY_S = 10.0  # the queue: only it knows whether an interrupted run is requeued
 
-# What would move a terminal's cursor or change its colours.
+# Sequences that move a terminal's cursor or change its colours.
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def log_of(status: RunStatus, *, yet_to_come: bool = False, earlier_too: bool = False) -> Path:
-    """The file that a run prints into.
+    """The log file of a run.
 
     Args:
         status: of the run.
-        yet_to_come: it need not exist yet.
-        earlier_too: where its next job has none yet, that of its last job is meant.
+        yet_to_come: whether the file may be missing.
+        earlier_too: whether to return its last job's log until the next job has one.
 
     Raises:
-        InputError: if there is none.
+        InputError: if the run has no log.
     """
     if status.log and (yet_to_come or Path(status.log).exists()):
         return Path(status.log)
@@ -50,10 +50,10 @@ def log_of(status: RunStatus, *, yet_to_come: bool = False, earlier_too: bool = 
 
 
 def await_log(look: Callable[[], RunStatus], sleep: Callable[[float], None] = time.sleep) -> Path:
-    """Wait until it is known where a run prints to: a job that waits may have said nothing yet.
+    """Wait for the log of a run, whose job may still wait.
 
     Raises:
-        InputError: if it will print nowhere.
+        InputError: if it will have none.
     """
     while True:
         status = look()
@@ -63,14 +63,14 @@ def await_log(look: Callable[[], RunStatus], sleep: Callable[[float], None] = ti
 
 
 def clean(line: bytes) -> str:
-    """A line as a terminal would finally show it, without control characters."""
+    """A line as a terminal shows it in the end, without control characters."""
     text = line.decode(errors="replace").rstrip("\r\n")
-    text = text.rpartition("\r")[2]  # a progress bar: its last state
+    text = text.rpartition("\r")[2]  # the last state of a progress bar
     return _CONTROLS.sub("", _ESCAPES.sub("", text))
 
 
 class Follower:
-    """Reads what was added to a log since the last time, in complete lines."""
+    """Reads the new lines of a log."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -79,10 +79,10 @@ class Follower:
         self._rest = b""
 
     def new_lines(self, *, at_end: bool = False) -> Iterator[str]:
-        """The new lines; with `at_end` also a last one without a line end.
+        """The lines since the last call; with `at_end` including one without a line end.
 
-        A file that was cut or replaced is read from its beginning. It is opened again each time,
-        because only then does NFS show what another node wrote.
+        A truncated or replaced file is read from its beginning. Every call opens the file, because
+        NFS shows what another node wrote only then.
         """
         try:
             with open_plain_file(self.path) as file:
@@ -96,7 +96,7 @@ class Follower:
                     if part.endswith(b"\n") or len(self._rest) >= MAX_LINE_BYTES:
                         line, self._rest = self._rest, b""
                         yield clean(line)
-        except FileNotFoundError:  # the job has yet to start
+        except FileNotFoundError:  # the job has not started
             pass
         except OSError as error:
             why = error.strerror or error
@@ -111,11 +111,11 @@ def follow(
     look: Callable[[], RunStatus],
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[str]:
-    """The new lines of a run's log until the run is over, whose current state `look` reads."""
+    """The new lines of a run's log until the run ends; `look` returns its current status."""
     while not is_over(look()):
         yield from follower.new_lines()
         sleep(POLL_S)
-    num_quiet = 0  # its last lines come after its result, on a busy node some seconds
+    num_quiet = 0  # the last lines may come seconds after the result
     while num_quiet < QUIET_POLLS:
         sleep(POLL_S)
         lines = list(follower.new_lines())
@@ -125,7 +125,7 @@ def follow(
 
 
 def is_over(status: RunStatus) -> bool:
-    """Whether nothing more can come: the run has ended and will not be requeued."""
+    """Whether the run has ended and will not be requeued."""
     if status.state == "finished":
         return True
     return not status.alive and status.state != "stale" and not status.job_lives

@@ -1,4 +1,4 @@
-"""Restore a run's code and job into a new folder, from what its record says."""
+"""Restores the code and the job of a run into a new folder."""
 
 import contextlib
 import os
@@ -33,10 +33,10 @@ JOB_FILE, SAMPLE_FOLDER = "reproduced.toml", "imdb-sample"
 
 @dataclass(frozen=True)
 class Reproduced:
-    """Code and job that were restored."""
+    """Restored code and job."""
 
     folder: Path
-    source: str  # where the code came from
+    source: str  # of the code
     command: str  # for a shell
     warnings: list[str] = field(default_factory=list)
 
@@ -44,19 +44,19 @@ class Reproduced:
 def reproduce(
     run: RunDirectory, project: Path, folder: Path, *, trust_code: bool = False
 ) -> Reproduced:
-    """Restore the code of a run into a new folder, with the run's job in JOB_FILE.
+    """Restore the code of a run into a new folder, and the run's job as JOB_FILE.
 
-    The code comes from the snapshot that the run was started from, if that is still there, or else
-    from the commit and the recorded changes.
+    The code comes from the snapshot that the run started from, if that still exists, or else from
+    the commit and the recorded changes.
 
     Args:
         run: an existing run.
-        project: the checkout that has the commit.
-        folder: complete afterwards, or absent.
-        trust_code: put back what somebody else wrote or could have changed, too.
+        project: a checkout with the commit.
+        folder: a new folder; complete afterwards, or absent.
+        trust_code: whether to restore code that somebody else wrote or could have changed.
 
     Raises:
-        InputError: if the folder exists already, the code can't be found, or the job is no TOML.
+        InputError: if the folder exists, the code is missing, or the job is not TOML.
         RunError: if the recorded changes do not apply, or the disk refuses.
     """
     if folder.exists() or folder.is_symlink():
@@ -83,7 +83,7 @@ def _distrusted(paths: Sequence[Path], trust_code: bool) -> list[str]:
     """Warnings about code that somebody else wrote or could have changed.
 
     Raises:
-        InputError: if there is any, and it is not to be trusted.
+        InputError: if there is any, without `trust_code`.
     """
     reasons = [f"{path}: {reason}" for path in paths if (reason := distrust(path))]
     if reasons and not trust_code:
@@ -95,7 +95,7 @@ def _distrusted(paths: Sequence[Path], trust_code: bool) -> list[str]:
 
 
 def _check_job(path: Path) -> None:
-    """Refuse what is no TOML; its keys are for the code to check that it belongs to."""
+    """Refuse a file that is not TOML; the restored code checks its keys."""
     try:
         tomllib.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -136,10 +136,10 @@ def _put_code(
 
 
 def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> list[str]:
-    """Write the sample as a folder: otherwise the full data would be used where they are found.
+    """Write the sample as a folder, because the command would prefer the full data.
 
     Returns:
-        By which words the command finds the run's data.
+        Options of the command that name the run's data.
     """
     data = table(record, "dataset")
     if data.get("is_sample"):
@@ -156,7 +156,7 @@ def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> list
             )
         return []
     checksum, where = data.get("checksum"), text(data.get("folder"))
-    with contextlib.suppress(InputError, RunError, OSError):  # gone, as from a node's own disk
+    with contextlib.suppress(InputError, RunError, OSError):  # removed, with a node's disk
         if where and open_dataset(Path(where)).checksum == checksum:
             return ["--data", where]
     warnings.append(

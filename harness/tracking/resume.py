@@ -1,4 +1,4 @@
-"""Unfinished runs and sweeps that go on as jobs of their own, asking for what they had before."""
+"""Jobs that continue unfinished runs and sweeps, with the resources of their last jobs."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -28,10 +28,10 @@ STOPPED = ("interrupted", "lost", "dead")
 
 
 def interrupted(statuses: Iterable[RunStatus]) -> list[RunStatus]:
-    """The user's runs and sweeps that stopped before their end and that no job goes on with.
+    """The user's runs and sweeps that stopped before their end and that no job continues.
 
-    Those of others may wait in the queue, which tells each user of their own jobs alone. A run that
-    somebody cancelled goes on only when it is named.
+    Other users' runs may wait in the queue, which shows only a user's own jobs. A cancelled run
+    continues only if it is named.
     """
     return [
         each
@@ -41,19 +41,19 @@ def interrupted(statuses: Iterable[RunStatus]) -> list[RunStatus]:
 
 
 def as_job(status: RunStatus, wanted: Resources) -> Wanted:
-    """A run or sweep as a job that goes on with it.
+    """The job that continues a run or a sweep.
 
     Args:
         status: of the run.
-        wanted: what the user asks for; for the rest the job asks as the run's last job did.
+        wanted: the user's requests; all others are those of the run's last job.
 
     Raises:
-        InputError: if it is finished, at work or waiting, or was never begun.
+        InputError: if it is finished, at work or waiting, or has never begun.
     """
     folder = status.folder.absolute()
     if status.state == "finished":
         raise InputError(f"--resume {status.run}: is finished, nothing to go on with")
-    own = SlurmEnvironment.from_environment()  # of a job that ends and leaves its run to another
+    own = SlurmEnvironment.from_environment()  # of a job that leaves its run to another one
     is_own = own is not None and own.job_id in (status.reported_job, status.slurm_job)
     if (status.alive or status.job_lives) and not is_own:
         raise InputError(f"--resume {status.run}: is {status.state}; harness cancel it first")
@@ -71,12 +71,12 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
 
 
 def _resources(folder: Path, wanted: Resources) -> Resources:
-    """What the user wants, and else what the last job of the run had."""
+    """The user's requests, and otherwise those of the run's last job."""
     record = RunDirectory(folder).read_json(RECORD)
     asked = table(last_start(record), "slurm_asked") or table(record, "slurm")
     variables = {name: str(value) for name, value in asked.items()}
     before, named = allocation_of(variables), names_in(wanted.flags)
-    # Before the user's own: of an option that is given twice sbatch takes the last.
+    # Before the user's options: sbatch takes the last of several.
     flags = [f"--{name}={before[name]}" for name in OF_SITE if name in before]
     if wanted.time is None and "time" in before:
         flags.append(f"--time={before['time']}")
@@ -90,10 +90,10 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
     devices = last_start(record).get("devices") or ()  # on all nodes together
     if gpus is None and not refused and not named & {*GPUS}:
         num_gpus = sum("gpu" in str(each).lower() for each in devices)
-        if num_gpus:  # as many again, for the same number of replicas
+        if num_gpus:  # for the same number of replicas
             gpus = str(max(1, num_gpus // before.get("nodes", 1)))
         else:
-            gpus = before.get("gpus", "0" if asked or devices else None)  # 0 as it had none
+            gpus = before.get("gpus", "0" if asked or devices else None)  # 0 for a run without GPUs
     return dataclasses.replace(
         wanted,
         gpus=gpus,

@@ -1,4 +1,4 @@
-"""The table of `harness status`: for a terminal of 80 columns, and whole in a file."""
+"""The table of `harness status`: for a terminal of 80 columns, or as a whole for a file."""
 
 import logging
 from collections import Counter
@@ -26,7 +26,7 @@ GAP = "  "
 
 
 def split_shown(statuses: Sequence[RunStatus], *, everything: bool) -> tuple[list[RunStatus], str]:
-    """The runs to show, and a line about the older ones that have ended, if any."""
+    """The runs to show, and a line about older ended runs, if there are any."""
     ended = [each for each in statuses if not each.alive]
     hidden = [] if everything else ended[NUM_NEWEST:]
     left_out = {id(each) for each in hidden}
@@ -37,7 +37,7 @@ def split_shown(statuses: Sequence[RunStatus], *, everything: bool) -> tuple[lis
 
 
 def cells(status: RunStatus) -> dict[str, str]:
-    """A run's figures as text, empty where unknown."""
+    """The figures of a run as text, empty if unknown."""
     goes_on = status.state in ("running", "stale")
     speed = status.reviews_per_s if goes_on else None
     eta = status.eta_s if status.state == "running" else None
@@ -65,7 +65,7 @@ def _per_cent(share: float | None) -> str:
 
 
 def notes(status: RunStatus) -> str:
-    """What has no column of its own on a terminal."""
+    """The facts without a column on a terminal."""
     parts = []
     job, architecture = status.job or "", status.architecture
     if architecture and job != architecture and not job.endswith(f"_{architecture}"):
@@ -79,8 +79,8 @@ def notes(status: RunStatus) -> str:
 
 
 def as_lines(rows: Sequence[dict[str, str]], names: Sequence[str] = IN_A_FILE) -> list[str]:
-    """A line of headings and one for each row; every column is as wide as its longest cell."""
-    # Not by rich's Table, which takes a second for a thousand runs.
+    """The headings and a line per row; a column is as wide as its longest cell."""
+    # Rich's Table would take a second for a thousand runs.
     columns = []
     for name in names:
         texts = [name, *(row[name] for row in rows)]
@@ -93,11 +93,11 @@ def as_lines(rows: Sequence[dict[str, str]], names: Sequence[str] = IN_A_FILE) -
 
 
 def as_renderable(statuses: Sequence[RunStatus], width: int) -> RenderableType:
-    """The table for a terminal: what has no column there is in a line below its run."""
+    """The table for a terminal: facts without a column are in a line below their run."""
     rows = [cells(each) for each in statuses]
     figures = [name for name in FIGURES if any(row[name] for row in rows)]
     room = width - cell_len(GAP) - max(map(cell_len, as_lines(rows, figures)))
-    # A name that is too long gets a line of its own, so that it can be copied whole.
+    # A name that is too long gets a separate line, so that it can be copied as a whole.
     is_long = [cell_len(row["run"]) > room for row in rows]
     shown = [row | {"run": ""} if long else row for row, long in zip(rows, is_long, strict=True)]
     headings, *lines = as_lines(shown, ("run", *figures))
@@ -121,11 +121,11 @@ class StatusScreen:
         self._complained: str | None = None
 
     def draw(self, statuses: Sequence[RunStatus], problem: str | None) -> bool:
-        """Draw the table over the one before; where output is no terminal, print it if it changed.
+        """Draw the table over the last one; if the output is no terminal, print it if it changed.
 
         Args:
             statuses: of the runs.
-            problem: why the queue gives no answer.
+            problem: the reason if squeue gave no answer.
 
         Returns:
             Whether any run is at work or waits.
@@ -151,7 +151,7 @@ class StatusScreen:
         return any(each.alive for each in statuses)
 
     def complain(self, problem: str | None) -> None:
-        """Say on standard error that the queue gives no answer, once."""
+        """Warn once that squeue gave no answer."""
         if problem and problem != self._complained:
             log(logging.WARNING, f"{problem}; shown from the run folders alone")
         self._complained = problem

@@ -8,10 +8,7 @@
 set -euo pipefail
 
 PROJECT=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-# `--export=NONE` drops these two.
-export PATH HOME=${HOME:-~}
-
-SIGNALS='' # the names of those that this script received
+export PATH HOME=${HOME:-~} # which `--export=NONE` drops
 
 # Write one line to standard error. In a file, such as a job's log, it carries date, time and level
 # like the lines of the harness itself.
@@ -28,9 +25,6 @@ log_line() {
 # The site's settings. Sourced here as in a person's shell: in a function, `declare` makes its names
 # local.
 HARNESS_CONTAINER=()
-OF_SUBMISSION=(HARNESS_VENV HARNESS_RUNS HARNESS_DATA XDG_CACHE_HOME KERAS_HOME)
-SUBMITTED=()
-for name in "${OF_SUBMISSION[@]}"; do SUBMITTED+=("${!name:-}"); done
 if [[ -f $PROJECT/slurm/site.sh ]]; then
     set +u # module systems read variables that are unset
     # shellcheck source=slurm/site.example.sh
@@ -38,40 +32,7 @@ if [[ -f $PROJECT/slurm/site.sh ]]; then
     set -u
 fi
 
-# Settles what the site and the submission say of the same.
-read_site() {
-    local i name
-    if [[ -n ${HARNESS_SNAPSHOT:-} ]]; then
-        # The submission's settings win, but only site.sh can name a container's environment.
-        for i in "${!OF_SUBMISSION[@]}"; do
-            name=${OF_SUBMISSION[i]}
-            [[ $name != HARNESS_VENV || ${#HARNESS_CONTAINER[@]} == 0 ]] || continue
-            [[ -z ${SUBMITTED[i]} ]] || export "$name=${SUBMITTED[i]}"
-        done
-    fi
-    VENV=${HARNESS_VENV:-$PROJECT/.venv}
-    [[ $VENV == /* ]] || VENV=$PROJECT/$VENV
-}
-
-AT_STAKE='any user who reaches the ports of your nodes could act as you and read and write your'
-AT_STAKE+=" files, because TensorFlow's servers have no login"
-
-# Asks once, on a terminal of a cluster, whether its network is trusted; notes it in site.sh.
-ask_for_trusted_network() {
-    local site=$PROJECT/slurm/site.sh answer='' word=0
-    [[ -t 0 && -t 2 ]] && command -v sbatch >/dev/null || return 0
-    [[ -z ${HARNESS_TRUSTED_NETWORK:-} ]] || return 0
-    say "one model can train on several nodes only in a network that nobody else reaches:" \
-        "$AT_STAKE."
-    read -r -p 'Can only people whom you trust reach the ports of the nodes? [y/N] ' answer || true
-    [[ $answer != [yY]* ]] || word=1
-    [[ ! -s $site || -z $(tail -c 1 "$site") ]] || echo >>"$site" # its last line is not ended
-    echo "export HARNESS_TRUSTED_NETWORK=$word" >>"$site"
-    say "noted in slurm/site.sh"
-}
-
-BEGUN='' # yes once Python has said what this start runs
-
+# Runs a command of Python's in the site's container.
 inside() { ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$@"; }
 
 # shellcheck source=slurm/environment.sh
@@ -98,7 +59,8 @@ forget_step() {
 
 prepare() {
     forget_step
-    read_site
+    VENV=${HARNESS_VENV:-.venv}
+    [[ $VENV == /* ]] || VENV=$PROJECT/$VENV
     choose_locks
     if [[ -n ${HARNESS_SNAPSHOT:-} ]]; then
         # It existed when the job was submitted, and other jobs may be using it.
@@ -120,13 +82,8 @@ prepare() {
 
 # What a Slurm job needs beyond a local run.
 prepare_batch() {
-    local log name
-    for name in USR1 USR2; do
-        # Without a trap, a time limit's warning this early would end the job for good.
-        # shellcheck disable=SC2064
-        trap "SIGNALS+=' $name'" $name
-    done
-    trap "SIGNALS+=' TERM'; requeue_if_preempted" TERM
+    local log
+    listen # before anything runs: a time limit's warning this early would end the job for good
     log=$(readlink "/proc/$$/fd/1") || log=''
     [[ ! -f $log ]] || export HARNESS_LOG=$log
     # A task's log is named by an id that nobody else shows; its run is slurm-$JOB.
@@ -161,37 +118,45 @@ inside_venv() {
         "$VENV/bin/$1" "${@:2}"
 }
 
-# Runs the command given and passes signals on to it; sets RC to its exit code and SIGNALS to the
-# signals that came. It runs in the background, since a trap waits for a command in the foreground.
+# Runs the command given, and sets RC to its exit code. It runs in the background, since a trap waits
+# for a command in the foreground.
 run_child() {
-    local child='' fresh status stopping=TERM
+    local status
     RC=127
-    [[ $1 != srun ]] || stopping=USR2 # at a TERM it would kill its step at once
-    # A child in the background ignores INT by default, so it gets TERM instead.
-    # shellcheck disable=SC2064 # the traps outlive this function and its variables
-    trap "pass_on INT $stopping" INT
-    # shellcheck disable=SC2064
-    trap "pass_on TERM $stopping" TERM
-    trap 'pass_on USR1 USR1' USR1
-    trap 'pass_on USR2 USR2' USR2
+    [[ $1 != srun ]] || STOPPING=USR2 # at a TERM it would kill its step at once
+    listen
     "$@" &
-    child=$!
-    [[ -z $SIGNALS ]] || kill -s "$stopping" "$child"
-    while fresh=''; do
+    CHILD=$!
+    [[ -z $SIGNALS ]] || kill -s "$STOPPING" "$CHILD"
+    while HEARD=''; do
         status=0
-        wait "$child" || status=$?
+        wait "$CHILD" || status=$?
         # A signal ends `wait` early; 127 means that an earlier turn already has the status.
         [[ $status == 127 && $RC != 127 ]] || RC=$status
-        [[ -n $fresh ]] || break
+        [[ -n $HEARD ]] || break
     done
+    CHILD=''
+}
+
+SIGNALS=''    # the names of those that this script received
+HEARD=''      # yes after a signal
+CHILD=''      # the number of the process that is told of them
+STOPPING=TERM # what it is sent to stop; in the background it ignores INT
+
+listen() {
+    local name
+    # shellcheck disable=SC2064
+    for name in INT TERM USR1 USR2; do trap "hear $name" $name; done
 }
 
 # Passes on only the first signal of a kind, since Slurm and users repeat them.
-pass_on() {
-    fresh=1
+hear() {
+    local number=$1
+    HEARD=yes
     [[ " $SIGNALS " != *" $1 "* ]] || return 0
     SIGNALS+=" $1"
-    [[ -z ${child:-} ]] || kill -s "$2" "$child" 2>/dev/null || true
+    [[ $1 == USR* ]] || number=$STOPPING
+    [[ -z $CHILD ]] || kill -s "$number" "$CHILD" 2>/dev/null || true
     [[ $1 != TERM ]] || ! is_batch || requeue_if_preempted
 }
 
@@ -200,6 +165,6 @@ if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     SETS_UP=yes
     prepare
     "${HARNESS[@]}" data fetch || warn "the full dataset is missing; until then, runs use a SAMPLE"
-    ask_for_trusted_network
+    ! command -v sbatch >/dev/null || "${HARNESS[@]}" ask-network "$PROJECT"
     say "ready: $VENV"
 fi

@@ -1,8 +1,9 @@
 # shellcheck shell=bash
 # What becomes of an interrupted job: it goes back into the queue, stays as it is, or another job
 # goes on with its run. `harness job-end` decides; here Slurm's programs are called, outside of any
-# container. Sourced by common.sh, whose SIGNALS, RC, BEGUN, HARNESS, say and warn it uses.
+# container. Sourced by common.sh, whose SIGNALS, RC, HARNESS, say and warn it uses.
 
+BEGUN=''    # yes once Python has said what this start runs
 RUN=''      # the folder of the job's run or sweep, if that is known
 VERDICT=''  # requeue or stop
 CHANGES=()  # of the job that goes back, or the exit code of one that stops
@@ -89,14 +90,12 @@ requeue() {
 # Changes the job after its requeue, in the seconds that this script has left: Slurm takes most
 # changes of a pending job alone.
 change_job() {
-    local change try
-    for change in ${CHANGES[@]+"${CHANGES[@]}"}; do
-        for try in 1 2 3 4 5; do
-            ! scontrol update "JobId=$JOB" "$change" || continue 2
-            sleep 1
-        done
-        warn "Slurm refuses the change $change of job $JOB"
+    [[ ${#CHANGES[@]} -gt 0 ]] || return 0
+    for _ in 1 2 3 4 5; do
+        ! scontrol update "JobId=$JOB" "${CHANGES[@]}" || return 0
+        sleep 1
     done
+    warn "Slurm refuses the change ${CHANGES[*]} of job $JOB"
 }
 
 # Where Slurm does not requeue the job, another one goes on with its run. Python writes it.

@@ -73,7 +73,6 @@ provide_all() {
 }
 
 heading environment
-read_site
 VENV=$PROJECT/.venv-test
 HARNESS_CONTAINER=()
 if [[ -n $NEEDS_PROGRAMS ]]; then

@@ -235,7 +235,7 @@ def test_gpu_environment_serves_every_job(project: Project) -> None:
     """What the gpu lock made serves jobs without a GPU, but not the other way round."""
     for name in ("requirements.lock", "requirements-gpu.lock"):
         (project.path / name).write_text(name)
-    check = """source "$1/slurm/common.sh"; read_site
+    check = """source "$1/slurm/common.sh"; VENV=${HARNESS_VENV:-$PROJECT/.venv}
     answer() { choose_locks; is_ready "${LOCKS[@]}" && echo ready || echo missing; }
     : >"$VENV/bin/python"; chmod +x "$VENV/bin/python"
     for lock in requirements.lock requirements-gpu.lock; do
@@ -265,7 +265,7 @@ def test_lock_lets_one_in_at_a_time(project: Project, flock: str) -> None:
     assert not (project.path / ".setup.lock.d").exists()
 
 
-COMPLETE = """source "$1/slurm/common.sh"; read_site
+COMPLETE = """source "$1/slurm/common.sh"; VENV=${HARNESS_VENV:-$PROJECT/.venv}
 install() { say "would be installed"; }
 HARNESS_EXTRA=none
 [[ $2 != 'set up' ]] || SETS_UP=yes

@@ -1,6 +1,6 @@
-"""`job-begin`, `job-end` and `job-successor`: hidden commands, by which the job scripts ask Python.
+"""Hidden commands, by which the job scripts ask Python.
 
-What they print is for bash to evaluate.
+What `job-begin`, `job-end` and `job-successor` print is for bash to evaluate.
 """
 
 import logging
@@ -164,3 +164,15 @@ def job_successor(
     os.environ[FIRST_JOB] = allocation.first_job_id
     command, record = draft(resume_request([run], Resources(flags=tuple(flags)), runs))
     _answer(f"SUCCESSOR=({shlex.join(command)})\nRECORD={shlex.quote(str(record))}")
+
+
+@app.command("ask-network", hidden=True)
+def ask_network(home: Path) -> None:
+    """Ask the user whether the network of the nodes is trusted.
+
+    Args:
+        home: the project.
+    """
+    from harness.system.site_settings import ask_for_trusted_network
+
+    ask_for_trusted_network(home)

@@ -163,14 +163,17 @@ def render_script(
     header: Sequence[str], variables: Mapping[str, str], call: Sequence[str | Path]
 ) -> str:
     """The job script: header, variables, and the call of `supervise`."""
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
+    exports = {name: f"export {name}={shlex.quote(value)}" for name, value in variables.items()}
     lines = [
         "#!/usr/bin/env bash",
         *header,
         "",
         "# Written by harness submit: the code, the job and the runs as they were then.",
-        *exports,
+        *(exports.pop(name) for name in ("HARNESS_HOME", "HARNESS_SNAPSHOT")),
         'source "$HARNESS_HOME/slurm/common.sh"',
+        "# These replace what slurm/site.sh says; it alone knows the environment of a container.",
+        "[[ ${#HARNESS_CONTAINER[@]} != 0 ]] || " + exports.pop("HARNESS_VENV"),
+        *exports.values(),
         shlex.join(map(str, call)),
     ]
     return "\n".join(lines) + "\n"

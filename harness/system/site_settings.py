@@ -6,11 +6,13 @@ so no value is read from it here: names alone, to tell a shell that has not sour
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from harness import PROJECT
 from harness.errors import InputError
+from harness.system.console import echo
 
 SITE = "slurm/site.sh"  # ignored by git
 LARGEST = 1440.0  # of a number of minutes or seconds
@@ -68,6 +70,24 @@ def number_setting(
             "in slurm/site.sh or your shell"
         )
     return number
+
+
+def ask_for_trusted_network(project: Path) -> None:
+    """Ask once, on a terminal, whether the network is trusted; the answer goes into SITE."""
+    if TRUSTED_NETWORK in os.environ or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return
+    echo(f"One model trains on several nodes only if nobody else reaches them: {AT_STAKE}.")
+    question = "Can only people whom you trust reach the ports of the nodes? [y/N] "
+    try:
+        word = int(input(question).strip().lower().startswith("y"))
+    except EOFError:
+        word = 0
+    site = project / SITE
+    text = site.read_text(errors="surrogateescape") if site.exists() else ""
+    end = "\n" if text and not text.endswith("\n") else ""
+    with site.open("a") as file:
+        file.write(f"{end}export {TRUSTED_NETWORK}={word}\n")
+    echo(f"noted in {SITE}")
 
 
 def is_trusted_network(environment: Mapping[str, str] = os.environ) -> bool:

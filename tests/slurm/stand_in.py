@@ -21,7 +21,7 @@ STAND_IN = f"""#!/bin/sh
 ' '''
 import json, os, signal, sys, time
 from pathlib import Path
-if sys.argv[1] in ("job-begin", "job-end"):  # what they decide is real
+if sys.argv[1] in ("job-begin", "job-end", "ask-network"):  # what they decide is real
     os.environ["PYTHONPATH"] = {str(PROJECT)!r}
     os.execv(sys.executable, [sys.executable, "-m", "harness", *sys.argv[1:]])
 if sys.argv[1] == "job-successor":

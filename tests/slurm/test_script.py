@@ -191,11 +191,12 @@ GOLDEN = """\
 
 # Written by harness submit: the code, the job and the runs as they were then.
 export HARNESS_HOME='/my runs/100%/.submissions/code-0'
-export HARNESS_VENV=/venv
-export HARNESS_RUNS='/my runs/100%'
 export HARNESS_SNAPSHOT=1
-export HARNESS_DATA='/it'"'"'s data'
 source "$HARNESS_HOME/slurm/common.sh"
+# These replace what slurm/site.sh says; it alone knows the environment of a container.
+[[ ${#HARNESS_CONTAINER[@]} != 0 ]] || export HARNESS_VENV=/venv
+export HARNESS_RUNS='/my runs/100%'
+export HARNESS_DATA='/it'"'"'s data'
 supervise train '/my runs/100%/.submissions/TIME-lstm/lstm.toml' --seed 3
 """
 

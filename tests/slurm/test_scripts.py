@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.slurm.script import render_script
 from harness.system.console import strip_prefix
 from tests.conftest import PROJECT
 from tests.slurm.stand_in import Project
@@ -296,7 +297,10 @@ def test_site_settings_and_container(project: Project) -> None:
     assert project.run(project.path / "slurm/bilstm.sh").returncode == 0
     call = project.call()
     assert (call["runs"], call["data"], call["image"]) == ("/elsewhere", "/the/site", "an image")
-    submitted = {"HARNESS_SNAPSHOT": "1", "HARNESS_RUNS": "/mine", "HARNESS_DATA": "/my/own"}
-    env = project.environment | submitted
-    assert project.run(project.path / "slurm/bilstm.sh", env=env).returncode == 0
-    assert (project.call()["runs"], project.call()["data"]) == ("/mine", "/my/own")
+    submitted = {"HARNESS_HOME": str(project.path), "HARNESS_SNAPSHOT": "1"}
+    submitted |= {"HARNESS_VENV": "/nowhere", "HARNESS_RUNS": "/mine", "HARNESS_DATA": "/my/own"}
+    text = render_script([], submitted, ["supervise", "compare"])
+    done = project.run(project.executable(project.outside / "job.sh", text))
+    assert done.returncode == 0, done.stderr
+    call = project.call()
+    assert (call["runs"], call["data"], call["image"]) == ("/mine", "/my/own", "an image")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Your site's settings: copy this file to slurm/site.sh, which git ignores, and uncomment some.
 # Job scripts source it; in each new shell of yours run `source slurm/site.sh`.
-# slurm/README.md, "Setting up a site", explains each setting.
+# slurm/README.md, "Settings", explains each setting.
 # shellcheck disable=SC2034  # common.sh reads them
 
 # source /etc/profile.d/modules.sh                # where batch shells lack `module`

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,46 +93,50 @@ def baselines(
     Raises:
         InputError: if `data` holds no dataset, or `ngrams` can't be fit.
     """
-    path = _path(NGRAM_RECIPE, NGRAMS_NAME, group.checksum, group.limit)
-    linear = _cached(path)
-    if linear is None and ngrams:
-        dataset = tested_data(group, data)
-        if dataset is None:
+    dataset = cache(partial(tested_data, group, data))
+
+    def now() -> Baseline | None:
+        if not ngrams:
+            return None
+        if (found := dataset()) is None:
             raise InputError(
                 f"--baseline ngrams: the reviews of {group.title} were not found here; give their "
                 "folder by --data, or leave --baseline out"
             )
-        _write_cache(path, linear := score_ngrams(dataset, say, limit=group.limit))
-    return [*_tfidf(group, data, say), *([linear] if linear else [])]
+        return score_ngrams(found, say, limit=group.limit)
+
+    found = [_kept((NGRAM_RECIPE, NGRAMS_NAME, group.checksum, group.limit), now)]
+    try:
+        found = [*_tfidf(group, dataset), *found]
+    except ValueError as error:
+        say(f"no tf-idf for {group.title}: {error}")
+    return [each for each in found if each]
 
 
 # TF-IDF
 
 
-def _tfidf(group: DatasetGroup, data: Path | None, say: Say) -> list[Baseline]:
+def _tfidf(group: DatasetGroup, dataset: Callable[[], Dataset | None]) -> Iterator[Baseline | None]:
+    """On the last words of the reviews, and on whole ones.
+
+    Raises:
+        ValueError: with the reason why there is none.
+    """
     maxlen, vocab_size = (_commonest(group, f"data.{key}") for key in ("maxlen", "vocab_size"))
     if maxlen is None or vocab_size is None:
-        say(f"no tf-idf for {group.title}: no run's job.toml has maxlen and vocab_size")
-        return []
-    found: list[Baseline] = []
-    dataset = None
+        raise ValueError("no run's job.toml has maxlen and vocab_size")
+
+    def now(length: int) -> Baseline:
+        if (found := dataset()) is None:
+            raise ValueError(
+                "the dataset was not found here; give its folder by --data, or leave it out by "
+                "--no-baseline"
+            )
+        return fit(found, limit=group.limit, maxlen=length, vocab_size=vocab_size)
+
     for length in (maxlen, 0):
-        path = _path(RECIPE, group.checksum, group.limit, length, vocab_size)
-        if (fitted := _cached(path)) is None:
-            dataset = dataset or tested_data(group, data)
-            try:
-                if dataset is None:
-                    raise ValueError(
-                        "the dataset was not found here; give its folder by --data, or leave it "
-                        "out by --no-baseline"
-                    )
-                fitted = fit(dataset, limit=group.limit, maxlen=length, vocab_size=vocab_size)
-            except ValueError as error:
-                say(f"no tf-idf for {group.title}: {error}")
-                return []
-            _write_cache(path, fitted)
-        found.append(fitted)
-    return found
+        key = (RECIPE, group.checksum, group.limit, length, vocab_size)
+        yield _kept(key, partial(now, length))
 
 
 def _commonest(group: DatasetGroup, key: str) -> int | None:
@@ -448,25 +452,20 @@ def _probabilities(features: "csr_matrix", weights: Floats, biases: Floats) -> F
 # The cache
 
 
-def _path(*key: object) -> Path:
+def _kept(key: Sequence[object], now: Callable[[], Baseline | None]) -> Baseline | None:
+    """A baseline from the cache, or fit now; a broken file is replaced.
+
+    Without a cache, the next call fits it again.
+    """
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    return cache_folder() / "baseline" / f"{name}.json"
-
-
-def _cached(path: Path) -> Baseline | None:
-    """The baseline in a file of the cache, None if there is none; a broken file is replaced."""
-    try:
+    path = cache_folder() / "baseline" / f"{name}.json"
+    with contextlib.suppress(OSError, ValueError):
         return TypeAdapter(Baseline).validate_json(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
-def _write_cache(path: Path, baseline: Baseline) -> None:
-    content = json.dumps(asdict(baseline)) + "\n"
-    # Without a cache, the next call fits it again.
-    with contextlib.suppress(OSError, RunError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, content)
+    if (fitted := now()) is not None:
+        with contextlib.suppress(OSError, RunError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(path, json.dumps(asdict(fitted)) + "\n")
+    return fitted
 
 
 # The dataset that runs were tested on, for the baselines and the texts of reviews

@@ -137,15 +137,10 @@ def _section(part: Part, say: Callable[[str], None]) -> dict[str, Any]:
         "colours": {name: style["color"] for name, style in styles_of(drawn).items()},
         "differences": [*part.differences.itertuples()],
         "pictures": pictures_of(drawn, part.baselines, predictions),
-        "predictions": _predictions(predictions) if predictions else None,
-    }
-
-
-def _predictions(predictions: Predictions) -> dict[str, Any]:
-    """Classes and confusion matrices."""
-    return {
-        "classes": predictions.classes,
-        "confusions": {name: mean_confusion(predictions, name) for name in predictions.by_job},
+        "classes": predictions.classes if predictions else (),
+        "confusions": {name: mean_confusion(predictions, name) for name in predictions.by_job}
+        if predictions
+        else {},
     }
 
 

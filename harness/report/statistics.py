@@ -24,12 +24,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.dataset import CLASSES, by_class
+from harness.data.dataset import CLASSES
 from harness.report.baseline import Baseline
 from harness.report.collect import NO_SPREAD, DatasetGroup, ScoredRun, t_margin
 from harness.system.files import open_plain_file
 from harness.system.lenient_json import number, read_json_lines, whole
 from harness.tracking.run_dir import PREDICTIONS
+from harness.training.metrics import checked
 
 if TYPE_CHECKING:
     import pandas
@@ -231,17 +232,10 @@ def read_arrays(path: Path) -> tuple[Ints, Floats]:
         BROKEN: if it can't be read, or holds something else.
     """
     with open_plain_file(path) as file, np.load(file, allow_pickle=False) as arrays:
-        labels = np.asarray(arrays["labels"]).astype(np.int64)
-        given = np.asarray(arrays["probabilities"], np.float64)
-    if labels.ndim != 1 or given.ndim not in (1, 2) or len(labels) != len(given) or not len(labels):
-        raise ValueError(f"{labels.shape} labels for {given.shape} probabilities")
-    probabilities = by_class(given)
-    num_classes = probabilities.shape[1]
-    if not ((labels >= 0) & (labels < num_classes)).all():
-        raise ValueError(f"a label is outside of 0 to {num_classes - 1}")
+        labels, given = arrays["labels"], arrays["probabilities"]
     if not ((given >= 0) & (given <= 1)).all():
         raise ValueError("a probability is outside of 0 to 1")
-    return labels, probabilities
+    return checked(labels, given)
 
 
 # Against a linear model, review by review

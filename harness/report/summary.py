@@ -7,7 +7,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
@@ -230,10 +229,7 @@ def _figures(part: Part, keys: Iterable[str]) -> "pandas.DataFrame":
     """The table with what it is of, its seeds, and the settings of these keys."""
     group, names = part.group, part.table["job"]
     about = {"data": group.data, "limit": group.limit, "dataset_checksum": group.checksum}
-    counts = {
-        key: np.array([None if each != each else round(each) for each in part.table[key]], object)
-        for key in COUNTS
-    }
+    counts = {key: part.table[key].astype(float).round().astype("Int64") for key in COUNTS}
     seeds = {name: " ".join(str(run.seed) for run in runs) for name, runs in group.runs.items()}
     settings = {
         key: [group.setting(name, key) if name in group.runs else None for name in names]

@@ -123,9 +123,9 @@ def test_two_classes_are_read_in_any_shape(tmp_path: Path, shape: str) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda labels, found: (labels, found[:, :2]), "a label is outside of 0 to 1"),
-        (lambda labels, found: (labels, found[:-1]), "(120,) labels for (119, 3) probabilities"),
-        (lambda labels, found: (labels, found[:, :, None]), "for (120, 3, 1) probabilities"),
+        (lambda labels, found: (labels, found[:, :2]), "should be 0 to 1"),
+        (lambda labels, found: (labels, found[:-1]), "labels [120] and probabilities [119, 3]"),
+        (lambda labels, found: (labels, found[:, :, None]), "probabilities [120, 3, 1]"),
         (lambda labels, found: (labels, found * 2), "a probability is outside of 0 to 1"),
         (lambda labels, found: (labels, np.roll(found, 1, axis=1)), "result.json says"),
         (

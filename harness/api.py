@@ -1,11 +1,11 @@
 """The commands as Python functions: `harness.train`, `tune`, `load_runs` and `compare`.
 
-A training or a search runs in a process of its own, as on the command line. So it has the same
-bytes, works in a thread or a notebook in which TensorFlow is already in use, and leaves neither
-signal handlers nor settings of TensorFlow behind. Its lines are printed here. What the command
-line would refuse in one line is raised with that line, and not printed.
+A training or a search runs in a separate process, as on the command line. So it gives the same
+bytes, works in a thread or a notebook that already uses TensorFlow, and leaves no signal handlers
+or settings of TensorFlow behind. Its output is printed. A refusal is raised as an error, with the
+line of the command, and not printed.
 
-Accuracies are shares from 0 to 1 wherever they are numbers, and per cent where they are text.
+Accuracies are shares from 0 to 1 as numbers, and per cent as text.
 """
 
 import contextlib
@@ -41,20 +41,20 @@ if TYPE_CHECKING:
 
 PathLike = str | Path
 Settings = Mapping[str, object]
-# Options of the commands that a function has another way for.
+# Options of commands that are other arguments here.
 SET = {"set": 'give a dictionary of settings, such as {"train.epochs": 2}'}
 SEEDS = {"seeds": "this trains one run; call it with each seed, or use harness train --seeds"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run, finished or not. Each property reads the folder anew."""
+    """A run, finished or not. All properties read the folder anew."""
 
     folder: Path
 
     @property
     def job(self) -> Job:
-        """Its job, every default filled in.
+        """Its job, with all defaults.
 
         Raises:
             InputError: if the folder holds no run, or one of another version.
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """`result.json`: the scores, and every measured time under a key that ends in `_s`.
+        """`result.json`: the scores and, in keys that end in `_s`, measured times.
 
         Raises:
             InputError: if the run is unfinished.
@@ -82,7 +82,7 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """`metrics.jsonl`: a dictionary for each epoch that is complete."""
+        """`metrics.jsonl`: a dictionary per complete epoch."""
         return read_json_lines(self.folder / "metrics.jsonl")
 
     def model(self) -> "keras.Model":
@@ -97,10 +97,10 @@ class Run:
             return load_model(self._directory)
 
     def predict(self, texts: str | Sequence[str]) -> "list[Prediction]":
-        """Classify raw texts, or one.
+        """Classify raw texts or a single text.
 
         Raises:
-            InputError: for a text that holds no word, or an unfinished run.
+            InputError: for a text without words, or an unfinished run.
         """
         from harness.inference.predict import predict
 
@@ -113,10 +113,10 @@ class Run:
 
 
 class Runs(list[Run]):
-    """Several runs, in the order of their folders."""
+    """Runs, sorted by folder."""
 
     def to_frame(self) -> "pandas.DataFrame":
-        """A row for each run: its folder, job, seed, every key of the job, and its scores.
+        """A row per run: folder, job, seed, all keys of the job, and scores.
 
         Accuracies are shares from 0 to 1, times are in seconds.
         """
@@ -127,16 +127,15 @@ class Runs(list[Run]):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A search by its folder."""
+    """The folder of a search."""
 
     folder: Path
 
     @property
     def leaderboard(self) -> list[dict[str, Any]]:
-        """The trials by the columns of `leaderboard.csv`, the best first; empty before the first.
+        """The trials with the columns of `leaderboard.csv`, the best first; empty before the first.
 
-        Scores, counts, seconds and the values of the search are what they are in a job and in a
-        result; what a trial does not have is None.
+        Values have the types of a job and a result; missing ones are None.
         """
         sweep = SweepDirectory.open(self.folder)
         search = sweep.search()
@@ -166,9 +165,9 @@ class Sweep:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """What `harness compare` says of runs, which it shows as a table."""
+    """The result of `harness compare`; its repr is the table."""
 
-    parts: "tuple[Part, ...]"  # one for each dataset
+    parts: "tuple[Part, ...]"  # one per dataset
     left_out: "tuple[LeftOut, ...]"
 
     def __repr__(self) -> str:
@@ -182,14 +181,14 @@ class Comparison:
         return printable("\n".join(lines[:-1]))
 
     def _repr_markdown_(self) -> str:
-        """The same for a notebook."""
+        """The same in Markdown, for a notebook."""
         from harness.report.summary import to_markdown
 
         return to_markdown(self.parts)
 
     @property
     def sentences(self) -> list[str]:
-        """Each comparison with the baseline, and each difference between two jobs, in words."""
+        """The comparisons with the baseline, and the differences between jobs, in words."""
         return [
             sentence
             for part in self.parts
@@ -197,7 +196,7 @@ class Comparison:
         ]
 
     def to_frame(self) -> "pandas.DataFrame":
-        """A row for each job or baseline: accuracies from 0 to 1, times in seconds."""
+        """A row per job or baseline: accuracies from 0 to 1, times in seconds."""
         import pandas
 
         from harness.report.summary import to_csv
@@ -205,10 +204,10 @@ class Comparison:
         return pandas.read_csv(io.StringIO(to_csv(self.parts)))
 
     def write(self, folder: PathLike) -> Path:
-        """Write the report, as `harness compare --out` does; returns the path of its page.
+        """Write the report of `harness compare --out`; returns the path of its page.
 
         Raises:
-            InputError: for a folder that holds anything but an earlier comparison.
+            InputError: for a folder with other files than an earlier comparison.
         """
         from harness.report.html import check_folder, write_comparison
 
@@ -232,14 +231,14 @@ def train(
         settings: keys of the job to change, such as `{"train.epochs": 2}`, or by tables:
             `{"train": {"epochs": 2}}`.
         seed: `train.seed`.
-        run_id: name of the run; an unfinished one goes on, a finished one is left as it is.
+        run_id: name of the run; an unfinished run continues, a finished run stays as it is.
         runs: folder of the runs, by default HARNESS_RUNS, or `runs`.
         options: other options of `harness train`: `devices="cpu:2"`, `data="…"`, `full=True`.
 
     Raises:
-        InputError: the job, an option or this machine was refused; nothing was written.
+        InputError: the job, an option or this machine was refused, before anything was written.
         RunError: the run failed.
-        Interrupted: a signal stopped the run; it is saved and goes on with the same `run_id`.
+        Interrupted: a signal stopped the run; it is saved and continues with the same `run_id`.
         KeyboardInterrupt: after the run has saved and ended.
     """
     overrides = _overrides(settings, options, SET | SEEDS)
@@ -269,7 +268,7 @@ def tune(
     Args:
         job: a job file with [search].
         settings: keys to change, such as `{"search.trials": 4}` or `{"search": {"trials": 4}}`.
-        sweep_id: name of the sweep; an unfinished one goes on.
+        sweep_id: name of the sweep; an unfinished one continues.
         runs, options: as for `train`, with the options of `harness tune`.
 
     Raises:
@@ -293,15 +292,15 @@ def tune(
 
 
 def load_runs(*folders: PathLike) -> Runs:
-    """The runs in folders: finished, unfinished and failed; no ensembles, no trials of searches.
+    """The runs in folders, finished or not, without ensembles and trials of searches.
 
-    A run that is about to begin, and has no job yet, is left out.
+    Leaves out runs that have no job yet.
 
     Args:
         folders: runs, folders of runs or patterns; default: HARNESS_RUNS, or `runs`.
 
     Raises:
-        InputError: for a folder that is not there.
+        InputError: for a missing folder.
     """
     from harness.job.search import is_sweep
     from harness.report.collect import expand
@@ -327,11 +326,11 @@ def compare(
 
     Args:
         folders: as for `load_runs`.
-        baseline: `"ngrams"` fits the linear model over 1- to 3-grams too, `"none"` skips all.
+        baseline: `"ngrams"` also fits the linear model over 1- to 3-grams, `"none"` skips all.
         data: folder of the dataset, instead of HARNESS_DATA.
 
     Raises:
-        InputError: if no run is finished and tested, or an argument names what is not there.
+        InputError: if no run is finished and tested, or something named is missing.
     """
     from harness.report.summary import Request, compared
 
@@ -364,7 +363,7 @@ def _overrides(
 
 
 def _dotted(settings: Settings, above: str = "") -> Iterator[tuple[str, object]]:
-    """Settings by dotted key, whether they stand in tables or not."""
+    """Settings by dotted key, from tables or not."""
     for name, value in settings.items():
         key = f"{above}{name}"
         is_table = "." not in key or (above and key in KEYS and is_free(KEYS[key]))
@@ -375,7 +374,7 @@ def _dotted(settings: Settings, above: str = "") -> Iterator[tuple[str, object]]
 
 
 def _options(options: Mapping[str, object]) -> list[str]:
-    """Keyword arguments as options of the command, which checks them."""
+    """Keyword arguments as options of a command, which checks them."""
     words = []
     for name, given in options.items():
         option = f"--{name.rstrip('_').replace('_', '-')}"  # from_ is --from
@@ -387,7 +386,7 @@ def _options(options: Mapping[str, object]) -> list[str]:
 
 @contextlib.contextmanager
 def _quiet_tensorflow() -> Iterator[None]:
-    """Hold back what TensorFlow says at its start and no user can act on, if it starts here."""
+    """Hold back TensorFlow's messages at its start that no user can act on."""
     if "tensorflow" not in sys.modules:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors are shown
         with filtered_stderr():
@@ -405,13 +404,13 @@ def _row(run: Run) -> dict[str, Any]:
     try:
         directory = RunDirectory.open(run.folder)
         row["finished"] = directory.finished()
-        with trusting(True):  # no code is run
+        with trusting(True):  # runs no code
             job = load_job(directory.path("job.toml"))
         row["job"] = job.name
         for table, keys in job.model_dump(exclude={"name"}).items():
             row |= {f"{table}.{key}": value for key, value in keys.items()}
         result = directory.result() if row["finished"] else {}
         row |= {k: v for k, v in result.items() if isinstance(v, bool | int | float)}
-    except (InputError, RunError) as error:  # a broken run, or one that is gone, hides no other
+    except (InputError, RunError) as error:  # a broken or missing run hides no other
         log(logging.WARNING, str(error))
     return row

@@ -1,7 +1,7 @@
-"""The base of every table of a job file, a closed set of typed keys, and how it is written.
+"""The base of all tables of a job file: closed sets of typed keys, and how TOML writes them.
 
-A key is declared once, as a field of its table: its type, its bounds, its default, its meaning, and
-in `Facts` what else is to know of it. Every list of keys in the package is made from these.
+A key is declared once, as a field of its table, with type, bounds, default and meaning; `Facts` has
+all else. All lists of keys in the package are derived from these.
 """
 
 import math
@@ -50,37 +50,37 @@ def _check_options(options: Any) -> Any:
                     "Input should hold numbers, texts in UTF-8, true, false and lists of them; "
                     f"{name} is {str(each)[:40]!r}",
                 )
-    return dict(sorted(options.items()))  # the order says nothing
+    return dict(sorted(options.items()))  # the order has no meaning
 
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
-# A free table inside of a table: any names, with plain values.
+# A free table inside of a table: any names with plain values.
 Options = Annotated[dict[str, Any], BeforeValidator(_check_options)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What a key says of itself where it is declared, beside type, bounds, default and meaning.
+    """The facts of a key beside type, bounds, default and meaning.
 
-    A key that says nothing changes the result, may be searched, and always has an effect.
+    By default a key changes the result, may be searched, and always has an effect.
 
     Attributes:
-        choices: the names that it may have.
-        is_function: it names functions of the user's own, whose sources the job keeps.
-        is_path: it names a file, relative to the file of the job.
-        allowed: its range in words, where type, bounds and choices don't say it.
-        changes: the result; or its last digits alone; or nothing, like a path, since the checksum
-            of the content decides.
-        not_searched: why a search can't vary it.
-        only_with: other keys. It has an effect if one of them has one of these values, or, where
-            none are listed, another value than its default.
-        check: gives the rule that the job breaks by this key beside its others; empty if none. Its
-            docstring says the rule in the manual.
-        unvalidated: the value that it must have where no reviews are left to validate on.
-        for_all_reviews: it may differ between a run with validation reviews and the one on all
-            reviews that is trained after it.
-        is_decided: where it is 0, its value is decided when a search begins.
+        choices: its allowed names.
+        is_function: whether it may name functions of the user, whose sources the job keeps.
+        is_path: whether it names a file, relative to the job file.
+        allowed: its range in words, unless type, bounds and choices show it.
+        changes: the result; only its last digits; or nothing, for example a path, because the
+            checksum of its content decides.
+        not_searched: the reason why no search may vary it.
+        only_with: other keys. It has an effect if one of them has one of these values or, without
+            values, another value than its default.
+        check: returns the rule that this key breaks together with others, or an empty text. Its
+            docstring is the rule in the manual.
+        unvalidated: its only value without validation reviews.
+        for_all_reviews: whether it may differ between a run with validation reviews and a later
+            run on all reviews.
+        is_decided: whether 0 means a value that is decided at the begin of a search.
     """
 
     choices: tuple[str, ...] = ()
@@ -97,7 +97,7 @@ class Facts:
 
 
 def facts_of(info: FieldInfo) -> Facts:
-    """The facts in the declaration of a key; the usual ones where it has none."""
+    """The facts of a key, from its declaration."""
     return next((each for each in info.metadata if isinstance(each, Facts)), Facts())
 
 
@@ -125,7 +125,7 @@ Tables = Mapping[str, type[ConfigSection]]  # of a job file, by their names
 
 
 def keys_of(tables: Tables) -> dict[str, FieldInfo]:
-    """Each key's declaration, by its dotted name such as `train.epochs`."""
+    """The declarations of keys by dotted names such as `train.epochs`."""
     return {
         f"{table}.{name}": info
         for table, section in tables.items()
@@ -134,12 +134,12 @@ def keys_of(tables: Tables) -> dict[str, FieldInfo]:
 
 
 def is_free(info: FieldInfo) -> bool:
-    """Whether a key is a free table: any names, which `--set` and a search reach too."""
+    """Whether a key is a free table, whose names `--set` and a search reach, too."""
     return info.annotation == dict[str, Any]
 
 
 def without_effect(tables: Tables, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The keys that are set and do nothing, each with what it would have an effect with.
+    """The keys that are set and have no effect, with the condition under which they would.
 
     Args:
         tables: of the job file.
@@ -179,12 +179,12 @@ def _check_weights(weights: Any) -> Any:
     return {name: float(value) for name, value in sorted(weights.items())}
 
 
-# Weights of classes by their names, or how to find them.
+# Weights of classes by name, or how to compute them.
 ClassWeights = Annotated[str | dict[str, float], BeforeValidator(_check_weights)]
 
 
 def flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """A setting by its dotted key, or those of a table."""
+    """A setting by its dotted key, or the settings of a table."""
     if not isinstance(value, dict):
         yield key, value
         return
@@ -193,7 +193,7 @@ def flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def toml_value(value: object) -> str:
-    """A value as TOML writes it, on one line; what TOML lacks as text, which no key allows."""
+    """A value as TOML on one line; anything that TOML lacks as text."""
     if isinstance(value, Mapping):
         items = (f"{tomli_w.dumps({str(k): 0})[:-5]} = {toml_value(v)}" for k, v in value.items())
         return f"{{ {', '.join(items)} }}"
@@ -206,16 +206,16 @@ def toml_value(value: object) -> str:
 
 
 def dump_toml(content: Mapping[str, Any]) -> str:
-    """A job or a search as a file; its sources come last, as they are in their own files."""
+    """A job or a search as a file; sources come last, as plain text."""
     tables = {name: table for name, table in content.items() if name != "code"}
     for name, table in tables.items():
-        if isinstance(table, dict):  # an empty free table says nothing
+        if isinstance(table, dict):  # an empty free table has no meaning
             tables[name] = {key: value for key, value in table.items() if value != {}}
     text = tomli_w.dumps(tables)
     if code := content.get("code"):
         text += "\n[code]\n"
     for path, source in (code or {}).items():
-        # TOML's literal text has no escapes, and can't hold its own end or a control character.
+        # TOML's literal text has no escapes, so it can't hold its end or a control character.
         plain = "'''" not in source and not CONTROL.search(source)
         value = f"'''\n{source}'''" if plain else tomli_w.dumps({"v": source})[4:].rstrip("\n")
         text += f'"{path}" = {value}\n'

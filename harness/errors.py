@@ -4,34 +4,34 @@ import contextlib
 import difflib
 from collections.abc import Iterator, Sequence
 
-# What scancel and kill send, and Ctrl-C; how a search is cancelled.
+# Signals of scancel, kill and Ctrl-C, and the cancel of a search.
 CANCELLED = "harness cancel"
 CANCELLING = ("SIGTERM", "SIGINT", CANCELLED)
 
 
 class InputError(ValueError):
-    """The user's input was refused before anything was written: exit code 2.
+    """The user's input was refused, before anything was written: exit code 2.
 
-    The message is one line that holds the name, the value, the rule and the remedy.
+    The message is one line with the name, the value, the rule and the remedy.
     """
 
     exit_code = 2
 
 
 class RunError(RuntimeError):
-    """The run failed on something outside the user's input, such as a full disk: exit code 1."""
+    """The run failed for another reason than its input, such as a full disk: exit code 1."""
 
     exit_code = 1
 
 
 class DiskError(RunError):
-    """The file system refuses, such as a full disk; nothing follows about the run itself."""
+    """The file system refuses, such as a full disk; the run itself is sound."""
 
 
 class NodeFault(RunError):  # noqa: N818 - of the node
-    """This node can't do what the job was promised: exit code 75 where the job goes elsewhere.
+    """This node lacks what the job was promised: exit code 75 if the job moves to another node.
 
-    Under our job scripts it goes back into the queue without the node, twice at most.
+    Our job scripts requeue the job without the node, twice at most.
     """
 
     def __init__(self, message: str, *, will_requeue: bool) -> None:
@@ -40,13 +40,13 @@ class NodeFault(RunError):  # noqa: N818 - of the node
 
 
 class TakenOver(RunError):  # noqa: N818 - no fault of its own
-    """A newer process has taken over this one's folder, so this one stops."""
+    """A newer process took this one's folder over, so this one stops."""
 
 
 class Interrupted(Exception):  # noqa: N818 - an order that was carried out, not an error
-    """A signal asked the run to stop; its checkpoint is saved: exit code 75, resumed to go on.
+    """A signal stopped the run, which saved a checkpoint and can be resumed: exit code 75.
 
-    Also raised when another worker of the run is lost.
+    Also raised for a lost worker of the run.
     """
 
     exit_code = 75
@@ -54,10 +54,10 @@ class Interrupted(Exception):  # noqa: N818 - an order that was carried out, not
 
 @contextlib.contextmanager
 def explain_interruption(remedy: str) -> Iterator[None]:
-    """Make an interruption inside the block say what is saved and how to continue.
+    """Add to an interruption in the block what is saved and how to continue.
 
     Raises:
-        Interrupted: in place of the one raised inside, with `remedy` after its reason.
+        Interrupted: the reason of the original one, and `remedy`.
     """
     try:
         yield
@@ -66,11 +66,11 @@ def explain_interruption(remedy: str) -> Iterator[None]:
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """`; did you mean …?`, the end of a message; empty if no known name is similar."""
+    """`; did you mean …?`, the end of a message; empty if no name is similar."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
-    """`; did you mean …?`, or the known names if none is similar."""
+    """`; did you mean …?`, or all names if none is similar."""
     return did_you_mean(name, known) or (f"; known: {', '.join(known)}" if known else "")

@@ -1,4 +1,4 @@
-"""Job files: read from TOML, overridden by `--set`, checked, refused in one line."""
+"""Job files: read from TOML, changed by `--set`, checked, refused in one line."""
 
 import os
 import tomllib
@@ -14,16 +14,16 @@ from harness.errors import InputError, did_you_mean, suggest
 from harness.job.keys import FACTS, TABLES, DataConfig, Job
 from harness.job.own_code import check_trusted, keep_code
 
-MAX_JOB_BYTES = 4_000_000  # with all the code that it may keep, in any script
+MAX_JOB_BYTES = 4_000_000  # with all code that it may keep, in any alphabet
 
 
 def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> Job:
-    """Read a job file, apply `--set` overrides and the seed, and check the whole.
+    """Read a job file, apply `--set` overrides and the seed, and check the job.
 
     Args:
         path: the TOML file.
-        overrides: each `table.key=value`, the value as TOML writes it, bare words allowed.
-        seed: `train.seed`, when given.
+        overrides: `table.key=value`, with a TOML value or a bare word.
+        seed: `train.seed`, None for the file's.
 
     Raises:
         InputError: one line that names the key, the value, the rule and the remedy.
@@ -41,15 +41,14 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
 
 
 def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
-    """The job with the sources of the functions that it names; none of them is run.
+    """The job with the sources of its functions, none of which runs.
 
-    Those that the job holds already are taken from there: the file that they came from may be gone
-    or changed.
+    Sources that the job already holds stay: their file may be gone or changed.
 
     Args:
         job: checked.
-        path: its file; a source's path is relative to it, one of `--set` to the working folder.
-        origins: the option that set a key.
+        path: its file. Paths of sources are relative to it, those of `--set` to the working folder.
+        origins: the options that set keys.
 
     Raises:
         InputError: if a source can't be kept, or somebody else could have written it.
@@ -70,13 +69,13 @@ def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
 def kept_names(
     names: Sequence[Any], code: dict[str, str], where: str, *, base: Path
 ) -> dict[Any, Any]:
-    """The names by which a job has functions, whose sources are put into its `code`.
+    """The names of functions in a job, and their sources in its `code`.
 
     Args:
-        names: of functions, and of the package's own, which have no sources to keep.
+        names: of functions, or choices of the package, which have no sources.
         code: the job's sources by their paths.
         where: the key, for messages.
-        base: the folder that paths are relative to.
+        base: the folder of relative paths.
 
     Raises:
         InputError: if a source can't be kept.
@@ -88,10 +87,10 @@ def kept_names(
 
 
 def resolve_source(content: dict[str, Any], path: Path, origins: Mapping[str, str]) -> None:
-    """Make the paths of files absolute, so that a copy of the job finds them.
+    """Make paths absolute, so that a copy of the job finds the files.
 
-    A path in the file is relative to the file, one of `--set` to the working folder; `~` is the
-    home folder.
+    Paths in the file are relative to it, those of `--set` to the working folder; `~` is the home
+    folder.
     """
     for dotted in (key for key, facts in FACTS.items() if facts.is_path):
         table, _, key = dotted.partition(".")
@@ -104,10 +103,10 @@ def resolve_source(content: dict[str, Any], path: Path, origins: Mapping[str, st
 
 
 def data_settings(overrides: Sequence[str]) -> DataConfig:
-    """The `[data]` of a job that has these `--set` overrides alone.
+    """The `[data]` of a job with these `--set` overrides and defaults.
 
     Raises:
-        InputError: for one that is no key of a job, or has a wrong value.
+        InputError: for an unknown key, or a wrong value.
     """
     content: dict[str, Any] = {"name": "data", "model": {"architecture": next(iter(BUILDERS))}}
     origins = put_overrides(content, overrides, Path("data"))
@@ -115,12 +114,12 @@ def data_settings(overrides: Sequence[str]) -> DataConfig:
 
 
 def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | None = None) -> Job:
-    """Make a job of a file's content.
+    """Make a job from the content of a file.
 
     Args:
         content: its tables and keys.
         path: the file, for messages.
-        origins: the option that set a key, for keys that the file did not set.
+        origins: the options that set keys, by key.
 
     Raises:
         InputError: one line that names the key, the value, the rule and the remedy.
@@ -142,10 +141,10 @@ def put_overrides(
     *,
     tables: Tables = TABLES,
 ) -> dict[str, str]:
-    """Put `--set` overrides into a file's content, and give back what was origins of which key.
+    """Put `--set` overrides into the content of a file; returns the options by key.
 
     Raises:
-        InputError: for one that is no `table.key=value` of these tables.
+        InputError: for any that is not a `table.key=value` of these tables.
     """
     origins = {}
     for override in overrides:
@@ -156,10 +155,10 @@ def put_overrides(
 
 
 def read_toml_file(path: Path) -> dict[str, Any]:
-    """The content of a job file, not checked yet.
+    """The content of a job file, unchecked.
 
     Raises:
-        InputError: if it can't be read, or is no TOML.
+        InputError: if it is unreadable or not TOML.
     """
     try:
         if path.is_dir():
@@ -205,12 +204,12 @@ def _parse_override(text: str, tables: Tables) -> tuple[str, str, Any]:
         parsed = tomllib.loads(f"value = {value.strip()}")
     except (ValueError, RecursionError):
         parsed = {}
-    # Text that is not exactly one TOML value is a bare word: gru, best, off; or a space or tab.
+    # Any text other than one TOML value is a bare word: gru, best, off; or a space or a tab.
     return table, key, parsed["value"] if len(parsed) == 1 else value.strip() or value
 
 
 def is_key(table: str, key: str, tables: Tables = TABLES) -> bool:
-    """Whether a table has a key, be it one of a free table inside of it: `options.filters`."""
+    """Whether a table has a key, or allows it in a free table: `options.filters`."""
     outer, dot, inner = key.partition(".")
     if dot:
         info = tables[table].model_fields.get(outer)
@@ -219,7 +218,7 @@ def is_key(table: str, key: str, tables: Tables = TABLES) -> bool:
 
 
 def put_value(content: dict[str, Any], key: str, value: object) -> None:
-    """Set `table.key` in a job's content, be it one of a free table inside of the table."""
+    """Set `table.key`, or a key of a free table, in the content of a job."""
     table, _, name = key.partition(".")
     outer, dot, inner = name.partition(".")
     if dot:
@@ -240,10 +239,10 @@ def _put(content: dict[str, Any], table: str, key: str, *, value: object, path: 
 
 
 def suggest_key(name: str, tables: Tables = TABLES) -> str:
-    """`; did you mean train.epochs?`, or the known keys if none is similar."""
+    """`; did you mean train.epochs?`, or all keys if none is similar."""
     known = [*keys_of(tables)]
     name = name.strip()
-    # By the key alone, if it is in the wrong table or in none.
+    # By the last part, if the table is wrong or missing.
     alone = [k for k in known if k.partition(".")[2] == name.rpartition(".")[2]]
     return f"; did you mean {alone[0]}?" if alone else suggest(name, known)
 
@@ -255,7 +254,7 @@ def explain(
     *,
     tables: Tables = TABLES,
 ) -> str:
-    """The first of pydantic's errors in one line."""
+    """The first error of pydantic in one line."""
     first, *others = error.errors()
     key = ".".join(str(part) for part in first["loc"])
     where = f"job {path}: {key}"

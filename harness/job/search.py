@@ -1,4 +1,4 @@
-"""A search: a job file with `[search]`, where keys of the job may have a range instead of a value.
+"""A search: a job file with `[search]`, in which keys have a list or a range of values.
 
 Checked before TensorFlow and KerasTuner are imported; `harness.tuning.oracle` turns it
 into KerasTuner's hyperparameters.
@@ -46,7 +46,7 @@ Values = Mapping[str, Value]  # of a trial, by the job's keys in dotted form
 
 @dataclass(frozen=True)
 class Parameter:
-    """A key of the job that is searched over: a list of choices, or a range."""
+    """A searched key of the job: a list of choices, or a range."""
 
     key: str  # such as train.learning_rate
     choices: tuple[Value, ...] = ()
@@ -55,7 +55,7 @@ class Parameter:
     step: float | None = None
     log: bool = False
     is_whole: bool = False  # a range of whole numbers
-    parent: str | None = None  # searched over only where this other key …
+    parent: str | None = None  # only searched if this other key …
     parent_choices: tuple[Value, ...] = ()  # … has one of these values
 
     def examples(self) -> tuple[Value, ...]:
@@ -66,7 +66,7 @@ class Parameter:
 
 
 def read_space(raw: Mapping[str, Any], path: Path) -> list[Parameter]:
-    """The parameters of `search.space`, each after the one that it depends on.
+    """The parameters of `search.space`, sorted so that parents come first.
 
     Raises:
         InputError: one line that names the key, the value, the rule and the remedy.
@@ -77,9 +77,9 @@ def read_space(raw: Mapping[str, Any], path: Path) -> list[Parameter]:
 def without_fixed(
     raw_space: Mapping[str, Any], space: Sequence[Parameter], fixed: Mapping[str, Value | None]
 ) -> dict[str, Any]:
-    """The space without the keys that have one value, and without what depends on another value.
+    """The space without fixed keys, and without keys that depend on another value of theirs.
 
-    A key that depends on just this value is searched over in every trial.
+    A key that depends on the fixed value is searched in all trials.
     """
     left = {table: dict(_by_key(table, keys)) for table, keys in raw_space.items()}
     dropped = set(fixed)
@@ -116,7 +116,7 @@ def _parameters(raw: Mapping[str, Any], path: Path) -> Iterator[Parameter]:
 
 
 def _by_key(table: str, keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The keys of a table, those of a free table inside of it as `options.filters`."""
+    """The keys of a table; `options.filters` for a free table inside of it."""
     for name, value in keys.items():
         info = KEYS.get(f"{table}.{name}")
         if info and is_free(info) and isinstance(value, dict):
@@ -187,10 +187,10 @@ def _range(
 
 
 def _kind(key: str, values: Sequence[object]) -> type:
-    if key not in KEYS:  # of a free table, which has no types
+    if key not in KEYS:  # in a free table, which has no types
         kinds = {type(value) for value in values}
         if not kinds or (float in kinds and kinds <= {int, float}):
-            return float  # a range without values is refused for want of its ends
+            return float  # a range without ends is refused later
         return kinds.pop()
     annotation = KEYS[key].annotation
     return annotation if isinstance(annotation, type) else str
@@ -214,7 +214,7 @@ def _condition(raw: object, where: str) -> tuple[str | None, tuple[Value, ...]]:
 
 
 def _in_order(space: Sequence[Parameter], path: Path) -> list[Parameter]:
-    """Each parent before those that depend on it."""
+    """The parameters with each parent before its children."""
     known = {parameter.key: parameter for parameter in space}
     ordered: list[Parameter] = []
     waiting = list(space)
@@ -240,11 +240,11 @@ def _in_order(space: Sequence[Parameter], path: Path) -> list[Parameter]:
 
 
 SEARCH_FILE = "search.toml"  # in a sweep's folder
-GUIDED = ("bayesian", "hyperband", "asha")  # tuners whose choices depend on results
+GUIDED = ("bayesian", "hyperband", "asha")  # tuners that learn from results
 
 
 class SearchConfig(ConfigSection):
-    """`[search]`: how to search, and for what."""
+    """`[search]`: the tuner and its goal."""
 
     tuner: Literal["random", "grid", "bayesian", "hyperband", "asha"] = Field(
         "random", description="algorithm that chooses the trials"
@@ -286,7 +286,7 @@ class SearchConfig(ConfigSection):
 
 
 class SearchFile(Job):
-    """A job with its search, the space aside."""
+    """A job with `[search]`, without the space."""
 
     search: SearchConfig
 
@@ -294,16 +294,16 @@ class SearchFile(Job):
 SEARCH_TABLES: Tables = {**TABLES, "search": SearchConfig}
 DECIDED = {
     key for key, info in SearchConfig.model_fields.items() if facts_of(info).is_decided
-}  # when a sweep begins, where they are 0
+}  # at the begin of a sweep, if they are 0
 
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A trial's row in TensorBoard's HParams page, which the runs of its seeds share."""
+    """A trial's row in TensorBoard's HParams page, shared by the runs of its seeds."""
 
     name: str
-    values: Values  # by the keys that differ between trials, as far as this one has them
-    columns: Values  # an example for each of these keys
+    values: Values  # of this trial, by the searched keys
+    columns: Values  # an example per searched key
     objective: str
 
 
@@ -311,11 +311,11 @@ class TrialRow:
 class SearchSpec:
     """A whole search."""
 
-    job: Job  # what all trials share
+    job: Job  # shared by all trials
     table: SearchConfig
-    space: tuple[Parameter, ...]  # a parent stands before those that depend on it
-    content: dict[str, Any]  # of the file, every default filled in
-    notes: tuple[str, ...] = ()  # lines to print when the search begins
+    space: tuple[Parameter, ...]  # parents first
+    content: dict[str, Any]  # of the file, with all defaults
+    notes: tuple[str, ...] = ()  # lines to print at the begin
 
     @property
     def name(self) -> str:
@@ -324,33 +324,33 @@ class SearchSpec:
 
     @property
     def goal(self) -> Literal["max", "min"]:
-        """Whether more of the objective is better, or less."""
+        """Whether the objective is maximized or minimized."""
         return SCORES[self.table.objective]
 
     @property
     def scores_validation(self) -> bool:
-        """Whether the objective is not computed at each epoch."""
+        """Whether the objective is only computed at the end."""
         return self.table.objective not in OF_EACH_EPOCH
 
     @property
     def max_trials(self) -> int | None:
-        """The largest number of trials, None if the oracle alone decides when to end."""
+        """The largest number of trials, None if only the oracle decides when to end."""
         return None if self.table.tuner == "asha" else self.table.trials or None
 
     @property
     def continues_trials(self) -> bool:
-        """Whether a trial may begin where another one ended, so that trials differ in length."""
+        """Whether a trial may continue another one, so that trials differ in length."""
         return self.table.tuner in ("hyperband", "asha")
 
     def to_toml(self) -> str:
-        """The search as a file that `harness tune` takes again."""
+        """The search as a file for `harness tune`."""
         return dump_toml(self.content)
 
     def job_of(self, values: Values, *, seed: int | None = None, epochs: int | None = None) -> Job:
         """The job of a trial, which never reads the test set.
 
         Raises:
-            InputError: if these values do not go together.
+            InputError: if these values contradict each other.
         """
         content = self.job.model_dump()
         for key, value in values.items():
@@ -361,13 +361,13 @@ class SearchSpec:
         if epochs is not None:
             content["train"]["epochs"] = epochs
             if content["train"]["schedule"] in ("cosine", "linear"):
-                # A trial that goes on with another one follows the same schedule.
+                # A trial that continues another one follows the same schedule.
                 whole = content["train"]["schedule_epochs"] or self.job.train.epochs
                 content["train"]["schedule_epochs"] = whole
         return check_job(content, Path(f"{self.name}.toml"))
 
     def row(self, name: str, values: Values, epochs: int | None) -> TrialRow:
-        """What TensorBoard shows of a trial; the arguments but its name as `job_of` takes them."""
+        """A trial's row in TensorBoard; `values` and `epochs` as for `job_of`."""
         columns = {parameter.key: parameter.examples()[0] for parameter in self.space}
         shown = {key: rounded(values[key]) for key in columns if key in values}
         if epochs is not None:
@@ -385,10 +385,10 @@ class SearchSpec:
         return replace(self, table=self.table.model_copy(update=changes), content=content)
 
     def changes(self, other: "SearchSpec") -> Iterator[str]:
-        """`train.epochs was 6 and is 8`, for each key in which the other one differs.
+        """`train.epochs was 6 and is 8`, for all keys that differ in the other search.
 
-        It may have more trials. What is decided when the sweep begins is the same if one of them
-        leaves it open.
+        The number of trials may differ. A value that is decided at the begin of a sweep may be open
+        in one of them.
         """
         yield from _changes(self.content, other.content)
 
@@ -404,12 +404,12 @@ def _changes(known: dict[str, Any], asked: dict[str, Any], at: str = "") -> Iter
 
 
 def rounded(value: Value) -> Value:
-    """A tuner's value as a job has it: six digits are enough, 0.30000000000000004 is for no one."""
+    """A tuner's value, rounded to six digits: 0.3 for 0.30000000000000004."""
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def is_search(path: Path) -> bool:
-    """Whether a job file has a `[search]`; what can't be read has none."""
+    """Whether a job file has a `[search]`; False for an unreadable file."""
     try:
         return "search" in read_toml_file(path)
     except InputError:
@@ -417,14 +417,14 @@ def is_search(path: Path) -> bool:
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a folder is a sweep's: it holds the search."""
+    """Whether a folder holds a sweep."""
     return os.path.isfile(folder / SEARCH_FILE)  # noqa: PTH113 - never raises
 
 
 def is_of_search(result: Mapping[str, Any], search: Mapping[str, Any]) -> bool:
-    """Whether a sweep's result is of as many trials as its search file has now.
+    """Whether a sweep's result has the number of trials of its search file.
 
-    A command may write its result just after another one has raised the number.
+    A command may write its result just after another command has raised the number.
     """
     of_search = search.get("search")
     return isinstance(of_search, dict) and of_search.get("trials") == result.get("trials")
@@ -464,7 +464,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
             space = read_space(raw_space, path)
     fixed = {p.key: by for p in space if (by := _fixed_by(p.key, job, origins))}
     if fixed:
-        settings = job.settings()  # without tables, on which no other key depends
+        settings = job.settings()  # without tables: no other key depends on one
         raw_space = without_fixed(raw_space, space, {key: settings.get(key) for key in fixed})
         space = read_space(raw_space, path)
     if not space:
@@ -481,7 +481,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
 
 
 def _renamed(raw: Any, names: Mapping[str, str]) -> Any:
-    """A space with other names for its networks."""
+    """A space with other names of its networks."""
     if isinstance(raw, dict):
         return {key: _renamed(value, names) for key, value in raw.items()}
     if isinstance(raw, list):
@@ -490,7 +490,7 @@ def _renamed(raw: Any, names: Mapping[str, str]) -> Any:
 
 
 def _fixed_by(key: str, job: Job, origins: Mapping[str, str]) -> str | None:
-    """The option that gives a key one value, by itself or in a free table such as model.options."""
+    """The option that fixes a key, directly or by a free table such as model.options."""
     table = key.rpartition(".")[0]
     return origins.get(key) or (origins.get(table) if key in job.settings() else None)
 
@@ -520,7 +520,7 @@ def _check_together(search: SearchSpec, path: Path) -> None:
             f"job {path}: search.space.train.epochs: {table.tuner} chooses the epochs itself, up "
             "to train.epochs; leave the key out"
         )
-    needed: dict[str, Values] = {}  # by key, the values under which it is searched over
+    needed: dict[str, Values] = {}  # by key, the values of parents under which it is searched
     for parameter in search.space:
         continuous = not parameter.choices and parameter.step is None
         if table.tuner == "grid" and continuous and (parameter.log or not parameter.is_whole):
@@ -535,7 +535,7 @@ def _check_together(search: SearchSpec, path: Path) -> None:
         ] or [{}]
         needed[parameter.key] = parents[0]
         for given, value in itertools.product(parents, parameter.examples()):
-            try:  # is each allowed in a job?
+            try:  # Does a job allow it?
                 search.job_of({**given, parameter.key: value}, seed=search.seeds()[-1])
             except InputError as error:
                 said = str(error).partition(": ")[2]
@@ -543,7 +543,7 @@ def _check_together(search: SearchSpec, path: Path) -> None:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """`units` for `model.units`, but the whole key where two would have one name."""
+    """`units` for `model.units`, but the whole key if two would share a name."""
     # A key of [code] is the path of a file.
     names = {k: k[5:] if k.startswith("code.") else k.rpartition(".")[2] for k in keys}
     counts = Counter(names.values())

@@ -15,9 +15,11 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from harness.slurm import queue as queue_room
-from harness.slurm.queue import Queue, parse, seconds
+from harness.slurm.queue import Queue, QueuedJob, parse, seconds
+from harness.tracking import status
+from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory
-from harness.tracking.status import format_duration, survey
+from harness.tracking.status import format_duration, survey, was_out_of_memory
 from harness.tracking.status_table import (
     StatusScreen,
     as_lines,
@@ -381,3 +383,45 @@ def test_watch_prints_a_file_anew_on_change_and_ends(harness: Harness, site: Sit
     assert "finished" in rest
     assert rest.count("lstm/a") == 1
     assert watching.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("time_s", "shown"),
+    [
+        *((59.4, "59s"), (60, "1m00s"), (3599, "59m59s"), (3600, "1h00m")),
+        *((86_399, "23h59m"), (86_400, "1d00h")),
+    ],
+)
+def test_a_unit_begins_where_there_is_a_whole_one(time_s: float, shown: str) -> None:
+    """And not a second later."""
+    assert status.format_duration(time_s) == shown
+
+
+BEGIN = "2026-01-01 12:00:00 INFO job 7 on n1: no GPUs, 4 CPUs, 17.2 GB\n"
+# As Slurm 24.11 writes them: by its own accounting, and by the kernel's cgroup.
+EXCEEDED = """\
+slurmstepd-n1: error: StepId=7.batch exceeded memory limit (451346432 > 314572800), being killed
+slurmstepd-n1: error: Exceeded job memory limit
+"""
+CGROUP = (
+    "slurmstepd: error: Detected 1 oom_kill event in StepId=7.batch. Some of the step tasks have "
+    "been OOM Killed.\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("log", "state", "expected"),
+    [
+        (BEGIN + EXCEEDED, None, True),
+        (BEGIN + CGROUP, None, True),
+        ("", "OUT_OF_MEMORY", True),
+        (EXCEEDED + BEGIN + "ERROR another failure\n", None, False),
+        (BEGIN, "FAILED", False),
+    ],
+)
+def test_the_last_start_counts(tmp_path: Path, log: str, state: str | None, expected: bool) -> None:
+    """A job's log is written on by each of its starts."""
+    (tmp_path / "job.out").write_text(log)
+    queued = QueuedJob("7", "7", state, "", 0.0, "") if state else None
+    status = RunStatus("lstm/slurm-7", tmp_path, log=str(tmp_path / "job.out"), queued=queued)
+    assert was_out_of_memory(status) is expected

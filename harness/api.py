@@ -332,13 +332,13 @@ def compare(
     Raises:
         InputError: if no run is finished and tested, or something named is missing.
     """
-    from harness.report.summary import Request, compared
+    from harness.report.summary import compared
 
     if baseline not in (None, "ngrams", "none"):
         raise InputError(f"baseline = {baseline!r}: should be 'ngrams' or 'none', or left out")
     named = [Path(each) for each in folders] or [_default_runs()]
-    request = Request(named, baseline, None if data is None else Path(data))
-    parts, left_out = compared(request, echo)
+    folder = None if data is None else Path(data)
+    parts, left_out = compared(named, echo, baseline=baseline, data=folder)
     return Comparison(tuple(parts), tuple(left_out))
 
 

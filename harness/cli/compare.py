@@ -41,7 +41,7 @@ def compare(
 
     Prints means over the seeds of each job, and says which differences are significant.
     """
-    from harness.report.summary import Request, compared, print_parts
+    from harness.report.summary import compared, print_parts
 
     if out:
         from harness.report.html import check_folder, write_comparison
@@ -50,8 +50,8 @@ def compare(
     if baseline and no_baseline:
         raise InputError(f"--baseline {baseline} --no-baseline: contradict each other; give one")
     say = partial(echo, err=True)
-    request = Request(named or [runs], baseline="none" if no_baseline else baseline, data=data)
-    parts, left_out = compared(request, say)
+    which = "none" if no_baseline else baseline
+    parts, left_out = compared(named or [runs], say, baseline=which, data=data)
     if markdown:
         from harness.report.summary import to_markdown
 

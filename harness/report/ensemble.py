@@ -421,12 +421,10 @@ def check_same_jobs(members: Sequence[RunMember], ensemble: Ensemble, *, ngrams:
     of = f"--weights-from {ensemble.folder}"
     if ensemble.weights_from:
         raise InputError(f"{of}: has the weights of {ensemble.weights_from}; give that one")
-    same = members[0].shared
     for what, theirs, mine in (
         ("{}n-grams as a member", "" if ensemble.has_ngrams else "no ", "" if ngrams else "no "),
         ("{} runs", len(ensemble.runs), len(members)),
-        ("data = {:.12}", ensemble.dataset_checksum, same["data"]),
-        ("data.limit = {}", ensemble.limit, same["data.limit"]),
+        ("data = {:.12}", ensemble.dataset_checksum, members[0].shared["data"]),
     ):
         if theirs != mine:
             has, here = what.format(theirs), what.format(mine)

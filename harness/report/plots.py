@@ -25,8 +25,8 @@ COLOURS = (
     *("#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999999"),
     *("#882255", "#332288", "#999933", "#117733"),
 )
-MARKERS = "os^Dv<>PX*"
-LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+MARKERS = "os^Dv<>PX*os"
+LINES = (*("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))) * 2, "-", "--")
 GREY = "#595959"
 WIDTH, HEIGHT, DPI = 5.6, 3.6, 110  # inches without the legend; dots an inch
 LEGEND_LINE = 0.165  # inches
@@ -46,15 +46,9 @@ class Picture:
 
 def styles_of(group: DatasetGroup) -> Styles:
     """How each job is drawn, at most twelve."""
-    return {
-        name: {
-            "color": COLOURS[index],
-            "marker": MARKERS[index % len(MARKERS)],
-            "linestyle": LINES[index % len(LINES)],
-            "label": name,
-        }
-        for index, name in enumerate(group.runs)
-    }
+    names = ("color", "marker", "linestyle", "label")
+    each = zip(COLOURS, MARKERS, LINES, group.runs, strict=False)
+    return {style[-1]: dict(zip(names, style, strict=True)) for style in each}
 
 
 class Chart:

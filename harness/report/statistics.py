@@ -127,22 +127,6 @@ def _sentence(row: Any) -> str:
     return f"{what} {by}, 95 % interval {100 * row.low:.2f} to {100 * row.high:.2f}, {over}"
 
 
-def sampling_interval(accuracy: float, num_reviews: int) -> tuple[float, float]:
-    """The 95 % interval of an accuracy over other reviews of the same kind.
-
-    Wilson's (1927) for the binomial distribution: it says something of few reviews and near 100 %.
-
-    Args:
-        accuracy: from 0 to 1.
-        num_reviews: in the test set.
-    """
-    from scipy.stats import binomtest
-
-    test = binomtest(round(accuracy * num_reviews), num_reviews)
-    low, high = test.proportion_ci(LEVEL, method="wilson")
-    return float(low), float(high)
-
-
 def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]:
     """How to read the sentences of `differences`, and what they can't say."""
     lines, num_pairs = [], math.comb(len(group.runs), 2)
@@ -156,8 +140,12 @@ def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]
     if not is_pooled and (left := num_pairs - len(compared)):
         lines.append(f"Pairs that share fewer than two seeds and can't be compared: {left}.")
     if group.num_test:
+        from scipy.stats import binomtest
+
         best = float(group.jobs["accuracy"].max())
-        low, high = sampling_interval(best, group.num_test)
+        test = binomtest(round(best * group.num_test), group.num_test)
+        # Wilson's (1927) says something of few reviews and near 100 %, too.
+        low, high = test.proportion_ci(LEVEL, method="wilson")
         lines.append(
             "All this is about seeds on one test set. On another "
             f"{group.num_test:,} reviews of the same kind, an accuracy of {best:.1%} has a 95 % "

@@ -68,15 +68,6 @@ MAX_LEFT_OUT = 20
 
 
 @dataclass(frozen=True)
-class Request:
-    """Which runs are to be compared, and how."""
-
-    named: Sequence[Path]  # runs, folders of runs and patterns
-    baseline: Literal["ngrams", "none"] | None = None  # n-grams if not fit yet, or none at all
-    data: Path | None = None  # the folder of their dataset, if it is not where a run would look
-
-
-@dataclass(frozen=True)
 class Part:
     """The comparison of the runs on one dataset."""
 
@@ -114,22 +105,30 @@ class Part:
         return [*explanations(self.group, self.differences), *several, *notes]
 
 
-def compared(request: Request, say: Callable[[str], None]) -> tuple[list[Part], list[LeftOut]]:
+def compared(
+    named: Sequence[Path],
+    say: Callable[[str], None],
+    *,
+    baseline: Literal["ngrams", "none"] | None = None,
+    data: Path | None = None,
+) -> tuple[list[Part], list[LeftOut]]:
     """Find the runs and compare them.
 
     Args:
-        request: which, and how.
+        named: runs, folders of runs and patterns.
         say: is called with a line for each run that is left out, and for what takes long.
+        baseline: fit n-grams if they are not in the cache, or leave all baselines out.
+        data: the folder of their dataset, if it is not where a run would look.
 
     Returns:
         The parts, and the runs that are in none of them.
 
     Raises:
-        InputError: if no run is finished and tested, or what the request names is not there.
+        InputError: if no run is finished and tested, or an argument names what is not there.
     """
-    if request.data:
-        open_dataset(request.data)  # refuse a typo, even if nothing is read from there in the end
-    scored, left_out = scored_runs(request.named)
+    if data:
+        open_dataset(data)  # refuse a typo, even if nothing is read from there in the end
+    scored, left_out = scored_runs(named)
     groups, repeated = group_runs(scored)
     left_out += repeated
     for line in left_out_lines(left_out):
@@ -138,9 +137,7 @@ def compared(request: Request, say: Callable[[str], None]) -> tuple[list[Part], 
         raise InputError(f"nothing to compare: {len(left_out)} found, none finished and tested")
 
     def baselines_of(group: DatasetGroup) -> Sequence[Baseline]:
-        if request.baseline == "none":
-            return ()
-        return baselines(group, request.data, say, ngrams=request.baseline == "ngrams")
+        return () if baseline == "none" else baselines(group, data, say, ngrams=bool(baseline))
 
     return make_parts(groups, baselines_of), left_out
 

@@ -4,7 +4,6 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 
-from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -55,13 +54,6 @@ def screen_table(
             *(Text(row[name], styles.get(name, {}).get(row[name], "")) for name in columns)
         )
     return table
-
-
-def shown_table(columns: Sequence[str], rows: Sequence[Line], console: Console) -> RenderableType:
-    """`screen_table`, or `table_lines` where the output is no terminal."""
-    if console.is_terminal:
-        return screen_table(columns, rows)
-    return Text("\n".join(table_lines(columns, rows)))
 
 
 def narrowest(columns: Sequence[str], rows: Sequence[Line]) -> int:

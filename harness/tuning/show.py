@@ -14,7 +14,7 @@ from rich.text import Text
 
 from harness.errors import RunError
 from harness.job.search import Parameter, SearchSpec, rounded, short_names
-from harness.report.text_tables import Line, narrowest, screen_table, shown_table, table_lines
+from harness.report.text_tables import Line, narrowest, screen_table, table_lines
 from harness.system.console import log, rich_console
 from harness.system.files import atomic_write
 from harness.tracking.status import format_duration
@@ -257,7 +257,10 @@ def what_mattered(
         return [*parts, Text("nothing to compare: no key had several values")]
     columns = ("key", "explains", "by chance", "value", "n", "mean", "best")
     lines = [line for effect in effects for line in _effect_lines(effect, search)]
-    parts.append(shown_table(columns, lines, console))
+    is_plain = not console.is_terminal
+    parts.append(
+        Text("\n".join(table_lines(columns, lines))) if is_plain else screen_table(columns, lines)
+    )
     return parts + [Text(line, "dim") for line in caveats(search, len(trials), len(finished))]
 
 

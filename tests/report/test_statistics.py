@@ -15,7 +15,6 @@ from harness.report.collect import DatasetGroup, ScoredRun, t_margin
 from harness.report.statistics import (
     differences,
     explanations,
-    sampling_interval,
 )
 
 LSTM = {1: 88.10, 2: 88.30, 3: 88.20, 4: 88.15, 5: 88.40}
@@ -190,12 +189,6 @@ def test_many_jobs_of_one_seed_have_no_interval(second: dict[int, float], why: s
     found = differences(group_of(**{**rows, "row0": {**rows["row0"], **second}}))
     assert found["low"].isna().all()
     assert {each.partition("seeds, ")[2] for each in found["sentence"]} == {why}
-
-
-def test_the_test_sets_own_error_is_wilsons() -> None:
-    """It ends at 0 and 100 %, and says something there: 72 to 100 % of ten right ones."""
-    assert sampling_interval(1.0, 10) == pytest.approx((0.722467, 1.0), abs=1e-6)
-    assert sampling_interval(0.0, 10) == pytest.approx((0.0, 0.277533), abs=1e-6)
 
 
 def test_the_error_of_the_test_set_is_told() -> None:

@@ -1,5 +1,5 @@
-"""A trained model: its file, the classes of raw text, its export.
+"""A trained model: its file, its predictions for raw text, its export.
 
-Nothing here needs a strategy or a training loop.
+This package needs no strategy and no training loop.
 It may import the modules of `harness` itself and the packages up to `compute`.
 """

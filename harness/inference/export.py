@@ -1,6 +1,6 @@
 """`harness export`: a trained model as a SavedModel that takes raw text.
 
-Vocabulary and encoding are in its graph, so that plain TensorFlow and TensorFlow Serving read it.
+Its graph holds vocabulary and encoding, so plain TensorFlow and TensorFlow Serving can load it.
 """
 
 import json
@@ -22,18 +22,18 @@ from harness.inference.predict import read_ratios, read_vocabulary
 from harness.system.files import replaced_directory, write_refusal
 from harness.tracking.run_dir import RunDirectory
 
-VERSION = "1"  # TensorFlow Serving looks for a folder of a number
-RECORD = "harness.json"  # says that a folder is an export, and may be replaced
+VERSION = "1"  # TensorFlow Serving looks for a folder whose name is a number
+RECORD = "harness.json"  # marks a folder as an export, which a later export may replace
 REMEDY = "free space there, or choose another --out"
 SPACE = "[" + "".join(f"\\x{ord(character):02x}" for character in SPACES) + "]"
 
 
 class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
-    """Raw texts to a model's input, by TensorFlow's operations alone.
+    """Converts raw texts to a model's input with TensorFlow operations only.
 
-    Equal to `harness.data.vocabulary.encode_text`, cut to the last words and padded in front, or
-    with `bucket` at the end, to a length that batches have. With ratios these come too, as
-    `NgramRatios.at_words` gives them.
+    The result equals `harness.data.vocabulary.encode_text`, cut to the last words and padded in
+    front, or with `bucket` at the end, to the length of a batch. With `ratios` the second input is
+    the result of `NgramRatios.at_words`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
         self.ngrams = [numbering(codes) for codes in ratios.ngrams] if ratios else []
         if ratios:
             self.sizes = [len(codes) for codes in ratios.ngrams]
-            # Beside the graph, which takes 2 GB at most; the last: unknown.
+            # A variable, since a graph holds 2 GB at most; the last row is for unknown n-grams.
             padded = np.pad(ratios.ratios, ((0, 1), (0, 0)))
             self.ratios = tf.Variable(padded, trainable=False)
         known = vocab[: vocab_size - SHIFT - 1]
@@ -63,7 +63,7 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
         )
 
     def __call__(self, texts: tf.Tensor) -> Any:
-        """`[n]` strings to `[n, time] int32`, and `[n, time, channels] float32` with ratios."""
+        """Encode `[n]` strings: `[n, time] int32`, and `[n, time, channels] float32` ratios."""
         words = split_words(texts)
         tokens = words.with_flat_values(self.table.lookup(words.flat_values))
         start = tf.fill([tf.shape(texts)[0], 1], START)
@@ -97,23 +97,23 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
 
 
 def last_characters(texts: tf.Tensor) -> tf.Tensor:
-    """Raw texts, each cut to the end that training and `predict` read."""
+    """Cut raw texts to their last MAX_CHARACTERS, as training and `predict` do."""
     length = tf.strings.length(texts, unit="UTF8_CHAR")
     first, kept = tf.maximum(length - MAX_CHARACTERS, 0), tf.minimum(length, MAX_CHARACTERS)
     cut = tf.strings.substr(texts, first, kept, unit="UTF8_CHAR")
-    return tf.where(length > MAX_CHARACTERS, cut, texts)  # else it would drop what is not UTF-8
+    return tf.where(length > MAX_CHARACTERS, cut, texts)  # else it drops invalid UTF-8
 
 
 def split_words(texts: tf.Tensor) -> tf.RaggedTensor:
-    """Raw texts, `[n]` strings, to their words, `[n, (words)]`: as `tokenize` does."""
-    # Like Python's, of ASCII alone: without an encoding it takes bytes.
+    """Split raw texts, `[n]` strings, into words, `[n, (words)]`, as `tokenize` does."""
+    # Without an encoding, `lower` changes ASCII letters only, like `tokenize`.
     spaced = tf.strings.regex_replace(tf.strings.lower(texts), SPACE, " ")
     words = tf.strings.split(spaced, sep=" ")
     return tf.ragged.boolean_mask(words, tf.not_equal(words, ""))
 
 
 def numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
-    """The number of each code, -1 for others."""
+    """A table from each code to its number, -1 for unknown codes."""
     return tf.lookup.StaticHashTable(
         tf.lookup.KeyValueTensorInitializer(
             tf.constant(codes, tf.int64), tf.range(len(codes), dtype=tf.int64)
@@ -125,22 +125,22 @@ def numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
 def columns(
     words: tf.RaggedTensor, ngrams: Sequence[tf.lookup.StaticHashTable], sizes: Sequence[int]
 ) -> Iterator[tf.Tensor]:
-    """The n-grams of each length, from one word on, numbered through as `binary_ngrams` does.
+    """The n-grams of lengths 1, 2, …, numbered consecutively as in `binary_ngrams`.
 
     Args:
-        words: the number of each word, `[n, (words)] int64`, -1 for one that is not known.
-        ngrams: the number of each code, by length.
-        sizes: how many n-grams of each length there are.
+        words: the number of each word, `[n, (words)] int64`, -1 for unknown words.
+        ngrams: for each length, a table from codes to numbers.
+        sizes: the number of n-grams of each length.
 
     Yields:
-        The column of the n-gram that ends at each word, `[all words]`, -1 where there is none.
+        For each length, the column of the n-gram that ends at each word, `[all words]`, or -1.
     """
     flat = words.flat_values
     is_first = tf.gather(words.row_starts(), words.value_rowids()) == tf.range(words.row_splits[-1])
     numbers, before = flat, 0
     for length, (table, size) in enumerate(zip(ngrams, sizes, strict=True), 1):
         if length > 1:
-            shorter = tf.concat([[-1], numbers[:-1]], axis=0)  # that ends a word before
+            shorter = tf.concat([[-1], numbers[:-1]], axis=0)  # one word earlier
             is_one = ~is_first & (shorter >= 0) & (flat >= 0)
             numbers = table.lookup(tf.where(is_one, shorter * sizes[0] + flat, -1))
         yield tf.where(numbers >= 0, before + numbers, -1)
@@ -151,13 +151,13 @@ class TextModel(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
     """The model of a finished run, for raw texts.
 
     Raises:
-        InputError: if the run is unfinished, or a file of it is broken.
+        InputError: if the run is unfinished, or one of its files is broken.
     """
 
     def __init__(self, run: RunDirectory) -> None:
         super().__init__()
         job, self.model = run.job(), load_model(run)
-        turn_cudnn_off(self.model)  # which only a GPU could run
+        turn_cudnn_off(self.model)  # the export must also run on a CPU
         self.classes = run.result()["classes"]
         self.encoder = TextEncoder(
             read_vocabulary(run),
@@ -168,28 +168,28 @@ class TextModel(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
         )
 
     def __call__(self, texts: tf.Tensor) -> tf.Tensor:
-        """`[n]` UTF-8 strings to the probability of each class, `[n, num_classes] float32`."""
+        """Class probabilities of `[n]` UTF-8 strings, `[n, num_classes] float32`."""
         probabilities = tf.cast(self.model(self.encoder(texts), training=False), tf.float32)
-        if probabilities.shape[-1] == 1:  # of the second class alone
+        if probabilities.shape[-1] == 1:  # the second class only
             probabilities = tf.concat([1 - probabilities, probabilities], axis=1)
         return probabilities
 
 
 def export(run: RunDirectory, folder: Path) -> Path:
-    """Write the model of a finished run as a SavedModel for raw text, in place of an earlier one.
+    """Write the model of a finished run as a SavedModel for raw text; replace an earlier export.
 
-    Its signature `serving_default` takes `text`, `[n]` UTF-8 strings, and gives `probabilities`,
+    Its signature `serving_default` takes `text`, `[n]` UTF-8 strings, and returns `probabilities`,
     `[n, num_classes] float32`, and `class`, `[n]` strings.
 
     Args:
         run: the run.
-        folder: to hold the SavedModel in a folder of its version, as TensorFlow Serving wants it.
+        folder: the folder of the versions, as TensorFlow Serving expects it.
 
     Returns:
-        The folder of the SavedModel itself.
+        The folder of the SavedModel, `folder/VERSION`.
 
     Raises:
-        InputError: if the run is unfinished, or the folder holds something else.
+        InputError: if the run is unfinished, or the folder holds other files.
         RunError: if the folder can't be written.
     """
     check_folder(folder)
@@ -204,12 +204,12 @@ def write_saved_model(
     parts: Sequence[Any],
     record: Mapping[str, Any],
 ) -> Path:
-    """Write the folder that `export` returns; `parts` hold all variables and tables."""
+    """Write a SavedModel and its record; `parts` hold all variables and tables."""
     classes = tf.constant(record["classes"])
 
     def classify(text: tf.Tensor) -> dict[str, tf.Tensor]:
         probabilities = probabilities_of(last_characters(text))
-        # As `predict` does: of two classes the second one needs more than a half.
+        # As in `predict`: the second of two classes needs a probability above 0.5.
         best = tf.argmax(probabilities, axis=1)
         return {"probabilities": probabilities, "class": tf.gather(classes, best)}
 
@@ -225,17 +225,17 @@ def write_saved_model(
             (temporary / RECORD).write_text(json.dumps(record) + "\n")
     except OSError as error:
         raise RunError(write_refusal(folder, error, REMEDY)) from None
-    except tf.errors.OpError as error:  # of TensorFlow's own files
+    except tf.errors.OpError as error:  # when TensorFlow writes its files
         refused = OSError(" ".join(error.message.split()))
         raise RunError(write_refusal(folder, refused, REMEDY)) from None
     return folder / VERSION
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that holds anything but an earlier export, which would be lost.
+    """Refuse a folder with other files than an earlier export, since `export` would delete them.
 
     Raises:
-        InputError: for such a folder, or a file.
+        InputError: for such a folder, or if it is a file.
     """
     try:
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()
@@ -244,5 +244,5 @@ def check_folder(folder: Path) -> None:
     if names and names != {VERSION, RECORD}:
         raise InputError(
             f"--out {folder}: holds {min(names - {VERSION, RECORD}, default=VERSION)}, which is "
-            "not part of an export; choose a new folder, or that of an earlier export"
+            "not part of an export; choose a new folder or the folder of an earlier export"
         )

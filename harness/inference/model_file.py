@@ -1,7 +1,7 @@
 """`model.keras`: the trained model as plain Keras, the same bytes for the same weights.
 
-A network of the user's own is built from its source in the job, and the file's weights are loaded
-into it. Where Keras can't write down how such a network is made, the file has its weights alone.
+The harness builds a custom network from its source in the job, then loads the file's weights. If
+Keras can't serialize the configuration of such a network, the file holds the weights only.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from harness.data.dataset import num_outputs
 from harness.errors import InputError
 from harness.tracking.run_dir import RunDirectory
 
-# The earliest time that a zip archive can hold; Keras writes the current time instead.
+# The earliest time of a zip archive, in place of Keras's current time.
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -26,10 +26,10 @@ def save_model(run: RunDirectory, model: keras.Model, *, is_own: bool) -> None:
     """Write the run's `model.keras`, loadable by any Keras 3 without this package.
 
     Args:
-        is_own: whether it is a network of the user's own.
+        is_own: whether the network is custom.
 
     Raises:
-        RunError: if it can't be written, or a newer process took the run over.
+        RunError: if the file can't be written, or a newer process took the run over.
     """
     has_config = not is_own or _has_config(model)
 
@@ -47,7 +47,7 @@ def save_model(run: RunDirectory, model: keras.Model, *, is_own: bool) -> None:
 
 
 def _has_config(model: keras.Model) -> bool:
-    """Whether a model says how it is made, which a class of the user's may do with any error."""
+    """Whether a model has a configuration; a custom class may raise any error instead."""
     try:
         model.get_config()
     except Exception:
@@ -62,10 +62,10 @@ def _members(model: keras.Model, path: Path, *, has_config: bool) -> dict[str, b
             model.save(path)
             with zipfile.ZipFile(path) as archive:
                 members = {name: archive.read(name) for name in archive.namelist()}
-            # The code of a lambda would differ from process to process, and nothing may run it.
+            # The bytes of a lambda differ between processes, and safe mode refuses to load it.
             if b'"__lambda__"' not in members["config.json"]:
                 return members
-    # A class of the user's that does not say how it is made.
+    # A custom class without a configuration.
     weights = path.with_name(f"{path.stem}.weights.h5")
     try:
         model.save_weights(weights)
@@ -93,13 +93,13 @@ def load_model(run: RunDirectory) -> keras.Model:
     """Load the model of a finished run.
 
     Raises:
-        InputError: if the run has no model yet or no more, or the file is broken.
+        InputError: if the run has no model yet, its model was removed, or the file is broken.
     """
     path = run.path("model.keras")
     if run.finished() and not path.is_file():
         job_file = shlex.quote(str(run.path("job.toml")))
         raise InputError(
-            f"run {run.folder}: its model was removed, as a sweep's but for its best five trials; "
+            f"run {run.folder}: its model was removed, since a search keeps only its best five; "
             f"train it again by: harness train {job_file} --set data.test=true"
         )
     if not run.finished():
@@ -110,8 +110,8 @@ def load_model(run: RunDirectory) -> keras.Model:
     if job.model.is_own:
         return load_network(job, path, num_outputs(run.result()["classes"]))
     try:
-        # Safe mode refuses to unpickle code, wherever the file came from.
+        # Safe mode refuses to unpickle code.
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises errors of any type for what it can't rebuild
+    except Exception as error:  # Keras raises errors of any type for a broken file
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"model {path}: can't be loaded: {reason}") from None

@@ -1,4 +1,4 @@
-"""Raw text to classes, by the model of a finished run. Input is checked before TensorFlow."""
+"""Classify raw text with the model of a finished run; check the input before TensorFlow starts."""
 
 import codecs
 import hashlib
@@ -24,18 +24,18 @@ from harness.tracking.run_dir import RunDirectory
 
 CHUNK_BYTES = 1 << 20
 JSON_LINES = (".jsonl", ".ndjson")
-SHOWN = 5  # numbers of lines in a note
+SHOWN = 5  # line numbers in a remark
 
 RATIOS_FILE = "ngram_ratios.npz"
 RATIOS_CHECKSUM = "ngram_ratios_checksum"  # in result.json
 
 FIRST_TEXTS, TEXTS_AT_ONCE = 64, 1024
-BY_LENGTH = 128  # texts in a batch of texts of like lengths
+BY_LENGTH = 128  # texts in a batch of similar length
 NO_TEXT = "no text: give one as an argument, by --file, or on standard input"
 
 
 class Line(NamedTuple):
-    """A text and where it stands."""
+    """A text and its line."""
 
     number: int  # from 1
     text: str
@@ -43,18 +43,18 @@ class Line(NamedTuple):
 
 @dataclass
 class Remarks:
-    """What was not as it should be, to be said at the end."""
+    """Blank and cut texts, for warnings at the end."""
 
     num_blank: int = 0
     first_blank: list[int] = field(default_factory=list)
     num_cut: int = 0
 
     def lines(self) -> Iterator[str]:
-        """A line for each kind."""
+        """A warning for each kind."""
         if self.num_blank:
             numbers = ", ".join(map(str, self.first_blank))
             more = ", …" if self.num_blank > len(self.first_blank) else ""
-            yield f"no answer to {self.num_blank:,} lines without a word: line {numbers}{more}"
+            yield f"skipped {self.num_blank:,} lines without a word: line {numbers}{more}"
         if self.num_cut:
             yield f"{self.num_cut:,} texts were cut to their last {MAX_CHARACTERS:,} characters"
 
@@ -63,15 +63,15 @@ def open_lines(path: Path) -> BufferedReader:
     """Open a file of texts.
 
     Raises:
-        InputError: if it can't be read, or is no file of lines.
+        InputError: if the file can't be read, or is a JSON file.
     """
     if path.suffix.lower() == ".json":
         raise InputError(
-            f"--file {path}: is JSON, and a file of texts has one on each line; write them as JSON "
-            "lines into a .jsonl file, or give --jsonl and a file of another ending"
+            f"--file {path}: is JSON, but should have one text per line; write JSON lines into a "
+            ".jsonl file, or rename the file and give --jsonl"
         )
     try:
-        # A FIFO that nobody writes to reads as empty instead of waiting for ever.
+        # Without O_NONBLOCK, opening a FIFO that nobody writes to would wait forever.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         os.set_blocking(descriptor, True)
         return os.fdopen(descriptor, "rb")
@@ -80,29 +80,29 @@ def open_lines(path: Path) -> BufferedReader:
 
 
 def has_input(file: BinaryIO) -> bool:
-    """Whether there is something to read now, or nothing any more."""
+    """Whether a read returns at once: with input, or at the end of the file."""
     try:
         return bool(select.select([file], [], [], 0)[0])
-    except (OSError, ValueError):  # not a file of the system, as in a notebook
+    except (OSError, ValueError):  # no file descriptor, as in a notebook
         return True
 
 
 def read_lines(
     file: BufferedReader, name: str, remarks: Remarks, *, is_json: bool = False
 ) -> Iterator[list[Line]]:
-    """The lines of UTF-8 bytes that hold words, in lists of those that arrive together.
+    """Yield the lines with words of a UTF-8 file, as lists of lines that arrive together.
 
-    A newline ends a line, and nothing else does: `str.splitlines` would also break at characters
-    that occur inside reviews, such as \\x85.
+    Only a newline ends a line: `str.splitlines` also breaks at characters that occur inside
+    reviews, such as \\x85.
 
     Args:
-        file: is read as far as it can be without waiting.
-        name: of the file, for messages.
-        remarks: counts what gets no answer, and what is cut.
+        file: the function yields after each read, so it never holds lines back.
+        name: the file's name for messages.
+        remarks: counts blank and cut texts.
         is_json: each line is JSON: a string, or an object with a `text`.
 
     Raises:
-        InputError: for a line that is no text, after the lines before it.
+        InputError: for a line that is no text, after it has yielded the lines before.
     """
     number, rest = 0, b""
     while True:
@@ -118,7 +118,7 @@ def read_lines(
                 whole_text = _text(raw, f"{name}: line {number}", is_json=is_json)
                 if (text := checked(whole_text, number, remarks)) is not None:
                     lines.append(Line(number, text))
-            if b"\0" in rest or len(rest) > MAX_ROW:  # an endless device, or no text
+            if b"\0" in rest or len(rest) > MAX_ROW:  # such as an endless device
                 _text(rest, f"{name}: line {number + 1}", is_json=is_json)
         finally:
             if lines:
@@ -129,9 +129,9 @@ def read_lines(
 
 def _text(raw: bytes, where: str, *, is_json: bool) -> str:
     if b"\0" in raw:
-        raise InputError(f"{where} holds a NUL byte, which no text does; save it as UTF-8")
+        raise InputError(f"{where} holds a NUL byte, so it is no text; save it as UTF-8")
     if len(raw) > MAX_ROW:
-        raise InputError(f"{where} has over {MAX_ROW:,} bytes; put each text into a line")
+        raise InputError(f"{where} has over {MAX_ROW:,} bytes; write one text per line")
     try:
         line = raw.removeprefix(codecs.BOM_UTF8).decode().removesuffix("\r")
     except UnicodeDecodeError:
@@ -145,15 +145,15 @@ def _text(raw: bytes, where: str, *, is_json: bool) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InputError(f"{where} holds half of a character; take it out") from None
+        raise InputError(f"{where} holds half of a surrogate pair; remove it") from None
     return text
 
 
 def checked(text: str, number: int, remarks: Remarks) -> str | None:
-    """A text as it is classified, cut where it is too long; None if it holds no word.
+    """Return a text, cut to its last MAX_CHARACTERS; None if it holds no word.
 
     Raises:
-        InputError: if it can't be encoded.
+        InputError: if the text can't be encoded as UTF-8.
     """
     if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
         raise InputError(f"text {number} is not UTF-8; check your terminal's encoding")
@@ -172,13 +172,16 @@ def checked(text: str, number: int, remarks: Remarks) -> str | None:
 
 
 def read_kept(run: RunDirectory, name: str, key: str, limit: int = MAX_RECORD_BYTES) -> bytes:
-    """A file of a finished run, whose checksum stands in `result.json` under `key`.
+    """Read a file of a finished run and compare its checksum with `key` in `result.json`.
 
     Args:
-        limit: the most bytes that it may have.
+        run: the run.
+        name: of the file.
+        key: of the SHA-256 checksum.
+        limit: the largest size in bytes.
 
     Raises:
-        InputError: if it is missing, or not that of the run.
+        InputError: if the file is missing, or its checksum differs.
         DiskError: if the disk fails.
     """
     try:
@@ -190,14 +193,14 @@ def read_kept(run: RunDirectory, name: str, key: str, limit: int = MAX_RECORD_BY
         ) from None
     if run.result().get(key) != hashlib.sha256(content).hexdigest():
         raise InputError(
-            f"run {run.folder}: {name} is not the one that the model was trained with; put it back "
-            "from a copy, or train a new run"
+            f"run {run.folder}: {name} has changed since the training; restore it from a copy, or "
+            "train a new run"
         )
     return content
 
 
 def read_ratios(run: RunDirectory) -> NgramRatios | None:
-    """The n-gram ratios that a finished run keeps; None if its network reads none.
+    """The n-gram ratios of a finished run; None if its network reads none.
 
     Raises:
         InputError, DiskError: as `read_kept`.
@@ -218,20 +221,21 @@ class Prediction:
     predicted: str  # the most probable class
     probabilities: Mapping[str, float]  # by class, in the order of the labels
     num_words: int
-    num_unknown: int  # words that are not in the model's vocabulary
+    num_unknown: int  # words outside of the model's vocabulary
 
     @property
     def summary(self) -> str:
-        """The class, and the probability that says how sure it is, with its name.
+        """The class and a probability, such as `neg, P(pos) = 0.031`.
 
-        Of two classes always that of label 1, so that the texts can be put in order.
+        With two classes the probability is always that of label 1, so that texts can be sorted;
+        with more it is that of the predicted class.
         """
         names = [*self.probabilities]
         name = names[1] if len(names) == 2 else self.predicted
         return f"{self.predicted}, P({name}) = {self.probabilities[name]:.3f}"
 
     def as_json(self) -> dict[str, Any]:
-        """What `harness predict --json` prints."""
+        """The prediction as `harness predict --json` prints it."""
         return {
             "text": self.text,
             "class": self.predicted,
@@ -242,7 +246,7 @@ class Prediction:
 
 
 def read_vocabulary(run: RunDirectory) -> list[str]:
-    """The run's words, the most frequent first.
+    """The run's vocabulary, the most frequent word first.
 
     Raises:
         InputError, DiskError: as `read_kept`.
@@ -251,10 +255,10 @@ def read_vocabulary(run: RunDirectory) -> list[str]:
 
 
 def check_texts(texts: Sequence[str]) -> list[str]:
-    """Texts as they are classified, before anything slow is done; a long one is cut to its end.
+    """Check texts before TensorFlow starts; cut long ones to their last MAX_CHARACTERS.
 
     Raises:
-        InputError: for no text, one that holds no word, or one that can't be encoded.
+        InputError: without any text, for a text without a word, or one that can't be encoded.
     """
     if not texts:
         raise InputError(NO_TEXT)
@@ -270,7 +274,7 @@ def check_texts(texts: Sequence[str]) -> list[str]:
 
 
 def predict(run: RunDirectory, texts: Sequence[str]) -> list[Prediction]:
-    """The class of each text, encoded as the run's training data was.
+    """Predict the class of each text, with the encoding of the run's training data.
 
     Raises:
         InputError: for a text that `check_texts` refuses, or an unfinished run.
@@ -283,11 +287,11 @@ class Classifier:
     """The model of a finished run, ready to classify texts that hold words.
 
     Raises:
-        InputError: if the run is unfinished, or a file of it is broken.
+        InputError: if the run is unfinished, or one of its files is broken.
     """
 
     def __init__(self, run: RunDirectory) -> None:
-        # Outside any strategy: a model in a scope can't predict fewer texts than replicas.
+        # Without a strategy: in its scope a model can't predict fewer texts than replicas.
         import tensorflow as tf
 
         from harness.inference.model_file import load_model
@@ -301,18 +305,17 @@ class Classifier:
         inputs = [tf.TensorSpec([None, time], tf.int32)]
         if self.ratios:
             inputs.append(tf.TensorSpec([None, time, self.ratios.num_channels], tf.float32))
-        # Traced once for any number of texts. Not Keras's `predict`, which builds a tf.data
-        # pipeline: too slow for a handful of texts.
+        # One trace for any number of texts. Keras's `predict` builds a tf.data pipeline, which is
+        # too slow for a few texts.
         self._forward = tf.function(
             lambda *given: model(list(given) if self.ratios else given[0], training=False),
             input_signature=inputs,
             autograph=False,
         )
-        # Now, before texts arrive.
-        self._outputs([[START]])
+        self._outputs([[START]])  # traces before texts arrive
 
     def classify(self, texts: Sequence[str]) -> list[Prediction]:
-        """The class of each text."""
+        """Predict the class of each text."""
         parts = range(0, len(texts), TEXTS_AT_ONCE)
         return [each for i in parts for each in self._classify(texts[i : i + TEXTS_AT_ONCE])]
 
@@ -332,7 +335,7 @@ class Classifier:
         ]
 
     def _outputs(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
-        """What the model gives for each encoded text, `[num_texts, num_outputs] float32`."""
+        """The model's outputs for encoded texts, `[num_texts, num_outputs] float32`."""
         from harness.data.input_pipeline import Reviews, padded_ratios
 
         num = BY_LENGTH if self.data.bucket else len(encoded)
@@ -359,13 +362,13 @@ class Classifier:
 def classify_stream(
     classify: Callable[[Sequence[str]], Sequence[Prediction]], batches: Iterable[Sequence[Line]]
 ) -> Iterator[tuple[int, Prediction]]:
-    """The number of each text and its class, as soon as they are known.
+    """Yield the line number and the prediction of each text as soon as possible.
 
-    A few texts are answered before all others, so that the first answer is not kept waiting.
+    The first batch is small, so that the first prediction comes early.
 
     Args:
-        classify: of a `Classifier`, or of an ensemble.
-        batches: the texts that arrive together.
+        classify: the method of a `Classifier` or an ensemble.
+        batches: lists of texts that arrived together.
     """
     at_once = FIRST_TEXTS
     for batch in batches:

@@ -41,13 +41,13 @@ def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harnes
         ([], "\n \n", "no text"),
         ([], "go\0od\n", "line 1 holds a NUL byte"),
         (["--jsonl"], "good\n", "line 1 is no JSON"),
-        (["--jsonl"], '"cut \\ud83d"\n', "standard input: line 1 holds half of a character"),
+        (["--jsonl"], '"cut \\ud83d"\n', "standard input: line 1 holds half of a surrogate pair"),
         (["--jsonl"], "[1]\n", "line 1 is no text"),
         ([], "a" * 17_000_000, "line 1 has over 16,000,000 bytes"),
         (["good", "--file", "x"], "", "not both"),
         (['{"text": "good"}', "--jsonl"], "", "--jsonl: is for a file or standard input"),
         (["--file", "none.txt"], "", "none.txt"),
-        (["--file", "texts.json"], "", "texts.json: is JSON, and a file of texts has one on each"),
+        (["--file", "texts.json"], "", "texts.json: is JSON, but should have one text per line"),
     ],
 )
 def test_a_text_that_is_none_is_refused(
@@ -77,7 +77,7 @@ def test_lines_without_a_word_get_no_answer_and_long_ones_are_cut(
         (5, 1),
     ]
     blank, cut = done.stderr.splitlines()
-    assert "no answer to 2 lines without a word: line 2, 3" in blank
+    assert "skipped 2 lines without a word: line 2, 3" in blank
     assert "1 texts were cut to their last 131,072 characters" in cut
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.api import Comparison, Run, Runs, Sweep, compare, load_runs, train, tune
+    from harness.api import Comparison, Run, Runs, Sweep, audit, compare, load_runs, train, tune
 
-__all__ = ["Comparison", "Run", "Runs", "Sweep", "compare", "load_runs", "train", "tune"]
+__all__ = ["Comparison", "Run", "Runs", "Sweep", "audit", "compare", "load_runs", "train", "tune"]
 
 # The folder of the checkout, or of the snapshot, that this code is in.
 PROJECT = Path(__file__).resolve().parent.parent

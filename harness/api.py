@@ -1,4 +1,4 @@
-"""The commands as Python functions: `harness.train`, `tune`, `load_runs` and `compare`.
+"""The commands as Python functions: `harness.train`, `tune`, `audit`, `load_runs` and `compare`.
 
 A training or a search runs in a separate process, as on the command line. So it gives the same
 bytes, works in a thread or a notebook that already uses TensorFlow, and leaves no signal handlers
@@ -13,6 +13,7 @@ import io
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from harness.slurm.process_pool import run_printed
 from harness.system.console import echo, log, printable
 from harness.system.lenient_json import read_json_lines
 from harness.system.stderr_filter import filtered_stderr
+from harness.tracking.audits import audits_of
 from harness.tracking.run_dir import RunDirectory, remove_empty, reserve_id
 from harness.tuning.leaderboard import leaderboard_rows, ranked
 from harness.tuning.sweep_dir import SweepDirectory
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from harness.inference.predict import Prediction
     from harness.report.collect import LeftOut
     from harness.report.summary import Part
+    from harness.training.audit import Audit
 
 PathLike = str | Path
 Settings = Mapping[str, object]
@@ -291,6 +294,37 @@ def tune(
     return Sweep(sweep)
 
 
+def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> "Audit":
+    """Find out whether the numbers of a finished run are what its job gives, as `harness audit`.
+
+    Args:
+        run: folder of the run; nothing is written there.
+        runs: folder of your runs, in which the audit is kept, by default HARNESS_RUNS, or `runs`.
+        options: of `harness audit`: `quick=True`, `epochs=2`, `full=True`, `data="…"`.
+
+    Returns:
+        `outcome` is `equal`, `within rounding` or `differs`, `sentence` says where, and `checks`
+        are all comparisons.
+
+    Raises:
+        InputError: the run can't be audited here, and why.
+        RunError: the result of the run can't be read.
+    """
+    from harness.training.audit import Audit
+
+    folder, began_s = _default_runs() if runs is None else Path(runs), time.time()
+    error: RunError | None = None
+    try:
+        run_printed("audit", str(run), *_options(options | {"runs": folder}))
+    except RunError as ended:  # with exit code 1: it differs, unless no audit is kept
+        error = ended
+    kept = audits_of(folder, (Path(run) / "result.json").read_bytes())
+    latest: dict[str, Any] = max(kept.values(), key=lambda each: each["ended_s"], default={})
+    if latest.get("ended_s", 0.0) < began_s:
+        raise error or RunError(f"run {run}: its result changed while it was audited")
+    return Audit.of_record(latest)
+
+
 def load_runs(*folders: PathLike) -> Runs:
     """The runs in folders, finished or not, without ensembles and trials of searches.
 
@@ -337,8 +371,8 @@ def compare(
     if baseline not in (None, "ngrams", "none"):
         raise InputError(f"baseline = {baseline!r}: should be 'ngrams' or 'none', or left out")
     named = [Path(each) for each in folders] or [_default_runs()]
-    folder = None if data is None else Path(data)
-    parts, left_out = compared(named, echo, baseline=baseline, data=folder)
+    folder, audits = None if data is None else Path(data), _default_runs()
+    parts, left_out = compared(named, echo, baseline=baseline, data=folder, audits=audits)
     return Comparison(tuple(parts), tuple(left_out))
 
 

@@ -51,7 +51,7 @@ def compare(
         raise InputError(f"--baseline {baseline} --no-baseline: contradict each other; give one")
     say = partial(echo, err=True)
     which = "none" if no_baseline else baseline
-    parts, left_out = compared(named or [runs], say, baseline=which, data=data)
+    parts, left_out = compared(named or [runs], say, baseline=which, data=data, audits=runs)
     if markdown:
         from harness.report.summary import to_markdown
 

@@ -8,7 +8,19 @@ import typer
 from typer.exceptions import TyperException
 
 from harness import __version__
-from harness.cli import batch, compare, data, doctor, runs, submit, sweep, tensorboard, train, tune
+from harness.cli import (
+    audit,
+    batch,
+    compare,
+    data,
+    doctor,
+    runs,
+    submit,
+    sweep,
+    tensorboard,
+    train,
+    tune,
+)
 from harness.errors import InputError, Interrupted, RunError
 from harness.system import processes
 from harness.system.console import echo, log, take_any_text
@@ -18,7 +30,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-for commands in (train, tune, submit, batch, runs, compare, tensorboard, doctor):
+for commands in (train, audit, tune, submit, batch, runs, compare, tensorboard, doctor):
     app.add_typer(commands.app)
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(data.app, name="data")

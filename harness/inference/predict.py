@@ -20,14 +20,13 @@ from harness.data.tables import MAX_ROW, json_value
 from harness.data.vocabulary import MAX_CHARACTERS, START, encode_text, tokenize
 from harness.errors import InputError
 from harness.system.files import MAX_RECORD_BYTES, raise_unless_missing, read_plain_file
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import CHECKSUMS, RunDirectory
 
 CHUNK_BYTES = 1 << 20
 JSON_LINES = (".jsonl", ".ndjson")
 SHOWN = 5  # line numbers in a remark
 
 RATIOS_FILE = "ngram_ratios.npz"
-RATIOS_CHECKSUM = "ngram_ratios_checksum"  # in result.json
 
 FIRST_TEXTS, TEXTS_AT_ONCE = 64, 1024
 BY_LENGTH = 128  # texts in a batch of similar length
@@ -171,13 +170,12 @@ def checked(text: str, number: int, remarks: Remarks) -> str | None:
 # The files that a run keeps for its network
 
 
-def read_kept(run: RunDirectory, name: str, key: str, limit: int = MAX_RECORD_BYTES) -> bytes:
-    """Read a file of a finished run and compare its checksum with `key` in `result.json`.
+def read_kept(run: RunDirectory, name: str, limit: int = MAX_RECORD_BYTES) -> bytes:
+    """Read a file of a finished run and compare its checksum with the one in `result.json`.
 
     Args:
         run: the run.
-        name: of the file.
-        key: of the SHA-256 checksum.
+        name: of the file, one of `CHECKSUMS`.
         limit: the largest size in bytes.
 
     Raises:
@@ -191,7 +189,7 @@ def read_kept(run: RunDirectory, name: str, key: str, limit: int = MAX_RECORD_BY
         raise InputError(
             f"run {run.folder}: {name} can't be read ({error.strerror}); train a new run"
         ) from None
-    if run.result().get(key) != hashlib.sha256(content).hexdigest():
+    if run.result().get(CHECKSUMS[name]) != hashlib.sha256(content).hexdigest():
         raise InputError(
             f"run {run.folder}: {name} has changed since the training; restore it from a copy, or "
             "train a new run"
@@ -207,7 +205,7 @@ def read_ratios(run: RunDirectory) -> NgramRatios | None:
     """
     if not run.job().model.ngram_ratios:
         return None
-    return NgramRatios.from_bytes(read_kept(run, RATIOS_FILE, RATIOS_CHECKSUM, MAX_BYTES))
+    return NgramRatios.from_bytes(read_kept(run, RATIOS_FILE, MAX_BYTES))
 
 
 # The classes of texts
@@ -251,7 +249,7 @@ def read_vocabulary(run: RunDirectory) -> list[str]:
     Raises:
         InputError, DiskError: as `read_kept`.
     """
-    return vocab_from_bytes(read_kept(run, "vocabulary.txt", "vocabulary_checksum"))
+    return vocab_from_bytes(read_kept(run, "vocabulary.txt"))
 
 
 def check_texts(texts: Sequence[str]) -> list[str]:

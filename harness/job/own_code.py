@@ -99,7 +99,7 @@ def check_trusted(path: Path, where: str) -> None:
     Raises:
         InputError: if this is so.
     """
-    if _is_trusting():
+    if is_trusting():
         return
     for each in (path, path.parent, path.resolve().parent):
         if reason := distrust(each):
@@ -120,14 +120,15 @@ def mode_in(folder: Path, code: Mapping[str, str]) -> int:
     Whatever the umask: the file would be refused when it is read again. Where all code is trusted,
     a group may share the folder.
     """
-    if not code or _is_trusting():
+    if not code or is_trusting():
         return 0o666
     with contextlib.suppress(OSError):  # somebody else's
         folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
     return 0o644
 
 
-def _is_trusting() -> bool:
+def is_trusting() -> bool:
+    """Whether the user trusts code that others wrote, by `--trust-code`."""
     return TRUSTED.get() or os.environ.get(TRUST) == "1"
 
 

@@ -6,6 +6,7 @@ import logging
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,8 +22,9 @@ from harness.job.keys import FACTS, KEYS
 from harness.job.own_code import source_digest
 from harness.job.search import is_sweep, short_names
 from harness.system.console import log, printable
-from harness.system.files import disk_error_in
+from harness.system.files import disk_error_in, read_plain_file
 from harness.system.lenient_json import number, table, text, whole
+from harness.tracking.audits import AUDITS, audits_of, depth_of
 from harness.tracking.records import one_line
 from harness.tracking.run_dir import (
     ENSEMBLE_FILE,
@@ -76,6 +78,7 @@ class ScoredRun:
     settings: Mapping[str, Any]  # of its job by table.key, without those that change no result
     source: str | None = None  # where its own texts were, None for IMDB
     began_s: float = math.inf  # since 1970, infinite if it is not known
+    audit: str = ""  # how deep the user has audited it, or that it differs; see `depth_of`
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,7 @@ class DatasetGroup:
         firsts = [runs[0] for runs in self.runs.values()]
         jobs["architecture"] = [run.architecture for run in firsts]
         jobs["num_seeds"] = grouped.size()
+        jobs["audited"] = [_audits(runs) for runs in self.runs.values()]
         jobs["deviation"] = grouped["accuracy"].std()
         margin = t_margin(jobs["deviation"] / jobs["num_seeds"] ** 0.5, jobs["num_seeds"] - 1, 0.95)
         jobs["interval_low"] = (jobs["accuracy"] - margin).clip(lower=0)
@@ -168,6 +172,12 @@ class DatasetGroup:
         return short_names([key for key in keys if len(values[key]) > 1])
 
 
+def _audits(runs: Iterable[ScoredRun]) -> str | float:
+    """`full: 3, quick: 1`; NaN where none was audited."""
+    counts = Counter(run.audit for run in runs if run.audit)
+    return ", ".join(f"{depth}: {num}" for depth, num in counts.most_common()) or math.nan
+
+
 def t_margin(error: Any, dof: Any, level: float) -> Any:
     """Half the width of a two-sided interval by Student's t, for numbers or arrays.
 
@@ -188,10 +198,15 @@ def t_margin(error: Any, dof: Any, level: float) -> Any:
 # Finding runs
 
 
-def scored_runs(named: Sequence[Path]) -> tuple[list[ScoredRun], list[LeftOut]]:
+def scored_runs(
+    named: Sequence[Path], audits: Path | None = None
+) -> tuple[list[ScoredRun], list[LeftOut]]:
     """The scored runs at or below the folders and patterns given, and what is left out.
 
     Of a sweep these are the runs of its winner: its trials are not to be compared.
+
+    Args:
+        audits: the folder of runs in which the user keeps audits.
 
     Raises:
         InputError: for a folder that is not there, or where no run is found at all.
@@ -204,6 +219,8 @@ def scored_runs(named: Sequence[Path]) -> tuple[list[ScoredRun], list[LeftOut]]:
         raise InputError(f"{', '.join(map(str, named))}: holds no run; harness train makes one")
     left_out += [each for each in read if isinstance(each, LeftOut)]
     scored = [each for each in read if isinstance(each, ScoredRun)]
+    if audits and (audits / AUDITS).is_dir():
+        scored = [replace(run, audit=_audit(run.folder, audits)) for run in scored]
     closed = [each.folder for each in scored if each.settings.get("train.from") == UNKNOWN]
     if closed:
         log(
@@ -212,6 +229,13 @@ def scored_runs(named: Sequence[Path]) -> tuple[list[ScoredRun], list[LeftOut]]:
             "read, so nobody knows when these runs began, and whether with other weights",
         )
     return scored, left_out
+
+
+def _audit(folder: Path, audits: Path) -> str:
+    try:
+        return depth_of(audits_of(audits, read_plain_file(folder / "result.json")))
+    except OSError:
+        return ""
 
 
 def expand(named: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:

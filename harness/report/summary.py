@@ -42,6 +42,7 @@ COLUMNS = {  # the first ones are those that a narrow window shows beside the na
     "s.d.": "{deviation:.2f}",
     "95 % interval": "{interval_low:.2f} to {interval_high:.2f}",
     "seeds": "{num_seeds:.0f}",
+    "audited": "{audited}",
     "book %": "{book_accuracy:.2f}",
     "validation %": "{val_accuracy:.2f}",
     "F1": "{f1:.4f}",
@@ -111,6 +112,7 @@ def compared(
     *,
     baseline: Literal["ngrams", "none"] | None = None,
     data: Path | None = None,
+    audits: Path | None = None,
 ) -> tuple[list[Part], list[LeftOut]]:
     """Find the runs and compare them.
 
@@ -119,6 +121,7 @@ def compared(
         say: is called with a line for each run that is left out, and for what takes long.
         baseline: fit n-grams if they are not in the cache, or leave all baselines out.
         data: the folder of their dataset, if it is not where a run would look.
+        audits: the folder of runs in which the user keeps audits.
 
     Returns:
         The parts, and the runs that are in none of them.
@@ -128,7 +131,7 @@ def compared(
     """
     if data:
         open_dataset(data)  # refuse a typo, even if nothing is read from there in the end
-    scored, left_out = scored_runs(named)
+    scored, left_out = scored_runs(named, audits)
     groups, repeated = group_runs(scored)
     left_out += repeated
     for line in left_out_lines(left_out):

@@ -61,9 +61,8 @@ def write_provenance(
             "slurm_job": allocation.job_id if allocation else None,
             "slurm_asked": asked_of(allocation) if allocation else {},
             "cpus": given_cpus(allocation),
-            "processor": processor(),
             **_fingerprint(code),
-            "packages": _packages(),
+            **this_machine(start["devices"]),
             **start,
         }
     )
@@ -106,28 +105,51 @@ def changes_since_first_start(run: RunDirectory, devices: Sequence[Mapping[str, 
     record = run.certain_json(RECORD)
     if not record:
         return []
-    changes = []
-    before, now = _fingerprint(record), _fingerprint(code_of(run))
+    # Older starts hold no processor.
+    first = {"processor": record.get("processor"), **first_start(record)}
+    first["packages"] = record.get("packages")
+    return [*code_changes(record, code_of(run)), *machine_changes(first, this_machine(devices))]
+
+
+def code_changes(record: Mapping[str, Any], code: Mapping[str, Any]) -> list[str]:
+    """How code differs from that of a record, in a sentence or none."""
+    before, now = _fingerprint(record), _fingerprint(code)
     if before["commit"] != now["commit"]:
         commits = (str(each["commit"] or "unknown")[:12] for each in (before, now))
-        changes.append("the code's commit was {} and is {}".format(*commits))
-    elif before["diff_sha256"] != now["diff_sha256"]:
-        changes.append("the uncommitted changes of the code are others")
-    elif before["sources_sha256"] != now["sources_sha256"]:
-        changes.append("the Python files of the package are others")
-    known = record.get("packages")
-    for name, version in _packages().items():
+        return ["the code's commit was {} and is {}".format(*commits)]
+    if before["diff_sha256"] != now["diff_sha256"]:
+        return ["the uncommitted changes of the code are others"]
+    if before["sources_sha256"] != now["sources_sha256"]:
+        return ["the Python files of the package are others"]
+    return []
+
+
+def this_machine(devices: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """What a start's record says of its machine, of this process with these devices."""
+    return {"packages": _packages(), "processor": processor(), "devices": devices}
+
+
+def machine_changes(start: Mapping[str, Any], machine: Mapping[str, Any]) -> list[str]:
+    """How packages, devices and processor differ from those of a recorded start.
+
+    Args:
+        machine: as `this_machine` or the record of another start has it.
+
+    Returns:
+        A sentence for each difference.
+    """
+    known, changes = start.get("packages"), []
+    for name, version in machine["packages"].items():
         was = known.get(name) if isinstance(known, dict) else None
         if was != version:
             changes.append(f"{name} was {was} and is {version}")
-    first = first_start(record)
-    was, now_on = (_kinds(each) for each in (first.get("devices") or (), devices))
+    was, now_on = (_kinds(each.get("devices") or ()) for each in (start, machine))
     if was and was != now_on:
-        changes.append(f"it ran on {was} and goes on with {now_on}")
-    was = first.get("processor") or record.get("processor")  # older starts hold none
-    uses_cpus = not any(device.get("name") for device in devices)
-    if uses_cpus and was and was != processor():
-        changes.append(f"its processor was {was} and is {processor()}")
+        changes.append(f"its devices were {was} and are {now_on}")
+    was = start.get("processor")
+    uses_cpus = not any(device.get("name") for device in machine["devices"])
+    if uses_cpus and was and was != machine["processor"]:
+        changes.append(f"its processor was {was} and is {machine['processor']}")
     return changes
 
 

@@ -50,6 +50,15 @@ RECORD = "provenance.json"  # of a run and of a sweep
 
 CANCEL = "cancel.json"
 PREDICTIONS, VALIDATION_PREDICTIONS = "predictions.npz", "validation_predictions.npz"
+# What a job decides to the byte, and the key of `result.json` with the sha256 of each file.
+CHECKSUMS = {
+    "vocabulary.txt": "vocabulary_checksum",
+    "ngram_ratios.npz": "ngram_ratios_checksum",
+    "metrics.jsonl": "metrics_checksum",
+    "model.keras": "model_checksum",
+    PREDICTIONS: "predictions_checksum",
+    VALIDATION_PREDICTIONS: "validation_predictions_checksum",
+}
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 

@@ -411,8 +411,11 @@ def dataset_of(
 
 
 @contextlib.contextmanager
-def computing(job: Job) -> Iterator[None]:
+def computing(job: Job, threads: int | None = None) -> Iterator[None]:
     """Import TensorFlow and check its devices, for a command that needs no strategy.
+
+    Args:
+        threads: of operations; by default as many as there are CPUs given to this process.
 
     Raises:
         SystemExit: in the guard of a process that uses GPUs, with that one's exit code.
@@ -420,7 +423,7 @@ def computing(job: Job) -> Iterator[None]:
     """
     if may_use_gpus(site_devices()):
         stand_guard(tell_death)
-    import_tensorflow(SlurmEnvironment.from_environment(), numerics=Numerics.of(job))
+    import_tensorflow(SlurmEnvironment.from_environment(), threads, Numerics.of(job))
     from harness.compute.device_check import check_devices, check_unproven
     from harness.training.failures import explained_device_errors
 

@@ -31,7 +31,7 @@ from harness.data.input_pipeline import Reviews
 from harness.data.ngrams import NgramRatios, fit_ratios
 from harness.errors import InputError, Interrupted, RunError
 from harness.inference.model_file import save_model
-from harness.inference.predict import RATIOS_CHECKSUM, RATIOS_FILE
+from harness.inference.predict import RATIOS_FILE
 from harness.job.keys import OBJECTIVES, OF_EACH_EPOCH, Job
 from harness.job.own_code import mode_in
 from harness.job.search import TrialRow
@@ -40,6 +40,7 @@ from harness.system import processes, watchdog
 from harness.tracking.provenance import record_gpu_gb, record_kernels, write_provenance
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import (
+    CHECKSUMS,
     PREDICTIONS,
     VALIDATION_PREDICTIONS,
     RunDirectory,
@@ -104,7 +105,7 @@ def train(
         heartbeat.beat("starting")
         devices = describe_devices(compute.strategy, worker_group)
         record_start(context, compute, devices=devices, parent=parent)
-        checksums = write_inputs(context, ratios)
+        write_inputs(context, ratios)
         train_step = build_step(
             job,
             compute.strategy,
@@ -168,7 +169,6 @@ def train(
                 **describe_training(trainer),
                 "fit_s": round(fit_s, 3),  # of this process, with tracing and validation
                 **describe_vectors(context),
-                **checksums,
                 **count_parameters(train_step.export_model),
                 **scores,
                 "devices": [device["device"] for device in devices],
@@ -178,6 +178,7 @@ def train(
                 trainer.log.objective(row.objective, score)
             save_model(run, train_step.export_model, is_own=job.model.is_own)
             check_results()
+            result |= {"identity": context.identity, **checksums_of(run)}
         heartbeat.beat("finished", result=summary_of(result))
         run.write_json("result.json", result)  # last: it says that all the rest is there
     with contextlib.suppress(OSError, RunError):  # the run is finished all the same
@@ -241,15 +242,22 @@ def record_start(
     run.write("job.toml", context.job.to_toml(), mode=mode)
 
 
-def write_inputs(context: RunContext, ratios: NgramRatios | None) -> dict[str, str]:
-    """Write what the model's inputs are made by; returns the checksums for `result.json`."""
+def write_inputs(context: RunContext, ratios: NgramRatios | None) -> None:
+    """Write what the model's inputs are made by."""
     vocabulary = vocab_to_bytes(known_words(context.job, context.dataset))
-    contents = {"vocabulary.txt": ("vocabulary_checksum", vocabulary)}
+    context.run.write("vocabulary.txt", vocabulary)
     if ratios:
-        contents[RATIOS_FILE] = (RATIOS_CHECKSUM, ratios.to_bytes())
-    for name, (_, content) in contents.items():
-        context.run.write(name, content)
-    return {key: hashlib.sha256(content).hexdigest() for key, content in contents.values()}
+        context.run.write(RATIOS_FILE, ratios.to_bytes())
+
+
+def checksums_of(run: RunDirectory) -> dict[str, str]:
+    """The sha256 of each file that the job decides, as it is on the disk, by `CHECKSUMS`."""
+    paths = {key: run.path(name) for name, key in CHECKSUMS.items()}
+    return {
+        key: hashlib.sha256(path.read_bytes()).hexdigest()
+        for key, path in paths.items()
+        if path.is_file()
+    }
 
 
 def score_test(trainer: Trainer, dataset: Dataset, ratios: NgramRatios | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """From folders to rows: nothing is mixed that does not belong together, nothing lost unnamed."""
 
 import errno
+import hashlib
 import io
 import json
 import math
@@ -22,6 +23,7 @@ from harness.job.job_file import load_job
 from harness.report import baseline
 from harness.report.collect import LeftOut, group_runs, scored_runs
 from harness.report.summary import make_parts, results_table
+from harness.tracking.audits import keep_audit
 from harness.tracking.run_dir import stamped
 from tests.conftest import JOBS, Harness
 from tests.data.made_up_texts import make_rows, write_csv
@@ -46,6 +48,30 @@ def test_mean_deviation_and_interval_are_students(tmp_path: Path) -> None:
     ]
     assert (cells["95 % interval"], cells["book %"]) == ("86.04 to 89.96", "87.05")
     assert cells["F1"] == ""  # not in these records
+
+
+def test_audited_runs_are_marked(tmp_path: Path) -> None:
+    """By how deep the user has audited them; a result that has changed since is not audited."""
+    runs, mine = tmp_path / "runs", tmp_path / "mine"
+    for seed, depths in enumerate((["quick", "12 epochs", "2 epochs"], ["full"], ["quick"]), 1):
+        write_run(runs / str(seed), seed=seed)
+        checksum = hashlib.sha256((runs / str(seed) / "result.json").read_bytes()).hexdigest()
+        for depth in depths:
+            keep_audit(mine, checksum, {"depth": depth, "outcome": "equal"})
+    audit = {"depth": "full", "outcome": "differs"}
+    keep_audit(mine, checksum, audit)
+
+    def marks() -> str:
+        part, *_ = make_parts(group_runs(scored_runs([runs], mine)[0])[0])
+        assert ("audited" in part.columns) == bool(part.lines[0]["audited"])
+        return part.lines[0]["audited"]
+
+    assert marks() == "12 epochs: 1, full: 1, differs: 1"
+    path = runs / "2" / "result.json"
+    path.write_text(path.read_text().replace("0.87", "0.99"))
+    assert marks() == "12 epochs: 1, differs: 1"
+    (mine / ".audits").chmod(0o777)
+    assert marks() == ""
 
 
 def test_equal_accuracies_have_no_interval(tmp_path: Path) -> None:

@@ -52,10 +52,10 @@ def test_an_unchanged_start_warns_of_nothing(run: RunDirectory) -> None:
         ({"sources_sha256": "d" * 64}, "the Python files of the package are others"),
         ({"packages": {"tensorflow": "2.20.0"}}, "tensorflow was 2.20.0 and is 2.21.0"),
         ({"packages": []}, "tensorflow was None and is 2.21.0"),
-        ({"starts": [{"devices": CPUS[:1]}]}, "it ran on 1 × CPU and goes on with 2 × CPU"),
+        ({"starts": [{"devices": CPUS[:1]}]}, "its devices were 1 × CPU and are 2 × CPU"),
         (
             {"starts": [{"devices": [{"device": "gpu:0", "name": "NVIDIA A100"}]}]},
-            "it ran on 1 × NVIDIA A100 and goes on with 2 × CPU",
+            "its devices were 1 × NVIDIA A100 and are 2 × CPU",
         ),
         ({"processor": "Intel Xeon"}, "its processor was Intel Xeon and is AMD EPYC"),
         (

@@ -1,0 +1,78 @@
+"""`audit`: whether the numbers of runs are what their jobs give."""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from harness.cli.options import (
+    DataFolder,
+    DeviceList,
+    Here,
+    RunsFolder,
+    TrustCode,
+    confirm_here,
+    quoted,
+)
+from harness.errors import DiskError, InputError, RunError
+from harness.system.console import Console, echo, log
+
+app = typer.Typer()
+
+
+@app.command(epilog="Example: harness audit /home/a_student/runs/lstm/seed1 --full")
+def audit(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN", help="folders of finished runs")],
+    quick: Annotated[bool, typer.Option("--quick", help="without training")] = False,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="train the first N epochs again; default: 1"),
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="train all of it again")] = False,
+    devices: DeviceList = None,
+    data: DataFolder = None,
+    runs: RunsFolder = Path("runs"),
+    here: Here = False,
+    trust_code: TrustCode = False,
+) -> None:
+    """Find out whether the numbers of finished runs are what their jobs give.
+
+    Writes nothing into the runs; the answer is kept in --runs, and compare shows it.
+    Exit codes: 0 = equal, or within rounding, 1 = not, 2 = can't be audited here.
+    """
+    from harness.report.text_tables import table_lines
+    from harness.tracking.audits import DIFFERS, keep_audit
+    from harness.training.audit import audit as audit_run
+
+    if quick + full + (epochs is not None) > 1:
+        raise InputError("--quick, --epochs, --full: give one of them")
+    confirm_here(f"srun harness audit {quoted(folders[0])}", Console(), here=here)
+    depth = 0 if quick else None if full else epochs or 1
+    problems: list[InputError] = []
+    num_different = 0
+    for folder in folders:
+        try:
+            found = audit_run(
+                folder, epochs=depth, data=data, devices=devices, say=partial(echo, err=True)
+            )
+        except InputError as error:
+            problems.append(error)
+            continue
+        for line in table_lines(["compared", "outcome", "detail"], found.rows):
+            echo(line)
+        echo(found.sentence)
+        num_different += found.outcome == DIFFERS
+        try:
+            keep_audit(runs, found.result_sha256, found.record())
+        except (DiskError, OSError) as error:
+            raise InputError(
+                f"--runs {runs}: the audit can't be kept ({error}); name a folder of yours"
+            ) from None
+    for problem in problems[: None if num_different else -1]:
+        log(logging.ERROR, str(problem))
+    if num_different:
+        raise typer.Exit(RunError.exit_code)
+    if problems:
+        raise problems[-1]

@@ -1,0 +1,58 @@
+"""What an auditor keeps of audits, among runs of their own: nothing is written into an audited run.
+
+An audit is of a result, whatever its folder is called: a result that changes loses it.
+"""
+
+import hashlib
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.system.files import atomic_write, distrust
+from harness.system.leased_dir import to_json
+from harness.system.lenient_json import read_json, table
+
+AUDITS = ".audits"
+EQUAL, ROUNDING, DIFFERS = "equal", "within rounding", "differs"  # outcomes
+
+
+def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> Path:
+    """Write an audit beside those of other depths; returns its file.
+
+    Args:
+        runs: the auditor's folder of runs.
+
+    Raises:
+        OSError, DiskError: if it can't be written.
+    """
+    path = _path(runs, result_sha256)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = read_json(path) | {str(audit["depth"]): dict(audit)}
+    atomic_write(path, to_json(kept))
+    return path
+
+
+def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
+    """The audits of a result by their depth, none where somebody else could have written them."""
+    path = _path(runs, hashlib.sha256(result).hexdigest())
+    try:
+        return {} if distrust(path.parent) or distrust(path) else read_json(path)
+    except OSError:
+        return {}
+
+
+def depth_of(audits: Mapping[str, Any]) -> str:
+    """The deepest of a result's audits, `differs` if one found that; empty without any."""
+    if any(table(dict(audits), depth).get("outcome") == DIFFERS for depth in audits):
+        return DIFFERS
+    return max(audits, key=_rank, default="")
+
+
+def _rank(depth: str) -> float:
+    number = depth.split()[0]
+    return float(number) if number.isdigit() else {"full": math.inf}.get(depth, 0.0)
+
+
+def _path(runs: Path, result_sha256: str) -> Path:
+    return runs / AUDITS / f"{result_sha256}.json"

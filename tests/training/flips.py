@@ -1,0 +1,170 @@
+"""Flips of one bit: in a finished run, with all checksums written anew, or in its training."""
+
+import hashlib
+import io
+import json
+import random
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from harness.tracking.run_dir import CHECKSUMS
+from tests.conftest import PROJECT, Harness, metrics
+
+# Appended to a copy of harness/compute/train_step.py: one bit of one gradient, in one step.
+HOOK = """
+
+def _with_flip(self, batch, _gradients=TrainStep._gradients):
+    gradients, sums = _gradients(self, batch)
+    gradient = gradients[{variable}]
+    size = tf.size(gradient)
+    mask = tf.scatter_nd([[{element} % size]], [tf.constant({mask}, tf.int32)], [size])
+    mask = tf.where(tf.cast(batch.step, tf.int64) == {step}, mask, 0)
+    bits = tf.bitcast(gradient, tf.int32)
+    flipped = tf.bitwise.bitwise_xor(bits, tf.reshape(mask, tf.shape(bits)))
+    gradients[{variable}] = tf.bitcast(flipped, tf.float32)
+    return gradients, sums
+
+
+TrainStep._gradients = _with_flip
+"""
+
+
+def write_checksums(run: Path) -> None:
+    """Write the checksums that `result.json` keeps anew, as one who plants something would."""
+    result = json.loads((run / "result.json").read_text())
+    for name, key in CHECKSUMS.items():
+        if key in result:
+            result[key] = hashlib.sha256((run / name).read_bytes()).hexdigest()
+    (run / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+
+
+def plant_loss(run: Path, epoch: int, difference: float) -> None:
+    """Change a loss, and all checksums to match."""
+    lines = metrics(run)
+    lines[epoch - 1]["loss"] += difference
+    write_metrics(run, lines)
+
+
+def plant_scores(run: Path, **scores: Any) -> None:
+    """Change scores in `result.json`, which has no checksum."""
+    path = run / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | scores, indent=2) + "\n")
+
+
+def write_metrics(run: Path, lines: list[dict[str, Any]]) -> None:
+    """Write `metrics.jsonl`, and all checksums to match."""
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_checksums(run)
+
+
+def flipped(number: float, bit: int) -> float:
+    """A float64 with one bit flipped."""
+    (bits,) = struct.unpack("<q", struct.pack("<d", number))
+    (found,) = struct.unpack("<d", struct.pack("<q", bits ^ (1 << bit)))
+    return float(found)
+
+
+def flip_array(array: np.ndarray, chance: random.Random) -> None:
+    """Flip a bit of the mantissa or the sign of some float32."""
+    bits = array.reshape(-1).view(np.uint32)
+    bits[chance.randrange(len(bits))] ^= np.uint32(1 << chance.choice([*range(23), 31]))
+
+
+def in_metrics(run: Path, chance: random.Random) -> str:
+    """A loss or accuracy of an epoch."""
+    lines = metrics(run)
+    line = chance.choice(lines)
+    key = chance.choice(["loss", "accuracy", "val_loss", "val_accuracy"])
+    bit = chance.randrange(52)
+    line[key] = flipped(line[key], bit)
+    write_metrics(run, lines)
+    return f"epoch {line['epoch']}, {key}, bit {bit}"
+
+
+def in_predictions(run: Path, chance: random.Random) -> str:
+    """A probability of the test or validation reviews."""
+    name = chance.choice(["predictions.npz", "validation_predictions.npz"])
+    with np.load(run / name) as arrays:
+        content = {key: arrays[key].copy() for key in arrays.files}
+    flip_array(content["probabilities"], chance)
+    with (run / name).open("wb") as file:
+        np.savez(file, **content)
+    write_checksums(run)
+    return name
+
+
+def in_model(run: Path, chance: random.Random) -> str:
+    """A weight, in an archive that is whole."""
+    path = run / "model.keras"
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    weights = io.BytesIO(members["model.weights.h5"])
+    names: list[str] = []
+    with h5py.File(weights, "r+") as file:
+        file.visititems(lambda n, item: names.append(n) if isinstance(item, h5py.Dataset) else None)
+        name = chance.choice(names)
+        content = file[name][()]
+        flip_array(content, chance)
+        file[name][...] = content
+    members["model.weights.h5"] = weights.getvalue()
+    with zipfile.ZipFile(path, "w") as archive:
+        for member in sorted(members):
+            archive.writestr(zipfile.ZipInfo(member, (1980, 1, 1, 0, 0, 0)), members[member])
+    write_checksums(run)
+    return name
+
+
+def in_vocabulary(run: Path, chance: random.Random) -> str:
+    """A letter of a word."""
+    content = bytearray((run / "vocabulary.txt").read_bytes())
+    place = chance.randrange(len(content))
+    content[place] ^= 1 << chance.randrange(3)
+    (run / "vocabulary.txt").write_bytes(content)
+    write_checksums(run)
+    return f"byte {place}"
+
+
+def in_scores(run: Path, chance: random.Random) -> str:
+    """A score in `result.json`."""
+    key = chance.choice(["accuracy", "f1", "roc_auc", "log_loss", "val_loss", "recall"])
+    bit = chance.randrange(52)
+    value = json.loads((run / "result.json").read_text())[key]
+    plant_scores(run, **{key: flipped(value, bit)})
+    return f"{key}, bit {bit}"
+
+
+PLACES: dict[str, Callable[[Path, random.Random], str]] = {
+    "metrics": in_metrics,
+    "predictions": in_predictions,
+    "model": in_model,
+    "vocabulary": in_vocabulary,
+    "scores": in_scores,
+}
+
+
+def train_with_flip(harness: Harness, job: str, run_id: str, chance: random.Random) -> str:
+    """Train a run with a bit of a gradient flipped, by a hook in a copy of the package."""
+    copy = harness.folder / f"code-{run_id}"
+    shutil.copytree(PROJECT / "harness", copy / "harness")
+    # Of the layers above the words: a word that a batch lacks has no gradient.
+    where = {
+        "variable": chance.choice([-1, -2, -3, -4, -5]),
+        "element": chance.randrange(1000),
+        "mask": 1 << chance.randrange(12, 25),
+        "step": chance.randrange(2, 36),  # of 39
+    }
+    with (copy / "harness/compute/train_step.py").open("a") as file:
+        file.write(HOOK.format(**where))
+    before = harness.environment["PYTHONPATH"]
+    harness.environment["PYTHONPATH"] = str(copy)
+    done = harness.train(job, run_id)
+    harness.environment["PYTHONPATH"] = before
+    assert done.returncode == 0, done.stderr
+    return f"step {where['step']}, variable {where['variable']}, mask {where['mask']:#x}"

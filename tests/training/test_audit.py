@@ -1,0 +1,272 @@
+"""Audits: an honest run is equal, what was planted is found, and nothing is written there."""
+
+import hashlib
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import harness as package
+from harness.errors import InputError
+from tests.conftest import Harness, calm_run, results
+from tests.training.flips import PLACES, plant_loss, plant_scores, train_with_flip
+from tests.training.kills import kill_at
+
+
+def contents(run: Path) -> dict[Path, tuple[bytes, int]]:
+    """All files of a run with the times of their changes."""
+    files = [path for path in sorted(run.rglob("*")) if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+@pytest.mark.full
+def test_a_run_of_two_replicas_that_was_killed_is_equal_to_the_byte(harness: Harness) -> None:
+    """In full, on two replicas; the audit is kept with the auditor, and nothing in the run."""
+    words = ("--devices", "cpu:2")
+    kill_at(harness, "bilstm", 16, *words)
+    done = harness.train("bilstm", "killed", *words)
+    assert done.returncode == 0, done.stderr
+    run = harness.runs / "bilstm" / "killed"
+    before = contents(run)
+    done = harness.run("audit", run, "--full", "--runs", harness.folder / "mine")
+    assert done.returncode == 0, done.stdout + done.stderr
+    *_, sentence = done.stdout.splitlines()
+    assert sentence.startswith(f"run {run}: its numbers are those of its job to the byte, full")
+    assert "differs" not in done.stdout
+    assert "rounding" not in done.stdout
+    assert contents(run) == before
+    (kept,) = (harness.folder / "mine" / ".audits").iterdir()
+    assert kept.stem == hashlib.sha256((run / "result.json").read_bytes()).hexdigest()
+    assert json.loads(kept.read_text())["full"]["outcome"] == "equal"
+
+
+@pytest.mark.full
+def test_on_another_number_of_replicas_rounding_is_measured_and_no_more_believed(
+    harness: Harness,
+) -> None:
+    """A run of two replicas is within rounding on one; a planted loss is not, nor a score."""
+    done = harness.train("lstm", "two", "--devices", "cpu:2")
+    assert done.returncode == 0, done.stderr
+    run = harness.runs / "lstm" / "two"
+    audit = ("audit", run, "--devices", "cpu:1")
+    done = harness.run(*audit)
+    assert done.returncode == 0, done.stdout + done.stderr
+    *rows, sentence = done.stdout.splitlines()
+    assert "those of its job within rounding, 1 epoch audit" in sentence
+    assert "its devices were 2 × CPU and are 1 × CPU" in sentence
+    assert any("2 replicas for 1: loss 1" in row and "measured here" in row for row in rows)
+    plant_loss(run, 1, 1e-3)
+    done = harness.run(*audit)
+    assert done.returncode == 1, done.stdout
+    assert "differs in metrics.jsonl: epoch 1, loss by 0.001, " in done.stdout.splitlines()[-1]
+    plant_loss(run, 1, -1e-3)
+    plant_scores(run, accuracy=0.99)
+    done = harness.run(*audit, "--quick")
+    assert done.returncode == 1, done.stdout
+    assert "differs in scores of predictions.npz: accuracy by " in done.stdout.splitlines()[-1]
+
+
+def broken(name: str, content: str) -> Callable[[Path], object]:
+    """Writes over a file of a run."""
+    return lambda run: (run / name).write_text(content)
+
+
+def changed(name: str, **values: Any) -> Callable[[Path], object]:
+    """Changes values of a JSON file of a run, None takes one out."""
+
+    def change(run: Path) -> None:
+        content = json.loads((run / name).read_text()) | values
+        kept = {key: value for key, value in content.items() if value is not None}
+        (run / name).write_text(json.dumps(kept, indent=2) + "\n")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (shutil.rmtree, "no such folder"),
+        (lambda run: (run / "job.toml").unlink(), "is not a run's folder, it holds no job.toml"),
+        (lambda run: (run / "result.json").unlink(), "is unfinished (finished), so it has no"),
+        (lambda run: (run / "model.keras").unlink(), "its model.keras is gone; train it again"),
+        (changed("provenance.json", format=5), "was written by harness 0.3.0 (format 5)"),
+        (changed("provenance.json", plan={"way": "magic"}), "holds no plan of its computation"),
+        (changed("provenance.json", plan={"way": "keras", "threads": 10**9}), "holds no plan"),
+        (changed("provenance.json", starts=["x", 3, {}]), "neither devices nor replicas"),
+        (changed("result.json", num_replicas="2"), "neither devices nor replicas"),
+        (changed("result.json", identity=None), "before runs kept checksums of their files"),
+        (broken("provenance.json", "{"), "provenance.json is broken"),
+        (broken("provenance.json", "[]"), "provenance.json is broken"),
+        (broken("job.toml", "x = 1"), "job.toml"),
+    ],
+)
+def test_what_cannot_be_audited_is_said_in_one_line(
+    finished: tuple[Harness, Path], tmp_path: Path, change: Any, message: str
+) -> None:
+    """With exit code 2, before TensorFlow is imported; no audit is kept."""
+    harness, run = finished
+    copy = tmp_path / "runs/bilstm/copy"
+    shutil.copytree(run, copy)
+    change(copy)
+    done = harness.run_here("audit", copy, "--runs", tmp_path / "mine")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_broken_result_is_a_difference(finished: tuple[Harness, Path], tmp_path: Path) -> None:
+    """With exit code 1: nothing says that the run's machine is at fault, or this one."""
+    harness, run = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    (copy / "result.json").write_text("{")
+    done = harness.run_here("audit", copy)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+
+
+@pytest.mark.full
+def test_a_job_with_code_runs_only_where_it_is_trusted(harness: Harness) -> None:
+    """Whoever owns the folder now: a copy has another owner than its author."""
+    toml = (calm_run(harness, "lstm") / "job.toml").read_text()
+    (harness.folder / "own.py").write_text(
+        "import keras\n\n\ndef stop():\n    open('mark', 'a').close()\n"
+        "    return keras.callbacks.Callback()\n"
+    )
+    job = harness.folder / "job.toml"
+    assert "callbacks = []" in toml
+    job.write_text(toml.replace("callbacks = []", 'callbacks = ["own.py:stop"]'))
+    done = harness.run("train", job, "--run-id", "own")
+    assert done.returncode == 0, done.stderr
+    (harness.folder / "mark").unlink()
+    (run,) = harness.runs.glob("*/own")
+    done = harness.run_here("audit", run)
+    assert done.returncode == 2
+    assert "its job has code of its own (own.py), which an audit runs; read it" in done.stderr
+    assert not (harness.folder / "mark").exists()
+    done = harness.run("audit", run, "--trust-code")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (harness.folder / "mark").exists()
+
+
+def test_from_python_a_difference_is_an_answer(
+    finished: tuple[Harness, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not an error; what can't be audited is one."""
+    harness, run = finished
+    for name, value in harness.environment.items():
+        monkeypatch.setenv(name, value)
+    audit = package.audit(run, quick=True, runs=tmp_path)
+    assert (audit.outcome, audit.depth) == ("equal", "quick")
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    plant_scores(copy, f1=0.9999)
+    audit = package.audit(copy, quick=True, runs=tmp_path)
+    assert audit.outcome == "differs"
+    assert "differs in scores of predictions.npz: f1 by " in audit.sentence
+    (copy / "result.json").unlink()
+    with pytest.raises(InputError, match="is unfinished"):
+        package.audit(copy, quick=True, runs=tmp_path)
+
+
+# What must be found, and what must not
+
+
+def audited(harness: Harness, run: Path) -> dict[str, Any]:
+    """The record of a full audit, whose exit code says the same."""
+    mine = harness.folder / "mine"
+    done = harness.run("audit", run, "--full", "--runs", mine)
+    checksum = hashlib.sha256((run / "result.json").read_bytes()).hexdigest()
+    found: dict[str, Any] = json.loads((mine / ".audits" / f"{checksum}.json").read_text())["full"]
+    code = {"equal": 0, "within rounding": 0, "differs": 1}[found["outcome"]]
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stderr.startswith("training again")
+    return found
+
+
+def found_by(audit: dict[str, Any]) -> list[str]:
+    """Which depths of an audit would have seen a difference: a full one holds the others."""
+    differing = [each for each in audit["checks"] if each["outcome"] == "differs"]
+    quick = ("files", "data", "inputs", "exported epoch", "scores of", "model on")
+    without = [each for each in differing if each["compared"].startswith(quick)]
+    first = [each for each in differing if each["detail"].startswith("epoch 1, ")]
+    depths = {"quick": without, "1 epoch": [*without, *first], "full": differing}
+    return [depth for depth, seen in depths.items() if seen]
+
+
+def flip(harness: Harness, place: str, number: int) -> tuple[Path, str]:
+    """A run in which a bit is another one, and which."""
+    chance = random.Random(f"{place} {number}")  # noqa: S311 - not a secret
+    run = harness.runs / "lstm" / f"{place}-{number}"
+    calm = calm_run(harness, "lstm") if not (harness.runs / "lstm/calm").exists() else None
+    if place == "gradient":
+        return run, train_with_flip(harness, "lstm", run.name, chance)
+    shutil.copytree(calm or harness.runs / "lstm/calm", run)
+    return run, PLACES[place](run, chance)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("place", ["gradient", "metrics", "predictions", "model", "vocabulary"])
+def test_a_flip_of_a_bit_is_found(harness: Harness, place: str) -> None:
+    """In the middle of training, and in a finished run with all checksums written anew."""
+    run, where = flip(harness, place, 0)
+    assert results(run) != results(harness.runs / "lstm/calm") or place == "vocabulary", where
+    assert "full" in found_by(audited(harness, run)), where
+
+
+@pytest.mark.slow
+def test_thirty_flips_are_found(harness: Harness) -> None:
+    """All by the full audit; run with `-s`, it prints which are found by less."""
+    for place in ("gradient", *PLACES):
+        for number in range(5):
+            run, where = flip(harness, place, number)
+            changes = place == "vocabulary" or results(run) != results(harness.runs / "lstm/calm")
+            found = found_by(audited(harness, run))
+            print(f"{place:12} {where:45} {', '.join(found) if changes else 'no byte'}")  # noqa: T201
+            assert ("full" in found) == changes
+
+
+HONEST = {
+    "lstm": (),
+    "bilstm": ("--set", "data.bucket=true"),
+    "gru": ("--set", "train.keep=last", "--set", "train.xla=off"),
+    "rnn": ("--set", "train.early_stopping_patience=1", "--set", "train.learning_rate=0.01"),
+    "best": ("--set", "model.ngram_ratios=2", "--set", "model.embedding_dim=8"),
+}
+
+
+def check_honest(
+    harness: Harness, job: str, devices: str, *, kills: int = 0, seed: int = 1
+) -> None:
+    """Train a run, killed and resumed, and audit it."""
+    words = [*HONEST[job], "--devices", devices, "--seed", str(seed)]
+    for number in range(kills):
+        kill_at(harness, job, 5 + 13 * number, *words)
+    done = harness.train(job, "killed", *words)
+    assert done.returncode == 0, done.stderr
+    run = harness.runs / job / "killed"
+    assert audited(harness, run)["outcome"] == "equal"
+    shutil.rmtree(run)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("job", "devices"),
+    [("lstm", "cpu:1"), ("bilstm", "cpu:1"), ("gru", "cpu:1"), ("best", "cpu:2")],
+)
+def test_an_honest_run_is_equal_to_the_byte(harness: Harness, job: str, devices: str) -> None:
+    """Another seed, batches by length, n-gram ratios, Keras's own layers."""
+    check_honest(harness, job, devices, kills=0, seed=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("job", [*HONEST])
+def test_thirty_honest_runs_are_equal_to_the_byte(harness: Harness, job: str) -> None:
+    """No false alarm, on one and two replicas, undisturbed, killed once and killed twice."""
+    for devices in ("cpu:1", "cpu:2"):
+        for kills in range(3):
+            check_honest(harness, job, devices, kills=kills, seed=kills + 1)

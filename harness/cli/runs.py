@@ -214,13 +214,12 @@ def prune(
         echo(f"left as it is: {quoted(folder)} {why}")
     if len(done.left) > MAX_LEFT:
         echo(f"left as they are: {len(done.left) - MAX_LEFT} more")
-    amount = done.amount
-    if not amount.num_files:
+    if not done.num_files:
         echo(f"nothing to remove in {done.num_runs} finished runs")
         return
-    for part, num in amount.num_files.most_common():
-        echo(f"{amount.num_bytes[part] / 1e6:10,.1f} MB  {num:7,} files  {part}")
-    both = f"{amount.num_bytes.total() / 1e6:,.1f} MB, {amount.num_files.total():,} files"
+    for part, num in done.num_files.most_common():
+        echo(f"{done.num_bytes[part] / 1e6:10,.1f} MB  {num:7,} files  {part}")
+    both = f"{done.num_bytes.total() / 1e6:,.1f} MB, {done.num_files.total():,} files"
     if really:
         echo(f"removed: {both} of {done.num_runs} finished runs; {PRUNED_AGAIN}")
     else:

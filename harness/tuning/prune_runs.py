@@ -42,30 +42,23 @@ OF_AN_ATTEMPT: Parts = CHECKPOINTS | MODEL | HALF_WRITTEN  # whose result was no
 
 
 @dataclass
-class Amount:
-    """Files and their sizes, by what they are."""
+class Pruned:
+    """What was removed, or could be."""
 
-    num_files: Counter[str] = field(default_factory=Counter)
+    num_files: Counter[str] = field(default_factory=Counter)  # by part
     num_bytes: Counter[str] = field(default_factory=Counter)
-
-    def add(self, part: str, num_bytes: int) -> None:
-        """Count a file."""
-        self.num_files[part] += 1
-        self.num_bytes[part] += num_bytes
-
-    def __iadd__(self, other: "Amount") -> "Amount":
-        self.num_files += other.num_files
-        self.num_bytes += other.num_bytes
-        return self
+    num_runs: int = 0  # finished runs that were checked
+    left: list[tuple[Path, str]] = field(default_factory=list)  # kept folders and the reasons
 
 
-def prune(folder: Path, parts: Parts, *, really: bool) -> Amount:
-    """Remove parts of a finished run, or with `really=False` only say how much they are.
+def prune(folder: Path, parts: Parts, done: Pruned | None = None, *, really: bool) -> Pruned:
+    """Remove parts of a finished run, or with `really=False` only measure them.
 
     Returns:
-        What there is, or what was removed.
+        `done`, or a new one, with what there is or was removed.
     """
-    amount = Amount()
+    done = done or Pruned()
+    has_checkpoints = False
     for part, patterns in parts.items():
         for pattern in patterns:
             for file, size in _own_files(folder, pattern):
@@ -74,11 +67,13 @@ def prune(folder: Path, parts: Parts, *, really: bool) -> Amount:
                         file.unlink()
                     except OSError:  # it is gone, or the disk refuses
                         continue
-                amount.add(part, size)
-    if really and amount.num_files["checkpoints"]:
+                has_checkpoints |= part in CHECKPOINTS
+                done.num_files[part] += 1
+                done.num_bytes[part] += size
+    if really and has_checkpoints:
         with contextlib.suppress(OSError):  # another process may have come, and fill it
             os.rmdir(folder / "checkpoints")  # noqa: PTH106 - a folder, never a link
-    return amount
+    return done
 
 
 def refusal(folder: Path) -> str:
@@ -159,15 +154,6 @@ class KeptTrials:
         return found
 
 
-@dataclass
-class Pruned:
-    """What was removed, or can be."""
-
-    amount: Amount = field(default_factory=Amount)
-    num_runs: int = 0  # finished ones that were looked at
-    left: list[tuple[Path, str]] = field(default_factory=list)  # left as they are, and why
-
-
 def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
     """Look at the finished runs and searches in some folders, and free what can be made again.
 
@@ -185,7 +171,7 @@ def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
             elif is_sweep(folder):
                 _prune_sweep(SweepDirectory(folder), done, really=really)
             else:
-                done.amount += prune(folder, OF_A_RUN, really=really)
+                prune(folder, OF_A_RUN, done, really=really)
                 done.num_runs += 1
         except FileNotFoundError:  # it was removed meanwhile
             continue
@@ -201,5 +187,5 @@ def _prune_sweep(sweep: SweepDirectory, done: Pruned, *, really: bool) -> None:
         if folder.resolve() != real / folder.relative_to(sweep.folder):
             done.left.append((folder, "is behind a link"))
         elif sweep.finished():  # it may have been given more trials meanwhile
-            done.amount += prune(folder, parts, really=really)
+            prune(folder, parts, done, really=really)
             done.num_runs += 1

@@ -8,8 +8,9 @@ import pytest
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
-from harness.job.own_code import MAX_BYTES, TRUST, load_function, own_errors
+from harness.job.own_code import MAX_BYTES, load_function, own_errors
 from harness.job.search import load_search
+from harness.system.site_settings import TRUST
 
 JOB = '[model]\narchitecture = "{}"\n'
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from harness.errors import InputError
-from harness.job.own_code import TRUST
+from harness.system.site_settings import TRUST, not_sourced
 
 if TYPE_CHECKING:
     from harness.system.console import Console
@@ -114,7 +114,6 @@ def confirm_here(instead: str, console: "Console", *, here: bool) -> None:
     """
     from harness.slurm.client import has_client, has_cluster
     from harness.slurm.environment import SlurmEnvironment
-    from harness.system.site_settings import not_sourced
 
     # The processes that this one starts need not say it again.
     if os.environ.get(CONFIRMED) or SlurmEnvironment.from_environment() or not has_client("sbatch"):

@@ -30,8 +30,8 @@ from typing import Any
 from harness.config import FORM, REFERENCE
 from harness.errors import InputError, Interrupted, RunError, did_you_mean
 from harness.system.files import distrust
+from harness.system.site_settings import TRUST
 
-TRUST = "HARNESS_TRUST_CODE"  # the environment variable that --trust-code sets
 TRUSTED = ContextVar("TRUSTED", default=False)  # of a function's call
 MAX_FILES, MAX_BYTES = 64, 400_000  # of a job's sources together
 

@@ -2,9 +2,7 @@
 
 import contextlib
 import functools
-import importlib.metadata
 import os
-import platform
 import re
 import signal
 import sys
@@ -17,7 +15,6 @@ from typing import NoReturn
 
 from harness import PROJECT
 from harness.errors import Interrupted
-from harness.system import stderr_filter
 
 # TERM from schedulers, INT from the keyboard, USR1 and USR2 as sites send them before a time
 # limit (NCCL takes USR1 for itself, so our own job scripts ask for USR2).
@@ -114,6 +111,8 @@ def end_at_once(line: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoRet
     traceback or lose it.
     """
     import psutil
+
+    from harness.system import stderr_filter  # late, like all that `--help` does not need
 
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -297,14 +296,18 @@ def total_memory_gb() -> float:
 
 def installed_version(package: str) -> str | None:
     """The version of a package, None if it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # a nightly build has another name
+        return version(package)
+    except PackageNotFoundError:  # a nightly build has another name
         return None
 
 
 def processor() -> str:
     """The name of the processor."""
+    import platform
+
     return _cpuinfo("model name") or platform.processor() or platform.machine()
 
 

@@ -15,6 +15,7 @@ from harness.errors import InputError
 from harness.system.console import echo
 
 SITE = "slurm/site.sh"  # ignored by git
+TRUST = "HARNESS_TRUST_CODE"  # set by --trust-code
 LARGEST = 1440.0  # of a number of minutes or seconds
 
 # Of one model on several nodes. TensorFlow's servers have no login and listen on every interface of

@@ -1,9 +1,9 @@
-"""A user's own functions outside of this package: networks, losses, optimizers and callbacks.
+"""Functions of users: networks, losses, optimizers and callbacks.
 
-A job names one by `file.py:function` or `package.module:function`. Its source, and that of what it
-imports from the same folder or package, is kept in the job itself (`[code]`), so that it is part of
-the run's identity and nothing else is ever read again. It runs from there, as modules that no
-`import` of others can find.
+A job names a function by `file.py:function` or `package.module:function`. The job keeps its source,
+and the sources that it imports from the same folder or package, in `[code]`. So they are part of
+the run's identity, and the files are never read again. The code runs from there, as modules that
+only imports within the code find.
 """
 
 import ast
@@ -32,8 +32,8 @@ from harness.errors import InputError, Interrupted, RunError, did_you_mean
 from harness.system.files import distrust
 from harness.system.site_settings import TRUST
 
-TRUSTED = ContextVar("TRUSTED", default=False)  # of a function's call
-MAX_FILES, MAX_BYTES = 64, 400_000  # of a job's sources together
+TRUSTED = ContextVar("TRUSTED", default=False)  # for the call of a function
+MAX_FILES, MAX_BYTES = 64, 400_000  # of all sources of a job
 
 
 def _match(reference: str) -> re.Match[str]:
@@ -43,29 +43,29 @@ def _match(reference: str) -> re.Match[str]:
 
 
 def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -> str:
-    """Read the sources of a function into a job's `code`, where they are not there already.
+    """Read the sources of a function into a job's `code`, unless they are already there.
 
-    Nothing is run.
+    Runs nothing.
 
     Args:
         reference: of the function.
-        base: the folder that a file's path is relative to.
-        code: the sources by their path, below the folder of the file or of the package.
+        base: the folder of relative paths.
+        code: sources by their paths, relative to the folder of the file or of the package.
         where: the key of the job, for messages.
 
     Returns:
-        The reference with a path that `code` holds.
+        The reference, with a path in `code`.
 
     Raises:
-        InputError: if a source can't be read, is no Python, is too large, or somebody else could
-            have written it; if the function is not there.
+        InputError: if a source is unreadable, not Python, too large, or somebody else could have
+            written it; if the function is missing.
     """
     found = _match(reference)
     where = f"{where} = {reference!r}"
     if file := found["file"]:
         path = Path(os.path.normpath(base / os.path.expanduser(file)))  # noqa: PTH111 - never raises
         module, root, function = path.stem, path.parent, found["in_file"]
-        kept = file in code and _path_of(module, code) == file  # one of a package has another name
+        kept = file in code and _path_of(module, code) == file  # else a module of a package
         if not module.isidentifier():
             raise InputError(f"{where}: {path.name} is no name of a module; use letters and _")
         if module in sys.stdlib_module_names:
@@ -97,7 +97,7 @@ def check_trusted(path: Path, where: str) -> None:
     """Refuse code that somebody else wrote or could have changed, unless the user trusts it.
 
     Raises:
-        InputError: if this is so.
+        InputError: for such code.
     """
     if is_trusting():
         return
@@ -110,15 +110,15 @@ def check_trusted(path: Path, where: str) -> None:
 
 
 def source_digest(source: str) -> str:
-    """What stands for a whole source in a table: the first 8 digits of its checksum."""
+    """The first 8 digits of a source's checksum, for tables."""
     return hashlib.sha256(source.encode()).hexdigest()[:8]
 
 
 def mode_in(folder: Path, code: Mapping[str, str]) -> int:
-    """The mode of a file for a job, in a folder that nobody else can change if the job has code.
+    """The mode of a file for a job. A job with code makes the folder unwritable for others.
 
-    Whatever the umask: the file would be refused when it is read again. Where all code is trusted,
-    a group may share the folder.
+    Regardless of the umask, because `check_trusted` would refuse the file later. If all code is
+    trusted, a group may share the folder.
     """
     if not code or is_trusting():
         return 0o666
@@ -134,7 +134,7 @@ def is_trusting() -> bool:
 
 @contextlib.contextmanager
 def trusting(is_trusted: bool) -> Iterator[None]:
-    """Take any code while a job is read, as a command does with --trust-code; in this thread."""
+    """Trust any code in the block, like a command with --trust-code; only in this thread."""
     token = TRUSTED.set(is_trusted)
     try:
         yield
@@ -143,7 +143,7 @@ def trusting(is_trusted: bool) -> Iterator[None]:
 
 
 def _root_of(module: str, where: str) -> Path:
-    """The folder of `sys.path` that holds a module's source; nothing is imported."""
+    """The folder of `sys.path` with a module's source; imports nothing."""
     for folder in sys.path:
         root = Path(folder or ".").absolute()
         if _file_of(root, module):
@@ -167,13 +167,13 @@ def _path_of(module: str, code: Mapping[str, str]) -> str | None:
 
 
 def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterator[tuple[str, str]]:
-    """A module's source and those of what it imports, if they are below `root`.
+    """The paths and sources of a module and of its imports below `root`.
 
     Args:
-        root: the folder that holds the module.
+        root: the folder of the module.
         module: its name.
         where: for messages.
-        top: the package that imports are followed in; None follows those of the folder.
+        top: the package whose imports are followed; None follows imports from the folder.
     """
     waiting, seen = [module], set()
     while waiting:
@@ -184,20 +184,20 @@ def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterato
             if each in seen or first in sys.stdlib_module_names:
                 continue
             seen.add(each)
-            # The harness is the environment's, as Keras is, even beside the file.
+            # The harness belongs to the environment, like Keras, even beside the file.
             if first != top if top is not None else first == "harness" != module:
                 continue
             path = _file_of(root, each)
             if path is None:
                 if each == module:
-                    _read(root / f"{module}.py", where)  # which says why
+                    _read(root / f"{module}.py", where)  # raises the reason
                 continue
             source = _read(root / path, where)
             yield path, source
             package = each if path.endswith("__init__.py") else each.rpartition(".")[0]
             waiting += _imports(_parsed(source, path, where), package)
             if len(seen) > 50 * MAX_FILES:
-                return  # refused for its size
+                return  # too much: the caller refuses it
 
 
 def _read(path: Path, where: str) -> str:
@@ -256,10 +256,10 @@ def _check_function(code: Mapping[str, str], module: str, function: str, *, wher
 
 
 class _Code:
-    """The modules of a job's sources, each run when it is first needed.
+    """The modules of a job's sources. A module runs when it is first needed.
 
-    Their own imports find each other first, wherever in time they happen: each has an `__import__`
-    among its builtins. Nobody else's do, and two jobs with sources of one name share nothing.
+    Their builtins have a special `__import__`, which first searches these modules, at any time.
+    Other code does not find them, and two jobs with files of one name share nothing.
     """
 
     def __init__(self, code: Mapping[str, str]) -> None:
@@ -283,7 +283,7 @@ class _Code:
         module.__dict__["__builtins__"] = self.builtins
         source = "" if path is None else self.code[path]
         if path is not None:
-            # No file has this name; linecache asks the loader for the source, for tracebacks.
+            # No such file exists; for tracebacks, linecache asks the loader for the source.
             module.__file__ = f"{self.alias}/{path}"
             module.__loader__ = types.SimpleNamespace(get_source=lambda _name: source)
         sys.modules[module.__name__] = module
@@ -324,10 +324,10 @@ class _Code:
 
 
 def load_function(code: Mapping[str, str], reference: str, *, where: str) -> Callable[..., Any]:
-    """The function that a job names, from the sources that the job keeps.
+    """A function of a job, from the sources in the job.
 
     Raises:
-        InputError: if the module fails, with its own error, file and line, or has no such function.
+        InputError: if the module fails, with error, file and line, or has no such function.
     """
     found = _match(reference)
     name = found["module"] or Path(found["file"]).stem
@@ -346,15 +346,15 @@ def load_function(code: Mapping[str, str], reference: str, *, where: str) -> Cal
 def load_taking(
     code: Mapping[str, str], reference: str, *, where: str, form: str, given: Sequence[Any]
 ) -> Callable[..., Any]:
-    """The function that a job names, which takes some arguments.
+    """A function of a job that must take some arguments.
 
     Args:
         where: the key of the job.
-        form: of the arguments, such as `(labels, probabilities)`, for the message.
-        given: as many arguments.
+        form: the arguments in words, such as `(labels, probabilities)`.
+        given: examples of the arguments.
 
     Raises:
-        InputError: as `load_function`, or if the function does not take them.
+        InputError: like `load_function`, or if the function does not take the arguments.
     """
     function = load_function(code, reference, where=where)
     try:
@@ -366,7 +366,7 @@ def load_taking(
 
 @contextlib.contextmanager
 def own_errors(where: str) -> Iterator[None]:
-    """Turn an error of a user's function into one line with its file and line.
+    """Turn an error of a user's function into one line, with the place in its file.
 
     Raises:
         InputError: in place of any error raised inside.
@@ -381,7 +381,7 @@ def own_errors(where: str) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """`mynet.py, line 12: `, of the last of the user's lines on the way to an error."""
+    """`mynet.py, line 12: `, the user's last line on the way to an error."""
     found = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         alias, _, path = frame.f_code.co_filename.partition("/")
@@ -393,18 +393,18 @@ def _place(error: BaseException) -> str:
 
 
 class MissingOptionError(KeyError, InputError):
-    """A setting that a user's function needs and the job lacks."""
+    """A missing setting of a user's function."""
 
     def __str__(self) -> str:
-        """The line itself, without the quotes that a KeyError puts around it."""
+        """The message, without the quotes of a KeyError."""
         return str(self.args[0])
 
 
 class OptionReader(UserDict[str, Any]):
-    """A table of options as a user's function gets it; it notes what was read."""
+    """A table of options for a user's function, which records the names that are read."""
 
     def __init__(self, options: Mapping[str, Any], table: str) -> None:
-        """Copy the options of a table such as `model.options`: a function may empty its lists."""
+        """Copy the options of a table such as `model.options`: a function may change its lists."""
         super().__init__(copy.deepcopy({**options}))
         self.table, self.given, self.read = table, {*options}, set[str]()
 
@@ -419,7 +419,7 @@ class OptionReader(UserDict[str, Any]):
         return name in self.data
 
     def __iter__(self) -> Iterator[str]:
-        self.read.update(self.data)  # whoever asks for all, as `**options` does, has read all
+        self.read.update(self.data)  # `**options` reads all
         return iter(self.data)
 
     def __or__(self, other: Any) -> Any:
@@ -429,7 +429,7 @@ class OptionReader(UserDict[str, Any]):
         return {**other, **self}
 
     def check(self, where: str) -> None:
-        """Refuse an option that the function did not read.
+        """Refuse options that the function did not read.
 
         Raises:
             InputError: for the first.

@@ -1,4 +1,4 @@
-"""Where a run came from: code, packages, machine and data, so that anyone can repeat it."""
+"""The origin of a run: code, packages, machine and data, so that anyone can repeat it."""
 
 import functools
 import hashlib
@@ -30,13 +30,13 @@ def write_provenance(
     plan: Mapping[str, Any],
     start: Mapping[str, Any],
 ) -> None:
-    """Record the first start of a run in full, and each later one as an item of `starts`.
+    """Record the first start of a run in full, and later ones as items of `starts`.
 
-    Called before anything is trained: a resumed run takes its devices and data from here.
+    Called before the training: a resumed run takes its devices and data from this record.
 
     Args:
-        devices_asked: as `--devices` names them.
-        start: what is true of this start alone, such as its devices.
+        devices_asked: the value of `--devices`.
+        start: facts of this start only, such as its devices.
     """
     code = code_of(run)
     record = run.certain_json(RECORD) or {
@@ -70,20 +70,20 @@ def write_provenance(
 
 
 def code_of(run: RunDirectory) -> Mapping[str, Any]:
-    """The code of this process, without files in the folder of runs: see `code_version`."""
+    """The `code_version` of this process, without files in the folder of runs."""
     folder = run.folder.absolute()
-    # The run of a trial is up to four folders below that of its sweep.
+    # The run of a trial is up to four levels below the sweep.
     sweep = next((each for each in folder.parents[:4] if is_sweep(each)), folder)
     return _code(sweep.parent.parent)
 
 
-@functools.cache  # what is imported stays; a sweep's worker starts many runs
+@functools.cache  # imported code stays the same, and a sweep's worker starts many runs
 def _code(runs: Path) -> Mapping[str, Any]:
     return {**code_version(PROJECT, runs), "sources_sha256": sources_checksum()}
 
 
 def sources_checksum(package: Path = PROJECT / "harness") -> str:
-    """A checksum of the package's Python files, which tells a changed one without git too."""
+    """A checksum of the package's Python files, to notice changes without git."""
     checksum = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         content = path.read_bytes()
@@ -93,26 +93,24 @@ def sources_checksum(package: Path = PROJECT / "harness") -> str:
 
 
 def changes_since_first_start(run: RunDirectory, devices: Sequence[Mapping[str, str]]) -> list[str]:
-    """How code, packages, devices and processor differ from those that the run began with.
+    """The differences of code, packages, devices and processor since a run's first start.
 
     Args:
-        run: empty for one that has yet to begin.
-        devices: of this start, as `describe_devices` gives them.
+        run: without a record if it has not begun.
+        devices: of this start, from `describe_devices`.
 
     Returns:
-        A sentence for each difference.
+        A sentence per difference.
     """
     record = run.certain_json(RECORD)
     if not record:
         return []
-    # Older starts hold no processor.
-    first = {"processor": record.get("processor"), **first_start(record)}
-    first["packages"] = record.get("packages")
-    return [*code_changes(record, code_of(run)), *machine_changes(first, this_machine(devices))]
+    machine = machine_changes(first_start(record), this_machine(devices))
+    return [*code_changes(record, code_of(run)), *machine]
 
 
 def code_changes(record: Mapping[str, Any], code: Mapping[str, Any]) -> list[str]:
-    """How code differs from that of a record, in a sentence or none."""
+    """The difference between the code of a record and this code: one sentence or none."""
     before, now = _fingerprint(record), _fingerprint(code)
     if before["commit"] != now["commit"]:
         commits = (str(each["commit"] or "unknown")[:12] for each in (before, now))
@@ -125,18 +123,18 @@ def code_changes(record: Mapping[str, Any], code: Mapping[str, Any]) -> list[str
 
 
 def this_machine(devices: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """What a start's record says of its machine, of this process with these devices."""
+    """The machine of this process, as the record of a start has it."""
     return {"packages": _packages(), "processor": processor(), "devices": devices}
 
 
 def machine_changes(start: Mapping[str, Any], machine: Mapping[str, Any]) -> list[str]:
-    """How packages, devices and processor differ from those of a recorded start.
+    """The differences of packages, devices and processor since a recorded start.
 
     Args:
-        machine: as `this_machine` or the record of another start has it.
+        machine: from `this_machine` or the record of another start.
 
     Returns:
-        A sentence for each difference.
+        A sentence per difference.
     """
     known, changes = start.get("packages"), []
     for name, version in machine["packages"].items():
@@ -176,19 +174,19 @@ def _packages() -> dict[str, str | None]:
 def record_kernels(
     run: RunDirectory, kernels: dict[str, str], in_float32: Sequence[str] = ()
 ) -> None:
-    """Add the kernel that each recurrent layer uses, and which of them are trained in float32.
+    """Add the kernels of the recurrent layers, and the layers that are trained in float32.
 
     Args:
         run: the run.
         kernels: by layer.
-        in_float32: the layers that are, in spite of the job's precision.
+        in_float32: layers trained in float32 in spite of the job's precision.
     """
     added = {"kernels": kernels, "in_float32": [*in_float32]}
     run.write_json(RECORD, {**run.certain_json(RECORD), **added})
 
 
 def record_gpu_gb(run: RunDirectory, gb: float) -> None:
-    """Add the GB that the last start took of a GPU, the fullest of several."""
+    """Add the GPU memory of the last start, on the fullest of its GPUs."""
     record = run.certain_json(RECORD)
     record["starts"][-1]["gpu_gb"] = round(gb, 3)
     run.write_json(RECORD, record)

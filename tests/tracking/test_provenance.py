@@ -23,13 +23,18 @@ CODE = {"commit": "a" * 40, "uncommitted_diff": "one\udcff", "sources_sha256": "
 PACKAGES = {"tensorflow": "2.21.0"}
 
 
+def started(**changes: object) -> dict[str, Any]:
+    """The record of a first start."""
+    return {"starts": [{"devices": CPUS, "packages": PACKAGES, **changes}]}
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     """A run that was begun by the code of this process."""
     monkeypatch.setattr(provenance, "code_of", lambda run: CODE)
     monkeypatch.setattr(provenance, "_packages", lambda: PACKAGES)
     monkeypatch.setattr(provenance, "processor", lambda: "AMD EPYC")
-    begun: dict[str, Any] = {**CODE, "packages": PACKAGES, "starts": [{"devices": CPUS}]}
+    begun: dict[str, Any] = {**CODE, **started()}
     (tmp_path / RECORD).write_text(json.dumps(begun))
     return RunDirectory(tmp_path)
 
@@ -50,21 +55,14 @@ def test_an_unchanged_start_warns_of_nothing(run: RunDirectory) -> None:
         ({"uncommitted_diff": "dropout halved"}, "the uncommitted changes of the code are others"),
         ({"uncommitted_diff": ""}, "the uncommitted changes of the code are others"),
         ({"sources_sha256": "d" * 64}, "the Python files of the package are others"),
-        ({"packages": {"tensorflow": "2.20.0"}}, "tensorflow was 2.20.0 and is 2.21.0"),
-        ({"packages": []}, "tensorflow was None and is 2.21.0"),
-        ({"starts": [{"devices": CPUS[:1]}]}, "its devices were 1 × CPU and are 2 × CPU"),
+        (started(packages={"tensorflow": "2.20.0"}), "tensorflow was 2.20.0 and is 2.21.0"),
+        (started(packages=[]), "tensorflow was None and is 2.21.0"),
+        (started(devices=CPUS[:1]), "its devices were 1 × CPU and are 2 × CPU"),
         (
-            {"starts": [{"devices": [{"device": "gpu:0", "name": "NVIDIA A100"}]}]},
+            started(devices=[{"device": "gpu:0", "name": "NVIDIA A100"}]),
             "its devices were 1 × NVIDIA A100 and are 2 × CPU",
         ),
-        ({"processor": "Intel Xeon"}, "its processor was Intel Xeon and is AMD EPYC"),
-        (
-            {
-                "processor": "AMD EPYC",
-                "starts": [{"devices": CPUS, "processor": "Intel Xeon"}, {"processor": "AMD EPYC"}],
-            },
-            "its processor was Intel Xeon and is AMD EPYC",
-        ),
+        (started(processor="Intel Xeon"), "its processor was Intel Xeon and is AMD EPYC"),
     ],
 )
 def test_what_differs_from_the_first_start_is_told_and_refused_with_strict(

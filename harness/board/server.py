@@ -77,7 +77,7 @@ class Server(ThreadedWSGIServer):
         self._secret = secret
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
-        """Print an error of TensorBoard's own."""
+        """Print an error of TensorBoard."""
         text = str(message % args if args else message)
         echo(text.replace(self._secret, "<secret>"), err=True)
 
@@ -146,7 +146,7 @@ def start_tensorboard(
     board.configure(
         logdir=str(folder),
         path_prefix=f"/{secret}",
-        load_fast="false",  # its data server listens on a port of its own, without any secret
+        load_fast="false",  # its data server listens on another port, without any secret
         reload_interval=RELOAD_S,
         samples_per_plugin={"scalars": max(POINTS_PER_CURVE, POINTS_PER_CHART // max(1, num_runs))},
         window_title="harness",
@@ -156,13 +156,13 @@ def start_tensorboard(
 
 
 def list_folder(folder: str, refused: dict[str, str]) -> list[str]:
-    """The names in a folder that TensorBoard may look at, in place of its own `listdir`.
+    """The names in a folder that TensorBoard may look at; replaces its `listdir`.
 
     Its search for event files would end for good at a folder that it may not read, wait for ever
     for a pipe, and go wherever another user's link leads.
 
     Raises:
-        NotFoundError: of TensorBoard, if there is no such folder.
+        NotFoundError: TensorBoard's, if there is no such folder.
     """
     from tensorboard.compat.tensorflow_stub import errors
 

@@ -83,7 +83,7 @@ class Shown:
                 self._links[run] = link
 
     def refusals(self) -> str:
-        """A line about what is refused and was not told yet; empty if there is nothing new."""
+        """A line about paths that are newly refused; empty if there are none."""
         new = sorted({*self.refused.copy().items()} - self._told)  # a copy: a thread adds to it
         self._told.update(new)
         parts = [f"{path} {why}" for path, why in new[:MAX_TOLD]]
@@ -107,7 +107,7 @@ class Shown:
         return found
 
     def _free_name(self, run: Path) -> Path:
-        # Two levels exactly: a link below another link would be a file in a run's own folder.
+        # Two levels exactly: a link below another link would be a file in the run's folder.
         group = run.parent.name or "runs"
         if run.is_relative_to(self.runs) and len(run.relative_to(self.runs).parts) > 1:
             group = ".".join(run.relative_to(self.runs).parts[:-1])
@@ -127,7 +127,7 @@ def _changed_s(run: Path) -> float:
 
 
 def _runs_below(roots: Iterable[Path], refused: dict[str, str]) -> list[Path]:
-    """The runs at or below some folders, those of sweeps among them, resolved."""
+    """The runs at or below some folders, including the runs of sweeps; paths are resolved."""
     found = find_runs((root.resolve() for root in roots), ("trials", "winner"), refused)
     return [folder for folder in found if not is_sweep(folder) and not is_ensemble(folder)]
 
@@ -196,7 +196,7 @@ def _user() -> str:
 
 
 def jump_host(login: str | None, allocation: SlurmEnvironment | None) -> str | None:
-    """The login node to jump through: the given one, by default where the job was submitted."""
+    """The login node to jump through; by default the host where the job was submitted."""
     if login or allocation is None:
         return login
     submitted_at = allocation.submit_host
@@ -205,7 +205,7 @@ def jump_host(login: str | None, allocation: SlurmEnvironment | None) -> str | N
 
 
 def is_private(file: IO[Any]) -> bool:
-    """Whether what is printed into this file stays with its user: a terminal, or mode 0600."""
+    """Whether only the user can read this output: a terminal, or a file of mode 0600."""
     try:
         about = os.fstat(file.fileno())
     except (OSError, ValueError):
@@ -302,7 +302,7 @@ def serve(
     Args:
         roots: runs, or folders of runs.
         runs: the folder of all runs.
-        watch: says when it is time.
+        watch: decides when to end.
         port: to listen on, by default a free one.
         login: the host to come through, by default where the job was submitted.
         say: prints a line.

@@ -74,11 +74,11 @@ class Dataset:
     note: str = ""  # why the sample is used; for own texts, how they were split
     classes: tuple[str, ...] = CLASSES  # of the labels 0, 1, …
     is_own: bool = False  # the user's own texts, see `harness.data.own_texts`
-    num_validation: int = 0  # last reviews of `train` that the source itself gives to validate
+    num_validation: int = 0  # last reviews of `train`, the validation split of the source
 
     @property
     def official(self) -> bool:
-        """Whether the content is that of Keras's imdb.npz."""
+        """Whether the content equals Keras's imdb.npz."""
         return self.checksum == OFFICIAL
 
     @property
@@ -143,7 +143,7 @@ class Dataset:
         return {"train": self.train.take(cut), "validation": validation, "test": self.test}
 
     def used(self, limit: int, share: float) -> tuple[Split, int]:
-        """The training split as far as it is used, and the number of its reviews to train on.
+        """The part of the training split that is used, and the number of its reviews to train on.
 
         The other ones, at its end, are for validation: the validation split of the source if it
         has one, otherwise a share. No validation at all is the share 0; then the reviews of a
@@ -198,7 +198,7 @@ def content_checksum(
         for name, dtype in ARRAYS.items():
             array = np.ascontiguousarray(getattr(split, name), np.dtype(dtype).newbyteorder("<"))
             digest.update(array.data)
-    # No word holds a NUL byte. Without a validation split the checksum is that of IMDB's form.
+    # No word holds a NUL byte. Without a validation split nothing is added, as for IMDB.
     mark = f"\0{num_validation}" if num_validation else ""
     digest.update(("\n".join(vocab) + mark).encode())
     return digest.hexdigest()
@@ -210,7 +210,7 @@ def vocab_to_bytes(vocab: Sequence[str]) -> bytes:
 
 
 def vocab_from_bytes(content: bytes) -> list[str]:
-    """The words of such a file; `str.splitlines` would split one, since rank 5135 is \\x85."""
+    """The words of a vocabulary file; `str.splitlines` would split rank 5135, which is \\x85."""
     return content.decode().split("\n")[:-1]
 
 

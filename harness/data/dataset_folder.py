@@ -41,7 +41,7 @@ from harness.system.site_settings import not_sourced
 FORMAT = 1
 RECORD = "dataset.json"
 OWNERS = "HARNESS_DATA_OWNERS"
-PRIVATE = 0o700  # the mode of a cache: own texts are nobody else's to read
+PRIVATE = 0o700  # the mode of a cache: nobody else may read a user's texts
 
 
 def save_folder(dataset: Dataset, folder: Path) -> bool:
@@ -89,7 +89,7 @@ def save_folder(dataset: Dataset, folder: Path) -> bool:
 def _new_folder(
     target: Path, mode: int | None, check: Callable[[Path], None] | None
 ) -> Iterator[Path]:
-    """Like `atomic_directory`, with modes as `save_folder` says; only this user can look in before.
+    """Like `atomic_directory`, with these modes; until it is complete only this user can look in.
 
     With a umask of 002, as for users who share a group, `open_folder` would refuse the folder.
     With a check one that is there is replaced, as `replaced_directory` does.
@@ -140,8 +140,8 @@ def open_folder(folder: Path) -> Dataset:
     """Open a dataset stored as flat arrays, which are mapped; its checksum is computed.
 
     Raises:
-        InputError: if somebody could have changed it whose data are not to be read.
-        DiskError: if the disk fails, which says nothing of the folder.
+        InputError: if an untrusted user could have changed it.
+        DiskError: if the disk fails; the folder may still be good.
         RunError: if a file is missing, truncated, of another format or of another content.
     """
     try:
@@ -184,10 +184,10 @@ def open_folder(folder: Path) -> Dataset:
 
 
 def check_owners(folder: Path, paths: Iterable[Path]) -> None:
-    """Refuse data that somebody could have changed whom neither user nor site trusts.
+    """Refuse data that somebody could have changed without the trust of user or site.
 
     Raises:
-        InputError: for the first of the paths in the folder that it is true of.
+        InputError: for the first such path.
         OSError: if one is not there.
     """
     owners = os.environ.get(OWNERS, "").replace(",", " ").split()
@@ -246,7 +246,7 @@ def open_if_whole(folder: Path) -> Dataset | None:
     """The dataset of a folder; None if it is not there, broken, or others could have changed it.
 
     Raises:
-        DiskError: if the disk fails, which says nothing of the folder.
+        DiskError: if the disk fails; the folder may still be good.
     """
     if is_dataset_folder(folder):
         try:
@@ -259,7 +259,7 @@ def open_if_whole(folder: Path) -> Dataset | None:
 
 
 def _made_elsewhere(fill: Callable[[Path], None], refusal: OSError) -> Dataset:
-    """A dataset in a temporary folder, which is gone at once: what is mapped stays."""
+    """A dataset in a temporary folder, which is removed at once; mapped arrays stay readable."""
     try:
         with scratch_directory() as folder:
             fill(folder)

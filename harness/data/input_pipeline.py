@@ -117,7 +117,7 @@ class Reviews(NamedTuple):
         return 0 if self.vocab_size is None else 1
 
     def words(self) -> Split:
-        """The reviews as ranks of words; what is no word, or too rare, has a rank below 1."""
+        """The reviews as ranks of words; marks and too rare words have a rank below 1."""
         first, end = self.offsets[0], self.offsets[-1]
         tokens = self.tokens[first:end]
         if self.vocab_size is not None:
@@ -134,7 +134,7 @@ class _Source(NamedTuple):
     """What batches are gathered from, as tensors of the CPU."""
 
     # Numbers of reviews to their padded tokens, [...] to [..., maxlen] int32; the number behind the
-    # last one is that of an empty review, for padding examples.
+    # last one stands for an empty review, for padding examples.
     padded: Callable[[tf.Tensor], tf.Tensor]
     labels: tf.Tensor  # [num_reviews] float32
     permuted: tf.Tensor  # [num_epochs * num_reviews] int32
@@ -148,7 +148,7 @@ class _Source(NamedTuple):
 class Start(NamedTuple):
     """Where in a run the batches begin, and whether they end."""
 
-    step: int = 0  # of the first epoch given
+    step: int = 0  # in the first of the epochs
     steps_before: int = 0  # of all epochs before, so that `Batch.step` counts through
     endless: bool = False  # whether the same steps follow again and again
 
@@ -206,7 +206,7 @@ def batches(
             .with_options(options)
         )
 
-    # Not `experimental_distribute_dataset`: it would split the examples in its own way, and with
+    # Not `experimental_distribute_dataset`: it would split the examples otherwise, and with
     # several workers each would read the whole set.
     # Batches wait on the host: TensorFlow keeps integers there, so that words which it had put on a
     # GPU would come back in each step.

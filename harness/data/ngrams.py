@@ -50,7 +50,7 @@ def binary_ngrams(
 
     Args:
         known: the n-grams to look for; without them, those that at least two of the reviews hold.
-        max_words: the largest length, as that of the known ones.
+        max_words: the largest length of an n-gram, known ones included.
 
     Returns:
         `[num_reviews, num_ngrams] float64`, the n-grams of one word first, and the n-grams.
@@ -76,7 +76,7 @@ def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tup
     Args:
         split: the reviews; a word of a rank below 1 is in no n-gram.
         known: the n-grams to look for; without them, those that at least two of the reviews hold.
-        max_words: the largest length, as that of the known ones.
+        max_words: the largest length of an n-gram, known ones included.
 
     Yields:
         The number of the n-gram that begins at each position but the last `length - 1`, -1 where

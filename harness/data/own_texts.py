@@ -61,10 +61,10 @@ TEXT_ENDINGS = (".txt", *(f".txt{ending}" for ending in COMPRESSIONS))
 # Files of `datasets.Dataset.save_to_disk`: of one data set, and of several splits.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 
-# Of the cached dataset; each format has caches of its own. 2: splits and numbers that 1 mistook;
+# Of the cached dataset; each format has separate caches. 2: splits and numbers that 1 mistook;
 # 3: numbers that stand for no class; 4: validation splits; 5: splits anywhere in a table's name.
 FORMAT = 5
-GIVEN = (*SPLITS, "validation")  # what a source may say of a review that is read
+GIVEN = (*SPLITS, "validation")  # splits of reviews that are read
 TEST_SHARE = 0.2
 MIN_REVIEWS = 10  # of each split
 MAX_CLASS_CHARACTERS = 60
@@ -83,7 +83,7 @@ def read_texts(source: Path, form: SourceFormat | None = None) -> Iterator[Text]
     """The reviews of a source, one after another.
 
     Args:
-        form: how tables are to be read, by default as a job without such keys.
+        form: how to read tables, by default as a job without such keys.
 
     Raises:
         InputError: one line that names the source, the location in it, the rule and the remedy.
@@ -194,7 +194,7 @@ def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str
     by_split = {name: split for split in KNOWN_SPLITS for name in names if named[name] == {split}}
     if not by_split:
         return {} if any(entry.is_dir() for entry in entries.values()) else dict.fromkeys(names, "")
-    # A lone .json is rather a note about the others, such as dataset_infos.json.
+    # A .json without a split is probably a note about the others, such as dataset_infos.json.
     unclear = [each for each in names if each not in by_split and table_ending(each) != ".json"]
     if unclear:
         raise InputError(
@@ -211,7 +211,7 @@ def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[SourceFile]
     files = state.get("_data_files")
     files = files if isinstance(files, list) else []
     names = [str(each.get("filename")) for each in files if isinstance(each, Mapping)]
-    # Only names of the folder's own files: a path could lead elsewhere.
+    # Only names of files in the folder: a path could lead elsewhere.
     if not names or not all(name in entries and entries[name].is_file() for name in names):
         raise InputError(
             f"data.source {source}: {(folder / SAVED).relative_to(source)} does not name files of "
@@ -298,7 +298,7 @@ def open_source(source: Path, form: SourceFormat | None = None) -> Dataset:
 
     Args:
         source: a file or folder as `harness.data.own_texts` reads it.
-        form: how its tables are to be read, by default as a job without such keys.
+        form: how to read its tables, by default as a job without such keys.
 
     Raises:
         InputError: one line that names the source, the location in it, the rule and the remedy.
@@ -316,7 +316,7 @@ def open_source(source: Path, form: SourceFormat | None = None) -> Dataset:
 
 @dataclass
 class _Gathered:
-    """The reviews of a source in its order, and what is to be said."""
+    """The reviews of a source in its order, and counts for messages."""
 
     # Plain arrays: lists would take ten times the memory.
     tokens: "array[int]" = field(default_factory=lambda: array("i"))  # numbers of words

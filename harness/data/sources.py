@@ -141,7 +141,7 @@ def _convert(folder: Path) -> Dataset:
 
 
 def read_npz(folder: Path) -> Dataset:
-    """Read `imdb.npz` as Keras ships it; the words of its ranks are those of the packaged sample.
+    """Read `imdb.npz` as Keras ships it; the packaged sample has the words of its ranks.
 
     Raises:
         InputError: for another `imdb.npz`, before anything of it is unpickled.
@@ -159,7 +159,7 @@ def read_npz(folder: Path) -> Dataset:
 
 
 def _is_genuine(content: bytes) -> bool:
-    """Whether a file is Keras's own, or holds its arrays as NumPy 2 saves them."""
+    """Whether a file is Keras's, or holds its arrays as NumPy 2 saves them."""
     if hashlib.sha256(content).hexdigest() == NPZ_SHA256:
         return True
     try:

@@ -61,7 +61,7 @@ def open_bytes(path: Path, where: str) -> BinaryIO:
 
 
 def open_text(path: Path, where: str, encoding: str) -> TextIO:
-    """The characters of a file as `open_bytes` gives it, its line ends as they are.
+    """The decoded content of `open_bytes`, with unchanged line ends.
 
     Raises:
         InputError: as `open_bytes`.
@@ -105,7 +105,7 @@ def csv_rows(file: TextIO, where: str, *, delimiter: str) -> Iterator[list[str]]
     """The rows of CSV that are not blank.
 
     Raises:
-        InputError: for a row that a text's own double quote joined with the lines behind it, with
+        InputError: for a row that a stray double quote joined with the lines behind it, with
             the line at which it begins; as `numbered_lines`.
     """
     lines: list[str] = []  # of the row

@@ -49,9 +49,9 @@ def tokenize(text: str) -> list[str]:
 
 
 def encode_text(text: str, ranks: Mapping[str, int], vocab_size: int) -> list[int]:
-    """Encode raw text as the training data is: `An excellent movie!` gives 1, 35, 321, 20.
+    """Encode raw text like the training data: `An excellent movie!` becomes 1, 35, 321, 20.
 
-    Unknown and too rare words give 2, so that they still take a position.
+    Unknown and too rare words become 2, so that they still take a position.
     """
     shifted = (ranks.get(word, vocab_size) + SHIFT for word in tokenize(text))
     return [START, *(token if token < vocab_size else UNKNOWN for token in shifted)]

@@ -19,7 +19,7 @@ LARGEST = 1e6  # a number of a vector; pretrained ones are below a hundred
 
 @dataclass(frozen=True)
 class WordVectors:
-    """The vectors that were found for some words."""
+    """The vectors of those words that the file has."""
 
     path: Path
     found: np.ndarray  # [num_found] int64, numbers of words, from 0
@@ -29,7 +29,7 @@ class WordVectors:
 
     @property
     def title(self) -> str:
-        """What was found, for a line."""
+        """The file and its share of the words, for a line."""
         share = len(self.found) / self.num_words
         return f"{self.path.name}: {len(self.found):,} of {self.num_words:,} words ({share:.1%})"
 

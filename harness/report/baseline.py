@@ -85,7 +85,7 @@ def baselines(
     they are asked for or in the cache.
 
     Args:
-        group: whose reviews; where its jobs' settings differ, the most common ones count.
+        group: provides the reviews; where settings of its jobs differ, the most common ones count.
         data: a folder to look for the dataset in first.
         say: is called with the reason if there is no TF-IDF, and before n-grams are fit.
         ngrams: fit them if the cache lacks them.

@@ -56,7 +56,7 @@ DEFAULTS = {
     if key not in WITHOUT_RESULT and not is_free(info) and not info.is_required()
 }
 
-# Of `result.json`, whose means a table has.
+# Numbers of `result.json`; tables show their means.
 NUMBERS = (
     *("f1", "roc_auc", "log_loss", "training_s", "val_accuracy", "val_loss"),
     *("recurrent_parameters", "parameters"),
@@ -114,7 +114,7 @@ class DatasetGroup:
 
     @property
     def classes(self) -> list[tuple[str, ...]]:
-        """The names of the classes, of each run that says so."""
+        """The names of the classes, for each run that records them."""
         named = (run.result.get("classes") for run in self.all_runs)
         return [tuple(map(str, names)) for names in named if isinstance(names, list)]
 
@@ -136,7 +136,7 @@ class DatasetGroup:
     def jobs(self) -> "pandas.DataFrame":
         """A row for each name: means over the seeds, NaN where a run lacks the number.
 
-        `deviation` is that of n - 1, the interval is the 95 % interval of the mean by Student's t,
+        `deviation` divides by n - 1; the interval is the 95 % interval of the mean by Student's t,
         which ends at 0 and 1. One seed has no deviation. One seed, and equal seeds, have no
         interval: they say nothing about the spread.
         """
@@ -155,7 +155,7 @@ class DatasetGroup:
         return jobs.assign(book_accuracy=np.array(book, float))
 
     def best(self, num: int) -> "DatasetGroup":
-        """The group with so many of its rows, those of the highest accuracy, in their order."""
+        """The group with only the `num` rows of highest accuracy, in their order."""
         kept = {*self.jobs["accuracy"].sort_values(ascending=False, kind="stable").index[:num]}
         runs = {name: runs for name, runs in self.runs.items() if name in kept}
         return replace(self, runs=runs)
@@ -201,7 +201,7 @@ def t_margin(error: Any, dof: Any, level: float) -> Any:
 def scored_runs(
     named: Sequence[Path], audits: Path | None = None
 ) -> tuple[list[ScoredRun], list[LeftOut]]:
-    """The scored runs at or below the folders and patterns given, and what is left out.
+    """The scored runs at or below these folders and patterns, and what is left out.
 
     Of a sweep these are the runs of its winner: its trials are not to be compared.
 
@@ -310,7 +310,7 @@ def _record(run: RunDirectory) -> dict[str, Any] | None:
 
 
 def _begun_with(record: dict[str, Any] | None) -> dict[str, str]:
-    """The job whose trained weights a run began with, as a setting: it has learned more."""
+    """The job whose trained weights a run started from, as a setting: such a run learned more."""
     if record is None:
         return {"train.from": UNKNOWN}
     # From a checkpoint it goes on to the same bytes as a run that began as that one did.
@@ -392,7 +392,7 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
 
 
 def _named(runs: Iterable[ScoredRun]) -> dict[str, list[ScoredRun]]:
-    """The runs of the same job and settings, by the job's name and what is not usual for it."""
+    """The runs of the same job and settings, by the job's name and its unusual settings."""
     by_job: dict[str, dict[str, list[ScoredRun]]] = {}
     for run in runs:
         settings = str(sorted((key, _as_text(value)) for key, value in run.settings.items()))

@@ -65,7 +65,7 @@ Ints = NDArray[np.int64]
 NGRAMS_FILE = "ngrams.npz"
 MODEL_FILES = ("model.keras", "job.toml", "result.json", "vocabulary.txt")
 MAYBE = (RATIOS_FILE,)  # of runs that have it
-# In which a run on all training reviews may differ from the one whose weights it takes.
+# Keys in which a run on all training reviews may differ from the run whose weight it takes.
 FOR_ALL_REVIEWS = {
     key for key, facts in FACTS.items() if facts.for_all_reviews or facts.changes == "digits"
 }
@@ -77,7 +77,7 @@ DIGITS = 4  # of a weight
 
 
 class Member(BaseModel, frozen=True, extra="allow"):
-    """A member as `ensemble.toml` names it, with what else is known of it."""
+    """A member in `ensemble.toml`."""
 
     name: str  # the folder that a run was in, or n-grams
     weight: Annotated[float, Field(ge=0, le=1)]
@@ -97,7 +97,7 @@ class Member(BaseModel, frozen=True, extra="allow"):
 
 
 class Ensemble(BaseModel, frozen=True):
-    """An ensemble whose `ensemble.toml` is whole; `check` says whether the files are its own."""
+    """An ensemble whose `ensemble.toml` is whole; `check` compares the files with its checksums."""
 
     folder: Annotated[Path, Field(exclude=True)]
     dataset_checksum: str
@@ -199,7 +199,7 @@ class Ensemble(BaseModel, frozen=True):
 
 @contextlib.contextmanager
 def _readable(what: str, path: Path, remedy: str) -> Iterator[None]:
-    """Say in one line what is wrong with a file that can't be read inside."""
+    """Refuse, in one line, a file that the block can't read."""
     try:
         yield
     except BROKEN as error:
@@ -269,7 +269,7 @@ class EnsembleClassifier:
     """The models of an ensemble, ready to classify texts that hold words.
 
     Raises:
-        InputError: if a file of the ensemble is broken, or is not its own.
+        InputError: if a file of the ensemble is broken or has changed.
     """
 
     def __init__(self, ensemble: Ensemble) -> None:
@@ -284,7 +284,7 @@ class EnsembleClassifier:
                 )
 
     def classify(self, texts: Sequence[str]) -> list[Prediction]:
-        """The class of each text; unknown words are those of the first run."""
+        """The class of each text; unknown words are counted by the first run."""
         of_runs = [classifier.classify(texts) for classifier in self.runs]
         members = [np.array([[*each.probabilities.values()] for each in one]) for one in of_runs]
         if self.ngrams:
@@ -331,13 +331,13 @@ class RunMember:
             "data": result["dataset_checksum"],
             "data.limit": self.job.data.limit,
             "classes": result["classes"],
-            # Their own validation split is the same whatever the share.
+            # A validation split of the source is the same whatever the share.
             "data.validation_split": "given" if result.get("validation_is_given") else share,
         }
 
 
 def read_members(folders: Sequence[Path]) -> list[RunMember]:
-    """Read the runs, in the order given.
+    """Read the runs, in the same order.
 
     Raises:
         InputError: for the first run that can't be a member, or does not fit the others.
@@ -464,7 +464,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Part:
-    """What the members and the ensemble say of the reviews of a part of the data."""
+    """The predictions of the members and of the ensemble for one part of the data."""
 
     labels: Ints  # [num_reviews], none of a part that is empty
     members: Sequence[Floats]  # each [num_reviews, num_classes]
@@ -496,7 +496,7 @@ class Made:
 def make_ensemble(request: Request, runs: Path, say: Callable[[str], None]) -> Made:
     """Make the ensemble `<runs>/<name>/<run-id>`; `say` is called before a linear model is fit.
 
-    Without `weights_from` the weights are those of least log loss on the validation reviews, and
+    Without `weights_from` the weights minimize the log loss on the validation reviews, and
     the linear model is fit to the same training reviews as the runs. With it, runs and linear
     model are trained on all training reviews. The test set is only scored.
 
@@ -605,7 +605,7 @@ def _linear_model(
     """The linear model, fit to the training reviews of a run.
 
     Returns:
-        The model, and what it says of the validation and the test reviews.
+        The model, and its probabilities for the validation and the test reviews.
     """
     dataset = dataset_of(member.run, member.job, request.data)
     limit, share = member.job.data.limit, member.job.data.validation_split
@@ -713,7 +713,7 @@ def _copy_members(
     weights: Sequence[float],
     weights_from: str,
 ) -> Ensemble:
-    """Copy what the members say texts are; returns what the folder holds."""
+    """Copy the models of the members; returns the content of `ensemble.toml`."""
     members = []
     for index, (each, weight) in enumerate(zip(runs, weights, strict=False)):
         sums = copied(each.run.folder, folder / run_folder(index), each.job.code)

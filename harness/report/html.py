@@ -156,7 +156,7 @@ def mean_confusion(predictions: Predictions, name: str) -> list[list[float]]:
 
 
 def _environment(run: ScoredRun) -> tuple[tuple[str, str], ...]:
-    """The machine, versions and code of a run's last start, as far as they are known."""
+    """The machine, versions and code of a run's last start; `unknown` where not recorded."""
     record = RunDirectory(run.folder).read_json("provenance.json")
     packages = table(record, "packages")
     names = ("tensorflow", "keras", "numpy")

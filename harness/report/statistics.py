@@ -73,7 +73,7 @@ def differences(group: DatasetGroup) -> "pandas.DataFrame":
     together = 1 - (1 - LEVEL) / max(_num_comparisons(group, table), 1)
     for level, suffix in ((together, ""), (LEVEL, "_alone")):
         margin = t_margin(table["error"], table["dof"], level)
-        # An interval wider than all differences that there can be says nothing.
+        # An interval wider than any possible difference is useless.
         margin = np.where(margin < WIDEST, margin, np.nan)
         table[f"low{suffix}"], table[f"high{suffix}"] = (
             table["mean"] - margin,
@@ -144,7 +144,7 @@ def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]
 
         best = float(group.jobs["accuracy"].max())
         test = binomtest(round(best * group.num_test), group.num_test)
-        # Wilson's (1927) says something of few reviews and near 100 %, too.
+        # Wilson's (1927) also holds for few reviews and near 100 %.
         low, high = test.proportion_ci(LEVEL, method="wilson")
         lines.append(
             "All this is about seeds on one test set. On another "
@@ -195,7 +195,7 @@ def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predict
     return Predictions(
         labels,
         {name: np.stack(of_runs) for name, of_runs in by_job.items()},
-        # The names are those of the first run that has them.
+        # The first run that records names decides.
         next((names for names in group.classes if len(names) == num_classes), unnamed),
     )
 

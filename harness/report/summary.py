@@ -178,7 +178,7 @@ def _table(group: DatasetGroup, baselines: Sequence[Baseline]) -> "pandas.DataFr
 
 def _verdicts(group: DatasetGroup, baselines: Sequence[Baseline]) -> tuple[str, ...]:
     tested = [each for each in baselines if each.predicted]
-    # The report, which shows predictions, says which of them can't be read.
+    # The report names the runs whose predictions can't be read.
     predictions = read_predictions(group, lambda _: None) if tested else None
     return tuple(
         verdict(tests_against(each, predictions), f"{each.name} ({each.accuracy:.2%})")

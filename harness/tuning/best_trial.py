@@ -204,7 +204,7 @@ def sweep_data(sweep: SweepDirectory, search: SearchSpec, data: Path | None) -> 
         return None
     if dataset.folder and not dataset.is_sample:
         return dataset.folder.absolute()
-    # Without its own copy, a run would look for the full data first.
+    # Without this copy, a run would look for the full data first.
     folder = sweep.path("winner", "data")
     save_folder(dataset, folder)
     return folder.absolute()

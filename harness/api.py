@@ -9,7 +9,6 @@ Accuracies are shares from 0 to 1 as numbers, and per cent as text.
 """
 
 import contextlib
-import io
 import logging
 import os
 import sys
@@ -200,11 +199,9 @@ class Comparison:
 
     def to_frame(self) -> "pandas.DataFrame":
         """A row per job or baseline: accuracies from 0 to 1, times in seconds."""
-        import pandas
+        from harness.report.summary import figures
 
-        from harness.report.summary import to_csv
-
-        return pandas.read_csv(io.StringIO(to_csv(self.parts)))
+        return figures(self.parts).infer_objects()
 
     def write(self, folder: PathLike) -> Path:
         """Write the report of `harness compare --out`; returns the path of its page.

@@ -215,14 +215,18 @@ def _markdown_list(lines: Sequence[str]) -> list[str]:
 
 
 def to_csv(parts: Sequence[Part]) -> str:
-    """The tables as CSV, unrounded; accuracies from 0 to 1, times in seconds."""
+    """The figures as CSV."""
+    # Keys of jobs are among the headings, which others may write.
+    defused_figures = figures(parts).rename(columns=defused).map(defused)
+    return str(defused_figures.to_csv(index=False, lineterminator="\n"))
+
+
+def figures(parts: Sequence[Part]) -> "pandas.DataFrame":
+    """A row for each job or baseline, unrounded; accuracies from 0 to 1, times in seconds."""
     import pandas
 
     keys = [*dict.fromkeys(key for part in parts for key in part.group.differing)]
-    tables = pandas.concat([_figures(part, keys) for part in parts])
-    # Keys of jobs are among the headings, which others may write.
-    text = tables.rename(columns=defused).map(defused).to_csv(index=False, lineterminator="\n")
-    return str(text)
+    return pandas.concat([_figures(part, keys) for part in parts], ignore_index=True)
 
 
 def _figures(part: Part, keys: Iterable[str]) -> "pandas.DataFrame":

@@ -44,30 +44,26 @@ def main() -> int:
     Returns:
         The exit code: 0, 1 = failed, 2 = input refused, 75 = interrupted, resume it.
     """
-    code = _run()
-    if processes.kept:
-        processes.leave(code)
-    return code
-
-
-def _run() -> int:
     take_any_text()
     try:
         # Typer returns the code that typer.Exit was raised with, and 130 after a Ctrl-C.
         code = app(prog_name="harness", standalone_mode=False)
+        if code == INTERRUPTED:
+            raise Interrupted("interrupted at once; what was saved before stays")
     except (InputError, RunError, Interrupted) as end:
-        return _fail(str(end), end.exit_code)
+        code = _fail(str(end), end.exit_code)
     except TyperException as refusal:
         command = getattr(getattr(refusal, "ctx", None), "info_name", None)
         remedy = "; an option of sbatch goes after --." if command == "submit" else ""
-        return _fail(f"{refusal.format_message()}{remedy} See harness --help.", refusal.exit_code)
+        code = _fail(f"{refusal.format_message()}{remedy} See harness --help.", refusal.exit_code)
     except MemoryError:
-        return _fail("out of memory; give the process more, or see ulimit -v and --mem", 1)
+        code = _fail("out of memory; give the process more, or see ulimit -v and --mem", 1)
     except OSError as error:
-        return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
-    if code == INTERRUPTED:
-        return _fail("interrupted at once; what was saved before stays", Interrupted.exit_code)
-    return code if isinstance(code, int) else 0
+        code = _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
+    code = code if isinstance(code, int) else 0
+    if processes.kept:
+        processes.leave(code)
+    return code
 
 
 def _fail(message: str, code: int) -> int:

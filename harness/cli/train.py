@@ -29,16 +29,14 @@ from harness.cli.options import (
     ignore_broken_pipe,
     quoted,
 )
-from harness.errors import InputError, explain_interruption
+from harness.errors import InputError
 from harness.system.console import echo, log
 
 if TYPE_CHECKING:
     from io import BufferedReader
 
-    from harness.job.keys import Job
     from harness.system.console import Console
     from harness.tracking.run_dir import RunDirectory
-    from harness.training.launch import LaunchOptions
 
 
 app = typer.Typer()
@@ -97,21 +95,23 @@ def train(
             raise InputError("--workers, --runs-per-gpu: are for several runs; give --seeds too")
         from harness.job.job_file import load_job
         from harness.tracking.run_dir import RunDirectory, remove_empty
-        from harness.training.launch import LaunchOptions
+        from harness.training.launch import LaunchOptions, launch
 
-        job = load_job(job_files[0], overrides or (), seed)
+        console, job = Console(), load_job(job_files[0], overrides or (), seed)
         has_runs = os.path.lexists(runs)
         run = RunDirectory.new(runs, job, run_id)
         try:
             if not run.finished():
-                confirm_here(f"harness submit {quoted(job_files[0])}", Console(), here=here)
-            _go(run, job, LaunchOptions(devices, data, full, strict, parent))
+                confirm_here(f"harness submit {quoted(job_files[0])}", console, here=here)
+            launched = LaunchOptions(devices, data, full, strict, parent)
+            result = launch(run, job, options=launched, console=console)
         finally:
             if run_id is None:
                 remove_empty([run.folder])
                 if not has_runs:
                     with contextlib.suppress(OSError):  # something is in it
                         runs.rmdir()
+        _print_result(run, result, console)
         return
     if parent is not None:
         raise InputError(f"--from {parent}: is for one run; give one job and no --seeds")
@@ -163,38 +163,24 @@ def resume(
     from harness.job.search import is_sweep
     from harness.system.console import Console
     from harness.tracking.run_dir import RunDirectory
-    from harness.training.launch import LaunchOptions
+    from harness.training.launch import LaunchOptions, launch
 
-    instead = f"harness submit --resume {quoted(run_folder)}"
+    console, instead = Console(), f"harness submit --resume {quoted(run_folder)}"
     if is_sweep(run_folder):
         if strict:
             raise InputError("--strict: is for a run; leave it out for a sweep")
         from harness.cli.tune import resume_sweep
 
-        confirm_here(instead, Console(), here=here)
+        confirm_here(instead, console, here=here)
         resume_sweep(run_folder, devices, data)
         return
 
     run = RunDirectory.open(run_folder)
     job = run.job()
     if not run.finished():
-        confirm_here(instead, Console(), here=here)
-    _go(run, job, LaunchOptions(devices, data, strict=strict, takes_back_cancel=True))
-
-
-def _go(run: "RunDirectory", job: "Job", options: "LaunchOptions") -> None:
-    from harness.slurm.environment import resume_command
-    from harness.system.console import Console
-    from harness.training.launch import launch
-
-    console = Console()
-    if run.finished():
-        console.info(f"run {run.folder}: finished already, nothing to do")
-        _print_result(run, run.result(), console)
-        return
-    with explain_interruption(f"checkpoint saved; go on by: {resume_command(run.folder)}"):
-        result = launch(run, job, options=options, console=console)
-    _print_result(run, result, console)
+        confirm_here(instead, console, here=here)
+    options = LaunchOptions(devices, data, strict=strict, takes_back_cancel=True)
+    _print_result(run, launch(run, job, options=options, console=console), console)
 
 
 def _print_result(run: "RunDirectory", result: dict[str, Any], console: "Console") -> None:

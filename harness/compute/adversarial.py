@@ -47,7 +47,8 @@ class OuterLookupStep(TrainStep):
         trained = self.model.trainable_variables
         return [each is self.words.embeddings for each in trained].index(True)
 
-    def _compiled(self) -> Callable[[Batch], Gradients]:
+    def compiled(self) -> Callable[[Batch], Gradients]:
+        """`_at_words` as the plan has it computed, with the lookup before it and its gradient."""
         compiled = tf.function(self._at_words, jit_compile=self.is_compiled, autograph=False)
 
         def gradients_of(batch: Batch) -> Gradients:
@@ -64,7 +65,7 @@ class OuterLookupStep(TrainStep):
         return gradients_of
 
     def _at_words(self, batch: Batch, vectors: tf.Tensor) -> Gradients:
-        """As `_gradients`, but of the words' vectors in place of their table.
+        """As `gradients`, but of the words' vectors in place of their table.
 
         Args:
             vectors: `[examples, time, channels]`.

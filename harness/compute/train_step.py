@@ -6,7 +6,6 @@ export (the latest ones, or the optimizer's moving average), and is validated, t
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import keras
 import tensorflow as tf
@@ -33,19 +32,11 @@ from harness.layers import global_batch, look_up_by_gather
 Gradients = tuple[list[tf.Tensor], tf.Tensor]
 
 
-@dataclass(frozen=True)
-class TrainingFacts:
-    """What the training reviews decide."""
-
-    steps_per_epoch: int = 1  # which a schedule of the learning rate counts
-    class_weights: Sequence[float] = ()  # by label, see `loss`; empty if all weigh the same
-
-
 class TrainStep:
-    """Models and optimizer in the strategy's scope, and the graph of a training step.
+    """Models and optimizer in the strategy's scope, and the training step.
 
     Attributes:
-        train_steps: `_steps`, in one graph.
+        train_steps: `steps`, in one graph.
     """
 
     def __init__(
@@ -56,16 +47,19 @@ class TrainStep:
         *,
         num_outputs: int = 1,
         vectors: WordVectors | None = None,
-        facts: TrainingFacts = TrainingFacts(),
+        steps_per_epoch: int = 1,
+        class_weights: Sequence[float] = (),
     ) -> None:
         """Build the job's models and optimizer in the strategy's scope.
 
         Args:
             num_outputs: of the network, see `Dataset.num_outputs`.
             vectors: that the words begin with, where there are any.
+            steps_per_epoch: which a schedule of the learning rate counts.
+            class_weights: by label, see `loss`; empty if all weigh the same.
         """
         self.job, self.strategy, self.is_compiled = job, strategy, plan.way == "xla"
-        self.class_weights, self.losses = facts.class_weights, loss_of(job)
+        self.class_weights, self.losses = class_weights, loss_of(job)
         self.num_examples = -(-job.train.batch_size // strategy.num_replicas_in_sync)
         self.examples_per_part = -(-job.train.batch_size // plan.parts)
         keras.utils.set_random_seed(job.train.seed)
@@ -85,15 +79,15 @@ class TrainStep:
                 self.in_float32 = compute_in_float32(self.model)
                 if plan.way == "cudnn":
                     use_cudnn_rnn(self.model)
-            self.optimizer = build_optimizer(job.train, facts.steps_per_epoch, code=job.code)
+            self.optimizer = build_optimizer(job.train, steps_per_epoch, code=job.code)
             self.model.compile(self.optimizer)
             self.optimizer.build(self.model.trainable_variables)
         # AutoGraph is off in all graphs: it would rewrite Keras's functions too, which makes
         # tracing take half as long again.
-        self.train_steps = tf.function(self._steps, autograph=False, reduce_retracing=False)
+        self.train_steps = tf.function(self.steps, autograph=False, reduce_retracing=False)
         self.evaluator = Evaluator(self.export_model, strategy, job, plan)
 
-    def _steps(
+    def steps(
         self, batches: Iterator[Batch], num_steps: int, vote: tf.Tensor | None = None
     ) -> tf.Tensor:
         """Take `num_steps` steps, leaving the result on the device.
@@ -106,42 +100,41 @@ class TrainStep:
             and of the correct predictions. Of several workers `[num_steps, 3]`, with the sum of
             all replicas' votes to stop.
         """
-        num_sums = 2 if vote is None else 3
-        sums = tf.TensorArray(tf.float64, num_steps, element_shape=[num_sums])
+        if num_steps == 1:
+            of_replicas = self.strategy.run(self.replica_step, args=(next(batches), vote))
+            return self._over_replicas(of_replicas)[None]
+        shape = [2 if vote is None else 3]
+        sums = tf.TensorArray(tf.float64, num_steps, element_shape=shape)
 
         def step(i: tf.Tensor, sums: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
-            of_replicas = self.strategy.run(self._replica_step, args=(next(batches), vote))
-            return i + 1, sums.write(i, self._over_replicas(of_replicas))
+            return i + 1, sums.write(i, self.steps(batches, 1, vote)[0])
 
-        if num_steps == 1:
-            return step(0, sums)[1].stack()
         return tf.while_loop(lambda i, _: i < num_steps, step, (0, sums))[1].stack()
 
-    def _replica_step(self, batch: Batch, vote: tf.Tensor | None) -> tf.Tensor:
+    def replica_step(self, batch: Batch, vote: tf.Tensor | None) -> tf.Tensor:
         """A replica's part of a step; returns its sums, `[2] float64`, and its vote."""
-        gradients_of = self._compiled()
         # Nothing orders the parts, so they run side by side where there are threads.
         parts = in_parts(batch, self.num_examples, self.examples_per_part)
-        results = [gradients_of(part) for part in parts]
-        of_parts = zip(*(gradients for gradients, _ in results), strict=True)
-        gradients = [tf.add_n(list(each)) for each in of_parts]
-        sums = tf.add_n([sums for _, sums in results])
+        of_parts, sums = zip(*map(self.compiled(), parts), strict=True)
+        gradients = [*map(tf.add_n, zip(*of_parts, strict=True))]
         if self.job.train.clipnorm > 0 or self.job.train.precision == "float16":
             gradients = self._global_gradients(gradients)
         self.optimizer.apply(gradients, self.model.trainable_variables)
+        sums = tf.add_n(sums)
         return sums if vote is None else tf.concat([sums, vote[None]], axis=0)
 
-    def _compiled(self) -> Callable[[Batch], Gradients]:
-        """`_gradients` as the plan has it computed, for one replica.
+    def compiled(self) -> Callable[[Batch], Gradients]:
+        """`gradients` as the plan has it computed, for one replica.
 
         XLA compiles only this part: it refuses the optimizer's variables, which have copies on
         other devices.
         """
         compiled: Callable[[Batch], Gradients]
-        compiled = tf.function(self._gradients, jit_compile=self.is_compiled, autograph=False)
+        compiled = tf.function(self.gradients, jit_compile=self.is_compiled, autograph=False)
         return compiled
 
-    def _gradients(self, batch: Batch) -> Gradients:
+    def gradients(self, batch: Batch) -> Gradients:
+        """The gradients of a part of a batch, and its sums."""
         trained = [each.value for each in self.model.trainable_variables]
         with tf.GradientTape() as tape, global_batch(batch.step, batch.positions):
             probabilities = wide(self.model(batch.inputs, training=True))
@@ -187,12 +180,6 @@ class TrainStep:
         self.export_model.set_weights(self.model.get_weights())
         optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         optimizer.finalize_variable_values(self.export_model.trainable_variables)
-
-    def trace(self, batches: Iterator[Batch]) -> tf.Graph:
-        """The graph that `train_steps` will use, traced without running it."""
-        vote = tf.constant(0, tf.float64) if spans_processes(self.strategy) else None
-        num_steps = self.job.train.steps_per_execution
-        return self.train_steps.get_concrete_function(batches, num_steps, vote).graph
 
 
 def is_correct(labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:

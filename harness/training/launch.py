@@ -25,7 +25,7 @@ from harness.compute.strategy import (
 )
 from harness.data.dataset import Dataset
 from harness.data.sources import check_same, open_data, reopen_data
-from harness.errors import InputError, RunError
+from harness.errors import InputError, RunError, explain_interruption
 from harness.inference.predict import read_ratios
 from harness.job.keys import DataConfig, Job
 from harness.slurm.environment import (
@@ -67,7 +67,7 @@ class LaunchOptions:
 def launch(
     run: RunDirectory, job: Job, *, options: LaunchOptions, console: Console
 ) -> dict[str, Any]:
-    """Begin or resume a run, and return its result.
+    """Begin or resume a run, and return its result; a finished one is left as it is.
 
     A resumed run uses the devices and the data in its record, unless others are given; one that
     goes on with another run, the devices and the plan in that one's record.
@@ -77,6 +77,9 @@ def launch(
             one of another user's; nothing is written then.
         Interrupted, RunError: as `harness.training.train.train` says.
     """
+    if run.finished():
+        console.info(f"run {run.folder}: finished already, nothing to do")
+        return run.result()
     # 1. What can be checked without TensorFlow.
     run.check_owner()
     run.check_format()
@@ -93,6 +96,8 @@ def launch(
     requested = parse_devices(devices) if devices else None
     threads = recorded_plan(began).get("threads") or given_cpus(allocation)
     with contextlib.ExitStack() as stack:
+        remedy = f"checkpoint saved; go on by: {resume_command(run.folder)}"
+        stack.enter_context(explain_interruption(remedy))
         stack.enter_context(watchdog.from_settings(on_nodes=not stop.alone))
         stack.callback(stderr_filter.show_rest)
         # 2. The other workers of a run on several nodes.

@@ -24,7 +24,6 @@ from harness.compute.strategy import (
     num_own_gpus,
     own_devices,
 )
-from harness.compute.train_step import TrainingFacts
 from harness.data.dataset import Dataset, Split, vocab_to_bytes
 from harness.data.epoch_order import num_steps
 from harness.data.input_pipeline import Reviews
@@ -112,7 +111,8 @@ def train(
             compute.plan,
             num_outputs=dataset.num_outputs,
             vectors=context.vectors,
-            facts=TrainingFacts(num_steps(len(training.labels), job.train.batch_size), weights),
+            steps_per_epoch=num_steps(len(training.labels), job.train.batch_size),
+            class_weights=weights,
         )
         if parent and not (worker_group and not worker_group.is_chief):  # which shares what it has
             observers.console.info(parent.describe())

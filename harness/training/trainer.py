@@ -96,7 +96,10 @@ class Trainer:
         # 3. The batches from the next step on.
         self._open_batches()
         # 4. The graph. Tracing takes seconds, in which another process may take the run over.
-        self.graph = self.train_step.trace(self._batches)
+        vote = None if self.stop.alone else tf.constant(0, tf.float64)
+        num = self.job.train.steps_per_execution
+        traced = self.train_step.train_steps.get_concrete_function(self._batches, num, vote)
+        self.graph = traced.graph
         watchdog.progress()
         self.run.check_lease()
         # 5. The TensorBoard log, metrics.jsonl and timings.jsonl, cut to what the checkpoint holds.

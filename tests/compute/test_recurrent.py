@@ -47,7 +47,8 @@ def trained(
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
     shape = BatchShape(20, LENGTH, job.data.bucket)
     opened = iter(batches(strategy, reviews, order, shape=shape))
-    kernels = kernels_of(train_step.model, train_step.trace(opened), plan.way)
+    graph = train_step.train_steps.get_concrete_function(opened, 1).graph
+    kernels = kernels_of(train_step.model, graph, plan.way)
     sums = np.concatenate([train_step.train_steps(opened, 1).numpy() for _ in range(3)])
     return sums, train_step.model.get_weights(), set(kernels.values())
 

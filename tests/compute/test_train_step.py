@@ -108,7 +108,7 @@ def test_the_embedding_is_outside_of_what_xla_compiles_for_a_gpu(
     assert type(usual) is TrainStep
     assert type(outside) is OuterLookupStep
     vectors = tf.zeros([20, LENGTH, job.model.embedding_dim], outside.model.variable_dtype)
-    assert "scatter(" in hlo_of(usual._gradients)
+    assert "scatter(" in hlo_of(usual.gradients)
     assert "scatter(" not in hlo_of(outside._at_words, vectors)
     results = []
     for train_step in (usual, outside):

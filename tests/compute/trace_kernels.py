@@ -65,7 +65,7 @@ def _kernels(strategy: Any, name: str, *settings: str) -> list[str]:
     order = np.arange(64, dtype=np.int32)[None]
     shape = BatchShape(job.train.batch_size, 8, job.data.bucket)
     opened = batches(strategy, reviews, order, shape=shape)
-    graph = train_step.trace(iter(opened))
+    graph = train_step.train_steps.get_concrete_function(iter(opened), 1).graph
     return list(kernels_of(train_step.model, graph, "keras").values())
 
 

@@ -55,7 +55,8 @@ def count(text: str, strategy: Any, devices: str) -> dict[str, Any]:
     step = build_step(job, strategy, plan)
     opened = open_batches(job, strategy)
     at_once = job.train.steps_per_execution
-    kernels = kernels_of(step.model, step.trace(opened), plan.way)
+    graph = step.train_steps.get_concrete_function(opened, at_once).graph
+    kernels = kernels_of(step.model, graph, plan.way)
     for _ in range(WARM_UP_STEPS):
         step.train_steps(opened, at_once).numpy()
     before = called()

@@ -59,7 +59,7 @@ from tests.gpu.count_steps import JOBS, open_batches
 for name, precision in CASES:
     job = load_job(JOBS / f"{name}.toml", [f"train.precision={precision}"])
     step = TrainStep(job, one_device(), plan_of(job, "gpu"))
-    gradients = tf.function(step._gradients, autograph=False)
+    gradients = tf.function(step.gradients, autograph=False)
     print("BEGIN", precision, name, *step.in_float32, file=sys.stderr, flush=True)
     found, _ = gradients(next(open_batches(job, one_device())))
     [each.numpy() for each in found]

@@ -12,10 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from harness.data.dataset import Split
+from harness.data.dataset import Dataset, Split
 from harness.data.epoch_order import BatchShape, num_steps, time_steps
+from harness.data.ngrams import NgramRatios, fit_ratios
 from harness.data.vocabulary import SHIFT, START, encode_ranks
+from harness.errors import InputError
+from harness.job.keys import Job
 
+MAX_RATIOS = 60  # numbers for each word, of 4 bytes: 240 bytes a word
 TIMED_FETCHES = 100  # whose times tf.data keeps
 EXAMPLES_AT_ONCE = 1024  # assembled by one operation: starting it costs as much as a few examples
 PREFETCHED = 2  # times as many examples
@@ -342,3 +346,41 @@ def _local_iterators(iterator: Any) -> list[Any]:
     return [
         device for worker in workers for device in getattr(worker, "_device_iterators", [worker])
     ]
+
+
+# The reviews of a job
+
+
+def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, NgramRatios | None]:
+    """Training and validation reviews, as `Dataset.used` parts them.
+
+    With `model.ngram_ratios` the ratios too, which the training reviews alone decide.
+    """
+    train, cut = dataset.used(job.data.limit, job.data.validation_split)
+    train_set = _encoded(train, job)
+    ratios = None
+    if job.model.ngram_ratios:
+        max_words, num_classes = job.model.ngram_ratios, len(dataset.classes)
+        if max_words * dataset.num_outputs > MAX_RATIOS:
+            raise InputError(
+                f"model.ngram_ratios = {max_words}: with {num_classes} classes gives "
+                f"{max_words * dataset.num_outputs} numbers a word, should be at most "
+                f"{MAX_RATIOS}; set it to 0, or use fewer classes"
+            )
+        ratios, at_words = fit_ratios(train_set.between(0, cut).words(), max_words, num_classes)
+        others = ratios.at_words(train_set.between(cut, len(train_set.labels)).words())
+        train_set = train_set._replace(ratios=np.concatenate([at_words, others]))
+    training = train_set.between(0, cut)
+    validation = train_set.between(cut, len(train_set.labels))
+    return training, validation, ratios
+
+
+def test_reviews(job: Job, dataset: Dataset, ratios: NgramRatios | None) -> Reviews:
+    """The test set's reviews, with the ratios of the training reviews, if there are any."""
+    test = dataset.test.take(job.data.limit) if job.data.limit else dataset.test
+    reviews = _encoded(test, job)
+    return reviews._replace(ratios=ratios.at_words(reviews.words())) if ratios else reviews
+
+
+def _encoded(split: Split, job: Job) -> Reviews:
+    return Reviews(split.tokens, split.offsets, split.labels, job.data.vocab_size)

@@ -9,14 +9,11 @@ from dataclasses import dataclass
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from harness.compute.train_step import TrainStep
 from harness.data.input_pipeline import TIMED_FETCHES, Batch, waited_s
 from harness.job.keys import SCORES, TrainConfig
-from harness.system import watchdog
 from harness.system.console import Console
-from harness.system.processes import age_s
 from harness.system.resource_monitor import ResourceMonitor
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import RunDirectory
@@ -45,23 +42,6 @@ class StepResults:
     def reviews_per_s(self) -> float:
         """The training speed."""
         return self.num_reviews / self.took_s
-
-
-class FirstStep:
-    """Measures when this process's first training step was done."""
-
-    def __init__(self, heartbeat: Heartbeat) -> None:
-        self.heartbeat = heartbeat
-        self.done_s: float | None = None  # from the start of the process
-
-    def after(self, sums: tf.Tensor) -> None:
-        """The first time, wait until the steps that give `sums` are done, and note the time."""
-        if self.done_s is not None:
-            return
-        sums.numpy()  # arrives when the steps are done
-        watchdog.first_step_done()
-        self.done_s = round(age_s() or 0.0, 3)
-        self.heartbeat.beat("training", first_step_s=self.done_s)
 
 
 class UsageMeter:

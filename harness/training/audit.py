@@ -376,7 +376,7 @@ class Auditor:
     def quick(self) -> Iterator[Check]:
         """All that needs no training."""
         from harness.compute.strategy import describe_devices, one_device
-        from harness.training.train import test_reviews, training_reviews
+        from harness.data.input_pipeline import test_reviews, training_reviews
 
         job, files = self.subject.job, self.subject.files
         self.machine = this_machine(describe_devices(one_device()))
@@ -406,7 +406,7 @@ class Auditor:
         return compared("files", pairs, f"{len(pairs)} by their checksums")
 
     def _data(self, training: "Reviews", validation: "Reviews") -> Check:
-        from harness.training.train import describe_data
+        from harness.training.record import describe_data
 
         dataset = self.dataset
         content = content_checksum(

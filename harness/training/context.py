@@ -76,6 +76,11 @@ class Compute:
     worker_group: WorkerGroup | None = None  # of a run on several nodes
     is_trial: bool = False  # of a process that trains others too, and keeps their GPU memory
 
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process is the one that writes the run's files."""
+        return self.worker_group is None or self.worker_group.is_chief
+
 
 @dataclass(frozen=True)
 class Observers:

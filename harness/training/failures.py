@@ -6,11 +6,15 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
+from harness.compute.device_check import first_use_factor
 from harness.compute.device_errors import explained, is_node_fault, out_of_memory, telling
+from harness.compute.strategy import own_devices
 from harness.errors import Interrupted, RunError, TakenOver
+from harness.slurm.environment import node_name, resume_command
 from harness.slurm.rendezvous import WorkerGroup
-from harness.system import gpu, stderr_filter
+from harness.system import gpu, stderr_filter, watchdog
 from harness.tracking.records import Heartbeat
+from harness.training.context import Compute, RunContext
 
 # How TensorFlow ends an operation of all workers when one of them does not take part.
 LOST_TO_TENSORFLOW = (
@@ -85,6 +89,34 @@ def recorded_failures(
             pass
         _record(heartbeat, error)
         raise
+
+
+def watching(
+    context: RunContext, compute: Compute, heartbeat: Heartbeat
+) -> contextlib.AbstractContextManager[None]:
+    """Let the watchdog end the run, with its record, when its devices don't answer."""
+    folder, group = context.run.folder, compute.worker_group
+    where, next_step = f"{own_devices()} of {node_name()}", f"go on by: {resume_command(folder)}"
+    if group:
+        others = [node for rank, node in enumerate(group.nodes) if rank != group.rank]
+        where += f", or a worker that it waits for ({', '.join(others)})"
+    if compute.is_trial:
+        next_step = "the search goes on with it"
+    elif group and not group.is_chief:
+        next_step = f"go on as the line of {group.nodes[0]} says"
+
+    def record(reason: Interrupted) -> int:
+        heartbeat.interrupted(reason)
+        return reason.exit_code
+
+    watched = watchdog.Watched(
+        where,
+        next_step,
+        record,
+        num_steps=context.job.train.steps_per_execution,
+        first_use=first_use_factor(tf.config.get_visible_devices("GPU")),
+    )
+    return watchdog.watching(watched)
 
 
 @contextlib.contextmanager

@@ -460,9 +460,9 @@ def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
     ratios = read_ratios(run)
     with computing(job):
         from harness.compute.evaluator import Evaluator
+        from harness.data.input_pipeline import test_reviews
         from harness.inference.model_file import load_model
         from harness.training.metrics import test_scores
-        from harness.training.train import test_reviews
 
         test = test_reviews(job, dataset, ratios)
         model = load_model(run)

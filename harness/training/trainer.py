@@ -20,14 +20,14 @@ from harness.data.input_pipeline import Batch, Reviews, Start, batches
 from harness.errors import Interrupted, RunError
 from harness.job.keys import OF_EACH_EPOCH
 from harness.slurm.rendezvous import WorkerGroup
-from harness.system import watchdog
+from harness.system import processes, watchdog
+from harness.system.processes import age_s
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import untimed
 from harness.training import checkpoint
 from harness.training.actions import (
     BestWeights,
     Checkpoints,
-    FirstStep,
     ProgressReport,
     StepResults,
     UsageMeter,
@@ -50,10 +50,10 @@ class Trainer:
         context: RunContext,
         train_step: TrainStep,
         training: Reviews,
+        callbacks: Sequence[keras.callbacks.Callback],
         *,
         heartbeat: Heartbeat,
         observers: Observers,
-        callbacks: Sequence[keras.callbacks.Callback] = (),
     ) -> None:
         self.run, self.job, self.identity = context.run, context.job, context.identity
         self.train_step, self.training = train_step, training
@@ -64,7 +64,7 @@ class Trainer:
         self.drain_every = train.log_every_steps  # steps
         if not self.stop.alone:
             self.drain_every = min(train.log_every_steps, STEPS_TO_STOP)
-        self.first_step = FirstStep(heartbeat)
+        self.first_step_s: float | None = None  # from the start of the process to its end
         self.usage = UsageMeter(observers.monitor, heartbeat)
         self.report = ProgressReport(
             self.console,
@@ -74,6 +74,7 @@ class Trainer:
         )
         self.best = BestWeights(train)
         self.callbacks = RunCallbacks(train, train_step.model, callbacks)
+        self.fit_s = 0.0  # of this process, with tracing and validation
         self._pending: list[tf.Tensor] = []  # [steps, …] of each execution, still on the device
         self._votes = 0.0  # to stop, of all steps so far
         self._is_over = False  # the last checkpoint is written
@@ -84,15 +85,23 @@ class Trainer:
         Raises:
             RunError: if the checkpoint is of another job, or a newer process took the run over.
         """
+        self._began_s = time.perf_counter()
         # 1. Model, optimizer and progress, from the newest checkpoint that is whole.
         self.progress, warnings = checkpoint.restore(
             self.run, self.train_step, self.identity, worker_group=worker_group
         )
         for line in warnings:
             self.console.warning(line)
+        if worker_group:
+            processes.kept.append(self)
         self.is_new = not self.progress.event_mark  # nothing is in the TensorBoard log yet
         # 2. Keras's callbacks, from the history and their states. Not the learning rate: 1. has it.
         self.callbacks.begin(self.progress)
+        for name in self.callbacks.forgetful:
+            self.console.warning(
+                f"train.callbacks = {name!r}: offers no save_state and load_state, so a resumed "
+                "run begins it anew"
+            )
         # 3. The batches from the next step on.
         self._open_batches()
         # 4. The graph. Tracing takes seconds, in which another process may take the run over.
@@ -167,6 +176,7 @@ class Trainer:
             train_step.export_model.set_weights(progress.best_weights)
         else:
             train_step.export_weights()
+        self.fit_s = round(time.perf_counter() - self._began_s, 3)
 
     def _train_epoch(self) -> None:
         train, progress = self.job.train, self.progress
@@ -180,7 +190,11 @@ class Trainer:
             num = min(train.steps_per_execution, self.steps_per_epoch - step)
             vote = None if self.stop.alone else tf.constant(self.stop.vote, tf.float64)
             self._pending.append(self.train_step.train_steps(self._batches, num, vote))
-            self.first_step.after(self._pending[-1])
+            if self.first_step_s is None:
+                self._pending[-1].numpy()  # arrives when the steps are done
+                watchdog.first_step_done()
+                self.first_step_s = round(age_s() or 0.0, 3)
+                self.heartbeat.beat("training", first_step_s=self.first_step_s)
             before, step = step, step + num
             # At the same steps on every worker, wherever in the epoch it began.
             is_boundary = step // self.drain_every > before // self.drain_every

@@ -11,6 +11,7 @@ import pytest
 
 from harness.data.dataset import Dataset
 from harness.data.dataset_folder import open_folder, save_folder
+from harness.data.input_pipeline import training_reviews
 from harness.data.own_texts import describe, open_source, read_texts
 from harness.data.sources import open_data
 from harness.data.vocabulary import tokenize
@@ -19,7 +20,6 @@ from harness.job.job_file import load_job
 from harness.report.baseline import fit_ngrams, score_ngrams
 from harness.report.ensemble import Request, make_ensemble
 from harness.tracking.run_dir import stamped
-from harness.training.train import training_reviews
 from harness.tuning.best_trial import best_trial_toml, retrained_job
 from tests.conftest import Harness
 from tests.data.made_up_texts import make_rows, write_csv, write_folder

@@ -220,7 +220,7 @@ def test_an_objective_is_the_score_of_the_saved_weights(tmp_path: Path) -> None:
     """F1, ROC AUC and log loss by scikit-learn over the predictions of the model on disk."""
     import keras
 
-    from harness.training.train import training_reviews
+    from harness.data.input_pipeline import training_reviews
 
     text = SEARCH.replace('"asha"\nfactor = 2', '"random"\nexecutions = 2\nobjective = "val_f1"')
     trials = trials_of(tmp_path / "sweep", text)

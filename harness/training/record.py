@@ -1,0 +1,243 @@
+"""What a run says of itself: its record, its inputs, its log, its predictions and its result."""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from harness.compute.device_check import is_switched_off
+from harness.compute.recurrent import count_parameters, kernels_of, why_slow
+from harness.compute.strategy import (
+    describe_cuda,
+    describe_devices,
+    describe_numerics,
+    num_own_gpus,
+)
+from harness.data.dataset import vocab_to_bytes
+from harness.data.input_pipeline import Reviews
+from harness.data.ngrams import NgramRatios
+from harness.errors import RunError
+from harness.inference.predict import RATIOS_FILE
+from harness.job.keys import OBJECTIVES, OF_EACH_EPOCH
+from harness.job.own_code import mode_in
+from harness.job.search import TrialRow
+from harness.slurm.rendezvous import WorkerGroup
+from harness.system.console import Console
+from harness.tracking import provenance
+from harness.tracking.records import Heartbeat
+from harness.tracking.run_dir import (
+    CHECKSUMS,
+    PREDICTIONS,
+    VALIDATION_PREDICTIONS,
+    RunDirectory,
+    summary_of,
+)
+from harness.training.checkpoint import remove_checkpoints
+from harness.training.context import Compute, RunContext, known_words
+from harness.training.metrics import test_scores
+from harness.training.parent import Parent
+from harness.training.pictures import calibration_picture, confusion_picture, roc_picture
+from harness.training.trainer import Trainer
+
+
+def record_start(context: RunContext, compute: Compute, parent: Parent | None) -> None:
+    """Record what this start is made with; from here on the run can be resumed."""
+    run, vectors = context.run, context.vectors
+    provenance.write_provenance(
+        run,
+        context.dataset,
+        allocation=compute.allocation,
+        devices_asked=compute.devices,
+        plan=asdict(compute.plan),
+        start={
+            "devices": describe_devices(compute.strategy, compute.worker_group),
+            # Refused elsewhere: see `harness.system.site_settings`.
+            **({"trusted_network": True} if compute.worker_group else {}),
+            **({"embeddings": vectors.checksum} if vectors else {}),
+            **describe_numerics(),
+            "cuda": describe_cuda(),
+            **({"gpus_checked": not is_switched_off()} if num_own_gpus() else {}),
+            **({"parent": parent.record()} if parent else {}),
+        },
+    )
+    mode = mode_in(run.folder, context.job.code)
+    run.write("job.toml", context.job.to_toml(), mode=mode)
+
+
+def write_inputs(context: RunContext, ratios: NgramRatios | None) -> None:
+    """Write what the model's inputs are made by."""
+    vocabulary = vocab_to_bytes(known_words(context.job, context.dataset))
+    context.run.write("vocabulary.txt", vocabulary)
+    if ratios:
+        context.run.write(RATIOS_FILE, ratios.to_bytes())
+
+
+def record_kernels(trainer: Trainer, way: str, console: Console) -> dict[str, str]:
+    """Record and return the kernel of each recurrent layer, and say what is slow or unexpected."""
+    job, step = trainer.job, trainer.train_step
+    kernels = kernels_of(step.model, trainer.graph, way)
+    provenance.record_kernels(trainer.run, kernels, step.in_float32)
+    if step.in_float32:
+        console.info(
+            f"train.precision = {job.train.precision}: in training {', '.join(step.in_float32)} "
+            "computes in float32, because cuDNN's gradients in bfloat16 are wrong"
+        )
+    if num_own_gpus() and (line := why_slow(step.model, kernels, way, is_own=job.model.is_own)):
+        console.warning(line)
+    return kernels
+
+
+def log_run(trainer: Trainer, row: TrialRow | None, *, draws_graph: bool) -> None:
+    """Write job, model and graph to the TensorBoard log, once a run.
+
+    The graph is most of a trial's log, and a sweep's trials have the same one.
+    """
+    job, model = trainer.job, trainer.train_step.export_model
+    lines: list[str] = []
+    model.summary(line_length=100, print_fn=lines.append)
+    trainer.log.text("job", f"```\n{job.to_toml()}```")
+    trainer.log.text("model", "```\n" + "\n".join(lines) + "\n```")
+    if draws_graph:
+        trainer.log.graph(trainer.graph)
+    if row:
+        trainer.log.hyperparameters(
+            row.values, row.name, columns=row.columns, objective=row.objective
+        )
+        return
+    plain = {
+        key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+        for key, value in job.settings().items()
+    }
+    trainer.log.hyperparameters(plain, f"{job.name}/{trainer.run.folder.name}")
+
+
+def score_test(trainer: Trainer, test: Reviews, classes: Sequence[str]) -> dict[str, Any]:
+    """Score the exported weights on the test set, and record the predictions.
+
+    No other part of a run reads the test set.
+    """
+    probabilities, scores = _scored(trainer, test, "testing", PREDICTIONS)
+    log, labels = trainer.log, test.labels
+    log.test(scores)
+    log.picture("test/confusion_matrix", confusion_picture(labels, probabilities, classes))
+    log.picture("test/calibration", calibration_picture(labels, probabilities))
+    if labels.min() != labels.max():  # of one class there is no curve
+        log.picture("test/roc", roc_picture(labels, probabilities))
+    return {"num_test": len(labels), **scores}
+
+
+def score_validation(trainer: Trainer, validation: Reviews, *, keeps: bool) -> dict[str, Any]:
+    """The scores of the exported weights on the validation reviews that no epoch has.
+
+    `val_roc_auc` is None if these have only one class.
+
+    Args:
+        keeps: also record the predictions, by which an ensemble of runs chooses its weights.
+    """
+    name = VALIDATION_PREDICTIONS if keeps else ""
+    _, scores = _scored(trainer, validation, "validating", name)
+    names = (name for name in OBJECTIVES if name not in OF_EACH_EPOCH)
+    return {name: scores[name.removeprefix("val_")] for name in names}
+
+
+def _scored(
+    trainer: Trainer, reviews: Reviews, phase: str, name: str
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Probabilities and scores of some reviews; a file `name` keeps the former, if it is given."""
+    trainer.heartbeat.beat(phase)
+    probabilities = trainer.train_step.evaluator.probabilities(reviews, trainer.stop)
+    scores = test_scores(reviews.labels, probabilities)
+    if name:
+        arrays: dict[str, Any] = {"probabilities": probabilities, "labels": reviews.labels}
+        trainer.run.write(name, lambda file: np.savez(file, **arrays))
+    return probabilities, scores
+
+
+def result_of(
+    trainer: Trainer,
+    context: RunContext,
+    data: Mapping[str, Any],
+    *,
+    kernels: Mapping[str, str],
+    scores: Mapping[str, Any],
+    worker_group: WorkerGroup | None,
+) -> dict[str, Any]:
+    """The content of `result.json`.
+
+    Args:
+        data: as `describe_data` gives it.
+    """
+    job, progress, vectors = context.job, trainer.progress, context.vectors
+    exported = progress.best if trainer.best.is_on else progress.history[-1]
+    of_vectors: dict[str, Any] = {}
+    if vectors:
+        of_vectors = {
+            "embeddings": vectors.path.name,
+            "embeddings_checksum": vectors.checksum,
+            "embeddings_found": len(vectors.found),
+            "embeddings_words": vectors.num_words,
+        }
+    strategy = trainer.train_step.strategy
+    return {
+        "job": job.name,
+        "run": context.run.folder.name,
+        "architecture": job.model.architecture,
+        "seed": job.train.seed,
+        **data,
+        "num_epochs": len(progress.history),
+        "kept_epoch": exported["epoch"],
+        "val_loss": exported.get("val_loss"),
+        "val_accuracy": exported.get("val_accuracy"),
+        "training_s": round(progress.training_s, 3),
+        "first_step_s": trainer.first_step_s,
+        "checkpoint_s": round(trainer.checkpoints.took_s, 3),
+        "num_replicas": strategy.num_replicas_in_sync,
+        "fit_s": trainer.fit_s,
+        **of_vectors,
+        **count_parameters(trainer.train_step.export_model),
+        **scores,
+        "devices": [each["device"] for each in describe_devices(strategy, worker_group)],
+        "kernels": kernels,
+    }
+
+
+def describe_data(context: RunContext, training: Reviews, validation: Reviews) -> dict[str, Any]:
+    """What the scores were measured on."""
+    dataset = context.dataset
+    is_given = bool(dataset.num_validation and len(validation.labels))
+    return {
+        "data": dataset.title,
+        "dataset_checksum": dataset.checksum,
+        "is_sample": dataset.is_sample,
+        "classes": list(dataset.classes),
+        "limit": context.job.data.limit,
+        "num_training": len(training.labels),
+        "num_validation": len(validation.labels),
+        "validation_is_given": is_given,
+        "validation_split": 0.0 if is_given else context.job.data.validation_split,
+    }
+
+
+def finish(context: RunContext, heartbeat: Heartbeat, result: dict[str, Any]) -> None:
+    """Record that a run is finished, with its checksums, and give up its folder."""
+    run = context.run
+    result |= {"identity": context.identity, **checksums_of(run)}
+    heartbeat.beat("finished", result=summary_of(result))
+    run.write_json("result.json", result)  # last: it says that all the rest is there
+    with contextlib.suppress(OSError, RunError):  # the run is finished all the same
+        remove_checkpoints(run, but_last=True)
+    run.release_lease()
+
+
+def checksums_of(run: RunDirectory) -> dict[str, str]:
+    """The sha256 of each file that the job decides, as it is on the disk, by `CHECKSUMS`."""
+    paths = {key: run.path(name) for name, key in CHECKSUMS.items()}
+    return {
+        key: hashlib.sha256(path.read_bytes()).hexdigest()
+        for key, path in paths.items()
+        if path.is_file()
+    }

@@ -6,39 +6,30 @@ recurrent layer of cuDNN's with its gradient, and is compared with the CPU.
 """
 
 import functools
-import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from harness.compute.device_errors import check_results, explained, telling
+from harness.compute.device_errors import check_results
 from harness.compute.execution_plan import ExecutionPlan, without_cudnn
 from harness.compute.network import fresh_names
 from harness.compute.recurrent import use_cudnn_rnn
-from harness.compute.strategy import Devices, devices_in_use, import_tensorflow, make_strategy
+from harness.compute.strategy import Devices, card_of, devices_in_use, make_strategy
 from harness.errors import NodeFault
 from harness.job.keys import Job
-from harness.slurm.environment import SlurmEnvironment, report_node_fault
+from harness.slurm.environment import report_node_fault
 from harness.slurm.rendezvous import WorkerGroup
-from harness.system import stderr_filter
 from harness.system.console import Console
-from harness.system.files import atomic_write, private_cache
-from harness.system.gpu import LAST_TRUSTED, Card, code_for, kernel_cache, visible_names
-from harness.system.lenient_json import read_json
-from harness.system.processes import installed_version, nvidia_driver
+from harness.system.gpu import Card, code_for, kernel_cache
 from harness.system.watchdog import FIRST_USE
 
 SWITCH = "HARNESS_CHECK_DEVICES"  # 0 leaves the check out: for tests on a GPU that computes nothing
 TOLERANCE = 1e-3  # relative to the largest number; float32 without TF32 keeps 1e-5
-CHILD_S = 1800.0  # the first use of a card without machine code compiles for minutes
 FIRST_BYTES = 1 << 20
 SHAPE = (4, 6, 8)  # rows, words, channels
 LAYERS: dict[str, type[keras.layers.RNN]] = {
@@ -48,13 +39,6 @@ LAYERS: dict[str, type[keras.layers.RNN]] = {
 }
 
 Check = Callable[[], list[tf.Tensor]]
-
-
-def card_of(gpu: Any) -> Card:
-    """The card of one of TensorFlow's physical devices."""
-    details = tf.config.experimental.get_device_details(gpu)
-    capability = details.get("compute_capability") or (0, 0)
-    return Card(str(details.get("device_name", "GPU")), capability)
 
 
 def checked_strategy(
@@ -70,7 +54,6 @@ def checked_strategy(
     for card in dict.fromkeys(map(card_of, gpus)):
         if line := first_use(card):
             console.info(line)
-    check_unproven(gpus, job)
     strategy = make_strategy(requested, worker_group)
     check_devices(job, console.warning)
     return strategy
@@ -79,7 +62,8 @@ def checked_strategy(
 def first_use(card: Card) -> str:
     """What to expect of a card whose kernels the driver still has to compile; else empty."""
     folder = kernel_cache()
-    if has_machine_code(card) or not (folder and is_empty(folder)):
+    is_filled = folder and folder.is_dir() and any(folder.iterdir())
+    if has_machine_code(card) or folder is None or is_filled:
         return ""
     return (
         f"{card.title}: TensorFlow holds no machine code for it, so the driver compiles each "
@@ -98,11 +82,6 @@ def first_use_factor(gpus: Sequence[Any]) -> float:
     return 1.0 if all(has_machine_code(card_of(gpu)) for gpu in gpus) else FIRST_USE
 
 
-def is_empty(folder: Path) -> bool:
-    """Whether nothing is in a folder, or the folder is not there."""
-    return not folder.is_dir() or next(folder.iterdir(), None) is None
-
-
 def is_switched_off() -> bool:
     """Whether HARNESS_CHECK_DEVICES=0 leaves the check out."""
     return os.environ.get(SWITCH) == "0"
@@ -115,27 +94,6 @@ def cudnn_layers(job: Job) -> frozenset[str]:
     if not job.model.recurrent or without_cudnn(job) or job.model.architecture == "rnn":
         return frozenset()
     return frozenset({"gru"} if job.model.architecture == "gru" else {"lstm"})
-
-
-def check_unproven(gpus: Sequence[Any], job: Job) -> None:
-    """Check cards that XLA may not survive, each in a process of its own.
-
-    That process ends before this one uses the GPU, which may let in one process only. A card that
-    has passed once with this driver and this TensorFlow is not checked again.
-
-    Args:
-        gpus: physical devices of TensorFlow's that this process will use.
-
-    Raises:
-        NodeFault: for the first that does not pass.
-        RunError: if its kernels can't be loaded.
-    """
-    if is_switched_off():
-        return
-    for index, gpu in enumerate(gpus):
-        card = card_of(gpu)
-        if card.capability > LAST_TRUSTED and not has_passed(card):
-            _check_in_child(index, card, cudnn_layers(job))
 
 
 def check_devices(job: Job, warn: Callable[[str], object]) -> None:
@@ -153,7 +111,11 @@ def check_devices(job: Job, warn: Callable[[str], object]) -> None:
     for index, gpu in enumerate(gpus):
         if problem := find_wrong(f"GPU:{index}", cudnn_layers(job)):
             check_results()  # a kernel that was not loaded is why, such as for an old driver
-            raise _fault(index, card_of(gpu), f"computes wrongly: {problem}")
+            text = (
+                f"GPU {index} ({card_of(gpu).name}) computes wrongly: {problem}; run harness "
+                "resume on another node, and report this one to your site"
+            )
+            raise NodeFault(text, will_requeue=report_node_fault(text))
 
 
 def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
@@ -271,65 +233,3 @@ def _difference(found: tf.Tensor, expected: tf.Tensor) -> float:
     a, b = found.numpy().astype(np.float64), expected.numpy().astype(np.float64)
     difference = float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
     return difference if np.isfinite(difference) else np.inf
-
-
-# Cards that XLA may not survive
-
-
-def has_passed(card: Card) -> bool:
-    """Whether a card of this kind has passed here, with this driver and this TensorFlow."""
-    path = _record()
-    return path is not None and read_json(path).get(_key(card)) is True
-
-
-def _check_in_child(index: int, card: Card, layers: frozenset[str]) -> None:
-    names = visible_names(os.environ.get("CUDA_VISIBLE_DEVICES", "")) or [str(index)]
-    own = {"CUDA_VISIBLE_DEVICES": names[min(index, len(names) - 1)]}
-    command = [sys.executable, "-m", "harness.compute.device_check", *sorted(layers)]
-    try:
-        done = subprocess.run(  # noqa: S603 - this module
-            command,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=CHILD_S,
-            env=os.environ | own | {stderr_filter.LEVEL: "1"},
-        )
-    except subprocess.TimeoutExpired:
-        raise _fault(index, card, f"had not passed its check after {CHILD_S:.0f} s") from None
-    if done.returncode != 0:
-        told = telling(stderr_filter.messages(done.stderr))
-        if error := explained(told, sees_memory=False):
-            raise error
-        lines = [*done.stderr.splitlines(), *done.stdout.splitlines()] or ["it printed nothing"]
-        how = f" (died of signal {-done.returncode})" if done.returncode < 0 else ""
-        raise _fault(index, card, f"did not pass its check{how}: {lines[-1].strip()[:300]}")
-    if path := _record():
-        atomic_write(path, json.dumps({**read_json(path), _key(card): True}, indent=1))
-
-
-def _record() -> Path | None:
-    folder = private_cache("devices")
-    return folder / "passed.json" if folder else None
-
-
-def _key(card: Card) -> str:
-    return f"{card.name}, driver {nvidia_driver()}, TensorFlow {installed_version('tensorflow')}"
-
-
-def _fault(index: int, card: Card, what: str) -> NodeFault:
-    text = (
-        f"GPU {index} ({card.name}) {what}; run harness resume on another node, and report this "
-        "one to your site"
-    )
-    return NodeFault(text, will_requeue=report_node_fault(text))
-
-
-def main(*layers: str) -> str:
-    """Check the one GPU that this process sees; returns what is wrong, empty if nothing is."""
-    import_tensorflow(SlurmEnvironment.from_environment())
-    return find_wrong("GPU:0", frozenset(layers))
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]) or 0)  # a text goes to standard error, with code 1

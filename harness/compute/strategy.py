@@ -290,6 +290,15 @@ def num_own_gpus() -> int:
     return len(tf.config.get_visible_devices("GPU"))
 
 
+def card_of(device: Any) -> gpu.Card:
+    """The card of one of TensorFlow's physical devices."""
+    import tensorflow as tf
+
+    details = tf.config.experimental.get_device_details(device)
+    capability = details.get("compute_capability") or (0, 0)
+    return gpu.Card(str(details.get("device_name", "GPU")), capability)
+
+
 def describe_devices(
     strategy: "tf.distribute.Strategy", worker_group: WorkerGroup | None = None
 ) -> list[dict[str, str]]:

@@ -137,28 +137,23 @@ def describe_cards(answer: dict[str, Any], driver: str | None) -> Iterator[Findi
     """Each kind of GPU against the code in TensorFlow's wheel."""
     pairs = zip(answer["gpus"], answer["capabilities"], strict=True)
     for card in dict.fromkeys(Card(name, tuple(capability)) for name, capability in pairs):
-        has_passed = card.name in answer["passed"]
-        yield judge_card(card, driver, answer["targets"], has_passed=has_passed)
+        yield judge_card(card, driver, answer["targets"])
 
 
-def judge_card(
-    card: Card, driver: str | None, targets: Sequence[str], *, has_passed: bool = False
-) -> Finding:
+def judge_card(card: Card, driver: str | None, targets: Sequence[str]) -> Finding:
     """Whether TensorFlow's build runs on a card.
 
     Args:
         driver: as /proc/driver/nvidia/version has it; None if unknown.
         targets: of the build, such as sm_80, machine code, or compute_90, PTX.
-        has_passed: whether a card of this kind has passed the check of its numbers here.
     """
     code, found = code_for(card.capability, targets), f"{card.title}, {driver or 'driver unknown'}"
     if not code:
         text = f"{found}: TensorFlow holds no code for it ({', '.join(targets)})"
         return Finding("red", "card", text, "use a newer card")
     warm = "harness doctor --probe on such a node"
-    if card.capability > LAST_TRUSTED and not has_passed:
-        text = "XLA may abort the process on it, and no card of this kind has passed its check here"
-        return Finding("red", "card", f"{found}: {text}", f"{warm} tries it")
+    if card.capability > LAST_TRUSTED:
+        return Finding("yellow", "card", f"{found}: XLA may abort on it", f"{warm} tries it")
     if code.startswith("compute_"):
         text = f"{found}: no machine code, PTX {code}: the driver compiles for minutes at first use"
         remedy = f"before an array, fill the driver's cache once: {warm}"

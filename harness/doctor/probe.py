@@ -10,7 +10,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,19 +188,18 @@ def devices_seen(devices: str) -> dict[str, Any]:
     Args:
         devices: whether this process could train on these is answered too; empty for all.
     """
-    from harness.compute.strategy import import_tensorflow, make_strategy, parse_devices
+    from harness.compute.strategy import card_of, import_tensorflow, make_strategy, parse_devices
 
     began = time.perf_counter()
     tf = import_tensorflow(SlurmEnvironment.from_environment())
     gpus = tf.config.list_physical_devices("GPU")
     import_s = time.perf_counter() - began
-    cards, passed = _cards(gpus) if gpus else ([], [])
+    cards = [card_of(each) for each in gpus]
     build = tf.sysconfig.get_build_info()
     answer = {
         "import_s": import_s,
         "gpus": [card.name for card in cards],
         "capabilities": [list(card.capability) for card in cards],
-        "passed": passed,
         "libraries": _libraries() if gpu.has_driver() else None,
         "targets": list(build.get("cuda_compute_capabilities", ())),
         "cuda": str(build.get("cuda_version", "")),
@@ -211,14 +210,6 @@ def devices_seen(devices: str) -> dict[str, Any]:
     except InputError as refusal:  # what was found before is reported all the same
         answer["refused"] = str(refusal)
     return answer
-
-
-def _cards(gpus: Sequence[Any]) -> tuple[list[gpu.Card], list[str]]:
-    """The cards of TensorFlow's devices, and the names of those that have passed their check."""
-    from harness.compute.device_check import card_of, has_passed  # imports Keras
-
-    cards = [card_of(gpu) for gpu in gpus]
-    return cards, [card.name for card in cards if has_passed(card)]
 
 
 def _libraries() -> dict[str, Any]:

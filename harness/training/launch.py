@@ -429,12 +429,11 @@ def computing(job: Job, threads: int | None = None) -> Iterator[None]:
     if may_use_gpus(site_devices()):
         stand_guard(tell_death)
     import_tensorflow(SlurmEnvironment.from_environment(), threads, Numerics.of(job))
-    from harness.compute.device_check import check_devices, check_unproven
+    from harness.compute.device_check import check_devices
     from harness.training.failures import explained_device_errors
 
     try:
         with explained_device_errors():
-            check_unproven(devices_in_use(None)[1], job)
             check_devices(job, Console().warning)
             yield
     finally:

@@ -165,8 +165,8 @@ def test_doctor_describes_cards_and_libraries(rig: Rig) -> None:
     done = rig.run(["-m", "harness", "doctor", "--json"], 2, {**path, "STUB_CAPABILITY": "10.0"})
     found = {each["name"]: each for each in json.loads(done.stdout)}
     assert found["devices"]["found"].startswith("2 x NVIDIA H100 80GB HBM3")
-    assert found["card"]["level"] == "red"
-    assert "no card of this kind has passed its check here" in found["card"]["found"]
+    assert found["card"]["level"] == "yellow"
+    assert "XLA may abort on it" in found["card"]["found"]
     own = str(folder / "libcudnn.so.9")
     assert found["libraries"]["level"] == "yellow"
     assert f"libcudnn.so.9 from {own}" in found["libraries"]["found"]
@@ -185,19 +185,6 @@ def test_a_gpu_that_computes_wrongly_is_refused(rig: Rig) -> None:
     assert not (rig.folder / "runs").exists()
     done = rig.train("lstm", "--devices", "gpu:1", env=CHECKED)
     assert (done.returncode, wrong in last_line(done)) == (1, True)
-
-
-def test_a_card_that_xla_may_not_survive_is_checked_in_a_child(rig: Rig) -> None:
-    """The process that would train has not opened the GPU by then, which may let in one alone."""
-    card = CHECKED | {"STUB_CAPABILITY": "10.0"}
-    done = rig.train("lstm", "--devices", "gpu:1", env=card)
-    assert (done.returncode, "did not pass its check: an elem" in last_line(done)) == (1, True)
-    opened = [
-        line.split()[0]
-        for line in (rig.folder / "counts").read_text().splitlines()
-        if line.split()[2] == "cuDevicePrimaryCtxRetain"
-    ]
-    assert len(opened) == 1
 
 
 EVERY_COMPUTATION = """

@@ -4,8 +4,8 @@ Args and errors of each are those of `harness.training.metrics.test_scores`.
 """
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 MOST_COUNTS = 12  # classes of a confusion matrix whose counts can be read
 MOST_NAMES = 30  # and whose names can
 MAX_NAME = 24  # characters of a class's name
-# Of the figure. To fit margins to the texts, Matplotlib lays out everything twice.
-MARGINS = {"left": 0.11, "right": 0.97, "bottom": 0.11, "top": 0.93}
 
 
 def confusion_picture(
@@ -32,77 +30,59 @@ def confusion_picture(
     Of more than 12 classes the shares alone are shown, by colour. `classes` names the labels.
     """
     truth, found = checked(labels, probabilities)
+    from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+
     num_classes = found.shape[1]
-    counts = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(counts, (truth, found.argmax(axis=1)), 1)
-    in_class = counts.sum(axis=1, keepdims=True)
-    shares = counts / np.maximum(in_class, 1)
-    figure, axes = new_figure()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    cells = np.ndindex(counts.shape) if num_classes <= MOST_COUNTS else ()
-    font_size = min(20, max(6, 66 // num_classes))
-    for row, column in cells:
-        dark = shares[row, column] > 0.5
-        axes.text(
-            column,
-            row,
-            f"{counts[row, column]:,}\n{shares[row, column]:.1%}",
-            ha="center",
-            va="center",
-            fontsize=font_size,
-            color="white" if dark else "black",
-        )
+    counts = confusion_matrix(truth, found.argmax(axis=1), labels=range(num_classes))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     # A dollar sign would begin mathematics.
-    names = [shortened(name).replace("$", r"\$") for name in classes]
-    if num_classes == 2:
-        axes.set_xticks([0, 1], names)
-        lines = [f"{name}\n({int(n):,})" for name, n in zip(names, in_class[:, 0], strict=True)]
-        axes.set_yticks([0, 1], lines)
-    elif num_classes <= MOST_NAMES:
-        axes.set_xticks(range(num_classes), names, rotation=90, fontsize=8)
-        axes.set_yticks(range(num_classes), names, fontsize=8)
-    axes.set(xlabel="predicted", ylabel="true (percentages add up to 100 in each row)")
+    names = [" ".join(name.split())[:MAX_NAME].replace("$", r"\$") for name in classes]
+    figure, axes = new_figure()
+    display = ConfusionMatrixDisplay(shares, display_labels=names)
+    display.plot(
+        ax=axes,
+        cmap="Blues",
+        colorbar=False,
+        include_values=num_classes <= MOST_COUNTS,
+        values_format=".1%",
+        xticks_rotation="horizontal" if num_classes == 2 else "vertical",
+        im_kw={"vmin": 0, "vmax": 1, "aspect": "auto"},
+        text_kw={"fontsize": min(20, max(6, 66 // num_classes))},
+    )
+    if display.text_ is not None:
+        for text, count in zip(display.text_.ravel(), counts.ravel(), strict=True):
+            text.set_text(f"{count:,}\n{text.get_text()}")
+    if num_classes > MOST_NAMES:
+        axes.set(xticks=[], yticks=[])
     accuracy = np.trace(counts) / len(truth)
-    axes.set_title(f"Confusion matrix: {accuracy:.1%} of {len(truth):,} reviews right")
+    axes.set(
+        xlabel="predicted",
+        ylabel="true (percentages add up to 100 in each row)",
+        title=f"Confusion matrix: {accuracy:.1%} of {len(truth):,} reviews right",
+    )
     return png(figure)
-
-
-def shortened(name: str, length: int = MAX_NAME) -> str:
-    """A name in a picture, on one line; `textwrap.shorten` leaves nothing of a long word."""
-    name = " ".join(name.split())
-    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 def roc_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     """Draw the ROC curve as a PNG of 640 x 480, the area under it in the legend.
 
-    Of more than two classes it is the mean of the curves of each class against the rest. If labels
-    hold only one class, the picture says that there is no curve.
+    Of more than two classes it is the mean of the curves of each class against the rest. Labels of
+    one class have no curve, and the legend says so.
     """
     truth, found = checked(labels, probabilities)
-    from sklearn.metrics import roc_auc_score, roc_curve
+    from sklearn.metrics import RocCurveDisplay
 
-    figure, axes = new_figure(MARGINS)
+    figure, axes = new_figure()
     if truth.min() == truth.max():
-        axes.text(0.05, 0.9, f"no curve: all {len(truth):,} reviews are of one class", fontsize=13)
-    elif found.shape[1] == 2:
-        positive = found[:, 1]
-        false_rate, true_rate, _ = roc_curve(truth, positive)
-        area = roc_auc_score(truth, positive)
-        axes.plot(false_rate, true_rate, linewidth=2, label=f"model (AUC {area:.4f})")
-        predicted = positive > 0.5
-        point = predicted[truth == 0].mean(), predicted[truth == 1].mean()
-        axes.plot(*point, "o", color="C0", label="threshold 0.5")
+        axes.plot([], label=f"no curve: all {len(truth):,} reviews are of one class")
     else:
         rates, true_rates = mean_roc_curve(truth, found)
+        name = "model" if found.shape[1] == 2 else "mean of each class against the rest"
         area = test_scores(truth, found)["roc_auc"]
-        label = f"mean of each class against the rest (AUC {area:.4f})"
-        axes.plot(rates, true_rates, linewidth=2, label=label)
+        RocCurveDisplay(fpr=rates, tpr=true_rates, roc_auc=area).plot(ax=axes, name=name)
     axes.plot([0, 1], [0, 1], "--", color="grey", label="chance (AUC 0.5)")
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.set(xlabel="false positive rate", ylabel="true positive rate")
     axes.set_title(f"ROC curve over {len(truth):,} reviews")
-    axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     return png(figure)
 
@@ -111,54 +91,28 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     """Draw how well the probabilities are calibrated, as a PNG of 640 x 640.
 
     Above, for each non-empty one of 10 equal bins of probability, the share of positive reviews
-    over the mean probability; below, the number and share of reviews in each bin. Of more than two
-    classes it is the probability of the predicted class, and the share of correct predictions.
+    over the mean probability; below, the number of reviews in each bin. Of more than two classes it
+    is the probability of the predicted class, and the share of correct predictions.
     """
     truth, found = checked(labels, probabilities)
-    if found.shape[1] == 2:
-        of, share, positive, is_so = "a positive review", "positive reviews", found[:, 1], truth
-    else:
-        of, share, positive = "the predicted class", "correct predictions", found.max(axis=1)
-        is_so = found.argmax(axis=1) == truth
-    counts, means, shares = calibration_bins(positive, is_so)
-
     from matplotlib.figure import Figure
+    from sklearn.calibration import CalibrationDisplay
 
-    figure = Figure(figsize=(6.4, 6.4), dpi=100)
-    grid = {"height_ratios": [2, 1], "hspace": 0.06, **MARGINS}
-    curve, histogram = figure.subplots(2, 1, sharex=True, gridspec_kw=grid)
-    curve.plot([0, 1], [0, 1], "--", color="grey", label="perfectly calibrated")
-    curve.plot(means, shares, "o-", linewidth=2, label="model")
-    curve.set(xlim=(0, 1), ylim=(-0.02, 1.02))
-    curve.set(ylabel=f"share of {share}", title=f"Calibration over {len(truth):,} reviews")
-    curve.grid(alpha=0.3)
-    curve.legend(loc="lower right")
-
-    bars = histogram.bar(np.arange(10) / 10 + 0.05, counts, width=0.094)
-    histogram.bar_label(
-        bars, [f"{n:,}\n{n / len(truth):.1%}" for n in counts], fontsize=8.5, padding=2
-    )
-    histogram.set_ylim(0, counts.max() * 1.35)
-    histogram.locator_params(axis="y", integer=True, nbins=5)
-    histogram.set_xticks(np.arange(11) / 10)
-    histogram.set(xlabel=f"predicted probability of {of}", ylabel="reviews")
+    is_so, positive = truth == 1, found[:, 1]
+    of, share = "a positive review", "positive reviews"
+    if found.shape[1] > 2:
+        is_so, positive = found.argmax(axis=1) == truth, found.max(axis=1)
+        of, share = "the predicted class", "correct predictions"
+    figure = Figure(figsize=(6.4, 6.4), dpi=100, layout="constrained")
+    curve, histogram = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [2, 1]})
+    CalibrationDisplay.from_predictions(is_so, positive, n_bins=10, pos_label=True, ax=curve)
+    curve.set(xlabel="", ylabel=f"share of {share}")
+    curve.set_title(f"Calibration over {len(truth):,} reviews")
+    counts, _, bars = histogram.hist(positive, bins=10, range=(0, 1), rwidth=0.94)
+    histogram.bar_label(bars, [f"{n:,.0f}\n{n / len(truth):.1%}" for n in counts], fontsize=8.5)
+    histogram.set(ylim=(0, counts.max() * 1.4), ylabel="reviews")
+    histogram.set(xlabel=f"predicted probability of {of}")
     return png(figure)
-
-
-def calibration_bins(
-    probabilities: NDArray[np.float64], is_so: NDArray[Any]
-) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Ten equal bins of probabilities `[n]` of what is so or not, `[n]`.
-
-    Returns:
-        Number in each bin, `[10]`; mean probability and share that is so of each that is not empty.
-    """
-    bins = np.clip((probabilities * 10).astype(np.int64), 0, 9)
-    counts = np.bincount(bins, minlength=10)
-    held = counts > 0
-    means = np.bincount(bins, probabilities, minlength=10)[held] / counts[held]
-    shares = np.bincount(bins, is_so, minlength=10)[held] / counts[held]
-    return counts, means, shares
 
 
 def mean_roc_curve(
@@ -186,15 +140,13 @@ def mean_roc_curve(
     return rates, np.mean(curves, axis=0)
 
 
-def new_figure(
-    margins: Mapping[str, float] = {}, *, size: tuple[float, float] = (6.4, 4.8)
-) -> "tuple[Figure, Axes]":
-    """A figure of one plot; without margins they are fitted to its texts."""
+def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> "tuple[Figure, Axes]":
+    """A figure of one plot, whose margins fit its texts."""
     # The object API: pyplot has a global list of figures, and may choose a backend with a window.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=100, layout=None if margins else "constrained")
-    return figure, figure.subplots(gridspec_kw={**margins})
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    return figure, figure.subplots()
 
 
 def png(figure: "Figure") -> bytes:

@@ -2,14 +2,14 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.layers import GRU, LSTM, RNN, Bidirectional, SimpleRNN
+from keras.layers import LSTM, RNN, Bidirectional, SimpleRNN
 
-from harness.layers import all_layers, takes_masks
+from harness.layers import all_layers
 
 # From a layer, its words, `[time, batch, features]`, and its first states to its outputs,
 # `[time, batch, units]`, and its last states.
@@ -50,7 +50,7 @@ def use_cudnn_rnn(model: keras.Model) -> None:
         model: or such a layer.
     """
     for layer in (model, *_with_directions(model)):
-        if type(layer) is SimpleRNN and not why_not_cudnn(layer):
+        if type(layer) is SimpleRNN and _cudnn_takes(layer):
             layer.inner_loop = functools.partial(_cudnn_rnn, layer)
 
 
@@ -97,37 +97,11 @@ def cudnn_parameters(layer: SimpleRNN) -> tf.Tensor:
     return tf.concat([*matrices, bias, tf.zeros_like(bias)], axis=0)
 
 
-def why_not_cudnn(layer: keras.Layer) -> str:
-    """The setting of a recurrent layer that cuDNN does not have; empty if it takes the layer."""
-    if isinstance(layer, Bidirectional):
-        layer = layer.forward_layer
-    if not isinstance(layer, SimpleRNN | LSTM | GRU):
-        return f"{type(layer).__name__} instead of LSTM or GRU"
+def _cudnn_takes(layer: SimpleRNN) -> bool:
+    """Whether a plain RNN has no setting that cuDNN lacks."""
     cell = layer.cell
-    needed = {
-        "activation": (cell.activation, keras.activations.tanh),
-        "use_bias": (cell.use_bias, True),
-        "unroll": (layer.unroll, False),
-        "recurrent_dropout": (cell.recurrent_dropout, 0),
-    }
-    if isinstance(layer, SimpleRNN):
-        needed["dropout"] = (cell.dropout, 0)
-    else:
-        needed["recurrent_activation"] = (cell.recurrent_activation, keras.activations.sigmoid)
-    if isinstance(layer, GRU):
-        needed["reset_after"] = (cell.reset_after, True)
-    return next(
-        (
-            f"{name} = {_shown(found)} instead of {_shown(should)}"
-            for name, (found, should) in needed.items()
-            if found != should
-        ),
-        "",
-    )
-
-
-def _shown(setting: Any) -> str:
-    return str(getattr(setting, "__name__", setting))
+    drops = layer.unroll or cell.dropout or cell.recurrent_dropout
+    return cell.activation is keras.activations.tanh and cell.use_bias and not drops
 
 
 def compute_in_float32(model: keras.Model) -> list[str]:
@@ -303,31 +277,17 @@ def kernels_of(model: keras.Model, graph: tf.Graph, way: str) -> dict[str, str]:
     return kernels
 
 
-def why_slow(model: keras.Model, kernels: dict[str, str], way: str, *, is_own: bool) -> str:
-    """Which layers of a model cuDNN does not compute on a GPU, why, and what mends it.
+def why_slow(kernels: Mapping[str, str]) -> str:
+    """Which layers cuDNN does not compute on a GPU, and what mends it; empty if it computes all.
 
     Args:
-        kernels: as `kernels_of` gives them; where all are cuDNN's, the answer is empty.
-        way: that the plan has.
-        is_own: whether the network is the user's.
+        kernels: as `kernels_of` gives them.
     """
-    layers = [each for each in recurrent_layers(model) if kernels[each.name] != "cudnn"]
-    if not layers:
+    names = ", ".join(name for name, kernel in kernels.items() if kernel != "cudnn")
+    if not names:
         return ""
-    names = ", ".join(each.name for each in layers)
-    setting = next(filter(None, map(why_not_cudnn, layers)), "")
-    if takes_masks(model):
-        reason = "cuDNN takes no mask that begins with zeros, as padded reviews have"
-        remedy = "leave mask_zero and Masking out, or use a CPU"
-    elif setting:
-        reason, remedy = f"cuDNN takes no layer with {setting}", "change that, or use a CPU"
-        if not is_own:
-            remedy = "set model.reset_after = true, or use a CPU"
-    elif way == "xla":
-        reason, remedy = "XLA can't compile cuDNN", "set train.xla = auto"
-    elif isinstance(layers[0], SimpleRNN):
-        reason = "cuDNN's plain RNN computes other numbers on this GPU than Keras"
-        remedy = "use a CPU, or another GPU"
-    else:
-        reason, remedy = "use_cudnn = False", "leave it out, or use a CPU"
-    return f"{names}: slow on a GPU, because a loop computes word after word: {reason}; {remedy}"
+    return (
+        f"{names}: slow on a GPU, because a loop computes word after word, not cuDNN; set "
+        "model.reset_after = true and train.xla = auto; in a network of your own leave activations "
+        "and biases as Keras has them, and masks, recurrent_dropout and unroll out; or use a CPU"
+    )

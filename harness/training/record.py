@@ -86,7 +86,7 @@ def record_kernels(trainer: Trainer, way: str, console: Console) -> dict[str, st
             f"train.precision = {job.train.precision}: in training {', '.join(step.in_float32)} "
             "computes in float32, because cuDNN's gradients in bfloat16 are wrong"
         )
-    if num_own_gpus() and (line := why_slow(step.model, kernels, way, is_own=job.model.is_own)):
+    if num_own_gpus() and (line := why_slow(kernels)):
         console.warning(line)
     return kernels
 

@@ -20,7 +20,7 @@ from harness.compute.recurrent import (
     recurrent_layers,
     use_cudnn_rnn,
     use_turns_of_two,
-    why_not_cudnn,
+    why_slow,
 )
 from harness.data.epoch_order import BatchShape
 from harness.data.input_pipeline import Reviews, batches
@@ -197,24 +197,35 @@ def test_cudnns_plain_rnn_is_used_where_it_agrees(
 
 
 @pytest.mark.parametrize(
-    ("layer", "why"),
+    ("settings", "num_calls"),
     [
-        (layers.SimpleRNN(3), ""),
-        (layers.LSTM(3), ""),
-        (layers.Bidirectional(layers.LSTM(3)), ""),
-        (layers.GRU(3), ""),
-        (layers.GRU(3, reset_after=False), "reset_after = False instead of True"),
-        (layers.SimpleRNN(3, activation="relu"), "activation = relu instead of tanh"),
-        (layers.SimpleRNN(3, dropout=0.1), "dropout = 0.1 instead of 0"),
-        (layers.LSTM(3, recurrent_dropout=0.1), "recurrent_dropout = 0.1 instead of 0"),
-        (layers.LSTM(3, use_bias=False), "use_bias = False instead of True"),
-        (layers.RNN(layers.LSTMCell(3)), "RNN instead of LSTM or GRU"),
+        ({}, 1),
+        ({"activation": "relu"}, 0),
+        ({"dropout": 0.1}, 0),
+        ({"recurrent_dropout": 0.1}, 0),
+        ({"unroll": True}, 0),
+        ({"use_bias": False}, 0),
     ],
-    ids=lambda value: value.name if isinstance(value, layers.Layer) else value,
+    ids=str,
 )
-def test_what_cudnn_refuses_is_named(layer: keras.Layer, why: str) -> None:
-    """The first setting that it does not have."""
-    assert why_not_cudnn(layer) == why
+def test_what_cudnn_does_not_have_keeps_its_loop(
+    cudnn: Cudnn, settings: dict[str, Any], num_calls: int
+) -> None:
+    """A plain RNN with another setting computes what it did."""
+    layer = layers.SimpleRNN(4, **settings)
+    words = tf.random.stateless_normal([6, 7, 3], [1, 2])
+    expected = layer(words)
+    use_cudnn_rnn(layer)
+    np.testing.assert_allclose(layer(words), expected, atol=1e-5)
+    assert cudnn.num_calls == num_calls
+
+
+def test_layers_without_cudnn_are_named_with_what_mends_it() -> None:
+    """In one line; nothing is said where cuDNN computes all."""
+    assert why_slow({"lstm": "cudnn"}) == ""
+    line = why_slow({"lstm": "cudnn", "gru": "loop", "rnn": "xla"})
+    assert line.startswith("gru, rnn: slow on a GPU")
+    assert "set model.reset_after = true" in line
 
 
 def test_recurrent_layers_compute_in_float32_in_place_of_bfloat16() -> None:

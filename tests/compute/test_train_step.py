@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from harness.compute.adversarial import OuterLookupStep, build_step
 from harness.compute.execution_plan import ExecutionPlan
-from harness.compute.recurrent import recurrent_layers, why_slow
 from harness.compute.train_step import Gradients, TrainStep
 from harness.data.epoch_order import BatchShape
 from harness.data.input_pipeline import Reviews, batches, in_parts
@@ -173,33 +172,6 @@ def test_parts_hold_all_rows_in_order() -> None:
         np.testing.assert_array_equal(joined, getattr(batch, field))
     assert {int(part.count) for part in parts} == {20}
     assert in_parts(batch, 20, 20) == [batch]
-
-
-@pytest.mark.parametrize(
-    ("name", "settings", "kernel", "says"),
-    [
-        ("lstm", [], "cudnn", ""),
-        ("lstm", ["train.xla=on"], "xla", "XLA can't compile cuDNN; set train.xla = auto"),
-        (
-            "gru",
-            ["model.reset_after=false"],
-            "xla",
-            "reset_after = False instead of True; set model.reset_after = true, or use a CPU",
-        ),
-        ("rnn", [], "loop", "cuDNN's plain RNN computes other numbers on this GPU than Keras"),
-    ],
-)
-def test_what_is_slow_on_a_gpu_names_its_remedy(
-    name: str, settings: list[str], kernel: str, says: str
-) -> None:
-    """In one line."""
-    job = load_job(JOBS / f"{name}.toml", [*SETTINGS, *settings])
-    plan = ExecutionPlan("xla" if kernel == "xla" else "cudnn", 1)
-    train_step = TrainStep(job, tf.distribute.get_strategy(), plan)
-    kernels = {layer.name: kernel for layer in recurrent_layers(train_step.model)}
-    found = why_slow(train_step.model, kernels, plan.way, is_own=False)
-    assert says in found
-    assert bool(found) == bool(says)
 
 
 KERNELS = {

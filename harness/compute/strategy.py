@@ -97,36 +97,25 @@ def one_device_each(text: str | None, what: str) -> str | None:
     return requested.kind
 
 
-@dataclass(frozen=True)
-class Numerics:
-    """How exactly numbers are computed."""
-
-    tf32: bool = False  # TensorFlow's own default is True
-    deterministic: bool = True
-
-    @classmethod
-    def of(cls, job: Job) -> "Numerics":
-        """As a job asks for."""
-        return cls(job.train.tf32, job.train.deterministic)
-
-
 def import_tensorflow(
-    allocation: SlurmEnvironment | None, threads: int | None = None, numerics: Numerics = Numerics()
+    allocation: SlurmEnvironment | None, threads: int | None = None, job: Job | None = None
 ) -> ModuleType:
     """Import TensorFlow, by default with deterministic operations, without its noise.
 
     Args:
         threads: to use; by default as many as there are CPUs given to this process.
+        job: may ask for other operations, or for TF32, which is on by TensorFlow's own default.
 
     Raises:
         InputError: if it can't be imported.
     """
+    tf32, deterministic = (job.train.tf32, job.train.deterministic) if job else (False, True)
     ask_for_messages()
     # oneDNN rounds differently on different CPUs, and a run may resume on another node.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # By default CUDA puts the fastest GPU first; this way it numbers them as the driver does.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    if numerics.deterministic:
+    if deterministic:
         # cuBLAS reads it once. Without it cuDNN's recurrent layers are not reproducible (cuDNN's
         # manual, "Reproducibility"), because cuBLAS may use another workspace on each stream.
         os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
@@ -150,8 +139,8 @@ def import_tensorflow(
     threads = threads or given_cpus(allocation)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
-    tf.config.experimental.enable_tensor_float_32_execution(numerics.tf32)
-    if numerics.deterministic:
+    tf.config.experimental.enable_tensor_float_32_execution(tf32)
+    if deterministic:
         tf.config.experimental.enable_op_determinism()
     return tf  # type: ignore[no-any-return]
 

@@ -13,7 +13,6 @@ from harness.compute.device_errors import check_results, died_of, of_death
 from harness.compute.execution_plan import ExecutionPlan, choose
 from harness.compute.gpus import check_gpus, promised_gpus
 from harness.compute.strategy import (
-    Numerics,
     describe_devices,
     devices_in_use,
     import_tensorflow,
@@ -48,8 +47,6 @@ from harness.tracking.records import record_death
 from harness.tracking.run_dir import RECORD, RunDirectory
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.parent import find_parent
-
-FEWEST_PER_GPU = 64  # reviews a step, below which starting the kernels takes longer than they do
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ def launch(
         # 3. TensorFlow and its devices.
         begins = watchdog.Watched(f"TensorFlow's start on {node_name()}", "start it again")
         with watchdog.watching(begins):
-            import_tensorflow(allocation, threads, Numerics.of(job))
+            import_tensorflow(allocation, threads, job)
             watchdog.progress()
             from harness.compute.device_check import (
                 checked_plan,
@@ -125,7 +122,9 @@ def launch(
         stop.listen()  # again, over a handler that TensorFlow may have set
         plan = plan_of(job, "gpu" if num_own_gpus() else "cpu", began, threads=threads)
         plan = ExecutionPlan(**agreed(asdict(checked_plan(plan, job)), worker_group))
-        monitor = stack.enter_context(own_monitor(allocation))
+        # It warns on a console of its own, which is never silent.
+        monitor = ResourceMonitor(num_own_gpus(), given_cpus(allocation), warn=Console().warning)
+        stack.enter_context(monitor)
         title = title_of_devices(strategy, plan.threads)
         console.info(f"{title}; data: {context.dataset.title}")
         devices_used = describe_devices(strategy, worker_group)
@@ -244,11 +243,6 @@ def join_workers(
     return worker_group, replace(context, run=run)
 
 
-def own_monitor(allocation: SlurmEnvironment | None) -> ResourceMonitor:
-    """The monitor of this node's GPUs; it warns on a console of its own, which is never silent."""
-    return ResourceMonitor(num_own_gpus(), given_cpus(allocation), warn=Console().warning)
-
-
 def recorded_plan(run: RunDirectory) -> dict[str, Any]:
     """The plan in the record of a run that has begun, else nothing."""
     return run.certain_json(RECORD).get("plan") or {}
@@ -297,8 +291,6 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
             f"{CLASSES_FOR_TOP} classes, the data have {len(dataset.classes)}; give val_accuracy"
         )
     for line in job.without_effect():
-        console.warning(line)
-    if line := small_shares(job.train.batch_size, num_replicas, num_own_gpus()):
         console.warning(line)
     if not job.train.deterministic:
         console.warning(
@@ -370,21 +362,6 @@ def warn_of_changes(
         console.warning(f"since the run was begun: {change}; its bytes may differ")
 
 
-def small_shares(batch_size: int, num_replicas: int, num_gpus: int) -> str:
-    """What to do where GPUs get so few reviews a step that they wait; empty elsewhere."""
-    per_gpu = batch_size // num_replicas
-    if not num_gpus or per_gpu >= FEWEST_PER_GPU:
-        return ""
-    remedy = "share it among runs (harness train … --seeds 1-4 --runs-per-gpu 4)"
-    if num_replicas > 1:
-        remedy = "use fewer GPUs"
-    return (
-        f"train.batch_size = {batch_size} gives a GPU {per_gpu} reviews a step, and below "
-        f"{FEWEST_PER_GPU} it mostly waits: {remedy}, or raise train.batch_size, which changes the "
-        "result"
-    )
-
-
 def given_validation(job: Job, dataset: Dataset) -> str:
     """What becomes of the validation split of own texts; empty where they have none."""
     if not dataset.num_validation:
@@ -428,7 +405,7 @@ def computing(job: Job, threads: int | None = None) -> Iterator[None]:
     """
     if may_use_gpus(site_devices()):
         stand_guard(tell_death)
-    import_tensorflow(SlurmEnvironment.from_environment(), threads, Numerics.of(job))
+    import_tensorflow(SlurmEnvironment.from_environment(), threads, job)
     from harness.compute.device_check import check_devices
     from harness.training.failures import explained_device_errors
 

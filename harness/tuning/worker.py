@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 
 from harness.compute.gpus import check_gpus, promised_gpus
 from harness.compute.strategy import (
-    Numerics,
     import_tensorflow,
     num_own_gpus,
     parse_devices,
@@ -133,7 +132,7 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
     # Read before what takes seconds, after which the disk may fail.
     search = sweep.search()
     dataset = dataset_of(sweep, search.job, arguments.data)
-    import_tensorflow(allocation, threads, Numerics.of(search.job))
+    import_tensorflow(allocation, threads, search.job)
     # It warns about graphs that are traced again, as they are for each trial.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     requested = parse_devices(arguments.devices) if arguments.devices else None

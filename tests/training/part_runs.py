@@ -66,9 +66,7 @@ ENDS: tuple[dict[int, Any], ...] = (
 def main(folder: Path, *names: str) -> None:
     """Train each case in three ways, and print what came out."""
     job = load_job(JOBS / "lstm.toml", SETTINGS)
-    from harness.compute.strategy import Numerics
-
-    import_tensorflow(None, 1, Numerics.of(job))
+    import_tensorflow(None, 1, job)
     two, one = make_strategy(parse_devices("cpu:2")), one_device()
     for name in names:
         found: dict[str, Any] = {"case": name}

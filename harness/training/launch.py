@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.compute.device_errors import check_results, died_of, of_death
 from harness.compute.execution_plan import ExecutionPlan, choose
-from harness.compute.gpus import check_gpus, promised_gpus
+from harness.compute.gpus import check_gpus
 from harness.compute.strategy import (
     describe_devices,
     devices_in_use,
@@ -115,7 +115,7 @@ def launch(
             from harness.training.failures import explained_device_errors
 
             stack.enter_context(explained_device_errors())
-            check_gpus(promised_gpus(requested, allocation), console.warning)
+            check_gpus(requested, allocation, console.warning)
             begins.first_use = first_use_factor(devices_in_use(requested)[1])
             strategy = checked_strategy(requested, worker_group, job, console)
             check_results()

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.compute.gpus import check_gpus, promised_gpus
+from harness.compute.gpus import check_gpus
 from harness.compute.strategy import (
     import_tensorflow,
     num_own_gpus,
@@ -136,7 +136,7 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
     # It warns about graphs that are traced again, as they are for each trial.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     requested = parse_devices(arguments.devices) if arguments.devices else None
-    check_gpus(promised_gpus(requested, allocation), console.warning)
+    check_gpus(requested, allocation, console.warning)
     from harness.compute.device_check import checked_strategy
     from harness.tuning.trial import Trials
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from harness.compute.gpus import Promise, check_gpus, promised_gpus
+from harness.compute.gpus import check_gpus
 from harness.compute.strategy import parse_devices
 from harness.errors import InputError, NodeFault
 from harness.slurm.environment import SlurmEnvironment
@@ -75,7 +75,7 @@ def test_who_promised_is_named(variables: dict[str, str], devices: str | None, s
     requested = parse_devices(devices) if devices else None
     allocation = SlurmEnvironment.from_environment(variables)
     with pytest.raises(InputError, match=re.escape(said)):
-        check_gpus(promised_gpus(requested, allocation, variables), pytest.fail, variables)
+        check_gpus(requested, allocation, pytest.fail, variables)
 
 
 @pytest.mark.full
@@ -138,11 +138,11 @@ def test_fewer_gpus_than_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setattr(gpu, "has_driver", lambda: True)
     monkeypatch.setattr(gpu, "has_nvml", lambda: True)
     monkeypatch.setattr(gpu, "missing_libraries", list)
-    promise = Promise(2, "Slurm gave 2 GPUs")
+    two = SlurmEnvironment.from_environment(SLURM | {"SLURM_GPUS_ON_NODE": "2"})
     with pytest.raises(NodeFault, match="Slurm gave 2 GPUs, but TensorFlow sees 1: the driver"):
-        check_gpus(promise, pytest.fail, {})
+        check_gpus(None, two, pytest.fail, {})
     assert faults.read_text().startswith("n7 Slurm gave 2 GPUs, but TensorFlow sees 1")
-    check_gpus(Promise(1, "Slurm gave 1 GPU"), pytest.fail, {})
+    check_gpus(None, SlurmEnvironment.from_environment(SLURM), pytest.fail, {})
 
 
 @pytest.mark.full
@@ -173,7 +173,7 @@ def test_a_driver_whose_gpus_are_hidden_is_not(monkeypatch: pytest.MonkeyPatch) 
     """An empty CUDA_VISIBLE_DEVICES without a promise says by itself that the CPU is meant."""
     monkeypatch.setattr(gpu, "has_driver", lambda: True)
     hidden = {"CUDA_VISIBLE_DEVICES": ""}
-    check_gpus(promised_gpus(None, None, hidden), pytest.fail, hidden)
+    check_gpus(None, None, pytest.fail, hidden)
     warnings: list[str] = []
-    check_gpus(promised_gpus(None, None, {}), warnings.append, {})
+    check_gpus(None, None, warnings.append, {})
     assert "the CPU trains: a driver is here, but TensorFlow sees no GPU" in warnings[0]

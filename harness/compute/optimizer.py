@@ -77,6 +77,15 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
         share = self._share(done) * tf.minimum((done + 1) / max(self.warmup_steps, 1), 1.0)
         return self.cut.value * tf.cast(self.train.learning_rate * share, tf.float32)
 
+    @property
+    def learning_rate(self) -> keras.Variable:
+        """The cut, under the name by which a plateau's callback reads and sets an optimizer's."""
+        return self.cut
+
+    @learning_rate.setter
+    def learning_rate(self, value: float) -> None:
+        self.cut.assign(value)
+
     def _share(self, done: tf.Tensor) -> tf.Tensor:
         """Of the rate, without the warm-up."""
         train = self.train
@@ -94,22 +103,6 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
     def get_config(self) -> dict[str, Any]:
         """No file holds a schedule: it is made from the job."""
         return {}
-
-
-class CutSchedule:
-    """What a plateau's callback takes for the optimizer: its rate is the schedule's cut."""
-
-    def __init__(self, schedule: RateSchedule) -> None:
-        self.schedule = schedule
-
-    @property
-    def learning_rate(self) -> keras.Variable:
-        """What the rate is multiplied by."""
-        return self.schedule.cut
-
-    @learning_rate.setter
-    def learning_rate(self, value: float) -> None:
-        self.schedule.cut.assign(value)
 
 
 def has_schedule(train: TrainConfig) -> bool:

@@ -3,23 +3,18 @@
 Each knows one thing, and has only what it needs for it.
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import keras
 import numpy as np
 
-from harness.compute.train_step import TrainStep
 from harness.data.input_pipeline import TIMED_FETCHES, Batch, waited_s
 from harness.job.keys import SCORES, TrainConfig
 from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor
 from harness.tracking.records import Heartbeat
-from harness.tracking.run_dir import RunDirectory
-from harness.training import checkpoint
 from harness.training.progress import Progress
-from harness.training.tensorboard_log import TensorBoardLog
 
 
 @dataclass(frozen=True)
@@ -114,30 +109,3 @@ class BestWeights:
         if not progress.best_epoch or sign * line[self.score] < sign * progress.best[self.score]:
             progress.best_epoch = line["epoch"]
             progress.best_weights = model.get_weights()
-
-
-class Checkpoints:
-    """Writes checkpoints, and says when the next one is due."""
-
-    def __init__(
-        self, run: RunDirectory, train_step: TrainStep, log: TensorBoardLog, *, every_s: float
-    ) -> None:
-        self.run, self.train_step, self.log, self.every_s = run, train_step, log, every_s
-        self.took_s = 0.0  # of this process, to write checkpoints
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        """Count the time to the next checkpoint from now."""
-        self._saved_s = time.perf_counter()
-
-    def is_due(self) -> bool:
-        """Whether `every_s` have passed since the last one."""
-        return time.perf_counter() - self._saved_s >= self.every_s
-
-    def save(self, progress: Progress, total_steps: int) -> None:
-        """Write a checkpoint, with how much of the TensorBoard log belongs to it."""
-        began = time.perf_counter()
-        progress.event_mark = self.log.mark()
-        checkpoint.save(self.run, self.train_step, progress, total_steps=total_steps)
-        self.restart_clock()
-        self.took_s += self._saved_s - began

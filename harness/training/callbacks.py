@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from harness.compute.optimizer import CutSchedule, schedule_of
+from harness.compute.optimizer import schedule_of
 from harness.errors import InputError, RunError
 from harness.job.keys import SCORES, Job, TrainConfig
 from harness.job.own_code import load_function, own_errors
@@ -77,7 +77,7 @@ class RunCallbacks:
             for callback in self.built_in.callbacks:
                 if isinstance(callback, keras.callbacks.ReduceLROnPlateau):
                     # What it takes for the model.
-                    callback.set_model(SimpleNamespace(optimizer=CutSchedule(self.schedule)))
+                    callback.set_model(SimpleNamespace(optimizer=self.schedule))
         for callback in own:
             self._call(callback, "set_params", {"epochs": train.epochs})
             self._call(callback, "set_model", model)

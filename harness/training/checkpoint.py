@@ -225,16 +225,11 @@ def _progress(arrays: dict[str, np.ndarray], name: str) -> Progress:
     meta = json.loads(arrays["progress"].tobytes())
     check_format(name, meta)
     known = {f.name for f in fields(Progress)}
+    num = sum(key.startswith("best/") for key in arrays)
     return Progress(
         **{key: value for key, value in meta.items() if key in known},
-        best_weights=_numbered(arrays, "best"),
+        best_weights=[arrays[f"best/{i}"] for i in range(num)],
     )
-
-
-def _numbered(arrays: dict[str, np.ndarray], name: str) -> list[np.ndarray]:
-    """The arrays `name/0`, `name/1` and so on."""
-    num = sum(key.startswith(f"{name}/") for key in arrays)
-    return [arrays[f"{name}/{i}"] for i in range(num)]
 
 
 def _check(arrays: dict[str, np.ndarray], train_step: TrainStep) -> None:

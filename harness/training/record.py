@@ -194,7 +194,7 @@ def result_of(
         "val_accuracy": exported.get("val_accuracy"),
         "training_s": round(progress.training_s, 3),
         "first_step_s": trainer.first_step_s,
-        "checkpoint_s": round(trainer.checkpoints.took_s, 3),
+        "checkpoint_s": round(trainer.checkpoint_s, 3),
         "num_replicas": strategy.num_replicas_in_sync,
         "fit_s": trainer.fit_s,
         **of_vectors,

@@ -27,7 +27,6 @@ from harness.tracking.run_dir import untimed
 from harness.training import checkpoint
 from harness.training.actions import (
     BestWeights,
-    Checkpoints,
     ProgressReport,
     StepResults,
     UsageMeter,
@@ -75,6 +74,7 @@ class Trainer:
         self.best = BestWeights(train)
         self.callbacks = RunCallbacks(train, train_step.model, callbacks)
         self.fit_s = 0.0  # of this process, with tracing and validation
+        self.checkpoint_s = 0.0  # of this process, to write checkpoints
         self._pending: list[tf.Tensor] = []  # [steps, …] of each execution, still on the device
         self._votes = 0.0  # to stop, of all steps so far
         self._is_over = False  # the last checkpoint is written
@@ -119,9 +119,6 @@ class Trainer:
             warn=self.console.warning,
         )
         self._write_metrics()
-        self.checkpoints = Checkpoints(
-            self.run, self.train_step, self.log, every_s=self.job.train.checkpoint_every_s
-        )
 
     def _open_batches(self) -> None:
         """Open the batches from the next step on, of as many epochs as are opened together."""
@@ -150,7 +147,7 @@ class Trainer:
     def fit(self, validation: Reviews) -> None:
         """Train all epochs that are left, validating after each."""
         train, progress, train_step = self.job.train, self.progress, self.train_step
-        self.checkpoints.restart_clock()
+        self._saved_s = time.perf_counter()
         while progress.epoch < train.epochs:
             if progress.step == 0:  # an epoch that has begun is trained to its end
                 # A stop before the first epoch is obeyed after it: a run needs weights to keep.
@@ -204,7 +201,7 @@ class Trainer:
             elif watchdog.asks():
                 self._pending[-1].numpy()  # arrives when all steps are done, or never
                 watchdog.progress()
-            if self.checkpoints.is_due():
+            if time.perf_counter() - self._saved_s >= train.checkpoint_every_s:
                 self._drain()
                 self._save()
 
@@ -309,7 +306,12 @@ class Trainer:
     def _save(self) -> None:
         self.progress.stopped = bool(self.train_step.model.stop_training)
         self.progress.callback_states = self.callbacks.states()
-        self.checkpoints.save(self.progress, self._num_steps_done())
+        began = time.perf_counter()
+        self.progress.event_mark = self.log.mark()  # how much of the log belongs to it
+        total_steps = self._num_steps_done()
+        checkpoint.save(self.run, self.train_step, self.progress, total_steps=total_steps)
+        self._saved_s = time.perf_counter()
+        self.checkpoint_s += self._saved_s - began
         watchdog.progress()
 
     def _num_steps_done(self) -> int:

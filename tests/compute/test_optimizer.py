@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from keras.src.optimizers import ALL_OBJECTS_DICT
 
-from harness.compute.optimizer import CutSchedule, build_optimizer, schedule_of
+from harness.compute.optimizer import build_optimizer, schedule_of
 from harness.errors import InputError
 from harness.job.keys import OF_ALL_OPTIMIZERS, OPTIMIZERS, TrainConfig
 
@@ -89,7 +89,7 @@ def test_a_cut_multiplies_what_the_schedule_gives() -> None:
     schedule = schedule_of(optimizer)
     assert schedule is not None
     plateau = keras.callbacks.ReduceLROnPlateau(factor=0.5)
-    plateau._reduce_optimizer_lr(CutSchedule(schedule), 0)
+    plateau._reduce_optimizer_lr(schedule, 0)
     for done in range(6):
         assert float(optimizer.learning_rate) == pytest.approx(0.25 * min(1, (done + 1) / 4))
         before = float(weight.numpy())

@@ -7,7 +7,6 @@ there on it needs the parent no more.
 """
 
 import contextlib
-import errno
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import InputError, RunError
 from harness.inference.predict import RATIOS_FILE
 from harness.job.keys import FACTS, Job
-from harness.system.files import NO_RECORD, read_plain_file
+from harness.system.files import read_plain_file
 from harness.system.lenient_json import read_json_lines, table, text
 from harness.tracking.run_dir import RECORD, RunDirectory, first_start, remove_empty, weights_of
 from harness.training.context import RunContext
@@ -193,15 +192,7 @@ def _take_weights(
     theirs = dict(_numbered(load_model(parent)))
     vectors = context.vectors
     words = read_plain_file(context.run.path("vocabulary.txt"))
-    try:
-        their_words = read_plain_file(parent.path("vocabulary.txt"))
-    except OSError as error:
-        if error.errno not in (*NO_RECORD, errno.EACCES):
-            raise
-        raise InputError(
-            f"--from {parent.folder}: vocabulary.txt can't be read ({error.strerror}); put it "
-            "back from a copy, or leave --from out"
-        ) from None
+    their_words = read_plain_file(parent.path("vocabulary.txt"))
     pretrained = None
     # The parent's embedding is better than vectors that it has begun with itself.
     if vectors and first_start(parent.certain_json(RECORD)).get("embeddings") != vectors.checksum:

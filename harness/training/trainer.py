@@ -86,14 +86,14 @@ class Trainer:
             RunError: if the checkpoint is of another job, or a newer process took the run over.
         """
         self._began_s = time.perf_counter()
+        if worker_group:
+            processes.kept.append(self)
         # 1. Model, optimizer and progress, from the newest checkpoint that is whole.
         self.progress, warnings = checkpoint.restore(
             self.run, self.train_step, self.identity, worker_group=worker_group
         )
         for line in warnings:
             self.console.warning(line)
-        if worker_group:
-            processes.kept.append(self)
         self.is_new = not self.progress.event_mark  # nothing is in the TensorBoard log yet
         # 2. Keras's callbacks, from the history and their states. Not the learning rate: 1. has it.
         self.callbacks.begin(self.progress)

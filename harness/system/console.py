@@ -1,6 +1,6 @@
 """Progress and log lines: bars on a terminal, lines with time and level in a file.
 
-A Slurm log so shows when a job stalled, and when and how it ended.
+So a Slurm log shows when a job stalled, and when and how it ended.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 STAMPED = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
-PREFIX = re.compile(r"harness: |[0-9-]{10} [0-9:]{8} [A-Z]+ ")  # of a message among other output
+PREFIX = re.compile(r"harness: |[0-9-]{10} [0-9:]{8} [A-Z]+ ")  # of a message in a log or a pipe
 
 
 class Console:
     """Shows the progress of a run on standard output, and warnings on standard error.
 
-    A context manager: the bar is removed on the way out, whatever happens.
+    A context manager, which removes the bar at the end.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Console:
 
     @functools.cached_property
     def terminal(self) -> "RichConsole":
-        """Standard output; made on first use, so that commands that only warn start fast."""
+        """Standard output; made at the first use, because an import of Rich is slow."""
         return rich_console(soft_wrap=True)
 
     def __enter__(self) -> "Console":
@@ -95,27 +95,27 @@ class Console:
 
 
 def printable(text: str) -> str:
-    """Text from anywhere, with what would act on a terminal shown instead: `\\x1b[2J`.
+    """Text whose control sequences are visible instead of active: `\\x1b[2J`.
 
-    That is control characters but tabs and ends of lines, marks that reverse the direction of what
-    follows, and halves of characters, which can't be encoded.
+    Escapes control characters except tabs and line ends, marks that change the direction of text,
+    and halves of characters, which have no encoding.
     """
     return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def take_any_text() -> None:
-    """Show what the encoding of standard output lacks as `\\u2603`, as standard error does."""
+    """Escape what the encoding of standard output lacks, like standard error: `\\u2603`."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
-    """Print what a command has to say; the only way to standard output next to `rich_console`."""
+    """Print a command's output; besides `rich_console` the only way to standard output."""
     print(printable(text), file=sys.stderr if err else sys.stdout, end=end, flush=True)
 
 
 def rich_console(**options: Any) -> "RichConsole":
-    """A console of Rich's on which nothing but Rich itself acts on the terminal."""
+    """A console of Rich on which only Rich itself controls the terminal."""
     from rich.console import Console as RichConsole
     from rich.segment import Segment
 
@@ -129,10 +129,10 @@ def rich_console(**options: Any) -> "RichConsole":
 
 
 def log(level: int, text: str) -> None:
-    """Write a line of the log: information to standard output, all else to standard error.
+    """Write a line of the log: information to standard output, everything else to standard error.
 
     In a file, such as a job's log, the line begins with date, time and level. On a terminal or in
-    a pipe a warning begins with `warning: `, an error with `harness: `.
+    a pipe, a warning begins with `warning: `, an error with `harness: `.
 
     Args:
         level: of the `logging` module.
@@ -141,36 +141,36 @@ def log(level: int, text: str) -> None:
 
 
 def error_line(text: str, descriptor: int) -> str:
-    """A line as the log has it, for whoever must write it without the log.
+    """A line of the log, for code that must write it without the log.
 
     Args:
-        descriptor: of the file that it goes to.
+        descriptor: of the target file.
     """
     record = LOGGER.makeRecord(LOGGER.name, logging.ERROR, "", 0, printable(text), (), None)
     return _line(record, descriptor)
 
 
 def is_error(line: str) -> bool:
-    """Whether a line from a log, or from a command of ours, says why the command ended."""
+    """Whether a line of a log, or of a command's output, is an error of the command."""
     prefix = PREFIX.match(line.strip())
     return prefix is not None and prefix[0].split()[-1] in ("harness:", "ERROR")
 
 
 def strip_prefix(line: str) -> str:
-    """The message of a line from a log, or from the standard error of a command of ours."""
+    """The message in a line of a log or of a command's standard error."""
     line = line.strip()
     prefix = PREFIX.match(line)
     return line[prefix.end() :] if prefix else line
 
 
 def _goes_to_file(stream: TextIO | int) -> bool:
-    # Under srun the stream is a pipe that ends in the job's log, which the job scripts name.
+    # Under srun the stream is a pipe into the job's log; the job scripts set HARNESS_LOG.
     if "HARNESS_LOG" in os.environ:
         return True
     try:
         descriptor = stream if isinstance(stream, int) else stream.fileno()
         return stat.S_ISREG(os.fstat(descriptor).st_mode)
-    except (OSError, ValueError):  # closed, or no file at all
+    except (OSError, ValueError):  # closed, or not a file
         return False
 
 
@@ -181,12 +181,12 @@ def _line(record: logging.LogRecord, stream: TextIO | int) -> str:
 
 
 class _LineHandler(logging.Handler):
-    """Writes to the standard streams as they are at that moment, and flushes each line."""
+    """Writes to the current standard streams, and flushes every line."""
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stdout if record.levelno < logging.WARNING else sys.stderr
         line = _line(record, stream)
-        # A full disk under the log is no reason to end a run that writes elsewhere.
+        # A full disk of the log does not end a run that writes elsewhere.
         with contextlib.suppress(OSError, ValueError):
             stream.write(f"{line}\n")
             stream.flush()
@@ -198,7 +198,7 @@ def _make_printable(record: logging.LogRecord) -> bool:
 
 
 LOGGER = logging.getLogger("harness")
-LOGGER.addFilter(_make_printable)  # of the logger, so that any other handler is safe too
+LOGGER.addFilter(_make_printable)  # on the logger, so that all handlers are safe
 LOGGER.addHandler(_LineHandler())
 LOGGER.setLevel(logging.INFO)
-LOGGER.propagate = False  # TensorFlow's and Keras's own handlers would print the lines twice
+LOGGER.propagate = False  # handlers of TensorFlow and Keras would print the lines twice

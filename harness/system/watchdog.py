@@ -1,8 +1,7 @@
-"""Ends this process where its main thread can't, because it waits for a device in TensorFlow.
+"""Ends this process if its main thread can't, because it waits for a device in TensorFlow.
 
-Python handles no signal and raises nothing there. A thread of its own does two things: it ends the
-process some time after the first signal that asks it to stop, and where nothing has come from the
-devices for long.
+Python can't handle a signal then. So a thread ends the process in two cases: some time after the
+first signal to stop, and after a long time without a result from the devices.
 """
 
 import contextlib
@@ -22,37 +21,37 @@ from harness.system.processes import STOPPING, end_at_once
 from harness.system.site_settings import number_setting
 
 STALL, STALL_MIN = "HARNESS_STALL_MIN", 10.0
-NODES_STALL_MIN = 1.5  # on several nodes, of which one that hangs holds all
+NODES_STALL_MIN = 1.5  # on several nodes, which all wait for one that hangs
 STOP, STOP_S = "HARNESS_STOP_S", 60.0
-FIRST_USE = 6.0  # times as long, until the first step on a card whose kernels the driver compiles
-STEPS_AT_ONCE = 100  # steps of one execution that share the limit of one
-ASK_AFTER = 0.1  # of the limit without a result, when the loop should wait for one
-TICKS = 20  # looks in the time of a limit
+FIRST_USE = 6.0  # times the limit, until the first step on a card whose kernels the driver compiles
+STEPS_AT_ONCE = 100  # steps per execution within the limit of one step
+ASK_AFTER = 0.1  # share of the limit without a result, after which the loop waits for one
+TICKS = 20  # per limit
 LONGEST_TICK_S = 30.0
-RECORD_S = 10.0  # to record the end, on a disk that may not answer either
+RECORD_S = 10.0  # for the record of the end, on a disk that may not answer
 
 Record = Callable[[Interrupted], int]
 
 
 def nothing(reason: Interrupted) -> int:
-    """Record no end; the exit code."""
+    """Record nothing; returns the exit code."""
     return reason.exit_code
 
 
 @dataclass
 class Watched:
-    """What is waited for."""
+    """The work that the watchdog waits for."""
 
     where: str  # devices and node, for people
-    next_step: str  # how to go on, for people
-    record: Record = nothing  # records the end, and gives the exit code
+    next_step: str  # the command to continue, for people
+    record: Record = nothing  # records the end, and returns the exit code
     num_steps: int = 1  # of one execution
-    first_use: float = 1.0  # times the limit, until a step is done
+    first_use: float = 1.0  # factor of the limit, until the first step
     has_stepped: bool = False
 
 
 class Watchdog:
-    """Counts the time without progress and since a signal; a context manager."""
+    """Measures the time without progress and since a signal; a context manager."""
 
     def __init__(
         self,
@@ -62,18 +61,18 @@ class Watchdog:
         *,
         stepped_stall_s: float | None = None,
     ) -> None:
-        """Make a watchdog; it begins with the block.
+        """Make a watchdog, which starts with the block.
 
         Args:
-            stall_s: without progress while something is watched, 0 for no limit.
-            stop_s: after the first signal that asks to stop, 0 for no limit.
+            stall_s: limit without progress, 0 for none.
+            stop_s: limit after the first signal to stop, 0 for none.
             end: ends the process with a line and an exit code.
-            stepped_stall_s: `stall_s` from the first step on, if it is another.
+            stepped_stall_s: `stall_s` after the first step, if it differs.
         """
         self.stall_s, self.stop_s, self._end = stall_s, stop_s, end
         self.stepped_stall_s = stall_s if stepped_stall_s is None else stepped_stall_s
         self.watched: Watched | None = None
-        self.asks = False  # for a result of the steps at work
+        self.asks = False  # for a result of the started steps
         self._progress = self._seen = 0
         self._still_s = self._stopping_s = 0.0
         self._signal: signal.Signals | None = None
@@ -84,7 +83,7 @@ class Watchdog:
         global current
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        # Python writes the number of each signal there at once, whatever the main thread does.
+        # Python writes the number of a signal there at once, whatever the main thread does.
         self._other = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._thread.start()
         current = self
@@ -94,21 +93,21 @@ class Watchdog:
         global current
         current = None
         signal.set_wakeup_fd(self._other)
-        os.close(self._writer)  # the thread reads the end of the file
+        os.close(self._writer)  # the thread ends at the end of the pipe
         self._thread.join()
         os.close(self._reader)
 
     def progress(self) -> None:
-        """Something came from the devices."""
+        """Count a result of the devices as progress."""
         self._progress += 1
         self.asks = False
 
     @contextlib.contextmanager
     def watching(self, watched: Watched) -> Iterator[None]:
-        """Expect progress within the block."""
+        """Expect progress in the block."""
         self.watched = watched
         self.progress()
-        os.write(self._writer, b"\0")  # wakes the thread, which begins to count
+        os.write(self._writer, b"\0")  # wakes the thread
         try:
             yield
         finally:
@@ -116,7 +115,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def pausing(self) -> Iterator[None]:
-        """Expect none for a while: other code than ours is at work."""
+        """Expect no progress in the block, which runs code of the user."""
         watched, self.watched = self.watched, None
         try:
             yield
@@ -128,7 +127,7 @@ class Watchdog:
 
     @property
     def limit_s(self) -> float:
-        """The time without progress at which the process ends."""
+        """The longest time without progress."""
         watched = self.watched or Watched("", "")
         if watched.has_stepped:
             return self.stepped_stall_s * max(watched.num_steps / STEPS_AT_ONCE, 1.0)
@@ -138,7 +137,7 @@ class Watchdog:
         while True:
             tick_s, began_s = self._tick_s(), time.monotonic()
             is_called = bool(select.select([self._reader], [], [], tick_s)[0])
-            # What is longer than a tick was a suspension, of which the process knows nothing.
+            # More than a tick was a suspension, which a process does not notice.
             self.count(min(time.monotonic() - began_s, (tick_s or 0.0) + 1.0))
             numbers = os.read(self._reader, 64) if is_called else b"\0"
             if not numbers:
@@ -147,22 +146,22 @@ class Watchdog:
                 self.note(number)
 
     def _tick_s(self) -> float | None:
-        """How long to sleep, at least a second; None without anything to count."""
+        """The time to sleep, at least a second; None without a limit."""
         limits = [self.stop_s] if self._signal and self.stop_s else []
         limits += [self.stepped_stall_s] if self.watched and self.stepped_stall_s else []
         return max(1.0, min(LONGEST_TICK_S, min(limits) / TICKS)) if limits else None
 
     def note(self, number: int) -> None:
-        """A signal has come."""
+        """Note a signal."""
         if number == signal.SIGINT:
             self._num_pressed += 1
             if self._num_pressed > 1:
-                end_at_once()  # the main thread may not handle it
-        if number in STOPPING and self._signal != signal.SIGTERM:  # a cancel stays one
+                end_at_once()  # the main thread may be unable to
+        if number in STOPPING and self._signal != signal.SIGTERM:  # a cancel stays a cancel
             self._signal = signal.Signals(number)
 
     def count(self, passed_s: float) -> None:
-        """Add a time to those without progress and since a signal, and end what took too long."""
+        """Add a time to those without progress and since a signal; ends the process at a limit."""
         watched = self.watched
         if watched is None or self._progress != self._seen:
             self._seen, self._still_s = self._progress, 0.0
@@ -189,11 +188,11 @@ class Watchdog:
             if self.watched:
                 try:
                     codes.append(self.watched.record(reason))
-                except RunError as refusal:  # such as a run that another process took over
+                except RunError as refusal:  # such as a run that was taken over
                     codes.append(refusal.exit_code)
                     lines.append(str(refusal))
 
-        # In a thread, since the disk may not answer either.
+        # In a thread, because the disk may not answer either.
         thread = threading.Thread(target=record, daemon=True)
         thread.start()
         thread.join(RECORD_S)
@@ -201,34 +200,34 @@ class Watchdog:
         self._end(lines[-1], codes[-1])
 
 
-current: Watchdog | None = None  # of this process; only one can learn of signals
+current: Watchdog | None = None  # of this process; only one can receive signals
 
 
 def progress() -> None:
-    """Tell the watchdog, if there is one, that something came from the devices."""
+    """Report a result of the devices to the watchdog, if there is one."""
     if current:
         current.progress()
 
 
 def first_step_done() -> None:
-    """Tell the watchdog, if there is one, that the kernels of a step are compiled."""
+    """Report the first step, after which kernels are compiled, to the watchdog, if there is one."""
     if current and current.watched:
         current.watched.has_stepped = True
         current.progress()
 
 
 def asks() -> bool:
-    """Whether the loop should wait for a result of its steps: none has come for a while."""
+    """Whether the loop should wait for a result, because none has come for a while."""
     return current is not None and current.asks
 
 
 def watching(watched: Watched) -> contextlib.AbstractContextManager[None]:
-    """Expect progress within the block."""
+    """Expect progress in the block."""
     return current.watching(watched) if current else contextlib.nullcontext()
 
 
 def pausing() -> contextlib.AbstractContextManager[None]:
-    """Expect none within the block, whose code is the user's."""
+    """Expect no progress in the block, which runs code of the user."""
     return current.pausing() if current else contextlib.nullcontext()
 
 
@@ -238,10 +237,10 @@ def from_settings(
     """The watchdog with the limits of the site.
 
     Args:
-        on_nodes: of a process that trains a model with others, which wait for it in each step.
+        on_nodes: whether processes of several nodes wait for each other in every step.
 
     Raises:
-        InputError: for a limit that is no number.
+        InputError: for a limit that is not a number.
     """
     stall_min = number_setting(STALL, "minutes", STALL_MIN, environment)
     usual_min = NODES_STALL_MIN if on_nodes else STALL_MIN

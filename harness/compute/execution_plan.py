@@ -5,9 +5,10 @@ from these. No run measures by itself: two runs of one job could then differ bec
 almost equally fast. A resumed run keeps the plan that it began with.
 """
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from harness.architectures import ModelConfig, over_time
 from harness.errors import InputError
@@ -17,6 +18,7 @@ from harness.job.keys import Job
 LARGEST_PART = 2048  # of a batch: its reviews times the units in all recurrent layers
 LONGEST_COMPILED = 200  # words of each review, where the outputs at all words are used
 MAX_PARTS = 4  # that a batch is split into
+MAX_THREADS = 1024  # in a record, which another user may have written
 BLOCK_PARTS = 2  # where LSTM layers are one operation; more were slower on two CPU cores
 # Of each split; fewer reviews are evaluated sooner than XLA has compiled the network.
 FEWEST_COMPILED = 5000
@@ -51,10 +53,12 @@ def choose(job: Job, kind: str, cpus: int, *, begun: Mapping[str, Any] = {}) -> 
         InputError: if the record holds no plan.
     """
     if begun:
-        try:
-            return replace(ExecutionPlan(**begun), why="as the run began")
-        except TypeError:
-            raise InputError("the run's record holds no plan; start a new run") from None
+        with contextlib.suppress(TypeError):
+            plan = replace(ExecutionPlan(**begun), why="as the run began")
+            known = plan.way in get_args(Way)
+            if known and 1 <= plan.threads <= MAX_THREADS and 1 <= plan.parts <= MAX_PARTS:
+                return plan
+        raise InputError("the run's record holds no plan; start a new run")
     setting = job.train.xla
     way = _way(job, kind)
     why = f"train.xla = {setting}" + (", by rule" if setting == "auto" else "")

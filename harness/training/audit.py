@@ -21,22 +21,23 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from harness.compute.execution_plan import MAX_PARTS, ExecutionPlan, Way
+from harness.compute.execution_plan import ExecutionPlan, Way, choose
 from harness.compute.strategy import MAX_DEVICES, Devices, parse_devices
 from harness.data.dataset import content_checksum, vocab_to_bytes
 from harness.data.ngrams import NgramRatios
-from harness.errors import DiskError, InputError, Interrupted, NodeFault
+from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.job.own_code import is_trusting
+from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.process_pool import ManagedProcess, child_args
 from harness.system.files import atomic_write, read_plain_file, scratch_directory
 from harness.system.leased_dir import to_json
-from harness.system.lenient_json import read_json_lines, table, text
+from harness.system.lenient_json import path, read_json_lines, table, text
 from harness.tracking.audits import DIFFERS, EQUAL, ROUNDING
 from harness.tracking.provenance import code_changes, code_of, machine_changes, this_machine
 from harness.tracking.records import one_line
@@ -52,16 +53,16 @@ from harness.tracking.run_dir import (
     weights_of,
 )
 from harness.training.context import RunContext, known_words
-from harness.training.launch import computing, dataset_of, plan_of
+from harness.training.launch import computing, dataset_of
 
 if TYPE_CHECKING:
     from harness.data.input_pipeline import Reviews
 
 # Rounding grows in training, and by luck: this many times the largest difference that was measured.
 SPREAD = 10
+MAX_TEXT = 200  # characters of what another may have written
 EPSILON = float(np.finfo(np.float32).eps)
 MOVED = 2  # reviews whose prediction may flip by rounding, in a score that counts them
-MAX_THREADS = 1024  # in another's record
 POLL_S = 0.1
 
 Pair = tuple[str, Any, Any]  # where it is, the value here, and that of the run
@@ -207,22 +208,24 @@ def clean_record(record: dict[str, Any]) -> dict[str, Any]:
     """What an audit uses of a record, whoever wrote it; values of other types are left out."""
 
     def texts(content: dict[str, Any], *names: str) -> dict[str, Any]:
-        return {name: content[name] for name in names if isinstance(content.get(name), str)}
+        found = {name: content[name] for name in names if isinstance(content.get(name), str)}
+        return {name: one_line(value)[:MAX_TEXT] for name, value in found.items()}
 
-    starts = record.get("starts")
-    data = table(record, "dataset")
+    starts, data, diff = record.get("starts"), table(record, "dataset"), "uncommitted_diff"
     return {
-        **texts(record, "commit", "sources_sha256", "uncommitted_diff"),
+        **texts(record, "commit", "sources_sha256"),
+        **({diff: record[diff]} if isinstance(record.get(diff), str) else {}),
         "weights_of": weights_of(record),
         "plan": table(record, "plan"),
         "dataset": {
-            **texts(data, "checksum", "folder"),
+            "checksum": text(data.get("checksum")),
+            "folder": path(data.get("folder")),
             "is_sample": data.get("is_sample") is True,
         },
         "starts": [
             {
                 **texts(start, "processor", "embeddings"),
-                "packages": table(start, "packages"),
+                "packages": texts(packages := table(start, "packages"), *packages),
                 "devices": [
                     {"device": "", **texts(each, "name")}
                     for each in start.get("devices") or ()
@@ -329,26 +332,13 @@ class Auditor:
             raise InputError(f"run {subject.folder}: its record says neither devices nor replicas")
         kind = "gpu" if any("name" in each for each in record["starts"][0]["devices"]) else "cpu"
         self.devices = parse_devices(devices) if devices else Devices(kind, replicas)
-        self.plan = plan_of(job, self.devices.kind)
-        if self.devices.kind == kind:
-            self.plan = self._recorded_plan()
+        begun = record["plan"] or {"": ""} if self.devices.kind == kind else {}
+        cpus = given_cpus(SlurmEnvironment.from_environment())
+        self.plan = choose(job, self.devices.kind, cpus, begun=begun)
         self.options = ["--data", str(data.absolute())] if data and not job.data.source else []
         copy = self._begin("quick", self.devices, self.plan)
         self.dataset = dataset_of(copy, job, data if self.options else None)
         self.context = RunContext.open(copy, job, self.dataset)
-
-    def _recorded_plan(self) -> ExecutionPlan:
-        try:
-            plan = ExecutionPlan(**self.subject.record["plan"])
-            if (
-                plan.way in get_args(Way)
-                and 1 <= plan.threads <= MAX_THREADS
-                and 1 <= plan.parts <= MAX_PARTS
-            ):
-                return plan
-        except TypeError:
-            pass
-        raise InputError(f"run {self.subject.folder}: {RECORD} holds no plan of its computation")
 
     def _begin(self, name: str, devices: Devices, plan: ExecutionPlan) -> RunDirectory:
         """A run that has begun as the subject did, and has yet to train."""
@@ -383,6 +373,7 @@ class Auditor:
         is_strict = not self.others(self.machine)
         training, validation, ratios = training_reviews(job, self.dataset)
         reviews = {VALIDATION_PREDICTIONS: validation} if VALIDATION_PREDICTIONS in files else {}
+        self.sizes = {"training": len(training.labels), "validation": len(validation.labels)}
         if job.data.test:
             reviews[PREDICTIONS] = test_reviews(job, self.dataset, ratios)
         yield tried("files", self._files)
@@ -585,8 +576,7 @@ class Auditor:
         is_count = where.startswith("epoch ") and not where.endswith(("loss", "rate"))
         if not is_count:
             return SPREAD * EPSILON * float(np.abs(value).max(initial=1.0))
-        key = "num_validation" if "val_" in where else "num_training"
-        return MOVED / max(1, int(self.subject.result[key]))
+        return MOVED / max(1, self.sizes["validation" if "val_" in where else "training"])
 
 
 def contents_of(run: RunDirectory, epochs: int | None) -> dict[str, bytes]:
@@ -675,20 +665,24 @@ def audit(
 
     Raises:
         InputError: if the run can't be audited here, and why.
+        RunError: if its result is broken.
     """
     began_s = time.time()
     try:
         subject = read_subject(folder, data)
-        if epochs is not None:
-            epochs = min(epochs, subject.num_epochs)
+    except DiskError as error:
+        raise InputError(str(error)) from None
+    if epochs is not None:
+        epochs = min(epochs, subject.num_epochs)
+    try:
         with scratch_directory() as scratch:
             auditor = Auditor(subject, scratch, data=data, devices=devices, say=say)
             with computing(subject.job, auditor.plan.threads):
                 checks = [*auditor.quick()]
             if epochs != 0:
                 checks += auditor.trained(epochs)
-    except DiskError as error:
-        raise InputError(str(error)) from None
+    except RunError as error:  # of this machine or its disk, which says nothing of the run
+        raise InputError(f"run {folder}: can't be audited here: {error}") from None
     depth = {None: "full", 0: "quick"}.get(epochs, f"{epochs} epoch{'s' if epochs != 1 else ''}")
     others = (*auditor.code_changes(), *auditor.others(auditor.machine))
     checksum = hashlib.sha256(subject.files["result.json"]).hexdigest()

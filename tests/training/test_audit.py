@@ -94,7 +94,7 @@ def changed(name: str, **values: Any) -> Callable[[Path], object]:
         (lambda run: (run / "result.json").unlink(), "is unfinished (finished), so it has no"),
         (lambda run: (run / "model.keras").unlink(), "its model.keras is gone; train it again"),
         (changed("provenance.json", format=5), "was written by harness 0.3.0 (format 5)"),
-        (changed("provenance.json", plan={"way": "magic"}), "holds no plan of its computation"),
+        (changed("provenance.json", plan={"way": "magic"}), "the run's record holds no plan"),
         (changed("provenance.json", plan={"way": "keras", "threads": 10**9}), "holds no plan"),
         (changed("provenance.json", starts=["x", 3, {}]), "neither devices nor replicas"),
         (changed("result.json", num_replicas="2"), "neither devices nor replicas"),

@@ -12,22 +12,22 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 
 
 class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
-    """Random settings begin in the lowest rung; the top 1/factor of a rung go on to the next one.
+    """Starts random settings in the lowest rung and promotes the top 1/factor of every rung.
 
-    A setting goes on as a trial of its own, which names its parent and the epochs of its rung as
-    KerasTuner's Hyperband does. It goes on as soon as it is among the top of those that have ended
-    in its rung so far, so no trial waits for others. Which settings go on depends on the order of
-    the results, on nothing else.
+    A promotion is a new trial with `tuner/trial_id` of its parent and `tuner/epochs` of its rung,
+    as in KerasTuner's Hyperband. A setting is promoted as soon as it is among the top of the trials
+    that have ended in its rung, so no trial waits for others. Only the order of the results decides
+    which settings are promoted.
 
     Args:
-        num_settings: that begin, None for all of a finite space.
-        min_epochs: of the lowest rung, at least.
-        max_epochs: of the highest rung.
-        factor: a rung has so many times the epochs of the one below it.
-        options: of KerasTuner's oracle.
+        num_settings: settings in the lowest rung, None for all of a finite space.
+        min_epochs: smallest number of epochs of the lowest rung.
+        max_epochs: epochs of the highest rung.
+        factor: ratio between the epochs of two consecutive rungs.
+        options: arguments of KerasTuner's oracle.
     """
 
-    known: Sequence[Any] = ()  # trials proposed before, in order, each with its `parent`; may grow
+    known: Sequence[Any] = ()  # earlier proposals in order, each with its `parent`; may grow
 
     def __init__(
         self,
@@ -40,11 +40,11 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
     ) -> None:
         super().__init__(**options)
         self.num_settings, self.factor = num_settings, factor
-        self._seed_state: int  # of KerasTuner's oracle
+        self._seed_state: int  # declared by KerasTuner's oracle
         self.rungs = rung_epochs(min_epochs, max_epochs, factor)
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """A promotion, from as high a rung as possible, or a new setting."""
+        """Propose a promotion, from the highest rung possible, or a new setting."""
         rungs = self._trials_by_rung()
         for rung in reversed(range(len(self.rungs) - 1)):
             if parent := self._promotable(rungs[rung], rungs[rung + 1]):
@@ -54,13 +54,13 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
             before, values = self._seed_state, self._random_values()
             if values is not None and not self._is_known_to_wait():
                 return self._trial(0, {**values, "tuner/initial_epoch": 0})
-            if values is not None:  # with fewer settings, the search drew none here
+            if values is not None:  # the search with fewer settings drew no values here
                 self._seed_state = before
-        # Trials in progress may lead to promotions.
+        # Running trials may still lead to promotions.
         return {"status": TrialStatus.IDLE if self.ongoing_trials else TrialStatus.STOPPED}
 
     def _is_known_to_wait(self) -> bool:
-        """Whether a search that had fewer settings waited here for a promotion."""
+        """Whether the search, before `trials` was raised, waited for a promotion at this point."""
         n = len(self.trials)
         return n < len(self.known) and self.known[n].parent is not None
 
@@ -75,7 +75,7 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         return rungs
 
     def _promotable(self, rung: list[Trial], above: list[Trial]) -> Trial | None:
-        """The best trial of a rung's top 1/factor that has not gone on; of equal ones the first."""
+        """The best trial in a rung's top 1/factor that is not promoted yet; the first if equal."""
         ended = [trial for trial in rung if trial.status == TrialStatus.COMPLETED]
         sign = -1 if self.objective.direction == "max" else 1
         ended.sort(key=lambda t: sign * t.score)
@@ -84,13 +84,13 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         return next((trial for trial in top if trial.trial_id not in promoted), None)
 
     def _compute_values_hash(self, values: dict[str, Any]) -> str:
-        """The hash of a setting, by which KerasTuner avoids trying one twice."""
+        """Hash a setting without `tuner/` values, so that KerasTuner tries no setting twice."""
         setting = {key: value for key, value in values.items() if not key.startswith("tuner/")}
         return str(super()._compute_values_hash(setting))
 
 
 def rung_epochs(min_epochs: int, max_epochs: int, factor: int) -> list[int]:
-    """The epochs of each rung, the lowest first, such as 1, 3, 9; rounded up as in Hyperband."""
+    """The epochs of all rungs from the lowest, such as 1, 3, 9; rounded up as in Hyperband."""
     num_rungs, epochs = 1, max_epochs
     while epochs >= min_epochs * factor:
         num_rungs, epochs = num_rungs + 1, epochs // factor

@@ -1,9 +1,9 @@
-"""Bayesian optimization whose proposals take the same time however many trials have finished.
+"""Bayesian optimization with a constant cost per proposal, whatever the number of trials.
 
-KerasTuner fits its Gaussian process to all finished trials, which takes O(n³), and minimizes its
-acquisition function from 50 starting points with a call of the process for each step. Here the
-process sees at most 100 finished trials, and the minimization starts from the best few of many
-points that one call evaluates.
+KerasTuner fits its Gaussian process to all n finished trials, in O(n³), and minimizes its
+acquisition function from 50 starting points, with a prediction in every step. Here the process is
+fitted to at most 100 finished trials. One prediction evaluates many random points, and the
+minimization starts from the best few.
 """
 
 import warnings
@@ -18,26 +18,25 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 
-# The best of 21 fits of the kernel counts; that one of them did not converge helps nobody.
+# The kernel is the best of 21 fits, so a warning about one fit is of no use.
 warnings.filterwarnings("ignore", category=ConvergenceWarning, module="sklearn.gaussian_process")
 
-NUM_BEST, NUM_LATEST, NUM_SPREAD = 40, 30, 30  # finished trials that the process is fitted to
-NUM_POINTS = 2000  # at which the acquisition function is evaluated
-NUM_STARTS = 5  # the best of them, from which it is minimized
+NUM_BEST, NUM_LATEST, NUM_SPREAD = 40, 30, 30  # finished trials for the fit
+NUM_POINTS = 2000  # evaluations of the acquisition function
+NUM_STARTS = 5  # the best points, where minimizations start
 
 
 class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  # no types
-    """KerasTuner's oracle, with another choice of the next values.
+    """KerasTuner's oracle with a cheaper choice of the next values.
 
-    A choice depends on the seed and on the trials so far, on nothing else. It may still differ in
-    its last digits on another processor, so the values of trials that are known already are not
-    computed again.
+    The choice depends only on the seed and on the trials so far. Its last digits may differ on
+    another processor, so the oracle takes the values of known trials instead of computing them.
     """
 
-    known: Sequence[Any] = ()  # the first trials, each with its `values`; may grow
+    known: Sequence[Any] = ()  # earlier proposals in order, each with its `values`; may grow
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """The values with the lowest confidence bound, of those that no trial has had."""
+        """Propose the untried values with the lowest confidence bound."""
         finished = [t for t in self.trials.values() if t.status == TrialStatus.COMPLETED]
         if len(finished) < (self.num_initial_points or max(3 * len(self.hyperparameters.space), 3)):
             return dict(self._random_populate_space())
@@ -61,11 +60,11 @@ class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  
             values = self._vector_to_values(minimum.x)
             if not self._duplicate(values):
                 return {"status": TrialStatus.RUNNING, "values": values}
-        self._seed_state = self.seed + 1000 * len(self.trials)  # whatever was drawn before
+        self._seed_state = self.seed + 1000 * len(self.trials)  # independent of earlier draws
         return dict(self._random_populate_space())
 
     def _fitted(self, finished: Sequence[Trial], sign: int) -> GaussianProcessRegressor:
-        """The process after these trials, with a pessimistic guess for each that is running."""
+        """The process fitted to finished trials and to pessimistic guesses for running trials."""
         points = self._points(finished)
         scores = np.array([sign * trial.score for trial in finished])
         process = self._make_gpr().fit(points, scores)
@@ -81,7 +80,7 @@ class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  
         )
 
     def _points(self, trials: Sequence[Trial]) -> NDArray[np.float64]:
-        """The trials' values, each as a number in 0..1: [trials, keys]."""
+        """The values of trials as numbers in 0..1, `[trials, keys]`."""
         keys = self._nonfixed_space()
         return np.array(
             [
@@ -93,10 +92,10 @@ class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  
 
 
 def subset(finished: Sequence[Trial], sign: int) -> list[Trial]:
-    """The best trials, the latest, and of the rest some at equal distances in the ranking.
+    """The best trials, then some of the others at equal distances in the ranking, then the latest.
 
     Args:
-        finished: in the order in which they began.
+        finished: finished trials in the order of their start.
         sign: 1 if a lower score is better, else -1.
     """
     latest = finished[-NUM_LATEST:]

@@ -1,9 +1,9 @@
-"""The folder of a sweep on a disk: names that are made once, and the operations of a course.
+"""The folder of a sweep on a disk: the creation of names exactly once, the operations of a course.
 
-A name that is made once is the only way in which processes of a search agree on anything. A folder
-is prepared with its content under a temporary name and renamed onto its own. rename(2) never
-replaces a folder that holds something: of several processes exactly one makes the name, and all
-others are told that it is there. After an error nobody knows who made it; the content says so.
+The processes of a search agree only by names that exactly one process creates. A process writes a
+folder with its content under a temporary name, then renames it. rename(2) never replaces a
+non-empty folder, so the rename fails in all processes but one. After an I/O error only the content
+of the folder shows which process created it.
 """
 
 import errno
@@ -39,18 +39,19 @@ from harness.tuning.protocol import (
     change_stop,
 )
 
-POLL_S = 0.2  # between two looks for a signal
+POLL_S = 0.2  # between two checks for a signal
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 
 
 def make_once(folder: Path, files: Mapping[str, bytes]) -> bool:
-    """Make a folder with its content, whose parent is there; False if another process made it.
+    """Create a folder with its content; return False if another process has created it.
 
     Args:
-        files: at least one, by name.
+        folder: its parent must exist.
+        files: contents by name, at least one.
 
     Raises:
-        OSError: if the disk fails. The folder may be made then.
+        OSError: if the disk fails. The folder may exist nevertheless.
     """
     temporary = folder.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
@@ -69,22 +70,23 @@ def make_once(folder: Path, files: Mapping[str, bytes]) -> bool:
 
 
 class Disk:
-    """A sweep's folder as a process reads and writes it."""
+    """Executes courses on the folder of a sweep."""
 
     def __init__(self, folder: Path, stop: StopRequest | None = None) -> None:
-        """Take a folder; `stop` ends a wait."""
+        """Open a folder; `stop` ends a wait."""
         self.folder, self.stop, self.disk = folder, stop, SharedDisk()
         self._fails = False
 
     def run(self, course: Course, act: Callable[[Any], Any] | None = None) -> Any:
-        """Carry out a course; returns what it does.
+        """Execute a course and return its result.
 
         Args:
-            act: carries out what is no operation on the folder, such as to train.
+            course: yields operations and receives their results.
+            act: executes all operations that do not concern the folder, such as `Train`.
 
         Raises:
-            Interrupted: if a signal comes.
-            OSError, RunError, InputError: where the course lets them pass.
+            Interrupted: if a signal arrives.
+            OSError, RunError, InputError: if the course does not catch them.
         """
         answer: Any = None
         error: Exception | None = None
@@ -96,7 +98,7 @@ class Disk:
             error = None
             try:
                 answer = self._carry_out(operation, act)
-            except Exception as failed:  # the course decides
+            except Exception as failed:  # the course may handle it
                 error = failed
 
     def _carry_out(self, operation: Operation, act: Callable[[Any], Any] | None) -> Any:
@@ -126,22 +128,22 @@ class Disk:
 
 
 def to_bytes(record: Record) -> bytes:
-    """A record as a file holds it."""
+    """The JSON line of a record."""
     content = record.model_dump(exclude_defaults=True)
     return json.dumps(content, separators=(",", ":")).encode() + b"\n"
 
 
 def stop_now(reason: str = "") -> Stop:
-    """That this user stops a search now; without a reason, it is cancelled."""
+    """A `Stop` by this user at this moment; without a reason it cancels the search."""
     by, at = f"{owner_name(os.getuid())} on {socket.gethostname()}", datetime.now().astimezone()
     return Stop(by=by, at=at.isoformat(timespec="seconds"), reason=reason)
 
 
 def stop_search_in(folder: Path) -> None:
-    """Stop the search of a sweep's folder; it stays so until a person goes on with it.
+    """Cancel the search of a sweep's folder, until `harness resume` continues it.
 
     Raises:
-        DiskError: if the disk refuses.
+        DiskError: if the disk refuses to write.
     """
     try:
         Disk(folder).run(change_stop(View(), stop_now()))

@@ -1,4 +1,4 @@
-"""The leaderboard and the result of a sweep: views of its trials, the same whoever writes them."""
+"""The leaderboard and the result of a sweep, which are functions of its trials."""
 
 import csv
 import io
@@ -14,12 +14,12 @@ from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
 LEADERBOARD = "leaderboard.csv"
-MAX_SAME_FAILURES = 3  # trials that fail in the same way are no accident
+MAX_SAME_FAILURES = 3  # trials with the same error, which end a search
 ORDER = ("finished", "running", "waiting", "failed")
 
 
 def ranked(trials: Iterable[Trial], search: SearchSpec) -> list[Trial]:
-    """The finished trials, best first, then the running, waiting and failed ones."""
+    """Sort trials: finished ones from the best to the worst, then running, waiting and failed."""
     sign, objective = -1 if search.goal == "max" else 1, search.table.objective
     return sorted(
         trials, key=lambda t: (ORDER.index(t.status), sign * t.scores.get(objective, 0.0), t.n)
@@ -27,7 +27,7 @@ def ranked(trials: Iterable[Trial], search: SearchSpec) -> list[Trial]:
 
 
 def values_of(trial: Trial, space: Sequence[Parameter]) -> dict[str, Value]:
-    """A trial's values by the keys that it had; `space` has parents first."""
+    """A trial's values without keys whose `when` does not hold; `space` has parents first."""
     values: dict[str, Value] = {}
     for each in space:
         if each.parent and values.get(each.parent) not in each.parent_choices:
@@ -38,7 +38,7 @@ def values_of(trial: Trial, space: Sequence[Parameter]) -> dict[str, Value]:
 
 
 def leaderboard_rows(trials: Iterable[Trial], search: SearchSpec) -> list[dict[str, Any]]:
-    """The ranked trials by the columns of the leaderboard; what a trial does not have is None."""
+    """The ranked trials by the columns of the leaderboard; None for missing values."""
     keys, objective = [parameter.key for parameter in search.space], search.table.objective
     rows = []
     for rank, trial in enumerate(ranked(trials, search), 1):
@@ -62,7 +62,7 @@ def leaderboard_rows(trials: Iterable[Trial], search: SearchSpec) -> list[dict[s
 
 
 def leaderboard_csv(trials: Iterable[Trial], search: SearchSpec) -> bytes:
-    """The ranked trials as CSV, where a formula is no formula."""
+    """The ranked trials as CSV; `defused` stops a spreadsheet from executing formulas."""
     rows = leaderboard_rows(trials, search)
     text = io.StringIO()
     writer = csv.writer(text)
@@ -74,7 +74,7 @@ def leaderboard_csv(trials: Iterable[Trial], search: SearchSpec) -> bytes:
 
 
 def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]) -> dict[str, Any]:
-    """The result of a search that is over, from its trials.
+    """The result of a finished search.
 
     Raises:
         RunError: if no trial has finished.
@@ -89,7 +89,7 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
         "sweep": sweep.folder.name,
         "tuner": search.table.tuner,
         "objective": search.table.objective,
-        "trials": search.table.trials,  # as asked for: see `is_of_search`
+        "trials": search.table.trials,  # as requested, see `is_of_search`
         "num_trials": len(trials),
         "num_failed": sum(trial.status == "failed" for trial in trials),
         "best_trial": best.n,
@@ -103,7 +103,7 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
 
 
 def same_failure(trials: Iterable[Trial]) -> str:
-    """The error that three trials have in common, whatever numbers are in it; empty if none has."""
+    """An error that three trials have in common, apart from its numbers; empty without one."""
     errors = [trial.error for trial in trials if trial.error]
     counts = Counter(re.sub(r"[0-9.]+", "#", error) for error in errors)
     alike = (e for e in errors if counts[re.sub(r"[0-9.]+", "#", e)] >= MAX_SAME_FAILURES)
@@ -111,7 +111,7 @@ def same_failure(trials: Iterable[Trial]) -> str:
 
 
 def describe(trial: Trial, search: SearchSpec) -> str:
-    """A line about a trial that has ended: how, and with which values."""
+    """A line about an ended trial: its score or error, and its values."""
     how = f"failed: {trial.error}"
     if trial.status == "finished":
         how = f"{search.table.objective} {trial.scores[search.table.objective]:.4f}"

@@ -1,12 +1,13 @@
-"""KerasTuner's oracles, as a schedule calls them: in one process, in one order, from memory.
+"""KerasTuner's oracles for `Schedule`, which calls them in one process and in a fixed order.
 
-Of KerasTuner 1.4.8 this changes:
+This module changes three things of KerasTuner 1.4.8:
 
-- An oracle writes its whole state with each call. Here the accepted results are all that is needed
-  to call it again.
-- A grid search proposes its next trial when one has ended, so that few are trained at a time.
-- Hyperband waits for a whole first round before a trial goes on. In a space with fewer settings
-  none ever would.
+- An oracle writes its whole state with every call. Here it writes nothing, since a replay of the
+  accepted results restores it.
+- Grid search proposes the next trial only when another one has ended. Here it proposes at any time,
+  so that all workers train.
+- Hyperband continues no trial before its whole first round has ended. In a space with fewer
+  settings than the round this never happens. Here the bracket shrinks.
 """
 
 import contextlib
@@ -24,12 +25,12 @@ from harness.tuning.asha import AshaOracle
 from harness.tuning.bayesian import BoundedBayesianOracle
 from harness.tuning.protocol import Trial
 
-# It would print every condition's value for each trial that is reported.
+# KerasTuner would print the value of every condition for every reported trial.
 conditions.print = lambda *_: None
 
 
 def hyperparameters(search: SearchSpec) -> kt.HyperParameters:
-    """The search space as KerasTuner's hyperparameters, each named by its key of the job."""
+    """The search space as KerasTuner's hyperparameters, named by the keys of the job."""
     space = kt.HyperParameters()
     for parameter in search.space:
         scope: Any = contextlib.nullcontext()
@@ -48,21 +49,21 @@ def hyperparameters(search: SearchSpec) -> kt.HyperParameters:
 
 
 class SteadyGrid(GridSearchOracle):  # type: ignore[misc]  # KerasTuner ships no types
-    """Grid search that proposes its next trial whether or not others have ended."""
+    """Grid search that proposes its next trial at any time."""
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """The next values of the grid."""
         answer = dict(super().populate_space(trial_id))
         if answer["status"] == TrialStatus.RUNNING:
-            self._populate_next.append(trial_id)  # the next values follow from this trial's
+            self._populate_next.append(trial_id)  # the next values are the successors of these
         return answer
 
 
 class FiniteHyperband(HyperbandOracle):  # type: ignore[misc]
-    """Hyperband whose bracket is as large as the settings suffice for that no trial has had."""
+    """Hyperband that shrinks a bracket when the space has too few untried settings for it."""
 
     def __init__(self, **options: Any) -> None:
-        self._num_first: dict[int, int] = {}  # of smaller brackets: trials in the first round
+        self._num_first: dict[int, int] = {}  # trials in the first round, by shrunk bracket
         super().__init__(**options)
 
     def _random_trial(self, trial_id: str, bracket: dict[str, Any]) -> dict[str, Any]:
@@ -82,9 +83,8 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
     """The oracle of a search.
 
     Args:
-        search: what is searched over, and how.
-        known: the first trials as they were proposed before, which need not be computed again; may
-            grow.
+        search: the search.
+        known: earlier proposals in order, whose values the oracle may reuse; may grow.
     """
     table, max_epochs = search.table, search.job.train.epochs
     options: dict[str, Any] = {
@@ -93,7 +93,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
         "hyperparameters": hyperparameters(search),
         "allow_new_entries": False,
         "max_retries_per_trial": 0,
-        "max_consecutive_failed_trials": 10**9,  # left to the commands
+        "max_consecutive_failed_trials": 10**9,  # `same_failure` decides instead
     }
     if table.tuner == "hyperband":
         oracle: kt.Oracle = FiniteHyperband(max_epochs=max_epochs, factor=table.factor, **options)
@@ -108,7 +108,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
     else:
         kinds = {"random": RandomSearchOracle, "grid": SteadyGrid}
         oracle = kinds.get(table.tuner, BoundedBayesianOracle)(**options)
-    # The trials in which a setting of asha goes on come on top.
+    # None for asha, which counts settings: its promotions are additional trials.
     oracle.max_trials = search.max_trials
     oracle.verbose = 0
     oracle.save = oracle._save_trial = lambda *_: None

@@ -1,8 +1,8 @@
-"""The processes of a command: a worker on each slot and a proposer, started again to the end.
+"""The processes of a command: one worker per slot and a proposer, restarted until the search ends.
 
-A process that ends once it has had an attempt at a trial is started again at once: what becomes of
-the trial is counted there. One that ends before has failed. By three failures with an error, or 25
-of another kind, in a row and with no trial accepted in between, the search ends.
+A process that has begun an attempt at a trial is restarted at once when it ends; the protocol
+counts the attempts of a trial. A process that ends earlier has failed. The command fails after
+three failures with an error, or 25 other failures, in a row without an accepted trial in between.
 """
 
 import sys
@@ -21,23 +21,23 @@ from harness.system.console import Console
 from harness.system.files import is_said_of_disk
 from harness.system.processes import STOPPING
 
-DISK_CODE, NODE_FAULT_CODE = 74, 77  # exit codes: the disk fails; the node is at fault
+DISK_CODE, NODE_FAULT_CODE = 74, 77  # exit codes: the disk fails; the node is faulty
 ERRORS: dict[int, Callable[[str], Exception]] = {
     RunError.exit_code: RunError,
     InputError.exit_code: InputError,
     NODE_FAULT_CODE: partial(NodeFault, will_requeue=True),
 }
-# In a row: with an error; by a signal, by Slurm's controller or by the disk with the environment,
-# which may be away for minutes. The pauses between 25 starts are ten minutes.
+# Failures in a row: with an error; by a signal, Slurm's controller or the environment's disk, which
+# may be unavailable for minutes. The pauses between 25 starts take ten minutes.
 MAX_ERRORS, MAX_FAILURES = 3, 25
-PAUSE_S = 2.0  # before the next start, for each failure
+PAUSE_S = 2.0  # before the next start, per failure
 
 
 @dataclass(frozen=True)
 class WorkerRequest:
-    """The workers that a command asks for."""
+    """The workers that a command requests."""
 
-    num_workers: int | None = None  # by default one for each GPU or CPU
+    num_workers: int | None = None  # default: one per GPU or CPU
     workers_per_gpu: int = 1
     devices: str | None = None
     data: Path | None = None
@@ -45,21 +45,21 @@ class WorkerRequest:
 
 @dataclass(eq=False)
 class WorkerProcess(ManagedProcess):
-    """A worker or a proposer, and what the pool remembers of it."""
+    """A worker or a proposer with its failures."""
 
-    uuid: str = ""  # of the process that runs now
-    has_begun: bool = False  # that process has had an attempt
+    uuid: str = ""  # of the current process
+    has_begun: bool = False  # the current process has begun an attempt
     num_failures: int = 0  # in a row
-    not_before_s: float | None = None  # to start it again, once its end is noted
+    not_before_s: float | None = None  # earliest restart, after its end was counted
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left for it to do, as it sees the search, or it was never started."""
+        """Whether it ended because no work was left, or never started."""
         return self.popen is None or self.code == 0
 
 
 class WorkerPool(ProcessPool):
-    """Worker processes of which none is left at the end of the `with` block."""
+    """Worker processes, all ended at the end of the `with` block."""
 
     def __init__(
         self,
@@ -71,20 +71,20 @@ class WorkerPool(ProcessPool):
         allocation: SlurmEnvironment | None,
         console: Console,
     ) -> None:
-        """A pool of which nothing is started yet; `name` tells its workers from other commands'."""
+        """Create a pool without starting it; `name` distinguishes its workers from other pools'."""
         super().__init__(allocation)
         self.folder, self.request, self.name, self.console = folder, request, name, console
         self.workers = [self._process(f"{name}-w{i}", slot) for i, slot in enumerate(slots)]
         self.proposer = self._process(f"{name}-proposer", None)
         self.everybody = [*self.workers, self.proposer]
-        self._ended: set[str] = set()  # uuids of processes of this pool
-        self._num_done = 0  # trials, when a process last failed
+        self._ended: set[str] = set()  # uuids of this pool's ended processes
+        self._num_done = 0  # accepted trials at the last failure
 
     def _process(self, name: str, slot: Slot | None) -> WorkerProcess:
         return WorkerProcess(name, slot, self.folder / "workers" / f"{name}.log")
 
     def start_one(self, worker: WorkerProcess) -> None:
-        """Start a process, again if it has ended."""
+        """Start or restart a process."""
         self._ended.add(worker.uuid)
         worker.uuid = uuid.uuid4().hex
         self.start(worker, self._args(worker))
@@ -103,18 +103,18 @@ class WorkerPool(ProcessPool):
 
     @property
     def ended(self) -> set[str]:
-        """The uuids of the workers that were processes of this pool and have ended."""
+        """The uuids of this pool's workers that have ended."""
         return self._ended | {worker.uuid for worker in self.workers if not worker.alive}
 
     def tend(self, num_done: int, at_work: Collection[str]) -> None:
-        """Start again what has ended before its work was done.
+        """Restart processes that ended before their work was done.
 
         Args:
-            num_done: trials that have ended so far, whoever trained them.
-            at_work: the uuids of the workers whose attempts are open.
+            num_done: accepted trials of the whole search.
+            at_work: the uuids of the workers with an open attempt.
 
         Raises:
-            InputError, NodeFault, RunError: a process can't go on, and why.
+            InputError, NodeFault, RunError: with the last line of a process that failed too often.
         """
         now_s = time.monotonic()
         for worker in self.everybody:
@@ -144,5 +144,5 @@ class WorkerPool(ProcessPool):
         self.console.warning(f"worker {worker.name} ended and is started again: {line}")
 
     def stop(self, wait_s: float = SAVE_S) -> None:
-        """Let the workers save their trials and end, and wait for that."""
+        """Let the workers save their trials and end; wait for them."""
         self.ask_to_save(self.everybody, STOPPING[0], wait_s)

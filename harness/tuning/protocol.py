@@ -1,23 +1,23 @@
-"""The protocol of a search: what is written in a sweep's folder, and what its processes do next.
+"""The protocol of a search: the files in a sweep's folder, and the next step of its processes.
 
-| name | made by | holds |
+| name | writer | content |
 | --- | --- | --- |
-| `trials/<n>/` once | whoever proposes trial n first | `values.json`: a `Trial` |
-| `trials/<n>/<k>/` once | the worker whose attempt k is | `owner.json`: an `Attempt`; its runs |
-| `trials/<n>/<k>/beat.json` | that worker | a `Beat` |
-| `gone/<n>-<k>.json` | that worker, or a command that saw it end or heard nothing | a `Gone` |
-| `trials/<n>/accepted/` once | whoever reports first | `trial.json`: the `Trial` with its scores |
-| `ends/<search.trials>/` once | whoever proposed the last trial | `end.json`: an `End` |
-| `stop.json` | who cancels, or sees the search fail; `harness resume` | a `Stop` |
+| `trials/<n>/` once | the first proposer of trial n | `values.json`: a `Trial` |
+| `trials/<n>/<k>/` once | the worker of attempt k | `owner.json`: an `Attempt`; its runs |
+| `trials/<n>/<k>/beat.json` | the same worker | a `Beat` |
+| `gone/<n>-<k>.json` | the same worker, or a command that misses it | a `Gone` |
+| `trials/<n>/accepted/` once | the first worker to report | `trial.json`: a `Trial` with scores |
+| `ends/<search.trials>/` once | the proposer of the last trial | `end.json`: an `End` |
+| `stop.json` | a cancelling user, a failing command, `harness resume` | a `Stop` |
 
-A course is a generator: what a worker, a proposer or a command does, by what it reads and nothing
-else. It yields operations on the sweep's folder and gets their answers; it touches no disk, clock
-or random number itself. `harness.tuning.disk` carries the operations out; the simulation of the
-tests carries out the same courses with kills, lost nodes and late views.
+A course is a generator, the program of a worker, a proposer or a command. It yields operations on
+the sweep's folder and receives their results, and uses no disk, clock or random number itself.
+`harness.tuning.disk` executes the operations. A simulation in the tests executes the same courses
+with kills, lost nodes and late views of the disk.
 
-No decision comes from a time or an absence alone, and a listing is a hint where to read: whoever
-decides too late or for the second time finds the name made already. An attempt's folder has one
-writer for ever, so a worker that was taken for lost harms nobody when it comes back.
+No decision depends on a time or a missing file alone, and a listing is only a hint where to read: a
+process that decides too late, or twice, finds that the name exists. The folder of an attempt has
+one writer forever, so a worker that was presumed lost does no harm when it returns.
 """
 
 import contextlib
@@ -31,29 +31,29 @@ from harness.errors import Interrupted
 from harness.job.search import Value
 
 TRIALS, GONE, ENDS, STOP, ACCEPTED = "trials", "gone", "ends", "stop.json", "accepted"
-MAX_ATTEMPTS = 25  # at a trial in a row that saved no step more
+MAX_ATTEMPTS = 25  # attempts at a trial in a row without a newly saved step
 STUCK = (
     "its worker ended {} times before the next checkpoint, perhaps for lack of memory; lower "
     "train.checkpoint_every_s or the size of the model"
 )
 NUM_WATCHED = 16  # attempts that an idle worker watches
 BEAT_S = 5.0  # between two beats of a worker
-LOST_S = 180.0  # of silence by a command's monotonic clock, after which an attempt counts as lost
-REST_EACH_S = 0.3  # between two looks, for each trial that is looked at
+LOST_S = 180.0  # without a beat, by a command's monotonic clock, until an attempt counts as lost
+REST_EACH_S = 0.3  # pause between two looks, per trial
 SHORTEST_REST_S, LONGEST_REST_S = 0.25, 15.0
 
 
-# What is written
+# Records
 
 
 class Record(BaseModel):
-    """The content of a file; fields that this version does not know are left out."""
+    """The content of a file, without fields that this version does not know."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
     @classmethod
     def of(cls, content: object) -> Self | None:
-        """A record as it was read, None where the file is not there or holds none."""
+        """Make a record of a file's content; None if it is missing or invalid."""
         try:
             return cls.model_validate(content)
         except ValidationError:
@@ -65,9 +65,9 @@ class Trial(Record):
 
     n: int
     values: dict[str, Value]  # by the job's keys
-    limit: int | None = None  # epochs to train, where the oracle decides
-    parent: int | None = None  # the trial from whose end it goes on
-    # What follows from the attempt that counts
+    limit: int | None = None  # epochs to train, if the oracle decides
+    parent: int | None = None  # the trial whose last checkpoint it continues
+    # From the accepted attempt
     attempt: int = 0
     scores: dict[str, float] = {}  # means over its runs
     error: str = ""
@@ -75,8 +75,8 @@ class Trial(Record):
     kept_epoch: float | None = None  # of the best weights, mean over its runs
     training_s: float | None = None  # of all its runs
     parameters: int | None = None
-    checkpoints: dict[str, str] = {}  # for a promotion: a path below the attempt's folder → sha256
-    # Of a trial that is being trained, never in a file
+    checkpoints: dict[str, str] = {}  # for promotions: path below the attempt's folder → sha256
+    # Of a running trial, never in a file
     worker: str = ""
 
     @property
@@ -90,48 +90,48 @@ class Trial(Record):
 
     @property
     def proposal(self) -> tuple[object, ...]:
-        """What the oracle said of it."""
+        """The part of the trial that the oracle chose."""
         return self.n, self.values, self.limit, self.parent
 
 
 class Attempt(Record):
-    """Who trains a trial, in a folder where nobody else ever writes."""
+    """The worker that trains a trial; only this worker writes into the attempt's folder."""
 
     worker: str  # uuid of the process
     name: str = ""  # for people
     process: int = 0
-    space: str = ""  # of the process's number, see `process_space`
-    saved: int = 0  # steps that the attempts before it had saved
-    num_stuck: int = 0  # attempts in a row before it that saved no step more
+    space: str = ""  # in which the process's number is valid, see `process_space`
+    saved: int = 0  # steps in the checkpoints of earlier attempts
+    num_stuck: int = 0  # earlier attempts in a row without a newly saved step
 
 
 class Beat(Record):
-    """That the worker of an attempt lives."""
+    """A sign of life of the worker of an attempt."""
 
-    count: int  # of its beats
-    saved: int = 0  # steps that the newest checkpoint holds
+    count: int  # beats so far
+    saved: int = 0  # steps in the newest checkpoint
 
 
 class Gone(Record):
-    """That the worker of an attempt has ended, or was not heard of for long."""
+    """The mark of an attempt whose worker has ended, or has sent no beat for LOST_S."""
 
-    has_left: bool  # in order: it saved before
+    has_left: bool  # the worker saved and left; False if a command marked it
 
 
 class End(Record):
-    """That the oracle has proposed all trials of a search."""
+    """The mark of a search whose oracle has proposed all trials."""
 
     num_trials: int
 
 
 class Stop(Record):
-    """That a search is stopped, and stays so until a person goes on with it."""
+    """The stop of a search, which holds until a person resumes the search."""
 
     by: str  # a person and a machine
     at: str
-    reason: str = ""  # why it failed; empty if it was cancelled
-    is_lifted: bool = False  # that person has
-    forgiven: tuple[int, ...] = ()  # trials that had failed by then, which count no more
+    reason: str = ""  # of the failure; empty for a cancelled search
+    is_lifted: bool = False  # a person has resumed the search
+    forgiven: tuple[int, ...] = ()  # failed trials at this moment, which count no more
 
 
 def trial_folder(n: int) -> str:
@@ -145,7 +145,7 @@ def attempt_folder(n: int, k: int) -> str:
 
 
 def gone_file(n: int, k: int) -> str:
-    """The file that says that nobody trains attempt k at trial n any more."""
+    """The file that marks attempt k at trial n as gone."""
     return f"{GONE}/{n}-{k}.json"
 
 
@@ -153,19 +153,19 @@ def gone_file(n: int, k: int) -> str:
 
 
 class Read(NamedTuple):
-    """Read a file: its content, None where it is not there or is none of JSON."""
+    """Read a JSON file: its content, None if it is missing or invalid."""
 
     path: str
 
 
 class Names(NamedTuple):
-    """List a folder: a hint, new names may be missing."""
+    """List a folder; new names may be missing."""
 
     path: str
 
 
 class Make(NamedTuple):
-    """Make a folder that holds one file: True if this call has made it, False if it was there."""
+    """Create a folder with one file: True if this call created it, False if it existed."""
 
     path: str
     file: str
@@ -173,7 +173,7 @@ class Make(NamedTuple):
 
 
 class Write(NamedTuple):
-    """Replace a file that has one writer."""
+    """Replace a file with a single writer."""
 
     path: str
     record: Record
@@ -183,13 +183,13 @@ class Sleep(NamedTuple):
     """Wait."""
 
     time_s: float
-    error: OSError | None = None  # because the file system fails; it is tried again
+    error: OSError | None = None  # the failure of the file system that causes a retry
 
 
 class Train(NamedTuple):
-    """Train an attempt: the trial with its result.
+    """Train an attempt and return the trial with its result.
 
-    While it trains, `Worker.tick` is carried out again and again.
+    A second thread executes `Worker.tick` every BEAT_S meanwhile.
     """
 
     trial: Trial
@@ -197,66 +197,66 @@ class Train(NamedTuple):
 
 
 Operation = Read | Names | Make | Write | Sleep | Train
-Course = Generator[Operation, Any, Any]  # `Any` is what the operation says
+Course = Generator[Operation, Any, Any]  # receives the results of its operations
 
 
 def read(kind: type[Record], path: str) -> Course:
-    """Read a record, None where there is none."""
+    """Read a record, None if there is none."""
     return kind.of((yield Read(path)))
 
 
 def read_result(n: int) -> Course:
-    """Read a trial with its result, None where there is none."""
+    """Read an accepted trial, None if there is none."""
     return (yield from read(Trial, f"{trial_folder(n)}/{ACCEPTED}/trial.json"))
 
 
-# What every process of a search sees
+# The view of a process
 
 
 @dataclass
 class Heard:
-    """The newest attempt at an open trial, as a process has heard of it."""
+    """The newest known attempt at an open trial."""
 
     k: int = 0  # its number, 0 before the first
-    attempt: Attempt | None = None  # None as long as its owner can't be seen
-    gone: Gone | None = None  # nobody trains it any more
-    # Of a command, which listens
+    attempt: Attempt | None = None  # None while `owner.json` is not visible
+    gone: Gone | None = None
+    # Commands only
     beat: Beat | None = None
-    listened_s: float | None = None  # when it did last
+    listened_s: float | None = None  # time of the last look at the beat
     silent_s: float = 0.0
 
     @property
     def worker(self) -> Attempt | None:
-        """Who trains it, as far as anybody knows."""
+        """The worker that trains it; None if it is gone or not visible yet."""
         return None if self.gone else self.attempt
 
     def listen(self, n: int, now_s: float) -> Course:
-        """Read its beat, and count the time without a new one."""
+        """Read its beat; count the time without a new one."""
         beat = yield from read(Beat, f"{attempt_folder(n, self.k)}/beat.json")
         passed_s = now_s - (now_s if self.listened_s is None else self.listened_s)
         self.listened_s = now_s
         if beat and (not self.beat or beat.count != self.beat.count):
             self.beat, self.silent_s = beat, 0.0
         else:
-            self.silent_s += min(passed_s, LONGEST_REST_S)  # for longer, nobody listened
+            self.silent_s += min(passed_s, LONGEST_REST_S)  # this process may have been suspended
 
 
 @dataclass
 class View:
-    """What a process has read of a search: trials, attempts, results."""
+    """The state of a search as a process has read it: trials, attempts, results."""
 
-    known: list[Trial] = field(default_factory=list)  # as proposed, in their order
+    known: list[Trial] = field(default_factory=list)  # proposals, in order
     open: dict[int, Heard] = field(default_factory=dict)  # known and not accepted
     accepted: dict[int, Trial] = field(default_factory=dict)
-    stop: Stop | None = None  # the last one, which may be lifted
-    rest_s: float = SHORTEST_REST_S  # to the next look: the longer the more there is to look at
+    stop: Stop | None = None  # the last stop, which may be lifted
+    rest_s: float = SHORTEST_REST_S  # until the next look; grows with the number of open trials
 
     def look(self, num_watched: int | None = None) -> Course:
-        """Read what is new, in the order of the trials.
+        """Read news, in the order of the trials.
 
         Args:
-            num_watched: the number of attempts to watch, the oldest; by default all. Trials that
-                nobody trains are looked at besides.
+            num_watched: how many open trials to read, the oldest; default: all. Trials without a
+                worker are always read.
         """
         yield from self.learn()
         gone = {f"{GONE}/{name}" for name in (yield Names(GONE))}
@@ -267,7 +267,7 @@ class View:
         self.rest_s = min(max(REST_EACH_S * len(due), SHORTEST_REST_S), LONGEST_REST_S)
 
     def learn(self) -> Course:
-        """Read the trials that were proposed since."""
+        """Read new proposals."""
         made = set((yield Names(TRIALS)))
         while str(n := len(self.known)) in made:
             if not (trial := (yield from read(Trial, f"{trial_folder(n)}/values.json"))):
@@ -275,17 +275,17 @@ class View:
             self.know(trial)
 
     def know(self, trial: Trial) -> None:
-        """Take up a proposal, the next one."""
+        """Add the next proposal."""
         self.known.append(trial)
         self.open[trial.n] = Heard()
 
     def accept(self, trial: Trial) -> None:
-        """Take up a result."""
+        """Add a result."""
         self.accepted[trial.n] = trial
         self.open.pop(trial.n, None)
 
     def _look_at(self, n: int, gone: set[str]) -> Course:
-        """Look whether an open trial is accepted, and who trains it."""
+        """Read whether an open trial is accepted, and which worker trains it."""
         names = set((yield Names(trial_folder(n))))
         if ACCEPTED in names:
             if trial := (yield from read_result(n)):
@@ -301,12 +301,12 @@ class View:
             heard.gone = yield from read(Gone, gone_file(n, k))
 
     def is_stopped(self) -> Course:
-        """Whether somebody cancelled the search, or it has failed, and no person went on since."""
+        """Whether the search was cancelled or has failed, and no person has resumed it."""
         self.stop = yield from read(Stop, STOP)
         return self.stop is not None and not self.stop.is_lifted
 
     def end(self, num_asked: int) -> Course:
-        """The `End`, None before the last trial is proposed; `num_asked` is `search.trials`."""
+        """The `End` for `num_asked` trials (`search.trials`), None before the last proposal."""
         return (yield from read(End, f"{ENDS}/{num_asked}/end.json"))
 
     def is_over(self, num_asked: int) -> Course:
@@ -316,7 +316,7 @@ class View:
 
 
 def take_turns(turn: Callable[[], Course], view: View) -> Course:
-    """Take turns until one says that it was the last; where the file system fails, again."""
+    """Repeat a turn until it returns true; retry it after errors of the file system."""
     while True:
         try:
             if (yield from turn()):
@@ -330,16 +330,16 @@ def take_turns(turn: Callable[[], Course], view: View) -> Course:
 
 @dataclass
 class Worker:
-    """A worker: takes a trial, trains it, reports it, takes the next one."""
+    """A worker: it takes a trial, trains it, reports it and takes the next one."""
 
     me: Attempt
     num_asked: int  # `search.trials`
-    must_renew: Callable[[], bool] = lambda: False  # whether another process should go on
+    must_renew: Callable[[], bool] = lambda: False  # whether a new process should replace it
     view: View = field(default_factory=View)
     _count: int = 0  # of beats
 
     def turn(self) -> Course:
-        """Take a trial, or rest; whether the search is over or stopped, or another should go on."""
+        """Train a trial, or rest; return whether the worker should end."""
         if (yield from self.view.is_stopped()):
             return True
         yield from self.view.look(NUM_WATCHED)
@@ -352,15 +352,15 @@ class Worker:
         return False
 
     def _take(self) -> Course:
-        """Take the first trial that nobody trains: its number and that of the attempt."""
+        """Take the first trial without a worker; return its number and the attempt's number."""
         for n, heard in [*self.view.open.items()]:
             k, attempt = heard.k, self.me
             if k:
-                if not heard.attempt:  # somebody has it, and can't be seen yet
+                if not heard.attempt:  # another worker has it, which is not visible yet
                     continue
                 if not heard.gone:
                     if heard.attempt.worker == self.me.worker:
-                        return n, k  # made by a call whose answer was lost
+                        return n, k  # an earlier call created it although it reported an error
                     continue
                 attempt = yield from self._after(n, k, heard.attempt, heard.gone)
                 if attempt.num_stuck >= MAX_ATTEMPTS:
@@ -374,25 +374,25 @@ class Worker:
         return None
 
     def _after(self, n: int, k: int, before: Attempt, gone: Gone) -> Course:
-        """The attempt that goes on after one whose worker is gone."""
+        """The attempt that continues after a gone one."""
         beat = yield from read(Beat, f"{attempt_folder(n, k)}/beat.json")
         saved = max(before.saved, beat.saved if beat else 0)
         num_stuck = 0 if saved > before.saved else before.num_stuck + (not gone.has_left)
         return self.me.model_copy(update={"saved": saved, "num_stuck": num_stuck})
 
     def _train(self, n: int, k: int) -> Course:
-        """Train an attempt and report its result; the first that anybody reports counts."""
+        """Train an attempt and report its result; the first report of a trial counts."""
         try:
             trial = yield Train(self.view.known[n], k)
         except Interrupted:
-            with contextlib.suppress(OSError):  # else whoever goes on waits
+            with contextlib.suppress(OSError):  # without it the next worker only waits longer
                 yield Write(gone_file(n, k), Gone(has_left=True))
             raise
         if (yield Make(f"{trial_folder(n)}/{ACCEPTED}", "trial.json", trial)):
             self.view.accept(trial)
 
     def tick(self, n: int, k: int, *, saved: int) -> Course:
-        """While attempt k trains: beat, and say whether it is needed no more."""
+        """Write a beat of attempt k; return whether it has become needless."""
         self._count += 1
         yield Write(f"{attempt_folder(n, k)}/beat.json", Beat(count=self._count, saved=saved))
         names = yield Names(trial_folder(n))
@@ -403,10 +403,11 @@ class Worker:
 
 
 def follow(view: View, now_s: float) -> Course:
-    """Read what is new, and listen: the trials that were accepted since the last time.
+    """Read news and beats; return the trials that were accepted since the last call.
 
     Args:
-        now_s: by the process's own monotonic clock.
+        view: of the command.
+        now_s: the process's monotonic clock.
     """
     before = set(view.accepted)
     yield from view.look()
@@ -417,10 +418,11 @@ def follow(view: View, now_s: float) -> Course:
 
 
 def tell_gone(view: View, has_ended: Callable[[Attempt], bool]) -> Course:
-    """Tell everybody of each attempt that nobody trains any more; the workers that are silent.
+    """Mark attempts as gone whose workers have ended or are silent; return the silent workers.
 
     Args:
-        has_ended: whether the worker of an attempt has, as this process can tell by itself.
+        view: of the command.
+        has_ended: whether the worker of an attempt has ended, if this process can know it.
     """
     silent = set()
     for n, heard in view.open.items():
@@ -434,12 +436,12 @@ def tell_gone(view: View, has_ended: Callable[[Attempt], bool]) -> Course:
 
 
 def running(view: View) -> dict[int, Attempt]:
-    """The workers that train, by trial."""
+    """The workers that train, by their trials' numbers."""
     return {n: worker for n, heard in view.open.items() if (worker := heard.worker)}
 
 
 def shown(view: View) -> list[Trial]:
-    """All trials as the leaderboard shows them."""
+    """All trials for the leaderboard: accepted, running and waiting."""
     names = {n: attempt.name for n, attempt in running(view).items()}
     return [
         view.accepted.get(n) or trial.model_copy(update={"worker": names.get(n, "")})
@@ -448,6 +450,6 @@ def shown(view: View) -> list[Trial]:
 
 
 def change_stop(view: View, stop: Stop) -> Course:
-    """Stop the search, so that nobody trains until a person lifts that; or lift it."""
+    """Stop the search, or lift its stop, unless it is already in this state."""
     if (yield from view.is_stopped()) == stop.is_lifted:
         yield Write(STOP, stop)

@@ -1,15 +1,14 @@
-"""A sweep keeps the models and checkpoints of its best trials; of the others, what they scored.
+"""A sweep keeps models and checkpoints of its best trials only, and the scores of all.
 
-A trial that is not among the best now never will be: a later one only pushes it further down. So
-what it holds that can be made again goes at once, and for the tuners whose trials go on from older
-ones the checkpoints go when the search is over. A search that then gets more trials trains such a
-parent's epochs again, to the same bytes. `harness prune` frees the same of older sweeps, and the
-last checkpoints of finished runs.
+A trial that has left the best trials never returns to them, so its models and checkpoints are
+removed at once. If trials continue older ones (hyperband, asha), checkpoints are removed at the end
+of the search; should it get more trials later, it trains a parent's epochs again, to the same
+bytes. `harness prune` frees the same files of older sweeps, and the last checkpoints of finished
+runs.
 
-A run keeps what describes it: job, record, metrics, scores, predictions, model, curves. All else
-can be made again by training its `job.toml`, to the same bytes. Nothing is removed through a link,
-and no file of another user. Each file can go alone, so a process killed between two leaves nothing
-to mend.
+A run keeps its job, record, metrics, scores, predictions, model and curves. Training its `job.toml`
+restores all other files, to the same bytes. This module removes no file of another user and follows
+no link. Its files are independent, so a kill between two removals leaves a valid run.
 """
 
 import contextlib
@@ -32,18 +31,18 @@ from harness.tuning.sweep_dir import SweepDirectory
 Parts = dict[str, tuple[str, ...]]  # the files of each part, by their paths in the folder
 CHECKPOINTS: Parts = {"checkpoints": ("checkpoints/step-*.npz",)}
 MODEL: Parts = {"models of trials": ("model.keras", "vocabulary.txt")}
-# The heartbeat's last words, the times of epochs, the lease: a trial's result has what counts.
+# Last heartbeat, times of epochs, lease: `accepted/trial.json` has the result.
 REST: Parts = {"states of trials": ("state.json", "timings.jsonl", "lease.json")}
 HALF_WRITTEN: Parts = {"half-written files": (".*.tmp*", "*/.*.tmp*", "tensorboard/*/.*.tmp*")}
 
 OF_A_RUN: Parts = CHECKPOINTS | HALF_WRITTEN
-OF_A_TRIAL: Parts = OF_A_RUN | MODEL | REST  # that is not among the best of its sweep
-OF_AN_ATTEMPT: Parts = CHECKPOINTS | MODEL | HALF_WRITTEN  # whose result was not the one accepted
+OF_A_TRIAL: Parts = OF_A_RUN | MODEL | REST  # outside of the best trials
+OF_AN_ATTEMPT: Parts = CHECKPOINTS | MODEL | HALF_WRITTEN  # not the accepted one
 
 
 @dataclass
 class Pruned:
-    """What was removed, or could be."""
+    """The files that were removed, or could be."""
 
     num_files: Counter[str] = field(default_factory=Counter)  # by part
     num_bytes: Counter[str] = field(default_factory=Counter)
@@ -55,7 +54,7 @@ def prune(folder: Path, parts: Parts, done: Pruned | None = None, *, really: boo
     """Remove parts of a finished run, or with `really=False` only measure them.
 
     Returns:
-        `done`, or a new one, with what there is or was removed.
+        `done`, or a new one, with the files of this run.
     """
     done = done or Pruned()
     has_checkpoints = False
@@ -65,22 +64,22 @@ def prune(folder: Path, parts: Parts, done: Pruned | None = None, *, really: boo
                 if really:
                     try:
                         file.unlink()
-                    except OSError:  # it is gone, or the disk refuses
+                    except OSError:  # already removed, or the disk refuses
                         continue
                 has_checkpoints |= part in CHECKPOINTS
                 done.num_files[part] += 1
                 done.num_bytes[part] += size
     if really and has_checkpoints:
-        with contextlib.suppress(OSError):  # another process may have come, and fill it
+        with contextlib.suppress(OSError):  # another process may have filled it
             os.rmdir(folder / "checkpoints")  # noqa: PTH106 - a folder, never a link
     return done
 
 
 def refusal(folder: Path) -> str:
-    """Why nothing of a folder may be removed, empty if it may: a link, another user's, a live run.
+    """Why no file of a folder may be removed: a link, another user's, unfinished; empty if it may.
 
     Raises:
-        OSError: if it is gone, or can't be read.
+        OSError: if the folder is missing, or can't be read.
     """
     about = folder.lstat()
     if stat.S_ISLNK(about.st_mode):
@@ -89,14 +88,14 @@ def refusal(folder: Path) -> str:
         return f"belongs to {owner_name(about.st_uid)}"
     if not RunDirectory(folder).finished():
         return "is unfinished"
-    # Without its result a run goes on from its last checkpoint.
+    # A run with a broken result resumes from its last checkpoint.
     if is_sweep(folder) or is_whole(parse_json(read_plain_file(folder / "result.json"))):
         return ""
     return "has a broken result.json"
 
 
 def _own_files(folder: Path, pattern: str) -> Iterator[tuple[Path, int]]:
-    """The plain files of this user that a pattern means, with the space that each takes."""
+    """This user's regular files that match a pattern, with their sizes in bytes."""
     if folder.is_symlink():
         return
     real = folder.resolve()
@@ -113,27 +112,28 @@ NUM_KEPT = 5  # trials
 
 
 class KeptTrials:
-    """What a sweep does not keep of its trials."""
+    """Decides which files a sweep keeps of its trials."""
 
     def __init__(self, sweep: SweepDirectory, search: SearchSpec) -> None:
         self.sweep, self.search = sweep, search
         self._done: set[tuple[int, bool, bool]] = set()
 
     def trim(self, trials: Sequence[Trial], *, is_over: bool = False) -> None:
-        """Keep the best; an error of the disk only leaves files there.
+        """Remove files of ended trials, except the best; ignore errors of the disk.
 
         Args:
-            trials: all of them.
-            is_over: whether no trial will be trained any more.
+            trials: all trials of the sweep.
+            is_over: whether the search is over.
         """
         parts = self.parts_of(trials, goes_on=self.search.continues_trials and not is_over)
         in_threads(lambda run: prune(run, parts[run], really=True), [*parts])
 
     def parts_of(self, trials: Sequence[Trial], *, goes_on: bool = False) -> dict[Path, Parts]:
-        """What may go of the runs of trials that have ended, by their folders, each once.
+        """The removable parts of the runs of ended trials, by folder; a later call omits them.
 
         Args:
-            goes_on: whether a trial may begin with the checkpoint of another one.
+            trials: all trials of the sweep.
+            goes_on: whether a later trial may need the checkpoint of an ended one.
         """
         found: dict[Path, Parts] = {}
         ended = [each for each in ranked(trials, self.search) if each.attempt]
@@ -155,13 +155,13 @@ class KeptTrials:
 
 
 def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
-    """Look at the finished runs and searches in some folders, and free what can be made again.
+    """Remove the files of finished runs and searches that a training restores.
 
-    What is unfinished, a link or another user's is left as it is.
+    Unfinished runs, links and folders of other users remain unchanged.
 
     Args:
         tops: runs, searches, or folders of them.
-        really: whether to remove it; else it is only counted.
+        really: whether to remove the files instead of only counting them.
     """
     done = Pruned()
     for folder in find_runs(tops, in_sweeps=("winner",)):
@@ -173,9 +173,9 @@ def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
             else:
                 prune(folder, OF_A_RUN, done, really=really)
                 done.num_runs += 1
-        except FileNotFoundError:  # it was removed meanwhile
+        except FileNotFoundError:  # removed meanwhile
             continue
-        except (OSError, DiskError, InputError) as error:  # which says nothing of the others
+        except (OSError, DiskError, InputError) as error:  # other folders may be readable
             done.left.append((folder, f"can't be read: {getattr(error, 'strerror', error)}"))
     return done
 
@@ -186,6 +186,6 @@ def _prune_sweep(sweep: SweepDirectory, done: Pruned, *, really: bool) -> None:
     for folder, parts in trials.items():
         if folder.resolve() != real / folder.relative_to(sweep.folder):
             done.left.append((folder, "is behind a link"))
-        elif sweep.finished():  # it may have been given more trials meanwhile
+        elif sweep.finished():  # again, since it may have got more trials meanwhile
             prune(folder, parts, done, really=really)
             done.num_runs += 1

@@ -1,9 +1,9 @@
-"""In which order an oracle proposes trials and gets their results: one that no clock decides.
+"""The order of an oracle's proposals and results, which does not depend on real time.
 
-The order is that of a virtual clock, on which a fixed number of workers train an epoch a tick. A
-trial is proposed when a virtual worker is free; results are given in the order of their virtual
-ends. So the oracle's state is a function of the results alone: whoever has the results replays it,
-and promotions are those of a search that nobody disturbed.
+A virtual clock decides the order: on it, a fixed number of workers train one epoch per tick. The
+oracle proposes a trial when a virtual worker is free, and receives results in the order of their
+virtual ends. So its state is a function of the results alone: any process can replay it, and a
+disturbed search promotes the same trials as an undisturbed one.
 """
 
 import heapq
@@ -24,7 +24,7 @@ from harness.tuning.protocol import (
     trial_folder,
 )
 
-EPOCHS, PARENT = "tuner/epochs", "tuner/trial_id"  # as KerasTuner names them in a trial's values
+EPOCHS, PARENT = "tuner/epochs", "tuner/trial_id"  # KerasTuner's names in a trial's values
 RUNNING, COMPLETED, FAILED = "RUNNING", "COMPLETED", "FAILED"  # a trial's status in KerasTuner
 
 
@@ -39,34 +39,34 @@ class Schedule:
         width: int | None,
         known: Sequence[Trial] = (),
     ) -> None:
-        """Take an oracle that was not called yet.
+        """Create the schedule of an oracle without any trial.
 
         Args:
-            oracle: KerasTuner's, which proposes the trials.
-            num_trials: at most, 0 for as many as it proposes.
-            width: the number of virtual workers; None for an oracle that does not learn from
-                results, which then gets none.
-            known: the first proposals, as they were made before; may grow.
+            oracle: KerasTuner's oracle.
+            num_trials: largest number of trials, 0 = no limit.
+            width: number of virtual workers; None for an oracle that does not learn from results,
+                which then receives none.
+            known: earlier proposals in order; may grow.
         """
         self.oracle, self.num_trials, self.width, self.known = oracle, num_trials, width, known
         self.num_proposed = 0
-        self._trials: list[Any] = []  # of the oracle
-        self._numbers: dict[str, int] = {}  # by the oracle's name of a trial
+        self._trials: list[Any] = []  # KerasTuner's
+        self._numbers: dict[str, int] = {}  # by KerasTuner's id of a trial
         self._epochs: list[int] = []
         self._running: list[tuple[int, int]] = []  # a heap of (virtual end, trial)
         self._now = 0  # virtual, in epochs
         self._results: dict[int, Trial] = {}
-        self._is_idle = False  # the oracle waits for a result, or has no more trials
+        self._is_idle = False  # the oracle waits for a result, or has no trial left
 
     def offer(self, trial: Trial) -> None:
-        """Take a trial's result, which the oracle gets when it is due."""
+        """Add a trial's result, which the oracle receives at its virtual end."""
         self._results[trial.n] = trial
 
     def next(self) -> Trial | None:
-        """The next trial that the oracle proposes by the results so far, None if there is none.
+        """The oracle's next proposal with the results so far, None if it has none.
 
         Raises:
-            RunError: if it is known and was another one.
+            RunError: if it differs from the known proposal with this number.
         """
         while True:
             if self._may_propose() and (proposal := self._propose()):
@@ -76,7 +76,7 @@ class Schedule:
 
     @property
     def is_over(self) -> bool:
-        """Whether no trial will be proposed any more."""
+        """Whether the last trial is proposed."""
         is_last = self._is_idle and (self.width is None or not self._running)
         return is_last or 0 < self.num_trials <= len(self._trials)
 
@@ -94,8 +94,8 @@ class Schedule:
         if n < len(self.known) and proposal.proposal != self.known[n].proposal:
             raise RunError(
                 f"the oracle proposes {proposal.values} as trial {n}, which was "
-                f"{self.known[n].values}; go on with the version of harness and KerasTuner that "
-                "began the sweep, or begin a new one"
+                f"{self.known[n].values}; continue with the versions of harness and KerasTuner "
+                "that began the sweep, or begin a new one"
             )
         self._trials.append(trial)
         self._numbers[trial.trial_id] = n
@@ -122,7 +122,7 @@ class Schedule:
         )
 
     def _give_result(self) -> bool:
-        """Give the oracle the result that is due; False if it is not known yet."""
+        """Pass the next due result to the oracle; return False if it is not known yet."""
         if not self._running or self._running[0][1] not in self._results:
             return False
         self._now, n = heapq.heappop(self._running)
@@ -142,22 +142,22 @@ class Schedule:
 
 @dataclass
 class Proposer:
-    """Proposes trials; of several that do, the first to make a trial's name decides its values."""
+    """Proposes trials; of several proposers, the first that creates a trial's name decides."""
 
-    begin: Callable[[list[Trial]], Schedule]  # the first trials are known, a list that grows
+    begin: Callable[[list[Trial]], Schedule]  # takes the known proposals, a list that grows
     num_asked: int  # `search.trials`
-    ahead: int  # trials that wait for a worker, where the oracle waits for no result
+    ahead: int  # largest number of trials that wait for a worker, unless the oracle is guided
     is_guided: bool  # whether the oracle's choices depend on results
     view: View = field(default_factory=View)
     _schedule: Schedule | None = None
     _num_offered: int = 0
-    _next: Trial | None = None  # proposed, and not made yet
+    _next: Trial | None = None  # proposed, its folder not created yet
 
     def turn(self) -> Course:
-        """Propose what is due, and rest; whether all is proposed, or the search is stopped.
+        """Propose trials, then rest; return whether all are proposed, or the search is stopped.
 
         Raises:
-            RunError: if the oracle proposes other trials than it did.
+            RunError: if the oracle's proposals differ from known ones.
         """
         view = self.view
         if (yield from view.is_stopped()):
@@ -169,7 +169,7 @@ class Proposer:
                 self._next = None
             else:
                 yield from view.learn()
-                if len(view.known) <= trial.n:  # it can't be seen yet
+                if len(view.known) <= trial.n:  # not visible yet
                     break
         if self._schedule and self._schedule.is_over and not self._next:
             yield Make(f"{ENDS}/{self.num_asked}", "end.json", End(num_trials=len(view.known)))
@@ -179,15 +179,15 @@ class Proposer:
 
     @property
     def _has_room(self) -> bool:
-        """Whether too few trials wait for a worker; a guided oracle limits them by itself."""
+        """Whether too few trials wait for a worker; a guided oracle limits their number itself."""
         num_waiting = sum(not heard.k for heard in self.view.open.values())
         return self.is_guided or num_waiting < self.ahead
 
     def _propose(self) -> Trial | None:
-        """The first trial that is not known, as the results so far have it."""
+        """The first unknown trial, according to the results so far."""
         if self._next and len(self.view.known) > self._next.n:
             if self.view.known[self._next.n].proposal != self._next.proposal:
-                self._schedule = None  # another library rounds otherwise, or has more trials
+                self._schedule = None  # another proposer rounds differently, or has more trials
             self._next = None
         if not self._schedule:
             self._schedule, self._num_offered = self.begin(self.view.known), 0

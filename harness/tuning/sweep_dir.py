@@ -1,17 +1,17 @@
-"""A sweep's folder, `runs/<job>/<sweep-id>/`: its files and who writes them.
+"""A sweep's folder, `runs/<job>/<sweep-id>/`: its files and their writers.
 
-| file | what | writer |
+| file | content | writer |
 | --- | --- | --- |
-| `search.toml` | the search with every default filled in | who begins, or asks for more trials |
-| `trials/`, `gone/`, `ends/`, `stop.json` | see `harness.tuning.protocol` | its processes |
-| `trials/<n>/<k>/seed<N>/` | the run of attempt k at trial n | the worker whose attempt it is |
-| `leaderboard.csv`, `result.json` | views of what is accepted | any command |
-| `state.json` | progress, as of a run | any command, the latest |
-| `commands/<name>/state.json` | the same, of one command | that command |
-| `provenance.json` | code and data it began with, what the last job asked of Slurm | any command |
-| `workers/<name>.log` | what a worker or a proposer printed | they |
-| `*.png` | plots of `harness sweep show` | that command |
-| `winner/` | the best trial, trained again on all training data | `harness sweep retrain` |
+| `search.toml` | the search with every default | the first command, or one with more trials |
+| `trials/`, `gone/`, `ends/`, `stop.json` | see `harness.tuning.protocol` | all processes |
+| `trials/<n>/<k>/seed<N>/` | the run of attempt k at trial n | the worker of the attempt |
+| `leaderboard.csv`, `result.json` | functions of the accepted trials | any command |
+| `state.json` | progress, as in a run | the latest command |
+| `commands/<name>/state.json` | progress of one command | this command |
+| `provenance.json` | first code and data, the last job's request to Slurm | any command |
+| `workers/<name>.log` | output of a worker or a proposer | this process |
+| `*.png` | plots | `harness sweep show` |
+| `winner/` | the best trial, retrained on all training data | `harness sweep retrain` |
 """
 
 import os
@@ -49,17 +49,17 @@ class SweepDirectory(LeasedDirectory):
     _is_new = False  # the folder must not exist yet
 
     def check_lease(self) -> None:
-        """Allow every write: what is written here is a view, the same whoever writes it."""
+        """Allow every write: these files are functions of the accepted trials."""
 
     @classmethod
     def new(cls, runs: Path, search: SearchSpec, sweep_id: str | None) -> "SweepDirectory":
-        """Name the folder of a sweep, which `begin` makes.
+        """Name the folder of a sweep, which `begin` creates.
 
-        With a `sweep_id` the folder may exist already. Then the sweep continues, if the search is
-        the same; it may have more trials.
+        With a `sweep_id` the folder may exist. Then the same search continues, perhaps with more
+        trials.
 
         Raises:
-            InputError: if the id is not a file name, or the existing sweep is of another search.
+            InputError: if the id is no file name, or the sweep belongs to another search.
         """
         if sweep_id is None:
             sweep = cls(runs / search.name / time.strftime("%Y%m%d-%H%M%S"))
@@ -87,14 +87,14 @@ class SweepDirectory(LeasedDirectory):
         return cls(folder)
 
     def begin(self, search: SearchSpec, dataset: Dataset) -> bool:
-        """Begin the sweep, unless another command has; of several at once, one does.
+        """Begin the sweep, unless another command has begun it.
 
         Returns:
-            Whether this one has.
+            Whether this command has begun it.
 
         Raises:
-            InputError: if the folder is another user's, or holds something else.
-            DiskError: if the disk refuses, or can't tell which command was the first.
+            InputError: if the folder is another user's, or holds other files.
+            DiskError: if the disk refuses to write, or renames a folder onto a non-empty one.
         """
         record = {"sources_sha256": sources_checksum(), "dataset": dataset.record(), "starts": []}
         files = {
@@ -104,28 +104,27 @@ class SweepDirectory(LeasedDirectory):
         job = self.folder.parent
         try:
             job.mkdir(parents=True, exist_ok=True)
-            if self._is_new:  # others may begin one in this second
+            if self._is_new:  # another command may begin one in the same second
                 self.folder = job / reserve_id(job.parent, [(job.name, "")])
             is_made = make_once(self.folder, files)
             if is_made:
                 if make_once(self.folder, files):
                     shutil.rmtree(self.folder, ignore_errors=True)
                     raise DiskError(
-                        f"{self.folder}: this disk renames a folder onto one that holds something, "
-                        "so the workers of a search would overwrite each other; choose another "
-                        "--runs"
+                        f"{self.folder}: this disk renames a folder onto a non-empty one, so the "
+                        "workers of a search would overwrite each other; choose another --runs"
                     )
                 file = self.path(SEARCH_FILE)
                 file.chmod(file.stat().st_mode & mode_in(self.folder, search.job.code))
             if (owner := self.folder.stat().st_uid) != os.getuid():
                 raise InputError(
-                    f"sweep {self.folder}: belongs to {owner_name(owner)}, and a search is written "
-                    "by its owner alone; begin one of your own by: harness tune JOB"
+                    f"sweep {self.folder}: belongs to {owner_name(owner)}, and only its owner may "
+                    "write it; begin another sweep by: harness tune JOB"
                 )
             if not is_sweep(self.folder):
                 raise InputError(
-                    f"sweep {self.folder}: holds no {SEARCH_FILE}, so it is no search that can go "
-                    "on; move it away, or choose another --sweep-id"
+                    f"sweep {self.folder}: holds no {SEARCH_FILE}, so no search can continue in "
+                    "it; move it away, or choose another --sweep-id"
                 )
             for name in FOLDERS:
                 self.path(name).mkdir(exist_ok=True)
@@ -137,8 +136,8 @@ class SweepDirectory(LeasedDirectory):
         """Refuse to continue the sweep with another search.
 
         Raises:
-            InputError: if the sweep was begun with another space, job or tuner, or another version
-                of harness wrote it.
+            InputError: if space, job or tuner differ, or another version of harness wrote the
+                sweep.
         """
         if not self.exists():
             return
@@ -146,13 +145,13 @@ class SweepDirectory(LeasedDirectory):
         if change := next(known.changes(search), None):
             raise InputError(
                 f"sweep {self.folder}: was begun with another search ({change}); choose another "
-                f"--sweep-id, or go on with it by: harness resume {self.folder}"
+                f"--sweep-id, or continue this sweep by: harness resume {self.folder}"
             )
         limit, before = search.table.trials, known.table.trials
         if 0 < limit < before or (before == 0 < limit):
             raise InputError(
                 f"sweep {self.folder}: search.trials = {limit}: was {before or 'all'} before; "
-                "give as many or more"
+                "give at least as many"
             )
 
     def exists(self) -> bool:
@@ -160,7 +159,7 @@ class SweepDirectory(LeasedDirectory):
         return self.path(SEARCH_FILE).is_file()
 
     def finished(self) -> bool:
-        """Whether every trial has ended; the result is written last."""
+        """Whether every trial has ended; `result.json` is the last file of a search."""
         is_there = self.path(RESULT).is_file()
         search = read_toml(self.path(SEARCH_FILE)) if is_there else {}
         return is_there and is_of_search(self.read_json(RESULT), search)
@@ -169,17 +168,17 @@ class SweepDirectory(LeasedDirectory):
         """The search, read from its file.
 
         Raises:
-            InputError: if another version wrote the sweep, or a file of it is broken.
+            InputError: if another version wrote the sweep, or one of its files is broken.
         """
         check_record(self)
         return load_search(self.path(SEARCH_FILE))
 
     def trial_run(self, n: int, k: int, seed: int) -> RunDirectory:
-        """The folder of a run of attempt k at trial n."""
+        """The run of attempt k at trial n with a seed."""
         return RunDirectory(self.path(TRIALS, str(n), str(k), f"seed{seed}"))
 
     def trials(self) -> list[Trial]:
-        """All trials that were begun, in their order.
+        """All proposed trials, in order.
 
         Raises:
             DiskError: if they can't be read.

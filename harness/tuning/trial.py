@@ -1,4 +1,4 @@
-"""A trial is a run: trained and validated by the same code, in its own folder of the sweep."""
+"""Trains a trial: one run per seed, by the code of every run, in the sweep's folder."""
 
 import gc
 import hashlib
@@ -31,13 +31,13 @@ from harness.tuning.protocol import Trial, attempt_folder, read_result
 from harness.tuning.sweep_dir import SweepDirectory
 
 MAX_ERROR = 2000  # characters
-# Times the memory after the first run: one by length was seen to leave 70 MB. What CUDA's libraries
-# take of the machine's memory is not reckoned.
+# Largest memory of the process, relative to the memory after its first run (a trial with `bucket`
+# left 70 MB). The GPU's limit leaves room for CUDA's libraries.
 MAX_GROWTH = {"cpu": 1.2, "gpu": 2.0}
 
 
 class Trials:
-    """Trains trials of a sweep one after another in this process."""
+    """Trains trials of a sweep in this process, one after another."""
 
     def __init__(
         self,
@@ -51,29 +51,29 @@ class Trials:
         self.sweep, self.search = sweep, search
         self.dataset, self.strategy, self.observers = dataset, strategy, observers
         allocation = SlurmEnvironment.from_environment()
-        # The job is the sweep's, not an attempt's.
+        # The requeues of the job concern the sweep, not an attempt.
         self.allocation = replace(allocation, max_requeues=None) if allocation else None
-        self._largest_gb, self._first_gb = largest_gb(search), 0.0  # of memory; after a run
+        self._largest_gb, self._first_gb = largest_gb(search), 0.0  # of any trial; after a run
         self.devices = describe_devices(strategy)[0]["device"].partition(":")[0]
 
     def run(self, trial: Trial, k: int) -> Trial:
-        """Train an attempt's runs, or continue them; returns the trial with its result.
+        """Train or continue an attempt's runs; return the trial with its scores or its error.
 
         Raises:
-            Interrupted: a signal came, or the attempt is needed no more; it is saved.
-            NodeFault: this process can train no trial.
-            OSError: the file system fails, which says nothing of the trial.
+            Interrupted: after a signal, or if the attempt has become needless; it has saved.
+            NodeFault: if the node or its GPU is faulty.
+            OSError: if the file system fails.
         """
         try:
             return trial.model_copy(update={"attempt": k, **self._run(trial, k)})
         except (OSError, Interrupted, NodeFault):
             raise
         except Exception as error:  # Keras and TensorFlow raise errors of any type
-            if is_of_disk(error) or isinstance(error, TakenOver):  # no lease is ever taken over
+            if is_of_disk(error) or isinstance(error, TakenOver):  # an attempt has one writer
                 raise OSError(str(error)) from None
             is_ours = isinstance(error, InputError | RunError)
             line = str(error) if is_ours else f"{type(error).__name__}: {error}"
-            # As files and screens can hold it, whatever code of the user raised it.
+            # Custom code may raise errors with any characters.
             line = printable(" ".join(line.split()))[:MAX_ERROR]
             return trial.model_copy(update={"attempt": k, "error": line})
         finally:
@@ -81,7 +81,7 @@ class Trials:
             gc.collect()
 
     def has_grown(self) -> bool:
-        """Whether it holds more than its largest trial needs, and than its first run took."""
+        """Whether this process needs more memory than its largest trial and its first run."""
         room_gb = max(self._largest_gb, MAX_GROWTH[self.devices] * self._first_gb)
         return self._first_gb > 0 and resident_memory_gb() > room_gb
 
@@ -118,7 +118,7 @@ class Trials:
         plan = checked_plan(plan_of(job, self.devices, run), job)
         compute = Compute(self.strategy, plan, self.allocation, is_trial=True)
         name = f"trial {trial.n} of {self.search.name}/{self.sweep.folder.absolute().name}"
-        keras.utils.clear_session(free_memory=False)  # else names depend on the trials before
+        keras.utils.clear_session(free_memory=False)  # else names depend on earlier trials
         train(
             context,
             compute,
@@ -129,10 +129,10 @@ class Trials:
         self._first_gb = self._first_gb or resident_memory_gb()
 
     def _adopt(self, trial: Trial, k: int, run: RunDirectory, identity: str) -> None:
-        """Begin where an older attempt has come to, or else where the parent has ended.
+        """Begin with the newest checkpoint of older attempts, else with the parent's last one.
 
-        Without a checkpoint of the parent, such as after the search was over once, its epochs are
-        trained again, to the same bytes.
+        If the parent has no checkpoint left, as after the end of a search, the attempt trains the
+        parent's epochs again, to the same bytes.
 
         Raises:
             OSError: if the parent's result or checkpoint can't be read.
@@ -146,7 +146,7 @@ class Trials:
             return
         parent: Trial | None = Disk(self.sweep.folder).run(read_result(trial.parent))
         if not parent:
-            raise OSError(f"trial {trial.parent}: its result can't be seen yet")
+            raise OSError(f"trial {trial.parent}: its result is not visible yet")
         folder = self.sweep.path(attempt_folder(parent.n, parent.attempt))
         for name, sha256 in parent.checkpoints.items():
             is_own = name.startswith(f"{run.folder.name}/")
@@ -157,7 +157,7 @@ class Trials:
         )
 
     def saved(self, n: int, k: int) -> int:
-        """The steps that the newest checkpoints of an attempt's runs hold."""
+        """The sum of the steps in the newest checkpoints of an attempt's runs."""
         runs = [self.sweep.trial_run(n, k, seed) for seed in self.search.seeds()]
         try:
             newest = [names[-1].stem for run in runs if (names := run.checkpoints())]

@@ -1,4 +1,4 @@
-"""Runs a sweep from its command to its result; several commands may do so at the same time."""
+"""Runs a sweep from the command to the result; several commands can do so at the same time."""
 
 import contextlib
 import logging
@@ -35,9 +35,9 @@ from harness.tuning.protocol import Attempt, View, change_stop, follow, running,
 from harness.tuning.prune_runs import KeptTrials
 from harness.tuning.sweep_dir import RESULT, SweepDirectory
 
-PATIENCE_S = 600.0  # with a file system that fails
-RECORD_S = 5.0  # for workers to save before an interruption is recorded; KillWait is often 30 s
-TEND_S, LOOK_S = 0.5, 1.0  # between two looks after the own processes; at the search, at least
+PATIENCE_S = 600.0  # with a failing file system
+RECORD_S = 5.0  # for workers to save before the interruption is recorded; KillWait is often 30 s
+TEND_S, LOOK_S = 0.5, 1.0  # between two checks of this command's processes; of the search
 T = TypeVar("T")
 
 
@@ -50,19 +50,24 @@ def tune(
     full: bool = False,
     resumes: bool = False,
 ) -> dict[str, Any]:
-    """Begin a sweep, or help with one, to its result.
+    """Begin or join a sweep and work until its result.
 
-    With `full` there is no falling back to the packaged sample. A search that was stopped, or was
-    begun by other code, goes on only with `resumes`, where a person asks for it.
+    Args:
+        sweep: its folder, which may exist.
+        search: the search.
+        request: the workers of this command.
+        console: for messages.
+        full: whether to refuse the packaged sample.
+        resumes: whether to continue a search that was stopped, or that other code began.
 
     Returns:
         The content of `result.json`: the best trial and its score; empty if it was cancelled.
 
     Raises:
-        InputError: if the search can't run here, or if another version of harness wrote the sweep;
+        InputError: if the search can't run here, or another version of harness wrote the sweep;
             nothing has been written then.
-        Interrupted: a signal came; all is saved, and the sweep can go on.
-        RunError: the sweep can't go on.
+        Interrupted: after a signal; all trials have saved, and the sweep can continue.
+        RunError: if the search fails.
     """
     allocation = SlurmEnvironment.from_environment()
     sweep.check_search(search)
@@ -78,10 +83,10 @@ def tune(
     is_new = sweep.begin(settled(search, len(slots) * num_tasks_of_array(allocation)), dataset)
     sweep.check_search(search)
     if sweep.certain_json(RECORD).get("sources_sha256") not in (None, sources_checksum()):
-        line = f"sweep {sweep.folder}: was begun by other code, so scores may not be comparable"
+        line = f"sweep {sweep.folder}: other code began it, so scores may not be comparable"
         if not resumes:
             raise InputError(
-                f"{line}; use that code, begin another sweep, or go on all the same by: "
+                f"{line}; use that code, begin another sweep, or continue nevertheless by: "
                 f"harness resume {sweep.folder}"
             )
         console.warning(line)
@@ -100,8 +105,8 @@ def tune(
         f"sweep {sweep.folder}: {of.tuner}, {num_trials}, {len(slots)}{more} worker"
         f"{'s' if len(slots) > 1 else ''}{parallel}, data: {dataset.title}"
     )
-    del dataset  # its workers open it themselves
-    # Tells this command from others of the search; a job that is requeued keeps its name.
+    del dataset  # the workers open it themselves
+    # Distinguishes the commands of a search; a requeued job keeps its name.
     name = f"job{allocation.own_id}" if allocation else f"{socket.gethostname()}-{os.getpid()}"
     with WorkerPool(
         sweep.folder, request, slots, name=name, allocation=allocation, console=console
@@ -111,16 +116,16 @@ def tune(
 
 
 def settled(search: SearchSpec, num_workers: int) -> SearchSpec:
-    """A search with what is decided once, when its sweep begins."""
+    """The search with `parallel`, which is fixed when a sweep begins."""
     is_open = search.table.tuner in GUIDED and not search.table.parallel
     return search.with_table(parallel=2 * num_workers) if is_open else search
 
 
 def patiently(step: Callable[[], T], stop: StopRequest) -> T:
-    """What `step` returns; while the disk fails, it is tried again.
+    """Call `step` and return its result; retry while the disk fails.
 
     Raises:
-        DiskError: if it fails for long.
+        DiskError: if the disk fails for more than PATIENCE_S.
     """
     since_s = time.monotonic()
     while True:
@@ -130,16 +135,16 @@ def patiently(step: Callable[[], T], stop: StopRequest) -> T:
             waited_s, may_end = time.monotonic() - since_s, is_of_disk(error)
             if not may_end and not isinstance(error, OSError):
                 raise
-            if not may_end or waited_s > PATIENCE_S:  # or the folder is gone
+            if not may_end or waited_s > PATIENCE_S:  # such as a missing folder
                 raise DiskError(str(error)) from None
             if waited_s < 1:
-                log(logging.WARNING, f"{error}; tried again for {PATIENCE_S:.0f} s")
+                log(logging.WARNING, f"{error}; retrying for {PATIENCE_S:.0f} s")
         stop.check()
         time.sleep(1)
 
 
 class Command:
-    """A command of a search: its processes, the files for people, the console."""
+    """A command of a search: its processes, the files for users, the console."""
 
     def __init__(
         self,
@@ -153,16 +158,16 @@ class Command:
         self.disk, self.view = Disk(sweep.folder, self.signals), View()
         self.heartbeat = Heartbeat(SweepDirectory(sweep.path("commands", pool.name)), allocation)
         self._started_s = time.monotonic()
-        self._num_at_start: int | None = None  # trials that had ended when this process began
+        self._num_at_start: int | None = None  # ended trials when this process began
         self._kept = KeptTrials(sweep, search)
-        self._table = b""  # the leaderboard as written last
+        self._table = b""  # the last written leaderboard
 
     def run(self, *, resumes: bool) -> dict[str, Any]:
-        """Work to the result, which is empty if the search is cancelled.
+        """Work until the result, which is empty if the search is cancelled.
 
         Raises:
-            Interrupted: a signal came; all is saved, and the sweep can go on.
-            InputError, RunError: the sweep can't go on.
+            Interrupted: after a signal; all trials have saved, and the sweep can continue.
+            InputError, RunError: if the search fails.
         """
         self.signals.listen()
         with self.console:
@@ -180,7 +185,7 @@ class Command:
                 raise
 
     def _lift_stop(self) -> None:
-        """Go on with a search that was stopped, as a person asks; what failed counts no more."""
+        """Continue a stopped search; its earlier failures no longer count."""
         self.disk.run(self.view.look())
         failed = tuple(n for n, trial in self.view.accepted.items() if trial.error)
         stop = stop_now().model_copy(update={"is_lifted": True, "forgiven": failed})
@@ -202,10 +207,10 @@ class Command:
         self.pool.tend(len(self.view.accepted), workers)
 
     def _turn(self) -> dict[str, Any] | None:
-        """Look at the whole search; its result once it is over, empty if it is cancelled.
+        """Check the whole search; return its result once it is over, empty if it is cancelled.
 
         Raises:
-            RunError: if it has failed, and why.
+            RunError: if the search has failed, with the reason.
         """
         idle = [each for each in self.pool.everybody if each.is_done]
         self._look()
@@ -216,7 +221,7 @@ class Command:
                 raise RunError(f"{reason}; go on by: {resume_command(self.sweep.folder)}")
             self._note("interrupted", signal=CANCELLED)
             return {}
-        self.search = self.sweep.search()  # another command may have asked for more trials
+        self.search = self.sweep.search()  # another command may have raised the number of trials
         num_asked = self.search.table.trials
         if self.disk.run(self.view.is_over(num_asked)):
             trials = shown(self.view)
@@ -230,14 +235,14 @@ class Command:
             self.disk.run(change_stop(self.view, stop_now(f"three trials failed alike: {error}")))
             return None
         is_proposed = self.disk.run(self.view.end(num_asked))
-        for process in idle:  # at the start, or because what ended their work holds no more
+        for process in idle:  # at the start, or because there are more trials now
             if process.slot or not is_proposed:
                 self.pool.start_one(process)
         self._note("searching", **self._progress())
         return None
 
     def _look(self) -> None:
-        """Read what is new, and tell people."""
+        """Read news and show them to the user."""
         news = self.disk.run(follow(self.view, time.monotonic()))
         if self._num_at_start is None:
             self._num_at_start = len(self.view.accepted)
@@ -253,20 +258,20 @@ class Command:
         self._show(self._progress())
 
     def _has_ended(self, attempt: Attempt) -> bool:
-        """Whether a worker was a process of this command, or machine, that has ended."""
+        """Whether a worker was a process of this command or machine and has ended."""
         return attempt.worker in self.pool.ended or has_died(attempt.process, attempt.space)
 
     def _stop(self, reason: Interrupted) -> None:
         """Let this command's workers save and end.
 
-        After `RECORD_S` the interruption is recorded: Slurm may kill this process soon.
+        The interruption is recorded after RECORD_S, since Slurm may kill this process soon.
 
         Raises:
-            RunError: if it was interrupted too often without progress.
+            RunError: if the job was interrupted too often without progress.
         """
         self.pool.stop(RECORD_S)
         try:
-            with contextlib.suppress(DiskError):  # the record is for people; the job goes on
+            with contextlib.suppress(DiskError):  # the record is only for users
                 self.heartbeat.interrupted(reason)
                 self._copy_state()
         finally:
@@ -275,10 +280,10 @@ class Command:
                 self._look()
                 self.disk.run(tell_gone(self.view, self._has_ended))
 
-    # For people
+    # For users
 
     def _note(self, phase: str, **values: object) -> None:
-        """Note what this command does, and with it the search."""
+        """Record the phase of this command, which is also that of the search."""
         self.heartbeat.beat(phase, **values)
         self._copy_state()
 
@@ -311,7 +316,7 @@ class Command:
         }
 
     def _show(self, progress: Mapping[str, Any]) -> None:
-        """The live line, on a terminal."""
+        """Update the progress line on a terminal."""
         num_ended = progress["finished"] + progress["failed"]
         num_new = num_ended - (self._num_at_start or 0)
         per_hour = 3600 * num_new / max(1.0, time.monotonic() - self._started_s)

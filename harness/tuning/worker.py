@@ -1,9 +1,9 @@
-"""A process of a command: `python -m harness.tuning.worker SWEEP NAME`, a worker or its proposer.
+"""A process of a command, `python -m harness.tuning.worker SWEEP NAME`: a worker or a proposer.
 
-The proposer, with `--ahead N`, has KerasTuner's oracle and makes the trials' folders, each with its
-values. A proposal may take its time while the workers train, and the memory of KerasTuner is freed
-once all trials are proposed. What it proposes is a function of the search and of the accepted
-results, so each command may have one, and one that was killed is started again.
+The proposer (`--ahead N`) runs KerasTuner's oracle and creates the trials' folders with their
+values. In a separate process a slow proposal delays no worker, and KerasTuner's memory is freed
+after the last proposal. Proposals are a function of the search and the accepted results, so every
+command may have a proposer, and a killed proposer is restarted.
 """
 
 import argparse
@@ -48,14 +48,14 @@ from harness.tuning.sweep_dir import SweepDirectory
 if TYPE_CHECKING:
     from harness.tuning.trial import Trials
 
-LEAVE_S = 20.0  # for the last beat to be written
+LEAVE_S = 20.0  # for the last beat
 
 
 # A proposer
 
 
 def schedule_of(search: SearchSpec, known: list[Trial]) -> Schedule:
-    """The schedule of a search, of which the first trials are known; the list may grow."""
+    """The schedule of a search; `known` are earlier proposals, a list that may grow."""
     from harness.tuning.oracle import make_oracle
 
     return Schedule(
@@ -67,16 +67,16 @@ def schedule_of(search: SearchSpec, known: list[Trial]) -> Schedule:
 
 
 def propose(sweep: SweepDirectory, ahead: int) -> None:
-    """Propose trials to the last one, or until the search is stopped.
+    """Propose all trials, or until the search is stopped.
 
     Raises:
-        Interrupted: a signal came.
-        InputError, RunError: the oracle can't go on, and why.
+        Interrupted: after a signal.
+        InputError, RunError: if the oracle fails.
     """
     stop = StopRequest()
     stop.listen()
     search = sweep.search()
-    # One thread: sums in another order would give other proposals.
+    # One thread: sums in another order would change the proposals.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import_tensorflow(SlurmEnvironment.from_environment(), threads=1)
@@ -89,23 +89,23 @@ def propose(sweep: SweepDirectory, ahead: int) -> None:
 
 
 def train(worker: Worker, trials: "Trials", folder: Path, operation: Train) -> Trial:
-    """Train an attempt, with a beat in the sweep's folder meanwhile; the trial with its result.
+    """Train an attempt, with beats meanwhile; return the trial with its result.
 
-    If nobody needs it any more, this process asks itself to stop.
+    If the attempt becomes needless, this process sends itself a signal to stop.
 
     Raises:
-        Interrupted: a signal came; the attempt is saved.
-        OSError: the file system fails, which says nothing of the trial.
-        NodeFault: this process can train no trial.
+        Interrupted: after a signal; the attempt has saved.
+        OSError: if the file system fails.
+        NodeFault: if the node or its GPU is faulty.
     """
     (trial, k), ended, disk = operation, threading.Event(), Disk(folder)
 
     def beat() -> None:
         while not ended.is_set():
-            with contextlib.suppress(OSError):  # tried again
+            with contextlib.suppress(OSError):  # the next beat tries again
                 is_needless = disk.run(worker.tick(trial.n, k, saved=trials.saved(trial.n, k)))
                 if is_needless and not ended.is_set():
-                    log(logging.INFO, f"trial {trial.n} goes on in another process, or has ended")
+                    log(logging.INFO, f"trial {trial.n} continues in another process, or has ended")
                     os.kill(os.getpid(), signal.SIGUSR2)
                     return
             ended.wait(BEAT_S)
@@ -120,20 +120,20 @@ def train(worker: Worker, trials: "Trials", folder: Path, operation: Train) -> T
 
 
 def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
-    """Train trials until the search is over or stopped, or as many as one process should.
+    """Train trials until the search is over or stopped, or this process should be replaced.
 
     Raises:
-        Interrupted: a signal came; the current trial is saved.
-        InputError, RunError: this worker can't train any trial, and why.
+        Interrupted: after a signal; the current trial has saved.
+        InputError, RunError: if this worker can't train any trial.
     """
     stop, console, allocation = StopRequest(), Console(), SlurmEnvironment.from_environment()
     stop.listen()
     threads, name = given_cpus(allocation), arguments.name
-    # Read before what takes seconds, after which the disk may fail.
+    # Read now: importing TensorFlow takes seconds, after which the disk may fail.
     search = sweep.search()
     dataset = dataset_of(sweep, search.job, arguments.data)
     import_tensorflow(allocation, threads, search.job)
-    # It warns about graphs that are traced again, as they are for each trial.
+    # TensorFlow warns about retracing, which every trial needs.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     requested = parse_devices(arguments.devices) if arguments.devices else None
     check_gpus(requested, allocation, console.warning)
@@ -142,7 +142,7 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
 
     strategy = checked_strategy(requested, None, search.job, console)
     stop.check()
-    stop.listen()  # again, over a handler that TensorFlow may have set
+    stop.listen()  # again, since TensorFlow may have set another handler
     which = f" (GPU {os.environ.get('CUDA_VISIBLE_DEVICES')})" if num_own_gpus() else ""
     title = f"{title_of_devices(strategy, threads)}{which}; data: {dataset.title}"
     console.info(f"{title}; worker {name} on {socket.gethostname()}")
@@ -157,12 +157,12 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Work or propose for the sweep in the first argument; returns the exit code."""
+    """Run a worker or a proposer; return the exit code."""
     parser = argparse.ArgumentParser(prog="harness.tuning.worker")
     parser.add_argument("sweep", type=lambda path: SweepDirectory(Path(path)))
-    parser.add_argument("name", help="for people")
-    parser.add_argument("--ahead", type=int, help="propose, so many trials that wait for a worker")
-    parser.add_argument("--id", default=uuid.uuid4().hex, help="of this process alone")
+    parser.add_argument("name", help="of the process, for logs")
+    parser.add_argument("--ahead", type=int, help="propose, with at most N waiting trials")
+    parser.add_argument("--id", default=uuid.uuid4().hex, help="uuid of this process")
     parser.add_argument("--devices")
     parser.add_argument("--data", type=Path)
     arguments = parser.parse_args(args)
@@ -170,9 +170,9 @@ def main(args: Sequence[str] | None = None) -> int:
     take_any_text()
     take_own_gpu()
     try:
-        if not arguments.sweep.exists():  # a node may see late what another one has made
+        if not arguments.sweep.exists():  # another node's files may become visible late
             path = arguments.sweep.path(SEARCH_FILE)
-            raise DiskError(f"{path}: can't be seen here; make the disk readable again")
+            raise DiskError(f"{path}: is not visible here; make the disk readable again")
         if arguments.ahead is not None:
             propose(arguments.sweep, arguments.ahead)
             return 0

@@ -164,7 +164,7 @@ def test_another_proposal_is_an_error_that_names_both(tmp_path: Path) -> None:
     """Another version of KerasTuner may draw other values."""
     path = written(tmp_path, "grid", 4)
     first = proposals(path)[0].model_copy(update={"values": {"model.dropout": 9.0}})
-    with pytest.raises(RunError, match=r"as trial 0, which was \{'model.dropout': 9.0\}; go on"):
+    with pytest.raises(RunError, match=r"as trial 0, which was \{'model.dropout': 9.0\}; continue"):
         schedule_of(load_search(path), [first]).next()
 
 

@@ -141,7 +141,7 @@ def test_another_users_sweep_is_refused(tmp_path: Path) -> None:
     """In one line, before anything is written."""
     folder = begun(tmp_path / "runs/a").folder
     os.chown(folder, 12345, -1)
-    with pytest.raises(InputError, match="belongs to 12345, and a search is written by its owner"):
+    with pytest.raises(InputError, match="belongs to 12345, and only its owner may write it"):
         begun(folder)
 
 

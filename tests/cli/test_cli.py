@@ -90,7 +90,7 @@ def test_a_run_of_another_job_is_not_overwritten(finished: tuple[Harness, Path])
     """An id that names another job's run is refused, and the run stays as it is."""
     harness, run = finished
     before = (run / "result.json").read_bytes()
-    done = harness.train("bilstm", "calm", "--set", "model.units=9")
+    done = harness.run_here(*harness.train_words("bilstm", "calm", "--set", "model.units=9"))
     assert done.returncode == 2
     assert "another job" in done.stderr
     assert (run / "result.json").read_bytes() == before

@@ -337,7 +337,7 @@ def test_a_run_on_own_texts_from_job_to_prediction(harness: Harness) -> None:
     # As if it had been killed just before its end.
     (run / "result.json").unlink()
     write_csv(path, [*ROWS, ("one more", "pos")])
-    refused = harness.run("resume", run)
+    refused = harness.run_here("resume", run)
     assert refused.returncode == 2
     assert f"data.source {path} has changed since it was begun" in refused.stderr
     assert refused.stderr.count("\n") == 1

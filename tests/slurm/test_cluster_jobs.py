@@ -229,7 +229,7 @@ def test_a_cancelled_job_stays_cancelled_and_goes_on_as_another(
     (record,) = harness.submit("--resume", job.run, "--", "--hold")
     known = job.cluster.show(record["job_id"])
     assert (known["Partition"], known.get("TresPerNode")) == ("high", None), "as its job had"
-    (status,) = json.loads(harness.harness.run("status", job.run, "--json").stdout)
+    (status,) = json.loads(harness.harness.run_here("status", job.run, "--json").stdout)
     assert (status["state"], status["slurm_job"]) == ("pending", record["job_id"])
     twice = harness.run("--resume", job.run)
     assert (twice.returncode, "is pending; harness cancel" in twice.stderr) == (2, True)

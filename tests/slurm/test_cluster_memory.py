@@ -18,7 +18,7 @@ def test_status_tells_why_a_job_was_killed(project: SlurmProject) -> None:
     said = "killed for want of memory; .*--mem"
 
     def is_said() -> bool:
-        done = submitter.harness.run("status", "--all")
+        done = submitter.harness.run_here("status", "--all")
         return re.search(said, " ".join(done.stdout.split())) is not None
 
     # A heartbeat that is younger than the queue's answer may be of a later start.

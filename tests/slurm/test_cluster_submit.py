@@ -49,7 +49,7 @@ class Submitter:
         self.harness.environment["HARNESS_RUNS"] = str(runs)
 
     def run(self, *words: object) -> "subprocess.CompletedProcess[str]":
-        return self.harness.run("submit", *words)
+        return self.harness.run_here("submit", *words)
 
     def submit(self, *words: object) -> list[dict[str, Any]]:
         """Submit, and return the records in the order of the jobs' ids."""
@@ -189,17 +189,17 @@ def test_packed_seeds_are_shown_and_cancelled_by_themselves(
     first, second, third = map(Path, record["runs"])
 
     def states() -> list[str]:
-        shown = json.loads(harness.run("status", first.parent, "--json").stdout)
+        shown = json.loads(harness.run_here("status", first.parent, "--json").stdout)
         found = {each["folder"]: each["state"] for each in shown}
         return [found[str(run)] for run in (first, second, third)]
 
     assert states() == ["pending"] * 3
-    done = harness.run("cancel", third)
+    done = harness.run_here("cancel", third)
     assert "will not start; job" in done.stdout, done.stderr
     assert states() == ["pending", "pending", "cancelled"]
     project.cluster.run("scontrol", "release", record["job_id"])
     wait_until(lambda: newest_step(second) >= 20, timeout_s=60, poll_s=0.05)
-    done = harness.run("cancel", second)
+    done = harness.run_here("cancel", second)
     assert "saved at epoch" in done.stdout, done.stderr
     project.cluster.wait(record["job_id"], ["COMPLETED"], timeout_s=90)
     assert results(first) == results(undisturbed[1])
@@ -213,7 +213,7 @@ def test_a_packed_job_is_cancelled_by_its_id(
     """All its seeds are named, so the job itself leaves the queue."""
     words = ["--seeds", "1-2", "--pack", "--", "--hold"]
     (record,) = submitter.submit(stand_in.path / "jobs/gru.toml", *words)
-    done = submitter.harness.run("cancel", record["job_id"])
+    done = submitter.harness.run_here("cancel", record["job_id"])
     assert done.stdout.count("is out of the queue") == 2, done.stderr
     assert cluster.state(record["job_id"]) == "CANCELLED"
 

@@ -327,23 +327,23 @@ def start_run(harness: Harness) -> tuple[Process, Path]:
 def test_a_real_run_is_seen_cancelled_and_seen_dead(harness: Harness, site: Site) -> None:
     """Running by its process, saved by `cancel`, and dead after a KILL with the way to go on."""
     process, folder = start_run(harness)
-    seen = json.loads(harness.run("status", "--json").stdout)
+    seen = json.loads(harness.run_here("status", "--json").stdout)
     assert [(each["state"], each["process"]) for each in seen] == [("running", process.pid)]
-    done = harness.run("cancel", folder)
+    done = harness.run_here("cancel", folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("lstm/live: saved at epoch ")
     assert f"go on by harness resume {folder}" in done.stdout
     assert process.wait(timeout=20) == 75
-    assert "nothing to cancel" in harness.run("cancel", "live").stdout
+    assert "nothing to cancel" in harness.run_here("cancel", "live").stdout
     process.communicate()
 
     process, _ = start_run(harness)
     process.kill()
     process.communicate()
-    table = harness.run("status").stdout
+    table = harness.run_here("status").stdout
     assert "dead" in table
     assert f"harness resume {folder}" in table
-    done = harness.run("cancel", "live")
+    done = harness.run_here("cancel", "live")
     assert (done.returncode, "is dead, nothing to cancel" in done.stdout) == (0, True)
 
 
@@ -352,7 +352,7 @@ def test_a_run_elsewhere_is_cancelled_there(harness: Harness, site: Site) -> Non
     """Another host's process gets no signal, and the line says where to go; others are stopped."""
     site.run("a", "training", process=os.getpid())
     site.run("b", "finished")
-    done = harness.run("cancel", "a", "b")
+    done = harness.run_here("cancel", "a", "b")
     assert done.returncode == 1
     assert f"is on {ELSEWHERE}; there: harness cancel" in done.stderr
     assert "lstm/b: is finished, nothing to cancel" in done.stdout

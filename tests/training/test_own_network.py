@@ -51,7 +51,7 @@ def test_an_own_network_needs_its_file_once(harness: Harness, own: Path) -> None
     asked = harness.run("predict", runs / "killed", "A wonderful movie")
     assert asked.returncode == 0, asked.stderr
     (runs / "killed" / "job.toml").chmod(0o666)
-    refused = harness.run("predict", runs / "killed", "A wonderful movie")
+    refused = harness.run_here("predict", runs / "killed", "A wonderful movie")
     assert refused.returncode == 2
     assert "others can write to it" in refused.stderr
     trusted = harness.run("predict", runs / "killed", "A wonderful movie", "--trust-code")

@@ -98,7 +98,8 @@ def test_a_finished_run_stays_as_it_is(finished: tuple[Harness, Path]) -> None:
     """Started again it changes nothing, ends with 0 and says so."""
     harness, run = finished
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    for done in (harness.run("resume", run), harness.train("bilstm", "calm")):
+    for words in (["resume", run], harness.train_words("bilstm", "calm")):
+        done = harness.run_here(*words)
         assert done.returncode == 0
         assert "finished already" in done.stdout
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
@@ -144,7 +145,7 @@ def test_a_full_disk_ends_the_run_in_one_line(harness: Harness) -> None:
 def test_a_folder_that_can_not_be_made_ends_in_one_line(harness: Harness) -> None:
     """Runs under a file, or in a place that takes none, are refused in one line."""
     for runs in ("/dev/null/runs", "/proc/runs"):
-        done = harness.run("train", JOBS / "lstm.toml", *SHRUNK, "--runs", runs)
+        done = harness.run_here("train", JOBS / "lstm.toml", *SHRUNK, "--runs", runs)
         assert done.returncode == 2
         assert runs in done.stderr
         assert done.stderr.count("\n") == 1

@@ -210,15 +210,15 @@ def test_the_command_says_what_it_would_do_and_does_it_when_told(
     done, unfinished = make_run(runs / "lstm/a"), make_run(runs / "lstm/b")
     unfinished.path("result.json").unlink()
     before = files(runs)
-    dry = harness.run("prune", "--runs", str(runs)).stdout
+    dry = harness.run_here("prune", "--runs", str(runs)).stdout
     assert "--yes removes them" in dry
     assert f"{unfinished.folder} is unfinished" in dry
     assert files(runs) == before
-    told = harness.run("prune", str(runs), "--yes").stdout
+    told = harness.run_here("prune", str(runs), "--yes").stdout
     assert "4 files of 1 finished runs; harness train RUN/job.toml makes them again" in told
     assert len(files(done.folder)) == len(files(unfinished.folder)) - 3
-    assert "nothing to remove in 1 finished runs" in harness.run("prune", str(runs)).stdout
-    wrong = harness.run("prune", str(tmp_path / "none"))
+    assert "nothing to remove in 1 finished runs" in harness.run_here("prune", str(runs)).stdout
+    wrong = harness.run_here("prune", str(tmp_path / "none"))
     assert wrong.returncode == 2
     assert "no such folder" in wrong.stderr.splitlines()[-1]
 

@@ -168,7 +168,7 @@ def test_a_trial_is_a_run_that_never_read_the_test_set(calm: Sweeps) -> None:
     assert not list(run.glob("*predictions.npz"))
     assert list((run / "tensorboard/validation").glob("events.*"))
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 4
-    refused = calm.harness.run("evaluate", run)
+    refused = calm.harness.run_here("evaluate", run)
     assert refused.returncode == 2
     assert "leaves the test set unread" in refused.stderr
 
@@ -273,7 +273,7 @@ def test_a_sweep_that_is_told_to_stop_goes_on_with_more_trials(calm: Sweeps) -> 
     assert calm.accepted("again") == list(range(4))
 
     before = {p: p.stat().st_mtime_ns for p in calm.folder("again").rglob("*")}
-    done = calm.harness.run("resume", calm.folder("again"))
+    done = calm.harness.run_here("resume", calm.folder("again"))
     assert (done.returncode, "finished already" in done.stdout) == (0, True)
     assert {p: p.stat().st_mtime_ns for p in calm.folder("again").rglob("*")} == before
 
@@ -371,7 +371,7 @@ def test_what_is_refused_changes_nothing(calm: Sweeps) -> None:
     before = {p: p.stat().st_mtime_ns for p in calm.harness.runs.rglob("*")}
 
     def refused(*words: object, sweep: str = "never") -> str:
-        done = calm.tune(sweep, *words)
+        done = calm.harness.run_here("tune", calm.job, "--sweep-id", sweep, *words)
         assert done.returncode == 2, done.stdout + done.stderr
         assert done.stderr.count("\n") == 1
         return done.stderr
@@ -388,6 +388,6 @@ def test_what_is_refused_changes_nothing(calm: Sweeps) -> None:
     finally:
         del calm.harness.environment["SLURM_JOB_ID"]
         del calm.harness.environment["SLURM_CPUS_PER_TASK"]
-    done = calm.harness.run("sweep", "join", calm.harness.runs)
+    done = calm.harness.run_here("sweep", "join", calm.harness.runs)
     assert (done.returncode, "is not a sweep's folder" in done.stderr) == (2, True)
     assert {p: p.stat().st_mtime_ns for p in calm.harness.runs.rglob("*")} == before

@@ -40,7 +40,9 @@ def submit(
     gpus: Annotated[
         str | None, typer.Option(metavar="[TYPE:]N", help="GPUs per node: 2, a100:2, 0 = none")
     ] = None,
-    nodes: Annotated[int | None, typer.Option(metavar="N", help="number of nodes")] = None,
+    nodes: Annotated[
+        int | None, typer.Option(min=1, max=1000, metavar="N", help="number of nodes")
+    ] = None,
     time: Annotated[
         str | None, typer.Option(metavar="T", help="time limit: minutes, 2:00:00 or 1-12")
     ] = None,

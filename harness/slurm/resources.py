@@ -1,6 +1,5 @@
 """A job's requests to Slurm: GPUs, nodes, time, seeds; checked before sbatch is called."""
 
-import itertools
 import re
 import shlex
 from collections.abc import Sequence
@@ -12,15 +11,9 @@ from harness.slurm.sbatch_options import GPUS, check_gpus, names_in
 
 MAX_SEEDS = 10_000
 
-MEMORY = re.compile(r"\d{1,9}[KMGTkmgt]?")
-TIME = re.compile(r"\d{1,7}(:\d{1,4}){0,2}|\d{1,5}-\d{1,4}(:\d{1,4}){0,2}")
-PLAIN = re.compile(r"[^\x00-\x1f\x7f;'\"`\\]*")  # a flag of sbatch
 SEEDS = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?")
-LIMIT = re.compile(r"(?:-t|--time(?:=|$))(?P<value>.*)")  # sbatch's own flag
 WARNING_S = 90  # before the time limit, as the scripts ask for it by --signal
 SHORT_S = 300  # a time limit below it hardly lets a run start
-NODES = re.compile(r"(?:-N|--(?:nodes|node|nod)(?:=|$))(?P<value>.*)")  # sbatch's own flag
-
 # Flags of sbatch that submit sets itself: the name, and its letter.
 OWN_FLAGS = {
     "array": "a", "job-name": "J", "output": "o", "wait": "W", "parsable": "", "wrap": "",
@@ -41,22 +34,13 @@ class Resources:
     kept: tuple[str, ...] | None = None  # those of `flags` that a job which goes on asks for too
 
     def check(self) -> None:
-        """Raise unless sbatch can accept all of it.
+        """Raise for what sbatch would not refuse, or not in words of this project.
 
         Raises:
             InputError: one line with the option, its value and the rule.
         """
         if self.gpus is not None:
             check_gpus(self.gpus)
-        if self.nodes is not None and not 1 <= self.nodes <= 1000:
-            raise InputError(f"--nodes {self.nodes}: should be 1 to 1000")
-        if self.time is not None and not TIME.fullmatch(self.time):
-            raise InputError(
-                f"--time {self.time}: should be minutes, hours:minutes:seconds or days-hours, such "
-                "as 30, 2:00:00 or 1-12"
-            )
-        if self.mem is not None and not MEMORY.fullmatch(self.mem):
-            raise InputError(f"--mem {self.mem}: should be a number and a unit, such as 16G")
         self._check_flags()
 
     def _check_flags(self) -> None:
@@ -64,11 +48,6 @@ class Resources:
             raise InputError(f"--{min(twice)}: asks for GPUs, and so does --gpus; give one")
         may_be_value = False  # of the flag before it, as in `-C a100`
         for flag in self.flags:
-            if not PLAIN.fullmatch(flag):
-                raise InputError(
-                    f"{flag!r}: should hold no control character, quote or ;, which no name in "
-                    "Slurm has"
-                )
             if not flag.startswith("-"):
                 if not may_be_value:
                     raise InputError(
@@ -87,17 +66,6 @@ class Resources:
                         + (" and give --seeds" if own == "array" else "")
                     )
 
-    def check_retry(self, *, one_run: bool) -> None:
-        """Refuse a retry where the end of a job does not say what was killed.
-
-        Raises:
-            InputError: with the remedy.
-        """
-        if self.retry_memory and not one_run:
-            raise InputError(
-                "--retry-memory: is for jobs of one run each; leave it out, and give more --mem"
-            )
-
     def sbatch_args(self) -> list[str]:
         """The flags for sbatch, apart from the one for GPUs, which depends on the site."""
         sizes = {"nodes": self.nodes, "time": self.time, "mem": self.mem}
@@ -110,36 +78,6 @@ class Resources:
         flags = self.flags if self.kept is None else self.kept
         found = {RETRY_MEMORY: "1" if self.retry_memory else "", FLAGS: shlex.join(flags)}
         return {name: value for name, value in found.items() if value}
-
-
-def max_nodes(args: Sequence[str]) -> int:
-    """The most nodes that sbatch would give a job with these flags; the last flag counts."""
-    num_nodes = 1
-    for flag, after in itertools.zip_longest(args, args[1:], fillvalue=""):
-        match = NODES.fullmatch(flag)
-        if match and (value := match["value"] or after):
-            counts = re.findall(r"(\d+)([kK]?)", value)
-            num_nodes = max((int(n) * (1024 if k else 1) for n, k in counts), default=num_nodes)
-    return num_nodes
-
-
-def limit_of(args: Sequence[str]) -> float | None:
-    """The time limit in seconds of a job with these flags of sbatch; the last counts; None if none.
-
-    It is `minutes`, `minutes:seconds`, `hours:minutes:seconds`, `days-hours`, and so on.
-    """
-    limit_s = None
-    for flag, after in itertools.zip_longest(args, args[1:], fillvalue=""):
-        found = LIMIT.fullmatch(flag)
-        text = (found["value"] or after) if found else ""
-        if TIME.fullmatch(text):
-            days, dash, rest = text.rpartition("-")
-            parts = [int(part) for part in rest.split(":")]
-            # The first is hours behind days, and where there are three.
-            parts = [0] * (not dash and len(parts) < 3) + parts
-            hours, minutes, seconds = (*parts, 0, 0)[:3]
-            limit_s = 86_400 * int(days or 0) + 3600 * hours + 60 * minutes + float(seconds)
-    return limit_s
 
 
 def short_limit(limit_s: float | None) -> str:

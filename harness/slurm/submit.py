@@ -27,12 +27,9 @@ from harness.slurm.queue import ask_about, first_look_s
 from harness.slurm.resources import (
     Resources,
     array_spec,
-    limit_of,
-    max_nodes,
     parse_seeds,
-    short_limit,
 )
-from harness.slurm.sbatch_options import VARIABLES, Rules, site_options
+from harness.slurm.sbatch_options import Rules, site_options
 from harness.slurm.script import (
     COMPARISON,
     DEFAULT_ARRAY_SIZE,
@@ -43,7 +40,6 @@ from harness.slurm.script import (
     job_environment,
     job_submission,
     job_variables,
-    read_header,
     script_of,
 )
 from harness.slurm.snapshot import (
@@ -113,14 +109,14 @@ def check_request(
     check_locations(
         request.project, request.runs, [*scripts, *([COMPARISON] if comparison else [])]
     )
-    for each, script in zip(request.jobs, scripts, strict=True):
-        is_run = isinstance(each.job, Job)
+    for each in request.jobs:
         each.resources.check()
-        each.resources.check_retry(one_run=is_run and not each.pack)
-        if is_run and not each.pack:  # otherwise each model is on one node
-            lines = read_header(request.project, script) if not each.resumes else []
-            header = [arg for line in lines for arg in line.split()[1:]]
-            check_trusted_network(max_nodes([*header, *each.resources.sbatch_args()]))
+        if isinstance(each.job, Job) and not each.pack:  # otherwise each model is on one node
+            check_trusted_network(each.resources.nodes or 1)
+        elif each.resources.retry_memory:  # the end of the job does not say what was killed
+            raise InputError(
+                "--retry-memory: is for jobs of one run each; leave it out, and give more --mem"
+            )
     return request
 
 
@@ -159,8 +155,6 @@ def doubts(request: Request) -> Iterator[str]:
         yield from job.notes if isinstance(job, SearchSpec) else ()
     trainings = [job.job if isinstance(job, SearchSpec) else job for job in jobs]
     yield from dict.fromkeys(line for job in trainings for line in job.without_effect())
-    limits = dict.fromkeys(_limit_of(each, request.project) for each in request.jobs)
-    yield from filter(None, map(short_limit, limits))
     if (folders := missing_in()) and not all(job.data.source for job in trainings):
         yield (
             f"the full dataset is not in {', '.join(map(str, folders))}: if the job's node does "
@@ -179,15 +173,6 @@ def doubts(request: Request) -> Iterator[str]:
             f"git can't tell the commit of {request.project}; the whole folder is copied, and the "
             "runs will name no commit"
         )
-
-
-def _limit_of(wanted: Wanted, project: Path) -> float | None:
-    """The time limit of a job in seconds: the user's, else the site's, else its script's."""
-    header = [
-        arg for line in read_header(project, script_of(wanted.job)) for arg in line.split()[1:]
-    ]
-    site = [f"--{VARIABLES[name]}={value}" for name, value in site_options().items()]
-    return limit_of([*header, *site, *wanted.resources.sbatch_args()])
 
 
 def dry_submissions(request: Request) -> list[SbatchJob]:

@@ -50,13 +50,6 @@ def test_a_seed_that_stands_there_twice_is_refused(text: str, seed: int) -> None
         parse_seeds(text)
 
 
-@pytest.mark.parametrize("value", ["a;b", "a\nb", "a'b", 'a"b', "a\x1bb", "a`b"])
-def test_names_of_slurms_hold_no_odd_characters(value: str) -> None:
-    """They would stand on a screen."""
-    with pytest.raises(InputError, match=r"--account=.*should hold no control character"):
-        Resources(flags=(f"--account={value}",)).check()
-
-
 @pytest.mark.parametrize("text", ["1-10000", "1-9999,20000"])
 def test_ten_thousand_seeds_are_taken(text: str) -> None:
     """The most that the refusal of more names."""
@@ -71,10 +64,6 @@ def test_neighbouring_seeds_make_a_range() -> None:
 REFUSED: list[tuple[Resources, str]] = [
     *((Resources(gpus=text), f"--gpus {text}") for text in ("-1", "65", "a100", "2:a100", "")),
     (Resources(gpus="2", flags=("--gpus-per-node=4",)), "--gpus-per-node"),
-    (Resources(mem="16 G"), "--mem 16 G"),
-    (Resources(nodes=0), "--nodes 0"),
-    *((Resources(time=text), "--time") for text in ("", "2h", "1:2:3:4", "-5", "1-", "1.5")),
-    (Resources(nodes=1001), "--nodes 1001"),
     (Resources(flags=("lstm.sh",)), "lstm.sh"),
     (Resources(flags=("-C", "a100", "lstm.sh")), "lstm.sh"),
     *((Resources(flags=(flag,)), flag) for flag in ("--array=1-2", "-a1-2", "-o", "--outp=x")),
@@ -89,10 +78,9 @@ def test_what_sbatch_could_not_take_is_refused(resources: Resources, named: str)
         resources.check()
 
 
-@pytest.mark.parametrize("resources", [Resources(nodes=1000), Resources(gpus="a100:64")])
-def test_the_ends_of_a_range_are_taken(resources: Resources) -> None:
-    """The refusal of the next number calls them allowed."""
-    resources.check()
+def test_the_end_of_a_range_is_taken() -> None:
+    """The refusal of the next number calls it allowed."""
+    Resources(gpus="a100:64").check()
 
 
 def test_resources_become_flags() -> None:

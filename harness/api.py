@@ -23,7 +23,7 @@ from harness.errors import InputError, RunError
 from harness.job.job_file import load_job
 from harness.job.keys import KEYS, Job
 from harness.job.own_code import trusting
-from harness.slurm.process_pool import run_printed
+from harness.slurm.pool import run_printed
 from harness.system.console import echo, log, printable
 from harness.system.lenient_json import read_json_lines
 from harness.system.stderr_filter import filtered_stderr

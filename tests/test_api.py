@@ -12,7 +12,7 @@ import pytest
 
 import harness as package
 from harness.errors import InputError
-from harness.slurm import process_pool
+from harness.slurm import pool
 from tests.conftest import JOBS, PROJECT, Harness
 from tests.made_up_runs import write_run, write_scored_run
 from tests.report.small_data import small_data
@@ -237,12 +237,12 @@ def test_an_error_is_raised_or_printed(
 ) -> None:
     """The line that says why the command ended is raised alone; no other line is lost."""
     code = STAND_IN.format(body=body)
-    monkeypatch.setattr(process_pool, "child_args", lambda *args: [sys.executable, "-c", code])
+    monkeypatch.setattr(pool, "child_args", lambda *args: [sys.executable, "-c", code])
     if "exit(2)" in body:
         with pytest.raises(InputError, match=r"^no such thing$"):
-            process_pool.run_printed("train")
+            pool.run_printed("train")
     else:
-        process_pool.run_printed("train")
+        pool.run_printed("train")
     assert capsys.readouterr().out.splitlines() == shown
 
 
@@ -270,14 +270,14 @@ def test_a_keyboard_interrupt_lets_the_command_save(
         body="signal.signal(signal.SIGINT, lambda *_: (print('saved', flush=True), sys.exit(75)))\n"
         "time.sleep(60)"
     )
-    monkeypatch.setattr(process_pool, "child_args", lambda *args: [sys.executable, "-c", code])
+    monkeypatch.setattr(pool, "child_args", lambda *args: [sys.executable, "-c", code])
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever other tests left
     main = threading.main_thread().ident
     assert main
     threading.Timer(1, signal.pthread_kill, [main, signal.SIGINT]).start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            process_pool.run_printed("train")
+            pool.run_printed("train")
     finally:
         signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().out.splitlines()[-1] == "saved"

@@ -15,11 +15,11 @@ import pytest
 from harness.data.dataset_folder import save_folder
 from harness.data.sources import open_sample
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.rendezvous import WorkerGroup
+from harness.slurm.nodes import WorkerGroup
 from harness.slurm.snapshot import take_snapshot
 from tests.board.tensorboard_process import Board, make_run
 from tests.conftest import PROJECT, Harness
-from tests.slurm.test_rendezvous import variables
+from tests.slurm.test_nodes import variables
 from tests.slurm.test_submit import git_init
 
 pytestmark = [

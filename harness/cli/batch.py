@@ -59,8 +59,7 @@ def job_begin(
         request_args,
         unmet_request,
     )
-    from harness.slurm.resources import short_limit
-    from harness.slurm.sbatch_options import Rules
+    from harness.slurm.resources import Rules, short_limit
     from harness.system.site_settings import check_trusted_network
 
     shown = _shown()

@@ -79,7 +79,7 @@ def _without_command(
     exit_with_parent: Annotated[bool, typer.Option("--exit-with-parent", hidden=True)] = False,
 ) -> None:
     if exit_with_parent:
-        from harness.slurm.placement import take_own_gpu
+        from harness.slurm.pool import take_own_gpu
 
         processes.end_with_parent()
         take_own_gpu()

@@ -51,7 +51,7 @@ def status(
 
     Reads the run folders and asks Slurm at most once.
     """
-    from harness.slurm.queue import Queue
+    from harness.slurm.client import Queue
     from harness.tracking.status import select_runs, survey
     from harness.tracking.status_table import StatusScreen
 
@@ -93,7 +93,7 @@ def logs(
 
     With -f it ends with the exit code of the run: 0 finished, 1 failed, 75 interrupted.
     """
-    from harness.slurm.queue import Queue
+    from harness.slurm.client import Queue
     from harness.tracking.logs import ASK_EVERY_S, Follower, await_log, log_of
     from harness.tracking.logs import follow as follow_log
     from harness.tracking.status import one, refresh, select_runs
@@ -147,7 +147,7 @@ def cancel(
 
     Slurm does not requeue a stopped run; harness resume continues it.
     """
-    from harness.slurm.queue import Queue
+    from harness.slurm.client import Queue
     from harness.tracking.cancel import ask_to_stop, spares_others, wait_until_saved
     from harness.tracking.records import JOB_ID
     from harness.tracking.status import pick, survey

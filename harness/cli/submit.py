@@ -76,8 +76,7 @@ def submit(
     runs: RunsFolder = Path("runs"),
 ) -> None:
     """Submit a job to Slurm with a snapshot of the code."""
-    from harness.slurm.resources import Resources
-    from harness.slurm.sbatch_options import ALWAYS, NEVER, VARIABLES
+    from harness.slurm.resources import ALWAYS, NEVER, VARIABLES, Resources
     from harness.slurm.submit import doubts, dry_submissions, make_request
     from harness.system.console import Console
     from harness.system.site_settings import not_sourced
@@ -137,8 +136,8 @@ def resume_request(
         InputError: if one is refused: one line with its name and the remedy.
         RunError: if Slurm does not say whether a job goes on with it already.
     """
+    from harness.slurm.client import Queue
     from harness.slurm.environment import SlurmEnvironment
-    from harness.slurm.queue import Queue
     from harness.slurm.submit import check_request
     from harness.system.console import Console
     from harness.tracking.resume import as_job, interrupted

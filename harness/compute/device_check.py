@@ -23,7 +23,7 @@ from harness.compute.strategy import Devices, card_of, devices_in_use, make_stra
 from harness.errors import NodeFault
 from harness.job.keys import Job
 from harness.slurm.environment import report_node_fault
-from harness.slurm.rendezvous import WorkerGroup
+from harness.slurm.nodes import WorkerGroup
 from harness.system.console import Console
 from harness.system.gpu import Card, code_for, kernel_cache
 from harness.system.watchdog import FIRST_USE

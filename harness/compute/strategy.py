@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import InputError
 from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment, given_cpus
-from harness.slurm.rendezvous import WorkerGroup
+from harness.slurm.nodes import WorkerGroup
 from harness.system import gpu
 from harness.system.processes import ctrl_c_waits, nvidia_driver
 from harness.system.stderr_filter import ask_for_messages, filtered_stderr

@@ -11,7 +11,7 @@ from harness.doctor.finding import Finding
 from harness.errors import InputError, RunError
 from harness.slurm.client import ask, has_client, would_start
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.sbatch_options import ALWAYS, NEVER, VARIABLES, Rules, compose, site_options
+from harness.slurm.resources import ALWAYS, NEVER, VARIABLES, Rules, compose, site_options
 from harness.slurm.script import read_header
 from harness.system.files import scratch_directory
 from harness.system.site_settings import SITE, TRUSTED_NETWORK, not_sourced

@@ -17,13 +17,14 @@ from harness.job.keys import Job
 from harness.job.search import SearchSpec
 from harness.slurm import client
 from harness.slurm.environment import FIRST_JOB
-from harness.slurm.resources import Resources, array_spec
-from harness.slurm.sbatch_options import (
+from harness.slurm.resources import (
     GPUS,
     MEMORY,
     NO_RULES,
     VARIABLES,
+    Resources,
     Rules,
+    array_spec,
     compose,
     drop,
     without,

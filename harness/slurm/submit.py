@@ -22,14 +22,15 @@ from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.job.search import SearchSpec, is_search, load_search
 from harness.slurm import client
+from harness.slurm.client import ask_about, first_look_s
 from harness.slurm.environment import OF_CALLERS
-from harness.slurm.queue import ask_about, first_look_s
 from harness.slurm.resources import (
     Resources,
+    Rules,
     array_spec,
     parse_seeds,
+    site_options,
 )
-from harness.slurm.sbatch_options import Rules, site_options
 from harness.slurm.script import (
     COMPARISON,
     DEFAULT_ARRAY_SIZE,

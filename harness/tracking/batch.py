@@ -8,8 +8,7 @@ from harness.errors import InputError, explain_interruption
 from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import Slot, allocate_slots, num_in_memory
-from harness.slurm.process_pool import Task, child_args, run_tasks
+from harness.slurm.pool import Slot, Task, allocate_slots, child_args, num_in_memory, run_tasks
 from harness.slurm.script import submissions
 from harness.system.console import Console
 from harness.system.files import atomic_write, scratch_directory

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.errors import InputError, RunError
 from harness.slurm import client
-from harness.slurm.queue import Queue
+from harness.slurm.client import Queue
 from harness.system.lenient_json import read_json, text
 from harness.system.processes import is_elsewhere, is_run_alive
 from harness.tracking.records import ALIVE, RunStatus

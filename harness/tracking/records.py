@@ -14,8 +14,8 @@ from typing import Any
 
 from harness.errors import CANCELLING, DiskError, Interrupted
 from harness.job.search import SEARCH_FILE, is_of_search, is_sweep
+from harness.slurm.client import QueuedJob
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.queue import QueuedJob
 from harness.system.console import strip_prefix
 from harness.system.files import Record, atomic_write, in_threads, open_plain_file, read_record
 from harness.system.leased_dir import LeasedDirectory, to_json

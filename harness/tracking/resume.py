@@ -16,8 +16,7 @@ from harness.slurm.environment import (
     cpu_args,
     memory_args,
 )
-from harness.slurm.resources import Resources
-from harness.slurm.sbatch_options import GPUS, MEMORY, ONCE, Rules, drop, names_in, words_in
+from harness.slurm.resources import GPUS, MEMORY, ONCE, Resources, Rules, drop, names_in, words_in
 from harness.slurm.script import Wanted
 from harness.system.lenient_json import table
 from harness.tracking.records import RunStatus

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness import PROJECT
 from harness.errors import InputError
-from harness.slurm.queue import Queue, QueuedJob, find_job, training_script
+from harness.slurm.client import Queue, QueuedJob, find_job, training_script
 from harness.slurm.script import submissions
 from harness.system.files import in_threads
 from harness.system.lenient_json import read_toml, table, text

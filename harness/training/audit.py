@@ -34,7 +34,7 @@ from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.job.own_code import is_trusting
 from harness.slurm.environment import SlurmEnvironment, given_cpus
-from harness.slurm.process_pool import ManagedProcess, child_args
+from harness.slurm.pool import ManagedProcess, child_args
 from harness.system.files import atomic_write, read_plain_file, scratch_directory
 from harness.system.leased_dir import to_json
 from harness.system.lenient_json import path, read_json_lines, table, text

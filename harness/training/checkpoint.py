@@ -19,7 +19,7 @@ from harness.compute.device_errors import check_results
 from harness.compute.optimizer import schedule_of
 from harness.compute.train_step import TrainStep
 from harness.errors import InputError, RunError
-from harness.slurm.rendezvous import WorkerGroup
+from harness.slurm.nodes import WorkerGroup
 from harness.system.files import (
     disk_error_in,
     is_of_disk,

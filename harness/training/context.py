@@ -14,7 +14,7 @@ from harness.data.word_vectors import WordVectors, open_vectors
 from harness.errors import InputError
 from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.rendezvous import WorkerGroup
+from harness.slurm.nodes import WorkerGroup
 from harness.system.console import Console
 from harness.system.processes import StopRequest
 from harness.system.resource_monitor import ResourceMonitor

@@ -11,7 +11,7 @@ from harness.compute.device_errors import explained, is_node_fault, out_of_memor
 from harness.compute.strategy import own_devices
 from harness.errors import Interrupted, RunError, TakenOver
 from harness.slurm.environment import node_name, resume_command
-from harness.slurm.rendezvous import WorkerGroup
+from harness.slurm.nodes import WorkerGroup
 from harness.system import gpu, stderr_filter, watchdog
 from harness.tracking.records import Heartbeat
 from harness.training.context import Compute, RunContext

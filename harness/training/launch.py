@@ -33,7 +33,7 @@ from harness.slurm.environment import (
     node_name,
     resume_command,
 )
-from harness.slurm.rendezvous import WorkerGroup
+from harness.slurm.nodes import WorkerGroup
 from harness.system import gpu, stderr_filter, watchdog
 from harness.system.console import Console, log
 from harness.system.files import scratch_directory

@@ -25,7 +25,7 @@ from harness.inference.predict import RATIOS_FILE
 from harness.job.keys import OBJECTIVES, OF_EACH_EPOCH
 from harness.job.own_code import mode_in
 from harness.job.search import TrialRow
-from harness.slurm.rendezvous import WorkerGroup
+from harness.slurm.nodes import WorkerGroup
 from harness.system.console import Console
 from harness.tracking import provenance
 from harness.tracking.records import Heartbeat

@@ -19,7 +19,7 @@ from harness.data.epoch_order import BatchShape, num_steps, permutations_ahead
 from harness.data.input_pipeline import Batch, Reviews, Start, batches
 from harness.errors import Interrupted, RunError
 from harness.job.keys import OF_EACH_EPOCH
-from harness.slurm.rendezvous import WorkerGroup
+from harness.slurm.nodes import WorkerGroup
 from harness.system import processes, watchdog
 from harness.system.processes import age_s
 from harness.tracking.records import Heartbeat

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from harness.errors import InputError, NodeFault, RunError
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import Slot
-from harness.slurm.process_pool import SAVE_S, ManagedProcess, ProcessPool
+from harness.slurm.pool import SAVE_S, ManagedProcess, ProcessPool, Slot
 from harness.system.console import Console
 from harness.system.files import is_said_of_disk
 from harness.system.processes import STOPPING

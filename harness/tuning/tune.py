@@ -13,7 +13,7 @@ from harness.errors import CANCELLED, DiskError, InputError, Interrupted, RunErr
 from harness.job.own_code import mode_in
 from harness.job.search import GUIDED, SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment, asked_of, num_tasks_of_array, resume_command
-from harness.slurm.placement import allocate_slots, num_in_memory
+from harness.slurm.pool import allocate_slots, num_in_memory
 from harness.system.console import Console, log
 from harness.system.files import is_of_disk
 from harness.system.processes import StopRequest, has_died

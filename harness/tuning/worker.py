@@ -30,7 +30,7 @@ from harness.compute.strategy import (
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError
 from harness.job.search import GUIDED, SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment, given_cpus
-from harness.slurm.placement import take_own_gpu
+from harness.slurm.pool import take_own_gpu
 from harness.system import watchdog
 from harness.system.console import Console, log, take_any_text
 from harness.system.files import is_of_disk

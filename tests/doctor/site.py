@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from harness.job.job_file import load_job
+from harness.slurm.client import Queue
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.queue import Queue
 from harness.tracking.records import Heartbeat, RunStatus
 from harness.tracking.run_dir import RunDirectory, summary_of
 from harness.tracking.status import survey

@@ -16,7 +16,7 @@ from harness.doctor.finding import Finding
 from harness.doctor.probe import JOBS
 from harness.errors import RunError
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import gpu_name
+from harness.slurm.pool import gpu_name
 from harness.system.console import strip_prefix
 from harness.system.lenient_json import read_json
 from harness.system.site_settings import TRUSTED_NETWORK, is_trusted_network

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from harness.slurm.rendezvous import free_port
+from harness.slurm.nodes import free_port
 from tests.slurm.configuration import (
     CGROUP_CONF,
     GPU_TARGET,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.slurm.queue import first_look_s
+from harness.slurm.client import first_look_s
 from tests.conftest import JOBS, Harness
 
 REFUSES = "case $* in *--test-only*) echo 'allocation failure: {}' >&2; exit 1 ;; esac\necho 77"

@@ -3,7 +3,7 @@
 import pytest
 
 from harness.errors import InputError
-from harness.slurm import client, placement
+from harness.slurm import client, pool
 from harness.slurm.environment import (
     SlurmEnvironment,
     given_cpus,
@@ -12,7 +12,7 @@ from harness.slurm.environment import (
     unmet_request,
     visible_gpus,
 )
-from harness.slurm.placement import Slot, allocate_slots, needs_steps, srun_args
+from harness.slurm.pool import Slot, allocate_slots, needs_steps, srun_args
 
 
 def allocation(**variables: str) -> SlurmEnvironment:
@@ -56,7 +56,7 @@ def test_cpus_gpus_and_memory_are_those_that_were_given(monkeypatch: pytest.Monk
 
 def test_more_workers_than_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message names the number, what is there, and what to do."""
-    monkeypatch.setattr(placement, "given_cpus", lambda _: 4)
+    monkeypatch.setattr(pool, "given_cpus", lambda _: 4)
     here = allocation(SLURM_GPUS_ON_NODE="2", SLURM_JOB_NUM_NODES="1")
     with pytest.raises(InputError, match="--workers 3: 1 node with 2 GPUs hold 2"):
         allocate_slots(here, 3)
@@ -137,7 +137,7 @@ def test_workers_share_the_cpus_of_their_own_node(
     monkeypatch: pytest.MonkeyPatch, num_workers: int
 ) -> None:
     """Two on a node with eight CPUs have four each, however many nodes there are."""
-    monkeypatch.setattr(placement, "given_cpus", lambda _: 8)
+    monkeypatch.setattr(pool, "given_cpus", lambda _: 8)
     more = {"SLURM_JOB_NUM_NODES": "2", "HARNESS_NODES": "n08 n10", "SLURM_GPUS_ON_NODE": "2"}
     slots = allocate_slots(allocation(**more), num_workers)
     assert [slot.threads for slot in slots] == [4] * num_workers

@@ -12,10 +12,18 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError, Interrupted, RunError
-from harness.slurm import placement
+from harness.slurm import pool
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.placement import Slot, allocate_slots, num_in_memory, take_own_gpu
-from harness.slurm.process_pool import ManagedProcess, ProcessPool, Task, run_tasks
+from harness.slurm.pool import (
+    ManagedProcess,
+    ProcessPool,
+    Slot,
+    Task,
+    allocate_slots,
+    num_in_memory,
+    run_tasks,
+    take_own_gpu,
+)
 from harness.system.console import Console
 from harness.system.processes import STOPPING
 from harness.tracking.run_dir import RunDirectory
@@ -130,10 +138,10 @@ def test_a_failure_stops_no_other(tmp_path: Path) -> None:
 
 def test_slots_stay_within_cpus_memory_and_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """By default one a CPU as far as the memory goes; no more than there is work for."""
-    monkeypatch.setattr(placement, "given_cpus", lambda _: 8)
-    monkeypatch.setattr(placement, "visible_gpus", lambda: 0)
+    monkeypatch.setattr(pool, "given_cpus", lambda _: 8)
+    monkeypatch.setattr(pool, "visible_gpus", lambda: 0)
     memory_gb = 100.0
-    monkeypatch.setattr(placement, "usable_memory_gb", lambda _: memory_gb)
+    monkeypatch.setattr(pool, "usable_memory_gb", lambda _: memory_gb)
 
     def shape(num_workers: int | None = None, at_most: int = 100) -> list[int]:
         at_most = min(at_most, num_workers or num_in_memory(None, 1.5))
@@ -157,7 +165,7 @@ def test_slots_spread_over_nodes_and_gpus(monkeypatch: pytest.MonkeyPatch) -> No
         "SLURM_GPUS_ON_NODE": "2",
         "HARNESS_NODES": "n08 n10",
     }
-    monkeypatch.setattr(placement, "given_cpus", lambda _: 2)
+    monkeypatch.setattr(pool, "given_cpus", lambda _: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     slots = allocate_slots(SlurmEnvironment.from_environment(environment), None)
     assert [(p.node, p.variables()["HARNESS_GPU"]) for p in slots] == [

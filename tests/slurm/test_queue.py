@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.slurm.queue import Queue, QueuedJob, find_job, parse, seconds, training_script
+from harness.slurm.client import Queue, QueuedJob, find_job, parse_jobs, seconds, training_script
 
 PRINTED = """\
 7|7|RUNNING|1-02:03:04|None|/home/me/project/slurm/lstm.sh --set a=b|c
@@ -21,7 +21,7 @@ def job(shown: str, raw: str) -> QueuedJob:
 
 def test_lines_of_squeue_are_jobs() -> None:
     """A command may hold the separator; a line of another form is skipped."""
-    running, pending = parse(PRINTED)
+    running, pending = parse_jobs(PRINTED)
     assert running == QueuedJob(
         *("7", "7", "RUNNING", "None", 93_784.0, "/home/me/project/slurm/lstm.sh --set a=b|c")
     )

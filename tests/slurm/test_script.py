@@ -10,8 +10,7 @@ import pytest
 
 from harness.errors import InputError
 from harness.job.job_file import load_job
-from harness.slurm.resources import Resources, array_spec, parse_seeds
-from harness.slurm.sbatch_options import Rules, compose, site_options
+from harness.slurm.resources import Resources, Rules, array_spec, compose, parse_seeds, site_options
 from harness.slurm.script import (
     Layout,
     Wanted,

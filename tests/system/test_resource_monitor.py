@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.slurm.queue import Queue
+from harness.slurm.client import Queue
 from harness.system.resource_monitor import READ_S, ResourceMonitor, resident_memory_gb
 from harness.tracking.status import survey
 from tests.conftest import Harness

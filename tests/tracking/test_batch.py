@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError, Interrupted
-from harness.slurm.process_pool import Task
+from harness.slurm.pool import Task
 from harness.system.console import Console
 from harness.tracking.batch import BatchRequest, jobs_of, train_batch
 from tests.conftest import JOBS

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError, RunError
-from harness.slurm.queue import Queue
+from harness.slurm.client import Queue
 from harness.system.lenient_json import read_json
 from harness.system.processes import process_space
 from harness.tracking import cancel

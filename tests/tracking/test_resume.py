@@ -10,7 +10,7 @@ import pytest
 
 from harness.errors import InputError
 from harness.job.job_file import load_job
-from harness.slurm.queue import Queue
+from harness.slurm.client import Queue
 from harness.slurm.resources import Resources
 from harness.tracking.records import RunStatus
 from harness.tracking.resume import as_job, interrupted

@@ -14,8 +14,8 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from harness.slurm import queue as queue_room
-from harness.slurm.queue import Queue, QueuedJob, parse, seconds
+from harness.slurm import client
+from harness.slurm.client import Queue, QueuedJob, parse_jobs, seconds
 from harness.tracking import status
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory
@@ -164,7 +164,7 @@ def test_a_queue_without_an_answer_is_no_obstacle(
     site: Site, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
     """squeue that fails or hangs costs one line, and the runs are told from their folders."""
-    monkeypatch.setattr(queue_room, "TIMEOUT_S", 0.3)
+    monkeypatch.setattr(client, "QUEUE_TIMEOUT_S", 0.3)
     site.slurm(script=script)
     site.run("a", "training", 30, slurm_job="12")
     site.submission("14", [1])
@@ -348,7 +348,7 @@ def test_slurms_times_are_read(text: str, expected: float) -> None:
 
 def test_a_line_that_is_no_job_is_passed_over() -> None:
     """A site's greeting and a path with a bar do not confuse what squeue printed."""
-    (job,) = parse(
+    (job,) = parse_jobs(
         "Welcome | to | the | cluster | of | us\n\n12_3|14|RUNNING|0:01|None|/a |b/x.sh\n"
     )
     assert (job.id, job.raw_id, job.command) == ("12_3", "14", "/a |b/x.sh")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from harness.errors import InputError
-from harness.slurm.queue import Queue
+from harness.slurm.client import Queue
 from harness.tracking.resume import interrupted
 from harness.tracking.run_dir import RunDirectory, find_runs
 from harness.tracking.status import select_runs, survey

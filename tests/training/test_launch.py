@@ -25,7 +25,7 @@ from harness.training.launch import (
 )
 from harness.training.parent import Parent, find_parent
 from tests.conftest import JOBS
-from tests.slurm.test_rendezvous import allocation, job_id
+from tests.slurm.test_nodes import allocation, job_id
 
 __all__ = ["job_id"]  # pytest takes the fixture from here
 

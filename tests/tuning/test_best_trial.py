@@ -8,8 +8,7 @@ import pytest
 from harness.cli import sweep as commands
 from harness.errors import InputError
 from harness.job.job_file import load_job
-from harness.slurm.placement import Slot
-from harness.slurm.process_pool import Task
+from harness.slurm.pool import Slot, Task
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
 from harness.tuning import best_trial
@@ -183,8 +182,8 @@ def test_the_site_says_on_which_devices_it_is_trained(
 
     monkeypatch.setattr("harness.tracking.batch.run_tasks", begin)
     monkeypatch.setattr(best_trial, "print_runs", lambda _: None)
-    monkeypatch.setattr("harness.slurm.placement.visible_gpus", lambda: 1)
-    monkeypatch.setattr("harness.slurm.placement.given_cpus", lambda _: 4)
+    monkeypatch.setattr("harness.slurm.pool.visible_gpus", lambda: 1)
+    monkeypatch.setattr("harness.slurm.pool.given_cpus", lambda _: 4)
     monkeypatch.setenv("HARNESS_DEVICES", "cpu")
     commands.retrain(tmp_path / "s", seeds="1-4", workers=4)
     assert [slot.gpu for slot in begun] == [None] * 4

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError, Interrupted, NodeFault, RunError
-from harness.slurm.placement import Slot
+from harness.slurm.pool import Slot
 from harness.system.console import Console
 from harness.tuning.pool import (
     DISK_CODE,

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError, Interrupted, RunError
-from harness.slurm import rendezvous
+from harness.slurm import nodes
 from harness.slurm.client import node_names
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.rendezvous import FIRST_PORT, LAST_PORT, WorkerGroup, first_port
+from harness.slurm.nodes import FIRST_PORT, LAST_PORT, WorkerGroup, first_port
 
 # A worker that waits for another one in TensorFlow.
 WAITS = """
 import sys, time
 from pathlib import Path
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.rendezvous import WorkerGroup
+from harness.slurm.nodes import WorkerGroup
 runs, limit_s = Path(sys.argv[1]), float(sys.argv[2])
 group = WorkerGroup.join(SlurmEnvironment.from_environment(), runs, "the same")
 print("met", flush=True)
@@ -48,7 +48,7 @@ def runs(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _reports_come_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendezvous, "REPORT_S", 0.5)
+    monkeypatch.setattr(nodes, "REPORT_S", 0.5)
 
 
 def variables(
@@ -252,7 +252,7 @@ def test_a_report_that_comes_while_the_folder_goes_keeps_nobody(
         (folder / "left-1.json").write_text("{}")
 
     with monkeypatch.context() as patched:
-        patched.setattr("harness.slurm.rendezvous.shutil.rmtree", then_report)
+        patched.setattr("harness.slurm.nodes.shutil.rmtree", then_report)
         chief.__exit__(None, None, None)
     worker.__exit__(None, None, None)
     assert not chief.folder.exists()
@@ -288,4 +288,4 @@ def test_nobody_waits_for_a_chief_that_may_be_lost(job_id: str, runs: Path) -> N
     worker.lost("/job:worker/replica:0/task:0")
     began = time.monotonic()
     worker.__exit__(Interrupted, Interrupted("a loss"), None)
-    assert time.monotonic() - began < rendezvous.SAVE_S / 2
+    assert time.monotonic() - began < nodes.SAVE_S / 2

@@ -21,14 +21,6 @@ OF_CALLERS = re.compile(r"SLURM_(?!CONF|CLUSTERS|JWT|SACK|DEBUG|TIME_FORMAT).*")
 OF_GPUS = tuple(f"SLURM_GPUS{of}" for of in ("", "_PER_NODE", "_PER_TASK", "_PER_SOCKET"))
 FLAGS = "HARNESS_FLAGS"  # sbatch's own, that the job was asked for with
 FIRST_JOB = "HARNESS_FIRST_JOB"  # of jobs that go on one after another
-ASKED = frozenset(
-    f"SLURM_{name}"
-    for name in (
-        *("JOB_NUM_NODES", "GPUS_ON_NODE", "JOB_START_TIME", "JOB_END_TIME", "MEM_PER_NODE"),
-        *("MEM_PER_GPU", "MEM_PER_CPU", "JOB_PARTITION", "JOB_ACCOUNT", "JOB_QOS"),
-        "CPUS_PER_TASK",
-    )
-)
 MAX_LIMIT_S = 365 * 86_400  # longer ones mean that there is no limit
 
 
@@ -204,41 +196,8 @@ def given_limit_s(variables: Mapping[str, str]) -> int | None:
     return None if start is None or end is None else end - start
 
 
-def allocation_of(variables: Mapping[str, str]) -> dict[str, Any]:
-    """What a job had, from its variables: nodes, their GPUs and memory, time, partition and so on.
-
-    Under the names of the options of `harness submit`, and without what is not known: Slurm before
-    23.02 does not tell a job its time limit.
-    """
-    limit_s = given_limit_s(variables) or 0
-    mem = variables.get("SLURM_MEM_PER_NODE", "")
-    found = {
-        "nodes": _whole(variables.get("SLURM_JOB_NUM_NODES", "")),
-        "gpus": variables.get("SLURM_GPUS_ON_NODE"),
-        "time": str(-(-limit_s // 60)) if 0 < limit_s < MAX_LIMIT_S else None,  # in minutes
-        "mem": f"{mem}M" if _whole(mem) else None,
-        "partition": variables.get("SLURM_JOB_PARTITION"),
-        "account": variables.get("SLURM_JOB_ACCOUNT"),
-        "qos": variables.get("SLURM_JOB_QOS"),
-    }
-    return {name: value for name, value in found.items() if value}
-
-
-def memory_args(variables: Mapping[str, str]) -> list[str]:
-    """The options of sbatch for the memory of each GPU or CPU, if a job asked in this way."""
-    names = {"SLURM_MEM_PER_GPU": "mem-per-gpu", "SLURM_MEM_PER_CPU": "mem-per-cpu"}
-    asked = {option: variables.get(name, "") for name, option in names.items()}
-    return [f"--{option}={mb}M" for option, mb in asked.items() if _whole(mb)]
-
-
-def cpu_args(variables: Mapping[str, str]) -> list[str]:
-    """The option of sbatch for the CPUs of each task, if a job's are known."""
-    cpus = _whole(variables.get("SLURM_CPUS_PER_TASK", ""))
-    return [f"--cpus-per-task={cpus}"] if cpus else []
-
-
 def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list[str]:
-    """The options of sbatch that a job keeps beside those of `allocation_of`.
+    """The options of sbatch that a job keeps beside those of `asked_of`.
 
     Args:
         known: what `scontrol show job` says of the job, by its names.
@@ -258,12 +217,35 @@ def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list
     ]
 
 
-def asked_of(allocation: SlurmEnvironment) -> dict[str, str]:
-    """The variables that say what a job asked for, which may differ between the starts of a run."""
-    asked = {name: value for name, value in allocation.variables.items() if name in ASKED}
-    retry = "1" if allocation.retries_memory else ""
-    own = {FLAGS: allocation.flags, RETRY_MEMORY: retry}
-    return asked | {name: value for name, value in own.items() if value}
+def asked_of(allocation: SlurmEnvironment) -> dict[str, Any]:
+    """What a job asked for, by which a job that goes on with its run asks for the same.
+
+    Returns:
+        The nodes, the GPUs of each, sbatch's options for the rest as they are known from variables
+        of Slurm, those that the user gave, and whether more memory is wanted after a kill. Slurm
+        before 23.02 does not tell a job its time limit.
+    """
+    variables = allocation.variables
+    limit_s = given_limit_s(variables) or 0
+    by_part = {
+        f"mem-per-{kind}": variables.get(f"SLURM_MEM_PER_{kind.upper()}") for kind in ("gpu", "cpu")
+    }
+    memory = by_part if any(by_part.values()) else {"mem": variables.get("SLURM_MEM_PER_NODE")}
+    known = {
+        "partition": variables.get("SLURM_JOB_PARTITION"),
+        "account": variables.get("SLURM_JOB_ACCOUNT"),
+        "qos": variables.get("SLURM_JOB_QOS"),
+        "time": str(-(-limit_s // 60)) if 0 < limit_s < MAX_LIMIT_S else None,  # in minutes
+        **{name: f"{mb}M" for name, mb in memory.items() if mb and mb != "0"},
+        "cpus-per-task": variables.get("SLURM_CPUS_PER_TASK"),
+    }
+    return {
+        "nodes": allocation.num_nodes,
+        "gpus": variables.get("SLURM_GPUS_ON_NODE", "0"),
+        "options": [f"--{name}={value}" for name, value in known.items() if value],
+        "flags": allocation.flags,
+        "retry_memory": allocation.retries_memory,
+    }
 
 
 def resume_command(folder: Path | str) -> str:

@@ -8,21 +8,13 @@ from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.job.search import SEARCH_FILE, SearchSpec, is_sweep, load_search
-from harness.slurm.environment import (
-    FLAGS,
-    RETRY_MEMORY,
-    SlurmEnvironment,
-    allocation_of,
-    cpu_args,
-    memory_args,
-)
+from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.resources import GPUS, MEMORY, ONCE, Resources, Rules, drop, names_in, words_in
 from harness.slurm.script import Wanted
-from harness.system.lenient_json import table
+from harness.system.lenient_json import table, text, whole
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RECORD, RunDirectory, check_format, last_start
 
-OF_SITE = ("partition", "account", "qos")
 STOPPED = ("interrupted", "lost", "dead")
 
 
@@ -71,33 +63,30 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
 
 def _resources(folder: Path, wanted: Resources) -> Resources:
     """The user's requests, and otherwise those of the run's last job."""
-    record = RunDirectory(folder).read_json(RECORD)
-    asked = table(last_start(record), "slurm_asked") or table(record, "slurm")
-    variables = {name: str(value) for name, value in asked.items()}
-    before, named = allocation_of(variables), names_in(wanted.flags)
+    start = last_start(RunDirectory(folder).read_json(RECORD))
+    asked, named = table(start, "slurm_asked"), names_in(wanted.flags)
+    options = asked.get("options")
+    replaced = [
+        *(["time"] if wanted.time else []),
+        *(MEMORY if wanted.mem or named & {*MEMORY} else []),
+    ]
     # Before the user's options: sbatch takes the last of several.
-    flags = [f"--{name}={before[name]}" for name in OF_SITE if name in before]
-    if wanted.time is None and "time" in before:
-        flags.append(f"--time={before['time']}")
-    if wanted.mem is None and not named & {*MEMORY}:
-        by_node = [f"--mem={before['mem']}"] if "mem" in before else []
-        flags += memory_args(variables) or by_node
-    flags += cpu_args(variables)
-    kept = drop(words_in(variables.get(FLAGS, "")), (*GPUS, *MEMORY, *ONCE))
+    flags = drop(map(str, options if isinstance(options, list) else []), replaced)
+    kept = drop(words_in(text(asked.get("flags")) or ""), (*GPUS, *MEMORY, *ONCE))
     refused = {"gres", "gpus-per-node"} & {*Rules.of_site().never}
-    gpus, nodes = wanted.gpus, wanted.nodes or before.get("nodes")
-    devices = last_start(record).get("devices") or ()  # on all nodes together
+    gpus, num_nodes = wanted.gpus, whole(asked.get("nodes"))
+    devices = start.get("devices") or ()  # on all nodes together
     if gpus is None and not refused and not named & {*GPUS}:
         num_gpus = sum("gpu" in str(each).lower() for each in devices)
         if num_gpus:  # for the same number of replicas
-            gpus = str(max(1, num_gpus // before.get("nodes", 1)))
-        else:
-            gpus = before.get("gpus", "0" if asked or devices else None)  # 0 for a run without GPUs
+            gpus = str(max(1, num_gpus // (num_nodes or 1)))
+        else:  # 0 for a run without GPUs
+            gpus = text(asked.get("gpus")) or ("0" if devices else None)
     return dataclasses.replace(
         wanted,
         gpus=gpus,
-        nodes=nodes,
-        retry_memory=wanted.retry_memory or variables.get(RETRY_MEMORY) == "1",
+        nodes=wanted.nodes or num_nodes,
+        retry_memory=wanted.retry_memory or asked.get("retry_memory") is True,
         flags=(*flags, *kept, *wanted.flags),
         kept=(*kept, *wanted.flags),
     )

@@ -11,6 +11,7 @@ import pytest
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.slurm.client import Queue
+from harness.slurm.environment import SlurmEnvironment, asked_of
 from harness.slurm.resources import Resources
 from harness.tracking.records import RunStatus
 from harness.tracking.resume import as_job, interrupted
@@ -54,66 +55,74 @@ def stopped(folder: Path, record: dict[str, Any], state: str = "interrupted") ->
     return RunStatus(run=f"gru/{folder.name}", folder=folder, state=state)
 
 
+CPU, GPUS = {"device": "cpu:0"}, [{"device": "/gpu:0"}] * 2
+
+
 @pytest.mark.parametrize(
-    ("record", "wanted", "args", "gpus"),
+    ("variables", "devices", "wanted", "args", "gpus"),
     [
         (
-            {"slurm": SLURM, "starts": [{"devices": [{"device": "/gpu:0"}] * 2}]},
+            SLURM,
+            GPUS,
             Resources(),
             ["--nodes=2", "--partition=long", "--account=lab", "--qos=normal"],
             "1",
         ),
         (
-            {"slurm": SLURM, "starts": [{"devices": [{"device": "cpu:0"}]}]},
+            SLURM,
+            [CPU],
             Resources(nodes=1, flags=("-pshort",), gpus="a100:1"),
             ["--nodes=1", "--partition=long", "--account=lab", "--qos=normal", "-pshort"],
             "a100:1",
         ),
+        (LAST, [], Resources(), LAST_ARGS, "2"),
         (
-            {"slurm": SLURM, "starts": [{"slurm_asked": LAST, "devices": []}]},
-            Resources(),
-            LAST_ARGS,
-            "2",
-        ),
-        (
-            {"slurm": {}, "starts": [{"slurm_asked": LAST, "devices": []}]},
+            LAST,
+            [],
             Resources(time="5", flags=("--mem-per-gpu=2G",)),
             ["--nodes=1", "--time=5", "--mem-per-gpu=2G"],
             "2",
         ),
         (
-            {"slurm": {"SLURM_MEM_PER_GPU": "2048"}, "starts": []},
+            {"SLURM_MEM_PER_GPU": "2048"},
+            [],
             Resources(flags=("-t5",)),
-            ["--mem-per-gpu=2048M", "-t5"],
+            ["--nodes=1", "--mem-per-gpu=2048M", "-t5"],
             "0",
         ),
-        ({"slurm": {}, "starts": [{"devices": [{"device": "cpu:0"}]}]}, Resources(), [], "0"),
-        ({"slurm": {}, "starts": []}, Resources(flags=("-G2",)), ["-G2"], None),
-        ({"slurm": {"SLURM_CPUS_PER_TASK": "16"}}, Resources(), ["--cpus-per-task=16"], "0"),
+        (None, [CPU], Resources(), [], "0"),
+        (None, [], Resources(flags=("-G2",)), ["-G2"], None),
+        (None, [], Resources(), [], None),
         (
-            {"slurm": {"SLURM_CPUS_PER_TASK": "16"}},
+            {"SLURM_CPUS_PER_TASK": "16"},
+            [],
             Resources(flags=("-c8",)),
-            ["--cpus-per-task=16", "-c8"],
+            ["--nodes=1", "--cpus-per-task=16", "-c8"],
             "0",
         ),
-        ({}, Resources(), [], None),
         # sbatch's own flags, without the moment, and what is asked for as the last start had it.
         (
-            {"slurm": {}, "starts": [{"slurm_asked": {**LAST, "HARNESS_FLAGS": FLAGS}}]},
+            {**LAST, "HARNESS_FLAGS": FLAGS},
+            [],
             Resources(flags=("--exclude=n3",)),
             [*LAST_ARGS, "-C", "a100&big", "--exclude=n1", "--ntasks=1", "--exclude=n3"],
             "2",
         ),
-        ({"slurm": {"HARNESS_FLAGS": "it's"}}, Resources(), [], "0"),
-        # Of searches: in a job, and outside.
-        ({"starts": [{"slurm_asked": LAST}]}, Resources(), LAST_ARGS, "2"),
-        ({"starts": []}, Resources(), [], None),
+        ({"HARNESS_FLAGS": "it's"}, [], Resources(), ["--nodes=1"], "0"),
     ],
 )
 def test_it_asks_for_what_the_run_had(
-    tmp_path: Path, record: dict[str, Any], wanted: Resources, args: list[str], gpus: str | None
+    tmp_path: Path,
+    variables: dict[str, str] | None,
+    devices: list[dict[str, str]],
+    wanted: Resources,
+    args: list[str],
+    gpus: str | None,
 ) -> None:
     """GPUs that the run used, nodes, partition, time and memory of its last job, unless told."""
+    job = SlurmEnvironment.from_environment({**(variables or {}), "SLURM_JOB_ID": "7"})
+    asked = {"slurm_asked": asked_of(job)} if job and variables is not None else {}
+    record = {"starts": [{"devices": devices, **asked}]}
     resumed = as_job(stopped(tmp_path / "a", record), wanted)
     assert (resumed.resources.sbatch_args(), resumed.resources.gpus) == (args, gpus)
     assert (resumed.resumes, resumed.job) == (tmp_path / "a", load_job(JOBS / "gru.toml"))

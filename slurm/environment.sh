@@ -4,25 +4,19 @@
 
 # Sets PYTHON to the first interpreter that can make the environment.
 find_python() {
-    local found='' candidate version
+    local found='' version
     local -a candidates=(python3 python3.13 python3.12 python3.11)
     # With HARNESS_PYTHON set, no other interpreter will do.
     [[ -z ${HARNESS_PYTHON:-} ]] || candidates=("$HARNESS_PYTHON")
-    local probe='import sys; v = sys.version_info; ok = (3, 11) <= v[:2] <= (3, 13)
-try: import ensurepip, venv
-except ImportError: ok = False; note = " without venv"
-else: note = ""
-print("%d.%d.%d%s" % (v[0], v[1], v[2], note)); sys.exit(not ok)'
-    for candidate in "${candidates[@]}"; do
-        if version=$(inside "$candidate" -c "$probe" 2>/dev/null); then
-            PYTHON=$candidate
-            return
-        fi
-        found+="${version:+, $candidate is $version}"
+    local probe='import ensurepip, venv, sys
+sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+    for PYTHON in "${candidates[@]}"; do
+        ! inside "$PYTHON" -c "$probe" 2>/dev/null || return 0
+        ! version=$(inside "$PYTHON" --version 2>/dev/null) || found+=", $PYTHON is $version"
     done
     found=${found:-, ${candidates[0]} does not run}
-    complain "Python 3.11, 3.12 or 3.13 with venv is needed, but ${found#, };" \
-        "load a module or set HARNESS_PYTHON in slurm/site.sh"
+    complain "Python 3.11, 3.12 or 3.13 with venv (python3-venv on Debian) is needed, but" \
+        "${found#, }; load a module or set HARNESS_PYTHON in slurm/site.sh"
     exit 2
 }
 
@@ -32,25 +26,22 @@ print("%d.%d.%d%s" % (v[0], v[1], v[2], note)); sys.exit(not ok)'
 choose_locks() {
     LOCKS=(requirements-gpu.lock)
     case ${HARNESS_EXTRA:-} in
-    gpu) ;;
-    none) LOCKS=(requirements.lock requirements-gpu.lock) ;;
-    '')
-        if ! nvidia-smi -L >/dev/null 2>&1 && [[ ! -e /proc/driver/nvidia ]] &&
-            ! cluster_has_gpus; then
-            LOCKS=(requirements.lock requirements-gpu.lock)
-        fi
-        ;;
+    gpu) return ;;
+    none) ;;
+    '') ! has_gpus || return 0 ;;
     *)
         complain "HARNESS_EXTRA is '$HARNESS_EXTRA'; it must be gpu, none or unset"
         exit 2
         ;;
     esac
+    LOCKS=(requirements.lock requirements-gpu.lock)
 }
 
-# Whether this login node's cluster has GPUs; asks the scheduler only before the first install.
-cluster_has_gpus() {
-    [[ ! -e $VENV/harness-lock.sha256 && -z ${SLURM_JOB_ID:-} ]] &&
-        sinfo --noheader --format=%G 2>/dev/null | grep gpu >/dev/null
+# Whether this machine has a GPU or, on a login node before the first install, its cluster has.
+has_gpus() {
+    nvidia-smi -L >/dev/null 2>&1 || [[ -e /proc/driver/nvidia ]] ||
+        { [[ ! -e $VENV/harness-lock.sha256 && -z ${SLURM_JOB_ID:-} ]] &&
+            sinfo --noheader --format=%G 2>/dev/null | grep gpu >/dev/null; }
 }
 
 # Prints the stamp of a complete environment: a checksum of its path and of what it was made from.
@@ -79,8 +70,7 @@ with_lock() (
     local lock=$PROJECT/.setup.lock
     exec 9>"$lock"
     if command -v flock >/dev/null; then
-        flock --nonblock 9 && { "$@"; exit; }
-        say "waiting for another process, which may be installing"
+        flock --nonblock 9 || say "waiting for another process, which may be installing"
         flock 9 && { "$@"; exit; }
     fi
     # Without flock, or on a file system without it, a folder is the lock: only one process can
@@ -161,19 +151,17 @@ install_by_pip() {
 
 # Installs the environment from the first lock given, unless it is complete from any of them.
 ensure_venv() {
+    local why=''
     ! is_ready "$@" || return 0
     if inside test -x "$VENV/bin/harness"; then
         if [[ ! -e $VENV/setup.log ]]; then
-            say "using $VENV as it is: this script did not make it"
-            return 0
+            why='this script did not make it'
         elif [[ ! -w $VENV ]]; then
-            say "using $VENV as it is: it is read-only"
-            return 0
+            why='it is read-only'
         elif is_of_another_lock; then
-            say "using $VENV as it is: it was made from other lock files;" \
-                "\`bash slurm/common.sh --setup\` installs these"
-            return 0
+            why="it was made from other lock files; \`bash slurm/common.sh --setup\` installs these"
         fi
+        [[ -z $why ]] || { say "using $VENV as it is: $why"; return; }
     fi
     find_python
     with_lock install "$@"

@@ -47,16 +47,18 @@ def project(tmp_path: Path) -> Project:
 def test_container_brings_the_python(project: Project) -> None:
     """With a container, the interpreter that is judged is the container's."""
     (project.path / "slurm/site.sh").write_text(
-        "HARNESS_VENV=new HARNESS_CONTAINER=(bash -c 'echo 3.8.0; exit 1')\n"
+        "HARNESS_VENV=new HARNESS_CONTAINER=(bash -c 'echo Python 3.8.0; [[ $1 == --version ]]')\n"
     )
     result = project.run(project.path / "slurm/bilstm.sh")
     assert result.returncode == 2
-    assert "python3 is 3.8.0" in result.stderr
+    assert "python3 is Python 3.8.0" in result.stderr
 
 
 def test_no_usable_python_is_one_line(project: Project) -> None:
     """Without a Python to make the environment, one line names what was found and the remedy."""
-    old = project.executable(project.outside / "an old/python", "#!/bin/sh\necho 3.9.2\nexit 1\n")
+    old = project.executable(
+        project.outside / "an old/python", "#!/bin/sh\necho Python 3.9.2\n[ $1 = --version ]\n"
+    )
     env = {
         **project.environment,
         "HARNESS_VENV": str(project.outside / "new"),
@@ -65,7 +67,7 @@ def test_no_usable_python_is_one_line(project: Project) -> None:
     result = project.run(project.path / "slurm/bilstm.sh", env=env)
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
-    assert f"{old} is 3.9.2" in line
+    assert f"{old} is Python 3.9.2" in line
     assert "HARNESS_PYTHON" in line
     assert not (project.outside / "new").exists()
 

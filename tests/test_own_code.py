@@ -140,7 +140,7 @@ def test_jobs_with_sources_of_one_name_share_nothing(tmp_path: Path) -> None:
         (b"def build(): pass\n", "other.py:build", "other.py: no such file"),
         (b"def build(): pass\n", ".:build", "should be 'rnn'"),
         (b"def build(): pass\n", "my-net.py:build", "is no name of a module"),
-        (b"def build(): pass\n", "json.py:build", "Python has a module json itself"),
+        (b"def build(): pass\n", "json.py:build", "Python itself has a module json"),
         (b"def build(): pass\n", "missing_package.nets:build", "no Python source of"),
     ],
 )

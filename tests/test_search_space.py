@@ -129,9 +129,9 @@ def test_the_last_seed_of_a_trial_is_checked_too(tmp_path: Path) -> None:
         ),
         (
             ["search.tuner=asha", "search.min_epochs=3"],
-            "train.epochs = 6: asha needs search.min_epochs times search.factor at least, 9",
+            "train.epochs = 6: asha needs at least search.min_epochs times search.factor, 9",
         ),
-        (["data.validation_split=0", "train.keep=last"], "judged on validation reviews"),
+        (["data.validation_split=0", "train.keep=last"], "ranks trials by validation reviews"),
     ],
 )
 def test_a_search_that_can_not_be(tmp_path: Path, overrides: list[str], said: str) -> None:
@@ -174,7 +174,7 @@ def test_an_override_replaces_the_search_of_its_key(
     search = load_search(path, overrides)
     assert [parameter.key for parameter in search.space] == keys
     assert {parameter.parent for parameter in search.space} <= {None, *keys}
-    fixed = "all trials have this value; it is not searched over"
+    fixed = "all trials have this value; the search does not vary it"
     assert set(search.notes) == {f"--set {override}: {fixed}" for override in overrides}
     job = search.job_of({})
     for override in overrides:
@@ -192,13 +192,15 @@ def test_a_command_says_what_is_not_searched_over(harness: Harness, command: lis
     """A value that is set in place of a search is announced."""
     done = harness.run_here(*command, JOBS / "tune_lstm.toml", "--set", "model.units=32")
     printed = done.stdout + done.stderr
-    assert "--set model.units=32: all trials have this value; it is not searched over" in printed
+    assert (
+        "--set model.units=32: all trials have this value; the search does not vary it" in printed
+    )
 
 
 def test_an_override_of_every_key_is_refused(tmp_path: Path) -> None:
     """A search over nothing is no search."""
     said = refusal(tmp_path, GOOD, "model.units=12")
-    assert said == "--set model.units=12: leaves nothing to search over; leave it out"
+    assert said == "--set model.units=12: leaves no key to search; remove it"
 
 
 def test_a_search_is_no_training_and_a_training_no_search(harness: Harness) -> None:

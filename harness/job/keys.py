@@ -61,12 +61,12 @@ def _scores_something(job: "Job") -> str:
 
 
 SAME_REVIEWS = "all trials must have the same reviews"
-# How own texts are read: the checksum of what was read decides.
+# How to read a user's texts: the checksum of the texts decides the run's identity instead.
 FORMAT = Facts(changes="nothing", not_searched=SAME_REVIEWS)
 
 
 class DataConfig(ConfigSection):
-    """`[data]`: which reviews, and how much of each."""
+    """`[data]`: the reviews, their number and length."""
 
     source: Annotated[
         str,
@@ -139,7 +139,7 @@ class DataConfig(ConfigSection):
     )
 
 
-# Each of Keras's optimizers, and the options that it takes beside the keys of `[train]`.
+# Keras's optimizers with their options beside the keys of `[train]`.
 _ADAM: dict[str, type] = {"beta_1": float, "beta_2": float, "epsilon": float}
 OPTIMIZERS: dict[str, dict[str, type]] = {
     "rmsprop": {"rho": float, "momentum": float, "epsilon": float, "centered": bool},
@@ -182,7 +182,7 @@ OPTIMIZERS: dict[str, dict[str, type]] = {
 }
 OF_ALL_OPTIMIZERS: dict[str, type] = {"weight_decay": float}
 
-# The scores of the validation reviews by which an epoch is judged, and what is better.
+# The validation scores that can compare epochs, and their better direction.
 SCORES: dict[str, Literal["min", "max"]] = {
     "val_accuracy": "max",
     "val_loss": "min",
@@ -196,9 +196,9 @@ SCORES: dict[str, Literal["min", "max"]] = {
     "val_top_5_accuracy": "max",
     "val_log_loss": "min",
 }
-OF_EACH_EPOCH = ("val_loss", "val_accuracy")  # the others are computed where one is watched
-# The scores that can rank the trials of a search. A model that always answers one class has the
-# best recall, and few classes have no top 5.
+OF_EACH_EPOCH = ("val_loss", "val_accuracy")  # the others are computed if one is watched
+# Scores that can't rank trials: a model that always predicts one class has the best recall, and a
+# top-5 accuracy needs more than five classes.
 NO_OBJECTIVES = ("val_precision", "val_recall", "val_top_5_accuracy")
 OBJECTIVES = tuple(name for name in SCORES if name not in NO_OBJECTIVES)
 
@@ -219,7 +219,7 @@ def _fits_the_optimizer(job: "Job") -> str:
     """Only options of this `optimizer`."""
     train = job.train
     if is_reference(train.optimizer):
-        return ""  # its function alone knows the options
+        return ""  # only its function knows the options
     known = {**OF_ALL_OPTIMIZERS, **OPTIMIZERS[train.optimizer]}
     for name, value in train.optimizer_options.items():
         if name not in known:
@@ -434,11 +434,11 @@ class Job(ConfigSection):
     model: ModelConfig
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
-    # The sources of the functions that the job names, by their path: see `harness.job.own_code`.
+    # The sources of custom functions by path, see `harness.job.own_code`.
     code: Annotated[dict[str, str], BeforeValidator(_check_code)] = Field({})
 
     def to_toml(self) -> str:
-        """The job as a file that `harness train` takes again."""
+        """The job as a file for `harness train`."""
         return dump_toml(self.model_dump())
 
     def value(self, key: str) -> Any:
@@ -447,10 +447,10 @@ class Job(ConfigSection):
         return getattr(getattr(self, table), name)
 
     def identity(self) -> str:
-        """The job as far as it decides the result, wherever data and vectors are.
+        """The part of the job that decides the result, without paths of data and vectors.
 
-        What has its default is left out: so a run that was begun before a key was declared keeps
-        its identity.
+        It omits keys with their default, so that a run keeps its identity when a later version
+        declares a new key.
         """
         deciding = {key: self.value(key) for key in FACTS if FACTS[key].changes != "nothing"}
         chosen = {key: value for key, value in deciding.items() if value != KEYS[key].default}
@@ -461,12 +461,12 @@ class Job(ConfigSection):
         return {name: setting for key in KEYS for name, setting in flat(key, self.value(key))}
 
     def network(self) -> ModelConfig:
-        """`[model]`, with what else decides how the network is built."""
+        """`[model]` and `data.bucket`, which decide how the network is built."""
         kind = RightPaddedModel if self.data.bucket else ModelConfig
         return kind(**self.model.model_dump())
 
     def broken_rule(self) -> tuple[str, str] | None:
-        """The first key whose value does not go together with the others, and the rule."""
+        """The first key whose value contradicts the others, with the rule."""
         for key, facts in FACTS.items():
             value = self.value(key)
             if not self.data.validation_split and facts.unvalidated not in (None, value):
@@ -479,14 +479,14 @@ class Job(ConfigSection):
         return None
 
     def unused_keys(self) -> Iterator[tuple[str, str]]:
-        """The keys that are set and do nothing, each with what it would have an effect with."""
+        """The keys that are set without effect, each with the setting that it needs."""
         for key, needed in without_effect(TABLES, {key: self.value(key) for key in KEYS}):
             # A custom network may read any key.
             if not (self.model.is_own and "model.architecture" in FACTS[key].only_with):
                 yield key, needed
 
     def without_effect(self) -> Iterator[str]:
-        """Name the settings that say something and do nothing, each in one line."""
+        """A line for each setting without effect."""
         for key, needed in self.unused_keys():
             yield f"{key} has no effect without {needed}"
         if not self.model.train_embeddings and not self.model.embeddings:

@@ -69,7 +69,7 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
         if not module.isidentifier():
             raise InputError(f"{where}: {path.name} is no name of a module; use letters and _")
         if module in sys.stdlib_module_names:
-            raise InputError(f"{where}: Python has a module {module} itself; rename the file")
+            raise InputError(f"{where}: Python itself has a module {module}; rename the file")
         name = f"{path.name}:{function}"
         top = None
     else:
@@ -82,12 +82,12 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
     else:
         for path_in, source in _sources(root, module, where, top=top):
             if code.setdefault(path_in, source) != source:
-                raise InputError(f"{where}: the job has another {path_in} already; rename one")
+                raise InputError(f"{where}: the job already has another {path_in}; rename one")
         if len(code) > MAX_FILES or sum(map(len, code.values())) > MAX_BYTES:
             raise InputError(
                 f"{where}: has {len(code)} files of {sum(map(len, code.values())):,} characters "
-                f"with what they import; a job keeps {MAX_FILES} of {MAX_BYTES:,}: import less, "
-                "or install the rest as a package"
+                f"with their imports; a job keeps at most {MAX_FILES} of {MAX_BYTES:,}: import "
+                "less, or install the rest as a package"
             )
     _check_function(code, module, function, where=where)
     return name
@@ -104,7 +104,7 @@ def check_trusted(path: Path, where: str) -> None:
     for each in (path, path.parent, path.resolve().parent):
         if reason := distrust(each):
             raise InputError(
-                f"{where}: {each}: {reason}, and its code would run as you; look at it, then "
+                f"{where}: {each}: {reason}, and its code would run as you; check it, then "
                 f"chmod go-w, or give --trust-code ({TRUST}=1)"
             )
 
@@ -128,7 +128,7 @@ def mode_in(folder: Path, code: Mapping[str, str]) -> int:
 
 
 def is_trusting() -> bool:
-    """Whether the user trusts code that others wrote, by `--trust-code`."""
+    """Whether the user trusts code of other users, by `--trust-code`."""
     return TRUSTED.get() or os.environ.get(TRUST) == "1"
 
 
@@ -149,7 +149,7 @@ def _root_of(module: str, where: str) -> Path:
         if _file_of(root, module):
             return root
     raise InputError(
-        f"{where}: no Python source of {module} is found; install it, or give its file by its path"
+        f"{where}: sys.path has no Python source of {module}; install it, or give the file's path"
     )
 
 
@@ -269,7 +269,7 @@ class _Code:
         self.builtins = {**vars(builtins), "__import__": self._import}
 
     def module(self, name: str) -> types.ModuleType:
-        """A module by its name, after its packages."""
+        """Import a module by its name, after its packages."""
         if (known := sys.modules.get(f"{self.alias}.{name}")) is not None:
             return known
         parent, _, last = name.rpartition(".")
@@ -334,7 +334,7 @@ def load_function(code: Mapping[str, str], reference: str, *, where: str) -> Cal
     function = found["in_module"] or found["in_file"]
     where = f"{where} = {reference!r}"
     if _path_of(name, code) is None:
-        raise InputError(f"{where}: [code] of the job does not hold it; restore the job's file")
+        raise InputError(f"{where}: the job's [code] lacks it; restore the job's file")
     with own_errors(where):
         module = _Code(code).module(name)
     if not callable(loaded := getattr(module, function, None)):

@@ -150,7 +150,7 @@ def _parameter(key: str, raw: object, path: Path) -> Parameter:
 
 def _choices(key: str, values: object, where: str) -> tuple[Value, ...]:
     if not isinstance(values, list) or not values:
-        raise InputError(f"{where} = {values!r}: is empty; list a value at least")
+        raise InputError(f"{where} = {values!r}: is empty; list at least one value")
     if any(isinstance(value, dict | list) for value in values):
         raise InputError(f"{where} = {values!r}: should list plain values")
     if _kind(key, values) is float:  # a list of 1 and 0.5
@@ -209,7 +209,7 @@ def _condition(raw: object, where: str) -> tuple[str | None, tuple[Value, ...]]:
     ((key, values),) = named
     values = values if isinstance(values, list) else [values]
     if not values:
-        raise InputError(f"{where}.when = {raw!r}: is empty; list a value at least")
+        raise InputError(f"{where}.when = {raw!r}: is empty; list at least one value")
     return key, tuple(values)
 
 
@@ -431,7 +431,7 @@ def is_of_search(result: Mapping[str, Any], search: Mapping[str, Any]) -> bool:
 
 
 def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
-    """Read a search's file, apply `--set` overrides, and check the whole.
+    """Read a search's file, apply `--set` overrides, and check the search.
 
     Raises:
         InputError: one line that names the key, the value, the rule and the remedy.
@@ -469,9 +469,9 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
         space = read_space(raw_space, path)
     if not space:
         first = next(iter(fixed.values()))
-        raise InputError(f"{first}: leaves nothing to search over; leave it out")
+        raise InputError(f"{first}: leaves no key to search; remove it")
     notes = tuple(
-        f"{by}: all trials have this value; it is not searched over"
+        f"{by}: all trials have this value; the search does not vary it"
         for by in dict.fromkeys(fixed.values())
     )
     content = {**job.model_dump(), "search": {**file.search.model_dump(), "space": raw_space}}
@@ -499,8 +499,8 @@ def _check_together(search: SearchSpec, path: Path) -> None:
     table, job = search.table, search.job
     if job.data.validation_split == 0:
         raise InputError(
-            f"job {path}: data.validation_split = 0: a search is judged on validation reviews; "
-            "take 0.1 or so"
+            f"job {path}: data.validation_split = 0: a search ranks trials by validation "
+            "reviews; set it to 0.1 or so"
         )
     if table.trials == 0 and table.tuner not in ("grid", "hyperband"):
         raise InputError(
@@ -511,8 +511,8 @@ def _check_together(search: SearchSpec, path: Path) -> None:
         raise InputError(f"job {path}: {key} has no effect without {other}; leave it out")
     if table.tuner == "asha" and job.train.epochs < table.min_epochs * table.factor:
         raise InputError(
-            f"job {path}: train.epochs = {job.train.epochs}: asha needs search.min_epochs times "
-            f"search.factor at least, {table.min_epochs * table.factor}"
+            f"job {path}: train.epochs = {job.train.epochs}: asha needs at least "
+            f"search.min_epochs times search.factor, {table.min_epochs * table.factor}"
         )
     keys = [parameter.key for parameter in search.space]
     if search.continues_trials and "train.epochs" in keys:

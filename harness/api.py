@@ -178,7 +178,7 @@ class Comparison:
 
         lines = []
         for part in self.parts:
-            lines += [part.heading, *table_lines(part.columns, part.lines), *part.verdicts]
+            lines += [part.heading, *table_lines(part.cells), *part.verdicts]
             lines += [*part.differences["sentence"], ""]
         return printable("\n".join(lines[:-1]))
 

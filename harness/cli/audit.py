@@ -42,6 +42,8 @@ def audit(
     Writes nothing into the runs; the answer is kept in --runs, and compare shows it.
     Exit codes: 0 = equal, or within rounding, 1 = not, 2 = can't be audited here.
     """
+    import pandas
+
     from harness.report.text_tables import table_lines
     from harness.tracking.audits import DIFFERS, keep_audit
     from harness.training.audit import audit as audit_run
@@ -60,7 +62,7 @@ def audit(
         except InputError as error:
             problems.append(error)
             continue
-        for line in table_lines(["compared", "outcome", "detail"], found.rows):
+        for line in table_lines(pandas.DataFrame(found.rows, dtype=object)):
             echo(line)
         echo(found.sentence)
         num_different += found.outcome == DIFFERS

@@ -102,7 +102,7 @@ def ensemble(
 
     request = Request(folders, others is not None, weights_from, data, name, run_id)
     made = make_ensemble(request, runs, partial(echo, err=True))
-    for line in table_lines([*made.lines[0]], made.lines):
+    for line in table_lines(made.cells):
         echo(line)
     result = made.result
     echo(f"tested on {result['num_test']:,} reviews of {result['data']}: {describe_scores(result)}")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tomli_w
@@ -31,7 +31,6 @@ from harness.job.own_code import mode_in
 from harness.report.baseline import NGRAMS, NgramModel, fitted_ngrams
 from harness.report.collect import WITHOUT_RESULT, LeftOut, ScoredRun, read_run, vectors_of
 from harness.report.statistics import BROKEN, read_arrays, read_own
-from harness.report.text_tables import Line
 from harness.system.console import printable
 from harness.system.files import (
     atomic_directory,
@@ -58,6 +57,9 @@ from harness.tracking.run_dir import (
 )
 from harness.training.launch import dataset_of
 from harness.training.metrics import loss_and_accuracy, test_scores
+
+if TYPE_CHECKING:
+    import pandas
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -490,7 +492,7 @@ class Made:
 
     folder: Path
     result: Mapping[str, Any]  # `result.json`
-    lines: Sequence[Line]  # a row for each member, the ensemble last
+    cells: "pandas.DataFrame"  # texts, a row for each member, the ensemble last
 
 
 def make_ensemble(request: Request, runs: Path, say: Callable[[str], None]) -> Made:
@@ -522,7 +524,7 @@ def make_ensemble(request: Request, runs: Path, say: Callable[[str], None]) -> M
     parts = {PREDICTIONS: Part(first.labels, test, weights)}
     if len(first.validation_labels):
         parts[VALIDATION_PREDICTIONS] = Part(first.validation_labels, validation, weights)
-    made = Made(folder, _result(folder, members, kept, parts), _lines(folders, weights, parts))
+    made = Made(folder, _result(folder, members, kept, parts), _cells(folders, weights, parts))
     origin = printable(str(request.weights_from.absolute())) if request.weights_from else ""
     try:
         with atomic_directory(folder) as temporary:
@@ -689,21 +691,20 @@ def _sum(models: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return int(total) if total == int(total) else round(total, 3)
 
 
-def _lines(
+def _cells(
     folders: Sequence[Path], weights: Sequence[float], parts: Mapping[str, Part]
-) -> list[Line]:
+) -> "pandas.DataFrame":
     """A row for each member, the ensemble last: losses in nats, accuracies in per cent."""
-    names = [*map(str, folders), NGRAMS][: len(weights)]
-    lines = [
-        {"member": name, "weight": f"{weight:.4f}"}
-        for name, weight in zip(names, weights, strict=True)
-    ]
-    lines.append({"member": ARCHITECTURE, "weight": ""})
+    import pandas
+
+    names = [*(printable(str(folder)) for folder in folders), NGRAMS][: len(weights)]
+    texts = [f"{weight:.4f}" for weight in weights]
+    cells = pandas.DataFrame({"member": [*names, ARCHITECTURE], "weight": [*texts, ""]})
     for of, name in (("validation", VALIDATION_PREDICTIONS), ("test", PREDICTIONS)):
         if part := parts.get(name):
-            for line, (loss, accuracy) in zip(lines, part.scores, strict=True):
-                line |= {f"{of} %": f"{100 * accuracy:.2f}", f"{of} log loss": f"{loss:.4f}"}
-    return [*lines]
+            cells[f"{of} %"] = [f"{100 * accuracy:.2f}" for _, accuracy in part.scores]
+            cells[f"{of} log loss"] = [f"{loss:.4f}" for loss, _ in part.scores]
+    return cells
 
 
 def _copy_members(

@@ -132,7 +132,8 @@ def _section(part: Part, say: Callable[[str], None]) -> dict[str, Any]:
     predictions = read_predictions(drawn, say)
     return {
         "part": part,
-        "numbers": numeric(part.columns, part.lines),
+        "numbers": numeric(part.cells),
+        "lines": part.cells.to_dict("records"),
         "num_drawn": len(drawn.runs),
         "colours": {name: style["color"] for name, style in styles_of(drawn).items()},
         "differences": [*part.differences.itertuples()],

@@ -22,7 +22,6 @@ from harness.report.statistics import (
     verdict,
 )
 from harness.report.text_tables import (
-    Line,
     defused,
     latex_table,
     markdown,
@@ -87,16 +86,15 @@ class Part:
         return f"{self.group.title}{tested}"
 
     @cached_property
-    def lines(self) -> list[Line]:
-        """The rows of the table as text, by `columns`; empty where unknown."""
+    def cells(self) -> "pandas.DataFrame":
+        """The table as text by `COLUMNS`, without empty columns; a cell is empty where unknown."""
+        import pandas
+
         per_cent = {name: 100 * self.table[name] for name in ACCURACIES}
         rows = self.table.assign(**per_cent).to_dict("records")
-        return [{name: _cell(form, row) for name, form in COLUMNS.items()} for row in rows]
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that are not empty, and always `job`."""
-        return [name for name in COLUMNS if name == "job" or any(line[name] for line in self.lines)]
+        texts = [{name: _cell(form, row) for name, form in COLUMNS.items()} for row in rows]
+        cells = pandas.DataFrame(texts)
+        return cells.loc[:, (cells != "").any()]
 
     @property
     def notes(self) -> list[str]:
@@ -202,7 +200,7 @@ def to_markdown(parts: Sequence[Part]) -> str:
     return "\n".join(
         "\n".join([
             f"## {markdown(part.heading)}\n",
-            markdown_table(part.columns, part.lines),
+            markdown_table(part.cells),
             *_markdown_list([*part.verdicts, *part.differences["sentence"]]),
             *_markdown_list(part.notes),
         ])
@@ -250,9 +248,9 @@ def to_latex(parts: Sequence[Part]) -> str:
         "% \\usepackage{booktabs} goes into the preamble",
     ]
     for part in parts:
-        columns = [name for name in PAPER if name in part.columns]
+        columns = [name for name in PAPER if name in part.cells]
         lines.append(f"\n% {printable(' '.join(part.heading.splitlines()))}")
-        lines.append(latex_table(columns, part.lines, num_below=len(part.baselines)))
+        lines.append(latex_table(part.cells[columns], num_below=len(part.baselines)))
     return "\n".join(lines)
 
 
@@ -282,14 +280,14 @@ def print_runs(folders: Sequence[Path]) -> None:
 
 def results_table(part: Part, console: Console) -> RenderableType:
     """The table as wide as the terminal allows, and whole where the output is no terminal."""
-    columns = part.columns
+    cells, hidden = part.cells, list[str]()
     if not console.is_terminal:
-        return Text("\n".join(table_lines(columns, part.lines)))
-    hidden: list[str] = []
-    while len(columns) > NUM_KEPT and narrowest(columns, part.lines) > console.width:
-        hidden.append(columns.pop())
-    note = f"no room here for {', '.join(hidden)}; --markdown has all" if hidden else ""
-    return Group(screen_table(columns, part.lines), *([Text(note, "dim")] if hidden else []))
+        return Text("\n".join(table_lines(cells)))
+    while len(cells.columns) > NUM_KEPT and narrowest(cells) > console.width:
+        hidden.append(cells.columns[-1])
+        cells = cells.iloc[:, :-1]
+    note = f"no room here for {', '.join(hidden)}; --markdown has all"
+    return Group(screen_table(cells), *([Text(note, "dim")] if hidden else []))
 
 
 def shown_sentences(compared: "pandas.DataFrame") -> list[str]:

@@ -2,12 +2,16 @@
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
 from harness.system.console import printable, rich_console
+
+if TYPE_CHECKING:
+    import pandas
 
 GAP = 2  # blanks between two columns
 MAX_NAME = 16  # characters of a first column that a narrow terminal does not wrap
@@ -17,63 +21,55 @@ UNLIMITED = 100_000  # columns, for text that is no terminal's
 FORMULA = (*"=+-@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
-Line = Mapping[str, str]  # a row of a table, by its columns
 
-
-def numeric(columns: Sequence[str], rows: Sequence[Line]) -> set[str]:
-    """The columns of numbers, which are aligned to the right."""
-    return {name for name in columns if all((row[name] or "0")[0] in "-0123456789" for row in rows)}
+def numeric(cells: "pandas.DataFrame") -> set[str]:
+    """The columns of numbers, which are aligned to the right; the cells are strings."""
+    return {name for name in cells if cells[name].str.match(r"[-0-9]|$").all()}
 
 
 def screen_table(
-    columns: Sequence[str],
-    rows: Sequence[Line],
-    styles: Mapping[str, Mapping[str, str]] | None = None,
+    cells: "pandas.DataFrame", styles: Mapping[str, Mapping[str, str]] | None = None
 ) -> Table:
     """A table for a terminal: text wraps where there is no room, a number never.
 
     Args:
-        columns: in order; the headings.
-        rows: at least one.
+        cells: strings, one row at least; the columns are the headings.
         styles: for some columns the Rich style of each text in them.
     """
     styles = styles or {}
-    rows = [{name: printable(row[name]) for name in columns} for row in rows]
+    cells = cells.map(printable)
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
-    numbers = numeric(columns, rows)
-    for name in columns:
+    numbers = numeric(cells)
+    for name in cells:
         # Rich takes the longest word as the least width, though `95 % interval` must stay whole.
         heading = Text(printable(name))
-        widest = max(len(heading), *(len(row[name]) for row in rows))
+        widest = max(len(heading), *map(len, cells[name]))
         if name in numbers:
             table.add_column(heading, justify="right", no_wrap=True, min_width=widest)
         else:
             table.add_column(heading, overflow="fold", min_width=min(widest, MAX_NAME))
-    for row in rows:
-        table.add_row(
-            *(Text(row[name], styles.get(name, {}).get(row[name], "")) for name in columns)
-        )
+    for row in cells.to_dict("records"):
+        table.add_row(*(Text(t, styles.get(name, {}).get(t, "")) for name, t in row.items()))
     return table
 
 
-def narrowest(columns: Sequence[str], rows: Sequence[Line]) -> int:
+def narrowest(cells: "pandas.DataFrame") -> int:
     """The columns of the narrowest terminal that `screen_table` fits on."""
-    console = rich_console(width=UNLIMITED)
-    return console.measure(screen_table(columns, rows)).minimum
+    return rich_console(width=UNLIMITED).measure(screen_table(cells)).minimum
 
 
-def table_lines(columns: Sequence[str], rows: Sequence[Line]) -> list[str]:
+def table_lines(cells: "pandas.DataFrame") -> list[str]:
     """A table as plain text for files and pipes, headings first: nothing is wrapped or cut."""
     console = rich_console(width=UNLIMITED, color_system=None)
-    lines = console.render_lines(screen_table(columns, rows), pad=False)
+    lines = console.render_lines(screen_table(cells), pad=False)
     return ["".join(segment.text for segment in line).rstrip() for line in lines]
 
 
-def markdown_table(columns: Sequence[str], rows: Sequence[Line]) -> str:
+def markdown_table(cells: "pandas.DataFrame") -> str:
     """A table in Markdown, numbers aligned to the right."""
-    numbers = numeric(columns, rows)
-    marks = ["---:" if name in numbers else "---" for name in columns]
-    lines = [list(columns), marks, *([row[name] for name in columns] for row in rows)]
+    numbers = numeric(cells)
+    marks = ["---:" if name in numbers else "---" for name in cells]
+    lines = [[*cells], marks, *cells.to_numpy().tolist()]
     return "".join(f"| {' | '.join(map(markdown, line))} |\n" for line in lines)
 
 
@@ -95,20 +91,16 @@ def defused(cell: object) -> object:
     return f"'{text}" if is_formula else text
 
 
-def latex_table(columns: Sequence[str], rows: Sequence[Line], *, num_below: int) -> str:
+def latex_table(cells: "pandas.DataFrame", *, num_below: int) -> str:
     """A table for LaTeX's booktabs.
 
     Args:
-        columns: in order; the headings.
-        rows: at least one.
+        cells: strings, one row at least; the columns are the headings.
         num_below: rows at the end that stand below a rule.
     """
-    import pandas
-
-    kinds = "".join("r" if name in numeric(columns, rows) else "l" for name in columns)
-    cells = [[printable(" ".join(row[name].splitlines())) for name in columns] for row in rows]
-    table = pandas.DataFrame(cells, columns=[*columns])
-    lines = table.to_latex(index=False, escape=True, column_format=kinds).splitlines()
+    kinds = "".join("r" if name in numeric(cells) else "l" for name in cells)
+    cells = cells.map(lambda cell: printable(" ".join(cell.splitlines())))
+    lines = cells.to_latex(index=False, escape=True, column_format=kinds).splitlines()
     if num_below:
         lines.insert(-2 - num_below, r"\midrule")
     return "\n".join([*lines, ""])

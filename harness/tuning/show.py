@@ -14,7 +14,7 @@ from rich.text import Text
 
 from harness.errors import RunError
 from harness.job.search import Parameter, SearchSpec, rounded, short_names
-from harness.report.text_tables import Line, narrowest, screen_table, table_lines
+from harness.report.text_tables import narrowest, screen_table, table_lines
 from harness.system.console import log, rich_console
 from harness.system.files import atomic_write
 from harness.tracking.status import format_duration
@@ -79,6 +79,8 @@ def leaderboard(
     sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial], console: Console
 ) -> list[RenderableType]:
     """The best trials, the number of the others, and why trials failed."""
+    import pandas
+
     going = [trial for trial in trials if trial.status != "failed"]
     parts: list[RenderableType] = [Text()]
     if going:
@@ -88,8 +90,8 @@ def leaderboard(
         best = going[:NUM_SHOWN]
         digits = digits_of([each.scores.get(search.table.objective) for each in best])
         lines = [_cells(i, each, search, names, digits) for i, each in enumerate(best, 1)]
-        columns = [*before, *names.values(), *after]
-        parts.append(_leaderboard_table(columns, lines, console))
+        cells = pandas.DataFrame(lines)[[*before, *names.values(), *after]]
+        parts.append(_leaderboard_table(cells, console))
     else:
         how = "finished, all have failed" if trials else "begun yet"
         parts.append(Text(f"no trial has {how}"))
@@ -133,22 +135,17 @@ def _cells(
     }
 
 
-def _leaderboard_table(
-    columns: Sequence[str], lines: Sequence[Line], console: Console
-) -> RenderableType:
+def _leaderboard_table(cells: "pandas.DataFrame", console: Console) -> RenderableType:
     if not console.is_terminal:
-        return Text("\n".join(table_lines(columns, lines)))
-    if narrowest(columns, lines) <= console.width:
-        return screen_table(columns, lines, STYLES)
-    # Too narrow for a column each: all figures of a trial in one cell, which wraps.
-    cells = [
-        {
-            **{name: line[name] for name in ("rank", "trial", "status")},
-            "values": "  ".join(f"{name}={line[name]}" for name in columns[3:] if line[name]),
-        }
-        for line in lines
-    ]
-    return screen_table(("rank", "trial", "status", "values"), cells, STYLES)
+        return Text("\n".join(table_lines(cells)))
+    if narrowest(cells) > console.width:
+        # Too narrow for a column each: all figures of a trial in one cell, which wraps.
+        figures = [
+            "  ".join(f"{name}={figure}" for name, figure in row.items() if figure)
+            for row in cells.iloc[:, 3:].to_dict("records")
+        ]
+        cells = cells.iloc[:, :3].assign(values=figures)
+    return screen_table(cells, STYLES)
 
 
 # What mattered
@@ -242,6 +239,8 @@ def what_mattered(
     search: SearchSpec, ranked: Sequence[Trial], console: Console
 ) -> list[RenderableType]:
     """The score by the values of each key, the key that explains most first."""
+    import pandas
+
     finished = scored_trials(ranked, search)
     trials = comparable(finished, search)
     parts: list[RenderableType] = [
@@ -255,16 +254,13 @@ def what_mattered(
     effects = effects_of(trials, search)
     if not effects:
         return [*parts, Text("nothing to compare: no key had several values")]
-    columns = ("key", "explains", "by chance", "value", "n", "mean", "best")
-    lines = [line for effect in effects for line in _effect_lines(effect, search)]
-    is_plain = not console.is_terminal
-    parts.append(
-        Text("\n".join(table_lines(columns, lines))) if is_plain else screen_table(columns, lines)
-    )
+    cells = pandas.DataFrame([line for each in effects for line in _effect_lines(each, search)])
+    plain = Text("\n".join(table_lines(cells)))
+    parts.append(screen_table(cells) if console.is_terminal else plain)
     return parts + [Text(line, "dim") for line in caveats(search, len(trials), len(finished))]
 
 
-def _effect_lines(effect: Effect, search: SearchSpec) -> list[Line]:
+def _effect_lines(effect: Effect, search: SearchSpec) -> list[dict[str, str]]:
     names = short_names([dimension.key for dimension in search.space])
     best = max if search.goal == "max" else min
     of_key = {

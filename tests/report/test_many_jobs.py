@@ -42,7 +42,7 @@ def test_the_best_are_drawn_and_all_are_listed(group: DatasetGroup, tmp_path: Pa
     drawn = group.best(12)
     styles = styles_of(drawn)
     assert len({(each["color"], str(each["linestyle"])) for each in styles.values()}) == 12
-    means = [float(line["test %"]) for line in part.lines]
+    means = part.cells["test %"].astype(float).tolist()
     assert means == sorted(means, reverse=True)
     assert sorted(drawn.jobs["accuracy"]) == sorted(group.jobs["accuracy"])[-12:]
     page = write_comparison(tmp_path / "out", [part], [], say=print).read_text()

@@ -3,6 +3,7 @@
 import io
 import re
 
+import pandas
 import pytest
 from rich.console import Console
 
@@ -16,11 +17,14 @@ from harness.report.text_tables import (
 )
 from harness.system.console import rich_console
 
-COLUMNS = ("job", "test %", "note")
 ROWS = [
     {"job": "lstm", "test %": "88.22", "note": "a|b"},
     {"job": "stacked_lstm", "test %": "9.10", "note": ""},
 ]
+
+
+def cells_of(rows: list[dict[str, str]]) -> pandas.DataFrame:
+    return pandas.DataFrame(rows)
 
 
 @pytest.mark.parametrize("width", [80, 40, 26])
@@ -29,7 +33,7 @@ def test_a_terminal_wraps_names_and_never_a_number(width: int) -> None:
     name = "lstm batch_size=128 learning_rate=0.0003"
     rows = [*ROWS, {"job": name, "test %": "88.1234", "note": ""}]
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
-    console.print(screen_table(COLUMNS[: 2 if width < 40 else 3], rows))
+    console.print(screen_table(cells_of(rows).iloc[:, : 2 if width < 40 else 3]))
     assert isinstance(console.file, io.StringIO)
     lines = console.file.getvalue().splitlines()
     assert max(len(line.rstrip()) for line in lines) <= width
@@ -58,7 +62,7 @@ def test_a_number_of_a_csv_file_stays_one(cell: object) -> None:
 def test_markdown_shows_html_and_links_as_text() -> None:
     """Nothing in a cell, nor in a sentence, is an element, a picture or a link of the page."""
     row = {"job": "<img src=x onerror=alert(1)>", "test %": "1", "note": "[a](javascript:b)\n# c"}
-    text = markdown_table(COLUMNS, [row])
+    text = markdown_table(cells_of([row]))
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
     assert r"\[a\](javascript:b) # c" in text
     assert len(text.splitlines()) == 3
@@ -68,8 +72,8 @@ def test_markdown_shows_html_and_links_as_text() -> None:
 def test_no_table_moves_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     """Escape sequences stand as text in it, on a terminal as in a file."""
     row = {"job": "a\x1b[2Jb", "test %": "1", "note": "\x9b31m\u202e"}
-    rich_console(force_terminal=True, color_system=None).print(screen_table(COLUMNS, [row]))
-    shown = capsys.readouterr().out + "".join(table_lines(COLUMNS, [row]))
+    rich_console(force_terminal=True, color_system=None).print(screen_table(cells_of([row])))
+    shown = capsys.readouterr().out + "".join(table_lines(cells_of([row])))
     assert shown.count("a\\x1b[2Jb") == 2
     assert not {"\x1b[2J", "\x9b", "\u202e"} & {shown[i : i + n] for i in range(len(shown))
                                                for n in (1, 4)}  # fmt: skip
@@ -78,7 +82,9 @@ def test_no_table_moves_the_terminal(capsys: pytest.CaptureFixture[str]) -> None
 def test_latex_prints_every_character() -> None:
     """What LaTeX takes for an order is escaped, a rule stands where it is asked for."""
     rows = [*ROWS, {"job": r"50 % of $x_1^2 & #{a}~\b", "test %": "1", "note": "a\nb"}]
-    lines = [" ".join(line.split()) for line in latex_table(COLUMNS, rows, num_below=2).split("\n")]
+    lines = [
+        " ".join(line.split()) for line in latex_table(cells_of(rows), num_below=2).split("\n")
+    ]
     assert lines[0] == r"\begin{tabular}{lrl}"
     assert r"job & test \% & note \\" in lines
     assert lines[lines.index(r"\midrule", lines.index(r"lstm & 88.22 & a|b \\")) + 1] == (

@@ -191,7 +191,7 @@ BATCH_SCHED_DELAY_S = 3  # Slurm's default
 
 # Ended jobs too: Slurm remembers them, and why they ended, for some minutes.
 SQUEUE = ("squeue", "--me", "--array", "--noheader", "--states=all",
-          "--format=%i|%A|%T|%M|%r|%o")  # fmt: skip
+          "--format=%i|%A|%T|%M %l|%r|%o")  # fmt: skip
 
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL",
@@ -208,6 +208,7 @@ class QueuedJob:
     reason: str  # why it waits, such as Priority
     elapsed_s: float  # since its last start
     command: str  # the script that was submitted, empty for a job without one
+    limit_s: float = 0.0  # 0 if Slurm says none
 
     @property
     def waits(self) -> bool:
@@ -272,9 +273,10 @@ def parse_jobs(text: str) -> list[QueuedJob]:
     for line in text.splitlines():
         fields = line.split("|", 5)
         if len(fields) == 6 and fields[1].isdigit():
-            job_id, raw_id, state, elapsed, reason, command = fields
+            job_id, raw_id, state, times, reason, command = fields
             command = "" if command == "(null)" else command.strip()
-            jobs.append(QueuedJob(job_id, raw_id, state, reason, seconds(elapsed), command))
+            elapsed_s, limit_s = map(seconds, times.partition(" ")[::2])
+            jobs.append(QueuedJob(job_id, raw_id, state, reason, elapsed_s, command, limit_s))
     return jobs
 
 

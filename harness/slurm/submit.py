@@ -29,6 +29,7 @@ from harness.slurm.resources import (
     Rules,
     array_spec,
     parse_seeds,
+    short_limit,
     site_options,
 )
 from harness.slurm.script import (
@@ -263,6 +264,7 @@ def first_look(submitted: Mapping[str, SbatchJob]) -> list[str]:
     for job in ask_about([*submitted]):
         job_id = job.id.partition("_")[0]  # of a whole array
         answer = f"pending ({job.why})" if job.waits and job.why else job.state.lower()
+        answer = "; ".join(filter(None, (answer, short_limit(job.limit_s))))
         found.setdefault(answer, {})[job_id] = None
     return [
         f"{', '.join(ids)}: {answer}" if len(submitted) > 1 else answer

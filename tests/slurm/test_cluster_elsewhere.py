@@ -89,11 +89,13 @@ def test_all_that_a_site_says_reaches_the_user(visitor: SlurmProject) -> None:
 
 
 def test_a_job_that_never_starts_is_told(visitor: SlurmProject) -> None:
-    """Slurm takes two hours on a partition of a minute, and starts the job never."""
+    """Slurm takes two hours on a partition of a minute, and starts the job never; or too short."""
     submitter = Submitter.of(visitor)
     done = submitter.run(visitor.path / "jobs/gru.toml", "--", "--partition=short")
     assert done.returncode == 0, done.stderr
     assert "queue pending (PartitionTimeLimit)\n" in done.stdout
+    done = submitter.run(visitor.path / "jobs/gru.toml", "--time", 2, "--", "--hold")
+    assert "a time limit of 120 s leaves 30 s before the warning" in done.stdout
     visitor.cluster.run("scancel", "--me")
 
 

@@ -35,7 +35,8 @@ def noted(file: Path) -> list[str]:
     [
         ("PENDING|0:00|Priority", "pending (Priority)"),
         ("PENDING|0:00|None", "pending"),
-        ("RUNNING|0:01|None", "running"),
+        ("RUNNING|0:01 2:00:00|None", "running"),
+        ("RUNNING|0:01 UNLIMITED|None", "running"),
         ("PENDING|0:00|QOSMinGRES", "pending (QOSMinGRES)"),
     ],
 )
@@ -47,6 +48,15 @@ def test_the_queues_own_reason_is_one_line(site: Harness, line: str, said: str) 
     (call,) = noted(site.folder / "asked")
     assert "--jobs=77" in call.split()
     assert noted(site.folder / "cancelled") == []
+
+
+def test_a_short_time_limit_is_said_at_submission(site: Harness) -> None:
+    """As the queue has it, whoever set it: the user, the site or the script."""
+    answer(site, "PENDING|0:00 2:00|Priority")
+    done = site.run_here("submit", JOBS / "lstm.toml")
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()[-1]
+    assert said.startswith("queue pending (Priority); a time limit of 120 s leaves 30 s before")
 
 
 def test_a_squeue_without_an_answer_costs_its_line_alone(site: Harness) -> None:

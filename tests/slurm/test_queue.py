@@ -8,7 +8,7 @@ import pytest
 from harness.slurm.client import Queue, QueuedJob, find_job, parse_jobs, seconds, training_script
 
 PRINTED = """\
-7|7|RUNNING|1-02:03:04|None|/home/me/project/slurm/lstm.sh --set a=b|c
+7|7|RUNNING|1-02:03:04 2-00:00:00|None|/home/me/project/slurm/lstm.sh --set a=b|c
 12_3|15|PENDING|0:00|Priority|(null)
 slurm_load_jobs error: something
 x|y|RUNNING|0:01|None|/a
@@ -23,9 +23,11 @@ def test_lines_of_squeue_are_jobs() -> None:
     """A command may hold the separator; a line of another form is skipped."""
     running, pending = parse_jobs(PRINTED)
     assert running == QueuedJob(
-        *("7", "7", "RUNNING", "None", 93_784.0, "/home/me/project/slurm/lstm.sh --set a=b|c")
+        *("7", "7", "RUNNING", "None", 93_784.0, "/home/me/project/slurm/lstm.sh --set a=b|c"),
+        limit_s=172_800.0,
     )
     assert (pending.id, pending.raw_id, pending.command) == ("12_3", "15", "")
+    assert pending.limit_s == 0
     assert (running.waits, pending.waits, running.ended) == (False, True, False)
 
 

@@ -54,13 +54,13 @@ def precision() -> object:
 @pytest.mark.parametrize(
     ("name", "xla", "parts"),
     [
-        *((name, True, 3) for name in ("rnn", "gru", "stacked_lstm")),
+        ("gru", True, 3),
         ("gru", False, 3),
         *(
             pytest.param(name, xla, parts, marks=pytest.mark.slow)
             for name, xla, parts in (
                 *((name, True, 1) for name in ("rnn", "gru", "stacked_lstm")),
-                *((name, False, 3) for name in ("rnn", "stacked_lstm")),
+                *((name, xla, 3) for name in ("rnn", "stacked_lstm") for xla in (True, False)),
             )
         ),
     ],
@@ -119,7 +119,7 @@ def test_the_embedding_is_outside_of_what_xla_compiles_for_a_gpu(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("parts", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_several_classes_train_as_with_plain_keras(parts: int) -> None:
     """Sums of losses and of correct predictions, and the weights, in parts too."""
     import keras

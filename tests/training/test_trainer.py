@@ -155,10 +155,18 @@ def test_a_stop_as_training_begins_ends_it_after_an_epoch(tmp_path: Path) -> Non
     assert [line["epoch"] for line in lines] == [1]
 
 
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, Job, list[Any]]:
+    """A run of two epochs."""
+    return trained(tmp_path_factory.mktemp("two"), "train.epochs=2")
+
+
 @pytest.mark.full
-def test_measured_times_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
+def test_measured_times_stand_in_a_file_of_their_own(
+    two_epochs: tuple[RunDirectory, Job, list[Any]],
+) -> None:
     """`metrics.jsonl` holds no measured time, `timings.jsonl` nothing else but the epoch."""
-    run, _, lines = trained(tmp_path, "train.epochs=2")
+    run, _, lines = two_epochs
     scores = {"epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "checksum"}
     assert [set(line) for line in lines] == [scores] * 2
     timings = map(json.loads, run.path("timings.jsonl").read_text().splitlines())
@@ -167,9 +175,11 @@ def test_measured_times_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-def test_an_epochs_checksum_is_that_of_its_checkpoint(tmp_path: Path) -> None:
+def test_an_epochs_checksum_is_that_of_its_checkpoint(
+    two_epochs: tuple[RunDirectory, Job, list[Any]],
+) -> None:
     """Anyone computes it again: all arrays of the model, then of the optimizer, in their order."""
-    run, _, lines = trained(tmp_path, "train.epochs=2")
+    run, _, lines = two_epochs
     digest = hashlib.sha256()
     with np.load(run.checkpoints()[-1]) as arrays:
         for kind in ("model", "optimizer"):
@@ -234,7 +244,11 @@ def test_settings_of_the_recipe_take_effect(tmp_path: Path) -> None:
     ("settings", "epoch"),
     [
         (("train.keep=best", "train.monitor=val_loss"), "lowest loss"),
-        (("train.keep=best", "train.monitor=val_accuracy"), "highest accuracy"),
+        pytest.param(
+            ("train.keep=best", "train.monitor=val_accuracy"),
+            "highest accuracy",
+            marks=pytest.mark.slow,
+        ),
         (("train.keep=last",), "last"),
     ],
 )

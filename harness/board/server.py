@@ -1,10 +1,12 @@
 """TensorBoard's server, which answers only requests that begin with a secret path."""
 
+import contextlib
 import hmac
 import io
 import os
 import socket
 import sys
+import threading
 import types
 import zipfile
 from collections.abc import Callable, Iterable
@@ -22,11 +24,39 @@ from harness.system.files import foreign_link
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+MAX_NEWCOMERS = 256  # open connections without a request that knew the secret
 RELOAD_S = 5.0  # between two searches for new points
 # Beyond this, TensorBoard drops points at random, to save its memory and the browser's. One run
 # keeps every step; of a hundred, each curve keeps a thousand points, TensorBoard's default.
 POINTS_PER_CHART = 50_000
 POINTS_PER_CURVE = 1_000
+
+
+class Newcomers:
+    """Connections whose other side has not shown yet that it knows the secret.
+
+    The user's own shows it within milliseconds, so strangers that wait can't keep it out: the
+    oldest of too many is cut off.
+    """
+
+    def __init__(self) -> None:
+        self._connections: dict[socket.socket, None] = {}  # the oldest first
+        self._lock = threading.Lock()
+
+    def add(self, connection: socket.socket) -> None:
+        """Count a new connection, and cut off the oldest where there are too many."""
+        with self._lock:
+            if len(self._connections) >= MAX_NEWCOMERS:
+                oldest = next(iter(self._connections))
+                del self._connections[oldest]
+                with contextlib.suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # which ends the wait of its thread
+            self._connections[connection] = None
+
+    def remove(self, connection: socket.socket) -> None:
+        """Count a connection no longer: it has shown the secret, or has ended."""
+        with self._lock:
+            self._connections.pop(connection, None)
 
 
 class Guard:
@@ -36,6 +66,7 @@ class Guard:
         self.app = app
         self.prefix = f"/{secret}".encode()
         self.used = used
+        self.newcomers = Newcomers()
 
     def __call__(
         self, environ: "WSGIEnvironment", start_response: "StartResponse"
@@ -48,6 +79,7 @@ class Guard:
             headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))]
             start_response("404 Not Found", headers)
             return [body]
+        self.newcomers.remove(environ["werkzeug.socket"])
         self.used()
 
         def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
@@ -74,7 +106,18 @@ class Server(ThreadedWSGIServer):
         host = listener.getsockname()[0]
         super().__init__(host, 0, app, Handler, fd=listener.fileno())
         listener.close()  # the server has a copy
-        self._secret = secret
+        self._secret, self._newcomers = secret, app.newcomers
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Count a new connection, which nobody knows before its first request."""
+        del client_address
+        self._newcomers.add(request)
+        return True
+
+    def shutdown_request(self, request: Any) -> None:
+        """End a connection."""
+        self._newcomers.remove(request)
+        super().shutdown_request(request)
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
         """Print an error of TensorBoard."""

@@ -1,12 +1,17 @@
-"""What strangers plant among the runs that TensorBoard shows."""
+"""Strangers who ask TensorBoard, and what they plant among the runs."""
 
+import contextlib
 import os
+import resource
+import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from harness.board.server import MAX_NEWCOMERS, Guard
 from tests.board.tensorboard_process import Board, make_run
 from tests.conftest import Harness
 
@@ -39,6 +44,54 @@ LEFT_OUT = {
     "lstm/open/tensorboard/events.out.tfevents.9.pipe is no file that can be read",
     "lstm/open/tensorboard/theirs is a link of nobody",
 }
+IDLE = 1200  # more than the files that a process may have open at most sites
+
+
+@pytest.fixture
+def board(harness: Harness) -> Iterator[Board]:
+    """One that may have 1,024 files open, and room for more connections in this process."""
+    make_run(harness.runs / "lstm/a")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < IDLE + 200:
+        pytest.skip(f"this machine allows {hard} open files")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    board = Board(harness).wait()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (IDLE + 200, hard))
+    yield board
+    board.end()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def threads_of(board: Board) -> int:
+    return len(list(Path(f"/proc/{board.process.pid}/task").iterdir()))
+
+
+def test_idle_connections_of_a_stranger_lock_nobody_out(board: Board) -> None:
+    """The owner is answered past 1,200 of them, which take no more than their share."""
+    host, _, port = board.target.rpartition(":")
+    with contextlib.ExitStack() as stack:
+        for _ in range(IDLE):
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=30))
+        assert board.ask(f"/{board.secret}/data/runs")[0] == 200
+        assert threads_of(board) < MAX_NEWCOMERS + 100
+
+
+@pytest.mark.parametrize(("path", "is_cut_off"), [("/secret/data", False), ("/guess", True)])
+def test_who_knows_the_secret_is_cut_off_by_no_stranger(
+    path: str, is_cut_off: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a long answer is on its way to a browser, any number of strangers may come."""
+    guard = Guard(lambda _environ, _start: [], "secret", used=bool)
+    monkeypatch.setattr("harness.board.server.MAX_NEWCOMERS", 1)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, socket.socket() as stranger:
+        guard.newcomers.add(ours)
+        guard({"PATH_INFO": path, "werkzeug.socket": ours}, lambda *_: bool)
+        guard.newcomers.add(stranger)
+        theirs.setblocking(False)
+        expected = contextlib.nullcontext() if is_cut_off else pytest.raises(BlockingIOError)
+        with expected:
+            assert theirs.recv(1) == b""
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can act as a second user")

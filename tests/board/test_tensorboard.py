@@ -338,7 +338,9 @@ def test_bad_input_is_one_line_and_exit_code_2(
     (harness.folder / "empty").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        done = harness.run("tensorboard", *(port if word == "TAKEN" else word for word in words))
+        done = harness.run_here(
+            "tensorboard", *(port if word == "TAKEN" else word for word in words)
+        )
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
     assert [part for part in said if part not in done.stderr] == []
@@ -349,7 +351,7 @@ def test_a_cache_that_cannot_be_written_is_one_line_and_exit_code_1(harness: Har
     """Without its file nobody could find the secret, so nothing goes on."""
     harness.runs.mkdir()
     harness.environment |= {"XDG_CACHE_HOME": "/dev/null", "TMPDIR": str(harness.folder)}
-    done = harness.run("tensorboard")
+    done = harness.run_here("tensorboard")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1, done.stderr
     assert "set XDG_CACHE_HOME" in done.stderr

@@ -400,7 +400,7 @@ def test_the_command_reports_on_a_finished_run(finished: tuple[Harness, Path]) -
     """A real run's table, Markdown, yardstick, and report with its reviews' words."""
     harness, run = finished
     out = harness.folder / "out"
-    done = harness.run("compare", run, "--markdown", "--out", out)
+    done = harness.run_here("compare", run, "--markdown", "--out", out)
     assert done.returncode == 0, done.stderr
     assert done.stderr == f"report       {out}/report.html\n"
     assert any(line.startswith("| bilstm | ") for line in done.stdout.splitlines())
@@ -408,4 +408,4 @@ def test_the_command_reports_on_a_finished_run(finished: tuple[Harness, Path]) -
     page = (out / "report.html").read_text()
     assert "A sample, not the full data." in page
     assert "are not at hand" not in page
-    assert "tf-idf, whole" in harness.run("compare").stdout  # all under HARNESS_RUNS
+    assert "tf-idf, whole" in harness.run_here("compare").stdout  # all under HARNESS_RUNS

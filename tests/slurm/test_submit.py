@@ -98,7 +98,7 @@ def test_dry_run_prints_everything_and_writes_nothing(harness: Harness) -> None:
     harness.environment["PATH"] = "/nowhere"
     before = contents(harness.folder)
     words = ["--seeds", "1-2", "--gpus", "2", "--dry-run", "--", "--mem=4G"]
-    done = harness.run("submit", JOBS / "lstm.toml", *SHRUNK, *words)
+    done = harness.run_here("submit", JOBS / "lstm.toml", *SHRUNK, *words)
     assert done.returncode == 0, done.stderr
     assert contents(harness.folder) == before
     assert not harness.runs.exists()

@@ -66,7 +66,7 @@ def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
 
 
 def test_what_is_kept_evaluates_and_predicts(calm: tuple[Harness, Path], tmp_path: Path) -> None:
-    """The scores come again, and another file of ratios is refused before TensorFlow starts."""
+    """The scores come again, and another file of ratios is refused in one line."""
     harness, run = calm
     result = json.loads((run / "result.json").read_text())
     content = (run / "ngram_ratios.npz").read_bytes()

@@ -86,7 +86,7 @@ def test_what_changes_no_result_is_in_no_identity() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", ("is empty",)),
+        ("", ("model.architecture is missing",)),
         ("x", ("is not TOML",)),
         (b"\xff", ("is not UTF-8",)),
         ("[data]\nlimit = 4", ("model.architecture is missing",)),
@@ -157,7 +157,7 @@ def test_a_missing_job_names_its_neighbours(tmp_path: Path) -> None:
     write(tmp_path, LEAST)
     with pytest.raises(InputError, match=r"no such file; did you mean .*mine\.toml\?"):
         load_job(tmp_path / "mien.toml")
-    with pytest.raises(InputError, match="is a folder"):
+    with pytest.raises(InputError, match="is not a plain file"):
         load_job(tmp_path)
 
 

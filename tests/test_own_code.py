@@ -136,7 +136,7 @@ def test_jobs_with_sources_of_one_name_share_nothing(tmp_path: Path) -> None:
         (b"x = '\x00'", "mynet.py:build", "is no Python"),
         (b"def build(:\n", "mynet.py:build", "mynet.py, line 1: invalid syntax"),
         (b"def bild(): pass\n", "mynet.py:build", "has no function build; did you mean bild?"),
-        (b"x = 1\n" + b"#" * MAX_BYTES, "mynet.py:x", "is no code"),
+        (b"x = 1\n" + b"#" * MAX_BYTES, "mynet.py:x", "it has over 400,000 bytes"),
         (b"def build(): pass\n", "other.py:build", "other.py: no such file"),
         (b"def build(): pass\n", ".:build", "should be 'rnn'"),
         (b"def build(): pass\n", "my-net.py:build", "is no name of a module"),

@@ -13,6 +13,7 @@ from harness.config import FORM, Tables, facts_of, is_free, is_reference, keys_o
 from harness.errors import InputError, did_you_mean, suggest
 from harness.job.keys import FACTS, TABLES, DataConfig, Job
 from harness.job.own_code import check_trusted, keep_code
+from harness.system.files import read_plain_file
 
 MAX_JOB_BYTES = 4_000_000  # with all code that it may keep, in any alphabet
 
@@ -161,27 +162,17 @@ def read_toml_file(path: Path) -> dict[str, Any]:
         InputError: if it is unreadable or not TOML.
     """
     try:
-        if path.is_dir():
-            raise InputError(
-                f"job {path}: is a folder, a job is a TOML file such as jobs/lstm.toml"
-            )
-        if not path.exists():
-            folders = (path.parent, Path("jobs"))
-            others = [str(p) for folder in folders for p in folder.glob("*.toml") if p != path]
-            near = suggest(str(path), others)
-            raise InputError(f"job {path}: no such file{near or '; jobs stand under jobs/'}")
-        if not path.is_file():
-            raise InputError(f"job {path}: is no plain file, a job is a TOML file")
-        with path.open("rb") as file:
-            raw = file.read(MAX_JOB_BYTES + 1)
+        raw = read_plain_file(path, MAX_JOB_BYTES)
+    except FileNotFoundError:
+        folders = (path.parent, Path("jobs"))
+        others = [str(p) for folder in folders for p in folder.glob("*.toml") if p != path]
+        near = suggest(str(path), others)
+        raise InputError(f"job {path}: no such file{near or '; jobs stand under jobs/'}") from None
     except OSError as error:
         raise InputError(
-            f"job {path}: can't be read ({error.strerror}); check its name and mode"
+            f"job {path}: can't be read ({error.strerror}); give a readable TOML file such as "
+            "jobs/lstm.toml"
         ) from None
-    if len(raw) > MAX_JOB_BYTES:
-        raise InputError(f"job {path}: has over {MAX_JOB_BYTES:,} bytes and is no job file")
-    if not raw.strip():
-        raise InputError(f"job {path}: is empty, a job needs at least model.architecture")
     try:
         return tomllib.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:

@@ -29,7 +29,7 @@ from typing import Any
 
 from harness.config import FORM, REFERENCE
 from harness.errors import InputError, Interrupted, RunError, did_you_mean
-from harness.system.files import distrust
+from harness.system.files import distrust, read_plain_file
 from harness.system.site_settings import TRUST
 
 TRUSTED = ContextVar("TRUSTED", default=False)  # for the call of a function
@@ -202,16 +202,12 @@ def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterato
 
 def _read(path: Path, where: str) -> str:
     try:
-        if not path.exists():
-            raise InputError(f"{where}: {path}: no such file; {FORM}")
-        if not path.is_file():
-            raise InputError(f"{where}: {path}: is no plain file; {FORM}")
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{where}: {path}: has over {MAX_BYTES:,} bytes and is no code")
         check_trusted(path, where)
-        source = path.read_bytes().decode("utf-8-sig")
+        source = read_plain_file(path, MAX_BYTES).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{where}: {path}: no such file; {FORM}") from None
     except OSError as error:
-        raise InputError(f"{where}: {path}: can't be read: {error.strerror}") from None
+        raise InputError(f"{where}: {path}: can't be read: {error.strerror}; {FORM}") from None
     except UnicodeDecodeError as error:
         rule = f"is not UTF-8 (byte {error.start}); save it as UTF-8"
         raise InputError(f"{where}: {path}: {rule}") from None

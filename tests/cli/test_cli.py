@@ -17,7 +17,7 @@ LSTM = JOBS / "lstm.toml"
     [
         (["trian"], ("trian", "Did you mean 'train'?")),
         (["train", "jobs/none.toml"], ("jobs/none.toml", "no such file")),
-        (["train", JOBS], ("is a folder",)),
+        (["train", JOBS], ("is not a plain file",)),
         (["train", LSTM, "--sede", "3"], ("--sede", "--seed")),
         (["train", LSTM, "--seed", "-1"], ("--seed -1", "greater than or equal to 0")),
         (["train", LSTM, "--set", "train.epochs=0"], ("--set train.epochs=0",)),

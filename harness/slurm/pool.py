@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm import client
@@ -172,6 +172,18 @@ LOOK_S = 2.0  # between two looks for tasks that a user cancels
 SAVE_S = 75.0
 
 
+def _start(args: Sequence[str], stdout: IO[bytes] | int) -> "subprocess.Popen[bytes]":
+    """A process that ends when this one does."""
+    return subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
+        args,
+        env=own_code_first(),
+        stdin=subprocess.PIPE,  # never written to: its end of file is this process's end
+        stdout=stdout,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # a Ctrl-C reaches this process alone, which passes it on
+    )
+
+
 @dataclass(eq=False)
 class ManagedProcess:
     """A process by its name: may be started again after its end, with the same log."""
@@ -195,14 +207,7 @@ class ManagedProcess:
         """Start it, with its output appended to its log; it ends when this process does."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
-            self.popen = subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
-                args,
-                env=own_code_first(),
-                stdin=subprocess.PIPE,  # never written to: its end of file is this process's end
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C reaches this process alone, which passes it on
-            )
+            self.popen = _start(args, log)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send it a signal, which srun passes on; SIGKILL ends only srun, see `ProcessPool.kill`.
@@ -414,16 +419,7 @@ def run_printed(*args: str) -> None:
         InputError, Interrupted, RunError: with its last line.
         KeyboardInterrupt: once the command, which gets the signal too, has saved and ended.
     """
-    process = subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
-        child_args(*args),
-        env=own_code_first(),
-        stdin=subprocess.PIPE,  # never written to: its end of file is this process's end
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # a Ctrl-C reaches this process alone, which passes it on
-    )
+    process = _start(child_args(*args), subprocess.PIPE)
     with process:
         try:
             last = _print_lines(process)
@@ -446,10 +442,11 @@ def run_printed(*args: str) -> None:
         raise RunError(last if code > 0 else f"harness {args[0]}: was ended by signal {-code}")
 
 
-def _print_lines(process: "subprocess.Popen[str]") -> str:
+def _print_lines(process: "subprocess.Popen[bytes]") -> str:
     """Print what a process writes until it ends; returns its last line."""
     last, held = "", ""
-    for line in process.stdout or ():
+    for content in process.stdout or ():
+        line = content.decode(errors="replace")
         if message := strip_prefix(line):
             if held:  # it was not the last one
                 echo(held)

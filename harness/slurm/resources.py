@@ -99,19 +99,6 @@ def without(site: Mapping[str, str], *groups: Collection[str]) -> dict[str, str]
     return {n: v for n, v in site.items() if not any(VARIABLES[n] in group for group in groups)}
 
 
-def check_gpus(text: str) -> None:
-    """Raise unless `text` says how many GPUs of each node, such as 2 or a100:2.
-
-    Raises:
-        InputError: one line with the value and the rule.
-    """
-    found = GPU_REQUEST.fullmatch(text)
-    if not found or int(found[2]) > 64:
-        raise InputError(
-            f"--gpus {text}: should be 0 to 64 of each node, with or without a type: 2 or a100:2"
-        )
-
-
 def compose(
     header: Sequence[str],
     site: Mapping[str, str],
@@ -126,14 +113,15 @@ def compose(
         header: the script's `#SBATCH` lines.
         site: from `site_options`.
         args: the user's options, apart from `--gpus`.
-        gpus: of each node, as `check_gpus` takes it; None to ask as site and script do.
+        gpus: of each node, as `--gpus` takes it; None to ask as site and script do.
         rules: of the site.
 
     Raises:
         InputError: if GPUs are wanted in a way that the site refuses.
     """
     args = [_gpu_arg(gpus, site), *args] if gpus else list(args)
-    if refused := {*rules.never} & names_in(drop_none(args)) & {*GPUS}:
+    asked = names_in(arg for arg in args if arg != "--gres=none")
+    if refused := {*rules.never} & asked & {*GPUS}:
         raise InputError(
             f"--{min(refused)}: is never sent at this site ({NEVER}); ask for GPUs in its way, "
             "such as by a partition: -- --partition=NAME"
@@ -159,11 +147,6 @@ def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
     if kind and ":" not in gpus:
         gpus = f"{kind[1]}:{gpus}"
     return f"--gpus-per-node={gpus}" if per_node else f"--gres=gpu:{gpus}"
-
-
-def drop_none(args: Iterable[str]) -> list[str]:
-    """The arguments without the word that no GPU is wanted."""
-    return [arg for arg in args if arg != "--gres=none"]
 
 
 def names_in(args: Iterable[str]) -> set[str]:
@@ -244,12 +227,14 @@ class Resources:
             InputError: one line with the option, its value and the rule.
         """
         if self.gpus is not None:
-            check_gpus(self.gpus)
-        self._check_flags()
-
-    def _check_flags(self) -> None:
-        if self.gpus is not None and (twice := names_in(self.flags) & {*GPUS}):
-            raise InputError(f"--{min(twice)}: asks for GPUs, and so does --gpus; give one")
+            found = GPU_REQUEST.fullmatch(self.gpus)
+            if not found or int(found[2]) > 64:
+                raise InputError(
+                    f"--gpus {self.gpus}: should be 0 to 64 of each node, with or without a type: "
+                    "2 or a100:2"
+                )
+            if twice := names_in(self.flags) & {*GPUS}:
+                raise InputError(f"--{min(twice)}: asks for GPUs, and so does --gpus; give one")
         may_be_value = False  # of the flag before it, as in `-C a100`
         for flag in self.flags:
             if not flag.startswith("-"):

@@ -80,10 +80,9 @@ requeue() {
             change_job
             return
         fi
+        warn "the requeue failed: ${error//$'\n'/; }"
         case $error in *disabled* | *denied* | *permi* | *'not found'*) break ;; esac
-        warn "the requeue failed and is tried again: ${error//$'\n'/; }"
     done
-    warn "interrupted, and the requeue failed: $error"
     submit_successor
 }
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from harness.compute.evaluator import uses_gpu, wide
+from harness.compute.evaluator import wide
 from harness.compute.execution_plan import ExecutionPlan
+from harness.compute.strategy import num_own_gpus
 from harness.compute.train_step import Gradients, TrainStep
 from harness.data.input_pipeline import Batch
 from harness.job.keys import Job
@@ -19,9 +20,10 @@ def build_step(
 ) -> TrainStep:
     """The step of a job; the arguments are those of `TrainStep`."""
     kind = TrainStep
+    has_words = job.model.train_embeddings and not job.model.is_own
     if job.train.adversarial:
         kind = AdversarialStep
-    elif plan.way == "xla" and uses_gpu() and job.model.train_embeddings and not job.model.is_own:
+    elif plan.way == "xla" and num_own_gpus() and has_words:
         kind = OuterLookupStep
     return kind(job, strategy, plan, **given)
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from harness.compute.device_errors import check_results
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.recurrent import use_cudnn_rnn, use_turns_of_two
-from harness.compute.strategy import spans_processes
+from harness.compute.strategy import num_own_gpus, spans_processes
 from harness.data.epoch_order import BatchShape, evaluation_order, num_steps
 from harness.data.input_pipeline import Batch, Reviews, Start, batches, in_parts
 from harness.job.keys import Job
@@ -37,10 +37,10 @@ class Evaluator:
         """Take a model, whose layers may get other ways to compute, by the plan of the run."""
         self.model, self.strategy, data = model, strategy, job.data
         self.votes = spans_processes(strategy)
-        self.is_compiled = plan.compiles_evaluation and not uses_gpu()
+        self.is_compiled = plan.compiles_evaluation and not num_own_gpus()
         if self.is_compiled and not job.model.is_own:
             use_turns_of_two(model)
-        if uses_gpu():
+        if num_own_gpus():
             look_up_by_gather(model)
             if plan.way == "cudnn":
                 use_cudnn_rnn(model)
@@ -120,12 +120,7 @@ def wide(probabilities: tf.Tensor) -> tf.Tensor:
     return tf.cast(probabilities, tf.float32) if half else probabilities
 
 
-def uses_gpu() -> bool:
-    """Whether this process computes on GPUs."""
-    return bool(tf.config.get_visible_devices("GPU"))
-
-
 def evaluation_batch(strategy: tf.distribute.Strategy) -> int:
     """Reviews in a global batch of an evaluation."""
-    kind = "gpu" if uses_gpu() else "cpu"
+    kind = "gpu" if num_own_gpus() else "cpu"
     return int(EVALUATION_BATCH[kind] * strategy.num_replicas_in_sync)

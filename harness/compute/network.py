@@ -15,8 +15,8 @@ from keras.layers import Embedding
 from keras.src.backend.common import global_state
 
 from harness.architectures import BUILDERS
-from harness.compute.evaluator import uses_gpu
 from harness.compute.recurrent import turn_cudnn_off
+from harness.compute.strategy import num_own_gpus
 from harness.data.epoch_order import padded_lengths
 from harness.data.vocabulary import FIRST_WORD
 from harness.data.word_vectors import WordVectors
@@ -239,7 +239,7 @@ def _check_other_forms(model: keras.Model, job: Job, tokens: np.ndarray, *, wher
         should = f"should take data.bucket's batches, of {tokens.shape[1]} words and more"
         with own_errors(f"{where}: {should}; mend it, or leave data.bucket out"):
             network(tokens)
-    if job.train.xla == "on" and not uses_gpu():
+    if job.train.xla == "on" and not num_own_gpus():
         compiled = tf.function(network, autograph=False, jit_compile=True)
         with own_errors(f"{where}: should compile; mend it, or leave train.xla = 'on' out"):
             compiled(tokens)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import keras
 import tensorflow as tf
 
-from harness.compute.evaluator import Evaluator, uses_gpu, wide
+from harness.compute.evaluator import Evaluator, wide
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.loss import loss_of, weights_of
 from harness.compute.network import KERAS_PRECISION, build_network, put_vectors, training_network
@@ -21,7 +21,7 @@ from harness.compute.recurrent import (
     use_block_kernel,
     use_cudnn_rnn,
 )
-from harness.compute.strategy import spans_processes
+from harness.compute.strategy import num_own_gpus, spans_processes
 from harness.data.input_pipeline import Batch, in_parts
 from harness.data.word_vectors import WordVectors
 from harness.job.keys import Job
@@ -74,7 +74,7 @@ class TrainStep:
             if plan.way == "block":
                 use_block_kernel(self.model)
             self.in_float32: list[str] = []  # recurrent layers, in spite of the job's precision
-            if uses_gpu():
+            if num_own_gpus():
                 look_up_by_gather(self.model)
                 self.in_float32 = compute_in_float32(self.model)
                 if plan.way == "cudnn":

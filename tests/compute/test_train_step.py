@@ -101,8 +101,8 @@ def test_the_embedding_is_outside_of_what_xla_compiles_for_a_gpu(
     job = load_job(JOBS / f"{name}.toml", [*SETTINGS, f"train.precision={precision}"])
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
     usual = build_step(job, strategy, plan)
-    monkeypatch.setattr("harness.compute.adversarial.uses_gpu", lambda: True)
-    monkeypatch.setattr("harness.compute.train_step.uses_gpu", lambda: True)
+    monkeypatch.setattr("harness.compute.adversarial.num_own_gpus", lambda: 1)
+    monkeypatch.setattr("harness.compute.train_step.num_own_gpus", lambda: 1)
     outside = build_step(job, strategy, plan)
     assert type(usual) is TrainStep
     assert type(outside) is OuterLookupStep

@@ -72,6 +72,7 @@ class Rig:
             "HOME": str(self.folder / "home"),
             "PATH": f"{self.environment / 'bin'}:/usr/bin:/bin",
             "LD_LIBRARY_PATH": str(self.environment / DRIVER),
+            "PYTHONPATH": str(PROJECT),  # the environment may be another checkout's
             "STUB_GPUS": str(gpus),
             "STUB_COUNTS": str(self.folder / "counts"),
             "HARNESS_CHECK_DEVICES": "0",

@@ -1,5 +1,6 @@
 """Job files: read from TOML, changed by `--set`, checked, refused in one line."""
 
+import errno
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from harness.config import FORM, Tables, facts_of, is_free, is_reference, keys_o
 from harness.errors import InputError, did_you_mean, suggest
 from harness.job.keys import FACTS, TABLES, DataConfig, Job
 from harness.job.own_code import check_trusted, keep_code
-from harness.system.files import read_plain_file
+from harness.system.files import raise_unless_missing, read_plain_file
 
 MAX_JOB_BYTES = 4_000_000  # with all code that it may keep, in any alphabet
 
@@ -160,6 +161,7 @@ def read_toml_file(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: if it is unreadable or not TOML.
+        DiskError: if the disk fails.
     """
     try:
         raw = read_plain_file(path, MAX_JOB_BYTES)
@@ -169,6 +171,8 @@ def read_toml_file(path: Path) -> dict[str, Any]:
         near = suggest(str(path), others)
         raise InputError(f"job {path}: no such file{near or '; jobs stand under jobs/'}") from None
     except OSError as error:
+        if error.errno != errno.EACCES:
+            raise_unless_missing(error, path)
         raise InputError(
             f"job {path}: can't be read ({error.strerror}); give a readable TOML file such as "
             "jobs/lstm.toml"

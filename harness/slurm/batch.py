@@ -17,7 +17,7 @@ from typing import Any
 from harness.errors import Interrupted
 from harness.slurm.environment import SlurmEnvironment, given_memory_gb
 from harness.slurm.script import submissions
-from harness.system.files import atomic_write
+from harness.system.files import atomic_write, make_folder
 from harness.system.leased_dir import to_json
 from harness.system.lenient_json import number, read_json, read_toml, table, text, whole
 from harness.system.processes import memory_peak_gb
@@ -201,7 +201,7 @@ class Counters:
 
     def write(self, path: Path) -> None:
         """Replace the file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         atomic_write(path, to_json({"format": 1, **asdict(self)}))
 
 

@@ -246,6 +246,19 @@ def replace_file(
             temporary.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, and bring their names onto the disk.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    missing = itertools.takewhile(lambda each: not each.is_dir(), folder.parents)
+    made = [folder, *missing]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in made:
+        sync_entry(each)
+
+
 def sync_entry(path: Path) -> None:
     """Bring the name of a file onto the disk: an entry of its folder, which needs its own sync.
 

@@ -20,6 +20,7 @@ from harness.system.files import (
     SharedDisk,
     atomic_save,
     atomic_write,
+    make_folder,
     raise_unless_missing,
     read_plain_file,
     write_refusal,
@@ -27,6 +28,7 @@ from harness.system.files import (
 from harness.system.lenient_json import parse_json, parse_toml, read_json
 
 PATIENCE_S, RETRY_S = 60.0, 1.0  # for a disk that does not answer
+MAX_AT_ONCE = 3  # other processes that take a lease in the same moment
 
 LOGGER = logging.getLogger("harness")  # the console's logger
 
@@ -87,18 +89,19 @@ class LeasedDirectory:
         """
         self._token = uuid.uuid4().hex
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
         except OSError as error:  # such as a link to nowhere
             raise DiskError(write_refusal(self.folder, error)) from None
-        lease, before = self.path("lease.json"), self.read_json("lease.json")
+        lease = self.path("lease.json")
         holder = {"token": self._token, "host": socket.gethostname(), "process": os.getpid()}
-        try:
-            atomic_write(lease, json.dumps(holder))
-        except DiskError:
-            if self.read_json("lease.json") == before:
-                raise
-            self.check_lease()  # a process that came at the same time removed the temporary file
-            atomic_write(lease, json.dumps(holder))
+        # Processes that come at the same time may remove the temporary file.
+        for is_last in (*[False] * MAX_AT_ONCE, True):
+            try:
+                atomic_write(lease, json.dumps(holder))
+                break
+            except DiskError:
+                if is_last:
+                    raise
         for leftover in self.leftovers():
             if leftover.is_file():
                 leftover.unlink(missing_ok=True)

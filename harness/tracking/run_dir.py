@@ -228,8 +228,10 @@ def check_record(folder: LeasedDirectory, *, remedy: str = "") -> None:
         InputError: for such a record.
         DiskError: if the record is unreadable just now.
     """
-    name, record = f"{folder.kind} {folder.folder}", folder.certain_json(RECORD)
-    if not record and os.path.lexists(folder.path(RECORD)):
+    name = f"{folder.kind} {folder.folder}"
+    is_there = os.path.lexists(folder.path(RECORD))  # asked first: another start may write it now
+    record = folder.certain_json(RECORD)
+    if is_there and not record:
         raise InputError(
             f"{name}: {RECORD} is broken, which says what it was begun with; put it back from a "
             "copy, or remove it to begin a new record"
@@ -284,6 +286,8 @@ class RunDirectory(LeasedDirectory):
             InputError: if there is no such folder, or no run in it.
         """
         run = cls(folder)
+        if run.exists():
+            return run
         if not os.path.isdir(folder):  # noqa: PTH112 - never raises
             others = [str(p.parent) for p in folder.parent.glob("*/job.toml")]
             near = suggest(str(folder), others[-5:]) or "; harness train makes one"
@@ -292,9 +296,7 @@ class RunDirectory(LeasedDirectory):
             raise InputError(
                 f"run {folder}: is an ensemble, which compare and predict take; give a run"
             )
-        if not run.exists():
-            raise InputError(f"run {folder}: is not a run's folder, it holds no job.toml")
-        return run
+        raise InputError(f"run {folder}: is not a run's folder, it holds no job.toml")
 
     def exists(self) -> bool:
         """Whether the run has begun."""

@@ -9,6 +9,7 @@ import io
 import json
 from dataclasses import fields
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any, BinaryIO
 
 import keras
@@ -26,6 +27,7 @@ from harness.system.files import (
     open_plain_file,
     raise_unless_missing,
 )
+from harness.system.leased_dir import PATIENCE_S, RETRY_S
 from harness.tracking.run_dir import RECORD, RunDirectory, check_format, stamped, weights_of
 from harness.training.progress import Progress
 
@@ -87,7 +89,7 @@ def restore(
         arrays = _load(io.BytesIO(content))
         _assign(arrays, train_step)
         return _progress(arrays, "the chief's checkpoint"), []
-    progress, path, skipped = _newest(run, train_step, identity)
+    progress, path, skipped = _newest(run, train_step, identity, monotonic())
     if worker_group:
         worker_group.share(path.read_bytes() if path else b"")
     return progress, skipped
@@ -154,7 +156,7 @@ def remove_checkpoints(run: RunDirectory, *, but_last: bool) -> None:
 
 
 def _newest(
-    run: RunDirectory, train_step: TrainStep, identity: str
+    run: RunDirectory, train_step: TrainStep, identity: str, since_s: float
 ) -> tuple[Progress, Path | None, list[str]]:
     skipped: list[str] = []
     paths = run.checkpoints()
@@ -167,6 +169,11 @@ def _newest(
         except (InputError, MemoryError):  # it may be intact
             raise
         except Exception as error:  # zipfile and NumPy raise many kinds for a broken file
+            if isinstance(error, FileNotFoundError) and monotonic() - since_s < PATIENCE_S:
+                # The process before this one removed it and saved others, which a shared file
+                # system may list later.
+                sleep(RETRY_S)
+                return _newest(run, train_step, identity, since_s)
             if refusal := disk_error_in(error):
                 raise_unless_missing(refusal, path)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__

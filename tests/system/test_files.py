@@ -14,6 +14,7 @@ from harness.system.files import (
     atomic_save,
     atomic_write,
     file_system,
+    make_folder,
     read_plain_file,
     replaced_directory,
     scratch_directory,
@@ -154,6 +155,9 @@ def test_a_new_name_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     with atomic_directory(tmp_path / "run/model") as folder:
         (folder / "weights").write_text("1")
     assert events == ["run"]
+    events.clear()
+    make_folder(tmp_path / "runs/lstm/a")
+    assert events == ["lstm", "runs", tmp_path.name]
 
 
 def test_nothing_is_made_where_a_link_leads_nowhere(tmp_path: Path) -> None:

@@ -41,6 +41,24 @@ def test_a_result_that_the_disk_does_not_give_is_not_a_broken_one(
         run.result()
 
 
+def test_a_disk_that_fails_refuses_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it does not answer is neither a missing folder nor a job that is wrong."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "job.toml").write_bytes((JOBS / "lstm.toml").read_bytes())
+
+    def fail(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            RunDirectory.open(folder)
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(DiskError, match=r"job.toml: can't be read: Input/output error; try again"):
+        load_job(folder / "job.toml")
+
+
 def test_the_last_to_take_the_lease_writes(tmp_path: Path) -> None:
     """An older writer is refused from then on, by a line that says who has the run."""
     older, newer = RunDirectory(tmp_path), RunDirectory(tmp_path)
@@ -71,15 +89,16 @@ def test_who_finishes_a_run_gives_its_lease_up(tmp_path: Path) -> None:
         older.write("note.txt", "older")
 
 
-def test_of_two_that_come_at_once_the_loser_names_the_winner(
+def test_of_two_that_come_at_once_the_last_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The winner clears half-written files, the loser's new lease among them."""
-    winner, loser = RunDirectory(tmp_path), RunDirectory(tmp_path)
-    before_next_rename(monkeypatch, winner.take_lease)
+    """The first clears half-written files, the other's new lease among them."""
+    first, last = RunDirectory(tmp_path), RunDirectory(tmp_path)
+    before_next_rename(monkeypatch, first.take_lease)
+    last.take_lease()
+    last.check_lease()
     with pytest.raises(TakenOver, match=f"process {os.getpid()} on .* took it over"):
-        loser.take_lease()
-    winner.check_lease()
+        first.check_lease()
 
 
 def test_what_fails_after_a_take_over_is_told_as_that(tmp_path: Path) -> None:

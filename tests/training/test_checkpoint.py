@@ -132,3 +132,16 @@ def test_a_run_with_a_parents_weights_does_not_begin_without_them(tmp_path: Path
                 checkpoint.restore(run, step, "mine")
         else:
             assert checkpoint.restore(run, step, "mine")[0].step == 0
+
+
+def test_a_folder_that_is_seen_late_is_listed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its old names say nothing of the newest checkpoint."""
+    run, step = saved_run(tmp_path / "run", 400, 500, 600, 700)
+    late = [run.path("checkpoints", f"step-{number:09d}.npz") for number in (400, 500)]
+    views = iter([late, late, run.checkpoints()])
+    monkeypatch.setattr(run, "checkpoints", lambda: next(views))
+    monkeypatch.setattr(checkpoint, "sleep", lambda time_s: None)
+    began, skipped = checkpoint.restore(run, step, "mine")
+    assert (began.step, skipped) == (700, [])

@@ -1,0 +1,149 @@
+"""The safeguards of a run, and the code without each of them."""
+
+import contextlib
+import inspect
+import textwrap
+import zipfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+from harness.job import job_file
+from harness.slurm import batch
+from harness.system import files
+from harness.system.leased_dir import LeasedDirectory
+from harness.tracking.run_dir import RunDirectory
+from harness.training import checkpoint
+from harness.training.trainer import Trainer
+
+
+class Safeguard(NamedTuple):
+    """What protects a run, and how it is taken out."""
+
+    faults: tuple[str, ...]  # that it is for
+    of: Any  # a module or a class
+    function: str
+    replaced: dict[str, str]  # texts of the function
+
+
+SAFEGUARDS = {
+    "who has lost the lease stops": Safeguard(
+        ("second", "cut off", "pause"),
+        LeasedDirectory,
+        "check_lease",
+        {'holder.get("token") != self._token': "False"},
+    ),
+    "the lease is checked before a write": Safeguard(
+        ("second", "cut off", "pause"),
+        LeasedDirectory,
+        "_write_leased",
+        {"self.check_lease()\n    try": "try"},
+    ),
+    "a refused write checks the lease again": Safeguard(
+        ("second", "cut off", "pause"),
+        LeasedDirectory,
+        "_write_leased",
+        {"except RunError:\n        self.check_lease()": "except RunError:\n        pass"},
+    ),
+    "the lease is written again": Safeguard(
+        ("second", "cut off"),
+        LeasedDirectory,
+        "take_lease",
+        {"if is_last": "if True"},
+    ),
+    "what can't be read is not missing": Safeguard(
+        ("error", "kill"),
+        LeasedDirectory,
+        "_certain_bytes",
+        {"raise_unless_missing(error, path)": "pass"},
+    ),
+    "content is synced": Safeguard(
+        ("node",),
+        files,
+        "replace_file",
+        {"os.fsync(file.fileno())": "pass"},
+    ),
+    "names are synced": Safeguard(("node",), files, "sync_entry", {"sync(path.parent)": "pass"}),
+    "new folders are synced": Safeguard(
+        ("node",), files, "make_folder", {"sync_entry(each)": "pass"}
+    ),
+    "files are renamed": Safeguard(
+        ("kill",),
+        files,
+        "replace_file",
+        {
+            "_temporary(target, suffix)": "target\n    target.unlink(missing_ok=True)",
+            "temporary.unlink(missing_ok=True)": "pass",
+        },
+    ),
+    "a checkpoint has a checksum": Safeguard(
+        ("rot", "kill"),
+        zipfile.ZipExtFile,
+        "_update_crc",
+        {"if self._expected_crc is None": "if True"},
+    ),
+    "the checkpoint before stays": Safeguard(
+        ("rot", "kill"),
+        checkpoint,
+        "save",
+        {"[:-MAX_CHECKPOINTS]": "[:-1]"},
+    ),
+    "broken checkpoints give way": Safeguard(
+        ("rot", "kill", "kill"),
+        checkpoint,
+        "save",
+        {"for path in broken:": "for path in ():"},
+    ),
+    "a disk that fails breaks no checkpoint": Safeguard(
+        ("error", "kill"),
+        checkpoint,
+        "_newest",
+        {"raise_unless_missing(refusal, path)": "pass"},
+    ),
+    "a folder that can't be listed is not empty": Safeguard(
+        ("error@list", "kill"),
+        RunDirectory,
+        "checkpoints",
+        {"raise_unless_missing(error, folder)": "pass"},
+    ),
+    "a disk that fails makes no job wrong": Safeguard(
+        ("error@job.toml", "kill"),
+        job_file,
+        "read_toml_file",
+        {"raise_unless_missing(error, path)": "pass"},
+    ),
+    "an interrupted run saves": Safeguard(
+        ("warn",),
+        Trainer,
+        "saved_when_interrupted",
+        {"self._save()": "pass"},
+    ),
+    "starts without a step are counted": Safeguard(
+        ("warn",),
+        batch,
+        "_count",
+        {"before.idle + (not again)": "0"},
+    ),
+    "a start with a step more counts from 0": Safeguard(
+        ("warn",),
+        batch,
+        "_count",
+        {"idle=0 if is_further else": "idle="},
+    ),
+}
+
+
+@contextlib.contextmanager
+def without(name: str) -> Iterator[None]:
+    """Take one safeguard out of the code."""
+    _, where, function, replaced = SAFEGUARDS[name]
+    found = getattr(where, function)
+    source = textwrap.dedent(inspect.getsource(found))
+    for old, new in replaced.items():
+        assert source.count(old) == 1, f"{name}: {function} has other words now"
+        source = source.replace(old, new)
+    names = inspect.unwrap(found).__globals__
+    made: dict[str, Any] = {}
+    exec(compile(f"from __future__ import annotations\n{source}", function, "exec"), names, made)  # noqa: S102
+    with patch.object(where, function, made[function]):
+        yield

@@ -93,4 +93,4 @@ def test_what_is_kept_evaluates_and_predicts(calm: tuple[Harness, Path], tmp_pat
         refused = harness.run(*words)
         assert refused.returncode == 2
         assert refused.stderr.count("\n") == 1
-        assert "ngram_ratios.npz is not the one" in refused.stderr
+        assert "ngram_ratios.npz has changed since the training" in refused.stderr

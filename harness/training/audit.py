@@ -283,7 +283,9 @@ def same(mine: Any, theirs: Any) -> bool:
 
 
 def gap(mine: Any, theirs: Any) -> float:
-    """The largest difference of numbers; infinite if they are none of one shape."""
+    """The largest difference of numbers; infinite for other values, unless they are the same."""
+    if same(mine, theirs):
+        return 0.0
     try:
         found = np.abs(np.asarray(mine, np.float64) - np.asarray(theirs, np.float64))
     except (TypeError, ValueError):
@@ -571,7 +573,7 @@ class Auditor:
 
     def _least(self, where: str, value: Any) -> float:
         """A difference that is rounding wherever it is seen."""
-        if where.endswith(", epoch"):
+        if where.endswith(", epoch") or not isinstance(value, int | float | np.ndarray):
             return 0.0
         is_count = where.startswith("epoch ") and not where.endswith(("loss", "rate"))
         if not is_count:

@@ -53,10 +53,11 @@ def test_on_another_number_of_replicas_rounding_is_measured_and_no_more_believed
     assert done.returncode == 0, done.stderr
     run = harness.runs / "lstm" / "two"
     audit = ("audit", run, "--devices", "cpu:1")
-    done = harness.run(*audit)
+    done = harness.run(*audit, "--full")
     assert done.returncode == 0, done.stdout + done.stderr
     *rows, sentence = done.stdout.splitlines()
-    assert "those of its job within rounding, 1 epoch audit" in sentence
+    assert "those of its job within rounding, full audit" in sentence
+    assert any(row.startswith("model.keras") and " allowed" in row for row in rows)
     assert "its devices were 2 × CPU and are 1 × CPU" in sentence
     assert any("2 replicas for 1: loss 1" in row and "measured here" in row for row in rows)
     plant_loss(run, 1, 1e-3)

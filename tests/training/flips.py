@@ -20,8 +20,8 @@ from tests.conftest import PROJECT, Harness, metrics
 # Appended to a copy of harness/compute/train_step.py: one bit of one gradient, in one step.
 HOOK = """
 
-def _with_flip(self, batch, _gradients=TrainStep._gradients):
-    gradients, sums = _gradients(self, batch)
+def _with_flip(self, batch, gradients_of=TrainStep.gradients):
+    gradients, sums = gradients_of(self, batch)
     gradient = gradients[{variable}]
     size = tf.size(gradient)
     mask = tf.scatter_nd([[{element} % size]], [tf.constant({mask}, tf.int32)], [size])
@@ -32,7 +32,7 @@ def _with_flip(self, batch, _gradients=TrainStep._gradients):
     return gradients, sums
 
 
-TrainStep._gradients = _with_flip
+TrainStep.gradients = _with_flip
 """
 
 

@@ -49,6 +49,7 @@ SECONDS = {
     "test_cluster_trouble.py": 320,
     "test_cluster_jobs.py": 310,
     "test_exactness.py": 200,
+    "test_audit.py": 150,
     "test_train_step.py": 100,
     "test_trainer.py": 100,
     "test_gpu_step.py": 100,

@@ -163,7 +163,7 @@ def resume_request(
     resumed = [as_job(each, resources) for each in chosen]
     for each in chosen:
         if not resources.mem and was_out_of_memory(each):
-            Console().warning(f"{each.run}: was killed for want of memory; give more by --mem")
+            Console().warning(f"{each.run}: was out of memory; give more by --mem")
     return check_request(resumed, runs)
 
 

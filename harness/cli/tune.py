@@ -95,10 +95,12 @@ def run_sweep(
     if result and search.table.trials == sweep.search().table.trials:
         console.info(f"sweep {sweep.folder}: finished already, nothing to do")
     else:
-        with explain_interruption(f"trials saved; go on by: {resume_command(sweep.folder)}"):
+        with explain_interruption(f"trials saved; continue with: {resume_command(sweep.folder)}"):
             result = run_search(sweep, search, request, console=console, full=full, resumes=resumes)
     if not result:
-        console.info(f"cancelled, trials saved; go on by: harness resume {quoted(sweep.folder)}")
+        console.info(
+            f"cancelled, trials saved; continue with: harness resume {quoted(sweep.folder)}"
+        )
         return
     failed = f", {result['num_failed']} failed" if result["num_failed"] else ""
     console.info(

@@ -23,7 +23,7 @@ from harness.system.lenient_json import number, read_json, read_toml, table, tex
 from harness.system.processes import memory_peak_gb
 
 SAVED = Interrupted.exit_code
-KILLED = 137  # by SIGKILL, which for a job is mostly the kernel's for want of memory
+KILLED = 137  # by SIGKILL, which for a job is mostly the kernel's when memory runs out
 ENDED_BY_WARNING = (138, 140, 143)  # by USR1, USR2 or TERM, before the harness took them over
 RAISE = 1.5
 MAX_MEMORY_RETRIES = 2
@@ -315,7 +315,7 @@ def _count(ending: Ending, before: Counters) -> Counters:
 def _out_of_memory(ending: Ending, counters: Counters) -> Decision:
     """Tell what was asked and used; ask for half as much again if the user wants that."""
     asked = f"{ending.asked_gb:.1f} GB" if ending.asked_gb else "all memory of the node"
-    told = f"killed, most likely for want of memory: {asked} asked"
+    told = f"killed, most likely out of memory: the job had asked for {asked}"
     told += f", {ending.used_gb:.1f} GB used when last seen" if ending.used_gb else ""
     told += "; exit code 137"
     if not ending.asked_gb:

@@ -83,7 +83,7 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
     again = request.again or f"the same command with --run-id {prefix}"
     if allocation and allocation.max_requeues is not None:  # nobody typed the command of a job
         again = f"harness submit --resume {allocation.own_id}"
-    remedy = f"go on by {again}"
+    remedy = f"continue with {again}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with (

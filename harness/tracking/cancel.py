@@ -132,7 +132,9 @@ def _cancel_job(status: RunStatus) -> str | None:
         return None
     if status.phase is not None:  # it has begun, and no process will record this
         ask_to_cancel(status.folder)
-    saved = f"; saved at {status.position}, go on by {status.resume}" if status.position else ""
+    saved = (
+        f"; saved at {status.position}, continue with {status.resume}" if status.position else ""
+    )
     return f"{status.run}: job {job} is out of the queue{saved}"
 
 
@@ -147,7 +149,7 @@ def _stop_process(status: RunStatus) -> None:
             f"{where} is on {status.host}; there: harness cancel {status.folder}{ends_all}"
         )
     if not is_run_alive(process, status.time_s):
-        raise RunError(f"{where} no longer is this run's; go on by {status.resume}")
+        raise RunError(f"{where} no longer is this run's; continue with {status.resume}")
     try:
         os.kill(process, signal.SIGTERM)
     except ProcessLookupError:  # it has just ended; the caller's wait notices
@@ -193,7 +195,7 @@ def _outcome(now: RunStatus) -> str:
         return f"{now.run}: finished before it was stopped"
     if now.phase == "interrupted":
         at = f" at {now.position}" if now.position else ""
-        return f"{now.run}: saved{at}; go on by {now.resume}"
+        return f"{now.run}: saved{at}; continue with {now.resume}"
     if now.phase == "failed":
         return f"{now.run}: failed before it was stopped: {now.note}"
     if not now.is_there():

@@ -35,7 +35,7 @@ STALE_AFTER_OTHERWISE_S = 600.0
 STALE_AFTER_WRITES = 5  # times the expected time between two writes, if they are far apart
 STARTED = ("RUNNING", "CONFIGURING")
 
-# How slurmstepd says in the log that it killed a job for want of memory; how each start begins.
+# How slurmstepd says in the log that it killed a job that was out of memory; how each start begins.
 OUT_OF_MEMORY = re.compile(r"exceeded (job |step )?memory limit|oom[-_ ]?kill", re.IGNORECASE)
 JOB_BEGINS = re.compile(r"\bjob \d+ on [^\n]*", re.MULTILINE)
 
@@ -108,7 +108,7 @@ def _state_in_queue(status: RunStatus, queued: QueuedJob) -> tuple[str, str]:
 def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
     """The state of a run without a heartbeat or a live job."""
     if (status.queued or not status.is_there()) and was_out_of_memory(status):
-        return "failed", "killed for want of memory; give more by --mem"
+        return "failed", "out of memory; give more by --mem"
     if status.queued:
         line = last_log_line(status)
         ended = status.queued.state.lower().replace("_", " ")
@@ -127,7 +127,7 @@ def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
 
 
 def was_out_of_memory(status: RunStatus) -> bool:
-    """Whether the last job of a run was killed for want of memory, by the queue or its log."""
+    """Whether the last job of a run was out of memory, by the queue or its log."""
     if status.queued is not None and status.queued.state == "OUT_OF_MEMORY":
         return True
     log = log_end(status)
@@ -147,7 +147,7 @@ def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -
         if age > asked_s_ago + 2 * HEARTBEAT_S:
             why = f"Slurm says {queued.state}" if queued else "its job left the queue"
             if was_out_of_memory(status):
-                return "lost", f"killed for want of memory; {status.resume} --mem=…"
+                return "lost", f"out of memory; {status.resume} --mem=…"
             return "lost", "; ".join(filter(None, (why, last_log_line(status), status.resume)))
     elif (
         not status.reported_job

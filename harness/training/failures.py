@@ -96,7 +96,10 @@ def watching(
 ) -> contextlib.AbstractContextManager[None]:
     """Let the watchdog end the run, with its record, when its devices don't answer."""
     folder, group = context.run.folder, compute.worker_group
-    where, next_step = f"{own_devices()} of {node_name()}", f"go on by: {resume_command(folder)}"
+    where, next_step = (
+        f"{own_devices()} of {node_name()}",
+        f"continue with: {resume_command(folder)}",
+    )
     if group:
         others = [node for rank, node in enumerate(group.nodes) if rank != group.rank]
         where += f", or a worker that it waits for ({', '.join(others)})"

@@ -93,7 +93,7 @@ def launch(
     requested = parse_devices(devices) if devices else None
     threads = recorded_plan(began).get("threads") or given_cpus(allocation)
     with contextlib.ExitStack() as stack:
-        remedy = f"checkpoint saved; go on by: {resume_command(run.folder)}"
+        remedy = f"checkpoint saved; continue with: {resume_command(run.folder)}"
         stack.enter_context(explain_interruption(remedy))
         stack.enter_context(watchdog.from_settings(on_nodes=not stop.alone))
         stack.callback(stderr_filter.show_rest)
@@ -172,7 +172,9 @@ def guard_gpus(run: RunDirectory, devices: str | None) -> None:
         if run.finished():  # and died while it left, with nothing more to do
             raise SystemExit(0)
         try:
-            tell_death(number, text, process, go_on=f"; go on by: {resume_command(run.folder)}")
+            tell_death(
+                number, text, process, go_on=f"; continue with: {resume_command(run.folder)}"
+            )
         except RunError as error:
             record_death(run, process, str(error))
             raise

@@ -68,7 +68,7 @@ def heading(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]) 
     ]
     if not sweep.finished():
         phase = sweep.read_json("state.json").get("phase")
-        remedy = f"; go on by: harness resume {shlex.quote(str(sweep.folder))}"
+        remedy = f"; continue with: harness resume {shlex.quote(str(sweep.folder))}"
         lines.append(
             Text(f"unfinished: {phase or 'not begun'}{'' if phase == 'searching' else remedy}")
         )

@@ -218,7 +218,7 @@ class Command:
             self.pool.stop()
             self._look()
             if self.view.stop and (reason := self.view.stop.reason):
-                raise RunError(f"{reason}; go on by: {resume_command(self.sweep.folder)}")
+                raise RunError(f"{reason}; continue with: {resume_command(self.sweep.folder)}")
             self._note("interrupted", signal=CANCELLED)
             return {}
         self.search = self.sweep.search()  # another command may have raised the number of trials

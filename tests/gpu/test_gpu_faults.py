@@ -252,7 +252,7 @@ def test_a_step_that_never_ends_ends_the_process(forks: Forks, ends: Ends) -> No
     assert done.returncode == 75
     assert last_line(done) == (
         f"harness: gpu:0 (NVIDIA H100 80GB HBM3) of {NODE}: no step, batch or compilation has "
-        "ended for 0.1 min (HARNESS_STALL_MIN); the process ends; go on by: harness resume "
+        "ended for 0.1 min (HARNESS_STALL_MIN); the process ends; continue with: harness resume "
         f"{forks.run_of(STALL).relative_to(forks.folder / STALL)}"
     )
     state = forks.state(STALL)

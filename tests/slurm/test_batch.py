@@ -110,7 +110,7 @@ TABLE = {
         OUT_OF_MEMORY,
         NEW,
         "stop",
-        "17.2 GB asked, 17.1 GB used when last seen; exit code 137; give --mem=24605M or more",
+        "asked for 17.2 GB, 17.1 GB used when last seen; exit code 137; give --mem=24605M or more",
     ),
     "out of memory, more is wanted": (
         replace(OUT_OF_MEMORY, reached=0, retries_memory=True),
@@ -128,7 +128,7 @@ TABLE = {
         Ending(137, retries_memory=True),
         NEW,
         "stop",
-        "all memory of the node asked; exit code 137",
+        "the job had asked for all memory of the node; exit code 137",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""A job that Slurm kills whole for want of memory: nothing of it can say why."""
+"""A job that Slurm kills whole, out of memory: nothing of it can say why."""
 
 import re
 
@@ -15,7 +15,7 @@ def test_status_tells_why_a_job_was_killed(project: SlurmProject) -> None:
     submitter = Submitter.of(project)
     (record,) = submitter.submit(project.path / "jobs/gru.toml", "--gpus", 0, "--mem", "300M")
     project.cluster.wait(record["job_id"], ["FAILED", "OUT_OF_MEMORY"])
-    said = "killed for want of memory; .*--mem"
+    said = "out of memory; .*--mem"
 
     def is_said() -> bool:
         done = submitter.harness.run_here("status", "--all")

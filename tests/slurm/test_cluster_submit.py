@@ -229,4 +229,4 @@ def test_a_job_out_of_memory_comes_back_with_more(
     cluster.wait(record["job_id"], ["COMPLETED"])
     known = cluster.show(record["job_id"])
     assert (known["Restarts"], known["MinMemoryNode"]) == ("1", "1500M")
-    assert "1.0 GB asked" in Path(record["logs"][0]).read_text()
+    assert "asked for 1.0 GB" in Path(record["logs"][0]).read_text()

@@ -124,7 +124,7 @@ def test_a_job_out_of_memory_asks_for_more(
     result = out_of_memory(project, asked)
     assert result.returncode == 137
     assert asked.read_text().endswith("requeue 42\nupdate JobId=42 MinMemoryNode=1500\n")
-    assert "1.0 GB asked" in result.stderr
+    assert "asked for 1.0 GB" in result.stderr
 
 
 def test_a_job_that_gets_no_further_gives_up(

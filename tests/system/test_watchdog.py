@@ -23,7 +23,7 @@ def make(stall_s: float = 600, stop_s: float = 60) -> tuple[Watchdog, list[End]]
 
 
 def watch(dog: Watchdog, **fields: object) -> Watched:
-    dog.watched = Watched("gpu:0 of n7", "go on by: harness resume r", **fields)  # type: ignore[arg-type]
+    dog.watched = Watched("gpu:0 of n7", "continue with: harness resume r", **fields)  # type: ignore[arg-type]
     dog.count(0)
     return dog.watched
 
@@ -41,7 +41,7 @@ def test_what_makes_no_progress_ends() -> None:
     assert ends == [
         (
             "gpu:0 of n7: no step, batch or compilation has ended for 10 min (HARNESS_STALL_MIN); "
-            "the process ends; go on by: harness resume r",
+            "the process ends; continue with: harness resume r",
             75,
         )
     ]

@@ -39,7 +39,7 @@ def test_an_interrupted_pack_goes_on_by_what_its_user_can_type(
         train_batch(request, Console())
     for name, value in (("SLURM_JOB_ID", "7"), ("HARNESS_MAX_REQUEUES", "2")):
         monkeypatch.setenv(name, value)
-    with pytest.raises(Interrupted, match="go on by harness submit --resume 7"):
+    with pytest.raises(Interrupted, match="continue with harness submit --resume 7"):
         train_batch(request, Console())
 
 

@@ -276,7 +276,7 @@ def test_one_seed_of_a_job_elsewhere_is_stopped_alone(
 @pytest.mark.parametrize(
     ("phase", "said"),
     [
-        ("interrupted", "lstm/a: saved at epoch 2, step 40; go on by harness resume "),
+        ("interrupted", "lstm/a: saved at epoch 2, step 40; continue with harness resume "),
         ("failed", "lstm/a: failed before it was stopped: RunError: no space"),
         ("finished", "lstm/a: finished before it was stopped"),
     ],
@@ -332,7 +332,7 @@ def test_a_real_run_is_seen_cancelled_and_seen_dead(harness: Harness, site: Site
     done = harness.run_here("cancel", folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("lstm/live: saved at epoch ")
-    assert f"go on by harness resume {folder}" in done.stdout
+    assert f"continue with harness resume {folder}" in done.stdout
     assert process.wait(timeout=20) == 75
     assert "nothing to cancel" in harness.run_here("cancel", "live").stdout
     process.communicate()

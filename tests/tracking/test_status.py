@@ -60,7 +60,7 @@ UNKNOWN = "99|99|RUNNING|1:00|None|/x.sh"
             "12",
             "12|12|OUT_OF_MEMORY|1:00|OutOfMemory|/x.sh",
             "lost",
-            "killed for want of memory; harness submit --resume",
+            "out of memory; harness submit --resume",
         ),
         ("training", 1, "12", UNKNOWN, "running", ""),
         ("training", 30, "12", None, "running", ""),

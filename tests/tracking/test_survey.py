@@ -275,7 +275,7 @@ def test_a_result_that_can_not_be_read_just_now_stays(site: Site) -> None:
 
 @as_root
 def test_a_link_to_a_run_of_ones_own_is_its_makers(site: Site) -> None:
-    """A stranger's run whose state is a link to another's does not go on by itself."""
+    """A stranger's run whose state is a link to another's does not continue with itself."""
     own = site.run("slurm-12", "interrupted", 60)
     planted = site.run("z").folder
     (planted / "state.json").symlink_to(own.path("state.json"))

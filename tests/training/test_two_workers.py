@@ -83,7 +83,7 @@ def test_threads_stay_as_many_and_a_signal_is_obeyed_in_seconds(
     for process in pair.processes:
         os.kill(process.pid, signal.SIGUSR2)
     for rank in (0, 1):
-        assert "interrupted by SIGUSR2, checkpoint saved; go on by" in pair.end_of(rank, 5)
+        assert "interrupted by SIGUSR2, checkpoint saved; continue with" in pair.end_of(rank, 5)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
@@ -96,7 +96,10 @@ def test_a_worker_that_is_lost_or_stopped_ends_the_other(
     pair.wait_for_step(60)
     os.kill(pair.processes[1].pid, number)
     line = pair.end_of(0, LOST_S).splitlines()[-1]
-    assert "interrupted by the loss of the worker on localhost, checkpoint saved; go on by" in line
+    assert (
+        "interrupted by the loss of the worker on localhost, checkpoint saved; continue with"
+        in line
+    )
     assert list(pair.run.glob("checkpoints/*.npz"))
 
 
@@ -114,4 +117,4 @@ def test_a_worker_that_hangs_in_python_ends_the_other(
     pair.wait_for_step(2 * 57)
     said = pair.end_of(0, HANGS_S)
     assert "or a worker that it waits for (localhost): no step, batch or compilation" in said
-    assert "has ended for 1.5 min (HARNESS_STALL_MIN); the process ends; go on by" in said
+    assert "has ended for 1.5 min (HARNESS_STALL_MIN); the process ends; continue with" in said

@@ -73,7 +73,7 @@ def test_a_stopped_search_goes_on_only_if_a_person_resumes_it(
     file = command.sweep.path("stop.json")
     file.write_text(json.dumps({**json.loads(file.read_text()), "reason": reason}))
     if reason:
-        with pytest.raises(RunError, match="alike: no; go on by: harness resume"):
+        with pytest.raises(RunError, match="alike: no; continue with: harness resume"):
             command.run(resumes=False)
     else:
         assert command.run(resumes=False) == {}

@@ -219,7 +219,7 @@ def test_a_sweep_is_shown_as_far_as_it_is(
     sweep = make_sweep(tmp_path / "s", RANDOM, *trials)
     show(sweep)
     said = capsys.readouterr()
-    assert "unfinished: not begun; go on by: harness resume" in said.out
+    assert "unfinished: not begun; continue with: harness resume" in said.out
     finished = sum(each.status == "finished" for each in trials)
     assert ("too early to say" in said.out) == (finished < 3)
     assert ("no key had several values" in said.out) == (finished == 3)

@@ -262,7 +262,7 @@ def test_a_sweep_that_is_told_to_stop_goes_on_with_more_trials(calm: Sweeps) -> 
     os.kill(worker, signal.SIGCONT)
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 75, said + errors
-    assert "interrupted by SIGTERM, trials saved; go on by: harness resume" in errors
+    assert "interrupted by SIGTERM, trials saved; continue with: harness resume" in errors
     assert calm.left("again") == []
     assert calm.state("again")["phase"] == "interrupted"
     assert not (calm.folder("again") / "result.json").exists()
@@ -306,7 +306,7 @@ def test_a_sweep_is_cancelled_from_another_machine(calm: Sweeps) -> None:
     again = calm.tune("stopped", "--workers", 1, "--set", "train.epochs=400")
     assert again.returncode == 0, again.stdout + again.stderr
     for text in (said, again.stdout):
-        assert "cancelled, trials saved; go on by: harness resume" in text
+        assert "cancelled, trials saved; continue with: harness resume" in text
     assert not (calm.folder("stopped") / "result.json").exists()
     assert calm.state("stopped")["phase"] == "interrupted"
     words = ("resume", calm.folder("stopped"), "--devices", "cpu")

@@ -42,7 +42,7 @@ def trained(name: str, xla: bool, parts: int) -> tuple[np.ndarray, list[np.ndarr
 
 
 @pytest.fixture(autouse=True)
-def precision() -> object:
+def default_precision() -> object:
     """The precision of the other tests, after these."""
     yield
     import keras

@@ -71,7 +71,7 @@ def trained(
 
 
 @pytest.fixture(autouse=True)
-def precision() -> Iterator[None]:
+def default_precision() -> Iterator[None]:
     """The precision of the other tests, after these."""
     yield
     keras.config.set_dtype_policy("float32")

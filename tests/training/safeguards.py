@@ -94,6 +94,12 @@ SAFEGUARDS = {
         "save",
         {"for path in broken:": "for path in ():"},
     ),
+    "folders are listed again": Safeguard(
+        ("cut off", "second", "rot"),
+        checkpoint,
+        "_newest",
+        {"isinstance(error, FileNotFoundError)": "False"},
+    ),
     "a disk that fails breaks no checkpoint": Safeguard(
         ("error", "kill"),
         checkpoint,

@@ -170,8 +170,8 @@ class LeasedDirectory:
         try:
             write()
         except RunError:
-            self.check_lease()  # a process that took it over removes half-written files
-            raise
+            self.check_lease()
+            write()  # a process that begins removes half-written files, even if it was overtaken
 
 
 def to_json(content: dict[str, Any]) -> str:

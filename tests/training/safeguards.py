@@ -33,12 +33,6 @@ SAFEGUARDS = {
         "check_lease",
         {'holder.get("token") != self._token': "False"},
     ),
-    "the lease is checked before a write": Safeguard(
-        ("second", "cut off", "pause"),
-        LeasedDirectory,
-        "_write_leased",
-        {"self.check_lease()\n    try": "try"},
-    ),
     "a refused write checks the lease again": Safeguard(
         ("second", "cut off", "pause"),
         LeasedDirectory,

@@ -660,15 +660,15 @@ def made_up() -> Iterator[None]:
 
 def violations(
     seeds: Iterable[int], faults: tuple[str, ...] = (), num_faults: int | None = None
-) -> Iterator[str]:
-    """A line for each schedule that breaks a promise."""
+) -> Iterator[tuple[int, str]]:
+    """The seed of each schedule that breaks a promise, and a line that says how to see it."""
     with made_up():
         undisturbed()
         for seed in seeds:
             try:
                 World(seed, faults, num_faults).run()
             except Violation as violation:
-                yield f"--seed {seed}: {violation}"
+                yield seed, f"--seed {seed}: {violation}"
 
 
 def main() -> None:

@@ -33,12 +33,6 @@ SAFEGUARDS = {
         "check_lease",
         {'holder.get("token") != self._token': "False"},
     ),
-    "a refused write checks the lease again": Safeguard(
-        ("second", "cut off", "pause"),
-        LeasedDirectory,
-        "_write_leased",
-        {"except RunError:\n        self.check_lease()": "except RunError:\n        pass"},
-    ),
     "the lease is written again": Safeguard(
         ("second", "cut off"),
         LeasedDirectory,
@@ -58,9 +52,6 @@ SAFEGUARDS = {
         {"os.fsync(file.fileno())": "pass"},
     ),
     "names are synced": Safeguard(("node",), files, "sync_entry", {"sync(path.parent)": "pass"}),
-    "new folders are synced": Safeguard(
-        ("node",), files, "make_folder", {"sync_entry(each)": "pass"}
-    ),
     "files are renamed": Safeguard(
         ("kill",),
         files,

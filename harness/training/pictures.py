@@ -103,6 +103,8 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     if found.shape[1] > 2:
         is_so, positive = found.argmax(axis=1) == truth, found.max(axis=1)
         of, share = "the predicted class", "correct predictions"
+    # A custom network may return other numbers, for which scikit-learn raises.
+    positive = positive.clip(0, 1)
     figure = Figure(figsize=(6.4, 6.4), dpi=100, layout="constrained")
     curve, histogram = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [2, 1]})
     CalibrationDisplay.from_predictions(is_so, positive, n_bins=10, pos_label=True, ax=curve)

@@ -20,6 +20,11 @@ def png_size(png: bytes) -> tuple[int, int]:
     return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
 
 
+def test_numbers_outside_of_0_to_1_have_a_calibration() -> None:
+    """A custom network may return them."""
+    assert png_size(calibration_picture([0, 1, 1], [-0.5, 1.5, 0.2])) == (640, 640)
+
+
 def test_worked_example() -> None:
     """Six reviews give the scores worked out by hand; 0.5 itself is negative."""
     found = scores.test_scores([0, 0, 0, 1, 1, 1], [0.1, 0.5, 0.8, 0.4, 0.6, 0.9])

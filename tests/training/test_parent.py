@@ -62,7 +62,7 @@ def test_a_run_that_goes_on_computes_as_its_parent(parent: Harness) -> None:
     record = json.loads((named / "provenance.json").read_text())
     plan = {**record["plan"], "way": "keras", "threads": 3}
     record |= {"plan": plan, "devices_asked": "cpu:2"}
-    record["packages"]["numpy"] = "1.0"
+    record["starts"][0]["packages"]["numpy"] = "1.0"
     record["starts"][0]["devices"] *= 2
     (named / "provenance.json").write_text(json.dumps(record))
     words = ("--set", "train.epochs=4", "--from", named)

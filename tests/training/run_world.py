@@ -456,7 +456,8 @@ class World:
             print(f"{self.now_s:8.1f} s  job {p.job.number}.{p.job.restarts}  {kind} {path}")  # noqa: T201
         fault, is_done = self._strike(p, f"{kind} {path}")
         if fault in ("kill", "node", "error") and is_done:
-            self._apply(p, kind, path, effect)
+            with contextlib.suppress(OSError):  # nobody is left to see it, or another error follows
+                self._apply(p, kind, path, effect)
         p.sleep(0.0)
         if fault == "error" or self.down_until_s[p.node] > self.now_s:
             p.saw_fault = True

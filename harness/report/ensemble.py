@@ -38,6 +38,7 @@ from harness.system.files import (
     open_plain_file,
     raise_unless_missing,
     read_plain_file,
+    sha256_of,
     write_refusal,
 )
 from harness.system.leased_dir import to_json
@@ -214,16 +215,6 @@ def _readable(what: str, path: Path, remedy: str) -> Iterator[None]:
 def run_folder(index: int) -> str:
     """Where the copy of a run is in the folder, by the place of the member."""
     return f"members/{index + 1}"
-
-
-def sha256_of(path: Path) -> str:
-    """The checksum of a plain file.
-
-    Raises:
-        OSError: if it can't be read.
-    """
-    with open_plain_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] # it can
 
 
 def copied(run: Path, to: Path, code: Mapping[str, str]) -> dict[str, str]:

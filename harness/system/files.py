@@ -12,6 +12,7 @@ import errno
 import fcntl
 import glob
 import grp
+import hashlib
 import itertools
 import os
 import pwd
@@ -375,6 +376,16 @@ def open_plain_file(path: Path) -> BinaryIO:
 
 
 # Errors of a disk
+
+
+def sha256_of(path: Path) -> str:
+    """The checksum of a plain file.
+
+    Raises:
+        OSError: if it can't be read.
+    """
+    with open_plain_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] # it can
 
 
 def raise_unless_missing(error: OSError, path: Path) -> None:

@@ -472,14 +472,12 @@ class Auditor:
     @cached_property
     def model(self) -> Any:
         """The run's trained model: the job's network with the weights of the file."""
-        import keras
+        from harness.compute.network import dtype_policy, load_network
 
-        from harness.compute.network import KERAS_PRECISION, load_network
-
-        keras.config.set_dtype_policy(KERAS_PRECISION[self.subject.job.train.precision])
         path = self.scratch / "model.keras"
         path.write_bytes(self.subject.files["model.keras"])
-        return load_network(self.subject.job, path, self.dataset.num_outputs)
+        with dtype_policy(self.subject.job):
+            return load_network(self.subject.job, path, self.dataset.num_outputs)
 
     # By training
 

@@ -1,7 +1,6 @@
 """What a run says of itself: its record, its inputs, its log, its predictions and its result."""
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -27,6 +26,7 @@ from harness.job.own_code import mode_in
 from harness.job.search import TrialRow
 from harness.slurm.nodes import WorkerGroup
 from harness.system.console import Console
+from harness.system.files import sha256_of
 from harness.tracking import provenance
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import (
@@ -236,8 +236,4 @@ def finish(context: RunContext, heartbeat: Heartbeat, result: dict[str, Any]) ->
 def checksums_of(run: RunDirectory) -> dict[str, str]:
     """The sha256 of each file that the job decides, as it is on the disk, by `CHECKSUMS`."""
     paths = {key: run.path(name) for name, key in CHECKSUMS.items()}
-    return {
-        key: hashlib.sha256(path.read_bytes()).hexdigest()
-        for key, path in paths.items()
-        if path.is_file()
-    }
+    return {key: sha256_of(path) for key, path in paths.items() if path.is_file()}

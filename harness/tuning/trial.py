@@ -1,7 +1,6 @@
 """Trains a trial: one run per seed, by the code of every run, in the sweep's folder."""
 
 import gc
-import hashlib
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from harness.job.keys import OBJECTIVES, Job
 from harness.job.search import SearchSpec
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.console import printable
-from harness.system.files import is_of_disk
+from harness.system.files import is_of_disk, sha256_of
 from harness.system.resource_monitor import resident_memory_gb
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
@@ -97,7 +96,7 @@ class Trials:
             if self.search.continues_trials:
                 newest = run.checkpoints()[-1]
                 name = newest.relative_to(run.folder.parent).as_posix()
-                checkpoints[name] = hashlib.sha256(newest.read_bytes()).hexdigest()
+                checkpoints[name] = sha256_of(newest)
         return {
             "scores": mean_scores(results, self.search.table.objective),
             "checkpoints": checkpoints,

@@ -218,6 +218,7 @@ def run_here(*words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]"
     out, err, text = io.StringIO(), io.StringIO(), io.TextIOWrapper(io.BytesIO(stdin.encode()))
     handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, hang)
+    os.umask(umask := os.umask(0o022))
     signal.alarm(HANGS_S)
     try:
         with (
@@ -228,6 +229,7 @@ def run_here(*words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]"
             code = main()
     finally:
         signal.alarm(0)
+        os.umask(umask)  # `tensorboard` changes it
         for number, handler in handlers.items():
             signal.signal(number, handler)
     return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())

@@ -52,7 +52,8 @@ def test_a_failing_disk_does_not_ask_for_a_new_run(
     ensemble = Ensemble.model_construct(**rest | {"folder": tmp_path, "members": (ngrams,)})
     for name in ("harness.inference.predict", "harness.report.ensemble"):
         monkeypatch.setattr(f"{name}.read_plain_file", fail)
-    monkeypatch.setattr("harness.report.ensemble.open_plain_file", fail)
+    for name in ("harness.system.files", "harness.report.ensemble"):
+        monkeypatch.setattr(f"{name}.open_plain_file", fail)
     for read in (
         lambda: read_vocabulary(run),
         lambda: read_ratios(run),

@@ -170,6 +170,7 @@ class Process:
         self.listens = False  # to signals
         self.trains = self.saw_fault = False
         self.trained = self.saved = 0  # steps
+        self.is_further = False  # it saved a step that no start had saved
         self.stop, self.signals = StopRequest(), list[str]()
         self.looked_s = self.since_s  # at the lease
         self.num_since = 0  # writes since then
@@ -372,7 +373,7 @@ class World:
             return code in (SAVED, WARNED) and "TERM" not in signals
         is_further = self.furthest > before
         job.num_idle = 0 if is_further else job.num_idle + 1
-        if is_further and decision.reason.startswith("given up"):
+        if p.is_further and decision.reason.startswith("given up"):
             raise Violation("a job that goes on is given up")
         if decision.requeue and job.num_idle > batch.MAX_REQUEUES + 1:
             raise Violation("a job comes back for ever")
@@ -502,6 +503,7 @@ class World:
         p.saved = step
         if self.owner is p:
             self.saved.append((step, self.now_s))
+            p.is_further |= step > self.furthest
             self.furthest = max(self.furthest, step)
 
     def note_restored(self, p: Process, step: int, looked_s: float) -> None:

@@ -116,6 +116,7 @@ class Project:
             **self.environment,
             "SLURM_JOB_ID": "42",
             "SLURM_SUBMIT_DIR": str(self.path),
+            "HARNESS_RETRY_S": "0.1",
             **more,
         }
 

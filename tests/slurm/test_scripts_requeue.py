@@ -100,7 +100,7 @@ def test_requeue_is_tried_again_while_the_scheduler_is_down(
 ) -> None:
     """A controller that is being restarted costs no job its place."""
     asked = asked_of_scontrol(project, '[ "$(grep -c requeue "$ASKED")" = 2 ]')
-    env = project.slurm(ASKED=str(asked), HARNESS_RETRY_S="0.1")
+    env = project.slurm(ASKED=str(asked))
     code, said = project.signalled(project.spool(), signal.SIGUSR2, env=env)
     assert (code, asked.read_text().count("requeue 42\n")) == (75, 2)
     assert "is back in the queue" in said.splitlines()[-1]

@@ -139,7 +139,7 @@ def test_the_main_table_says_that_it_scrolls(written: Path) -> None:
     """In a narrow window, where it is wider than that; the page itself stays as it is."""
     text = (written / "report.html").read_text()
     assert text.count('<small class="hint"> (it scrolls to the side)</small>') == 1
-    assert "@media screen and (max-width: 62rem) { .hint { display: inline; } }" in text
+    assert "@media screen and (max-width: 80rem) { .hint { display: inline; } }" in text
 
 
 def test_the_record_names_versions_as_far_as_they_are_known(runs: Path) -> None:

@@ -204,7 +204,7 @@ def test_a_comparison_takes_what_the_command_takes(here: Path) -> None:
     one = package.compare("runs/lstm/64", baseline="none", data="data")
     (part,) = one.parts
     assert [run.folder.name for run in part.group.all_runs] == ["64"]
-    assert "Confusion matrices" in one.write("report").read_text()
+    assert "Confusion matrix of lstm" in one.write("report").read_text()
     both = package.compare("runs", baseline="none")
     assert len(both.parts[0].group.runs) == 2
 

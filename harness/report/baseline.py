@@ -1,9 +1,9 @@
-"""The baselines: linear models on the same reviews, which a recurrent model should beat.
+"""The baselines: linear models on the same reviews, which a recurrent network should beat.
 
-TF-IDF with logistic regression knows words without their order and is fit in a second.
-`sublinear_tf` was chosen on the last 5,000 training reviews of IMDB (88.2 against 87.8 % on 200
-words), and everything else is scikit-learn's default. N-grams, `harness.report.baseline`, know
-up to three words in order and take a minute. Nothing is tuned on the test set.
+TF-IDF with logistic regression ignores the order of words and is fit in a second. `sublinear_tf`
+was chosen on the last 5,000 training reviews of IMDB (88.2 against 87.8 % on 200 words); all else
+is scikit-learn's default. N-grams read up to three words in order and are fit in a minute. Nothing
+is tuned on the test set.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ from harness.job.keys import DataConfig
 from harness.report.collect import DatasetGroup
 from harness.system.files import atomic_write, cache_folder, private_cache, read_plain_file
 from harness.system.lenient_json import read_toml, table, text, whole
-from harness.tracking.run_dir import RunDirectory, job_file
+from harness.tracking.run_dir import RECORD, RunDirectory, job_file
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -47,48 +47,47 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Say = Callable[[str], None]
 
-# Key the cache.
+# Parts of the cache's keys.
 RECIPE = "3: unigrams, sublinear TF-IDF, L2 norm, logistic regression C=1"
 NGRAM_RECIPE = "2: binary 1- to 3-grams in 2 reviews, log-count ratios, logistic regression"
-FIRST_WORD = 4  # the lower indices are padding, start, unknown and an unused one
+FIRST_WORD = 4  # lower indices are padding, start, unknown, and unused
 TFIDF, NGRAMS = "tf-idf", "n-grams"
-NGRAMS_NAME = f"{NGRAMS}, whole"  # of reviews, of which the networks read the last words
-VALIDATION_SHARE = 0.2  # of the training reviews, from their end: the default of a job
-STRENGTHS = (0.1, 1.0, 10.0)  # of C, the inverse of the regularization
-MAX_ITERATIONS = 1000  # of liblinear over all reviews; IMDB takes 22 to 47
-UNKNOWN = 0  # the rank of a word that is in no n-gram
+NGRAMS_NAME = f"{NGRAMS}, whole"  # reviews; the networks read only their last words
+VALIDATION_SHARE = 0.2  # of the training reviews, at their end; the default of a job
+STRENGTHS = (0.1, 1.0, 10.0)  # values of C, the inverse of the regularization
+MAX_ITERATIONS = 1000  # of liblinear; IMDB takes 22 to 47
+UNKNOWN = 0  # rank of a word that no n-gram holds
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """How well a baseline does on the reviews of a group of runs."""
+    """A baseline with its test scores."""
 
-    kind: str  # what a table calls its architecture
-    name: str  # what a table calls it
-    note: str  # what it is, a sentence for below the table; or empty
+    kind: str  # the architecture in tables
+    name: str  # the job in tables
+    note: str  # its description, or empty
     accuracy: Annotated[float, Field(ge=0, le=1)]  # on the test set
     f1: float
     roc_auc: float | None
     log_loss: float
     parameters: int
     training_s: float
-    validation: float | None = None  # the accuracy by which it was chosen
-    predicted: tuple[int, ...] = ()  # label of each test review, if it is tested against
+    predicted: tuple[int, ...] = ()  # labels of the test reviews, for McNemar's test
 
 
 def baselines(
     group: DatasetGroup, data: Path | None, say: Say, *, ngrams: bool = False
 ) -> list[Baseline]:
-    """The baselines on the reviews of a group, from the cache or fit now.
+    """The baselines on the reviews of a group, from the cache or newly fit.
 
-    TF-IDF on the last words that the runs read and on whole reviews; n-grams on whole reviews if
-    they are asked for or in the cache.
+    TF-IDF on the last words that the runs read, and on whole reviews; n-grams on whole reviews if
+    they are requested or in the cache.
 
     Args:
-        group: provides the reviews; where settings of its jobs differ, the most common ones count.
-        data: a folder to look for the dataset in first.
-        say: is called with the reason if there is no TF-IDF, and before n-grams are fit.
-        ngrams: fit them if the cache lacks them.
+        group: if settings of its jobs differ, the most common ones count.
+        data: the first folder to look for the dataset.
+        say: gets a line if there is no TF-IDF, and before n-grams are fit.
+        ngrams: whether to fit n-grams if the cache lacks them.
 
     Raises:
         InputError: if `data` holds no dataset, or `ngrams` can't be fit.
@@ -117,10 +116,10 @@ def baselines(
 
 
 def _tfidf(group: DatasetGroup, dataset: Callable[[], Dataset | None]) -> Iterator[Baseline | None]:
-    """On the last words of the reviews, and on whole ones.
+    """TF-IDF on the last words of the reviews, then on whole reviews.
 
     Raises:
-        ValueError: with the reason why there is none.
+        ValueError: if it can't be fit.
     """
     maxlen, vocab_size = (_commonest(group, f"data.{key}") for key in ("maxlen", "vocab_size"))
     if maxlen is None or vocab_size is None:
@@ -140,7 +139,7 @@ def _tfidf(group: DatasetGroup, dataset: Callable[[], Dataset | None]) -> Iterat
 
 
 def _commonest(group: DatasetGroup, key: str) -> int | None:
-    """The value that most runs have; of equally common ones the largest."""
+    """The most common value of a setting; the largest of equally common values."""
     values = (whole(run.settings.get(key)) for run in group.all_runs)
     counts = Counter(value for value in values if value is not None)
     return max(counts, key=lambda value: (counts[value], value), default=None)
@@ -169,7 +168,6 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> Baseli
     model.fit(tfidf.fit_transform(count_words(train, vocab_size, maxlen)), train.labels)
     training_s = time.perf_counter() - began
     counts = tfidf.transform(count_words(test, vocab_size, maxlen))
-    # The note of the one on the last words speaks of both.
     note = (
         f"tf-idf: logistic regression over TF-IDF of the {vocab_size - FIRST_WORD:,} most frequent "
         f"words, fit on all {len(train):,} training reviews: once on the last {maxlen} words, "
@@ -178,7 +176,7 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> Baseli
     return Baseline(
         TFIDF,
         f"{TFIDF}, last {maxlen}" if maxlen else f"{TFIDF}, whole",
-        note if maxlen else "",
+        note if maxlen else "",  # one note for both
         parameters=model.coef_.size + model.intercept_.size,
         training_s=round(training_s, 3),
         **_scores(test, model.predict_proba(counts)),
@@ -186,7 +184,7 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> Baseli
 
 
 def _scores(test: Split, probabilities: Floats) -> dict[str, Any]:
-    """The scores that a table shows, of probabilities `[num_reviews, num_classes]`."""
+    """The scores for a table; probabilities are `[num_reviews, num_classes]`."""
     from harness.training.metrics import test_scores
 
     scores: dict[str, Any] = test_scores(test.labels, probabilities)
@@ -196,8 +194,8 @@ def _scores(test: Split, probabilities: Floats) -> dict[str, Any]:
 def count_words(split: Split, vocab_size: int, maxlen: int) -> "csr_matrix":
     """How often each word occurs in each review, `[num_reviews, vocab_size - 4]`.
 
-    From the tokens that the recurrent models read: the start and unknown tokens count towards
-    `maxlen`, but are no words here.
+    Only the tokens that the networks read are counted. Start and unknown tokens count towards
+    `maxlen`, but are no words.
     """
     from scipy.sparse import csr_matrix
 
@@ -218,11 +216,11 @@ def count_words(split: Split, vocab_size: int, maxlen: int) -> "csr_matrix":
 
 
 def score_ngrams(dataset: Dataset, say: Say, *, limit: int) -> Baseline:
-    """Score n-grams that are fit to all training reviews on the test set, which chooses nothing.
+    """Fit n-grams to all training reviews and score them on the test set.
 
     Args:
         dataset: both splits.
-        say: is called before they are fit.
+        say: gets a line before they are fit.
         limit: first reviews of each split to use, 0 for all.
 
     Raises:
@@ -234,9 +232,8 @@ def score_ngrams(dataset: Dataset, say: Say, *, limit: int) -> Baseline:
     tried = ", ".join(f"{c:g}: {score:.2%}" for c, score in model.validation.items())
     chosen_on = "the validation split" if dataset.num_validation else "the last fifth of them"
     note = (
-        f"n-grams: logistic regression over which of {model.weights.shape[1]:,} sequences of one "
-        "to three words each whole review holds, of which the networks read the last words, "
-        "weighted by naive-Bayes log-count ratios, fit on all "
+        f"n-grams: logistic regression over {model.weights.shape[1]:,} sequences of one to three "
+        "words in whole reviews, weighted by naive-Bayes log-count ratios, fit on all "
         f"{model.num_training:,} training reviews; C = {model.strength:g} was chosen on "
         f"{chosen_on} ({tried})."
     )
@@ -246,7 +243,6 @@ def score_ngrams(dataset: Dataset, say: Say, *, limit: int) -> Baseline:
         note,
         parameters=model.parameters,
         training_s=model.training_s,
-        validation=max(model.validation.values()),
         predicted=tuple(probabilities.argmax(axis=1).tolist()),
         **_scores(test, probabilities),
     )
@@ -254,20 +250,20 @@ def score_ngrams(dataset: Dataset, say: Say, *, limit: int) -> Baseline:
 
 @dataclass(frozen=True)
 class NgramModel:
-    """A fitted model; for more than two classes it has one for each."""
+    """A fitted linear model; with more than two classes, one model per class against the rest."""
 
     ngrams: Ngrams
     weights: Floats  # [num_models, num_ngrams]
     biases: Floats  # [num_models]
     strength: float  # the chosen C
-    validation: Mapping[float, float]  # by C: accuracy where it was chosen
-    num_training: int = 0  # reviews that it was fit on
+    validation: Mapping[float, float]  # validation accuracy by C
+    num_training: int = 0  # training reviews
     training_s: float = 0.0
-    words: Sequence[str] = ()  # of `ngrams[0]`, in its order
+    words: Sequence[str] = ()  # the words of `ngrams[0]` in its order
 
     @property
     def parameters(self) -> int:
-        """Its weights and biases."""
+        """The number of weights and biases."""
         return self.weights.size + self.biases.size
 
     def probabilities(self, split: Split) -> Floats:
@@ -300,10 +296,10 @@ class NgramModel:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "NgramModel":
-        """Read what `to_bytes` wrote.
+        """Read the bytes of `to_bytes`.
 
         Raises:
-            ValueError: if it is something else.
+            ValueError: for other bytes.
         """
         with opened(content, num_arrays=5) as (ngrams, arrays):
             words = vocab_from_bytes(arrays["words"].tobytes())
@@ -320,17 +316,17 @@ class NgramModel:
 def fitted_ngrams(
     dataset: Dataset, share: float, say: Callable[[str], None], *, limit: int, option: str
 ) -> NgramModel:
-    """The model of the reviews that runs train on, from the user's cache or fit now.
+    """The n-gram model of the reviews that runs train on, from the user's cache or newly fit.
 
-    C is chosen on the last fifth of these reviews; for runs that train on a validation split too,
-    on that. The result is the same each time.
+    C is chosen on the last fifth of these reviews, or on the validation split of the dataset if the
+    runs train on it, too. The result is deterministic.
 
     Args:
-        dataset: the test set plays no part.
+        dataset: only its training split is used.
         share: `data.validation_split` of the runs.
-        say: is called before it is fit.
+        say: gets a line before the model is fit.
         limit: `data.limit` of the runs.
-        option: that asks for n-grams, for messages.
+        option: the option that requests n-grams, for messages.
 
     Raises:
         InputError: if the reviews are too few or too much alike.
@@ -366,10 +362,10 @@ def fitted_ngrams(
 
 
 def check_classes(dataset: Dataset, train: Split) -> None:
-    """Refuse reviews that lack a class of the data.
+    """Refuse training reviews that lack a class of the data.
 
     Raises:
-        ValueError: if they do.
+        ValueError: names the first missing class.
     """
     missing = sorted({*range(len(dataset.classes))} - {*np.unique(train.labels).tolist()})
     if missing:
@@ -377,16 +373,16 @@ def check_classes(dataset: Dataset, train: Split) -> None:
 
 
 def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
-    """Choose C on the last of the training reviews, then fit on all of them; without words.
+    """Choose C on the last training reviews, then fit on all; the model has no `words`.
 
-    Of equally good values of C the smallest is taken.
+    The smallest of equally good values of C wins.
 
     Args:
         train: the reviews.
-        cut: number of reviews before those that choose C, by default all but the last fifth.
+        cut: the reviews from this number on choose C; by default the last fifth.
 
     Raises:
-        ValueError: if the reviews are too few or too much alike for it.
+        ValueError: if the reviews are too few or too much alike.
     """
     began = time.perf_counter()
     if cut is None:
@@ -412,11 +408,11 @@ def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
 def fit_linear(
     features: "csr_matrix", labels: NDArray[np.int32], strength: float
 ) -> tuple[Floats, Floats]:
-    """Fit one class against the rest, each feature weighted by its log-count ratio.
+    """Fit each class against the rest, with features weighted by their log-count ratios.
 
     Args:
         features: `[num_reviews, num_features]`, 0 or 1.
-        labels: `[num_reviews]`, from 0 on, each class at least once.
+        labels: `[num_reviews]`, from 0, each class at least once.
         strength: C of the logistic regression.
 
     Returns:
@@ -430,7 +426,7 @@ def fit_linear(
         ratios = log_count_ratios(features, labels == label)
         weighted = features.copy()
         weighted.data *= ratios[features.indices]
-        # The dual has a variable a review, of which there are far fewer than features.
+        # The dual problem is smaller: it has a variable per review, and features are far more.
         model = LogisticRegression(
             C=strength, solver="liblinear", dual=True, max_iter=MAX_ITERATIONS, random_state=0
         )
@@ -453,10 +449,7 @@ def _probabilities(features: "csr_matrix", weights: Floats, biases: Floats) -> F
 
 
 def _kept(key: Sequence[object], now: Callable[[], Baseline | None]) -> Baseline | None:
-    """A baseline from the cache, or fit now; a broken file is replaced.
-
-    Without a cache, the next call fits it again.
-    """
+    """A baseline from the cache, or newly fit if the file is missing or broken."""
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     path = cache_folder() / "baseline" / f"{name}.json"
     with contextlib.suppress(OSError, ValueError):
@@ -468,14 +461,13 @@ def _kept(key: Sequence[object], now: Callable[[], Baseline | None]) -> Baseline
     return fitted
 
 
-# The dataset that runs were tested on, for the baselines and the texts of reviews
+# The dataset
 
 
 def tested_data(group: DatasetGroup, data: Path | None) -> Dataset | None:
     """The dataset with the checksum of these runs, None if it is not found.
 
-    Searches in `data` first, then where a run would, but without a download, and then where the
-    runs found it.
+    Searches in `data`, then where a run would, without a download, then where the runs found it.
 
     Raises:
         InputError: if `data` holds no dataset.
@@ -483,11 +475,9 @@ def tested_data(group: DatasetGroup, data: Path | None) -> Dataset | None:
     if data and (named := open_dataset(data)).checksum == group.checksum:
         return named
     for open_candidate in _candidates(group):
-        try:
+        with contextlib.suppress(InputError, RunError):  # it has moved, or it is broken
             if (dataset := open_candidate()).checksum == group.checksum:
                 return dataset
-        except (InputError, RunError):  # moved, or broken: another may be there
-            continue
     return None
 
 
@@ -495,25 +485,17 @@ def _candidates(group: DatasetGroup) -> Iterator[Callable[[], Dataset]]:
     if group.is_sample:
         yield open_sample
     yield partial(open_dataset, download=False)
-    sources = {  # each is read once: that may take minutes
-        (run.source, form): None
-        for run in group.all_runs
-        if run.source and (form := _form(run.folder))
-    }
-    for source, form in sources:
-        yield partial(open_source, Path(source), form)
-    records = (RunDirectory(run.folder).read_json("provenance.json") for run in group.all_runs)
-    for folder in dict.fromkeys(text(table(each, "dataset").get("folder")) for each in records):
-        if folder:
-            yield partial(open_dataset, Path(folder))
-
-
-def _form(folder: Path) -> SourceFormat | None:
-    """How the job of a run or an ensemble reads its texts, None if it is broken."""
-    data = table(read_toml(folder / job_file(folder)), "data")
-    keys = SourceFormat.__dataclass_fields__
-    named = {key: value for key in keys if (value := text(data.get(key)))}
-    try:
-        return SourceFormat.of(DataConfig.model_validate(named))
-    except ValidationError:  # such as an encoding that this Python lacks
-        return None
+    # Own texts and folders of IMDB, without duplicates, because reading them may take minutes.
+    sources: dict[tuple[Path, SourceFormat], None] = {}
+    folders: dict[str, None] = {}
+    for run in group.all_runs:
+        with contextlib.suppress(ValidationError):  # such as an encoding that this Python lacks
+            job = read_toml(run.folder / job_file(run.folder))
+            config = DataConfig.model_validate(table(job, "data"))
+            if config.source:
+                sources[Path(config.source), SourceFormat.of(config)] = None
+        record = RunDirectory(run.folder).read_json(RECORD)
+        if folder := text(table(record, "dataset").get("folder")):
+            folders[folder] = None
+    yield from (partial(open_source, *source) for source in sources)
+    yield from (partial(open_dataset, Path(folder)) for folder in folders)

@@ -1,11 +1,9 @@
-"""Collects runs from folders: which there are, and which of them may be compared."""
+"""Collects finished runs from folders, and groups those that may be compared."""
 
 import errno
 import json
 import logging
 import math
-import re
-import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +33,7 @@ from harness.tracking.run_dir import (
     check_format,
     find_runs,
     is_ensemble,
+    is_whole,
     job_file,
     weights_of,
 )
@@ -46,9 +45,9 @@ if TYPE_CHECKING:
 # Learning Workshop, exercises 6.01 to 6.05.
 BOOK = {"rnn": 0.8415, "lstm": 0.8705, "gru": 0.8706, "bilstm": 0.8760, "stacked_lstm": 0.8753}
 
-NO_SPREAD = 1e-11  # of accuracies; 0 to rounding, since 0.1 + 0.2 is not 0.3
+NO_SPREAD = 1e-11  # a standard error of accuracies that is 0 but for rounding
 
-# Settings that tell no jobs apart: those that change no result, and the seed of a repetition.
+# Runs of one job may differ in these settings: the seed, and settings that change no result.
 WITHOUT_RESULT = {"train.seed", *(k for k, facts in FACTS.items() if facts.changes == "nothing")}
 DEFAULTS = {
     key: info.default
@@ -56,18 +55,17 @@ DEFAULTS = {
     if key not in WITHOUT_RESULT and not is_free(info) and not info.is_required()
 }
 
-# Numbers of `result.json`; tables show their means.
+# Numbers in `result.json` whose means a table shows.
 NUMBERS = (
     *("f1", "roc_auc", "log_loss", "training_s", "val_accuracy", "val_loss"),
     *("recurrent_parameters", "parameters"),
 )
-UNKNOWN, UNSET = "unknown", "unset"
-DIGEST = re.compile(r"[0-9a-f]{8}")  # of a source, as it is shown
+UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """A finished run that was scored on a test set."""
+    """A finished run or ensemble with test scores."""
 
     folder: Path
     job: str
@@ -75,18 +73,17 @@ class ScoredRun:
     seed: int
     accuracy: float  # on the test set, from 0 to 1
     result: Mapping[str, Any]  # result.json
-    settings: Mapping[str, Any]  # of its job by table.key, without those that change no result
-    source: str | None = None  # where its own texts were, None for IMDB
-    began_s: float = math.inf  # since 1970, infinite if it is not known
-    audit: str = ""  # how deep the user has audited it, or that it differs; see `depth_of`
+    settings: Mapping[str, Any]  # by table.key, without `WITHOUT_RESULT`
+    began_s: float = math.inf  # since 1970, infinite if unknown
+    audit: str = ""  # the deepest audit that the user keeps, see `depth_of`
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A folder that is in no table, and why."""
+    """A folder that no table shows, with the reason."""
 
     folder: Path
-    kind: str  # failed, unfinished, broken, unreadable, not tested, search or repeated
+    kind: str  # such as failed, unfinished, broken, unreadable, not tested, search, repeated
     why: str
 
 
@@ -96,103 +93,97 @@ class DatasetGroup:
 
     data: str  # the dataset's name
     checksum: str
-    limit: int  # first reviews of each split, 0 for all
+    limit: int  # the first reviews of each split, 0 for all
     is_sample: bool
     num_test: int | None
-    runs: Mapping[str, Sequence[ScoredRun]]  # of each row, by its name: one for each seed
+    runs: Mapping[str, Sequence[ScoredRun]]  # by the row's name, one run per seed
 
     @property
     def title(self) -> str:
-        """Which reviews these are."""
+        """The name of the reviews."""
         limited = f", the first {self.limit:,} reviews of each split" if self.limit else ""
         return f"{self.data}{limited}"
 
     @property
     def all_runs(self) -> list[ScoredRun]:
-        """Those of all rows."""
+        """The runs of all rows."""
         return [run for runs in self.runs.values() for run in runs]
 
     @property
-    def classes(self) -> list[tuple[str, ...]]:
-        """The names of the classes, for each run that records them."""
-        named = (run.result.get("classes") for run in self.all_runs)
-        return [tuple(map(str, names)) for names in named if isinstance(names, list)]
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes by label."""
+        return tuple(self.all_runs[0].result["classes"])
 
     @cached_property
     def by_seed(self) -> "pandas.DataFrame":
-        """The scores of each run, by name and seed: `accuracy` and `NUMBERS`."""
+        """The scores of each run, `accuracy` and `NUMBERS`, by job and seed."""
         import pandas
 
-        found = {
+        scores = {
             (name, run.seed): [run.accuracy, *(number(run.result.get(key)) for key in NUMBERS)]
             for name, runs in self.runs.items()
             for run in runs
         }
-        columns = ["accuracy", *NUMBERS]
-        index = pandas.MultiIndex.from_tuples(found, names=["job", "seed"])
-        return pandas.DataFrame([*found.values()], index, columns, dtype=float)
+        index = pandas.MultiIndex.from_tuples(scores, names=["job", "seed"])
+        return pandas.DataFrame([*scores.values()], index, ["accuracy", *NUMBERS], dtype=float)
 
     @cached_property
     def jobs(self) -> "pandas.DataFrame":
-        """A row for each name: means over the seeds, NaN where a run lacks the number.
+        """The mean scores of each job over its seeds, NaN where a run lacks the number.
 
         `deviation` divides by n - 1; the interval is the 95 % interval of the mean by Student's t,
-        which ends at 0 and 1. One seed has no deviation. One seed, and equal seeds, have no
-        interval: they say nothing about the spread.
+        cut at 0 and 1. A single seed, or equal accuracies, have no interval: they say nothing about
+        the spread.
         """
         grouped = self.by_seed.groupby(level="job", sort=False)
-        jobs = grouped.agg(statistics.fmean)
+        jobs, accuracy = grouped.mean(skipna=False), grouped["accuracy"]
         firsts = [runs[0] for runs in self.runs.values()]
         jobs["architecture"] = [run.architecture for run in firsts]
         jobs["num_seeds"] = grouped.size()
         jobs["audited"] = [_audits(runs) for runs in self.runs.values()]
-        jobs["deviation"] = grouped["accuracy"].std()
-        margin = t_margin(jobs["deviation"] / jobs["num_seeds"] ** 0.5, jobs["num_seeds"] - 1, 0.95)
-        jobs["interval_low"] = (jobs["accuracy"] - margin).clip(lower=0)
-        jobs["interval_high"] = (jobs["accuracy"] + margin).clip(upper=1)
+        jobs["deviation"] = accuracy.std()
+        interval = t_interval(jobs["accuracy"], accuracy.sem(), jobs["num_seeds"] - 1, 0.95)
+        jobs["interval_low"], jobs["interval_high"] = np.clip(interval, 0, 1)
         is_in_book = self.data == "IMDB" and not self.limit and not self.is_sample
         book = [BOOK.get(run.architecture) if is_in_book else None for run in firsts]
         return jobs.assign(book_accuracy=np.array(book, float))
 
+    @cached_property
+    def settings(self) -> "pandas.DataFrame":
+        """The settings of each job by `table.key`, NaN where unset."""
+        import pandas
+
+        settings = [runs[0].settings for runs in self.runs.values()]
+        return pandas.DataFrame(settings, index=[*self.runs], dtype=object)
+
     def best(self, num: int) -> "DatasetGroup":
         """The group with only the `num` rows of highest accuracy, in their order."""
         kept = {*self.jobs["accuracy"].sort_values(ascending=False, kind="stable").index[:num]}
-        runs = {name: runs for name, runs in self.runs.items() if name in kept}
-        return replace(self, runs=runs)
-
-    def setting(self, name: str, key: str) -> Any:
-        """A row's value of a `table.key`, None if it is not set."""
-        return self.runs[name][0].settings.get(key)
-
-    @cached_property
-    def differing(self) -> dict[str, str]:
-        """The keys whose values differ between rows, each with its short name."""
-        keys = dict.fromkeys(key for runs in self.runs.values() for key in runs[0].settings)
-        values = {key: {shown(self.setting(name, key)) for name in self.runs} for key in keys}
-        return short_names([key for key in keys if len(values[key]) > 1])
+        return replace(self, runs={name: self.runs[name] for name in self.runs if name in kept})
 
 
 def _audits(runs: Iterable[ScoredRun]) -> str | float:
-    """`full: 3, quick: 1`; NaN where none was audited."""
+    """`full: 3, quick: 1`; NaN without audits."""
     counts = Counter(run.audit for run in runs if run.audit)
     return ", ".join(f"{depth}: {num}" for depth, num in counts.most_common()) or math.nan
 
 
-def t_margin(error: Any, dof: Any, level: float) -> Any:
-    """Half the width of a two-sided interval by Student's t, for numbers or arrays.
+def t_interval(mean: Any, error: Any, dof: Any, level: float) -> tuple[Any, Any]:
+    """The two-sided interval of a mean by Student's t, for numbers or arrays.
 
     Args:
-        error: the standard error of a mean.
-        dof: its degrees of freedom.
+        mean: in any unit.
+        error: its standard error.
+        dof: the degrees of freedom of the error.
         level: such as 0.95.
 
     Returns:
-        In the error's unit; NaN without any spread, or where none is known.
+        Its lower and its upper end; NaN without a spread or without degrees of freedom.
     """
     from scipy.stats import t
 
-    known = np.where((np.asarray(dof) > 0) & (np.asarray(error) >= NO_SPREAD), error, np.nan)
-    return t.ppf((1 + level) / 2, dof) * known
+    low, high = t.interval(level, dof, mean, np.where(error < NO_SPREAD, np.nan, error))
+    return low, high
 
 
 # Finding runs
@@ -201,15 +192,15 @@ def t_margin(error: Any, dof: Any, level: float) -> Any:
 def scored_runs(
     named: Sequence[Path], audits: Path | None = None
 ) -> tuple[list[ScoredRun], list[LeftOut]]:
-    """The scored runs at or below these folders and patterns, and what is left out.
+    """The scored runs at or below folders and patterns, and the runs that are left out.
 
-    Of a sweep these are the runs of its winner: its trials are not to be compared.
+    A sweep counts with the runs of its winner; its trials have no test scores.
 
     Args:
         audits: the folder of runs in which the user keeps audits.
 
     Raises:
-        InputError: for a folder that is not there, or where no run is found at all.
+        InputError: for a missing folder, or if there is no run at all.
     """
     left_out: list[LeftOut] = []
     read = [
@@ -221,12 +212,12 @@ def scored_runs(
     scored = [each for each in read if isinstance(each, ScoredRun)]
     if audits and (audits / AUDITS).is_dir():
         scored = [replace(run, audit=_audit(run.folder, audits)) for run in scored]
-    closed = [each.folder for each in scored if each.settings.get("train.from") == UNKNOWN]
+    closed = [run.folder for run in scored if run.settings.get("train.from") == UNKNOWN]
     if closed:
         log(
             logging.WARNING,
-            f"{closed[0] / RECORD}{f' and {len(closed) - 1} more' if closed[1:] else ''}: can't be "
-            "read, so nobody knows when these runs began, and whether with other weights",
+            f"{len(closed)} records can't be read, such as {closed[0] / RECORD}: these runs may "
+            "have begun with trained weights, and their order is unknown",
         )
     return scored, left_out
 
@@ -239,18 +230,18 @@ def _audit(folder: Path, audits: Path) -> str:
 
 
 def expand(named: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
-    """The folders of these names, patterns expanded.
+    """The folders of names and patterns.
 
-    A pattern that matches nothing is only noted: one of several jobs may never have started.
+    A pattern without a match goes into `left_out`: one of several jobs may never have started.
 
     Raises:
-        InputError: for a name that is no pattern and no folder.
+        InputError: for a name that is neither a pattern nor a folder.
     """
     for path in named:
         if path.is_dir():
             yield path
         elif has_magic(str(path)):
-            matching = sorted(glob(str(path)))  # noqa: PTH207 - with folders in its pattern
+            matching = sorted(glob(str(path)))  # noqa: PTH207 - the pattern may hold folders
             if not matching:
                 left_out.append(LeftOut(path, "unmatched", "no run matches it"))
             yield from map(Path, matching)
@@ -259,16 +250,15 @@ def expand(named: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
 
 
 def read_run(folder: Path) -> ScoredRun | LeftOut:
-    """Read the result of a run, or why it is not to be compared."""
+    """Read the scores and settings of a run, or the reason why it can't be compared."""
     run = RunDirectory(folder)
     if is_sweep(folder):
         count = sum(1 for _ in folder.glob("trials/*/"))
         return LeftOut(folder, "search", f"its {count} trials leave the test set unread")
     try:
+        # The result is read after the look for it: the run may end in between.
         toml, is_finished = run.certain_toml(job_file(folder)), run.finished()
-        result = run.certain_json("result.json")  # after that, since the run may end between them
-        # A table of pandas takes no half of a character.
-        result = {key: printable(e) if isinstance(e, str) else e for key, e in result.items()}
+        result = run.certain_json("result.json")
         ensemble, record = run.certain_toml(ENSEMBLE_FILE), _record(run)
     except (DiskError, OSError) as error:
         return LeftOut(folder, "unreadable", str(error))
@@ -279,27 +269,30 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     if is_ensemble(folder):
         settings = _settings(table(ensemble, "settings"))
     else:
-        settings = _settings(toml)
-        # A run that was begun before a key was declared has trained as by its default.
-        settings = DEFAULTS | settings | _begun_with(record) | vectors_of(result)
+        # A run that began before a key existed has trained with the default.
+        settings = DEFAULTS | _settings(toml) | _begun_with(record) | vectors_of(result)
+        for path, source in table(toml, "code").items():
+            settings[f"code.{path}"] = source_digest(str(source))
     if settings.get("data.test") is False:
         return LeftOut(folder, "not tested", "data.test = false")
     if not is_finished and not is_ensemble(folder):
         return _unfinished(folder, run.read_json("state.json"))
+    # The tables of pandas refuse half of a surrogate pair.
+    result = {key: printable(e) if isinstance(e, str) else e for key, e in result.items()}
     job, architecture = text(result.get("job")), text(result.get("architecture"))
     accuracy, seed = number(result.get("accuracy")), whole(result.get("seed"))
-    known = text(result.get("data")) and text(result.get("dataset_checksum"))
     if accuracy is not None and not 0 <= accuracy <= 1:
         accuracy = None
-    if job is None or architecture is None or accuracy is None or seed is None or not known:
+    is_known = is_whole(result) and text(result.get("data"))
+    if job is None or architecture is None or accuracy is None or seed is None or not is_known:
         remedy = MAKE_AGAIN if is_ensemble(folder) else "remove it and harness resume"
         return LeftOut(folder, "broken", f"result.json is broken; {remedy}")
-    source, since_s = text(table(toml, "data").get("source")), began_s(record or {})
-    return ScoredRun(folder, job, architecture, seed, accuracy, result, settings, source, since_s)
+    since_s = began_s(record or {})
+    return ScoredRun(folder, job, architecture, seed, accuracy, result, settings, since_s)
 
 
 def _record(run: RunDirectory) -> dict[str, Any] | None:
-    """What a run was begun with; None where that is its owner's alone, since it holds a diff."""
+    """The record of a run's start; None if only its owner may read it, because it holds a diff."""
     try:
         return run.certain_json(RECORD)
     except DiskError as error:
@@ -310,19 +303,16 @@ def _record(run: RunDirectory) -> dict[str, Any] | None:
 
 
 def _begun_with(record: dict[str, Any] | None) -> dict[str, str]:
-    """The job whose trained weights a run started from, as a setting: such a run learned more."""
+    """The job whose weights a run began with, as a setting: this run has learned more."""
     if record is None:
         return {"train.from": UNKNOWN}
-    # From a checkpoint it goes on to the same bytes as a run that began as that one did.
+    # A run that continues a checkpoint has the bytes of a run from scratch.
     origin = weights_of(record)
     return {"train.from": printable(Path(origin).parent.name)} if origin else {}
 
 
 def vectors_of(result: Mapping[str, Any]) -> dict[str, str]:
-    """The pretrained vectors of a run as a setting: by their content, wherever their file is.
-
-    Empty without any.
-    """
+    """The pretrained word vectors of a run as a setting: the checksum of their content, if any."""
     checksum = text(result.get("embeddings_checksum"))
     return {"model.embeddings": checksum[:8]} if checksum else {}
 
@@ -337,22 +327,13 @@ def _unfinished(folder: Path, state: Mapping[str, Any]) -> LeftOut:
 
 
 def _settings(job: dict[str, Any]) -> dict[str, Any]:
-    """The settings in a job's file by table.key, without those that change no result."""
-    settings: dict[str, Any] = {}
-    for name in job:
-        for key, value in table(job, name).items():
-            where = f"{name}.{key}"
-            is_table = where in KEYS and is_free(KEYS[where])
-            settings |= flat(where, value) if is_table else {where: value}
-    for path, source in table(job, "code").items():
-        # A whole source is no name. In an ensemble's settings it has been shortened before.
-        if not DIGEST.fullmatch(str(source)):
-            settings[f"code.{path}"] = source_digest(str(source))
-    return {name: value for name, value in settings.items() if name not in WITHOUT_RESULT}
+    """The settings in a job's file by `table.key`, without `WITHOUT_RESULT`."""
+    settings = [pair for name in job for pair in flat(name, table(job, name))]
+    return {key: value for key, value in settings if key not in WITHOUT_RESULT}
 
 
-def _as_text(setting: Any) -> str:
-    """What tells settings apart: 1 and 1.0 are one, true is another."""
+def as_text(setting: Any) -> str:
+    """A setting for comparisons: 1 and 1.0 are equal, 1 and true differ."""
     if isinstance(setting, float) and setting.is_integer():
         setting = int(setting)
     return json.dumps(setting, sort_keys=True, default=str)
@@ -365,8 +346,8 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
     """Group runs by their data, and within a group by job and settings.
 
     Returns:
-        The groups, full datasets first and samples last; and the runs left out because an earlier
-        one has the same seed: trying again must not be a way to a better figure.
+        The groups, full datasets first and samples last; and the runs whose seed an earlier run
+        has: repeating a run must not improve a score.
     """
     by_data: dict[tuple[str, int], list[ScoredRun]] = {}
     for run in runs:
@@ -395,11 +376,11 @@ def _named(runs: Iterable[ScoredRun]) -> dict[str, list[ScoredRun]]:
     """The runs of the same job and settings, by the job's name and its unusual settings."""
     by_job: dict[str, dict[str, list[ScoredRun]]] = {}
     for run in runs:
-        settings = str(sorted((key, _as_text(value)) for key, value in run.settings.items()))
+        settings = str(sorted((key, as_text(value)) for key, value in run.settings.items()))
         by_job.setdefault(run.job, {}).setdefault(settings, []).append(run)
     named: dict[str, list[ScoredRun]] = {}
     for job, by_settings in by_job.items():
-        # The usual settings are those of most runs; of two equally common ones the first found.
+        # Most runs have the usual settings; the first of two equally common ones counts.
         usual = max(by_settings.values(), key=len)[0].settings
         for alike in by_settings.values():
             name = printable(" ".join([job, *_differing(alike[0].settings, usual)]))
@@ -410,9 +391,9 @@ def _named(runs: Iterable[ScoredRun]) -> dict[str, list[ScoredRun]]:
 def _differing(settings: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
     names = short_names([*{**usual, **settings}])
     return [
-        f"{name}={settings.get(key, UNSET)}"
+        f"{name}={settings.get(key, 'unset')}"
         for key, name in names.items()
-        if _as_text(settings.get(key)) != _as_text(usual.get(key))
+        if as_text(settings.get(key)) != as_text(usual.get(key))
     ]
 
 
@@ -421,22 +402,14 @@ def _first_of_each_seed(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> l
     for run in sorted(runs, key=lambda each: (each.began_s, each.folder)):
         first = by_seed.setdefault(run.seed, run)
         if first is not run:
-            why = f"seed {run.seed} counts once, as {first.folder}"
-            if run.accuracy != first.accuracy:
-                why += f" with {first.accuracy:.2%}, here {run.accuracy:.2%}"
+            scores = f"with {first.accuracy:.2%}, here {run.accuracy:.2%}"
+            why = f"seed {run.seed} counts once, as {first.folder} {scores}"
             repeated.append(LeftOut(run.folder, "repeated", why))
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 
 def _order(row: tuple[str, Sequence[ScoredRun]]) -> tuple[bool, int, str]:
+    """The architectures in the book's order, the jobs of the notebook last."""
     name, (first, *_) = row
-    places = {architecture: place for place, architecture in enumerate(BOOK)}
-    place = places.get(first.architecture, len(places))
-    return first.job.startswith("notebook"), place, name
-
-
-def shown(value: Any) -> str:
-    """A setting in a table."""
-    if value is None:
-        return UNSET
-    return printable(value if isinstance(value, str) else json.dumps(value, default=str))
+    book = [*BOOK, first.architecture]
+    return first.job.startswith("notebook"), book.index(first.architecture), name

@@ -1,13 +1,13 @@
-"""Ensembles: runs and the linear model over n-grams averaged, in a folder that holds all it needs.
+"""Ensembles: the averaged probabilities of runs and of the linear model over n-grams.
 
-The folder has `ensemble.toml`, copies of the runs' models and the linear model, so that a run may
-go or change after it is in an ensemble. A copy is a folder of a finished run with the files that
-classify texts. A checksum of each file is in `ensemble.toml`.
+The folder of an ensemble has `ensemble.toml`, the files of the runs that classify texts, and the
+linear model. So the runs may be changed or removed later. `ensemble.toml` has a checksum per file.
 """
 
 import contextlib
 import hashlib
 import os
+import reprlib
 import shlex
 import shutil
 import time
@@ -67,28 +67,28 @@ Ints = NDArray[np.int64]
 
 NGRAMS_FILE = "ngrams.npz"
 MODEL_FILES = ("model.keras", "job.toml", "result.json", "vocabulary.txt")
-MAYBE = (RATIOS_FILE,)  # of runs that have it
-# Keys in which a run on all training reviews may differ from the run whose weight it takes.
+MAYBE = (RATIOS_FILE,)  # only some runs have it
+# A run on all training reviews may differ in these keys from the run whose weight it gets.
 FOR_ALL_REVIEWS = {
     key for key, facts in FACTS.items() if facts.for_all_reviews or facts.changes == "digits"
 }
 
-ARCHITECTURE = "ensemble"  # in tables, and in names of folders
+ARCHITECTURE = "ensemble"  # in tables and names of folders
 MAX_NAME = 100  # characters
-LEAST = 1e-7  # of a probability, as in `harness.training.metrics.loss_and_accuracy`
+LEAST = 1e-7  # smallest probability, as in `harness.training.metrics.loss_and_accuracy`
 DIGITS = 4  # of a weight
 
 
 class Member(BaseModel, frozen=True, extra="allow"):
     """A member in `ensemble.toml`."""
 
-    name: str  # the folder that a run was in, or n-grams
+    name: str  # the run's folder when the ensemble was made, or n-grams
     weight: Annotated[float, Field(ge=0, le=1)]
-    sha256: dict[str, str]  # of its files
+    sha256: dict[str, str]  # checksums by file
 
     @property
     def is_run(self) -> bool:
-        """Whether it is a run, not the linear model."""
+        """Whether the member is a run, not the linear model."""
         return self.name != NGRAMS
 
     @model_validator(mode="after")
@@ -100,15 +100,15 @@ class Member(BaseModel, frozen=True, extra="allow"):
 
 
 class Ensemble(BaseModel, frozen=True):
-    """An ensemble whose `ensemble.toml` is whole; `check` compares the files with its checksums."""
+    """An ensemble with a valid `ensemble.toml`; `check` also verifies the checksums."""
 
     folder: Annotated[Path, Field(exclude=True)]
     dataset_checksum: str
-    limit: int  # reviews of each split, 0 for all
+    limit: int  # first reviews of each split, 0 for all
     classes: tuple[str, ...]
-    weights_from: str  # the folder of the ensemble whose weights these are; empty if chosen here
+    weights_from: str  # folder of the ensemble that provided the weights; empty if chosen here
     members: tuple[Member, ...]  # the linear model last
-    settings: dict[str, Any]  # that its runs share, by table
+    settings: dict[str, Any]  # shared by the runs, by table
 
     @model_validator(mode="after")
     def _check_members(self) -> "Ensemble":
@@ -118,10 +118,10 @@ class Ensemble(BaseModel, frozen=True):
 
     @classmethod
     def open(cls, folder: Path, *, option: str = "ensemble") -> "Ensemble":
-        """Read the `ensemble.toml` of a folder; messages say which option named it.
+        """Read the `ensemble.toml` of a folder; `option` is for messages.
 
         Raises:
-            InputError: if there is none, another version wrote it, or it is broken.
+            InputError: if it is missing, broken, or of another version.
         """
         try:
             content = tomllib.loads(read_plain_file(folder / ENSEMBLE_FILE).decode())
@@ -142,7 +142,7 @@ class Ensemble(BaseModel, frozen=True):
 
     @property
     def weights(self) -> list[float]:
-        """The weight of each member."""
+        """The weights of the members."""
         return [each.weight for each in self.members]
 
     @property
@@ -152,12 +152,12 @@ class Ensemble(BaseModel, frozen=True):
 
     @property
     def runs(self) -> list[RunDirectory]:
-        """The copies of its runs, in the order of the members."""
+        """The copied runs, in the order of the members."""
         num = sum(each.is_run for each in self.members)
         return [RunDirectory(self.folder / run_folder(index)) for index in range(num)]
 
     def job(self) -> Job:
-        """The job of its first run.
+        """The job of the first run.
 
         Raises:
             InputError: if its file is broken.
@@ -165,10 +165,10 @@ class Ensemble(BaseModel, frozen=True):
         return self.runs[0].job()
 
     def check(self) -> None:
-        """Refuse files that are not those that the ensemble was made of.
+        """Refuse files with other checksums than in `ensemble.toml`.
 
         Raises:
-            InputError: with the first such file.
+            InputError: for the first such file.
             DiskError: if the disk fails.
         """
         for index, member in enumerate(self.members):
@@ -178,12 +178,12 @@ class Ensemble(BaseModel, frozen=True):
                     is_same = sha256_of(path) == expected
                 if not is_same:
                     raise InputError(
-                        f"ensemble {self.folder}: {path} is not the file that it was made of; put "
-                        f"it back from a copy, or {MAKE_AGAIN}"
+                        f"ensemble {self.folder}: {path} has changed; restore it from a copy, or "
+                        f"{MAKE_AGAIN}"
                     )
 
     def ngrams(self) -> NgramModel | None:
-        """The linear model, None if it is no member.
+        """The linear model, None if it is not a member.
 
         Raises:
             InputError: if its file is broken.
@@ -202,7 +202,7 @@ class Ensemble(BaseModel, frozen=True):
 
 @contextlib.contextmanager
 def _readable(what: str, path: Path, remedy: str) -> Iterator[None]:
-    """Refuse, in one line, a file that the block can't read."""
+    """Refuse a file that the block can't read, in one line."""
     try:
         yield
     except BROKEN as error:
@@ -213,15 +213,18 @@ def _readable(what: str, path: Path, remedy: str) -> Iterator[None]:
 
 
 def run_folder(index: int) -> str:
-    """Where the copy of a run is in the folder, by the place of the member."""
+    """The folder with the copy of a member's run, inside the ensemble."""
     return f"members/{index + 1}"
 
 
 def copied(run: Path, to: Path, code: Mapping[str, str]) -> dict[str, str]:
-    """Copy a finished run's files that classify texts to a new folder; returns their checksums.
+    """Copy the files of a finished run that classify texts to a new folder.
+
+    Returns:
+        Their checksums by name.
 
     Raises:
-        InputError: if one is missing.
+        InputError: if a file is missing.
         DiskError: if the disk fails.
         OSError: if the disk refuses the copy.
     """
@@ -250,7 +253,7 @@ def open_model(folder: Path) -> RunDirectory | Ensemble:
 
 
 def classifier_of(model: RunDirectory | Ensemble) -> "Classifier | EnsembleClassifier":
-    """What classifies texts by a run or an ensemble.
+    """The classifier of texts of a run or an ensemble.
 
     Raises:
         InputError: if the run is unfinished, or a file is broken.
@@ -259,7 +262,7 @@ def classifier_of(model: RunDirectory | Ensemble) -> "Classifier | EnsembleClass
 
 
 class EnsembleClassifier:
-    """The models of an ensemble, ready to classify texts that hold words.
+    """Classifies texts by the models of an ensemble; a text has at least one word.
 
     Raises:
         InputError: if a file of the ensemble is broken or has changed.
@@ -277,7 +280,7 @@ class EnsembleClassifier:
                 )
 
     def classify(self, texts: Sequence[str]) -> list[Prediction]:
-        """The class of each text; unknown words are counted by the first run."""
+        """The classes of texts; the first run counts the unknown words."""
         of_runs = [classifier.classify(texts) for classifier in self.runs]
         members = [np.array([[*each.probabilities.values()] for each in one]) for one in of_runs]
         if self.ngrams:
@@ -299,7 +302,7 @@ def averaged(
     return np.asarray(sum(w * each for w, each in zip(weights, members, strict=True)), np.float64)
 
 
-# The runs of a new one
+# The runs of a new ensemble
 
 
 @dataclass(frozen=True)
@@ -310,22 +313,24 @@ class RunMember:
     job: Job
     scored: ScoredRun
     model_checksum: str
-    labels: Ints  # of the test reviews
+    labels: Ints  # [num_test]
     test: Floats  # [num_test, num_classes]
-    validation_labels: Ints  # none if it was trained on all training reviews
+    validation_labels: Ints  # [num_validation], empty after training on all reviews
     validation: Floats  # [num_validation, num_classes]
 
     @property
     def shared(self) -> dict[str, Any]:
-        """What is the same for all runs of an ensemble, by the names of messages."""
+        """The properties that the runs of an ensemble share, by their names in messages."""
         result = self.scored.result
         share: object = self.job.data.validation_split
+        labels = np.concatenate([self.labels, self.validation_labels])
         return {
             "data": result["dataset_checksum"],
             "data.limit": self.job.data.limit,
             "classes": result["classes"],
-            # A validation split of the source is the same whatever the share.
+            # A validation split of the source does not depend on the share.
             "data.validation_split": "given" if result.get("validation_is_given") else share,
+            "labels of predictions": hashlib.sha256(labels.tobytes()).hexdigest(),
         }
 
 
@@ -333,7 +338,7 @@ def read_members(folders: Sequence[Path]) -> list[RunMember]:
     """Read the runs, in the same order.
 
     Raises:
-        InputError: for the first run that can't be a member, or does not fit the others.
+        InputError: for the first run that can't be a member or does not match the others.
     """
     members: list[RunMember] = []
     for folder in folders:
@@ -344,22 +349,24 @@ def read_members(folders: Sequence[Path]) -> list[RunMember]:
                     f"run {folder}: has the same model as {other.run.folder}; name each run once"
                 )
         first = members[0] if members else each
-        for name, mine in each.shared.items():
-            if mine != (others := first.shared[name]):
-                raise InputError(
-                    f"run {folder}: its {name} is {str(mine)[:12]}, that of {first.run.folder} "
-                    f"{str(others)[:12]}; an ensemble's runs should have the same"
-                )
-        if not (
-            np.array_equal(each.labels, first.labels)
-            and np.array_equal(each.validation_labels, first.validation_labels)
-        ):
-            raise InputError(
-                f"run {folder}: its predictions are of other reviews than those of "
-                f"{first.run.folder}; train it again"
-            )
+        remedy = "give runs that share it"
+        check_equal(f"run {folder}", each.shared, f"{first.run.folder}", first.shared, remedy)
         members.append(each)
     return members
+
+
+def check_equal(
+    whose: str, mine: Mapping[str, Any], other: str, theirs: Mapping[str, Any], remedy: str
+) -> None:
+    """Refuse properties or settings that differ.
+
+    Raises:
+        InputError: for the first difference.
+    """
+    for key in sorted({*mine, *theirs}):
+        if mine.get(key) != theirs.get(key):
+            values = reprlib.repr(mine.get(key)), reprlib.repr(theirs.get(key))
+            raise InputError(f"{whose}: has {key} = {values[0]}, {other} has {values[1]}; {remedy}")
 
 
 def read_member(folder: Path) -> RunMember:
@@ -382,18 +389,18 @@ def read_member(folder: Path) -> RunMember:
     scored = read_run(folder)
     if isinstance(scored, LeftOut):
         raise InputError(f"run {folder}: {scored.why}")
-    again = f"train it again by: harness train {shlex.quote(str(folder / 'job.toml'))}"
+    again = f"train it again: harness train {shlex.quote(str(folder / 'job.toml'))}"
     with _readable(f"run {folder}: its predictions", folder / PREDICTIONS, again):
         labels, test = read_own(scored)
         if (num := len(scored.result["classes"])) != test.shape[1]:
-            raise ValueError(f"they tell {test.shape[1]} classes apart, result.json {num}")
+            raise ValueError(f"they have {test.shape[1]} classes, result.json has {num}")
     validation_labels, validation = labels[:0], test[:0]
     if job.data.validation_split > 0:
         path = folder / VALIDATION_PREDICTIONS
         with _readable(f"run {folder}: {path.name}", path, again):
             validation_labels, validation = read_arrays(path)
             if validation.shape[1] != test.shape[1]:
-                raise ValueError("they are of other classes")
+                raise ValueError("they have other classes")
     model = folder / "model.keras"
     with _readable(f"run {folder}: its model", model, again):
         checksum = sha256_of(model)
@@ -406,73 +413,65 @@ def check_same_jobs(members: Sequence[RunMember], ensemble: Ensemble, *, ngrams:
     Args:
         members: runs on all training reviews.
         ensemble: of runs with validation reviews.
-        ngrams: whether the linear model is to be a member.
+        ngrams: whether the linear model will be a member.
 
     Raises:
-        InputError: with the first difference.
+        InputError: for the first difference.
     """
-    of = f"--weights-from {ensemble.folder}"
+    of, remedy = f"--weights-from {ensemble.folder}", "give an ensemble of the same jobs"
     if ensemble.weights_from:
         raise InputError(f"{of}: has the weights of {ensemble.weights_from}; give that one")
-    for what, theirs, mine in (
-        ("{}n-grams as a member", "" if ensemble.has_ngrams else "no ", "" if ngrams else "no "),
-        ("{} runs", len(ensemble.runs), len(members)),
-        ("data = {:.12}", ensemble.dataset_checksum, members[0].shared["data"]),
-    ):
-        if theirs != mine:
-            has, here = what.format(theirs), what.format(mine)
-            raise InputError(f"{of}: has {has}, here are {here}; give an ensemble of the same jobs")
+    data = members[0].shared["data"]
+    theirs = {"runs": len(ensemble.runs), "n-grams": ensemble.has_ngrams}
+    mine = {"runs": len(members), "n-grams": ngrams, "data": data}
+    check_equal(of, theirs | {"data": ensemble.dataset_checksum}, "the new one", mine, remedy)
     for run, member in zip(ensemble.runs, members, strict=True):
         expected = _deciding(run.job(), run.certain_json("result.json"))
         found = _deciding(member.job, member.scored.result)
-        for key in sorted({*expected, *found}):
-            if expected.get(key) != found.get(key):
-                raise InputError(
-                    f"{of}: a run of it has {key} = {expected.get(key)!r}, {member.run.folder} has "
-                    f"{found.get(key)!r}; give runs of the same jobs in the same order"
-                )
+        remedy = "give runs of the same jobs in the same order"
+        check_equal(f"{of}: {run.folder}", expected, f"{member.run.folder}", found, remedy)
 
 
 def _deciding(job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that should be the same in both."""
-    left_out = {*WITHOUT_RESULT, *FOR_ALL_REVIEWS}
-    settings = {key: value for key, value in job.settings().items() if key not in left_out}
+    """The settings that runs with the same weight share."""
+    ignored = {*WITHOUT_RESULT, *FOR_ALL_REVIEWS}
+    settings = {key: value for key, value in job.settings().items() if key not in ignored}
     return settings | vectors_of(result) | {"code": dict(job.code)}
 
 
-# Made of them
+# The new ensemble
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be made."""
+    """The arguments of `harness ensemble`."""
 
     folders: Sequence[Path]  # of the runs
     ngrams: bool  # whether the linear model is a member
     weights_from: Path | None
     data: Path | None  # folder of the dataset, if it has moved
-    name: str | None  # instead of one of the jobs' names
+    name: str | None  # by default from the names of the jobs
     run_id: str | None
 
 
 @dataclass(frozen=True)
 class Part:
-    """The predictions of the members and of the ensemble for one part of the data."""
+    """The predictions of the members and of the ensemble for a part of the data."""
 
-    labels: Ints  # [num_reviews], none of a part that is empty
-    members: Sequence[Floats]  # each [num_reviews, num_classes]
+    labels: Ints  # [num_reviews]
+    members: Sequence[Floats]  # [num_reviews, num_classes] by member
     weights: Sequence[float]
 
     @property
     def arrays(self) -> dict[str, Any]:
-        """The arrays of a file of predictions, as a run has them."""
+        """The arrays of `predictions.npz`."""
         found = averaged(self.weights, self.members)
         shown = found[:, 1] if found.shape[1] == 2 else found
         return {"probabilities": shown.astype(np.float32), "labels": self.labels.astype(np.int32)}
 
     @property
     def scores(self) -> list[tuple[float, float]]:
-        """Loss in nats and accuracy of each member, the ensemble last."""
+        """Loss in nats and accuracy of the members, then of the ensemble."""
         found = [loss_and_accuracy(self.labels, each) for each in self.members]
         return [*found, loss_and_accuracy(**self.arrays)]
 
@@ -483,24 +482,24 @@ class Made:
 
     folder: Path
     result: Mapping[str, Any]  # `result.json`
-    cells: "pandas.DataFrame"  # texts, a row for each member, the ensemble last
+    cells: "pandas.DataFrame"  # texts, a row per member, the ensemble last
 
 
 def make_ensemble(request: Request, runs: Path, say: Callable[[str], None]) -> Made:
-    """Make the ensemble `<runs>/<name>/<run-id>`; `say` is called before a linear model is fit.
+    """Make the ensemble `<runs>/<name>/<run-id>`; `say` gets a line before n-grams are fit.
 
     Without `weights_from` the weights minimize the log loss on the validation reviews, and
     the linear model is fit to the same training reviews as the runs. With it, runs and linear
-    model are trained on all training reviews. The test set is only scored.
+    model are trained on all training reviews. The test set chooses nothing.
 
     Raises:
-        InputError: if the runs don't make one, or the folder is taken.
+        InputError: if the runs can't be combined, or the folder exists.
         DiskError: if the disk refuses.
     """
     folders = request.folders
     if len(folders) == 1 and not request.ngrams:
         raise InputError(
-            f"run {folders[0]}: is one run, no ensemble; name more, or give --with ngrams"
+            f"run {folders[0]}: a single run is no ensemble; name more, or give --with ngrams"
         )
     members = read_members(folders)
     first = members[0]
@@ -528,8 +527,6 @@ def make_ensemble(request: Request, runs: Path, say: Callable[[str], None]) -> M
             atomic_write(temporary / RECORD, to_json(record), 0o600)
             atomic_write(temporary / "result.json", to_json(dict(made.result)))
     except OSError as error:
-        if folder.exists():
-            raise InputError(_taken(folder)) from None
         raise DiskError(write_refusal(folder, error)) from None
     return made
 
@@ -538,14 +535,14 @@ def make_ensemble(request: Request, runs: Path, say: Callable[[str], None]) -> M
 
 
 def best_weights(labels: Ints, members: Sequence[Floats]) -> list[float]:
-    """The weights, from 0 on, of sum 1, by which the mean of the members has the least log loss.
+    """The weights of the members, from 0 with sum 1, that minimize the log loss of their mean.
 
-    The loss is convex in the weights, so there is one least value and no start to choose. Four
-    digits are kept: a review of 5,000 hardly moves them, and rounding in the last bits doesn't.
+    The loss is convex in the weights, so its minimum does not depend on the start. Four digits are
+    kept, which rounding errors don't change.
 
     Args:
         labels: `[num_reviews]`, from 0.
-        members: the probability of each class by each member, `[num_reviews, num_classes]`.
+        members: the probabilities `[num_reviews, num_classes]` of each member.
     """
     from scipy.optimize import minimize
 
@@ -572,14 +569,14 @@ def best_weights(labels: Ints, members: Sequence[Floats]) -> list[float]:
 
 
 def _given_weights(request: Request, members: Sequence[RunMember]) -> list[float]:
-    """The weights of the ensemble that was named; none if they are to be chosen."""
+    """The weights of the ensemble in `weights_from`; empty if validation reviews choose them."""
     first = members[0].run.folder
     if not request.weights_from:
         if not len(members[0].validation_labels):
             raise InputError(
                 f"run {first}: was trained on all training reviews (data.validation_split = 0), so "
-                "no reviews are left to choose weights by; give --weights-from ENSEMBLE, an "
-                "ensemble of runs of the same jobs with validation reviews"
+                "no reviews are left to choose weights; give --weights-from ENSEMBLE, an ensemble "
+                "of runs of the same jobs with validation reviews"
             )
         return []
     if len(members[0].validation_labels):
@@ -598,7 +595,7 @@ def _linear_model(
     """The linear model, fit to the training reviews of a run.
 
     Returns:
-        The model, and its probabilities for the validation and the test reviews.
+        The model, and its probabilities for the validation and for the test reviews.
     """
     dataset = dataset_of(member.run, member.job, request.data)
     limit, share = member.job.data.limit, member.job.data.validation_split
@@ -617,7 +614,7 @@ def _linear_model(
     return kept, kept.probabilities(rest) if len(rest) else found[:0], found
 
 
-# What is written
+# Its files
 
 
 def _new_folder(request: Request, members: Sequence[RunMember], runs: Path) -> Path:
@@ -631,12 +628,8 @@ def _new_folder(request: Request, members: Sequence[RunMember], runs: Path) -> P
         check_id("--run-id", run_id := request.run_id)
     folder = runs / name / run_id
     if folder.exists():
-        raise InputError(_taken(folder))
+        raise InputError(f"ensemble {folder}: exists already; choose another --run-id")
     return folder
-
-
-def _taken(folder: Path) -> str:
-    return f"ensemble {folder}: exists already; choose another --run-id"
 
 
 def _result(
@@ -645,7 +638,7 @@ def _result(
     kept: NgramModel | None,
     parts: Mapping[str, Part],
 ) -> dict[str, Any]:
-    """`result.json`, with the keys of a run's."""
+    """`result.json`, with the keys of a run."""
     results = [each.scored.result for each in members]
     models: list[Mapping[str, Any]] = [*results]
     if kept:
@@ -674,18 +667,14 @@ def _result(
 
 def _sum(models: Sequence[Mapping[str, Any]], key: str) -> float | None:
     """The sum of a number of some models, None if one lacks it."""
-    values = [number(each.get(key)) for each in models]
-    known = [value for value in values if value is not None]
-    if len(known) < len(values):
-        return None
-    total = sum(known)
-    return int(total) if total == int(total) else round(total, 3)
+    values: list[Any] = [each.get(key) for each in models]
+    return None if None in map(number, values) else round(sum(values), 3)
 
 
 def _cells(
     folders: Sequence[Path], weights: Sequence[float], parts: Mapping[str, Part]
 ) -> "pandas.DataFrame":
-    """A row for each member, the ensemble last: losses in nats, accuracies in per cent."""
+    """A row per member, the ensemble last: losses in nats, accuracies in per cent."""
     import pandas
 
     names = [*(printable(str(folder)) for folder in folders), NGRAMS][: len(weights)]
@@ -705,7 +694,7 @@ def _copy_members(
     weights: Sequence[float],
     weights_from: str,
 ) -> Ensemble:
-    """Copy the models of the members; returns the content of `ensemble.toml`."""
+    """Copy the models of the members into the folder; returns the ensemble."""
     members = []
     for index, (each, weight) in enumerate(zip(runs, weights, strict=False)):
         sums = copied(each.run.folder, folder / run_folder(index), each.job.code)
@@ -731,9 +720,9 @@ def _copy_members(
 
 
 def shared_settings(members: Sequence[RunMember], *, ngrams: bool) -> dict[str, Any]:
-    """The settings that all runs have, by table, and what tells ensembles of one name apart.
+    """The settings that all runs share by table, and a digest of the others.
 
-    Ensembles with the same ones are of the same jobs, and differ in seeds alone.
+    Ensembles with the same settings have the same jobs, and differ only in seeds.
     """
     each_has = [dict(each.scored.settings) for each in members]
     first = each_has[0]

@@ -1,30 +1,33 @@
-"""A comparison in files, complete or not at all: Markdown, CSV, LaTeX and a page.
+"""A folder with a comparison in HTML, Markdown, CSV and LaTeX.
 
-The page is `template.html`, filled in, and loads nothing.
+`template.html` is the template of the page, which loads nothing.
 """
 
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
-import numpy as np
 
 from harness import __version__
 from harness.errors import InputError, RunError
 from harness.report.collect import UNKNOWN, LeftOut, ScoredRun
-from harness.report.plots import pictures_of, styles_of
-from harness.report.statistics import Predictions, read_predictions
+from harness.report.plots import pictures_of
+from harness.report.statistics import read_predictions
 from harness.report.summary import MAX_DRAWN, Part, to_csv, to_latex, to_markdown
-from harness.report.text_tables import numeric
+from harness.report.text_tables import html_table
 from harness.system.console import printable
 from harness.system.files import replaced_directory
 from harness.system.lenient_json import table, text
 from harness.tracking.run_dir import RunDirectory, last_start
 
+if TYPE_CHECKING:
+    import pandas
+
 TABLE, REPORT = "comparison.csv", "report.html"
+RECORDED = ("processor", "driver", "python", "system")  # in `provenance.json`
+PACKAGES = ("tensorflow", "keras", "numpy")
 FILES = frozenset((TABLE, REPORT, "comparison.md", "comparison.tex"))
 
 
@@ -32,7 +35,7 @@ FILES = frozenset((TABLE, REPORT, "comparison.md", "comparison.tex"))
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that holds anything but an earlier comparison, which would be lost.
+    """Refuse a folder with other files than an earlier comparison, because it will be replaced.
 
     Raises:
         InputError: for such a folder, or a file.
@@ -60,16 +63,16 @@ def write_comparison(
     *,
     say: Callable[[str], None],
 ) -> Path:
-    """Write the folder, replacing an earlier comparison only once the new one is complete.
+    """Write the folder; an earlier comparison is replaced when the new one is complete.
 
     Args:
         folder: accepted by `check_folder`.
-        parts: what to write.
-        left_out: the runs that are in none of them.
-        say: is called with a line for each run whose predictions can't be read.
+        parts: the comparison.
+        left_out: the runs that it leaves out.
+        say: gets a line for each run with unreadable predictions.
 
     Returns:
-        The report.
+        The path of the page.
 
     Raises:
         RunError: if the disk refuses.
@@ -102,14 +105,9 @@ def render(
     *,
     say: Callable[[str], None],
 ) -> str:
-    """The whole page.
+    """The page; `made` says when and by which version, the rest is as in `write_comparison`."""
+    import pandas
 
-    Args:
-        parts: what to show.
-        left_out: the runs that are in none of them.
-        made: when the page was made, and by what version.
-        say: is called with a line for each run whose predictions can't be read.
-    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -117,62 +115,56 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    runs = [run for part in parts for run in part.group.all_runs]
+    environment.filters["table"] = html_table
+    # A table of pandas takes no half of a surrogate pair, which a path or a record may hold.
+    runs = [
+        (printable(str(run.folder)), name, str(run.seed), f"{run.accuracy:.2%}")
+        for part in parts
+        for name, of_job in part.group.runs.items()
+        for run in of_job
+    ]
+    others = sorted((e.kind, printable(str(e.folder)), printable(e.why)) for e in left_out)
     return environment.get_template("template.html").render(
         made=made,
         sections=[_section(part, say) for part in parts],
-        environments=Counter(map(_environment, runs)),
-        num_runs=len(runs),
-        left_out=sorted(left_out, key=lambda each: each.kind),
+        environments=_environments([run for part in parts for run in part.group.all_runs]),
+        runs=pandas.DataFrame(runs, columns=["run", "job", "seed", "test accuracy"]),
+        left_out=pandas.DataFrame(others, columns=["kind", "run", "why"]),
     )
 
 
 def _section(part: Part, say: Callable[[str], None]) -> dict[str, Any]:
     drawn = part.group.best(MAX_DRAWN)
-    predictions = read_predictions(drawn, say)
+    shown = part.differences["is_shown"]
     return {
         "part": part,
-        "numbers": numeric(part.cells),
-        "lines": part.cells.to_dict("records"),
+        "shown": part.differences["sentence"][shown].tolist(),
+        "not_shown": part.differences["sentence"][~shown].tolist(),
         "num_drawn": len(drawn.runs),
-        "colours": {name: style["color"] for name, style in styles_of(drawn).items()},
-        "differences": [*part.differences.itertuples()],
-        "pictures": pictures_of(drawn, part.baselines, predictions),
-        "classes": predictions.classes if predictions else (),
-        "confusions": {name: mean_confusion(predictions, name) for name in predictions.by_job}
-        if predictions
-        else {},
+        "pictures": pictures_of(drawn, part.baselines, read_predictions(drawn, say)),
     }
 
 
-def mean_confusion(predictions: Predictions, name: str) -> list[list[float]]:
-    """A job's confusion matrix, a row for each label, counts averaged over the seeds."""
-    from sklearn.metrics import confusion_matrix
+def _environments(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":
+    """The machines, versions and commits of the runs' last starts, with the number of runs."""
+    import pandas
 
-    predicted = predictions.by_job[name].argmax(axis=2)
-    labels, classes = np.tile(predictions.labels, len(predicted)), range(len(predictions.classes))
-    counts = confusion_matrix(labels, predicted.ravel(), labels=classes)
-    mean: list[list[float]] = (counts / len(predicted)).tolist()
-    return mean
-
-
-def _environment(run: ScoredRun) -> tuple[tuple[str, str], ...]:
-    """The machine, versions and code of a run's last start; `unknown` where not recorded."""
-    record = RunDirectory(run.folder).read_json("provenance.json")
-    packages = table(record, "packages")
-    names = ("tensorflow", "keras", "numpy")
-    commit = (text(record.get("commit")) or UNKNOWN)[:12]
-    changed = " with uncommitted changes" if text(record.get("uncommitted_diff")) else ""
-    devices = last_start(record).get("devices")
-    if not isinstance(devices, list) or not devices:
-        devices = run.result.get("devices") or [UNKNOWN]
-    named = (" ".join(map(str, e.values())) if isinstance(e, dict) else str(e) for e in devices)
-    return (
-        ("processor", text(record.get("processor")) or UNKNOWN),
-        ("devices", ", ".join(named)),
-        ("driver", text(record.get("driver")) or "none"),
-        ("packages", ", ".join(f"{n} {text(packages.get(n)) or UNKNOWN}" for n in names)),
-        ("Python", text(record.get("python")) or UNKNOWN),
-        ("system", text(record.get("system")) or UNKNOWN),
-        ("code", f"{commit}{changed}"),
-    )
+    rows = []
+    for run in runs:
+        record = RunDirectory(run.folder).read_json("provenance.json")
+        packages = table(record, "packages")
+        devices = last_start(record).get("devices")
+        if not isinstance(devices, list) or not devices:
+            devices = run.result.get("devices") or [UNKNOWN]
+        named = (" ".join(map(str, e.values())) if isinstance(e, dict) else str(e) for e in devices)
+        versions = (f"{n} {text(packages.get(n)) or UNKNOWN}" for n in PACKAGES)
+        changed = " with uncommitted changes" if text(record.get("uncommitted_diff")) else ""
+        row = {
+            **{name: text(record.get(name)) or "" for name in RECORDED},
+            "devices": ", ".join(named),
+            "packages": ", ".join(versions),
+            "code": (text(record.get("commit")) or UNKNOWN)[:12] + changed,
+        }
+        rows.append({name: printable(value) for name, value in row.items()})
+    counts = pandas.DataFrame(rows).value_counts().reset_index(name="runs")
+    return counts[["runs", *counts.columns.drop("runs")]].astype(str)

@@ -1,6 +1,6 @@
-"""The plots of a comparison's report: each job has one colour, line and marker in all of them.
+"""The plots of a report. A job has the same colour, line and marker in all of them.
 
-The colours can be told apart by colour-blind people; line and marker say the same without colour.
+Colour-blind people can distinguish the colours; lines and markers differ for print in black.
 """
 
 import base64
@@ -14,13 +14,13 @@ from harness.report.baseline import Baseline
 from harness.report.collect import DatasetGroup
 from harness.report.statistics import Predictions, epochs_of
 from harness.system.console import printable
-from harness.training.pictures import mean_roc_curve, png
+from harness.training.pictures import confusion_picture, mean_roc_curve, new_figure, png
 
 if TYPE_CHECKING:
     import pandas
 
-# Okabe and Ito (2008), Color Universal Design, without their yellow, too pale on white; then Paul
-# Tol's muted ones. The book's architectures come first, and have the first colours.
+# Okabe and Ito (2008), Color Universal Design, without their yellow, which is too pale on white;
+# then muted colours of Paul Tol. The book's architectures are the first jobs.
 COLOURS = (
     *("#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999999"),
     *("#882255", "#332288", "#999933", "#117733"),
@@ -28,86 +28,78 @@ COLOURS = (
 MARKERS = "os^Dv<>PX*os"
 LINES = (*("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))) * 2, "-", "--")
 GREY = "#595959"
-WIDTH, HEIGHT, DPI = 5.6, 3.6, 110  # inches without the legend; dots an inch
+WIDTH, HEIGHT = 5.6, 3.6  # inches without the legend
 LEGEND_LINE = 0.165  # inches
 
-Styles = dict[str, dict[str, Any]]  # by job: how Matplotlib draws it
+Styles = dict[str, dict[str, Any]]  # by job: arguments for Matplotlib
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG with its title, caption and a description for those who can't see it."""
+    """A PNG with its title, its caption and a description for blind readers."""
 
     title: str
-    base64: str  # of the PNG
+    png: bytes
     alt: str
     caption: str
 
+    @property
+    def base64(self) -> str:
+        """The PNG for a page."""
+        return base64.b64encode(self.png).decode()
+
 
 def styles_of(group: DatasetGroup) -> Styles:
-    """How each job is drawn, at most twelve."""
+    """Colour, marker, line and label of at most twelve jobs."""
     names = ("color", "marker", "linestyle", "label")
     each = zip(COLOURS, MARKERS, LINES, group.runs, strict=False)
     return {style[-1]: dict(zip(names, style, strict=True)) for style in each}
 
 
 class Chart:
-    """A plot of several jobs, with what each shows in words."""
+    """A plot of several jobs, with a description of each curve."""
 
     def __init__(self) -> None:
-        # The object API: pyplot keeps its figures in a global list, and picks a backend with a
-        # window.
-        from matplotlib.figure import Figure
-
-        self.figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, layout="constrained")
-        self.axes = self.figure.subplots()
+        self.figure, self.axes = new_figure((WIDTH, HEIGHT))
         self.axes.grid(alpha=0.3)
         self.axes.spines[["top", "right"]].set_visible(False)
         self.described: list[str] = []
 
     def line(self, x: Any, y: Any, style: dict[str, Any], described: str) -> None:
-        """Draw a job."""
+        """Draw a job and describe it."""
         self.axes.plot(x, y, **{"markersize": 5, "linewidth": 1.6, **style})
         self.described.append(described)
 
-    def diagonal(self, x: str, y: str) -> None:
-        """Label axes from 0 to 1, and draw the line on which they are equal."""
-        self.axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
-        self.axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x, ylabel=y)
-
     def picture(self, title: str, alt: str, caption: str) -> Picture | None:
-        """The picture with its legend; None without a job."""
+        """The picture with its legend; None if no job was drawn."""
         if not self.described:
             return None
+        # Below the plot the legend covers no curve; the plot keeps its size.
         handles, names = self.axes.get_legend_handles_labels()
-        labels = [plain(name) for name in names]
-        longest = max(map(len, labels), default=0)
-        columns = 1 if longest > 30 else 2 if longest > 14 else 3
-        if labels:
-            # Below the plot, where it covers no curve; the plot keeps its size.
-            height = HEIGHT + LEGEND_LINE * -(-len(labels) // columns)
-            self.figure.set_size_inches(WIDTH, height)
-            options = {"ncols": columns, "fontsize": 8, "frameon": False}
-            self.figure.legend(handles, labels, loc="outside lower center", **options)
-        content = base64.b64encode(png(self.figure)).decode()
-        return Picture(title, content, f"{alt}: {'; '.join(self.described)}.", caption)
+        columns = 1 if max(map(len, names)) > 30 else 2
+        self.figure.set_size_inches(WIDTH, HEIGHT + LEGEND_LINE * -(-len(names) // columns))
+        # A dollar sign would begin mathematics.
+        labels = [printable(name).replace("$", r"\$") for name in names]
+        options = {"ncols": columns, "fontsize": 8, "frameon": False}
+        self.figure.legend(handles, labels, loc="outside lower center", **options)
+        return Picture(title, png(self.figure), f"{alt}: {'; '.join(self.described)}.", caption)
 
 
 def pictures_of(
     group: DatasetGroup, baselines: Sequence[Baseline], predictions: Predictions | None
 ) -> list[Picture]:
-    """All pictures of at most twelve jobs, and their baselines, for which there are data."""
+    """The pictures of at most twelve jobs and their baselines, without those that lack data."""
     epochs = {name: epochs_of(runs) for name, runs in group.runs.items()}
     styles, parameters = styles_of(group), "parameters of the recurrent layers"
     pictures = [
         _learning_curve(styles, epochs, "val_accuracy", "Validation accuracy", "%"),
         _learning_curve(styles, epochs, "loss", "Training loss", "nats"),
-        _accuracy_over_time(styles, epochs, baselines),
+        _accuracy_over_time(styles, epochs),
         _accuracy_by(group, baselines, "training_s", "training time", "training time in seconds"),
         _accuracy_by(group, baselines, "recurrent_parameters", "size", parameters),
     ]
     if predictions:
-        pictures.append(_roc(group, predictions))
+        pictures += [_roc(group, predictions), *_confusion_matrices(predictions)]
     return [picture for picture in pictures if picture]
 
 
@@ -139,36 +131,29 @@ def _learning_curve(
     )
 
 
-def _accuracy_over_time(
-    styles: Styles, epochs: "dict[str, pandas.DataFrame]", baselines: Sequence[Baseline]
-) -> Picture | None:
+def _accuracy_over_time(styles: Styles, epochs: "dict[str, pandas.DataFrame]") -> Picture | None:
     from matplotlib.ticker import LogFormatter
 
     chart = Chart()
     for name, of_job in epochs.items():
         timed = of_job.dropna(subset="seconds")[["seconds", "best"]]
         by_epoch = timed.groupby("epoch")
-        # Up to the last epoch that all seeds have.
+        # Only the epochs that all seeds have.
         means = by_epoch.mean()[by_epoch.size() == timed.index.unique("seed").size]
         if len(means):
             seconds, best = means.iloc[-1]
             described = f"{name} {best:.2%} after {seconds:,.0f} s"
             chart.line(means["seconds"], 100 * means["best"], styles[name], described)
-    for each in baselines if chart.described else ():
-        if each.validation is not None:
-            described = f"{each.name} {each.validation:.2%} after {each.training_s:,.0f} s"
-            style = {"marker": "*", "linestyle": "", "color": GREY, "label": each.name}
-            chart.line(each.training_s, 100 * each.validation, style, described)
     chart.axes.set_xscale("log")
     chart.axes.xaxis.set_major_formatter("{x:,.10g}")
-    chart.axes.xaxis.set_minor_formatter(LogFormatter())  # within a decade 20, 30, 60, no powers
+    chart.axes.xaxis.set_minor_formatter(LogFormatter())  # 20, 30, 60 instead of powers
     chart.axes.set_xlabel("training time in seconds, validation included")
     chart.axes.set_ylabel("best validation accuracy so far, %")
     return chart.picture(
         "Validation accuracy over time",
         "Best validation accuracy so far over training time",
-        "A point for each epoch, the mean over the seeds, with the time of validation; "
-        "without start-up and test.",
+        "A point per epoch, the mean over the seeds; the time includes validation, not start-up "
+        "and test.",
     )
 
 
@@ -187,7 +172,7 @@ def _accuracy_by(
         chart.axes.axhline(100 * baseline.accuracy, linestyle=line, color=GREY, label=baseline.name)
     chart.axes.set(xlabel=label, ylabel="test accuracy, %")
     chart.axes.margins(x=0.1)
-    # From zero on, with room for a marker there: a job without recurrent layers has no parameter.
+    # Room for a marker at zero: a job without recurrent layers.
     chart.axes.set_xlim(left=-0.05 * chart.axes.get_xlim()[1])
     chart.axes.xaxis.set_major_formatter("{x:,.10g}")
     return chart.picture(
@@ -208,7 +193,8 @@ def _roc(group: DatasetGroup, predictions: Predictions) -> Picture | None:
         area = group.jobs.loc[name, "roc_auc"]
         label = f"{name} ({area:.4f})" if area == area else name
         chart.line(rates, mean, {**styles[name], "marker": "", "label": label}, label)
-    chart.diagonal("false positive rate", "true positive rate")
+    chart.axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
+    chart.axes.set(xlabel="false positive rate", ylabel="true positive rate")
     return chart.picture(
         "ROC curves",
         "ROC curves with the area under each",
@@ -216,6 +202,12 @@ def _roc(group: DatasetGroup, predictions: Predictions) -> Picture | None:
     )
 
 
-def plain(text: str) -> str:
-    """Text for Matplotlib, to which a dollar sign begins mathematics."""
-    return printable(text).replace("$", r"\$")
+def _confusion_matrices(predictions: Predictions) -> list[Picture]:
+    """A picture per job."""
+    pictures = []
+    for name, by_seed in predictions.by_job.items():
+        labels, probabilities = np.tile(predictions.labels, len(by_seed)), np.concatenate(by_seed)
+        content = confusion_picture(labels, probabilities, predictions.classes)
+        title = f"Confusion matrix of {name}"
+        pictures.append(Picture(title, content, title, "The reviews of all seeds together."))
+    return pictures

@@ -1,14 +1,14 @@
-"""What the data show: scores, predictions and epochs of jobs over their seeds.
+"""What the scores, predictions and epochs of jobs show over their seeds.
 
 For each pair of jobs, the differences between their runs of the same seed give a paired t interval.
 With several pairs the intervals are simultaneous, by Bonferroni's correction: with 95 % confidence
 all of them hold at once. A job is called better only if its interval lies above 0, so sentence and
 interval always agree.
 
-Of many jobs the spread over the seeds is pooled: the few seeds of one pair would leave intervals
-that say nothing. The intervals hold for all pairs together, also where only those with the best job
-are shown: it was picked by the same data, and bounds for a best job that is given beforehand, such
-as Dunnett's, would find differences between equal jobs in a quarter of all comparisons.
+For many jobs the spread over the seeds is pooled, because the few seeds of one pair would leave
+useless intervals. The intervals hold for all pairs together, although only those with the best job
+are shown: the same data chose the best job. Bounds for a best job that is known beforehand, such as
+Dunnett's, would find differences between equal jobs in a quarter of all comparisons.
 """
 
 import itertools
@@ -24,9 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.dataset import CLASSES
 from harness.report.baseline import Baseline
-from harness.report.collect import NO_SPREAD, DatasetGroup, ScoredRun, t_margin
+from harness.report.collect import NO_SPREAD, DatasetGroup, ScoredRun, t_interval
 from harness.system.files import open_plain_file
 from harness.system.lenient_json import number, read_json_lines, whole
 from harness.tracking.run_dir import PREDICTIONS
@@ -39,59 +38,53 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LEVEL = 0.95
-MAX_PAIRED = 12  # jobs, above which the spread is pooled
-WIDEST = 1.0  # no two accuracies differ by more
-# RuntimeError: an archive with a password or an unknown compression. TypeError: a lone array.
+MAX_PAIRED = 12  # with more jobs the spread is pooled
+# Errors of NumPy for a broken file; RuntimeError for an archive with a password or an unknown
+# compression, TypeError for an array without an archive.
 BROKEN = (
     *(OSError, ValueError, KeyError, EOFError, SyntaxError, RuntimeError, MemoryError, TypeError),
     *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
-TOLERANCE = 1e-6  # of an accuracy, between a run's predictions and its result
+TOLERANCE = 1e-6  # between the accuracies of a run's predictions and of its result
 
 
 # Differences between jobs
 
 
 def differences(group: DatasetGroup) -> "pandas.DataFrame":
-    """How the jobs differ, a row for each comparison, the largest difference that is shown first.
+    """How the jobs differ, a row per comparison, the largest difference that is shown first.
 
-    Only within one group, whose jobs were all tested on the same reviews. Of more than
-    `MAX_PAIRED` jobs each is compared with the best.
+    The jobs were tested on the same reviews. With more than `MAX_PAIRED` jobs each is compared with
+    the best.
 
     Returns:
-        `first` and `second`, the names of two jobs, the first with the higher mean over the seeds
-        that are compared; `num_seeds` that both have; `mean`, accuracy of the first minus the
-        second, 0 or more; `low` and `high`, its simultaneous 95 % interval; `low_alone` and
-        `high_alone`, as if it were the only comparison; `is_shown`, whether the data show that the
-        first is better; `sentence`, which says so. An interval that says nothing is NaN.
+        `first` and `second`, the names of two jobs, the first with the higher mean over the
+        compared seeds; `num_seeds`, the seeds that both have; `mean`, accuracy of the first minus
+        the second; `low` and `high`, its simultaneous 95 % interval, NaN if it is useless;
+        `is_shown`, whether the data show that the first is better; `sentence` in words.
     """
     import pandas
 
     rows = _pooled(group) if len(group.jobs) > MAX_PAIRED else _paired(group)
     columns = {"mean": float, "error": float, "num_seeds": int, "dof": int}
     table = pandas.DataFrame([*rows], columns=["first", "second", *columns]).astype(columns)
-    together = 1 - (1 - LEVEL) / max(_num_comparisons(group, table), 1)
-    for level, suffix in ((together, ""), (LEVEL, "_alone")):
-        margin = t_margin(table["error"], table["dof"], level)
-        # An interval wider than any possible difference is useless.
-        margin = np.where(margin < WIDEST, margin, np.nan)
-        table[f"low{suffix}"], table[f"high{suffix}"] = (
-            table["mean"] - margin,
-            table["mean"] + margin,
-        )
+    level = 1 - (1 - LEVEL) / max(_num_comparisons(group, table), 1)
+    low, high = t_interval(table["mean"], table["error"], table["dof"], level)
+    # Accuracies differ by 1 at most, so a wider interval is useless.
+    table[["low", "high"]] = np.where(high - low < 2, [low, high], np.nan).T
     table["is_shown"] = table["low"] > 0
     table["sentence"] = [*map(_sentence, table.itertuples())]
     return table.iloc[np.lexsort((-table["mean"].round(9), ~table["is_shown"]))]
 
 
 def _num_comparisons(group: DatasetGroup, compared: "pandas.DataFrame") -> int:
-    """How many intervals hold together; of many jobs all pairs, since the data picked the best."""
+    """How many intervals hold together; for many jobs all pairs, as the data chose the best job."""
     num_jobs = len(group.jobs)
     return math.comb(num_jobs, 2) if num_jobs > MAX_PAIRED else len(compared)
 
 
 def _paired(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, int]]:
-    """Each pair of jobs that share two seeds or more, with the standard error of its mean."""
+    """The pairs of jobs that share at least two seeds, with the standard error of their mean."""
     accuracies = group.by_seed["accuracy"].unstack("job")
     for one, other in itertools.combinations(group.jobs.index, 2):
         points = (accuracies[one] - accuracies[other]).dropna()
@@ -102,7 +95,7 @@ def _paired(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, 
 
 
 def _pooled(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, int]]:
-    """The best job with each other one, with the spread over the seeds of all jobs."""
+    """The best job paired with every other job; the error pools the spread of all jobs."""
     jobs = group.jobs.sort_values("accuracy", ascending=False, kind="stable")
     dofs = jobs["num_seeds"] - 1
     dof = int(dofs.sum())
@@ -115,7 +108,7 @@ def _pooled(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, 
 
 
 def _sentence(row: Any) -> str:
-    """What the data show of a comparison, or don't show."""
+    """A comparison in words."""
     by, over = f"by {100 * row.mean:.2f} points", f"over {row.num_seeds} seeds"
     if math.isnan(row.low):
         is_alike = row.dof and row.error < NO_SPREAD
@@ -128,7 +121,7 @@ def _sentence(row: Any) -> str:
 
 
 def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]:
-    """How to read the sentences of `differences`, and what they can't say."""
+    """How to read the sentences of `differences`, and their limits."""
     lines, num_pairs = [], math.comb(len(group.runs), 2)
     is_pooled = len(group.jobs) > MAX_PAIRED
     if len(compared):
@@ -144,7 +137,7 @@ def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]
 
         best = float(group.jobs["accuracy"].max())
         test = binomtest(round(best * group.num_test), group.num_test)
-        # Wilson's (1927) also holds for few reviews and near 100 %.
+        # Wilson's interval (1927) also holds for few reviews and near 100 %.
         low, high = test.proportion_ci(LEVEL, method="wilson")
         lines.append(
             "All this is about seeds on one test set. On another "
@@ -159,52 +152,46 @@ def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]
 
 @dataclass(frozen=True)
 class Predictions:
-    """The predictions of those runs of a group that have them."""
+    """The readable predictions of the runs of a group."""
 
-    labels: Ints  # [num_reviews], from 0, the same for all
-    by_job: Mapping[str, Floats]  # by a row's name: [num_seeds, num_reviews, num_classes]
-    classes: tuple[str, ...]  # of the labels
+    labels: Ints  # [num_reviews], from 0
+    by_job: Mapping[str, Floats]  # by the row's name: [num_seeds, num_reviews, num_classes]
+    classes: tuple[str, ...]  # names by label
 
 
 def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predictions | None:
-    """Read `predictions.npz` of each run; None if no run has a valid one.
+    """Read `predictions.npz` of the runs; None if no run has a valid one.
 
-    A run whose file is missing, broken or of other reviews is reported and left out of all plots
-    of predictions; its scores stay in the tables.
+    `say` gets a line for each run whose file is missing, broken or of other reviews. The plots of
+    predictions leave this run out; its scores stay in the tables.
     """
     labels: Ints | None = None
     by_job: dict[str, list[Floats]] = {}
-    num_classes = 0
     for name, runs in group.runs.items():
         for run in runs:
             try:
                 own_labels, probabilities = read_own(run)
                 if labels is not None and not np.array_equal(own_labels, labels):
-                    raise ValueError("its labels are not those of the other runs")
-                if num_classes and probabilities.shape[1] != num_classes:
-                    raise ValueError("it tells other classes apart than the other runs")
+                    raise ValueError("the labels differ from those of the other runs")
+                if (num := probabilities.shape[1]) != len(group.classes):
+                    raise ValueError(f"they have {num} classes, not {len(group.classes)}")
             except BROKEN as error:
                 reason = getattr(error, "strerror", None) or error
                 say(f"no predictions of {run.folder}: {reason}")
                 continue
-            labels, num_classes = own_labels, probabilities.shape[1]
+            labels = own_labels
             by_job.setdefault(name, []).append(probabilities)
     if labels is None:
         return None
-    unnamed = CLASSES if num_classes == 2 else tuple(map(str, range(num_classes)))
-    return Predictions(
-        labels,
-        {name: np.stack(of_runs) for name, of_runs in by_job.items()},
-        # The first run that records names decides.
-        next((names for names in group.classes if len(names) == num_classes), unnamed),
-    )
+    stacked = {name: np.stack(of_runs) for name, of_runs in by_job.items()}
+    return Predictions(labels, stacked, group.classes)
 
 
 def read_own(run: ScoredRun) -> tuple[Ints, Floats]:
-    """The labels of the test reviews and a run's probabilities, as `read_arrays` gives them.
+    """The labels of the test reviews and a run's probabilities, in the shapes of `read_arrays`.
 
     Raises:
-        BROKEN: if the file can't be read, or its accuracy is not that of the run's result.
+        BROKEN: if the file can't be read, or its accuracy differs from the run's result.
     """
     labels, probabilities = read_arrays(run.folder / PREDICTIONS)
     accuracy = float((probabilities.argmax(axis=1) == labels).mean())
@@ -214,10 +201,10 @@ def read_own(run: ScoredRun) -> tuple[Ints, Floats]:
 
 
 def read_arrays(path: Path) -> tuple[Ints, Floats]:
-    """The labels `[num_reviews]` and the probabilities `[num_reviews, num_classes]` of a file.
+    """The labels `[num_reviews]` and the probabilities `[num_reviews, num_classes]` in a file.
 
     Raises:
-        BROKEN: if it can't be read, or holds something else.
+        BROKEN: if it can't be read, or holds other arrays.
     """
     with open_plain_file(path) as file, np.load(file, allow_pickle=False) as arrays:
         labels, given = arrays["labels"], arrays["probabilities"]
@@ -233,10 +220,10 @@ def tests_against(baseline: Baseline, predictions: Predictions | None) -> "panda
     """McNemar's exact test of each job's runs against one fixed model on the same test reviews.
 
     Returns:
-        By the job's name, for each that has predictions: `points`, the mean accuracy of its runs
-        minus the model's; `p`, the largest two-sided p-value of its runs; `shows`, 1 if each run is
-        better than the model beyond chance, -1 if each is worse, else 0. No row without
-        predictions, or if their labels are not those of the model.
+        By the name of each job with predictions: `points`, the mean accuracy of its runs minus the
+        model's; `p`, the largest two-sided p-value of its runs; `shows`, 1 if every run is
+        significantly better than the model, -1 if every run is worse, else 0. Empty without
+        predictions, or if the model was tested on other labels.
     """
     import pandas
     from scipy.stats import binom
@@ -258,12 +245,17 @@ def tests_against(baseline: Baseline, predictions: Predictions | None) -> "panda
 
 
 def _level(jobs: Sized) -> float:
-    """Below which a p-value is beyond chance, by Bonferroni for the number of jobs."""
+    """The significance level of a p-value, by Bonferroni for the number of jobs."""
     return (1 - LEVEL) / len(jobs)
 
 
 def verdict(tests: "pandas.DataFrame", model: str) -> str:
-    """One sentence that says whether a network beats a model, given by its name and accuracy."""
+    """Whether a network beats a model, as a sentence.
+
+    Args:
+        tests: of `tests_against`.
+        model: its name and accuracy.
+    """
     if tests.empty:
         return f"no run's predictions can be compared with {model} review by review"
     is_better = tests["shows"] > 0
@@ -284,11 +276,11 @@ def verdict(tests: "pandas.DataFrame", model: str) -> str:
 
 
 def epochs_of(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":
-    """The epochs of a job's runs by seed and epoch, NaN where a number is not known.
+    """The epochs of a job's runs by seed and epoch, NaN where a number is unknown.
 
-    `loss`; `val_accuracy` and `best`, the highest up to then; `seconds` of training,
-    validation included, from the start to the end of the epoch. These two are known only of a run
-    that recorded accuracy and time of each epoch.
+    Columns: `loss`; `val_accuracy`; `best`, the highest `val_accuracy` so far; `seconds` of
+    training and validation from the start to the end of the epoch. The last two are NaN if the run
+    lacks accuracy or time of an epoch.
     """
     import pandas
 
@@ -306,7 +298,7 @@ def epochs_of(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":
 
 
 def _numbers(path: Path, *keys: str) -> "pandas.DataFrame":
-    """Some numbers of a file of JSON lines, by epoch."""
+    """Numbers in a file of JSON lines by epoch."""
     import pandas
 
     lines = read_json_lines(path)

@@ -1,6 +1,5 @@
-"""A comparison as tables and sentences, and what a terminal shows of it."""
+"""A comparison as tables and sentences, in files and on a terminal."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -13,7 +12,7 @@ from rich.text import Text
 from harness.data.sources import open_dataset
 from harness.errors import InputError
 from harness.report.baseline import Baseline, baselines
-from harness.report.collect import DatasetGroup, LeftOut, group_runs, scored_runs
+from harness.report.collect import DatasetGroup, LeftOut, as_text, group_runs, scored_runs
 from harness.report.statistics import (
     differences,
     explanations,
@@ -35,7 +34,7 @@ from harness.system.console import printable, rich_console
 if TYPE_CHECKING:
     import pandas
 
-COLUMNS = {  # the first ones are those that a narrow window shows beside the names
+COLUMNS = {  # the most important first, because a narrow terminal hides the last ones
     "job": "{job}",
     "test %": "{accuracy:.2f}",
     "s.d.": "{deviation:.2f}",
@@ -52,15 +51,13 @@ COLUMNS = {  # the first ones are those that a narrow window shows beside the na
     "parameters": "{parameters:,.0f}",
     "train s": "{training_s:,.1f}",
 }
-# What fits the width of a page.
+# The columns that fit a page.
 PAPER = ("job", "test %", "s.d.", "95 % interval", "seeds", "book %", "F1", "ROC AUC", "train s")
 COUNTS = ("recurrent_parameters", "parameters", "num_seeds")
 ACCURACIES = (
     *("accuracy", "deviation", "interval_low", "interval_high", "val_accuracy", "book_accuracy"),
 )
-SEVERAL_CLASSES = (
-    "F1 and ROC AUC are means over the classes, the latter of each class against the rest."
-)
+SEVERAL_CLASSES = "F1 and ROC AUC are means over the classes; ROC AUC takes each against the rest."
 NUM_KEPT = 2  # columns on the narrowest terminal
 MAX_SENTENCES = 10  # on a screen
 MAX_DRAWN = 12  # jobs in a picture
@@ -72,22 +69,22 @@ class Part:
     """The comparison of the runs on one dataset."""
 
     group: DatasetGroup
-    # A row for each job as `DatasetGroup.jobs` has it, of many the best first, then one for each
-    # baseline. What does not apply is NaN.
+    # The rows of `DatasetGroup.jobs`, the best first if there are many, then the baselines; NaN
+    # where a number does not apply.
     table: "pandas.DataFrame"
     differences: "pandas.DataFrame"
     baselines: tuple[Baseline, ...]
-    verdicts: tuple[str, ...]  # whether a network beats n-grams, a sentence if there are any
+    verdicts: tuple[str, ...]  # whether a network beats n-grams, in a sentence, if there are any
 
     @property
     def heading(self) -> str:
-        """Which reviews these are, and how many the runs were tested on."""
+        """The name of the dataset, and the number of test reviews."""
         tested = f", tested on {self.group.num_test:,} reviews" if self.group.num_test else ""
         return f"{self.group.title}{tested}"
 
     @cached_property
     def cells(self) -> "pandas.DataFrame":
-        """The table as text by `COLUMNS`, without empty columns; a cell is empty where unknown."""
+        """The table as text by `COLUMNS`, without empty columns; unknown numbers are empty."""
         import pandas
 
         per_cent = {name: 100 * self.table[name] for name in ACCURACIES}
@@ -98,8 +95,8 @@ class Part:
 
     @property
     def notes(self) -> list[str]:
-        """How to read the differences, and what the baselines are."""
-        several = [SEVERAL_CLASSES] if any(len(e) > 2 for e in self.group.classes) else []
+        """How to read the differences, and descriptions of the baselines."""
+        several = [SEVERAL_CLASSES] if len(self.group.classes) > 2 else []
         notes = [each.note for each in self.baselines if each.note]
         return [*explanations(self.group, self.differences), *several, *notes]
 
@@ -116,19 +113,19 @@ def compared(
 
     Args:
         named: runs, folders of runs and patterns.
-        say: is called with a line for each run that is left out, and for what takes long.
-        baseline: fit n-grams if they are not in the cache, or leave all baselines out.
-        data: the folder of their dataset, if it is not where a run would look.
+        say: gets a line for each run that is left out, and before n-grams are fit.
+        baseline: `ngrams` fits them if the cache lacks them, `none` leaves all baselines out.
+        data: the folder of the dataset, if a run would not find it.
         audits: the folder of runs in which the user keeps audits.
 
     Returns:
-        The parts, and the runs that are in none of them.
+        The parts, and the runs that are left out.
 
     Raises:
-        InputError: if no run is finished and tested, or an argument names what is not there.
+        InputError: if no run is finished and tested, or a named folder is missing.
     """
     if data:
-        open_dataset(data)  # refuse a typo, even if nothing is read from there in the end
+        open_dataset(data)  # refuses a typo, even if the cache has all baselines
     scored, left_out = scored_runs(named, audits)
     groups, repeated = group_runs(scored)
     left_out += repeated
@@ -147,7 +144,7 @@ def make_parts(
     groups: Iterable[DatasetGroup],
     baselines_of: Callable[[DatasetGroup], Sequence[Baseline]] = lambda group: (),
 ) -> list[Part]:
-    """The whole comparison, a part for each dataset."""
+    """The comparison, a part per dataset."""
     return [
         Part(
             group,
@@ -176,7 +173,7 @@ def _table(group: DatasetGroup, baselines: Sequence[Baseline]) -> "pandas.DataFr
 
 def _verdicts(group: DatasetGroup, baselines: Sequence[Baseline]) -> tuple[str, ...]:
     tested = [each for each in baselines if each.predicted]
-    # The report names the runs whose predictions can't be read.
+    # The report names the runs with unreadable predictions.
     predictions = read_predictions(group, lambda _: None) if tested else None
     return tuple(
         verdict(tests_against(each, predictions), f"{each.name} ({each.accuracy:.2%})")
@@ -197,52 +194,48 @@ def _cell(form: str, row: Mapping[str, Any]) -> str:
 
 def to_markdown(parts: Sequence[Part]) -> str:
     """The comparison in Markdown."""
-    return "\n".join(
-        "\n".join([
-            f"## {markdown(part.heading)}\n",
-            markdown_table(part.cells),
-            *_markdown_list([*part.verdicts, *part.differences["sentence"]]),
-            *_markdown_list(part.notes),
-        ])
-        for part in parts
-    )  # fmt: skip
-
-
-def _markdown_list(lines: Sequence[str]) -> list[str]:
-    return ["".join(f"- {markdown(line)}\n" for line in lines)] if lines else []
+    blocks = []
+    for part in parts:
+        blocks += [f"## {markdown(part.heading)}\n", markdown_table(part.cells)]
+        for lines in ([*part.verdicts, *part.differences["sentence"]], part.notes):
+            blocks += ["".join(f"- {markdown(line)}\n" for line in lines)] if lines else []
+    return "\n".join(blocks)
 
 
 def to_csv(parts: Sequence[Part]) -> str:
     """The figures as CSV."""
-    # Keys of jobs are among the headings, which others may write.
+    # The headings hold keys of jobs, which others may have written.
     defused_figures = figures(parts).rename(columns=defused).map(defused)
     return str(defused_figures.to_csv(index=False, lineterminator="\n"))
 
 
 def figures(parts: Sequence[Part]) -> "pandas.DataFrame":
-    """A row for each job or baseline, unrounded; accuracies from 0 to 1, times in seconds."""
+    """A row for each job or baseline, unrounded; accuracies from 0 to 1, times in seconds.
+
+    The last columns are the settings that differ between jobs, by `table.key`.
+    """
     import pandas
 
-    keys = [*dict.fromkeys(key for part in parts for key in part.group.differing)]
-    return pandas.concat([_figures(part, keys) for part in parts], ignore_index=True)
-
-
-def _figures(part: Part, keys: Iterable[str]) -> "pandas.DataFrame":
-    """The table with what it is of, its seeds, and the settings of these keys."""
-    group, names = part.group, part.table["job"]
-    about = {"data": group.data, "limit": group.limit, "dataset_checksum": group.checksum}
-    counts = {key: part.table[key].astype(float).round().astype("Int64") for key in COUNTS}
-    seeds = {name: " ".join(str(run.seed) for run in runs) for name, runs in group.runs.items()}
-    settings = {
-        key: [group.setting(name, key) if name in group.runs else None for name in names]
-        for key in keys
-    }
-    figures = part.table.assign(**about, **counts, seeds=names.map(seeds), **settings)
-    return figures[[*about, *figures.columns.drop([*about])]].astype(object)
+    settings = pandas.concat([part.group.settings for part in parts])
+    same = settings.columns[settings.map(as_text).nunique() < 2]
+    tables = []
+    for part in parts:
+        group, table = part.group, part.table
+        seeds = {name: " ".join(str(run.seed) for run in runs) for name, runs in group.runs.items()}
+        about = {"data": group.data, "limit": group.limit, "dataset_checksum": group.checksum}
+        counts = {key: table[key].astype(float).round().astype("Int64") for key in COUNTS}
+        columns = {**about, **counts, "seeds": table["job"].map(seeds)}
+        tables.append(
+            table.assign(**columns).join(
+                group.settings.drop(columns=same, errors="ignore"), on="job"
+            )
+        )
+    found = pandas.concat(tables, ignore_index=True)
+    return found[[*about, *found.columns.drop([*about])]].astype(object)
 
 
 def to_latex(parts: Sequence[Part]) -> str:
-    """The tables for LaTeX, a rule above the baselines; what each is of stands in a comment."""
+    """The tables for LaTeX, each after a comment that names the data; a rule above baselines."""
     lines = [
         "% Means over the seeds; 95 % intervals of Student's t.",
         "% \\usepackage{booktabs} goes into the preamble",
@@ -258,7 +251,7 @@ def to_latex(parts: Sequence[Part]) -> str:
 
 
 def print_parts(parts: Sequence[Part]) -> None:
-    """Print everything: on a terminal the columns that fit its width, elsewhere all columns."""
+    """Print the comparison: on a terminal the columns that fit its width, elsewhere all columns."""
     console = rich_console()
     show = partial(console.print, soft_wrap=not console.is_terminal)
     for index, part in enumerate(parts):
@@ -274,12 +267,12 @@ def print_parts(parts: Sequence[Part]) -> None:
 
 
 def print_runs(folders: Sequence[Path]) -> None:
-    """Print the comparison of runs that have just been made, without baselines."""
+    """Print the comparison of new runs, without baselines."""
     print_parts(make_parts(group_runs(scored_runs(folders)[0])[0]))
 
 
 def results_table(part: Part, console: Console) -> RenderableType:
-    """The table as wide as the terminal allows, and whole where the output is no terminal."""
+    """The table without the last columns if the terminal is too narrow for them."""
     cells, hidden = part.cells, list[str]()
     if not console.is_terminal:
         return Text("\n".join(table_lines(cells)))
@@ -291,20 +284,14 @@ def results_table(part: Part, console: Console) -> RenderableType:
 
 
 def shown_sentences(compared: "pandas.DataFrame") -> list[str]:
-    """The sentences of `differences`; of very many the first, and how many more there are."""
-    more = compared[MAX_SENTENCES:]
-    lines = [*compared["sentence"][:MAX_SENTENCES]]
-    if len(more):
-        num_shown = more["is_shown"].sum()
-        lines.append(
-            f"and {len(more):,} more, of which {num_shown:,} show a difference (--out writes all)"
-        )
-    return lines
+    """The first sentences of `differences`, and the number of the others."""
+    lines, num = [*compared["sentence"][:MAX_SENTENCES]], len(compared)
+    more = [f"and {num - MAX_SENTENCES:,} more (--out writes all)"] if num > MAX_SENTENCES else []
+    return [*lines, *more]
 
 
 def left_out_lines(left_out: Sequence[LeftOut]) -> list[str]:
-    """A line for each run that is in no table; of very many their number."""
+    """The first runs that no table shows, a line each, and the number of the others."""
     lines = [f"left out, {e.kind}: {e.folder}: {e.why}" for e in left_out[:MAX_LEFT_OUT]]
-    counts = Counter(each.kind for each in left_out[MAX_LEFT_OUT:])
-    also = ", ".join(f"{num} {kind}" for kind, num in counts.items())
-    return [*lines, *([f"also left out: {also}"] if also else [])]
+    num = len(left_out) - MAX_LEFT_OUT
+    return [*lines, *([f"left out: {num:,} more (--out lists all)"] if num > 0 else [])]

@@ -1,4 +1,4 @@
-"""The one writer of tables: on a terminal, as plain text, Markdown, CSV and LaTeX."""
+"""Tables on a terminal, as plain text, Markdown, CSV, LaTeX and HTML."""
 
 import html
 import re
@@ -14,34 +14,34 @@ if TYPE_CHECKING:
     import pandas
 
 GAP = 2  # blanks between two columns
-MAX_NAME = 16  # characters of a first column that a narrow terminal does not wrap
-UNLIMITED = 100_000  # columns, for text that is no terminal's
+MAX_NAME = 16  # characters of a text that a narrow terminal does not wrap
+UNLIMITED = 100_000  # columns of a file or a pipe
 
-# What a spreadsheet takes for the start of a formula, in wide characters too.
+# A cell of a spreadsheet with such a start, also in full-width characters, is a formula.
 FORMULA = (*"=+-@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def numeric(cells: "pandas.DataFrame") -> set[str]:
-    """The columns of numbers, which are aligned to the right; the cells are strings."""
+    """The columns of numbers, which tables align to the right; the cells are strings."""
     return {name for name in cells if cells[name].str.match(r"[-0-9]|$").all()}
 
 
 def screen_table(
     cells: "pandas.DataFrame", styles: Mapping[str, Mapping[str, str]] | None = None
 ) -> Table:
-    """A table for a terminal: text wraps where there is no room, a number never.
+    """A table for a terminal, which wraps text and never a number.
 
     Args:
-        cells: strings, one row at least; the columns are the headings.
-        styles: for some columns the Rich style of each text in them.
+        cells: strings, at least one row; the columns are the headings.
+        styles: by column, the Rich style of a text.
     """
     styles = styles or {}
     cells = cells.map(printable)
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     numbers = numeric(cells)
     for name in cells:
-        # Rich takes the longest word as the least width, though `95 % interval` must stay whole.
+        # Rich would wrap a heading such as `95 % interval` between its words.
         heading = Text(printable(name))
         widest = max(len(heading), *map(len, cells[name]))
         if name in numbers:
@@ -54,12 +54,12 @@ def screen_table(
 
 
 def narrowest(cells: "pandas.DataFrame") -> int:
-    """The columns of the narrowest terminal that `screen_table` fits on."""
+    """The width of the narrowest terminal on which `screen_table` fits, in characters."""
     return rich_console(width=UNLIMITED).measure(screen_table(cells)).minimum
 
 
 def table_lines(cells: "pandas.DataFrame") -> list[str]:
-    """A table as plain text for files and pipes, headings first: nothing is wrapped or cut."""
+    """A table as lines of plain text, headings first, unwrapped, for files and pipes."""
     console = rich_console(width=UNLIMITED, color_system=None)
     lines = console.render_lines(screen_table(cells), pad=False)
     return ["".join(segment.text for segment in line).rstrip() for line in lines]
@@ -74,15 +74,15 @@ def markdown_table(cells: "pandas.DataFrame") -> str:
 
 
 def markdown(text: str) -> str:
-    """Text, in a line, that Markdown and the HTML that may stand in it show as it is."""
+    """A text in one line, with the marks of Markdown and HTML escaped."""
     line = printable(" ".join(text.splitlines()))
     return html.escape(re.sub(r"([\\`*|\[\]])", r"\\\1", line), quote=False)
 
 
 def defused(cell: object) -> object:
-    """A cell of a CSV file that no spreadsheet takes for a formula: with a quote before it.
+    """A cell of a CSV file, with a quote before a formula, so that a spreadsheet shows it as text.
 
-    A spreadsheet would run one that starts programs or sends data (owasp.org, CSV injection).
+    A formula may start programs or send data (owasp.org, CSV injection).
     """
     if not isinstance(cell, str):
         return cell
@@ -95,8 +95,8 @@ def latex_table(cells: "pandas.DataFrame", *, num_below: int) -> str:
     """A table for LaTeX's booktabs.
 
     Args:
-        cells: strings, one row at least; the columns are the headings.
-        num_below: rows at the end that stand below a rule.
+        cells: strings, at least one row; the columns are the headings.
+        num_below: the number of last rows below a rule.
     """
     kinds = "".join("r" if name in numeric(cells) else "l" for name in cells)
     cells = cells.map(lambda cell: printable(" ".join(cell.splitlines())))
@@ -104,3 +104,13 @@ def latex_table(cells: "pandas.DataFrame", *, num_below: int) -> str:
     if num_below:
         lines.insert(-2 - num_below, r"\midrule")
     return "\n".join([*lines, ""])
+
+
+def html_table(cells: "pandas.DataFrame", kind: str = "") -> str:
+    """A table in HTML whose first column heads the rows; `kind` is its CSS class."""
+    import pandas
+
+    first = cells.columns[0]
+    rows = cells.set_index(first).rename_axis(index=None, columns=first)
+    with pandas.option_context("display.max_colwidth", None):
+        return str(rows.to_html(border=0, classes=kind or None))

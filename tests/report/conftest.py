@@ -1,4 +1,4 @@
-"""What the tests of baselines share."""
+"""Fixtures of the tests of baselines."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.report.small_data import small_data
 
 @pytest.fixture
 def no_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither this machine's data nor its cache."""
+    """Hide the data and the cache of this machine."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.delenv("HARNESS_DATA", raising=False)
@@ -19,7 +19,7 @@ def no_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def group(tmp_path: Path) -> DatasetGroup:
-    """One run on data of its own."""
+    """One run, on a small dataset."""
     dataset = small_data(tmp_path / "data")
     write_scored_run(tmp_path / "runs" / "a", dataset, [True] * 60)
     return group_runs(scored_runs([tmp_path / "runs"])[0])[0][0]

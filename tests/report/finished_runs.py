@@ -1,4 +1,4 @@
-"""Finished runs as training leaves them, without the training: for what reads no model."""
+"""Finished runs without training, for tests that read no model."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.conftest import JOBS
 
 
 def noisy(labels: np.ndarray, seed: int, *, noise: float = 1.0) -> np.ndarray:
-    """Probabilities of label 1 that tell something of the labels, `[num_reviews] float32`."""
+    """Probabilities of label 1 that depend on the labels, `[num_reviews] float32`."""
     generator = np.random.default_rng(seed)
     logits = np.where(labels == 1, 1.0, -1.0) + noise * generator.normal(size=len(labels))
     return (1 / (1 + np.exp(-logits))).astype(np.float32)
@@ -22,7 +22,7 @@ def noisy(labels: np.ndarray, seed: int, *, noise: float = 1.0) -> np.ndarray:
 def write_finished(
     folder: Path, dataset: Dataset, seed: int, *settings: str, noise: float = 1.0
 ) -> Path:
-    """A run of the LSTM of some seed, with predictions of both parts; returns its folder."""
+    """Write a run of the LSTM with test and validation predictions; returns its folder."""
     folder.mkdir(parents=True)
     job = load_job(JOBS / "lstm.toml", ["data.vocab_size=8", "data.maxlen=3", *settings], seed)
     (folder / "job.toml").write_text(job.to_toml())

@@ -9,12 +9,12 @@ from harness.data.dataset_folder import save_folder
 from harness.data.sources import make_dataset
 from harness.report.collect import DatasetGroup
 
-# The last one stands in reviews and would be markup.
+# The last word is markup.
 WORDS = ("good", "bad", "film", "<script>alert(1)</script>")
 
 
 def small_data(folder: Path, num: int = 60) -> Dataset:
-    """A dataset of short reviews, in which the words tell the label but for every tenth."""
+    """A dataset of short reviews; the first word depends on the label, in every tenth wrongly."""
     generator = np.random.default_rng(1)
     splits = {}
     for name in ("train", "test"):
@@ -31,5 +31,5 @@ def small_data(folder: Path, num: int = 60) -> Dataset:
 
 
 def seeds_of(group: DatasetGroup) -> dict[str, list[int]]:
-    """The seeds of each row by its name."""
+    """The seeds by row."""
     return {name: [run.seed for run in runs] for name, runs in group.runs.items()}

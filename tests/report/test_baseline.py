@@ -1,11 +1,9 @@
-"""The baseline: the same reviews, cut as the runs cut them, and kept in the cache."""
+"""TF-IDF: reads the tokens of the networks, and is cached."""
 
 import itertools
 import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -21,8 +19,8 @@ from tests.report.small_data import small_data
 pytestmark = pytest.mark.usefixtures("no_other_data")
 
 
-def test_words_are_counted_where_the_networks_read() -> None:
-    """The last tokens with the start and the unknown counted in, which are no words."""
+def test_words_are_counted_in_the_tokens_of_the_networks() -> None:
+    """Start and unknown tokens count towards the length, but are no words."""
     split = make_split([[1, 2, 2, 1, 9], [1]], [1, 0])
     # Encoded for 8 indices: 1 4 5 5 4 2, and 1 4.
     assert count_words(split, 8, 0).toarray().tolist() == [[2, 2, 0, 0], [1, 0, 0, 0]]
@@ -30,19 +28,8 @@ def test_words_are_counted_where_the_networks_read() -> None:
     assert count_words(split, 8, 1).toarray().tolist() == [[0, 0, 0, 0], [1, 0, 0, 0]]
 
 
-def test_it_learns_what_the_words_tell(tmp_path: Path, group: DatasetGroup) -> None:
-    """Whole reviews tell nine labels in ten; their last three tokens tell nothing."""
-    said: list[str] = []
-    last, whole = baselines(group, tmp_path / "data", said.append)
-    assert (last.name, whole.name) == ("tf-idf, last 3", "tf-idf, whole")
-    assert whole.accuracy == pytest.approx(0.9)
-    assert last.accuracy < 0.75
-    assert (whole.parameters, said) == (5, [])
-    assert "fit on all 60 training reviews" in last.note
-
-
-def test_it_is_what_scikit_learn_makes_of_the_words(tmp_path: Path) -> None:
-    """The loss is that of scikit-learn's own pipeline on the reviews as text."""
+def test_it_equals_a_pipeline_of_scikit_learn(tmp_path: Path) -> None:
+    """The pipeline reads the reviews as text."""
     dataset = small_data(tmp_path)
     texts = {
         name: [
@@ -57,22 +44,19 @@ def test_it_is_what_scikit_learn_makes_of_the_words(tmp_path: Path) -> None:
     assert fit(dataset, limit=0, maxlen=0, vocab_size=9).log_loss == pytest.approx(loss, abs=1e-4)
 
 
-def test_the_second_time_it_comes_from_the_cache(
-    tmp_path: Path, group: DatasetGroup, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Without the data the same figures are given again; a broken cache is not believed."""
+def test_the_cache_replaces_the_data(tmp_path: Path, group: DatasetGroup) -> None:
+    """A broken file of the cache counts as missing."""
     first = baselines(group, tmp_path / "data", print)
+    last, whole = first
+    assert (last.name, whole.name) == ("tf-idf, last 3", "tf-idf, whole")
+    assert whole.accuracy == pytest.approx(0.9)  # the first word gives nine in ten labels
+    assert last.accuracy < 0.75
+    assert "fit on all 60 training reviews" in last.note
     (tmp_path / "data").rename(tmp_path / "away")
-
-    def never(*_: Any) -> None:
-        pytest.fail("fit again")
-
-    with monkeypatch.context() as patched:
-        patched.setattr("harness.report.baseline.fit", never)
-        assert baselines(group, None, print) == first
+    assert baselines(group, None, print) == first
     cached = sorted((tmp_path / "cache" / "harness" / "baseline").iterdir())
     assert [path.suffix for path in cached] == [".json"] * 2
-    for broken in ("{", "[]", '{"maxlen": 3}', '{"accuracy": "x"}'):
+    for broken in ("{", "[]", '{"accuracy": "x"}'):
         cached[0].write_text(broken)
         said: list[str] = []
         assert baselines(group, None, said.append) == []
@@ -82,24 +66,15 @@ def test_the_second_time_it_comes_from_the_cache(
 
 
 def test_it_is_found_where_the_runs_found_it(tmp_path: Path, group: DatasetGroup) -> None:
-    """Without a word on where the data are, the runs' own record names the folder."""
+    """Without `--data`, the record of a run names the folder."""
     record = tmp_path / "runs" / "a" / "provenance.json"
     record.write_text(json.dumps(stamped({"dataset": {"folder": f"{tmp_path}/data"}})))
     assert len(baselines(group, None, print)) == 2
 
 
-def test_other_data_are_never_taken_for_these(tmp_path: Path, group: DatasetGroup) -> None:
-    """A dataset of another checksum gives no baseline, and one line says so."""
+def test_data_with_another_checksum_are_not_used(tmp_path: Path, group: DatasetGroup) -> None:
+    """One line says that there is no baseline."""
     small_data(tmp_path / "other", num=40)
     said: list[str] = []
     assert baselines(group, tmp_path / "other", said.append) == []
     assert len(said) == 1
-
-
-def test_one_class_alone_teaches_nothing(tmp_path: Path) -> None:
-    """Training reviews of one class are refused in words."""
-    dataset = small_data(tmp_path / "data")
-    places = np.flatnonzero(dataset.train.labels == dataset.train.labels[0])
-    first_other = int(np.setdiff1d(np.arange(60), places)[0])
-    with pytest.raises(ValueError, match="none of its training reviews is '"):
-        fit(dataset, limit=first_other, maxlen=0, vocab_size=8)

@@ -1,4 +1,4 @@
-"""From folders to rows: nothing is mixed that does not belong together, nothing lost unnamed."""
+"""From folders to rows: which runs share a row, and which are left out with a reason."""
 
 import errno
 import hashlib
@@ -16,7 +16,6 @@ import pytest
 import tomli_w
 from rich.console import Console
 
-from harness.data.dataset import Dataset
 from harness.data.own_texts import open_source
 from harness.errors import InputError
 from harness.job.job_file import load_job
@@ -34,7 +33,7 @@ EPOCHS = "[train]\nseed = {}\nepochs = {}\n"
 
 
 def rows_of(part: Part) -> list[dict[str, str]]:
-    """The rows of its table as text."""
+    """The rows of a table as text."""
     rows: list[dict[str, str]] = part.cells.to_dict("records")
     return rows
 
@@ -53,19 +52,18 @@ def test_mean_deviation_and_interval_are_students(tmp_path: Path) -> None:
         *("8,320", "5", "88.00", "1.58", "30.0")
     ]
     assert (cells["95 % interval"], cells["book %"]) == ("86.04 to 89.96", "87.05")
-    assert "F1" not in cells  # nor in these records
+    assert "F1" not in cells  # these results have none
 
 
 def test_audited_runs_are_marked(tmp_path: Path) -> None:
-    """By how deep the user has audited them; a result that has changed since is not audited."""
+    """By the deepest audit; a result that has changed since counts as not audited."""
     runs, mine = tmp_path / "runs", tmp_path / "mine"
     for seed, depths in enumerate((["quick", "12 epochs", "2 epochs"], ["full"], ["quick"]), 1):
         write_run(runs / str(seed), seed=seed)
         checksum = hashlib.sha256((runs / str(seed) / "result.json").read_bytes()).hexdigest()
         for depth in depths:
             keep_audit(mine, checksum, {"depth": depth, "outcome": "equal"})
-    audit = {"depth": "full", "outcome": "differs"}
-    keep_audit(mine, checksum, audit)
+    keep_audit(mine, checksum, {"depth": "full", "outcome": "differs"})
 
     def marks() -> str:
         part, *_ = make_parts(group_runs(scored_runs([runs], mine)[0])[0])
@@ -75,30 +73,24 @@ def test_audited_runs_are_marked(tmp_path: Path) -> None:
     path = runs / "2" / "result.json"
     path.write_text(path.read_text().replace("0.87", "0.99"))
     assert marks() == "12 epochs: 1, differs: 1"
-    (mine / ".audits").chmod(0o777)
+    (mine / ".audits").chmod(0o777)  # others could have written them
     assert marks() == ""
 
 
-def test_equal_accuracies_have_no_interval(tmp_path: Path) -> None:
-    """An interval of width 0 would promise what two equal runs can't."""
-    for seed in (1, 2):
-        write_run(tmp_path / str(seed), seed=seed)
-    (row,) = group_runs(scored_runs([tmp_path])[0])[0][0].jobs.to_dict("records")
-    assert row["deviation"] == 0
-    assert math.isnan(row["interval_low"])
-    assert math.isnan(row["interval_high"])
-
-
-def test_an_interval_ends_where_accuracies_end(tmp_path: Path) -> None:
-    """Two seeds far apart give an interval within 0 to 100 %."""
-    for seed, accuracy in enumerate((0.6, 0.9), 1):
+@pytest.mark.parametrize(("second", "interval"), [(0.6, (math.nan, math.nan)), (0.9, (0.0, 1.0))])
+def test_intervals_of_two_seeds(
+    tmp_path: Path, second: float, interval: tuple[float, float]
+) -> None:
+    """Equal accuracies have none, because they say nothing about the spread; others end at 0, 1."""
+    for seed, accuracy in enumerate((0.6, second), 1):
         write_run(tmp_path / str(seed), seed=seed, accuracy=accuracy)
     (row,) = group_runs(scored_runs([tmp_path])[0])[0][0].jobs.to_dict("records")
-    assert (row["interval_low"], row["interval_high"]) == (0.0, 1.0)
+    ends = (row["interval_low"], row["interval_high"])
+    assert ends == pytest.approx(interval, abs=0, nan_ok=True)
 
 
-def test_other_data_are_another_group_and_other_settings_another_row(tmp_path: Path) -> None:
-    """Checksum and limit part the tables; a row of rarer settings says how it differs."""
+def test_groups_have_the_same_data_and_rows_the_same_settings(tmp_path: Path) -> None:
+    """Checksum and limit separate groups; the name of a row has its unusual settings."""
     write_run(tmp_path / "a", EPOCHS.format(1, 3))
     write_run(tmp_path / "b", EPOCHS.format(1, 3), dataset_checksum="b", is_sample=True)
     write_run(tmp_path / "c", EPOCHS.format(2, 4), seed=2)
@@ -114,18 +106,59 @@ def test_other_data_are_another_group_and_other_settings_another_row(tmp_path: P
     )
 
 
-def test_own_code_is_named_by_its_digest(tmp_path: Path) -> None:
-    """The source of a network is too long for a name; another one is still another row."""
-    code = "[code]\n'net.py' = {!r}\n"
-    for seed, source in enumerate(("import keras", "import keras", "import numpy", "1a2b3c4d"), 1):
-        write_run(tmp_path / str(seed), code.format(source), seed=seed)
-    ((group,), _) = group_runs(scored_runs([tmp_path])[0])
-    names = seeds_of(group)
-    assert names == {"lstm": [1, 2], "lstm net.py=d8fca9de": [3], "lstm net.py=1a2b3c4d": [4]}
+def settings_of(folder: Path) -> list[str]:
+    """The rows of the runs in a folder."""
+    ((group,), _) = group_runs(scored_runs([folder])[0])
+    return [*group.runs]
 
 
-def test_runs_from_before_and_after_a_key_was_declared_share_a_row(tmp_path: Path) -> None:
-    """The key has its default in a job without it; another value is another row."""
+def test_custom_code_is_named_by_its_digest(tmp_path: Path) -> None:
+    """Its source is too long for a name."""
+    for seed, source in enumerate(("import keras", "import numpy"), 1):
+        write_run(tmp_path / str(seed), f"[code]\n'net.py' = '{source}'\n", seed=seed)
+    assert settings_of(tmp_path) == ["lstm", "lstm net.py=d8fca9de"]
+
+
+def test_an_option_is_a_setting(tmp_path: Path) -> None:
+    """Only the differing option is in the name."""
+    for width in (3, 5):
+        toml = f"[model]\nunits = 4\noptions = {{ width = {width}, kernel = 5 }}\n"
+        write_run(tmp_path / str(width), toml)
+    assert settings_of(tmp_path) == ["lstm", "lstm width=5"]
+
+
+def test_settings_of_an_ensemble(tmp_path: Path) -> None:
+    """It has the settings that its runs share, by their whole keys."""
+    write_run(tmp_path / "a")
+    toml = '[settings.model]\n"options.width" = 3\n[settings.code]\n"net.py" = "1a2b3c4d"\n'
+    (tmp_path / "a/ensemble.toml").write_text(toml)
+    (run,) = scored_runs([tmp_path])[0]
+    assert run.settings == {"model.options.width": 3, "code.net.py": "1a2b3c4d"}
+
+
+def test_0_and_00_are_equal_1_and_true_differ(tmp_path: Path) -> None:
+    """A whole number may be written as a float; a flag is no number."""
+    for name, toml in (
+        ("a", "[train]\noptimizer_options = { weight_decay = 0 }\n"),
+        ("b", "[train]\noptimizer_options = { weight_decay = 0.0 }\n"),
+        ("c", "[model]\noptions = { flag = 1 }\n"),
+        ("d", "[model]\noptions = { flag = true }\n"),
+    ):
+        write_run(tmp_path / name, toml)
+    unset = "lstm weight_decay=unset"
+    assert settings_of(tmp_path) == ["lstm", f"{unset} flag=1", f"{unset} flag=True"]
+
+
+def test_pretrained_vectors_are_named_by_their_content(tmp_path: Path) -> None:
+    """The path of their file does not matter."""
+    for name, path, checksum in (("a", "a", "1"), ("b", "b", "1"), ("c", "a", "2")):
+        toml = f"[model]\nembeddings = '/{path}/v.txt'\n"
+        write_run(tmp_path / name, toml, embeddings_checksum=checksum * 64)
+    assert settings_of(tmp_path) == ["lstm", "lstm embeddings=22222222"]
+
+
+def test_runs_from_before_a_key_existed_have_its_default(tmp_path: Path) -> None:
+    """They share a row with runs that record the default."""
     toml = load_job(JOBS / "lstm.toml").to_toml()
     earlier = tomllib.loads(toml)
     del earlier["data"]["bucket"], earlier["model"]["recurrent"]
@@ -138,8 +171,8 @@ def test_runs_from_before_and_after_a_key_was_declared_share_a_row(tmp_path: Pat
     assert names == {"lstm": [1, 2], "lstm bucket=True": [3]}
 
 
-def test_a_run_that_began_with_trained_weights_has_a_row_of_its_own(tmp_path: Path) -> None:
-    """It has learned more; from a checkpoint a run goes on as if it had begun anew."""
+def test_a_run_that_began_with_trained_weights_has_another_row(tmp_path: Path) -> None:
+    """It has learned more; a run that continues a checkpoint has not."""
     for seed, begins_with in enumerate((None, "checkpoint", "weights", "checkpoint"), 1):
         write_run(tmp_path / str(seed), seed=seed)
         parent = {"run": "/runs/gru/7", "begins_with": begins_with}
@@ -152,7 +185,7 @@ def test_a_run_that_began_with_trained_weights_has_a_row_of_its_own(tmp_path: Pa
 
 
 def closed(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
-    """Let a file not be opened."""
+    """Make a file fail to open."""
     real = os.open
 
     def fail(file: Path, *others: Any) -> int:
@@ -163,10 +196,10 @@ def closed(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
     monkeypatch.setattr("harness.system.files.os.open", fail)
 
 
-def test_where_a_record_is_closed_nobody_knows_how_the_run_began(
+def test_a_run_with_a_private_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A record with a diff is its owner's alone; the run is compared, in a row of its own."""
+    """The record of another user is private if it has a diff; the run gets a row and a warning."""
     for seed in (1, 2):
         write_run(tmp_path / str(seed), seed=seed)
         record = {"starts": [{"parent": {"run": "/runs/gru/7", "begins_with": "weights"}}]}
@@ -177,14 +210,14 @@ def test_where_a_record_is_closed_nobody_knows_how_the_run_began(
     ((group,), _) = group_runs(scored_runs([tmp_path])[0])
     names = seeds_of(group)
     assert names == {"lstm": [1], "lstm from=unknown": [2]}
-    assert "2/provenance.json: can't be read, so nobody knows when" in caplog.text
+    assert "1 records can't be read, such as" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["job.toml", "result.json", "provenance.json"])
-def test_what_the_disk_does_not_give_is_not_broken(
+def test_a_failing_disk_leaves_a_run_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """Nobody is told to remove scores that are there; the run is in no wrong row."""
+    """The reason does not call the result broken, nor does the run get into a wrong row."""
     write_run(tmp_path / "a")
     closed(monkeypatch, tmp_path / "a" / name, errno.ESTALE)
     runs, (left,) = scored_runs([tmp_path])
@@ -192,11 +225,9 @@ def test_what_the_disk_does_not_give_is_not_broken(
     assert left.why.endswith(f"{name}: can't be read: {os.strerror(errno.ESTALE)}; try again later")
 
 
-def test_the_texts_of_an_ensemble_are_those_of_its_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Also where these are not compared: its first run's job says where they are."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+@pytest.mark.usefixtures("no_other_data")
+def test_the_texts_of_an_ensemble_are_found_by_its_first_run(tmp_path: Path) -> None:
+    """The ensemble has no job."""
     dataset = open_source(write_csv(tmp_path / "a.csv", make_rows(100)))
     write_run(tmp_path / "e", dataset_checksum=dataset.checksum)
     (tmp_path / "e" / "job.toml").rename(tmp_path / "e" / "ensemble.toml")
@@ -209,40 +240,9 @@ def test_the_texts_of_an_ensemble_are_those_of_its_runs(
     assert found.checksum == dataset.checksum
 
 
-@pytest.mark.usefixtures("no_other_data")
-def test_texts_that_have_changed_are_read_once_and_a_broken_job_is_passed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """However many runs were on them: reading may take minutes."""
-    source, opened = write_csv(tmp_path / "a.csv", make_rows(100)), []
-
-    def count(*args: Any) -> Dataset:
-        opened.append(args)
-        return open_source(*args)
-
-    monkeypatch.setattr(baseline, "open_source", count)
-    keys = ("", "encoding = 'nonsense'", "encoding = 'utf-8'", "", "delimiter = ';'")
-    for seed, key in enumerate(keys):
-        toml = f"[data]\nsource = '{source}'\n{key}"
-        write_run(tmp_path / "runs" / str(seed), toml, seed=seed)
-    ((group,), _) = group_runs(scored_runs([tmp_path / "runs"])[0])
-    assert baseline.tested_data(group, None) is None
-    assert [form.delimiter for _, form in opened] == ["", ";"]
-
-
-@pytest.mark.usefixtures("no_other_data")
-def test_data_in_a_folder_that_can_not_be_looked_at_are_not_found(tmp_path: Path) -> None:
-    """As in the home of somebody else: the comparison goes on without them."""
-    write_run(tmp_path / "a", dataset_checksum="b")
-    record = {"dataset": {"folder": str(tmp_path / ("x" * 300))}}
-    (tmp_path / "a" / "provenance.json").write_text(json.dumps(stamped(record)))
-    ((group,), _) = group_runs(scored_runs([tmp_path])[0])
-    assert baseline.tested_data(group, None) is None
-
-
-@pytest.mark.parametrize("width", [160, 95, 81, 80, 79, 60, 45, 30])
+@pytest.mark.parametrize("width", [160, 81, 80, 45])
 def test_a_terminal_shows_whole_figures(tmp_path: Path, width: int) -> None:
-    """No line is too wide, each figure of a shown column is whole, hidden columns are named."""
+    """Lines fit, figures are complete, and a line names the hidden columns."""
     for seed, accuracy in enumerate((0.86, 0.87, 0.88), 1):
         more: dict[str, Any] = {
             "f1": 0.8712,
@@ -264,20 +264,18 @@ def test_a_terminal_shows_whole_figures(tmp_path: Path, width: int) -> None:
     assert (shown == [*part.cells]) == (width >= 106)
 
 
-@pytest.mark.parametrize("changed", [{"limit": 500}, {"data": "mine"}, {"is_sample": True}])
-def test_the_books_figure_stands_beside_the_whole_of_imdb_alone(
-    tmp_path: Path, changed: dict[str, Any]
-) -> None:
-    """Part of the data, other data and the sample have no figure of the book's."""
-    write_run(tmp_path / "a")
-    write_run(tmp_path / "b", dataset_checksum="b", **changed)
+def test_the_books_figure_is_only_for_the_whole_of_imdb(tmp_path: Path) -> None:
+    """Not for a part, other data or the sample."""
+    others: list[dict[str, Any]] = [{"limit": 500}, {"data": "mine"}, {"is_sample": True}]
+    for number, changed in enumerate([{}, *others]):
+        write_run(tmp_path / str(number), dataset_checksum=str(number), **changed)
     parts = make_parts(group_runs(scored_runs([tmp_path])[0])[0])
     shown = {part.group.checksum: rows_of(part)[0].get("book %") for part in parts}
-    assert shown == {"a": "87.05", "b": None}
+    assert shown == {"0": "87.05", "1": None, "2": None, "3": None}
 
 
-def test_what_stands_in_no_table_is_named_with_its_reason(tmp_path: Path) -> None:
-    """Failed, unfinished, broken and untested runs, and searches, each with a why of its own."""
+def test_runs_that_are_left_out_have_a_reason(tmp_path: Path) -> None:
+    """Failed, unfinished, broken and untested runs, and patterns without a match."""
     write_run(tmp_path / "good")
     for name, state in (
         ("failed", {"phase": "failed", "error": "RunError: two\nlines, the \x1b[31mlast"}),
@@ -307,7 +305,7 @@ def test_what_stands_in_no_table_is_named_with_its_reason(tmp_path: Path) -> Non
 def test_a_run_that_ends_while_it_is_read_is_not_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its result may come after the look for it; whoever is told of a broken one removes it."""
+    """Its result may appear after the look for it, and users remove a broken result."""
     write_run(tmp_path / "a")
     later = (tmp_path / "a/result.json").rename(tmp_path / "later")
     end = "harness.report.collect._record"
@@ -315,8 +313,8 @@ def test_a_run_that_ends_while_it_is_read_is_not_broken(
     assert [each.kind for each in scored_runs([tmp_path])[1]] == ["unfinished"]
 
 
-def test_of_a_search_its_winner_alone_is_compared(tmp_path: Path) -> None:
-    """Its trials are counted, whatever they scored; the winner trained anew is a run."""
+def test_only_the_winner_of_a_search_is_compared(tmp_path: Path) -> None:
+    """Its trials are only counted; the retrained winner is a run."""
     sweep = tmp_path / "tune" / "s"
     for number in ("0", "1"):
         write_run(sweep / "trials" / number, "[data]\ntest = false")
@@ -328,8 +326,8 @@ def test_of_a_search_its_winner_alone_is_compared(tmp_path: Path) -> None:
     assert left_out == [LeftOut(sweep, "search", "its 2 trials leave the test set unread")]
 
 
-def test_a_seed_counts_once_and_the_first_run_counts(tmp_path: Path) -> None:
-    """A repeated seed makes no interval narrower, and a better repetition no mean higher."""
+def test_the_first_run_of_a_seed_counts(tmp_path: Path) -> None:
+    """Otherwise repetitions would narrow the interval, or raise the mean."""
     for name, seed, accuracy in (("a", 1, 0.85), ("b", 1, 0.95), ("c", 2, 0.87)):
         write_run(tmp_path / name, f"[train]\nseed = {seed}", seed=seed, accuracy=accuracy)
     ((group,), (repeated,)) = group_runs(scored_runs([tmp_path])[0])
@@ -338,8 +336,8 @@ def test_a_seed_counts_once_and_the_first_run_counts(tmp_path: Path) -> None:
     assert repeated.why.endswith("/a with 85.00%, here 95.00%")
 
 
-def test_the_run_that_began_first_counts_whatever_its_name(tmp_path: Path) -> None:
-    """Of runs that don't say when they began, those that do come first."""
+def test_the_first_run_is_the_one_that_began_first(tmp_path: Path) -> None:
+    """Whatever its name; a run with an unknown time comes last."""
     began = {
         "20260102-101500": "2026-01-02T10:15:00+0100",
         "20260103-101500": "no time",
@@ -358,7 +356,7 @@ def test_the_run_that_began_first_counts_whatever_its_name(tmp_path: Path) -> No
 
 
 def test_patterns_are_expanded_and_typos_refused(tmp_path: Path) -> None:
-    """A pattern finds its runs; a name of nothing, and a folder without runs, get one line each."""
+    """So is a folder without runs."""
     for name in ("slurm-1_1", "slurm-1_2", "slurm-2_1"):
         write_run(tmp_path / "lstm" / name, seed=int(name[-1]))
     runs, _ = scored_runs([tmp_path / "*" / "slurm-1_*"])
@@ -370,9 +368,9 @@ def test_patterns_are_expanded_and_typos_refused(tmp_path: Path) -> None:
         scored_runs([tmp_path / "bare"])
 
 
-def test_fifty_runs_are_compared_without_a_heavy_import(tmp_path: Path) -> None:
-    """The table needs neither TensorFlow nor scikit-learn or Matplotlib."""
-    for seed in range(50):
+def test_a_comparison_needs_no_heavy_import(tmp_path: Path) -> None:
+    """Without TensorFlow, scikit-learn and Matplotlib."""
+    for seed in (1, 2):
         write_run(tmp_path / "lstm" / str(seed), seed=seed)
     script = (
         "import sys; from harness.cli.main import main; code = main();"
@@ -385,8 +383,8 @@ def test_fifty_runs_are_compared_without_a_heavy_import(tmp_path: Path) -> None:
     assert "lstm   87.00" in done.stdout
 
 
-def test_nothing_finished_is_refused_and_nothing_written(harness: Harness) -> None:
-    """Runs that are all unfinished are named, and no folder of a comparison is made."""
+def test_unfinished_runs_alone_are_refused(harness: Harness) -> None:
+    """No report is written."""
     (harness.runs / "lstm" / "a").mkdir(parents=True)
     (harness.runs / "lstm" / "a" / "job.toml").write_text("")
     done = harness.run_here("compare", "--out", harness.folder / "out")
@@ -397,7 +395,7 @@ def test_nothing_finished_is_refused_and_nothing_written(harness: Harness) -> No
 
 @pytest.mark.full
 def test_the_command_reports_on_a_finished_run(finished: tuple[Harness, Path]) -> None:
-    """A real run's table, Markdown, yardstick, and report with its reviews' words."""
+    """It prints its table with the baselines, and writes the report."""
     harness, run = finished
     out = harness.folder / "out"
     done = harness.run_here("compare", run, "--markdown", "--out", out)
@@ -407,5 +405,4 @@ def test_the_command_reports_on_a_finished_run(finished: tuple[Harness, Path]) -
     assert "| tf-idf, last 30 | " in done.stdout
     page = (out / "report.html").read_text()
     assert "A sample, not the full data." in page
-    assert "are not at hand" not in page
     assert "tf-idf, whole" in harness.run_here("compare").stdout  # all under HARNESS_RUNS

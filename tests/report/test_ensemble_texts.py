@@ -1,4 +1,4 @@
-"""What an ensemble says of raw texts: by `harness predict` and by the exported graph."""
+"""Raw texts: the linear model in a file, and `harness predict` with an ensemble."""
 
 import json
 import shutil
@@ -35,8 +35,8 @@ def kept(dataset: Dataset) -> NgramModel:
 
 
 @pytest.mark.parametrize("num_classes", [2, 3])
-def test_a_kept_linear_model_says_what_it_said(num_classes: int) -> None:
-    """In a file; unknown and odd words break n-grams; a text may hold none."""
+def test_a_linear_model_in_a_file_classifies_texts(num_classes: int) -> None:
+    """It equals the original; unknown words break n-grams; a text may hold no known word."""
     dataset = made_up(num_classes)
     mine = kept(dataset)
     again = NgramModel.from_bytes(mine.to_bytes())
@@ -50,8 +50,8 @@ def test_a_kept_linear_model_says_what_it_said(num_classes: int) -> None:
         np.testing.assert_allclose(again.of_texts(some), expected[[texts.index(t) for t in some]])
 
 
-def test_what_is_no_linear_model_is_refused() -> None:
-    """Noise, half a file, and arrays that don't belong together."""
+def test_a_broken_linear_model_is_refused() -> None:
+    """An empty file, noise, and half a file."""
     content = kept(made_up(2)).to_bytes()
     for broken in (b"", b"PK\x03\x04", content[: len(content) // 2]):
         with pytest.raises(ValueError, match="no archive of n-grams"):
@@ -60,7 +60,7 @@ def test_what_is_no_linear_model_is_refused() -> None:
 
 @pytest.mark.full
 def test_predict_gives_the_weighted_mean(harness: Harness, tmp_path: Path) -> None:
-    """Of two runs and the linear model; the runs may be gone, but no file may have changed."""
+    """Of two runs, which were removed, and the linear model; a changed file is refused."""
     runs = [calm_run(harness, "bilstm"), calm_run(harness, "lstm")]
     done = harness.run("ensemble", *runs, "--with", "ngrams", "--run-id", "all")
     assert done.returncode == 0, done.stderr
@@ -84,7 +84,7 @@ def test_predict_gives_the_weighted_mean(harness: Harness, tmp_path: Path) -> No
         (folder / name).write_bytes(content[:-1] + b"x")
         done = harness.run("predict", folder, "a fine film")
         assert (done.returncode, done.stdout) == (2, "")
-        assert f"{name} is not the file that it was made of" in done.stderr
+        assert f"{name} has changed" in done.stderr
         (folder / name).write_bytes(content)
     (folder / "members/2/model.keras").unlink()
     gone = harness.run("predict", folder, "a fine film")

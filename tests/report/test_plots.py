@@ -1,4 +1,4 @@
-"""What the pictures draw: the numbers of the tables."""
+"""The pictures show the numbers of the tables."""
 
 import json
 from pathlib import Path
@@ -18,11 +18,8 @@ from tests.report.small_data import small_data
 def test_bars_are_the_intervals_of_the_means(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the mean to either end of the table's interval, over training time and over size.
-
-    A marker at zero, of a job without recurrent layers, is not cut.
-    """
-    for seed, accuracy in enumerate((0.86, 0.97, 0.98), 1):  # to 100 %, where it ends
+    """Over training time and over size; the axis has room for a marker at zero."""
+    for seed, accuracy in enumerate((0.86, 0.97, 0.98), 1):  # the interval is cut at 100 %
         write_run(tmp_path / str(seed), seed=seed, accuracy=accuracy)
     (part,) = make_parts(group_runs(scored_runs([tmp_path])[0])[0])
     drawn, plots = [], []
@@ -41,8 +38,8 @@ def test_bars_are_the_intervals_of_the_means(
     assert all(axes.get_xlim()[0] <= -0.04 * axes.get_xlim()[1] for axes in plots)
 
 
-def test_a_dollar_in_a_name_is_no_mathematics(tmp_path: Path) -> None:
-    """As such it would be refused."""
+def test_a_dollar_in_a_name_is_escaped(tmp_path: Path) -> None:
+    """Matplotlib would take it for mathematics and fail."""
     dataset = small_data(tmp_path / "data")
     for name in ("a", "b"):
         toml = f"[model]\nactivation = '$^{name}_$'\n"
@@ -52,8 +49,8 @@ def test_a_dollar_in_a_name_is_no_mathematics(tmp_path: Path) -> None:
     assert len(pictures_of(part.group, (), read_predictions(part.group, print))) > 3
 
 
-def test_the_best_accuracy_stands_at_the_end_of_its_epoch(tmp_path: Path) -> None:
-    """With validation, as the mean over the seeds."""
+def test_accuracy_over_time(tmp_path: Path) -> None:
+    """The best accuracy so far, at the end of the epoch's validation, as a mean over the seeds."""
     for seed, accuracies in enumerate(([0.80, 0.845, 0.83], [0.84, 0.835, 0.851]), 1):
         folder = tmp_path / str(seed)
         write_run(folder, seed=seed)
@@ -73,8 +70,8 @@ def test_the_best_accuracy_stands_at_the_end_of_its_epoch(tmp_path: Path) -> Non
     assert "lstm 84.80% after 33 s" in picture.alt
 
 
-def test_without_the_time_of_an_epoch_nothing_is_told(tmp_path: Path) -> None:
-    """As of a run whose file of times is broken."""
+def test_without_the_time_of_an_epoch_there_is_no_curve(tmp_path: Path) -> None:
+    """As after an interrupted write of the times."""
     write_run(tmp_path / "1")
     for name, line in (("metrics", '"val_accuracy": 0.8'), ("timings", '"epoch_s": 3')):
         (tmp_path / "1" / f"{name}.jsonl").write_text(f'{{"epoch": 2, {line}}}\n')

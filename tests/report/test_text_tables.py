@@ -1,4 +1,4 @@
-"""Tables as text: nothing that stands in a cell is taken for markup."""
+"""Tables as text, with all markup in cells escaped."""
 
 import io
 import re
@@ -9,6 +9,7 @@ from rich.console import Console
 
 from harness.report.text_tables import (
     defused,
+    html_table,
     latex_table,
     markdown,
     markdown_table,
@@ -27,9 +28,9 @@ def cells_of(rows: list[dict[str, str]]) -> pandas.DataFrame:
     return pandas.DataFrame(rows)
 
 
-@pytest.mark.parametrize("width", [80, 40, 26])
+@pytest.mark.parametrize("width", [80, 26])
 def test_a_terminal_wraps_names_and_never_a_number(width: int) -> None:
-    """No line is too wide; a long name goes on below itself, and every number is whole."""
+    """No line is too wide, a long name wraps, and numbers are complete."""
     name = "lstm batch_size=128 learning_rate=0.0003"
     rows = [*ROWS, {"job": name, "test %": "88.1234", "note": ""}]
     console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
@@ -40,27 +41,26 @@ def test_a_terminal_wraps_names_and_never_a_number(width: int) -> None:
     text = "\n".join(lines)
     assert re.findall(r" (\d+\.\d+)(?: |$)", text, re.MULTILINE) == ["88.22", "9.10", "88.1234"]
     assert "…" not in text
-    assert "batch_size=128" in text  # a name is broken between its words first
+    assert "batch_size=128" in text  # a name wraps between words
 
 
 @pytest.mark.parametrize(
     "cell",
-    ["=1+1", "=cmd|' /C calc'!A0", "+1+cmd|'x'!A0", "-2+3+cmd|'x'!A0", "@SUM(1)", "\t=1",
-     "  =1", "\uff1d1", "+", "-", "\n=1"],
-)  # fmt: skip
-def test_a_cell_of_a_csv_file_is_no_formula(cell: str) -> None:
-    """A quote before it: a spreadsheet shows the text, and runs nothing."""
+    ["=1+1", "+1+cmd|'x'!A0", "-2+3+cmd|'x'!A0", "@SUM(1)", "\t=1", "  =1", "\uff1d1", "+", "\n=1"],
+)
+def test_a_formula_in_a_csv_file_is_quoted(cell: str) -> None:
+    """A spreadsheet shows it as text."""
     assert defused(cell) == f"'{cell}"
 
 
 @pytest.mark.parametrize("cell", [-1.5, "-1.5", "+2", "-3e-05", "lstm=2", "a-b", "", None, 7])
-def test_a_number_of_a_csv_file_stays_one(cell: object) -> None:
-    """Negative ones too."""
+def test_a_number_in_a_csv_file_is_not_quoted(cell: object) -> None:
+    """Nor is a text without a formula."""
     assert defused(cell) == cell
 
 
-def test_markdown_shows_html_and_links_as_text() -> None:
-    """Nothing in a cell, nor in a sentence, is an element, a picture or a link of the page."""
+def test_markdown_escapes_html_and_links() -> None:
+    """In cells and sentences."""
     row = {"job": "<img src=x onerror=alert(1)>", "test %": "1", "note": "[a](javascript:b)\n# c"}
     text = markdown_table(cells_of([row]))
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
@@ -69,8 +69,8 @@ def test_markdown_shows_html_and_links_as_text() -> None:
     assert markdown("`a` *b*\x1b[2J") == r"\`a\` \*b\*\\x1b\[2J"
 
 
-def test_no_table_moves_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    """Escape sequences stand as text in it, on a terminal as in a file."""
+def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    """On a terminal and in a file."""
     row = {"job": "a\x1b[2Jb", "test %": "1", "note": "\x9b31m\u202e"}
     rich_console(force_terminal=True, color_system=None).print(screen_table(cells_of([row])))
     shown = capsys.readouterr().out + "".join(table_lines(cells_of([row])))
@@ -79,8 +79,8 @@ def test_no_table_moves_the_terminal(capsys: pytest.CaptureFixture[str]) -> None
                                                for n in (1, 4)}  # fmt: skip
 
 
-def test_latex_prints_every_character() -> None:
-    """What LaTeX takes for an order is escaped, a rule stands where it is asked for."""
+def test_latex_escapes_special_characters() -> None:
+    """A rule separates the last rows."""
     rows = [*ROWS, {"job": r"50 % of $x_1^2 & #{a}~\b", "test %": "1", "note": "a\nb"}]
     lines = [
         " ".join(line.split()) for line in latex_table(cells_of(rows), num_below=2).split("\n")
@@ -94,3 +94,11 @@ def test_latex_prints_every_character() -> None:
     assert last == (
         r"50 \% of \$x\_1\textasciicircum 2 \& \#\{a\}\textasciitilde \textbackslash b & 1 & a b \\"
     )
+
+
+def test_html_escapes_markup_and_cuts_nothing() -> None:
+    """The first column heads the rows."""
+    text = html_table(cells_of([{"job": "<b>", "no&te": "x" * 200}]))
+    assert "<th>&lt;b&gt;</th>" in text
+    assert f"<td>{'x' * 200}</td>" in text
+    assert "<th>no&amp;te</th>" in text

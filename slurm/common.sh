@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# What all job scripts share: the site's settings, the virtual environment, the run.
+# Shared by all job scripts: the site's settings, the environment, signals, the start of Python.
 #
-#   bash slurm/common.sh --setup    make the environment, get the data, on a login node
+#   bash slurm/common.sh --setup    on a login node: creates the environment, fetches the data
 #
-# Works with bash 3.2 (macOS) and later, so an empty array is expanded as ${a[@]+"${a[@]}"}.
+# Works with bash 3.2 (macOS) and later, so an array that may be empty is ${a[@]+"${a[@]}"}.
 
 set -euo pipefail
 
 PROJECT=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-export PATH HOME=${HOME:-~} # which `--export=NONE` drops
+export PATH HOME=${HOME:-~} # missing with `--export=NONE`
 
-# Write one line to standard error. In a file, such as a job's log, it carries date, time and level
-# like the lines of the harness itself.
+# Write a line to standard error. In a file, such as a job's log, it begins with time and level, like
+# the lines of the harness.
 say() { log_line INFO "$@"; }
 warn() { log_line WARNING "$@"; }
 complain() { log_line ERROR "$@"; }
@@ -22,32 +22,34 @@ log_line() {
     printf '%s %s\n' "$prefix" "$*" >&2
 }
 
-# The site's settings. Sourced here as in a person's shell: in a function, `declare` makes its names
-# local.
+# The site's settings. Not sourced in a function, where `declare` would create local variables.
 HARNESS_CONTAINER=()
 if [[ -f $PROJECT/slurm/site.sh ]]; then
-    set +u # module systems read variables that are unset
+    set +u # module systems read unset variables
     # shellcheck source=slurm/site.example.sh
     source "$PROJECT/slurm/site.sh" || warn "slurm/site.sh ended with status $?; the job goes on"
     set -u
 fi
 
-# Runs a command of Python's in the site's container.
+# Runs a program of Python in the site's container.
 inside() { ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$@"; }
+
+harness() { inside "$VENV/bin/harness" "$@"; }
 
 # shellcheck source=slurm/environment.sh
 source "$PROJECT/slurm/environment.sh"
 # shellcheck source=slurm/requeue.sh
 source "$PROJECT/slurm/requeue.sh"
 
-# Whether this script is a Slurm job, or the user's own job script calls it. Slurm runs it from a
-# copy in a spool folder. In an interactive allocation it is none, and several runs may share its id;
-# one that a notebook server keeps is a batch job, but its terminals are no batch script.
+# Whether this script is a Slurm job, or a user's job script calls it. Not in an interactive
+# allocation, where several runs share the job's id, nor in the terminal of a notebook server.
 is_batch() { [[ -n ${SLURM_JOB_ID:-} ]] && { ! is_called || is_in_batch_script; }; }
-is_called() { [[ $(dirname "$0") -ef $PROJECT/slurm ]]; }
 is_in_batch_script() { [[ ${ENVIRONMENT:-} == BATCH && -z ${SLURM_STEP_ID:-} && ! -t 0 && ! -t 2 ]]; }
 
-# A batch script has no step, but sbatch passes on that of the shell that called it.
+# Whether a shell calls this script by its path; Slurm runs a copy in its spool folder.
+is_called() { [[ $(dirname "$0") -ef $PROJECT/slurm ]]; }
+
+# A batch script is in no job step, but sbatch passes on the step of the shell that called it.
 forget_step() {
     if is_called; then
         [[ ${ENVIRONMENT:-} == BATCH && -n ${SLURM_STEP_ID:-} ]] || return 0
@@ -62,48 +64,33 @@ prepare() {
     VENV=${HARNESS_VENV:-.venv}
     [[ $VENV == /* ]] || VENV=$PROJECT/$VENV
     choose_locks
-    if [[ -n ${HARNESS_SNAPSHOT:-} ]]; then
-        # It existed when the job was submitted, and other jobs may be using it.
-        if ! has_interpreter; then
-            warn "$VENV/bin/python leads to $(readlink -f "$VENV/bin/python" || true), which is not" \
-                "on this node; load the module that has it in slurm/site.sh"
-        elif ! is_ready "${LOCKS[@]}"; then
-            warn "$VENV was not made from the lock files of $PROJECT"
-        fi
-    else
-        ensure_venv "${LOCKS[@]}"
-        mkdir -p "$PROJECT/logs" # older versions of sbatch do not make it
-    fi
+    ensure_venv "${LOCKS[@]}"
+    [[ -n ${HARNESS_SNAPSHOT:-} ]] || mkdir -p "$PROJECT/logs" # older versions of sbatch need it
     unset PYTHONHOME
-    export PYTHONPATH=$PROJECT # this script's own code, whatever is installed
+    export PYTHONPATH=$PROJECT # this project's code, even if another is installed
     export HARNESS_RUNS="${HARNESS_RUNS:-$PROJECT/runs}"
-    HARNESS=(${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$VENV/bin/harness")
 }
 
-# What a Slurm job needs beyond a local run.
+# Prepares a Slurm job beyond a local run.
 prepare_batch() {
     local log
-    listen # before anything runs: a time limit's warning this early would end the job for good
+    listen # first of all: an early warning of the time limit would end the job for good
     log=$(readlink "/proc/$$/fd/1") || log=''
     [[ ! -f $log ]] || export HARNESS_LOG=$log
-    # A task's log is named by an id that nobody else shows; its run is slurm-$JOB.
-    [[ ! -f $log || $JOB == "$SLURM_JOB_ID" || $log != *-"$SLURM_JOB_ID".out ]] ||
-        ln -sf "${log##*/}" "${log%"$SLURM_JOB_ID".out}$JOB.out" || true
-    export HARNESS_OFFLINE=1 # compute nodes often have no network; a download would only time out
+    export HARNESS_OFFLINE=1 # compute nodes often lack a network; a download would only time out
     [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]] || return 0
     HARNESS_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')
     export HARNESS_NODES
 }
 
-# Runs what a script of this folder is for, with the user's arguments, and ends the script: `train
+# Runs the command of a script with the user's arguments, and ends the script. The command is `train
 # JOB`, `tune`, `resume run|sweep FOLDER`, `compare`, `tensorboard` or `doctor`.
 supervise() {
     local plan options=()
     prepare
     ! is_called || options+=(--called)
     ! is_batch || { prepare_batch; options+=(--job); }
-    if plan=$(shown | "${HARNESS[@]}" job-begin --home "$PROJECT" ${options[@]+"${options[@]}"} \
-        -- "$@"); then
+    if plan=$(show_job | harness job-begin --home "$PROJECT" ${options[@]+"${options[@]}"} -- "$@"); then
         BEGUN=yes
         eval "$plan" # sets STEP and RUN, and calls inside_venv
     else
@@ -112,18 +99,18 @@ supervise() {
     finish
 }
 
-# Runs the program $1 of the environment with its arguments; by srun where STEP is a job step.
+# Runs the program $1 of the environment with its arguments, by srun if STEP is a job step.
 inside_venv() {
     run_child ${STEP[@]+"${STEP[@]}"} ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} \
         "$VENV/bin/$1" "${@:2}"
 }
 
-# Runs the command given, and sets RC to its exit code. It runs in the background, since a trap waits
-# for a command in the foreground.
+# Runs a command, and sets RC to its exit code. Runs it in the background, because traps wait for a
+# command in the foreground.
 run_child() {
     local status
     RC=127
-    [[ $1 != srun ]] || STOPPING=USR2 # at a TERM it would kill its step at once
+    [[ $1 != srun ]] || STOPPING=USR2 # at a TERM srun would kill its step at once
     listen
     "$@" &
     CHILD=$!
@@ -131,17 +118,17 @@ run_child() {
     while HEARD=''; do
         status=0
         wait "$CHILD" || status=$?
-        # A signal ends `wait` early; 127 means that an earlier turn already has the status.
+        # A signal ends `wait` early; 127 means that the last turn already has the status.
         [[ $status == 127 && $RC != 127 ]] || RC=$status
         [[ -n $HEARD ]] || break
     done
     CHILD=''
 }
 
-SIGNALS=''    # the names of those that this script received
+SIGNALS=''    # names of the received signals
 HEARD=''      # yes after a signal
-CHILD=''      # the number of the process that is told of them
-STOPPING=TERM # what it is sent to stop; in the background it ignores INT
+CHILD=''      # the process that gets them
+STOPPING=TERM # the signal that stops it; in the background it ignores INT
 
 listen() {
     local name
@@ -149,7 +136,7 @@ listen() {
     for name in INT TERM USR1 USR2; do trap "hear $name" $name; done
 }
 
-# Passes on only the first signal of a kind, since Slurm and users repeat them.
+# Forwards only the first signal of a kind, since Slurm and users repeat them.
 hear() {
     local number=$1
     HEARD=yes
@@ -164,7 +151,7 @@ if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     [[ "$*" == --setup ]] || { complain "usage: bash slurm/common.sh --setup"; exit 2; }
     SETS_UP=yes
     prepare
-    "${HARNESS[@]}" data fetch || warn "the full dataset is missing; until then, runs use a SAMPLE"
-    ! command -v sbatch >/dev/null || "${HARNESS[@]}" ask-network "$PROJECT"
+    harness data fetch || warn "the full dataset is missing; until then, runs use a SAMPLE"
+    ! command -v sbatch >/dev/null || harness ask-network "$PROJECT"
     say "ready: $VENV"
 fi

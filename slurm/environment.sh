@@ -1,71 +1,86 @@
 # shellcheck shell=bash
-# The Python environment of the job scripts: found or made, complete or absent, once for all jobs.
-# Sourced by common.sh, whose PROJECT, VENV, say and inside it uses.
+# The Python environment of the job scripts: complete or absent, and shared by all jobs.
+# Sourced by common.sh; uses its PROJECT, VENV, say, complain and inside.
 
-# Sets PYTHON to the first interpreter that can make the environment.
+# Sets PYTHON to the first interpreter that can create the environment.
 find_python() {
-    local found='' version
     local -a candidates=(python3 python3.13 python3.12 python3.11)
-    # With HARNESS_PYTHON set, no other interpreter will do.
-    [[ -z ${HARNESS_PYTHON:-} ]] || candidates=("$HARNESS_PYTHON")
     local probe='import ensurepip, venv, sys
 sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+    [[ -z ${HARNESS_PYTHON:-} ]] || candidates=("$HARNESS_PYTHON")
     for PYTHON in "${candidates[@]}"; do
         ! inside "$PYTHON" -c "$probe" 2>/dev/null || return 0
-        ! version=$(inside "$PYTHON" --version 2>/dev/null) || found+=", $PYTHON is $version"
     done
-    found=${found:-, ${candidates[0]} does not run}
-    complain "Python 3.11, 3.12 or 3.13 with venv (python3-venv on Debian) is needed, but" \
-        "${found#, }; load a module or set HARNESS_PYTHON in slurm/site.sh"
+    PYTHON=${candidates[0]}
+    complain "Python 3.11, 3.12 or 3.13 with venv (python3-venv on Debian) is needed, but $PYTHON is" \
+        "$(inside "$PYTHON" --version 2>/dev/null || echo missing);" \
+        "load a module or set HARNESS_PYTHON in slurm/site.sh"
     exit 2
 }
 
-# Sets LOCKS to the lock files that suit this machine, the one to install first. The gpu lock only
-# adds packages, so nodes with and without a GPU can share one environment.
+# Sets LOCKS to the lock files for this machine; the first is installed. The gpu lock only adds
+# packages, so its environment also serves machines without a GPU.
 # shellcheck disable=SC2034 # common.sh reads LOCKS
 choose_locks() {
-    LOCKS=(requirements-gpu.lock)
     case ${HARNESS_EXTRA:-} in
-    gpu) return ;;
-    none) ;;
-    '') ! has_gpus || return 0 ;;
+    '') ! has_gpus || local HARNESS_EXTRA=gpu ;;
+    gpu | none) ;;
     *)
         complain "HARNESS_EXTRA is '$HARNESS_EXTRA'; it must be gpu, none or unset"
         exit 2
         ;;
     esac
-    LOCKS=(requirements.lock requirements-gpu.lock)
+    LOCKS=(requirements-gpu.lock)
+    [[ ${HARNESS_EXTRA:-} == gpu ]] || LOCKS=(requirements.lock requirements-gpu.lock)
 }
 
-# Whether this machine has a GPU or, on a login node before the first install, its cluster has.
+# Whether this machine or, before an installation on a login node, its cluster has a GPU.
 has_gpus() {
     nvidia-smi -L >/dev/null 2>&1 || [[ -e /proc/driver/nvidia ]] ||
-        { [[ ! -e $VENV/harness-lock.sha256 && -z ${SLURM_JOB_ID:-} ]] &&
+        { [[ -z ${SLURM_JOB_ID:-} && (-n ${SETS_UP:-} || ! -e $VENV/harness-lock.sha256) ]] &&
             sinfo --noheader --format=%G 2>/dev/null | grep gpu >/dev/null; }
 }
 
-# Prints the stamp of a complete environment: a checksum of its path and of what it was made from.
+# Prints the stamp of a complete environment: a checksum of its path, lock file and project file.
 stamp_of() {
     local sum=sha256sum
     command -v $sum >/dev/null || sum='shasum -a 256'
     (cd "$PROJECT" && echo "$1" "$VENV" && cat "$1" pyproject.toml) | $sum
 }
 
-# Whether the interpreter that the environment links to is there; a container may have its own.
+# Whether the environment's interpreter exists; a container may have its own.
 has_interpreter() { [[ ${#HARNESS_CONTAINER[@]} -gt 0 || -x $VENV/bin/python ]]; }
 
-# Whether the environment is complete and was made from one of the locks given.
+# Whether the environment is complete and was installed from one of these lock files.
 is_ready() {
     local lock stamp
-    stamp=$(cat "$VENV/harness-lock.sha256" 2>/dev/null) || return 1
-    has_interpreter || return 1
+    stamp=$(cat "$VENV/harness-lock.sha256" 2>/dev/null) && has_interpreter || return 1
     for lock; do
         [[ $stamp != "$(stamp_of "$lock")" ]] || return 0
     done
     return 1
 }
 
-# Runs the command given under a lock that holds on all nodes.
+# Installs the first lock file, unless the environment is from any of them. Only `--setup` changes a
+# complete environment, since other jobs may be using it.
+ensure_venv() {
+    ! is_ready "$@" || return 0
+    if [[ -n ${HARNESS_SNAPSHOT:-} || (-z ${SETS_UP:-} && -e $VENV/harness-lock.sha256) ]] ||
+        { [[ ! -e $VENV/setup.log ]] && inside test -x "$VENV/bin/harness"; }; then
+        if [[ -L $VENV/bin/python ]] && ! has_interpreter; then
+            warn "$VENV/bin/python leads to $(readlink -f "$VENV/bin/python" || true), which is not" \
+                "on this node; load its module in slurm/site.sh"
+        else
+            say "using $VENV as it is, not from this project's lock files, which" \
+                "\`bash slurm/common.sh --setup\` installs"
+        fi
+        return
+    fi
+    find_python
+    with_lock install "$@"
+}
+
+# Runs a command under a lock that holds on all nodes.
 with_lock() (
     local lock=$PROJECT/.setup.lock
     exec 9>"$lock"
@@ -73,8 +88,8 @@ with_lock() (
         flock --nonblock 9 || say "waiting for another process, which may be installing"
         flock 9 && { "$@"; exit; }
     fi
-    # Without flock, or on a file system without it, a folder is the lock: only one process can
-    # make it. An install that is half an hour old is taken for dead.
+    # Without flock, or on a file system that lacks it, a folder is the lock. After half an hour its
+    # process counts as dead.
     until mkdir "$lock.d" 2>/dev/null; do
         sleep 2
         [[ -z $(find "$lock.d" -maxdepth 0 -mmin +30 2>/dev/null) ]] || rmdir "$lock.d" || true
@@ -83,18 +98,18 @@ with_lock() (
     "$@"
 )
 
-# An interrupted install can look complete to pip, so it is removed first. A complete one is
-# changed in place, which keeps unchanged packages usable for running jobs.
+# Removes an incomplete environment first, which could look complete to pip. Changes a complete one
+# in place, so running jobs keep the unchanged packages.
 install() {
     local lock=$1 log=$VENV/setup.log extra=''
     ! is_ready "$@" || return 0 # another process has installed it meanwhile
     if [[ ! -e $log && -n $(ls -A "$VENV" 2>/dev/null) ]]; then
-        complain "$VENV: this script did not make it, and it has no bin/harness; install harness there" \
-            "(pip install -e $PROJECT), or let HARNESS_VENV name a folder that does not exist"
+        complain "$VENV: is not from this script and has no bin/harness; install harness there" \
+            "(pip install -e $PROJECT), or set HARNESS_VENV to a new folder"
         return 2
     fi
-    # The log is left: without it the next try would take the rest for the user's own.
-    [[ ! -e $log || ! -e $VENV/pyvenv.cfg || -e $VENV/harness-lock.sha256 ]] ||
+    # The log stays, to mark the folder as this script's.
+    [[ ! -e $VENV/pyvenv.cfg || -e $VENV/harness-lock.sha256 ]] ||
         find "$VENV" -mindepth 1 -maxdepth 1 ! -name "${log##*/}" -exec rm -rf {} +
     mkdir -p "$VENV"
     rm -f "$VENV/harness-lock.sha256"
@@ -116,7 +131,7 @@ install_steps() {
     local -a pip=("$VENV/bin/python" -m pip --no-input --disable-pip-version-check)
     # An sdist would fetch its build requirements without checking hashes.
     local -a locked=(--require-hashes --only-binary :all:)
-    # Many sites' modules export these for their own interpreters.
+    # Modules of many sites export these for their own interpreters.
     unset PYTHONPATH PYTHONHOME
     export PIP_USER=0
     { inside test -x "$VENV/bin/python" || inside "$PYTHON" -m venv "$VENV"; } &&
@@ -125,52 +140,25 @@ install_steps() {
         inside "${pip[@]}" install --no-index --no-deps --no-build-isolation -e "$PROJECT"
 }
 
-# uv takes a third of pip's time. It reads none of pip's settings, so it is not used where they name
-# an index or a proxy of the site.
+# uv takes a third of pip's time. It ignores pip's settings, so pip installs if they name an index or
+# a proxy of the site.
 install_by_uv() {
-    local status=0 cache=$VENV/uv-cache # on the environment's disk, so that nothing is copied
+    local status=0 cache=$VENV/uv-cache # on the environment's disk, for hard links
     ! inside "${pip[@]}" config list |
         grep -E '\.(index-url|extra-index-url|no-index|proxy|client-cert|trusted-host)=' >/dev/null &&
         inside "${pip[@]}" install --progress-bar off --retries 1 "${locked[@]}" \
             -r "$PROJECT/requirements-uv.lock" || return 1
-    again=(--force-reinstall) # what uv leaves half done can look complete to pip
+    again=(--force-reinstall) # packages that uv left incomplete can look complete to pip
     inside "$VENV/bin/uv" pip install --no-progress --python "$VENV/bin/python" \
         --cache-dir "$cache" --compile-bytecode "${locked[@]}" -r "$1" || status=1
     rm -rf "$cache"
     return $status
 }
 
+# Compiles four files at a time without the packages' tests, where pip compiles one by one.
 install_by_pip() {
     inside "${pip[@]}" install --progress-bar off ${again[@]+"${again[@]}"} "${locked[@]}" \
         --no-compile -r "$1" &&
-        # Four at a time, where pip compiles one by one, and without the packages' tests. Packages
-        # hold files that are no Python 3.
         { inside "$VENV/bin/python" -m compileall -qq -j 4 -x 'site-packages/.*/tests?/' \
-            "$VENV/lib" || true; }
-}
-
-# Installs the environment from the first lock given, unless it is complete from any of them.
-ensure_venv() {
-    local why=''
-    ! is_ready "$@" || return 0
-    if inside test -x "$VENV/bin/harness"; then
-        if [[ ! -e $VENV/setup.log ]]; then
-            why='this script did not make it'
-        elif [[ ! -w $VENV ]]; then
-            why='it is read-only'
-        elif is_of_another_lock; then
-            why="it was made from other lock files; \`bash slurm/common.sh --setup\` installs these"
-        fi
-        [[ -z $why ]] || { say "using $VENV as it is: $why"; return; }
-    fi
-    find_python
-    with_lock install "$@"
-}
-
-# Whether a complete environment, of this project in another state or of another checkout, serves
-# now. Only `--setup` changes one for a job, or one that HARNESS_VENV names: others may be using it.
-is_of_another_lock() {
-    [[ -z ${SETS_UP:-} && -e $VENV/harness-lock.sha256 ]] &&
-        ! is_ready requirements.lock requirements-gpu.lock &&
-        { [[ -n ${HARNESS_VENV:-} ]] || is_batch; }
+            "$VENV/lib" || true; } # some files of packages are not Python 3
 }

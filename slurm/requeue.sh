@@ -1,64 +1,64 @@
 # shellcheck shell=bash
-# What becomes of an interrupted job: it goes back into the queue, stays as it is, or another job
-# goes on with its run. `harness job-end` decides; here Slurm's programs are called, outside of any
-# container. Sourced by common.sh, whose SIGNALS, RC, HARNESS, say and warn it uses.
+# The end of a job: it returns to the queue, stops, or another job continues its run. `harness
+# job-end` decides; this script calls Slurm, outside of any container. Sourced by common.sh; uses its
+# SIGNALS, RC, harness, say, warn and complain.
 
-BEGUN=''    # yes once Python has said what this start runs
-RUN=''      # the folder of the job's run or sweep, if that is known
+BEGUN=''    # yes after job-begin succeeded
+RUN=''      # the folder of the job's run or sweep, if known
 VERDICT=''  # requeue or stop
-CHANGES=()  # of the job that goes back, or the exit code of one that stops
-REQUEUED='' # yes if it is back in the queue already
-# The id for Slurm's programs. One task of an array has the id of the array as its job id, by which
-# they would act on all tasks.
+CHANGES=()  # changes of a requeued job, or the exit code of a stopped one
+REQUEUED='' # yes if the job is back in the queue
+# The id for Slurm's programs. One array task has the array's id as its job id, and the programs
+# would act on all tasks.
 JOB=${SLURM_JOB_ID:-}
 [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
-# Prints what Slurm knows of the job. A user's own form of times may differ.
-shown() {
+# Prints Slurm's fields of the job, with standard times whatever the user's SLURM_TIME_FORMAT is.
+show_job() {
     ! is_batch || SLURM_TIME_FORMAT=standard timeout 20 scontrol --oneliner show job "$JOB" \
         2>/dev/null || true
 }
 
-# Sets VERDICT and CHANGES for a start that ended with the exit code $1.
+# Sets VERDICT and CHANGES after a start with the exit code $1.
 decide() {
     local line
-    line=$(shown | "${HARNESS[@]}" job-end "$1" --signals "$SIGNALS" --run "$RUN" \
-        --runs "$HARNESS_RUNS") || line=''
+    line=$(show_job | harness job-end "$1" --signals "$SIGNALS" --run "$RUN" --runs "$HARNESS_RUNS") ||
+        line=''
     read -r VERDICT line <<<"$line"
     read -r -a CHANGES <<<"$line"
     [[ $VERDICT != requeue && $VERDICT != stop ]] || return 0
-    # Python does not start here.
+    # Python does not start on this node.
     VERDICT=stop
     [[ $SIGNALS != *TERM* && $SIGNALS != *INT* ]] || return 0
     if [[ $1 == 75 || ($1 -gt 128 && ${SLURM_JOB_NUM_NODES:-1} -gt 1) ]]; then
-        VERDICT=requeue # it saved
+        VERDICT=requeue # the run saved
     elif [[ (-z $BEGUN || -n $SIGNALS) && ${SLURM_RESTART_COUNT:-0} -lt 2 ]]; then
-        VERDICT=requeue # it did not get to its run; the third start is the last
+        VERDICT=requeue # the run did not begin; the third start is the last
     fi
 }
 
-# Puts a job that Slurm has cancelled for another one back at once, while its run saves: Slurm may
-# kill this script in a moment.
+# Requeues a job that Slurm has cancelled for another one, while its run saves: Slurm may kill this
+# script soon.
 requeue_if_preempted() {
-    [[ -z $REQUEUED && $(shown) == *PreemptTime=[0-9]* ]] || return 0
+    [[ -z $REQUEUED && $(show_job) == *PreemptTime=[0-9]* ]] || return 0
     decide 75
     [[ $VERDICT == requeue ]] && scontrol requeue "$JOB" || return 0
     REQUEUED=yes
     warn "preempted; job $JOB is back in the queue"
 }
 
-# Obeys what is decided of a job whose command has ended with RC; ends the script.
+# Executes the decision after the command has ended with RC; ends the script.
 finish() {
     local code=$RC asked=none
-    # A signal ended the harness while it was still starting.
+    # A signal ended the harness before it handled signals.
     [[ -z $SIGNALS ]] || case $RC in 138 | 140 | 143) RC=75 ;; esac
     if is_batch && [[ $RC == 75 || $RC -ge 126 || (-z $BEGUN && $RC != 2) ]]; then
-        until [[ -n $REQUEUED || $asked == "$SIGNALS" ]]; do # one may come meanwhile
+        until [[ -n $REQUEUED || $asked == "$SIGNALS" ]]; do # another signal may come meanwhile
             asked=$SIGNALS
             decide "$code"
         done
         if [[ -n $REQUEUED ]]; then
-            say "job $JOB is back in the queue, and goes on with its run when it starts again"
+            say "job $JOB is back in the queue and will continue its run"
         elif [[ $VERDICT == requeue ]]; then
             requeue
         else
@@ -86,8 +86,8 @@ requeue() {
     submit_successor
 }
 
-# Changes the job after its requeue, in the seconds that this script has left: Slurm takes most
-# changes of a pending job alone.
+# Changes the requeued job in the seconds before this script ends, because Slurm refuses most changes
+# of a running job.
 change_job() {
     [[ ${#CHANGES[@]} -gt 0 ]] || return 0
     for _ in 1 2 3 4 5; do
@@ -97,14 +97,14 @@ change_job() {
     warn "Slurm refuses the change ${CHANGES[*]} of job $JOB"
 }
 
-# Where Slurm does not requeue the job, another one goes on with its run. Python writes it.
+# Submits another job that continues the run, where Slurm forbids the requeue.
 submit_successor() {
     local answer id=''
-    if [[ -n $RUN ]] && answer=$("${HARNESS[@]}" job-successor "$RUN" --runs "$HARNESS_RUNS" \
+    if [[ -n $RUN ]] && answer=$(harness job-successor "$RUN" --runs "$HARNESS_RUNS" \
         -- ${CHANGES[@]+"${CHANGES[@]}"}); then
         eval "$answer" # sets SUCCESSOR and RECORD
         answer=$("${SUCCESSOR[@]}") || answer=''
-        # A site's own lines may come before the id, and the cluster's name behind it.
+        # A site's lines may precede the id, and the cluster's name may follow it.
         id=$(sed -nE 's/^[[:space:]]*([0-9]+)(;.*)?$/\1/p' <<<"$answer" | tail -n 1)
     fi
     if [[ -z $id ]]; then
@@ -112,5 +112,5 @@ submit_successor() {
         return
     fi
     sed "s/@JOB@/$id/" "$RECORD" >"$RECORD.new" && mv "$RECORD.new" "${RECORD%/*/*}/$id.json"
-    warn "interrupted; job $id goes on with the run"
+    warn "interrupted; job $id continues the run"
 }

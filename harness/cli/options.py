@@ -60,12 +60,12 @@ Full = Annotated[bool, typer.Option("--full", help="fail if the full dataset is 
 Workers = Annotated[
     int | None,
     typer.Option(
-        min=1, max=10_000, metavar="N", help="number of workers; default: one per GPU or CPU"
+        min=1, max=1000, metavar="N", help="number of workers; default: one per GPU or CPU"
     ),
 ]
 RunsAtATime = Annotated[
     int | None,
-    typer.Option(min=1, max=10_000, metavar="N", help="runs at a time; default: all that fit"),
+    typer.Option(min=1, max=1000, metavar="N", help="runs at a time; default: all that fit"),
 ]
 WorkersPerGpu = Annotated[
     int, typer.Option(min=1, max=64, metavar="N", help="number of workers that share a GPU")

@@ -1,5 +1,5 @@
-"""Slurm: its environment, its client programs, submission, process pools, and several nodes.
+"""Slurm: its environment, its client programs, submission, slots and processes, several nodes.
 
-Everything that knows a Slurm variable or a Slurm program is here.
+No other package reads Slurm's variables.
 It may import the modules of `harness` itself and the packages up to `data`.
 """

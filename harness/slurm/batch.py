@@ -1,8 +1,7 @@
-"""The supervisor of a batch job: what its script runs, and what becomes of the job then.
+"""The supervisor of a batch job: the command of its script, and whether the job is requeued.
 
-The script, `slurm/common.sh`, makes the environment and calls Slurm's programs. What it runs and
-does is decided here, inside a container too: `plan` says it at each start, `decide` at each end.
-`<runs>/.submissions/ends-<job id>.json` holds all that is counted from start to start.
+`plan` chooses the command at each start, `decide` the future of the job at each end, inside of the
+site's container too. The script, `slurm/common.sh`, makes the environment and calls Slurm.
 """
 
 import itertools
@@ -23,28 +22,28 @@ from harness.system.lenient_json import number, read_json, read_toml, table, tex
 from harness.system.processes import memory_peak_gb
 
 SAVED = Interrupted.exit_code
-KILLED = 137  # by SIGKILL, which for a job is mostly the kernel's when memory runs out
-ENDED_BY_WARNING = (138, 140, 143)  # by USR1, USR2 or TERM, before the harness took them over
-RAISE = 1.5
+KILLED = 137  # by SIGKILL, mostly from the kernel when memory runs out
+ENDED_BY_WARNING = (138, 140, 143)  # by USR1, USR2 or TERM, before the harness handles them
+MEMORY_FACTOR = 1.5
 MAX_MEMORY_RETRIES = 2
-NUM_OPEN = 64  # trials of a search, the newest, whose steps count
-STEPS_OF_A_TRIAL = 10**9  # more than any has
-MAX_REQUEUES = 2  # without a step in between: the third start is the last
+NUM_OPEN = 64  # newest trials of a search whose steps count
+STEPS_OF_A_TRIAL = 10**9  # more than any trial has
+MAX_REQUEUES = 2  # in succession without a new step, so the third start is the last
 
-# ---- What the script runs
+# ---- The command of a start
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a start of the script runs."""
+    """The command of a start."""
 
     words: tuple[str, ...]  # a program of the environment, and its arguments
-    run: str = ""  # the folder of the run or sweep, empty if it is not known
+    run: str = ""  # the folder of the run or sweep, empty if unknown
     runs: str = ""
-    step: tuple[str, ...] = ()  # srun, for one process on each node of the job
+    step: tuple[str, ...] = ()  # srun with its options, if each node of the job runs a process
 
     def shell(self) -> str:
-        """The same for the script to evaluate."""
+        """The lines that the script evaluates."""
         lines = (
             f"export HARNESS_RUNS={shlex.quote(self.runs)}",
             f"RUN={shlex.quote(self.run)}",
@@ -56,46 +55,46 @@ class Plan:
 
 @dataclass(frozen=True)
 class Start:
-    """What is known when a script starts."""
+    """The circumstances of a start."""
 
     home: Path  # the project
     runs: str
     allocation: SlurmEnvironment | None = None  # of the batch job; None for a local run
-    is_called: bool = False  # by a user's own job script, which may call several
-    seeds: tuple[str, ...] = ()  # of an array's tasks from 1, where they are no indices
-    task: str | None = None  # of an array
+    is_called: bool = False  # by a user's own job script, which may start several runs
+    seeds: tuple[str, ...] = ()  # of the array tasks from 1, if seeds exceed the largest index
+    task: str | None = None  # index of the array task
     never: tuple[str, ...] = ()  # options that the site refuses
 
     @property
     def step(self) -> tuple[str, ...]:
-        """The command that starts one process on each of several nodes; empty on one."""
+        """srun for one process on each of several nodes; empty on one node."""
         if not self.allocation or self.allocation.num_nodes == 1:
             return ()
         num, cpus = self.allocation.num_nodes, self.allocation.cpus_per_task
         return (
             *("srun", f"--nodes={num}", f"--ntasks={num}", "--ntasks-per-node=1"),
             *([] if "mem" in self.never else ["--mem=0"]),
-            # It does not inherit the CPUs from sbatch nor, at some sites, the environment.
+            # srun does not inherit the CPUs from sbatch nor, at some sites, the environment.
             *("--export=ALL", "--kill-on-bad-exit=0", "--wait=60"),
             *([f"--cpus-per-task={cpus}"] if cpus else []),
         )
 
     def run_id(self, words: Sequence[str], *, of_array: bool = False) -> str | None:
-        """The name of the job's run, by which a requeued job finds it; None outside of a job."""
+        """The run's id, the same after a requeue; None outside of a batch job."""
         if not self.allocation:
             return None
         job = self.allocation.own_id
         job = job.partition("_")[0] if of_array else job
-        other = f"-{zlib.crc32(chr(0).join(words).encode('utf-8', 'surrogateescape'))}"
-        return f"slurm-{job}{other if self.is_called and words else ''}"
+        checksum = f"-{zlib.crc32(chr(0).join(words).encode('utf-8', 'surrogateescape'))}"
+        return f"slurm-{job}{checksum if self.is_called and words else ''}"
 
 
 def plan(kind: str, words: Sequence[str], start: Start) -> Plan:
-    """What a script of `slurm/` runs.
+    """The command of a script in `slurm/`.
 
     Args:
         kind: train JOB, tune, resume run|sweep FOLDER, compare, tensorboard or doctor.
-        words: the user's other arguments.
+        words: the user's arguments.
     """
     runs = value_of("--runs", words) or start.runs
     if kind == "train":
@@ -104,14 +103,14 @@ def plan(kind: str, words: Sequence[str], start: Start) -> Plan:
         return _search(words, start, runs)
     if kind == "resume":
         of, folder, *rest = words
-        # A sweep starts its workers' steps itself.
+        # A sweep starts the steps of its workers itself.
         return Plan(
             ("harness", "resume", folder, *rest), folder, runs, start.step if of == "run" else ()
         )
     if kind == "compare":
-        out = () if has_option("--out", words) else ("--out", f"{runs}/comparison")
+        out = ("--out", f"{runs}/comparison") if value_of("--out", words) is None else ()
         return Plan(("harness", "compare", *out, *words), runs=runs)
-    if kind == "doctor":  # -P: the current folder may have tests of its own
+    if kind == "doctor":  # -P: the current folder may contain a package `tests`
         return Plan(("python", "-P", "-m", "tests.gpu", *words), runs=runs)
     return Plan(("harness", kind, *words), runs=runs)
 
@@ -120,7 +119,7 @@ def _training(words: Sequence[str], start: Start, runs: str) -> Plan:
     job, *rest = words
     job = str(start.home / job)
     options = []
-    if start.task is not None and not has_option("--seed", rest):
+    if start.task is not None and value_of("--seed", rest) is None:
         seed = start.seeds[int(start.task) - 1] if start.seeds else start.task
         options += ["--seed", seed]
     if (run_id := value_of("--run-id", rest)) is None and (run_id := start.run_id(rest)):
@@ -129,12 +128,12 @@ def _training(words: Sequence[str], start: Start, runs: str) -> Plan:
         ("harness", "train", job, *options, *rest),
         run=f"{runs}/{_name_of(job)}/{run_id}" if run_id else "",
         runs=runs,
-        step=() if has_option("--seeds", rest) else start.step,  # several, each on one node
+        step=start.step if value_of("--seeds", rest) is None else (),  # each seed uses one node
     )
 
 
 def _search(words: Sequence[str], start: Start, runs: str) -> Plan:
-    """All tasks of an array work at one search; `--join SWEEP` is `harness sweep join SWEEP`."""
+    """All tasks of an array share a search; `--join SWEEP` is `harness sweep join SWEEP`."""
     command, arguments = ["tune"], []
     for word in words:
         option, equals, value = word.partition("=")
@@ -154,41 +153,36 @@ def _search(words: Sequence[str], start: Start, runs: str) -> Plan:
 
 
 def _name_of(job: str) -> str:
-    """The name of a job file, by which the folder of its runs goes."""
+    """The name of a job file, which is the folder of its runs."""
     return text(read_toml(Path(job)).get("name")) or Path(job).name.removesuffix(".toml")
 
 
-def has_option(option: str, words: Sequence[str]) -> bool:
-    """Whether an option is among the arguments, as `--name value` or `--name=value`."""
-    return any(word.partition("=")[0] == option for word in words)
-
-
 def value_of(option: str, words: Sequence[str]) -> str | None:
-    """The value of an option; of several, the last; None if it is not there."""
+    """The last value of `--name value` or `--name=value`; None without this option."""
     value = None
     for word, after in itertools.zip_longest(words, words[1:], fillvalue=""):
-        name, equals, given = word.partition("=")
+        name, equals, joined = word.partition("=")
         if name == option:
-            value = given if equals else after
+            value = joined if equals else after
     return value
 
 
-# ---- What becomes of the job
+# ---- The future of the job
 
 
 @dataclass(frozen=True)
 class Counters:
-    """All that is counted from start to start of one job, and of those that go on with its run."""
+    """Counts over all starts of a job and of its successors."""
 
-    start: str = ""  # the last one that was counted
+    start: str = ""  # the last counted start
     reached: int = 0  # the most steps, or finished trials, of its runs
-    idle: int = 0  # starts one after another that ended without a step more
-    faulty: tuple[str, ...] = ()  # the nodes that were at fault in these
+    idle: int = 0  # starts in succession without a new step
+    faulty: tuple[str, ...] = ()  # nodes with a fault in these starts
     memory_retries: int = 0
 
     @classmethod
     def read(cls, path: Path) -> "Counters":
-        """Those of a file; of one that is missing or broken none."""
+        """Read a file; a missing or broken file counts as empty."""
         record = read_json(path)
         listed = record.get("faulty")
         return cls(
@@ -207,26 +201,26 @@ class Counters:
 
 @dataclass(frozen=True)
 class Ending:
-    """How a start of a job ended, and what is known of it."""
+    """The end of a start."""
 
-    code: int  # the exit code of its harness
+    code: int  # exit code of the harness
     start: str = "1.0"  # differs between the starts of a job
-    signals: tuple[str, ...] = ()  # that the script received, such as USR2
-    preempted: bool = False  # cancelled for another job, and not back in the queue yet
-    requeued: bool = False  # by Slurm itself, such as by `scontrol requeue`
+    signals: tuple[str, ...] = ()  # received by the script, such as USR2
+    preempted: bool = False  # Slurm has cancelled the job for another one and does not requeue it
+    requeued: bool = False  # by Slurm, such as after `scontrol requeue`
     num_nodes: int = 1
-    reached: int | None = None  # steps, or finished trials, of its runs; None if not known
+    reached: int | None = None  # steps, or finished trials, of its runs; None if unknown
     faulty: tuple[str, ...] = ()  # nodes that reported a fault in this start
-    excluded: str = ""  # nodes that the job must not have, as Slurm lists them
-    asked_gb: float | None = None  # memory of a node; None means all of it
+    excluded: str = ""  # nodes that the job excludes already, as Slurm lists them
+    asked_gb: float | None = None  # memory per node; None for the whole node
     used_gb: float | None = None
-    retries_memory: bool = False  # the user wants more to be asked for
-    max_requeues: int = MAX_REQUEUES  # without a step in between
-    why: str = ""  # what the run says of its end
+    retries_memory: bool = False  # --retry-memory
+    max_requeues: int = MAX_REQUEUES
+    why: str = ""  # the reason in the run's heartbeat
 
     @property
     def was_starting(self) -> bool:
-        """Whether a signal ended it before there was anything to save."""
+        """Whether a signal ended the harness before there was anything to save."""
         return bool(self.signals) and self.code in ENDED_BY_WARNING
 
     @property
@@ -236,24 +230,24 @@ class Ending:
 
     @property
     def can_go_on(self) -> bool:
-        """Whether it saved, or those on other nodes than the one that died lived to save."""
+        """Whether the run saved, also on the other nodes after one process died."""
         saved = self.code == SAVED or self.was_starting
         return saved or (self.code > 128 and self.num_nodes > 1)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What becomes of the job, and why."""
+    """The future of a job."""
 
     requeue: bool
     reason: str
     counters: Counters
-    exclude: tuple[str, ...] = ()  # nodes, from now on
-    memory_mb: int | None = None  # of each node, from now on
-    code: int | None = None  # of the job, in place of its harness's
+    exclude: tuple[str, ...] = ()  # nodes
+    memory_mb: int | None = None  # new request per node
+    code: int | None = None  # exit code of the job instead of the harness's
 
     def line(self) -> str:
-        """The decision as the script obeys it: `requeue`, with changes of the job, or `stop`."""
+        """The line for the script: `requeue` with changes of the job, or `stop` with a code."""
         if not self.requeue:
             return f"stop {'' if self.code is None else self.code}".strip()
         nodes = f"ExcNodeList={','.join(self.exclude)}" if self.exclude else ""
@@ -262,14 +256,14 @@ class Decision:
 
 
 def decide(ending: Ending, before: Counters) -> Decision:
-    """What becomes of a job: the only place where that is decided."""
+    """Decide whether a job is requeued; no other code decides this."""
     counters = _count(ending, before)
 
     def stop(reason: str, code: int | None = None) -> Decision:
         return Decision(requeue=False, reason=reason, counters=counters, code=code)
 
     if ending.requeued:
-        return stop("interrupted; Slurm has put the job back into the queue, where it goes on")
+        return stop("interrupted; Slurm has put the job back into the queue")
     if ending.was_cancelled:
         return stop("interrupted; submit or run the job again to resume it")
     if ending.code == KILLED and ending.num_nodes == 1:
@@ -279,27 +273,29 @@ def decide(ending: Ending, before: Counters) -> Decision:
     if counters.idle > ending.max_requeues:
         why = ending.why or "see above"
         if len(counters.faulty) > 1:
-            why = f"{' '.join(counters.faulty)} were at fault one after another"
-        told = f"given up: {counters.idle} starts one after another ended without a step, or a "
-        told += f"finished trial, more (HARNESS_MAX_REQUEUES is {ending.max_requeues})"
-        more = "; give more --time" if ending.signals else ""
-        return stop(f"{told}{more}: {why}", 1)
+            why = f"nodes {', '.join(counters.faulty)} were faulty"
+        return stop(
+            f"gave up after {counters.idle} starts in succession without a new step or finished "
+            f"trial (HARNESS_MAX_REQUEUES is {ending.max_requeues})"
+            f"{'; give more --time' if ending.signals else ''}: {why}",
+            1,
+        )
     if not ending.faulty:
         return Decision(requeue=True, reason="", counters=counters)
-    told = f"{', '.join(ending.faulty)}: at fault, see above; the job will not run there again; "
     return Decision(
         requeue=True,
-        reason=f"{told}tell your site",
+        reason=f"{', '.join(ending.faulty)}: faulty, see above; the job avoids this node from now "
+        "on; report it to your site",
         counters=counters,
         exclude=tuple(filter(None, (ending.excluded, *counters.faulty))),
     )
 
 
 def _count(ending: Ending, before: Counters) -> Counters:
-    """Counts each start once, however often it is asked about."""
+    """Count a start once, even if several signals ask about its end."""
     reached = before.reached if ending.reached is None else ending.reached
     is_further = reached > before.reached
-    if ending.reached is None:  # such as several runs of a user's own script
+    if ending.reached is None:  # as for several runs of a user's own script
         is_further = not ending.was_starting and not ending.faulty
     again = ending.start == before.start
     known = () if is_further else before.faulty
@@ -313,35 +309,34 @@ def _count(ending: Ending, before: Counters) -> Counters:
 
 
 def _out_of_memory(ending: Ending, counters: Counters) -> Decision:
-    """Tell what was asked and used; ask for half as much again if the user wants that."""
+    """State requested and used memory; request more if the user wants that."""
     asked = f"{ending.asked_gb:.1f} GB" if ending.asked_gb else "all memory of the node"
-    told = f"killed, most likely out of memory: the job had asked for {asked}"
-    told += f", {ending.used_gb:.1f} GB used when last seen" if ending.used_gb else ""
-    told += "; exit code 137"
+    used = f" and last used {ending.used_gb:.1f} GB" if ending.used_gb else ""
+    reason = f"killed, most likely out of memory: the job requested {asked}{used}; exit code 137"
     if not ending.asked_gb:
-        return Decision(requeue=False, reason=told, counters=counters)
-    more_mb = round(ending.asked_gb * 1e9 / 2**20 * RAISE)  # as --mem takes it with an M
+        return Decision(requeue=False, reason=reason, counters=counters)
+    more_mb = round(ending.asked_gb * 1e9 / 2**20 * MEMORY_FACTOR)  # --mem counts in MiB
     if ending.retries_memory and counters.memory_retries < MAX_MEMORY_RETRIES:
         return Decision(
             requeue=True,
-            reason=f"{told}; asks for {more_mb} MB from now on",
+            reason=f"{reason}; requests {more_mb} MB from now on",
             counters=replace(counters, memory_retries=counters.memory_retries + 1),
             memory_mb=more_mb,
         )
-    told += f"; give --mem={more_mb}M or more"
-    return Decision(requeue=False, reason=told, counters=counters)
+    reason += f"; give --mem={more_mb}M or more"
+    return Decision(requeue=False, reason=reason, counters=counters)
 
 
-# ---- What is on disk, and what Slurm says
+# ---- Files of the job, and Slurm's answers
 
 
 def counters_file(runs: Path, allocation: SlurmEnvironment) -> Path:
-    """The counters of a job, and of those that go on with its run."""
+    """The counters of a job and its successors."""
     return submissions(runs) / f"ends-{allocation.first_job_id}.json"
 
 
 def faults_file(runs: Path, allocation: SlurmEnvironment) -> Path:
-    """Where the processes of a start report their nodes: a line for each, its name and why."""
+    """The reports of a start, a line with node and reason per faulty node."""
     return submissions(runs) / f"node-faults-{allocation.own_id}"
 
 
@@ -354,12 +349,12 @@ def ending_of(
     allocation: SlurmEnvironment,
     shown: str,
 ) -> Ending:
-    """What is known of the end of a start.
+    """Collect the facts about the end of a start.
 
     Args:
-        code: the exit code of its harness.
-        run: the folder of its run or sweep, empty if that is not known.
-        shown: what `scontrol --oneliner show job` says of the job, empty if nothing.
+        code: exit code of the harness.
+        run: the folder of the run or sweep, empty if unknown.
+        shown: output of `scontrol --oneliner show job`, empty without an answer.
     """
     states, known = _states(run), shown_values(shown)
     state = states[0] if len(states) == 1 else {}
@@ -399,7 +394,7 @@ def _states(run: str) -> list[dict[str, Any]]:
 
 
 def _reached(states: Sequence[Mapping[str, Any]]) -> int:
-    """Finished trials first, since the runs of a trial may be removed then; then steps."""
+    """The progress: a finished trial outweighs all steps, because its runs may be removed."""
     finished, steps = (
         sum(whole(state.get(name)) or 0 for state in states) for name in ("finished", "step")
     )
@@ -407,14 +402,14 @@ def _reached(states: Sequence[Mapping[str, Any]]) -> int:
 
 
 def shown_values(shown: str) -> dict[str, str]:
-    """What Slurm shows of a job, by its names; of a value with spaces the first word."""
+    """The fields of `scontrol show job`, values with spaces up to their first word."""
     return dict(re.findall(r"(?:^|\s)([\w/:]+)=(\S*)", shown))
 
 
 def is_preempted(known: Mapping[str, str], restarts: int) -> bool:
-    """Whether Slurm has just cancelled the job for another one, and does not requeue it.
+    """Whether `PreemptMode=CANCEL` ends the job for another one.
 
-    This is `PreemptMode=CANCEL`. If a user cancels it in its grace time, the two times differ.
+    If its user cancels the job in its grace time, PreemptTime and EndTime differ.
     """
     time = known.get("PreemptTime", "None")
     is_own = known.get("EndTime") == time and known.get("Restarts") == str(restarts)

@@ -1,4 +1,4 @@
-"""Slurm's client programs, called with lists of arguments and time limits; the user's queue."""
+"""Calls of Slurm's client programs, and the user's jobs in the queue."""
 
 import os
 import re
@@ -13,20 +13,20 @@ from pathlib import Path
 from harness.errors import InputError, RunError
 from harness.slurm.environment import OF_CALLERS, OF_USERS, SlurmEnvironment
 
-TIMEOUT_S = 30
+TIMEOUT_S = 60
 SETTINGS_TIMEOUT_S = 10
 BAD_OPTION = 255  # sbatch's exit code
 NO_NODES = "configuration is not available"
-# What sbatch says if it is not the job that is refused.
+# Messages of sbatch that blame Slurm, not the job.
 NO_SLURM = re.compile("unable to contact|timed out|zero bytes|standby mode|temporarily", re.I)
 
 
 class NoAnswerError(RunError):
-    """A program gave no answer. What it was called for may be done all the same."""
+    """A program did not answer; it may have had its effect all the same."""
 
 
 class NoNodesError(RunError):
-    """`sbatch --test-only` finds no nodes: there are none, or all that suit are down at present."""
+    """`sbatch --test-only` finds no suitable node: none exists, or all are down."""
 
 
 def has_client(program: str = "sbatch") -> bool:
@@ -34,8 +34,8 @@ def has_client(program: str = "sbatch") -> bool:
     return shutil.which(program) is not None
 
 
-def call(*args: str, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProcess[str]":
-    """Call a client program, and return its exit code and output.
+def call(*args: str, timeout_s: float | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run a client program, and return its exit code and output.
 
     Raises:
         InputError: if the program is not on the PATH.
@@ -46,13 +46,14 @@ def call(*args: str, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProce
             f"{args[0]}: is not on the PATH; run this on a node with Slurm's clients, such as a "
             "login node, or load the site's module"
         )
+    timeout_s = timeout_s or TIMEOUT_S
     hidden = OF_CALLERS if "sbatch" in args else OF_USERS
     try:
         return subprocess.run(  # noqa: S603 - a list of arguments, no shell
             args,
             capture_output=True,
             text=True,
-            errors="replace",  # a name of some job or file need not be UTF-8
+            errors="replace",  # names of jobs and files need not be UTF-8
             timeout=timeout_s,
             check=False,
             env={name: value for name, value in os.environ.items() if not hidden.fullmatch(name)},
@@ -64,9 +65,9 @@ def call(*args: str, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProce
 
 
 def errors_of(done: "subprocess.CompletedProcess[str]") -> str:
-    """What a failed program says, in one line, apart from its hint at --help.
+    """All messages of a failed program in one line, without its hint at --help.
 
-    A site's own rules speak first; the last line is often only `Unspecified error`.
+    A site's plugin explains the refusal in the first lines; the last is only `Unspecified error`.
     """
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     messages = [line for line in lines if not line.startswith("Try ")]
@@ -74,22 +75,22 @@ def errors_of(done: "subprocess.CompletedProcess[str]") -> str:
 
 
 def has_cluster() -> bool:
-    """Whether Slurm answers here: its programs may be installed where no cluster is."""
+    """Whether this machine belongs to a cluster; Slurm's programs alone do not show that."""
     try:
         ask("sinfo", "--noheader", "--format=%P", timeout_s=SETTINGS_TIMEOUT_S)
-    except NoAnswerError:  # a controller that is busy is one all the same
+    except NoAnswerError:  # the controller is busy
         return True
     except (InputError, RunError):
         return False
     return True
 
 
-def ask(*args: str, timeout_s: float = TIMEOUT_S) -> str:
-    """Call a client program, and return what it printed.
+def ask(*args: str, timeout_s: float | None = None) -> str:
+    """Run a client program, and return its standard output.
 
     Raises:
         InputError: if the program is not on the PATH.
-        RunError: if it fails or does not answer in time, with all that it says.
+        RunError: if it fails, with its messages, or does not answer in time.
     """
     done = call(*args, timeout_s=timeout_s)
     if done.returncode != 0:
@@ -98,7 +99,7 @@ def ask(*args: str, timeout_s: float = TIMEOUT_S) -> str:
 
 
 def read_settings() -> dict[str, str]:
-    """Slurm's configuration by its names, such as MaxArraySize; empty if it does not tell it."""
+    """Slurm's configuration, such as MaxArraySize; empty if Slurm does not answer."""
     try:
         text = ask("scontrol", "show", "config", timeout_s=SETTINGS_TIMEOUT_S)
     except (InputError, RunError):
@@ -107,48 +108,42 @@ def read_settings() -> dict[str, str]:
 
 
 def node_names(allocation: SlurmEnvironment) -> list[str]:
-    """The nodes of a job step in the order of its tasks, named as Slurm names them.
-
-    In a container, where Slurm's clients may be missing, the job scripts have asked before.
+    """The nodes of a job step in the order of its tasks.
 
     Raises:
-        InputError, RunError: if Slurm must be asked and does not answer.
+        InputError, RunError: if no job script exported them and Slurm does not answer.
     """
-    if allocation.nodes:
-        return list(allocation.nodes)
-    return _expanded(allocation.node_list)
+    return list(allocation.nodes) or _expanded(allocation.node_list)
 
 
 def job_nodes(allocation: SlurmEnvironment) -> list[str]:
-    """The nodes of the whole job; of one node that Slurm does not name here, an empty name.
+    """The nodes of the job; one empty name if Slurm does not name its only node here.
 
     Raises:
-        InputError, RunError: if Slurm must be asked and does not answer.
+        InputError, RunError: if no job script exported them and Slurm does not answer.
     """
-    if allocation.nodes:
-        return list(allocation.nodes)
-    if allocation.num_nodes > 1:
-        return _expanded(allocation.job_node_list)
-    return [allocation.node]
+    if allocation.num_nodes == 1:
+        return [allocation.node]
+    return list(allocation.nodes) or _expanded(allocation.job_node_list)
 
 
 def _expanded(node_list: str) -> list[str]:
-    """Only Slurm itself expands its lists rightly: `n[08-10]` is n08, n09, n10."""
+    """The names in a node list: n08, n09 and n10 for n[08-10]."""
     return ask("scontrol", "show", "hostnames", node_list).split()
 
 
 def sbatch_args(unset: Sequence[str] = ()) -> list[str]:
-    """The beginning of a command of sbatch, which may not see the variables `unset`."""
+    """The first words of a call of sbatch without the environment variables `unset`."""
     return [*(["env", *(f"-u{name}" for name in unset)] if unset else []), "sbatch"]
 
 
 def submitted_id(name: str, done: "subprocess.CompletedProcess[str]") -> str:
-    """The id of a job that `sbatch --parsable` was called for; a site's own lines may come before.
+    """The job's id in the output of `sbatch --parsable`, which a site's lines may precede.
 
     Raises:
-        NoAnswerError: if it names none.
-        InputError: if the job was refused, with all that sbatch says.
-        RunError: if Slurm could not take it now.
+        NoAnswerError: if there is no id.
+        InputError: if sbatch refused the job, with its messages.
+        RunError: if Slurm is not available now.
     """
     if done.returncode != 0:
         raise _refusal(f"{name}: was not submitted: {errors_of(done)}")
@@ -160,36 +155,36 @@ def submitted_id(name: str, done: "subprocess.CompletedProcess[str]") -> str:
 
 
 def would_start(
-    script: Path, *flags: str, timeout_s: float = TIMEOUT_S, unset: Sequence[str] = ()
+    script: Path, *flags: str, unset: Sequence[str] = (), timeout_s: float | None = None
 ) -> str:
-    """When and where Slurm would start a script, as sbatch words it; nothing is submitted.
+    """sbatch's sentence about time and place of a start; submits nothing.
 
     Raises:
-        InputError: if sbatch is not on the PATH or refuses the job, with all that it says.
-        NoNodesError: if there are no nodes for such a job, or all of them are down.
+        InputError: if sbatch is not on the PATH or refuses the job, with its messages.
+        NoNodesError: if no node suits the job, or all such nodes are down.
         RunError: if Slurm does not answer.
     """
     done = call(*sbatch_args(unset), "--test-only", *flags, str(script), timeout_s=timeout_s)
-    answer = errors_of(done).removeprefix("sbatch: ")  # on standard error even if it is no error
+    answer = errors_of(done).removeprefix("sbatch: ")  # on standard error even after success
     if done.returncode == BAD_OPTION:
         raise InputError(f"{answer}; see man sbatch")
     if done.returncode != 0:
-        told = f"would not start: {answer}"
-        raise NoNodesError(told) if NO_NODES in answer else _refusal(told)
+        message = f"would not start: {answer}"
+        raise NoNodesError(message) if NO_NODES in answer else _refusal(message)
     return answer
 
 
-def _refusal(told: str) -> InputError | RunError:
-    return (RunError if NO_SLURM.search(told) else InputError)(told)
+def _refusal(message: str) -> InputError | RunError:
+    return (RunError if NO_SLURM.search(message) else InputError)(message)
 
 
-# The user's jobs in Slurm's queue, from one squeue call for all, made rarely
+# The user's jobs in the queue
 
 ASK_EVERY_S = 30.0  # some sites forbid more frequent calls
 QUEUE_TIMEOUT_S = 5.0
 BATCH_SCHED_DELAY_S = 3  # Slurm's default
 
-# Ended jobs too: Slurm remembers them, and why they ended, for some minutes.
+# With jobs that ended: Slurm remembers them, and their reasons, for some minutes.
 SQUEUE = ("squeue", "--me", "--array", "--noheader", "--states=all",
           "--format=%i|%A|%T|%M %l|%r|%o")  # fmt: skip
 
@@ -200,15 +195,15 @@ ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL
 
 @dataclass(frozen=True)
 class QueuedJob:
-    """A job or an array task as Slurm knows it."""
+    """A job or an array task in the queue."""
 
     id: str  # as users write it: 12, or 12_3 for an array task
-    raw_id: str  # by which the job knows itself
+    raw_id: str  # SLURM_JOB_ID in the job
     state: str  # such as RUNNING
-    reason: str  # why it waits, such as Priority
+    reason: str  # for a state, such as Priority
     elapsed_s: float  # since its last start
-    command: str  # the script that was submitted, empty for a job without one
-    limit_s: float = 0.0  # 0 if Slurm says none
+    command: str  # the submitted script with its arguments, empty for a job without a script
+    limit_s: float = 0.0  # time limit, 0 without one
 
     @property
     def waits(self) -> bool:
@@ -217,27 +212,27 @@ class QueuedJob:
 
     @property
     def why(self) -> str:
-        """Why it waits; empty if nothing is known."""
+        """The reason for its state; empty if Slurm names none."""
         return "" if self.reason == "None" else self.reason
 
     @property
     def ended(self) -> bool:
-        """Whether it is over."""
+        """Whether it has ended."""
         return self.state in ENDED
 
 
 class Queue:
-    """Asks squeue for all of the user's jobs, at most every `every_s` seconds."""
+    """All jobs of the user, by one call of squeue every `every_s` seconds at most."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.clock = clock
         self.every_s = ASK_EVERY_S
         self.asked_at = float("-inf")
-        self.problem: str | None = None  # why squeue gave no answer
+        self.problem: str | None = None  # a message if squeue does not answer
         self._jobs: list[QueuedJob] | None = None
 
     def jobs(self) -> list[QueuedJob] | None:
-        """The jobs; None without Slurm or without an answer."""
+        """The jobs; None if squeue is missing or does not answer."""
         if has_client("squeue") and self.clock() - self.asked_at >= self.every_s:
             self.problem = None
             self.asked_at = self.clock()
@@ -250,7 +245,7 @@ class Queue:
 
 
 def first_look_s(settings: Mapping[str, str]) -> float:
-    """How long Slurm may take to consider a new job, by its settings; 0 if they are not known."""
+    """The time in s until Slurm has considered a new job; 0 without Slurm's settings."""
     if not settings:
         return 0.0
     found = re.search(r"batch_sched_delay=(\d+)", settings.get("SchedulerParameters", ""))
@@ -258,7 +253,7 @@ def first_look_s(settings: Mapping[str, str]) -> float:
 
 
 def ask_about(job_ids: Sequence[str]) -> list[QueuedJob]:
-    """Some jobs, from one squeue call; none if it gives no answer."""
+    """Jobs by their ids, from one call of squeue; none if it does not answer."""
     if not has_client("squeue"):
         return []
     try:
@@ -268,7 +263,7 @@ def ask_about(job_ids: Sequence[str]) -> list[QueuedJob]:
 
 
 def parse_jobs(text: str) -> list[QueuedJob]:
-    """The jobs in squeue's output; other lines are skipped."""
+    """The jobs in the output of squeue, without lines of another form."""
     jobs = []
     for line in text.splitlines():
         fields = line.split("|", 5)
@@ -282,30 +277,32 @@ def parse_jobs(text: str) -> list[QueuedJob]:
 
 def seconds(text: str) -> float:
     """Slurm's `[days-][[hours:]minutes:]seconds` in seconds; 0 for any other text."""
-    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", text):
-        return 0.0
-    days, _, rest = text.rpartition("-")
-    total = 0
-    for part in rest.split(":"):
-        total = 60 * total + int(part)
-    return float(86_400 * int(days or 0) + total)
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text)
+    days, hours, minutes, rest = (int(part or 0) for part in match.groups()) if match else (0,) * 4
+    return float(86_400 * days + 3600 * hours + 60 * minutes + rest)
 
 
 def find_job(
     jobs: Sequence[QueuedJob], raw_id: str | None, shown_id: str | None
 ) -> QueuedJob | None:
-    """The job of a run, by the id in its heartbeat, or else by the one in its folder's name."""
+    """The job of a run.
+
+    Args:
+        jobs: of the user.
+        raw_id: of the run's heartbeat, None if it has none.
+        shown_id: in the name of the run's folder.
+    """
     by_name = [job for job in jobs if job.id == shown_id]
     if raw_id is None:
         return by_name[0] if by_name else None
     own = [job for job in jobs if job.raw_id == raw_id]
-    # Tasks that never started share the id of their array, so the name decides. A job that is no
-    # task may go on with the run of one.
+    # Array tasks that wait share a raw id, so the name decides. A job outside of an array may
+    # continue the run of an array task.
     both = [j for j in own if j.id == shown_id or "_" not in j.id or "_" not in (shown_id or "")]
     return both[0] if both else None
 
 
 def training_script(job: QueuedJob) -> tuple[str, str] | None:
-    """The project's folder and the name of a job that was submitted as `slurm/<name>.sh`."""
+    """The project's folder and the script's name of a job `slurm/<name>.sh`, else None."""
     found = re.fullmatch(r"(/.*?)/?slurm/([A-Za-z0-9_.-]+)\.sh(?:\s.*)?", job.command)
     return (os.path.realpath(found[1]), found[2]) if found else None

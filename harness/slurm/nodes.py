@@ -1,11 +1,11 @@
-"""The processes that train one model on several nodes: they meet in a folder among its job's runs.
+"""The processes that train one model on several nodes; they communicate by a private folder.
 
-TensorFlow waits an hour for a worker that never comes. So before the strategy is made, each worker
-writes there where it listens, and reads where the others do. Through the folder the first worker,
-the chief, shares its plan and its checkpoint, and a worker that ends says why. A lost worker is
-noticed by TensorFlow's own heartbeats, and one that hangs by the watchdog.
+TensorFlow waits an hour for a missing worker. So each worker first writes its address into the
+folder, and waits for the addresses of the others. The first worker, the chief, also shares its plan
+and checkpoint there, and each worker reports its end. TensorFlow's heartbeats notice a lost worker,
+the watchdog one that hangs.
 
-Only this user can enter the folder. Each start of a job step has one of its own.
+The folder is among the runs of the job, and each start of a job step has a new one.
 """
 
 import contextlib
@@ -31,30 +31,30 @@ from harness.system.console import log
 from harness.system.files import SharedDisk, atomic_write, owner_name
 from harness.system.lenient_json import parse_json
 
-# Below the ports that systems assign to clients (from 32768 on Linux), so few of them are in use.
+# Below the ports that Linux assigns to clients (from 32768), so few of them are in use.
 FIRST_PORT, LAST_PORT = 20_000, 31_999
 PORTS_A_JOB = 32
 
 INTERFACE = "HARNESS_INTERFACE"
 
-JOIN_S = 120.0  # for all workers to come; a node may see a new file of another one after a minute
+JOIN_S = 120.0  # for all workers to arrive; NFS may show a new file after a minute
 REPORT_S = 10.0  # for the report of a worker whose end TensorFlow has noticed
 LEAVE_S = 600.0  # for the chief to write the run's last files
-SAVE_S = 20.0  # for it to save where this worker is interrupted; it may be so alone
+SAVE_S = 20.0  # for the chief to save after an interruption, which may be this worker's alone
 POLL_S = 0.2
 
-TASK = re.compile(r"task:(\d+)")  # as TensorFlow names a worker
+TASK = re.compile(r"task:(\d+)")  # TensorFlow's name of a worker
 
 
 class WorkerGroup:
-    """This worker and the others; a context manager that reports how it ended.
+    """All workers, seen by one of them; a context manager that reports this worker's end.
 
-    Workers are numbered as Slurm numbers the tasks of a step; number 0 is the chief.
+    The number of a worker is its rank in the job step; number 0 is the chief.
     """
 
     def __init__(self, folder: Path, nodes: list[str], rank: int) -> None:
         self.folder, self.nodes, self.rank = folder, nodes, rank
-        self.addresses: list[str] = []  # of TensorFlow's servers, host:port, in the workers' order
+        self.addresses: list[str] = []  # of TensorFlow's servers, host:port, by rank
         self._disk = SharedDisk()
         self._num_shared = 0
         self._has_lost = False  # another worker
@@ -66,46 +66,45 @@ class WorkerGroup:
 
     @property
     def node(self) -> str:
-        """This worker's node, as Slurm names it."""
+        """This worker's node."""
         return self.nodes[self.rank]
 
-    # Coming together
+    # Start
 
     @classmethod
     def join(
         cls, allocation: SlurmEnvironment, parent: Path, purpose: str, join_s: float = JOIN_S
     ) -> "WorkerGroup":
-        """Meet the other workers of this job step.
+        """Wait for the other workers of this job step.
 
         Args:
-            allocation: whose step has several tasks, one on each node.
-            parent: the folder for that of the group; all nodes see it.
-            purpose: identifies job and data; it must be the same for all.
-            join_s: how long to wait for the others, in seconds.
+            allocation: a step with one task on each of several nodes.
+            parent: the folder for the group's folder, on a disk that all nodes see.
+            purpose: identifies job and data; must be the same for all workers.
+            join_s: seconds until all must have arrived.
 
         Raises:
-            RunError: if not all came in time, or for different purposes; it names the nodes.
-            InputError: if two of them share a node, HARNESS_INTERFACE is not here, or the folder
-                is another user's.
+            RunError: if workers are missing or have another purpose; it names the nodes.
+            InputError: if two workers share a node, HARNESS_INTERFACE does not exist, or the folder
+                belongs to another user.
         """
         nodes = node_names(allocation)
         if len(nodes) != allocation.num_tasks:
             raise InputError(
-                f"{allocation.num_tasks} tasks on {len(nodes)} nodes: should be one a node, which "
-                "drives all its GPUs; give srun --ntasks-per-node=1"
+                f"{allocation.num_tasks} tasks on {len(nodes)} nodes: should be one per node, "
+                "which uses all its GPUs; give srun --ntasks-per-node=1"
             )
         group = cls(_own_folder(parent, allocation), nodes, allocation.rank)
-        host = ""
-        if interface := os.environ.get(INTERFACE):
-            host = interface_address(interface, INTERFACE)
+        interface = os.environ.get(INTERFACE)
+        host = interface_address(interface) if interface else group.node
         first = first_port(allocation.job_id) + group.rank
-        port = free_port("", range(first, LAST_PORT + 1 + PORTS_A_JOB, PORTS_A_JOB))
-        own = {"address": with_port(host or group.node, port), "purpose": purpose}
+        port = free_port(range(first, LAST_PORT + 1 + PORTS_A_JOB, PORTS_A_JOB))
+        own = {"address": f"{host}:{port}", "purpose": purpose}
         group._write(f"{group.rank}.json", json.dumps(own).encode())
         try:
             group._meet(purpose, time.monotonic() + join_s)
         except RunError:
-            group._leave({"code": 1, "text": "it met no other worker"})
+            group._leave({"code": 1, "text": "other workers did not arrive"})
             raise
         return group
 
@@ -127,8 +126,8 @@ class WorkerGroup:
                 return
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"no worker came from {', '.join(missing)} to {self.node}; see whether its "
-                    f"task started, and whether it sees {self.folder.parent}"
+                    f"{self.node}: no worker arrived from {', '.join(missing)}; check that its "
+                    f"task started, and that it sees {self.folder.parent}"
                 )
             time.sleep(POLL_S)
 
@@ -138,7 +137,7 @@ class WorkerGroup:
         """Return the chief's content on every worker.
 
         Raises:
-            Interrupted, RunError: if the chief is gone.
+            Interrupted, RunError: if the chief has ended.
         """
         name = f"shared-{self._num_shared}"
         self._num_shared += 1
@@ -155,20 +154,20 @@ class WorkerGroup:
     # The end
 
     def check(self) -> None:
-        """Raise if another worker has failed.
+        """Return if no other worker has failed.
 
         Raises:
-            RunError: with its reason.
+            RunError: with the reason of a worker that failed.
         """
         for rank, report in self._left().items():
             if report.get("code") not in (0, Interrupted.exit_code):
                 raise RunError(f"the worker on {self.nodes[rank]} failed: {report.get('text')}")
 
     def explain(self) -> None:
-        """Raise if an error of TensorFlow's follows from another worker's failure, else return.
+        """Wait for another worker's report, which may explain an error of TensorFlow.
 
         Raises:
-            RunError: with the other worker's reason.
+            RunError: with the reason of a worker that failed.
         """
         deadline = time.monotonic() + REPORT_S
         while time.monotonic() < deadline:
@@ -176,7 +175,7 @@ class WorkerGroup:
             time.sleep(POLL_S)
 
     def lost(self, message: str) -> str:
-        """Note a loss; the nodes of the workers that TensorFlow's message about it may mean."""
+        """Note the loss of a worker; return the nodes that TensorFlow's message may mean."""
         self._has_lost = True
         named = {int(rank) for rank in TASK.findall(message)} - {self.rank}
         others = {*range(len(self.nodes))} - {self.rank}
@@ -184,7 +183,7 @@ class WorkerGroup:
 
     @contextlib.contextmanager
     def limited(self, limit_s: float) -> Iterator[None]:
-        """End this process where the block waits in vain: for a worker that failed, or too long."""
+        """End this process if the block waits for a failed worker, or longer than `limit_s`."""
         ended = threading.Event()
 
         def watch() -> None:
@@ -205,7 +204,7 @@ class WorkerGroup:
             ended.set()
 
     def _give_up(self, text: str, code: int) -> None:
-        """End this process, which waits for ever; a run's files are never half written."""
+        """End this process although a thread waits; the files of a run are never half written."""
         log(logging.ERROR, f"{self.node}: {text}")
         os._exit(code)
 
@@ -221,24 +220,24 @@ class WorkerGroup:
         code = getattr(error, "exit_code", 1) if error else 0
         self._leave({"code": code, "text": " ".join(str(error or "").split())[:500]})
         if not self.is_chief and code in (0, Interrupted.exit_code) and not self._has_lost:
-            # The chief is still writing, and srun ends a step soon after its first task ends.
+            # srun ends a step soon after its first task ends, but the chief still writes.
             deadline = time.monotonic() + (SAVE_S if code else LEAVE_S)
             while 0 not in self._left() and time.monotonic() < deadline:
                 time.sleep(POLL_S)
-            shutil.rmtree(self.folder, ignore_errors=True)  # with a report after the chief's end
+            shutil.rmtree(self.folder, ignore_errors=True)  # if the chief has not removed it
 
     def _leave(self, report: dict[str, Any]) -> None:
-        """Say how this worker ended; the folder goes where nobody needs to read that any more."""
-        with contextlib.suppress(OSError, RunError):  # gone with its chief; a full disk
+        """Report this worker's end; remove the folder if no other worker needs it."""
+        with contextlib.suppress(OSError, RunError):  # the chief removed it; a full disk
             self._write(f"left-{self.rank}.json", json.dumps(report).encode())
         is_done = self.is_chief and report["code"] in (0, Interrupted.exit_code)
         if is_done or len(self._left()) == len(self.nodes) - 1:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _left(self) -> dict[int, dict[str, Any]]:
-        """The reports of the other workers that have left, by rank.
+        """The reports of other workers that ended, by rank.
 
-        A chief that is done takes the folder with it.
+        A chief that has finished removes the folder.
         """
         others = {*range(len(self.nodes))} - {self.rank}
         found = {rank: self._read(f"left-{rank}.json") for rank in others}
@@ -249,9 +248,9 @@ class WorkerGroup:
         return reports
 
     def _read(self, name: str) -> bytes | None:
-        """The content of a file, None where it is not there, or can't be read now."""
+        """The content of a file, None if it is missing or unreadable."""
         with contextlib.suppress(OSError):
-            self._disk.names(self.folder)  # on NFS this makes the node look for new names
+            self._disk.names(self.folder)  # makes NFS look for new names
             return self._disk.read(self.folder / name)
         return None
 
@@ -260,7 +259,7 @@ class WorkerGroup:
 
 
 def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
-    """The folder of a job step, made by its first worker."""
+    """Create the folder of a job step; the chief removes those of earlier starts."""
     prefix = f".workers-{allocation.job_id}-"
     folder = parent / f"{prefix}{allocation.restarts}-{allocation.step}"
     try:
@@ -268,79 +267,50 @@ def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
         if allocation.rank == 0:
-            for old in parent.iterdir():  # of starts of the job that lost a node
+            for old in parent.iterdir():  # of starts that lost a node
                 if old.name.startswith(prefix) and old != folder:
                     shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise RunError(f"{folder}: can't be made: {error.strerror}; see its disk") from None
+        raise RunError(f"{folder}: can't be created: {error.strerror}; see its disk") from None
     if status.st_uid != os.getuid():
         raise InputError(f"{folder}: belongs to {owner_name(status.st_uid)}; remove it")
     return folder
 
 
 def first_port(job_id: str) -> int:
-    """The first of a job's ports: jobs on the same node seldom get the same ones."""
+    """The first of a job's ports; jobs on the same node seldom share ports."""
     num_jobs = (LAST_PORT + 1 - FIRST_PORT) // PORTS_A_JOB
     return FIRST_PORT + int(job_id) % num_jobs * PORTS_A_JOB
 
 
-ANY = (0,)  # a port that the system chooses
-
-
-def free_port(host: str, ports: Iterable[int] = ANY) -> int:
-    """The first of these ports that is free at an address; empty stands for all addresses.
-
-    Another process may take it before the caller does.
+def free_port(ports: Iterable[int]) -> int:
+    """The first port that is free on all addresses; another process may take it first.
 
     Raises:
         RunError: if none is free.
     """
-    first = last = 0
+    is_dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if is_dual else socket.AF_INET
     for port in ports:
-        first, last = first or port, port
-        if found := _listens(host, port):
-            return found
-    raise RunError(f"no port of {first} to {last} is free at {host or 'this machine'}")
+        with (
+            contextlib.suppress(OSError),
+            socket.create_server(("", port), family=family, dualstack_ipv6=is_dual),
+        ):
+            return port
+    raise RunError(f"{socket.gethostname()}: no port is free for TensorFlow's server; try again")
 
 
-def _listens(host: str, port: int) -> int:
-    """Listen for a moment; returns the port, 0 where that is refused."""
-    family = address_family(host)
-    try:
-        with socket.create_server(
-            (host, port), family=family, dualstack_ipv6=not host and family == socket.AF_INET6
-        ) as server:
-            return int(server.getsockname()[1])
-    except (OSError, OverflowError):
-        return 0
-
-
-def address_family(host: str) -> socket.AddressFamily:
-    """IPv6 for such an address, and for all addresses where IPv6 can serve IPv4 too."""
-    is_ipv6 = ":" in host or (not host and socket.has_dualstack_ipv6())
-    return socket.AF_INET6 if is_ipv6 else socket.AF_INET
-
-
-def with_port(host: str, port: int) -> str:
-    """An address as `host:port`, an IPv6 one in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def interface_address(name: str, option: str) -> str:
-    """The address of a network interface, IPv4 where it has one.
-
-    Args:
-        name: as `ip addr` names it, such as ib0.
-        option: the setting that names it, for messages.
+def interface_address(name: str) -> str:
+    """The IPv4 address of a network interface, such as ib0.
 
     Raises:
-        InputError: if there is no such interface here, or it has no address.
+        InputError: if there is no such interface, or it has no such address.
     """
     interfaces = psutil.net_if_addrs()
-    for family in (socket.AF_INET, socket.AF_INET6):
-        for each in interfaces.get(name, ()):
-            # A link-local address is not one of the whole network.
-            if each.family == family and not each.address.startswith("fe80:"):
-                return each.address
+    for each in interfaces.get(name, ()):
+        if each.family == socket.AF_INET:
+            return each.address
     known = ", ".join(sorted(interfaces))
-    raise InputError(f"{option} {name}: no such interface with an address; here are {known}")
+    raise InputError(
+        f"{INTERFACE} {name}: no such interface with an IPv4 address; here are {known}"
+    )

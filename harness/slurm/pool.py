@@ -1,4 +1,4 @@
-"""Slots on nodes, GPUs and CPUs, and the processes in them: started, signalled, ended."""
+"""Slots on nodes, GPUs and CPUs, and the processes that use them."""
 
 import contextlib
 import os
@@ -30,27 +30,26 @@ from harness.system.processes import (
     total_memory_gb,
 )
 
-MAX_WORKERS = 1000
-GPU_INDEX = "HARNESS_GPU"  # of a process's slot, among those that it sees on its node
+GPU_INDEX = "HARNESS_GPU"  # of a process's slot, among the visible GPUs of its node
 
 
 def usable_memory_gb(allocation: SlurmEnvironment | None) -> float:
-    """The memory that this process and its children may take here, in GB."""
+    """The memory in GB for this process and its children on this node."""
     limits = (total_memory_gb(), available_gb(), memory_limit_gb(), given_memory_gb(allocation))
     return min(limit for limit in limits if limit is not None)
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where a worker runs: a GPU of a node, or some of its CPUs."""
+    """The place of a worker: a GPU of a node, or some of its CPUs."""
 
-    node: str | None  # as Slurm names it, None for this machine without Slurm
-    gpu: int | None  # its index among those given on the node
-    threads: int  # its share of the CPUs
-    cpus: int  # given on the node, shared by all its workers
+    node: str | None  # None for this machine outside of Slurm
+    gpu: int | None  # index among the job's GPUs on the node
+    threads: int  # the worker's share of the CPUs
+    cpus: int  # of the job on the node, shared by all workers
 
     def variables(self) -> dict[str, str]:
-        """The environment variables that keep a process of ours in its slot."""
+        """The environment variables that keep a process in its slot."""
         variables = {"HARNESS_CPUS": str(self.threads)}
         if self.gpu is not None:
             variables[GPU_INDEX] = str(self.gpu)
@@ -58,9 +57,9 @@ class Slot:
 
 
 def take_own_gpu() -> None:
-    """Leave this process only the GPU of its slot, before CUDA is started.
+    """Hide all GPUs but the slot's from this process, before CUDA starts.
 
-    The slot has the GPU's index alone, since every node has a list of its own.
+    The slot has an index only, since each node names its GPUs differently.
     """
     index = os.environ.pop(GPU_INDEX, "")
     if index.isdigit():
@@ -68,13 +67,13 @@ def take_own_gpu() -> None:
 
 
 def gpu_name(index: int) -> str:
-    """A GPU as CUDA_VISIBLE_DEVICES names it, by its index among those that are visible here."""
+    """The name of a visible GPU in CUDA_VISIBLE_DEVICES, by its index."""
     listed = gpu.visible_names(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     return listed[index] if index < len(listed) else str(index)
 
 
 def num_in_memory(allocation: SlurmEnvironment | None, process_gb: float) -> int:
-    """How many processes of so much memory an allocation, or this machine, holds; one at least."""
+    """The number of processes of this size in the memory of all nodes; at least one."""
     num_nodes = allocation.num_nodes if allocation else 1
     return num_nodes * max(1, int(usable_memory_gb(allocation) / process_gb))
 
@@ -86,22 +85,22 @@ def allocate_slots(
     workers_per_gpu: int = 1,
     option: str = "--workers-per-gpu",
     devices: str | None = None,
-    at_most: int = MAX_WORKERS,
+    at_most: int,
 ) -> list[Slot]:
-    """One slot for each worker, spread over nodes and GPUs.
+    """One slot per worker, spread over nodes and GPUs.
 
-    Several single-threaded workers achieve far more than one with all CPUs, since the operations
+    Several single-threaded workers are much faster than one with all CPUs, because the operations
     of a recurrent network are too small to be divided.
 
     Args:
-        num_workers: how many; by default one per GPU or CPU.
-        workers_per_gpu: how many share a GPU.
-        option: by which a user says so, for messages.
-        devices: `cpu` leaves GPUs alone.
-        at_most: the number of tasks, or what `num_in_memory` allows.
+        num_workers: by default one per GPU or CPU.
+        workers_per_gpu: number of workers that share a GPU.
+        option: name of the option for `workers_per_gpu`, for messages.
+        devices: `cpu` uses no GPU.
+        at_most: the number of tasks, or the limit of `num_in_memory`.
 
     Raises:
-        InputError: if that is more than the allocation holds.
+        InputError: if there are more workers than the allocation has room for.
     """
     nodes: Sequence[str | None] = client.job_nodes(allocation) if allocation else [None]
     cpus = given_cpus(allocation)
@@ -110,13 +109,10 @@ def allocate_slots(
         gpus = 0
     if workers_per_gpu > 1 and not gpus:
         raise InputError(
-            f"{option} {workers_per_gpu}: there is no GPU here; leave it out, or say how "
-            "many by --workers"
+            f"{option} {workers_per_gpu}: there is no GPU here; leave it out, or set --workers"
         )
     room = len(nodes) * (gpus * workers_per_gpu if gpus else cpus)
     wanted = num_workers or room
-    if wanted > MAX_WORKERS:
-        raise InputError(f"--workers {wanted}: should be {MAX_WORKERS} at most")
     if (allocation or gpus) and wanted > room:
         what = f"{gpus} GPUs" if gpus else f"{cpus} CPUs"
         more = f", or raise {option}" if gpus else ""
@@ -133,10 +129,10 @@ def allocate_slots(
 
 
 def srun_args(slot: Slot, name: str) -> list[str]:
-    """`srun` for one task on a slot's node, which shares the job's GPUs with the other steps.
+    """`srun` for one task on a slot's node; all steps of the job share CPUs and GPUs.
 
-    It shares all CPUs too, since overlapping steps would each get the first ones. Without --mem,
-    srun refuses a second variable for memory, which the session that called sbatch may have left.
+    With CPU binding, overlapping steps would all use the first CPUs. Without --mem, srun refuses
+    two variables for memory, one of which may come from the shell that called sbatch.
     """
     nodelist = [f"--nodelist={slot.node}"] if slot.node else []
     return [
@@ -146,10 +142,10 @@ def srun_args(slot: Slot, name: str) -> list[str]:
 
 
 def needs_steps(allocation: SlurmEnvironment | None) -> bool:
-    """Whether workers run as job steps. Without srun, as in a container, they are child processes.
+    """Whether workers run as job steps; without srun, as in a container, they are children.
 
     Raises:
-        InputError: if there are several nodes, which only srun can reach.
+        InputError: if there are several nodes but no srun.
     """
     if allocation is None:
         return False
@@ -157,8 +153,7 @@ def needs_steps(allocation: SlurmEnvironment | None) -> bool:
         return True
     if allocation.num_nodes > 1:
         raise InputError(
-            "srun: is not on the PATH, and without it all processes are on one node; ask for "
-            "--nodes=1"
+            "srun: is not on the PATH, and only srun starts processes on other nodes; use --nodes=1"
         )
     return False
 
@@ -166,62 +161,58 @@ def needs_steps(allocation: SlurmEnvironment | None) -> bool:
 # Processes
 
 POLL_S = 0.2
-LOOK_S = 2.0  # between two looks for tasks that a user cancels
-# For processes to save after a signal: below the 90 s of a time limit's warning, and longer than
-# their own watchdog takes.
+LOOK_S = 2.0  # between two looks for cancelled tasks
+# For processes to save after a signal: below the 90 s before a time limit, above HARNESS_STOP_S.
 SAVE_S = 75.0
 
 
 def _start(args: Sequence[str], stdout: IO[bytes] | int) -> "subprocess.Popen[bytes]":
-    """A process that ends when this one does."""
+    """Start a process that ends with this one."""
     return subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
         args,
         env=own_code_first(),
-        stdin=subprocess.PIPE,  # never written to: its end of file is this process's end
+        stdin=subprocess.PIPE,  # its end of file is the end of this process
         stdout=stdout,
         stderr=subprocess.STDOUT,
-        start_new_session=True,  # a Ctrl-C reaches this process alone, which passes it on
+        start_new_session=True,  # Ctrl-C reaches this process only, which forwards it
     )
 
 
 @dataclass(eq=False)
 class ManagedProcess:
-    """A process by its name: may be started again after its end, with the same log."""
+    """A named process with a log; it may be restarted."""
 
     name: str  # unique in its pool
-    slot: Slot | None  # None for a process that is always a child, never a job step
+    slot: Slot | None  # None for a process that is never a job step
     log: Path
     popen: "subprocess.Popen[bytes] | None" = None
 
     @property
     def alive(self) -> bool:
-        """Whether it runs."""
+        """Whether it is running."""
         return self.popen is not None and self.popen.poll() is None
 
     @property
     def code(self) -> int | None:
-        """Its exit code, below 0 if a signal ended it, None before that."""
+        """Its exit code, negative after a signal; None if it has not ended."""
         return self.popen.poll() if self.popen else None
 
     def start(self, args: Sequence[str]) -> None:
-        """Start it, with its output appended to its log; it ends when this process does."""
+        """Start it; append its output to the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.popen = _start(args, log)
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Send it a signal, which srun passes on; SIGKILL ends only srun, see `ProcessPool.kill`.
-
-        A process that has ended is left alone.
-        """
+        """Signal it if it is running; srun forwards all signals but SIGKILL."""
         if self.popen:
             with contextlib.suppress(ProcessLookupError):
                 self.popen.send_signal(number)
 
     def last_line(self) -> str:
-        """The last line of its own in its log, else its exit code in words.
+        """The last line of its log, else its exit code.
 
-        As a job step it has a line of srun's below, which only repeats the exit code.
+        Lines of srun are skipped, because they only repeat the exit code.
         """
         with contextlib.suppress(OSError):
             lines = self.log.read_text(errors="replace").splitlines()
@@ -232,7 +223,7 @@ class ManagedProcess:
 
 
 class ProcessPool:
-    """Processes of which none is left at the end of the `with` block."""
+    """Processes that all end with the `with` block."""
 
     def __init__(self, allocation: SlurmEnvironment | None) -> None:
         self.processes: list[ManagedProcess] = []
@@ -249,7 +240,7 @@ class ProcessPool:
                 process.popen.wait()
 
     def start(self, process: ManagedProcess, args: Sequence[str]) -> None:
-        """Start a process, again if it has ended; in a job step of its slot's node under Slurm."""
+        """Start or restart a process, under Slurm as a job step on its slot's node."""
         if process not in self.processes:
             self.processes.append(process)
         if self._in_steps and process.slot:
@@ -259,16 +250,16 @@ class ProcessPool:
     def ask_to_save(
         self, processes: Sequence[ManagedProcess], number: signal.Signals, wait_s: float = SAVE_S
     ) -> None:
-        """Send processes a signal to save and end, and wait for that, up to `wait_s` seconds."""
+        """Signal processes to save and end, and wait for them, at most `wait_s` seconds."""
         for process in processes:
             if process.alive:
                 in_step = self._in_steps and process.slot
-                # At a TERM srun would kill its step at once; it passes USR2 on.
+                # At a TERM srun kills its step at once; it forwards USR2.
                 process.send_signal(signal.SIGUSR2 if in_step else number)
         wait_for(lambda: not any(process.alive for process in processes), wait_s)
 
     def kill(self, processes: Sequence[ManagedProcess]) -> None:
-        """End processes at once, on whatever node they are."""
+        """Kill processes on all nodes."""
         alive = [process for process in processes if process.alive]
         if self._in_steps:
             self._kill_steps({process.name for process in alive if process.slot})
@@ -283,7 +274,7 @@ class ProcessPool:
                 *("squeue", "--steps", f"--jobs={self._allocation.own_id}"),
                 *("--noheader", "--format=%i %j"),
             )
-            own = (self._allocation.own_id, self._allocation.job_id)  # not those of an array
+            own = (self._allocation.own_id, self._allocation.job_id)  # squeue lists a whole array
             pairs = [line.strip().partition(" ") for line in listed.splitlines()]
             if steps := [
                 step for step, _, name in pairs if name in names and step.partition(".")[0] in own
@@ -292,7 +283,7 @@ class ProcessPool:
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
-    """Wait until the condition holds, or the time is over."""
+    """Wait until the condition holds, at most `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < deadline:
         time.sleep(POLL_S)
@@ -303,22 +294,21 @@ def wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
 
 @dataclass(frozen=True)
 class Task:
-    """A command to be run once."""
+    """A command that runs once."""
 
     name: str  # unique, such as lstm-seed1
     args: Sequence[str]
-    log: Path  # of its output
-    cancel_file: Path | None = None  # while it is there, the task alone is ended or not begun
+    log: Path
+    cancel_file: Path | None = None  # its existence cancels the task
 
     @property
     def cancelled(self) -> bool:
-        """Whether a user cancels this task."""
-        path = self.cancel_file  # on a disk that may drop out for a while
-        return path is not None and os.path.exists(path)  # noqa: PTH110 - never raises
+        """Whether a user cancels this task; not if the disk fails."""
+        return self.cancel_file is not None and os.path.exists(self.cancel_file)  # noqa: PTH110
 
 
 def child_args(*args: str) -> list[str]:
-    """The command of a `harness …` that ends with the process that started it."""
+    """A command `harness …` that ends with its parent process."""
     return [sys.executable, "-m", "harness", "--exit-with-parent", *args]
 
 
@@ -329,12 +319,12 @@ def run_tasks(
     allocation: SlurmEnvironment | None,
     console: Console,
 ) -> None:
-    """Run tasks, as many at a time as there are slots. One that fails stops no other.
+    """Run all tasks, one per slot at a time. A failed task does not stop the others.
 
     Raises:
-        InputError: a task's input was refused, which ends the others too.
-        Interrupted: a signal came; the tasks that ran have saved and can go on.
-        RunError: some tasks failed: which, and why.
+        InputError: a task refused its input; all tasks end.
+        Interrupted: a signal came; the running tasks have saved and can continue.
+        RunError: some tasks failed; it names them and the reasons.
     """
     waiting, free, num_done = list(tasks), list(slots), 0
     failures: list[str] = []
@@ -362,8 +352,7 @@ def run_tasks(
                     for process in pool.processes:
                         if process.name not in cancelled and by_name[process.name].cancelled:
                             cancelled.add(process.name)
-                            # It saves and ends; at a TERM srun would kill its step at once.
-                            process.send_signal(signal.SIGUSR2)
+                            process.send_signal(signal.SIGUSR2)  # see `ask_to_save`
                 for process in [each for each in pool.processes if not each.alive]:
                     pool.processes.remove(process)
                     free += [process.slot] if process.slot else []
@@ -376,13 +365,6 @@ def run_tasks(
                         num_done += 1
                         console.info(f"{process.name}: done, {num_done} of {len(tasks)}")
                 time.sleep(POLL_S)
-        except Interrupted:
-            at_work = [process for process in pool.processes if process.alive]
-            pool.ask_to_save(at_work, stop.signal or signal.SIGTERM)
-            if at_work and all(process.code == RunError.exit_code for process in at_work):
-                # Such as that each was requeued too often without a step: so was the job.
-                raise RunError(f"{at_work[0].name}: {at_work[0].last_line()}") from None
-            raise
         finally:
             pool.ask_to_save(pool.processes, stop.signal or signal.SIGTERM)
     if failures:
@@ -390,10 +372,10 @@ def run_tasks(
 
 
 def _failure(process: ManagedProcess) -> str:
-    """Why a task failed, empty if it did not.
+    """The reason why a task failed, empty after success.
 
     Raises:
-        InputError, Interrupted: if it ended in a way that ends all tasks.
+        InputError, Interrupted: if the task's end ends all tasks.
     """
     code = process.code
     if code == 0:
@@ -402,8 +384,7 @@ def _failure(process: ManagedProcess) -> str:
         raise InputError(f"{process.name}: {process.last_line()}")
     if code == Interrupted.exit_code:
         raise Interrupted(f"a signal to {process.name}")
-    by_signal = code is not None and code < 0
-    why = f"was ended by signal {-(code or 0)}" if by_signal else process.last_line()
+    why = f"was ended by signal {-code}" if code and code < 0 else process.last_line()
     return f"{process.name}: {why} (log {process.log})"
 
 
@@ -411,13 +392,11 @@ def _failure(process: ManagedProcess) -> str:
 
 
 def run_printed(*args: str) -> None:
-    """Run a `harness …`, print its lines here, and raise what it ended with.
-
-    The line that says why it ended is raised and not printed.
+    """Run a command `harness …` and print its lines; raise its last line as the error.
 
     Raises:
-        InputError, Interrupted, RunError: with its last line.
-        KeyboardInterrupt: once the command, which gets the signal too, has saved and ended.
+        InputError, Interrupted, RunError: by the exit code, with the last line.
+        KeyboardInterrupt: after the command, which gets the signal too, has saved.
     """
     process = _start(child_args(*args), subprocess.PIPE)
     with process:
@@ -428,7 +407,7 @@ def run_printed(*args: str) -> None:
             try:
                 _print_lines(process)
             finally:
-                process.kill()  # if it was pressed again; one that has ended is left alone
+                process.kill()  # after a second Ctrl-C
             raise
         except BaseException:
             process.kill()
@@ -443,12 +422,12 @@ def run_printed(*args: str) -> None:
 
 
 def _print_lines(process: "subprocess.Popen[bytes]") -> str:
-    """Print what a process writes until it ends; returns its last line."""
+    """Print a process's lines until it ends, except an error in the last; return the last."""
     last, held = "", ""
     for content in process.stdout or ():
         line = content.decode(errors="replace")
         if message := strip_prefix(line):
-            if held:  # it was not the last one
+            if held:  # was not the last line
                 echo(held)
             last, held = message, message if is_error(line) else ""
             if not held:

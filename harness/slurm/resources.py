@@ -1,9 +1,9 @@
-"""What a job asks Slurm for: sbatch's options in layers, and the requests of `submit`.
+"""The resources that a job requests: options of sbatch from three layers.
 
-The layers are the script's header, the site's variables and the user's options. sbatch replaces an
-option by the same one of a later layer only. `--gres=gpu:1` in a script stays
-beside `--gpus-per-node=2`, and the job gets one GPU without a word. Here an option replaces
-whatever asks for the same thing in another way.
+The layers are the script's header, the site's variables and the user's options. For sbatch, an
+option replaces only the same option of an earlier layer: `--gpus-per-node=2` beside a script's
+`--gres=gpu:1` gets one GPU without a warning. Here it also replaces other options for the same
+resource.
 """
 
 import os
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from harness.errors import InputError
 from harness.slurm.environment import FLAGS, RETRY_MEMORY
 
-# Ways to ask for the same thing, as sbatch names them.
+# Options for the same resource.
 GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
 MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
-# What a job that goes on does not ask for again: the moment, and what its last start tells.
+# Options that a job which continues a run does not repeat.
 ONCE = ("dependency", "hold", "begin", "nodes", "time")
 LETTERS = {
     "-G": "gpus",
@@ -27,9 +27,15 @@ LETTERS = {
     "-b": "begin",
     "-N": "nodes",
     "-t": "time",
+    "-a": "array",
+    "-J": "job-name",
+    "-o": "output",
+    "-W": "wait",
 }
+# Options that submit sets itself, or that change the meaning of its call.
+OWN_OPTIONS = ("array", "job-name", "output", "wait", "parsable", "wrap", "test-only")
 
-# The variables that set an option of sbatch for a whole site, as sbatch itself reads them.
+# The variables of sbatch for its options, which site.sh exports.
 VARIABLES = {
     "SBATCH_ACCOUNT": "account",
     "SBATCH_CONSTRAINT": "constraint",
@@ -47,33 +53,32 @@ VARIABLES = {
 }
 GPU_REQUEST = re.compile(r"(?:([A-Za-z][\w.-]*|\d+g\.[\w.+-]+):)?(\d{1,2})")  # MIG: 1g.10gb:1
 
-
 NEVER, ALWAYS = "HARNESS_SBATCH_NEVER", "HARNESS_SBATCH_ALWAYS"
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a site refuses, and what it wants of each job."""
+    """The options of sbatch that a site refuses, and those that it demands."""
 
     never: tuple[str, ...] = ()  # names of options, such as gres and mem
     always: tuple[str, ...] = ()  # options, such as --ntasks=1
 
     @classmethod
     def of_site(cls, environment: Mapping[str, str] = os.environ) -> "Rules":
-        """Those of the environment, which slurm/site.sh exports.
+        """Read the environment, which slurm/site.sh exports.
 
         Raises:
-            InputError: if they are no names, or no options.
+            InputError: if a value has another form.
         """
         never = [name.lstrip("-") for name in environment.get(NEVER, "").split()]
         if wrong := [name for name in never if not re.fullmatch("[a-z][a-z-]+", name)]:
             raise InputError(
-                f"{NEVER}: {wrong[0]!r} should be the long name of an option of sbatch, as in "
+                f"{NEVER}: {wrong[0]!r} should be the long name of an option of sbatch, such as "
                 '"gres mem"'
             )
         always = environment.get(ALWAYS, "").split()
         if wrong := [word for word in always if not word.startswith("-")]:
-            raise InputError(f"{ALWAYS}: {wrong[0]!r} should be an option, as in --ntasks=1")
+            raise InputError(f"{ALWAYS}: {wrong[0]!r} should be an option, such as --ntasks=1")
         return cls(tuple(never), tuple(always))
 
 
@@ -82,20 +87,20 @@ NO_RULES = Rules()
 
 @dataclass(frozen=True)
 class Composed:
-    """What is given to sbatch."""
+    """The options for sbatch without conflicts."""
 
     header: list[str]  # the script's `#SBATCH` lines
     args: list[str]
-    unset: list[str]  # variables that would bring back what was replaced
+    unset: list[str]  # variables that would bring back replaced options
 
 
 def site_options(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The site's options by their variables, such as SBATCH_ACCOUNT, which sbatch reads itself."""
+    """The site's variables of sbatch, such as SBATCH_ACCOUNT, and their values."""
     return {name: value for name in VARIABLES if (value := environment.get(name))}
 
 
 def without(site: Mapping[str, str], *groups: Collection[str]) -> dict[str, str]:
-    """The site's other options than those of some groups."""
+    """The site's variables without those for some groups of options."""
     return {n: v for n, v in site.items() if not any(VARIABLES[n] in group for group in groups)}
 
 
@@ -107,24 +112,24 @@ def compose(
     gpus: str | None = None,
     rules: Rules = NO_RULES,
 ) -> Composed:
-    """What to give to sbatch, so that the user's own options replace the site's and the script's.
+    """Options for sbatch in which the user's options replace the site's and the script's.
 
     Args:
         header: the script's `#SBATCH` lines.
         site: from `site_options`.
         args: the user's options, apart from `--gpus`.
-        gpus: of each node, as `--gpus` takes it; None to ask as site and script do.
+        gpus: value of `--gpus`, per node; None keeps the request of site or script.
         rules: of the site.
 
     Raises:
-        InputError: if GPUs are wanted in a way that the site refuses.
+        InputError: if the user's request for GPUs needs an option that the site refuses.
     """
     args = [_gpu_arg(gpus, site), *args] if gpus else list(args)
-    asked = names_in(arg for arg in args if arg != "--gres=none")
-    if refused := {*rules.never} & asked & {*GPUS}:
+    requested = names_in(arg for arg in args if arg != "--gres=none")
+    if refused := {*rules.never} & requested & {*GPUS}:
         raise InputError(
-            f"--{min(refused)}: is never sent at this site ({NEVER}); ask for GPUs in its way, "
-            "such as by a partition: -- --partition=NAME"
+            f"--{min(refused)}: is never sent at this site ({NEVER}); request GPUs in the site's "
+            "way, such as by a partition: -- --partition=NAME"
         )
     args = drop([*rules.always, *args], rules.never)
     by_user = _replaced_by(names_in(args))
@@ -138,7 +143,7 @@ def compose(
 
 
 def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
-    """Ask for GPUs of each node in the site's way, and of its type where the user names none."""
+    """The option for this number of GPUs per node, as the site requests them and of its type."""
     if not int(gpus.rpartition(":")[2]):
         return "--gres=none"
     per_node = site.get("SBATCH_GPUS_PER_NODE")
@@ -150,14 +155,14 @@ def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
 
 
 def names_in(args: Iterable[str]) -> set[str]:
-    """The options of GPUS and MEMORY among sbatch's arguments."""
+    """The options of GPUS and MEMORY among arguments of sbatch."""
     return {_name(arg) for arg in args} & {*GPUS, *MEMORY}
 
 
 def drop(args: Iterable[str], names: Collection[str]) -> list[str]:
-    """sbatch's arguments without some options and their values."""
+    """Arguments of sbatch without some options and their values."""
     kept: list[str] = []
-    is_value = False  # of an option that is dropped, as in `-G 2`
+    is_value = False  # of a dropped option, as in `-G 2`
     for arg in args:
         if _name(arg) in names:
             is_value = "=" not in arg and (arg.startswith("--") or len(arg) == 2)
@@ -173,10 +178,10 @@ def _replaced_by(names: set[str]) -> set[str]:
 
 
 def words_in(line: str) -> list[str]:
-    """The options in a `#SBATCH` line, or in a line of options alone."""
+    """The options in a line, with or without `#SBATCH`."""
     try:
         return shlex.split(line.removeprefix("#SBATCH"), comments=True)
-    except ValueError:  # an odd quote, which sbatch will refuse
+    except ValueError:  # a quote without its end, which sbatch will refuse
         return []
 
 
@@ -186,7 +191,7 @@ def _name(arg: str) -> str:
 
 
 def _without(line: str, names: Collection[str]) -> str:
-    """A `#SBATCH` line without some of its options; empty if none is left."""
+    """A `#SBATCH` line without some options; empty if no option is left."""
     words = words_in(line)
     kept = drop(words, names)
     if kept == words:
@@ -199,85 +204,69 @@ def _without(line: str, names: Collection[str]) -> str:
 MAX_SEEDS = 10_000
 
 SEEDS = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?")
-WARNING_S = 90  # before the time limit, as the scripts ask for it by --signal
-SHORT_S = 300  # a time limit below it hardly lets a run start
-# Flags of sbatch that submit sets itself: the name, and its letter.
-OWN_FLAGS = {
-    "array": "a", "job-name": "J", "output": "o", "wait": "W", "parsable": "", "wrap": "",
-    "test-only": "",
-}  # fmt: skip
+WARNING_S = 90  # before the time limit, by --signal in the scripts
+SHORT_S = 300  # a run hardly starts within a shorter time limit
 
 
 @dataclass(frozen=True)
 class Resources:
-    """Requests to sbatch that override the script's header; None keeps the header's."""
+    """The user's requests; None keeps the request of site or script."""
 
-    gpus: str | None = None  # of each node: 2 or a100:2
+    gpus: str | None = None  # per node: 2 or a100:2
     nodes: int | None = None
     time: str | None = None
-    mem: str | None = None  # of each node
-    retry_memory: bool = False  # half as much again after a kill for want of it
-    flags: tuple[str, ...] = ()  # sbatch's own, as they are
-    kept: tuple[str, ...] | None = None  # those of `flags` that a job which goes on asks for too
+    mem: str | None = None  # per node
+    retry_memory: bool = False  # if out of memory, request 1.5 times as much
+    flags: tuple[str, ...] = ()  # options of sbatch
+    kept: tuple[str, ...] | None = None  # `flags` for a job that continues the run, default: all
 
     def check(self) -> None:
-        """Raise for what sbatch would not refuse, or not in words of this project.
+        """Refuse requests that sbatch would accept wrongly or refuse with an unclear message.
 
         Raises:
             InputError: one line with the option, its value and the rule.
         """
         if self.gpus is not None:
-            found = GPU_REQUEST.fullmatch(self.gpus)
-            if not found or int(found[2]) > 64:
+            match = GPU_REQUEST.fullmatch(self.gpus)
+            if not match or int(match[2]) > 64:
                 raise InputError(
-                    f"--gpus {self.gpus}: should be 0 to 64 of each node, with or without a type: "
+                    f"--gpus {self.gpus}: should be 0 to 64 per node, with or without a type: "
                     "2 or a100:2"
                 )
             if twice := names_in(self.flags) & {*GPUS}:
-                raise InputError(f"--{min(twice)}: asks for GPUs, and so does --gpus; give one")
-        may_be_value = False  # of the flag before it, as in `-C a100`
+                raise InputError(f"--{min(twice)}: requests GPUs as --gpus does; give one of them")
+        if self.flags and not self.flags[0].startswith("-"):
+            raise InputError(
+                f"{self.flags[0]}: is neither an option of submit nor, after --, one of sbatch; "
+                "submit one job file at a time, or all by --all"
+            )
         for flag in self.flags:
-            if not flag.startswith("-"):
-                if not may_be_value:
-                    raise InputError(
-                        f"{flag}: is neither an option of submit nor, after --, a flag of sbatch; "
-                        "one job file is submitted at a time, or all by --all"
-                    )
-                may_be_value = False
-                continue
-            may_be_value = "=" not in flag
-            name = flag.lstrip("-").partition("=")[0]
-            for own, letter in OWN_FLAGS.items():
-                long = flag.startswith("--") and len(name) > 2 and own.startswith(name)
-                if long or (letter and not flag.startswith("--") and name.startswith(letter)):
-                    raise InputError(
-                        f"{flag}: is what submit decides itself, leave it out"
-                        + (" and give --seeds" if own == "array" else "")
-                    )
+            if (name := _name(flag)) in OWN_OPTIONS:
+                remedy = "use --seeds" if name == "array" else "leave it out"
+                raise InputError(f"{flag}: submit sets --{name} itself; {remedy}")
 
     def sbatch_args(self) -> list[str]:
-        """The flags for sbatch, apart from the one for GPUs, which depends on the site."""
+        """The options for sbatch, apart from the GPUs', which depend on the site."""
         sizes = {"nodes": self.nodes, "time": self.time, "mem": self.mem}
         args = [f"--{name}={value}" for name, value in sizes.items() if value is not None]
         return [*args, *self.flags]
 
     @property
     def variables(self) -> dict[str, str]:
-        """What the job's script exports for them."""
+        """The variables that the job's script exports."""
         flags = self.flags if self.kept is None else self.kept
-        found = {RETRY_MEMORY: "1" if self.retry_memory else "", FLAGS: shlex.join(flags)}
-        return {name: value for name, value in found.items() if value}
+        variables = {RETRY_MEMORY: "1" if self.retry_memory else "", FLAGS: shlex.join(flags)}
+        return {name: value for name, value in variables.items() if value}
 
 
 def short_limit(limit_s: float | None) -> str:
-    """What to do about a time limit near the warning before it; empty if there is time enough."""
+    """A warning about a short time limit, else empty."""
     if not limit_s or limit_s >= SHORT_S:  # 0: no limit
         return ""
     left_s = max(0.0, limit_s - WARNING_S)
     return (
-        f"a time limit of {limit_s:.0f} s leaves {left_s:.0f} s before the warning, {WARNING_S} s "
-        "before the end, by which a run saves and its job starts again; starts without a step end "
-        f"it: give at least --time={SHORT_S // 60}"
+        f"a time limit of {limit_s:.0f} s leaves {left_s:.0f} s until the run saves and the job is "
+        f"requeued, {WARNING_S} s before its end; give at least --time={SHORT_S // 60}"
     )
 
 
@@ -285,7 +274,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """Seeds from `1-5`, `1,3,7` or `2`, sorted.
 
     Raises:
-        InputError: for anything else, one that stands there twice, or over ten thousand of them.
+        InputError: for any other text, a repeated seed, or more than ten thousand seeds.
     """
     seeds: set[int] = set()
     for part in text.split(","):
@@ -293,17 +282,17 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
             raise InputError(f"--seeds {text}: should be numbers and ranges, such as 1-5 or 1,3,7")
-        part_of = range(first, min(last, first + MAX_SEEDS) + 1)  # of more, enough to refuse
+        part_of = range(first, min(last, first + MAX_SEEDS) + 1)  # enough to refuse
         if twice := seeds.intersection(part_of):
             raise InputError(f"--seeds {text}: names seed {min(twice)} twice; give each seed once")
         seeds.update(part_of)
         if len(seeds) > MAX_SEEDS:
-            raise InputError(f"--seeds {text}: are too many, at most {MAX_SEEDS:,}")
+            raise InputError(f"--seeds {text}: should be {MAX_SEEDS:,} seeds at most")
     return tuple(sorted(seeds))
 
 
 def array_spec(seeds: Sequence[int]) -> str:
-    """Seeds in order as `--array` takes them, consecutive ones as ranges: `1-3,7`."""
+    """Sorted seeds as a value of `--array`: `1-3,7`."""
     spans: list[list[int]] = []
     for seed in seeds:
         if spans and seed == spans[-1][1] + 1:

@@ -1,6 +1,6 @@
 """A job for sbatch as text: its script, its command, the paths of its runs and logs.
 
-Nothing here writes or calls anything.
+This module writes no file and calls no program.
 """
 
 import os
@@ -31,45 +31,49 @@ from harness.slurm.resources import (
 )
 
 COMPARISON, SEARCH = "compare", "tune"
-DEFAULT_ARRAY_SIZE = 1001  # Slurm's MaxArraySize, where it is not told
-OF_OWN_NETWORKS = "lstm"  # the five have the same header but for their names
+DEFAULT_ARRAY_SIZE = 1001  # default of Slurm's MaxArraySize
+OF_CUSTOM_NETWORKS = "lstm"  # the headers of the five differ in the name only
 
-# The locations of data and caches, exported to the job whatever sbatch's --export says; and words.
-CARRIED = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")
-CARRIED_AS_IT_IS = ("HARNESS_TRUST_CODE", FIRST_JOB)
+# Variables that the job's script exports, also with sbatch --export=NONE: folders, and others.
+FOLDERS = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")
+OTHERS = ("HARNESS_TRUST_CODE", FIRST_JOB)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a job's code and runs are."""
+    """The folders and the site of a job."""
 
     runs: Path  # absolute
-    snapshot: Path  # the code when the job runs
-    code: Path  # the same code now
-    variables: Mapping[str, str]  # that the script exports
-    site: Mapping[str, str] = field(default_factory=dict)
-    array_size: int = DEFAULT_ARRAY_SIZE  # the site's MaxArraySize: indices are below it
-    rules: Rules = NO_RULES  # of the site
+    code: Path  # the project
+    variables: Mapping[str, str]  # exported by the script
+    site: Mapping[str, str] = field(default_factory=dict)  # from `site_options`
+    array_size: int = DEFAULT_ARRAY_SIZE  # MaxArraySize: array indices are smaller
+    rules: Rules = NO_RULES
     first_look_s: float = 0.0  # until Slurm has considered a new job
+
+    @property
+    def snapshot(self) -> str:
+        """The folder with the job's copy of the code."""
+        return self.variables["HARNESS_HOME"]
 
 
 @dataclass(frozen=True)
 class SbatchJob:
-    """One job for sbatch, complete, with nothing written yet."""
+    """A complete job for sbatch, not yet written."""
 
     name: str
     layout: Layout
     folder: Path  # of the submission
     script: str
-    args: tuple[str, ...]  # sbatch's, without the script
-    unset: tuple[str, ...]  # variables that sbatch may not see
+    args: tuple[str, ...]  # of sbatch, without the script
+    unset: tuple[str, ...]  # environment variables to hide from sbatch
     architecture: str | None = None  # None for a comparison
     seeds: tuple[int, ...] = ()
-    indices: tuple[int, ...] = ()  # of an array's tasks, one per seed; empty if it is none
-    is_packed: bool = False  # the seeds side by side in one job
+    indices: tuple[int, ...] = ()  # of array tasks, one per seed; empty if the job is no array
+    is_packed: bool = False  # one job trains all seeds in parallel
     job_file: Path | None = None
     job_toml: str = ""
-    resumes: Path | None = None  # the folder of the run that it goes on with
+    resumes: Path | None = None  # the folder of the run that the job continues
 
     @property
     def command(self) -> list[str]:
@@ -78,7 +82,7 @@ class SbatchJob:
 
     @property
     def asks(self) -> list[str]:
-        """What it asks sbatch for, without its names."""
+        """The request to sbatch, without job name and log file."""
         names = ("--parsable", "--job-name=", "--output=")
         return [arg for arg in self.args if not arg.startswith(names)]
 
@@ -90,7 +94,7 @@ class SbatchJob:
         return [folder / f"slurm-{job_id}{part}" for part in self._parts()] if self.seeds else []
 
     def logs(self, job_id: str) -> list[Path]:
-        """Their log files."""
+        """The log files, one per seed."""
         folder, slurm = self.layout.runs / "logs", "slurm-" if self.is_packed else ""
         return [folder / f"{self.name}-{slurm}{job_id}{part}.out" for part in self._parts()]
 
@@ -105,19 +109,19 @@ class SbatchJob:
 
 
 def _indices(seeds: tuple[int, ...], array_size: int) -> tuple[tuple[int, ...], dict[str, str]]:
-    """The indices of an array, and what its script exports for them.
+    """The indices of an array, and the variables that its script exports for them.
 
-    A seed is its own index unless the site's indices end before it; then the script lists them.
+    Seeds are the indices; if one is too large for the site, the script lists the seeds.
 
     Raises:
-        InputError: if an array of this site does not hold so many.
+        InputError: if there are more seeds than an array of the site holds.
     """
     if len(seeds) < 2:
         return (), {}
     if len(seeds) >= array_size:
         raise InputError(
-            f"--seeds: are {len(seeds):,}, and MaxArraySize of this site is {array_size:,}, so an "
-            f"array holds {max(0, array_size - 1):,} at most; give --pack, or submit fewer at once"
+            f"--seeds: {len(seeds):,} seeds are too many, because MaxArraySize of this site is "
+            f"{array_size:,}; give --pack, or submit at most {max(1, array_size - 1):,} at once"
         )
     if max(seeds) < array_size:
         return seeds, {}
@@ -126,35 +130,35 @@ def _indices(seeds: tuple[int, ...], array_size: int) -> tuple[tuple[int, ...], 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A job that is asked for: a training or a search, or one that goes on with either."""
+    """A request for a training or a search, new or continued."""
 
     job: Job | SearchSpec
     resources: Resources
-    seeds: tuple[int, ...] | None = None  # several make an array; None keeps the job's own
-    pack: bool = False  # one job trains all seeds at the same time instead
-    resumes: Path | None = None  # the folder of a run or sweep that it goes on with, absolute
-    is_begun: bool = True  # otherwise the folder is only named so far
+    seeds: tuple[int, ...] | None = None  # several make an array; None keeps the job's seed
+    pack: bool = False  # no array: one job trains all seeds in parallel
+    resumes: Path | None = None  # the folder of a run or sweep to continue, absolute
+    is_begun: bool = True  # whether this folder exists
 
 
 def read_header(code: Path, name: str) -> list[str]:
-    """The `#SBATCH` lines of one of the project's own scripts, a site's edits included.
+    """The `#SBATCH` lines of a script of the project, with a site's changes.
 
     Raises:
-        InputError: if there is no such script.
+        InputError: if the script is missing.
     """
     path = code / "slurm" / f"{name}.sh"
     try:
-        # A site's comments may be in any encoding; the job's script has the same bytes.
+        # A site's comments may have any encoding; the job's script keeps their bytes.
         lines = path.read_text("utf-8", errors="surrogateescape").splitlines()
     except OSError as error:
         raise InputError(
-            f"{path}: can't be read ({error.strerror}), and has the #SBATCH lines for {name}; "
-            "restore it from git"
+            f"{path}: can't be read ({error.strerror}), but holds the #SBATCH lines of {name}; "
+            "restore it from git, or set HARNESS_HOME to the project"
         ) from None
     header = []
     for line in lines:
         if line.strip() and not line.startswith("#"):
-            break  # sbatch stops here too
+            break  # as sbatch does
         if line.startswith("#SBATCH"):
             header.append(line)
     return header
@@ -169,10 +173,10 @@ def render_script(
         "#!/usr/bin/env bash",
         *header,
         "",
-        "# Written by harness submit: the code, the job and the runs as they were then.",
+        "# Written by harness submit, for the code and the job at that time.",
         *(exports.pop(name) for name in ("HARNESS_HOME", "HARNESS_SNAPSHOT")),
         'source "$HARNESS_HOME/slurm/common.sh"',
-        "# These replace what slurm/site.sh says; it alone knows the environment of a container.",
+        "# These replace settings of slurm/site.sh, except for the environment of a container.",
         "[[ ${#HARNESS_CONTAINER[@]} != 0 ]] || " + exports.pop("HARNESS_VENV"),
         *exports.values(),
         shlex.join(map(str, call)),
@@ -183,23 +187,23 @@ def render_script(
 def job_variables(
     project: Path, snapshot: Path, runs: Path, *, environment: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """What the job's script exports: code, environment, runs, data and caches."""
-    carried = {
-        name: str(Path(environment[name]).absolute()) for name in CARRIED if environment.get(name)
-    } | {name: environment[name] for name in CARRIED_AS_IT_IS if environment.get(name)}
-    return {
+    """The variables that the job's script exports: code, environment, runs, data and caches."""
+    variables = {
         "HARNESS_HOME": str(snapshot),
         "HARNESS_VENV": str(job_environment(project, environment)),
         "HARNESS_RUNS": str(runs),
         "HARNESS_SNAPSHOT": "1",
-        **carried,
     }
+    for name in (*FOLDERS, *OTHERS):
+        if value := environment.get(name):
+            variables[name] = str(Path(value).absolute()) if name in FOLDERS else value
+    return variables
 
 
 def job_environment(project: Path, environment: Mapping[str, str] = os.environ) -> Path:
     """The Python environment of a job: HARNESS_VENV, the current one, or .venv."""
     if named := environment.get("HARNESS_VENV"):
-        return project / named  # relative to the project, as in the scripts
+        return project / named  # relative to the project, as in common.sh
     prefix = Path(sys.prefix)
     # A conda environment does not look like a virtual one.
     if sys.prefix != sys.base_prefix or (prefix / "bin" / "harness").exists():
@@ -211,20 +215,20 @@ def script_of(job: Job | SearchSpec) -> str:
     """The name of the script in `slurm/` that runs a job."""
     if isinstance(job, SearchSpec):
         return SEARCH
-    return OF_OWN_NETWORKS if job.model.is_own else job.model.architecture
+    return OF_CUSTOM_NETWORKS if job.model.is_own else job.model.architecture
 
 
 def job_submission(wanted: Wanted, layout: Layout) -> SbatchJob:
-    """A job for sbatch: one run, an array with one seed per task, or a search, without seeds.
+    """A job for sbatch: a run, an array with a seed per task, or a search.
 
     Raises:
-        InputError: if an array of this site does not hold so many seeds.
+        InputError: if there are more seeds than an array of the site holds.
     """
     job, seeds, resources = wanted.job, wanted.seeds or (), wanted.resources
     is_search = isinstance(job, SearchSpec)
     single = job.job if isinstance(job, SearchSpec) else job
     folder = _new_folder(layout.runs, job.name)
-    # Never job.toml: that name marks a run's folder.
+    # Not job.toml, which marks the folder of a run.
     toml = folder / f"{job.name}{'_' if job.name == 'job' else ''}.toml"
     indices, listed = ((), {}) if wanted.pack else _indices(seeds, layout.array_size)
     composed = compose(
@@ -269,15 +273,14 @@ def comparison_submission(
     """The comparison, which starts when all trainings have succeeded or failed.
 
     Args:
-        trainings: by their jobs' ids.
-        resources: their flags apply here too.
+        trainings: by the ids of their jobs.
+        resources: the request for the trainings; the comparison omits GPUs and memory.
     """
-    # The job expands them, since only then it is known which runs were started.
+    # The job expands the patterns, because not every run may have begun.
     patterns = [
         f"{escape(str(layout.runs / submission.name))}/slurm-{job_id}{_any_part(submission)}"
         for job_id, submission in trainings.items()
     ]
-    # What is asked for the trainings' GPUs and memory is not for this job.
     site = without(layout.site, GPUS, MEMORY)
     flags = drop(resources.flags, (*GPUS, *MEMORY))
     args = [*flags, f"--dependency=afterany:{':'.join(trainings)}"]
@@ -299,7 +302,7 @@ def _any_part(submission: SbatchJob) -> str:
 
 
 def _new_folder(runs: Path, name: str) -> Path:
-    # To the microsecond: a shell's loop can submit several in a second.
+    # With microseconds, because a loop in a shell can submit several jobs in a second.
     return submissions(runs) / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{name}"
 
 
@@ -310,5 +313,5 @@ def _sbatch_args(name: str, runs: Path, args: Sequence[str], *, is_array: bool) 
 
 
 def submissions(runs: Path) -> Path:
-    """The folder of submissions and code snapshots, next to the runs."""
+    """The folder of submissions and snapshots of the code, beside the runs."""
     return runs / ".submissions"

@@ -1,7 +1,7 @@
-"""A snapshot of the code, so that a queued job runs the code as it was submitted.
+"""Snapshots of the code, so that a waiting job runs the code at its submission.
 
-`<runs>/.submissions/code-<hash>/`: complete or absent, and one for the same code at the same
-commit, however often its user submits it.
+`<runs>/.submissions/code-<hash>/` is complete or absent. All jobs of a user with the same code at
+the same commit share one.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from harness import PROJECT
 from harness.errors import InputError, RunError
-from harness.slurm.script import read_header, submissions
+from harness.slurm.script import submissions
 from harness.system.files import atomic_write, distrust, remove_abandoned
 from harness.system.git import (
     SNAPSHOT_RECORD,
@@ -33,39 +33,22 @@ from harness.system.site_settings import SITE
 MAX_NEW_FILES = 2000
 MAX_NEW_BYTES = 200_000_000
 
-# Not code; used where git can't list the files.
+# Not code, for projects without git.
 NO_CODE = (".git", ".venv*", "runs", "logs", ".submissions", "__pycache__", "*.egg-info", "*.out",
            ".*_cache", ".setup.lock*")  # fmt: skip
 
 
 def project_folder() -> Path:
-    """The project whose code is submitted: HARNESS_HOME, or this one."""
+    """The project whose code is submitted: HARNESS_HOME, or this package's."""
     named = os.environ.get("HARNESS_HOME")
     return Path(named).absolute() if named else PROJECT
 
 
-def check_locations(project: Path, runs: Path, scripts: Iterable[str]) -> None:
-    """Refuse a project without the scripts that are needed, and runs where Slurm can't write.
-
-    Raises:
-        InputError: one line with the value and the remedy.
-    """
-    if not (project / "slurm" / "common.sh").is_file():
-        raise InputError(
-            f"{project}: holds no slurm/common.sh; submit from a checkout of the project, or set "
-            "HARNESS_HOME to one"
-        )
-    if project.resolve() == runs.resolve():
-        raise InputError(f"--runs {runs}: is the project itself; name a folder of its own")
-    for name in scripts:
-        read_header(project, name)
-
-
 def snapshot_path(project: Path, runs: Path) -> Path:
-    """The path that a snapshot of the current code has or would have; nothing is written.
+    """The path of a snapshot of the current code, which need not exist.
 
     Raises:
-        InputError: if the project holds too much that is not code.
+        InputError: if there are too many new files for code.
     """
     if is_snapshot(project):
         return project
@@ -74,14 +57,14 @@ def snapshot_path(project: Path, runs: Path) -> Path:
 
 
 def take_snapshot(project: Path, runs: Path) -> Path:
-    """Copy the current code, uncommitted changes and new files included.
+    """Copy the current code with uncommitted changes and new files.
 
     Returns:
-        The snapshot's folder: the project itself if it already is a snapshot.
+        The snapshot's folder: the project itself if it is a snapshot.
 
     Raises:
-        InputError: if the project holds too much that is not code.
-        RunError: if it can't be written.
+        InputError: if there are too many new files for code.
+        RunError: if the snapshot can't be written.
     """
     if is_snapshot(project):
         return project
@@ -94,17 +77,17 @@ def take_snapshot(project: Path, runs: Path) -> Path:
         for name in names:
             target = copy / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            # A site's settings may be a relative link, which would lead nowhere from here.
+            # slurm/site.sh may be a relative link, which is valid in the project only.
             shutil.copy2(project / name, target, follow_symlinks=name == SITE)
         record = {**version, "project": str(project)}
         del record["snapshot"]
-        # Its owner's alone: a diff may hold anything.
+        # Private, because a diff may hold secrets.
         atomic_write(copy / SNAPSHOT_RECORD, json.dumps(record, indent=2) + "\n", mode=0o600)
         for parent in {(copy / name).parent for name in names if name.endswith(".py")}:
-            # Python would make it by the user's umask, and others could put code there.
+            # Python would create it with the user's umask, and others could add code.
             (parent / "__pycache__").mkdir(exist_ok=True)
         _keep_others_out(copy)
-        # Named after the copy: a file may have been edited meanwhile.
+        # The hash is the copy's, because a file may have changed meanwhile.
         folder = _path(copy, runs, names, commit=version["commit"])
         if not _holds(folder, copy, names):
             _replace(folder, copy)
@@ -118,10 +101,10 @@ def take_snapshot(project: Path, runs: Path) -> Path:
 
 
 def left_out(project: Path, runs: Path) -> Iterator[str]:
-    """A line about the files that a snapshot leaves out, if there are any.
+    """A line about files that look like secrets, if there are any.
 
     Raises:
-        InputError: if the project holds too much that is not code.
+        InputError: if there are too many new files for code.
     """
     if is_snapshot(project):
         return
@@ -135,12 +118,12 @@ def left_out(project: Path, runs: Path) -> Iterator[str]:
 
 
 def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
-    """Every tracked file of the project, every new one, and the site's settings; no secrets.
+    """The tracked and the new files of the project, with slurm/site.sh and without secrets.
 
-    Without git, every file that does not look like part of a run, a cache or an environment.
+    Without git, all files but those of runs, caches and environments.
 
     Returns:
-        The files' paths in the project, and those left out, each with why it looks like a secret.
+        The files' paths in the project; and the secrets' paths with the reasons.
 
     Raises:
         InputError: if there are too many new files for code.
@@ -159,13 +142,13 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
         folders = sorted({name.partition("/")[0] for name in new})
         raise InputError(
             f"{project}: {len(new):,} new files of {total / 1e6:,.0f} MB can't be all code "
-            f"({', '.join(folders[:5])}{', …' if len(folders) > 5 else ''}), a snapshot takes "
-            f"{MAX_NEW_FILES:,} of {MAX_NEW_BYTES / 1e6:.0f} MB; name those that are none in "
+            f"({', '.join(folders[:5])}{', …' if len(folders) > 5 else ''}); should be at most "
+            f"{MAX_NEW_FILES:,} files of {MAX_NEW_BYTES / 1e6:.0f} MB; list the others in "
             ".gitignore, or move them away"
         )
     private.pop(SITE, None)  # the job needs it
     names = {*tracked, *new, SITE} - private.keys()
-    # Without deleted files, folders of other repositories, and sockets.
+    # Skips deleted files, folders of other repositories, and sockets.
     found = sorted(
         n for n in names if (project / n).is_file() or (n != SITE and (project / n).is_symlink())
     )
@@ -194,7 +177,7 @@ def _is_no_code(name: str) -> bool:
 
 
 def _path(root: Path, runs: Path, names: Iterable[str], *, commit: str | None) -> Path:
-    # Users who share the runs would replace each other's, since they trust only their own.
+    # With the user's id, because each user trusts only snapshots of their own.
     digest = hashlib.sha256(f"{os.getuid()} {commit}".encode())
     for name in names:
         digest.update(b"\0".join([b"", os.fsencode(name), *_content(root, name)]))
@@ -202,7 +185,7 @@ def _path(root: Path, runs: Path, names: Iterable[str], *, commit: str | None) -
 
 
 def _content(root: Path, name: str) -> list[bytes]:
-    """What a snapshot keeps of a file: its kind, and a checksum of its content."""
+    """The kind of a file, and the checksum of its content."""
     path = root / name
     if path.is_symlink() and name != SITE:
         return [b"link", hashlib.sha256(os.fsencode(path.readlink())).digest()]
@@ -211,10 +194,10 @@ def _content(root: Path, name: str) -> list[bytes]:
 
 
 def _holds(folder: Path, copy: Path, names: Iterable[str]) -> bool:
-    """Whether a snapshot is still as it was made.
+    """Whether a snapshot is intact.
 
-    Cleaners of scratch folders remove old files; among runs that several users share, somebody
-    could change the code of a job, or add a module that Python finds first.
+    Scratch folders may lose old files. In a shared folder of runs, somebody could change the code
+    of a job, or add a module that Python finds first.
     """
     try:
         if any(distrust(path) for path in (folder, *folder.rglob("*")) if not path.is_symlink()):
@@ -226,7 +209,7 @@ def _holds(folder: Path, copy: Path, names: Iterable[str]) -> bool:
 
 
 def _keep_others_out(folder: Path) -> None:
-    """Take from everybody else the permission to write."""
+    """Remove write permission for group and others."""
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
             path.chmod(path.stat().st_mode & ~0o022)
@@ -239,7 +222,7 @@ def _replace(folder: Path, copy: Path) -> None:
     try:
         copy.rename(folder)
     except OSError:
-        if not folder.is_dir():  # otherwise another process was faster
+        if not folder.is_dir():  # another process may have been faster
             raise
-    finally:  # not before: it takes long, and jobs would find no code at that path
+    finally:  # after the rename, because it takes long
         shutil.rmtree(aside, ignore_errors=True)

@@ -1,8 +1,7 @@
-"""Jobs through sbatch, from a snapshot of the code.
+"""Submission of jobs by sbatch, with a snapshot of the code.
 
-`<runs>/.submissions/<time>-<job>/` holds the script and the job with every default filled in, so
-that edits while the job waits change nothing; `<runs>/.submissions/<job id>.json` names its runs
-and logs.
+`<runs>/.submissions/<time>-<job>/` holds the script and the job with every default, so later edits
+do not affect a waiting job. `<runs>/.submissions/<job id>.json` names its runs and logs.
 """
 
 import contextlib
@@ -33,7 +32,6 @@ from harness.slurm.resources import (
     site_options,
 )
 from harness.slurm.script import (
-    COMPARISON,
     DEFAULT_ARRAY_SIZE,
     Layout,
     SbatchJob,
@@ -42,15 +40,10 @@ from harness.slurm.script import (
     job_environment,
     job_submission,
     job_variables,
+    read_header,
     script_of,
 )
-from harness.slurm.snapshot import (
-    check_locations,
-    left_out,
-    project_folder,
-    snapshot_path,
-    take_snapshot,
-)
+from harness.slurm.snapshot import left_out, project_folder, snapshot_path, take_snapshot
 from harness.system.console import Console
 from harness.system.files import atomic_write, scratch_directory
 from harness.system.git import commit_of, is_checkout
@@ -58,8 +51,7 @@ from harness.system.leased_dir import to_json
 from harness.system.site_settings import check_trusted_network
 
 ALL_JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
-SBATCH_TIMEOUT_S = 60
-JOB_ID = "@JOB@"  # in a record, until there is one
+JOB_ID = "@JOB@"  # placeholder in a record
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,7 @@ class Request:
     project: Path
     runs: Path  # absolute
     jobs: tuple[Wanted, ...]
-    comparison: Resources | None = None  # of a job that compares them once all have ended
+    comparison: Resources | None = None  # for a job that compares all runs after their end
 
 
 def make_request(
@@ -81,17 +73,16 @@ def make_request(
     seeds: str | None = None,
     pack: bool = False,
 ) -> Request:
-    """Check a request to train a job, or all five and to compare them where no file is named.
+    """Check a request to train a job; without a job file, all five and their comparison.
 
-    Nothing is written, except that the user's own texts are read and cached, where the job then
-    finds them.
+    Writes nothing but the cache of the user's texts, which the job uses.
 
     Raises:
-        InputError: one line with the value that is refused, and the remedy.
+        InputError: one line with the refused value and the remedy.
     """
     chosen = parse_seeds(seeds) if seeds is not None else None
     if pack and not chosen:
-        raise InputError("--pack: puts several seeds into one job; say which by --seeds 1-5")
+        raise InputError("--pack: trains several seeds in one job; name them by --seeds 1-5")
     project = project_folder()
     files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in ALL_JOBS]
     jobs = [Wanted(_check_job(file, overrides, chosen), resources, chosen, pack) for file in files]
@@ -101,23 +92,22 @@ def make_request(
 def check_request(
     jobs: Iterable[Wanted], runs: Path, comparison: Resources | None = None
 ) -> Request:
-    """Check what is asked for each job.
+    """Check the request for each job.
 
     Raises:
-        InputError: one line with the value that is refused, and the remedy.
+        InputError: one line with the refused value and the remedy.
     """
     request = Request(project_folder(), runs.absolute(), tuple(jobs), comparison)
-    scripts = [script_of(each.job) for each in request.jobs]
-    check_locations(
-        request.project, request.runs, [*scripts, *([COMPARISON] if comparison else [])]
-    )
+    if request.project.resolve() == runs.resolve():
+        raise InputError(f"--runs {runs}: is the project itself; name another folder")
     for each in request.jobs:
+        read_header(request.project, script_of(each.job))
         each.resources.check()
-        if isinstance(each.job, Job) and not each.pack:  # otherwise each model is on one node
+        if isinstance(each.job, Job) and not each.pack:  # otherwise each model uses one node
             check_trusted_network(each.resources.nodes or 1)
-        elif each.resources.retry_memory:  # the end of the job does not say what was killed
+        elif each.resources.retry_memory:  # the job may go on when one of its processes is killed
             raise InputError(
-                "--retry-memory: is for jobs of one run each; leave it out, and give more --mem"
+                "--retry-memory: is for jobs with one run; leave it out, and give more --mem"
             )
     return request
 
@@ -125,33 +115,29 @@ def check_request(
 def _check_job(
     path: Path, overrides: Sequence[str], seeds: Sequence[int] | None
 ) -> Job | SearchSpec:
-    """The job or search with its overrides, checked for every seed."""
+    """The job or search with its overrides, checked for every seed and with the user's texts."""
+    job: Job | SearchSpec
     if is_search(path):
         if seeds:
             raise InputError(
                 f"--seeds {array_spec(seeds)}: job {path} is a search; set the number "
                 "of seeds per trial by --set search.executions=N"
             )
-        search = load_search(path, overrides)
-        _check_source(search.job)
-        return search
-    for seed in seeds or ():
-        load_job(path, overrides, seed)
-    job = load_job(path, overrides)
-    _check_source(job)
+        job = load_search(path, overrides)
+    else:
+        for seed in seeds or ():
+            load_job(path, overrides, seed)
+        job = load_job(path, overrides)
+    single = job.job if isinstance(job, SearchSpec) else job
+    if single.data.source:
+        from harness.data.sources import open_data
+
+        open_data(single, None)
     return job
 
 
-def _check_source(job: Job) -> None:
-    """Refuse unusable texts of the user's own now, not after the wait in the queue."""
-    if job.data.source:
-        from harness.data.sources import open_data
-
-        open_data(job, None)
-
-
 def doubts(request: Request) -> Iterator[str]:
-    """Warnings about jobs that can be submitted but may not train as intended."""
+    """Warnings about jobs that may not train as intended."""
     jobs = [each.job for each in request.jobs if not each.resumes]
     for job in jobs:
         yield from job.notes if isinstance(job, SearchSpec) else ()
@@ -159,26 +145,26 @@ def doubts(request: Request) -> Iterator[str]:
     yield from dict.fromkeys(line for job in trainings for line in job.without_effect())
     if (folders := missing_in()) and not all(job.data.source for job in trainings):
         yield (
-            f"the full dataset is not in {', '.join(map(str, folders))}: if the job's node does "
-            "not find it either, the job will train on the packaged SAMPLE; get it first by: "
+            f"the full dataset is not in {', '.join(map(str, folders))}: unless the job's node "
+            "has it, the job will train on the packaged SAMPLE; get it first by: "
             "harness data fetch"
         )
     yield from left_out(request.project, request.runs)
     program = job_environment(request.project) / "bin" / "harness"
     if not program.exists():
         yield (
-            f"{program} is not there, and a job installs nothing; run bash slurm/common.sh "
-            "--setup, or name an environment by HARNESS_VENV"
+            f"{program} is missing, and a submitted job installs nothing; run bash "
+            "slurm/common.sh --setup, or set HARNESS_VENV to an environment"
         )
     if is_checkout(request.project) and not commit_of(request.project):
         yield (
-            f"git can't tell the commit of {request.project}; the whole folder is copied, and the "
-            "runs will name no commit"
+            f"git can't name the commit of {request.project}; the job uses a copy of the whole "
+            "folder, and its record has no commit"
         )
 
 
 def dry_submissions(request: Request) -> list[SbatchJob]:
-    """All that would be submitted, with the jobs' names in place of their ids."""
+    """The jobs of a request, with their names in place of ids."""
     layout = _layout(request, snapshot_path(request.project, request.runs))
     planned = [job_submission(each, layout) for each in request.jobs]
     if request.comparison:
@@ -188,36 +174,34 @@ def dry_submissions(request: Request) -> list[SbatchJob]:
 
 
 def _check_start(planned: SbatchJob) -> None:
-    """Let sbatch refuse a job before anything is written."""
+    """Let sbatch refuse a job before anything is written into the runs."""
     with scratch_directory() as folder:
         script = folder / "job.sh"
         script.write_bytes(os.fsencode(planned.script))
         try:
-            # It takes a job whose nodes are all down, and refuses one that no nodes suit.
+            # If all suitable nodes are down, sbatch itself accepts the job.
             with contextlib.suppress(client.NoNodesError):
-                client.would_start(
-                    script, *planned.asks, timeout_s=SBATCH_TIMEOUT_S, unset=planned.unset
-                )
+                client.would_start(script, *planned.asks, unset=planned.unset)
         except (InputError, RunError) as error:
             raise type(error)(f"{planned.name}: {error}") from None
 
 
 def submit(request: Request) -> dict[str, SbatchJob]:
-    """Submit all or nothing.
+    """Submit all jobs of a request, or none.
 
     Returns:
         The submitted jobs by their ids.
 
     Raises:
-        InputError: if sbatch refuses a job, with all it says; then nothing stays submitted.
-        RunError: if Slurm can't take it now; the same.
+        InputError: if sbatch refuses a job, with its messages.
+        RunError: if Slurm is not available now.
     """
     draft = _layout(request, request.project)
     for wanted in request.jobs:
         _check_start(job_submission(wanted, draft))
     snapshot = take_snapshot(request.project, request.runs)
     variables = job_variables(request.project, snapshot, request.runs)
-    layout = dataclasses.replace(draft, snapshot=snapshot, variables=variables)
+    layout = dataclasses.replace(draft, variables=variables)
     submitted: dict[str, SbatchJob] = {}
     try:
         for wanted in request.jobs:
@@ -239,10 +223,10 @@ def submit(request: Request) -> dict[str, SbatchJob]:
 
 
 def draft(request: Request) -> tuple[list[str], Path]:
-    """Write a job for a script to submit: inside of a container there may be no sbatch.
+    """Write a job that a job script submits, because a container may lack sbatch.
 
     Returns:
-        The command of sbatch, and the record of the submission, with JOB_ID for the job's id.
+        The command, and the path of the submission's record, which has JOB_ID for the job's id.
     """
     layout = _layout(request, take_snapshot(request.project, request.runs))
     submission = job_submission(request.jobs[0], layout)
@@ -254,10 +238,10 @@ def draft(request: Request) -> tuple[list[str], Path]:
 
 
 def first_look(submitted: Mapping[str, SbatchJob]) -> list[str]:
-    """What the queue says of new jobs once Slurm has considered them, from one squeue call.
+    """The states of new jobs after Slurm has considered them, from one call of squeue.
 
     Returns:
-        A line for each answer.
+        A line per state, with the ids if there are several jobs.
     """
     time.sleep(max(each.layout.first_look_s for each in submitted.values()))
     found: dict[str, dict[str, None]] = {}
@@ -277,7 +261,6 @@ def _layout(request: Request, snapshot: Path) -> Layout:
     size = settings.get("MaxArraySize", "")
     return Layout(
         request.runs,
-        snapshot,
         request.project,
         job_variables(request.project, snapshot, request.runs),
         site_options(),
@@ -288,29 +271,29 @@ def _layout(request: Request, snapshot: Path) -> Layout:
 
 
 def _submit(submission: SbatchJob) -> str:
-    """Submit a planned job, and return its id.
+    """Submit a job and return its id.
 
     Raises:
-        RunError: if sbatch refuses, with all it says; then the submission's folder is removed. If
-            it names no job; then the folder is kept.
+        InputError: if sbatch refuses the job, with its messages; the submission's folder is gone.
+        RunError: if Slurm is not available; or if sbatch names no id: then the folder stays.
     """
     try:
         _write(submission)
-        done = client.call(*submission.command, timeout_s=SBATCH_TIMEOUT_S)
+        done = client.call(*submission.command)
         job_id = client.submitted_id(submission.name, done)
-    except client.NoAnswerError as error:  # a job that was accepted needs the folder
+    except client.NoAnswerError as error:  # the job may be in the queue and need the folder
         raise RunError(
-            f"{submission.name}: may be in the queue all the same: look by squeue --me, and cancel "
-            f"it by scancel ({error})"
+            f"{submission.name}: sbatch named no id, but the job may be in the queue; see "
+            f"squeue --me, and cancel it by scancel ({error})"
         ) from None
     except (OSError, InputError, RunError):
         shutil.rmtree(submission.folder, ignore_errors=True)
         raise
-    for line in filter(None, done.stderr.splitlines()):  # what the site has to say
+    for line in filter(None, done.stderr.splitlines()):  # such as hints of the site
         Console().warning(line)
     try:
         atomic_write(submission.record(job_id), to_json(_record_of(submission, job_id)))
-    except (OSError, RunError) as error:  # nobody would know of the job
+    except (OSError, RunError) as error:  # without a record the harness can't find the job
         raise RunError(f"{error}; {_withdraw({job_id: submission})}") from None
     return job_id
 
@@ -319,9 +302,9 @@ def _write(submission: SbatchJob) -> None:
     """Write the folder of a submission: the script and the job."""
     # Without it, Slurm drops the log silently.
     (submission.layout.runs / "logs").mkdir(parents=True, exist_ok=True)
-    # Whatever the umask: the job refuses code that others could have changed.
+    # With any umask, because the job refuses code that others could have changed.
     submission.folder.mkdir(mode=0o755, parents=True)
-    # The bytes of its paths as they are, in any locale.
+    # fsencode keeps the bytes of paths in any locale.
     atomic_write(submission.folder / "job.sh", os.fsencode(submission.script), 0o644)
     if submission.job_file:
         atomic_write(submission.job_file, submission.job_toml, 0o644)
@@ -339,13 +322,13 @@ def _record_of(submission: SbatchJob, job_id: str) -> dict[str, Any]:
         "resumes": submission.resumes is not None,
         "job_file": str(submission.job_file) if submission.job_file else None,
         "command": submission.command,
-        "snapshot": str(submission.layout.snapshot),
+        "snapshot": submission.layout.snapshot,
         "submitted_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 
 
 def _withdraw(submitted: Mapping[str, SbatchJob]) -> str:
-    """Cancel the jobs submitted so far, since a later one was refused; return what was done."""
+    """Cancel submitted jobs after a later error; return a clause that says so."""
     ids = ", ".join(submitted)
     try:
         client.ask("scancel", *submitted)

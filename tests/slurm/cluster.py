@@ -362,7 +362,7 @@ def free_ports(count: int) -> list[int]:
     chance = random.SystemRandom()
     ports: set[int] = set()
     while len(ports) < count:
-        ports.add(free_port("127.0.0.1", chance.sample(PORTS, 100)))
+        ports.add(free_port(chance.sample(PORTS, 100)))
     return [*ports]
 
 

@@ -1,4 +1,4 @@
-"""A copy of the job scripts in which a note of how it was called stands for training."""
+"""A copy of the job scripts with a stand-in for the harness that notes its calls."""
 
 import json
 import os
@@ -14,18 +14,16 @@ from typing import Any
 
 from tests.conftest import PROJECT
 
-# Notes how it was called, then waits for a signal where it is told to. It starts as pip's own
-# commands do, since a path with a space cannot stand after `#!`.
+# Notes its call, and with WAIT waits for a signal. It starts like commands of pip, because `#!`
+# allows no path with a space.
 STAND_IN = f"""#!/bin/sh
 '''exec' "{sys.executable}" "$0" "$@"
 ' '''
 import json, os, signal, sys, time
 from pathlib import Path
-if sys.argv[1] in ("job-begin", "job-end", "ask-network"):  # what they decide is real
+if sys.argv[1] in ("job-begin", "job-end", "ask-network"):  # the real ones
     os.environ["PYTHONPATH"] = {str(PROJECT)!r}
     os.execv(sys.executable, [sys.executable, "-m", "harness", *sys.argv[1:]])
-if sys.argv[1] == "job-successor":
-    print("SUCCESSOR=(sbatch --parsable job.sh)\\nRECORD=" + os.environ["NOTE"])
 note = Path(os.environ["NOTE"])
 def write():
     note.write_text(json.dumps(call))
@@ -57,6 +55,8 @@ write()
 sys.exit(int(os.environ.get("EXIT", "0")))
 """
 
+TWO_NODES = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[08,10]"}
+
 PYPROJECT = """[build-system]
 requires = []
 build-backend = "backend"
@@ -68,7 +68,7 @@ version = "0"
 
 
 class Project:
-    """A copy of the scripts in a folder with an awkward name, and an environment to run them in."""
+    """A copy of the scripts in a folder with an awkward name, and an environment for them."""
 
     def __init__(self, folder: Path) -> None:
         self.outside = folder
@@ -95,23 +95,31 @@ class Project:
         return path
 
     def program(self, text: str, real: Sequence[str] = ("job-begin", "job-end")) -> Path:
-        """Have `harness` be a shell script, but for some commands, which are the real ones."""
+        """Replace `harness` by a shell script, except for some commands."""
         python = f"PYTHONPATH={shlex.quote(str(PROJECT))} exec {shlex.quote(sys.executable)}"
         case = f'case $1 in {"|".join(real)}) {python} -m harness "$@" ;; esac'
         return self.executable(self.venv / "bin/harness", f"#!/bin/sh\n{case}\n{text}\n")
 
     def add_python(self) -> None:
-        """Have the environment's Python note how it is called, too."""
+        """Let the environment's Python note its calls, too."""
         self.executable(self.venv / "bin/python", STAND_IN)
 
+    def two_nodes(self) -> None:
+        """Add an srun that prints its options, and a scontrol that knows the nodes."""
+        text = (
+            '#!/bin/bash\nwhile [[ $1 == -* ]]; do printf "%s " "$1" >&2; shift; done\nexec "$@"\n'
+        )
+        self.executable(self.commands / "srun", text)
+        self.executable(self.commands / "scontrol", "#!/bin/sh\nprintf 'n08\\nn10\\n'\n")
+
     def spool(self, job: str = "bilstm") -> Path:
-        """Copy a script to where Slurm would run it from."""
+        """Copy a script into a spool folder, as Slurm does."""
         copy = self.outside / "spool/job00042/slurm_script"
         copy.parent.mkdir(parents=True, exist_ok=True)
         return Path(shutil.copy(self.path / f"slurm/{job}.sh", copy))
 
     def slurm(self, **more: str) -> dict[str, str]:
-        """Return the environment of a batch job that was submitted in the project."""
+        """The environment of a batch job that was submitted in the project."""
         return {
             **self.environment,
             "SLURM_JOB_ID": "42",
@@ -123,7 +131,7 @@ class Project:
     def run(
         self, script: Path, *arguments: str, env: dict[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a script from a folder that is not the project's."""
+        """Run a script in a folder outside of the project."""
         return subprocess.run(
             ["bash", str(script), *arguments],
             env=env or self.environment,
@@ -134,19 +142,19 @@ class Project:
         )
 
     def call(self) -> dict[str, Any]:
-        """Return how the stand-in was called."""
+        """The last call of the stand-in."""
         call: dict[str, Any] = json.loads(self.note.read_text())
         return call
 
     def calls(self) -> list[dict[str, Any]]:
-        """Return how the stand-in was called each time."""
+        """All calls of the stand-in."""
         lines = self.note.with_suffix(".all").read_text().splitlines()
         return [json.loads(line) for line in lines]
 
     def signalled(
         self, script: Path, *signals: signal.Signals, env: dict[str, str]
     ) -> tuple[int, str]:
-        """Send signals while the harness waits; return the script's exit code and what it said."""
+        """Send signals while the harness waits; return the script's exit code and messages."""
         with subprocess.Popen(
             ["bash", str(script)],
             env={**env, "WAIT": "1"},

@@ -1,4 +1,4 @@
-"""What becomes of a job after each start, as a table: how it ended, what is known, what happens."""
+"""The supervisor of a batch job: the command of a start, and the future of the job at its end."""
 
 import json
 from dataclasses import replace
@@ -9,142 +9,132 @@ import pytest
 from harness.slurm.batch import Counters, Ending, Start, decide, ending_of, plan
 from harness.slurm.environment import SlurmEnvironment
 
-WARNED = ("USR2",)
-TERMED = ("TERM",)
+WARNED, TERMED = ("USR2",), ("TERM",)
 NEW = Counters()
 TWICE = Counters(start="1.1", reached=10, idle=2)  # two starts without a step beyond the tenth
-AT_FAULT = replace(TWICE, faulty=("n8", "n9"))
 OUT_OF_MEMORY = Ending(137, reached=20, asked_gb=17.2, used_gb=17.1)
+LEAVES = "the job avoids this node from now on; report it to your site"
 
-# How it ended, what was counted before, the line that the script obeys, the end of what is said.
+# The end, the counters before it, the line for the script, the end of the message.
 TABLE = {
     "time limit": (Ending(75, signals=WARNED, reached=20), NEW, "requeue", ""),
-    "time limit, further again": (Ending(75, signals=WARNED, reached=11), TWICE, "requeue", ""),
+    "time limit, one step further": (Ending(75, signals=WARNED, reached=11), TWICE, "requeue", ""),
     "time limit, third start without a step": (
         Ending(75, signals=WARNED, reached=10),
         TWICE,
         "stop 1",
         "HARNESS_MAX_REQUEUES is 2); give more --time: see above",
     ),
-    "the same where the site allows more": (
+    "the same at a site that allows more": (
         Ending(75, signals=WARNED, reached=10, max_requeues=20),
         TWICE,
         "requeue",
         "",
     ),
-    "time limit while it starts": (Ending(140, signals=WARNED, reached=0), NEW, "requeue", ""),
-    "the same, and its runs are not known": (Ending(140, signals=WARNED), TWICE, "stop 1", "above"),
-    "its runs are not known": (Ending(75, signals=WARNED), TWICE, "requeue", ""),
-    "preempted by a requeue": (Ending(75, signals=(*WARNED,), reached=20), NEW, "requeue", ""),
-    "preempted by a cancel": (
+    "time limit at the start": (Ending(140, signals=WARNED, reached=0), NEW, "requeue", ""),
+    "the same, unknown runs": (Ending(140, signals=WARNED), TWICE, "stop 1", "see above"),
+    "unknown runs": (Ending(75, signals=WARNED), TWICE, "requeue", ""),
+    "preempted by CANCEL": (
         Ending(75, signals=TERMED, preempted=True, reached=20),
         NEW,
         "requeue",
         "",
     ),
     "cancelled": (Ending(75, signals=TERMED, reached=20), NEW, "stop", "again to resume it"),
-    "cancelled after its warning": (
-        Ending(75, signals=("USR2", "TERM")),
+    "Ctrl-C after a warning": (
+        Ending(75, signals=("USR2", "INT")),
         NEW,
         "stop",
         "again to resume it",
     ),
-    "put back by Slurm itself": (
+    "requeued by Slurm": (
         Ending(75, signals=TERMED, requeued=True, reached=20),
         NEW,
         "stop",
-        "into the queue, where it goes on",
+        "Slurm has put the job back into the queue",
     ),
-    "Ctrl-C": (Ending(75, signals=("INT",)), NEW, "stop", "again to resume it"),
-    "a node at fault": (
+    "a faulty node": (
         Ending(75, faulty=("n1",), reached=0),
         NEW,
         "requeue ExcNodeList=n1",
-        "tell your site",
+        LEAVES,
     ),
     "another one": (
         Ending(75, faulty=("n2",), reached=0, excluded="n[5-6]"),
         Counters(idle=1, faulty=("n1",)),
         "requeue ExcNodeList=n[5-6],n1,n2",
-        "tell your site",
+        LEAVES,
     ),
-    "the third in a row": (
+    "the third in succession": (
         Ending(75, faulty=("n1",), reached=0),
-        AT_FAULT,
+        replace(TWICE, faulty=("n8", "n9")),
         "stop 1",
-        "n8 n9 n1 were at fault one after another",
+        "nodes n8, n9, n1 were faulty",
     ),
-    "the third, but not in a row": (
+    "the third after a step": (
         Ending(75, faulty=("n1",), reached=11),
-        AT_FAULT,
+        replace(TWICE, faulty=("n8", "n9")),
         "requeue ExcNodeList=n1",
-        "tell your site",
+        LEAVES,
     ),
-    "a worker that hangs": (Ending(75, reached=20), NEW, "requeue", ""),
-    "a worker that hangs for the third time": (
+    "a hang": (Ending(75, reached=20), NEW, "requeue", ""),
+    "the third hang in succession": (
         Ending(75, reached=10, why="a step that did not end"),
         TWICE,
         "stop 1",
         "a step that did not end",
     ),
-    "a process on one of two nodes is killed": (
+    "a process on one of two nodes dies": (
         Ending(137, num_nodes=2, reached=20),
         NEW,
         "requeue",
         "",
     ),
-    "a process on one of two nodes aborts": (
-        Ending(134, num_nodes=2, reached=20),
-        NEW,
-        "requeue",
-        "",
-    ),
-    "the one process aborts": (Ending(134, reached=20), NEW, "stop", "see above why"),
-    "no program": (
-        Ending(127, reached=0),
+    "the only process aborts": (
+        Ending(134, reached=20),
         NEW,
         "stop",
-        "exit code 127; not requeued, see above why",
+        "exit code 134; not requeued, see above why",
     ),
     "out of memory": (
         OUT_OF_MEMORY,
         NEW,
         "stop",
-        "asked for 17.2 GB, 17.1 GB used when last seen; exit code 137; give --mem=24605M or more",
+        "requested 17.2 GB and last used 17.1 GB; exit code 137; give --mem=24605M or more",
     ),
-    "out of memory, more is wanted": (
+    "out of memory with --retry-memory": (
         replace(OUT_OF_MEMORY, reached=0, retries_memory=True),
         replace(TWICE, memory_retries=1),
         "requeue MinMemoryNode=24605",
-        "asks for 24605 MB from now on",
+        "requests 24605 MB from now on",
     ),
-    "out of memory, more was given twice": (
+    "the same for the third time": (
         replace(OUT_OF_MEMORY, retries_memory=True),
         Counters(memory_retries=2),
         "stop",
         "or more",
     ),
-    "out of all memory of the node": (
+    "out of the whole node's memory": (
         Ending(137, retries_memory=True),
         NEW,
         "stop",
-        "the job had asked for all memory of the node; exit code 137",
+        "the job requested all memory of the node; exit code 137",
     ),
 }
 
 
 @pytest.mark.parametrize("case", TABLE.values(), ids=TABLE)
-def test_what_becomes_of_a_job(case: tuple[Ending, Counters, str, str]) -> None:
-    """The line for the script, and a reason where somebody must do something."""
-    ending, before, line, said = case
+def test_future_of_a_job(case: tuple[Ending, Counters, str, str]) -> None:
+    """The script gets a line, and the user a reason if something is to be done."""
+    ending, before, line, message = case
     decision = decide(replace(ending, start="1.2"), before)
     assert decision.line() == line
-    assert decision.reason.endswith(said)
-    assert bool(decision.reason) == bool(said)
+    assert decision.reason.endswith(message)
+    assert bool(decision.reason) == bool(message)
 
 
 def test_a_start_is_counted_once() -> None:
-    """However often it is asked about, as when a signal comes meanwhile."""
+    """Two signals in a start ask twice."""
     ending = Ending(75, start="7.1", reached=0, faulty=("n1",))
     once = decide(ending, NEW).counters
     assert decide(replace(ending, faulty=()), once).counters == once
@@ -152,10 +142,10 @@ def test_a_start_is_counted_once() -> None:
 
 
 def test_counters_survive_a_file(tmp_path: Path) -> None:
-    """A missing or broken one counts from nothing."""
+    """A missing or broken file counts as empty."""
     file = tmp_path / "a/ends-7.json"
     assert Counters.read(file) == NEW
-    counters = replace(AT_FAULT, memory_retries=1)
+    counters = replace(TWICE, faulty=("n8", "n9"), memory_retries=1)
     counters.write(file)
     assert Counters.read(file) == counters
     file.write_text('{"idle": "x", "faulty": [3], "start": 1}')
@@ -180,8 +170,8 @@ def ends(run: Path | str, runs: Path, shown: str = "", **more: str) -> Ending:
     return ending_of(75, signals=(), run=str(run), runs=runs, allocation=found, shown=shown)
 
 
-def test_how_far_the_runs_of_a_job_are(tmp_path: Path) -> None:
-    """Steps of a run, of all runs of a pack; of a sweep its trials, and the steps of these."""
+def test_progress_of_the_runs_of_a_job(tmp_path: Path) -> None:
+    """Steps of a run and of all runs of a pack; trials of a sweep and the steps of open trials."""
     run = tmp_path / "lstm/slurm-7"
     assert (ends("", tmp_path).reached, ends(run, tmp_path).reached) == (None, 0)
     for name, seed in (("lstm", 1), ("lstm", 2), ("gru", 1)):
@@ -196,13 +186,13 @@ def test_how_far_the_runs_of_a_job_are(tmp_path: Path) -> None:
     before = ends(sweep, tmp_path).reached or 0
     note(sweep / "trials/4/1/seed1", step=41)
     further = ends(sweep, tmp_path).reached or 0
-    (sweep / "trials/4/1/seed1/state.json").unlink()  # a trial that ended, and was removed
+    (sweep / "trials/4/1/seed1/state.json").unlink()  # the trial ended, and its run was removed
     note(sweep, finished=4)
     assert before < further < (ends(sweep, tmp_path).reached or 0)
 
 
-def test_what_is_known_of_an_end(tmp_path: Path) -> None:
-    """Memory, faults and what Slurm shows of the job."""
+def test_facts_about_an_end(tmp_path: Path) -> None:
+    """Memory and faulty nodes; exclusions, requeues and preemption by the output of scontrol."""
     (tmp_path / ".submissions").mkdir()
     (tmp_path / ".submissions/node-faults-7").write_text("n1 broken\n\nn2 too\nn1 again\n")
     shown = "JobId=7 Restarts=2 EndTime=2026-01-01T12:00:00 PreemptTime=2026-01-01T12:00:00 "
@@ -210,47 +200,30 @@ def test_what_is_known_of_an_end(tmp_path: Path) -> None:
     assert (end.faulty, end.excluded, end.preempted) == (("n1", "n2"), "n[5-6]", True)
     assert end.asked_gb == pytest.approx(17.18, abs=0.01)
     other = shown.replace("EndTime=2026-01-01T12:00:00", "EndTime=2026-01-01T12:00:02")
-    for known, restarts in (
-        (other, "2"),
-        (shown, "1"),
-        ("PreemptTime=None EndTime=None", "0"),
-        ("", "0"),
-    ):
+    for known, restarts in ((other, "2"), (shown, "1"), ("PreemptTime=None EndTime=None", "0")):
         assert not ends("", tmp_path, known, SLURM_RESTART_COUNT=restarts).preempted
     assert ends("", tmp_path, "ExcNodeList=(null)").excluded == ""
     assert [ends("", tmp_path, f"Restarts={num}").requeued for num in (0, 1)] == [False, True]
 
 
-def test_a_name_in_the_job_file_is_the_folder(tmp_path: Path) -> None:
-    """Only one above the first table; a file that is not there has its own name."""
+def test_plan_of_a_start(tmp_path: Path) -> None:
+    """The folder has the job's name, array tasks share a search, and words are quoted for bash."""
     (tmp_path / "a.toml").write_text('name = "b"\n[model.options]\nname = "wide"\n')
-    start = Start(tmp_path, "/runs", allocation())
-    assert plan("train", ["a.toml"], start).run == "/runs/b/slurm-7"
-    assert plan("train", ["none.toml"], start).run == "/runs/none/slurm-7"
-
-
-def test_words_stay_what_they_are_in_the_shell(tmp_path: Path) -> None:
-    """Spaces, quotes, new lines and nothing at all."""
+    task = allocation(SLURM_JOB_ID="44", SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_ID="3")
+    start = Start(tmp_path, "/my runs", task, task="3")
+    assert plan("tune", ["t.toml"], start).run == "/my runs/t/slurm-42"
+    assert plan("train", ["a.toml"], start).run == "/my runs/b/slurm-42_3"
     words = ["a b.toml", "--set", "x=it's", "", "two\nlines", "$HOME"]
     shell = plan("train", words, Start(tmp_path, "/my runs")).shell()
     assert shell.endswith("""'x=it'"'"'s' '' 'two\nlines' '$HOME'""")
     assert "export HARNESS_RUNS='/my runs'\n" in shell
 
 
-def test_all_tasks_of_an_array_work_at_one_search(tmp_path: Path) -> None:
-    """They train runs of their own, though."""
-    task = allocation(SLURM_JOB_ID="44", SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_ID="3")
-    start = Start(tmp_path, "/runs", task, task="3")
-    assert plan("tune", ["t.toml"], start).run == "/runs/t/slurm-42"
-    assert plan("train", ["a.toml"], start).run == "/runs/a/slurm-42_3"
-
-
-def test_a_step_leaves_out_what_the_site_refuses(tmp_path: Path) -> None:
-    """Of several nodes; one has none."""
+def test_a_step_omits_options_that_the_site_refuses(tmp_path: Path) -> None:
+    """On several nodes; a job on one node has no step."""
     two = allocation(SLURM_JOB_NUM_NODES="2", SLURM_CPUS_PER_TASK="4")
-    step = Start(tmp_path, "/runs", two).step
-    assert "--mem=0" in step
-    assert Start(tmp_path, "/runs", two, never=("mem",)).step == tuple(
-        word for word in step if word != "--mem=0"
-    )
+    step = [*Start(tmp_path, "/runs", two).step]
+    assert {"--ntasks=2", "--cpus-per-task=4", "--mem=0"} < {*step}
+    step.remove("--mem=0")
+    assert [*Start(tmp_path, "/runs", two, never=("mem",)).step] == step
     assert Start(tmp_path, "/runs", allocation()).step == ()

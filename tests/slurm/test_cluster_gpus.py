@@ -1,4 +1,4 @@
-"""GPUs that Slurm gave and a broken node can't use: the job goes elsewhere, twice at most."""
+"""GPUs that a faulty node can't use: the job moves to another node, at most twice."""
 
 import sys
 from pathlib import Path
@@ -21,10 +21,10 @@ ONE_GPU = ("--gres=gpu:1", "--cpus-per-task=1", "--mem=4G")
 def test_a_job_leaves_a_node_whose_driver_is_broken(
     project: SlurmProject, broken_driver: dict[str, str]
 ) -> None:
-    """It goes back into the queue without that node, and its log names the node and the reason."""
+    """It is requeued without the node; the log names node and reason."""
     variables: dict[str, Any] = {"HARNESS_DEVICES": "", **broken_driver}
     job = project.sbatch("lstm", *ONE_GPU, "--nodelist=n1", **variables)
-    told = "n1: at fault, see above; the job will not run there again; tell your site"
+    told = "n1: faulty, see above; the job avoids this node from now on"
     wait_until(lambda: job.log.exists() and told in job.log.read_text(), timeout_s=60)
     wait_until(lambda: job.cluster.show(job.job_id)["ExcNodeList"] == "n1", timeout_s=20)
     assert job.requeues() == 1
@@ -37,7 +37,7 @@ def test_a_job_leaves_a_node_whose_driver_is_broken(
 def test_a_job_that_finds_its_third_broken_node_stays_failed(
     project: SlurmProject, broken_driver: dict[str, str]
 ) -> None:
-    """Then it may not be the nodes: exit code 1, and a line with all their names."""
+    """The cause may not be the nodes: exit code 1, and a line with their names."""
     variables: dict[str, Any] = {"HARNESS_DEVICES": "", **broken_driver}
     job = project.sbatch("lstm", *ONE_GPU, "--hold", **variables)
     counters = project.path / f"runs/.submissions/ends-{job.job_id}.json"
@@ -45,7 +45,7 @@ def test_a_job_that_finds_its_third_broken_node_stays_failed(
     job.cluster.run("scontrol", "release", job.job_id)
     job.wait("FAILED", timeout_s=60)
     assert job.cluster.show(job.job_id)["ExitCode"] == "1:0"
-    assert job.log.read_text().splitlines()[-1].endswith("n8 n9 n1 were at fault one after another")
+    assert job.log.read_text().splitlines()[-1].endswith("nodes n8, n9, n1 were faulty")
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_a_job_whose_gpu_fails_goes_back_into_the_queue(
     said: str,
     excluded: str,
 ) -> None:
-    """Without the node if the GPU is at fault, though TensorFlow aborts; a hang blames nobody."""
+    """Without the node after a GPU fault, also if TensorFlow aborts; with it after a hang."""
     project = SlurmProject(cluster, tmp_path, real=True)
     python = str(null_environment / "bin/python")
     script = HARNESS.replace(sys.executable, python)

@@ -1,4 +1,4 @@
-"""A site that refuses --gres and --mem, and wants --ntasks of each job."""
+"""A site that refuses --gres and --mem, and demands --ntasks."""
 
 import re
 import subprocess
@@ -25,14 +25,14 @@ def strict() -> Iterator[SlurmCluster]:
 
 @pytest.fixture
 def submitter(strict: SlurmCluster, tmp_path: Path) -> Submitter:
-    """For a project whose harness only notes how it was called."""
+    """For a project with a stand-in for the harness."""
     return Submitter.of(SlurmProject(strict, tmp_path, real=False))
 
 
 def test_two_settings_of_the_site_make_a_job_acceptable(
     strict: SlurmCluster, submitter: Submitter
 ) -> None:
-    """Without them the site's words are shown; with them it runs, and says the tasks again."""
+    """Without them the site's refusal is shown, with them the job runs."""
     job = submitter.harness.environment["HARNESS_HOME"] + "/jobs/gru.toml"
     for words in ([], ["--gpus", "0"]):
         done = submitter.run(job, *words)
@@ -48,7 +48,7 @@ def test_two_settings_of_the_site_make_a_job_acceptable(
 def test_doctor_prints_the_line_that_submits_a_script(
     strict: SlurmCluster, submitter: Submitter
 ) -> None:
-    """As it stands there it is accepted."""
+    """Slurm accepts the line."""
     submitter.harness.environment |= RULES
     said = submitter.harness.run("doctor").stdout
     (line,) = re.findall(r"`(sed .* sbatch .*?)`", " ".join(said.split()))

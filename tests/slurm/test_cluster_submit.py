@@ -39,12 +39,12 @@ class Submitter:
 
     @classmethod
     def of(cls, project: SlurmProject) -> "Submitter":
-        """For a project whose harness is a stand-in."""
+        """For a project on a cluster."""
         stand_in = project.stand_in
         return cls(project.cluster, stand_in.outside, project.path, stand_in.venv)
 
     def use(self, runs: Path) -> None:
-        """Take another folder of runs, such as that of jobs that sbatch alone has submitted."""
+        """Use another folder of runs."""
         self.harness.runs = runs
         self.harness.environment["HARNESS_RUNS"] = str(runs)
 
@@ -52,7 +52,7 @@ class Submitter:
         return self.harness.run_here("submit", *words)
 
     def submit(self, *words: object) -> list[dict[str, Any]]:
-        """Submit, and return the records in the order of the jobs' ids."""
+        """Submit, and return the records of the jobs in order."""
         done = self.run(*words)
         assert done.returncode == 0, done.stderr
         ids = [line.split()[1].rstrip(":") for line in done.stdout.splitlines() if "job " in line]
@@ -60,7 +60,7 @@ class Submitter:
         return [json.loads((folder / f"{job_id}.json").read_text()) for job_id in ids]
 
     def left(self) -> list[str]:
-        """What the folder of submissions holds beside snapshots of the code."""
+        """Names in the folder of submissions without snapshots of the code."""
         folder = self.harness.runs / ".submissions"
         names = [path.name for path in folder.iterdir()] if folder.exists() else []
         return [name for name in names if not name.startswith("code-")]
@@ -68,19 +68,19 @@ class Submitter:
 
 @pytest.fixture
 def submitter(stand_in: SlurmProject) -> Submitter:
-    """For the project whose harness only notes how it was called."""
+    """For a project with a stand-in for the harness."""
     return Submitter.of(stand_in)
 
 
 def wait_for_reason(cluster: SlurmCluster, job_id: str, reason: str) -> None:
-    """Wait until Slurm says why a job does not start."""
+    """Wait until Slurm names this reason for a waiting job."""
     wait_until(lambda: cluster.show(job_id)["Reason"] == reason, timeout_s=30)
 
 
 def test_a_submitted_job_is_not_changed_by_later_edits(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
-    """While it waits, its job file and all code are edited: it trains what was submitted."""
+    """While it waits, job file and code are edited; it trains with the snapshot."""
     project = tmp_path / "it's a project"
     for name in ("harness", "jobs", "slurm"):
         ignore = shutil.ignore_patterns("__pycache__", "site.sh")
@@ -126,7 +126,7 @@ def test_a_submitted_job_is_not_changed_by_later_edits(
 def test_all_jobs_and_their_comparison(
     submitter: Submitter, stand_in: SlurmProject, cluster: SlurmCluster
 ) -> None:
-    """Five arrays; the comparison waits for all, starts though one failed, and sees their runs."""
+    """The comparison waits for five arrays, starts although one failed, and has their runs."""
     with (stand_in.path / "slurm/site.sh").open("a") as site:
         site.write("[[ $SLURM_JOB_NAME != gru ]] || export EXIT=1\n")
         site.write("id=$SLURM_JOB_NAME/slurm-${SLURM_ARRAY_JOB_ID:-}_${SLURM_ARRAY_TASK_ID:-}\n")
@@ -156,7 +156,7 @@ def test_all_jobs_and_their_comparison(
 def test_a_later_refusal_takes_back_what_was_submitted(
     submitter: Submitter, cluster: SlurmCluster
 ) -> None:
-    """The comparison is refused: the five jobs are cancelled, and one line says so."""
+    """If the comparison is refused, the five jobs are cancelled, and one line says so."""
     real = shutil.which("sbatch")
     refuses = "case $* in *--job-name=compare*) echo 'no more jobs' >&2; exit 1 ;; esac"
     submitter.harness.program("sbatch", f'{refuses}\nexec {real} "$@"')
@@ -171,7 +171,7 @@ def test_a_later_refusal_takes_back_what_was_submitted(
 
 
 def test_refused_by_slurm(submitter: Submitter, stand_in: SlurmProject) -> None:
-    """A partition that is not there: Slurm's last words in one line, exit code 2."""
+    """An unknown partition: one line of Slurm, exit code 2."""
     done = submitter.run(stand_in.path / "jobs/gru.toml", "--", "--partition=nowhere")
     assert done.returncode == 2
     assert "Invalid partition name" in done.stderr.splitlines()[-1]
@@ -181,7 +181,7 @@ def test_refused_by_slurm(submitter: Submitter, stand_in: SlurmProject) -> None:
 def test_packed_seeds_are_shown_and_cancelled_by_themselves(
     project: SlurmProject, undisturbed: tuple[Harness, Path]
 ) -> None:
-    """One is cancelled while the job waits, one while it trains; the third ends as if alone."""
+    """One is cancelled while the job waits, one while it trains; the third has the usual bytes."""
     submitter = Submitter.of(project)
     harness = submitter.harness
     words = [*JOB, "--seeds", "1-3", "--pack", "--gpus", 0, "--", "--hold", "--cpus-per-task=3"]
@@ -210,7 +210,7 @@ def test_packed_seeds_are_shown_and_cancelled_by_themselves(
 def test_a_packed_job_is_cancelled_by_its_id(
     submitter: Submitter, stand_in: SlurmProject, cluster: SlurmCluster
 ) -> None:
-    """All its seeds are named, so the job itself leaves the queue."""
+    """The whole job leaves the queue."""
     words = ["--seeds", "1-2", "--pack", "--", "--hold"]
     (record,) = submitter.submit(stand_in.path / "jobs/gru.toml", *words)
     done = submitter.harness.run_here("cancel", record["job_id"])
@@ -221,7 +221,7 @@ def test_a_packed_job_is_cancelled_by_its_id(
 def test_a_job_out_of_memory_comes_back_with_more(
     submitter: Submitter, stand_in: SlurmProject, cluster: SlurmCluster
 ) -> None:
-    """`--retry-memory`: after a kill it waits again, and asks for half as much again."""
+    """With `--retry-memory` it is requeued and requests 1.5 times as much."""
     with (stand_in.path / "slurm/site.sh").open("a") as site:
         site.write("[[ -n ${SLURM_RESTART_COUNT:-} ]] || export EXIT=137\n")
     words = ["--gpus", 0, "--mem", "1000M", "--retry-memory"]
@@ -229,4 +229,4 @@ def test_a_job_out_of_memory_comes_back_with_more(
     cluster.wait(record["job_id"], ["COMPLETED"])
     known = cluster.show(record["job_id"])
     assert (known["Restarts"], known["MinMemoryNode"]) == ("1", "1500M")
-    assert "asked for 1.0 GB" in Path(record["logs"][0]).read_text()
+    assert "requested 1.0 GB" in Path(record["logs"][0]).read_text()

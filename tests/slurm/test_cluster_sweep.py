@@ -1,4 +1,4 @@
-"""Searches as jobs on a real Slurm: workers as steps, warned, requeued, an array at one search."""
+"""Searches on a real Slurm: workers as job steps, warnings, requeues, arrays."""
 
 import contextlib
 import csv
@@ -23,14 +23,14 @@ TWO_GPUS = ("--gres=gpu:2", "--cpus-per-task=2", "--mem=8G")
 
 @pytest.fixture(scope="module")
 def search(project: SlurmProject) -> Path:
-    """The search of tests/test_sweep.py among the project's jobs."""
+    """A job file of the project with the search of tests/tuning/test_sweep.py."""
     path = project.path / "jobs/small.toml"
     path.write_text(SEARCH)
     return path
 
 
 def tune(project: SlurmProject, *flags: str, arguments: list[str]) -> Submitted:
-    """Submit `slurm/tune.sh`; the sweep's folder stands for the run's."""
+    """Submit `slurm/tune.sh`; `run` is the sweep's folder."""
     job = project.sbatch("tune", *flags, arguments=arguments)
     return Submitted(
         job.cluster, job.job_id, job.log, project.path / f"runs/small/slurm-{job.job_id}"
@@ -44,14 +44,14 @@ def rows(job: Submitted) -> list[dict[str, str]]:
 
 
 def ended_once(job: Submitted) -> bool:
-    """Whether each of the four trials counts."""
+    """Whether all four trials have finished."""
     return [trial.status for trial in SweepDirectory(job.run).trials()] == ["finished"] * 4
 
 
-def test_each_worker_of_a_search_is_given_a_gpu_and_refuses_the_cpu(
+def test_each_worker_of_a_search_has_a_gpu_and_refuses_the_cpu(
     project: SlurmProject, search: Path
 ) -> None:
-    """Two workers, each a step with one of two pretended GPUs, behind which there is no driver."""
+    """Two workers in steps with one simulated GPU each, which has no driver."""
     job = project.sbatch("tune", *TWO_GPUS, arguments=["jobs/small.toml"], HARNESS_DEVICES="")
     job.wait("FAILED", timeout_s=180)
     assert job.cluster.show(job.job_id)["ExitCode"] == "2:0"
@@ -67,7 +67,7 @@ def test_each_worker_of_a_search_is_given_a_gpu_and_refuses_the_cpu(
 def test_a_search_uses_every_cpu_of_its_job(
     project: SlurmProject, search: Path, calm: Sweeps
 ) -> None:
-    """Two workers, each a step with one of two CPUs, end with the scores of an undisturbed one."""
+    """Two workers in steps with one CPU each get the scores of an undisturbed search."""
     flags = ("--gres=none", "--cpus-per-task=2", "--mem=8G")
     job = tune(project, *flags, arguments=["jobs/small.toml"])
     words = ("squeue", "--steps", f"--jobs={job.job_id}", "--noheader", "--format=%j")
@@ -113,7 +113,7 @@ def is_asked_to_save(worker: int) -> bool:
 def test_a_search_that_is_warned_goes_on_and_others_join(
     project: SlurmProject, search: Path, calm: Sweeps
 ) -> None:
-    """USR2 in the middle: the job is requeued and no trial lost, while a task of an array joins."""
+    """The job is requeued, an array joins meanwhile, and no trial is lost."""
     flags = ("--gres=none", "--cpus-per-task=1", "--mem=4G")
     job = tune(project, *flags, arguments=["jobs/small.toml", "--workers", "1"])
     (worker,) = stop_workers(job)
@@ -140,7 +140,7 @@ def test_a_search_that_is_warned_goes_on_and_others_join(
 def test_a_search_on_two_nodes_that_is_cancelled_can_go_on(
     project: SlurmProject, search: Path, calm: Sweeps
 ) -> None:
-    """A worker on each node has trials; scancel saves, and resume goes on anywhere."""
+    """scancel saves the trials on both nodes, and resume continues on this machine."""
     flags = ("--nodes=2", "--gres=none", "--nodelist=n[3-4]", "--cpus-per-task=1", "--mem=4G")
     job = tune(project, *flags, arguments=["jobs/small.toml"])
     assert stop_workers(job)  # which Slurm wakes to end them
@@ -157,7 +157,7 @@ def test_a_search_on_two_nodes_that_is_cancelled_can_go_on(
 def test_an_array_is_one_search_whose_tasks_come_and_go(
     project: SlurmProject, tmp_path: Path
 ) -> None:
-    """Of eight tasks two are cancelled, a node is lost with others, and three begin late."""
+    """Of eight tasks two are cancelled, others lose their node, and three begin late."""
     (project.path / "jobs/small.toml").write_text(BRIEF)
     calm = Sweeps(Harness(tmp_path), BRIEF)
     done = calm.harness.run("tune", calm.job, "--sweep-id", "calm", "--workers", 1, timeout_s=900)

@@ -1,4 +1,4 @@
-"""Nodes, daemons and workers that go away in the middle of a job, and what becomes of the run."""
+"""Lost nodes, daemons and workers in the middle of a job, after which the run continues."""
 
 import contextlib
 import json
@@ -18,10 +18,10 @@ from tests.training.kills import newest_step
 
 Undisturbed = tuple[Harness, Path]
 
-# On several devices an epoch has its own price, and a step more so.
+# Epochs and steps are slower on several devices.
 TWO_REPLICAS = [*SHRUNK, "--set", "train.batch_size=8", "--set", "train.epochs=4"]
-# What sbatch passes on of the session in which it is called: steps with a second option for memory,
-# or with GPUs that their job does not have, would be refused.
+# Variables of the shell that calls sbatch: srun would refuse steps with two options for memory, or
+# with GPUs that the job does not have.
 SESSION: dict[str, Any] = {
     "SLURM_STEP_ID": "0",
     "SLURM_STEP_NUM_TASKS": "4",
@@ -34,7 +34,7 @@ TWO_NODES = ("--nodes=2", "--gres=none", "--nodelist=n[3-4]", "--cpus-per-task=1
 
 @pytest.fixture(scope="module")
 def on_two_devices(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The LSTM's run outside Slurm, on two devices of one process."""
+    """The LSTM's run outside of Slurm, on two devices of one process."""
     harness = Harness(tmp_path_factory.mktemp("two"))
     done = harness.train("lstm", "calm", "--devices", "cpu:2", *TWO_REPLICAS)
     assert done.returncode == 0, done.stderr
@@ -43,8 +43,8 @@ def on_two_devices(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def set_down(cluster: SlurmCluster, node: str) -> Iterator[None]:
-    """A node that its administrator has set down."""
-    for state in ("DRAIN", "DOWN"):  # down alone it would come back by itself
+    """Set a node down, as its administrator does."""
+    for state in ("DRAIN", "DOWN"):  # a node that is only down would return by itself
         cluster.run("scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=test")
     try:
         yield
@@ -53,12 +53,12 @@ def set_down(cluster: SlurmCluster, node: str) -> Iterator[None]:
         wait_until(lambda: cluster.node_state(node) == "idle", timeout_s=30)
 
 
-# The next test has a node that dies.
+# The next test kills a node.
 @pytest.mark.slow
 def test_a_node_set_down_gives_its_job_to_another(
     project: SlurmProject, undisturbed: Undisturbed
 ) -> None:
-    """The job goes on on another node; the lost one's process, if it lives, respects the lease."""
+    """A process that is still alive on the first node respects the lease of the run."""
     job = project.sbatch("lstm")
     job.wait_for_step(20)
     node = job.cluster.show(job.job_id)["NodeList"]
@@ -73,7 +73,7 @@ def test_a_node_set_down_gives_its_job_to_another(
 def test_a_node_that_dies_gives_its_job_to_another(
     project: SlurmProject, undisturbed: Undisturbed
 ) -> None:
-    """Killed with all the job's processes, a node is missed and the job goes on elsewhere."""
+    """The job's processes die with it."""
     job = project.sbatch("lstm")
     job.wait_for_step(20)
     node = job.cluster.show(job.job_id)["NodeList"]
@@ -91,11 +91,11 @@ def test_a_node_that_dies_gives_its_job_to_another(
 def test_the_controller_may_die_and_come_back(
     project: SlurmProject, undisturbed: Undisturbed
 ) -> None:
-    """A job that is warned while the controller is down waits for it to take the job back."""
+    """A warned job repeats its requeue until the controller answers."""
     job = project.sbatch("lstm")
     job.wait_for_step(13)
     process = job.record()["process"]
-    os.kill(process, signal.SIGSTOP)  # else it may end before the controller does
+    os.kill(process, signal.SIGSTOP)  # it might finish before the controller dies
     job.cluster.kill_controller(job.job_id)
     try:
         os.kill(parent(process), signal.SIGUSR2)  # as slurmd would
@@ -110,42 +110,42 @@ def test_the_controller_may_die_and_come_back(
 
 
 def said_since(job: Submitted, words: str) -> bool:
-    """Whether a line has come into the job's log after the one with these words."""
+    """Whether another line follows these words in the job's log."""
     _, found, rest = job.log.read_text().partition(words)
     return bool(found) and rest.count("\n") > 1
 
 
 def parent(process: int) -> int:
-    """The process that started another, here the batch script."""
+    """The parent of a process, here the batch script."""
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-@pytest.mark.slow  # between two devices of one process and two nodes, which are the next test's
+@pytest.mark.slow  # the next tests use two nodes
 def test_two_pretended_gpus_are_two_replicas(project: SlurmProject, on_two_devices: Path) -> None:
-    """A job with two GPUs, for which two CPU devices stand, ends as two devices outside Slurm."""
+    """A job with two simulated GPUs has the bytes of two devices outside of Slurm."""
     job = project.sbatch("lstm", "--gres=gpu:2", arguments=["--devices", "cpu:2", *TWO_REPLICAS])
     job.wait()
     assert results(job.run) == results(on_two_devices)
 
 
 def train_on_two_nodes(project: SlurmProject) -> Submitted:
-    """A job with two replicas, submitted from within another job."""
+    """A job with two replicas, submitted by a shell in another job."""
     words = ["--devices", "cpu", *TWO_REPLICAS]
     return project.sbatch("lstm", *TWO_NODES, arguments=words, **SESSION)
 
 
 def assert_two_replicas(job: Submitted, on_two_devices: Path) -> None:
-    """Two nodes end with the same bytes as two devices of one process, but for their names."""
+    """Compare with two devices of one process, except for the devices' names."""
     ended, calm = results(job.run), results(on_two_devices)
     assert ended["result.json"].pop("devices") == ["n3/cpu:0", "n4/cpu:0"]
     del calm["result.json"]["devices"]
     assert ended == calm
 
 
-# Beyond it, the next test has a worker that is lost.
+# The next test is the same with the loss of a worker.
 @pytest.mark.slow
 def test_two_nodes_are_two_replicas(project: SlurmProject, on_two_devices: Path) -> None:
-    """They trust their network, and nothing of srun's comes into the log."""
+    """The record says that the network is trusted; the log has no line of srun."""
     job = train_on_two_nodes(project)
     job.wait(timeout_s=120)
     assert_two_replicas(job, on_two_devices)
@@ -167,12 +167,12 @@ def workers(job: Submitted) -> dict[str, int]:
     return found
 
 
-# `tests/gpu/test_acceptance.py` has the loss of the first of two processes.
+# `tests/gpu/test_acceptance.py` kills the first of two processes.
 @pytest.mark.parametrize("node", [pytest.param("n3", marks=pytest.mark.slow), "n4"])
 def test_a_lost_worker_ends_the_step_and_the_job_goes_on(
     project: SlurmProject, on_two_devices: Path, node: str
 ) -> None:
-    """Whichever of the two processes dies, the other ends, the job is requeued, the same bytes."""
+    """The other process ends, and the requeued job ends with the same bytes."""
     job = train_on_two_nodes(project)
     job.wait_for_step(20)
     os.kill(workers(job)[node], signal.SIGKILL)
@@ -187,7 +187,7 @@ def test_a_lost_worker_ends_the_step_and_the_job_goes_on(
 def test_a_stopped_worker_ends_the_step_and_the_job_goes_on(
     project: SlurmProject, on_two_devices: Path
 ) -> None:
-    """Nobody ends it but srun, a minute after the other."""
+    """srun kills it a minute after the end of the other worker."""
     job = train_on_two_nodes(project)
     job.wait_for_step(20)
     os.kill(workers(job)["n4"], signal.SIGSTOP)
@@ -201,7 +201,7 @@ def test_a_stopped_worker_ends_the_step_and_the_job_goes_on(
 def test_two_nodes_that_are_warned_save_and_go_on(
     project: SlurmProject, on_two_devices: Path
 ) -> None:
-    """The batch script's USR2 reaches the workers through srun; they stop at the same step."""
+    """srun forwards USR2 to the workers; they stop at the same step."""
     job = train_on_two_nodes(project)
     job.wait_for_step(20)
     job.cluster.run("scancel", "--batch", "--signal=USR2", job.job_id)
@@ -214,7 +214,7 @@ def test_two_nodes_that_are_warned_save_and_go_on(
 
 @pytest.mark.slow
 def test_two_nodes_save_when_their_script_gets_a_term(project: SlurmProject) -> None:
-    """At which srun would kill its step at once, if it were passed on."""
+    """The script sends USR2 instead, because srun kills its step at a TERM."""
     words = ["--set", "train.checkpoint_every_s=600", "--set", "train.epochs=500"]
     job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu", *TWO_REPLICAS, *words])
     wait_until(lambda: job.run.exists() and job.record().get("step", 0) > 20, timeout_s=60)
@@ -224,7 +224,7 @@ def test_two_nodes_save_when_their_script_gets_a_term(project: SlurmProject) -> 
 
 
 def test_a_failing_chief_ends_the_step_for_good(project: SlurmProject) -> None:
-    """What one worker refuses ends all, the log's last line says why, and nothing is requeued."""
+    """A refusal of one worker ends all without a requeue; the log has the reason."""
     job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu:2", *TWO_REPLICAS])
     job.wait("FAILED", timeout_s=60)
     assert "--devices cpu:2" in job.log.read_text()

@@ -1,7 +1,5 @@
-"""What is read of Slurm's variables, and told to its job script."""
+"""Slurm's variables: the allocation, its CPUs, GPUs and memory, and requests that Slurm missed."""
 
-import json
-import os
 from pathlib import Path
 
 import pytest
@@ -10,42 +8,98 @@ from harness.slurm.environment import (
     SlurmEnvironment,
     describe_given,
     given_cpus,
+    given_gpus,
+    given_memory_gb,
     report_node_fault,
     resume_command,
+    unmet_request,
+    visible_gpus,
 )
 
 
-def test_the_allocation_is_what_slurm_says() -> None:
-    """Outside Slurm there is none; inside, threads follow its CPUs, and no token is recorded."""
-    assert SlurmEnvironment.from_environment({}) is None
-    environment = {"SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "1", "SLURM_JWT": "secret"}
-    allocation = SlurmEnvironment.from_environment(environment | {"HOME": "/root"})
-    assert allocation is not None
-    assert allocation.job_id == "7"
-    assert json.dumps(allocation.variables) == '{"SLURM_CPUS_PER_TASK": "1", "SLURM_JOB_ID": "7"}'
-    assert given_cpus(allocation) == 1
-    assert given_cpus(None) == len(os.sched_getaffinity(0))
+def allocation(**variables: str) -> SlurmEnvironment:
+    environment = SlurmEnvironment.from_environment({"SLURM_JOB_ID": "7", **variables})
+    assert environment
+    return environment
 
 
-def test_a_log_begins_with_what_a_job_was_given() -> None:
-    """Several nodes by Slurm's list of them, one by its name."""
-    one = {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "n4", "SLURM_CPUS_PER_TASK": "2"}
+def test_variables_of_an_allocation() -> None:
+    """A rank counts inside of a step only; the job's token is not recorded."""
+    assert SlurmEnvironment.from_environment({"SLURM_NTASKS": "2"}) is None
+    batch = allocation(SLURM_PROCID="1", SLURM_STEP_NUM_TASKS="2", SLURM_JWT="x", HOME="/root")
+    assert (batch.job_id, batch.in_step, batch.rank, batch.num_tasks) == ("7", False, 0, 1)
+    assert sorted(batch.variables) == ["SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"]
+    step = allocation(SLURM_STEP_ID="0", SLURM_PROCID="1", SLURM_STEP_NUM_TASKS="2")
+    assert (step.in_step, step.rank, step.num_tasks) == (True, 1, 2)
+
+
+def test_cpus_gpus_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPUs are limited by the affinity and the process's share too."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("HARNESS_CPUS", raising=False)
+    assert given_cpus(None) == 8
+    assert given_cpus(allocation(SLURM_CPUS_PER_TASK="4")) == 4
+    assert given_cpus(allocation(SLURM_CPUS_PER_TASK="16")) == 8
+    monkeypatch.setenv("HARNESS_CPUS", "2")
+    assert given_cpus(allocation(SLURM_CPUS_PER_TASK="4")) == 2
+    assert given_gpus(allocation(SLURM_GPUS_ON_NODE="2", SLURM_JOB_GPUS="0,1,2")) == 2
+    assert given_gpus(allocation(SLURM_JOB_GPUS="0,3,5")) == 3
+    assert given_gpus(allocation()) is None
+    assert given_memory_gb(allocation(SLURM_MEM_PER_NODE="2048")) == pytest.approx(2.147483648)
+    assert given_memory_gb(allocation(SLURM_MEM_PER_NODE="0")) is None
+    by_cpu = allocation(SLURM_MEM_PER_CPU="1024", SLURM_CPUS_ON_NODE="3")
+    assert given_memory_gb(by_cpu) == pytest.approx(3.221225472)
+    by_gpu = allocation(SLURM_MEM_PER_GPU="1024", SLURM_GPUS_ON_NODE="2")
+    assert given_memory_gb(by_gpu) == pytest.approx(2.147483648)
+    for visible, count in (("", 0), ("-1", 0), ("0", 1), ("3,5", 2)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert visible_gpus() == count
+
+
+def test_first_line_of_a_log() -> None:
+    """It names several nodes by Slurm's list."""
+    one = {"SLURMD_NODENAME": "n4", "SLURM_CPUS_PER_TASK": "2"}
     two = one | {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[4-5]"}
     for variables, where in ((one, "n4"), (two, "each of n[4-5]")):
-        allocation = SlurmEnvironment.from_environment(variables)
-        assert allocation
-        assert describe_given(allocation) == f"job 7 on {where}: no GPUs, 2 CPUs"
+        assert describe_given(allocation(**variables)) == f"job 7 on {where}: no GPUs, 2 CPUs"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "given", "option", "count", "is_unmet"),
+    [
+        ("1", "2", "GPUS_PER_NODE", "a100:2", False),
+        ("1", "1", "GPUS_PER_NODE", "a100:2", True),
+        ("1", "1", "GPUS_PER_TASK", "2", True),
+        ("1", "1", "GPUS", "2", True),
+        ("2", "4", "GPUS", "8", False),
+        ("2", "4", "GPUS", "9", True),
+        ("2", "1", "GPUS", "2", True),
+    ],
+)
+def test_gpus_that_slurm_did_not_give(
+    nodes: str, given: str, option: str, count: str, is_unmet: bool
+) -> None:
+    """`--gpus=2` beside a script's `--gres=gpu:1` wrongly gets two nodes with one GPU each."""
+    variables = {
+        "SLURM_JOB_NUM_NODES": nodes,
+        "SLURM_GPUS_ON_NODE": given,
+        f"SLURM_{option}": count,
+    }
+    assert (unmet_request(allocation(**variables)) is not None) == is_unmet
+    # harness submit removes the --gres, so two nodes are the user's choice.
+    is_unmet = is_unmet and (nodes, given) != ("2", "1")
+    assert (unmet_request(allocation(**variables, HARNESS_SNAPSHOT="1")) is not None) == is_unmet
 
 
 @pytest.mark.parametrize("missing", [None, "HARNESS_NODE_FAULTS", "SLURMD_NODENAME"])
-def test_a_nodes_fault_is_a_line_for_the_job_script(tmp_path: Path, missing: str | None) -> None:
-    """Where one listens and the node has a name; the reason is one line."""
+def test_report_of_a_faulty_node(tmp_path: Path, missing: str | None) -> None:
+    """It is one line; nobody reads it without a job script."""
     faults = tmp_path / "faults"
     environment = {"HARNESS_NODE_FAULTS": str(faults), "SLURMD_NODENAME": "n4"}
     environment.pop(missing or "", None)
-    listens = report_node_fault("no\n  driver", environment)
-    assert listens == (missing is None)
-    assert (faults.read_text() if faults.exists() else "") == ("n4 no driver\n" if listens else "")
+    is_read = report_node_fault("no\n  driver", environment)
+    assert is_read == (missing is None)
+    assert (faults.read_text() if faults.exists() else "") == ("n4 no driver\n" if is_read else "")
 
 
 @pytest.mark.parametrize(
@@ -56,10 +110,10 @@ def test_a_nodes_fault_is_a_line_for_the_job_script(tmp_path: Path, missing: str
         ({"SLURM_JOB_ID": "7", "HARNESS_MAX_REQUEUES": "0"}, "submit --resume"),
     ],
 )
-def test_a_run_goes_on_as_it_began(
+def test_command_that_continues_a_run(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], command: str
 ) -> None:
-    """As a job if one of our job scripts began it; a shell in an allocation is none."""
+    """Only a job script's run continues as a job, not one in an interactive allocation."""
     for name in ("SLURM_JOB_ID", "HARNESS_MAX_REQUEUES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

@@ -1,4 +1,4 @@
-"""Workers that meet, share and miss each other in a folder: no TensorFlow."""
+"""Workers that exchange addresses, contents and reports by a folder, without TensorFlow."""
 
 import itertools
 import os
@@ -18,7 +18,7 @@ from harness.slurm.client import node_names
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.nodes import FIRST_PORT, LAST_PORT, WorkerGroup, first_port
 
-# A worker that waits for another one in TensorFlow.
+# A worker that waits for another one, as in TensorFlow.
 WAITS = """
 import sys, time
 from pathlib import Path
@@ -42,12 +42,12 @@ def job_id() -> str:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """The folder of a job's runs, of which none has begun."""
+    """The folder of a job's runs; none has begun."""
     return tmp_path / "runs/lstm"
 
 
 @pytest.fixture(autouse=True)
-def _reports_come_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+def _reports_arrive_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nodes, "REPORT_S", 0.5)
 
 
@@ -89,18 +89,21 @@ def met(job_id: str, runs: Path, num: int = 2, **more: str) -> list[WorkerGroup]
     return [future.result() for future in join_all(*calls)]
 
 
-def test_workers_meet_and_are_named_in_the_order_of_their_tasks(job_id: str, runs: Path) -> None:
-    """Each finds the address of all, in one order, each with a port of its own."""
-    nodes = "localhost 127.0.0.1 localhost"
-    futures = join_all(*(join(job_id, rank, runs, nodes=nodes) for rank in (2, 0, 1)))
+def test_workers_know_all_addresses(job_id: str, runs: Path) -> None:
+    """By rank, and with different ports; the nodes keep Slurm's order."""
+    names = "localhost 127.0.0.1 localhost"
+    futures = join_all(*(join(job_id, rank, runs, nodes=names) for rank in (2, 0, 1)))
     found = [future.result().addresses for future in futures]
     assert found[0] == found[1] == found[2]
-    assert [address.partition(":")[0] for address in found[0]] == nodes.split()
-    assert all(FIRST_PORT <= int(a.partition(":")[2]) <= LAST_PORT for a in found[0])
+    assert [address.partition(":")[0] for address in found[0]] == names.split()
+    ports = {int(address.partition(":")[2]) for address in found[0]}
+    assert len(ports) == 3
+    assert all(FIRST_PORT <= port <= LAST_PORT for port in ports)
+    assert node_names(allocation(job_id, 0, nodes="n08 n9 n10")) == ["n08", "n9", "n10"]
 
 
-def test_nobody_else_reads_the_folder_and_the_run_has_not_begun(job_id: str, runs: Path) -> None:
-    """Nothing is written for the run, which may still be refused; walks pass a hidden folder by."""
+def test_the_folder_is_private_and_hidden(job_id: str, runs: Path) -> None:
+    """The run has not begun yet, and may be refused."""
     folder = met(job_id, runs)[0].folder
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
@@ -109,8 +112,8 @@ def test_nobody_else_reads_the_folder_and_the_run_has_not_begun(job_id: str, run
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's folder")
-def test_a_folder_that_another_user_has_put_there_is_refused(job_id: str, runs: Path) -> None:
-    """Whoever may write to the runs could say where TensorFlow connects to."""
+def test_a_folder_of_another_user_is_refused(job_id: str, runs: Path) -> None:
+    """It could name the addresses to which TensorFlow connects."""
     folder = runs / f".workers-{job_id}-0-0"
     folder.mkdir(parents=True)
     os.chown(folder, 65534, -1)
@@ -118,62 +121,43 @@ def test_a_folder_that_another_user_has_put_there_is_refused(job_id: str, runs: 
         join(job_id, 0, runs)()
 
 
-def test_workers_meet_on_the_sites_interface(
+def test_interface_between_the_nodes(
     job_id: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its address is given to TensorFlow."""
+    """Its address is used; if it is missing, the line names those that exist."""
     monkeypatch.setenv("HARNESS_INTERFACE", "lo")
     chief, worker = met(job_id, runs)
     assert chief.addresses == worker.addresses
     assert all(address.startswith("127.0.0.1:") for address in chief.addresses)
-
-
-def test_an_interface_that_is_not_there_is_named(
-    job_id: str, runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One line with the setting, its value and the interfaces that are here."""
     monkeypatch.setenv("HARNESS_INTERFACE", "ib7")
     with pytest.raises(InputError, match=r"HARNESS_INTERFACE ib7: no such interface .* lo"):
         join(job_id, 0, runs)()
 
 
-def test_names_keep_their_order_and_zeros(job_id: str) -> None:
-    """Nodes are numbered as Slurm lists them, n10 after n09 and n9."""
-    assert node_names(allocation(job_id, 0, nodes="n08 n9 n10")) == ["n08", "n9", "n10"]
-
-
-def test_jobs_side_by_side_use_other_ports() -> None:
-    """The next jobs' ports do not overlap, and all lie in the range that is named."""
+def test_neighbouring_jobs_use_different_ports() -> None:
+    """All lie in the documented range."""
     firsts = [first_port(str(job)) for job in range(4_000_000, 4_000_300)]
     assert len(set(firsts)) == 300
     assert min(*firsts, FIRST_PORT) == FIRST_PORT
     assert max(firsts) < LAST_PORT
 
 
-def test_a_worker_that_never_comes_is_named(job_id: str, runs: Path) -> None:
-    """With the folder that its node should see."""
-    with pytest.raises(RunError, match=r"no worker came from elsewhere to localhost; .*runs/lstm"):
-        WorkerGroup.join(
-            allocation(job_id, 0, nodes="localhost elsewhere"), runs, "any", join_s=0.3
-        )
-
-
-def test_workers_of_another_purpose_are_refused(job_id: str, runs: Path) -> None:
-    """Nodes that would train different jobs, or on different data, all say so and end."""
+def test_workers_that_can_not_meet_are_named(job_id: str, runs: Path) -> None:
+    """A missing one, one with another job or other data, and two on a node."""
+    two = allocation(job_id, 0, nodes="localhost elsewhere")
+    with pytest.raises(RunError, match=r"no worker arrived from elsewhere; .*runs/lstm"):
+        WorkerGroup.join(two, runs, "any", join_s=0.3)
+    shutil.rmtree(runs)
     for future in join_all(join(job_id, 0, runs), join(job_id, 1, runs, purpose="another")):
         with pytest.raises(RunError, match="another job, other data"):
             future.result()
-
-
-def test_two_tasks_on_a_node_are_refused(job_id: str, runs: Path) -> None:
-    """One process drives all the GPUs of a node, and srun is to be told so."""
     two = allocation(job_id, 0, nodes="localhost", SLURM_STEP_NUM_TASKS="2")
     with pytest.raises(InputError, match="--ntasks-per-node=1"):
         WorkerGroup.join(two, runs, "any")
 
 
-def test_a_new_start_meets_anew(job_id: str, runs: Path) -> None:
-    """What an earlier start of the job has left says nothing, and goes."""
+def test_a_new_start_has_a_new_folder(job_id: str, runs: Path) -> None:
+    """The folder of an earlier start is removed."""
     before = met(job_id, runs)
     after = met(job_id, runs, SLURM_RESTART_COUNT="1")
     assert after[0].folder != before[0].folder
@@ -183,15 +167,15 @@ def test_a_new_start_meets_anew(job_id: str, runs: Path) -> None:
 
 
 def test_the_chief_shares_with_all(job_id: str, runs: Path) -> None:
-    """What the chief gives arrives whole, in order, however long or empty."""
+    """Contents arrive complete and in order, also long and empty ones."""
     chief, worker = met(job_id, runs)
     for content in (b"", os.urandom(3_000_000)):
         assert chief.share(content) == content
         assert worker.share() == content
 
 
-def test_nobody_waits_for_a_chief_that_has_left(job_id: str, runs: Path) -> None:
-    """One that a signal stopped before it shared leaves the others to go on with it later."""
+def test_nobody_waits_for_a_chief_that_ended(job_id: str, runs: Path) -> None:
+    """A signal may stop it before it shares."""
     chief, worker = met(job_id, runs)
     with pytest.raises(Interrupted), chief:
         raise Interrupted("SIGTERM")
@@ -199,11 +183,9 @@ def test_nobody_waits_for_a_chief_that_has_left(job_id: str, runs: Path) -> None
         worker.share()
 
 
-@pytest.mark.parametrize("rank", [0, 1, 2])
-def test_a_worker_that_fails_ends_the_others_for_its_reason(
-    job_id: str, runs: Path, rank: int
-) -> None:
-    """Whoever fails, all others fail too, and say why."""
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_failed_worker_ends_the_others(job_id: str, runs: Path, rank: int) -> None:
+    """With its reason."""
     everyone = met(job_id, runs, 3)
     with pytest.raises(InputError), everyone[rank]:
         raise InputError("no such thing")
@@ -213,12 +195,12 @@ def test_a_worker_that_fails_ends_the_others_for_its_reason(
                 everyone[other].explain()
 
 
-def test_a_worker_that_is_lost_is_named_by_its_node(job_id: str, runs: Path) -> None:
-    """As TensorFlow's message says, or else as one of the others."""
+def test_a_lost_worker_is_named_by_its_node(job_id: str, runs: Path) -> None:
+    """If TensorFlow's message names none, all others are possible."""
     nodes = "localhost 127.0.0.1 127.0.0.2"
     calls = [join(job_id, rank, runs, nodes=nodes) for rank in range(3)]
     group = join_all(*calls)[0].result()
-    group.explain()  # nobody has left a reason
+    group.explain()  # nobody has reported a failure
     assert group.lost("aborted by /job:worker/replica:0/task:2") == "127.0.0.2"
     assert group.lost("/job:worker/replica:0/task:0 saw a reset") == "127.0.0.1 or 127.0.0.2"
 
@@ -227,7 +209,7 @@ def test_a_worker_that_is_lost_is_named_by_its_node(job_id: str, runs: Path) -> 
 def test_a_worker_waits_for_the_chief_to_finish(
     job_id: str, runs: Path, error: Interrupted | None
 ) -> None:
-    """A worker that is done stays until the chief has written everything, and the folder goes."""
+    """Until the chief has written everything; then the folder is removed."""
     chief, worker = met(job_id, runs)
     kind = Interrupted if error else None
     with ThreadPoolExecutor(1) as pool:
@@ -239,10 +221,10 @@ def test_a_worker_waits_for_the_chief_to_finish(
     assert not chief.folder.exists()
 
 
-def test_a_report_that_comes_while_the_folder_goes_keeps_nobody(
+def test_a_report_during_the_removal_of_the_folder(
     job_id: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker may say that it is done just when the chief, which is done, removes the folder."""
+    """A worker may end while the chief removes the folder; nobody waits, and no folder is left."""
     chief, worker = met(job_id, runs)
     remove = shutil.rmtree
 
@@ -259,7 +241,7 @@ def test_a_report_that_comes_while_the_folder_goes_keeps_nobody(
 
 
 def test_a_wait_for_tensorflow_is_limited(job_id: str, runs: Path) -> None:
-    """By a limit with exit code 75, or by another worker's failure with its reason."""
+    """By time with exit code 75, or by another worker's failure with its reason."""
 
     def start(limit_s: float, restarts: str) -> "subprocess.Popen[str]":
         env = {**os.environ, **variables(job_id, 0), "SLURM_RESTART_COUNT": restarts}
@@ -283,7 +265,7 @@ def test_a_wait_for_tensorflow_is_limited(job_id: str, runs: Path) -> None:
 
 
 def test_nobody_waits_for_a_chief_that_may_be_lost(job_id: str, runs: Path) -> None:
-    """A worker that has noticed a loss leaves at once: nothing says that the chief still writes."""
+    """A worker that has noticed a loss ends at once."""
     _, worker = met(job_id, runs)
     worker.lost("/job:worker/replica:0/task:0")
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Secrets that lie in a checkout: never copied into a snapshot, nor written into a record."""
+"""Secrets in a checkout are neither copied into a snapshot nor written into a record."""
 
 import json
 import os
@@ -37,8 +37,8 @@ def write(project: Path, names: list[str]) -> None:
 
 
 @pytest.mark.parametrize("staged", [False, True])
-def test_what_looks_like_a_secret_goes_nowhere(project: Path, tmp_path: Path, staged: bool) -> None:
-    """By its name: neither its content nor a part of it, though it was added to git's index."""
+def test_a_secret_is_known_by_its_name(project: Path, tmp_path: Path, staged: bool) -> None:
+    """Also in git's index; its content appears nowhere."""
     write(project, SECRETS)
     if staged:
         git(project, "add", "--all", "--force")
@@ -53,7 +53,7 @@ def test_what_looks_like_a_secret_goes_nowhere(project: Path, tmp_path: Path, st
 
 
 def test_code_is_no_secret(project: Path, tmp_path: Path) -> None:
-    """Names that only resemble one are copied and recorded, and so is what is committed."""
+    """Files with similar names, and committed files, are copied and recorded."""
     write(project, CODE)
     snapshot = take_snapshot(project, tmp_path / "runs")
     assert all((snapshot / name).is_file() for name in CODE)
@@ -66,7 +66,7 @@ def test_code_is_no_secret(project: Path, tmp_path: Path) -> None:
 
 
 def test_the_change_of_a_committed_secret_is_not_recorded(project: Path) -> None:
-    """It is named instead; all other changes are in the diff."""
+    """Only its name is; the diff has all other changes."""
     write(project, ["token.txt"])
     git(project, "add", "--all")
     git(project, "commit", "--quiet", "--message=an old one")
@@ -79,7 +79,7 @@ def test_the_change_of_a_committed_secret_is_not_recorded(project: Path) -> None
 
 
 def test_a_private_file_in_an_open_checkout_is_left_out(project: Path, tmp_path: Path) -> None:
-    """Mode 0600 says that nobody else should read it; its name may be any."""
+    """By mode 0600, whatever its name; in a private checkout all files may have this mode."""
     write(project, ["notes.txt", "public.txt"])
     (project / "notes.txt").chmod(0o600)
     snapshot = take_snapshot(project, tmp_path / "runs")
@@ -88,20 +88,15 @@ def test_a_private_file_in_an_open_checkout_is_left_out(project: Path, tmp_path:
     assert code_version(project)["left_out_files"] == ["notes.txt"]
     (line,) = left_out(project, tmp_path / "runs")
     assert "notes.txt (its mode 0600)" in line
-
-
-def test_in_a_private_checkout_the_mode_says_nothing(project: Path, tmp_path: Path) -> None:
-    """With a umask of 077 every file and folder is private."""
     project.chmod(0o700)
-    write(project, ["notes.txt", "token.txt"])
-    (project / "notes.txt").chmod(0o600)
+    write(project, ["token.txt"])
     snapshot = take_snapshot(project, tmp_path / "runs")
     assert (snapshot / "notes.txt").is_file()
     assert not (snapshot / "token.txt").exists()
 
 
-def test_without_git_secrets_stay_behind_too(tmp_path: Path) -> None:
-    """A folder that is no checkout is copied whole but for them."""
+def test_without_git_secrets_are_left_out_too(tmp_path: Path) -> None:
+    """All other files are copied."""
     (tmp_path / "project/slurm").mkdir(parents=True)
     for name in ("a.py", "b.py", "c.py"):
         (tmp_path / "project" / name).touch(0o644)
@@ -112,8 +107,8 @@ def test_without_git_secrets_stay_behind_too(tmp_path: Path) -> None:
     assert names == ["__pycache__", "a.py", "b.py", "c.py", "snapshot.json"]
 
 
-def test_records_with_a_diff_are_their_users_alone(project: Path, tmp_path: Path) -> None:
-    """Any other secret may stand in a diff; without one, others may read as before."""
+def test_records_with_a_diff_are_private(project: Path, tmp_path: Path) -> None:
+    """A diff may contain any other secret."""
     run = RunDirectory(tmp_path / "run")
     run.take_lease()
     before = os.umask(0o022)
@@ -129,7 +124,7 @@ def test_records_with_a_diff_are_their_users_alone(project: Path, tmp_path: Path
 
 @pytest.mark.full
 def test_a_run_does_not_record_a_token(tmp_path: Path, harness: Harness) -> None:
-    """From a command in a checkout to the bytes of every file of its run's folder."""
+    """No file in the run's folder contains it."""
     project = tmp_path / "project"
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(PROJECT / "harness", project / "harness", ignore=ignore)

@@ -1,4 +1,4 @@
-"""Runs side by side: signals, failures, slots; several jobs and seeds in one command."""
+"""Parallel runs: slots, signals, failures, and several jobs and seeds in one command."""
 
 import dataclasses
 import os
@@ -20,8 +20,10 @@ from harness.slurm.pool import (
     Slot,
     Task,
     allocate_slots,
+    needs_steps,
     num_in_memory,
     run_tasks,
+    srun_args,
     take_own_gpu,
 )
 from harness.system.console import Console
@@ -62,8 +64,8 @@ def send_when_ready(logs: list[Path], number: signal.Signals) -> threading.Threa
 
 @pytest.mark.usefixtures("handlers_kept")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_is_passed_on_and_waited_for(tmp_path: Path, number: signal.Signals) -> None:
-    """Each run at work gets the very signal, and has the time to save; no other is begun."""
+def test_a_signal_is_forwarded(tmp_path: Path, number: signal.Signals) -> None:
+    """Running tasks get the same signal and time to save; no other task begins."""
     tasks = tasks_of(
         tmp_path,
         "import signal, sys, time\n"
@@ -83,22 +85,6 @@ def test_a_signal_is_passed_on_and_waited_for(tmp_path: Path, number: signal.Sig
 
 
 @pytest.mark.usefixtures("handlers_kept")
-def test_runs_that_all_give_up_at_a_signal_end_their_job(tmp_path: Path) -> None:
-    """As those that were requeued too often without a step; or the job would go on for ever."""
-    script = (
-        "import signal, sys, time\n"
-        "signal.signal(signal.SIGUSR2, lambda *_: sys.exit('harness: not requeued, 20 times'))\n"
-        "print('ready', flush=True)\n"
-        "for _ in range(600): time.sleep(0.1)"
-    )
-    tasks = tasks_of(tmp_path, script)
-    sender = send_when_ready([task.log for task in tasks[:2]], signal.SIGUSR2)
-    with pytest.raises(RunError, match="a: not requeued, 20 times"):
-        run_tasks(tasks, TWO, allocation=None, console=Console())
-    sender.join()
-
-
-@pytest.mark.usefixtures("handlers_kept")
 @pytest.mark.parametrize(
     ("child", "kind", "words"),
     [
@@ -109,7 +95,7 @@ def test_runs_that_all_give_up_at_a_signal_end_their_job(tmp_path: Path) -> None
 def test_a_refusal_and_an_interruption_end_all(
     tmp_path: Path, child: str, kind: type[Exception], words: str
 ) -> None:
-    """What one is refused all would be; the run beside it is ended and none is begun."""
+    """The other running task ends, and no other task begins."""
     script = f"import os, sys, time\nif sys.argv[1] != 'a': time.sleep(60)\n{child}"
     begun = time.monotonic()
     with pytest.raises(kind, match=words):
@@ -119,8 +105,8 @@ def test_a_refusal_and_an_interruption_end_all(
 
 
 @pytest.mark.usefixtures("handlers_kept")
-def test_a_failure_stops_no_other(tmp_path: Path) -> None:
-    """The others are trained to their end; then the error names which failed, and why."""
+def test_a_failed_task_stops_no_other(tmp_path: Path) -> None:
+    """The other tasks end normally; then the error names the failed ones with their reasons."""
     script = (
         "import os, sys\n"
         "if sys.argv[1] == 'a': os.kill(os.getpid(), 9)\n"
@@ -136,8 +122,30 @@ def test_a_failure_stops_no_other(tmp_path: Path) -> None:
     assert (tmp_path / "c.log").read_text() == "well 1\n"
 
 
-def test_slots_stay_within_cpus_memory_and_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default one a CPU as far as the memory goes; no more than there is work for."""
+def allocation(**variables: str) -> SlurmEnvironment:
+    found = SlurmEnvironment.from_environment({"SLURM_JOB_ID": "42", **variables})
+    assert found
+    return found
+
+
+def test_more_workers_than_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message has the number, the limit and the remedy."""
+    monkeypatch.setattr(pool, "given_cpus", lambda _: 4)
+    here = allocation(SLURM_GPUS_ON_NODE="2")
+    slots = allocate_slots(here, 4, workers_per_gpu=2, at_most=9)
+    assert [slot.gpu for slot in slots] == [0, 1, 0, 1]
+    for num, options, message in (
+        (3, {}, "--workers 3: 1 node with 2 GPUs hold 2"),
+        (5, {"devices": "cpu"}, "--workers 5: 1 node with 4 CPUs hold 4"),
+        (5, {"workers_per_gpu": 2, "option": "--x"}, "--workers 5: .* or raise --x"),
+        (2, {"workers_per_gpu": 2, "devices": "cpu"}, "--workers-per-gpu 2: there is no GPU here"),
+    ):
+        with pytest.raises(InputError, match=message):
+            allocate_slots(here, num, at_most=9, **options)
+
+
+def test_slots_fit_into_cpus_memory_and_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default one per CPU, within the memory; they share the CPUs of their node."""
     monkeypatch.setattr(pool, "given_cpus", lambda _: 8)
     monkeypatch.setattr(pool, "visible_gpus", lambda: 0)
     memory_gb = 100.0
@@ -156,31 +164,27 @@ def test_slots_stay_within_cpus_memory_and_work(monkeypatch: pytest.MonkeyPatch)
     assert shape() == [8]
 
 
-def test_slots_spread_over_nodes_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every GPU of every node has its process, told by its index in the list of its own node."""
-    environment = {
-        "SLURM_JOB_ID": "1",
-        "SLURM_JOB_NUM_NODES": "2",
-        "SLURM_CPUS_PER_TASK": "2",
-        "SLURM_GPUS_ON_NODE": "2",
-        "HARNESS_NODES": "n08 n10",
-    }
-    monkeypatch.setattr(pool, "given_cpus", lambda _: 2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    slots = allocate_slots(SlurmEnvironment.from_environment(environment), None)
-    assert [(p.node, p.variables()["HARNESS_GPU"]) for p in slots] == [
-        *(("n08", "0"), ("n10", "0"), ("n08", "1"), ("n10", "1"))
-    ]
+@pytest.mark.parametrize("num_workers", [3, 4])
+def test_slots_spread_over_nodes_and_gpus(
+    monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    """Each process knows its GPU by the index on its node, and has its share of the CPUs there."""
+    monkeypatch.setattr(pool, "given_cpus", lambda _: 8)
+    two = allocation(SLURM_JOB_NUM_NODES="2", SLURM_GPUS_ON_NODE="2", HARNESS_NODES="n08 n10")
+    slots = allocate_slots(two, num_workers, at_most=9)
+    found = [(slot.node, slot.variables()["HARNESS_GPU"]) for slot in slots]
+    assert found == [("n08", "0"), ("n10", "0"), ("n08", "1"), ("n10", "1")][:num_workers]
+    assert {slot.threads for slot in slots} == {4}
 
 
 @pytest.mark.parametrize(
     ("visible", "own"),
     [("3,5", "5"), ("MIG-a, MIG-b", "MIG-b"), ("GPU-8f,GPU-2c", "GPU-2c"), (None, "1")],
 )
-def test_a_process_takes_its_gpu_from_its_own_node_s_list(
+def test_a_process_sees_the_gpu_of_its_slot(
     monkeypatch: pytest.MonkeyPatch, visible: str | None, own: str
 ) -> None:
-    """Indices, UUIDs and MIG instances; the next process that it starts takes nothing more."""
+    """By index, UUID or MIG instance; its child processes see the same GPU."""
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
@@ -199,10 +203,8 @@ SMALL = ("--set", "data.limit=200", "--set", "data.maxlen=20", "--set", "train.e
 
 
 @pytest.mark.full
-def test_several_jobs_are_the_runs_that_one_by_one_they_would_be(
-    harness: Harness,
-) -> None:
-    """Same bytes as a run of its own; told again nothing is trained; a table is printed."""
+def test_parallel_runs_have_the_bytes_of_single_runs(harness: Harness) -> None:
+    """The command prints a table; repeated, it trains nothing."""
     jobs = [JOBS / "lstm.toml", JOBS / "gru.toml"]
     words = ("train", *jobs, "--seeds", "2", "--run-id", "x", "--workers", "2", *SMALL)
     words += ("--runs", harness.runs)
@@ -241,10 +243,10 @@ def test_several_jobs_are_the_runs_that_one_by_one_they_would_be(
         ),
     ],
 )
-def test_what_several_runs_can_not_have_is_refused(
+def test_wrong_options_of_several_runs_are_refused(
     harness: Harness, words: tuple[str, ...], said: str
 ) -> None:
-    """One line with the option and the rule, exit code 2, nothing written."""
+    """With exit code 2 and a line with option and rule, before anything is written."""
     done = harness.run_here("train", JOBS / "lstm.toml", "--runs", harness.runs, *words)
     assert done.returncode == 2
     assert said in done.stderr
@@ -253,7 +255,7 @@ def test_what_several_runs_can_not_have_is_refused(
 
 @pytest.mark.usefixtures("handlers_kept")
 def test_one_task_is_cancelled_alone(tmp_path: Path) -> None:
-    """Before its start it does not begin, at work it is asked to save; the others are done."""
+    """A running task saves, a waiting one does not begin; the others end normally."""
     script = (
         "import sys, time, pathlib, signal\n"
         "signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))\n"
@@ -274,13 +276,7 @@ def test_one_task_is_cancelled_alone(tmp_path: Path) -> None:
     assert [(tmp_path / f"{name}.begun").exists() for name in "abc"] == [True, True, False]
 
 
-def test_a_disk_that_refuses_to_answer_cancels_nothing(tmp_path: Path) -> None:
-    """Each run waits for it by itself; an error here would end them all."""
-    refused = tmp_path / ("x" * 300)
-    assert not Task("a", [], tmp_path / "a.log", refused).cancelled
-
-
-class Asked(ManagedProcess):
+class Signalled(ManagedProcess):
     """A process that ends at its first signal."""
 
     def __init__(self, slot: Slot | None) -> None:
@@ -295,28 +291,40 @@ class Asked(ManagedProcess):
         self.signals.append(number)
 
 
-def test_a_job_step_is_asked_to_save_by_a_signal_that_srun_passes_on() -> None:
-    """At a TERM srun would kill its step; a process without a step gets what was sent."""
-    here, node = Asked(None), Asked(Slot("n1", 0, 1, 1))
+def test_a_job_step_saves_at_usr2() -> None:
+    """At a TERM srun would kill its step; a child process gets the same signal."""
+    here, node = Signalled(None), Signalled(Slot("n1", 0, 1, 1))
     pool = ProcessPool(None)
     pool._in_steps = True
     pool.ask_to_save([here, node], signal.SIGTERM)
     assert (here.signals, node.signals) == ([signal.SIGTERM], [signal.SIGUSR2])
 
 
-def test_a_task_of_an_array_ends_its_own_steps_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """squeue lists those of all tasks to the one that has the array's own id."""
+def test_a_job_step_runs_on_its_slots_node() -> None:
+    """It uses all CPUs of the job on the node, without binding to the first ones."""
+    args = srun_args(Slot("n10", 0, 2, 8), "lstm-seed1")
+    assert args[0] == "srun"
+    assert {"--overlap", "--ntasks=1", "--nodelist=n10", "--cpus-per-task=8"} <= set(args)
+    assert {"--cpu-bind=none", "--mem=0", "--job-name=lstm-seed1", "--export=ALL"} <= set(args)
+    assert not any(arg.startswith("--nodelist") for arg in srun_args(Slot("", None, 1, 1), "x"))
+
+
+def test_an_array_task_kills_its_own_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the task with the array's id, squeue lists the steps of all tasks.
+
+    Without srun there are no steps, and several nodes are refused.
+    """
     cancelled = tmp_path / "cancelled"
-    scripts = {
-        "squeue": "printf '42_1.0 w0\\n42_3.0 w0\\n42_3.1 w1\\n42_13.0 w0\\n'",
-        "scancel": f'echo "$@" >{cancelled}',
-    }
-    for name, script in scripts.items():
-        write_program(tmp_path / name, script)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    array = {"SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "3"}
-    pool = ProcessPool(SlurmEnvironment.from_environment({"SLURM_JOB_ID": "42", **array}))
-    pool._kill_steps({"w0"})
+    write_program(tmp_path / "squeue", "printf '42_1.0 w0\\n42_3.0 w0\\n42_3.1 w1\\n42_13.0 w0\\n'")
+    write_program(tmp_path / "scancel", f'echo "$@" >{cancelled}')
+    write_program(tmp_path / "srun", "")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    task = allocation(SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_ID="3")
+    ProcessPool(task)._kill_steps({"w0"})
     assert cancelled.read_text() == "--signal=KILL 42_3.0\n"
+    assert needs_steps(task)
+    assert not needs_steps(None)
+    monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
+    assert not needs_steps(task)
+    with pytest.raises(InputError, match="--nodes=1"):
+        needs_steps(allocation(SLURM_JOB_NUM_NODES="2"))

@@ -1,8 +1,9 @@
-"""The job scripts, run by a real bash: what reaches the harness, and what comes back."""
+"""The job scripts, run by bash: the arguments of the harness, exit codes, signals, requeues."""
 
+import os
+import pty
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -11,40 +12,47 @@ import pytest
 
 from harness.slurm.script import render_script
 from harness.system.console import strip_prefix
-from tests.conftest import PROJECT
-from tests.slurm.stand_in import Project
+from tests.conftest import PROJECT, write_program
+from tests.slurm.stand_in import TWO_NODES, Project
 
 JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 SCRIPTS = (*JOBS, "tune", "compare", "tensorboard", "doctor")
+TASK = {"SLURM_JOB_ID": "44", "SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "2"}
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """Return a project whose environment is a stand-in that was made by other means."""
+    """A project whose environment has a stand-in for the harness."""
     return Project(tmp_path)
 
 
+@pytest.fixture
+def asked(project: Project) -> Path:
+    """A file with the arguments of each call of scontrol, which answers nothing."""
+    return scontrol(project)
+
+
+def scontrol(project: Project, then: str = "exit 0") -> Path:
+    """Replace scontrol by a program that notes its arguments and then runs these commands."""
+    asked = project.outside / "asked"
+    asked.touch()
+    write_program(project.commands / "scontrol", f'echo "$@" >>{shlex.quote(str(asked))}; {then}')
+    return asked
+
+
+# Arguments
+
+
 @pytest.mark.parametrize("job", JOBS)
-def test_script_trains_its_job(project: Project, job: str) -> None:
-    """Each script trains the job of its name, into the project's runs, from any folder."""
-    result = project.run(project.path / f"slurm/{job}.sh")
-    assert result.returncode == 0, result.stderr
-    assert project.call()["argv"] == ["train", f"{project.path}/jobs/{job}.toml"]
-    assert project.call()["runs"] == f"{project.path}/runs"
-
-
-def test_training_scripts_differ_in_their_name_only() -> None:
-    """What the scripts say beyond their job's name is the same, so a mend reaches all."""
-    texts = {(PROJECT / f"slurm/{job}.sh").read_text().replace(job, "NAME") for job in JOBS}
-    assert len(texts) == 1
-
-
-def test_arguments_pass_unchanged(project: Project) -> None:
-    """Arguments with spaces, quotes, globs and nothing in them reach the harness as they are."""
+def test_a_script_trains_its_job(project: Project, job: str) -> None:
+    """From any folder, with the user's arguments unchanged; the five scripts are the same."""
     arguments = ["--set", "train.note=two words", "it's", '"', "*", "", "$HOME"]
-    result = project.run(project.path / "slurm/bilstm.sh", *arguments)
+    result = project.run(project.path / f"slurm/{job}.sh", *arguments)
     assert result.returncode == 0, result.stderr
-    assert project.call()["argv"][2:] == arguments
+    assert project.call()["argv"] == ["train", f"{project.path}/jobs/{job}.toml", *arguments]
+    assert project.call()["runs"] == f"{project.path}/runs"
+    texts = {(PROJECT / f"slurm/{name}.sh").read_text().replace(name, "") for name in ("gru", job)}
+    assert len(texts) == 1
 
 
 @pytest.mark.parametrize(
@@ -56,16 +64,17 @@ def test_arguments_pass_unchanged(project: Project) -> None:
         ("tune", ["--join=a=b"], ["sweep", "join", "a=b"]),
         ("tune", ["--retrain", "s", "--seeds", "1"], ["sweep", "retrain", "s", "--seeds", "1"]),
         ("compare", ["{runs}/x*"], ["compare", "--out", "{runs}/comparison", "{runs}/x*"]),
-        ("compare", [], ["compare", "--out", "{runs}/comparison"]),
         ("compare", ["--out=a b", "{runs}"], ["compare", "--out=a b", "{runs}"]),
         ("compare", ["--runs=/a b"], ["compare", "--out", "/a b/comparison", "--runs=/a b"]),
         ("tensorboard", ["--hours", "2"], ["tensorboard", "--hours", "2"]),
+        ("doctor", ["--full"], ["-P", "-m", "tests.gpu", "--full"]),
     ],
 )
-def test_script_calls_its_command(
+def test_a_script_calls_its_command(
     project: Project, script: str, arguments: list[str], words: list[str]
 ) -> None:
-    """The other scripts pass their arguments to the command of their name, patterns as they are."""
+    """The other scripts pass their arguments on, patterns unexpanded."""
+    project.add_python()
     runs = project.path / "runs"
     result = project.run(
         project.spool(script), *(word.format(runs=runs) for word in arguments), env=project.slurm()
@@ -74,126 +83,139 @@ def test_script_calls_its_command(
     assert project.call()["argv"] == [word.format(runs=runs) for word in words]
 
 
-def test_the_checks_of_a_node_are_this_projects(project: Project) -> None:
-    """They run by the environment's Python, without what the current folder holds."""
-    project.add_python()
-    result = project.run(project.spool("doctor"), "--full", env=project.slurm())
-    assert result.returncode == 0, result.stderr
-    assert project.call()["argv"] == ["-P", "-m", "tests.gpu", "--full"]
-
-
 @pytest.mark.parametrize("kind", ["run", "sweep"])
-def test_a_run_or_sweep_goes_on_where_it_is(project: Project, kind: str) -> None:
-    """What `submit --resume` writes calls `harness resume`; a sweep starts its own job steps."""
+def test_a_continued_run_uses_all_nodes(project: Project, kind: str) -> None:
+    """As `submit --resume` writes it; a sweep starts its job steps itself."""
     script = project.executable(
         project.spool(),
         f'#!/bin/bash\nsource "$HARNESS_HOME/slurm/common.sh"\nsupervise resume {kind} "$@"\n',
     )
-    project.executable(
-        project.commands / "srun",
-        '#!/bin/bash\ntouch srun\nexec "${@: -3}"\n',
-    )
-    project.executable(project.commands / "scontrol", "#!/bin/sh\nprintf 'n08\\nn10\\n'\n")
+    project.two_nodes()
     env = project.slurm(
-        HARNESS_HOME=str(project.path),
-        HARNESS_TRUSTED_NETWORK="1",
-        SLURM_JOB_NUM_NODES="2",
-        SLURM_JOB_NODELIST="n[08,10]",
+        HARNESS_HOME=str(project.path), SLURM_CPUS_PER_TASK="4", HARNESS_TRUSTED_NETWORK="1"
     )
-    result = project.run(script, "a folder", env=env)
+    result = project.run(script, "a folder", env=env | TWO_NODES)
     assert result.returncode == 0, result.stderr
     assert project.call()["argv"] == ["resume", "a folder"]
-    assert (project.outside / "srun").exists() == (kind == "run")
+    assert project.call()["nodes"].split() == ["n08", "n10"]
+    step = "--nodes=2 --ntasks=2 --ntasks-per-node=1 --mem=0 --export=ALL"
+    assert [step in result.stderr, "--cpus-per-task=4" in result.stderr] == [kind == "run"] * 2
 
 
-@pytest.mark.parametrize("code", [1, 2, 75])
-def test_exit_code_is_the_harness_own(project: Project, code: int) -> None:
-    """The script ends with the exit code of the run."""
-    env = {**project.environment, "EXIT": str(code)}
-    assert project.run(project.path / "slurm/bilstm.sh", env=env).returncode == code
-
-
-def test_bare_environment_is_enough(project: Project) -> None:
-    """A script runs without HOME and PATH, which `--export=NONE` drops."""
-    env = project.slurm()
-    del env["PATH"]
-    result = subprocess.run(
-        [shutil.which("bash") or "bash", str(project.spool())],
-        env=env,
-        cwd="/",
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+@pytest.mark.parametrize(
+    ("variables", "given", "words"),
+    [
+        (TASK, [], ["--seed", "2", "--run-id", "slurm-42_2"]),
+        (TASK | {"SLURM_ARRAY_TASK_ID": "0"}, [], ["--seed", "0", "--run-id", "slurm-42_0"]),
+        # Seeds that are too large for an index.
+        (
+            TASK | {"HARNESS_ARRAY_SEEDS": "42 1234 2024"},
+            [],
+            ["--seed", "1234", "--run-id", "slurm-42_2"],
+        ),
+        (TASK, ["--seed", "7"], ["--run-id", "slurm-42_2", "--seed", "7"]),
+        (TASK, ["--seed=7"], ["--run-id", "slurm-42_2", "--seed=7"]),
+        ({}, ["--set", "a.b=1"], ["--run-id", "slurm-42", "--set", "a.b=1"]),
+    ],
+)
+def test_seed_and_run_of_an_array_task(
+    project: Project, variables: dict[str, str], given: list[str], words: list[str]
+) -> None:
+    """The index is the seed, unless the user names one."""
+    result = project.run(project.spool(), *given, env=project.slurm(**variables))
     assert result.returncode == 0, result.stderr
+    assert project.call()["argv"][2:] == words
 
 
-def test_spool_copy_finds_the_project(project: Project) -> None:
-    """Slurm knows where the script is that it copied; the job's id names the run."""
-    script = project.path / "slurm/gru.sh"
-    project.executable(
-        project.commands / "squeue", f"#!/bin/sh\necho {shlex.quote(str(script))}\necho more\n"
-    )
-    result = project.run(
-        project.spool("gru"), "--set", "a.b=1", env=project.slurm(SLURM_SUBMIT_DIR="/")
-    )
-    assert result.returncode == 0, result.stderr
-    job = f"{project.path}/jobs/gru.toml"
-    assert project.call()["argv"] == ["train", job, "--run-id", "slurm-42", "--set", "a.b=1"]
+@pytest.mark.parametrize(
+    ("script", "given", "run"),
+    [
+        ("bilstm", ["--run-id", "exp1"], "bilstm/exp1"),
+        ("bilstm", ["--run-id=exp0", "--run-id=exp1"], "bilstm/exp1"),
+        ("tune", ["--sweep-id", "mine", "all.toml"], "all/mine"),
+        ("tune", ["all.toml", "--sweep-id=mine"], "all/mine"),
+    ],
+)
+def test_the_end_of_a_job_is_judged_by_its_run(
+    project: Project, asked: Path, script: str, given: list[str], run: str
+) -> None:
+    """The folder has the name that the user chose."""
+    project.program(f'echo "$@" >>{asked}; exit 75', real=["job-begin"])
+    project.run(project.spool(script), *given, env=project.slurm())
+    assert f"job-end 75 --signals  --run {project.path}/runs/{run} " in asked.read_text()
 
 
-def test_squeues_answer_is_found_among_others(project: Project) -> None:
-    """It may print a cluster's name first, and a user's own settings would hide the job."""
-    script = project.path / "slurm/gru.sh"
-    answer = f"[ -n \"$SQUEUE_STATES\" ] || printf 'CLUSTER: x\\n%s\\n' {shlex.quote(str(script))}"
-    project.executable(project.commands / "squeue", f"#!/bin/sh\n{answer}\n")
-    env = project.slurm(SLURM_SUBMIT_DIR="/", SQUEUE_STATES="PD")
+# The project, and the kind of allocation
+
+
+@pytest.mark.parametrize(
+    ("answer", "variables"),
+    [
+        # It may print a cluster's name first; a user's settings would hide the job.
+        ('[ -n "$SQUEUE_STATES" ] || printf \'CLUSTER: x\\n%s\\nmore\\n\' "$SCRIPT"', {}),
+        ("exit 1", {"SLURM_SUBMIT_DIR": "{project}"}),
+        ("exit 1", {"HARNESS_HOME": "{project}"}),
+    ],
+)
+def test_a_script_finds_its_project(
+    project: Project, answer: str, variables: dict[str, str]
+) -> None:
+    """By Slurm's path of the script, else by the folder of sbatch, always by HARNESS_HOME."""
+    write_program(project.commands / "squeue", answer)
+    script = {"SCRIPT": str(project.path / "slurm/gru.sh"), "SQUEUE_STATES": "PD"}
+    found = {name: text.format(project=project.path) for name, text in variables.items()}
+    env = project.slurm(**{"SLURM_SUBMIT_DIR": "/", **script, **found})
     result = project.run(project.spool("gru"), env=env)
     assert result.returncode == 0, result.stderr
     assert project.call()["argv"][1] == f"{project.path}/jobs/gru.toml"
 
 
-def test_submit_folder_is_the_project_where_slurm_does_not_answer(project: Project) -> None:
-    """With a scheduler that is down the project is where sbatch was called."""
-    project.executable(project.commands / "squeue", "#!/bin/sh\nexit 1\n")
-    result = project.run(project.spool("gru"), env=project.slurm())
-    assert result.returncode == 0, result.stderr
-    assert project.call()["argv"][1] == f"{project.path}/jobs/gru.toml"
+@pytest.mark.parametrize("name", ["SLURM_SUBMIT_DIR", "HARNESS_HOME"])
+def test_without_a_project_the_last_line_has_the_remedy(project: Project, name: str) -> None:
+    """It names the folder."""
+    write_program(project.commands / "squeue", "exit 1")
+    result = project.run(project.spool(), env=project.slurm(**{name: str(project.outside)}))
+    assert result.returncode == 2
+    line = f"harness: {project.outside} is not the project; set HARNESS_HOME"
+    assert result.stderr.splitlines()[-1] == line
 
 
-def test_home_overrides_the_submit_folder(project: Project) -> None:
-    """HARNESS_HOME names the project wherever sbatch was called."""
-    env = project.slurm(SLURM_SUBMIT_DIR="/", HARNESS_HOME=str(project.path))
-    assert project.run(project.spool(), env=env).returncode == 0
+def test_a_script_needs_neither_home_nor_path(project: Project) -> None:
+    """`--export=NONE` drops both."""
+    env = project.slurm()
+    del env["PATH"]
+    bash = subprocess.run(["/bin/bash", str(project.spool())], env=env, cwd="/", timeout=60)
+    assert bash.returncode == 0
+
+
+def test_a_script_ignores_cdpath(project: Project) -> None:
+    """With CDPATH, cd may enter another folder and print its name."""
+    (project.outside / "elsewhere/slurm").mkdir(parents=True)
+    env = project.environment | {"CDPATH": str(project.outside / "elsewhere")}
+    done = subprocess.run(["bash", "slurm/bilstm.sh"], env=env, cwd=project.path, timeout=60)
+    assert done.returncode == 0
     assert project.call()["argv"][1] == f"{project.path}/jobs/bilstm.toml"
 
 
-@pytest.mark.parametrize("name", ["SLURM_SUBMIT_DIR", "HARNESS_HOME"])
-def test_no_project_is_one_line(project: Project, name: str) -> None:
-    """Where the project is not found, the folder that was looked in is named last."""
-    project.executable(project.commands / "squeue", "#!/bin/sh\nexit 1\n")
-    result = project.run(project.spool(), env=project.slurm(**{name: str(project.outside)}))
-    assert result.returncode == 2
-    line = result.stderr.splitlines()[-1]
-    assert f"{project.outside} is not the project" in line
-    assert "set HARNESS_HOME" in line
+def test_interactive_runs_get_new_names(project: Project) -> None:
+    """In salloc, and in the terminal of a notebook server, which is a batch job."""
+    ours, terminal = pty.openpty()
+    for env, stdin in ((project.slurm(), 0), (project.slurm(ENVIRONMENT="BATCH"), terminal)):
+        words = ["bash", str(project.path / "slurm/bilstm.sh")]
+        done = subprocess.run(words, env=env, stdin=stdin or subprocess.DEVNULL, timeout=60)
+        assert done.returncode == 0
+        assert "--run-id" not in project.call()["argv"]
+    os.close(ours)
+    os.close(terminal)
 
 
-def test_interactive_allocation_starts_fresh_runs(project: Project) -> None:
-    """Inside salloc, where many runs share the job's id, the harness names the run."""
-    env = project.slurm(SLURM_SUBMIT_DIR="/")
-    assert project.run(project.path / "slurm/bilstm.sh", env=env).returncode == 0
-    assert "--run-id" not in project.call()["argv"]
+def test_a_users_job_script_may_call_a_script(project: Project) -> None:
+    """Several runs of the job differ by a checksum of their arguments; a job step is interactive.
 
-
-def test_a_users_own_job_script_may_call_one(project: Project) -> None:
-    """Its runs have the job's id, and the sum of their arguments; a step of it is no such call.
-
-    The id of a step may be that of the session from which it was submitted.
+    sbatch passes on the step of the shell that called it, which is none of the job.
     """
     env = project.slurm(SLURM_SUBMIT_DIR="/", ENVIRONMENT="BATCH")
-    scontrol = project.commands / "scontrol"
-    project.executable(scontrol, "#!/bin/sh\necho StepId=42.0 State=RUNNING\n")
+    scontrol(project, "echo StepId=42.0 State=RUNNING")
     script = project.path / "slurm/bilstm.sh"
     names = []
     for arguments in ([], ["--set", "a.b=1"], ["--set", "a.b=2"], ["--set", "a.b=1"]):
@@ -205,91 +227,46 @@ def test_a_users_own_job_script_may_call_one(project: Project) -> None:
     assert (names[1] == names[3], names[1] == names[2]) == (True, False)
     assert project.run(script, env={**env, "SLURM_STEP_ID": "0"}).returncode == 0
     assert "--run-id" not in project.call()["argv"]
-    project.executable(scontrol, "#!/bin/sh\necho Job step 42.0 not found\nexit 1\n")
+    scontrol(project, "echo Job step 42.0 not found; exit 1")
     assert project.run(script, env={**env, "SLURM_STEP_ID": "0"}).returncode == 0
     assert "--run-id" in project.call()["argv"]
 
 
-@pytest.mark.parametrize("task", ["3", "0"])
-def test_array_task_is_the_seed(project: Project, task: str) -> None:
-    """An array task's number becomes the seed and a part of the run's id."""
-    env = project.slurm(SLURM_JOB_ID="44", SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_ID=task)
-    assert project.run(project.spool(), env=env).returncode == 0
-    assert project.call()["argv"][2:] == ["--seed", task, "--run-id", f"slurm-42_{task}"]
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        ("echo MinMemoryCPU=4G", ["CPU"]),
+        ("echo MinMemoryNode=0 MemPerTres=gres/gpu:8192", ["GPU"]),
+        ("echo MinMemoryNode=8G", ["NODE"]),
+        ("exit 1", ["CPU", "GPU", "NODE"]),
+    ],
+)
+def test_a_job_ignores_variables_of_the_shell_that_called_sbatch(
+    project: Project, answer: str, kept: list[str]
+) -> None:
+    """Its step, its requests for GPUs and its kind of memory, if Slurm names the job's kind."""
+    scontrol(project, answer)
+    session = dict.fromkeys(("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS"), "4")
+    session |= {"SLURM_CPU_BIND": "mask_cpu:0x1", "SLURM_GPUS": "1", "SLURM_GPUS_PER_TASK": "1"}
+    memory = {f"SLURM_MEM_PER_{kind}": "4096" for kind in ("CPU", "GPU", "NODE")}
+    requested = {"SLURM_GPUS_ON_NODE": "4", "SLURM_GPUS_PER_NODE": "8"}
+    done = project.run(project.spool(), env=project.slurm(**session, **memory, **requested))
+    assert done.returncode == 0, done.stderr
+    assert "--gpus-per-node=8 was requested" in done.stderr
+    own = ["SLURM_GPUS_ON_NODE", "SLURM_JOB_ID", *(f"SLURM_MEM_PER_{kind}" for kind in kept)]
+    assert project.call()["slurm"] == [*own, "SLURM_SUBMIT_DIR"]
 
 
-def test_array_task_finds_its_seed_in_a_list(project: Project) -> None:
-    """Seeds too large for an index are exported in the order of the tasks."""
-    env = project.slurm(SLURM_JOB_ID="44", SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_ID="2")
-    env["HARNESS_ARRAY_SEEDS"] = "42 1234 2024"
-    assert project.run(project.spool(), env=env).returncode == 0
-    assert project.call()["argv"][2:] == ["--seed", "1234", "--run-id", "slurm-42_2"]
+def test_a_short_time_limit_is_in_the_log(project: Project) -> None:
+    """By the times that Slurm exports."""
+    times = {"SLURM_JOB_START_TIME": "1700000000", "SLURM_JOB_END_TIME": "1700000120"}
+    done = project.run(project.spool(), env=project.slurm(**times))
+    assert "a time limit of 120 s leaves 30 s" in done.stderr
+    assert "time limit" not in project.run(project.spool(), env=project.slurm()).stderr
 
 
-@pytest.mark.parametrize("given", [["--seed", "7"], ["--seed=7"]])
-def test_given_seed_wins(project: Project, given: list[str]) -> None:
-    """A seed on the command line wins over the array task's number."""
-    env = project.slurm(SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_ID="3")
-    assert project.run(project.spool(), *given, env=env).returncode == 0
-    assert project.call()["argv"][2:] == ["--run-id", "slurm-42_3", *given]
-
-
-def test_two_nodes_start_a_process_on_each(project: Project) -> None:
-    """On several nodes srun starts one harness a node, with the job's CPUs and environment."""
-    project.executable(
-        project.commands / "srun",
-        '#!/bin/bash\necho "$@" >&2\nexec "${@: -5}"\n',
-    )
-    project.executable(project.commands / "scontrol", "#!/bin/sh\nprintf 'n08\\nn10\\n'\n")
-    env = project.slurm(
-        SLURM_JOB_NUM_NODES="2", SLURM_JOB_NODELIST="n[08,10]", SLURM_CPUS_PER_TASK="4",
-        HARNESS_TRUSTED_NETWORK="1",
-    )  # fmt: skip
-    result = project.run(project.spool(), env=env)
-    assert result.returncode == 0, result.stderr
-    assert "--nodes=2 --ntasks=2 --ntasks-per-node=1 --mem=0 --export=ALL" in result.stderr
-    assert "--cpus-per-task=4" in result.stderr
-    assert project.call()["nodes"].split() == ["n08", "n10"]
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
-def test_signal_is_passed_on_once(project: Project, number: signal.Signals) -> None:
-    """A signal reaches the harness once, however often it comes, and its 75 is returned."""
-    code, _ = project.signalled(
-        project.path / "slurm/bilstm.sh", number, number, env=project.environment
-    )
-    assert code == 75
-    assert project.call()["signals"] == [number.name]
-
-
-def test_interrupt_reaches_the_harness_as_term(project: Project) -> None:
-    """Ctrl-C stops the harness too, though a background child ignores INT."""
-    code, _ = project.signalled(
-        project.path / "slurm/bilstm.sh", signal.SIGINT, env=project.environment
-    )
-    assert code == 75
-    assert project.call()["signals"] == ["SIGTERM"]
-
-
-def test_lines_in_a_log_carry_time_and_level(project: Project, tmp_path: Path) -> None:
-    """In a file a line begins as the harness's own do, so that a log shows when and what."""
-    log = tmp_path / "job.out"
-    with log.open("w") as file:
-        done = subprocess.run(
-            ["bash", str(project.spool())],
-            env=project.slurm(EXIT="137"),
-            cwd=project.outside,
-            stderr=file,
-            timeout=60,
-        )
-    assert done.returncode == 137
-    line = log.read_text().splitlines()[-1]
-    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ERROR killed, most likely", line)
-    assert strip_prefix(line).startswith("killed, most likely")
-
-
-def test_site_settings_and_container(project: Project) -> None:
-    """slurm/site.sh is read, may use unset variables, and its container starts the harness."""
+def test_settings_of_the_site(project: Project) -> None:
+    """site.sh may use unset variables; a submitted job replaces its folders, not its container."""
     (project.path / "slurm/site.sh").write_text(
         "export HARNESS_RUNS=/elsewhere HARNESS_DATA=/the/site\n"
         'HARNESS_CONTAINER=(env "IMAGE=an image" $UNSET)\n'
@@ -304,3 +281,180 @@ def test_site_settings_and_container(project: Project) -> None:
     assert done.returncode == 0, done.stderr
     call = project.call()
     assert (call["runs"], call["data"], call["image"]) == ("/mine", "/my/own", "an image")
+
+
+# Exit codes and signals
+
+
+@pytest.mark.parametrize("code", [1, 2, 75])
+def test_exit_code_of_a_local_run(project: Project, code: int) -> None:
+    """The script ends with the exit code of the harness."""
+    env = {**project.environment, "EXIT": str(code)}
+    assert project.run(project.path / "slurm/bilstm.sh", env=env).returncode == code
+
+
+@pytest.mark.parametrize(
+    ("number", "forwarded"),
+    [(signal.SIGTERM, "SIGTERM"), (signal.SIGUSR1, "SIGUSR1"), (signal.SIGINT, "SIGTERM")],
+)
+def test_a_signal_is_forwarded_once(
+    project: Project, number: signal.Signals, forwarded: str
+) -> None:
+    """Slurm and users repeat signals; a background process ignores INT."""
+    script = project.path / "slurm/bilstm.sh"
+    code, _ = project.signalled(script, number, number, env=project.environment)
+    assert (code, project.call()["signals"]) == (75, [forwarded])
+
+
+def test_lines_of_a_log_have_time_and_level(project: Project) -> None:
+    """As the lines of the harness; the last one explains the end."""
+    log = project.outside / "job.out"
+    words = ["bash", str(project.spool())]
+    with log.open("w") as file:
+        done = subprocess.run(words, env=project.slurm(EXIT="137"), stderr=file, timeout=60)
+    assert done.returncode == 137
+    line = log.read_text().splitlines()[-1]
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ERROR killed, most likely", line)
+    assert strip_prefix(line).endswith("exit code 137")
+
+
+# Requeues
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "requeues"),
+    [(signal.SIGUSR2, 0, 1), (signal.SIGUSR2, 30, 1), (signal.SIGTERM, 0, 0)],
+)
+def test_a_warned_job_is_requeued(
+    project: Project, asked: Path, number: signal.Signals, times: int, requeues: int
+) -> None:
+    """However often Slurm requeued it before; a cancelled job stays cancelled."""
+    env = project.slurm(SLURM_RESTART_COUNT=str(times))
+    code, output = project.signalled(project.spool(), number, env=env)
+    assert code == 75, output
+    assert asked.read_text().count("requeue 42\n") == requeues
+
+
+def test_a_preempted_job_is_requeued_at_once(project: Project) -> None:
+    """Whatever format of times its user prefers."""
+    is_standard = '[ "${SLURM_TIME_FORMAT:-standard}" = standard ]'
+    now = f"$({is_standard} && echo 2026-01-01T12:00:00 || echo noon)"
+    asked = scontrol(project, f'echo "PreemptTime={now} EndTime={now} Restarts=0"')
+    env = project.slurm(SLURM_TIME_FORMAT="%A")
+    code, output = project.signalled(project.spool(), signal.SIGTERM, env=env)
+    assert (code, "preempted; job 42 is back in the queue" in output) == (75, True), output
+    assert asked.read_text().splitlines()[-1] == "requeue 42"
+
+
+def test_an_array_task_requeues_only_itself(project: Project, asked: Path) -> None:
+    """One task has the array's id as its job id, by which scontrol would act on all tasks."""
+    project.program('echo "n1 broken" >>"$HARNESS_NODE_FAULTS"; exit 75')
+    done = project.run(project.spool(), env=project.slurm(**TASK | {"SLURM_JOB_ID": "42"}))
+    assert (done.returncode, "job 42_2 is back in the queue" in done.stderr) == (75, True)
+    lines = asked.read_text().splitlines()
+    assert {"requeue 42_2", "update JobId=42_2 ExcNodeList=n1"} < {*lines}
+    assert not [line for line in lines if re.search(r"\b42\b(?!_2)", line)]
+
+
+def test_a_signal_after_the_end_of_the_harness_counts(project: Project, asked: Path) -> None:
+    """A preemption may come while the script asks for the decision."""
+    project.program(
+        'if [ "$1" = train ]; then touch "$NOTE"; exit 137; fi\n'
+        'touch "${NOTE%.json}.ready"; sleep 1; exit 1',
+        real=["job-begin"],
+    )
+    code, output = project.signalled(project.spool(), signal.SIGTERM, env=project.slurm())
+    assert (code, "unbound" in output) == (137, False), output
+    assert "show job 42" in asked.read_text()  # whether it is preempted
+
+
+@pytest.mark.parametrize("is_warned", [False, True])
+def test_the_third_start_without_a_step_is_the_last(
+    project: Project, asked: Path, is_warned: bool
+) -> None:
+    """Also if each time limit comes before the run begins."""
+    ready = shlex.quote(str(project.note.with_suffix(".ready")))
+    project.program(f'touch "$NOTE" {ready}; {"exec sleep 20" if is_warned else "exit 75"}')
+    ends = []
+    for restarts in range(3):
+        project.note.with_suffix(".ready").unlink(missing_ok=True)
+        env = project.slurm(SLURM_RESTART_COUNT=str(restarts))
+        signals = [signal.SIGUSR2] if is_warned else []
+        code, output = project.signalled(project.spool(), *signals, env=env)
+        ends.append((code, "is back in the queue" in output))
+    assert ends == [(75, True), (75, True), (1, False)]
+    assert "gave up after 3 starts in succession" in output.splitlines()[-1]
+    assert asked.read_text().count("requeue 42\n") == 2
+
+
+def test_a_job_avoids_faulty_nodes(project: Project, asked: Path) -> None:
+    """The third faulty node in succession is the last; the last line names all three."""
+    project.program('echo "$FAULT broken" >>"$HARNESS_NODE_FAULTS"; exit 75')
+    ends = []
+    for restarts in range(3):
+        node = {"FAULT": f"n{restarts}", "SLURM_RESTART_COUNT": str(restarts)}
+        end = project.run(project.spool(), env=project.slurm(**node))
+        ends.append((end.returncode, "back in the queue" in end.stderr))
+    assert ends == [(75, True)] * 2 + [(1, False)]
+    assert end.stderr.splitlines()[-1].endswith("nodes n0, n1, n2 were faulty")
+    changes = [line for line in asked.read_text().splitlines() if "update" in line]
+    assert changes == [f"update JobId=42 ExcNodeList={node}" for node in ("n0", "n0,n1")]
+
+
+@pytest.mark.parametrize(
+    ("begins", "restarts", "code", "is_requeued"),
+    [
+        (True, "9", 75, True),  # the run saved
+        (False, "1", 126, True),
+        (False, "2", 126, False),  # the third start that did not get to its run
+    ],
+)
+def test_a_job_is_requeued_if_python_does_not_start(
+    project: Project, asked: Path, begins: bool, restarts: str, code: int, is_requeued: bool
+) -> None:
+    """The script decides by the exit code and Slurm's count of restarts."""
+    fails = "case $1 in train) exit 75 ;; *) exit 126 ;; esac"
+    project.program(fails, real=["job-begin"] if begins else ["none"])
+    done = project.run(project.spool(), env=project.slurm(SLURM_RESTART_COUNT=restarts))
+    assert done.returncode == code, done.stderr
+    assert ("requeue 42" in asked.read_text()) == is_requeued
+
+
+def test_a_requeue_is_repeated_until_the_controller_answers(project: Project) -> None:
+    """It may be restarting."""
+    asked = scontrol(project, f'[ "$(grep -c requeue {project.outside}/asked)" = 2 ]')
+    env = project.slurm(EXIT="75")
+    done = project.run(project.spool(), env=env)
+    assert (done.returncode, asked.read_text().count("requeue 42\n")) == (75, 2)
+    assert "is back in the queue" in done.stderr.splitlines()[-1]
+
+
+OUT_OF_MEMORY = {"EXIT": "137", "SLURM_MEM_PER_NODE": "1000", "HARNESS_RETRY_MEMORY": "1"}
+
+
+def test_a_job_out_of_memory_requests_more(project: Project, asked: Path) -> None:
+    """With --retry-memory, 1.5 times as much."""
+    result = project.run(project.spool(), env=project.slurm(**OUT_OF_MEMORY))
+    assert result.returncode == 137
+    assert asked.read_text().endswith("requeue 42\nupdate JobId=42 MinMemoryNode=1500\n")
+    assert "requested 1.0 GB" in result.stderr
+
+
+def test_a_successor_continues_where_slurm_forbids_the_requeue(project: Project) -> None:
+    """Python writes it, inside of the container; the script calls sbatch outside."""
+    (project.path / "slurm/site.sh").write_text("HARNESS_CONTAINER=(env IMAGE=x)\n")
+    asked = scontrol(project, "echo requeue is disabled >&2; exit 1")
+    write_program(project.commands / "sbatch", 'echo "a hint of the site"\necho "78;${IMAGE:-}"')
+    folder = project.path / "runs/.submissions/one"
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text('{"job_id": "@JOB@"}')
+    answer = f"SUCCESSOR=(sbatch --parsable job.sh)\nRECORD={shlex.quote(str(folder))}/record.json"
+    project.program(
+        f'case $1 in train) exit 137 ;; esac\necho "$@" >"$NOTE"\ncat <<END\n{answer}\nEND'
+    )
+    result = project.run(project.spool(), env=project.slurm(**OUT_OF_MEMORY))
+    assert asked.read_text().splitlines()[-1] == "requeue 42"
+    words = f"job-successor {project.path}/runs/bilstm/slurm-42 --runs {project.path}/runs"
+    assert project.note.read_text() == f"{words} -- MinMemoryNode=1500\n"
+    assert result.stderr.splitlines()[-1].endswith("interrupted; job 78 continues the run")
+    assert (folder.parent / "78.json").read_text() == '{"job_id": "78"}'

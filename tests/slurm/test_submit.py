@@ -1,10 +1,10 @@
-"""`submit` and `reproduce`, as far as no Slurm is needed: the command, snapshots, versions."""
+"""The code of a project: snapshots, and its version in records."""
 
 import json
 import os
 import shutil
-import stat
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from harness.errors import InputError
 from harness.slurm.snapshot import MAX_NEW_FILES, snapshot_path, take_snapshot
 from harness.system.git import code_version
-from tests.conftest import JOBS, PROJECT, SHRUNK, Harness
+from tests.conftest import PROJECT
 
 GIT = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
 
@@ -25,7 +25,7 @@ def git(project: Path, *words: str) -> str:
 
 
 def contents(folder: Path) -> dict[str, tuple[str, object]]:
-    """Every file by its path: what it is, and what is in it."""
+    """The kind and the content of every file, by its path."""
     found: dict[str, tuple[str, object]] = {}
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
@@ -38,7 +38,7 @@ def contents(folder: Path) -> dict[str, tuple[str, object]]:
 
 
 def code(folder: Path) -> dict[str, tuple[str, object]]:
-    """The contents that are code: not git's, Python's, or a snapshot's own."""
+    """The same without the files of git, Python and the snapshot."""
     return {
         name: content
         for name, content in contents(folder).items()
@@ -50,7 +50,7 @@ def code(folder: Path) -> dict[str, tuple[str, object]]:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A minimal project in a git checkout, everything committed."""
+    """A minimal project in a git checkout without changes."""
     project = tmp_path / "it's a: project"
     for name in ("slurm", "jobs"):
         shutil.copytree(PROJECT / name, project / name, ignore=shutil.ignore_patterns("site.sh"))
@@ -71,7 +71,7 @@ def git_init(project: Path) -> None:
 
 
 def edit(project: Path) -> None:
-    """Every kind of change that can be there uncommitted, some of it staged."""
+    """Make every kind of uncommitted change, and stage some."""
     (project / "edited.txt").write_bytes(b"print('\xff\r\n')\n \n")
     (project / "gone.txt").unlink()
     job = (project / "jobs/lstm.toml").read_text()
@@ -87,132 +87,11 @@ def edit(project: Path) -> None:
     git(project, "add", "staged.py")
     (project / "staged.py").write_text("and edited\n")
     (project / "slurm/tool.sh").chmod(0o644)
-    os.utime(project / ".gitignore", (1e9, 1e9))  # no change, but git would note it in its index
-
-
-# The command
-
-
-def test_dry_run_prints_everything_and_writes_nothing(harness: Harness) -> None:
-    """The script and the command come out, and no folder is made; no Slurm is needed."""
-    harness.environment["PATH"] = "/nowhere"
-    before = contents(harness.folder)
-    words = ["--seeds", "1-2", "--gpus", "2", "--dry-run", "--", "--mem=4G"]
-    done = harness.run_here("submit", JOBS / "lstm.toml", *SHRUNK, *words)
-    assert done.returncode == 0, done.stderr
-    assert contents(harness.folder) == before
-    assert not harness.runs.exists()
-    assert f"export HARNESS_RUNS={harness.runs}\n" in done.stdout
-    assert "--array=1-2 --gres=gpu:2 --mem=4G" in done.stdout.strip().splitlines()[-1]
-    assert "packaged SAMPLE; get it first by: harness data fetch" in done.stderr
-
-
-@pytest.mark.parametrize("job", ["lstm", "tune_lstm"])
-def test_texts_that_are_not_there_wait_in_no_queue(harness: Harness, job: str) -> None:
-    """A job's and a search's are looked at before either is submitted."""
-    done = harness.run_here("submit", JOBS / f"{job}.toml", "--set", "data.source=no.csv")
-    assert (done.returncode, "no.csv" in done.stderr) == (2, True)
-
-
-def test_a_submission_waits_for_no_numpy(harness: Harness) -> None:
-    """Nor for anything else that training alone needs."""
-    harness.environment["PYTHONPROFILEIMPORTTIME"] = "1"
-    done = harness.run("submit", JOBS / "lstm.toml", "--dry-run")
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "harness.slurm.submit" in imported
-    assert not imported & {"tensorflow", "keras", "numpy", "sklearn"}
-
-
-def test_data_that_are_there_need_no_warning(harness: Harness) -> None:
-    """With the dataset's files in the folder named, nothing is said of the sample."""
-    (harness.folder / "imdb.npz").touch()
-    harness.environment["HARNESS_DATA"] = str(harness.folder)
-    done = harness.run_here("submit", JOBS / "lstm.toml", "--dry-run")
-    assert (done.returncode, "SAMPLE" in done.stderr) == (0, False)
-    assert f"export HARNESS_DATA={harness.folder}\n" in done.stdout
-
-
-def test_an_environment_without_harness_is_warned_of(harness: Harness) -> None:
-    """A job installs nothing, so an environment that lacks the program is named beforehand."""
-    harness.environment["HARNESS_VENV"] = str(harness.folder)
-    words = ["submit", JOBS / "lstm.toml", "--dry-run"]
-    assert f"warning: {harness.folder}/bin/harness is not there" in harness.run_here(*words).stderr
-    (harness.folder / "bin").mkdir()
-    (harness.folder / "bin/harness").touch()
-    assert "bin/harness" not in harness.run_here(*words).stderr
-
-
-def test_a_checkout_that_git_refuses_is_warned_of(harness: Harness, project: Path) -> None:
-    """Then the whole folder is copied, and that the commit is unknown is said beforehand."""
-    harness.environment["HARNESS_HOME"] = str(project)
-    words = ["submit", project / "jobs/lstm.toml", "--dry-run"]
-    assert "git can't" not in harness.run_here(*words).stderr
-    (project / ".git/HEAD").unlink()
-    done = harness.run_here(*words)
-    assert done.returncode == 0
-    assert f"warning: git can't tell the commit of {project}" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("words", "named"),
-    [
-        ([], "--all"),
-        (["lstn.toml"], "lstn.toml"),
-        ([JOBS / "lstm.toml", "--set", "model.unit=8"], "model.units"),
-        ([JOBS / "lstm.toml", "--seeds", "1,2147483648"], "--seed 2147483648"),
-        ([JOBS / "lstm.toml", "--gpu", "2"], "--gpus"),
-        ([JOBS / "lstm.toml", "--reservation=x"], "--reservation; an option of sbatch goes after"),
-        ([JOBS / "lstm.toml", JOBS / "gru.toml"], "--all"),
-        ([JOBS / "lstm.toml", "--runs", PROJECT], "--runs"),
-        ([JOBS / "lstm.toml", "--partition", "x"], "--partition; an option of sbatch goes after"),
-        ([JOBS / "tune_lstm.toml", "--retry-memory"], "--retry-memory"),
-        ([JOBS / "lstm.toml", "--seeds", "1-2", "--pack", "--retry-memory"], "--retry-memory"),
-        ([JOBS / "lstm.toml", "--", "--array=1-2"], "--seeds"),
-    ],
-)
-def test_bad_input_is_one_line_and_nothing_is_written(
-    harness: Harness, words: list[object], named: str
-) -> None:
-    """What can't be submitted is refused before anything is written, with the remedy."""
-    before = contents(harness.folder)
-    done = harness.run_here("submit", *words)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1
-    assert named in done.stderr
-    assert contents(harness.folder) == before
-    assert not harness.runs.exists()
-
-
-def test_without_slurm_nothing_is_written(harness: Harness) -> None:
-    """No sbatch on the PATH: refused with the remedy, and no snapshot is made."""
-    harness.environment["PATH"] = "/nowhere"
-    done = harness.run_here("submit", JOBS / "lstm.toml")
-    assert done.returncode == 2
-    assert "sbatch: is not on the PATH" in done.stderr
-    assert not harness.runs.exists()
-
-
-def test_a_refusing_sbatch_leaves_no_submission(harness: Harness) -> None:
-    """All that it says comes out in one line, exit code 2, and the submission's folder is gone."""
-    harness.program(
-        "sbatch",
-        "case $1 in --version | --test-only) exit ;; esac\n"
-        "echo warming up >&2; echo 'sbatch: error: no way' >&2; exit 1",
-    )
-    done = harness.run_here("submit", JOBS / "lstm.toml")
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == (
-        "harness: lstm: was not submitted: warming up; sbatch: error: no way"
-    )
-    left = [path.name for path in (harness.runs / ".submissions").iterdir()]
-    assert [name for name in left if not name.startswith("code-")] == []
-
-
-# The code
+    os.utime(project / ".gitignore", (1e9, 1e9))  # no change, but git would update its index
 
 
 def test_snapshot_holds_the_code_as_it_is_now(project: Path) -> None:
-    """Edits, new files, modes and links are in it, with the site's settings and no ignored file."""
+    """With edits, new files, modes, links and site.sh; ignored files stay behind."""
     edit(project)
     (project / "runs").mkdir()
     (project / "runs/ignored").touch()
@@ -226,10 +105,14 @@ def test_snapshot_holds_the_code_as_it_is_now(project: Path) -> None:
     after = {k: v for k, v in contents(project).items() if ".submissions" not in k}
     assert after == before, "the checkout, its index and its objects stay as they were"
     assert [path.name for path in snapshot.parent.iterdir()] == [snapshot.name]
+    version = code_version(snapshot)
+    assert version == {**code_version(project, project / "runs"), "snapshot": str(snapshot)}
 
 
-def test_same_code_is_one_snapshot(project: Path, tmp_path: Path) -> None:
-    """Its name tells its content: the same again is the same folder, an edit makes another."""
+def test_same_code_is_one_snapshot(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a user: users trust only their own. An edit or another mode makes another snapshot."""
     runs = tmp_path / "runs"
     first = take_snapshot(project, runs)
     assert snapshot_path(project, runs) == first
@@ -238,14 +121,15 @@ def test_same_code_is_one_snapshot(project: Path, tmp_path: Path) -> None:
     second = take_snapshot(project, runs)
     assert second != first
     assert snapshot_path(project, runs) == second
-    assert take_snapshot(second, runs) == second, "a snapshot needs none of itself"
+    assert take_snapshot(second, runs) == second, "a snapshot needs no snapshot"
     assert {*first.parent.iterdir()} == {first, second}, "no copy is left"
+    other = os.getuid() + 1
+    monkeypatch.setattr(os, "getuid", lambda: other)
+    assert snapshot_path(project, runs) not in (first, second)
 
 
-def test_nobody_else_may_write_where_python_keeps_compiled_code(
-    project: Path, tmp_path: Path
-) -> None:
-    """Whatever the umask of the job: the folders are there, so the same snapshot is used again."""
+def test_nobody_else_can_add_code_to_a_snapshot(project: Path, tmp_path: Path) -> None:
+    """Whatever the umask of a job is; so the snapshot stays intact and is used again."""
     (project / "new.py").write_text("x = 1\n")
     umask = os.umask(0o002)
     try:
@@ -253,23 +137,40 @@ def test_nobody_else_may_write_where_python_keeps_compiled_code(
         (snapshot / "__pycache__").mkdir(exist_ok=True)  # as Python does in a job
     finally:
         os.umask(umask)
-    assert stat.S_IMODE((snapshot / "__pycache__").stat().st_mode) & 0o022 == 0
+    assert (snapshot / "__pycache__").stat().st_mode & 0o022 == 0
     before = snapshot.stat().st_ino
     assert take_snapshot(project, tmp_path / "runs") == snapshot
     assert snapshot.stat().st_ino == before
 
 
-def test_a_damaged_snapshot_is_made_anew(project: Path, tmp_path: Path) -> None:
-    """A cleaner of old files took one away, and something changed another."""
+def test_a_damaged_snapshot_is_replaced(project: Path, tmp_path: Path) -> None:
+    """A file is missing, and one has changed; copies of killed submissions go after a day."""
     snapshot = take_snapshot(project, tmp_path / "runs")
     (snapshot / "jobs/lstm.toml").unlink()
     (snapshot / "edited.txt").write_text("print(3)\n")
+    copies = [tmp_path / f"runs/.submissions/.code-{name}.tmp" for name in ("old", "new")]
+    for folder, age_s in zip(copies, (90_000, 80_000), strict=True):
+        folder.mkdir(parents=True)
+        os.utime(folder, (time.time() - age_s,) * 2)
     assert take_snapshot(project, tmp_path / "runs") == snapshot
     assert code(snapshot) == code(project)
+    assert [folder.exists() for folder in copies] == [False, True]
+
+
+def test_a_sites_settings_may_be_a_link(project: Path, tmp_path: Path) -> None:
+    """A snapshot has the linked file; a broken link is omitted."""
+    site, settings = project / "slurm/site.sh", tmp_path / "site.sh"
+    site.symlink_to("../../site.sh")
+    assert not os.path.lexists(take_snapshot(project, tmp_path / "runs") / "slurm/site.sh")
+    for text in ("A=1\n", "A=2\n"):
+        settings.write_text(text)
+        snapshot = take_snapshot(project, tmp_path / "runs")
+        assert (snapshot / "slurm/site.sh").read_text() == text
+        assert snapshot_path(project, tmp_path / "runs") == snapshot
 
 
 def test_snapshot_of_a_folder_without_git(project: Path) -> None:
-    """Everything but environments, caches and runs is copied, and no commit is named."""
+    """It has all files but those of environments, caches and runs, and no commit."""
     shutil.rmtree(project / ".git")
     wanted = code(project)
     (project / "my env").mkdir()
@@ -282,7 +183,7 @@ def test_snapshot_of_a_folder_without_git(project: Path) -> None:
 
 
 def test_runs_that_git_does_not_ignore_are_no_code(project: Path) -> None:
-    """Runs inside the project are neither copied nor part of its version."""
+    """Runs inside of the project are neither copied nor recorded."""
     (project / "my runs/lstm").mkdir(parents=True)
     (project / "my runs/lstm/job.toml").touch()
     snapshot = take_snapshot(project, project / "my runs")
@@ -292,7 +193,7 @@ def test_runs_that_git_does_not_ignore_are_no_code(project: Path) -> None:
 
 
 def test_a_dataset_in_the_project_is_refused(project: Path, tmp_path: Path) -> None:
-    """Thousands of new files are no code: the refusal names their folder and the remedy."""
+    """Thousands of new files can't be code; the line names their folder and the remedy."""
     (project / "aclImdb").mkdir()
     for number in range(MAX_NEW_FILES + 1):
         (project / f"aclImdb/{number}.txt").touch()
@@ -303,7 +204,7 @@ def test_a_dataset_in_the_project_is_refused(project: Path, tmp_path: Path) -> N
 
 
 def test_code_version_is_a_patch_with_new_files(project: Path, tmp_path: Path) -> None:
-    """The patch on a fresh checkout of the commit gives every byte, mode and link back."""
+    """On a fresh checkout of the commit it restores every byte, mode and link."""
     edit(project)
     before = contents(project)
     version = code_version(project)
@@ -318,8 +219,8 @@ def test_code_version_is_a_patch_with_new_files(project: Path, tmp_path: Path) -
     assert code(fresh) == code(project)
 
 
-def test_an_edit_within_the_same_tick_as_gits_last_look_is_seen(project: Path) -> None:
-    """Same length, same time: git tells only by its index being no younger than the file."""
+def test_an_edit_with_the_time_of_gits_index_is_recorded(project: Path) -> None:
+    """Length and time are unchanged; only the index's time tells git to compare."""
     git(project, "config", "core.trustctime", "false")
     path, index = project / "edited.txt", project / ".git/index"
     path.write_text("2\n")
@@ -331,8 +232,8 @@ def test_an_edit_within_the_same_tick_as_gits_last_look_is_seen(project: Path) -
     assert "-2\n+3\n" in code_version(project)["uncommitted_diff"]
 
 
-def test_large_new_files_are_named_and_left_out(project: Path) -> None:
-    """A new file over a megabyte is named, not recorded; a tracked one is recorded whole."""
+def test_large_new_files_are_named_only(project: Path) -> None:
+    """A new file over a megabyte is not recorded."""
     (project / "data.bin").write_bytes(os.urandom(1_000_001))
     version = code_version(project)
     assert version["untracked_files"] == version["left_out_files"] == ["data.bin"]
@@ -347,7 +248,7 @@ def test_large_new_files_are_named_and_left_out(project: Path) -> None:
     ],
 )
 def test_a_users_settings_do_not_change_the_patch(project: Path, setting: str) -> None:
-    """What a user's own git prints is not what a record needs."""
+    """They change what git prints for the user."""
     edit(project)
     before = code_version(project)
     name, _, value = setting.partition("=")
@@ -356,7 +257,7 @@ def test_a_users_settings_do_not_change_the_patch(project: Path, setting: str) -
 
 
 def test_a_worktree_has_its_own_version(project: Path, tmp_path: Path) -> None:
-    """Where .git is a file, commit and changes are those of the worktree."""
+    """There .git is a file."""
     tree = tmp_path / "tree"
     git(project, "worktree", "add", "--quiet", "--detach", str(tree))
     edit(tree)
@@ -365,16 +266,8 @@ def test_a_worktree_has_its_own_version(project: Path, tmp_path: Path) -> None:
     assert code_version(project)["uncommitted_diff"] == ""
 
 
-def test_code_version_of_a_snapshot_is_that_of_its_source(project: Path, tmp_path: Path) -> None:
-    """A run from a snapshot records commit, changes and new files, and the snapshot itself."""
-    edit(project)
-    snapshot = take_snapshot(project, tmp_path / "runs")
-    assert code_version(snapshot) == {**code_version(project), "snapshot": str(snapshot)}
-    assert code_version(project)["snapshot"] is None
-
-
-def test_code_version_knows_nothing_outside_git(tmp_path: Path) -> None:
-    """In a folder without git, or with a broken one, every part is None."""
+def test_outside_of_git_the_version_is_unknown(tmp_path: Path) -> None:
+    """Also in a broken checkout, with git's message."""
     assert set(code_version(tmp_path).values()) == {None}
     (tmp_path / ".git").mkdir()
     version = code_version(tmp_path)

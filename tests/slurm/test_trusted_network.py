@@ -1,4 +1,4 @@
-"""One model on several nodes is refused everywhere until the site says that nobody listens in."""
+"""One model on several nodes needs a trusted network; the site confirms it in the environment."""
 
 import contextlib
 import os
@@ -10,60 +10,38 @@ from pathlib import Path
 import pytest
 
 from harness.errors import InputError
-from harness.system.site_settings import (
-    AT_STAKE,
-    REMEDY,
-    check_trusted_network,
-    is_trusted_network,
-    not_sourced,
-)
+from harness.system.site_settings import AT_STAKE, REMEDY, check_trusted_network, not_sourced
 from harness.training.launch import own_allocation
 from tests.conftest import JOBS, Harness
-from tests.slurm.stand_in import Project
+from tests.slurm.stand_in import TWO_NODES, Project
 
-TWO_NODES = {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[08,10]"}
 WORD = "export HARNESS_TRUSTED_NETWORK=1\n"
-SRUN = '#!/bin/bash\nwhile [[ $1 == -* ]]; do shift; done\nexec "$@"\n'
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    """A project on a cluster of two nodes, whose harness only notes how it was called."""
+    """A project on a cluster of two nodes with a stand-in for the harness."""
     project = Project(tmp_path)
-    project.executable(project.commands / "srun", SRUN)
-    project.executable(project.commands / "scontrol", "#!/bin/sh\nprintf 'n08\\nn10\\n'\n")
+    project.two_nodes()
     return project
 
 
 def test_a_job_script_refuses_before_anything_starts(project: Project) -> None:
-    """On no node, and in the same words as all commands."""
-    result = project.run(project.spool(), env=project.slurm(**TWO_NODES))
+    """Searches and several seeds start, because each model uses one node."""
+    env = project.slurm(**TWO_NODES)
+    result = project.run(project.spool(), env=env)
     assert result.returncode == 2
     line = result.stderr.splitlines()[-1]
     assert line == f"harness: one model on 2 nodes: {AT_STAKE}; {REMEDY}"
     assert not project.note.exists()
-
-
-@pytest.mark.parametrize("word", [WORD, 'export HARNESS_TRUSTED_NETWORK="1" # asked\n'])
-def test_with_the_sites_word_a_job_starts(project: Project, word: str) -> None:
-    """The word reaches the processes on all nodes."""
-    (project.path / "slurm/site.sh").write_text(word)
-    result = project.run(project.spool(), env=project.slurm(**TWO_NODES))
-    assert result.returncode == 0, result.stderr
-    assert project.call()["trusted"] == "1"
-
-
-def test_runs_side_by_side_need_no_word(project: Project) -> None:
-    """Several seeds, or a search, use one node for each model, so nothing of TensorFlow listens."""
-    result = project.run(project.spool(), "--seeds", "1-2", env=project.slurm(**TWO_NODES))
-    assert result.returncode == 0, result.stderr
-    result = project.run(project.spool("tune"), "jobs/x.toml", env=project.slurm(**TWO_NODES))
-    assert result.returncode == 0, result.stderr
+    for script, words in (("bilstm", ["--seeds", "1-2"]), ("tune", ["jobs/x.toml"])):
+        result = project.run(project.spool(script), *words, env=env)
+        assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("word", [None, "0", "yes", ""])
-def test_train_itself_refuses(word: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under plain srun too, and for any other word than 1."""
+def test_train_refuses(word: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also under plain srun, and for any value but 1."""
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "0",
                         "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
@@ -77,7 +55,7 @@ def test_train_itself_refuses(word: str | None, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_submit_refuses(harness: Harness) -> None:
-    """One line that says what is at stake, exit code 2, nothing written; one node passes."""
+    """With exit code 2, before anything is written; one node needs no trust."""
     args = ["submit", JOBS / "lstm.toml", "--dry-run"]
     done = harness.run_here(*args, "--nodes", "2")
     assert done.returncode == 2, done.stdout
@@ -89,11 +67,11 @@ def test_submit_refuses(harness: Harness) -> None:
     assert harness.run_here(*args, "--nodes", "2").returncode == 0
 
 
-# What a site.sh may hold, and whether bash exports the word 1 after it.
+# Texts of site.sh, and whether bash exports 1.
 TEXTS = [
     (f"  {WORD}", True),
-    ("one=1\nexport HARNESS_TRUSTED_NETWORK=$one\n", True),
-    ("HARNESS_TRUSTED_NETWORK=1\n", False),  # no process would see it
+    ('one=1\nexport HARNESS_TRUSTED_NETWORK="$one" # asked\n', True),
+    ("HARNESS_TRUSTED_NETWORK=1\n", False),  # not exported
     (f"# {WORD}", False),
     (f"if false; then {WORD}fi\n", False),
     (f"{WORD}export HARNESS_TRUSTED_NETWORK=0\n", False),
@@ -102,10 +80,10 @@ TEXTS = [
 
 
 @pytest.mark.parametrize(("text", "trusted"), TEXTS, ids=range(len(TEXTS)))
-def test_bash_alone_says_what_the_file_sets(
+def test_only_bash_interprets_the_file(
     project: Project, monkeypatch: pytest.MonkeyPatch, text: str, trusted: bool
 ) -> None:
-    """A job script, and Python in a shell that has sourced the file, give the same answer."""
+    """A job script agrees with Python in a shell that has sourced the file."""
     site = project.path / "slurm/site.sh"
     site.write_text(text)
     script = project.run(project.spool(), env=project.slurm(**TWO_NODES))
@@ -115,28 +93,26 @@ def test_bash_alone_says_what_the_file_sets(
     word = sourced.stdout[sourced.stdout.rindex("<") + 1 : -1]
     monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", word)
     assert (word == "1", script.returncode) == (trusted, 0 if trusted else 2)
+    assert not trusted or project.call()["trusted"] == "1"
     with contextlib.nullcontext() if trusted else pytest.raises(InputError, match="could act as"):
         check_trusted_network(2)
 
 
-def test_the_file_by_itself_says_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python believes the environment alone, and says so where the file names the setting."""
+def test_a_shell_that_has_not_sourced_the_file_is_named(tmp_path: Path) -> None:
+    """Python uses the environment only, and warns about settings that the file exports."""
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm/site.sh").write_text(WORD + "export SBATCH_QOS=q\n# export SBATCH_GRES=a\n")
     names = ["HARNESS_TRUSTED_NETWORK", "SBATCH_QOS", "SBATCH_GRES", "SBATCH_ACCOUNT"]
-    assert not_sourced(names, tmp_path, {"SBATCH_QOS": "other"}) == (
-        "slurm/site.sh names HARNESS_TRUSTED_NETWORK, which this shell does not have: "
-        "source slurm/site.sh"
-    )
-    assert not_sourced(names[1:], tmp_path, {}).startswith("slurm/site.sh names SBATCH_QOS, which")
+    line = not_sourced(names, tmp_path, {"SBATCH_QOS": "other"})
+    assert "HARNESS_TRUSTED_NETWORK" in line
+    assert not any(name in line for name in names[1:])
+    assert "SBATCH_QOS" in not_sourced(names[1:], tmp_path, {})
     assert not_sourced(names, tmp_path / "none", {}) == ""
-    monkeypatch.delenv("HARNESS_TRUSTED_NETWORK", raising=False)
-    assert not is_trusted_network()
 
 
 @pytest.fixture
 def setup(project: Project) -> Callable[[str], str]:
-    """`common.sh --setup` on a terminal of a cluster, with an answer typed; what it prints."""
+    """Calls `common.sh --setup` on a terminal with an answer; returns its output."""
     project.executable(project.commands / "sbatch", "#!/bin/sh\n")
 
     def call(answer: str) -> str:
@@ -164,7 +140,7 @@ def setup(project: Project) -> Callable[[str], str]:
 def test_setup_asks_once_on_a_terminal(
     project: Project, setup: Callable[[str], str], answer: str, word: str
 ) -> None:
-    """The answer goes into slurm/site.sh, whose other lines stay; it is never asked again."""
+    """The answer is added to slurm/site.sh, and the question is never repeated."""
     site = project.path / "slurm/site.sh"
     site.write_text("# my site")
     assert AT_STAKE in " ".join(setup(answer).split())
@@ -174,7 +150,7 @@ def test_setup_asks_once_on_a_terminal(
 
 
 def test_setup_without_a_terminal_asks_nothing(project: Project) -> None:
-    """A script's set-up never waits for an answer, and gives none."""
+    """An automatic set-up does not wait for an answer."""
     project.executable(project.commands / "sbatch", "#!/bin/sh\n")
     result = project.run(project.path / "slurm/common.sh", "--setup")
     assert result.returncode == 0, result.stderr

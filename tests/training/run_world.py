@@ -373,8 +373,8 @@ class World:
             return code in (SAVED, WARNED) and "TERM" not in signals
         is_further = self.furthest > before
         job.num_idle = 0 if is_further else job.num_idle + 1
-        if p.is_further and decision.reason.startswith("given up"):
-            raise Violation("a job that goes on is given up")
+        if p.is_further and decision.reason.startswith("gave up"):
+            raise Violation("a job that continues is given up")
         if decision.requeue and job.num_idle > batch.MAX_REQUEUES + 1:
             raise Violation("a job comes back for ever")
         return decision.requeue

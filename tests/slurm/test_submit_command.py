@@ -1,0 +1,279 @@
+"""`harness submit` with stand-ins for Slurm's programs: warnings, refusals, records, the queue."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from harness import __version__
+from harness.errors import RunError
+from harness.job.job_file import load_job
+from harness.slurm import client, submit
+from harness.slurm.client import first_look_s
+from tests.conftest import JOBS, PROJECT, SHRUNK, Harness
+from tests.slurm.test_submit import contents
+from tests.slurm.test_submit import project as project
+
+LSTM = JOBS / "lstm.toml"
+REFUSES = "case $* in *--test-only*) echo 'allocation failure: {}' >&2; exit 1 ;; esac\necho 77"
+
+
+@pytest.fixture
+def site(harness: Harness) -> Harness:
+    """A Slurm that accepts each job as 77; squeue and scancel note their arguments."""
+    harness.program("sbatch", "echo 77")
+    harness.program("scontrol", "exit 1")
+    harness.program("scancel", f'echo "$@" >>"{harness.folder}/cancelled"')
+    return harness
+
+
+def answer(site: Harness, *lines: str) -> None:
+    """Let squeue print these states and reasons of the job."""
+    text = "\n".join(f"77|77|{line}|/a" for line in lines)
+    site.program("squeue", f'echo "$@" >>"{site.folder}/asked"\ncat <<\'end\'\n{text}\nend')
+
+
+def submissions(harness: Harness) -> list[Path]:
+    """The folders of submissions, without snapshots and records."""
+    return [*(harness.runs / ".submissions").glob("2*-*")]
+
+
+# Before the submission
+
+
+def test_a_dry_run_writes_nothing(harness: Harness) -> None:
+    """It prints script and command without Slurm, and imports neither numpy nor TensorFlow."""
+    harness.environment |= {"PATH": "/nowhere", "PYTHONPROFILEIMPORTTIME": "1"}
+    before = contents(harness.folder)
+    words = ["--seeds", "1-2", "--gpus", "2", "--dry-run", "--", "--mem=4G"]
+    done = harness.run("submit", LSTM, *SHRUNK, *words)
+    assert done.returncode == 0, done.stderr
+    assert contents(harness.folder) == before
+    assert not harness.runs.exists()
+    assert f"export HARNESS_RUNS={harness.runs}\n" in done.stdout
+    assert "--array=1-2 --gres=gpu:2 --mem=4G" in done.stdout.strip().splitlines()[-1]
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "harness.slurm.submit" in imported
+    assert not imported & {"tensorflow", "keras", "numpy", "sklearn"}
+
+
+def test_a_dry_run_knows_the_sites_arrays(harness: Harness) -> None:
+    """Seeds above the site's largest index are not indices."""
+    words = ["submit", LSTM, "--seeds", "1234,2024", "--dry-run"]
+    harness.program("scontrol", "exit 1")
+    assert "--array=1-2 " in harness.run_here(*words).stdout
+    harness.program("scontrol", "echo 'MaxArraySize = 4000001'")
+    assert "--array=1234,2024 " in harness.run_here(*words).stdout
+
+
+def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
+    """A missing dataset, a missing environment, and a checkout that git can't read."""
+    words = ["submit", LSTM, "--dry-run"]
+    harness.environment |= {"HARNESS_VENV": str(harness.folder), "HARNESS_HOME": str(project)}
+    done = harness.run_here(*words)
+    assert "packaged SAMPLE; get it first by: harness data fetch" in done.stderr
+    assert f"warning: {harness.folder}/bin/harness is missing" in done.stderr
+    assert "git can't" not in done.stderr
+    (project / ".git/HEAD").unlink()
+    for name in ("imdb.npz", "bin/harness"):
+        (harness.folder / name).parent.mkdir(exist_ok=True)
+        (harness.folder / name).touch()
+    harness.environment["HARNESS_DATA"] = str(harness.folder)
+    done = harness.run_here(*words)
+    assert done.returncode == 0
+    assert "SAMPLE" not in done.stderr
+    assert "bin/harness" not in done.stderr
+    assert f"export HARNESS_DATA={harness.folder}\n" in done.stdout
+    assert f"warning: git can't name the commit of {project}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ([], "--all"),
+        (["lstn.toml"], "lstn.toml"),
+        ([LSTM, "--set", "model.unit=8"], "model.units"),
+        ([LSTM, "--set", "data.source=no.csv"], "no.csv"),
+        ([JOBS / "tune_lstm.toml", "--set", "data.source=no.csv"], "no.csv"),
+        ([LSTM, "--seeds", "1,2147483648"], "--seed 2147483648"),
+        ([LSTM, "--pack"], "--pack"),
+        ([LSTM, "--gpu", "2"], "--gpus"),
+        ([LSTM, "--partition", "x"], "--partition; an option of sbatch goes after"),
+        ([LSTM, JOBS / "gru.toml"], "--all"),
+        ([LSTM, "--runs", PROJECT], "--runs"),
+        ([JOBS / "tune_lstm.toml", "--retry-memory"], "--retry-memory"),
+        ([JOBS / "tune_lstm.toml", "--seeds", "1"], "search.executions"),
+        ([LSTM, "--", "--array=1-2"], "--seeds"),
+    ],
+)
+def test_bad_input_is_refused(harness: Harness, words: list[object], named: str) -> None:
+    """With exit code 2 and one line, before anything is written."""
+    before = contents(harness.folder)
+    done = harness.run_here("submit", *words)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert named in done.stderr
+    assert contents(harness.folder) == before
+    assert not harness.runs.exists()
+
+
+def test_sbatch_refuses_before_anything_is_written(site: Harness) -> None:
+    """Its test comes first; without sbatch on the PATH the line has the remedy."""
+    refuses = f'echo "$*" >>{site.folder}/calls\n' + REFUSES.format("Invalid qos")
+    site.program("sbatch", refuses)
+    done = site.run_here("submit", "--all", "--", "--qos=none")
+    assert done.returncode == 2
+    line = done.stderr.splitlines()[-1]
+    assert "rnn: would not start: allocation failure: Invalid qos" in line
+    calls = (site.folder / "calls").read_text().splitlines()
+    assert sum("--test-only" in call for call in calls) == 1
+    site.environment["PATH"] = "/nowhere"
+    done = site.run_here("submit", LSTM)
+    assert (done.returncode, "sbatch: is not on the PATH" in done.stderr) == (2, True)
+    assert not site.runs.exists()
+
+
+# The submission
+
+
+def test_record_and_log_of_a_submitted_job(site: Harness) -> None:
+    """The record is found by the job's id; without its folder Slurm would drop the log."""
+    site.program("sbatch", "echo checking 7 hosts: OK; echo '77;cluster'")
+    done = site.run_here("submit", LSTM)
+    assert (done.returncode, "job 77: lstm, seed 1\n" in done.stdout) == (0, True), done.stderr
+    record = json.loads((site.runs / ".submissions/77.json").read_text())
+    assert (record["harness"], record["job_id"], record["resumes"]) == (__version__, "77", False)
+    assert record["runs"] == [str(site.runs / "lstm/slurm-77")]
+    assert record["logs"] == [str(site.runs / "logs/lstm-77.out")]
+    assert (site.runs / "logs").is_dir()
+
+
+def test_a_refused_submission_leaves_nothing(site: Harness) -> None:
+    """The line has all messages of sbatch."""
+    says = "echo warming up >&2; echo 'sbatch: error: no way' >&2; exit 1"
+    site.program("sbatch", f"case $1 in --test-only) exit ;; esac\n{says}")
+    done = site.run_here("submit", LSTM)
+    assert done.returncode == 2
+    line = "harness: lstm: was not submitted: warming up; sbatch: error: no way"
+    assert done.stderr.splitlines()[-1] == line
+    assert submissions(site) == []
+
+
+def test_a_job_without_a_record_is_cancelled(
+    site: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The harness could not find it, and its user would submit another."""
+
+    def full(*_: object) -> None:
+        raise RunError("submission.json: can't be written: No space left on device")
+
+    monkeypatch.setattr(submit, "_record_of", full)
+    done = site.run_here("submit", LSTM)
+    assert done.returncode == 1
+    assert "No space left on device; jobs 77 were cancelled" in done.stderr
+    assert (site.folder / "cancelled").read_text() == "77\n"
+
+
+@pytest.mark.parametrize(
+    ("does", "message"),
+    [
+        ("exec sleep 20", "the job may be in the queue; see squeue --me"),
+        ("echo checking 7 hosts: OK", "may be in the queue; .*only 'checking 7 hosts: OK'"),
+    ],
+)
+def test_a_job_without_an_id_may_be_in_the_queue(
+    site: Harness, monkeypatch: pytest.MonkeyPatch, does: str, message: str
+) -> None:
+    """It keeps its files."""
+    site.program("sbatch", f"case $1 in --test-only) ;; *) {does} ;; esac")
+    monkeypatch.setattr(client, "TIMEOUT_S", 1)
+    done = site.run_here("submit", LSTM)
+    assert done.returncode == 1
+    assert re.search(message, done.stderr.splitlines()[-1])
+    (folder,) = submissions(site)
+    assert {path.name for path in folder.iterdir()} == {"job.sh", "lstm.toml"}
+
+
+def test_a_run_gets_no_second_job(site: Harness) -> None:
+    """Without an answer of squeue, it may have a job that waits."""
+    run = site.runs / "lstm/a"
+    run.mkdir(parents=True)
+    (run / "job.toml").write_text(LSTM.read_text())
+    state = {"phase": "interrupted", "slurm_job": "12", "time_s": 1.0}
+    (run / "state.json").write_text(json.dumps(state))
+    site.program("squeue", "echo 'squeue: error: no controller' >&2; exit 1")
+    for words in (["submit", "--all-interrupted"], ["submit", "--resume", run], ["cancel", run]):
+        done = site.run_here(*words)
+        assert done.returncode == 1, words
+        assert "squeue gives no answer" in done.stderr, words
+
+
+def test_files_of_a_job_in_any_locale_and_with_any_umask(
+    site: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TOML is UTF-8, paths keep their bytes; the node refuses a network that others can change."""
+    (site.folder / "net.py").write_text("def net(): ...  # \u00e4\n", "utf-8")
+    own = site.folder / "own.toml"
+    own.write_text(LSTM.read_text().replace('"lstm"', '"net.py:net"', 1))
+    plain = dict(site.environment)
+    site.environment |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = site.run("submit", "own.toml", "--runs", "gr\u00fcn")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (site.folder / "gr\u00fcn/.submissions").glob("*-own")
+    assert "# \u00e4" in (folder / "own.toml").read_text("utf-8")
+    assert "/gr\u00fcn/" in (folder / "job.sh").read_text("utf-8")
+    site.environment = plain
+    monkeypatch.setattr("harness.system.files._is_own_group", lambda _: False)
+    umask = os.umask(0o002)
+    try:
+        done = site.run_here("submit", own)
+    finally:
+        os.umask(umask)
+    assert done.returncode == 0, done.stderr
+    (folder,) = submissions(site)
+    assert load_job(folder / "own.toml").code
+
+
+# The queue
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("PENDING|0:00|QOSMinGRES", "pending (QOSMinGRES)"),
+        ("PENDING|0:00|None", "pending"),
+        ("RUNNING|0:01 UNLIMITED|None", "running"),
+        ("PENDING|0:00 2:00|Priority", "pending (Priority); a time limit of 120 s leaves 30 s"),
+    ],
+)
+def test_state_of_a_new_job(site: Harness, line: str, message: str) -> None:
+    """One line by one call of squeue: state, reason, and a short time limit."""
+    answer(site, line)
+    done = site.run_here("submit", LSTM)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(f"queue {message}")
+    (call,) = (site.folder / "asked").read_text().splitlines()
+    assert "--jobs=77" in call.split()
+    assert not (site.folder / "cancelled").exists()
+
+
+def test_a_job_is_submitted_though_squeue_or_nodes_are_down(site: Harness) -> None:
+    """`--test-only` finds no node then, but sbatch accepts the job."""
+    site.program("squeue", "exit 1")
+    done = site.run_here("submit", LSTM)
+    assert (done.returncode, "\nqueue" in done.stdout) == (0, False)
+    assert "job 77: lstm" in done.stdout
+    site.program("sbatch", REFUSES.format("Requested node configuration is not available"))
+    answer(site, "PENDING|0:00|ReqNodeNotAvail, UnavailableNodes:n1")
+    done = site.run_here("submit", LSTM)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("queue pending (ReqNodeNotAvail, UnavailableNodes:n1)\n")
+
+
+def test_slurm_has_time_to_consider_a_job() -> None:
+    """A second more than its delay before it schedules batch jobs, by default three."""
+    assert first_look_s({}) == 0
+    assert first_look_s({"SchedulerParameters": "(null)"}) == 4
+    assert first_look_s({"SchedulerParameters": "a,batch_sched_delay=9,b=1"}) == 10

@@ -1,8 +1,4 @@
-"""Child processes, which may import TensorFlow, and may die of that.
-
-Each starts as a user's command does, gives its memory back whole, and its own peak of memory is
-known.
-"""
+"""Child processes that may import TensorFlow and crash, with their times and peak memory."""
 
 import os
 import signal
@@ -24,7 +20,7 @@ NO_LIMIT_S = threading.TIMEOUT_MAX
 
 
 class ChildError(RunError):
-    """A child process took too long; the message says so, without a subject."""
+    """A child process took too long. The message lacks a subject, which the caller adds."""
 
 
 @dataclass(frozen=True)
@@ -33,39 +29,34 @@ class Ended:
 
     code: int  # below 0 if a signal ended it
     wall_s: float
-    peak_memory_gb: float  # of the process alone, without its children
-    cpu_s: float  # of the process, and of the children that it waited for
+    peak_memory_gb: float  # of the process without its children
+    cpu_s: float  # of the process and of the children that it waited for
     output: str
     errors: str
 
     @property
     def last_line(self) -> str:
-        """The last line that it printed, on standard error first; empty if it printed nothing."""
+        """The last line on standard error, or else on standard output; empty without any."""
         lines = [*self.output.splitlines(), *self.errors.splitlines()]
         return strip_prefix(next((line for line in reversed(lines) if line.strip()), ""))
 
     def __str__(self) -> str:
         how = f"ended with code {self.code}"
         if self.code < 0:
-            names = {number.value: number.name for number in signal.Signals}
-            how = f"died of {names.get(-self.code, f'signal {-self.code}')}"
+            how = f"died of {signal.Signals(-self.code).name}"
         return f"{how} ({self.last_line[:300] or 'it printed nothing'})"
 
 
 def run_module(
     module: str, *args: str | Path, timeout_s: float = NO_LIMIT_S, **variables: str
 ) -> Ended:
-    """Run a module of this code to its end, by this process's Python.
-
-    Raises:
-        ChildError: if it takes too long.
-    """
+    """Run a module of this code to its end; see `run_process`."""
     return run_process([*module_args(module), *args], timeout_s=timeout_s, **variables)
 
 
 def module_args(module: str) -> list[str | Path]:
     """The command that runs a module of this code."""
-    # -P: the current folder may hold another checkout that is named harness.
+    # -P: the current folder may have another package named harness.
     return [sys.executable, "-P", "-m", module]
 
 
@@ -74,8 +65,11 @@ def run_process(
 ) -> Ended:
     """Run a command to its end.
 
+    Args:
+        variables: environment variables, in addition to those of this process.
+
     Raises:
-        ChildError: if it takes too long.
+        ChildError: if it takes longer than `timeout_s`.
     """
     began = time.perf_counter()
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
@@ -83,7 +77,7 @@ def run_process(
         timer = threading.Timer(timeout_s, child.kill)
         timer.start()
         try:
-            # Not Popen.wait: only this gives the memory of this one child.
+            # Not Popen.wait, which does not return the memory of this child.
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
         except BaseException:
@@ -93,7 +87,7 @@ def run_process(
         finally:
             timer.cancel()
         wall_s = time.perf_counter() - began
-        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+        unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
         memory_gb = usage.ru_maxrss * unit / 1e9
         cpu_s = usage.ru_utime + usage.ru_stime
         ended = Ended(child.returncode, wall_s, memory_gb, cpu_s, _text(output), _text(errors))
@@ -109,10 +103,10 @@ def start(
     stdout: BinaryIO | int = subprocess.DEVNULL,
     stderr: BinaryIO | int = subprocess.DEVNULL,
 ) -> "subprocess.Popen[bytes]":
-    """Start a command without input; `variables` come on top of this process's."""
+    """Start a command without input; `variables` as in `run_process`."""
     return subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
         list(map(str, args)),
-        # A download is not to be measured.
+        # Offline: a download would distort the measured times.
         env={**own_code_first(), "HARNESS_OFFLINE": "1", **variables},
         stdin=subprocess.DEVNULL,
         stdout=stdout,

@@ -1,6 +1,6 @@
-"""Whether this site is set up: a list of checks, each with its result and remedy.
+"""The checks of `harness doctor`.
 
-TensorFlow is imported in a child process, so that even a crash inside it is a finding.
+A child process imports TensorFlow, so that a crash of TensorFlow is a finding too.
 """
 
 import importlib.metadata
@@ -9,7 +9,6 @@ import platform
 import shutil
 import sys
 import tempfile
-import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -23,28 +22,21 @@ from harness.data.sources import open_dataset
 from harness.doctor.finding import Finding, examine
 from harness.doctor.probe import ask_child
 from harness.doctor.slurm_checks import check_slurm
-from harness.slurm.environment import SlurmEnvironment, given_gpus, given_memory_gb
+from harness.slurm.environment import SlurmEnvironment, given_gpus, listed_gpus
+from harness.slurm.pool import usable_memory_gb
 from harness.system.files import file_system
-from harness.system.gpu import LAST_TRUSTED, Card, code_for, hidden_by
-from harness.system.processes import (
-    available_gb,
-    installed_version,
-    memory_limit_gb,
-    nvidia_driver,
-    total_memory_gb,
-)
+from harness.system.gpu import LAST_TRUSTED, Card, code_for, find_problem
+from harness.system.processes import installed_version, nvidia_driver
 
 SET_UP = "bash slurm/common.sh --setup"
 TENSORFLOW_S = 300  # a first import from a network disk takes minutes
-SLOW_IMPORT_S = 10.0  # from a disk of its own it takes about 2
-LITTLE_GB = 3.0  # training one of the jobs takes about half
-WRITTEN_MB = 16  # to measure the speed of a disk by
-SLOW_MB_PER_S = 10
-LITTLE_DISK_GB, TOO_LITTLE_GB = 2.0, 0.1  # a run takes some 10 MB
+SLOW_IMPORT_S = 10.0  # from a local disk it takes about 2 s
+LITTLE_GB = 3.0  # of memory; a run takes about 1.5
+LITTLE_DISK_GB = 2.0  # a run takes some 10 MB
 
 
 def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Finding]:
-    """Run every check, in order; one that breaks does not end the others."""
+    """Run every check in order; an error in one does not end the others."""
     allocation = SlurmEnvironment.from_environment()
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "packages": check_packages,
@@ -62,7 +54,7 @@ def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Fin
 
 
 def check_packages() -> Iterator[Finding]:
-    """Packages against the supported ranges."""
+    """Whether the packages are in the supported ranges."""
     if wrong := list(_wrong(_dependencies())):
         yield Finding("red", "packages", "; ".join(wrong), SET_UP)
         return
@@ -93,7 +85,7 @@ def _wrong(requirements: list[str]) -> Iterator[str]:
 
 
 def check_tensorflow(allocation: SlurmEnvironment | None, devices: str | None) -> Iterator[Finding]:
-    """TensorFlow and the devices that it sees."""
+    """TensorFlow, its libraries, and the devices that it sees."""
     answer = ask_child(devices, TENSORFLOW_S)
     yield describe_import(answer["import_s"])
     yield describe_gpus(answer, allocation)
@@ -105,36 +97,36 @@ def check_tensorflow(allocation: SlurmEnvironment | None, devices: str | None) -
 
 
 def describe_import(import_s: float) -> Finding:
-    """How long the environment takes to import; on a shared disk, many processes at once longer."""
+    """How long TensorFlow takes to import; many processes on one shared disk take longer."""
     found = f"imports in {import_s:.1f} s from {sys.prefix} ({file_system(Path(sys.prefix))})"
-    if import_s > SLOW_IMPORT_S and not is_busy():
+    if import_s > SLOW_IMPORT_S:
         remedy = "slurm/site.sh: HARNESS_VENV on a faster disk, or a container (HARNESS_CONTAINER)"
         return Finding("yellow", "tensorflow", found, remedy)
     return Finding("green", "tensorflow", found)
 
 
 def describe_gpus(answer: dict[str, Any], allocation: SlurmEnvironment | None) -> Finding:
-    """The GPUs that TensorFlow sees, against those that a driver or Slurm promises."""
+    """The GPUs that TensorFlow sees, compared with the driver and with those that Slurm gave."""
     gpus, driver = answer["gpus"], nvidia_driver()
     given = given_gpus(allocation) if allocation else None
     if gpus:
         shown = ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
         if given and given != len(gpus):
             found = f"{shown}, but Slurm gave {given}"
-            return Finding("yellow", "devices", found, _gpu_remedy(answer))
+            return Finding("yellow", "devices", found, _gpu_remedy(answer, allocation))
         return Finding("green", "devices", f"{shown}; {driver or 'driver unknown'}")
     if given:
-        found = f"Slurm gave {given} GPU{'s' if given > 1 else ''}, TensorFlow sees none"
-        return Finding("red", "devices", found, _gpu_remedy(answer))
+        found = f"Slurm gave GPUs: {given}, TensorFlow sees none"
+        return Finding("red", "devices", found, _gpu_remedy(answer, allocation))
     if driver and allocation is None:
-        found = f"no GPU, but a driver is here: {driver}"
-        return Finding("yellow", "devices", found, _gpu_remedy(answer))
-    why = "this job was given none" if allocation else "no NVIDIA driver on this machine"
+        found = f"no GPU, but this machine has a driver: {driver}"
+        return Finding("yellow", "devices", found, _gpu_remedy(answer, allocation))
+    why = "Slurm gave this job none" if allocation else "no NVIDIA driver on this machine"
     return Finding("green", "devices", f"CPU only, no GPU: {why}")
 
 
 def describe_cards(answer: dict[str, Any], driver: str | None) -> Iterator[Finding]:
-    """Each kind of GPU against the code in TensorFlow's wheel."""
+    """Whether TensorFlow's wheel has code for each kind of GPU."""
     pairs = zip(answer["gpus"], answer["capabilities"], strict=True)
     for card in dict.fromkeys(Card(name, tuple(capability)) for name, capability in pairs):
         yield judge_card(card, driver, answer["targets"])
@@ -144,25 +136,25 @@ def judge_card(card: Card, driver: str | None, targets: Sequence[str]) -> Findin
     """Whether TensorFlow's build runs on a card.
 
     Args:
-        driver: as /proc/driver/nvidia/version has it; None if unknown.
-        targets: of the build, such as sm_80, machine code, or compute_90, PTX.
+        driver: the line in /proc/driver/nvidia/version; None if unknown.
+        targets: of the build: `sm_80` is machine code, `compute_90` is PTX.
     """
     code, found = code_for(card.capability, targets), f"{card.title}, {driver or 'driver unknown'}"
     if not code:
-        text = f"{found}: TensorFlow holds no code for it ({', '.join(targets)})"
+        text = f"{found}: TensorFlow has no code for it, only for {', '.join(targets)}"
         return Finding("red", "card", text, "use a newer card")
     warm = "harness doctor --probe on such a node"
     if card.capability > LAST_TRUSTED:
-        return Finding("yellow", "card", f"{found}: XLA may abort on it", f"{warm} tries it")
+        return Finding("yellow", "card", f"{found}: XLA may abort on it", f"try it: {warm}")
     if code.startswith("compute_"):
         text = f"{found}: no machine code, PTX {code}: the driver compiles for minutes at first use"
-        remedy = f"before an array, fill the driver's cache once: {warm}"
+        remedy = f"fill the driver's cache once before an array of jobs: {warm}"
         return Finding("yellow", "card", text, remedy)
     return Finding("green", "card", f"{found}: machine code {code}")
 
 
 def describe_libraries(answer: dict[str, Any] | None) -> Iterator[Finding]:
-    """Whether all of CUDA's libraries are here, and whose; no finding without a driver."""
+    """Whether CUDA's libraries can be loaded, and from where; no finding without a driver."""
     if answer is None:
         return
     if answer["missing"]:
@@ -170,47 +162,37 @@ def describe_libraries(answer: dict[str, Any] | None) -> Iterator[Finding]:
         yield Finding("red", "libraries", found, f"HARNESS_EXTRA=gpu {SET_UP} (6.6 GB)")
     elif answer["site"]:
         shown = ", ".join(f"{name} from {path}" for name, path in answer["site"].items())
-        found = f"LD_LIBRARY_PATH puts these before the environment's own: {shown}"
-        remedy = "unload the module that sets it: TensorFlow was tested with the environment's"
+        found = f"LD_LIBRARY_PATH puts these before the environment's libraries: {shown}"
+        remedy = "unload the module that sets it: the lock file's libraries are the tested ones"
         yield Finding("yellow", "libraries", found, remedy)
     else:
-        yield Finding("green", "libraries", "CUDA's are all here, the environment's own")
+        yield Finding("green", "libraries", "all of CUDA's, from the environment")
 
 
-def _gpu_remedy(answer: dict[str, Any]) -> str:
-    if hidden := hidden_by():
-        return f"{hidden}: unset it"
-    if nvidia_driver() is None:
-        return "no NVIDIA driver on this node: ask your site, or run on another node"
-    if not answer["cuda"]:
-        return (
-            "this TensorFlow is no CUDA build, as PyPI's for aarch64 (GH200) is none: install a "
-            f"build of your site's, or HARNESS_EXTRA=gpu {SET_UP} on x86_64"
-        )
-    if not answer["cuda_packages"]:
-        return f"the CUDA libraries are not installed: HARNESS_EXTRA=gpu {SET_UP} (6.6 GB)"
-    return "the CUDA libraries are installed: compare nvidia-smi, or in a container add --nv"
+def _gpu_remedy(answer: dict[str, Any], allocation: SlurmEnvironment | None) -> str:
+    given = given_gpus(allocation) if allocation else None
+    problem = find_problem(
+        "",
+        os.environ,
+        is_cuda_build=bool(answer["cuda"]),
+        num_seen=len(answer["gpus"]),
+        promised=given or 1,
+        given=given,
+        listed=listed_gpus(allocation) if allocation else (),
+    )
+    return f"{problem.reason}; {problem.remedy}"
 
 
 # The machine
 
 
 def check_memory(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
-    """The memory of the machine, and how much of it this process may use."""
-    total_gb = total_memory_gb()
-    found, usable_gb = f"{total_gb:,.1f} GB", total_gb
-    limits = {
-        "are free": available_gb(),
-        "are this cgroup's": memory_limit_gb(),
-        "are this job's": given_memory_gb(allocation),
-    }
-    for what, limit_gb in limits.items():
-        if limit_gb is not None:
-            found += f", {limit_gb:,.1f} GB {what}"
-            usable_gb = min(usable_gb, limit_gb)
+    """The memory that this process may use."""
+    usable_gb = usable_memory_gb(allocation)
+    found = f"{usable_gb:,.1f} GB usable, a run takes about 1.5 GB"
     if usable_gb < LITTLE_GB:
         remedy = "sbatch --mem=16G" if allocation else "close other programs"
-        yield Finding("yellow", "memory", found, f"{remedy}: a run takes about 1.5 GB")
+        yield Finding("yellow", "memory", found, remedy)
     else:
         yield Finding("green", "memory", found)
 
@@ -219,10 +201,10 @@ def check_memory(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
 
 
 def check_data(data: Path | None) -> Iterator[Finding]:
-    """Where a run would take its reviews from, and whether every byte is correct; no download."""
+    """Which reviews a run would train on, and whether every byte is correct; no download."""
     dataset = open_dataset(data, download=False)
     counts = f"{len(dataset.train):,} + {len(dataset.test):,} reviews"
-    remedy = "harness data fetch, where there is a network"
+    remedy = "harness data fetch, on a machine with internet"
     if dataset.is_sample:
         yield Finding("yellow", "data", f"only the packaged SAMPLE of {counts}", remedy)
         return
@@ -230,45 +212,24 @@ def check_data(data: Path | None) -> Iterator[Finding]:
     if not dataset.official:
         yield Finding("yellow", "data", f"{where}: not the official IMDB reviews", remedy)
     else:
-        yield Finding("green", "data", f"{where}: the official ones, every byte verified")
+        yield Finding("green", "data", f"{where}: the official IMDB reviews, every byte verified")
 
 
 def check_runs(runs: Path) -> Iterator[Finding]:
-    """Space and speed of the runs folder, or of the nearest one above; leaves nothing."""
+    """Whether the runs folder, or the nearest existing folder above it, has space for files."""
     remedy = "choose another --runs or HARNESS_RUNS"
-    where = str(runs)
     try:
         above = runs.absolute().parents
         folder = next(each for each in (runs.absolute(), *above) if os.path.lexists(each))
-        where = str(folder) if folder == runs.absolute() else f"{runs} is not made yet; {folder}"
-        with tempfile.TemporaryDirectory(prefix=".harness-doctor-", dir=folder) as name:
-            mb_per_s = _write_speed(Path(name))
+        with tempfile.NamedTemporaryFile(prefix=".harness-doctor-", dir=folder) as file:
+            file.write(b"some bytes")
         free_gb = shutil.disk_usage(folder).free / 1e9
     except OSError as error:
-        found = f"{where}: can't be written: {error.strerror or error}"
+        found = f"{runs}: can't be written: {error.strerror or error}"
         yield Finding("red", "runs", found, remedy)
         return
-    found = f"{where} ({file_system(folder)}): {free_gb:,.1f} GB free, {mb_per_s:,.0f} MB/s"
-    if free_gb < TOO_LITTLE_GB:
-        yield Finding("red", "runs", found, f"free some space, or {remedy}")
-    elif free_gb < LITTLE_DISK_GB:
+    found = f"{folder} ({file_system(folder)}): {free_gb:,.1f} GB free"
+    if free_gb < LITTLE_DISK_GB:
         yield Finding("yellow", "runs", found, f"free some space, or {remedy}")
-    elif mb_per_s < SLOW_MB_PER_S and not is_busy():
-        yield Finding("yellow", "runs", found, f"slow: {remedy}")
     else:
         yield Finding("green", "runs", found)
-
-
-def is_busy() -> bool:
-    """Whether more processes want to run than there are processors, so that times say little."""
-    return os.getloadavg()[0] > (os.cpu_count() or 1)
-
-
-def _write_speed(folder: Path) -> float:
-    content = os.urandom(WRITTEN_MB * 1_000_000)  # which no file system can compress
-    began = time.perf_counter()
-    with (folder / "speed").open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return WRITTEN_MB / max(time.perf_counter() - began, 1e-9)

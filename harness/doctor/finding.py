@@ -1,4 +1,4 @@
-"""The result of a check, and how a check is run so that it can't end the others."""
+"""The findings of a check, one of which is the error that ends it."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -11,15 +11,15 @@ Level = Literal["green", "yellow", "red", "not run"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was checked: green works, yellow works with a drawback, red does not work.
+    """One checked fact: green works, yellow works with a drawback, red does not work.
 
-    A check of `tests.gpu` that needs what is not here is `not run`.
+    `not run` is for checks of `tests.gpu` that this machine can't run.
     """
 
     level: Level
     name: str
     found: str
-    remedy: str = ""  # what to do where it is not green
+    remedy: str = ""  # empty for green
 
     @property
     def is_well(self) -> bool:
@@ -28,13 +28,13 @@ class Finding:
 
 
 def examine(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Run a check; one that breaks is a red finding with its error."""
+    """Run a check; an error in it is one more finding, in red."""
     try:
         yield from check()
     except (InputError, RunError) as error:
-        # Messages of this project end with their remedy.
+        # Messages of this project end with the remedy.
         found, _, remedy = str(error).rpartition("; ")
         yield Finding("red", name, found or remedy, remedy if found else "")
-    except Exception as error:  # whatever it is, the other checks must run
+    except Exception as error:  # the other checks must run
         found = f"the check broke: {type(error).__name__}: {error}"
         yield Finding("red", name, found, "see the error")

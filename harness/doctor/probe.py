@@ -1,8 +1,8 @@
-"""How fast this machine trains the five jobs: a short run of each, extrapolated.
+"""`harness doctor --probe`: how long the five jobs take here, extrapolated from short runs.
 
-Such a run also checks the GPU, and fills the driver's cache of kernels and the record of how much
-of a GPU a run takes. As a program, `python -m harness.doctor.probe DEVICES`, it is the child
-process of `harness doctor` that imports TensorFlow and names the devices.
+Such a run also checks the GPU, fills the driver's cache of kernels, and records how much memory of
+a GPU a run takes. `python -m harness.doctor.probe DEVICES` is the child process of `harness doctor`
+that imports TensorFlow.
 """
 
 import json
@@ -26,7 +26,6 @@ from harness.system import gpu
 from harness.system.console import echo, log
 from harness.system.files import scratch_directory
 from harness.system.lenient_json import read_json, read_json_lines
-from harness.system.processes import installed_version
 from harness.tracking.run_dir import last_start
 
 ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
@@ -36,27 +35,27 @@ SHORT = {"gpu": 20_000, "cpu": 2000}  # reviews of each split; half of them trai
 EPOCHS = 2
 FULL_REVIEWS = 25_000  # of each split of IMDB
 TRY = f"try: {sys.executable} -c 'import tensorflow'"
-START_S = 300  # that a child may take
-# On a GPU for which TensorFlow holds no machine code; TensorFlow warns of 30 minutes.
+START_S = 300  # time limit of a child process
+# Time limit on a GPU without machine code: TensorFlow warns of 30 minutes of compilation.
 FIRST_USE_S = 2400
-MARGIN = 1.25  # of the time limit over the estimate: other nodes, busy disks
-WARNED_S = 120  # Slurm warns 90 s before the end, and looks every 30 s
+MARGIN = 1.25  # time limit divided by estimate, for slower nodes and busy disks
+WARNED_S = 120  # Slurm's warning comes 90 s before the time limit, up to 30 s early
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """How fast a job is on these devices, and how long it takes."""
+    """How fast a job trains on these devices, and how long it takes."""
 
     job: str
     devices: str = ""
-    data: str = ""  # measured on
+    data: str = ""  # of the short run
     reviews_per_s: float = 0.0  # training
     step_s: float = 0.0
-    first_step_s: float = 0.0  # from the start of the process
+    first_step_s: float = 0.0  # from the start of the process to the end of the first step
     total_s: float = 0.0
     time_limit: str = ""  # for sbatch --time
     peak_memory_gb: float = 0.0
-    gpu_gb: float | None = None  # None where NVML does not say it
+    gpu_gb: float | None = None  # None if NVML does not know it
     error: str = ""
 
     @property
@@ -71,11 +70,11 @@ class Estimate:
 
 
 def ask_child(devices: str | None, timeout_s: float) -> dict[str, Any]:
-    """What `devices_seen` finds, in a child process with TensorFlow.
+    """Call `devices_seen` in a child process with TensorFlow.
 
     Raises:
-        InputError: if the child refused its input.
-        RunError: if it failed, died or took too long.
+        InputError: if the child refuses the devices.
+        RunError: if it fails, dies or takes longer than `timeout_s`.
     """
     try:
         ended = child.run_module(MODULE, devices or "", timeout_s=timeout_s)
@@ -92,11 +91,13 @@ def ask_child(devices: str | None, timeout_s: float) -> dict[str, Any]:
 
 
 def probe(devices: str | None, data: Path | None) -> Iterator[Estimate]:
-    """Train each of the five jobs for two short epochs; where no devices are named, on one GPU.
+    """Train the five jobs for two short epochs; by default on one GPU, or on the CPU without GPUs.
+
+    A job that fails gives an estimate with an error.
 
     Raises:
         InputError: if the devices or the data are refused.
-        RunError: if TensorFlow can't be asked for its devices.
+        RunError: if TensorFlow can't list its devices.
     """
     if devices is None and ask_child(None, START_S)["gpus"]:
         devices = "gpu:1"
@@ -108,10 +109,10 @@ def probe(devices: str | None, data: Path | None) -> Iterator[Estimate]:
 
 
 def measure(name: str, devices: str | None, data: Path | None, **variables: str) -> Estimate:
-    """Train a job for two short epochs in a run of its own, and extrapolate to all of its epochs.
+    """Train a job for two short epochs in a child process, and extrapolate to the whole job.
 
     Args:
-        variables: of the run's environment, in addition to this process's.
+        variables: environment variables of the run, in addition to those of this process.
 
     Raises:
         InputError: if the run refuses its input.
@@ -140,19 +141,19 @@ def measure(name: str, devices: str | None, data: Path | None, **variables: str)
 def estimate(
     job: Job, result: dict[str, Any], record: dict[str, Any], last: dict[str, Any], ended: Ended
 ) -> Estimate:
-    """Extrapolate a short run to the whole job, on IMDB's 25,000 reviews a split.
+    """Extrapolate a short run to the whole job, on IMDB's 25,000 reviews per split.
 
     Args:
         result, record: of the short run.
-        last: the times of its last epoch, since the first one compiles on the way.
+        last: the times of its last epoch, because the first one includes compilation.
         ended: its process.
     """
-    evaluated_s = last["validation_s"] / result["num_validation"]  # a review
+    evaluated_s = last["validation_s"] / result["num_validation"]  # per review
     num_validation = int(FULL_REVIEWS * job.data.validation_split)
     epoch_s = (FULL_REVIEWS - num_validation) / last["reviews_per_s"]
     total_s = (
         ended.wall_s
-        - (last["epoch_s"] + last["validation_s"])  # what is left is its start and its end
+        - (last["epoch_s"] + last["validation_s"])  # the rest is start and end of the run
         + job.train.epochs * (epoch_s + num_validation * evaluated_s)
         + FULL_REVIEWS * evaluated_s
     )
@@ -173,7 +174,7 @@ def estimate(
 
 
 def time_limit(seconds: float) -> str:
-    """The value for `sbatch --time`: with a margin, in steps of five minutes, `[D-]HH:MM:SS`."""
+    """The value of `sbatch --time` with a margin, in steps of five minutes: `[D-]HH:MM:SS`."""
     minutes = math.ceil((seconds * MARGIN + WARNED_S) / 300) * 5
     days, minutes = divmod(minutes, 24 * 60)
     return f"{f'{days}-' if days else ''}{minutes // 60:02}:{minutes % 60:02}:00"
@@ -183,10 +184,10 @@ def time_limit(seconds: float) -> str:
 
 
 def devices_seen(devices: str) -> dict[str, Any]:
-    """What TensorFlow was built for and the GPUs that it sees, after its import.
+    """Import TensorFlow; returns facts about its build, its import and the GPUs that it sees.
 
     Args:
-        devices: whether this process could train on these is answered too; empty for all.
+        devices: `refused` says why this process can't train on them; empty for all devices.
     """
     from harness.compute.strategy import card_of, import_tensorflow, make_strategy, parse_devices
 
@@ -203,17 +204,16 @@ def devices_seen(devices: str) -> dict[str, Any]:
         "libraries": _libraries() if gpu.has_driver() else None,
         "targets": list(build.get("cuda_compute_capabilities", ())),
         "cuda": str(build.get("cuda_version", "")),
-        "cuda_packages": installed_version("nvidia-cudnn-cu12") is not None,
     }
     try:
         make_strategy(parse_devices(devices) if devices else None)
-    except InputError as refusal:  # what was found before is reported all the same
+    except InputError as refusal:
         answer["refused"] = str(refusal)
     return answer
 
 
 def _libraries() -> dict[str, Any]:
-    """Those of CUDA that are missing here, and those of the site that are used instead."""
+    """CUDA's libraries that are missing, and those that the site's modules replace."""
     missing = [*gpu.missing_libraries(), *([] if gpu.has_nvml() else [gpu.NVML])]
     return {"missing": missing, "site": gpu.shadowing_libraries()}
 

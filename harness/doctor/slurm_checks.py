@@ -1,4 +1,4 @@
-"""Checks of the cluster: whether Slurm answers, where GPUs are, and if it accepts our scripts."""
+"""Checks of the cluster: whether Slurm answers, has GPUs, and accepts the job scripts."""
 
 import os
 import re
@@ -18,41 +18,27 @@ from harness.system.site_settings import SITE, TRUSTED_NETWORK, not_sourced
 
 TIMEOUT_S = 10
 SETTINGS = (TRUSTED_NETWORK, "HARNESS_DATA", "HARNESS_RUNS", "HARNESS_VENV", "HARNESS_DEVICES")
-MAX_NAMES = 8  # of partitions in a line
 RUN_HERE = "bash slurm/lstm.sh runs on this machine"
 FORMAT = "%P|%a|%G"  # partition, state, generic resources
-DEFAULTS = (
-    *("SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_GRES", "SBATCH_QOS", "SBATCH_TIMELIMIT"),
-)
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition, or those nodes of it that are alike."""
+    """A partition, or a group of equal nodes in it."""
 
     name: str
     is_default: bool
     is_up: bool
-    gpu_types: frozenset[str]  # "" for GPUs without a type; empty where there are none
+    gpu_types: frozenset[str]  # "" for GPUs without a type; empty without GPUs
 
 
 def parse_partitions(text: str) -> list[Partition]:
-    """Read what `sinfo --format=FORMAT` prints."""
-    partitions = []
-    for line in text.splitlines():
-        fields = line.split("|", 2)
-        if len(fields) != 3:  # a line beside the partitions, as of several clusters
-            continue
-        name, state, gres = fields
-        partitions.append(
-            Partition(
-                name.rstrip("*"),
-                name.endswith("*"),
-                state == "up",
-                gpu_types(gres),
-            )
-        )
-    return partitions
+    """Parse the output of `sinfo --format=FORMAT`; headings of several clusters are skipped."""
+    rows = re.findall(r"^([^|\n]+?)(\*?)\|(\w+)\|(.*)$", text, re.MULTILINE)
+    return [
+        Partition(name, bool(star), state == "up", gpu_types(gres))
+        for name, star, state, gres in rows
+    ]
 
 
 def gpu_types(gres: str) -> frozenset[str]:
@@ -66,42 +52,31 @@ def gpu_types(gres: str) -> frozenset[str]:
 
 
 def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
-    """Check client, controller, partitions, GPUs, limits and our own script, in short calls."""
+    """Check the client programs, the controller, GPUs, a job script and the site's settings."""
     if not has_client("sinfo"):
-        where = f"in job {allocation.job_id} without Slurm's programs" if allocation else "none"
-        remedy = "harmless in a container: a job is put back into the queue from outside of it"
-        level = Finding("yellow", "slurm", where, remedy) if allocation else None
-        yield level or Finding("green", "slurm", f"no Slurm here: {RUN_HERE}")
+        remedy = "harmless in a container: the job script outside of it requeues the job"
+        if allocation:
+            where = f"in job {allocation.job_id} without Slurm's programs"
+            yield Finding("yellow", "slurm", where, remedy)
+        else:
+            yield Finding("green", "slurm", f"no Slurm here: {RUN_HERE}")
         return
     try:
         version = ask("sinfo", "--version", timeout_s=TIMEOUT_S).strip()
+        text = ask("sinfo", "--noheader", f"--format={FORMAT}", timeout_s=TIMEOUT_S)
     except RunError as error:
-        found = f"its programs are here but find no cluster: {error}"
-        yield Finding("yellow", "slurm", found, f"load your site's module; {RUN_HERE}")
-        return
-    try:
-        answers = " is UP" in ask("scontrol", "ping", timeout_s=TIMEOUT_S)
-    except RunError:
-        answers = False
-    if not answers:
-        found = f"{version}, but its controller does not answer (scontrol ping)"
-        yield Finding("red", "slurm", found, f"ask your site; meanwhile {RUN_HERE}")
+        remedy = f"load your site's module, or ask your site; meanwhile {RUN_HERE}"
+        yield Finding("yellow", "slurm", f"its controller does not answer: {error}", remedy)
         return
     yield Finding("green", "slurm", f"{version}, its controller answers")
-    text = ask("sinfo", "--noheader", f"--format={FORMAT}", timeout_s=TIMEOUT_S)
-    partitions = parse_partitions(text)
-    yield describe_gpus(partitions)
-    yield from check_script(partitions)
+    yield describe_gpus(parse_partitions(text))
+    rules = Rules.of_site()
+    yield _check_by_rules(rules) if rules.never or rules.always else check_script()
     yield check_site_file()
 
 
-def _some(names: list[str]) -> str:
-    more = len(names) - MAX_NAMES
-    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
-
-
 def describe_gpus(partitions: list[Partition]) -> Finding:
-    """Where GPUs are, and what to write to get one."""
+    """Which partitions have GPUs, and the option of sbatch that requests one."""
     having = [each for each in partitions if each.is_up and each.gpu_types]
     if not having and os.environ.get("SBATCH_GRES") == "none":
         return Finding("green", "gpus", "no partition that is up has any; SBATCH_GRES is none")
@@ -111,7 +86,7 @@ def describe_gpus(partitions: list[Partition]) -> Finding:
     names = list(dict.fromkeys(each.name for each in having))
     kinds = sorted({kind for each in having for kind in each.gpu_types if kind})
     ask_for = "--gres=gpu:1" + "".join(f" or --gres=gpu:{kind}:1" for kind in kinds)
-    found = f"in {_some(names)}: {ask_for}"
+    found = f"in {', '.join(names)}: {ask_for}"
     in_use = os.environ.get("SBATCH_PARTITION")
     used = in_use.split(",") if in_use else [each.name for each in having if each.is_default]
     if {*used} & {*names}:
@@ -120,32 +95,19 @@ def describe_gpus(partitions: list[Partition]) -> Finding:
     return Finding("yellow", "gpus", f"{found}; none in {in_use or 'the default one'}", remedy)
 
 
-def check_script(partitions: list[Partition]) -> Iterator[Finding]:
-    """Whether sbatch would accept a script as it is, with this shell's SBATCH_ settings."""
-    settings = " ".join(f"{n}={os.environ[n]}" for n in DEFAULTS if os.environ.get(n))
-    rules = Rules.of_site()
-    if rules.never or rules.always:
-        yield from _check_by_rules(rules)
-        return
-    name = f"slurm/lstm.sh with {settings}" if settings else "slurm/lstm.sh as it is"
+def check_script() -> Finding:
+    """Whether sbatch would accept a job script with this shell's SBATCH_ settings."""
+    name = "slurm/lstm.sh with this shell's SBATCH_ settings"
     try:
         answer = would_start(PROJECT / "slurm" / "lstm.sh", timeout_s=TIMEOUT_S)
     except (InputError, RunError) as error:
-        has_gpus = any(each.gpu_types for each in partitions)
-        remedy = (
-            "sbatch --gres, --mem, --cpus-per-task, --time, or SBATCH_ACCOUNT and "
-            "SBATCH_PARTITION: see the end of slurm/site.example.sh"
-            if has_gpus or "SBATCH_GRES" in settings
-            else "export SBATCH_GRES=none"
-        )
-        yield Finding("red", "sbatch", f"{name} {error}", remedy)
-        return
-    yield Finding("green", "sbatch", f"{name} is accepted: {answer}")
+        remedy = "set account, partition, GPUs and memory, or SBATCH_GRES=none: see the end of "
+        return Finding("red", "sbatch", f"{name} {error}", f"{remedy}slurm/site.example.sh")
+    return Finding("green", "sbatch", f"{name} is accepted: {answer}")
 
 
-def _check_by_rules(rules: Rules) -> Iterator[Finding]:
-    """Whether sbatch would accept a script in the site's way, and the line that submits it so."""
-    script = PROJECT / "slurm" / "lstm.sh"
+def _check_by_rules(rules: Rules) -> Finding:
+    """Whether sbatch would accept a job script by the site's rules, and the line to submit it."""
     composed = compose(read_header(PROJECT, "lstm"), site_options(), (), rules=rules)
     unset = shlex.join(["env", *(f"-u{name}" for name in composed.unset)]) if composed.unset else ""
     names = "|".join(map(re.escape, rules.never))
@@ -159,17 +121,16 @@ def _check_by_rules(rules: Rules) -> Iterator[Finding]:
             answer = would_start(copy, *composed.args, timeout_s=TIMEOUT_S, unset=composed.unset)
         except (InputError, RunError) as error:
             remedy = f"correct {NEVER} and {ALWAYS} in {SITE}"
-            yield Finding("red", "sbatch", f"{script.name} by `{line}` {error}", remedy)
-            return
-    yield Finding("green", "sbatch", f"`{line}`, or harness submit, is accepted: {answer}")
+            return Finding("red", "sbatch", f"lstm.sh by `{line}` {error}", remedy)
+    return Finding("green", "sbatch", f"`{line}`, or harness submit, is accepted: {answer}")
 
 
 def check_site_file() -> Finding:
-    """Whether the file with the site's settings is there."""
+    """Whether the site's settings exist and this shell has sourced them."""
     if (PROJECT / SITE).is_file():
         if hint := not_sourced([*VARIABLES, *SETTINGS, NEVER, ALWAYS]):
             found, _, remedy = hint.rpartition(": ")
             return Finding("yellow", "site", found, remedy)
-        return Finding("green", "site", f"{SITE} is there, and this shell has what it exports")
+        return Finding("green", "site", f"{SITE} exists, and this shell has its settings")
     remedy = "cp slurm/site.example.sh slurm/site.sh, if your site needs modules or an account"
     return Finding("yellow", "site", "no slurm/site.sh", remedy)

@@ -1,6 +1,6 @@
-"""What an auditor keeps of audits, among runs of their own: nothing is written into an audited run.
+"""The audits of results, stored in the auditor's folder of runs, never in the audited run.
 
-An audit is of a result, whatever its folder is called: a result that changes loses it.
+An audit belongs to the sha256 of a result, so it ends when the result changes.
 """
 
 import hashlib
@@ -18,10 +18,11 @@ EQUAL, ROUNDING, DIFFERS = "equal", "within rounding", "differs"  # outcomes
 
 
 def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> Path:
-    """Write an audit beside those of other depths; returns its file.
+    """Write an audit into the file of the result, which has one audit per depth; returns the file.
 
     Args:
         runs: the auditor's folder of runs.
+        audit: with its `depth` and `outcome`.
 
     Raises:
         OSError, DiskError: if it can't be written.
@@ -34,7 +35,7 @@ def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> Path
 
 
 def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
-    """The audits of a result by their depth, none where somebody else could have written them."""
+    """The audits of a result by depth; none if another user could have written them."""
     path = _path(runs, hashlib.sha256(result).hexdigest())
     try:
         return {} if distrust(path.parent) or distrust(path) else read_json(path)
@@ -43,7 +44,7 @@ def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
 
 
 def depth_of(audits: Mapping[str, Any]) -> str:
-    """The deepest of a result's audits, `differs` if one found that; empty without any."""
+    """The depth of a result's deepest audit; `differs` if any differs; empty without audits."""
     if any(table(dict(audits), depth).get("outcome") == DIFFERS for depth in audits):
         return DIFFERS
     return max(audits, key=_rank, default="")

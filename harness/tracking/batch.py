@@ -1,4 +1,4 @@
-"""Several jobs and seeds in parallel, in one command: `harness train jobs/*.toml --seeds 1-5`."""
+"""Several jobs and seeds in one command, in parallel: `harness train jobs/*.toml --seeds 1-5`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,19 +21,19 @@ class BatchRequest:
 
     jobs: tuple[Job, ...]  # one per run: a job with several seeds appears several times
     runs: Path
-    run_id: str | None = None  # the beginning of the runs' names, by default the time
-    train_args: tuple[str, ...] = ()  # options of `harness train`, for all runs
+    run_id: str | None = None  # the beginning of the runs' names; default: the time
+    train_args: tuple[str, ...] = ()  # options of `harness train` for all runs
     devices: str | None = None  # cpu uses no GPU
-    workers: int | None = None  # runs at a time, by default as many as fit
+    workers: int | None = None  # runs at a time; default: as many as fit
     runs_per_gpu: int = 1
-    host_gb: tuple[float, ...] = ()  # memory of the node that a run needs, per job
-    again: str = ""  # the command to continue, by default this one with its run id
+    host_gb: tuple[float, ...] = ()  # host memory that a run needs, per job
+    again: str = ""  # the command that continues the runs; default: the same with --run-id
 
 
 def jobs_of(
     files: Sequence[Path], overrides: Sequence[str], seeds: Sequence[int]
 ) -> tuple[Job, ...]:
-    """Each job with each seed, or with the job's seed if there are no seeds; checked.
+    """All jobs with all seeds, or with the seed of the job file if `seeds` is empty.
 
     Sorted by seed, so that all jobs have a result for the first seed before the second begins.
 
@@ -45,22 +45,22 @@ def jobs_of(
     for name in names:
         if names.count(name) > 1:
             raise InputError(
-                f"job {name}: is given {names.count(name)} times, and its runs would have the same "
-                "names; give each once, or rename a file"
+                f"job {name}: is named {names.count(name)} times, and its runs would have the same "
+                "names; name it once, or rename a file"
             )
     return jobs
 
 
 def train_batch(request: BatchRequest, console: Console) -> list[Path]:
-    """Train all runs that are not finished; runs that have begun continue.
+    """Train all unfinished runs; interrupted ones continue.
 
     Returns:
         The folders of all runs, in the order of the jobs.
 
     Raises:
-        InputError: if a run is refused, or so many workers don't fit.
-        Interrupted: a signal came; the runs are saved and can continue.
-        RunError: some runs failed: which, and why.
+        InputError: if a run is refused, or fewer than `request.workers` fit.
+        Interrupted: by a signal; the runs are saved and can continue.
+        RunError: if runs failed; the message says which, and why.
     """
     known = _runs(request, request.run_id) if request.run_id else []
     num_finished = sum(run.finished() for run in known)
@@ -68,20 +68,19 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
         return [run.folder for run in known]
     allocation = SlurmEnvironment.from_environment()
     slots = _slots(request, allocation, len(request.jobs) - num_finished)
-    threads = slots[0].threads
     console.info(
-        f"{len(request.jobs)} runs, {num_finished} of them finished already, "
-        f"{len(slots)} at a time, on {threads} CPU{'s' if threads > 1 else ''} each"
+        f"{len(request.jobs)} runs, {num_finished} of them finished already, {len(slots)} at a "
+        f"time; CPUs per run: {slots[0].threads}"
     )
-    wanted = [(job.name, _end(job)) for job in request.jobs]
+    wanted = [(job.name, f"-seed{job.train.seed}") for job in request.jobs]
     prefix = request.run_id or reserve_id(request.runs, wanted)
     runs = known or _runs(request, prefix)
     folders = [run.folder for run in runs]
-    # Copies of the jobs, so that an edit while a run waits changes nothing; not in TMPDIR, because
-    # other nodes read them, too.
+    # A run that starts later reads a copy of its job, so that edits have no effect. The copies are
+    # not in TMPDIR because other nodes read them too.
     parent = submissions(request.runs.absolute())
     again = request.again or f"the same command with --run-id {prefix}"
-    if allocation and allocation.max_requeues is not None:  # nobody typed the command of a job
+    if allocation and allocation.max_requeues is not None:  # a job script chose the run id
         again = f"harness submit --resume {allocation.own_id}"
     remedy = f"continue with {again}"
     try:
@@ -102,17 +101,15 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
     return folders
 
 
-def _end(job: Job) -> str:
-    """The end of the name of a job's run."""
-    return f"-seed{job.train.seed}"
-
-
 def _runs(request: BatchRequest, prefix: str) -> list[RunDirectory]:
-    return [RunDirectory.new(request.runs, job, f"{prefix}{_end(job)}") for job in request.jobs]
+    return [
+        RunDirectory.new(request.runs, job, f"{prefix}-seed{job.train.seed}")
+        for job in request.jobs
+    ]
 
 
 def _slots(request: BatchRequest, allocation: SlurmEnvironment | None, num: int) -> list[Slot]:
-    """Slots for this number of runs, or as many as fit at a time."""
+    """At most `num` slots: as many as fit."""
     if request.host_gb and not request.workers:
         num = min(num, num_in_memory(allocation, max(request.host_gb)))
     return allocate_slots(
@@ -126,7 +123,7 @@ def _slots(request: BatchRequest, allocation: SlurmEnvironment | None, num: int)
 
 
 def _task(request: BatchRequest, run: RunDirectory, *, job: Job, jobs: Path) -> Task:
-    """The process of a run, which reads its job from a file in `jobs`."""
+    """The process that trains a run; writes the run's job into `jobs`."""
     name = f"{job.name}-{run.folder.name}"
     file = jobs / f"{name}.toml"
     atomic_write(file, job.to_toml(), 0o600)  # a file that others can change is refused

@@ -1,4 +1,4 @@
-"""Stops runs on any machine: a run saves first and is not restarted."""
+"""Stops runs: each saves first, and its Slurm job is not requeued."""
 
 import contextlib
 import os
@@ -17,12 +17,11 @@ from harness.tracking.records import ALIVE, RunStatus
 from harness.tracking.run_dir import ask_to_cancel
 from harness.tracking.status import refresh
 
-# Slurm kills a job some time after asking it to end, by default 30 s.
-WAIT_S = 90.0
+WAIT_S = 90.0  # for the end of a run; by default Slurm kills a job 30 s after its signal
 POLL_S = 0.5
-ASK_EVERY_S = 5.0  # the queue
-OVER = ("interrupted", "failed", "result")
-AT_WORK = ("running", "starting", "stale")
+ASK_EVERY_S = 5.0  # between two calls of squeue
+OVER = ("interrupted", "failed", "result")  # phases
+AT_WORK = ("running", "starting", "stale")  # states
 
 
 def spares_others(
@@ -32,18 +31,20 @@ def spares_others(
     *,
     by_job: bool = False,
 ) -> bool:
-    """Whether other runs of its job continue, so that the job itself must not be cancelled.
+    """Whether a run's job trains other seeds that continue, so that only the run may be stopped.
 
     Args:
         status: of the run.
         chosen: all runs to cancel.
-        known: the runs in its folder of runs.
-        by_job: whether the user named its job.
+        known: the runs in the same folder of runs.
+        by_job: whether the user named the run by the id of its job.
     """
-    if status.shares_job and not status.submission and not by_job:
-        return True  # no record lists the seeds that have not begun
+    if not status.shares_job:
+        return False
+    if not status.submission and not by_job:
+        return True  # without a submission's record, the seeds that wait are unknown
     folders = {os.path.realpath(each.folder) for each in chosen}
-    return status.shares_job and any(
+    return any(
         each.slurm_job == status.slurm_job
         and each.alive
         and os.path.realpath(each.folder) not in folders
@@ -62,19 +63,19 @@ def ask_to_stop(
 
     Args:
         status: of the run.
-        stop_search: stops the search in a folder, on all machines.
-        alone: whether other runs of its job continue.
-        problem: the reason if squeue gave no answer.
+        stop_search: stops all workers of the search in a folder.
+        alone: whether other runs of its job continue, from `spares_others`.
+        problem: why squeue gave no answer; None if it did.
 
     Returns:
-        The outcome in a line; None if the run is at work and has to save first.
+        One line if the run has stopped already or needs no wait; None if it has to save first.
 
     Raises:
-        RunError: if this machine can't stop it; the message says why, or where to do it.
+        RunError: if this machine can't stop it; the message says why and who or where can.
     """
     if status.state == "finished":
         return f"{status.run}: is finished, nothing to cancel"
-    if not status.is_own and status.state in ALIVE:  # the record may name any job or process
+    if not status.is_own and status.state in ALIVE:  # its record may name a job of this user
         raise RunError(f"run {status.run}: is another user's; ask them to stop it")
     if alone and (status.alive or status.job_lives):
         ask_to_cancel(status.folder)
@@ -85,7 +86,7 @@ def ask_to_stop(
         return None
     if stop_search and status.trials and status.state in AT_WORK:
         stop_search(status.folder)
-        if status.slurm_job:  # waiting tasks of its array; the others read the folder
+        if status.slurm_job:  # tasks of its array that wait; the others read the folder
             with contextlib.suppress(InputError, RunError):
                 array = status.slurm_job.partition("_")[0]
                 client.ask("scancel", "--state=PENDING", array)
@@ -96,16 +97,16 @@ def ask_to_stop(
         return _cancel_job(status)
     if status.state not in AT_WORK:
         if not problem and status.phase == "interrupted" and not status.was_cancelled:
-            # Its job may be in the queue again.
+            # It may have been requeued, which only squeue knows.
             problem = None if client.has_client("squeue") else "Slurm's programs are not here"
         if problem and status.reported_job:
             raise RunError(
                 f"run {status.run}: {problem}; if its job waits, run this on a login node, or: "
                 f"scancel {status.slurm_job}"
             )
-        if is_queued and status.state in ALIVE:  # the job of a session or of a user's script
+        if is_queued and status.state in ALIVE:  # a session, or a job script of the user
             raise RunError(
-                f"{status.run}: is {status.state}, and its job may hold more than this run; to end "
+                f"{status.run}: is {status.state}, and its job may run other programs; to end "
                 f"the whole job: scancel {status.slurm_job}"
             )
         note = f" ({status.note})" if status.note else ""
@@ -115,7 +116,7 @@ def ask_to_stop(
 
 
 def _is_own_job(status: RunStatus) -> bool:
-    """Whether the job only runs this run, and is not a session with a shell or a notebook."""
+    """Whether the job runs this run only; a session's job also runs a shell or a notebook."""
     if status.folder.name == f"slurm-{status.slurm_job}":
         return True
     state = read_json(status.folder / "state.json")
@@ -130,12 +131,11 @@ def _cancel_job(status: RunStatus) -> str | None:
     client.ask("scancel", str(job))
     if status.state not in ("pending", "submitted"):
         return None
-    if status.phase is not None:  # it has begun, and no process will record this
-        ask_to_cancel(status.folder)
-    saved = (
-        f"; saved at {status.position}, continue with {status.resume}" if status.position else ""
-    )
-    return f"{status.run}: job {job} is out of the queue{saved}"
+    line = f"{status.run}: job {job} is out of the queue"
+    if status.phase is None:
+        return line
+    ask_to_cancel(status.folder)  # no process is there to record the cancel
+    return f"{line}; continue with {status.resume}"
 
 
 def _stop_process(status: RunStatus) -> None:
@@ -144,22 +144,19 @@ def _stop_process(status: RunStatus) -> None:
     if not _is_here(status):
         if status.host == socket.gethostname():
             where += " in another container"
-        ends_all = f", or end its whole job: scancel {status.slurm_job}" if status.slurm_job else ""
+        whole_job = f", or end its whole job: scancel {status.slurm_job}"
         raise RunError(
-            f"{where} is on {status.host}; there: harness cancel {status.folder}{ends_all}"
+            f"{where} is on {status.host}; there: harness cancel {status.folder}"
+            f"{whole_job if status.slurm_job else ''}"
         )
     if not is_run_alive(process, status.time_s):
-        raise RunError(f"{where} no longer is this run's; continue with {status.resume}")
-    try:
+        raise RunError(f"{where} has ended; continue with {status.resume}")
+    with contextlib.suppress(ProcessLookupError):  # it has just ended; the caller's wait notices
         os.kill(process, signal.SIGTERM)
-    except ProcessLookupError:  # it has just ended; the caller's wait notices
-        pass
-    except PermissionError:
-        raise RunError(f"{where} is another user's; ask them to stop it") from None
 
 
 def _is_here(status: RunStatus) -> bool:
-    """Whether a run's process id is valid here: a container may have the machine's host name."""
+    """Whether a run's process id is valid here; a container may have its machine's host name."""
     space = text(read_json(status.folder / "state.json").get("space")) or ""
     return status.host == socket.gethostname() and not is_elsewhere(space)
 
@@ -167,10 +164,10 @@ def _is_here(status: RunStatus) -> bool:
 def wait_until_saved(
     status: RunStatus, queue: Queue, sleep: Callable[[float], None] = time.sleep
 ) -> str:
-    """Wait for the end of a run after `ask_to_stop`; returns the outcome in a line.
+    """Wait for the end of a run after `ask_to_stop`; returns a line about its end.
 
     Raises:
-        RunError: if it does not end in time.
+        RunError: if it does not end within WAIT_S.
     """
     waited_s, queue.every_s = 0.0, ASK_EVERY_S
     while waited_s < WAIT_S:
@@ -179,14 +176,12 @@ def wait_until_saved(
         # A search records its interruption before its last worker has saved.
         saves = bool(now.trials) and _is_here(now) and is_run_alive(now.process or 0, now.time_s)
         if (now.phase in OVER and is_new and not saves) or (not now.alive and now.state != "stale"):
-            # Again: it may have saved and ended between the reading of its record and the look at
-            # its process.
+            # Read again: it may have saved after `refresh` read its record.
             return _outcome(refresh(status, queue))
         sleep(POLL_S)
         waited_s += POLL_S
     raise RunError(
-        f"run {status.run}: was asked to stop and has not within {WAIT_S:.0f} s; "
-        f"see harness status {status.run}"
+        f"run {status.run}: did not stop within {WAIT_S:.0f} s; see harness status {status.run}"
     )
 
 
@@ -200,5 +195,4 @@ def _outcome(now: RunStatus) -> str:
         return f"{now.run}: failed before it was stopped: {now.note}"
     if not now.is_there():
         return f"{now.run}: stopped before it began"
-    ended = f"{now.run}: ended without saving once more"
-    return f"{ended}; go on from its last checkpoint by {now.resume}"
+    return f"{now.run}: ended without saving; continue from its last checkpoint with {now.resume}"

@@ -1,4 +1,4 @@
-"""The log of a run: as a whole, or followed until the run ends."""
+"""The log of a run: its file, its lines without control characters, and its new lines."""
 
 import os
 import re
@@ -13,10 +13,10 @@ from harness.tracking.records import RunStatus
 
 MAX_LINE_BYTES = 1_000_000  # a longer line is cut into several
 POLL_S = 1.0
-QUIET_POLLS = 3  # without a new line, after the end of a run
-ASK_EVERY_S = 10.0  # the queue: only it knows whether an interrupted run is requeued
+QUIET_POLLS = 3  # polls without a new line, after which the log of an ended run is complete
+ASK_EVERY_S = 10.0  # between two calls of squeue, which knows whether a run is requeued
 
-# Sequences that move a terminal's cursor or change its colours.
+# Escape sequences of terminals, for cursor movements, colours and titles.
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -26,8 +26,8 @@ def log_of(status: RunStatus, *, yet_to_come: bool = False, earlier_too: bool = 
 
     Args:
         status: of the run.
-        yet_to_come: whether the file may be missing.
-        earlier_too: whether to return its last job's log until the next job has one.
+        yet_to_come: whether to return a file that does not exist yet.
+        earlier_too: whether to return the log of its last job until the next job has one.
 
     Raises:
         InputError: if the run has no log.
@@ -37,23 +37,26 @@ def log_of(status: RunStatus, *, yet_to_come: bool = False, earlier_too: bool = 
     earlier = path(read_json(status.folder / "state.json").get("log")) if earlier_too else None
     if earlier and os.path.exists(earlier):  # noqa: PTH110 - never raises
         return Path(earlier)
-    if status.log:
-        what = f"its log {status.log} is not there" if status.phase else "it has no log yet"
+    if status.log or status.phase is None:
         note = f" ({status.note})" if status.note else ""
-        raise InputError(f"run {status.run}: {what}; it is {status.state}{note}")
-    if status.phase is None:
-        raise InputError(f"run {status.run}: its log is not known yet; it is {status.state}")
+        raise InputError(
+            f"run {status.run}: its log ({status.log or 'path unknown'}) does not exist; "
+            f"the run is {status.state}{note}"
+        )
     raise InputError(
-        f"run {status.run}: has no log, it printed to the terminal where it was started; "
-        f"its figures are in {status.folder / 'metrics.jsonl'}"
+        f"run {status.run}: has no log because it printed to a terminal; its metrics are in "
+        f"{status.folder / 'metrics.jsonl'}"
     )
 
 
 def await_log(look: Callable[[], RunStatus], sleep: Callable[[float], None] = time.sleep) -> Path:
-    """Wait for the log of a run, whose job may still wait.
+    """Wait until a run, whose job may be in the queue, has a log.
+
+    Args:
+        look: returns the current status of the run.
 
     Raises:
-        InputError: if it will have none.
+        InputError: if the run has no log and will get none.
     """
     while True:
         status = look()
@@ -63,7 +66,7 @@ def await_log(look: Callable[[], RunStatus], sleep: Callable[[float], None] = ti
 
 
 def clean(line: bytes) -> str:
-    """A line as a terminal shows it in the end, without control characters."""
+    """A line as a terminal finally shows it, without control characters."""
     text = line.decode(errors="replace").rstrip("\r\n")
     text = text.rpartition("\r")[2]  # the last state of a progress bar
     return _CONTROLS.sub("", _ESCAPES.sub("", text))
@@ -79,10 +82,10 @@ class Follower:
         self._rest = b""
 
     def new_lines(self, *, at_end: bool = False) -> Iterator[str]:
-        """The lines since the last call; with `at_end` including one without a line end.
+        """The lines since the last call; with `at_end` also a last line without a line end.
 
-        A truncated or replaced file is read from its beginning. Every call opens the file, because
-        NFS shows what another node wrote only then.
+        A truncated or replaced file is read from its beginning. Every call opens the file anew,
+        because only then NFS shows the lines that another node wrote.
         """
         try:
             with open_plain_file(self.path) as file:

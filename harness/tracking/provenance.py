@@ -1,4 +1,4 @@
-"""The origin of a run: code, packages, machine and data, so that anyone can repeat it."""
+"""The provenance of a run: code, packages, machine and data, so that anyone can repeat it."""
 
 import functools
 import hashlib
@@ -15,6 +15,7 @@ from harness.data.dataset import Dataset
 from harness.job.search import is_sweep
 from harness.slurm.environment import SlurmEnvironment, asked_of, given_cpus
 from harness.system.git import code_version
+from harness.system.lenient_json import table
 from harness.system.processes import installed_version, nvidia_driver, processor
 from harness.tracking.run_dir import RECORD, RunDirectory, first_start, stamped
 
@@ -30,13 +31,14 @@ def write_provenance(
     plan: Mapping[str, Any],
     start: Mapping[str, Any],
 ) -> None:
-    """Record the first start of a run in full, and later ones as items of `starts`.
+    """Record the first start of a run in full, and each start as an item of `starts`.
 
-    Called before the training: a resumed run takes its devices and data from this record.
+    Call it before the training: a resumed run takes its devices and data from this record.
 
     Args:
         devices_asked: the value of `--devices`.
-        start: facts of this start only, such as its devices.
+        plan: the execution plan.
+        start: more facts of this start, such as its devices.
     """
     code = code_of(run)
     record = run.certain_json(RECORD) or {
@@ -48,7 +50,7 @@ def write_provenance(
         "driver": nvidia_driver(),
         "devices_asked": devices_asked,
         "plan": dict(plan),
-        "kernels": {},  # known when the graph is traced
+        "kernels": {},  # `record_kernels` adds them when the graph is traced
         "slurm": allocation.variables if allocation else {},
         "dataset": dataset.record(),
         "starts": [],
@@ -70,20 +72,20 @@ def write_provenance(
 
 
 def code_of(run: RunDirectory) -> Mapping[str, Any]:
-    """The `code_version` of this process, without files in the folder of runs."""
+    """The code of this process; files in the folder of runs are no uncommitted changes."""
     folder = run.folder.absolute()
-    # The run of a trial is up to four levels below the sweep.
+    # The run of a trial is up to four levels below its sweep.
     sweep = next((each for each in folder.parents[:4] if is_sweep(each)), folder)
     return _code(sweep.parent.parent)
 
 
-@functools.cache  # imported code stays the same, and a sweep's worker starts many runs
+@functools.cache  # the worker of a sweep starts many runs
 def _code(runs: Path) -> Mapping[str, Any]:
     return {**code_version(PROJECT, runs), "sources_sha256": sources_checksum()}
 
 
 def sources_checksum(package: Path = PROJECT / "harness") -> str:
-    """A checksum of the package's Python files, to notice changes without git."""
+    """A sha256 of the package's Python files and their names, to notice changes without git."""
     checksum = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         content = path.read_bytes()
@@ -93,14 +95,11 @@ def sources_checksum(package: Path = PROJECT / "harness") -> str:
 
 
 def changes_since_first_start(run: RunDirectory, devices: Sequence[Mapping[str, str]]) -> list[str]:
-    """The differences of code, packages, devices and processor since a run's first start.
+    """Changes of code, packages, devices and processor since a run's first start, a sentence each.
 
     Args:
         run: without a record if it has not begun.
         devices: of this start, from `describe_devices`.
-
-    Returns:
-        A sentence per difference.
     """
     record = run.certain_json(RECORD)
     if not record:
@@ -110,36 +109,32 @@ def changes_since_first_start(run: RunDirectory, devices: Sequence[Mapping[str, 
 
 
 def code_changes(record: Mapping[str, Any], code: Mapping[str, Any]) -> list[str]:
-    """The difference between the code of a record and this code: one sentence or none."""
+    """A sentence if the code of a record differs from this code, else none."""
     before, now = _fingerprint(record), _fingerprint(code)
     if before["commit"] != now["commit"]:
         commits = (str(each["commit"] or "unknown")[:12] for each in (before, now))
         return ["the code's commit was {} and is {}".format(*commits)]
     if before["diff_sha256"] != now["diff_sha256"]:
-        return ["the uncommitted changes of the code are others"]
+        return ["the uncommitted changes of the code differ"]
     if before["sources_sha256"] != now["sources_sha256"]:
-        return ["the Python files of the package are others"]
+        return ["the Python files of the package differ"]
     return []
 
 
 def this_machine(devices: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """The machine of this process, as the record of a start has it."""
+    """Packages, processor and devices of this process, as the record of a start has them."""
     return {"packages": _packages(), "processor": processor(), "devices": devices}
 
 
-def machine_changes(start: Mapping[str, Any], machine: Mapping[str, Any]) -> list[str]:
-    """The differences of packages, devices and processor since a recorded start.
+def machine_changes(start: dict[str, Any], machine: Mapping[str, Any]) -> list[str]:
+    """Changes of packages, devices and processor since a recorded start, a sentence each.
 
     Args:
         machine: from `this_machine` or the record of another start.
-
-    Returns:
-        A sentence per difference.
     """
-    known, changes = start.get("packages"), []
+    known, changes = table(start, "packages"), []
     for name, version in machine["packages"].items():
-        was = known.get(name) if isinstance(known, dict) else None
-        if was != version:
+        if (was := known.get(name)) != version:
             changes.append(f"{name} was {was} and is {version}")
     was, now_on = (_kinds(each.get("devices") or ()) for each in (start, machine))
     if was and was != now_on:
@@ -174,19 +169,18 @@ def _packages() -> dict[str, str | None]:
 def record_kernels(
     run: RunDirectory, kernels: dict[str, str], in_float32: Sequence[str] = ()
 ) -> None:
-    """Add the kernels of the recurrent layers, and the layers that are trained in float32.
+    """Add facts about recurrent layers to the record of a run.
 
     Args:
-        run: the run.
-        kernels: by layer.
-        in_float32: layers trained in float32 in spite of the job's precision.
+        kernels: the kernel of each recurrent layer.
+        in_float32: layers that train in float32 in spite of the job's precision.
     """
     added = {"kernels": kernels, "in_float32": [*in_float32]}
     run.write_json(RECORD, {**run.certain_json(RECORD), **added})
 
 
 def record_gpu_gb(run: RunDirectory, gb: float) -> None:
-    """Add the GPU memory of the last start, on the fullest of its GPUs."""
+    """Add the GPU memory of the last start, on the GPU that used most, to the record of a run."""
     record = run.certain_json(RECORD)
     record["starts"][-1]["gpu_gb"] = round(gb, 3)
     run.write_json(RECORD, record)

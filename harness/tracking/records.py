@@ -1,7 +1,6 @@
-"""The heartbeat that a run writes, and what its folder and its submission's record say."""
+"""The heartbeat of a run, and its status as read from its folder and its submission's record."""
 
 import contextlib
-import json
 import os
 import re
 import shlex
@@ -20,11 +19,11 @@ from harness.system.console import strip_prefix
 from harness.system.files import Record, atomic_write, in_threads, open_plain_file, read_record
 from harness.system.leased_dir import LeasedDirectory, to_json
 from harness.system.lenient_json import (
-    BROKEN,
     number,
     numbers,
     parse_json,
     path,
+    read_json_lines,
     read_toml,
     table,
     text,
@@ -37,17 +36,16 @@ HEARTBEAT_S = 5.0  # between two writes of state.json
 
 
 class Heartbeat:
-    """Keeps `state.json` of a run, or of a sweep."""
+    """Writes `state.json` of a run or a sweep."""
 
     def __init__(
         self,
         run: LeasedDirectory,
         allocation: SlurmEnvironment | None,
-        every_s: float = HEARTBEAT_S,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.run, self.every_s, self.clock = run, every_s, clock
+        self.run, self.clock = run, clock
         previous = run.read_json("state.json")
         self.state: dict[str, Any] = {
             "restarts": int(previous.get("restarts") or 0) + 1 if previous else 0,
@@ -56,14 +54,14 @@ class Heartbeat:
             "space": process_space(),
             "slurm_job": allocation.job_id if allocation else None,
             "slurm_own_id": allocation.own_id if allocation else None,
-            # Whether the job scripts began it; else its job may run other programs, too.
+            # Whether the project's job scripts began it; else the job may run other programs too.
             "owns_job": allocation is not None and allocation.max_requeues is not None,
             "log": allocation.log if allocation else os.environ.get("HARNESS_LOG"),
         }
         self._last = float("-inf")
 
     def beat(self, phase: str, **values: object) -> None:
-        """Record the progress; written at every change of phase, and every few seconds.
+        """Record the progress; writes at every change of phase, and else every HEARTBEAT_S.
 
         Args:
             phase: starting, training, validating, testing, finished, interrupted or failed.
@@ -72,7 +70,7 @@ class Heartbeat:
         changed = phase != self.state.get("phase")
         now = self.clock()
         self.state.update(phase=phase, **values)
-        if changed or now - self._last >= self.every_s:
+        if changed or now - self._last >= HEARTBEAT_S:
             self._last = now
             self.run.write_json("state.json", {**self.state, "time_s": round(now, 3)})
 
@@ -86,20 +84,22 @@ class Heartbeat:
 
 
 def record_death(run: LeasedDirectory, process: int, error: str) -> None:
-    """Record the death of a run's process, in its place.
+    """Record the death of a run's process, unless another process has the run now.
 
-    Writes nothing if another process took the run over, or this one had not begun it.
+    Args:
+        process: the id of the dead process.
+        error: the reason.
     """
-    if run.read_json("lease.json").get("process") == process:
+    if run.read_json("lease.json").get("process") == process:  # it had begun the run
         state = run.read_json("state.json")
         died = {**state, "phase": "failed", "error": error, "time_s": round(time.time(), 3)}
         atomic_write(run.path("state.json"), to_json(died))
 
 
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
-TAIL_BYTES = 8192  # of a log
+TAIL_BYTES = 8192  # the end of a log
 RESULT = "result.json"
-# Fields of the heartbeat and their readers: always valid, and valid only while the run trains.
+# Readers of the heartbeat's fields: STATE is always valid, SPEED only while the run trains.
 STATE: dict[str, Callable[[object], Any]] = {
     **dict.fromkeys(("epoch", "num_epochs", "step", "num_steps", "process"), whole),
     **dict.fromkeys(("host", "phase", "signal", "error"), text),
@@ -114,7 +114,7 @@ ALIVE = ("running", "starting", "suspended", "stale", "pending", "submitted")
 
 @dataclass(frozen=True)
 class Submission:
-    """A run of a submitted job, from the record of `harness submit`."""
+    """A run of a submitted job, as `harness submit` recorded it."""
 
     folder: Path
     job: str | None
@@ -129,12 +129,12 @@ class Submission:
 
 @dataclass
 class RunStatus:
-    """A run, or a job that has yet to make one, and its state."""
+    """A run, or a job in the queue that has not made its run yet, and its state."""
 
     run: str  # the path below --runs, such as lstm/slurm-12_3
     folder: Path
     state: str = "unknown"
-    note: str = ""  # the reason or the remedy, in a few words
+    note: str = ""  # the reason or the remedy
     job: str | None = None
     architecture: str | None = None
     seed: int | None = None
@@ -146,11 +146,10 @@ class RunStatus:
     eta_s: float | None = None
     step_ms: float | None = None
     input_wait_share: float | None = None  # of the time of a step
-    # Named as in harness.system.resource_monitor.
-    device: dict[str, float] = field(default_factory=dict)
+    device: dict[str, float] = field(default_factory=dict)  # from harness.system.resource_monitor
     val_accuracy: float | None = None  # of the last or the best epoch
     test_accuracy: float | None = None
-    trials: dict[str, Any] | None = None  # of a sweep: numbers of finished, failed and other trials
+    trials: dict[str, Any] | None = None  # of a sweep: numbers of finished, failed, … trials
     restarts: int = 0
     slurm_job: str | None = None  # as Slurm shows it: 12, or 12_3 for an array task
     host: str | None = None
@@ -158,39 +157,38 @@ class RunStatus:
     log: str | None = None
     heartbeat_age_s: float | None = None
     time_s: float = 0.0  # the last heartbeat, in seconds since 1970
-    phase: str | None = field(default=None, repr=False)
-    signal: str | None = field(default=None, repr=False)
-    error: str | None = field(default=None, repr=False)
-    is_own: bool = field(default=True, repr=False)  # the queue shows only this user's jobs
-    reported_job: str | None = field(default=None, repr=False)  # the id in the heartbeat
-    submission: Submission | None = field(default=None, repr=False)
-    expected_s: float = field(default=0.0, repr=False)  # between two writes of the heartbeat
-    queued: QueuedJob | None = field(default=None, repr=False)
+    phase: str | None = None
+    signal: str | None = None
+    error: str | None = None
+    is_own: bool = True  # the queue shows only this user's jobs
+    reported_job: str | None = None  # the id in the heartbeat
+    submission: Submission | None = None
+    queued: QueuedJob | None = None
 
     @property
     def alive(self) -> bool:
-        """Whether the run is at work or waits."""
+        """Whether the run is at work or in the queue."""
         return self.state in ALIVE and (self.state != "stale" or self.job_lives)
 
     @property
     def job_lives(self) -> bool:
-        """Whether Slurm knows its job, and the job has not ended."""
+        """Whether its Slurm job has not ended."""
         return self.queued is not None and not self.queued.ended
 
     @property
     def shares_job(self) -> bool:
-        """Whether its job trains other seeds, too."""
+        """Whether its job trains other seeds too."""
         job = re.escape(self.slurm_job or "")  # the queue shows waiting tasks as 12_[1-5]
-        # A user's script that calls the job scripts adds a checksum of their arguments.
+        # The second number is there if a user's own script called the job script.
         return bool(re.fullmatch(rf"slurm-{job}(-\d+)?-seed\d+", self.folder.name))
 
     def is_there(self, name: str = "") -> bool:
-        """Whether the folder, or a file in it, exists and is visible."""
+        """Whether the folder, or a file in it, exists and this user can see it."""
         return os.path.exists(self.folder / name)  # noqa: PTH110 - never raises
 
     @property
     def asked_to_cancel(self) -> bool:
-        """Whether its user cancelled this run only, of several in a job."""
+        """Whether its user cancelled this run only, one of several in a job."""
         return self.is_there(CANCEL)
 
     @property
@@ -200,7 +198,7 @@ class RunStatus:
 
     @property
     def was_cancelled(self) -> bool:
-        """Whether somebody ended it by scancel, harness cancel or Ctrl-C."""
+        """Whether scancel, harness cancel or Ctrl-C ended it."""
         return self.signal in CANCELLING or self.asked_to_cancel
 
     @property
@@ -211,18 +209,18 @@ class RunStatus:
 
     @property
     def resume(self) -> str:
-        """The command that continues it: as a job, if it was one."""
+        """The command that continues it, as a job if it was one."""
         command = "submit --resume" if self.reported_job else "resume"
         return f"harness {command} {shlex.quote(str(self.folder))}"
 
     def forget_speed(self) -> None:
-        """Clear the figures that are valid only while it trains."""
+        """Clear the fields that are valid only while it trains."""
         for name, read in SPEED.items():
             setattr(self, name, read(None))
 
     def as_json(self) -> dict[str, Any]:
         """The content of `harness status --json`."""
-        hidden = {"is_own", "reported_job", "submission", "expected_s", "queued"}
+        hidden = {"is_own", "reported_job", "submission", "queued"}
         shown = {each.name: getattr(self, each.name) for each in fields(self)}
         shown = {name: value for name, value in shown.items() if name not in hidden}
         waits = self.queued.reason if self.queued and self.queued.waits else None
@@ -230,7 +228,11 @@ class RunStatus:
 
 
 def read_submissions(folder: Path) -> list[Submission]:
-    """The runs of submitted jobs, by their records, oldest first."""
+    """The runs of submitted jobs, oldest first.
+
+    Args:
+        folder: of the records.
+    """
     try:
         names = [name for name in os.listdir(folder) if name.endswith(".json")]  # noqa: PTH208
     except OSError:  # nothing was submitted yet
@@ -240,7 +242,7 @@ def read_submissions(folder: Path) -> list[Submission]:
 
 
 def _read_submission(file: str) -> list[Submission]:
-    """The runs of a submitted job; none if its record is broken."""
+    """The runs in a record; none if it is broken."""
     record = read_record(file)
     sent = parse_json(record.content) if record else {}
     folders = sent.get("runs")
@@ -276,14 +278,15 @@ def observe(
 ) -> RunStatus:
     """Read a run's folder as far as possible; `infer_state` adds the state.
 
-    For a finished run, this reads the last heartbeat and asks for the size of the result.
+    A finished run costs one read, of the heartbeat, and one stat of its result: there may be
+    thousands of them on a network disk.
 
     Args:
         folder: of the run.
         name: shown to people.
-        submission: of its job, if it was submitted.
+        submission: the record of its job, if it was submitted.
         now: seconds since 1970.
-        heartbeat: its `state.json`, if it was just read.
+        heartbeat: its `state.json`, if the caller has read it.
     """
     heartbeat = heartbeat or read_record(f"{folder}/state.json")
     state = parse_json(heartbeat.content) if heartbeat else {}
@@ -299,7 +302,7 @@ def observe(
         reported_job=_job_id(state.get("slurm_job")),
     )
     if heartbeat:
-        # The clock of the node or of the file server may be wrong, but rarely both.
+        # The node's clock or the file server's may be wrong, but rarely both.
         beats = (number(state.get("time_s")) or heartbeat.modified_s, heartbeat.modified_s)
         ages = [now - at for at in beats if at <= now]
         status.heartbeat_age_s = round(min(ages, default=0.0), 1)
@@ -315,11 +318,11 @@ def observe(
         _add_sweep(status, state) if is_sweep(folder) else _add_result_or_job(status)
     status.job = status.job or folder.parent.name
     if not status.time_s:
-        with contextlib.suppress(OSError, ValueError):  # a record may name what is no path
+        with contextlib.suppress(OSError, ValueError):  # a record may name an impossible path
             status.time_s = folder.stat().st_mtime
     status.slurm_job = _shown_job(status, state)
-    # A submitted job that continues the run, unless a later heartbeat exists. Compared by the clock
-    # of the disk: that of a node may be minutes ahead.
+    # A submitted job continues the run, unless a later heartbeat exists. Both times are the file
+    # server's, because a node's clock may be minutes ahead.
     sent = submission if submission and (submission.is_own or not status.is_own) else None
     if sent and sent.resumed_by and sent.time_s > (modified or status.time_s):
         status.reported_job = status.slurm_job = sent.resumed_by
@@ -336,22 +339,23 @@ def _add_submission(status: RunStatus, submission: Submission) -> None:
 
 
 def _add_result_or_job(status: RunStatus) -> None:
-    """Add what the other files of a run say."""
-    made_of_runs, problem = is_ensemble(status.folder), None
-    is_finished = made_of_runs or status.is_there(RESULT)
-    result: dict[str, Any] = {}
-    try:
-        result = RunDirectory(status.folder).certain_json(RESULT) if is_finished else {}
-    except DiskError as error:
-        problem = str(error)
-    if not is_whole(result):
+    """Add the content of a run's other files."""
+    made_of_runs = is_ensemble(status.folder)
+    if not made_of_runs and not status.is_there(RESULT):
         _add_job(status)
-    if is_finished:
-        remedy = MAKE_AGAIN if made_of_runs else f"remove it and {status.resume}"
-        broken = None if is_whole(result) else f"{RESULT} is broken; {remedy}"
-        status.error = problem or broken
-        _add_scores(status, result)
-        status.forget_speed()
+        return
+    status.error, result = None, dict[str, Any]()
+    try:
+        result = RunDirectory(status.folder).certain_json(RESULT)
+        if not is_whole(result):
+            remedy = MAKE_AGAIN if made_of_runs else f"remove it and {status.resume}"
+            status.error = f"{RESULT} is broken; {remedy}"
+    except DiskError as error:
+        status.error = str(error)
+    if status.error:
+        _add_job(status)
+    _add_scores(status, result)
+    status.forget_speed()
 
 
 def _add_scores(status: RunStatus, result: dict[str, Any]) -> None:
@@ -364,7 +368,7 @@ def _add_scores(status: RunStatus, result: dict[str, Any]) -> None:
 
 
 def _add_sweep(status: RunStatus, state: dict[str, Any]) -> None:
-    """Add what the heartbeat and the result of a sweep say."""
+    """Add the heartbeat and the result of a sweep."""
     result = RunDirectory(status.folder).read_json("result.json")
     if result and is_of_search(result, read_toml(status.folder / SEARCH_FILE)):
         status.phase, status.eta_s = "result", None
@@ -386,68 +390,52 @@ def describe_trials(trials: dict[str, Any]) -> str:
 
 
 def _add_job(status: RunStatus) -> None:
-    """Add what the job and the last epoch of an unfinished run say."""
+    """Add the job and the last epoch of an unfinished run."""
     job = read_toml(status.folder / "job.toml")
     train = table(job, "train")
     status.job = text(job.get("name")) or status.job
     status.architecture = text(table(job, "model").get("architecture")) or status.architecture
     status.seed = status.seed if whole(train.get("seed")) is None else whole(train.get("seed"))
     status.num_epochs = status.num_epochs or whole(train.get("epochs"))
-    last = _last_line(status.folder / "metrics.jsonl")
+    epochs = read_json_lines(status.folder / "metrics.jsonl")
+    last = epochs[-1] if epochs else {}
     status.epoch = status.epoch or whole(last.get("epoch"))
     status.val_accuracy = number(last.get("val_accuracy"))
-    steps = max(whole(train.get(key)) or 1 for key in ("log_every_steps", "steps_per_execution"))
-    reviews = steps * (whole(train.get("batch_size")) or 1)
-    status.expected_s = reviews / status.reviews_per_s if status.reviews_per_s else 0.0
 
 
 def _shown_job(status: RunStatus, state: dict[str, Any]) -> str | None:
-    """The id of the Slurm job: from the heartbeat or, if there is none, the folder's name."""
-    if status.phase:  # without an id, the run was outside of Slurm
+    """The id of the Slurm job: from the heartbeat or, without a heartbeat, the folder's name."""
+    if status.phase:  # outside of Slurm the heartbeat has no id
         return _job_id(state.get("slurm_own_id"))
     found = re.fullmatch(r"slurm-(\d+(?:_\d+)?)(-seed\d+)?", status.folder.name)
     return found[1] if found else None
 
 
 def last_log_line(status: RunStatus) -> str:
-    """The last line of a run's log that is not blank; empty if there is none."""
+    """The last line of a run's log that is not blank; empty without any."""
     lines = log_end(status).splitlines()
     return one_line(strip_prefix(next((line for line in reversed(lines) if line.strip()), "")))
 
 
 def log_end(status: RunStatus) -> str:
-    """The end of a run's log; empty if there is none."""
-    return _tail(Path(status.log)).decode(errors="replace") if status.log else ""
+    """The last TAIL_BYTES of a run's log; empty without a log."""
+    if not status.log:
+        return ""
+    try:
+        with open_plain_file(Path(status.log)) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            return file.read(TAIL_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def one_line(text: str) -> str:
-    """A record's text as one line, without control characters of terminals."""
+    """A record's text as one printable line."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-def _tail(path: Path) -> bytes:
-    try:
-        with open_plain_file(path) as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
-            return file.read(TAIL_BYTES)
-    except OSError:
-        return b""
-
-
-def _last_line(path: Path) -> dict[str, Any]:
-    """The last complete line of metrics."""
-    for line in reversed(_tail(path).splitlines()):
-        try:
-            content = json.loads(line)
-        except BROKEN:
-            continue
-        if isinstance(content, dict):
-            return content
-    return {}
-
-
 def _job_id(value: object) -> str | None:
-    """The id of a job or of an array task; any other text could be an option of scancel."""
+    """The id of a job or an array task, else None: other text could be an option of scancel."""
     return value if isinstance(value, str) and JOB_ID.fullmatch(value) else None
 
 
@@ -456,14 +444,14 @@ def _item(items: object, index: int) -> object:
 
 
 def _is_own(folder: Path) -> bool | None:
-    """Whether this user owns a file or a link; None if it is missing."""
+    """Whether this user owns a folder or a link; None if it is missing."""
     with contextlib.suppress(OSError, ValueError):
         return folder.lstat().st_uid == os.getuid()
     return None
 
 
 def _size(folder: Path) -> int:
-    """The size of a run's result in bytes, 0 if there is none."""
+    """The size of a run's result in bytes, 0 without a result."""
     try:
         return os.stat(f"{folder}/{RESULT}").st_size  # noqa: PTH116 - a string
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Jobs that continue unfinished runs and sweeps, with the resources of their last jobs."""
+"""The jobs of `harness submit --resume`: unfinished runs with the resources of their last jobs."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -19,10 +19,9 @@ STOPPED = ("interrupted", "lost", "dead")
 
 
 def interrupted(statuses: Iterable[RunStatus]) -> list[RunStatus]:
-    """The user's runs and sweeps that stopped before their end and that no job continues.
+    """This user's runs and sweeps that stopped unfinished and that no job continues.
 
-    Other users' runs may wait in the queue, which shows only a user's own jobs. A cancelled run
-    continues only if it is named.
+    Cancelled ones are left out, and so are those of other users, whose jobs squeue does not show.
     """
     return [
         each
@@ -32,19 +31,19 @@ def interrupted(statuses: Iterable[RunStatus]) -> list[RunStatus]:
 
 
 def as_job(status: RunStatus, wanted: Resources) -> Wanted:
-    """The job that continues a run or a sweep.
+    """The job that continues a run or a sweep, or begins a submitted run that never began.
 
     Args:
         status: of the run.
-        wanted: the user's requests; all others are those of the run's last job.
+        wanted: the user's requests; the run's last job decides all others.
 
     Raises:
-        InputError: if it is finished, at work or waiting, or has never begun.
+        InputError: if the run is finished, at work or waiting, or is no run.
     """
     folder = status.folder.absolute()
     if status.state == "finished":
-        raise InputError(f"--resume {status.run}: is finished, nothing to go on with")
-    own = SlurmEnvironment.from_environment()  # of a job that leaves its run to another one
+        raise InputError(f"--resume {status.run}: is finished; name an unfinished run")
+    own = SlurmEnvironment.from_environment()  # a job that submits its own successor
     is_own = own is not None and own.job_id in (status.reported_job, status.slurm_job)
     if (status.alive or status.job_lives) and not is_own:
         raise InputError(f"--resume {status.run}: is {status.state}; harness cancel it first")
@@ -62,7 +61,7 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
 
 
 def _resources(folder: Path, wanted: Resources) -> Resources:
-    """The user's requests, and otherwise those of the run's last job."""
+    """The user's requests, completed by those of the run's last job."""
     start = last_start(RunDirectory(folder).read_json(RECORD))
     asked, named = table(start, "slurm_asked"), names_in(wanted.flags)
     options = asked.get("options")
@@ -78,9 +77,9 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
     devices = start.get("devices") or ()  # on all nodes together
     if gpus is None and not refused and not named & {*GPUS}:
         num_gpus = sum("gpu" in str(each).lower() for each in devices)
-        if num_gpus:  # for the same number of replicas
+        if num_gpus:  # the same number of replicas
             gpus = str(max(1, num_gpus // (num_nodes or 1)))
-        else:  # 0 for a run without GPUs
+        else:  # 0 if the run used the CPU
             gpus = text(asked.get("gpus")) or ("0" if devices else None)
     return dataclasses.replace(
         wanted,

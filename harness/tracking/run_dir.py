@@ -1,9 +1,9 @@
-"""The folder of a run: how to find it, its name, its files, the format of its records.
+"""The folder of a run: its name, its files, the format of its records; how to find runs.
 
-One number is the format of the records of runs, sweeps and ensembles, and of checkpoints. A change
-in what is written, or in a default of a job's key, raises it; a new key does not.
-Nothing of another format is converted: the version that wrote it can continue it. `status`, `logs`
-and TensorBoard show any format as far as possible.
+FORMAT is the format of checkpoints and of the records of runs, sweeps and ensembles. A change of a
+record's meaning or of the default of a job's key raises it; a new key does not.
+Records of another format are not converted: only the version that wrote a run can continue it.
+`status`, `logs` and TensorBoard show any format as far as possible.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import __version__
-from harness.errors import InputError, RunError, suggest
+from harness.errors import InputError, RunError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.job.search import SEARCH_FILE
@@ -39,10 +39,10 @@ from harness.system.files import (
 from harness.system.leased_dir import LeasedDirectory, to_json
 from harness.system.lenient_json import number, table, text
 
-MAX_DEPTH = 4  # levels below the searched folder
+MAX_DEPTH = 4  # levels below the searched folder at which a run may be
 ENSEMBLE_FILE = "ensemble.toml"
 MAKE_AGAIN = "make it again by harness ensemble"
-# A new folder first holds the lease, then the job.
+# Files that mark the folder of a run or a sweep; a new run first has the lease, then the job.
 MARKS = ("job.toml", "lease.json", "state.json", SEARCH_FILE, ENSEMBLE_FILE)
 
 FORMAT = 6
@@ -50,7 +50,7 @@ RECORD = "provenance.json"  # of a run and of a sweep
 
 CANCEL = "cancel.json"
 PREDICTIONS, VALIDATION_PREDICTIONS = "predictions.npz", "validation_predictions.npz"
-# What a job decides to the byte, and the key of `result.json` with the sha256 of each file.
+# Files that a job determines to the byte, and the key of each one's sha256 in `result.json`.
 CHECKSUMS = {
     "vocabulary.txt": "vocabulary_checksum",
     "ngram_ratios.npz": "ngram_ratios_checksum",
@@ -63,12 +63,12 @@ RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 def is_ensemble(folder: Path) -> bool:
-    """Whether a folder is an ensemble's, `harness.report.ensemble`."""
+    """Whether a folder is an ensemble of `harness.report.ensemble`."""
     return os.path.isfile(folder / ENSEMBLE_FILE)  # noqa: PTH113 - never raises
 
 
 def job_file(folder: Path) -> str:
-    """The path of a run's job, or of an ensemble's first member's: all members share the data."""
+    """The job of a run or of an ensemble's first member, whose data all members share."""
     return "members/1/job.toml" if is_ensemble(folder) else "job.toml"
 
 
@@ -76,8 +76,8 @@ class RunFolder(NamedTuple):
     """The folder of a run or a sweep."""
 
     path: str  # below the searched folder
-    real: str  # without links
-    heartbeat: Record | None = None  # if the search read it
+    real: str  # the path without links
+    heartbeat: Record | None = None  # its state.json, if the search read it
 
 
 def find_runs(
@@ -89,9 +89,9 @@ def find_runs(
 
     Args:
         tops: where to look.
-        in_sweeps: parts of a sweep to search for runs, too: `trials`, `winner`.
-        refused: collects links of other users, which are not followed then, and unreadable folders:
-            the reason by path. None follows all links.
+        in_sweeps: folders of a sweep to search for runs too: `trials`, `winner`.
+        refused: collects unreadable folders, and links of other users, which are not followed:
+            reasons by path. With None all links are followed.
     """
     for found in walk_runs(tops, in_sweeps, refused):
         yield Path(found.path)
@@ -102,7 +102,7 @@ def walk_runs(
     in_sweeps: Sequence[str] = (),
     refused: dict[str, str] | None = None,
 ) -> list[RunFolder]:
-    """Like `find_runs`; with the heartbeats, if runs in sweeps are not searched for."""
+    """Like `find_runs`; with the heartbeats if `in_sweeps` is empty."""
     runs: dict[str, RunFolder] = {}
     for top in tops:
         for found in sorted(_below(top, in_sweeps, refused), key=lambda run: Path(run.path).parts):
@@ -125,9 +125,11 @@ def _below(
                 entries = {name: entries[name] for name in parts if name in entries}
                 depth = MAX_DEPTH + 1
             for name, entry in entries.items():
-                if not depth or name.startswith(".") or not _leads_to_folder(entry):
-                    continue
                 is_link = entry.is_symlink()
+                # For a link in a loop `DirEntry.is_dir` raises, `os.path.isdir` does not.
+                is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()  # noqa: PTH112
+                if not depth or name.startswith(".") or not is_folder:
+                    continue
                 if is_link and refused is not None and (owner := foreign_link(entry.path)):
                     refused[entry.path] = f"is a link of {owner}"
                     continue
@@ -139,7 +141,7 @@ def _below(
 def _look(
     folder: str, in_sweeps: Sequence[str], refused: dict[str, str]
 ) -> tuple[Record | None, dict[str, os.DirEntry[str]]]:
-    """The heartbeat of a folder, or else its entries."""
+    """The heartbeat of a folder, or its entries if it has none."""
     if not in_sweeps and (heartbeat := read_record(f"{folder}/state.json")):
         return heartbeat, {}
     try:
@@ -152,18 +154,11 @@ def _look(
         return None, {}
 
 
-def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link into a folder that may not be entered, or a disk that does not answer
-        return False
-
-
 # The format of records
 
 
 def stamped(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with the number of the format and the version that writes it."""
+    """A record with the number of the format and this version."""
     rest = {key: value for key, value in record.items() if key not in ("format", "harness")}
     return {"format": FORMAT, "harness": __version__, **rest}
 
@@ -193,18 +188,18 @@ def began_s(record: Mapping[str, Any]) -> float:
 
 
 def weights_of(record: Mapping[str, Any]) -> str | None:
-    """The folder of the run whose weights a run, or the run it continues, began with."""
+    """The folder of the run whose weights a run or its parent began with."""
     parent = table(first_start(record), "parent")
     return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
 
 
 def check_format(name: str, record: Mapping[str, Any], *, remedy: str = "") -> None:
-    """Refuse a record that a version with another format wrote.
+    """Refuse a record of another format.
 
     Args:
-        name: what the record describes, such as `run runs/lstm/a`.
-        record: empty if none exists yet.
-        remedy: how to get that version.
+        name: for the message, such as `run runs/lstm/a`.
+        record: empty if it does not exist yet.
+        remedy: how to get the version that wrote it.
 
     Raises:
         InputError: for another format.
@@ -214,35 +209,33 @@ def check_format(name: str, record: Mapping[str, Any], *, remedy: str = "") -> N
     version = f"harness {record.get('harness', 'of an unknown version')}"
     raise InputError(
         f"{name}: was written by {version} (format {record.get('format')}), this is harness "
-        f"{__version__} (format {FORMAT}); go on with it by that version{remedy}"
+        f"{__version__} (format {FORMAT}); continue it with that version{remedy}"
     )
 
 
-def check_record(folder: LeasedDirectory, *, remedy: str = "") -> None:
-    """Refuse a run or a sweep with a record of another format, or a broken one.
-
-    Args:
-        remedy: how to get that version.
+def check_record(folder: LeasedDirectory) -> None:
+    """Refuse a run or a sweep whose record is broken or of another format.
 
     Raises:
         InputError: for such a record.
-        DiskError: if the record is unreadable just now.
+        DiskError: if the disk fails.
     """
     name = f"{folder.kind} {folder.folder}"
-    is_there = os.path.lexists(folder.path(RECORD))  # asked first: another start may write it now
+    is_there = os.path.lexists(folder.path(RECORD))  # first, as another start may write it now
     record = folder.certain_json(RECORD)
     if is_there and not record:
         raise InputError(
-            f"{name}: {RECORD} is broken, which says what it was begun with; put it back from a "
+            f"{name}: {RECORD} is broken, the record of its code and machine; restore it from a "
             "copy, or remove it to begin a new record"
         )
-    check_format(name, record, remedy=remedy)
+    remedy = f": harness reproduce {folder.folder} restores its code"
+    check_format(name, record, remedy=remedy if folder.kind == "run" else "")
 
 
 def untimed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without measured times: keys that end in `_s`, including `reviews_per_s`.
+    """A record without measured times: without keys that end in `_s`, such as `reviews_per_s`.
 
-    The rest is identical for two runs of a job on the same devices.
+    The rest is identical in all runs of a job on the same devices.
     """
     return {key: value for key, value in record.items() if not key.endswith("_s")}
 
@@ -257,10 +250,9 @@ class RunDirectory(LeasedDirectory):
 
     @classmethod
     def new(cls, runs: Path, job: Job, run_id: str | None) -> "RunDirectory":
-        """Name the folder of a run. `take_lease` makes it; without a `run_id` it is made at once.
+        """The folder of a new run, or of the run with this id if its job is the same.
 
-        With a `run_id` the folder may exist: then the run continues, if its job is the same,
-        wherever data and vectors are now; their checksums are compared later.
+        Without a `run_id` the folder is made at once, otherwise by `take_lease`.
 
         Raises:
             InputError: if the id is not a file name, the folder holds another job, or the
@@ -273,8 +265,8 @@ class RunDirectory(LeasedDirectory):
         run = cls(runs / job.name / run_id)
         if run.exists() and run.job().identity() != job.identity():
             raise InputError(
-                f"run {run.folder}: holds another job; choose another --run-id, or go on with it "
-                f"by: harness resume {run.folder}"
+                f"run {run.folder}: holds another job; choose another --run-id, or continue the "
+                f"run: harness resume {run.folder}"
             )
         return run
 
@@ -283,18 +275,16 @@ class RunDirectory(LeasedDirectory):
         """An existing run.
 
         Raises:
-            InputError: if there is no such folder, or no run in it.
+            InputError: if the folder does not exist or is not a run's.
         """
         run = cls(folder)
         if run.exists():
             return run
         if not os.path.isdir(folder):  # noqa: PTH112 - never raises
-            others = [str(p.parent) for p in folder.parent.glob("*/job.toml")]
-            near = suggest(str(folder), others[-5:]) or "; harness train makes one"
-            raise InputError(f"run {folder}: no such folder{near}")
+            raise InputError(f"run {folder}: no such folder; harness status --all lists all runs")
         if is_ensemble(folder):
             raise InputError(
-                f"run {folder}: is an ensemble, which compare and predict take; give a run"
+                f"run {folder}: is an ensemble, for compare and predict only; name a run"
             )
         raise InputError(f"run {folder}: is not a run's folder, it holds no job.toml")
 
@@ -307,7 +297,7 @@ class RunDirectory(LeasedDirectory):
         return is_file(self.folder / "result.json")
 
     def result(self) -> dict[str, Any]:
-        """The scores of a finished run.
+        """The `result.json` of a finished run.
 
         Raises:
             DiskError: if the disk fails.
@@ -320,7 +310,7 @@ class RunDirectory(LeasedDirectory):
         return result
 
     def job(self) -> Job:
-        """The job of the run, with all defaults filled in.
+        """The job of the run with all defaults.
 
         Raises:
             InputError: if another version wrote the run, or the file is broken.
@@ -331,7 +321,7 @@ class RunDirectory(LeasedDirectory):
     def check_owner(self) -> None:
         """Refuse to write into another user's run, or through another user's link.
 
-        This user's own links are fine, such as `runs` on a scratch disk.
+        Links of this user are allowed, such as `runs` on a scratch disk.
 
         Raises:
             InputError: for the first folder or link of another user.
@@ -340,34 +330,28 @@ class RunDirectory(LeasedDirectory):
         for path in (self.folder, *itertools.chain.from_iterable(inside)):
             try:
                 status = path.stat() if path == self.folder else path.lstat()
-            except OSError:  # a new run, or a file that was just removed
+            except OSError:  # missing, as in a new run
                 continue
             owner = status.st_uid
             if owner != os.getuid() and not stat.S_ISREG(status.st_mode):
                 raise InputError(
-                    f"run {self.folder}: {path} belongs to {owner_name(owner)}, and a run is "
-                    f"written by its owner alone; train one of your own: "
-                    f"harness train {self.folder / 'job.toml'}"
+                    f"run {self.folder}: {path} belongs to {owner_name(owner)}, and only its owner "
+                    f"may write it; train your own run: harness train {self.folder / 'job.toml'}"
                 )
 
     def check_format(self) -> None:
-        """Refuse a run with a record of another format, or a broken one.
-
-        Raises:
-            InputError: for such a record, with the way to get the other version.
-        """
-        remedy = f": harness reproduce {self.folder} puts back the code that it was begun with"
-        check_record(self, remedy=remedy)
+        """Refuse a run whose record is broken or of another format, as `check_record` does."""
+        check_record(self)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file; one with a diff is private, because a diff may hold anything."""
+        """Write a JSON file; a record with a diff is private, because a diff may hold secrets."""
         self.write(name, to_json(content), mode=0o600 if content.get("uncommitted_diff") else 0o666)
 
     def checkpoints(self) -> list[Path]:
         """The run's checkpoints, oldest first.
 
         Raises:
-            DiskError: if the disk fails, where `Path.glob` might find nothing.
+            DiskError: if the disk fails. `Path.glob` would find nothing then.
         """
         folder = self.path("checkpoints")
         try:
@@ -384,7 +368,7 @@ class RunDirectory(LeasedDirectory):
 def ask_to_cancel(folder: Path) -> None:
     """Ask a run that shares its job with others to stop, or not to begin; `resume` undoes it.
 
-    The job reads the file, because no signal reaches a single run on another node.
+    The job reads a file, because no signal reaches one of several runs on another node.
     """
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / CANCEL, to_json({"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}))
@@ -408,13 +392,13 @@ def check_id(option: str, text: str) -> None:
 
 
 def reserve_id(runs: Path, wanted: Sequence[tuple[str, str]]) -> str:
-    """The beginning of the names of new runs, or the name of a new sweep.
+    """A new beginning of the names of runs, or a new name of a sweep, from the time.
 
-    Makes their folders, so that no other thread or process takes them.
+    Makes the folders, so that no other thread or process uses these names.
 
     Args:
         runs: folder of the runs.
-        wanted: for each run its job, and the end of its name.
+        wanted: for each run its job and the end of its name.
 
     Raises:
         InputError: if the folder of the runs can't be written.
@@ -435,11 +419,11 @@ def reserve_id(runs: Path, wanted: Sequence[tuple[str, str]]) -> str:
                 raise InputError(f"runs = {runs}: can't be written: {reason}") from None
         else:
             return name
-    raise InputError(f"runs = {runs}: holds a thousand {first}; give a run_id or sweep_id")
+    raise InputError(f"runs = {runs}: a thousand runs began at {first}; name a run_id or sweep_id")
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Remove folders of `reserve_id` that are still empty."""
+    """Remove those folders of `reserve_id` that are still empty."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
@@ -447,7 +431,7 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 def is_whole(result: dict[str, Any]) -> bool:
-    """Whether a result is complete: with test scores or, without a test, validation scores."""
+    """Whether a result is complete: with a test score or, without a test, a validation score."""
     score = number(result["accuracy"] if "accuracy" in result else result.get("val_accuracy"))
     classes = result.get("classes")
     is_list = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
@@ -455,12 +439,12 @@ def is_whole(result: dict[str, Any]) -> bool:
 
 
 def summary_of(result: dict[str, Any]) -> dict[str, Any]:
-    """The part of a result that `status` shows, and the size of the file, to notice changes."""
+    """The part of a result that `status` shows, and the size of the file, which shows changes."""
     shown = ("job", "architecture", "seed", "accuracy", "val_accuracy")
     found = {name: result[name] for name in shown if name in result}
     return {**found, "bytes": len(to_json(result).encode())}
 
 
 def run_identity(job: Job, checksum: str) -> str:
-    """What a checkpoint belongs to: a job and its data, wherever the data are."""
+    """The sha256 of a job and its data, which a checkpoint and its run must share."""
     return hashlib.sha256(f"{job.identity()}\n{checksum}".encode()).hexdigest()

@@ -1,7 +1,5 @@
-"""The states of runs, from their folders and the queue; runs by name."""
+"""The states of runs, from their folders and the queue; the runs of a name."""
 
-import difflib
-import functools
 import os
 import re
 import socket
@@ -10,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness import PROJECT
-from harness.errors import InputError
+from harness.errors import InputError, did_you_mean
 from harness.slurm.client import Queue, QueuedJob, find_job, training_script
 from harness.slurm.script import submissions
 from harness.system.files import in_threads
@@ -29,13 +27,10 @@ from harness.tracking.records import (
 )
 from harness.tracking.run_dir import RunFolder, walk_runs
 
-STALE_AFTER_S = 12 * HEARTBEAT_S
-# Compiling, validating and testing may take minutes without a heartbeat.
-STALE_AFTER_OTHERWISE_S = 600.0
-STALE_AFTER_WRITES = 5  # times the expected time between two writes, if they are far apart
+STALE_AFTER_S = 600.0  # compiling, validating and testing take minutes without a heartbeat
 STARTED = ("RUNNING", "CONFIGURING")
 
-# How slurmstepd says in the log that it killed a job that was out of memory; how each start begins.
+# In a log: slurmstepd's messages about a job out of memory, and the first line of each start.
 OUT_OF_MEMORY = re.compile(r"exceeded (job |step )?memory limit|oom[-_ ]?kill", re.IGNORECASE)
 JOB_BEGINS = re.compile(r"\bjob \d+ on [^\n]*", re.MULTILINE)
 
@@ -47,47 +42,44 @@ def infer_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago
 
     Args:
         status: from `observe`.
-        jobs: the queue's jobs with its ids; None if squeue gave no answer.
-        asked_s_ago: the age of that answer.
+        jobs: in the queue; None if squeue gave no answer.
+        asked_s_ago: the age of squeue's answer.
     """
-    _set_state(status, jobs, asked_s_ago)
+    status.state, status.note = _state_and_note(status, jobs, asked_s_ago)
     if status.trials:
         counts = describe_trials(status.trials)
         status.note = f"{counts}; {status.note}" if status.note else counts
 
 
-def _set_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago: float) -> None:
+def _state_and_note(
+    status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago: float
+) -> tuple[str, str]:
     if jobs is not None and status.is_own:
         status.queued = find_job(jobs, status.reported_job, status.slurm_job)
-    queued = status.queued
-    if queued:
-        status.slurm_job = queued.id
+    if status.queued:
+        status.slurm_job = status.queued.id
     if status.phase == "result":
-        status.state = "finished"
-        status.note = status.error or ""
-        return
+        return "finished", status.error or ""
     stopped = status.phase in (None, "interrupted", "failed")
     if stopped and status.shares_job and status.asked_to_cancel:
-        queued = status.queued = None  # its job continues without it
+        status.queued = None  # its job trains the other seeds
         if status.phase is None:
-            status.state, status.note = "cancelled", "will not start with its job"
-            return
+            return "cancelled", "will not start with its job"
+    queued = status.queued
     if queued and not queued.ended and _is_ahead(status, queued):
-        status.state, status.note = _state_in_queue(status, queued)
-    elif status.phase == "interrupted":
+        return _state_in_queue(status, queued)
+    if status.phase == "interrupted":
         at = f", saved at {status.position}" if status.position else ""
-        status.state = "interrupted"
-        status.note = f"by {status.signal or 'a signal'}{at}; {status.resume}"
-    elif status.phase == "failed":
-        status.state, status.note = "failed", status.error or last_log_line(status)
-    elif status.phase is None:
-        status.state, status.note = _state_before_start(status, jobs is not None)
-    else:
-        status.state, status.note = _state_by_heartbeat(status, jobs is not None, asked_s_ago)
+        return "interrupted", f"by {status.signal or 'a signal'}{at}; {status.resume}"
+    if status.phase == "failed":
+        return "failed", status.error or last_log_line(status)
+    if status.phase is None:
+        return _state_before_start(status, jobs is not None)
+    return _state_by_heartbeat(status, jobs is not None, asked_s_ago)
 
 
 def _is_ahead(status: RunStatus, queued: QueuedJob) -> bool:
-    """Whether the queue is newer than the heartbeat: the job waits, or started after it."""
+    """Whether the job waits, or started after the last heartbeat."""
     age = status.heartbeat_age_s
     if queued.waits or age is None:
         return True
@@ -96,8 +88,8 @@ def _is_ahead(status: RunStatus, queued: QueuedJob) -> bool:
 
 def _state_in_queue(status: RunStatus, queued: QueuedJob) -> tuple[str, str]:
     if queued.waits:
-        saved = f"goes on at {status.position}" if status.position else ""
-        again = "in the queue again" if status.phase else ""
+        saved = f"continues at {status.position}" if status.position else ""
+        again = "requeued" if status.phase else ""
         status.forget_speed()
         return "pending", "; ".join(filter(None, (queued.why, again, saved)))
     if queued.state == "SUSPENDED":
@@ -108,7 +100,7 @@ def _state_in_queue(status: RunStatus, queued: QueuedJob) -> tuple[str, str]:
 def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
     """The state of a run without a heartbeat or a live job."""
     if (status.queued or not status.is_there()) and was_out_of_memory(status):
-        return "failed", "out of memory; give more by --mem"
+        return "failed", "out of memory; request more with --mem"
     if status.queued:
         line = last_log_line(status)
         ended = status.queued.state.lower().replace("_", " ")
@@ -121,29 +113,26 @@ def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
     if not answered:
         return "submitted", "no answer from the scheduler"
     if not status.is_own:
-        return "unknown", "another user's; the queue shows own jobs alone"
+        return "unknown", "another user's job; squeue shows only yours"
     line = last_log_line(status)
     return ("failed", line) if line else ("gone", "left the queue before it began")
 
 
 def was_out_of_memory(status: RunStatus) -> bool:
-    """Whether the last job of a run was out of memory, by the queue or its log."""
+    """Whether the queue or the log says that the last job of a run was out of memory."""
     if status.queued is not None and status.queued.state == "OUT_OF_MEMORY":
         return True
     log = log_end(status)
-    begins = [found.start() for found in JOB_BEGINS.finditer(log)]
-    return OUT_OF_MEMORY.search(log, begins[-1] if begins else 0) is not None
+    return OUT_OF_MEMORY.search(JOB_BEGINS.split(log)[-1]) is not None  # of the last start
 
 
 def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -> tuple[str, str]:
     """The state of a run that was training at its last heartbeat."""
     age, queued = status.heartbeat_age_s or 0.0, status.queued
-    limit = STALE_AFTER_S if status.phase == "training" else STALE_AFTER_OTHERWISE_S
-    limit = max(limit, STALE_AFTER_WRITES * status.expected_s)
     if queued and queued.state == "SUSPENDED":
         return "suspended", "by Slurm"
     if status.reported_job and answered and status.is_own and (not queued or queued.ended):
-        # The queue's answer lacks a job that started after it.
+        # A job that started after squeue's answer is not in it.
         if age > asked_s_ago + 2 * HEARTBEAT_S:
             why = f"Slurm says {queued.state}" if queued else "its job left the queue"
             if was_out_of_memory(status):
@@ -156,7 +145,7 @@ def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -
         and (status.process is None or not is_run_alive(status.process, status.time_s))
     ):
         return "dead", f"its process is gone; {status.resume}"
-    if age <= limit:
+    if age <= STALE_AFTER_S:
         started = "starting" if status.phase == "starting" else "running"
         return started, status.phase if status.phase in ("validating", "testing") else ""
     where = f" on {status.host}" if status.host else ""
@@ -176,39 +165,28 @@ def format_duration(time_s: float) -> str:
 
 
 def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> list[RunStatus]:
-    """All runs below `runs` and in `folders`: live ones first, then the newest.
+    """All runs below `runs` and in `folders`, active ones first, then the newest.
 
-    Includes jobs that wait: by their records or, with a queue, by their scripts.
+    Includes jobs in the queue that have not made their runs yet: those with a submission's record
+    and, with a queue, those that plain sbatch submitted.
 
     Args:
-        folders: more runs or folders of runs; they need not exist yet.
+        folders: more runs or folders of runs, which need not exist yet.
     """
     now, jobs = time.time(), queue.jobs() if queue else None
     asked_s_ago = now - queue.asked_at if queue else 0.0
-    by_id: dict[str | None, list[QueuedJob]] = {}
-    for job in jobs or ():
-        for job_id in {job.id, job.raw_id}:
-            by_id.setdefault(job_id, []).append(job)
-    real_folder = functools.cache(os.path.realpath)
-
-    def real(run: Path) -> str:  # cached: many runs share few parents, and are no links
-        return f"{real_folder(run.parent)}/{run.name}"
-
-    sent = {real(each.folder): each for each in read_submissions(submissions(runs))}
+    sent = {os.path.realpath(each.folder): each for each in read_submissions(submissions(runs))}
 
     def look(found: RunFolder) -> RunStatus:
-        folder = Path(found.path)
-        record = sent.get(real(folder)) if sent else None
         name = found.path.removeprefix(f"{str(runs).rstrip('/')}/")
-        status = observe(folder, name, record, now=now, heartbeat=found.heartbeat)
-        its_ids = dict.fromkeys((status.reported_job, status.slurm_job))
-        its_jobs = [job for job_id in its_ids for job in by_id.get(job_id, ())]
-        infer_state(status, None if jobs is None else its_jobs, asked_s_ago)
+        record = sent.get(found.real)
+        status = observe(Path(found.path), name, record, now=now, heartbeat=found.heartbeat)
+        infer_state(status, jobs, asked_s_ago)
         return status
 
     begun = walk_runs((runs, *filter(os.path.isdir, folders)))
     statuses = in_threads(look, begun)
-    known = {each.real for each in begun} | {real(each.folder) for each in statuses if sent}
+    known = {each.real for each in begun}
     top = f"{os.path.realpath(runs)}/"
     waiting = [RunFolder(str(runs / at.removeprefix(top)), at) for at in sent if at not in known]
     statuses += in_threads(look, waiting)
@@ -232,7 +210,7 @@ def refresh(status: RunStatus, queue: Queue) -> RunStatus:
 def _unrecorded(
     jobs: Sequence[QueuedJob], known: Sequence[QueuedJob | None], runs: Path, *, now: float
 ) -> Iterator[RunStatus]:
-    """Jobs of this project that plain sbatch submitted and that have no folder yet."""
+    """Jobs of this project that plain sbatch submitted and that have not made a run yet."""
     taken = {job.id for job in known if job}
     own = {str(PROJECT), os.path.dirname(os.path.realpath(runs))}  # noqa: PTH120 - as a string
     for queued in jobs:
@@ -264,7 +242,7 @@ def select_runs(
     """The runs with these names, in the order of `survey`.
 
     Raises:
-        InputError: as `pick` says.
+        InputError: see `pick`.
     """
     statuses = survey(runs, queue, [Path(name) for name in names if name.strip()])
     chosen = {id(run) for name in names for run in pick(name, statuses, runs, many=many)}
@@ -272,7 +250,7 @@ def select_runs(
 
 
 def _is_of_job(folder: str, job: str, tasks: str = r"(_\d+)?") -> bool:
-    """Whether a folder is named after a job, or a task or seed of it."""
+    """Whether a folder has the name of a job, or of a task or seed of the job."""
     return bool(re.fullmatch(rf"slurm-{re.escape(job)}{tasks}(-\d+)?(-seed\d+)?", folder))
 
 
@@ -283,20 +261,20 @@ def pick(
 
     Args:
         statuses: from `survey` with the name among its folders.
-        many: whether a folder of runs, or an id of several runs, is allowed.
+        many: whether a folder of runs, or a run id that several jobs use, is allowed.
 
     Raises:
         InputError: if the name fits no run, or several and `many` is false.
     """
     if not name.strip():
-        raise InputError("run '': give a folder, an id or a Slurm job's id")
+        raise InputError("run '': name a folder, a run id or the id of a Slurm job")
     paths = [(os.path.realpath(each.folder), each) for each in statuses]
     for folder in (os.path.realpath(name), os.path.realpath(runs / name)):
         found = [each for path, each in paths if path == folder]
         found = found or [each for path, each in paths if path.startswith(f"{folder}/")]
         if found:
             return found if many else [one(name, found)]
-    # A folder keeps the id of its first job, even if another job continues the run.
+    # The folder of a run keeps the id of its first job when another job continues the run.
     found = [
         each
         for each in statuses
@@ -307,30 +285,28 @@ def pick(
         are_seeds = all(re.search(r"-seed\d+$", each.folder.name) for each in found)
         is_job = many or (are_seeds and JOB_ID.fullmatch(name))
         return found if is_job else [one(name, found)]
-    # All tasks of an array are one job to Slurm.
+    # To Slurm all tasks of an array are one job.
     array = [
         each
         for each in statuses
         if (each.slurm_job or "").startswith(f"{name}_") or _is_of_job(each.folder.name, name)
     ]
-    # Last, the raw id, which names logs; the raw id of one task is that of its array.
+    # Last the raw id, which is in the names of logs: one task has the raw id of the whole array.
     found = array or [each for each in statuses if each.reported_job == name]
     if found:
         return found
     known = {known for each in statuses for known in (each.run, each.folder.name, each.slurm_job)}
-    near = difflib.get_close_matches(name, filter(None, known), n=3, cutoff=0.6)
-    hint = f"did you mean {' or '.join(near)}?" if near else "harness status --all lists them"
-    raise InputError(f"run {name}: no run has this folder, id or job below {runs}; {hint}")
+    hint = did_you_mean(name, [*filter(None, known)]) or "; harness status --all lists all runs"
+    raise InputError(f"run {name}: no run has this folder, id or job below {runs}{hint}")
 
 
 def one(name: str, found: Sequence[RunStatus]) -> RunStatus:
     """The only run in a list.
 
     Raises:
-        InputError: if there are several; the message names them.
+        InputError: if there are several; the message names up to five.
     """
     if len(found) > 1:
         names = ", ".join(each.run for each in found[:5])
-        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
-        raise InputError(f"run {name}: fits {len(found)} runs, name one of them: {names}{more}")
+        raise InputError(f"run {name}: fits {len(found)} runs; name one of them, such as {names}")
     return found[0]

@@ -1,4 +1,4 @@
-"""The table of `harness status`: for a terminal of 80 columns, or as a whole for a file."""
+"""The table of `harness status`: as wide as a terminal, or with all columns for a file."""
 
 import logging
 from collections import Counter
@@ -26,7 +26,7 @@ GAP = "  "
 
 
 def split_shown(statuses: Sequence[RunStatus], *, everything: bool) -> tuple[list[RunStatus], str]:
-    """The runs to show, and a line about older ended runs, if there are any."""
+    """The runs to show, and a line that counts older ended runs; empty without any."""
     ended = [each for each in statuses if not each.alive]
     hidden = [] if everything else ended[NUM_NEWEST:]
     left_out = {id(each) for each in hidden}
@@ -37,7 +37,7 @@ def split_shown(statuses: Sequence[RunStatus], *, everything: bool) -> tuple[lis
 
 
 def cells(status: RunStatus) -> dict[str, str]:
-    """The figures of a run as text, empty if unknown."""
+    """The cells of a run by column, empty if unknown."""
     goes_on = status.state in ("running", "stale")
     speed = status.reviews_per_s if goes_on else None
     eta = status.eta_s if status.state == "running" else None
@@ -65,21 +65,19 @@ def _per_cent(share: float | None) -> str:
 
 
 def notes(status: RunStatus) -> str:
-    """The facts without a column on a terminal."""
+    """The line below a run on a terminal: facts without a column."""
     parts = []
-    job, architecture = status.job or "", status.architecture
-    if architecture and job != architecture and not job.endswith(f"_{architecture}"):
-        parts.append(architecture)
+    if status.architecture and status.architecture != status.job:
+        parts.append(status.architecture)
     if status.slurm_job and status.slurm_job not in status.run:
         parts.append(f"Slurm job {status.slurm_job}")
     if status.restarts:
-        times = "once" if status.restarts == 1 else f"{status.restarts} times"
-        parts.append(f"{'requeued' if status.slurm_job else 'resumed'} {times}")
+        parts.append(f"restarts: {status.restarts}")
     return one_line("; ".join(filter(None, (*parts, status.note))))
 
 
 def as_lines(rows: Sequence[dict[str, str]], names: Sequence[str] = IN_A_FILE) -> list[str]:
-    """The headings and a line per row; a column is as wide as its longest cell."""
+    """The headings and one line per row; a column is as wide as its longest cell."""
     # Rich's Table would take a second for a thousand runs.
     columns = []
     for name in names:
@@ -93,11 +91,11 @@ def as_lines(rows: Sequence[dict[str, str]], names: Sequence[str] = IN_A_FILE) -
 
 
 def as_renderable(statuses: Sequence[RunStatus], width: int) -> RenderableType:
-    """The table for a terminal: facts without a column are in a line below their run."""
+    """The table for a terminal, with the notes of a run in a line below it."""
     rows = [cells(each) for each in statuses]
     figures = [name for name in FIGURES if any(row[name] for row in rows)]
     room = width - cell_len(GAP) - max(map(cell_len, as_lines(rows, figures)))
-    # A name that is too long gets a separate line, so that it can be copied as a whole.
+    # A long name gets a separate line, so that users can copy it.
     is_long = [cell_len(row["run"]) > room for row in rows]
     shown = [row | {"run": ""} if long else row for row, long in zip(rows, is_long, strict=True)]
     headings, *lines = as_lines(shown, ("run", *figures))
@@ -112,7 +110,7 @@ def as_renderable(statuses: Sequence[RunStatus], width: int) -> RenderableType:
 
 
 class StatusScreen:
-    """Shows the table, once or again and again."""
+    """Shows the table once, or repeatedly."""
 
     def __init__(self, runs: Path, *, everything: bool, watches: bool = False) -> None:
         self.runs, self.everything, self.watches = runs, everything, watches
@@ -121,27 +119,27 @@ class StatusScreen:
         self._complained: str | None = None
 
     def draw(self, statuses: Sequence[RunStatus], problem: str | None) -> bool:
-        """Draw the table over the last one; if the output is no terminal, print it if it changed.
+        """Draw the table over the last one; print it into a file only if it changed.
 
         Args:
-            statuses: of the runs.
-            problem: the reason if squeue gave no answer.
+            statuses: of all runs.
+            problem: why squeue gave no answer; None if it did.
 
         Returns:
             Whether any run is at work or waits.
         """
         shown, older = split_shown(statuses, everything=self.everything)
         none = "" if shown else f"no runs below {self.runs}; harness train jobs/lstm.toml makes one"
-        said = [line for line in (none, older) if line]
+        below = [line for line in (none, older) if line]
         if self.console.is_terminal:
             if self.watches:
                 self.console.clear()
             if shown:
                 self.console.print(as_renderable(shown, self.console.width))
-            for line in said:
+            for line in below:
                 self.console.print(Text(line, "dim"))
         else:
-            lines = [*(as_lines([cells(each) for each in shown]) if shown else []), *said]
+            lines = [*(as_lines([cells(each) for each in shown]) if shown else []), *below]
             if lines != self._before:
                 if self._before:
                     echo()
@@ -153,5 +151,5 @@ class StatusScreen:
     def complain(self, problem: str | None) -> None:
         """Warn once that squeue gave no answer."""
         if problem and problem != self._complained:
-            log(logging.WARNING, f"{problem}; shown from the run folders alone")
+            log(logging.WARNING, f"{problem}; the table shows the run folders only")
         self._complained = problem

@@ -1,9 +1,9 @@
-"""A folder of runs as their processes would have left them, and a squeue that tests write for."""
+"""A folder of runs as their processes would leave them, and a squeue with the answers of a test."""
 
 import json
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ RESULT = {
 
 @dataclass
 class Site:
-    """A folder of runs, and a squeue that prints what a test wrote for it."""
+    """A folder of runs, and programs of Slurm on the PATH."""
 
     folder: Path
 
@@ -43,7 +43,7 @@ class Site:
         write_program(self.folder / "bin" / name, script)
 
     def slurm(self, *lines: str, script: str = "") -> None:
-        """Put a squeue on the PATH that notes each question."""
+        """Put a squeue on the PATH that prints these lines and counts its calls."""
         answer = self.folder / "answer"
         answer.write_text("".join(f"{line}\n" for line in lines))
         self.program("squeue", f'echo >> "{self.folder}/asked"\n{script or f"cat {answer}"}')
@@ -65,10 +65,8 @@ class Site:
         job: str = "lstm",
         **values: Any,
     ) -> RunDirectory:
-        """A run as its own process would have left it `age_s` ago."""
+        """A run as its process would have left it `age_s` ago."""
         allocation = SlurmEnvironment.from_environment({"SLURM_JOB_ID": slurm_job or "0"})
-        if allocation:
-            allocation = replace(allocation, log=str(log)) if log else allocation
         then = time.time() - age_s
         run = RunDirectory.new(self.runs, load_job(JOBS / f"{job}.toml"), run_id)
         run.take_lease()
@@ -88,9 +86,7 @@ class Site:
 
     def submission(self, job_id: str, seeds: list[int], **more: Any) -> dict[str, Any]:
         """A record as `harness submit` writes it."""
-        names = (
-            [f"slurm-{job_id}_{seed}" for seed in seeds] if len(seeds) > 1 else [f"slurm-{job_id}"]
-        )
+        names = [f"slurm-{job_id}{f'_{seed}' if len(seeds) > 1 else ''}" for seed in seeds]
         record = {
             "job_id": job_id,
             "job": "gru",
@@ -112,13 +108,10 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    """A machine without Slurm, until a test puts one there."""
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/bin" if Path("/bin/cat").exists() else "")
-    clients = Path("/bin/squeue").exists()
-    if clients:  # merged /usr: a PATH of what the stand-in needs
-        tools = tmp_path / "tools"
-        tools.mkdir()
-        for name in ("cat", "sleep", "sh"):
-            (tools / name).symlink_to(f"/bin/{name}")
-        monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{tools}")
+    """A machine without Slurm, until a test adds programs."""
+    tools = tmp_path / "tools"  # /bin may hold Slurm's programs
+    tools.mkdir()
+    for name in ("cat", "sleep", "sh"):
+        (tools / name).symlink_to(f"/bin/{name}")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{tools}")
     return Site(tmp_path)

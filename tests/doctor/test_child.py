@@ -1,4 +1,4 @@
-"""Child processes of the checks: what they are given, how they end, and what they took."""
+"""Child processes of the checks: their code and variables, their end, their memory."""
 
 import sys
 from pathlib import Path
@@ -9,10 +9,10 @@ from harness.doctor import child
 from tests.conftest import PROJECT
 
 
-def test_a_child_imports_this_code_whatever_folder_it_starts_in(
+def test_a_child_imports_this_code_in_any_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """It has its own variables too."""
+    """And it has the variables of the call."""
     (tmp_path / "harness").mkdir()
     (tmp_path / "harness/__init__.py").write_text("raise SystemExit('another checkout')")
     monkeypatch.chdir(tmp_path)
@@ -30,19 +30,19 @@ def test_a_child_imports_this_code_whatever_folder_it_starts_in(
         ("import os; os.kill(os.getpid(), 9)", "died of SIGKILL (it printed nothing)"),
     ],
 )
-def test_an_end_is_told_with_the_last_line(code: str, line: str) -> None:
-    """Standard error comes first, without the prefix of our own commands."""
+def test_an_end_is_described_with_the_last_line(code: str, line: str) -> None:
+    """That of standard error comes first, without the prefix of `harness` commands."""
     assert str(child.run_process([sys.executable, "-c", code], timeout_s=60)) == line
 
 
-def test_a_child_that_takes_too_long_is_ended() -> None:
-    """The time limit holds whatever the child does."""
+def test_a_child_that_takes_too_long_is_killed() -> None:
+    """With an error that names the time limit."""
     with pytest.raises(child.ChildError, match=r"^took over 1 s and was ended$"):
         child.run_process([sys.executable, "-c", "import time; time.sleep(600)"], timeout_s=1)
 
 
-def test_memory_is_that_of_the_one_child() -> None:
-    """An earlier child that took more does not count for a later one."""
+def test_memory_is_that_of_one_child() -> None:
+    """An earlier, larger child does not count."""
     code = """
 import sys
 from harness.doctor import child
@@ -50,7 +50,7 @@ for size in (300_000_000, 1):
     words = [sys.executable, "-c", f"len(b'x' * {size})"]
     print(child.run_process(words, timeout_s=60).peak_memory_gb)
 """
-    # From a small process: Linux counts what a child shared with its parent before its own start.
+    # From a small process: on Linux a child's peak includes the memory of its parent at the fork.
     ended = child.run_process([sys.executable, "-c", code], timeout_s=60)
     large, small = map(float, ended.output.split())
     assert large > 0.3

@@ -1,4 +1,4 @@
-"""Cards, drivers and systems against the wheels of the locks: a table of cases."""
+"""Whether TensorFlow's wheel in the lock file supports a card."""
 
 import pytest
 
@@ -16,13 +16,13 @@ WHEEL = ("sm_60", "sm_70", "sm_80", "sm_89", "compute_90")  # TensorFlow 2.21's 
         ("A100", (8, 0), "green", "machine code sm_80"),
         ("H100", (9, 0), "yellow", "PTX compute_90: the driver compiles for minutes"),
         ("B200", (10, 0), "yellow", "XLA may abort on it"),
-        ("K80", (3, 7), "red", "TensorFlow holds no code for it"),
+        ("K80", (3, 7), "red", "TensorFlow has no code for it"),
     ],
 )
 def test_cards_are_judged_by_the_build(
     name: str, capability: tuple[int, int], level: str, said: str
 ) -> None:
-    """Red needs another card, yellow compiles at first use; each names its remedy."""
+    """Red needs another card; yellow compiles at first use or may abort."""
     finding = judge_card(Card(f"NVIDIA {name}", capability), "570.26", WHEEL)
     assert finding.level == level
     assert said in finding.found
@@ -30,8 +30,8 @@ def test_cards_are_judged_by_the_build(
     assert bool(finding.remedy) == (level != "green")
 
 
-def test_doctor_judges_each_kind_of_card_once() -> None:
-    """Four A100 are one line."""
+def test_each_kind_of_card_is_judged_once() -> None:
+    """Four A100 give one finding."""
     answer = {
         "gpus": ["NVIDIA A100"] * 4 + ["NVIDIA H100"],
         "capabilities": [[8, 0]] * 4 + [[9, 0]],

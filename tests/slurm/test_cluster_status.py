@@ -106,7 +106,7 @@ def test_following_goes_on_over_a_requeue(watched: Watcher, project: SlurmProjec
         return bool(waits[-1]["state"] == "pending")
 
     wait_until(is_pending, timeout_s=20)
-    assert "in the queue again" in waits[-1]["note"]
+    assert "requeued" in waits[-1]["note"]
     said, complaints = following.communicate(timeout=120)
     assert (following.returncode, complaints) == (0, "")
     assert said.count(f"run {job.run}:") == 2

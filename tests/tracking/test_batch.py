@@ -1,4 +1,4 @@
-"""Several jobs and seeds in one command: which runs are trained, and what each reads."""
+"""Several jobs and seeds in one command: which runs train, under which names."""
 
 import os
 import subprocess
@@ -16,19 +16,19 @@ from tests.conftest import JOBS
 
 
 def test_all_jobs_of_a_seed_come_before_those_of_the_next() -> None:
-    """Without seeds each job has its own; a job that is named twice is refused."""
+    """Without seeds the job file decides; a job that is named twice is refused."""
     files = [JOBS / "lstm.toml", JOBS / "gru.toml"]
     found = [(job.name, job.train.seed) for job in jobs_of(files, (), (2, 1))]
     assert found == [("lstm", 2), ("gru", 2), ("lstm", 1), ("gru", 1)]
     assert [job.train.seed for job in jobs_of(files, ["train.seed=9"], ())] == [9, 9]
-    with pytest.raises(InputError, match="job lstm: is given 2 times"):
+    with pytest.raises(InputError, match="job lstm: is named 2 times"):
         jobs_of([files[0], files[0]], (), (1,))
 
 
-def test_an_interrupted_pack_goes_on_by_what_its_user_can_type(
+def test_an_interrupted_batch_names_the_command_that_continues_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job script chose the run id, so the job's id is named in its log."""
+    """In a job of the job scripts this is `harness submit --resume` with the job's id."""
 
     def begin(*_: object, **__: object) -> None:
         raise Interrupted("a signal")
@@ -43,10 +43,10 @@ def test_an_interrupted_pack_goes_on_by_what_its_user_can_type(
         train_batch(request, Console())
 
 
-def test_what_is_finished_is_not_trained_again(
+def test_finished_runs_are_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same command begins the others alone; if all are finished, it begins none."""
+    """The same command trains only the unfinished runs."""
     begun: list[str] = []
 
     def begin(tasks: list[Task], *_: object, **__: object) -> None:
@@ -61,7 +61,7 @@ def test_what_is_finished_is_not_trained_again(
         (folder / "job.toml").write_text(job.to_toml())
         (folder / "result.json").write_text("{}")
         assert train_batch(request, Console()) == folders
-        assert begun == ["lstm-x-seed2"]  # of the first round; the second begins none
+        assert begun == ["lstm-x-seed2"]  # in the first round; the second trains none
 
 
 BATCH = """
@@ -85,8 +85,8 @@ batch.train_batch(request, Console())
 """
 
 
-def test_the_jobs_of_a_batch_can_be_read_on_other_nodes_and_in_any_locale(tmp_path: Path) -> None:
-    """They are on the shared disk, and UTF-8 as a job's file has to be."""
+def test_other_nodes_can_read_the_jobs_of_a_batch(tmp_path: Path) -> None:
+    """The copies are below the folder of runs, not in TMPDIR, and in UTF-8 in any locale."""
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     runs = tmp_path / "runs"
     done = subprocess.run(
@@ -103,10 +103,10 @@ def test_the_jobs_of_a_batch_can_be_read_on_other_nodes_and_in_any_locale(tmp_pa
     assert list(runs.rglob("*.toml")) == []
 
 
-def test_batches_of_the_same_second_are_other_runs(
+def test_batches_of_the_same_second_have_different_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where one seed is in both, all of the later one have another name; none begun leaves none."""
+    """If they share a seed, all runs of the later batch get another name; no folder stays empty."""
     begun: list[list[str]] = []
 
     def begin(tasks: list[Task], *_: object, **__: object) -> None:

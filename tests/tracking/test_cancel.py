@@ -1,4 +1,4 @@
-"""Runs found by name and cancelled: real ones of this machine, and what is not here."""
+"""`harness cancel`, and the names by which commands find runs."""
 
 import json
 import os
@@ -22,15 +22,14 @@ from harness.tracking.run_dir import RunDirectory
 from harness.tracking.status import pick, survey
 from harness.tuning.disk import stop_search_in
 from tests.conftest import JOBS, Harness
-from tests.doctor.site import ELSEWHERE, Site, site
+from tests.doctor.site import ELSEWHERE, Site
+from tests.doctor.site import site as site
 from tests.preloaded import Process
 from tests.tuning.made_up_sweep import RANDOM, make_sweep
 
-__all__ = ["site"]  # a fixture
-
 
 def test_a_run_is_found_by_folder_id_and_job(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each way that people write a run leads to it; an array's id to all of its tasks."""
+    """By folder, run id or job id; the id of an array finds all of its tasks."""
     site.run("slurm-12_1", "finished", slurm_job="13", slurm_own_id="12_1")
     site.run("slurm-12_2", "finished", slurm_job="12", slurm_own_id="12_2")
     site.run("slurm-14-345", "finished", slurm_job="16")
@@ -43,13 +42,8 @@ def test_a_run_is_found_by_folder_id_and_job(site: Site, monkeypatch: pytest.Mon
     def names(name: str, *, many: bool = False) -> list[str]:
         return sorted(each.run for each in pick(name, found, site.runs, many=many))
 
-    for name in (
-        "slurm-12_1",
-        "lstm/slurm-12_1",
-        str(site.runs / "lstm/slurm-12_1"),
-        "12_1",
-        "./slurm-12_1/",
-    ):
+    folder = str(site.runs / "lstm/slurm-12_1")
+    for name in ("slurm-12_1", "lstm/slurm-12_1", folder, "12_1", "./slurm-12_1/"):
         assert names(name) == ["lstm/slurm-12_1"], name
     assert names("13") == ["lstm/slurm-12_1"]
     assert names("12") == ["lstm/slurm-12_1", "lstm/slurm-12_2"]
@@ -58,26 +52,17 @@ def test_a_run_is_found_by_folder_id_and_job(site: Site, monkeypatch: pytest.Mon
     assert names("gru") == ["gru/mine"]
     ids = ("mine", "slurm-12_1", "slurm-12_2", "slurm-14-345", "slurm-15-345-seed1")
     assert names("lstm", many=True) == [f"lstm/{run_id}" for run_id in ids]
-    with pytest.raises(InputError, match="lstm: fits 5 runs, name one of them: "):
+    with pytest.raises(InputError, match="lstm: fits 5 runs; name one of them, such as "):
         names("lstm")
     for name in ("", " "):
-        with pytest.raises(InputError, match="give a folder"):
+        with pytest.raises(InputError, match="name a folder"):
             names(name)
     with pytest.raises(InputError, match=r"did you mean .*slurm-12_1"):
         names("slurm-12-1")
 
 
-@pytest.mark.parametrize("command", ["status", "logs", "cancel"])
-def test_a_name_that_fits_no_run_is_refused(harness: Harness, site: Site, command: str) -> None:
-    """Exit code 2 and one line with what is near."""
-    site.run("calmest", "finished")
-    done = harness.run_here(command, "calmost")
-    assert done.returncode == 2
-    assert "did you mean calmest" in done.stderr.splitlines()[-1]
-
-
-def test_commands_that_watch_never_import_tensorflow(site: Site) -> None:
-    """They answer at once, so they do without what takes seconds to load."""
+def test_status_logs_and_cancel_never_import_tensorflow(site: Site) -> None:
+    """Nor numpy, so that they answer at once."""
     site.run("a", "finished")
     code = (
         "import sys; from harness.cli.main import main;"
@@ -93,9 +78,9 @@ def test_commands_that_watch_never_import_tensorflow(site: Site) -> None:
 def test_a_search_is_cancelled_wherever_its_workers_are(
     site: Site, tmp_path: Path, job: str | None
 ) -> None:
-    """By a name in its folder that all of them see; tasks of its array that wait leave the queue.
+    """By a file that all workers read, and waiting tasks of its array leave the queue.
 
-    A run elsewhere has nobody who would look, so the machine is named.
+    A run on another machine reads no such file, so the message names the machine.
     """
     noted = scancel(site)
     sweep = make_sweep(tmp_path / "s", RANDOM).folder
@@ -111,8 +96,8 @@ def test_a_search_is_cancelled_wherever_its_workers_are(
         ask_to_stop(status)
 
 
-def test_without_slurms_programs_nobody_says_that_no_job_waits(site: Site) -> None:
-    """A requeued run may be in the queue; one that somebody cancelled is not, nor one elsewhere."""
+def test_without_slurms_programs_a_requeued_run_may_be_in_the_queue(site: Site) -> None:
+    """Unless it was cancelled."""
     site.run("slurm-12", "interrupted", slurm_job="12", signal="SIGUSR1")
     with pytest.raises(RunError, match=r"programs are not here; .* or: scancel 12"):
         ask_to_stop(site.only())
@@ -124,7 +109,7 @@ def test_without_slurms_programs_nobody_says_that_no_job_waits(site: Site) -> No
 
 
 def test_a_run_in_another_container_is_not_cancelled_from_here(tmp_path: Path) -> None:
-    """It has this machine's name, and a number that may be an own run's here."""
+    """The container has this machine's name, and the process id may be another process here."""
     boot, _, _ = process_space().partition(" ")
     (tmp_path / "state.json").write_text(json.dumps({"space": f"{boot} 7"}))
     here = socket.gethostname()
@@ -134,14 +119,14 @@ def test_a_run_in_another_container_is_not_cancelled_from_here(tmp_path: Path) -
 
 
 def scancel(site: Site) -> Path:
-    """Put a scancel on the PATH; the file in which it notes what it is asked for."""
+    """Put a scancel on the PATH; returns the file that records its arguments."""
     noted = site.folder / "cancelled"
     site.program("scancel", f'echo "$@" >> "{noted}"')
     return noted
 
 
 def test_a_job_is_cancelled_by_its_id(site: Site) -> None:
-    """One that waits is out of the queue at once; one that begins has to end first."""
+    """A waiting job leaves the queue at once, a running one has to save first."""
     noted = scancel(site)
     site.slurm("12|12|PENDING|0:00|Priority|/x.sh", "13|13|RUNNING|0:05|None|/x.sh")
     for job_id in ("12", "13"):
@@ -154,7 +139,7 @@ def test_a_job_is_cancelled_by_its_id(site: Site) -> None:
 
 @pytest.mark.parametrize("owns_job", [True, False, None])
 def test_a_session_is_not_cancelled_for_a_run(site: Site, *, owns_job: bool | None) -> None:
-    """A notebook server is a batch job too; what the job scripts began has the job for itself."""
+    """Only a job that the job scripts began is cancelled: a notebook server is a batch job too."""
     noted = scancel(site)
     site.slurm("12|12|RUNNING|1:00|None|/x.sh", "13|13|PENDING|0:00|Priority|/x.sh")
     site.program("scontrol", "echo JobId=12 BatchFlag=1")
@@ -164,11 +149,11 @@ def test_a_session_is_not_cancelled_for_a_run(site: Site, *, owns_job: bool | No
         with pytest.raises(RunError, match=r"harness cancel .*, or end its whole job: scancel 12$"):
             ask_to_stop(site.only())
         site.slurm("12|12|PENDING|0:00|Priority|/x.sh", "13|13|PENDING|0:00|Priority|/x.sh")
-        with pytest.raises(RunError, match=r"may hold more than this run.*: scancel 12$"):
-            ask_to_stop(site.only())  # which Slurm has put back into the queue
+        with pytest.raises(RunError, match=r"may run other programs.*: scancel 12$"):
+            ask_to_stop(site.only())  # Slurm has requeued the session
         assert not noted.exists()
         status = site.only()
-        status.slurm_job = status.reported_job = "13"  # that goes on with it
+        status.slurm_job = status.reported_job = "13"  # another job continues the run
         ask_to_stop(status)
         assert noted.read_text() == "13\n"
     else:
@@ -179,10 +164,10 @@ def test_a_session_is_not_cancelled_for_a_run(site: Site, *, owns_job: bool | No
 @pytest.mark.parametrize(
     ("run_id", "job"), [("slurm-12", "12"), ("slurm---me", "--me"), ("a", "12")]
 )
-def test_the_job_that_a_stranger_names_is_not_cancelled(
+def test_the_job_in_another_users_record_is_not_cancelled(
     site: Site, monkeypatch: pytest.MonkeyPatch, run_id: str, job: str
 ) -> None:
-    """It may be the user's own, or an option of scancel that means all of them."""
+    """It may be a job of this user, or an option of scancel that means all of them."""
     noted = scancel(site)
     site.slurm("12|12|RUNNING|1:00|None|/x.sh")
     run = site.run(run_id, "training")
@@ -195,8 +180,8 @@ def test_the_job_that_a_stranger_names_is_not_cancelled(
     assert not noted.exists()
 
 
-def test_a_job_that_is_no_id_is_none(site: Site) -> None:
-    """A broken record, even one's own, puts no option in front of Slurm's programs."""
+def test_a_job_id_that_is_no_id_is_ignored(site: Site) -> None:
+    """A broken record can't pass an option to Slurm's programs."""
     for run_id, job in (("slurm---me", "--me"), ("slurm-1-seed1", "(")):
         run = site.run(run_id, "training", 0)
         state = run.read_json("state.json") | {"slurm_job": job, "slurm_own_id": job}
@@ -207,7 +192,7 @@ def test_a_job_that_is_no_id_is_none(site: Site) -> None:
 
 @pytest.mark.parametrize("prefix", ["slurm-12", "slurm-12-345"])
 def test_one_seed_of_a_job_is_stopped_alone(site: Site, prefix: str) -> None:
-    """The others go on, so the job is not cancelled; where none goes on, it may be."""
+    """The job is cancelled only if no other seed continues."""
     noted = scancel(site)
     site.slurm("12|12|RUNNING|1:00|None|/x.sh")
     for seed in (1, 2):
@@ -221,56 +206,44 @@ def test_one_seed_of_a_job_is_stopped_alone(site: Site, prefix: str) -> None:
     assert not spares_others(one, [one], both, by_job=True)
 
 
-@pytest.mark.parametrize("by_job", [False, True])
-def test_a_seed_at_work_leaves_its_job_to_those_that_wait(
-    harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch, *, by_job: bool
-) -> None:
-    """Of plain sbatch with --seeds no record tells of them; the job's id means all of them."""
+def shared_job(harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put job 12 of slurm/lstm.sh --seeds 1-5 into the queue; returns the file of `scancel`."""
     monkeypatch.setattr(cancel, "WAIT_S", 0.0)
-    noted = scancel(site)
     site.slurm(f"12|12|RUNNING|1:00|None|{JOBS.parent}/slurm/lstm.sh --seeds 1-5")
     site.program("scontrol", "echo BatchFlag=1")
+    noted = scancel(site)
+    harness.environment["PATH"] = os.environ["PATH"]
+    return noted
+
+
+@pytest.mark.parametrize("named", ["folder", "job", "folder elsewhere"])
+def test_one_of_several_seeds_is_cancelled(
+    harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    """A folder names one seed, even if no other seed has begun; the job's id names all."""
+    noted = shared_job(harness, site, monkeypatch)
     one = site.run("slurm-12-seed1", "training", slurm_job="12")
     one.write_json("state.json", one.read_json("state.json") | {"owns_job": True})
-    harness.environment["PATH"] = os.environ["PATH"]
-    name = "12" if by_job else one.folder
-    done = harness.run_here("cancel", name, "--runs", site.runs)
-    assert "was asked to stop" in done.stderr
-    assert (one.path("cancel.json").exists(), noted.exists()) == (not by_job, by_job)
+    runs = site.folder / "empty" if named == "folder elsewhere" else site.runs
+    done = harness.run_here("cancel", "12" if named == "job" else one.folder, "--runs", runs)
+    assert "did not stop within" in done.stderr
+    is_alone = named != "job"
+    assert (one.path("cancel.json").exists(), noted.exists()) == (is_alone, not is_alone)
 
 
 @pytest.mark.parametrize("phase", ["failed", "interrupted"])
-def test_a_seed_that_has_stopped_leaves_the_others_their_job(
-    harness: Harness, site: Site, phase: str
+def test_a_seed_that_has_stopped_leaves_the_job_to_the_others(
+    harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
-    """Its job does not begin it again, and another job may go on with it."""
-    noted = scancel(site)
-    site.slurm("12|12|RUNNING|1:00|None|/x.sh")
-    site.program("scontrol", "echo BatchFlag=1")
+    """The job does not restart the seed, and another job may continue it."""
+    noted = shared_job(harness, site, monkeypatch)
     one = site.run("slurm-12-seed1", phase, slurm_job="12")
-    one.write_json("state.json", one.read_json("state.json") | {"owns_job": True})
     site.run("slurm-12-seed2", "training", slurm_job="12")
-    harness.environment["PATH"] = os.environ["PATH"]
     done = harness.run_here("cancel", one.folder)
     said = f"lstm/slurm-12-seed1: is {phase}; job 12 trains its other seeds\n"
     assert (done.returncode, done.stdout, noted.exists()) == (0, said, False), done.stderr
     (now,) = (each for each in survey(site.runs, Queue()) if each.run == "lstm/slurm-12-seed1")
     assert (now.asked_to_cancel, now.state, now.job_lives) == (True, phase, False)
-
-
-def test_one_seed_of_a_job_elsewhere_is_stopped_alone(
-    harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Named by its path where `--runs` is another folder, as its job still trains the others."""
-    monkeypatch.setattr(cancel, "WAIT_S", 0.0)
-    noted = scancel(site)
-    site.slurm("12|12|RUNNING|1:00|None|/x.sh")
-    site.program("scontrol", "echo BatchFlag=1")
-    one, _ = (site.run(f"slurm-12-seed{seed}", "training", slurm_job="12") for seed in (1, 2))
-    harness.environment["PATH"] = os.environ["PATH"]
-    done = harness.run_here("cancel", one.folder, "--runs", site.folder / "empty")
-    assert "was asked to stop" in done.stderr
-    assert (one.path("cancel.json").exists(), noted.exists()) == (True, False)
 
 
 @pytest.mark.parametrize(
@@ -281,8 +254,8 @@ def test_one_seed_of_a_job_elsewhere_is_stopped_alone(
         ("finished", "lstm/a: finished before it was stopped"),
     ],
 )
-def test_the_end_of_a_run_is_waited_for_and_told(site: Site, phase: str, said: str) -> None:
-    """It has saved when its record says so, which is after three looks here."""
+def test_cancel_waits_for_the_end_of_a_run(site: Site, phase: str, said: str) -> None:
+    """Until its heartbeat records the end, here at the third look."""
     values: dict[str, Any] = {"epoch": 2, "step": 40, "error": "RunError: no space"}
     site.run("a", "training", 5, **values)
     status, waits = site.only(), list[float]()
@@ -296,11 +269,11 @@ def test_the_end_of_a_run_is_waited_for_and_told(site: Site, phase: str, said: s
     assert len(waits) == 3
 
 
-def test_a_run_that_does_not_stop_is_told_after_a_minute_and_a_half(site: Site) -> None:
-    """With the command that shows what it does."""
+def test_cancel_waits_at_most_90_seconds(site: Site) -> None:
+    """Then it names the command that shows the run."""
     site.run("a", "training")
     waits = list[float]()
-    with pytest.raises(RunError, match=r"not within 90 s; see harness status lstm/a"):
+    with pytest.raises(RunError, match=r"did not stop within 90 s; see harness status lstm/a"):
         wait_until_saved(site.only(), Queue(), waits.append)
     assert sum(waits) == 90
 
@@ -311,7 +284,7 @@ def is_training(run: RunDirectory, process: int) -> bool:
 
 
 def start_run(harness: Harness) -> tuple[Process, Path]:
-    """A training process, once it has told of a step."""
+    """A training process that has recorded a step."""
     words = harness.train_words("lstm", "live", "--set", "train.epochs=1000")
     process = harness.start(*words, is_forked=False)
     run = RunDirectory(harness.runs / "lstm/live")
@@ -324,8 +297,8 @@ def start_run(harness: Harness) -> tuple[Process, Path]:
 
 
 @pytest.mark.full
-def test_a_real_run_is_seen_cancelled_and_seen_dead(harness: Harness, site: Site) -> None:
-    """Running by its process, saved by `cancel`, and dead after a KILL with the way to go on."""
+def test_a_real_run_is_running_then_cancelled_then_dead(harness: Harness, site: Site) -> None:
+    """`cancel` saves it; after a KILL `status` calls it dead and says how to continue."""
     process, folder = start_run(harness)
     seen = json.loads(harness.run_here("status", "--json").stdout)
     assert [(each["state"], each["process"]) for each in seen] == [("running", process.pid)]
@@ -347,9 +320,8 @@ def test_a_real_run_is_seen_cancelled_and_seen_dead(harness: Harness, site: Site
     assert (done.returncode, "is dead, nothing to cancel" in done.stdout) == (0, True)
 
 
-@pytest.mark.full
-def test_a_run_elsewhere_is_cancelled_there(harness: Harness, site: Site) -> None:
-    """Another host's process gets no signal, and the line says where to go; others are stopped."""
+def test_a_run_on_another_host_is_cancelled_there(harness: Harness, site: Site) -> None:
+    """The line names the host, and the other runs of the command are cancelled."""
     site.run("a", "training", process=os.getpid())
     site.run("b", "finished")
     done = harness.run_here("cancel", "a", "b")

@@ -1,4 +1,4 @@
-"""`harness logs`: a log is read, cut and followed, and ends with its run."""
+"""`harness logs`: the lines of a log, its end, and new lines until the run ends."""
 
 import os
 import signal
@@ -11,30 +11,24 @@ import pytest
 from harness.tracking.logs import Follower, clean, follow
 from harness.tracking.records import RunStatus
 from tests.conftest import Harness
-from tests.doctor.site import Site, site
+from tests.doctor.site import Site
+from tests.doctor.site import site as site
 
-__all__ = ["site"]  # a fixture
 
-
-def test_a_log_is_harmless_and_cut_to_its_end(harness: Harness, site: Site) -> None:
-    """Binary junk, colours and progress bars come out as the text that a terminal would show."""
+def test_a_log_is_printed_without_control_characters(harness: Harness, site: Site) -> None:
+    """Progress bars and colours appear as a terminal shows them in the end; -n prints the last."""
     log = site.folder / "it's a log.out"
     log.write_bytes(b"one\n\x1b[31mtwo\x1b[0m\x07\n10%\r50%\r100%\nthr\xffee\r\nfour")
     site.run("a", "finished", log=log)
-    assert harness.run_here("logs", "a").stdout.splitlines() == [
-        "one",
-        "two",
-        "100%",
-        "thr\ufffdee",
-        "four",
-    ]
+    lines = ["one", "two", "100%", "thr\ufffdee", "four"]
+    assert harness.run_here("logs", "a").stdout.splitlines() == lines
     assert harness.run_here("logs", "a", "-n", "2").stdout.splitlines() == ["thr\ufffdee", "four"]
     assert harness.run_here("logs", "a", "-n", "0").stdout == ""
     assert clean(b"\x1b]0;title\x07\x00a\tb") == "a\tb"
 
 
 def test_a_log_is_printed_in_any_encoding(harness: Harness, site: Site) -> None:
-    """What the terminal can't show is shown by its number, in lines of the log too."""
+    """A number replaces each character that the terminal's encoding lacks."""
     log = site.folder / "log"
     log.write_text("naïve ☃\n")
     site.run("a", "failed", log=log, error="ValueError: ☃")
@@ -50,18 +44,23 @@ def test_a_log_is_printed_in_any_encoding(harness: Harness, site: Site) -> None:
     assert "\\u2603: finished already, nothing to do" in done_again
 
 
-def test_a_run_without_a_log_says_so(harness: Harness, site: Site) -> None:
-    """One that ran on a terminal, and one that waits, get a line each."""
+def test_a_run_without_a_log_is_one_line(harness: Harness, site: Site) -> None:
+    """It printed to a terminal, or has not begun."""
     site.run("a", "finished")
     site.submission("12", [1])
     done = harness.run_here("logs", "a")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "has no log, it printed to the terminal where it was started" in done.stderr
-    assert "it has no log yet; it is" in harness.run_here("logs", "12").stderr
+    assert "has no log because it printed to a terminal" in done.stderr
+    assert (
+        "slurm-12.out) does not exist; the run is submitted"
+        in harness.run_here("logs", "12").stderr
+    )
 
 
-def test_a_log_is_there_while_the_next_job_waits(harness: Harness, site: Site) -> None:
-    """It says why the run stopped; who follows waits for the next job's."""
+def test_the_last_jobs_log_is_printed_while_the_next_job_waits(
+    harness: Harness, site: Site
+) -> None:
+    """With -f the command waits for the log of the next job."""
     site.slurm("77|77|PENDING|0:00|Priority|/x.sh")
     harness.environment["PATH"] = os.environ["PATH"]
     log = site.folder / "log"
@@ -72,13 +71,13 @@ def test_a_log_is_there_while_the_next_job_waits(harness: Harness, site: Site) -
     assert (done.returncode, done.stdout) == (0, "why\n")
     following = harness.start("logs", "-f", "a")
     assert following.stderr
-    assert "lstm/a is pending (Priority; in the queue again" in following.stderr.readline()
+    assert "lstm/a is pending (Priority; requeued" in following.stderr.readline()
     following.send_signal(signal.SIGINT)
     assert following.communicate(timeout=20)[0] == ""
 
 
 def test_following_a_log_survives_its_replacement(tmp_path: Path) -> None:
-    """What is appended comes once, whole lines alone; a cut or new file comes from its start."""
+    """Each whole line appears once; a truncated or new file is read from its beginning."""
     log = tmp_path / "log"
     follower = Follower(log)
     assert list(follower.new_lines()) == []
@@ -96,8 +95,8 @@ def test_following_a_log_survives_its_replacement(tmp_path: Path) -> None:
     assert list(follower.new_lines(at_end=True)) == ["rest"]
 
 
-def test_last_words_are_waited_for(tmp_path: Path) -> None:
-    """They come after the run is known to be over, on a busy node seconds later."""
+def test_the_last_lines_may_come_after_the_end_of_the_run(tmp_path: Path) -> None:
+    """On a busy node they come seconds later, in several parts."""
     log = tmp_path / "log"
     log.write_text("said\n")
     times = iter(["", "one\n", "", "", "two\n", "", "", "three", "too late\n"])
@@ -121,7 +120,7 @@ def test_last_words_are_waited_for(tmp_path: Path) -> None:
     ],
 )
 def test_following_ends_with_the_run(harness: Harness, site: Site, phase: str, code: int) -> None:
-    """`logs -f` prints what there is and ends as the run did; a dead one has failed."""
+    """`logs -f` ends with the exit code of the run; a dead run has failed."""
     log = site.folder / "log"
     log.write_text("said\nlast words")
     site.run("a", phase, log=log, host=socket.gethostname(), process=os.getpid())
@@ -130,7 +129,7 @@ def test_following_ends_with_the_run(harness: Harness, site: Site, phase: str, c
 
 
 def test_a_reader_may_stop_reading(harness: Harness, site: Site) -> None:
-    """`harness logs | head` ends without a word."""
+    """`harness logs | head` prints no error."""
     log = site.folder / "log"
     log.write_text("line\n" * 200_000)
     site.run("a", "finished", log=log)
@@ -144,7 +143,7 @@ def test_a_reader_may_stop_reading(harness: Harness, site: Site) -> None:
 
 
 def test_ctrl_c_ends_following_quietly(harness: Harness, site: Site) -> None:
-    """No traceback, no complaint."""
+    """It prints no traceback and no error."""
     log = site.folder / "log"
     log.write_text("said\n")
     site.run("a", "training", log=log)

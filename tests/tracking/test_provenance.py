@@ -1,4 +1,4 @@
-"""The record of a run's starts, and what differs from the first."""
+"""The record of a run's starts, and the changes since the first."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def started(**changes: object) -> dict[str, Any]:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
-    """A run that was begun by the code of this process."""
+    """A run that began with the code of this process."""
     monkeypatch.setattr(provenance, "code_of", lambda run: CODE)
     monkeypatch.setattr(provenance, "_packages", lambda: PACKAGES)
     monkeypatch.setattr(provenance, "processor", lambda: "AMD EPYC")
@@ -39,8 +39,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
     return RunDirectory(tmp_path)
 
 
-def test_an_unchanged_start_warns_of_nothing(run: RunDirectory) -> None:
-    """The names of nodes and devices may change, and a new run has no record."""
+def test_an_unchanged_start_has_no_changes(run: RunDirectory) -> None:
+    """Names of nodes and devices may change; a new run has no record."""
     assert changes_since_first_start(run, CPUS) == []
     others = [{"device": f"n2/cpu:{i}"} for i in range(2)]
     assert changes_since_first_start(run, others) == []
@@ -52,9 +52,9 @@ def test_an_unchanged_start_warns_of_nothing(run: RunDirectory) -> None:
     ("changed", "said"),
     [
         ({"commit": "b" * 40}, f"the code's commit was {'b' * 12} and is {'a' * 12}"),
-        ({"uncommitted_diff": "dropout halved"}, "the uncommitted changes of the code are others"),
-        ({"uncommitted_diff": ""}, "the uncommitted changes of the code are others"),
-        ({"sources_sha256": "d" * 64}, "the Python files of the package are others"),
+        ({"uncommitted_diff": "dropout halved"}, "the uncommitted changes of the code differ"),
+        ({"uncommitted_diff": ""}, "the uncommitted changes of the code differ"),
+        ({"sources_sha256": "d" * 64}, "the Python files of the package differ"),
         (started(packages={"tensorflow": "2.20.0"}), "tensorflow was 2.20.0 and is 2.21.0"),
         (started(packages=[]), "tensorflow was None and is 2.21.0"),
         (started(devices=CPUS[:1]), "its devices were 1 × CPU and are 2 × CPU"),
@@ -65,10 +65,10 @@ def test_an_unchanged_start_warns_of_nothing(run: RunDirectory) -> None:
         (started(processor="Intel Xeon"), "its processor was Intel Xeon and is AMD EPYC"),
     ],
 )
-def test_what_differs_from_the_first_start_is_told_and_refused_with_strict(
+def test_a_change_since_the_first_start_is_a_warning_or_refused_by_strict(
     run: RunDirectory, changed: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One sentence for each difference; without `--strict` the run goes on."""
+    """One sentence per change; without `--strict` the run continues."""
     record = json.loads(run.path(RECORD).read_text())
     run.path(RECORD).write_text(json.dumps({**record, **changed}))
     assert changes_since_first_start(run, CPUS) == [said]
@@ -78,8 +78,8 @@ def test_what_differs_from_the_first_start_is_told_and_refused_with_strict(
         warn_of_changes(run, CPUS, Console(), strict=True)
 
 
-def test_a_changed_package_is_known_without_git(tmp_path: Path) -> None:
-    """By a checksum of its Python files, their names included."""
+def test_a_checksum_shows_changes_without_git(tmp_path: Path) -> None:
+    """It covers contents and names of all Python files."""
     (tmp_path / "compute").mkdir()
     (tmp_path / "compute/loss.py").write_text("one = 1\n")
     before = provenance.sources_checksum(tmp_path)
@@ -90,8 +90,8 @@ def test_a_changed_package_is_known_without_git(tmp_path: Path) -> None:
     assert len({before, changed, provenance.sources_checksum(tmp_path)}) == 3
 
 
-def test_each_start_notes_code_and_packages(finished: tuple[object, Path]) -> None:
-    """Its commit, the checksum of the changes, and the versions."""
+def test_each_start_records_code_and_packages(finished: tuple[object, Path]) -> None:
+    """Commit, checksum of the uncommitted changes, versions and processor."""
     record = json.loads((finished[1] / RECORD).read_text())
     (start,) = record["starts"]
     diff = record["uncommitted_diff"]
@@ -104,8 +104,8 @@ def test_each_start_notes_code_and_packages(finished: tuple[object, Path]) -> No
     assert start["processor"] == record["processor"] != ""
 
 
-def test_a_broken_record_is_told_and_stays(run: RunDirectory) -> None:
-    """Nothing goes on with it, and nothing replaces it."""
+def test_a_broken_record_is_refused(run: RunDirectory) -> None:
+    """And not replaced."""
     run.path("job.toml").write_text("")
     for content in ("", "{", "[1]"):
         run.path(RECORD).write_text(content)
@@ -114,8 +114,8 @@ def test_a_broken_record_is_told_and_stays(run: RunDirectory) -> None:
         assert run.path(RECORD).read_text() == content
 
 
-def test_a_record_that_can_not_be_read_just_now_stays(run: RunDirectory) -> None:
-    """A disk that fails once costs the moment, not the record."""
+def test_an_unreadable_record_is_not_replaced(run: RunDirectory) -> None:
+    """A failing disk is an error, and the record stays."""
     run.path(RECORD).unlink()
     run.path(RECORD).symlink_to("/proc/self/mem")  # a plain file whose first byte gives EIO
     with pytest.raises(DiskError, match=r"provenance\.json: can't be read: Input/output error"):
@@ -126,10 +126,8 @@ def test_a_record_that_can_not_be_read_just_now_stays(run: RunDirectory) -> None
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to give a folder to another user")
-def test_git_s_doubt_about_the_owner_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Git refuses a checkout of another user's; the reason and its remedy are kept."""
+def test_the_reason_of_git_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Git refuses a checkout of another user; the record has the reason and the remedy."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("SUDO_UID", raising=False)
     project = tmp_path / "project"

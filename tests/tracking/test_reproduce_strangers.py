@@ -1,4 +1,4 @@
-"""Runs that somebody else wrote: put back inside their folder or refused, and never trusted."""
+"""`reproduce` of runs that another user wrote: restored inside the new folder, or refused."""
 
 import json
 import os
@@ -18,16 +18,16 @@ from harness.system.git import code_version
 from harness.tracking.reproduce import Reproduced, _command, reproduce
 from harness.tracking.run_dir import RunDirectory, stamped
 from tests.conftest import JOBS, Harness, write_program
-from tests.slurm.test_submit import edit, git
+from tests.slurm.test_submit import code, edit, git
 from tests.slurm.test_submit import project as project
 
 NOBODY = 65534
-NO_NAME = "/" + 300 * "x"  # a disk refuses it, as a folder in somebody's closed home
+NO_NAME = "/" + 300 * "x"  # the disk refuses it, like a folder in another user's home
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's files")
 
 
 class Strangers:
-    """A run with a record that its owner made up, and a folder that it should not reach."""
+    """A run whose owner forged its record, and a folder that it must not reach."""
 
     def __init__(self, folder: Path, project: Path) -> None:
         self.project = project
@@ -52,7 +52,7 @@ class Strangers:
         return reproduce(run, self.project, self.target, trust_code=trust_code)
 
     def refused(self, match: str, error: type[Exception] = InputError) -> None:
-        """It is refused, nothing reached the victim, and nothing is left."""
+        """It is refused, the victim's folder is empty, and nothing is left."""
         with pytest.raises(error, match=match):
             self.reproduce()
         assert list(self.victim.iterdir()) == []
@@ -67,56 +67,73 @@ def stranger(tmp_path: Path, project: Path) -> Strangers:
 
 @pytest.mark.parametrize("path", ["/etc/x", "../x", "a/../../x", ".git/hooks/x", "a/.GIT/x"])
 def test_a_path_out_of_the_folder_is_refused(stranger: Strangers, path: str) -> None:
-    """Absolute, dotted or git's own: by git itself."""
+    """By git: absolute paths, paths with `..`, and paths in `.git`."""
     diff = (
         f"diff --git a/{path} b/{path}\nnew file mode 100644\n--- /dev/null\n+++ b/{path}\n"
         "@@ -0,0 +1 @@\n+x\n"
     )
     stranger.write(uncommitted_diff=diff)
-    stranger.refused("its code can't be put back: git apply: .*path", RunError)
+    stranger.refused("its code can't be restored: git apply: .*path", RunError)
 
 
-def test_changes_of_ones_own_are_put_back_with_their_links(stranger: Strangers) -> None:
-    """Links that stay inside the folder are code."""
+def test_recorded_changes_are_restored(
+    stranger: Strangers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With links inside the folder; also by git before 2.35, without `apply --allow-empty`."""
     changed = stranger.project
     edit(changed)
     (changed / "jobs/inside.toml").symlink_to("lstm.toml")
     stranger.write(uncommitted_diff=code_version(changed)["uncommitted_diff"])
     restored = stranger.reproduce()
     assert (restored.folder / "jobs/inside.toml").readlink() == Path("lstm.toml")
-    assert restored.warnings[-1:] == ["the run had another sample than this version of harness"]
-
-
-def test_an_old_git_puts_changes_back(
-    stranger: Strangers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Before 2.35, as on Ubuntu 22.04, it does not know `apply --allow-empty`."""
-    edit(stranger.project)
-    stranger.write(uncommitted_diff=code_version(stranger.project)["uncommitted_diff"])
+    assert restored.warnings[-1:] == ["the run's sample differs from the sample of this version"]
     old = f'case " $* " in *" --allow-empty "*) exit 129;; esac; exec {shutil.which("git")} "$@"'
     path = write_program(tmp_path / "bin/git", old)
     monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+    stranger.target = tmp_path / "old"
     assert stranger.reproduce().source.endswith(" and the uncommitted changes")
 
 
-@pytest.mark.parametrize("job", [b"not toml [", b"\xff\xfe"])
-def test_the_job_is_checked_first(stranger: Strangers, job: bytes) -> None:
-    """A file that is no job is refused before anything is written."""
-    stranger.write(job)
-    stranger.refused("job.toml: is no job file")
+@pytest.mark.parametrize(
+    ("record", "match", "error"),
+    [
+        ({"commit": "0" * 40}, "its commit 000000000000 is not in", InputError),
+        ({"commit": "--help"}, "has neither a commit nor a snapshot", InputError),
+        ({"commit": None, "snapshot": "/nowhere"}, "neither a commit nor a snapshot", InputError),
+        ({"uncommitted_diff": "no patch"}, "can't be restored: git apply", RunError),
+    ],
+)
+def test_missing_code_is_one_line(
+    stranger: Strangers, record: dict[str, object], match: str, error: type[Exception]
+) -> None:
+    """It says why, and no folder is left."""
+    stranger.write(b"", **record)
+    stranger.refused(match, error)
 
 
-def test_a_job_of_another_version_is_checked_by_its_own_code(stranger: Strangers) -> None:
-    """It may have keys that this version does not know; TOML it is all the same."""
+def test_an_existing_folder_is_refused(stranger: Strangers) -> None:
+    """Even an empty one; a run without a record is refused too."""
+    stranger.target.mkdir(parents=True)
+    with pytest.raises(InputError, match="exists already"):
+        stranger.reproduce()
+    stranger.target.rmdir()
+    (stranger.run / "provenance.json").unlink()
+    stranger.refused("no readable provenance.json")
+
+
+def test_a_job_of_another_version_is_restored_unchecked(stranger: Strangers) -> None:
+    """The restored code knows its keys; this version may not."""
     text = load_job(JOBS / "lstm.toml").to_toml() + "\n[later]\nkey = 1\n"
     stranger.write(text, harness="9.9.9", format=9)
-    assert (stranger.reproduce().folder / "reproduced.toml").read_text() == text
+    restored = stranger.reproduce()
+    assert (restored.folder / "reproduced.toml").read_text() == text
+    assert any(line.startswith("numpy was None in the run and is") for line in restored.warnings)
 
 
 @pytest.mark.parametrize("record", [{"snapshot": 7}, {"left_out_files": 7}, {"commit": ["x"]},
                                     {"dataset": []}, {"packages": 1}])  # fmt: skip
 def test_a_record_of_nonsense_is_one_line(stranger: Strangers, record: dict[str, object]) -> None:
-    """Whatever a value is, it is no traceback."""
+    """A wrong type in the record is no traceback."""
     stranger.write(b"", **record)
     try:
         stranger.reproduce()
@@ -125,7 +142,7 @@ def test_a_record_of_nonsense_is_one_line(stranger: Strangers, record: dict[str,
 
 
 def begun(**parent: str) -> dict[str, object]:
-    """The record of a run that `--from` began."""
+    """The record of a run with `--from`."""
     return {"starts": [{"parent": parent}]}
 
 
@@ -139,10 +156,10 @@ def begun(**parent: str) -> dict[str, object]:
         (begun(run="/b", begins_with="checkpoint", weights_of="/a"), ["--from", "/a"]),
     ],
 )
-def test_the_command_has_the_devices_and_the_beginning_of_the_run(
+def test_the_command_names_devices_parent_and_data(
     record: dict[str, object], words: list[str]
 ) -> None:
-    """The job itself names neither, nor the data."""
+    """The job file has none of them."""
     command = _command(record, Path("it's back"), ["--data", "x y"])
     assert shlex.split(command)[:3] == ["cd", "it's back", "&&"]
     words = ["-m", "harness", "train", "reproduced.toml", *words, "--data", "x y"]
@@ -161,38 +178,37 @@ def test_the_command_has_the_devices_and_the_beginning_of_the_run(
         ({"folder": NO_NAME}, []),
     ],
 )
-def test_data_are_named_where_they_still_are(
+def test_the_command_names_the_data_if_they_are_unchanged(
     stranger: Strangers, data: dict[str, object], words: list[str]
 ) -> None:
-    """Others under the same path are told of like none; the job itself names own texts."""
+    """Missing or different data are a warning; texts of the user are in the job file."""
     here = stranger.victim / "data"
     save_folder(open_sample(), here)
     data = {"checksum": open_sample().checksum, **data}
     stranger.write(dataset=data | {"folder": str(here)} if data["folder"] == "HERE" else data)
     done = stranger.reproduce()
     assert shlex.split(done.command)[8:] == [str(here) if w == "HERE" else w for w in words]
-    is_told = "which is not here or holds others" in str(done.warnings)
+    is_told = "where there are none or others now" in str(done.warnings)
     assert is_told == (not words and "is_own" not in data)
 
 
-def test_a_snapshot_is_taken_first(stranger: Strangers, tmp_path: Path) -> None:
-    """It is whole, where the record may lack a file; without it the commit is put back."""
+def test_a_snapshot_is_preferred_to_the_commit(stranger: Strangers, tmp_path: Path) -> None:
+    """It has all files, also those that the record left out."""
     snapshot = take_snapshot(stranger.project, tmp_path / "own")
     commit = f"commit {git(stranger.project, 'rev-parse', 'HEAD')[:12]}"
     left_out: dict[str, object] = {"left_out_files": ["a.bin"]}
-    sources: list[tuple[dict[str, object], str]] = [
-        ({"snapshot": str(snapshot), **left_out}, f"snapshot {snapshot}"),
-        (left_out, commit),
-    ]
-    for number, (record, source) in enumerate(sources):
-        stranger.write(b"", **record)
-        stranger.target = tmp_path / f"here/{number}"
-        assert stranger.reproduce().source == source
+    stranger.write(b"", snapshot=str(snapshot), **left_out)
+    restored = stranger.reproduce()
+    assert restored.source == f"snapshot {snapshot}"
+    assert code(restored.folder).items() >= code(stranger.project).items()
+    stranger.write(b"", **left_out)
+    stranger.target = tmp_path / "here/other"
+    assert stranger.reproduce().source == commit
 
 
 @as_root
-def test_the_run_of_another_user_needs_trust_by_name(stranger: Strangers) -> None:
-    """Its code would run as oneself: the owner is named, and --trust-code lets it through."""
+def test_another_users_run_needs_trust(stranger: Strangers) -> None:
+    """Its code would run as this user: the line names the owner, and --trust-code permits it."""
     os.chown(stranger.run, NOBODY, -1)
     stranger.refused(r"belongs to nobody.*--trust-code")
     restored = stranger.reproduce(trust_code=True)
@@ -201,15 +217,15 @@ def test_the_run_of_another_user_needs_trust_by_name(stranger: Strangers) -> Non
 
 @pytest.mark.parametrize("name", ["", "provenance.json", "job.toml"])
 def test_a_run_that_others_can_write_needs_trust(stranger: Strangers, name: str) -> None:
-    """Then its record is not what its owner wrote."""
+    """They may have changed its record."""
     path = stranger.run / name
     path.chmod(path.stat().st_mode | 0o002)
     stranger.refused(r"others can write to it.*--trust-code")
 
 
 @as_root
-def test_the_snapshot_of_another_user_needs_trust(stranger: Strangers, tmp_path: Path) -> None:
-    """A record of one's own may name a folder that somebody else has put there since."""
+def test_another_users_snapshot_needs_trust(stranger: Strangers, tmp_path: Path) -> None:
+    """Another user may have replaced the folder that a record of this user names."""
     snapshot = take_snapshot(stranger.project, tmp_path / "theirs")
     os.chown(snapshot, NOBODY, -1)
     stranger.write(commit=None, snapshot=str(snapshot))
@@ -219,7 +235,7 @@ def test_the_snapshot_of_another_user_needs_trust(stranger: Strangers, tmp_path:
 @as_root
 @pytest.mark.parametrize("planted", ["slurm/common.sh", "typer.py", "slurm"])
 def test_a_planted_snapshot_is_not_submitted(project: Path, tmp_path: Path, planted: str) -> None:
-    """In a folder that others write to, the code of a job is one's own: made anew, not reused."""
+    """If others could change a snapshot, it is replaced, not reused."""
     snapshot = take_snapshot(project, tmp_path / "runs")
     path = snapshot / planted
     if path.is_dir():
@@ -236,7 +252,7 @@ def test_a_planted_snapshot_is_not_submitted(project: Path, tmp_path: Path, plan
 
 
 def test_a_snapshot_can_be_written_by_its_owner_alone(project: Path, tmp_path: Path) -> None:
-    """Whatever the umask and the modes in the checkout."""
+    """Under any umask, and for any modes in the checkout."""
     (project / "edited.txt").chmod(0o666)
     before = os.umask(0)
     try:
@@ -248,10 +264,10 @@ def test_a_snapshot_can_be_written_by_its_owner_alone(project: Path, tmp_path: P
 
 
 @pytest.mark.full
-def test_nothing_is_imported_from_the_folder_that_a_command_is_started_in(
+def test_nothing_is_imported_from_the_current_folder(
     harness: Harness, finished: tuple[Harness, Path]
 ) -> None:
-    """Neither a command nor the processes that it starts import what lies in a run's folder."""
+    """Neither a command nor its child processes import Python files of a run's folder."""
     run = finished[1]
     mark = harness.folder / "was-run"
     code = f"open({str(mark)!r}, 'w').close()\n"
@@ -266,7 +282,7 @@ def test_nothing_is_imported_from_the_folder_that_a_command_is_started_in(
             ["train", str(JOBS / "lstm.toml"), "--seeds", "1-2", "--set", "data.limit=100",
              "--set", "train.epochs=1", "--set", "model.units=4"],
         ):  # fmt: skip
-            # As the installed `harness` starts, which does not put this folder on the path.
+            # Like the installed `harness`, which does not put this folder on the path.
             done = subprocess.run(
                 [harness.command()[0], "-P", "-c", program, *words], cwd=run,
                 env=harness.environment, capture_output=True, text=True, timeout=300,
@@ -278,13 +294,11 @@ def test_nothing_is_imported_from_the_folder_that_a_command_is_started_in(
             file.unlink()
 
 
-def test_a_git_that_can_not_tell_is_named(
-    stranger: Strangers, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The commit may well be there; a snapshot is put back without git."""
+def test_a_git_that_fails_is_named(stranger: Strangers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit may exist; a snapshot needs no git."""
     snapshot = take_snapshot(stranger.project, stranger.run.parent.parent)
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(RunError, match="its code can't be put back: git can't be started"):
+    with pytest.raises(RunError, match="its code can't be restored: git can't be started"):
         stranger.reproduce()
     commit = json.loads((stranger.run / "provenance.json").read_text())["commit"]
     record = {"commit": commit, "uncommitted_diff": "", "snapshot": str(snapshot)}

@@ -1,4 +1,4 @@
-"""Which runs go on as jobs, and what those jobs ask for."""
+"""`submit --resume`: which runs become jobs, and which resources these jobs request."""
 
 import json
 import os
@@ -18,10 +18,9 @@ from harness.tracking.resume import as_job, interrupted
 from harness.tracking.run_dir import ask_to_cancel, stamped
 from harness.tracking.status import pick, select_runs
 from tests.conftest import JOBS, SHRUNK, Harness
-from tests.doctor.site import Site, site
+from tests.doctor.site import Site
+from tests.doctor.site import site as site
 from tests.tuning.made_up_sweep import RANDOM, make_sweep
-
-__all__ = ["site"]  # a fixture
 
 SLURM = {
     "SLURM_JOB_NUM_NODES": "2",
@@ -31,8 +30,7 @@ SLURM = {
     "SLURM_JOB_QOS": "normal",
 }
 
-
-# Of a start that Slurm gave more memory, and a time limit of an hour and a half.
+# A start with more memory and a time limit of an hour and a half.
 LAST = {
     "SLURM_JOB_NUM_NODES": "1",
     "SLURM_GPUS_ON_NODE": "2",
@@ -100,7 +98,7 @@ CPU, GPUS = {"device": "cpu:0"}, [{"device": "/gpu:0"}] * 2
             ["--nodes=1", "--cpus-per-task=16", "-c8"],
             "0",
         ),
-        # sbatch's own flags, without the moment, and what is asked for as the last start had it.
+        # Options of sbatch: those that hold once are dropped, the last start decides the others.
         (
             {**LAST, "HARNESS_FLAGS": FLAGS},
             [],
@@ -111,7 +109,7 @@ CPU, GPUS = {"device": "cpu:0"}, [{"device": "/gpu:0"}] * 2
         ({"HARNESS_FLAGS": "it's"}, [], Resources(), ["--nodes=1"], "0"),
     ],
 )
-def test_it_asks_for_what_the_run_had(
+def test_the_job_requests_the_resources_of_the_last_start(
     tmp_path: Path,
     variables: dict[str, str] | None,
     devices: list[dict[str, str]],
@@ -119,7 +117,7 @@ def test_it_asks_for_what_the_run_had(
     args: list[str],
     gpus: str | None,
 ) -> None:
-    """GPUs that the run used, nodes, partition, time and memory of its last job, unless told."""
+    """GPUs that the run used; nodes, partition, time and memory of its last job; or the user's."""
     job = SlurmEnvironment.from_environment({**(variables or {}), "SLURM_JOB_ID": "7"})
     asked = {"slurm_asked": asked_of(job)} if job and variables is not None else {}
     record = {"starts": [{"devices": devices, **asked}]}
@@ -130,35 +128,26 @@ def test_it_asks_for_what_the_run_had(
 
 @pytest.mark.parametrize("state", ["finished", "running", "pending"])
 def test_a_run_that_needs_no_job_is_refused(tmp_path: Path, state: str) -> None:
-    """Two jobs of one run would take it from each other."""
+    """Two jobs of one run would take it over from each other."""
     with pytest.raises(InputError, match=f"gru/a: is {state}"):
         as_job(stopped(tmp_path / "a", {}, state), Resources())
 
 
-def test_all_that_stopped_unfinished_go_on(tmp_path: Path) -> None:
-    """Not what failed by itself, is at work, is finished or never began."""
+@pytest.mark.parametrize("signal", ["SIGTERM", "SIGINT"])
+def test_all_interrupted_runs_that_nobody_cancelled_continue(tmp_path: Path, signal: str) -> None:
+    """Failed runs do not continue, nor runs of other users, whose jobs may be in the queue."""
     states = ("interrupted", "lost", "dead", "failed", "running", "finished", "cancelled")
     statuses = [RunStatus(run=state, folder=tmp_path, state=state) for state in states]
     assert [each.run for each in interrupted(statuses)] == ["interrupted", "lost", "dead"]
-
-
-@pytest.mark.parametrize("signal", ["SIGTERM", "SIGINT"])
-def test_what_was_cancelled_stays_so_until_it_is_named(tmp_path: Path, signal: str) -> None:
-    """By scancel, kill or Ctrl-C; a run that Slurm warned of its time limit goes on."""
+    other = RunStatus(run="other", folder=tmp_path, state="interrupted", is_own=False)
     warned = RunStatus(run="a", folder=tmp_path, state="interrupted", signal="SIGUSR2")
     ended = RunStatus(run="b", folder=tmp_path, state="interrupted", signal=signal)
-    assert interrupted([warned, ended]) == [warned]
+    assert interrupted([other, warned, ended]) == [warned]
     ask_to_cancel(tmp_path)
     assert interrupted([warned]) == []
     run = stopped(tmp_path / "named", {})
     run.signal = signal
     assert as_job(run, Resources()).resumes == tmp_path / "named"
-
-
-def test_the_runs_of_others_are_theirs(tmp_path: Path) -> None:
-    """In a folder that users share; their jobs may wait, which nobody else is told."""
-    other = RunStatus(run="other", folder=tmp_path, state="interrupted", is_own=False)
-    assert interrupted([other]) == []
 
 
 @pytest.mark.parametrize(
@@ -175,15 +164,15 @@ def test_the_runs_of_others_are_theirs(tmp_path: Path) -> None:
 def test_a_request_that_names_no_run_is_one_line(
     harness: Harness, words: list[str], said: str
 ) -> None:
-    """Exit code 2, and nothing is written."""
+    """With exit code 2; nothing is written."""
     harness.environment["PATH"] = "/nowhere"  # without Slurm
     done = harness.run_here("submit", *words, "--dry-run")
     assert (done.returncode, said in done.stderr, done.stderr.count("\n")) == (2, True, 1)
     assert not harness.runs.exists()
 
 
-def test_a_sweep_has_no_retry_for_memory(harness: Harness) -> None:
-    """The end of its job does not say what was killed."""
+def test_a_sweep_can_not_retry_with_more_memory(harness: Harness) -> None:
+    """The end of its job does not show which trial was out of memory."""
     harness.environment["PATH"] = "/nowhere"  # without Slurm
     sweep = make_sweep(harness.runs / "sweep", RANDOM).folder
     (sweep / "state.json").write_text(json.dumps({"phase": "interrupted", "time_s": 1.0}))
@@ -195,8 +184,8 @@ def test_a_sweep_has_no_retry_for_memory(harness: Harness) -> None:
     assert "--retry-memory: is for jobs of one run each" in done.stderr
 
 
-def test_interrupted_runs_become_a_job_each(harness: Harness) -> None:
-    """Each script goes on with its run; options of sbatch go to all of them."""
+def test_each_interrupted_run_becomes_a_job(harness: Harness) -> None:
+    """Each script resumes its run; options of sbatch are for all jobs."""
     harness.environment["PATH"] = "/nowhere"  # without Slurm
     for name, signal in (("a", "SIGUSR2"), ("b", "SIGUSR2"), ("cancelled", "SIGTERM")):
         stopped(harness.runs / "gru" / name, {})
@@ -213,8 +202,8 @@ def test_interrupted_runs_become_a_job_each(harness: Harness) -> None:
     assert done.stdout.count("sbatch --parsable") == 1
 
 
-def test_seeds_of_a_job_that_had_not_begun_go_on_too(harness: Harness, site: Site) -> None:
-    """By the job that was submitted, under their names; without the finished and the cancelled."""
+def test_seeds_that_had_not_begun_continue_too(harness: Harness, site: Site) -> None:
+    """With the submitted job and their names; finished and cancelled seeds are left out."""
     site.slurm()
     harness.environment["PATH"] = os.environ["PATH"]
     folders = [harness.runs / f"lstm/slurm-3-seed{seed}" for seed in (1, 2, 3, 4)]
@@ -240,8 +229,8 @@ def test_seeds_of_a_job_that_had_not_begun_go_on_too(harness: Harness, site: Sit
         assert f"{folder.name}: is {word}, left out" in done.stderr
 
 
-def test_a_run_elsewhere_gets_one_job(harness: Harness, site: Site) -> None:
-    """Its record is in the folder of runs that the user works with."""
+def test_a_run_in_another_folder_gets_one_job(harness: Harness, site: Site) -> None:
+    """The job's record is in the folder of --runs, and a second job is refused."""
     site.program("sbatch", "echo 77")
     site.slurm("77|77|PENDING|0:00|Priority|/x.sh")
     runs = site.folder / "empty"
@@ -255,8 +244,8 @@ def test_a_run_elsewhere_gets_one_job(harness: Harness, site: Site) -> None:
     assert (done.returncode, "is pending; harness cancel it first" in done.stderr) == (2, True)
 
 
-def test_training_outside_a_job_is_said_first(harness: Harness) -> None:
-    """Where jobs can be submitted, the way to do it is named; a site may want --here."""
+def test_training_outside_of_a_job_is_a_warning_or_refused(harness: Harness) -> None:
+    """On a machine with sbatch; HARNESS_JOBS_ONLY refuses it without --here."""
     sbatch = harness.folder / "bin/sbatch"
     sbatch.parent.mkdir()
     sbatch.touch(mode=0o755)
@@ -267,7 +256,7 @@ def test_training_outside_a_job_is_said_first(harness: Harness) -> None:
     sinfo = sbatch.with_name("sinfo")
     sinfo.write_text("#!/bin/sh\necho no controller >&2\nexit 1\n")
     sinfo.chmod(0o755)
-    assert "no Slurm job" not in harness.run_here(*words).stderr  # there is no cluster
+    assert "no Slurm job" not in harness.run_here(*words).stderr  # sinfo finds no cluster
     sinfo.write_text("#!/bin/sh\necho main\n")
     first = harness.run_here(*words).stderr.splitlines()[0]
     assert "no Slurm job: this machine, " in first
@@ -294,8 +283,8 @@ def test_training_outside_a_job_is_said_first(harness: Harness) -> None:
 
 
 @pytest.mark.full
-def test_a_cancel_is_taken_back_only_by_a_run_that_begins(harness: Harness) -> None:
-    """Else the job that trains other seeds beside it would begin it again."""
+def test_only_a_run_that_begins_takes_back_its_cancel(harness: Harness) -> None:
+    """Otherwise the job that trains the other seeds would restart it."""
     run = harness.runs / "lstm/slurm-12-seed1"
     ask_to_cancel(run)
     settings = [*SHRUNK[1::2], "train.epochs=1"]
@@ -313,21 +302,19 @@ def test_a_cancel_is_taken_back_only_by_a_run_that_begins(harness: Harness) -> N
     assert not (run / "cancel.json").exists()
 
 
-@pytest.mark.parametrize("own_id", ["56", "56_1", None])
+@pytest.mark.parametrize("own_id", ["56", "56_1"])
 @pytest.mark.parametrize("phase", ["training", "interrupted"])
-def test_another_job_goes_on_with_the_run_of_an_array_task(
-    site: Site, phase: str, own_id: str | None
+def test_another_job_continues_the_run_of_an_array_task(
+    site: Site, phase: str, own_id: str
 ) -> None:
-    """The run has that job, so no more are submitted; earlier heartbeats lack the own id."""
-    now = own_id or "56"
+    """The run shows that job, so no further job is submitted."""
     waits = phase == "interrupted"
-    site.slurm(f"{now}|56|{'PENDING' if waits else 'RUNNING'}|1:00|None|/x.sh")
+    site.slurm(f"{own_id}|56|{'PENDING' if waits else 'RUNNING'}|1:00|None|/x.sh")
     site.run("slurm-12_4", phase, slurm_job="56", slurm_own_id=own_id)
     status = site.only()
-    assert (status.state, status.slurm_job) == ("pending" if waits else "running", now)
+    assert (status.state, status.slurm_job) == ("pending" if waits else "running", own_id)
     assert not interrupted([status])
-    if own_id:
-        site.slurm(script="exit 1")
-        assert site.only().slurm_job == own_id  # the one to cancel, whatever squeue says
+    site.slurm(script="exit 1")
+    assert site.only().slurm_job == own_id  # also without squeue
     for name in ("12_4", "12", "56", "slurm-12_4"):
         assert pick(name, [status], site.runs) == [status]

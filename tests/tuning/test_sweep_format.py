@@ -48,7 +48,7 @@ def test_another_versions_sweep_is_refused(harness: Harness, other: Path, comman
     (line,) = done.stderr.splitlines()
     written = f"was written by harness {record['harness']} (format {record['format']})"
     assert f"sweep {other}: {written}" in line
-    assert f"this is harness {__version__} (format {FORMAT}); go on with it by that version" in line
+    assert f"this is harness {__version__} (format {FORMAT}); continue it with that version" in line
     assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
 
 
@@ -63,7 +63,7 @@ def test_a_record_that_cant_be_read_says_nothing_of_its_version(
     """A disk that fails is no reason to give a sweep up, and a broken record is called so."""
     sweep = make_sweep(tmp_path / "sweep", RANDOM)
     sweep.path("provenance.json").write_bytes(b"{")
-    with pytest.raises(InputError, match=r"provenance.json is broken, .* put it back from a copy"):
+    with pytest.raises(InputError, match=r"provenance.json is broken, .* restore it from a copy"):
         sweep.search()
 
     def fail(path: Path) -> bytes:

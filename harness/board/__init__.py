@@ -1,5 +1,5 @@
-"""TensorBoard for one user: which runs it shows, its server behind a secret, the way to it.
+"""TensorBoard for one user: the runs that it shows, and its server behind a secret path.
 
-It reads the folders of runs, and writes links and word vectors into a temporary folder of its own.
+It reads the folders of runs, and writes only links into a temporary folder.
 It may import the modules of `harness` itself and the packages up to `tracking`.
 """

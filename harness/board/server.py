@@ -1,4 +1,4 @@
-"""TensorBoard's server, which answers only requests that begin with a secret path."""
+"""TensorBoard's server, which answers only requests with a secret path."""
 
 import contextlib
 import hmac
@@ -24,19 +24,19 @@ from harness.system.files import foreign_link
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-MAX_NEWCOMERS = 256  # open connections without a request that knew the secret
+MAX_NEWCOMERS = 256  # open connections that have not shown the secret
 RELOAD_S = 5.0  # between two searches for new points
-# Beyond this, TensorBoard drops points at random, to save its memory and the browser's. One run
-# keeps every step; of a hundred, each curve keeps a thousand points, TensorBoard's default.
+# To save memory, TensorBoard drops points of longer curves at random. A single run keeps every
+# step; with fifty runs or more a curve keeps a thousand points, TensorBoard's default.
 POINTS_PER_CHART = 50_000
 POINTS_PER_CURVE = 1_000
 
 
 class Newcomers:
-    """Connections whose other side has not shown yet that it knows the secret.
+    """Open connections that have not shown the secret.
 
-    The user's own shows it within milliseconds, so strangers that wait can't keep it out: the
-    oldest of too many is cut off.
+    If there are too many, the oldest is closed, so idle strangers can't keep the user out, whose
+    browser shows the secret within milliseconds.
     """
 
     def __init__(self) -> None:
@@ -44,17 +44,17 @@ class Newcomers:
         self._lock = threading.Lock()
 
     def add(self, connection: socket.socket) -> None:
-        """Count a new connection, and cut off the oldest where there are too many."""
+        """Add a new connection, and close the oldest if there are too many."""
         with self._lock:
             if len(self._connections) >= MAX_NEWCOMERS:
                 oldest = next(iter(self._connections))
                 del self._connections[oldest]
                 with contextlib.suppress(OSError):
-                    oldest.shutdown(socket.SHUT_RDWR)  # which ends the wait of its thread
+                    oldest.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from it
             self._connections[connection] = None
 
     def remove(self, connection: socket.socket) -> None:
-        """Count a connection no longer: it has shown the secret, or has ended."""
+        """Remove a connection that has shown the secret or has ended."""
         with self._lock:
             self._connections.pop(connection, None)
 
@@ -73,7 +73,7 @@ class Guard:
     ) -> Iterable[bytes]:
         """Answer a request."""
         first = "/".join(str(environ.get("PATH_INFO", "")).split("/", 2)[:2])
-        # The time of an ordinary comparison would reveal how much of a guess is correct.
+        # An ordinary comparison takes longer the more of a guess is correct.
         if not hmac.compare_digest(first.encode("utf-8", "surrogateescape"), self.prefix):
             body = b"Not found\n"
             headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))]
@@ -83,20 +83,20 @@ class Guard:
         self.used()
 
         def start(status: str, headers: list[tuple[str, str]], *error: Any) -> Any:
-            # A link from the page to another site must not pass the secret on.
+            # A link from the page to another site must not reveal the secret.
             return start_response(status, [*headers, ("Referrer-Policy", "no-referrer")], *error)
 
         return self.app(environ, start)
 
 
 class Handler(WSGIRequestHandler):
-    """Serves one connection, and closes it when it is silent."""
+    """Serves one connection."""
 
     protocol_version = "HTTP/1.1"
-    timeout = 60  # seconds; a silent client would otherwise hold a thread for ever
+    timeout = 60  # seconds of silence, after which the connection is closed and its thread ends
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
-        """Say nothing: the line of a request holds the secret, and a group may read the log."""
+        """Log nothing: requests hold the secret, and others may read the log."""
 
 
 class Server(ThreadedWSGIServer):
@@ -109,7 +109,7 @@ class Server(ThreadedWSGIServer):
         self._secret, self._newcomers = secret, app.newcomers
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Count a new connection, which nobody knows before its first request."""
+        """Accept a new connection as a newcomer."""
         del client_address
         self._newcomers.add(request)
         return True
@@ -120,26 +120,26 @@ class Server(ThreadedWSGIServer):
         super().shutdown_request(request)
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
-        """Print an error of TensorBoard."""
+        """Print an error of TensorBoard without the secret."""
         text = str(message % args if args else message)
         echo(text.replace(self._secret, "<secret>"), err=True)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Do nothing: a browser that closed its connection is not an error."""
+        """Ignore that a browser has closed its connection."""
 
     def get_url(self) -> str:
-        """An empty address: TensorBoard requires the method, and nothing here prints the result."""
+        """An empty address; TensorBoard requires the method."""
         return ""
 
 
 def listen(port: int | None) -> socket.socket:
-    """A socket that listens on the loopback only, by default on a free port.
+    """A socket that listens only on the loopback address, by default on a free port.
 
     Raises:
         InputError: if the port is taken.
     """
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    # Without it, connections of a server that has just ended would block its port.
+    # Otherwise the old connections of a server that has just ended would block its port.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1 if port else 0)
     try:
         listener.bind(("127.0.0.1", port or 0))
@@ -165,20 +165,20 @@ def start_tensorboard(
 
     Args:
         folder: TensorBoard looks below it for new runs and points every RELOAD_S.
-        num_runs: how many there may be; of many, each curve has fewer points.
+        num_runs: the more runs, the fewer points a curve has.
         listener: the socket to serve on.
-        secret: what the path of every request must begin with.
-        used: called at each request that does.
-        refused: gets why something is not shown, by its path, in another thread.
+        secret: the first part of the path of every request.
+        used: called at each request with the secret.
+        refused: another thread adds the paths that can't be shown, with the reasons.
     """
-    # TensorBoard's own switch for reading files without TensorFlow, whose import would take 600 MB
-    # and seconds, or minutes from a network file system. It must be set before the first import.
+    # This module makes TensorBoard read files without TensorFlow, whose import takes 600 MB and
+    # seconds, or minutes from a network file system. It must be set before the first import.
     sys.modules["tensorboard.compat.notf"] = types.ModuleType("tensorboard.compat.notf")
     from tensorboard import default, program
     from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
     from tensorboard.compat.tensorflow_stub.io import gfile
 
-    # Checksums of records in plain Python would take half of the time that runs take to load.
+    # TensorBoard's checksum in plain Python would take half of the time to load runs.
     pywrap_tensorflow.crc32c = google_crc32c.value
     gfile.listdir = partial(list_folder, refused=refused)
     board = program.TensorBoard(
@@ -189,20 +189,20 @@ def start_tensorboard(
     board.configure(
         logdir=str(folder),
         path_prefix=f"/{secret}",
-        load_fast="false",  # its data server listens on another port, without any secret
+        load_fast="false",  # TensorBoard's data server listens on another port without a secret
         reload_interval=RELOAD_S,
         samples_per_plugin={"scalars": max(POINTS_PER_CURVE, POINTS_PER_CHART // max(1, num_runs))},
         window_title="harness",
     )
-    # Not main(), which writes the path into a file in /tmp that everyone can read.
+    # main() would write the path into a file in /tmp that everyone can read.
     board.launch()
 
 
 def list_folder(folder: str, refused: dict[str, str]) -> list[str]:
-    """The names in a folder that TensorBoard may look at; replaces its `listdir`.
+    """The names in a folder that TensorBoard may open; replaces its `listdir`.
 
-    Its search for event files would end for good at a folder that it may not read, wait for ever
-    for a pipe, and go wherever another user's link leads.
+    TensorBoard's search for event files would end at an unreadable folder, wait for ever at a pipe,
+    and follow links of other users.
 
     Raises:
         NotFoundError: TensorBoard's, if there is no such folder.
@@ -221,7 +221,7 @@ def list_folder(folder: str, refused: dict[str, str]) -> list[str]:
         raise errors.NotFoundError(None, None, str(error)) from None
     except OSError as error:
         refused[str(Path(folder).resolve())] = f"can't be read: {error.strerror}"
-    # The columns of the HParams page are those of the first run: trials come before a winner.
+    # The first run determines the columns of the HParams page: trials come before a winner.
     return sorted(names)
 
 
@@ -231,11 +231,11 @@ def _why_refused(entry: os.DirEntry[str]) -> str:
     if os.path.isdir(entry.path):  # noqa: PTH112 - never raises
         return ""
     is_readable = os.path.isfile(entry.path) and os.access(entry.path, os.R_OK)  # noqa: PTH113
-    return "" if is_readable else "is no file that can be read"
+    return "" if is_readable else "is not a readable file"
 
 
 LIVE = b"""\
-// The page reloads its data every 30 s, unless its user chose otherwise in the settings.
+// The page reloads its data every 30 s, unless the user has chosen otherwise in the settings.
 try {
   const key = "_tb_global_settings";
   const settings = JSON.parse(localStorage.getItem(key) || "{}");
@@ -249,7 +249,7 @@ try {
 
 
 def _live_assets() -> io.BytesIO:
-    """TensorBoard's page, which by default would stay as it was when it was opened."""
+    """TensorBoard's page with automatic reloading, which is off by default."""
     from tensorboard import assets
 
     first = b'<script src="index.js'

@@ -1,8 +1,8 @@
-"""TensorBoard for one user, on a machine that others use as well.
+"""TensorBoard for one user, on a machine with other users.
 
-TensorBoard has no login, and any user of a node can connect to the ports of its loopback. So every
-request must begin with a secret path. It is made in this process and shown to its user only, on a
-terminal or in a file of mode 0600: no command line, environment or log that others read holds it.
+TensorBoard has no login, and any user of a node can connect to the ports of its loopback address.
+So every request must begin with a secret path. This process makes the secret and shows it only to
+its user, on a terminal or in a file of mode 0600; no command line, environment or log has it.
 """
 
 import getpass
@@ -37,11 +37,11 @@ from harness.system.processes import STOPPING
 from harness.tracking.run_dir import find_runs, is_ensemble
 from harness.tracking.status import select_runs
 
-NUM_NEWEST = 200  # shown where none is named
-MAX_TOLD = 10  # refused paths in a line
+NUM_NEWEST = 200  # runs that are shown if none is named
+MAX_LISTED = 10  # refused paths in a line
 
 POLL_S = 0.2
-SEARCH_SHARE = 20  # between two searches, times what one takes
+SEARCH_SHARE = 20  # the pause between two searches, as a multiple of the time of a search
 CACHE_REMEDY = "set XDG_CACHE_HOME to a folder of yours"
 
 
@@ -49,11 +49,11 @@ class Shown:
     """The requested runs, as a folder of links `<job>/<run-id>` for TensorBoard to walk."""
 
     def __init__(self, folder: Path, roots: Sequence[Path], runs: Path) -> None:
-        """Make the folder; no run is in it yet.
+        """Make an empty folder for the links.
 
         Args:
             folder: of the links.
-            roots: the named runs, or folders of runs; without any the newest are shown.
+            roots: runs or folders of runs; empty for the newest runs.
             runs: the folder of all runs.
         """
         self.folder = folder
@@ -62,13 +62,13 @@ class Shown:
         self.roots = roots or [runs]
         self.runs = runs.resolve()
         self.found: list[Path] = []
-        self.left_out = ""  # a line about the runs that are not shown
-        self.refused: dict[str, str] = {}  # why, by the path of what can't or must not be read
-        self._told: set[tuple[str, str]] = set()
+        self.left_out = ""  # a line about the older runs that are not shown
+        self.refused: dict[str, str] = {}  # the reason by path
+        self._reported: set[tuple[str, str]] = set()
         self._links: dict[Path, Path] = {}
 
     def refresh(self) -> None:
-        """Find the runs again, and link those that have begun to log."""
+        """Search for runs, and link those that have begun to log."""
         self.found = self._chosen()
         for run in self.found:
             events = run / "tensorboard"
@@ -83,15 +83,15 @@ class Shown:
                 self._links[run] = link
 
     def refusals(self) -> str:
-        """A line about paths that are newly refused; empty if there are none."""
-        new = sorted({*self.refused.copy().items()} - self._told)  # a copy: a thread adds to it
-        self._told.update(new)
-        parts = [f"{path} {why}" for path, why in new[:MAX_TOLD]]
-        parts += [f"and {len(new) - MAX_TOLD:,} more"] if len(new) > MAX_TOLD else []
+        """A line about newly refused paths, or empty."""
+        new = sorted({*self.refused.copy().items()} - self._reported)  # another thread adds to it
+        self._reported.update(new)
+        parts = [f"{path} {why}" for path, why in new[:MAX_LISTED]]
+        parts += [f"and {len(new) - MAX_LISTED:,} more"] if len(new) > MAX_LISTED else []
         return f"not shown: {'; '.join(parts)}" if new else ""
 
     def _chosen(self) -> list[Path]:
-        """The runs to show, by their paths; those that are shown already stay."""
+        """The paths of the runs to show, including all that are shown already."""
         every = _runs_below(self.roots, self.refused)
         if self.are_named:
             return every
@@ -107,7 +107,7 @@ class Shown:
         return found
 
     def _free_name(self, run: Path) -> Path:
-        # Two levels exactly: a link below another link would be a file in the run's folder.
+        # Exactly two levels: a link below another link would be a file in the run's folder.
         group = run.parent.name or "runs"
         if run.is_relative_to(self.runs) and len(run.relative_to(self.runs).parts) > 1:
             group = ".".join(run.relative_to(self.runs).parts[:-1])
@@ -119,28 +119,28 @@ class Shown:
 
 
 def _changed_s(run: Path) -> float:
-    """When something was last written into a run's folder."""
+    """The time of the last change in a run's folder."""
     try:
         return run.stat().st_mtime
-    except OSError:  # it was removed meanwhile
+    except OSError:  # it was removed in the meantime
         return 0.0
 
 
 def _runs_below(roots: Iterable[Path], refused: dict[str, str]) -> list[Path]:
-    """The runs at or below some folders, including the runs of sweeps; paths are resolved."""
+    """The resolved paths of the runs at or below some folders, including runs of sweeps."""
     found = find_runs((root.resolve() for root in roots), ("trials", "winner"), refused)
     return [folder for folder in found if not is_sweep(folder) and not is_ensemble(folder)]
 
 
 def check_roots(names: Sequence[Path], runs: Path) -> Sequence[Path]:
-    """The named runs, or folders of runs; none where none is named.
+    """The folders of the named runs; empty without names.
 
     Args:
         names: folders, or ids of runs and of Slurm jobs, as `harness status` prints them.
         runs: the folder of all runs.
 
     Raises:
-        InputError: if a name fits no run, or a folder holds none.
+        InputError: if a name matches no run, or a folder holds none.
     """
     if not names and not runs.is_dir():
         raise InputError(f"--runs {runs}: no such folder; give runs, or a folder of runs")
@@ -157,34 +157,34 @@ def check_roots(names: Sequence[Path], runs: Path) -> Sequence[Path]:
     return roots
 
 
-# How to reach it
+# Its address
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where TensorBoard listens, and how to reach it."""
+    """The address of TensorBoard, and the tunnel to it."""
 
-    port: int  # of the loopback, and of the laptop's end of the tunnel
+    port: int  # of the loopback address, here and on the laptop
     secret: str
     host: str
     login: str | None  # USER@HOST of the login node to jump through
 
     @property
     def address(self) -> str:
-        """The secret address; by number, since `localhost` may be another user's port on ::1."""
+        """The secret address. `localhost` could be the port of another user on ::1."""
         return f"http://127.0.0.1:{self.port}/{self.secret}/"
 
     @property
     def tunnel(self) -> str:
         """The command to paste on a laptop."""
-        # With a port that is taken ssh would go on, and the secret would reach whoever has it.
+        # If the port is taken, ssh must fail: otherwise the secret would reach its owner.
         forward = f"{self.port}:127.0.0.1:{self.port}"
         args = ["ssh", "-N", "-o", "ExitOnForwardFailure=yes", "-L", forward]
         args += ["-J", self.login] if self.login else []
         return shlex.join([*args, f"{_user()}@{self.host}"])
 
     def text(self) -> str:
-        """What its user needs to know."""
+        """The tunnel and the address in two lines."""
         return f"on your laptop:  {self.tunnel}\nthen open:       {self.address}\n"
 
 
@@ -196,7 +196,7 @@ def _user() -> str:
 
 
 def jump_host(login: str | None, allocation: SlurmEnvironment | None) -> str | None:
-    """The login node to jump through; by default the host where the job was submitted."""
+    """The login node for the tunnel; by default the host where the job was submitted."""
     if login or allocation is None:
         return login
     submitted_at = allocation.submit_host
@@ -205,7 +205,7 @@ def jump_host(login: str | None, allocation: SlurmEnvironment | None) -> str | N
 
 
 def is_private(file: IO[Any]) -> bool:
-    """Whether only the user can read this output: a terminal, or a file of mode 0600."""
+    """Whether only the user can read an output: a terminal, or a file of mode 0600."""
     try:
         about = os.fstat(file.fileno())
     except (OSError, ValueError):
@@ -215,12 +215,12 @@ def is_private(file: IO[Any]) -> bool:
 
 
 def write_connection(endpoint: Endpoint) -> Path:
-    """Write how to reach TensorBoard into a file that nobody else can read.
+    """Write the tunnel and the address into a file that nobody else can read.
 
-    In the user's cache, not among the runs: those may be another user's, or a group's.
+    It is in the user's cache, because others may own or share the folder of the runs.
 
     Raises:
-        RunError: if the cache can't be written, or the folder in it is another user's.
+        RunError: if the cache can't be written, or another user owns the folder in it.
     """
     folder = cache_folder() / "tensorboard"
     try:
@@ -237,32 +237,27 @@ def write_connection(endpoint: Endpoint) -> Path:
 
 
 class Watch:
-    """Decides when it is time to end."""
+    """Decides when TensorBoard ends."""
 
-    def __init__(
-        self, hours: float, idle_min: float, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, hours: float, idle_min: float) -> None:
         """Begin to count.
 
         Args:
-            hours: after which it ends.
-            idle_min: minutes without a request that knew the secret, after which it ends.
-            clock: in seconds.
+            hours: TensorBoard ends after this time.
+            idle_min: it ends after these minutes without a request that has the secret.
         """
         self.hours, self.idle_min = hours, idle_min
-        self.clock = clock
-        self.started_s = clock()
-        self.used_s = self.started_s  # of the last request that knew the secret
+        self.started_s = self.used_s = time.monotonic()  # at the last request with the secret
         self.signal: signal.Signals | None = None
 
     def text(self, in_job: bool) -> str:
-        """What its user needs to know."""
+        """When TensorBoard ends, in words."""
         end = time.strftime("%a %H:%M", time.localtime(time.time() + 3600 * self.hours))
         job = ", or with its Slurm job" if in_job else ""
         return f"ends after {self.idle_min:g} min without a request, or {end}{job}"
 
     def listen(self) -> None:
-        """Handle the signals that end it, and a hang-up of the terminal unless nohup ignores it."""
+        """Handle the signals that end a process; nohup ignores SIGHUP, and so does this."""
         for number in (*STOPPING, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._note)
@@ -271,14 +266,14 @@ class Watch:
         self.signal = signal.Signals(number)
 
     def used(self) -> None:
-        """Count the idle time from now."""
-        self.used_s = self.clock()
+        """Restart the idle time."""
+        self.used_s = time.monotonic()
 
     def reason(self) -> str | None:
-        """Why it is time to end, if it is."""
+        """The reason to end, None as long as there is none."""
         if self.signal is not None:
             return f"{self.signal.name} came"
-        now_s = self.clock()
+        now_s = time.monotonic()
         if now_s - self.started_s >= 3600 * self.hours:
             return f"{self.hours:g} hours are over"
         if now_s - self.used_s >= 60 * self.idle_min:
@@ -295,20 +290,19 @@ def serve(
     login: str | None = None,
     say: Callable[[str], object] = print,
 ) -> NoReturn:
-    """Show the runs below `roots` until it is time to end; no file is left behind.
-
-    Without `roots` these are the newest below `runs`. It ends the process, with exit code 0.
+    """Show runs until `watch` has a reason to end, remove all files, and exit with code 0.
 
     Args:
-        roots: runs, or folders of runs.
+        roots: runs or folders of runs; empty for the newest runs below `runs`.
         runs: the folder of all runs.
         watch: decides when to end.
-        port: to listen on, by default a free one.
-        login: the host to come through, by default where the job was submitted.
+        port: by default a free one.
+        login: the host for the tunnel, by default the host where the job was submitted.
         say: prints a line.
 
     Raises:
-        InputError: if the port can't be listened on.
+        InputError: if the port is taken.
+        RunError: if the file with the address can't be written.
     """
     os.umask(0o077)
     allocation = SlurmEnvironment.from_environment()
@@ -335,7 +329,7 @@ def serve(
             try:
                 _announce(endpoint, shown, connection, say=say)
                 say(watch.text(in_job=allocation is not None))
-                watch.used()  # the time that it took to start is not idle
+                watch.used()  # the start does not count as idle time
                 _wait(watch, shown, say=say)
             finally:
                 connection.unlink(missing_ok=True)
@@ -344,20 +338,21 @@ def serve(
 
 
 def _end_by_removing(folder: Path) -> NoReturn:
-    """Become the command that removes the folder, so that threads and memory are gone at once.
+    """Replace this process by the command that removes the folder.
 
-    Python would wait for a search of a slow disk, and free the points of all runs one by one.
+    At its end, Python would wait for a search on a slow disk, and free the points of all runs one
+    by one.
     """
     sys.stdout.flush()
     os.execvp("rm", ["rm", "-rf", "--", str(folder)])  # noqa: S606, S607 - no shell
 
 
 def _refresh(shown: Shown, watch: Watch) -> bool:
-    """Find the runs again, unless a signal comes first: a search of thousands may take long."""
+    """Search for runs; returns False if a signal comes first, because a search may take long."""
     search = ThreadPoolExecutor(1).submit(shown.refresh)
     while not watch.signal:
         if wait([search], POLL_S).done:
-            search.result()  # raises what the search raised
+            search.result()  # raises an error of the search
             return True
     return False
 
@@ -379,13 +374,13 @@ def _announce(
 
 
 def _wait(watch: Watch, shown: Shown, *, say: Callable[[str], object]) -> None:
-    """Search for new runs until it is time to end."""
-    refresh_s = watch.clock() + RELOAD_S
+    """Search for new runs until there is a reason to end."""
+    refresh_s = time.monotonic() + RELOAD_S
     while not watch.reason():
         time.sleep(POLL_S)
-        if (began_s := watch.clock()) >= refresh_s and _refresh(shown, watch):
+        if (began_s := time.monotonic()) >= refresh_s and _refresh(shown, watch):
             if refusals := shown.refusals():
                 say(refusals)
-            # Of thousands of runs a search takes seconds, and most of the time is for the page.
-            took_s = watch.clock() - began_s
-            refresh_s = watch.clock() + max(RELOAD_S, SEARCH_SHARE * took_s)
+            # A search through thousands of runs takes seconds, in which the page waits.
+            took_s = time.monotonic() - began_s
+            refresh_s = time.monotonic() + max(RELOAD_S, SEARCH_SHARE * took_s)

@@ -1,4 +1,4 @@
-"""A running TensorBoard for one user, as tests start it and ask it."""
+"""Starts TensorBoard for tests, and sends requests."""
 
 import http.client
 import json
@@ -36,7 +36,7 @@ def make_run(folder: Path) -> Path:
 
 
 class Board:
-    """A running `harness tensorboard`, and a browser's view of it."""
+    """A running `harness tensorboard`."""
 
     def __init__(
         self,
@@ -46,7 +46,6 @@ class Board:
         prefix: Sequence[str] = (),
     ) -> None:
         self.cache = harness.cache
-        # The same for all of a test.
         self.temporary = Path(os.environ[SHARED], f"t{harness.folder.stat().st_ino}")
         self.temporary.mkdir(exist_ok=True)
         self.process = subprocess.Popen(
@@ -61,7 +60,7 @@ class Board:
         self.address = self.target = self.secret = ""
 
     def wait(self) -> "Board":
-        """Until it can be used."""
+        """Wait until it serves requests."""
         pattern = f"harness/tensorboard/*-{self.process.pid}.txt"
 
         def find() -> list[Path]:
@@ -76,7 +75,7 @@ class Board:
         return self
 
     def ask(self, path: str, method: str = "GET") -> tuple[int, bytes, dict[str, str]]:
-        """Status, body and headers; the path goes as it stands, unlike in urllib."""
+        """Status, body and headers; unlike urllib, this does not normalize the path."""
         connection = http.client.HTTPConnection(self.target, timeout=30)
         connection.putrequest(method, path, skip_accept_encoding=True)
         connection.endheaders()

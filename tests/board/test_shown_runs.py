@@ -1,4 +1,4 @@
-"""Which runs a TensorBoard shows of many."""
+"""Which runs TensorBoard shows."""
 
 import os
 import time
@@ -24,7 +24,7 @@ def shown(found: Shown) -> list[str]:
 
 
 def test_without_names_the_newest_are_shown(tmp_path: Path) -> None:
-    """A line says how many are not; one that goes on is shown as well, and none disappears."""
+    """A line counts the others; an older run that continues is added, and none disappears."""
     runs = tmp_path / "runs"
     make_runs(runs, NUM_NEWEST + 5)
     board = Shown(tmp_path / "board", check_roots([], runs), runs)
@@ -38,18 +38,8 @@ def test_without_names_the_newest_are_shown(tmp_path: Path) -> None:
     assert "; 4 older" in board.left_out
 
 
-def test_named_runs_are_all_shown(tmp_path: Path) -> None:
-    """However many they are."""
-    runs = tmp_path / "runs"
-    make_runs(runs, NUM_NEWEST + 5)
-    board = Shown(tmp_path / "board", check_roots([runs], runs), runs)
-    board.refresh()
-    assert len(shown(board)) == NUM_NEWEST + 5
-    assert board.left_out == ""
-
-
 def test_a_run_is_named_as_status_names_it(tmp_path: Path) -> None:
-    """By its id, by that of its Slurm job, or by its path below the folder of all runs."""
+    """By its id, the id of its Slurm job, or its path below the folder of all runs."""
     runs = tmp_path / "runs"
     make_runs(runs, 2)
     (runs / "lstm/run001").rename(runs / "lstm/slurm-12_1")
@@ -61,8 +51,8 @@ def test_a_run_is_named_as_status_names_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a link to another user")
-def test_links_of_others_are_not_followed_and_told_once(tmp_path: Path) -> None:
-    """In one line with the first ten of them; one's own links are followed."""
+def test_links_of_other_users_are_not_followed(tmp_path: Path) -> None:
+    """One line lists the first ten, once; the user's own links are followed, with no limit."""
     make_runs(tmp_path / "elsewhere", 13)
     runs = tmp_path / "runs"
     (runs / "lstm").mkdir(parents=True)

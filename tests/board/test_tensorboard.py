@@ -1,10 +1,9 @@
-"""TensorBoard for one user: real processes, asked over HTTP by their owner and by others."""
+"""TensorBoard for one user: real processes, with HTTP requests of their owner and of others."""
 
 import contextlib
 import http.client
 import os
 import pty
-import shutil
 import signal
 import socket
 import stat
@@ -18,13 +17,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 
-from harness.board.tensorboard import Endpoint, Watch, _refresh, jump_host
+from harness.board.tensorboard import Endpoint, Watch, _refresh, is_private, jump_host
 from harness.slurm.environment import SlurmEnvironment
 from harness.training.tensorboard_log import TensorBoardLog
-from tests.board.tensorboard_process import Board, log_steps, make_run, sizes, wait_for
+from tests.board.tensorboard_process import Board, make_run, sizes, wait_for
 from tests.conftest import Harness
 
 pytestmark = pytest.mark.full
@@ -34,7 +32,7 @@ NOBODY = 65534
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Harness]:
-    """Three runs in a folder that other users may enter."""
+    """Three runs, in a folder that other users can enter."""
     with tempfile.TemporaryDirectory(prefix="board-") as folder:
         Path(folder).chmod(0o755)
         harness = Harness(Path(folder, "h"))
@@ -64,8 +62,8 @@ def start(harness: Harness) -> Iterator[Callable[..., Board]]:
         board.process.communicate()
 
 
-def test_who_knows_the_secret_sees_the_runs(board: Board) -> None:
-    """The page and its data are there, by the names <job>/<run-id>."""
+def test_requests_with_the_secret_get_the_runs(board: Board) -> None:
+    """The page, and its data under the names <job>/<run-id>."""
     status, page, _ = board.ask(f"/{board.secret}/")
     assert status == 200
     assert b'<script src="live.js"></script><script src="index.js' in page
@@ -75,29 +73,26 @@ def test_who_knows_the_secret_sees_the_runs(board: Board) -> None:
     wait_for(lambda: board.num_points("gru/a/train") == 10, "ten points")
 
 
-def test_a_request_without_the_secret_gets_one_and_the_same_404(board: Board) -> None:
-    """Whatever is tried, the answer tells nothing and holds no part of the secret."""
+def test_requests_without_the_secret_get_a_404(board: Board) -> None:
+    """Always the same one, without any part of the secret."""
     secret = board.secret
     tries = [
-        "/", "/index.html", "/index.js", "/data/runs", "/data/environment", "/data/logdir",
-        "/data/plugin/scalars/tags", "//", "/../", "/%2e%2e/", "*", "?", "http://127.0.0.1/",
-        "/wrong/", f"/{'x' * len(secret)}/data/runs", f"/{secret}x/", f"/{secret}x/data/runs",
-        f"/{secret[:-1]}/", f"/{secret.swapcase()}/", f"/x/{secret}/", f"/x/../{secret}/",
-        f"/.//{secret}/", f"/%2F{secret}/", f"/%2F{secret}%2F", f"//x/{secret}/data/runs",
-        f"/?{secret}", f"/#/{secret}/", f"/;/{secret}/", f"/{secret}%00/", f"/{secret}%20/",
-        f"/%C3%A9{secret}/", f"/experiment/{secret}/", f"x{secret}/data/runs",
+        "/", "/index.js", "/data/runs", "//", "/../", "*", "?", "http://127.0.0.1/", "/wrong/",
+        f"/{'x' * len(secret)}/data/runs", f"/{secret}x/data/runs", f"/{secret[:-1]}/",
+        f"/{secret.swapcase()}/", f"/x/{secret}/", f"/x/../{secret}/", f"/.//{secret}/",
+        f"/%2F{secret}/", f"//x/{secret}/data/runs", f"/?{secret}", f"/#/{secret}/",
+        f"/;/{secret}/", f"/{secret}%00/", f"/%C3%A9{secret}/", f"x{secret}/data/runs",
     ]  # fmt: skip
     answers = {path: board.ask(path) for path in tries}
-    answers |= {f"{method} /": board.ask("/", method) for method in ("POST", "PUT", "OPTIONS")}
+    answers |= {f"{method} /": board.ask("/", method) for method in ("POST", "OPTIONS")}
     for path, (status, body, headers) in answers.items():
         assert (status, body) == (404, b"Not found\n"), path
         assert secret not in str(headers), path
         assert "Location" not in headers, path
-    assert board.ask("/", "HEAD")[0] == 404
 
 
-def test_the_page_tells_other_sites_nothing(board: Board) -> None:
-    """No answer lets a browser send the secret path along, nor data anywhere else."""
+def test_the_page_reveals_nothing_to_other_sites(board: Board) -> None:
+    """The headers forbid the browser to send them the secret path or data."""
     for path in ("", "index.js", "data/runs", "data/plugin_entry.html?name=projector"):
         _, _, headers = board.ask(f"/{board.secret}/{path}")
         assert headers["Referrer-Policy"] == "no-referrer"
@@ -106,8 +101,8 @@ def test_the_page_tells_other_sites_nothing(board: Board) -> None:
     assert board.ask(f"/{board.secret}")[2]["Location"] == f"/{board.secret}/"
 
 
-def test_the_secret_stands_nowhere_but_in_one_file_of_its_owner(board: Board) -> None:
-    """Neither command line nor environment hold it, nor a file that others can read."""
+def test_the_secret_is_only_in_a_private_file(board: Board) -> None:
+    """The command line, the environment and other files lack it."""
     assert len(board.secret) >= 43  # 256 bits in base64
     for name in ("cmdline", "environ"):
         assert board.secret.encode() not in Path(f"/proc/{board.process.pid}/{name}").read_bytes()
@@ -118,13 +113,13 @@ def test_the_secret_stands_nowhere_but_in_one_file_of_its_owner(board: Board) ->
     assert stat.S_IMODE(board.connection.parent.stat().st_mode) == 0o700
 
 
-def test_it_listens_on_one_socket_alone(board: Board) -> None:
-    """On the loopback's IPv4 address; no child does."""
+def test_it_listens_on_one_socket(board: Board) -> None:
+    """On the IPv4 loopback address, and there are no child processes."""
     process = Path(f"/proc/{board.process.pid}")
     assert {path.read_text() for path in process.glob("task/*/children")} <= {""}
     links = []
     for descriptor in (process / "fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # it reads event files all the time
+        with contextlib.suppress(FileNotFoundError):  # an event file that was just closed
             links.append(str(descriptor.readlink()))
     inodes = {link[8:-1] for link in links if link.startswith("socket:[")}
     listening = []
@@ -142,7 +137,7 @@ def test_it_listens_on_one_socket_alone(board: Board) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 def test_another_user_of_the_machine_gets_nothing(board: Board) -> None:
-    """Not the page, not the file with the secret, not the environment, not the links."""
+    """The page, the file with the secret, the environment and the links are refused."""
     program = f"""
 import encodings.idna, http.client, os
 os.setgroups([])
@@ -168,11 +163,11 @@ print(response.status, response.read())
     assert done.stdout.splitlines() == ["refused", "refused", "refused", r"404 b'Not found\n'"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_at_once(
     start: Callable[..., Board], harness: Harness, number: signal.Signals
 ) -> None:
-    """Exit code 0, nothing left behind, nothing said that others should not read."""
+    """With exit code 0, without leftovers, and without the secret in the output."""
     run = make_run(harness.runs / "lstm" / "a")
     before = sorted(harness.runs.rglob("*"))
     board = start(run).wait()
@@ -187,8 +182,8 @@ def test_a_signal_ends_it_at_once(
     assert sorted(harness.runs.rglob("*")) == before
 
 
-def test_a_signal_waits_for_no_search() -> None:
-    """Over thousands of runs, or on a disk that hangs, one takes long."""
+def test_a_signal_interrupts_a_search() -> None:
+    """A search takes long with thousands of runs or a disk that hangs."""
     disk, watch = threading.Event(), Watch(1, 60)
     slow: Any = SimpleNamespace(refresh=lambda: disk.wait(60))
     threading.Timer(0.3, watch._note, (signal.SIGTERM, None)).start()
@@ -198,30 +193,6 @@ def test_a_signal_waits_for_no_search() -> None:
     disk.set()
     watch.signal = None
     assert _refresh(slow, watch)
-
-
-@pytest.mark.slow
-def test_a_signal_ends_it_within_seconds_over_5000_runs(
-    start: Callable[..., Board], harness: Harness
-) -> None:
-    """In seconds of a processor, which do not depend on what else this machine does."""
-    first = make_run(harness.folder / "first") / "tensorboard"
-    log_steps(first.parent, 10, 250)
-    for n in range(5_000):
-        run = harness.runs / f"lstm/run{n:04}"
-        shutil.copytree(first, run / "tensorboard", copy_function=os.link)
-        (run / "job.toml").write_text("")
-    board = start(harness.runs).wait()
-    wait_for(lambda: len(board.json("plugin/scalars/tags")) == 5_000, "the curves", 400)
-    before, others = psutil.Process(board.process.pid).cpu_times(), os.times()
-    code, out, err = board.end()
-    after = os.times()
-    used_s = after.children_user - others.children_user - before.user
-    used_s += after.children_system - others.children_system - before.system
-    assert used_s < 4
-    assert (code, err) == (0, "")
-    assert "ended: SIGTERM came" in out
-    assert board.leftovers() == []
 
 
 @pytest.mark.parametrize(
@@ -234,12 +205,12 @@ def test_a_signal_ends_it_within_seconds_over_5000_runs(
 def test_it_ends_by_itself(
     start: Callable[..., Board], harness: Harness, words: list[str], said: str
 ) -> None:
-    """When its time is over, when nobody who knows the secret looks."""
+    """After its time limit, or without requests that have the secret."""
     make_run(harness.runs / "lstm" / "a")
     board = start(*words).wait()
     while board.process.poll() is None:
-        with contextlib.suppress(OSError, http.client.HTTPException):  # it ends meanwhile
-            board.ask("/")  # a stranger's request keeps nothing alive
+        with contextlib.suppress(OSError, http.client.HTTPException):  # it may end now
+            board.ask("/")  # does not keep it alive
         time.sleep(0.1)
     out, err = board.process.communicate(timeout=60)
     assert board.process.returncode == 0, err
@@ -250,7 +221,7 @@ def test_it_ends_by_itself(
 def test_requests_with_the_secret_keep_it_alive(
     start: Callable[..., Board], harness: Harness
 ) -> None:
-    """The idle limit counts from the last of them."""
+    """The idle time counts from the last one."""
     make_run(harness.runs / "lstm" / "a")
     board = start("--idle-minutes", "0.04").wait()
     for _ in range(8):
@@ -259,8 +230,8 @@ def test_requests_with_the_secret_keep_it_alive(
     assert board.process.poll() is None
 
 
-def test_it_shows_what_is_written_meanwhile(start: Callable[..., Board], harness: Harness) -> None:
-    """New runs and new points come by themselves; a run that was not asked for does not."""
+def test_it_shows_new_runs_and_points(start: Callable[..., Board], harness: Harness) -> None:
+    """Also the trials of a search."""
     harness.runs.mkdir()
     board = start().wait()
     assert board.json("runs") == []
@@ -272,8 +243,8 @@ def test_it_shows_what_is_written_meanwhile(start: Callable[..., Board], harness
         wait_for(lambda: board.num_points("sweep.trials/003/train") == 15, "five more points")
 
 
-def test_only_the_runs_asked_for_are_shown(start: Callable[..., Board], harness: Harness) -> None:
-    """Two of one name are told apart; a folder with spaces and quotes is a folder."""
+def test_only_the_named_runs_are_shown(start: Callable[..., Board], harness: Harness) -> None:
+    """Two runs of one name get different names; a folder may have spaces and quotes."""
     wanted = make_run(harness.runs / "lstm" / "a")
     make_run(harness.runs / "lstm" / "b")
     other = make_run(harness.folder / 'it\'s "mine"' / "lstm" / "a")
@@ -287,26 +258,26 @@ def test_only_the_runs_asked_for_are_shown(start: Callable[..., Board], harness:
     assert len(board.json("runs")) == 6
 
 
-@pytest.mark.parametrize(("mode", "told"), [(0o600, True), (0o640, False)])
-def test_a_log_that_others_can_read_does_not_hold_the_secret(
-    start: Callable[..., Board], harness: Harness, mode: int, told: bool
-) -> None:
-    """It holds the name of the file that does."""
-    make_run(harness.runs / "lstm" / "a")
-    log = harness.folder / "job.out"
-    log.touch(mode)
-    with log.open("a") as stdout:
-        board = start(stdout=stdout).wait()
-    wait_for(lambda: "ends after" in log.read_text(), "the last line")
-    assert (board.address in log.read_text()) is told
-    assert (board.secret in log.read_text()) is told
-    assert (f"cat {board.connection}" in log.read_text()) is not told
+def test_the_secret_is_printed_only_to_its_user(tmp_path: Path) -> None:
+    """To a terminal, or a file of mode 0600; a pipe or a file of a group may have readers."""
+    terminal, other_end = pty.openpty()
+    reader, writer = os.pipe()
+    with open(other_end, "w") as screen, open(writer, "w") as pipe:  # noqa: PTH123 - descriptors
+        assert is_private(screen)
+        assert not is_private(pipe)
+    for end in (terminal, reader):
+        os.close(end)
+    for mode in (0o600, 0o640):
+        path = tmp_path / str(mode)
+        path.touch(mode)
+        with path.open("w") as log:
+            assert is_private(log) == (mode == 0o600)
 
 
 def test_a_terminal_shows_the_command_and_the_address(
     start: Callable[..., Board], harness: Harness
 ) -> None:
-    """They stand on one line each, however narrow it is."""
+    """In one line each, even if it is narrow."""
     make_run(harness.runs / "lstm" / "a")
     terminal, other_end = pty.openpty()
     board = start(stdout=other_end).wait()
@@ -324,17 +295,15 @@ def test_a_terminal_shows_the_command_and_the_address(
     ("words", "said"),
     [
         (["nowhere"], ("run nowhere", "no run has this folder, id or job")),
-        (["empty"], ("RUN empty", "holds no run")),
         (["--runs", "nowhere"], ("--runs nowhere", "no such folder")),
         (["--runs", "empty", "--port", "TAKEN"], ("--port", "in use", "choose another")),
-        (["--port", "80"], ("--port", "1024")),
         (["--hours", "0"], ("--hours 0", "greater than 0")),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
     harness: Harness, words: list[str], said: tuple[str, ...]
 ) -> None:
-    """The line names the thing and its remedy; nothing is left behind."""
+    """The line has the name and the remedy; no file is left."""
     (harness.folder / "empty").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -348,7 +317,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_a_cache_that_cannot_be_written_is_one_line_and_exit_code_1(harness: Harness) -> None:
-    """Without its file nobody could find the secret, so nothing goes on."""
+    """Without the file, nobody would know the secret."""
     harness.runs.mkdir()
     harness.environment |= {"XDG_CACHE_HOME": "/dev/null", "TMPDIR": str(harness.folder)}
     done = harness.run_here("tensorboard")
@@ -371,7 +340,7 @@ def test_a_cache_that_cannot_be_written_is_one_line_and_exit_code_1(harness: Har
 def test_the_tunnel_goes_through_the_login_node(
     login: str | None, environment: dict[str, str], jump: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The site's word comes first, then the host where the job was submitted."""
+    """HARNESS_LOGIN, or else the host where the job was submitted."""
     monkeypatch.setenv("LOGNAME", "ME")
     host = jump_host(login, SlurmEnvironment.from_environment(environment))
     endpoint = Endpoint(4000, "secret", "node1", host)

@@ -16,7 +16,7 @@ from tests.tuning.test_trial import SEARCH, trials_of
 
 @pytest.mark.full
 def test_tensorboard_shows_a_search_as_a_row_a_trial(harness: Harness) -> None:
-    """Named by the trial, with the keys that differ alone, and the objective's mean over seeds."""
+    """A row has the trial's name, the keys that differ, and the objective's mean over seeds."""
     sweep = harness.runs / "tune_it/s"
     text = SEARCH.replace("factor = 2", 'factor = 2\nexecutions = 2\nobjective = "val_f1"')
     trials = trials_of(sweep, f"{text}train.learning_rate = [0.05, 0.1]\n")
@@ -27,7 +27,7 @@ def test_tensorboard_shows_a_search_as_a_row_a_trial(harness: Harness) -> None:
         score = pytest.approx(trials.run(work, 1).scores["val_f1"])
         found = {**values, "train.epochs": epochs, "search/val_f1": score}
         expected[f"trial {trial} of tune_it/s"] = found
-    # The winner has a row of its own, with all keys, none of which the page gets a column for.
+    # The winner has a row, too; its other keys get no column.
     with TensorBoardLog(make_run(sweep / "winner/best/seed1") / "tensorboard") as log:
         log.hyperparameters({"model.units": 4}, "tune_it/seed1")
     board = Board(harness, sweep).wait()

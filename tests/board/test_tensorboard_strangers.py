@@ -1,4 +1,4 @@
-"""Strangers who ask TensorBoard, and what they plant among the runs."""
+"""Connections of other users to TensorBoard, and their files among the runs."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from tests.conftest import Harness
 
 pytestmark = pytest.mark.full
 
-# Root without the right to read everything, so that what another user closed is closed to it too.
+# Root without the capability to read the private files of other users.
 AS_USER = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 AS_USER += ["--inh-caps=-dac_override,-dac_read_search"]
 AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
@@ -37,19 +37,19 @@ ln -s "$2" lstm/link
 """
 LEFT_OUT = {
     "lstm/closed can't be read: Permission denied",
-    "lstm/file/tensorboard/train/tfevents.1 is no file that can be read",
+    "lstm/file/tensorboard/train/tfevents.1 is not a readable file",
     "lstm/half/tensorboard/train can't be read: Permission denied",
     "lstm/inside/tensorboard is a link of nobody",
     "lstm/link is a link of nobody",
-    "lstm/open/tensorboard/events.out.tfevents.9.pipe is no file that can be read",
+    "lstm/open/tensorboard/events.out.tfevents.9.pipe is not a readable file",
     "lstm/open/tensorboard/theirs is a link of nobody",
 }
-IDLE = 1200  # more than the files that a process may have open at most sites
+IDLE = 1200  # above the limit of open files at most sites
 
 
 @pytest.fixture
 def board(harness: Harness) -> Iterator[Board]:
-    """One that may have 1,024 files open, and room for more connections in this process."""
+    """A TensorBoard with a limit of 1,024 open files; this process may open more."""
     make_run(harness.runs / "lstm/a")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < IDLE + 200:
@@ -66,8 +66,8 @@ def threads_of(board: Board) -> int:
     return len(list(Path(f"/proc/{board.process.pid}/task").iterdir()))
 
 
-def test_idle_connections_of_a_stranger_lock_nobody_out(board: Board) -> None:
-    """The owner is answered past 1,200 of them, which take no more than their share."""
+def test_idle_connections_do_not_lock_the_user_out(board: Board) -> None:
+    """A stranger's 1,200 connections delay no answer and hold few threads."""
     host, _, port = board.target.rpartition(":")
     with contextlib.ExitStack() as stack:
         for _ in range(IDLE):
@@ -77,10 +77,10 @@ def test_idle_connections_of_a_stranger_lock_nobody_out(board: Board) -> None:
 
 
 @pytest.mark.parametrize(("path", "is_cut_off"), [("/secret/data", False), ("/guess", True)])
-def test_who_knows_the_secret_is_cut_off_by_no_stranger(
+def test_newcomers_close_no_connection_with_the_secret(
     path: str, is_cut_off: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a long answer is on its way to a browser, any number of strangers may come."""
+    """A long answer reaches the browser whatever the number of strangers."""
     guard = Guard(lambda _environ, _start: [], "secret", used=bool)
     monkeypatch.setattr("harness.board.server.MAX_NEWCOMERS", 1)
     ours, theirs = socket.socketpair()
@@ -95,8 +95,8 @@ def test_who_knows_the_secret_is_cut_off_by_no_stranger(
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can act as a second user")
-def test_what_a_neighbour_closed_or_linked_is_left_out_and_told() -> None:
-    """By path and reason, whenever it happens; all other runs are shown, none behind the links."""
+def test_closed_folders_and_links_of_others_are_left_out() -> None:
+    """A line gives path and reason; all other runs are shown."""
     with tempfile.TemporaryDirectory(prefix="board-") as name:
         Path(name).chmod(0o755)
         harness, shared = Harness(Path(name, "h")), Path(name, "shared")

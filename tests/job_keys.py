@@ -40,7 +40,7 @@ def table() -> str:
 
 
 def _limits(facts: Facts, table: str) -> list[str]:
-    """The rules between a key and others, and whether a search may vary it."""
+    """The rules for a key together with other keys, and whether a search may vary it."""
     limits = []
     if facts.unvalidated is not None:
         limits.append(f"must be `{json.dumps(facts.unvalidated)}` where `validation_split` is 0")

@@ -1,4 +1,4 @@
-"""A key of a job is added by one line, in its declaration, in a copy of the package."""
+"""One line adds a key to jobs. The tests add it to a copy of the project."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ def of_copy(harness: Harness, copy: Path) -> Harness:
 
 
 def test_it_is_in_the_manual(added: Path) -> None:
-    """With type, range, default and meaning."""
+    """The manual has its type, range, default and meaning."""
     command = [sys.executable, "-m", "tests.job_keys"]
     subprocess.run(command, cwd=added, env={"PYTHONPATH": str(added)}, check=True)
     row = "| `train.patience` | float | 0 to 1 | `0.5` | how patient the reader is |\n"
@@ -44,7 +44,7 @@ def test_it_is_in_the_manual(added: Path) -> None:
 
 
 def test_it_is_checked_by_its_name(harness: Harness, added: Path) -> None:
-    """One line names the value and the rule, or the key that was meant."""
+    """One line names the rule, or the nearest key."""
     of_copy(harness, added)
     for setting, said in (("patience=2", "less than or equal to 1"), ("patienc=1", "patience?")):
         refused = harness.train("lstm", "a", "--set", f"train.{setting}")
@@ -53,8 +53,8 @@ def test_it_is_checked_by_its_name(harness: Harness, added: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_search_tries_it_and_the_record_has_it(harness: Harness, added: Path) -> None:
-    """Each trial's job.toml and the leaderboard have the value that was tried."""
+def test_a_search_varies_it(harness: Harness, added: Path) -> None:
+    """The job.toml of a trial and the leaderboard have its value."""
     job = harness.folder / "search.toml"
     job.write_text(
         "[model]\narchitecture = 'rnn'\nunits = 2\n[data]\nlimit = 50\nmaxlen = 5\n"
@@ -71,14 +71,14 @@ def test_a_search_tries_it_and_the_record_has_it(harness: Harness, added: Path) 
 
 
 @pytest.mark.full
-def test_a_run_that_was_begun_before_it_goes_on(harness: Harness, added: Path) -> None:
-    """To the bytes of a run that nothing disturbed."""
+def test_a_run_without_it_resumes(harness: Harness, added: Path) -> None:
+    """The run has the bytes of an undisturbed run."""
     calm, run = calm_run(harness, "lstm"), killed_run(harness, "lstm")
     assert "patience" not in tomllib.loads((run / "job.toml").read_text())["train"]
     done = of_copy(harness, added).run("resume", run)
     assert done.returncode == 0, done.stderr
     record = json.loads((run / "provenance.json").read_text())
     assert len(record["starts"]) == 2
-    assert "epoch 3/3" in done.stdout  # where in the second it was killed is left to chance
+    assert "epoch 3/3" in done.stdout  # a kill within the second epoch
     assert "epoch 1/3" not in done.stdout
     assert results(run) == results(calm)

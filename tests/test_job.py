@@ -1,4 +1,4 @@
-"""Job files: what is read, and what is refused in one line."""
+"""Job files are read, or refused in one line."""
 
 import tomllib
 from pathlib import Path
@@ -32,10 +32,7 @@ def write(folder: Path, text: str | bytes) -> Path:
     ],
 )
 def test_notebook_jobs_are_the_exercises(name: str, epochs: int, dropout: float) -> None:
-    """Each notebook job holds its exercise to the letter; the steady job has the same network.
-
-    But for the GRU, which takes the variant that cuDNN knows.
-    """
+    """The steady job has the same network, except for the GRU, which has the variant of cuDNN."""
     job = load_job(JOBS / "notebook" / f"{name}.toml")
     assert (job.model.architecture, job.train.epochs, job.model.dropout) == (name, epochs, dropout)
     assert (job.model.units, job.model.embedding_dim, job.model.spatial_dropout) == (32, 32, 0.4)
@@ -48,19 +45,19 @@ def test_notebook_jobs_are_the_exercises(name: str, epochs: int, dropout: float)
     assert (steady.train.ema_momentum > 0, steady.train.keep) == (True, "best")
 
 
-def test_a_filled_in_job_reads_back_as_itself(tmp_path: Path) -> None:
-    """The file that a run keeps says every default and gives the same job."""
+def test_a_job_with_all_defaults_reads_back_as_itself(tmp_path: Path) -> None:
+    """The file of a run has every default and gives the same job."""
     job = load_job(write(tmp_path, LEAST), ["train.epochs=9"], seed=5)
     (tmp_path / "again").mkdir()
     again = load_job(write(tmp_path / "again", job.to_toml()))
     assert again == job
     assert (again.name, again.train.epochs, again.train.seed) == ("mine", 9, 5)
-    keys = set(type(job.train).model_fields) - {"optimizer_options"}  # which is empty
+    keys = set(type(job.train).model_fields) - {"optimizer_options"}  # an empty table
     assert set(tomllib.loads(job.to_toml())["train"]) == keys
 
 
-def test_what_is_at_its_default_is_in_no_identity(tmp_path: Path) -> None:
-    """So a run that was begun before a key was declared resumes; another value is another run."""
+def test_an_identity_omits_defaults(tmp_path: Path) -> None:
+    """So a run resumes if a later version has a new key. Another value is another run."""
     job = load_job(JOBS / "lstm.toml")
     identity = run_identity(job, "checksum")
     for setting in ("train.tf32=true", "data.bucket=true", "train.xla=off", "train.seed=2"):
@@ -76,8 +73,8 @@ def test_what_is_at_its_default_is_in_no_identity(tmp_path: Path) -> None:
     assert (before, run_identity(before, "checksum")) == (job, identity)
 
 
-def test_what_changes_no_result_is_in_no_identity() -> None:
-    """Paths, since checksums count, and what is written how often."""
+def test_an_identity_omits_keys_that_change_no_result() -> None:
+    """Such keys are paths and intervals."""
     job = load_job(JOBS / "lstm.toml")
     for setting in ("train.checkpoint_every_s=9", "data.source=texts.csv", "data.delimiter=;"):
         assert load_job(JOBS / "lstm.toml", [setting]).identity() == job.identity()
@@ -88,8 +85,7 @@ def test_what_changes_no_result_is_in_no_identity() -> None:
     [
         ("", ("model.architecture is missing",)),
         ("x", ("is not TOML",)),
-        (b"\xff", ("is not UTF-8",)),
-        ("[data]\nlimit = 4", ("model.architecture is missing",)),
+        (b"\xff", ("byte 0 is not UTF-8",)),
         ("model = 3", ("model = 3", "[model]")),
         (LEAST + "unit = 3", ("model.unit ", "model.units?")),
         (LEAST + "[trian]\nepochs = 2", ("trian", "did you mean train?")),
@@ -98,14 +94,13 @@ def test_what_changes_no_result_is_in_no_identity() -> None:
         (LEAST + "[train]\nepochs = 0", ("train.epochs = 0", "greater than or equal to 1")),
         (LEAST + "[train]\nepochs = true", ("train.epochs = true", "integer")),
         (LEAST + "[train]\nlearning_rate = nan", ("train.learning_rate = nan", "finite")),
-        (LEAST + "[train]\nbatch_size = 999999999", ("train.batch_size", "25000")),
         (LEAST + "[data]\nvalidation_split = 0", ("train.keep", "validation_split")),
         (LEAST + "[data]\nlimit = 1", ("data.limit = 1",)),
         (LEAST + "ngram_ratios = 4", ("model.ngram_ratios = 4", "less than or equal to 3")),
         (LEAST + "pooling = 'max+min'", ("model.pooling = 'max+min'", "max+mean?")),
         (
             LEAST + "train_embeddings = false\n[train]\nadversarial = 5",
-            ("train.adversarial = 5", "set it to 0"),
+            ("train.adversarial = 5", "model.train_embeddings = true"),
         ),
         (LEAST + "recurrent = false", ("model.recurrent = false", "model.pooling is 'last'")),
         (
@@ -117,7 +112,7 @@ def test_what_changes_no_result_is_in_no_identity() -> None:
 def test_a_bad_job_file_is_refused_in_one_line(
     tmp_path: Path, text: str | bytes, said: tuple[str, ...]
 ) -> None:
-    """The line names file, key, value and rule, and the nearest valid name."""
+    """The line names the file, the key, the value, the rule and the nearest valid name."""
     path = write(tmp_path, text)
     with pytest.raises(InputError) as refusal:
         load_job(path)
@@ -132,7 +127,6 @@ def test_a_bad_job_file_is_refused_in_one_line(
         ("train.epochs=0", "should be greater than or equal to 1"),
         ("train.epoch=3", "did you mean train.epochs?"),
         ("epochs=3", "table.key=value"),
-        ("train.epochs", "table.key=value"),
         ("train.keep=first", "'best', 'last'"),
         ("train.monitor=accuracy", "did you mean val_accuracy?"),
         ("train.optimizer=adamv", "did you mean adam"),
@@ -145,15 +139,15 @@ def test_a_bad_job_file_is_refused_in_one_line(
     ],
 )
 def test_a_bad_override_is_refused(tmp_path: Path, override: str, said: str) -> None:
-    """What --set says is refused under its own name."""
+    """The line names the option."""
     with pytest.raises(InputError) as refusal:
         load_job(write(tmp_path, LEAST), [override])
     assert "--set" in str(refusal.value)
     assert said in str(refusal.value)
 
 
-def test_a_missing_job_names_its_neighbours(tmp_path: Path) -> None:
-    """A typo in a path is answered with the nearest file, a folder as a folder."""
+def test_the_refusal_of_a_missing_job_names_the_nearest_file(tmp_path: Path) -> None:
+    """A folder is not a job."""
     write(tmp_path, LEAST)
     with pytest.raises(InputError, match=r"no such file; did you mean .*mine\.toml\?"):
         load_job(tmp_path / "mien.toml")
@@ -162,7 +156,7 @@ def test_a_missing_job_names_its_neighbours(tmp_path: Path) -> None:
 
 
 def test_bare_words_and_toml_values_override(tmp_path: Path) -> None:
-    """--set takes bare words, numbers and quoted strings alike."""
+    """--set takes bare words, numbers and quoted strings."""
     sets = ["model.architecture=gru", "train.learning_rate=1e-4", "train.keep='last'"]
     job = load_job(write(tmp_path, LEAST), sets)
     assert (job.model.architecture, job.train.learning_rate, job.train.keep) == (
@@ -172,15 +166,15 @@ def test_bare_words_and_toml_values_override(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("delimiter", ["\t", " ", ";", "' '"])
+@pytest.mark.parametrize("delimiter", ["\t", ";", "' '"])
 def test_an_override_may_be_white_space(delimiter: str) -> None:
-    """A tab from the shell is the delimiter, and so is what is quoted."""
+    """A delimiter may be a bare tab or a quoted space."""
     settings = data_settings([f"data.delimiter={delimiter}"])
     assert settings.delimiter == delimiter.strip("'")
 
 
 def test_settings_without_effect_are_named(tmp_path: Path) -> None:
-    """A setting that does nothing is not passed over in silence."""
+    """A line says which other setting they need."""
     path = write(tmp_path, LEAST)
     assert not list(load_job(path).without_effect())
     lines = list(load_job(path, ["model.reset_after=true"]).without_effect())
@@ -193,8 +187,6 @@ def test_settings_without_effect_are_named(tmp_path: Path) -> None:
         "train.reduce_lr_patience"
     )
     assert lines == [said]
-    lines = list(load_job(path, ["train.reduce_lr_factor=0.1"]).without_effect())
-    assert lines == ["train.reduce_lr_factor has no effect without train.reduce_lr_patience"]
     factor = ["train.reduce_lr_factor=0.1", "train.reduce_lr_patience=1"]
     assert not list(load_job(path, factor).without_effect())
     own = load_job(JOBS / "own" / "conv_gru.toml", ["model.reset_after=true"])
@@ -206,10 +198,8 @@ def test_settings_without_effect_are_named(tmp_path: Path) -> None:
     [
         (["train.optimizer_options.momentun=1"], "no option momentun; did you mean momentum?"),
         (["train.optimizer_options.beta_1=1"], "rmsprop takes no option beta_1"),
-        (["train.optimizer_options.momentum=much"], "should be a number"),
-        (["train.optimizer_options.centered=1"], "should be true or false"),
-        (["train.optimizer_options.clipnorm=1"], "takes no option clipnorm"),
-        (["train.optimizer_options.learning_rate=1"], "takes no option learning_rate"),
+        (["train.optimizer_options.momentum=much"], "momentum should be of type float"),
+        (["train.optimizer_options.centered=1"], "centered should be of type bool"),
         (["train.schedule=steps"], "needs train.schedule_drops"),
         (["train.schedule=steps", "train.schedule_drops=[3, 1]"], "should rise"),
         (["train.schedule=cosine", "train.warmup_epochs=6"], "should be below the 6 epochs"),
@@ -220,14 +210,8 @@ def test_settings_without_effect_are_named(tmp_path: Path) -> None:
 def test_training_parts_that_do_not_fit_are_refused(
     tmp_path: Path, overrides: list[str], said: str
 ) -> None:
-    """Options of the optimizer and settings of the schedule are checked before TensorFlow."""
+    """The line names the option and the rule."""
     with pytest.raises(InputError) as refusal:
         load_job(write(tmp_path, LEAST), overrides)
     assert said in str(refusal.value)
     assert "\n" not in str(refusal.value)
-
-
-def test_a_schedule_s_setting_without_effect_is_named(tmp_path: Path) -> None:
-    """What another schedule reads does nothing here."""
-    job = load_job(write(tmp_path, LEAST), ["train.schedule_floor=0.1"])
-    assert "train.schedule_floor has no effect" in "".join(job.without_effect())

@@ -55,11 +55,10 @@ def describe(
     """
     from harness.data.own_texts import describe as describe_texts
     from harness.data.own_texts import open_source
-    from harness.data.tables import SourceFormat
     from harness.job.job_file import data_settings
 
-    form = SourceFormat.of(data_settings(overrides or ()))
-    for line in describe_texts(open_source(source.absolute(), form)):
+    settings = data_settings(overrides or ())
+    for line in describe_texts(open_source(source.absolute(), settings)):
         echo(line)
 
 

@@ -73,8 +73,6 @@ def tune(
     search, console = load_search(job_file, overrides or ()), Console()
     sweep = SweepDirectory.new(runs, search, sweep_id)
     confirm_here(f"harness submit {quoted(job_file)}", console, here=here)
-    for line in search.notes:
-        console.info(line)
     run_sweep(sweep, search, request, console=console, full=full)
 
 

@@ -1,4 +1,4 @@
-"""Reviews: IMDB, own texts and tables of them, vocabulary, n-grams, and batches for networks.
+"""Reviews: IMDB, texts of users, vocabulary, n-grams, and batches for networks.
 
 It may import the modules of `harness` itself and the packages `system` and `job`.
 """

@@ -1,7 +1,7 @@
 """Reviews as flat arrays with their vocabulary."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,57 +12,50 @@ from numpy.typing import ArrayLike, NDArray
 
 SPLITS = ("train", "test")
 ARRAYS = {"tokens": np.int32, "offsets": np.int64, "labels": np.int32}
-WORDS_AT_ONCE = 1_000_000
-# The checksum of Keras's imdb.npz, in the order of `keras.datasets.imdb.load_data`.
+# `content_checksum` of Keras's imdb.npz.
 OFFICIAL = "fc1cd78d97848b792cf087d29cb77921ccab469ccf0c778e9ada027fde22f9d3"
 
-CLASSES = ("negative", "positive")  # what the labels 0 and 1 mean in IMDB
+CLASSES = ("negative", "positive")  # of IMDB, for the labels 0 and 1
 MAX_CLASSES = 1000
-SHOWN = 10  # classes in a line
+SHOWN = 10  # classes in a message
 
 
 @dataclass(frozen=True)
 class Split:
-    """Reviews in the order that `load_data` gives, raw: review i is `tokens[offsets[i]:…]`."""
+    """Reviews one after another: review i is `tokens[offsets[i]:offsets[i + 1]]`.
 
-    tokens: np.ndarray  # [num_tokens] int32, ranks of words from 1
+    IMDB has the order of `keras.datasets.imdb.load_data`.
+    """
+
+    tokens: np.ndarray  # [num_tokens] int32, ranks of words, from 1
     offsets: np.ndarray  # [num_reviews + 1] int64
-    labels: np.ndarray  # [num_reviews] int32, from 0 up to the number of classes
+    labels: np.ndarray  # [num_reviews] int32, from 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, limit: int) -> "Split":
-        """The first `limit` reviews, or all where there are fewer."""
+        """The first `limit` reviews, or all if there are fewer."""
         return self.between(0, min(limit, len(self)))
 
     def between(self, first: int, end: int) -> "Split":
         """The reviews from `first` up to `end`."""
         offsets = self.offsets[first : end + 1]
         tokens = self.tokens[offsets[0] : offsets[-1]]
-        # Only a later start makes a copy of the offsets, which may be mapped.
         return Split(tokens, offsets - offsets[0] if first else offsets, self.labels[first:end])
 
     def arranged(self, order: np.ndarray) -> "Split":
-        """A copy with the reviews in another order, `[num_reviews]`."""
-        lengths = np.diff(self.offsets)[order]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        tokens = np.empty(offsets[-1], np.int32)
-        # In parts: the indices of all tokens at once would take four times their memory.
-        for part in parts_of(offsets):
-            start, end = offsets[part.start], offsets[part.stop]
-            # Each token's index: its review's old start plus its offset in the review.
-            indices = np.repeat(self.offsets[:-1][order[part]] - offsets[:-1][part], lengths[part])
-            tokens[start:end] = self.tokens[indices + np.arange(start, end)]
-        return Split(tokens, offsets, self.labels[order])
+        """A copy of some reviews, by their numbers `order`."""
+        pieces = [self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in order]
+        offsets = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[order])]).astype(np.int64)
+        return Split(np.concatenate([self.tokens[:0], *pieces]), offsets, self.labels[order])
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Both splits, the words behind the ranks, and the classes behind the labels.
+    """Both splits, the words of the ranks, and the classes of the labels.
 
-    Own texts may have a validation split. It is the end of `train`, so that a job that trains on
-    all reviews reads one split.
+    Texts of a user may have a validation split, which is the end of `train`.
     """
 
     train: Split
@@ -70,10 +63,10 @@ class Dataset:
     vocab: Sequence[str]  # the word of rank i + 1 is `vocab[i]`
     checksum: str  # sha256 of the content
     is_sample: bool = False
-    folder: Path | None = None  # where it was found; for own texts, their file or folder
-    note: str = ""  # why the sample is used; for own texts, how they were split
+    folder: Path | None = None  # of the data; the source of a user's texts
+    note: str = ""  # why the sample is used; how a user's texts were split
     classes: tuple[str, ...] = CLASSES  # of the labels 0, 1, …
-    is_own: bool = False  # the user's own texts, see `harness.data.own_texts`
+    is_own: bool = False  # texts of a user, see `harness.data.own_texts`
     num_validation: int = 0  # last reviews of `train`, the validation split of the source
 
     @property
@@ -83,7 +76,7 @@ class Dataset:
 
     @property
     def title(self) -> str:
-        """The name of the data in lines and tables."""
+        """The name of the data in messages and tables."""
         if self.is_sample:
             return "SAMPLE of IMDB, not the full data"
         if self.is_own and self.folder:
@@ -93,7 +86,7 @@ class Dataset:
 
     @property
     def introduction(self) -> str:
-        """A line about the data for the start of a run; empty for the whole of IMDB."""
+        """A line about the data for the start of a run; empty for IMDB."""
         if self.is_own:
             counts = {name: f"{len(part):,}" for name, part in self.parts().items()}
             validation = f", {counts['validation']} validation" if self.num_validation else ""
@@ -107,20 +100,18 @@ class Dataset:
 
     @property
     def _labels(self) -> str:
-        """Which label is which class; of many the first."""
-        first, second, *others = self.classes
-        if not others:
-            return f"label 0 is {first}, 1 is {second}"
-        shown = ", ".join(f"{label} {name}" for label, name in enumerate(self.classes[:SHOWN]))
-        return f"{len(self.classes)} classes: {shown}{', …' if len(self.classes) > SHOWN else ''}"
+        """The classes with their labels, at most the first ten."""
+        shown = [f"{label} {name}" for label, name in enumerate(self.classes[:SHOWN])]
+        more = ", …" if self.classes[SHOWN:] else ""
+        return f"{len(self.classes)} classes: {', '.join(shown)}{more}"
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of a network for it."""
+        """Outputs of a network for these data."""
         return num_outputs(self.classes)
 
     def record(self) -> dict[str, Any]:
-        """What a run or a search writes down of its data, by which it finds them again."""
+        """The record of a run or a search, by which it opens the same data again."""
         return {
             "checksum": self.checksum,
             "official": self.official,
@@ -131,11 +122,11 @@ class Dataset:
         }
 
     def splits(self) -> dict[str, Split]:
-        """The splits by name, as they are stored."""
+        """The stored splits by name."""
         return {"train": self.train, "test": self.test}
 
     def parts(self) -> dict[str, Split]:
-        """The splits that the source has, by name."""
+        """The splits of the source by name."""
         if not self.num_validation:
             return self.splits()
         cut = len(self.train) - self.num_validation
@@ -143,14 +134,13 @@ class Dataset:
         return {"train": self.train.take(cut), "validation": validation, "test": self.test}
 
     def used(self, limit: int, share: float) -> tuple[Split, int]:
-        """The part of the training split that is used, and the number of its reviews to train on.
+        """The training and validation reviews of a job, and the number of training reviews.
 
-        The other ones, at its end, are for validation: the validation split of the source if it
-        has one, otherwise a share. No validation at all is the share 0; then the reviews of a
-        validation split are trained on too.
+        The validation reviews come last. They are the validation split of the source, or else a
+        share of its training split. With a share of 0 all reviews are training reviews.
 
         Args:
-            limit: reviews used of each split of the source, from its start; 0 for all.
+            limit: `data.limit`, reviews used from the start of each split of the source; 0 = all.
             share: `data.validation_split`.
         """
         if not self.num_validation:
@@ -165,21 +155,8 @@ class Dataset:
         return train, cut if share > 0 else len(train)
 
 
-def parts_of(offsets: np.ndarray) -> Iterator[slice]:
-    """Reviews that follow each other and have up to a million words together, or a longer one.
-
-    Args:
-        offsets: where each review begins, and the end, `[num_reviews + 1]`.
-    """
-    first = 0
-    while first < len(offsets) - 1:
-        end = int(np.searchsorted(offsets, offsets[first] + WORDS_AT_ONCE, side="right")) - 1
-        yield slice(first, max(end, first + 1))
-        first = max(end, first + 1)
-
-
 def make_split(reviews: Sequence[Any] | np.ndarray, labels: Sequence[int] | np.ndarray) -> Split:
-    """Turn reviews of IMDB, lists of word ranks, into flat arrays."""
+    """Turn reviews, lists of word ranks, into flat arrays."""
     offsets = np.concatenate([[0], np.cumsum([len(review) for review in reviews], dtype=np.int64)])
     tokens = np.fromiter(chain.from_iterable(reviews), np.int32, int(offsets[-1]))
     return Split(tokens, offsets, np.asarray(labels, np.int32))
@@ -188,24 +165,24 @@ def make_split(reviews: Sequence[Any] | np.ndarray, labels: Sequence[int] | np.n
 def content_checksum(
     train: Split, test: Split, vocab: Sequence[str], *, num_validation: int = 0
 ) -> str:
-    """The sha256 of a dataset's reviews, labels and words, independent of how they are stored.
+    """The sha256 of a dataset's reviews, labels and words, whatever file they come from.
 
     Args:
-        num_validation: last reviews of `train` that are the validation split.
+        num_validation: reviews of the validation split, the last ones of `train`.
     """
     digest = hashlib.sha256()
     for split in (train, test):
         for name, dtype in ARRAYS.items():
             array = np.ascontiguousarray(getattr(split, name), np.dtype(dtype).newbyteorder("<"))
             digest.update(array.data)
-    # No word holds a NUL byte. Without a validation split nothing is added, as for IMDB.
+    # No word holds a NUL byte. Data without a validation split keep their earlier checksum.
     mark = f"\0{num_validation}" if num_validation else ""
     digest.update(("\n".join(vocab) + mark).encode())
     return digest.hexdigest()
 
 
 def vocab_to_bytes(vocab: Sequence[str]) -> bytes:
-    """A vocabulary file: UTF-8, one word a line, the most frequent first."""
+    """The content of a vocabulary file: UTF-8, a word per line, the most frequent first."""
     return "".join(f"{word}\n" for word in vocab).encode()
 
 
@@ -215,7 +192,7 @@ def vocab_from_bytes(content: bytes) -> list[str]:
 
 
 def num_outputs(classes: Sequence[str]) -> int:
-    """Outputs of a network: the probability of label 1 of two classes, of each one of more."""
+    """Outputs of a network: 1 for two classes (the probability of label 1), else one per class."""
     return 1 if len(classes) == 2 else len(classes)
 
 
@@ -223,20 +200,17 @@ def by_class(probabilities: ArrayLike) -> NDArray[np.float64]:
     """The probability of each class, `[num_reviews, num_classes]`.
 
     Args:
-        probabilities: those, or of two classes that of label 1 alone, `[num_reviews]` or
+        probabilities: the same, or the probability of label 1, `[num_reviews]` or
             `[num_reviews, 1]`.
     """
-    found = np.asarray(probabilities, np.float64)
-    if found.ndim == 1:
-        found = found[:, None]
-    return np.hstack([1 - found, found]) if found.shape[1] == 1 else found
+    array = np.asarray(probabilities, np.float64)
+    if array.ndim == 1:
+        array = array[:, None]
+    return np.hstack([1 - array, array]) if array.shape[1] == 1 else array
 
 
 def validation_cut(num_reviews: int, share: float) -> int:
-    """The number of reviews to train on; the rest, the last `share`, are for validation.
-
-    Keras's `validation_split` takes the same reviews.
-    """
+    """The number of training reviews; the last `share` of all reviews validates, as in Keras."""
     cut = int(num_reviews * (1 - share))
-    # At least one of each: a share of a few reviews could round to none.
+    # At least one review for training and one for validation.
     return min(max(cut, 1), num_reviews - 1) if share > 0 else cut

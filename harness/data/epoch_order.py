@@ -1,32 +1,31 @@
-"""The order of the training reviews in each epoch, and how long their batches are.
+"""The order of the training reviews in each epoch, and the lengths of their batches.
 
-All of it is a function of the seed, the epoch and the lengths of the reviews. NumPy alone.
+Both are functions of the seed, the epoch and the lengths of the reviews.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-MAX_PERMUTED = 5_000_000  # indices of the epochs that one dataset holds, 4 bytes each
+MAX_PERMUTED = 5_000_000  # indices of 4 bytes in one dataset, of all its epochs
 
-# Of batches by length. A larger pool leaves less padding, and batches that are less random.
+# With data.bucket. A larger pool leaves less padding but makes batches less random.
 BATCHES_IN_POOL = 50
-# Each length is about 2**(1/4) times the one below: about a tenth of such a batch is padding.
+# A length of batches is about 2**(1/4) times the next shorter one, for about a tenth of padding.
 LENGTHS_PER_OCTAVE = 4
-SHORTEST = 8  # tokens that a batch has room for, unless `maxlen` is less
+SHORTEST = 8  # tokens in the shortest batch, unless `maxlen` is less
 
 
 class BatchShape(NamedTuple):
     """How reviews become batches."""
 
     batch_size: int  # reviews in a global batch
-    maxlen: int  # tokens used of each review, its last ones, as `pad_sequences` does
-    # By length: reviews of like lengths share a batch, which is only as long as they need.
-    bucket: bool = False
+    maxlen: int  # a review keeps its last `maxlen` tokens
+    bucket: bool = False  # group reviews by length, in batches of several lengths
 
 
 def num_steps(num_reviews: int, batch_size: int) -> int:
-    """How many global batches hold all reviews; the last one need not be full."""
+    """The number of global batches for all reviews; the last batch may be smaller."""
     return -(-num_reviews // batch_size)
 
 
@@ -36,15 +35,15 @@ def epoch_permutation(seed: int, epoch: int, num_reviews: int) -> np.ndarray:
 
 
 def epoch_by_length(seed: int, epoch: int, lengths: np.ndarray, *, batch_size: int) -> np.ndarray:
-    """The order of an epoch whose full batches hold reviews of like lengths.
+    """The order of an epoch whose batches hold reviews of similar lengths.
 
-    The epoch's permutation is cut into pools, each pool is sorted by length, and the batches of
-    all pools are shuffled. The reviews that fill no batch stay at the end, as they are.
+    The function cuts the permutation of the epoch into pools, sorts every pool by length, and
+    shuffles the batches of all pools. Reviews that fill no batch stay at the end.
 
     Args:
-        epoch: from 0 on.
+        epoch: from 0.
         lengths: `[num_reviews]`.
-        batch_size: of a global batch.
+        batch_size: reviews in a global batch.
 
     Returns:
         `[num_reviews] int64`.
@@ -61,13 +60,14 @@ def epoch_by_length(seed: int, epoch: int, lengths: np.ndarray, *, batch_size: i
 def permutations_ahead(
     seed: int, epochs: range, lengths: np.ndarray, *, shape: BatchShape
 ) -> np.ndarray:
-    """The orders of the first of these epochs, `[n, num_reviews] int32`.
-
-    As many as `MAX_PERMUTED` allows, but at least one.
+    """The orders of the first epochs, as many as `MAX_PERMUTED` allows, but at least one.
 
     Args:
-        epochs: from 0 on.
-        lengths: `[num_reviews]`, the tokens used of each review.
+        epochs: from 0.
+        lengths: `[num_reviews]`, as in `Reviews.lengths`.
+
+    Returns:
+        `[num_epochs, num_reviews] int32`.
     """
     num = min(len(epochs), MAX_PERMUTED // len(lengths))
     chosen = [epochs.start, *epochs[1:num]]
@@ -81,14 +81,14 @@ def permutations_ahead(
 
 
 def evaluation_order(lengths: np.ndarray, shape: BatchShape) -> np.ndarray:
-    """The order in which reviews are evaluated, `[num_reviews] int64`; by length longest first."""
+    """The order of reviews in evaluation, `[num_reviews] int64`; with `bucket` longest first."""
     return np.argsort(-lengths, kind="stable") if shape.bucket else np.arange(len(lengths))
 
 
 def padded_lengths(maxlen: int) -> np.ndarray:
-    """The lengths that batches by length may have, ascending int32; the last one is `maxlen`.
+    """The lengths of batches with `bucket`, ascending int32; the last one is `maxlen`.
 
-    They are few, because each is a shape to compile, and no data decide them.
+    They are few, since TensorFlow compiles a graph for each, and do not depend on the data.
     """
     lengths, length = [maxlen], maxlen
     for step in range(1, 1000):
@@ -103,8 +103,8 @@ def time_steps(orders: np.ndarray, lengths: np.ndarray, shape: BatchShape) -> np
     """The length of each global batch, `[num_epochs * steps_per_epoch] int32`.
 
     Args:
-        orders: `[num_epochs, num_reviews]`, the review at each position of each epoch.
-        lengths: `[num_reviews]`, the tokens used of each review.
+        orders: `[num_epochs, num_reviews]`, the order of the reviews in each epoch.
+        lengths: `[num_reviews]`, as in `Reviews.lengths`.
     """
     if not shape.bucket:
         return np.full(len(orders) * num_steps(len(lengths), shape.batch_size), shape.maxlen)

@@ -1,9 +1,8 @@
-"""Encoded reviews to batches of `[examples, time] int32` for every replica, through tf.data.
+"""Turns reviews into batches of `[examples, time] int32` for every replica, through tf.data.
 
-Nothing here has a state: the batch of a step is a function of (permutation, step), and the
-permutation of an epoch a function of (seed, epoch). A run that resumes in the middle of an epoch
-requests the remaining steps. Opening a dataset takes as long as several steps, so one dataset
-holds many epochs.
+The batch of a step is a function of (permutation, step), and the permutation of an epoch is a
+function of (seed, epoch). So no state must be saved: a resumed run requests the remaining steps.
+Opening a tf.data dataset takes as long as several steps, so one dataset holds many epochs.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,43 +18,42 @@ from harness.data.vocabulary import SHIFT, START, encode_ranks
 from harness.errors import InputError
 from harness.job.keys import Job
 
-MAX_RATIOS = 60  # numbers for each word, of 4 bytes: 240 bytes a word
-TIMED_FETCHES = 100  # whose times tf.data keeps
-EXAMPLES_AT_ONCE = 1024  # assembled by one operation: starting it costs as much as a few examples
-PREFETCHED = 2  # times as many examples
-LARGEST_PADDED = 1_000_000_000  # bytes; larger sets are padded a batch at a time
-PREFETCHED_BY_LENGTH = 8  # batches, which are assembled one at a time
-PADDING = ((0, 1), (0, 0))  # a row of zeros at the end
+MAX_RATIOS = 60  # numbers per word, of 4 bytes
+TIMED_FETCHES = 100  # batches whose times tf.data keeps
+EXAMPLES_AT_ONCE = 1024  # gathered by one operation, whose start takes as long as a few examples
+PREFETCHED = 2  # times EXAMPLES_AT_ONCE
+PREFETCHED_BY_LENGTH = 8  # batches, which are gathered one at a time
+LARGEST_PADDED = 1_000_000_000  # bytes; larger sets are padded batch by batch
 
 
 class Batch(NamedTuple):
     """One replica's part of a global batch, the same number of examples on every replica.
 
-    A global batch that is not full is padded with examples of weight 0, so that no shape ever
-    changes: a new shape would mean a new trace, and a replica without examples would hang.
+    Examples of weight 0 fill the last batch of an epoch. A batch of another size would cause
+    another trace, and a replica without examples would hang.
 
-    `time` is the job's `maxlen`; by length it is one of a few lengths, the same on every replica.
+    `time` is the job's `maxlen`; with `data.bucket` it is one of `padded_lengths`.
     """
 
-    tokens: tf.Tensor  # [examples, time] int32, zeros first; by length zeros last
+    tokens: tf.Tensor  # [examples, time] int32, zeros first; with data.bucket zeros last
     labels: tf.Tensor  # [examples] float32, whole numbers from 0
     weights: tf.Tensor  # [examples] float32, 1 for a review, 0 for padding
     positions: tf.Tensor  # [examples] int32, in the global batch
-    count: tf.Tensor  # [] float32, reviews in the global batch, of all replicas
-    step: tf.Tensor  # [] int64, the number that the dropout masks are drawn for
-    # [examples, time, channels] float32, if the network reads it.
-    ratios: tf.Tensor | tuple[()] = ()
+    count: tf.Tensor  # [] float32, reviews in the global batch
+    step: tf.Tensor  # [] int64, which decides the dropout masks
+    ratios: tf.Tensor | tuple[()] = ()  # [examples, time, channels] float32, or no ratios
 
     @property
     def inputs(self) -> tf.Tensor | list[tf.Tensor]:
-        """What the network is called with."""
+        """The argument of the network."""
         return self.tokens if isinstance(self.ratios, tuple) else [self.tokens, self.ratios]
 
 
 def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Batch]:
-    """Split a batch of `num_examples` into parts, in order; `count` stays the global batch's.
+    """Split a batch into parts of up to `examples_per_part` examples, with the same `count`.
 
-    The number is an argument: with several workers TensorFlow does not know it during tracing.
+    Args:
+        num_examples: of the batch. TensorFlow does not know it during tracing on several workers.
     """
     starts = range(0, num_examples, examples_per_part)
     if len(starts) == 1:
@@ -75,15 +73,14 @@ def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Ba
 
 
 class Reviews(NamedTuple):
-    """Reviews, flat: review i is `tokens[offsets[i]:offsets[i + 1]]`."""
+    """Reviews one after another: review i is `tokens[offsets[i]:offsets[i + 1]]`."""
 
     tokens: np.ndarray  # [num_tokens] int32
     offsets: np.ndarray  # [num_reviews + 1] int64
     labels: np.ndarray  # [num_reviews] int32
-    # The tokens are ranks, and are encoded for a vocabulary of this size when they are padded; None
-    # if they are encoded already.
+    # With a number, tokens are ranks, which `padded` encodes for a vocabulary of this size.
     vocab_size: int | None = None
-    ratios: np.ndarray | None = None  # [num_tokens, channels] float32, see `ngram_ratios`
+    ratios: np.ndarray | None = None  # [num_tokens, channels] float32, see `NgramRatios`
 
     def between(self, first: int, last: int) -> "Reviews":
         """The reviews from `first` up to `last`, without a copy of their tokens."""
@@ -91,37 +88,37 @@ class Reviews(NamedTuple):
         return Reviews(self.tokens, offsets, labels, self.vocab_size, self.ratios)
 
     def padded(self, chosen: np.ndarray, shape: BatchShape) -> np.ndarray:
-        """Some reviews as `pad_sequences` gives them, `[..., maxlen] int32`: zeros, then the end.
+        """Some reviews as by Keras's `pad_sequences`, `[..., maxlen] int32`.
 
-        By length the zeros come last, and no row is without a token: cuDNN refuses such rows.
+        A row has zeros and then the last `maxlen` tokens. With `data.bucket` the zeros come last,
+        and an empty review has one token, because cuDNN refuses an empty row.
 
         Args:
-            chosen: `[...]`, numbers of reviews; the number of reviews stands for an empty one.
-            shape: its `maxlen` tokens are kept of each, the last ones.
+            chosen: `[...]`, numbers of reviews; the number of all reviews means an empty review.
         """
         bounds = np.append(self.offsets, self.offsets[-1:])
         starts, ends = bounds[chosen][..., None], bounds[chosen + 1][..., None]
         num_kept = np.minimum(ends - starts + self.num_marks, shape.maxlen)
         at = ends - (num_kept if shape.bucket else shape.maxlen) + np.arange(shape.maxlen)
         is_word = (at >= starts) & (at < ends)
-        found = self.tokens[np.where(is_word, at, 0)] if len(self.tokens) else np.zeros_like(at)
+        words = self.tokens[np.where(is_word, at, 0)] if len(self.tokens) else np.zeros_like(at)
         is_empty = chosen[..., None] >= len(self.labels)
         if self.vocab_size is None:
-            rows = np.where(is_word, found, 0)
+            rows = np.where(is_word, words, 0)
         else:
             before = np.where((at == starts - 1) & ~is_empty, START, 0)
-            rows = np.where(is_word, encode_ranks(found, self.vocab_size), before)
+            rows = np.where(is_word, encode_ranks(words, self.vocab_size), before)
         if shape.bucket:
             rows = np.where(is_empty & (np.arange(shape.maxlen) == 0), START, rows)
         return np.asarray(rows, np.int32)
 
     @property
     def num_marks(self) -> int:
-        """The tokens that each review gets when it is padded: its start."""
+        """Tokens that `padded` adds to a review: its start."""
         return 0 if self.vocab_size is None else 1
 
     def words(self) -> Split:
-        """The reviews as ranks of words; marks and too rare words have a rank below 1."""
+        """The reviews as ranks; marks and words outside the vocabulary have ranks below 1."""
         first, end = self.offsets[0], self.offsets[-1]
         tokens = self.tokens[first:end]
         if self.vocab_size is not None:
@@ -129,32 +126,30 @@ class Reviews(NamedTuple):
         return Split(tokens - SHIFT, self.offsets - first, self.labels)
 
     def lengths(self, maxlen: int) -> np.ndarray:
-        """The tokens used of each review, `[num_reviews] int64`."""
+        """The number of tokens of each padded review, `[num_reviews] int64`."""
         lengths: np.ndarray = np.minimum(np.diff(self.offsets) + self.num_marks, maxlen)
         return lengths
 
 
 class _Source(NamedTuple):
-    """What batches are gathered from, as tensors of the CPU."""
+    """The data of batches, as tensors of the CPU. Another review at the end is empty."""
 
-    # Numbers of reviews to their padded tokens, [...] to [..., maxlen] int32; the number behind the
-    # last one stands for an empty review, for padding examples.
-    padded: Callable[[tf.Tensor], tf.Tensor]
+    padded: Callable[[tf.Tensor], tf.Tensor]  # `Reviews.padded`
     labels: tf.Tensor  # [num_reviews] float32
     permuted: tf.Tensor  # [num_epochs * num_reviews] int32
-    starts: tf.Tensor  # [num_reviews + 1] int64, each review's first row of the ratios
-    ends: tf.Tensor  # [num_reviews + 1] int64, one past each review's last row
-    lengths: tf.Tensor  # [num_reviews + 1] int64, the tokens used of each
-    ratios: tf.Tensor | None  # [num_tokens + 1, channels] float32, the last row is for padding
-    times: tf.Tensor | None  # by length: [num_epochs * steps_per_epoch] int32
+    starts: tf.Tensor  # [num_reviews + 1] int64, first rows of the reviews in `ratios`
+    ends: tf.Tensor  # [num_reviews + 1] int64, one past their last rows
+    lengths: tf.Tensor  # [num_reviews + 1] int64, see `Reviews.lengths`
+    ratios: tf.Tensor | None  # [num_tokens + 1, channels] float32; the last row is for padding
+    times: tf.Tensor | None  # with data.bucket: [num_epochs * steps_per_epoch] int32
 
 
 class Start(NamedTuple):
     """Where in a run the batches begin, and whether they end."""
 
-    step: int = 0  # in the first of the epochs
-    steps_before: int = 0  # of all epochs before, so that `Batch.step` counts through
-    endless: bool = False  # whether the same steps follow again and again
+    step: int = 0  # in the first epoch of the permutations
+    steps_before: int = 0  # in all earlier epochs, for `Batch.step`
+    endless: bool = False  # repeat the steps
 
 
 def batches(
@@ -166,13 +161,13 @@ def batches(
     start: Start | None = None,
     timed: bool = False,
 ) -> tf.distribute.DistributedDataset:
-    """The batches of some epochs from `start` on, one `Batch` for each replica and step.
+    """The batches of some epochs, a `Batch` for every replica and step.
 
     Args:
-        strategy: its replicas share each global batch, in the order of their numbers.
-        permutations: `[num_epochs, num_reviews]`, the review at each position of each epoch.
-        start: where to begin, by default at the first step of a run.
-        timed: whether `waited_s` will be asked for.
+        strategy: its replicas share a global batch in the order of their numbers.
+        permutations: `[num_epochs, num_reviews]`, the order of the reviews in each epoch.
+        start: by default the first step of a run.
+        timed: record times for `waited_s`.
     """
     batch_size = shape.batch_size
     first_step, steps_before, endless = start or Start()
@@ -194,37 +189,36 @@ def batches(
             return _gather(source, step, position, batch_size=batch_size, before=steps_before)
 
         options = tf.data.Options()
-        # Off unless needed: its thread may take seconds to notice that the dataset has ended.
-        # But it is what records the times of fetches.
+        # It records the times of fetches; its thread may take seconds to end with the dataset.
         options.autotune.enabled = timed
         last_step = num_epochs * steps_per_epoch
         return (
             tf.data.Dataset.range(first_step * num_local, last_step * num_local)
             .repeat(None if endless else 1)
             .batch(at_once)
-            # Not in parallel: with deterministic operations TensorFlow undoes that, and warns.
+            # TensorFlow refuses a parallel map with deterministic operations, and warns.
             .map(per_replica_batches)
-            # Before they are taken apart: one hand-over between threads for all of them.
+            # Before unbatch, so that one hand-over between threads serves many batches.
             .prefetch(PREFETCHED_BY_LENGTH if shape.bucket else PREFETCHED)
             .unbatch()
             .with_options(options)
         )
 
-    # Not `experimental_distribute_dataset`: it would split the examples otherwise, and with
-    # several workers each would read the whole set.
-    # Batches wait on the host: TensorFlow keeps integers there, so that words which it had put on a
-    # GPU would come back in each step.
+    # `experimental_distribute_dataset` would split the examples in another way, and every worker
+    # would read the whole set.
+    # TensorFlow computes with integers on the host: tokens on a GPU would come back in every step.
     on_host = tf.distribute.InputOptions(experimental_fetch_to_device=False)
     return strategy.distribute_datasets_from_function(dataset, on_host)
 
 
 def _to_tensors(reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -> _Source:
-    # As tensors they are captured once; arrays would be copied into the graph. On the CPU, where
-    # tf.data works: by default they would be placed on a GPU.
+    # Tensors, since arrays would be copied into the graph; on the CPU, where tf.data works.
     lengths = reviews.lengths(shape.maxlen)
-    # Reviews may be a part of a set, whose ratios are large.
+    # The reviews may be a small part of a set with many ratios.
     first, end = reviews.offsets[0], reviews.offsets[-1]
-    ratios = None if reviews.ratios is None else np.pad(reviews.ratios[first:end], PADDING)
+    ratios = reviews.ratios
+    if ratios is not None:
+        ratios = np.pad(ratios[first:end], ((0, 1), (0, 0)))  # a row of zeros at the end
     with tf.device("/cpu:0"):
         return _Source(
             padded=_padding(reviews, shape),
@@ -233,7 +227,7 @@ def _to_tensors(reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -
             starts=tf.constant(np.append(reviews.offsets[:-1] - first, 0)),
             ends=tf.constant(np.append(reviews.offsets[1:] - first, 0)),
             lengths=tf.constant(np.append(lengths, 0)),
-            # Not padded: with several numbers for each word that would take gigabytes.
+            # Not padded, which could take gigabytes.
             ratios=None if ratios is None else tf.constant(ratios),
             times=tf.constant(time_steps(permutations, lengths, shape)) if shape.bucket else None,
         )
@@ -242,9 +236,12 @@ def _to_tensors(reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -
 def _gather(
     source: _Source, step: tf.Tensor, position: tf.Tensor, *, batch_size: int, before: int
 ) -> Batch:
-    """The examples of some steps, `[num, 1] int64`, at positions in them, `[num, examples] int64`.
+    """The examples at some positions of some steps, with fields `[num, …]`.
 
-    Each field is `[num, …]`; `before` is the number of steps before the first epoch.
+    Args:
+        step: `[num, 1] int64`.
+        position: `[num, examples] int64`, in the global batch.
+        before: steps before the first epoch.
     """
     num_reviews = len(source.labels)
     steps_per_epoch = num_steps(num_reviews, batch_size)
@@ -256,7 +253,7 @@ def _gather(
     chosen = tf.gather(source.permuted, at)
     rows = tf.where(real, chosen, num_reviews)
     tokens = source.padded(rows)
-    if source.times is not None:  # then there is one batch here
+    if source.times is not None:  # with data.bucket, which gathers one batch at a time
         tokens = tokens[:, :, : source.times[step[0, 0]]]
     return Batch(
         tokens=tokens,
@@ -270,10 +267,10 @@ def _gather(
 
 
 def _padding(reviews: Reviews, shape: BatchShape) -> Callable[[tf.Tensor], tf.Tensor]:
-    """What pads reviews by their numbers."""
+    """`Reviews.padded` as an operation of TensorFlow."""
     num_rows, maxlen = len(reviews.labels) + 1, shape.maxlen
     if num_rows * maxlen * 4 <= LARGEST_PADDED:
-        # Padded once, not a batch at a time: a batch then copies whole rows.
+        # Padded once, so that a batch copies whole rows.
         rows = np.empty((num_rows, maxlen), np.int32)
         for first in range(0, num_rows, EXAMPLES_AT_ONCE):
             part = np.arange(first, min(first + EXAMPLES_AT_ONCE, num_rows))
@@ -289,7 +286,7 @@ def _padding(reviews: Reviews, shape: BatchShape) -> Callable[[tf.Tensor], tf.Te
 
 
 def _ratios(source: _Source, rows: tf.Tensor, time: tf.Tensor) -> tf.Tensor | tuple[()]:
-    """The ratios of the words of some reviews, padded as these: `[…, time, channels] float32`."""
+    """The ratios of some reviews, padded like their tokens: `[…, time, channels] float32`."""
     if source.ratios is None:
         return ()
     starts, ends, lengths = (
@@ -302,7 +299,11 @@ def _ratios(source: _Source, rows: tf.Tensor, time: tf.Tensor) -> tf.Tensor | tu
 
 
 def padded_ratios(reviews: Reviews, shape: BatchShape) -> np.ndarray:
-    """The ratios of encoded reviews, padded as these: `[num_reviews, maxlen, channels] float32`."""
+    """The ratios of encoded reviews, padded like their tokens.
+
+    Returns:
+        `[num_reviews, maxlen, channels] float32`.
+    """
     ratios = np.asarray(reviews.ratios)
     rows = np.zeros((len(reviews.labels), shape.maxlen, ratios.shape[1]), np.float32)
     for row, first, end in zip(rows, reviews.offsets, reviews.offsets[1:], strict=False):
@@ -314,32 +315,31 @@ def padded_ratios(reviews: Reviews, shape: BatchShape) -> np.ndarray:
 
 
 def waited_s(iterator: Iterator[Batch], num_steps: int, took_s: float) -> float | None:
-    """The seconds that the last steps waited for their batches, None where that is not known.
+    """The seconds that the last steps waited for their batches; None if unknown.
 
-    For its own tuning, tf.data records the microseconds between delivering a batch and the next
-    request, for the latest batches. The rest of a step's time is waiting. (`tf.timestamp` in the
-    graph would give the same, but is refused where operations are deterministic.) On a GPU it is
-    the host that waits: while the GPU has work queued nothing is lost, so this is an upper limit.
+    tf.data records the microseconds between the delivery of a batch and the next request. The rest
+    of a step's time is waiting. (TensorFlow refuses `tf.timestamp` with deterministic operations.)
+    On a GPU this is an upper limit: the host waits, while the GPU may still have work.
 
     Args:
-        iterator: over `batches`, from which the steps took theirs.
-        took_s: how long they took together.
+        iterator: over `batches`, after these steps.
+        took_s: duration of the steps.
     """
     gaps = []
     for each in _local_iterators(iterator):
         try:
             latest = tf.data.experimental.get_model_proto(each).gap_times[-num_steps:]
-        except tf.errors.OpError:  # nothing was requested yet
+        except tf.errors.OpError:  # before the first request
             return None
-        if len(latest) < min(num_steps, TIMED_FETCHES):  # the first batch has no gap before it
+        if len(latest) < min(num_steps, TIMED_FETCHES):  # no gap precedes the first batch
             return None
         gaps.append(sum(latest) / len(latest) / 1e6)
-    # The replica that waits the longest holds up the others.
+    # All replicas wait for the slowest.
     return max(0.0, took_s - num_steps * min(gaps)) if gaps else None
 
 
 def _local_iterators(iterator: Any) -> list[Any]:
-    """tf.data's own iterators below one; a distributed one has no public way to them."""
+    """The iterators of tf.data behind a distributed one, whose attributes are private."""
     if isinstance(iterator, tf.data.Iterator):
         return [iterator]
     workers = [each._iterator for each in getattr(iterator, "_iterators", [])]
@@ -352,9 +352,10 @@ def _local_iterators(iterator: Any) -> list[Any]:
 
 
 def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, NgramRatios | None]:
-    """Training and validation reviews, as `Dataset.used` parts them.
+    """Training reviews, validation reviews, and n-gram ratios if the network reads them.
 
-    With `model.ngram_ratios` the ratios too, which the training reviews alone decide.
+    Raises:
+        InputError: if the ratios would take too much memory.
     """
     train, cut = dataset.used(job.data.limit, job.data.validation_split)
     train_set = _encoded(train, job)
@@ -363,8 +364,8 @@ def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Ngra
         max_words, num_classes = job.model.ngram_ratios, len(dataset.classes)
         if max_words * dataset.num_outputs > MAX_RATIOS:
             raise InputError(
-                f"model.ngram_ratios = {max_words}: with {num_classes} classes gives "
-                f"{max_words * dataset.num_outputs} numbers a word, should be at most "
+                f"model.ngram_ratios = {max_words}: {num_classes} classes need "
+                f"{max_words * dataset.num_outputs} numbers per word, should be at most "
                 f"{MAX_RATIOS}; set it to 0, or use fewer classes"
             )
         ratios, at_words = fit_ratios(train_set.between(0, cut).words(), max_words, num_classes)
@@ -376,7 +377,7 @@ def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Ngra
 
 
 def test_reviews(job: Job, dataset: Dataset, ratios: NgramRatios | None) -> Reviews:
-    """The test set's reviews, with the ratios of the training reviews, if there are any."""
+    """The reviews of the test set, with the ratios of `training_reviews`."""
     test = dataset.test.take(job.data.limit) if job.data.limit else dataset.test
     reviews = _encoded(test, job)
     return reviews._replace(ratios=ratios.at_words(reviews.words())) if ratios else reviews

@@ -1,19 +1,17 @@
-"""A user's own texts: a table, several of them, or folders of text files become a dataset.
+"""Makes a dataset of a user's texts: a table, a folder of tables, or folders of text files.
 
-`jobs/README.md` says which files are read, and what the names of classes and splits may be. A link
-is refused, so that nothing outside the source is read. Hidden files and files with another suffix
-are ignored.
+`jobs/README.md` has the rules for files, classes and splits. Links are refused, and so nothing
+outside the source is read. Hidden files and files with other endings are ignored.
 
-The dataset has the form of IMDB's. It is made once and stored in the user's cache, as
-`texts-<checksum of the source>/`, which may be removed at any time; a source that has changed gets
-a new one. A validation split is the end of the training split there.
+The dataset is made once, in the user's cache, as `texts-<checksum of the source>/`, which may be
+removed at any time.
 
-If the source says no split, that of a review follows from the hash of its words, so adding reviews
-moves no other. The order within a split is that of the same hash: the last share of the training
-reviews holds all classes, and the order of rows and the names of files do not affect a result.
+The hash of a review's words decides its split, unless the source names one, and its place in the
+split. So a new review moves no other one, the last training reviews hold all classes, and the order
+of rows and the names of files change no result.
 
-Words are split as `harness.data.vocabulary` does, and ranked by frequency in the training split,
-equal ones by the alphabet; words of the other splits alone have no rank.
+Words are ranked by frequency in the training split, equal ones alphabetically. Other words have no
+rank.
 """
 
 import dataclasses
@@ -21,24 +19,24 @@ import hashlib
 import os
 import re
 from array import array
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from harness.data.dataset import MAX_CLASSES, SPLITS, Dataset, Split, content_checksum, parts_of
+from harness.config import HALF
+from harness.data.dataset import MAX_CLASSES, SPLITS, Dataset, Split, content_checksum
 from harness.data.dataset_folder import cached_dataset, fill_folder
 from harness.data.tables import (
-    COMPRESSIONS,
+    FORMAT_KEYS,
     KNOWN_SPLITS,
     LEFT_OUT,
     MAX_ROW,
     TABLES,
     VALIDATION,
     SourceFile,
-    SourceFormat,
     Text,
     listed,
     open_text,
@@ -47,48 +45,40 @@ from harness.data.tables import (
     undecoded,
 )
 from harness.data.vocabulary import MAX_CHARACTERS, UNRANKED, tokenize
-from harness.errors import InputError, did_you_mean
+from harness.errors import InputError
+from harness.job.keys import DataConfig
 from harness.system.files import read_plain_file
 from harness.system.lenient_json import parse_json
 
 REMEDY = (
-    "give a table (.csv, .tsv, .jsonl, .parquet), a folder of them, a folder of save_to_disk, or a "
-    "folder that holds one of .txt files for each class"
+    "name a table (.csv, .tsv, .jsonl, .parquet), a folder of tables, a folder of save_to_disk, or "
+    "a folder with a folder of .txt files for each class"
 )
-# In the name of a table, in small letters: a word beside no letter, as in imdb_test1.csv.
+# A split in the name of a table, between other characters than letters: imdb_test1.csv.
 SPLIT_NAME = re.compile(r"(?<![^\W\d_])({})(?:ing|set)?(?![^\W\d_])".format("|".join(KNOWN_SPLITS)))
-TEXT_ENDINGS = (".txt", *(f".txt{ending}" for ending in COMPRESSIONS))
-# Files of `datasets.Dataset.save_to_disk`: of one data set, and of several splits.
+# Files of `datasets.Dataset.save_to_disk`, for one data set and for several splits.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 
-# Of the cached dataset; each format has separate caches. 2: splits and numbers that 1 mistook;
-# 3: numbers that stand for no class; 4: validation splits; 5: splits anywhere in a table's name.
-FORMAT = 5
-GIVEN = (*SPLITS, "validation")  # splits of reviews that are read
+FORMAT = 6  # part of the cache's name: another version of this module makes another cache
+READ_SPLITS = (*SPLITS, "validation")
 TEST_SHARE = 0.2
-MIN_REVIEWS = 10  # of each split
+MIN_REVIEWS = 10  # of a split
 MAX_CLASS_CHARACTERS = 60
-DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+(?=[eE]))([eE][+-]?\d+)?")
-WHOLE = re.compile(r"[+-]?\d+")
-SHOWN = 3  # locations and classes in a message
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 CLASSES_SHOWN = 10  # in a description
 HASH_BYTES = 16
 
-# Names that say what they mean, for labels 0 and 1.
-NEGATIVE = {"0", "-1", "-", "neg", "negative", "false", "f", "no", "n", "bad", "sad", "rotten"}
-POSITIVE = {"1", "+1", "+", "pos", "positive", "true", "t", "yes", "y", "good", "happy", "fresh"}
 
-
-def read_texts(source: Path, form: SourceFormat | None = None) -> Iterator[Text]:
+def read_texts(source: Path, form: DataConfig | None = None) -> Iterator[Text]:
     """The reviews of a source, one after another.
 
     Args:
-        form: how to read tables, by default as a job without such keys.
+        form: its `FORMAT_KEYS` say how to read tables; None for the defaults.
 
     Raises:
         InputError: one line that names the source, the location in it, the rule and the remedy.
     """
-    form = form or SourceFormat()
+    form = form or DataConfig()
     for part in _parts(source):
         if part.label:
             text = _read_review(part, form.encoding)
@@ -97,11 +87,11 @@ def read_texts(source: Path, form: SourceFormat | None = None) -> Iterator[Text]
             yield from read_table(part, form)
 
 
-def source_checksum(source: Path, form: SourceFormat | None = None) -> str:
-    """The sha256 of all that `read_texts` reads: the bytes, and names that carry meaning.
+def source_checksum(source: Path, form: DataConfig | None = None) -> str:
+    """The sha256 of the source's files, of their names in a folder, and of `form`.
 
     Raises:
-        InputError: if it can't be read or is not a source.
+        InputError: if the source can't be read.
     """
     digest = hashlib.sha256()
     for part in _parts(source):
@@ -112,11 +102,10 @@ def source_checksum(source: Path, form: SourceFormat | None = None) -> str:
             raise InputError(
                 f"{part.where}can't be read ({error.strerror}); check its mode"
             ) from None
-        # A single file may be renamed; in a folder the names are classes and splits.
+        # A single file may be renamed; in a folder the names say classes and splits.
         name = table_ending(part.path.name) if part.path == source else part.location
         digest.update(hashlib.sha256(os.fsencode(name)).digest() + content)
-    if form and form != SourceFormat():  # the default adds nothing: earlier caches stay valid
-        digest.update(repr(sorted(asdict(form).items())).encode())
+    digest.update(repr([getattr(form or DataConfig(), key) for key in FORMAT_KEYS]).encode())
     return digest.hexdigest()
 
 
@@ -131,16 +120,15 @@ def _file(source: Path, path: Path, *, split: str, label: str = "") -> SourceFil
 def _parts(source: Path) -> Iterator[SourceFile]:
     try:
         if not source.exists():
-            near = did_you_mean(source.name, [path.name for path in source.parent.glob("[!.]*")])
-            raise InputError(f"data.source {source}: no such file or folder{near or f'; {REMEDY}'}")
+            raise InputError(f"data.source {source}: no such file or folder; {REMEDY}")
         if source.is_dir():
             yield from _folder_parts(source)
         elif not source.is_file():
             raise InputError(f"data.source {source}: is no plain file; {REMEDY}")
         elif not table_ending(source.name):
             raise InputError(
-                f"data.source {source}: ends in {source.suffix or 'no ending'!r}, known are "
-                f"{', '.join(TABLES)}, and .gz and .zst of the texts among them; {REMEDY}"
+                f"data.source {source}: should end in {', '.join(TABLES)}, perhaps with .gz or "
+                f".zst; {REMEDY}"
             )
         else:
             yield SourceFile(source, "", f"data.source {source}: ", "")
@@ -159,7 +147,7 @@ def _folder_parts(source: Path) -> Iterator[SourceFile]:
             if name not in KNOWN_SPLITS or name not in entries:
                 raise InputError(
                     f"data.source {source}: {SAVED_SPLITS} names a split {name[:40]!r}, should "
-                    "name train, validation and test, each a folder there"
+                    "name train, validation or test, which are folders beside it"
                 )
             yield from _saved_parts(source, source / name, name)
     elif SAVED in entries:
@@ -174,8 +162,7 @@ def _folder_parts(source: Path) -> Iterator[SourceFile]:
             if alone := {*folders} ^ {*first}:
                 raise InputError(
                     f"data.source {source}: train/ and {split}/ should hold the same folders, one "
-                    f"for each class, and {min(alone)!r} is in one of them only; add it, or move "
-                    "it out"
+                    f"for each class, but {min(alone)!r} is in one of them only; add or remove it"
                 )
         for split in splits:
             yield from _class_parts(source, source / split, split)
@@ -184,43 +171,38 @@ def _folder_parts(source: Path) -> Iterator[SourceFile]:
 
 
 def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
-    """The tables of a folder with the split of each: those that name one, else all there are.
+    """The tables of a folder with their splits: tables whose names have one, or else all tables.
 
     Raises:
-        InputError: if one does not name one split, though another does.
+        InputError: if the name of a table has a split, and that of another has none or two.
     """
     names = [name for name, entry in entries.items() if table_ending(name) and entry.is_file()]
     named = {name: {*SPLIT_NAME.findall(name.casefold())} for name in names}
     by_split = {name: split for split in KNOWN_SPLITS for name in names if named[name] == {split}}
     if not by_split:
         return {} if any(entry.is_dir() for entry in entries.values()) else dict.fromkeys(names, "")
-    # A .json without a split is probably a note about the others, such as dataset_infos.json.
+    # A .json without a split is probably a description, such as dataset_infos.json.
     unclear = [each for each in names if each not in by_split and table_ending(each) != ".json"]
     if unclear:
         raise InputError(
-            f"data.source {source}: {unclear[0]} does not name one split, though {min(by_split)} "
-            "does; put train or test into its name, as in test_a.csv, or move it out"
+            f"data.source {source}: the name of {unclear[0]} should have one split, as "
+            f"{min(by_split)} has; rename the file, for example test_a.csv, or remove it"
         )
     return by_split
 
 
 def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[SourceFile]:
-    """The files of a data set that `save_to_disk` wrote, in the order that its state says."""
+    """The files of a data set that `save_to_disk` wrote, in the order of its state."""
     entries = _entries(source, folder)
     state = parse_json(read_plain_file(folder / SAVED))
     files = state.get("_data_files")
     files = files if isinstance(files, list) else []
     names = [str(each.get("filename")) for each in files if isinstance(each, Mapping)]
-    # Only names of files in the folder: a path could lead elsewhere.
+    # A path could lead out of the source.
     if not names or not all(name in entries and entries[name].is_file() for name in names):
         raise InputError(
-            f"data.source {source}: {(folder / SAVED).relative_to(source)} does not name files of "
+            f"data.source {source}: {(folder / SAVED).relative_to(source)} should name files of "
             "its folder; save the data set again by save_to_disk"
-        )
-    if state.get("_indices_data_files"):
-        raise InputError(
-            f"data.source {source}: {(folder / SAVED).relative_to(source)} selects rows by an "
-            "index; save the data set again after flatten_indices()"
         )
     for name in names:
         yield _file(source, folder / name, split=split)
@@ -233,22 +215,20 @@ def _class_names(source: Path, folder: Path) -> list[str]:
 def _class_parts(source: Path, folder: Path, split: str) -> Iterator[SourceFile]:
     classes = _class_names(source, folder)
     if not 2 <= len(classes) <= MAX_CLASSES:
-        found = f"{len(classes):,} folders ({listed(classes)})" if classes else "no folders"
         raise InputError(
-            f"data.source {source}: {folder.name}/ holds {found}, should hold 2 to "
-            f"{MAX_CLASSES:,}, one for each class; {REMEDY}"
+            f"data.source {source}: {folder.name}/ holds {len(classes):,} folders, should hold 2 "
+            f"to {MAX_CLASSES:,}, one for each class; {REMEDY}"
         )
     for name in classes:
         files = [
             file
             for file, entry in _entries(source, folder / name).items()
-            if file.lower().endswith(TEXT_ENDINGS) and entry.is_file()
+            if file.lower().endswith(".txt") and entry.is_file()
         ]
         inside = f"{split}/{name}" if split else name
         if not files:
             raise InputError(
-                f"data.source {source}: {inside}/ holds no .txt file, each class needs some; fill "
-                "it or remove it"
+                f"data.source {source}: {inside}/ holds no .txt file; add some, or remove it"
             )
         for file in files:
             yield _file(source, folder / name / file, split=split, label=name)
@@ -265,8 +245,8 @@ def _entries(source: Path, folder: Path) -> dict[str, "os.DirEntry[str]"]:
     for name, entry in entries.items():
         if entry.is_symlink():
             raise InputError(
-                f"data.source {source}: {(folder / name).relative_to(source)} is a link, which is "
-                "not followed; put the file or folder itself there"
+                f"data.source {source}: {(folder / name).relative_to(source)} is a link, which the "
+                "harness does not follow; replace it by the file or folder"
             )
     return dict(sorted(entries.items()))
 
@@ -284,21 +264,19 @@ def _read_review(part: SourceFile, encoding: str) -> str:
     except OSError as error:
         raise InputError(f"{where}can't be read ({error}); make the file again") from None
     if len(text) > MAX_ROW:
-        raise InputError(
-            f"{where}has more than {MAX_ROW:,} characters; a file should be one review"
-        )
+        raise InputError(f"{where}has over {MAX_ROW:,} characters, should be one review; split it")
     return text
 
 
 # The dataset of a source
 
 
-def open_source(source: Path, form: SourceFormat | None = None) -> Dataset:
+def open_source(source: Path, form: DataConfig | None = None) -> Dataset:
     """The dataset of a source, from the cache or made now.
 
     Args:
-        source: a file or folder as `harness.data.own_texts` reads it.
-        form: how to read its tables, by default as a job without such keys.
+        source: a file or folder.
+        form: as for `read_texts`.
 
     Raises:
         InputError: one line that names the source, the location in it, the rule and the remedy.
@@ -308,7 +286,7 @@ def open_source(source: Path, form: SourceFormat | None = None) -> Dataset:
     def fill(folder: Path) -> None:
         make_dataset(source, folder, form)
         if source_checksum(source, form) != checksum:
-            raise InputError(f"data.source {source}: changed while it was read; run it again")
+            raise InputError(f"data.source {source}: changed while the harness read it; try again")
 
     dataset = cached_dataset(f"texts-{checksum[:32]}-{FORMAT}", fill)
     return dataclasses.replace(dataset, folder=source, is_own=True)
@@ -322,83 +300,73 @@ class _Gathered:
     tokens: "array[int]" = field(default_factory=lambda: array("i"))  # numbers of words
     lengths: "array[int]" = field(default_factory=lambda: array("i"))
     labels: "array[int]" = field(default_factory=lambda: array("i"))  # numbers of classes
-    splits: "array[int]" = field(default_factory=lambda: array("b"))  # of GIVEN, -1 for none
+    splits: "array[int]" = field(default_factory=lambda: array("b"))  # of READ_SPLITS, -1 for none
     hashes: bytearray = field(default_factory=bytearray)
     words: dict[str, int] = field(default_factory=dict)  # their numbers, in order of appearance
-    classes: dict[str, int] = field(default_factory=dict)
-    blanks: list[str] = field(default_factory=list)  # the first of them
-    num_blanks: int = 0
+    classes: dict[str, int] = field(default_factory=dict)  # their numbers, in order of appearance
     num_cut: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)  # reviews, by the name of their split
-
-    def notes(self) -> Iterator[str]:
-        """What was not read."""
-        if self.num_cut:
-            yield f"{self.num_cut:,} cut to their last {MAX_CHARACTERS:,} characters"
-        for split, count in sorted(self.left_out.items()):
-            yield f"{count:,} of the split {split} left out"
+    num_left_out: int = 0
 
 
-def make_dataset(source: Path, folder: Path, form: SourceFormat | None = None) -> None:
-    """Read a source, and write its dataset, as this module's docstring says, into an empty folder.
+def make_dataset(source: Path, folder: Path, form: DataConfig | None = None) -> None:
+    """Read a source, and write its dataset into an empty folder.
 
-    Memory holds about 40 bytes for each review, 8 for each of its words, and the vocabulary.
+    Memory holds about 40 bytes for each review, 20 for each of its words, and the vocabulary.
 
     Raises:
         InputError: one line that names the source, the location in it, the rule and the remedy.
         OSError: if the disk refuses.
     """
     gathered = _gather(read_texts(source, form), source)
-    classes = _classes(source, gathered)
+    classes = _classes(source, [*gathered.classes])
     label_of = np.empty(len(classes), np.int32)  # by the number of the class
     label_of[[gathered.classes[name] for name in classes]] = np.arange(len(classes))
     labels = label_of[np.frombuffer(gathered.labels, np.int32)]
     hashes = np.frombuffer(gathered.hashes, ">u8").reshape(-1, 2)
-    given = np.frombuffer(gathered.splits, np.int8)
-    part_of = np.where(given < 0, hashes[:, 0] < TEST_SHARE * 2.0**64, given)
-    # By the label last, so that reviews of the same words have one order too.
+    split_of: np.ndarray = np.frombuffer(gathered.splits, np.int8)
+    has_splits = split_of[0] >= 0
+    if not has_splits:
+        split_of = hashes[:, 0] < TEST_SHARE * 2.0**64
+    # By the label last, so that reviews with the same words have an order too.
     order = np.lexsort((labels, hashes[:, 1], hashes[:, 0]))
-    parts = {name: order[part_of[order] == index] for index, name in enumerate(GIVEN)}
+    parts = {name: order[split_of[order] == i] for i, name in enumerate(READ_SPLITS)}
     for name, chosen in parts.items():
         if name in SPLITS or len(chosen):
             _check_split(source, name, labels[chosen], classes=classes)
-    vocab, reviews = _ranked(gathered, labels, chosen=part_of == GIVEN.index("train"))
-    if given[0] < 0:
-        note = f"split by the hash of their words, {TEST_SHARE:.0%} to test"
-    else:
-        note = "split as the source says"
-        twice = {
-            name: int(np.isin(hashes[chosen, 0], hashes[parts["train"], 0]).sum())
-            for name, chosen in parts.items()
-            if name != "train"
-        }
-        if told := [f"{count:,} of the {name}" for name, count in twice.items() if count]:
-            note += f" ({' and '.join(told)} reviews have the words of a training review)"
+    vocab, reviews = _ranked(gathered, labels, chosen=split_of == 0)
+    notes = [f"split by the hash of their words, {TEST_SHARE:.0%} to test"]
+    if has_splits:
+        notes = ["split as the source says"]
+        for name in ("test", "validation"):
+            if num := np.isin(hashes[parts[name], 0], hashes[parts["train"], 0]).sum():
+                notes.append(f"{num:,} {name} reviews have the words of a training review")
+    if gathered.num_cut:
+        notes.append(f"{gathered.num_cut:,} cut to their last {MAX_CHARACTERS:,} characters")
+    if gathered.num_left_out:
+        notes.append(f"{gathered.num_left_out:,} of the split {LEFT_OUT} left out")
     train = reviews.arranged(np.concatenate([parts["train"], parts["validation"]]))
     test, num_validation = reviews.arranged(parts["test"]), len(parts["validation"])
     checksum = content_checksum(train, test, vocab, num_validation=num_validation)
     dataset = Dataset(
-        train, test, vocab=vocab, checksum=checksum, folder=source,
-        note="; ".join([note, *gathered.notes()]), classes=classes, is_own=True,
-        num_validation=num_validation,
+        train, test, vocab=vocab, checksum=checksum, folder=source, note="; ".join(notes),
+        classes=classes, is_own=True, num_validation=num_validation,
     )  # fmt: skip
     fill_folder(dataset, folder)
 
 
 def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
-    """Read all reviews."""
-    gathered = _Gathered()
+    gathered, first = _Gathered(), None
     gathered.words = defaultdict(lambda: len(gathered.words))
-    said: dict[bool, str] = {}  # the first location that says its split, and that does not
     for each in texts:
-        said.setdefault(each.split != "", each.location)
-        if len(said) > 1:  # else test reviews could be trained on
+        where = f"data.source {source}: {each.location}"
+        first = first or each
+        if bool(each.split) != bool(first.split):  # else the harness could train on test reviews
             raise InputError(
-                f"data.source {source}: {said[True]} says its split and {said[False]} does not; "
-                "give the split of all, or of none"
+                f"{where} and {first.location}: one has a split, the other none; name the split of "
+                "all reviews, or of none"
             )
-        if each.split in LEFT_OUT:
-            gathered.left_out[each.split] += 1
+        if each.split == LEFT_OUT:
+            gathered.num_left_out += 1
             continue
         text, label = each.text, each.label.strip()
         if len(text) > MAX_CHARACTERS:
@@ -406,105 +374,70 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
             gathered.num_cut += 1
         words = tokenize(text)
         if not words or not label:
-            what = "label" if not label else "word in its text" if text.strip() else "text"
-            gathered.num_blanks += 1
-            if gathered.num_blanks <= SHOWN:
-                gathered.blanks.append(f"{each.location} has no {what}")
-            continue
+            missing = "word in its text" if label else "label"
+            raise InputError(f"{where} has no {missing}; complete or remove all such reviews")
         gathered.labels.append(gathered.classes.setdefault(label, len(gathered.classes)))
         if len(gathered.classes) > MAX_CLASSES:
             break  # the column seems to hold no labels
-        gathered.hashes += _hash(" ".join(words), f"data.source {source}: {each.location}")
+        gathered.hashes += _hash(" ".join(words), where)
         gathered.tokens.extend(map(gathered.words.__getitem__, words))
         gathered.lengths.append(len(words))
         split = "validation" if each.split in VALIDATION else each.split
-        gathered.splits.append(GIVEN.index(split) if split else -1)
-    if gathered.num_blanks:
-        more = gathered.num_blanks - len(gathered.blanks)
-        locations = ", ".join(gathered.blanks) + (f", and {more:,} more" if more else "")
-        raise InputError(f"data.source {source}: {locations}; complete them or take them out")
+        gathered.splits.append(READ_SPLITS.index(split) if split else -1)
     return gathered
 
 
 def _hash(words: str, where: str) -> bytes:
-    """What decides the split and the order of a review."""
-    if "\0" in words:
-        raise InputError(f"{where} holds a NUL byte, which no text does; save it as UTF-8")
-    try:
-        return hashlib.sha256(words.encode()).digest()[:HASH_BYTES]
-    except UnicodeEncodeError:
-        raise InputError(f"{where} holds half of a character; save it as UTF-8") from None
+    """The hash that decides the split and the order of a review."""
+    if "\0" in words or HALF.search(words):
+        raise InputError(f"{where} holds a NUL byte or half of a character; save it as UTF-8")
+    return hashlib.sha256(words.encode()).digest()[:HASH_BYTES]
 
 
-def _classes(source: Path, gathered: _Gathered) -> tuple[str, ...]:
-    names = list(gathered.classes)
+def _classes(source: Path, names: list[str]) -> tuple[str, ...]:
+    """The names of classes in the order of their labels."""
     for name in names:
         if len(name) > MAX_CLASS_CHARACTERS or not name.isprintable():
             raise InputError(
-                f"data.source {source}: the label {name[:MAX_CLASS_CHARACTERS]!r} is no name of a "
-                f"class, which has up to {MAX_CLASS_CHARACTERS} printable characters; put the "
-                "class into the column of labels"
+                f"data.source {source}: the label {name[:MAX_CLASS_CHARACTERS]!r} should have at "
+                f"most {MAX_CLASS_CHARACTERS} characters, all printable; name another column in "
+                "data.label_column, or correct it"
             )
-        if DECIMAL.fullmatch(name):
-            raise InputError(
-                f"data.source {source}: the label {name!r} is a decimal number, and a class is a "
-                "word or a whole number; round the labels, or give classes in their place"
-            )
-    shown = ", ".join(map(repr, names[: SHOWN + 2])) + (", …" if len(names) > SHOWN + 2 else "")
-    if len(names) < 2:
+    if not 2 <= len(names) <= MAX_CLASSES:
+        number = f"over {MAX_CLASSES:,}" if names[MAX_CLASSES:] else len(names)
         raise InputError(
-            f"data.source {source}: holds {f'one class, {shown}' if names else 'no review'}; give "
-            "each review one of two labels or more"
+            f"data.source {source}: holds {number} classes ({listed(names)}), should hold 2 to "
+            f"{MAX_CLASSES:,}; name the column of the classes in data.label_column"
         )
-    if len(names) > MAX_CLASSES:
-        raise InputError(
-            f"data.source {source}: holds more than {MAX_CLASSES:,} classes: {shown}; name the "
-            "column that holds the classes, or put rare ones together"
-        )
-    if all(WHOLE.fullmatch(name) for name in names):
-        names.sort(key=lambda name: (int(name), name))
-    else:
-        names.sort(key=lambda name: (name.casefold(), name))
-    if len(names) == 2:
-        first, second = names
-        swap = first.casefold() in POSITIVE and second.casefold() in NEGATIVE
-        return (second, first) if swap else (first, second)
-    counts = np.bincount(np.frombuffer(gathered.labels, np.int32))
-    if once := [name for name, number in gathered.classes.items() if counts[number] == 1]:
-        several = f"{len(once):,} labels occur once, such as {once[0]!r}"
-        raise InputError(
-            f"data.source {source}: {several if once[1:] else f'the label {once[0]!r} occurs once'}"
-            "; a class needs reviews to train on and to test, so add some, or take it out"
-        )
-    return tuple(names)
+    if all(NUMBER.fullmatch(name) for name in names):
+        return tuple(sorted(names, key=lambda name: (float(name), name)))
+    return tuple(sorted(names, key=lambda name: (name.casefold(), name)))
 
 
 def _check_split(source: Path, name: str, labels: np.ndarray, *, classes: Sequence[str]) -> None:
-    what = "training" if name == "train" else name
-    remedy = "add reviews, or give the split in a column named split"
+    part = "training" if name == "train" else name
+    remedy = "add reviews, or name the split of each review in a column split"
     if len(labels) < MIN_REVIEWS:
         raise InputError(
-            f"data.source {source}: {len(labels)} {what} reviews, should be at least "
+            f"data.source {source}: {len(labels)} {part} reviews, should be at least "
             f"{MIN_REVIEWS}; {remedy}"
         )
-    if name != "train" and len(classes) > 2:  # it may lack a rare class, whose score is left out
-        return
-    check_has_all(source, what, labels, classes=classes, remedy=f"; {remedy}")
+    if name == "train" or len(classes) == 2:  # else it may lack a rare class
+        check_has_all(source, part, labels, classes=classes, remedy=remedy)
 
 
 def check_has_all(
     source: Path | None, part: str, labels: np.ndarray, *, classes: Sequence[str], remedy: str
 ) -> None:
-    """Refuse a part of own texts that lacks a class.
+    """Refuse a part of a user's texts that lacks a class.
 
     Raises:
         InputError: for the first class.
     """
-    counts = np.bincount(labels, minlength=len(classes))
-    for label, count in zip(classes, counts, strict=True):
-        if not count:
+    for label, name in enumerate(classes):
+        if not (labels == label).any():
             raise InputError(
-                f"data.source {source}: none of the {len(labels)} {part} reviews is {label!r}"
+                f"data.source {source}: none of the {len(labels)} {part} reviews is {name!r}; "
                 f"{remedy}"
             )
 
@@ -518,50 +451,44 @@ def _ranked(
         labels: `[num_reviews] int32`.
         chosen: `[num_reviews] bool`, the reviews whose words have a rank.
     """
-    lengths = np.frombuffer(gathered.lengths, np.int32)
+    lengths, words = np.frombuffer(gathered.lengths, np.int32), [*gathered.words]
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    tokens, words = np.frombuffer(gathered.tokens, np.int32), list(gathered.words)
-    counts = np.zeros(len(words), np.int64)
-    for part in parts_of(offsets):
-        numbers = tokens[offsets[part.start] : offsets[part.stop]]
-        np.add.at(counts, numbers[np.repeat(chosen[part], lengths[part])], 1)
+    tokens = np.frombuffer(gathered.tokens, np.int32)
+    counts = np.bincount(tokens[np.repeat(chosen, lengths)], minlength=len(words))
     known, frequency = np.flatnonzero(counts).tolist(), counts.tolist()
     order = sorted(known, key=lambda number: (-frequency[number], words[number]))
     ranks = np.full(len(words), UNRANKED, np.int32)
     ranks[order] = np.arange(1, len(order) + 1)
-    for part in parts_of(offsets):  # in their place
-        numbers = tokens[offsets[part.start] : offsets[part.stop]]
-        numbers[:] = ranks[numbers]
-    return [words[number] for number in order], Split(tokens, offsets, labels)
+    return [words[number] for number in order], Split(ranks[tokens], offsets, labels)
 
 
 # For the user, before training
 
 
 def describe(dataset: Dataset) -> Iterator[str]:
-    """Describe a dataset in lines that help to choose `data.vocab_size` and `data.maxlen`."""
+    """Lines about a dataset, which help to choose `data.vocab_size` and `data.maxlen`."""
     yield dataset.introduction or dataset.title
     parts = dataset.parts()
     train = parts["train"]
     for name, split in parts.items():
         counts = np.bincount(split.labels, minlength=len(dataset.classes))
-        # The most frequent of many; of few in the order of their labels.
+        # The most frequent classes, in the order of their labels.
         chosen = sorted(np.argsort(-counts, kind="stable")[:CLASSES_SHOWN])
         shares = [f"{counts[label] / len(split):.1%} {dataset.classes[label]}" for label in chosen]
         if more := len(dataset.classes) - len(chosen):
-            shares.append(f"and {more:,} more, the rarest {counts.min():,} reviews")
+            shares.append(f"and {more:,} more; the rarest has {counts.min():,} reviews")
         yield f"{name + ' ':8}{len(split):,} reviews: {', '.join(shares)}"
     counts = np.bincount(train.tokens, minlength=len(dataset.vocab) + 1)
-    shares = np.cumsum(counts) / counts.sum()  # of the words read, by rank
-    known = [size for size in (2000, 8000, 20000, 40000) if size - 4 < len(dataset.vocab)]
-    coverage = [f"{size:,} knows {shares[size - 4]:.1%} of all read" for size in known]
-    yield f"words   {len(dataset.vocab):,} different in training; data.vocab_size " + (
-        ", ".join(coverage) or f"{len(dataset.vocab) + 4:,} knows all"
+    shares = np.cumsum(counts) / counts.sum()  # by rank
+    sizes = [size for size in (2000, 8000, 20000, 40000) if size - 4 < len(dataset.vocab)]
+    coverage = [f"{size:,} covers {shares[size - 4]:.1%}" for size in sizes]
+    yield f"words   {len(dataset.vocab):,} different ones in training; data.vocab_size: " + (
+        ", ".join([*coverage, f"{len(dataset.vocab) + 4:,} covers all"])
     )
     lengths = np.diff(train.offsets)
     shown = [f"{share}% {np.percentile(lengths, share):,.0f}" for share in (50, 75, 90, 95, 99)]
     yield (
         f"length  words of a training review: {', '.join(shown)}, longest {lengths.max():,}; "
-        "data.maxlen keeps the last ones, and a mark for the start"
+        "data.maxlen counts a mark for the start, too"
     )
     yield f"sha256  {dataset.checksum}"

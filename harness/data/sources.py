@@ -1,11 +1,10 @@
-"""The data of a job: IMDB from a folder, a cache, a download or the sample, or its own texts."""
+"""The data of a job: texts of a user, or IMDB from a folder, a cache, a download or the sample."""
 
 import dataclasses
 import hashlib
 import http.client
 import io
 import os
-import shutil
 import urllib.request
 import zipfile
 import zlib
@@ -33,18 +32,17 @@ from harness.data.locations import (
     unnamed_folders,
 )
 from harness.data.own_texts import check_has_all, open_source
-from harness.data.tables import SourceFormat
 from harness.data.vocabulary import tokenize
 from harness.errors import InputError, RunError
 from harness.job.keys import Job
-from harness.system.files import is_file, scratch_directory
+from harness.system.files import is_file
 
 SAMPLE = Path(__file__).parent / "sample" / "imdb_sample.npz"
 
 # From keras/src/datasets/imdb.py.
 ORIGIN = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 NPZ_SHA256 = "69664113be75683a8fe16e3ed0ab59fda8886cb3cd7ada244f7d9544e4676b9f"
-# sha256 of the arrays in that file as `np.savez` of NumPy 2 writes them, whatever the archive.
+# sha256 of the arrays in that file as `np.savez` of NumPy 2 writes them, in any archive.
 _LABELS = "152efe27affa17257b61acac03069e0a5f18188bb285fb43fe9c396eab27d4fd"
 SAVED_ANEW = {
     "x_train": "158fdec97d052efa99e3f552b4efebb7b5dd116da86d2405fa6dfd9c27a26297",
@@ -56,14 +54,16 @@ CONNECT_S = 5
 
 
 def open_dataset(data: Path | None = None, *, full: bool = False, download: bool = True) -> Dataset:
-    """Find the dataset: a named folder, a cache, or a download.
+    """Open IMDB from a named folder, a cache, or a download; else open the packaged sample.
 
-    If there is none, the packaged sample takes its place, unless `full`. A folder named by `data`
-    or HARNESS_DATA is used or refused, never skipped. HARNESS_OFFLINE and `download=False` forbid
-    the download.
+    Args:
+        data: a folder, which comes before HARNESS_DATA. A named folder is used or refused, never
+            skipped.
+        full: refuse the sample.
+        download: allow a download; HARNESS_OFFLINE forbids it.
 
     Raises:
-        InputError: if a named folder holds no dataset, or `full` finds none.
+        InputError: if a named folder holds no dataset, or with `full` no folder does.
         RunError: if a dataset is broken.
     """
     if named := data or named_folder():
@@ -84,8 +84,8 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
     where = ", ".join(map(str, searched))
     if full:
         raise InputError(
-            f"the full dataset is neither in HARNESS_DATA nor in {where}; {reason}; get it on a "
-            "machine with a network by: harness data fetch"
+            f"the full dataset is neither in HARNESS_DATA nor in {where}; {reason}; run harness "
+            "data fetch on a machine with a network"
         )
     return open_sample(note=f"the full data is not in {where}; {reason}")
 
@@ -95,10 +95,10 @@ def fetch(source: Path | None = None) -> Dataset:
 
     Args:
         source: the raw reviews (`aclImdb/`), a folder with imdb.npz, or a stored dataset; None
-            downloads it, unless it is there already or in HARNESS_DATA.
+            downloads them, unless the cache or HARNESS_DATA has them.
 
     Raises:
-        InputError: if the source holds none of these.
+        InputError: if the source holds no reviews.
         RunError: if the download or the disk fails.
     """
     folder = fetched_folder()
@@ -121,53 +121,55 @@ def _open_named(folder: Path, name: str) -> Dataset:
         return open_folder(folder)
     if is_file(folder / NPZ):
         return _convert(folder)
-    can_enter = os.path.isdir(folder) and os.access(folder, os.X_OK)  # noqa: PTH112 - never raises
-    holds_none = f"holds neither {NPZ} nor a stored dataset"
-    what = holds_none if can_enter else "is no folder that you can enter"
-    raise InputError(f"{name} {folder}: {what}; harness data fetch gets the data")
+    raise InputError(
+        f"{name} {folder}: is no folder with {NPZ} or a stored dataset that you can read; get the "
+        "data by harness data fetch"
+    )
 
 
 # imdb.npz
 
 
 def _convert(folder: Path) -> Dataset:
-    """Read imdb.npz the first time, and later its flat arrays in the user's cache."""
-    check_owners(folder, [folder, folder / NPZ])
-    checksum = hashlib.sha256(_read(folder / NPZ)).hexdigest()
+    """Read imdb.npz the first time, and later its copy in the user's cache."""
+    path = folder / NPZ
+    check_owners(folder, [folder, path])
+    content = _read(path)
     dataset = cached_dataset(
-        f"imdb-{checksum[:16]}", lambda target: fill_folder(read_npz(folder), target)
+        f"imdb-{hashlib.sha256(content).hexdigest()[:16]}",
+        lambda target: fill_folder(read_npz(content, path), target),
     )
     return dataclasses.replace(dataset, folder=folder)
 
 
-def read_npz(folder: Path) -> Dataset:
-    """Read `imdb.npz` as Keras ships it; the packaged sample has the words of its ranks.
+def read_npz(content: bytes, path: Path) -> Dataset:
+    """Read Keras's imdb.npz; the words of its ranks are in the packaged sample.
+
+    Args:
+        path: of the file, for messages.
 
     Raises:
-        InputError: for another `imdb.npz`, before anything of it is unpickled.
+        InputError: for another file, before any of it is unpickled.
     """
-    path = folder / NPZ
-    content = _read(path)
     if not _is_genuine(content):
         raise InputError(
-            f"{path}: is not Keras's {NPZ}, by its checksum, and no other is read; get that one by "
-            "harness data fetch, or name texts of your own by data.source"
+            f"{path}: is not Keras's {NPZ}, by its checksum; get that file by harness data fetch, "
+            "or name your texts by data.source"
         )
     with np.load(io.BytesIO(content), allow_pickle=True) as arrays:
         train, test = (make_split(arrays[f"x_{name}"], arrays[f"y_{name}"]) for name in SPLITS)
-    return make_dataset(train, test, open_sample().vocab, folder=folder)
+    return make_dataset(train, test, open_sample().vocab)
 
 
 def _is_genuine(content: bytes) -> bool:
-    """Whether a file is Keras's, or holds its arrays as NumPy 2 saves them."""
+    """Whether a file is Keras's, or an archive of its arrays that NumPy 2 saved."""
     if hashlib.sha256(content).hexdigest() == NPZ_SHA256:
         return True
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             for name, digest in SAVED_ANEW.items():
                 with archive.open(f"{name}.npy") as member:
-                    found = hashlib.file_digest(member, "sha256")  # type: ignore[arg-type] # it has readinto
-                    if found.hexdigest() != digest:
+                    if hashlib.sha256(member.read()).hexdigest() != digest:
                         return False
     except (OSError, ValueError, KeyError, EOFError, RuntimeError,  # NotImplementedError is one
             zipfile.BadZipFile, zlib.error):  # fmt: skip
@@ -175,33 +177,32 @@ def _is_genuine(content: bytes) -> bool:
     return True
 
 
-def make_dataset(
-    train: Split, test: Split, vocab: Sequence[str], *, folder: Path | None = None
-) -> Dataset:
+def make_dataset(train: Split, test: Split, vocab: Sequence[str]) -> Dataset:
     """A dataset in the order of `keras.datasets.imdb.load_data`.
 
     Args:
-        train, test: in the order of the file: sorted names of files, positive reviews first.
+        train, test: in the order of imdb.npz: positive reviews first, sorted by the name of their
+            file.
     """
-    # It has one generator for both, so the order of the test reviews depends on the training ones.
+    # load_data shuffles both splits by one generator, the training split first.
     generator = np.random.RandomState(113)
     orders = np.arange(len(train)), np.arange(len(test))
     for order in orders:
         generator.shuffle(order)
     train, test = train.arranged(orders[0]), test.arranged(orders[1])
-    return Dataset(train, test, vocab, content_checksum(train, test, vocab), folder=folder)
+    return Dataset(train, test, vocab, content_checksum(train, test, vocab))
 
 
 # The raw reviews
 
 
 def read_raw_reviews(folder: Path) -> Dataset:
-    """Build the dataset from the raw review folder, `aclImdb/{train,test}/{pos,neg}/*.txt`.
+    """The dataset of the raw reviews, `aclImdb/{train,test}/{pos,neg}/*.txt`.
 
     Raises:
-        InputError: if the folder does not hold the reviews.
+        InputError: if a class of a split has no review.
     """
-    words = open_sample().vocab  # all of them
+    words = open_sample().vocab  # the sample has all words of IMDB
     ranks = {word: rank for rank, word in enumerate(words, 1)}
     splits = {}
     for name in SPLITS:
@@ -215,7 +216,7 @@ def read_raw_reviews(folder: Path) -> Dataset:
                 reviews.append([ranks[word] for word in tokenize(text) if word in ranks])
                 labels.append(label)
         splits[name] = make_split(reviews, labels)
-    return make_dataset(splits["train"], splits["test"], words, folder=folder)
+    return make_dataset(splits["train"], splits["test"], words)
 
 
 def _read(path: Path) -> bytes:
@@ -229,26 +230,22 @@ def _read(path: Path) -> bytes:
 
 
 def _download() -> Dataset:
-    with scratch_directory() as folder:
-        try:
-            with (
-                urllib.request.urlopen(ORIGIN + NPZ, timeout=CONNECT_S) as source,  # noqa: S310
-                (folder / NPZ).open("wb") as target,
-            ):
-                shutil.copyfileobj(source, target)
-        except (OSError, http.client.HTTPException) as error:  # as of a proxy's junk
-            reason = getattr(error, "reason", error)
-            raise RunError(f"no download of {ORIGIN}{NPZ} ({reason})") from None
-        if hashlib.sha256(_read(folder / NPZ)).hexdigest() != NPZ_SHA256:
-            raise RunError(f"the download of {ORIGIN}{NPZ} has another sha256")
-        return read_npz(folder)
+    url = ORIGIN + NPZ
+    try:
+        with urllib.request.urlopen(url, timeout=CONNECT_S) as source:  # noqa: S310 - a constant
+            content = source.read()
+    except (OSError, http.client.HTTPException) as error:  # a proxy may answer anything
+        raise RunError(f"no download of {url} ({getattr(error, 'reason', error)})") from None
+    if hashlib.sha256(content).hexdigest() != NPZ_SHA256:
+        raise RunError(f"the download of {url} has another sha256")
+    return read_npz(content, Path(NPZ))
 
 
 # The sample
 
 
 def open_sample(note: str = "") -> Dataset:
-    """The packaged 5,000 training and 2,000 test reviews, the first of `load_data`."""
+    """The packaged sample: the first 5,000 training and 2,000 test reviews of `load_data`."""
     with np.load(SAMPLE, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     splits = {}
@@ -269,18 +266,15 @@ def open_sample(note: str = "") -> Dataset:
     )
 
 
-# Of a job, and of a run that goes on
+# The data of a job
 
 
 def open_data(job: Job, data: Path | None, *, full: bool = False) -> Dataset:
     """The data for a new run of a job.
 
-    A job with `data.source` uses nothing else: HARNESS_DATA, the caches of IMDB and the sample
-    play no part, and `full` has no effect.
-
     Args:
         job: its `data.source` is an absolute path, or empty for IMDB.
-        data: folder with IMDB, if one was named.
+        data: `--data`, a folder with IMDB.
         full: refuse the sample.
 
     Raises:
@@ -291,24 +285,24 @@ def open_data(job: Job, data: Path | None, *, full: bool = False) -> Dataset:
         return open_dataset(data, full=full)
     if data:
         raise InputError(
-            f"--data {data}: says where IMDB is, but the job has texts of its own, data.source = "
-            f"{job.data.source}; leave --data out, or set data.source to ''"
+            f"--data {data}: names a folder of IMDB, but data.source = {job.data.source}; leave "
+            "--data out, or set data.source to ''"
         )
-    dataset = open_source(Path(job.data.source), SourceFormat.of(job.data))
+    dataset = open_source(Path(job.data.source), job.data)
     _check_parts(job, dataset)
     return dataset
 
 
 def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose: str) -> Dataset:
-    """The data that a run or sweep began with.
+    """The same data that a run or sweep began with.
 
     Args:
-        record: what it recorded of them: checksum, is_sample, folder.
-        data: folder with IMDB, if it has moved.
+        record: `Dataset.record` of that start.
+        data: `--data`, a folder with IMDB.
         whose: the run or sweep, for messages.
 
     Raises:
-        InputError: if they have changed or are missing.
+        InputError: if the data have changed or are missing.
         RunError: if a dataset is broken.
     """
     if job.data.source:
@@ -317,8 +311,9 @@ def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose
         dataset = open_sample()
     else:
         folder = Path(record["folder"]) if record.get("folder") else None
-        is_there = folder is not None and holds_dataset(folder)  # else it may have moved
-        dataset = open_dataset(data or (folder if is_there else None), full=True)
+        if not folder or not holds_dataset(folder):  # the folder may have moved
+            folder = None
+        dataset = open_dataset(data or folder, full=True)
     check_same(dataset, str(record.get("checksum")), whose)
     return dataset
 
@@ -334,28 +329,23 @@ def check_same(dataset: Dataset, checksum: str, whose: str) -> None:
     which = f"checksum {checksum[:12]}, here {dataset.checksum[:12]}"
     if dataset.is_own:
         raise InputError(
-            f"{whose}: data.source {dataset.folder} has changed since it was begun ({which}); put "
-            "the file back as it was, or start a new run"
+            f"{whose}: data.source {dataset.folder} has changed since then ({which}); restore it, "
+            "or start a new run"
         )
-    raise InputError(f"{whose}: was begun with other data ({which}); give its folder by --data")
+    raise InputError(f"{whose}: began with other data ({which}); name their folder by --data")
 
 
 def _check_parts(job: Job, dataset: Dataset) -> None:
-    """Refuse own texts if a part of the job would lack a class.
+    """Refuse a user's texts if a part of the job would lack a class.
 
-    Of more than two classes the test and validation reviews may lack a rare one.
+    With more than two classes only the training reviews need all of them.
     """
-    limit, share = job.data.limit or None, job.data.validation_split
-    train, cut = dataset.used(job.data.limit, share)
-    labels = train.labels
-    parts = {"training": labels[:cut], "test": dataset.test.labels[:limit]}
-    if share > 0:
-        parts["validation"] = labels[cut:]
-    if len(dataset.classes) > 2:
-        parts = {"training": parts["training"]}
-    for name, part in parts.items():
-        remedy = (
-            f", with data.limit = {job.data.limit} and data.validation_split = {share}; raise "
-            "them, or add reviews"
-        )
-        check_has_all(dataset.folder, name, part, classes=dataset.classes, remedy=remedy)
+    limit, share = job.data.limit, job.data.validation_split
+    train, cut = dataset.used(limit, share)
+    parts = {"training": train.labels[:cut]}
+    if len(dataset.classes) == 2:
+        parts |= {"test": dataset.test.labels[: limit or None]}
+        parts |= {"validation": train.labels[cut:]} if share else {}
+    remedy = f"change data.limit = {limit} or data.validation_split = {share}, or add reviews"
+    for name, labels in parts.items():
+        check_has_all(dataset.folder, name, labels, classes=dataset.classes, remedy=remedy)

@@ -1,9 +1,7 @@
 """Reads tables of texts a few rows at a time: CSV, JSON lines, Parquet, Arrow streams.
 
-pyarrow reads Parquet and Arrow, and unpacks. CSV and JSON lines are the standard library's, by
-which the line of an error is known.
-
-The rows are only data: nothing in them is run or unpickled.
+pyarrow reads Parquet and Arrow, and decompresses. The standard library reads CSV and JSON lines,
+since pyarrow does not say in which line an error is.
 """
 
 import codecs
@@ -12,12 +10,11 @@ import io
 import json
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
-from harness.errors import InputError, did_you_mean
+from harness.errors import InputError
 from harness.job.keys import DataConfig
 from harness.system.lenient_json import parse_json
 
@@ -30,20 +27,22 @@ MAX_ROW = 16_000_000  # bytes or characters of a text
 SPLITS = ("train", "test")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson", ".json")
-TABLES = (*DELIMITERS, *JSON_LINES, ".parquet")
-# Names of a split that validates.
-VALIDATION = ("validation", "valid", "val", "dev")
-# Splits that people have and that are not read.
-LEFT_OUT = ("unsupervised",)
-KNOWN_SPLITS = (*SPLITS, *VALIDATION, *LEFT_OUT)
+TEXT_TABLES = (*DELIMITERS, *JSON_LINES)
+TABLES = (*TEXT_TABLES, ".parquet")
+ENDINGS = (*TABLES, *(table + packed for table in TEXT_TABLES for packed in COMPRESSIONS))
+VALIDATION = ("validation", "valid", "val", "dev")  # names of a validation split
+LEFT_OUT = "unsupervised"  # a split without labels, which is not read
+KNOWN_SPLITS = (*SPLITS, *VALIDATION, LEFT_OUT)
+# The keys of `[data]` that say how to read tables.
+FORMAT_KEYS = ("text_column", "label_column", "split_column", "delimiter", "encoding")
 ROWS_AT_ONCE = 1000
 
 
 def open_bytes(path: Path, where: str) -> BinaryIO:
-    """The bytes of a file, unpacked where its name ends in .gz or .zst, as a stream.
+    """The bytes of a file as a stream, decompressed if its name ends in .gz or .zst.
 
     Args:
-        where: begins the message of an error.
+        where: the beginning of an error message.
 
     Raises:
         InputError: if it can't be opened.
@@ -52,11 +51,11 @@ def open_bytes(path: Path, where: str) -> BinaryIO:
         file = path.open("rb")
     except OSError as error:
         raise InputError(f"{where}can't be read ({error.strerror}); check its mode") from None
-    if not (packed := COMPRESSIONS.get(path.suffix.lower())):
+    if not (compression := COMPRESSIONS.get(path.suffix.lower())):
         return file
-    import pyarrow  # late: it takes a tenth of a second, and most commands read no own texts
+    import pyarrow  # late, since its import takes 0.1 s
 
-    stream: Any = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), packed)
+    stream: Any = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), compression)
     return io.BufferedReader(stream)
 
 
@@ -66,17 +65,16 @@ def open_text(path: Path, where: str, encoding: str) -> TextIO:
     Raises:
         InputError: as `open_bytes`.
     """
-    is_utf8 = codecs.lookup(encoding).name == "utf-8"  # a byte order mark is no character
-    return io.TextIOWrapper(
-        open_bytes(path, where), "utf-8-sig" if is_utf8 else encoding, newline=""
-    )
+    if codecs.lookup(encoding).name == "utf-8":
+        encoding = "utf-8-sig"  # omits a byte order mark
+    return io.TextIOWrapper(open_bytes(path, where), encoding, newline="")
 
 
 def numbered_lines(file: TextIO, where: str) -> Iterator[tuple[int, str]]:
-    """The lines with their numbers, also those that a carriage return alone ends.
+    r"""The lines with their numbers, from 1; a line ends with \n, \r\n or \r.
 
     Raises:
-        InputError: for a line that is too long or can't be decoded, and where it is.
+        InputError: for a line that is too long or can't be decoded, with its number.
     """
     number = 0
     lines = iter(partial(file.readline, MAX_ROW + 1), "")
@@ -84,59 +82,59 @@ def numbered_lines(file: TextIO, where: str) -> Iterator[tuple[int, str]]:
         for number, line in enumerate(lines, 1):
             if len(line) > MAX_ROW:
                 raise InputError(
-                    f"{where}line {number} has over {MAX_ROW:,} characters; end each row by "
+                    f"{where}line {number} has over {MAX_ROW:,} characters; end each row with "
                     "a newline"
                 )
             yield number, line
     except UnicodeError:
-        # Several lines are decoded at a time.
+        # The decoder reads several lines ahead.
         raise InputError(
             f"{where}line {number + 1}, or one soon after it, {undecoded(file)}"
         ) from None
 
 
 def undecoded(file: TextIO) -> str:
-    """What is wrong with characters that can't be decoded, and the remedy."""
+    """The end of an error message about bytes that can't be decoded."""
     encoding = file.encoding.removesuffix("-sig").upper()
     return f"is not {encoding}; save it as UTF-8, or name its encoding in data.encoding"
 
 
 def csv_rows(file: TextIO, where: str, *, delimiter: str) -> Iterator[list[str]]:
-    """The rows of CSV that are not blank.
+    """The rows of CSV, without blank ones.
 
     Raises:
-        InputError: for a row that a stray double quote joined with the lines behind it, with
-            the line at which it begins; as `numbered_lines`.
+        InputError: for a row that a stray double quote joins with the next lines; and as
+            `numbered_lines`.
     """
     lines: list[str] = []  # of the row
 
-    def seen() -> Iterator[str]:
+    def recorded() -> Iterator[str]:
         for _, line in numbered_lines(file, where):
             lines.append(line)
             yield line
 
     csv.field_size_limit(MAX_ROW)
-    rows = csv.reader(seen(), delimiter=delimiter)
+    rows = csv.reader(recorded(), delimiter=delimiter)
     try:
         for row in rows:
             if row:
                 yield row
-            if len(lines) > 1:
+            if len(lines) > 1:  # the strict reader raises if a quote does not end with its field
                 deque(csv.reader(lines, delimiter=delimiter, strict=True), 0)
             lines.clear()
     except csv.Error:
         raise InputError(
-            f"{where}the row of line {rows.line_num - len(lines) + 1} has a double quote that "
-            f"joins it with the next {len(lines) - 1:,} lines; put a text that begins with a "
-            "double quote into double quotes, and double those in it"
+            f"{where}line {rows.line_num - len(lines) + 1} has a double quote that joins it with "
+            f"the next {len(lines) - 1:,} lines; write a text with double quotes as "
+            '"He said ""no""."'
         ) from None
 
 
 def json_value(line: str, where: str) -> Any:
-    """The value of a line.
+    """The JSON value in a line.
 
     Raises:
-        InputError: if it is no JSON.
+        InputError: if the line is no JSON.
     """
     try:
         return json.loads(line)
@@ -147,52 +145,32 @@ def json_value(line: str, where: str) -> Any:
 # Tables
 
 
-@dataclass(frozen=True)
-class SourceFormat:
-    """How the tables of a source are to be read: keys of `[data]`."""
-
-    text_column: str = "text"
-    label_column: str = "label"
-    split_column: str = ""  # empty = split, where there is one
-    delimiter: str = ""  # empty = by the file's name
-    encoding: str = "utf-8"
-
-    @classmethod
-    def of(cls, data: DataConfig) -> "SourceFormat":
-        """The format that a job names."""
-        return cls(**{name: getattr(data, name) for name in cls.__dataclass_fields__})
-
-
 class Text(NamedTuple):
-    """A review as it is in the source; text or label may be blank."""
+    """A review of a source; text or label may be blank."""
 
     text: str
     label: str
-    split: str  # one of KNOWN_SPLITS, or empty if the source does not say
-    location: str  # such as row 7, for messages
+    split: str  # one of KNOWN_SPLITS, or empty
+    location: str  # in the source, such as row 7, for messages
 
 
 class SourceFile(NamedTuple):
     """A file of a source: a table, or a review."""
 
     path: Path
-    location: str  # inside the source; empty for the source itself
-    where: str  # for messages
-    split: str  # that its name or its folder says, else empty
-    label: str = ""  # of a review; empty for a table
+    location: str  # its path in the source; empty if it is the source
+    where: str  # the beginning of an error message
+    split: str  # by its name or its folder; may be empty
+    label: str = ""  # of a review
 
 
 def table_ending(name: str) -> str:
-    """The ending of a table's name, with that of its compression; empty for another file."""
-    name = name.lower()
-    packed = next((ending for ending in COMPRESSIONS if name.endswith(ending)), "")
-    plain = name.removesuffix(packed)
-    ending = next((ending for ending in TABLES if plain.endswith(ending)), "")
-    return "" if not ending or (packed and ending == ".parquet") else ending + packed
+    """The ending of a table's name, such as .csv.gz; empty for another file."""
+    return next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
 
 
-def read_table(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
-    """The rows of a table, one after another, with a few in memory at a time.
+def read_table(table: SourceFile, form: DataConfig) -> Iterator[Text]:
+    """The rows of a table, one after another.
 
     Raises:
         InputError: one line that names the source, the location in it, the rule and the remedy.
@@ -218,38 +196,35 @@ def read_table(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
 # Rows
 
 
-def _csv_rows(table: SourceFile, form: SourceFormat, delimiter: str) -> Iterator[Text]:
+def _csv_rows(table: SourceFile, form: DataConfig, delimiter: str) -> Iterator[Text]:
     with open_text(table.path, table.where, form.encoding) as file:
         rows = csv_rows(file, table.where, delimiter=delimiter)
         if (names := next(rows, None)) is None:
-            raise InputError(
-                f"{table.where}is empty; it needs a header with the names of its columns"
-            )
+            raise InputError(f"{table.where}is empty; begin it with the names of its columns")
         chosen = [names.index(name) for name in _columns(names, table, form)]
         for number, row in enumerate(rows, 2):
             if len(row) != len(names):
                 raise InputError(
-                    f"{table.where}{_location(table, 'row', number)} has {len(row)} fields, the "
-                    f"header {len(names)}; put a text that holds the delimiter into double quotes, "
-                    "and close them"
+                    f"{table.where}row {number} has {len(row)} fields, the header has "
+                    f"{len(names)}; put double quotes around a text that contains the delimiter"
                 )
-            yield _text(table, "row", number, *(row[index] for index in chosen))
+            yield _text(table, f"row {number}", *(row[index] for index in chosen))
 
 
-def _parquet_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
+def _parquet_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
     from pyarrow import parquet
 
-    # A group of rows may be the whole file, so it is read in pages.
+    # Without pre_buffer memory holds some pages, and not a group of rows, which may be the file.
     with parquet.ParquetFile(table.path, pre_buffer=False, buffer_size=1 << 20) as file:
         columns = _columns(file.schema_arrow.names, table, form)
         batches = file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False)
         yield from _batch_rows(batches, file.schema_arrow, columns, table=table)
 
 
-def _arrow_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
+def _arrow_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
     import pyarrow as pa
 
-    # Not mapped: a file that is cut while it is read would end the process.
+    # Not mapped: if another process cut the file, a read would end this process.
     with pa.OSFile(str(table.path)) as file, pa.ipc.open_stream(file) as batches:
         columns = _columns(batches.schema.names, table, form)
         yield from _batch_rows(batches, batches.schema, columns, table=table)
@@ -258,17 +233,16 @@ def _arrow_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
 def _batch_rows(
     batches: Any, schema: "pa.Schema", columns: Sequence[str], *, table: SourceFile
 ) -> Iterator[Text]:
-    """The rows of Arrow's batches."""
     names, number = _class_names(schema, columns[1]), 0
     for batch in batches:
-        batch.validate(full=True)  # a file may say anything of its own layout
+        batch.validate(full=True)  # wrong offsets would read other memory
         for row in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
             number += 1
-            yield _text(table, "row", number, *row, names=names)
+            yield _text(table, f"row {number}", *row, names=names)
 
 
 def _class_names(schema: "pa.Schema", label: str) -> list[str]:
-    """The names behind numbers of classes, as Hugging Face's `datasets` writes them."""
+    """The names of numbered classes, as Hugging Face's `datasets` writes them."""
     metadata = parse_json((schema.metadata or {}).get(b"huggingface", b""))
     try:
         names = metadata["info"]["features"][label]["names"]
@@ -278,7 +252,7 @@ def _class_names(schema: "pa.Schema", label: str) -> list[str]:
     return names if is_list else []
 
 
-def _json_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
+def _json_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
     columns: list[str] = []
     names: Collection[str] = ()
     with open_text(table.path, table.where, form.encoding) as file:
@@ -292,90 +266,68 @@ def _json_rows(table: SourceFile, form: SourceFormat) -> Iterator[Text]:
                     '{"text": "…", "label": "…"} in each line'
                 )
             if not columns or row.keys() != names:
-                # All of them: a line may have a split that the line before lacks.
+                # Other names than in the line before, for example with a split.
                 names = {*row}
                 columns = _columns([*row], table, form, location=f"line {number} ")
-            yield _text(table, "line", number, *(row[name] for name in columns))
+            yield _text(table, f"line {number}", *(row[name] for name in columns))
     if not columns:
         raise InputError(f"{table.where}is empty; write an object in each line")
 
 
-def _location(table: SourceFile, unit: str, number: int) -> str:
-    return f"{table.location} {unit} {number}".lstrip()
-
-
 def _text(
     table: SourceFile,
-    unit: str,
-    number: int,
+    row: str,
     text: Any,
     label: Any,
-    *splits: Any,
+    split: Any = None,
+    *,
     names: Sequence[str] = (),
 ) -> Text:
-    """A row: its text, label, and split if the table has a column of splits."""
-    location = _location(table, unit, number)
-    split = _checked_split(splits[0], location, table) if splits else table.split
-    if split in LEFT_OUT:
+    """A row, with the split of the table if it has no column of splits."""
+
+    def refusal(column: str, value: Any, rule: str) -> InputError:
+        return InputError(
+            f"{table.where}{row}: its {column} is {repr(value)[:40]}, should be {rule}; name "
+            f"another column in data.{column}_column, or correct it"
+        )
+
+    location = f"{table.location} {row}".lstrip()
+    if split is None:
+        split = table.split
+    elif not isinstance(split, str) or (split := split.strip().casefold()) not in KNOWN_SPLITS:
+        raise refusal("split", split, "train, validation or test")
+    if split == LEFT_OUT:
         return Text("", "", split, location)
     if not isinstance(text, str | None):
-        raise InputError(
-            f"{table.where}{location}: its text is {_short(text)}, should be a string; name its "
-            "column in data.text_column"
-        )
-    return Text(text or "", _label(label, location, table=table, names=names), split, location)
+        raise refusal("text", text, "a string")
+    if not isinstance(label, str | bool | int | float | None):
+        raise refusal("label", label, "a word or a number")
+    return Text(text or "", _label(label, names), split, location)
 
 
-def _label(label: Any, location: str, *, table: SourceFile, names: Sequence[str]) -> str:
-    if isinstance(label, str):
-        return label
-    if label is None:
-        return ""
+def _label(label: str | float | None, names: Sequence[str]) -> str:
     if isinstance(label, bool):
         return str(label).lower()
-    if isinstance(label, int) and names:  # of which `datasets` gives -1 to a row without one
+    if isinstance(label, int) and names:  # `datasets` writes -1 for a missing label
         return names[label] if 0 <= label < len(names) else ""
-    if isinstance(label, int):
-        return str(label)
-    if isinstance(label, float) and label == label:
-        return str(int(label)) if label.is_integer() else str(label)
-    if isinstance(label, float):
-        return ""  # not a number, which pandas writes for none
-    raise InputError(
-        f"{table.where}{location}: its label is {_short(label)}, should be a word or a number; "
-        "name its column in data.label_column"
-    )
-
-
-def _checked_split(value: Any, location: str, table: SourceFile) -> str:
-    split = value.strip().casefold() if isinstance(value, str) else None
-    if split is None or split not in KNOWN_SPLITS:
-        raise InputError(
-            f"{table.where}{location}: its split is {_short(value)}, should be train, validation "
-            "or test"
-        )
-    return split
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:40]
+    if label is None or label != label:  # pandas writes NaN for a missing label
+        return ""
+    # pandas makes floats of whole numbers if a label is missing.
+    return str(int(label) if isinstance(label, float) and label.is_integer() else label)
 
 
 # Columns
 
 
 def _columns(
-    names: Sequence[str], table: SourceFile, form: SourceFormat, *, location: str = ""
+    names: Sequence[str], table: SourceFile, form: DataConfig, *, location: str = ""
 ) -> list[str]:
-    """The columns of text, label and, if there is one, split.
-
-    Without regard to case where no name is exact.
-    """
+    """The columns of text, label and, if the table has one, split."""
     where = table.where + location
     if len(names) == 1 and (others := set(names[0]) & set(",;|\t")):
         raise InputError(
-            f"{where}has one column, {names[0][:40]!r}; name what stands between its columns, such "
-            f"as data.delimiter = {min(others)!r}"
+            f"{where}has one column, {names[0][:40]!r}; name the delimiter of its columns, such as "
+            f"data.delimiter = {min(others)!r}"
         )
     keys = ["text_column", "label_column", *(["split_column"] if form.split_column else [])]
     found = [_column(names, getattr(form, key), key=f"data.{key}", where=where) for key in keys]
@@ -383,26 +335,23 @@ def _columns(
         found += [name for name in names if name.strip().casefold() == "split"][:1]
     if found[2:] and table.split:
         raise InputError(
-            f"{where}has a column {found[2]}, though the file's name says the split; remove the "
-            "column"
+            f"{where}has a column {found[2]}, but the file's name says the split; remove the column"
         )
     return found
 
 
 def _column(names: Sequence[str], name: str, *, key: str, where: str) -> str:
-    found = [each for each in names if each == name]
-    found = found or [each for each in names if each.strip().casefold() == name.casefold()]
-    if len(found) > 1:
-        raise InputError(f"{where}has {len(found)} columns {name}; leave one")
-    if not found:
+    exact = [each for each in names if each == name]
+    found = exact or [each for each in names if each.strip().casefold() == name.casefold()]
+    if len(found) != 1:
         raise InputError(
-            f"{where}has no column {name}; its columns are {listed(names)}"
-            f"{did_you_mean(name, names)}; name yours in {key}"
+            f"{where}has {len(found)} columns {name}, should have one; its columns are "
+            f"{listed(names)}; name yours in {key}"
         )
     return found[0]
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names for a message, the first eight of them."""
+    """The first eight names, for a message."""
     shown = ", ".join(repr(name[:40]) for name in names[:8])
     return f"{shown}, …" if len(names) > 8 else shown

@@ -1,7 +1,8 @@
-"""Job files: read from TOML, changed by `--set`, checked, refused in one line."""
+"""Reads job files, applies `--set`, and checks the jobs."""
 
 import errno
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,13 +11,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.architectures import BUILDERS
-from harness.config import FORM, Tables, facts_of, is_free, is_reference, keys_of
+from harness.config import Tables, is_free, is_reference, keys_of
 from harness.errors import InputError, did_you_mean, suggest
 from harness.job.keys import FACTS, TABLES, DataConfig, Job
 from harness.job.own_code import check_trusted, keep_code
 from harness.system.files import raise_unless_missing, read_plain_file
 
-MAX_JOB_BYTES = 4_000_000  # with all code that it may keep, in any alphabet
+MAX_JOB_BYTES = 4_000_000  # with the source of custom functions, in any alphabet
 
 
 def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> Job:
@@ -25,7 +26,7 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
     Args:
         path: the TOML file.
         overrides: `table.key=value`, with a TOML value or a bare word.
-        seed: `train.seed`, None for the file's.
+        seed: another `train.seed` than in the file.
 
     Raises:
         InputError: one line that names the key, the value, the rule and the remedy.
@@ -43,17 +44,15 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
 
 
 def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
-    """The job with the sources of its functions, none of which runs.
-
-    Sources that the job already holds stay: their file may be gone or changed.
+    """Add the sources of a job's functions that it does not hold yet. Runs no code.
 
     Args:
-        job: checked.
-        path: its file. Paths of sources are relative to it, those of `--set` to the working folder.
-        origins: the options that set keys.
+        job: the job.
+        path: its file.
+        origins: as for `resolve_source`.
 
     Raises:
-        InputError: if a source can't be kept, or somebody else could have written it.
+        InputError: if a source is refused, for example because others could have changed it.
     """
     if job.code:
         check_trusted(path, f"job {path}: [code]")
@@ -71,16 +70,16 @@ def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
 def kept_names(
     names: Sequence[Any], code: dict[str, str], where: str, *, base: Path
 ) -> dict[Any, Any]:
-    """The names of functions in a job, and their sources in its `code`.
+    """Add the sources of functions to a job's `code`, and return the functions' names in it.
 
     Args:
-        names: of functions, or choices of the package, which have no sources.
+        names: of functions, or other choices, which are returned unchanged.
         code: the job's sources by their paths.
         where: the key, for messages.
         base: the folder of relative paths.
 
     Raises:
-        InputError: if a source can't be kept.
+        InputError: if a source is refused.
     """
     return {
         name: keep_code(name, base, code, where=where) if is_reference(str(name)) else name
@@ -89,26 +88,31 @@ def kept_names(
 
 
 def resolve_source(content: dict[str, Any], path: Path, origins: Mapping[str, str]) -> None:
-    """Make paths absolute, so that a copy of the job finds the files.
+    """Make paths absolute, for copies of the job.
 
-    Paths in the file are relative to it, those of `--set` to the working folder; `~` is the home
-    folder.
+    Paths in the file are relative to its folder, paths in `--set` to the working folder; `~` is the
+    home folder.
+
+    Args:
+        content: of the file.
+        path: the file.
+        origins: the options that set keys, by key.
     """
     for dotted in (key for key, facts in FACTS.items() if facts.is_path):
         table, _, key = dotted.partition(".")
         inner = content.get(table)
         named = inner.get(key) if isinstance(inner, dict) else None
-        if isinstance(inner, dict) and isinstance(named, str) and named:
+        if inner and isinstance(named, str) and named:
             base = Path.cwd() if dotted in origins else path.absolute().parent
             expanded = os.path.expanduser(named)  # noqa: PTH111 - never raises
             inner[key] = os.path.normpath(base / expanded)
 
 
 def data_settings(overrides: Sequence[str]) -> DataConfig:
-    """The `[data]` of a job with these `--set` overrides and defaults.
+    """The `[data]` of a job with these `--set` overrides.
 
     Raises:
-        InputError: for an unknown key, or a wrong value.
+        InputError: for an unknown key or a wrong value.
     """
     content: dict[str, Any] = {"name": "data", "model": {"architecture": next(iter(BUILDERS))}}
     origins = put_overrides(content, overrides, Path("data"))
@@ -137,16 +141,12 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
 
 
 def put_overrides(
-    content: dict[str, Any],
-    overrides: Sequence[str],
-    path: Path,
-    *,
-    tables: Tables = TABLES,
+    content: dict[str, Any], overrides: Sequence[str], path: Path, *, tables: Tables = TABLES
 ) -> dict[str, str]:
-    """Put `--set` overrides into the content of a file; returns the options by key.
+    """Put `--set` overrides into the content of a file, and return the options by key.
 
     Raises:
-        InputError: for any that is not a `table.key=value` of these tables.
+        InputError: for an override that is not `table.key=value`, or an unknown key.
     """
     origins = {}
     for override in overrides:
@@ -168,21 +168,17 @@ def read_toml_file(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         folders = (path.parent, Path("jobs"))
         others = [str(p) for folder in folders for p in folder.glob("*.toml") if p != path]
-        near = suggest(str(path), others)
-        raise InputError(f"job {path}: no such file{near or '; jobs stand under jobs/'}") from None
+        raise InputError(f"job {path}: no such file{suggest(str(path), others)}") from None
     except OSError as error:
         if error.errno != errno.EACCES:
             raise_unless_missing(error, path)
         raise InputError(
-            f"job {path}: can't be read ({error.strerror}); give a readable TOML file such as "
-            "jobs/lstm.toml"
+            f"job {path}: can't be read ({error.strerror}); name a TOML file such as jobs/lstm.toml"
         ) from None
     try:
         return tomllib.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"job {path}: is not UTF-8 (byte {error.start}), save it as UTF-8"
-        ) from None
+        raise InputError(f"job {path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"job {path}: is not TOML: {error}; see jobs/lstm.toml") from None
 
@@ -199,12 +195,12 @@ def _parse_override(text: str, tables: Tables) -> tuple[str, str, Any]:
         parsed = tomllib.loads(f"value = {value.strip()}")
     except (ValueError, RecursionError):
         parsed = {}
-    # Any text other than one TOML value is a bare word: gru, best, off; or a space or a tab.
+    # Other text than one TOML value is a string, such as gru, or a tab.
     return table, key, parsed["value"] if len(parsed) == 1 else value.strip() or value
 
 
 def is_key(table: str, key: str, tables: Tables = TABLES) -> bool:
-    """Whether a table has a key, or allows it in a free table: `options.filters`."""
+    """Whether a table has a key, such as `units`, or `options.filters` in a free table."""
     outer, dot, inner = key.partition(".")
     if dot:
         info = tables[table].model_fields.get(outer)
@@ -234,53 +230,36 @@ def _put(content: dict[str, Any], table: str, key: str, *, value: object, path: 
 
 
 def suggest_key(name: str, tables: Tables = TABLES) -> str:
-    """`; did you mean train.epochs?`, or all keys if none is similar."""
+    """`; did you mean train.epochs?`, or all keys if no key is similar."""
     known = [*keys_of(tables)]
     name = name.strip()
-    # By the last part, if the table is wrong or missing.
+    # The table may be wrong or missing.
     alone = [k for k in known if k.partition(".")[2] == name.rpartition(".")[2]]
     return f"; did you mean {alone[0]}?" if alone else suggest(name, known)
 
 
 def explain(
-    error: ValidationError,
-    path: Path,
-    origins: Mapping[str, str],
-    *,
-    tables: Tables = TABLES,
+    error: ValidationError, path: Path, origins: Mapping[str, str], *, tables: Tables = TABLES
 ) -> str:
     """The first error of pydantic in one line."""
     first, *others = error.errors()
     key = ".".join(str(part) for part in first["loc"])
-    where = f"job {path}: {key}"
-    if first["type"] == "missing":
-        known = f"; known: {', '.join(BUILDERS)}, {FORM}" if "architecture" in key else ""
-        text = f"{where} is missing and has no default; write it into the file{known}"
-        if key == "model":
-            text = f"job {path}: model.architecture is missing; write [model] architecture = 'lstm'"
+    where, value = f"job {path}: {key}", shown(first["input"])
+    if first["type"] == "missing":  # `[model]`, or its key without a default
+        text = f"job {path}: model.architecture is missing; write [model] architecture = 'lstm'"
     elif first["type"] == "extra_forbidden":
         near = "" if "." in key else did_you_mean(key, [*tables, "name"])
         text = f"{where} is not a key of a job{near or suggest_key(key, tables)}"
+    elif first["type"] == "model_type":
+        text = f"{where} = {value}: should be a table; write [{key}]"
     else:
-        value = shown(first["input"])
-        rule = first["msg"][0].lower() + first["msg"][1:].replace("Input should", "should")
-        text = f"{origins.get(key, f'{where} = {value}')}: {rule.replace('input should', 'should')}"
-        if first["type"] == "choice":
-            text += did_you_mean(str(first["input"]), facts_of(keys_of(tables)[key]).choices)
-        elif first["type"] == "literal_error":
-            text += suggest(str(first["input"]), _choices(key, tables))
-        elif first["type"] == "model_type":
-            text = f"{where} = {value}: should be a table; write [{key}]"
+        rule = first["msg"].replace("Input should", "should")
+        text = f"{origins.get(key, f'{where} = {value}')}: {rule[0].lower()}{rule[1:]}"
+        text += did_you_mean(str(first["input"]), re.findall("'(.+?)'", rule))
     return text + (f" (and {len(others)} more)" if others else "")
 
 
 def shown(value: object) -> str:
-    """A value in a message."""
-    text = str(value).lower() if isinstance(value, bool) else repr(value)  # as TOML has it
+    """A value in a message, as in TOML."""
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) < 60 else f"{text[:57]}..."
-
-
-def _choices(key: str, tables: Tables) -> list[str]:
-    table, _, field = key.partition(".")
-    annotation = tables[table].model_fields[field].annotation
-    return [str(choice) for choice in getattr(annotation, "__args__", ())]

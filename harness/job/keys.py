@@ -1,4 +1,4 @@
-"""A job: what to train, never where. Read from TOML, checked before TensorFlow is imported."""
+"""A job: what to train, never where. All keys, their types, ranges, defaults and meanings."""
 
 import codecs
 import json
@@ -47,7 +47,7 @@ def _leaves_one_to_validate(limit: int) -> int:
     if limit == 1:
         raise PydanticCustomError(
             "limit",
-            "Input should leave a review to train on and one to validate; take 2 or more, or 0 for "
+            "Input should leave a review to train on and one to validate; set 2 or more, or 0 for "
             "all",
         )
     return limit
@@ -57,25 +57,24 @@ def _scores_something(job: "Job") -> str:
     """Must be true where `validation_split` is 0."""
     if job.data.test or job.data.validation_split:
         return ""
-    return "with data.validation_split = 0 nothing would be scored; set one of them"
+    return "the run would have no score, since data.validation_split = 0; change one of them"
 
 
 SAME_REVIEWS = "all trials must have the same reviews"
-# How to read a user's texts: the checksum of the texts decides the run's identity instead.
+# A key that says how to read a user's texts. Their checksum is part of a run's identity.
 FORMAT = Facts(changes="nothing", not_searched=SAME_REVIEWS)
 
 
 class DataConfig(ConfigSection):
     """`[data]`: the reviews, their number and length."""
 
-    source: Annotated[
-        str,
-        Facts(is_path=True, changes="nothing", not_searched=SAME_REVIEWS),
-    ] = Field(
-        "",
-        max_length=4000,
-        pattern=r"^[^\x00-\x1f\x7f]*$",
-        description="your texts, a table or a folder; empty = IMDB",
+    source: Annotated[str, Facts(is_path=True, changes="nothing", not_searched=SAME_REVIEWS)] = (
+        Field(
+            "",
+            max_length=4000,
+            pattern=r"^[^\x00-\x1f\x7f]*$",
+            description="your texts, a table or a folder; empty = IMDB",
+        )
     )
     text_column: Annotated[str, FORMAT] = Field(
         "text", min_length=1, max_length=200, description="your texts: column of the text"
@@ -90,13 +89,12 @@ class DataConfig(ConfigSection):
         "there is one",
     )
     delimiter: Annotated[str, AfterValidator(_one_character), FORMAT] = Field(
-        "",
-        description="your texts: column separator of a .csv or .tsv; empty = comma or tab",
+        "", description="your texts: column separator of a .csv or .tsv; empty = comma or tab"
     )
     encoding: Annotated[str, AfterValidator(_known_encoding), FORMAT] = Field(
         "utf-8", max_length=40, description="your texts: encoding, such as `latin-1` or `utf-16`"
     )
-    # 88,584 words and the three indices that Keras keeps free are all of IMDB's.
+    # IMDB has 88,584 words, and Keras reserves three indices.
     vocab_size: int = Field(
         8000,
         ge=4,
@@ -112,8 +110,7 @@ class DataConfig(ConfigSection):
     validation_split: Annotated[
         Share,
         Facts(
-            not_searched="all trials must be validated on the same reviews",
-            for_all_reviews=True,
+            not_searched="all trials must be validated on the same reviews", for_all_reviews=True
         ),
     ] = Field(
         0.2,
@@ -121,9 +118,7 @@ class DataConfig(ConfigSection):
         "validation split of your texts replaces it, unless it is 0",
     )
     limit: Annotated[
-        int,
-        AfterValidator(_leaves_one_to_validate),
-        Facts(not_searched=SAME_REVIEWS),
+        int, AfterValidator(_leaves_one_to_validate), Facts(not_searched=SAME_REVIEWS)
     ] = Field(0, ge=0, le=10**9, description="reviews used from the start of each split; 0 = all")
     test: Annotated[
         bool,
@@ -134,12 +129,11 @@ class DataConfig(ConfigSection):
         ),
     ] = Field(True, description="score the test set at the end of the run")
     bucket: bool = Field(
-        False,
-        description="batches of reviews of similar length, which have fewer time steps",
+        False, description="batches of reviews of similar length, which have fewer time steps"
     )
 
 
-# Keras's optimizers with their options beside the keys of `[train]`.
+# Keras's optimizers, and their options that are no keys of `[train]`.
 _ADAM: dict[str, type] = {"beta_1": float, "beta_2": float, "epsilon": float}
 OPTIMIZERS: dict[str, dict[str, type]] = {
     "rmsprop": {"rho": float, "momentum": float, "epsilon": float, "centered": bool},
@@ -182,7 +176,7 @@ OPTIMIZERS: dict[str, dict[str, type]] = {
 }
 OF_ALL_OPTIMIZERS: dict[str, type] = {"weight_decay": float}
 
-# The validation scores that can compare epochs, and their better direction.
+# The validation scores that compare epochs, and whether higher or lower is better.
 SCORES: dict[str, Literal["min", "max"]] = {
     "val_accuracy": "max",
     "val_loss": "min",
@@ -196,17 +190,11 @@ SCORES: dict[str, Literal["min", "max"]] = {
     "val_top_5_accuracy": "max",
     "val_log_loss": "min",
 }
-OF_EACH_EPOCH = ("val_loss", "val_accuracy")  # the others are computed if one is watched
-# Scores that can't rank trials: a model that always predicts one class has the best recall, and a
-# top-5 accuracy needs more than five classes.
+OF_EACH_EPOCH = ("val_loss", "val_accuracy")  # others are computed if a key names one
+# A model that always predicts one class has the best recall; a top-5 accuracy needs over five
+# classes.
 NO_OBJECTIVES = ("val_precision", "val_recall", "val_top_5_accuracy")
 OBJECTIVES = tuple(name for name in SCORES if name not in NO_OBJECTIVES)
-
-
-def _names_each_once(names: list[str]) -> list[str]:
-    if len(set(names)) < len(names):
-        raise PydanticCustomError("choice", "Input should name each callback once")
-    return names
 
 
 def _rises(drops: list[float]) -> list[float]:
@@ -226,8 +214,7 @@ def _fits_the_optimizer(job: "Job") -> str:
             return f"{train.optimizer} takes no option {name}{suggest(name, [*known])}"
         kind = known[name]
         if type(value) is not kind and not (kind is float and type(value) is int):
-            noun = {float: "a number", int: "a whole number", bool: "true or false"}[kind]
-            return f"{name} should be {noun}"
+            return f"{name} should be of type {kind.__name__}"
     return ""
 
 
@@ -249,7 +236,7 @@ def _ends_before_the_schedule(job: "Job") -> str:
 def _has_vectors_to_move(job: "Job") -> str:
     """Not with a custom network or `train_embeddings = false`."""
     if job.train.adversarial and (job.model.is_own or not job.model.train_embeddings):
-        return "moves the vectors of words that one of the five networks trains; set it to 0"
+        return "needs one of the five networks and model.train_embeddings = true; set it to 0"
     return ""
 
 
@@ -277,10 +264,7 @@ class TrainConfig(ConfigSection):
         {}, description="options by their Keras names, such as `weight_decay`"
     )
     learning_rate: float = Field(
-        0.001,
-        gt=0,
-        le=10,
-        description="initial learning rate, after any warm-up",
+        0.001, gt=0, le=10, description="initial learning rate, after any warm-up"
     )
     schedule: Annotated[
         Literal["constant", "cosine", "linear", "steps"], Facts(check=_has_drops)
@@ -310,15 +294,14 @@ class TrainConfig(ConfigSection):
         description="epochs over which the learning rate rises from 0, fractions allowed",
     )
     seed: Annotated[
-        int,
-        Facts(not_searched="search.executions trains each trial with several seeds"),
+        int, Facts(not_searched="search.executions trains each trial with several seeds")
     ] = Field(
         1, ge=0, le=2**31 - 1, description="seed of initial weights, order of reviews and dropout"
     )
     ema_momentum: Share = Field(
         0.99,
-        description="largest momentum of the exponential moving average (EMA) of the weights, "
-        "which is validated and saved; 0 = no EMA",
+        description="decay of the exponential moving average (EMA) of the weights; the averaged "
+        "weights are evaluated and saved; 0 = no EMA",
     )
     loss: Annotated[str, Facts(choices=("",), is_function=True)] = Field(
         "",
@@ -340,11 +323,7 @@ class TrainConfig(ConfigSection):
         description='class weights of the training loss: a table by class name, or `"balanced"`; '
         '`""` = none',
     )
-    callbacks: Annotated[
-        list[str],
-        AfterValidator(_names_each_once),
-        Facts(is_function=True, allowed="20 at most"),
-    ] = Field(
+    callbacks: Annotated[list[str], Facts(is_function=True, allowed="20 at most")] = Field(
         [], max_length=20, description="functions that return a Keras callback: `file.py:function`"
     )
     keep: Annotated[
@@ -361,16 +340,12 @@ class TrainConfig(ConfigSection):
         "score, or the last",
     )
     monitor: Annotated[
-        str,
-        Facts(choices=tuple(SCORES), only_with=WATCHES, for_all_reviews=True),
+        str, Facts(choices=tuple(SCORES), only_with=WATCHES, for_all_reviews=True)
     ] = Field("val_loss", description="validation score that compares epochs")
     early_stopping_patience: Annotated[int, Facts(unvalidated=0, for_all_reviews=True)] = Field(
         0, ge=0, le=1000, description="epochs without improvement before training stops; 0 = off"
     )
-    reduce_lr_patience: Annotated[
-        int,
-        Facts(unvalidated=0, for_all_reviews=True),
-    ] = Field(
+    reduce_lr_patience: Annotated[int, Facts(unvalidated=0, for_all_reviews=True)] = Field(
         0,
         ge=0,
         le=1000,
@@ -378,8 +353,7 @@ class TrainConfig(ConfigSection):
         "reduced; 0 = off",
     )
     reduce_lr_factor: Annotated[
-        float,
-        Facts(only_with={"train.reduce_lr_patience": ()}, for_all_reviews=True),
+        float, Facts(only_with={"train.reduce_lr_patience": ()}, for_all_reviews=True)
     ] = Field(0.5, gt=0, lt=1, description="factor of the learning rate at a reduction")
     clipnorm: float = Field(
         0.0, ge=0, le=1e6, description="largest norm of the whole gradient; 0 = off"
@@ -428,13 +402,13 @@ def _check_code(code: Any) -> Any:
 
 
 class Job(ConfigSection):
-    """A whole job with every default filled in."""
+    """A job with all defaults."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
     model: ModelConfig
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
-    # The sources of custom functions by path, see `harness.job.own_code`.
+    # The sources of custom functions, by path.
     code: Annotated[dict[str, str], BeforeValidator(_check_code)] = Field({})
 
     def to_toml(self) -> str:
@@ -447,10 +421,9 @@ class Job(ConfigSection):
         return getattr(getattr(self, table), name)
 
     def identity(self) -> str:
-        """The part of the job that decides the result, without paths of data and vectors.
+        """The settings that decide the result, without the paths of data and vectors.
 
-        It omits keys with their default, so that a run keeps its identity when a later version
-        declares a new key.
+        Defaults are omitted, so that a run keeps its identity when a later version has a new key.
         """
         deciding = {key: self.value(key) for key in FACTS if FACTS[key].changes != "nothing"}
         chosen = {key: value for key, value in deciding.items() if value != KEYS[key].default}
@@ -466,7 +439,7 @@ class Job(ConfigSection):
         return kind(**self.model.model_dump())
 
     def broken_rule(self) -> tuple[str, str] | None:
-        """The first key whose value contradicts the others, with the rule."""
+        """The first key that contradicts other keys, and the rule."""
         for key, facts in FACTS.items():
             value = self.value(key)
             if not self.data.validation_split and facts.unvalidated not in (None, value):
@@ -479,18 +452,18 @@ class Job(ConfigSection):
         return None
 
     def unused_keys(self) -> Iterator[tuple[str, str]]:
-        """The keys that are set without effect, each with the setting that it needs."""
+        """The keys that are set without effect, and the settings that they need."""
         for key, needed in without_effect(TABLES, {key: self.value(key) for key in KEYS}):
             # A custom network may read any key.
             if not (self.model.is_own and "model.architecture" in FACTS[key].only_with):
                 yield key, needed
 
     def without_effect(self) -> Iterator[str]:
-        """A line for each setting without effect."""
+        """A line per setting without effect."""
         for key, needed in self.unused_keys():
             yield f"{key} has no effect without {needed}"
         if not self.model.train_embeddings and not self.model.embeddings:
-            yield "model.train_embeddings = false leaves random vectors: model.embeddings is empty"
+            yield "model.train_embeddings = false keeps random vectors: model.embeddings is empty"
 
 
 TABLES: dict[str, type[ConfigSection]] = {

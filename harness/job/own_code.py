@@ -1,16 +1,14 @@
 """Functions of users: networks, losses, optimizers and callbacks.
 
-A job names a function by `file.py:function` or `package.module:function`. The job keeps its source,
-and the sources that it imports from the same folder or package, in `[code]`. So they are part of
-the run's identity, and the files are never read again. The code runs from there, as modules that
-only imports within the code find.
+A job names a function as `file.py:function` or `package.module:function`. `[code]` keeps its source
+and its imports from the same folder or package. So the source is part of a run's identity, and no
+later command reads the files. The code runs from `[code]`, as modules that other code can't import.
 """
 
 import ast
 import builtins
 import contextlib
 import copy
-import difflib
 import hashlib
 import importlib.util
 import inspect
@@ -28,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import FORM, REFERENCE
-from harness.errors import InputError, Interrupted, RunError, did_you_mean
+from harness.errors import InputError, Interrupted, RunError, suggest
 from harness.system.files import distrust, read_plain_file
 from harness.system.site_settings import TRUST
 
-TRUSTED = ContextVar("TRUSTED", default=False)  # for the call of a function
-MAX_FILES, MAX_BYTES = 64, 400_000  # of all sources of a job
+TRUSTED = ContextVar("TRUSTED", default=False)
+MAX_FILES, MAX_BYTES = 64, 400_000  # of a job's sources
 
 
 def _match(reference: str) -> re.Match[str]:
@@ -43,33 +41,31 @@ def _match(reference: str) -> re.Match[str]:
 
 
 def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -> str:
-    """Read the sources of a function into a job's `code`, unless they are already there.
-
-    Runs nothing.
+    """Read the sources of a function into a job's `code`, unless it has them. Runs no code.
 
     Args:
-        reference: of the function.
+        reference: to the function.
         base: the folder of relative paths.
-        code: sources by their paths, relative to the folder of the file or of the package.
+        code: sources by path, relative to the folder of the file or of the package.
         where: the key of the job, for messages.
 
     Returns:
-        The reference, with a path in `code`.
+        The reference, with its path in `code`.
 
     Raises:
-        InputError: if a source is unreadable, not Python, too large, or somebody else could have
-            written it; if the function is missing.
+        InputError: if a source is unreadable, not Python or too large, or others could have
+            changed it; or if the function is missing.
     """
     found = _match(reference)
     where = f"{where} = {reference!r}"
     if file := found["file"]:
         path = Path(os.path.normpath(base / os.path.expanduser(file)))  # noqa: PTH111 - never raises
         module, root, function = path.stem, path.parent, found["in_file"]
-        kept = file in code and _path_of(module, code) == file  # else a module of a package
+        kept = _path_of(module, code) == file
         if not module.isidentifier():
-            raise InputError(f"{where}: {path.name} is no name of a module; use letters and _")
+            raise InputError(f"{where}: {path.stem} is no name of a module; use letters and _")
         if module in sys.stdlib_module_names:
-            raise InputError(f"{where}: Python itself has a module {module}; rename the file")
+            raise InputError(f"{where}: Python has a module {module}, too; rename the file")
         name = f"{path.name}:{function}"
         top = None
     else:
@@ -86,15 +82,15 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
         if len(code) > MAX_FILES or sum(map(len, code.values())) > MAX_BYTES:
             raise InputError(
                 f"{where}: has {len(code)} files of {sum(map(len, code.values())):,} characters "
-                f"with their imports; a job keeps at most {MAX_FILES} of {MAX_BYTES:,}: import "
-                "less, or install the rest as a package"
+                f"with its imports, should have at most {MAX_FILES} files of {MAX_BYTES:,}; "
+                "install the rest as a package"
             )
     _check_function(code, module, function, where=where)
     return name
 
 
 def check_trusted(path: Path, where: str) -> None:
-    """Refuse code that somebody else wrote or could have changed, unless the user trusts it.
+    """Refuse code that another user could have written or changed, unless the user trusts it.
 
     Raises:
         InputError: for such code.
@@ -104,8 +100,8 @@ def check_trusted(path: Path, where: str) -> None:
     for each in (path, path.parent, path.resolve().parent):
         if reason := distrust(each):
             raise InputError(
-                f"{where}: {each}: {reason}, and its code would run as you; check it, then "
-                f"chmod go-w, or give --trust-code ({TRUST}=1)"
+                f"{where}: {each}: {reason}, and its code would run as you; check it, then use "
+                f"chmod go-w or --trust-code ({TRUST}=1)"
             )
 
 
@@ -115,14 +111,14 @@ def source_digest(source: str) -> str:
 
 
 def mode_in(folder: Path, code: Mapping[str, str]) -> int:
-    """The mode of a file for a job. A job with code makes the folder unwritable for others.
+    """The mode of a job's file. If the job has code, only its user can write to the folder.
 
-    Regardless of the umask, because `check_trusted` would refuse the file later. If all code is
-    trusted, a group may share the folder.
+    Otherwise `check_trusted` would refuse the file. A user who trusts all code may share the folder
+    with a group.
     """
     if not code or is_trusting():
         return 0o666
-    with contextlib.suppress(OSError):  # somebody else's
+    with contextlib.suppress(OSError):  # the folder of another user
         folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
     return 0o644
 
@@ -134,7 +130,7 @@ def is_trusting() -> bool:
 
 @contextlib.contextmanager
 def trusting(is_trusted: bool) -> Iterator[None]:
-    """Trust any code in the block, like a command with --trust-code; only in this thread."""
+    """Trust any code in the block, as by --trust-code, in this thread only."""
     token = TRUSTED.set(is_trusted)
     try:
         yield
@@ -143,37 +139,34 @@ def trusting(is_trusted: bool) -> Iterator[None]:
 
 
 def _root_of(module: str, where: str) -> Path:
-    """The folder of `sys.path` with a module's source; imports nothing."""
+    """The folder of `sys.path` with a module's source."""
     for folder in sys.path:
         root = Path(folder or ".").absolute()
-        if _file_of(root, module):
+        if _file_of(module, root):
             return root
     raise InputError(
-        f"{where}: sys.path has no Python source of {module}; install it, or give the file's path"
+        f"{where}: sys.path has no Python source of {module}; install it, or name its file"
     )
 
 
-def _file_of(root: Path, module: str) -> str | None:
+def _paths(module: str) -> tuple[str, str]:
     stem = module.replace(".", "/")
-    for name in (f"{stem}.py", f"{stem}/__init__.py"):
-        if (root / name).is_file():
-            return name
-    return None
+    return f"{stem}.py", f"{stem}/__init__.py"
+
+
+def _file_of(module: str, root: Path) -> str | None:
+    return next((path for path in _paths(module) if (root / path).is_file()), None)
 
 
 def _path_of(module: str, code: Mapping[str, str]) -> str | None:
-    stem = module.replace(".", "/")
-    return next((name for name in (f"{stem}.py", f"{stem}/__init__.py") if name in code), None)
+    return next((path for path in _paths(module) if path in code), None)
 
 
 def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterator[tuple[str, str]]:
-    """The paths and sources of a module and of its imports below `root`.
+    """The paths and sources of a module and of its imports in `root`.
 
     Args:
-        root: the folder of the module.
-        module: its name.
-        where: for messages.
-        top: the package whose imports are followed; None follows imports from the folder.
+        top: the only package to read; None to read all modules in `root`.
     """
     waiting, seen = [module], set()
     while waiting:
@@ -184,20 +177,20 @@ def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterato
             if each in seen or first in sys.stdlib_module_names:
                 continue
             seen.add(each)
-            # The harness belongs to the environment, like Keras, even beside the file.
+            # The harness is an installed package, even if the file lies beside its source.
             if first != top if top is not None else first == "harness" != module:
                 continue
-            path = _file_of(root, each)
+            path = _file_of(each, root)
             if path is None:
                 if each == module:
-                    _read(root / f"{module}.py", where)  # raises the reason
+                    _read(root / f"{module}.py", where)  # raises the error
                 continue
             source = _read(root / path, where)
             yield path, source
             package = each if path.endswith("__init__.py") else each.rpartition(".")[0]
             waiting += _imports(_parsed(source, path, where), package)
             if len(seen) > 50 * MAX_FILES:
-                return  # too much: the caller refuses it
+                return  # the caller refuses as much code
 
 
 def _read(path: Path, where: str) -> str:
@@ -205,11 +198,11 @@ def _read(path: Path, where: str) -> str:
         check_trusted(path, where)
         source = read_plain_file(path, MAX_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f"{where}: {path}: no such file; {FORM}") from None
+        raise InputError(f"{where}: {path}: no such file; should be {FORM}") from None
     except OSError as error:
-        raise InputError(f"{where}: {path}: can't be read: {error.strerror}; {FORM}") from None
+        raise InputError(f"{where}: {path}: can't be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        rule = f"is not UTF-8 (byte {error.start}); save it as UTF-8"
+        rule = f"byte {error.start} is not UTF-8; save it as UTF-8"
         raise InputError(f"{where}: {path}: {rule}") from None
     source = source.replace("\r\n", "\n").replace("\r", "\n")
     if not source.strip() and path.name != "__init__.py":
@@ -219,12 +212,12 @@ def _read(path: Path, where: str) -> str:
 
 def _parsed(source: str, path: str, where: str) -> ast.Module:
     try:
-        symtable.symtable(source, path, "exec")  # finds more errors than the parser
+        symtable.symtable(source, path, "exec")  # detects more errors than the parser
         return ast.parse(source)
     except SyntaxError as error:
         place = f"{path}, line {error.lineno}" if error.lineno else f"{path}: is no Python"
         raise InputError(f"{where}: {place}: {error.msg}") from None
-    except (ValueError, RecursionError, MemoryError) as error:  # a NUL byte; too deep
+    except (ValueError, RecursionError, MemoryError) as error:  # a NUL byte; deep nesting
         raise InputError(f"{where}: {path}: is no Python: {error}") from None
 
 
@@ -247,15 +240,14 @@ def _check_function(code: Mapping[str, str], module: str, function: str, *, wher
     symbols = symtable.symtable(code[path], path, "exec").get_symbols()
     names = [each.get_name() for each in symbols if each.is_assigned() or each.is_imported()]
     if function not in names and not has_star:
-        hint = did_you_mean(function, names) or f"; it defines {', '.join(names) or 'nothing'}"
-        raise InputError(f"{where}: {path} has no function {function}{hint}")
+        raise InputError(f"{where}: {path} has no function {function}{suggest(function, names)}")
 
 
 class _Code:
-    """The modules of a job's sources. A module runs when it is first needed.
+    """The modules of a job's sources.
 
-    Their builtins have a special `__import__`, which first searches these modules, at any time.
-    Other code does not find them, and two jobs with files of one name share nothing.
+    Their builtins have another `__import__`, which searches these modules first. Other code can't
+    import them, and two jobs with files of the same name share no module.
     """
 
     def __init__(self, code: Mapping[str, str]) -> None:
@@ -265,7 +257,7 @@ class _Code:
         self.builtins = {**vars(builtins), "__import__": self._import}
 
     def module(self, name: str) -> types.ModuleType:
-        """Import a module by its name, after its packages."""
+        """Import a module, and before it the packages that contain it."""
         if (known := sys.modules.get(f"{self.alias}.{name}")) is not None:
             return known
         parent, _, last = name.rpartition(".")
@@ -279,7 +271,7 @@ class _Code:
         module.__dict__["__builtins__"] = self.builtins
         source = "" if path is None else self.code[path]
         if path is not None:
-            # No such file exists; for tracebacks, linecache asks the loader for the source.
+            # For tracebacks: linecache takes the source of this path from the loader.
             module.__file__ = f"{self.alias}/{path}"
             module.__loader__ = types.SimpleNamespace(get_source=lambda _name: source)
         sys.modules[module.__name__] = module
@@ -298,19 +290,17 @@ class _Code:
         return any(path == f"{stem}.py" or path.startswith(f"{stem}/") for path in self.code)
 
     def _import(self, name: str, *rest: Any, **named: Any) -> types.ModuleType:
-        """Python's `__import__`, which takes `globals`, `locals`, `fromlist` and `level` too."""
-        given = {
-            **dict(zip(("globals", "locals", "fromlist", "level"), rest, strict=False)),
-            **named,
-        }
-        absolute, level = name, given.get("level", 0)
+        """Like Python's `__import__`, with `globals`, `locals`, `fromlist` and `level`."""
+        arguments = dict(zip(("globals", "locals", "fromlist", "level"), rest, strict=False))
+        arguments |= named
+        absolute, level = name, arguments.get("level", 0)
         if level:
-            package = str((given.get("globals") or {}).get("__package__"))
+            package = str((arguments.get("globals") or {}).get("__package__"))
             absolute = importlib.util.resolve_name("." * level + name, package)
             absolute = absolute.removeprefix(self.alias).lstrip(".")
         if not self._has(absolute):
-            return builtins.__import__(name, **given)
-        module, names = self.module(absolute), given.get("fromlist")
+            return builtins.__import__(name, **arguments)
+        module, names = self.module(absolute), arguments.get("fromlist")
         if not names:
             return self.module(absolute.partition(".")[0])
         for each in names:
@@ -320,17 +310,17 @@ class _Code:
 
 
 def load_function(code: Mapping[str, str], reference: str, *, where: str) -> Callable[..., Any]:
-    """A function of a job, from the sources in the job.
+    """A function of a job, from the job's sources.
 
     Raises:
-        InputError: if the module fails, with error, file and line, or has no such function.
+        InputError: if the module raises an error or has no such function.
     """
     found = _match(reference)
     name = found["module"] or Path(found["file"]).stem
     function = found["in_module"] or found["in_file"]
     where = f"{where} = {reference!r}"
     if _path_of(name, code) is None:
-        raise InputError(f"{where}: the job's [code] lacks it; restore the job's file")
+        raise InputError(f"{where}: is not in the job's [code]; restore the job's file")
     with own_errors(where):
         module = _Code(code).module(name)
     if not callable(loaded := getattr(module, function, None)):
@@ -342,15 +332,15 @@ def load_function(code: Mapping[str, str], reference: str, *, where: str) -> Cal
 def load_taking(
     code: Mapping[str, str], reference: str, *, where: str, form: str, given: Sequence[Any]
 ) -> Callable[..., Any]:
-    """A function of a job that must take some arguments.
+    """A function of a job that must accept some arguments.
 
     Args:
         where: the key of the job.
-        form: the arguments in words, such as `(labels, probabilities)`.
+        form: names of the arguments for a message, such as `(labels, probabilities)`.
         given: examples of the arguments.
 
     Raises:
-        InputError: like `load_function`, or if the function does not take the arguments.
+        InputError: like `load_function`, or if the function does not accept the arguments.
     """
     function = load_function(code, reference, where=where)
     try:
@@ -362,10 +352,10 @@ def load_taking(
 
 @contextlib.contextmanager
 def own_errors(where: str) -> Iterator[None]:
-    """Turn an error of a user's function into one line, with the place in its file.
+    """Turn an error of a user's function into one line, with its file and line.
 
     Raises:
-        InputError: in place of any error raised inside.
+        InputError: in place of any other error in the block.
     """
     try:
         yield
@@ -377,19 +367,17 @@ def own_errors(where: str) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """`mynet.py, line 12: `, the user's last line on the way to an error."""
-    found = ""
+    """`mynet.py, line 12: `, the last line of the user's code in the traceback."""
+    place = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         alias, _, path = frame.f_code.co_filename.partition("/")
         if alias.startswith("own_code_"):
-            found = f"{path}, line {line}: "
-    if isinstance(error, SyntaxError) and not found:
-        found = f"line {error.lineno}: "
-    return found
+            place = f"{path}, line {line}: "
+    return place
 
 
 class MissingOptionError(KeyError, InputError):
-    """A missing setting of a user's function."""
+    """A user's function read an option that the job lacks."""
 
     def __str__(self) -> str:
         """The message, without the quotes of a KeyError."""
@@ -400,7 +388,7 @@ class OptionReader(UserDict[str, Any]):
     """A table of options for a user's function, which records the names that are read."""
 
     def __init__(self, options: Mapping[str, Any], table: str) -> None:
-        """Copy the options of a table such as `model.options`: a function may change its lists."""
+        """Copy the options of a table such as `model.options`, since functions may change lists."""
         super().__init__(copy.deepcopy({**options}))
         self.table, self.given, self.read = table, {*options}, set[str]()
 
@@ -431,9 +419,7 @@ class OptionReader(UserDict[str, Any]):
             InputError: for the first.
         """
         for name in (self.given & self.data.keys()) - self.read:
-            near = difflib.get_close_matches(name, self.read, n=1)
-            reads = ", ".join(sorted(self.read)) or "none"
-            hint = f"did you mean {near[0]}?" if near else f"it reads {reads}"
             raise InputError(
-                f"{self.table}.{name} = {self.data[name]!r}: {where} takes no such option; {hint}"
+                f"{self.table}.{name} = {self.data[name]!r}: {where} reads no such option"
+                f"{suggest(name, sorted(self.read)) or '; remove it'}"
             )

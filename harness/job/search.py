@@ -1,7 +1,6 @@
 """A search: a job file with `[search]`, in which keys have a list or a range of values.
 
-Checked before TensorFlow and KerasTuner are imported; `harness.tuning.oracle` turns it
-into KerasTuner's hyperparameters.
+`harness.tuning.oracle` turns it into KerasTuner's hyperparameters.
 """
 
 import itertools
@@ -41,12 +40,12 @@ from harness.job.job_file import (
 from harness.job.keys import FACTS, KEYS, OBJECTIVES, OF_EACH_EPOCH, SCORES, TABLES, Job
 
 Value = bool | int | float | str
-Values = Mapping[str, Value]  # of a trial, by the job's keys in dotted form
+Values = Mapping[str, Value]  # of a trial, by key, such as model.units
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A searched key of the job: a list of choices, or a range."""
+    """A searched key: a list of choices, or a range."""
 
     key: str  # such as train.learning_rate
     choices: tuple[Value, ...] = ()
@@ -54,9 +53,9 @@ class Parameter:
     high: float = 0
     step: float | None = None
     log: bool = False
-    is_whole: bool = False  # a range of whole numbers
-    parent: str | None = None  # only searched if this other key …
-    parent_choices: tuple[Value, ...] = ()  # … has one of these values
+    is_whole: bool = False  # a range of integers
+    parent: str | None = None  # the key of `when`
+    parent_choices: tuple[Value, ...] = ()  # its values with which this key is searched
 
     def examples(self) -> tuple[Value, ...]:
         """All choices, or the ends of the range."""
@@ -74,35 +73,12 @@ def read_space(raw: Mapping[str, Any], path: Path) -> list[Parameter]:
     return _in_order([*_parameters(raw, path)], path)
 
 
-def without_fixed(
-    raw_space: Mapping[str, Any], space: Sequence[Parameter], fixed: Mapping[str, Value | None]
-) -> dict[str, Any]:
-    """The space without fixed keys, and without keys that depend on another value of theirs.
-
-    A key that depends on the fixed value is searched in all trials.
-    """
-    left = {table: dict(_by_key(table, keys)) for table, keys in raw_space.items()}
-    dropped = set(fixed)
-    for parameter in space:  # parents first
-        table, _, name = parameter.key.partition(".")
-        if parameter.key in fixed:
-            del left[table][name]
-        elif parameter.parent in dropped:
-            if fixed.get(parameter.parent) in parameter.parent_choices:
-                left[table][name] = {k: v for k, v in left[table][name].items() if k != "when"}
-            else:
-                del left[table][name]
-                dropped.add(parameter.key)
-    return {table: keys for table, keys in left.items() if keys}
-
-
 def _parameters(raw: Mapping[str, Any], path: Path) -> Iterator[Parameter]:
     for table, keys in raw.items():
         if table not in TABLES or not isinstance(keys, dict):
-            known = ", ".join(TABLES)
             raise InputError(
-                f"job {path}: search.space.{table} is no table of a job; known: {known}; write "
-                "model.units = [32, 64]"
+                f"job {path}: search.space.{table} should be one of {', '.join(TABLES)}, with keys "
+                "such as model.units = [32, 64]"
             )
         for name, value in _by_key(table, keys):
             key = f"{table}.{name}"
@@ -116,7 +92,7 @@ def _parameters(raw: Mapping[str, Any], path: Path) -> Iterator[Parameter]:
 
 
 def _by_key(table: str, keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The keys of a table; `options.filters` for a free table inside of it."""
+    """The keys of a table, such as `units`, or `options.filters` in a free table."""
     for name, value in keys.items():
         info = KEYS.get(f"{table}.{name}")
         if info and is_free(info) and isinstance(value, dict):
@@ -142,7 +118,7 @@ def _parameter(key: str, raw: object, path: Path) -> Parameter:
     parent, parent_choices = _condition(raw.get("when"), where)
     if "values" in raw:
         if len(set(raw) - {"values", "when"}):
-            raise InputError(f"{where}: has values and a range; give one of them")
+            raise InputError(f"{where}: has values and a range; remove one of them")
         choices = _choices(key, raw["values"], where)
         return Parameter(key, choices, parent=parent, parent_choices=parent_choices)
     return _range(key, raw, where, parent=parent, choices=parent_choices)
@@ -172,7 +148,7 @@ def _range(
         if type(value) not in (int, float) or not math.isfinite(value):
             raise InputError(f"{where}.{name} = {value!r}: a range needs numbers for min and max")
         if kind is int and type(value) is not int:
-            raise InputError(f"{where}.{name} = {value!r}: should be a whole number, as {key} is")
+            raise InputError(f"{where}.{name} = {value!r}: should be an integer, as {key} is")
     low, high = raw["min"], raw["max"]
     if low >= high:
         raise InputError(f"{where}: min = {low} should be below max = {high}; exchange them")
@@ -187,10 +163,10 @@ def _range(
 
 
 def _kind(key: str, values: Sequence[object]) -> type:
-    if key not in KEYS:  # in a free table, which has no types
+    if key not in KEYS:  # a key of a free table, which has no types
         kinds = {type(value) for value in values}
         if not kinds or (float in kinds and kinds <= {int, float}):
-            return float  # a range without ends is refused later
+            return float  # `_range` refuses a range without ends
         return kinds.pop()
     annotation = KEYS[key].annotation
     return annotation if isinstance(annotation, type) else str
@@ -203,7 +179,7 @@ def _condition(raw: object, where: str) -> tuple[str | None, tuple[Value, ...]]:
     named = [setting for key, value in items for setting in flat(key, value)]
     if len(named) != 1:
         raise InputError(
-            f"{where}.when = {raw!r}: should name one key and its values, such as "
+            f"{where}.when = {raw!r}: should have one key with its values, such as "
             '{ model.architecture = ["stacked_lstm"] }'
         )
     ((key, values),) = named
@@ -214,7 +190,7 @@ def _condition(raw: object, where: str) -> tuple[str | None, tuple[Value, ...]]:
 
 
 def _in_order(space: Sequence[Parameter], path: Path) -> list[Parameter]:
-    """The parameters with each parent before its children."""
+    """The parameters, parents before children."""
     known = {parameter.key: parameter for parameter in space}
     ordered: list[Parameter] = []
     waiting = list(space)
@@ -223,8 +199,8 @@ def _in_order(space: Sequence[Parameter], path: Path) -> list[Parameter]:
         if not ready:
             first = waiting[0]
             raise InputError(
-                f"job {path}: search.space.{first.key}.when names {first.parent}, which should be "
-                "a list of search.space itself, and not depend on this key"
+                f"job {path}: search.space.{first.key}.when: {first.parent} should be a list in "
+                "search.space that does not depend on this key"
             )
         for parameter in ready:
             parent = known.get(parameter.parent or "")
@@ -232,7 +208,7 @@ def _in_order(space: Sequence[Parameter], path: Path) -> list[Parameter]:
             if strange:
                 raise InputError(
                     f"job {path}: search.space.{parameter.key}.when = {strange[0]!r}: "
-                    f"{parameter.parent} never has this value in search.space"
+                    f"search.space.{parameter.parent} should list this value"
                 )
             ordered.append(parameter)
             waiting.remove(parameter)
@@ -273,10 +249,7 @@ class SearchConfig(ConfigSection):
         le=10,
         description="one trial in `factor` continues, with `factor` times the epochs",
     )
-    parallel: Annotated[
-        int,
-        Facts(only_with={"search.tuner": GUIDED}, is_decided=True),
-    ] = Field(
+    parallel: Annotated[int, Facts(only_with={"search.tuner": GUIDED}, is_decided=True)] = Field(
         0,
         ge=0,
         le=10_000,
@@ -292,9 +265,8 @@ class SearchFile(Job):
 
 
 SEARCH_TABLES: Tables = {**TABLES, "search": SearchConfig}
-DECIDED = {
-    key for key, info in SearchConfig.model_fields.items() if facts_of(info).is_decided
-}  # at the begin of a sweep, if they are 0
+# Keys whose value 0 means that a sweep decides them when it begins.
+DECIDED = {key for key, info in SearchConfig.model_fields.items() if facts_of(info).is_decided}
 
 
 @dataclass(frozen=True)
@@ -302,20 +274,19 @@ class TrialRow:
     """A trial's row in TensorBoard's HParams page, shared by the runs of its seeds."""
 
     name: str
-    values: Values  # of this trial, by the searched keys
-    columns: Values  # an example per searched key
+    values: Values  # of this trial
+    columns: Values  # all searched keys, with a value of the right type
     objective: str
 
 
 @dataclass(frozen=True)
 class SearchSpec:
-    """A whole search."""
+    """A search with all defaults."""
 
     job: Job  # shared by all trials
     table: SearchConfig
-    space: tuple[Parameter, ...]  # parents first
-    content: dict[str, Any]  # of the file, with all defaults
-    notes: tuple[str, ...] = ()  # lines to print at the begin
+    space: tuple[Parameter, ...]  # parents before children
+    content: dict[str, Any]  # of the file
 
     @property
     def name(self) -> str:
@@ -329,17 +300,17 @@ class SearchSpec:
 
     @property
     def scores_validation(self) -> bool:
-        """Whether the objective is only computed at the end."""
+        """Whether a trial computes the objective only at its end."""
         return self.table.objective not in OF_EACH_EPOCH
 
     @property
     def max_trials(self) -> int | None:
-        """The largest number of trials, None if only the oracle decides when to end."""
+        """The largest number of trials; None if the oracle decides when the search ends."""
         return None if self.table.tuner == "asha" else self.table.trials or None
 
     @property
     def continues_trials(self) -> bool:
-        """Whether a trial may continue another one, so that trials differ in length."""
+        """Whether a trial may continue another trial with more epochs."""
         return self.table.tuner in ("hyperband", "asha")
 
     def to_toml(self) -> str:
@@ -361,13 +332,18 @@ class SearchSpec:
         if epochs is not None:
             content["train"]["epochs"] = epochs
             if content["train"]["schedule"] in ("cosine", "linear"):
-                # A trial that continues another one follows the same schedule.
+                # A trial that continues another trial needs its schedule.
                 whole = content["train"]["schedule_epochs"] or self.job.train.epochs
                 content["train"]["schedule_epochs"] = whole
         return check_job(content, Path(f"{self.name}.toml"))
 
     def row(self, name: str, values: Values, epochs: int | None) -> TrialRow:
-        """A trial's row in TensorBoard; `values` and `epochs` as for `job_of`."""
+        """A trial's row in TensorBoard.
+
+        Args:
+            name: of the trial.
+            values, epochs: as for `job_of`.
+        """
         columns = {parameter.key: parameter.examples()[0] for parameter in self.space}
         shown = {key: rounded(values[key]) for key in columns if key in values}
         if epochs is not None:
@@ -387,8 +363,7 @@ class SearchSpec:
     def changes(self, other: "SearchSpec") -> Iterator[str]:
         """`train.epochs was 6 and is 8`, for all keys that differ in the other search.
 
-        The number of trials may differ. A value that is decided at the begin of a sweep may be open
-        in one of them.
+        `search.trials` may differ, and a key of `DECIDED` may be 0 in one of them.
         """
         yield from _changes(self.content, other.content)
 
@@ -422,9 +397,9 @@ def is_sweep(folder: Path) -> bool:
 
 
 def is_of_search(result: Mapping[str, Any], search: Mapping[str, Any]) -> bool:
-    """Whether a sweep's result has the number of trials of its search file.
+    """Whether a sweep's result is of its present search file.
 
-    A command may write its result just after another command has raised the number.
+    A command may write its result just after another command has raised `search.trials`.
     """
     of_search = search.get("search")
     return isinstance(of_search, dict) and of_search.get("trials") == result.get("trials")
@@ -452,7 +427,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     job = with_code(check_job(content, path, origins), path, origins)
     if not isinstance(raw_space, dict) or not raw_space:
         raise InputError(
-            f"job {path}: search.space is empty; give a key of the job a list or a range, such as "
+            f"job {path}: search.space is empty; write a list or a range of a key into it, such as "
             "model.units = [32, 64]"
         )
     space = read_space(raw_space, path)
@@ -462,26 +437,21 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
             names = kept_names(parameter.choices, code, where, base=path.absolute().parent)
             job, raw_space = job.model_copy(update={"code": code}), _renamed(raw_space, names)
             space = read_space(raw_space, path)
-    fixed = {p.key: by for p in space if (by := _fixed_by(p.key, job, origins))}
-    if fixed:
-        settings = job.settings()  # without tables: no other key depends on one
-        raw_space = without_fixed(raw_space, space, {key: settings.get(key) for key in fixed})
-        space = read_space(raw_space, path)
-    if not space:
-        first = next(iter(fixed.values()))
-        raise InputError(f"{first}: leaves no key to search; remove it")
-    notes = tuple(
-        f"{by}: all trials have this value; the search does not vary it"
-        for by in dict.fromkeys(fixed.values())
-    )
+    for parameter in space:
+        free_table = parameter.key.rpartition(".")[0]
+        if option := origins.get(parameter.key) or origins.get(free_table):
+            raise InputError(
+                f"{option}: the search varies {parameter.key}; remove the option, or the key from "
+                f"search.space in {path}"
+            )
     content = {**job.model_dump(), "search": {**file.search.model_dump(), "space": raw_space}}
-    search = SearchSpec(job, file.search, tuple(space), content, notes)
+    search = SearchSpec(job, file.search, tuple(space), content)
     _check_together(search, path)
     return search
 
 
 def _renamed(raw: Any, names: Mapping[str, str]) -> Any:
-    """A space with other names of its networks."""
+    """A space with other names of functions."""
     if isinstance(raw, dict):
         return {key: _renamed(value, names) for key, value in raw.items()}
     if isinstance(raw, list):
@@ -489,38 +459,32 @@ def _renamed(raw: Any, names: Mapping[str, str]) -> Any:
     return names.get(raw, raw) if isinstance(raw, str) else raw
 
 
-def _fixed_by(key: str, job: Job, origins: Mapping[str, str]) -> str | None:
-    """The option that fixes a key, directly or by a free table such as model.options."""
-    table = key.rpartition(".")[0]
-    return origins.get(key) or (origins.get(table) if key in job.settings() else None)
-
-
 def _check_together(search: SearchSpec, path: Path) -> None:
     table, job = search.table, search.job
     if job.data.validation_split == 0:
         raise InputError(
-            f"job {path}: data.validation_split = 0: a search ranks trials by validation "
-            "reviews; set it to 0.1 or so"
+            f"job {path}: data.validation_split = 0: a search needs validation reviews; set it, "
+            "for example, to 0.2"
         )
     if table.trials == 0 and table.tuner not in ("grid", "hyperband"):
         raise InputError(
-            f"job {path}: search.trials = 0: the {table.tuner} tuner needs a number of trials"
+            f"job {path}: search.trials = 0: the {table.tuner} tuner needs a number, such as 20"
         )
     values = {f"search.{key}": value for key, value in table}
     for key, other in without_effect({"search": SearchConfig}, values):
-        raise InputError(f"job {path}: {key} has no effect without {other}; leave it out")
+        raise InputError(f"job {path}: {key} has no effect without {other}; remove it")
     if table.tuner == "asha" and job.train.epochs < table.min_epochs * table.factor:
         raise InputError(
-            f"job {path}: train.epochs = {job.train.epochs}: asha needs at least "
-            f"search.min_epochs times search.factor, {table.min_epochs * table.factor}"
+            f"job {path}: train.epochs = {job.train.epochs}: should be at least search.min_epochs "
+            f"times search.factor, {table.min_epochs * table.factor}"
         )
     keys = [parameter.key for parameter in search.space]
     if search.continues_trials and "train.epochs" in keys:
         raise InputError(
-            f"job {path}: search.space.train.epochs: {table.tuner} chooses the epochs itself, up "
-            "to train.epochs; leave the key out"
+            f"job {path}: search.space.train.epochs: {table.tuner} chooses the epochs, up to "
+            "train.epochs; remove the key"
         )
-    needed: dict[str, Values] = {}  # by key, the values of parents under which it is searched
+    needed: dict[str, Values] = {}  # by key, values of its ancestors with which it is searched
     for parameter in search.space:
         continuous = not parameter.choices and parameter.step is None
         if table.tuner == "grid" and continuous and (parameter.log or not parameter.is_whole):
@@ -535,7 +499,7 @@ def _check_together(search: SearchSpec, path: Path) -> None:
         ] or [{}]
         needed[parameter.key] = parents[0]
         for given, value in itertools.product(parents, parameter.examples()):
-            try:  # Does a job allow it?
+            try:
                 search.job_of({**given, parameter.key: value}, seed=search.seeds()[-1])
             except InputError as error:
                 said = str(error).partition(": ")[2]
@@ -543,8 +507,8 @@ def _check_together(search: SearchSpec, path: Path) -> None:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """`units` for `model.units`, but the whole key if two would share a name."""
-    # A key of [code] is the path of a file.
+    """`units` for `model.units`, but the whole key if two keys would share a name."""
+    # A key of [code] is a path.
     names = {k: k[5:] if k.startswith("code.") else k.rpartition(".")[2] for k in keys}
     counts = Counter(names.values())
     return {key: name if counts[name] == 1 else key for key, name in names.items()}

@@ -32,7 +32,7 @@ from harness.data.ngrams import (
 )
 from harness.data.own_texts import open_source
 from harness.data.sources import open_dataset, open_sample
-from harness.data.tables import SourceFormat
+from harness.data.tables import FORMAT_KEYS
 from harness.data.vocabulary import encode_split, tokenize
 from harness.errors import DiskError, InputError, RunError
 from harness.job.keys import DataConfig
@@ -486,14 +486,15 @@ def _candidates(group: DatasetGroup) -> Iterator[Callable[[], Dataset]]:
         yield open_sample
     yield partial(open_dataset, download=False)
     # Own texts and folders of IMDB, without duplicates, because reading them may take minutes.
-    sources: dict[tuple[Path, SourceFormat], None] = {}
+    sources: dict[tuple[Path, DataConfig], None] = {}
     folders: dict[str, None] = {}
     for run in group.all_runs:
         with contextlib.suppress(ValidationError):  # such as an encoding that this Python lacks
             job = read_toml(run.folder / job_file(run.folder))
             config = DataConfig.model_validate(table(job, "data"))
             if config.source:
-                sources[Path(config.source), SourceFormat.of(config)] = None
+                form = DataConfig(**config.model_dump(include={*FORMAT_KEYS}))
+                sources[Path(config.source), form] = None
         record = RunDirectory(run.folder).read_json(RECORD)
         if folder := text(table(record, "dataset").get("folder")):
             folders[folder] = None

@@ -139,8 +139,6 @@ def _check_job(
 def doubts(request: Request) -> Iterator[str]:
     """Warnings about jobs that may not train as intended."""
     jobs = [each.job for each in request.jobs if not each.resumes]
-    for job in jobs:
-        yield from job.notes if isinstance(job, SearchSpec) else ()
     trainings = [job.job if isinstance(job, SearchSpec) else job for job in jobs]
     yield from dict.fromkeys(line for job in trainings for line in job.without_effect())
     if (folders := missing_in()) and not all(job.data.source for job in trainings):

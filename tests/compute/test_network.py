@@ -176,7 +176,7 @@ def test_an_option_that_nothing_reads_is_refused() -> None:
     check_network(own(body, rate=0.1))
     with pytest.raises(InputError, match=r"model\.options\.raet = 0\.1.*did you mean rate\?"):
         check_network(own(body, raet=0.1))
-    with pytest.raises(InputError, match="takes no such option; it reads rate"):
+    with pytest.raises(InputError, match="reads no such option; known: rate"):
         check_network(own(body, units=3))
 
 

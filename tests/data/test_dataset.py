@@ -6,14 +6,16 @@ import pytest
 from harness.data.dataset import make_split, validation_cut
 
 
-@pytest.mark.parametrize("limit", [1, 2, 3, 9])
-def test_the_first_reviews_are_a_split_of_their_own(limit: int) -> None:
-    """Tokens, offsets and labels are those of a split made of them alone."""
+@pytest.mark.parametrize("limit", [0, 2, 9])
+def test_a_part_of_the_reviews_is_a_split(limit: int) -> None:
+    """The first reviews, or some in another order, are as if nothing else had been there."""
     reviews, labels = [[1, 2], [3], [4, 5, 6]], [0, 1, 1]
     taken = make_split(reviews, labels).take(limit)
-    alone = make_split(reviews[:limit], labels[:limit])
-    for name in ("tokens", "offsets", "labels"):
-        np.testing.assert_array_equal(getattr(taken, name), getattr(alone, name))
+    backwards = make_split(reviews, labels).arranged(np.arange(3)[::-1][:limit])
+    for split, chosen in ((taken, slice(limit)), (backwards, slice(None, -1 - limit, -1))):
+        alone = make_split(reviews[chosen], labels[chosen])
+        for name in ("tokens", "offsets", "labels"):
+            np.testing.assert_array_equal(getattr(split, name), getattr(alone, name))
 
 
 @pytest.mark.parametrize(
@@ -23,6 +25,6 @@ def test_the_first_reviews_are_a_split_of_their_own(limit: int) -> None:
         *((10, 0.001, 9), (10, 1e-20, 9), (10, 0.999, 1), (2, 0.5, 1)),
     ],
 )
-def test_a_share_leaves_a_review_on_either_side(num: int, share: float, cut: int) -> None:
-    """However small it is, or large."""
+def test_a_share_leaves_at_least_one_review_on_both_sides(num: int, share: float, cut: int) -> None:
+    """A share of 0 leaves all reviews for training."""
     assert validation_cut(num, share) == cut

@@ -1,4 +1,4 @@
-"""The folder of a dataset while others make it, read it, or its disk fails."""
+"""The folder of a dataset while other processes write or read it, or its disk fails."""
 
 import contextlib
 import errno
@@ -30,7 +30,7 @@ def fill(folder: Path) -> None:
 def test_of_two_that_make_one_cache_the_first_stays(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also on a disk without locks, and where a broken one was: a run may read it by now."""
+    """A run may already read the first one. This holds on a disk without locks, too."""
 
     @contextlib.contextmanager
     def no_locks(_: Path) -> Iterator[bool]:
@@ -55,7 +55,7 @@ def test_of_two_that_make_one_cache_the_first_stays(
 def test_an_earlier_copy_stays_until_the_new_one_is_in_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a file that a run has open NFS leaves a name behind, which keeps its folder."""
+    """On NFS an open file of the earlier copy keeps its folder."""
     folder = tmp_path / "imdb"
     save_folder(OTHER, folder)
     rename, refusals = Path.rename, [OSError(errno.EIO, "Input/output error")]
@@ -67,7 +67,7 @@ def test_an_earlier_copy_stays_until_the_new_one_is_in_its_place(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", refused_once)
-        with pytest.raises(RunError, match="imdb: can't be written: Input/output error"):
+        with pytest.raises(DiskError, match="imdb: can't be written: Input/output error"):
             save_folder(small(), folder)
     assert open_folder(folder).checksum == OTHER.checksum
 
@@ -78,14 +78,12 @@ def test_an_earlier_copy_stays_until_the_new_one_is_in_its_place(
             raise OSError(errno.ENOTEMPTY, "Directory not empty")
 
     monkeypatch.setattr("shutil.rmtree", of_nfs)
-    assert save_folder(small(), folder)
+    save_folder(small(), folder)
     assert open_folder(folder).checksum == small().checksum
 
 
-def test_a_disk_that_fails_says_nothing_of_a_copy(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nobody makes another in its place, which runs may read, nor is told to remove it."""
+def test_a_copy_is_kept_if_its_disk_fails(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs may read it, so it is not replaced, and no message says to remove it."""
     cached_dataset("texts", fill)
 
     def fails(*_: object, **__: object) -> None:
@@ -103,7 +101,7 @@ def test_a_disk_that_fails_says_nothing_of_a_copy(
 
 
 def test_a_flipped_byte_is_fetched_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its file has the size that its record says."""
+    """The checksum is wrong, though the size is right."""
     folder = fetched_folder()
     monkeypatch.setattr("harness.data.sources._download", small)
     save_folder(small(), folder)

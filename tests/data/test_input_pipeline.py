@@ -1,4 +1,4 @@
-"""Batches: what is in them, and that they depend on nothing but seed, epoch and step."""
+"""Batches depend on seed, epoch and step alone."""
 
 import time
 from itertools import pairwise
@@ -17,7 +17,7 @@ LENGTHS = [3, 9, 1, 5, 5, 2, 7, 4, 6, 8, 3]
 
 
 def make_reviews() -> Reviews:
-    """A handful of reviews of unequal lengths, every token another number."""
+    """Reviews of several lengths; no two tokens are equal."""
     offsets = np.concatenate([[0], np.cumsum(LENGTHS)])
     return Reviews(
         np.arange(1, offsets[-1] + 1, dtype=np.int32),
@@ -39,8 +39,8 @@ def collect(order: np.ndarray, reviews: Reviews | None = None, **settings: int) 
 
 @pytest.mark.parametrize(("first", "last"), [(0, len(LENGTHS)), (3, 8)])
 @pytest.mark.parametrize("maxlen", [1, 5, 12])
-def test_padding_is_kerass_own(first: int, last: int, maxlen: int) -> None:
-    """Examples are padded as by Keras's pad_sequences: zeros first, the last words kept, int32."""
+def test_padding_is_that_of_keras(first: int, last: int, maxlen: int) -> None:
+    """Zeros come first, and the last words stay, as by Keras's pad_sequences."""
     from keras.utils import pad_sequences
 
     reviews = make_reviews().between(first, last)
@@ -54,8 +54,8 @@ def test_padding_is_kerass_own(first: int, last: int, maxlen: int) -> None:
 
 
 @pytest.mark.parametrize("maxlen", [1, 5, 12])
-def test_ranks_are_encoded_as_they_are_padded(maxlen: int) -> None:
-    """A start, then each rank + 3 or the unknown word, as the whole split is encoded at once."""
+def test_padding_encodes_ranks(maxlen: int) -> None:
+    """The rows are the same as those of an encoded split."""
     from keras.utils import pad_sequences
 
     ranks = make_reviews()._replace(vocab_size=30)
@@ -68,10 +68,10 @@ def test_ranks_are_encoded_as_they_are_padded(maxlen: int) -> None:
 
 
 @pytest.mark.parametrize(("num_replicas", "bucket"), [(1, False), (2, False), (2, True)])
-def test_a_set_that_is_too_large_is_padded_as_it_comes(
+def test_a_large_set_is_padded_batch_by_batch(
     monkeypatch: pytest.MonkeyPatch, num_replicas: int, bucket: bool
 ) -> None:
-    """The batches are the same, on several replicas too, and no copy of the set is made."""
+    """The batches are the same, on several replicas, too."""
     cpus = [f"cpu:{i}" for i in range(num_replicas)]
     strategy = tf.distribute.MirroredStrategy(cpus)
     reviews, shape = make_reviews()._replace(vocab_size=30), BatchShape(4, 5, bucket)
@@ -100,7 +100,7 @@ def test_a_set_that_is_too_large_is_padded_as_it_comes(
 
 
 def test_every_batch_has_one_shape_and_the_true_count() -> None:
-    """The last batch is padded with examples of weight 0, and says how many are real."""
+    """Examples of weight 0 fill the last batch, and `count` is the number of reviews."""
     made = collect(np.arange(len(LENGTHS)))
     assert [batch.tokens.shape for batch in made] == [(4, 5)] * 3
     assert [float(batch.count) for batch in made] == [4, 4, 3]
@@ -109,8 +109,8 @@ def test_every_batch_has_one_shape_and_the_true_count() -> None:
     assert [int(batch.step) for batch in made] == [0, 1, 2]
 
 
-def test_an_epoch_can_be_entered_at_any_step() -> None:
-    """The steps from the second on are the same whether or not the first was taken."""
+def test_an_epoch_can_begin_at_any_step() -> None:
+    """The remaining steps do not depend on it."""
     order = epoch_permutation(7, 2, len(LENGTHS))
     whole = collect(order, steps_before=6)
     rest = collect(order, first_step=1, steps_before=6)
@@ -121,8 +121,9 @@ def test_an_epoch_can_be_entered_at_any_step() -> None:
     assert [int(batch.step) for batch in rest] == [7, 8]
 
 
-def test_epochs_that_are_opened_together_are_those_opened_one_by_one() -> None:
-    """Each with its own last batch, entered at any step of the first one."""
+@pytest.mark.parametrize("bucket", [0, 1])
+def test_one_dataset_of_several_epochs_has_their_steps(bucket: int) -> None:
+    """It may begin at any step of the first epoch."""
     num = len(LENGTHS)
     permutations = permutations_ahead(7, range(2, 5), np.array(LENGTHS), shape=BatchShape(4, 5))
     expected = [epoch_permutation(7, epoch, num) for epoch in (2, 3, 4)]
@@ -130,9 +131,9 @@ def test_epochs_that_are_opened_together_are_those_opened_one_by_one() -> None:
     single = [
         batch
         for index, order in enumerate(permutations)
-        for batch in collect(order, steps_before=6 + 3 * index)
+        for batch in collect(order, maxlen=30, bucket=bucket, steps_before=6 + 3 * index)
     ]
-    together = collect(permutations, first_step=2, steps_before=6)
+    together = collect(permutations, maxlen=30, bucket=bucket, first_step=2, steps_before=6)
     assert len(together) == len(single) - 2
     for a, b in zip(single[2:], together, strict=True):
         for left, right in zip(a, b, strict=True):
@@ -140,8 +141,8 @@ def test_epochs_that_are_opened_together_are_those_opened_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("maxlen", [1, 5, 30])
-def test_by_length_padding_comes_last_and_a_batch_is_no_longer_than_it_must(maxlen: int) -> None:
-    """The last words are kept as ever; a padding example has one token, for cuDNN's sake."""
+def test_by_length_padding_comes_last_and_batches_are_short(maxlen: int) -> None:
+    """The last words stay. An example of weight 0 has one token, as cuDNN needs."""
     reviews = make_reviews()
     made = collect(np.arange(len(LENGTHS)), maxlen=maxlen, bucket=1)
     longest = {1: [1, 1, 1], 5: [5, 5, 5], 30: [9, 8, 8]}[maxlen]
@@ -156,8 +157,8 @@ def test_by_length_padding_comes_last_and_a_batch_is_no_longer_than_it_must(maxl
 
 @pytest.mark.parametrize("vocab_size", [None, 100])
 @pytest.mark.parametrize("maxlen", [1, 6])
-def test_by_length_ranks_are_encoded_too(vocab_size: int | None, maxlen: int) -> None:
-    """The same tokens as with the padding in front, zeros aside."""
+def test_by_length_padding_encodes_ranks(vocab_size: int | None, maxlen: int) -> None:
+    """Without their zeros, the rows are the same as with padding in front."""
     reviews = make_reviews()._replace(vocab_size=vocab_size)
     chosen = np.arange(len(LENGTHS))
     front = reviews.padded(chosen, BatchShape(4, maxlen))
@@ -173,10 +174,10 @@ def test_by_length_ranks_are_encoded_too(vocab_size: int | None, maxlen: int) ->
 @pytest.mark.parametrize("bucket", [0, 1])
 @pytest.mark.parametrize("vocab_size", [None, 100])
 @pytest.mark.parametrize(("first", "last"), [(0, len(LENGTHS)), (3, 8)])
-def test_every_word_comes_with_its_own_ratios(
+def test_batches_have_the_ratios_of_their_words(
     first: int, last: int, vocab_size: int | None, bucket: int
 ) -> None:
-    """Whichever side the padding is on; its ratios are zeros, and those of a start."""
+    """The ratios of padding and of a start are zeros."""
     whole = make_reviews()._replace(vocab_size=vocab_size)
     encoded = whole.tokens + (3 if vocab_size else 0)
     ratios = np.stack([encoded, -encoded], axis=1).astype(np.float32)
@@ -185,38 +186,18 @@ def test_every_word_comes_with_its_own_ratios(
     for batch in made:
         tokens = batch.tokens * batch.weights[:, None]
         if vocab_size:
-            tokens[tokens == 1] = 0  # the start, which is in no n-gram
+            tokens[tokens == 1] = 0  # the start
         np.testing.assert_array_equal(batch.ratios, np.stack([tokens, -tokens], axis=2))
         assert tokens.any()
 
 
-def test_a_part_of_a_set_holds_no_ratios_of_the_others() -> None:
-    """Validation reviews are few, and the ratios of a whole set large."""
-    whole = make_reviews()
-    reviews = whole._replace(ratios=np.ones((len(whole.tokens), 2), np.float32)).between(3, 8)
-    source = pipeline._to_tensors(reviews, np.arange(5)[None], BatchShape(4, 6))
-    assert source.ratios is not None
-    assert source.ratios.shape == (sum(LENGTHS[3:8]) + 1, 2)
-
-
-def test_by_length_an_epoch_can_be_entered_at_any_step() -> None:
-    """The steps from the second on are the same whether or not the first was taken."""
-    orders = np.stack([epoch_permutation(7, epoch, len(LENGTHS)) for epoch in (0, 1)])
-    whole = collect(orders, maxlen=30, bucket=1)
-    rest = collect(orders, maxlen=30, bucket=1, first_step=2)
-    assert len({batch.tokens.shape for batch in whole}) > 1
-    assert len(rest) == len(whole) - 2
-    for a, b in zip(whole[2:], rest, strict=True):
-        for left, right in zip(a, b, strict=True):
-            np.testing.assert_array_equal(left, right)
-
-
-@pytest.mark.parametrize("mirrored", [False, True])
-@pytest.mark.parametrize(("input_s", "work_s"), [(0.03, 0.005), (0.0, 0.02)])
-def test_the_wait_for_input_is_what_steps_take_beyond_their_work(
+@pytest.mark.parametrize(
+    ("mirrored", "input_s", "work_s"), [(False, 0.03, 0.005), (True, 0.0, 0.02)]
+)
+def test_the_wait_for_input_is_the_time_of_steps_without_their_work(
     mirrored: bool, input_s: float, work_s: float
 ) -> None:
-    """A slow input is waited for, a quick one is not; before there is enough to tell it is None."""
+    """It is None before tf.data has recorded enough fetches."""
 
     def slowly(k: int) -> int:
         time.sleep(input_s)

@@ -1,4 +1,4 @@
-"""Where a dataset is looked for."""
+"""The folders in which IMDB is searched, and the user's cache."""
 
 import os
 import tempfile
@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from harness.data.locations import missing_in
-from harness.data.sources import open_dataset
+from harness.data.sources import open_dataset, reopen_data
 from harness.errors import InputError
+from harness.job.job_file import load_job
 from harness.system.files import cache_folder, private_cache
+from tests.conftest import JOBS
 from tests.report.small_data import small_data
 
 VARIABLES = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")
@@ -18,72 +20,56 @@ VARIABLES = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder without a dataset, and no variable that names another."""
+    """A home folder without a dataset, and no variable that names one."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     return tmp_path
 
 
-def test_folders_are_searched_in_order(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The user's cache first, then Keras's, each where its variable says."""
-    keras = home / ".keras/datasets"
-    assert cache_folder() == home / ".cache/harness"
-    assert missing_in() == [home / ".cache/harness/imdb", keras]
+def test_missing_in_names_the_folders_that_a_run_would_search(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache and then Keras's folder, or HARNESS_DATA alone; none if one has the data."""
     for name in VARIABLES[1:]:
         monkeypatch.setenv(name, str(home / name.lower()))
     assert cache_folder() == home / "xdg_cache_home/harness"
-    assert missing_in() == [
-        home / "xdg_cache_home/harness/imdb",
-        home / "keras_home/datasets",
-    ]
-
-
-@pytest.mark.parametrize("name", ["imdb.npz", "dataset.json"])
-def test_one_that_has_the_dataset_is_enough(home: Path, name: str) -> None:
-    """Either of its forms counts, by its file's name alone."""
-    folder = home / ".keras/datasets"
-    folder.mkdir(parents=True)
-    (folder / "other.npz").touch()
-    assert missing_in()
-    (folder / name).touch()
-    assert missing_in() == []
-
-
-def test_a_named_folder_is_the_only_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With HARNESS_DATA set, the dataset in a cache does not count."""
-    (home / ".keras/datasets").mkdir(parents=True)
-    (home / ".keras/datasets/imdb.npz").touch()
+    searched = [home / "xdg_cache_home/harness/imdb", home / "keras_home/datasets"]
+    assert missing_in() == searched
+    for folder, name in zip(searched, ("dataset.json", "imdb.npz"), strict=True):
+        folder.mkdir(parents=True)
+        (folder / name).touch()
+        assert missing_in() == []
+        (folder / name).unlink()
+    (searched[1] / "imdb.npz").touch()
     monkeypatch.setenv("HARNESS_DATA", str(home / "named"))
     assert missing_in() == [home / "named"]
 
 
-def test_a_folder_that_can_not_be_looked_at_is_passed(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The next one is taken; one that is named is refused in one line."""
+def test_an_unreadable_folder_is_skipped(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a named folder must be readable."""
     dataset = small_data(home / ".keras/datasets")
     closed = home / ("x" * 300)
     monkeypatch.setenv("XDG_CACHE_HOME", str(closed))
     assert missing_in() == []
     assert open_dataset(full=True).checksum == dataset.checksum
-    with pytest.raises(InputError, match="x: is no folder that you can enter; harness data fetch"):
+    with pytest.raises(InputError, match=r"x: is no folder with imdb\.npz"):
         open_dataset(closed)
 
 
 @pytest.fixture
 def open_home() -> Iterator[Path]:
-    """A folder that everyone can enter, unlike those of pytest."""
+    """A folder that everyone can enter, unlike folders of pytest."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
 @pytest.mark.parametrize(("mode", "is_refused"), [(0o700, False), (0o755, False), (0o777, True)])
-def test_code_is_kept_where_nobody_else_can_put_another_folder(
+def test_the_cache_of_code_is_refused_if_others_could_replace_it(
     open_home: Path, monkeypatch: pytest.MonkeyPatch, mode: int, is_refused: bool
 ) -> None:
-    """Its own folder is private, and others can write to none above it that they can enter."""
+    """The folder is private, and others can't write to a folder above it."""
     caches = open_home / "caches"
     monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
     (caches / "harness").mkdir(parents=True)
@@ -95,10 +81,10 @@ def test_code_is_kept_where_nobody_else_can_put_another_folder(
     assert private_cache("xla") == caches / "harness/xla"
 
 
-def test_what_is_missing_above_a_private_cache_is_private(
+def test_new_folders_above_a_private_cache_are_private(
     open_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a umask of 002, others could replace it otherwise."""
+    """With a umask of 002 others could otherwise replace it."""
     monkeypatch.setenv("HOME", str(open_home))
     before = os.umask(0o002)
     try:
@@ -106,3 +92,20 @@ def test_what_is_missing_above_a_private_cache_is_private(
     finally:
         os.umask(before)
     assert (open_home / ".cache").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("was", ["gone", "emptied", "x" * 300])
+def test_a_resumed_run_searches_data_that_have_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was: str
+) -> None:
+    """They may be where new runs search; other data are refused."""
+    before = tmp_path / was
+    if was == "emptied":
+        before.mkdir()
+    dataset = small_data(tmp_path / "moved")
+    job, record = load_job(JOBS / "lstm.toml"), {"folder": str(before)}
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "moved"))
+    known = {**record, "checksum": dataset.checksum}
+    assert reopen_data(known, job, None, whose="run r").folder == tmp_path / "moved"
+    with pytest.raises(InputError, match="run r: began with other data"):
+        reopen_data({**record, "checksum": "other"}, job, None, whose="run r")

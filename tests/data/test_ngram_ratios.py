@@ -1,4 +1,4 @@
-"""The ratios that a network reads beside the words: where they are, and whose labels they know."""
+"""The n-gram ratios that a network reads beside the words."""
 
 import io
 import pickle
@@ -11,7 +11,7 @@ from harness.data.ngrams import NUM_FOLDS, NgramRatios, binary_ngrams, fit_ratio
 
 
 def made_up(num_reviews: int, num_classes: int = 2, seed: int = 1) -> Split:
-    """Reviews of 1 to 30 words, in which the class decides which words are frequent."""
+    """Reviews of 1 to 30 words; the frequent words depend on the class."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, num_classes, num_reviews).astype(np.int32)
     lengths = generator.integers(1, 31, num_reviews)
@@ -30,10 +30,10 @@ def words_of(split: Split, chosen: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("num_classes", [2, 3])
 @pytest.mark.parametrize("max_words", [1, 3])
-def test_a_training_review_gets_what_the_other_folds_alone_give(
+def test_a_training_review_gets_the_ratios_of_the_other_folds(
     num_classes: int, max_words: int
 ) -> None:
-    """Word for word, as if its fold had never been there."""
+    """They are the same as without its fold."""
     split = made_up(103, num_classes)
     _, at_words = fit_ratios(split, max_words, num_classes)
     num_channels = max_words * (1 if num_classes == 2 else num_classes)
@@ -47,7 +47,7 @@ def test_a_training_review_gets_what_the_other_folds_alone_give(
 
 
 def test_no_review_sees_its_own_label() -> None:
-    """Another label of a review changes the ratios of all folds but its own."""
+    """Another label of a review changes the ratios of all other folds."""
     split = made_up(100)
     labels = split.labels.copy()
     labels[7] = 1 - labels[7]
@@ -58,8 +58,8 @@ def test_no_review_sees_its_own_label() -> None:
     assert (before[~own] != after[~own]).any(axis=1).mean() > 0.5
 
 
-def test_each_word_has_the_ratios_of_the_ngrams_that_end_there() -> None:
-    """0 where a review has not begun early enough, or no two reviews hold the n-gram."""
+def test_a_word_has_the_ratios_of_the_ngrams_that_end_there() -> None:
+    """An n-gram that fewer than two reviews hold has 0, and so has the beginning of a review."""
     rows = [[5, 6, 7], [5, 6, 7], [8, 6], [-1, 6, 8], [9]]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
     split = Split(np.concatenate(rows).astype(np.int32), offsets, np.array([1, 1, 0, 0, 0]))
@@ -76,17 +76,9 @@ def test_each_word_has_the_ratios_of_the_ngrams_that_end_there() -> None:
     np.testing.assert_array_equal(ratios.at_words(split), expected)
 
 
-def test_the_first_word_twice_is_an_ngram() -> None:
-    """Its code is 0."""
-    split = Split(np.full(6, 5, np.int32), np.array([0, 3, 6]), np.array([0, 1], np.int32))
-    features, ngrams = binary_ngrams(split)
-    assert [codes.tolist() for codes in ngrams] == [[5], [0], [0]]
-    assert (features.toarray() == 1).all()
-
-
-@pytest.mark.parametrize("num_reviews", [1, 2, 6])
-def test_few_reviews_give_ratios_of_nothing(num_reviews: int) -> None:
-    """Nothing is known of n-grams that no two reviews hold; no number is infinite."""
+@pytest.mark.parametrize("num_reviews", [1, 6])
+def test_reviews_without_common_ngrams_give_zeros(num_reviews: int) -> None:
+    """No number is infinite, and a file of no n-grams can be read."""
     split = Split(
         np.arange(1, num_reviews + 1, dtype=np.int32),
         np.arange(num_reviews + 1),
@@ -99,8 +91,8 @@ def test_few_reviews_give_ratios_of_nothing(num_reviews: int) -> None:
     assert not again.at_words(made_up(5)).any()
 
 
-def test_the_file_gives_the_same_ratios_and_the_same_bytes() -> None:
-    """What predicts reads what was trained with."""
+def test_a_file_gives_the_same_ratios() -> None:
+    """Its bytes depend on the ratios alone."""
     ratios, _ = fit_ratios(made_up(50, 3), 2, 3)
     again = NgramRatios.from_bytes(ratios.to_bytes())
     other = made_up(20, 3, seed=2)
@@ -117,16 +109,14 @@ def archive(**arrays: np.ndarray) -> bytes:
 @pytest.mark.parametrize(
     "content",
     [
-        b"",
         b"no archive",
         pickle.dumps([1, 2]),
         archive(ratios=np.zeros((3, 1))),
         archive(ratios=np.zeros((3, 1)), ngrams_0=np.arange(2)),
-        archive(ratios=np.zeros((3, 1)), ngrams_1=np.arange(3)),
         archive(ratios=np.array([[{}]], object), ngrams_0=np.arange(1)),
     ],
 )
 def test_another_file_is_refused(content: bytes) -> None:
-    """Nothing is unpickled, and no number is taken for another."""
+    """Nothing is unpickled."""
     with pytest.raises(ValueError, match=r"no archive of n-grams|differ in number"):
         NgramRatios.from_bytes(content)

@@ -1,4 +1,4 @@
-"""Tables of texts in the forms that people have them."""
+"""Tables of texts in all their formats."""
 
 import gzip
 import json
@@ -10,10 +10,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from harness.data.dataset_folder import open_folder
 from harness.data.own_texts import open_source, read_texts, source_checksum
-from harness.data.tables import SourceFormat
 from harness.errors import InputError
+from harness.job.keys import DataConfig
 from tests.data.made_up_texts import make_rows, write_csv
 
 ROWS = [*make_rows(60), ('He said "so, so".\nThen\tnothing; é', "neg")]
@@ -67,12 +66,12 @@ def write_saved(folder: Path, table: pa.Table, *, num_files: int = 2) -> Path:
 
 
 def with_class_names(table: pa.Table, names: list[str]) -> pa.Table:
-    """With the metadata by which `datasets` names the numbers of classes."""
+    """A table with the names of classes, as `datasets` writes them."""
     info = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
     return table.replace_schema_metadata({"huggingface": json.dumps(info)})
 
 
-def found(source: Path, form: SourceFormat | None = None) -> list[tuple[str, str]]:
+def found(source: Path, form: DataConfig | None = None) -> list[tuple[str, str]]:
     return [(each.text, each.label) for each in read_texts(source, form)]
 
 
@@ -86,10 +85,10 @@ def found(source: Path, form: SourceFormat | None = None) -> list[tuple[str, str
         ("saved", lambda path: write_saved(path, pa.table(columns()))),
     ],
 )
-def test_every_form_gives_the_texts_and_the_dataset_of_the_csv(
+def test_every_format_gives_the_dataset_of_the_csv(
     tmp_path: Path, name: str, write: Callable[[Path], Path]
 ) -> None:
-    """Texts, order and the checksum of the dataset are the same, whatever holds them."""
+    """Texts, order and the checksum of the dataset are the same."""
     (tmp_path / "other").mkdir()
     source = write(tmp_path / "other" / name)
     plain = write_csv(tmp_path / "a.csv", ROWS)
@@ -97,69 +96,68 @@ def test_every_form_gives_the_texts_and_the_dataset_of_the_csv(
     assert open_source(source).checksum == open_source(plain).checksum
 
 
-def test_columns_delimiter_and_encoding_are_those_named(tmp_path: Path) -> None:
-    """Latin-1 with semicolons and names of its own; another column is another dataset."""
+def test_a_job_names_columns_delimiter_and_encoding(tmp_path: Path) -> None:
+    """Other columns give another checksum of the source."""
     rows = [(f"{text} é", "y", label) for text, label in ROWS]
     lines = [
         f'{i};"{t.replace(chr(34), chr(34) * 2)}";{y};{lb}' for i, (t, y, lb) in enumerate(rows)
     ]
     path = tmp_path / "a.csv"
     path.write_bytes("\r\n".join(["Nr;Review;x;Stars", *lines]).encode("latin-1"))
-    form = SourceFormat("review", "Stars", "", ";", "latin-1")
+    form = DataConfig(text_column="review", label_column="Stars", delimiter=";", encoding="latin-1")
     assert found(path, form) == [(text, label) for text, _, label in rows]
     assert source_checksum(path, form) != source_checksum(
-        path, SourceFormat("review", "x", "", ";")
+        path, form.model_copy(update={"label_column": "x"})
     )
-    with pytest.raises(InputError, match=r"no column text; its columns are 'Nr', 'Review', 'x'"):
-        found(path, SourceFormat(delimiter=";", encoding="latin-1"))
+    with pytest.raises(InputError, match=r"0 columns text, .* are 'Nr', 'Review', 'x'"):
+        found(path, DataConfig(delimiter=";", encoding="latin-1"))
     utf16 = tmp_path / "b.tsv"
     utf16.write_bytes("text\tlabel\nfür\tpos\n".encode("utf-16"))
-    assert found(utf16, SourceFormat(encoding="utf-16")) == [("für", "pos")]
+    assert found(utf16, DataConfig(encoding="utf-16")) == [("für", "pos")]
 
 
-def test_quotes_of_a_text_may_not_join_rows(tmp_path: Path) -> None:
-    """In one line they are read as they always were; packed and decoded, rows are looked at too."""
-    form, path = SourceFormat(encoding="utf-16"), tmp_path / "a.tsv.gz"
+def test_a_stray_quote_must_not_join_rows(tmp_path: Path) -> None:
+    """A compressed table in another encoding is checked, too."""
+    form, path = DataConfig(encoding="utf-16"), tmp_path / "a.tsv.gz"
     content = 'label\ttext\n1\t"Great" film\n0\t"a\n""b"""\n1\t"" for all\n'
     path.write_bytes(gzip.compress(content.encode("utf-16")))
     assert found(path, form) == [("Great film", "1"), ('a\n"b"', "0"), (" for all", "1")]
     path.write_bytes(gzip.compress(f'{content}1\t"What a day\n0\tdull\n'.encode("utf-16")))
-    with pytest.raises(InputError, match="the row of line 6 has a double quote that joins it with"):
+    with pytest.raises(InputError, match="line 6 has a double quote that joins it with"):
         found(path, form)
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
-def test_rows_end_as_each_system_ends_them(tmp_path: Path, end: bytes) -> None:
-    """By a carriage return alone too, of any number of rows, with blank rows before the header."""
+def test_rows_may_have_the_line_ends_of_any_system(tmp_path: Path, end: bytes) -> None:
+    """Blank rows may precede the header."""
     content = b"\n\ntext,label\n" + b'"a, ""b""",pos\n' * 20_000
     (tmp_path / "a.csv").write_bytes(content.replace(b"\n", end))
     assert found(tmp_path / "a.csv") == [('a, "b"', "pos")] * 20_000
 
 
-def test_labels_may_be_numbers_or_names_behind_numbers(tmp_path: Path) -> None:
-    """Whole numbers stand as such, also where pandas made floats of them."""
+def test_labels_may_be_numbers_or_numbered_names(tmp_path: Path) -> None:
+    """Floats of whole numbers become integers again; a missing label is blank."""
     texts = pa.array(["a", "b", "c", "d"])
-    for labels, told in (
+    for labels, expected in (
         ([1, 0, 5, None], ["1", "0", "5", ""]),
         ([1.0, 0.5, float("nan"), None], ["1", "0.5", "", ""]),
         ([True, False, None, True], ["true", "false", "", "true"]),
         (pa.array(["x", "y", "x", None]).dictionary_encode(), ["x", "y", "x", ""]),
     ):
         parquet.write_table(pa.table({"text": texts, "label": labels}), tmp_path / "a.parquet")
-        assert [label for _, label in found(tmp_path / "a.parquet")] == told
+        assert [label for _, label in found(tmp_path / "a.parquet")] == expected
     table = with_class_names(pa.table({"text": texts, "label": [1, 0, 1, 0]}), ["neg", "pos"])
     source = write_saved(tmp_path / "saved", table)
     assert [label for _, label in found(source)] == ["pos", "neg", "pos", "neg"]
     unlabelled = with_class_names(pa.table({"text": texts, "label": [1, -1, 0, 2]}), ["neg", "pos"])
     source = write_saved(tmp_path / "unlabelled", unlabelled, num_files=1)
-    with pytest.raises(InputError, match=r"arrow row 2 has no label, .*arrow row 4 has no label;"):
-        open_source(source)
+    assert [label for _, label in found(source)] == ["pos", "", "neg", ""]
     (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b", "label": "x"}\n')
     assert found(tmp_path / "a.jsonl") == [("a", "1"), ("b", "x")]
 
 
-def test_splits_are_those_of_folders_names_and_columns(tmp_path: Path) -> None:
-    """Others than train and test are left out, and the start of a run says how many."""
+def test_folders_names_and_columns_say_splits(tmp_path: Path) -> None:
+    """The split unsupervised is left out, and the start of a run says how many reviews it has."""
     table = pa.table(columns())
     saved = tmp_path / "saved"
     for split in ("train", "test", "unsupervised"):
@@ -177,18 +175,18 @@ def test_splits_are_those_of_folders_names_and_columns(tmp_path: Path) -> None:
     dataset = open_source(shards)
     assert (len(dataset.train), len(dataset.test)) == (2 * len(ROWS), len(ROWS))
     rows = [(*row, ("train", "dev", "test")[i % 3]) for i, row in enumerate(ROWS)]
-    form = SourceFormat(split_column="part")
+    form = DataConfig(split_column="part")
     write_csv(tmp_path / "a.csv", rows, ("text", "label", "part"))
     introduction = open_source(tmp_path / "a.csv", form).introduction
     assert "21 training, 20 validation and 20 test reviews" in introduction
-    with pytest.raises(InputError, match="no column fold; its columns are 'text', 'label', 'part'"):
-        found(tmp_path / "a.csv", SourceFormat(split_column="fold"))
+    with pytest.raises(InputError, match="0 columns fold, "):
+        found(tmp_path / "a.csv", DataConfig(split_column="fold"))
 
 
-def test_a_saved_data_set_that_the_disk_does_not_give_is_not_called_broken(
+def test_a_failing_disk_does_not_make_a_saved_data_set_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither what names its splits, nor what names its files."""
+    """This holds for the file with the splits and for the file with the file names."""
 
     def fail(*_: object) -> None:
         raise OSError(5, "Input/output error")
@@ -202,7 +200,7 @@ def test_a_saved_data_set_that_the_disk_does_not_give_is_not_called_broken(
 
 
 def test_a_long_review_is_cut_to_its_end_and_counted(tmp_path: Path) -> None:
-    """Models read the end; the start of a run says how many were cut."""
+    """The start of a run says how many reviews were cut."""
     rows = [*ROWS, ("first " + "word " * 40_000 + "last", "pos")]
     dataset = open_source(write_csv(tmp_path / "a.csv", rows))
     assert "1 cut to their last 131,072 characters" in dataset.introduction
@@ -211,24 +209,20 @@ def test_a_long_review_is_cut_to_its_end_and_counted(tmp_path: Path) -> None:
 
 
 def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Sources that are refused, each with what is said."""
+    """Sources that are refused, and a part of the message."""
     lines = {
         "array.json": ('[{"text": "a", "label": 1}]\n', "line 1 is no object"),
         "half.jsonl": ('{"text": "a", "label": 1}\n{"text"\n', "line 2 is no JSON"),
         "number.jsonl": ('{"text": 5, "label": 1}\n', "line 1: its text is 5"),
         "list.jsonl": ('{"text": "a", "label": [1]}\n', r"its label is \[1\]"),
-        "lacks.jsonl": ('{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2 has no column label"),
+        "lacks.jsonl": ('{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2 has 0 columns label"),
         "split lost.jsonl": (
             '{"text": "a", "label": 1, "split": "train"}\n{"text": "b", "label": 0}\n',
-            "line 1 says its split and line 2 does not; give the split of all, or of none",
-        ),
-        "split found.jsonl": (
-            '{"text": "a", "label": 1}\n{"text": "b", "label": 0, "split": "test"}\n',
-            "line 2 says its split and line 1 does not",
+            "line 2 and line 1: one has a split, the other none",
         ),
         "deep.jsonl": ('{"text": ' + "[" * 100_000 + "\n", "line 1 is no JSON"),
         "half character.jsonl": ('{"text": "\\ud800 a", "label": 1}\n', "half of a character"),
-        "null.jsonl": ('{"text": null, "label": 1}\n', "line 1 has no text"),
+        "null.jsonl": ('{"text": null, "label": 1}\n', "line 1 has no word in its text"),
         "empty.jsonl": ("", "is empty"),
         "no.parquet": ("not one", "can't be read"),
         "no.csv.gz": ("not packed", "can't be read"),
@@ -241,24 +235,19 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
     (folder / "cut.csv.gz").write_bytes((folder / "cut.csv.gz").read_bytes()[:-200])
     yield folder / "cut.csv.gz", "can't be read"
     for name, table, said in (
-        (
-            "numbers",
-            {"text": [1, 2], "label": [1, 2]},
-            "row 1: its text is 1, should be a string",
-        ),
+        ("numbers", {"text": [1, 2], "label": [1, 2]}, "row 1: its text is 1, should be a string"),
         ("lists", {"text": ["a"], "label": [[1]]}, r"row 1: its label is \[1\], should be a word"),
-        ("none", {"text": pa.nulls(2), "label": [1, 2]}, "row 1 has no text"),
         ("bytes", {"text": [b"a"], "label": [1]}, "row 1: its text is b'a', should be a string"),
     ):
         parquet.write_table(pa.table(table), folder / f"{name}.parquet")
         yield folder / f"{name}.parquet", said
     write_csv(folder / "mixed" / "a.csv", [("a", "1", "test")], ("text", "label", "split"))
     write_csv(folder / "mixed" / "b.csv", [("b", "0")])
-    yield folder / "mixed", r"a\.csv row 2 says its split and b\.csv row 2 does not"
+    yield folder / "mixed", r"b\.csv row 2 and a\.csv row 2: one has a split"
     saved = write_saved(folder / "escapes", pa.table(columns()))
     for files in ("5", '[{"filename": ["a"]}]', '[{"filename": "../none.parquet"}]'):
         (saved / "state.json").write_text(f'{{"_data_files": {files}}}')
-        yield saved, "does not name files of its folder"
+        yield saved, "should name files of its folder"
     (folder / "splits").mkdir()
     (folder / "splits" / "dataset_dict.json").write_text('{"splits": ["train", "../escapes"]}')
     yield folder / "splits", "names a split 'train'"
@@ -269,7 +258,7 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
 
 
 def test_a_bad_table_is_refused_in_one_line(tmp_path: Path) -> None:
-    """Each line names the source, what is wrong and the remedy, and nothing is kept."""
+    """The line names the source, the rule and the remedy; the cache stays empty."""
     for source, said in bad_sources(tmp_path):
         with pytest.raises(InputError, match=said) as refused:
             open_source(source)
@@ -277,20 +266,3 @@ def test_a_bad_table_is_refused_in_one_line(tmp_path: Path) -> None:
         assert len(str(refused.value)) < 400
     assert not [*(tmp_path / "cache" / "harness").glob("texts-*")]
     assert not [*(tmp_path / "cache" / "harness").glob(".*.tmp")]
-
-
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    """The next one makes the whole, and leaves nothing next to it."""
-    source = write_csv(tmp_path / "a.csv", ROWS)
-    (kept,) = [open_folder(path) for path in _cached(tmp_path, source)]
-    (folder,) = (tmp_path / "cache" / "harness").glob("texts-*")
-    half = folder.with_name(f".0.{folder.name}.tmp")
-    folder.rename(half)
-    (half / "dataset.json").unlink()
-    assert open_source(source).checksum == kept.checksum
-    assert not half.exists()
-
-
-def _cached(tmp_path: Path, source: Path) -> Iterator[Path]:
-    open_source(source)
-    yield from (tmp_path / "cache" / "harness").glob("texts-*")

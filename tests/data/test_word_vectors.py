@@ -1,4 +1,4 @@
-"""Pretrained vectors: those of the words asked for, or one line that says what is wrong."""
+"""Pretrained word vectors are read, or refused in one line."""
 
 import gzip
 from pathlib import Path
@@ -15,7 +15,7 @@ TEXT = "film 1 2 3\nthe 0.5 -1e-3 4\nfilm 9 9 9\na b 7 7 7\né 5 6 7\n"
 
 @pytest.mark.parametrize("form", ["plain", "word2vec", "gzip"])
 def test_the_vectors_of_the_words_are_found(tmp_path: Path, form: str) -> None:
-    """In a text file with or without a header, or packed."""
+    """The text file may have a header or be compressed."""
     path = tmp_path / "vectors.txt"
     path.write_text(("5 3\n" if form == "word2vec" else "") + TEXT)
     if form == "gzip":
@@ -36,20 +36,17 @@ def test_the_vectors_of_the_words_are_found(tmp_path: Path, form: str) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"the 1 2\n", "its vectors have 2 numbers, model.embedding_dim = 3; set"),
-        (b"400000 100\nthe 1 2 3\n", "its vectors have 100 numbers"),
-        (b"the 1 2 3\nfilm 1 2\n", "line 2 has 2 numbers, the first one 3"),
-        (b"the 1 2 x\n", "line 1 is no word with its numbers"),
-        (b"the 1 nan 3\n", "the vector of 'the' holds a number that is not finite"),
-        (b"the 1 1e39 3\n", "the vector of 'the' holds a number that is not finite or above"),
+        (b"the 1 2\n", "has vectors of 2 numbers, model.embedding_dim = 3; set"),
+        (b"400000 100\nthe 1 2 3\n", "has vectors of 100 numbers"),
+        (b"the 1 2 3\nfilm 1 2\n", "line 2 has 2 numbers, should have a word and 3 numbers"),
+        (b"the 1 2 x\n", "line 1 should be a word and numbers"),
+        (b"the 1 nan 3\n", "the vector of 'the' should have finite numbers"),
         (b"other 1 2 3\n", "has none of the 4 words"),
-        (b"", "has none of the 4 words"),
-        (b"\x00\x01\x02\xff" * 1000, "should have a word and its numbers"),
-        (b"a" * 2_000_000, "should have a word and its numbers"),
+        (b"a" * 2_000_000, "has vectors of 0 numbers"),
     ],
 )
 def test_a_bad_text_file_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
-    """Of another width, with what is no number, or none at all."""
+    """The line names the file, the location, the rule and the remedy."""
     path = tmp_path / "vectors.txt"
     path.write_bytes(content)
     with pytest.raises(InputError, match=said) as refused:
@@ -59,8 +56,7 @@ def test_a_bad_text_file_is_refused(tmp_path: Path, content: bytes, said: str) -
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    """A folder too."""
-    with pytest.raises(InputError, match="no such file; give the file of the vectors"):
-        open_vectors(tmp_path / "vectors.txt", WORDS, 3)
-    with pytest.raises(InputError, match="is no plain file"):
-        open_vectors(tmp_path, WORDS, 3)
+    """A folder is refused, too."""
+    for path in (tmp_path / "vectors.txt", tmp_path):
+        with pytest.raises(InputError, match="is no file; name the file of the vectors"):
+            open_vectors(path, WORDS, 3)

@@ -17,8 +17,8 @@ from harness.data.dataset import Split, by_class, make_split
 from harness.data.ngrams import binary_ngrams
 from harness.data.own_texts import open_source
 from harness.data.sources import make_dataset
-from harness.data.tables import SourceFormat
 from harness.errors import InputError
+from harness.job.keys import DataConfig
 from harness.report.baseline import (
     Baseline,
     baselines,
@@ -151,7 +151,7 @@ def test_own_texts_are_found_by_a_job(tmp_path: Path) -> None:
     source = tmp_path / "own.csv"
     lines = [f"{'good' if i % 2 else 'bad'} film {i},{i % 2}" for i in range(120)]
     source.write_text("words,label\n" + "\n".join(lines) + "\n")
-    dataset = open_source(source, SourceFormat(text_column="words"))
+    dataset = open_source(source, DataConfig(text_column="words"))
     keys = (
         f"source = '{tmp_path}/gone.csv'",
         f"source = '{source}'\nencoding = 'nonsense'",

@@ -5,8 +5,8 @@ function of (seed, epoch). So no state must be saved: a resumed run requests the
 Opening a tf.data dataset takes as long as several steps, so one dataset holds many epochs.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -19,7 +19,6 @@ from harness.errors import InputError
 from harness.job.keys import Job
 
 MAX_RATIOS = 60  # numbers per word, of 4 bytes
-TIMED_FETCHES = 100  # batches whose times tf.data keeps
 EXAMPLES_AT_ONCE = 1024  # gathered by one operation, whose start takes as long as a few examples
 PREFETCHED = 2  # times EXAMPLES_AT_ONCE
 PREFETCHED_BY_LENGTH = 8  # batches, which are gathered one at a time
@@ -159,7 +158,6 @@ def batches(
     *,
     shape: BatchShape,
     start: Start | None = None,
-    timed: bool = False,
 ) -> tf.distribute.DistributedDataset:
     """The batches of some epochs, a `Batch` for every replica and step.
 
@@ -167,7 +165,6 @@ def batches(
         strategy: its replicas share a global batch in the order of their numbers.
         permutations: `[num_epochs, num_reviews]`, the order of the reviews in each epoch.
         start: by default the first step of a run.
-        timed: record times for `waited_s`.
     """
     batch_size = shape.batch_size
     first_step, steps_before, endless = start or Start()
@@ -189,8 +186,8 @@ def batches(
             return _gather(source, step, position, batch_size=batch_size, before=steps_before)
 
         options = tf.data.Options()
-        # It records the times of fetches; its thread may take seconds to end with the dataset.
-        options.autotune.enabled = timed
+        # Nothing to tune, and its thread may take seconds to end with the dataset.
+        options.autotune.enabled = False
         last_step = num_epochs * steps_per_epoch
         return (
             tf.data.Dataset.range(first_step * num_local, last_step * num_local)
@@ -312,40 +309,6 @@ def padded_ratios(reviews: Reviews, shape: BatchShape) -> np.ndarray:
                 end - length : end
             ]
     return rows
-
-
-def waited_s(iterator: Iterator[Batch], num_steps: int, took_s: float) -> float | None:
-    """The seconds that the last steps waited for their batches; None if unknown.
-
-    tf.data records the microseconds between the delivery of a batch and the next request. The rest
-    of a step's time is waiting. (TensorFlow refuses `tf.timestamp` with deterministic operations.)
-    On a GPU this is an upper limit: the host waits, while the GPU may still have work.
-
-    Args:
-        iterator: over `batches`, after these steps.
-        took_s: duration of the steps.
-    """
-    gaps = []
-    for each in _local_iterators(iterator):
-        try:
-            latest = tf.data.experimental.get_model_proto(each).gap_times[-num_steps:]
-        except tf.errors.OpError:  # before the first request
-            return None
-        if len(latest) < min(num_steps, TIMED_FETCHES):  # no gap precedes the first batch
-            return None
-        gaps.append(sum(latest) / len(latest) / 1e6)
-    # All replicas wait for the slowest.
-    return max(0.0, took_s - num_steps * min(gaps)) if gaps else None
-
-
-def _local_iterators(iterator: Any) -> list[Any]:
-    """The iterators of tf.data behind a distributed one, whose attributes are private."""
-    if isinstance(iterator, tf.data.Iterator):
-        return [iterator]
-    workers = [each._iterator for each in getattr(iterator, "_iterators", [])]
-    return [
-        device for worker in workers for device in getattr(worker, "_device_iterators", [worker])
-    ]
 
 
 # The reviews of a job

@@ -106,7 +106,7 @@ STATE: dict[str, Callable[[object], Any]] = {
     "log": path,
 }
 SPEED: dict[str, Callable[[object], Any]] = {
-    **dict.fromkeys(("reviews_per_s", "eta_s", "step_ms", "input_wait_share"), number),
+    **dict.fromkeys(("reviews_per_s", "eta_s", "step_ms"), number),
     "device": numbers,
 }
 ALIVE = ("running", "starting", "suspended", "stale", "pending", "submitted")
@@ -145,7 +145,6 @@ class RunStatus:
     reviews_per_s: float | None = None
     eta_s: float | None = None
     step_ms: float | None = None
-    input_wait_share: float | None = None  # of the time of a step
     device: dict[str, float] = field(default_factory=dict)  # from harness.system.resource_monitor
     val_accuracy: float | None = None  # of the last or the best epoch
     test_accuracy: float | None = None

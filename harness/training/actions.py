@@ -3,13 +3,11 @@
 Each knows one thing, and has only what it needs for it.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import keras
 import numpy as np
 
-from harness.data.input_pipeline import TIMED_FETCHES, Batch, waited_s
 from harness.job.keys import SCORES, TrainConfig
 from harness.system.console import Console
 from harness.system.resource_monitor import ResourceMonitor
@@ -22,7 +20,6 @@ class StepResults:
     """The values of the latest n training steps, brought from the device together."""
 
     first_step: int  # the number of the first, counted over the whole run from 1
-    begins_epoch: bool  # whether the first is the first of its epoch
     losses: np.ndarray  # [n] float64, means over the global batch
     accuracies: np.ndarray  # [n] float64
     num_reviews: int
@@ -40,32 +37,20 @@ class StepResults:
 
 
 class UsageMeter:
-    """Measures how training steps use the machine: their time, input wait and devices."""
+    """Measures the time of training steps and the use of devices."""
 
     def __init__(self, monitor: ResourceMonitor, heartbeat: Heartbeat) -> None:
         self.monitor, self.heartbeat = monitor, heartbeat
-        self._recent: list[StepResults] = []  # the latest of this epoch, whose fetches are timed
 
-    def measure(self, results: StepResults, batches: Iterator[Batch]) -> dict[str, float]:
-        """The figures of the latest steps by TensorBoard tag; the heartbeat gets them too."""
+    def measure(self, results: StepResults) -> dict[str, float]:
+        """The figures of the latest steps by TensorBoard tag; the heartbeat gets them, too."""
         duration_ms = 1e3 * results.took_s / results.num_steps
-        figures = {"step/duration_ms": duration_ms}
         self.heartbeat.note(step_ms=round(duration_ms, 3))
-        # The time before an epoch's first steps is not input wait: it holds the validation.
-        self._recent = [] if results.begins_epoch else [*self._recent, results]
-        while len(self._recent) > 1 and sum(r.num_steps for r in self._recent) > TIMED_FETCHES:
-            self._recent.pop(0)
-        device = self.monitor.sample()
-        if not device:
-            return figures
-        self.heartbeat.note(device=device)
-        num_steps = sum(r.num_steps for r in self._recent)
-        took_s = sum(r.took_s for r in self._recent)
-        if num_steps and (wait_s := waited_s(batches, num_steps, took_s)) is not None:
-            figures["step/input_wait_ms"] = 1e3 * wait_s / num_steps
-            figures["step/input_wait_share"] = wait_s / took_s
-            self.heartbeat.note(input_wait_share=round(wait_s / took_s, 4))
-        return figures | {f"device/{name}": value for name, value in device.items()}
+        figures = {"step/duration_ms": duration_ms}
+        if device := self.monitor.sample():
+            self.heartbeat.note(device=device)
+            figures |= {f"device/{name}": value for name, value in device.items()}
+        return figures
 
 
 class ProgressReport:

@@ -5,7 +5,7 @@ Users' dashboards rely on these tags:
 | folder | tags | step |
 | --- | --- | --- |
 | `train/` | `step/loss step/accuracy step/learning_rate step/reviews_per_s` | optimizer step |
-| `train/` | `step/duration_ms step/input_wait_ms step/input_wait_share` | optimizer step |
+| `train/` | `step/duration_ms` | optimizer step |
 | `train/` | `device/cpu_share device/memory_gb` | optimizer step |
 | `train/` | `device/gpu0_share device/gpu0_memory_gb` and so on | optimizer step |
 | `train/` | `epoch/loss epoch/accuracy epoch/learning_rate epoch/reviews_per_s` | epoch, from 1 |

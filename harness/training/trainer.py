@@ -132,14 +132,7 @@ class Trainer:
         # differ, replicas would agree at each step whether all of them have one.
         start = Start(progress.step, progress.epoch * self.steps_per_epoch, endless=True)
         self._batches: Iterator[Batch] = iter(
-            batches(
-                self.train_step.strategy,
-                self.training,
-                permutations,
-                shape=shape,
-                start=start,
-                timed=True,
-            )
+            batches(self.train_step.strategy, self.training, permutations, shape=shape, start=start)
         )
 
     # The loop
@@ -230,7 +223,7 @@ class Trainer:
             results.accuracies,
             learning_rate=self._learning_rate(),
             reviews_per_s=results.reviews_per_s,
-            measured=self.usage.measure(results, self._batches),
+            measured=self.usage.measure(results),
         )
         self.report.after_steps(results, self.progress)
 
@@ -241,7 +234,6 @@ class Trainer:
             sizes[-1] = self.num_reviews - batch_size * (self.steps_per_epoch - 1)
         results = StepResults(
             first_step=self._num_steps_done() + 1,
-            begins_epoch=progress.step == 0,
             losses=sums[:, 0] / sizes,
             accuracies=sums[:, 1] / sizes,
             num_reviews=int(sizes.sum()),

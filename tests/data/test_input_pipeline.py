@@ -1,6 +1,5 @@
 """Batches depend on seed, epoch and step alone."""
 
-import time
 from itertools import pairwise
 
 import numpy as np
@@ -10,7 +9,7 @@ import tensorflow as tf
 from harness.data import input_pipeline as pipeline
 from harness.data.dataset import Split
 from harness.data.epoch_order import BatchShape, epoch_permutation, permutations_ahead
-from harness.data.input_pipeline import Batch, Reviews, Start, batches, waited_s
+from harness.data.input_pipeline import Batch, Reviews, Start, batches
 from harness.data.vocabulary import encode_split
 
 LENGTHS = [3, 9, 1, 5, 5, 2, 7, 4, 6, 8, 3]
@@ -189,49 +188,3 @@ def test_batches_have_the_ratios_of_their_words(
             tokens[tokens == 1] = 0  # the start
         np.testing.assert_array_equal(batch.ratios, np.stack([tokens, -tokens], axis=2))
         assert tokens.any()
-
-
-@pytest.mark.parametrize(
-    ("mirrored", "input_s", "work_s"), [(False, 0.03, 0.005), (True, 0.0, 0.02)]
-)
-def test_the_wait_for_input_is_the_time_of_steps_without_their_work(
-    mirrored: bool, input_s: float, work_s: float
-) -> None:
-    """It is None before tf.data has recorded enough fetches."""
-
-    def slowly(k: int) -> int:
-        time.sleep(input_s)
-        return k
-
-    def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        numbers = tf.data.Dataset.range(100)
-        return numbers.map(lambda k: tf.numpy_function(slowly, [k], tf.int64)).prefetch(1)
-
-    cpu = tf.distribute.MirroredStrategy(["cpu:0"])
-    strategy = cpu if mirrored else tf.distribute.get_strategy()
-    iterator = iter(strategy.distribute_datasets_from_function(dataset))
-    worked_s = 0.0
-
-    def work() -> None:
-        nonlocal worked_s
-        began = time.perf_counter()
-        time.sleep(work_s)
-        worked_s += time.perf_counter() - began
-
-    def steps(num: tf.Tensor) -> None:
-        for _ in tf.range(num):
-            next(iterator)
-            tf.numpy_function(work, [], [])
-
-    graph = tf.function(steps)
-    assert waited_s(iterator, 1, 1.0) is None
-    graph(tf.constant(1))
-    assert waited_s(iterator, 1, 1.0) is None
-    num, began, worked_s = 20, time.perf_counter(), 0.0
-    graph(tf.constant(num))
-    took_s = time.perf_counter() - began
-    found = waited_s(iterator, num, took_s)
-    assert found is not None
-    assert found == pytest.approx(took_s - worked_s, abs=0.25 * took_s)
-    assert (found > 0.5 * took_s) == (input_s > 0)
-    assert waited_s(iterator, num + 1, took_s) is None

@@ -87,7 +87,7 @@ def open_batches(job: Any, strategy: Any) -> Iterator[Any]:
     lengths = reviews.lengths(shape.maxlen)
     order = permutations_ahead(1, range(1), lengths, shape=shape)
     start = Start(endless=True)
-    return iter(batches(strategy, reviews, order, shape=shape, start=start, timed=True))
+    return iter(batches(strategy, reviews, order, shape=shape, start=start))
 
 
 def called() -> Counter[str]:

@@ -166,7 +166,6 @@ def test_a_run_charts_what_it_uses(finished: tuple[Harness, Path]) -> None:
 
 FIGURES: dict[str, Any] = {
     "step_ms": 24.46,
-    "input_wait_share": 0.031,
     "device": {"memory_gb": 1.23, "cpu_share": 0.96, "gpu0_share": 0.02, "gpu0_memory_gb": 10.2},
 }
 

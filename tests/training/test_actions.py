@@ -5,12 +5,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pytest
 
 from harness.system.console import Console
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import RunDirectory
-from harness.training import actions
 from harness.training.actions import ProgressReport, StepResults, UsageMeter
 from harness.training.progress import Progress
 
@@ -20,7 +18,7 @@ def test_the_heartbeat_tells_the_time_that_is_left(tmp_path: Path) -> None:
     heartbeat = Heartbeat(RunDirectory(tmp_path), None)
     report = ProgressReport(Console(), heartbeat, num_epochs=4, steps_per_epoch=5)
     losses = np.array([0.5, 0.4])
-    results = StepResults(2, False, losses, losses, num_reviews=64, took_s=4.0)
+    results = StepResults(2, losses, losses, num_reviews=64, took_s=4.0)
     report.after_steps(results, Progress(training_s=6.0))
     told = {name: heartbeat.state[name] for name in ("step", "num_steps", "eta_s", "reviews_per_s")}
     assert told == {"step": 3, "num_steps": 20, "eta_s": 34.0, "reviews_per_s": 16.0}
@@ -40,24 +38,12 @@ def test_an_epochs_line_has_its_own_speed() -> None:
     }
 
 
-def test_the_wait_for_input_is_that_of_the_epochs_latest_steps(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of as many as tf.data times, without the first, which has waited for the validation."""
-    asked: list[tuple[int, float]] = []
-
-    def waited_s(batches: object, num_steps: int, took_s: float) -> float:
-        asked.append((num_steps, took_s))
-        return took_s / 4
-
-    monkeypatch.setattr(actions, "waited_s", waited_s)
+def test_the_heartbeat_has_the_use_of_devices(tmp_path: Path) -> None:
+    """TensorBoard gets the same figures."""
     monitor: Any = SimpleNamespace(sample=lambda: {"cpu": 1.0}, warning="")
-    heartbeat = Heartbeat(RunDirectory(tmp_path), None)
+    heartbeat, losses = Heartbeat(RunDirectory(tmp_path), None), np.zeros(60)
     meter = UsageMeter(monitor, heartbeat)
-    losses = np.zeros(60)
-    for number, begins in enumerate((True, False, False, False)):
-        results = StepResults(60 * number + 1, begins, losses, losses, 60, took_s=float(number))
-        figures = meter.measure(results, iter(()))
-    assert asked == [(60, 1.0), (60, 2.0), (60, 3.0)]  # two together are more than a hundred
-    assert figures["step/input_wait_share"] == heartbeat.state["input_wait_share"] == 0.25
-    assert figures["step/duration_ms"] == heartbeat.state["step_ms"] == 50.0
+    figures = meter.measure(StepResults(1, losses, losses, num_reviews=60, took_s=3.0))
+    assert figures == {"step/duration_ms": 50.0, "device/cpu": 1.0}
+    assert heartbeat.state["step_ms"] == 50.0
+    assert heartbeat.state["device"] == {"cpu": 1.0}

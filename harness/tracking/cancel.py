@@ -120,10 +120,8 @@ def _is_own_job(status: RunStatus) -> bool:
     if status.folder.name == f"slurm-{status.slurm_job}":
         return True
     state = read_json(status.folder / "state.json")
-    if state.get("slurm_own_id") == status.slurm_job and state.get("owns_job") is False:
-        return False  # a notebook server is a batch job too
-    answer = client.ask("scontrol", "--oneliner", "show", "job", str(status.slurm_job))
-    return "BatchFlag=0" not in answer.split()
+    # A job that is not in the heartbeat has yet to begin or continue the run.
+    return state.get("slurm_own_id") != status.slurm_job or state.get("owns_job") is True
 
 
 def _cancel_job(status: RunStatus) -> str | None:

@@ -31,17 +31,12 @@ def test_a_log_is_printed_in_any_encoding(harness: Harness, site: Site) -> None:
     """A number replaces each character that the terminal's encoding lacks."""
     log = site.folder / "log"
     log.write_text("naïve ☃\n")
-    site.run("a", "failed", log=log, error="ValueError: ☃")
-    harness.environment["PYTHONIOENCODING"] = "latin-1"
+    site.run("a", "failed", log=log)
+    environment = {**harness.environment, "PYTHONIOENCODING": "latin-1"}
     done = subprocess.run(
-        harness.command("logs", "a"), env=harness.environment, capture_output=True, check=True
+        harness.command("logs", "a"), env=environment, capture_output=True, check=True
     )
     assert done.stdout == b"na\xefve \\u2603\n"
-    harness.environment["PYTHONIOENCODING"] = "ascii"
-    assert "ValueError: \\u2603" in harness.run("status").stdout
-    folder = site.run("b", "finished").folder
-    done_again = harness.run("resume", folder.rename(folder.with_name("☃"))).stdout
-    assert "\\u2603: finished already, nothing to do" in done_again
 
 
 def test_a_run_without_a_log_is_one_line(harness: Harness, site: Site) -> None:

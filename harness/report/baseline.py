@@ -35,7 +35,7 @@ from harness.data.sources import open_dataset, open_sample
 from harness.data.tables import FORMAT_KEYS
 from harness.data.vocabulary import encode_split, tokenize
 from harness.errors import DiskError, InputError, RunError
-from harness.job.keys import DataConfig
+from harness.job.keys import KEYS, DataConfig
 from harness.report.collect import DatasetGroup
 from harness.system.files import atomic_write, cache_folder, private_cache, read_plain_file
 from harness.system.lenient_json import read_toml, table, text, whole
@@ -92,57 +92,32 @@ def baselines(
     Raises:
         InputError: if `data` holds no dataset, or `ngrams` can't be fit.
     """
-    dataset = cache(partial(tested_data, group, data))
-
-    def now() -> Baseline | None:
-        if not ngrams:
-            return None
-        if (found := dataset()) is None:
-            raise InputError(
-                f"--baseline ngrams: the reviews of {group.title} were not found here; give their "
-                "folder by --data, or leave --baseline out"
-            )
-        return score_ngrams(found, say, limit=group.limit)
-
-    found = [_kept((NGRAM_RECIPE, NGRAMS_NAME, group.checksum, group.limit), now)]
+    dataset, limit = cache(partial(tested_data, group, data)), group.limit
+    maxlen, vocab_size = (_commonest(group, f"data.{key}") for key in ("maxlen", "vocab_size"))
+    ngrams_key = (NGRAM_RECIPE, NGRAMS_NAME, group.checksum, limit)
+    linear = _cached(ngrams_key)
+    if ngrams and not linear:
+        linear = _keep(ngrams_key, score_ngrams(dataset(), say, limit=limit))
+    fitted: list[Baseline] = []
     try:
-        found = [*_tfidf(group, dataset), *found]
+        for length in (maxlen, 0):
+            key = (RECIPE, group.checksum, limit, length, vocab_size)
+            fitted.append(
+                _cached(key)
+                or _keep(key, fit(dataset(), limit=limit, maxlen=length, vocab_size=vocab_size))
+            )
     except ValueError as error:
         say(f"no tf-idf for {group.title}: {error}")
-    return [each for each in found if each]
+    return [*fitted, *([linear] if linear else [])]
 
 
 # TF-IDF
 
 
-def _tfidf(group: DatasetGroup, dataset: Callable[[], Dataset | None]) -> Iterator[Baseline | None]:
-    """TF-IDF on the last words of the reviews, then on whole reviews.
-
-    Raises:
-        ValueError: if it can't be fit.
-    """
-    maxlen, vocab_size = (_commonest(group, f"data.{key}") for key in ("maxlen", "vocab_size"))
-    if maxlen is None or vocab_size is None:
-        raise ValueError("no run's job.toml has maxlen and vocab_size")
-
-    def now(length: int) -> Baseline:
-        if (found := dataset()) is None:
-            raise ValueError(
-                "the dataset was not found here; give its folder by --data, or leave it out by "
-                "--no-baseline"
-            )
-        return fit(found, limit=group.limit, maxlen=length, vocab_size=vocab_size)
-
-    for length in (maxlen, 0):
-        key = (RECIPE, group.checksum, group.limit, length, vocab_size)
-        yield _kept(key, partial(now, length))
-
-
-def _commonest(group: DatasetGroup, key: str) -> int | None:
+def _commonest(group: DatasetGroup, key: str) -> int:
     """The most common value of a setting; the largest of equally common values."""
-    values = (whole(run.settings.get(key)) for run in group.all_runs)
-    counts = Counter(value for value in values if value is not None)
-    return max(counts, key=lambda value: (counts[value], value), default=None)
+    counts = Counter(whole(run.settings.get(key)) or KEYS[key].default for run in group.all_runs)
+    return max(counts, key=lambda value: (counts[value], value))
 
 
 def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> Baseline:
@@ -448,29 +423,34 @@ def _probabilities(features: "csr_matrix", weights: Floats, biases: Floats) -> F
 # The cache
 
 
-def _kept(key: Sequence[object], now: Callable[[], Baseline | None]) -> Baseline | None:
-    """A baseline from the cache, or newly fit if the file is missing or broken."""
-    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    path = cache_folder() / "baseline" / f"{name}.json"
-    with contextlib.suppress(OSError, ValueError):
-        return TypeAdapter(Baseline).validate_json(path.read_bytes())
-    if (fitted := now()) is not None:
-        with contextlib.suppress(OSError, RunError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, json.dumps(asdict(fitted)) + "\n")
+def _cached(key: tuple[object, ...]) -> Baseline | None:
+    with contextlib.suppress(OSError, ValueError):  # the file is missing or broken
+        return TypeAdapter(Baseline).validate_json(_cache_file(key).read_bytes())
+    return None
+
+
+def _keep(key: tuple[object, ...], fitted: Baseline) -> Baseline:
+    with contextlib.suppress(OSError, RunError):  # without a cache it is fit again next time
+        _cache_file(key).parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(_cache_file(key), json.dumps(asdict(fitted)) + "\n")
     return fitted
+
+
+def _cache_file(key: tuple[object, ...]) -> Path:
+    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
+    return cache_folder() / "baseline" / f"{name}.json"
 
 
 # The dataset
 
 
-def tested_data(group: DatasetGroup, data: Path | None) -> Dataset | None:
-    """The dataset with the checksum of these runs, None if it is not found.
+def tested_data(group: DatasetGroup, data: Path | None) -> Dataset:
+    """The dataset with the checksum of these runs.
 
     Searches in `data`, then where a run would, without a download, then where the runs found it.
 
     Raises:
-        InputError: if `data` holds no dataset.
+        InputError: if `data` holds no dataset, or the dataset is not found.
     """
     if data and (named := open_dataset(data)).checksum == group.checksum:
         return named
@@ -478,7 +458,10 @@ def tested_data(group: DatasetGroup, data: Path | None) -> Dataset | None:
         with contextlib.suppress(InputError, RunError):  # it has moved, or it is broken
             if (dataset := open_candidate()).checksum == group.checksum:
                 return dataset
-    return None
+    raise InputError(
+        f"the reviews of {group.title} were not found here; give their folder by --data, or leave "
+        "the baselines out by --no-baseline"
+    )
 
 
 def _candidates(group: DatasetGroup) -> Iterator[Callable[[], Dataset]]:

@@ -235,9 +235,7 @@ def test_the_texts_of_an_ensemble_are_found_by_its_first_run(tmp_path: Path) -> 
     member = tmp_path / "e" / "members" / "1" / "job.toml"
     member.write_text(f"[data]\nsource = '{tmp_path}/a.csv'\n")
     ((group,), _) = group_runs(scored_runs([tmp_path / "e"])[0])
-    found = baseline.tested_data(group, None)
-    assert found
-    assert found.checksum == dataset.checksum
+    assert baseline.tested_data(group, None).checksum == dataset.checksum
 
 
 @pytest.mark.parametrize("width", [160, 81, 80, 45])

@@ -141,7 +141,7 @@ def test_once_in_the_cache_it_is_always_shown(tmp_path: Path, group: DatasetGrou
             for changed in ({"predicted": "x"}, {"accuracy": 1.01}):
                 path.write_text(json.dumps(content | changed))
                 assert len(baselines(group, None, print)) == 2
-    with pytest.raises(InputError, match=r"--baseline ngrams: the reviews of .* --data"):
+    with pytest.raises(InputError, match=r"the reviews of .* --data"):
         baselines(group, None, print, ngrams=True)
 
 

@@ -1,5 +1,6 @@
 """`harness doctor`: each check yields findings with remedies, and none ends the others."""
 
+import importlib.metadata
 import json
 import os
 from collections.abc import Iterator
@@ -67,6 +68,14 @@ def test_an_environment_that_lacks_a_package_is_one_line(harness: Harness, tmp_p
     done = harness.run("doctor")
     assert done.returncode == 1
     assert done.stderr == "harness: no packaging; repair it by: bash slurm/common.sh --setup\n"
+
+
+def test_packages_outside_of_their_ranges_are_named() -> None:
+    """Missing ones too; a requirement of another system does not count."""
+    requirements = ["numpy<1", "no-such-package", "no-such-package; sys_platform == 'win32'"]
+    version = importlib.metadata.version("numpy")
+    found = [f"numpy {version}, not <1", "no-such-package is missing"]
+    assert list(doctor._wrong(requirements)) == found
 
 
 def test_unknown_devices_are_refused(harness: Harness) -> None:

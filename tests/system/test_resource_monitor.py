@@ -16,7 +16,7 @@ from harness.slurm.client import Queue
 from harness.system.resource_monitor import READ_S, ResourceMonitor, resident_memory_gb
 from harness.tracking.status import survey
 from tests.conftest import Harness
-from tests.doctor.site import Site, site
+from tests.tracking.site import Site, site
 from tests.training.test_tensorboard_log import points
 
 __all__ = ["site"]  # a fixture

@@ -20,9 +20,9 @@ from harness.tracking.run_dir import RunDirectory
 from harness.tracking.status import pick, survey
 from harness.tuning.disk import stop_search_in
 from tests.conftest import JOBS, Harness
-from tests.doctor.site import ELSEWHERE, Site
-from tests.doctor.site import site as site
 from tests.preloaded import Process
+from tests.tracking.site import ELSEWHERE, Site
+from tests.tracking.site import site as site
 from tests.tuning.made_up_sweep import RANDOM, make_sweep
 
 

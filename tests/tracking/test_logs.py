@@ -11,8 +11,8 @@ import pytest
 from harness.tracking.logs import Follower, clean, follow
 from harness.tracking.records import RunStatus
 from tests.conftest import Harness
-from tests.doctor.site import Site
-from tests.doctor.site import site as site
+from tests.tracking.site import Site
+from tests.tracking.site import site as site
 
 
 def test_a_log_is_printed_without_control_characters(harness: Harness, site: Site) -> None:

@@ -18,8 +18,8 @@ from harness.tracking.resume import as_job, interrupted
 from harness.tracking.run_dir import ask_to_cancel, stamped
 from harness.tracking.status import pick, select_runs
 from tests.conftest import JOBS, SHRUNK, Harness
-from tests.doctor.site import Site
-from tests.doctor.site import site as site
+from tests.tracking.site import Site
+from tests.tracking.site import site as site
 from tests.tuning.made_up_sweep import RANDOM, make_sweep
 
 SLURM = {"SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_PARTITION": "long",

@@ -26,8 +26,8 @@ from harness.tracking.status_table import (
     split_shown,
 )
 from tests.conftest import JOBS, Harness
-from tests.doctor.site import RESULT, Site
-from tests.doctor.site import site as site
+from tests.tracking.site import RESULT, Site
+from tests.tracking.site import site as site
 
 UNKNOWN = "99|99|RUNNING|1:00|None|/x.sh"
 REQUEUED = "12|12|PENDING|0:00|BeginTime|/x.sh"

@@ -15,8 +15,8 @@ from harness.tracking.resume import interrupted
 from harness.tracking.run_dir import RunDirectory, find_runs
 from harness.tracking.status import select_runs, survey
 from harness.tracking.status_table import as_lines, cells
-from tests.doctor.site import RESULT, Site
-from tests.doctor.site import site as site
+from tests.tracking.site import RESULT, Site
+from tests.tracking.site import site as site
 
 
 def test_each_run_is_found_once_and_runs_in_sweeps_on_request(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Train the notebook's recurrent sentiment models on any devices, under Slurm or without it."""
+"""Trains recurrent text classifiers on any devices, under Slurm or without it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,13 +8,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "Run", "Runs", "Sweep", "audit", "compare", "load_runs", "train", "tune"]
 
-# The folder of the checkout, or of the snapshot, that this code is in.
+# The folder of the checkout or of the snapshot that contains this code.
 PROJECT = Path(__file__).resolve().parent.parent
 __version__ = "0.3.0"
 
 
 def __getattr__(name: str) -> Any:
-    """The functions of `harness.api`, which every command would otherwise import at its start."""
+    """Import `harness.api` at the first use of its names, because no command needs it."""
     if name not in __all__:
         raise AttributeError(f"module 'harness' has no attribute {name!r}")
     import harness.api

@@ -1,11 +1,11 @@
-"""`python -m harness` is `harness`; it handles Ctrl-C from before the first import."""
+"""`harness`, also as `python -m harness`. Handles Ctrl-C even during the first imports."""
 
 import os
 import signal
 import sys
 from types import FrameType
 
-INTERRUPTED = 75  # the exit code of harness.errors.Interrupted, which is not imported yet
+INTERRUPTED = 75  # as in harness.errors, which is not imported yet
 
 
 def main() -> int:
@@ -14,9 +14,9 @@ def main() -> int:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal pressed
-        # A second KeyboardInterrupt, while the first still unwinds, would replace the exit code.
+        # A second KeyboardInterrupt would replace the exit code of the first.
         if pressed:
-            os.write(2, b"harness: interrupted at once; what was saved before stays\n")
+            os.write(2, b"harness: interrupted at once; saved files stay\n")
             os._exit(INTERRUPTED)
         pressed = True
         raise KeyboardInterrupt
@@ -27,13 +27,13 @@ def main() -> int:
         from harness.cli.main import main as run
 
         return run()
-    except KeyboardInterrupt:  # during the imports; `run` handles it otherwise
+    except KeyboardInterrupt:  # during the imports; later `run` handles it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("harness: interrupted before anything began", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     finally:
-        # CPython notes a KeyboardInterrupt that leaves an exec(), such as those of dataclasses, and
-        # ends by the signal in spite of sys.exit(). The next exec() clears the note.
+        # If a KeyboardInterrupt leaves an exec(), such as those of dataclasses, CPython ends by the
+        # signal in spite of sys.exit(). Another exec() prevents this.
         exec("")  # noqa: S102
 
 

@@ -2,10 +2,9 @@
 
 A training or a search runs in a separate process, as on the command line. So it gives the same
 bytes, works in a thread or a notebook that already uses TensorFlow, and leaves no signal handlers
-or settings of TensorFlow behind. Its output is printed. A refusal is raised as an error, with the
-line of the command, and not printed.
+or settings of TensorFlow behind. Its output is printed, and its error is raised instead.
 
-Accuracies are shares from 0 to 1 as numbers, and per cent as text.
+Accuracies are numbers from 0 to 1, but per cent in text.
 """
 
 import contextlib
@@ -43,20 +42,17 @@ if TYPE_CHECKING:
 
 PathLike = str | Path
 Settings = Mapping[str, object]
-# Options of commands that are other arguments here.
-SET = {"set": 'give a dictionary of settings, such as {"train.epochs": 2}'}
-SEEDS = {"seeds": "this trains one run; call it with each seed, or use harness train --seeds"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run, finished or not. All properties read the folder anew."""
+    """A run, finished or not. Every property reads the folder again."""
 
     folder: Path
 
     @property
     def job(self) -> Job:
-        """Its job, with all defaults.
+        """The job with all defaults.
 
         Raises:
             InputError: if the folder holds no run, or one of another version.
@@ -65,7 +61,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether it has a result."""
+        """Whether the run has a result."""
         return self._directory.finished()
 
     @property
@@ -84,11 +80,11 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """`metrics.jsonl`: a dictionary per complete epoch."""
+        """`metrics.jsonl`: a dictionary per completed epoch."""
         return read_json_lines(self.folder / "metrics.jsonl")
 
     def model(self) -> "keras.Model":
-        """The trained model: `int32` `[rows, time]` to probabilities.
+        """The trained model, which maps word indices `[rows, time] int32` to probabilities.
 
         Raises:
             InputError: if the run is unfinished, or its model can't be loaded.
@@ -135,9 +131,9 @@ class Sweep:
 
     @property
     def leaderboard(self) -> list[dict[str, Any]]:
-        """The trials with the columns of `leaderboard.csv`, the best first; empty before the first.
+        """The trials with the columns of `leaderboard.csv`, best first; empty without trials.
 
-        Values have the types of a job and a result; missing ones are None.
+        Values have the types of the job and the result; missing values are None.
         """
         sweep = SweepDirectory.open(self.folder)
         search = sweep.search()
@@ -183,7 +179,7 @@ class Comparison:
         return printable("\n".join(lines[:-1]))
 
     def _repr_markdown_(self) -> str:
-        """The same in Markdown, for a notebook."""
+        """The tables in Markdown; a notebook calls this."""
         from harness.report.summary import to_markdown
 
         return to_markdown(self.parts)
@@ -198,16 +194,16 @@ class Comparison:
         ]
 
     def to_frame(self) -> "pandas.DataFrame":
-        """A row per job or baseline: accuracies from 0 to 1, times in seconds."""
+        """A row per job or baseline, with accuracies from 0 to 1 and times in seconds."""
         from harness.report.summary import figures
 
         return figures(self.parts).infer_objects()
 
     def write(self, folder: PathLike) -> Path:
-        """Write the report of `harness compare --out`; returns the path of its page.
+        """Write the report of `harness compare --out`; returns the path of its HTML page.
 
         Raises:
-            InputError: for a folder with other files than an earlier comparison.
+            InputError: if the folder contains files that are not of an earlier comparison.
         """
         from harness.report.html import check_folder, write_comparison
 
@@ -224,24 +220,24 @@ def train(
     runs: PathLike | None = None,
     **options: object,
 ) -> Run:
-    """Train a job to its end, as `harness train` does.
+    """Train a job, as `harness train` does.
 
     Args:
         job: the job file.
         settings: keys of the job to change, such as `{"train.epochs": 2}`, or by tables:
             `{"train": {"epochs": 2}}`.
         seed: `train.seed`.
-        run_id: name of the run; an unfinished run continues, a finished run stays as it is.
+        run_id: name of the run. An unfinished run continues, a finished run stays unchanged.
         runs: folder of the runs, by default HARNESS_RUNS, or `runs`.
         options: other options of `harness train`: `devices="cpu:2"`, `data="…"`, `full=True`.
 
     Raises:
-        InputError: the job, an option or this machine was refused, before anything was written.
+        InputError: the job, an option or this machine was refused; nothing was written.
         RunError: the run failed.
-        Interrupted: a signal stopped the run; it is saved and continues with the same `run_id`.
-        KeyboardInterrupt: after the run has saved and ended.
+        Interrupted: a signal stopped the run. It is saved; the same `run_id` continues it.
+        KeyboardInterrupt: you interrupted the call. The run is saved and has ended.
     """
-    overrides = _overrides(settings, options, SET | SEEDS)
+    overrides = _overrides(settings, options)
     folder = _default_runs() if runs is None else Path(runs)
     with trusting(bool(options.get("trust_code"))):
         loaded = load_job(Path(job), overrides, seed)
@@ -263,7 +259,7 @@ def tune(
     runs: PathLike | None = None,
     **options: object,
 ) -> Sweep:
-    """Search to its end, as `harness tune` does.
+    """Run a search, as `harness tune` does.
 
     Args:
         job: a job file with [search].
@@ -276,7 +272,7 @@ def tune(
     """
     from harness.job.search import load_search
 
-    overrides = _overrides(settings, options, SET)
+    overrides = _overrides(settings, options)
     folder = _default_runs() if runs is None else Path(runs)
     with trusting(bool(options.get("trust_code"))):
         search = load_search(Path(job), overrides)
@@ -292,19 +288,19 @@ def tune(
 
 
 def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> "Audit":
-    """Find out whether the numbers of a finished run are what its job gives, as `harness audit`.
+    """Check the numbers of a finished run by training it again, as `harness audit` does.
 
     Args:
-        run: folder of the run; nothing is written there.
-        runs: folder of your runs, in which the audit is kept, by default HARNESS_RUNS, or `runs`.
+        run: folder of the run, which stays unchanged.
+        runs: folder of your runs, which keeps the audit; by default HARNESS_RUNS, or `runs`.
         options: of `harness audit`: `quick=True`, `epochs=2`, `full=True`, `data="…"`.
 
     Returns:
         `outcome` is `equal`, `within rounding` or `differs`, `sentence` says where, and `checks`
-        are all comparisons.
+        has all comparisons.
 
     Raises:
-        InputError: the run can't be audited here, and why.
+        InputError: the run can't be audited here; the message has the reason.
         RunError: the result of the run can't be read.
     """
     from harness.training.audit import Audit
@@ -313,7 +309,7 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
     error: RunError | None = None
     try:
         run_printed("audit", str(run), *_options(options | {"runs": folder}))
-    except RunError as ended:  # with exit code 1: it differs, unless no audit is kept
+    except RunError as ended:  # exit code 1: the run differs, or the audit failed
         error = ended
     kept = audits_of(folder, (Path(run) / "result.json").read_bytes())
     latest: dict[str, Any] = max(kept.values(), key=lambda each: each["ended_s"], default={})
@@ -325,10 +321,10 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
 def load_runs(*folders: PathLike) -> Runs:
     """The runs in folders, finished or not, without ensembles and trials of searches.
 
-    Leaves out runs that have no job yet.
+    Leaves out runs that have no job file yet.
 
     Args:
-        folders: runs, folders of runs or patterns; default: HARNESS_RUNS, or `runs`.
+        folders: runs, folders of runs or patterns; by default HARNESS_RUNS, or `runs`.
 
     Raises:
         InputError: for a missing folder.
@@ -380,21 +376,22 @@ def _default_runs() -> Path:
     return Path(os.environ.get("HARNESS_RUNS") or "runs")
 
 
-def _overrides(
-    settings: Settings | None, options: Settings, instead: Mapping[str, str]
-) -> list[str]:
-    for name in instead.keys() & options.keys():
-        raise InputError(f"{name} = {options[name]!r}: is no argument here; {instead[name]}")
-    found: dict[str, object] = {}
-    for key, value in _dotted(settings or {}):
-        if key in found:
-            raise InputError(f"{key}: is set twice, to {found[key]!r} and {value!r}; set it once")
-        found[key] = value
-    return [f"{key}={toml_value(value)}" for key, value in found.items()]
+def _overrides(settings: Settings | None, options: Settings) -> list[str]:
+    """Settings as values of `--set`.
+
+    Raises:
+        InputError: for options of the command that have another form here.
+    """
+    for name in {"set", "seeds"} & options.keys():
+        raise InputError(
+            f"{name} = {options[name]!r}: is not an argument; pass settings as a dictionary, such "
+            'as {"train.epochs": 2}, and call the function once per seed'
+        )
+    return [f"{key}={toml_value(value)}" for key, value in _dotted(settings or {})]
 
 
 def _dotted(settings: Settings, above: str = "") -> Iterator[tuple[str, object]]:
-    """Settings by dotted key, from tables or not."""
+    """Settings by dotted key. Flattens tables, and in them free tables such as `model.options`."""
     for name, value in settings.items():
         key = f"{above}{name}"
         is_table = "." not in key or (above and key in KEYS and is_free(KEYS[key]))
@@ -405,7 +402,7 @@ def _dotted(settings: Settings, above: str = "") -> Iterator[tuple[str, object]]
 
 
 def _options(options: Mapping[str, object]) -> list[str]:
-    """Keyword arguments as options of a command, which checks them."""
+    """Keyword arguments as options of a command. The command checks them."""
     words = []
     for name, given in options.items():
         option = f"--{name.rstrip('_').replace('_', '-')}"  # from_ is --from
@@ -417,7 +414,7 @@ def _options(options: Mapping[str, object]) -> list[str]:
 
 @contextlib.contextmanager
 def _quiet_tensorflow() -> Iterator[None]:
-    """Hold back TensorFlow's messages at its start that no user can act on."""
+    """Import TensorFlow without messages that no user can act on."""
     if "tensorflow" not in sys.modules:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors are shown
         with filtered_stderr():
@@ -442,6 +439,6 @@ def _row(run: Run) -> dict[str, Any]:
             row |= {f"{table}.{key}": value for key, value in keys.items()}
         result = directory.result() if row["finished"] else {}
         row |= {k: v for k, v in result.items() if isinstance(v, bool | int | float)}
-    except (InputError, RunError) as error:  # a broken or missing run hides no other
+    except (InputError, RunError) as error:  # the other runs are still shown
         log(logging.WARNING, str(error))
     return row

@@ -1,7 +1,7 @@
-"""The base of all tables of a job file: closed sets of typed keys, and how TOML writes them.
+"""The base class of all tables of a job file, the facts of a key, and TOML output.
 
-A key is declared once, as a field of its table, with type, bounds, default and meaning; `Facts` has
-all else. All lists of keys in the package are derived from these.
+A key is declared once, as a field of its table, with type, bounds, default, meaning and `Facts`.
+All lists of keys in the package are derived from these declarations.
 """
 
 import math
@@ -15,14 +15,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-# A user's own function: see `harness.job.own_code`.
+# A function of the user, see `harness.job.own_code`.
 REFERENCE = re.compile(
     r"(?P<file>[^:\x00-\x1f\x7f]+\.py):(?P<in_file>[^\W\d]\w*)"
     r"|(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<in_module>[^\W\d]\w*)"
 )
 FORM = "file.py:function or package.module:function"
 Share = Annotated[float, Field(ge=0, lt=1)]
-HALF = re.compile("[\ud800-\udfff]")  # of a character: no text; a byte of the command line
+SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of the command line, is not text
 OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
@@ -43,7 +43,7 @@ def _check_options(options: Any) -> Any:
             if (
                 not isinstance(each, bool | int | float | str)
                 or (isinstance(each, float) and not math.isfinite(each))
-                or (isinstance(each, str) and HALF.search(each))
+                or (isinstance(each, str) and SURROGATE.search(each))
             ):
                 raise PydanticCustomError(
                     "options",
@@ -53,34 +53,32 @@ def _check_options(options: Any) -> Any:
     return dict(sorted(options.items()))  # the order has no meaning
 
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-
-# A free table inside of a table: any names with plain values.
+# A free table within a table: any names with plain values.
 Options = Annotated[dict[str, Any], BeforeValidator(_check_options)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """The facts of a key beside type, bounds, default and meaning.
+    """The facts of a key besides type, bounds, default and meaning.
 
     By default a key changes the result, may be searched, and always has an effect.
 
     Attributes:
         choices: its allowed names.
-        is_function: whether it may name functions of the user, whose sources the job keeps.
+        is_function: whether it may name functions of the user. The job keeps their source.
         is_path: whether it names a file, relative to the job file.
-        allowed: its range in words, unless type, bounds and choices show it.
-        changes: the result; only its last digits; or nothing, for example a path, because the
-            checksum of its content decides.
+        allowed: its range in words, if type, bounds and choices do not show it.
+        changes: `result`; `digits`, only the last digits of the result; or `nothing`, for example a
+            path, because the content has a checksum.
         not_searched: the reason why no search may vary it.
-        only_with: other keys. It has an effect if one of them has one of these values or, without
-            values, another value than its default.
-        check: returns the rule that this key breaks together with others, or an empty text. Its
-            docstring is the rule in the manual.
+        only_with: other keys with values. This key has an effect only if one of them has one of its
+            values or, if no values are listed, differs from its default.
+        check: returns the rule that this key breaks in combination with others, or an empty text.
+            The manual shows its docstring.
         unvalidated: its only value without validation reviews.
         for_all_reviews: whether it may differ between a run with validation reviews and a later
             run on all reviews.
-        is_decided: whether 0 means a value that is decided at the begin of a search.
+        is_decided: whether 0 means that the search chooses a value at its start.
     """
 
     choices: tuple[str, ...] = ()
@@ -102,7 +100,7 @@ def facts_of(info: FieldInfo) -> Facts:
 
 
 class ConfigSection(BaseModel):
-    """A table of a job file: unknown keys and values of another type are refused."""
+    """A table of a job file. Refuses unknown keys and values of a wrong type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -134,16 +132,16 @@ def keys_of(tables: Tables) -> dict[str, FieldInfo]:
 
 
 def is_free(info: FieldInfo) -> bool:
-    """Whether a key is a free table, whose names `--set` and a search reach, too."""
+    """Whether a key is a free table. `--set` and a search can set names in it."""
     return info.annotation == dict[str, Any]
 
 
 def without_effect(tables: Tables, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The keys that are set and have no effect, with the condition under which they would.
+    """The keys that are set and have no effect, with the conditions of an effect.
 
     Args:
-        tables: of the job file.
-        values: of all keys, by dotted name.
+        tables: the tables of the job file.
+        values: the values of all keys, by dotted name.
     """
     keys = keys_of(tables)
 
@@ -159,7 +157,7 @@ def without_effect(tables: Tables, values: Mapping[str, Any]) -> Iterator[tuple[
 
 
 def condition(key: str, values: tuple[object, ...]) -> str:
-    """One of `Facts.only_with` in words."""
+    """An item of `Facts.only_with` in words."""
     shown = (str(value) or '""' for value in values)
     return f"{key} = {' or '.join(shown)}" if values else key
 
@@ -179,7 +177,7 @@ def _check_weights(weights: Any) -> Any:
     return {name: float(value) for name, value in sorted(weights.items())}
 
 
-# Weights of classes by name, or how to compute them.
+# Weights of classes by name, or the method that computes them.
 ClassWeights = Annotated[str | dict[str, float], BeforeValidator(_check_weights)]
 
 
@@ -193,7 +191,7 @@ def flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def toml_value(value: object) -> str:
-    """A value as TOML on one line; anything that TOML lacks as text."""
+    """A value as TOML on one line. A value of a type that TOML lacks becomes plain text."""
     if isinstance(value, Mapping):
         items = (f"{tomli_w.dumps({str(k): 0})[:-5]} = {toml_value(v)}" for k, v in value.items())
         return f"{{ {', '.join(items)} }}"
@@ -205,17 +203,20 @@ def toml_value(value: object) -> str:
         return str(value)
 
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
+
 def dump_toml(content: Mapping[str, Any]) -> str:
-    """A job or a search as a file; sources come last, as plain text."""
+    """The text of a job file; sources of functions come last, as readable text."""
     tables = {name: table for name, table in content.items() if name != "code"}
     for name, table in tables.items():
-        if isinstance(table, dict):  # an empty free table has no meaning
+        if isinstance(table, dict):  # leaves out empty free tables
             tables[name] = {key: value for key, value in table.items() if value != {}}
     text = tomli_w.dumps(tables)
     if code := content.get("code"):
         text += "\n[code]\n"
     for path, source in (code or {}).items():
-        # TOML's literal text has no escapes, so it can't hold its end or a control character.
+        # TOML's literal text has no escapes, so it can't contain ''' or a control character.
         plain = "'''" not in source and not CONTROL.search(source)
         value = f"'''\n{source}'''" if plain else tomli_w.dumps({"v": source})[4:].rstrip("\n")
         text += f'"{path}" = {value}\n'

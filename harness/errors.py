@@ -1,10 +1,10 @@
-"""The ways in which a command can fail or stop, and the exit code of each."""
+"""The errors that end a command, and their exit codes."""
 
 import contextlib
 import difflib
 from collections.abc import Iterator, Sequence
 
-# Signals of scancel, kill and Ctrl-C, and the cancel of a search.
+# The reasons of an interruption that mean a cancel: scancel or kill, Ctrl-C, `harness cancel`.
 CANCELLED = "harness cancel"
 CANCELLING = ("SIGTERM", "SIGINT", CANCELLED)
 
@@ -19,17 +19,17 @@ class InputError(ValueError):
 
 
 class RunError(RuntimeError):
-    """The run failed for another reason than its input, such as a full disk: exit code 1."""
+    """The run failed for a reason other than its input, such as a full disk: exit code 1."""
 
     exit_code = 1
 
 
 class DiskError(RunError):
-    """The file system refuses, such as a full disk; the run itself is sound."""
+    """The file system refuses, for example because it is full; the run itself is intact."""
 
 
 class NodeFault(RunError):  # noqa: N818 - of the node
-    """This node lacks what the job was promised: exit code 75 if the job moves to another node.
+    """This node has a fault: exit code 75 if the job moves to another node, else 1.
 
     Our job scripts requeue the job without the node, twice at most.
     """
@@ -39,25 +39,22 @@ class NodeFault(RunError):  # noqa: N818 - of the node
         self.exit_code = Interrupted.exit_code if will_requeue else RunError.exit_code
 
 
-class TakenOver(RunError):  # noqa: N818 - no fault of its own
-    """A newer process took this one's folder over, so this one stops."""
+class TakenOver(RunError):  # noqa: N818 - not an error of this process
+    """A newer process took over this process's folder, so this one stops."""
 
 
-class Interrupted(Exception):  # noqa: N818 - an order that was carried out, not an error
-    """A signal stopped the run, which saved a checkpoint and can be resumed: exit code 75.
-
-    Also raised for a lost worker of the run.
-    """
+class Interrupted(Exception):  # noqa: N818 - not an error
+    """A signal or a lost worker stopped the run, which can be resumed: exit code 75."""
 
     exit_code = 75
 
 
 @contextlib.contextmanager
 def explain_interruption(remedy: str) -> Iterator[None]:
-    """Add to an interruption in the block what is saved and how to continue.
+    """Add to the message of an interruption how to continue.
 
     Raises:
-        Interrupted: the reason of the original one, and `remedy`.
+        Interrupted: with the original reason and `remedy`.
     """
     try:
         yield

@@ -152,6 +152,5 @@ if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     SETS_UP=yes
     prepare
     harness data fetch || warn "the full dataset is missing; until then, runs use a SAMPLE"
-    ! command -v sbatch >/dev/null || harness ask-network "$PROJECT"
     say "ready: $VENV"
 fi

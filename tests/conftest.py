@@ -1,4 +1,4 @@
-"""What several tests share: real harness processes over the packaged sample, shrunk."""
+"""Fixtures and helpers: harness commands on the packaged sample, with small jobs."""
 
 import contextlib
 import fcntl
@@ -26,24 +26,23 @@ from tests import guard, preloaded
 from tests.preloaded import SHARED
 from tests.slurm.cluster import REMEDY, is_installed
 
-# A shell, or nohup, may have started the tests with these ignored, which the processes that they
-# start would inherit, and then wait for ever.
+# If a shell or nohup ignores these signals, all processes of the tests would ignore them too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# The suite is for machines with and without a GPU: its runs are on the CPU on both, unless
-# HARNESS_TEST_GPU is set. The tests that are marked gpu show the GPUs to their own processes.
+# The tests run on the CPU, so that all machines give the same results, unless HARNESS_TEST_GPU is
+# set. Tests with the mark gpu show the GPUs to their processes.
 OUTER_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 if not os.environ.get("HARNESS_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-# Tests that import TensorFlow here set some of these.
+# Tests that import TensorFlow in this process change some of these variables.
 READ_AT_START = preloaded.read_at_start(os.environ)
 
 PROJECT = Path(__file__).resolve().parent.parent
 JOBS = PROJECT / "jobs"
 
-# About how long the longest files take, on two cores.
+# Durations of the longest files on two cores.
 SECONDS = {
     "test_sweep.py": 420,
     "test_cluster_trouble.py": 320,
@@ -78,7 +77,7 @@ SECONDS = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Leave no process behind, however the tests end; a worker of xdist is below the guard."""
+    """Start the guard in the main process; xdist's workers are its descendants."""
     if not hasattr(config, "workerinput"):
         if "mutmut" not in sys.modules:  # it starts pytest several times in one process
             guard.enter()
@@ -86,14 +85,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove what the tests shared."""
+    """Remove the folder that all tests share."""
     if not hasattr(config, "workerinput"):
         shutil.rmtree(os.environ.pop(SHARED), ignore_errors=True)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Collect without the garbage collector: all workers import TensorFlow, a million objects."""
+    """Collect without the garbage collector, because TensorFlow creates a million objects."""
     gc.disable()
     try:
         return (yield)
@@ -104,9 +103,9 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests on a cluster, skip them where there is no Slurm, put the longest files first.
+    """Mark the tests on a cluster, skip them without Slurm, and put the longest files first.
 
-    A file that starts last and takes long would leave the other workers idle.
+    A long file that starts last would leave the other workers idle.
     """
     for item in items:
         if {"cluster", "elsewhere"} & set(getattr(item, "fixturenames", ())):
@@ -116,17 +115,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: SECONDS.get(item.path.name, 0), reverse=True)
 
 
-HANGS_S = 60  # a command that takes longer in this process
+HANGS_S = 60  # limit of a command in this process
 
 
 class Harness:
-    """Starts `harness` commands that see neither this machine's data nor its network."""
+    """Starts `harness` commands without access to the user's data and the network."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.runs = folder / "runs"
         self.cache = folder.with_name(f"{folder.name}-cache")
-        # The last is set for TensorFlow in this process, by tests that import it here.
+        # Tests that import TensorFlow in this process set the last one.
         hidden = ("HARNESS_", "SLURM_", "KERAS_HOME", "CUBLAS_WORKSPACE_CONFIG")
         at_start = preloaded.read_at_start(os.environ)
         others = {
@@ -137,7 +136,7 @@ class Harness:
             **READ_AT_START,
             **preloaded.sharing_steps(),
             "HARNESS_OFFLINE": "1",
-            "HARNESS_HERE": "1",  # with or without Slurm on this machine
+            "HARNESS_HERE": "1",  # this machine may have Slurm
             "HARNESS_RUNS": str(self.runs),
             "KERAS_HOME": str(folder / "keras"),
             "XDG_CACHE_HOME": str(self.cache),
@@ -146,12 +145,12 @@ class Harness:
         self.usual_start = preloaded.read_at_start(self.environment)
 
     def program(self, name: str, script: str) -> None:
-        """Put a program on the commands' PATH, before all others."""
+        """Put a program first on the PATH of the commands."""
         path = write_program(self.folder / "bin" / name, script)
         self.environment["PATH"] = f"{path.parent}:{os.environ['PATH']}"
 
     def show_gpus(self) -> None:
-        """Undo what hides this machine's GPUs from the commands."""
+        """Let the commands use this machine's GPUs."""
         self.environment.pop("CUDA_VISIBLE_DEVICES", None)
         if OUTER_GPUS is not None:
             self.environment["CUDA_VISIBLE_DEVICES"] = OUTER_GPUS
@@ -160,7 +159,7 @@ class Harness:
         return [sys.executable, "-m", "harness", *map(str, words)]
 
     def start(self, *words: object, is_forked: bool = True) -> preloaded.Process:
-        """Start a command; a process that is known by its command, or is importing, is no fork."""
+        """Start a command, as a fork unless the test needs its imports or its command line."""
         if is_forked and preloaded.fits(self.environment, self.usual_start):
             return preloaded.Command(words, self.folder, self.environment)
         return subprocess.Popen(
@@ -189,7 +188,7 @@ class Harness:
         )
 
     def run_here(self, *words: object, stdin: str = "") -> "subprocess.CompletedProcess[str]":
-        """Run a command in this process, which is faster; it fails if it imports TensorFlow."""
+        """Run a command in this process, where an import of TensorFlow fails."""
         with (
             mock.patch.dict(os.environ, self.environment, clear=True),
             contextlib.chdir(self.folder),
@@ -205,7 +204,7 @@ class Harness:
 
 
 def run_here(*words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
-    """Run a command in this process; any exception that leaves it is the test's failure.
+    """Run a command in this process. An exception fails the test.
 
     Raises:
         TimeoutError: if the command hangs.
@@ -237,7 +236,7 @@ def run_here(*words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]"
 
 @contextlib.contextmanager
 def without(name: str) -> Iterator[None]:
-    """Let no code import the module, whether or not other tests have."""
+    """Make imports of the module fail, even if other tests have imported it."""
     before = sys.modules.pop(name, None)
     sys.modules[name] = None  # type: ignore[assignment]
     try:
@@ -249,7 +248,7 @@ def without(name: str) -> Iterator[None]:
 
 
 def write_program(path: Path, script: str) -> Path:
-    """Write a shell script that can be executed."""
+    """Write an executable shell script."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
@@ -265,7 +264,7 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> None:
 
 
 def before_next_rename(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
-    """Let something happen once, when the next file is written and has yet to get its name."""
+    """Call `do` once, right before the next written file gets its name."""
     rename = Path.replace
 
     def replace(path: Path, target: Path) -> Path:
@@ -276,7 +275,7 @@ def before_next_rename(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]
     monkeypatch.setattr(Path, "replace", replace)
 
 
-# The real jobs made small: one epoch is 13 steps, the last of them with 16 reviews of 32.
+# Makes the real jobs small: an epoch has 13 steps, the last one with 16 of 32 reviews.
 SHRUNK = [
     *("--set", "data.limit=500"),
     *("--set", "data.maxlen=30"),
@@ -295,7 +294,7 @@ def harness(tmp_path: Path) -> Harness:
 
 
 def shared_run(harness: Harness, job: str, run_id: str, make: Callable[[], None]) -> Path:
-    """A run, or a sweep, that the first of all workers of xdist makes; others get a copy of it."""
+    """A run or sweep that the first worker of xdist makes; later calls get a copy."""
     run = harness.runs / job / run_id
     shared = Path(os.environ[SHARED], f"{job}-{run_id}")
     with shared.with_suffix(".lock").open("w") as lock:
@@ -309,7 +308,7 @@ def shared_run(harness: Harness, job: str, run_id: str, make: Callable[[], None]
 
 
 def calm_run(harness: Harness, job: str) -> Path:
-    """A finished run, `calm`, that nothing disturbed."""
+    """A finished, undisturbed run named `calm`."""
 
     def train() -> None:
         done = harness.train(job, "calm")
@@ -331,7 +330,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """Everything of a finished run that must be the same to the byte."""
+    """The parts of a finished run that must be equal to the byte."""
     names = ("metrics.jsonl", "model.keras", "predictions.npz", "validation_predictions.npz")
     files = {name: (folder / name).read_bytes() for name in names}
     result = json.loads((folder / "result.json").read_text())

@@ -1,13 +1,11 @@
-"""No process outlives the tests: a guard ends what is left, however they end.
+"""A guard that kills all remaining processes of the tests when they end.
 
-Three processes share the work:
+- The pytest process that the user started waits and passes signals on.
+- Its child, the guard, is a subreaper: orphans and daemons become its children.
+- The guard's child, a fork of pytest, runs the tests.
 
-- pytest as it was started only waits, and passes signals on;
-- its child, the guard, is the subreaper of everything below it: a daemon or an orphan becomes
-  the guard's child, never the system's;
-- the guard's child, a copy of pytest, runs the tests.
-
-When either pytest is gone, by SIGKILL too, the guard kills the other and all that tests started.
+If one of the two pytest processes ends, even by SIGKILL, the guard kills the other one and all
+processes that the tests started.
 """
 
 import contextlib
@@ -27,11 +25,11 @@ STDIN = 0
 
 
 def enter() -> None:
-    """Return in a child process that is guarded; this process waits for it and ends as it does."""
+    """Return in a guarded child process. This process waits for it and has its exit code."""
     if sys.platform != "linux":
         return
     is_started_alive, stay_alive = os.pipe()
-    # Until the guard can pass them on, they would end it and leave the tests alone.
+    # Until the guard handles these signals, they would end it and not the tests.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*PASSED_ON, signal.SIGCHLD})
     guard = os.fork()
     if guard == 0:
@@ -42,7 +40,7 @@ def enter() -> None:
             os.close(is_started_alive)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             return
-        # Under another name and in another session, so that what ends pytest spares the guard.
+        # Another name and session, so that a kill of pytest by name or group spares the guard.
         os.setsid()
         os.dup2(is_started_alive, STDIN)
         os.execv(sys.executable, [sys.executable, "-P", __file__, str(tests)])  # noqa: S606 - no shell is wanted
@@ -58,12 +56,12 @@ def _wait(guard: int) -> int:
             process, status = os.waitpid(guard, os.WNOHANG)
             if process == guard:
                 return os.waitstatus_to_exitcode(status)
-        elif received.si_code <= 0:  # from a process; the terminal's reach the tests as well
+        elif received.si_code <= 0:  # a process sent it; a terminal sends to the tests itself
             os.kill(guard, received.si_signo)
 
 
 def main(tests: int) -> int:
-    """Guard the process that runs the tests; return its exit code, as a shell gives it."""
+    """Guard the process that runs the tests; returns its exit code, or 128 plus its signal."""
 
     def pass_on(number: int, _: object) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -87,7 +85,7 @@ def main(tests: int) -> int:
 
 
 def _end_descendants() -> None:
-    """Kill what the tests have left running, and what that starts meanwhile."""
+    """Kill all remaining processes, including those that start in the meantime."""
     deadline = time.monotonic() + PATIENCE_S
     while (left := _descendants()) and time.monotonic() < deadline:
         for process in left:

@@ -1,12 +1,12 @@
-"""Commands of the tests in forks of a process that has imported the libraries.
+"""Runs commands of the tests in forks of a process that has imported the libraries.
 
-To import TensorFlow takes four seconds of a core, and the tests start hundreds of commands. A fork
-begins where that import has ended. It imports the harness itself, as any process does, and has its
-own arguments, folder, environment and files.
+An import of TensorFlow takes four seconds of a core, and the tests start hundreds of commands. A
+fork starts after this import. It imports the harness again, and has its own arguments, folder,
+environment and files.
 
-A server forks a helper for each connection. The helper forks the command, answers with its process
-number, waits for it, and answers with its exit code; if the connection is closed before, it kills
-the command.
+The server forks a helper for every connection. The helper forks the command, sends its process id,
+waits for it, and sends its exit status. If the client closes the connection, the helper kills the
+command.
 """
 
 import contextlib
@@ -35,36 +35,35 @@ from typing import Any
 
 import numpy as np
 
-# Names the folder that all workers of xdist share: the server's socket, finished runs, and compiled
-# steps.
+# The folder that all workers of xdist share: the server's socket, finished runs, compiled steps.
 SHARED = "HARNESS_TEST_SHARED"
 LIBRARIES = (
     *("tensorflow", "keras", "scipy.stats", "sklearn.linear_model", "pyarrow"),
     *("typer", "pydantic", "rich.console", "psutil", "tomli_w", "google_crc32c"),
     *("tensorboard.plugins.hparams.api", "matplotlib.backends.backend_agg"),
 )
-# As harness.compute.strategy sets them before the import, which reads them.
+# The import of TensorFlow reads it; harness.compute.strategy sets it before.
 VARIABLES = {"TF_ENABLE_ONEDNN_OPTS": "0"}
-# What the start of a process or an import reads of the environment; a fork can't be given others.
+# Variables that the start of a process or an import reads. They must be the same in all forks.
 READ_AT_START = re.compile(r"PYTHON|LD_|LC_|LANG|TF_|XLA_|CUDA_|OMP_|OPENBLAS_|MALLOC_|GLIBC_|TZ")
 BACKLOG = 64
 END = b"\n"  # of a request
-NUM_FILES = 3  # that come with it: standard input, output and error
+NUM_FILES = 3  # standard input, output and error
 PATIENCE_S = 120  # for the imports
-CHECK_S = 5.0  # how often the server looks whether the process that started it is there
+CHECK_S = 5.0  # between two checks whether the server's parent is alive
 
 
 def read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that a command must share with the server."""
+    """The variables that must have the same values in the server and in a command."""
     return {name: value for name, value in environment.items() if READ_AT_START.match(name)}
 
 
 def fits(environment: Mapping[str, str], usual: Mapping[str, str]) -> bool:
-    """Whether a command may be a fork of the server, or of one that has yet to start.
+    """Whether a command can be a fork of the server, running or not yet started.
 
     Args:
-        environment: of the command.
-        usual: what the start of most commands reads, of which a server is started.
+        environment: the command's variables.
+        usual: `read_at_start` of most commands, and so of the server.
     """
     kept = Path(os.environ[SHARED], "preloaded.json")
     of_server = json.loads(kept.read_text()) if kept.exists() else usual
@@ -75,20 +74,20 @@ def fits(environment: Mapping[str, str], usual: Mapping[str, str]) -> bool:
 class Server:
     """The process whose forks are commands."""
 
-    folder: Path  # of its socket, which all who use it share
+    folder: Path  # of its socket
     python: str | Path = sys.executable
-    variables: Mapping[str, str] = field(default_factory=VARIABLES.copy)  # that the import reads
+    variables: Mapping[str, str] = field(default_factory=VARIABLES.copy)  # read by the imports
 
 
 def usual_server() -> Server:
-    """The one of this environment."""
+    """The server with the Python of the tests."""
     return Server(Path(os.environ[SHARED]))
 
 
 def sharing_steps() -> dict[str, str]:
-    """The variables of processes that share what XLA compiles, which takes as long as a short run.
+    """Variables that let processes share compiled steps: XLA takes as long as a short run.
 
-    TensorFlow says of each step that it loads, as an error, that it was compiled before.
+    TensorFlow logs an error for each step that it loads, so the log level hides errors.
     """
     cache = f"--tf_xla_persistent_cache_directory={os.environ[SHARED]}"
     flags = f"{cache} --tf_xla_persistent_cache_device_types=CPU"
@@ -96,7 +95,7 @@ def sharing_steps() -> dict[str, str]:
 
 
 class Command:
-    """A fork that is a command, with what the tests use of a `subprocess.Popen`."""
+    """A command in a fork, with the part of the interface of `subprocess.Popen` that tests use."""
 
     def __init__(
         self,
@@ -110,16 +109,16 @@ class Command:
         """Start `python -m harness` in a fork of the server.
 
         Args:
-            words: after `harness`.
-            folder: the command's current one.
-            environment: of the command.
-            stdin: what it reads.
-            server: by default the usual one.
+            words: the arguments.
+            folder: the command's working folder.
+            environment: its variables.
+            stdin: its standard input.
+            server: by default the usual server.
         """
         self.args = ["harness", *map(str, words)]
         self.returncode: int | None = None
         request = {"args": self.args, "folder": str(folder), "environment": dict(environment)}
-        pipes = [os.pipe(), os.pipe()]  # lines in a file would have a date
+        pipes = [os.pipe(), os.pipe()]  # in a file, lines of the log would have a date
         outputs, inputs = zip(*pipes, strict=True)
         self.stdout, self.stderr = map(os.fdopen, outputs)
         self._connection = _connect(environment, server or usual_server())
@@ -136,10 +135,10 @@ class Command:
         self.pid = int(number)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """What it writes until it ends.
+        """Standard output and standard error until the command ends.
 
         Raises:
-            subprocess.TimeoutExpired: if it does not within `timeout` seconds; it goes on.
+            subprocess.TimeoutExpired: after `timeout` seconds; the command continues.
         """
         files = [each.fileno() for each in (self.stdout, self.stderr)]
         try:
@@ -153,42 +152,42 @@ class Command:
         return out, err
 
     def wait(self, timeout: float | None = None) -> int:
-        """Its exit code, or minus the signal that ended it, once it has ended.
+        """The exit code, or the negative number of the signal that ended the command.
 
         Raises:
-            subprocess.TimeoutExpired: if it has not within `timeout` seconds.
+            subprocess.TimeoutExpired: after `timeout` seconds.
         """
         if self.returncode is None:
             if not select.select([self._connection], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0)
-            status = self._answers.read()  # the helper ends with it
+            status = self._answers.read()  # the helper's last message
             assert status, "the helper was killed"
             self.returncode = os.waitstatus_to_exitcode(int(status))
         return self.returncode
 
     def poll(self) -> int | None:
-        """Its exit code, None while it runs."""
+        """The exit code, None while the command runs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.wait(0)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, unless it has ended."""
+        """Send a signal, unless the command has ended."""
         if self.poll() is None:
-            # The server collects an ended command before it says so.
+            # The command may have ended, and the helper has not sent the status yet.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End it by SIGKILL."""
+        """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
     def terminate(self) -> None:
-        """Ask it to end, by SIGTERM."""
+        """Send SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
     def close(self) -> None:
-        """Kill it if it runs."""
+        """Kill the command if it runs."""
         for each in (self._connection, self._answers, self.stdout, self.stderr):
             each.close()
 
@@ -204,10 +203,10 @@ def run(
     timeout_s: float,
     server: Server | None = None,
 ) -> "subprocess.CompletedProcess[str]":
-    """What `subprocess.run` says of `python -m harness`, from a fork of the server.
+    """`subprocess.run` for `python -m harness` in a fork of the server.
 
     Raises:
-        subprocess.TimeoutExpired: if it took longer and was killed.
+        subprocess.TimeoutExpired: after `timeout_s`; the command is killed.
     """
     started = Command(words, folder, environment, stdin=stdin, server=server)
     with contextlib.closing(started) as command:
@@ -216,10 +215,10 @@ def run(
 
 
 def _read(files: Sequence[int], timeout_s: float | None) -> list[bytes]:
-    """What comes from each until all have ended.
+    """The content of pipes until all have ended.
 
     Raises:
-        TimeoutError: if they have not within so many seconds.
+        TimeoutError: after `timeout_s`.
     """
     deadline = math.inf if timeout_s is None else time.monotonic() + timeout_s
     found = dict.fromkeys(files, b"")
@@ -240,7 +239,7 @@ def _read(files: Sequence[int], timeout_s: float | None) -> list[bytes]:
 
 
 def _connect(environment: Mapping[str, str], server: Server) -> socket.socket:
-    """A connection to the server, which the first of all workers of xdist starts."""
+    """Connect to the server, and start it if there is none."""
     shared = server.folder
     address = str(shared / "preloaded")
     connection = socket.socket(socket.AF_UNIX)
@@ -269,15 +268,15 @@ def _connect(environment: Mapping[str, str], server: Server) -> socket.socket:
 
 
 def main(address: str) -> None:
-    """Serve until the process that started this one has ended."""
+    """Serve until the parent of this process has ended."""
     for library in LIBRARIES:
         importlib.import_module(library)
     figure = importlib.import_module("matplotlib.figure").Figure()
     figure.suptitle("matplotlib reads its fonts")
     figure.savefig(io.BytesIO())
-    gc.freeze()  # else a collection in a fork copies every page
+    gc.freeze()  # otherwise a garbage collection in a fork copies every page
     parent = os.getppid()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system forgets helpers that have ended
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies of helpers
     Path(address).unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
@@ -297,14 +296,14 @@ def main(address: str) -> None:
 
 
 def _fork_command(connection: socket.socket) -> dict[str, Any]:
-    """The request that comes over the connection, in a fork that is to become its command."""
+    """Read a request and fork. The fork, which becomes the command, returns the request."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     connection.setblocking(True)
     _, files, _, _ = socket.recv_fds(connection, 1, NUM_FILES)
     text = b""
     while not text.endswith(END):
         part = connection.recv(1 << 16)
-        if not part:  # whoever asked has gone
+        if not part:  # the client has closed the connection
             os._exit(1)
         text += part
     command = os.fork()
@@ -313,11 +312,11 @@ def _fork_command(connection: socket.socket) -> dict[str, Any]:
         return {**json.loads(text), "files": files}
     for file in files:
         os.close(file)
-    with contextlib.suppress(OSError):  # whoever asked has gone
+    with contextlib.suppress(OSError):  # the client may have ended
         connection.sendall(str(command).encode() + END)
     ended = os.pidfd_open(command)
     readable, _, _ = select.select([ended, connection.fileno()], [], [])
-    if ended not in readable:  # whoever asked has gone
+    if ended not in readable:  # the client has closed the connection
         os.kill(command, signal.SIGKILL)
     _, status = os.waitpid(command, 0)
     with contextlib.suppress(OSError):
@@ -335,8 +334,8 @@ def _become(request: dict[str, Any]) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    tempfile.tempdir = None  # TMPDIR may be another
-    random.seed()  # as in a process of its own, or nobody would see that a seed is missing
+    tempfile.tempdir = None  # TMPDIR may differ
+    random.seed()  # as in a new process; otherwise a missing seed would have no effect
     np.random.seed()
     sys.path[0] = request["folder"]
     sys.argv = request["args"]

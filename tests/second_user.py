@@ -1,8 +1,8 @@
-"""A second user of the node, who tries every door: `python -m tests.second_user SITE` as root.
+"""An attacker, the second user of a node: `python -m tests.second_user SITE` as root.
 
-SITE is a JSON file with what this user could find out by looking around: paths, ports, process ids.
-It becomes the user nobody, tries, and prints a JSON object: the number of tries at each door, and
-those that got through.
+SITE is a JSON file of the paths, ports and process ids that any user of the node can list. The
+program becomes the user nobody, attacks, and prints a JSON object with the number of attempts by
+target, and the successful attempts.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from urllib.parse import quote
 
 NOBODY = 65534
 GUESSES = ("", "secret", "a secret", "0" * 32, "harness")
-IDLE = 300  # connections that say nothing
+IDLE = 300  # connections without a request
 
-Tries = Iterator[tuple[str, bool]]  # what was tried, and whether it got through
+Tries = Iterator[tuple[str, bool]]  # attempts, and whether they succeeded
 
 
 def succeeds(act: Callable[..., object], *args: object) -> bool:
-    """Whether the system lets it happen."""
+    """Whether a call raises no OSError."""
     try:
         act(*args)
     except OSError:
@@ -36,12 +36,12 @@ def succeeds(act: Callable[..., object], *args: object) -> bool:
 
 
 def read(path: Path) -> object:
-    """The names in a folder, or the beginning of a file."""
+    """Read the names in a folder, or the beginning of a file."""
     return list(path.iterdir()) if path.is_dir() else path.open("rb").read(100)
 
 
 def tries_at_files(site: dict[str, Any]) -> Tries:
-    """Read what is private, and change, add or remove anything of the owner's."""
+    """Read private files, and add, change and remove files of the owner."""
     for path in map(Path, site["private"]):
         yield f"read {path}", succeeds(read, path)
         yield f"enter {path}", succeeds(os.chdir, path)
@@ -59,7 +59,7 @@ def tries_at_files(site: dict[str, Any]) -> Tries:
 
 
 def tries_at_processes(site: dict[str, Any]) -> Tries:
-    """Read the environment and memory of the owner's processes, and end them."""
+    """Read the environment and memory of the owner's processes, and kill them."""
     for process in site["processes"]:
         for name in ("environ", "mem", "maps", "fd", "cwd", "root"):
             path = Path(f"/proc/{process}/{name}")
@@ -71,7 +71,7 @@ def tries_at_processes(site: dict[str, Any]) -> Tries:
 
 
 def tries_at_tensorboard(site: dict[str, Any]) -> Tries:
-    """Ask without the secret, and guess it."""
+    """Send requests without the secret and with guesses."""
     guesses = [*GUESSES, secrets.token_urlsafe(32), "..", "%2e%2e", "*", "."]
     paths = [
         "/",
@@ -91,18 +91,18 @@ def tries_at_tensorboard(site: dict[str, Any]) -> Tries:
 
 
 def hold_open(site: dict[str, Any]) -> list[socket.socket]:
-    """Idle connections to all that listens; the owner must be served past them."""
+    """Open idle connections, during which TensorBoard must still serve the owner."""
     held = []
     for _ in range(IDLE):
         held.append(socket.create_connection(("127.0.0.1", site["board_port"]), timeout=30))
     for connection in held[::10]:
         with contextlib.suppress(OSError):
-            connection.sendall(b"G")  # and a byte now and then
+            connection.sendall(b"G")  # an incomplete request
     return held
 
 
 def plant(site: dict[str, Any]) -> None:
-    """Put things where the owner may come by: a run, data, a link."""
+    """Put a run with Python modules and changed data into a folder that the owner visits."""
     shared = Path(site["shared"])
     shutil.copytree(site["run_to_copy"], shared / "run", ignore=shutil.ignore_patterns("prov*"))
     shutil.copytree(site["data_to_copy"], shared / "data")
@@ -117,7 +117,7 @@ def plant(site: dict[str, Any]) -> None:
     state.write_text(json.dumps({**json.loads(state.read_text()), "error": "\x1b[2J\x9b31m"}))
 
 
-DOORS = {
+TARGETS = {
     "files": tries_at_files,
     "processes": tries_at_processes,
     "tensorboard": tries_at_tensorboard,
@@ -125,19 +125,19 @@ DOORS = {
 
 
 def main() -> None:
-    """Try all doors, say so, and keep the connections open until the standard input ends."""
+    """Attack, print the result, and keep connections open until standard input ends."""
     site = json.loads(Path(sys.argv[1]).read_text())
-    import encodings.idna  # noqa: F401 - from a folder that nobody may not read
+    import encodings.idna  # noqa: F401 - the user nobody may be unable to read its folder
 
     os.setgroups([])
     os.setgid(NOBODY)
     os.setuid(NOBODY)
     os.umask(0o022)
     result: dict[str, Any] = {"tries": {}, "through": []}
-    for door, tries in DOORS.items():
+    for target, tries in TARGETS.items():
         done = list(tries(site))
-        result["tries"][door] = len(done)
-        result["through"] += [f"{door}: {what}" for what, through in done if through]
+        result["tries"][target] = len(done)
+        result["through"] += [f"{target}: {attempt}" for attempt, through in done if through]
     plant(site)
     held = hold_open(site)
     print(json.dumps(result), flush=True)  # noqa: T201 - the answer

@@ -1,4 +1,4 @@
-"""`import harness`: the same runs and refusals as on the command line, and no trace left behind."""
+"""The Python API gives the same runs and refusals as the command line, without side effects."""
 
 import re
 import shutil
@@ -24,7 +24,7 @@ README = PROJECT / "jobs/README.md"
 
 @pytest.fixture
 def here(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder that is entered, with the environment of the tests' commands."""
+    """An empty working folder, with the environment of the tests' commands."""
     for name, value in harness.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("HARNESS_RUNS")
@@ -33,7 +33,7 @@ def here(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_import_is_cheap() -> None:
-    """Neither NumPy nor pydantic, let alone TensorFlow."""
+    """`import harness` imports no large library."""
     slow = {"numpy", "pydantic", "tensorflow", "typer"}
     code = f"import sys, harness; print({slow} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -43,49 +43,36 @@ def test_the_import_is_cheap() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"train.epoch": 1}, "no key train.epoch; did you mean train.epochs"),
+        ({"train": {"epoch": 1}}, "no key train.epoch; did you mean train.epochs"),
         ({"train.epochs": "many"}, '--set train.epochs="many": should be a valid integer'),
         ({"train.epochs": None}, "train.epochs"),
         ({"model.units": [1, 2]}, "--set model.units=[1, 2]: should be a valid integer"),
     ],
 )
 def test_settings_are_refused(here: Path, settings: dict[str, object], message: str) -> None:
-    """As `--set` refuses them; nothing is written."""
+    """The message is that of `--set`, and nothing is written."""
     with pytest.raises(InputError, match=re.escape(message)):
         package.train(LSTM, settings)
     assert list(here.iterdir()) == []
 
 
-def test_a_key_that_is_set_twice_is_refused(here: Path) -> None:
-    """Once in a table and once by its dotted name."""
-    with pytest.raises(InputError, match=r"train\.epochs: is set twice, to 1 and 2; set it once"):
-        package.train(LSTM, {"train": {"epochs": 1}, "train.epochs": 2})
-    with pytest.raises(InputError, match=r"no key train\.epoch; did you mean train\.epochs"):
-        package.train(LSTM, {"train": {"epoch": 1}})
-
-
 def test_code_of_others_is_trusted_for_one_call(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The job is read in this process too, which trusts nobody afterwards."""
+    """`trust_code` applies to the check in this process too, and only to this call."""
     said: list[tuple[str, ...]] = []
     monkeypatch.setattr("harness.api.run_printed", lambda *words: said.append(words))
     (here / "mynet.py").write_text("def net(inputs): return inputs\n")
     (here / "mynet.py").chmod(0o666)
     (here / "job.toml").write_text('[model]\narchitecture = "mynet.py:net"\n')
-    (here / "tune.toml").write_text(
-        '[model]\narchitecture = "mynet.py:net"\n[search]\ntrials = 1\n'
-        "[search.space]\ntrain.epochs = [1, 2]\n"
-    )
     package.train("job.toml", trust_code=True)
-    package.tune("tune.toml", trust_code=True)
-    assert ["--trust-code" in words for words in said] == [True, True]
+    assert ["--trust-code" in words for words in said] == [True]
     with pytest.raises(InputError, match="others can write to it"):
         package.train("job.toml")
 
 
 def test_options_are_those_of_the_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command checks them, and its line is raised and not printed too."""
+    """The command checks them. Its error is raised, and not printed."""
     with pytest.raises(InputError, match="No such option: --colour"):
         package.train(LSTM, colour="red")
     with pytest.raises(InputError, match="--data /nowhere: is no folder"):
@@ -96,7 +83,7 @@ def test_options_are_those_of_the_command(here: Path, capsys: pytest.CaptureFixt
 
 
 def test_an_unfinished_run_has_no_result(here: Path) -> None:
-    """Nor a model; what it has can be read."""
+    """Its history can be read; its result, model and predictions are refused."""
     folder = here / "runs/lstm/begun"
     write_run(folder, toml=LSTM.read_text())
     (folder / "result.json").unlink()
@@ -108,11 +95,11 @@ def test_an_unfinished_run_has_no_result(here: Path) -> None:
             read()
 
 
-def test_runs_are_a_sequence_and_a_frame(here: Path) -> None:
-    """A row for each run, with the keys of its job and its scores."""
+def test_runs_are_a_list_and_a_frame(here: Path) -> None:
+    """The frame has a row per run, with the keys of its job and its scores."""
     for seed in (1, 2, 3):
         write_run(here / f"runs/lstm/{seed}", LSTM.read_text(), seed=seed, accuracy=seed / 10)
-    (here / "runs/lstm/begins").mkdir()  # which has its lease before its job
+    (here / "runs/lstm/begins").mkdir()  # a starting run has a lease before its job
     (here / "runs/lstm/begins/lease.json").write_text("{}")
     runs = package.load_runs()
     assert (len(runs), len(runs[1:]), runs[0].folder.name) == (3, 2, "1")
@@ -122,10 +109,10 @@ def test_runs_are_a_sequence_and_a_frame(here: Path) -> None:
     assert set(frame["model.units"]) == {32}
 
 
-def test_a_run_that_cant_be_read_hides_no_other(
+def test_an_unreadable_run_does_not_hide_others(
     here: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its row has what is left; the code of others is read, since nothing runs it."""
+    """Its row has the readable values. Code of other users is read, because nothing runs it."""
     code = '[model]\narchitecture = "net.py:net"\n[code]\n"net.py" = "def net(): ..."\n'
     for name, toml in (
         ("broken", "["),
@@ -150,7 +137,7 @@ def test_a_run_that_cant_be_read_hides_no_other(
 
 
 def test_a_comparison(here: Path) -> None:
-    """Its frame has the means, its folder the report."""
+    """The frame has means and the folder a report; runs and data may be named."""
     for job, accuracy in (("lstm", 0.8), ("gru", 0.9)):
         for seed in (1, 2):
             write_run(here / f"runs/{job}/{seed}", job=job, seed=seed, accuracy=accuracy)
@@ -158,58 +145,33 @@ def test_a_comparison(here: Path) -> None:
     means = dict(found.to_frame()[["job", "accuracy"]].itertuples(index=False))
     assert means == {"lstm": pytest.approx(0.8), "gru": pytest.approx(0.9)}
     assert len(found.sentences) == 1
-    assert found.to_frame()["num_seeds"].tolist() == [2, 2]
-    assert found.parts[0].differences["mean"].tolist() == [pytest.approx(0.1)]
     assert found.write("report").is_file()
     with pytest.raises(InputError, match="baseline = 'tfidf'"):
         package.compare("runs", baseline="tfidf")  # type: ignore[arg-type]
+    dataset = small_data(here / "data")
+    write_scored_run(here / "other/lstm/3", dataset, [False] * 60, seed=3)
+    one = package.compare("other/lstm/3", baseline="none", data="data")
+    assert [run.folder.name for run in one.parts[0].group.all_runs] == ["3"]
+    assert "Confusion matrix of lstm" in one.write("report").read_text()
 
 
 def test_a_leaderboard_has_numbers(here: Path) -> None:
-    """Numbers as numbers, names as texts, None for what a trial does not have; its frame too."""
+    """Numbers are numbers, and missing values are None, also in the frame."""
     values = {"model.pooling": "max", "model.units": 16, "train.learning_rate": 0.001}
     trials = trial(0, 0.81, values=values), trial(1, None, values=values, error="it broke")
     sweep = package.Sweep(make_sweep(here / "s", RANDOM, *trials).folder)
     first, second = sweep.leaderboard
-    assert first == {
-        "rank": 1,
-        "trial": 0,
-        "status": "finished",
-        "val_accuracy": 0.81,
-        **values,
-        "epochs": 3,
-        "kept_epoch": 2.0,
-        "training_s": 61.0,
-        "parameters": 1000,
-        "worker": "",
-        "error": "",
-        "attempt": "0/1",
-    }
+    known = {"rank": 1, "trial": 0, "status": "finished", "val_accuracy": 0.81, **values}
+    assert first.items() >= known.items()
     assert [type(first[key]) for key in ("rank", "model.units", "epochs")] == [int] * 3
     assert (second["val_accuracy"], second["training_s"]) == (None, None)
     assert (second["status"], second["error"]) == ("failed", "it broke")
-    frame = sweep.to_frame()
-    assert list(frame["trial"]) == [0, 1]
-    assert frame["val_accuracy"][0] == 0.81
+    assert list(sweep.to_frame()["trial"]) == [0, 1]
     assert package.Sweep(make_sweep(here / "t", RANDOM).folder).leaderboard == []
 
 
-def test_a_comparison_takes_what_the_command_takes(here: Path) -> None:
-    """Runs, and the folder of the data."""
-    dataset = small_data(here / "data")
-    for units in (16, 64):
-        run = here / f"runs/lstm/{units}"
-        toml = f"[model]\nunits = {units}\n"
-        write_scored_run(run, dataset, [False] * 60, toml=toml, seed=units)
-    one = package.compare("runs/lstm/64", baseline="none", data="data")
-    (part,) = one.parts
-    assert [run.folder.name for run in part.group.all_runs] == ["64"]
-    assert "Confusion matrix of lstm" in one.write("report").read_text()
-    both = package.compare("runs", baseline="none")
-    assert len(both.parts[0].group.runs) == 2
-
-
-def test_a_folder_that_is_not_there(here: Path) -> None:
+def test_a_missing_folder_is_refused(here: Path) -> None:
+    """The message names it."""
     with pytest.raises(InputError, match="nowhere: is no folder"):
         package.load_runs("nowhere")
 
@@ -225,17 +187,15 @@ signal.signal(signal.SIGINT, lambda *_: sys.exit(75))
 @pytest.mark.parametrize(
     ("body", "shown"),
     [
-        ("print('harness: no such thing', flush=True); sys.exit(2)", ["begins"]),
         ("print('2026-01-01 00:00:00 ERROR no such thing'); sys.exit(2)", ["begins"]),
         ("print('harness: a\\nharness: no such thing'); sys.exit(2)", ["begins", "a"]),
-        ("print('harness: not the end\\nend'); sys.exit(0)", ["begins", "not the end", "end"]),
-        ("print('harness: the end'); sys.exit(0)", ["begins", "the end"]),
+        ("print('harness: not the end\\nend')", ["begins", "not the end", "end"]),
     ],
 )
-def test_an_error_is_raised_or_printed(
+def test_the_last_error_is_raised_and_other_lines_are_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], body: str, shown: list[str]
 ) -> None:
-    """The line that says why the command ended is raised alone; no other line is lost."""
+    """The error that ends the command is not printed too."""
     code = STAND_IN.format(body=body)
     monkeypatch.setattr(pool, "child_args", lambda *args: [sys.executable, "-c", code])
     if "exit(2)" in body:
@@ -247,8 +207,8 @@ def test_an_error_is_raised_or_printed(
 
 
 @pytest.mark.full
-def test_tensorflow_starts_without_a_word(finished: tuple[Harness, Path]) -> None:
-    """A model and its predictions put nothing on the screen of a process that asks for them."""
+def test_tensorflow_prints_nothing(finished: tuple[Harness, Path]) -> None:
+    """Loading a model and predicting write nothing to standard error."""
     harness, folder = finished
     code = (
         f"import harness\n(run,) = harness.load_runs({str(folder)!r})\n"
@@ -265,13 +225,13 @@ def test_tensorflow_starts_without_a_word(finished: tuple[Harness, Path]) -> Non
 def test_a_keyboard_interrupt_lets_the_command_save(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command gets the signal, and KeyboardInterrupt goes on when it has ended."""
+    """The command gets the signal; KeyboardInterrupt is raised after it has ended."""
     code = STAND_IN.format(
         body="signal.signal(signal.SIGINT, lambda *_: (print('saved', flush=True), sys.exit(75)))\n"
         "time.sleep(60)"
     )
     monkeypatch.setattr(pool, "child_args", lambda *args: [sys.executable, "-c", code])
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever other tests left
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     main = threading.main_thread().ident
     assert main
     threading.Timer(1, signal.pthread_kill, [main, signal.SIGINT]).start()
@@ -285,7 +245,7 @@ def test_a_keyboard_interrupt_lets_the_command_save(
 
 @pytest.mark.full
 def test_the_examples_of_the_readme(here: Path) -> None:
-    """They run as they stand, in a thread, and leave no signal handler behind."""
+    """They run in a thread and change no signal handler."""
     section = README.read_text().split("\n## From Python\n")[1].split("\n## ")[0]
     blocks = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     (here / "jobs").symlink_to(JOBS)
@@ -294,7 +254,7 @@ def test_the_examples_of_the_readme(here: Path) -> None:
 
     def execute() -> None:
         try:
-            exec("".join(blocks), {})  # noqa: S102 - our own page
+            exec("".join(blocks), {})  # noqa: S102 - our README
         except BaseException as error:
             failures.append(error)
 

@@ -1,4 +1,4 @@
-"""What the READMEs name exists: files, headings, commands, options, settings, examples."""
+"""The READMEs name only existing files, headings, commands, options, settings and examples."""
 
 import re
 import shlex
@@ -17,8 +17,8 @@ from tests.gpu.__main__ import parser as node_parser
 
 CHANGELOG = PROJECT / "CHANGELOG.md"
 PAPERS = [PROJECT / "README.md", CHANGELOG, *sorted(PROJECT.glob("*/README.md"))]
-TO_WRITE = {"jobs/mine.toml", "slurm/site.sh"}  # by the user
-SCRIPTS = {name: [name] for name in ("compare", "tensorboard", "tune")}  # else train
+TO_WRITE = {"jobs/mine.toml", "slurm/site.sh"}  # files that users write
+SCRIPTS = {name: [name] for name in ("compare", "tensorboard", "tune")}  # the others train
 DOCTOR_OPTIONS = re.findall(r"--[a-z]+", node_parser().format_help())
 FOR_TUNE_SH = {"--join", "--show", "--best", "--retrain"}
 
@@ -26,7 +26,7 @@ papers = pytest.mark.parametrize("paper", PAPERS, ids=lambda p: str(p.relative_t
 
 
 def code(paper: Path) -> Iterator[str]:
-    """Each line of a block of code without its comment, and each span of code."""
+    """The lines of code blocks without comments, and the spans of code."""
     prose, text = "", paper.read_text()
     for number, part in enumerate(re.split(r"^ *```", text, flags=re.MULTILINE)):
         if number % 2:
@@ -43,7 +43,7 @@ def slugs(paper: Path) -> set[str]:
 
 
 def command_of(args: list[str]) -> tuple[Any, list[str]]:
-    """The command that arguments call, and those that are left for it."""
+    """The command that arguments call, and the remaining arguments."""
     command: Any = typer.main.get_command(app)
     while args and hasattr(command, "commands"):
         assert args[0] in command.commands, f"{args[0]}: known are {[*command.commands]}"
@@ -72,7 +72,7 @@ def test_links_lead_somewhere(paper: Path) -> None:
 
 @papers
 def test_files_exist(paper: Path) -> None:
-    """A file that a paper names as code is there, from the project or from the paper's folder."""
+    """A file in a span of code exists in the project or in the paper's folder."""
     for text in code(paper):
         for name in re.findall(r"(?<![\w./~-])[\w/.-]+\.(?:py|sh|toml|json)(?![\w/])", text):
             here = "/" in name and not name.startswith(("runs/", "/"))
@@ -82,7 +82,7 @@ def test_files_exist(paper: Path) -> None:
 
 @papers
 def test_tests_exist(paper: Path) -> None:
-    """What a paper names as a test is one, or a function of the package."""
+    """A name that begins with `test_` is a test, or a function of the package."""
     files = [*(PROJECT / "harness").rglob("*.py"), *(PROJECT / "tests").rglob("test_*.py")]
     text = "".join(file.read_text() for file in files)
     known = set(re.findall(r"^def (test_\w+)\(", text, re.MULTILINE))
@@ -92,9 +92,9 @@ def test_tests_exist(paper: Path) -> None:
 
 @papers
 def test_commands_and_options_exist(paper: Path) -> None:
-    """Each `harness X` is a command, and what begins with a dash after it is one of its options."""
+    """`harness X` is a command, and the options after it are options of that command."""
     if paper == CHANGELOG:
-        return  # it names commands that are gone
+        return  # it names removed commands
     for text in code(paper):
         calls = re.findall(r"(?:^|[\s/])harness ([a-z][^|;&]*)", text)
         for script, rest in re.findall(r"slurm/(\w+)\.sh\b([^|;&]*)", text):
@@ -107,7 +107,7 @@ def test_commands_and_options_exist(paper: Path) -> None:
 
 
 def check_call(call: str) -> None:
-    """Hold a call's options against its command."""
+    """Compare the options of a call with those of its command."""
     args = re.sub(r"[\[\]]", " ", call).split(" -- ")[0].split()
     command, rest = command_of(args)
     known = {option for each in command.params for option in each.opts} | {"--help"}
@@ -119,9 +119,9 @@ def check_call(call: str) -> None:
 
 @papers
 def test_settings_exist(paper: Path) -> None:
-    """Each HARNESS_ variable that a paper names is read by the code, the tests or the scripts."""
+    """The code, the tests or the scripts use every HARNESS_ variable."""
     if paper == CHANGELOG:
-        return  # it names settings that are gone
+        return  # it names removed settings
     modules = [*(PROJECT / "harness").rglob("*.py"), *(PROJECT / "tests").rglob("*.py")]
     files = [*modules, *(PROJECT / "slurm").glob("*.sh")]
     known = "".join(file.read_text() for file in files)
@@ -130,21 +130,21 @@ def test_settings_exist(paper: Path) -> None:
 
 
 def test_every_setting_of_a_site_is_explained() -> None:
-    """The table of slurm/README.md has each setting of site.example.sh."""
+    """slurm/README.md has every setting of site.example.sh."""
     example = (PROJECT / "slurm" / "site.example.sh").read_text()
     told = (PROJECT / "slurm" / "README.md").read_text()
     assert set(re.findall(r"HARNESS_[A-Z_]+", example)) <= set(re.findall(r"HARNESS_[A-Z_]+", told))
 
 
 def test_the_table_of_keys_is_that_of_the_schema() -> None:
-    """jobs/README.md has every key as the code has it; `python -m tests.job_keys` writes it."""
+    """jobs/README.md describes every key; `python -m tests.job_keys` writes the table."""
     text = job_keys.README.read_text()
     assert job_keys.BEGIN in text
     assert text == job_keys.with_table(text)
 
 
 def test_the_examples_are_jobs(tmp_path: Path) -> None:
-    """The search of jobs/README.md is taken as it stands."""
+    """The first TOML block of jobs/README.md is a valid search."""
     file = tmp_path / "mine.toml"
     file.write_text(job_keys.README.read_text().split("```toml\n")[1].split("```")[0])
     assert load_search(file).name == "mine"

@@ -1,4 +1,4 @@
-"""The forks in which the tests run commands."""
+"""The forks that run the commands of the tests."""
 
 import subprocess
 
@@ -8,17 +8,17 @@ import pytest
 from tests.conftest import Harness, wait_for
 
 
-def test_a_command_has_its_own_input_output_and_code(harness: Harness) -> None:
-    """It says what a process of its own says, in the folder that it is given."""
+def test_a_fork_ends_like_a_process(harness: Harness) -> None:
+    """It has the same output and exit code."""
     forked = harness.run("data", "describe", "none.csv")
-    harness.environment["PYTHONHASHSEED"] = "7"  # which no fork can be given
-    own = harness.run("data", "describe", "none.csv")
-    assert own.returncode == 2
-    assert (forked.returncode, forked.stdout, forked.stderr) == (2, own.stdout, own.stderr)
+    harness.environment["PYTHONHASHSEED"] = "7"  # needs a new process
+    process = harness.run("data", "describe", "none.csv")
+    assert process.returncode == 2
+    assert (forked.returncode, forked.stdout, forked.stderr) == (2, process.stdout, process.stderr)
 
 
-def test_a_command_that_takes_too_long_is_killed(harness: Harness) -> None:
-    """It leaves no process."""
+def test_a_command_is_killed_at_its_limit(harness: Harness) -> None:
+    """No process remains."""
     with pytest.raises(subprocess.TimeoutExpired):
         harness.run(*harness.train_words("lstm", "long", "--set", "train.epochs=200"), timeout_s=3)
     assert not (harness.runs / "lstm/long/result.json").exists()

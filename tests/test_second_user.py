@@ -1,4 +1,4 @@
-"""Another user of the node tries every door while the owner's processes run: none opens."""
+"""A second user of the node attacks while the owner's processes run, without success."""
 
 import json
 import os
@@ -31,7 +31,7 @@ JOB_ID = str(900_000 + os.getpid())
 
 
 class Owner:
-    """What one user has on a node: a run, code, data, TensorBoards, and a job that is meeting."""
+    """The owner's run, code, data, TensorBoard, and the workers of a starting job."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.harness = harness = Harness(folder)
@@ -61,7 +61,7 @@ class Owner:
         return take_snapshot(project, self.harness.runs)
 
     def site(self) -> dict[str, Any]:
-        """What a second user can find out, and the secrets that it should not."""
+        """The facts that the attacker gets, and the secrets that it looks for."""
         cache = Path(self.harness.environment["XDG_CACHE_HOME"]) / "harness"
         port = self.boards[0].target.rpartition(":")[2]
         return {
@@ -100,10 +100,10 @@ def join(rank: int, parent: Path) -> WorkerGroup:
     return WorkerGroup.join(allocation, parent, "the same", join_s=40)
 
 
-def test_no_door_opens_to_a_second_user(
+def test_a_second_user_can_read_and_change_nothing(
     owner: Owner, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every try is counted; none gets through, and the owner is served in the meantime."""
+    """No attempt succeeds, and TensorBoard serves the owner in the meantime."""
     file = tmp_path / "site.json"
     file.write_text(json.dumps(owner.site()))
     with ThreadPoolExecutor(2) as pool:
@@ -115,7 +115,7 @@ def test_no_door_opens_to_a_second_user(
             assert stranger.stdout
             assert stranger.stdin
             found = json.loads(stranger.stdout.readline())
-            # The stranger's idle connections are open now.
+            # The attacker's idle connections are open now.
             for board in owner.boards:
                 assert board.ask(f"/{board.secret}/data/runs")[0] == 200
             worker = pool.submit(join, 1, owner.meeting.parent)
@@ -126,7 +126,7 @@ def test_no_door_opens_to_a_second_user(
     tries = {**found["tries"], "planted": len(planted)}
     through = [*found["through"], *(f"planted: {what}" for what, refused in planted if not refused)]
     with capsys.disabled():
-        counts = f"{sum(tries.values())} tries {tries}, got through: {len(through)}"
+        counts = f"{sum(tries.values())} attempts {tries}, successful: {len(through)}"
         sys.stdout.write(f"\nsecond user: {counts}\n")
     assert through == []
     assert min(tries.values()) >= 8
@@ -134,7 +134,7 @@ def test_no_door_opens_to_a_second_user(
 
 
 def tries_of_what_was_planted(owner: Owner) -> Iterator[tuple[str, bool]]:
-    """The owner comes by what the stranger has put there; whether nothing of it takes effect."""
+    """The owner's commands on planted files, and whether they refused or ignored them."""
     harness, shared = owner.harness, owner.shared
     planted = harness.run("data", "verify", "--data", shared / "data")
     yield "data verify", planted.returncode == 2 and "belongs to nobody" in planted.stderr

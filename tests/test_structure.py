@@ -1,4 +1,4 @@
-"""The packages import in one direction, and no modules import each other in a circle."""
+"""Packages import in one direction, and modules do not import each other in a circle."""
 
 import ast
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ NAMES = {name_of(path) for path in MODULES}
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The modules of `harness` that a module imports, at its top or inside a function."""
+    """The modules of `harness` that a module imports, at its top or inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             whole = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -41,14 +41,14 @@ def level(name: str) -> int:
 
 
 def test_packages_are_those_of_the_order() -> None:
-    """Every folder with code is a package that the order names."""
+    """Every folder with code is in ORDER."""
     assert {path.parent.name for path in HARNESS.glob("*/*.py")} == set(ORDER)
     assert not list(HARNESS.glob("*/*/*.py"))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_go_down(path: Path) -> None:
-    """A module imports from its own package and those before it, never from a later one."""
+    """A module imports from its own package and earlier ones only."""
     own = name_of(path)
     if own in ("harness.__main__", "harness.api"):
         return
@@ -56,7 +56,7 @@ def test_imports_go_down(path: Path) -> None:
 
 
 def test_no_circles() -> None:
-    """No modules import each other in a circle."""
+    """Removing modules without imports, again and again, leaves no module."""
     arrows = {name_of(path): set(imported(path)) - {name_of(path)} for path in MODULES}
     while ends := [name for name, others in arrows.items() if not others & arrows.keys()]:
         for name in ends:

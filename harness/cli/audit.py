@@ -1,4 +1,4 @@
-"""`audit`: whether the numbers of runs are what their jobs give."""
+"""`audit`: checks the numbers of runs by training them again."""
 
 import logging
 from functools import partial
@@ -25,22 +25,22 @@ app = typer.Typer()
 @app.command(epilog="Example: harness audit /home/a_student/runs/lstm/seed1 --full")
 def audit(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN", help="folders of finished runs")],
-    quick: Annotated[bool, typer.Option("--quick", help="without training")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="check without training")] = False,
     epochs: Annotated[
         int | None,
         typer.Option(min=1, metavar="N", help="train the first N epochs again; default: 1"),
     ] = None,
-    full: Annotated[bool, typer.Option("--full", help="train all of it again")] = False,
+    full: Annotated[bool, typer.Option("--full", help="train the whole run again")] = False,
     devices: DeviceList = None,
     data: DataFolder = None,
     runs: RunsFolder = Path("runs"),
     here: Here = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Find out whether the numbers of finished runs are what their jobs give.
+    """Check the numbers of finished runs by training them again.
 
-    Writes nothing into the runs; the answer is kept in --runs, and compare shows it.
-    Exit codes: 0 = equal, or within rounding, 1 = not, 2 = can't be audited here.
+    Never changes the runs. Keeps its result in --runs, and harness compare shows it. Exit codes:
+    0 = equal, or equal within rounding; 1 = different; 2 = can't be audited here.
     """
     import pandas
 
@@ -70,7 +70,7 @@ def audit(
             keep_audit(runs, found.result_sha256, found.record())
         except (DiskError, OSError) as error:
             raise InputError(
-                f"--runs {runs}: the audit can't be kept ({error}); name a folder of yours"
+                f"--runs {runs}: the audit can't be saved ({error}); name your own folder"
             ) from None
     for problem in problems[: None if num_different else -1]:
         log(logging.ERROR, str(problem))

@@ -1,14 +1,11 @@
-"""Hidden commands, by which the job scripts ask Python.
-
-What `job-begin`, `job-end` and `job-successor` print is for bash to evaluate.
-"""
+"""Hidden commands that the job scripts call. They print bash code, which the scripts evaluate."""
 
 import logging
 import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,18 +13,30 @@ from harness.cli.options import RunsFolder
 from harness.errors import InputError
 from harness.system.console import log
 
+if TYPE_CHECKING:
+    from harness.slurm.environment import SlurmEnvironment
+
+
 app = typer.Typer()
 
 
 def _answer(text: str) -> None:
-    """Print for bash: paths with the bytes that they have."""
+    """Print code for bash, without changing the bytes of paths."""
     sys.stdout.buffer.write(os.fsencode(f"{text}\n"))
     sys.stdout.flush()
 
 
 def _shown() -> str:
-    """What `scontrol show job` says of the job, which the script pipes here."""
+    """The output of `scontrol show job`, which the script pipes into the command."""
     return sys.stdin.buffer.read().decode(errors="replace")
+
+
+def _allocation() -> "SlurmEnvironment":
+    from harness.slurm.environment import SlurmEnvironment
+
+    if allocation := SlurmEnvironment.from_environment():
+        return allocation
+    raise InputError("this command is only for job scripts, in a Slurm job")
 
 
 @app.command("job-begin", hidden=True)
@@ -39,13 +48,15 @@ def job_begin(
     job: Annotated[bool, typer.Option("--job")] = False,
     called: Annotated[bool, typer.Option("--called")] = False,
 ) -> None:
-    """Say what a job script runs, and in a Slurm job what Slurm gave it.
+    """Choose the command that a job script runs, and log the resources of its Slurm job.
 
     Args:
-        kind: what the script is for, see `harness.slurm.batch.plan`.
+        kind: the purpose of the script, see `harness.slurm.batch.plan`.
+        words: the script's arguments.
         home: the project.
+        runs: the folder of the runs.
         job: whether the script is a batch job.
-        called: whether a user's own script calls it.
+        called: whether a script of the user calls it.
     """
     from harness.slurm.batch import MAX_REQUEUES, Start, faults_file, plan, shown_values
     from harness.slurm.environment import (
@@ -92,7 +103,7 @@ def job_begin(
         faults.parent.mkdir(parents=True, exist_ok=True)
         faults.unlink(missing_ok=True)  # of an earlier start
         flags = [*shlex.split(allocation.flags), *request_args(shown_values(shown), variables)]
-        # srun: a step without options for GPUs has all of its job.
+        # A step of srun without options for GPUs gets all GPUs of its job.
         lines += [
             f"unset {' '.join((*foreign, *OF_GPUS))}",
             f"export {FLAGS}={shlex.quote(shlex.join(flags))}",
@@ -105,19 +116,17 @@ def job_begin(
 
 @app.command("job-end", hidden=True)
 def job_end(code: int, signals: str = "", run: str = "", runs: RunsFolder = Path("runs")) -> None:
-    """Decide what becomes of a job: `requeue`, with changes of the job, or `stop`.
+    """Decide what happens to a job: `requeue`, perhaps with changes of the job, or `stop`.
 
     Args:
-        code: the exit code of its harness.
-        signals: that the script received.
-        run: the folder of its run or sweep, empty if that is not known.
+        code: the exit code of its command.
+        signals: the names of the signals that the script received.
+        run: the folder of its run or sweep, empty if unknown.
+        runs: the folder of the runs.
     """
     from harness.slurm.batch import Counters, counters_file, decide, ending_of
-    from harness.slurm.environment import SlurmEnvironment
 
-    allocation = SlurmEnvironment.from_environment()
-    if allocation is None:
-        raise InputError("harness job-end: is for the job scripts, inside of a Slurm job")
+    allocation = _allocation()
     ending = ending_of(
         code,
         signals=signals.split(),
@@ -141,37 +150,24 @@ def job_successor(
     changes: Annotated[list[str] | None, typer.Argument()] = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Write a job that goes on with a run where Slurm forbids the requeue.
+    """Write a job that continues a run if Slurm forbids the requeue.
 
     Args:
         run: the folder of the run or sweep.
-        changes: of the job, as `job-end` prints them.
+        changes: changes of the job, as `job-end` prints them.
+        runs: the folder of the runs.
     """
     from harness.cli.submit import resume_request
-    from harness.slurm.environment import FIRST_JOB, SlurmEnvironment
+    from harness.slurm.environment import FIRST_JOB
     from harness.slurm.resources import Resources
     from harness.slurm.submit import draft
 
-    allocation = SlurmEnvironment.from_environment()
-    if allocation is None:
-        raise InputError("harness job-successor: is for the job scripts, inside of a Slurm job")
+    allocation = _allocation()
     options = {"ExcNodeList": "--exclude={}", "MinMemoryNode": "--mem={}M"}
     asked = [change.partition("=") for change in changes or ()]
     flags = [options[name].format(value) for name, _, value in asked]
     flags.append(f"--dependency=afterany:{allocation.own_id}")
-    # Its failures are counted for the first job.
+    # So that its failures count as failures of the first job.
     os.environ[FIRST_JOB] = allocation.first_job_id
     command, record = draft(resume_request([run], Resources(flags=tuple(flags)), runs))
     _answer(f"SUCCESSOR=({shlex.join(command)})\nRECORD={shlex.quote(str(record))}")
-
-
-@app.command("ask-network", hidden=True)
-def ask_network(home: Path) -> None:
-    """Ask the user whether the network of the nodes is trusted.
-
-    Args:
-        home: the project.
-    """
-    from harness.system.site_settings import ask_for_trusted_network
-
-    ask_for_trusted_network(home)

@@ -39,7 +39,7 @@ def compare(
 ) -> None:
     """Compare the test scores of finished runs.
 
-    Prints means over the seeds of each job, and says which differences are significant.
+    Prints means over the seeds of each job, and which differences are significant.
     """
     from harness.report.summary import compared, print_parts
 
@@ -48,7 +48,7 @@ def compare(
 
         check_folder(out)
     if baseline and no_baseline:
-        raise InputError(f"--baseline {baseline} --no-baseline: contradict each other; give one")
+        raise InputError(f"--baseline {baseline} --no-baseline: exclude each other; use one")
     say = partial(echo, err=True)
     which = "none" if no_baseline else baseline
     parts, left_out = compared(named or [runs], say, baseline=which, data=data, audits=runs)
@@ -75,7 +75,7 @@ def ensemble(
         typer.Option(
             "--weights-from",
             metavar="ENSEMBLE",
-            help="take the weights of this ensemble, if the runs have no validation reviews",
+            help="use the weights of this ensemble, for runs without validation reviews",
         ),
     ] = None,
     name: Annotated[
@@ -94,7 +94,8 @@ def ensemble(
 ) -> None:
     """Average the probabilities of finished runs.
 
-    Validation reviews choose the weights. compare and predict take the result like a run.
+    Chooses the weights on validation reviews. harness compare and predict accept the ensemble like
+    a run.
     """
     from harness.report.ensemble import Request, make_ensemble
     from harness.report.text_tables import table_lines

@@ -24,7 +24,7 @@ def fetch(
 ) -> None:
     """Put IMDB into ~/.cache/harness.
 
-    Downloads it, or reads it from a folder that holds it.
+    Downloads it, or copies it from a folder.
     """
     from harness.data.sources import fetch as fetch_dataset
 

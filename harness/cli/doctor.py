@@ -1,4 +1,4 @@
-"""`doctor`: checks the set-up of this site, and measures how fast it trains."""
+"""`doctor`: checks the set-up of this site, and measures its training speed."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -33,14 +33,14 @@ def doctor(
         bool,
         typer.Option(
             "--probe",
-            help="train for a minute or two to estimate how long a job takes; fills CUDA's cache",
+            help="train for a minute or two and estimate how long each job takes",
         ),
     ] = False,
     here: Here = False,
 ) -> None:
-    """Check the set-up of this site.
+    """Check the set-up of this site and print remedies.
 
-    Prints a remedy for each problem. The exit code is 1 if any check is red.
+    The exit code is 1 if any check is red.
     """
     try:
         from harness.compute.strategy import parse_devices, site_devices
@@ -68,7 +68,7 @@ def _print_json(found: "Sequence[Finding | Estimate]") -> bool:
 
 
 def _print_findings(findings: "Iterable[Finding]") -> bool:
-    """Print each in a line as it is found; returns whether none is red."""
+    """Print a line per finding as soon as it is there; returns whether none is red."""
     from rich.text import Text
 
     console = rich_console(soft_wrap=True)
@@ -83,7 +83,7 @@ def _print_findings(findings: "Iterable[Finding]") -> bool:
 
 
 def _print_estimates(estimates: "Iterable[Estimate]") -> bool:
-    """Print each as it is measured; returns whether all were."""
+    """Print a line per job as soon as it is measured; returns whether all succeeded."""
     known: list[Estimate] = []
     for each in estimates:
         if not known:

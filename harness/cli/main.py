@@ -1,10 +1,11 @@
-"""The command line: gathers the commands and turns every ending into an exit code."""
+"""The command line: collects the commands and turns errors into exit codes."""
 
 import logging
 import signal
 from typing import Annotated
 
 import typer
+from typer.core import TyperArgument
 from typer.exceptions import TyperException
 
 from harness import __version__
@@ -26,7 +27,10 @@ from harness.system import processes
 from harness.system.console import echo, log, take_any_text
 
 app = typer.Typer(
-    help="Train, test and search text classifiers on CPUs, GPUs or a Slurm cluster.",
+    help="Train, test and compare text classifiers on this machine or on a Slurm cluster.",
+    epilog="First steps: harness doctor; harness train jobs/lstm.toml; harness status; "
+    "harness COMMAND --help",
+    context_settings={"max_content_width": 100},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -35,7 +39,10 @@ for commands in (train, audit, tune, submit, batch, runs, compare, tensorboard, 
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(data.app, name="data")
 
-INTERRUPTED = 130  # as shells and Typer count a Ctrl-C
+# Keeps types such as `<list[Path]>` out of the help.
+TyperArgument.display_type_rich = lambda self, ctx: None  # type: ignore[method-assign]
+
+INTERRUPTED = 130  # Typer's exit code of a Ctrl-C
 
 
 def main() -> int:
@@ -46,15 +53,15 @@ def main() -> int:
     """
     take_any_text()
     try:
-        # Typer returns the code that typer.Exit was raised with, and 130 after a Ctrl-C.
+        # Returns the code of typer.Exit, or INTERRUPTED.
         code = app(prog_name="harness", standalone_mode=False)
         if code == INTERRUPTED:
-            raise Interrupted("interrupted at once; what was saved before stays")
+            raise Interrupted("interrupted at once; saved files stay")
     except (InputError, RunError, Interrupted) as end:
         code = _fail(str(end), end.exit_code)
     except TyperException as refusal:
         command = getattr(getattr(refusal, "ctx", None), "info_name", None)
-        remedy = "; an option of sbatch goes after --." if command == "submit" else ""
+        remedy = "; options of sbatch go after --." if command == "submit" else ""
         code = _fail(f"{refusal.format_message()}{remedy} See harness --help.", refusal.exit_code)
     except MemoryError:
         code = _fail("out of memory; give the process more, or see ulimit -v and --mem", 1)
@@ -67,7 +74,7 @@ def main() -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more would replace line and exit code
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C would replace line and exit code
     log(logging.ERROR, " ".join(message.split()))
     return code
 

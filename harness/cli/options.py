@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import sys
 from pathlib import Path
 from socket import gethostname
 from typing import TYPE_CHECKING, Annotated
@@ -25,7 +24,9 @@ RunsFolder = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="TABLE.KEY=VALUE", help="set a key of the job, such as train.epochs=8"
+        "--set",
+        metavar="KEY=VALUE",
+        help="set a key of the job, such as train.epochs=8; repeat it for more keys",
     ),
 ]
 DataFolder = Annotated[
@@ -36,14 +37,14 @@ Strict = Annotated[
     bool,
     typer.Option(
         "--strict",
-        help="refuse to continue a run with different code, packages or devices",
+        help="refuse to continue a run whose code, packages or devices have changed",
     ),
 ]
 
 
 def _some_devices(text: str | None) -> str | None:
     if text is not None and not text.strip():
-        raise InputError("--devices '': should name devices, as in gpu:2 or cpu; or leave it out")
+        raise InputError("--devices '': should name devices, such as gpu:2 or cpu; or leave it out")
     return text
 
 
@@ -53,10 +54,10 @@ DeviceList = Annotated[
         "--devices",
         callback=_some_devices,
         metavar="KIND:N",
-        help="gpu:2, cpu, cpu:2; default: all GPUs, else the CPU",
+        help="such as gpu:2, cpu, cpu:2; default: all GPUs, else the CPU",
     ),
 ]
-Full = Annotated[bool, typer.Option("--full", help="fail if the full dataset is missing")]
+Full = Annotated[bool, typer.Option("--full", help="refuse to train on the SAMPLE of IMDB")]
 Workers = Annotated[
     int | None,
     typer.Option(
@@ -72,15 +73,13 @@ WorkersPerGpu = Annotated[
 ]
 Here = Annotated[
     bool,
-    typer.Option(
-        "--here", help="compute on this machine, outside of a Slurm job, without a warning"
-    ),
+    typer.Option("--here", help="train on this machine, outside of a Slurm job, without a warning"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 def _trust(trusted: bool) -> bool:
-    """Tell this process, and those that it starts."""
+    """Set the variable that this process and its children read."""
     if trusted:
         os.environ[TRUST] = "1"
     return trusted
@@ -102,31 +101,26 @@ def quoted(path: Path | str) -> str:
 
 
 def confirm_here(instead: str, console: "Console", *, here: bool) -> None:
-    """Warn, on a machine with sbatch, that this is no Slurm job.
+    """Warn on a cluster that this command trains outside of a Slurm job.
 
     Args:
-        instead: the command that submits it.
+        instead: the command that submits a job.
         console: for the warning.
-        here: whether the user chose this machine by --here.
+        here: whether the user passed --here.
 
     Raises:
-        InputError: if `here` is not given and the site's HARNESS_JOBS_ONLY is 1.
+        InputError: without --here, if the site sets HARNESS_JOBS_ONLY=1.
     """
     from harness.slurm.client import has_client, has_cluster
     from harness.slurm.environment import SlurmEnvironment
 
-    # The processes that this one starts need not say it again.
+    # CONFIRMED keeps child processes from repeating the warning.
     if os.environ.get(CONFIRMED) or SlurmEnvironment.from_environment() or not has_client("sbatch"):
         return
     if not here and os.environ.get(JOBS_ONLY) == "1":
-        raise InputError(f"this site computes in jobs only: {instead}; on this machine by --here")
+        raise InputError(f"this site trains in Slurm jobs only: {instead}; or pass --here")
     if not here and has_cluster():
-        console.warning(f"no Slurm job: this machine, {gethostname()}, trains; as a job: {instead}")
+        console.warning(f"not a Slurm job: {gethostname()} itself trains; as a job: {instead}")
         if hint := not_sourced([JOBS_ONLY]):
             console.warning(hint)
     os.environ[CONFIRMED] = "1"
-
-
-def ignore_broken_pipe() -> None:
-    """The reader has closed the pipe; keep the interpreter's last flush from failing."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

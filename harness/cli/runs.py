@@ -1,8 +1,7 @@
-"""`status`, `logs`, `cancel` and `prune`: watch runs, stop them, free their disk space."""
+"""`status`, `logs`, `cancel` and `prune`: watch runs, stop them, and free disk space."""
 
 import json
 import logging
-import sys
 import time
 from collections import deque
 from functools import partial
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.options import AsJson, RunsFolder, ignore_broken_pipe, quoted
+from harness.cli.options import AsJson, RunsFolder, quoted
 from harness.errors import InputError, Interrupted, RunError
 from harness.system.console import echo, log
 
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 WATCH_S = 5.0  # between two looks
-MAX_LEFT = 5  # lines about what is not pruned
-PRUNED_AGAIN = "harness train RUN/job.toml makes them again"
+MAX_LEFT = 5  # lines about folders that prune leaves
 
 OneRun = Annotated[
     str, typer.Argument(metavar="RUN", help="a run's folder or id, or the id of its Slurm job")
@@ -73,8 +71,6 @@ def status(
                 time.sleep(WATCH_S)
     except KeyboardInterrupt:
         pass
-    except BrokenPipeError:
-        ignore_broken_pipe()
 
 
 @app.command(epilog="Example: harness logs 1234_2 -f -n 20")
@@ -99,14 +95,14 @@ def logs(
     from harness.tracking.status import one, refresh, select_runs
 
     queue = Queue()
-    try:  # reading an existing log needs no scheduler
+    try:  # an existing log can be read without asking the scheduler
         run = one(name, select_runs([name], runs, None))
         path = log_of(run, earlier_too=not follow)
     except InputError:
         run = one(name, select_runs([name], runs, queue))
         if follow and run.state == "pending":
             reason = f" ({run.note})" if run.note else ""
-            echo(f"harness: run {run.run} is pending{reason}; waiting for it", err=True)
+            echo(f"harness: run {run.run} is pending{reason}; waiting", err=True)
             path = None
         else:
             path = log_of(run, yet_to_come=follow)
@@ -122,11 +118,7 @@ def logs(
             return
         for line in follow_log(follower, look):
             echo(line)
-            sys.stdout.flush()
     except KeyboardInterrupt:
-        return
-    except BrokenPipeError:
-        ignore_broken_pipe()
         return
     end = look()
     if end.state in ("interrupted", "cancelled"):
@@ -154,14 +146,14 @@ def cancel(
     from harness.tuning.disk import stop_search_in
 
     queue = Queue()
-    # Resolve all names first, so that a typo in the last one stops nothing.
+    # Resolve all names first: after a typo in the last one, no run is stopped.
     statuses = survey(runs, queue, [Path(name) for name in names if name.strip()])
     selected = [(name, run) for name in names for run in pick(name, statuses, runs)]
     chosen = {run.folder: run for _, run in selected}
     by_job = {run.folder for name, run in selected if JOB_ID.fullmatch(name)}
     stopping: list[RunStatus] = []
     problems: list[str] = []
-    # The others of a job are where its run is, which need not be --runs.
+    # Other runs of the same job lie beside the run, which may not be in --runs.
     tops = {run.folder.absolute().parent.parent for run in chosen.values() if run.shares_job}
     known = [each for top in tops for each in survey(top, queue)]
     alone = {
@@ -196,9 +188,9 @@ def prune(
     runs: RunsFolder = Path("runs"),
     really: Annotated[bool, typer.Option("--yes", help="remove the files")] = False,
 ) -> None:
-    """Free disk space of finished runs.
+    """Free disk space of finished runs and searches.
 
-    Removes the last checkpoint of a run, and of a search all but the curves, the scores and the
+    Removes the last checkpoint of a run, and all files of a search except curves, scores and the
     best five models. Without --yes it only prints the sizes.
     """
     from harness.tuning.prune_runs import prune_all
@@ -211,16 +203,15 @@ def prune(
     if folders and not done.num_runs and not done.left:
         raise InputError(f"RUN {folders[0]}: holds no run; give runs, or a folder of runs")
     for folder, why in done.left[:MAX_LEFT]:
-        echo(f"left as it is: {quoted(folder)} {why}")
+        echo(f"unchanged: {quoted(folder)} {why}")
     if len(done.left) > MAX_LEFT:
-        echo(f"left as they are: {len(done.left) - MAX_LEFT} more")
+        echo(f"unchanged: {len(done.left) - MAX_LEFT} more")
     if not done.num_files:
         echo(f"nothing to remove in {done.num_runs} finished runs")
         return
     for part, num in done.num_files.most_common():
         echo(f"{done.num_bytes[part] / 1e6:10,.1f} MB  {num:7,} files  {part}")
     both = f"{done.num_bytes.total() / 1e6:,.1f} MB, {done.num_files.total():,} files"
-    if really:
-        echo(f"removed: {both} of {done.num_runs} finished runs; {PRUNED_AGAIN}")
-    else:
-        echo(f"{both} of {done.num_runs} finished runs can be made again; --yes removes them")
+    again = "harness train RUN/job.toml makes them again"
+    verb = "removed" if really else "can be removed by --yes"
+    echo(f"{both} of {done.num_runs} finished runs {verb}; {again}")

@@ -1,4 +1,4 @@
-"""`submit` and `reproduce`: run a snapshot of the code under Slurm, and restore it later."""
+"""`submit` and `reproduce`: run a snapshot of the code under Slurm; restore the code of a run."""
 
 import contextlib
 import itertools
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.slurm.submit import Request
 
 
-MAX_LINES = 3  # with a path; of more paths the first and the last are shown
+MAX_LINES = 3  # paths of runs or logs; if there are more, only the first and the last are shown
 
 app = typer.Typer()
 
@@ -31,7 +31,7 @@ def submit(
     ] = None,
     flags: Annotated[
         list[str] | None,
-        typer.Argument(metavar="-- FLAGS", help="options of sbatch, after --: -- --partition=gpu"),
+        typer.Argument(metavar="-- FLAGS", help="options of sbatch, such as: -- --partition=gpu"),
     ] = None,
     overrides: Overrides = None,
     seeds: Annotated[
@@ -59,8 +59,7 @@ def submit(
     all_interrupted: Annotated[
         bool,
         typer.Option(
-            "--all-interrupted",
-            help="continue all unfinished runs that stopped and were not cancelled",
+            "--all-interrupted", help="continue all unfinished runs that nobody cancelled"
         ),
     ] = False,
     all_jobs: Annotated[
@@ -69,13 +68,16 @@ def submit(
     retry_memory: Annotated[
         bool,
         typer.Option(
-            "--retry-memory", help="if out of memory, ask for 1.5 times as much, at most twice"
+            "--retry-memory", help="if out of memory, request 1.5 times as much, at most twice"
         ),
     ] = False,
     trust_code: TrustCode = False,
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Submit a job to Slurm with a snapshot of the code."""
+    """Submit a job to Slurm with a snapshot of the code.
+
+    Later edits do not affect the job. It requeues itself before its time limit and continues.
+    """
     from harness.slurm.resources import ALWAYS, NEVER, VARIABLES, Resources
     from harness.slurm.submit import doubts, dry_submissions, make_request
     from harness.system.console import Console
@@ -84,7 +86,7 @@ def submit(
     sbatch_flags = list(flags or ())
     names: list[str] = []
     if job is not None and (all_jobs or resume or all_interrupted):
-        # With --all there is no job: its place has the first flag after --, or the first run.
+        # Without a JOB, its parameter has the first RUN, or with --all the first flag after --.
         words = [job, *sbatch_flags]
         names = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
         names = [] if all_jobs else names
@@ -100,8 +102,7 @@ def submit(
     if resume or all_interrupted:
         if all_jobs or overrides or seeds or pack:
             raise InputError(
-                "--resume: goes on with runs as they are; leave out --all, --set, --seeds and "
-                "--pack"
+                "--resume: continues runs unchanged; leave out --all, --set, --seeds and --pack"
             )
         request = resume_request(names, resources, runs, everything=all_interrupted)
     elif job is None and not all_jobs:
@@ -130,11 +131,11 @@ def submit(
 def resume_request(
     names: list[str], resources: "Resources", runs: Path, *, everything: bool = False
 ) -> "Request":
-    """The request to continue runs or sweeps, by folder or id, or all interrupted ones.
+    """The request to continue runs or sweeps, named by folder or id, or all interrupted ones.
 
     Raises:
-        InputError: if one is refused: one line with its name and the remedy.
-        RunError: if Slurm does not say whether a job goes on with it already.
+        InputError: if a run is refused.
+        RunError: if Slurm does not answer, so that a run may have a waiting job.
     """
     from harness.slurm.client import Queue
     from harness.slurm.environment import SlurmEnvironment
@@ -147,13 +148,13 @@ def resume_request(
         raise InputError("--resume: give runs by folder or id, or --all-interrupted without any")
     queue = Queue()
     chosen = survey(runs, queue) if everything else select_runs(names, runs, queue)
-    # Inside a job this is its own run, which has no other job.
+    # A job continues its own run, which has no other job.
     if queue.problem and SlurmEnvironment.from_environment() is None:
-        raise RunError(f"--resume: {queue.problem}, so a run may have a job that waits; try again")
+        raise RunError(f"--resume: {queue.problem}, so a run may have a waiting job; try again")
     if everything and not (chosen := interrupted(chosen)):
         raise InputError(
-            f"--all-interrupted: no run below {runs} has stopped unfinished; one that was "
-            "cancelled goes on when it is named: harness submit --resume RUN"
+            f"--all-interrupted: {runs} has no interrupted run; continue a cancelled one by "
+            "harness submit --resume RUN"
         )
     over = [each for each in chosen if each.state == "finished" or each.will_not_begin]
     if len(over) < len(chosen):
@@ -163,7 +164,7 @@ def resume_request(
     resumed = [as_job(each, resources) for each in chosen]
     for each in chosen:
         if not resources.mem and was_out_of_memory(each):
-            Console().warning(f"{each.run}: was out of memory; give more by --mem")
+            Console().warning(f"{each.run}: was out of memory; request more by --mem")
     return check_request(resumed, runs)
 
 
@@ -192,12 +193,10 @@ def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
 
     seeds = f", seed {array_spec(submission.seeds)}" if submission.seeds else ""
     echo(f"job {job_id}: {submission.name}{seeds}")
-    if submission.resumes:  # nobody typed it
+    if submission.resumes:  # nobody typed this request
         echo(f"asks  {shlex.join(submission.asks)}")
-    for name, paths in (
-        ("run", submission.run_folders(job_id)),
-        ("log", submission.logs(job_id)),
-    ):
+    paths_of = {"run": submission.run_folders(job_id), "log": submission.logs(job_id)}
+    for name, paths in paths_of.items():
         if len(paths) > MAX_LINES:
             echo(f"{name}s  {paths[0]} to {paths[-1].name}")
         else:
@@ -213,7 +212,7 @@ def reproduce(
     ] = None,
     trust_code: Annotated[
         bool,
-        typer.Option("--trust-code", help="also restore a run that others wrote or can change"),
+        typer.Option("--trust-code", help="also restore a run that other users can change"),
     ] = False,
 ) -> None:
     """Restore the code and job of a run into a new folder.

@@ -1,4 +1,4 @@
-"""`sweep show`, `best`, `retrain` and `join`: the commands after `harness tune`."""
+"""`sweep show`, `best`, `retrain` and `join`: use or join a search."""
 
 import io
 import sys
@@ -29,7 +29,7 @@ Sweep = Annotated[
 
 @app.command(epilog="Example: harness sweep show runs/tune_lstm/slurm-1234")
 def show(folder: Sweep, trust_code: TrustCode = False) -> None:
-    """Print the leaderboard and the importance of each key, and draw a plot."""
+    """Print the leaderboard and the importance of keys; draw a plot."""
     from harness.tuning.show import show as show_sweep
     from harness.tuning.sweep_dir import SweepDirectory
 
@@ -44,7 +44,7 @@ def best(folder: Sweep, trust_code: TrustCode = False) -> None:
 
     toml = best_trial_toml(SweepDirectory.open(folder))
     if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
-        sys.stdout.reconfigure(encoding="utf-8")  # a job is read as UTF-8, whatever the locale
+        sys.stdout.reconfigure(encoding="utf-8")  # job files are UTF-8 in every locale
     echo(toml, end="")
 
 

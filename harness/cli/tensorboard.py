@@ -1,4 +1,4 @@
-"""`tensorboard`: shows runs in a browser, here or on another machine."""
+"""`tensorboard`: shows runs in a browser on this or another machine."""
 
 from pathlib import Path
 from typing import Annotated
@@ -47,7 +47,7 @@ def tensorboard(
 ) -> None:
     """Show runs in a TensorBoard that only you can open.
 
-    Prints the ssh command of the tunnel for your laptop.
+    Prints the ssh command that your laptop needs to reach it.
     """
     for name, value in (("--hours", hours), ("--idle-minutes", idle_min)):
         if not value > 0:

@@ -1,4 +1,4 @@
-"""`train`, `resume`, `evaluate` and `predict`: runs and their models."""
+"""`train`, `resume`, `evaluate`, `predict` and `export`: runs and their models."""
 
 import contextlib
 import itertools
@@ -26,7 +26,6 @@ from harness.cli.options import (
     Strict,
     TrustCode,
     confirm_here,
-    ignore_broken_pipe,
     quoted,
 )
 from harness.errors import InputError
@@ -77,7 +76,7 @@ def train(
         typer.Option(
             "--from",
             metavar="RUN",
-            help="continue this run if only train.epochs differs, else begin with its weights",
+            help="continue RUN if only train.epochs differs, else begin with its weights",
         ),
     ] = None,
     strict: Strict = False,
@@ -86,13 +85,13 @@ def train(
 ) -> None:
     """Train a model, or several jobs and seeds side by side.
 
-    A run prepares the data, trains, tests and records everything in its folder.
+    A run trains and tests one model and records everything in its folder.
     """
     from harness.system.console import Console
 
     if len(job_files) == 1 and seeds is None:
         if workers or runs_per_gpu > 1:
-            raise InputError("--workers, --runs-per-gpu: are for several runs; give --seeds too")
+            raise InputError("--workers, --runs-per-gpu: are for several runs; add --seeds")
         from harness.job.job_file import load_job
         from harness.tracking.run_dir import RunDirectory, remove_empty
         from harness.training.launch import LaunchOptions, launch
@@ -114,9 +113,9 @@ def train(
         _print_result(run, result, console)
         return
     if parent is not None:
-        raise InputError(f"--from {parent}: is for one run; give one job and no --seeds")
+        raise InputError(f"--from {parent}: is for one run; name one job and no --seeds")
     if seed is not None and seeds is not None:
-        raise InputError(f"--seed {seed} and --seeds {seeds}: give one of them")
+        raise InputError(f"--seed {seed} --seeds {seeds}: exclude each other; use one")
     from harness.compute.memory import reckoned_gb
     from harness.compute.strategy import one_device_each
     from harness.report.summary import print_runs
@@ -158,7 +157,7 @@ def resume(
 ) -> None:
     """Continue an unfinished run or sweep where it stopped.
 
-    A finished one stays unchanged.
+    Does not change a finished one.
     """
     from harness.job.search import is_sweep
     from harness.system.console import Console
@@ -207,7 +206,7 @@ def evaluate(
     as_json: AsJson = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Test the model of a finished run again on its test set."""
+    """Test the model of a finished run on its test set again."""
     from harness.tracking.run_dir import RunDirectory
     from harness.training.launch import evaluate_again
     from harness.training.metrics import describe_scores
@@ -239,7 +238,7 @@ def predict(
 ) -> None:
     """Classify raw text with the model of a finished run.
 
-    RUN may be an ensemble. Lines are classified as they arrive; lines without a word are skipped.
+    RUN may be an ensemble. Classifies each line as soon as it arrives; skips lines without a word.
     """
     from harness.inference.predict import (
         JSON_LINES,
@@ -257,7 +256,7 @@ def predict(
 
     model = open_model(run_folder)
     if file is not None and texts:
-        raise InputError(f"--file {file}: give either texts or a file, not both")
+        raise InputError(f"--file {file}: leave it out, or leave out the texts")
     if is_jsonl and texts:
         raise InputError("--jsonl: is for a file or standard input, not for texts; leave it out")
     remarks, ahead = Remarks(), list[list[Line]]()
@@ -286,9 +285,6 @@ def predict(
                 else:
                     shown = " ".join(answer.text[:200].split())  # in one line
                     echo(f"{answer.summary}  {shown}")
-    except BrokenPipeError:
-        ignore_broken_pipe()
-        return
     finally:
         for line in remarks.lines() if number else ():
             log(logging.WARNING, line)
@@ -307,7 +303,7 @@ def export(
     ] = None,
     trust_code: TrustCode = False,
 ) -> None:
-    """Write a finished model as a SavedModel for raw text.
+    """Export a finished model as a SavedModel for raw text.
 
     TensorFlow and TensorFlow Serving load it without this package.
     """

@@ -1,4 +1,4 @@
-"""`tune`: a KerasTuner search on any number of workers."""
+"""`tune`: a search with KerasTuner, by any number of workers."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -56,7 +56,7 @@ def tune(
     """Search for better settings, or add workers to a search.
 
     The same command with the same --sweep-id adds workers, on any node. No trial is lost if a
-    worker or a command is killed. `harness sweep` shows the result.
+    worker or a command is killed. harness sweep shows the result.
     """
     from harness.compute.strategy import one_device_each
     from harness.job.search import load_search
@@ -85,7 +85,7 @@ def run_sweep(
     full: bool = False,
     resumes: bool = False,
 ) -> None:
-    """Begin a sweep or add workers to one, and print its result."""
+    """Begin a sweep, or add workers to it, and print its result."""
     from harness.slurm.environment import resume_command
     from harness.tuning.tune import tune as run_search
 

@@ -1,5 +1,5 @@
 """This machine: its disks, console, processes, signals, processors, GPUs, and git.
 
-A module here answers what this host has and does, and knows nothing of runs or TensorFlow.
-It may import the modules of `harness` itself.
+The modules know nothing of runs and never import TensorFlow. They may import the modules of
+`harness` itself.
 """

@@ -1,6 +1,6 @@
-"""Progress and log lines: bars on a terminal, lines with time and level in a file.
+"""Progress and log lines: a bar on a terminal, lines with time and level in a file.
 
-So a Slurm log shows when a job stalled, and when and how it ended.
+The times in a Slurm log show when a job stalled and when it ended.
 """
 
 import contextlib
@@ -23,13 +23,13 @@ UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 STAMPED = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
-PREFIX = re.compile(r"harness: |[0-9-]{10} [0-9:]{8} [A-Z]+ ")  # of a message in a log or a pipe
+PREFIX = re.compile(r"harness: |[0-9-]{10} [0-9:]{8} [A-Z]+ ")  # of a message in a pipe or a file
 
 
 class Console:
     """Shows the progress of a run on standard output, and warnings on standard error.
 
-    A context manager, which removes the bar at the end.
+    A context manager: the block has a progress bar, if standard output is a terminal.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class Console:
 
     @functools.cached_property
     def terminal(self) -> "RichConsole":
-        """Standard output; made at the first use, because an import of Rich is slow."""
+        """Rich's console on standard output, made at the first use because its import is slow."""
         return rich_console(soft_wrap=True)
 
     def __enter__(self) -> "Console":
@@ -62,7 +62,7 @@ class Console:
             self._bar.stop()
 
     def info(self, text: str) -> None:
-        """Print a line on standard output."""
+        """Print a line to standard output."""
         if self.silent:
             return
         if self._bar:
@@ -71,7 +71,7 @@ class Console:
             log(logging.INFO, text)
 
     def warning(self, text: str) -> None:
-        """Print a warning on standard error."""
+        """Print a warning to standard error."""
         if not self.silent:
             log(logging.WARNING, text)
 
@@ -95,27 +95,38 @@ class Console:
 
 
 def printable(text: str) -> str:
-    """Text whose control sequences are visible instead of active: `\\x1b[2J`.
+    """Escape characters that would act on a terminal: `\\x1b[2J` for an escape sequence.
 
-    Escapes control characters except tabs and line ends, marks that change the direction of text,
-    and halves of characters, which have no encoding.
+    These are control characters except tabs and line ends, marks that change the direction of text,
+    and lone surrogates, which have no encoding.
     """
     return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def take_any_text() -> None:
-    """Escape what the encoding of standard output lacks, like standard error: `\\u2603`."""
+    """Let standard output escape characters that its encoding lacks, such as `\\u2603`."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
-    """Print a command's output; besides `rich_console` the only way to standard output."""
-    print(printable(text), file=sys.stderr if err else sys.stdout, end=end, flush=True)
+    """Print a command's output. All output uses `echo` or `rich_console`, which escape it.
+
+    Raises:
+        SystemExit: with code 0 if the reader of standard output has ended, such as `head`.
+    """
+    stream = sys.stderr if err else sys.stdout
+    try:
+        print(printable(text), file=stream, end=end, flush=True)
+    except BrokenPipeError:
+        if err:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for the flush at exit
+        raise SystemExit(0) from None
 
 
 def rich_console(**options: Any) -> "RichConsole":
-    """A console of Rich on which only Rich itself controls the terminal."""
+    """A console of Rich that escapes control characters in text."""
     from rich.console import Console as RichConsole
     from rich.segment import Segment
 
@@ -129,7 +140,7 @@ def rich_console(**options: Any) -> "RichConsole":
 
 
 def log(level: int, text: str) -> None:
-    """Write a line of the log: information to standard output, everything else to standard error.
+    """Write a line: information to standard output, warnings and errors to standard error.
 
     In a file, such as a job's log, the line begins with date, time and level. On a terminal or in
     a pipe, a warning begins with `warning: `, an error with `harness: `.
@@ -141,23 +152,24 @@ def log(level: int, text: str) -> None:
 
 
 def error_line(text: str, descriptor: int) -> str:
-    """A line of the log, for code that must write it without the log.
+    """An error as a line of the log, for code that writes it to a descriptor itself.
 
     Args:
-        descriptor: of the target file.
+        text: the message.
+        descriptor: of the target.
     """
     record = LOGGER.makeRecord(LOGGER.name, logging.ERROR, "", 0, printable(text), (), None)
     return _line(record, descriptor)
 
 
 def is_error(line: str) -> bool:
-    """Whether a line of a log, or of a command's output, is an error of the command."""
+    """Whether a line of a log, or of a command's output, is an error."""
     prefix = PREFIX.match(line.strip())
     return prefix is not None and prefix[0].split()[-1] in ("harness:", "ERROR")
 
 
 def strip_prefix(line: str) -> str:
-    """The message in a line of a log or of a command's standard error."""
+    """The message in a line of a log or of a command's standard error, without its prefix."""
     line = line.strip()
     prefix = PREFIX.match(line)
     return line[prefix.end() :] if prefix else line
@@ -186,7 +198,7 @@ class _LineHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stdout if record.levelno < logging.WARNING else sys.stderr
         line = _line(record, stream)
-        # A full disk of the log does not end a run that writes elsewhere.
+        # If the log's disk is full, the run continues, because it may write to another disk.
         with contextlib.suppress(OSError, ValueError):
             stream.write(f"{line}\n")
             stream.flush()
@@ -198,7 +210,7 @@ def _make_printable(record: logging.LogRecord) -> bool:
 
 
 LOGGER = logging.getLogger("harness")
-LOGGER.addFilter(_make_printable)  # on the logger, so that all handlers are safe
+LOGGER.addFilter(_make_printable)  # a filter of the logger serves all handlers
 LOGGER.addHandler(_LineHandler())
 LOGGER.setLevel(logging.INFO)
 LOGGER.propagate = False  # handlers of TensorFlow and Keras would print the lines twice

@@ -1,10 +1,10 @@
-"""Files and folders: whose they are, written whole or not at all, read without trust, cached.
+"""Files and folders: ownership, atomic writes, plain files, locks, caches, shared disks.
 
-A file or folder is written under a temporary name next to its target, `.<random>.tmp`, and renamed.
-The name is random because processes of several nodes, with the same process ids, may write the same
-file. Folders that killed processes left are removed a day later, when a folder is made beside them.
+Writing uses a temporary name next to the target, `.<random>.tmp`, and a rename. The name is random
+because processes on several nodes may have the same process id and write the same file. A folder
+that a killed process left is removed a day later, when another folder is made beside it.
 
-Plain files are read by `open_plain_file`: a FIFO would never answer, a device never end.
+`open_plain_file` opens plain files only: a FIFO may block for ever and a device may have no end.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ from harness.errors import DiskError, InputError
 ABANDONED_S = 86_400
 REMEDY = "free space there, or choose another --runs"
 MAX_RECORD_BYTES = 256_000_000  # more than any record of a run, or a vocabulary
-# Errors which say that there is no such file. A failing disk raises others.
+# The file is missing or can't be a record. All other errors are errors of the disk.
 NO_RECORD = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
     *(errno.EINVAL, errno.EFBIG, errno.ENAMETOOLONG, errno.ENXIO),
 )
 MAX_THREADS = 32
-FEWEST = 8  # items per thread: starting a thread takes longer than one call to a local disk
+MIN_ITEMS = 8  # per thread: starting a thread takes longer than a call to a local disk
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -55,7 +55,7 @@ def owner_name(user_id: int) -> str:
 
 
 def foreign_link(path: str | Path) -> str:
-    """The owner of a symbolic link of another user, but not root's; empty for any other path."""
+    """The owner of a symbolic link, unless it is this user or root; empty for any other path."""
     try:
         status = os.lstat(path)
     except OSError:  # missing or unreadable
@@ -65,9 +65,9 @@ def foreign_link(path: str | Path) -> str:
 
 
 def distrust(path: Path, owners: Collection[str] = ()) -> str:
-    """Why somebody else may have written a file or folder; empty if nobody could.
+    """The reason why an untrusted user may have written a file or folder; empty if none could.
 
-    Trusted are this user, root and `owners`, as long as nobody else can write to it.
+    Trusted users are this user, root and `owners`.
 
     Raises:
         OSError: if it is missing.
@@ -80,15 +80,15 @@ def distrust(path: Path, owners: Collection[str] = ()) -> str:
 
 
 def others_can_write(status: os.stat_result) -> bool:
-    """Whether the mode lets other users change a file, or the content of a folder."""
+    """Whether the mode lets other users change a file or the content of a folder."""
     if stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX:
-        return False  # as in /tmp, where users change their own files only
+        return False  # the sticky bit, as in /tmp: users can only change files that they own
     by_group = bool(status.st_mode & stat.S_IWGRP) and not _is_own_group(status)
     return by_group or bool(status.st_mode & stat.S_IWOTH)
 
 
 def _is_own_group(status: os.stat_result) -> bool:
-    """Whether the owner is the group's only member; many systems make such a group per user."""
+    """Whether the owner is the group's only member; many systems create a group per user."""
     try:
         group = grp.getgrgid(status.st_gid)
     except KeyError:
@@ -156,7 +156,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(folder: Path, pattern: str) -> None:
-    """Remove this user's folders of such names that killed processes left over a day ago."""
+    """Remove this user's folders that match the pattern and are more than a day old."""
     for copy in folder.glob(pattern):
         with contextlib.suppress(OSError):
             known = copy.lstat()
@@ -165,18 +165,18 @@ def remove_abandoned(folder: Path, pattern: str) -> None:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove what killed processes left of a folder; no process may be making it now."""
+    """Remove copies of a folder that killed processes left. No process may be making one now."""
     for leftover in target.parent.glob(f".*.{glob.escape(target.name[:100])}.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[Path]:
-    """Like `atomic_directory`, but replaces an earlier folder once the new one is whole.
+    """Like `atomic_directory`, but replaces an existing folder once the new one is complete.
 
     Args:
-        target: the folder; a link to one stays a link.
-        check: raises if the earlier folder may not be replaced; called right before it is.
+        target: the folder, or a link to it, which stays a link.
+        check: raises if the existing folder must stay; called right before the replacement.
 
     Raises:
         InputError: for a broken link, or another user's link.
@@ -184,22 +184,15 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
     """
     if target.is_symlink():
         if target.lstat().st_uid != os.getuid():
-            raise InputError(f"{target}: is another user's link; name a folder of your own")
+            raise InputError(f"{target}: is another user's link; name another folder")
         if not target.exists():
             raise InputError(f"{target}: is a link that leads nowhere; remove it, or name a folder")
     target = target.resolve()
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*.old"):
-        if not left.name.removeprefix(f".{target.name}.").removesuffix(".old").isdecimal():
-            continue
-        if target.exists():
-            shutil.rmtree(left, ignore_errors=True)
-        else:  # a process was killed between the two renames
-            left.rename(target)
+    old = _temporary(target).with_suffix(f".{target.name[:100]}.tmp")
     try:
         with atomic_directory(target) as temporary:
             yield temporary
-            check(target)  # somebody may have put something else there
+            check(target)  # its content may have changed in the meantime
             with contextlib.suppress(FileNotFoundError):
                 target.rename(old)
     finally:
@@ -214,9 +207,9 @@ def write_refusal(path: Path, error: OSError, remedy: str = REMEDY) -> str:
 
 
 def why_refused(error: OSError) -> str:
-    """The system's reason; for a folder that could not be made, the file in its place."""
+    """The system's reason. If a folder can't be made, it names the file in its place."""
     if isinstance(error, FileExistsError) and error.filename:
-        return f"{error.filename} is no folder, or a link to one that is not there"
+        return f"{error.filename} is not a folder, or is a broken link"
     return error.strerror or str(error)
 
 
@@ -227,8 +220,9 @@ def replace_file(
 
     Args:
         target: the file, in an existing folder.
+        save: writes a file to a path.
         suffix: of the temporary name.
-        synced: whether the content reaches the disk before the file has its name.
+        synced: whether to sync the content before the rename, and the name after it.
 
     Raises:
         OSError: if the disk refuses.
@@ -248,7 +242,7 @@ def replace_file(
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it that are missing, and bring their names onto the disk.
+    """Make a folder and its missing parents, and sync their names.
 
     Raises:
         OSError: if the disk refuses.
@@ -261,19 +255,19 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_entry(path: Path) -> None:
-    """Bring the name of a file onto the disk: an entry of its folder, which needs its own sync.
+    """Sync the folder of a file, which has the file's name.
 
-    Without it a power cut can remove a complete file.
+    Without it a power cut can remove a file whose content is synced.
     """
     try:
         sync(path.parent)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some disks sync no folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some disks can't sync a folder
             raise
 
 
 def sync(path: Path) -> None:
-    """Bring a file's content, or a folder's names, onto the disk."""
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -299,7 +293,11 @@ def _write(target: Path, save: Callable[[Path], object], *, suffix: str = "", re
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path is a file that this user can see. A failing disk raises its OSError."""
+    """Whether a path is a file that this user can see.
+
+    Raises:
+        OSError: if the disk fails.
+    """
     try:
         return path.is_file()
     except OSError as error:
@@ -325,17 +323,18 @@ def read_plain_file(path: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
 
 
 class Record(NamedTuple):
-    """The content of a file that was written whole, and facts of its file system."""
+    """The content of a file, with the time and the owner from its file system."""
 
     content: bytes
     modified_s: float  # since 1970
-    owner: int  # for a link, of the link
+    owner: int  # of the link, if the path is a link
 
 
 def read_record(path: str) -> Record | None:
-    """A small plain file, with one system call per step; None if it is unreadable.
+    """Read a small plain file; None if it is missing or unreadable.
 
-    The path is a string: for many files, `Path` takes longer than the disk.
+    `status` reads thousands of records, so this avoids `Path` and buffered files, which take longer
+    than the system calls.
     """
     flags, owner = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, None
     try:
@@ -353,7 +352,7 @@ def read_record(path: str) -> Record | None:
             content = os.read(descriptor, status.st_size + 1)
         finally:
             os.close(descriptor)
-    except (OSError, ValueError):  # a NUL byte, or half a character
+    except (OSError, ValueError):  # ValueError: the path has a NUL byte or a lone surrogate
         return None
     return Record(content, status.st_mtime, status.st_uid if owner is None else owner)
 
@@ -364,18 +363,15 @@ def open_plain_file(path: Path) -> BinaryIO:
     Raises:
         OSError: if it is unreadable or not a plain file.
     """
-    # O_NONBLOCK changes nothing for a plain file; without it, opening a FIFO waits for a writer.
+    # Without O_NONBLOCK, opening a FIFO waits for a writer. It does not affect plain files.
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except ValueError:  # a NUL byte, or half a character, from a record
+    except ValueError:  # a path from a record has a NUL byte or a lone surrogate
         raise OSError(errno.EINVAL, "it is not a path", str(path)) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is not a plain file", str(path))
     return os.fdopen(descriptor, "rb")
-
-
-# Errors of a disk
 
 
 def sha256_of(path: Path) -> str:
@@ -388,27 +384,29 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] # it can
 
 
+# Disk errors
+
+
 def raise_unless_missing(error: OSError, path: Path) -> None:
-    """Raise unless the error says that there is no such file.
+    """Raise a disk error for any error but a missing file.
 
     Raises:
         DiskError: one line with the remedy.
     """
     if error.errno in NO_RECORD:
         return
-    is_closed = error.errno == errno.EACCES
-    remedy = "check its mode and owner" if is_closed else "try again later"
+    remedy = "check its mode and owner" if error.errno == errno.EACCES else "try again later"
     raise DiskError(f"{path}: can't be read: {error.strerror}; {remedy}") from None
 
 
 def is_said_of_disk(line: str) -> bool:
-    """Whether the last line of a traceback blames a disk, which may recover within minutes."""
+    """Whether the last line of a traceback is an error of a disk that may recover in minutes."""
     by_disk = any(os.strerror(number) in line for number in (errno.EIO, errno.ESTALE))
     return by_disk and re.match(r"\w+Error: ", line) is not None
 
 
 def disk_error_in(error: BaseException | None) -> OSError | None:
-    """The error of a disk behind this one: zipfile, for one, reports a broken file instead."""
+    """The disk error that caused this error: zipfile, for example, reports a broken file."""
     while error:
         if isinstance(error, OSError) and error.errno not in (None, *NO_RECORD):
             return error
@@ -422,12 +420,12 @@ def is_of_disk(error: Exception) -> bool:
 
 
 def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
-    """Call `ask` for all items at a time, as each call may wait for a network disk.
+    """Call `ask` for all items in parallel threads, because a network disk may answer slowly.
 
     Returns:
-        The answers, in order. The first error is raised.
+        The answers, in the order of the items. Raises the first error.
     """
-    size = max(FEWEST, -(-len(items) // MAX_THREADS))  # a future per item would take longer
+    size = max(MIN_ITEMS, -(-len(items) // MAX_THREADS))  # a future per item would be slower
     parts = [items[at : at + size] for at in range(0, len(items), size)]
     if len(parts) < 2:
         return [ask(item) for item in items]
@@ -437,7 +435,7 @@ def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Ans
 
 @contextlib.contextmanager
 def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
-    """A new folder below `parent`, or `TMPDIR`, only for this user; removed at the end."""
+    """A new private folder below `parent` or `TMPDIR`, which is removed at the end."""
     with tempfile.TemporaryDirectory(
         prefix="harness-", dir=parent, ignore_cleanup_errors=True
     ) as name:
@@ -446,7 +444,11 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def turn_at(path: Path) -> Iterator[bool]:
-    """Hold the lock on making a file or folder. Yields False on a disk without locks."""
+    """Hold a lock, so that only one process makes a file or folder.
+
+    Yields:
+        Whether the disk has locks.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -465,7 +467,7 @@ def turn_at(path: Path) -> Iterator[bool]:
 
 
 def cache_folder() -> Path:
-    """The user's cache of datasets and more, which may be removed at any time."""
+    """The user's cache, for example of datasets. Users may remove it at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harness"
 
 
@@ -474,8 +476,8 @@ def private_cache(name: str) -> Path | None:
     folder = (cache_folder() / name).absolute()
     try:
         for each in (*reversed(folder.parents), folder):
-            each.mkdir(mode=0o700, exist_ok=True)  # regardless of the umask
-        if others_can_write(folder.parent.stat()):  # made with a lax umask
+            each.mkdir(mode=0o700, exist_ok=True)
+        if others_can_write(folder.parent.stat()):  # `cache_folder`, made with another umask
             folder.parent.chmod(0o700)
         status = folder.lstat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077 or _can_be_replaced(folder):
@@ -486,27 +488,27 @@ def private_cache(name: str) -> Path | None:
 
 
 def _can_be_replaced(folder: Path) -> bool:
-    """Whether others could replace a folder, because they can write to one above it."""
+    """Whether others could replace a folder, because they can write to a folder above it."""
     for above in reversed(folder.parents):
         status = above.stat()
         if others_can_write(status):
             return True
         if status.st_uid == os.getuid() and not status.st_mode & 0o011:
-            return False  # others can't pass
+            return False  # others can't enter
     return False
 
 
 class SharedDisk:
-    """How processes of several nodes meet in a folder.
+    """Reads and writes files that processes on several nodes share.
 
-    A node may see an older state of a shared disk for a while. So files are opened and read: facts
-    about a file that is not open (existence, size, time) may be older than its content, or wrong.
+    A node may see an old state of a shared disk for a while. Opening a file shows its latest
+    content, but existence, size and time of an unopened file may be outdated.
 
-    All methods raise OSError if the file system fails, even though they may have succeeded.
+    All methods raise OSError if the file system fails; the operation may have succeeded even so.
     """
 
     def read(self, path: Path) -> bytes | None:
-        """The content of a file, None where the file system says that there is none."""
+        """The content of a file, None if it is missing."""
         try:
             return path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -520,20 +522,15 @@ class SharedDisk:
             return []
 
     def write(self, path: Path, content: bytes, *, synced: bool = False) -> None:
-        """Write a file whole: under a temporary name, then renamed.
-
-        Args:
-            path: of the file, whose folder is there.
-            synced: whether it is on the disk before it is seen.
-        """
+        """Write a file in an existing folder; `synced` as for `replace_file`."""
         replace_file(path, lambda temporary: temporary.write_bytes(content), synced=synced)
 
 
 def file_system(path: Path) -> str:
     """The kind of file system that a path is on, such as nfs4, or `unknown`."""
-    import psutil  # here, since `harness --help` needs none of it
+    import psutil  # late, because `harness --help` does not need it
 
-    # The last mount at a path hides the others.
+    # The last mount at a path hides earlier ones.
     kinds = {each.mountpoint: each.fstype for each in psutil.disk_partitions(all=True)}
     real = path.resolve()
     return next((kinds[str(at)] for at in (real, *real.parents) if str(at) in kinds), "unknown")

@@ -1,6 +1,6 @@
-"""The project's code by git: its files, its version, and a version restored into a folder.
+"""Asks git for the project's files and version, and restores a version into a folder.
 
-Nothing writes into the user's repository, neither into its index nor into its objects.
+No function writes into the user's repository, neither into its index nor into its objects.
 """
 
 import os
@@ -22,7 +22,6 @@ MAX_NAMES = 1000  # new files named in a record
 TIMEOUT_S = 60
 
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
-
 # Variables that point git to another repository or change its output.
 HIDDEN = {
     *("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX"),
@@ -30,7 +29,7 @@ HIDDEN = {
     *("GIT_EXTERNAL_DIFF", "GIT_DIFF_OPTS", "GIT_CEILING_DIRECTORIES", "GIT_LITERAL_PATHSPECS"),
 }
 
-# Keep the user's settings from changing a patch or writing into the repository.
+# Override settings of the user that change a patch or write into the repository.
 SETTINGS = (
     *("-c", "core.fsmonitor=false", "-c", "diff.autoRefreshIndex=false"),
     *("-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false"),
@@ -38,8 +37,7 @@ SETTINGS = (
 DIFF = ("diff", "--binary", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv",
         "--ignore-submodules=all")  # fmt: skip
 
-
-# Names that look like secrets, which no snapshot and no record may contain.
+# Names that look like secrets. No snapshot and no record contains such files.
 SECRETS = (
     *("*secret*", "*credential*", "*passw*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx"),
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*apikey*", "*api_key*", "*api-key*"),
@@ -54,8 +52,8 @@ class GitError(Exception):
 
 
 def is_checkout(project: Path) -> bool:
-    """Whether the project itself is a git checkout, and not a folder in one."""
-    return (project / ".git").exists()  # a file in a worktree
+    """Whether the project is the top folder of a git checkout."""
+    return (project / ".git").exists()  # in a worktree .git is a file
 
 
 def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
@@ -63,13 +61,13 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
 
     Args:
         project: the folder of a checkout or of a snapshot.
-        runs: the folder of runs, whose files are no code.
+        runs: the folder of runs, whose files are not code.
 
     Returns:
         `commit`; `uncommitted_diff`, a binary patch against it, with new files; `untracked_files`,
         the names of new files that git does not ignore; `left_out_files`, files that are too large
         for the patch or look like secrets; `snapshot`, the folder of a snapshot. Bytes that are not
-        UTF-8 become surrogate escapes. Unknown values are None; `git_problem` may say why.
+        UTF-8 become surrogate escapes. Unknown values are None, and `git_problem` has the reason.
     """
     nothing: dict[str, Any] = dict.fromkeys(
         ("commit", "uncommitted_diff", "untracked_files", "left_out_files", "snapshot")
@@ -97,7 +95,7 @@ def commit_of(project: Path) -> str | None:
 
 def is_snapshot(folder: Path) -> bool:
     """Whether a folder is a snapshot of the code."""
-    # First the record: reading it never raises, even in a closed folder.
+    # The record comes first, because reading it never raises, even in a folder that is closed.
     return bool(snapshot_record(folder)) and not is_checkout(folder)
 
 
@@ -114,7 +112,7 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
         if name in private:
             continue
         try:
-            # A name that ends in a slash is a repository within this one.
+            # A name that ends in a slash is a nested repository.
             size = MAX_NEW_BYTES if name.endswith("/") else path.lstat().st_size
         except FileNotFoundError:  # a temporary file of an editor
             continue
@@ -123,7 +121,7 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
         else:
             recorded.append(name)
             total += size
-    # Changes of a committed file that is named like a secret are secret, too.
+    # Uncommitted changes of a file that is named like a secret are secret, too.
     changed = _names(git(project, "diff", "--name-only", "--no-renames", "-z", "HEAD", "--"))
     secret = [name for name in changed if name in private or looks_secret(name)]
     paths = [".", *(f":(exclude,literal){name}" for name in secret)]
@@ -138,12 +136,13 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
 
 
 def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
-    """Files outside of the commit that look like secrets, with the reasons.
+    """New and staged files that look like secrets, with the reasons.
 
-    A commit was published deliberately.
+    Committed files are not checked, because their authors published them.
 
     Args:
-        new: the files that git does not track. Staged files are checked, too.
+        project: the folder of the checkout.
+        new: the files that git does not track.
 
     Raises:
         GitError: if git fails.
@@ -159,7 +158,7 @@ def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
 def private_files(project: Path, names: Sequence[str]) -> dict[str, str]:
     """The files that look like secrets, with the reason: the name or the mode.
 
-    A private mode says nothing in a project whose folder is private.
+    In a private project folder the mode of a file is no sign of a secret.
 
     Args:
         project: the folder of the checkout.
@@ -185,12 +184,15 @@ def looks_secret(name: str) -> bool:
 def _is_private(path: Path) -> bool:
     try:
         return path.lstat().st_mode & 0o077 == 0
-    except OSError:  # a deleted file that git tracks
+    except OSError:  # git still tracks a deleted file
         return False
 
 
 def _diff_of_new(project: Path, names: list[str]) -> tuple[bytes, list[str]]:
-    """A patch that adds new files, made in a temporary repository, and the unreadable files."""
+    """A patch that adds the new files, and the names of unreadable files.
+
+    Git makes the patch in a temporary repository.
+    """
     if not names:
         return b"", []
     unread = []
@@ -200,7 +202,7 @@ def _diff_of_new(project: Path, names: list[str]) -> tuple[bytes, list[str]]:
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 shutil.copy2(project / name, target, follow_symlinks=False)
-            except FileNotFoundError:  # it is gone
+            except FileNotFoundError:  # deleted in the meantime
                 continue
             except PermissionError:
                 unread.append(name)
@@ -301,7 +303,7 @@ def git(project: Path, *args: str, stdin: bytes = b"") -> bytes:
         raise GitError(f"git can't be started: {error.strerror or error}") from None
     if done.returncode != 0:
         lines = [line.strip() for line in done.stderr.decode(errors="replace").splitlines()]
-        # The reason, and the last line: the remedy for dubious ownership, for example.
+        # The last line may be the remedy, for example for dubious ownership.
         shown = dict.fromkeys(
             line for line in lines if line.startswith("fatal: ") or line == lines[-1]
         )

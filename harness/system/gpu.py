@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeVar
 
 from harness.system.files import private_cache
 
-# The libraries that TensorFlow 2.21 opens by name (its dso_loader). If one is missing, it registers
-# no GPU. A library stands after those that it needs.
+# TensorFlow 2.21 opens these libraries by name (dso_loader) and registers no GPU if one is missing.
+# Each library follows the libraries that it needs.
 LIBRARIES = (
     "libcudart.so.12",
     "libcublasLt.so.12",
@@ -35,10 +35,8 @@ IN_A_CONTAINER = "in a container add --nv (Apptainer) or --gpus all (Docker)"
 CACHE_BYTES = 4 * 2**30 - 1  # CUDA allows 4 GiB at most
 
 DRIVER_LIBRARY_MISSING = 303  # CUDA_ERROR_SHARED_OBJECT_INIT_FAILED, which TensorFlow does not name
-
-
-# XLA may abort the process on later cards, for which it has no machine code (TensorFlow issues
-# 111958 and 101746).
+# XLA has no machine code for later cards and may abort the process (TensorFlow issues 111958 and
+# 101746).
 LAST_TRUSTED = (9, 0)
 
 Version = tuple[int, ...]
@@ -59,11 +57,11 @@ class Card:
 
 @dataclass(frozen=True)
 class Problem:
-    """Why an expected GPU can't be used."""
+    """The reason why an expected GPU can't be used."""
 
     reason: str
     remedy: str
-    fault: Literal["installation", "node"] = "installation"  # "node": another one helps
+    fault: Literal["installation", "node"] = "installation"  # "node": another node may work
 
 
 def has_driver() -> bool:
@@ -84,10 +82,10 @@ def library_folders() -> Iterator[Path]:
 
 
 def load_libraries() -> None:
-    """Load the CUDA libraries, so that TensorFlow finds them by name.
+    """Load the CUDA libraries. Call it before TensorFlow looks for devices.
 
-    Without it TensorFlow 2.21 lists no GPU: `libtensorflow_framework.so.2` opens all of them, and
-    its RUNPATH lacks `nvidia/cusolver/lib`. Call it before TensorFlow looks for devices.
+    TensorFlow 2.21 finds a library by name only if it is loaded or in a folder of its RUNPATH,
+    which lacks `nvidia/cusolver/lib`. So without this call it lists no GPU.
     """
     for name in LIBRARIES:
         _load(name)
@@ -99,9 +97,9 @@ def missing_libraries() -> list[str]:
 
 
 def shadowing_libraries() -> dict[str, str]:
-    """The paths of libraries that this process has loaded instead of the environment's.
+    """The paths of loaded libraries that are not the environment's, by name.
 
-    LD_LIBRARY_PATH, which a site's modules set, has priority over TensorFlow's RUNPATH.
+    A site's modules may set LD_LIBRARY_PATH, which has priority over TensorFlow's RUNPATH.
     """
     try:
         maps = Path("/proc/self/maps").read_text()
@@ -117,7 +115,7 @@ def shadowing_libraries() -> dict[str, str]:
 
 
 def num_cards() -> int | None:
-    """The number of GPUs that the driver knows on this machine; None without an answer."""
+    """The number of GPUs that the driver knows on this machine; None if it does not answer."""
     library, num = _open(NVML), ctypes.c_uint()
     if library is None or library.nvmlInit_v2() != 0:
         return None
@@ -125,9 +123,9 @@ def num_cards() -> int | None:
 
 
 def library_versions() -> dict[str, str | None]:
-    """The versions of cuDNN, cuBLAS and NCCL, as the libraries report them; None without one.
+    """The versions of cuDNN, cuBLAS and NCCL as the libraries report them; None if missing.
 
-    Describes the libraries that TensorFlow has loaded, if it has loaded them.
+    If TensorFlow has loaded the libraries, these are the loaded ones.
     """
     value, found = ctypes.c_int(), dict[str, str | None].fromkeys(("cudnn", "cublas", "nccl"))
     if cudnn := _load("libcudnn.so.9"):
@@ -167,7 +165,7 @@ def _capability(target: str) -> Version:
 
 
 def lasting_error(num_gpus: int) -> str:
-    """The error of CUDA that lasts since a fault, such as CUDA_ERROR_ECC_UNCORRECTABLE.
+    """The name of a lasting error of CUDA, such as CUDA_ERROR_ECC_UNCORRECTABLE.
 
     After a fault all calls fail with its code, which TensorFlow and the libraries hide in some
     places. Empty if all GPUs still provide memory.
@@ -195,10 +193,10 @@ def lasting_error(num_gpus: int) -> str:
 
 
 def keep_compiled_kernels() -> None:
-    """Give CUDA a cache for compiled kernels that is large enough for TensorFlow's.
+    """Set a cache for compiled kernels that is large enough for TensorFlow's.
 
-    For cards after sm_89 TensorFlow has no machine code: the driver compiles kernels at their first
-    use. CUDA's default cache may be too small, or on a disk of the node that is emptied.
+    TensorFlow has no machine code for cards after sm_89, so the driver compiles each kernel at its
+    first use. CUDA's default cache may be too small, or on a disk that the node empties.
     """
     if "CUDA_CACHE_PATH" in os.environ or (folder := kernel_cache(os.environ)) is None:
         return
@@ -224,18 +222,18 @@ def find_problem(
     given: int | None = None,
     listed: Sequence[str] = (),
 ) -> Problem:
-    """Why TensorFlow sees fewer GPUs than promised.
+    """The reason why TensorFlow sees fewer GPUs than promised.
 
-    The node is at fault if neither the installation nor the request explains it.
+    The fault is the node's if neither the installation nor the request explains it.
 
     Args:
-        lines: TensorFlow's messages on standard error when it looked for GPUs.
+        lines: TensorFlow's messages on standard error while it looked for GPUs.
         environment: its CUDA_VISIBLE_DEVICES may hide GPUs.
         is_cuda_build: whether this TensorFlow was built for CUDA.
         num_seen: the number of GPUs that TensorFlow sees.
         promised: the number that it should see.
         given: the number that Slurm allocated, None outside of Slurm.
-        listed: the indices of Slurm's GPUs; Slurm sets CUDA_VISIBLE_DEVICES to them.
+        listed: the indices of the GPUs in Slurm's own value of CUDA_VISIBLE_DEVICES.
     """
     if hidden := hidden_by(environment):
         return Problem(hidden, "unset it")
@@ -246,9 +244,7 @@ def find_problem(
         return Problem(why, f"run on a node with GPUs; {IN_A_CONTAINER}")
     names = visible_names(environment.get("CUDA_VISIBLE_DEVICES", ""))
     if names != list(listed) and (unknown := unknown_names(names)):
-        why = (
-            f"CUDA_VISIBLE_DEVICES names {', '.join(unknown)}, and the driver knows no such device"
-        )
+        why = f"CUDA_VISIBLE_DEVICES names {', '.join(unknown)}, which the driver does not know"
         return Problem(why, "compare nvidia-smi -L, or unset it")
     found = re.search(r"cuInit:? .*?(CUDA_ERROR_\w+|UNKNOWN ERROR \(\d+\))", lines)
     if found and f"({DRIVER_LIBRARY_MISSING})" in found[1]:
@@ -302,7 +298,7 @@ def hidden_by(environment: Mapping[str, str] = os.environ) -> str:
 def visible_names(text: str) -> list[str]:
     """The indices, UUIDs and MIG instances in a value of CUDA_VISIBLE_DEVICES.
 
-    Like CUDA, ignores everything after the first invalid index.
+    Like CUDA, it ignores everything after the first invalid index.
     """
     names = []
     for name in (part.strip() for part in text.split(",")):
@@ -313,7 +309,7 @@ def visible_names(text: str) -> list[str]:
 
 
 def _load(name: str) -> ctypes.CDLL | None:
-    """A library by TensorFlow's order: LD_LIBRARY_PATH first, the loader's cache last."""
+    """Load a library. TensorFlow's order: LD_LIBRARY_PATH, its packages, the loader's cache."""
     site = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     folders = (*(Path(each) for each in site if each), *library_folders())
     paths = (*(str(folder / name) for folder in folders), name)
@@ -374,7 +370,7 @@ def own_gb(environment: Mapping[str, str] = os.environ) -> float | None:
 
 
 def _ask_each(environment: Mapping[str, str], ask: Callable[[Any, Any], T]) -> dict[str, T]:
-    """The answers of all GPUs that this process may use, by name, if they answer.
+    """The answers of all visible GPUs, by name. Leaves out a GPU that does not answer.
 
     Args:
         ask: takes NVML and its handle of a GPU.
@@ -391,9 +387,9 @@ def _ask_each(environment: Mapping[str, str], ask: Callable[[Any, Any], T]) -> d
 def open_gpus(
     environment: Mapping[str, str] = os.environ,
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """NVML and its handles of the GPUs that this process may use, by index or UUID, in order.
+    """NVML and its handles of all visible GPUs by index or UUID, in CUDA's order.
 
-    Leaves out GPUs that NVML does not know; empty without NVML.
+    Leaves out GPUs that NVML does not know. Without NVML there are none.
     """
     nvml, gpus = find_nvml(), dict[str, Any]()
     if nvml is None:

@@ -26,13 +26,13 @@ OnDeath = Callable[[signal.Signals, str, int], None]
 
 
 def stand_guard(on_death: OnDeath) -> None:
-    """Fork. The child returns, to import TensorFlow; this process ends like the child.
+    """Fork. The child returns and may import TensorFlow; this process ends as the child does.
 
-    Call it before the import of TensorFlow and the first use of CUDA: neither survives a fork.
+    Call it before TensorFlow is imported and CUDA is used, because neither survives a fork.
 
     Args:
         on_death: takes the signal of a fault that killed the child, the child's messages and its
-            process id. It may raise an error to end with; otherwise this process dies alike.
+            process id. If it raises no error, this process dies by the same signal.
 
     Raises:
         SystemExit: in this process, with the child's exit code.
@@ -63,9 +63,9 @@ def stand_guard(on_death: OnDeath) -> None:
 
 
 def _die_with(guard: int) -> None:
-    """Let the kernel kill this process with its guard: a kill of the guard means both."""
+    """Let the kernel kill this process if its guard is killed."""
     ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
-    if os.getppid() != guard:  # it is already dead
+    if os.getppid() != guard:  # the guard died before the call
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -86,7 +86,7 @@ def _signals() -> Iterator[int]:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Do nothing: Python writes the number to the descriptor."""
+    """Do nothing. Python needs a handler to write the number to the descriptor."""
 
 
 def _wait(child: int, numbers: int) -> int:
@@ -101,7 +101,7 @@ def _wait(child: int, numbers: int) -> int:
                 pressed += 1
                 if pressed > 1:
                     end_at_once()
-                # Not SIGINT: a sender to all processes of a step has sent it to the child, too, and
+                # Not SIGINT, because scancel may have sent SIGINT to all processes of the step, and
                 # a second one would end the child without a checkpoint.
                 os.kill(child, signal.SIGTERM)
             elif number in STOPPING and number != signal.SIGINT:
@@ -109,7 +109,7 @@ def _wait(child: int, numbers: int) -> int:
 
 
 def _is_foreground() -> bool:
-    """Whether a terminal sends its Ctrl-C to this process and the child."""
+    """Whether Ctrl-C in a terminal reaches both this process and the child."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY)
     except OSError:
@@ -121,9 +121,9 @@ def _is_foreground() -> bool:
 
 
 def _die_of(number: signal.Signals) -> NoReturn:
-    """Die by the child's signal, so that the parent sees the same end."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the child's core is enough
+    """Die by the child's signal, so that the caller sees it."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the child has dumped the useful core
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-    os._exit(128 + number)  # a signal that is ignored or blocked
+    os._exit(128 + number)  # if the signal is blocked

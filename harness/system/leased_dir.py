@@ -28,7 +28,7 @@ from harness.system.files import (
 from harness.system.lenient_json import parse_json, parse_toml, read_json
 
 PATIENCE_S, RETRY_S = 60.0, 1.0  # for a disk that does not answer
-MAX_AT_ONCE = 3  # other processes that take a lease in the same moment
+MAX_AT_ONCE = 3  # other processes that take the lease at the same time
 
 LOGGER = logging.getLogger("harness")  # the console's logger
 
@@ -52,7 +52,7 @@ class LeasedDirectory:
         return read_json(self.folder / name)
 
     def certain_json(self, name: str) -> dict[str, Any]:
-        """A JSON file, empty if it is missing or broken, but not if the disk fails.
+        """Like `read_json`, but a failing disk is an error.
 
         Raises:
             DiskError: if the disk fails.
@@ -94,7 +94,7 @@ class LeasedDirectory:
             raise DiskError(write_refusal(self.folder, error)) from None
         lease = self.path("lease.json")
         holder = {"token": self._token, "host": socket.gethostname(), "process": os.getpid()}
-        # Processes that come at the same time may remove the temporary file.
+        # Other processes that take the lease now remove temporary files.
         for is_last in (*[False] * MAX_AT_ONCE, True):
             try:
                 atomic_write(lease, json.dumps(holder))
@@ -110,7 +110,7 @@ class LeasedDirectory:
         """Raise unless this process is still the writer.
 
         Raises:
-            TakenOver: if a newer process took the folder over, or the lease is gone.
+            TakenOver: if a newer process took the folder over, or the lease is missing.
             DiskError: if the disk does not answer for a minute.
         """
         content = self._read_lease()
@@ -118,21 +118,21 @@ class LeasedDirectory:
         if holder.get("token") != self._token:
             reason = f"process {holder.get('process')} on {holder.get('host')} took it over"
             if not holder:
-                gone = "another process finished it, or somebody removed it"
-                reason = gone if content is None else "somebody changed it"
+                gone = "another process finished or removed it"
+                reason = gone if content is None else "its lease was changed"
             raise TakenOver(f"{self.kind} {self.folder}: {reason}; this one stops")
 
     def release_lease(self) -> None:
-        """Give the lease up after the last write. An error leaves it in place."""
+        """Remove the lease after the last write. An error leaves it in place."""
         with contextlib.suppress(OSError, RunError):  # such as after a takeover
             self.check_lease()
             self.path("lease.json").unlink()
 
     def _read_lease(self) -> bytes | None:
-        """The lease, None if there is none. Tries for a minute if the disk does not answer.
+        """The lease, None if it is missing. Repeats a failing read for a minute.
 
-        An unreadable file may still exist: this process may have too many open files, or the server
-        of a network disk may be restarting.
+        The lease may exist even if a read fails, for example because the server of a network disk
+        restarts or this process has too many open files.
         """
         path, since_s = self.path("lease.json"), monotonic()
         while True:
@@ -171,7 +171,8 @@ class LeasedDirectory:
             write()
         except RunError:
             self.check_lease()
-            write()  # a process that begins removes half-written files, even if it was overtaken
+            # A process that lost the lease while it began may have removed the temporary file.
+            write()
 
 
 def to_json(content: dict[str, Any]) -> str:

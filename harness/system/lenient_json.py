@@ -1,6 +1,6 @@
 """Reads JSON and TOML records that may be missing, broken or half-written.
 
-Anything unexpected is empty or None: a broken record must not break a status or a report.
+Returns empty values or None for unexpected content, so that a broken record breaks no report.
 """
 
 import json
@@ -33,7 +33,7 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with a JSON value per line, none if it is missing or broken."""
+    """The objects of a file with a JSON value per line, empty if it is missing or broken."""
     try:
         lines = [json.loads(line) for line in read_plain_file(path).splitlines()]
     except BROKEN:
@@ -64,12 +64,12 @@ def table(content: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def text(value: object) -> str | None:
-    """A string that is not empty, None for anything else."""
+    """A string, None for an empty string or anything else."""
     return value if isinstance(value, str) and value else None
 
 
 def path(value: object) -> str | None:
-    """A path, None for anything else, such as text with a NUL byte or half a character."""
+    """A path, None for anything else, such as text with a NUL byte or a lone surrogate."""
     try:
         return value if isinstance(value, str) and b"\0" not in os.fsencode(value) else None
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Signals that stop a run, processes of this machine, and the machine's hardware."""
+"""Signals that stop a run, processes of this machine, and its hardware."""
 
 import contextlib
 import functools
@@ -16,20 +16,22 @@ from typing import NoReturn
 from harness import PROJECT
 from harness.errors import Interrupted
 
-# TERM from schedulers, INT from the keyboard, USR1 and USR2 as sites send them before a time
-# limit (NCCL takes USR1 for itself, so our own job scripts ask for USR2).
+# Schedulers send TERM, the keyboard INT, and sites USR1 or USR2 before a time limit. Our scripts
+# ask for USR2, because NCCL uses USR1.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class StopRequest:
-    """Whether a process of the run has received a signal to stop, which acts between steps.
+    """A request to stop, which a signal makes and the training loop obeys between two steps.
 
-    All workers must stop after the same step, or the others would wait forever in a collective
-    operation. So every step adds up the workers' votes, and all read the sum at the same steps.
+    All workers of a run must stop after the same step, or the others would wait forever in a
+    collective operation. So every step adds up the workers' votes, and all workers read the sum at
+    the same steps.
     """
 
     def __init__(self, *, alone: bool = True) -> None:
+        """Make a request without a signal; `alone`: whether the run has no other worker."""
         self.alone = alone
         self.signal: signal.Signals | None = None
 
@@ -49,12 +51,12 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal == number == signal.SIGINT:
-            end_at_once()  # the second Ctrl-C does not wait; a run survives any end
-        if self.signal != signal.SIGTERM:  # after a cancel, other signals change nothing
+            end_at_once()  # at the second Ctrl-C; a run survives any end
+        if self.signal != signal.SIGTERM:  # TERM means a cancel, and later signals don't undo it
             self.signal = signal.Signals(number)
 
     def check(self) -> None:
-        """Raise if a signal has come, and no other worker needs to know.
+        """Raise if a signal has come and the run has no other worker.
 
         Raises:
             Interrupted: with the signal's name.
@@ -74,14 +76,14 @@ class StopRequest:
 
 @contextlib.contextmanager
 def ctrl_c_waits() -> Iterator[None]:
-    """Delay Ctrl-C to the end of a block that may lose its exception; a second one acts at once.
+    """Delay Ctrl-C to the end of the block; a second Ctrl-C acts at once.
 
-    An import may lose it: Python drops an exception in the callback of a weak reference, and every
-    module has one. Outside the main thread nothing changes.
+    An import may lose a KeyboardInterrupt, because Python drops an exception in the callback of a
+    weak reference, and every module has one. Has no effect outside of the main thread.
     """
     before = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or before in (signal.SIG_IGN, None):  # ignored; another language's
+    if not is_main or before in (signal.SIG_IGN, None):  # None: not a handler of Python
         yield
         return
     pressed = False
@@ -101,24 +103,24 @@ def ctrl_c_waits() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-AT_ONCE = "harness: interrupted at once; what was saved before stays"
+AT_ONCE = "harness: interrupted at once; saved files stay"
 
 
 def end_at_once(line: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoReturn:
     """End this process and its children, with one line and the exit code of an interruption.
 
-    Not by an exception: code on its way, such as an import of TensorFlow, may turn it into a
-    traceback or lose it.
+    An exception would not do: code on its way, such as an import of TensorFlow, may lose it or
+    print a traceback.
     """
-    import psutil
+    import psutil  # late, because `harness --help` needs neither
 
-    from harness.system import stderr_filter  # late, like all that `--help` does not need
+    from harness.system import stderr_filter
 
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
             child.kill()
     if sys.stdout.isatty():
-        os.write(1, SHOW_CURSOR)  # which a progress bar hides
+        os.write(1, SHOW_CURSOR)  # a progress bar hides it
     with contextlib.suppress(OSError):
         os.write(stderr_filter.descriptor, f"{line}\n".encode(errors="backslashreplace"))
     os._exit(code)
@@ -129,14 +131,14 @@ PROGRAMS = {"harness", "__main__.py"}
 TRAINING = {"train", "resume", "tune"}  # commands with a heartbeat
 CLOCK_SLACK_S = 2.0
 
-kept: list[object] = []  # objects that live until `leave`
+kept: list[object] = []  # objects whose destructors `leave` skips
 
 
 def leave(code: int) -> NoReturn:
     """End this process after its work, without destructors.
 
-    On several nodes those of TensorFlow's iterators and servers take up to 30 s, and a job that
-    must leave its node may have no more.
+    On several nodes the destructors of TensorFlow's iterators and servers take up to 30 s, and a
+    job that must leave its node may have less time.
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
@@ -144,9 +146,9 @@ def leave(code: int) -> NoReturn:
 
 
 def own_code_first() -> dict[str, str]:
-    """The environment of a child, which imports this code and nothing from its working folder.
+    """The environment of a child that imports this code, and nothing from its working folder.
 
-    `python -m` would search the working folder first, which may belong to somebody else's run.
+    `python -m` searches the working folder first, which may contain another user's files.
     """
     paths = [str(PROJECT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     path = os.pathsep.join(dict.fromkeys(filter(None, paths)))
@@ -156,7 +158,7 @@ def own_code_first() -> dict[str, str]:
 def age_s() -> float | None:
     """Seconds since the start of this process, None if unknown.
 
-    Not by psutil, which rounds the start of a process to a second.
+    psutil rounds the start of a process to a second.
     """
     try:
         # Field 22 of proc_pid_stat(5): the start, in clock ticks since boot.
@@ -168,10 +170,10 @@ def age_s() -> float | None:
 
 
 def end_with_parent() -> None:
-    """Send TERM to this process when its parent has ended, by any signal.
+    """Send TERM to this process when its parent ends.
 
-    The parent holds the other end of standard input, which closes with it, even through srun. A
-    minute later this process exits with the code of an interruption.
+    The parent holds the other end of standard input, which closes when the parent ends, even
+    through srun. A minute later this process exits with the code of an interruption.
     """
 
     def watch() -> None:
@@ -187,9 +189,9 @@ def end_with_parent() -> None:
 def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
     """Whether the process that wrote a heartbeat at this time is still alive.
 
-    Another process may have its id by now: one that is no harness, or that started later.
+    Its id may belong to another process by now, which is no harness or started later.
     """
-    import psutil  # here, since `harness --help` needs none of it
+    import psutil  # late, because `harness --help` does not need it
 
     if process <= 0:
         return False
@@ -205,7 +207,7 @@ def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
 
 @functools.cache
 def process_space() -> str:
-    """The scope of this machine's process ids: a boot and a container; empty if unknown."""
+    """The scope of process ids: the boot of this machine and the container; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
@@ -214,7 +216,7 @@ def process_space() -> str:
 
 
 def is_elsewhere(space: str) -> bool:
-    """Whether a `process_space` is that of another container since the same boot."""
+    """Whether a `process_space` is another container of this machine since the same boot."""
     boot, _, part = space.partition(" ")
     own_boot, _, own_part = process_space().partition(" ")
     return boot == own_boot and part != own_part
@@ -238,18 +240,19 @@ def has_died(process: int, space: str) -> bool:
 
 
 def _is_zombie(process: int) -> bool:
-    """Whether a process has ended without a `wait`; only a /proc of this container knows."""
+    """Whether a process has ended and its parent has not waited for it."""
     import psutil
 
     try:
-        own_proc = Path("/proc/self").readlink().name == str(os.getpid())
-        return own_proc and psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+        # A container may show the /proc of its host, with other ids.
+        has_own_ids = Path("/proc/self").readlink().name == str(os.getpid())
+        return has_own_ids and psutil.Process(process).status() == psutil.STATUS_ZOMBIE
     except (OSError, psutil.Error):
         return False
 
 
 def _cgroup_gb(name: str) -> list[float]:
-    """A size in GB from a control file of this process's cgroup (v2) and of all cgroups above."""
+    """A size in GB from a control file, for this process's cgroup (v2) and all its parents."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
         path = next((line[3:] for line in lines if line.startswith("0::")), "/")
@@ -272,7 +275,7 @@ def memory_peak_gb() -> float | None:
 
 
 def available_gb() -> float:
-    """The memory in GB that is free or can be freed."""
+    """The memory of this machine in GB that is free or can be freed."""
     import psutil
 
     return float(psutil.virtual_memory().available / 1e9)
@@ -288,7 +291,7 @@ def gpu_name() -> str | None:
 
 
 def total_memory_gb() -> float:
-    """The memory of the machine."""
+    """The memory of this machine in GB."""
     import psutil
 
     return float(psutil.virtual_memory().total / 1e9)
@@ -312,7 +315,7 @@ def processor() -> str:
 
 
 def _cpuinfo(field: str) -> str:
-    """A field of the first processor in /proc/cpuinfo, empty if there is none."""
+    """A field of the first processor in /proc/cpuinfo, empty if missing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -321,7 +324,7 @@ def _cpuinfo(field: str) -> str:
 
 
 def nvidia_driver() -> str | None:
-    """The NVIDIA driver's version in its own words, None without a driver."""
+    """The NVIDIA driver's description of its version, None without a driver."""
     try:
         return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
     except (OSError, IndexError):

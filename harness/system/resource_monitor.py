@@ -1,6 +1,6 @@
-"""The use of CPUs, memory and GPUs by a process.
+"""Measures how much of the CPUs, memory and GPUs this process uses.
 
-GPUs are read by NVML, a library of the driver. Everything else is read without it, too.
+NVML, a library of the driver, has the figures of GPUs. All other figures need no driver.
 """
 
 import contextlib
@@ -11,12 +11,12 @@ from typing import Any
 
 from harness.system.gpu import open_gpus
 
-READ_S = 5.0  # between two readings
+READ_S = 5.0  # between two measurements
 REMEDY = "compare nvidia-smi, or HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
 
 
 class ResourceMonitor:
-    """Reads the use of this process; a context manager."""
+    """Measures the use by this process; a context manager."""
 
     def __init__(
         self,
@@ -28,13 +28,13 @@ class ResourceMonitor:
         clock: Callable[[], float] = time.monotonic,
         cpu_clock: Callable[[], float] = time.process_time,
     ) -> None:
-        """Make a monitor; nothing is read yet.
+        """Make a monitor.
 
         Args:
-            num_gpus: the GPUs in use: the first visible ones.
-            num_cpus: the CPUs that it may use.
+            num_gpus: the number of GPUs in use, the first visible ones.
+            num_cpus: the number of CPUs that this process may use.
             warn: takes a line.
-            environment: names the visible GPUs.
+            environment: has CUDA_VISIBLE_DEVICES.
             clock: in seconds.
             cpu_clock: the CPU time of this process in seconds.
         """
@@ -61,11 +61,12 @@ class ResourceMonitor:
         self._stack.close()
 
     def sample(self) -> dict[str, float]:
-        """The current use, by name; empty within READ_S of the last reading.
+        """The current use, by name; empty within READ_S of the last measurement.
 
-        `cpu_share`: of the CPUs that it may use, since the last reading. `memory_gb`: memory of the
-        machine. `gpu0_share`: the share of NVML's last period (at most a second) in which a kernel
-        ran. `gpu0_memory_gb`: memory of the GPU in use by all processes.
+        `cpu_share`: share of its CPUs that this process used since the last measurement.
+        `memory_gb`: the machine's memory that it uses. `gpu0_share`: share of NVML's last period
+        (at most a second) in which a kernel ran. `gpu0_memory_gb`: the GPU's memory that all
+        processes use.
         """
         now = self._clock()
         if now - self._read_at < READ_S:
@@ -76,7 +77,7 @@ class ResourceMonitor:
         if now > then:
             values["cpu_share"] = (self._before[1] - used) / (now - then) / self._num_cpus
         for number, gpu in enumerate(self._gpus):
-            # NVML has no answer for a slice of a GPU (MIG), or a lost GPU.
+            # NVML has no answer for a MIG instance or a lost GPU.
             with contextlib.suppress(self._nvml.NVMLError):
                 memory = self._nvml.nvmlDeviceGetMemoryInfo(gpu)
                 values[f"gpu{number}_memory_gb"] = memory.used / 1e9
@@ -87,6 +88,6 @@ class ResourceMonitor:
 
 def resident_memory_gb() -> float:
     """The machine's memory in GB that this process uses."""
-    import psutil  # late, because the doctor's help does not need it
+    import psutil  # late, because `harness --help` does not need it
 
     return float(psutil.Process().memory_info().rss / 1e9)

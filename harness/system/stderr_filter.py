@@ -1,8 +1,8 @@
-"""Filters messages of TensorFlow that ignore its log level and that no user can act on.
+"""Removes messages of TensorFlow that no user can act on, although its log level allows them.
 
-Some are written before any log level is read, some are logged as errors without being any. In a
-process that computes on GPUs all messages go into a file in memory (`capture`): some of them alone
-say that a step was computed wrongly, or why the process died.
+TensorFlow writes some of them before it reads the log level, and logs others as errors. In a
+process that computes on GPUs all messages go into a file in memory (`capture`), because only a
+message may say that a step was computed wrongly, or why the process died.
 """
 
 import contextlib
@@ -14,39 +14,38 @@ from collections.abc import Iterator, Sequence
 from harness.system.console import echo
 from harness.system.gpu import has_driver, hidden_by
 
-# TensorFlow 2.21, at every start where it sees no GPU. With a driver whose GPUs are not hidden it
-# is no noise.
+# TensorFlow 2.21 writes these at every start without a GPU. They matter if a driver is there and
+# its GPUs are not hidden.
 NO_DRIVER_NOISE = re.compile(r"cudart_stub|cuda_platform.*cuInit|INTERNAL: CUDA Runtime error")
 KNOWN_NOISE = re.compile(
     r"before absl::InitializeLog"
     r"|cpu_feature_guard|To enable the following instructions|oneDNN custom operations"
     r"|computation_placer already registered|Unable to register cu"
-    # When a compiled step is loaded: it is first read as text, and two hints to the compiler are
-    # mistaken for features that the processor lacks.
+    # Written when a compiled step is loaded: TensorFlow first reads it as text, and mistakes two
+    # hints to the compiler for features that the processor lacks.
     r"|text_format.*XlaSerializedCacheEntry|cpu_aot_loader.*feature \+prefer-no-(scatter|gather)"
 )
-# How TensorFlow begins a message: its level, date, time, thread and place. Lines without it belong
-# to the message before.
+# A message of TensorFlow begins with level, date, time, thread and place. Other lines continue it.
 BEGIN = re.compile(r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d+\.\d+ +\d+ [\w./-]+:\d+\] ")
 
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
-LAST_LINES = 60  # a message and where the process was
+LAST_LINES = 60  # enough for a message and a stack trace
 
-descriptor = 2  # of standard error, elsewhere while it is filtered or captured
+descriptor = 2  # of the real standard error, which changes while it is filtered or captured
 
 
 class Capture:
-    """What was written to file descriptor 2 since `capture`."""
+    """Reads what was written to file descriptor 2 since `capture`."""
 
     def __init__(self, file: int) -> None:
         self.file = file
-        self._at = 0  # what was read so far, in bytes
-        self._rest = b""  # of a line that has not ended
-        # TensorFlow is asked for its warnings, which only a user who asked for them wants to see.
+        self._at = 0  # number of bytes read
+        self._rest = b""  # of an incomplete line
+        # `ask_for_messages` requests warnings; show them only if the user requested them too.
         self.shows_warnings = os.environ.get(LEVEL, "") in ("0", "1")
 
     def read(self) -> list[str]:
-        """The messages since the last call, each in one line."""
+        """The messages since the last call, a line per message."""
         while part := os.pread(self.file, 1 << 20, self._at):
             self._at += len(part)
             self._rest += part
@@ -54,7 +53,7 @@ class Capture:
         return messages((whole + newline).decode(errors="replace"))
 
     def show(self, found: Sequence[str]) -> None:
-        """Write messages to standard error, but for noise and warnings."""
+        """Write messages to standard error, except noise and warnings."""
         for line in found:
             begin = BEGIN.match(line)
             is_hidden = begin is not None and begin["level"] in "IW" and not self.shows_warnings
@@ -66,7 +65,7 @@ captured: Capture | None = None
 
 
 def capture(file: int) -> None:
-    """Let all that is written to file descriptor 2 go to a file, but for what Python writes."""
+    """Redirect file descriptor 2 to a file. `sys.stderr` keeps its target."""
     global captured, descriptor
     sys.stderr.flush()
     descriptor = os.dup(2)
@@ -78,7 +77,7 @@ def capture(file: int) -> None:
 
 
 def ask_for_messages() -> None:
-    """Set TensorFlow's log level before it is imported: errors, and warnings if they are read."""
+    """Set TensorFlow's log level before its import: errors, and also warnings if captured."""
     if captured:
         os.environ[LEVEL] = min(os.environ.get(LEVEL, "1"), "1")
     else:
@@ -86,7 +85,7 @@ def ask_for_messages() -> None:
 
 
 def messages(text: str) -> list[str]:
-    """TensorFlow's messages in what it wrote, each with the lines that belong to it in one."""
+    """TensorFlow's messages in its output; joins the lines of a message."""
     found: list[str] = []
     for line in text.splitlines():
         if BEGIN.match(line) or not (found and BEGIN.match(found[-1])):
@@ -97,23 +96,23 @@ def messages(text: str) -> list[str]:
 
 
 def show_rest() -> None:
-    """Write what was captured and not yet read."""
+    """Write the captured messages that were not read yet."""
     if captured:
         captured.show(captured.read())
 
 
 def show_last(text: str) -> None:
-    """Write the end of what a process wrote, as it is."""
+    """Write the last lines of a process's output."""
     for line in text.splitlines()[-LAST_LINES:]:
         _write(line)
 
 
 @contextlib.contextmanager
 def filtered_stderr() -> Iterator[list[str]]:
-    """Hold back what is written to file descriptor 2, and write all but the noise afterwards.
+    """Hold back what the block writes to file descriptor 2; write all except noise at its end.
 
     Yields:
-        A list that has all the lines, the noise included, once the block has ended.
+        A list, which gets all lines, including noise, at the end of the block.
     """
     lines: list[str] = []
     global descriptor
@@ -125,7 +124,7 @@ def filtered_stderr() -> Iterator[list[str]]:
             lines += captured.read()
             captured.show(lines)
         return
-    file = os.memfd_create("messages")  # not a file of a disk, which may be full
+    file = os.memfd_create("messages")  # a disk may be full
     sys.stderr.flush()
     original = descriptor = os.dup(2)
     os.dup2(file, 2)
@@ -146,5 +145,5 @@ def _write(line: str) -> None:
         NO_DRIVER_NOISE.search(line) and (hidden_by() or not has_driver())
     )
     if line.strip() and not is_noise:
-        with contextlib.suppress(OSError):  # a full disk under the log ends no run
+        with contextlib.suppress(OSError):  # the run continues if the log's disk is full
             echo(line, err=True)

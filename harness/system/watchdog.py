@@ -1,7 +1,7 @@
 """Ends this process if its main thread can't, because it waits for a device in TensorFlow.
 
-Python can't handle a signal then. So a thread ends the process in two cases: some time after the
-first signal to stop, and after a long time without a result from the devices.
+Python handles no signal while it waits. So a thread ends the process some time after the first
+signal to stop, or after a long time without a result from the devices.
 """
 
 import contextlib
@@ -21,32 +21,33 @@ from harness.system.processes import STOPPING, end_at_once
 from harness.system.site_settings import number_setting
 
 STALL, STALL_MIN = "HARNESS_STALL_MIN", 10.0
-NODES_STALL_MIN = 1.5  # on several nodes, which all wait for one that hangs
+NODES_STALL_MIN = 1.5  # on several nodes: if one hangs, all others wait
 STOP, STOP_S = "HARNESS_STOP_S", 60.0
-FIRST_USE = 6.0  # times the limit, until the first step on a card whose kernels the driver compiles
-STEPS_AT_ONCE = 100  # steps per execution within the limit of one step
+# Factor of the limit before the first step, on a card whose kernels the driver compiles.
+FIRST_USE = 6.0
+STEPS_AT_ONCE = 100  # an execution of more steps has a proportionally longer limit
 ASK_AFTER = 0.1  # share of the limit without a result, after which the loop waits for one
 TICKS = 20  # per limit
 LONGEST_TICK_S = 30.0
-RECORD_S = 10.0  # for the record of the end, on a disk that may not answer
+RECORD_S = 10.0  # longest wait for the record of the end, because the disk may not answer
 
 Record = Callable[[Interrupted], int]
 
 
 def nothing(reason: Interrupted) -> int:
-    """Record nothing; returns the exit code."""
+    """Record nothing and return the exit code."""
     return reason.exit_code
 
 
 @dataclass
 class Watched:
-    """The work that the watchdog waits for."""
+    """The work whose progress the watchdog checks."""
 
-    where: str  # devices and node, for people
-    next_step: str  # the command to continue, for people
+    where: str  # devices and node, for the message
+    next_step: str  # the command to continue, for the message
     record: Record = nothing  # records the end, and returns the exit code
-    num_steps: int = 1  # of one execution
-    first_use: float = 1.0  # factor of the limit, until the first step
+    num_steps: int = 1  # per execution
+    first_use: float = 1.0  # factor of the limit before the first step
     has_stepped: bool = False
 
 
@@ -72,7 +73,7 @@ class Watchdog:
         self.stall_s, self.stop_s, self._end = stall_s, stop_s, end
         self.stepped_stall_s = stall_s if stepped_stall_s is None else stepped_stall_s
         self.watched: Watched | None = None
-        self.asks = False  # for a result of the started steps
+        self.asks = False  # for a result of the steps in progress
         self._progress = self._seen = 0
         self._still_s = self._stopping_s = 0.0
         self._signal: signal.Signals | None = None
@@ -83,7 +84,7 @@ class Watchdog:
         global current
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        # Python writes the number of a signal there at once, whatever the main thread does.
+        # Python writes the number of a signal there at once, even if the main thread waits in C.
         self._other = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._thread.start()
         current = self
@@ -137,7 +138,7 @@ class Watchdog:
         while True:
             tick_s, began_s = self._tick_s(), time.monotonic()
             is_called = bool(select.select([self._reader], [], [], tick_s)[0])
-            # More than a tick was a suspension, which a process does not notice.
+            # The process was suspended for any time beyond a tick.
             self.count(min(time.monotonic() - began_s, (tick_s or 0.0) + 1.0))
             numbers = os.read(self._reader, 64) if is_called else b"\0"
             if not numbers:
@@ -152,16 +153,16 @@ class Watchdog:
         return max(1.0, min(LONGEST_TICK_S, min(limits) / TICKS)) if limits else None
 
     def note(self, number: int) -> None:
-        """Note a signal."""
+        """Note a signal; end the process at the second Ctrl-C."""
         if number == signal.SIGINT:
             self._num_pressed += 1
             if self._num_pressed > 1:
-                end_at_once()  # the main thread may be unable to
-        if number in STOPPING and self._signal != signal.SIGTERM:  # a cancel stays a cancel
+                end_at_once()  # the main thread may be unable to do it
+        if number in STOPPING and self._signal != signal.SIGTERM:  # TERM means a cancel
             self._signal = signal.Signals(number)
 
     def count(self, passed_s: float) -> None:
-        """Add a time to those without progress and since a signal; ends the process at a limit."""
+        """Add to the times without progress and since a signal; end the process at a limit."""
         watched = self.watched
         if watched is None or self._progress != self._seen:
             self._seen, self._still_s = self._progress, 0.0
@@ -188,7 +189,7 @@ class Watchdog:
             if self.watched:
                 try:
                     codes.append(self.watched.record(reason))
-                except RunError as refusal:  # such as a run that was taken over
+                except RunError as refusal:  # for example, a newer process took the run over
                     codes.append(refusal.exit_code)
                     lines.append(str(refusal))
 
@@ -210,14 +211,14 @@ def progress() -> None:
 
 
 def first_step_done() -> None:
-    """Report the first step, after which kernels are compiled, to the watchdog, if there is one."""
+    """Report the first step, after which all kernels are compiled."""
     if current and current.watched:
         current.watched.has_stepped = True
         current.progress()
 
 
 def asks() -> bool:
-    """Whether the loop should wait for a result, because none has come for a while."""
+    """Whether the training loop should wait for a result, because none has come for a while."""
     return current is not None and current.asks
 
 
@@ -250,5 +251,5 @@ def from_settings(
 
 
 def end(line: str, code: int) -> None:
-    """End the process with a line of its log."""
+    """End the process with a line in its log."""
     end_at_once(error_line(line, stderr_filter.descriptor), code)

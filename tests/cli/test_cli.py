@@ -1,4 +1,4 @@
-"""The command line: bad input is refused in one line, before anything is written."""
+"""Commands refuse bad input in one line, print what they did, and handle Ctrl-C."""
 
 import json
 import signal
@@ -17,21 +17,17 @@ LSTM = JOBS / "lstm.toml"
     [
         (["trian"], ("trian", "Did you mean 'train'?")),
         (["train", "jobs/none.toml"], ("jobs/none.toml", "no such file")),
-        (["train", JOBS], ("is not a plain file",)),
         (["train", LSTM, "--sede", "3"], ("--sede", "--seed")),
         (["train", LSTM, "--seed", "-1"], ("--seed -1", "greater than or equal to 0")),
-        (["train", LSTM, "--set", "train.epochs=0"], ("--set train.epochs=0",)),
         (["train", LSTM, "--devices", ""], ("--devices ''", "gpu:2 or cpu")),
         (["train", LSTM, "--seeds", "1,1"], ("--seeds 1,1", "names seed 1 twice")),
         (["prune", JOBS], ("holds no run", "give runs, or a folder of runs")),
         (["train", LSTM, "--devices", "tpu"], ("--devices tpu", "cpu:2")),
-        (["train", LSTM, "--devices", "cpu:0"], ("--devices cpu:0", "1 to 64")),
         (["train", LSTM, "--data", "nowhere"], ("--data nowhere", "harness data fetch")),
         (["train", LSTM, "--full"], ("the full dataset", "harness data fetch")),
         (["train", LSTM, "--run-id", "../x"], ("--run-id '../x'",)),
         (["resume", "runs/none"], ("runs/none", "no such folder")),
         (["resume", "."], ("is not a run's folder",)),
-        (["predict", "runs/none", "good"], ("runs/none",)),
         (["compare", "--out", LSTM], ("--out", "is not a folder")),
         (["sweep", "show", "runs/none"], ("runs/none", "is not a sweep's folder")),
         (["sweep", "best", "s", "--workers", "2"], ("--workers",)),
@@ -40,7 +36,7 @@ LSTM = JOBS / "lstm.toml"
 def test_bad_input_is_one_line_and_exit_code_2(
     harness: Harness, words: list[object], said: tuple[str, ...]
 ) -> None:
-    """The line names the thing and its remedy; no traceback, nothing written, no TensorFlow."""
+    """The line has name and remedy; nothing is written, and TensorFlow is not imported."""
     done = harness.run_here(*words)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
@@ -49,8 +45,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert list(harness.folder.iterdir()) == []
 
 
-def test_a_refused_run_gives_its_name_back(harness: Harness) -> None:
-    """Its folder was reserved; one of the runs that was there stays."""
+def test_a_refused_run_leaves_no_folder(harness: Harness) -> None:
+    """The folder of the runs stays if it existed before."""
     (harness.runs / "lstm").mkdir(parents=True)
     assert harness.run_here("train", LSTM, "--devices", "tpu").returncode == 2
     assert list(harness.folder.rglob("*")) == [harness.runs]
@@ -67,7 +63,7 @@ def test_a_refused_run_gives_its_name_back(harness: Harness) -> None:
 def test_devices_that_do_not_fit_are_refused(
     harness: Harness, words: list[str], said: tuple[str, ...]
 ) -> None:
-    """GPUs that are not there and a batch smaller than the replicas leave no run behind."""
+    """There is no GPU, or the batch is smaller than the number of replicas; no run is left."""
     done = harness.train("lstm", "never", *words)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
@@ -77,7 +73,7 @@ def test_devices_that_do_not_fit_are_refused(
 
 
 def test_an_allocation_of_several_nodes_is_refused(harness: Harness) -> None:
-    """Outside of srun several nodes would train apart from each other without a word."""
+    """Outside of srun, every node would train a model."""
     harness.environment |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}
     done = harness.run_here(*harness.train_words("lstm", "never"))
     assert done.returncode == 2
@@ -87,7 +83,7 @@ def test_an_allocation_of_several_nodes_is_refused(harness: Harness) -> None:
 
 @pytest.mark.full
 def test_a_run_of_another_job_is_not_overwritten(finished: tuple[Harness, Path]) -> None:
-    """An id that names another job's run is refused, and the run stays as it is."""
+    """The id of a run of another job is refused, and the run stays unchanged."""
     harness, run = finished
     before = (run / "result.json").read_bytes()
     done = harness.run_here(*harness.train_words("bilstm", "calm", "--set", "model.units=9"))
@@ -96,24 +92,23 @@ def test_a_run_of_another_job_is_not_overwritten(finished: tuple[Harness, Path])
     assert (run / "result.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"], ["data", "--help"]])
-def test_help_never_imports_tensorflow(harness: Harness, words: list[str]) -> None:
-    """--help is answered without TensorFlow, Keras, scikit-learn or NumPy, with an example."""
+@pytest.mark.parametrize("words", [[], ["train", "--help"], ["submit", "--help"]])
+def test_help_is_quick_and_short(harness: Harness, words: list[str]) -> None:
+    """It needs no large library and fits on a screen of 50 lines, with an example."""
     harness.environment["PYTHONPROFILEIMPORTTIME"] = "1"
     done = harness.run(*words)
     assert done.returncode == 0
     assert "Usage: " in done.stdout
-    assert done.stdout.count("\n") > 8
+    assert 8 < done.stdout.count("\n") < 50
+    assert "harness train" in done.stdout or "harness submit jobs/lstm.toml" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "typer" in imported  # the profile is there
     assert not imported & {"tensorflow", "keras", "numpy", "sklearn"}
-    if words == ["train", "--help"]:
-        assert "Examples: harness train jobs/lstm.toml" in " ".join(done.stdout.split())
 
 
 @pytest.mark.full
-def test_a_run_says_what_came_out_and_what_comes_next(finished: tuple[Harness, Path]) -> None:
-    """The record is complete in itself, and no start-up noise stands on the screen."""
+def test_a_run_prints_its_result_and_writes_its_record(finished: tuple[Harness, Path]) -> None:
+    """Standard error is empty, the last line has the next command, and all files are there."""
     harness, run = finished
     done = harness.train("gru", "spoken", "--devices", "cpu:2")
     assert done.returncode == 0
@@ -153,7 +148,7 @@ def test_a_run_says_what_came_out_and_what_comes_next(finished: tuple[Harness, P
 
 @pytest.mark.full
 def test_a_runs_job_file_repeats_the_run(finished: tuple[Harness, Path]) -> None:
-    """`harness train` on the job.toml of a run gives the same bytes again."""
+    """`harness train` with the job.toml of a run gives the same bytes."""
     harness, run = finished
     done = harness.run("train", run / "job.toml", "--run-id", "again")
     assert done.returncode == 0, done.stderr
@@ -164,7 +159,7 @@ def test_a_runs_job_file_repeats_the_run(finished: tuple[Harness, Path]) -> None
 
 @pytest.mark.full
 def test_evaluate_gives_the_runs_own_scores(finished: tuple[Harness, Path]) -> None:
-    """Loaded from its file, the model scores as it did at the end of its run."""
+    """The saved model has the scores of the end of its run."""
     harness, run = finished
     done = harness.run("evaluate", run, "--json")
     assert done.returncode == 0, done.stderr
@@ -176,7 +171,7 @@ def test_evaluate_gives_the_runs_own_scores(finished: tuple[Harness, Path]) -> N
 
 @pytest.mark.parametrize("is_waiting", [False, True])
 def test_ctrl_c_is_not_a_success(finished: tuple[Harness, Path], is_waiting: bool) -> None:
-    """A command that is interrupted while it imports, or waits, ends with 75 and one line."""
+    """Ctrl-C during the imports or while waiting for input: exit code 75 and one line."""
     harness, run = finished
     command = subprocess.Popen(
         harness.command("predict", run),
@@ -205,23 +200,21 @@ def test_ctrl_c_is_not_a_success(finished: tuple[Harness, Path], is_waiting: boo
     "words",
     [
         ["train", "x" * 300],
-        ["resume", "x" * 300],
         ["train", LSTM, "--devices", "cpu:" + "9" * 5000],
-        ["train", LSTM, "--set", "train.epochs=" + "9" * 5000],
         ["train", LSTM, "--set", "train.epochs=" + "[" * 3000],
         ["train", "/dev/zero"],
     ],
 )
-def test_monstrous_input_is_one_line_too(harness: Harness, words: list[object]) -> None:
-    """Names, numbers and nestings beyond any sense, and devices for files, are refused."""
+def test_huge_input_is_refused_in_one_line(harness: Harness, words: list[object]) -> None:
+    """Long names and numbers, deep nesting and endless files."""
     done = harness.run_here(*words)
     assert done.returncode == 2, done.stderr[-300:]
     assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.full
-def test_an_unfinished_run_predicts_nothing(harness: Harness) -> None:
-    """A run without a result says how to finish it."""
+def test_an_unfinished_run_can_not_predict(harness: Harness) -> None:
+    """The line names the command that continues the run."""
     folder = harness.runs / "lstm" / "begun"
     folder.mkdir(parents=True)
     (folder / "job.toml").write_text(LSTM.read_text())

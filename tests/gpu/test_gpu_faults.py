@@ -287,4 +287,4 @@ def test_a_signal_is_obeyed_while_a_device_does_not_answer(
         )
         assert forks.state(name)["signal"] == "SIGTERM"
     else:
-        assert last_line(done) == "harness: interrupted at once; what was saved before stays"
+        assert last_line(done) == "harness: interrupted at once; saved files stay"

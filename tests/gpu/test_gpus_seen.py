@@ -80,8 +80,14 @@ def test_tensorflow_by_itself_sees_none(rig: Rig) -> None:
         ("gpu:9", {}, 2, 2, "this machine has 2; request 2: --devices gpu:2"),
         ("gpu:0", {}, 1, 2, "--devices gpu:0: the count should be 1 to 64"),
         ("gpu:2", {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1"}, 1, 2, "Slurm gave 1; request"),
-        ("", {"CUDA_VISIBLE_DEVICES": "MIG-8f2a"}, 1, 2, "names MIG-8f2a, and the driver knows no"),
-        ("", {"CUDA_VISIBLE_DEVICES": "7"}, 2, 2, "names 7, and the driver knows no such device"),
+        (
+            "",
+            {"CUDA_VISIBLE_DEVICES": "MIG-8f2a"},
+            1,
+            2,
+            "names MIG-8f2a, which the driver does not know",
+        ),
+        ("", {"CUDA_VISIBLE_DEVICES": "7"}, 2, 2, "names 7, which the driver does not know"),
         (
             "",
             {"CUDA_VISIBLE_DEVICES": "MIG-1,MIG-2", "STUB_MIG": "1"},

@@ -44,7 +44,7 @@ def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harnes
         (["--jsonl"], '"cut \\ud83d"\n', "standard input: line 1 holds half of a surrogate pair"),
         (["--jsonl"], "[1]\n", "line 1 is no text"),
         ([], "a" * 17_000_000, "line 1 has over 16,000,000 bytes"),
-        (["good", "--file", "x"], "", "not both"),
+        (["good", "--file", "x"], "", "or leave out the texts"),
         (['{"text": "good"}', "--jsonl"], "", "--jsonl: is for a file or standard input"),
         (["--file", "none.txt"], "", "none.txt"),
         (["--file", "texts.json"], "", "texts.json: is JSON, but should have one text per line"),

@@ -1,16 +1,13 @@
 """One model on several nodes needs a trusted network; the site confirms it in the environment."""
 
 import contextlib
-import os
-import pty
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from harness.errors import InputError
-from harness.system.site_settings import AT_STAKE, REMEDY, check_trusted_network, not_sourced
+from harness.system.site_settings import REMEDY, RISK, check_trusted_network, not_sourced
 from harness.training.launch import own_allocation
 from tests.conftest import JOBS, Harness
 from tests.slurm.stand_in import TWO_NODES, Project
@@ -32,7 +29,7 @@ def test_a_job_script_refuses_before_anything_starts(project: Project) -> None:
     result = project.run(project.spool(), env=env)
     assert result.returncode == 2
     line = result.stderr.splitlines()[-1]
-    assert line == f"harness: one model on 2 nodes: {AT_STAKE}; {REMEDY}"
+    assert line == f"harness: one model on 2 nodes: {RISK}; {REMEDY}"
     assert not project.note.exists()
     for script, words in (("bilstm", ["--seeds", "1-2"]), ("tune", ["jobs/x.toml"])):
         result = project.run(project.spool(script), *words, env=env)
@@ -59,7 +56,7 @@ def test_submit_refuses(harness: Harness) -> None:
     args = ["submit", JOBS / "lstm.toml", "--dry-run"]
     done = harness.run_here(*args, "--nodes", "2")
     assert done.returncode == 2, done.stdout
-    assert AT_STAKE in done.stderr.splitlines()[-1]
+    assert RISK in done.stderr.splitlines()[-1]
     assert not harness.runs.exists()
     for words in (["--nodes", "1"], ["--nodes", "2", "--seeds", "1-3", "--pack"]):
         assert harness.run_here(*args, *words).returncode == 0
@@ -108,50 +105,3 @@ def test_a_shell_that_has_not_sourced_the_file_is_named(tmp_path: Path) -> None:
     assert not any(name in line for name in names[1:])
     assert "SBATCH_QOS" in not_sourced(names[1:], tmp_path, {})
     assert not_sourced(names, tmp_path / "none", {}) == ""
-
-
-@pytest.fixture
-def setup(project: Project) -> Callable[[str], str]:
-    """Calls `common.sh --setup` on a terminal with an answer; returns its output."""
-    project.executable(project.commands / "sbatch", "#!/bin/sh\n")
-
-    def call(answer: str) -> str:
-        ours, theirs = pty.openpty()
-        with os.fdopen(ours, "r+b", buffering=0) as terminal:
-            terminal.write(answer.encode())
-            done = subprocess.run(
-                ["bash", str(project.path / "slurm/common.sh"), "--setup"],
-                env=project.environment, stdin=theirs, stdout=theirs, stderr=theirs, timeout=60,
-            )  # fmt: skip
-            os.close(theirs)
-            assert done.returncode == 0
-            said = b""
-            try:
-                while part := terminal.read(1 << 16):
-                    said += part
-            except OSError:  # the other end is closed
-                pass
-        return said.decode()
-
-    return call
-
-
-@pytest.mark.parametrize(("answer", "word"), [("y\n", "1"), ("\n", "0"), ("no\n", "0")])
-def test_setup_asks_once_on_a_terminal(
-    project: Project, setup: Callable[[str], str], answer: str, word: str
-) -> None:
-    """The answer is added to slurm/site.sh, and the question is never repeated."""
-    site = project.path / "slurm/site.sh"
-    site.write_text("# my site")
-    assert AT_STAKE in " ".join(setup(answer).split())
-    assert site.read_text() == f"# my site\nexport HARNESS_TRUSTED_NETWORK={word}\n"
-    assert "could act as you" not in setup("y\n")
-    assert site.read_text() == f"# my site\nexport HARNESS_TRUSTED_NETWORK={word}\n"
-
-
-def test_setup_without_a_terminal_asks_nothing(project: Project) -> None:
-    """An automatic set-up does not wait for an answer."""
-    project.executable(project.commands / "sbatch", "#!/bin/sh\n")
-    result = project.run(project.path / "slurm/common.sh", "--setup")
-    assert result.returncode == 0, result.stderr
-    assert not (project.path / "slurm/site.sh").exists()

@@ -1,4 +1,4 @@
-"""A stand-in for NVIDIA's driver library, which answers cuInit as it is told to."""
+"""A stand-in for NVIDIA's driver library, whose cuInit returns the code in CUINIT."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ int cuGetErrorName(int error, const char **name) {
     *name = error == 802 ? "CUDA_ERROR_SYSTEM_NOT_READY" : "CUDA_ERROR_UNKNOWN";
     return 0;
 }
-int cuGetErrorString(int error, const char **text) { *text = "as it was told to"; return 0; }
+int cuGetErrorString(int error, const char **text) { *text = "a chosen error"; return 0; }
 """
 
 
@@ -34,11 +34,11 @@ def make_driver(folder: Path, answer: int) -> dict[str, str]:
 
 @pytest.fixture
 def broken_driver(tmp_path: Path) -> dict[str, str]:
-    """A driver that is not ready, as after a fault of the node's."""
+    """A driver that is not ready, as after a fault of the node."""
     return make_driver(tmp_path, 802)
 
 
 @pytest.fixture
 def whole_driver(tmp_path: Path) -> dict[str, str]:
-    """A driver without fault, behind which there is no device."""
+    """A working driver without devices."""
     return make_driver(tmp_path, 0)

@@ -1,7 +1,6 @@
-"""Files that are whole or absent, and files that may be anything."""
+"""Files and folders are complete or absent, and only plain files are read."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ from harness.system.files import (
     make_folder,
     read_plain_file,
     replaced_directory,
-    scratch_directory,
 )
 
 
@@ -31,7 +29,7 @@ def usual_umask() -> Iterator[None]:
 @pytest.mark.usefixtures("usual_umask")
 @pytest.mark.parametrize(("mode", "expected"), [(0o666, 0o644), (0o600, 0o600)])
 def test_content_and_permissions(tmp_path: Path, mode: int, expected: int) -> None:
-    """Text, bytes and a writing function give the same file, which replaces an open one."""
+    """Text, bytes and a function write the same file with the permissions of `mode`."""
     target = tmp_path / "new/file"
     for content in ("é\n", "é\n".encode(), lambda file: file.write("é\n".encode())):
         atomic_write(target, "old", mode=0o640)
@@ -41,8 +39,8 @@ def test_content_and_permissions(tmp_path: Path, mode: int, expected: int) -> No
     assert list(target.parent.iterdir()) == [target]
 
 
-def test_a_library_sees_the_suffix_of_its_file(tmp_path: Path) -> None:
-    """It gets a path next to the target that ends alike, and the target is what it saved."""
+def test_a_library_gets_a_path_with_the_suffix_of_the_target(tmp_path: Path) -> None:
+    """The path is beside the target, and the target has what the library saved."""
     seen: list[Path] = []
 
     def save(path: Path) -> None:
@@ -56,7 +54,7 @@ def test_a_library_sees_the_suffix_of_its_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyError("a bug")])
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, error: Exception) -> None:
-    """Neither a refusing disk nor another error harms it, and no temporary file is left."""
+    """No temporary file stays, and only a disk error becomes one line with a remedy."""
     target = tmp_path / "file"
     atomic_write(target, "old")
 
@@ -74,7 +72,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, error: Exception) ->
 
 
 def test_a_folder_is_complete_or_absent(tmp_path: Path) -> None:
-    """It appears with all its files, never replaces one with content, and vanishes on an error."""
+    """It appears with all its files, replaces no folder with content, and an error removes it."""
     target = tmp_path / "deep/folder"
     with atomic_directory(target) as temporary:
         (temporary / "a").write_text("1")
@@ -89,52 +87,40 @@ def test_a_folder_is_complete_or_absent(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_what_a_kill_left_goes_a_day_later(tmp_path: Path) -> None:
-    """Whatever its target was; what may still be written stays, and so does what looks alike."""
+@pytest.mark.parametrize("is_mine", [True, False])
+def test_folders_of_killed_processes_are_removed_a_day_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_mine: bool
+) -> None:
+    """New folders, folders with similar names and folders of other users stay."""
     old, new = (tmp_path / f".{letter * 32}.other.tmp" for letter in "ab")
-    (mine := tmp_path / ".mine.other.tmp").mkdir()
+    (similar := tmp_path / ".mine.other.tmp").mkdir()
     for folder in (old, new):
         folder.mkdir()
         (folder / "part").touch()
-    for folder in (old, mine):
+    for folder in (old, similar):
         os.utime(folder, (0, 0))
+    if not is_mine:
+        monkeypatch.setattr(os, "getuid", lambda: -1)
     with atomic_directory(target := tmp_path / "target"):
         pass
-    assert {*tmp_path.iterdir()} == {new, mine, target}
+    assert {*tmp_path.iterdir()} == {new, similar, target, *([] if is_mine else [old])}
 
 
-def test_what_another_user_left_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a group's folder it may be removable, and still be theirs."""
-    (theirs := tmp_path / f".{'a' * 32}.other.tmp").mkdir()
-    os.utime(theirs, (0, 0))
-    monkeypatch.setattr(os, "getuid", lambda: -1)
-    with atomic_directory(target := tmp_path / "target"):
-        pass
-    assert {*tmp_path.iterdir()} == {theirs, target}
-
-
-def test_what_a_kill_moved_away_comes_back(tmp_path: Path) -> None:
-    """The earlier folder stays until the new one is whole, whenever the process is killed."""
-    target, left = tmp_path / "export", tmp_path / ".export.7.old"
-    left.mkdir()
-    (left / "a").write_text("1")
+def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> None:
+    """An error leaves the existing folder as it was."""
+    (target := tmp_path / "export").mkdir()
+    (target / "a").write_text("1")
     with pytest.raises(KeyError), replaced_directory(target, lambda _: None):
         raise KeyError
     assert (target / "a").read_text() == "1"
-    left.mkdir()
     with replaced_directory(target, lambda _: None) as temporary:
         (temporary / "a").write_text("2")
     assert (target / "a").read_text() == "2"
     assert [*tmp_path.iterdir()] == [target]
-    (tmp_path / ".export.v2.7.old").mkdir()  # of another target
-    shutil.rmtree(target)
-    with replaced_directory(target, lambda _: None):
-        pass
-    assert (tmp_path / ".export.v2.7.old").is_dir()
 
 
 def test_a_new_name_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The content before its name, and the name before the write ends: a power cut keeps both."""
+    """The content is synced before the rename, and the name after it: a power cut keeps both."""
     events: list[str] = []
     sync, replace = os.fsync, Path.replace
 
@@ -160,8 +146,8 @@ def test_a_new_name_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert events == ["lstm", "runs", tmp_path.name]
 
 
-def test_nothing_is_made_where_a_link_leads_nowhere(tmp_path: Path) -> None:
-    """Who put the link there would choose where the folder comes to be."""
+def test_a_broken_link_is_not_replaced(tmp_path: Path) -> None:
+    """Otherwise the author of the link would choose the place of the folder."""
     link = tmp_path / "out"
     link.symlink_to(tmp_path / "elsewhere")
     with (
@@ -172,47 +158,25 @@ def test_nothing_is_made_where_a_link_leads_nowhere(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_plain_file_is_read_through_links(tmp_path: Path) -> None:
-    """All its bytes, also where a link names it."""
+def test_only_a_plain_file_is_read(tmp_path: Path) -> None:
+    """A link to one is followed; a FIFO, a device, a folder and a huge file are refused at once."""
     (tmp_path / "file").write_bytes(b"a\0b" * 1000)
     (tmp_path / "link").symlink_to("file")
     assert read_plain_file(tmp_path / "link", limit=3000) == b"a\0b" * 1000
-
-
-def test_what_is_no_plain_file_is_refused_at_once(tmp_path: Path) -> None:
-    """A FIFO without a writer, an endless device and a folder."""
+    with pytest.raises(OSError, match="it has over 2,999 bytes"):
+        read_plain_file(tmp_path / "link", limit=2999)
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path):
         with pytest.raises(OSError, match="plain file"):
             read_plain_file(path)
 
 
-def test_a_file_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path) -> None:
-    """A sparse file of a terabyte takes no memory."""
-    with (tmp_path / "huge").open("wb") as file:
-        file.truncate(2**40)
-    with pytest.raises(OSError, match="it has over 256,000,000 bytes"):
-        read_plain_file(tmp_path / "huge")
-
-
-def test_a_folder_is_private_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With all that is in it, in TMPDIR or where it is wanted."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    for parent in (None, tmp_path):
-        with scratch_directory(parent) as folder:
-            assert folder.parent == tmp_path
-            assert folder.stat().st_mode & 0o777 == 0o700
-            (folder / "file").touch()
-        assert not list(tmp_path.iterdir())
-
-
-def mounted(path: Path, kind: str) -> SimpleNamespace:
-    return SimpleNamespace(mountpoint=str(path), fstype=kind)
-
-
-def test_the_nearest_and_last_mount_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the kernel hides what is below."""
-    mounts = [mounted(Path("/"), "ext4"), *(mounted(tmp_path, kind) for kind in ("xfs", "nfs4"))]
+def test_a_path_is_on_the_nearest_and_last_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later mount at the same place hides the earlier one."""
+    places = {"ext4": Path("/"), "xfs": tmp_path, "nfs4": tmp_path}
+    mounts = [SimpleNamespace(mountpoint=str(at), fstype=kind) for kind, at in places.items()]
     monkeypatch.setattr("psutil.disk_partitions", lambda **_: mounts)
     assert (file_system(tmp_path.parent), file_system(tmp_path / "below")) == ("ext4", "nfs4")
     mounts.clear()

@@ -1,4 +1,4 @@
-"""The code's version, whatever the user's settings of git say."""
+"""The recorded version of the code does not depend on the user's settings of git."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from tests.slurm.test_submit import project as project
 def test_line_ends_are_recorded_and_put_back_as_they_are(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
-    """Of the commit's files and of new ones, with those of Windows or not."""
+    """The files of the commit and new files keep LF and CRLF."""
     (tmp_path / "settings").write_text(f"[core]\nautocrlf = {setting}\n")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "settings"))
     new = {"new.csv": b"a\r\nb\r\n", "new.txt": b"a\nb\n"}

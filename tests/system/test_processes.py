@@ -1,4 +1,4 @@
-"""Signals that stop a run, and processes that are alive or not."""
+"""Signals that stop a run, and the question whether a process is alive."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts processes with a command line that begins like a run's, or does not."""
+    """Starts processes with any command line."""
     started = []
 
     def start(*args: str) -> "subprocess.Popen[bytes]":
@@ -50,24 +50,24 @@ def start() -> Iterator[Start]:
     ],
 )
 def test_a_run_is_known_by_its_command(start: Start, args: list[str], alive: bool) -> None:
-    """Only a command that trains keeps a heartbeat."""
+    """Only a command that trains writes heartbeats."""
     assert is_run_alive(start(*args).pid, time.time()) == alive
 
 
-def test_a_number_that_was_given_again_is_not_the_run(start: Start) -> None:
-    """A process that is younger than the heartbeat did not write it; an ended one is not alive."""
+def test_a_reused_process_id_is_not_the_run(start: Start) -> None:
+    """A process that started after the heartbeat did not write it; a zombie is not alive."""
     process = start("harness", "train")
     assert is_run_alive(process.pid, time.time())
     assert not is_run_alive(process.pid, time.time() - 60)
     process.kill()
-    wait_for(lambda: not is_run_alive(process.pid, time.time()))  # a zombie: nobody waited for it
+    wait_for(lambda: not is_run_alive(process.pid, time.time()))
     process.wait()
     assert not is_run_alive(process.pid, time.time())
     assert not any(is_run_alive(number, time.time()) for number in (0, -1, 2**22 + 1, 2**70))
 
 
-def test_who_has_died_is_seen_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if nobody waited for it; not a process that /proc hides, nor one of another machine."""
+def test_a_dead_process_is_known_in_its_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A zombie is dead. A process of another space or another user may be alive."""
     here = process_space()
     with subprocess.Popen(["true"]) as process:
         wait_for(lambda: has_died(process.pid, here))
@@ -82,8 +82,8 @@ def test_who_has_died_is_seen_here(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not has_died(process.pid, here)
 
 
-def test_a_container_of_this_machine_is_elsewhere() -> None:
-    """Not what an earlier start of the machine left, nor what does not say where it was."""
+def test_another_container_of_this_machine_is_elsewhere() -> None:
+    """A space of an earlier boot, or an unknown one, is not."""
     here = process_space()
     boot, _, _ = here.partition(" ")
     spaces = {f"{boot} 7": True, here: False, "earlier 7": False, "": False}
@@ -103,7 +103,7 @@ for name in sys.argv[1:]:
     print(stop.signal.name, stop.vote)
 """
 
-AT_ONCE = "harness: interrupted at once; what was saved before stays\n"
+AT_ONCE = "harness: interrupted at once; saved files stay\n"
 
 WAITING = """
 import subprocess, time
@@ -125,8 +125,8 @@ with filtered_stderr():
 """
 
 
-def test_the_second_ends_all_at_once() -> None:
-    """The line comes out of a filtered standard error too, and nothing runs while it ends."""
+def test_the_second_ctrl_c_ends_everything_at_once() -> None:
+    """The line reaches a filtered standard error, children die, and no `finally` runs."""
     process = subprocess.Popen(
         [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -141,7 +141,7 @@ def test_the_second_ends_all_at_once() -> None:
 
 
 def test_each_stopping_signal_is_noted() -> None:
-    """The step in progress goes on; the process votes to stop after it."""
+    """The process votes to stop after the current step."""
     names = ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]
     command = [sys.executable, "-c", LISTENING, *names]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
@@ -165,7 +165,7 @@ print("went on")
     ("times", "code", "said", "warned"),
     [(0, 0, "imported\nwent on\n", ""), (1, -SIGINT, "imported\n", None), (2, 75, "", AT_ONCE)],
 )
-def test_an_import_does_not_lose_it(times: int, code: int, said: str, warned: str | None) -> None:
+def test_an_import_keeps_ctrl_c(times: int, code: int, said: str, warned: str | None) -> None:
     """The first one waits for the end of the import, the second one does not."""
     command = [sys.executable, "-c", IN_AN_IMPORT, str(times)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -191,8 +191,8 @@ def has_loaded(process: Process, library: str) -> Callable[[], bool]:
 
 
 @pytest.mark.parametrize("library", ["_pydantic_core", "libtensorflow"])
-def test_in_start_up(harness: Harness, library: str) -> None:
-    """While the command line or TensorFlow is imported."""
+def test_ctrl_c_during_an_import_is_one_line(harness: Harness, library: str) -> None:
+    """The exit code is 75 while the command line or TensorFlow is imported."""
     process = harness.start(*harness.train_words("lstm", "stopped"), is_forked=False)
     wait_for(has_loaded(process, library))
     warned = press_until_it_ends(process)
@@ -201,8 +201,8 @@ def test_in_start_up(harness: Harness, library: str) -> None:
 
 
 @pytest.mark.full
-def test_in_training(harness: Harness) -> None:
-    """Between two steps, or while the checkpoint is saved that the first one asked for."""
+def test_ctrl_c_during_training_is_one_line(harness: Harness) -> None:
+    """The first one saves a checkpoint, later ones may end this at once."""
     process = harness.start(*harness.train_words("lstm", "stopped"), "--set", "train.epochs=200")
     wait_for_step(process, harness.runs / "lstm/stopped", 13)
     warned = press_until_it_ends(process)
@@ -212,8 +212,8 @@ def test_in_training(harness: Harness) -> None:
 
 
 @pytest.mark.full
-def test_runs_side_by_side(harness: Harness) -> None:
-    """The runs end with the process that started them, which does not wait for them to save."""
+def test_ctrl_c_ends_runs_side_by_side(harness: Harness) -> None:
+    """The runs end with the process that started them."""
     words = harness.train_words("lstm", "stopped", "--set", "train.epochs=200")
     process = harness.start(*words, "--seeds", "1-2", "--workers", "2")
     wait_for(lambda: len(list(harness.runs.glob("lstm/*/state.json"))) == 2, 120)

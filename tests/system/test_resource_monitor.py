@@ -1,13 +1,9 @@
-"""What a run uses of its machine: read rarely, charted, in `status --json`.
-
-The GPUs here are pretended: a stand-in for NVML gives the figures, and none was measured.
-"""
+"""A run's use of its machine is measured at intervals, and shown by TensorBoard and `status`."""
 
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +12,7 @@ from harness.slurm.client import Queue
 from harness.system.resource_monitor import READ_S, ResourceMonitor, resident_memory_gb
 from harness.tracking.status import survey
 from tests.conftest import Harness
+from tests.system.fake_nvml import FakeNvml
 from tests.tracking.site import Site, site
 from tests.training.test_tensorboard_log import points
 
@@ -25,7 +22,7 @@ Gauge = contextlib.AbstractContextManager[tuple[ResourceMonitor, list[str]]]
 
 
 class Clock:
-    """A clock that a test turns."""
+    """A clock that the test moves."""
 
     now_s = 1000.0
 
@@ -33,46 +30,9 @@ class Clock:
         return self.now_s
 
 
-class FakeNvml:
-    """The few calls of NVML, over GPUs that a test sets; handles are GPU names."""
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self, driver: bool = True, **use: int | None) -> None:
-        self.driver, self.use, self.calls = driver, use, 0
-
-    def nvmlInit(self) -> None:  # noqa: N802
-        if not self.driver:
-            raise self.NVMLError("Driver Not Loaded")
-
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        self.use = {}
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        return sum(name.startswith("gpu") for name in self.use)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:  # noqa: N802
-        return self.nvmlDeviceGetHandleByUUID(f"gpu{index}")
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
-        if uuid.replace("-", "_") not in self.use:
-            raise self.NVMLError("Not Found")
-        return uuid.replace("-", "_")
-
-    def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:  # noqa: N802
-        self.calls += 1
-        if self.use[handle] is None:
-            raise self.NVMLError("Not Supported")
-        return SimpleNamespace(gpu=self.use[handle])
-
-    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:  # noqa: N802
-        return SimpleNamespace(used=2_500_000_000)
-
-
 @pytest.fixture
 def gauge_over(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gauge]:
-    """A monitor over a stand-in for NVML, and what it warns of."""
+    """Makes a monitor over `FakeNvml`; the block gets it with its warnings."""
 
     @contextlib.contextmanager
     def gauge(
@@ -98,13 +58,12 @@ def gauge_over(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gauge]:
 
 
 def test_figures_are_of_the_time_since_the_last_reading(gauge_over: Callable[..., Gauge]) -> None:
-    """Half a processor's time of two is a quarter; another question within READ_S costs nothing."""
-    clock, nvml = Clock(), FakeNvml(gpu0=83)
-    with gauge_over(nvml, clock=clock) as (monitor, said):
+    """A process that uses half of one CPU uses a quarter of two; within READ_S nothing is read."""
+    clock = Clock()
+    with gauge_over(FakeNvml(gpu0=83), clock=clock) as (monitor, said):
         assert "cpu_share" not in monitor.sample()  # no time has passed
         clock.now_s += READ_S / 2
-        calls = nvml.calls
-        assert (monitor.sample(), nvml.calls) == ({}, calls)
+        assert monitor.sample() == {}
         clock.now_s += READ_S
         figures = monitor.sample()
         assert figures.pop("memory_gb") == pytest.approx(resident_memory_gb(), abs=0.05)
@@ -123,17 +82,17 @@ def test_figures_are_of_the_time_since_the_last_reading(gauge_over: Callable[...
 def test_gpus_are_those_that_the_process_sees(
     gauge_over: Callable[..., Gauge], seen: str | None, num: int, shares: Mapping[str, float]
 ) -> None:
-    """In the order of CUDA_VISIBLE_DEVICES, numbered as TensorFlow does, and no more than used."""
+    """They have the order of CUDA_VISIBLE_DEVICES; only used GPUs are measured."""
     with gauge_over(FakeNvml(gpu0=10, gpu1=20, GPU_a=30), num, seen=seen) as (monitor, _):
         figures = monitor.sample()
     assert {name: share for name, share in figures.items() if name.endswith("_share")} == shares
 
 
-@pytest.mark.parametrize("nvml", [None, FakeNvml(driver=False, gpu0=5), FakeNvml()])
-def test_without_nvml_the_rest_is_read(
+@pytest.mark.parametrize("nvml", [None, FakeNvml(driver=False, gpu0=5)])
+def test_without_nvml_only_gpus_are_not_measured(
     gauge_over: Callable[..., Gauge], nvml: FakeNvml | None
 ) -> None:
-    """One line says what is not measured; without a GPU there is nothing to say."""
+    """One line warns about it; a run without a GPU needs no warning."""
     with gauge_over(nvml) as (monitor, said):
         assert monitor.sample().keys() == {"memory_gb"}
     (line,) = said
@@ -143,8 +102,8 @@ def test_without_nvml_the_rest_is_read(
 
 
 @pytest.mark.full
-def test_a_run_charts_what_it_uses(finished: tuple[Harness, Path]) -> None:
-    """TensorBoard gets duration, processors and memory; the exact records have none of it."""
+def test_tensorboard_shows_the_use(finished: tuple[Harness, Path]) -> None:
+    """It gets durations, CPUs and memory; the records that are compared by bytes have none."""
     _, run = finished
     found: dict[str, dict[int, float]] = {}
     for folder, tag, step, value in points(run / "tensorboard"):
@@ -170,8 +129,8 @@ FIGURES: dict[str, Any] = {
 }
 
 
-def test_status_has_what_a_run_uses(site: Site) -> None:
-    """By name in JSON; not once it has ended."""
+def test_status_shows_the_use_of_active_runs(site: Site) -> None:
+    """`status --json` has the figures by name, until the run ends."""
     site.run("a", "training", **FIGURES)
     site.run("b", "finished", **FIGURES)
     running, ended = survey(site.runs, Queue())

@@ -31,11 +31,8 @@ except KeyError:
         ("driver", "E0000 cuda_platform.cc:51] failed call to cuInit: INTERNAL\n"),
     ],
 )
-def test_noise_is_dropped_and_the_rest_comes_through(machine: str, first: str) -> None:
-    """Other messages are printed, after an error too, and later ones are not filtered.
-
-    What TensorFlow says of a driver is noise where there is none, and where its GPUs are hidden.
-    """
+def test_noise_is_dropped_and_the_rest_is_printed(machine: str, first: str) -> None:
+    """Messages about a driver are noise if there is none or if its GPUs are hidden."""
     args = [sys.executable, "-c", CODE, machine]
     done = subprocess.run(args, capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == f"{first}a message of a library\ncuInit later\n"

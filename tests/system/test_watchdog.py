@@ -1,4 +1,4 @@
-"""A process ends where its main thread can't, within its time and with one line."""
+"""The watchdog ends a process whose main thread can't end it, within a limit, with one line."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ End = tuple[str, int]
 
 
 def make(stall_s: float = 600, stop_s: float = 60) -> tuple[Watchdog, list[End]]:
-    """A watchdog without its thread, and what it ends with."""
+    """A watchdog without its thread, and the lines and exit codes with which it ends."""
     ends: list[End] = []
     return Watchdog(stall_s, stop_s, lambda line, code: ends.append((line, code))), ends
 
@@ -28,8 +28,8 @@ def watch(dog: Watchdog, **fields: object) -> Watched:
     return dog.watched
 
 
-def test_what_makes_no_progress_ends() -> None:
-    """After the limit since the last result, not before; the line says where and how to go on."""
+def test_a_process_without_progress_ends() -> None:
+    """It ends at the limit since the last result; the line has place and next command."""
     dog, ends = make()
     watch(dog)
     dog.count(599)
@@ -47,8 +47,8 @@ def test_what_makes_no_progress_ends() -> None:
     ]
 
 
-def test_only_what_is_watched_ends() -> None:
-    """Not a worker that waits for a trial, and not code of the user's; 0 means never."""
+def test_time_counts_only_while_watching() -> None:
+    """Waiting for a trial and code of the user have no limit; a limit of 0 means none."""
     dog, ends = make()
     dog.count(9e9)
     watch(dog)
@@ -64,8 +64,8 @@ def test_only_what_is_watched_ends() -> None:
     assert (ends, dog.asks) == ([], False)
 
 
-def test_the_first_step_of_a_new_card_and_many_steps_at_once_take_longer() -> None:
-    """The driver compiles each kernel; an execution of 1,000 steps is ten times one of 100."""
+def test_the_first_step_and_many_steps_have_longer_limits() -> None:
+    """The driver may compile kernels first; 1,000 steps have ten times the limit of 100."""
     dog, _ = make()
     watched = watch(dog, first_use=6.0)
     assert dog.limit_s == 3600
@@ -76,7 +76,7 @@ def test_the_first_step_of_a_new_card_and_many_steps_at_once_take_longer() -> No
 
 
 def test_on_several_nodes_a_step_has_less_time() -> None:
-    """One that hangs holds all of them; the site's own limit comes before it."""
+    """If one node hangs, all wait. A limit that the site sets has priority."""
     for variables, limits in (
         ({}, (600, 90)),
         ({"HARNESS_STALL_MIN": "30"}, (1800, 1800)),
@@ -89,8 +89,8 @@ def test_on_several_nodes_a_step_has_less_time() -> None:
         assert (before, dog.limit_s) == limits
 
 
-def test_a_loop_that_reports_seldom_is_asked() -> None:
-    """Steps are only started by it: that they end is seen when it waits for one."""
+def test_a_loop_without_results_is_asked_for_one() -> None:
+    """Steps run asynchronously; the loop sees that they end only if it waits for one."""
     dog, _ = make()
     watch(dog)
     dog.count(59)
@@ -102,8 +102,8 @@ def test_a_loop_that_reports_seldom_is_asked() -> None:
 
 
 @pytest.mark.parametrize(("numbers", "name"), [([SIGUSR2], "SIGUSR2"), ([SIGTERM, 10], "SIGTERM")])
-def test_a_signal_is_obeyed_in_its_time(numbers: list[int], name: str) -> None:
-    """From the first one on, whatever makes progress; a cancel stays one."""
+def test_a_signal_ends_the_process_at_its_limit(numbers: list[int], name: str) -> None:
+    """Progress does not reset the time since the first signal. TERM, a cancel, has priority."""
     reasons: list[str] = []
 
     def record(reason: Interrupted) -> int:
@@ -123,8 +123,8 @@ def test_a_signal_is_obeyed_in_its_time(numbers: list[int], name: str) -> None:
     assert code == 75
 
 
-def test_too_many_ends_are_a_failure() -> None:
-    """A run counts the times that it goes back into the queue without a step."""
+def test_a_refusal_of_the_record_is_the_last_line() -> None:
+    """The run may have been requeued too often, for example."""
 
     def refuse(reason: Interrupted) -> int:
         raise RunError(f"interrupted by {reason}; not requeued after 20 times")
@@ -150,12 +150,12 @@ with watchdog.from_settings(), watchdog.watching(watchdog.Watched("here", "go on
         lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
         lock(mutex)
         print("waits", flush=True)
-        lock(mutex)  # for ever, in C, whatever signal comes
+        lock(mutex)  # waits for ever in C
 """
 
 
 def test_a_suspension_does_not_count(blocked: "subprocess.Popen[str]") -> None:
-    """Slurm suspends a job by SIGSTOP; the limit is 6 s."""
+    """The limit is 6 s, and Slurm suspends a job by SIGSTOP for longer."""
     time.sleep(2)
     blocked.send_signal(SIGSTOP)
     time.sleep(7)
@@ -185,14 +185,14 @@ def blocked() -> Iterator["subprocess.Popen[str]"]:
     [
         ([], "here: no step, batch or compilation has ended for 0.1 min (HARNESS_STALL_MIN)", 9),
         ([SIGTERM], "interrupted by SIGTERM; here did not answer for 1 s, so only", 4),
-        ([SIGINT, SIGINT], "interrupted at once; what was saved before stays", 1),
+        ([SIGINT, SIGINT], "interrupted at once; saved files stay", 1),
     ],
     ids=["a step that never ends", "a signal", "Ctrl-C twice"],
 )
-def test_a_main_thread_in_c_keeps_nothing(
+def test_a_main_thread_that_waits_in_c_ends(
     blocked: "subprocess.Popen[str]", signals: list[int], line: str, at_most_s: float
 ) -> None:
-    """One line on the true standard error, and exit code 75."""
+    """It writes one line to the real standard error, and the exit code is 75."""
     began = time.monotonic()
     for number in signals:
         blocked.send_signal(number)

@@ -119,10 +119,10 @@ def test_all_interrupted_runs_that_nobody_cancelled_continue(tmp_path: Path, sig
     ("words", "said"),
     [
         (["--resume"], "give runs by folder or id, or --all-interrupted"),
-        (["--all-interrupted"], "has stopped unfinished"),
+        (["--all-interrupted"], "has no interrupted run"),
         (["--resume", "nowhere"], "no run has this folder"),
-        (["--resume", "gru/a", "--seeds", "1-2"], "goes on with runs as they are"),
-        (["--resume", "gru/a", "--pack"], "goes on with runs as they are"),
+        (["--resume", "gru/a", "--seeds", "1-2"], "continues runs unchanged"),
+        (["--resume", "gru/a", "--pack"], "continues runs unchanged"),
         (["--resume", "gru/a", "--all-interrupted"], "without any"),
     ],
 )
@@ -216,10 +216,10 @@ def test_training_outside_of_a_job_is_a_warning_or_refused(harness: Harness) -> 
     words = ["train", JOBS / "lstm.toml", "--devices", "no-such"]
     harness.program("sbatch", "exit 1")
     harness.program("sinfo", "exit 1")
-    assert "no Slurm job" not in harness.run_here(*words).stderr  # sinfo finds no cluster
+    assert "not a Slurm job" not in harness.run_here(*words).stderr  # sinfo finds no cluster
     harness.program("sinfo", "echo main")
     first = harness.run_here(*words).stderr.splitlines()[0]
-    assert "no Slurm job: this machine, " in first
+    assert "not a Slurm job: " in first
     assert f"harness submit {shlex.quote(str(JOBS / 'lstm.toml'))}" in first
     environment["HARNESS_JOBS_ONLY"] = "1"
     tune = JOBS / "tune_lstm.toml"
@@ -233,7 +233,7 @@ def test_training_outside_of_a_job_is_a_warning_or_refused(harness: Harness) -> 
     ):
         done = harness.run_here(*command)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert f"this site computes in jobs only: {instead}" in done.stderr
+        assert f"this site trains in Slurm jobs only: {instead}" in done.stderr
     assert not harness.runs.exists()
     said = harness.run_here("sweep", "retrain", sweep, "--here").stderr
     assert "has no finished trial" in said.splitlines()[0]
@@ -253,7 +253,7 @@ def test_only_a_run_that_begins_takes_back_its_cancel(harness: Harness) -> None:
     environment = harness.environment
     environment["HARNESS_JOBS_ONLY"] = "1"
     del environment["HARNESS_HERE"]
-    for options, said in (([], "in jobs only"), (["--here", "--data", "nowhere"], "nowhere")):
+    for options, said in (([], "in Slurm jobs only"), (["--here", "--data", "nowhere"], "nowhere")):
         done = harness.run_here("resume", run, *options)
         assert (done.returncode, said in done.stderr) == (2, True)
         assert (run / "cancel.json").exists()

@@ -64,7 +64,7 @@ def test_the_last_to_take_the_lease_writes(tmp_path: Path) -> None:
         older.write("note.txt", "older")
     assert (tmp_path / "note.txt").read_text() == "newer"
     (tmp_path / "lease.json").unlink()
-    with pytest.raises(TakenOver, match="somebody removed it; this one stops"):
+    with pytest.raises(TakenOver, match="removed it; this one stops"):
         newer.write("note.txt", "newest")
 
 
@@ -77,7 +77,7 @@ def test_the_lease_ends_with_the_run(tmp_path: Path) -> None:
     newer.check_lease()
     newer.release_lease()
     assert not (tmp_path / "lease.json").exists()
-    with pytest.raises(TakenOver, match="another process finished it, or somebody"):
+    with pytest.raises(TakenOver, match="another process finished or removed it"):
         older.write("note.txt", "older")
 
 

@@ -125,7 +125,7 @@ def test_what_is_no_parent_is_refused(harness: Harness) -> None:
     cases = {
         ("nowhere",): "run nowhere: no such folder",
         (begun,): "is unfinished and has no model to begin with; harness resume",
-        (begun, "--seeds", "1-2"): "is for one run; give one job and no --seeds",
+        (begun, "--seeds", "1-2"): "is for one run; name one job and no --seeds",
         (finished, "--set", "model.units=x"): "model.units",
     }
     for words, message in cases.items():

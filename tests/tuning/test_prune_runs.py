@@ -158,7 +158,7 @@ def test_the_leaderboard_file_is_never_read(harness: Harness) -> None:
     """A broken one changes nothing: the trials are."""
     sweep, _ = made_up(harness.runs / "tune/s")
     sweep.path("leaderboard.csv").write_bytes(b"trial\xff,status\n1,finished\n")
-    assert "removed: " in harness.run_here("prune", "--yes").stdout
+    assert "finished runs removed; " in harness.run_here("prune", "--yes").stdout
     assert holding(sweep, "model.keras") == list("34567")
     for command in ("show", "best"):
         assert harness.run_here("sweep", command, sweep.folder).returncode == 0
@@ -181,7 +181,7 @@ def test_trials_that_cant_be_read_are_not_none(
         done = harness.run_here("sweep", command, sweep.folder)
         assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
         assert "trials: can't be read: Input/output error" in done.stderr
-    told = f"left as it is: {sweep.folder} can't be read: "
+    told = f"unchanged: {sweep.folder} can't be read: "
     assert told in harness.run_here("prune", "--yes").stdout
     assert files(sweep.folder) == before
 
@@ -211,11 +211,11 @@ def test_the_command_says_what_it_would_do_and_does_it_when_told(
     unfinished.path("result.json").unlink()
     before = files(runs)
     dry = harness.run_here("prune", "--runs", str(runs)).stdout
-    assert "--yes removes them" in dry
+    assert "can be removed by --yes" in dry
     assert f"{unfinished.folder} is unfinished" in dry
     assert files(runs) == before
     told = harness.run_here("prune", str(runs), "--yes").stdout
-    assert "4 files of 1 finished runs; harness train RUN/job.toml makes them again" in told
+    assert "4 files of 1 finished runs removed; harness train RUN/job.toml makes them again" in told
     assert len(files(done.folder)) == len(files(unfinished.folder)) - 3
     assert "nothing to remove in 1 finished runs" in harness.run_here("prune", str(runs)).stdout
     wrong = harness.run_here("prune", str(tmp_path / "none"))

@@ -1,0 +1,48 @@
+"""A stand-in for NVML, the library of the driver that describes GPUs."""
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+OTHER = 7  # the id of another process, which uses memory of GPU 1
+
+
+class FakeNvml:
+    """The calls of NVML that the harness uses; a handle is the name of a GPU."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, driver: bool = True, **use: int | None) -> None:
+        """Make GPUs from their names and their use in per cent, None if unknown."""
+        self.driver, self.use = driver, use
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        if not self.driver:
+            raise self.NVMLError("Driver Not Loaded")
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.driver = False
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return sum(name.startswith("gpu") for name in self.use)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:  # noqa: N802
+        return self.nvmlDeviceGetHandleByUUID(f"gpu{index}")
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:  # noqa: N802
+        if uuid.replace("-", "_") not in self.use:
+            raise self.NVMLError("Not Found")
+        return uuid.replace("-", "_")
+
+    def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:  # noqa: N802
+        if self.use[handle] is None:
+            raise self.NVMLError("Not Supported")
+        return SimpleNamespace(gpu=self.use[handle])
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:  # noqa: N802
+        return SimpleNamespace(used=2.5e9, free=1.5e9, total=80e9)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[Any]:  # noqa: N802
+        held = {os.getpid(): 1e9} | ({OTHER: 40e9} if handle == "gpu1" else {})
+        return [SimpleNamespace(pid=pid, usedGpuMemory=memory) for pid, memory in held.items()]

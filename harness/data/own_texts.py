@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.config import HALF
+from harness.config import SURROGATE
 from harness.data.dataset import MAX_CLASSES, SPLITS, Dataset, Split, content_checksum
 from harness.data.dataset_folder import cached_dataset, fill_folder
 from harness.data.tables import (
@@ -389,7 +389,7 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
 
 def _hash(words: str, where: str) -> bytes:
     """The hash that decides the split and the order of a review."""
-    if "\0" in words or HALF.search(words):
+    if "\0" in words or SURROGATE.search(words):
         raise InputError(f"{where} holds a NUL byte or half of a character; save it as UTF-8")
     return hashlib.sha256(words.encode()).digest()[:HASH_BYTES]
 

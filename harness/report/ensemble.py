@@ -273,11 +273,6 @@ class EnsembleClassifier:
         self.classes, self.weights = ensemble.classes, ensemble.weights
         self.ngrams = ensemble.ngrams()
         self.runs = [Classifier(run) for run in ensemble.runs]
-        for run, classifier in zip(ensemble.runs, self.runs, strict=True):
-            if tuple(classifier.classes) != self.classes:
-                raise InputError(
-                    f"ensemble {ensemble.folder}: {run.folder} has other classes; {MAKE_AGAIN}"
-                )
 
     def classify(self, texts: Sequence[str]) -> list[Prediction]:
         """The classes of texts; the first run counts the unknown words."""
@@ -374,26 +369,17 @@ def read_member(folder: Path) -> RunMember:
 
     Raises:
         InputError: if it is unfinished, not tested, of another version, or can't be read.
-        RunError: if its result is broken.
     """
     run = RunDirectory.open(folder)
-    job = run.job()  # refuses another version's, and others' code
-    if not run.finished():
-        raise InputError(f"run {folder}: is unfinished; harness resume {folder} first")
-    if not job.data.test:
-        raise InputError(
-            f"run {folder}: leaves the test set unread (data.test = false); train a run of it with "
-            "--set data.test=true"
-        )
-    run.result()  # refuses a broken one
+    job = run.job()  # refuses runs of other versions, and code of other users
     scored = read_run(folder)
     if isinstance(scored, LeftOut):
-        raise InputError(f"run {folder}: {scored.why}")
+        raise InputError(
+            f"run {folder}: {scored.kind}: {scored.why}; give finished runs with test scores"
+        )
     again = f"train it again: harness train {shlex.quote(str(folder / 'job.toml'))}"
     with _readable(f"run {folder}: its predictions", folder / PREDICTIONS, again):
-        labels, test = read_own(scored)
-        if (num := len(scored.result["classes"])) != test.shape[1]:
-            raise ValueError(f"they have {test.shape[1]} classes, result.json has {num}")
+        labels, test = read_own(scored, len(scored.result["classes"]))
     validation_labels, validation = labels[:0], test[:0]
     if job.data.validation_split > 0:
         path = folder / VALIDATION_PREDICTIONS

@@ -170,11 +170,9 @@ def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predict
     for name, runs in group.runs.items():
         for run in runs:
             try:
-                own_labels, probabilities = read_own(run)
+                own_labels, probabilities = read_own(run, len(group.classes))
                 if labels is not None and not np.array_equal(own_labels, labels):
                     raise ValueError("the labels differ from those of the other runs")
-                if (num := probabilities.shape[1]) != len(group.classes):
-                    raise ValueError(f"they have {num} classes, not {len(group.classes)}")
             except BROKEN as error:
                 reason = getattr(error, "strerror", None) or error
                 say(f"no predictions of {run.folder}: {reason}")
@@ -187,13 +185,15 @@ def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predict
     return Predictions(labels, stacked, group.classes)
 
 
-def read_own(run: ScoredRun) -> tuple[Ints, Floats]:
+def read_own(run: ScoredRun, num_classes: int) -> tuple[Ints, Floats]:
     """The labels of the test reviews and a run's probabilities, in the shapes of `read_arrays`.
 
     Raises:
-        BROKEN: if the file can't be read, or its accuracy differs from the run's result.
+        BROKEN: if the file can't be read, has other classes or another accuracy than the result.
     """
     labels, probabilities = read_arrays(run.folder / PREDICTIONS)
+    if probabilities.shape[1] != num_classes:
+        raise ValueError(f"they have {probabilities.shape[1]} classes, not {num_classes}")
     accuracy = float((probabilities.argmax(axis=1) == labels).mean())
     if abs(accuracy - run.accuracy) > TOLERANCE:
         raise ValueError(f"their accuracy is {accuracy:.4f}, result.json says {run.accuracy:.4f}")

@@ -210,12 +210,12 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
     refused: list[tuple[tuple[object, ...], str]] = [
         ((first,), "a single run is no ensemble"),
         ((first, copy), "has the same model as"),
-        ((first, unfinished), "is unfinished; harness resume"),
+        ((first, unfinished), "unfinished: not begun; give finished runs"),
         ((first, untested), "data.test = false"),
         ((first, old), "validation_predictions.npz can't be read: No such file"),
         ((first, broken), "validation_predictions.npz can't be read"),
         ((first, other), "has data = "),
-        ((first, mixed), "they have 2 classes, result.json has 3"),
+        ((first, mixed), "they have 2 classes, not 3"),
         ((first, swapped), "has labels of predictions = "),
         ((first, short), "has data.validation_split = 0.3, "),
         ((whole, "--with", "ngrams"), "give --weights-from ENSEMBLE"),
@@ -239,7 +239,7 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
     words = (second, "--with", "ngrams", "--run-id", "x", "--data", tmp_path / "no")
     done = harness.run_here("ensemble", *words)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "give its folder by --data" in done.stderr
+    assert "folder by --data" in done.stderr
     assert sorted(harness.runs.rglob("*")) == before
 
 

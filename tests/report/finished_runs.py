@@ -10,6 +10,7 @@ from harness.job.job_file import load_job
 from harness.tracking.run_dir import stamped
 from harness.training.metrics import test_scores as scores_of
 from tests.conftest import JOBS
+from tests.made_up_runs import write_run
 
 
 def noisy(labels: np.ndarray, seed: int, *, noise: float = 1.0) -> np.ndarray:
@@ -23,37 +24,30 @@ def write_finished(
     folder: Path, dataset: Dataset, seed: int, *settings: str, noise: float = 1.0
 ) -> Path:
     """Write a run of the LSTM with test and validation predictions; returns its folder."""
-    folder.mkdir(parents=True)
     job = load_job(JOBS / "lstm.toml", ["data.vocab_size=8", "data.maxlen=3", *settings], seed)
-    (folder / "job.toml").write_text(job.to_toml())
     train, cut = dataset.used(0, job.data.validation_split)
-    parts = {"predictions.npz": dataset.test.labels}
+    test = noisy(dataset.test.labels, 10 * seed, noise=noise)
+    write_run(
+        folder,
+        job.to_toml(),
+        job=job.name,
+        seed=seed,
+        data=dataset.title,
+        dataset_checksum=dataset.checksum,
+        classes=[*dataset.classes],
+        num_training=cut,
+        validation_is_given=bool(dataset.num_validation and job.data.validation_split),
+        num_test=len(dataset.test),
+        parameters=100,
+        recurrent_parameters=10,
+        training_s=1.5,
+        **scores_of(dataset.test.labels, test),
+    )
+    np.savez(folder / "predictions.npz", probabilities=test, labels=dataset.test.labels)
     if job.data.validation_split:
-        parts["validation_predictions.npz"] = train.labels[cut:]
-    for number, (name, labels) in enumerate(parts.items()):
-        probabilities = noisy(labels, 10 * seed + number, noise=noise)
-        np.savez(folder / name, probabilities=probabilities, labels=labels)
-    with np.load(folder / "predictions.npz") as arrays:
-        scores = scores_of(arrays["labels"], arrays["probabilities"])
-    result = {
-        "job": job.name,
-        "run": folder.name,
-        "architecture": "lstm",
-        "seed": seed,
-        "data": dataset.title,
-        "dataset_checksum": dataset.checksum,
-        "is_sample": False,
-        "classes": [*dataset.classes],
-        "limit": 0,
-        "num_training": cut,
-        "validation_is_given": bool(dataset.num_validation and job.data.validation_split),
-        "num_test": len(dataset.test),
-        "parameters": 100,
-        "recurrent_parameters": 10,
-        "training_s": 1.5,
-        **scores,
-    }
-    (folder / "result.json").write_text(json.dumps(result))
+        labels = train.labels[cut:]
+        validation = noisy(labels, 10 * seed + 1, noise=noise)
+        np.savez(folder / "validation_predictions.npz", probabilities=validation, labels=labels)
     (folder / "model.keras").write_bytes(f"model {seed} of {folder}".encode())
     (folder / "vocabulary.txt").write_bytes(vocab_to_bytes(dataset.vocab))
     record = {"dataset": {"checksum": dataset.checksum, "folder": str(dataset.folder)}}

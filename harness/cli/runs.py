@@ -209,9 +209,7 @@ def prune(
     if not done.num_files:
         echo(f"nothing to remove in {done.num_runs} finished runs")
         return
-    for part, num in done.num_files.most_common():
-        echo(f"{done.num_bytes[part] / 1e6:10,.1f} MB  {num:7,} files  {part}")
-    both = f"{done.num_bytes.total() / 1e6:,.1f} MB, {done.num_files.total():,} files"
+    files = f"{done.num_bytes / 1e6:,.1f} MB, {done.num_files:,} files"
     again = "harness train RUN/job.toml makes them again"
     verb = "removed" if really else "can be removed by --yes"
-    echo(f"{both} of {done.num_runs} finished runs {verb}; {again}")
+    echo(f"{files} of {done.num_runs} finished runs {verb}; {again}")

@@ -1,6 +1,6 @@
 """The best trial of a sweep, as a job file, and retrained on all training reviews.
 
-`<sweep>/winner/` is a folder of runs: `<job>/retrained-seed<N>/`, a log of each in `logs/`, and
+`<sweep>/winner/` is a folder of runs `<job>/retrained-seed<N>/`, with their logs in `logs/`, and
 `data/` if the sweep used the packaged sample.
 """
 
@@ -27,14 +27,14 @@ from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
 RUN_ID = "retrained"
-FALLING = ("cosine", "linear")  # schedules whose length is a number of epochs
+DECAYS = ("cosine", "linear")  # schedules with a length in epochs
 
 
 # The best trial as a job
 
 
 def best_trial_toml(sweep: SweepDirectory) -> str:
-    """A job file that trains the best trial as it was trained, and tests it.
+    """A job file that trains the best trial as in the search, and tests it.
 
     Raises:
         InputError: if no trial is finished yet.
@@ -42,23 +42,20 @@ def best_trial_toml(sweep: SweepDirectory) -> str:
     search = sweep.search()
     trials = ranked(sweep.trials(), search)
     best = best_of(sweep, trials)
-    job = best_job(search, best)
     finished = sum(each.status == "finished" for each in trials)
-    objective = search.table.objective
     so_far = "" if sweep.finished() else " so far"
     comments = (
         f"{search.table.tuner} search, sweep {sweep.folder.absolute()}",
-        f"trial {best.n}, {objective} {best.scores[objective]:.4f}, the best of {finished} "
-        f"finished trials{so_far}",
-        f"data: {data_of(sweep, search)}, validated on {_validation_of(sweep, job)}",
+        f"{_scored(best, search)}, the best of {finished} finished trials{so_far}",
+        f"data: {data_of(sweep, search)}",
     )
-    return "".join(f"# {' '.join(line.split())}\n" for line in comments) + f"\n{job.to_toml()}"
+    lines = "".join(f"# {' '.join(line.split())}\n" for line in comments)
+    return f"{lines}\n{best_job(search, best).to_toml()}"
 
 
-def _validation_of(sweep: SweepDirectory, job: Job) -> str:
-    if table(sweep.read_json(RECORD), "dataset").get("num_validation"):
-        return "the validation split of the texts"
-    return f"the last {100 * job.data.validation_split:.3g} % of the training reviews"
+def _scored(trial: Trial, search: SearchSpec) -> str:
+    objective = search.table.objective
+    return f"trial {trial.n}, {objective} {trial.scores[objective]:.4f}"
 
 
 def best_of(sweep: SweepDirectory, trials: Sequence[Trial]) -> Trial:
@@ -70,13 +67,13 @@ def best_of(sweep: SweepDirectory, trials: Sequence[Trial]) -> Trial:
     if trials and trials[0].status == "finished":
         return trials[0]
     raise InputError(
-        f"sweep {sweep.folder}: has no finished trial, so none is the best; continue it by: "
+        f"sweep {sweep.folder}: has no finished trial; continue it by: "
         f"harness resume {shlex.quote(str(sweep.folder))}"
     )
 
 
 def best_job(search: SearchSpec, trial: Trial) -> Job:
-    """The job of a trial, with the test set read at its end."""
+    """The job of a trial, which also reads the test set."""
     # For other tuners the search fixes the epochs; a trial with fewer was stopped early.
     epochs = trial.epochs if search.continues_trials else None
     content = search.job_of(values_of(trial, search.space), epochs=epochs).model_dump()
@@ -86,18 +83,18 @@ def best_job(search: SearchSpec, trial: Trial) -> Job:
 
 
 def retrained_job(search: SearchSpec, trial: Trial) -> Job:
-    """The best trial on all training reviews, for as many epochs as its best weights had."""
+    """The job of a trial on all training reviews, up to the epoch of the trial's best weights."""
     content = best_job(search, trial).model_dump()
     content["data"]["validation_split"] = 0.0
     train = content["train"]
-    if train["schedule"] in FALLING:  # as it fell in the trial, not faster
+    if train["schedule"] in DECAYS:  # as fast as in the trial
         train["schedule_epochs"] = train["schedule_epochs"] or train["epochs"]
     train["epochs"] = math.ceil(trial.kept_epoch or train["epochs"])
     for key, facts in FACTS.items():
         if facts.unvalidated is not None:
             put_value(content, key, facts.unvalidated)
     job = check_job(content, Path(f"{content['name']}.toml"))
-    for key, _ in job.unused_keys():  # else each run would warn
+    for key, _ in job.unused_keys():  # else every run would warn about them
         put_value(content, key, KEYS[key].default)
     return check_job(content, Path(f"{content['name']}.toml"))
 
@@ -124,9 +121,9 @@ def retrain(
     console: Console,
     devices: str | None = None,
 ) -> None:
-    """Train the best trial on all training reviews with each seed, test it, and print the table.
+    """Train the best trial on all training reviews with every seed, test it, and print a table.
 
-    A finished seed is left as it is, an unfinished one is resumed.
+    A finished seed remains unchanged; an unfinished one continues.
 
     Args:
         data: the folder of the sweep's data, if it has moved.
@@ -134,31 +131,43 @@ def retrain(
         devices: `gpu` or `cpu`, one for each run.
 
     Raises:
-        InputError: if no trial is finished, the data are different, the folder is of another trial,
-            or another version of harness wrote the sweep.
-        Interrupted: on a signal; the runs are saved and can be resumed.
-        RunError: a run failed, and why.
+        InputError: if no trial is finished, the data are different, the folder holds runs of
+            another trial, or another version of harness wrote the sweep.
+        Interrupted: after a signal; the runs have saved and can continue.
+        RunError: with the reason, if a run failed.
     """
     search = sweep.search()
     best = best_of(sweep, ranked(sweep.trials(), search))
-    job = retrained_job(search, best)
-    winner = sweep.path("winner")
-    for folder in sorted((winner / job.name).glob("*-seed*")):
-        _check_same(RunDirectory(folder), job)  # of any seed
-    _announce(sweep, best, job, console=console)
-    found = sweep_data(sweep, search, data)
-    args = [f"--data={found}"] if found else []
-    args += [f"--devices={devices}"] if devices else []
-    again = f"{shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
+    job, winner = retrained_job(search, best), sweep.path("winner")
+    for run in map(RunDirectory, sorted((winner / job.name).glob("*-seed*"))):
+        if run.exists() and job_with_seed(run.job(), job.train.seed) != job:
+            raise InputError(
+                f"run {run.folder}: is of an earlier best trial; move {run.folder.parent} away"
+            )
+    if not sweep.finished():
+        console.warning(f"sweep {sweep.folder} is unfinished: this is its best trial so far")
+    if best_job(search, best).train.reduce_lr_patience:
+        console.warning(
+            "train.reduce_lr_patience needs validation reviews: the learning rate stays constant"
+        )
+    console.info(
+        f"{_scored(best, search)}; train.epochs = {job.train.epochs} on all training reviews"
+    )
+    folder = sweep_data(sweep, search, data)
     request = BatchRequest(
         jobs=tuple(job_with_seed(job, seed) for seed in seeds),
         runs=winner,
         run_id=RUN_ID,
-        train_args=tuple(args),
+        train_args=(
+            *([f"--data={folder}"] if folder else []),
+            *([f"--devices={devices}"] if devices else []),
+        ),
         devices=devices,
         workers=workers,
         host_gb=(reckoned_gb(job, devices),),
-        again=f"harness sweep retrain {again}",
+        again=(
+            f"harness sweep retrain {shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
+        ),
     )
     print_runs(train_batch(request, console))
 
@@ -168,43 +177,18 @@ def job_with_seed(job: Job, seed: int) -> Job:
     return job.model_copy(update={"train": job.train.model_copy(update={"seed": seed})})
 
 
-def _check_same(run: RunDirectory, job: Job) -> None:
-    if not run.exists():
-        return
-    if job_with_seed(run.job(), job.train.seed) != job:
-        raise InputError(
-            f"run {run.folder}: is of an earlier best trial; move {run.folder.parent} away"
-        )
-
-
-def _announce(sweep: SweepDirectory, best: Trial, job: Job, *, console: Console) -> None:
-    search = sweep.search()
-    if not sweep.finished():
-        console.warning(f"sweep {sweep.folder} is unfinished: this is its best trial so far")
-    if best_job(search, best).train.reduce_lr_patience:
-        console.warning(
-            "train.reduce_lr_patience needs validation reviews: the learning rate stays constant"
-        )
-    objective = search.table.objective
-    console.info(
-        f"trial {best.n}, {objective} {best.scores[objective]:.4f}: {job.train.epochs} "
-        f"epoch{'s' if job.train.epochs > 1 else ''} on all training reviews"
-    )
-
-
 def sweep_data(sweep: SweepDirectory, search: SearchSpec, data: Path | None) -> Path | None:
-    """The folder with the data of a sweep; None if its job names the data itself.
+    """The folder with the data of a sweep; None if the job names its source.
 
     Raises:
-        InputError: if the data found are different.
-        RunError: if a copy of the sample is needed and can't be written.
+        InputError: if the data have changed.
+        RunError: if a copy of the sample can't be written.
     """
     dataset = dataset_of(sweep, search.job, data)
     if dataset.is_own:
         return None
     if dataset.folder and not dataset.is_sample:
         return dataset.folder.absolute()
-    # Without this copy, a run would look for the full data first.
-    folder = sweep.path("winner", "data")
+    folder = sweep.path("winner", "data")  # without this copy a run would prefer the full data
     save_folder(dataset, folder)
     return folder.absolute()

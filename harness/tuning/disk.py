@@ -1,4 +1,4 @@
-"""The folder of a sweep on a disk: the creation of names exactly once, the operations of a course.
+"""Creates names in a sweep's folder exactly once, and executes the operations of a course there.
 
 The processes of a search agree only by names that exactly one process creates. A process writes a
 folder with its content under a temporary name, then renames it. rename(2) never replaces a

@@ -1,9 +1,9 @@
-"""The leaderboard and the result of a sweep, which are functions of its trials."""
+"""The leaderboard and the result of a sweep, computed from its trials alone."""
 
 import csv
 import io
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,7 +19,7 @@ ORDER = ("finished", "running", "waiting", "failed")
 
 
 def ranked(trials: Iterable[Trial], search: SearchSpec) -> list[Trial]:
-    """Sort trials: finished ones from the best to the worst, then running, waiting and failed."""
+    """The trials: finished ones from the best to the worst, then running, waiting and failed."""
     sign, objective = -1 if search.goal == "max" else 1, search.table.objective
     return sorted(
         trials, key=lambda t: (ORDER.index(t.status), sign * t.scores.get(objective, 0.0), t.n)
@@ -27,7 +27,7 @@ def ranked(trials: Iterable[Trial], search: SearchSpec) -> list[Trial]:
 
 
 def values_of(trial: Trial, space: Sequence[Parameter]) -> dict[str, Value]:
-    """A trial's values without keys whose `when` does not hold; `space` has parents first."""
+    """A trial's values of its active keys: `when` holds for them. `space` has parents first."""
     values: dict[str, Value] = {}
     for each in space:
         if each.parent and values.get(each.parent) not in each.parent_choices:
@@ -38,17 +38,16 @@ def values_of(trial: Trial, space: Sequence[Parameter]) -> dict[str, Value]:
 
 
 def leaderboard_rows(trials: Iterable[Trial], search: SearchSpec) -> list[dict[str, Any]]:
-    """The ranked trials by the columns of the leaderboard; None for missing values."""
-    keys, objective = [parameter.key for parameter in search.space], search.table.objective
-    rows = []
-    for rank, trial in enumerate(ranked(trials, search), 1):
-        values = {key: trial.values.get(key) for key in keys}
-        row = {
+    """The ranked trials with the columns of the leaderboard; None for missing values."""
+    objective = search.table.objective
+    return [
+        {
             "rank": rank if trial.status == "finished" else None,
             "trial": trial.n,
             "status": trial.status,
             objective: trial.scores.get(objective),
-            **{k: None if v is None else rounded(v) for k, v in values.items()},
+            **dict.fromkeys(parameter.key for parameter in search.space),
+            **values_of(trial, search.space),
             "epochs": trial.epochs,
             "kept_epoch": trial.kept_epoch,
             "training_s": trial.training_s,
@@ -57,8 +56,8 @@ def leaderboard_rows(trials: Iterable[Trial], search: SearchSpec) -> list[dict[s
             "error": " ".join(trial.error.split()),
             "attempt": f"{trial.n}/{trial.attempt}" if trial.attempt else "",  # below `trials/`
         }
-        rows.append(row)
-    return rows
+        for rank, trial in enumerate(ranked(trials, search), 1)
+    ]
 
 
 def leaderboard_csv(trials: Iterable[Trial], search: SearchSpec) -> bytes:
@@ -79,11 +78,10 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
     Raises:
         RunError: if no trial has finished.
     """
-    in_order = ranked(trials, search)
-    if not in_order or in_order[0].status != "finished":
-        error = in_order[0].error if in_order else "there were none"
+    best = next(iter(ranked(trials, search)), None)
+    if not best or best.status != "finished":
+        error = best.error if best else "there were none"
         raise RunError(f"sweep {sweep.folder}: no trial finished: {error}")
-    best = in_order[0]
     return {
         "job": search.name,
         "sweep": sweep.folder.name,
@@ -94,26 +92,22 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
         "num_failed": sum(trial.status == "failed" for trial in trials),
         "best_trial": best.n,
         "best_score": best.scores[search.table.objective],
-        "best_values": {
-            each.key: str(rounded(best.values[each.key]))
-            for each in search.space
-            if each.key in best.values
-        },
+        "best_values": {key: str(value) for key, value in values_of(best, search.space).items()},
     }
 
 
 def same_failure(trials: Iterable[Trial]) -> str:
-    """An error that three trials have in common, apart from its numbers; empty without one."""
-    errors = [trial.error for trial in trials if trial.error]
-    counts = Counter(re.sub(r"[0-9.]+", "#", error) for error in errors)
-    alike = (e for e in errors if counts[re.sub(r"[0-9.]+", "#", e)] >= MAX_SAME_FAILURES)
-    return next(alike, "")
+    """An error of three trials, apart from its numbers; empty if there is none."""
+    by_text = defaultdict[str, list[str]](list)
+    for trial in trials:
+        if trial.error:
+            by_text[re.sub(r"[0-9.]+", "#", trial.error)].append(trial.error)
+    return next((same[0] for same in by_text.values() if len(same) >= MAX_SAME_FAILURES), "")
 
 
 def describe(trial: Trial, search: SearchSpec) -> str:
     """A line about an ended trial: its score or error, and its values."""
-    how = f"failed: {trial.error}"
-    if trial.status == "finished":
-        how = f"{search.table.objective} {trial.scores[search.table.objective]:.4f}"
+    objective = search.table.objective
+    how = f"failed: {trial.error}" if trial.error else f"{objective} {trial.scores[objective]:.4f}"
     values = ", ".join(f"{key} = {rounded(value)}" for key, value in trial.values.items())
     return f"trial {trial.n}: {how}; {values}"

@@ -26,8 +26,8 @@ ERRORS: dict[int, Callable[[str], Exception]] = {
     InputError.exit_code: InputError,
     NODE_FAULT_CODE: partial(NodeFault, will_requeue=True),
 }
-# Failures in a row: with an error; by a signal, Slurm's controller or the environment's disk, which
-# may be unavailable for minutes. The pauses between 25 starts take ten minutes.
+# Failures in a row. Slurm's controller or the disk of the environment may be unavailable for
+# minutes; the pauses between 25 starts take ten minutes.
 MAX_ERRORS, MAX_FAILURES = 3, 25
 PAUSE_S = 2.0  # before the next start, per failure
 
@@ -58,7 +58,7 @@ class WorkerProcess(ManagedProcess):
 
 
 class WorkerPool(ProcessPool):
-    """Worker processes, all ended at the end of the `with` block."""
+    """The worker processes of a command, which end with the `with` block."""
 
     def __init__(
         self,
@@ -96,9 +96,9 @@ class WorkerPool(ProcessPool):
             return [*args, f"--ahead={2 * len(self.workers) + 1}"]
         variables = [f"{name}={value}" for name, value in slot.variables().items()]
         devices = "cpu" if slot.gpu is None else request.devices
-        given = {"--id": worker.uuid, "--devices": devices, "--data": request.data}
-        options = [f"{name}={value}" for name, value in given.items() if value is not None]
-        return ["env", *variables, *args, *options]
+        options = {"--id": worker.uuid, "--devices": devices, "--data": request.data}
+        args += [f"{name}={value}" for name, value in options.items() if value is not None]
+        return ["env", *variables, *args]
 
     @property
     def ended(self) -> set[str]:

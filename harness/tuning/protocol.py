@@ -5,7 +5,7 @@
 | `trials/<n>/` once | the first proposer of trial n | `values.json`: a `Trial` |
 | `trials/<n>/<k>/` once | the worker of attempt k | `owner.json`: an `Attempt`; its runs |
 | `trials/<n>/<k>/beat.json` | the same worker | a `Beat` |
-| `gone/<n>-<k>.json` | the same worker, or a command that misses it | a `Gone` |
+| `gone/<n>-<k>.json` | the same worker, or a command that has lost it | a `Gone` |
 | `trials/<n>/accepted/` once | the first worker to report | `trial.json`: a `Trial` with scores |
 | `ends/<search.trials>/` once | the proposer of the last trial | `end.json`: an `End` |
 | `stop.json` | a cancelling user, a failing command, `harness resume` | a `Stop` |
@@ -47,7 +47,7 @@ SHORTEST_REST_S, LONGEST_REST_S = 0.25, 15.0
 
 
 class Record(BaseModel):
-    """The content of a file, without fields that this version does not know."""
+    """The content of a file; unknown fields are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -90,7 +90,7 @@ class Trial(Record):
 
     @property
     def proposal(self) -> tuple[object, ...]:
-        """The part of the trial that the oracle chose."""
+        """The part of the trial that the oracle decides."""
         return self.n, self.values, self.limit, self.parent
 
 
@@ -360,7 +360,7 @@ class Worker:
                     continue
                 if not heard.gone:
                     if heard.attempt.worker == self.me.worker:
-                        return n, k  # an earlier call created it although it reported an error
+                        return n, k  # `Make` reported an error but had created the folder
                     continue
                 attempt = yield from self._after(n, k, heard.attempt, heard.gone)
                 if attempt.num_stuck >= MAX_ATTEMPTS:
@@ -392,7 +392,7 @@ class Worker:
             self.view.accept(trial)
 
     def tick(self, n: int, k: int, *, saved: int) -> Course:
-        """Write a beat of attempt k; return whether it has become needless."""
+        """Write a beat of attempt k; return whether the attempt has become needless."""
         self._count += 1
         yield Write(f"{attempt_folder(n, k)}/beat.json", Beat(count=self._count, saved=saved))
         names = yield Names(trial_folder(n))

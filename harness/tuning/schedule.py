@@ -108,7 +108,7 @@ class Schedule:
         return proposal
 
     def _proposal(self, n: int, values: Mapping[str, Any]) -> Trial:
-        own: dict[str, Value] = {
+        of_job: dict[str, Value] = {
             key: value.item() if hasattr(value, "item") else value  # of NumPy
             for key, value in values.items()
             if not key.startswith("tuner/")
@@ -116,7 +116,7 @@ class Schedule:
         epochs, parent = values.get(EPOCHS), values.get(PARENT)
         return Trial(
             n=n,
-            values=own,
+            values=of_job,
             limit=int(epochs) if epochs else None,
             parent=self._numbers[parent] if parent else None,
         )

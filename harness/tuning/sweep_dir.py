@@ -6,11 +6,10 @@
 | `trials/`, `gone/`, `ends/`, `stop.json` | see `harness.tuning.protocol` | all processes |
 | `trials/<n>/<k>/seed<N>/` | the run of attempt k at trial n | the worker of the attempt |
 | `leaderboard.csv`, `result.json` | functions of the accepted trials | any command |
-| `state.json` | progress, as in a run | the latest command |
-| `commands/<name>/state.json` | progress of one command | this command |
+| `state.json` | progress, as in a run | any command |
 | `provenance.json` | first code and data, the last job's request to Slurm | any command |
 | `workers/<name>.log` | output of a worker or a proposer | this process |
-| `*.png` | plots | `harness sweep show` |
+| `scores_by_key.png` | a plot | `harness sweep show` |
 | `winner/` | the best trial, retrained on all training data | `harness sweep retrain` |
 """
 
@@ -39,7 +38,7 @@ from harness.tuning.disk import Disk, make_once
 from harness.tuning.protocol import ENDS, GONE, TRIALS, Trial, View, shown
 
 RESULT = "result.json"
-FOLDERS = (TRIALS, GONE, ENDS, "workers", "commands")
+FOLDERS = (TRIALS, GONE, ENDS, "workers")
 
 
 class SweepDirectory(LeasedDirectory):
@@ -86,11 +85,8 @@ class SweepDirectory(LeasedDirectory):
             )
         return cls(folder)
 
-    def begin(self, search: SearchSpec, dataset: Dataset) -> bool:
+    def begin(self, search: SearchSpec, dataset: Dataset) -> None:
         """Begin the sweep, unless another command has begun it.
-
-        Returns:
-            Whether this command has begun it.
 
         Raises:
             InputError: if the folder is another user's, or holds other files.
@@ -106,8 +102,7 @@ class SweepDirectory(LeasedDirectory):
             job.mkdir(parents=True, exist_ok=True)
             if self._is_new:  # another command may begin one in the same second
                 self.folder = job / reserve_id(job.parent, [(job.name, "")])
-            is_made = make_once(self.folder, files)
-            if is_made:
+            if make_once(self.folder, files):
                 if make_once(self.folder, files):
                     shutil.rmtree(self.folder, ignore_errors=True)
                     raise DiskError(
@@ -130,7 +125,6 @@ class SweepDirectory(LeasedDirectory):
                 self.path(name).mkdir(exist_ok=True)
         except OSError as error:
             raise DiskError(write_refusal(self.folder, error)) from None
-        return is_made
 
     def check_search(self, search: SearchSpec) -> None:
         """Refuse to continue the sweep with another search.

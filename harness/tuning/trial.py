@@ -36,7 +36,7 @@ MAX_GROWTH = {"cpu": 1.2, "gpu": 2.0}
 
 
 class Trials:
-    """Trains trials of a sweep in this process, one after another."""
+    """Trains trials of a sweep in this process, one at a time."""
 
     def __init__(
         self,
@@ -85,10 +85,10 @@ class Trials:
         return self._first_gb > 0 and resident_memory_gb() > room_gb
 
     def _run(self, trial: Trial, k: int) -> dict[str, Any]:
-        own = {p.key: trial.values[p.key] for p in self.search.space if p.key in trial.values}
+        values = {p.key: trial.values[p.key] for p in self.search.space if p.key in trial.values}
         results, checkpoints = [], {}
         for seed in self.search.seeds():
-            job = self.search.job_of(own, seed=seed, epochs=trial.limit)
+            job = self.search.job_of(values, seed=seed, epochs=trial.limit)
             run = self.sweep.trial_run(trial.n, k, seed)
             if not run.finished():
                 self._train(trial, k, job, run)
@@ -152,7 +152,7 @@ class Trials:
             if is_own and checkpoint.adopt(folder / name, run, identity, sha256=sha256):
                 return
         self.observers.console.warning(
-            f"trial {parent.n}: its checkpoint is not there any more; trained again from the start"
+            f"trial {parent.n}: its checkpoint is missing; its epochs are trained again"
         )
 
     def saved(self, n: int, k: int) -> int:

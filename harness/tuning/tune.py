@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from harness.compute.memory import largest_gb
@@ -58,14 +58,14 @@ def tune(
         request: the workers of this command.
         console: for messages.
         full: whether to refuse the packaged sample.
-        resumes: whether to continue a search that was stopped, or that other code began.
+        resumes: whether to continue a stopped search, or a search of other code.
 
     Returns:
         The content of `result.json`: the best trial and its score; empty if it was cancelled.
 
     Raises:
         InputError: if the search can't run here, or another version of harness wrote the sweep;
-            nothing has been written then.
+            this command has not changed the sweep.
         Interrupted: after a signal; all trials have saved, and the sweep can continue.
         RunError: if the search fails.
     """
@@ -80,7 +80,7 @@ def tune(
         at_most=request.num_workers or largest,
     )
     dataset = dataset_of(sweep, search.job, request.data, full=full)
-    is_new = sweep.begin(settled(search, len(slots) * num_tasks_of_array(allocation)), dataset)
+    sweep.begin(settled(search, len(slots) * num_tasks_of_array(allocation)), dataset)
     sweep.check_search(search)
     if sweep.certain_json(RECORD).get("sources_sha256") not in (None, sources_checksum()):
         line = f"sweep {sweep.folder}: other code began it, so scores may not be comparable"
@@ -98,12 +98,9 @@ def tune(
     sweep.write_json(RECORD, stamped({**sweep.certain_json(RECORD), "starts": starts}))
     if dataset.introduction:
         console.info(dataset.introduction)
-    of, more = search.table, "" if is_new else " more"
-    num_trials = f"{of.trials} trials" if of.trials else "all trials"
-    parallel = f", parallel = {of.parallel}" if of.parallel else ""
     console.info(
-        f"sweep {sweep.folder}: {of.tuner}, {num_trials}, {len(slots)}{more} worker"
-        f"{'s' if len(slots) > 1 else ''}{parallel}, data: {dataset.title}"
+        f"sweep {sweep.folder}: {search.table.tuner}, {search.table.trials or 'all'} trials, "
+        f"workers of this command: {len(slots)}, data: {dataset.title}"
     )
     del dataset  # the workers open it themselves
     # Distinguishes the commands of a search; a requeued job keeps its name.
@@ -135,7 +132,7 @@ def patiently(step: Callable[[], T], stop: StopRequest) -> T:
             waited_s, may_end = time.monotonic() - since_s, is_of_disk(error)
             if not may_end and not isinstance(error, OSError):
                 raise
-            if not may_end or waited_s > PATIENCE_S:  # such as a missing folder
+            if not may_end or waited_s > PATIENCE_S:  # a missing folder never returns
                 raise DiskError(str(error)) from None
             if waited_s < 1:
                 log(logging.WARNING, f"{error}; retrying for {PATIENCE_S:.0f} s")
@@ -156,9 +153,9 @@ class Command:
         self.sweep, self.search, self.pool, self.console = sweep, search, pool, pool.console
         self.signals = StopRequest()
         self.disk, self.view = Disk(sweep.folder, self.signals), View()
-        self.heartbeat = Heartbeat(SweepDirectory(sweep.path("commands", pool.name)), allocation)
-        self._started_s = time.monotonic()
-        self._num_at_start: int | None = None  # ended trials when this process began
+        self.heartbeat = Heartbeat(sweep, allocation)
+        self.heartbeat.note(restarts=allocation.restarts if allocation else 0)
+        self._has_looked = False
         self._kept = KeptTrials(sweep, search)
         self._table = b""  # the last written leaderboard
 
@@ -181,7 +178,7 @@ class Command:
             except Exception as error:
                 self.pool.stop()
                 with contextlib.suppress(RunError):
-                    self._note("failed", error=str(error))
+                    self.heartbeat.beat("failed", error=str(error))
                 raise
 
     def _lift_stop(self) -> None:
@@ -207,7 +204,7 @@ class Command:
         self.pool.tend(len(self.view.accepted), workers)
 
     def _turn(self) -> dict[str, Any] | None:
-        """Check the whole search; return its result once it is over, empty if it is cancelled.
+        """Check the search; return its result once it is over, empty if it is cancelled.
 
         Raises:
             RunError: if the search has failed, with the reason.
@@ -219,7 +216,7 @@ class Command:
             self._look()
             if self.view.stop and (reason := self.view.stop.reason):
                 raise RunError(f"{reason}; continue with: {resume_command(self.sweep.folder)}")
-            self._note("interrupted", signal=CANCELLED)
+            self.heartbeat.beat("interrupted", signal=CANCELLED)
             return {}
         self.search = self.sweep.search()  # another command may have raised the number of trials
         num_asked = self.search.table.trials
@@ -227,7 +224,7 @@ class Command:
             trials = shown(self.view)
             result = result_of(self.sweep, self.search, trials)
             self.sweep.write_json(RESULT, result)
-            self._note("finished", **self._progress())
+            self.heartbeat.beat("finished", **self._progress())
             self._kept.trim(trials, is_over=True)
             return result
         forgiven = self.view.stop.forgiven if self.view.stop else ()
@@ -238,24 +235,27 @@ class Command:
         for process in idle:  # at the start, or because there are more trials now
             if process.slot or not is_proposed:
                 self.pool.start_one(process)
-        self._note("searching", **self._progress())
+        self.heartbeat.beat("searching", **self._progress())
         return None
 
     def _look(self) -> None:
-        """Read news and show them to the user."""
+        """Read news; show them on the console and in the leaderboard."""
         news = self.disk.run(follow(self.view, time.monotonic()))
-        if self._num_at_start is None:
-            self._num_at_start = len(self.view.accepted)
-        else:
-            for trial in news:
-                self.console.info(describe(trial, self.search))
+        for trial in news if self._has_looked else ():  # without the results of earlier commands
+            self.console.info(describe(trial, self.search))
+        self._has_looked = True
         trials = shown(self.view)
         table = leaderboard_csv(trials, self.search)
         if table != self._table:
             self.sweep.write(LEADERBOARD, table)
             self._table = table
             self._kept.trim(trials)
-        self._show(self._progress())
+        progress = self._progress()
+        num_ended, figures = len(self.view.accepted), f"{progress['running']} running"
+        if best := progress["best"]:
+            figures += f", best {best['score']:.4f} (trial {best['trial']})"
+        total = max(self.search.table.trials, len(trials))
+        self.console.advance("trials", num_ended, total, figures=figures)
 
     def _has_ended(self, attempt: Attempt) -> bool:
         """Whether a worker was a process of this command or machine and has ended."""
@@ -264,31 +264,20 @@ class Command:
     def _stop(self, reason: Interrupted) -> None:
         """Let this command's workers save and end.
 
-        The interruption is recorded after RECORD_S, since Slurm may kill this process soon.
+        Record the interruption after RECORD_S at the latest, since Slurm may kill this process.
 
         Raises:
             RunError: if the job was interrupted too often without progress.
         """
         self.pool.stop(RECORD_S)
         try:
-            with contextlib.suppress(DiskError):  # the record is only for users
+            with contextlib.suppress(DiskError):  # only users read this record
                 self.heartbeat.interrupted(reason)
-                self._copy_state()
         finally:
             self.pool.stop()
             with contextlib.suppress(OSError, DiskError):
                 self._look()
                 self.disk.run(tell_gone(self.view, self._has_ended))
-
-    # For users
-
-    def _note(self, phase: str, **values: object) -> None:
-        """Record the phase of this command, which is also that of the search."""
-        self.heartbeat.beat(phase, **values)
-        self._copy_state()
-
-    def _copy_state(self) -> None:
-        self.sweep.write_json("state.json", self.heartbeat.run.read_json("state.json"))
 
     def _progress(self) -> dict[str, Any]:
         """The fields of the sweep's heartbeat."""
@@ -314,14 +303,3 @@ class Command:
             "best": best,
             "eta_s": eta_s,
         }
-
-    def _show(self, progress: Mapping[str, Any]) -> None:
-        """Update the progress line on a terminal."""
-        num_ended = progress["finished"] + progress["failed"]
-        num_new = num_ended - (self._num_at_start or 0)
-        per_hour = 3600 * num_new / max(1.0, time.monotonic() - self._started_s)
-        figures = f"{progress['running']} running, {per_hour:.0f}/h"
-        if best := progress["best"]:
-            figures += f", best {best['score']:.4f} (trial {best['trial']})"
-        total = self.search.table.trials or len(self.view.known)
-        self.console.advance("trials", num_ended, max(total, num_ended), figures=figures)

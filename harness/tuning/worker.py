@@ -129,7 +129,7 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
     stop, console, allocation = StopRequest(), Console(), SlurmEnvironment.from_environment()
     stop.listen()
     threads, name = given_cpus(allocation), arguments.name
-    # Read now: importing TensorFlow takes seconds, after which the disk may fail.
+    # Before the slow import of TensorFlow, so that a failing disk ends this process at once.
     search = sweep.search()
     dataset = dataset_of(sweep, search.job, arguments.data)
     import_tensorflow(allocation, threads, search.job)

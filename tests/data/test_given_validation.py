@@ -20,7 +20,7 @@ from harness.job.job_file import load_job
 from harness.report.baseline import fit_ngrams, score_ngrams
 from harness.report.ensemble import Request, make_ensemble
 from harness.tracking.run_dir import stamped
-from harness.tuning.best_trial import best_trial_toml, retrained_job
+from harness.tuning.best_trial import retrained_job
 from tests.conftest import Harness
 from tests.data.made_up_texts import make_rows, write_csv, write_folder
 from tests.report.finished_runs import write_finished
@@ -209,15 +209,14 @@ def test_an_ensemble_validates_on_the_validation_split(dataset: Dataset, tmp_pat
     assert of([every], "every", runs / "part" / "one") == (160, 0)
 
 
-def test_the_best_trial_names_the_validation_split(tmp_path: Path) -> None:
-    """Retrained, it reads all reviews."""
+def test_a_retrained_trial_reads_all_reviews(tmp_path: Path) -> None:
+    """The validation split of the texts becomes training data."""
     source = write_csv(tmp_path / "mine.csv", ROWS, COLUMNS)
     toml = f'{RANDOM}[data]\nsource = "{source}"\n'
     values = {"model.pooling": "max", "model.units": 16, "train.learning_rate": 0.001}
     sweep = make_sweep(tmp_path / "sweep", toml, trial(0, 0.8, values=values))
     record = {"checksum": "0" * 64, "folder": str(source), "num_validation": 40}
     sweep.write_json("provenance.json", stamped({"dataset": record}))
-    assert "validated on the validation split of the texts\n" in best_trial_toml(sweep)
     job = retrained_job(sweep.search(), sweep.trials()[0])
     training, validation, _ = training_reviews(job, open_data(job, None))
     assert (len(training.labels), len(validation.labels)) == (160, 0)

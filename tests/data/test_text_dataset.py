@@ -303,7 +303,7 @@ def test_a_sweep_keeps_to_its_texts(tmp_path: Path) -> None:
     (sweep.folder / "provenance.json").unlink()
     dataset = dataset_of(sweep, search.job, None)
     sweep = SweepDirectory(tmp_path / "begun")
-    assert sweep.begin(search, dataset)
+    sweep.begin(search, dataset)
     assert dataset_of(sweep, search.job, None).is_own
     assert sweep_data(sweep, search, None) is None
     assert data_of(sweep, search).startswith("a.csv (checksum ")

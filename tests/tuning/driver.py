@@ -1,4 +1,4 @@
-"""Drives the oracle of a search in this process: trials are made up, nothing is trained."""
+"""Drives the oracle of a search in this process, with invented scores instead of training."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -11,34 +11,33 @@ from keras_tuner.engine.trial import Trial
 from harness.job.search import load_search
 from harness.tuning.oracle import make_oracle
 
-Score = Callable[[Mapping[str, Any]], float | None]  # of values; None: the trial fails
-
 
 def oracle_of(folder: Path, toml: str) -> kt.Oracle:
-    """The oracle of a search, which writes nothing."""
+    """The oracle of a search."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "search.toml").write_text(toml)
     return make_oracle(load_search(folder / "search.toml"))
 
 
-def end(oracle: kt.Oracle, trial: Trial, score: float | None, **others: float) -> None:
-    """Report a trial's objective, or its failure."""
+def end(oracle: kt.Oracle, trial: Trial, score: float | None) -> None:
+    """Report a trial's score; None is a failure."""
     if score is None:
         trial.status = "FAILED"
     else:
-        oracle.update_trial(trial.trial_id, {oracle.objective.name: score, **others})
+        oracle.update_trial(trial.trial_id, {oracle.objective.name: score})
         trial.status = "COMPLETED"
     oracle.end_trial(trial)
 
 
-def drive(oracle: kt.Oracle, score: Score, *, workers: int = 1, seed: int = 0) -> list[Trial]:
-    """Run a search to its end; trials end in a random order that the seed decides, often several
-    before a worker asks again.
+def drive(
+    oracle: kt.Oracle, score: Callable[[Mapping[str, Any]], float], *, workers: int = 1
+) -> list[Trial]:
+    """Run a search to its end; trials end in a random order.
 
     Returns:
         The trials in the order in which they began.
     """
-    order, running, began = random.Random(seed), {}, []  # noqa: S311 - not a secret
+    order, running, began = random.Random(0), {}, []  # noqa: S311 - not a secret
     while True:
         for worker in range(workers):
             if worker not in running:

@@ -1,4 +1,4 @@
-"""Folders of sweeps as a search leaves them, without the search."""
+"""Folders of sweeps with invented trials."""
 
 from pathlib import Path
 from typing import Any
@@ -41,23 +41,19 @@ model.dropout = { min = 0.1, max = 0.6, step = 0.1 }
 """
 
 
-def trial(number: int, score: float | None, **told: Any) -> Trial:
-    """A finished trial, or with an error a failed one, or with a worker one that is trained."""
-    done = score is not None
-    standard = {
-        "values": {"model.units": 16},
-        "attempt": 1 if done or "error" in told else 0,
-        "scores": {"val_accuracy": score} if done else {},
-        "epochs": 3 if done else None,
-        "kept_epoch": 2.0 if done else None,
-        "training_s": 61.0 if done else None,
-        "parameters": 1000 if done else None,
-    }
-    return Trial.model_validate({"n": number, **standard, **told})
+def trial(n: int, score: float | None, **fields: Any) -> Trial:
+    """A trial: finished with a score, failed with `error`, running with `worker`, else waiting."""
+    common: dict[str, Any] = {"n": n, "values": {"model.units": 16}}
+    if score is not None:
+        common |= {"attempt": 1, "scores": {"val_accuracy": score}, "epochs": 3, "kept_epoch": 2.0}
+        common |= {"training_s": 61.0, "parameters": 1000}
+    elif "error" in fields:
+        common["attempt"] = 1
+    return Trial.model_validate(common | fields)
 
 
 def make_sweep(folder: Path, toml: str, *trials: Trial, finished: bool = False) -> SweepDirectory:
-    """A sweep over the packaged sample with these trials."""
+    """A sweep on the packaged sample with these trials."""
     folder.mkdir(parents=True)
     (folder / SEARCH_FILE).write_text(toml)
     search = load_search(folder / SEARCH_FILE)
@@ -76,9 +72,10 @@ def make_sweep(folder: Path, toml: str, *trials: Trial, finished: bool = False) 
 
 
 def add_trial(sweep: SweepDirectory, each: Trial) -> None:
-    """Add a trial as workers leave it."""
+    """Add a trial with the files of its proposer and its worker."""
     folder = sweep.path("trials", str(each.n))
-    make_once(folder, {"values.json": to_bytes(Trial(n=each.n, values=each.values))})
+    proposal = Trial(n=each.n, values=each.values, limit=each.limit, parent=each.parent)
+    make_once(folder, {"values.json": to_bytes(proposal)})
     if each.worker or each.attempt:
         owner = Attempt(worker="0" * 32, name=each.worker)
         make_once(folder / str(each.attempt or 1), {"owner.json": to_bytes(owner)})

@@ -1,7 +1,8 @@
-"""Whole searches in a made-up world, by the courses of the code itself.
+"""A simulation of whole searches, which executes the courses of the code itself.
 
-Time is virtual. A node may see a file or a folder as it was 30 s ago. Processes are killed, stopped
-and lost with their node, operations fail or are done though they seem to fail, somebody cancels.
+Time is virtual. A node may see a file or a folder in its state of 30 s ago. Processes are killed,
+suspended and lost with their node, operations fail or report an error after they took effect, and
+the search is cancelled and resumed.
 """
 
 import heapq
@@ -35,10 +36,10 @@ from harness.tuning.protocol import (
 )
 from harness.tuning.schedule import Proposer, Schedule
 
-CACHE_S = 30.0  # for which a node may see an older state
+CACHE_S = 30.0  # age of the oldest state that a node may see
 EPOCH_S = 10.0
 PATIENCE_S = 4000.0  # after the last fault, for a search to end
-CANCEL_S = 150.0  # after a cancel, by when everybody has stopped
+CANCEL_S = 150.0  # after a cancel, for all processes to stop
 SAFEGUARDS = (
     *("claim", "first", "values", "order", "fsync", "copy", "attempts", "known"),
     *("stuck", "stop", "gone", "term"),
@@ -53,11 +54,11 @@ LATEST_S, STUCK_ATTEMPTS = 700.0, 5
 
 
 class Violation(AssertionError):  # noqa: N818 - of a promise
-    """What a search has promised never to do."""
+    """The search has broken one of its promises."""
 
 
 class Choices:
-    """An oracle: some trials go on from the best so far, for twice the epochs."""
+    """An oracle; some of its trials continue the best one so far, for twice the epochs."""
 
     def __init__(self, world: "World", node: int) -> None:
         self.world, self.node = world, node
@@ -79,7 +80,7 @@ class Choices:
             of = self.trials[best].hyperparameters.values
             values = {"x": of["x"], "tuner/epochs": 2 * of["tuner/epochs"]}
             values["tuner/trial_id"] = str(best)
-        if self.world.rounds_otherwise:  # but for trials that it knows
+        if self.world.rounds_otherwise:  # except for known trials
             known = self.world.known_values(n, self.node)
             values["x"] = known if known is not None else values["x"] + self.node / 100
         hyperparameters = SimpleNamespace(values=values)
@@ -98,11 +99,11 @@ class Choices:
         self.calls.append(call)
         expected = self.world.calls
         if expected and self.calls != expected[: len(self.calls)]:
-            raise Violation("the oracle is called otherwise")
+            raise Violation("the oracle got other calls")
 
 
 class Unordered(Schedule):
-    """Gives results as they come."""
+    """Passes on results in the order of their arrival."""
 
     def _give_result(self) -> bool:
         ready = [each for each in self._running if each[1] in self._results]
@@ -127,7 +128,7 @@ class Process:
     leaves: bool = False
     stopped_until_s: float = 0.0
     ended: set[str] = field(default_factory=set)  # children of a command
-    left: list["Process"] = field(default_factory=list)  # those that had nothing more to do
+    left: list["Process"] = field(default_factory=list)  # children that ended without work
 
 
 def checkpoint(n: int, k: int) -> str:
@@ -135,7 +136,7 @@ def checkpoint(n: int, k: int) -> str:
 
 
 class World:
-    """A disk, nodes, processes, and what strikes them."""
+    """A disk, nodes and processes, and the faults that hit them."""
 
     scale = 1  # epochs that count as one of the oracle's
 
@@ -167,7 +168,7 @@ class World:
         for _ in range(chance.randint(1, 3)):
             self.start_command()
 
-    # What a search is
+    # The search
 
     def schedule(self, known: list[Trial], node: int = 0) -> Schedule:
         kind = Unordered if "order" in self.without else Schedule
@@ -180,7 +181,7 @@ class World:
         return known["values"]["x"] if known and "known" not in self.without else None
 
     def _undisturbed(self) -> dict[int, Any]:
-        """The score of each trial, and the oracle's calls."""
+        """The scores of an undisturbed search; also sets the oracle's calls."""
         without, self.without, rounds = self.without, (), self.rounds_otherwise
         self.rounds_otherwise = False
         known: list[Trial] = []
@@ -205,7 +206,7 @@ class World:
     # Processes
 
     def start_command(self, *, again: bool = False) -> None:
-        """A command with a proposer and some workers, as a job or a person starts one."""
+        """Start a command with a proposer and some workers, like a job or a person."""
         if again and self.result:
             return
         if again and any(each.is_alive for each in self.processes):
@@ -244,7 +245,7 @@ class World:
                 error = failed
 
     def _train(self, p: Process, worker: Worker, op: Train) -> Generator[Any, Any, Trial]:
-        """What `harness.tuning.trial` and the thread that beats do."""
+        """The work of `harness.tuning.trial` and of the thread with the beats."""
         n, k, limit = op.trial.n, op.k, (op.trial.limit or 1) * self.scale
         yield from worker.tick(n, k, saved=0)
         saved = None
@@ -253,9 +254,10 @@ class World:
         if not saved and op.trial.parent is not None:
             parent = yield Read(f"trials/{op.trial.parent}/accepted/trial.json")
             if not parent:
-                raise OSError("the parent's result can't be seen yet")
+                raise OSError("the parent's result is not visible yet")
             saved = yield Read(checkpoint(op.trial.parent, parent["attempt"]))
-            saved = saved if saved and 2 * saved["epochs"] == limit else None  # by its checksum
+            # The checksum in the parent's result.
+            saved = saved if saved and 2 * saved["epochs"] == limit else None
         epochs = saved["epochs"] if saved else 0
         if "copy" not in self.without:
             yield Write(checkpoint(n, k), Saved(epochs=epochs))
@@ -275,12 +277,12 @@ class World:
         return take_turns(turn, view)
 
     def _command(self, p: Process, view: View) -> Generator[Any, Any, Any]:
-        rate = self.chance.uniform(0.99, 1.01)  # clocks go a little wrong
+        rate = self.chance.uniform(0.99, 1.01)  # of an inexact clock
         while True:
             left = [*p.left]
             try:
                 for trial in (yield from follow(view, self.now_s * rate)):
-                    if self.chance.random() < 0.2:  # pruned, or removed by somebody
+                    if self.chance.random() < 0.2:  # pruned, or removed by a user
                         self.server.pop(checkpoint(trial.n, trial.attempt), None)
                 if "gone" not in self.without:
                     yield from tell_gone(view, lambda attempt: attempt.worker in p.ended)
@@ -312,7 +314,7 @@ class World:
             self.start_command()
 
     def _go_on(self, node: int, *, again: bool = False) -> None:
-        """A person goes on with the search that was cancelled, or cancels once more."""
+        """A person resumes the cancelled search, or repeats an interrupted command."""
         if again or not self.result:
             self.last_fault_s = self.now_s
             self._start("canceller", node, None)
@@ -329,14 +331,14 @@ class World:
             Violation: if a promise is broken.
         """
         before = protocol.MAX_ATTEMPTS, protocol.LOST_S, protocol.SHORTEST_REST_S
-        protocol.SHORTEST_REST_S = 2.0  # as in a larger search, which takes longer to simulate
+        protocol.SHORTEST_REST_S = 2.0  # as in a larger search
         protocol.MAX_ATTEMPTS = 10**9 if "stuck" in self.without else STUCK_ATTEMPTS
         protocol.LOST_S = 0.0 if "term" in self.without else protocol.LOST_S
         try:
             while self.heap:
                 self.now_s, _, act = heapq.heappop(self.heap)
                 act()
-                if not self.heap and not self.result:  # everybody left
+                if not self.heap and not self.result:  # no process is left
                     self.start_command()
                 if self.now_s > self.last_fault_s + PATIENCE_S:
                     raise Violation("no end")
@@ -361,7 +363,7 @@ class World:
             p.is_alive = False
             if p.command:
                 p.command.left.append(p)
-            if p.kind == "command":  # its children may take a while to see it
+            if p.kind == "command":  # its children see this late
                 self._push(75.0, lambda: self._end_children(p))
             return
         except Interrupted:
@@ -392,7 +394,7 @@ class World:
         self._push(wait_s + late_s, lambda: self._step(p, result, failed_op))
 
     def end(self, p: Process) -> None:
-        """A process ends; its command starts another, and ends with all that it has started."""
+        """End a process; its command restarts it. A command ends with its children."""
         if not p.is_alive:
             return
         p.is_alive = False
@@ -425,7 +427,7 @@ class World:
         until_s = self.now_s + chance.choice((100.0, LATEST_S)) * chance.random()
         alive = [each for each in self.processes if each.is_alive]
         beside = [each for each in alive if each.node == p.node]
-        if kind == "node":  # what was not synced is lost
+        if kind == "node":  # files that were not synced are lost
             for path in [path for path, (node, _) in self.unsynced.items() if node == p.node]:
                 _, left = self.unsynced.pop(path)
                 if chance.random() < 0.7:
@@ -470,7 +472,7 @@ class World:
         return None
 
     def _place(self, path: str) -> str:
-        """Where a file is; without folders of their own, all attempts share one."""
+        """The place of a file; without the safeguard `attempts`, all attempts share a folder."""
         top, _, name = path.rpartition("/")
         parts = top.split("/")
         of_attempt = len(parts) == 3 and parts[2].isdecimal() and name != "owner.json"
@@ -498,8 +500,8 @@ class World:
         is_there = path in self.server
         if is_there and kind not in self.without:
             return False
-        is_told_twice = is_there and op.file in ("trial.json", "values.json")
-        if is_told_twice and self.server[path] != content:
+        is_second = is_there and op.file in ("trial.json", "values.json")
+        if is_second and self.server[path] != content:
             raise Violation(f"{op.file} was replaced")
         if is_attempt:
             self._check_attempt(p, int(parts[1]), int(parts[2]))
@@ -511,26 +513,26 @@ class World:
         return True
 
     def _check_attempt(self, p: Process, n: int, k: int) -> None:
-        """Nobody begins while the search is cancelled, nor takes what another one trains."""
+        """No attempt begins in a cancelled search, or while another worker trains the trial."""
         is_late = self.cancelled_s is not None and self.now_s > self.cancelled_s + CANCEL_S
         if is_late and self.now_s - p.stopped_until_s > CACHE_S + EPOCH_S:
-            raise Violation("a trial begins though the search is cancelled")
+            raise Violation("a trial begins although the search is cancelled")
         if k > 1 and f"gone/{n}-{k - 1}.json" not in self.server:
-            raise Violation("a trial is taken that somebody trains")
+            raise Violation("two workers train a trial")
 
     def _check_gone(self, p: Process, path: str) -> None:
-        """A worker that is well is never taken for lost."""
+        """A healthy worker never counts as lost."""
         owner = self.owners[f"trials/{path[5:-5].replace('-', '/')}"]
         disturbed_s = max(owner.since_s, owner.stopped_until_s, self.down_until_s[owner.node])
         is_well = owner.is_alive and self.now_s - disturbed_s > 0.9 * protocol.LOST_S
         if is_well and owner is not p and "term" not in self.without:
-            raise Violation("a worker is well and counts as lost")
+            raise Violation("a healthy worker counts as lost")
 
     def _write(self, p: Process, path: str, content: Any) -> None:
         top = path.rpartition("/")[0]
         if top in self.owners and self.owners[top] is not p:
             raise Violation("two processes write into the folder of one attempt")
-        if path == "stop.json":  # whoever is told of it
+        if path == "stop.json":
             is_lifted = content.get("is_lifted", False)
             self.cancelled_s = None if is_lifted else self.now_s
             self.num_lifted += is_lifted
@@ -551,7 +553,7 @@ class Saved(Record):
 def violations(
     seeds: range, *, without: tuple[str, ...] = (), num_faults: int | None = None
 ) -> Iterator[tuple[int, str]]:
-    """The schedules that break a promise, and which."""
+    """The schedules that break a promise, each with the promise."""
     for seed in seeds:
         try:
             World(seed, without=without, num_faults=num_faults).run()

@@ -1,4 +1,4 @@
-"""A command of a search, without processes: what it tells, and how it ends."""
+"""A command of a search, without processes: its records and its end."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.tuning.made_up_sweep import RANDOM, accept, make_sweep, trial
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Of a search of 24 trials, of which one is finished, one failed, one running, one waiting."""
+    """Of a search of 24 trials: one is finished, one failed, one running, one waiting."""
     trials = [trial(0, 0.8), trial(1, None, error="no"), trial(2, None, worker="a"), trial(3, None)]
     sweep, console = make_sweep(tmp_path / "sweep", RANDOM, *trials), Console()
     pool = WorkerPool(sweep.folder, WorkerRequest(), [], name="a", allocation=None, console=console)
@@ -28,26 +28,25 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
 
 
 def end(sweep: SweepDirectory) -> None:
-    """End the search with the trials that it has."""
+    """End the search after these four trials."""
     for n in (2, 3):
         accept(sweep, trial(n, 0.7))
     sweep.path("ends/24").mkdir()
     sweep.path("ends/24/end.json").write_text('{"num_trials": 4}')
 
 
-def test_it_tells_the_progress_of_the_whole_search(command: Command) -> None:
-    """Half of the trials at work are taken to be done; its own copy is the same."""
+def test_the_heartbeat_has_the_progress_of_the_search(command: Command) -> None:
+    """A running trial counts as half done for the ETA."""
     assert command._turn() is None
     expected: dict[str, Any] = dict.fromkeys(("finished", "failed", "running", "waiting"), 1)
-    expected |= {"trials": 24, "workers": 1}
+    expected |= {"trials": 24, "workers": 1, "phase": "searching"}
     expected |= {"best": {"trial": "0", "score": 0.8}, "eta_s": 655.8}  # 21.5 trials of 30.5 s
-    for name in ("state.json", "commands/a/state.json"):
-        state = command.sweep.read_json(name)
-        assert (state["phase"], {key: state[key] for key in expected}) == ("searching", expected)
+    state = command.sweep.read_json("state.json")
+    assert {key: state[key] for key in expected} == expected
 
 
-def test_it_ends_with_the_result(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also if the disk refuses it once."""
+def test_a_search_ends_with_its_result(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Although the disk fails once."""
     end(command.sweep)
     write, failed = command.sweep.write, list[str]()
 
@@ -65,10 +64,8 @@ def test_it_ends_with_the_result(command: Command, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("reason", ["", "three trials failed alike: no"])
-def test_a_stopped_search_goes_on_only_if_a_person_resumes_it(
-    command: Command, reason: str
-) -> None:
-    """A cancelled one says so, one that failed says why; then the failures count no more."""
+def test_only_a_person_resumes_a_stopped_search(command: Command, reason: str) -> None:
+    """Cancelled or failed; after that its earlier failures no longer count."""
     stop_search_in(command.sweep.folder)
     file = command.sweep.path("stop.json")
     file.write_text(json.dumps({**json.loads(file.read_text()), "reason": reason}))
@@ -84,8 +81,8 @@ def test_a_stopped_search_goes_on_only_if_a_person_resumes_it(
     assert command.view.stop.forgiven == (1,)
 
 
-def test_an_interruption_is_recorded_once_its_workers_have_saved(command: Command) -> None:
-    """It says so in its record."""
+def test_an_interruption_is_recorded(command: Command) -> None:
+    """In the heartbeat of the sweep."""
     command.signals.check = lambda: (_ for _ in ()).throw(Interrupted("SIGUSR2"))  # type: ignore
     with pytest.raises(Interrupted):
         command.run(resumes=False)
@@ -93,28 +90,28 @@ def test_an_interruption_is_recorded_once_its_workers_have_saved(command: Comman
 
 
 def gone(command: Command) -> list[str]:
-    """Look; the attempts of which everybody is told that nobody trains them."""
+    """The attempts that are marked as gone after a look."""
     command._turn()
     command._tend()
     return sorted(path.name for path in command.sweep.path("gone").iterdir())
 
 
-def test_whose_worker_has_ended_is_told_to_all(command: Command) -> None:
-    """Other nodes do not see it by themselves."""
+def test_a_command_marks_attempts_of_its_ended_workers(command: Command) -> None:
+    """Other nodes can't see their end."""
     assert (gone(command), command._progress()["running"]) == ([], 1)
     command.pool._ended.add("0" * 32)
     assert (gone(command), command._progress()["running"]) == (["2-1.json"], 0)
 
 
-def test_a_lost_worker_is_told_after_its_term_whoever_else_starts_and_ends(
+def test_a_worker_without_beats_for_three_minutes_is_lost(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the clock of the command, which lives on; a beat, or a time in which it slept, is none.
+    """A time in which the command itself was suspended does not count.
 
-    If it was a process of its own, that is ended, and started again.
+    The command kills the lost worker if it is a process of its pool.
     """
-    own = WorkerProcess("a-w0", None, command.sweep.path("log"), uuid="0" * 32)
-    command.pool.workers.append(own)
+    worker = WorkerProcess("a-w0", None, command.sweep.path("log"), uuid="0" * 32)
+    command.pool.workers.append(worker)
     killed: list[Any] = []
     monkeypatch.setattr(command.pool, "kill", killed.extend)
     monkeypatch.setattr(command.pool, "tend", lambda *_: None)
@@ -130,4 +127,4 @@ def test_a_lost_worker_is_told_after_its_term_whoever_else_starts_and_ends(
     for _ in range(17):
         assert (gone(command), killed) == ([], [])
         now_s[0] += 10
-    assert (gone(command), killed) == (["2-1.json"], [own])
+    assert (gone(command), killed) == (["2-1.json"], [worker])

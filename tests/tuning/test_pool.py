@@ -1,6 +1,7 @@
-"""The processes of a command, without processes: what their ends mean."""
+"""The worker processes of a command, without processes: restarts and failures."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,23 +19,12 @@ from harness.tuning.pool import (
 )
 
 
-class Process:
-    """A process that runs, or has ended with a code."""
-
-    def __init__(self, code: int | None = None) -> None:
-        self.code = code
-
-    def poll(self) -> int | None:
-        return self.code
-
-
 class Pool(WorkerPool):
-    """One worker, whose starts are only noted."""
+    """A pool of one worker, which records starts instead of starting processes."""
 
     def __init__(self, folder: Path, gpu: int | None = None) -> None:
-        slots = [Slot(None, gpu, 1, 1)]
-        given = {"name": "a", "allocation": None, "console": Console()}
-        super().__init__(folder, WorkerRequest(), slots, **given)  # type: ignore[arg-type]
+        slots, console = [Slot(None, gpu, 1, 1)], Console()
+        super().__init__(folder, WorkerRequest(), slots, name="a", allocation=None, console=console)
         self.starts: list[list[str]] = []
         (self.worker,) = self.workers
         self.start_one(self.worker)
@@ -43,21 +33,25 @@ class Pool(WorkerPool):
         assert isinstance(process, WorkerProcess)
         assert isinstance(args, list)
         self.starts.append(args)
-        process.popen = Process()  # type: ignore[assignment]
+        self.exit(None)
+
+    def exit(self, code: int | None) -> None:
+        """Let the worker's process end with an exit code; None keeps it running."""
+        self.worker.popen = SimpleNamespace(poll=lambda: code)  # type: ignore[assignment]
 
     def end(self, code: int, num_done: int = 0, *, has_begun: bool = False) -> None:
-        """The worker, which has had a trial or not, ends with a code and is looked after."""
+        """End the worker, perhaps with an attempt, and tend the pool until its pause is over."""
         self.tend(num_done, {self.worker.uuid} if has_begun else set())
-        self.worker.popen = Process(code)  # type: ignore[assignment]
+        self.exit(code)
         self.tend(num_done, set())
         if self.worker.not_before_s is not None:
-            self.worker.not_before_s = 0  # the pause before the next start is over
+            self.worker.not_before_s = 0
         self.tend(num_done, set())
 
 
 @pytest.mark.parametrize("code", [-9, Interrupted.exit_code, RunError.exit_code])
-def test_a_worker_that_had_a_trial_is_started_again(tmp_path: Path, code: int) -> None:
-    """As another process, however often; the one before counts as ended from then on."""
+def test_a_worker_that_had_a_trial_is_always_restarted(tmp_path: Path, code: int) -> None:
+    """Without a limit, as another process; the process before counts as ended."""
     pool = Pool(tmp_path)
     for n in range(2 * MAX_FAILURES):
         before = pool.worker.uuid
@@ -67,16 +61,24 @@ def test_a_worker_that_had_a_trial_is_started_again(tmp_path: Path, code: int) -
         assert pool.worker.uuid not in pool.ended
 
 
-@pytest.mark.parametrize("code", [-9, 137, DISK_CODE])
-def test_a_worker_that_is_ended_before_its_first_trial_has_failed(
-    tmp_path: Path, code: int
-) -> None:
-    """It may lack memory to start at all, or the disk; a process before it had a trial."""
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        (-9, ""),
+        (DISK_CODE, ""),
+        (RunError.exit_code, "OSError: [Errno 5] Input/output error: '/home/me/x.py'"),
+        (RunError.exit_code, "srun: error: no controller"),
+    ],
+)
+def test_a_signal_or_an_outage_fails_25_times(tmp_path: Path, code: int, line: str) -> None:
+    """Of a worker that had no trial yet."""
     pool = Pool(tmp_path)
+    pool.worker.log.parent.mkdir()
+    pool.worker.log.write_text(line)
     pool.end(code, has_begun=True)
     for _ in range(MAX_FAILURES - 1):
         pool.end(code)
-    with pytest.raises(RunError, match=f"failed 25 times: exit code {code}; last line: it ended"):
+    with pytest.raises(RunError, match=f"failed 25 times: {line[:7] or f'exit code {code}'}"):
         pool.end(code)
 
 
@@ -88,10 +90,10 @@ def test_a_worker_that_is_ended_before_its_first_trial_has_failed(
         (InputError.exit_code, InputError),
     ],
 )
-def test_three_errors_in_a_row_end_the_sweep(
+def test_three_errors_in_a_row_end_the_command(
     tmp_path: Path, code: int, error: type[Exception]
 ) -> None:
-    """A trial that ended in between, whoever trained it, begins the count anew."""
+    """A trial that any worker ends in between restarts the count."""
     pool = Pool(tmp_path)
     for num_done in range(2 * MAX_ERRORS):
         pool.end(code, num_done)
@@ -101,25 +103,11 @@ def test_three_errors_in_a_row_end_the_sweep(
         pool.end(code, num_done)
 
 
-@pytest.mark.parametrize(
-    "line", ["OSError: [Errno 5] Input/output error: '/home/me/x.py'", "srun: error: no controller"]
-)
-def test_what_fails_around_workers_is_waited_for(tmp_path: Path, line: str) -> None:
-    """The disk with the environment, Slurm's controller: ten minutes of pauses."""
-    pool = Pool(tmp_path)
-    pool.worker.log.parent.mkdir()
-    pool.worker.log.write_text(f"{line}\n")
-    for _ in range(MAX_FAILURES - 1):
-        pool.end(RunError.exit_code)
-    with pytest.raises(RunError, match=f"failed 25 times: {line[:7]}"):
-        pool.end(RunError.exit_code)
-
-
-def test_a_failed_worker_is_started_after_a_pause(tmp_path: Path) -> None:
-    """A longer one each time."""
+def test_a_failed_worker_is_restarted_after_a_growing_pause(tmp_path: Path) -> None:
+    """Two seconds per failure."""
     pool = Pool(tmp_path)
     for n in range(1, 3):
-        pool.worker.popen = Process(RunError.exit_code)  # type: ignore[assignment]
+        pool.exit(RunError.exit_code)
         pool.tend(0, set())
         assert len(pool.starts) == n
         assert pool.worker.not_before_s
@@ -128,15 +116,15 @@ def test_a_failed_worker_is_started_after_a_pause(tmp_path: Path) -> None:
         assert len(pool.starts) == n + 1
 
 
-def test_a_worker_that_is_done_is_not_started_again(tmp_path: Path) -> None:
-    """It has seen that the search is over, or stopped; a command that sees otherwise starts it."""
+def test_a_worker_without_work_is_not_restarted(tmp_path: Path) -> None:
+    """Exit code 0 says that the search is over or stopped; the proposer has never started."""
     pool = Pool(tmp_path)
-    assert [each.is_done for each in pool.everybody] == [False, True]  # the proposer: never begun
+    assert [each.is_done for each in pool.everybody] == [False, True]
     pool.end(0)
     assert ([each.is_done for each in pool.everybody], len(pool.starts)) == ([True, True], 1)
 
 
-def test_a_worker_is_told_its_gpu_or_that_it_has_none(tmp_path: Path) -> None:
-    """The first one has the index 0."""
-    for gpu, word in ((None, "--devices=cpu"), (0, "HARNESS_GPU=0")):
-        assert word in Pool(tmp_path, gpu).starts[0]
+@pytest.mark.parametrize(("gpu", "word"), [(None, "--devices=cpu"), (0, "HARNESS_GPU=0")])
+def test_a_worker_gets_the_gpu_of_its_slot(tmp_path: Path, gpu: int | None, word: str) -> None:
+    """A slot without GPU gives the CPU."""
+    assert word in Pool(tmp_path, gpu).starts[0]

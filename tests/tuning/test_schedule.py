@@ -1,4 +1,4 @@
-"""The order of an oracle's calls: a function of the results, not of the time they come."""
+"""The order of an oracle's calls is a function of the results, not of real time."""
 
 import itertools
 import random
@@ -16,10 +16,10 @@ from harness.tuning.schedule import Schedule
 
 @dataclass
 class Halving:
-    """Proposes numbers, of which every third goes on from the best so far; waits where told."""
+    """Proposes numbers; every third proposal continues the best trial so far."""
 
     num: int = 12
-    idle_at: tuple[int, ...] = ()  # waits there for a result
+    idle_at: tuple[int, ...] = ()  # waits for a result before these proposals
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
     _waited: set[int] = field(default_factory=set)
@@ -51,18 +51,19 @@ class Halving:
 
 
 def ended(trial: Trial) -> Trial:
+    """A trial with its result; trial 4 fails."""
     if trial.n == 4:
         return trial.model_copy(update={"error": "too large"})
     return trial.model_copy(update={"scores": {"score": (trial.n * 7 % 11) / 10}})
 
 
 def take(schedule: Schedule, limit: int) -> list[Trial]:
-    """The next trials, so many at most."""
+    """The next trials, up to a limit."""
     return list(itertools.islice(iter(schedule.next, None), limit))
 
 
 def searched(seed: int, known: Sequence[Trial] = (), **options: Any) -> tuple[Any, ...]:
-    """The calls and proposals of a whole search whose results come in an order of chance."""
+    """The calls and proposals of a search whose results arrive in a random order."""
     chance = random.Random(seed)  # noqa: S311 - not a secret
     oracle = Halving(**options)
     schedule = Schedule(oracle, num_trials=0, width=3, known=known)
@@ -77,29 +78,28 @@ def searched(seed: int, known: Sequence[Trial] = (), **options: Any) -> tuple[An
 
 
 @pytest.mark.parametrize("idle_at", [(), (3, 7)])
-def test_the_order_of_calls_does_not_depend_on_time(idle_at: tuple[int, ...]) -> None:
-    """Whichever result comes first, the oracle is called alike, proposes alike and ends."""
+def test_calls_do_not_depend_on_the_order_of_results(idle_at: tuple[int, ...]) -> None:
+    """The oracle gets the same calls and proposes the same trials."""
     calls, proposals = searched(0, idle_at=idle_at)
     assert sum(call[0] == "end" for call in calls) == 12
     assert any(proposal.parent is not None for proposal in proposals)
-    assert [call for call in calls if call[0] == "end" and call[2] == "FAILED"]
+    assert any(call[0] == "end" and call[2] == "FAILED" for call in calls)
     for seed in range(1, 50):
         assert searched(seed, idle_at=idle_at) == (calls, proposals)
 
 
-def test_a_restart_replays_and_goes_on() -> None:
-    """With the first proposals known, the rest are the same; another proposal is an error."""
+def test_a_restart_replays_known_proposals() -> None:
+    """The other proposals are the same; a known proposal that differs is an error."""
     calls, proposals = searched(0)
     for num_known in range(len(proposals) + 1):
-        again, all_of_them = searched(num_known, proposals[:num_known])
-        assert (again, all_of_them) == (calls, proposals)
+        assert searched(num_known, proposals[:num_known]) == (calls, proposals)
     changed = [*proposals[:5], Trial(n=5, values={"x": 99}, limit=1), *proposals[6:]]
     with pytest.raises(RunError, match=r"proposes \{'x': 5\} as trial 5, which was \{'x': 99\}"):
         searched(0, changed)
 
 
-def test_an_oracle_that_does_not_learn_gets_no_results_and_never_waits() -> None:
-    """All its trials can be had at once, however few are taken at a time."""
+def test_an_oracle_that_does_not_learn_gets_no_results() -> None:
+    """It proposes all trials at once."""
     oracle = Halving(num=7)
     schedule = Schedule(oracle, num_trials=5, width=None)
     first = take(schedule, 2)
@@ -110,12 +110,12 @@ def test_an_oracle_that_does_not_learn_gets_no_results_and_never_waits() -> None
     assert not any(call[0] == "end" for call in oracle.calls)
 
 
-def test_no_more_trials_run_virtually_than_the_width() -> None:
-    """The fourth trial of three workers waits for the one that is to end first."""
+def test_the_width_limits_trials_that_run_virtually() -> None:
+    """The fourth trial of three workers waits for the earliest virtual end."""
     schedule = Schedule(Halving(), num_trials=0, width=3)
     first = take(schedule, 9)
     assert [trial.n for trial in first] == [0, 1, 2]
-    schedule.offer(ended(first[1]))  # it has two epochs, so it virtually ends after trial 0
+    schedule.offer(ended(first[1]))  # two epochs, so it virtually ends after trial 0
     assert take(schedule, 9) == []
     schedule.offer(ended(first[0]))
     assert [trial.n for trial in take(schedule, 9)] == [3]

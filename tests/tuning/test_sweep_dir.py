@@ -1,4 +1,4 @@
-"""With which search a sweep goes on, and what its trials show of their runs."""
+"""The folder of a sweep: its begin, its continuation, its leaderboard and result."""
 
 import errno
 import os
@@ -19,40 +19,33 @@ from tests.conftest import JOBS
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
 
-def with_trials(path: Path, number: int) -> Path:
-    """A grid search of at most so many trials, 0 for all."""
-    text = RANDOM.replace('tuner = "random"\ntrials = 24', f'tuner = "grid"\ntrials = {number}')
-    path.write_text(text.replace("{ min = 0.0001, max = 0.01, log = true }", "[0.001, 0.01]"))
-    return path
-
-
 @pytest.mark.parametrize(
-    ("before", "now", "goes_on"),
-    [
-        *((2, 2, True), (2, 3, True), (2, 0, True), (0, 0, True)),
-        *((2, 1, False), (3, 2, False), (0, 1, False), (0, 8, False)),
-    ],
+    ("before", "now", "continues"),
+    [(2, 2, True), (2, 3, True), (2, 0, True), (0, 0, True), (3, 2, False), (0, 8, False)],
 )
-def test_a_sweep_goes_on_with_as_many_trials_or_more(
-    tmp_path: Path, before: int, now: int, goes_on: bool
+def test_a_sweep_continues_with_as_many_trials_or_more(
+    tmp_path: Path, before: int, now: int, continues: bool
 ) -> None:
-    """0 stands for all of them, so from it no number goes on."""
-    sweep = make_sweep(tmp_path / "sweep", with_trials(tmp_path / "a.toml", before).read_text())
-    search = load_search(with_trials(tmp_path / "b.toml", now))
-    if goes_on:
+    """0 means all trials, so no number is larger."""
+    grid = RANDOM.replace("{ min = 0.0001, max = 0.01, log = true }", "[0.001, 0.01]")
+    grid = grid.replace('tuner = "random"\ntrials = 24', 'tuner = "grid"\ntrials = {}')
+    sweep = make_sweep(tmp_path / "sweep", grid.replace("{}", str(before)))
+    (tmp_path / "now.toml").write_text(grid.replace("{}", str(now)))
+    search = load_search(tmp_path / "now.toml")
+    if continues:
         sweep.check_search(search)
     else:
         with pytest.raises(InputError, match=f"search.trials = {now}: was {before or 'all'} "):
             sweep.check_search(search)
 
 
-def test_a_parallel_that_was_decided_stays_unless_another_is_asked_for(tmp_path: Path) -> None:
-    """The sweep was begun with eight; a command that leaves it open goes on, one with six can't."""
+def test_parallel_is_fixed_when_a_sweep_begins(tmp_path: Path) -> None:
+    """A later command may leave it out, and may not change it."""
     guided = RANDOM.replace('"random"', '"bayesian"')
-    text = guided.replace("trials = 24", "trials = 24\nparallel = 8")
-    sweep = make_sweep(tmp_path / "sweep", text)
+    text = guided.replace("trials = 24", "trials = 24\nparallel = {}")
+    sweep = make_sweep(tmp_path / "sweep", text.replace("{}", "8"))
     (tmp_path / "open.toml").write_text(guided)
-    (tmp_path / "six.toml").write_text(guided.replace("trials = 24", "trials = 24\nparallel = 6"))
+    (tmp_path / "six.toml").write_text(text.replace("{}", "6"))
     request = load_search(tmp_path / "open.toml")
     sweep.check_search(request)
     with pytest.raises(InputError, match=r"\(search.parallel was 8 and is 6\)"):
@@ -60,12 +53,11 @@ def test_a_parallel_that_was_decided_stays_unless_another_is_asked_for(tmp_path:
     assert settled(request, 3).table.parallel == 6
     assert settled(sweep.search(), 3).table.parallel == 8
     (tmp_path / "random.toml").write_text(RANDOM)
-    search = load_search(tmp_path / "random.toml")
-    assert settled(search, 3).table.parallel == 0
+    assert settled(load_search(tmp_path / "random.toml"), 3).table.parallel == 0
 
 
-def test_a_result_names_the_best_trial_and_counts_those_that_failed(tmp_path: Path) -> None:
-    """Without a finished one there is none, and the first error says why."""
+def test_the_result_has_the_best_trial_and_the_number_of_failed_trials(tmp_path: Path) -> None:
+    """Without a finished trial there is an error, with the first error of a trial."""
     failed = trial(2, None, error="it broke")
     trials = [trial(0, 0.7), trial(1, 0.8, values={"model.units": 16}), failed]
     sweep = make_sweep(tmp_path / "sweep", RANDOM)
@@ -78,8 +70,8 @@ def test_a_result_names_the_best_trial_and_counts_those_that_failed(tmp_path: Pa
             result_of(sweep, sweep.search(), none)
 
 
-def test_a_trial_that_has_ended_is_told_with_its_values() -> None:
-    """By its score, or by its error."""
+def test_the_line_of_an_ended_trial() -> None:
+    """Its score or its error, and its values."""
     search = load_search(JOBS / "tune_lstm.toml")
     finished = trial(3, 0.81234, values={"model.units": 8, "train.learning_rate": 0.001})
     assert describe(finished, search) == (
@@ -89,10 +81,10 @@ def test_a_trial_that_has_ended_is_told_with_its_values() -> None:
     assert describe(failed, search) == "trial 4: failed: no room; model.units = 8"
 
 
-def test_the_leaderboard_shows_each_trial(tmp_path: Path) -> None:
-    """Of a running one nothing but its worker, of a waiting one nothing, of a failed one why."""
+def test_the_leaderboard_has_all_trials(tmp_path: Path) -> None:
+    """Finished, running, waiting and failed; no cell is a spreadsheet's formula."""
     trials = [
-        trial(0, 0.5, values={"model.units": 16, "model.dropout": 0.1 + 0.2}),
+        trial(0, 0.5, values={"model.units": 16, "train.learning_rate": 0.1 + 0.2}),
         trial(1, None, error="too\nlarge"),
         trial(2, None, worker="w1"),
         trial(3, None),
@@ -106,14 +98,14 @@ def test_the_leaderboard_shows_each_trial(tmp_path: Path) -> None:
         *(["1", "0", "finished", "0.5"], ["", "2", "running", ""]),
         *(["", "3", "waiting", ""], ["", "1", "failed", ""]),
     ]
-    assert lines[1].endswith(",3,2.0,61.0,1000,,,0/1")
+    assert lines[1].endswith(",16,0.3,3,2.0,61.0,1000,,,0/1")
     assert lines[2].endswith(",w1,,")
     assert lines[4].endswith(",too large,1/1")
     assert b",'=cmd|A1," in leaderboard_csv([trial(0, None, error="=cmd|A1")], sweep.search())
 
 
-def test_three_failures_are_alike_whatever_numbers_they_name() -> None:
-    """Two of a kind are none, nor are three of three kinds."""
+def test_three_failures_are_alike_apart_from_numbers() -> None:
+    """Two of one kind are too few."""
     errors = ("no room for 3.5 GB", "no room for 4 GB", "it broke", "")
     trials = [trial(n, None, error=error) for n, error in enumerate(errors)]
     assert same_failure(trials) == ""
@@ -126,27 +118,27 @@ def begun(folder: Path) -> SweepDirectory:
     return sweep
 
 
-def test_of_commands_that_begin_at_once_one_does(tmp_path: Path) -> None:
-    """The others find the search that it began; a folder that a program reserved is filled."""
-    search = load_search(JOBS / "tune_lstm.toml")
+def test_only_the_first_command_begins_a_sweep(tmp_path: Path) -> None:
+    """In an empty folder, which a program may have reserved."""
     (tmp_path / "runs/a").mkdir(parents=True)
-    made = [SweepDirectory(tmp_path / "runs/a").begin(search, open_sample()) for _ in range(3)]
-    assert made == [True, False, False]
+    first = begun(tmp_path / "runs/a").path("search.toml").stat()
+    assert begun(tmp_path / "runs/a").path("search.toml").stat().st_ino == first.st_ino
+    search = load_search(JOBS / "tune_lstm.toml")
     assert not [*SweepDirectory.open(tmp_path / "runs/a").search().changes(search)]
     assert not list((tmp_path / "runs").glob(".*"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a folder away")
-def test_another_users_sweep_is_refused(tmp_path: Path) -> None:
-    """In one line, before anything is written."""
+def test_a_sweep_of_another_user_is_refused(tmp_path: Path) -> None:
+    """By one line that names the owner."""
     folder = begun(tmp_path / "runs/a").folder
     os.chown(folder, 12345, -1)
     with pytest.raises(InputError, match="belongs to 12345, and only its owner may write it"):
         begun(folder)
 
 
-def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
-    """Whatever it is, it stays."""
+def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+    """It remains unchanged."""
     (tmp_path / "runs/a").mkdir(parents=True)
     (tmp_path / "runs/a/notes.txt").touch()
     with pytest.raises(InputError, match=r"holds no search.toml, .* choose another --sweep-id"):
@@ -154,17 +146,16 @@ def test_a_folder_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "runs/a").iterdir()] == ["notes.txt"]
 
 
-@pytest.mark.parametrize("how", ["no room", "no rename", "replaces"])
-def test_a_disk_on_which_no_name_can_be_made_once_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.ENOSYS, 0])
+def test_a_disk_that_cannot_create_a_name_once_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """In one line; nothing is left there."""
-    numbers = {"no room": errno.ENOSPC, "no rename": errno.ENOSYS}
+    """It has no room, it can't rename, or its rename replaces a non-empty folder (0)."""
     rename = Path.rename
 
     def fail(path: Path, target: Path) -> Path:
-        if how in numbers:
-            raise OSError(numbers[how], os.strerror(numbers[how]), str(path))
+        if number:
+            raise OSError(number, os.strerror(number), str(path))
         shutil.rmtree(target, ignore_errors=True)
         return rename(path, target)
 
@@ -175,11 +166,13 @@ def test_a_disk_on_which_no_name_can_be_made_once_is_refused(
     assert not list((tmp_path / "runs").iterdir())
 
 
-def test_a_search_is_stopped_once_and_says_by_whom(tmp_path: Path) -> None:
-    """A second cancel changes nothing."""
+def test_a_search_is_cancelled_once(tmp_path: Path) -> None:
+    """The file names user and machine; a second cancel leaves it unchanged."""
     sweep = begun(tmp_path / "runs/a")
-    for _ in range(2):
-        stop_search_in(sweep.folder)
+    stop_search_in(sweep.folder)
+    before = sweep.path("stop.json").stat().st_ino
+    stop_search_in(sweep.folder)
     stop = Stop.of(sweep.read_json("stop.json"))
     assert stop
     assert (" on " in stop.by, stop.reason) == (True, "")
+    assert sweep.path("stop.json").stat().st_ino == before

@@ -1,4 +1,4 @@
-"""Sweeps of other versions are refused in one line that names the version to use."""
+"""Sweeps of other versions and of other code are refused in one line."""
 
 import errno
 import json
@@ -22,48 +22,34 @@ from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 VALUES = {"model.pooling": "last", "model.units": 16, "train.learning_rate": 0.001}
 
 
-@pytest.fixture(params=[(99, "9.9.0"), (4, "0.2.0")], ids=["later", "earlier"])
-def other(harness: Harness, request: pytest.FixtureRequest) -> Path:
-    """A sweep that another version wrote."""
-    number, version = request.param
-    folder = harness.runs / "tune_lstm" / "other"
-    make_sweep(folder, RANDOM, trial(0, 0.8, values=VALUES), trial(1, 0.7, values=VALUES))
-    (folder / "provenance.json").write_text(json.dumps({"format": number, "harness": version}))
-    return folder
-
-
-@pytest.mark.parametrize("command", ["resume", "tune", "show", "best", "join", "retrain"])
-def test_another_versions_sweep_is_refused(harness: Harness, other: Path, command: str) -> None:
-    """Exit code 2, one line with both versions, nothing written."""
-    job = harness.folder / "tune_lstm.toml"
+def test_a_sweep_of_another_version_is_refused(harness: Harness) -> None:
+    """By one line with both versions, although its search has an unknown table; status shows it."""
+    job, other = harness.folder / "tune_lstm.toml", harness.runs / "tune_lstm" / "other"
     job.write_text(RANDOM)
-    # Its search may have a table of that version's, and no command stumbles over it.
+    make_sweep(other, RANDOM, trial(0, 0.8, values=VALUES), trial(1, 0.7, values=VALUES))
+    (other / "provenance.json").write_text(json.dumps({"format": 99, "harness": "9.9.0"}))
     search = other / "search.toml"
-    search.write_text(search.read_text() + "\n[new]\nkey = 1\n")
-    record = json.loads((other / "provenance.json").read_text())
-    words = {"resume": ["resume", other], "tune": ["tune", job, "--sweep-id", "other"]}
+    search.write_text(f"{search.read_text()}\n[new]\nkey = 1\n")
     before = {path: path.read_bytes() for path in other.rglob("*") if path.is_file()}
-    done = harness.run_here(*words.get(command, ["sweep", command, other]))
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    (line,) = done.stderr.splitlines()
-    written = f"was written by harness {record['harness']} (format {record['format']})"
-    assert f"sweep {other}: {written}" in line
-    assert f"this is harness {__version__} (format {FORMAT}); continue it with that version" in line
+    commands: list[list[object]] = [["resume", other], ["tune", job, "--sweep-id", "other"]]
+    commands += [["sweep", command, other] for command in ("show", "best", "join", "retrain")]
+    for words in commands:
+        done = harness.run_here(*words)
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        (line,) = done.stderr.splitlines()
+        assert f"sweep {other}: was written by harness 9.9.0 (format 99)" in line
+        assert f"this is harness {__version__} (format {FORMAT})" in line
     assert {path: path.read_bytes() for path in other.rglob("*") if path.is_file()} == before
-
-
-def test_status_shows_another_versions_sweep(harness: Harness, other: Path) -> None:
-    """As far as it can be read."""
     assert harness.run_here("status", other, "--json").returncode == 0
 
 
-def test_a_record_that_cant_be_read_says_nothing_of_its_version(
+def test_an_unreadable_record_is_not_one_of_another_version(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that fails is no reason to give a sweep up, and a broken record is called so."""
+    """The message says that the record is broken, or that the disk fails."""
     sweep = make_sweep(tmp_path / "sweep", RANDOM)
     sweep.path("provenance.json").write_bytes(b"{")
-    with pytest.raises(InputError, match=r"provenance.json is broken, .* restore it from a copy"):
+    with pytest.raises(InputError, match=r"provenance.json is broken, "):
         sweep.search()
 
     def fail(path: Path) -> bytes:
@@ -74,13 +60,13 @@ def test_a_record_that_cant_be_read_says_nothing_of_its_version(
         sweep.search()
 
 
-def test_a_sweep_goes_on_with_the_code_that_began_it(
+def test_only_the_code_that_began_a_sweep_continues_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Other code of this version is refused in a line, unless a person resumes the search."""
+    """Other code of this version is refused, unless a person resumes the search."""
     search = load_search(JOBS / "tune_lstm.toml")
     sweep = SweepDirectory(tmp_path / "runs/sweep")
-    assert sweep.begin(search, open_sample())
+    sweep.begin(search, open_sample())
     assert json.loads(sweep.path("provenance.json").read_text()) == {
         "format": FORMAT,
         "harness": __version__,

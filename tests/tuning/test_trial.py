@@ -1,13 +1,10 @@
-"""A trial as a run: the scores that it reports, and how a longer one goes on."""
+"""A trial in a worker: its scores, its errors, and the trial or attempt that it continues."""
 
 import errno
 import gc
 import itertools
 import json
-import re
-from collections.abc import Mapping
 from pathlib import Path
-from shutil import copy
 from typing import Any
 
 import pytest
@@ -24,7 +21,7 @@ from harness.training import checkpoint
 from harness.training.context import Observers
 from harness.training.metrics import test_scores as scores_of
 from harness.tuning.protocol import Trial
-from harness.tuning.prune_runs import CHECKPOINTS, MODEL, prune
+from harness.tuning.prune_runs import CHECKPOINTS, MODEL, Pruned
 from harness.tuning.trial import Trials, mean_scores
 from tests.training.test_trainer import TEST, TRAIN
 from tests.tuning.made_up_sweep import accept, make_sweep
@@ -57,7 +54,7 @@ model.dropout = [0.0, 0.5]
 
 
 def trials_of(folder: Path, text: str = SEARCH) -> Trials:
-    """Trains trials of a small search in this process."""
+    """A worker's `Trials` of a small search."""
     console = Console()
     console.silent = True
     vocab = [f"word{i}" for i in range(40)]
@@ -91,8 +88,8 @@ def lines(trials: Trials, n: int, k: int = 1, *, timed: bool) -> list[dict[str, 
 
 
 @pytest.mark.full
-def test_a_setting_that_goes_on_ends_with_the_bytes_of_one_long_training(tmp_path: Path) -> None:
-    """Over three rungs, with a learning rate that is cut on the way and dropout."""
+def test_a_promoted_trial_has_the_bytes_of_one_long_training(tmp_path: Path) -> None:
+    """Over three rungs, with dropout and a reduced learning rate."""
     trials = trials_of(tmp_path / "sweep")
     for n, limit in ((0, 2), (1, 3), (2, 6)):
         train(trials, n, limit=limit, parent=n - 1 if n else None)
@@ -102,26 +99,22 @@ def test_a_setting_that_goes_on_ends_with_the_bytes_of_one_long_training(tmp_pat
     metrics = lines(trials, 9, timed=False)
     assert lines(trials, 2, timed=False) == metrics
     assert len({line["learning_rate"] for line in metrics}) > 1
-    # The times too are those of the shorter trials, so no epoch was trained twice.
+    # Equal times show that no epoch was trained twice.
     assert lines(trials, 2, timed=True)[:3] == lines(trials, 1, timed=True)
     assert lines(trials, 1, timed=True)[:2] == lines(trials, 0, timed=True)
 
 
-class Stopped(Interrupted):
-    """An attempt is given up."""
-
-
 @pytest.mark.full
-def test_an_attempt_goes_on_where_the_one_before_it_was(tmp_path: Path) -> None:
-    """From the newest whole checkpoint of those before it, to the bytes of an undisturbed one."""
+def test_an_attempt_continues_from_the_newest_whole_checkpoint(tmp_path: Path) -> None:
+    """Of all earlier attempts, to the bytes of an undisturbed one."""
     trials, checks = trials_of(tmp_path / "sweep"), itertools.count()
 
     def stop() -> None:
         if next(checks) == 9:
-            raise Stopped("the test")
+            raise Interrupted("the test")
 
     trials.observers.stop.check = stop  # type: ignore[method-assign]
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         train(trials, 0, limit=6)
     saved = trials.saved(0, 1)
     assert saved > 0
@@ -129,7 +122,7 @@ def test_an_attempt_goes_on_where_the_one_before_it_was(tmp_path: Path) -> None:
     newest = trials.sweep.trial_run(0, 1, 1).checkpoints()[-1]
     broken = trials.sweep.trial_run(0, 2, 1).path("checkpoints", newest.name)
     broken.parent.mkdir(parents=True)
-    broken.write_bytes(newest.read_bytes()[:-100])  # of an attempt that ended while copying
+    broken.write_bytes(newest.read_bytes()[:-100])  # the attempt ended while copying
     train(trials, 0, 3, limit=6)
     train(trials, 9, limit=6)
     again, direct = (trials.sweep.trial_run(n, k, 1) for n, k in ((0, 3), (9, 1)))
@@ -140,10 +133,10 @@ def test_an_attempt_goes_on_where_the_one_before_it_was(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "no disk"), MemoryError()])
-def test_a_parents_checkpoint_that_cant_be_read_is_not_gone(
+def test_an_unreadable_checkpoint_of_a_parent_is_not_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """A promotion would be lost for good by it; one of an older attempt only spares steps."""
+    """A failing disk is an OSError, for another try; any other error fails the trial."""
     trials = trials_of(tmp_path / "sweep")
 
     def fail(path: Path) -> None:
@@ -164,10 +157,10 @@ def test_a_parents_checkpoint_that_cant_be_read_is_not_gone(
 
 
 @pytest.mark.parametrize(("number", "waits"), [(errno.ESTALE, True), (errno.ENOENT, False)])
-def test_vectors_that_cant_be_read_just_now_fail_no_trial(
+def test_an_outage_of_the_disk_fails_no_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, waits: bool
 ) -> None:
-    """Each trial reads them; a file that is not there is the job's own fault."""
+    """While it reads word vectors; a missing file of vectors does."""
     vectors, open_any = tmp_path / "vectors.txt", Path.open
     vectors.write_text("word0 1 2 3 4\n")
     changed = SEARCH.replace("units = 4", f"units = 4\nembeddings = '{vectors}'")
@@ -187,37 +180,33 @@ def test_vectors_that_cant_be_read_just_now_fail_no_trial(
 
 
 @pytest.mark.full
-def test_a_trial_whose_parent_was_pruned_trains_its_epochs_too(tmp_path: Path) -> None:
-    """To the bytes that it would have had, as where the checkpoint is another one; it says so."""
+def test_a_trial_without_its_parents_checkpoint_trains_the_parents_epochs(tmp_path: Path) -> None:
+    """To the same bytes, with a warning, if the checkpoint was changed or pruned."""
     trials = trials_of(tmp_path / "sweep")
-    lines: list[str] = []
-    trials.observers.console.warning = lines.append  # type: ignore[method-assign,assignment]
+    warnings: list[str] = []
+    trials.observers.console.warning = warnings.append  # type: ignore[method-assign,assignment]
     train(trials, 0, limit=2)
-    train(trials, 1, limit=3, parent=0)
-    assert lines == []
-    accepted = trials.sweep.path("trials/0/accepted/trial.json")
-    of_another = re.sub(r'[0-9a-f]{64}"', f'{"0" * 64}"', accepted.read_text())
-    run, before = trials.sweep.trial_run(0, 1, 1), trials.sweep.trial_run(1, 1, 1)
-    for n in (2, 3):
+    parent = trials.sweep.trial_run(0, 1, 1)
+    models = []
+    for n in (1, 2, 3):
         if n == 2:
-            prune(run.folder, CHECKPOINTS, really=True)
-        else:
-            train(trials, 4, limit=2)
-            copy(trials.sweep.trial_run(4, 1, 1).checkpoints()[0], run.path("checkpoints"))
-            accepted.write_text(of_another)
+            with parent.checkpoints()[-1].open("ab") as file:
+                file.write(b"changed")
+        elif n == 3:
+            Pruned().prune(parent.folder, CHECKPOINTS, really=True)
         train(trials, n, limit=3, parent=0)
-        after = trials.sweep.trial_run(n, 1, 1)
-        assert after.path("model.keras").read_bytes() == before.path("model.keras").read_bytes()
-        assert len(lines) == n - 1
-        assert "trial 0: its checkpoint is not there any more" in lines[-1]
-    prune(after.folder, MODEL, really=True)
+        models.append(trials.sweep.trial_run(n, 1, 1).path("model.keras").read_bytes())
+    assert models[0] == models[1] == models[2]
+    assert warnings == ["trial 0: its checkpoint is missing; its epochs are trained again"] * 2
+    last = trials.sweep.trial_run(3, 1, 1)
+    Pruned().prune(last.folder, MODEL, really=True)
     with pytest.raises(InputError, match=r"its model was removed.*again by: harness train .*3/1/"):
-        load_model(after)
+        load_model(last)
 
 
 @pytest.mark.full
-def test_an_objective_is_the_score_of_the_saved_weights(tmp_path: Path) -> None:
-    """F1, ROC AUC and log loss by scikit-learn over the predictions of the model on disk."""
+def test_an_objective_is_the_mean_score_of_the_saved_weights(tmp_path: Path) -> None:
+    """Over the runs of a trial, by scikit-learn on the predictions of their `model.keras`."""
     import keras
 
     from harness.data.input_pipeline import training_reviews
@@ -247,20 +236,16 @@ def rows_of(reviews: Any) -> list[Any]:
     ]
 
 
-RESULT = {"val_accuracy": 0.8, "val_loss": 0.4}
-
-
 @pytest.mark.full
-def test_a_process_that_has_grown_gives_way(
+def test_a_process_has_grown_beyond_its_largest_trial_and_its_first_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Beyond the largest trial and what it held after its first run, which CUDA enlarges."""
+    """On a GPU it may double after the first run."""
     trials, held = trials_of(tmp_path / "sweep"), [9.0]
     monkeypatch.setattr("harness.tuning.trial.resident_memory_gb", lambda: held[0])
     largest = trials._largest_gb
     assert 1 < largest < 2
-    trials.run(dropout(0, 2.0), 1)
-    assert not trials.has_grown(), "it has trained nothing yet"
+    assert not trials.has_grown(), "no run has ended"
     held[0] = 0.5
     train(trials, 1, limit=1)
     assert trials._first_gb == 0.5
@@ -277,8 +262,8 @@ def test_a_process_that_has_grown_gives_way(
         assert trials.has_grown()
 
 
-def test_graphs_of_an_ended_trial_are_freed(tmp_path: Path) -> None:
-    """TensorFlow registers gradients for the whole process, and they hold the graph."""
+def test_the_graphs_of_an_ended_trial_are_freed(tmp_path: Path) -> None:
+    """TensorFlow's global registry of gradients would keep them."""
     trials, counts = trials_of(tmp_path / "sweep"), []
     for n in range(3):
         train(trials, n, limit=1)
@@ -287,25 +272,21 @@ def test_graphs_of_an_ended_trial_are_freed(tmp_path: Path) -> None:
     assert counts[1] == counts[2], counts
 
 
-def test_a_score_is_the_mean_over_the_runs_of_a_trial() -> None:
-    """Of each that all runs have; a 0 counts."""
-    results = [{**RESULT, "val_f1": 0.0}, {**RESULT, "val_f1": 0.5, "val_accuracy": 0.6}]
-    means: Mapping[str, float] = mean_scores(results, "val_f1")
-    assert means == pytest.approx({"val_accuracy": 0.7, "val_loss": 0.4, "val_f1": 0.25})
-
-
-def test_one_class_has_no_roc_auc() -> None:
-    """The trial fails by one line that names objective and remedy; for others it is no matter."""
-    results = [{**RESULT, "val_roc_auc": None, "val_f1": 0.5}]
-    assert "val_roc_auc" not in mean_scores(results, "val_f1")
+def test_a_score_that_a_run_lacks_has_no_mean() -> None:
+    """A trial without its objective fails, by one line with a remedy."""
+    results: list[dict[str, float | None]] = [
+        {"val_accuracy": 0.8, "val_f1": 0.0, "val_roc_auc": None},
+        {"val_accuracy": 0.6, "val_f1": 0.5, "val_roc_auc": 0.7},
+    ]
+    assert mean_scores(results, "val_f1") == pytest.approx({"val_accuracy": 0.7, "val_f1": 0.25})
     with pytest.raises(RunError, match=r"search.objective = 'val_roc_auc'.*all of one class"):
         mean_scores(results, "val_roc_auc")
 
 
-def test_any_error_is_one_short_line_that_can_be_written(
+def test_any_error_becomes_one_short_printable_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A layer of the user's own may raise anything."""
+    """Custom code may raise any error."""
     trials = trials_of(tmp_path / "sweep")
 
     def fail(trial: Trial, k: int) -> None:

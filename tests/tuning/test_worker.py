@@ -1,4 +1,4 @@
-"""What a worker that starts says of a failing disk, and what its attempts tell meanwhile."""
+"""A worker's exit codes, its beats, and its patience with a failing disk."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
 @pytest.fixture
 def waited_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Time that is waited for by nobody: how long this process has waited."""
+    """A clock that `sleep` advances: the time since its start."""
     waited = [0.0]
 
     def sleep(time_s: float) -> None:
@@ -33,6 +33,13 @@ def waited_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(time, "sleep", sleep)
     monkeypatch.setattr(time, "monotonic", lambda: 1000.0 + waited[0])
     return waited
+
+
+@pytest.fixture(autouse=True)
+def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("end_with_parent", "take_any_text"):
+        monkeypatch.setattr(worker, name, lambda: None)
+    monkeypatch.setattr(StopRequest, "listen", lambda self: None)
 
 
 @pytest.mark.parametrize(
@@ -47,17 +54,15 @@ def waited_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         (Interrupted("SIGTERM"), Interrupted.exit_code),
     ],
 )
-def test_how_a_worker_ends(
+def test_exit_codes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None, code: int
 ) -> None:
-    """A failing disk, by which the search is hidden too, is no refused input."""
+    """A sweep that is not visible yet is a failing disk, no refused input."""
 
     def work(*_: object) -> None:
         if error:
             raise error
 
-    for name in ("end_with_parent", "take_any_text"):
-        monkeypatch.setattr(worker, name, lambda: None)
     monkeypatch.setattr(worker, "work", work)
     words = [str(tmp_path), "w0", "--devices=cpu"]
     assert worker.main(words) == DISK_CODE
@@ -66,10 +71,10 @@ def test_how_a_worker_ends(
 
 
 @pytest.mark.parametrize("name", [SEARCH_FILE, "provenance.json"])
-def test_a_file_that_cant_be_read_is_a_failing_disk(
+def test_an_unreadable_file_is_a_failing_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """As a refused input it would end the search."""
+    """A refused input would end the search."""
     sweep, really_open, really_open_path = make_sweep(tmp_path / "s", RANDOM), os.open, Path.open
 
     def fail(path: Any) -> None:
@@ -86,16 +91,13 @@ def test_a_file_that_cant_be_read_is_a_failing_disk(
 
     monkeypatch.setattr(os, "open", open_file)
     monkeypatch.setattr(Path, "open", open_path)
-    for step in ("end_with_parent", "take_any_text"):
-        monkeypatch.setattr(worker, step, lambda: None)
-    monkeypatch.setattr(StopRequest, "listen", lambda self: None)
     assert worker.main([str(sweep.folder), "w0", "--devices=cpu"]) == DISK_CODE
 
 
-def test_a_command_waits_ten_minutes_for_a_disk_that_fails(
+def test_a_command_waits_ten_minutes_for_a_failing_disk(
     tmp_path: Path, waited_s: list[float]
 ) -> None:
-    """Then it ends, in one line; at once for a folder that is gone, or an input that is refused."""
+    """A missing folder or a refused input ends it at once."""
     failures: list[Exception] = [OSError(errno.ESTALE, "stale")] * 3
 
     def step() -> int:
@@ -116,10 +118,10 @@ def test_a_command_waits_ten_minutes_for_a_disk_that_fails(
     assert waited_s[0] == pytest.approx(3 + 600, abs=5)
 
 
-def test_a_worker_says_once_that_the_disk_fails(
+def test_a_worker_logs_an_outage_of_the_disk_once(
     tmp_path: Path, waited_s: list[float], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """And goes on as soon as it does not; a turn that goes well begins anew."""
+    """A success in between ends the outage."""
 
     def course() -> Any:
         for fails in (True, True, False, True):
@@ -131,7 +133,7 @@ def test_a_worker_says_once_that_the_disk_fails(
 
 
 class OneTrial:
-    """Trains until it is told to stop."""
+    """Trains until a signal or an error."""
 
     def __init__(self, stop: StopRequest, error: Exception | None = None) -> None:
         self.stop, self.error = stop, error
@@ -148,44 +150,43 @@ class OneTrial:
 
 @pytest.fixture
 def stop(monkeypatch: pytest.MonkeyPatch) -> StopRequest:
-    """What the signal of this process to itself sets."""
+    """Receives the signals that this process sends to itself."""
     stop = StopRequest()
     monkeypatch.setattr(os, "kill", lambda _, number: stop._note(number, None))
     monkeypatch.setattr(worker, "BEAT_S", 0.02)
     return stop
 
 
-@pytest.mark.parametrize("how", ["accepted/trial", "2/owner"])
-def test_an_attempt_ends_once_nobody_needs_it(tmp_path: Path, stop: StopRequest, how: str) -> None:
-    """Its beat tells what it saved; another attempt or a result ends it, and the process."""
+def train(folder: Path, stop: StopRequest, error: Exception | None = None) -> None:
+    """Train attempt 1 at trial 0."""
+    trials: Any = OneTrial(stop, error)
+    worker.train(Worker(Attempt(worker="me"), 24), trials, folder, Train(trial(0, None), 1))
+
+
+@pytest.mark.parametrize("name", ["accepted", "2"])
+def test_a_needless_attempt_ends(tmp_path: Path, stop: StopRequest, name: str) -> None:
+    """After a result or a later attempt of another worker; beats contain the saved steps."""
     sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, None, worker="me"))
     beat = sweep.path("trials/0/1/beat.json")
 
     def interfere() -> None:
         wait_for(lambda: read_json(beat).get("count", 0) > 1)
-        sweep.path(f"trials/0/{how}.json").parent.mkdir()
+        sweep.path("trials/0", name).mkdir()
 
     thread = threading.Thread(target=interfere)
     thread.start()
-    trials: Any = OneTrial(stop)
     with pytest.raises(Interrupted):
-        worker.train(of_me(), trials, sweep.folder, Train(trial(0, None), 1))
+        train(sweep.folder, stop)
     thread.join()
     assert read_json(beat)["saved"] == 7
 
 
-def of_me() -> Worker:
-    """A worker that has looked at nothing yet."""
-    return Worker(Attempt(worker="me"), 24)
-
-
-def test_a_beat_ends_with_its_attempt(tmp_path: Path, stop: StopRequest) -> None:
-    """Whatever ends it; that the result is accepted then stops nobody."""
+def test_beats_end_with_their_attempt(tmp_path: Path, stop: StopRequest) -> None:
+    """An accepted result then stops nothing."""
     sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, None, worker="me"))
     for error in (OSError("no room"), Interrupted("SIGTERM"), RunError("it broke")):
-        trials: Any = OneTrial(stop, error)
         with pytest.raises(type(error)):
-            worker.train(of_me(), trials, sweep.folder, Train(trial(0, None), 1))
+            train(sweep.folder, stop, error)
     sweep.path("trials/0/accepted").mkdir()
     time.sleep(0.1)
     stop.check()

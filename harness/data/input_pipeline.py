@@ -14,7 +14,7 @@ import tensorflow as tf
 from harness.data.dataset import Dataset, Split
 from harness.data.epoch_order import BatchShape, num_steps, time_steps
 from harness.data.ngrams import NgramRatios, fit_ratios
-from harness.data.vocabulary import SHIFT, START, encode_ranks
+from harness.data.vocabulary import SHIFT, START, encode_split
 from harness.errors import InputError
 from harness.job.keys import Job
 
@@ -74,17 +74,15 @@ def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Ba
 class Reviews(NamedTuple):
     """Reviews one after another: review i is `tokens[offsets[i]:offsets[i + 1]]`."""
 
-    tokens: np.ndarray  # [num_tokens] int32
+    tokens: np.ndarray  # [num_tokens] int32, as `encode_split` gives them
     offsets: np.ndarray  # [num_reviews + 1] int64
     labels: np.ndarray  # [num_reviews] int32
-    # With a number, tokens are ranks, which `padded` encodes for a vocabulary of this size.
-    vocab_size: int | None = None
     ratios: np.ndarray | None = None  # [num_tokens, channels] float32, see `NgramRatios`
 
     def between(self, first: int, last: int) -> "Reviews":
         """The reviews from `first` up to `last`, without a copy of their tokens."""
         offsets, labels = self.offsets[first : last + 1], self.labels[first:last]
-        return Reviews(self.tokens, offsets, labels, self.vocab_size, self.ratios)
+        return Reviews(self.tokens, offsets, labels, self.ratios)
 
     def padded(self, chosen: np.ndarray, shape: BatchShape) -> np.ndarray:
         """Some reviews as by Keras's `pad_sequences`, `[..., maxlen] int32`.
@@ -95,38 +93,34 @@ class Reviews(NamedTuple):
         Args:
             chosen: `[...]`, numbers of reviews; the number of all reviews means an empty review.
         """
-        bounds = np.append(self.offsets, self.offsets[-1:])
-        starts, ends = bounds[chosen][..., None], bounds[chosen + 1][..., None]
-        num_kept = np.minimum(ends - starts + self.num_marks, shape.maxlen)
-        at = ends - (num_kept if shape.bucket else shape.maxlen) + np.arange(shape.maxlen)
-        is_word = (at >= starts) & (at < ends)
-        words = self.tokens[np.where(is_word, at, 0)] if len(self.tokens) else np.zeros_like(at)
-        is_empty = chosen[..., None] >= len(self.labels)
-        if self.vocab_size is None:
-            rows = np.where(is_word, words, 0)
-        else:
-            before = np.where((at == starts - 1) & ~is_empty, START, 0)
-            rows = np.where(is_word, encode_ranks(words, self.vocab_size), before)
+        at, is_token = self._places(chosen, shape)
+        rows = np.where(is_token, self.tokens[at], 0)
         if shape.bucket:
-            rows = np.where(is_empty & (np.arange(shape.maxlen) == 0), START, rows)
+            rows[chosen == len(self.labels), 0] = START
         return np.asarray(rows, np.int32)
 
-    @property
-    def num_marks(self) -> int:
-        """Tokens that `padded` adds to a review: its start."""
-        return 0 if self.vocab_size is None else 1
+    def padded_ratios(self, chosen: np.ndarray, shape: BatchShape) -> np.ndarray:
+        """The ratios of `padded`, `[..., maxlen, channels] float32`."""
+        at, is_token = self._places(chosen, shape)
+        return np.where(is_token[..., None], np.asarray(self.ratios)[at], np.float32(0))
+
+    def _places(self, chosen: np.ndarray, shape: BatchShape) -> tuple[np.ndarray, np.ndarray]:
+        """The index of the token at each place of padded rows, 0 for padding, and whether it is."""
+        bounds = np.append(self.offsets, self.offsets[-1:])
+        starts, ends = bounds[chosen][..., None], bounds[chosen + 1][..., None]
+        num_kept = np.minimum(ends - starts, shape.maxlen) if shape.bucket else shape.maxlen
+        at = ends - num_kept + np.arange(shape.maxlen)
+        is_token = (at >= starts) & (at < ends)
+        return np.where(is_token, at, 0), is_token
 
     def words(self) -> Split:
         """The reviews as ranks; marks and words outside the vocabulary have ranks below 1."""
         first, end = self.offsets[0], self.offsets[-1]
-        tokens = self.tokens[first:end]
-        if self.vocab_size is not None:
-            tokens = encode_ranks(tokens, self.vocab_size)
-        return Split(tokens - SHIFT, self.offsets - first, self.labels)
+        return Split(self.tokens[first:end] - SHIFT, self.offsets - first, self.labels)
 
     def lengths(self, maxlen: int) -> np.ndarray:
         """The number of tokens of each padded review, `[num_reviews] int64`."""
-        lengths: np.ndarray = np.minimum(np.diff(self.offsets) + self.num_marks, maxlen)
+        lengths: np.ndarray = np.minimum(np.diff(self.offsets), maxlen)
         return lengths
 
 
@@ -295,22 +289,6 @@ def _ratios(source: _Source, rows: tf.Tensor, time: tf.Tensor) -> tf.Tensor | tu
     return tf.gather(source.ratios, tf.where(is_word, at, len(source.ratios) - 1))
 
 
-def padded_ratios(reviews: Reviews, shape: BatchShape) -> np.ndarray:
-    """The ratios of encoded reviews, padded like their tokens.
-
-    Returns:
-        `[num_reviews, maxlen, channels] float32`.
-    """
-    ratios = np.asarray(reviews.ratios)
-    rows = np.zeros((len(reviews.labels), shape.maxlen, ratios.shape[1]), np.float32)
-    for row, first, end in zip(rows, reviews.offsets, reviews.offsets[1:], strict=False):
-        if length := min(end - first, shape.maxlen):
-            row[slice(0, length) if shape.bucket else slice(-length, None)] = ratios[
-                end - length : end
-            ]
-    return rows
-
-
 # The reviews of a job
 
 
@@ -347,4 +325,4 @@ def test_reviews(job: Job, dataset: Dataset, ratios: NgramRatios | None) -> Revi
 
 
 def _encoded(split: Split, job: Job) -> Reviews:
-    return Reviews(split.tokens, split.offsets, split.labels, job.data.vocab_size)
+    return Reviews(*encode_split(split, job.data.vocab_size), split.labels)

@@ -334,7 +334,7 @@ class Classifier:
 
     def _outputs(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
         """The model's outputs for encoded texts, `[num_texts, num_outputs] float32`."""
-        from harness.data.input_pipeline import Reviews, padded_ratios
+        from harness.data.input_pipeline import Reviews
 
         num = BY_LENGTH if self.data.bucket else len(encoded)
         shape = BatchShape(num, self.data.maxlen, self.data.bucket)
@@ -345,7 +345,7 @@ class Classifier:
         inputs = [reviews.padded(np.arange(len(order)), shape)]
         if self.ratios:
             reviews = reviews._replace(ratios=self.ratios.at_words(reviews.words()))
-            inputs.append(padded_ratios(reviews, shape))
+            inputs.append(reviews.padded_ratios(np.arange(len(order)), shape))
         outputs = []
         lengths = reviews.lengths(shape.maxlen)
         for step, time in enumerate(time_steps(np.arange(len(order))[None], lengths, shape)):

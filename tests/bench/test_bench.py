@@ -14,6 +14,7 @@ import pytest
 from harness.data.epoch_order import BatchShape
 from harness.data.input_pipeline import Reviews
 from harness.data.sources import open_dataset
+from harness.data.vocabulary import encode_split
 from harness.doctor.probe import ARCHITECTURES
 from harness.errors import RunError
 from harness.report.collect import group_runs, scored_runs
@@ -46,7 +47,7 @@ def test_the_notebook_is_given_the_reviews_of_a_run(tmp_path: Path) -> None:
     padded = load(Bench(SETTINGS, tmp_path, Console()).keras_file(), 100)
     dataset, shape = open_dataset(), BatchShape(BATCH_SIZE, MAXLEN)
     for split, tokens in ((dataset.train, padded.tokens), (dataset.test, padded.test)):
-        reviews = Reviews(split.tokens, split.offsets[:101], split.labels[:100], VOCAB_SIZE)
+        reviews = Reviews(*encode_split(split.take(100), VOCAB_SIZE), split.labels[:100])
         np.testing.assert_array_equal(tokens, reviews.padded(np.arange(100), shape))
     np.testing.assert_array_equal(padded.labels, dataset.train.labels[:100])
 

@@ -1,16 +1,12 @@
 """Batches depend on seed, epoch and step alone."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from harness.data import input_pipeline as pipeline
-from harness.data.dataset import Split
 from harness.data.epoch_order import BatchShape, epoch_permutation, permutations_ahead
 from harness.data.input_pipeline import Batch, Reviews, Start, batches
-from harness.data.vocabulary import encode_split
 
 LENGTHS = [3, 9, 1, 5, 5, 2, 7, 4, 6, 8, 3]
 
@@ -52,20 +48,6 @@ def test_padding_is_that_of_keras(first: int, last: int, maxlen: int) -> None:
     np.testing.assert_array_equal(tokens, pad_sequences(ragged, maxlen=maxlen))
 
 
-@pytest.mark.parametrize("maxlen", [1, 5, 12])
-def test_padding_encodes_ranks(maxlen: int) -> None:
-    """The rows are the same as those of an encoded split."""
-    from keras.utils import pad_sequences
-
-    ranks = make_reviews()._replace(vocab_size=30)
-    tokens, offsets = encode_split(Split(*ranks[:3]), 30)
-    ragged = [tokens[a:b] for a, b in pairwise(offsets)]
-    assert {1, 2} < {*tokens.tolist()}
-    rows = ranks.padded(np.arange(len(LENGTHS) + 1), BatchShape(4, maxlen))
-    assert rows.dtype == np.int32
-    np.testing.assert_array_equal(rows, pad_sequences([*ragged, []], maxlen=maxlen))
-
-
 @pytest.mark.parametrize(("num_replicas", "bucket"), [(1, False), (2, False), (2, True)])
 def test_a_large_set_is_padded_batch_by_batch(
     monkeypatch: pytest.MonkeyPatch, num_replicas: int, bucket: bool
@@ -73,7 +55,7 @@ def test_a_large_set_is_padded_batch_by_batch(
     """The batches are the same, on several replicas, too."""
     cpus = [f"cpu:{i}" for i in range(num_replicas)]
     strategy = tf.distribute.MirroredStrategy(cpus)
-    reviews, shape = make_reviews()._replace(vocab_size=30), BatchShape(4, 5, bucket)
+    reviews, shape = make_reviews(), BatchShape(4, 5, bucket)
     orders = permutations_ahead(7, range(2), reviews.lengths(5), shape=shape)
 
     def all_batches() -> list[Batch]:
@@ -154,37 +136,20 @@ def test_by_length_padding_comes_last_and_batches_are_short(maxlen: int) -> None
     assert rows[-1].tolist() == [1] + [0] * (len(rows[-1]) - 1)
 
 
-@pytest.mark.parametrize("vocab_size", [None, 100])
-@pytest.mark.parametrize("maxlen", [1, 6])
-def test_by_length_padding_encodes_ranks(vocab_size: int | None, maxlen: int) -> None:
-    """Without their zeros, the rows are the same as with padding in front."""
-    reviews = make_reviews()._replace(vocab_size=vocab_size)
-    chosen = np.arange(len(LENGTHS))
-    front = reviews.padded(chosen, BatchShape(4, maxlen))
-    behind = reviews.padded(chosen, BatchShape(4, maxlen, bucket=True))
-    for one, other in zip(front, behind, strict=True):
-        words = one[one > 0].tolist()
-        assert other.tolist() == words + [0] * (maxlen - len(words))
-    assert reviews.lengths(maxlen).tolist() == (front > 0).sum(axis=1).tolist()
-    empty = reviews.padded(np.array([len(LENGTHS)]), BatchShape(4, maxlen, bucket=True))
-    assert empty.tolist() == [[1] + [0] * (maxlen - 1)]
-
-
 @pytest.mark.parametrize("bucket", [0, 1])
-@pytest.mark.parametrize("vocab_size", [None, 100])
 @pytest.mark.parametrize(("first", "last"), [(0, len(LENGTHS)), (3, 8)])
-def test_batches_have_the_ratios_of_their_words(
-    first: int, last: int, vocab_size: int | None, bucket: int
-) -> None:
-    """The ratios of padding and of a start are zeros."""
-    whole = make_reviews()._replace(vocab_size=vocab_size)
-    encoded = whole.tokens + (3 if vocab_size else 0)
-    ratios = np.stack([encoded, -encoded], axis=1).astype(np.float32)
+def test_batches_have_the_ratios_of_their_words(first: int, last: int, bucket: int) -> None:
+    """The ratios of padding are zeros, as in `padded_ratios`."""
+    whole = make_reviews()
+    ratios = np.stack([whole.tokens, -whole.tokens], axis=1).astype(np.float32)
     reviews = whole._replace(ratios=ratios).between(first, last)
     made = collect(np.arange(last - first), reviews, maxlen=6, bucket=bucket)
     for batch in made:
         tokens = batch.tokens * batch.weights[:, None]
-        if vocab_size:
-            tokens[tokens == 1] = 0  # the start
         np.testing.assert_array_equal(batch.ratios, np.stack([tokens, -tokens], axis=2))
         assert tokens.any()
+    rows, shape = np.arange(last - first), BatchShape(4, 6, bool(bucket))
+    padded = reviews.padded(rows, shape)
+    np.testing.assert_array_equal(
+        reviews.padded_ratios(rows, shape), np.stack([padded, -padded], axis=2)
+    )

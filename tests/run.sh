@@ -24,7 +24,6 @@ END
 # A test that hangs fails, and ends its worker, which prints where each thread is.
 TIER=(-o faulthandler_timeout=900 -o faulthandler_exit_on_timeout=true)
 NEEDS_PROGRAMS=1
-NIGHTLY=''
 case ${1:-} in
 -h | --help)
     usage
@@ -37,7 +36,6 @@ case ${1:-} in
     ;;
 --all)
     TIER=(-m '') # some take longer
-    NIGHTLY=1
     shift
     ;;
 esac
@@ -66,8 +64,6 @@ provide() {
 provide_all() {
     provide compiler 'gcc strings' gcc libc6-dev binutils
     provide slurm 'munged slurmctld slurmd sbatch' slurmctld slurmd slurm-client munge
-    [[ -z $NIGHTLY ]] ||
-        provide accounting 'slurmdbd mariadbd' slurmdbd slurm-wlm-mysql-plugin mariadb-server
     provide browser 'chromium chromedriver ssh sshd' \
         chromium chromium-driver openssh-server openssh-client
 }

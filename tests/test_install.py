@@ -145,7 +145,7 @@ def test_a_failed_installation_is_repeated(project: Project, wheels: Path) -> No
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("settings", "calls"), [({}, 1), ({"UV_FAILS": "1"}, 1), ({"PIP_NO_INDEX": "1"}, 0)]
+    ("settings", "calls"), [({"UV_FAILS": "1"}, 1), ({"PIP_NO_INDEX": "1"}, 0)]
 )
 def test_uv_installs_unless_pip_has_settings(
     project: Project, wheels: Path, settings: dict[str, str], calls: int

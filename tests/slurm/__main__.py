@@ -1,25 +1,23 @@
-"""`python -m tests.slurm [elsewhere | accounted]`: a test cluster to play with, until Ctrl-C."""
+"""`python -m tests.slurm [elsewhere]`: a test cluster until Ctrl-C."""
 
 import shlex
 import signal
 import sys
 
 from tests import guard
-from tests.slurm.accounting import AccountedCluster
 from tests.slurm.cluster import SlurmCluster, SlurmError
-from tests.slurm.configuration import ELSEWHERE
+from tests.slurm.configuration import ELSEWHERE, HOME
 
 
 def main() -> int:
-    """Start the cluster, say how to use it, and stop it on Ctrl-C or TERM (or KILL)."""
-    which = "".join(sys.argv[1:2])
-    chosen = {"elsewhere": SlurmCluster(ELSEWHERE), "accounted": AccountedCluster()}
+    """Start the cluster, print how to use it, and stop it on Ctrl-C or TERM (or KILL)."""
+    site = ELSEWHERE if sys.argv[1:] == ["elsewhere"] else HOME
     guard.enter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with chosen.get(which, SlurmCluster()) as cluster:
+        with SlurmCluster(site) as cluster:
             nodes = ", ".join(f"{name} {gres}".strip() for name, gres in cluster.site.nodes.items())
-            say(f"the nodes {nodes} are up, with pretended GPUs. In another terminal:")
+            say(f"the nodes {nodes} are up, with simulated GPUs. In another terminal:")
             for name, value in cluster.environment.items():
                 say(f"  export {name}={shlex.quote(value)}")
             say("  sbatch slurm/lstm.sh --set data.limit=500 --set train.epochs=3")
@@ -34,7 +32,7 @@ def main() -> int:
 
 
 def say(line: str) -> None:
-    """Print a line at once, also into a pipe."""
+    """Print a line without delay, also into a pipe."""
     print(line, flush=True)  # noqa: T201
 
 

@@ -1,4 +1,4 @@
-"""A private Slurm on 127.0.0.1, all of it in one folder, with pretended GPUs."""
+"""A private Slurm on 127.0.0.1 in one folder, with simulated GPUs."""
 
 import contextlib
 import os
@@ -26,7 +26,7 @@ from tests.slurm.configuration import (
     slurm_conf,
 )
 
-# Daemons stand where a user's PATH often does not lead.
+# A user's PATH often lacks the folders of daemons.
 SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "squeue", "scancel")
 REMEDY = (
@@ -34,48 +34,48 @@ REMEDY = (
     "apt-get install slurmctld slurmd slurm-client munge"
 )
 POLL_S = 0.3
-PATIENCE = 3  # times what a wait takes on a quiet machine, at most
+PATIENCE = 3  # times the longest wait on a quiet machine
 CLIENT_TIMEOUT_S = 20
 PORTS = range(10_000, 20_000)  # below Linux's ephemeral ports
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 
-# Bound over the nodes' own /etc/hosts, so that a job finds the nodes by name as on a real cluster.
+# Mounts a file over /etc/hosts, so that jobs find the nodes by name.
 HOSTS_SHELL = 'mount --bind "$0" /etc/hosts && exec "$@"'
 
 
 class SlurmError(Exception):
-    """The cluster or one of its clients did not do what it should."""
+    """The cluster or a client program failed."""
 
 
 def is_installed() -> bool:
-    """Whether all that the cluster needs is there."""
+    """Whether Slurm and munge are installed."""
     return all(shutil.which(program, path=SEARCH_PATH) for program in PROGRAMS)
 
 
 class SlurmCluster:
-    """Starts Slurm when entered and stops it, with all its jobs, when left.
+    """A running Slurm in a `with` block, at whose end all its jobs end.
 
     Raises:
-        SlurmError: if Slurm is not installed or does not come up, with the daemons' last lines.
+        SlurmError: if Slurm is not installed or does not start, with the daemons' last lines.
     """
 
     def __init__(self, site: Site = HOME) -> None:
         self.site = site
-        self.folder = Path()  # one for each time the cluster is entered
+        self.folder = Path()  # a new one per start
         self.port = 0
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client needs to find this cluster."""
+        """The environment of a client program."""
         return {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def __enter__(self) -> "SlurmCluster":
         if not is_installed():
             raise SlurmError(REMEDY)
-        # Not in pytest's long folders: a socket's path has 107 characters at most.
+        # Not in pytest's folder: a socket's path has 107 characters at most.
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
-        self.folder.chmod(0o755)  # munged wants its socket to be within everyone's reach
+        self.folder.chmod(0o755)  # munged demands a socket that all users can reach
         try:
             self._write_configuration()
             self._start()
@@ -90,7 +90,7 @@ class SlurmCluster:
     # Jobs
 
     def run(self, *command: str, cwd: Path | None = None, env: dict[str, str] | None = None) -> str:
-        """Run a client command and return what it printed.
+        """Run a client program and return its output.
 
         Raises:
             SlurmError: if it fails or does not answer in time.
@@ -126,26 +126,26 @@ class SlurmCluster:
         return self.run("sbatch", *words, cwd=cwd, env=env).strip()
 
     def show(self, job_id: str) -> dict[str, str]:
-        """What the controller knows of a job, under scontrol's names; of a path the first word."""
+        """The fields of `scontrol show job`, values up to their first space."""
         text = self.run("scontrol", "--oneliner", "show", "job", job_id)
         return dict(re.findall(r"(\w+)=(\S*)", text))
 
     def state(self, job_id: str) -> str:
-        """The job's state as scontrol names it, e.g. RUNNING."""
+        """The job's state, such as RUNNING."""
         return self.show(job_id)["JobState"]
 
     def wait(self, job_id: str, states: Collection[str], timeout_s: float = 60) -> str:
-        """Wait until the job is in one of the states, and return that.
+        """Wait until the job is in one of the states, and return the state.
 
         Raises:
-            SlurmError: if that takes too long or can't come any more, with what is known of it.
+            SlurmError: if it takes too long, or the job ended in another state.
         """
         with contextlib.suppress(TimeoutError):
             wait_until(lambda: self.state(job_id) in {*states, *ENDED}, timeout_s)
         known = self.show(job_id)
         if (state := known["JobState"]) not in states:
-            told = {name: known[name] for name in ("Reason", "ExitCode", "Restarts", "RunTime")}
-            raise SlurmError(f"job {job_id}: {state}, not {states}, in {timeout_s} s: {told}")
+            facts = {name: known[name] for name in ("Reason", "ExitCode", "Restarts", "RunTime")}
+            raise SlurmError(f"job {job_id}: {state}, not {states}, in {timeout_s} s: {facts}")
         return state
 
     def logs(self, num_lines: int = 5) -> str:
@@ -159,20 +159,20 @@ class SlurmCluster:
     # Trouble
 
     def kill_controller(self, job_id: str) -> None:
-        """Kill slurmctld; clients then have nobody to ask. It knows of the job when it is back."""
+        """Kill slurmctld after it has saved its state, with the job."""
         began, saved = time.time(), self.folder / "state/job_state"
-        # It saves some seconds after a change.
+        # It saves a few seconds after a change.
         self.run("scontrol", "update", f"JobId={job_id}", f"Comment={began}")
         wait_until(lambda: saved.exists() and saved.stat().st_mtime > began, timeout_s=30)
         self._kill("slurmctld")
 
     def restart_controller(self) -> None:
-        """Start slurmctld again from the state that it left."""
+        """Restart slurmctld with its saved state."""
         self._spawn("slurmctld", "slurmctld", "-D")
         self._ready(self._is_listening, timeout_s=20)
 
     def kill_node(self, node: str, *job_ids: str) -> None:
-        """Kill a node's slurmd, and with it the jobs' processes, which run there alone."""
+        """Kill a node's slurmd and the processes of jobs that run only there."""
         self._kill(node)
         for process in self.processes():
             folder = Path("/proc", str(process))
@@ -187,12 +187,12 @@ class SlurmCluster:
                     os.kill(process, signal.SIGKILL)
 
     def restart_node(self, node: str) -> None:
-        """Start a node's slurmd again, and wait until it takes jobs."""
+        """Restart a node's slurmd, and wait until it accepts jobs."""
         self._spawn(node, *self._named_hosts(), "slurmd", "-D", "-N", node)
         self._ready(lambda: self.node_state(node) == "idle", timeout_s=30)
 
     def node_state(self, node: str) -> str:
-        """A node's state as sinfo names it, e.g. idle, without its marks."""
+        """A node's state, such as idle, without sinfo's marks."""
         states = self.run("sinfo", "--noheader", "--Node", f"--nodes={node}", "--format=%T")
         return states.split()[0].rstrip("*~#!%$@^-+")  # one line for each of its partitions
 
@@ -234,24 +234,16 @@ class SlurmCluster:
         words = [f"--{option}={self.folder / name}" for option, name in munge.items()]
         self._spawn("munged", "munged", "--foreground", *words)
         self._ready((self.folder / "munge.socket").exists, timeout_s=10)
-        self._start_accounting()
         self._spawn("slurmctld", "slurmctld", "-D", "-i")
-        self._ready(self._is_listening, timeout_s=20)  # a client would try for long
+        self._ready(self._is_listening, timeout_s=20)  # a client would wait long
         for node in self.site.nodes:
             self._spawn(node, *self._named_hosts(), "slurmd", "-D", "-N", node)
         self._ready(self._all_idle, timeout_s=30)
 
-    def _start_accounting(self) -> None:
-        """Start what keeps accounts, for a cluster that has some."""
-
-    def _stop_accounting(self) -> None:
-        """Stop it."""
-
     def _named_hosts(self) -> list[str]:
-        """The words before a command that let it and its jobs find the nodes by their names.
+        """Words before a daemon's command, with which its jobs find the nodes by name.
 
-        Where mounts are forbidden, as in many containers, there are none: then only jobs on
-        several nodes that reach each other by name miss something.
+        None if mounts are forbidden, as in many containers; then workers on several nodes fail.
         """
         unshare = ["unshare", "--mount"]
         if os.getuid() != 0:
@@ -269,7 +261,7 @@ class SlurmCluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C is for the person's program, which stops them in order.
+                # Ctrl-C ends this program, which stops the daemons in order.
                 start_new_session=True,
             )
 
@@ -281,7 +273,7 @@ class SlurmCluster:
             wait_until(settled, timeout_s)
         if self._dead() or not condition():
             why = f"ended: {', '.join(self._dead()) or 'none'}; waited {timeout_s} s at most"
-            raise SlurmError(f"Slurm did not come up: {why}{self.logs()}")
+            raise SlurmError(f"Slurm did not start: {why}{self.logs()}")
 
     def _dead(self) -> list[str]:
         return [name for name, daemon in self.daemons.items() if daemon.poll() is not None]
@@ -306,7 +298,6 @@ class SlurmCluster:
                 wait_until(lambda: not self.run("squeue", "--noheader"), timeout_s=10)
         self._terminate(*self.site.nodes)
         self._terminate("slurmctld")
-        self._stop_accounting()
         self._terminate("munged")
         # A job's steps outlive the daemon that started them.
         for process in self.processes():
@@ -331,10 +322,10 @@ class SlurmCluster:
                 daemon.wait(timeout=10)
 
     def processes(self) -> list[int]:
-        """Every living process of the cluster: daemons, job steps and what jobs started."""
+        """All processes of the cluster: daemons, job steps and their children."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # it ended meanwhile, or belongs to another user
+            with contextlib.suppress(OSError):  # it has ended, or belongs to another user
                 if self._owns(folder):
                     found.append(int(folder.name))
         return found
@@ -342,23 +333,20 @@ class SlurmCluster:
     def _owns(self, process: Path) -> bool:
         _, _, rest = (process / "stat").read_text().partition("(")
         name, _, rest = rest.rpartition(")")
-        if rest.split()[0] in "ZX":  # a zombie waits for a parent that may never ask
+        if rest.split()[0] in "ZX":  # a zombie, whose parent may never wait for it
             return False
         if name.startswith(("munged", "slurm")):
-            # slurmstepd writes its title over its environment, but stays where it was started.
+            # slurmstepd overwrites its environment by its title, but keeps its folder.
             return (process / "cwd").readlink() == self.folder
         variables = (process / "environ").read_bytes().split(b"\0")
-        # A person's shell has SLURM_CONF too, but no job's id.
+        # A user's shell may have SLURM_CONF too, but no job's id.
         return f"SLURM_CONF={self.folder}/slurm.conf".encode() in variables and any(
             variable.startswith(b"SLURM_JOB_ID=") for variable in variables
         )
 
 
 def free_ports(count: int) -> list[int]:
-    """Different ports of 127.0.0.1 that nobody listens on.
-
-    The system gives none of them to a client between this look and the daemon's start.
-    """
+    """Different free ports, which Linux assigns to no client before the daemons start."""
     chance = random.SystemRandom()
     ports: set[int] = set()
     while len(ports) < count:
@@ -367,10 +355,10 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = POLL_S) -> None:
-    """Wait until the condition holds; longer than it should take, for other work may go on here.
+    """Wait until the condition holds, at most PATIENCE times `timeout_s`.
 
     Raises:
-        TimeoutError: if that takes too long.
+        TimeoutError: if it takes longer.
     """
     deadline = time.monotonic() + PATIENCE * timeout_s
     while not condition():
@@ -380,7 +368,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = 
 
 
 def _environment() -> dict[str, str]:
-    """This process's environment, without what belongs to a real cluster or to its user."""
+    """This process's environment without the variables of another cluster and the harness."""
     hidden = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SINFO_", "SCANCEL_", "HARNESS_")
     kept = {name: text for name, text in os.environ.items() if not name.startswith(hidden)}
     return {**kept, "PATH": SEARCH_PATH}

@@ -1,4 +1,4 @@
-"""The sites that a test cluster can be, and their configuration as text."""
+"""Sites for test clusters, and their configuration as text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,23 +7,23 @@ from pathlib import Path
 CRED_EXPIRE_S = 5
 GRACE_S = 10
 
-# Links to this stand for GPUs: Slurm opens them, and sets CUDA_VISIBLE_DEVICES, as for real ones.
+# Links to it simulate GPUs: Slurm opens them, and sets CUDA_VISIBLE_DEVICES, as for real GPUs.
 GPU_TARGET = "/dev/null"
-NUM_GPUS = 2  # of a node that has any
+NUM_GPUS = 2  # of a node with GPUs
 
 CGROUP_CONF = "CgroupPlugin=disabled\n"
 
 
 @dataclass(frozen=True)
 class Site:
-    """What differs between clusters."""
+    """The differences between clusters."""
 
-    nodes: Mapping[str, str]  # the GPUs of each, as in `Gres=`; empty for none
-    settings: str  # lines of slurm.conf, the partitions among them
-    files: Mapping[str, str] = field(default_factory=dict)  # beside slurm.conf, by their names
+    nodes: Mapping[str, str]  # name and GPUs as in `Gres=`, empty without GPUs
+    settings: str  # lines of slurm.conf, with the partitions
+    files: Mapping[str, str] = field(default_factory=dict)  # beside slurm.conf, by name
 
 
-# Jobs in the partition `low` are requeued when one in `high` wants their node.
+# A job in the partition `high` preempts jobs in `low`, which Slurm requeues.
 HOME = Site(
     nodes={"n1": "gpu:2", "n2": "gpu:2", "n3": "", "n4": ""},
     settings=f"""
@@ -38,7 +38,7 @@ PartitionName=high Nodes=ALL MaxTime=1-0 PriorityTier=2
 
 
 def submit_plugin(rules: str) -> str:
-    """A job_submit plugin in Lua with rules for a new job, and none for a change of one."""
+    """A job_submit plugin in Lua with rules for new jobs."""
     return f"""\
 function slurm_job_submit(job, partitions, uid)
 {rules}
@@ -49,7 +49,7 @@ return slurm.SUCCESS
 """
 
 
-# Refuses, in three lines as a site's own rules do, whatever names the comment `refuse`.
+# Refuses jobs with the comment `refuse`, in three lines as real sites do.
 REFUSING_PLUGIN = submit_plugin("""\
     if job.comment == "refuse" then
         slurm.log_user("Jobs of this kind need a project.")
@@ -58,7 +58,7 @@ REFUSING_PLUGIN = submit_plugin("""\
         return slurm.ERROR
     end""")
 
-# GPUs have types, one partition has none, one ends after a minute, and one is cleared by CANCEL.
+# Typed GPUs; a partition without GPUs, one with a limit of a minute, one with preemption by CANCEL.
 ELSEWHERE = Site(
     nodes={"n9": "", "n10": "gpu:t4:2", "gpu-a-01": "gpu:a100:2"},
     settings=f"""
@@ -77,7 +77,7 @@ PartitionName=spare Nodes=ALL MaxTime=1-0 PriorityTier=1 PreemptMode=CANCEL Grac
 )
 
 
-# Refuses what the scripts ask for by default, and a job that does not say how many tasks it has.
+# Refuses --gres and --mem, and jobs without --ntasks.
 STRICT_PLUGIN = submit_plugin("""\
     if job.tres_per_node ~= nil then
         slurm.log_user("--gres is not accepted here: choose a queue.")
@@ -107,7 +107,7 @@ PartitionName=normal Nodes=ALL Default=YES MaxTime=1-0
 
 
 def gres_conf(site: Site, folder: Path) -> str:
-    """The GPUs of each node that has any."""
+    """The text of gres.conf."""
     lines = []
     for name, gres in site.nodes.items():
         kind = f"Type={gres.split(':')[1]} " if gres.count(":") > 1 else ""
@@ -117,15 +117,13 @@ def gres_conf(site: Site, folder: Path) -> str:
 
 
 def slurm_conf(site: Site, folder: Path, user: str, ports: Sequence[int]) -> str:
-    """The text of slurm.conf for a cluster that keeps everything in `folder`.
-
-    Each node claims the resources of a small GPU server whatever this machine has.
+    """The text of slurm.conf; each node has the resources of a small GPU server.
 
     Args:
-        site: what the cluster is.
-        folder: for all that it writes.
+        site: of the cluster.
+        folder: of all its files.
         user: who starts it.
-        ports: of the controller and of each node.
+        ports: of the controller and the nodes.
     """
     nodes = "\n".join(
         f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} "

@@ -1,4 +1,4 @@
-"""The cluster, the projects on it, and a run that nothing disturbed."""
+"""The clusters, projects on them, and an undisturbed run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,14 +20,14 @@ def cluster() -> Iterator[SlurmCluster]:
 
 @pytest.fixture(scope="session")
 def elsewhere() -> Iterator[SlurmCluster]:
-    """A running Slurm of another making."""
+    """A running Slurm of another site."""
     with SlurmCluster(ELSEWHERE) as cluster:
         yield cluster
 
 
 @pytest.fixture
 def stand_in(cluster: SlurmCluster, tmp_path: Path) -> SlurmProject:
-    """A project whose harness only notes how it was called."""
+    """A project with a stand-in for the harness, which notes its calls."""
     return SlurmProject(cluster, tmp_path, real=False)
 
 
@@ -39,7 +39,7 @@ def project(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path]:
-    """The run of JOB by the LSTM outside Slurm."""
+    """The LSTM's run of JOB outside of Slurm."""
     harness = Harness(tmp_path_factory.mktemp("undisturbed"))
 
     def train() -> None:
@@ -51,7 +51,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path
 
 @pytest.fixture(scope="session")
 def finished(project: SlurmProject) -> Submitted:
-    """A job that nothing disturbed."""
+    """An undisturbed job."""
     job = project.sbatch("lstm")
     job.wait()
     return job

@@ -1,4 +1,4 @@
-"""A copy of the project whose job scripts are submitted to the test cluster."""
+"""A copy of the project on a test cluster."""
 
 import json
 import shlex
@@ -14,19 +14,19 @@ from tests.slurm.cluster import SlurmCluster, wait_until
 from tests.slurm.stand_in import Project
 from tests.training.kills import newest_step
 
-# The harness of this checkout, without an installation.
+# The harness of this checkout, not installed.
 HARNESS = f"""#!/bin/sh
 export PYTHONPATH={shlex.quote(str(PROJECT))}
 exec {shlex.quote(sys.executable)} -m harness "$@"
 """
 
-# Long enough to be disturbed in the middle.
+# Long enough for a disturbance in the middle.
 JOB = [*SHRUNK, "--set", "train.epochs=40"]
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job in the queue, or past it."""
+    """A submitted job."""
 
     cluster: SlurmCluster
     job_id: str
@@ -34,7 +34,7 @@ class Submitted:
     run: Path
 
     def wait(self, *states: str, timeout_s: float = 90) -> None:
-        """Wait until the job is in one of the states, COMPLETED if none is given."""
+        """Wait until the job is in one of the states, by default COMPLETED."""
         try:
             self.cluster.wait(self.job_id, states or ("COMPLETED",), timeout_s)
         except Exception as error:
@@ -47,17 +47,17 @@ class Submitted:
         wait_until(lambda: newest_step(self.run) >= step, timeout_s=60, poll_s=0.02)
 
     def record(self) -> dict[str, Any]:
-        """What the run says of itself."""
+        """The heartbeat of the run."""
         state: dict[str, Any] = json.loads((self.run / "state.json").read_text())
         return state
 
     def requeues(self) -> int:
-        """How often Slurm has put the job back into the queue."""
+        """The number of requeues that Slurm counts."""
         return int(self.cluster.show(self.job_id)["Restarts"])
 
 
 class SlurmProject:
-    """Submits a project's job scripts; `real` trains with this checkout, else a stand-in notes."""
+    """Submits a project's job scripts, which train if `real`, or else call a stand-in."""
 
     def __init__(self, cluster: SlurmCluster, folder: Path, *, real: bool) -> None:
         self.cluster = cluster
@@ -66,7 +66,7 @@ class SlurmProject:
         shutil.copytree(PROJECT / "jobs", self.path / "jobs")
         if real:
             self.stand_in.executable(self.stand_in.venv / "bin/harness", HARNESS)
-        # What a user sets for the site, and what keeps the tests off this machine's data.
+        # Settings of the site, and settings that hide this machine's data.
         settings = {
             "HARNESS_VENV": str(self.stand_in.venv),
             "HARNESS_EXTRA": "none",
@@ -77,11 +77,11 @@ class SlurmProject:
             "HARNESS_TRUSTED_NETWORK": "1",
         }
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in settings.items()]
-        # Behind the pretended GPUs there is no driver; a test that means them sets it to nothing.
+        # The simulated GPUs have no driver; a test that needs them sets this variable to nothing.
         lines.append("export HARNESS_DEVICES=${HARNESS_DEVICES-cpu}\n")
         shared = " ".join(f"{k}={shlex.quote(v)}" for k, v in preloaded.sharing_steps().items())
         lines.append(f"[[ $HARNESS_DEVICES != cpu ]] || export {shared}\n")
-        # What one job needs elsewhere.
+        # For the test of TensorBoard.
         lines.append("[[ -z ${BOARD_CACHE:-} ]] || export XDG_CACHE_HOME=$BOARD_CACHE\n")
         (self.path / "slurm/site.sh").write_text("".join(lines))
 
@@ -105,5 +105,5 @@ class SlurmProject:
         return self.submitted(job, job_id, at / f"logs/{job}-{job_id}.out")
 
     def submitted(self, job: str, job_id: str, log: Path) -> Submitted:
-        """A job by the id that Slurm shows, `12` or `12_1`."""
+        """A job by its id, `12` or `12_1`."""
         return Submitted(self.cluster, job_id, log, self.path / f"runs/{job}/slurm-{job_id}")

@@ -80,21 +80,12 @@ ensure_venv() {
     with_lock install "$@"
 }
 
-# Runs a command under a lock that holds on all nodes.
+# Runs a command under a lock that holds on all nodes; without one, if flock or the file system lacks
+# locks, as on macOS.
 with_lock() (
-    local lock=$PROJECT/.setup.lock
-    exec 9>"$lock"
-    if command -v flock >/dev/null; then
-        flock --nonblock 9 || say "waiting for another process, which may be installing"
-        flock 9 && { "$@"; exit; }
-    fi
-    # Without flock, or on a file system that lacks it, a folder is the lock. After half an hour its
-    # process counts as dead.
-    until mkdir "$lock.d" 2>/dev/null; do
-        sleep 2
-        [[ -z $(find "$lock.d" -maxdepth 0 -mmin +30 2>/dev/null) ]] || rmdir "$lock.d" || true
-    done
-    trap 'rmdir "$lock.d"' EXIT
+    exec 9>"$PROJECT/.setup.lock"
+    ! command -v flock >/dev/null || flock --nonblock 9 ||
+        { say "waiting for another process, which may be installing"; flock 9; } || true
     "$@"
 )
 

@@ -105,7 +105,7 @@ def check_request(
         each.resources.check()
         if isinstance(each.job, Job) and not each.pack:  # otherwise each model uses one node
             check_trusted_network(each.resources.nodes or 1)
-        elif each.resources.retry_memory:  # the job may go on when one of its processes is killed
+        elif each.resources.retry_memory:  # a job may survive the kill of one process
             raise InputError(
                 "--retry-memory: is for jobs with one run; leave it out, and give more --mem"
             )

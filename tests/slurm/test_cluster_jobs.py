@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.slurm.batch import Counters
-from tests.conftest import SHRUNK, Harness, results
+from tests.conftest import Harness, results
 from tests.slurm.cluster import SlurmCluster, wait_until
 from tests.slurm.project import JOB, SlurmProject, Submitted
 from tests.slurm.test_cluster_submit import Submitter
@@ -40,22 +40,6 @@ def test_a_finished_job_that_is_requeued_changes_nothing(finished: Submitted) ->
     assert "finished already" in finished.log.read_text().removeprefix(log)
 
 
-# `test_seeds_beyond_the_sites_arrays` tests the arguments of each task.
-@pytest.mark.slow
-def test_array_tasks_are_seeds(project: SlurmProject) -> None:
-    """`--array=1-2` trains seeds 1 and 2 into a folder each, and their results differ."""
-    array = project.sbatch("lstm", "--array=1-2", arguments=SHRUNK)
-    tasks = [
-        project.submitted("lstm", f"{array.job_id}_{seed}", array.log.with_name("none"))
-        for seed in (1, 2)
-    ]
-    for task in tasks:
-        task.wait()
-    one, two = (json.loads((task.run / "result.json").read_text()) for task in tasks)
-    assert (one["seed"], two["seed"]) == (1, 2)
-    assert one["log_loss"] != two["log_loss"]
-
-
 @pytest.mark.slow
 def test_a_cancelled_task_of_an_array_stays_cancelled(project: SlurmProject) -> None:
     """While another task, which has the array's id, requeues itself."""
@@ -74,21 +58,6 @@ def test_a_cancelled_task_of_an_array_stays_cancelled(project: SlurmProject) -> 
     two.wait()
     assert array.cluster.show(one.job_id)["JobState"] == "CANCELLED"
     assert one.requeues() == 0
-
-
-# The next test requeues two runs in one job.
-@pytest.mark.slow
-def test_a_requeued_job_ends_with_the_same_bytes(
-    project: SlurmProject, undisturbed: Undisturbed
-) -> None:
-    """After `scontrol requeue`, in the same folder and log."""
-    job = project.sbatch("lstm")
-    job.wait_for_step(20)
-    job.cluster.run("scontrol", "requeue", job.job_id)
-    job.wait()
-    assert results(job.run) == results(undisturbed[1])
-    assert (job.requeues(), job.record()["restarts"]) == (1, 1)
-    assert job.log.read_text().count(f"run {job.run}:") == 2
 
 
 @pytest.mark.slow

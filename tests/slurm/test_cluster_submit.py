@@ -170,14 +170,6 @@ def test_a_later_refusal_takes_back_what_was_submitted(
     assert submitter.left() == []
 
 
-def test_refused_by_slurm(submitter: Submitter, stand_in: SlurmProject) -> None:
-    """An unknown partition: one line of Slurm, exit code 2."""
-    done = submitter.run(stand_in.path / "jobs/gru.toml", "--", "--partition=nowhere")
-    assert done.returncode == 2
-    assert "Invalid partition name" in done.stderr.splitlines()[-1]
-    assert submitter.left() == []
-
-
 def test_packed_seeds_are_shown_and_cancelled_by_themselves(
     project: SlurmProject, undisturbed: tuple[Harness, Path]
 ) -> None:

@@ -120,14 +120,6 @@ def parent(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-@pytest.mark.slow  # the next tests use two nodes
-def test_two_pretended_gpus_are_two_replicas(project: SlurmProject, on_two_devices: Path) -> None:
-    """A job with two simulated GPUs has the bytes of two devices outside of Slurm."""
-    job = project.sbatch("lstm", "--gres=gpu:2", arguments=["--devices", "cpu:2", *TWO_REPLICAS])
-    job.wait()
-    assert results(job.run) == results(on_two_devices)
-
-
 def train_on_two_nodes(project: SlurmProject) -> Submitted:
     """A job with two replicas, submitted by a shell in another job."""
     words = ["--devices", "cpu", *TWO_REPLICAS]

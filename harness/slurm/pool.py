@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
@@ -206,8 +206,7 @@ class ManagedProcess:
     def send_signal(self, number: signal.Signals) -> None:
         """Signal it if it is running; srun forwards all signals but SIGKILL."""
         if self.popen:
-            with contextlib.suppress(ProcessLookupError):
-                self.popen.send_signal(number)
+            self.popen.send_signal(number)
 
     def last_line(self) -> str:
         """The last line of its log, else its exit code.
@@ -256,7 +255,9 @@ class ProcessPool:
                 in_step = self._in_steps and process.slot
                 # At a TERM srun kills its step at once; it forwards USR2.
                 process.send_signal(signal.SIGUSR2 if in_step else number)
-        wait_for(lambda: not any(process.alive for process in processes), wait_s)
+        deadline = time.monotonic() + wait_s
+        while any(process.alive for process in processes) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
 
     def kill(self, processes: Sequence[ManagedProcess]) -> None:
         """Kill processes on all nodes."""
@@ -280,13 +281,6 @@ class ProcessPool:
                 step for step, _, name in pairs if name in names and step.partition(".")[0] in own
             ]:
                 client.ask("scancel", "--signal=KILL", *steps)
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float) -> None:
-    """Wait until the condition holds, at most `timeout_s` seconds."""
-    deadline = time.monotonic() + timeout_s
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(POLL_S)
 
 
 # Independent tasks

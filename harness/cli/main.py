@@ -60,9 +60,12 @@ def main() -> int:
     except (InputError, RunError, Interrupted) as end:
         code = _fail(str(end), end.exit_code)
     except TyperException as refusal:
-        command = getattr(getattr(refusal, "ctx", None), "info_name", None)
-        remedy = "; options of sbatch go after --." if command == "submit" else ""
-        code = _fail(f"{refusal.format_message()}{remedy} See harness --help.", refusal.exit_code)
+        context = getattr(refusal, "ctx", None)
+        command = context.command_path if context else "harness"
+        line = refusal.format_message().rstrip(".")
+        line += "; options of sbatch go after --" if command == "harness submit" else ""
+        stop = "" if line.endswith("?") else "."
+        code = _fail(f"{line}{stop} See {command} --help.", refusal.exit_code)
     except MemoryError:
         code = _fail("out of memory; give the process more, or see ulimit -v and --mem", 1)
     except OSError as error:

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from harness.cli.options import RunsFolder
-from harness.errors import InputError
 
 app = typer.Typer()
 
@@ -32,14 +31,14 @@ def tensorboard(
         ),
     ] = None,
     hours: Annotated[
-        float, typer.Option(metavar="H", min=0, max=8760, help="stop after H hours")
+        float, typer.Option(metavar="H", min=0.001, max=8760, help="stop after H hours")
     ] = 8,
     idle_min: Annotated[
         float,
         typer.Option(
             "--idle-minutes",
             metavar="M",
-            min=0,
+            min=0.001,
             max=525600,
             help="stop after M minutes without a request",
         ),
@@ -49,10 +48,6 @@ def tensorboard(
 
     Prints the ssh command that your laptop needs to reach it.
     """
-    for name, value in (("--hours", hours), ("--idle-minutes", idle_min)):
-        if not value > 0:
-            raise InputError(f"{name} {value:g}: should be greater than 0")
-
     from harness.board.tensorboard import Watch, check_roots, serve
     from harness.system.console import Console
 

@@ -29,7 +29,6 @@ from harness.system.files import (
     cache_folder,
     distrust,
     raise_unless_missing,
-    remove_leftovers,
     replaced_directory,
     turn_at,
     write_refusal,
@@ -179,11 +178,9 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
     cached = cache_folder() / name
     if dataset := open_if_whole(cached):
         return dataset
-    with turn_at(cached) as alone:
+    with turn_at(cached):
         if dataset := open_if_whole(cached):
             return dataset
-        if alone:
-            remove_leftovers(cached)
         try:
             with _new_folder(cached, _check_not_whole, PRIVATE) as temporary:
                 fill(temporary)

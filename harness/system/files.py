@@ -10,7 +10,6 @@ that a killed process left is removed a day later, when another folder is made b
 import contextlib
 import errno
 import fcntl
-import glob
 import grp
 import hashlib
 import itertools
@@ -162,12 +161,6 @@ def remove_abandoned(folder: Path, pattern: str) -> None:
             known = copy.lstat()
             if known.st_uid == os.getuid() and time.time() - known.st_mtime > ABANDONED_S:
                 shutil.rmtree(copy)
-
-
-def remove_leftovers(target: Path) -> None:
-    """Remove copies of a folder that killed processes left. No process may be making one now."""
-    for leftover in target.parent.glob(f".*.{glob.escape(target.name[:100])}.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -443,27 +436,16 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def turn_at(path: Path) -> Iterator[bool]:
-    """Hold a lock, so that only one process makes a file or folder.
-
-    Yields:
-        Whether the disk has locks.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(path.with_name(f".{path.name}.lock"), flags, 0o600)
-    except OSError:
-        yield False
-        return
-    alone = False
-    try:
+def turn_at(path: Path) -> Iterator[None]:
+    """Hold a lock, if the disk has locks, so that only one process makes a file or folder."""
+    with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)  # released when the process ends
-            alone = True
-        yield alone
-    finally:
-        os.close(descriptor)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(path.with_name(f".{path.name}.lock"), flags, 0o600)
+            stack.callback(os.close, descriptor)  # releases the lock
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def cache_folder() -> Path:

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import os
-import re
 import signal
 import sys
 import threading
@@ -281,15 +280,6 @@ def available_gb() -> float:
     return float(psutil.virtual_memory().available / 1e9)
 
 
-def gpu_name() -> str | None:
-    """The driver's name of the first GPU, None without a GPU."""
-    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
-        match = re.search(r"^Model:\s*(.+)$", path.read_text(errors="replace"), re.MULTILINE)
-        if match:
-            return match[1].strip()
-    return None
-
-
 def total_memory_gb() -> float:
     """The memory of this machine in GB."""
     import psutil
@@ -311,16 +301,11 @@ def processor() -> str:
     """The name of the processor."""
     import platform
 
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
-
-
-def _cpuinfo(field: str) -> str:
-    """A field of the first processor in /proc/cpuinfo, empty if missing."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def nvidia_driver() -> str | None:

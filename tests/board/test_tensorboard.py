@@ -251,7 +251,7 @@ def test_a_terminal_shows_the_command_and_the_address(
         (["nowhere"], ("run nowhere", "no run has this folder, id or job")),
         (["--runs", "nowhere"], ("--runs nowhere", "no such folder")),
         (["--runs", "empty", "--port", "TAKEN"], ("--port", "in use", "choose another")),
-        (["--hours", "0"], ("--hours 0", "greater than 0")),
+        (["--hours", "0"], ("--hours", "equal to 0.001")),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,12 +30,8 @@ def test_of_two_that_make_one_cache_the_first_stays(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run may already read the first one. This holds on a disk without locks, too."""
-
-    @contextlib.contextmanager
-    def no_locks(_: Path) -> Iterator[bool]:
-        yield False
-
-    monkeypatch.setattr("harness.data.dataset_folder.turn_at", no_locks)
+    no_locks = contextlib.nullcontext()
+    monkeypatch.setattr("harness.data.dataset_folder.turn_at", lambda _: no_locks)
     inodes = []
 
     def slow_fill(folder: Path) -> None:

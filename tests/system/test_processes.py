@@ -6,12 +6,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from signal import SIGINT
+from signal import SIG_IGN, SIGINT, Signals, raise_signal, signal
 
 import psutil
 import pytest
 
-from harness.system.processes import has_died, is_elsewhere, is_run_alive, process_space
+from harness.system.processes import (
+    STOPPING,
+    StopRequest,
+    has_died,
+    is_elsewhere,
+    is_run_alive,
+    process_space,
+)
 from tests.conftest import Harness, wait_for
 from tests.preloaded import Process
 from tests.training.kills import wait_for_step
@@ -90,19 +97,6 @@ def test_another_container_of_this_machine_is_elsewhere() -> None:
     assert {space: is_elsewhere(space) for space in spaces} == spaces
 
 
-LISTENING = """
-import os, sys
-from signal import Signals
-from harness.system.processes import StopRequest
-
-stop = StopRequest()
-stop.listen()
-for name in sys.argv[1:]:
-    stop.signal = None
-    os.kill(os.getpid(), Signals[name])
-    print(stop.signal.name, stop.vote)
-"""
-
 AT_ONCE = "harness: interrupted at once; saved files stay\n"
 
 WAITING = """
@@ -140,12 +134,19 @@ def test_the_second_ctrl_c_ends_everything_at_once() -> None:
     wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5)
 
 
-def test_each_stopping_signal_is_noted() -> None:
+@pytest.mark.parametrize("number", STOPPING)
+def test_every_stopping_signal_is_noted(number: Signals) -> None:
     """The process votes to stop after the current step."""
-    names = ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]
-    command = [sys.executable, "-c", LISTENING, *names]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.splitlines() == [f"{name} 1.0" for name in names]
+    before = {each: signal(each, SIG_IGN) for each in STOPPING}
+    try:
+        stop = StopRequest()
+        stop.listen()
+        raise_signal(number)
+        assert (stop.signal, stop.vote) == (number, 1.0)
+    finally:
+        for each, handler in before.items():
+            signal(each, handler)
+    assert {each.name for each in STOPPING} == {"SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"}
 
 
 IN_AN_IMPORT = """

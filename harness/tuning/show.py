@@ -16,16 +16,17 @@ from harness.report.text_tables import screen_table, table_lines
 from harness.system.console import log, rich_console
 from harness.system.files import atomic_write
 from harness.tracking.status import format_duration
-from harness.training.pictures import png
 from harness.tuning.leaderboard import LEADERBOARD, ORDER, ranked, values_of
+from harness.tuning.plots import parallel_coordinates
 from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
 if TYPE_CHECKING:
     import pandas
 
-PLOT = "scores_by_key.png"
+PLOT = "parallel_coordinates.png"
 NUM_SHOWN = 10
+DIGITS = (4, 12)  # decimals of a score, least and most
 MIN_TRIALS = 3  # for a statement about a key
 NUM_BINS = 3  # of a range
 
@@ -51,7 +52,7 @@ def show(sweep: SweepDirectory) -> None:
         return
     path = sweep.path(PLOT)
     try:
-        atomic_write(path, plot_scores(comparable(scored, search), search))
+        atomic_write(path, parallel_coordinates(scored, search))
     except RunError as error:  # such as in a colleague's sweep
         log(logging.ERROR, str(error))
     else:
@@ -80,6 +81,7 @@ def leaderboard(
     yield ""
     rows, failed = [], defaultdict[str, list[str]](list)
     objective, names = search.table.objective, short_names([each.key for each in search.space])
+    digits = digits_of([each.scores[objective] for each in trials[:NUM_SHOWN] if each.scores])
     for rank, trial in enumerate(trials, 1):
         if trial.error:
             failed[" ".join(trial.error.split())].append(str(trial.n))
@@ -89,7 +91,7 @@ def leaderboard(
             "rank": str(rank) if is_done else "",
             "trial": str(trial.n),
             "status": trial.status,
-            objective: f"{trial.scores[objective]:.4f}" if is_done else "",
+            objective: f"{trial.scores[objective]:.{digits}f}" if is_done else "",
             "epochs": str(trial.epochs) if is_done else "",
             "time": format_duration(trial.training_s or 0.0) if is_done else "",
             "values": "  ".join(f"{names[key]}={value}" for key, value in values.items()),
@@ -100,6 +102,13 @@ def leaderboard(
         yield f"and {len(rows) - NUM_SHOWN} more in {sweep.path(LEADERBOARD)}"
     for error, numbers in failed.items():
         yield f"failed trials {', '.join(numbers)}: {error}"
+
+
+def digits_of(scores: Sequence[float]) -> int:
+    """The fewest decimals that distinguish all different scores."""
+    least, most = DIGITS
+    counts = {d: len({f"{score:.{d}f}" for score in scores}) for d in range(least, most + 1)}
+    return next(digits for digits, count in counts.items() if count == counts[most])
 
 
 # Importance
@@ -219,26 +228,3 @@ def importance(
             "Only trials of the most common number of epochs are compared. After few epochs, "
             "settings that learn fast look best."
         )
-
-
-def plot_scores(trials: "pandas.DataFrame", search: SearchSpec) -> bytes:
-    """Plot the scores over the values of each key, as a PNG of 400 pixels' height."""
-    from matplotlib.figure import Figure
-
-    names, num_keys = short_names([each.key for each in search.space]), len(search.space)
-    figure = Figure(figsize=(1 + 2.5 * num_keys, 4), dpi=100, layout="constrained")
-    plots = figure.subplots(1, num_keys, sharey=True, squeeze=False)[0]
-    for plot, parameter in zip(plots, search.space, strict=True):
-        values = trials[parameter.key]
-        if choices := parameter.choices:
-            values = values.map({value: place for place, value in enumerate(choices)})
-            labels = [str(value) for value in choices]
-            # A dollar sign would begin a formula.
-            plot.set_xticks(range(len(choices)), labels, rotation=30, parse_math=False)
-        elif parameter.log:
-            plot.set_xscale("log")
-        plot.scatter(values.astype(float), trials["score"], s=14, alpha=0.7)
-        plot.set_xlabel(names[parameter.key])
-    plots[0].set_ylabel(search.table.objective)
-    figure.suptitle(f"{search.name}: {len(trials)} finished trials")
-    return png(figure)

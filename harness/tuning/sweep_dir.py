@@ -9,7 +9,7 @@
 | `state.json` | progress, as in a run | any command |
 | `provenance.json` | first code and data, the last job's request to Slurm | any command |
 | `workers/<name>.log` | output of a worker or a proposer | this process |
-| `scores_by_key.png` | a plot | `harness sweep show` |
+| `parallel_coordinates.png` | a plot | `harness sweep show` |
 | `winner/` | the best trial, retrained on all training data | `harness sweep retrain` |
 """
 

@@ -6,14 +6,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pandas
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
 from harness.job.search import Parameter, short_names
 from harness.tuning import show as show_module
+from harness.tuning.plots import MISSING, SPREAD, axis_of, parallel_coordinates
 from harness.tuning.protocol import Trial
-from harness.tuning.show import PLOT, comparable, effects, plot_scores, scored_trials, show
+from harness.tuning.show import PLOT, comparable, digits_of, effects, scored_trials, show
 from tests.conftest import PROJECT
 from tests.tuning.made_up_sweep import HYPERBAND, RANDOM, make_sweep, trial
 
@@ -162,13 +164,45 @@ def test_an_unfinished_sweep_is_shown(
     assert sweep.path(PLOT).exists() == has_score
 
 
-def test_the_scores_are_plotted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("scores", "digits"),
+    [
+        ([], 4),
+        ([0.5, 0.5], 4),
+        ([0.5, 0.50004], 5),
+        ([0.5, 0.5 + 1e-16], 4),
+        ([0.1, 0.10000001], 8),
+    ],
+)
+def test_decimals_of_scores(scores: list[float], digits: int) -> None:
+    """At least four, and as many as distinguish different scores."""
+    assert digits_of(scores) == digits
+
+
+def test_axes_of_keys() -> None:
+    """A logarithmic range, a linear range, and a list with a missing value below it."""
+    log = Parameter("train.learning_rate", low=1e-4, high=1e-2, log=True)
+    rate = axis_of(log, "rate", pandas.Series([1e-3]))
+    assert rate.heights == pytest.approx([0.5])
+    assert [text for _, text in rate.ticks] == ["0.0001", "0.001", "0.01"]
+    linear = Parameter("model.dropout", low=0.1, high=0.6)
+    assert axis_of(linear, "dropout", pandas.Series([0.35])).heights == pytest.approx([0.5])
+    pooling = Parameter("model.pooling", ("last", "max", "mean"))
+    names = axis_of(pooling, "pooling", pandas.Series(["last", "max", "mean", None], dtype=object))
+    assert names.heights == pytest.approx([0, 0.5, 1, MISSING], abs=SPREAD / 2)
+    assert names.ticks[-1] == (MISSING, "none")
+
+
+def test_trials_are_plotted_in_parallel_coordinates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A dollar sign in a value begins no formula; a file that can't be written is an error line."""
     sweep = make_sweep(tmp_path / "s", RANDOM, *many_trials(12))
     search = replace(sweep.search(), space=(Parameter("model.units", ("$a_$", "$b")),))
-    assert plot_scores(scored_trials([trial(0, 0.7, values={"model.units": "$b"})], search), search)
+    one = [trial(0, 0.7, values={"model.units": "$b"})]
+    assert parallel_coordinates(scored_trials(one, search), search)
     show(sweep)
-    assert imread(sweep.path(PLOT)).shape[0] == 400
+    assert imread(sweep.path(PLOT)).shape[0] == 480
     assert f"plot: {sweep.path(PLOT)}" in printed(capsys)
     sweep.path(PLOT).unlink()
     sweep.path(PLOT).mkdir()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.doctor import doctor, slurm_checks
-from harness.doctor.doctor import check_runs
+from harness.doctor.doctor import check_runs, describe_import
 from harness.doctor.finding import Finding, examine
 from harness.slurm.environment import SlurmEnvironment
 from tests.conftest import PROJECT, Harness
@@ -22,6 +22,15 @@ def only(findings: Iterator[Finding]) -> Finding:
 
 def by_name(text: str) -> dict[str, dict[str, str]]:
     return {each["name"]: each for each in json.loads(text)}
+
+
+@pytest.mark.parametrize(("load", "level"), [(0.0, "yellow"), (1000.0, "green")])
+def test_a_busy_machine_is_no_slow_disk(
+    load: float, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times say nothing about the disk while more processes run than there are CPUs."""
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    assert describe_import(60.0).level == level
 
 
 @pytest.mark.full

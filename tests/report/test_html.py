@@ -121,6 +121,7 @@ def test_the_page_is_valid_and_loads_nothing(written: Path) -> None:
     assert all((each or "").startswith(("data:image/png;", "#")) for each in loaded)
     assert "url(" not in text
     assert "default-src 'none'" in text
+    assert text.count('<span class="hint"> (the table scrolls to the side)</span>') == 1
 
 
 def test_texts_from_outside_are_escaped(written: Path) -> None:

@@ -80,9 +80,11 @@ class Reviews(NamedTuple):
     ratios: np.ndarray | None = None  # [num_tokens, channels] float32, see `NgramRatios`
 
     def between(self, first: int, last: int) -> "Reviews":
-        """The reviews from `first` up to `last`, without a copy of their tokens."""
-        offsets, labels = self.offsets[first : last + 1], self.labels[first:last]
-        return Reviews(self.tokens, offsets, labels, self.ratios)
+        """The reviews from `first` up to `last`."""
+        offsets = self.offsets[first : last + 1]
+        tokens = slice(offsets[0], offsets[-1])
+        ratios = None if self.ratios is None else self.ratios[tokens]
+        return Reviews(self.tokens[tokens], offsets - offsets[0], self.labels[first:last], ratios)
 
     def padded(self, chosen: np.ndarray, shape: BatchShape) -> np.ndarray:
         """Some reviews as by Keras's `pad_sequences`, `[..., maxlen] int32`.
@@ -115,8 +117,7 @@ class Reviews(NamedTuple):
 
     def words(self) -> Split:
         """The reviews as ranks; marks and words outside the vocabulary have ranks below 1."""
-        first, end = self.offsets[0], self.offsets[-1]
-        return Split(self.tokens[first:end] - SHIFT, self.offsets - first, self.labels)
+        return Split(self.tokens - SHIFT, self.offsets, self.labels)
 
     def lengths(self, maxlen: int) -> np.ndarray:
         """The number of tokens of each padded review, `[num_reviews] int64`."""
@@ -205,18 +206,16 @@ def batches(
 def _to_tensors(reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -> _Source:
     # Tensors, since arrays would be copied into the graph; on the CPU, where tf.data works.
     lengths = reviews.lengths(shape.maxlen)
-    # The reviews may be a small part of a set with many ratios.
-    first, end = reviews.offsets[0], reviews.offsets[-1]
     ratios = reviews.ratios
     if ratios is not None:
-        ratios = np.pad(ratios[first:end], ((0, 1), (0, 0)))  # a row of zeros at the end
+        ratios = np.pad(ratios, ((0, 1), (0, 0)))  # a row of zeros at the end
     with tf.device("/cpu:0"):
         return _Source(
             padded=_padding(reviews, shape),
             labels=tf.constant(reviews.labels.astype(np.float32)),
             permuted=tf.constant(permutations.ravel()),
-            starts=tf.constant(np.append(reviews.offsets[:-1] - first, 0)),
-            ends=tf.constant(np.append(reviews.offsets[1:] - first, 0)),
+            starts=tf.constant(np.append(reviews.offsets[:-1], 0)),
+            ends=tf.constant(np.append(reviews.offsets[1:], 0)),
             lengths=tf.constant(np.append(lengths, 0)),
             # Not padded, which could take gigabytes.
             ratios=None if ratios is None else tf.constant(ratios),

@@ -20,9 +20,11 @@ from harness.job.job_file import load_job
 from harness.report.baseline import fit_ngrams, score_ngrams
 from harness.report.ensemble import Request, make_ensemble
 from harness.tracking.run_dir import stamped
+from harness.training.launch import given_validation
 from harness.tuning.best_trial import retrained_job
 from tests.conftest import Harness
 from tests.data.made_up_texts import make_rows, write_csv, write_folder
+from tests.data.test_text_dataset import job_of
 from tests.report.finished_runs import write_finished
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
@@ -98,29 +100,27 @@ def test_a_stored_dataset_keeps_the_validation_split(dataset: Dataset, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("limit", "share", "counts"),
+    ("limit", "share", "counts", "said"),
     [
-        (0, 0.5, (120, 40)),
-        (0, 0, (160, 0)),
-        (100, 0.2, (100, 40)),
-        (30, 0, (60, 0)),
-        (500, 0.2, (120, 40)),
+        (0, 0.5, (120, 40), "data.validation_split = 0.5 has no effect"),
+        (100, 0.2, (100, 40), "in place of a share"),
+        (30, 0, (60, 0), "data.validation_split = 0: "),
+        (500, 0.2, (120, 40), "in place of a share"),
     ],
 )
 def test_a_limit_takes_the_first_reviews_of_each_split(
-    dataset: Dataset, tmp_path: Path, limit: int, share: float, counts: tuple[int, int]
+    dataset: Dataset, tmp_path: Path, limit: int, share: float, counts: tuple[int, int], said: str
 ) -> None:
     """With a share of 0 the validation reviews are training reviews."""
     parts = [dataset.parts()[name].take(limit or 1000) for name in ("train", "validation")]
     tokens = [encode_split(part, 8000)[0] for part in parts]
-    file = tmp_path / "job.toml"
-    settings = [f"data.source={tmp_path / 'mine.csv'}", f"data.limit={limit}"]
-    settings += [f"data.validation_split={share}", "train.keep=last"]
-    file.write_text('[model]\narchitecture = "rnn"\n')
-    job = load_job(file, settings)
+    settings = (f"data.limit={limit}", f"data.validation_split={share}", "train.keep=last")
+    job = job_of(tmp_path / "mine.csv", *settings)
+    assert said in given_validation(job, dataset)
     training, validation, _ = training_reviews(job, open_data(job, None))
     assert (len(training.labels), len(validation.labels)) == counts
-    np.testing.assert_array_equal(training.tokens, np.concatenate(tokens))
+    found = np.concatenate([training.tokens, validation.tokens])
+    np.testing.assert_array_equal(found, np.concatenate(tokens))
 
 
 def test_the_linear_baseline_chooses_by_the_validation_split(dataset: Dataset) -> None:
@@ -171,41 +171,36 @@ def test_a_retrained_trial_reads_all_reviews(tmp_path: Path) -> None:
     assert (len(training.labels), len(validation.labels)) == (160, 0)
 
 
-def test_a_run_validates_on_the_validation_split(harness: Harness) -> None:
-    """Messages, record and predictions agree."""
-    write_csv(harness.folder / "mine.csv", ROWS, COLUMNS)
-    (harness.folder / "job.toml").write_text(
-        '[model]\narchitecture = "rnn"\nunits = 4\nembedding_dim = 4\n[data]\nsource = "mine.csv"\n'
-        "vocab_size = 50\nmaxlen = 12\n[train]\nepochs = 1\nema_momentum = 0\n"
-    )
-    labels = open_source(harness.folder / "mine.csv").parts()["validation"].labels
-    cases: list[tuple[str, list[str], str, tuple[int, int, bool]]] = [
-        (
-            "share",
-            ["data.validation_split=0.4"],
-            "data.validation_split = 0.4 has no effect: validated on the source's own",
-            (120, 40, True),
-        ),
-        (
-            "all",
-            ["data.validation_split=0", "train.keep=last"],
-            "own validation split are trained on too",
-            (160, 0, False),
-        ),
-    ]
-    for run_id, settings, said, counts in cases:
-        words = itertools.chain.from_iterable(("--set", each) for each in settings)
-        done = harness.run("train", "job.toml", "--run-id", run_id, *words)
-        assert done.returncode == 0, done.stderr
-        assert said in done.stdout + done.stderr
-        assert "120 training, 40 validation and 40 test reviews" in done.stdout
-        folder = harness.runs / "job" / run_id
-        result = json.loads((folder / "result.json").read_text())
-        keys = ("num_training", "num_validation", "validation_is_given")
-        assert tuple(result[key] for key in keys) == counts
-        assert result["validation_split"] == 0
-        record = json.loads((folder / "provenance.json").read_text())
-        assert record["dataset"]["num_validation"] == 40
-        if counts[1]:
-            with np.load(folder / "validation_predictions.npz") as arrays:
-                np.testing.assert_array_equal(arrays["labels"], labels)
+@pytest.mark.full
+def test_a_run_on_a_users_texts(harness: Harness) -> None:
+    """Messages, record and predictions have their names and splits; changed texts are refused."""
+    path = write_csv(harness.folder / "mine" / "reviews.csv", ROWS, COLUMNS)
+    job_of(path)
+    changes = ["data.maxlen=12", "model.units=4", "model.embedding_dim=4", "train.epochs=1"]
+    words = itertools.chain.from_iterable(("--set", each) for each in changes)
+    done = harness.run("train", "mine/mine.toml", "--run-id", "own", *words)
+    assert done.returncode == 0, done.stderr
+    assert f"texts {path}: 120 training, 40 validation and 40 test reviews" in done.stdout
+    assert "data.vocab_size = 8000: the training reviews hold" in done.stderr
+    assert "tested on 40 reviews of reviews.csv (120 + 40 + 40 reviews)" in done.stdout
+    run = harness.runs / "mine" / "own"
+    result = json.loads((run / "result.json").read_text())
+    assert result["classes"] == ["neg", "pos"]
+    assert result["data"] == "reviews.csv (120 + 40 + 40 reviews)"
+    assert (result["num_training"], result["num_validation"]) == (120, 40)
+    assert (result["validation_is_given"], result["validation_split"]) == (True, 0)
+    record = json.loads((run / "provenance.json").read_text())
+    assert record["dataset"]["num_validation"] == 40
+    labels = open_source(path).parts()["validation"].labels
+    with np.load(run / "validation_predictions.npz") as arrays:
+        np.testing.assert_array_equal(arrays["labels"], labels)
+    done = harness.run("predict", run, "a great film", "no such Gew\u00fcrztraminer", "--json")
+    predictions = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [p["num_unknown"] for p in predictions] == [0, 2]
+    assert {p["class"] for p in predictions} <= {"neg", "pos"}
+    (run / "result.json").unlink()  # as if the run had been killed before its end
+    write_csv(path, ROWS[1:], COLUMNS)
+    refused = harness.run_here("resume", run)
+    assert refused.returncode == 2
+    assert f"data.source {path} has changed since then" in refused.stderr
+    assert refused.stderr.count("\n") == 1

@@ -1,6 +1,5 @@
 """Texts of a user as a dataset, whose classes, splits and words depend on the content alone."""
 
-import json
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -27,8 +26,6 @@ from tests.data.made_up_texts import make_rows, write_csv, write_folder
 from tests.tuning.made_up_sweep import RANDOM, make_sweep
 
 ROWS = make_rows(200)
-SHRUNK = ["data.maxlen=12", "model.units=4", "model.embedding_dim=4", "train.epochs=2",
-          "train.batch_size=32", "train.ema_momentum=0"]  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -285,33 +282,6 @@ def test_a_sweep_keeps_to_its_texts(tmp_path: Path) -> None:
     write_csv(path, ROWS[1:])
     with pytest.raises(InputError, match=r"sweep .*: data\.source .* has changed since then"):
         dataset_of(sweep, search.job, None)
-
-
-@pytest.mark.full
-def test_a_run_on_own_texts_from_job_to_prediction(harness: Harness) -> None:
-    """Messages and predictions have the names of texts and classes; changed texts are refused."""
-    path = write_csv(harness.folder / "mine" / "reviews.csv", ROWS)
-    job_of(path)
-    words = ["--run-id", "own", *(word for each in SHRUNK for word in ("--set", each))]
-    done = harness.run("train", "mine/mine.toml", *words)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[1].startswith(f"texts {path}: 161 training and 39 test")
-    assert "data.vocab_size = 8000: the training reviews hold" in done.stderr
-    assert "tested on 39 reviews of reviews.csv (161 + 39 reviews)" in done.stdout
-    run = harness.runs / "mine" / "own"
-    result = json.loads((run / "result.json").read_text())
-    assert (result["data"], result["classes"]) == ("reviews.csv (161 + 39 reviews)", ["neg", "pos"])
-    assert result["num_training"] + result["num_validation"] == 161
-    done = harness.run("predict", run, "a great film", "no such Gew\u00fcrztraminer", "--json")
-    predictions = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [p["num_unknown"] for p in predictions] == [0, 2]
-    assert {p["class"] for p in predictions} <= {"neg", "pos"}
-    (run / "result.json").unlink()  # as if the run had been killed before its end
-    write_csv(path, [*ROWS, ("one more", "pos")])
-    refused = harness.run_here("resume", run)
-    assert refused.returncode == 2
-    assert f"data.source {path} has changed since then" in refused.stderr
-    assert refused.stderr.count("\n") == 1
 
 
 def test_a_missing_source_is_refused_before_tensorflow(harness: Harness) -> None:

@@ -1,8 +1,8 @@
 """The notebook's five recurrent sentiment models, each as one function over plain Keras layers.
 
-A custom network needs no edit here: a job names it by its file, see jobs/README.md.
+A custom network needs no edit here: a job names its file, see jobs/README.md.
 
-Keras is imported inside the functions, since a job is checked against the names without it.
+Keras is imported inside the functions, because jobs are checked without it.
 """
 
 from collections.abc import Callable, Sequence
@@ -71,21 +71,21 @@ BUILDERS: dict[str, Callable[..., "keras.Model"]] = {
 def sentiment(
     vocab_size: int, config: "ModelConfig", *recurrent: "keras.Layer", num_outputs: int
 ) -> "keras.Model":
-    """The network that all five exercises share: embedding, recurrent layers, probabilities.
+    """The network of all five exercises: embedding, recurrent layers, probabilities.
 
     Args:
-        vocab_size: indices that a word may have.
-        config: the job's settings of the model.
-        recurrent: the layers between, `[batch, time, embedding_dim]` to `[batch, units]`, or
+        vocab_size: the number of word indices.
+        config: `[model]` of the job.
+        recurrent: layers from `[batch, time, embedding_dim]` to `[batch, units]`, or to
             `[batch, time, units]` if `over_time(config)`.
-        num_outputs: 1 for two classes, the probability of label 1; else one for each class.
+        num_outputs: 1 for two classes (the probability of label 1), else the number of classes.
     """
     import keras
     from keras import layers
 
     tokens = keras.Input([None], dtype="int32", name="tokens")
     in_words: tuple[keras.Layer, ...] = ()
-    if config.word_dropout:  # else the seeds of the other dropout layers would change
+    if config.word_dropout:  # a layer with rate 0 would change the seeds of later layers
         in_words = (layers.Dropout(config.word_dropout, noise_shape=(None, None, 1)),)
     first = (
         layers.Embedding(vocab_size, config.embedding_dim),
@@ -93,8 +93,8 @@ def sentiment(
     )
     last = (
         layers.Dropout(config.dropout),
-        # In the precision of the weights: in half precision a probability could round to 0
-        # or 1, and make the loss infinite.
+        # In the precision of the weights: in half precision a probability could be rounded to 0
+        # or 1, with an infinite loss.
         layers.Dense(
             num_outputs,
             activation="sigmoid" if num_outputs == 1 else "softmax",
@@ -110,7 +110,7 @@ def sentiment(
         )
     inputs, x = [tokens], _chained(tokens, first)
     if config.ngram_ratios:
-        channels = config.ngram_ratios * num_outputs  # of each class, or of the second of two
+        channels = config.ngram_ratios * num_outputs
         inputs += [keras.Input([None, channels], dtype="float32", name="ngram_ratios")]
         x = layers.Concatenate()([x, inputs[1]])
     x = _chained(x, in_words)
@@ -126,7 +126,7 @@ def _chained(x: "keras.KerasTensor", layers: Sequence["keras.Layer"]) -> "keras.
 
 
 def _pooling(kind: str) -> Sequence["keras.Layer"]:
-    """The layers from outputs over time to one vector; the notebook takes the last output."""
+    """The layers from outputs over time to one vector; the notebook uses the last output."""
     from keras import layers
 
     kinds = {
@@ -138,11 +138,11 @@ def _pooling(kind: str) -> Sequence["keras.Layer"]:
 
 
 class Padding:
-    """Where reviews end that are padded with zeros at their ends.
+    """The ends of reviews that are padded with zeros at their ends.
 
-    All of it is plain Keras, so that a saved model needs nothing else. No layer gets a mask: what
-    a recurrent layer does after a review's end changes nothing before it, and its loop over a
-    mask takes longer on a CPU.
+    It consists of plain Keras, so a saved model does not need this package. No layer gets a mask,
+    because a recurrent layer's outputs after the end of a review have no effect on earlier outputs,
+    and a loop with a mask takes longer on a CPU.
 
     Args:
         tokens: `[batch, time] int32`, the input.
@@ -151,7 +151,7 @@ class Padding:
     def __init__(self, tokens: "keras.KerasTensor") -> None:
         from keras import ops
 
-        # TensorFlow computes with 32-bit integers on the host, so a GPU would send them there.
+        # TensorFlow computes with 32-bit integers on the host, so a GPU would copy them there.
         tokens = ops.cast(tokens, "int64")
         self.is_word = ops.not_equal(tokens, 0)  # [batch, time]
         ones = ops.ones_like(tokens)
@@ -159,12 +159,12 @@ class Padding:
         num_places = ops.sum(ones, axis=1, keepdims=True)  # [batch, 1], the same in each review
         last = ops.sum(ops.cast(self.is_word, "int64"), axis=1, keepdims=True) - 1
         self.is_last = ops.equal(place, last)  # [batch, time]
-        # Where each place of the reversed reviews comes from, among those of all reviews.
+        # The source of each place of the reversed reviews, as an index into all reviews.
         before = ops.cumsum(num_places, axis=0) - num_places
         self._reversed = before + ops.where(self.is_word, last - place, place)
 
     def reverse(self, x: "keras.KerasTensor") -> "keras.KerasTensor":
-        """Each review backwards, its padding still at its end; `[batch, time, channels]`."""
+        """The reversed reviews, with the padding at the end; `[batch, time, channels]`."""
         from keras import ops
 
         return ops.take(ops.reshape(x, [-1, x.shape[-1]]), self._reversed, axis=0)
@@ -192,8 +192,8 @@ class Padding:
 def _squeezed(x: "keras.KerasTensor") -> "keras.KerasTensor":
     """`[batch, 1, channels]` to `[batch, channels]`.
 
-    The time is kept until here because it differs from batch to batch: the gradient of a sum
-    without it needs the shape, which TensorFlow computes on a GPU and then waits for.
+    Reductions keep the time axis, whose length differs between batches: without the axis, the
+    gradient of a sum needs the shape, which TensorFlow computes on a GPU and then waits for.
     """
     from keras import ops
 
@@ -216,7 +216,7 @@ def _pooled(
             forward = layer.forward_layer
             settings = forward.get_config() | {"name": layer.backward_layer.name}
             backward = type(forward).from_config(settings)
-            # Not Keras's own way backwards, which begins in the padding.
+            # Keras's backward layer would begin in the padding.
             directions = [forward(x), backward(padding.reverse(x))]
             if layer is not recurrent[-1]:
                 x = layers.Concatenate()([directions[0], padding.reverse(directions[1])])
@@ -234,7 +234,7 @@ def _pooled(
 
 
 def over_time(config: "ModelConfig") -> bool:
-    """Whether the last recurrent layer returns its outputs of all times."""
+    """Whether the last recurrent layer returns its outputs at all times."""
     return config.pooling != "last" or config.right_padded
 
 
@@ -314,12 +314,12 @@ class ModelConfig(ConfigSection):
 
     @property
     def is_own(self) -> bool:
-        """Whether the network is a user's function, and not one of the five."""
+        """Whether the network is custom, not one of the five."""
         return self.architecture not in BUILDERS
 
     @property
     def right_padded(self) -> bool:
-        """Whether reviews come with their padding, zeros, at their ends, to be ignored."""
+        """Whether reviews have zeros at their ends as padding, which the network must ignore."""
         return False
 
 
@@ -328,5 +328,5 @@ class RightPaddedModel(ModelConfig):
 
     @property
     def right_padded(self) -> bool:
-        """Reviews come with their padding at their ends."""
+        """Reviews have their padding at their ends."""
         return True

@@ -1,4 +1,4 @@
-"""What every architecture shares: dropout over the global batch, the embedding."""
+"""Layers and functions that all networks share: dropout over the global batch, the embedding."""
 
 import contextlib
 import functools
@@ -11,41 +11,41 @@ import tensorflow as tf
 from keras.layers import BatchNormalization, Dropout, Embedding, Masking, SpatialDropout1D
 
 
-class _Place(threading.local):
-    """Where the examples of the current call are; each replica is traced in a thread of its own."""
+class _Rows(threading.local):
+    """The rows of the current call in training; TensorFlow traces each replica in its thread."""
 
     step: tf.Tensor | None = None
     positions: tf.Tensor | None = None
 
 
-_PLACE = _Place()
+_ROWS = _Rows()
 
 
 @contextlib.contextmanager
 def global_batch(step: tf.Tensor, positions: tf.Tensor) -> Iterator[None]:
-    """Tell the dropout layers of a call in training where its examples are.
+    """Give the dropout layers of a call in training the positions of its examples.
 
     Args:
         step: `[] int64`, the number of the training step.
-        positions: `[examples] int32`, where the examples are in the global batch.
+        positions: `[examples] int32`, the examples' positions in the global batch.
     """
-    before = _PLACE.step, _PLACE.positions
-    _PLACE.step, _PLACE.positions = step, positions
+    before = _ROWS.step, _ROWS.positions
+    _ROWS.step, _ROWS.positions = step, positions
     try:
         yield
     finally:
-        _PLACE.step, _PLACE.positions = before
+        _ROWS.step, _ROWS.positions = before
 
 
 class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no types
     """Dropout whose mask depends only on (seed, step, the example's position in the global batch).
 
-    Keras's own layer draws the same mask on every replica, and its generator's state is in no
-    saved file. This one has no state, and drops the same numbers on one replica or on several.
+    Keras's layer draws the same mask on all replicas, and no file saves its generator's state. This
+    layer has no state, and drops the same numbers on one replica as on several.
 
-    In a custom network it takes the place of `keras.layers.Dropout`; with `over_time` it drops
-    whole channels, as `SpatialDropout1D` does, and with `over_channels` whole words. It drops in
-    the training of a run alone.
+    In a custom network it replaces `keras.layers.Dropout`; with `over_time` it drops whole
+    channels, like `SpatialDropout1D`, and with `over_channels` whole words. It works only in the
+    training of a run.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
 
         Args:
             rate: 0 to below 1.
-            over_time: whether a channel drops at all times at once.
-            over_channels: whether a time drops with all its channels.
-            seed: given by the run, as is the size of the global batch.
-            batch_size: of the global batch.
+            over_time: drop a channel at all times.
+            over_channels: drop a time with all its channels.
+            seed: set by the run.
+            batch_size: the size of the global batch, set by the run.
             options: of every Keras layer, such as `name`.
         """
         super().__init__(**options)
@@ -76,14 +76,14 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
         self.supports_masking = True
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Drop in training; `[examples, …]`, `[examples, time, channels]` over one of them."""
+        """Drop in training; inputs are `[examples, …]`, or `[examples, time, channels]`."""
         if not training or self.rate == 0:
             return inputs
-        step, positions = _PLACE.step, _PLACE.positions
+        step, positions = _ROWS.step, _ROWS.positions
         if step is None or positions is None or self.seed is None:
-            raise RuntimeError("GlobalBatchDropout drops in the training of a run alone")
-        # [batch, …] like the inputs, but one draw for all times where whole channels drop, or for
-        # all channels where words do. All replicas' batches are equally long.
+            raise RuntimeError("GlobalBatchDropout works only in the training of a run")
+        # The mask has the shape of the inputs, except for one draw for all times of a channel, or
+        # for all channels of a word. All replicas have the same number of times.
         rest = tuple(inputs.shape[1:])
         if self.over_time:
             rest = (1, inputs.shape[2])
@@ -92,57 +92,58 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
         elif None in rest:  # the time, in batches by length
             rest = tuple(tf.shape(inputs)[i] if n is None else n for i, n in enumerate(rest, 1))
         # Every replica draws the mask of the whole global batch, [batch, units], a few thousand
-        # numbers, and takes its own rows.
+        # numbers, and takes its rows.
         drawn = uniform((self.batch_size, *rest), tf.stack([self.seed, step]))
         kept = tf.gather(drawn, positions) >= self.rate
         return tf.where(kept, inputs / (1 - self.rate), tf.zeros_like(inputs))
 
     def get_config(self) -> dict[str, Any]:
-        """What the layer is made from; the run gives the rest."""
+        """The arguments of the layer, without those that a run sets."""
         names = ("rate", "over_time", "over_channels")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
 @tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]
 def uniform(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:
-    """Numbers from 0 up to 1 that depend only on the seed, `[2] int64`.
+    """Numbers from 0 to below 1 that depend only on the seed, `[2] int64`.
 
-    Compiled in every plan: XLA draws other numbers from a seed than TensorFlow's own kernel. The
-    algorithm is named because the default differs by device.
+    Compiled in every plan, because XLA draws other numbers from a seed than TensorFlow's kernel.
+    The algorithm is named because the default depends on the device.
     """
     return tf.random.stateless_uniform(shape, seed, alg="philox")
 
 
 class OuterEmbedding(Embedding):  # type: ignore[misc]  # Keras ships no types
-    """An embedding that can be given its output, looked up by the caller."""
+    """An embedding that can return vectors which its caller has looked up."""
 
     gathers = False  # see `look_up_by_gather`
-    _given: tf.Tensor | None = None
+    _vectors: tf.Tensor | None = None
 
     @contextlib.contextmanager
-    def given(self, embedded: tf.Tensor) -> Iterator[None]:
-        """Have calls return `embedded`, `[examples, time, channels]`.
+    def returning(self, vectors: tf.Tensor) -> Iterator[None]:
+        """Let calls return `vectors`, `[examples, time, channels]`.
 
-        Not an argument of the model's call, which would turn it into integers like its tokens.
+        They are no argument of the model's call, which would convert them to integers like its
+        tokens.
         """
-        self._given = embedded
+        self._vectors = vectors
         try:
             yield
         finally:
-            self._given = None
+            self._vectors = None
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """Look up, unless that is done; in the layer's precision."""
-        if self._given is not None:
-            return tf.cast(self._given, self.compute_dtype)
+        """The vectors of the words, in the layer's precision."""
+        if self._vectors is not None:
+            return tf.cast(self._vectors, self.compute_dtype)
         return _gathered(self, inputs) if self.gathers else super().call(inputs)
 
 
 def look_up_by_gather(model: keras.Model) -> None:
-    """Have the embeddings of a model take their words as they are.
+    """Let the embeddings of a model look up words by a plain gather.
 
-    Keras adds the size of the table to negative words first. TensorFlow computes that on the host,
-    so on a GPU each step would bring its words back there.
+    Keras first adds the size of the table to negative words. TensorFlow computes this on the host,
+    so each step on a GPU would copy its words to the host.
     """
     for layer in all_layers(model):
         if isinstance(layer, OuterEmbedding):
@@ -160,7 +161,7 @@ def _gathered(layer: Embedding, tokens: tf.Tensor) -> tf.Tensor:
 
 
 def for_training(model: keras.Model, seed: int, batch_size: int) -> keras.Model:
-    """Copy a model and its weights, with layers of this module for dropout and embedding."""
+    """Copy a model and its weights, with this module's layers for dropout and embedding."""
     num_dropouts = 0
 
     def replace(layer: keras.Layer) -> keras.Layer:
@@ -178,7 +179,7 @@ def for_training(model: keras.Model, seed: int, batch_size: int) -> keras.Model:
 
 
 def layer_seed(seed: int, number: int) -> int:
-    """A seed of its own for each layer: the job's seed in the high bits, the layer in the low."""
+    """The seed of a layer: the job's seed in the high bits, the layer's number in the low bits."""
     return seed * 2**16 + number
 
 
@@ -198,13 +199,13 @@ def _drops_words(layer: Dropout) -> bool:
 
 
 def place_dropouts(model: keras.Model, seed: int, batch_size: int) -> list[str]:
-    """Make all dropout of any model that of `GlobalBatchDropout`, wherever in it the layers are.
+    """Let all dropout layers of any model drop like `GlobalBatchDropout`, also nested ones.
 
-    A layer of another layer, or of a model that is a class, can't be replaced by another object:
-    such a layer keeps its place and gets another way to compute.
+    A layer inside another layer, or in a subclass of `keras.Model`, can't be replaced by another
+    object: it stays and gets another `call`.
 
     Returns:
-        The layers whose random numbers, or averages over the batch, do depend on the replicas.
+        The layers whose random numbers or batch averages depend on the number of replicas.
     """
     others = []
     for number, layer in enumerate(all_layers(model), 1):
@@ -220,7 +221,7 @@ def place_dropouts(model: keras.Model, seed: int, batch_size: int) -> list[str]:
 
 
 def all_layers(model: keras.Model) -> list[keras.Layer]:
-    """Every layer once, also those inside of others, in the order of the model."""
+    """All layers, also nested ones, without duplicates, in the order of the model."""
     return list({id(each): each for each in model._flatten_layers(include_self=False)}.values())
 
 
@@ -238,26 +239,9 @@ def _depends_on_replicas(layer: keras.Layer) -> bool:
     return any(rates) or not rates
 
 
-def outer_embedding(model: keras.Model) -> OuterEmbedding | None:
-    """The model's embedding, if it has one, which is trained and takes the model's input."""
-    found = [layer for layer in model.layers if isinstance(layer, Embedding)]
-    if len(found) != 1 or not isinstance(found[0], OuterEmbedding) or not found[0].trainable:
-        return None
-    return found[0] if found[0].input is model.inputs[0] else None
-
-
-def takes_masks(model: keras.Model) -> bool:
+def makes_masks(model: keras.Model) -> bool:
     """Whether a layer of the model makes a mask."""
     return any(
         isinstance(layer, Masking) or getattr(layer, "mask_zero", False)
         for layer in all_layers(model)
     )
-
-
-def needs_own_replica(model: keras.Model) -> list[str]:
-    """The layers that add up numbers over replicas, which TensorFlow refuses inside of a step."""
-    return [
-        layer.name
-        for layer in all_layers(model)
-        if isinstance(layer, BatchNormalization) and layer.synchronized
-    ]

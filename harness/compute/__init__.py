@@ -1,5 +1,5 @@
-"""What computes a step: devices, strategy, execution plan, compiled steps, and the train step.
+"""The computation of training steps and evaluations: devices, strategy, execution plan, networks.
 
-The only package that names a `tf.distribute` strategy.
+Only this package names a `tf.distribute` strategy.
 It may import the modules of `harness` itself and the packages up to `board`.
 """

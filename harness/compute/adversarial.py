@@ -1,4 +1,4 @@
-"""Steps that look up the vectors of words by themselves: adversarial ones, and some on a GPU."""
+"""Training steps that look up the word vectors themselves: adversarial ones, and some on a GPU."""
 
 import functools
 from collections.abc import Callable
@@ -12,53 +12,51 @@ from harness.compute.strategy import num_own_gpus
 from harness.compute.train_step import Gradients, TrainStep
 from harness.data.input_pipeline import Batch
 from harness.job.keys import Job
-from harness.layers import OuterEmbedding, global_batch, outer_embedding
+from harness.layers import OuterEmbedding, global_batch
 
 
 def build_step(
-    job: Job, strategy: tf.distribute.Strategy, plan: ExecutionPlan, **given: Any
+    job: Job, strategy: tf.distribute.Strategy, plan: ExecutionPlan, **options: Any
 ) -> TrainStep:
-    """The step of a job; the arguments are those of `TrainStep`."""
+    """The training step of a job; `options` are the other arguments of `TrainStep`."""
     kind = TrainStep
-    has_words = job.model.train_embeddings and not job.model.is_own
+    trains_words = job.model.train_embeddings and not job.model.is_own
     if job.train.adversarial:
         kind = AdversarialStep
-    elif plan.way == "xla" and num_own_gpus() and has_words:
+    elif plan.way == "xla" and num_own_gpus() and trains_words:
         kind = OuterLookupStep
-    return kind(job, strategy, plan, **given)
+    return kind(job, strategy, plan, **options)
 
 
 class OuterLookupStep(TrainStep):
-    """A step that looks up its words outside of what XLA compiles.
+    """A step whose word lookup is outside of the part that XLA compiles.
 
-    On a GPU XLA turns the embedding's gradient, under deterministic operations, into a loop over
-    all words of a batch; TensorFlow's own kernel sorts them.
+    With deterministic operations XLA computes the embedding's gradient on a GPU by a loop over all
+    words of a batch. TensorFlow's kernel sorts the words instead.
     """
 
     @functools.cached_property
     def words(self) -> OuterEmbedding:
-        """The embedding that takes the words of the network's input."""
-        found = outer_embedding(self.model)
-        if found is None:  # which the check of the job excludes
-            raise RuntimeError("the network has no embedding of its own input that is trained")
-        return found
+        """The network's only embedding, which `build_step` has checked to be trained."""
+        (embedding,) = (each for each in self.model.layers if isinstance(each, OuterEmbedding))
+        return embedding
 
     @functools.cached_property
-    def _place(self) -> int:
-        """Of the embedding's table among the trained variables."""
+    def _table_index(self) -> int:
+        """The index of the embedding's table among the trained variables."""
         trained = self.model.trainable_variables
         return [each is self.words.embeddings for each in trained].index(True)
 
     def compiled(self) -> Callable[[Batch], Gradients]:
-        """`_at_words` as the plan has it computed, with the lookup before it and its gradient."""
-        compiled = tf.function(self._at_words, jit_compile=self.is_compiled, autograph=False)
+        """`_with_vectors`, compiled if the plan says so, between the lookup and its gradient."""
+        compiled = tf.function(self._with_vectors, jit_compile=self.is_compiled, autograph=False)
 
         def gradients_of(batch: Batch) -> Gradients:
             table = self.words.embeddings
             gradients, sums = compiled(batch, tf.gather(table.value, batch.tokens))
             num_words, num_channels = table.shape
-            gradients[self._place] = tf.math.unsorted_segment_sum(
-                tf.reshape(gradients[self._place], [-1, num_channels]),
+            gradients[self._table_index] = tf.math.unsorted_segment_sum(
+                tf.reshape(gradients[self._table_index], [-1, num_channels]),
                 tf.reshape(batch.tokens, [-1]),
                 num_words,
             )
@@ -66,16 +64,16 @@ class OuterLookupStep(TrainStep):
 
         return gradients_of
 
-    def _at_words(self, batch: Batch, vectors: tf.Tensor) -> Gradients:
-        """As `gradients`, but of the words' vectors in place of their table.
+    def _with_vectors(self, batch: Batch, vectors: tf.Tensor) -> Gradients:
+        """Like `gradients`, but with the gradient of the word vectors instead of their table's.
 
         Args:
             vectors: `[examples, time, channels]`.
         """
         trained = [each.value for each in self.model.trainable_variables]
-        trained[self._place] = vectors
-        place = global_batch(batch.step, batch.positions)
-        with tf.GradientTape() as tape, place, self.words.given(vectors):
+        trained[self._table_index] = vectors
+        rows = global_batch(batch.step, batch.positions)
+        with tf.GradientTape() as tape, rows, self.words.returning(vectors):
             tape.watch(vectors)
             probabilities = wide(self.model(batch.inputs, training=True))
             target, sums = self._loss(batch, probabilities)
@@ -83,35 +81,36 @@ class OuterLookupStep(TrainStep):
 
 
 class AdversarialStep(OuterLookupStep):
-    """A step that trains on each review twice: as it is, and with its words' vectors moved."""
+    """A step that trains on each review twice: as it is, and with perturbed word vectors."""
 
-    def _at_words(self, batch: Batch, vectors: tf.Tensor) -> Gradients:
-        gradients, sums = super()._at_words(batch, vectors)
-        way = perturbation(gradients[self._place], vectors, batch.tokens)
-        others, _ = super()._at_words(batch, vectors + self.job.train.adversarial * way)
+    def _with_vectors(self, batch: Batch, vectors: tf.Tensor) -> Gradients:
+        gradients, sums = super()._with_vectors(batch, vectors)
+        direction = perturbation(gradients[self._table_index], vectors, batch.tokens)
+        perturbed = vectors + self.job.train.adversarial * direction
+        others, _ = super()._with_vectors(batch, perturbed)
         return [(one + other) / 2 for one, other in zip(gradients, others, strict=True)], sums
 
 
 def perturbation(gradient: tf.Tensor, vectors: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
-    """The direction of the word vectors that increases the loss most, scaled to their spread.
+    """The direction of the word vectors that increases the loss most, scaled to their size.
 
-    Adversarial training of Miyato et al., "Adversarial Training Methods for Semi-Supervised Text
-    Classification" (2017), whose vectors have the variance 1. Here the norm is the root mean square
-    of the vectors instead, so that a network can't escape by larger ones.
+    Adversarial training by Miyato et al., "Adversarial Training Methods for Semi-Supervised Text
+    Classification" (2017), whose word vectors have variance 1. Here the norm is the root mean
+    square of the vectors, so a network can't escape by larger vectors.
 
     Args:
-        gradient: of the loss, `[examples, time, channels]`.
-        vectors: of the words, `[examples, time, channels]`.
-        tokens: `[examples, time]`; 0 is padding, which counts for nothing.
+        gradient: the gradient of the loss, `[examples, time, channels]`.
+        vectors: the word vectors, `[examples, time, channels]`.
+        tokens: `[examples, time]`; 0 is padding, which is ignored.
 
     Returns:
-        `[examples, time, channels]`; of an example without a gradient 0.
+        `[examples, time, channels]`; 0 for an example whose gradient is 0.
     """
     is_word = tf.cast(tf.not_equal(tokens, 0), vectors.dtype)[..., None]
     num_numbers = tf.reduce_sum(is_word, [1, 2]) * tf.cast(vectors.shape[2], vectors.dtype)
     squares = tf.reduce_sum(tf.square(vectors) * is_word, [1, 2])
     size = tf.sqrt(tf.math.divide_no_nan(squares, num_numbers))
-    # Divided by the largest first: squares of small gradients would be 0.
+    # Divides by the largest number first, because squares of small gradients would underflow to 0.
     gradient *= is_word
     largest = tf.reduce_max(tf.abs(gradient), [1, 2], keepdims=True)
     gradient = tf.math.divide_no_nan(gradient, largest)

@@ -1,8 +1,8 @@
-"""Whether each GPU computes what a CPU does, before anything is trained on it.
+"""Compares each GPU's results with the CPU's before a run trains on it.
 
-A GPU can be broken without an error: its numbers are wrong, or its kernels are never run. Each one
-computes an elementwise operation, a product, a kernel of XLA's and, where the job has one, a
-recurrent layer of cuDNN's with its gradient, and is compared with the CPU.
+A broken GPU may compute wrong numbers, or run no kernels, without an error. The comparison covers
+an elementwise operation, a matrix product, a kernel of XLA and, if the job has one, a recurrent
+layer of cuDNN with its gradient.
 """
 
 import functools
@@ -28,8 +28,8 @@ from harness.system.console import Console
 from harness.system.gpu import Card, code_for, kernel_cache
 from harness.system.watchdog import FIRST_USE
 
-SWITCH = "HARNESS_CHECK_DEVICES"  # 0 leaves the check out: for tests on a GPU that computes nothing
-TOLERANCE = 1e-3  # relative to the largest number; float32 without TF32 keeps 1e-5
+SWITCH = "HARNESS_CHECK_DEVICES"  # 0 turns the check off, for tests on a GPU that computes nothing
+TOLERANCE = 1e-3  # relative to the largest number; float32 without TF32 stays below 1e-5
 FIRST_BYTES = 1 << 20
 SHAPE = (4, 6, 8)  # rows, words, channels
 LAYERS: dict[str, type[keras.layers.RNN]] = {
@@ -38,17 +38,17 @@ LAYERS: dict[str, type[keras.layers.RNN]] = {
     "rnn": keras.layers.SimpleRNN,
 }
 
-Check = Callable[[], list[tf.Tensor]]
+Compute = Callable[[], list[tf.Tensor]]
 
 
 def checked_strategy(
     requested: Devices | None, worker_group: WorkerGroup | None, job: Job, console: Console
 ) -> tf.distribute.Strategy:
-    """The strategy of `make_strategy`, whose GPUs compute what a CPU does.
+    """The strategy of `make_strategy`, with checked GPUs.
 
     Raises:
-        InputError: if the devices requested are not there.
-        NodeFault: for the first GPU that computes something else; the job goes on elsewhere.
+        InputError: if a requested device is missing.
+        NodeFault: as `check_devices`.
     """
     gpus = devices_in_use(requested)[1]
     for card in dict.fromkeys(map(card_of, gpus)):
@@ -60,35 +60,35 @@ def checked_strategy(
 
 
 def first_use(card: Card) -> str:
-    """What to expect of a card whose kernels the driver still has to compile; else empty."""
+    """A line for a card whose kernels the driver still has to compile; else empty."""
     folder = kernel_cache()
     is_filled = folder and folder.is_dir() and any(folder.iterdir())
     if has_machine_code(card) or folder is None or is_filled:
         return ""
     return (
-        f"{card.title}: TensorFlow holds no machine code for it, so the driver compiles each "
-        f"kernel at first use: this start takes minutes longer, later ones read {folder}"
+        f"{card.title}: TensorFlow has no machine code for it, so the driver compiles each kernel "
+        f"at its first use: this start takes minutes longer, later ones read {folder}"
     )
 
 
 def has_machine_code(card: Card) -> bool:
-    """Whether TensorFlow holds a card's machine code; else the driver compiles each kernel."""
+    """Whether TensorFlow has machine code for a card; else the driver compiles each kernel."""
     targets = tf.sysconfig.get_build_info().get("cuda_compute_capabilities", ())
     return code_for(card.capability, targets).startswith("sm_")
 
 
 def first_use_factor(gpus: Sequence[Any]) -> float:
-    """How much longer than others the first step on some GPUs may take."""
+    """The factor by which the first step on these GPUs may take longer than on others."""
     return 1.0 if all(has_machine_code(card_of(gpu)) for gpu in gpus) else FIRST_USE
 
 
 def is_switched_off() -> bool:
-    """Whether HARNESS_CHECK_DEVICES=0 leaves the check out."""
+    """Whether HARNESS_CHECK_DEVICES=0 turns the check off."""
     return os.environ.get(SWITCH) == "0"
 
 
 def cudnn_layers(job: Job) -> frozenset[str]:
-    """Those of LAYERS that Keras lets cuDNN compute for a job; of a user's own network, all."""
+    """The kinds of layers that Keras gives to cuDNN in a job; all for a custom network."""
     if job.model.is_own:
         return frozenset({"lstm", "gru"})
     if not job.model.recurrent or without_cudnn(job) or job.model.architecture == "rnn":
@@ -97,20 +97,20 @@ def cudnn_layers(job: Job) -> frozenset[str]:
 
 
 def check_devices(job: Job, warn: Callable[[str], object]) -> None:
-    """Refuse a GPU that computes something else than the CPU; call it once devices are in use.
+    """Refuse a GPU whose results differ from the CPU's; call it after `make_strategy`.
 
     Raises:
-        NodeFault: for the first that does; the job goes back into the queue without the node.
-        RunError: if its kernels can't be loaded.
+        NodeFault: for the first such GPU; the job is requeued without the node.
+        RunError: if the GPU's kernels can't be loaded.
     """
     gpus = tf.config.get_visible_devices("GPU")
     take_memory(gpus)
     if gpus and is_switched_off():
-        warn(f"{SWITCH}=0: the GPUs are used without a check of what they compute")
+        warn(f"{SWITCH}=0: the results of the GPUs are not checked")
         return
     for index, gpu in enumerate(gpus):
-        if problem := find_wrong(f"GPU:{index}", cudnn_layers(job)):
-            check_results()  # a kernel that was not loaded is why, such as for an old driver
+        if problem := find_difference(f"GPU:{index}", cudnn_layers(job)):
+            check_results()  # raises the reason if a kernel was not loaded, as with an old driver
             text = (
                 f"GPU {index} ({card_of(gpu).name}) computes wrongly: {problem}; run harness "
                 "resume on another node, and report this one to your site"
@@ -119,9 +119,9 @@ def check_devices(job: Job, warn: Callable[[str], object]) -> None:
 
 
 def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
-    """The plan, without cuDNN's plain RNN where a GPU in use computes something else with it.
+    """The plan, without cuDNN's plain RNN if a GPU computes something else with it.
 
-    No fault of the node: Keras leaves plain RNNs to a loop, which takes over.
+    This is no fault of the node: Keras's loop computes the layer instead.
     """
     has_plain_rnn = job.model.recurrent and (job.model.architecture == "rnn" or job.model.is_own)
     if plan.way != "cudnn" or not has_plain_rnn or is_switched_off():
@@ -133,44 +133,46 @@ def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
 
 @functools.cache
 def plain_rnn_agrees(gpu: str) -> bool:
-    """Whether cuDNN's plain RNN on a GPU computes what Keras's layer computes on the CPU.
+    """Whether cuDNN's plain RNN on a GPU computes the results of Keras's layer on the CPU.
 
     Args:
         gpu: TensorFlow's name of the device.
     """
-    return not find_wrong(gpu, frozenset({"rnn"}))
+    return not find_difference(gpu, frozenset({"rnn"}))
 
 
 def take_memory(gpus: Sequence[Any]) -> None:
-    """Take the first memory of each GPU, or learn that there is none.
+    """Allocate the first memory on each GPU.
 
-    On a full GPU TensorFlow's allocator tries ever smaller parts, a tenth less each time, rounded
-    up to 256 bytes: so a request below FIRST_BYTES is tried for ever, if it is the first one
-    (BFCAllocator::Extend).
+    On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) requests ever smaller parts, a
+    tenth less each time, rounded up to 256 bytes. If its first request is below FIRST_BYTES, this
+    never ends.
 
     Raises:
         tf.errors.ResourceExhaustedError: if a GPU is full.
     """
     for index in range(len(gpus)):
         with tf.device(f"GPU:{index}"):
-            tf.constant(np.zeros(FIRST_BYTES, np.uint8))  # tf.zeros would ask for a byte first
+            # tf.zeros would first request a byte.
+            tf.constant(np.zeros(FIRST_BYTES, np.uint8))
 
 
-def find_wrong(gpu: str, layers: frozenset[str]) -> str:
-    """Which computation of a GPU differs from the CPU's, and by how much; empty if none does.
+def find_difference(gpu: str, layers: frozenset[str]) -> str:
+    """The first computation whose results differ from the CPU's, and by how much; else empty.
 
     Args:
         gpu: TensorFlow's name of the device.
+        layers: the keys of LAYERS to compare.
     """
     tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
     tf.config.experimental.enable_tensor_float_32_execution(False)
     try:
         for name, on_gpu, on_cpu in _computations(layers):
             with tf.device(gpu):
-                found = on_gpu()
+                results = on_gpu()
             with tf.device("CPU:0"):
                 expected = on_cpu()
-            difference = max(map(_difference, found, expected))
+            difference = max(map(_difference, results, expected))
             if not difference <= TOLERANCE:
                 return f"{name} differs from the CPU's by {difference:.1g} of the largest number"
     finally:
@@ -178,35 +180,36 @@ def find_wrong(gpu: str, layers: frozenset[str]) -> str:
     return ""
 
 
-def _computations(layers: frozenset[str]) -> Iterator[tuple[str, Check, Check]]:
-    """The name of each computation, and how a GPU and the CPU do it."""
+def _computations(layers: frozenset[str]) -> Iterator[tuple[str, Compute, Compute]]:
+    """Each computation: its name, the GPU's way, and the CPU's way."""
     numbers = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
     square = np.random.default_rng(2).normal(size=(64, 64)).astype(np.float32)
 
+    def formula(x: tf.Tensor) -> tf.Tensor:
+        return tf.tanh(x) * 3 + x
+
     def elementwise() -> list[tf.Tensor]:
-        return [tf.tanh(tf.constant(numbers)) * 3 + numbers]
+        return [formula(tf.constant(numbers))]
 
     def product() -> list[tf.Tensor]:
         return [tf.matmul(tf.constant(square), tf.constant(square))]
 
-    compiled = tf.function(lambda x: tf.tanh(x) * 3 + x, jit_compile=True, autograph=False)
-
     def by_xla() -> list[tf.Tensor]:
-        return [compiled(tf.constant(numbers))]
+        return [tf.function(formula, jit_compile=True, autograph=False)(tf.constant(numbers))]
 
     yield "an elementwise operation", elementwise, elementwise
-    yield "a product of matrices", product, product
-    yield "a kernel of XLA's", by_xla, elementwise
+    yield "a matrix product", product, product
+    yield "a kernel of XLA", by_xla, elementwise
     for name in sorted(layers):
         yield f"cuDNN's {name}", _recurrent(name, numbers, True), _recurrent(name, numbers, False)
 
 
-def _recurrent(name: str, numbers: np.ndarray, use_cudnn: bool) -> Check:
-    """Outputs of a layer over all words, and the gradients of its weights and its input."""
+def _recurrent(name: str, numbers: np.ndarray, use_cudnn: bool) -> Compute:
+    """The outputs of a layer at all words, and the gradients of its input and weights."""
 
     def compute() -> list[tf.Tensor]:
         random = np.random.default_rng(3)
-        with fresh_names():  # the layers of a run are named as without this check
+        with fresh_names():  # the check does not change the names of the run's layers
             layer = LAYERS[name](5, return_sequences=True, dtype="float32")
             layer.build(SHAPE)
         if name != "rnn":
@@ -225,8 +228,8 @@ def _recurrent(name: str, numbers: np.ndarray, use_cudnn: bool) -> Check:
     return compute
 
 
-def _difference(found: tf.Tensor, expected: tf.Tensor) -> float:
-    """The largest difference, in parts of the largest number; infinite for what is no number."""
-    a, b = found.numpy().astype(np.float64), expected.numpy().astype(np.float64)
+def _difference(results: tf.Tensor, expected: tf.Tensor) -> float:
+    """The largest difference, relative to the largest number; infinite if it is not finite."""
+    a, b = results.numpy().astype(np.float64), expected.numpy().astype(np.float64)
     difference = float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
     return difference if np.isfinite(difference) else np.inf

@@ -1,6 +1,6 @@
-"""What an error of a GPU means, from TensorFlow's texts: one line with a remedy, and whose fault.
+"""Explains errors of a GPU by TensorFlow's messages: one line with a remedy, and who is at fault.
 
-TensorFlow is not imported: the guard of a process that died knows its messages alone.
+The module does not import TensorFlow, because the guard of a dead process has only its messages.
 """
 
 import re
@@ -13,122 +13,122 @@ from harness.slurm.environment import report_node_fault
 from harness.system import stderr_filter
 from harness.system.gpu import describe_memory, free_gb
 
-MAX_QUOTED = 300  # characters of TensorFlow's own message
-LATEST = 40  # messages before a death, among which its reason is looked for
-LITTLE_GB = 0.5  # of a GPU, which cuDNN's and cuBLAS's own memory does not fit in
+MAX_QUOTED = 300  # characters of TensorFlow's message
+LATEST = 40  # the number of messages before a death that may explain it
+LITTLE_GB = 0.5  # of free memory on a GPU: too little for cuDNN and cuBLAS
 
-# 4004 is CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, which this TensorFlow can't name.
+# 4004 is CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, which TensorFlow 2.21 can't name.
 OUT_OF_MEMORY = re.compile(
     r"CUDA_ERROR_OUT_OF_MEMORY|CU(DNN|BLAS)_STATUS_ALLOC_FAILED|unknown cudnn status: 4004\b"
-    r"|[Oo]ut of memory|the resource allocation failed"  # cuBLAS's words
+    r"|[Oo]ut of memory|the resource allocation failed"  # the latter by cuBLAS
     r"|Dst tensor is not initialized"  # the copy to a tensor without memory
 )
-FREE_BYTES = re.compile(r"Memory usage: (\d+) bytes free")  # where cuDNN can't start
-# A kernel that could not be loaded or launched: the operation leaves its output as it was, and
-# succeeds (tf_gpu_runtime_wrappers.cc). Nothing else tells of it.
+FREE_BYTES = re.compile(r"Memory usage: (\d+) bytes free")  # when cuDNN can't start
+# TensorFlow's only sign of a kernel that it could not load or launch: the operation leaves its
+# output unchanged and succeeds (tf_gpu_runtime_wrappers.cc).
 UNWRITTEN = re.compile(r"tf_gpu_runtime_wrappers\.cc:\d+\] .*failed with")
 CHECK_FAILED = re.compile(r"Check failed: .* is OK \((.*)\)$")
-ARGUMENTS = re.compile(r"'(\w+)\(.*\)'")  # of a call, which nobody wants to read
+ARGUMENTS = re.compile(r"'(\w+)\(.*\)'")  # of a call, which help no user
 
 
 @dataclass(frozen=True)
 class DeviceError:
-    """An error of CUDA's and what to do about it."""
+    """An error of CUDA and its remedy."""
 
     pattern: str  # of TensorFlow's message
     what: str
     remedy: str
-    is_node_fault: bool = False  # the job goes back into the queue without the node
+    is_node_fault: bool = False  # the job is requeued without the node
 
 
-LIBRARY_REFUSED = "a library of CUDA's refused"
-GPU_FAULT = "run harness resume on another node, and report this one to your site"
-# The first that matches is told. tests/gpu provokes them.
+LIBRARY_REFUSED = "a CUDA library refused"
+ANOTHER_NODE = "run harness resume on another node, and report this one to your site"
+# The first match counts. tests/gpu provokes them.
 DEVICE_ERRORS = (
     DeviceError(
         "(?i)ECC_UNCORRECTABLE|uncorrectable ECC",
         "the GPU's memory is broken",
-        GPU_FAULT,
+        ANOTHER_NODE,
         is_node_fault=True,
     ),
     DeviceError(
         "(?i)SYSTEM_NOT_READY|system not yet initialized|CUDA_ERROR_NO_DEVICE",
-        "the GPU is lost to its driver",
-        GPU_FAULT,
+        "the driver has lost the GPU",
+        ANOTHER_NODE,
         is_node_fault=True,
     ),
     DeviceError(
         "(?i)ILLEGAL_ADDRESS|illegal memory access|LAUNCH_FAILED|unspecified launch failure|"
-        "Unexpected Event status",  # for which TensorFlow keeps CUDA's own code to itself
-        "the GPU ended a kernel by a fault",
-        f"{GPU_FAULT}; where it comes again elsewhere, it is a fault of CUDA's or TensorFlow's",
+        "Unexpected Event status",  # TensorFlow hides CUDA's code
+        "a kernel failed on the GPU",
+        f"{ANOTHER_NODE}; if it fails there too, CUDA or TensorFlow is at fault",
         is_node_fault=True,
     ),
     DeviceError(
         "(?i)driver version is insufficient|INSUFFICIENT_DRIVER|UNSUPPORTED_PTX_VERSION|"
         "unsupported toolchain",
         "the driver is too old for this CUDA",
-        "harness doctor says which one this card needs; ask your site, or use another node",
+        "harness doctor says which driver this card needs; ask your site, or use another node",
     ),
     DeviceError(
         "(?i)NO_BINARY_FOR_GPU|no kernel image is available",
-        "TensorFlow holds no code for this card",
-        "harness doctor says which cards it serves; use another node, or --devices cpu",
+        "TensorFlow has no code for this card",
+        "harness doctor says which cards it supports; use another node, or --devices cpu",
     ),
     DeviceError(
         "(?i)busy or unavailable|DEVICE_UNAVAILABLE",
-        "the GPU lets no further process in",
-        "it is in an exclusive compute mode and another process has it: use one run a GPU, start "
+        "the GPU accepts no further process",
+        "it is in exclusive compute mode and another process uses it: start one run per GPU, use "
         "NVIDIA's MPS, or ask your site for: nvidia-smi -c DEFAULT",
     ),
     DeviceError(
         r"(?i)\bMIG\b|invalid device ordinal|CUDA_ERROR_INVALID_DEVICE",
-        "CUDA does not know the GPU, or the MIG instance, that it was given",
-        "compare CUDA_VISIBLE_DEVICES with nvidia-smi -L; a process can use one MIG instance only",
+        "CUDA does not know the GPU or MIG instance in CUDA_VISIBLE_DEVICES",
+        "compare nvidia-smi -L; a process can use only one MIG instance",
     ),
     DeviceError(
         "(?i)NCCL",
-        "the GPUs can't talk to each other (NCCL)",
-        "name the network in slurm/site.sh (export NCCL_SOCKET_IFNAME=ib0), see why by "
+        "the GPUs can't communicate (NCCL)",
+        "name the network in slurm/site.sh (export NCCL_SOCKET_IFNAME=ib0), find the reason by "
         "NCCL_DEBUG=INFO, or use one GPU",
     ),
     DeviceError(
         "CUDNN_STATUS|CUBLAS_STATUS|unknown cudnn status|DNN library initialization failed|"
         "Failed to call DoRnn|Failed to call ThenRnn|(?i:failed to create cu(dnn|blas))|"
-        # What cublasGetStatusString says; TensorFlow passes on nothing else.
+        # Texts of cublasGetStatusString, without the code.
         "the (library was not initialized|function failed to launch on the GPU)|"
         "an internal operation failed|the functionality requested is not supported",
         LIBRARY_REFUSED,
-        "harness doctor --probe tries them; a GPU whose memory is full does this too: compare "
-        "nvidia-smi",
+        "harness doctor --probe tests the libraries; compare nvidia-smi, since full GPU memory is "
+        "another possible reason",
     ),
     DeviceError(
         "(?i)determinis(m|tic)",
         "an operation has no deterministic kernel here",
-        "set train.deterministic = false, which gives up same bytes",
+        "set train.deterministic = false; then the bytes of a run can't be repeated",
     ),
     DeviceError(
         UNWRITTEN.pattern,
         "the GPU could not run a kernel, and TensorFlow went on without its result",
-        "compare nvidia-smi and the versions that harness doctor names",
+        "compare nvidia-smi and the versions in harness doctor",
     ),
 )
 
 
 def is_node_fault(text: str) -> bool:
-    """Whether a text names a fault of a GPU, for which another node is better."""
+    """Whether a text names a fault of a GPU, so that another node helps."""
     return any(re.search(each.pattern, text) for each in DEVICE_ERRORS if each.is_node_fault)
 
 
 def explained(
     texts: Sequence[str], lasting: str = "", *, sees_memory: bool = True
 ) -> RunError | None:
-    """What texts of TensorFlow's mean, in one line with a remedy; None if no rule knows them.
+    """The error behind TensorFlow's messages, in one line with a remedy; None if it is unknown.
 
     Args:
-        texts: each in one line, the ones that say most first.
-        lasting: what CUDA answers since then, by `gpu.lasting_error`.
-        sees_memory: whether the GPU still holds what it held when they were written.
+        texts: messages, each in one line, the most informative first.
+        lasting: the error that CUDA still reports, by `gpu.lasting_error`.
+        sees_memory: whether the GPU's memory is as full as at the time of the messages.
     """
     text = "\n".join([lasting, *texts] if is_node_fault(lasting) else texts)
     if OUT_OF_MEMORY.search(text) and not is_node_fault(lasting):
@@ -140,21 +140,17 @@ def explained(
             OUT_OF_MEMORY.search(lasting) or _has_little_memory(text, sees_memory)
         ):
             return out_of_memory(sees_memory=sees_memory)
-        message = f"{known.what}: {_quoted(text, match)}; {known.remedy}"
+        start = text.rfind("\n", 0, match.start()) + 1
+        line = _shortened(text[start:].partition("\n")[0])
+        message = f"{known.what}: {line}; {known.remedy}"
         if known.is_node_fault:
             return NodeFault(message, will_requeue=report_node_fault(message))
         return RunError(message)
     return None
 
 
-def _quoted(text: str, match: re.Match[str]) -> str:
-    """The line of a match."""
-    start = text.rfind("\n", 0, match.start()) + 1
-    return _told(text[start:].partition("\n")[0])
-
-
-def _told(line: str) -> str:
-    """What a message tells, without where it comes from and what a call was given."""
+def _shortened(line: str) -> str:
+    """A message without its place and the arguments of calls."""
     line = stderr_filter.BEGIN.sub("", line).partition(" *** Check failure")[0]
     if failed := CHECK_FAILED.search(line):
         line = failed[1]
@@ -162,21 +158,21 @@ def _told(line: str) -> str:
 
 
 def _has_little_memory(text: str, sees_memory: bool) -> bool:
-    """Whether a library had no room for itself, which it does not say."""
-    free = [int(found) / 1e9 for found in FREE_BYTES.findall(text)]
+    """Whether a library had too little memory, which its message does not say."""
+    free = [int(num) / 1e9 for num in FREE_BYTES.findall(text)]
     if not free and sees_memory:
         free = list(free_gb().values())
     return min(free, default=LITTLE_GB) < LITTLE_GB
 
 
 def out_of_memory(*, sees_memory: bool = True) -> RunError:
-    """A device has no memory left: how much of it others hold, and what to do.
+    """The error of a device without free memory, with the other processes that use its memory.
 
     Args:
-        sees_memory: whether to ask the driver, which knows of GPUs alone.
+        sees_memory: whether to ask the driver, which knows only GPUs.
     """
     memory = describe_memory() if sees_memory else ""
-    shared = ", or fewer runs a GPU" if "holds" in memory else ""
+    shared = ", or fewer runs per GPU" if "holds" in memory else ""
     return RunError(
         f"the device is out of memory{': ' if memory else ''}{memory}; lower train.batch_size or "
         f"data.maxlen, or use more devices{shared}"
@@ -184,23 +180,23 @@ def out_of_memory(*, sees_memory: bool = True) -> RunError:
 
 
 def telling(found: Sequence[str]) -> list[str]:
-    """Those of TensorFlow's messages that may say why something failed, the latest first."""
+    """The messages of TensorFlow that may explain a failure, the latest first."""
     begins = [(stderr_filter.BEGIN.match(line), line) for line in found[-LATEST:]]
-    told = [
+    lines = [
         line
         for begin, line in begins
         if UNWRITTEN.search(line) or (begin["level"] in "EF" if begin else "what():" in line)
     ]
-    return told[::-1]
+    return lines[::-1]
 
 
 def check_results() -> None:
-    """Show what TensorFlow has written, and refuse results that it left out.
+    """Show TensorFlow's messages, and refuse results that it did not compute.
 
-    Call it when results have arrived from a GPU, before anything is kept of them.
+    Call it when results have arrived from a GPU, before they are used.
 
     Raises:
-        NodeFault, RunError: if a kernel was not run, whose operation succeeded all the same.
+        NodeFault, RunError: if a kernel was not run although its operation succeeded.
     """
     if not stderr_filter.captured:
         return
@@ -211,15 +207,15 @@ def check_results() -> None:
 
 
 def of_death(text: str) -> RunError | None:
-    """Why a process died of a fault, from all its messages; None if they do not say."""
+    """The reason for a process's death, by all its messages; None if it is unknown."""
     return explained(telling(stderr_filter.messages(text)), sees_memory=False)
 
 
 def died_of(number: signal.Signals, text: str) -> str:
-    """That a process died, and with which last words, where `of_death` knows no more."""
-    told = telling(stderr_filter.messages(text))
-    words = _told(told[0]) if told else ""
+    """A line about a process's death for an unknown reason, with its last error message."""
+    lines = telling(stderr_filter.messages(text))
+    last = f": {_shortened(lines[0])}" if lines else ""
     return (
-        f"TensorFlow's process died of {number.name}{': ' if words else ''}{words}; where it comes "
-        "again, report it with the lines above"
+        f"TensorFlow's process died of {number.name}{last}; if this happens again, report it with "
+        "the lines above"
     )

@@ -1,6 +1,5 @@
 """Scores reviews with a network: batches, and the graph of the forward pass."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -18,10 +17,10 @@ from harness.layers import look_up_by_gather
 from harness.system import watchdog
 from harness.system.processes import StopRequest
 
-# Reviews of a replica in a batch of an evaluation. Nothing is learned, so only speed and memory
-# count: on a CPU more leave its caches and take up to twice the time, a GPU needs many to be busy.
+# Reviews of a replica in a batch. Only speed and memory count here: a larger batch exceeds a CPU's
+# caches and takes up to twice the time per review, a GPU needs a large one to be busy.
 EVALUATION_BATCH = {"cpu": 256, "gpu": 1024}
-COMPILED_PARTS = 2  # of such a batch, computed side by side where there are threads
+COMPILED_PARTS = 2  # of a compiled batch, computed in parallel
 
 
 class Evaluator:
@@ -34,60 +33,52 @@ class Evaluator:
         job: Job,
         plan: ExecutionPlan,
     ) -> None:
-        """Take a model, whose layers may get other ways to compute, by the plan of the run."""
+        """Prepare a model; the plan may replace the computation of its layers."""
         self.model, self.strategy, data = model, strategy, job.data
         self.votes = spans_processes(strategy)
-        self.is_compiled = plan.compiles_evaluation and not num_own_gpus()
+        on_gpu = num_own_gpus() > 0
+        self.is_compiled = plan.compiles_evaluation and not on_gpu
         if self.is_compiled and not job.model.is_own:
             use_turns_of_two(model)
-        if num_own_gpus():
+        if on_gpu:
             look_up_by_gather(model)
             if plan.way == "cudnn":
                 use_cudnn_rnn(model)
-        self.shape = BatchShape(evaluation_batch(strategy), data.maxlen, data.bucket)
-        # By length, batches have several shapes: the second trace is for all of them.
+        self.num_rows = EVALUATION_BATCH["gpu" if on_gpu else "cpu"]  # of a replica
+        num_replicas = strategy.num_replicas_in_sync
+        self.shape = BatchShape(self.num_rows * num_replicas, data.maxlen, data.bucket)
+        # Batches by length have several shapes; the second trace is for all of them.
         self._run_forward = tf.function(
             self._forward, autograph=False, reduce_retracing=data.bucket
         )
-        # A run validates on the same reviews after every epoch, and to open them takes as long as
-        # a batch.
-        self._opened: tuple[Reviews, Iterator[Batch]] | None = None
 
     def probabilities(self, reviews: Reviews, stop: StopRequest | None = None) -> np.ndarray:
-        """Of two classes the probability of label 1 for each review, `[num_reviews] float32`.
+        """The probability of label 1 for each review of two classes, `[num_reviews] float32`.
 
-        Of more the probability of each class, `[num_reviews, num_classes] float32`.
+        For more classes the probability of each class, `[num_reviews, num_classes] float32`.
 
         Raises:
-            Interrupted: between two batches, if `stop` says so.
+            Interrupted: between two batches, if `stop` requests it.
         """
         stop = stop or StopRequest()
         outputs: list[np.ndarray] = []
         order = evaluation_order(reviews.lengths(self.shape.maxlen), self.shape)
-        if self._opened and self._opened[0] is reviews:
-            opened = self._opened[1]
-        else:
-            opened = self._open(reviews, order)
-        self._opened = None  # an evaluation that is interrupted leaves the rest of its batches
+        orders = order.astype(np.int32)[None]
+        # Endless, because several workers would agree on the end of a finite dataset at each batch.
+        start = Start(endless=True)
+        opened = iter(batches(self.strategy, reviews, orders, shape=self.shape, start=start))
         for _ in range(num_steps(len(order), self.shape.batch_size)):
-            batch = next(opened)
             stop.check()
-            of_replicas, votes = self._run_forward(batch, tf.constant(stop.vote))
+            of_replicas, votes = self._run_forward(next(opened), tf.constant(stop.vote))
             if votes is not None:
                 stop.agree(float(votes.numpy().sum()))
             outputs.extend(rows.numpy() for rows in of_replicas)
             check_results()
             watchdog.progress()
-        self._opened = reviews, opened
-        found = np.concatenate(outputs)[: len(order)]  # behind these the last batch has padding
-        probabilities = np.empty_like(found)
-        probabilities[order] = found
+        ordered = np.concatenate(outputs)[: len(order)]  # without the padding of the last batch
+        probabilities = np.empty_like(ordered)
+        probabilities[order] = ordered
         return probabilities
-
-    def _open(self, reviews: Reviews, order: np.ndarray) -> Iterator[Batch]:
-        orders = order.astype(np.int32)[None]
-        again = Start(endless=True)
-        return iter(batches(self.strategy, reviews, orders, shape=self.shape, start=again))
 
     def _forward(
         self, batch: Batch, vote: tf.Tensor
@@ -106,8 +97,7 @@ class Evaluator:
 
     def _compiled(self, batch: Batch) -> tf.Tensor:
         network = tf.function(self._network, jit_compile=True, autograph=False)
-        num_examples = self.shape.batch_size // self.strategy.num_replicas_in_sync
-        parts = in_parts(batch, num_examples, -(-num_examples // COMPILED_PARTS))
+        parts = in_parts(batch, self.num_rows, self.num_rows // COMPILED_PARTS)
         return tf.concat([network(part.inputs) for part in parts], axis=0)
 
     def _network(self, inputs: Any) -> tf.Tensor:
@@ -115,12 +105,6 @@ class Evaluator:
 
 
 def wide(probabilities: tf.Tensor) -> tf.Tensor:
-    """In the precision of the weights, also where a network of a user's ends in half of it."""
+    """Probabilities in float32, if a custom network ends in half precision."""
     half = probabilities.dtype in (tf.float16, tf.bfloat16)
     return tf.cast(probabilities, tf.float32) if half else probabilities
-
-
-def evaluation_batch(strategy: tf.distribute.Strategy) -> int:
-    """Reviews in a global batch of an evaluation."""
-    kind = "gpu" if num_own_gpus() else "cpu"
-    return int(EVALUATION_BATCH[kind] * strategy.num_replicas_in_sync)

@@ -1,4 +1,4 @@
-"""GPUs that were promised: no run trains on a CPU because a GPU could not be used."""
+"""Checks for promised GPUs: no run trains on a CPU because a GPU could not be used."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -15,20 +15,20 @@ def check_gpus(
     warn: Callable[[str], object],
     environment: Mapping[str, str] = os.environ,
 ) -> None:
-    """Refuse to train on less than was promised, with TensorFlow's own reason and the remedy.
+    """Refuse to train on fewer GPUs than promised, with TensorFlow's reason and the remedy.
 
-    `--devices`, CUDA_VISIBLE_DEVICES or Slurm promise GPUs. Without a promise the CPU may train;
-    where a driver is here all the same, a warning says why no GPU is used, unless
-    CUDA_VISIBLE_DEVICES hides them all. Call it once TensorFlow is imported.
+    `--devices`, CUDA_VISIBLE_DEVICES or Slurm promise GPUs. Without a promise the CPU trains. If
+    there is a driver, a warning then says why no GPU is used, unless CUDA_VISIBLE_DEVICES hides all
+    GPUs. Call it after the import of TensorFlow.
 
     Args:
-        requested: as `--devices` names them; `cpu` means the CPU.
-        environment: its CUDA_VISIBLE_DEVICES names GPUs; one that hides them all promises nothing,
-            and breaks Slurm's promise.
+        requested: the devices of `--devices`.
+        environment: CUDA_VISIBLE_DEVICES promises the GPUs that it names; if it hides all GPUs, it
+            promises none and breaks Slurm's promise.
 
     Raises:
         InputError: if the installation or the command is at fault.
-        NodeFault: if the node is; the job goes back into the queue without it.
+        NodeFault: if the node is at fault; the job is requeued without it.
     """
     if requested and requested.kind == "cpu":
         return
@@ -45,17 +45,14 @@ def check_gpus(
         promised, promised_by = len(names), f"CUDA_VISIBLE_DEVICES={visible}"
     num_seen = len(tf.config.list_physical_devices("GPU"))
     if given and num_seen > given and "CUDA_VISIBLE_DEVICES" not in environment:
-        own = f", here {','.join(listed)}" if listed else ""
         raise InputError(
-            f"CUDA_VISIBLE_DEVICES is unset: Slurm gave {given} of the {num_seen} GPUs "
-            "that this process sees, and the others may be somebody else's; leave it as Slurm "
-            f"set it{own}"
+            f"CUDA_VISIBLE_DEVICES is unset: Slurm gave {given} of the {num_seen} GPUs that this "
+            "process sees, and other jobs may use the rest; leave the variable as Slurm set it"
         )
     if num_seen >= max(1, promised):
         return
-    # Who hides all GPUs means the CPU.
     if not promised and (gpu.hidden_by(environment) or not gpu.has_driver()):
-        return
+        return  # the user means the CPU
     problem = gpu.find_problem(
         "\n".join(device_messages),
         environment,
@@ -65,11 +62,11 @@ def check_gpus(
         given=given,
         listed=listed,
     )
-    reason = f"TensorFlow sees {num_seen or 'no GPU'}: {problem.reason}; {problem.remedy}; "
+    reason = f"TensorFlow sees {num_seen or 'no GPU'}: {problem.reason}; {problem.remedy}"
     if not promised:
-        warn(f"the CPU trains: a driver is here, but {reason}--devices cpu says that it is meant")
+        warn(f"the CPU trains, although a driver is here: {reason}, or give --devices cpu")
         return
-    text = f"{promised_by}, but {reason}--devices cpu trains on the CPU"
+    text = f"{promised_by}, but {reason}; --devices cpu trains on the CPU"
     if problem.fault == "installation":
         raise InputError(text)
     raise NodeFault(text, will_requeue=report_node_fault(text))

@@ -1,12 +1,15 @@
-"""How much memory a training process needs: of its node, and of a GPU.
+"""The memory of a training process: on its node, and on a GPU.
 
-A node's is reckoned from the sizes of the job. It is held to the peaks of seven runs on a CPU, from
-0.92 GB for the steady LSTM to 3.9 GB for a bidirectional one of 128 units over 1,000 words, and
-above each. On a GPU the activations are in its own memory, so that it is more than enough there.
+The node's memory is estimated from the sizes of the job. The estimate is above the measured peaks
+of seven runs on a CPU, from 0.99 GB for the steady LSTM to 4.2 GB for a bidirectional LSTM of 128
+units over 1,000 words. With a GPU it is too high, because the activations are in the GPU's memory.
 
-A GPU's is measured by a run, for its record. TensorFlow takes memory as it needs it and gives none
-back, so what a process holds after an epoch is the most that it has needed.
+A GPU's memory is measured at the end of a run, for its record. TensorFlow never frees memory before
+the process ends, so the measurement is the peak.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 from harness.compute.execution_plan import recurrent_units
 from harness.job.job_file import put_value
@@ -15,25 +18,26 @@ from harness.job.search import SearchSpec
 from harness.slurm.environment import visible_gpus
 from harness.system import gpu
 
-BASE_GB = 1.15  # TensorFlow, this package, IMDB in words, and XLA while it compiles
-GPU_BASE_GB = 2.0  # the same where a GPU trains (TensorFlow issue 36459)
-COPIES = 11  # of the weights: two models, optimizer, average, best epoch, and a checkpoint's arrays
-PER_UNIT, PER_CHANNEL = 11, 2  # values of a word: of a recurrent unit, of the embedding
+BASE_GB = 1.15  # TensorFlow, this package, IMDB as words, and XLA while it compiles
+GPU_BASE_GB = 2.0  # the same if a GPU trains (TensorFlow issue 36459)
+# Of the weights: two models, optimizer, average, best epoch, and a checkpoint's arrays.
+COPIES = 11
+PER_UNIT, PER_CHANNEL = 11, 2  # numbers per word: for a recurrent unit, for an embedding channel
 MAX_REVIEWS, WORDS_PER_REVIEW = 50_000, 235  # of IMDB
 RATIO_COPIES = 3  # an array, a tensor, and another array while a tensor is made
-MAX_PADDED_GB = 1.0  # of reviews that are held padded; more are padded as they come
+MAX_PADDED_GB = 1.0  # of padded reviews in memory; a larger dataset is padded batch by batch
 FLOAT = 4  # bytes
-OWN_NETWORK_GB = 0.5  # above what its embedding and units would need: it can hold anything
-# For CUDA's context and its libraries, which TensorFlow's own count leaves out: an allowance for
-# where the driver does not know the process, on the safe side, not a measurement.
+CUSTOM_NETWORK_GB = 0.5  # above the estimate for its embedding and units
+# CUDA's context and libraries, which TensorFlow does not count: a safe guess for processes that
+# the driver does not know, not a measurement.
 CONTEXT_GB = 1.0
 
 
 def reckoned_gb(job: Job, kind: str | None = None) -> float:
-    """The memory that a run of the job takes of its node, in GB.
+    """The estimated memory of a run on its node, in GB.
 
     Args:
-        kind: of the device that trains, gpu or cpu; by default the one that is here.
+        kind: of the device, gpu or cpu; by default gpu if this process sees one.
     """
     on_gpu = kind == "gpu" or (kind is None and visible_gpus() > 0)
     model, data = job.model, job.data
@@ -41,46 +45,42 @@ def reckoned_gb(job: Job, kind: str | None = None) -> float:
     weights = data.vocab_size * model.embedding_dim + 4 * width * (width + model.embedding_dim)
     words = data.maxlen * job.train.batch_size
     values = COPIES * weights + words * (PER_UNIT * width + PER_CHANNEL * model.embedding_dim)
-    own_gb = OWN_NETWORK_GB if model.is_own else 0.0
+    custom_gb = CUSTOM_NETWORK_GB if model.is_own else 0.0
     reviews = 2 * data.limit or MAX_REVIEWS
     if not data.source:
         reviews = min(reviews, MAX_REVIEWS)
-    # Of own texts it is known only when they are read how many there are, and of how many classes.
+    # Custom texts count as IMDB, because they are not read yet.
     values += RATIO_COPIES * reviews * WORDS_PER_REVIEW * model.ngram_ratios
     padded_gb = min(FLOAT * reviews * data.maxlen / 1e9, MAX_PADDED_GB)
     if data.source and not data.limit:
         padded_gb = MAX_PADDED_GB
     base_gb = GPU_BASE_GB if on_gpu else BASE_GB
-    return base_gb + own_gb + padded_gb + FLOAT * values / 1e9
+    return base_gb + custom_gb + padded_gb + FLOAT * values / 1e9
 
 
 def largest_gb(search: SearchSpec, kind: str | None = None) -> float:
-    """The memory of the largest trial of a search, in GB; `kind` as for `reckoned_gb`."""
-    return max(reckoned_gb(job, kind) for job in largest_jobs(search))
+    """The memory of a search's largest trial, in GB: all sizes at their largest, any architecture.
 
-
-def largest_jobs(search: SearchSpec) -> list[Job]:
-    """The largest trial of a search for each architecture: each size at its largest."""
-    largest = {
-        parameter.key: max(values)
-        for parameter in search.space
-        if (values := [v for v in parameter.examples() if type(v) in (int, float)])
-    }
+    Args:
+        kind: as for `reckoned_gb`.
+    """
     content = search.job.model_dump()
-    for key, value in largest.items():
-        put_value(content, key, value)
-    architectures = [p.examples() for p in search.space if p.key == "model.architecture"]
-    return [
-        Job.model_validate({**content, "model": {**content["model"], "architecture": name}})
-        for name in (architectures[0] if architectures else [search.job.model.architecture])
-    ]
-
-
-# GPUs
+    architectures: Sequence[Any] = [search.job.model.architecture]
+    for parameter in search.space:
+        values = parameter.examples()
+        if parameter.key == "model.architecture":
+            architectures = values
+        elif sizes := [each for each in values if type(each) in (int, float)]:
+            put_value(content, parameter.key, max(sizes))
+    jobs = []
+    for name in architectures:
+        put_value(content, "model.architecture", name)
+        jobs.append(Job.model_validate(content))
+    return max(reckoned_gb(job, kind) for job in jobs)
 
 
 def measure_gpu_gb() -> float | None:
-    """The memory that this process holds of its fullest GPU, in GB; None where the CPU trains."""
+    """The memory of this process on its fullest GPU, in GB; None if the CPU trains."""
     import tensorflow as tf
 
     gpus = tf.config.get_visible_devices("GPU")
@@ -92,16 +92,12 @@ def measure_gpu_gb() -> float | None:
     return CONTEXT_GB + max(float(read(f"GPU:{i}")["peak"]) for i in range(len(gpus))) / 1e9
 
 
-# Graphs
-
-
 def forget_gradients() -> None:
-    """Free the graphs of networks that no one uses any more.
+    """Free the graphs of networks that are no longer used.
 
-    TensorFlow keeps the gradient function of each `tf.custom_gradient` of a graph in a table of
-    the process, and with it the graph. Keras's optimizer has one, so the graphs of each trial would
-    stay.
-    Call it only while no network is in training.
+    TensorFlow keeps the gradient function of each `tf.custom_gradient` in a table of the process,
+    and with it the function's graph. Keras's optimizers have such a function, so the graphs of all
+    trials would stay in memory. Call it only while no network is in training.
     """
     from tensorflow.python.framework import ops
 

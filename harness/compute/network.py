@@ -1,7 +1,6 @@
-"""A job's network: one of the five, or a function of the user's that is built and checked here."""
+"""Builds a job's network: one of the five, or a custom one, which is also checked here."""
 
 import contextlib
-import functools
 import inspect
 from collections import defaultdict
 from collections.abc import Iterator
@@ -16,33 +15,25 @@ from keras.src.backend.common import global_state
 
 from harness.architectures import BUILDERS
 from harness.compute.recurrent import turn_cudnn_off
-from harness.compute.strategy import num_own_gpus
-from harness.data.epoch_order import padded_lengths
 from harness.data.vocabulary import FIRST_WORD
 from harness.data.word_vectors import WordVectors
 from harness.errors import InputError
 from harness.job.keys import Job
 from harness.job.own_code import OptionReader, load_function, own_errors
-from harness.layers import (
-    for_training,
-    global_batch,
-    needs_own_replica,
-    place_dropouts,
-    takes_masks,
-)
+from harness.layers import for_training, global_batch, makes_masks, place_dropouts
 
 KERAS_PRECISION = {
     "float32": "float32",
-    "float64": "float64",  # to tell rounding from real differences
+    "float64": "float64",  # distinguishes rounding from real differences
     "float16": "mixed_float16",
     "bfloat16": "mixed_bfloat16",
 }
-NAMES = "object_name_uids"  # Keras's record of how many layers of a kind have been made
+NAMES = "object_name_uids"  # Keras's number of layers of each kind
 
 
 @contextlib.contextmanager
 def fresh_names() -> Iterator[None]:
-    """Name the layers made inside as in a new process, whatever was built before."""
+    """Let Keras name the layers that the block builds as in a new process."""
     before = global_state.get_global_attribute(NAMES)
     global_state.set_global_attribute(NAMES, defaultdict(int))
     try:
@@ -53,7 +44,7 @@ def fresh_names() -> Iterator[None]:
 
 @contextlib.contextmanager
 def dtype_policy(job: Job) -> Iterator[None]:
-    """Make layers of the job's precision."""
+    """Build layers of the job's precision in the block."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(KERAS_PRECISION[job.train.precision])
     try:
@@ -66,8 +57,8 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
     """The job's network in plain Keras, from `[rows, maxlen] int32` to `[rows, num_outputs]`.
 
     Raises:
-        InputError: if the user's function fails, with its own error, file and line, or gives no
-            such network.
+        InputError: if a custom function fails, with its error, file and line, or returns something
+            else.
     """
     if not job.model.is_own:
         build = BUILDERS[job.model.architecture]
@@ -76,50 +67,50 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
     where = f"model.architecture = {name!r}"
     function = load_function(job.code, name, where="model.architecture")
     options = OptionReader(job.model.options, "model.options")
-    given: dict[str, Any] = {"num_outputs": num_outputs, "options": options}
+    arguments: dict[str, Any] = {"num_outputs": num_outputs, "options": options}
     try:
-        inspect.signature(function).bind(job.data.vocab_size, job.network(), **given)
+        inspect.signature(function).bind(job.data.vocab_size, job.network(), **arguments)
     except (TypeError, ValueError) as error:
         raise InputError(
             f"{where}: should take (vocab_size, config, *, num_outputs, options): {error}"
         ) from None
     with own_errors(where), fresh_names(), dtype_policy(job):
-        model = function(job.data.vocab_size, job.network(), **given)
+        model = function(job.data.vocab_size, job.network(), **arguments)
         if not isinstance(model, keras.Model):
-            raise InputError(f"{where}: gives a {type(model).__name__}, should give a keras.Model")
-        # A model that is a class has no weights before it has seen its input.
+            raise InputError(
+                f"{where}: returns a {type(model).__name__}, should return a keras.Model"
+            )
+        # A subclass of keras.Model has no weights before its first call.
         output = model(keras.KerasTensor([None, job.data.maxlen], dtype="int32"))
     options.check(name)
-    shape = getattr(output, "shape", None)
-    if shape is None or tuple(shape)[1:] != (num_outputs,):
-        shown = "several outputs" if shape is None else f"[{', '.join(map(str, shape))}]"
+    shape = getattr(output, "shape", "several outputs")
+    if shape[1:] != (num_outputs,):
+        shown = str(shape).replace("None", "rows")
         raise InputError(
-            f"{where}: gives {shown.replace('None', 'rows')}, should give [rows, {num_outputs}]: "
-            "a probability for each row"
-            + (" and class" if num_outputs > 1 else "")
-            + "; end it in Dense(num_outputs)"
+            f"{where}: returns {shown}, should return probabilities, (rows, {num_outputs}); end it "
+            "in Dense(num_outputs)"
         )
-    if takes_masks(model):
-        turn_cudnn_off(model)  # it takes no mask that begins with zeros, as padded reviews have
+    if makes_masks(model):
+        turn_cudnn_off(model)  # cuDNN takes no mask that begins with zeros, like a padded review's
     return model
 
 
 def training_network(job: Job, export: keras.Model, num_outputs: int = 1) -> keras.Model:
-    """The network that is trained: as `export`, with its weights and dropout over the global batch.
+    """The network that is trained: `export` with its weights and dropout over the global batch.
 
     Raises:
-        InputError: if the user's function gives another network each time.
+        InputError: if a custom function returns another network each time.
     """
     seed, batch_size = job.train.seed, job.train.batch_size
     if not job.model.is_own:
         return for_training(export, seed, batch_size)
-    # Built again: only the user's function knows how, where layers are classes of the user's own.
+    # Keras can't copy layers of custom classes, so the function builds them again.
     model = build_network(job, num_outputs)
     shapes = [[tuple(each.shape) for each in one.weights] for one in (export, model)]
     if shapes[0] != shapes[1]:
         raise InputError(
-            f"model.architecture = {job.model.architecture!r}: gives another network each time it "
-            "is called; make it depend on its arguments alone"
+            f"model.architecture = {job.model.architecture!r}: returns another network each time; "
+            "make it depend on its arguments only"
         )
     model.set_weights(export.get_weights())
     place_dropouts(model, seed, batch_size)
@@ -127,10 +118,10 @@ def training_network(job: Job, export: keras.Model, num_outputs: int = 1) -> ker
 
 
 def put_vectors(model: keras.Model, job: Job, vectors: WordVectors | None) -> None:
-    """Give the embedding the vectors of the words that were found; the others stay random.
+    """Put pretrained vectors into the embedding; words without one keep their random vector.
 
     Raises:
-        InputError: if the network has no embedding of that shape.
+        InputError: as `embedding_of_words`.
     """
     if vectors is None and job.model.train_embeddings:
         return
@@ -143,10 +134,10 @@ def put_vectors(model: keras.Model, job: Job, vectors: WordVectors | None) -> No
 
 
 def embedding_of_words(model: keras.Model, job: Job) -> Embedding:
-    """The embedding that takes the vectors of `model.embeddings`.
+    """The embedding for the vectors of `model.embeddings`.
 
     Raises:
-        InputError: if the network has none of that shape.
+        InputError: if the network has no embedding of their shape.
     """
     shape = (job.data.vocab_size, job.model.embedding_dim)
     layers = [layer for layer in model.layers if isinstance(layer, Embedding)]
@@ -160,63 +151,50 @@ def embedding_of_words(model: keras.Model, job: Job) -> Embedding:
     return fitting[0]
 
 
-def check_network(
-    job: Job, num_outputs: int = 1, num_replicas: int = 1, *, trains: bool = True
-) -> str:
-    """Build a user's network once before anything of a run is written, and look at what it gives.
+def check_network(job: Job, num_outputs: int = 1, *, trains: bool = True) -> str:
+    """Build a custom network and check its outputs, before the run writes anything.
 
     Args:
         num_outputs: as `Dataset.num_outputs`.
-        num_replicas: that train it.
-        trains: look at a step of training too.
+        trains: also check a training step.
 
     Returns:
         A warning, or nothing.
 
     Raises:
-        InputError: if it can't be built, gives no probabilities, or has what no step here does.
+        InputError: if the network can't be built, returns no probabilities, or has a property that
+            training ignores.
     """
     if not job.model.is_own:
         return ""
     where = f"model.architecture = {job.model.architecture!r}"
     model = build_network(job, num_outputs)
     tokens = np.arange(8 * job.data.maxlen, dtype=np.int32).reshape(8, -1) % job.data.vocab_size
-    # Weights as large as these show what numbers the network can give, not those near 0 that it
-    # happens to begin with.
-    numbers = np.random.default_rng(1)
+    # Large weights show the range of the outputs; a new network's outputs are all near 0.
+    random = np.random.default_rng(1)
     for each in model.trainable_variables:
-        each.assign(numbers.normal(size=each.shape))
+        each.assign(random.normal(size=each.shape))
     with own_errors(where):
-        given = np.asarray(keras.ops.cast(model(tokens, training=False), "float32"))
-    if trains:
-        _check_other_forms(model, job, tokens, where=where)
+        outputs = np.asarray(keras.ops.cast(model(tokens, training=False), "float32"))
     others = place_dropouts(model, job.train.seed, job.train.batch_size)
     num_losses, unused = _traced_training(model, job, where) if trains else (len(model.losses), [])
     if num_losses:
         raise InputError(
-            f"{where}: adds {num_losses} losses of its own (regularizers or add_loss), and "
-            "training takes none of them; take them out, and for smaller weights give "
-            "train.optimizer_options.weight_decay"
+            f"{where}: adds {num_losses} losses (regularizers or add_loss), which training "
+            "ignores; remove them, or use train.optimizer_options.weight_decay"
         )
     if unused:
         raise InputError(
-            f"{where}: its output in training does not depend on {', '.join(unused)}; use what "
-            "these weights belong to, or give it trainable=False"
+            f"{where}: its output in training does not depend on {', '.join(unused)}; use these "
+            "weights, or set trainable=False for them"
         )
-    if num_replicas > 1 and (names := needs_own_replica(model)):
-        raise InputError(
-            f"{where}: {', '.join(names)} has synchronized=True, which works on one device alone; "
-            "use LayerNormalization, or one device"
-        )
-    given = given[np.isfinite(given).all(axis=1)]
-    sums = given.sum(axis=1)
+    outputs = outputs[np.isfinite(outputs).all(axis=1)]
     # Half-precision probabilities add up to 1 within a hundredth.
-    adds_up = num_outputs == 1 or bool(np.all(np.abs(sums - 1) < 0.01))
-    if not (adds_up and np.all((given >= 0) & (given <= 1))):
+    adds_up = num_outputs == 1 or bool(np.all(np.abs(outputs.sum(axis=1) - 1) < 0.01))
+    if not (adds_up and np.all((outputs >= 0) & (outputs <= 1))):
         activation = "sigmoid" if num_outputs == 1 else "softmax"
-        found = f"numbers such as {given.flat[np.abs(given - 0.5).argmax()]:.3g}"
         raise InputError(
-            f"{where}: gives {found}, which are no probabilities; end it in Dense(num_outputs, "
+            f"{where}: its outputs are no probabilities; end it in Dense(num_outputs, "
             f"activation='{activation}')"
         )
     if not others:
@@ -227,33 +205,15 @@ def check_network(
     )
 
 
-def _check_other_forms(model: keras.Model, job: Job, tokens: np.ndarray, *, where: str) -> None:
-    """Call a network as runs of the job do beside `[rows, maxlen]`: on short batches, compiled.
-
-    Raises:
-        InputError: with the network's own error.
-    """
-    network = functools.partial(model, training=False)
-    if job.data.bucket:
-        tokens = tokens[:, : padded_lengths(job.data.maxlen)[0]]
-        should = f"should take data.bucket's batches, of {tokens.shape[1]} words and more"
-        with own_errors(f"{where}: {should}; mend it, or leave data.bucket out"):
-            network(tokens)
-    if job.train.xla == "on" and not num_own_gpus():
-        compiled = tf.function(network, autograph=False, jit_compile=True)
-        with own_errors(f"{where}: should compile; mend it, or leave train.xla = 'on' out"):
-            compiled(tokens)
-
-
 def _traced_training(model: keras.Model, job: Job, where: str) -> tuple[int, list[str]]:
-    """Trace a step of training as a run does, and run nothing: no random state changes.
+    """Trace a training step without running it, so no random state changes.
 
     Args:
-        model: the user's, with its dropout over the global batch; no other use is made of it.
+        model: the custom network with dropout over the global batch; it can't be used afterwards.
         where: the job's key, for messages.
 
     Returns:
-        How many losses of its own the model adds, and which trained weights get no gradient.
+        The number of losses that the model adds, and the trained weights without a gradient.
     """
     if job.model.embeddings:
         embedding_of_words(model, job)
@@ -263,8 +223,8 @@ def _traced_training(model: keras.Model, job: Job, where: str) -> tuple[int, lis
 
     def step(tokens: tf.Tensor) -> None:
         nonlocal num_losses
-        place = global_batch(tf.constant(0, tf.int64), tf.range(tokens.shape[0]))
-        with tf.GradientTape() as tape, place:
+        rows = global_batch(tf.constant(0, tf.int64), tf.range(tokens.shape[0]))
+        with tf.GradientTape() as tape, rows:
             output = model(tokens, training=True)
         num_losses = len(model.losses)
         trained = model.trainable_variables
@@ -273,17 +233,17 @@ def _traced_training(model: keras.Model, job: Job, where: str) -> tuple[int, lis
             each.path for each, gradient in zip(trained, gradients, strict=True) if gradient is None
         )
 
-    rows = tf.TensorSpec([job.train.batch_size, job.data.maxlen], tf.int32)
+    batch = tf.TensorSpec([job.train.batch_size, job.data.maxlen], tf.int32)
     with own_errors(where), fresh_names(), dtype_policy(job):
-        tf.function(step, autograph=False).get_concrete_function(rows)
+        tf.function(step, autograph=False).get_concrete_function(batch)
     return num_losses, unused
 
 
 def load_network(job: Job, path: Path, num_outputs: int) -> keras.Model:
-    """A user's network with the weights of a file; nothing of the file is run.
+    """A custom network with the weights of a file; runs no code from the file.
 
     Raises:
-        InputError: if the network can't be built, or the weights are of another one.
+        InputError: if the network can't be built, or the weights belong to another one.
     """
     model = build_network(job, num_outputs)
     try:

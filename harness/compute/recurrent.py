@@ -11,7 +11,7 @@ from keras.layers import LSTM, RNN, Bidirectional, SimpleRNN
 
 from harness.layers import all_layers
 
-# From a layer, its words, `[time, batch, features]`, and its first states to its outputs,
+# Takes a layer, its input, `[time, batch, features]`, and its initial states; returns its outputs,
 # `[time, batch, units]`, and its last states.
 Compute = Callable[[LSTM, tf.Tensor, list[tf.Tensor]], tuple[tf.Tensor, list[tf.Tensor]]]
 
@@ -22,9 +22,9 @@ def recurrent_layers(model: keras.Model) -> list[keras.Layer]:
 
 
 def turn_cudnn_off(model: keras.Model) -> None:
-    """Let recurrent layers use plain TensorFlow on a GPU too, where Keras would put in cuDNN.
+    """Let recurrent layers use TensorFlow's operations instead of cuDNN, also on a GPU.
 
-    XLA can't compile cuDNN, and a CPU can't run it.
+    XLA can't compile cuDNN's kernels, and a CPU can't run them.
     """
     for layer in _with_directions(model):
         if hasattr(layer, "use_cudnn"):
@@ -32,22 +32,22 @@ def turn_cudnn_off(model: keras.Model) -> None:
 
 
 def use_block_kernel(model: keras.Model) -> None:
-    """Have LSTM layers compute all words in one operation, TensorFlow's kernel BlockLSTM.
+    """Let LSTM layers compute all words in one operation, TensorFlow's kernel BlockLSTM.
 
-    A loop starts dozens of operations for each word instead. The layers are those of the five
-    networks: the kernel knows no other activations, and no dropout inside.
+    Keras's loop starts dozens of operations per word. Only for the five networks: the kernel
+    supports no other activations, and no dropout inside the layer.
     """
     _replace_loops(model, _block_lstm)
 
 
 def use_cudnn_rnn(model: keras.Model) -> None:
-    """Have plain RNN layers on a GPU compute all words in one operation, that of cuDNN.
+    """Let plain RNN layers on a GPU compute all words in one operation of cuDNN.
 
-    Keras uses cuDNN for LSTM and GRU alone. A loop starts kernels for each word, and the loop that
-    XLA compiles also waits for the host at each word of the backward pass.
+    Keras uses cuDNN only for LSTM and GRU. Keras's loop starts kernels for each word, and the loop
+    that XLA compiles also waits for the host at each word of the backward pass.
 
     Args:
-        model: or such a layer.
+        model: a model or a plain RNN layer.
     """
     for layer in (model, *_with_directions(model)):
         if type(layer) is SimpleRNN and _cudnn_takes(layer):
@@ -62,15 +62,15 @@ def _cudnn_rnn(
     mask: tf.Tensor | None,
     training: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """What `SimpleRNN.inner_loop` gives: the last output, all outputs over time, the last state."""
+    """Like `SimpleRNN.inner_loop`: the last output, the outputs at all words, the last state."""
     if mask is not None:
-        kept: tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]
-        kept = SimpleRNN.inner_loop(layer, sequences, initial_state, mask, training)
-        return kept
+        by_loop: tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]
+        by_loop = SimpleRNN.inner_loop(layer, sequences, initial_state, mask, training)
+        return by_loop
     if layer.go_backwards:
         sequences = tf.reverse(sequences, [1])
     num_examples, num_words = tf.shape(sequences)[0], tf.shape(sequences)[1]
-    found = tf.raw_ops.CudnnRNNV3(
+    result = tf.raw_ops.CudnnRNNV3(
         input=sequences,
         input_h=initial_state[0][:, None],
         input_c=0,
@@ -78,16 +78,16 @@ def _cudnn_rnn(
         sequence_lengths=tf.fill([num_examples], num_words),
         rnn_mode="rnn_tanh",
         time_major=False,
-        is_training=True,  # as Keras has it: without, there is no gradient
+        is_training=True,  # as in Keras: otherwise there is no gradient
     )
-    last = found.output_h[:, 0]
-    return last, found.output if layer.return_sequences else last[:, None], [last]
+    last = result.output_h[:, 0]
+    return last, result.output if layer.return_sequences else last[:, None], [last]
 
 
 def cudnn_parameters(layer: SimpleRNN) -> tf.Tensor:
-    """The weights of a plain RNN as cuDNN takes them, `[units * (features + units + 2)]`.
+    """The weights of a plain RNN in cuDNN's format, `[units * (features + units + 2)]`.
 
-    `[units, features]` of the words, `[units, units]` of the state, and a bias for each of both.
+    The input matrix, `[units, features]`, the state matrix, `[units, units]`, and a bias for each.
     """
     kernel, recurrent, bias = (
         keras.ops.convert_to_tensor(each)
@@ -98,33 +98,33 @@ def cudnn_parameters(layer: SimpleRNN) -> tf.Tensor:
 
 
 def _cudnn_takes(layer: SimpleRNN) -> bool:
-    """Whether a plain RNN has no setting that cuDNN lacks."""
+    """Whether cuDNN supports all settings of a plain RNN."""
     cell = layer.cell
     drops = layer.unroll or cell.dropout or cell.recurrent_dropout
     return cell.activation is keras.activations.tanh and cell.use_bias and not drops
 
 
 def compute_in_float32(model: keras.Model) -> list[str]:
-    """Have recurrent layers whose precision is bfloat16 compute in float32, and name them.
+    """Let recurrent layers in bfloat16 compute in float32, and return their names.
 
-    TensorFlow gives the backward pass of cuDNN's recurrent layers in bfloat16 another reserve space
-    than the one that their forward pass filled (cudnn_rnn_ops.cc), so gradients are wrong. The
-    layers around them keep their precision.
+    In bfloat16, the backward pass of cuDNN's recurrent layers gets another reserve space than the
+    one that the forward pass filled (TensorFlow's cudnn_rnn_ops.cc), so gradients are wrong. Other
+    layers keep their precision.
     """
-    found = []
+    names = []
     for layer in all_layers(model):
         if isinstance(layer, RNN | Bidirectional) and layer.compute_dtype == "bfloat16":
             for part in layer._flatten_layers():  # its cells and directions too
                 part.dtype_policy = "float32"
-            found.append(layer.name)
-    return found
+            names.append(layer.name)
+    return names
 
 
 def use_turns_of_two(model: keras.Model) -> None:
-    """Have LSTM layers compute two words in each turn of their loop.
+    """Let LSTM layers compute two words per turn of their loop.
 
-    Compiled by XLA, such a loop takes a sixth less time; those of other layers take the same. The
-    layers are those of the five networks: without dropout inside, without a mask.
+    If XLA compiles it, this loop takes a sixth less time; other kinds of layers gain nothing. Only
+    for the five networks, whose layers have no dropout inside and no mask.
     """
     _replace_loops(model, _turns_of_two)
 
@@ -141,12 +141,9 @@ def _inner_loop(
     *,
     sequences: tf.Tensor,
     initial_state: list[tf.Tensor],
-    mask: tf.Tensor | None,
-    training: bool = False,
+    **_: Any,  # no mask, and no dropout in training
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """What `LSTM.inner_loop` gives: the last output, all outputs over time, the last states."""
-    if mask is not None:
-        raise RuntimeError(f"{layer.name}: its loop takes no mask")
+    """Like `LSTM.inner_loop`: the last output, the outputs at all words, the last states."""
     outputs, states = compute(layer, tf.transpose(sequences, [1, 0, 2]), initial_state)
     last = states[0]
     kept = tf.transpose(outputs, [1, 0, 2]) if layer.return_sequences else last[:, None]
@@ -156,10 +153,10 @@ def _inner_loop(
 def _turns_of_two(
     layer: LSTM, words: tf.Tensor, initial_state: list[tf.Tensor]
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """Two words in each turn.
+    """Compute two words per turn.
 
-    A backward layer reads from the end: with a reversed copy of the words a bidirectional one takes
-    a third longer.
+    A backward layer reads its input from the end: with a reversed copy of the input a bidirectional
+    layer takes a third longer.
     """
     num_words = tf.shape(words)[0]
     num_kept = num_words if layer.return_sequences else 1
@@ -175,7 +172,7 @@ def _turns_of_two(
         return (at, outputs, *states)
 
     values: Any = (0, outputs, *initial_state)
-    for size in (2, 1):  # by one the last of an odd number
+    for size in (2, 1):  # the second loop computes the last word of an odd number
         values = tf.while_loop(
             lambda at, *_, size=size: at + size <= num_words, functools.partial(turn, size), values
         )
@@ -186,16 +183,16 @@ def _turns_of_two(
 def _block_lstm(
     layer: LSTM, words: tf.Tensor, initial_state: list[tf.Tensor]
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """All words in one operation.
+    """Compute all words in one operation.
 
-    The kernel has its gates in another order than Keras. Its second version is not used, because
-    the gradient that TensorFlow has for it is that of the first.
+    The kernel's order of the gates is not Keras's. BlockLSTMV2 is not used, because TensorFlow's
+    gradient for it belongs to the first version.
     """
     if layer.go_backwards:
         words = tf.reverse(words, [0])
     cell, no_peephole = layer.cell, tf.zeros([layer.units])
     hidden, carry = initial_state
-    found = tf.raw_ops.BlockLSTM(
+    result = tf.raw_ops.BlockLSTM(
         seq_len_max=tf.cast(tf.shape(words)[0], tf.int64),
         x=words,
         cs_prev=carry,
@@ -205,20 +202,20 @@ def _block_lstm(
         wcf=no_peephole,
         wco=no_peephole,
         b=_in_blocks_order(keras.ops.convert_to_tensor(cell.bias)),
-        forget_bias=0.0,  # Keras has it in the bias
+        forget_bias=0.0,  # Keras's bias contains it
         cell_clip=-1.0,  # no clipping
     )
-    return found.h, [found.h[-1], found.cs[-1]]
+    return result.h, [result.h[-1], result.cs[-1]]
 
 
 def _in_blocks_order(gates: tf.Tensor) -> tf.Tensor:
-    """Input, candidate, forget and output gate, of Keras's input, forget, candidate and output."""
+    """Put Keras's order of gates (input, forget, candidate, output) into BlockLSTM's order."""
     input_gate, forget, candidate, output = tf.split(gates, 4, axis=-1)
     return tf.concat([input_gate, candidate, forget, output], axis=-1)
 
 
 def _with_directions(model: keras.Model) -> Iterator[keras.Layer]:
-    """Every layer of the model, and both directions of bidirectional ones."""
+    """All layers of the model, and both directions of bidirectional layers."""
     for layer in all_layers(model):
         yield layer
         for name in ("forward_layer", "backward_layer"):
@@ -227,17 +224,21 @@ def _with_directions(model: keras.Model) -> Iterator[keras.Layer]:
 
 
 def count_parameters(model: keras.Model) -> dict[str, int]:
-    """How many parameters the model has, in all and in its recurrent layers."""
+    """The number of parameters of the model and of its recurrent layers."""
     recurrent = sum(layer.count_params() for layer in recurrent_layers(model))
     return {"parameters": model.count_params(), "recurrent_parameters": recurrent}
 
 
 def count_kernels(graph: tf.Graph, layers: list[keras.Layer], kernel: str) -> dict[str, int]:
-    """How many kernels whose names begin so the forward pass runs in each layer.
+    """The number of a kernel's operations in the forward pass of each layer, by layer name.
 
-    The fewest on any replica. A node is named `model/layer/…`, but TensorFlow numbers a scope that
-    it sees again: `lstm` can appear as `lstm_1`, or as `lstm_2` next to another layer's `lstm_1_1`.
-    So scopes and layers with the same base name, such as `lstm`, are matched by their order.
+    Of several replicas the one with the fewest counts. A node is named `model/layer/…`, but
+    TensorFlow numbers repeated scopes: `lstm` can appear as `lstm_1`, or as `lstm_2` next to
+    another layer's `lstm_1_1`. So scopes and layers with the same base name, such as `lstm`, are
+    matched by their order.
+
+    Args:
+        kernel: the first part of the operation's name.
     """
     counts: dict[str, int] = {}
     for function in graph.as_graph_def().library.function:
@@ -248,7 +249,7 @@ def count_kernels(graph: tf.Graph, layers: list[keras.Layer], kernel: str) -> di
         for base in {_base(layer.name) for layer in layers}:
             names = [layer.name for layer in layers if _base(layer.name) == base]
             matching = [scope for scope in scopes if _base(scope) == base]
-            if len(names) == len(matching):  # else it is a part, such as the body of a loop
+            if len(names) == len(matching):  # else the function is a part, like a loop's body
                 for name, scope in zip(names, matching, strict=True):
                     num = fused.count(scope)
                     counts[name] = min(num, counts.get(name, num))
@@ -260,10 +261,10 @@ def _base(name: str) -> str:
 
 
 def kernels_of(model: keras.Model, graph: tf.Graph, way: str) -> dict[str, str]:
-    """The kernel of each recurrent layer of a model, read from the traced graph of its step.
+    """The kernel of each recurrent layer of a model, from the traced graph of its step.
 
-    `cudnn`: NVIDIA's fused kernel; `block`: TensorFlow's on a CPU; `xla`: the compiled loop;
-    `loop`: a loop of TensorFlow operations.
+    `cudnn`: NVIDIA's fused kernel; `block`: TensorFlow's fused kernel on a CPU; `xla`: the compiled
+    loop; `loop`: a loop of TensorFlow operations.
     """
     layers = recurrent_layers(model)
     usual = "xla" if way == "xla" else "loop"
@@ -278,16 +279,16 @@ def kernels_of(model: keras.Model, graph: tf.Graph, way: str) -> dict[str, str]:
 
 
 def why_slow(kernels: Mapping[str, str]) -> str:
-    """Which layers cuDNN does not compute on a GPU, and what mends it; empty if it computes all.
+    """A warning about layers that cuDNN does not compute, with the remedy; else empty.
 
     Args:
-        kernels: as `kernels_of` gives them.
+        kernels: as from `kernels_of`.
     """
     names = ", ".join(name for name, kernel in kernels.items() if kernel != "cudnn")
     if not names:
         return ""
     return (
         f"{names}: slow on a GPU, because a loop computes word after word, not cuDNN; set "
-        "model.reset_after = true and train.xla = auto; in a network of your own leave activations "
-        "and biases as Keras has them, and masks, recurrent_dropout and unroll out; or use a CPU"
+        "model.reset_after = true and train.xla = auto; in a custom network use Keras's default "
+        "activations and biases, and no masks, recurrent_dropout or unroll; or use a CPU"
     )

@@ -1,6 +1,6 @@
-"""Devices to strategy: the one place that names tf.distribute's strategies.
+"""From devices to a strategy: the only module that names the strategies of `tf.distribute`.
 
-TensorFlow is imported inside the functions, so that a device's name is checked without it.
+TensorFlow is imported inside the functions, because names of devices are checked without it.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -28,15 +29,15 @@ if TYPE_CHECKING:
 
 SITE_DEVICES = "HARNESS_DEVICES"
 MAX_DEVICES = 64
-UNUSED = ("sklearn", "matplotlib", "scipy", "pandas")  # by what is used of Keras
+UNUSED = ("sklearn", "matplotlib", "scipy", "pandas")  # by the parts of Keras that are used
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-# NCCL's and CUDA's own variables decide which network is used, and which kernels.
+# Variables that select NCCL's network and CUDA's kernels.
 RECORDED = ("NCCL_", "CUDA_", "CUBLAS_", "CUDNN_", "XLA_FLAGS", "TF_CUDNN_", "NVIDIA_TF32_")
 
-device_messages: list[str] = []  # that TensorFlow wrote when it was asked for its GPUs
+device_messages: list[str] = []  # of TensorFlow, when it listed the GPUs
 
-START_S = 120.0  # for the workers' servers to find each other
-HEARTBEAT_S = 30.0  # without a sign of a worker, after which TensorFlow ends the others' steps
+START_S = 120.0  # for the connections between the workers' servers
+HEARTBEAT_S = 30.0  # without a heartbeat of a worker; then TensorFlow ends the steps of the others
 
 
 @dataclass(frozen=True)
@@ -54,21 +55,23 @@ def parse_devices(text: str, name: str = "--devices") -> Devices:
     """Read `gpu`, `gpu:2`, `cpu` or `cpu:2`; several CPU devices are virtual ones.
 
     Args:
-        name: of the option or variable that it is the value of, for messages.
+        name: the option or variable with this value, for messages.
 
     Raises:
         InputError: for another kind, or a count outside 1 to 64.
     """
-    kind, colon, count = text.strip().lower().partition(":")
-    if kind not in ("cpu", "gpu"):
-        raise InputError(f"{name} {text}: unknown device; known: cpu, cpu:2, gpu, gpu:4")
-    if colon and not (re.fullmatch("[0-9]{1,3}", count) and 1 <= int(count) <= MAX_DEVICES):
-        raise InputError(f"{name} {text[:40]}: the count should be 1 to {MAX_DEVICES}, as in cpu:2")
-    return Devices(kind, int(count or 1))
+    found = re.fullmatch("(cpu|gpu)(:[0-9]{1,3})?", text.strip().lower())
+    count = int((found[2] or ":1")[1:]) if found else 0
+    if not found or not 1 <= count <= MAX_DEVICES:
+        raise InputError(
+            f"{name} {text[:40]}: should be cpu, gpu, or a number of them from 1 to {MAX_DEVICES}, "
+            "as in gpu:4"
+        )
+    return Devices(found[1], count)
 
 
 def site_devices() -> str | None:
-    """HARNESS_DEVICES: the devices where neither the command nor the record of a run says which.
+    """HARNESS_DEVICES: the devices, unless the command or a run's record names others.
 
     Raises:
         InputError: as `parse_devices`.
@@ -79,10 +82,14 @@ def site_devices() -> str | None:
 
 
 def one_device_each(text: str | None, what: str) -> str | None:
-    """The kind of device, `gpu` or `cpu`, of which each of several processes gets one.
+    """The kind of device, `gpu` or `cpu`, for several processes with one device each.
+
+    Args:
+        text: the value of `--devices`.
+        what: run or trial, for messages.
 
     Raises:
-        InputError: if several are requested.
+        InputError: if several devices are requested.
     """
     name = "--devices" if text else SITE_DEVICES
     text = text or site_devices()
@@ -100,24 +107,24 @@ def one_device_each(text: str | None, what: str) -> str | None:
 def import_tensorflow(
     allocation: SlurmEnvironment | None, threads: int | None = None, job: Job | None = None
 ) -> ModuleType:
-    """Import TensorFlow, by default with deterministic operations, without its noise.
+    """Import TensorFlow without its noise, by default with deterministic operations.
 
     Args:
-        threads: to use; by default as many as there are CPUs given to this process.
-        job: may ask for other operations, or for TF32, which is on by TensorFlow's own default.
+        threads: by default the number of CPUs of this process.
+        job: may turn TF32 on, which is TensorFlow's default, or deterministic operations off.
 
     Raises:
-        InputError: if it can't be imported.
+        InputError: if the import fails.
     """
     tf32, deterministic = (job.train.tf32, job.train.deterministic) if job else (False, True)
     ask_for_messages()
     # oneDNN rounds differently on different CPUs, and a run may resume on another node.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    # By default CUDA puts the fastest GPU first; this way it numbers them as the driver does.
+    # Number GPUs like the driver. CUDA's default puts the fastest GPU first.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if deterministic:
-        # cuBLAS reads it once. Without it cuDNN's recurrent layers are not reproducible (cuDNN's
-        # manual, "Reproducibility"), because cuBLAS may use another workspace on each stream.
+        # Otherwise cuBLAS may use another workspace on each stream, and cuDNN's recurrent layers
+        # are not reproducible (cuDNN's manual, "Reproducibility").
         os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
     if gpu.has_driver():
         gpu.keep_compiled_kernels()
@@ -134,7 +141,7 @@ def import_tensorflow(
 
         gpus = tf.config.list_physical_devices("GPU")
     device_messages.extend(lines)
-    for each in gpus:  # by default it takes all the memory of a GPU that others may share
+    for each in gpus:  # by default TensorFlow takes all memory of a GPU, which may be shared
         tf.config.experimental.set_memory_growth(each, True)
     threads = threads or given_cpus(allocation)
     tf.config.threading.set_intra_op_parallelism_threads(threads)
@@ -150,9 +157,9 @@ def quick_imports() -> Iterator[None]:
     """Import Keras in half the time.
 
     Keras and TensorFlow import scikit-learn, matplotlib, SciPy and pandas if they are installed,
-    for wrappers, galleries and kinds of input that nothing here uses. Inside this context they
-    appear to be missing; they can be imported later.
-    The garbage collector is off, because it would scan a million permanent objects repeatedly.
+    for functions that the harness does not use. Inside this context these packages appear to be
+    missing; they can be imported later. The garbage collector is off, because it would scan a
+    million permanent objects repeatedly.
     """
     hidden = [name for name in UNUSED if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None: ImportError
@@ -169,10 +176,10 @@ def quick_imports() -> Iterator[None]:
 
 
 def devices_in_use(requested: Devices | None) -> tuple[Devices, list[Any]]:
-    """The devices requested, or all GPUs that this process sees; and the GPUs among them.
+    """The requested devices, by default all GPUs of this process, and the GPUs among them.
 
     Raises:
-        InputError: if they are not there.
+        InputError: if a requested device is missing.
     """
     import tensorflow as tf
 
@@ -191,21 +198,21 @@ def devices_in_use(requested: Devices | None) -> tuple[Devices, list[Any]]:
 def make_strategy(
     requested: Devices | None, worker_group: WorkerGroup | None = None
 ) -> "tf.distribute.Strategy":
-    """The strategy for the devices requested, or for all that this process sees.
+    """The strategy for the requested devices, by default for all GPUs of this process.
 
-    With a worker group it spans the same devices on each of its nodes. In a single process, one
-    device gets TensorFlow's default strategy, which leaves XLA and cuDNN on, and several devices
-    get a MirroredStrategy. Call it once per process, before anything is placed on a device.
+    With a worker group it spans the same devices on each node. In a single process, one device gets
+    TensorFlow's default strategy, which allows XLA and cuDNN, and several devices get a
+    MirroredStrategy. Call it once per process, before any tensor is on a device.
 
     Raises:
-        InputError: if the devices requested are not there.
+        InputError: if a requested device is missing.
     """
     import tensorflow as tf
 
     devices, gpus = devices_in_use(requested)
     if worker_group and devices.kind == "cpu" and devices.count > 1:
         raise InputError(
-            f"--devices {devices}: on several nodes each has one CPU device; use --devices cpu"
+            f"--devices {devices}: should be one CPU device per node; use --devices cpu"
         )
     tf.config.set_visible_devices(gpus, "GPU")
     if worker_group:
@@ -236,16 +243,16 @@ def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
         }
     )
     _expect_heartbeats(len(worker_group.addresses))
-    # It would wait an hour for the others. All were there a moment ago, but one may have died.
+    # By default TensorFlow waits an hour for the others, one of which may have died by now.
     with worker_group.limited(START_S):
-        # Without CommunicationOptions(timeout_seconds=…), by which each operation keeps a thread.
+        # No CommunicationOptions(timeout_seconds=…): with it each operation keeps a thread.
         return tf.distribute.MultiWorkerMirroredStrategy()
 
 
 def _expect_heartbeats(num_workers: int) -> None:
-    """Let TensorFlow notice a worker that is lost or stopped, as the strategy does by itself.
+    """Give TensorFlow's heartbeats, which detect a lost or stopped worker, a longer limit.
 
-    But its own limit of 10 s is short for a busy node. There is no public way to set it.
+    The default of 10 s is too short for a busy node. There is no public way to set it.
     """
     from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
     from tensorflow.python.eager import context
@@ -259,28 +266,28 @@ def _expect_heartbeats(num_workers: int) -> None:
 
 
 def spans_processes(strategy: "tf.distribute.Strategy") -> bool:
-    """Whether the strategy has workers in other processes, which must agree on when to stop."""
+    """Whether the strategy has workers in other processes, which vote on stops."""
     import tensorflow as tf
 
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def one_device() -> "tf.distribute.Strategy":
-    """The strategy of one device, the first GPU if there is one: for a model from a file."""
+    """The strategy of one device, the first GPU or else the CPU, for a model from a file."""
     import tensorflow as tf
 
     return tf.distribute.get_strategy()
 
 
 def num_own_gpus() -> int:
-    """How many GPUs of this node the strategy uses."""
+    """The number of GPUs that this process uses."""
     import tensorflow as tf
 
     return len(tf.config.get_visible_devices("GPU"))
 
 
 def card_of(device: Any) -> gpu.Card:
-    """The card of one of TensorFlow's physical devices."""
+    """The card of a physical device of TensorFlow."""
     import tensorflow as tf
 
     details = tf.config.experimental.get_device_details(device)
@@ -291,29 +298,29 @@ def card_of(device: Any) -> gpu.Card:
 def describe_devices(
     strategy: "tf.distribute.Strategy", worker_group: WorkerGroup | None = None
 ) -> list[dict[str, str]]:
-    """Name and kind of each device that the strategy uses, for the record.
+    """Name and kind of each device of the strategy, for the record.
 
-    All nodes use the same devices, so those of the other nodes get this node's names.
+    All nodes use the same devices, so devices of other nodes get this node's names.
     """
     nodes = worker_group.nodes if worker_group else [""]
-    own = _own_devices(strategy.num_replicas_in_sync // len(nodes))
+    devices = _local_devices(strategy.num_replicas_in_sync // len(nodes))
     return [
         {**device, "device": f"{node}/{device['device']}".lstrip("/")}
         for node in nodes
-        for device in own
+        for device in devices
     ]
 
 
 def own_devices() -> str:
-    """The devices of this node that the strategy uses, for people: `gpu:0 (NVIDIA H100)`."""
-    names = [f"{each['device']} ({each['name']})" for each in _own_devices(1) if "name" in each]
+    """The GPUs that this process uses, for people: `gpu:0 (NVIDIA H100)`; else `the CPU`."""
+    names = [f"{each['device']} ({each['name']})" for each in _local_devices(1) if "name" in each]
     return ", ".join(names) or "the CPU"
 
 
 def describe_numerics() -> dict[str, Any]:
-    """How exactly this process computes, for the record."""
+    """The settings that decide rounding and repeatability, for the record."""
     import tensorflow as tf
-    from tensorflow.python.framework import config  # there is no public question
+    from tensorflow.python.framework import config  # there is no public function
 
     return {
         "tf32": bool(tf.config.experimental.tensor_float_32_execution_enabled()),
@@ -323,7 +330,7 @@ def describe_numerics() -> dict[str, Any]:
 
 
 def describe_cuda(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """The GPUs that the strategy uses and what drives them; empty where the CPU trains."""
+    """GPUs, driver, libraries and settings of CUDA, for the record; empty if the CPU trains."""
     import tensorflow as tf
 
     gpus = tf.config.get_visible_devices("GPU")
@@ -345,28 +352,28 @@ def describe_cuda(environment: Mapping[str, str] = os.environ) -> dict[str, Any]
 
 
 def title_of_devices(strategy: "tf.distribute.Strategy", threads: int) -> str:
-    """What trains, for people: `2 × NVIDIA A100-SXM4-80GB`, or `CPU, 4 threads`.
+    """The training devices, for people: `2 × NVIDIA A100-SXM4-80GB`, or `CPU, 4 threads`.
 
     Args:
-        strategy: of the run; on several nodes it counts the devices of all.
+        strategy: of the run; on several nodes it counts the devices of all nodes.
         threads: of each operation on a CPU.
     """
     num = strategy.num_replicas_in_sync
-    names = [device["name"] or "GPU" for device in _own_devices(num) if "name" in device]
+    names = Counter(each["name"] or "GPU" for each in _local_devices(num) if "name" in each)
     if names:
-        kinds = {name: names.count(name) for name in names}
-        scale = num // len(names)  # nodes
-        return ", ".join(f"{scale * count} × {name}" for name, count in kinds.items())
+        num_nodes = num // names.total()
+        return ", ".join(f"{num_nodes * count} × {name}" for name, count in names.items())
     virtual = f"{num} × " if num > 1 else ""
     return f"{virtual}CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def _own_devices(num: int) -> list[dict[str, str]]:
+def _local_devices(num_cpus: int) -> list[dict[str, str]]:
+    """The GPUs that this process uses, with their names; else virtual CPU devices."""
     import tensorflow as tf
 
     gpus = tf.config.get_visible_devices("GPU")
     if not gpus:
-        return [{"device": f"cpu:{i}"} for i in range(num)]
+        return [{"device": f"cpu:{i}"} for i in range(num_cpus)]
     return [
         {
             "device": gpu.name.removeprefix("/physical_device:").lower(),

@@ -1,8 +1,8 @@
-"""What runs on the devices in training: a step.
+"""The training step, which runs on the devices.
 
 Two models share the strategy's scope. `model` is trained, with dropout over the global batch.
-`export_model` is the notebook's own network in plain Keras: it gets the weights that the run would
-export (the latest ones, or the optimizer's moving average), and is validated, tested and saved.
+`export_model` is the same network in plain Keras: it gets the latest weights or their moving
+average, and is validated, tested and saved.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +27,8 @@ from harness.data.word_vectors import WordVectors
 from harness.job.keys import Job
 from harness.layers import global_batch, look_up_by_gather
 
-# The gradients of the trained weights, and `[2] float64`, the sums over the reviews of the losses
-# and of the correct predictions.
+# The gradients of the trained weights, and the sums over the reviews of the losses and of the
+# correct predictions, `[2] float64`.
 Gradients = tuple[list[tf.Tensor], tf.Tensor]
 
 
@@ -36,7 +36,7 @@ class TrainStep:
     """Models and optimizer in the strategy's scope, and the training step.
 
     Attributes:
-        train_steps: `steps`, in one graph.
+        train_steps: `steps` as a graph.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class TrainStep:
 
         Args:
             num_outputs: of the network, see `Dataset.num_outputs`.
-            vectors: that the words begin with, where there are any.
-            steps_per_epoch: which a schedule of the learning rate counts.
-            class_weights: by label, see `loss`; empty if all weigh the same.
+            vectors: pretrained word vectors.
+            steps_per_epoch: for a learning-rate schedule.
+            class_weights: by label, see `loss`; empty if all classes have the same weight.
         """
         self.job, self.strategy, self.is_compiled = job, strategy, plan.way == "xla"
         self.class_weights, self.losses = class_weights, loss_of(job)
@@ -68,12 +68,12 @@ class TrainStep:
             self.export_model = build_network(job, num_outputs)
             put_vectors(self.export_model, job, vectors)
             self.model = training_network(job, self.export_model, num_outputs)
-            put_vectors(self.model, job, None)  # a network of the user's is built again
+            put_vectors(self.model, job, None)  # a custom network was built again
             if self.is_compiled:
                 turn_cudnn_off(self.model)
             if plan.way == "block":
                 use_block_kernel(self.model)
-            self.in_float32: list[str] = []  # recurrent layers, in spite of the job's precision
+            self.in_float32: list[str] = []  # recurrent layers that ignore the job's bfloat16
             if num_own_gpus():
                 look_up_by_gather(self.model)
                 self.in_float32 = compute_in_float32(self.model)
@@ -82,23 +82,23 @@ class TrainStep:
             self.optimizer = build_optimizer(job.train, steps_per_epoch, code=job.code)
             self.model.compile(self.optimizer)
             self.optimizer.build(self.model.trainable_variables)
-        # AutoGraph is off in all graphs: it would rewrite Keras's functions too, which makes
-        # tracing take half as long again.
+        # AutoGraph is off in all graphs: it would also rewrite Keras's functions, so that tracing
+        # takes 1.5 times as long.
         self.train_steps = tf.function(self.steps, autograph=False, reduce_retracing=False)
         self.evaluator = Evaluator(self.export_model, strategy, job, plan)
 
     def steps(
         self, batches: Iterator[Batch], num_steps: int, vote: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """Take `num_steps` steps, leaving the result on the device.
+        """Take `num_steps` steps; the result stays on the device.
 
         Args:
-            vote: `[] float64`, this worker's to stop; None in a single process.
+            vote: this worker's vote to stop, `[] float64`; None in a single process.
 
         Returns:
-            `[num_steps, 2] float64`: for each step the sums over the global batch of the losses
-            and of the correct predictions. Of several workers `[num_steps, 3]`, with the sum of
-            all replicas' votes to stop.
+            For each step the sums over the global batch of the losses and of the correct
+            predictions, `[num_steps, 2] float64`; with several workers also the sum of all
+            replicas' votes to stop, `[num_steps, 3]`.
         """
         if num_steps == 1:
             of_replicas = self.strategy.run(self.replica_step, args=(next(batches), vote))
@@ -112,8 +112,8 @@ class TrainStep:
         return tf.while_loop(lambda i, _: i < num_steps, step, (0, sums))[1].stack()
 
     def replica_step(self, batch: Batch, vote: tf.Tensor | None) -> tf.Tensor:
-        """A replica's part of a step; returns its sums, `[2] float64`, and its vote."""
-        # Nothing orders the parts, so they run side by side where there are threads.
+        """A replica's part of a step; returns its sums and its vote, `[2]` or `[3] float64`."""
+        # The parts are independent operations, so several threads compute them in parallel.
         parts = in_parts(batch, self.num_examples, self.examples_per_part)
         of_parts, sums = zip(*map(self.compiled(), parts), strict=True)
         gradients = [*map(tf.add_n, zip(*of_parts, strict=True))]
@@ -124,17 +124,17 @@ class TrainStep:
         return sums if vote is None else tf.concat([sums, vote[None]], axis=0)
 
     def compiled(self) -> Callable[[Batch], Gradients]:
-        """`gradients` as the plan has it computed, for one replica.
+        """`gradients`, compiled if the plan says so, for one replica.
 
-        XLA compiles only this part: it refuses the optimizer's variables, which have copies on
-        other devices.
+        XLA compiles only this part of the step, because it refuses the optimizer's variables, which
+        have copies on other devices.
         """
         compiled: Callable[[Batch], Gradients]
         compiled = tf.function(self.gradients, jit_compile=self.is_compiled, autograph=False)
         return compiled
 
     def gradients(self, batch: Batch) -> Gradients:
-        """The gradients of a part of a batch, and its sums."""
+        """The gradients and sums of a part of a batch."""
         trained = [each.value for each in self.model.trainable_variables]
         with tf.GradientTape() as tape, global_batch(batch.step, batch.positions):
             probabilities = wide(self.model(batch.inputs, training=True))
@@ -142,7 +142,7 @@ class TrainStep:
         return [tf.convert_to_tensor(each) for each in tape.gradient(target, trained)], sums
 
     def _loss(self, batch: Batch, probabilities: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """What is minimized, `[]`, and the sums of `Gradients`."""
+        """The loss to minimize, `[]`, and the sums of `Gradients`."""
         losses = self.losses(batch.labels, probabilities)
         weights = tf.cast(batch.weights, losses.dtype)
         if self.class_weights:
@@ -150,40 +150,44 @@ class TrainStep:
         loss = tf.reduce_sum(losses * weights)
         correct = tf.cast(is_correct(batch.labels, probabilities), losses.dtype)
         sums = tf.stack([loss, tf.reduce_sum(correct * weights)])
-        # Divided by the reviews of the global batch, not of this replica: the replicas' gradients
-        # are added up, and a last batch need not fill them equally.
+        # Divided by the reviews of the global batch, not of this replica, because the gradients of
+        # the replicas are added up, and the last batch may be unequal.
         target = self.optimizer.scale_loss(loss / tf.cast(batch.count, losses.dtype))
         return target, tf.cast(sums, tf.float64)
 
     def _global_gradients(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-        # Keras would clip, and look for float16's overflow, in each replica's gradients before
-        # it adds them up. Divided at the end, because it adds them up in any case.
+        # Keras would clip each replica's gradients, and check them for float16's overflow, before
+        # it adds them up. They are divided at the end, because Keras adds them up again.
         context = tf.distribute.get_replica_context()
         gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         if self.job.train.clipnorm > 0:
             one = tf.constant(1.0, gradients[0].dtype)
-            scale = self.optimizer.scale_loss(one)  # which the optimizer undoes
-            limit = self.job.train.clipnorm * scale
+            limit = self.job.train.clipnorm * self.optimizer.scale_loss(one)
             gradients, _ = tf.clip_by_global_norm(gradients, limit)
         return [gradient / context.num_replicas_in_sync for gradient in gradients]
 
     def _over_replicas(self, sums: tf.Tensor) -> tf.Tensor:
         if spans_processes(self.strategy):
             return self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
-        # `reduce` would bring them to the host in each step.
+        # `reduce` would copy them to the host in each step.
         of_replicas = self.strategy.experimental_local_results(sums)
         with tf.device(of_replicas[0].device):
             return tf.add_n(of_replicas)
 
     def export_weights(self) -> None:
-        """Give `export_model` the latest weights, or their moving average if there is one."""
+        """Copy the latest weights, or their moving average if there is one, to `export_model`."""
         self.export_model.set_weights(self.model.get_weights())
         optimizer = getattr(self.optimizer, "inner_optimizer", self.optimizer)
         optimizer.finalize_variable_values(self.export_model.trainable_variables)
 
 
 def is_correct(labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
-    """Whether the most probable class is the label, `[examples] bool`; as for `cross_entropy`."""
+    """Whether the most probable class is the label, `[examples] bool`.
+
+    Args:
+        labels: as for `cross_entropy`.
+        probabilities: as for `cross_entropy`.
+    """
     if probabilities.shape[1] == 1:
         return tf.equal(probabilities[:, 0] > 0.5, labels > 0.5)
     predicted = tf.argmax(probabilities, axis=1, output_type=tf.int32)

@@ -4,7 +4,7 @@ Its graph holds vocabulary and encoding, so plain TensorFlow and TensorFlow Serv
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,34 +147,6 @@ def columns(
         before += size
 
 
-class TextModel(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
-    """The model of a finished run, for raw texts.
-
-    Raises:
-        InputError: if the run is unfinished, or one of its files is broken.
-    """
-
-    def __init__(self, run: RunDirectory) -> None:
-        super().__init__()
-        job, self.model = run.job(), load_model(run)
-        turn_cudnn_off(self.model)  # the export must also run on a CPU
-        self.classes = run.result()["classes"]
-        self.encoder = TextEncoder(
-            read_vocabulary(run),
-            vocab_size=job.data.vocab_size,
-            maxlen=job.data.maxlen,
-            bucket=job.data.bucket,
-            ratios=read_ratios(run),
-        )
-
-    def __call__(self, texts: tf.Tensor) -> tf.Tensor:
-        """Class probabilities of `[n]` UTF-8 strings, `[n, num_classes] float32`."""
-        probabilities = tf.cast(self.model(self.encoder(texts), training=False), tf.float32)
-        if probabilities.shape[-1] == 1:  # the second class only
-            probabilities = tf.concat([1 - probabilities, probabilities], axis=1)
-        return probabilities
-
-
 def export(run: RunDirectory, folder: Path) -> Path:
     """Write the model of a finished run as a SavedModel for raw text; replace an earlier export.
 
@@ -189,36 +161,38 @@ def export(run: RunDirectory, folder: Path) -> Path:
         The folder of the SavedModel, `folder/VERSION`.
 
     Raises:
-        InputError: if the run is unfinished, or the folder holds other files.
+        InputError: if the run is unfinished, one of its files is broken, or the folder holds other
+            files.
         RunError: if the folder can't be written.
     """
     check_folder(folder)
-    model = TextModel(run)
-    record = {"run": str(run.folder.absolute()), "classes": [*model.classes]}
-    return write_saved_model(folder, model, [model.model, model.encoder], record)
-
-
-def write_saved_model(
-    folder: Path,
-    probabilities_of: Callable[[tf.Tensor], tf.Tensor],
-    parts: Sequence[Any],
-    record: Mapping[str, Any],
-) -> Path:
-    """Write a SavedModel and its record; `parts` hold all variables and tables."""
-    classes = tf.constant(record["classes"])
+    data, model = run.job().data, load_model(run)
+    turn_cudnn_off(model)  # the export must also run on a CPU
+    classes = run.result()["classes"]
+    encoder = TextEncoder(
+        read_vocabulary(run),
+        vocab_size=data.vocab_size,
+        maxlen=data.maxlen,
+        bucket=data.bucket,
+        ratios=read_ratios(run),
+    )
 
     def classify(text: tf.Tensor) -> dict[str, tf.Tensor]:
-        probabilities = probabilities_of(last_characters(text))
+        inputs = encoder(last_characters(text))
+        probabilities = tf.cast(model(inputs, training=False), tf.float32)
+        if probabilities.shape[-1] == 1:  # the second class only
+            probabilities = tf.concat([1 - probabilities, probabilities], axis=1)
         # As in `predict`: the second of two classes needs a probability above 0.5.
         best = tf.argmax(probabilities, axis=1)
-        return {"probabilities": probabilities, "class": tf.gather(classes, best)}
+        return {"probabilities": probabilities, "class": tf.gather(tf.constant(classes), best)}
 
     archive = keras.export.ExportArchive()
-    for part in parts:
-        archive.track(part)
+    archive.track(model)
+    archive.track(encoder)
     archive.add_endpoint(
         "serve", classify, input_signature=[tf.TensorSpec([None], tf.string, "text")]
     )
+    record = {"run": str(run.folder.absolute()), "classes": classes}
     try:
         with replaced_directory(folder, check_folder) as temporary:
             archive.write_out(temporary / VERSION, verbose=False)

@@ -51,9 +51,8 @@ class Remarks:
     def lines(self) -> Iterator[str]:
         """A warning for each kind."""
         if self.num_blank:
-            numbers = ", ".join(map(str, self.first_blank))
-            more = ", …" if self.num_blank > len(self.first_blank) else ""
-            yield f"skipped {self.num_blank:,} lines without a word: line {numbers}{more}"
+            first = ", ".join(map(str, self.first_blank))
+            yield f"skipped {self.num_blank:,} lines without a word, the first ones: {first}"
         if self.num_cut:
             yield f"{self.num_cut:,} texts were cut to their last {MAX_CHARACTERS:,} characters"
 
@@ -114,8 +113,9 @@ def read_lines(
         try:
             for raw in whole:
                 number += 1
-                whole_text = _text(raw, f"{name}: line {number}", is_json=is_json)
-                if (text := checked(whole_text, number, remarks)) is not None:
+                where = f"{name}: line {number}"
+                text = checked(_text(raw, where, is_json=is_json), number, where, remarks)
+                if text is not None:
                     lines.append(Line(number, text))
             if b"\0" in rest or len(rest) > MAX_ROW:  # such as an endless device
                 _text(rest, f"{name}: line {number + 1}", is_json=is_json)
@@ -141,21 +141,19 @@ def _text(raw: bytes, where: str, *, is_json: bool) -> str:
     text = value.get("text") if isinstance(value, dict) else value
     if not isinstance(text, str):
         raise InputError(f'{where} is no text; write "…" or {{"text": "…"}} in each line')
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{where} holds half of a surrogate pair; remove it") from None
     return text
 
 
-def checked(text: str, number: int, remarks: Remarks) -> str | None:
+def checked(text: str, number: int, where: str, remarks: Remarks) -> str | None:
     """Return a text, cut to its last MAX_CHARACTERS; None if it holds no word.
 
     Raises:
         InputError: if the text can't be encoded as UTF-8.
     """
-    if not text.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise InputError(f"text {number} is not UTF-8; check your terminal's encoding")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{where} can't be encoded as UTF-8; check its encoding") from None
     if len(text) > MAX_CHARACTERS:
         text = text[-MAX_CHARACTERS:]
         remarks.num_cut += 1
@@ -225,8 +223,8 @@ class Prediction:
     def summary(self) -> str:
         """The class and a probability, such as `neg, P(pos) = 0.031`.
 
-        With two classes the probability is always that of label 1, so that texts can be sorted;
-        with more it is that of the predicted class.
+        With two classes it is the probability of label 1, so that texts can be sorted; with more it
+        is the probability of the predicted class.
         """
         names = [*self.probabilities]
         name = names[1] if len(names) == 2 else self.predicted
@@ -261,14 +259,15 @@ def check_texts(texts: Sequence[str]) -> list[str]:
     if not texts:
         raise InputError(NO_TEXT)
     remarks = Remarks()
-    found = [checked(text, number, remarks) for number, text in enumerate(texts, 1)]
-    if remarks.first_blank:
-        number = remarks.first_blank[0]
-        which = f"text {number}" if len(texts) > 1 else "the text"
-        raise InputError(
-            f"{which} {texts[number - 1][:40]!r} holds no word; write one, or leave it out"
-        )
-    return [text for text in found if text is not None]
+    kept = []
+    for number, text in enumerate(texts, 1):
+        cut = checked(text, number, f"text {number}", remarks)
+        if cut is None:
+            raise InputError(
+                f"text {number} {text[:40]!r} holds no word; write one, or leave it out"
+            )
+        kept.append(cut)
+    return kept
 
 
 def predict(run: RunDirectory, texts: Sequence[str]) -> list[Prediction]:
@@ -306,7 +305,7 @@ class Classifier:
         # One trace for any number of texts. Keras's `predict` builds a tf.data pipeline, which is
         # too slow for a few texts.
         self._forward = tf.function(
-            lambda *given: model(list(given) if self.ratios else given[0], training=False),
+            lambda *values: model(list(values) if self.ratios else values[0], training=False),
             input_signature=inputs,
             autograph=False,
         )
@@ -352,9 +351,9 @@ class Classifier:
             chosen = slice(step * num, (step + 1) * num)
             outputs.append(self._forward(*(each[chosen, :time] for each in inputs)).numpy())
             check_results()
-        ordered = np.empty_like(found := np.concatenate(outputs))
-        ordered[order] = found
-        return ordered
+        result = np.empty_like(ordered := np.concatenate(outputs))
+        result[order] = ordered
+        return result
 
 
 def classify_stream(

@@ -1,14 +1,11 @@
-"""The record of CUDA, with made-up cards and libraries."""
+"""The versions of CUDA's libraries, and the cache of compiled kernels."""
 
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
-import tensorflow as tf
 
-from harness.compute.strategy import describe_cuda
 from harness.system import gpu
 
 LIBRARIES = {
@@ -19,10 +16,8 @@ LIBRARIES = {
 }
 
 
-def test_versions_are_those_of_the_libraries(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each library is asked for its version; one that is not there has none."""
+def test_libraries_report_their_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A missing library has none."""
     monkeypatch.setattr(gpu, "library_folders", lambda: iter([tmp_path]))
     assert gpu.library_versions() == {"cudnn": None, "cublas": None, "nccl": None}
     for name, code in LIBRARIES.items():
@@ -31,10 +26,8 @@ def test_versions_are_those_of_the_libraries(
     assert gpu.library_versions() == {"cudnn": "9.3.0", "cublas": "12.5.3", "nccl": "2.21.5"}
 
 
-def test_kernels_that_the_driver_compiles_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In a private folder of the user's cache, or where the user says."""
+def test_compiled_kernels_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a private folder of the user's cache, or in CUDA_CACHE_PATH."""
     monkeypatch.setattr(os, "environ", {"XDG_CACHE_HOME": str(tmp_path)})
     gpu.keep_compiled_kernels()
     folder = tmp_path / "harness" / "cuda"
@@ -47,18 +40,3 @@ def test_kernels_that_the_driver_compiles_are_kept(
         gpu.keep_compiled_kernels()
         assert os.environ.items() >= variables.items()
         assert "CUDA_CACHE_MAXSIZE" not in os.environ
-
-
-def test_the_record_names_cards_and_settings(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Compute capability and the variables of NCCL and CUDA; nothing where the CPU trains."""
-    assert describe_cuda({}) == {}
-    details: Any = {"device_name": "NVIDIA A100", "compute_capability": (8, 0)}
-    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["a", "b"])
-    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda gpu: details)
-    variables = {"NCCL_SOCKET_IFNAME": "ib0", "CUDA_VISIBLE_DEVICES": "0,1"}
-    pipes = {"CUDA_MPS_PIPE_DIRECTORY": str(tmp_path)}
-    record = describe_cuda({**variables, **pipes, "HOME": "/home/me"})
-    assert record["compute_capabilities"] == ["8.0", "8.0"]
-    assert record["variables"] == {**pipes, **variables}

@@ -1,4 +1,4 @@
-"""How reviews are evaluated: each once, in its own order, whatever the batches are."""
+"""Evaluations: the probabilities come in the order of the reviews, for any batches."""
 
 import itertools
 import subprocess
@@ -22,15 +22,24 @@ from tests.training.test_trainer import LENGTH, SETTINGS, TEST, VOCAB_SIZE, enco
 
 
 def plan(compiled: bool) -> ExecutionPlan:
-    """Keras's own layers, and evaluations that XLA compiles or not."""
+    """Keras's layers, and evaluations that XLA compiles or not."""
     return ExecutionPlan("keras", 1, compiles_evaluation=compiled)
 
 
+class StopAtSecondBatch(StopRequest):
+    """A signal that arrives during an evaluation."""
+
+    num_checks = 0
+
+    def check(self) -> None:
+        self.num_checks += 1
+        if self.num_checks == 2:
+            raise Interrupted("SIGTERM")
+
+
 @pytest.mark.parametrize("compiled", [True, False])
-def test_every_review_gets_its_own_probability(
-    monkeypatch: pytest.MonkeyPatch, compiled: bool
-) -> None:
-    """In order, without the padding of a last batch that is not full."""
+def test_every_review_gets_its_probability(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    """In order, without the padding of the last batch, also after an interrupted evaluation."""
     monkeypatch.setitem(evaluator_module.EVALUATION_BATCH, "cpu", 8)
     job = load_job(JOBS / "lstm.toml", SETTINGS)
     keras.utils.set_random_seed(1)
@@ -43,17 +52,19 @@ def test_every_review_gets_its_own_probability(
         reviews = Reviews(rows[:num_reviews].ravel(), offsets, TEST.labels[:num_reviews])
         probabilities = evaluator.probabilities(reviews)
         np.testing.assert_allclose(probabilities, expected[:num_reviews], rtol=1e-6)
-    batch, vote = next(evaluator._open(reviews, np.arange(21))), tf.constant(0.0, tf.float64)
-    graph = evaluator._run_forward.get_concrete_function(batch, vote).graph.as_graph_def()
-    assert ("_XlaMustCompile" in str(graph)) == compiled
+    with pytest.raises(Interrupted):
+        evaluator.probabilities(reviews, StopAtSecondBatch())
+    np.testing.assert_allclose(evaluator.probabilities(reviews), expected, rtol=1e-6)
+    (concrete,) = evaluator._run_forward._list_all_concrete_functions()
+    assert ("_XlaMustCompile" in str(concrete.graph.as_graph_def())) == compiled
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("compiled", [True, False])
-def test_reviews_evaluated_by_length_get_their_probabilities_in_their_own_order(
+def test_batches_by_length_keep_the_order_of_the_probabilities(
     monkeypatch: pytest.MonkeyPatch, compiled: bool
 ) -> None:
-    """Each the probability that it gets alone, without any padding."""
+    """Each review has the probability that it has alone, without any padding."""
     monkeypatch.setitem(evaluator_module.EVALUATION_BATCH, "cpu", 8)
     settings = [*SETTINGS, "data.bucket=true", "data.maxlen=20"]
     job = load_job(JOBS / "bilstm.toml", settings)
@@ -94,41 +105,10 @@ np.testing.assert_allclose(compiled, plain, atol=1e-6)
 
 
 @pytest.mark.full
-def test_two_replicas_evaluate_by_compiled_networks_too() -> None:
-    """Each its own share; in a process of its own, since devices are chosen once."""
+def test_two_replicas_evaluate_compiled_networks() -> None:
+    """In a separate process, because a process chooses its devices once."""
     command = [sys.executable, "-c", TWO_REPLICAS]
     done = subprocess.run(
         command, cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-
-
-class StopAtSecondBatch(StopRequest):
-    """A signal that comes in an evaluation."""
-
-    num_checks = 0
-
-    def check(self) -> None:
-        self.num_checks += 1
-        if self.num_checks == 2:
-            raise Interrupted("SIGTERM")
-
-
-def test_an_evaluation_begins_with_the_first_review(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also after another one of the same reviews, one that was interrupted, and one of others."""
-    monkeypatch.setitem(evaluator_module.EVALUATION_BATCH, "cpu", 8)
-    job = load_job(JOBS / "lstm.toml", SETTINGS)
-    keras.utils.set_random_seed(1)
-    model = BUILDERS["lstm"](VOCAB_SIZE, job.model)
-    rows = encoded(TEST)
-    reviews = Reviews(rows.ravel(), np.arange(len(rows) + 1) * LENGTH, TEST.labels)
-    evaluator = Evaluator(model, tf.distribute.get_strategy(), job, plan(False))
-    expected = model.predict_on_batch(rows)[:, 0]
-    for _ in range(3):
-        np.testing.assert_allclose(evaluator.probabilities(reviews), expected, rtol=1e-6)
-    with pytest.raises(Interrupted):
-        evaluator.probabilities(reviews, StopAtSecondBatch())
-    np.testing.assert_allclose(evaluator.probabilities(reviews), expected, rtol=1e-6)
-    others = reviews.between(3, 20)
-    np.testing.assert_allclose(evaluator.probabilities(others), expected[3:20], rtol=1e-6)
-    np.testing.assert_allclose(evaluator.probabilities(reviews), expected, rtol=1e-6)

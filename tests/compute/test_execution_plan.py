@@ -1,4 +1,4 @@
-"""Plans: one rule decides, and a run keeps its own."""
+"""Execution plans: a rule chooses the plan of a run, and the run keeps it."""
 
 from dataclasses import asdict
 
@@ -15,26 +15,24 @@ RNN, LSTM = load_job(JOBS / "rnn.toml"), load_job(JOBS / "lstm.toml")
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_cpu_takes_the_fastest_way_of_each_network(name: str) -> None:
-    """LSTM layers as one operation, the others compiled; batches of 128 in halves."""
+    """LSTM layers as one operation, other layers by XLA; batches of 128 in two parts."""
     for folder, parts in ((JOBS, 1), (JOBS / "notebook", 2)):
         plan = choose(load_job(folder / f"{name}.toml"), "cpu", 3)
         assert (plan.way, plan.threads) == ("block" if "lstm" in name else "xla", 3)
         assert plan.parts == parts
         assert plan.compiles_evaluation
-        assert plan.why == "train.xla = auto, by rule"
 
 
-@pytest.mark.parametrize("name", [*ARCHITECTURES, "notebook/bilstm", "best"])
+@pytest.mark.parametrize("name", ["lstm", "notebook/gru", "best"])
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
-def test_what_the_job_says_comes_first(name: str, kind: str) -> None:
-    """`off` leaves a CPU Keras's own layers and TensorFlow's own operations, and nothing else."""
+def test_the_setting_of_the_job_has_priority(name: str, kind: str) -> None:
+    """With `off` a CPU uses Keras's layers and TensorFlow's operations."""
     path = JOBS / f"{name}.toml"
     off = choose(load_job(path, ["train.xla=off"]), kind, 4)
     assert off.way == ("keras" if kind == "cpu" else "cudnn")
     assert (off.threads, off.parts, off.compiles_evaluation) == (4, 1, False)
     on = choose(load_job(path, ["train.xla=on"]), kind, 4)
     assert (on.way, on.compiles_evaluation) == ("xla", kind == "cpu")
-    assert (off.why, on.why) == ("train.xla = off", "train.xla = on")
 
 
 @pytest.mark.parametrize(
@@ -50,10 +48,8 @@ def test_what_the_job_says_comes_first(name: str, kind: str) -> None:
         ("own/conv_gru", []),
     ],
 )
-def test_large_operations_and_kept_outputs_are_left_to_the_loop(
-    name: str, settings: list[str]
-) -> None:
-    """Where XLA was slower when measured, or would be near it; and a network of the user's."""
+def test_keras_loop_stays_where_xla_is_slower(name: str, settings: list[str]) -> None:
+    """For large operations, outputs at many words, batches by length, and custom networks."""
     job = load_job(JOBS / f"{name}.toml", settings)
     plan = choose(job, "cpu", 1)
     assert (plan.way, plan.parts) == ("keras", 1)
@@ -73,13 +69,13 @@ def test_large_operations_and_kept_outputs_are_left_to_the_loop(
 def test_evaluations_are_compiled_where_that_takes_less_time(
     name: str, settings: list[str], compiled: bool
 ) -> None:
-    """Not for a few reviews, for batches of many lengths, or for a network of the user's."""
+    """Not for a few reviews, batches by length, or custom networks."""
     job = load_job(JOBS / f"{name}.toml", settings)
     assert choose(job, "cpu", 2).compiles_evaluation is compiled
 
 
-def test_on_a_gpu_what_cudnn_can_not_take_is_compiled() -> None:
-    """The notebook's GRU, under several devices too; the others are left to cuDNN."""
+def test_on_a_gpu_xla_compiles_only_layers_that_cudnn_lacks() -> None:
+    """Of the five networks only the notebook's GRU."""
     gru = load_job(JOBS / "notebook" / "gru.toml")
     after = load_job(JOBS / "notebook" / "gru.toml", ["model.reset_after=true"])
     plans = [choose(job, "gpu", 3) for job in (RNN, gru, after, LSTM)]
@@ -88,10 +84,15 @@ def test_on_a_gpu_what_cudnn_can_not_take_is_compiled() -> None:
     assert not any(plan.compiles_evaluation for plan in plans)
 
 
-def test_a_run_that_goes_on_keeps_its_plan() -> None:
-    """Whatever the rule of this version says, on fewer and on more CPUs, its bytes stay."""
-    begun = ExecutionPlan("xla", 4, 3, compiles_evaluation=True, why="then")
-    plan = choose(LSTM, "cpu", 2, begun=asdict(begun))
-    assert asdict(plan) == {**asdict(begun), "why": "as the run began"}
-    with pytest.raises(InputError, match="holds no plan"):
-        choose(LSTM, "cpu", 2, begun={"threads": 2})
+def test_a_resumed_run_keeps_its_plan() -> None:
+    """Also with fewer or more CPUs, and with any rule of this version, so its bytes stay."""
+    begun = ExecutionPlan("xla", 4, 3, compiles_evaluation=True)
+    assert choose(LSTM, "cpu", 2, begun=asdict(begun)) == begun
+
+
+@pytest.mark.parametrize("wrong", [{"way": "tpu"}, {"threads": 0}, {"parts": 5}, {"parts": "x"}])
+def test_a_record_without_a_valid_plan_is_refused(wrong: dict[str, object]) -> None:
+    """Another user may have written the record."""
+    begun = {"way": "keras", "threads": 1, "parts": 1, **wrong}
+    with pytest.raises(InputError, match="has no valid plan; start a new run"):
+        choose(LSTM, "cpu", 2, begun=begun)

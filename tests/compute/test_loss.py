@@ -1,4 +1,4 @@
-"""Weights of the classes in the loss, and words that are moved."""
+"""Cross-entropy, class weights, and the perturbation of word vectors."""
 
 import numpy as np
 import pytest
@@ -14,15 +14,15 @@ CLASSES = ("a", "b", "c")
 LABELS = np.array([0, 0, 0, 1, 2, 2])
 
 
-def test_balanced_weights_are_scikit_learns() -> None:
-    """Each class weighs the same in sum."""
+def test_balanced_weights_equal_scikit_learns() -> None:
+    """All classes have the same sum of weights."""
     found = class_weights(TrainConfig(class_weights="balanced"), CLASSES, LABELS)
     expected = compute_class_weight("balanced", classes=np.arange(3), y=LABELS)
     np.testing.assert_allclose(found, expected)
 
 
 def test_weights_by_name_follow_the_labels() -> None:
-    """A class that is not named weighs 1; each example has the weight of its label."""
+    """Other classes have the weight 1; an example has the weight of its label."""
     found = class_weights(TrainConfig(class_weights={"c": 3.0, "a": 0.5}), CLASSES, LABELS)
     assert found == (0.5, 1.0, 3.0)
     left_out = TrainConfig(class_weights={"b": 0.0})
@@ -32,19 +32,19 @@ def test_weights_by_name_follow_the_labels() -> None:
     assert class_weights(TrainConfig(), CLASSES, LABELS) == ()
 
 
-def test_a_class_that_the_data_lack_is_refused() -> None:
-    """A name that is none, and a class without a training review; so are weights of 0 alone."""
-    with pytest.raises(InputError, match="no class has a weight above 0"):
+def test_impossible_class_weights_are_refused() -> None:
+    """Unknown classes, classes without a training review, and weights that are all 0."""
+    with pytest.raises(InputError, match="no weight is above 0"):
         class_weights(TrainConfig(class_weights=dict.fromkeys(CLASSES, 0.0)), CLASSES, LABELS)
     with pytest.raises(InputError, match=r"train\.class_weights\.d: .*they have a, b, c"):
         class_weights(TrainConfig(class_weights={"d": 1.0}), CLASSES, LABELS)
-    with pytest.raises(InputError, match="none of the training reviews is 'c'"):
+    with pytest.raises(InputError, match="the training reviews have no 'c'"):
         class_weights(TrainConfig(class_weights="balanced"), CLASSES, LABELS[:4])
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_the_cross_entropy_of_smoothed_labels(smoothing: float) -> None:
-    """A share of the label goes to all classes alike, be they two with one output or three."""
+    """All classes get the same share of a smoothed label, with one output or three."""
     of_two = np.array([[0.2], [0.9]], np.float32)
     target = np.array([0.0, 1.0]) * (1 - smoothing) + smoothing / 2
     expected = -target * np.log([0.2, 0.9]) - (1 - target) * np.log([0.8, 0.1])
@@ -57,13 +57,13 @@ def test_the_cross_entropy_of_smoothed_labels(smoothing: float) -> None:
     np.testing.assert_allclose(found, -(targets * np.log(of_three)).sum(axis=1), rtol=1e-5)
 
 
-def test_words_move_up_the_gradient_by_their_own_size() -> None:
-    """Over a whole review, whatever its padding; a tiny gradient will do."""
+def test_a_perturbation_follows_the_gradient_with_the_size_of_the_vectors() -> None:
+    """Padding is ignored, and the gradient may be tiny or 0."""
     tokens = np.array([[4, 5, 0], [6, 0, 0], [7, 8, 9]])
     generator = np.random.default_rng(1)
     vectors = generator.normal(size=(3, 3, 2)).astype(np.float32)
     gradient = generator.normal(size=(3, 3, 2)).astype(np.float32)
-    gradient[1] *= 1e-30  # its square is no number of float32
+    gradient[1] *= 1e-30  # its square underflows in float32
     gradient[2] = 0
     found = perturbation(tf.constant(gradient), tf.constant(vectors), tf.constant(tokens)).numpy()
     for row, num_words in ((0, 2), (1, 1)):

@@ -1,4 +1,4 @@
-"""Keras's optimizers by name, and learning rates that follow the number of steps."""
+"""Keras's optimizers by name, learning-rate schedules, and the moving average of the weights."""
 
 import inspect
 import math
@@ -13,7 +13,7 @@ from harness.compute.optimizer import build_optimizer, schedule_of
 from harness.errors import InputError
 from harness.job.keys import OF_ALL_OPTIMIZERS, OPTIMIZERS, TrainConfig
 
-# Classes that hold other optimizers, and what the keys of `[train]` say.
+# Classes that contain other optimizers, and options that the keys of `[train]` set.
 OTHERS = {"lossscaleoptimizer", "multioptimizer", "optimizer", "optimizermap"}
 KEYS = {
     *("learning_rate", "clipnorm", "clipvalue", "global_clipnorm", "use_ema", "ema_momentum"),
@@ -32,7 +32,7 @@ def test_every_optimizer_of_keras_has_its_options() -> None:
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS])
 def test_every_optimizer_takes_steps(name: str) -> None:
-    """Each moves the weights down a slope, decays them, and keeps their moving average."""
+    """Each one decreases a positive weight whose gradient is positive."""
     train = TrainConfig(
         optimizer=name, learning_rate=0.05, optimizer_options={"weight_decay": 0.001}
     )
@@ -54,13 +54,13 @@ def rates(num_steps: int, **settings: Any) -> list[float]:
 
 
 def test_the_rate_rises_from_the_first_step() -> None:
-    """A warm-up of an epoch and a half is six steps of four, and none has the rate 0."""
+    """A warm-up of 1.5 epochs of four steps takes six steps, none of them with the rate 0."""
     expected = [0.5 * min((step + 1) / 6, 1) for step in range(8)]
     np.testing.assert_allclose(rates(8, warmup_epochs=1.5), expected, rtol=1e-6)
 
 
 def test_the_rate_falls_along_a_cosine_to_its_floor() -> None:
-    """After the warm-up half a cosine, over schedule_epochs, and the floor from there on."""
+    """After the warm-up it is half a cosine until schedule_epochs, then the floor."""
     found = rates(
         20, schedule="cosine", schedule_epochs=4, epochs=5, schedule_floor=0.2, warmup_epochs=1.0
     )
@@ -71,7 +71,7 @@ def test_the_rate_falls_along_a_cosine_to_its_floor() -> None:
 
 
 def test_the_rate_falls_linearly_and_in_steps() -> None:
-    """Linearly over all epochs; or multiplied at the end of the epochs that are named."""
+    """Linearly over all epochs, or by a factor at the end of the epochs in schedule_drops."""
     np.testing.assert_allclose(
         rates(9, schedule="linear", epochs=2), [0.5 * (1 - i / 8) for i in range(9)], rtol=1e-6
     )
@@ -79,8 +79,8 @@ def test_the_rate_falls_linearly_and_in_steps() -> None:
     np.testing.assert_allclose(found, [0.5] * 4 + [0.25] * 6 + [0.125] * 2, rtol=1e-6)
 
 
-def test_a_cut_multiplies_what_the_schedule_gives() -> None:
-    """A plateau cuts the rates of all steps to come; the optimizer's own is what it steps with."""
+def test_a_plateau_cuts_all_later_rates() -> None:
+    """The rate that the optimizer shows is the rate of its next step."""
     optimizer = build_optimizer(
         TrainConfig(learning_rate=0.5, warmup_epochs=1.0, optimizer="sgd", ema_momentum=0), 4
     )
@@ -98,11 +98,59 @@ def test_a_cut_multiplies_what_the_schedule_gives() -> None:
 
 
 def test_an_option_that_keras_refuses_is_named() -> None:
-    """Keras's own reason in one line."""
+    """The line has Keras's reason."""
     with pytest.raises(InputError, match=r"train\.optimizer_options: sgd refuses: .*momentum"):
         build_optimizer(TrainConfig(optimizer="sgd", optimizer_options={"momentum": 3.0}))
 
 
-def test_without_a_schedule_the_rate_is_a_variable() -> None:
-    """The default path is Keras's own."""
-    assert schedule_of(build_optimizer(TrainConfig())) is None
+def test_keras_defaults_stay_without_a_schedule_and_an_average() -> None:
+    """The rate is a variable, and the optimizer's class is Keras's."""
+    optimizer = build_optimizer(TrainConfig(ema_momentum=0))
+    assert schedule_of(optimizer) is None
+    assert type(optimizer) is keras.optimizers.RMSprop
+
+
+STARTS = [1.0, -2.0]
+
+
+def averages(optimizer: keras.optimizers.Optimizer, num_steps: int) -> tuple[np.ndarray, ...]:
+    """A weight after each step, and its average then, `[num_steps]` both."""
+    weight = keras.Variable(STARTS)
+    optimizer.build([weight])
+    steps = []
+    scale = optimizer.scale_loss(1.0)
+    for step in range(num_steps):
+        gradient = keras.ops.convert_to_tensor([scale * (0.5 + step), scale])
+        optimizer.apply([gradient], [weight])
+        shown = keras.Variable(STARTS)
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        inner.finalize_variable_values([shown])
+        steps.append((weight.numpy()[0], shown.numpy()[0]))
+    weights, means = np.array(steps, np.float64).T
+    return weights, means
+
+
+def by_hand(weights: np.ndarray, momentum: float) -> np.ndarray:
+    """The averages by the formula; the first one is the first weight."""
+    mean, means = 0.0, []
+    for step, weight in enumerate(weights.tolist()):
+        m = min(momentum, (1 + step) / (10 + step)) if step else 0.0
+        mean = m * mean + (1 - m) * weight
+        means.append(mean)
+    return np.array(means)
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [("rmsprop", "float32"), ("adamw", "float16"), ("nadam", "float32"), ("sgd", "float16")],
+)
+def test_the_average_ramps_by_the_formula(kind: str, precision: str) -> None:
+    """In every optimizer, also inside a loss scale: short at first, later with the job's length."""
+    settings = {"optimizer": kind, "precision": precision, "learning_rate": 0.1}
+    train = TrainConfig.model_validate({**settings, "ema_momentum": 0.5})
+    weights, means = averages(build_optimizer(train), 20)  # (1 + n) / (10 + n) exceeds 0.5 at n = 8
+    np.testing.assert_allclose(means, by_hand(weights, 0.5), rtol=1e-5)
+    # The test can distinguish this momentum from others.
+    for other in (0.4, 0.6):
+        assert abs(means - by_hand(weights, other)).max() > 1e-3
+    assert abs(means[8:] - weights[8:]).min() > 1e-3

@@ -1,61 +1,64 @@
-"""What is checked before TensorFlow is imported, and how its workers meet."""
+"""`--devices`, HARNESS_DEVICES, and the start of a strategy on several nodes."""
 
 import contextlib
-import os
+import re
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import pytest
 import tensorflow as tf
 
 from harness.compute.strategy import (
     START_S,
+    Devices,
     _across_nodes,
-    import_tensorflow,
     one_device_each,
+    parse_devices,
     site_devices,
 )
 from harness.errors import InputError
 
 
-def test_a_gpu_gives_its_memory_to_others_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorFlow takes only what it needs, of each GPU that it sees."""
-    config = mock.MagicMock()
-    config.list_physical_devices.return_value = ["GPU 0", "GPU 1"]
-    monkeypatch.setattr(tf, "config", config)
-    with mock.patch.dict(os.environ):
-        import_tensorflow(None)
-    growth = config.experimental.set_memory_growth
-    assert growth.mock_calls == [mock.call("GPU 0", True), mock.call("GPU 1", True)]
+@pytest.mark.parametrize(
+    ("text", "kind", "count"), [("cpu", "cpu", 1), (" GPU:64 ", "gpu", 64), ("cpu:2", "cpu", 2)]
+)
+def test_devices_have_a_kind_and_a_count(text: str, kind: str, count: int) -> None:
+    """Capitals and blanks are permitted; the default count is one."""
+    assert parse_devices(text) == Devices(kind, count)
+
+
+@pytest.mark.parametrize("text", ["tpu", "cpu:", "cpu:x", "cpu:0", "cpu:-1", "cpu:65", "cpu:²", ""])
+def test_other_devices_are_refused(text: str) -> None:
+    """The line names the option."""
+    with pytest.raises(InputError, match=f"--devices {re.escape(text)}: should be cpu, gpu, or"):
+        parse_devices(text)
 
 
 @pytest.mark.parametrize(
-    ("given", "site", "said"),
+    ("option", "site", "said"),
     [
-        (None, "cuda", "HARNESS_DEVICES cuda: unknown device; known: cpu"),
-        (None, "gpu:65", "HARNESS_DEVICES gpu:65: the count should be 1 to 64"),
+        (None, "cuda", "HARNESS_DEVICES cuda: should be cpu, gpu, or"),
         (None, "gpu:2", "HARNESS_DEVICES gpu:2: a run uses one device; give --devices gpu, and"),
         ("cpu:2", "cuda", "--devices cpu:2: a run uses one device; give --devices cpu, and"),
     ],
 )
-def test_devices_are_refused_under_the_name_of_what_says_them(
-    monkeypatch: pytest.MonkeyPatch, given: str | None, site: str, said: str
+def test_a_refusal_names_the_option_or_the_variable(
+    monkeypatch: pytest.MonkeyPatch, option: str | None, site: str, said: str
 ) -> None:
-    """The option, or the site's variable where no option is given."""
+    """HARNESS_DEVICES counts only without the option."""
     monkeypatch.setenv("HARNESS_DEVICES", site)
     with pytest.raises(InputError) as refused:
-        one_device_each(given, "run")
+        one_device_each(option, "run")
     assert str(refused.value).startswith(said)
     monkeypatch.setenv("HARNESS_DEVICES", "cpu")
     assert one_device_each(None, "run") == site_devices() == "cpu"
 
 
-def test_a_strategy_across_nodes_gives_up_on_its_start_alone(
+def test_the_start_of_a_strategy_on_several_nodes_is_limited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """TensorFlow's wait for the others is limited; what comes once they are there is not."""
+    """The limit ends with TensorFlow's wait for the other workers."""
     done: list[object] = []
 
     @contextlib.contextmanager

@@ -1,8 +1,8 @@
-"""`python -m tests.gpu [--full]`: proves what the README promises on this node, by real runs.
+"""`python -m tests.gpu [--full]`: tests the README's promises on this node by real runs.
 
-One line a check, with its number, and a JSON file; a check that could not run is `not run`, never
-green. Where there is no GPU the same checks run on two virtual CPU devices. It needs the package
-alone, no pytest. `sbatch slurm/doctor.sh` starts it.
+It prints a numbered line per check and writes a JSON file. A check that could not run is `not run`,
+never green. Without a GPU, two virtual CPU devices are tested. pytest is not needed.
+`sbatch slurm/doctor.sh` starts it.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
         text = json.dumps(report, indent=2)
         try:
             atomic_write(out, text, remedy="give another --out")
-        except RunError:  # what took minutes is not lost
+        except RunError:  # the report took minutes
             echo(text)
             raise
     except (InputError, RunError) as error:
@@ -65,16 +65,16 @@ def main(words: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = argparse.ArgumentParser(
-        prog="python -m tests.gpu", description="Prove this node by real runs, in ten minutes."
+        prog="python -m tests.gpu", description="Test this node by real runs, in ten minutes."
     )
     add = made.add_argument
-    add("--full", action="store_true", help="several GPUs and nodes, memory, sharing too")
+    add("--full", action="store_true", help="also several GPUs and nodes, memory, sharing")
     add("--devices", metavar="KIND:N", help="gpu:1, cpu:2, …; default: all GPUs, or cpu:2")
     add("--data", type=Path, metavar="DIR", help="folder with imdb.npz")
     runs = Path(os.environ.get("HARNESS_RUNS") or "runs")
     add("--runs", type=Path, metavar="DIR", default=runs, help="where the JSON file goes")
     add("--out", type=Path, metavar="FILE", help="the JSON file itself")
-    add("--here", action="store_true", help="on this machine, though jobs can be submitted")
+    add("--here", action="store_true", help="on this machine, although it has sbatch")
     return made
 
 
@@ -83,10 +83,10 @@ def _name() -> str:
 
 
 def check_writable(out: Path) -> None:
-    """Refuse, before minutes of checks, a file that can't be written.
+    """Try to write the file before minutes of checks.
 
     Raises:
-        InputError: if this is so.
+        InputError: if it can't be written.
     """
     if out.is_dir():
         raise InputError(f"--out {out}: is a folder; name a file, {out}/acceptance.json")
@@ -100,12 +100,12 @@ def check_writable(out: Path) -> None:
 
 
 def accept(devices: str | None, data: Path | None, *, is_full: bool) -> dict[str, Any]:
-    """Run the checks in order, print a line each, and return everything for the JSON file.
+    """Run the checks in order, print their lines, and return the content of the JSON file.
 
     Args:
-        devices: as `--devices` names them; by default all GPUs, or two CPU devices.
+        devices: the value of `--devices`; by default all GPUs, or two CPU devices.
         data: the folder of the dataset.
-        is_full: with the checks that take long or need more than one GPU or node.
+        is_full: also checks that take long or need several GPUs or nodes.
 
     Raises:
         InputError: for wrong devices, and in a job step of several tasks.

@@ -1,4 +1,4 @@
-"""The checks of one GPU, or of two: its node, what it computes, how fast it is."""
+"""The checks of one GPU or two: the node, the numbers, the speed."""
 
 import os
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from tests import asked_child
 from tests.gpu.runs import ALONE, RUN_S, Checks, NotRun, Runs, SmallRun, judge
 
 CHILD = "tests.gpu.child"
-AT_ONCE = 4  # runs that share a GPU while bytes, not times, are compared
+AT_ONCE = 4  # runs on a GPU while bytes are compared; times are measured one by one
 
 # The node
 
@@ -26,7 +26,7 @@ AT_ONCE = 4  # runs that share a GPU while bytes, not times, are compared
 def check_gpus(
     seen: dict[str, Any], allocation: SlurmEnvironment | None, runs: Runs
 ) -> Iterator[Finding]:
-    """The GPUs that TensorFlow sees; of each kind capability, driver, machine code or PTX."""
+    """The GPUs of TensorFlow; for each kind capability, driver, machine code or PTX."""
     yield describe_gpus(seen, allocation)
     if runs.kind == "gpu":
         yield from describe_cards(seen, nvidia_driver())
@@ -34,19 +34,8 @@ def check_gpus(
         yield Finding("not run", "card", "not run: needs a GPU")
 
 
-def check_start(runs: Runs) -> Iterator[Finding]:
-    """How long a process takes until its first kernels have run."""
-    answer, _ = asked_child.ask(CHILD, {"do": "start", "devices": runs.one}, timeout_s=RUN_S)
-    runs.values["first kernel"] = answer
-    found = (
-        f"{runs.one}: import {answer['import_s']:.1f} s, first product {answer['product_s']:.2f} "
-        f"s, first LSTM {answer['lstm_s']:.2f} s"
-    )
-    yield Finding("green", "first kernel", found)
-
-
 def check_libraries(runs: Runs) -> Iterator[Finding]:
-    """The versions of cuDNN and NCCL, as they state them."""
+    """The versions of cuDNN and NCCL."""
     answer, _ = asked_child.ask(CHILD, {"do": "libraries"}, timeout_s=START_S)
     runs.values["libraries"] = answer
     if None not in answer.values():
@@ -59,33 +48,8 @@ def check_libraries(runs: Runs) -> Iterator[Finding]:
         raise NotRun("the CUDA libraries, which HARNESS_EXTRA=gpu installs")
 
 
-def check_modes(runs: Runs) -> Iterator[Finding]:
-    """Compute mode and MIG of each GPU, and whether NVML numbers them as CUDA does."""
-    runs.need_gpu()
-    answer, _ = asked_child.ask(CHILD, {"do": "nvml"}, timeout_s=START_S)
-    if "problem" in answer:
-        raise NotRun(f"NVML ({answer['problem']})")
-    runs.values["nvml"] = answer
-    gpus = answer["gpus"]
-    shown = [f"{each['compute_mode']}{', MIG' if each['mig'] else ''}" for each in gpus]
-    found = "; ".join(f"GPU {i} {each}" for i, each in enumerate(shown))
-    if num := sum(each["compute_mode"] != "default" for each in gpus):
-        remedy = "runs can't share such a GPU: leave --runs-per-gpu at 1, or use the site's MPS"
-        yield Finding("yellow", "modes", f"{found}: {num} not shared", remedy)
-    else:
-        yield Finding("green", "modes", found)
-    addresses = [each["address"] for each in gpus]
-    if any(each["mig"] for each in gpus):
-        yield Finding("not run", "gpu order", "not run: needs GPUs without MIG")
-    elif addresses == answer["cuda"]:
-        yield Finding("green", "gpu order", f"NVML's index is CUDA's for {len(gpus)} GPUs")
-    else:
-        found = f"NVML has {', '.join(addresses)}; CUDA {', '.join(answer['cuda'])}"
-        yield Finding("red", "gpu order", found, "the use of GPUs is shown for the wrong ones")
-
-
 def check_broken_driver(runs: Runs) -> Iterator[Finding]:
-    """A run that is to use a GPU, and finds a broken libcuda, is refused and trains nothing."""
+    """A run with --devices gpu and a broken libcuda is refused and trains nothing."""
     broken = runs.folder / "broken"
     broken.mkdir()
     (broken / "libcuda.so.1").write_text("no library")
@@ -103,7 +67,7 @@ def check_broken_driver(runs: Runs) -> Iterator[Finding]:
 
 
 def check_kernels(runs: Runs) -> Iterator[Finding]:
-    """The kernel of each recurrent layer, in each run's record, as the rules expect it."""
+    """Each run's record has the expected kernel for each recurrent layer."""
     wrong, shown = [], []
     for job, run in zip(ARCHITECTURES, _all(runs, "calm", runs.one), strict=True):
         kernels = run.record["kernels"]
@@ -122,7 +86,7 @@ def check_kernels(runs: Runs) -> Iterator[Finding]:
 
 
 def check_bytes(job: str, runs: Runs) -> Iterator[Finding]:
-    """Fifty steps again, killed and resumed: the same bytes; on a GPU undisturbed again too."""
+    """Fifty steps, killed and resumed, give the same bytes; on a GPU also undisturbed steps."""
     step = runs.kill(job, "killed", runs.one)
     names = ["killed", *(["again"] if runs.kind == "gpu" else [])]
     with ThreadPoolExecutor(2) as pool:
@@ -141,28 +105,20 @@ def check_bytes(job: str, runs: Runs) -> Iterator[Finding]:
     elif num_starts != 2:
         yield Finding("red", f"bytes {job}", f"the killed run started {num_starts} times, not 2")
     else:
-        again = "again, and " if "again" in names else ""
+        again = "repeated, and " if "again" in names else ""
         found = f"the same bytes {again}killed at step {step} and resumed"
         yield Finding("green", f"bytes {job}", found)
 
 
 def check_against_cpu(runs: Runs) -> Iterator[Finding]:
-    """The losses of fifty steps on the GPU against those on this node's CPU."""
+    """Fifty steps have the same losses on the GPU as on this node's CPU."""
     runs.need_gpu()
     for job, run in zip(ARCHITECTURES, _all(runs, "on-cpu", "cpu:1"), strict=True):
         yield judge(runs, f"gpu against cpu {job}", runs.calm(job).difference(run))
 
 
-def check_tf32(runs: Runs) -> Iterator[Finding]:
-    """What TF32 changes of the losses."""
-    runs.need_gpu()
-    on = runs.train("lstm", "tf32", runs.one, "train.tf32=true")
-    difference = runs.values["tf32"] = runs.calm("lstm").difference(on)
-    yield Finding("green", "tf32", f"on against off: a loss differs by at most {difference:.1e}")
-
-
 def check_masks(runs: Runs) -> Iterator[Finding]:
-    """The dropout masks of two devices, which must be the same to the bit."""
+    """Two devices draw the same dropout masks, to the bit."""
     devices = ["cpu:0", "gpu:0" if runs.kind == "gpu" else "cpu:1"]
     answer, _ = asked_child.ask(CHILD, {"do": "masks", "devices": devices}, timeout_s=RUN_S)
     sums = runs.values["masks"] = answer["sums"]
@@ -175,7 +131,7 @@ def check_masks(runs: Runs) -> Iterator[Finding]:
 
 
 def check_two(runs: Runs) -> Iterator[Finding]:
-    """One device against two, with a last batch that they can't divide, in both loops."""
+    """Two devices have the losses of one, for an odd last batch, with 1 and 10 steps a call."""
     devices = runs.devices(2)
     for steps in (1, 10):
         name = f"{devices}, {steps} step{'s' if steps > 1 else ''} a call"
@@ -200,7 +156,7 @@ def check_precision(precision: str, runs: Runs) -> Iterator[Finding]:
 
 
 def check_speed(job: str, runs: Runs) -> Iterator[Finding]:
-    """Reviews a second of the whole job: one GPU, two, and the CPU of this node."""
+    """Reviews per second of a whole job on one GPU, on two, and on the CPU of this node."""
     kinds = ["cpu"] if runs.kind == "cpu" else ["gpu:1", "cpu"]
     if runs.kind == "gpu" and runs.num_devices > 1:
         kinds.append("gpu:2")
@@ -232,14 +188,11 @@ def _all(runs: Runs, run_id: str, devices: str) -> list[SmallRun]:
 
 
 CHECKS: Checks = {
-    "first kernel": check_start,
     "libraries": check_libraries,
-    "modes": check_modes,
     "broken driver": check_broken_driver,
     "kernels": check_kernels,
     **{f"bytes {job}": partial(check_bytes, job) for job in ARCHITECTURES},
     "gpu against cpu": check_against_cpu,
-    "tf32": check_tf32,
     "dropout masks": check_masks,
     "two devices": check_two,
     **{each: partial(check_precision, each) for each in ("float16", "bfloat16")},

@@ -1,4 +1,4 @@
-"""The rig: an environment like this one whose GPUs compute nothing, made once for all tests."""
+"""The rig: a copy of this environment with the null GPU, built once for all tests."""
 
 import fcntl
 import hashlib
@@ -21,7 +21,7 @@ TIMEOUT_S = 300.0
 
 @dataclass(frozen=True)
 class Rig:
-    """Runs commands in the environment whose GPUs compute nothing."""
+    """Runs commands in the environment with the null GPU."""
 
     environment: Path
     folder: Path  # of this test
@@ -35,7 +35,7 @@ class Rig:
     ) -> subprocess.CompletedProcess[str]:
         """Run the rig's Python with arguments, such as `-m harness train …`, in the test's folder.
 
-        Nothing of CUDA stands on LD_LIBRARY_PATH but the driver.
+        LD_LIBRARY_PATH has only CUDA's driver.
         """
         return subprocess.run(
             [self.environment / "bin/python", *args],
@@ -57,7 +57,7 @@ class Rig:
     ) -> subprocess.CompletedProcess[str]:
         """Train a job on 200 reviews for an epoch; its run is `runs/<job>/rig`.
 
-        It is a fork, unless its libraries are others than those of the rig.
+        The run is a fork, unless it needs other libraries than the rig's.
         """
         words = ["train", f"{PROJECT}/jobs/{job}.toml", "--run-id", "rig"]
         words += ["--set", "data.limit=200", "--set", "train.epochs=1", *args]
@@ -67,7 +67,7 @@ class Rig:
         return preloaded.run(words, self.folder, variables, "", TIMEOUT_S, server)
 
     def variables(self, gpus: int) -> dict[str, str]:
-        """Of the environment of a command; the check of the devices is off."""
+        """The environment of a command; the check of the devices is off."""
         return {
             "HOME": str(self.folder / "home"),
             "PATH": f"{self.environment / 'bin'}:/usr/bin:/bin",
@@ -79,7 +79,7 @@ class Rig:
         }
 
     def counts(self) -> Counter[str]:
-        """How often each function was called, by all processes of the test that have ended."""
+        """The number of calls of each function by all ended processes of the test."""
         counts = Counter[str]()
         for line in (self.folder / "counts").read_text().splitlines():
             _, _, function, count = line.split()
@@ -91,7 +91,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def server_of(environment: Path) -> preloaded.Server:
-    """The process of the rig that has imported TensorFlow, which has not looked at devices."""
+    """A process of the rig that has imported TensorFlow but not listed devices."""
     folder = Path(os.environ[preloaded.SHARED], "rig")
     folder.mkdir(exist_ok=True)
     variables = {**preloaded.VARIABLES, "TF_CPP_MIN_LOG_LEVEL": "1"}
@@ -100,7 +100,7 @@ def server_of(environment: Path) -> preloaded.Server:
 
 @pytest.fixture(scope="session")
 def null_environment() -> Path:
-    """A copy of this environment by hard links, with the null GPU; kept for the next tests."""
+    """A copy of this environment by hard links, with the null GPU; later tests use it again."""
     for program in ("gcc", "strings", "nm"):
         if not shutil.which(program):
             pytest.skip(f"no {program}: apt-get install gcc libc6-dev binutils")
@@ -111,7 +111,7 @@ def null_environment() -> Path:
     made_of = lock.read_bytes() if lock.exists() else b""
     stamp = hashlib.sha256(sources + made_of).hexdigest()
     with environment.with_name(f"{target.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # each worker of the tests comes here
+        fcntl.flock(file, fcntl.LOCK_EX)  # against the other workers of pytest
         path = target / "null-gpu.sha256"
         if not path.exists() or path.read_text() != stamp:
             make(environment, target)
@@ -121,11 +121,11 @@ def null_environment() -> Path:
 
 @pytest.fixture
 def rig(null_environment: Path, tmp_path: Path) -> Rig:
-    """The rig, with a folder of this test's own."""
+    """The rig, with the folder of this test."""
     (tmp_path / "home").mkdir()
     return Rig(null_environment, tmp_path)
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
-    """The last line on standard error: what a refusal says."""
+    """The last line on standard error, such as a refusal."""
     return done.stderr.splitlines()[-1] if done.stderr else os.linesep

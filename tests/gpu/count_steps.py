@@ -1,8 +1,8 @@
-"""What a training step asks of the GPUs: `python -m tests.gpu.count_steps DEVICES JOB[,SETTING]…`.
+"""Counts a step's calls of CUDA: `python -m tests.gpu.count_steps DEVICES JOB[,SETTING]…`.
 
 Run it in the rig. It prints a line of JSON for each job: the kernels of its recurrent layers, and
-what all GPUs together are asked for in a step. Bringing the results to the host, as a run does at
-its log interval, is not counted.
+the calls of all GPUs in a step. The copy of the results to the host at the log interval is not
+counted.
 """
 
 import ctypes
@@ -20,9 +20,9 @@ from harness.compute.strategy import import_tensorflow, make_strategy, parse_dev
 from harness.job.job_file import load_job
 from harness.training.launch import plan_of
 
-# Not those of tests.conftest, which hides the GPUs.
+# Not from tests.conftest, which hides the GPUs.
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
-# What is counted, by the names of CUDA's functions.
+# Patterns of CUDA's functions.
 COUNTED = {
     "launches": r"cu(da)?LaunchKernel\w*|cuGraphLaunch|cublas\w*[gG]em\w*|cudnnRNN\w*",
     "of_cudnn": r"cudnnRNN(Forward|Backward)\w*",
@@ -45,7 +45,7 @@ def main(devices: str, *jobs: str) -> None:
 
 
 def count(text: str, strategy: Any, devices: str) -> dict[str, Any]:
-    """The kernels of a job's recurrent layers, and what a step asks for, as COUNTED names it."""
+    """The kernels of a job's recurrent layers, and the calls of a step by the keys of COUNTED."""
     from harness.compute.adversarial import build_step
     from harness.compute.recurrent import kernels_of
 
@@ -73,7 +73,7 @@ def count(text: str, strategy: Any, devices: str) -> dict[str, Any]:
 
 
 def open_batches(job: Any, strategy: Any) -> Iterator[Any]:
-    """Batches of made-up reviews, as a run opens them."""
+    """Batches of made-up reviews, opened as in a run."""
     from harness.data.epoch_order import BatchShape, permutations_ahead
     from harness.data.input_pipeline import Reviews, Start, batches
 
@@ -91,7 +91,7 @@ def open_batches(job: Any, strategy: Any) -> Iterator[Any]:
 
 
 def called() -> Counter[str]:
-    """How often each function was called in this process so far."""
+    """The number of calls of each function in this process so far."""
     report = ctypes.CDLL("libnull.so").null_report
     report.restype = ctypes.c_char_p
     lines = (line.split() for line in report().decode().splitlines())

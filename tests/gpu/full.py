@@ -1,4 +1,4 @@
-"""The further checks of `--full`: several GPUs and nodes, memory, moved models."""
+"""The additional checks of `--full`: several GPUs and nodes, memory, moved models."""
 
 import json
 import os
@@ -13,7 +13,6 @@ from typing import Any, Self
 
 from harness.doctor import child
 from harness.doctor.finding import Finding
-from harness.doctor.probe import JOBS
 from harness.errors import RunError
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.pool import gpu_name
@@ -25,25 +24,25 @@ from tests.gpu.runs import ALONE, POLL_S, RUN_S, Checks, NotRun, Runs, judge
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 NODES = "two nodes"
 NODES_JOB = "a Slurm job on two nodes: sbatch --nodes=2 slurm/doctor.sh --full"
-LOST_S = 60.0  # within which the others end when a worker dies
-# Activations of some 65 GB a tensor, more than any GPU has.
+LOST_S = 60.0  # the time limit for the end of the others after a worker's death
+# A tensor of activations has 65 GB, so several exceed any GPU.
 TOO_LARGE = ("model.units=4096", "train.batch_size=4000", "data.maxlen=1000", "data.limit=5000")
 
 
 def check_four(runs: Runs) -> Iterator[Finding]:
-    """One device against four."""
+    """Four devices have the losses of one."""
     run = runs.train("lstm", "4-devices", runs.devices(4))
     yield judge(runs, "four devices", runs.calm("lstm").difference(run))
 
 
 def check_two_workers(runs: Runs) -> Iterator[Finding]:
-    """One device against one in each of two processes, over TensorFlow's collectives."""
+    """Two processes with a device each have the losses of one device."""
     with Workers.start(runs, "two-workers") as workers:
         workers.wait(RUN_S)
     run = runs.run("lstm", "two-workers")
     if any(workers.codes) or not run.result:
         remedy = "both must reach each other; see the line"
-        yield Finding("red", workers.where, f"they ended so: {workers.last_lines()}", remedy)
+        yield Finding("red", workers.where, f"they failed: {workers.last_lines()}", remedy)
     else:
         difference = runs.calm("lstm").difference(run)
         yield judge(runs, workers.where, difference)
@@ -51,7 +50,7 @@ def check_two_workers(runs: Runs) -> Iterator[Finding]:
 
 
 def check_killed_worker(runs: Runs) -> Iterator[Finding]:
-    """A worker that dies ends the others within a minute."""
+    """The death of a worker ends the others within a minute."""
     run = runs.run("lstm", "killed-worker")
     with Workers.start(runs, "killed-worker", "train.epochs=1000") as workers:
         deadline = time.monotonic() + RUN_S
@@ -78,7 +77,7 @@ def check_killed_worker(runs: Runs) -> Iterator[Finding]:
 
 
 def _not_run(runs: Runs, workers: "Workers", name: str = "") -> Iterator[Finding]:
-    """What the two workers do not show."""
+    """The parts that two workers could not test here."""
     if workers.where != NODES:
         yield Finding("not run", f"{name}{NODES}", f"not run: needs {NODES_JOB}")
     if runs.kind == "cpu":
@@ -87,18 +86,18 @@ def _not_run(runs: Runs, workers: "Workers", name: str = "") -> Iterator[Finding
 
 @dataclass
 class Workers:
-    """The processes that train one model: on two nodes of a job, or two on this machine."""
+    """Two processes that train one model, on two nodes of a job or on this machine."""
 
     where: str
-    processes: "list[subprocess.Popen[bytes]]"  # the one srun, or both workers
+    processes: "list[subprocess.Popen[bytes]]"  # srun, or both workers
     logs: list[Path]
 
     @classmethod
     def start(cls, runs: Runs, run_id: str, *overrides: str) -> Self:
-        """Start a run of one device a worker.
+        """Start a run with one device per worker.
 
         Raises:
-            NotRun: without two nodes or two devices, or where the network is not trusted.
+            NotRun: without two nodes or devices, or in a network that is not trusted.
         """
         job = runs.allocation if runs.allocation and runs.allocation.num_nodes > 1 else None
         if runs.kind == "gpu" and runs.num_devices < 2 and not job:
@@ -106,11 +105,11 @@ class Workers:
         if not is_trusted_network():
             raise NotRun(f"{TRUSTED_NETWORK}=1 in slurm/site.sh")
         args = runs.args("lstm", run_id, runs.one, *overrides)
-        # Of two of the job's nodes, however many it has: srun says which.
+        # srun chooses two of the job's nodes.
         environments = [{"HARNESS_NODE_FAULTS": "", "HARNESS_NODES": ""}]
         if job:
             args = [*_srun_args(job), *args]
-        else:  # the process's number is for the ports, since no job of Slurm's need be here
+        else:  # ports follow from a job's id; here from the process id
             environments = two_workers(str(os.getpid()))
             for i, variables in enumerate(environments if runs.kind == "gpu" else ()):
                 variables["CUDA_VISIBLE_DEVICES"] = gpu_name(i)
@@ -123,22 +122,22 @@ class Workers:
 
     @property
     def codes(self) -> list[int | None]:
-        """The exit codes of all, None before that."""
+        """All exit codes; None for a running process."""
         return [process.poll() for process in self.processes]
 
     def all_run(self) -> bool:
-        """Whether none has ended."""
+        """Whether all processes are running."""
         return self.codes == [None] * len(self.processes)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait until all have ended; returns whether they have."""
+        """Wait for the end of all processes; returns whether all have ended."""
         deadline = time.monotonic() + timeout_s
         while None in self.codes and time.monotonic() < deadline:
             time.sleep(POLL_S)
         return None not in self.codes
 
     def last_lines(self) -> str:
-        """The last line of each."""
+        """The last line of each log."""
         lines = [log.read_text(errors="replace").splitlines() for log in self.logs]
         return "; ".join(strip_prefix(each[-1])[:200] for each in lines if each)
 
@@ -158,9 +157,10 @@ def _srun_args(job: SlurmEnvironment) -> list[str]:
 
 
 def two_workers(job_id: str) -> list[dict[str, str]]:
-    """Variables for two processes of this machine that train one model, each as if on a node.
+    """Variables for two processes on this machine that train one model, as if on two nodes.
 
-    Their ports follow from the job's id.
+    Args:
+        job_id: determines their ports.
     """
     both = {
         "SLURM_JOB_ID": job_id,
@@ -168,53 +168,14 @@ def two_workers(job_id: str) -> list[dict[str, str]]:
         "SLURM_STEP_ID": "0",
         "SLURM_STEP_NUM_TASKS": "2",
         "HARNESS_NODES": "localhost localhost",
-        "HARNESS_INTERFACE": "",  # localhost, whatever the site says
+        "HARNESS_INTERFACE": "",  # localhost, in place of the site's interface
         "HARNESS_NODE_FAULTS": "",
     }
     return [{**both, "SLURM_PROCID": rank} for rank in "01"]
 
 
-def one_gpu(name: str) -> dict[str, str]:
-    """Variables for runs that share one GPU of this node, whatever the job has.
-
-    Args:
-        name: the GPU in CUDA_VISIBLE_DEVICES, which Slurm sets anew in each step.
-    """
-    return {**ALONE, "SLURM_GPUS_ON_NODE": "1", "CUDA_VISIBLE_DEVICES": name}
-
-
-def check_sharing(runs: Runs) -> Iterator[Finding]:
-    """How many reviews a second one device trains when several runs share it."""
-    rates: dict[int, float] = {}
-    on_gpu = runs.kind == "gpu"
-    counts = (1, 2, 4, 8) if on_gpu else (1, 2)
-    variables = one_gpu(gpu_name(0)) if on_gpu else ALONE
-    for count in counts:
-        began = time.perf_counter()
-        args: list[str | Path] = ["train", JOBS / "lstm.toml", "--devices", runs.kind]
-        args += ["--runs", runs.folder / f"shared-{count}", "--seeds", f"1-{count}"]
-        args += ["--set", "data.limit=2000", "--set", "train.epochs=2"]
-        args += ["--workers", str(count)]
-        args += ["--runs-per-gpu", str(count)] if on_gpu else []
-        args += ["--data", runs.data] if runs.data else []
-        ended = child.run_module("harness", *args, timeout_s=RUN_S, **variables)
-        if ended.code != 0:
-            found = f"{count} runs at a time: it {ended}"
-            yield Finding("red", "runs a device", found, "leave --runs-per-gpu lower")
-            return
-        results = [
-            read_json(path) for path in (runs.folder / f"shared-{count}").rglob("result.json")
-        ]
-        trained = sum(each["num_training"] * each["num_epochs"] for each in results)
-        rates[count] = trained / (time.perf_counter() - began)
-    runs.values["runs a device"] = rates
-    shown = ", ".join(f"{count}: {rate:,.0f}" for count, rate in rates.items())
-    found = f"reviews/s of lstm with its start, by runs at a time: {shown}"
-    yield Finding("green", "runs a device", found)
-
-
 def check_memory(runs: Runs) -> Iterator[Finding]:
-    """A run that is too large for the GPU ends in one line that says so."""
+    """A run that is too large for the GPU ends with a line about memory."""
     runs.need_gpu()
     args = runs.args("lstm", "too-large", runs.one, *TOO_LARGE)
     ended = child.run_process(args, timeout_s=RUN_S, **ALONE)
@@ -225,7 +186,7 @@ def check_memory(runs: Runs) -> Iterator[Finding]:
 
 
 def check_moved_model(runs: Runs) -> Iterator[Finding]:
-    """A model scores the same on the CPU and on the device that trained it."""
+    """A model has the same scores on the CPU as on the device that trained it."""
     run = runs.calm("lstm")
     trained_on_cpu = runs.train("lstm", "on-cpu", "cpu:1") if runs.kind == "gpu" else None
     pairs = [(run, NO_GPU, f"of {runs.one} on the CPU")]
@@ -247,7 +208,6 @@ CHECKS: Checks = {
     "four devices": check_four,
     "two workers": check_two_workers,
     "killed worker": check_killed_worker,
-    "runs a device": check_sharing,
     "out of memory": check_memory,
     "moved model": check_moved_model,
 }

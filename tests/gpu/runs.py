@@ -1,4 +1,4 @@
-"""The small runs of the checks: real `harness train` processes, and what they left behind."""
+"""The small runs of the checks: `harness train` processes and the files that they write."""
 
 import json
 import signal
@@ -16,29 +16,29 @@ from harness.slurm.environment import SlurmEnvironment
 from harness.system.lenient_json import read_json
 from harness.tracking.run_dir import untimed
 
-# A loss of one device against another's: rounding stays below the first, a mistake is above the
-# second (16 bits of a wrong mask or weight change a loss of 0.69 by 0.01 and more).
+# Differences of losses between devices: rounding stays below the first, a mistake is above the
+# second (16 wrong bits of a mask or weight change a loss of 0.69 by at least 0.01).
 ROUNDING, MISTAKE = 1e-4, 1e-3
-RUN_S = FIRST_USE_S  # at most
+RUN_S = FIRST_USE_S  # the time limit of a run
 POLL_S = 0.01
-# Fifty steps: two epochs of 25, the last step of each with 13 of 16 reviews, which no number of
-# replicas above one divides.
+# Two epochs of 25 steps. The last step of an epoch has 13 of 16 reviews, a prime number, so several
+# replicas get unequal parts.
 SMALL = (
     *("data.limit=497", "data.validation_split=0.2"),
     *("train.batch_size=16", "train.epochs=2", "train.checkpoint_every_s=0.1"),
 )
 TINY = ("data.maxlen=40", "model.units=16")  # for a CPU
-KILLED_FROM = 25  # the step of a checkpoint from which on a run is killed
-# Variables of a process that checks this node alone, and whose faults are no job's.
+KILLED_FROM = 25  # a run is killed after a checkpoint of this step or a later one
+# Variables of a process that uses only this node, and reports no fault to a job script.
 ALONE = {"SLURM_JOB_NUM_NODES": "1", "HARNESS_NODES": "", "HARNESS_NODE_FAULTS": ""}
 
 
-class NotRun(Exception):  # noqa: N818 - no error: a check needs what is not here
-    """A check could not run; the message says what it needs."""
+class NotRun(Exception):  # noqa: N818 - no error
+    """A check could not run; the message names the missing thing."""
 
 
 def unless_not_run(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """The findings of a check; one that needs what is not here is `not run`."""
+    """The findings of a check, `not run` if it raises NotRun."""
     try:
         yield from check()
     except NotRun as reason:
@@ -47,7 +47,7 @@ def unless_not_run(name: str, check: Callable[[], Iterator[Finding]]) -> Iterato
 
 @dataclass
 class Runs:
-    """Where the runs are, and how they are started."""
+    """Starts the runs in a folder."""
 
     folder: Path
     kind: str  # of the devices, gpu or cpu
@@ -65,7 +65,7 @@ class Runs:
         """Several devices.
 
         Raises:
-            NotRun: if there are fewer; of virtual CPUs there are always enough.
+            NotRun: if there are fewer GPUs.
         """
         if self.kind == "gpu" and self.num_devices < count:
             raise NotRun(f"{count} GPUs, {self.num_devices} here")
@@ -87,11 +87,11 @@ class Runs:
         ]
 
     def run(self, job: str, run_id: str) -> "SmallRun":
-        """What a run of that id leaves."""
+        """The files of a run."""
         return SmallRun(self.folder / job / run_id)
 
     def train(self, job: str, run_id: str, devices: str, *overrides: str) -> "SmallRun":
-        """Train to the end, unless that run is there already.
+        """Train to the end, unless the run is finished.
 
         Raises:
             RunError: if it fails.
@@ -105,14 +105,14 @@ class Runs:
         return run
 
     def calm(self, job: str) -> "SmallRun":
-        """The run on one device that nothing disturbs."""
+        """The undisturbed run on one device."""
         return self.train(job, "calm", self.one)
 
     def kill(self, job: str, run_id: str, devices: str) -> int:
-        """Train, and end the process by SIGKILL in its second epoch; returns the step saved.
+        """Train, and kill the process in its second epoch; returns the last saved step.
 
         Raises:
-            RunError: if it ended before.
+            RunError: if the process ended before.
         """
         run = self.run(job, run_id)
         process = child.start(self.args(job, run_id, devices), ALONE)
@@ -132,7 +132,7 @@ class Runs:
 
 @dataclass(frozen=True)
 class SmallRun:
-    """What a run left in its folder."""
+    """The files of a run."""
 
     folder: Path
 
@@ -160,10 +160,10 @@ class SmallRun:
     def difference(self, other: "SmallRun") -> float:
         """The largest difference of a loss."""
         pairs = zip(self.losses(), other.losses(), strict=True)
-        return max(abs(own - others) for own, others in pairs)
+        return max(abs(one - another) for one, another in pairs)
 
     def different_files(self, other: "SmallRun") -> list[str]:
-        """The files that differ in more than measured times and the run's name."""
+        """The files whose contents differ, except for measured times and the run's name."""
         return [
             name for name, content in self._contents().items() if other._contents()[name] != content
         ]
@@ -178,11 +178,11 @@ Checks = dict[str, Callable[[Runs], Iterator[Finding]]]
 
 
 def judge(runs: Runs, name: str, difference: float) -> Finding:
-    """A difference of losses, against rounding."""
+    """A finding about a difference of losses."""
     runs.values.setdefault("loss differences", {})[name] = difference
     found = f"losses differ by at most {difference:.1e}"
     if difference <= ROUNDING:
         return Finding("green", name, found)
     if difference <= MISTAKE:
-        return Finding("yellow", name, f"{found}, more than rounding mostly gives", "compare runs")
+        return Finding("yellow", name, f"{found}, more than usual rounding", "compare runs")
     return Finding("red", name, found, f"should be below {MISTAKE}: do not trust these devices")

@@ -1,6 +1,6 @@
-"""On a GPU that computes nothing: each fault ends in one line, with the right blame, and resumes.
+"""On the null GPU: each fault ends in one line with the right exit code, and the run can resume.
 
-The runs are forks of one process that has imported TensorFlow, which has not looked at devices.
+The runs are forks of a process that has imported TensorFlow but not listed devices.
 """
 
 import concurrent.futures
@@ -20,7 +20,7 @@ from tests.gpu.conftest import Rig, last_line, server_of
 
 pytestmark = pytest.mark.full
 
-AT_ONCE = 3  # runs, of which some wait
+AT_ONCE = 3  # runs; some of them wait
 NODE = socket.gethostname()
 # A few steps of a small LSTM, and a validation.
 SMALL = [
@@ -32,14 +32,14 @@ SMALL = [
 ]
 MEMORY = "the device is out of memory"
 ECC = "the GPU's memory is broken: "
-FAULT = "the GPU ended a kernel by a fault: "
+FAULT = "a kernel failed on the GPU: "
 DRIVER = "the driver is too old for this CUDA: "
-REFUSED = "a library of CUDA's refused: "
-NCCL = "the GPUs can't talk to each other (NCCL): "
-LOST = "the GPU is lost to its driver"
-# Function, its code, and the number of calls before the first that fails; the line; and whether
-# the node is at fault. The codes are CUDA's, cuDNN's (4004 is a failed allocation on the device,
-# 5000 EXECUTION_FAILED) and NCCL's (1 is ncclUnhandledCudaError, 6 ncclRemoteError).
+REFUSED = "a CUDA library refused: "
+NCCL = "the GPUs can't communicate (NCCL): "
+LOST = "the driver has lost the GPU"
+# Function, error code, and the number of calls before the first failure; the line; and whether the
+# node is at fault. The codes are CUDA's, cuDNN's (4004: failed allocation on the device; 5000:
+# EXECUTION_FAILED) and NCCL's (1: ncclUnhandledCudaError; 6: ncclRemoteError).
 SUITE: dict[str, tuple[str, bool]] = {
     "cuMemAlloc_v2:2:0": (MEMORY, False),
     "cuMemAlloc_v2:214:0": (ECC, True),
@@ -88,7 +88,7 @@ NIGHTLY: dict[str, tuple[str, bool]] = {
     "ncclAllReduce:6:0": (NCCL, False),
     "cuStreamSynchronize:802:10": (LOST, True),
     "cuStreamCreateWithPriority:2:0": (MEMORY, False),
-    "cuDevicePrimaryCtxRetain:46:0": ("the GPU lets no further process in: ", False),
+    "cuDevicePrimaryCtxRetain:46:0": ("the GPU accepts no further process: ", False),
 }
 
 HANG = {"STUB_HANG": "cudnnRNNForward:3"}
@@ -96,7 +96,7 @@ STALL = "stall"
 
 
 class Forks:
-    """Starts commands of the rig, each in a folder of its own, as a job script does."""
+    """Starts commands of the rig in separate folders, like a job script."""
 
     def __init__(self, environment: Path, folder: Path) -> None:
         self.environment, self.folder = environment, folder
@@ -108,13 +108,13 @@ class Forks:
         """Start a `harness` command."""
         rig = Rig(self.environment, self.folder / name)
         (rig.folder / "home").mkdir(parents=True, exist_ok=True)
-        own = {
+        variables = {
             "HARNESS_OFFLINE": "1",
             "HARNESS_CPUS": "1",
             "HARNESS_NODE_FAULTS": str(rig.folder / "faults"),
             "SLURMD_NODENAME": "n7",
         }
-        environment = {**rig.variables(gpus), **own, **env}
+        environment = {**rig.variables(gpus), **variables, **env}
         return preloaded.Command(words, rig.folder, environment, server=self.server)
 
     def train(self, name: str, gpus: int = 1, env: Mapping[str, str] = {}) -> preloaded.Command:
@@ -123,7 +123,7 @@ class Forks:
         return self.start(name, *words, *SMALL, gpus=gpus, env=env)
 
     def fail(self, cell: str) -> "subprocess.CompletedProcess[str]":
-        """Run a small run to the fault that a cell of the matrix is, or to a step without end."""
+        """Start a small run with the fault of a cell, or with a step that hangs."""
         stub = {**HANG, "HARNESS_STALL_MIN": "0.1"} if cell == STALL else {"STUB_FAIL": cell}
         return ended(self.train(cell, 2 if "nccl" in cell else 1, stub))
 
@@ -132,12 +132,12 @@ class Forks:
         return self.folder / name / "runs/lstm/rig"
 
     def state(self, name: str) -> dict[str, object]:
-        """What a small run says of itself, empty if it has not begun."""
+        """The `state.json` of a small run, empty if it has not begun."""
         path = self.run_of(name) / "state.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
     def blamed(self, name: str) -> str:
-        """What the job script learns of faulty nodes."""
+        """The faulty nodes that the run reported to the job script."""
         path = self.folder / name / "faults"
         return path.read_text() if path.exists() else ""
 
@@ -151,7 +151,7 @@ def ended(command: preloaded.Command) -> "subprocess.CompletedProcess[str]":
 
 @pytest.fixture(scope="module")
 def forks(null_environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Forks:
-    """One process with TensorFlow for all runs of this file."""
+    """A process with TensorFlow for all runs of this file."""
     return Forks(null_environment, tmp_path_factory.mktemp("faults"))
 
 
@@ -160,23 +160,23 @@ Ends = Mapping[str, "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def ends(forks: Forks) -> Ends:
-    """How the runs of the suite's cells ended, and the one that stalls."""
+    """The ended runs of the suite's cells, and the run that stalls."""
     names = [STALL, *SUITE]
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         return dict(zip(names, pool.map(forks.fail, names), strict=True))
 
 
 def check(forks: Forks, cell: str, done: "subprocess.CompletedProcess[str]") -> None:
-    """One line with a remedy, the exit code that suits it, no more said, nothing kept."""
+    """One line with a remedy, the right exit code, and no result of the faulty steps."""
     line, is_of_node = {**SUITE, **NIGHTLY}[cell]
     errors = [each for each in done.stderr.splitlines() if not each.startswith("warning: ")]
     assert len(errors) == 1, done.stderr
     assert errors[0].startswith(f"harness: {line}"), errors
-    assert errors[0].count(";") >= 1  # and what to do
+    assert errors[0].count(";") >= 1  # the remedy follows
     assert done.returncode == (75 if is_of_node else 1)
     assert forks.blamed(cell).count("\n") == is_of_node
     assert not (forks.run_of(cell) / "result.json").exists()
-    if state := forks.state(cell):  # else it failed before it began
+    if state := forks.state(cell):  # else it failed during its start
         assert state["phase"] == "failed"
         assert str(state["error"]).endswith(errors[0].removeprefix("harness: "))
         metrics = forks.run_of(cell) / "metrics.jsonl"
@@ -184,14 +184,14 @@ def check(forks: Forks, cell: str, done: "subprocess.CompletedProcess[str]") -> 
 
 
 @pytest.mark.parametrize("cell", SUITE)
-def test_a_fault_is_one_line_and_blames_the_right_one(forks: Forks, ends: Ends, cell: str) -> None:
-    """The job goes elsewhere after a fault of the GPU, and stays failed after any other."""
+def test_a_fault_is_one_line_with_the_right_exit_code(forks: Forks, ends: Ends, cell: str) -> None:
+    """The job is requeued after a fault of the GPU, and fails after others."""
     check(forks, cell, ends[cell])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", NIGHTLY)
-def test_other_faults_are_too(forks: Forks, cell: str) -> None:
+def test_other_faults_are_one_line(forks: Forks, cell: str) -> None:
     """The other cells of the matrix."""
     check(forks, cell, forks.fail(cell))
 
@@ -199,8 +199,8 @@ def test_other_faults_are_too(forks: Forks, cell: str) -> None:
 @pytest.mark.parametrize(
     "cell", ["cuEventQuery:214:150", "cuModuleLoadData:222:20"], ids=["abort", "unwritten"]
 )
-def test_a_run_goes_on_after_a_fault(forks: Forks, ends: Ends, cell: str) -> None:
-    """Once the GPU, or another one, does what it should."""
+def test_a_run_resumes_after_a_fault(forks: Forks, ends: Ends, cell: str) -> None:
+    """On a GPU without faults it finishes."""
     assert ends[cell].returncode
     done = ended(forks.start(cell, "resume", forks.run_of(cell)))
     assert done.returncode == 0, done.stderr
@@ -211,8 +211,8 @@ def test_a_run_goes_on_after_a_fault(forks: Forks, ends: Ends, cell: str) -> Non
 @pytest.mark.parametrize(
     "card", [{}, pytest.param({"STUB_CAPABILITY": "10.0"}, marks=pytest.mark.slow)], ids=str
 )
-def test_a_kernel_that_is_not_loaded_is_no_wrong_result(forks: Forks, card: dict[str, str]) -> None:
-    """The check of a GPU would blame the node for a driver that is too old."""
+def test_an_old_driver_is_no_fault_of_the_node(forks: Forks, card: dict[str, str]) -> None:
+    """The check of the GPU distinguishes kernels that were not loaded from wrong results."""
     name = f"checked-{len(card)}"
     stub = {"STUB_FAIL": "cuModuleLoadData:222:0", "HARNESS_CHECK_DEVICES": "1"}
     done = ended(forks.train(name, env=stub | card))
@@ -224,8 +224,10 @@ def test_a_kernel_that_is_not_loaded_is_no_wrong_result(forks: Forks, card: dict
 @pytest.mark.parametrize(
     "words", [["evaluate", "RUN"], ["predict", "RUN", "good"]], ids=lambda words: words[0]
 )
-def test_a_model_is_not_judged_by_kernels_that_were_not_run(forks: Forks, words: list[str]) -> None:
-    """Its probabilities would be what was in the memory before."""
+def test_no_command_uses_results_of_kernels_that_were_not_run(
+    forks: Forks, words: list[str]
+) -> None:
+    """The probabilities would be old contents of the memory."""
     run = forks.run_of("trained")
     if not run.exists():
         assert ended(forks.train("trained")).returncode == 0
@@ -238,7 +240,7 @@ def test_a_model_is_not_judged_by_kernels_that_were_not_run(forks: Forks, words:
 
 
 def wait_until_it_hangs(forks: Forks, name: str, seconds: float = 60) -> None:
-    """Until no step comes any more: the first has ended."""
+    """Wait until the first step has ended, so the run hangs in the next one."""
     deadline = time.monotonic() + seconds
     while "first_step_s" not in forks.state(name):
         assert time.monotonic() < deadline, forks.state(name)
@@ -247,7 +249,7 @@ def wait_until_it_hangs(forks: Forks, name: str, seconds: float = 60) -> None:
 
 
 def test_a_step_that_never_ends_ends_the_process(forks: Forks, ends: Ends) -> None:
-    """From inside; it names device and node, and the run can go on."""
+    """The line names device and node, and the run can resume."""
     done = ends[STALL]
     assert done.returncode == 75
     assert last_line(done) == (
@@ -258,7 +260,7 @@ def test_a_step_that_never_ends_ends_the_process(forks: Forks, ends: Ends) -> No
     state = forks.state(STALL)
     assert state["phase"] == "interrupted"
     assert str(state["signal"]).startswith("a step that did not end on gpu:0")
-    assert forks.blamed(STALL) == ""  # a loop of XLA's hangs elsewhere too
+    assert forks.blamed(STALL) == ""  # the loop may hang on other nodes too
 
 
 @pytest.mark.parametrize(
@@ -269,7 +271,7 @@ def test_a_step_that_never_ends_ends_the_process(forks: Forks, ends: Ends) -> No
 def test_a_signal_is_obeyed_while_a_device_does_not_answer(
     forks: Forks, numbers: list[int]
 ) -> None:
-    """Within HARNESS_STOP_S, with the code of an interruption; a second Ctrl-C at once."""
+    """Within HARNESS_STOP_S, as an interruption; a second Ctrl-C ends the run at once."""
     name = f"signals-{len(numbers)}"
     command = forks.train(name, env={**HANG, "HARNESS_STOP_S": "2"})
     wait_until_it_hangs(forks, name)

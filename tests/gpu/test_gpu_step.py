@@ -1,4 +1,4 @@
-"""On a GPU that computes nothing: what a step copies and adds up, and in what precision."""
+"""On the null GPU: the kernels, copies and all-reduces of a step, and its precision."""
 
 import json
 import re
@@ -16,33 +16,54 @@ FIVE = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 
 
 def steps(rig: Rig, num_gpus: int, *jobs: str) -> list[dict[str, Any]]:
-    """What `count_steps` prints for each job."""
+    """The lines of `count_steps`, one for each job."""
     done = rig.run([*COUNT, f"gpu:{num_gpus}", *jobs], num_gpus, HERE)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def check(step: dict[str, Any], num_gpus: int, *, all_reduces: int = 1) -> None:
-    """cuDNN computes each layer; nothing comes back to the host, which waits for nothing."""
+    """cuDNN computes all layers; the host gets no copy and does not wait."""
     assert set(step["kernels"].values()) == {"cudnn"}, step
     assert step["of_cudnn"] >= 3 * num_gpus, step  # forward, and two backward
     assert (step["to_host"], step["waits"]) == (0, 0), step
     assert step["all_reduces"] == (all_reduces * num_gpus if num_gpus > 1 else 0), step
 
 
-def test_a_step_brings_nothing_to_the_host(rig: Rig) -> None:
-    """Neither words nor sums nor shapes; two GPUs add their gradients up once."""
-    for step in steps(rig, 2, "lstm", "rnn"):
+HALF_FUSED = """
+import keras
+from keras import layers
+def net(vocab_size, config, *, num_outputs, options):
+    return keras.Sequential([
+        layers.Embedding(vocab_size, 8),
+        layers.LSTM(8, return_sequences=True, name="lstm"),
+        layers.LSTM(8, activation="relu", name="lstm_1"),
+        layers.Dense(num_outputs, activation="sigmoid"),
+    ])
+"""
+
+
+def test_a_step_copies_nothing_to_the_host(rig: Rig) -> None:
+    """Neither words nor sums nor shapes; two GPUs add up their gradients once.
+
+    The record distinguishes the layers of a stack: cuDNN does not support relu.
+    """
+    (rig.folder / "half.py").write_text(HALF_FUSED)
+    (rig.folder / "half.toml").write_text('[model]\narchitecture = "half.py:net"\n')
+    jobs = ("lstm", "rnn", "bilstm,data.bucket=true", str(rig.folder / "half"))
+    *fused, half = steps(rig, 2, *jobs)
+    for step in fused:
         check(step, 2)
+    assert half["kernels"] == {"lstm": "cudnn", "lstm_1": "loop"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_gpus", [1, 2, 4])
-def test_no_job_brings_anything_to_the_host(rig: Rig, num_gpus: int) -> None:
-    """The five, and those that read reviews of similar length together."""
+def test_no_job_copies_anything_to_the_host(rig: Rig, num_gpus: int) -> None:
+    """The five networks, and jobs with batches by length."""
     for step in steps(rig, num_gpus, *FIVE, "lstm,train.steps_per_execution=3"):
         check(step, num_gpus)
-    # Keras adds up the gradients again where their norm is clipped before.
+    # With clipnorm, Keras adds up the clipped gradients again.
     for step in steps(rig, num_gpus, "best", "words"):
         check(step, num_gpus, all_reduces=2)
 
@@ -80,13 +101,13 @@ CASES = [
     ("rnn", "bfloat16"),
 ]
 DTYPES = {"float16": 2, "bfloat16": 0, "float32": 0, "float64": 1}  # as cuDNN numbers them
-RESERVE = 12_344  # bytes, a multiple of 8, so that no other memory of that size is taken for it
+RESERVE = 12_344  # bytes: a multiple of 8, and the size of no other allocation
 
 
 def test_the_backward_pass_reads_what_the_forward_pass_reserved(rig: Rig) -> None:
-    """In each precision; in bfloat16 Keras's layer does not, the reason for `compute_in_float32`.
+    """In all precisions; Keras's layer does not in bfloat16, hence `compute_in_float32`.
 
-    Once the last part fails, TensorFlow has mended it, and that function can go.
+    If the last assertion fails, TensorFlow has corrected this, and that function can go.
     """
     script = f"CASES = {CASES}\n{PRECISIONS}"
     done = rig.run(["-c", script], env=HERE | {"STUB_RNN": "1", "STUB_RESERVE": str(RESERVE)})
@@ -107,7 +128,7 @@ BACKWARD = re.compile(
 
 
 def test_a_run_on_two_gpus_ends(rig: Rig) -> None:
-    """No vote and no shape comes from the devices, whose numbers mean nothing here."""
+    """No vote and no shape depends on the devices, whose numbers are meaningless here."""
     done = rig.train("lstm", "--devices", "gpu:2", gpus=2)
     assert done.returncode == 0, last_line(done)
     result = json.loads((rig.folder / "runs/lstm/rig/result.json").read_text())
@@ -115,8 +136,8 @@ def test_a_run_on_two_gpus_ends(rig: Rig) -> None:
     assert result["kernels"] == {"lstm": "cudnn"}
 
 
-def test_what_is_slow_or_not_as_asked_is_said(rig: Rig) -> None:
-    """A network without cuDNN with the key that mends it; bfloat16 that is float32."""
+def test_slow_layers_and_another_precision_are_mentioned(rig: Rig) -> None:
+    """Layers without cuDNN, with the remedy; and bfloat16 layers that compute in float32."""
     settings = ("model.reset_after=false", "train.xla=off", "data.maxlen=4")
     words = [word for each in settings for word in ("--set", each)]
     precision = ("--set", "train.precision=bfloat16")

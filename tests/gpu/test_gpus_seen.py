@@ -1,7 +1,6 @@
-"""On a GPU that computes nothing: GPUs are seen, refused for the right reason, and checked."""
+"""On the null GPU: GPUs are listed, refused for the right reason, and checked."""
 
 import json
-import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.system import gpu
+from harness.compute.memory import CONTEXT_GB
 from tests.gpu.conftest import Rig, last_line
 
 pytestmark = pytest.mark.full
@@ -18,7 +17,7 @@ CHECKED = {"HARNESS_CHECK_DEVICES": "1"}
 
 
 def start_of(rig: Rig, job: str = "lstm") -> dict[str, Any]:
-    """The record of a run's only start, and its kernels."""
+    """The record of a run's only start, and the kernels of its layers."""
     record = json.loads((rig.folder / f"runs/{job}/rig/provenance.json").read_text())
     (start,) = record["starts"]
     return {**start, "kernels": record["kernels"]}
@@ -29,56 +28,50 @@ def libraries(rig: Rig) -> Path:
     return folder
 
 
-def test_a_run_trains_on_a_gpu_of_the_lock_alone(rig: Rig) -> None:
-    """Nothing of CUDA is on LD_LIBRARY_PATH; the run ends, on cuDNN, and says it was unchecked."""
-    done = rig.train("lstm", "--devices", "gpu:1", is_forked=False)
+def test_a_run_trains_on_a_gpu_with_the_libraries_of_the_lock(rig: Rig) -> None:
+    """It uses cuDNN; the log and the record say that the GPU was not checked."""
+    variables = {"NCCL_SOCKET_IFNAME": "ib0"}
+    done = rig.train("lstm", "--devices", "gpu:1", env=variables, is_forked=False)
     assert done.returncode == 0, done.stderr
     assert "1 × NVIDIA H100 80GB HBM3; data: " in done.stdout
-    assert "HARNESS_CHECK_DEVICES=0: the GPUs are used without a check" in done.stderr
-    assert "(9.0): TensorFlow holds no machine code for it, so the driver compiles" in done.stdout
+    assert "HARNESS_CHECK_DEVICES=0: the results of the GPUs are not checked" in done.stderr
+    assert "(9.0): TensorFlow has no machine code for it, so the driver compiles" in done.stdout
     start = start_of(rig)
     assert start["kernels"] == {"lstm": "cudnn"}
     assert start["gpus_checked"] is False
+    assert start["gpu_gb"] > CONTEXT_GB
     assert start["cuda"]["site_libraries"] == {}
+    assert start["cuda"]["compute_capabilities"] == ["9.0"]
+    assert variables.items() <= start["cuda"]["variables"].items()
     assert rig.counts()["cudnnRNNForward"] > 0
 
 
-def test_what_tensorflow_opens_is_loaded(null_environment: Path) -> None:
-    """All that the framework library opens is in its RUNPATH, or loaded by the harness before."""
-    (framework,) = null_environment.glob("lib/python3*/site-packages/tensorflow/*framework.so.2")
-    shown = subprocess.run(
-        ["readelf", "-d", framework], capture_output=True, text=True, check=True
-    ).stdout
-    covered = set(re.findall(r"\$ORIGIN/\.\./(nvidia/\w+/lib)", shown))
-    folders = {name: f"nvidia/{package}/lib" for name, package in WHERE.items()}
-    assert {name for name in gpu.LIBRARIES if folders[name] not in covered} == {"libcusolver.so.11"}
+def test_tensorflow_alone_lists_no_gpu(rig: Rig) -> None:
+    """Hence `load_libraries`; once TensorFlow's wheel finds cuSOLVER, that function can go.
 
-
-WHERE = {
-    "libcudart.so.12": "cuda_runtime",
-    "libcublas.so.12": "cublas",
-    "libcublasLt.so.12": "cublas",
-    "libcufft.so.11": "cufft",
-    "libcusolver.so.11": "cusolver",
-    "libcusparse.so.12": "cusparse",
-    "libcudnn.so.9": "cudnn",
-}
-
-
-def test_tensorflow_by_itself_sees_none(rig: Rig) -> None:
-    """The reason for `load_libraries`: once TensorFlow's wheel finds cuSOLVER, it can go."""
+    The harness lets other processes share the memory of a GPU.
+    """
     look = "import tensorflow as tf; print(len(tf.config.list_physical_devices('GPU')))"
-    alone = rig.run(["-c", look], gpus=2)
-    assert alone.stdout.split() == ["0"]
-    loaded = f"from harness.system import gpu; gpu.load_libraries(); {look}"
-    assert rig.run(["-c", loaded], gpus=2).stdout.split() == ["2"]
+    assert rig.run(["-c", look], gpus=2).stdout.split() == ["0"]
+    loaded = """
+from harness.compute.strategy import import_tensorflow
+tf = import_tensorflow(None)
+print(*map(tf.config.experimental.get_memory_growth, tf.config.list_physical_devices("GPU")))
+"""
+    assert rig.run(["-c", loaded], gpus=2).stdout.split() == ["True", "True"]
 
 
 @pytest.mark.parametrize(
     ("devices", "env", "gpus", "code", "reason"),
     [
         ("gpu:9", {}, 2, 2, "this machine has 2; request 2: --devices gpu:2"),
-        ("gpu:0", {}, 1, 2, "--devices gpu:0: the count should be 1 to 64"),
+        (
+            "gpu:0",
+            {},
+            1,
+            2,
+            "--devices gpu:0: should be cpu, gpu, or a number",
+        ),
         ("gpu:2", {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1"}, 1, 2, "Slurm gave 1; request"),
         (
             "",
@@ -114,10 +107,10 @@ def test_tensorflow_by_itself_sees_none(rig: Rig) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_can_not_be_used_is_refused_in_one_line(
+def test_an_unusable_gpu_is_refused_in_one_line(
     rig: Rig, devices: str, env: dict[str, str], gpus: int, code: int, reason: str
 ) -> None:
-    """Only a broken node is the node's fault; nothing is written."""
+    """Only a broken driver is the node's fault; the run writes nothing."""
     words = ["--devices", devices] if devices else []
     done = rig.train("lstm", *words, gpus=gpus, env=env)
     assert (done.returncode, reason in last_line(done)) == (code, True), done.stderr
@@ -126,7 +119,7 @@ def test_what_can_not_be_used_is_refused_in_one_line(
 
 
 def test_missing_libraries_are_named(rig: Rig) -> None:
-    """Half of the CUDA libraries are not installed: that is no fault of the node."""
+    """Missing CUDA libraries are the installation's fault."""
     copy = Rig(rig.folder / "copy", rig.folder)
     subprocess.run(["cp", "--archive", "--link", rig.environment, copy.environment], check=True)
     for package in ("cudnn", "cublas", "cufft"):
@@ -139,7 +132,7 @@ def test_missing_libraries_are_named(rig: Rig) -> None:
 
 
 def test_a_driver_without_nvml_is_named(rig: Rig) -> None:
-    """TensorFlow lists no GPU then; a container got half of the driver."""
+    """As in a container with a part of the driver, where TensorFlow lists no GPU."""
     folder = rig.folder / "driver"
     folder.mkdir()
     for name in ("libcuda.so.1", "libnull.so"):
@@ -160,10 +153,7 @@ print(describe_cuda()["site_libraries"])
 
 
 def test_doctor_describes_cards_and_libraries(rig: Rig) -> None:
-    """Two cards, that XLA may not survive them, and a library of the site's.
-
-    What LD_LIBRARY_PATH puts before the environment's own stands in the record of a run too.
-    """
+    """Two cards that may abort XLA, and a library of the site, which a run records too."""
     folder = rig.folder / "modules"
     folder.mkdir()
     shutil.copy(libraries(rig) / "cudnn/lib/libcudnn.so.9", folder)
@@ -173,14 +163,14 @@ def test_doctor_describes_cards_and_libraries(rig: Rig) -> None:
     assert found["devices"]["found"].startswith("2 x NVIDIA H100 80GB HBM3")
     assert found["card"]["level"] == "yellow"
     assert "XLA may abort on it" in found["card"]["found"]
-    own = str(folder / "libcudnn.so.9")
+    of_site = str(folder / "libcudnn.so.9")
     assert found["libraries"]["level"] == "yellow"
-    assert f"libcudnn.so.9 from {own}" in found["libraries"]["found"]
-    assert rig.run(["-c", RECORD], env=path).stdout.strip() == str({"libcudnn.so.9": own})
+    assert f"libcudnn.so.9 from {of_site}" in found["libraries"]["found"]
+    assert rig.run(["-c", RECORD], env=path).stdout.strip() == str({"libcudnn.so.9": of_site})
 
 
 def test_a_gpu_that_computes_wrongly_is_refused(rig: Rig) -> None:
-    """In one line, with the exit code of a fault of a node, before anything is written."""
+    """In one line, as a fault of the node, before the run writes anything."""
     faults = rig.folder / "faults"
     listener = {"HARNESS_NODE_FAULTS": str(faults), "SLURMD_NODENAME": "n7"}
     done = rig.train("lstm", "--devices", "gpu:1", env=CHECKED | listener)
@@ -208,7 +198,7 @@ for name, on_gpu, on_cpu in device_check._computations(frozenset(device_check.LA
 
 
 def test_each_computation_of_the_check_runs_on_the_gpu(rig: Rig) -> None:
-    """None is right by itself on a GPU that computes nothing; cuDNN and XLA are really asked."""
+    """No result is right on a GPU that computes nothing; cuDNN and XLA are called."""
     done = rig.run(["-c", EVERY_COMPUTATION])
     lines = done.stdout.splitlines()
     assert len(lines) >= 5, done.stderr

@@ -1,4 +1,4 @@
-"""`harness export`: plain TensorFlow reads the SavedModel and answers as `harness predict` does."""
+"""`harness export`: plain TensorFlow loads the SavedModel and answers like `harness predict`."""
 
 import json
 import os
@@ -24,9 +24,9 @@ import tensorflow as tf
 
 assert "harness" not in sys.modules
 classify = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
-found = classify(text=tf.constant(json.load(sys.stdin)))
-classes = found["class"].numpy().astype(str).tolist()
-print(json.dumps([found["probabilities"].numpy().tolist(), classes]))
+result = classify(text=tf.constant(json.load(sys.stdin)))
+classes = result["class"].numpy().astype(str).tolist()
+print(json.dumps([result["probabilities"].numpy().tolist(), classes]))
 """
 ODD = (
     "GREAT!!",
@@ -44,7 +44,7 @@ ODD = (
 
 
 def odd_texts(vocab: list[str], number: int) -> list[str]:
-    """Texts of known, unknown and odd words, of one word to more than a model reads."""
+    """Texts of 1 to 60 known, unknown and odd words."""
     generator = random.Random(1)  # noqa: S311 - no secret
     words = [*vocab[:300], *ODD, "unheardof"]
     lengths = [generator.randint(1, 60) for _ in range(number)]
@@ -55,7 +55,7 @@ def odd_texts(vocab: list[str], number: int) -> list[str]:
 def test_plain_tensorflow_answers_like_predict(
     finished: tuple[Harness, Path], tmp_path: Path
 ) -> None:
-    """A thousand texts, to 1e-6, in a folder without the package; twice into the same folder."""
+    """To 1e-6, without this package; a second export replaces the first one."""
     (harness, run), out = finished, tmp_path / "a folder"
     for _ in range(2):
         done = harness.run("export", run, "--out", out)
@@ -87,7 +87,7 @@ def test_plain_tensorflow_answers_like_predict(
 
 @pytest.mark.full
 def test_the_example_encodes_like_predict(finished: tuple[Harness, Path]) -> None:
-    """`encode` in jobs/own/encode.py gives a model the input that `predict` gives it."""
+    """`encode` in jobs/own/encode.py produces the model's input of `predict`."""
     import keras
 
     harness, run = finished
@@ -110,7 +110,7 @@ def write_lines(path: Path, texts: list[str]) -> Path:
 
 
 def test_the_graph_encodes_like_the_data() -> None:
-    """Padded in front, cut to the last words, `2` for what is unknown or too rare."""
+    """Padded in front, cut to the last words, `2` for unknown or rare words."""
     from harness.inference.export import TextEncoder
 
     vocab = ["good", "bad", "film", "été", "ÄÖÜ", "İstanbul", "c\x0bd", "e\x85f", "日本", "rare"]
@@ -124,8 +124,8 @@ def test_the_graph_encodes_like_the_data() -> None:
 
 
 @pytest.mark.parametrize("bucket", [False, True])
-def test_the_graph_gives_the_ratios_of_training(bucket: bool) -> None:
-    """At every word that is kept, also of n-grams that begin before it; 0 in the padding."""
+def test_the_graph_computes_the_ratios_of_training(bucket: bool) -> None:
+    """At every word of the input, also for n-grams that begin earlier; 0 in the padding."""
     import tensorflow as tf
 
     from harness.data.dataset import Split
@@ -153,14 +153,14 @@ def test_the_graph_gives_the_ratios_of_training(bucket: bool) -> None:
         assert np.count_nonzero(row) == kept
         assert not found[row == 0].any()
     assert at_words[..., 2].any()
-    assert encoder.variables  # not in the graph, which takes 2 GB at most
+    assert encoder.variables  # not in the graph, which has 2 GB at most
     time = {True: 8, False: maxlen}[bucket]  # as `predict` pads a short text
     assert [each.shape[:2] for each in encoder(["good"])] == [(1, time)] * 2
     assert [each.shape[0] for each in encoder(tf.constant([], tf.string))] == [0, 0]
 
 
-def test_what_can_not_be_exported_is_refused(harness: Harness, tmp_path: Path) -> None:
-    """An unfinished run, and a folder of something else, which stays as it is."""
+def test_a_bad_export_is_refused(harness: Harness, tmp_path: Path) -> None:
+    """Of an unfinished run, and into a folder with other files, which stay."""
     from harness.inference.export import export
 
     begun = harness.runs / "lstm/begun"
@@ -179,29 +179,27 @@ def test_what_can_not_be_exported_is_refused(harness: Harness, tmp_path: Path) -
     assert [path.name for path in thesis.iterdir()] == ["thesis.tex"]
 
 
-def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.full
+def test_a_full_disk_is_one_line(
+    finished: tuple[Harness, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """TensorFlow writes the variables, and its errors are not Python's."""
     import keras
     import tensorflow as tf
 
-    from harness.inference.export import write_saved_model
+    from harness.inference.export import export
 
     def full(*_: object, **__: object) -> None:
         raise tf.errors.ResourceExhaustedError(None, None, "No space\nleft on device")
 
     monkeypatch.setattr(type(keras.export.ExportArchive()), "write_out", full)
     with pytest.raises(RunError, match=r"No space left on device; free .* another --out"):
-        write_saved_model(
-            tmp_path / "out",
-            lambda texts: tf.zeros([tf.size(texts), 2]),
-            [tf.Module()],
-            {"classes": ["a", "b"]},
-        )
+        export(RunDirectory(finished[1]), tmp_path / "out")
     assert [*tmp_path.iterdir()] == []
 
 
-def test_a_long_text_is_cut_as_predict_cuts_it() -> None:
-    """By characters, not bytes; an empty one stays."""
+def test_a_long_text_is_cut_like_in_predict() -> None:
+    """By characters, not bytes; an empty text stays empty."""
     import tensorflow as tf
 
     from harness.inference.export import last_characters

@@ -1,4 +1,4 @@
-"""`harness predict`: texts from arguments, files and standard input, answered as they arrive."""
+"""`harness predict`: texts from arguments, files and standard input, classified as they arrive."""
 
 import json
 import re
@@ -12,18 +12,18 @@ from tests.conftest import Harness
 
 @pytest.mark.full
 def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harness, Path]) -> None:
-    """The same text gives the same probability, wherever it comes from."""
+    """A text has the same probability from all three."""
     harness, run = finished
     texts = ["An excellent movie!", "Qwertzuiop, a bad film."]
-    given = harness.run("predict", run, *texts, "--json")
-    assert given.returncode == 0, given.stderr
-    assert given.stderr == ""
-    predictions = [json.loads(line) for line in given.stdout.splitlines()]
+    done = harness.run("predict", run, *texts, "--json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    predictions = [json.loads(line) for line in done.stdout.splitlines()]
     assert [p["text"] for p in predictions] == texts
     assert [(p["num_words"], p["num_unknown"]) for p in predictions] == [(3, 0), (4, 1)]
     (harness.folder / "reviews.txt").write_text("\n".join(texts) + "\n")
     from_file = harness.run("predict", run, "--file", harness.folder / "reviews.txt", "--json")
-    assert from_file.stdout == given.stdout
+    assert from_file.stdout == done.stdout
     from_stdin = harness.run("predict", run, stdin="\n".join(texts))
     for line, text, each in zip(from_stdin.stdout.splitlines(), texts, predictions, strict=True):
         found = re.match(r"(posi|nega)tive, P\(positive\) = ([01]\.\d{3})  (.*)", line)
@@ -36,12 +36,11 @@ def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harnes
     ("words", "stdin", "said"),
     [
         ([""], "", "holds no word"),
-        (["?!"], "", "holds no word"),
         ([], "", "no text"),
-        ([], "\n \n", "no text"),
+        ([], "\n \n?!", "no text"),
         ([], "go\0od\n", "line 1 holds a NUL byte"),
         (["--jsonl"], "good\n", "line 1 is no JSON"),
-        (["--jsonl"], '"cut \\ud83d"\n', "standard input: line 1 holds half of a surrogate pair"),
+        (["--jsonl"], '"cut \\ud83d"\n', "standard input: line 1 can't be encoded"),
         (["--jsonl"], "[1]\n", "line 1 is no text"),
         ([], "a" * 17_000_000, "line 1 has over 16,000,000 bytes"),
         (["good", "--file", "x"], "", "or leave out the texts"),
@@ -50,10 +49,10 @@ def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harnes
         (["--file", "texts.json"], "", "texts.json: is JSON, but should have one text per line"),
     ],
 )
-def test_a_text_that_is_none_is_refused(
+def test_bad_input_is_refused(
     finished: tuple[Harness, Path], words: list[str], stdin: str, said: str
 ) -> None:
-    """Empty and wordless texts, and what is no text at all, get one line and exit code 2."""
+    """In one line, with exit code 2."""
     harness, run = finished
     done = harness.run_here("predict", run, *words, stdin=stdin)
     assert done.returncode == 2, done.stderr
@@ -62,10 +61,10 @@ def test_a_text_that_is_none_is_refused(
 
 
 @pytest.mark.full
-def test_lines_without_a_word_get_no_answer_and_long_ones_are_cut(
+def test_lines_without_a_word_are_skipped_and_long_ones_cut(
     finished: tuple[Harness, Path],
 ) -> None:
-    """Notes say which and how many; the numbers tell the answers apart."""
+    """Warnings say how many; the answers have the numbers of their lines."""
     harness, run = finished
     stdin = "good film\n\n?!\n" + "word " * 30_000 + "\r\nbad"
     done = harness.run("predict", run, "--json", stdin=stdin)
@@ -77,16 +76,13 @@ def test_lines_without_a_word_get_no_answer_and_long_ones_are_cut(
         (5, 1),
     ]
     blank, cut = done.stderr.splitlines()
-    assert "skipped 2 lines without a word: line 2, 3" in blank
+    assert "skipped 2 lines without a word, the first ones: 2, 3" in blank
     assert "1 texts were cut to their last 131,072 characters" in cut
 
 
 @pytest.mark.full
-def test_texts_of_several_lines_come_as_json(finished: tuple[Harness, Path]) -> None:
-    """By the name of the file or by an option; a string, or an object with a text.
-
-    Without --json each answer is one line all the same.
-    """
+def test_json_lines_contain_texts_of_several_lines(finished: tuple[Harness, Path]) -> None:
+    """In a .jsonl file or with --jsonl, as strings or objects; each answer is one line."""
     harness, run = finished
     texts = ["good\nfilm", "bad"]
     lines = f"{json.dumps(texts[0])}\n{json.dumps({'id': 7, 'text': texts[1]})}\n"
@@ -100,8 +96,8 @@ def test_texts_of_several_lines_come_as_json(finished: tuple[Harness, Path]) -> 
 
 
 @pytest.mark.full
-def test_lines_are_answered_as_they_arrive(finished: tuple[Harness, Path]) -> None:
-    """What was written is answered while the pipe stays open; then a bad line ends it."""
+def test_lines_are_classified_as_they_arrive(finished: tuple[Harness, Path]) -> None:
+    """While the pipe stays open; a bad line ends the command."""
     harness, run = finished
     with subprocess.Popen(
         harness.command("predict", run),
@@ -124,8 +120,8 @@ def test_lines_are_answered_as_they_arrive(finished: tuple[Harness, Path]) -> No
     assert process.returncode == 2
 
 
-def test_every_word_of_the_vocabulary_has_its_rank(finished: tuple[Harness, Path]) -> None:
-    """A run reads its words as they were written, though one of them is a line separator."""
+def test_a_run_reads_its_vocabulary(finished: tuple[Harness, Path]) -> None:
+    """One of its words is a line separator of Unicode."""
     from harness.data.sources import open_sample
     from harness.inference.predict import read_vocabulary
     from harness.tracking.run_dir import RunDirectory
@@ -138,8 +134,8 @@ def test_every_word_of_the_vocabulary_has_its_rank(finished: tuple[Harness, Path
 
 
 @pytest.mark.full
-def test_a_line_ends_at_a_newline_alone(finished: tuple[Harness, Path]) -> None:
-    """Characters that Python takes for line ends stay inside of a review; CRLF is a line end."""
+def test_only_a_newline_ends_a_line(finished: tuple[Harness, Path]) -> None:
+    """Also after a carriage return; Python's other line ends are part of a text."""
     harness, run = finished
     done = harness.run("predict", run, "--json", stdin="bad\x0cfilm\x85x\r\ngood\n")
     assert done.returncode == 0, done.stderr

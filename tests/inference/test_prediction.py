@@ -1,46 +1,41 @@
-"""What `harness predict` says of a text."""
+"""The lines of `harness predict`, and the files that it reads from a run."""
 
 import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from harness.errors import DiskError
-from harness.inference.predict import Prediction, read_ratios, read_vocabulary
+from harness.errors import DiskError, InputError
+from harness.inference.predict import RATIOS_FILE, Prediction, read_ratios, read_vocabulary
 from harness.report.baseline import NGRAMS
 from harness.report.ensemble import Ensemble, Member, copied
+from harness.system.files import MAX_RECORD_BYTES
 
 
 @pytest.mark.parametrize(
     ("predicted", "probabilities", "said"),
     [
-        # Of two classes always the same one's, so that lines can be put in order.
+        # With two classes always of label 1, so that lines can be sorted.
         ("negative", {"negative": 0.827, "positive": 0.173}, "negative, P(positive) = 0.173"),
         ("positive", {"negative": 0.1, "positive": 0.9}, "positive, P(positive) = 0.900"),
         ("sport", {"food": 0.1, "sport": 0.7, "travel": 0.2}, "sport, P(sport) = 0.700"),
     ],
 )
-def test_a_line_names_the_class_that_its_number_is_of(
+def test_a_line_names_the_class_of_its_probability(
     predicted: str, probabilities: dict[str, float], said: str
 ) -> None:
-    """A bare number could be taken for the probability of the class that is predicted."""
+    """It need not be the predicted class."""
     prediction = Prediction("a text", predicted, probabilities, num_words=2, num_unknown=1)
     assert prediction.summary == said
-    assert prediction.as_json() == {
-        "text": "a text",
-        "class": predicted,
-        "probabilities": probabilities,
-        "num_words": 2,
-        "num_unknown": 1,
-    }
 
 
 def test_a_failing_disk_does_not_ask_for_a_new_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor for a new ensemble: what is there is good, and the disk gives it later."""
+    """Nor for a new ensemble: the files may be readable later."""
 
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -63,3 +58,15 @@ def test_a_failing_disk_does_not_ask_for_a_new_run(
     ):
         with pytest.raises(DiskError, match="can't be read: Input/output error; try again later"):
             read()
+
+
+def test_ratios_may_be_larger_than_any_record(tmp_path: Path) -> None:
+    """Only their wrong checksum is refused here."""
+    (tmp_path / RATIOS_FILE).touch()
+    os.truncate(tmp_path / RATIOS_FILE, MAX_RECORD_BYTES + 1)
+    job = SimpleNamespace(model=SimpleNamespace(ngram_ratios=3))
+    run: Any = SimpleNamespace(
+        folder=tmp_path, path=tmp_path.joinpath, job=lambda: job, result=dict
+    )
+    with pytest.raises(InputError, match="has changed since the training"):
+        read_ratios(run)

@@ -64,4 +64,4 @@ def test_the_checks_of_a_node_run_from_a_snapshot(
     job_id = cluster.sbatch(script, output, cwd=tmp_path, arguments=words, env=env)
     cluster.wait(job_id, ["FAILED"])
     assert cluster.show(job_id)["ExitCode"] == "2:0", log.read_text()
-    assert "ERROR --devices banana: unknown device" in log.read_text()
+    assert "ERROR --devices banana: should be cpu" in log.read_text()

@@ -52,7 +52,7 @@ def test_a_job_that_finds_its_third_broken_node_stays_failed(
 @pytest.mark.parametrize(
     ("stub", "said", "excluded"),
     [
-        ("STUB_FAIL=cuEventQuery:214:150", "the GPU ended a kernel by a fault: Unexpected", "n1"),
+        ("STUB_FAIL=cuEventQuery:214:150", "a kernel failed on the GPU: Unexpected", "n1"),
         ("STUB_HANG=cudnnRNNForward:3", "of n1: no step, batch or compilation has ended", "(null)"),
     ],
     ids=["aborts", "hangs"],

@@ -85,7 +85,7 @@ def test_a_refused_network_leaves_nothing(harness: Harness, own: Path) -> None:
     text = source.read_text()
     for before, after, says in (
         ("layers.GRU(config.units)", "layers.GRU(-1)", r"conv_gru\.py, line"),
-        ("layers.Dense(num_outputs,", "layers.Dense(2,", "gives [rows, 2], should give [rows, 1]"),
+        ("layers.Dense(num_outputs,", "layers.Dense(2,", "returns (rows, 2), should return prob"),
         ('options["filters"]', "8", "model.options.filters = 32"),
     ):
         source.write_text(text.replace(before, after))

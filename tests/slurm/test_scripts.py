@@ -257,6 +257,19 @@ def test_a_job_ignores_variables_of_the_shell_that_called_sbatch(
     assert project.call()["slurm"] == [*own, "SLURM_SUBMIT_DIR"]
 
 
+def test_the_log_of_an_array_task_is_also_found_by_its_shown_id(project: Project) -> None:
+    """Slurm names the file by an id that only the task knows."""
+    log = project.outside / "lstm-44.out"
+    array = {"SLURM_JOB_ID": "44", "SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "2"}
+    for env in (project.slurm(SLURM_JOB_ID="44"), project.slurm(**array)):
+        with log.open("w") as file:
+            command = ["bash", str(project.spool())]
+            subprocess.run(command, env=env, stdout=file, timeout=60, check=True)
+    names = [path.name for path in project.outside.glob("*.out")]
+    assert sorted(names) == ["lstm-42_2.out", "lstm-44.out"]
+    assert log.samefile(project.outside / "lstm-42_2.out")
+
+
 def test_a_short_time_limit_is_in_the_log(project: Project) -> None:
     """By the times that Slurm exports."""
     times = {"SLURM_JOB_START_TIME": "1700000000", "SLURM_JOB_END_TIME": "1700000120"}

@@ -37,7 +37,7 @@ def test_an_end_is_described_with_the_last_line(code: str, line: str) -> None:
 
 def test_a_child_that_takes_too_long_is_killed() -> None:
     """With an error that names the time limit."""
-    with pytest.raises(child.ChildError, match=r"^took over 1 s and was ended$"):
+    with pytest.raises(child.ChildError, match=r"^took over 1 s and was killed$"):
         child.run_process([sys.executable, "-c", "import time; time.sleep(600)"], timeout_s=1)
 
 

@@ -47,7 +47,7 @@ def test_the_probe_trains_each_job(harness: Harness, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(probe, "ARCHITECTURES", ("lstm",))
     monkeypatch.setattr(probe, "SHORT", {"cpu": 200})
     (lstm,) = probe.probe("cpu:2", None)
-    assert lstm.error == ""
+    assert (lstm.error, lstm.is_well, lstm.on_gpu) == ("", True, False)
     assert (lstm.job, lstm.devices) == ("lstm", "2 x cpu")
     assert lstm.reviews_per_s > 0
     assert lstm.total_s > lstm.first_step_s > 0

@@ -84,11 +84,12 @@ def test_figures_come_from_heartbeat_metrics_and_result(site: Site) -> None:
     run.write(
         "metrics.jsonl", '{"epoch": 1, "val_accuracy": 0.5}\n{"epoch": 2, "val_accuracy": 0.625}\n'
     )
-    site.run("b", "finished", epoch=6, num_epochs=6)
+    for phase in ("training", "finished"):  # two starts
+        site.run("b", phase, epoch=6, num_epochs=6)
     lines = as_lines([*map(cells, survey(site.runs, Queue()))])
     assert [" ".join(line.split()) for line in lines[1:]] == [
         "lstm/a 1 running 3/6 812 3m10s 62.50 lstm lstm",
-        "lstm/b 3 finished 6/6 87.00 88.00 lstm lstm",
+        "lstm/b 3 finished 6/6 87.00 88.00 lstm lstm 1",
     ]
 
 
@@ -159,7 +160,7 @@ def test_submitted_jobs_are_shown_before_they_begin(site: Site) -> None:
     site.slurm("12_1|13|RUNNING|0:05|None|/x.sh", "12_2|12|PENDING|0:00|Priority|/x.sh")
     site.submission("12", [1, 2, 3])
     site.submission("20", [7])
-    (site.folder / "slurm-20.out").write_text("starting\nharness: model.unit is not a key\n\n")
+    (site.folder / "slurm-20.out").write_text("harness: model.unit is not a key\n\n")
     found = {each.run: each for each in survey(site.runs, Queue())}
     assert {name: (each.state, each.note) for name, each in found.items()} == {
         "gru/slurm-12_1": ("starting", ""),

@@ -45,7 +45,7 @@ def test_the_projects_searches_can_be_read(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("model.units = []", "search.space.model.units = []: is empty"),
+        ("model.units = []", "search.space.model.units = []: should be a list of plain values"),
         ("model.units = 8", "should be a list such as [32, 64], or a range"),
         ("model.units = [8, 8]", "different values of one type"),
         ("model.units = [0, 8]", "model.units = 0: should be greater than or equal to 1"),

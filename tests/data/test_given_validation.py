@@ -80,12 +80,7 @@ def test_a_stored_dataset_keeps_the_validation_split(dataset: Dataset, tmp_path:
     """Another number of validation reviews has another checksum."""
     assert "120 training, 40 validation and 40 test reviews" in dataset.introduction
     assert dataset.title == "mine.csv (120 + 40 + 40 reviews)"
-    lines = [*describe(dataset)]
-    assert [line.split()[:2] for line in lines[1:4]] == [
-        ["train", "120"],
-        ["validation", "40"],
-        ["test", "40"],
-    ]
+    assert "\nvalidation 40 reviews: 50.0% neg" in "\n".join(describe(dataset))
     folder = tmp_path / "copy"
     save_folder(dataset, folder)
     copy = open_folder(folder)

@@ -1,6 +1,7 @@
 """Files and folders are complete or absent, and only plain files are read."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,6 +113,11 @@ def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> No
     (target / "a").write_text("1")
     with pytest.raises(KeyError), replaced_directory(target, lambda _: None):
         raise KeyError
+    with (
+        pytest.raises(FileNotFoundError),  # the new folder is gone after the old one moved
+        replaced_directory(target, lambda _: shutil.rmtree(temporary)) as temporary,
+    ):
+        pass
     assert (target / "a").read_text() == "1"
     with replaced_directory(target, lambda _: None) as temporary:
         (temporary / "a").write_text("2")

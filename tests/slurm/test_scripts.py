@@ -212,7 +212,7 @@ def test_interactive_runs_get_new_names(project: Project) -> None:
 def test_a_users_job_script_may_call_a_script(project: Project) -> None:
     """Several runs of the job differ by a checksum of their arguments; a job step is interactive.
 
-    sbatch passes on the step of the shell that called it, which is none of the job.
+    sbatch passes on the step of the shell that called it, which is not a step of the job.
     """
     env = project.slurm(SLURM_SUBMIT_DIR="/", ENVIRONMENT="BATCH")
     scontrol(project, "echo StepId=42.0 State=RUNNING")

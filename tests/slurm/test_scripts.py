@@ -43,15 +43,14 @@ def scontrol(project: Project, then: str = "exit 0") -> Path:
 # Arguments
 
 
-@pytest.mark.parametrize("job", JOBS)
-def test_a_script_trains_its_job(project: Project, job: str) -> None:
+def test_a_script_trains_its_job(project: Project) -> None:
     """From any folder, with the user's arguments unchanged; the five scripts are the same."""
     arguments = ["--set", "train.note=two words", "it's", '"', "*", "", "$HOME"]
-    result = project.run(project.path / f"slurm/{job}.sh", *arguments)
+    result = project.run(project.path / "slurm/gru.sh", *arguments)
     assert result.returncode == 0, result.stderr
-    assert project.call()["argv"] == ["train", f"{project.path}/jobs/{job}.toml", *arguments]
+    assert project.call()["argv"] == ["train", f"{project.path}/jobs/gru.toml", *arguments]
     assert project.call()["runs"] == f"{project.path}/runs"
-    texts = {(PROJECT / f"slurm/{name}.sh").read_text().replace(name, "") for name in ("gru", job)}
+    texts = {(PROJECT / f"slurm/{job}.sh").read_text().replace(job, "NAME") for job in JOBS}
     assert len(texts) == 1
 
 

@@ -98,9 +98,9 @@ def test_a_stored_dataset_keeps_the_validation_split(dataset: Dataset, tmp_path:
     ("limit", "share", "counts", "said"),
     [
         (0, 0.5, (120, 40), "data.validation_split = 0.5 has no effect"),
-        (100, 0.2, (100, 40), "in place of a share"),
+        (100, 0.2, (100, 40), "data.validation_split = 0.2 has no effect"),
         (30, 0, (60, 0), "data.validation_split = 0: "),
-        (500, 0.2, (120, 40), "in place of a share"),
+        (500, 0.2, (120, 40), "data.validation_split = 0.2 has no effect"),
     ],
 )
 def test_a_limit_takes_the_first_reviews_of_each_split(

@@ -235,10 +235,11 @@ def test_a_seed_that_has_stopped_leaves_the_job_to_the_others(
         ("interrupted", "lstm/a: saved at epoch 2, step 40; continue with harness resume "),
         ("failed", "lstm/a: failed before it was stopped: RunError: no space"),
         ("finished", "lstm/a: finished before it was stopped"),
+        ("training", "lstm/a: ended without saving; continue from its last checkpoint with "),
     ],
 )
 def test_cancel_waits_for_the_end_of_a_run(site: Site, phase: str, said: str) -> None:
-    """Until its heartbeat records the end, here at the third look."""
+    """Until its heartbeat records the end, or its process is gone, here at the third look."""
     values: dict[str, Any] = {"epoch": 2, "step": 40, "error": "RunError: no space"}
     site.run("a", "training", 5, **values)
     status, waits = site.only(), list[float]()
@@ -246,15 +247,16 @@ def test_cancel_waits_for_the_end_of_a_run(site: Site, phase: str, said: str) ->
     def sleep(time_s: float) -> None:
         waits.append(time_s)
         if len(waits) == 3:
-            site.run("a", phase, 0, **values)
+            site.run("a", phase, 0, host=socket.gethostname(), process=2**22 + 1, **values)
 
     assert wait_until_saved(status, Queue(), sleep).startswith(said)
     assert len(waits) == 3
 
 
-def test_cancel_waits_at_most_90_seconds(site: Site) -> None:
-    """Then it names the command that shows the run."""
-    site.run("a", "training")
+@pytest.mark.parametrize("age_s", [1, 3000])
+def test_cancel_waits_at_most_90_seconds(site: Site, age_s: float) -> None:
+    """Also for a stale run; then it names the command that shows the run."""
+    site.run("a", "training", age_s)
     waits = list[float]()
     with pytest.raises(RunError, match=r"did not stop within 90 s; see harness status lstm/a"):
         wait_until_saved(site.only(), Queue(), waits.append)

@@ -84,12 +84,12 @@ def test_figures_come_from_heartbeat_metrics_and_result(site: Site) -> None:
     run.write(
         "metrics.jsonl", '{"epoch": 1, "val_accuracy": 0.5}\n{"epoch": 2, "val_accuracy": 0.625}\n'
     )
-    for phase in ("training", "finished"):  # two starts
+    for phase in ("training", "training", "finished"):  # three starts
         site.run("b", phase, epoch=6, num_epochs=6)
     lines = as_lines([*map(cells, survey(site.runs, Queue()))])
     assert [" ".join(line.split()) for line in lines[1:]] == [
         "lstm/a 1 running 3/6 812 3m10s 62.50 lstm lstm",
-        "lstm/b 3 finished 6/6 87.00 88.00 lstm lstm 1",
+        "lstm/b 3 finished 6/6 87.00 88.00 lstm lstm 2",
     ]
 
 

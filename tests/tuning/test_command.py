@@ -63,14 +63,14 @@ def test_a_search_ends_with_its_result(command: Command, monkeypatch: pytest.Mon
     assert command.sweep.read_json("state.json")["phase"] == "finished"
 
 
-@pytest.mark.parametrize("reason", ["", "three trials failed alike: no"])
+@pytest.mark.parametrize("reason", ["", "three trials had the same error: no"])
 def test_only_a_person_resumes_a_stopped_search(command: Command, reason: str) -> None:
     """Cancelled or failed; after that its earlier failures no longer count."""
     stop_search_in(command.sweep.folder)
     file = command.sweep.path("stop.json")
     file.write_text(json.dumps({**json.loads(file.read_text()), "reason": reason}))
     if reason:
-        with pytest.raises(RunError, match="alike: no; continue with: harness resume"):
+        with pytest.raises(RunError, match="same error: no; continue with: harness resume"):
             command.run(resumes=False)
     else:
         assert command.run(resumes=False) == {}
@@ -79,6 +79,17 @@ def test_only_a_person_resumes_a_stopped_search(command: Command, reason: str) -
     assert command.run(resumes=True)["best_trial"] == 0
     assert command.view.stop
     assert command.view.stop.forgiven == (1,)
+
+
+def test_three_trials_with_the_same_error_end_a_search(command: Command) -> None:
+    """With this error and without a result, also for a repeated command."""
+    for n in (2, 3):
+        accept(command.sweep, trial(n, None, error="no"))
+    for _ in range(2):
+        with pytest.raises(RunError, match="the same error: no; continue with: harness"):
+            command.run(resumes=False)
+    assert command.sweep.read_json("state.json")["phase"] == "failed"
+    assert not command.sweep.finished()
 
 
 def test_an_interruption_is_recorded(command: Command) -> None:

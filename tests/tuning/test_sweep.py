@@ -310,26 +310,6 @@ def test_a_search_is_cancelled_from_another_machine(calm: Sweeps) -> None:
     assert calm.state("stopped")["phase"] == "interrupted"
 
 
-def test_three_trials_with_the_same_error_end_a_search(calm: Sweeps) -> None:
-    """With this error, and without a result."""
-    one_class = ("--set", "search.objective=val_roc_auc", "--set", "data.validation_split=0.003")
-    many = ("--set", "search.tuner=random", "--set", "search.trials=50")
-    job = calm.harness.folder / "wide" / "small.toml"  # a space of more than 50 settings
-    job.parent.mkdir()
-    job.write_text(SEARCH.replace("[0.001, 0.01]", "{ min = 0.001, max = 0.01 }"))
-    words = ("--sweep-id", "worse", "--workers", 1, *one_class, *many)
-    done = calm.harness.run("tune", job, *words, "--set", "train.epochs=1")
-    assert done.returncode == 1
-    assert "three trials failed alike" in done.stderr
-    assert "all of one class" in done.stderr
-    assert not (calm.folder("worse") / "result.json").exists()
-    failed = [trial for trial in calm.trials("worse") if trial.error]
-    assert 3 <= len(failed) < 20  # some fail before the next look of the command
-    assert sum(row["status"] == "failed" for row in calm.rows("worse")) >= 3
-    assert calm.state("worse")["phase"] == "failed"
-    assert calm.left("worse") == []
-
-
 def test_a_refused_command_changes_nothing(calm: Sweeps) -> None:
     """Another job, fewer trials, too many workers: one line each."""
     before = {p: p.stat().st_mtime_ns for p in calm.harness.runs.rglob("*")}

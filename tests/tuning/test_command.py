@@ -36,13 +36,15 @@ def end(sweep: SweepDirectory) -> None:
 
 
 def test_the_heartbeat_has_the_progress_of_the_search(command: Command) -> None:
-    """A running trial counts as half done for the ETA."""
+    """A running trial counts as half done for the ETA; another command is no restart."""
     assert command._turn() is None
     expected: dict[str, Any] = dict.fromkeys(("finished", "failed", "running", "waiting"), 1)
     expected |= {"trials": 24, "workers": 1, "phase": "searching"}
     expected |= {"best": {"trial": "0", "score": 0.8}, "eta_s": 655.8}  # 21.5 trials of 30.5 s
     state = command.sweep.read_json("state.json")
     assert {key: state[key] for key in expected} == expected
+    other = Command(command.sweep, command.search, command.pool, None)
+    assert other.heartbeat.state["restarts"] == 0
 
 
 def test_a_search_ends_with_its_result(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from harness.data.dataset import Dataset
-from harness.data.vocabulary import START, encode_ranks
 from harness.errors import DiskError, InputError, Interrupted, RunError
 from harness.inference.model_file import load_model
 from harness.system.console import Console
@@ -196,21 +196,14 @@ def test_an_objective_is_the_mean_score_of_the_saved_weights(tmp_path: Path) -> 
         run = trials.sweep.trial_run(0, 1, seed)
         model = keras.models.load_model(run.path("model.keras"))
         _, validation, _ = training_reviews(run.job(), trials.dataset)
-        padded = keras.utils.pad_sequences(rows_of(validation), maxlen=6)
+        rows = np.split(validation.tokens, validation.offsets[1:-1])
+        padded = keras.utils.pad_sequences(rows, maxlen=6)
         scores = scores_of(validation.labels, model.predict(padded, verbose=0)[:, 0])
         for name, values in expected.items():
             values.append(scores[name])
     assert len(set(expected["f1"])) == 2
     for name, values in expected.items():
         assert reported[f"val_{name}"] == pytest.approx(sum(values) / 2, rel=1e-5), name
-
-
-def rows_of(reviews: Any) -> list[Any]:
-    """The word indices of each review."""
-    return [
-        [START, *encode_ranks(reviews.tokens[begin:end], reviews.vocab_size)]
-        for begin, end in itertools.pairwise(reviews.offsets)
-    ]
 
 
 @pytest.mark.full

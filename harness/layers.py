@@ -227,7 +227,7 @@ def all_layers(model: keras.Model) -> list[keras.Layer]:
 
 def _depends_on_replicas(layer: keras.Layer) -> bool:
     if isinstance(layer, BatchNormalization):
-        return not layer.synchronized
+        return True
     if not layer._seed_generators:
         return False
     # A cell of a recurrent layer has a generator even if it drops nothing.

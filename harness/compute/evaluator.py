@@ -1,5 +1,6 @@
 """Scores reviews with a network: batches, and the graph of the forward pass."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -51,6 +52,9 @@ class Evaluator:
         self._run_forward = tf.function(
             self._forward, autograph=False, reduce_retracing=data.bucket
         )
+        # All validations of a run use one endless dataset: opening it takes a fifth of the time of
+        # a validation on 5,000 reviews, and as much memory as the padded reviews.
+        self._opened: tuple[Reviews, Iterator[Batch]] | None = None
 
     def probabilities(self, reviews: Reviews, stop: StopRequest | None = None) -> np.ndarray:
         """The probability of label 1 for each review of two classes, `[num_reviews] float32`.
@@ -63,10 +67,12 @@ class Evaluator:
         stop = stop or StopRequest()
         outputs: list[np.ndarray] = []
         order = evaluation_order(reviews.lengths(self.shape.maxlen), self.shape)
-        orders = order.astype(np.int32)[None]
-        # Endless, because several workers would agree on the end of a finite dataset at each batch.
-        start = Start(endless=True)
-        opened = iter(batches(self.strategy, reviews, orders, shape=self.shape, start=start))
+        if self._opened and self._opened[0] is reviews:
+            opened = self._opened[1]
+        else:
+            orders, start = order.astype(np.int32)[None], Start(endless=True)
+            opened = iter(batches(self.strategy, reviews, orders, shape=self.shape, start=start))
+        self._opened = None  # an interrupted evaluation does not use all of its batches
         for _ in range(num_steps(len(order), self.shape.batch_size)):
             stop.check()
             of_replicas, votes = self._run_forward(next(opened), tf.constant(stop.vote))
@@ -75,6 +81,7 @@ class Evaluator:
             outputs.extend(rows.numpy() for rows in of_replicas)
             check_results()
             watchdog.progress()
+        self._opened = reviews, opened
         ordered = np.concatenate(outputs)[: len(order)]  # without the padding of the last batch
         probabilities = np.empty_like(ordered)
         probabilities[order] = ordered

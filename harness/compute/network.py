@@ -240,12 +240,13 @@ def _traced_training(model: keras.Model, job: Job, where: str) -> tuple[int, lis
 
 
 def load_network(job: Job, path: Path, num_outputs: int) -> keras.Model:
-    """A custom network with the weights of a file; runs no code from the file.
+    """The job's network with the weights of a file; runs no code from the file.
 
     Raises:
         InputError: if the network can't be built, or the weights belong to another one.
     """
-    model = build_network(job, num_outputs)
+    with fresh_names(), dtype_policy(job):
+        model = build_network(job, num_outputs)
     try:
         model.load_weights(path)
     except Exception as error:  # Keras and h5py raise errors of any type for a broken file

@@ -1,7 +1,7 @@
 """`model.keras`: the trained model as plain Keras, the same bytes for the same weights.
 
-The harness builds a custom network from its source in the job, then loads the file's weights. If
-Keras can't serialize the configuration of such a network, the file holds the weights only.
+The harness builds the network from the job, then loads the file's weights. If Keras can't serialize
+the configuration of a custom network, the file holds the weights only.
 """
 
 import contextlib
@@ -106,12 +106,4 @@ def load_model(run: RunDirectory) -> keras.Model:
         raise InputError(
             f"run {run.folder}: is unfinished and has no model yet; harness resume {run.folder}"
         )
-    job = run.job()
-    if job.model.is_own:
-        return load_network(job, path, num_outputs(run.result()["classes"]))
-    try:
-        # Safe mode refuses to unpickle code.
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:  # Keras raises errors of any type for a broken file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"model {path}: can't be loaded: {reason}") from None
+    return load_network(run.job(), path, num_outputs(run.result()["classes"]))

@@ -1,6 +1,6 @@
-"""Compares runs: scores over seeds, significance, linear baselines, tables and the HTML report.
+"""Runs compared: results across seeds, significance, linear baselines, tables and the HTML report.
 
-An ensemble averages finished runs and the linear model over n-grams. Only validation reviews choose
-its weights, and its folder is complete by itself.
+Ensembles average finished runs and the linear model over n-grams; their weights are chosen on
+validation reviews alone, and the folder of one holds all it needs.
 It may import the modules of `harness` itself and the packages up to `training`.
 """

@@ -1,8 +1,7 @@
 """The supervisor of a batch job: the command of its script, and whether the job is requeued.
 
-`plan` chooses the command when a job starts, `decide` between requeue and stop when the command has
-ended; both also run in the site's container. The script, `slurm/common.sh`, creates the environment
-and calls Slurm.
+`plan` chooses the command at each start, `decide` the future of the job at each end, inside of the
+site's container too. The script, `slurm/common.sh`, makes the environment and calls Slurm.
 """
 
 import itertools
@@ -168,7 +167,7 @@ def value_of(option: str, words: Sequence[str]) -> str | None:
     return value
 
 
-# ---- The end of a start
+# ---- The future of the job
 
 
 @dataclass(frozen=True)
@@ -238,7 +237,7 @@ class Ending:
 
 @dataclass(frozen=True)
 class Decision:
-    """Requeue or stop, with the reason."""
+    """The future of a job."""
 
     requeue: bool
     reason: str
@@ -270,9 +269,7 @@ def decide(ending: Ending, before: Counters) -> Decision:
     if ending.code == KILLED and ending.num_nodes == 1:
         return _out_of_memory(ending, counters)
     if not ending.can_go_on:
-        return stop(
-            f"harness ended with exit code {ending.code} for the reason above; not requeued"
-        )
+        return stop(f"harness ended with exit code {ending.code}; not requeued, see above why")
     if counters.idle > ending.max_requeues:
         why = ending.why or "see above"
         if len(counters.faulty) > 1:
@@ -305,7 +302,7 @@ def _count(ending: Ending, before: Counters) -> Counters:
     return replace(
         before,
         start=ending.start,
-        reached=max(reached, before.reached),  # a start that fails early has none
+        reached=max(reached, before.reached),  # a failure at the start reaches none
         idle=0 if is_further else before.idle + (not again),
         faulty=tuple(dict.fromkeys((*known, *ending.faulty))),
     )

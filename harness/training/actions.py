@@ -1,4 +1,7 @@
-"""Actions of the training loop between steps: measure, report progress, keep the best weights."""
+"""What happens around the training steps: small objects that the loop calls at its boundaries.
+
+Each knows one thing, and has only what it needs for it.
+"""
 
 from dataclasses import dataclass
 
@@ -14,9 +17,9 @@ from harness.training.progress import Progress
 
 @dataclass(frozen=True)
 class StepResults:
-    """The values of the latest n training steps, copied from the device together."""
+    """The values of the latest n training steps, brought from the device together."""
 
-    first_step: int  # counted over the whole run from 1
+    first_step: int  # the number of the first, counted over the whole run from 1
     losses: np.ndarray  # [n] float64, means over the global batch
     accuracies: np.ndarray  # [n] float64
     num_reviews: int
@@ -24,12 +27,12 @@ class StepResults:
 
     @property
     def num_steps(self) -> int:
-        """The number of steps."""
+        """How many steps they are."""
         return len(self.losses)
 
     @property
     def reviews_per_s(self) -> float:
-        """The training speed in reviews per second."""
+        """The training speed."""
         return self.num_reviews / self.took_s
 
 
@@ -77,14 +80,14 @@ class ProgressReport:
 
 
 class BestWeights:
-    """Keeps the weights of the best epoch in the run's progress; the earliest of equal epochs."""
+    """Keeps the weights of the best epoch in the run's progress; of equal ones, the earliest."""
 
     def __init__(self, train: TrainConfig) -> None:
         self.is_on = train.keep != "last"
         self.score = train.keep if train.keep in SCORES else train.monitor
 
     def after_epoch(self, progress: Progress, model: keras.Model) -> None:
-        """Keep the weights of `model` if the latest epoch of the history is the best."""
+        """Compare the latest epoch of the history, whose weights `model` has."""
         if not self.is_on:
             return
         line, sign = progress.history[-1], 1 if SCORES[self.score] == "min" else -1

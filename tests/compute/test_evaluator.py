@@ -39,7 +39,7 @@ class StopAtSecondBatch(StopRequest):
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_every_review_gets_its_probability(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
-    """In order, without the padding of the last batch, also after an interrupted evaluation."""
+    """In order, without padding, also for the same reviews again and after an interruption."""
     monkeypatch.setitem(evaluator_module.EVALUATION_BATCH, "cpu", 8)
     job = load_job(JOBS / "lstm.toml", SETTINGS)
     keras.utils.set_random_seed(1)
@@ -50,8 +50,9 @@ def test_every_review_gets_its_probability(monkeypatch: pytest.MonkeyPatch, comp
     for num_reviews in (1, 7, 8, 9, 21):
         offsets = np.arange(num_reviews + 1) * LENGTH
         reviews = Reviews(rows[:num_reviews].ravel(), offsets, TEST.labels[:num_reviews])
-        probabilities = evaluator.probabilities(reviews)
-        np.testing.assert_allclose(probabilities, expected[:num_reviews], rtol=1e-6)
+        for _ in range(2):
+            probabilities = evaluator.probabilities(reviews)
+            np.testing.assert_allclose(probabilities, expected[:num_reviews], rtol=1e-6)
     with pytest.raises(Interrupted):
         evaluator.probabilities(reviews, StopAtSecondBatch())
     np.testing.assert_allclose(evaluator.probabilities(reviews), expected, rtol=1e-6)

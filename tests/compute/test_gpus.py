@@ -109,16 +109,6 @@ def test_fewer_gpus_than_slurm_gave(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 @pytest.mark.full
-def test_devices_cpu_ignores_gpus(harness: Harness, broken_driver: dict[str, str]) -> None:
-    """Without a warning; the first line names the CPU."""
-    harness.environment |= SLURM | broken_driver | {"HARNESS_CPUS": "1"}
-    done = harness.train("rnn", "meant", "--devices", "cpu", "--set", "train.epochs=1")
-    assert done.returncode == 0
-    assert done.stdout.splitlines()[0] == "CPU, 1 thread; data: SAMPLE of IMDB, not the full data"
-    assert "warning" not in done.stderr
-
-
-@pytest.mark.full
 def test_a_driver_without_a_promise_causes_a_warning(
     harness: Harness, broken_driver: dict[str, str]
 ) -> None:
@@ -134,11 +124,12 @@ def test_a_driver_without_a_promise_causes_a_warning(
     )
 
 
-def test_hidden_gpus_without_a_promise_are_meant(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty CUDA_VISIBLE_DEVICES causes no warning."""
+def test_a_user_may_mean_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--devices cpu` ignores all GPUs; an empty CUDA_VISIBLE_DEVICES causes no warning."""
     monkeypatch.setattr(gpu, "has_driver", lambda: True)
     hidden = {"CUDA_VISIBLE_DEVICES": ""}
     check_gpus(None, None, pytest.fail, hidden)
+    check_gpus(parse_devices("cpu"), SlurmEnvironment.from_environment(SLURM), pytest.fail, {})
     warnings: list[str] = []
     check_gpus(None, None, warnings.append, {})
     assert "the CPU trains, although a driver is here: TensorFlow sees no GPU" in warnings[0]

@@ -15,7 +15,6 @@ from harness.compute.optimizer import RampedAverage, build_optimizer, check_opti
 from harness.errors import InputError
 from harness.job.job_file import check_job, load_job
 from harness.job.keys import Job
-from harness.job.search import load_search
 from tests.conftest import JOBS
 
 HEAD = "import keras\nimport tensorflow as tf\nfrom keras import ops\n"
@@ -175,24 +174,3 @@ def test_the_example_keeps_its_source_and_is_another_job() -> None:
     ):
         with pytest.raises(InputError, match=said):
             load_job(JOBS / "own" / "focal.toml", [override])
-
-
-def test_a_search_varies_custom_parts(tmp_path: Path) -> None:
-    """The job of each trial contains all sources."""
-    tmp_path.chmod(0o755)
-    for name in ("one", "two"):
-        (tmp_path / f"{name}.py").write_text(
-            f"{HEAD}{MAKE})\ndef loss(labels, p): return p[:, 0]\n"
-        )
-        (tmp_path / f"{name}.py").chmod(0o644)
-    file = tmp_path / "job.toml"
-    file.write_text(
-        '[model]\narchitecture = "rnn"\n[search]\ntuner = "grid"\n[search.space]\n'
-        'train.optimizer = ["sgd", "one.py:f"]\ntrain.loss = ["", "two.py:loss"]\n'
-    )
-    file.chmod(0o644)
-    search = load_search(file)
-    assert search.job.code.keys() == {"one.py", "two.py"}
-    job = search.job_of({"train.optimizer": "one.py:f", "train.loss": "two.py:loss"})
-    check_loss(job, 1, compiled=False)
-    check_optimizer(job.train, job.code)

@@ -57,7 +57,6 @@ def train(
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
-        ("lstm", []),
         ("bilstm", ["model.pooling=max"]),
         ("bilstm", ["data.bucket=true", "train.adversarial=1"]),
         ("stacked_lstm", ["model.second_units=3"]),
@@ -81,7 +80,6 @@ def test_the_block_kernel_trains_like_the_loop(name: str, settings: list[str]) -
         ("lstm", []),
         ("bilstm", ["train.precision=float16"]),
         ("bilstm", ["data.bucket=true", "model.pooling=max+mean"]),
-        ("stacked_lstm", ["model.second_units=3"]),
     ],
 )
 def test_two_words_per_turn_give_the_results_of_the_loop(

@@ -124,7 +124,7 @@ def test_several_classes_train_like_plain_keras() -> None:
     labels = (np.arange(NUM_REVIEWS) % 5).astype(np.int32)
     several = reviews()._replace(labels=labels)
     strategy = tf.distribute.get_strategy()
-    train_step = TrainStep(job, strategy, ExecutionPlan("xla", 1, 3), num_outputs=5)
+    train_step = TrainStep(job, strategy, ExecutionPlan("keras", 1, 3), num_outputs=5)
     plain = keras.models.clone_model(train_step.export_model)
     plain.set_weights(train_step.export_model.get_weights())
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]

@@ -94,7 +94,7 @@ TABLE = {
         Ending(134, reached=20),
         NEW,
         "stop",
-        "exit code 134 for the reason above; not requeued",
+        "exit code 134; not requeued, see above why",
     ),
     "out of memory": (
         OUT_OF_MEMORY,

@@ -1,4 +1,4 @@
-"""The safeguards of a run, and how to remove one from the code."""
+"""The safeguards of a run, and the code without each of them."""
 
 import contextlib
 import inspect
@@ -18,28 +18,28 @@ from harness.training.trainer import Trainer
 
 
 class Safeguard(NamedTuple):
-    """Code that protects a run, and its replacement."""
+    """What protects a run, and how it is taken out."""
 
-    faults: tuple[str, ...]  # from which it protects
+    faults: tuple[str, ...]  # that it is for
     of: Any  # a module or a class
     function: str
-    replaced: dict[str, str]  # parts of the function's source
+    replaced: dict[str, str]  # texts of the function
 
 
 SAFEGUARDS = {
-    "a process without the lease stops": Safeguard(
+    "who has lost the lease stops": Safeguard(
         ("second", "cut off", "pause"),
         LeasedDirectory,
         "check_lease",
         {'holder.get("token") != self._token': "False"},
     ),
-    "a refused write of the lease is repeated": Safeguard(
+    "the lease is written again": Safeguard(
         ("second", "cut off"),
         LeasedDirectory,
         "take_lease",
         {"if is_last": "if True"},
     ),
-    "an unreadable file is not a missing one": Safeguard(
+    "what can't be read is not missing": Safeguard(
         ("error", "kill"),
         LeasedDirectory,
         "_certain_bytes",
@@ -67,37 +67,37 @@ SAFEGUARDS = {
         "_update_crc",
         {"if self._expected_crc is None": "if True"},
     ),
-    "the older checkpoint stays": Safeguard(
+    "the checkpoint before stays": Safeguard(
         ("rot", "kill"),
         checkpoint,
         "save",
         {"[:-MAX_CHECKPOINTS]": "[:-1]"},
     ),
-    "broken checkpoints are removed": Safeguard(
+    "broken checkpoints give way": Safeguard(
         ("rot", "kill", "kill"),
         checkpoint,
         "save",
         {"for path in broken:": "for path in ():"},
     ),
-    "a folder is listed again": Safeguard(
+    "folders are listed again": Safeguard(
         ("cut off", "second", "rot"),
         checkpoint,
         "_newest",
         {"isinstance(error, FileNotFoundError)": "False"},
     ),
-    "a disk error is no broken checkpoint": Safeguard(
+    "a disk that fails breaks no checkpoint": Safeguard(
         ("error", "kill"),
         checkpoint,
         "_newest",
         {"raise_unless_missing(refusal, path)": "pass"},
     ),
-    "an unreadable folder is not an empty one": Safeguard(
+    "a folder that can't be listed is not empty": Safeguard(
         ("error@list", "kill"),
         RunDirectory,
         "checkpoints",
         {"raise_unless_missing(error, folder)": "pass"},
     ),
-    "a disk error is no wrong job": Safeguard(
+    "a disk that fails makes no job wrong": Safeguard(
         ("error@job.toml", "kill"),
         job_file,
         "read_toml_file",
@@ -109,13 +109,13 @@ SAFEGUARDS = {
         "saved_when_interrupted",
         {"self._save()": "pass"},
     ),
-    "starts without a new step are counted": Safeguard(
+    "starts without a step are counted": Safeguard(
         ("warn",),
         batch,
         "_count",
         {"before.idle + (not again)": "0"},
     ),
-    "a new step resets this count": Safeguard(
+    "a start with a step more counts from 0": Safeguard(
         ("warn",),
         batch,
         "_count",
@@ -126,12 +126,12 @@ SAFEGUARDS = {
 
 @contextlib.contextmanager
 def without(name: str) -> Iterator[None]:
-    """Remove a safeguard from the code."""
+    """Take one safeguard out of the code."""
     _, where, function, replaced = SAFEGUARDS[name]
     found = getattr(where, function)
     source = textwrap.dedent(inspect.getsource(found))
     for old, new in replaced.items():
-        assert source.count(old) == 1, f"{name}: {function} has changed; update `replaced`"
+        assert source.count(old) == 1, f"{name}: {function} has other words now"
         source = source.replace(old, new)
     names = inspect.unwrap(found).__globals__
     made: dict[str, Any] = {}

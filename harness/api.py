@@ -315,7 +315,7 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
     latest: dict[str, Any] = max(kept.values(), key=lambda each: each["ended_s"], default={})
     if latest.get("ended_s", 0.0) < began_s:
         raise error or RunError(f"run {run}: its result changed while it was audited")
-    return Audit.of_record(latest)
+    return Audit(**latest)
 
 
 def load_runs(*folders: PathLike) -> Runs:

@@ -77,6 +77,9 @@ prepare_batch() {
     listen # first of all: an early warning of the time limit would end the job for good
     log=$(readlink "/proc/$$/fd/1") || log=''
     [[ ! -f $log ]] || export HARNESS_LOG=$log
+    # The log of an array task has a raw id in its name, which squeue does not show.
+    [[ ! -f $log || $JOB == "$SLURM_JOB_ID" || $log != *-"$SLURM_JOB_ID".out ]] ||
+        ln -sf "${log##*/}" "${log%"$SLURM_JOB_ID".out}$JOB.out" || true
     export HARNESS_OFFLINE=1 # compute nodes often lack a network; a download would only time out
     [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]] || return 0
     HARNESS_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')

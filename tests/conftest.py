@@ -58,21 +58,6 @@ SECONDS = {
     "test_recipes.py": 80,
     "test_cluster_sweep.py": 80,
     "test_tensorboard.py": 80,
-    "test_train.py": 70,
-    "test_cluster_status.py": 70,
-    "test_training_parts.py": 60,
-    "test_gpus_seen.py": 60,
-    "test_own_network.py": 60,
-    "test_cluster_submit.py": 60,
-    "test_cli.py": 50,
-    "test_parent.py": 50,
-    "test_gpu_memory.py": 50,
-    "test_bad_files.py": 50,
-    "test_process_pool.py": 40,
-    "test_best_trial.py": 40,
-    "test_second_user.py": 40,
-    "test_trial.py": 40,
-    "test_install.py": 40,
 }
 
 

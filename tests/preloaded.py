@@ -179,15 +179,12 @@ class Command:
                 os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """Send SIGKILL."""
         self.send_signal(signal.SIGKILL)
 
     def terminate(self) -> None:
-        """Send SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
-    def close(self) -> None:
-        """Kill the command if it runs."""
+    def close(self) -> None:  # the helper kills the command
         for each in (self._connection, self._answers, self.stdout, self.stderr):
             each.close()
 

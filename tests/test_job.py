@@ -122,28 +122,36 @@ def test_a_bad_job_file_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("overrides", "said"),
     [
-        ("train.epochs=0", "should be greater than or equal to 1"),
-        ("train.epoch=3", "did you mean train.epochs?"),
-        ("epochs=3", "table.key=value"),
-        ("train.keep=first", "'best', 'last'"),
-        ("train.monitor=accuracy", "did you mean val_accuracy?"),
-        ("train.optimizer=adamv", "did you mean adam"),
-        ("train.optimizer_options=3", "should be a table"),
-        ("train.class_weights=even", "balanced"),
-        ("train.class_weights={ a = -1 }", "a has -1"),
-        ("train.callbacks=['mine']", "package.module:function"),
-        ("train.learning_rate=inf", "finite"),
-        ("train.epochs=8\ndata.limit=2", "integer"),
+        (["train.epochs=0"], "--set train.epochs=0: should be greater than or equal to 1"),
+        (["train.epoch=3"], "--set train.epoch=3: .* did you mean train.epochs?"),
+        (["epochs=3"], "--set epochs=3: .*table.key=value"),
+        (["train.keep=first"], "'best', 'last'"),
+        (["train.monitor=accuracy"], "did you mean val_accuracy?"),
+        (["train.optimizer_options=3"], "should be a table"),
+        (["train.class_weights=even"], "balanced"),
+        (["train.class_weights={ a = -1 }"], "a has -1"),
+        (["train.callbacks=['mine']"], "package.module:function"),
+        (["train.callbacks=['nope.py:f']"], "nope.py: no such file"),
+        (["train.epochs=8\ndata.limit=2"], "integer"),
+        (["train.optimizer_options.momentun=1"], "no option momentun; did you mean momentum?"),
+        (["train.optimizer_options.beta_1=1"], "rmsprop takes no option beta_1"),
+        (["train.optimizer_options.momentum=much"], "momentum should be of type float"),
+        (["train.optimizer_options.centered=1"], "centered should be of type bool"),
+        (["train.schedule=steps"], "needs train.schedule_drops"),
+        (["train.schedule=steps", "train.schedule_drops=[3, 1]"], "should rise"),
+        (["train.schedule=cosine", "train.warmup_epochs=6"], "should be below the 6 epochs"),
+        (["data.validation_split=0", "train.keep=val_f1"], "train.keep = 'val_f1': needs"),
     ],
 )
-def test_a_bad_override_is_refused(tmp_path: Path, override: str, said: str) -> None:
-    """The line names the option."""
-    with pytest.raises(InputError) as refusal:
-        load_job(write(tmp_path, LEAST), [override])
-    assert "--set" in str(refusal.value)
-    assert said in str(refusal.value)
+def test_a_bad_override_is_refused_in_one_line(
+    tmp_path: Path, overrides: list[str], said: str
+) -> None:
+    """The line names the option, or the key and the value, and the rule."""
+    with pytest.raises(InputError, match=said) as refusal:
+        load_job(write(tmp_path, LEAST), overrides)
+    assert "\n" not in str(refusal.value).replace(overrides[0], "")
 
 
 def test_the_refusal_of_a_missing_job_names_the_nearest_file(tmp_path: Path) -> None:
@@ -191,27 +199,3 @@ def test_settings_without_effect_are_named(tmp_path: Path) -> None:
     assert not list(load_job(path, factor).without_effect())
     own = load_job(JOBS / "own" / "conv_gru.toml", ["model.reset_after=true"])
     assert not list(own.without_effect()), "it may read the key"
-
-
-@pytest.mark.parametrize(
-    ("overrides", "said"),
-    [
-        (["train.optimizer_options.momentun=1"], "no option momentun; did you mean momentum?"),
-        (["train.optimizer_options.beta_1=1"], "rmsprop takes no option beta_1"),
-        (["train.optimizer_options.momentum=much"], "momentum should be of type float"),
-        (["train.optimizer_options.centered=1"], "centered should be of type bool"),
-        (["train.schedule=steps"], "needs train.schedule_drops"),
-        (["train.schedule=steps", "train.schedule_drops=[3, 1]"], "should rise"),
-        (["train.schedule=cosine", "train.warmup_epochs=6"], "should be below the 6 epochs"),
-        (["train.callbacks=['nope.py:f']"], "nope.py: no such file"),
-        (["data.validation_split=0", "train.keep=val_f1"], "train.keep = 'val_f1': needs"),
-    ],
-)
-def test_training_parts_that_do_not_fit_are_refused(
-    tmp_path: Path, overrides: list[str], said: str
-) -> None:
-    """The line names the option and the rule."""
-    with pytest.raises(InputError) as refusal:
-        load_job(write(tmp_path, LEAST), overrides)
-    assert said in str(refusal.value)
-    assert "\n" not in str(refusal.value)

@@ -83,7 +83,7 @@ class Shown:
                 self._links[run] = link
 
     def refusals(self) -> str:
-        """A line about newly refused paths, or empty."""
+        """A line about newly refused paths; empty without any."""
         new = sorted({*self.refused.copy().items()} - self._reported)  # another thread adds to it
         self._reported.update(new)
         parts = [f"{path} {why}" for path, why in new[:MAX_LISTED]]

@@ -7,7 +7,6 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -259,21 +258,20 @@ def predict(
         raise InputError(f"--file {file}: leave it out, or leave out the texts")
     if is_jsonl and texts:
         raise InputError("--jsonl: is for a file or standard input, not for texts; leave it out")
-    remarks, ahead = Remarks(), list[list[Line]]()
-    batches: Iterator[list[Line]] = iter(())
+    remarks, is_ready = Remarks(), True
     if texts:
-        ahead = [[Line(number, text) for number, text in enumerate(check_texts(texts), 1)]]
-    elif file is not None or sys.stdin:
+        batches = iter([[Line(number, text) for number, text in enumerate(check_texts(texts), 1)]])
+    elif file is None and not sys.stdin:
+        raise InputError(NO_TEXT)
+    else:
         source = open_lines(file) if file is not None else cast("BufferedReader", sys.stdin.buffer)
         name = f"--file {file}" if file is not None else "standard input"
         is_json = is_jsonl or (file is not None and file.suffix.lower() in JSON_LINES)
         batches = read_lines(source, name, remarks, is_json=is_json)
-        # Bad input is refused before TensorFlow is imported; a pipe may have none yet.
-        if file is not None or has_input(source):
-            ahead = [*itertools.islice(batches, 1)]
-            if not ahead:
-                raise InputError(NO_TEXT)
-    else:
+        is_ready = file is not None or has_input(source)
+    # Bad input is refused before TensorFlow is imported; a pipe may have none yet.
+    ahead = [*itertools.islice(batches, 1)] if is_ready else []
+    if is_ready and not ahead:
         raise InputError(NO_TEXT)
     number = 0
     try:

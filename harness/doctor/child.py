@@ -92,7 +92,7 @@ def run_process(
         cpu_s = usage.ru_utime + usage.ru_stime
         ended = Ended(child.returncode, wall_s, memory_gb, cpu_s, _text(output), _text(errors))
     if wall_s >= timeout_s:
-        raise ChildError(f"took over {timeout_s:.0f} s and was ended")
+        raise ChildError(f"took over {timeout_s:.0f} s and was killed")
     return ended
 
 

@@ -36,5 +36,5 @@ def examine(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Findi
         found, _, remedy = str(error).rpartition("; ")
         yield Finding("red", name, found or remedy, remedy if found else "")
     except Exception as error:  # the other checks must run
-        found = f"the check broke: {type(error).__name__}: {error}"
+        found = f"the check failed: {type(error).__name__}: {error}"
         yield Finding("red", name, found, "see the error")

@@ -79,10 +79,10 @@ def describe_gpus(partitions: list[Partition]) -> Finding:
     """Which partitions have GPUs, and the option of sbatch that requests one."""
     having = [each for each in partitions if each.is_up and each.gpu_types]
     if not having and os.environ.get("SBATCH_GRES") == "none":
-        return Finding("green", "gpus", "no partition that is up has any; SBATCH_GRES is none")
+        return Finding("green", "gpus", "no partition in state up has GPUs; SBATCH_GRES is none")
     if not having:
-        remedy = "export SBATCH_GRES=none before sbatch: the scripts ask for a GPU"
-        return Finding("yellow", "gpus", "no partition that is up has any", remedy)
+        remedy = "export SBATCH_GRES=none before sbatch: the scripts request a GPU"
+        return Finding("yellow", "gpus", "no partition in state up has GPUs", remedy)
     names = list(dict.fromkeys(each.name for each in having))
     kinds = sorted({kind for each in having for kind in each.gpu_types if kind})
     ask_for = "--gres=gpu:1" + "".join(f" or --gres=gpu:{kind}:1" for kind in kinds)

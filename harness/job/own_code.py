@@ -178,7 +178,7 @@ def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterato
                 continue
             seen.add(each)
             # The harness is an installed package, even if the file lies beside its source.
-            if first != top if top is not None else first == "harness" != module:
+            if first != top if top else first == "harness" != module:
                 continue
             path = _file_of(each, root)
             if path is None:
@@ -190,7 +190,7 @@ def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterato
             package = each if path.endswith("__init__.py") else each.rpartition(".")[0]
             waiting += _imports(_parsed(source, path, where), package)
             if len(seen) > 50 * MAX_FILES:
-                return  # the caller refuses as much code
+                return  # the caller refuses so much code
 
 
 def _read(path: Path, where: str) -> str:

@@ -65,12 +65,33 @@ class Parameter:
 
 
 def read_space(raw: Mapping[str, Any], path: Path) -> list[Parameter]:
-    """The parameters of `search.space`, sorted so that parents come first.
+    """The parameters of `search.space`, parents before children.
 
     Raises:
         InputError: one line that names the key, the value, the rule and the remedy.
     """
-    return _in_order([*_parameters(raw, path)], path)
+    waiting = [*_parameters(raw, path)]
+    known = {parameter.key: parameter for parameter in waiting}
+    ordered: list[Parameter] = []
+    while waiting:
+        ready = [d for d in waiting if d.parent is None or known.get(d.parent) in ordered]
+        if not ready:
+            first = waiting[0]
+            raise InputError(
+                f"job {path}: search.space.{first.key}.when: {first.parent} should be a list in "
+                "search.space that does not depend on this key"
+            )
+        for parameter in ready:
+            parent = known.get(parameter.parent or "")
+            strange = [v for v in parameter.parent_choices if parent and v not in parent.choices]
+            if strange:
+                raise InputError(
+                    f"job {path}: search.space.{parameter.key}.when = {strange[0]!r}: "
+                    f"search.space.{parameter.parent} should list this value"
+                )
+            ordered.append(parameter)
+            waiting.remove(parameter)
+    return ordered
 
 
 def _parameters(raw: Mapping[str, Any], path: Path) -> Iterator[Parameter]:
@@ -125,10 +146,8 @@ def _parameter(key: str, raw: object, path: Path) -> Parameter:
 
 
 def _choices(key: str, values: object, where: str) -> tuple[Value, ...]:
-    if not isinstance(values, list) or not values:
-        raise InputError(f"{where} = {values!r}: is empty; list at least one value")
-    if any(isinstance(value, dict | list) for value in values):
-        raise InputError(f"{where} = {values!r}: should list plain values")
+    if not isinstance(values, list) or not values or {*map(type, values)} & {dict, list}:
+        raise InputError(f"{where} = {values!r}: should be a list of plain values")
     if _kind(key, values) is float:  # a list of 1 and 0.5
         values = [float(v) if type(v) is int else v for v in values]
     if len({type(value) for value in values}) > 1 or len(set(values)) < len(values):
@@ -177,42 +196,13 @@ def _condition(raw: object, where: str) -> tuple[str | None, tuple[Value, ...]]:
         return None, ()
     items = raw.items() if isinstance(raw, dict) else ()
     named = [setting for key, value in items for setting in flat(key, value)]
-    if len(named) != 1:
+    if len(named) != 1 or named[0][1] == []:
         raise InputError(
             f"{where}.when = {raw!r}: should have one key with its values, such as "
             '{ model.architecture = ["stacked_lstm"] }'
         )
-    ((key, values),) = named
-    values = values if isinstance(values, list) else [values]
-    if not values:
-        raise InputError(f"{where}.when = {raw!r}: is empty; list at least one value")
-    return key, tuple(values)
-
-
-def _in_order(space: Sequence[Parameter], path: Path) -> list[Parameter]:
-    """The parameters, parents before children."""
-    known = {parameter.key: parameter for parameter in space}
-    ordered: list[Parameter] = []
-    waiting = list(space)
-    while waiting:
-        ready = [d for d in waiting if d.parent is None or known.get(d.parent) in ordered]
-        if not ready:
-            first = waiting[0]
-            raise InputError(
-                f"job {path}: search.space.{first.key}.when: {first.parent} should be a list in "
-                "search.space that does not depend on this key"
-            )
-        for parameter in ready:
-            parent = known.get(parameter.parent or "")
-            strange = [v for v in parameter.parent_choices if parent and v not in parent.choices]
-            if strange:
-                raise InputError(
-                    f"job {path}: search.space.{parameter.key}.when = {strange[0]!r}: "
-                    f"search.space.{parameter.parent} should list this value"
-                )
-            ordered.append(parameter)
-            waiting.remove(parameter)
-    return ordered
+    key, values = named[0]
+    return key, tuple(values) if isinstance(values, list) else (values,)
 
 
 SEARCH_FILE = "search.toml"  # in a sweep's folder

@@ -1,6 +1,6 @@
-"""Runs compared: results across seeds, significance, linear baselines, tables and the HTML report.
+"""Compares runs: scores over seeds, significance, linear baselines, tables and the HTML report.
 
-Ensembles average finished runs and the linear model over n-grams; their weights are chosen on
-validation reviews alone, and the folder of one holds all it needs.
+An ensemble averages finished runs and the linear model over n-grams. Only validation reviews choose
+its weights, and its folder is complete by itself.
 It may import the modules of `harness` itself and the packages up to `training`.
 """

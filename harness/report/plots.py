@@ -76,7 +76,7 @@ class Chart:
             return None
         # Below the plot the legend covers no curve; the plot keeps its size.
         handles, names = self.axes.get_legend_handles_labels()
-        columns = 1 if max(map(len, names)) > 30 else 2
+        columns = 1 if max(map(len, names), default=0) > 30 else 2
         self.figure.set_size_inches(WIDTH, HEIGHT + LEGEND_LINE * -(-len(names) // columns))
         # A dollar sign would begin mathematics.
         labels = [printable(name).replace("$", r"\$") for name in names]

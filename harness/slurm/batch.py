@@ -1,7 +1,8 @@
 """The supervisor of a batch job: the command of its script, and whether the job is requeued.
 
-`plan` chooses the command at each start, `decide` the future of the job at each end, inside of the
-site's container too. The script, `slurm/common.sh`, makes the environment and calls Slurm.
+`plan` chooses the command when a job starts, `decide` between requeue and stop when the command has
+ended; both also run in the site's container. The script, `slurm/common.sh`, creates the environment
+and calls Slurm.
 """
 
 import itertools
@@ -167,7 +168,7 @@ def value_of(option: str, words: Sequence[str]) -> str | None:
     return value
 
 
-# ---- The future of the job
+# ---- The end of a start
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ class Ending:
 
 @dataclass(frozen=True)
 class Decision:
-    """The future of a job."""
+    """Requeue or stop, with the reason."""
 
     requeue: bool
     reason: str
@@ -269,7 +270,9 @@ def decide(ending: Ending, before: Counters) -> Decision:
     if ending.code == KILLED and ending.num_nodes == 1:
         return _out_of_memory(ending, counters)
     if not ending.can_go_on:
-        return stop(f"harness ended with exit code {ending.code}; not requeued, see above why")
+        return stop(
+            f"harness ended with exit code {ending.code} for the reason above; not requeued"
+        )
     if counters.idle > ending.max_requeues:
         why = ending.why or "see above"
         if len(counters.faulty) > 1:
@@ -302,7 +305,7 @@ def _count(ending: Ending, before: Counters) -> Counters:
     return replace(
         before,
         start=ending.start,
-        reached=max(reached, before.reached),  # a failure at the start reaches none
+        reached=max(reached, before.reached),  # a start that fails early has none
         idle=0 if is_further else before.idle + (not again),
         faulty=tuple(dict.fromkeys((*known, *ending.faulty))),
     )

@@ -157,7 +157,7 @@ def submitted_id(name: str, done: "subprocess.CompletedProcess[str]") -> str:
 def would_start(
     script: Path, *flags: str, unset: Sequence[str] = (), timeout_s: float | None = None
 ) -> str:
-    """sbatch's sentence about time and place of a start; submits nothing.
+    """The expected time and nodes of a start, in a sentence of sbatch; submits nothing.
 
     Raises:
         InputError: if sbatch is not on the PATH or refuses the job, with its messages.

@@ -98,7 +98,7 @@ class SlurmEnvironment:
     def own_id(self) -> str:
         """The id for Slurm's programs, 42_3 for an array task.
 
-        One task has the array's id as its `job_id`, and Slurm's programs would act on all tasks.
+        The `job_id` of one task is the array's id, with which the programs would act on all tasks.
         """
         array, task, _ = (self.variables.get(name) for name in OF_ARRAYS)
         return f"{array}_{task}" if array and task else self.job_id
@@ -215,8 +215,8 @@ def asked_of(allocation: SlurmEnvironment) -> dict[str, Any]:
 
     Returns:
         The number of nodes, the GPUs per node, options of sbatch that follow from Slurm's
-        variables, the user's options, and whether --retry-memory was set. Without a time limit
-        before Slurm 23.02.
+        variables, the user's options, and whether --retry-memory was set. Slurm before 23.02
+        exports no time limit.
     """
     variables = allocation.variables
     limit_s = given_limit_s(variables) or 0
@@ -293,7 +293,7 @@ def report_node_fault(reason: str, environment: Mapping[str, str] = os.environ) 
     """Report that this node is faulty, so that the job continues without it.
 
     Returns:
-        Whether a job script reads the report: it names a file, which gets a line per faulty node.
+        Whether a job script reads the report; if so, it has named a file for it.
     """
     path = environment.get("HARNESS_NODE_FAULTS")
     node = environment.get("SLURMD_NODENAME")

@@ -113,7 +113,7 @@ def left_out(project: Path, runs: Path) -> Iterator[str]:
         listed = [f"{name} ({reason})" for name, reason in private.items()]
         yield (
             f"left out of snapshot and record, since they look like secrets: "
-            f"{', '.join(listed)}; commit or rename what the job needs"
+            f"{', '.join(listed)}; commit or rename files that the job needs"
         )
 
 

@@ -272,8 +272,9 @@ def _submit(submission: SbatchJob) -> str:
     """Submit a job and return its id.
 
     Raises:
-        InputError: if sbatch refuses the job, with its messages; the submission's folder is gone.
-        RunError: if Slurm is not available; or if sbatch names no id: then the folder stays.
+        InputError, RunError: if sbatch refuses the job or Slurm is not available; then the
+            submission's folder is removed.
+        RunError: if sbatch names no id; then the folder stays.
     """
     try:
         _write(submission)

@@ -128,7 +128,7 @@ def atomic_write(
 
 
 def atomic_save(target: Path, save: Callable[[Path], object]) -> None:
-    """Like `atomic_write`, for a library that takes a path and looks at its suffix.
+    """Like `atomic_write`, for a library that needs a path with the suffix.
 
     Raises:
         DiskError: if the disk refuses.
@@ -374,7 +374,7 @@ def sha256_of(path: Path) -> str:
         OSError: if it can't be read.
     """
     with open_plain_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] # it can
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] # stub too strict
 
 
 # Disk errors

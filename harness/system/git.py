@@ -85,7 +85,7 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
 
 def commit_of(project: Path) -> str | None:
     """The commit of a checkout, None if there is none or git fails."""
-    if not is_checkout(project):  # git would answer for a checkout above it
+    if not is_checkout(project):  # git would use a checkout in a parent folder
         return None
     try:
         return git(project, "rev-parse", "--verify", "HEAD").decode().strip()

@@ -90,7 +90,7 @@ class LeasedDirectory:
         self._token = uuid.uuid4().hex
         try:
             make_folder(self.folder)
-        except OSError as error:  # such as a link to nowhere
+        except OSError as error:  # for example, the folder is a broken link
             raise DiskError(write_refusal(self.folder, error)) from None
         lease = self.path("lease.json")
         holder = {"token": self._token, "host": socket.gethostname(), "process": os.getpid()}
@@ -124,7 +124,7 @@ class LeasedDirectory:
 
     def release_lease(self) -> None:
         """Remove the lease after the last write. An error leaves it in place."""
-        with contextlib.suppress(OSError, RunError):  # such as after a takeover
+        with contextlib.suppress(OSError, RunError):  # for example, after a takeover
             self.check_lease()
             self.path("lease.json").unlink()
 
@@ -162,7 +162,7 @@ class LeasedDirectory:
         self.write(name, to_json(content))
 
     def write_by_path(self, name: str, save: Callable[[Path], object]) -> None:
-        """Like `write`, for a library that takes a path and looks at its suffix."""
+        """Like `write`, for a library that needs a path with the suffix."""
         self._write_leased(lambda: atomic_save(self.path(name), save))
 
     def _write_leased(self, write: Callable[[], None]) -> None:

@@ -71,18 +71,13 @@ def number_setting(
     return number
 
 
-def is_trusted_network(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether the site says that no other user reaches the ports of a job's nodes."""
-    return environment.get(TRUSTED_NETWORK) == "1"
-
-
 def check_trusted_network(num_nodes: int) -> None:
     """Refuse to train one model on several nodes of a network that is not trusted.
 
     Raises:
         InputError: for several nodes, unless HARNESS_TRUSTED_NETWORK is 1.
     """
-    if num_nodes > 1 and not is_trusted_network():
+    if num_nodes > 1 and os.environ.get(TRUSTED_NETWORK) != "1":
         hint = not_sourced([TRUSTED_NETWORK])
         raise InputError(
             f"one model on {num_nodes} nodes: {RISK}; {REMEDY}{f' ({hint})' if hint else ''}"

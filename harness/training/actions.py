@@ -1,7 +1,4 @@
-"""What happens around the training steps: small objects that the loop calls at its boundaries.
-
-Each knows one thing, and has only what it needs for it.
-"""
+"""Actions of the training loop between steps: measure, report progress, keep the best weights."""
 
 from dataclasses import dataclass
 
@@ -17,9 +14,9 @@ from harness.training.progress import Progress
 
 @dataclass(frozen=True)
 class StepResults:
-    """The values of the latest n training steps, brought from the device together."""
+    """The values of the latest n training steps, copied from the device together."""
 
-    first_step: int  # the number of the first, counted over the whole run from 1
+    first_step: int  # counted over the whole run from 1
     losses: np.ndarray  # [n] float64, means over the global batch
     accuracies: np.ndarray  # [n] float64
     num_reviews: int
@@ -27,12 +24,12 @@ class StepResults:
 
     @property
     def num_steps(self) -> int:
-        """How many steps they are."""
+        """The number of steps."""
         return len(self.losses)
 
     @property
     def reviews_per_s(self) -> float:
-        """The training speed."""
+        """The training speed in reviews per second."""
         return self.num_reviews / self.took_s
 
 
@@ -80,14 +77,14 @@ class ProgressReport:
 
 
 class BestWeights:
-    """Keeps the weights of the best epoch in the run's progress; of equal ones, the earliest."""
+    """Keeps the weights of the best epoch in the run's progress; the earliest of equal epochs."""
 
     def __init__(self, train: TrainConfig) -> None:
         self.is_on = train.keep != "last"
         self.score = train.keep if train.keep in SCORES else train.monitor
 
     def after_epoch(self, progress: Progress, model: keras.Model) -> None:
-        """Compare the latest epoch of the history, whose weights `model` has."""
+        """Keep the weights of `model` if the latest epoch of the history is the best."""
         if not self.is_on:
             return
         line, sign = progress.history[-1], 1 if SCORES[self.score] == "min" else -1

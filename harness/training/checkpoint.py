@@ -1,7 +1,7 @@
-"""Checkpoints: all that a run needs to resume exactly where it was, each in one file.
+"""Checkpoints: a file has everything that a run needs to resume exactly where it was.
 
-Not `tf.train.Checkpoint`: it writes several files, and a run is more than its variables. A NumPy
-archive is complete or absent, holds a checksum for each array, and is never unpickled.
+Not `tf.train.Checkpoint`, which writes several files, and variables only. A NumPy archive is
+complete or absent, holds a checksum for each array, and is never unpickled.
 """
 
 import hashlib
@@ -32,16 +32,17 @@ from harness.tracking.run_dir import RECORD, RunDirectory, check_format, stamped
 from harness.training.progress import Progress
 
 BFLOAT16 = tf.bfloat16.as_numpy_dtype
-MAX_CHECKPOINTS = 2  # in a run's folder: a failing disk may break the newest
+MAX_CHECKPOINTS = 2  # in a run's folder, because a failing disk may break the newest
 
 
 def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:
-    """Write a checkpoint named after the steps done, and remove all but the last two.
+    """Write a checkpoint named after the number of steps, and remove all but the last two.
 
-    A run that found later ones broken has begun before them; they are removed too.
+    Checkpoints of later steps are broken, or the run would have continued from them. They are
+    removed too.
 
     Raises:
-        RunError: if it can't be written, or a newer process took the run over.
+        RunError: if the disk refuses, or a newer process took the run over.
     """
     meta = {**vars(progress)}  # dataclasses.asdict would copy each array
     arrays = {f"best/{i}": value for i, value in enumerate(meta.pop("best_weights"))}
@@ -52,7 +53,7 @@ def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_
     record = json.dumps(stamped(meta))
     arrays["progress"] = np.frombuffer(record.encode(), np.uint8)
     name = f"step-{total_steps:09d}.npz"
-    # Before the lease is checked: what a newer process writes from then on is not among them.
+    # Listed before `_write` checks the lease, so no checkpoint of a newer process is among them.
     broken = [path for path in run.checkpoints() if path.name > name]
     _write(run, name, arrays)
     for path in broken:
@@ -70,17 +71,17 @@ def restore(
 ) -> tuple[Progress, list[str]]:
     """Restore the newest intact checkpoint; without one, start from the beginning.
 
-    With several workers only the chief reads the folder, and shares what it found: the others may
-    see another state of a shared file system, or none.
+    Of several workers only the chief reads the folder, and sends the checkpoint to the others. They
+    may see an older state of a shared file system, or no folder.
 
     Returns:
-        The progress, and a line about each checkpoint that was skipped.
+        The progress, and a line about each broken checkpoint.
 
     Raises:
         InputError: if another version of harness wrote the checkpoint.
-        DiskError: if the disk fails, which says nothing of a checkpoint.
-        RunError: if a checkpoint is of another job or other data, or none is whole of a run that
-            began with another model's weights.
+        DiskError: if the disk fails; the checkpoints may be intact.
+        RunError: if a checkpoint belongs to another job or other data, or if all are broken and the
+            run began with the weights of another one.
     """
     if worker_group and not worker_group.is_chief:
         content = worker_group.share()
@@ -104,22 +105,23 @@ def adopt(
     sha256: str = "",
     max_epochs: int | None = None,
 ) -> bool:
-    """Begin a run with a checkpoint of another one: of the same job, or of one with fewer epochs.
+    """Begin a run with a checkpoint of another run, whose job is the same or has fewer epochs.
 
-    It ends with the same bytes as if it had trained from the start.
+    The run ends with the same bytes as if it had trained from the start.
 
     Args:
+        source: the checkpoint.
         target: the new run, whose lease is taken.
-        identity: of the new one.
-        of: the identity that the checkpoint must have.
-        sha256: of the checkpoint, where it must be this one and no other.
-        max_epochs: that the checkpoint may hold.
+        identity: of the new run.
+        of: the identity that the checkpoint must have, if any.
+        sha256: the checksum that the checkpoint must have, if any.
+        max_epochs: the largest number of epochs that the checkpoint may hold.
 
     Returns:
-        Whether it is there, whole and the right one; nothing is written if it is not.
+        Whether the checkpoint fits. If it is missing, broken or another one, nothing is written.
 
     Raises:
-        OSError: if the disk fails, and it must be this checkpoint.
+        OSError: if the disk fails and `sha256` excludes any other checkpoint.
         RunError: if the new run can't be written.
     """
     try:
@@ -130,7 +132,7 @@ def adopt(
         arrays: dict[str, Any] = _load(io.BytesIO(content))
         meta = json.loads(arrays["progress"].tobytes())
     except Exception as error:  # zipfile and NumPy raise many kinds for a broken file
-        # Without another checkpoint to take, what says nothing of this one must not lose it.
+        # The checkpoint may be intact, and no other one can take its place.
         if sha256 and (is_of_disk(error) or isinstance(error, MemoryError)):
             raise
         return False
@@ -148,13 +150,6 @@ def _write(run: RunDirectory, name: str, arrays: dict[str, Any]) -> None:
     run.write(f"checkpoints/{name}", lambda file: np.savez(file, **arrays))
 
 
-def remove_checkpoints(run: RunDirectory, *, but_last: bool) -> None:
-    """Remove the checkpoints of a finished run, but the last one where it is to go on from it."""
-    paths = run.checkpoints()
-    for path in paths[:-1] if but_last else paths:
-        path.unlink(missing_ok=True)
-
-
 def _newest(
     run: RunDirectory, train_step: TrainStep, identity: str, since_s: float
 ) -> tuple[Progress, Path | None, list[str]]:
@@ -166,12 +161,12 @@ def _newest(
             progress = _progress(arrays, f"checkpoint {path}")
             if progress.identity == identity:
                 _check(arrays, train_step)
-        except (InputError, MemoryError):  # it may be intact
+        except (InputError, MemoryError):  # the checkpoint may be intact
             raise
         except Exception as error:  # zipfile and NumPy raise many kinds for a broken file
             if isinstance(error, FileNotFoundError) and monotonic() - since_s < PATIENCE_S:
-                # The process before this one removed it and saved others, which a shared file
-                # system may list later.
+                # An earlier process removed it and saved others, which a shared file system may
+                # list later.
                 sleep(RETRY_S)
                 return _newest(run, train_step, identity, since_s)
             if refusal := disk_error_in(error):
@@ -202,7 +197,7 @@ def _assign(arrays: dict[str, np.ndarray], train_step: TrainStep) -> None:
 
 
 def checksum(train_step: TrainStep) -> str:
-    """The sha256 of all that training changes: the variables of model, optimizer and schedule."""
+    """The sha256 of all variables of model, optimizer and schedule."""
     digest = hashlib.sha256()
     for variables in _variables(train_step).values():
         for variable in variables:
@@ -211,9 +206,8 @@ def checksum(train_step: TrainStep) -> str:
 
 
 def _variables(train_step: TrainStep) -> dict[str, list[keras.Variable]]:
-    # The model's variables, not just its weights: a layer that draws random numbers keeps its
-    # generator among them. The optimizer's hold the step, the learning rate, its moments and the
-    # moving average.
+    # The model's variables, not just its weights: they include the random generators of layers. The
+    # optimizer's variables include the step, the learning rate, moments and the moving average.
     variables = {"model": train_step.model.variables, "optimizer": train_step.optimizer.variables}
     if schedule := schedule_of(train_step.optimizer):
         variables["schedule"] = [schedule.cut]
@@ -224,7 +218,7 @@ def _load(file: BinaryIO) -> dict[str, np.ndarray]:
     # Reading a member to its end verifies its checksum.
     with file, np.load(file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    # NumPy knows no bfloat16: it writes such numbers as raw ones of two bytes.
+    # NumPy knows no bfloat16 and writes these numbers as raw bytes, "V2".
     return {name: a.view(BFLOAT16) if a.dtype == "V2" else a for name, a in arrays.items()}
 
 
@@ -240,7 +234,7 @@ def _progress(arrays: dict[str, np.ndarray], name: str) -> Progress:
 
 
 def _check(arrays: dict[str, np.ndarray], train_step: TrainStep) -> None:
-    # Check all arrays before assigning any: variables must not get half a checkpoint.
+    # Before any assignment, because variables must not get half a checkpoint.
     for name, variables in _variables(train_step).items():
         for i, variable in enumerate(variables):
             shape = arrays[f"{name}/{i}"].shape

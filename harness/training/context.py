@@ -1,6 +1,6 @@
-"""What a run is handed: which run it is, what computes it, and who follows it.
+"""The parts of a run: its job, data and folder; its devices and plan; its observers.
 
-TensorFlow is not imported, so that `launch` can check all of it first.
+This module doesn't import TensorFlow, so `launch` can check a run before the slow import.
 """
 
 from collections.abc import Sequence
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 
 
 def known_words(job: Job, dataset: Dataset) -> Sequence[str]:
-    """The words in the model's vocabulary, the most frequent first: indices 4 and up."""
+    """The words in the model's vocabulary, the most frequent first; their indices begin with 4."""
     return dataset.vocab[: job.data.vocab_size - 4]
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """Which run this is: a job on a dataset, in a folder."""
+    """A job on a dataset, in a folder."""
 
     run: RunDirectory
     job: Job
     dataset: Dataset
-    vectors: WordVectors | None = None  # pretrained ones, of the words that the job knows
+    vectors: WordVectors | None = None  # pretrained, of the words in the vocabulary
 
     @classmethod
     def open(cls, run: RunDirectory, job: Job, dataset: Dataset) -> "RunContext":
-        """The context of a run, with the vectors that its job names.
+        """The context of a run, with the word vectors of its job.
 
         Raises:
-            InputError: if they can't be read, or are not those that the run began with.
+            InputError: if the vectors are unreadable, or have changed since the run began.
         """
         if not job.model.embeddings:
             return cls(run, job, dataset)
@@ -52,41 +52,41 @@ class RunContext:
         began = first_start(run.certain_json(RECORD)).get("embeddings", vectors.checksum)
         if began != vectors.checksum:
             raise InputError(
-                f"run {run.folder}: model.embeddings {path} has changed since it was begun "
-                f"(checksum {began[:12]}, here {vectors.checksum[:12]}); put the file back as it "
-                "was, or start a new run"
+                f"run {run.folder}: model.embeddings {path} has changed since the run began "
+                f"(checksum {began[:12]}, now {vectors.checksum[:12]}); restore the file, or start "
+                "a new run"
             )
         return cls(run, job, dataset, vectors)
 
     @property
     def identity(self) -> str:
-        """What the run's checkpoints belong to."""
+        """The checksum of job and data that the run's checkpoints must have."""
         vectors = self.vectors.checksum if self.vectors else ""
         return run_identity(self.job, self.dataset.checksum + vectors)
 
 
 @dataclass(frozen=True)
 class Compute:
-    """What computes a run."""
+    """The devices that compute a run, and how."""
 
     strategy: "tf.distribute.Strategy"
     plan: ExecutionPlan
     allocation: SlurmEnvironment | None = None
     devices: str | None = None  # as requested by `--devices`
     worker_group: WorkerGroup | None = None  # of a run on several nodes
-    is_trial: bool = False  # of a process that trains others too, and keeps their GPU memory
+    is_trial: bool = False  # its process also trains other trials
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process is the one that writes the run's files."""
+        """Whether this process writes the run's files."""
         return self.worker_group is None or self.worker_group.is_chief
 
 
 @dataclass(frozen=True)
 class Observers:
-    """Who follows a run, and who can stop it.
+    """The console, the monitor of the machine, and the request to stop.
 
-    On several nodes only the chief's console is read; all workers take part in a stop.
+    On several nodes only the chief prints; all workers take part in a stop.
     """
 
     console: Console

@@ -1,4 +1,4 @@
-"""How a run that fails is recorded, and what its error says: the cause rather than a symptom."""
+"""Explains and records the failure of a run: the cause, not TensorFlow's symptom of it."""
 
 import contextlib
 import re
@@ -16,7 +16,7 @@ from harness.system import gpu, stderr_filter, watchdog
 from harness.tracking.records import Heartbeat
 from harness.training.context import Compute, RunContext
 
-# How TensorFlow ends an operation of all workers when one of them does not take part.
+# Errors with which TensorFlow ends an operation of all workers if one does not take part.
 LOST_TO_TENSORFLOW = (
     tf.errors.UnavailableError,
     tf.errors.DeadlineExceededError,
@@ -24,14 +24,14 @@ LOST_TO_TENSORFLOW = (
     tf.errors.CancelledError,
 )
 
-# How NCCL ends an operation when another process of it is gone.
+# Errors with which NCCL ends an operation if one of its processes is gone.
 LOST_TO_NCCL = re.compile("ncclRemoteError|remote process (has )?exited|ncclSystemError")
 
 
 def device_error(error: Exception) -> RunError | None:
-    """What a device's error means, in one line with a remedy; None if it is of another kind.
+    """An error of a device in one line with a remedy; None if it is no error of a device.
 
-    TensorFlow may have said more on standard error than in the exception.
+    TensorFlow may have written more on standard error than into the exception.
     """
     captured = stderr_filter.captured
     found = captured.read() if captured else []
@@ -47,11 +47,11 @@ def device_error(error: Exception) -> RunError | None:
 
 @contextlib.contextmanager
 def explained_device_errors() -> Iterator[None]:
-    """Raise what TensorFlow reports of a device as one line with a remedy.
+    """Replace TensorFlow's errors of a device by one line with a remedy.
 
     Raises:
-        NodeFault: if the node is at fault; the job goes on elsewhere.
-        RunError: for what else `DEVICE_ERRORS` knows.
+        NodeFault: if the node is broken, so the job should continue on another one.
+        RunError: for the other errors of `DEVICE_ERRORS`.
     """
     try:
         yield
@@ -67,7 +67,7 @@ def explained_device_errors() -> Iterator[None]:
 def recorded_failures(
     heartbeat: Heartbeat, worker_group: WorkerGroup | None = None
 ) -> Iterator[None]:
-    """Record in `state.json` how a run ended that was interrupted or failed."""
+    """Record in `state.json` that a run was interrupted or failed, and why."""
     try:
         with explained_device_errors(), explained_losses(worker_group):
             yield
@@ -85,7 +85,7 @@ def recorded_failures(
             heartbeat.run.check_lease()
         except TakenOver:
             raise
-        except RunError:  # the disk that can't be read is no better reason
+        except RunError:  # the lease is unreadable; `error` says more
             pass
         _record(heartbeat, error)
         raise
@@ -94,7 +94,7 @@ def recorded_failures(
 def watching(
     context: RunContext, compute: Compute, heartbeat: Heartbeat
 ) -> contextlib.AbstractContextManager[None]:
-    """Let the watchdog end the run, with its record, when its devices don't answer."""
+    """Let the watchdog record and end the run if its devices stop answering."""
     folder, group = context.run.folder, compute.worker_group
     where, next_step = (
         f"{own_devices()} of {node_name()}",
@@ -102,11 +102,11 @@ def watching(
     )
     if group:
         others = [node for rank, node in enumerate(group.nodes) if rank != group.rank]
-        where += f", or a worker that it waits for ({', '.join(others)})"
+        where += f", or another worker ({', '.join(others)})"
     if compute.is_trial:
-        next_step = "the search goes on with it"
+        next_step = "the search continues it"
     elif group and not group.is_chief:
-        next_step = f"go on as the line of {group.nodes[0]} says"
+        next_step = f"see the line of {group.nodes[0]}"
 
     def record(reason: Interrupted) -> int:
         heartbeat.interrupted(reason)
@@ -124,7 +124,7 @@ def watching(
 
 @contextlib.contextmanager
 def explained_losses(worker_group: WorkerGroup | None) -> Iterator[None]:
-    """Raise the reason why another worker ended in place of TensorFlow's error about it."""
+    """Replace TensorFlow's error about another worker by the reason why that worker ended."""
     try:
         yield
     except tf.errors.ResourceExhaustedError:
@@ -140,6 +140,6 @@ def explained_losses(worker_group: WorkerGroup | None) -> Iterator[None]:
 
 
 def _record(heartbeat: Heartbeat, error: Exception) -> None:
-    # A full disk or a lost lease refuses this record too; the error itself is what matters.
+    # A full disk or a lost lease refuses this record too; `error` must not be lost for that.
     with contextlib.suppress(RunError):
         heartbeat.beat("failed", error=f"{type(error).__name__}: {error}")

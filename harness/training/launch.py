@@ -1,4 +1,4 @@
-"""From a command's arguments to a run: data and devices, the cheapest checks first."""
+"""Starts a run: opens its data and devices, the cheapest checks first."""
 
 import contextlib
 import json
@@ -26,7 +26,7 @@ from harness.data.dataset import Dataset
 from harness.data.sources import check_same, open_data, reopen_data
 from harness.errors import InputError, RunError, explain_interruption
 from harness.inference.predict import read_ratios
-from harness.job.keys import DataConfig, Job
+from harness.job.keys import Job
 from harness.slurm.environment import (
     SlurmEnvironment,
     given_cpus,
@@ -51,33 +51,33 @@ from harness.training.parent import find_parent
 
 @dataclass(frozen=True)
 class LaunchOptions:
-    """What a command says about this start of a run."""
+    """The options of a command that starts a run."""
 
     devices: str | None = None  # as `--devices` names them
     data: Path | None = None  # folder of IMDB
-    full: bool = False  # refuse to fall back to the packaged sample
-    strict: bool = False  # refuse what differs from the run's first start
-    parent: Path | None = None  # the run that a new one begins with
-    takes_back_cancel: bool = False  # of a run that shares its job with others
+    full: bool = False  # refuse the packaged sample in place of IMDB
+    strict: bool = False  # refuse differences from the run's first start
+    parent: Path | None = None  # see `harness.training.parent`
+    takes_back_cancel: bool = False  # see `harness.training.train.train`
 
 
 def launch(
     run: RunDirectory, job: Job, *, options: LaunchOptions, console: Console
 ) -> dict[str, Any]:
-    """Begin or resume a run, and return its result; a finished one is left as it is.
+    """Begin or resume a run, and return its result; a finished run stays as it is.
 
-    A resumed run uses the devices and the data in its record, unless others are given; one that
-    goes on with another run, the devices and the plan in that one's record.
+    A resumed run uses the devices and the data in its record, unless the command names others. A
+    run that continues a parent's checkpoint uses the parent's devices and plan.
 
     Raises:
-        InputError: for devices or data that are not there, a run that another version wrote, or
-            one of another user's; nothing is written then.
-        Interrupted, RunError: as `harness.training.train.train` says.
+        InputError: for missing devices or data, or a run of another version or another user;
+            nothing is written then.
+        Interrupted, RunError: as in `harness.training.train.train`.
     """
     if run.finished():
         console.info(f"run {run.folder}: finished already, nothing to do")
         return run.result()
-    # 1. What can be checked without TensorFlow.
+    # 1. The checks that need no TensorFlow.
     run.check_owner()
     run.check_format()
     allocation = own_allocation()
@@ -91,7 +91,8 @@ def launch(
     began = parent.run if parent and parent.continues and is_new else run
     devices = devices_to_use(began, options.devices)
     requested = parse_devices(devices) if devices else None
-    threads = recorded_plan(began).get("threads") or given_cpus(allocation)
+    begun_plan = began.certain_json(RECORD).get("plan") or {}
+    threads = begun_plan.get("threads") or given_cpus(allocation)
     with contextlib.ExitStack() as stack:
         remedy = f"checkpoint saved; continue with: {resume_command(run.folder)}"
         stack.enter_context(explain_interruption(remedy))
@@ -122,13 +123,13 @@ def launch(
         stop.listen()  # again, over a handler that TensorFlow may have set
         plan = plan_of(job, "gpu" if num_own_gpus() else "cpu", began, threads=threads)
         plan = ExecutionPlan(**agreed(asdict(checked_plan(plan, job)), worker_group))
-        # It warns on a console of its own, which is never silent.
+        # Another console, because this one is silent on workers that are not the chief.
         monitor = ResourceMonitor(num_own_gpus(), given_cpus(allocation), warn=Console().warning)
         stack.enter_context(monitor)
         title = title_of_devices(strategy, plan.threads)
         console.info(f"{title}; data: {context.dataset.title}")
         devices_used = describe_devices(strategy, worker_group)
-        of_start = context.run if began is run else began  # a worker may have a folder of its own
+        of_start = context.run if began is run else began  # a worker may have a temporary folder
         warn_of_changes(of_start, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
         check_own_parts(context, console, is_new=is_new, compiled=plan.way == "xla")
@@ -146,24 +147,22 @@ def launch(
 
 
 def devices_to_use(run: RunDirectory, requested: str | None) -> str | None:
-    """As the command says, else as the run began, else as HARNESS_DEVICES says for new runs."""
+    """The devices of the command, else of the run's first start, else HARNESS_DEVICES."""
     return requested or run.certain_json(RECORD).get("devices_asked") or site_devices()
 
 
 def guard_gpus(run: RunDirectory, devices: str | None) -> None:
-    """Leave this process as the guard of the one that uses GPUs, which returns from here.
-
-    A process that may use none stays as it is.
+    """Fork if the run may use GPUs: the child returns and trains, this process guards it.
 
     Raises:
-        SystemExit: in the guard, with the exit code of the other process.
-        NodeFault, RunError: in the guard, if that one died of a fault of a GPU.
+        SystemExit: in the guard, with the exit code of the child.
+        NodeFault, RunError: in the guard, if the child died of a fault of a GPU.
     """
     if not may_use_gpus(devices):
         return
 
     def on_death(number: signal.Signals, text: str, process: int) -> None:
-        if run.finished():  # and died while it left, with nothing more to do
+        if run.finished():  # the child died after its work
             raise SystemExit(0)
         try:
             tell_death(
@@ -178,13 +177,13 @@ def guard_gpus(run: RunDirectory, devices: str | None) -> None:
 
 
 def tell_death(number: signal.Signals, text: str, process: int, *, go_on: str = "") -> None:
-    """Say why a process that used GPUs died.
+    """Log that a process that used GPUs died.
 
     Args:
-        text: what it has written on standard error.
+        text: the process's standard error.
 
     Raises:
-        NodeFault, RunError: if that says why.
+        NodeFault, RunError: if the text explains the death.
     """
     if error := of_death(text):
         raise error
@@ -193,7 +192,7 @@ def tell_death(number: signal.Signals, text: str, process: int, *, go_on: str = 
 
 
 def may_use_gpus(devices: str | None) -> bool:
-    """Whether a process with these `--devices` may use GPUs; without TensorFlow."""
+    """Whether a process with these `--devices` may use GPUs; imports no TensorFlow."""
     if devices and parse_devices(devices).kind == "cpu":
         return False
     return not gpu.hidden_by() and gpu.has_driver()
@@ -203,14 +202,13 @@ def own_allocation() -> SlurmEnvironment | None:
     """The Slurm allocation of this process, None outside of Slurm.
 
     Raises:
-        InputError: on several nodes without srun, which would start a worker on each, or in a
-            network that is not trusted.
+        InputError: on several nodes without srun, or without HARNESS_TRUSTED_NETWORK.
     """
     allocation = SlurmEnvironment.from_environment()
     if allocation and allocation.num_nodes > 1 and not allocation.in_step:
         raise InputError(
-            f"an allocation of {allocation.num_nodes} nodes: should be used through srun, one task "
-            "per node; start a script of slurm/, or srun --ntasks-per-node=1 harness …"
+            f"an allocation of {allocation.num_nodes} nodes: needs srun, which starts one task per "
+            "node; start a script of slurm/, or srun --ntasks-per-node=1 harness …"
         )
     if allocation:
         check_trusted_network(allocation.num_tasks)
@@ -224,10 +222,10 @@ def join_workers(
     console: Console,
     stack: contextlib.ExitStack,
 ) -> tuple[WorkerGroup, RunContext]:
-    """Meet the other workers of a run on several nodes.
+    """Connect to the other workers of a run on several nodes.
 
-    A worker that is not the chief does all that the chief does, but nobody reads its files or its
-    console: the context that it gets back has a temporary folder.
+    All workers compute and write the same. All but the chief get a silent console, and a context
+    with a temporary folder.
     """
     worker_group = stack.enter_context(
         WorkerGroup.join(allocation, context.run.folder.parent, context.identity)
@@ -239,26 +237,22 @@ def join_workers(
     return worker_group, replace(context, run=run)
 
 
-def recorded_plan(run: RunDirectory) -> dict[str, Any]:
-    """The plan in the record of a run that has begun, else nothing."""
-    return run.certain_json(RECORD).get("plan") or {}
-
-
 def plan_of(
     job: Job, kind: str, run: RunDirectory | None = None, *, threads: int | None = None
 ) -> ExecutionPlan:
-    """How a job is computed on a kind of device, cpu or gpu; without TensorFlow.
+    """The execution plan of a job on a kind of device, cpu or gpu; imports no TensorFlow.
 
     Args:
         run: if it has begun, it keeps its plan.
-        threads: of a new run, by default as many as there are CPUs given to this process.
+        threads: of a new run; by default one per CPU of this process.
     """
+    begun = (run.certain_json(RECORD).get("plan") or {}) if run else {}
     threads = threads or given_cpus(SlurmEnvironment.from_environment())
-    return choose(job, kind, threads, begun=recorded_plan(run) if run else {})
+    return choose(job, kind, threads, begun=begun)
 
 
 def agreed(value: Any, worker_group: WorkerGroup | None) -> Any:
-    """The chief's value on all workers, as JSON holds it; they may have other CPUs and GPUs."""
+    """The chief's value, on every worker; the workers may have other CPUs and GPUs."""
     if worker_group is None:
         return value
     content = json.dumps(value).encode() if worker_group.is_chief else b""
@@ -266,39 +260,39 @@ def agreed(value: Any, worker_group: WorkerGroup | None) -> Any:
 
 
 def announce(context: RunContext, num_replicas: int, console: Console) -> None:
-    """Print what is about to run, and warn about settings that may surprise.
+    """Print a summary of the run, and warn about settings that may surprise.
 
     Raises:
-        InputError: if there are more replicas than reviews in a global batch, or a score is named
-            that so few classes don't have.
+        InputError: if a global batch has fewer reviews than there are replicas, or the job names a
+            score that needs more classes.
     """
     from harness.training.metrics import CLASSES_FOR_TOP
 
     run, job, dataset = context.run, context.job, context.dataset
     if job.train.batch_size < num_replicas:
         raise InputError(
-            f"train.batch_size = {job.train.batch_size}: is the global batch and should be at "
-            f"least the {num_replicas} replicas; raise it, or request fewer devices"
+            f"train.batch_size = {job.train.batch_size}: is the global batch, and should be at "
+            f"least {num_replicas}, the number of replicas; raise it, or request fewer devices"
         )
     watched = {job.train.monitor, job.train.keep} & {"val_top_5_accuracy"}
     if watched and len(dataset.classes) <= CLASSES_FOR_TOP:
         raise InputError(
-            "val_top_5_accuracy, which train.monitor or train.keep names: needs more than "
-            f"{CLASSES_FOR_TOP} classes, the data have {len(dataset.classes)}; give val_accuracy"
+            "train.monitor or train.keep = 'val_top_5_accuracy': needs more than "
+            f"{CLASSES_FOR_TOP} classes, the data have {len(dataset.classes)}; use val_accuracy"
         )
     for line in job.without_effect():
         console.warning(line)
     if not job.train.deterministic:
         console.warning(
-            "train.deterministic = false: another run of this job, or a resumed one, gives "
+            "train.deterministic = false: another run of this job, or a resumed one, ends with "
             "other bytes"
         )
-    vocab_size = len(dataset.vocab) + 4  # and the indices that stand for no word
-    # Of IMDB too, but not of its sample, which shares its jobs.
+    vocab_size = len(dataset.vocab) + 4  # with the indices for padding, start and rare words
+    # No warning for the sample: the shipped jobs are made for IMDB.
     if not dataset.is_sample and job.data.vocab_size > vocab_size:
         console.warning(
             f"data.vocab_size = {job.data.vocab_size}: the training reviews hold "
-            f"{len(dataset.vocab):,} words, so anything above {vocab_size} has no effect"
+            f"{len(dataset.vocab):,} words, so a size above {vocab_size} has no effect"
         )
     if line := given_validation(job, dataset):
         console.info(line)
@@ -314,15 +308,14 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
 
 
 def check_own_parts(context: RunContext, console: Console, *, is_new: bool, compiled: bool) -> None:
-    """Refuse what the user made and Keras does not take, before anything is written.
-
-    A run that has begun trains as it did, even if a new one would be refused.
+    """Check the user's network, loss and optimizer before anything is written.
 
     Args:
+        is_new: a run that has begun continues even if a new one would be refused.
         compiled: whether the run compiles its steps by XLA.
 
     Raises:
-        InputError: in one line, for a function of the user's with its own error, file and line.
+        InputError: if Keras refuses one, or the user's function fails, with its file and line.
     """
     from harness.compute.loss import check_loss
     from harness.compute.network import check_network
@@ -339,46 +332,43 @@ def check_own_parts(context: RunContext, console: Console, *, is_new: bool, comp
 def warn_of_changes(
     run: RunDirectory, devices: Sequence[Mapping[str, str]], console: Console, *, strict: bool
 ) -> None:
-    """Warn of what may change the bytes of a resumed run, or refuse it with `strict`.
+    """Warn of differences that may change the bytes of a resumed run.
 
     Raises:
-        InputError: if it is refused.
+        InputError: with `strict`, in place of a warning.
     """
     if problem := code_of(run).get("git_problem"):
         console.warning(f"the version of the code is unknown: {problem}")
     changes = changes_since_first_start(run, devices)
     if strict and changes:
         raise InputError(
-            f"--strict: run {run.folder}: {'; '.join(changes)}; put back what it began with "
-            "(harness reproduce), or leave --strict out"
+            f"--strict: run {run.folder}: {'; '.join(changes)}; restore these (harness reproduce), "
+            "or leave --strict out"
         )
     for change in changes:
-        console.warning(f"since the run was begun: {change}; its bytes may differ")
+        console.warning(f"since the run began: {change}; its bytes may differ")
 
 
 def given_validation(job: Job, dataset: Dataset) -> str:
-    """What becomes of the validation split of own texts; empty where they have none."""
+    """A line about the validation split that the user's texts have; empty if they have none."""
     if not dataset.num_validation:
         return ""
     if job.data.validation_split == 0:
-        return (
-            "data.validation_split = 0: the reviews of the source's own validation split are "
-            "trained on too"
-        )
-    line = "validated on the source's own validation split"
-    if job.data.validation_split == DataConfig.model_fields["validation_split"].default:
-        return f"{line}, in place of a share of the training reviews"
-    return f"data.validation_split = {job.data.validation_split:g} has no effect: {line}"
+        return "data.validation_split = 0: the texts' validation split is used for training"
+    return (
+        f"data.validation_split = {job.data.validation_split:g} has no effect: validated on the "
+        "texts' validation split"
+    )
 
 
 def dataset_of(
     begun: LeasedDirectory, job: Job, data: Path | None, *, full: bool = False
 ) -> Dataset:
-    """The data of a run or a sweep: those in its record, or for a new one those that are found.
+    """The data of a run or a sweep, as in its record; without a record, as `open_data` finds them.
 
     Raises:
-        InputError: if the data found are not those that it began with.
-        DiskError: if the record can't be read; without it other data could be found.
+        InputError: if the data have changed or are missing.
+        DiskError: if the record is unreadable just now.
     """
     recorded = begun.certain_json(RECORD).get("dataset")
     if not recorded:
@@ -391,10 +381,10 @@ def computing(job: Job, threads: int | None = None) -> Iterator[None]:
     """Import TensorFlow and check its devices, for a command that needs no strategy.
 
     Args:
-        threads: of operations; by default as many as there are CPUs given to this process.
+        threads: in each operation; by default one per CPU of this process.
 
     Raises:
-        SystemExit: in the guard of a process that uses GPUs, with that one's exit code.
+        SystemExit: in the guard of a process that uses GPUs, with the exit code of that process.
         NodeFault, RunError: for a GPU that fails or computes wrongly.
     """
     if may_use_gpus(site_devices()):
@@ -412,10 +402,10 @@ def computing(job: Job, threads: int | None = None) -> Iterator[None]:
 
 
 def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
-    """Score the model of a finished run on its test set, as the run itself did at its end.
+    """Score the model of a finished run on its test set, as the run did at its end.
 
     Raises:
-        InputError: if the run is unfinished, or its data are not there.
+        InputError: if the run is unfinished, has no test, or its data are missing.
     """
     if not run.finished():
         raise InputError(f"run {run.folder}: is unfinished; harness resume {run.folder} first")

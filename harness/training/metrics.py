@@ -1,8 +1,8 @@
 """Scores of a classifier.
 
-Labels are whole numbers from 0. Of two classes a model gives the probability of label 1, and the
-prediction is 1 above 0.5, as for Keras's binary accuracy; of more it gives the probability of each
-class, and the most probable one is the prediction.
+Labels are whole numbers from 0. For two classes a model returns the probability of label 1, and
+predicts 1 above 0.5, like Keras's binary accuracy. For more classes it returns the probability of
+each, and predicts the most probable one.
 """
 
 from collections.abc import Mapping
@@ -14,27 +14,27 @@ from numpy.typing import ArrayLike, NDArray
 from harness.data.dataset import CLASSES, by_class
 from harness.errors import RunError
 
-MAX_MATRIX = 100  # classes in a confusion matrix of a result: 10,000 numbers
+MAX_MATRIX = 100  # classes in the confusion matrix of a result, which has 10,000 numbers then
 TOP = 5
-CLASSES_FOR_TOP = 10  # above which the share of labels among the most probable classes is a score
+CLASSES_FOR_TOP = 10  # with more classes, `top_5_accuracy` is a score
 
 
 def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
-    """Score predictions over a test set, as scikit-learn does; every value can go into JSON.
+    """Score predictions over a test set, as scikit-learn does; JSON can hold every value.
 
-    `precision`, `recall` and `f1` are those of label 1 of two classes. Of more they are means over
-    the classes that occur or are predicted, as `f1_macro` is in both cases. Each is 0 if its
-    denominator is. `roc_auc` is the mean over the classes, each against the rest. If `labels` hold
+    For two classes `precision`, `recall` and `f1` are of label 1. For more they are means over the
+    classes that occur or are predicted; `f1_macro` is this mean in both cases. A score is 0 if its
+    denominator is 0. `roc_auc` is the mean over the classes, one against the rest. If `labels` hold
     only one class, it is None and `roc_auc_reason` says why; otherwise the reason is None.
-    `confusion_matrix` has a row for each label, [[tn, fp], [fn, tp]] of two classes; above
-    100 classes there is none. `top_5_accuracy` is there above ten classes.
+    `confusion_matrix` has a row per label, for two classes [[tn, fp], [fn, tp]]; above 100 classes
+    it is missing. `top_5_accuracy` needs more than ten classes.
 
     Args:
         labels: [n], from 0.
         probabilities: [n] of label 1, or [n, num_classes], in 0..1.
 
     Raises:
-        ValueError: if the shapes differ, n is 0, or a label is none of the classes.
+        ValueError: if the shapes differ, n is 0, or a label is out of range.
         RunError: if a probability is not finite.
     """
     truth, found = checked(labels, probabilities)
@@ -81,9 +81,8 @@ def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
 def loss_and_accuracy(labels: ArrayLike, probabilities: ArrayLike) -> tuple[float, float]:
     """Mean cross-entropy in nats, and the share of correct predictions, in float64.
 
-    Probabilities are clipped to 1e-7..1 - 1e-7, `keras.config.epsilon()`, as by
-    `keras.ops.binary_crossentropy` in float64; in float32 Keras clips at 1 - 1.19e-7. The loss of
-    a diverged model is NaN.
+    Probabilities are clipped to 1e-7..1 - 1e-7 (`keras.config.epsilon()`), like
+    `keras.ops.binary_crossentropy` in float64. The loss of a diverged model is NaN.
 
     Args:
         labels: [n], from 0.
@@ -102,9 +101,9 @@ def loss_and_accuracy(labels: ArrayLike, probabilities: ArrayLike) -> tuple[floa
 def checked(
     labels: ArrayLike, probabilities: ArrayLike
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Labels, `[n]`, and the probability of each class, `[n, num_classes]`.
+    """Labels `[n]`, and the probabilities of all classes `[n, num_classes]`.
 
-    Args and errors are those of `test_scores`.
+    Arguments and errors are those of `test_scores`.
     """
     truth, given = np.asarray(labels), np.asarray(probabilities, np.float64)
     if truth.ndim != 1 or given.ndim not in (1, 2) or len(truth) != len(given) or not len(truth):

@@ -1,9 +1,9 @@
-"""`train --from RUN`: a new run that begins where another one ended, or with its weights.
+"""`train --from RUN`: a new run that continues another run, its parent, or begins with its weights.
 
-The same job with more epochs goes on from the parent's checkpoint, to the same bytes as if it had
-trained so long from the start. Another job begins with the weights of the parent's trained model,
-layer by layer. Either way the new run gets a checkpoint of its own before its first step: from
-there on it needs the parent no more.
+The same job with more epochs continues from the parent's checkpoint, to the same bytes as if it had
+trained all epochs itself. Another job begins with the weights of the parent's trained model, layer
+by layer. Either way the new run writes a checkpoint before its first step, and needs the parent no
+longer.
 """
 
 import contextlib
@@ -27,54 +27,53 @@ if TYPE_CHECKING:
 
     from harness.compute.train_step import TrainStep
 
-# What a run writes before it has its parent's weights. The lease is last: until then it is ours.
+# The files that a run writes before it has its parent's weights. The lease is removed last.
 WRITTEN = ("job.toml", RECORD, "vocabulary.txt", RATIOS_FILE, "state.json", "lease.json")
 
 
 @dataclass(frozen=True)
 class Parent:
-    """The run that a new one begins with."""
+    """The run that a new run begins with."""
 
     run: RunDirectory
-    continues: bool  # from its checkpoint; else with the weights of its model
-    differences: tuple[str, ...] = ()  # why it is another job
+    continues: bool  # from the parent's checkpoint; otherwise only with its model's weights
+    differences: tuple[str, ...] = ()  # between the jobs
 
     def record(self) -> dict[str, Any]:
-        """What the new run's record says of it."""
+        """The parent in the record of the new run."""
         record = {
             "run": str(self.run.folder.absolute()),
             "begins_with": "checkpoint" if self.continues else "weights",
         }
-        # What it goes on with may itself have begun with another model's weights.
+        # The parent may itself have begun with the weights of another run.
         if self.continues and (origin := weights_of(self.run.certain_json(RECORD))):
             record["weights_of"] = origin
         return record
 
     def describe(self) -> str:
-        """What the new run begins with, and why with no more."""
+        """A line about the beginning of the new run."""
         if self.continues:
-            return f"goes on with run {self.run.folder}, to the bytes of a run of so many epochs"
+            return f"continues run {self.run.folder}, to the bytes of a run of all epochs"
         shown = ", ".join(self.differences)
-        return f"begins with the weights of run {self.run.folder}; other than there: {shown}"
+        return f"begins with the weights of run {self.run.folder}, because these differ: {shown}"
 
 
 def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
-    """The parent of a run that has no checkpoint yet: as the command names it, or its record.
+    """The parent of a run, from the command or the record; None if the run has a checkpoint.
 
     Args:
         named: the folder that `--from` names.
 
     Raises:
-        InputError: if it can't begin with that run, and why.
+        InputError: if the run can't begin with that parent, and why.
     """
     run = context.run
     record = run.certain_json(RECORD)
     before = text(table(first_start(record), "parent").get("run"))
     if record and named and before != str(named.absolute()):
-        instead = f"began with {before}" if before else "began without a parent"
         raise InputError(
-            f"--from {named}: run {run.folder} {instead}; leave --from out, or give another "
-            "--run-id"
+            f"--from {named}: run {run.folder} began with {before or 'no parent'}; leave --from "
+            "out, or give another --run-id"
         )
     if run.checkpoints():
         return None
@@ -95,8 +94,8 @@ def _checked(parent: RunDirectory, context: RunContext) -> Parent:
         return Parent(parent, continues=False, differences=differences)
     if not parent.checkpoints():
         raise InputError(
-            f"--from {parent.folder}: its checkpoint is gone, so nothing can go on from there; "
-            "train the job from its start without --from"
+            f"--from {parent.folder}: its checkpoint is gone, so no run can continue it; train the "
+            "job without --from"
         )
     trained = len(read_json_lines(parent.path("metrics.jsonl")))
     if trained > job.train.epochs:
@@ -108,7 +107,7 @@ def _checked(parent: RunDirectory, context: RunContext) -> Parent:
 
 
 def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Iterator[str]:
-    """What makes this another job than the parent's, but for its name and its epochs."""
+    """The differences from the parent's job, except its name and its epochs."""
     job, vectors = context.job, context.vectors
     changing = [key for key, facts in FACTS.items() if facts.changes != "nothing"]
     for key in changing:
@@ -120,7 +119,7 @@ def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Itera
     train = job.train
     falls = train.schedule in ("cosine", "linear") and not train.schedule_epochs
     if falls and other.train.epochs != train.epochs:
-        yield "train.schedule_epochs, which follows train.epochs where it is 0"
+        yield "train.schedule_epochs, which is train.epochs if it is 0"
     record = parent.certain_json(RECORD)
     if table(record, "dataset").get("checksum") != context.dataset.checksum:
         yield "the data"
@@ -129,14 +128,14 @@ def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Itera
 
 
 def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> list[str]:
-    """Write the first checkpoint of a run that has none, from its parent.
+    """Write the first checkpoint of a run, from its parent.
 
     Args:
         context: the new run, whose lease is taken and whose vocabulary is written.
-        train_step: models and optimizer as they are initialized.
+        train_step: has newly initialized models and optimizer.
 
     Returns:
-        A line about each layer that keeps what it has.
+        A line about each layer that doesn't get the parent's weights.
 
     Raises:
         InputError: if the parent's checkpoints are broken, or no layer fits.
@@ -145,15 +144,15 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
 
     epochs = context.job.train.epochs
     if parent.continues:
-        # Its job.toml may have been edited since.
+        # The parent's job.toml may have been edited since.
         of = replace(context, run=parent.run, job=parent.run.job()).identity
         for path in reversed(parent.run.checkpoints()):
             if checkpoint.adopt(path, context.run, context.identity, of=of, max_epochs=epochs):
                 return []
         raise InputError(
             f"--from {parent.run.folder}: its checkpoints are broken, of another job than its "
-            f"job.toml, or hold more than the train.epochs = {epochs} of this job; leave it out, "
-            "put back its job.toml, or give more epochs"
+            f"job.toml, or of more than train.epochs = {epochs}; leave --from out, restore that "
+            "job.toml, or give more epochs"
         )
     lines = list(_take_weights(parent.run, context, train_step))
     progress = Progress(identity=context.identity)
@@ -163,10 +162,7 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
 
 @contextlib.contextmanager
 def nothing_left_if_refused(run: RunDirectory, parent: Parent | None) -> Iterator[None]:
-    """Remove a run that its parent's model or checkpoints turn out not to fit.
-
-    Only its first start does so; without it the record would name the parent for ever.
-    """
+    """Remove the new run if its parent doesn't fit; its record would name this parent forever."""
     is_first = not run.exists()
     try:
         yield
@@ -194,20 +190,18 @@ def _take_weights(
     words = read_plain_file(context.run.path("vocabulary.txt"))
     their_words = read_plain_file(parent.path("vocabulary.txt"))
     pretrained = None
-    # The parent's embedding is better than vectors that it has begun with itself.
+    # Of the same vectors the parent's embedding is the better one: it was trained.
     if vectors and first_start(parent.certain_json(RECORD)).get("embeddings") != vectors.checksum:
         pretrained = embedding_of_words(train_step.export_model, context.job)
     taken = 0
     for name, layer in _numbered(train_step.export_model):
-        shapes, others = _shapes(layer), _shapes(theirs[name]) if name in theirs else None
+        shapes, others = _shapes(layer), _shapes(theirs[name]) if name in theirs else "missing"
         if layer is pretrained:
-            yield f"{name}: keeps the vectors of model.embeddings, run {parent.folder} has others"
-        elif others is None:
-            yield f"{name}: starts from random weights, run {parent.folder} has no such layer"
+            yield f"{name}: has the vectors of model.embeddings, run {parent.folder} has others"
         elif shapes != others:
-            yield f"{name}: starts from random weights, they are {shapes} here and {others} there"
+            yield f"{name}: starts from random weights of shape {shapes}, the parent's are {others}"
         elif isinstance(layer, Embedding) and words != their_words:
-            yield f"{name}: starts from random weights, the words of run {parent.folder} are others"
+            yield f"{name}: starts from random weights, run {parent.folder} has another vocabulary"
         else:
             layer.set_weights(theirs[name].get_weights())
             taken += 1
@@ -217,7 +211,7 @@ def _take_weights(
         )
     train_step.model.set_weights(train_step.export_model.get_weights())
     optimizer = getattr(train_step.optimizer, "inner_optimizer", train_step.optimizer)
-    if isinstance(optimizer, ScheduleFreeAdamW):  # it has copied the random weights
+    if isinstance(optimizer, ScheduleFreeAdamW):  # it keeps a copy of the weights
         for copy, weights in zip(
             optimizer._momentums, train_step.model.trainable_variables, strict=True
         ):
@@ -225,7 +219,7 @@ def _take_weights(
 
 
 def _numbered(model: "keras.Model") -> Iterator[tuple[str, "keras.Layer"]]:
-    """Each layer with weights by its kind and its place: Keras's names differ from run to run."""
+    """Each layer with weights, named by class and number; Keras's names differ between runs."""
     counts = Counter[str]()
     for layer in model.layers:
         if layer.weights:

@@ -1,6 +1,6 @@
-"""The pictures that explain a classifier's scores.
+"""Pictures of a classifier's scores.
 
-Args and errors of each are those of `harness.training.metrics.test_scores`.
+Their arguments and errors are those of `harness.training.metrics.test_scores`.
 """
 
 import io
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_COUNTS = 12  # classes of a confusion matrix whose counts can be read
-MOST_NAMES = 30  # and whose names can
+MOST_COUNTS = 12  # classes of a confusion matrix with readable counts
+MOST_NAMES = 30  # classes of a confusion matrix with readable names
 MAX_NAME = 24  # characters of a class's name
 
 
@@ -27,7 +27,7 @@ def confusion_picture(
 ) -> bytes:
     """Draw the confusion matrix as a PNG of 640 x 480, with counts and shares of each true class.
 
-    Of more than 12 classes the shares alone are shown, by colour. `classes` names the labels.
+    For more than 12 classes it shows the shares only, by colour. `classes` names the labels.
     """
     truth, found = checked(labels, probabilities)
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
@@ -35,7 +35,7 @@ def confusion_picture(
     num_classes = found.shape[1]
     counts = confusion_matrix(truth, found.argmax(axis=1), labels=range(num_classes))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    # A dollar sign would begin mathematics.
+    # Matplotlib reads text between dollar signs as mathematics.
     names = [" ".join(name.split())[:MAX_NAME].replace("$", r"\$") for name in classes]
     figure, axes = new_figure()
     display = ConfusionMatrixDisplay(shares, display_labels=names)
@@ -58,16 +58,16 @@ def confusion_picture(
     axes.set(
         xlabel="predicted",
         ylabel="true (percentages add up to 100 in each row)",
-        title=f"Confusion matrix: {accuracy:.1%} of {len(truth):,} reviews right",
+        title=f"Confusion matrix: {accuracy:.1%} of {len(truth):,} reviews correct",
     )
     return png(figure)
 
 
 def roc_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
-    """Draw the ROC curve as a PNG of 640 x 480, the area under it in the legend.
+    """Draw the ROC curve as a PNG of 640 x 480, with the area under it in the legend.
 
-    Of more than two classes it is the mean of the curves of each class against the rest. Labels of
-    one class have no curve, and the legend says so.
+    For more than two classes it is the mean of the curves of each class against the rest. If there
+    is only one class, there is no curve, and the legend says so.
     """
     truth, found = checked(labels, probabilities)
     from sklearn.metrics import RocCurveDisplay
@@ -90,9 +90,9 @@ def roc_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
 def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     """Draw how well the probabilities are calibrated, as a PNG of 640 x 640.
 
-    Above, for each non-empty one of 10 equal bins of probability, the share of positive reviews
-    over the mean probability; below, the number of reviews in each bin. Of more than two classes it
-    is the probability of the predicted class, and the share of correct predictions.
+    The upper plot shows the share of positive reviews over the mean probability, for 10 bins of
+    equal width; the lower one shows the number of reviews in each bin. For more than two classes
+    it uses the probability of the predicted class, and the share of correct predictions.
     """
     truth, found = checked(labels, probabilities)
     from matplotlib.figure import Figure
@@ -120,12 +120,12 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
 def mean_roc_curve(
     truth: NDArray[np.int64], found: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The mean ROC curve of the classes, each against the rest; of two classes that of label 1.
+    """The mean ROC curve of each class against the rest; for two classes the curve of label 1.
 
     True positive rates are averaged at the same false positive rates.
 
     Args:
-        truth: [n], of two classes at least.
+        truth: [n], of at least two classes.
         found: [n, num_classes].
 
     Returns:
@@ -143,7 +143,7 @@ def mean_roc_curve(
 
 
 def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> "tuple[Figure, Axes]":
-    """A figure of one plot, whose margins fit its texts."""
+    """A figure with one plot, and margins that fit its texts."""
     # The object API: pyplot has a global list of figures, and may choose a backend with a window.
     from matplotlib.figure import Figure
 

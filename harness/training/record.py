@@ -1,4 +1,4 @@
-"""What a run says of itself: its record, its inputs, its log, its predictions and its result."""
+"""Writes the record of a run, its inputs, its predictions, its log and its result."""
 
 import contextlib
 import json
@@ -36,7 +36,6 @@ from harness.tracking.run_dir import (
     RunDirectory,
     summary_of,
 )
-from harness.training.checkpoint import remove_checkpoints
 from harness.training.context import Compute, RunContext, known_words
 from harness.training.metrics import test_scores
 from harness.training.parent import Parent
@@ -45,7 +44,7 @@ from harness.training.trainer import Trainer
 
 
 def record_start(context: RunContext, compute: Compute, parent: Parent | None) -> None:
-    """Record what this start is made with; from here on the run can be resumed."""
+    """Record this start: job, data, plan, devices. From here on the run can be resumed."""
     run, vectors = context.run, context.vectors
     provenance.write_provenance(
         run,
@@ -55,7 +54,7 @@ def record_start(context: RunContext, compute: Compute, parent: Parent | None) -
         plan=asdict(compute.plan),
         start={
             "devices": describe_devices(compute.strategy, compute.worker_group),
-            # Refused elsewhere: see `harness.system.site_settings`.
+            # Without the site's word several nodes are refused (`harness.system.site_settings`).
             **({"trusted_network": True} if compute.worker_group else {}),
             **({"embeddings": vectors.checksum} if vectors else {}),
             **describe_numerics(),
@@ -69,7 +68,7 @@ def record_start(context: RunContext, compute: Compute, parent: Parent | None) -
 
 
 def write_inputs(context: RunContext, ratios: NgramRatios | None) -> None:
-    """Write what the model's inputs are made by."""
+    """Write the vocabulary and the n-gram ratios, from which texts become inputs of the model."""
     vocabulary = vocab_to_bytes(known_words(context.job, context.dataset))
     context.run.write("vocabulary.txt", vocabulary)
     if ratios:
@@ -77,7 +76,7 @@ def write_inputs(context: RunContext, ratios: NgramRatios | None) -> None:
 
 
 def record_kernels(trainer: Trainer, way: str, console: Console) -> dict[str, str]:
-    """Record and return the kernel of each recurrent layer, and say what is slow or unexpected."""
+    """Record and return the kernel of each recurrent layer, and warn of slow ones on a GPU."""
     job, step = trainer.job, trainer.train_step
     kernels = kernels_of(step.model, trainer.graph, way)
     provenance.record_kernels(trainer.run, kernels, step.in_float32)
@@ -92,9 +91,11 @@ def record_kernels(trainer: Trainer, way: str, console: Console) -> dict[str, st
 
 
 def log_run(trainer: Trainer, row: TrialRow | None, *, draws_graph: bool) -> None:
-    """Write job, model and graph to the TensorBoard log, once a run.
+    """Write job, model and hyperparameters to the TensorBoard log, once per run.
 
-    The graph is most of a trial's log, and a sweep's trials have the same one.
+    Args:
+        row: of a trial in the HParams page; by default the keys of the job.
+        draws_graph: also write the graph. It would be most of a trial's log, and the same in all.
     """
     job, model = trainer.job, trainer.train_step.export_model
     lines: list[str] = []
@@ -116,10 +117,7 @@ def log_run(trainer: Trainer, row: TrialRow | None, *, draws_graph: bool) -> Non
 
 
 def score_test(trainer: Trainer, test: Reviews, classes: Sequence[str]) -> dict[str, Any]:
-    """Score the exported weights on the test set, and record the predictions.
-
-    No other part of a run reads the test set.
-    """
+    """Score the exported weights on the test set, which nothing else reads; write predictions."""
     probabilities, scores = _scored(trainer, test, "testing", PREDICTIONS)
     log, labels = trainer.log, test.labels
     log.test(scores)
@@ -131,12 +129,12 @@ def score_test(trainer: Trainer, test: Reviews, classes: Sequence[str]) -> dict[
 
 
 def score_validation(trainer: Trainer, validation: Reviews, *, keeps: bool) -> dict[str, Any]:
-    """The scores of the exported weights on the validation reviews that no epoch has.
+    """Score the exported weights on the validation reviews, beyond loss and accuracy.
 
-    `val_roc_auc` is None if these have only one class.
+    `val_roc_auc` is None if the reviews have only one class.
 
     Args:
-        keeps: also record the predictions, by which an ensemble of runs chooses its weights.
+        keeps: also write the predictions, from which an ensemble chooses its weights.
     """
     name = VALIDATION_PREDICTIONS if keeps else ""
     _, scores = _scored(trainer, validation, "validating", name)
@@ -147,7 +145,7 @@ def score_validation(trainer: Trainer, validation: Reviews, *, keeps: bool) -> d
 def _scored(
     trainer: Trainer, reviews: Reviews, phase: str, name: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Probabilities and scores of some reviews; a file `name` keeps the former, if it is given."""
+    """Probabilities and scores of reviews. With a `name`, writes the probabilities to this file."""
     trainer.heartbeat.beat(phase)
     probabilities = trainer.train_step.evaluator.probabilities(reviews, trainer.stop)
     scores = test_scores(reviews.labels, probabilities)
@@ -166,11 +164,7 @@ def result_of(
     scores: Mapping[str, Any],
     worker_group: WorkerGroup | None,
 ) -> dict[str, Any]:
-    """The content of `result.json`.
-
-    Args:
-        data: as `describe_data` gives it.
-    """
+    """The content of `result.json`; `data` comes from `describe_data`."""
     job, progress, vectors = context.job, trainer.progress, context.vectors
     exported = progress.best if trainer.best.is_on else progress.history[-1]
     of_vectors: dict[str, Any] = {}
@@ -206,7 +200,7 @@ def result_of(
 
 
 def describe_data(context: RunContext, training: Reviews, validation: Reviews) -> dict[str, Any]:
-    """What the scores were measured on."""
+    """The data of the run, for its result."""
     dataset = context.dataset
     is_given = bool(dataset.num_validation and len(validation.labels))
     return {
@@ -223,17 +217,18 @@ def describe_data(context: RunContext, training: Reviews, validation: Reviews) -
 
 
 def finish(context: RunContext, heartbeat: Heartbeat, result: dict[str, Any]) -> None:
-    """Record that a run is finished, with its checksums, and give up its folder."""
+    """Write the result, with the checksums of the run's files, and release the folder."""
     run = context.run
     result |= {"identity": context.identity, **checksums_of(run)}
     heartbeat.beat("finished", result=summary_of(result))
-    run.write_json("result.json", result)  # last: it says that all the rest is there
-    with contextlib.suppress(OSError, RunError):  # the run is finished all the same
-        remove_checkpoints(run, but_last=True)
+    run.write_json("result.json", result)  # last, because its presence means a complete run
+    with contextlib.suppress(OSError, RunError):  # the run has finished
+        for path in run.checkpoints()[:-1]:  # `train --from` continues from the last one
+            path.unlink(missing_ok=True)
     run.release_lease()
 
 
 def checksums_of(run: RunDirectory) -> dict[str, str]:
-    """The sha256 of each file that the job decides, as it is on the disk, by `CHECKSUMS`."""
+    """The sha256 of each file in `CHECKSUMS`, as it is on the disk."""
     paths = {key: run.path(name) for name, key in CHECKSUMS.items()}
     return {key: sha256_of(path) for key, path in paths.items() if path.is_file()}

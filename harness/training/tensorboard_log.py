@@ -1,4 +1,4 @@
-"""The only writer of a run's `tensorboard/` folder, exact across kills.
+"""Writes a run's `tensorboard/` folder, exact across kills.
 
 Users' dashboards rely on these tags:
 
@@ -13,9 +13,9 @@ Users' dashboards rely on these tags:
 | the root | `test/accuracy` and the other scores, pictures, texts, graph, hyperparameters | 0 |
 | the root of a trial | `search/val_accuracy`, or another objective of the search | 0 |
 
-A curve of hundreds of points shows what thousands show, and TensorBoard holds each in memory. So of
-a run's steps about 500 are logged, evenly, and at about 100 of them the figures of the machine.
-Which steps these are follows from the run's number of steps alone.
+TensorBoard holds all points in memory, and a curve needs only hundreds. So the log has about 500
+evenly spaced steps of a run, and the figures of the machine at about 100 steps. The run's number of
+steps determines which ones.
 
 A checkpoint holds the log's `mark`, the size of each event file at that moment. A resumed run cuts
 the files to the mark, and then writes the same events as an undisturbed run.
@@ -52,7 +52,7 @@ from harness.system.files import atomic_write, sync
 
 LOG = logging.getLogger(__name__)
 
-# "." is the root. TensorBoard calls each folder a run, and expects one writer in each.
+# "." is the root. To TensorBoard each folder is a run, which should have one writer.
 FOLDERS = (".", "train", "validation")
 
 STEP_POINTS, MEASURED_POINTS = 500, 100  # of a run
@@ -63,10 +63,8 @@ REMEDY = "free space there, then resume the run"
 class TensorBoardLog:
     """The writer of a `tensorboard/` folder; a context manager.
 
-    Each method hands what it writes to the operating system before it returns: a running
-    TensorBoard shows it, and a killed process loses nothing.
-
-    Every method raises RunError, with one line, if the disk can't be written.
+    All methods flush before they return: a running TensorBoard shows the events, and a killed
+    process loses none. They raise RunError if the disk refuses.
     """
 
     def __init__(
@@ -78,14 +76,14 @@ class TensorBoardLog:
         clock: Callable[[], float] = time.time,
         warn: Callable[[str], object] = LOG.warning,
     ) -> None:
-        """Open the log as it was at `mark`; without one, as an empty log.
+        """Open the log as it was at `mark`; without a mark, as an empty log.
 
         Args:
             folder: of the run's event files; created if missing.
-            mark: what `mark()` returned for the checkpoint. Longer event files are cut, those that
-                it does not list are removed, and missing or shorter ones cause a warning.
-            num_steps: that the run will take at most; of few each is logged.
-            clock: gives the time of an event, in seconds since 1970.
+            mark: from `mark()`. Longer event files are cut, files that are not in the mark are
+                removed, and missing or shorter files cause a warning.
+            num_steps: the most steps that the run will take; up to 500 are all logged.
+            clock: returns the time of an event, in seconds since 1970.
             warn: gets the warning, one line.
         """
         self._folder = folder
@@ -93,12 +91,12 @@ class TensorBoardLog:
         self._started: set[str] = set()
         self._every = max(1, math.ceil(num_steps / STEP_POINTS))
         self._measured_every = max(1, math.ceil(num_steps / MEASURED_POINTS))
-        self._measured: dict[str, float] = {}  # the newest figures that are not written yet
+        self._measured: dict[str, float] = {}  # the newest figures, until they are written
         with _one_line(folder):
             latest_s = _cut_back(folder, mark or {}, warn)
             # TensorBoard reads a folder's files in the order of their names, and never returns to
-            # an earlier one. So the new name sorts after all that are or were here, even if they
-            # were created within this second, or by a host whose clock is ahead.
+            # an earlier one. So the new name must sort after all earlier names, even those of this
+            # second, or of a host whose clock is ahead.
             start_s = max(int(clock()), latest_s + 1)
             name = f"events.out.tfevents.{start_s:010d}.{socket.gethostname()}.{os.getpid()}"
             self._paths = {key: folder / key / name for key in FOLDERS}
@@ -119,18 +117,17 @@ class TensorBoardLog:
         reviews_per_s: float,
         measured: Mapping[str, float] | None = None,
     ) -> None:
-        """Log what is due of n training steps; learning rate, speed and `measured` at the last one.
+        """Log n training steps; learning rate, speed and `measured` at the last one.
 
         Args:
-            first_step: the number of the first of them, counted over the whole run.
+            first_step: counted over the whole run from 1.
             losses: [n], mean over the global batch.
             accuracies: [n], share of the global batch.
-            measured: how the machine was used, by tag; kept until they are due.
+            measured: figures of the machine, by tag; kept until the next step that logs them.
         """
         losses, accuracies = np.asarray(losses, np.float32), np.asarray(accuracies, np.float32)
         self._start("train", first_step)
-        # One event, filled in again for each step: this takes a hundredth of the time of
-        # tf.summary.scalar.
+        # One event for all steps, which takes a hundredth of the time of tf.summary.scalar.
         event = _scalar_event({"step/loss": 0.0, "step/accuracy": 0.0})
         loss, accuracy = (value.tensor.float_val for value in event.summary.value)
         for i, pair in enumerate(zip(losses.tolist(), accuracies.tolist(), strict=True)):
@@ -154,8 +151,8 @@ class TensorBoardLog:
 
         Args:
             train: `loss`, `accuracy`, `learning_rate` and `reviews_per_s`.
-            validation: `loss` and `accuracy`, or empty without a validation set. The tags are
-                those of `train`, so TensorBoard draws both in one chart.
+            validation: `loss` and `accuracy`, or empty without a validation set. The tags are the
+                same as in `train`, so TensorBoard draws both in one chart.
         """
         self._write("train", _scalar_event(_tagged("epoch", train), epoch))
         if validation:
@@ -170,7 +167,7 @@ class TensorBoardLog:
         self.flush()
 
     def objective(self, name: str, score: float) -> None:
-        """Log the score of a trial's saved weights by which its search ranks it."""
+        """Log the score by which a search ranks the trial."""
         self._write(".", _scalar_event(_tagged("search", {name: score})))
         self.flush()
 
@@ -207,19 +204,19 @@ class TensorBoardLog:
         """Log the job for the HParams page, with the validation and test metrics.
 
         Args:
-            values: the job's keys in dotted form, such as `train.learning_rate`.
+            values: by dotted key, such as `train.learning_rate`.
             run_name: the name of the row; TensorBoard averages runs with the same name.
-            columns: an example for each key that some row has; by default `values`.
-            objective: of a search; its trials have it as a metric, and no score of the test set.
+            columns: an example value for each key in any row; by default `values`.
+            objective: of a search, whose trials have it as a metric in place of test accuracy.
 
         TensorBoard finds the validation metrics if its --logdir is above this folder; for this
         folder itself it looks for a run named "./validation".
         """
         # TensorBoard uses the first run's description for all runs. So a key has a type but no
-        # domain: a domain with only this run's value would hide the other runs.
+        # domain, which would hide runs with other values.
         examples = sorted((columns or values).items())
         infos = [api_pb2.HParamInfo(name=key, type=_type(value)) for key, value in examples]
-        metrics = [  # of the last epoch, which need not be the one whose weights are saved
+        metrics = [  # of the last epoch, which may not be the epoch of the saved weights
             hp.Metric("epoch/accuracy", group="validation", display_name="last val. accuracy"),
             hp.Metric("epoch/loss", group="validation", display_name="last val. loss"),
             hp.Metric("test/accuracy", display_name="test accuracy"),
@@ -237,10 +234,7 @@ class TensorBoardLog:
         self.flush()
 
     def mark(self) -> dict[str, int]:
-        """The size in bytes of every event file, by its path in the folder.
-
-        The files are synced to the disk first.
-        """
+        """Sync the event files, and return their sizes in bytes by path in the folder."""
         self.flush()
         with _one_line(self._folder):
             for path in self._paths.values():
@@ -251,7 +245,7 @@ class TensorBoardLog:
             }
 
     def flush(self) -> None:
-        """Hand everything to the operating system."""
+        """Hand all events to the operating system."""
         for key, writer in self._writers.items():
             with _one_line(self._paths[key]):
                 writer.flush()
@@ -277,9 +271,9 @@ class TensorBoardLog:
             self._writers[key].write(event.SerializeToString())
 
     def _start(self, key: str, step: int) -> None:
-        """Make a running TensorBoard forget what it read from this step on.
+        """Make a running TensorBoard forget all events from this step on.
 
-        It has read what a killed process wrote after its checkpoint, and does not see the cut.
+        It may have read events of a killed process that were cut since.
         """
         if key not in self._started:
             self._started.add(key)

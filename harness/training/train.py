@@ -1,4 +1,4 @@
-"""One run, top to bottom, like the notebook it came from: data, fit, test, record."""
+"""One run from top to bottom: data, fit, test, record."""
 
 from typing import Any
 
@@ -31,31 +31,31 @@ def train(
     parent: Parent | None = None,
     takes_back_cancel: bool = False,
 ) -> dict[str, Any]:
-    """Begin a run, or resume it where it was, and train it to its result.
+    """Begin a run, or resume it, and train it to its result.
 
-    On several nodes every worker calls this at the same time, all but the chief with a folder and
-    a console that nobody reads.
+    On several nodes all workers call this at the same time. All but the chief have a temporary
+    folder and a silent console (`harness.training.launch.join_workers`).
 
     Args:
-        scores_validation: also score the exported weights on the validation reviews by what is
-            not computed at each epoch.
-        row: in TensorBoard's HParams page, of a trial; any other run has its own.
+        scores_validation: also score the exported weights on the validation reviews, by the scores
+            that epochs leave out.
+        row: the row of a trial in TensorBoard's HParams page.
         parent: the run that this one begins with, if it has no checkpoint yet.
-        takes_back_cancel: also train a run that was cancelled alone, of several in a job.
+        takes_back_cancel: undo `harness cancel` of this run.
 
     Returns:
         The content of `result.json`.
 
     Raises:
         Interrupted: a signal came; the run is saved and can be resumed.
-        RunError: the run can't go on, and why.
+        RunError: the run failed, and why.
     """
     run, job, dataset = context.run, context.job, context.dataset
     training, validation, ratios = training_reviews(job, dataset)
     weights = class_weights(job.train, dataset.classes, training.labels)
     callbacks = own_callbacks(job)
     run.take_lease()
-    if takes_back_cancel:  # now that nothing refuses the run
+    if takes_back_cancel:  # not before, because a refused run stays cancelled
         take_back_cancel(run.folder)
     heartbeat = Heartbeat(run, compute.allocation)
     with (
@@ -75,7 +75,7 @@ def train(
             steps_per_epoch=num_steps(len(training.labels), job.train.batch_size),
             class_weights=weights,
         )
-        if parent and compute.is_chief:  # which shares what it has
+        if parent and compute.is_chief:  # the others get its checkpoint
             observers.console.info(parent.describe())
             for line in begin_with(parent, context, train_step):
                 observers.console.warning(line)
@@ -94,7 +94,7 @@ def train(
             if job.data.test:
                 test = test_reviews(job, dataset, ratios)
                 scores = record.score_test(trainer, test, dataset.classes)
-            keeps = not compute.is_trial  # a trial takes neither the time nor the file
+            keeps = not compute.is_trial  # for a trial the file would cost too much
             if len(validation.labels) and (keeps or scores_validation):
                 of_validation = record.score_validation(trainer, validation, keeps=keeps)
                 scores |= of_validation if scores_validation else {}

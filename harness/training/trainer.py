@@ -1,6 +1,6 @@
-"""The training loop: what `model.fit` does, and what it can't.
+"""The training loop.
 
-It resumes inside an epoch after any end, with the same bytes as a run that was never disturbed.
+In contrast to `model.fit` it resumes inside an epoch, with the bytes of an undisturbed run.
 """
 
 import contextlib
@@ -36,12 +36,13 @@ from harness.training.context import Observers, RunContext
 from harness.training.metrics import loss_and_accuracy, test_scores
 from harness.training.tensorboard_log import TensorBoardLog
 
-STEPS_TO_STOP = 10  # at most, from a worker's signal to the step at which all workers stop
+STEPS_TO_STOP = 10  # the most steps between a worker's signal and the stop of all workers
 
 
 class Trainer:
-    """The training of one run: `prepare`, then `fit`, which leaves the weights to export in
-    `train_step.export_model`.
+    """The training of one run: first `prepare`, then `fit`.
+
+    `fit` leaves the weights to export in `train_step.export_model`.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Trainer:
         self.drain_every = train.log_every_steps  # steps
         if not self.stop.alone:
             self.drain_every = min(train.log_every_steps, STEPS_TO_STOP)
-        self.first_step_s: float | None = None  # from the start of the process to its end
+        self.first_step_s: float | None = None  # from the start of the process
         self.usage = UsageMeter(observers.monitor, heartbeat)
         self.report = ProgressReport(
             self.console,
@@ -75,12 +76,12 @@ class Trainer:
         self.callbacks = RunCallbacks(train, train_step.model, callbacks)
         self.fit_s = 0.0  # of this process, with tracing and validation
         self.checkpoint_s = 0.0  # of this process, to write checkpoints
-        self._pending: list[tf.Tensor] = []  # [steps, …] of each execution, still on the device
-        self._votes = 0.0  # to stop, of all steps so far
-        self._is_over = False  # the last checkpoint is written
+        self._pending: list[tf.Tensor] = []  # results on the device, [steps, …] per execution
+        self._votes = 0.0  # of all workers to stop
+        self._is_over = False  # all epochs are trained, and the last checkpoint is written
 
     def prepare(self, worker_group: WorkerGroup | None) -> None:
-        """Restore what an earlier process of the run saved, and open what the loop needs.
+        """Restore the run from its checkpoint, and open the batches, the graph and the log.
 
         Raises:
             RunError: if the checkpoint is of another job, or a newer process took the run over.
@@ -88,30 +89,30 @@ class Trainer:
         self._began_s = time.perf_counter()
         if worker_group:
             processes.kept.append(self)
-        # 1. Model, optimizer and progress, from the newest checkpoint that is whole.
+        # 1. Model, optimizer and progress, from the newest intact checkpoint.
         self.progress, warnings = checkpoint.restore(
             self.run, self.train_step, self.identity, worker_group=worker_group
         )
         for line in warnings:
             self.console.warning(line)
-        self.is_new = not self.progress.event_mark  # nothing is in the TensorBoard log yet
-        # 2. Keras's callbacks, from the history and their states. Not the learning rate: 1. has it.
+        self.is_new = not self.progress.event_mark  # the TensorBoard log is empty
+        # 2. The callbacks, from the history and their states. They keep the learning rate of 1.
         self.callbacks.begin(self.progress)
         for name in self.callbacks.forgetful:
             self.console.warning(
-                f"train.callbacks = {name!r}: offers no save_state and load_state, so a resumed "
-                "run begins it anew"
+                f"train.callbacks = {name!r}: has no save_state and load_state, so a resumed run "
+                "begins it anew"
             )
         # 3. The batches from the next step on.
         self._open_batches()
-        # 4. The graph. Tracing takes seconds, in which another process may take the run over.
+        # 4. The graph. During the seconds of tracing another process may take the run over.
         vote = None if self.stop.alone else tf.constant(0, tf.float64)
         num = self.job.train.steps_per_execution
         traced = self.train_step.train_steps.get_concrete_function(self._batches, num, vote)
         self.graph = traced.graph
         watchdog.progress()
         self.run.check_lease()
-        # 5. The TensorBoard log, metrics.jsonl and timings.jsonl, cut to what the checkpoint holds.
+        # 5. The TensorBoard log, metrics.jsonl and timings.jsonl, cut to those of the checkpoint.
         self.log = TensorBoardLog(
             self.run.path("tensorboard"),
             self.progress.event_mark,
@@ -121,15 +122,15 @@ class Trainer:
         self._write_metrics()
 
     def _open_batches(self) -> None:
-        """Open the batches from the next step on, of as many epochs as are opened together."""
+        """Open the batches from the next step on, for several epochs (`permutations_ahead`)."""
         train, data, progress = self.job.train, self.job.data, self.progress
         epochs = range(progress.epoch, train.epochs)
         shape = BatchShape(train.batch_size, data.maxlen, data.bucket)
         lengths = self.training.lengths(data.maxlen)
         permutations = permutations_ahead(train.seed, epochs, lengths, shape=shape)
         self._open_until = progress.epoch + len(permutations)
-        # Endless, though no more are taken than there are: of batches that end, or whose shapes
-        # differ, replicas would agree at each step whether all of them have one.
+        # Endless, because for batches that end, tf.distribute asks all replicas at every step
+        # whether they have one. The loop takes only the batches that exist.
         start = Start(progress.step, progress.epoch * self.steps_per_epoch, endless=True)
         self._batches: Iterator[Batch] = iter(
             batches(self.train_step.strategy, self.training, permutations, shape=shape, start=start)
@@ -138,15 +139,15 @@ class Trainer:
     # The loop
 
     def fit(self, validation: Reviews) -> None:
-        """Train all epochs that are left, validating after each."""
+        """Train the remaining epochs, and validate after each."""
         train, progress, train_step = self.job.train, self.progress, self.train_step
         self._saved_s = time.perf_counter()
         while progress.epoch < train.epochs:
             if progress.step == 0:  # an epoch that has begun is trained to its end
-                # A stop before the first epoch is obeyed after it: a run needs weights to keep.
+                # A run trains at least one epoch, because it needs weights to keep.
                 if train_step.model.stop_training and progress.history:
                     break
-                self.stop.check()  # before the callbacks, which a resumed run calls again
+                self.stop.check()  # before the callbacks, because a resumed run calls them again
                 with watchdog.pausing():
                     self.callbacks.on_epoch_begin(progress.epoch)
             self._train_epoch()
@@ -154,7 +155,7 @@ class Trainer:
             train_step.export_weights()
             if len(validation.labels):
                 line |= self._validate(validation)
-            # Of the steps alone: what callbacks change after the epoch is in the next one's.
+            # Before the callbacks, so it doesn't contain their changes after the epoch.
             line["checksum"] = checkpoint.checksum(train_step)
             progress.end_epoch(line)
             self.best.after_epoch(progress, train_step.export_model)
@@ -173,41 +174,41 @@ class Trainer:
         self._drained_s = time.perf_counter()
         if progress.epoch >= self._open_until:
             self._open_batches()
-        step = progress.step  # of this epoch; ahead of `progress` by what is pending
+        step = progress.step  # of this epoch; `progress` follows when steps are drained
         while step < self.steps_per_epoch:
-            if step:  # before the first, it was checked before the epoch's callbacks
+            if step:  # `fit` has checked before the first one
                 self.stop.check()
             num = min(train.steps_per_execution, self.steps_per_epoch - step)
             vote = None if self.stop.alone else tf.constant(self.stop.vote, tf.float64)
             self._pending.append(self.train_step.train_steps(self._batches, num, vote))
             if self.first_step_s is None:
-                self._pending[-1].numpy()  # arrives when the steps are done
+                self._pending[-1].numpy()  # waits for the steps
                 watchdog.first_step_done()
                 self.first_step_s = round(age_s() or 0.0, 3)
                 self.heartbeat.beat("training", first_step_s=self.first_step_s)
             before, step = step, step + num
-            # At the same steps on every worker, wherever in the epoch it began.
+            # At multiples of `drain_every`, which are the same steps on every worker and start.
             is_boundary = step // self.drain_every > before // self.drain_every
             if is_boundary or step == self.steps_per_epoch:
                 self._drain()
                 self.stop.agree(self._votes)
             elif watchdog.asks():
-                self._pending[-1].numpy()  # arrives when all steps are done, or never
+                self._pending[-1].numpy()  # waits for the steps; if they hang, the watchdog acts
                 watchdog.progress()
             if time.perf_counter() - self._saved_s >= train.checkpoint_every_s:
                 self._drain()
                 self._save()
 
     def _drain(self) -> None:
-        """Bring the values of the pending steps from the device, add them up and report them.
+        """Copy the results of pending steps from the device, add them to the progress, report them.
 
         Raises:
-            RunError: at a loss that is not finite, with its step.
+            RunError: if a loss is not finite; names the step.
         """
         if not self._pending:
             return
         self.run.check_lease()
-        # Arrives when the last step is done, so the clock is read after it.
+        # Waits for the last step, so the clock is read afterwards.
         sums = np.concatenate([part.numpy() for part in self._pending])
         self._pending = []
         check_results()
@@ -216,7 +217,7 @@ class Trainer:
         took_s, self._drained_s = now_s - self._drained_s, now_s
         results = self._results(sums, took_s)
         self.progress.add_steps(sums, took_s)
-        self._votes += float(sums[:, 2:].sum())  # of several workers alone
+        self._votes += float(sums[:, 2:].sum())  # one worker alone has no column of votes
         self.log.steps(
             results.first_step,
             results.losses,
@@ -263,7 +264,7 @@ class Trainer:
         }
 
     def _other_scores(self, validation: Reviews, probabilities: np.ndarray) -> dict[str, float]:
-        """The scores that somebody watches beside loss and accuracy."""
+        """The scores beside loss and accuracy that `train.monitor` or `train.keep` uses."""
         train = self.job.train
         watched = {self.best.score} if self.best.is_on else set()
         if train.early_stopping_patience or train.reduce_lr_patience:
@@ -288,7 +289,7 @@ class Trainer:
         train_line = {tag: line[tag] for tag in tags}
         validation_line = {k: line[f"val_{k}"] for k in ("loss", "accuracy") if f"val_{k}" in line}
         self.log.epoch(line["epoch"], train=train_line, validation=validation_line)
-        # Before the checkpoint, which must hold the learning rate that they may cut.
+        # Before the checkpoint, because callbacks may cut the learning rate.
         with watchdog.pausing():
             self.callbacks.on_epoch_end(line)
         self._save()
@@ -299,7 +300,7 @@ class Trainer:
         self.progress.stopped = bool(self.train_step.model.stop_training)
         self.progress.callback_states = self.callbacks.states()
         began = time.perf_counter()
-        self.progress.event_mark = self.log.mark()  # how much of the log belongs to it
+        self.progress.event_mark = self.log.mark()
         total_steps = self._num_steps_done()
         checkpoint.save(self.run, self.train_step, self.progress, total_steps=total_steps)
         self._saved_s = time.perf_counter()
@@ -313,7 +314,7 @@ class Trainer:
         return float(self.train_step.optimizer.learning_rate.numpy())
 
     def _write_metrics(self) -> None:
-        # Whole files each time: after a kill, an appended line could be there twice or by half.
+        # Whole files, because a kill could leave half of an appended line, or a line twice.
         history = self.progress.history
         metrics = [untimed(line) for line in history]
         timings = [
@@ -326,11 +327,12 @@ class Trainer:
 
     @contextlib.contextmanager
     def saved_when_interrupted(self) -> Iterator[None]:
-        """Write a checkpoint where a signal ends the run, then let the signal end it."""
+        """Write a checkpoint if a signal ends the run."""
         try:
             yield
         except Interrupted:
-            if not self._is_over:  # a resumed run ends the callbacks again, from their last states
+            # Once `_is_over`, a resumed run calls `on_train_end` again, so its effect is not saved.
+            if not self._is_over:
                 self._drain()
                 self._save()
             raise

@@ -1,4 +1,4 @@
-"""Bayesian optimization with a constant cost per proposal, whatever the number of trials.
+"""Bayesian optimization whose cost per proposal does not grow with the number of trials.
 
 KerasTuner fits its Gaussian process to all n finished trials, in O(n³), and minimizes its
 acquisition function from 50 starting points, with a prediction in every step. Here the process is

@@ -220,8 +220,8 @@ def importance(
     yield cells
     yield (
         f"Hints, no proof: {len(trials)} of {len(finished)} trials, and several keys change at "
-        "once. A key explains its share of the scores' variation (eta squared). A key without "
-        "effect would explain the share under by chance."
+        "once. A key explains its share of the scores' variation (eta squared); a key without "
+        "effect would explain the share of the column 'by chance'."
     )
     if search.continues_trials:
         yield (

@@ -229,7 +229,8 @@ class Command:
             return result
         forgiven = self.view.stop.forgiven if self.view.stop else ()
         if error := same_failure(t for n, t in self.view.accepted.items() if n not in forgiven):
-            self.disk.run(change_stop(self.view, stop_now(f"three trials failed alike: {error}")))
+            stop = stop_now(f"three trials had the same error: {error}")
+            self.disk.run(change_stop(self.view, stop))
             return None
         is_proposed = self.disk.run(self.view.end(num_asked))
         for process in idle:  # at the start, or because there are more trials now

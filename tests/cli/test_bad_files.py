@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import numpy as np
 import pytest
@@ -109,41 +110,40 @@ def copies(
     return runs, bad
 
 
-def ended(words: list[str]) -> tuple[int, str, str]:
-    """The exit code, output and errors of a command."""
-    done = run_here(*words)
-    return done.returncode, done.stdout, done.stderr
-
-
-def tried(
-    command: tuple[str, ...], copies: tuple[Path, Path], file: str, way: str
-) -> tuple[int, str, str]:
+def run_on(copies: tuple[Path, Path], words: tuple[str, ...]) -> "CompletedProcess[str]":
+    """Run a command on the folder of the runs, or on the run to break."""
     runs, run = copies
-    whole = (run / file).read_bytes()
-    WAYS[way](run / file)
-    new = runs.parent / "new"
-    named = {"RUNS": str(runs), "RUN": str(run), "NEW": str(new)}
+    named = {"RUNS": str(runs), "RUN": str(run), "NEW": str(runs.parent / "new")}
+    return run_here(*(named.get(word, word) for word in words))
+
+
+def run_on_broken(
+    copies: tuple[Path, Path], words: tuple[str, ...], file: str, way: str
+) -> "CompletedProcess[str]":
+    """Break a file, run a command, and restore the file."""
+    path = copies[1] / file
+    whole = path.read_bytes()
+    WAYS[way](path)
     try:
-        return ended([named.get(word, word) for word in command])
+        return run_on(copies, words)
     finally:
-        shutil.rmtree(new, ignore_errors=True)
-        if (run / file).is_dir():
-            shutil.rmtree(run / file)
-        (run / file).unlink(missing_ok=True)
-        (run / file).write_bytes(whole)
+        shutil.rmtree(copies[0].parent / "new", ignore_errors=True)
+        if path.is_dir():
+            path.rmdir()
+        path.unlink(missing_ok=True)
+        path.write_bytes(whole)
 
 
-def check(name: str, told: tuple[int, str, str], which: str) -> None:
-    code, out, err = told
-    assert "Traceback" not in out + err, which
-    assert "\x1b" not in out + err, which
-    assert code in (0, 1, 2), (which, code, err)
+def check(name: str, done: "CompletedProcess[str]", which: str) -> None:
+    """Accept success, or an error in one line; `status` must succeed and show the good run."""
+    shown = done.stdout + done.stderr
+    assert not [bad for bad in ("Traceback", "\x1b") if bad in shown], which
+    assert done.returncode in (0, 1, 2), (which, done)
     if name == "status":
-        assert code == 0, (which, err)
-        assert "good" in out, which
-    elif code:
-        lines = [line for line in err.splitlines() if "WARNING" not in line]
-        assert len(lines) == 1, (which, err)
+        assert (done.returncode, "good" in done.stdout) == (0, True), (which, done)
+    elif done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "WARNING" not in line]
+        assert len(lines) == 1, (which, lines)
 
 
 @pytest.mark.full
@@ -152,7 +152,8 @@ def test_a_broken_file_is_one_line_at_most(copies: tuple[Path, Path], name: str)
     """The exit code is 0, 1 or 2, and `status` still shows the other run."""
     for file in READ_BY.get(name, FILES):
         for way in WAYS:
-            check(name, tried(COMMANDS[name], copies, file, way), f"{name}: {file} {way}")
+            done = run_on_broken(copies, COMMANDS[name], file, way)
+            check(name, done, f"{name}: {file} {way}")
 
 
 @pytest.mark.full
@@ -165,12 +166,12 @@ def test_a_model_with_a_broken_file_predicts_the_same_or_nothing(
     """The command refuses the file or does not need it."""
     # TensorFlow's threads can be set once per process, and other tests have set them.
     monkeypatch.setattr("harness.training.launch.computing", lambda job: nullcontext())
-    whole = ended([{"RUN": str(copies[1])}.get(word, word) for word in MODEL_COMMANDS[name]])
-    assert whole[0] == 0, whole
+    whole = run_on(copies, MODEL_COMMANDS[name])
+    assert whole.returncode == 0, whole
     for way in WAYS:
-        told = tried(MODEL_COMMANDS[name], copies, file, way)
-        check(name, told, f"{name}: {file} {way}")
-        assert told[0] in (1, 2) or told[1] == whole[1], (way, told)
+        done = run_on_broken(copies, MODEL_COMMANDS[name], file, way)
+        check(name, done, f"{name}: {file} {way}")
+        assert done.returncode in (1, 2) or done.stdout == whole.stdout, (way, done)
 
 
 @pytest.mark.full
@@ -178,7 +179,7 @@ def test_a_model_with_a_broken_file_predicts_the_same_or_nothing(
 def test_every_option_refuses_a_bad_file(copies: tuple[Path, Path], option: str) -> None:
     """Options for data, texts and jobs."""
     runs, run = copies
-    file = runs.parent / "given"
+    file = runs.parent / "bad"
     job, to = str(JOBS / "lstm.toml"), ("--runs", str(runs.parent / "other"))
     commands: dict[str, list[list[str]]] = {
         "--data": [["train", job, *to, "--data"], ["evaluate", str(run), "--data"]],
@@ -192,9 +193,9 @@ def test_every_option_refuses_a_bad_file(copies: tuple[Path, Path], option: str)
             file.write_bytes(b"abc")
             WAYS[way](file)
             value = f"data.source={file}" if option == "data.source" else str(file)
-            told = ended([*words, value])
-            check(option, told, f"{words} {way}")
-            assert told[0] in (1, 2), (words, way, told)
+            done = run_here(*words, value)
+            check(option, done, f"{words} {way}")
+            assert done.returncode in (1, 2), (words, way, done)
             shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
     assert not (runs.parent / "other").exists()
 
@@ -215,9 +216,9 @@ def test_a_model_that_names_a_function_is_refused(
     with zipfile.ZipFile(run / "model.keras", "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
-    told = ended(["predict", str(run), "a fine film"])
-    check("predict", told, "os.system")
-    assert told[0] == 2, told
+    done = run_on(copies, MODEL_COMMANDS["predict"])
+    check("predict", done, "os.system")
+    assert done.returncode == 2, done
     assert not touched.exists()
 
 
@@ -231,6 +232,4 @@ def test_an_array_of_terabytes_is_not_allocated(copies: tuple[Path, Path]) -> No
     with zipfile.ZipFile(run / "predictions.npz", "w") as archive:
         for name in ("labels.npy", "probabilities.npy"):
             archive.writestr(name, header.getvalue())
-    told = ended(["compare", str(run.parent), "--no-baseline", "--out", str(run.parent / "out")])
-    check("compare", told, "terabytes")
-    assert told[0] in (0, 1, 2), told
+    check("compare", run_on(copies, (*COMMANDS["compare"], "--out", "NEW")), "terabytes")

@@ -80,7 +80,7 @@ def test_an_allocation_of_several_nodes_is_refused(harness: Harness) -> None:
     harness.environment |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}
     done = harness.run_here(*harness.train_words("lstm", "never"))
     assert done.returncode == 2
-    assert "2 nodes: should be used through srun" in done.stderr
+    assert "2 nodes: needs srun, which" in done.stderr
     assert not harness.runs.exists()
 
 

@@ -8,7 +8,7 @@ from harness.data.dataset import make_split, validation_cut
 
 @pytest.mark.parametrize("limit", [0, 2, 9])
 def test_a_part_of_the_reviews_is_a_split(limit: int) -> None:
-    """The first reviews, or some in another order, are as if nothing else had been there."""
+    """The first reviews, or some in another order, equal a split of these reviews alone."""
     reviews, labels = [[1, 2], [3], [4, 5, 6]], [0, 1, 1]
     taken = make_split(reviews, labels).take(limit)
     backwards = make_split(reviews, labels).arranged(np.arange(3)[::-1][:limit])

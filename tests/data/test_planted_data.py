@@ -67,7 +67,7 @@ def test_changed_data_with_a_new_checksum_are_not_official(shared: Path) -> None
 
 
 @as_root
-@pytest.mark.parametrize("name", ["", "train_labels.npy", "dataset.json", "words.txt"])
+@pytest.mark.parametrize("name", ["", "train_labels.npy"])
 def test_data_of_another_user_are_refused_until_the_site_names_them(
     shared: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

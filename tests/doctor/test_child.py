@@ -12,7 +12,7 @@ from tests.conftest import PROJECT
 def test_a_child_imports_this_code_in_any_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """And it has the variables of the call."""
+    """The child also has the environment variables of the call."""
     (tmp_path / "harness").mkdir()
     (tmp_path / "harness/__init__.py").write_text("raise SystemExit('another checkout')")
     monkeypatch.chdir(tmp_path)
@@ -31,18 +31,18 @@ def test_a_child_imports_this_code_in_any_folder(
     ],
 )
 def test_an_end_is_described_with_the_last_line(code: str, line: str) -> None:
-    """That of standard error comes first, without the prefix of `harness` commands."""
+    """The line comes from standard error first, without the prefix of `harness` commands."""
     assert str(child.run_process([sys.executable, "-c", code], timeout_s=60)) == line
 
 
 def test_a_child_that_takes_too_long_is_killed() -> None:
-    """With an error that names the time limit."""
-    with pytest.raises(child.ChildError, match=r"^took over 1 s and was ended$"):
+    """The error names the time limit."""
+    with pytest.raises(child.ChildError, match=r"^took over 1 s and was killed$"):
         child.run_process([sys.executable, "-c", "import time; time.sleep(600)"], timeout_s=1)
 
 
 def test_memory_is_that_of_one_child() -> None:
-    """An earlier, larger child does not count."""
+    """The memory of an earlier, larger child does not count."""
     code = """
 import sys
 from harness.doctor import child

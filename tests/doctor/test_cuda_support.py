@@ -22,7 +22,7 @@ WHEEL = ("sm_60", "sm_70", "sm_80", "sm_89", "compute_90")  # TensorFlow 2.21's 
 def test_cards_are_judged_by_the_build(
     name: str, capability: tuple[int, int], level: str, said: str
 ) -> None:
-    """Red needs another card; yellow compiles at first use or may abort."""
+    """A red card can't be used; a yellow one compiles at first use or may abort."""
     finding = judge_card(Card(f"NVIDIA {name}", capability), "570.26", WHEEL)
     assert finding.level == level
     assert said in finding.found

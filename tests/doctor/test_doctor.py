@@ -80,7 +80,7 @@ def test_an_environment_that_lacks_a_package_is_one_line(harness: Harness, tmp_p
 
 
 def test_packages_outside_of_their_ranges_are_named() -> None:
-    """Missing ones too; a requirement of another system does not count."""
+    """Missing packages are named too; requirements of other systems do not count."""
     requirements = ["numpy<1", "no-such-package", "no-such-package; sys_platform == 'win32'"]
     version = importlib.metadata.version("numpy")
     found = [f"numpy {version}, not <1", "no-such-package is missing"]
@@ -88,7 +88,7 @@ def test_packages_outside_of_their_ranges_are_named() -> None:
 
 
 def test_unknown_devices_are_refused(harness: Harness) -> None:
-    """With code 2 and one line, before any check."""
+    """The command ends with code 2 and one line before any check."""
     done = harness.run_here("doctor", "--devices", "tpu")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "--devices tpu" in done.stderr
@@ -104,7 +104,7 @@ def test_a_missing_runs_folder_is_not_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "link", "proc"])
 def test_a_runs_folder_that_can_not_be_written_is_red(tmp_path: Path, kind: str) -> None:
-    """A file, a broken link, and a folder of the system."""
+    """Here it is a file, a broken link, or a folder of the system."""
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
     place = Path("/proc/self") if kind == "proc" else tmp_path / kind
@@ -126,7 +126,7 @@ def test_a_runs_folder_that_can_not_be_written_is_red(tmp_path: Path, kind: str)
 def test_tensorflow_sees_the_gpus_of_the_job(
     variables: dict[str, str], gpus: list[str], level: str
 ) -> None:
-    """Red if it sees none, yellow if it sees fewer."""
+    """The finding is red if TensorFlow sees none of them, yellow if it sees fewer."""
     allocation = SlurmEnvironment.from_environment({"SLURM_JOB_ID": "7", **variables})
     answer = {"gpus": gpus, "cuda": "12"}
     finding = doctor.describe_gpus(answer, allocation)
@@ -147,7 +147,7 @@ def test_tensorflow_sees_the_gpus_of_the_job(
 def test_the_partitions_with_gpus_are_named(
     monkeypatch: pytest.MonkeyPatch, lines: str, level: str, said: str
 ) -> None:
-    """Green in the default partition; otherwise the remedy is a variable to export."""
+    """GPUs in the default partition are green; otherwise the remedy is a variable to export."""
     for name in ("SBATCH_GRES", "SBATCH_PARTITION"):
         monkeypatch.delenv(name, raising=False)
     finding = slurm_checks.describe_gpus(slurm_checks.parse_partitions(lines))

@@ -24,7 +24,7 @@ def failing(error: Exception) -> Callable[[], Iterator[Finding]]:
         (InputError("--data x: is no folder; name one"), "--data x: is no folder", "name one"),
         (RunError("a; b; do c"), "a; b", "do c"),
         (RunError("it is full"), "it is full", ""),
-        (OSError(5, "broken"), "the check broke: OSError: [Errno 5] broken", "see the error"),
+        (OSError(5, "broken"), "the check failed: OSError: [Errno 5] broken", "see the error"),
     ],
 )
 def test_a_check_that_breaks_is_red(error: Exception, found: str, remedy: str) -> None:

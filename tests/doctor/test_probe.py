@@ -17,12 +17,12 @@ from tests.conftest import JOBS, Harness
     [(10, "00:05:00"), (145, "00:10:00"), (3600, "01:20:00"), (24 * 3600, "1-06:05:00")],
 )
 def test_the_time_limit_has_a_margin(seconds: float, limit: str) -> None:
-    """Of a quarter and of two minutes for Slurm's warning, rounded up to five minutes."""
+    """It is a quarter and two minutes for Slurm's warning; the sum is a multiple of 5 minutes."""
     assert probe.time_limit(seconds) == limit
 
 
 def test_an_estimate_counts_every_step_and_evaluation() -> None:
-    """Start and end of the short run; all epochs, validations and the test of the whole job."""
+    """The sum has start and end of the short run, and epochs, validations and test of the job."""
     settings = ["train.epochs=4", "data.validation_split=0.2", "train.batch_size=20"]
     job = load_job(JOBS / "lstm.toml", settings)
     result = {"num_validation": 1000, "first_step_s": 4.0, "data": "IMDB"}
@@ -36,7 +36,7 @@ def test_an_estimate_counts_every_step_and_evaluation() -> None:
 
 @pytest.mark.full
 def test_the_probe_trains_each_job(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a real run, here of one job; a missing data folder is refused."""
+    """The test trains one real job; a missing data folder is refused."""
     for name in set(os.environ) - set(harness.environment):
         monkeypatch.delenv(name)
     for name, value in harness.environment.items():
@@ -47,7 +47,7 @@ def test_the_probe_trains_each_job(harness: Harness, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(probe, "ARCHITECTURES", ("lstm",))
     monkeypatch.setattr(probe, "SHORT", {"cpu": 200})
     (lstm,) = probe.probe("cpu:2", None)
-    assert lstm.error == ""
+    assert (lstm.error, lstm.is_well, lstm.on_gpu) == ("", True, False)
     assert (lstm.job, lstm.devices) == ("lstm", "2 x cpu")
     assert lstm.reviews_per_s > 0
     assert lstm.total_s > lstm.first_step_s > 0

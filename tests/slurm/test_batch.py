@@ -94,7 +94,7 @@ TABLE = {
         Ending(134, reached=20),
         NEW,
         "stop",
-        "exit code 134; not requeued, see above why",
+        "exit code 134 for the reason above; not requeued",
     ),
     "out of memory": (
         OUT_OF_MEMORY,

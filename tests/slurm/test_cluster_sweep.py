@@ -79,9 +79,9 @@ def test_a_search_uses_every_cpu_of_its_job(
 
 
 def stop_workers(job: Submitted) -> list[int]:
-    """Let the workers of a job stand still once one has saved; returns their processes.
+    """Stop the workers of a job after the first checkpoint; return their processes.
 
-    All four trials would end before Slurm has done anything: each takes a second.
+    A trial takes a second, so all four would end before Slurm acts.
     """
     saved = "trials/*/*/seed1/checkpoints/step-*.npz"
     wait_until(lambda: any(job.run.glob(saved)), timeout_s=120, poll_s=0.05)
@@ -104,8 +104,8 @@ def workers_of(job: Submitted) -> list[int]:
     return found
 
 
-def is_asked_to_save(worker: int) -> bool:
-    """Whether a worker that stands still has the signal that srun passes on to it."""
+def has_warning(worker: int) -> bool:
+    """Whether srun has forwarded its signal to a stopped worker."""
     return has_pending(worker, signal.SIGUSR2)
 
 
@@ -118,7 +118,7 @@ def test_a_search_that_is_warned_goes_on_and_others_join(
     job = tune(project, *flags, arguments=["jobs/small.toml", "--workers", "1"])
     (worker,) = stop_workers(job)
     job.cluster.run("scancel", "--batch", "--signal=USR2", job.job_id)
-    wait_until(lambda: is_asked_to_save(worker), timeout_s=60)
+    wait_until(lambda: has_warning(worker), timeout_s=60)
     joined = project.sbatch("tune", *flags, "--array=1-2", arguments=["--join", str(job.run)])
     with contextlib.suppress(ProcessLookupError):
         os.kill(worker, signal.SIGCONT)

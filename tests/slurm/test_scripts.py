@@ -43,15 +43,14 @@ def scontrol(project: Project, then: str = "exit 0") -> Path:
 # Arguments
 
 
-@pytest.mark.parametrize("job", JOBS)
-def test_a_script_trains_its_job(project: Project, job: str) -> None:
+def test_a_script_trains_its_job(project: Project) -> None:
     """From any folder, with the user's arguments unchanged; the five scripts are the same."""
     arguments = ["--set", "train.note=two words", "it's", '"', "*", "", "$HOME"]
-    result = project.run(project.path / f"slurm/{job}.sh", *arguments)
+    result = project.run(project.path / "slurm/gru.sh", *arguments)
     assert result.returncode == 0, result.stderr
-    assert project.call()["argv"] == ["train", f"{project.path}/jobs/{job}.toml", *arguments]
+    assert project.call()["argv"] == ["train", f"{project.path}/jobs/gru.toml", *arguments]
     assert project.call()["runs"] == f"{project.path}/runs"
-    texts = {(PROJECT / f"slurm/{name}.sh").read_text().replace(name, "") for name in ("gru", job)}
+    texts = {(PROJECT / f"slurm/{job}.sh").read_text().replace(job, "NAME") for job in JOBS}
     assert len(texts) == 1
 
 
@@ -212,7 +211,7 @@ def test_interactive_runs_get_new_names(project: Project) -> None:
 def test_a_users_job_script_may_call_a_script(project: Project) -> None:
     """Several runs of the job differ by a checksum of their arguments; a job step is interactive.
 
-    sbatch passes on the step of the shell that called it, which is none of the job.
+    sbatch passes on the step of the shell that called it, which is not a step of the job.
     """
     env = project.slurm(SLURM_SUBMIT_DIR="/", ENVIRONMENT="BATCH")
     scontrol(project, "echo StepId=42.0 State=RUNNING")
@@ -255,6 +254,19 @@ def test_a_job_ignores_variables_of_the_shell_that_called_sbatch(
     assert "--gpus-per-node=8 was requested" in done.stderr
     own = ["SLURM_GPUS_ON_NODE", "SLURM_JOB_ID", *(f"SLURM_MEM_PER_{kind}" for kind in kept)]
     assert project.call()["slurm"] == [*own, "SLURM_SUBMIT_DIR"]
+
+
+def test_the_log_of_an_array_task_is_also_found_by_its_shown_id(project: Project) -> None:
+    """Slurm names the file by an id that only the task knows."""
+    log = project.outside / "lstm-44.out"
+    array = {"SLURM_JOB_ID": "44", "SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "2"}
+    for env in (project.slurm(SLURM_JOB_ID="44"), project.slurm(**array)):
+        with log.open("w") as file:
+            command = ["bash", str(project.spool())]
+            subprocess.run(command, env=env, stdout=file, timeout=60, check=True)
+    names = [path.name for path in project.outside.glob("*.out")]
+    assert sorted(names) == ["lstm-42_2.out", "lstm-44.out"]
+    assert log.samefile(project.outside / "lstm-42_2.out")
 
 
 def test_a_short_time_limit_is_in_the_log(project: Project) -> None:

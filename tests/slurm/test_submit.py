@@ -112,7 +112,7 @@ def test_snapshot_holds_the_code_as_it_is_now(project: Path) -> None:
 def test_same_code_is_one_snapshot(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a user: users trust only their own. An edit or another mode makes another snapshot."""
+    """Per user, since users trust only their own; an edit or another mode makes another one."""
     runs = tmp_path / "runs"
     first = take_snapshot(project, runs)
     assert snapshot_path(project, runs) == first

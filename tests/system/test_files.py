@@ -1,6 +1,7 @@
 """Files and folders are complete or absent, and only plain files are read."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +13,10 @@ from harness.system.files import (
     atomic_directory,
     atomic_save,
     atomic_write,
+    distrust,
     file_system,
     make_folder,
+    owner_name,
     read_plain_file,
     replaced_directory,
 )
@@ -112,6 +115,11 @@ def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> No
     (target / "a").write_text("1")
     with pytest.raises(KeyError), replaced_directory(target, lambda _: None):
         raise KeyError
+    with (
+        pytest.raises(FileNotFoundError),  # the new folder is gone after the old one moved
+        replaced_directory(target, lambda _: shutil.rmtree(temporary)) as temporary,
+    ):
+        pass
     assert (target / "a").read_text() == "1"
     with replaced_directory(target, lambda _: None) as temporary:
         (temporary / "a").write_text("2")
@@ -169,6 +177,30 @@ def test_only_a_plain_file_is_read(tmp_path: Path) -> None:
     for path in (tmp_path / "fifo", Path("/dev/zero"), tmp_path):
         with pytest.raises(OSError, match="plain file"):
             read_plain_file(path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "group", "members", "reason"),
+    [
+        (0o664, "", [], ""),  # the owner's private group
+        (0o664, "", ["ann"], "others can write to it"),
+        (0o664, "students", [], "others can write to it"),
+        (0o646, "", [], "others can write to it"),
+        (0o1777, "", [], ""),  # a sticky folder
+    ],
+)
+def test_a_path_is_trusted_if_no_other_user_can_write_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, group: str, members: list[str],
+    reason: str,
+) -> None:  # fmt: skip
+    """Write permission of the group counts, unless the owner is its only member."""
+    name = group or owner_name(os.getuid())
+    entry = SimpleNamespace(gr_name=name, gr_mem=members)
+    monkeypatch.setattr("grp.getgrgid", lambda _: entry)
+    path = tmp_path / "path"
+    path.mkdir() if mode & 0o1000 else path.touch()
+    path.chmod(mode)
+    assert distrust(path) == reason
 
 
 def test_a_path_is_on_the_nearest_and_last_mount(

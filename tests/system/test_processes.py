@@ -50,7 +50,6 @@ def start() -> Iterator[Start]:
     ("args", "alive"),
     [
         (["/venv/bin/harness", "train", "jobs/lstm.toml"], True),
-        (["/code/harness/__main__.py", "resume", "runs/lstm/1"], True),
         (["-m", "harness.tuning.worker", "sweep"], True),
         (["/venv/bin/harness", "status"], False),
         (["vim", "train"], False),

@@ -1,8 +1,6 @@
 """A run's use of its machine is measured at intervals, and shown by TensorBoard and `status`."""
 
-import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,57 +16,22 @@ from tests.training.test_tensorboard_log import points
 
 __all__ = ["site"]  # a fixture
 
-Gauge = contextlib.AbstractContextManager[tuple[ResourceMonitor, list[str]]]
+PATCHED = "harness.system.gpu.find_nvml"
 
 
-class Clock:
-    """A clock that the test moves."""
-
-    now_s = 1000.0
-
-    def __call__(self) -> float:
-        return self.now_s
-
-
-@pytest.fixture
-def gauge_over(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Gauge]:
-    """Makes a monitor over `FakeNvml`; the block gets it with its warnings."""
-
-    @contextlib.contextmanager
-    def gauge(
-        nvml: FakeNvml | None,
-        num_gpus: int = 1,
-        *,
-        clock: Clock | None = None,
-        seen: str | None = None,
-    ) -> Iterator[tuple[ResourceMonitor, list[str]]]:
-        said: list[str] = []
-        monkeypatch.setattr("harness.system.gpu.find_nvml", lambda: nvml)
-        with ResourceMonitor(
-            num_gpus,
-            2,
-            warn=said.append,
-            environment={} if seen is None else {"CUDA_VISIBLE_DEVICES": seen},
-            clock=clock or Clock(),
-            cpu_clock=lambda: 7.0 + 0.5 * ((clock or Clock()).now_s - Clock.now_s),
-        ) as monitor:
-            yield monitor, said
-
-    return gauge
-
-
-def test_figures_are_of_the_time_since_the_last_reading(gauge_over: Callable[..., Gauge]) -> None:
+def test_figures_cover_the_time_since_the_last_measurement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """A process that uses half of one CPU uses a quarter of two; within READ_S nothing is read."""
-    clock = Clock()
-    with gauge_over(FakeNvml(gpu0=83), clock=clock) as (monitor, said):
+    monkeypatch.setattr(PATCHED, lambda: FakeNvml(gpu0=83))
+    clock = iter([0.0, 0.0, READ_S / 2, 2 * READ_S]).__next__
+    cpu_clock = iter([7.0, 7.0, 7.0 + READ_S]).__next__
+    with ResourceMonitor(1, 2, environment={}, clock=clock, cpu_clock=cpu_clock) as monitor:
         assert "cpu_share" not in monitor.sample()  # no time has passed
-        clock.now_s += READ_S / 2
         assert monitor.sample() == {}
-        clock.now_s += READ_S
         figures = monitor.sample()
-        assert figures.pop("memory_gb") == pytest.approx(resident_memory_gb(), abs=0.05)
-        assert figures == {"cpu_share": 0.25, "gpu0_share": 0.83, "gpu0_memory_gb": 2.5}
-        assert said == []
+    assert figures.pop("memory_gb") == pytest.approx(resident_memory_gb(), abs=0.05)
+    assert figures == {"cpu_share": 0.25, "gpu0_share": 0.83, "gpu0_memory_gb": 2.5}
 
 
 @pytest.mark.parametrize(
@@ -80,25 +43,31 @@ def test_figures_are_of_the_time_since_the_last_reading(gauge_over: Callable[...
     ],
 )
 def test_gpus_are_those_that_the_process_sees(
-    gauge_over: Callable[..., Gauge], seen: str | None, num: int, shares: Mapping[str, float]
+    monkeypatch: pytest.MonkeyPatch, seen: str | None, num: int, shares: dict[str, float]
 ) -> None:
     """They have the order of CUDA_VISIBLE_DEVICES; only used GPUs are measured."""
-    with gauge_over(FakeNvml(gpu0=10, gpu1=20, GPU_a=30), num, seen=seen) as (monitor, _):
+    monkeypatch.setattr(PATCHED, lambda: FakeNvml(gpu0=10, gpu1=20, GPU_a=30))
+    environment = {} if seen is None else {"CUDA_VISIBLE_DEVICES": seen}
+    with ResourceMonitor(num, 2, environment=environment) as monitor:
         figures = monitor.sample()
-    assert {name: share for name, share in figures.items() if name.endswith("_share")} == shares
+    assert {name: share for name, share in figures.items() if name.startswith("gpu")} == {
+        **shares,
+        **{f"gpu{index}_memory_gb": 2.5 for index in range(num)},
+    }
 
 
 @pytest.mark.parametrize("nvml", [None, FakeNvml(driver=False, gpu0=5)])
 def test_without_nvml_only_gpus_are_not_measured(
-    gauge_over: Callable[..., Gauge], nvml: FakeNvml | None
+    monkeypatch: pytest.MonkeyPatch, nvml: FakeNvml | None
 ) -> None:
     """One line warns about it; a run without a GPU needs no warning."""
-    with gauge_over(nvml) as (monitor, said):
-        assert monitor.sample().keys() == {"memory_gb"}
-    (line,) = said
+    monkeypatch.setattr(PATCHED, lambda: nvml)
+    warnings: list[str] = []
+    for num_gpus in (0, 1):
+        with ResourceMonitor(num_gpus, 2, warn=warnings.append, environment={}) as monitor:
+            assert not any(name.startswith("gpu") for name in monitor.sample())
+    (line,) = warnings
     assert "NVML knows 0 of the 1 used; compare nvidia-smi, or HARNESS_EXTRA=gpu" in line
-    with gauge_over(nvml, num_gpus=0) as (_, said):
-        assert said == []
 
 
 @pytest.mark.full

@@ -26,7 +26,7 @@ def test_all_jobs_of_a_seed_come_before_those_of_the_next() -> None:
 def test_an_interrupted_batch_names_the_command_that_continues_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a job of the job scripts this is `harness submit --resume` with the job's id."""
+    """In a job of the job scripts the command is `harness submit --resume` with the job's id."""
 
     def begin(*_: object, **__: object) -> None:
         raise Interrupted("a signal")

@@ -27,7 +27,7 @@ from tests.tuning.made_up_sweep import RANDOM, make_sweep
 
 
 def test_a_run_is_found_by_folder_id_and_job(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By folder, run id or job id; the id of an array finds all of its tasks."""
+    """A name is a folder, a run id or a job id; the id of an array finds all of its tasks."""
     site.run("slurm-12_1", "finished", slurm_job="13", slurm_own_id="12_1")
     site.run("slurm-12_2", "finished", slurm_job="12", slurm_own_id="12_2")
     site.run("slurm-14-345", "finished", slurm_job="16")
@@ -63,7 +63,7 @@ def test_a_run_is_found_by_folder_id_and_job(site: Site, monkeypatch: pytest.Mon
 def test_a_search_is_cancelled_wherever_its_workers_are(
     site: Site, tmp_path: Path, job: str | None
 ) -> None:
-    """By a file that all workers read, and waiting tasks of its array leave the queue.
+    """All workers read a file that stops them, and waiting tasks of the array leave the queue.
 
     A run on another machine reads no such file, so the message names the machine.
     """
@@ -82,7 +82,7 @@ def test_a_search_is_cancelled_wherever_its_workers_are(
 
 
 def test_without_slurms_programs_a_requeued_run_may_be_in_the_queue(site: Site) -> None:
-    """Unless it was cancelled."""
+    """The command says that it can't know this, unless the run was cancelled."""
     site.run("slurm-12", "interrupted", slurm_job="12", signal="SIGUSR1")
     with pytest.raises(RunError, match=r"programs are not here; .* or: scancel 12"):
         ask_to_stop(site.only())
@@ -235,10 +235,11 @@ def test_a_seed_that_has_stopped_leaves_the_job_to_the_others(
         ("interrupted", "lstm/a: saved at epoch 2, step 40; continue with harness resume "),
         ("failed", "lstm/a: failed before it was stopped: RunError: no space"),
         ("finished", "lstm/a: finished before it was stopped"),
+        ("training", "lstm/a: ended without saving; continue from its last checkpoint with "),
     ],
 )
 def test_cancel_waits_for_the_end_of_a_run(site: Site, phase: str, said: str) -> None:
-    """Until its heartbeat records the end, here at the third look."""
+    """The wait ends when the heartbeat records the end or the process is gone."""
     values: dict[str, Any] = {"epoch": 2, "step": 40, "error": "RunError: no space"}
     site.run("a", "training", 5, **values)
     status, waits = site.only(), list[float]()
@@ -246,15 +247,16 @@ def test_cancel_waits_for_the_end_of_a_run(site: Site, phase: str, said: str) ->
     def sleep(time_s: float) -> None:
         waits.append(time_s)
         if len(waits) == 3:
-            site.run("a", phase, 0, **values)
+            site.run("a", phase, 0, host=socket.gethostname(), process=2**22 + 1, **values)
 
     assert wait_until_saved(status, Queue(), sleep).startswith(said)
     assert len(waits) == 3
 
 
-def test_cancel_waits_at_most_90_seconds(site: Site) -> None:
-    """Then it names the command that shows the run."""
-    site.run("a", "training")
+@pytest.mark.parametrize("age_s", [1, 3000])
+def test_cancel_waits_at_most_90_seconds(site: Site, age_s: float) -> None:
+    """A stale run is waited for too; the error names the command that shows the run."""
+    site.run("a", "training", age_s)
     waits = list[float]()
     with pytest.raises(RunError, match=r"did not stop within 90 s; see harness status lstm/a"):
         wait_until_saved(site.only(), Queue(), waits.append)

@@ -40,7 +40,7 @@ def test_a_log_is_printed_in_any_encoding(harness: Harness, site: Site) -> None:
 
 
 def test_a_run_without_a_log_is_one_line(harness: Harness, site: Site) -> None:
-    """It printed to a terminal, or has not begun."""
+    """The line says that the run printed to a terminal, or has not begun."""
     site.run("a", "finished")
     site.submission("12", [1])
     done = harness.run_here("logs", "a")

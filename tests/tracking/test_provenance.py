@@ -68,18 +68,18 @@ def test_an_unchanged_start_has_no_changes(run: RunDirectory) -> None:
 def test_a_change_since_the_first_start_is_a_warning_or_refused_by_strict(
     run: RunDirectory, changed: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One sentence per change; without `--strict` the run continues."""
+    """Each change is one sentence; without `--strict` the run continues."""
     record = json.loads(run.path(RECORD).read_text())
     run.path(RECORD).write_text(json.dumps({**record, **changed}))
     assert changes_since_first_start(run, CPUS) == [said]
     warn_of_changes(run, CPUS, Console(), strict=False)
-    assert f"warning: since the run was begun: {said}" in capsys.readouterr().err
+    assert f"warning: since the run began: {said}" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"^--strict: run .* leave --strict out$"):
         warn_of_changes(run, CPUS, Console(), strict=True)
 
 
 def test_a_checksum_shows_changes_without_git(tmp_path: Path) -> None:
-    """It covers contents and names of all Python files."""
+    """The checksum covers contents and names of all Python files."""
     (tmp_path / "compute").mkdir()
     (tmp_path / "compute/loss.py").write_text("one = 1\n")
     before = provenance.sources_checksum(tmp_path)
@@ -91,7 +91,7 @@ def test_a_checksum_shows_changes_without_git(tmp_path: Path) -> None:
 
 
 def test_each_start_records_code_and_packages(finished: tuple[object, Path]) -> None:
-    """Commit, checksum of the uncommitted changes, versions and processor."""
+    """The record has the commit, a checksum of uncommitted changes, versions and processor."""
     record = json.loads((finished[1] / RECORD).read_text())
     (start,) = record["starts"]
     diff = record["uncommitted_diff"]
@@ -105,7 +105,7 @@ def test_each_start_records_code_and_packages(finished: tuple[object, Path]) -> 
 
 
 def test_a_broken_record_is_refused(run: RunDirectory) -> None:
-    """And not replaced."""
+    """The broken file is not replaced."""
     run.path("job.toml").write_text("")
     for content in ("", "{", "[1]"):
         run.path(RECORD).write_text(content)

@@ -37,7 +37,7 @@ def changed_checkout(folder: Path) -> Path:
 def test_reproduced_code_is_equal_and_trains_to_the_same_result(
     harness: Harness, tmp_path: Path
 ) -> None:
-    """By every byte, new files included; the printed command trains it."""
+    """All bytes are equal, also of new files; the printed command trains the job."""
     project = changed_checkout(tmp_path)
     expected = code(project)
     harness.environment["PYTHONPATH"] = str(project)

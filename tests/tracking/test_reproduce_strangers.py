@@ -67,7 +67,7 @@ def stranger(tmp_path: Path, project: Path) -> Strangers:
 
 @pytest.mark.parametrize("path", ["/etc/x", "../x", "a/../../x", ".git/hooks/x", "a/.GIT/x"])
 def test_a_path_out_of_the_folder_is_refused(stranger: Strangers, path: str) -> None:
-    """By git: absolute paths, paths with `..`, and paths in `.git`."""
+    """git refuses absolute paths, paths with `..`, and paths in `.git`."""
     diff = (
         f"diff --git a/{path} b/{path}\nnew file mode 100644\n--- /dev/null\n+++ b/{path}\n"
         "@@ -0,0 +1 @@\n+x\n"
@@ -79,7 +79,7 @@ def test_a_path_out_of_the_folder_is_refused(stranger: Strangers, path: str) -> 
 def test_recorded_changes_are_restored(
     stranger: Strangers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With links inside the folder; also by git before 2.35, without `apply --allow-empty`."""
+    """The changes may contain links; git before 2.35 lacks `apply --allow-empty`."""
     changed = stranger.project
     edit(changed)
     (changed / "jobs/inside.toml").symlink_to("lstm.toml")
@@ -106,13 +106,13 @@ def test_recorded_changes_are_restored(
 def test_missing_code_is_one_line(
     stranger: Strangers, record: dict[str, object], match: str, error: type[Exception]
 ) -> None:
-    """It says why, and no folder is left."""
+    """The line says why, and no folder is left."""
     stranger.write(b"", **record)
     stranger.refused(match, error)
 
 
 def test_an_existing_folder_is_refused(stranger: Strangers) -> None:
-    """Even an empty one; a run without a record is refused too."""
+    """An empty folder is refused too, and so is a run without a record."""
     stranger.target.mkdir(parents=True)
     with pytest.raises(InputError, match="exists already"):
         stranger.reproduce()
@@ -159,7 +159,7 @@ def begun(**parent: str) -> dict[str, object]:
 def test_the_command_names_devices_parent_and_data(
     record: dict[str, object], words: list[str]
 ) -> None:
-    """The job file has none of them."""
+    """The job file has neither devices nor parent nor data."""
     command = _command(record, Path("it's back"), ["--data", "x y"])
     assert shlex.split(command)[:3] == ["cd", "it's back", "&&"]
     words = ["-m", "harness", "train", "reproduced.toml", *words, "--data", "x y"]
@@ -193,7 +193,7 @@ def test_the_command_names_the_data_if_they_are_unchanged(
 
 
 def test_a_snapshot_is_preferred_to_the_commit(stranger: Strangers, tmp_path: Path) -> None:
-    """It has all files, also those that the record left out."""
+    """A snapshot has all files, also those that the record left out."""
     snapshot = take_snapshot(stranger.project, tmp_path / "own")
     commit = f"commit {git(stranger.project, 'rev-parse', 'HEAD')[:12]}"
     left_out: dict[str, object] = {"left_out_files": ["a.bin"]}
@@ -220,7 +220,7 @@ def test_another_users_code_needs_trust(stranger: Strangers, tmp_path: Path, whi
 
 @pytest.mark.parametrize("name", ["", "provenance.json", "job.toml"])
 def test_a_run_that_others_can_write_needs_trust(stranger: Strangers, name: str) -> None:
-    """They may have changed its record."""
+    """Other users may have changed its record."""
     path = stranger.run / name
     path.chmod(path.stat().st_mode | 0o002)
     stranger.refused(r"others can write to it.*--trust-code")
@@ -246,7 +246,7 @@ def test_a_planted_snapshot_is_not_submitted(project: Path, tmp_path: Path, plan
 
 
 def test_a_snapshot_can_be_written_by_its_owner_alone(project: Path, tmp_path: Path) -> None:
-    """Under any umask, and for any modes in the checkout."""
+    """This holds under any umask and for any modes in the checkout."""
     (project / "edited.txt").chmod(0o666)
     before = os.umask(0)
     try:
@@ -289,7 +289,7 @@ def test_nothing_is_imported_from_the_current_folder(
 
 
 def test_a_git_that_fails_is_named(stranger: Strangers, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The commit may exist."""
+    """The line does not say that the commit is missing, because it may exist."""
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(RunError, match="its code can't be restored: git can't be started"):
         stranger.reproduce()

@@ -81,7 +81,7 @@ def test_the_job_requests_the_resources_of_the_last_start(
     args: str,
     gpus: str | None,
 ) -> None:
-    """GPUs that the run used; nodes, partition, time and memory of its last job; or the user's."""
+    """The user's requests replace GPUs, nodes, partition, time and memory of the last start."""
     job = SlurmEnvironment.from_environment({**(variables or {}), "SLURM_JOB_ID": "7"})
     asked = {"slurm_asked": asked_of(job)} if job and variables is not None else {}
     record = {"starts": [{"devices": devices, **asked}]}
@@ -129,7 +129,7 @@ def test_all_interrupted_runs_that_nobody_cancelled_continue(tmp_path: Path, sig
 def test_a_request_that_names_no_run_is_one_line(
     harness: Harness, words: list[str], said: str
 ) -> None:
-    """With exit code 2; nothing is written."""
+    """The exit code is 2, and nothing is written."""
     harness.environment["PATH"] = "/nowhere"  # without Slurm
     done = harness.run_here("submit", *words, "--dry-run")
     assert (done.returncode, said in done.stderr, done.stderr.count("\n")) == (2, True, 1)
@@ -168,7 +168,7 @@ def test_each_interrupted_run_becomes_a_job(harness: Harness) -> None:
 
 
 def test_seeds_that_had_not_begun_continue_too(harness: Harness, site: Site) -> None:
-    """With the submitted job and their names; finished and cancelled seeds are left out."""
+    """They keep their job and their names; finished and cancelled seeds are left out."""
     site.slurm()
     harness.environment["PATH"] = os.environ["PATH"]
     folders = [harness.runs / f"lstm/slurm-3-seed{seed}" for seed in (1, 2, 3, 4)]
@@ -210,7 +210,7 @@ def test_a_run_in_another_folder_gets_one_job(harness: Harness, site: Site) -> N
 
 
 def test_training_outside_of_a_job_is_a_warning_or_refused(harness: Harness) -> None:
-    """On a machine with sbatch; HARNESS_JOBS_ONLY refuses it without --here."""
+    """A machine with sbatch warns; with HARNESS_JOBS_ONLY it refuses training without --here."""
     environment = harness.environment
     del environment["HARNESS_HERE"]
     words = ["train", JOBS / "lstm.toml", "--devices", "no-such"]

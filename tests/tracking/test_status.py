@@ -84,11 +84,12 @@ def test_figures_come_from_heartbeat_metrics_and_result(site: Site) -> None:
     run.write(
         "metrics.jsonl", '{"epoch": 1, "val_accuracy": 0.5}\n{"epoch": 2, "val_accuracy": 0.625}\n'
     )
-    site.run("b", "finished", epoch=6, num_epochs=6)
+    for phase in ("training", "training", "finished"):  # three starts
+        site.run("b", phase, epoch=6, num_epochs=6)
     lines = as_lines([*map(cells, survey(site.runs, Queue()))])
     assert [" ".join(line.split()) for line in lines[1:]] == [
         "lstm/a 1 running 3/6 812 3m10s 62.50 lstm lstm",
-        "lstm/b 3 finished 6/6 87.00 88.00 lstm lstm",
+        "lstm/b 3 finished 6/6 87.00 88.00 lstm lstm 2",
     ]
 
 
@@ -140,7 +141,7 @@ def test_without_squeues_answer_the_folders_are_shown(
 
 
 def test_the_queue_is_asked_once_in_thirty_seconds(site: Site) -> None:
-    """For any number of tables and runs."""
+    """More tables and more runs do not call squeue more often."""
     site.slurm()
     now = [1000.0]
     queue = Queue(clock=lambda: now[0])
@@ -159,7 +160,7 @@ def test_submitted_jobs_are_shown_before_they_begin(site: Site) -> None:
     site.slurm("12_1|13|RUNNING|0:05|None|/x.sh", "12_2|12|PENDING|0:00|Priority|/x.sh")
     site.submission("12", [1, 2, 3])
     site.submission("20", [7])
-    (site.folder / "slurm-20.out").write_text("starting\nharness: model.unit is not a key\n\n")
+    (site.folder / "slurm-20.out").write_text("harness: model.unit is not a key\n\n")
     found = {each.run: each for each in survey(site.runs, Queue())}
     assert {name: (each.state, each.note) for name, each in found.items()} == {
         "gru/slurm-12_1": ("starting", ""),
@@ -247,7 +248,7 @@ def test_active_runs_come_first_and_old_runs_are_counted(site: Site) -> None:
 
 
 def test_a_terminal_of_80_columns_shows_every_id_whole(site: Site) -> None:
-    """Also of 40: no line is wider, and no line break is inside a name or a number."""
+    """Lines are no wider than the terminal, here 80 or 40 columns, and break no name or number."""
     site.slurm("44|44|RUNNING|1:00|None|/x.sh")
     values: dict[str, Any] = {"epoch": 123, "num_epochs": 1000}
     values |= {"reviews_per_s": 12345.0, "eta_s": 90000.0}
@@ -284,7 +285,7 @@ def test_records_can_not_control_the_terminal(site: Site) -> None:
 def test_a_queue_without_an_answer_is_a_warning_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Once per reason, however often the table is drawn."""
+    """Each reason is one warning, however often the table is drawn."""
     screen = StatusScreen(tmp_path, everything=False)
     for problem in ("no answer", "no answer", "it hangs"):
         screen.complain(problem)
@@ -295,7 +296,7 @@ def test_a_queue_without_an_answer_is_a_warning_once(
 
 
 def test_watch_prints_a_new_table_after_a_change_and_ends(harness: Harness, site: Site) -> None:
-    """In a pipe: one table while the run trains, another when it has finished, then it exits."""
+    """A pipe gets one table while the run trains and another at its end; then the command exits."""
     run = site.run("a", "training", epoch=1, num_epochs=2)
     watching = harness.start("status", "--watch")
     assert watching.stdout
@@ -316,7 +317,7 @@ def test_watch_prints_a_new_table_after_a_change_and_ends(harness: Harness, site
     ],
 )
 def test_a_duration_has_its_two_largest_units(time_s: float, shown: str) -> None:
-    """A unit is used from one whole unit on."""
+    """The largest unit has at least one whole unit."""
     assert format_duration(time_s) == shown
 
 
@@ -345,7 +346,7 @@ CGROUP = (
 def test_the_last_start_was_out_of_memory(
     tmp_path: Path, log: str, state: str | None, expected: bool
 ) -> None:
-    """All starts of a job write into one log."""
+    """All starts of a job write into one log, so earlier messages do not count."""
     (tmp_path / "job.out").write_text(log)
     queued = QueuedJob("7", "7", state, "", 0.0, "") if state else None
     status = RunStatus("lstm/slurm-7", tmp_path, log=str(tmp_path / "job.out"), queued=queued)

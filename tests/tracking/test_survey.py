@@ -103,7 +103,7 @@ def states(site: Site, *names: str) -> dict[str, str]:
 
 
 def test_changed_runs_are_noticed(many: Site) -> None:
-    """A run without its result that trains again, a removed one, and a new one of the same name."""
+    """One run trains again without its result, one was removed, one is new with an old name."""
     run = RunDirectory(many.runs / "lstm" / f"done-{NUM - 1}")
     run.path("result.json").unlink()
     run.take_lease()
@@ -120,7 +120,7 @@ def test_changed_runs_are_noticed(many: Site) -> None:
 
 
 def test_a_changed_result_is_read(many: Site) -> None:
-    """An edited or truncated result has another size than the summary says; or it is missing."""
+    """The summary has another size than an edited or truncated result; a third is missing."""
     folder = many.runs / "lstm"
     (folder / "done-00/result.json").write_text(json.dumps({**RESULT, "accuracy": 0.5}))
     cut = folder / "done-01/result.json"
@@ -153,7 +153,7 @@ def test_a_run_is_found_by_the_job_in_its_heartbeat(many: Site) -> None:
 
 @pytest.mark.parametrize("path", ["a\0b", "\ud800", "x" * 300])
 def test_records_may_hold_impossible_paths(site: Site, path: str) -> None:
-    """In the record of a submission and in a log; a sweep's best trial may be nonsense too."""
+    """Submissions and heartbeats may name them; a sweep's best trial may be nonsense too."""
     site.run("a", "failed", log=Path(path))
     sweep = site.runs / "tune/s"
     sweep.mkdir(parents=True)
@@ -214,7 +214,7 @@ def test_a_finished_run_whose_folder_was_removed_has_not_failed(site: Site) -> N
 
 
 def test_an_unreadable_result_is_not_called_broken(site: Site) -> None:
-    """Only for a broken one the note says to remove it."""
+    """The note says to remove the result only if it is broken."""
     result = site.run("a", "finished").path("result.json")
     result.unlink()
     result.symlink_to("/proc/self/mem")  # a plain file whose first byte gives EIO

@@ -1,4 +1,4 @@
-"""Flips of one bit: in a finished run, with all checksums written anew, or in its training."""
+"""Flips a bit in the training of a run, or in a finished run, whose checksums it writes again."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ import numpy as np
 from harness.tracking.run_dir import CHECKSUMS
 from tests.conftest import PROJECT, Harness, metrics
 
-# Appended to a copy of harness/compute/train_step.py: one bit of one gradient, in one step.
+# Flips one bit of one gradient in one step; appended to a copy of harness/compute/train_step.py.
 HOOK = """
 
 def _with_flip(self, batch, gradients_of=TrainStep.gradients):
@@ -37,7 +37,7 @@ TrainStep.gradients = _with_flip
 
 
 def write_checksums(run: Path) -> None:
-    """Write the checksums that `result.json` keeps anew, as one who plants something would."""
+    """Write the checksums in `result.json` again, as somebody who plants numbers would."""
     result = json.loads((run / "result.json").read_text())
     for name, key in CHECKSUMS.items():
         if key in result:
@@ -46,7 +46,7 @@ def write_checksums(run: Path) -> None:
 
 
 def plant_loss(run: Path, epoch: int, difference: float) -> None:
-    """Change a loss, and all checksums to match."""
+    """Change a loss, and the checksums."""
     lines = metrics(run)
     lines[epoch - 1]["loss"] += difference
     write_metrics(run, lines)
@@ -59,7 +59,7 @@ def plant_scores(run: Path, **scores: Any) -> None:
 
 
 def write_metrics(run: Path, lines: list[dict[str, Any]]) -> None:
-    """Write `metrics.jsonl`, and all checksums to match."""
+    """Write `metrics.jsonl` and the checksums."""
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     write_checksums(run)
 
@@ -72,13 +72,13 @@ def flipped(number: float, bit: int) -> float:
 
 
 def flip_array(array: np.ndarray, chance: random.Random) -> None:
-    """Flip a bit of the mantissa or the sign of some float32."""
+    """Flip a bit of the mantissa or the sign of one float32."""
     bits = array.reshape(-1).view(np.uint32)
     bits[chance.randrange(len(bits))] ^= np.uint32(1 << chance.choice([*range(23), 31]))
 
 
 def in_metrics(run: Path, chance: random.Random) -> str:
-    """A loss or accuracy of an epoch."""
+    """Flip a bit of a loss or accuracy of an epoch; returns the place, like the functions below."""
     lines = metrics(run)
     line = chance.choice(lines)
     key = chance.choice(["loss", "accuracy", "val_loss", "val_accuracy"])
@@ -89,7 +89,7 @@ def in_metrics(run: Path, chance: random.Random) -> str:
 
 
 def in_predictions(run: Path, chance: random.Random) -> str:
-    """A probability of the test or validation reviews."""
+    """Flip a bit of a probability of the test or validation reviews."""
     name = chance.choice(["predictions.npz", "validation_predictions.npz"])
     with np.load(run / name) as arrays:
         content = {key: arrays[key].copy() for key in arrays.files}
@@ -101,7 +101,7 @@ def in_predictions(run: Path, chance: random.Random) -> str:
 
 
 def in_model(run: Path, chance: random.Random) -> str:
-    """A weight, in an archive that is whole."""
+    """Flip a bit of a weight."""
     path = run / "model.keras"
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -122,7 +122,7 @@ def in_model(run: Path, chance: random.Random) -> str:
 
 
 def in_vocabulary(run: Path, chance: random.Random) -> str:
-    """A letter of a word."""
+    """Flip a bit of a letter."""
     content = bytearray((run / "vocabulary.txt").read_bytes())
     place = chance.randrange(len(content))
     content[place] ^= 1 << chance.randrange(3)
@@ -132,7 +132,7 @@ def in_vocabulary(run: Path, chance: random.Random) -> str:
 
 
 def in_scores(run: Path, chance: random.Random) -> str:
-    """A score in `result.json`."""
+    """Flip a bit of a score in `result.json`."""
     key = chance.choice(["accuracy", "f1", "roc_auc", "log_loss", "val_loss", "recall"])
     bit = chance.randrange(52)
     value = json.loads((run / "result.json").read_text())[key]
@@ -150,11 +150,11 @@ PLACES: dict[str, Callable[[Path, random.Random], str]] = {
 
 
 def train_with_flip(harness: Harness, job: str, run_id: str, chance: random.Random) -> str:
-    """Train a run with a bit of a gradient flipped, by a hook in a copy of the package."""
+    """Train a run by a copy of the package that flips a bit of a gradient; returns the place."""
     copy = harness.folder / f"code-{run_id}"
     shutil.copytree(PROJECT / "harness", copy / "harness")
-    # Above the words and their channels: one that a batch lacks has a gradient of 0, of which a
-    # flipped bit is too small to change a weight.
+    # Not in the embedding: a word that a batch lacks has a gradient of 0, and a flipped bit of 0 is
+    # too small to change a weight.
     where = {
         "variable": chance.choice([-1, -2, -3, -4]),
         "element": chance.randrange(1000),

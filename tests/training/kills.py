@@ -1,4 +1,4 @@
-"""Runs that are killed at a step of theirs."""
+"""Kills runs at a step."""
 
 import time
 from pathlib import Path
@@ -14,7 +14,7 @@ def newest_step(run: Path) -> int:
 
 
 def wait_for_step(process: Process, run: Path, step: int) -> None:
-    """Wait until the run's heartbeat has seen a checkpoint at `step` or later."""
+    """Wait for a checkpoint at `step` or later."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if newest_step(run) >= step:
@@ -34,5 +34,5 @@ def kill_at(harness: Harness, job: str, step: int, *words: object) -> None:
 
 
 def killed_run(harness: Harness, job: str) -> Path:
-    """The run `killed`, which SIGKILL has ended in its second epoch."""
+    """The run `killed`, which SIGKILL ended in its second epoch."""
     return shared_run(harness, job, "killed", lambda: kill_at(harness, job, 16))

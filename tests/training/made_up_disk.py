@@ -1,8 +1,8 @@
-"""A disk in memory that several nodes share: the functions of `os` on its paths act on it.
+"""A simulated disk that several nodes share; the functions of `os` work on it.
 
-As NFS does, a node may list a folder as it was 30 s ago, and miss a file that has come since; what
-it opens is the newest. What a node has written and not synced may be lost in a power cut. Each
-operation takes a while, in which the world does what it likes.
+As on NFS, a node may list a folder as it was 30 s ago, and miss a newer file; it opens the newest
+content. A power cut may lose data that a node wrote and did not sync. Every operation takes time,
+in which the world may act.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from unittest.mock import patch
 TOP = "/made-up"
 CACHE_S = 30.0  # for which a node may see an older state
 FIRST_DESCRIPTOR = 10**6
-WRITTEN_S = 30.0  # after which what is not synced is on the disk all the same
-LOST = 0.7  # of the other names, in a power cut
+WRITTEN_S = 30.0  # after which unsynced data are on the disk
+LOST = 0.7  # share of unsynced names that a power cut loses
 
 
 @dataclass(eq=False)
 class File:
-    """The content of a file, or a folder, whatever its name."""
+    """A file or a folder, without its name: an inode."""
 
     node: int
     made_s: float
@@ -37,7 +37,7 @@ class File:
 
 
 class Writer(io.BytesIO):
-    """A file that is being written; its bytes arrive when it is closed."""
+    """A file that is being written; its bytes reach the disk when it is closed."""
 
     def __init__(self, disk: "Disk", path: str, number: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Reader(io.BytesIO):
 
 
 class Disk:
-    """The files, what is on the disk for good, and what each node sees."""
+    """The files, their unsynced changes, and the view of each node."""
 
     def __init__(
         self,
@@ -74,17 +74,18 @@ class Disk:
         """Make an empty disk.
 
         Args:
-            act: lets time pass and does an operation of a kind on a path, or makes it fail.
+            act: takes the kind of an operation, its path and a function that does it; lets time
+                pass, and calls the function or raises an error.
         """
         self.chance, self.act = chance, act
-        self.node, self.now_s = 0, 0.0  # who acts, and when; kept by the world
+        self.node, self.now_s = 0, 0.0  # the acting node and the time, which the world sets
         self.files: dict[str, File] = {TOP: File(0, 0.0, is_folder=True)}
-        # By name, who changed it when, and what a power cut leaves there.
+        # By name: the node that changed it, the time, and the file after a power cut.
         self.unsynced: dict[str, tuple[int, float, File | None]] = {}
         self.views: list[dict[str, tuple[float, Any]]] = [{} for _ in range(num_nodes)]
         self.opened: list[tuple[str, File]] = []
 
-    # What a node sees
+    # The view of a node
 
     def _seen(self, key: str, look: Callable[[], Any]) -> Any:
         view = self.views[self.node]
@@ -109,17 +110,17 @@ class Disk:
             if path.startswith(start) and "/" not in path[len(start) :]
         )
 
-    # What changes
+    # Changes
 
     def put(self, path: str, file: File | None) -> None:
-        """Give a name to a file, or take it away; the node that does so sees it."""
+        """Set or remove the file of a name; the acting node sees the change."""
         self.unsynced.setdefault(path, (self.node, self.now_s, self.files.get(path)))
         if file is None:
             del self.files[path]
         else:
             self.files[path] = file
         view, folder = self.views[self.node], path.rpartition("/")[0]
-        # Of a folder that it has changed a node looks again at the names, and at those missing.
+        # A node reads a folder that it has changed again, with the names that were missing.
         for each in [each for each, (_, known) in view.items() if known is None]:
             if each.rpartition("/")[0] == folder:
                 del view[each]
@@ -127,7 +128,7 @@ class Disk:
         view[path] = self.now_s + self.chance.random() * CACHE_S, file
 
     def forget(self, *paths: str) -> None:
-        """A refusal of the server makes a node look again."""
+        """Make the node read paths again, as after an error of the server."""
         for path in paths:
             self.views[self.node].pop(path, None)
 
@@ -142,11 +143,11 @@ class Disk:
 
     def fill(self, number: int, path: str, content: bytes) -> None:
         file = self.opened[number - FIRST_DESCRIPTOR][1]
-        file.content = content[: len(content) // 2]  # by half, if the writer is killed
+        file.content = content[: len(content) // 2]  # half of it, if the writer is killed
         self.act("write", path, lambda: setattr(file, "content", content))
 
     def cut_power(self, node: int) -> None:
-        """Lose what a node has changed lately and not synced, some of it."""
+        """Lose some of a node's recent unsynced changes."""
         since_s = self.now_s - WRITTEN_S
         for path, (by, at_s, before) in [*self.unsynced.items()]:
             if by != node:
@@ -163,13 +164,13 @@ class Disk:
                 file.content = file.content[: self.chance.randint(0, len(file.content))]
         self.views[node].clear()
 
-    # What `os` offers
+    # The functions of `os`
 
     def open(self, path: str, flags: int, *_: Any, **__: Any) -> int:
         def find() -> File:
             if is_new:
                 return self._new(path)
-            self._file(path)  # where a node knows a file, it asks for the newest
+            self._file(path)  # a node that knows the file asks for its newest content
             self.forget(path)
             return self._file(path)
 
@@ -259,12 +260,12 @@ class Disk:
         pass
 
 
-MOUNT: Any = SimpleNamespace(disk=None, world=None)  # what is at `TOP` just now
+MOUNT: Any = SimpleNamespace(disk=None, world=None)  # the disk at `TOP`
 
 
 @contextlib.contextmanager
 def mounted() -> Iterator[None]:
-    """Let `os` and `open` act on the disk of `MOUNT` where a path or a descriptor is of it."""
+    """Let `os` and `open` use the disk of `MOUNT` for its paths and descriptors."""
     names = {
         **{name: name for name in ("open", "fdopen", "close", "fstat", "fsync", "stat", "unlink")},
         **{name: name for name in ("mkdir", "listdir", "scandir", "utime", "rename")},

@@ -1,7 +1,7 @@
-"""Tiny runs on one and on two replicas, undisturbed and ended at some steps: `FOLDER CASE…`.
+"""Tiny runs on one and on two replicas, undisturbed and interrupted: `FOLDER CASE…`.
 
-In a process of its own, because TensorFlow divides the CPU into devices once a process. For each
-case it prints a line of JSON: checksums of what must be the same, and the metrics.
+A script, because TensorFlow can divide the CPU into devices only once per process. It prints a line
+of JSON per case: checksums of the files that must be equal, and the metrics.
 """
 
 import hashlib
@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.strategy import import_tensorflow, make_strategy, one_device, parse_devices
 from harness.job.job_file import load_job
 from harness.job.keys import OPTIMIZERS
@@ -23,9 +22,9 @@ SETTINGS = [
     "train.checkpoint_every_s=0.000001",
 ]
 CASES = {
-    # adamw, a cosine with warm-up, smoothed labels, weights of the classes, a callback with a state
+    # adamw, a cosine with warm-up, smoothed labels, class weights, a callback with a state
     "parts": ("own/parts", ()),
-    # a loss and an optimizer of the user's
+    # the user's loss and optimizer
     "own": ("own/focal", ("train.learning_rate=0.01", "train.schedule=cosine")),
     "plateau": (
         "lstm",
@@ -56,15 +55,12 @@ CASES = {
     ),
 }
 NUM_STEPS = 24  # of a run: 90 training reviews in batches of 16
-ENDS: tuple[dict[int, Any], ...] = (
-    {5: RuntimeError},
-    {8: "signal"},
-    {},
-)  # at which step a process ends
+# The step at which each process of a run ends, and how.
+ENDS: tuple[dict[int, Any], ...] = ({5: RuntimeError}, {8: "signal"}, {})
 
 
 def main(folder: Path, *names: str) -> None:
-    """Train each case in three ways, and print what came out."""
+    """Train each case on one replica, on two, and with interruptions; print the outcomes."""
     job = load_job(JOBS / "lstm.toml", SETTINGS)
     import_tensorflow(None, 1, job)
     two, one = make_strategy(parse_devices("cpu:2")), one_device()
@@ -79,18 +75,10 @@ def main(folder: Path, *names: str) -> None:
 
 
 def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> None:
-    """Begin or go on with a run, and end it at a step, with or without saving."""
-    import keras
-
-    from harness.data.dataset import Dataset
+    """Begin or resume a run, and end it at a step, with or without saving."""
     from harness.errors import Interrupted
-    from harness.system.console import Console
     from harness.system.processes import StopRequest
-    from harness.system.resource_monitor import ResourceMonitor
-    from harness.tracking.run_dir import RunDirectory
-    from harness.training.context import Compute, Observers, RunContext
-    from harness.training.train import train
-    from tests.training.test_trainer import TEST, TRAIN
+    from tests.training.test_trainer import train_in
 
     class StopAt(StopRequest):
         num_checks = 0
@@ -103,26 +91,18 @@ def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> 
             if how:
                 raise how("killed")
 
-    keras.utils.clear_session()  # layers are named as in a new process
     path, settings = CASES[name]
     job = load_job(JOBS / f"{path}.toml", [*SETTINGS, *settings])
-    vocab = [f"word{i}" for i in range(40)]
-    console = Console()
-    console.silent = True
     try:
-        train(
-            RunContext(RunDirectory(folder), job, Dataset(TRAIN, TEST, vocab, "made up")),
-            Compute(strategy, ExecutionPlan("keras", 1)),
-            Observers(console, ResourceMonitor(0, 1), StopAt()),
-        )
+        train_in(folder, job, strategy=strategy, stop=StopAt())
     except (RuntimeError, Interrupted):
-        assert ends, "nothing should end this one"
+        assert ends, "it should not end"
     else:
-        assert not ends, "ended too late: nothing was tried"
+        assert not ends, "it should end"
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What must be the same, and the metrics."""
+    """Checksums of the files that must be equal, and the metrics."""
     names = ("metrics.jsonl", "model.keras", "predictions.npz", "validation_predictions.npz")
     files = {name: (folder / name).read_bytes() for name in names}
     lines = [json.loads(line) for line in files["metrics.jsonl"].splitlines()]

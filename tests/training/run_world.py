@@ -1,10 +1,10 @@
-"""Whole runs in a made-up world: jobs, nodes and a disk, by the functions of the code itself.
+"""Simulates runs on several nodes with the real code, except network, clock and disk.
 
-Time is virtual, and training a function of the state and the step. Processes are killed, stopped
-and lost with their node, the disk is full, fails or loses what is not synced, Slurm starts a job
-again while it is still there, and people start a second one.
+Time is virtual, and a training step is a function of the state and the step's number. The
+simulation kills and stops processes, loses nodes, fills or breaks the disk, loses unsynced data,
+lets Slurm start a job that is still alive, and starts a second job.
 
-    python -m tests.training.run_world --seed N    shows the schedule of a failure
+    python -m tests.training.run_world --seed N    prints the operations of a schedule
 """
 
 import argparse
@@ -70,15 +70,15 @@ def job() -> Any:
 
 
 class Violation(AssertionError):  # noqa: N818 - of a promise
-    """What a run has promised never to do."""
+    """A run broke a promise."""
 
 
 class Killed(BaseException):
-    """The process ends here; nothing that it would still do is done."""
+    """Ends the process at once."""
 
 
 class Number:
-    """Numbers on a device."""
+    """A variable on a device."""
 
     def __init__(self, value: Any) -> None:
         self.value = np.asarray(value, np.float64)
@@ -92,7 +92,7 @@ class Number:
 
 
 class Step:
-    """Training as a function of the state and the step, in place of a network."""
+    """A function of the state and the step, in place of a network."""
 
     strategy = SimpleNamespace(num_replicas_in_sync=1)
 
@@ -142,7 +142,7 @@ REVIEWS: Any = SimpleNamespace(labels=np.array([0, 1, 0, 1, 1, 0, 0, 1]))
 
 
 class Log:
-    """No TensorBoard log: its files are written by TensorFlow."""
+    """An empty log, because TensorFlow would write its files to a real disk."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -157,22 +157,22 @@ class Log:
 
 
 class Process:
-    """A start of a job's script on a node, and the harness that it runs."""
+    """A job's script on a node, and the harness process that it runs."""
 
     def __init__(self, world: "World", job: "Job", node: int) -> None:
         self.world, self.job, self.node, self.since_s = world, job, node, world.now_s
         self.turn = threading.Semaphore(0)
         self.thread = threading.Thread(target=self._live, daemon=True)
         self.is_alive = True
-        self.is_gone = False  # with its node, its script too
-        self.is_killed = False  # its harness
+        self.is_gone = False  # the node with script and harness
+        self.is_killed = False  # the harness alone
         self.stopped_until_s = 0.0
-        self.listens = False  # to signals
+        self.listens = False  # whether it handles signals
         self.trains = self.saw_fault = False
         self.trained = self.saved = 0  # steps
         self.is_further = False  # it saved a step that no start had saved
         self.stop, self.signals = StopRequest(), list[str]()
-        self.looked_s = self.since_s  # at the lease
+        self.looked_s = self.since_s  # when it last read the lease
         self.num_since = 0  # writes since then
 
     def _live(self) -> None:
@@ -187,7 +187,7 @@ class Process:
         self.world.turn.release()
 
     def sleep(self, time_s: float) -> None:
-        """Let time pass, in which others act.
+        """Let time pass; other processes act meanwhile.
 
         Raises:
             Killed: if this process was killed meanwhile.
@@ -203,7 +203,7 @@ class Job:
     def __init__(self, number: int, *, first: int, begins: bool) -> None:
         self.number, self.first, self.begins = number, first, begins
         self.restarts = 0
-        self.num_idle = 0  # starts one after another that saved nothing further
+        self.num_idle = 0  # consecutive starts without a new checkpoint
 
     @property
     def allocation(self) -> SlurmEnvironment:
@@ -220,7 +220,7 @@ class Job:
 
 
 class World:
-    """Nodes with a disk, jobs, and what strikes them."""
+    """Nodes with a shared disk, jobs, and the plan of faults."""
 
     def __init__(self, seed: int, faults: tuple[str, ...] = (), num_faults: int | None = None):
         self.chance = chance = random.Random(seed)  # noqa: S311 - not a secret
@@ -236,12 +236,12 @@ class World:
         self.down_until_s = [0.0] * num_nodes
         self.full_until_s, self.begun_s = 0.0, math.inf
         self.owner: Process | None = None  # of the lease
-        self.owned_s = 0.0  # since when
-        self.saved: list[tuple[int, float]] = []  # steps that a start can count on, and since when
+        self.owned_s = 0.0  # when it took the lease
+        self.saved: list[tuple[int, float]] = []  # the steps of checkpoints, and when they came
         self.rotten: list[Any] = []  # files
         self.furthest = self.num_starts = 0
         self.finished_s: float | None = None
-        self.is_hopeless = chance.random() < 0.1  # no start comes to a step before its warning
+        self.is_hopeless = chance.random() < 0.1  # every start is warned before its first step
         self.refuses_requeue = chance.random() < 0.2
         num = chance.choice((1, 2, 3, 4, 6, 8)) if num_faults is None else num_faults
         self.plan = [self._fault(chance.choice(faults or FAULTS)) for _ in range(num)]
@@ -250,7 +250,7 @@ class World:
         self._push(0.0, self.submit)
 
     def _fault(self, fault: str) -> tuple[int, str, str]:
-        """After how many operations it strikes, at which one, and what: `error@list` at a list."""
+        """The operations before the fault, the place that it hits, and its kind (`error@list`)."""
         kind, _, place = fault.partition("@")
         return self.chance.randrange(900), place or self.chance.choice(PLACES), kind
 
@@ -275,7 +275,7 @@ class World:
                 return
 
     def run(self) -> None:
-        """Run until the run is finished and everybody has left.
+        """Simulate until the run has finished and all processes have ended.
 
         Raises:
             Violation: if a promise is broken.
@@ -311,13 +311,13 @@ class World:
     # Jobs
 
     def submit(self) -> None:
-        """A person submits the job, or goes on with its run if there is one."""
+        """A person submits the job, or resumes its run."""
         number = next(self.job_number)
-        begins = self.now_s < self.begun_s + CACHE_S  # no node sees that there is none
+        begins = self.now_s < self.begun_s + CACHE_S  # a node may not see the run yet
         self._start(Job(number, first=number, begins=begins))
 
     def _submit_again(self) -> None:
-        """A person sees that nothing goes on."""
+        """A person resumes a run that no job trains."""
         self.is_hopeless = False
         if self.finished_s is None:
             if any(each.is_alive for each in self.processes):
@@ -341,7 +341,7 @@ class World:
         p.is_killed |= not p.listens
 
     def script(self, p: Process) -> None:
-        """What `slurm/common.sh` does: the harness, then what becomes of the job."""
+        """The job script: starts the harness, then decides, like `slurm/common.sh`."""
         before = self.furthest
         p.trains = True
         try:
@@ -351,7 +351,7 @@ class World:
                 raise
             code = WARNED if p.signals and not p.listens else KILLED
         if code == SAVED and p.trained > p.saved:
-            raise Violation("a job is not saved that says so")
+            raise Violation("exit code 75 without a checkpoint of the last step")
         p.trains = p.is_killed = False
         if (code == SAVED or code > 125) and self._goes_on(p, code, before):
             self._requeue(p)
@@ -359,7 +359,7 @@ class World:
             self._push(60.0, self._submit_again)
 
     def _goes_on(self, p: Process, code: int, before: int) -> bool:
-        """What `harness job-end` decides; without an answer the script decides itself."""
+        """The decision of `harness job-end`, or if that fails, of the script."""
         job, allocation = p.job, p.job.allocation
         counted = counters_file(RUNS, allocation)
         signals = tuple(p.signals)
@@ -374,9 +374,9 @@ class World:
         is_further = self.furthest > before
         job.num_idle = 0 if is_further else job.num_idle + 1
         if p.is_further and decision.reason.startswith("gave up"):
-            raise Violation("a job that continues is given up")
+            raise Violation("a job with new checkpoints is given up")
         if decision.requeue and job.num_idle > batch.MAX_REQUEUES + 1:
-            raise Violation("a job comes back for ever")
+            raise Violation("a job without new checkpoints is requeued for ever")
         return decision.requeue
 
     def _requeue(self, p: Process) -> None:
@@ -384,7 +384,7 @@ class World:
         for each in self.processes:
             each.is_gone |= each.job is job and each is not p
         if self.refuses_requeue:
-            if self.now_s < self.begun_s + CACHE_S:  # there is nothing to go on with
+            if self.now_s < self.begun_s + CACHE_S:  # no run that a job could resume
                 self._push(60.0, self._submit_again)
                 return
             idle, job = job.num_idle, Job(next(self.job_number), first=job.first, begins=False)
@@ -401,19 +401,19 @@ class World:
         except Interrupted as end:
             return end.exit_code
         except InputError as error:
-            raise Violation(f"what it did itself is refused: {error}") from error
+            raise Violation(f"a run refuses its own files: {error}") from error
         except TakenOver as error:
             if self.owner is p and self.finished_s is None:
-                raise Violation(f"nobody took it over: {error}") from error
+                raise Violation(f"no process took the run over: {error}") from error
             return 1
         except (RunError, OSError) as error:
             if not p.saw_fault:
-                raise Violation(f"the disk is fine: {error}") from error
+                raise Violation(f"an error without a fault of the disk: {error}") from error
             return 1
         return 0
 
     def _train(self, p: Process) -> None:
-        """What `launch` and `train` do, in their order."""
+        """The calls of `launch` and `train`, in their order."""
         if p.job.begins:
             run = RunDirectory.new(RUNS, job(), RUN_ID)
         else:
@@ -448,7 +448,7 @@ class World:
     # The disk
 
     def act(self, kind: str, path: str, effect: Callable[[], Any]) -> Any:
-        """Do an operation on the disk, unless something strikes."""
+        """Do an operation on the disk, unless a fault prevents it."""
         p = self.current
         assert p
         p.sleep(self.chance.random() * 0.1)
@@ -457,7 +457,7 @@ class World:
             print(f"{self.now_s:8.1f} s  job {p.job.number}.{p.job.restarts}  {kind} {path}")  # noqa: T201
         fault, is_done = self._strike(p, f"{kind} {path}")
         if fault in ("kill", "node", "error") and is_done:
-            with contextlib.suppress(OSError):  # nobody is left to see it, or another error follows
+            with contextlib.suppress(OSError):  # the process dies, or raises another error below
                 self._apply(p, kind, path, effect)
         p.sleep(0.0)
         if fault == "error" or self.down_until_s[p.node] > self.now_s:
@@ -499,7 +499,7 @@ class World:
             raise Violation(f"a second writer: {kind} {name}")
 
     def note_saved(self, p: Process, step: int) -> None:
-        """A process believes that a checkpoint is on the disk."""
+        """A process has saved a checkpoint."""
         p.saved = step
         if self.owner is p:
             self.saved.append((step, self.now_s))
@@ -507,7 +507,7 @@ class World:
             self.furthest = max(self.furthest, step)
 
     def note_restored(self, p: Process, step: int, looked_s: float) -> None:
-        """A process goes on from a checkpoint, or begins."""
+        """A process has restored a checkpoint, or begun the run."""
         if self.owner is not p:
             return
         at = f"{RUN}/checkpoints/step-{{:09d}}.npz"
@@ -515,7 +515,7 @@ class World:
         visible = [each for each, at_s in self.saved if at_s < looked_s - CACHE_S][-2:]
         sound = [each for each in visible if saved[each] not in self.rotten]
         if sound and step < max(sound):
-            raise Violation(f"an acknowledged step is lost: {max(sound)}, goes on from {step}")
+            raise Violation(f"the checkpoint of step {max(sound)} is lost; resumed from {step}")
         self.saved = [each for each in self.saved if each[0] <= step]
 
     # Faults
@@ -555,12 +555,12 @@ class World:
         return kind, chance.random() < 0.4
 
     def _again(self, job: Job) -> None:
-        """Slurm starts a job again whose node it does not reach."""
+        """Slurm requeues a job because it doesn't reach the node."""
         job.restarts += 1
         self._push(REQUEUE_S, lambda: self._start(job))
 
     def _rot(self) -> None:
-        """A failing disk breaks the newest checkpoint, or two."""
+        """A failing disk breaks the newest checkpoint or the newest two."""
         names = [each for each in self.disk.names(f"{RUN}/checkpoints") if each.startswith("step")]
         if self.rotten:
             return
@@ -571,10 +571,10 @@ class World:
             file.content = file.content[:at] + broken + file.content[at + 1 :]
             self.rotten.append(file)
         if len(self.rotten) > 1:
-            self.saved.clear()  # there is nothing to count on
+            self.saved.clear()  # no checkpoint may be left
 
     def results(self) -> dict[str, bytes]:
-        """What a finished run leaves, but times."""
+        """The files of a finished run, without those that hold times."""
         files = self.disk.files
         return {
             name: files[f"{RUN}/{name}"].content for name in RESULTS if f"{RUN}/{name}" in files
@@ -588,7 +588,7 @@ class World:
 
 
 class Simulated(Trainer):
-    """The trainer, which notes what it saves."""
+    """The trainer; reports its checkpoints to the world."""
 
     def __init__(self, p: Process, run: RunDirectory, heartbeat: Heartbeat) -> None:
         self.process = p
@@ -622,7 +622,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 @functools.cache
 def undisturbed() -> dict[str, bytes]:
-    """What a run leaves that nothing strikes."""
+    """The files of a run without faults."""
     world = World(0, num_faults=0)
     with patch.object(world, "_compare"):
         world.run()
@@ -631,7 +631,7 @@ def undisturbed() -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def made_up() -> Iterator[None]:
-    """The clock and the disk of a world in place of this machine's."""
+    """Replace this machine's clock and disk by those of the world."""
 
     def now_s() -> Any:
         return MOUNT.disk.now_s
@@ -664,7 +664,7 @@ def made_up() -> Iterator[None]:
 def violations(
     seeds: Iterable[int], faults: tuple[str, ...] = (), num_faults: int | None = None
 ) -> Iterator[tuple[int, str]]:
-    """The seed of each schedule that breaks a promise, and a line that says how to see it."""
+    """The seeds of schedules that break a promise, each with a line that says which."""
     with made_up():
         undisturbed()
         for seed in seeds:
@@ -675,10 +675,10 @@ def violations(
 
 
 def main() -> None:
-    """Show what happens in a schedule."""
+    """Print the operations and faults of a schedule."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--without", choices=SAFEGUARDS, help="a safeguard, taken out of the code")
+    parser.add_argument("--without", choices=SAFEGUARDS, help="remove this safeguard from the code")
     options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         stack.enter_context(made_up())

@@ -1,4 +1,4 @@
-"""The safeguards of a run, and the code without each of them."""
+"""The safeguards of a run, and how to remove one from the code."""
 
 import contextlib
 import inspect
@@ -18,28 +18,28 @@ from harness.training.trainer import Trainer
 
 
 class Safeguard(NamedTuple):
-    """What protects a run, and how it is taken out."""
+    """Code that protects a run, and its replacement."""
 
-    faults: tuple[str, ...]  # that it is for
+    faults: tuple[str, ...]  # from which it protects
     of: Any  # a module or a class
     function: str
-    replaced: dict[str, str]  # texts of the function
+    replaced: dict[str, str]  # parts of the function's source
 
 
 SAFEGUARDS = {
-    "who has lost the lease stops": Safeguard(
+    "a process without the lease stops": Safeguard(
         ("second", "cut off", "pause"),
         LeasedDirectory,
         "check_lease",
         {'holder.get("token") != self._token': "False"},
     ),
-    "the lease is written again": Safeguard(
+    "a refused write of the lease is repeated": Safeguard(
         ("second", "cut off"),
         LeasedDirectory,
         "take_lease",
         {"if is_last": "if True"},
     ),
-    "what can't be read is not missing": Safeguard(
+    "an unreadable file is not a missing one": Safeguard(
         ("error", "kill"),
         LeasedDirectory,
         "_certain_bytes",
@@ -67,37 +67,37 @@ SAFEGUARDS = {
         "_update_crc",
         {"if self._expected_crc is None": "if True"},
     ),
-    "the checkpoint before stays": Safeguard(
+    "the older checkpoint stays": Safeguard(
         ("rot", "kill"),
         checkpoint,
         "save",
         {"[:-MAX_CHECKPOINTS]": "[:-1]"},
     ),
-    "broken checkpoints give way": Safeguard(
+    "broken checkpoints are removed": Safeguard(
         ("rot", "kill", "kill"),
         checkpoint,
         "save",
         {"for path in broken:": "for path in ():"},
     ),
-    "folders are listed again": Safeguard(
+    "a folder is listed again": Safeguard(
         ("cut off", "second", "rot"),
         checkpoint,
         "_newest",
         {"isinstance(error, FileNotFoundError)": "False"},
     ),
-    "a disk that fails breaks no checkpoint": Safeguard(
+    "a disk error is no broken checkpoint": Safeguard(
         ("error", "kill"),
         checkpoint,
         "_newest",
         {"raise_unless_missing(refusal, path)": "pass"},
     ),
-    "a folder that can't be listed is not empty": Safeguard(
+    "an unreadable folder is not an empty one": Safeguard(
         ("error@list", "kill"),
         RunDirectory,
         "checkpoints",
         {"raise_unless_missing(error, folder)": "pass"},
     ),
-    "a disk that fails makes no job wrong": Safeguard(
+    "a disk error is no wrong job": Safeguard(
         ("error@job.toml", "kill"),
         job_file,
         "read_toml_file",
@@ -109,13 +109,13 @@ SAFEGUARDS = {
         "saved_when_interrupted",
         {"self._save()": "pass"},
     ),
-    "starts without a step are counted": Safeguard(
+    "starts without a new step are counted": Safeguard(
         ("warn",),
         batch,
         "_count",
         {"before.idle + (not again)": "0"},
     ),
-    "a start with a step more counts from 0": Safeguard(
+    "a new step resets this count": Safeguard(
         ("warn",),
         batch,
         "_count",
@@ -126,12 +126,12 @@ SAFEGUARDS = {
 
 @contextlib.contextmanager
 def without(name: str) -> Iterator[None]:
-    """Take one safeguard out of the code."""
+    """Remove a safeguard from the code."""
     _, where, function, replaced = SAFEGUARDS[name]
     found = getattr(where, function)
     source = textwrap.dedent(inspect.getsource(found))
     for old, new in replaced.items():
-        assert source.count(old) == 1, f"{name}: {function} has other words now"
+        assert source.count(old) == 1, f"{name}: {function} has changed; update `replaced`"
         source = source.replace(old, new)
     names = inspect.unwrap(found).__globals__
     made: dict[str, Any] = {}

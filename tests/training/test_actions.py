@@ -1,4 +1,4 @@
-"""What a run tells of its way: numbers that people plan by."""
+"""The figures that a run reports: remaining time, speed, use of the machine."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +13,8 @@ from harness.training.actions import ProgressReport, StepResults, UsageMeter
 from harness.training.progress import Progress
 
 
-def test_the_heartbeat_tells_the_time_that_is_left(tmp_path: Path) -> None:
-    """Three of twenty steps took six seconds, so the other seventeen take thirty-four."""
+def test_the_heartbeat_has_the_remaining_time(tmp_path: Path) -> None:
+    """Three of twenty steps took 6 s, so the other seventeen take 34 s."""
     heartbeat = Heartbeat(RunDirectory(tmp_path), None)
     report = ProgressReport(Console(), heartbeat, num_epochs=4, steps_per_epoch=5)
     losses = np.array([0.5, 0.4])
@@ -24,8 +24,8 @@ def test_the_heartbeat_tells_the_time_that_is_left(tmp_path: Path) -> None:
     assert told == {"step": 3, "num_steps": 20, "eta_s": 34.0, "reviews_per_s": 16.0}
 
 
-def test_an_epochs_line_has_its_own_speed() -> None:
-    """Reviews by seconds of the epoch, and means over its reviews."""
+def test_a_metrics_line_has_the_means_and_the_speed_of_the_epoch() -> None:
+    """Loss and accuracy are sums divided by the reviews."""
     progress = Progress()
     progress.add_steps(np.array([[40.0, 20.0, 0.0], [10.0, 5.0, 0.0]]), 0.5)
     assert progress.epoch_metrics(50, 0.01) == {

@@ -1,4 +1,4 @@
-"""Whole runs in processes of their own: exact over kills, and over writers that meet."""
+"""Whole runs: the same bytes after kills, and with two writers."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import Harness, calm_run, results
 from tests.data.made_up_texts import make_rows, write_csv
-from tests.training.kills import kill_at, killed_run, wait_for_step
+from tests.training.kills import kill_at, killed_run
 
 pytestmark = pytest.mark.full
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.full
 def test_a_killed_run_ends_with_the_same_bytes(
     harness: Harness, job: str, devices: str, kills: tuple[int, ...]
 ) -> None:
-    """SIGKILL leaves no trace in metrics, weights, predictions and scores, however often."""
+    """Any number of kills changes nothing in metrics, weights, predictions, scores and the log."""
     words = ["--devices", devices, "--set", "train.reduce_lr_patience=1"]
     words += ["--set", "train.epochs=8"]
     calm = harness.train(job, "calm", *words)
@@ -47,8 +47,8 @@ def test_a_killed_run_ends_with_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_several_classes_are_exact_over_kills_and_alike_on_replicas(harness: Harness) -> None:
-    """SIGKILL in two epochs leaves no trace, and two replicas and one have the same curve."""
+def test_several_classes_are_exact_over_kills_and_equal_on_replicas(harness: Harness) -> None:
+    """Kills in two epochs change nothing, and one replica and two have the same curve."""
     rows = [(f"{text} {'xyz'[i % 3]}", ["one", "two", "three"][i % 3])
             for i, (text, _) in enumerate(make_rows(400))]  # fmt: skip
     source = write_csv(harness.folder / "several.csv", rows)
@@ -72,22 +72,12 @@ def test_several_classes_are_exact_over_kills_and_alike_on_replicas(harness: Har
     assert result["classes"] == ["one", "three", "two"]
     with np.load(calm / "predictions.npz") as arrays:
         assert arrays["probabilities"].shape == (result["num_test"], 3)
-    told = harness.run("predict", calm, "a fine film x", "a fine film z", "--json")
-    assert told.returncode == 0, told.stderr
-    for line, label in zip(told.stdout.splitlines(), ("one", "three"), strict=True):
-        prediction = json.loads(line)
-        assert prediction["class"] == label
-        assert list(prediction["probabilities"]) == result["classes"]
-        assert sum(prediction["probabilities"].values()) == pytest.approx(1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", ["cpu:1", "cpu:2"])
 def test_twenty_kills_at_random_moments_leave_no_trace(harness: Harness, devices: str) -> None:
-    """20 times SIGKILL, in start-up, training, validation and saving: the same bytes.
-
-    Run by hand with `-m slow -s`, which shows where each kill fell.
-    """
+    """Twenty kills in start-up, training, validation and saving; `-s` prints their places."""
     words = ["--devices", devices, "--set", "train.epochs=500", "--set", "data.limit=1000"]
     calm = harness.run(*harness.train_words("gru", "calm", *words), timeout_s=1200)
     assert calm.returncode == 0, calm.stderr
@@ -102,7 +92,7 @@ def test_twenty_kills_at_random_moments_leave_no_trace(harness: Harness, devices
         process.communicate()
         state = json.loads((run / "state.json").read_text()) if run.exists() else {}
         print(devices, state.get("phase"), "step", state.get("step"))  # noqa: T201
-        assert not (run / "result.json").exists(), "killed too late: nothing was tried"
+        assert not (run / "result.json").exists(), "finished before the kill"
     last = harness.run(*harness.train_words("gru", "killed", *words), timeout_s=1200)
     assert last.returncode == 0, last.stderr
     assert results(run) == results(harness.runs / "gru" / "calm")
@@ -125,11 +115,11 @@ def step_events(run: Path) -> list[tuple[str, int, float]]:
     return sorted(found)
 
 
-def test_a_broken_checkpoint_is_named_and_the_one_before_taken(harness: Harness) -> None:
-    """A truncated newest checkpoint costs its steps, not the run."""
+def test_a_broken_checkpoint_is_named_and_the_older_one_used(harness: Harness) -> None:
+    """A truncated or empty checkpoint, or a FIFO in its place, costs steps but not the run."""
     calm, run = calm_run(harness, "lstm"), killed_run(harness, "lstm")
     *older, oldest, newest = sorted((run / "checkpoints").glob("step-*.npz"))
-    for path in older:  # there is a third where the kill fell before it was removed
+    for path in older:  # the kill may have come before the third one was removed
         path.unlink()
     kept = harness.folder / "kept"
     shutil.copytree(run, kept)
@@ -149,28 +139,8 @@ def test_a_broken_checkpoint_is_named_and_the_one_before_taken(harness: Harness)
     assert results(run) == results(calm)
 
 
-# `test_a_run_that_was_taken_over_writes_nothing_more` has an older one that stands still.
-@pytest.mark.slow
-def test_the_newer_of_two_writers_wins(harness: Harness) -> None:
-    """A second process takes the run over; the first notices, says who has it, and stops."""
-    calm = calm_run(harness, "lstm")
-    older = harness.start(*harness.train_words("lstm", "killed"))
-    run = harness.runs / "lstm" / "killed"
-    wait_for_step(older, run, 3)
-    newer = harness.start("resume", run)
-    _, older_said = older.communicate(timeout=120)
-    _, newer_said = newer.communicate(timeout=120)
-    assert newer.returncode == 0, newer_said
-    # The older one may have been done before the newer one took over; then nothing was left.
-    if older.returncode != 0:
-        assert older.returncode == 1
-        assert f"process {newer.pid}" in older_said
-        assert "Traceback" not in older_said
-    assert results(run) == results(calm)
-
-
 def test_checkpoints_of_another_job_or_other_data_are_refused(harness: Harness) -> None:
-    """A job.toml that was edited, and a record that is gone, end in one line, not in a mixture."""
+    """An edited job.toml ends in one line, and the checkpoints stay."""
     run = killed_run(harness, "lstm")
     job = (run / "job.toml").read_text()
     (run / "job.toml").write_text(job.replace("learning_rate = 0.0005", "learning_rate = 5.0"))
@@ -183,7 +153,7 @@ def test_checkpoints_of_another_job_or_other_data_are_refused(harness: Harness) 
 
 
 def test_a_run_that_was_taken_over_writes_nothing_more(harness: Harness) -> None:
-    """A process that slept while another finished its run leaves every byte as it is."""
+    """A process that was stopped while another one finished the run changes no byte."""
     older = harness.start(*harness.train_words("lstm", "killed"))
     run = harness.runs / "lstm" / "killed"
     deadline = time.monotonic() + 60

@@ -1,27 +1,44 @@
-"""What CUDA reports ends a run in one line with a remedy; the messages are TensorFlow's."""
+"""Errors of devices and of lost workers, by TensorFlow's messages."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tensorflow as tf
 
-from harness.errors import Interrupted, RunError
-from harness.training.failures import device_error, explained_losses
+from harness.errors import Interrupted, RunError, TakenOver
+from harness.tracking.records import Heartbeat
+from harness.tracking.run_dir import RunDirectory
+from harness.training.failures import device_error, explained_losses, recorded_failures
 
 
 def internal(text: str) -> tf.errors.OpError:
     return tf.errors.InternalError(None, None, text)
 
 
-def test_other_errors_are_left_alone() -> None:
-    """An error that no rule knows keeps its traceback; TensorFlow's own text is enough of one."""
+def test_only_errors_of_devices_are_explained() -> None:
+    """Other errors keep their traceback."""
     assert device_error(internal("Cannot convert a string to a number")) is None
     assert isinstance(device_error(internal("CUDA_ERROR_NO_BINARY_FOR_GPU")), RunError)
 
 
 def test_a_worker_that_nccl_lost_is_an_interruption() -> None:
-    """Like one that TensorFlow lost: the others have saved and can go on."""
+    """The others have saved and can be resumed."""
     group: Any = SimpleNamespace(explain=lambda: None, lost=lambda message: "n2")
     with pytest.raises(Interrupted, match="the loss of the worker on n2"), explained_losses(group):
         raise internal("NCCL: ncclRemoteError: remote process exited or there was a network error")
+
+
+def test_a_failure_after_a_takeover_is_reported_as_the_takeover(tmp_path: Path) -> None:
+    """The newer process removes files that the older one writes, whose errors are consequences."""
+    older, newer = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run")
+    older.take_lease()
+    with (
+        pytest.raises(RunError, match="can't be written"),
+        recorded_failures(Heartbeat(older, None)),
+    ):
+        raise RunError("log: can't be written: No such file or directory")
+    newer.take_lease()
+    with pytest.raises(TakenOver, match="took it over"), recorded_failures(Heartbeat(older, None)):
+        raise RunError("log: can't be written: No such file or directory")

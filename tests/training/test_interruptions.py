@@ -1,28 +1,20 @@
-"""A signal at each kind of moment in which a run looks for one: the bytes of an undisturbed run."""
+"""A signal at any moment at which a run checks for one: the bytes of an undisturbed run."""
 
 import sys
 from pathlib import Path
 
 import pytest
-import tensorflow as tf
 
-from harness.compute.execution_plan import ExecutionPlan
-from harness.data.dataset import Dataset
 from harness.errors import Interrupted
 from harness.job.job_file import check_job
 from harness.job.keys import Job
-from harness.system.console import Console
 from harness.system.processes import StopRequest
-from harness.system.resource_monitor import ResourceMonitor
-from harness.tracking.run_dir import RunDirectory
-from harness.training.context import Compute, Observers, RunContext
-from harness.training.train import train
 from tests.conftest import results
-from tests.training.test_trainer import TEST, TRAIN
+from tests.training.test_trainer import train_in
 
 pytestmark = pytest.mark.full
 
-# Whatever of it is called twice changes the bytes.
+# Every second call of a hook changes the bytes.
 CALLBACK = """
 import keras
 class Cuts(keras.callbacks.Callback):
@@ -41,7 +33,7 @@ def make(): return Cuts()
 
 
 def job_of() -> Job:
-    """Three epochs of few steps, of which the last two are averaged."""
+    """Three epochs of few steps."""
     return check_job(
         {
             "name": "mine",
@@ -63,39 +55,23 @@ def job_of() -> Job:
 
 
 class StopAt(StopRequest):
-    """A signal when the run looks for one for the n-th time; remembers from where it looked."""
+    """Interrupts the n-th check; records the function of every check."""
 
     def __init__(self, n: int = 0) -> None:
         super().__init__()
         self.n = n
-        self.looked_from: list[str] = []
+        self.checked_from: list[str] = []
 
     def check(self) -> None:
-        self.looked_from.append(sys._getframe(1).f_code.co_name)
-        if len(self.looked_from) == self.n:
+        self.checked_from.append(sys._getframe(1).f_code.co_name)
+        if len(self.checked_from) == self.n:
             raise Interrupted("SIGTERM")
 
 
-def run_to(folder: Path, stop: StopAt) -> RunDirectory:
-    """Train, or go on, to the end or the signal."""
-    tf.keras.utils.clear_session()  # layers are named as in a new process
-    console = Console()
-    console.silent = True
-    vocab = [f"word{i}" for i in range(40)]
-    dataset = Dataset(TRAIN, TEST, vocab, checksum="made up")
-    run = RunDirectory(folder)
-    train(
-        RunContext(run, job_of(), dataset),
-        Compute(tf.distribute.get_strategy(), ExecutionPlan("keras", 1)),
-        Observers(console, ResourceMonitor(0, 1), stop),
-    )
-    return run
-
-
-def moments(looked_from: list[str]) -> dict[str, int]:
-    """The number of the look at each kind of moment."""
-    epochs = [n for n, name in enumerate(looked_from, 1) if name == "fit"]
-    scoring = [n for n, name in enumerate(looked_from, 1) if name == "probabilities"]
+def moments(checked_from: list[str]) -> dict[str, int]:
+    """The number of a check at each kind of moment."""
+    epochs = [n for n, name in enumerate(checked_from, 1) if name == "fit"]
+    scoring = [n for n, name in enumerate(checked_from, 1) if name == "probabilities"]
     return {
         "before the first epoch": epochs[0],
         "between epochs": epochs[1],
@@ -107,11 +83,12 @@ def moments(looked_from: list[str]) -> dict[str, int]:
 
 
 def test_a_signal_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    """Callbacks are called once at each epoch."""
+    """And callbacks are called once per epoch."""
     stop = StopAt()
-    calm = run_to(tmp_path / "calm", stop)
-    for when, n in moments(stop.looked_from).items():
+    calm = train_in(tmp_path / "calm", job_of(), stop=stop)
+    for when, n in moments(stop.checked_from).items():
         folder = tmp_path / when.replace(" ", "-")
         with pytest.raises(Interrupted):
-            run_to(folder, StopAt(n))
-        assert results(run_to(folder, StopAt()).folder) == results(calm.folder), when
+            train_in(folder, job_of(), stop=StopAt(n))
+        resumed = train_in(folder, job_of())
+        assert results(resumed.folder) == results(calm.folder), when

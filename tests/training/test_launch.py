@@ -1,39 +1,25 @@
-"""What happens before a run: its workers meet, its devices are judged."""
+"""Before a run: its devices and its record."""
 
-import contextlib
 import errno
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from harness.errors import DiskError
 from harness.job.job_file import load_job
-from harness.system.console import Console
 from harness.tracking.provenance import changes_since_first_start
 from harness.tracking.run_dir import RunDirectory
 from harness.training.context import RunContext
-from harness.training.launch import (
-    dataset_of,
-    devices_to_use,
-    join_workers,
-    plan_of,
-)
+from harness.training.launch import dataset_of, devices_to_use, plan_of
 from harness.training.parent import Parent, find_parent
 from tests.conftest import JOBS
-from tests.slurm.test_nodes import allocation, job_id
-
-__all__ = ["job_id"]  # pytest takes the fixture from here
 
 
-def test_a_resumed_run_keeps_its_devices_whatever_the_site_says(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """HARNESS_DEVICES is for runs that have no devices yet; the command always wins."""
+def test_a_resumed_run_keeps_its_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """HARNESS_DEVICES is for new runs; `--devices` is for all."""
     new, begun = RunDirectory(tmp_path / "new"), RunDirectory(tmp_path / "begun")
     begun.folder.mkdir()
     begun.path("provenance.json").write_text('{"devices_asked": "cpu:2"}')
@@ -55,12 +41,12 @@ def test_a_resumed_run_keeps_its_devices_whatever_the_site_says(
         lambda run, context: changes_since_first_start(run, []),
     ],
 )
-def test_a_record_that_can_not_be_read_just_now_is_not_a_missing_one(
+def test_an_unreadable_record_is_not_a_missing_one(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     reads: Callable[[RunDirectory, RunContext], object],
 ) -> None:
-    """The run would go on with other devices, another plan or random weights."""
+    """Otherwise the run would continue with other devices, another plan or random weights."""
     run = RunDirectory(tmp_path)
     dataset: Any = None
     run.path("provenance.json").write_text('{"devices_asked": "cpu:2"}')
@@ -72,25 +58,3 @@ def test_a_record_that_can_not_be_read_just_now_is_not_a_missing_one(
         monkeypatch.setattr(f"harness.{module}.read_plain_file", fail)
     with pytest.raises(DiskError, match=r"provenance\.json: can't be read: Stale file handle"):
         reads(run, RunContext(run, load_job(JOBS / "lstm.toml"), dataset))
-
-
-def test_only_the_chief_writes_where_others_read(job_id: str, tmp_path: Path) -> None:
-    """The other worker has a silent console and a temporary folder, gone when the run ends."""
-    run = RunDirectory(tmp_path / "lstm" / "wide")
-    dataset: Any = SimpleNamespace(checksum="made up")
-    context = RunContext(run, load_job(JOBS / "lstm.toml"), dataset)
-    consoles, stacks = [Console(), Console()], [contextlib.ExitStack(), contextlib.ExitStack()]
-
-    def join(rank: int) -> RunContext:
-        own = allocation(job_id, rank)
-        return join_workers(own, context, console=consoles[rank], stack=stacks[rank])[1]
-
-    with ThreadPoolExecutor(2) as pool:
-        chief, other = pool.map(join, range(2))
-        folder = other.run.folder
-        was_there = folder.parent.is_dir()
-        list(pool.map(contextlib.ExitStack.close, stacks))  # each waits for the other
-    assert chief.run is run
-    assert (folder.name, folder.is_relative_to(tmp_path)) == ("wide", False)
-    assert (was_there, folder.parent.exists()) == (True, False)
-    assert [console.silent for console in consoles] == [False, True]

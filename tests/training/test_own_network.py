@@ -1,4 +1,4 @@
-"""The job own/conv_gru.toml: a network from a file, through every command that runs it."""
+"""The job own/conv_gru.toml: a network from a file, in all commands that use it."""
 
 import csv
 import shutil
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.full
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A copy of the example, in a folder that nobody else can write to."""
+    """A copy of the example, in a folder that only its owner can write to."""
     folder = tmp_path / "own"
     shutil.copytree(JOBS / "own", folder)
     for path in (folder, *folder.iterdir()):
@@ -24,8 +24,8 @@ def own(tmp_path: Path) -> Path:
 
 
 def test_an_own_network_needs_its_file_once(harness: Harness, own: Path) -> None:
-    """Killed, resumed, tested and asked without its file, which changed and then went, it ends
-    with the bytes of an undisturbed run, and on one replica with the same losses.
+    """After its start a run needs the file no more: a killed run is resumed, to the same bytes,
+    evaluated, and used for predictions. On one replica it has the same losses.
     """
     job, runs = str(own / "conv_gru"), harness.runs / "conv_gru"
     words = ["--devices", "cpu:2"]
@@ -60,7 +60,7 @@ def test_an_own_network_needs_its_file_once(harness: Harness, own: Path) -> None
 
 @pytest.mark.slow
 def test_a_search_reaches_the_options(harness: Harness, own: Path) -> None:
-    """A search tries the values of a network's own setting, and the best is trained without it."""
+    """A search tries values of `model.options`; its best trial needs the file no more."""
     path = own / "tune_conv_gru.toml"
     path.write_text(
         (own / "conv_gru.toml").read_text() + '[search]\ntuner = "grid"\n[search.space]\n'
@@ -80,7 +80,7 @@ def test_a_search_reaches_the_options(harness: Harness, own: Path) -> None:
 
 
 def test_a_refused_network_leaves_nothing(harness: Harness, own: Path) -> None:
-    """An error of the network's own, a wrong shape, an unknown option: one line, no folder."""
+    """An error inside the network, a wrong shape, an unknown option: one line, no folder."""
     source = own / "conv_gru.py"
     text = source.read_text()
     for before, after, says in (

@@ -1,4 +1,4 @@
-"""`train --from RUN`: the same job goes on to the same bytes, another one begins with weights."""
+"""`train --from RUN`: the same job continues to the same bytes, another job begins with weights."""
 
 import io
 import json
@@ -34,15 +34,15 @@ def embedding(run: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Harness:
-    """A command's folder with the finished run `lstm/parent` of three epochs."""
+    """A folder with the finished run `lstm/parent` of three epochs."""
     harness = Harness(tmp_path_factory.mktemp("parent"))
     assert harness.train("lstm", "parent").returncode == 0
     return harness
 
 
 @pytest.mark.full
-def test_more_epochs_give_the_bytes_of_a_run_of_so_many(parent: Harness) -> None:
-    """The child is killed once, and goes on by the same command."""
+def test_more_epochs_end_with_the_bytes_of_one_run(parent: Harness) -> None:
+    """The child is killed once, and the same command resumes it."""
     five = ("--set", "train.epochs=5")
     named = parent.runs / "lstm/parent"
     assert parent.train("lstm", "whole", *five).returncode == 0
@@ -56,8 +56,8 @@ def test_more_epochs_give_the_bytes_of_a_run_of_so_many(parent: Harness) -> None
 
 
 @pytest.mark.full
-def test_a_run_that_goes_on_computes_as_its_parent(parent: Harness) -> None:
-    """By its plan and on its devices; what differs from it is told, and refused with --strict."""
+def test_a_run_that_continues_uses_plan_and_devices_of_its_parent(parent: Harness) -> None:
+    """It warns of other differences, and --strict refuses them."""
     shutil.copytree(parent.runs / "lstm/parent", named := parent.runs / "lstm/two")
     record = json.loads((named / "provenance.json").read_text())
     plan = {**record["plan"], "way": "keras", "threads": 3}
@@ -85,13 +85,15 @@ def test_a_run_that_goes_on_computes_as_its_parent(parent: Harness) -> None:
 
 @pytest.mark.full
 def test_another_job_begins_with_the_weights_that_fit(parent: Harness) -> None:
-    """It says which do not; a kill before its first step changes nothing."""
+    """It names the other layers; a kill before its first step changes nothing."""
     other = ("--set", "model.units=16", "--set", "train.epochs=1")
     named = parent.runs / "lstm/parent"
     done = parent.train("lstm", "other", *other, "--from", named)
     assert done.returncode == 0, done.stderr
-    assert f"begins with the weights of run {named}; other than there: model.units" in done.stdout
-    assert "LSTM 1: starts from random weights, they are" in done.stderr
+    assert (
+        f"begins with the weights of run {named}, because these differ: model.units" in done.stdout
+    )
+    assert "LSTM 1: starts from random weights of shape" in done.stderr
     assert "Embedding" not in done.stderr
     process = parent.start(*parent.train_words("lstm", "again", *other, "--from", named))
     again = parent.runs / "lstm/again"
@@ -106,8 +108,8 @@ def test_another_job_begins_with_the_weights_that_fit(parent: Harness) -> None:
 
 
 @pytest.mark.full
-def test_a_parent_of_which_nothing_fits_leaves_no_run(parent: Harness) -> None:
-    """The line says how to train without it."""
+def test_a_parent_without_a_fitting_layer_leaves_no_run(parent: Harness) -> None:
+    """The line says how to train without a parent."""
     words = ("--set", "model.units=16", "--set", "model.embedding_dim=5", "--set", "train.epochs=1")
     run, named = parent.runs / "lstm/alone", parent.runs / "lstm/parent"
     refused = parent.train("lstm", "alone", *words, "--from", named)
@@ -116,8 +118,8 @@ def test_a_parent_of_which_nothing_fits_leaves_no_run(parent: Harness) -> None:
     assert not run.exists()
 
 
-def test_what_is_no_parent_is_refused(harness: Harness) -> None:
-    """One line names the folder and what to do; nothing is written."""
+def test_a_bad_parent_is_refused(harness: Harness) -> None:
+    """One line names the folder and the remedy; nothing is written."""
     begun, finished = harness.runs / "lstm/begun", harness.runs / "lstm/finished"
     write_run(begun, (JOBS / "lstm.toml").read_text())
     (begun / "result.json").unlink()
@@ -140,8 +142,10 @@ def test_what_is_no_parent_is_refused(harness: Harness) -> None:
     ("epochs", "trained", "message"),
     [(2, 3, "train.epochs = 2: should be at least the 3 epochs"), (4, None, "checkpoint is gone")],
 )
-def test_what_can_not_go_on(tmp_path: Path, epochs: int, trained: int | None, message: str) -> None:
-    """A run of fewer epochs, and a parent whose checkpoint is gone."""
+def test_a_parent_that_no_run_can_continue(
+    tmp_path: Path, epochs: int, trained: int | None, message: str
+) -> None:
+    """It has trained more epochs, or its checkpoint is gone."""
     dataset = small_data(tmp_path / "data")
     job = load_job(JOBS / "lstm.toml", [f"train.epochs={epochs}"])
     parent = tmp_path / "runs/lstm/parent"
@@ -162,7 +166,7 @@ def test_what_can_not_go_on(tmp_path: Path, epochs: int, trained: int | None, me
 def test_other_word_vectors_under_the_same_name_are_another_job(
     tmp_path: Path, now: str, continues: bool
 ) -> None:
-    """Its path says nothing about the content of a file."""
+    """The checksum of the file counts, not its path."""
     dataset, job = small_data(tmp_path / "data"), load_job(JOBS / "lstm.toml")
     parent = write_parent(tmp_path, job, dataset, starts=[{"embeddings": "as before"}])
     vectors = WordVectors(
@@ -180,7 +184,7 @@ def test_other_word_vectors_under_the_same_name_are_another_job(
 def test_a_schedule_that_follows_the_epochs_makes_another_job(
     tmp_path: Path, schedule_epochs: int, continues: bool
 ) -> None:
-    """With more epochs each step of the parent would have had another rate."""
+    """With more epochs each step of the parent would have had another learning rate."""
     settings = ["train.schedule=cosine", f"train.schedule_epochs={schedule_epochs}"]
     dataset, job = small_data(tmp_path / "data"), load_job(JOBS / "lstm.toml", settings)
     more = load_job(JOBS / "lstm.toml", [*settings, f"train.epochs={job.train.epochs + 1}"])
@@ -191,10 +195,10 @@ def test_a_schedule_that_follows_the_epochs_makes_another_job(
 
 
 @pytest.mark.parametrize("edited", [False, True])
-def test_a_checkpoint_of_another_job_than_the_parents_is_not_taken(
+def test_a_checkpoint_of_another_job_than_the_parents_is_refused(
     tmp_path: Path, edited: bool
 ) -> None:
-    """Whoever edits the parent's job.toml and trains it has not trained it from the start."""
+    """The parent's job.toml was edited after the training."""
     dataset, job = small_data(tmp_path / "data"), load_job(JOBS / "lstm.toml")
     named = RunDirectory(write_parent(tmp_path, job, dataset))
     identity = RunContext(named, named.job(), dataset).identity
@@ -217,11 +221,11 @@ def test_a_checkpoint_of_another_job_than_the_parents_is_not_taken(
 
 
 def untouched() -> Any:
-    """In place of the models and the optimizer, where none of them may be used."""
+    """Takes the place of models and optimizer that must not be used."""
 
 
 def write_parent(folder: Path, job: Job, dataset: Dataset, **record: object) -> Path:
-    """A finished run with a checkpoint that nothing reads."""
+    """A finished run with an empty checkpoint."""
     parent = folder / "runs/lstm/parent"
     write_run(parent, job.to_toml())
     record |= {"dataset": {"checksum": dataset.checksum}}

@@ -1,4 +1,4 @@
-"""Batches by length, n-gram ratios, word dropout and moved words: exact too."""
+"""Batches by length, n-gram ratios, word dropout and adversarial training: exact too."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ LAST_EPOCH = 61  # its first step, of 15 an epoch
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path]:
-    """A finished run that uses all of it."""
+    """A finished run that uses all of these."""
     harness = Harness(tmp_path_factory.mktemp("recipes"))
     done = harness.train("bilstm", "calm", *LONG)
     assert done.returncode == 0, done.stderr
@@ -36,7 +36,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path]:
 
 
 def test_a_killed_run_ends_with_the_same_bytes(calm: tuple[Harness, Path]) -> None:
-    """Killed in its last epoch: the order and the ratios are a calm run's."""
+    """It is killed in its last epoch."""
     harness, run = calm
     kill_at(harness, "bilstm", LAST_EPOCH, *LONG)
     killed = run.with_name("killed")
@@ -49,7 +49,7 @@ def test_a_killed_run_ends_with_the_same_bytes(calm: tuple[Harness, Path]) -> No
 
 
 def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
-    """Dropped words, padding and unequal shares included; in float64, as for the plain network."""
+    """Even with dropped words, padding and unequal shares; in float64 only rounding differs."""
     for devices in ("cpu:1", "cpu:2"):  # shares of 16 and 15 reviews
         words = [*ALL, "--devices", devices, "--set", "train.precision=float64"]
         words += ["--set", "train.batch_size=31"]
@@ -62,11 +62,13 @@ def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
         assert abs(mine["val_loss"] - theirs["val_loss"]) < 1e-10
     tested = [np.load(folder / "predictions.npz")["probabilities"] for folder in folders]
     np.testing.assert_allclose(tested[0], tested[1], atol=1e-10)
-    assert len({line["loss"] for line in one}) == 3, "nothing is learnt: all would be equal"
+    assert len({line["loss"] for line in one}) == 3, "without learning all curves are equal"
 
 
-def test_what_is_kept_evaluates_and_predicts(calm: tuple[Harness, Path], tmp_path: Path) -> None:
-    """The scores come again, and another file of ratios is refused in one line."""
+def test_a_run_with_ratios_evaluates_and_predicts(
+    calm: tuple[Harness, Path], tmp_path: Path
+) -> None:
+    """With the same scores; a changed file of ratios is refused in one line."""
     harness, run = calm
     result = json.loads((run / "result.json").read_text())
     content = (run / "ngram_ratios.npz").read_bytes()

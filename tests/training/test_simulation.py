@@ -1,7 +1,7 @@
-"""One writer, no acknowledged step lost, the same bytes, and no refusal of what a run did itself.
+"""One writer, no lost checkpoint, the same bytes, and no refusal of a run's own files.
 
-Each schedule is the life of a run in a made-up world (`run_world.py`), by the functions of the
-code. What another node saved in the last 30 s may be missed there, and is trained again.
+Each schedule is a simulated run with faults (`run_world.py`). Only a checkpoint that another node
+saved in the last 30 s may be missed; its steps are trained again.
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from tests.training.safeguards import SAFEGUARDS, without
 
 
 def test_no_schedule_breaks_a_promise() -> None:
-    """Kills, power cuts, a full or failing disk, late views, two jobs of one run, requeues."""
+    """Kills, power cuts, a full or failing disk, late views, two jobs for one run, requeues."""
     assert list(violations(range(1000))) == []
 
 
 def broken_without(name: str, seeds: range) -> Iterator[str]:
-    """A line for each schedule that breaks a promise without a safeguard, and none with it."""
+    """A line for each schedule that breaks a promise only without the safeguard."""
     faults = SAFEGUARDS[name].faults
     with without(name):
         found = dict(violations(seeds, faults, NUM_FAULTS))
@@ -28,14 +28,14 @@ def broken_without(name: str, seeds: range) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", SAFEGUARDS)
 def test_each_safeguard_is_needed(name: str) -> None:
-    """Without it, and only then, some schedule of the faults that it is for breaks a promise."""
+    """Some schedule of its faults breaks a promise only without the safeguard."""
     parts = (range(first, first + 50) for first in range(0, 1000, 50))
     assert any(list(broken_without(name, seeds)) for seeds in parts)
 
 
 @pytest.mark.slow
 def test_ten_thousand_schedules() -> None:
-    """Run by hand with `-m slow -s`, which shows how many each safeguard's absence breaks."""
+    """With `-s` the test prints how many schedules break without each safeguard."""
     for name in SAFEGUARDS:
         found = list(broken_without(name, range(200)))
         print(f"{name}: {len(found)} of 200; {found[0] if found else ''}")  # noqa: T201

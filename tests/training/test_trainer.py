@@ -1,4 +1,4 @@
-"""A tiny run in this process, against the same training written with plain Keras and NumPy."""
+"""Tiny runs in this process, compared with the same training in plain Keras and NumPy."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ from harness.training.actions import BestWeights
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.progress import Progress
 from harness.training.train import train
-from tests.conftest import JOBS
+from tests.conftest import JOBS, metrics
 
 VOCAB_SIZE, LENGTH, BATCH_SIZE = 30, 6, 16
 NUM_TRAINING, NUM_VALIDATION, NUM_TEST = 90, 10, 21  # 5 full batches of 16 and one of 10
@@ -39,7 +39,7 @@ SETTINGS = [
 
 
 def made_up_split(num_reviews: int, seed: int) -> Split:
-    """Reviews of 3 to 9 words, some of them too rare for the vocabulary; the labels are noisy."""
+    """Reviews of 3 to 9 words, some too rare for the vocabulary, with noisy labels."""
     generator = np.random.default_rng(seed)
     reviews = [
         generator.integers(1, 40, generator.integers(3, 10)).tolist() for _ in range(num_reviews)
@@ -51,28 +51,39 @@ def made_up_split(num_reviews: int, seed: int) -> Split:
 TRAIN, TEST = made_up_split(NUM_TRAINING + NUM_VALIDATION, 1), made_up_split(NUM_TEST, 2)
 
 
+def train_in(
+    folder: Path,
+    job: Job,
+    *,
+    strategy: tf.distribute.Strategy | None = None,
+    stop: StopRequest | None = None,
+) -> RunDirectory:
+    """Begin or resume a run on these reviews."""
+    keras.utils.clear_session()  # layers are named as in a new process
+    console = Console()
+    console.silent = True
+    run = RunDirectory(folder)
+    dataset = Dataset(TRAIN, TEST, [f"word{i}" for i in range(40)], checksum="made up")
+    train(
+        RunContext(run, job, dataset),
+        Compute(strategy or tf.distribute.get_strategy(), ExecutionPlan("keras", 1)),
+        Observers(console, ResourceMonitor(0, 1), stop or StopRequest()),
+    )
+    return run
+
+
 def trained(
     folder: Path, *settings: str, file: Path = JOBS / "lstm.toml"
 ) -> tuple[RunDirectory, Job, list[dict[str, Any]]]:
     """Train in `folder`; returns the run, its job and its metrics."""
     job = load_job(file, [*SETTINGS, *settings])
-    run = RunDirectory(folder / "run")
-    vocab = [f"word{i}" for i in range(40)]
-    dataset = Dataset(TRAIN, TEST, vocab, checksum="made up")
-    console = Console()
-    console.silent = True
-    train(
-        RunContext(run, job, dataset),
-        Compute(tf.distribute.get_strategy(), ExecutionPlan("keras", 1)),
-        Observers(console, ResourceMonitor(0, 1), StopRequest()),
-    )
-    lines = run.path("metrics.jsonl").read_text().splitlines()
-    return run, job, [json.loads(line) for line in lines]
+    run = train_in(folder / "run", job)
+    return run, job, metrics(run.folder)
 
 
 @pytest.fixture(autouse=True)
 def default_precision() -> Iterator[None]:
-    """The precision of the other tests, after these."""
+    """Restore the precision for the other tests."""
     yield
     keras.config.set_dtype_policy("float32")
 
@@ -81,7 +92,7 @@ def default_precision() -> Iterator[None]:
 
 
 def encoded(split: Split) -> np.ndarray:
-    """`[num_reviews, LENGTH]`: 1, then each rank + 3 or 2, the last ones of them, zeros first."""
+    """`[num_reviews, LENGTH]`: the last tokens of 1 and each rank + 3 (rare words: 2), 0 before."""
     rows = []
     for first, end in zip(split.offsets, split.offsets[1:], strict=False):
         tokens = [1] + [t + 3 if t + 3 < VOCAB_SIZE else 2 for t in split.tokens[first:end]]
@@ -95,7 +106,7 @@ def losses_of(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def reference(job: Job, rates: list[float]) -> list[dict[str, float]]:
-    """Train the network with plain Keras, an epoch at each of the learning rates."""
+    """Train the network with plain Keras, one epoch per learning rate."""
     keras.utils.set_random_seed(job.train.seed)
     keras.config.set_dtype_policy("float64")
     model = BUILDERS[job.model.architecture](VOCAB_SIZE, job.model)
@@ -147,8 +158,8 @@ def job_with_callback(folder: Path, methods: str) -> Path:
     return file
 
 
-def test_a_stop_as_training_begins_ends_it_after_an_epoch(tmp_path: Path) -> None:
-    """There are no weights to keep before it."""
+def test_a_stop_in_on_train_begin_ends_the_run_after_an_epoch(tmp_path: Path) -> None:
+    """Without an epoch there would be no weights to keep."""
     body = "    def on_train_begin(self, logs=None): self.model.stop_training = True\n"
     file = job_with_callback(tmp_path, body)
     _, _, lines = trained(tmp_path, "train.epochs=3", "data.maxlen=3", file=file)
@@ -162,10 +173,10 @@ def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, 
 
 
 @pytest.mark.full
-def test_measured_times_stand_in_a_file_of_their_own(
+def test_measured_times_are_in_timings_jsonl(
     two_epochs: tuple[RunDirectory, Job, list[Any]],
 ) -> None:
-    """`metrics.jsonl` holds no measured time, `timings.jsonl` nothing else but the epoch."""
+    """And not in `metrics.jsonl`."""
     run, _, lines = two_epochs
     scores = {"epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "checksum"}
     assert [set(line) for line in lines] == [scores] * 2
@@ -178,7 +189,7 @@ def test_measured_times_stand_in_a_file_of_their_own(
 def test_an_epochs_checksum_is_that_of_its_checkpoint(
     two_epochs: tuple[RunDirectory, Job, list[Any]],
 ) -> None:
-    """Anyone computes it again: all arrays of the model, then of the optimizer, in their order."""
+    """It covers all arrays of the model, then of the optimizer, in order."""
     run, _, lines = two_epochs
     digest = hashlib.sha256()
     with np.load(run.checkpoints()[-1]) as arrays:
@@ -190,18 +201,18 @@ def test_an_epochs_checksum_is_that_of_its_checkpoint(
 
 @pytest.mark.full
 def test_reported_metrics_are_those_of_plain_keras(tmp_path: Path) -> None:
-    """Losses and accuracies of training and validation, over epochs with a partial last batch."""
+    """Losses and accuracies of training and validation, with a partial last batch."""
     _, job, lines = trained(tmp_path, "train.epochs=3", "train.learning_rate=0.05")
     expected = reference(job, [0.05] * 3)
     for line, other in zip(lines, expected, strict=True):
         for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
             assert line[name] == pytest.approx(other[name], rel=1e-9), (name, line["epoch"])
-    assert len({line["accuracy"] for line in lines}) > 1  # else a constant would do
+    assert len({line["accuracy"] for line in lines}) > 1  # otherwise a constant would pass
 
 
 @pytest.mark.full
 def test_the_learning_rate_is_cut_after_the_epochs_without_improvement(tmp_path: Path) -> None:
-    """An epoch's rate follows from the epochs before it, is reported, and is what trains."""
+    """The metrics report the rate, and the optimizer uses it."""
     cuts = ["train.reduce_lr_patience=2", "train.reduce_lr_factor=0.1", "train.monitor=val_loss"]
     _, job, lines = trained(tmp_path, *cuts, "train.epochs=6", "train.learning_rate=0.5")
     rates, best, waited = [0.5], np.inf, 0
@@ -211,14 +222,14 @@ def test_the_learning_rate_is_cut_after_the_epochs_without_improvement(tmp_path:
         rates.append(rates[-1] * (0.1 if waited == 2 else 1))
         waited %= 2
     assert [line["learning_rate"] for line in lines] == pytest.approx(rates, rel=1e-6)
-    assert rates[-2:] == [0.05, 0.05], "it should be cut once, after some epochs"
+    assert rates[-2:] == [0.05, 0.05], "the rate is not cut once, after some epochs"
     for line, other in zip(lines, reference(job, rates), strict=True):
         assert line["loss"] == pytest.approx(other["loss"], rel=1e-6)
 
 
 @pytest.mark.full
 def test_settings_of_the_recipe_take_effect(tmp_path: Path) -> None:
-    """Early stopping ends, clipping and half precision change, packed steps do not."""
+    """Early stopping ends a run; clipping and half precision change it; packed steps don't."""
     sets = {
         "stop": ("train.early_stopping_patience=1", "train.epochs=40", "train.learning_rate=0.5"),
         "clip": ("train.clipnorm=0.001",),
@@ -235,7 +246,7 @@ def test_settings_of_the_recipe_take_effect(tmp_path: Path) -> None:
     assert lines["packed"] == lines["plain"]
     for name in ("clip", "float16"):
         assert lines[name] != lines["plain"]
-    # A limit that no gradient reaches cuts nothing, scaled loss or not.
+    # No gradient reaches this limit, whether the loss is scaled or not.
     assert lines["float16_clipped"] == lines["float16"]
 
 
@@ -255,12 +266,12 @@ def test_settings_of_the_recipe_take_effect(tmp_path: Path) -> None:
 def test_the_model_has_the_weights_of_the_epoch_to_keep(
     tmp_path: Path, settings: tuple[str, ...], epoch: str
 ) -> None:
-    """The saved model scores as the record of that epoch says, which is not the last one."""
+    """The saved model has the scores of that epoch in the metrics; the best one is not the last."""
     run, _, lines = trained(tmp_path, *settings, "train.epochs=9", "train.learning_rate=0.2")
     by_loss = min(lines, key=lambda line: (line["val_loss"], line["epoch"]))
     by_accuracy = max(lines, key=lambda line: (line["val_accuracy"], -line["epoch"]))
     line = {"lowest loss": by_loss, "highest accuracy": by_accuracy, "last": lines[-1]}[epoch]
-    assert by_loss["epoch"] != 9 != by_accuracy["epoch"], "the last epoch is the best: not tried"
+    assert by_loss["epoch"] != 9 != by_accuracy["epoch"], "the last epoch is the best"
     assert run.result()["kept_epoch"] == line["epoch"]
     model = keras.saving.load_model(run.path("model.keras"), compile=False)
     validation = slice(NUM_TRAINING, None)
@@ -278,7 +289,7 @@ def test_the_model_has_the_weights_of_the_epoch_to_keep(
 
 @pytest.mark.parametrize(("monitor", "best"), [("val_loss", 2), ("val_accuracy", 3)])
 def test_of_equal_epochs_the_earliest_is_best(monitor: str, best: int) -> None:
-    """Its weights are kept, and later ones replace them only if they are better."""
+    """Only a better epoch replaces the kept weights."""
     scores = [(0.7, 0.5), (0.5, 0.5), (0.6, 0.9), (0.5, 0.9), (0.8, 0.1)]
     progress, action = Progress(), BestWeights(SimpleNamespace(keep="best", monitor=monitor))  # type: ignore[arg-type]
     for epoch, (loss, accuracy) in enumerate(scores, 1):

@@ -1,4 +1,4 @@
-"""Pretrained vectors in a run: part of its identity, trained or left as they are."""
+"""Pretrained word vectors: part of a run's identity, trained or constant."""
 
 from pathlib import Path
 
@@ -27,8 +27,8 @@ def job_with(path: Path, *settings: str) -> Job:
 
 
 @pytest.mark.parametrize("trained", [True, False])
-def test_the_words_found_begin_with_their_vectors(tmp_path: Path, trained: bool) -> None:
-    """A step changes them, or no step does; the export has what was trained."""
+def test_words_begin_with_their_vectors(tmp_path: Path, trained: bool) -> None:
+    """A step changes them only with `model.train_embeddings`; the export has the same vectors."""
     (tmp_path / "vectors.txt").write_text("the 1 2 3\nzzz 1 1 1\nand 4 5 6\n")
     job = job_with(tmp_path / "vectors.txt", f"model.train_embeddings={str(trained).lower()}")
     context = RunContext.open(RunDirectory(tmp_path / "run"), job, open_sample())
@@ -50,10 +50,10 @@ def test_the_words_found_begin_with_their_vectors(tmp_path: Path, trained: bool)
 
 
 @pytest.mark.parametrize("parent_has", [None, "others", "the same"])
-def test_a_run_from_another_keeps_vectors_that_are_new_to_that(
+def test_a_run_with_a_parent_keeps_vectors_that_the_parent_lacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent_has: str | None
 ) -> None:
-    """Where the parent began with the same vectors, its embedding is what came of them."""
+    """If the parent began with the same vectors, the run gets the parent's trained embedding."""
     (tmp_path / "vectors.txt").write_text("the 1 2 3\n")
     job, plan = job_with(tmp_path / "vectors.txt"), ExecutionPlan("keras", 1)
     parent = RunDirectory(tmp_path / "parent")
@@ -76,12 +76,12 @@ def test_a_run_from_another_keeps_vectors_that_are_new_to_that(
         assert np.all(model.layers[-1].get_weights()[0] == 7)
         begins = model.get_weights()[0][row]
         assert begins.tolist() == ([7, 7, 7] if parent_has == "the same" else [1, 2, 3])
-    kept = f"Embedding 1: keeps the vectors of model.embeddings, run {parent.folder} has others"
+    kept = f"Embedding 1: has the vectors of model.embeddings, run {parent.folder} has others"
     assert lines == ([] if parent_has == "the same" else [kept])
 
 
-def test_the_file_is_part_of_what_a_run_is(tmp_path: Path) -> None:
-    """Where it is makes no difference; another content is another run, and resumes none."""
+def test_the_content_of_the_file_is_part_of_the_identity(tmp_path: Path) -> None:
+    """Its path is not; a run with other vectors can't be resumed."""
     dataset, run = open_sample(), RunDirectory(tmp_path / "run")
     contexts = []
     for name, content in (("a", "the 1 2 3\n"), ("b", "the 1 2 3\n"), ("c", "the 1 2 4\n")):
@@ -96,12 +96,12 @@ def test_the_file_is_part_of_what_a_run_is(tmp_path: Path) -> None:
     run.take_lease()
     run.write_json("provenance.json", record)
     RunContext.open(run, contexts[1].job, dataset)
-    with pytest.raises(InputError, match=r"model\.embeddings .* has changed since it was begun"):
+    with pytest.raises(InputError, match=r"model\.embeddings .* has changed since the run began"):
         RunContext.open(run, contexts[2].job, dataset)
 
 
-def test_a_run_goes_on_after_the_file_has_moved(tmp_path: Path) -> None:
-    """Under its own id, and as the parent of a longer one; another job under its id is refused."""
+def test_a_run_can_be_resumed_after_the_file_has_moved(tmp_path: Path) -> None:
+    """It can also be the parent of a longer run; another job with its id is refused."""
     (tmp_path / "a.txt").write_text("the 1 2 3\n")
     before, dataset = job_with(tmp_path / "a.txt", "train.epochs=1"), open_sample()
     run = RunDirectory.new(tmp_path / "runs", before, "x")

@@ -36,13 +36,15 @@ def end(sweep: SweepDirectory) -> None:
 
 
 def test_the_heartbeat_has_the_progress_of_the_search(command: Command) -> None:
-    """A running trial counts as half done for the ETA."""
+    """A running trial counts as half done for the ETA; another command is no restart."""
     assert command._turn() is None
     expected: dict[str, Any] = dict.fromkeys(("finished", "failed", "running", "waiting"), 1)
     expected |= {"trials": 24, "workers": 1, "phase": "searching"}
     expected |= {"best": {"trial": "0", "score": 0.8}, "eta_s": 655.8}  # 21.5 trials of 30.5 s
     state = command.sweep.read_json("state.json")
     assert {key: state[key] for key in expected} == expected
+    other = Command(command.sweep, command.search, command.pool, None)
+    assert other.heartbeat.state["restarts"] == 0
 
 
 def test_a_search_ends_with_its_result(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,14 +65,14 @@ def test_a_search_ends_with_its_result(command: Command, monkeypatch: pytest.Mon
     assert command.sweep.read_json("state.json")["phase"] == "finished"
 
 
-@pytest.mark.parametrize("reason", ["", "three trials failed alike: no"])
+@pytest.mark.parametrize("reason", ["", "three trials had the same error: no"])
 def test_only_a_person_resumes_a_stopped_search(command: Command, reason: str) -> None:
     """Cancelled or failed; after that its earlier failures no longer count."""
     stop_search_in(command.sweep.folder)
     file = command.sweep.path("stop.json")
     file.write_text(json.dumps({**json.loads(file.read_text()), "reason": reason}))
     if reason:
-        with pytest.raises(RunError, match="alike: no; continue with: harness resume"):
+        with pytest.raises(RunError, match="same error: no; continue with: harness resume"):
             command.run(resumes=False)
     else:
         assert command.run(resumes=False) == {}
@@ -79,6 +81,17 @@ def test_only_a_person_resumes_a_stopped_search(command: Command, reason: str) -
     assert command.run(resumes=True)["best_trial"] == 0
     assert command.view.stop
     assert command.view.stop.forgiven == (1,)
+
+
+def test_three_trials_with_the_same_error_end_a_search(command: Command) -> None:
+    """With this error and without a result, also for a repeated command."""
+    for n in (2, 3):
+        accept(command.sweep, trial(n, None, error="no"))
+    for _ in range(2):
+        with pytest.raises(RunError, match="the same error: no; continue with: harness"):
+            command.run(resumes=False)
+    assert command.sweep.read_json("state.json")["phase"] == "failed"
+    assert not command.sweep.finished()
 
 
 def test_an_interruption_is_recorded(command: Command) -> None:

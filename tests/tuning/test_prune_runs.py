@@ -148,16 +148,6 @@ def test_an_unfinished_sweep_is_not_pruned(tmp_path: Path) -> None:
     assert files(sweep.folder) == before
 
 
-def test_no_command_reads_the_leaderboard(harness: Harness) -> None:
-    """A broken leaderboard.csv has no effect."""
-    sweep, _ = made_up(harness.runs / "tune/s")
-    sweep.path("leaderboard.csv").write_bytes(b"trial\xff,status\n1,finished\n")
-    assert "finished runs removed; " in harness.run_here("prune", "--yes").stdout
-    assert holding(sweep, "model.keras") == "34567"
-    for command in ("show", "best"):
-        assert harness.run_here("sweep", command, sweep.folder).returncode == 0
-
-
 def test_unreadable_trials_are_an_error(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """One line; nothing is removed."""
     sweep, _ = made_up(harness.runs / "tune/s")

@@ -4,9 +4,11 @@ Every schedule of faults is a whole simulated search (`sweep_world.py`).
 """
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
+from harness.tuning.protocol import Sleep, Train, Trial
 from tests.tuning.sweep_world import ONLY_SAVE_WORK, SAFEGUARDS, World, violations
 
 CORRECT = [name for name in SAFEGUARDS if name not in ONLY_SAVE_WORK]
@@ -30,6 +32,48 @@ def test_only_the_trial_that_ends_its_workers_fails() -> None:
     for world in poisoned:
         world.run()
         assert [n for n, score in world.result.items() if score is None] == [world.poison]
+
+
+class Busy(World):
+    """Eight nodes, each with a command of eight workers, and trials of two to six minutes."""
+
+    scale = 12
+
+    def __init__(self) -> None:
+        self.expected = {}
+        super().__init__(1, num_faults=0)
+        self.is_guided, self.poison = False, None
+        self.num_trials, self.kinds = 192, Counter[str]()
+        self.caches, self.down_until_s = [{} for _ in range(8)], [0.0] * 8
+        self.calls, self.expected = [], {}
+        self.processes, self.heap = [], []
+        for node in range(8):
+            command = self._start("command", node, None)
+            self._start("proposer", node, command)
+            for _ in range(8):
+                self._start("worker", node, command)
+
+    def score(self, trial: Trial) -> float:
+        return 0.5
+
+    def _apply(self, p: Any, op: Any) -> Any:
+        if not isinstance(op, Sleep | Train):
+            self.kinds[p.kind] += 1
+        return super()._apply(p, op)
+
+    def ended(self, trial: Trial, k: int) -> Trial:
+        self.expected[trial.n] = 0.5
+        return super().ended(trial, k)
+
+
+def test_64_workers_need_few_operations() -> None:
+    """About 100 small operations per second for the whole search."""
+    world = Busy()
+    world.run()
+    rate = world.kinds.total() / world.now_s
+    print(f"{rate:.0f} per second, by {dict(world.kinds)} in {world.now_s:.0f} s")  # noqa: T201
+    assert rate < 150
+    assert len(world.result) == 192
 
 
 @pytest.mark.slow

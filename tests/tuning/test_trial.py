@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from harness.data.dataset import Dataset
-from harness.data.vocabulary import START, encode_ranks
-from harness.errors import InputError, Interrupted, RunError
+from harness.errors import DiskError, InputError, Interrupted, RunError
 from harness.inference.model_file import load_model
 from harness.system.console import Console
 from harness.system.processes import StopRequest
@@ -156,29 +156,6 @@ def test_an_unreadable_checkpoint_of_a_parent_is_not_missing(
         assert trials.run(child, 1).error == "MemoryError:"
 
 
-@pytest.mark.parametrize(("number", "waits"), [(errno.ESTALE, True), (errno.ENOENT, False)])
-def test_an_outage_of_the_disk_fails_no_trial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, waits: bool
-) -> None:
-    """While it reads word vectors; a missing file of vectors does."""
-    vectors, open_any = tmp_path / "vectors.txt", Path.open
-    vectors.write_text("word0 1 2 3 4\n")
-    changed = SEARCH.replace("units = 4", f"units = 4\nembeddings = '{vectors}'")
-    trials = trials_of(tmp_path / "sweep", changed)
-
-    def fail(path: Path, *mode: Any, **options: Any) -> Any:
-        if path == vectors:
-            raise OSError(number, "no disk")
-        return open_any(path, *mode, **options)
-
-    monkeypatch.setattr(Path, "open", fail)
-    if waits:
-        with pytest.raises(OSError, match="no disk"):
-            trials.run(dropout(0), 1)
-    else:
-        assert "no disk" in trials.run(dropout(0), 1).error
-
-
 @pytest.mark.full
 def test_a_trial_without_its_parents_checkpoint_trains_the_parents_epochs(tmp_path: Path) -> None:
     """To the same bytes, with a warning, if the checkpoint was changed or pruned."""
@@ -219,21 +196,14 @@ def test_an_objective_is_the_mean_score_of_the_saved_weights(tmp_path: Path) -> 
         run = trials.sweep.trial_run(0, 1, seed)
         model = keras.models.load_model(run.path("model.keras"))
         _, validation, _ = training_reviews(run.job(), trials.dataset)
-        padded = keras.utils.pad_sequences(rows_of(validation), maxlen=6)
+        rows = np.split(validation.tokens, validation.offsets[1:-1])
+        padded = keras.utils.pad_sequences(rows, maxlen=6)
         scores = scores_of(validation.labels, model.predict(padded, verbose=0)[:, 0])
         for name, values in expected.items():
             values.append(scores[name])
     assert len(set(expected["f1"])) == 2
     for name, values in expected.items():
         assert reported[f"val_{name}"] == pytest.approx(sum(values) / 2, rel=1e-5), name
-
-
-def rows_of(reviews: Any) -> list[Any]:
-    """The word indices of each review."""
-    return [
-        [START, *encode_ranks(reviews.tokens[begin:end], reviews.vocab_size)]
-        for begin, end in itertools.pairwise(reviews.offsets)
-    ]
 
 
 @pytest.mark.full
@@ -283,16 +253,18 @@ def test_a_score_that_a_run_lacks_has_no_mean() -> None:
         mean_scores(results, "val_roc_auc")
 
 
-def test_any_error_becomes_one_short_printable_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Custom code may raise any error."""
+def test_an_error_of_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failing disk is an OSError, for another try; any other error becomes a printable line."""
     trials = trials_of(tmp_path / "sweep")
+    error: Exception = DiskError("stale")
 
     def fail(trial: Trial, k: int) -> None:
-        raise ValueError("unknown \udcff\n" + "row " * 100_000)
+        raise error
 
     monkeypatch.setattr(trials, "_run", fail)
+    with pytest.raises(OSError, match="stale"):
+        trials.run(dropout(0), 1)
+    error = ValueError("unknown \udcff\n" + "row " * 100_000)
     failed = trials.run(dropout(0), 1)
     assert failed.error.startswith("ValueError: unknown \\udcff row row")
     assert len(failed.model_dump_json()) < 3000

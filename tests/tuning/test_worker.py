@@ -21,6 +21,9 @@ from harness.tuning.tune import patiently
 from tests.conftest import wait_for
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
+UNREADABLE = InputError("vectors.txt: can't be read")
+UNREADABLE.__context__ = OSError(errno.ESTALE, "stale")
+
 
 @pytest.fixture
 def waited_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
@@ -35,13 +38,6 @@ def waited_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waited
 
 
-@pytest.fixture(autouse=True)
-def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("end_with_parent", "take_any_text"):
-        monkeypatch.setattr(worker, name, lambda: None)
-    monkeypatch.setattr(StopRequest, "listen", lambda self: None)
-
-
 @pytest.mark.parametrize(
     ("error", "code"),
     [
@@ -49,6 +45,7 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         (InputError("no such device"), InputError.exit_code),
         (RunError("it broke"), RunError.exit_code),
         (DiskError("stale"), DISK_CODE),
+        (UNREADABLE, DISK_CODE),
         (NodeFault("no GPU", will_requeue=True), NODE_FAULT_CODE),
         (NodeFault("no GPU", will_requeue=False), RunError.exit_code),
         (Interrupted("SIGTERM"), Interrupted.exit_code),
@@ -57,41 +54,22 @@ def _in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_exit_codes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None, code: int
 ) -> None:
-    """A sweep that is not visible yet is a failing disk, no refused input."""
+    """A failing disk is no refused input, which would end the search.
+
+    A sweep that is not visible yet is a failing disk.
+    """
 
     def work(*_: object) -> None:
         if error:
             raise error
 
+    for name in ("end_with_parent", "take_any_text"):
+        monkeypatch.setattr(worker, name, lambda: None)
     monkeypatch.setattr(worker, "work", work)
     words = [str(tmp_path), "w0", "--devices=cpu"]
     assert worker.main(words) == DISK_CODE
     (tmp_path / SEARCH_FILE).write_text("a = 1")
     assert worker.main(words) == code
-
-
-@pytest.mark.parametrize("name", [SEARCH_FILE, "provenance.json"])
-def test_an_unreadable_file_is_a_failing_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    """A refused input would end the search."""
-    sweep, really_open, really_open_path = make_sweep(tmp_path / "s", RANDOM), os.open, Path.open
-
-    def fail(path: Any) -> None:
-        if Path(path).name == name:
-            raise OSError(errno.ESTALE, "stale")
-
-    def open_file(path: Any, *flags: Any, **options: Any) -> Any:
-        fail(path)
-        return really_open(path, *flags, **options)
-
-    def open_path(path: Path, *mode: Any, **options: Any) -> Any:
-        fail(path)
-        return really_open_path(path, *mode, **options)
-
-    monkeypatch.setattr(os, "open", open_file)
-    monkeypatch.setattr(Path, "open", open_path)
-    assert worker.main([str(sweep.folder), "w0", "--devices=cpu"]) == DISK_CODE
 
 
 def test_a_command_waits_ten_minutes_for_a_failing_disk(

@@ -1,8 +1,8 @@
-"""A failing disk and a wrong clock for every Python process that finds this file in its path.
+"""A failing disk and a wrong clock for every Python process with this file in its path.
 
-Operations on files below `FAULTS_BELOW` fail now and then with EIO or ESTALE, half of them though
-they were done. Each process's clocks are up to ten minutes off. TensorFlow and Keras see it too
-where they go through Python.
+One in 100 operations on files below `FAULTS_BELOW` fails with EIO or ESTALE; half of these take
+effect nevertheless. The clocks of a process are up to ten minutes wrong. This concerns TensorFlow
+and Keras, too, if they use Python's functions.
 """
 
 import builtins
@@ -23,7 +23,7 @@ ahead_s = chance.uniform(-600, 600)
 
 
 def failing(name: str, real: Callable[..., Any], num_paths: int = 1) -> Callable[..., Any]:
-    """A function of the system that fails now and then."""
+    """A function of the system that sometimes fails."""
 
     def call(*args: Any, **options: Any) -> Any:
         paths = [str(each) for each in args[:num_paths]]

@@ -112,7 +112,7 @@ class DatasetGroup:
     @property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes by label."""
-        return tuple(self.all_runs[0].result["classes"])
+        return tuple(map(printable, self.all_runs[0].result["classes"]))
 
     @cached_property
     def by_seed(self) -> "pandas.DataFrame":

@@ -167,7 +167,8 @@ def test_half_of_a_surrogate_pair_is_escaped(tmp_path: Path) -> None:
     """A result or a record of another user may have one in a name, and so may a path."""
     dataset = small_data(tmp_path / "data")
     odd = {"job": "a\ud800", "data": "d\ud800", "embeddings_checksum": "1\ud800"}
-    write_scored_run(tmp_path / "runs/1", dataset, [True] * 60, **odd)
+    classes = ["c\ud800", "other"]  # in the pictures
+    write_scored_run(tmp_path / "runs/1", dataset, [True] * 60, classes=classes, **odd)
     record = tmp_path / "runs/1/provenance.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"processor": "p\ud800"}))
     text, _ = write(tmp_path / "runs", tmp_path / "out", [LeftOut(Path("f\ud800"), "k", "why")])

@@ -7,6 +7,8 @@ import pty
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -21,7 +23,7 @@ from harness.board.tensorboard import Endpoint, Watch, _refresh, is_private, jum
 from harness.slurm.environment import SlurmEnvironment
 from harness.training.tensorboard_log import TensorBoardLog
 from tests.board.tensorboard_process import Board, make_run, sizes, wait_for
-from tests.conftest import Harness
+from tests.conftest import PROJECT, Harness
 
 pytestmark = pytest.mark.full
 
@@ -161,6 +163,20 @@ def test_a_signal_interrupts_a_search() -> None:
     disk.set()
     watch.signal = None
     assert _refresh(slow, watch)
+
+
+def test_its_end_waits_for_no_thread(tmp_path: Path) -> None:
+    """Nor does it free the points of thousands of runs one by one, which takes long."""
+    (tmp_path / "board").mkdir()
+    code = (
+        "import pathlib, sys, threading, time\n"
+        "from harness.board.tensorboard import _end_by_removing\n"
+        "threading.Thread(target=time.sleep, args=(3600,)).start()\n"
+        "_end_by_removing(pathlib.Path(sys.argv[1]))\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "board")]
+    subprocess.run(command, cwd=PROJECT, check=True, timeout=100)
+    assert not (tmp_path / "board").exists()
 
 
 def test_it_ends_without_requests_that_have_the_secret(

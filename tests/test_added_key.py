@@ -1,0 +1,85 @@
+"""A job key is added in one place, its declaration, in a copy of the package."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT, Harness, calm_run, results
+from tests.training.kills import killed_run
+
+BEFORE = '''    """`[train]`: how to train."""
+'''
+LINE = """    patience: float = Field(0.5, ge=0, le=1, description="how patient the reader is")
+"""
+SEARCH = """
+[model]
+architecture = "rnn"
+units = 2
+[data]
+limit = 50
+maxlen = 5
+[train]
+epochs = 1
+xla = "off"
+[search]
+tuner = "grid"
+[search.space]
+train.patience = [0.25, 0.75]
+"""
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the project with one more line."""
+    copy = tmp_path / "project"
+    for name in ("harness", "tests", "jobs"):
+        shutil.copytree(PROJECT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    path = copy / "harness/job/keys.py"
+    path.write_text(path.read_text().replace(BEFORE, f"{BEFORE}\n{LINE}", 1))
+    return copy
+
+
+def test_the_manual_and_set_know_it(harness: Harness, copy: Path) -> None:
+    """The manual has its type, range, default and meaning; a wrong name or value is refused."""
+    harness.environment["PYTHONPATH"] = str(copy)
+    command = [sys.executable, "-m", "tests.job_keys"]
+    subprocess.run(command, cwd=copy, env={"PYTHONPATH": str(copy)}, check=True)
+    row = "| `train.patience` | float | 0 to 1 | `0.5` | how patient the reader is |\n"
+    assert row in (copy / "jobs/README.md").read_text()
+    for setting, said in (("patience=2", "less than or equal to 1"), ("patienc=1", "patience?")):
+        refused = harness.train("lstm", "a", "--set", f"train.{setting}")
+        assert refused.returncode == 2
+        assert said in refused.stderr
+
+
+@pytest.mark.full
+def test_a_run_that_began_without_it_continues(harness: Harness, copy: Path) -> None:
+    """It ends with the bytes of an undisturbed run."""
+    calm, run = calm_run(harness, "lstm"), killed_run(harness, "lstm")
+    assert "patience" not in tomllib.loads((run / "job.toml").read_text())["train"]
+    harness.environment["PYTHONPATH"] = str(copy)
+    done = harness.run("resume", run)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads((run / "provenance.json").read_text())["starts"]) == 2
+    assert "epoch 1/3" not in done.stdout
+    assert results(run) == results(calm)
+
+
+@pytest.mark.slow
+def test_a_search_tries_it_and_records_have_it(harness: Harness, copy: Path) -> None:
+    """The jobs of trials and the leaderboard have its values."""
+    harness.environment["PYTHONPATH"] = str(copy)
+    (harness.folder / "search.toml").write_text(SEARCH)
+    done = harness.run("tune", "search.toml", "--sweep-id", "a", "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    sweep = harness.runs / "search/a"
+    jobs = [tomllib.loads(path.read_text()) for path in sweep.glob("trials/**/job.toml")]
+    assert sorted(each["train"]["patience"] for each in jobs) == [0.25, 0.75]
+    with (sweep / "leaderboard.csv").open() as file:
+        assert sorted(row["train.patience"] for row in csv.DictReader(file)) == ["0.25", "0.75"]

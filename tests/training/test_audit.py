@@ -92,7 +92,7 @@ def changed(name: str, **values: Any) -> Callable[[Path], object]:
         (lambda run: (run / "result.json").unlink(), "is unfinished (finished), so it has no"),
         (lambda run: (run / "model.keras").unlink(), "its model.keras is gone; train it again"),
         (changed("provenance.json", format=5), "was written by harness 0.3.0 (format 5)"),
-        (changed("provenance.json", plan={"way": "magic"}), "the run's record holds no plan"),
+        (changed("provenance.json", plan={"way": "magic"}), "the run's record has no valid plan"),
         (changed("provenance.json", starts=["x", 3, {}]), "its record is broken (starts.0)"),
         (changed("result.json", num_replicas="2"), "its record is broken (num_replicas)"),
         (changed("provenance.json", dataset={}), "its record is broken (dataset.checksum)"),

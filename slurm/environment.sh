@@ -80,12 +80,20 @@ ensure_venv() {
     with_lock install "$@"
 }
 
-# Runs a command under a lock that holds on all nodes; without one, if flock or the file system lacks
-# locks, as on macOS.
+# Runs a command under a lock that holds on all nodes. Without flock, as on macOS, or on a disk without
+# locks, as Lustre may be, a folder is the lock, and after half an hour that of a killed process.
 with_lock() (
-    exec 9>"$PROJECT/.setup.lock"
-    ! command -v flock >/dev/null || flock --nonblock 9 ||
-        { say "waiting for another process, which may be installing"; flock 9; } || true
+    lock=$PROJECT/.setup.lock
+    exec 9>"$lock"
+    if command -v flock >/dev/null; then
+        flock --nonblock 9 2>/dev/null || say "waiting for another process, which may be installing"
+        ! flock 9 2>/dev/null || { "$@"; exit; }
+    fi
+    until mkdir "$lock.d" 2>/dev/null; do
+        sleep 2
+        find "$lock.d" -maxdepth 0 -mmin +30 -exec rmdir {} + 2>/dev/null || true
+    done
+    trap 'rmdir "$lock.d"' EXIT
     "$@"
 )
 

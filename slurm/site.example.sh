@@ -25,9 +25,9 @@
 # export NCCL_DEBUG=INFO
 
 # export HARNESS_JOBS_ONLY=1                      # refuse training outside of jobs
-# export HARNESS_MAX_REQUEUES=2                   # in succession without a new step
+# export HARNESS_MAX_REQUEUES=2                   # requeues in succession without a step
 # export HARNESS_STALL_MIN=10                     # minutes without a step until a run ends
-# export HARNESS_STOP_S=60                        # seconds from a signal until a run ends
+# export HARNESS_STOP_S=60                        # seconds from a signal until a stuck run ends
 # export HARNESS_LOGIN=$USER@login.cluster.edu    # login node for TensorBoard's tunnel
 
 # HARNESS_CONTAINER=(apptainer exec --nv --bind "$PROJECT" /images/python-3.12.sif)  # runs Python

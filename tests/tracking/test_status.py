@@ -309,6 +309,22 @@ def test_watch_prints_a_new_table_after_a_change_and_ends(harness: Harness, site
     assert watching.returncode == 0
 
 
+@pytest.mark.parametrize("words", ["status", "status --json", "logs a", "cancel a"])
+def test_commands_that_watch_import_no_large_library(
+    harness: Harness, site: Site, words: str
+) -> None:
+    """So they answer at once."""
+    log = site.folder / "a.out"
+    log.touch()
+    site.run("a", "finished", log=log)
+    harness.environment["PYTHONPROFILEIMPORTTIME"] = "1"
+    done = harness.run(*words.split())
+    assert done.returncode == 0, done.stderr
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "harness.tracking.status" in imported  # the profile is there
+    assert not imported & {"tensorflow", "keras", "numpy", "sklearn"}
+
+
 @pytest.mark.parametrize(
     ("time_s", "shown"),
     [

@@ -72,6 +72,28 @@ def look(site: Site) -> list[dict[str, Any]]:
     return [{k: v for k, v in each.items() if k != "heartbeat_age_s"} for each in shown]
 
 
+def test_a_finished_run_costs_one_read_and_one_stat(
+    many: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network disk answers slowly, and a folder may have thousands of runs."""
+    calls: list[str] = []
+
+    def count(name: str) -> None:
+        before = getattr(os, name)
+
+        def call(path: Any, *args: Any, **options: Any) -> Any:
+            if not isinstance(path, int) and "done-" in str(path):
+                calls.append(name)
+            return before(path, *args, **options)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("stat", "lstat", "open", "scandir", "listdir", "readlink"):
+        count(name)
+    assert len(look(many)) == NUM
+    assert sorted(calls) == ["open"] * NUM + ["stat"] * NUM
+
+
 def test_a_run_without_a_summary_is_shown_the_same(many: Site) -> None:
     """If the heartbeat has no summary, as in an ensemble, `status` reads the result."""
     expected = look(many)

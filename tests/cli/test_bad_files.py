@@ -201,10 +201,10 @@ def test_every_option_refuses_a_bad_file(copies: tuple[Path, Path], option: str)
 
 
 @pytest.mark.full
-def test_a_model_that_names_a_function_is_refused(
+def test_a_model_file_calls_no_function(
     copies: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`config.json` of another user's model may name `os.system`, for example."""
+    """Its `config.json` may name `os.system`, for example; the network is the job's."""
     monkeypatch.setattr("harness.training.launch.computing", lambda job: nullcontext())
     _, run = copies
     touched = run / "touched"
@@ -216,9 +216,7 @@ def test_a_model_that_names_a_function_is_refused(
     with zipfile.ZipFile(run / "model.keras", "w") as archive:
         for name, content in members.items():
             archive.writestr(name, content)
-    done = run_on(copies, MODEL_COMMANDS["predict"])
-    check("predict", done, "os.system")
-    assert done.returncode == 2, done
+    check("predict", run_on(copies, MODEL_COMMANDS["predict"]), "os.system")
     assert not touched.exists()
 
 

@@ -101,7 +101,7 @@ class Dataset:
     @property
     def _labels(self) -> str:
         """The classes with their labels, at most the first ten."""
-        shown = [f"{label} {name}" for label, name in enumerate(self.classes[:SHOWN])]
+        shown = [f"{label} = {name}" for label, name in enumerate(self.classes[:SHOWN])]
         more = ", …" if self.classes[SHOWN:] else ""
         return f"{len(self.classes)} classes: {', '.join(shown)}{more}"
 

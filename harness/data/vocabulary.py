@@ -43,7 +43,7 @@ def encode_ranks(ranks: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 def tokenize(text: str) -> list[str]:
-    """The words of a text, as IMDB has them: ASCII letters in lower case, no punctuation."""
+    """The words of a text, as IMDB has them: lower-case ASCII, no punctuation but apostrophes."""
     return [word for word in text.translate(_PLAIN).split(" ") if word]
 
 

@@ -94,7 +94,7 @@ def test_labels_follow_the_order_of_numbers_or_the_alphabet(
     known = [(words, label) for words, label in found if "?" not in words]
     assert len(known) > 180
     assert all(label_of[words] == label for words, label in known)
-    assert f"{len(classes)} classes: 0 {classes[0]}, 1 {classes[1]}" in dataset.introduction
+    assert f"{len(classes)} classes: 0 = {classes[0]}, 1 = {classes[1]}" in dataset.introduction
     (counts,) = [line for line in describe(dataset) if line.startswith("train")]
     assert all(f"% {name}" in counts for name in classes)
     assert open_source(source).classes == classes
@@ -258,7 +258,7 @@ def test_describe_helps_to_choose_settings(tmp_path: Path) -> None:
     """Its lines have the classes, the words and the lengths of reviews."""
     rows = [(f"{'word ' * (i % 100 + 1)}unique{i}", str(i % 2)) for i in range(1000)]
     lines = list(describe(open_source(write_csv(tmp_path / "a.csv", rows))))
-    assert "2 classes: 0 0, 1 1" in lines[0]
+    assert "2 classes: 0 = 0, 1 = 1" in lines[0]
     num_train = len(open_source(tmp_path / "a.csv").train)
     assert lines[1].startswith(f"train   {num_train:,} reviews: ")
     assert lines[3].startswith(f"words   {num_train + 1:,} different ones in training")

@@ -24,7 +24,10 @@ def shown(found: Shown) -> list[str]:
 
 
 def test_without_names_the_newest_are_shown(tmp_path: Path) -> None:
-    """A line counts the others; an older run that continues is added, and none disappears."""
+    """A line counts the others; an older run that continues is added, and none disappears.
+
+    Named runs are all shown.
+    """
     runs = tmp_path / "runs"
     make_runs(runs, NUM_NEWEST + 5)
     board = Shown(tmp_path / "board", check_roots([], runs), runs)
@@ -36,6 +39,9 @@ def test_without_names_the_newest_are_shown(tmp_path: Path) -> None:
     board.refresh()
     assert shown(board) == ["run002", *(f"run{n:03}" for n in range(5, NUM_NEWEST + 5))]
     assert "; 4 older" in board.left_out
+    named = Shown(tmp_path / "named", check_roots([runs], runs), runs)
+    named.refresh()
+    assert (len(shown(named)), named.left_out) == (NUM_NEWEST + 5, "")
 
 
 def test_a_run_is_named_as_status_names_it(tmp_path: Path) -> None:
@@ -52,7 +58,7 @@ def test_a_run_is_named_as_status_names_it(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a link to another user")
 def test_links_of_other_users_are_not_followed(tmp_path: Path) -> None:
-    """One line lists the first ten, once; the user's own links are followed, with no limit."""
+    """One line lists the first ten, once; the user's own links are followed."""
     make_runs(tmp_path / "elsewhere", 13)
     runs = tmp_path / "runs"
     (runs / "lstm").mkdir(parents=True)

@@ -61,9 +61,8 @@ def test_every_review_gets_its_probability(monkeypatch: pytest.MonkeyPatch, comp
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("compiled", [True, False])
 def test_batches_by_length_keep_the_order_of_the_probabilities(
-    monkeypatch: pytest.MonkeyPatch, compiled: bool
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each review has the probability that it has alone, without any padding."""
     monkeypatch.setitem(evaluator_module.EVALUATION_BATCH, "cpu", 8)
@@ -76,7 +75,7 @@ def test_batches_by_length_keep_the_order_of_the_probabilities(
     tokens = np.random.default_rng(2).integers(4, VOCAB_SIZE, offsets[-1]).astype(np.int32)
     reviews = Reviews(tokens, offsets, np.zeros(21, np.int32))
     alone = [model(tokens[None, a:b][:, -20:]) for a, b in itertools.pairwise(offsets)]
-    evaluator = Evaluator(model, tf.distribute.get_strategy(), job, plan(compiled))
+    evaluator = Evaluator(model, tf.distribute.get_strategy(), job, plan(compiled=False))
     probabilities = evaluator.probabilities(reviews)
     np.testing.assert_allclose(probabilities, np.concatenate(alone)[:, 0], atol=1e-6)
 

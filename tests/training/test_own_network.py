@@ -39,7 +39,7 @@ def test_an_own_network_needs_its_file_once(harness: Harness, own: Path) -> None
     kill_at(harness, job, 3, *words)
     source = own / "conv_gru.py"
     source.write_text(source.read_text().replace("layers.GRU", "layers.LSTM"))
-    changed = harness.train(job, "killed", *words)
+    changed = harness.run_here(*harness.train_words(job, "killed", *words))
     assert changed.returncode == 2
     assert "holds another job" in changed.stderr
     shutil.rmtree(own)

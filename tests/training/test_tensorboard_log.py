@@ -115,7 +115,7 @@ def test_a_log_is_exact_across_kills(tmp_path: Path) -> None:
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("later_s", [0, 0.5, -3600])
+@pytest.mark.parametrize("later_s", [0, -3600])
 def test_names_sort_in_the_order_of_writing(tmp_path: Path, later_s: float) -> None:
     """A new file sorts last, even in the same second, or if the clock went back an hour."""
     first = TensorBoardLog(tmp_path, clock=lambda: 1_700_000_000)

@@ -188,13 +188,14 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
 
 def _ends(parameter: Parameter, values: "pandas.Series") -> "list[pandas.Series]":
     """The value of a list, or both ends of the values in a third of a range, by trial."""
-    import pandas
-
     if parameter.choices:
         return [values]
     numbers = values.astype(float)
-    thirds = numbers.groupby(pandas.qcut(numbers, NUM_BINS, duplicates="drop"), observed=True)
-    return [thirds.transform("min"), thirds.transform("max")]
+    bins = numbers.rank(method="dense")
+    if bins.max() > NUM_BINS:  # equal values have one rank, and so one bin
+        bins = NUM_BINS * (numbers.rank() - 0.5) // len(numbers)
+    groups = numbers.groupby(bins)
+    return [groups.transform("min"), groups.transform("max")]
 
 
 def importance(

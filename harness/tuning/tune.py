@@ -98,9 +98,10 @@ def tune(
     sweep.write_json(RECORD, stamped({**sweep.certain_json(RECORD), "starts": starts}))
     if dataset.introduction:
         console.info(dataset.introduction)
+    parallel = f", parallel = {search.table.parallel}" if search.table.parallel else ""
     console.info(
         f"sweep {sweep.folder}: {search.table.tuner}, {search.table.trials or 'all'} trials, "
-        f"workers of this command: {len(slots)}, data: {dataset.title}"
+        f"workers of this command: {len(slots)}{parallel}, data: {dataset.title}"
     )
     del dataset  # the workers open it themselves
     # Distinguishes the commands of a search; a requeued job keeps its name.

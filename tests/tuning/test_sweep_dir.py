@@ -225,10 +225,13 @@ def test_an_unreadable_record_is_not_one_of_another_version(
 def test_only_the_code_that_began_a_sweep_continues_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Other code of this version is refused, unless a person resumes the search."""
+    """Other code of this version is refused, unless a person resumes the search.
+
+    The first line names `parallel`, which is fixed from then on.
+    """
     search = load_search(JOBS / "tune_lstm.toml")
     sweep = SweepDirectory(tmp_path / "runs/sweep")
-    sweep.begin(search, open_sample())
+    sweep.begin(tune.settled(search, 1), open_sample())
     assert json.loads(sweep.path("provenance.json").read_text()) == {
         "format": FORMAT,
         "harness": __version__,
@@ -240,7 +243,9 @@ def test_only_the_code_that_began_a_sweep_continues_it(
     request, console = WorkerRequest(num_workers=1), Console()
     with pytest.raises(pytest.fail.Exception, match="begun"):
         tune.tune(sweep, search, request, console=console)
-    assert "other code" not in capfd.readouterr().err
+    said = capfd.readouterr()
+    assert "asha, 24 trials, workers of this command: 1, parallel = 2, data: SAMPLE" in said.out
+    assert "other code" not in said.err
     record = sweep.read_json("provenance.json") | {"sources_sha256": "0" * 64}
     sweep.write_json("provenance.json", record)
     before = {path: path.stat().st_mtime_ns for path in sweep.folder.rglob("*")}

@@ -15,12 +15,14 @@ from keras.src.backend.common import global_state
 
 from harness.architectures import BUILDERS
 from harness.compute.recurrent import turn_cudnn_off
+from harness.compute.strategy import num_own_gpus
+from harness.data.epoch_order import padded_lengths
 from harness.data.vocabulary import FIRST_WORD
 from harness.data.word_vectors import WordVectors
 from harness.errors import InputError
 from harness.job.keys import Job
 from harness.job.own_code import OptionReader, load_function, own_errors
-from harness.layers import for_training, global_batch, makes_masks, place_dropouts
+from harness.layers import all_layers, for_training, global_batch, makes_masks, place_dropouts
 
 KERAS_PRECISION = {
     "float32": "float32",
@@ -151,19 +153,22 @@ def embedding_of_words(model: keras.Model, job: Job) -> Embedding:
     return fitting[0]
 
 
-def check_network(job: Job, num_outputs: int = 1, *, trains: bool = True) -> str:
+def check_network(
+    job: Job, num_outputs: int = 1, *, num_replicas: int = 1, trains: bool = True
+) -> str:
     """Build a custom network and check its outputs, before the run writes anything.
 
     Args:
         num_outputs: as `Dataset.num_outputs`.
-        trains: also check a training step.
+        num_replicas: of the run.
+        trains: also check a training step, short batches and compilation.
 
     Returns:
         A warning, or nothing.
 
     Raises:
         InputError: if the network can't be built, returns no probabilities, or has a property that
-            training ignores.
+            training ignores or can't compute.
     """
     if not job.model.is_own:
         return ""
@@ -176,6 +181,14 @@ def check_network(job: Job, num_outputs: int = 1, *, trains: bool = True) -> str
         each.assign(random.normal(size=each.shape))
     with own_errors(where):
         outputs = np.asarray(keras.ops.cast(model(tokens, training=False), "float32"))
+    if trains:
+        _check_forms(model, job, tokens, where)
+    for layer in all_layers(model):
+        if num_replicas > 1 and getattr(layer, "synchronized", False):
+            raise InputError(
+                f"{where}: {layer.name} has synchronized=True, which works only on one device; "
+                "use LayerNormalization, or one device"
+            )
     others = place_dropouts(model, job.train.seed, job.train.batch_size)
     num_losses, unused = _traced_training(model, job, where) if trains else (len(model.losses), [])
     if num_losses:
@@ -203,6 +216,25 @@ def check_network(job: Job, num_outputs: int = 1, *, trains: bool = True) -> str
         f"{where}: {', '.join(others)} computes something else on another number of replicas; "
         "keras.layers.Dropout, SpatialDropout1D and GlobalBatchDropout do not"
     )
+
+
+def _check_forms(model: keras.Model, job: Job, tokens: np.ndarray, where: str) -> None:
+    """Call a network like the other parts of a run do: with short batches, and compiled.
+
+    Raises:
+        InputError: with the network's error.
+    """
+    if job.data.bucket:
+        tokens = tokens[:, : padded_lengths(job.data.maxlen)[0]]
+        with own_errors(
+            f"{where}: should take batches of {tokens.shape[1]} and more words; change it, or "
+            "leave data.bucket out"
+        ):
+            model(tokens, training=False)
+    if job.train.xla == "on" and not num_own_gpus():
+        compiled = tf.function(model, autograph=False, jit_compile=True)
+        with own_errors(f"{where}: should compile; change it, or leave train.xla = 'on' out"):
+            compiled(tokens, training=False)
 
 
 def _traced_training(model: keras.Model, job: Job, where: str) -> tuple[int, list[str]]:

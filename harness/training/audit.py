@@ -564,7 +564,12 @@ class Auditor:
                 ):
                     measured = max(SPREAD * gap(mine, theirs), self._least(where, mine))
                     allowed[where] = max(allowed.get(where, 0.0), measured)
-        self.tolerance = f"{SPREAD} times what changes with {' and '.join(ways)}"
+        largest: dict[str, float] = {}  # by the key of a metric or the file of an array
+        for where, limit in allowed.items():
+            name = where.rpartition(", ")[2] if where.startswith("epoch ") else where.split()[-1]
+            largest[name] = max(largest.get(name, 0.0), limit)
+        shown = ", ".join(f"{name} {limit:.2g}" for name, limit in largest.items() if limit)
+        self.tolerance = f"{SPREAD} times what changes with {' and '.join(ways)}: {shown}"
         return allowed
 
     def _least(self, where: str, value: Any) -> float:

@@ -163,6 +163,40 @@ def test_the_check_of_training_changes_no_random_state() -> None:
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.parametrize(
+    ("body", "settings", "says"),
+    [
+        (
+            BODY.replace("layers.GlobalMax", "layers.Conv1D(4, 10), layers.GlobalMax"),
+            {"data": {"maxlen": 16, "bucket": True}},
+            "should take batches of 8 and more words",
+        ),
+        (
+            BODY.replace("[layers", "[layers.Hashing(50), layers"),
+            {"train": {"xla": "on"}},
+            "compile",
+        ),
+        (
+            BODY.replace("layers.Dropout(0.5)", "layers.BatchNormalization(synchronized=True)"),
+            {},
+            "batch_normalization has synchronized=True",
+        ),
+    ],
+)
+def test_a_network_that_a_setting_excludes_is_refused(
+    body: str, settings: dict[str, dict[str, object]], says: str
+) -> None:
+    """Batches by length, compilation and several replicas; without them it is fine."""
+    content = custom(body).model_dump()
+    content["data"]["maxlen"] = 16
+    plain = check_job(content, Path("mine.toml"))
+    check_network(plain)
+    for table, keys in settings.items():
+        content[table] |= keys
+    with pytest.raises(InputError, match=rf"^[^\n]*{re.escape(says)}[^\n]*$"):
+        check_network(check_job(content, Path("mine.toml")), num_replicas=2)
+
+
 def test_probabilities_of_classes_add_up() -> None:
     """More than two classes need a softmax; a sigmoid is refused."""
     with pytest.raises(InputError, match=r"no probabilities.*softmax"):

@@ -20,6 +20,7 @@ from harness.slurm.environment import (
     given_memory_gb,
     visible_gpus,
 )
+from harness.slurm.resources import Rules
 from harness.system import gpu
 from harness.system.console import Console, echo, is_error, strip_prefix
 from harness.system.processes import (
@@ -135,8 +136,9 @@ def srun_args(slot: Slot, name: str) -> list[str]:
     two variables for memory, one of which may come from the shell that called sbatch.
     """
     nodelist = [f"--nodelist={slot.node}"] if slot.node else []
+    memory = [] if "mem" in Rules.of_site().never else ["--mem=0"]
     return [
-        *("srun", "--overlap", "--nodes=1", "--ntasks=1", *nodelist, "--cpu-bind=none", "--mem=0"),
+        *("srun", "--overlap", "--nodes=1", "--ntasks=1", *nodelist, "--cpu-bind=none", *memory),
         *(f"--cpus-per-task={slot.cpus}", f"--job-name={name}", "--export=ALL", "--quiet"),
     ]
 

@@ -238,7 +238,8 @@ def find_problem(
     if hidden := hidden_by(environment):
         return Problem(hidden, "unset it")
     if not is_cuda_build:
-        return Problem("this TensorFlow is no CUDA build", f"install one that is: {INSTALL}")
+        remedy = f"on x86_64: {INSTALL}; on aarch64 install your site's build"
+        return Problem("this TensorFlow is no CUDA build", remedy)
     if not has_driver():
         why = "there is no NVIDIA driver here: cannot dlopen libcuda.so.1"
         return Problem(why, f"run on a node with GPUs; {IN_A_CONTAINER}")

@@ -300,13 +300,16 @@ def test_a_job_step_saves_at_usr2() -> None:
     assert (here.signals, node.signals) == ([signal.SIGTERM], [signal.SIGUSR2])
 
 
-def test_a_job_step_runs_on_its_slots_node() -> None:
+def test_a_job_step_runs_on_its_slots_node(monkeypatch: pytest.MonkeyPatch) -> None:
     """It uses all CPUs of the job on the node, without binding to the first ones."""
+    monkeypatch.delenv("HARNESS_SBATCH_NEVER", raising=False)
     args = srun_args(Slot("n10", 0, 2, 8), "lstm-seed1")
     assert args[0] == "srun"
     assert {"--overlap", "--ntasks=1", "--nodelist=n10", "--cpus-per-task=8"} <= set(args)
     assert {"--cpu-bind=none", "--mem=0", "--job-name=lstm-seed1", "--export=ALL"} <= set(args)
     assert not any(arg.startswith("--nodelist") for arg in srun_args(Slot("", None, 1, 1), "x"))
+    monkeypatch.setenv("HARNESS_SBATCH_NEVER", "gres mem")
+    assert "--mem=0" not in srun_args(Slot("n10", 0, 2, 8), "lstm-seed1")
 
 
 def test_an_array_task_kills_its_own_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

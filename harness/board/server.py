@@ -1,4 +1,4 @@
-"""TensorBoard's server, which answers only requests with a secret path."""
+"""TensorBoard's server, which answers only requests whose path begins with the secret."""
 
 import contextlib
 import hmac
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 MAX_NEWCOMERS = 256  # open connections that have not shown the secret
-RELOAD_S = 5.0  # between two searches for new points
-# To save memory, TensorBoard drops points of longer curves at random. A single run keeps every
-# step; with fifty runs or more a curve keeps a thousand points, TensorBoard's default.
+RELOAD_S = 5.0  # seconds between two searches for new points
+# To save memory, TensorBoard drops random points of a curve that has too many. The curve of a
+# single run may have 50,000 points. With fifty runs or more a curve may have 1,000, the default.
 POINTS_PER_CHART = 50_000
 POINTS_PER_CURVE = 1_000
 
@@ -35,12 +35,12 @@ POINTS_PER_CURVE = 1_000
 class Newcomers:
     """Open connections that have not shown the secret.
 
-    If there are too many, the oldest is closed, so idle strangers can't keep the user out, whose
-    browser shows the secret within milliseconds.
+    If there are too many, the oldest one is closed. So idle connections of other users can't keep
+    the user out: the user's browser shows the secret within milliseconds.
     """
 
     def __init__(self) -> None:
-        self._connections: dict[socket.socket, None] = {}  # the oldest first
+        self._connections: dict[socket.socket, None] = {}  # the oldest connection first
         self._lock = threading.Lock()
 
     def add(self, connection: socket.socket) -> None:
@@ -50,7 +50,7 @@ class Newcomers:
                 oldest = next(iter(self._connections))
                 del self._connections[oldest]
                 with contextlib.suppress(OSError):
-                    oldest.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads from it
+                    oldest.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads the socket
             self._connections[connection] = None
 
     def remove(self, connection: socket.socket) -> None:
@@ -73,7 +73,7 @@ class Guard:
     ) -> Iterable[bytes]:
         """Answer a request."""
         first = "/".join(str(environ.get("PATH_INFO", "")).split("/", 2)[:2])
-        # An ordinary comparison takes longer the more of a guess is correct.
+        # The time of `==` would reveal how much of a guessed secret is correct.
         if not hmac.compare_digest(first.encode("utf-8", "surrogateescape"), self.prefix):
             body = b"Not found\n"
             headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))]
@@ -93,23 +93,23 @@ class Handler(WSGIRequestHandler):
     """Serves one connection."""
 
     protocol_version = "HTTP/1.1"
-    timeout = 60  # seconds of silence, after which the connection is closed and its thread ends
+    timeout = 60  # seconds without data before the connection is closed and its thread ends
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
-        """Log nothing: requests hold the secret, and others may read the log."""
+        """Log nothing: requests contain the secret, and other users may read the log."""
 
 
 class Server(ThreadedWSGIServer):
-    """Serves on a socket that already listens."""
+    """Serves TensorBoard on a socket that already listens."""
 
     def __init__(self, app: Guard, listener: socket.socket, secret: str) -> None:
         host = listener.getsockname()[0]
         super().__init__(host, 0, app, Handler, fd=listener.fileno())
-        listener.close()  # the server has a copy
+        listener.close()  # the server has a copy of the socket
         self._secret, self._newcomers = secret, app.newcomers
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Accept a new connection as a newcomer."""
+        """Accept a new connection, which has not shown the secret yet."""
         del client_address
         self._newcomers.add(request)
         return True
@@ -125,15 +125,15 @@ class Server(ThreadedWSGIServer):
         echo(text.replace(self._secret, "<secret>"), err=True)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore that a browser has closed its connection."""
+        """Ignore the error of a connection that a browser has closed."""
 
     def get_url(self) -> str:
-        """An empty address; TensorBoard requires the method."""
+        """Return an empty address; TensorBoard requires this method."""
         return ""
 
 
 def listen(port: int | None) -> socket.socket:
-    """A socket that listens only on the loopback address, by default on a free port.
+    """Return a socket that listens only on the loopback address, by default on a free port.
 
     Raises:
         InputError: if the port is taken.
@@ -165,20 +165,21 @@ def start_tensorboard(
 
     Args:
         folder: TensorBoard looks below it for new runs and points every RELOAD_S.
-        num_runs: the more runs, the fewer points a curve has.
+        num_runs: the number of runs; with more runs a curve keeps fewer points.
         listener: the socket to serve on.
         secret: the first part of the path of every request.
-        used: called at each request with the secret.
-        refused: another thread adds the paths that can't be shown, with the reasons.
+        used: a function that is called at each request with the secret.
+        refused: the dictionary to which another thread adds each path that can't be shown, with
+            the reason.
     """
-    # This module makes TensorBoard read files without TensorFlow, whose import takes 600 MB and
-    # seconds, or minutes from a network file system. It must be set before the first import.
+    # If the module `notf` exists, TensorBoard reads files without TensorFlow. TensorFlow would take
+    # 600 MB and some seconds. `notf` must exist before TensorBoard is imported.
     sys.modules["tensorboard.compat.notf"] = types.ModuleType("tensorboard.compat.notf")
     from tensorboard import default, program
     from tensorboard.compat.tensorflow_stub import pywrap_tensorflow
     from tensorboard.compat.tensorflow_stub.io import gfile
 
-    # TensorBoard's checksum in plain Python would take half of the time to load runs.
+    # TensorBoard computes CRC-32C in plain Python, which would take half of the loading time.
     pywrap_tensorflow.crc32c = google_crc32c.value
     gfile.listdir = partial(list_folder, refused=refused)
     board = program.TensorBoard(
@@ -194,18 +195,18 @@ def start_tensorboard(
         samples_per_plugin={"scalars": max(POINTS_PER_CURVE, POINTS_PER_CHART // max(1, num_runs))},
         window_title="harness",
     )
-    # main() would write the path into a file in /tmp that everyone can read.
+    # main() would write the secret path into a file in /tmp that everyone can read.
     board.launch()
 
 
 def list_folder(folder: str, refused: dict[str, str]) -> list[str]:
-    """The names in a folder that TensorBoard may open; replaces its `listdir`.
+    """Return the names in a folder that TensorBoard may open. Replaces TensorBoard's `listdir`.
 
-    TensorBoard's search for event files would end at an unreadable folder, wait for ever at a pipe,
-    and follow links of other users.
+    TensorBoard's own search for event files would end at an unreadable folder, wait for ever at a
+    pipe, and follow symbolic links of other users.
 
     Raises:
-        NotFoundError: TensorBoard's, if there is no such folder.
+        NotFoundError: if there is no such folder; this error class is TensorBoard's.
     """
     from tensorboard.compat.tensorflow_stub import errors
 
@@ -221,7 +222,8 @@ def list_folder(folder: str, refused: dict[str, str]) -> list[str]:
         raise errors.NotFoundError(None, None, str(error)) from None
     except OSError as error:
         refused[str(Path(folder).resolve())] = f"can't be read: {error.strerror}"
-    # The first run determines the columns of the HParams page: trials come before a winner.
+    # The first run determines the columns of the HParams page. The sorted names have `trials`
+    # before `winner`, so it is the run of a trial.
     return sorted(names)
 
 
@@ -249,7 +251,7 @@ try {
 
 
 def _live_assets() -> io.BytesIO:
-    """TensorBoard's page with automatic reloading, which is off by default."""
+    """Return TensorBoard's page with automatic reloading, which is off by default."""
     from tensorboard import assets
 
     first = b'<script src="index.js'

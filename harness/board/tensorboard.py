@@ -1,8 +1,9 @@
 """TensorBoard for one user, on a machine with other users.
 
 TensorBoard has no login, and any user of a node can connect to the ports of its loopback address.
-So every request must begin with a secret path. This process makes the secret and shows it only to
-its user, on a terminal or in a file of mode 0600; no command line, environment or log has it.
+So the path of every request must begin with a secret. This process makes the secret and shows it
+only to its user, on a terminal or in a file of mode 0600. No command line, environment variable or
+log contains it.
 """
 
 import getpass
@@ -37,24 +38,24 @@ from harness.system.processes import STOPPING
 from harness.tracking.run_dir import find_runs, is_ensemble
 from harness.tracking.status import select_runs
 
-NUM_NEWEST = 200  # runs that are shown if none is named
-MAX_LISTED = 10  # refused paths in a line
+NUM_NEWEST = 200  # how many runs are shown if the user names none
+MAX_LISTED = 10  # how many refused paths a line lists
 
 POLL_S = 0.2
-SEARCH_SHARE = 20  # the pause between two searches, as a multiple of the time of a search
+SEARCH_SHARE = 20  # the pause between two searches is this many times as long as a search
 CACHE_REMEDY = "set XDG_CACHE_HOME to a folder of yours"
 
 
 class Shown:
-    """The requested runs, as a folder of links `<job>/<run-id>` for TensorBoard to walk."""
+    """The runs to show, as a folder of symbolic links `<job>/<run-id>` that TensorBoard reads."""
 
     def __init__(self, folder: Path, roots: Sequence[Path], runs: Path) -> None:
         """Make an empty folder for the links.
 
         Args:
-            folder: of the links.
-            roots: runs or folders of runs; empty for the newest runs.
-            runs: the folder of all runs.
+            folder: the new folder for the links.
+            roots: runs, or folders of runs, to show; if empty, the newest runs are shown.
+            runs: the folder that contains all runs.
         """
         self.folder = folder
         folder.mkdir()
@@ -63,12 +64,12 @@ class Shown:
         self.runs = runs.resolve()
         self.found: list[Path] = []
         self.left_out = ""  # a line about the older runs that are not shown
-        self.refused: dict[str, str] = {}  # the reason by path
+        self.refused: dict[str, str] = {}  # each path that is not shown, with the reason
         self._reported: set[tuple[str, str]] = set()
         self._links: dict[Path, Path] = {}
 
     def refresh(self) -> None:
-        """Search for runs, and link those that have begun to log."""
+        """Search for runs, and make a link to each run that has begun to log."""
         self.found = self._chosen()
         for run in self.found:
             events = run / "tensorboard"
@@ -83,15 +84,16 @@ class Shown:
                 self._links[run] = link
 
     def refusals(self) -> str:
-        """A line about newly refused paths; empty without any."""
-        new = sorted({*self.refused.copy().items()} - self._reported)  # another thread adds to it
+        """Return a line about paths refused since the last call; empty if there are none."""
+        # A copy, because another thread adds to `refused`.
+        new = sorted({*self.refused.copy().items()} - self._reported)
         self._reported.update(new)
         parts = [f"{path} {why}" for path, why in new[:MAX_LISTED]]
         parts += [f"and {len(new) - MAX_LISTED:,} more"] if len(new) > MAX_LISTED else []
         return f"not shown: {'; '.join(parts)}" if new else ""
 
     def _chosen(self) -> list[Path]:
-        """The paths of the runs to show, including all that are shown already."""
+        """Return the paths of the runs to show, including all runs that are shown already."""
         every = _runs_below(self.roots, self.refused)
         if self.are_named:
             return every
@@ -107,7 +109,8 @@ class Shown:
         return found
 
     def _free_name(self, run: Path) -> Path:
-        # Exactly two levels: a link below another link would be a file in the run's folder.
+        # Links lie exactly two levels deep. A link below another link would be made in the folder
+        # of a run.
         group = run.parent.name or "runs"
         if run.is_relative_to(self.runs) and len(run.relative_to(self.runs).parts) > 1:
             group = ".".join(run.relative_to(self.runs).parts[:-1])
@@ -119,28 +122,28 @@ class Shown:
 
 
 def _changed_s(run: Path) -> float:
-    """The time of the last change in a run's folder."""
+    """Return the time of the last change in a run's folder."""
     try:
         return run.stat().st_mtime
-    except OSError:  # it was removed in the meantime
+    except OSError:  # the run was removed in the meantime
         return 0.0
 
 
 def _runs_below(roots: Iterable[Path], refused: dict[str, str]) -> list[Path]:
-    """The resolved paths of the runs at or below some folders, including runs of sweeps."""
+    """Return the resolved paths of the runs at or below some folders, including runs of sweeps."""
     found = find_runs((root.resolve() for root in roots), ("trials", "winner"), refused)
     return [folder for folder in found if not is_sweep(folder) and not is_ensemble(folder)]
 
 
 def check_roots(names: Sequence[Path], runs: Path) -> Sequence[Path]:
-    """The folders of the named runs; empty without names.
+    """Return the folders that the names stand for; empty without names.
 
     Args:
         names: folders, or ids of runs and of Slurm jobs, as `harness status` prints them.
-        runs: the folder of all runs.
+        runs: the folder that contains all runs.
 
     Raises:
-        InputError: if a name matches no run, or a folder holds none.
+        InputError: if a name matches no run, or a folder contains no run.
     """
     if not names and not runs.is_dir():
         raise InputError(f"--runs {runs}: no such folder; give runs, or a folder of runs")
@@ -157,46 +160,53 @@ def check_roots(names: Sequence[Path], runs: Path) -> Sequence[Path]:
     return roots
 
 
-# Its address
+# The address of TensorBoard
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The address of TensorBoard, and the tunnel to it."""
+    """The address of TensorBoard, and the SSH tunnel to it."""
 
-    port: int  # of the loopback address, here and on the laptop
+    port: int  # the port of the loopback address, the same here and on the laptop
     secret: str
     host: str
     login: str | None  # USER@HOST of the login node to jump through
 
     @property
     def address(self) -> str:
-        """The secret address. `localhost` could be the port of another user on ::1."""
+        """The address with the secret. It avoids `localhost`, which may mean ::1.
+
+        There another user may listen on the same port.
+        """
         return f"http://127.0.0.1:{self.port}/{self.secret}/"
 
     @property
     def tunnel(self) -> str:
-        """The command to paste on a laptop."""
-        # If the port is taken, ssh must fail: otherwise the secret would reach its owner.
+        """The ssh command that opens the tunnel, to paste on a laptop."""
+        # If another program already listens on this port of the laptop, ssh has to stop with an
+        # error. Otherwise the browser would send the secret to that program.
         forward = f"{self.port}:127.0.0.1:{self.port}"
         args = ["ssh", "-N", "-o", "ExitOnForwardFailure=yes", "-L", forward]
         args += ["-J", self.login] if self.login else []
         return shlex.join([*args, f"{_user()}@{self.host}"])
 
     def text(self) -> str:
-        """The tunnel and the address in two lines."""
+        """Return two lines: the command for the tunnel, and the address."""
         return f"on your laptop:  {self.tunnel}\nthen open:       {self.address}\n"
 
 
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container that lists no users
+    except (KeyError, OSError):  # a container without a list of users
         return str(os.getuid())
 
 
 def jump_host(login: str | None, allocation: SlurmEnvironment | None) -> str | None:
-    """The login node for the tunnel; by default the host where the job was submitted."""
+    """Return the login node for the tunnel; by default the host where the job was submitted.
+
+    Returns None if the tunnel needs no login node.
+    """
     if login or allocation is None:
         return login
     submitted_at = allocation.submit_host
@@ -205,7 +215,7 @@ def jump_host(login: str | None, allocation: SlurmEnvironment | None) -> str | N
 
 
 def is_private(file: IO[Any]) -> bool:
-    """Whether only the user can read an output: a terminal, or a file of mode 0600."""
+    """Whether an output is a terminal or a file of mode 0600, which only the user can read."""
     try:
         about = os.fstat(file.fileno())
     except (OSError, ValueError):
@@ -217,10 +227,10 @@ def is_private(file: IO[Any]) -> bool:
 def write_connection(endpoint: Endpoint) -> Path:
     """Write the tunnel and the address into a file that nobody else can read.
 
-    It is in the user's cache, because others may own or share the folder of the runs.
+    The file is in the user's cache, because others may own or share the folder of the runs.
 
     Raises:
-        RunError: if the cache can't be written, or another user owns the folder in it.
+        RunError: if the cache can't be written, or another user owns `tensorboard/` in it.
     """
     folder = cache_folder() / "tensorboard"
     try:
@@ -240,24 +250,25 @@ class Watch:
     """Decides when TensorBoard ends."""
 
     def __init__(self, hours: float, idle_min: float) -> None:
-        """Begin to count.
+        """Start the clock.
 
         Args:
-            hours: TensorBoard ends after this time.
-            idle_min: it ends after these minutes without a request that has the secret.
+            hours: the number of hours after which TensorBoard ends.
+            idle_min: the number of minutes without a request after which TensorBoard ends. Only
+                requests with the secret count.
         """
         self.hours, self.idle_min = hours, idle_min
-        self.started_s = self.used_s = time.monotonic()  # at the last request with the secret
+        self.started_s = self.used_s = time.monotonic()  # `used_s`: the time of the last request
         self.signal: signal.Signals | None = None
 
     def text(self, in_job: bool) -> str:
-        """When TensorBoard ends, in words."""
+        """Say in words when TensorBoard ends."""
         end = time.strftime("%a %H:%M", time.localtime(time.time() + 3600 * self.hours))
         job = ", or with its Slurm job" if in_job else ""
         return f"ends after {self.idle_min:g} min without a request, or {end}{job}"
 
     def listen(self) -> None:
-        """Handle the signals that end a process; nohup ignores SIGHUP, and so does this."""
+        """Handle the signals that end a process. A SIGHUP that nohup ignores stays ignored."""
         for number in (*STOPPING, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._note)
@@ -270,7 +281,7 @@ class Watch:
         self.used_s = time.monotonic()
 
     def reason(self) -> str | None:
-        """The reason to end, None as long as there is none."""
+        """Return the reason to end, or None as long as there is no reason."""
         if self.signal is not None:
             return f"{self.signal.name} came"
         now_s = time.monotonic()
@@ -293,12 +304,12 @@ def serve(
     """Show runs until `watch` has a reason to end, remove all files, and exit with code 0.
 
     Args:
-        roots: runs or folders of runs; empty for the newest runs below `runs`.
-        runs: the folder of all runs.
-        watch: decides when to end.
-        port: by default a free one.
-        login: the host for the tunnel, by default the host where the job was submitted.
-        say: prints a line.
+        roots: runs, or folders of runs, to show; if empty, the newest runs below `runs`.
+        runs: the folder that contains all runs.
+        watch: the object that decides when to end.
+        port: the port of the server; by default a free one.
+        login: the login node for the tunnel; by default the host where the job was submitted.
+        say: the function that prints a line.
 
     Raises:
         InputError: if the port is taken.
@@ -329,7 +340,7 @@ def serve(
             try:
                 _announce(endpoint, shown, connection, say=say)
                 say(watch.text(in_job=allocation is not None))
-                watch.used()  # the start does not count as idle time
+                watch.used()  # the time until here does not count as idle time
                 _wait(watch, shown, say=say)
             finally:
                 connection.unlink(missing_ok=True)
@@ -338,17 +349,17 @@ def serve(
 
 
 def _end_by_removing(folder: Path) -> NoReturn:
-    """Replace this process by the command that removes the folder.
+    """Replace this process with the command that removes the folder.
 
-    At its end, Python would wait for a search on a slow disk, and free the points of all runs one
-    by one.
+    An ordinary exit would take longer: Python would wait for a search on a slow disk, and would
+    free the points of all runs one by one.
     """
     sys.stdout.flush()
     os.execvp("rm", ["rm", "-rf", "--", str(folder)])  # noqa: S606, S607 - no shell
 
 
 def _refresh(shown: Shown, watch: Watch) -> bool:
-    """Search for runs; returns False if a signal comes first, because a search may take long."""
+    """Search for runs. Return False, without waiting for the search, if a signal comes first."""
     search = ThreadPoolExecutor(1).submit(shown.refresh)
     while not watch.signal:
         if wait([search], POLL_S).done:
@@ -374,13 +385,13 @@ def _announce(
 
 
 def _wait(watch: Watch, shown: Shown, *, say: Callable[[str], object]) -> None:
-    """Search for new runs until there is a reason to end."""
+    """Search for new runs again and again until there is a reason to end."""
     refresh_s = time.monotonic() + RELOAD_S
     while not watch.reason():
         time.sleep(POLL_S)
         if (began_s := time.monotonic()) >= refresh_s and _refresh(shown, watch):
             if refusals := shown.refusals():
                 say(refusals)
-            # A search through thousands of runs takes seconds, in which the page waits.
+            # A search through thousands of runs takes seconds, and the page must wait so long.
             took_s = time.monotonic() - began_s
             refresh_s = time.monotonic() + max(RELOAD_S, SEARCH_SHARE * took_s)

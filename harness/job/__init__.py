@@ -1,4 +1,4 @@
-"""Job files: their keys, custom functions, the space of a search.
+"""Job files: their keys, the custom functions that they name, and the space of a search.
 
-It may import the modules of `harness` itself and `system`.
+This package may import the modules of `harness` itself and the package `system`.
 """

@@ -1,4 +1,4 @@
-"""Reads job files, applies `--set`, and checks the jobs."""
+"""Reads job files, applies the user's `--set` options, and checks the jobs."""
 
 import errno
 import os
@@ -17,7 +17,7 @@ from harness.job.keys import FACTS, TABLES, DataConfig, Job
 from harness.job.own_code import check_trusted, keep_code
 from harness.system.files import raise_unless_missing, read_plain_file
 
-MAX_JOB_BYTES = 4_000_000  # with the source of custom functions, in any alphabet
+MAX_JOB_BYTES = 4_000_000  # enough for `MAX_BYTES` characters of code in any alphabet
 
 
 def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> Job:
@@ -25,11 +25,11 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
 
     Args:
         path: the TOML file.
-        overrides: `table.key=value`, with a TOML value or a bare word.
-        seed: another `train.seed` than in the file.
+        overrides: the `--set` options, `table.key=value` with a TOML value or a bare word.
+        seed: a seed that replaces `train.seed` of the file.
 
     Raises:
-        InputError: one line that names the key, the value, the rule and the remedy.
+        InputError: one line that states the key, its value, what is allowed, and the remedy.
     """
     content = read_toml_file(path)
     content.setdefault("name", path.stem)
@@ -44,11 +44,13 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
 
 
 def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
-    """Add the sources of a job's functions that it does not hold yet. Runs no code.
+    """Add the sources of a job's functions to the job, unless it already contains them.
+
+    No code of the user is run.
 
     Args:
         job: the job.
-        path: its file.
+        path: the job's file.
         origins: as for `resolve_source`.
 
     Raises:
@@ -70,13 +72,13 @@ def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
 def kept_names(
     names: Sequence[Any], code: dict[str, str], where: str, *, base: Path
 ) -> dict[Any, Any]:
-    """Add the sources of functions to a job's `code`, and return the functions' names in it.
+    """Add the sources of functions to `code`, and map each name to the function's name there.
 
     Args:
-        names: of functions, or other choices, which are returned unchanged.
-        code: the job's sources by their paths.
-        where: the key, for messages.
-        base: the folder of relative paths.
+        names: names of functions; other values are mapped to themselves.
+        code: the job's sources; each key is the path of a source.
+        where: the key of the job, for messages.
+        base: the folder that relative paths start from.
 
     Raises:
         InputError: if a source is refused.
@@ -88,15 +90,15 @@ def kept_names(
 
 
 def resolve_source(content: dict[str, Any], path: Path, origins: Mapping[str, str]) -> None:
-    """Make paths absolute, for copies of the job.
+    """Make the paths in a job absolute, so that they are also valid in copies of the job.
 
-    Paths in the file are relative to its folder, paths in `--set` to the working folder; `~` is the
-    home folder.
+    Paths in the file are relative to the folder of the file. Paths in `--set` are relative to the
+    working folder. `~` is the home folder.
 
     Args:
-        content: of the file.
+        content: the content of the file.
         path: the file.
-        origins: the options that set keys, by key.
+        origins: for each key that an option set, the option.
     """
     for dotted in (key for key, facts in FACTS.items() if facts.is_path):
         table, _, key = dotted.partition(".")
@@ -109,7 +111,7 @@ def resolve_source(content: dict[str, Any], path: Path, origins: Mapping[str, st
 
 
 def data_settings(overrides: Sequence[str]) -> DataConfig:
-    """The `[data]` of a job with these `--set` overrides.
+    """Return the `[data]` table of a job with these `--set` overrides.
 
     Raises:
         InputError: for an unknown key or a wrong value.
@@ -123,12 +125,12 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
     """Make a job from the content of a file.
 
     Args:
-        content: its tables and keys.
+        content: the tables and keys of the file.
         path: the file, for messages.
-        origins: the options that set keys, by key.
+        origins: for each key that an option set, the option.
 
     Raises:
-        InputError: one line that names the key, the value, the rule and the remedy.
+        InputError: one line that states the key, its value, what is allowed, and the remedy.
     """
     try:
         job = Job.model_validate(content)
@@ -143,7 +145,10 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
 def put_overrides(
     content: dict[str, Any], overrides: Sequence[str], path: Path, *, tables: Tables = TABLES
 ) -> dict[str, str]:
-    """Put `--set` overrides into the content of a file, and return the options by key.
+    """Write `--set` overrides into the content of a file.
+
+    Returns:
+        For each key that was set, the option that set it.
 
     Raises:
         InputError: for an override that is not `table.key=value`, or an unknown key.
@@ -157,11 +162,11 @@ def put_overrides(
 
 
 def read_toml_file(path: Path) -> dict[str, Any]:
-    """The content of a job file, unchecked.
+    """Return the content of a job file without checking its keys.
 
     Raises:
-        InputError: if it is unreadable or not TOML.
-        DiskError: if the disk fails.
+        InputError: if the file is unreadable or not TOML.
+        DiskError: if reading fails with a disk error.
     """
     try:
         raw = read_plain_file(path, MAX_JOB_BYTES)
@@ -195,12 +200,12 @@ def _parse_override(text: str, tables: Tables) -> tuple[str, str, Any]:
         parsed = tomllib.loads(f"value = {value.strip()}")
     except (ValueError, RecursionError):
         parsed = {}
-    # Other text than one TOML value is a string, such as gru, or a tab.
+    # Text that is not exactly one TOML value is taken as a string, such as gru, or a tab.
     return table, key, parsed["value"] if len(parsed) == 1 else value.strip() or value
 
 
 def is_key(table: str, key: str, tables: Tables = TABLES) -> bool:
-    """Whether a table has a key, such as `units`, or `options.filters` in a free table."""
+    """Whether a key such as `units` exists in a table. A free table accepts any `options.name`."""
     outer, dot, inner = key.partition(".")
     if dot:
         info = tables[table].model_fields.get(outer)
@@ -209,7 +214,7 @@ def is_key(table: str, key: str, tables: Tables = TABLES) -> bool:
 
 
 def put_value(content: dict[str, Any], key: str, value: object) -> None:
-    """Set `table.key`, or a key of a free table, in the content of a job."""
+    """Set `table.key`, or `table.outer.key` in a free table, in the content of a job."""
     table, _, name = key.partition(".")
     outer, dot, inner = name.partition(".")
     if dot:
@@ -230,10 +235,10 @@ def _put(content: dict[str, Any], table: str, key: str, *, value: object, path: 
 
 
 def suggest_key(name: str, tables: Tables = TABLES) -> str:
-    """`; did you mean train.epochs?`, or all keys if no key is similar."""
+    """Return `; did you mean train.epochs?`, or a list of all keys if no key is similar."""
     known = [*keys_of(tables)]
     name = name.strip()
-    # The table may be wrong or missing.
+    # The key may be correct, but its table wrong or missing.
     alone = [k for k in known if k.partition(".")[2] == name.rpartition(".")[2]]
     return f"; did you mean {alone[0]}?" if alone else suggest(name, known)
 
@@ -241,11 +246,11 @@ def suggest_key(name: str, tables: Tables = TABLES) -> str:
 def explain(
     error: ValidationError, path: Path, origins: Mapping[str, str], *, tables: Tables = TABLES
 ) -> str:
-    """The first error of pydantic in one line."""
+    """Describe pydantic's first error in one line, and count the others."""
     first, *others = error.errors()
     key = ".".join(str(part) for part in first["loc"])
     where, value = f"job {path}: {key}", shown(first["input"])
-    if first["type"] == "missing":  # `[model]`, or its key without a default
+    if first["type"] == "missing":  # `[model]` or `model.architecture`: nothing else is required
         text = f"job {path}: model.architecture is missing; write [model] architecture = 'lstm'"
     elif first["type"] == "extra_forbidden":
         near = "" if "." in key else did_you_mean(key, [*tables, "name"])
@@ -260,6 +265,6 @@ def explain(
 
 
 def shown(value: object) -> str:
-    """A value in a message, as in TOML."""
+    """Return a value for a message, written as in TOML and cut to 60 characters."""
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) < 60 else f"{text[:57]}..."

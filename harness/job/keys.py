@@ -1,4 +1,7 @@
-"""A job: what to train, never where. All keys, their types, ranges, defaults and meanings."""
+"""The keys of a job, with their types, ranges, defaults and meanings.
+
+A job says what to train, never on which machine.
+"""
 
 import codecs
 import json
@@ -61,7 +64,8 @@ def _scores_something(job: "Job") -> str:
 
 
 SAME_REVIEWS = "all trials must have the same reviews"
-# A key that says how to read a user's texts. Their checksum is part of a run's identity.
+# For the keys that say how to read a user's texts. A run's identity does not need them, because it
+# contains the checksum of the texts.
 FORMAT = Facts(changes="nothing", not_searched=SAME_REVIEWS)
 
 
@@ -133,7 +137,7 @@ class DataConfig(ConfigSection):
     )
 
 
-# Keras's optimizers, and their options that are no keys of `[train]`.
+# Keras's optimizers, each with those options for which `[train]` has no key.
 _ADAM: dict[str, type] = {"beta_1": float, "beta_2": float, "epsilon": float}
 OPTIMIZERS: dict[str, dict[str, type]] = {
     "rmsprop": {"rho": float, "momentum": float, "epsilon": float, "centered": bool},
@@ -176,7 +180,7 @@ OPTIMIZERS: dict[str, dict[str, type]] = {
 }
 OF_ALL_OPTIMIZERS: dict[str, type] = {"weight_decay": float}
 
-# The validation scores that compare epochs, and whether higher or lower is better.
+# The validation scores by which epochs can be compared, and whether higher or lower is better.
 SCORES: dict[str, Literal["min", "max"]] = {
     "val_accuracy": "max",
     "val_loss": "min",
@@ -190,9 +194,10 @@ SCORES: dict[str, Literal["min", "max"]] = {
     "val_top_5_accuracy": "max",
     "val_log_loss": "min",
 }
-OF_EACH_EPOCH = ("val_loss", "val_accuracy")  # others are computed if a key names one
-# A model that always predicts one class has the best recall; a top-5 accuracy needs over five
-# classes.
+# Scores computed after every epoch. Any other score is computed only if a key asks for it.
+OF_EACH_EPOCH = ("val_loss", "val_accuracy")
+# A model that always predicts class 1 has the best recall; one that hardly ever predicts it may
+# have the best precision. Top-5 accuracy needs more than five classes.
 NO_OBJECTIVES = ("val_precision", "val_recall", "val_top_5_accuracy")
 OBJECTIVES = tuple(name for name in SCORES if name not in NO_OBJECTIVES)
 
@@ -402,44 +407,45 @@ def _check_code(code: Any) -> Any:
 
 
 class Job(ConfigSection):
-    """A job with all defaults."""
+    """A job in which every key has a value, by default if the file does not set it."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
     model: ModelConfig
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
-    # The sources of custom functions, by path.
+    # The sources of custom functions; each key is the path of a source.
     code: Annotated[dict[str, str], BeforeValidator(_check_code)] = Field({})
 
     def to_toml(self) -> str:
-        """The job as a file for `harness train`."""
+        """Return the content of a job file for `harness train`."""
         return dump_toml(self.model_dump())
 
     def value(self, key: str) -> Any:
-        """The value of a key by its dotted name."""
+        """Return the value of a key such as `train.epochs`."""
         table, _, name = key.partition(".")
         return getattr(getattr(self, table), name)
 
     def identity(self) -> str:
-        """The settings that decide the result, without the paths of data and vectors.
+        """Return the settings that decide a run's result, as JSON.
 
-        Defaults are omitted, so that a run keeps its identity when a later version has a new key.
+        The paths of data and word vectors are left out. Keys with their default value are left out
+        too: so a run keeps its identity when a later version of the harness adds a key.
         """
         deciding = {key: self.value(key) for key in FACTS if FACTS[key].changes != "nothing"}
         chosen = {key: value for key, value in deciding.items() if value != KEYS[key].default}
         return json.dumps({"name": self.name, "code": self.code, **chosen}, sort_keys=True)
 
     def settings(self) -> dict[str, Any]:
-        """Every setting by its dotted key, such as `model.options.filters`."""
+        """Return the value of every key, including keys such as `model.options.filters`."""
         return {name: setting for key in KEYS for name, setting in flat(key, self.value(key))}
 
     def network(self) -> ModelConfig:
-        """`[model]` and `data.bucket`, which decide how the network is built."""
+        """Return `[model]` as the class that fits `data.bucket`; they decide how to build it."""
         kind = RightPaddedModel if self.data.bucket else ModelConfig
         return kind(**self.model.model_dump())
 
     def broken_rule(self) -> tuple[str, str] | None:
-        """The first key that contradicts other keys, and the rule."""
+        """Return the first key that contradicts other keys, and why; None if there is none."""
         for key, facts in FACTS.items():
             value = self.value(key)
             if not self.data.validation_split and facts.unvalidated not in (None, value):
@@ -452,14 +458,14 @@ class Job(ConfigSection):
         return None
 
     def unused_keys(self) -> Iterator[tuple[str, str]]:
-        """The keys that are set without effect, and the settings that they need."""
+        """Yield each key that is set without effect, and the setting that it would need."""
         for key, needed in without_effect(TABLES, {key: self.value(key) for key in KEYS}):
             # A custom network may read any key.
             if not (self.model.is_own and "model.architecture" in FACTS[key].only_with):
                 yield key, needed
 
     def without_effect(self) -> Iterator[str]:
-        """A line per setting without effect."""
+        """Yield a line about each setting that has no effect."""
         for key, needed in self.unused_keys():
             yield f"{key} has no effect without {needed}"
         if not self.model.train_embeddings and not self.model.embeddings:

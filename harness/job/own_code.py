@@ -1,8 +1,9 @@
-"""Functions of users: networks, losses, optimizers and callbacks.
+"""Functions that a user writes: networks, losses, optimizers and callbacks.
 
-A job names a function as `file.py:function` or `package.module:function`. `[code]` keeps its source
-and its imports from the same folder or package. So the source is part of a run's identity, and no
-later command reads the files. The code runs from `[code]`, as modules that other code can't import.
+A job refers to a function as `file.py:function` or `package.module:function`. The table `[code]` of
+the job stores the source of the function's module, and of the modules that it imports from the same
+folder or package. So the source is part of a run's identity, and later commands do not read the
+files. The code is run from `[code]`, in modules that other code can't import.
 """
 
 import ast
@@ -31,7 +32,7 @@ from harness.system.files import distrust, read_plain_file
 from harness.system.site_settings import TRUST
 
 TRUSTED = ContextVar("TRUSTED", default=False)
-MAX_FILES, MAX_BYTES = 64, 400_000  # of a job's sources
+MAX_FILES, MAX_BYTES = 64, 400_000  # the most files, and the most characters, of a job's sources
 
 
 def _match(reference: str) -> re.Match[str]:
@@ -41,20 +42,22 @@ def _match(reference: str) -> re.Match[str]:
 
 
 def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -> str:
-    """Read the sources of a function into a job's `code`, unless it has them. Runs no code.
+    """Read the sources of a function into a job's `code`, unless `code` already contains them.
+
+    No code of the user is run.
 
     Args:
-        reference: to the function.
-        base: the folder of relative paths.
-        code: sources by path, relative to the folder of the file or of the package.
+        reference: the function, as `file.py:function` or `package.module:function`.
+        base: the folder that relative paths start from.
+        code: the sources; each key is a path relative to the folder of the file or the package.
         where: the key of the job, for messages.
 
     Returns:
-        The reference, with its path in `code`.
+        The reference, with the path that the file has in `code`.
 
     Raises:
-        InputError: if a source is unreadable, not Python or too large, or others could have
-            changed it; or if the function is missing.
+        InputError: if the function is missing, or if a source is unreadable, is not Python, is too
+            large, or could have been changed by another user.
     """
     found = _match(reference)
     where = f"{where} = {reference!r}"
@@ -90,10 +93,10 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
 
 
 def check_trusted(path: Path, where: str) -> None:
-    """Refuse code that another user could have written or changed, unless the user trusts it.
+    """Refuse code that another user could have written or changed, unless this user trusts it.
 
     Raises:
-        InputError: for such code.
+        InputError: if another user could have written or changed the code.
     """
     if is_trusting():
         return
@@ -106,31 +109,31 @@ def check_trusted(path: Path, where: str) -> None:
 
 
 def source_digest(source: str) -> str:
-    """The first 8 digits of a source's checksum, for tables."""
+    """Return the first 8 digits of a source's checksum, to show in a table."""
     return hashlib.sha256(source.encode()).hexdigest()[:8]
 
 
 def mode_in(folder: Path, code: Mapping[str, str]) -> int:
-    """The mode of a job's file. If the job has code, only its user can write to the folder.
+    """Return the permissions for a job's file, and restrict its folder if the job contains code.
 
-    Otherwise `check_trusted` would refuse the file. A user who trusts all code may share the folder
-    with a group.
+    Then only the user can write to the folder; otherwise `check_trusted` would refuse the file. A
+    user who trusts all code may share the folder with a group.
     """
     if not code or is_trusting():
         return 0o666
-    with contextlib.suppress(OSError):  # the folder of another user
+    with contextlib.suppress(OSError):  # the folder may belong to another user
         folder.chmod(stat.S_IMODE(folder.stat().st_mode) & ~(stat.S_IWGRP | stat.S_IWOTH))
     return 0o644
 
 
 def is_trusting() -> bool:
-    """Whether the user trusts code of other users, by `--trust-code`."""
+    """Whether the user trusts code of other users (`--trust-code` or its environment variable)."""
     return TRUSTED.get() or os.environ.get(TRUST) == "1"
 
 
 @contextlib.contextmanager
 def trusting(is_trusted: bool) -> Iterator[None]:
-    """Trust any code in the block, as by --trust-code, in this thread only."""
+    """Trust any code inside the `with` block, as --trust-code does, but only in this thread."""
     token = TRUSTED.set(is_trusted)
     try:
         yield
@@ -139,7 +142,7 @@ def trusting(is_trusted: bool) -> Iterator[None]:
 
 
 def _root_of(module: str, where: str) -> Path:
-    """The folder of `sys.path` with a module's source."""
+    """Return the first folder of `sys.path` that contains a module's source."""
     for folder in sys.path:
         root = Path(folder or ".").absolute()
         if _file_of(module, root):
@@ -163,10 +166,10 @@ def _path_of(module: str, code: Mapping[str, str]) -> str | None:
 
 
 def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterator[tuple[str, str]]:
-    """The paths and sources of a module and of its imports in `root`.
+    """Yield the path and source of a module, and of each module in `root` that it imports.
 
     Args:
-        top: the only package to read; None to read all modules in `root`.
+        top: the package outside which nothing is read; None to read any module in `root`.
     """
     waiting, seen = [module], set()
     while waiting:
@@ -177,20 +180,20 @@ def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterato
             if each in seen or first in sys.stdlib_module_names:
                 continue
             seen.add(each)
-            # The harness is an installed package, even if the file lies beside its source.
+            # The harness is not the user's code, even if the file lies beside its source.
             if first != top if top else first == "harness" != module:
                 continue
             path = _file_of(each, root)
             if path is None:
                 if each == module:
-                    _read(root / f"{module}.py", where)  # raises the error
+                    _read(root / f"{module}.py", where)  # raises the error for a missing file
                 continue
             source = _read(root / path, where)
             yield path, source
             package = each if path.endswith("__init__.py") else each.rpartition(".")[0]
             waiting += _imports(_parsed(source, path, where), package)
             if len(seen) > 50 * MAX_FILES:
-                return  # the caller refuses so much code
+                return  # the caller refuses this much code
 
 
 def _read(path: Path, where: str) -> str:
@@ -244,10 +247,10 @@ def _check_function(code: Mapping[str, str], module: str, function: str, *, wher
 
 
 class _Code:
-    """The modules of a job's sources.
+    """Modules made from a job's sources.
 
-    Their builtins have another `__import__`, which searches these modules first. Other code can't
-    import them, and two jobs with files of the same name share no module.
+    In these modules `__import__` is replaced by a function that searches the job's modules first.
+    Other code can't import them. Two jobs that have files with the same name do not share a module.
     """
 
     def __init__(self, code: Mapping[str, str]) -> None:
@@ -257,7 +260,7 @@ class _Code:
         self.builtins = {**vars(builtins), "__import__": self._import}
 
     def module(self, name: str) -> types.ModuleType:
-        """Import a module, and before it the packages that contain it."""
+        """Import a module, after the packages that contain it."""
         if (known := sys.modules.get(f"{self.alias}.{name}")) is not None:
             return known
         parent, _, last = name.rpartition(".")
@@ -271,7 +274,7 @@ class _Code:
         module.__dict__["__builtins__"] = self.builtins
         source = "" if path is None else self.code[path]
         if path is not None:
-            # For tracebacks: linecache takes the source of this path from the loader.
+            # For tracebacks: linecache asks the loader for the source of this path.
             module.__file__ = f"{self.alias}/{path}"
             module.__loader__ = types.SimpleNamespace(get_source=lambda _name: source)
         sys.modules[module.__name__] = module
@@ -290,7 +293,10 @@ class _Code:
         return any(path == f"{stem}.py" or path.startswith(f"{stem}/") for path in self.code)
 
     def _import(self, name: str, *rest: Any, **named: Any) -> types.ModuleType:
-        """Like Python's `__import__`, with `globals`, `locals`, `fromlist` and `level`."""
+        """Import a module as Python's `__import__` does, from the job's modules if one matches.
+
+        The other arguments are those of `__import__`: `globals`, `locals`, `fromlist`, `level`.
+        """
         arguments = dict(zip(("globals", "locals", "fromlist", "level"), rest, strict=False))
         arguments |= named
         absolute, level = name, arguments.get("level", 0)
@@ -310,7 +316,7 @@ class _Code:
 
 
 def load_function(code: Mapping[str, str], reference: str, *, where: str) -> Callable[..., Any]:
-    """A function of a job, from the job's sources.
+    """Import a job's function from the job's sources.
 
     Raises:
         InputError: if the module raises an error or has no such function.
@@ -332,15 +338,15 @@ def load_function(code: Mapping[str, str], reference: str, *, where: str) -> Cal
 def load_taking(
     code: Mapping[str, str], reference: str, *, where: str, form: str, given: Sequence[Any]
 ) -> Callable[..., Any]:
-    """A function of a job that must accept some arguments.
+    """Import a job's function, and check that it can be called with the given arguments.
 
     Args:
-        where: the key of the job.
-        form: names of the arguments for a message, such as `(labels, probabilities)`.
-        given: examples of the arguments.
+        where: the key of the job, for messages.
+        form: the names of the arguments for a message, such as `(labels, probabilities)`.
+        given: an example of each argument.
 
     Raises:
-        InputError: like `load_function`, or if the function does not accept the arguments.
+        InputError: as for `load_function`, or if the function does not accept the arguments.
     """
     function = load_function(code, reference, where=where)
     try:
@@ -352,10 +358,10 @@ def load_taking(
 
 @contextlib.contextmanager
 def own_errors(where: str) -> Iterator[None]:
-    """Turn an error of a user's function into one line, with its file and line.
+    """Turn an error in a user's function into a message of one line, with file and line number.
 
     Raises:
-        InputError: in place of any other error in the block.
+        InputError: instead of an error that is raised inside the `with` block.
     """
     try:
         yield
@@ -367,7 +373,7 @@ def own_errors(where: str) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """`mynet.py, line 12: `, the last line of the user's code in the traceback."""
+    """Return the last line of the user's code in the traceback, as `mynet.py, line 12: `."""
     place = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         alias, _, path = frame.f_code.co_filename.partition("/")
@@ -377,18 +383,18 @@ def _place(error: BaseException) -> str:
 
 
 class MissingOptionError(KeyError, InputError):
-    """A user's function read an option that the job lacks."""
+    """The error for an option that a user's function reads but the job does not set."""
 
     def __str__(self) -> str:
-        """The message, without the quotes of a KeyError."""
+        """Return the message without the quotes that a KeyError puts around it."""
         return str(self.args[0])
 
 
 class OptionReader(UserDict[str, Any]):
-    """A table of options for a user's function, which records the names that are read."""
+    """A mapping of options for a user's function; it records which options the function reads."""
 
     def __init__(self, options: Mapping[str, Any], table: str) -> None:
-        """Copy the options of a table such as `model.options`, since functions may change lists."""
+        """Copy the options of a table such as `model.options`: the function may change a list."""
         super().__init__(copy.deepcopy({**options}))
         self.table, self.given, self.read = table, {*options}, set[str]()
 
@@ -403,7 +409,7 @@ class OptionReader(UserDict[str, Any]):
         return name in self.data
 
     def __iter__(self) -> Iterator[str]:
-        self.read.update(self.data)  # `**options` reads all
+        self.read.update(self.data)  # `**options` reads all options
         return iter(self.data)
 
     def __or__(self, other: Any) -> Any:
@@ -416,7 +422,7 @@ class OptionReader(UserDict[str, Any]):
         """Refuse options that the function did not read.
 
         Raises:
-            InputError: for the first.
+            InputError: for the first option that was not read.
         """
         for name in (self.given & self.data.keys()) - self.read:
             raise InputError(

@@ -1,6 +1,6 @@
-"""A search: a job file with `[search]`, in which keys have a list or a range of values.
+"""A search: a job file with `[search]`, which lists the values or the range of some keys.
 
-`harness.tuning.oracle` turns it into KerasTuner's hyperparameters.
+`harness.tuning.oracle` turns these keys into KerasTuner's hyperparameters.
 """
 
 import itertools
@@ -40,35 +40,35 @@ from harness.job.job_file import (
 from harness.job.keys import FACTS, KEYS, OBJECTIVES, OF_EACH_EPOCH, SCORES, TABLES, Job
 
 Value = bool | int | float | str
-Values = Mapping[str, Value]  # of a trial, by key, such as model.units
+Values = Mapping[str, Value]  # a trial's value for each searched key, such as model.units
 
 
 @dataclass(frozen=True)
 class Parameter:
     """A searched key: a list of choices, or a range."""
 
-    key: str  # such as train.learning_rate
+    key: str  # the key with its table, such as train.learning_rate
     choices: tuple[Value, ...] = ()
     low: float = 0
     high: float = 0
     step: float | None = None
     log: bool = False
-    is_whole: bool = False  # a range of integers
-    parent: str | None = None  # the key of `when`
-    parent_choices: tuple[Value, ...] = ()  # its values with which this key is searched
+    is_whole: bool = False  # whether the range contains only integers
+    parent: str | None = None  # the other key on which this one depends, by `when`
+    parent_choices: tuple[Value, ...] = ()  # the parent's values for which this key is searched
 
     def examples(self) -> tuple[Value, ...]:
-        """All choices, or the ends of the range."""
+        """Return all choices, or the two ends of the range."""
         if self.choices:
             return self.choices
         return (int(self.low), int(self.high)) if self.is_whole else (self.low, self.high)
 
 
 def read_space(raw: Mapping[str, Any], path: Path) -> list[Parameter]:
-    """The parameters of `search.space`, parents before children.
+    """Return the parameters of `search.space`, sorted so that a parent precedes its children.
 
     Raises:
-        InputError: one line that names the key, the value, the rule and the remedy.
+        InputError: one line that states the key, its value, what is allowed, and the remedy.
     """
     waiting = [*_parameters(raw, path)]
     known = {parameter.key: parameter for parameter in waiting}
@@ -113,7 +113,7 @@ def _parameters(raw: Mapping[str, Any], path: Path) -> Iterator[Parameter]:
 
 
 def _by_key(table: str, keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The keys of a table, such as `units`, or `options.filters` in a free table."""
+    """Yield each key of a table with its value; a key of a free table is `options.filters`."""
     for name, value in keys.items():
         info = KEYS.get(f"{table}.{name}")
         if info and is_free(info) and isinstance(value, dict):
@@ -148,7 +148,7 @@ def _parameter(key: str, raw: object, path: Path) -> Parameter:
 def _choices(key: str, values: object, where: str) -> tuple[Value, ...]:
     if not isinstance(values, list) or not values or {*map(type, values)} & {dict, list}:
         raise InputError(f"{where} = {values!r}: should be a list of plain values")
-    if _kind(key, values) is float:  # a list of 1 and 0.5
+    if _kind(key, values) is float:  # for example, the list [1, 0.5]
         values = [float(v) if type(v) is int else v for v in values]
     if len({type(value) for value in values}) > 1 or len(set(values)) < len(values):
         raise InputError(f"{where} = {values!r}: should list different values of one type")
@@ -182,7 +182,7 @@ def _range(
 
 
 def _kind(key: str, values: Sequence[object]) -> type:
-    if key not in KEYS:  # a key of a free table, which has no types
+    if key not in KEYS:  # a key of a free table, whose keys have no declared types
         kinds = {type(value) for value in values}
         if not kinds or (float in kinds and kinds <= {int, float}):
             return float  # `_range` refuses a range without ends
@@ -206,7 +206,7 @@ def _condition(raw: object, where: str) -> tuple[str | None, tuple[Value, ...]]:
 
 
 SEARCH_FILE = "search.toml"  # in a sweep's folder
-GUIDED = ("bayesian", "hyperband", "asha")  # tuners that learn from results
+GUIDED = ("bayesian", "hyperband", "asha")  # tuners whose choices depend on earlier results
 
 
 class SearchConfig(ConfigSection):
@@ -249,34 +249,34 @@ class SearchConfig(ConfigSection):
 
 
 class SearchFile(Job):
-    """A job with `[search]`, without the space."""
+    """A job with the table `[search]`, without `search.space`."""
 
     search: SearchConfig
 
 
 SEARCH_TABLES: Tables = {**TABLES, "search": SearchConfig}
-# Keys whose value 0 means that a sweep decides them when it begins.
+# Keys whose value 0 means that the sweep chooses the value when it begins.
 DECIDED = {key for key, info in SearchConfig.model_fields.items() if facts_of(info).is_decided}
 
 
 @dataclass(frozen=True)
 class TrialRow:
-    """A trial's row in TensorBoard's HParams page, shared by the runs of its seeds."""
+    """The row of a trial in TensorBoard's HParams page; the trial's runs share it."""
 
     name: str
-    values: Values  # of this trial
-    columns: Values  # all searched keys, with a value of the right type
+    values: Values  # the values of this trial
+    columns: Values  # every searched key, with an example value that shows its type
     objective: str
 
 
 @dataclass(frozen=True)
 class SearchSpec:
-    """A search with all defaults."""
+    """A search in which every key has a value, by default if the file does not set it."""
 
-    job: Job  # shared by all trials
+    job: Job  # the settings that all trials share
     table: SearchConfig
-    space: tuple[Parameter, ...]  # parents before children
-    content: dict[str, Any]  # of the file
+    space: tuple[Parameter, ...]  # the searched keys; a parent precedes its children
+    content: dict[str, Any]  # the content of the search file, with the defaults
 
     @property
     def name(self) -> str:
@@ -285,33 +285,38 @@ class SearchSpec:
 
     @property
     def goal(self) -> Literal["max", "min"]:
-        """Whether the objective is maximized or minimized."""
+        """`max` or `min`: how the objective improves."""
         return SCORES[self.table.objective]
 
     @property
     def scores_validation(self) -> bool:
-        """Whether a trial computes the objective only at its end."""
+        """Whether the objective is computed only at the end of a trial, not after every epoch."""
         return self.table.objective not in OF_EACH_EPOCH
 
     @property
     def max_trials(self) -> int | None:
-        """The largest number of trials; None if the oracle decides when the search ends."""
+        """The largest number of trials, or None if the oracle decides when the search ends."""
         return None if self.table.tuner == "asha" else self.table.trials or None
 
     @property
     def continues_trials(self) -> bool:
-        """Whether a trial may continue another trial with more epochs."""
+        """Whether a trial may continue the training of an earlier trial for more epochs."""
         return self.table.tuner in ("hyperband", "asha")
 
     def to_toml(self) -> str:
-        """The search as a file for `harness tune`."""
+        """Return the content of a search file for `harness tune`."""
         return dump_toml(self.content)
 
     def job_of(self, values: Values, *, seed: int | None = None, epochs: int | None = None) -> Job:
-        """The job of a trial, which never reads the test set.
+        """Return the job of a trial, in which `data.test` is false.
+
+        Args:
+            values: the trial's values of the searched keys.
+            seed: the `train.seed` of the run; by default that of the search's job.
+            epochs: the `train.epochs` of the trial; by default those of the search's job.
 
         Raises:
-            InputError: if these values contradict each other.
+            InputError: if the values contradict each other.
         """
         content = self.job.model_dump()
         for key, value in values.items():
@@ -322,16 +327,16 @@ class SearchSpec:
         if epochs is not None:
             content["train"]["epochs"] = epochs
             if content["train"]["schedule"] in ("cosine", "linear"):
-                # A trial that continues another trial needs its schedule.
+                # A trial that continues another one must have the same learning-rate schedule.
                 whole = content["train"]["schedule_epochs"] or self.job.train.epochs
                 content["train"]["schedule_epochs"] = whole
         return check_job(content, Path(f"{self.name}.toml"))
 
     def row(self, name: str, values: Values, epochs: int | None) -> TrialRow:
-        """A trial's row in TensorBoard.
+        """Return the row of a trial in TensorBoard.
 
         Args:
-            name: of the trial.
+            name: the name of the trial.
             values, epochs: as for `job_of`.
         """
         columns = {parameter.key: parameter.examples()[0] for parameter in self.space}
@@ -341,19 +346,20 @@ class SearchSpec:
         return TrialRow(name, shown, columns, self.table.objective)
 
     def seeds(self) -> range:
-        """The seeds of a trial's runs."""
+        """Return the seeds of a trial's runs."""
         first = self.job.train.seed
         return range(first, first + self.table.executions)
 
     def with_table(self, **changes: int) -> "SearchSpec":
-        """The same search with other values in `[search]`."""
+        """Return a copy of the search in which some keys of `[search]` have new values."""
         content = {**self.content, "search": {**self.content["search"], **changes}}
         return replace(self, table=self.table.model_copy(update=changes), content=content)
 
     def changes(self, other: "SearchSpec") -> Iterator[str]:
-        """`train.epochs was 6 and is 8`, for all keys that differ in the other search.
+        """Yield `train.epochs was 6 and is 8` for each key that differs in the other search.
 
-        `search.trials` may differ, and a key of `DECIDED` may be 0 in one of them.
+        Two differences are left out: another `search.trials`, and a key of `DECIDED` that is 0 in
+        one of the two searches.
         """
         yield from _changes(self.content, other.content)
 
@@ -369,12 +375,12 @@ def _changes(known: dict[str, Any], asked: dict[str, Any], at: str = "") -> Iter
 
 
 def rounded(value: Value) -> Value:
-    """A tuner's value, rounded to six digits: 0.3 for 0.30000000000000004."""
+    """Round a tuner's value to six digits: 0.30000000000000004 becomes 0.3."""
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def is_search(path: Path) -> bool:
-    """Whether a job file has a `[search]`; False for an unreadable file."""
+    """Whether a job file contains a table `[search]`; False for an unreadable file."""
     try:
         return "search" in read_toml_file(path)
     except InputError:
@@ -382,14 +388,14 @@ def is_search(path: Path) -> bool:
 
 
 def is_sweep(folder: Path) -> bool:
-    """Whether a folder holds a sweep."""
+    """Whether a folder is the folder of a sweep."""
     return os.path.isfile(folder / SEARCH_FILE)  # noqa: PTH113 - never raises
 
 
 def is_of_search(result: Mapping[str, Any], search: Mapping[str, Any]) -> bool:
-    """Whether a sweep's result is of its present search file.
+    """Whether a sweep's result belongs to the current content of its search file.
 
-    A command may write its result just after another command has raised `search.trials`.
+    If not, a command wrote the result just after another command had raised `search.trials`.
     """
     of_search = search.get("search")
     return isinstance(of_search, dict) and of_search.get("trials") == result.get("trials")
@@ -399,7 +405,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     """Read a search's file, apply `--set` overrides, and check the search.
 
     Raises:
-        InputError: one line that names the key, the value, the rule and the remedy.
+        InputError: one line that states the key, its value, what is allowed, and the remedy.
     """
     content = read_toml_file(path)
     content.setdefault("name", path.stem)
@@ -441,7 +447,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
 
 
 def _renamed(raw: Any, names: Mapping[str, str]) -> Any:
-    """A space with other names of functions."""
+    """Return the space with its functions renamed according to `names`."""
     if isinstance(raw, dict):
         return {key: _renamed(value, names) for key, value in raw.items()}
     if isinstance(raw, list):
@@ -474,7 +480,8 @@ def _check_together(search: SearchSpec, path: Path) -> None:
             f"job {path}: search.space.train.epochs: {table.tuner} chooses the epochs, up to "
             "train.epochs; remove the key"
         )
-    needed: dict[str, Values] = {}  # by key, values of its ancestors with which it is searched
+    # For each key, one choice of its ancestors' values with which the key is searched.
+    needed: dict[str, Values] = {}
     for parameter in search.space:
         continuous = not parameter.choices and parameter.step is None
         if table.tuner == "grid" and continuous and (parameter.log or not parameter.is_whole):
@@ -497,8 +504,8 @@ def _check_together(search: SearchSpec, path: Path) -> None:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """`units` for `model.units`, but the whole key if two keys would share a name."""
-    # A key of [code] is a path.
+    """Map `model.units` to `units`, but to itself if another key would get the same name."""
+    # A key of [code] is a path, whose dot does not separate a table from a key.
     names = {k: k[5:] if k.startswith("code.") else k.rpartition(".")[2] for k in keys}
     counts = Counter(names.values())
     return {key: name if counts[name] == 1 else key for key, name in names.items()}

@@ -11,7 +11,7 @@ import numpy as np
 from rich.text import Text
 
 from harness.errors import RunError
-from harness.job.search import Parameter, SearchSpec, rounded, short_names
+from harness.job.search import Parameter, SearchSpec, short_names
 from harness.report.text_tables import screen_table, table_lines
 from harness.system.console import log, rich_console
 from harness.system.files import atomic_write
@@ -176,7 +176,9 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
                 "key": parameter.key,
                 "explains": share,
                 "by chance": (len(groups) - 1) / (len(having) - 1),
-                "value": " to ".join(dict.fromkeys(str(rounded(end)) for end in ends)),
+                "value": " to ".join(
+                    dict.fromkeys(str(x) if parameter.choices else f"{x:.4g}" for x in ends)
+                ),
                 "n": len(inside),
                 "mean": inside.mean(),
                 "best": best(inside),

@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+import time
 import zlib
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import keras_tuner as kt
@@ -14,9 +16,11 @@ from keras_tuner.oracles import GridSearchOracle, RandomSearchOracle
 
 from harness.job.search import GUIDED, SearchSpec, load_search
 from harness.tuning import worker
+from harness.tuning.disk import Disk
 from harness.tuning.oracle import hyperparameters
-from harness.tuning.protocol import Trial
-from harness.tuning.schedule import Schedule
+from harness.tuning.protocol import Attempt, Train, Trial, View, Worker, follow
+from harness.tuning.schedule import Proposer, Schedule
+from harness.tuning.sweep_dir import FOLDERS
 
 SEARCH = """
 [model]
@@ -171,3 +175,37 @@ def test_a_command_imports_no_large_library() -> None:
         "assert not {'tensorflow', 'keras', 'keras_tuner', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.full
+def test_a_trial_costs_little_after_many_trials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proposal, attempt, report and look take less than 0.1 s of CPU; `-s` prints the time."""
+    monkeypatch.setattr(Disk, "_sleep", lambda *_: None)
+    path = written(tmp_path, "asha", 200)
+    path.write_text(path.read_text() + "train.learning_rate = { min = 1e-5, max = 0.1 }\n")
+    search = load_search(path)
+    for name in FOLDERS:
+        (tmp_path / name).mkdir()
+    disk, schedule, num_trained = Disk(tmp_path), partial(worker.schedule_of, search), 0
+    views = [View(), View(), View()]
+    proposer = Proposer(schedule, 200, ahead=3, is_guided=True, view=views[0])
+    trainer = Worker(Attempt(worker="me"), 200, view=views[1])
+
+    def train(operation: object) -> Trial | None:
+        nonlocal num_trained
+        if not isinstance(operation, Train):
+            return None
+        num_trained += 1
+        return ended(operation.trial).model_copy(update={"attempt": operation.k})
+
+    times = []
+    while num_trained < 150:
+        since_s, num = time.process_time(), num_trained
+        disk.run(proposer.turn())
+        disk.run(trainer.turn(), train)
+        disk.run(follow(views[2], time.monotonic()))
+        times += [time.process_time() - since_s] * (num_trained - num)
+    print(f"{1000 * sum(times[-10:]) / 10:.1f} ms")  # noqa: T201
+    assert sum(times[-10:]) / 10 < 0.1

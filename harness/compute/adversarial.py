@@ -1,4 +1,4 @@
-"""Training steps that look up the word vectors themselves: adversarial ones, and some on a GPU."""
+"""Training steps that look up word vectors outside the network, as adversarial training needs."""
 
 import functools
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from harness.layers import OuterEmbedding, global_batch
 def build_step(
     job: Job, strategy: tf.distribute.Strategy, plan: ExecutionPlan, **options: Any
 ) -> TrainStep:
-    """The training step of a job; `options` are the other arguments of `TrainStep`."""
+    """Build the training step of a job; `options` are the other arguments of `TrainStep`."""
     kind = TrainStep
     trains_words = job.model.train_embeddings and not job.model.is_own
     if job.train.adversarial:
@@ -29,15 +29,15 @@ def build_step(
 
 
 class OuterLookupStep(TrainStep):
-    """A step whose word lookup is outside of the part that XLA compiles.
+    """A step that looks up the word vectors outside of the part that XLA compiles.
 
-    With deterministic operations XLA computes the embedding's gradient on a GPU by a loop over all
-    words of a batch. TensorFlow's kernel sorts the words instead.
+    With deterministic operations, XLA computes the embedding's gradient on a GPU in a slow loop
+    over all words of a batch. TensorFlow's kernel, which sorts the words, is faster.
     """
 
     @functools.cached_property
     def words(self) -> OuterEmbedding:
-        """The network's only embedding, which `build_step` has checked to be trained."""
+        """The network's only embedding; `build_step` has checked that it is trained."""
         (embedding,) = (each for each in self.model.layers if isinstance(each, OuterEmbedding))
         return embedding
 
@@ -48,7 +48,7 @@ class OuterLookupStep(TrainStep):
         return [each is self.words.embeddings for each in trained].index(True)
 
     def compiled(self) -> Callable[[Batch], Gradients]:
-        """`_with_vectors`, compiled if the plan says so, between the lookup and its gradient."""
+        """Like `TrainStep.compiled`, but the lookup and its gradient stay outside of XLA."""
         compiled = tf.function(self._with_vectors, jit_compile=self.is_compiled, autograph=False)
 
         def gradients_of(batch: Batch) -> Gradients:
@@ -65,10 +65,10 @@ class OuterLookupStep(TrainStep):
         return gradients_of
 
     def _with_vectors(self, batch: Batch, vectors: tf.Tensor) -> Gradients:
-        """Like `gradients`, but with the gradient of the word vectors instead of their table's.
+        """Like `gradients`, but return the gradient of the word vectors instead of their table's.
 
         Args:
-            vectors: `[examples, time, channels]`.
+            vectors: the vectors of the batch's words, `[examples, time, channels]`.
         """
         trained = [each.value for each in self.model.trainable_variables]
         trained[self._table_index] = vectors
@@ -81,7 +81,7 @@ class OuterLookupStep(TrainStep):
 
 
 class AdversarialStep(OuterLookupStep):
-    """A step that trains on each review twice: as it is, and with perturbed word vectors."""
+    """A step that trains on each review twice: once unchanged, once with perturbed word vectors."""
 
     def _with_vectors(self, batch: Batch, vectors: tf.Tensor) -> Gradients:
         gradients, sums = super()._with_vectors(batch, vectors)
@@ -92,25 +92,25 @@ class AdversarialStep(OuterLookupStep):
 
 
 def perturbation(gradient: tf.Tensor, vectors: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
-    """The direction of the word vectors that increases the loss most, scaled to their size.
+    """Return the change of the word vectors that increases the loss most, scaled to their size.
 
-    Adversarial training by Miyato et al., "Adversarial Training Methods for Semi-Supervised Text
-    Classification" (2017), whose word vectors have variance 1. Here the norm is the root mean
-    square of the vectors, so a network can't escape by larger vectors.
+    The method is from Miyato et al., "Adversarial Training Methods for Semi-Supervised Text
+    Classification" (2017). They scale the word vectors to variance 1. Here the perturbation grows
+    with the root mean square of the vectors, so larger vectors don't make it harmless.
 
     Args:
         gradient: the gradient of the loss, `[examples, time, channels]`.
         vectors: the word vectors, `[examples, time, channels]`.
-        tokens: `[examples, time]`; 0 is padding, which is ignored.
+        tokens: the word indices, `[examples, time]`; 0 is padding, which is ignored.
 
     Returns:
-        `[examples, time, channels]`; 0 for an example whose gradient is 0.
+        The change, `[examples, time, channels]`; 0 for an example whose gradient is 0.
     """
     is_word = tf.cast(tf.not_equal(tokens, 0), vectors.dtype)[..., None]
     num_numbers = tf.reduce_sum(is_word, [1, 2]) * tf.cast(vectors.shape[2], vectors.dtype)
     squares = tf.reduce_sum(tf.square(vectors) * is_word, [1, 2])
     size = tf.sqrt(tf.math.divide_no_nan(squares, num_numbers))
-    # Divides by the largest number first, because squares of small gradients would underflow to 0.
+    # Divide by the largest number first, because squares of small gradients would underflow to 0.
     gradient *= is_word
     largest = tf.reduce_max(tf.abs(gradient), [1, 2], keepdims=True)
     gradient = tf.math.divide_no_nan(gradient, largest)

@@ -1,8 +1,8 @@
 """Compares each GPU's results with the CPU's before a run trains on it.
 
-A broken GPU may compute wrong numbers, or run no kernels, without an error. The comparison covers
-an elementwise operation, a matrix product, a kernel of XLA and, if the job has one, a recurrent
-layer of cuDNN with its gradient.
+A broken GPU may compute wrong numbers, or run no kernels, without an error. The check compares an
+elementwise operation, a matrix product, a kernel of XLA and, if the job uses one, a recurrent layer
+of cuDNN with its gradient.
 """
 
 import functools
@@ -28,9 +28,9 @@ from harness.system.console import Console
 from harness.system.gpu import Card, code_for, kernel_cache
 from harness.system.watchdog import FIRST_USE
 
-SWITCH = "HARNESS_CHECK_DEVICES"  # 0 turns the check off, for tests on a GPU that computes nothing
-TOLERANCE = 1e-3  # relative to the largest number; float32 without TF32 stays below 1e-5
-FIRST_BYTES = 1 << 20
+SWITCH = "HARNESS_CHECK_DEVICES"  # 0 turns the check off, for tests with stub libraries of CUDA
+TOLERANCE = 1e-3  # largest relative difference; float32 without TF32 stays below 1e-5
+FIRST_BYTES = 1 << 20  # the size of the first request, see `take_memory`
 SHAPE = (4, 6, 8)  # rows, words, channels
 LAYERS: dict[str, type[keras.layers.RNN]] = {
     "lstm": keras.layers.LSTM,
@@ -44,11 +44,11 @@ Compute = Callable[[], list[tf.Tensor]]
 def checked_strategy(
     requested: Devices | None, worker_group: WorkerGroup | None, job: Job, console: Console
 ) -> tf.distribute.Strategy:
-    """The strategy of `make_strategy`, with checked GPUs.
+    """Make the strategy for the requested devices, and check its GPUs.
 
     Raises:
         InputError: if a requested device is missing.
-        NodeFault: as `check_devices`.
+        NodeFault: as in `check_devices`.
     """
     gpus = devices_in_use(requested)[1]
     for card in dict.fromkeys(map(card_of, gpus)):
@@ -60,7 +60,7 @@ def checked_strategy(
 
 
 def first_use(card: Card) -> str:
-    """A line for a card whose kernels the driver still has to compile; else empty."""
+    """Return a message if the driver still has to compile the kernels for a card; else ""."""
     folder = kernel_cache()
     is_filled = folder and folder.is_dir() and any(folder.iterdir())
     if has_machine_code(card) or folder is None or is_filled:
@@ -72,13 +72,13 @@ def first_use(card: Card) -> str:
 
 
 def has_machine_code(card: Card) -> bool:
-    """Whether TensorFlow has machine code for a card; else the driver compiles each kernel."""
+    """Whether TensorFlow includes machine code for a card; if not, the driver compiles kernels."""
     targets = tf.sysconfig.get_build_info().get("cuda_compute_capabilities", ())
     return code_for(card.capability, targets).startswith("sm_")
 
 
 def first_use_factor(gpus: Sequence[Any]) -> float:
-    """The factor by which the first step on these GPUs may take longer than on others."""
+    """Return how many times as long the first step on these GPUs may take as on others."""
     return 1.0 if all(has_machine_code(card_of(gpu)) for gpu in gpus) else FIRST_USE
 
 
@@ -88,7 +88,7 @@ def is_switched_off() -> bool:
 
 
 def cudnn_layers(job: Job) -> frozenset[str]:
-    """The kinds of layers that Keras gives to cuDNN in a job; all for a custom network."""
+    """Return the kinds of layers that cuDNN computes in a job; for a custom network all kinds."""
     if job.model.is_own:
         return frozenset({"lstm", "gru"})
     if not job.model.recurrent or without_cudnn(job) or job.model.architecture == "rnn":
@@ -100,7 +100,7 @@ def check_devices(job: Job, warn: Callable[[str], object]) -> None:
     """Refuse a GPU whose results differ from the CPU's; call it after `make_strategy`.
 
     Raises:
-        NodeFault: for the first such GPU; the job is requeued without the node.
+        NodeFault: if a GPU computes wrongly; the job is then requeued without the node.
         RunError: if the GPU's kernels can't be loaded.
     """
     gpus = tf.config.get_visible_devices("GPU")
@@ -119,9 +119,9 @@ def check_devices(job: Job, warn: Callable[[str], object]) -> None:
 
 
 def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
-    """The plan, without cuDNN's plain RNN if a GPU computes something else with it.
+    """Return the plan, without cuDNN if its plain RNN differs from the CPU's on a GPU.
 
-    This is no fault of the node: Keras's loop computes the layer instead.
+    Such a difference is not a fault of the node: Keras's loop computes the layer instead.
     """
     has_plain_rnn = job.model.recurrent and (job.model.architecture == "rnn" or job.model.is_own)
     if plan.way != "cudnn" or not has_plain_rnn or is_switched_off():
@@ -133,10 +133,10 @@ def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
 
 @functools.cache
 def plain_rnn_agrees(gpu: str) -> bool:
-    """Whether cuDNN's plain RNN on a GPU computes the results of Keras's layer on the CPU.
+    """Whether cuDNN's plain RNN on a GPU agrees with Keras's layer on the CPU.
 
     Args:
-        gpu: TensorFlow's name of the device.
+        gpu: TensorFlow's name of the GPU, such as `GPU:0`.
     """
     return not find_difference(gpu, frozenset({"rnn"}))
 
@@ -144,8 +144,8 @@ def plain_rnn_agrees(gpu: str) -> bool:
 def take_memory(gpus: Sequence[Any]) -> None:
     """Allocate the first memory on each GPU.
 
-    On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) requests ever smaller parts, a
-    tenth less each time, rounded up to 256 bytes. If its first request is below FIRST_BYTES, this
+    On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) requests a tenth less memory each
+    time, rounded up to 256 bytes. If it starts with a small request, below FIRST_BYTES, this loop
     never ends.
 
     Raises:
@@ -153,15 +153,15 @@ def take_memory(gpus: Sequence[Any]) -> None:
     """
     for index in range(len(gpus)):
         with tf.device(f"GPU:{index}"):
-            # tf.zeros would first request a byte.
+            # Not tf.zeros, which would first request a single byte.
             tf.constant(np.zeros(FIRST_BYTES, np.uint8))
 
 
 def find_difference(gpu: str, layers: frozenset[str]) -> str:
-    """The first computation whose results differ from the CPU's, and by how much; else empty.
+    """Describe the first computation whose results differ from the CPU's; return "" if none does.
 
     Args:
-        gpu: TensorFlow's name of the device.
+        gpu: TensorFlow's name of the GPU, such as `GPU:0`.
         layers: the keys of LAYERS to compare.
     """
     tf32 = tf.config.experimental.tensor_float_32_execution_enabled()
@@ -181,7 +181,7 @@ def find_difference(gpu: str, layers: frozenset[str]) -> str:
 
 
 def _computations(layers: frozenset[str]) -> Iterator[tuple[str, Compute, Compute]]:
-    """Each computation: its name, the GPU's way, and the CPU's way."""
+    """Yield each computation: its name, a function for the GPU, and a function for the CPU."""
     numbers = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
     square = np.random.default_rng(2).normal(size=(64, 64)).astype(np.float32)
 
@@ -205,7 +205,7 @@ def _computations(layers: frozenset[str]) -> Iterator[tuple[str, Compute, Comput
 
 
 def _recurrent(name: str, numbers: np.ndarray, use_cudnn: bool) -> Compute:
-    """The outputs of a layer at all words, and the gradients of its input and weights."""
+    """Return a function for a layer's outputs and the gradients of its input and weights."""
 
     def compute() -> list[tf.Tensor]:
         random = np.random.default_rng(3)
@@ -229,7 +229,7 @@ def _recurrent(name: str, numbers: np.ndarray, use_cudnn: bool) -> Compute:
 
 
 def _difference(results: tf.Tensor, expected: tf.Tensor) -> float:
-    """The largest difference, relative to the largest number; infinite if it is not finite."""
+    """Return the largest difference, relative to the largest number; `inf` instead of NaN."""
     a, b = results.numpy().astype(np.float64), expected.numpy().astype(np.float64)
     difference = float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
     return difference if np.isfinite(difference) else np.inf

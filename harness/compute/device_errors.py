@@ -1,6 +1,7 @@
-"""Explains errors of a GPU by TensorFlow's messages: one line with a remedy, and who is at fault.
+"""Explains GPU errors from TensorFlow's messages: the cause, a remedy, and who is at fault.
 
-The module does not import TensorFlow, because the guard of a dead process has only its messages.
+The module does not import TensorFlow: if the training process died, its parent process (the guard)
+explains the death from the messages alone.
 """
 
 import re
@@ -13,29 +14,29 @@ from harness.slurm.environment import report_node_fault
 from harness.system import stderr_filter
 from harness.system.gpu import describe_memory, free_gb
 
-MAX_QUOTED = 300  # characters of TensorFlow's message
-LATEST = 40  # the number of messages before a death that may explain it
-LITTLE_GB = 0.5  # of free memory on a GPU: too little for cuDNN and cuBLAS
+MAX_QUOTED = 300  # the number of characters quoted of TensorFlow's message
+LATEST = 40  # how many of the last messages before a death may explain it
+LITTLE_GB = 0.5  # free GPU memory that is too little for cuDNN and cuBLAS
 
 # 4004 is CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, which TensorFlow 2.21 can't name.
 OUT_OF_MEMORY = re.compile(
     r"CUDA_ERROR_OUT_OF_MEMORY|CU(DNN|BLAS)_STATUS_ALLOC_FAILED|unknown cudnn status: 4004\b"
-    r"|[Oo]ut of memory|the resource allocation failed"  # the latter by cuBLAS
-    r"|Dst tensor is not initialized"  # the copy to a tensor without memory
+    r"|[Oo]ut of memory|the resource allocation failed"  # the latter is from cuBLAS
+    r"|Dst tensor is not initialized"  # a copy to a tensor without memory failed
 )
-FREE_BYTES = re.compile(r"Memory usage: (\d+) bytes free")  # when cuDNN can't start
-# TensorFlow's only sign of a kernel that it could not load or launch: the operation leaves its
-# output unchanged and succeeds (tf_gpu_runtime_wrappers.cc).
+FREE_BYTES = re.compile(r"Memory usage: (\d+) bytes free")  # printed when cuDNN can't start
+# The only sign that TensorFlow could not load or launch a kernel: the operation reports success but
+# leaves its output unchanged (tf_gpu_runtime_wrappers.cc).
 UNWRITTEN = re.compile(r"tf_gpu_runtime_wrappers\.cc:\d+\] .*failed with")
 CHECK_FAILED = re.compile(r"Check failed: .* is OK \((.*)\)$")
-ARGUMENTS = re.compile(r"'(\w+)\(.*\)'")  # of a call, which help no user
+ARGUMENTS = re.compile(r"'(\w+)\(.*\)'")  # a call; its arguments don't help a user
 
 
 @dataclass(frozen=True)
 class DeviceError:
     """An error of CUDA and its remedy."""
 
-    pattern: str  # of TensorFlow's message
+    pattern: str  # a regular expression for TensorFlow's message
     what: str
     remedy: str
     is_node_fault: bool = False  # the job is requeued without the node
@@ -43,7 +44,7 @@ class DeviceError:
 
 LIBRARY_REFUSED = "a CUDA library refused"
 ANOTHER_NODE = "run harness resume on another node, and report this one to your site"
-# The first match counts. tests/gpu provokes them.
+# The first pattern that matches counts. The tests in tests/gpu provoke these errors.
 DEVICE_ERRORS = (
     DeviceError(
         "(?i)ECC_UNCORRECTABLE|uncorrectable ECC",
@@ -84,51 +85,51 @@ DEVICE_ERRORS = (
     DeviceError(
         r"(?i)\bMIG\b|invalid device ordinal|CUDA_ERROR_INVALID_DEVICE",
         "CUDA does not know the GPU or MIG instance in CUDA_VISIBLE_DEVICES",
-        "compare nvidia-smi -L; a process can use only one MIG instance",
+        "nvidia-smi -L lists the valid names; a process can use only one MIG instance",
     ),
     DeviceError(
         "(?i)NCCL",
         "the GPUs can't communicate (NCCL)",
-        "name the network in slurm/site.sh (export NCCL_SOCKET_IFNAME=ib0), find the reason by "
+        "set the network in slurm/site.sh (export NCCL_SOCKET_IFNAME=ib0), find the reason with "
         "NCCL_DEBUG=INFO, or use one GPU",
     ),
     DeviceError(
         "CUDNN_STATUS|CUBLAS_STATUS|unknown cudnn status|DNN library initialization failed|"
         "Failed to call DoRnn|Failed to call ThenRnn|(?i:failed to create cu(dnn|blas))|"
-        # Texts of cublasGetStatusString, without the code.
+        # What cublasGetStatusString returns: texts without an error code.
         "the (library was not initialized|function failed to launch on the GPU)|"
         "an internal operation failed|the functionality requested is not supported",
         LIBRARY_REFUSED,
-        "harness doctor --probe tests the libraries; compare nvidia-smi, since full GPU memory is "
-        "another possible reason",
+        "harness doctor --probe tests the libraries; also look at nvidia-smi, since full GPU "
+        "memory may be the cause",
     ),
     DeviceError(
         "(?i)determinis(m|tic)",
         "an operation has no deterministic kernel here",
-        "set train.deterministic = false; then the bytes of a run can't be repeated",
+        "set train.deterministic = false; then the results of a run can't be reproduced exactly",
     ),
     DeviceError(
         UNWRITTEN.pattern,
         "the GPU could not run a kernel, and TensorFlow went on without its result",
-        "compare nvidia-smi and the versions in harness doctor",
+        "check the driver with nvidia-smi and the versions with harness doctor",
     ),
 )
 
 
 def is_node_fault(text: str) -> bool:
-    """Whether a text names a fault of a GPU, so that another node helps."""
+    """Whether a message reports a broken GPU, so the job should move to another node."""
     return any(re.search(each.pattern, text) for each in DEVICE_ERRORS if each.is_node_fault)
 
 
 def explained(
     texts: Sequence[str], lasting: str = "", *, sees_memory: bool = True
 ) -> RunError | None:
-    """The error behind TensorFlow's messages, in one line with a remedy; None if it is unknown.
+    """Explain TensorFlow's messages in one line with a remedy; return None if they are unknown.
 
     Args:
-        texts: messages, each in one line, the most informative first.
-        lasting: the error that CUDA still reports, by `gpu.lasting_error`.
-        sees_memory: whether the GPU's memory is as full as at the time of the messages.
+        texts: messages of one line each, the most informative first.
+        lasting: the error that CUDA still reports, as `gpu.lasting_error` returns it.
+        sees_memory: whether the GPU's memory is still as full as when the messages were printed.
     """
     text = "\n".join([lasting, *texts] if is_node_fault(lasting) else texts)
     if OUT_OF_MEMORY.search(text) and not is_node_fault(lasting):
@@ -150,7 +151,7 @@ def explained(
 
 
 def _shortened(line: str) -> str:
-    """A message without its place and the arguments of calls."""
+    """Remove the source location and the arguments of calls from a message, and cut it."""
     line = stderr_filter.BEGIN.sub("", line).partition(" *** Check failure")[0]
     if failed := CHECK_FAILED.search(line):
         line = failed[1]
@@ -158,7 +159,7 @@ def _shortened(line: str) -> str:
 
 
 def _has_little_memory(text: str, sees_memory: bool) -> bool:
-    """Whether a library had too little memory, which its message does not say."""
+    """Whether a library failed for lack of GPU memory although its message does not say so."""
     free = [int(num) / 1e9 for num in FREE_BYTES.findall(text)]
     if not free and sees_memory:
         free = list(free_gb().values())
@@ -166,10 +167,10 @@ def _has_little_memory(text: str, sees_memory: bool) -> bool:
 
 
 def out_of_memory(*, sees_memory: bool = True) -> RunError:
-    """The error of a device without free memory, with the other processes that use its memory.
+    """Return the error for a full device; its message lists the processes that use the memory.
 
     Args:
-        sees_memory: whether to ask the driver, which knows only GPUs.
+        sees_memory: whether to ask the GPU's driver for these processes.
     """
     memory = describe_memory() if sees_memory else ""
     shared = ", or fewer runs per GPU" if "holds" in memory else ""
@@ -180,7 +181,7 @@ def out_of_memory(*, sees_memory: bool = True) -> RunError:
 
 
 def telling(found: Sequence[str]) -> list[str]:
-    """The messages of TensorFlow that may explain a failure, the latest first."""
+    """Select TensorFlow's messages that may explain a failure, the latest first."""
     begins = [(stderr_filter.BEGIN.match(line), line) for line in found[-LATEST:]]
     lines = [
         line
@@ -191,12 +192,12 @@ def telling(found: Sequence[str]) -> list[str]:
 
 
 def check_results() -> None:
-    """Show TensorFlow's messages, and refuse results that it did not compute.
+    """Print TensorFlow's new messages; raise an error if they say that a kernel did not run.
 
     Call it when results have arrived from a GPU, before they are used.
 
     Raises:
-        NodeFault, RunError: if a kernel was not run although its operation succeeded.
+        NodeFault, RunError: if a kernel did not run although its operation reported success.
     """
     if not stderr_filter.captured:
         return
@@ -207,12 +208,12 @@ def check_results() -> None:
 
 
 def of_death(text: str) -> RunError | None:
-    """The reason for a process's death, by all its messages; None if it is unknown."""
+    """Explain a process's death from all its messages; return None if the reason is unknown."""
     return explained(telling(stderr_filter.messages(text)), sees_memory=False)
 
 
 def died_of(number: signal.Signals, text: str) -> str:
-    """A line about a process's death for an unknown reason, with its last error message."""
+    """Return a message for a death of unknown reason, with the process's last error message."""
     lines = telling(stderr_filter.messages(text))
     last = f": {_shortened(lines[0])}" if lines else ""
     return (

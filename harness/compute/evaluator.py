@@ -1,4 +1,4 @@
-"""Scores reviews with a network: batches, and the graph of the forward pass."""
+"""Computes a network's probabilities for reviews, batch by batch."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,14 +18,14 @@ from harness.layers import look_up_by_gather
 from harness.system import watchdog
 from harness.system.processes import StopRequest
 
-# Reviews of a replica in a batch. Only speed and memory count here: a larger batch exceeds a CPU's
-# caches and takes up to twice the time per review, a GPU needs a large one to be busy.
+# The number of reviews per replica in a batch. It affects only speed and memory: on a CPU a larger
+# batch exceeds the caches and takes up to twice the time per review; a GPU needs a large batch.
 EVALUATION_BATCH = {"cpu": 256, "gpu": 1024}
-COMPILED_PARTS = 2  # of a compiled batch, computed in parallel
+COMPILED_PARTS = 2  # the number of parts of a compiled batch, computed in parallel
 
 
 class Evaluator:
-    """The graph of a model's forward pass, traced once for all evaluations of a run."""
+    """Evaluates a model; its graph is traced once for all evaluations of a run."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Evaluator:
         job: Job,
         plan: ExecutionPlan,
     ) -> None:
-        """Prepare a model; the plan may replace the computation of its layers."""
+        """Prepare a model for evaluation; the plan may select other kernels for its layers."""
         self.model, self.strategy, data = model, strategy, job.data
         self.votes = spans_processes(strategy)
         on_gpu = num_own_gpus() > 0
@@ -45,24 +45,25 @@ class Evaluator:
             look_up_by_gather(model)
             if plan.way == "cudnn":
                 use_cudnn_rnn(model)
-        self.num_rows = EVALUATION_BATCH["gpu" if on_gpu else "cpu"]  # of a replica
+        self.num_rows = EVALUATION_BATCH["gpu" if on_gpu else "cpu"]  # per replica
         num_replicas = strategy.num_replicas_in_sync
         self.shape = BatchShape(self.num_rows * num_replicas, data.maxlen, data.bucket)
-        # Batches by length have several shapes; the second trace is for all of them.
+        # Batches of similar length have several shapes; the second trace covers all of them.
         self._run_forward = tf.function(
             self._forward, autograph=False, reduce_retracing=data.bucket
         )
-        # All validations of a run use one endless dataset: opening it takes a fifth of the time of
-        # a validation on 5,000 reviews, and as much memory as the padded reviews.
+        # All validations of a run use one endless dataset. Opening a new one takes a fifth of the
+        # time of a validation on 5,000 reviews, and as much memory as the padded reviews.
         self._opened: tuple[Reviews, Iterator[Batch]] | None = None
 
     def probabilities(self, reviews: Reviews, stop: StopRequest | None = None) -> np.ndarray:
-        """The probability of label 1 for each review of two classes, `[num_reviews] float32`.
+        """Compute the probability of label 1 for each review, `[num_reviews] float32`.
 
-        For more classes the probability of each class, `[num_reviews, num_classes] float32`.
+        With more than two classes, the result contains the probability of each class,
+        `[num_reviews, num_classes] float32`.
 
         Raises:
-            Interrupted: between two batches, if `stop` requests it.
+            Interrupted: between two batches, if `stop` requests a stop.
         """
         stop = stop or StopRequest()
         outputs: list[np.ndarray] = []
@@ -72,7 +73,7 @@ class Evaluator:
         else:
             orders, start = order.astype(np.int32)[None], Start(endless=True)
             opened = iter(batches(self.strategy, reviews, orders, shape=self.shape, start=start))
-        self._opened = None  # an interrupted evaluation does not use all of its batches
+        self._opened = None  # if interrupted, some batches of the dataset are left over
         for _ in range(num_steps(len(order), self.shape.batch_size)):
             stop.check()
             of_replicas, votes = self._run_forward(next(opened), tf.constant(stop.vote))
@@ -90,7 +91,7 @@ class Evaluator:
     def _forward(
         self, batch: Batch, vote: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, ...], tf.Tensor | None]:
-        """The probabilities in the order of the batch, in parts, and the votes of all workers."""
+        """Compute the replicas' probabilities, in the batch's order, and the workers' votes."""
         outputs, votes = self.strategy.run(self._replica_forward, args=(batch, vote))
         if self.votes:
             return (self.strategy.gather(outputs, axis=0),), self.strategy.gather(votes, axis=0)
@@ -112,6 +113,6 @@ class Evaluator:
 
 
 def wide(probabilities: tf.Tensor) -> tf.Tensor:
-    """Probabilities in float32, if a custom network ends in half precision."""
+    """Convert half-precision probabilities of a custom network to float32."""
     half = probabilities.dtype in (tf.float16, tf.bfloat16)
     return tf.cast(probabilities, tf.float32) if half else probabilities

@@ -1,8 +1,8 @@
-"""Chooses how steps and evaluations are computed: the fastest way whose bytes can be repeated.
+"""Chooses how steps and evaluations are computed: the fastest way with reproducible results.
 
-A rule decides by the device, the kind of network and its sizes. A run does not measure, because two
-runs of one job could then choose differently between two almost equally fast ways. A resumed run
-keeps its first plan.
+The choice depends on the device, the kind of network and its sizes. It does not depend on measured
+times, because two runs of one job could then choose different ways. A resumed run keeps the plan of
+its first start.
 """
 
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ from harness.architectures import ModelConfig, over_time
 from harness.errors import InputError
 from harness.job.keys import Job
 
-# The faster choices on two CPU cores (jobs/FINDINGS.md, "where the time of a step goes").
-LARGEST_PART = 2048  # reviews of a part times the units of all recurrent layers
+# Limits measured on two CPU cores (jobs/FINDINGS.md, "where the time of a step goes").
+LARGEST_PART = 2048  # reviews in a part of a batch, times the units of all recurrent layers
 LONGEST_COMPILED = 200  # words of a review, if the outputs at all words are used
-MAX_PARTS = 4  # of a batch
+MAX_PARTS = 4  # the largest number of parts of a batch
 BLOCK_PARTS = 2  # the same with BlockLSTM
-# Reviews of a split. XLA takes longer to compile the network than to evaluate fewer.
+# Reviews in a split. With fewer, compiling takes longer than evaluating without XLA.
 FEWEST_COMPILED = 5000
 
 # keras: Keras's layers; xla: XLA compiles the forward and backward pass; block: an LSTM layer is
-# one operation, see `use_block_kernel`; cudnn: on a GPU also plain RNNs, see `use_cudnn_rnn`.
+# one operation, see `use_block_kernel`; cudnn: cuDNN computes the recurrent layers on a GPU.
 Way = Literal["keras", "xla", "block", "cudnn"]
 
 
@@ -33,25 +33,26 @@ class ExecutionPlan:
     """How steps and evaluations are computed."""
 
     way: Way
-    # Of an operation, and operations at a time. The limits are for records of other users.
+    # Per operation, and also the number of parallel operations. The upper bounds of these fields
+    # protect against a record that another user has written.
     threads: Annotated[int, Field(ge=1, le=1024)]
-    # Of a global batch, computed in parallel.
+    # The number of parts of a global batch, which are computed in parallel.
     parts: Annotated[int, Field(ge=1, le=MAX_PARTS)] = 1
-    compiles_evaluation: bool = False  # by XLA
+    compiles_evaluation: bool = False  # with XLA
 
 
 def choose(job: Job, kind: str, cpus: int, *, begun: Mapping[str, Any] = {}) -> ExecutionPlan:
-    """The plan of a run.
+    """Choose the plan of a run.
 
     Args:
-        job: `train.xla` may be on or off.
-        kind: of the device, cpu or gpu.
+        job: the job; its `train.xla` can force or forbid XLA.
+        kind: the kind of device, cpu or gpu.
         cpus: the number of threads of a new run.
-        begun: the plan in the record of a resumed run. It keeps its number of threads, even above
-            the number of CPUs, because sums over threads differ in their last bits.
+        begun: the plan in a resumed run's record, which is kept. Even its number of threads is
+            kept, since the last bits of a sum depend on it.
 
     Raises:
-        InputError: if the record has no valid plan.
+        InputError: if the record contains no valid plan.
     """
     if begun:
         try:
@@ -63,13 +64,13 @@ def choose(job: Job, kind: str, cpus: int, *, begun: Mapping[str, Any] = {}) -> 
 
 
 def _way(job: Job, kind: str) -> Way:
-    """The way of training steps.
+    """Choose how training steps are computed.
 
     On a GPU XLA compiles the layers that cuDNN can't compute. On a CPU, TensorFlow's loop over the
-    words spends more time on starting small operations than on computing them. LSTM layers have one
-    operation for all words. For other layers XLA is faster, but not for large operations, nor for
-    long reviews if the outputs at all words are used, because it copies them at every word. For
-    batches by length it would compile a step for each length.
+    words spends more time on starting small operations than on computing them. For LSTM layers
+    there is one operation for all words. For other layers XLA is faster, except for large
+    operations, and for long reviews if the outputs at all words are used: XLA copies these outputs
+    at every word. With `data.bucket` XLA would compile a step for each length of the batches.
     """
     setting = job.train.xla
     if setting == "on":
@@ -82,13 +83,13 @@ def _way(job: Job, kind: str) -> Way:
         return "block"
     keeps_outputs = over_time(job.network()) or job.model.architecture == "stacked_lstm"
     is_long = keeps_outputs and job.data.maxlen > LONGEST_COMPILED
-    # XLA is faster in two parts, also on one thread.
+    # XLA is faster if the batch is in two parts, even on one thread.
     is_large = _size(job) > 2 * LARGEST_PART
     return "keras" if job.data.bucket or is_long or is_large else "xla"
 
 
 def _compiles(job: Job, kind: str) -> bool:
-    """Whether XLA compiles validation and test, which halves their time for layers of any size."""
+    """Whether XLA compiles validation and test; it halves their time for layers of any size."""
     if kind == "gpu" or job.train.xla == "off":
         return False
     if job.train.xla == "on":
@@ -99,9 +100,10 @@ def _compiles(job: Job, kind: str) -> bool:
 
 
 def _num_parts(job: Job, kind: str, way: Way) -> int:
-    """The number of parts of a step's batch, which depends only on the job.
+    """Choose the number of parts of a step's batch.
 
-    Several threads compute the parts in parallel, one thread in sequence, with the same bytes.
+    The results are bitwise equal whether several threads compute the parts in parallel or one
+    thread computes them in sequence.
     """
     if kind == "gpu" or way == "keras":
         return 1
@@ -110,19 +112,19 @@ def _num_parts(job: Job, kind: str, way: Way) -> int:
 
 
 def _size(job: Job) -> int:
-    """Reviews of a batch times units of all recurrent layers; 0 for a custom network."""
+    """Return the batch size times the units of all recurrent layers; 0 for a custom network."""
     if not job.model.recurrent or job.model.is_own:
         return 0
     return job.train.batch_size * recurrent_units(job.model)
 
 
 def recurrent_units(model: ModelConfig) -> int:
-    """The number of units in all recurrent layers."""
+    """Count the units of all recurrent layers."""
     if model.architecture == "stacked_lstm":
         return model.units + (model.second_units or model.units)
     return model.units * (2 if model.architecture == "bilstm" else 1)
 
 
 def without_cudnn(job: Job) -> bool:
-    """Whether a layer of the job is known to be impossible for cuDNN."""
+    """Whether a built-in network has a layer that cuDNN does not support."""
     return job.model.architecture == "gru" and not job.model.reset_after

@@ -1,4 +1,4 @@
-"""Checks for promised GPUs: no run trains on a CPU because a GPU could not be used."""
+"""Checks that a run gets the GPUs it expects, so that no run silently trains on the CPU."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -15,20 +15,22 @@ def check_gpus(
     warn: Callable[[str], object],
     environment: Mapping[str, str] = os.environ,
 ) -> None:
-    """Refuse to train on fewer GPUs than promised, with TensorFlow's reason and the remedy.
+    """Raise an error with a remedy if TensorFlow sees fewer GPUs than promised.
 
-    `--devices`, CUDA_VISIBLE_DEVICES or Slurm promise GPUs. Without a promise the CPU trains. If
-    there is a driver, a warning then says why no GPU is used, unless CUDA_VISIBLE_DEVICES hides all
-    GPUs. Call it after the import of TensorFlow.
+    `--devices`, CUDA_VISIBLE_DEVICES or Slurm promise GPUs. If none of them does, the CPU trains.
+    If the CPU trains although there is a driver, a warning says why, unless CUDA_VISIBLE_DEVICES
+    hides all GPUs. Call this function after the import of TensorFlow.
 
     Args:
         requested: the devices of `--devices`.
-        environment: CUDA_VISIBLE_DEVICES promises the GPUs that it names; if it hides all GPUs, it
-            promises none and breaks Slurm's promise.
+        allocation: the Slurm job, if there is one.
+        warn: called with the text of a warning.
+        environment: the variables. CUDA_VISIBLE_DEVICES promises the GPUs that it lists; if it
+            hides all GPUs, those that Slurm promised count as missing.
 
     Raises:
         InputError: if the installation or the command is at fault.
-        NodeFault: if the node is at fault; the job is requeued without it.
+        NodeFault: if the node is at fault; the job is requeued without the node.
     """
     if requested and requested.kind == "cpu":
         return
@@ -52,7 +54,7 @@ def check_gpus(
     if num_seen >= max(1, promised):
         return
     if not promised and (gpu.hidden_by(environment) or not gpu.has_driver()):
-        return  # the user means the CPU
+        return  # the user wants the CPU
     problem = gpu.find_problem(
         "\n".join(device_messages),
         environment,

@@ -11,16 +11,17 @@ from harness.errors import InputError
 from harness.job.keys import Job, TrainConfig
 from harness.job.own_code import load_taking, own_errors
 
-# Takes labels `[examples] float32` and probabilities `[examples, num_outputs]`, as `cross_entropy`.
+# Takes labels and probabilities like `cross_entropy`; returns the loss of each example.
 Loss = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def cross_entropy(labels: tf.Tensor, probabilities: tf.Tensor, *, smoothing: float) -> tf.Tensor:
-    """The cross-entropy of each example, in nats, `[examples]`.
+    """Compute the cross-entropy of each example in nats, `[examples]`.
 
     Args:
-        labels: `[examples] float32`, whole numbers.
-        probabilities: `[examples, num_outputs]`: of label 1 for one output, else of each class.
+        labels: whole numbers, `[examples] float32`.
+        probabilities: the probability of label 1 if there is one output, else the probability of
+            each class, `[examples, num_outputs]`.
         smoothing: the share of each label that is spread over all classes.
     """
     if probabilities.shape[1] == 1:
@@ -35,11 +36,11 @@ def cross_entropy(labels: tf.Tensor, probabilities: tf.Tensor, *, smoothing: flo
 
 
 def loss_of(job: Job) -> Loss:
-    """The loss of a job's training.
+    """Return the loss function of a job's training.
 
     Raises:
-        InputError: if a custom function can't be loaded; at its call, if it fails, with its error,
-            file and line, or if it does not return a number for each example.
+        InputError: if a custom function can't be loaded. The returned function raises it, with file
+            and line, if the custom function fails or does not return a number for each example.
     """
     if not job.train.loss:
         return partial(cross_entropy, smoothing=job.train.label_smoothing)
@@ -64,11 +65,11 @@ def check_loss(job: Job, num_outputs: int, *, compiled: bool) -> None:
     """Call a custom loss once, before the run writes anything.
 
     Args:
-        num_outputs: as `Dataset.num_outputs`.
-        compiled: whether the run compiles its steps by XLA.
+        num_outputs: the network's outputs, see `Dataset.num_outputs`.
+        compiled: whether the run compiles its steps with XLA.
 
     Raises:
-        InputError: if it fails, does not depend on the probabilities, or mixes the examples.
+        InputError: if the function fails, ignores the probabilities, or mixes the examples.
     """
     if not job.train.loss:
         return
@@ -88,7 +89,7 @@ def check_loss(job: Job, num_outputs: int, *, compiled: bool) -> None:
         with own_errors(where):
             return values, tape.gradient(values, probabilities)
 
-    # As a graph, like a training step. Errors of the function are raised while it is traced.
+    # Run in a graph, like a training step. Tracing it raises errors of the function.
     graph = tf.function(with_gradient, autograph=False, jit_compile=compiled)
     concrete = graph.get_concrete_function(labels, probabilities)
     if len(concrete.structured_outputs) < 2 or concrete.structured_outputs[1] is None:
@@ -112,17 +113,18 @@ def check_loss(job: Job, num_outputs: int, *, compiled: bool) -> None:
 def class_weights(
     train: TrainConfig, classes: Sequence[str], labels: np.ndarray
 ) -> tuple[float, ...]:
-    """The weight of each class in the loss; empty if all classes have the same weight.
+    """Return the weight of each class in the loss; empty if all classes have the same weight.
 
-    `balanced` gives all classes the same sum of weights over the training reviews, with a mean
-    weight of 1, as scikit-learn does: n / (number of classes * reviews of the class).
+    With `balanced` the reviews of each class have the same total weight, and the mean weight of all
+    reviews is 1, as in scikit-learn: n / (number of classes * reviews of the class).
 
     Args:
-        classes: names, by label.
-        labels: of the training reviews, `[num_reviews]`, from 0.
+        train: the job's `[train]` table.
+        classes: the names of the classes; a label is an index into them.
+        labels: the labels of the training reviews, `[num_reviews]`.
 
     Raises:
-        InputError: for an unknown class, a class without training reviews, and if no weight is
+        InputError: for an unknown class, if a class has no training reviews, or if no weight is
             above 0.
     """
     if isinstance(train.class_weights, dict):
@@ -148,10 +150,10 @@ def class_weights(
 
 
 def weights_of(labels: tf.Tensor, by_class: Sequence[float]) -> tf.Tensor:
-    """The weight of each example, `[examples]`.
+    """Return the weight of each example, `[examples]`.
 
     Args:
-        labels: `[examples] float32`, whole numbers.
-        by_class: the weights by label.
+        labels: whole numbers, `[examples] float32`.
+        by_class: the weight of each class; a label is an index into them.
     """
     return tf.gather(tf.constant(by_class, tf.float32), tf.cast(labels, tf.int32))

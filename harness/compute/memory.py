@@ -1,11 +1,12 @@
 """The memory of a training process: on its node, and on a GPU.
 
 The node's memory is estimated from the sizes of the job. The estimate is above the measured peaks
-of seven runs on a CPU, from 0.99 GB for the steady LSTM to 4.2 GB for a bidirectional LSTM of 128
-units over 1,000 words. With a GPU it is too high, because the activations are in the GPU's memory.
+of seven runs on a CPU. These peaks range from 0.99 GB for the LSTM in `jobs/` to 4.2 GB for a
+bidirectional LSTM of 128 units over 1,000 words. For a run on a GPU the estimate is too high,
+because the activations are in the GPU's memory.
 
-A GPU's memory is measured at the end of a run, for its record. TensorFlow never frees memory before
-the process ends, so the measurement is the peak.
+The memory used on a GPU is measured at the end of a run and written to its record. TensorFlow frees
+no memory before the process ends, so the measurement is the peak.
 """
 
 from collections.abc import Sequence
@@ -19,25 +20,25 @@ from harness.slurm.environment import visible_gpus
 from harness.system import gpu
 
 BASE_GB = 1.15  # TensorFlow, this package, IMDB as words, and XLA while it compiles
-GPU_BASE_GB = 2.0  # the same if a GPU trains (TensorFlow issue 36459)
-# Of the weights: two models, optimizer, average, best epoch, and a checkpoint's arrays.
+GPU_BASE_GB = 2.0  # the same for a run on a GPU (TensorFlow issue 36459)
+# Copies of the weights: two models, optimizer, average, best epoch, a checkpoint's arrays.
 COPIES = 11
-PER_UNIT, PER_CHANNEL = 11, 2  # numbers per word: for a recurrent unit, for an embedding channel
-MAX_REVIEWS, WORDS_PER_REVIEW = 50_000, 235  # of IMDB
-RATIO_COPIES = 3  # an array, a tensor, and another array while a tensor is made
-MAX_PADDED_GB = 1.0  # of padded reviews in memory; a larger dataset is padded batch by batch
-FLOAT = 4  # bytes
-CUSTOM_NETWORK_GB = 0.5  # above the estimate for its embedding and units
-# CUDA's context and libraries, which TensorFlow does not count: a safe guess for processes that
-# the driver does not know, not a measurement.
+PER_UNIT, PER_CHANNEL = 11, 2  # numbers in memory per word and recurrent unit, per word and channel
+MAX_REVIEWS, WORDS_PER_REVIEW = 50_000, 235  # the size of IMDB
+RATIO_COPIES = 3  # n-gram ratios: an array, a tensor, and an array to build the tensor from
+MAX_PADDED_GB = 1.0  # largest padded dataset in memory; larger ones are padded batch by batch
+FLOAT = 4  # bytes of a float32
+CUSTOM_NETWORK_GB = 0.5  # added to the estimate for a custom network
+# The memory of CUDA's context and libraries, which TensorFlow does not count. It is a cautious
+# guess, not a measurement, and used if the driver does not list the process.
 CONTEXT_GB = 1.0
 
 
 def reckoned_gb(job: Job, kind: str | None = None) -> float:
-    """The estimated memory of a run on its node, in GB.
+    """Estimate the memory of a run on its node, in GB.
 
     Args:
-        kind: of the device, gpu or cpu; by default gpu if this process sees one.
+        kind: the kind of device, gpu or cpu; by default gpu if this process sees a GPU.
     """
     on_gpu = kind == "gpu" or (kind is None and visible_gpus() > 0)
     model, data = job.model, job.data
@@ -49,7 +50,7 @@ def reckoned_gb(job: Job, kind: str | None = None) -> float:
     reviews = 2 * data.limit or MAX_REVIEWS
     if not data.source:
         reviews = min(reviews, MAX_REVIEWS)
-    # Custom texts count as IMDB, because they are not read yet.
+    # The user's own texts are not read yet, so their sizes are assumed to be those of IMDB.
     values += RATIO_COPIES * reviews * WORDS_PER_REVIEW * model.ngram_ratios
     padded_gb = min(FLOAT * reviews * data.maxlen / 1e9, MAX_PADDED_GB)
     if data.source and not data.limit:
@@ -59,10 +60,12 @@ def reckoned_gb(job: Job, kind: str | None = None) -> float:
 
 
 def largest_gb(search: SearchSpec, kind: str | None = None) -> float:
-    """The memory of a search's largest trial, in GB: all sizes at their largest, any architecture.
+    """Estimate the memory of a search's largest trial, in GB.
+
+    All numbers are at their maximum, with the architecture that needs the most memory.
 
     Args:
-        kind: as for `reckoned_gb`.
+        kind: the kind of device, as for `reckoned_gb`.
     """
     content = search.job.model_dump()
     architectures: Sequence[Any] = [search.job.model.architecture]
@@ -80,7 +83,7 @@ def largest_gb(search: SearchSpec, kind: str | None = None) -> float:
 
 
 def measure_gpu_gb() -> float | None:
-    """The memory of this process on its fullest GPU, in GB; None if the CPU trains."""
+    """Measure this process's memory on its fullest GPU, in GB; return None if the CPU trains."""
     import tensorflow as tf
 
     gpus = tf.config.get_visible_devices("GPU")
@@ -95,9 +98,9 @@ def measure_gpu_gb() -> float | None:
 def forget_gradients() -> None:
     """Free the graphs of networks that are no longer used.
 
-    TensorFlow keeps the gradient function of each `tf.custom_gradient` in a table of the process,
-    and with it the function's graph. Keras's optimizers have such a function, so the graphs of all
-    trials would stay in memory. Call it only while no network is in training.
+    TensorFlow stores the gradient function of each `tf.custom_gradient` in a global table, which
+    keeps the function's graph in memory. Keras's optimizers contain such a function, so the graphs
+    of all trials would stay in memory. Call it only while no network is being trained.
     """
     from tensorflow.python.framework import ops
 

@@ -1,4 +1,4 @@
-"""Builds a job's network: one of the five, or a custom one, which is also checked here."""
+"""Builds a job's network, one of the five built-in ones or a custom one, and checks custom ones."""
 
 import contextlib
 import inspect
@@ -26,16 +26,16 @@ from harness.layers import all_layers, for_training, global_batch, makes_masks, 
 
 KERAS_PRECISION = {
     "float32": "float32",
-    "float64": "float64",  # distinguishes rounding from real differences
+    "float64": "float64",  # shows whether a difference is due to rounding
     "float16": "mixed_float16",
     "bfloat16": "mixed_bfloat16",
 }
-NAMES = "object_name_uids"  # Keras's number of layers of each kind
+NAMES = "object_name_uids"  # Keras's counters, which number the layers of each kind
 
 
 @contextlib.contextmanager
 def fresh_names() -> Iterator[None]:
-    """Let Keras name the layers that the block builds as in a new process."""
+    """Let Keras number the layers built in the `with` block from 1, as in a new process."""
     before = global_state.get_global_attribute(NAMES)
     global_state.set_global_attribute(NAMES, defaultdict(int))
     try:
@@ -46,7 +46,7 @@ def fresh_names() -> Iterator[None]:
 
 @contextlib.contextmanager
 def dtype_policy(job: Job) -> Iterator[None]:
-    """Build layers of the job's precision in the block."""
+    """Let layers built in the `with` block have the job's precision."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(KERAS_PRECISION[job.train.precision])
     try:
@@ -56,11 +56,11 @@ def dtype_policy(job: Job) -> Iterator[None]:
 
 
 def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
-    """The job's network in plain Keras, from `[rows, maxlen] int32` to `[rows, num_outputs]`.
+    """Build the job's network in plain Keras, `[rows, maxlen] int32` to `[rows, num_outputs]`.
 
     Raises:
-        InputError: if a custom function fails, with its error, file and line, or returns something
-            else.
+        InputError: if a custom function fails (the message contains its error, file and line), or
+            does not return such a network.
     """
     if not job.model.is_own:
         build = BUILDERS[job.model.architecture]
@@ -82,7 +82,7 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
             raise InputError(
                 f"{where}: returns a {type(model).__name__}, should return a keras.Model"
             )
-        # A subclass of keras.Model has no weights before its first call.
+        # A subclass of keras.Model creates its weights in its first call.
         output = model(keras.KerasTensor([None, job.data.maxlen], dtype="int32"))
     options.check(name)
     shape = getattr(output, "shape", "several outputs")
@@ -93,15 +93,15 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
             "in Dense(num_outputs)"
         )
     if makes_masks(model):
-        turn_cudnn_off(model)  # cuDNN takes no mask that begins with zeros, like a padded review's
+        turn_cudnn_off(model)  # cuDNN does not support the mask of a review padded at its start
     return model
 
 
 def training_network(job: Job, export: keras.Model, num_outputs: int = 1) -> keras.Model:
-    """The network that is trained: `export` with its weights and dropout over the global batch.
+    """Build the network to train: a copy of `export` with dropout over the global batch.
 
     Raises:
-        InputError: if a custom function returns another network each time.
+        InputError: if a custom function returns a different network at its second call.
     """
     seed, batch_size = job.train.seed, job.train.batch_size
     if not job.model.is_own:
@@ -120,10 +120,10 @@ def training_network(job: Job, export: keras.Model, num_outputs: int = 1) -> ker
 
 
 def put_vectors(model: keras.Model, job: Job, vectors: WordVectors | None) -> None:
-    """Put pretrained vectors into the embedding; words without one keep their random vector.
+    """Load pretrained vectors into the embedding; other words keep their random vectors.
 
     Raises:
-        InputError: as `embedding_of_words`.
+        InputError: as in `embedding_of_words`.
     """
     if vectors is None and job.model.train_embeddings:
         return
@@ -136,10 +136,10 @@ def put_vectors(model: keras.Model, job: Job, vectors: WordVectors | None) -> No
 
 
 def embedding_of_words(model: keras.Model, job: Job) -> Embedding:
-    """The embedding for the vectors of `model.embeddings`.
+    """Return the embedding layer that the vectors of `model.embeddings` belong in.
 
     Raises:
-        InputError: if the network has no embedding of their shape.
+        InputError: if no embedding of the network has the shape of the vectors.
     """
     shape = (job.data.vocab_size, job.model.embedding_dim)
     layers = [layer for layer in model.layers if isinstance(layer, Embedding)]
@@ -159,16 +159,16 @@ def check_network(
     """Build a custom network and check its outputs, before the run writes anything.
 
     Args:
-        num_outputs: as `Dataset.num_outputs`.
-        num_replicas: of the run.
-        trains: also check a training step, short batches and compilation.
+        num_outputs: the network's outputs, see `Dataset.num_outputs`.
+        num_replicas: the number of replicas of the run.
+        trains: whether to check a training step, short batches and compilation, too.
 
     Returns:
-        A warning, or nothing.
+        A warning about layers whose results depend on the number of replicas; else an empty text.
 
     Raises:
-        InputError: if the network can't be built, returns no probabilities, or has a property that
-            training ignores or can't compute.
+        InputError: if the network can't be built or run, its outputs are not probabilities, it adds
+            losses, or a trained weight has no effect.
     """
     if not job.model.is_own:
         return ""
@@ -207,7 +207,7 @@ def check_network(
     if not (adds_up and np.all((outputs >= 0) & (outputs <= 1))):
         activation = "sigmoid" if num_outputs == 1 else "softmax"
         raise InputError(
-            f"{where}: its outputs are no probabilities; end it in Dense(num_outputs, "
+            f"{where}: its outputs are not probabilities; end it in Dense(num_outputs, "
             f"activation='{activation}')"
         )
     if not others:
@@ -219,10 +219,10 @@ def check_network(
 
 
 def _check_forms(model: keras.Model, job: Job, tokens: np.ndarray, where: str) -> None:
-    """Call a network like the other parts of a run do: with short batches, and compiled.
+    """Call a network as a run may do: with short batches, and compiled.
 
     Raises:
-        InputError: with the network's error.
+        InputError: if the network fails; the message contains its error.
     """
     if job.data.bucket:
         tokens = tokens[:, : padded_lengths(job.data.maxlen)[0]]
@@ -238,14 +238,14 @@ def _check_forms(model: keras.Model, job: Job, tokens: np.ndarray, where: str) -
 
 
 def _traced_training(model: keras.Model, job: Job, where: str) -> tuple[int, list[str]]:
-    """Trace a training step without running it, so no random state changes.
+    """Trace a training step without running it, so that no random state changes.
 
     Args:
-        model: the custom network with dropout over the global batch; it can't be used afterwards.
-        where: the job's key, for messages.
+        model: a custom network with dropout over the global batch; don't use it afterwards.
+        where: the job's key, for error messages.
 
     Returns:
-        The number of losses that the model adds, and the trained weights without a gradient.
+        The number of losses that the model adds, and the paths of weights without a gradient.
     """
     if job.model.embeddings:
         embedding_of_words(model, job)
@@ -272,10 +272,10 @@ def _traced_training(model: keras.Model, job: Job, where: str) -> tuple[int, lis
 
 
 def load_network(job: Job, path: Path, num_outputs: int) -> keras.Model:
-    """The job's network with the weights of a file; runs no code from the file.
+    """Build the job's network and load its weights from a file; no code of the file is run.
 
     Raises:
-        InputError: if the network can't be built, or the weights belong to another one.
+        InputError: if the network can't be built, or the weights don't fit it.
     """
     with fresh_names(), dtype_policy(job):
         model = build_network(job, num_outputs)

@@ -1,4 +1,4 @@
-"""The job's optimizer: its moving average of the weights and its learning-rate schedule."""
+"""Builds a job's optimizer, with its moving average of the weights and its learning rates."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -13,7 +13,8 @@ from harness.errors import InputError
 from harness.job.keys import OPTIMIZERS, TrainConfig
 from harness.job.own_code import OptionReader, load_taking, own_errors
 
-# Settings that a custom optimizer leaves to the job's keys, which work on any number of replicas.
+# Settings that a custom optimizer must not contain, and the keys of the job to use instead. The
+# keys work on any number of replicas.
 JOB_KEYS = {
     **dict.fromkeys(("clipnorm", "global_clipnorm", "clipvalue"), "train.clipnorm"),
     "use_ema": "train.ema_momentum",
@@ -23,18 +24,18 @@ JOB_KEYS = {
 
 
 class RampedAverage:
-    """A base of optimizers whose average has the momentum min(m, (1 + n) / (10 + n)) at step n.
+    """Changes the momentum of an optimizer's moving average to min(m, (1 + n) / (10 + n)).
 
-    Keras's average has the same momentum m at all steps. In a run of fewer steps than a few times
-    1 / (1 - m), such an average would still contain much of the initial weights.
+    n is the optimizer's number of steps; it is equal on all replicas and part of every checkpoint.
+    m is `train.ema_momentum`. Keras's average has the momentum m at all steps: in a short run it
+    would still contain much of the initial weights.
 
-    `tf.train.ExponentialMovingAverage` with `num_updates` uses the same formula: the average spans
-    the latest ninth of the steps, up to 1 / (1 - m) steps. A correction of the bias, like that of
-    Adam's moments, would give the first steps the weight of the latest ones until then. n is the
-    optimizer's number of steps, which is equal on all replicas and part of every checkpoint.
+    `tf.train.ExponentialMovingAverage` with `num_updates` uses the same formula. The average spans
+    about the latest ninth of the steps, at most 1 / (1 - m) steps. A bias correction like Adam's
+    is not used, because in the first 1 / (1 - m) steps it would weigh all steps almost equally.
     """
 
-    # Of the Keras optimizer that follows in the order of bases.
+    # Attributes of the Keras optimizer, the next base class.
     ema_momentum: float
     iterations: keras.Variable
     _model_variables_moving_average: list[keras.Variable]
@@ -46,35 +47,35 @@ class RampedAverage:
             average = self._model_variables_moving_average[self._get_variable_index(variable)]
             n = ops.cast(self.iterations, variable.dtype)
             momentum = ops.minimum(self.ema_momentum, (1 + n) / (10 + n))
-            momentum = ops.where(n > 0, momentum, 0)  # before the first step the average is empty
+            momentum = ops.where(n > 0, momentum, 0)  # the average is unset before the first step
             average.assign(momentum * average + (1 - momentum) * variable)
 
 
 class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
     """The learning rate of each step.
 
-    It depends only on the optimizer's number of steps, which every checkpoint contains. So a
-    resumed run continues with the same rates, and all replicas have one rate. A plateau multiplies
-    `cut`.
+    The rate depends only on the optimizer's number of steps, which every checkpoint contains. So
+    all replicas use the same rate, and a resumed run continues with it. When the score stops
+    improving, a callback lowers the factor `cut`.
     """
 
     def __init__(self, train: TrainConfig, steps_per_epoch: int) -> None:
-        """Build the schedule of a job, in the strategy's scope."""
+        """Build a job's schedule; call it in the strategy's scope."""
         self.train, self.steps_per_epoch = train, steps_per_epoch
         self.warmup_steps = round(train.warmup_epochs * steps_per_epoch)
         self.num_steps = (train.schedule_epochs or train.epochs) * steps_per_epoch
         self.cut = keras.Variable(1.0, trainable=False, dtype="float32", name="rate_cut")
 
     def __call__(self, step: Any) -> tf.Tensor:
-        """The rate after `step` steps, `[] float32`."""
+        """Return the rate after `step` steps, `[] float32`."""
         done = tf.cast(step, tf.float64)
-        # The second factor is the warm-up, which begins with a small rate above 0.
+        # The second factor is the warm-up; its first rate is above 0.
         share = self._share(done) * tf.minimum((done + 1) / max(self.warmup_steps, 1), 1.0)
         return self.cut.value * tf.cast(self.train.learning_rate * share, tf.float32)
 
     @property
     def learning_rate(self) -> keras.Variable:
-        """`cut`, under the name that a plateau's callback reads and sets."""
+        """`cut`, under the name that Keras's ReduceLROnPlateau reads and sets."""
         return self.cut
 
     @learning_rate.setter
@@ -82,7 +83,7 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
         self.cut.assign(value)
 
     def _share(self, done: tf.Tensor) -> tf.Tensor:
-        """The share of `train.learning_rate` after `done` steps, without the warm-up."""
+        """Return the part of `train.learning_rate` to use after `done` steps, without warm-up."""
         train = self.train
         if train.schedule == "constant":
             return tf.ones_like(done)
@@ -96,27 +97,29 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
         return train.schedule_floor + (1 - train.schedule_floor) * fall
 
     def get_config(self) -> dict[str, Any]:
-        """Nothing: no file contains a schedule, the job determines it."""
+        """Return nothing, because the schedule is rebuilt from the job, not from a file."""
         return {}
 
 
 def build_optimizer(
     train: TrainConfig, steps_per_epoch: int = 1, *, code: Mapping[str, str] = {}
 ) -> keras.optimizers.Optimizer:
-    """The job's optimizer with its moving average, for float16 inside a loss scale.
+    """Build the optimizer with its moving average; for float16 wrap it in LossScaleOptimizer.
 
     Args:
-        code: the job's sources, for a custom optimizer.
+        train: the job's `[train]` table.
+        steps_per_epoch: the number of steps, for the learning-rate schedule.
+        code: the source files of the job's functions, by path, for a custom optimizer.
 
     Raises:
-        InputError: if Keras refuses an option; for a custom optimizer as `_custom_optimizer`.
+        InputError: if Keras refuses an option, or as in `_custom_optimizer`.
     """
     if train.optimizer in OPTIMIZERS:
         optimizer = _optimizer_of_keras(train)
     else:
         optimizer = _custom_optimizer(train, code)
     if train.ema_momentum > 0:
-        # The class changes in place, because only a user's function can build a custom optimizer.
+        # The class of the object is replaced, because a user's function may have built the object.
         optimizer.use_ema, optimizer.ema_momentum = True, train.ema_momentum
         kind: Any = type(optimizer)
         optimizer.__class__ = type(kind.__name__, (RampedAverage, kind), {})
@@ -137,11 +140,11 @@ def _optimizer_of_keras(train: TrainConfig) -> keras.optimizers.Optimizer:
 
 
 def _custom_optimizer(train: TrainConfig, code: Mapping[str, str]) -> keras.optimizers.Optimizer:
-    """The optimizer that a user's function returns.
+    """Call the user's function and return its optimizer.
 
     Raises:
-        InputError: if the function fails, with its error, file and line, or returns no optimizer,
-            or one whose settings the job's keys should set.
+        InputError: if the function fails (the message contains its error, file and line), does not
+            return an optimizer, or sets what the job's keys should set.
     """
     name, key = train.optimizer, "train.optimizer"
     where = f"{key} = {name!r}"
@@ -159,7 +162,7 @@ def _custom_optimizer(train: TrainConfig, code: Mapping[str, str]) -> keras.opti
     options.check(name)
     for setting, instead in JOB_KEYS.items():
         if value := getattr(optimizer, setting, None):
-            raise InputError(f"{where}: has {setting} = {value!r}; leave it out, set {instead}")
+            raise InputError(f"{where}: sets {setting} = {value!r}; leave it out, set {instead}")
     rate = optimizer._learning_rate
     if not isinstance(rate, keras.Variable) or np.float32(rate) != np.float32(train.learning_rate):
         raise InputError(
@@ -170,10 +173,11 @@ def _custom_optimizer(train: TrainConfig, code: Mapping[str, str]) -> keras.opti
 
 
 def check_optimizer(train: TrainConfig, code: Mapping[str, str]) -> None:
-    """Build an optimizer with options once, and take a step with a custom one.
+    """Check an optimizer that is custom or has options: build it; try a step if it is custom.
 
     Raises:
-        InputError: as `build_optimizer`, or if the step fails or its state can't be saved.
+        InputError: as in `build_optimizer`, or if the step fails, or the state of the optimizer
+            can't be saved.
     """
     if train.optimizer in OPTIMIZERS:
         if train.optimizer_options:
@@ -194,12 +198,12 @@ def check_optimizer(train: TrainConfig, code: Mapping[str, str]) -> None:
         if isinstance(value, tf.Variable):
             raise InputError(
                 f"{where}: its variable {name} is TensorFlow's and would not be saved; create it "
-                "in build() by add_variable or add_variable_from_reference"
+                "in build() with add_variable or add_variable_from_reference"
             )
 
 
 def schedule_of(optimizer: keras.optimizers.Optimizer) -> RateSchedule | None:
-    """The schedule of an optimizer, if it has one."""
+    """Return the learning-rate schedule of an optimizer; None if its rate is constant."""
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     schedule = inner._learning_rate
     return schedule if isinstance(schedule, RateSchedule) else None

@@ -1,4 +1,4 @@
-"""The recurrent layers of a model, and the kernels that compute them."""
+"""Finds the recurrent layers of a model and selects the kernels that compute them."""
 
 import functools
 import re
@@ -17,12 +17,12 @@ Compute = Callable[[LSTM, tf.Tensor, list[tf.Tensor]], tuple[tf.Tensor, list[tf.
 
 
 def recurrent_layers(model: keras.Model) -> list[keras.Layer]:
-    """The model's recurrent layers, in order."""
+    """Return the model's recurrent layers, in order."""
     return [layer for layer in model.layers if isinstance(layer, RNN | Bidirectional)]
 
 
 def turn_cudnn_off(model: keras.Model) -> None:
-    """Let recurrent layers use TensorFlow's operations instead of cuDNN, also on a GPU.
+    """Let recurrent layers use TensorFlow's operations instead of cuDNN, even on a GPU.
 
     XLA can't compile cuDNN's kernels, and a CPU can't run them.
     """
@@ -34,8 +34,8 @@ def turn_cudnn_off(model: keras.Model) -> None:
 def use_block_kernel(model: keras.Model) -> None:
     """Let LSTM layers compute all words in one operation, TensorFlow's kernel BlockLSTM.
 
-    Keras's loop starts dozens of operations per word. Only for the five networks: the kernel
-    supports no other activations, and no dropout inside the layer.
+    Keras's loop starts dozens of operations per word. Call this only for the five built-in
+    networks: the kernel supports neither other activations nor dropout inside the layer.
     """
     _replace_loops(model, _block_lstm)
 
@@ -43,8 +43,8 @@ def use_block_kernel(model: keras.Model) -> None:
 def use_cudnn_rnn(model: keras.Model) -> None:
     """Let plain RNN layers on a GPU compute all words in one operation of cuDNN.
 
-    Keras uses cuDNN only for LSTM and GRU. Keras's loop starts kernels for each word, and the loop
-    that XLA compiles also waits for the host at each word of the backward pass.
+    Keras uses cuDNN only for LSTM and GRU. Keras's loop starts kernels for each word. If XLA
+    compiles this loop, its backward pass also waits for the host at each word.
 
     Args:
         model: a model or a plain RNN layer.
@@ -62,7 +62,7 @@ def _cudnn_rnn(
     mask: tf.Tensor | None,
     training: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """Like `SimpleRNN.inner_loop`: the last output, the outputs at all words, the last state."""
+    """Return what `SimpleRNN.inner_loop` does: last output, outputs at all words, last state."""
     if mask is not None:
         by_loop: tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]
         by_loop = SimpleRNN.inner_loop(layer, sequences, initial_state, mask, training)
@@ -78,16 +78,17 @@ def _cudnn_rnn(
         sequence_lengths=tf.fill([num_examples], num_words),
         rnn_mode="rnn_tanh",
         time_major=False,
-        is_training=True,  # as in Keras: otherwise there is no gradient
+        is_training=True,  # as Keras does; otherwise there is no gradient
     )
     last = result.output_h[:, 0]
     return last, result.output if layer.return_sequences else last[:, None], [last]
 
 
 def cudnn_parameters(layer: SimpleRNN) -> tf.Tensor:
-    """The weights of a plain RNN in cuDNN's format, `[units * (features + units + 2)]`.
+    """Return the weights of a plain RNN in cuDNN's format, `[units * (features + units + 2)]`.
 
-    The input matrix, `[units, features]`, the state matrix, `[units, units]`, and a bias for each.
+    They are, in this order: the input matrix, `[units, features]`, the state matrix,
+    `[units, units]`, and a bias for each of the two.
     """
     kernel, recurrent, bias = (
         keras.ops.convert_to_tensor(each)
@@ -107,24 +108,24 @@ def _cudnn_takes(layer: SimpleRNN) -> bool:
 def compute_in_float32(model: keras.Model) -> list[str]:
     """Let recurrent layers in bfloat16 compute in float32, and return their names.
 
-    In bfloat16, the backward pass of cuDNN's recurrent layers gets another reserve space than the
-    one that the forward pass filled (TensorFlow's cudnn_rnn_ops.cc), so gradients are wrong. Other
+    In bfloat16, the gradients of cuDNN's recurrent layers are wrong: TensorFlow does not pass the
+    buffer ("reserve space") of the forward pass to the backward pass (cudnn_rnn_ops.cc). Other
     layers keep their precision.
     """
     names = []
     for layer in all_layers(model):
         if isinstance(layer, RNN | Bidirectional) and layer.compute_dtype == "bfloat16":
-            for part in layer._flatten_layers():  # its cells and directions too
+            for part in layer._flatten_layers():  # with its cells and directions
                 part.dtype_policy = "float32"
             names.append(layer.name)
     return names
 
 
 def use_turns_of_two(model: keras.Model) -> None:
-    """Let LSTM layers compute two words per turn of their loop.
+    """Let LSTM layers compute two words per iteration of their loop.
 
-    If XLA compiles it, this loop takes a sixth less time; other kinds of layers gain nothing. Only
-    for the five networks, whose layers have no dropout inside and no mask.
+    A loop that XLA compiles then takes a sixth less time; other kinds of layers gain nothing. Call
+    this only for the five built-in networks: their layers use no mask and no dropout inside.
     """
     _replace_loops(model, _turns_of_two)
 
@@ -141,9 +142,9 @@ def _inner_loop(
     *,
     sequences: tf.Tensor,
     initial_state: list[tf.Tensor],
-    **_: Any,  # no mask, and no dropout in training
+    **_: Any,  # `mask` and `training`, which have no effect in these layers
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """Like `LSTM.inner_loop`: the last output, the outputs at all words, the last states."""
+    """Return what `LSTM.inner_loop` does: last output, outputs at all words, last states."""
     outputs, states = compute(layer, tf.transpose(sequences, [1, 0, 2]), initial_state)
     last = states[0]
     kept = tf.transpose(outputs, [1, 0, 2]) if layer.return_sequences else last[:, None]
@@ -153,10 +154,10 @@ def _inner_loop(
 def _turns_of_two(
     layer: LSTM, words: tf.Tensor, initial_state: list[tf.Tensor]
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """Compute two words per turn.
+    """Compute two words per iteration of the loop.
 
-    A backward layer reads its input from the end: with a reversed copy of the input a bidirectional
-    layer takes a third longer.
+    A backward layer reads its input from the end. If it read a reversed copy instead, a
+    bidirectional layer would take a third longer.
     """
     num_words = tf.shape(words)[0]
     num_kept = num_words if layer.return_sequences else 1
@@ -172,7 +173,7 @@ def _turns_of_two(
         return (at, outputs, *states)
 
     values: Any = (0, outputs, *initial_state)
-    for size in (2, 1):  # the second loop computes the last word of an odd number
+    for size in (2, 1):  # the second loop computes the last word if their number is odd
         values = tf.while_loop(
             lambda at, *_, size=size: at + size <= num_words, functools.partial(turn, size), values
         )
@@ -185,8 +186,8 @@ def _block_lstm(
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """Compute all words in one operation.
 
-    The kernel's order of the gates is not Keras's. BlockLSTMV2 is not used, because TensorFlow's
-    gradient for it belongs to the first version.
+    The kernel orders the gates differently from Keras. BlockLSTMV2 is not used, because its
+    gradient in TensorFlow is that of BlockLSTM, the first version.
     """
     if layer.go_backwards:
         words = tf.reverse(words, [0])
@@ -209,13 +210,13 @@ def _block_lstm(
 
 
 def _in_blocks_order(gates: tf.Tensor) -> tf.Tensor:
-    """Put Keras's order of gates (input, forget, candidate, output) into BlockLSTM's order."""
+    """Reorder Keras's gates (input, forget, candidate, output) as BlockLSTM expects them."""
     input_gate, forget, candidate, output = tf.split(gates, 4, axis=-1)
     return tf.concat([input_gate, candidate, forget, output], axis=-1)
 
 
 def _with_directions(model: keras.Model) -> Iterator[keras.Layer]:
-    """All layers of the model, and both directions of bidirectional layers."""
+    """Yield all layers of the model, and both directions of bidirectional layers."""
     for layer in all_layers(model):
         yield layer
         for name in ("forward_layer", "backward_layer"):
@@ -224,21 +225,23 @@ def _with_directions(model: keras.Model) -> Iterator[keras.Layer]:
 
 
 def count_parameters(model: keras.Model) -> dict[str, int]:
-    """The number of parameters of the model and of its recurrent layers."""
+    """Count the parameters of the model and of its recurrent layers."""
     recurrent = sum(layer.count_params() for layer in recurrent_layers(model))
     return {"parameters": model.count_params(), "recurrent_parameters": recurrent}
 
 
 def count_kernels(graph: tf.Graph, layers: list[keras.Layer], kernel: str) -> dict[str, int]:
-    """The number of a kernel's operations in the forward pass of each layer, by layer name.
+    """Count, for each layer's name, how often a kernel occurs in the layer's forward pass.
 
-    Of several replicas the one with the fewest counts. A node is named `model/layer/…`, but
-    TensorFlow numbers repeated scopes: `lstm` can appear as `lstm_1`, or as `lstm_2` next to
+    If there are several replicas, the smallest count is returned. A node is named `model/layer/…`,
+    but TensorFlow numbers repeated scopes: `lstm` can appear as `lstm_1`, or as `lstm_2` next to
     another layer's `lstm_1_1`. So scopes and layers with the same base name, such as `lstm`, are
     matched by their order.
 
     Args:
-        kernel: the first part of the operation's name.
+        graph: the traced graph of a step.
+        layers: the layers to look for.
+        kernel: how the names of the kernel's operations begin.
     """
     counts: dict[str, int] = {}
     for function in graph.as_graph_def().library.function:
@@ -249,7 +252,7 @@ def count_kernels(graph: tf.Graph, layers: list[keras.Layer], kernel: str) -> di
         for base in {_base(layer.name) for layer in layers}:
             names = [layer.name for layer in layers if _base(layer.name) == base]
             matching = [scope for scope in scopes if _base(scope) == base]
-            if len(names) == len(matching):  # else the function is a part, like a loop's body
+            if len(names) == len(matching):  # else it is only a part, such as a loop's body
                 for name, scope in zip(names, matching, strict=True):
                     num = fused.count(scope)
                     counts[name] = min(num, counts.get(name, num))
@@ -261,7 +264,7 @@ def _base(name: str) -> str:
 
 
 def kernels_of(model: keras.Model, graph: tf.Graph, way: str) -> dict[str, str]:
-    """The kernel of each recurrent layer of a model, from the traced graph of its step.
+    """Find in the traced graph of a step which kernel computes each recurrent layer.
 
     `cudnn`: NVIDIA's fused kernel; `block`: TensorFlow's fused kernel on a CPU; `xla`: the compiled
     loop; `loop`: a loop of TensorFlow operations.
@@ -279,10 +282,10 @@ def kernels_of(model: keras.Model, graph: tf.Graph, way: str) -> dict[str, str]:
 
 
 def why_slow(kernels: Mapping[str, str]) -> str:
-    """A warning about layers that cuDNN does not compute, with the remedy; else empty.
+    """Return a warning if cuDNN does not compute all layers, with the remedy; else "".
 
     Args:
-        kernels: as from `kernels_of`.
+        kernels: the kernel of each layer, as `kernels_of` returns it.
     """
     names = ", ".join(name for name, kernel in kernels.items() if kernel != "cudnn")
     if not names:

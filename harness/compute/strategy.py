@@ -1,6 +1,6 @@
-"""From devices to a strategy: the only module that names the strategies of `tf.distribute`.
+"""Reads `--devices`, and makes a strategy of `tf.distribute` for these devices.
 
-TensorFlow is imported inside the functions, because names of devices are checked without it.
+TensorFlow is imported inside the functions, because `--devices` is checked before this import.
 """
 
 import contextlib
@@ -29,15 +29,16 @@ if TYPE_CHECKING:
 
 SITE_DEVICES = "HARNESS_DEVICES"
 MAX_DEVICES = 64
-UNUSED = ("sklearn", "matplotlib", "scipy", "pandas")  # by the parts of Keras that are used
+UNUSED = ("sklearn", "matplotlib", "scipy", "pandas")  # see `quick_imports`
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-# Variables that select NCCL's network and CUDA's kernels.
+# How the names of variables begin that select NCCL's network and CUDA's kernels.
 RECORDED = ("NCCL_", "CUDA_", "CUBLAS_", "CUDNN_", "XLA_FLAGS", "TF_CUDNN_", "NVIDIA_TF32_")
 
-device_messages: list[str] = []  # of TensorFlow, when it listed the GPUs
+device_messages: list[str] = []  # what TensorFlow printed when it listed the GPUs
 
-START_S = 120.0  # for the connections between the workers' servers
-HEARTBEAT_S = 30.0  # without a heartbeat of a worker; then TensorFlow ends the steps of the others
+START_S = 120.0  # how long the workers may take to connect to each other
+# After this time without a worker's heartbeat, TensorFlow stops the steps of the other workers.
+HEARTBEAT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,14 @@ class Devices:
 
 
 def parse_devices(text: str, name: str = "--devices") -> Devices:
-    """Read `gpu`, `gpu:2`, `cpu` or `cpu:2`; several CPU devices are virtual ones.
+    """Read `gpu`, `gpu:2`, `cpu` or `cpu:2`; `cpu:2` means two virtual devices on the CPU.
 
     Args:
-        name: the option or variable with this value, for messages.
+        text: the value to read.
+        name: the option or variable that has this value, for error messages.
 
     Raises:
-        InputError: for another kind, or a count outside 1 to 64.
+        InputError: for another kind of device, or a count outside 1 to 64.
     """
     found = re.fullmatch("(cpu|gpu)(:[0-9]{1,3})?", text.strip().lower())
     count = int((found[2] or ":1")[1:]) if found else 0
@@ -71,10 +73,10 @@ def parse_devices(text: str, name: str = "--devices") -> Devices:
 
 
 def site_devices() -> str | None:
-    """HARNESS_DEVICES: the devices, unless the command or a run's record names others.
+    """Return HARNESS_DEVICES, the default for `--devices` of a run that is not resumed.
 
     Raises:
-        InputError: as `parse_devices`.
+        InputError: as in `parse_devices`.
     """
     if text := os.environ.get(SITE_DEVICES):
         parse_devices(text, SITE_DEVICES)
@@ -82,11 +84,11 @@ def site_devices() -> str | None:
 
 
 def one_device_each(text: str | None, what: str) -> str | None:
-    """The kind of device, `gpu` or `cpu`, for several processes with one device each.
+    """Return the kind of device, `gpu` or `cpu`, for processes that use one device each.
 
     Args:
         text: the value of `--devices`.
-        what: run or trial, for messages.
+        what: "run" or "trial", for error messages.
 
     Raises:
         InputError: if several devices are requested.
@@ -98,8 +100,8 @@ def one_device_each(text: str | None, what: str) -> str | None:
     requested = parse_devices(text)
     if requested.count != 1:
         raise InputError(
-            f"{name} {text}: a {what} uses one device; give --devices {requested.kind}, and the "
-            f"number of {what}s at a time with --workers"
+            f"{name} {text}: a {what} uses one device; use --devices {requested.kind}, and set "
+            f"the number of parallel {what}s with --workers"
         )
     return requested.kind
 
@@ -107,24 +109,25 @@ def one_device_each(text: str | None, what: str) -> str | None:
 def import_tensorflow(
     allocation: SlurmEnvironment | None, threads: int | None = None, job: Job | None = None
 ) -> ModuleType:
-    """Import TensorFlow without its noise, by default with deterministic operations.
+    """Import TensorFlow without its log messages, by default with deterministic operations.
 
     Args:
-        threads: by default the number of CPUs of this process.
-        job: may turn TF32 on, which is TensorFlow's default, or deterministic operations off.
+        allocation: the Slurm job, if there is one.
+        threads: the number of threads, by default that of this process's CPUs.
+        job: the job, which may turn TF32 on, or deterministic operations off.
 
     Raises:
         InputError: if the import fails.
     """
     tf32, deterministic = (job.train.tf32, job.train.deterministic) if job else (False, True)
     ask_for_messages()
-    # oneDNN rounds differently on different CPUs, and a run may resume on another node.
+    # oneDNN's rounding depends on the CPU, and a run may be resumed on another node.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    # Number GPUs like the driver. CUDA's default puts the fastest GPU first.
+    # Number the GPUs as the driver does. By default CUDA puts the fastest GPU first.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if deterministic:
-        # Otherwise cuBLAS may use another workspace on each stream, and cuDNN's recurrent layers
-        # are not reproducible (cuDNN's manual, "Reproducibility").
+        # Otherwise cuDNN's recurrent layers are not reproducible, since cuBLAS may use a different
+        # workspace on each stream (cuDNN's manual, "Reproducibility").
         os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
     if gpu.has_driver():
         gpu.keep_compiled_kernels()
@@ -157,9 +160,9 @@ def quick_imports() -> Iterator[None]:
     """Import Keras in half the time.
 
     Keras and TensorFlow import scikit-learn, matplotlib, SciPy and pandas if they are installed,
-    for functions that the harness does not use. Inside this context these packages appear to be
-    missing; they can be imported later. The garbage collector is off, because it would scan a
-    million permanent objects repeatedly.
+    for functions that the harness does not use. In the `with` block these packages seem to be
+    missing; later they can be imported. The garbage collector is off in the block, because it would
+    scan a million permanent objects repeatedly.
     """
     hidden = [name for name in UNUSED if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None: ImportError
@@ -176,7 +179,7 @@ def quick_imports() -> Iterator[None]:
 
 
 def devices_in_use(requested: Devices | None) -> tuple[Devices, list[Any]]:
-    """The requested devices, by default all GPUs of this process, and the GPUs among them.
+    """Return the requested devices, by default all GPUs of this process, and their GPUs.
 
     Raises:
         InputError: if a requested device is missing.
@@ -198,11 +201,11 @@ def devices_in_use(requested: Devices | None) -> tuple[Devices, list[Any]]:
 def make_strategy(
     requested: Devices | None, worker_group: WorkerGroup | None = None
 ) -> "tf.distribute.Strategy":
-    """The strategy for the requested devices, by default for all GPUs of this process.
+    """Make the strategy for the requested devices, by default for all GPUs of this process.
 
-    With a worker group it spans the same devices on each node. In a single process, one device gets
-    TensorFlow's default strategy, which allows XLA and cuDNN, and several devices get a
-    MirroredStrategy. Call it once per process, before any tensor is on a device.
+    With a worker group, the strategy uses these devices on every node. In a single process, one
+    device gets TensorFlow's default strategy, which allows XLA and cuDNN; several devices get a
+    MirroredStrategy. Call it once per process, before any tensor is created.
 
     Raises:
         InputError: if a requested device is missing.
@@ -227,7 +230,7 @@ def make_strategy(
     )
     return tf.distribute.MirroredStrategy(
         [f"cpu:{i}" for i in range(devices.count)],
-        # The default collectives expect one CPU device per process; with several they hang or fail.
+        # TensorFlow's default collective operations hang or fail with several CPU devices.
         cross_device_ops=tf.distribute.ReductionToOneDevice(),
     )
 
@@ -243,14 +246,14 @@ def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
         }
     )
     _expect_heartbeats(len(worker_group.addresses))
-    # By default TensorFlow waits an hour for the others, one of which may have died by now.
+    # By default TensorFlow waits an hour for the other workers, even if one of them has died.
     with worker_group.limited(START_S):
-        # No CommunicationOptions(timeout_seconds=…): with it each operation keeps a thread.
+        # Without CommunicationOptions(timeout_seconds=…), which needs a thread per operation.
         return tf.distribute.MultiWorkerMirroredStrategy()
 
 
 def _expect_heartbeats(num_workers: int) -> None:
-    """Give TensorFlow's heartbeats, which detect a lost or stopped worker, a longer limit.
+    """Raise the time limit of TensorFlow's heartbeats, which detect a lost or stopped worker.
 
     The default of 10 s is too short for a busy node. There is no public way to set it.
     """
@@ -266,28 +269,28 @@ def _expect_heartbeats(num_workers: int) -> None:
 
 
 def spans_processes(strategy: "tf.distribute.Strategy") -> bool:
-    """Whether the strategy has workers in other processes, which vote on stops."""
+    """Whether the strategy has workers in other processes, so that stops need a vote."""
     import tensorflow as tf
 
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
 
 
 def one_device() -> "tf.distribute.Strategy":
-    """The strategy of one device, the first GPU or else the CPU, for a model from a file."""
+    """Return the strategy for a loaded model: one device, the first GPU or else the CPU."""
     import tensorflow as tf
 
     return tf.distribute.get_strategy()
 
 
 def num_own_gpus() -> int:
-    """The number of GPUs that this process uses."""
+    """Count the GPUs that this process uses."""
     import tensorflow as tf
 
     return len(tf.config.get_visible_devices("GPU"))
 
 
 def card_of(device: Any) -> gpu.Card:
-    """The card of a physical device of TensorFlow."""
+    """Describe the card of one of TensorFlow's physical devices."""
     import tensorflow as tf
 
     details = tf.config.experimental.get_device_details(device)
@@ -298,9 +301,9 @@ def card_of(device: Any) -> gpu.Card:
 def describe_devices(
     strategy: "tf.distribute.Strategy", worker_group: WorkerGroup | None = None
 ) -> list[dict[str, str]]:
-    """Name and kind of each device of the strategy, for the record.
+    """Return the name and kind of each device of the strategy, for the run's record.
 
-    All nodes use the same devices, so devices of other nodes get this node's names.
+    All nodes are assumed to have the same devices, so this node's devices describe all of them.
     """
     nodes = worker_group.nodes if worker_group else [""]
     devices = _local_devices(strategy.num_replicas_in_sync // len(nodes))
@@ -312,13 +315,13 @@ def describe_devices(
 
 
 def own_devices() -> str:
-    """The GPUs that this process uses, for people: `gpu:0 (NVIDIA H100)`; else `the CPU`."""
+    """Return this process's GPUs as text: `gpu:0 (NVIDIA H100)`; without GPUs `the CPU`."""
     names = [f"{each['device']} ({each['name']})" for each in _local_devices(1) if "name" in each]
     return ", ".join(names) or "the CPU"
 
 
 def describe_numerics() -> dict[str, Any]:
-    """The settings that decide rounding and repeatability, for the record."""
+    """Return the settings that rounding and reproducibility depend on, for the run's record."""
     import tensorflow as tf
     from tensorflow.python.framework import config  # there is no public function
 
@@ -330,7 +333,7 @@ def describe_numerics() -> dict[str, Any]:
 
 
 def describe_cuda(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
-    """GPUs, driver, libraries and settings of CUDA, for the record; empty if the CPU trains."""
+    """Describe GPUs, driver and CUDA for the run's record; return {} if the CPU trains."""
     import tensorflow as tf
 
     gpus = tf.config.get_visible_devices("GPU")
@@ -352,11 +355,11 @@ def describe_cuda(environment: Mapping[str, str] = os.environ) -> dict[str, Any]
 
 
 def title_of_devices(strategy: "tf.distribute.Strategy", threads: int) -> str:
-    """The training devices, for people: `2 × NVIDIA A100-SXM4-80GB`, or `CPU, 4 threads`.
+    """Return the training devices as text: `2 × NVIDIA A100-SXM4-80GB`, `CPU, 4 threads`.
 
     Args:
-        strategy: of the run; on several nodes it counts the devices of all nodes.
-        threads: of each operation on a CPU.
+        strategy: the run's strategy; its devices on all nodes are counted.
+        threads: the number of threads of an operation on a CPU.
     """
     num = strategy.num_replicas_in_sync
     names = Counter(each["name"] or "GPU" for each in _local_devices(num) if "name" in each)
@@ -368,7 +371,7 @@ def title_of_devices(strategy: "tf.distribute.Strategy", threads: int) -> str:
 
 
 def _local_devices(num_cpus: int) -> list[dict[str, str]]:
-    """The GPUs that this process uses, with their names; else virtual CPU devices."""
+    """Return this process's GPUs with their names; without GPUs the virtual CPU devices."""
     import tensorflow as tf
 
     gpus = tf.config.get_visible_devices("GPU")

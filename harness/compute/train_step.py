@@ -1,8 +1,8 @@
-"""The training step, which runs on the devices.
+"""Builds a job's models, optimizer and training step.
 
 Two models share the strategy's scope. `model` is trained, with dropout over the global batch.
-`export_model` is the same network in plain Keras: it gets the latest weights or their moving
-average, and is validated, tested and saved.
+`export_model` is the same network in plain Keras: the latest weights, or their moving average, are
+copied to it, and it is validated, tested and saved.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,16 +27,16 @@ from harness.data.word_vectors import WordVectors
 from harness.job.keys import Job
 from harness.layers import global_batch, look_up_by_gather
 
-# The gradients of the trained weights, and the sums over the reviews of the losses and of the
-# correct predictions, `[2] float64`.
+# The gradients of the trained weights; and the sum of the losses and the number of correct
+# predictions, `[2] float64`.
 Gradients = tuple[list[tf.Tensor], tf.Tensor]
 
 
 class TrainStep:
-    """Models and optimizer in the strategy's scope, and the training step.
+    """The training step, with its models and optimizer in the strategy's scope.
 
     Attributes:
-        train_steps: `steps` as a graph.
+        train_steps: the function `steps`, traced as a graph.
     """
 
     def __init__(
@@ -53,10 +53,13 @@ class TrainStep:
         """Build the job's models and optimizer in the strategy's scope.
 
         Args:
-            num_outputs: of the network, see `Dataset.num_outputs`.
+            job: the job.
+            strategy: the strategy of the run.
+            plan: how the step is computed.
+            num_outputs: the network's outputs, see `Dataset.num_outputs`.
             vectors: pretrained word vectors.
-            steps_per_epoch: for a learning-rate schedule.
-            class_weights: by label, see `loss`; empty if all classes have the same weight.
+            steps_per_epoch: the number of steps, for a learning-rate schedule.
+            class_weights: the weight of each label, as `loss.class_weights` returns it.
         """
         self.job, self.strategy, self.is_compiled = job, strategy, plan.way == "xla"
         self.class_weights, self.losses = class_weights, loss_of(job)
@@ -73,7 +76,7 @@ class TrainStep:
                 turn_cudnn_off(self.model)
             if plan.way == "block":
                 use_block_kernel(self.model)
-            self.in_float32: list[str] = []  # recurrent layers that ignore the job's bfloat16
+            self.in_float32: list[str] = []  # names of layers in float32 despite the job's bfloat16
             if num_own_gpus():
                 look_up_by_gather(self.model)
                 self.in_float32 = compute_in_float32(self.model)
@@ -82,23 +85,25 @@ class TrainStep:
             self.optimizer = build_optimizer(job.train, steps_per_epoch, code=job.code)
             self.model.compile(self.optimizer)
             self.optimizer.build(self.model.trainable_variables)
-        # AutoGraph is off in all graphs: it would also rewrite Keras's functions, so that tracing
-        # takes 1.5 times as long.
+        # AutoGraph is off in all graphs. It would also rewrite Keras's functions, so tracing would
+        # take 1.5 times as long.
         self.train_steps = tf.function(self.steps, autograph=False, reduce_retracing=False)
         self.evaluator = Evaluator(self.export_model, strategy, job, plan)
 
     def steps(
         self, batches: Iterator[Batch], num_steps: int, vote: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """Take `num_steps` steps; the result stays on the device.
+        """Take `num_steps` training steps; the result stays on the device.
 
         Args:
+            batches: the batches, one per step.
+            num_steps: the number of steps.
             vote: this worker's vote to stop, `[] float64`; None in a single process.
 
         Returns:
-            For each step the sums over the global batch of the losses and of the correct
-            predictions, `[num_steps, 2] float64`; with several workers also the sum of all
-            replicas' votes to stop, `[num_steps, 3]`.
+            For each step, the global batch's sum of losses and number of correct predictions,
+            `[num_steps, 2] float64`. With several workers, a third column contains the sum of all
+            replicas' votes to stop.
         """
         if num_steps == 1:
             of_replicas = self.strategy.run(self.replica_step, args=(next(batches), vote))
@@ -112,7 +117,7 @@ class TrainStep:
         return tf.while_loop(lambda i, _: i < num_steps, step, (0, sums))[1].stack()
 
     def replica_step(self, batch: Batch, vote: tf.Tensor | None) -> tf.Tensor:
-        """A replica's part of a step; returns its sums and its vote, `[2]` or `[3] float64`."""
+        """Take a replica's part of a step; return its sums and vote, `[2]` or `[3] float64`."""
         # The parts are independent operations, so several threads compute them in parallel.
         parts = in_parts(batch, self.num_examples, self.examples_per_part)
         of_parts, sums = zip(*map(self.compiled(), parts), strict=True)
@@ -124,17 +129,17 @@ class TrainStep:
         return sums if vote is None else tf.concat([sums, vote[None]], axis=0)
 
     def compiled(self) -> Callable[[Batch], Gradients]:
-        """`gradients`, compiled if the plan says so, for one replica.
+        """Return the function `gradients` as a graph, which XLA compiles if the plan says so.
 
-        XLA compiles only this part of the step, because it refuses the optimizer's variables, which
-        have copies on other devices.
+        XLA compiles only this part of the step. It does not support the optimizer's variables,
+        because they have copies on other devices.
         """
         compiled: Callable[[Batch], Gradients]
         compiled = tf.function(self.gradients, jit_compile=self.is_compiled, autograph=False)
         return compiled
 
     def gradients(self, batch: Batch) -> Gradients:
-        """The gradients and sums of a part of a batch."""
+        """Compute the gradients and sums of a part of a batch."""
         trained = [each.value for each in self.model.trainable_variables]
         with tf.GradientTape() as tape, global_batch(batch.step, batch.positions):
             probabilities = wide(self.model(batch.inputs, training=True))
@@ -142,7 +147,7 @@ class TrainStep:
         return [tf.convert_to_tensor(each) for each in tape.gradient(target, trained)], sums
 
     def _loss(self, batch: Batch, probabilities: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The loss to minimize, `[]`, and the sums of `Gradients`."""
+        """Compute the loss to minimize, `[]`, and the sums that `Gradients` describes."""
         losses = self.losses(batch.labels, probabilities)
         weights = tf.cast(batch.weights, losses.dtype)
         if self.class_weights:
@@ -150,14 +155,14 @@ class TrainStep:
         loss = tf.reduce_sum(losses * weights)
         correct = tf.cast(is_correct(batch.labels, probabilities), losses.dtype)
         sums = tf.stack([loss, tf.reduce_sum(correct * weights)])
-        # Divided by the reviews of the global batch, not of this replica, because the gradients of
-        # the replicas are added up, and the last batch may be unequal.
+        # Divide by the number of reviews in the global batch, not in this replica's part: the
+        # replicas' gradients are added up, and parts of the last batch may differ in size.
         target = self.optimizer.scale_loss(loss / tf.cast(batch.count, losses.dtype))
         return target, tf.cast(sums, tf.float64)
 
     def _global_gradients(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-        # Keras would clip each replica's gradients, and check them for float16's overflow, before
-        # it adds them up. They are divided at the end, because Keras adds them up again.
+        # Keras clips gradients, and checks them for overflow of float16, before it adds up those of
+        # the replicas. So add them up here first. Divide in the end, since Keras adds them again.
         context = tf.distribute.get_replica_context()
         gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         if self.job.train.clipnorm > 0:
@@ -169,7 +174,7 @@ class TrainStep:
     def _over_replicas(self, sums: tf.Tensor) -> tf.Tensor:
         if spans_processes(self.strategy):
             return self.strategy.reduce(tf.distribute.ReduceOp.SUM, sums, axis=None)
-        # `reduce` would copy them to the host in each step.
+        # `reduce` would copy the sums to the host in each step.
         of_replicas = self.strategy.experimental_local_results(sums)
         with tf.device(of_replicas[0].device):
             return tf.add_n(of_replicas)
@@ -185,8 +190,8 @@ def is_correct(labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
     """Whether the most probable class is the label, `[examples] bool`.
 
     Args:
-        labels: as for `cross_entropy`.
-        probabilities: as for `cross_entropy`.
+        labels: the labels, as for `cross_entropy`.
+        probabilities: the outputs, as for `cross_entropy`.
     """
     if probabilities.shape[1] == 1:
         return tf.equal(probabilities[:, 0] > 0.5, labels > 0.5)

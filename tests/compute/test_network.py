@@ -118,7 +118,7 @@ def in_training(code: str) -> str:
             "returns (rows, 3), should return probabilities, (rows, 1)",
         ),
         (BODY.replace("layers.GlobalMaxPooling1D(), ", ""), "returns (rows, 6, 1), should return"),
-        (BODY.replace('"sigmoid"', "None"), "its outputs are no probabilities"),
+        (BODY.replace('"sigmoid"', "None"), "its outputs are not probabilities"),
         (BODY.replace("0.5", "options['rate']"), "model.options.rate is missing"),
         (BODY.replace("0.5", "7"), "mynet.py, line 6: ValueError: Invalid value received"),
     ],

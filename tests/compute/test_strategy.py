@@ -39,8 +39,8 @@ def test_other_devices_are_refused(text: str) -> None:
     ("option", "site", "said"),
     [
         (None, "cuda", "HARNESS_DEVICES cuda: should be cpu, gpu, or"),
-        (None, "gpu:2", "HARNESS_DEVICES gpu:2: a run uses one device; give --devices gpu, and"),
-        ("cpu:2", "cuda", "--devices cpu:2: a run uses one device; give --devices cpu, and"),
+        (None, "gpu:2", "HARNESS_DEVICES gpu:2: a run uses one device; use --devices gpu, and"),
+        ("cpu:2", "cuda", "--devices cpu:2: a run uses one device; use --devices cpu, and"),
     ],
 )
 def test_a_refusal_names_the_option_or_the_variable(

@@ -69,7 +69,7 @@ def heading(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]) 
     if not sweep.finished():
         phase = sweep.read_json("state.json").get("phase", "not begun")
         folder = shlex.quote(str(sweep.folder))
-        yield f"unfinished ({phase}); continue it by: harness resume {folder}"
+        yield f"unfinished ({phase}); continue it, or add workers, by: harness resume {folder}"
 
 
 def leaderboard(

@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m tests.gpu", description="Test this node by real runs, in ten minutes."
     )
     add = made.add_argument
-    add("--full", action="store_true", help="also several GPUs and nodes, memory, sharing")
+    add("--full", action="store_true", help="also several GPUs and nodes, and memory")
     add("--devices", metavar="KIND:N", help="gpu:1, cpu:2, …; default: all GPUs, or cpu:2")
     add("--data", type=Path, metavar="DIR", help="folder with imdb.npz")
     runs = Path(os.environ.get("HARNESS_RUNS") or "runs")

@@ -159,7 +159,7 @@ def test_an_unfinished_sweep_is_shown(
     sweep = make_sweep(tmp_path / "s", RANDOM, *trials)
     show(sweep)
     text = "\n".join(printed(capsys))
-    assert "unfinished (not begun); continue it by: harness resume" in text
+    assert "unfinished (not begun); continue it, or add workers, by: harness resume" in text
     assert all(line in text for line in lines)
     has_score = any(each.scores.get("val_accuracy", 0) > 0 for each in trials)
     assert sweep.path(PLOT).exists() == has_score

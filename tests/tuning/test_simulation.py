@@ -26,7 +26,7 @@ def test_each_safeguard_is_needed(name: str) -> None:
 
 
 def test_only_the_trial_that_ends_its_workers_fails() -> None:
-    """After five attempts without a new checkpoint."""
+    """After the most attempts without a new checkpoint, here five instead of 25."""
     poisoned = [world for world in map(World, range(60)) if world.poison is not None]
     assert len(poisoned) > 3
     for world in poisoned:

@@ -1,4 +1,4 @@
-"""Reviews: IMDB, texts of users, vocabulary, n-grams, and batches for networks.
+"""Reviews: IMDB, a user's own texts, their vocabulary and n-grams, and batches for networks.
 
-It may import the modules of `harness` itself and the packages `system` and `job`.
+This package may import the modules of `harness` itself and the packages `system` and `job`.
 """

@@ -1,4 +1,4 @@
-"""Reviews as flat arrays with their vocabulary."""
+"""Reviews as flat arrays, with the vocabulary and the classes."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,40 +12,40 @@ from numpy.typing import ArrayLike, NDArray
 
 SPLITS = ("train", "test")
 ARRAYS = {"tokens": np.int32, "offsets": np.int64, "labels": np.int32}
-# `content_checksum` of Keras's imdb.npz.
+# The `content_checksum` of the reviews in Keras's imdb.npz.
 OFFICIAL = "fc1cd78d97848b792cf087d29cb77921ccab469ccf0c778e9ada027fde22f9d3"
 
-CLASSES = ("negative", "positive")  # of IMDB, for the labels 0 and 1
+CLASSES = ("negative", "positive")  # the classes of IMDB, with the labels 0 and 1
 MAX_CLASSES = 1000
-SHOWN = 10  # classes in a message
+SHOWN = 10  # the number of classes in a message
 
 
 @dataclass(frozen=True)
 class Split:
     """Reviews one after another: review i is `tokens[offsets[i]:offsets[i + 1]]`.
 
-    IMDB has the order of `keras.datasets.imdb.load_data`.
+    The reviews of IMDB are in the order of `keras.datasets.imdb.load_data`.
     """
 
-    tokens: np.ndarray  # [num_tokens] int32, ranks of words, from 1
+    tokens: np.ndarray  # [num_tokens] int32, the rank of each word; the first rank is 1
     offsets: np.ndarray  # [num_reviews + 1] int64
-    labels: np.ndarray  # [num_reviews] int32, from 0
+    labels: np.ndarray  # [num_reviews] int32; the first label is 0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, limit: int) -> "Split":
-        """The first `limit` reviews, or all if there are fewer."""
+        """Return the first `limit` reviews, or all if there are fewer."""
         return self.between(0, min(limit, len(self)))
 
     def between(self, first: int, end: int) -> "Split":
-        """The reviews from `first` up to `end`."""
+        """Return the reviews from index `first` to index `end - 1`."""
         offsets = self.offsets[first : end + 1]
         tokens = self.tokens[offsets[0] : offsets[-1]]
         return Split(tokens, offsets - offsets[0] if first else offsets, self.labels[first:end])
 
     def arranged(self, order: np.ndarray) -> "Split":
-        """A copy of some reviews, by their numbers `order`."""
+        """Return a copy of the reviews whose indices are in `order`, in this order."""
         pieces = [self.tokens[self.offsets[i] : self.offsets[i + 1]] for i in order]
         offsets = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[order])]).astype(np.int64)
         return Split(np.concatenate([self.tokens[:0], *pieces]), offsets, self.labels[order])
@@ -53,30 +53,30 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Both splits, the words of the ranks, and the classes of the labels.
+    """The training and test split, the word for each rank, and the class for each label.
 
-    Texts of a user may have a validation split, which is the end of `train`.
+    The texts of a user may have a validation split. Its reviews are at the end of `train`.
     """
 
     train: Split
     test: Split
     vocab: Sequence[str]  # the word of rank i + 1 is `vocab[i]`
-    checksum: str  # sha256 of the content
+    checksum: str  # the sha256 of the content
     is_sample: bool = False
-    folder: Path | None = None  # of the data; the source of a user's texts
-    note: str = ""  # why the sample is used; how a user's texts were split
-    classes: tuple[str, ...] = CLASSES  # of the labels 0, 1, …
-    is_own: bool = False  # texts of a user, see `harness.data.own_texts`
-    num_validation: int = 0  # last reviews of `train`, the validation split of the source
+    folder: Path | None = None  # the folder of the data, or the source of a user's texts
+    note: str = ""  # the reason for using the sample, or how a user's texts were split
+    classes: tuple[str, ...] = CLASSES  # the names of the labels 0, 1, …
+    is_own: bool = False  # whether these are a user's texts, see `harness.data.own_texts`
+    num_validation: int = 0  # the number of reviews at the end of `train` for validation only
 
     @property
     def official(self) -> bool:
-        """Whether the content equals Keras's imdb.npz."""
+        """Whether the content is that of Keras's imdb.npz."""
         return self.checksum == OFFICIAL
 
     @property
     def title(self) -> str:
-        """The name of the data in messages and tables."""
+        """The name of the dataset in messages and tables."""
         if self.is_sample:
             return "SAMPLE of IMDB, not the full data"
         if self.is_own and self.folder:
@@ -86,7 +86,7 @@ class Dataset:
 
     @property
     def introduction(self) -> str:
-        """A line about the data for the start of a run; empty for IMDB."""
+        """A line about the dataset, printed when a run starts; empty for the full IMDB."""
         if self.is_own:
             counts = {name: f"{len(part):,}" for name, part in self.parts().items()}
             validation = f", {counts['validation']} validation" if self.num_validation else ""
@@ -100,18 +100,18 @@ class Dataset:
 
     @property
     def _labels(self) -> str:
-        """The classes with their labels, at most the first ten."""
+        """The number of classes, and the first ten labels with their classes."""
         shown = [f"{label} = {name}" for label, name in enumerate(self.classes[:SHOWN])]
         more = ", …" if self.classes[SHOWN:] else ""
         return f"{len(self.classes)} classes: {', '.join(shown)}{more}"
 
     @property
     def num_outputs(self) -> int:
-        """Outputs of a network for these data."""
+        """The number of outputs of a network for this dataset."""
         return num_outputs(self.classes)
 
     def record(self) -> dict[str, Any]:
-        """The record of a run or a search, by which it opens the same data again."""
+        """Return what a run or sweep records of its dataset, to open the same one again."""
         return {
             "checksum": self.checksum,
             "official": self.official,
@@ -122,11 +122,11 @@ class Dataset:
         }
 
     def splits(self) -> dict[str, Split]:
-        """The stored splits by name."""
+        """Return the two stored splits: `train` and `test`."""
         return {"train": self.train, "test": self.test}
 
     def parts(self) -> dict[str, Split]:
-        """The splits of the source by name."""
+        """Return the splits of the source: `train` and `test`, and perhaps `validation`."""
         if not self.num_validation:
             return self.splits()
         cut = len(self.train) - self.num_validation
@@ -134,14 +134,15 @@ class Dataset:
         return {"train": self.train.take(cut), "validation": validation, "test": self.test}
 
     def used(self, limit: int, share: float) -> tuple[Split, int]:
-        """The training and validation reviews of a job, and the number of training reviews.
+        """Return a job's training and validation reviews, and the number of training reviews.
 
         The validation reviews come last. They are the validation split of the source, or else a
         share of its training split. With a share of 0 all reviews are training reviews.
 
         Args:
-            limit: `data.limit`, reviews used from the start of each split of the source; 0 = all.
-            share: `data.validation_split`.
+            limit: the value of `data.limit`: the number of reviews used from the start of each
+                split of the source; 0 = all.
+            share: the value of `data.validation_split`.
         """
         if not self.num_validation:
             train = self.train.take(limit) if limit else self.train
@@ -156,7 +157,7 @@ class Dataset:
 
 
 def make_split(reviews: Sequence[Any] | np.ndarray, labels: Sequence[int] | np.ndarray) -> Split:
-    """Turn reviews, lists of word ranks, into flat arrays."""
+    """Turn reviews into flat arrays; each review is a list of word ranks."""
     offsets = np.concatenate([[0], np.cumsum([len(review) for review in reviews], dtype=np.int64)])
     tokens = np.fromiter(chain.from_iterable(reviews), np.int32, int(offsets[-1]))
     return Split(tokens, offsets, np.asarray(labels, np.int32))
@@ -165,43 +166,50 @@ def make_split(reviews: Sequence[Any] | np.ndarray, labels: Sequence[int] | np.n
 def content_checksum(
     train: Split, test: Split, vocab: Sequence[str], *, num_validation: int = 0
 ) -> str:
-    """The sha256 of a dataset's reviews, labels and words, whatever file they come from.
+    """Return the sha256 of a dataset's reviews, labels and words, whatever file they come from.
 
     Args:
-        num_validation: reviews of the validation split, the last ones of `train`.
+        num_validation: the number of validation reviews at the end of `train`.
     """
     digest = hashlib.sha256()
     for split in (train, test):
         for name, dtype in ARRAYS.items():
             array = np.ascontiguousarray(getattr(split, name), np.dtype(dtype).newbyteorder("<"))
             digest.update(array.data)
-    # No word holds a NUL byte. Data without a validation split keep their earlier checksum.
+    # No word contains a NUL byte. Without a validation split the mark is empty, so datasets from
+    # before there were validation splits keep their checksums.
     mark = f"\0{num_validation}" if num_validation else ""
     digest.update(("\n".join(vocab) + mark).encode())
     return digest.hexdigest()
 
 
 def vocab_to_bytes(vocab: Sequence[str]) -> bytes:
-    """The content of a vocabulary file: UTF-8, a word per line, the most frequent first."""
+    """Return the content of a vocabulary file: UTF-8, one word per line, most frequent first."""
     return "".join(f"{word}\n" for word in vocab).encode()
 
 
 def vocab_from_bytes(content: bytes) -> list[str]:
-    """The words of a vocabulary file; `str.splitlines` would split rank 5135, which is \\x85."""
+    """Return the words in the content of a vocabulary file.
+
+    Don't use `str.splitlines`: it would split at \\x85, which is the word of rank 5135.
+    """
     return content.decode().split("\n")[:-1]
 
 
 def num_outputs(classes: Sequence[str]) -> int:
-    """Outputs of a network: 1 for two classes (the probability of label 1), else one per class."""
+    """Return the number of a network's outputs: one per class, but only one for two classes.
+
+    With two classes the output is the probability of label 1.
+    """
     return 1 if len(classes) == 2 else len(classes)
 
 
 def by_class(probabilities: ArrayLike) -> NDArray[np.float64]:
-    """The probability of each class, `[num_reviews, num_classes]`.
+    """Return the probability of each class, `[num_reviews, num_classes]`.
 
     Args:
-        probabilities: the same, or the probability of label 1, `[num_reviews]` or
-            `[num_reviews, 1]`.
+        probabilities: the probability of each class, or only the probability of label 1,
+            `[num_reviews]` or `[num_reviews, 1]`.
     """
     array = np.asarray(probabilities, np.float64)
     if array.ndim == 1:
@@ -210,7 +218,7 @@ def by_class(probabilities: ArrayLike) -> NDArray[np.float64]:
 
 
 def validation_cut(num_reviews: int, share: float) -> int:
-    """The number of training reviews; the last `share` of all reviews validates, as in Keras."""
+    """Return the number of training reviews if the last `share` is for validation, as in Keras."""
     cut = int(num_reviews * (1 - share))
     # At least one review for training and one for validation.
     return min(max(cut, 1), num_reviews - 1) if share > 0 else cut

@@ -1,52 +1,54 @@
-"""The order of the training reviews in each epoch, and the lengths of their batches.
+"""The order of the training reviews in each epoch, and the number of time steps of each batch.
 
-Both are functions of the seed, the epoch and the lengths of the reviews.
+Both depend only on the seed, the epoch and the lengths of the reviews.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-MAX_PERMUTED = 5_000_000  # indices of 4 bytes in one dataset, of all its epochs
+MAX_PERMUTED = 5_000_000  # the most indices, of 4 bytes, in all permutations of a tf.data dataset
 
-# With data.bucket. A larger pool leaves less padding but makes batches less random.
+# With data.bucket, batches are formed from a pool of reviews sorted by length. With a larger pool
+# less padding is needed, but the batches are less random.
 BATCHES_IN_POOL = 50
-# A length of batches is about 2**(1/4) times the next shorter one, for about a tenth of padding.
+# Each allowed length is about 2**(1/4) times the next shorter one. Padding is then about a tenth.
 LENGTHS_PER_OCTAVE = 4
-SHORTEST = 8  # tokens in the shortest batch, unless `maxlen` is less
+SHORTEST = 8  # the smallest number of time steps in a batch, unless `maxlen` is less
 
 
 class BatchShape(NamedTuple):
-    """How reviews become batches."""
+    """The settings that decide how reviews become batches."""
 
-    batch_size: int  # reviews in a global batch
-    maxlen: int  # a review keeps its last `maxlen` tokens
-    bucket: bool = False  # group reviews by length, in batches of several lengths
+    batch_size: int  # the number of reviews in a global batch
+    maxlen: int  # the number of tokens that a longer review keeps, from its end
+    bucket: bool = False  # whether a batch contains reviews of similar length
 
 
 def num_steps(num_reviews: int, batch_size: int) -> int:
-    """The number of global batches for all reviews; the last batch may be smaller."""
+    """Return the number of global batches for all reviews; the last batch may be smaller."""
     return -(-num_reviews // batch_size)
 
 
 def epoch_permutation(seed: int, epoch: int, num_reviews: int) -> np.ndarray:
-    """The order of the training reviews in an epoch, `[num_reviews] int64`."""
+    """Return the order of the training reviews in an epoch, `[num_reviews] int64`."""
     return _generator(seed, epoch).permutation(num_reviews)
 
 
 def epoch_by_length(seed: int, epoch: int, lengths: np.ndarray, *, batch_size: int) -> np.ndarray:
-    """The order of an epoch whose batches hold reviews of similar lengths.
+    """Return the order of the reviews in an epoch whose batches contain reviews of similar length.
 
     The function cuts the permutation of the epoch into pools, sorts every pool by length, and
-    shuffles the batches of all pools. Reviews that fill no batch stay at the end.
+    shuffles the batches of all pools. The reviews that are too few for a last full batch stay at
+    the end.
 
     Args:
-        epoch: from 0.
-        lengths: `[num_reviews]`.
-        batch_size: reviews in a global batch.
+        epoch: the number of the epoch; the first one is 0.
+        lengths: the length of each review, `[num_reviews]`.
+        batch_size: the number of reviews in a global batch.
 
     Returns:
-        `[num_reviews] int64`.
+        Indices of reviews, `[num_reviews] int64`.
     """
     generator = _generator(seed, epoch)
     permuted = generator.permutation(len(lengths))
@@ -60,14 +62,14 @@ def epoch_by_length(seed: int, epoch: int, lengths: np.ndarray, *, batch_size: i
 def permutations_ahead(
     seed: int, epochs: range, lengths: np.ndarray, *, shape: BatchShape
 ) -> np.ndarray:
-    """The orders of the first epochs, as many as `MAX_PERMUTED` allows, but at least one.
+    """Return the orders of the first of some epochs: as many as `MAX_PERMUTED` allows, or one.
 
     Args:
-        epochs: from 0.
-        lengths: `[num_reviews]`, as in `Reviews.lengths`.
+        epochs: the numbers of the epochs; the first epoch of a run is 0.
+        lengths: the length of each review, as `Reviews.lengths` returns it, `[num_reviews]`.
 
     Returns:
-        `[num_epochs, num_reviews] int32`.
+        Indices of reviews, `[num_epochs, num_reviews] int32`.
     """
     num = min(len(epochs), MAX_PERMUTED // len(lengths))
     chosen = [epochs.start, *epochs[1:num]]
@@ -81,14 +83,15 @@ def permutations_ahead(
 
 
 def evaluation_order(lengths: np.ndarray, shape: BatchShape) -> np.ndarray:
-    """The order of reviews in evaluation, `[num_reviews] int64`; with `bucket` longest first."""
+    """Return the order of reviews in evaluation, `[num_reviews]`; with `bucket` longest first."""
     return np.argsort(-lengths, kind="stable") if shape.bucket else np.arange(len(lengths))
 
 
 def padded_lengths(maxlen: int) -> np.ndarray:
-    """The lengths of batches with `bucket`, ascending int32; the last one is `maxlen`.
+    """Return the lengths that batches may have with `bucket`, ascending; the last is `maxlen`.
 
-    They are few, since TensorFlow compiles a graph for each, and do not depend on the data.
+    There are only a few, because TensorFlow compiles a graph for each length. They do not depend on
+    the data.
     """
     lengths, length = [maxlen], maxlen
     for step in range(1, 1000):
@@ -100,11 +103,11 @@ def padded_lengths(maxlen: int) -> np.ndarray:
 
 
 def time_steps(orders: np.ndarray, lengths: np.ndarray, shape: BatchShape) -> np.ndarray:
-    """The length of each global batch, `[num_epochs * steps_per_epoch] int32`.
+    """Return the padded length of each global batch, `[num_epochs * steps_per_epoch] int32`.
 
     Args:
-        orders: `[num_epochs, num_reviews]`, the order of the reviews in each epoch.
-        lengths: `[num_reviews]`, as in `Reviews.lengths`.
+        orders: the order of the reviews in each epoch, `[num_epochs, num_reviews]`.
+        lengths: the length of each review, as `Reviews.lengths` returns it, `[num_reviews]`.
     """
     if not shape.bucket:
         return np.full(len(orders) * num_steps(len(lengths), shape.batch_size), shape.maxlen)

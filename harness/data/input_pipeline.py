@@ -1,8 +1,9 @@
 """Turns reviews into batches of `[examples, time] int32` for every replica, through tf.data.
 
-The batch of a step is a function of (permutation, step), and the permutation of an epoch is a
-function of (seed, epoch). So no state must be saved: a resumed run requests the remaining steps.
-Opening a tf.data dataset takes as long as several steps, so one dataset holds many epochs.
+The batch of a step depends only on the permutation of the epoch and the step. The permutation
+depends only on the seed and the epoch. So no state needs to be saved: a resumed run requests the
+remaining steps. Opening a tf.data dataset takes as long as several steps, so one dataset contains
+many epochs.
 """
 
 from collections.abc import Callable
@@ -18,33 +19,34 @@ from harness.data.vocabulary import SHIFT, START, encode_split
 from harness.errors import InputError
 from harness.job.keys import Job
 
-MAX_RATIOS = 60  # numbers per word, of 4 bytes
-EXAMPLES_AT_ONCE = 1024  # gathered by one operation, whose start takes as long as a few examples
-PREFETCHED = 2  # times EXAMPLES_AT_ONCE
-PREFETCHED_BY_LENGTH = 8  # batches, which are gathered one at a time
-LARGEST_PADDED = 1_000_000_000  # bytes; larger sets are padded batch by batch
+MAX_RATIOS = 60  # the most n-gram ratios per word, 4 bytes each
+# The number of examples that one operation gathers. Its overhead is the time of a few examples.
+EXAMPLES_AT_ONCE = 1024
+PREFETCHED = 2  # how many groups of EXAMPLES_AT_ONCE are prefetched
+PREFETCHED_BY_LENGTH = 8  # with data.bucket: how many batches are prefetched, one at a time
+LARGEST_PADDED = 1_000_000_000  # bytes of padded reviews; more are padded batch by batch
 
 
 class Batch(NamedTuple):
-    """One replica's part of a global batch, the same number of examples on every replica.
+    """One replica's part of a global batch, with the same number of examples on every replica.
 
-    Examples of weight 0 fill the last batch of an epoch. A batch of another size would cause
-    another trace, and a replica without examples would hang.
+    The last batch of an epoch is filled with examples of weight 0. Otherwise TensorFlow would trace
+    the graph again for the smaller batch, and a replica without examples would hang.
 
     `time` is the job's `maxlen`; with `data.bucket` it is one of `padded_lengths`.
     """
 
-    tokens: tf.Tensor  # [examples, time] int32, zeros first; with data.bucket zeros last
-    labels: tf.Tensor  # [examples] float32, whole numbers from 0
-    weights: tf.Tensor  # [examples] float32, 1 for a review, 0 for padding
-    positions: tf.Tensor  # [examples] int32, in the global batch
-    count: tf.Tensor  # [] float32, reviews in the global batch
-    step: tf.Tensor  # [] int64, which decides the dropout masks
+    tokens: tf.Tensor  # [examples, time] int32; padding zeros first, with data.bucket last
+    labels: tf.Tensor  # [examples] float32, whole numbers; the first label is 0
+    weights: tf.Tensor  # [examples] float32, 1 for a review, 0 for a filling example
+    positions: tf.Tensor  # [examples] int32, the position of each example in the global batch
+    count: tf.Tensor  # [] float32, the number of reviews in the global batch
+    step: tf.Tensor  # [] int64, the number of the step, which decides the dropout masks
     ratios: tf.Tensor | tuple[()] = ()  # [examples, time, channels] float32, or no ratios
 
     @property
     def inputs(self) -> tf.Tensor | list[tf.Tensor]:
-        """The argument of the network."""
+        """The input of the network: tokens, or tokens and ratios."""
         return self.tokens if isinstance(self.ratios, tuple) else [self.tokens, self.ratios]
 
 
@@ -52,7 +54,10 @@ def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Ba
     """Split a batch into parts of up to `examples_per_part` examples, with the same `count`.
 
     Args:
-        num_examples: of the batch. TensorFlow does not know it during tracing on several workers.
+        batch: the batch to split.
+        num_examples: the number of examples in the batch. With several workers TensorFlow does not
+            know this number during tracing.
+        examples_per_part: the largest number of examples in a part.
     """
     starts = range(0, num_examples, examples_per_part)
     if len(starts) == 1:
@@ -74,26 +79,28 @@ def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Ba
 class Reviews(NamedTuple):
     """Reviews one after another: review i is `tokens[offsets[i]:offsets[i + 1]]`."""
 
-    tokens: np.ndarray  # [num_tokens] int32, as `encode_split` gives them
+    tokens: np.ndarray  # [num_tokens] int32, as `encode_split` returns them
     offsets: np.ndarray  # [num_reviews + 1] int64
     labels: np.ndarray  # [num_reviews] int32
     ratios: np.ndarray | None = None  # [num_tokens, channels] float32, see `NgramRatios`
 
     def between(self, first: int, last: int) -> "Reviews":
-        """The reviews from `first` up to `last`."""
+        """Return the reviews from index `first` to index `last - 1`."""
         offsets = self.offsets[first : last + 1]
         tokens = slice(offsets[0], offsets[-1])
         ratios = None if self.ratios is None else self.ratios[tokens]
         return Reviews(self.tokens[tokens], offsets - offsets[0], self.labels[first:last], ratios)
 
     def padded(self, chosen: np.ndarray, shape: BatchShape) -> np.ndarray:
-        """Some reviews as by Keras's `pad_sequences`, `[..., maxlen] int32`.
+        """Pad some reviews as Keras's `pad_sequences` does, to `[..., maxlen] int32`.
 
-        A row has zeros and then the last `maxlen` tokens. With `data.bucket` the zeros come last,
-        and an empty review has one token, because cuDNN refuses an empty row.
+        A row contains zeros and then the last `maxlen` tokens. With `data.bucket` the zeros come
+        last, and an empty review gets one token, because cuDNN does not accept an empty row.
 
         Args:
-            chosen: `[...]`, numbers of reviews; the number of all reviews means an empty review.
+            chosen: indices of reviews, `[...]`; an index one past the last review means an empty
+                review.
+            shape: the length of the rows, and the side of the zeros.
         """
         at, is_token = self._places(chosen, shape)
         rows = np.where(is_token, self.tokens[at], 0)
@@ -102,12 +109,16 @@ class Reviews(NamedTuple):
         return np.asarray(rows, np.int32)
 
     def padded_ratios(self, chosen: np.ndarray, shape: BatchShape) -> np.ndarray:
-        """The ratios of `padded`, `[..., maxlen, channels] float32`."""
+        """Return the ratios for the tokens of `padded`, `[..., maxlen, channels] float32`."""
         at, is_token = self._places(chosen, shape)
         return np.where(is_token[..., None], np.asarray(self.ratios)[at], np.float32(0))
 
     def _places(self, chosen: np.ndarray, shape: BatchShape) -> tuple[np.ndarray, np.ndarray]:
-        """The index of the token at each place of padded rows, 0 for padding, and whether it is."""
+        """Return two arrays for the places of padded rows.
+
+        The first contains the index of the token at each place, or 0 for padding. The second says
+        whether there is a token.
+        """
         bounds = np.append(self.offsets, self.offsets[-1:])
         starts, ends = bounds[chosen][..., None], bounds[chosen + 1][..., None]
         num_kept = np.minimum(ends - starts, shape.maxlen) if shape.bucket else shape.maxlen
@@ -116,34 +127,37 @@ class Reviews(NamedTuple):
         return np.where(is_token, at, 0), is_token
 
     def words(self) -> Split:
-        """The reviews as ranks; marks and words outside the vocabulary have ranks below 1."""
+        """Return the reviews as ranks; start tokens and unknown words get negative ranks."""
         return Split(self.tokens - SHIFT, self.offsets, self.labels)
 
     def lengths(self, maxlen: int) -> np.ndarray:
-        """The number of tokens of each padded review, `[num_reviews] int64`."""
+        """Return the number of tokens that each review keeps, `[num_reviews] int64`."""
         lengths: np.ndarray = np.minimum(np.diff(self.offsets), maxlen)
         return lengths
 
 
 class _Source(NamedTuple):
-    """The data of batches, as tensors of the CPU. Another review at the end is empty."""
+    """The data from which batches are made, as tensors on the CPU.
 
-    padded: Callable[[tf.Tensor], tf.Tensor]  # `Reviews.padded`
+    `starts`, `ends` and `lengths` have one more entry, for an empty review.
+    """
+
+    padded: Callable[[tf.Tensor], tf.Tensor]  # `Reviews.padded` as an operation
     labels: tf.Tensor  # [num_reviews] float32
     permuted: tf.Tensor  # [num_epochs * num_reviews] int32
-    starts: tf.Tensor  # [num_reviews + 1] int64, first rows of the reviews in `ratios`
-    ends: tf.Tensor  # [num_reviews + 1] int64, one past their last rows
+    starts: tf.Tensor  # [num_reviews + 1] int64, the index of each review's first row in `ratios`
+    ends: tf.Tensor  # [num_reviews + 1] int64, the index after each review's last row in `ratios`
     lengths: tf.Tensor  # [num_reviews + 1] int64, see `Reviews.lengths`
     ratios: tf.Tensor | None  # [num_tokens + 1, channels] float32; the last row is for padding
     times: tf.Tensor | None  # with data.bucket: [num_epochs * steps_per_epoch] int32
 
 
 class Start(NamedTuple):
-    """Where in a run the batches begin, and whether they end."""
+    """The step at which the batches begin, and whether they are repeated."""
 
-    step: int = 0  # in the first epoch of the permutations
-    steps_before: int = 0  # in all earlier epochs, for `Batch.step`
-    endless: bool = False  # repeat the steps
+    step: int = 0  # the first step, in the first epoch of the permutations
+    steps_before: int = 0  # the number of steps in all earlier epochs, for `Batch.step`
+    endless: bool = False  # whether to repeat the steps without end
 
 
 def batches(
@@ -154,12 +168,14 @@ def batches(
     shape: BatchShape,
     start: Start | None = None,
 ) -> tf.distribute.DistributedDataset:
-    """The batches of some epochs, a `Batch` for every replica and step.
+    """Return the batches of some epochs, one `Batch` for every replica and step.
 
     Args:
-        strategy: its replicas share a global batch in the order of their numbers.
-        permutations: `[num_epochs, num_reviews]`, the order of the reviews in each epoch.
-        start: by default the first step of a run.
+        strategy: the strategy whose replicas share a global batch: replica 0 gets its first part.
+        reviews: the reviews.
+        permutations: the order of the reviews in each epoch, `[num_epochs, num_reviews]`.
+        shape: how reviews become batches.
+        start: where the batches begin; by default the first step of a run.
     """
     batch_size = shape.batch_size
     first_step, steps_before, endless = start or Start()
@@ -181,16 +197,16 @@ def batches(
             return _gather(source, step, position, batch_size=batch_size, before=steps_before)
 
         options = tf.data.Options()
-        # Nothing to tune, and its thread may take seconds to end with the dataset.
+        # There is nothing to tune, and the tuning thread may take seconds to end with the dataset.
         options.autotune.enabled = False
         last_step = num_epochs * steps_per_epoch
         return (
             tf.data.Dataset.range(first_step * num_local, last_step * num_local)
             .repeat(None if endless else 1)
             .batch(at_once)
-            # TensorFlow refuses a parallel map with deterministic operations, and warns.
+            # Not parallel: with deterministic operations TensorFlow would only warn and ignore it.
             .map(per_replica_batches)
-            # Before unbatch, so that one hand-over between threads serves many batches.
+            # Prefetch before unbatch, so that threads pass many batches to each other at once.
             .prefetch(PREFETCHED_BY_LENGTH if shape.bucket else PREFETCHED)
             .unbatch()
             .with_options(options)
@@ -198,13 +214,14 @@ def batches(
 
     # `experimental_distribute_dataset` would split the examples in another way, and every worker
     # would read the whole set.
-    # TensorFlow computes with integers on the host: tokens on a GPU would come back in every step.
+    # TensorFlow uses integer tensors on the host. If they were moved to the GPU, they would be
+    # copied back in every step.
     on_host = tf.distribute.InputOptions(experimental_fetch_to_device=False)
     return strategy.distribute_datasets_from_function(dataset, on_host)
 
 
 def _to_tensors(reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -> _Source:
-    # Tensors, since arrays would be copied into the graph; on the CPU, where tf.data works.
+    # Tensors, because arrays would be copied into the graph. On the CPU, where tf.data works.
     lengths = reviews.lengths(shape.maxlen)
     ratios = reviews.ratios
     if ratios is not None:
@@ -217,7 +234,7 @@ def _to_tensors(reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -
             starts=tf.constant(np.append(reviews.offsets[:-1], 0)),
             ends=tf.constant(np.append(reviews.offsets[1:], 0)),
             lengths=tf.constant(np.append(lengths, 0)),
-            # Not padded, which could take gigabytes.
+            # The ratios are not padded here: padded ratios could take gigabytes.
             ratios=None if ratios is None else tf.constant(ratios),
             times=tf.constant(time_steps(permutations, lengths, shape)) if shape.bucket else None,
         )
@@ -226,12 +243,14 @@ def _to_tensors(reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -
 def _gather(
     source: _Source, step: tf.Tensor, position: tf.Tensor, *, batch_size: int, before: int
 ) -> Batch:
-    """The examples at some positions of some steps, with fields `[num, …]`.
+    """Gather the examples at some positions of some steps, as a `Batch` of fields `[num, …]`.
 
     Args:
-        step: `[num, 1] int64`.
-        position: `[num, examples] int64`, in the global batch.
-        before: steps before the first epoch.
+        source: the data of the batches.
+        step: the numbers of the steps, `[num, 1] int64`.
+        position: the positions in the global batch, `[num, examples] int64`.
+        batch_size: the number of reviews in a global batch.
+        before: the number of steps before the first epoch.
     """
     num_reviews = len(source.labels)
     steps_per_epoch = num_steps(num_reviews, batch_size)
@@ -243,7 +262,7 @@ def _gather(
     chosen = tf.gather(source.permuted, at)
     rows = tf.where(real, chosen, num_reviews)
     tokens = source.padded(rows)
-    if source.times is not None:  # with data.bucket, which gathers one batch at a time
+    if source.times is not None:  # with data.bucket; then num is 1
         tokens = tokens[:, :, : source.times[step[0, 0]]]
     return Batch(
         tokens=tokens,
@@ -260,7 +279,7 @@ def _padding(reviews: Reviews, shape: BatchShape) -> Callable[[tf.Tensor], tf.Te
     """`Reviews.padded` as an operation of TensorFlow."""
     num_rows, maxlen = len(reviews.labels) + 1, shape.maxlen
     if num_rows * maxlen * 4 <= LARGEST_PADDED:
-        # Padded once, so that a batch copies whole rows.
+        # Pad all reviews once. Each batch then only copies rows.
         rows = np.empty((num_rows, maxlen), np.int32)
         for first in range(0, num_rows, EXAMPLES_AT_ONCE):
             part = np.arange(first, min(first + EXAMPLES_AT_ONCE, num_rows))
@@ -276,7 +295,7 @@ def _padding(reviews: Reviews, shape: BatchShape) -> Callable[[tf.Tensor], tf.Te
 
 
 def _ratios(source: _Source, rows: tf.Tensor, time: tf.Tensor) -> tf.Tensor | tuple[()]:
-    """The ratios of some reviews, padded like their tokens: `[…, time, channels] float32`."""
+    """Return the ratios of some reviews, padded as their tokens: `[…, time, channels] float32`."""
     if source.ratios is None:
         return ()
     starts, ends, lengths = (
@@ -292,7 +311,7 @@ def _ratios(source: _Source, rows: tf.Tensor, time: tf.Tensor) -> tf.Tensor | tu
 
 
 def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, NgramRatios | None]:
-    """Training reviews, validation reviews, and n-gram ratios if the network reads them.
+    """Return training reviews, validation reviews, and n-gram ratios if the network reads them.
 
     Raises:
         InputError: if the ratios would take too much memory.
@@ -317,7 +336,7 @@ def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Ngra
 
 
 def test_reviews(job: Job, dataset: Dataset, ratios: NgramRatios | None) -> Reviews:
-    """The reviews of the test set, with the ratios of `training_reviews`."""
+    """Return the reviews of the test set, with the n-gram ratios from `training_reviews`."""
     test = dataset.test.take(job.data.limit) if job.data.limit else dataset.test
     reviews = _encoded(test, job)
     return reviews._replace(ratios=ratios.at_words(reviews.words())) if ratios else reviews

@@ -1,42 +1,42 @@
-"""The folders in which IMDB may be. Commands without NumPy import this module."""
+"""The folders that may contain IMDB. This module does not import NumPy, so it loads fast."""
 
 import os
 from pathlib import Path
 
 from harness.system.files import cache_folder, is_file
 
-NPZ = "imdb.npz"  # of Keras
+NPZ = "imdb.npz"  # the name of Keras's file
 
 
 def missing_in() -> list[Path]:
-    """The folders that `open_dataset` searches, or no folders if one of them has a dataset."""
+    """Return the folders that `open_dataset` searches; none if one of them contains a dataset."""
     named = named_folder()
     folders = [named] if named else unnamed_folders()
     return [] if any(map(holds_dataset, folders)) else folders
 
 
 def named_folder() -> Path | None:
-    """The folder in HARNESS_DATA, which is used or refused, never skipped."""
+    """Return the folder in HARNESS_DATA, or None. If the folder is unusable, that is an error."""
     named = os.environ.get("HARNESS_DATA")
     return Path(named) if named else None
 
 
 def unnamed_folders() -> list[Path]:
-    """The folders to search without a named one, in order: the user's cache, Keras's cache."""
+    """Return the folders to search if none is named: the user's cache, then Keras's cache."""
     keras = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
     return [fetched_folder(), keras / "datasets"]
 
 
 def fetched_folder() -> Path:
-    """The folder of `harness data fetch`, in the user's cache."""
+    """Return the folder in the user's cache where `harness data fetch` stores IMDB."""
     return cache_folder() / "imdb"
 
 
 def holds_dataset(folder: Path) -> bool:
-    """Whether a folder has the name of a stored dataset or of Keras's file, by name alone."""
+    """Whether a folder contains `dataset.json` or `imdb.npz`; their content is not checked."""
     return is_dataset_folder(folder) or is_file(folder / NPZ)
 
 
 def is_dataset_folder(folder: Path) -> bool:
-    """Whether a folder has a file with the name of a stored dataset's record."""
+    """Whether a folder contains a `dataset.json`, the record of a stored dataset."""
     return is_file(folder / "dataset.json")

@@ -3,11 +3,12 @@
 An n-gram is a sequence of one to three words in a review. The log-count ratios are from Wang &
 Manning, "Baselines and Bigrams" (2012).
 
-Beside each word a network may read the ratios of the n-grams of each length that end there; an
-unknown n-gram has 0. With more than two classes there is a ratio for each class against the rest.
+A network may read, with each word, the ratios of the n-grams that end at this word, one of each
+length. The ratio of an unknown n-gram is 0. With more than two classes an n-gram has one ratio for
+each class, against all other classes.
 
-The ratios come from the labels of the training reviews. A training review gets ratios of the other
-folds, otherwise they would contain its label.
+The ratios are computed from the labels of the training reviews. Those for a training review are
+computed from the other folds; otherwise they would contain information about its label.
 """
 
 import contextlib
@@ -27,13 +28,13 @@ if TYPE_CHECKING:
 MAX_WORDS = 3
 MIN_REVIEWS = 2
 SMOOTHING = 1.0
-MAX_BYTES = 2**33  # of a file
+MAX_BYTES = 2**33  # the largest size of a file with n-grams
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
-# The sorted codes of the known n-grams, by length. The code of a word is its rank. The code of a
-# longer n-gram is the number of the n-gram without its last word, times the number of known words,
-# plus the number of its last word.
+# The codes of the known n-grams, one sorted array for each length. An n-gram's number is its index
+# in this array. The code of a single word is its rank. The code of a longer n-gram is the number of
+# the n-gram without its last word, times the count of known words, plus the last word's number.
 Ngrams = tuple[Ints, ...]
 
 NUM_FOLDS = 5
@@ -42,14 +43,15 @@ NUM_FOLDS = 5
 def binary_ngrams(
     split: Split, known: Ngrams = (), max_words: int = MAX_WORDS
 ) -> tuple["csr_matrix", Ngrams]:
-    """The presence of n-grams in reviews, 0 or 1.
+    """Say for each review and n-gram whether the review contains the n-gram, as 1 or 0.
 
     Args:
-        known: the n-grams; by default all n-grams that at least two reviews hold.
-        max_words: the largest length of an n-gram.
+        split: the reviews.
+        known: the n-grams to look for; by default all that occur in at least two reviews.
+        max_words: the largest number of words in an n-gram.
 
     Returns:
-        `[num_reviews, num_ngrams] float64`, single words first, and the n-grams.
+        The matrix `[num_reviews, num_ngrams] float64`, single words first; and the n-grams.
     """
     from scipy.sparse import csr_matrix, hstack
 
@@ -61,21 +63,21 @@ def binary_ngrams(
         is_known = numbers >= 0
         indices = (review_of[: len(numbers)][is_known], numbers[is_known])
         part = csr_matrix((np.ones(len(indices[0])), indices), shape=(len(split), len(codes)))
-        part.data[:] = 1.0  # csr_matrix adds repeated n-grams up
+        part.data[:] = 1.0  # csr_matrix has counted an n-gram that a review repeats
         parts.append(part)
     return hstack(parts, format="csr"), tuple(all_codes)
 
 
 def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tuple[Ints, Ints]]:
-    """The n-grams of each length, single words first.
+    """Number the n-grams of the reviews, first the single words, then each greater length.
 
     Args:
-        split: the reviews; a word with a rank below 1 is in no n-gram.
+        split: the reviews; a word with a negative rank is not part of any n-gram.
         known, max_words: as for `binary_ngrams`.
 
     Yields:
-        The number of the n-gram that begins at each position, -1 for none, `[num_tokens - length
-        + 1]`; and the codes of the n-grams by number.
+        Two arrays for each length. The number of the n-gram that begins at each position, or -1,
+        `[num_tokens - length + 1]`. And the codes of the n-grams in the order of their numbers.
     """
     review_of = np.repeat(np.arange(len(split)), np.diff(split.offsets))
     numbers = split.tokens[: len(review_of)].astype(np.int64)
@@ -83,7 +85,7 @@ def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tup
     for length in range(1, max_words + 1):
         if length > 1:
             start, last = numbers[:-1], words[length - 1 :]
-            # Codes fit in 64 bits, since unknown words are in no n-gram.
+            # Codes fit in 64 bits, since n-grams consist of known words only.
             is_one = (start >= 0) & (last >= 0)
             is_one &= review_of[: len(last)] == review_of[length - 1 :]
             numbers = np.where(is_one, start * num_words + last, -1)
@@ -96,18 +98,23 @@ def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tup
 
 
 def _held_by_several(codes: Ints, owners: Ints) -> Ints:
-    """The sorted codes from 0 that at least two reviews hold; `owners` must not decrease."""
+    """Return the sorted codes, without negative ones, that occur in at least two reviews.
+
+    Args:
+        codes: the code at each position, negative if there is none.
+        owners: the index of the review at each position; it must not decrease.
+    """
     order = np.argsort(codes, kind="stable")
     order = order[np.searchsorted(codes[order], 0) :]
     ordered = codes[order]
-    edges = np.flatnonzero(np.diff(ordered, prepend=-1, append=-1))  # between different codes
+    edges = np.flatnonzero(np.diff(ordered, prepend=-1, append=-1))  # where the code changes
     first, last = edges[:-1], edges[1:] - 1
     kept: Ints = ordered[first[owners[order[first]] != owners[order[last]]]]
     return kept
 
 
 def _number(codes: Ints, known: Ints) -> Ints:
-    """The index of each code among the known codes, -1 for other codes."""
+    """Return the index of each code in the sorted array `known`, or -1 if it is not there."""
     if not len(known):
         return np.full(len(codes), -1)
     at = np.minimum(np.searchsorted(known, codes), len(known) - 1)
@@ -115,14 +122,14 @@ def _number(codes: Ints, known: Ints) -> Ints:
 
 
 def log_count_ratios(features: "csr_matrix", is_class: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """The log-count ratio of each n-gram for a class, with counts smoothed by 1.
+    """Return the log-count ratio of each n-gram for one class, with 1 added to every count.
 
     Args:
-        features: `[num_reviews, num_ngrams]`, 0 or 1.
-        is_class: `[num_reviews]`.
+        features: 1 if a review contains an n-gram, else 0, `[num_reviews, num_ngrams]`.
+        is_class: whether a review belongs to the class, `[num_reviews]`.
 
     Returns:
-        `[num_ngrams]`.
+        The ratios, `[num_ngrams]`.
     """
     inside, outside = (
         SMOOTHING + np.asarray(features[chosen].sum(axis=0)).ravel()
@@ -136,7 +143,7 @@ def log_count_ratios(features: "csr_matrix", is_class: NDArray[np.bool_]) -> NDA
 
 
 def archived(ngrams: Ngrams, **arrays: Any) -> bytes:
-    """The content of a file with n-grams and other arrays, for `opened`."""
+    """Return the content of a file with n-grams and other arrays, which `opened` can read."""
     file = io.BytesIO()
     codes: dict[str, Any] = {f"ngrams_{i}": each for i, each in enumerate(ngrams)}
     np.savez(file, **arrays, **codes)
@@ -145,13 +152,14 @@ def archived(ngrams: Ngrams, **arrays: Any) -> bytes:
 
 @contextlib.contextmanager
 def opened(content: bytes, num_arrays: int) -> Iterator[tuple[Ngrams, Mapping[str, np.ndarray]]]:
-    """The n-grams and the other arrays of an archive.
+    """Open the content that `archived` made: the n-grams, and all arrays by name.
 
     Args:
-        num_arrays: number of the other arrays.
+        content: the content of the file.
+        num_arrays: the number of arrays besides those of the n-grams.
 
     Raises:
-        ValueError: if `archived` did not write the content, or if the block fails.
+        ValueError: if `archived` did not make the content, or if the `with` block raises an error.
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
@@ -166,31 +174,31 @@ def opened(content: bytes, num_arrays: int) -> Iterator[tuple[Ngrams, Mapping[st
 
 @dataclass(frozen=True)
 class NgramRatios:
-    """The ratios of all training reviews, for other reviews."""
+    """The ratios computed from all training reviews, for use on any other reviews."""
 
-    ngrams: Ngrams  # by length
+    ngrams: Ngrams
     ratios: Floats  # [num_ngrams, num_ratios], single words first
 
     @property
     def num_channels(self) -> int:
-        """Numbers per word."""
+        """The number of ratios that a network reads with each word."""
         return len(self.ngrams) * int(self.ratios.shape[1])
 
     def at_words(self, split: Split) -> Floats:
-        """The ratios at each word of the reviews, `[num_tokens, num_channels]`."""
+        """Return the ratios for each word of the reviews, `[num_tokens, num_channels]`."""
         columns = _columns_at_words(split, self.ngrams)
         return _looked_up(self.ratios, columns)
 
     def to_bytes(self) -> bytes:
-        """The content of a file for `from_bytes`."""
+        """Return the content of a file that `from_bytes` can read."""
         return archived(self.ngrams, ratios=self.ratios)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "NgramRatios":
-        """Read the content of a file.
+        """Make the object from the content of a file.
 
         Raises:
-            ValueError: if `to_bytes` did not write it.
+            ValueError: if `to_bytes` did not make the content.
         """
         with opened(content, num_arrays=1) as (ngrams, arrays):
             ratios = arrays["ratios"]
@@ -200,31 +208,32 @@ class NgramRatios:
 
 
 def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[NgramRatios, Floats]:
-    """Fit the ratios to training reviews.
+    """Compute the ratios from training reviews.
 
     Args:
-        training: the training reviews; a word with a rank below 1 is in no n-gram.
-        max_words: the largest length of an n-gram.
-        num_classes: two classes have ratios for label 1 only.
+        training: the training reviews; a word with a negative rank is not part of any n-gram.
+        max_words: the largest number of words in an n-gram.
+        num_classes: the number of classes; for two classes there are ratios for label 1 only.
 
     Returns:
-        The ratios for other reviews, and the cross-fitted ratios at each word of the training
-        reviews, `[num_tokens, num_channels]`.
+        Two results. First, the ratios from all training reviews, for use on any other reviews.
+        Second, the ratios for each word of the training reviews themselves, computed from the other
+        folds only (cross-fitted), `[num_tokens, num_channels]`.
     """
     features, ngrams = binary_ngrams(training, max_words=max_words)
     labels = range(1, 2) if num_classes == 2 else range(num_classes)
     known = np.ones(features.shape[1], np.bool_)
     ratios = NgramRatios(ngrams, _ratios(features, training.labels, labels, known=known))
     columns = _columns_at_words(training, ngrams)
-    # Not in blocks, since the reviews may be sorted by class.
+    # The folds are not contiguous blocks, since the reviews may be sorted by class.
     fold_of = np.arange(len(training)) % NUM_FOLDS
     fold_at = np.repeat(fold_of, np.diff(training.offsets))
     at_words = np.zeros((len(columns[0]), ratios.num_channels), np.float32)
     for fold in range(NUM_FOLDS):
         is_other = fold_of != fold
         others = features[is_other]
-        # The n-grams that the other folds alone would give: if enough of their reviews hold an
-        # n-gram, as many hold each part of it.
+        # These are the n-grams that a fit on the other folds alone would know. If enough of their
+        # reviews contain an n-gram, at least as many contain each part of it.
         known = np.asarray(others.sum(axis=0)).ravel() >= MIN_REVIEWS
         of_others = _ratios(others, training.labels[is_other], labels, known=known)
         is_here = fold_at == fold
@@ -235,7 +244,10 @@ def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[Ngram
 def _ratios(
     features: "csr_matrix", labels: NDArray[np.int32], of: range, *, known: NDArray[np.bool_]
 ) -> Floats:
-    """`[num_ngrams, num_ratios]`: each class against the rest, 0 for unknown n-grams."""
+    """Return the ratio of each n-gram for each label in `of`, `[num_ngrams, num_ratios]`.
+
+    The ratio of an n-gram that is not in `known` is 0.
+    """
     ratios = np.zeros((features.shape[1], len(of)), np.float32)
     kept = features[:, known]
     for channel, label in enumerate(of):
@@ -244,7 +256,7 @@ def _ratios(
 
 
 def _columns_at_words(split: Split, ngrams: Ngrams) -> list[Ints]:
-    """The column of the n-gram that ends at each word, -1 for none, by length."""
+    """Return an array for each length: the column of the n-gram that ends at each word, or -1."""
     columns, before = [], 0
     for length, (numbers, codes) in enumerate(numbered_ngrams(split, ngrams, len(ngrams)), 1):
         column = np.full(split.offsets[-1], -1)
@@ -255,6 +267,6 @@ def _columns_at_words(split: Split, ngrams: Ngrams) -> list[Ints]:
 
 
 def _looked_up(ratios: Floats, columns: list[Ints]) -> Floats:
-    """The ratios in these columns, `[num_words, num_channels]`."""
+    """Return the ratios of the n-grams in these columns, `[num_words, num_channels]`."""
     padded = np.concatenate([ratios, np.zeros((1, ratios.shape[1]), np.float32)])  # 0 at column -1
     return np.concatenate([padded[column] for column in columns], axis=1)

@@ -1,17 +1,18 @@
 """Makes a dataset of a user's texts: a table, a folder of tables, or folders of text files.
 
-`jobs/README.md` has the rules for files, classes and splits. Links are refused, and so nothing
-outside the source is read. Hidden files and files with other endings are ignored.
+`jobs/README.md` explains how files, classes and splits are recognized. Symbolic links are refused,
+so nothing outside the source is read. Hidden files and files with other endings are ignored.
 
-The dataset is made once, in the user's cache, as `texts-<checksum of the source>/`, which may be
-removed at any time.
+The dataset is made once, in the user's cache, as `texts-<checksum of the source>/`. This folder may
+be removed at any time.
 
-The hash of a review's words decides its split, unless the source names one, and its place in the
-split. So a new review moves no other one, the last training reviews hold all classes, and the order
-of rows and the names of files change no result.
+The hash of a review's words decides its place in its split, and also its split, unless the source
+states the split. So a new review changes neither the split nor the order of the other reviews. The
+last training reviews are a mix of all classes. The order of rows and the names of files do not
+affect the results.
 
-Words are ranked by frequency in the training split, equal ones alphabetically. Other words have no
-rank.
+Words are ranked by their frequency in the training split; words of equal frequency are in
+alphabetical order. Words that do not occur in the training split have no rank.
 """
 
 import dataclasses
@@ -54,29 +55,30 @@ REMEDY = (
     "name a table (.csv, .tsv, .jsonl, .parquet), a folder of tables, a folder of save_to_disk, or "
     "a folder with a folder of .txt files for each class"
 )
-# A split in the name of a table, between other characters than letters: imdb_test1.csv.
+# The word for a split in the name of a table, not beside other letters: imdb_test1.csv.
 SPLIT_NAME = re.compile(r"(?<![^\W\d_])({})(?:ing|set)?(?![^\W\d_])".format("|".join(KNOWN_SPLITS)))
-# Files of `datasets.Dataset.save_to_disk`, for one data set and for several splits.
+# Files that `save_to_disk` of Hugging Face's `datasets` writes: for one split, for several splits.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 
-FORMAT = 6  # part of the cache's name: another version of this module makes another cache
+FORMAT = 6  # part of the dataset's name in the cache; raise it if other content is written
 READ_SPLITS = (*SPLITS, "validation")
 TEST_SHARE = 0.2
-MIN_REVIEWS = 10  # of a split
+MIN_REVIEWS = 10  # the fewest reviews in a split
 MAX_CLASS_CHARACTERS = 60
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
-CLASSES_SHOWN = 10  # in a description
+CLASSES_SHOWN = 10  # the number of classes in a description of a dataset
 HASH_BYTES = 16
 
 
 def read_texts(source: Path, form: DataConfig | None = None) -> Iterator[Text]:
-    """The reviews of a source, one after another.
+    """Yield the reviews of a source, one after another.
 
     Args:
-        form: its `FORMAT_KEYS` say how to read tables; None for the defaults.
+        source: a file or folder.
+        form: the job's `[data]`, whose `FORMAT_KEYS` say how to read tables; None = defaults.
 
     Raises:
-        InputError: one line that names the source, the location in it, the rule and the remedy.
+        InputError: one line that states the source, the place in it, what is allowed, and a remedy.
     """
     form = form or DataConfig()
     for part in _parts(source):
@@ -88,7 +90,7 @@ def read_texts(source: Path, form: DataConfig | None = None) -> Iterator[Text]:
 
 
 def source_checksum(source: Path, form: DataConfig | None = None) -> str:
-    """The sha256 of the source's files, of their names in a folder, and of `form`.
+    """Return the sha256 of the source's files, of their names in a folder, and of `form`.
 
     Raises:
         InputError: if the source can't be read.
@@ -102,7 +104,8 @@ def source_checksum(source: Path, form: DataConfig | None = None) -> str:
             raise InputError(
                 f"{part.where}can't be read ({error.strerror}); check its mode"
             ) from None
-        # A single file may be renamed; in a folder the names say classes and splits.
+        # A single file may be renamed. In a folder, names are significant: they give classes and
+        # splits.
         name = table_ending(part.path.name) if part.path == source else part.location
         digest.update(hashlib.sha256(os.fsencode(name)).digest() + content)
     digest.update(repr([getattr(form or DataConfig(), key) for key in FORMAT_KEYS]).encode())
@@ -171,17 +174,19 @@ def _folder_parts(source: Path) -> Iterator[SourceFile]:
 
 
 def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
-    """The tables of a folder with their splits: tables whose names have one, or else all tables.
+    """Map the name of each table in a folder to the split that its name contains.
+
+    If no name contains a split, map all names to the empty string.
 
     Raises:
-        InputError: if the name of a table has a split, and that of another has none or two.
+        InputError: if one name contains a split, but another name contains none or two.
     """
     names = [name for name, entry in entries.items() if table_ending(name) and entry.is_file()]
     named = {name: {*SPLIT_NAME.findall(name.casefold())} for name in names}
     by_split = {name: split for split in KNOWN_SPLITS for name in names if named[name] == {split}}
     if not by_split:
         return {} if any(entry.is_dir() for entry in entries.values()) else dict.fromkeys(names, "")
-    # A .json without a split is probably a description, such as dataset_infos.json.
+    # A .json file without a split in its name is probably metadata, such as dataset_infos.json.
     unclear = [each for each in names if each not in by_split and table_ending(each) != ".json"]
     if unclear:
         raise InputError(
@@ -192,13 +197,13 @@ def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str
 
 
 def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[SourceFile]:
-    """The files of a data set that `save_to_disk` wrote, in the order of its state."""
+    """Yield the files of a dataset that `save_to_disk` wrote, in the order of its state.json."""
     entries = _entries(source, folder)
     state = parse_json(read_plain_file(folder / SAVED))
     files = state.get("_data_files")
     files = files if isinstance(files, list) else []
     names = [str(each.get("filename")) for each in files if isinstance(each, Mapping)]
-    # A path could lead out of the source.
+    # Only names of files in this folder are allowed: a path could lead out of the source.
     if not names or not all(name in entries and entries[name].is_file() for name in names):
         raise InputError(
             f"data.source {source}: {(folder / SAVED).relative_to(source)} should name files of "
@@ -235,10 +240,10 @@ def _class_parts(source: Path, folder: Path, split: str) -> Iterator[SourceFile]
 
 
 def _entries(source: Path, folder: Path) -> dict[str, "os.DirEntry[str]"]:
-    """The entries of a folder by name, sorted, without hidden ones.
+    """Return the entries of a folder, without hidden ones, as a dictionary sorted by name.
 
     Raises:
-        InputError: for a link.
+        InputError: if an entry is a symbolic link.
     """
     with os.scandir(folder) as found:
         entries = {entry.name: entry for entry in found if not entry.name.startswith(".")}
@@ -272,14 +277,14 @@ def _read_review(part: SourceFile, encoding: str) -> str:
 
 
 def open_source(source: Path, form: DataConfig | None = None) -> Dataset:
-    """The dataset of a source, from the cache or made now.
+    """Open the dataset of a source in the cache, and make it first if it is not there.
 
     Args:
         source: a file or folder.
         form: as for `read_texts`.
 
     Raises:
-        InputError: one line that names the source, the location in it, the rule and the remedy.
+        InputError: one line that states the source, the place in it, what is allowed, and a remedy.
     """
     checksum = source_checksum(source, form)
 
@@ -294,16 +299,19 @@ def open_source(source: Path, form: DataConfig | None = None) -> Dataset:
 
 @dataclass
 class _Gathered:
-    """The reviews of a source in its order, and counts for messages."""
+    """The reviews in the order of the source, and counts for messages.
 
-    # Plain arrays: lists would take ten times the memory.
-    tokens: "array[int]" = field(default_factory=lambda: array("i"))  # numbers of words
-    lengths: "array[int]" = field(default_factory=lambda: array("i"))
-    labels: "array[int]" = field(default_factory=lambda: array("i"))  # numbers of classes
-    splits: "array[int]" = field(default_factory=lambda: array("b"))  # of READ_SPLITS, -1 for none
+    Words and classes are numbered in the order of their first appearance.
+    """
+
+    # Plain arrays, because lists would take ten times the memory.
+    tokens: "array[int]" = field(default_factory=lambda: array("i"))  # the number of each word
+    lengths: "array[int]" = field(default_factory=lambda: array("i"))  # words in each review
+    labels: "array[int]" = field(default_factory=lambda: array("i"))  # the number of each class
+    splits: "array[int]" = field(default_factory=lambda: array("b"))  # index in READ_SPLITS, or -1
     hashes: bytearray = field(default_factory=bytearray)
-    words: dict[str, int] = field(default_factory=dict)  # their numbers, in order of appearance
-    classes: dict[str, int] = field(default_factory=dict)  # their numbers, in order of appearance
+    words: dict[str, int] = field(default_factory=dict)
+    classes: dict[str, int] = field(default_factory=dict)
     num_cut: int = 0
     num_left_out: int = 0
 
@@ -311,15 +319,15 @@ class _Gathered:
 def make_dataset(source: Path, folder: Path, form: DataConfig | None = None) -> None:
     """Read a source, and write its dataset into an empty folder.
 
-    Memory holds about 40 bytes for each review, 20 for each of its words, and the vocabulary.
+    This takes about 40 bytes of memory per review, 20 bytes per word in it, and the vocabulary.
 
     Raises:
-        InputError: one line that names the source, the location in it, the rule and the remedy.
-        OSError: if the disk refuses.
+        InputError: one line that states the source, the place in it, what is allowed, and a remedy.
+        OSError: if the folder can't be written.
     """
     gathered = _gather(read_texts(source, form), source)
     classes = _classes(source, [*gathered.classes])
-    label_of = np.empty(len(classes), np.int32)  # by the number of the class
+    label_of = np.empty(len(classes), np.int32)  # the label of each class number
     label_of[[gathered.classes[name] for name in classes]] = np.arange(len(classes))
     labels = label_of[np.frombuffer(gathered.labels, np.int32)]
     hashes = np.frombuffer(gathered.hashes, ">u8").reshape(-1, 2)
@@ -327,7 +335,8 @@ def make_dataset(source: Path, folder: Path, form: DataConfig | None = None) -> 
     has_splits = split_of[0] >= 0
     if not has_splits:
         split_of = hashes[:, 0] < TEST_SHARE * 2.0**64
-    # By the label last, so that reviews with the same words have an order too.
+    # Sort by the two halves of the hash, then by the label: reviews with the same words then have
+    # a fixed order too.
     order = np.lexsort((labels, hashes[:, 1], hashes[:, 0]))
     parts = {name: order[split_of[order] == i] for i, name in enumerate(READ_SPLITS)}
     for name, chosen in parts.items():
@@ -360,7 +369,7 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
     for each in texts:
         where = f"data.source {source}: {each.location}"
         first = first or each
-        if bool(each.split) != bool(first.split):  # else the harness could train on test reviews
+        if bool(each.split) != bool(first.split):  # the harness might train on test reviews
             raise InputError(
                 f"{where} and {first.location}: one has a split, the other none; name the split of "
                 "all reviews, or of none"
@@ -378,7 +387,7 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
             raise InputError(f"{where} has no {missing}; complete or remove all such reviews")
         gathered.labels.append(gathered.classes.setdefault(label, len(gathered.classes)))
         if len(gathered.classes) > MAX_CLASSES:
-            break  # the column seems to hold no labels
+            break  # this is probably not the column of the labels
         gathered.hashes += _hash(" ".join(words), where)
         gathered.tokens.extend(map(gathered.words.__getitem__, words))
         gathered.lengths.append(len(words))
@@ -388,14 +397,14 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
 
 
 def _hash(words: str, where: str) -> bytes:
-    """The hash that decides the split and the order of a review."""
+    """Return the hash that decides a review's split and its place in the split."""
     if "\0" in words or SURROGATE.search(words):
         raise InputError(f"{where} holds a NUL byte or half of a character; save it as UTF-8")
     return hashlib.sha256(words.encode()).digest()[:HASH_BYTES]
 
 
 def _classes(source: Path, names: list[str]) -> tuple[str, ...]:
-    """The names of classes in the order of their labels."""
+    """Check the names of classes, and return them in the order of their labels."""
     for name in names:
         if len(name) > MAX_CLASS_CHARACTERS or not name.isprintable():
             raise InputError(
@@ -422,17 +431,17 @@ def _check_split(source: Path, name: str, labels: np.ndarray, *, classes: Sequen
             f"data.source {source}: {len(labels)} {part} reviews, should be at least "
             f"{MIN_REVIEWS}; {remedy}"
         )
-    if name == "train" or len(classes) == 2:  # else it may lack a rare class
+    if name == "train" or len(classes) == 2:  # other splits need not contain rare classes
         check_has_all(source, part, labels, classes=classes, remedy=remedy)
 
 
 def check_has_all(
     source: Path | None, part: str, labels: np.ndarray, *, classes: Sequence[str], remedy: str
 ) -> None:
-    """Refuse a part of a user's texts that lacks a class.
+    """Refuse a part of a user's texts that does not contain all classes.
 
     Raises:
-        InputError: for the first class.
+        InputError: for the first class without a review.
     """
     for label, name in enumerate(classes):
         if not (labels == label).any():
@@ -445,11 +454,15 @@ def check_has_all(
 def _ranked(
     gathered: _Gathered, labels: np.ndarray, *, chosen: np.ndarray
 ) -> tuple[list[str], Split]:
-    """The words of some reviews by their frequency, and all reviews with the ranks of their words.
+    """Rank the words of some reviews by frequency.
 
     Args:
-        labels: `[num_reviews] int32`.
-        chosen: `[num_reviews] bool`, the reviews whose words have a rank.
+        gathered: all reviews.
+        labels: the label of each review, `[num_reviews] int32`.
+        chosen: whether the words of a review get a rank, `[num_reviews] bool`.
+
+    Returns:
+        The ranked words, most frequent first; and all reviews, with the ranks of their words.
     """
     lengths, words = np.frombuffer(gathered.lengths, np.int32), [*gathered.words]
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -466,7 +479,7 @@ def _ranked(
 
 
 def describe(dataset: Dataset) -> Iterator[str]:
-    """Lines about a dataset, which help to choose `data.vocab_size` and `data.maxlen`."""
+    """Yield lines about a dataset; they help to choose `data.vocab_size` and `data.maxlen`."""
     yield dataset.introduction or dataset.title
     parts = dataset.parts()
     train = parts["train"]
@@ -479,7 +492,7 @@ def describe(dataset: Dataset) -> Iterator[str]:
             shares.append(f"and {more:,} more; the rarest has {counts.min():,} reviews")
         yield f"{name + ' ':8}{len(split):,} reviews: {', '.join(shares)}"
     counts = np.bincount(train.tokens, minlength=len(dataset.vocab) + 1)
-    shares = np.cumsum(counts) / counts.sum()  # by rank
+    shares = np.cumsum(counts) / counts.sum()  # at i: the share of words with a rank up to i
     sizes = [size for size in (2000, 8000, 20000, 40000) if size - 4 < len(dataset.vocab)]
     coverage = [f"{size:,} covers {shares[size - 4]:.1%}" for size in sizes]
     yield f"words   {len(dataset.vocab):,} different ones in training; data.vocab_size: " + (

@@ -1,4 +1,4 @@
-"""The data of a job: texts of a user, or IMDB from a folder, a cache, a download or the sample."""
+"""The data of a job: a user's texts, or IMDB from a folder, a cache, a download or the sample."""
 
 import dataclasses
 import hashlib
@@ -41,7 +41,8 @@ SAMPLE = Path(__file__).parent / "sample" / "imdb_sample.npz"
 # From keras/src/datasets/imdb.py.
 ORIGIN = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 NPZ_SHA256 = "69664113be75683a8fe16e3ed0ab59fda8886cb3cd7ada244f7d9544e4676b9f"
-# sha256 of the arrays in that file as `np.savez` of NumPy 2 writes them, in any archive.
+# The sha256 of each array in imdb.npz after `np.savez` of NumPy 2 has saved it again. Such a file
+# has another sha256, which depends on the times and the compression in the archive.
 _LABELS = "152efe27affa17257b61acac03069e0a5f18188bb285fb43fe9c396eab27d4fd"
 SAVED_ANEW = {
     "x_train": "158fdec97d052efa99e3f552b4efebb7b5dd116da86d2405fa6dfd9c27a26297",
@@ -56,13 +57,13 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
     """Open IMDB from a named folder, a cache, or a download; else open the packaged sample.
 
     Args:
-        data: a folder, which comes before HARNESS_DATA. A named folder is used or refused, never
-            skipped.
-        full: refuse the sample.
-        download: allow a download; HARNESS_OFFLINE forbids it.
+        data: a folder that replaces the folder in HARNESS_DATA. If either is set, no other folder
+            is searched.
+        full: whether to raise an error instead of opening the sample.
+        download: whether a download is allowed; HARNESS_OFFLINE forbids it in any case.
 
     Raises:
-        InputError: if a named folder holds no dataset, or with `full` no folder does.
+        InputError: if a named folder contains no dataset, or, with `full`, if IMDB is not found.
         RunError: if a dataset is broken.
     """
     if named := data or named_folder():
@@ -90,15 +91,15 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
 
 
 def fetch(source: Path | None = None) -> Dataset:
-    """Put the dataset into the user's cache, from a folder or a download.
+    """Put IMDB into the user's cache, from a folder or a download.
 
     Args:
-        source: the raw reviews (`aclImdb/`), a folder with imdb.npz, or a stored dataset; None
-            downloads them, unless the cache or HARNESS_DATA has them.
+        source: a folder with the raw reviews (`aclImdb/`), with imdb.npz, or with a stored dataset.
+            None = download IMDB, unless it is already in HARNESS_DATA or in the cache.
 
     Raises:
-        InputError: if the source holds no reviews.
-        RunError: if the download or the disk fails.
+        InputError: if the source contains no reviews.
+        RunError: if the download fails, or the cache can't be written.
     """
     folder = fetched_folder()
     if source is None:
@@ -130,7 +131,7 @@ def _open_named(folder: Path, name: str) -> Dataset:
 
 
 def _convert(folder: Path) -> Dataset:
-    """Read imdb.npz the first time, and later its copy in the user's cache."""
+    """Open the dataset of imdb.npz, which is unpacked into the user's cache the first time."""
     path = folder / NPZ
     check_owners(folder, [folder, path])
     content = _read(path)
@@ -142,13 +143,14 @@ def _convert(folder: Path) -> Dataset:
 
 
 def read_npz(content: bytes, path: Path) -> Dataset:
-    """Read Keras's imdb.npz; the words of its ranks are in the packaged sample.
+    """Read Keras's imdb.npz. It contains ranks; the words come from the packaged sample.
 
     Args:
-        path: of the file, for messages.
+        content: the content of the file.
+        path: the path of the file, for messages.
 
     Raises:
-        InputError: for another file, before any of it is unpickled.
+        InputError: if it is any other file; then none of it is unpickled.
     """
     if not _is_genuine(content):
         raise InputError(
@@ -161,7 +163,7 @@ def read_npz(content: bytes, path: Path) -> Dataset:
 
 
 def _is_genuine(content: bytes) -> bool:
-    """Whether a file is Keras's, or an archive of its arrays that NumPy 2 saved."""
+    """Whether a file is Keras's imdb.npz, or contains the same arrays, saved by NumPy 2."""
     if hashlib.sha256(content).hexdigest() == NPZ_SHA256:
         return True
     try:
@@ -175,13 +177,14 @@ def _is_genuine(content: bytes) -> bool:
 
 
 def make_dataset(train: Split, test: Split, vocab: Sequence[str]) -> Dataset:
-    """A dataset in the order of `keras.datasets.imdb.load_data`.
+    """Return IMDB with its reviews in the order of `keras.datasets.imdb.load_data`.
 
     Args:
-        train, test: in the order of imdb.npz: positive reviews first, sorted by the name of their
-            file.
+        train, test: the splits in the order of imdb.npz: positive reviews first, and sorted by the
+            names of their files.
+        vocab: the words in the order of their ranks.
     """
-    # load_data shuffles both splits by one generator, the training split first.
+    # load_data shuffles both splits with one random generator, the training split first.
     generator = np.random.RandomState(113)
     orders = np.arange(len(train)), np.arange(len(test))
     for order in orders:
@@ -194,12 +197,12 @@ def make_dataset(train: Split, test: Split, vocab: Sequence[str]) -> Dataset:
 
 
 def read_raw_reviews(folder: Path) -> Dataset:
-    """The dataset of the raw reviews, `aclImdb/{train,test}/{pos,neg}/*.txt`.
+    """Read the raw reviews, `aclImdb/{train,test}/{pos,neg}/*.txt`.
 
     Raises:
-        InputError: if a class of a split has no review.
+        InputError: if one of these folders contains no review.
     """
-    words = open_sample().vocab  # the sample has all words of IMDB
+    words = open_sample().vocab  # the file of the sample contains all words of IMDB
     ranks = {word: rank for rank, word in enumerate(words, 1)}
     splits = {}
     for name in SPLITS:
@@ -231,7 +234,7 @@ def _download() -> Dataset:
     try:
         with urllib.request.urlopen(url, timeout=CONNECT_S) as source:  # noqa: S310 - a constant
             content = source.read()
-    except (OSError, http.client.HTTPException) as error:  # a proxy may answer anything
+    except (OSError, http.client.HTTPException) as error:  # a proxy may send a malformed answer
         raise RunError(f"no download of {url} ({getattr(error, 'reason', error)})") from None
     if hashlib.sha256(content).hexdigest() != NPZ_SHA256:
         raise RunError(f"the download of {url} has another sha256")
@@ -242,7 +245,7 @@ def _download() -> Dataset:
 
 
 def open_sample(note: str = "") -> Dataset:
-    """The packaged sample: the first 5,000 training and 2,000 test reviews of `load_data`."""
+    """Open the packaged sample: the first 5,000 training and 2,000 test reviews of `load_data`."""
     with np.load(SAMPLE, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
     splits = {}
@@ -267,12 +270,12 @@ def open_sample(note: str = "") -> Dataset:
 
 
 def open_data(job: Job, data: Path | None, *, full: bool = False) -> Dataset:
-    """The data for a new run of a job.
+    """Open the data for a new run of a job.
 
     Args:
-        job: its `data.source` is an absolute path, or empty for IMDB.
-        data: `--data`, a folder with IMDB.
-        full: refuse the sample.
+        job: the job, whose `data.source` is an absolute path, or empty for IMDB.
+        data: the folder with IMDB from `--data`.
+        full: whether to raise an error instead of opening the sample.
 
     Raises:
         InputError: if the data are missing, unreadable, or unsuitable for the job.
@@ -291,11 +294,12 @@ def open_data(job: Job, data: Path | None, *, full: bool = False) -> Dataset:
 
 
 def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose: str) -> Dataset:
-    """The same data that a run or sweep began with.
+    """Open the same data with which a run or sweep began.
 
     Args:
-        record: `Dataset.record` of that start.
-        data: `--data`, a folder with IMDB.
+        record: what `Dataset.record` returned when the run or sweep began.
+        job: the job.
+        data: the folder with IMDB from `--data`.
         whose: the run or sweep, for messages.
 
     Raises:
@@ -308,7 +312,7 @@ def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose
         dataset = open_sample()
     else:
         folder = Path(record["folder"]) if record.get("folder") else None
-        if not folder or not holds_dataset(folder):  # the folder may have moved
+        if not folder or not holds_dataset(folder):  # the data may have been moved
             folder = None
         dataset = open_dataset(data or folder, full=True)
     check_same(dataset, str(record.get("checksum")), whose)
@@ -316,7 +320,7 @@ def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose
 
 
 def check_same(dataset: Dataset, checksum: str, whose: str) -> None:
-    """Refuse to resume a run or sweep on other data.
+    """Refuse to resume a run or sweep with other data than it began with.
 
     Raises:
         InputError: if the dataset has another checksum.
@@ -333,9 +337,9 @@ def check_same(dataset: Dataset, checksum: str, whose: str) -> None:
 
 
 def _check_parts(job: Job, dataset: Dataset) -> None:
-    """Refuse a user's texts if a part of the job would lack a class.
+    """Refuse a user's texts if one of the job's parts does not contain all classes.
 
-    With more than two classes only the training reviews need all of them.
+    With more than two classes, only the training reviews must contain all of them.
     """
     limit, share = job.data.limit, job.data.validation_split
     train, cut = dataset.used(limit, share)

@@ -1,7 +1,7 @@
 """Reads tables of texts a few rows at a time: CSV, JSON lines, Parquet, Arrow streams.
 
-pyarrow reads Parquet and Arrow, and decompresses. The standard library reads CSV and JSON lines,
-since pyarrow does not say in which line an error is.
+pyarrow reads Parquet and Arrow, and decompresses files. The standard library reads CSV and JSON
+lines, because pyarrow does not say which line contains an error.
 """
 
 import codecs
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-MAX_ROW = 16_000_000  # bytes or characters of a text
+MAX_ROW = 16_000_000  # the most characters in a line of a table, or in a text file
 
 SPLITS = ("train", "test")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -31,7 +31,7 @@ TEXT_TABLES = (*DELIMITERS, *JSON_LINES)
 TABLES = (*TEXT_TABLES, ".parquet")
 ENDINGS = (*TABLES, *(table + packed for table in TEXT_TABLES for packed in COMPRESSIONS))
 VALIDATION = ("validation", "valid", "val", "dev")  # names of a validation split
-LEFT_OUT = "unsupervised"  # a split without labels, which is not read
+LEFT_OUT = "unsupervised"  # the name of a split without labels; its reviews are not used
 KNOWN_SPLITS = (*SPLITS, *VALIDATION, LEFT_OUT)
 # The keys of `[data]` that say how to read tables.
 FORMAT_KEYS = ("text_column", "label_column", "split_column", "delimiter", "encoding")
@@ -39,13 +39,14 @@ ROWS_AT_ONCE = 1000
 
 
 def open_bytes(path: Path, where: str) -> BinaryIO:
-    """The bytes of a file as a stream, decompressed if its name ends in .gz or .zst.
+    """Open a file for reading bytes, decompressed if its name ends in .gz or .zst.
 
     Args:
+        path: the path of the file.
         where: the beginning of an error message.
 
     Raises:
-        InputError: if it can't be opened.
+        InputError: if the file can't be opened.
     """
     try:
         file = path.open("rb")
@@ -53,28 +54,28 @@ def open_bytes(path: Path, where: str) -> BinaryIO:
         raise InputError(f"{where}can't be read ({error.strerror}); check its mode") from None
     if not (compression := COMPRESSIONS.get(path.suffix.lower())):
         return file
-    import pyarrow  # late, since its import takes 0.1 s
+    import pyarrow  # not at the top, since the import takes 0.1 s
 
     stream: Any = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), compression)
     return io.BufferedReader(stream)
 
 
 def open_text(path: Path, where: str, encoding: str) -> TextIO:
-    """The decoded content of `open_bytes`, with unchanged line ends.
+    """Open a file as `open_bytes` does, for reading text. Line ends stay as they are.
 
     Raises:
-        InputError: as `open_bytes`.
+        InputError: if the file can't be opened.
     """
     if codecs.lookup(encoding).name == "utf-8":
-        encoding = "utf-8-sig"  # omits a byte order mark
+        encoding = "utf-8-sig"  # skips a byte order mark
     return io.TextIOWrapper(open_bytes(path, where), encoding, newline="")
 
 
 def numbered_lines(file: TextIO, where: str) -> Iterator[tuple[int, str]]:
-    r"""The lines with their numbers, from 1; a line ends with \n, \r\n or \r.
+    r"""Yield each line with its number, starting at 1; a line ends with \n, \r\n or \r.
 
     Raises:
-        InputError: for a line that is too long or can't be decoded, with its number.
+        InputError: if a line is too long or can't be decoded; the message contains its number.
     """
     number = 0
     lines = iter(partial(file.readline, MAX_ROW + 1), "")
@@ -87,26 +88,26 @@ def numbered_lines(file: TextIO, where: str) -> Iterator[tuple[int, str]]:
                 )
             yield number, line
     except UnicodeError:
-        # The decoder reads several lines ahead.
+        # The decoder reads ahead, so the error may be in a later line.
         raise InputError(
             f"{where}line {number + 1}, or one soon after it, {undecoded(file)}"
         ) from None
 
 
 def undecoded(file: TextIO) -> str:
-    """The end of an error message about bytes that can't be decoded."""
+    """Return the end of an error message about bytes that can't be decoded."""
     encoding = file.encoding.removesuffix("-sig").upper()
     return f"is not {encoding}; save it as UTF-8, or name its encoding in data.encoding"
 
 
 def csv_rows(file: TextIO, where: str, *, delimiter: str) -> Iterator[list[str]]:
-    """The rows of CSV, without blank ones.
+    """Yield the rows of a CSV file, without blank ones.
 
     Raises:
-        InputError: for a row that a stray double quote joins with the next lines; and as
+        InputError: if a stray double quote joins a row with the next lines; also as for
             `numbered_lines`.
     """
-    lines: list[str] = []  # of the row
+    lines: list[str] = []  # the lines of the current row
 
     def recorded() -> Iterator[str]:
         for _, line in numbered_lines(file, where):
@@ -119,7 +120,7 @@ def csv_rows(file: TextIO, where: str, *, delimiter: str) -> Iterator[list[str]]
         for row in rows:
             if row:
                 yield row
-            if len(lines) > 1:  # the strict reader raises if a quote does not end with its field
+            if len(lines) > 1:  # a strict reader raises an error if text follows a closing quote
                 deque(csv.reader(lines, delimiter=delimiter, strict=True), 0)
             lines.clear()
     except csv.Error:
@@ -131,10 +132,10 @@ def csv_rows(file: TextIO, where: str, *, delimiter: str) -> Iterator[list[str]]
 
 
 def json_value(line: str, where: str) -> Any:
-    """The JSON value in a line.
+    """Return the JSON value in a line.
 
     Raises:
-        InputError: if the line is no JSON.
+        InputError: if the line is not JSON.
     """
     try:
         return json.loads(line)
@@ -146,34 +147,34 @@ def json_value(line: str, where: str) -> Any:
 
 
 class Text(NamedTuple):
-    """A review of a source; text or label may be blank."""
+    """A review from a source; the text or the label may be blank."""
 
     text: str
     label: str
     split: str  # one of KNOWN_SPLITS, or empty
-    location: str  # in the source, such as row 7, for messages
+    location: str  # where in the source the review is, such as `row 7`, for messages
 
 
 class SourceFile(NamedTuple):
-    """A file of a source: a table, or a review."""
+    """A file of a source: a table, or a text file with one review."""
 
     path: Path
-    location: str  # its path in the source; empty if it is the source
+    location: str  # the path inside the source; empty if the file is the source
     where: str  # the beginning of an error message
-    split: str  # by its name or its folder; may be empty
-    label: str = ""  # of a review
+    split: str  # the split that the name of the file or its folder states, or empty
+    label: str = ""  # the class of a review; empty for a table
 
 
 def table_ending(name: str) -> str:
-    """The ending of a table's name, such as .csv.gz; empty for another file."""
+    """Return the ending of a table's name, such as .csv.gz; empty if the file is not a table."""
     return next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
 
 
 def read_table(table: SourceFile, form: DataConfig) -> Iterator[Text]:
-    """The rows of a table, one after another.
+    """Yield the rows of a table, one after another.
 
     Raises:
-        InputError: one line that names the source, the location in it, the rule and the remedy.
+        InputError: one line that states the source, the place in it, what is allowed, and a remedy.
     """
     ending = table_ending(table.path.name)
     if ending.startswith(JSON_LINES):
@@ -214,7 +215,8 @@ def _csv_rows(table: SourceFile, form: DataConfig, delimiter: str) -> Iterator[T
 def _parquet_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
     from pyarrow import parquet
 
-    # Without pre_buffer memory holds some pages, and not a group of rows, which may be the file.
+    # Without pre_buffer only some pages are in memory at a time, not a whole row group, which may
+    # be the whole file.
     with parquet.ParquetFile(table.path, pre_buffer=False, buffer_size=1 << 20) as file:
         columns = _columns(file.schema_arrow.names, table, form)
         batches = file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False)
@@ -224,7 +226,7 @@ def _parquet_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
 def _arrow_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
     import pyarrow as pa
 
-    # Not mapped: if another process cut the file, a read would end this process.
+    # Not memory-mapped: if another process shortened the file, reading would kill this process.
     with pa.OSFile(str(table.path)) as file, pa.ipc.open_stream(file) as batches:
         columns = _columns(batches.schema.names, table, form)
         yield from _batch_rows(batches, batches.schema, columns, table=table)
@@ -235,14 +237,14 @@ def _batch_rows(
 ) -> Iterator[Text]:
     names, number = _class_names(schema, columns[1]), 0
     for batch in batches:
-        batch.validate(full=True)  # wrong offsets would read other memory
+        batch.validate(full=True)  # with wrong offsets pyarrow would read outside its buffers
         for row in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
             number += 1
             yield _text(table, f"row {number}", *row, names=names)
 
 
 def _class_names(schema: "pa.Schema", label: str) -> list[str]:
-    """The names of numbered classes, as Hugging Face's `datasets` writes them."""
+    """Return the names of the classes if Hugging Face's `datasets` has stored them, else none."""
     metadata = parse_json((schema.metadata or {}).get(b"huggingface", b""))
     try:
         names = metadata["info"]["features"][label]["names"]
@@ -266,7 +268,7 @@ def _json_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
                     '{"text": "…", "label": "…"} in each line'
                 )
             if not columns or row.keys() != names:
-                # Other names than in the line before, for example with a split.
+                # The names differ from those of the line before: there may be a split, for example.
                 names = {*row}
                 columns = _columns([*row], table, form, location=f"line {number} ")
             yield _text(table, f"line {number}", *(row[name] for name in columns))
@@ -283,7 +285,7 @@ def _text(
     *,
     names: Sequence[str] = (),
 ) -> Text:
-    """A row, with the split of the table if it has no column of splits."""
+    """Return a row as a `Text`, with the split of the table if no column states the split."""
 
     def refusal(column: str, value: Any, rule: str) -> InputError:
         return InputError(
@@ -312,7 +314,7 @@ def _label(label: str | float | None, names: Sequence[str]) -> str:
         return names[label] if 0 <= label < len(names) else ""
     if label is None or label != label:  # pandas writes NaN for a missing label
         return ""
-    # pandas makes floats of whole numbers if a label is missing.
+    # pandas turns integers into floats if a label is missing in the column.
     return str(int(label) if isinstance(label, float) and label.is_integer() else label)
 
 
@@ -322,7 +324,7 @@ def _label(label: str | float | None, names: Sequence[str]) -> str:
 def _columns(
     names: Sequence[str], table: SourceFile, form: DataConfig, *, location: str = ""
 ) -> list[str]:
-    """The columns of text, label and, if the table has one, split."""
+    """Return the names of the columns for text, label and, if there is one, split."""
     where = table.where + location
     if len(names) == 1 and (others := set(names[0]) & set(",;|\t")):
         raise InputError(
@@ -352,6 +354,6 @@ def _column(names: Sequence[str], name: str, *, key: str, where: str) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first eight names, for a message."""
+    """Return the first eight names, for a message."""
     shown = ", ".join(repr(name[:40]) for name in names[:8])
     return f"{shown}, …" if len(names) > 8 else shown

@@ -1,7 +1,7 @@
 """Splits texts into words, and encodes words as indices.
 
-The indices are as in `keras.datasets.imdb.load_data`: 0 is padding, 1 the start of a review, 2 a
-word outside the vocabulary, 3 is unused, and 4 is the most frequent word.
+The indices are those of `keras.datasets.imdb.load_data`: 0 is padding, 1 is the start of a review,
+2 is a word outside the vocabulary, 3 is unused, and 4 is the most frequent word.
 """
 
 import string
@@ -13,19 +13,21 @@ from harness.data.dataset import Split
 
 START, UNKNOWN, SHIFT, FIRST_WORD = 1, 2, 3, 4
 
-# Of a longer review the end is read. The longest review of IMDB has 14,000 characters.
+# Only the end of a longer review is used. The longest review of IMDB has 14,000 characters.
 MAX_CHARACTERS = 131_072
 
-# The rank of a word that training reviews lack, beyond any vocabulary.
+# The rank of a word that does not occur in training reviews. It is outside any vocabulary.
 UNRANKED = np.iinfo(np.int32).max - SHIFT
 
-# Separators of words: those of Keras's text_to_word_sequence, and the carriage return of Windows.
+# The separators of words in Keras's text_to_word_sequence, and the carriage return of Windows.
 SPACES = '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n\r'
 _PLAIN = str.maketrans(string.ascii_uppercase + SPACES, string.ascii_lowercase + " " * len(SPACES))
 
 
 def encode_split(split: Split, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Encode reviews as `load_data(num_words=vocab_size)`: 1, then `encode_ranks`.
+    """Encode reviews as Keras's `imdb.load_data(num_words=vocab_size)` does.
+
+    Each review starts with index 1; then come the indices from `encode_ranks`.
 
     Returns:
         Tokens `[num_tokens + num_reviews] int32`, offsets `[num_reviews + 1] int64`.
@@ -36,18 +38,18 @@ def encode_split(split: Split, vocab_size: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def encode_ranks(ranks: np.ndarray, vocab_size: int) -> np.ndarray:
-    """The indices of ranks, in the same shape: rank + 3, or 2 outside the vocabulary."""
+    """Turn each rank into an index: rank + 3, or 2 for a word outside the vocabulary."""
     shifted = ranks + SHIFT
     shifted[shifted >= vocab_size] = UNKNOWN
     return shifted
 
 
 def tokenize(text: str) -> list[str]:
-    """The words of a text, as IMDB has them: lower-case ASCII, no punctuation but apostrophes."""
+    """Return the words of a text as in IMDB: ASCII letters in lower case, apostrophes kept."""
     return [word for word in text.translate(_PLAIN).split(" ") if word]
 
 
 def encode_text(text: str, ranks: Mapping[str, int], vocab_size: int) -> list[int]:
-    """Encode raw text like the training data: `An excellent movie!` becomes 1, 35, 321, 20."""
+    """Encode raw text as the training data are: `An excellent movie!` becomes 1, 35, 321, 20."""
     shifted = (ranks.get(word, vocab_size) + SHIFT for word in tokenize(text))
     return [START, *(token if token < vocab_size else UNKNOWN for token in shifted)]

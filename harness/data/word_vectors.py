@@ -12,22 +12,22 @@ from harness.errors import InputError
 from harness.system.files import sha256_of
 
 MAX_LINE_BYTES = 1_000_000
-LARGEST = 1e6  # number in a vector; pretrained numbers are below a hundred
+LARGEST = 1e6  # the largest number in a vector; in pretrained vectors it is below a hundred
 
 
 @dataclass(frozen=True)
 class WordVectors:
-    """The vectors of the words that a file has."""
+    """The vectors of those words of the vocabulary that a file contains."""
 
     path: Path
-    found: np.ndarray  # [num_found] int64, places of the words in the vocabulary
+    found: np.ndarray  # [num_found] int64, the index of each such word in the vocabulary
     vectors: np.ndarray  # [num_found, width] float32
-    num_words: int  # in the vocabulary
-    checksum: str  # sha256 of the file
+    num_words: int  # the size of the vocabulary
+    checksum: str  # the sha256 of the file
 
     @property
     def title(self) -> str:
-        """The file's name and its share of the vocabulary."""
+        """The file's name, and the share of the vocabulary for which it contains vectors."""
         share = len(self.found) / self.num_words
         return f"{self.path.name}: {len(self.found):,} of {self.num_words:,} words ({share:.1%})"
 
@@ -36,13 +36,13 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
     """Read the vectors of some words.
 
     Args:
-        path: a text file with a word and its numbers in each line, perhaps `.gz` or `.zst`. If a
-            word occurs twice, its first vector counts.
+        path: a text file with a word and its numbers in each line, perhaps compressed (`.gz` or
+            `.zst`). If a word occurs twice, its first vector is used.
         words: the vocabulary.
-        width: numbers in a vector.
+        width: how many numbers a vector should have.
 
     Raises:
-        InputError: one line that names the file, the location in it, the rule and the remedy.
+        InputError: one line that states the file, the place in it, what is allowed, and the remedy.
     """
     where = f"model.embeddings {path}: "
     if not path.is_file():

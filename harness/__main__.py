@@ -1,15 +1,15 @@
-"""`harness`, also as `python -m harness`. Handles Ctrl-C even during the first imports."""
+"""Starts `harness` or `python -m harness`, and handles Ctrl-C even during the first imports."""
 
 import os
 import signal
 import sys
 from types import FrameType
 
-INTERRUPTED = 75  # as in harness.errors, which is not imported yet
+INTERRUPTED = 75  # repeats a number of harness.errors, which is not imported yet
 
 
 def main() -> int:
-    """Run the command line; returns the exit code, see `harness.cli.main`."""
+    """Run the command line and return the exit code of `harness.cli.main`."""
     pressed = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -27,13 +27,13 @@ def main() -> int:
         from harness.cli.main import main as run
 
         return run()
-    except KeyboardInterrupt:  # during the imports; later `run` handles it
+    except KeyboardInterrupt:  # raised during the imports; later `run` handles it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("harness: interrupted before anything began", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     finally:
-        # If a KeyboardInterrupt leaves an exec(), such as those of dataclasses, CPython ends by the
-        # signal in spite of sys.exit(). Another exec() prevents this.
+        # If a KeyboardInterrupt is raised in an exec(), such as one by `dataclass`, CPython kills
+        # itself with SIGINT in spite of sys.exit(). Another exec() prevents this.
         exec("")  # noqa: S102
 
 

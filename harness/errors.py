@@ -4,7 +4,7 @@ import contextlib
 import difflib
 from collections.abc import Iterator, Sequence
 
-# The reasons of an interruption that mean a cancel: scancel or kill, Ctrl-C, `harness cancel`.
+# Reasons of an interruption that cancel the run: scancel or kill, Ctrl-C, `harness cancel`.
 CANCELLED = "harness cancel"
 CANCELLING = ("SIGTERM", "SIGINT", CANCELLED)
 
@@ -12,7 +12,7 @@ CANCELLING = ("SIGTERM", "SIGINT", CANCELLED)
 class InputError(ValueError):
     """The user's input was refused, before anything was written: exit code 2.
 
-    The message is one line with the name, the value, the rule and the remedy.
+    The message is one line: the name of the input, its value, what is allowed, and a remedy.
     """
 
     exit_code = 2
@@ -25,13 +25,13 @@ class RunError(RuntimeError):
 
 
 class DiskError(RunError):
-    """The file system refuses, for example because it is full; the run itself is intact."""
+    """The file system can't be written or read, for example when full; the run is intact."""
 
 
-class NodeFault(RunError):  # noqa: N818 - of the node
-    """This node has a fault: exit code 75 if the job moves to another node, else 1.
+class NodeFault(RunError):  # noqa: N818 - a fault of the node
+    """The node is faulty: exit code 75 if the job moves to another node, else 1.
 
-    Our job scripts requeue the job without the node, twice at most.
+    The job scripts in slurm/ requeue the job without the node, at most twice.
     """
 
     def __init__(self, message: str, *, will_requeue: bool) -> None:
@@ -53,8 +53,11 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 def explain_interruption(remedy: str) -> Iterator[None]:
     """Add to the message of an interruption how to continue.
 
+    Args:
+        remedy: how to continue, such as a command.
+
     Raises:
-        Interrupted: with the original reason and `remedy`.
+        Interrupted: in place of the original one; its message ends with `remedy`.
     """
     try:
         yield
@@ -63,11 +66,11 @@ def explain_interruption(remedy: str) -> Iterator[None]:
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """`; did you mean …?`, the end of a message; empty if no name is similar."""
+    """Return the end of a message, `; did you mean …?`; return "" if no name is similar."""
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def suggest(name: str, known: Sequence[str]) -> str:
-    """`; did you mean …?`, or all names if none is similar."""
+    """Return the end of a message: `; did you mean …?`, or all names if none is similar."""
     return did_you_mean(name, known) or (f"; known: {', '.join(known)}" if known else "")

@@ -1,5 +1,5 @@
-"""A trained model: its file, its predictions for raw text, its export.
+"""Saves and loads a trained model, classifies raw text with it, and exports it.
 
-This package needs no strategy and no training loop.
+This package uses neither a strategy nor the training loop.
 It may import the modules of `harness` itself and the packages up to `compute`.
 """

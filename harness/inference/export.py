@@ -1,6 +1,7 @@
-"""`harness export`: a trained model as a SavedModel that takes raw text.
+"""`harness export`: writes a trained model as a SavedModel that takes raw text.
 
-Its graph holds vocabulary and encoding, so plain TensorFlow and TensorFlow Serving can load it.
+The model's graph contains the vocabulary and the encoding of text, so TensorFlow and TensorFlow
+Serving can load it without this package.
 """
 
 import json
@@ -22,8 +23,8 @@ from harness.inference.predict import read_ratios, read_vocabulary
 from harness.system.files import replaced_directory, write_refusal
 from harness.tracking.run_dir import RunDirectory
 
-VERSION = "1"  # TensorFlow Serving looks for a folder whose name is a number
-RECORD = "harness.json"  # marks a folder as an export, which a later export may replace
+VERSION = "1"  # the model's folder; TensorFlow Serving expects a number as its name
+RECORD = "harness.json"  # marks a folder as an export, so that a later export may replace it
 REMEDY = "free space there, or choose another --out"
 SPACE = "[" + "".join(f"\\x{ord(character):02x}" for character in SPACES) + "]"
 
@@ -31,9 +32,9 @@ SPACE = "[" + "".join(f"\\x{ord(character):02x}" for character in SPACES) + "]"
 class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
     """Converts raw texts to a model's input with TensorFlow operations only.
 
-    The result equals `harness.data.vocabulary.encode_text`, cut to the last words and padded in
-    front, or with `bucket` at the end, to the length of a batch. With `ratios` the second input is
-    the result of `NgramRatios.at_words`.
+    The result is that of `harness.data.vocabulary.encode_text`, cut to the last words and padded to
+    the length of the batch. The padding is in front, or with `bucket` at the end. With `ratios` the
+    model has a second input, which is the result of `NgramRatios.at_words`.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
         self.ngrams = [numbering(codes) for codes in ratios.ngrams] if ratios else []
         if ratios:
             self.sizes = [len(codes) for codes in ratios.ngrams]
-            # A variable, since a graph holds 2 GB at most; the last row is for unknown n-grams.
+            # A variable, since a graph is limited to 2 GB. The last row is for unknown n-grams.
             padded = np.pad(ratios.ratios, ((0, 1), (0, 0)))
             self.ratios = tf.Variable(padded, trainable=False)
         known = vocab[: vocab_size - SHIFT - 1]
@@ -63,7 +64,7 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
         )
 
     def __call__(self, texts: tf.Tensor) -> Any:
-        """Encode `[n]` strings: `[n, time] int32`, and `[n, time, channels] float32` ratios."""
+        """Encode strings, `[n]`, to `[n, time] int32` and `[n, time, channels] float32` ratios."""
         words = split_words(texts)
         tokens = words.with_flat_values(self.table.lookup(words.flat_values))
         start = tf.fill([tf.shape(texts)[0], 1], START)
@@ -73,7 +74,7 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
         return [self._padded(tokens), self._padded(self._at_words(tokens))]
 
     def _padded(self, values: tf.RaggedTensor) -> tf.Tensor:
-        """The last `maxlen` of each text: `[n, (words), …]` to `[n, time, …]`."""
+        """Cut and pad the values of each text's words: `[n, (words), …]` to `[n, time, …]`."""
         values = values[:, -self.maxlen :]
         lengths, time = values.row_lengths(), self.maxlen
         if self.bucket:
@@ -87,7 +88,7 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
         return tf.reshape(padded.flat_values, [-1, time, *rest])
 
     def _at_words(self, tokens: tf.RaggedTensor) -> tf.RaggedTensor:
-        """The ratios at each word, `[n, (words), channels] float32`."""
+        """Look up the ratios at each word, `[n, (words), channels] float32`."""
         words = self.ngrams[0].lookup(tf.cast(tokens.flat_values - SHIFT, tf.int64))
         channels = []
         for column in columns(tokens.with_flat_values(words), self.ngrams, self.sizes):
@@ -101,19 +102,19 @@ def last_characters(texts: tf.Tensor) -> tf.Tensor:
     length = tf.strings.length(texts, unit="UTF8_CHAR")
     first, kept = tf.maximum(length - MAX_CHARACTERS, 0), tf.minimum(length, MAX_CHARACTERS)
     cut = tf.strings.substr(texts, first, kept, unit="UTF8_CHAR")
-    return tf.where(length > MAX_CHARACTERS, cut, texts)  # else it drops invalid UTF-8
+    return tf.where(length > MAX_CHARACTERS, cut, texts)  # `substr` would drop invalid UTF-8
 
 
 def split_words(texts: tf.Tensor) -> tf.RaggedTensor:
     """Split raw texts, `[n]` strings, into words, `[n, (words)]`, as `tokenize` does."""
-    # Without an encoding, `lower` changes ASCII letters only, like `tokenize`.
+    # If no encoding is passed, `lower` changes only ASCII letters, as `tokenize` does.
     spaced = tf.strings.regex_replace(tf.strings.lower(texts), SPACE, " ")
     words = tf.strings.split(spaced, sep=" ")
     return tf.ragged.boolean_mask(words, tf.not_equal(words, ""))
 
 
 def numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
-    """A table from each code to its number, -1 for unknown codes."""
+    """Make a table that maps each code to its index, and an unknown code to -1."""
     return tf.lookup.StaticHashTable(
         tf.lookup.KeyValueTensorInitializer(
             tf.constant(codes, tf.int64), tf.range(len(codes), dtype=tf.int64)
@@ -125,15 +126,15 @@ def numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
 def columns(
     words: tf.RaggedTensor, ngrams: Sequence[tf.lookup.StaticHashTable], sizes: Sequence[int]
 ) -> Iterator[tf.Tensor]:
-    """The n-grams of lengths 1, 2, …, numbered consecutively as in `binary_ngrams`.
+    """Find the column of the n-gram that ends at each word, as `binary_ngrams` numbers columns.
 
     Args:
-        words: the number of each word, `[n, (words)] int64`, -1 for unknown words.
-        ngrams: for each length, a table from codes to numbers.
+        words: the index of each word, `[n, (words)] int64`, -1 for unknown words.
+        ngrams: for each length of n-grams, a table that maps codes to indices.
         sizes: the number of n-grams of each length.
 
     Yields:
-        For each length, the column of the n-gram that ends at each word, `[all words]`, or -1.
+        For each length, a column for each word, `[all words]`; -1 if the model has no such n-gram.
     """
     flat = words.flat_values
     is_first = tf.gather(words.row_starts(), words.value_rowids()) == tf.range(words.row_splits[-1])
@@ -150,19 +151,20 @@ def columns(
 def export(run: RunDirectory, folder: Path) -> Path:
     """Write the model of a finished run as a SavedModel for raw text; replace an earlier export.
 
-    Its signature `serving_default` takes `text`, `[n]` UTF-8 strings, and returns `probabilities`,
-    `[n, num_classes] float32`, and `class`, `[n]` strings.
+    The model's signature `serving_default` takes `text`, `[n]` UTF-8 strings. It returns
+    `probabilities`, `[n, num_classes] float32`, and `class`, `[n]` strings.
 
     Args:
         run: the run.
-        folder: the folder of the versions, as TensorFlow Serving expects it.
+        folder: the folder to write, which contains a folder for the version of the model, as
+            TensorFlow Serving expects.
 
     Returns:
         The folder of the SavedModel, `folder/VERSION`.
 
     Raises:
-        InputError: if the run is unfinished, one of its files is broken, or the folder holds other
-            files.
+        InputError: if the run is unfinished, one of its files is broken, or the folder contains
+            other files.
         RunError: if the folder can't be written.
     """
     check_folder(folder)
@@ -180,9 +182,9 @@ def export(run: RunDirectory, folder: Path) -> Path:
     def classify(text: tf.Tensor) -> dict[str, tf.Tensor]:
         inputs = encoder(last_characters(text))
         probabilities = tf.cast(model(inputs, training=False), tf.float32)
-        if probabilities.shape[-1] == 1:  # the second class only
+        if probabilities.shape[-1] == 1:  # of the second class
             probabilities = tf.concat([1 - probabilities, probabilities], axis=1)
-        # As in `predict`: the second of two classes needs a probability above 0.5.
+        # As in `predict`, the second of two classes is chosen if its probability is above 0.5.
         best = tf.argmax(probabilities, axis=1)
         return {"probabilities": probabilities, "class": tf.gather(tf.constant(classes), best)}
 
@@ -199,17 +201,17 @@ def export(run: RunDirectory, folder: Path) -> Path:
             (temporary / RECORD).write_text(json.dumps(record) + "\n")
     except OSError as error:
         raise RunError(write_refusal(folder, error, REMEDY)) from None
-    except tf.errors.OpError as error:  # when TensorFlow writes its files
+    except tf.errors.OpError as error:  # raised while TensorFlow writes its files
         refused = OSError(" ".join(error.message.split()))
         raise RunError(write_refusal(folder, refused, REMEDY)) from None
     return folder / VERSION
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder with other files than an earlier export, since `export` would delete them.
+    """Refuse a folder that contains files of the user, since `export` would delete them.
 
     Raises:
-        InputError: for such a folder, or if it is a file.
+        InputError: if the folder contains anything but an earlier export, or is a file.
     """
     try:
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()

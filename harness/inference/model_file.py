@@ -1,7 +1,8 @@
-"""`model.keras`: the trained model as plain Keras, the same bytes for the same weights.
+"""Writes and loads `model.keras`, the trained model in plain Keras.
 
-The harness builds the network from the job, then loads the file's weights. If Keras can't serialize
-the configuration of a custom network, the file holds the weights only.
+Models with equal weights have identical files. The harness itself builds the network from the job,
+then loads the file's weights. If Keras can't serialize the configuration of a custom network, the
+file contains only its weights.
 """
 
 import contextlib
@@ -18,18 +19,20 @@ from harness.data.dataset import num_outputs
 from harness.errors import InputError
 from harness.tracking.run_dir import RunDirectory
 
-# The earliest time of a zip archive, in place of Keras's current time.
+# The earliest time a zip archive can store. It replaces the current time, which Keras stores.
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def save_model(run: RunDirectory, model: keras.Model, *, is_own: bool) -> None:
-    """Write the run's `model.keras`, loadable by any Keras 3 without this package.
+    """Write the run's `model.keras`, which Keras 3 can load without this package.
 
     Args:
+        run: the run.
+        model: the trained model.
         is_own: whether the network is custom.
 
     Raises:
-        RunError: if the file can't be written, or a newer process took the run over.
+        RunError: if the file can't be written, or a newer process took over the run.
     """
     has_config = not is_own or _has_config(model)
 
@@ -47,7 +50,7 @@ def save_model(run: RunDirectory, model: keras.Model, *, is_own: bool) -> None:
 
 
 def _has_config(model: keras.Model) -> bool:
-    """Whether a model has a configuration; a custom class may raise any error instead."""
+    """Whether a model has a configuration; a custom class may raise any error when asked."""
     try:
         model.get_config()
     except Exception:
@@ -56,16 +59,16 @@ def _has_config(model: keras.Model) -> bool:
 
 
 def _members(model: keras.Model, path: Path, *, has_config: bool) -> dict[str, bytes]:
-    """The files of Keras's archive of a model."""
+    """Return the files in Keras's archive of a model, by name."""
     with contextlib.suppress(NotImplementedError, TypeError, ValueError):
         if has_config:
             model.save(path)
             with zipfile.ZipFile(path) as archive:
                 members = {name: archive.read(name) for name in archive.namelist()}
-            # The bytes of a lambda differ between processes, and safe mode refuses to load it.
+            # A lambda is stored differently by each process, and safe mode refuses to load it.
             if b'"__lambda__"' not in members["config.json"]:
                 return members
-    # A custom class without a configuration.
+    # The class of the model is custom and has no configuration, or the model contains a lambda.
     weights = path.with_name(f"{path.stem}.weights.h5")
     try:
         model.save_weights(weights)
@@ -80,7 +83,7 @@ def _members(model: keras.Model, path: Path, *, has_config: bool) -> dict[str, b
 
 
 def _number_shared_objects(config: str) -> str:
-    # Keras identifies an object that several layers share by its address in memory.
+    # If layers share an object, Keras stores its address in memory as its id. Number them instead.
     numbers: dict[str, int] = {}
     return re.sub(
         r'("shared_object_id": )(\d+)',
@@ -93,7 +96,7 @@ def load_model(run: RunDirectory) -> keras.Model:
     """Load the model of a finished run.
 
     Raises:
-        InputError: if the run has no model yet, its model was removed, or the file is broken.
+        InputError: if the run is unfinished, its model was removed, or the file is broken.
     """
     path = run.path("model.keras")
     if run.finished() and not path.is_file():

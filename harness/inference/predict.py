@@ -1,4 +1,4 @@
-"""Classify raw text with the model of a finished run; check the input before TensorFlow starts."""
+"""Classifies raw text with the model of a finished run; checks it before TensorFlow starts."""
 
 import codecs
 import hashlib
@@ -24,17 +24,17 @@ from harness.tracking.run_dir import CHECKSUMS, RunDirectory
 
 CHUNK_BYTES = 1 << 20
 JSON_LINES = (".jsonl", ".ndjson")
-SHOWN = 5  # line numbers in a remark
+SHOWN = 5  # how many line numbers a warning lists
 
 RATIOS_FILE = "ngram_ratios.npz"
 
 FIRST_TEXTS, TEXTS_AT_ONCE = 64, 1024
-BY_LENGTH = 128  # texts in a batch of similar length
+BY_LENGTH = 128  # the number of texts in a batch of similar length
 NO_TEXT = "no text: give one as an argument, by --file, or on standard input"
 
 
 class Line(NamedTuple):
-    """A text and its line."""
+    """A text and the number of its line."""
 
     number: int  # from 1
     text: str
@@ -42,14 +42,14 @@ class Line(NamedTuple):
 
 @dataclass
 class Remarks:
-    """Blank and cut texts, for warnings at the end."""
+    """Counts blank and cut texts, for warnings at the end."""
 
     num_blank: int = 0
     first_blank: list[int] = field(default_factory=list)
     num_cut: int = 0
 
     def lines(self) -> Iterator[str]:
-        """A warning for each kind."""
+        """Yield a warning about blank texts and one about cut texts, if there are any."""
         if self.num_blank:
             first = ", ".join(map(str, self.first_blank))
             yield f"skipped {self.num_blank:,} lines without a word, the first ones: {first}"
@@ -78,29 +78,29 @@ def open_lines(path: Path) -> BufferedReader:
 
 
 def has_input(file: BinaryIO) -> bool:
-    """Whether a read returns at once: with input, or at the end of the file."""
+    """Whether a read would return at once, because there is input or the file has ended."""
     try:
         return bool(select.select([file], [], [], 0)[0])
-    except (OSError, ValueError):  # no file descriptor, as in a notebook
+    except (OSError, ValueError):  # the file has no descriptor, as in a notebook
         return True
 
 
 def read_lines(
     file: BufferedReader, name: str, remarks: Remarks, *, is_json: bool = False
 ) -> Iterator[list[Line]]:
-    """Yield the lines with words of a UTF-8 file, as lists of lines that arrive together.
+    """Yield the lines of a UTF-8 file that contain words, in lists of lines that arrived together.
 
-    Only a newline ends a line: `str.splitlines` also breaks at characters that occur inside
-    reviews, such as \\x85.
+    Only a newline ends a line. `str.splitlines` is not used, because it also splits at characters
+    that occur inside reviews, such as \\x85.
 
     Args:
-        file: the function yields after each read, so it never holds lines back.
-        name: the file's name for messages.
-        remarks: counts blank and cut texts.
-        is_json: each line is JSON: a string, or an object with a `text`.
+        file: the file; lines are yielded after each read of it, so none has to wait.
+        name: the file's name, for messages.
+        remarks: the counts of blank and cut texts, which are updated.
+        is_json: whether each line is JSON, either a string or an object with a `text`.
 
     Raises:
-        InputError: for a line that is no text, after it has yielded the lines before.
+        InputError: for a line that is not text; all lines before it have been yielded.
     """
     number, rest = 0, b""
     while True:
@@ -117,7 +117,7 @@ def read_lines(
                 text = checked(_text(raw, where, is_json=is_json), number, where, remarks)
                 if text is not None:
                     lines.append(Line(number, text))
-            if b"\0" in rest or len(rest) > MAX_ROW:  # such as an endless device
+            if b"\0" in rest or len(rest) > MAX_ROW:  # as with /dev/zero, whose line never ends
                 _text(rest, f"{name}: line {number + 1}", is_json=is_json)
         finally:
             if lines:
@@ -128,7 +128,7 @@ def read_lines(
 
 def _text(raw: bytes, where: str, *, is_json: bool) -> str:
     if b"\0" in raw:
-        raise InputError(f"{where} holds a NUL byte, so it is no text; save it as UTF-8")
+        raise InputError(f"{where} contains a NUL byte, so it is not text; save it as UTF-8")
     if len(raw) > MAX_ROW:
         raise InputError(f"{where} has over {MAX_ROW:,} bytes; write one text per line")
     try:
@@ -140,12 +140,12 @@ def _text(raw: bytes, where: str, *, is_json: bool) -> str:
     value = json_value(line, where)
     text = value.get("text") if isinstance(value, dict) else value
     if not isinstance(text, str):
-        raise InputError(f'{where} is no text; write "…" or {{"text": "…"}} in each line')
+        raise InputError(f'{where} is not a text; write "…" or {{"text": "…"}} in each line')
     return text
 
 
 def checked(text: str, number: int, where: str, remarks: Remarks) -> str | None:
-    """Return a text, cut to its last MAX_CHARACTERS; None if it holds no word.
+    """Return a text, cut to its last MAX_CHARACTERS; return None if it contains no word.
 
     Raises:
         InputError: if the text can't be encoded as UTF-8.
@@ -165,7 +165,7 @@ def checked(text: str, number: int, where: str, remarks: Remarks) -> str | None:
     return None
 
 
-# The files that a run keeps for its network
+# Files of a run that its network needs
 
 
 def read_kept(run: RunDirectory, name: str, limit: int = MAX_RECORD_BYTES) -> bytes:
@@ -173,12 +173,12 @@ def read_kept(run: RunDirectory, name: str, limit: int = MAX_RECORD_BYTES) -> by
 
     Args:
         run: the run.
-        name: of the file, one of `CHECKSUMS`.
-        limit: the largest size in bytes.
+        name: the file's name, a key of `CHECKSUMS`.
+        limit: the largest size to read, in bytes.
 
     Raises:
         InputError: if the file is missing, or its checksum differs.
-        DiskError: if the disk fails.
+        DiskError: if reading the disk fails.
     """
     try:
         content = read_plain_file(path := run.path(name), limit)
@@ -196,10 +196,10 @@ def read_kept(run: RunDirectory, name: str, limit: int = MAX_RECORD_BYTES) -> by
 
 
 def read_ratios(run: RunDirectory) -> NgramRatios | None:
-    """The n-gram ratios of a finished run; None if its network reads none.
+    """Read the n-gram ratios of a finished run; return None if its network uses none.
 
     Raises:
-        InputError, DiskError: as `read_kept`.
+        InputError, DiskError: as in `read_kept`.
     """
     if not run.job().model.ngram_ratios:
         return None
@@ -215,23 +215,23 @@ class Prediction:
 
     text: str
     predicted: str  # the most probable class
-    probabilities: Mapping[str, float]  # by class, in the order of the labels
+    probabilities: Mapping[str, float]  # for each class, in the order of the labels
     num_words: int
-    num_unknown: int  # words outside of the model's vocabulary
+    num_unknown: int  # words that are not in the model's vocabulary
 
     @property
     def summary(self) -> str:
-        """The class and a probability, such as `neg, P(pos) = 0.031`.
+        """The predicted class and a probability, such as `neg, P(pos) = 0.031`.
 
-        With two classes it is the probability of label 1, so that texts can be sorted; with more it
-        is the probability of the predicted class.
+        If there are two classes, the probability is that of label 1, so that texts can be sorted by
+        it. If there are more, it is that of the predicted class.
         """
         names = [*self.probabilities]
         name = names[1] if len(names) == 2 else self.predicted
         return f"{self.predicted}, P({name}) = {self.probabilities[name]:.3f}"
 
     def as_json(self) -> dict[str, Any]:
-        """The prediction as `harness predict --json` prints it."""
+        """Return the prediction as `harness predict --json` prints it."""
         return {
             "text": self.text,
             "class": self.predicted,
@@ -242,10 +242,10 @@ class Prediction:
 
 
 def read_vocabulary(run: RunDirectory) -> list[str]:
-    """The run's vocabulary, the most frequent word first.
+    """Read the run's vocabulary, the most frequent word first.
 
     Raises:
-        InputError, DiskError: as `read_kept`.
+        InputError, DiskError: as in `read_kept`.
     """
     return vocab_from_bytes(read_kept(run, "vocabulary.txt"))
 
@@ -254,7 +254,7 @@ def check_texts(texts: Sequence[str]) -> list[str]:
     """Check texts before TensorFlow starts; cut long ones to their last MAX_CHARACTERS.
 
     Raises:
-        InputError: without any text, for a text without a word, or one that can't be encoded.
+        InputError: if there is no text, a text contains no word, or it can't be encoded.
     """
     if not texts:
         raise InputError(NO_TEXT)
@@ -271,24 +271,24 @@ def check_texts(texts: Sequence[str]) -> list[str]:
 
 
 def predict(run: RunDirectory, texts: Sequence[str]) -> list[Prediction]:
-    """Predict the class of each text, with the encoding of the run's training data.
+    """Predict the class of each text with the model of a run.
 
     Raises:
-        InputError: for a text that `check_texts` refuses, or an unfinished run.
+        InputError: if `check_texts` refuses a text, or the run is unfinished.
     """
     texts = check_texts(texts)
     return Classifier(run).classify(texts)
 
 
 class Classifier:
-    """The model of a finished run, ready to classify texts that hold words.
+    """Classifies texts with the model of a finished run; each text must contain a word.
 
     Raises:
         InputError: if the run is unfinished, or one of its files is broken.
     """
 
     def __init__(self, run: RunDirectory) -> None:
-        # Without a strategy: in its scope a model can't predict fewer texts than replicas.
+        # No strategy is used, since in its scope there must be at least one text per replica.
         import tensorflow as tf
 
         from harness.inference.model_file import load_model
@@ -302,14 +302,14 @@ class Classifier:
         inputs = [tf.TensorSpec([None, time], tf.int32)]
         if self.ratios:
             inputs.append(tf.TensorSpec([None, time, self.ratios.num_channels], tf.float32))
-        # One trace for any number of texts. Keras's `predict` builds a tf.data pipeline, which is
-        # too slow for a few texts.
+        # One trace serves any number of texts. Keras's `predict` is not used, since it builds a
+        # tf.data pipeline, which is too slow for a few texts.
         self._forward = tf.function(
             lambda *values: model(list(values) if self.ratios else values[0], training=False),
             input_signature=inputs,
             autograph=False,
         )
-        self._outputs([[START]])  # traces before texts arrive
+        self._outputs([[START]])  # traces the function before texts arrive
 
     def classify(self, texts: Sequence[str]) -> list[Prediction]:
         """Predict the class of each text."""
@@ -332,7 +332,7 @@ class Classifier:
         ]
 
     def _outputs(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
-        """The model's outputs for encoded texts, `[num_texts, num_outputs] float32`."""
+        """Compute the model's outputs for encoded texts, `[num_texts, num_outputs] float32`."""
         from harness.data.input_pipeline import Reviews
 
         num = BY_LENGTH if self.data.bucket else len(encoded)
@@ -361,10 +361,10 @@ def classify_stream(
 ) -> Iterator[tuple[int, Prediction]]:
     """Yield the line number and the prediction of each text as soon as possible.
 
-    The first batch is small, so that the first prediction comes early.
+    The first part to be classified is small, so that the first prediction comes early.
 
     Args:
-        classify: the method of a `Classifier` or an ensemble.
+        classify: the method `classify` of a `Classifier` or an ensemble.
         batches: lists of texts that arrived together.
     """
     at_once = FIRST_TEXTS

@@ -49,7 +49,8 @@ def save_folder(dataset: Dataset, folder: Path) -> None:
     """
 
     def check(earlier: Path) -> None:
-        if earlier.exists() and not is_dataset_folder(earlier):
+        is_empty = not earlier.exists() or (earlier.is_dir() and not any(earlier.iterdir()))
+        if not is_empty and not is_dataset_folder(earlier):
             raise InputError(f"{folder}: holds something else; move it away")
 
     if (known := open_if_whole(folder)) and known.checksum == dataset.checksum:

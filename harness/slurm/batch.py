@@ -1,8 +1,8 @@
-"""The supervisor of a batch job: the command of its script, and whether the job is requeued.
+"""Supervise a batch job: choose its command, and decide whether Slurm requeues it.
 
-`plan` chooses the command when a job starts, `decide` between requeue and stop when the command has
-ended; both also run in the site's container. The script, `slurm/common.sh`, creates the environment
-and calls Slurm.
+A start is one execution of the job script; a requeue leads to the next start. At the beginning
+`plan` chooses the command. When the command has ended, `decide` chooses between requeue and stop.
+Both may run in the site's container; `slurm/common.sh` calls Slurm outside of it.
 """
 
 import itertools
@@ -23,28 +23,28 @@ from harness.system.lenient_json import number, read_json, read_toml, table, tex
 from harness.system.processes import memory_peak_gb
 
 SAVED = Interrupted.exit_code
-KILLED = 137  # by SIGKILL, mostly from the kernel when memory runs out
-ENDED_BY_WARNING = (138, 140, 143)  # by USR1, USR2 or TERM, before the harness handles them
+KILLED = 137  # exit code after SIGKILL, mostly from the kernel when memory runs out
+ENDED_BY_WARNING = (138, 140, 143)  # after USR1, USR2 or TERM, before the harness handled signals
 MEMORY_FACTOR = 1.5
 MAX_MEMORY_RETRIES = 2
-NUM_OPEN = 64  # newest trials of a search whose steps count
-STEPS_OF_A_TRIAL = 10**9  # more than any trial has
-MAX_REQUEUES = 2  # in succession without a new step, so the third start is the last
+NUM_OPEN = 64  # the steps of this many newest trials count as progress
+STEPS_OF_A_TRIAL = 10**9  # more steps than any trial takes
+MAX_REQUEUES = 2  # successive requeues without a new step; the third such start is the last
 
 # ---- The command of a start
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The command of a start."""
+    """The command that a start runs."""
 
-    words: tuple[str, ...]  # a program of the environment, and its arguments
+    words: tuple[str, ...]  # a program in the Python environment, then its arguments
     run: str = ""  # the folder of the run or sweep, empty if unknown
     runs: str = ""
-    step: tuple[str, ...] = ()  # srun with its options, if each node of the job runs a process
+    step: tuple[str, ...] = ()  # srun and its options, if each of several nodes runs a process
 
     def shell(self) -> str:
-        """The lines that the script evaluates."""
+        """Return the plan as lines of bash, which the job script evaluates."""
         lines = (
             f"export HARNESS_RUNS={shlex.quote(self.runs)}",
             f"RUN={shlex.quote(self.run)}",
@@ -56,32 +56,32 @@ class Plan:
 
 @dataclass(frozen=True)
 class Start:
-    """The circumstances of a start."""
+    """What `plan` has to know about a start."""
 
-    home: Path  # the project
+    home: Path  # the project's folder
     runs: str
-    allocation: SlurmEnvironment | None = None  # of the batch job; None for a local run
-    is_called: bool = False  # by a user's own job script, which may start several runs
-    seeds: tuple[str, ...] = ()  # of the array tasks from 1, if seeds exceed the largest index
-    task: str | None = None  # index of the array task
-    never: tuple[str, ...] = ()  # options that the site refuses
+    allocation: SlurmEnvironment | None = None  # the batch job; None for a local run
+    is_called: bool = False  # a user's own job script calls this one; it may start several runs
+    seeds: tuple[str, ...] = ()  # seeds of array tasks 1, 2, ..., if one exceeds the largest index
+    task: str | None = None  # index of this array task
+    never: tuple[str, ...] = ()  # names of options that the site refuses, such as mem
 
     @property
     def step(self) -> tuple[str, ...]:
-        """srun for one process on each of several nodes; empty on one node."""
+        """The srun words that start one process on each of several nodes; empty on one node."""
         if not self.allocation or self.allocation.num_nodes == 1:
             return ()
         num, cpus = self.allocation.num_nodes, self.allocation.cpus_per_task
         return (
             *("srun", f"--nodes={num}", f"--ntasks={num}", "--ntasks-per-node=1"),
             *([] if "mem" in self.never else ["--mem=0"]),
-            # srun does not inherit the CPUs from sbatch nor, at some sites, the environment.
+            # srun does not inherit --cpus-per-task from sbatch nor, at some sites, the environment.
             *("--export=ALL", "--kill-on-bad-exit=0", "--wait=60"),
             *([f"--cpus-per-task={cpus}"] if cpus else []),
         )
 
     def run_id(self, words: Sequence[str], *, of_array: bool = False) -> str | None:
-        """The run's id, the same after a requeue; None outside of a batch job."""
+        """Return the run's id, which a requeue does not change; None outside of a batch job."""
         if not self.allocation:
             return None
         job = self.allocation.own_id
@@ -91,11 +91,12 @@ class Start:
 
 
 def plan(kind: str, words: Sequence[str], start: Start) -> Plan:
-    """The command of a script in `slurm/`.
+    """Choose the command that a script in `slurm/` runs.
 
     Args:
-        kind: train JOB, tune, resume run|sweep FOLDER, compare, tensorboard or doctor.
-        words: the user's arguments.
+        kind: train, tune, resume, compare, tensorboard or doctor.
+        words: the arguments. For train, a job file is the first; for resume, `run FOLDER` or
+            `sweep FOLDER`. The user's own arguments follow.
     """
     runs = value_of("--runs", words) or start.runs
     if kind == "train":
@@ -104,14 +105,14 @@ def plan(kind: str, words: Sequence[str], start: Start) -> Plan:
         return _search(words, start, runs)
     if kind == "resume":
         of, folder, *rest = words
-        # A sweep starts the steps of its workers itself.
+        # A sweep starts the job steps of its workers itself.
         return Plan(
             ("harness", "resume", folder, *rest), folder, runs, start.step if of == "run" else ()
         )
     if kind == "compare":
         out = ("--out", f"{runs}/comparison") if value_of("--out", words) is None else ()
         return Plan(("harness", "compare", *out, *words), runs=runs)
-    if kind == "doctor":  # -P: the current folder may contain a package `tests`
+    if kind == "doctor":  # -P: ignore any package `tests` in the current folder
         return Plan(("python", "-P", "-m", "tests.gpu", *words), runs=runs)
     return Plan(("harness", kind, *words), runs=runs)
 
@@ -134,7 +135,7 @@ def _training(words: Sequence[str], start: Start, runs: str) -> Plan:
 
 
 def _search(words: Sequence[str], start: Start, runs: str) -> Plan:
-    """All tasks of an array share a search; `--join SWEEP` is `harness sweep join SWEEP`."""
+    """Return a search's command, the same for all array tasks; `--join X` runs `sweep join X`."""
     command, arguments = ["tune"], []
     for word in words:
         option, equals, value = word.partition("=")
@@ -154,12 +155,12 @@ def _search(words: Sequence[str], start: Start, runs: str) -> Plan:
 
 
 def _name_of(job: str) -> str:
-    """The name of a job file, which is the folder of its runs."""
+    """Return a job's name, which is also the name of the folder of its runs."""
     return text(read_toml(Path(job)).get("name")) or Path(job).name.removesuffix(".toml")
 
 
 def value_of(option: str, words: Sequence[str]) -> str | None:
-    """The last value of `--name value` or `--name=value`; None without this option."""
+    """Return an option's last value, from `--name value` or `--name=value`; None without one."""
     value = None
     for word, after in itertools.zip_longest(words, words[1:], fillvalue=""):
         name, equals, joined = word.partition("=")
@@ -173,17 +174,17 @@ def value_of(option: str, words: Sequence[str]) -> str | None:
 
 @dataclass(frozen=True)
 class Counters:
-    """Counts over all starts of a job and of its successors."""
+    """Counts over all starts of a job and of the later jobs that continue its run."""
 
-    start: str = ""  # the last counted start
-    reached: int = 0  # the most steps, or finished trials, of its runs
-    idle: int = 0  # starts in succession without a new step
-    faulty: tuple[str, ...] = ()  # nodes with a fault in these starts
+    start: str = ""  # id of the last start that was counted
+    reached: int = 0  # the largest progress so far, as `_reached` counts it
+    idle: int = 0  # number of successive starts without a new step
+    faulty: tuple[str, ...] = ()  # nodes that reported a fault in these starts
     memory_retries: int = 0
 
     @classmethod
     def read(cls, path: Path) -> "Counters":
-        """Read a file; a missing or broken file counts as empty."""
+        """Read the counters from a file; all are zero if it is missing or broken."""
         record = read_json(path)
         listed = record.get("faulty")
         return cls(
@@ -195,29 +196,29 @@ class Counters:
         )
 
     def write(self, path: Path) -> None:
-        """Replace the file."""
+        """Write the counters to a file; replace an older one."""
         make_folder(path.parent)
         atomic_write(path, to_json({"format": 1, **asdict(self)}))
 
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of a start."""
+    """How a start ended."""
 
     code: int  # exit code of the harness
-    start: str = "1.0"  # differs between the starts of a job
-    signals: tuple[str, ...] = ()  # received by the script, such as USR2
-    preempted: bool = False  # Slurm has cancelled the job for another one and does not requeue it
-    requeued: bool = False  # by Slurm, such as after `scontrol requeue`
+    start: str = "1.0"  # id of the start: the job's id and the number of its restarts
+    signals: tuple[str, ...] = ()  # signals that the script received, such as USR2
+    preempted: bool = False  # whether Slurm cancelled it to run another job, without a requeue
+    requeued: bool = False  # whether Slurm has requeued it already, as after `scontrol requeue`
     num_nodes: int = 1
-    reached: int | None = None  # steps, or finished trials, of its runs; None if unknown
+    reached: int | None = None  # progress as `_reached` counts it; None if unknown
     faulty: tuple[str, ...] = ()  # nodes that reported a fault in this start
     excluded: str = ""  # nodes that the job excludes already, as Slurm lists them
-    asked_gb: float | None = None  # memory per node; None for the whole node
+    asked_gb: float | None = None  # requested memory per node; None for all memory of the node
     used_gb: float | None = None
-    retries_memory: bool = False  # --retry-memory
+    retries_memory: bool = False  # whether the user set --retry-memory
     max_requeues: int = MAX_REQUEUES
-    why: str = ""  # the reason in the run's heartbeat
+    why: str = ""  # the reason that the run's heartbeat states
 
     @property
     def was_starting(self) -> bool:
@@ -226,29 +227,29 @@ class Ending:
 
     @property
     def was_cancelled(self) -> bool:
-        """Whether a user ended the job."""
+        """Whether a user cancelled the job."""
         return not self.preempted and bool({"TERM", "INT"} & {*self.signals})
 
     @property
     def can_go_on(self) -> bool:
-        """Whether the run saved, also on the other nodes after one process died."""
+        """Whether a later start can continue the run; if one process dies, other nodes save."""
         saved = self.code == SAVED or self.was_starting
         return saved or (self.code > 128 and self.num_nodes > 1)
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Requeue or stop, with the reason."""
+    """Whether to requeue or stop a job, and why."""
 
     requeue: bool
     reason: str
     counters: Counters
-    exclude: tuple[str, ...] = ()  # nodes
-    memory_mb: int | None = None  # new request per node
-    code: int | None = None  # exit code of the job instead of the harness's
+    exclude: tuple[str, ...] = ()  # nodes that the job avoids from now on
+    memory_mb: int | None = None  # memory to request per node; None to keep the request
+    code: int | None = None  # exit code of the job; None for the harness's exit code
 
     def line(self) -> str:
-        """The line for the script: `requeue` with changes of the job, or `stop` with a code."""
+        """Return a line for the script: `requeue` and changes of the job, or `stop` and a code."""
         if not self.requeue:
             return f"stop {'' if self.code is None else self.code}".strip()
         nodes = f"ExcNodeList={','.join(self.exclude)}" if self.exclude else ""
@@ -295,24 +296,24 @@ def decide(ending: Ending, before: Counters) -> Decision:
 
 
 def _count(ending: Ending, before: Counters) -> Counters:
-    """Count a start once, even if several signals ask about its end."""
+    """Count a start, but only once if several signals ask for a decision."""
     reached = before.reached if ending.reached is None else ending.reached
     is_further = reached > before.reached
-    if ending.reached is None:  # as for several runs of a user's own script
+    if ending.reached is None:  # unknown if a user's own script starts several runs
         is_further = not ending.was_starting and not ending.faulty
     again = ending.start == before.start
     known = () if is_further else before.faulty
     return replace(
         before,
         start=ending.start,
-        reached=max(reached, before.reached),  # a start that fails early has none
+        reached=max(reached, before.reached),  # an early failure makes no progress
         idle=0 if is_further else before.idle + (not again),
         faulty=tuple(dict.fromkeys((*known, *ending.faulty))),
     )
 
 
 def _out_of_memory(ending: Ending, counters: Counters) -> Decision:
-    """State requested and used memory; request more if the user wants that."""
+    """Decide after a kill for lack of memory: requeue with more, if the user allows that."""
     asked = f"{ending.asked_gb:.1f} GB" if ending.asked_gb else "all memory of the node"
     used = f" and last used {ending.used_gb:.1f} GB" if ending.used_gb else ""
     reason = f"killed, most likely out of memory: the job requested {asked}{used}; exit code 137"
@@ -334,12 +335,12 @@ def _out_of_memory(ending: Ending, counters: Counters) -> Decision:
 
 
 def counters_file(runs: Path, allocation: SlurmEnvironment) -> Path:
-    """The counters of a job and its successors."""
+    """Return the path of the counters of a job and of the later jobs that continue its run."""
     return submissions(runs) / f"ends-{allocation.first_job_id}.json"
 
 
 def faults_file(runs: Path, allocation: SlurmEnvironment) -> Path:
-    """The reports of a start, a line with node and reason per faulty node."""
+    """Return the path of a start's fault reports: lines with a faulty node and the reason."""
     return submissions(runs) / f"node-faults-{allocation.own_id}"
 
 
@@ -352,12 +353,12 @@ def ending_of(
     allocation: SlurmEnvironment,
     shown: str,
 ) -> Ending:
-    """Collect the facts about the end of a start.
+    """Collect what is known about the end of a start.
 
     Args:
-        code: exit code of the harness.
+        code: the exit code of the harness.
         run: the folder of the run or sweep, empty if unknown.
-        shown: output of `scontrol --oneliner show job`, empty without an answer.
+        shown: the output of `scontrol --oneliner show job`, empty if Slurm does not answer.
     """
     states, known = _states(run), shown_values(shown)
     state = states[0] if len(states) == 1 else {}
@@ -383,7 +384,7 @@ def ending_of(
 
 
 def _states(run: str) -> list[dict[str, Any]]:
-    """The heartbeats of a run or sweep and its trials, or of the runs of a pack."""
+    """Return the heartbeats of a run, of a sweep and its newest trials, or of packed runs."""
     if not run:
         return []
     folder = Path(run)
@@ -397,7 +398,7 @@ def _states(run: str) -> list[dict[str, Any]]:
 
 
 def _reached(states: Sequence[Mapping[str, Any]]) -> int:
-    """The progress: a finished trial outweighs all steps, because its runs may be removed."""
+    """Return progress as a number; a finished trial (runs may be removed) outweighs all steps."""
     finished, steps = (
         sum(whole(state.get(name)) or 0 for state in states) for name in ("finished", "step")
     )
@@ -405,14 +406,14 @@ def _reached(states: Sequence[Mapping[str, Any]]) -> int:
 
 
 def shown_values(shown: str) -> dict[str, str]:
-    """The fields of `scontrol show job`, values with spaces up to their first word."""
+    """Return the fields of `scontrol show job`; of a value with spaces, only the first word."""
     return dict(re.findall(r"(?:^|\s)([\w/:]+)=(\S*)", shown))
 
 
 def is_preempted(known: Mapping[str, str], restarts: int) -> bool:
-    """Whether `PreemptMode=CANCEL` ends the job for another one.
+    """Whether Slurm cancels the job (PreemptMode=CANCEL) to run another one.
 
-    If its user cancels the job in its grace time, PreemptTime and EndTime differ.
+    PreemptTime and EndTime differ if the user cancels the job during the grace time.
     """
     time = known.get("PreemptTime", "None")
     is_own = known.get("EndTime") == time and known.get("Restarts") == str(restarts)

@@ -1,4 +1,4 @@
-"""Calls of Slurm's client programs, and the user's jobs in the queue."""
+"""Call Slurm's client programs, and list the user's jobs in the queue."""
 
 import os
 import re
@@ -17,12 +17,12 @@ TIMEOUT_S = 60
 SETTINGS_TIMEOUT_S = 10
 BAD_OPTION = 255  # sbatch's exit code
 NO_NODES = "configuration is not available"
-# Messages of sbatch that blame Slurm, not the job.
+# Words of sbatch's messages when Slurm is at fault, not the job.
 NO_SLURM = re.compile("unable to contact|timed out|zero bytes|standby mode|temporarily", re.I)
 
 
 class NoAnswerError(RunError):
-    """A program did not answer; it may have had its effect all the same."""
+    """A program did not answer in time, although Slurm may have executed the request."""
 
 
 class NoNodesError(RunError):
@@ -65,9 +65,9 @@ def call(*args: str, timeout_s: float | None = None) -> "subprocess.CompletedPro
 
 
 def errors_of(done: "subprocess.CompletedProcess[str]") -> str:
-    """All messages of a failed program in one line, without its hint at --help.
+    """Return all messages of a failed program in one line, without its hint at --help.
 
-    A site's plugin explains the refusal in the first lines; the last is only `Unspecified error`.
+    A site's plugin may explain a refusal first; the last line is then only `Unspecified error`.
     """
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     messages = [line for line in lines if not line.startswith("Try ")]
@@ -75,7 +75,7 @@ def errors_of(done: "subprocess.CompletedProcess[str]") -> str:
 
 
 def has_cluster() -> bool:
-    """Whether this machine belongs to a cluster; Slurm's programs alone do not show that."""
+    """Whether this machine belongs to a cluster; Slurm's programs may exist without one."""
     try:
         ask("sinfo", "--noheader", "--format=%P", timeout_s=SETTINGS_TIMEOUT_S)
     except NoAnswerError:  # the controller is busy
@@ -108,19 +108,19 @@ def read_settings() -> dict[str, str]:
 
 
 def node_names(allocation: SlurmEnvironment) -> list[str]:
-    """The nodes of a job step in the order of its tasks.
+    """Return the names of a job step's nodes in the order of its tasks.
 
     Raises:
-        InputError, RunError: if no job script exported them and Slurm does not answer.
+        InputError, RunError: if no job script exported the names and Slurm does not answer.
     """
     return list(allocation.nodes) or _expanded(allocation.node_list)
 
 
 def job_nodes(allocation: SlurmEnvironment) -> list[str]:
-    """The nodes of the job; one empty name if Slurm does not name its only node here.
+    """Return the names of the job's nodes; the name of a single node may be empty.
 
     Raises:
-        InputError, RunError: if no job script exported them and Slurm does not answer.
+        InputError, RunError: if no job script exported the names and Slurm does not answer.
     """
     if allocation.num_nodes == 1:
         return [allocation.node]
@@ -128,17 +128,17 @@ def job_nodes(allocation: SlurmEnvironment) -> list[str]:
 
 
 def _expanded(node_list: str) -> list[str]:
-    """The names in a node list: n08, n09 and n10 for n[08-10]."""
+    """Return the names in a node list, such as n08, n09 and n10 for n[08-10]."""
     return ask("scontrol", "show", "hostnames", node_list).split()
 
 
 def sbatch_args(unset: Sequence[str] = ()) -> list[str]:
-    """The first words of a call of sbatch without the environment variables `unset`."""
+    """Return `sbatch`, or an `env` command that calls it without the variables in `unset`."""
     return [*(["env", *(f"-u{name}" for name in unset)] if unset else []), "sbatch"]
 
 
 def submitted_id(name: str, done: "subprocess.CompletedProcess[str]") -> str:
-    """The job's id in the output of `sbatch --parsable`, which a site's lines may precede.
+    """Return the job's id from the output of `sbatch --parsable`; other lines may precede it.
 
     Raises:
         NoAnswerError: if there is no id.
@@ -147,7 +147,7 @@ def submitted_id(name: str, done: "subprocess.CompletedProcess[str]") -> str:
     """
     if done.returncode != 0:
         raise _refusal(f"{name}: was not submitted: {errors_of(done)}")
-    # The cluster's name may follow.
+    # `;` and the cluster's name may follow the id.
     found = re.findall(r"^[ \t]*(\d+)(?:;.*)?[ \t]*$", done.stdout, re.MULTILINE)
     if not found:
         raise NoAnswerError(f"sbatch printed only {done.stdout.strip()[:200]!r}")
@@ -157,7 +157,7 @@ def submitted_id(name: str, done: "subprocess.CompletedProcess[str]") -> str:
 def would_start(
     script: Path, *flags: str, unset: Sequence[str] = (), timeout_s: float | None = None
 ) -> str:
-    """The expected time and nodes of a start, in a sentence of sbatch; submits nothing.
+    """Return sbatch's sentence on when and where a job would start; submit nothing.
 
     Raises:
         InputError: if sbatch is not on the PATH or refuses the job, with its messages.
@@ -165,7 +165,7 @@ def would_start(
         RunError: if Slurm does not answer.
     """
     done = call(*sbatch_args(unset), "--test-only", *flags, str(script), timeout_s=timeout_s)
-    answer = errors_of(done).removeprefix("sbatch: ")  # on standard error even after success
+    answer = errors_of(done).removeprefix("sbatch: ")  # sbatch prints it there even after success
     if done.returncode == BAD_OPTION:
         raise InputError(f"{answer}; see man sbatch")
     if done.returncode != 0:
@@ -184,7 +184,7 @@ ASK_EVERY_S = 30.0  # some sites forbid more frequent calls
 QUEUE_TIMEOUT_S = 5.0
 BATCH_SCHED_DELAY_S = 3  # Slurm's default
 
-# With jobs that ended: Slurm remembers them, and their reasons, for some minutes.
+# `--states=all` includes jobs that have ended; Slurm lists these for some minutes.
 SQUEUE = ("squeue", "--me", "--array", "--noheader", "--states=all",
           "--format=%i|%A|%T|%M %l|%r|%o")  # fmt: skip
 
@@ -198,31 +198,31 @@ class QueuedJob:
     """A job or an array task in the queue."""
 
     id: str  # as users write it: 12, or 12_3 for an array task
-    raw_id: str  # SLURM_JOB_ID in the job
+    raw_id: str  # the job's SLURM_JOB_ID
     state: str  # such as RUNNING
-    reason: str  # for a state, such as Priority
-    elapsed_s: float  # since its last start
+    reason: str  # the reason for the state, such as Priority
+    elapsed_s: float  # seconds since the last start
     command: str  # the submitted script with its arguments, empty for a job without a script
-    limit_s: float = 0.0  # time limit, 0 without one
+    limit_s: float = 0.0  # the time limit in seconds, 0 without one
 
     @property
     def waits(self) -> bool:
-        """Whether it waits for its start or restart."""
+        """Whether the job waits for its start or restart."""
         return self.state in WAITING
 
     @property
     def why(self) -> str:
-        """The reason for its state; empty if Slurm names none."""
+        """The reason for the job's state; empty if Slurm states none."""
         return "" if self.reason == "None" else self.reason
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended."""
+        """Whether the job has ended."""
         return self.state in ENDED
 
 
 class Queue:
-    """All jobs of the user, by one call of squeue every `every_s` seconds at most."""
+    """The user's jobs in the queue; calls squeue at most once in `every_s` seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.clock = clock
@@ -232,7 +232,7 @@ class Queue:
         self._jobs: list[QueuedJob] | None = None
 
     def jobs(self) -> list[QueuedJob] | None:
-        """The jobs; None if squeue is missing or does not answer."""
+        """Return all jobs of the user; None if squeue is missing or does not answer."""
         if has_client("squeue") and self.clock() - self.asked_at >= self.every_s:
             self.problem = None
             self.asked_at = self.clock()
@@ -245,7 +245,7 @@ class Queue:
 
 
 def first_look_s(settings: Mapping[str, str]) -> float:
-    """The time in s until Slurm has considered a new job; 0 without Slurm's settings."""
+    """Return the seconds until Slurm first tries to start a new job; 0 without its settings."""
     if not settings:
         return 0.0
     found = re.search(r"batch_sched_delay=(\d+)", settings.get("SchedulerParameters", ""))
@@ -253,7 +253,7 @@ def first_look_s(settings: Mapping[str, str]) -> float:
 
 
 def ask_about(job_ids: Sequence[str]) -> list[QueuedJob]:
-    """Jobs by their ids, from one call of squeue; none if it does not answer."""
+    """Return the jobs with these ids, from one call of squeue; empty if it does not answer."""
     if not has_client("squeue"):
         return []
     try:
@@ -263,7 +263,7 @@ def ask_about(job_ids: Sequence[str]) -> list[QueuedJob]:
 
 
 def parse_jobs(text: str) -> list[QueuedJob]:
-    """The jobs in the output of squeue, without lines of another form."""
+    """Return the jobs in the output of squeue; skip lines that have another form."""
     jobs = []
     for line in text.splitlines():
         fields = line.split("|", 5)
@@ -276,7 +276,7 @@ def parse_jobs(text: str) -> list[QueuedJob]:
 
 
 def seconds(text: str) -> float:
-    """Slurm's `[days-][[hours:]minutes:]seconds` in seconds; 0 for any other text."""
+    """Convert Slurm's `[days-][[hours:]minutes:]seconds` to seconds; 0 for any other text."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(?:(\d+):)?(\d+):)?(\d+)", text)
     days, hours, minutes, rest = (int(part or 0) for part in match.groups()) if match else (0,) * 4
     return float(86_400 * days + 3600 * hours + 60 * minutes + rest)
@@ -285,24 +285,24 @@ def seconds(text: str) -> float:
 def find_job(
     jobs: Sequence[QueuedJob], raw_id: str | None, shown_id: str | None
 ) -> QueuedJob | None:
-    """The job of a run.
+    """Return the job that trains a run; None if no job does.
 
     Args:
-        jobs: of the user.
-        raw_id: of the run's heartbeat, None if it has none.
-        shown_id: in the name of the run's folder.
+        jobs: the user's jobs.
+        raw_id: the job's id in the run's heartbeat; None if the heartbeat contains none.
+        shown_id: the job's id in the name of the run's folder.
     """
     by_name = [job for job in jobs if job.id == shown_id]
     if raw_id is None:
         return by_name[0] if by_name else None
     own = [job for job in jobs if job.raw_id == raw_id]
-    # Array tasks that wait share a raw id, so the name decides. A job outside of an array may
+    # Waiting array tasks share a raw id, so the shown id decides. A job outside of an array may
     # continue the run of an array task.
     both = [j for j in own if j.id == shown_id or "_" not in j.id or "_" not in (shown_id or "")]
     return both[0] if both else None
 
 
 def training_script(job: QueuedJob) -> tuple[str, str] | None:
-    """The project's folder and the script's name of a job `slurm/<name>.sh`, else None."""
+    """Return the project's folder and `name` of a job that runs `slurm/<name>.sh`, else None."""
     found = re.fullmatch(r"(/.*?)/?slurm/([A-Za-z0-9_.-]+)\.sh(?:\s.*)?", job.command)
     return (os.path.realpath(found[1]), found[2]) if found else None

@@ -13,14 +13,14 @@ from harness.system.gpu import num_cards, visible_names
 
 RETRY_MEMORY = "HARNESS_RETRY_MEMORY"
 OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
-# Users set these for interactive use: they hide jobs, ask questions, or change the form of times.
+# Users set these for interactive use: they hide jobs, ask questions, or change the time format.
 OF_USERS = re.compile(r"(SQUEUE|SCANCEL|SINFO)_.*|SLURM_TIME_FORMAT")
 # Variables of the job that calls sbatch; the new job would inherit them.
 OF_CALLERS = re.compile(r"SLURM_(?!CONF|CLUSTERS|JWT|SACK|DEBUG|TIME_FORMAT).*")
 # The job's requests for GPUs; srun would repeat them for each step.
 OF_GPUS = tuple(f"SLURM_GPUS{of}" for of in ("", "_PER_NODE", "_PER_TASK", "_PER_SOCKET"))
-FLAGS = "HARNESS_FLAGS"  # the job's options of sbatch, as a shell would read them
-FIRST_JOB = "HARNESS_FIRST_JOB"  # the job with which a run began, if a successor continues it
+FLAGS = "HARNESS_FLAGS"  # the user's options of sbatch, quoted for a shell
+FIRST_JOB = "HARNESS_FIRST_JOB"  # id of the job that began the run, set in later jobs of the run
 MAX_LIMIT_S = 365 * 86_400  # a longer time limit means that there is none
 
 
@@ -31,28 +31,28 @@ class SlurmEnvironment:
     job_id: str
     num_nodes: int
     cpus_per_task: int | None
-    in_step: bool  # srun started this process
-    step: str  # number of the job step, empty outside of one
-    num_tasks: int  # of the job step, 1 outside of one
-    rank: int  # of this process in the job step, from 0
-    node: str  # name in Slurm; the nodes of a test cluster share one host name
-    node_list: str  # of the job step, such as n[08-10]
-    nodes: tuple[str, ...]  # of the job, expanded, if a job script exported them
-    submit_host: str  # host of sbatch or salloc, often a login node
+    in_step: bool  # whether srun started this process
+    step: str  # number of the job step, empty outside of a step
+    num_tasks: int  # number of tasks in the job step, 1 outside of a step
+    rank: int  # rank of this process in the job step, from 0
+    node: str  # this node's name in Slurm; the nodes of a test cluster share one host name
+    node_list: str  # the job step's nodes, such as n[08-10]
+    nodes: tuple[str, ...]  # names of the job's nodes, if a job script exported them
+    submit_host: str  # the host on which sbatch or salloc ran, often a login node
     restarts: int  # how often the job was requeued
-    max_requeues: int | None  # set by the job scripts
-    retries_memory: bool  # request more memory after the job was out of memory
-    is_submitted: bool  # by `harness submit`, which resolves conflicts between options
-    log: str | None  # the job's log file, if a job script named it
-    flags: str  # the job's options of sbatch, as a shell would read them
-    first_job_id: str  # the job with which the run began
-    variables: dict[str, str]
+    max_requeues: int | None  # the limit of requeues without progress; None without a job script
+    retries_memory: bool  # whether to request more memory after the job ran out of memory
+    is_submitted: bool  # whether `harness submit`, which resolves conflicts of options, was used
+    log: str | None  # the job's log file, if a job script exported its path
+    flags: str  # the user's options of sbatch, quoted for a shell
+    first_job_id: str  # id of the job that began the run
+    variables: dict[str, str]  # all variables SLURM_*, except for the job's token
 
     @classmethod
     def from_environment(
         cls, environment: Mapping[str, str] = os.environ
     ) -> "SlurmEnvironment | None":
-        """Read the variables; None outside of Slurm."""
+        """Read the job from environment variables; return None outside of Slurm."""
         job_id = environment.get("SLURM_JOB_ID")
         if not job_id:
             return None
@@ -60,7 +60,7 @@ class SlurmEnvironment:
         def number(name: str) -> int | None:
             return _whole(environment.get(name, ""))
 
-        # Outside of a step, rank and number of tasks are meant for later steps.
+        # Outside of a step, the variables for rank and number of tasks describe later steps.
         in_step = "SLURM_STEP_ID" in environment
         return cls(
             job_id=job_id,
@@ -91,14 +91,14 @@ class SlurmEnvironment:
 
     @property
     def job_node_list(self) -> str:
-        """The nodes of the job, such as n[08-10]."""
+        """The job's nodes as Slurm lists them, such as n[08-10]."""
         return self.variables.get("SLURM_JOB_NODELIST", "")
 
     @property
     def own_id(self) -> str:
-        """The id for Slurm's programs, 42_3 for an array task.
+        """The id to pass to Slurm's programs, such as 42_3 for an array task.
 
-        The `job_id` of one task is the array's id, with which the programs would act on all tasks.
+        One task has the array's id as `job_id`; with it, the programs would act on all tasks.
         """
         array, task, _ = (self.variables.get(name) for name in OF_ARRAYS)
         return f"{array}_{task}" if array and task else self.job_id
@@ -110,11 +110,11 @@ def array_task(variables: Mapping[str, str] = os.environ) -> str | None:
 
 
 def not_own(variables: Mapping[str, str], shown: str) -> list[str]:
-    """Names of the memory variables that the job inherited from the shell that called sbatch.
+    """Return the memory variables that the job inherited from the shell that called sbatch.
 
     Args:
-        variables: of the job.
-        shown: output of `scontrol show job`, which names the job's one kind of memory request.
+        variables: the job's environment variables.
+        shown: the output of `scontrol show job`, which shows the job's own memory request.
     """
     kinds = {"MinMemoryCPU=": "CPU", "MemPerTres=": "GPU", "MinMemoryNode=": "NODE"}
     own = next((kind for word, kind in kinds.items() if f" {word}" in f" {shown}"), None)
@@ -128,12 +128,12 @@ def num_tasks_of_array(allocation: SlurmEnvironment | None) -> int:
 
 
 def _whole(text: str) -> int | None:
-    """A whole number, None for any other text."""
+    """Convert a text to a whole number; None for any other text."""
     return int(text) if re.fullmatch("[0-9]{1,15}", text) else None
 
 
 def given_cpus(allocation: SlurmEnvironment | None) -> int:
-    """The number of CPUs for this process: the least of affinity, allocation and HARNESS_CPUS."""
+    """Return the CPUs for this process: the minimum of affinity, allocation and HARNESS_CPUS."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limits = (
         affinity,
@@ -188,11 +188,11 @@ def given_limit_s(variables: Mapping[str, str]) -> int | None:
 
 
 def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list[str]:
-    """The job's options of sbatch for a successor, apart from those of `asked_of`.
+    """Return the sbatch options that a later job of the run repeats, except those in `asked_of`.
 
     Args:
         known: the fields of `scontrol show job`.
-        variables: of the job.
+        variables: the job's environment variables.
     """
     tasks = variables.get("SLURM_NTASKS")  # set only by --ntasks
     requested = {
@@ -211,12 +211,12 @@ def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list
 
 
 def asked_of(allocation: SlurmEnvironment) -> dict[str, Any]:
-    """The job's request, which a job that continues its run repeats.
+    """Return the job's request for resources; a later job that continues its run repeats it.
 
     Returns:
-        The number of nodes, the GPUs per node, options of sbatch that follow from Slurm's
-        variables, the user's options, and whether --retry-memory was set. Slurm before 23.02
-        exports no time limit.
+        A dictionary: the number of nodes, the GPUs per node, the sbatch options that follow from
+        Slurm's variables, the user's options, and whether --retry-memory was set. The time limit
+        is missing if Slurm is older than 23.02.
     """
     variables = allocation.variables
     limit_s = given_limit_s(variables) or 0
@@ -242,20 +242,20 @@ def asked_of(allocation: SlurmEnvironment) -> dict[str, Any]:
 
 
 def resume_command(folder: Path | str) -> str:
-    """The command that continues a run or sweep, by another job if a job script runs this one."""
+    """Return the command that continues a run or sweep; in a batch job, it submits a new job."""
     own = SlurmEnvironment.from_environment()
     as_job = own is not None and own.max_requeues is not None
     return f"harness {'submit --resume' if as_job else 'resume'} {shlex.quote(str(folder))}"
 
 
 def node_name() -> str:
-    """The name of this machine: in Slurm, else in the network."""
+    """Return this machine's name in Slurm, or else its host name."""
     own = SlurmEnvironment.from_environment()
     return (own.node if own else "") or socket.gethostname()
 
 
 def describe_given(allocation: SlurmEnvironment) -> str:
-    """The job's resources: `job 7 on n10: 2 GPUs, 4 CPUs, 17.2 GB`."""
+    """Describe the job's resources, such as `job 7 on n10: 2 GPUs, 4 CPUs, 17.2 GB`."""
     gpus, memory_gb = given_gpus(allocation) or 0, given_memory_gb(allocation)
     resources = [
         f"{gpus or 'no'} GPU{'' if gpus == 1 else 's'}",
@@ -268,9 +268,9 @@ def describe_given(allocation: SlurmEnvironment) -> str:
 
 
 def unmet_request(allocation: SlurmEnvironment) -> str | None:
-    """A request for GPUs that Slurm did not fulfil, and the remedy; None if there is none.
+    """Describe a request for GPUs that Slurm did not fulfil, with the remedy; else return None.
 
-    The `--gres` of a script stays in force beside other options for GPUs, and Slurm fulfils both.
+    An option such as --gpus does not replace the `--gres` of a script; Slurm obeys both.
     """
     num = given_gpus(allocation) or 0
     num_in_job = num * allocation.num_nodes
@@ -293,7 +293,7 @@ def report_node_fault(reason: str, environment: Mapping[str, str] = os.environ) 
     """Report that this node is faulty, so that the job continues without it.
 
     Returns:
-        Whether a job script reads the report; if so, it has named a file for it.
+        Whether the report was written; if a job script reads it, HARNESS_NODE_FAULTS is set.
     """
     path = environment.get("HARNESS_NODE_FAULTS")
     node = environment.get("SLURMD_NODENAME")

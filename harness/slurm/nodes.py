@@ -1,11 +1,11 @@
-"""The processes that train one model on several nodes; they communicate by a private folder.
+"""The processes that train one model on several nodes; they communicate through a private folder.
 
 TensorFlow waits an hour for a missing worker. So each worker first writes its address into the
 folder, and waits for the addresses of the others. The first worker, the chief, also shares its plan
-and checkpoint there, and each worker reports its end. TensorFlow's heartbeats notice a lost worker,
-the watchdog one that hangs.
+and checkpoint there, and each worker reports its end. TensorFlow's heartbeats detect a worker that
+died, the watchdog one that hangs.
 
-The folder is among the runs of the job, and each start of a job step has a new one.
+The private folder lies beside the run's folder; each start of a job step creates a new one.
 """
 
 import contextlib
@@ -37,27 +37,27 @@ PORTS_A_JOB = 32
 
 INTERFACE = "HARNESS_INTERFACE"
 
-JOIN_S = 120.0  # for all workers to arrive; NFS may show a new file after a minute
-REPORT_S = 10.0  # for the report of a worker whose end TensorFlow has noticed
-LEAVE_S = 600.0  # for the chief to write the run's last files
-SAVE_S = 20.0  # for the chief to save after an interruption, which may be this worker's alone
+JOIN_S = 120.0  # time for all workers to arrive; NFS may show a new file after a minute
+REPORT_S = 10.0  # time until a worker whose end TensorFlow has noticed writes its report
+LEAVE_S = 600.0  # time for the chief to write the run's last files
+SAVE_S = 20.0  # time for the chief to save after a signal, which only this worker may have got
 POLL_S = 0.2
 
-TASK = re.compile(r"task:(\d+)")  # TensorFlow's name of a worker
+TASK = re.compile(r"task:(\d+)")  # how TensorFlow's messages name a worker
 
 
 class WorkerGroup:
-    """All workers, seen by one of them; a context manager that reports this worker's end.
+    """The group of workers, as one of them sees it. Its `with` block reports this worker's end.
 
-    The number of a worker is its rank in the job step; number 0 is the chief.
+    The chief is the worker with rank 0 in the job step.
     """
 
     def __init__(self, folder: Path, nodes: list[str], rank: int) -> None:
         self.folder, self.nodes, self.rank = folder, nodes, rank
-        self.addresses: list[str] = []  # of TensorFlow's servers, host:port, by rank
+        self.addresses: list[str] = []  # host:port of each rank's TensorFlow server
         self._disk = SharedDisk()
         self._num_shared = 0
-        self._has_lost = False  # another worker
+        self._has_lost = False  # whether TensorFlow has lost another worker
 
     @property
     def is_chief(self) -> bool:
@@ -66,7 +66,7 @@ class WorkerGroup:
 
     @property
     def node(self) -> str:
-        """This worker's node."""
+        """The name of this worker's node."""
         return self.nodes[self.rank]
 
     # Start
@@ -78,13 +78,13 @@ class WorkerGroup:
         """Wait for the other workers of this job step.
 
         Args:
-            allocation: a step with one task on each of several nodes.
-            parent: the folder for the group's folder, on a disk that all nodes see.
-            purpose: identifies job and data; must be the same for all workers.
-            join_s: seconds until all must have arrived.
+            allocation: a job step with one task on each of several nodes.
+            parent: where to create the group's folder, on a disk that all nodes see.
+            purpose: a text that identifies job and data; must be the same for all workers.
+            join_s: how many seconds to wait for the workers.
 
         Raises:
-            RunError: if workers are missing or have another purpose; it names the nodes.
+            RunError: if workers are missing or have another purpose; the message lists the nodes.
             InputError: if two workers share a node, HARNESS_INTERFACE does not exist, or the folder
                 belongs to another user.
         """
@@ -134,7 +134,7 @@ class WorkerGroup:
     # Sharing
 
     def share(self, content: bytes = b"") -> bytes:
-        """Return the chief's content on every worker.
+        """Return, on every worker, the content that the chief passed.
 
         Raises:
             Interrupted, RunError: if the chief has ended.
@@ -154,20 +154,20 @@ class WorkerGroup:
     # The end
 
     def check(self) -> None:
-        """Return if no other worker has failed.
+        """Check that no other worker has failed.
 
         Raises:
-            RunError: with the reason of a worker that failed.
+            RunError: if a worker has failed, with its reason.
         """
         for rank, report in self._left().items():
             if report.get("code") not in (0, Interrupted.exit_code):
                 raise RunError(f"the worker on {self.nodes[rank]} failed: {report.get('text')}")
 
     def explain(self) -> None:
-        """Wait for another worker's report, which may explain an error of TensorFlow.
+        """Wait `REPORT_S` for another worker's report, which may explain TensorFlow's error.
 
         Raises:
-            RunError: with the reason of a worker that failed.
+            RunError: if a worker has failed, with its reason.
         """
         deadline = time.monotonic() + REPORT_S
         while time.monotonic() < deadline:
@@ -175,7 +175,7 @@ class WorkerGroup:
             time.sleep(POLL_S)
 
     def lost(self, message: str) -> str:
-        """Note the loss of a worker; return the nodes that TensorFlow's message may mean."""
+        """Record that a worker died; return the nodes that TensorFlow's message may refer to."""
         self._has_lost = True
         named = {int(rank) for rank in TASK.findall(message)} - {self.rank}
         others = {*range(len(self.nodes))} - {self.rank}
@@ -183,7 +183,7 @@ class WorkerGroup:
 
     @contextlib.contextmanager
     def limited(self, limit_s: float) -> Iterator[None]:
-        """End this process if the block waits for a failed worker, or longer than `limit_s`."""
+        """End this process if, during the block, a worker fails or `limit_s` seconds pass."""
         ended = threading.Event()
 
         def watch() -> None:
@@ -204,7 +204,7 @@ class WorkerGroup:
             ended.set()
 
     def _give_up(self, text: str, code: int) -> None:
-        """End this process although a thread waits; the files of a run are never half written."""
+        """End this process although a thread waits; atomic writes leave no file half written."""
         log(logging.ERROR, f"{self.node}: {text}")
         os._exit(code)
 
@@ -228,16 +228,16 @@ class WorkerGroup:
 
     def _leave(self, report: dict[str, Any]) -> None:
         """Report this worker's end; remove the folder if no other worker needs it."""
-        with contextlib.suppress(OSError, RunError):  # the chief removed it; a full disk
+        with contextlib.suppress(OSError, RunError):  # removed folder, or full disk
             self._write(f"left-{self.rank}.json", json.dumps(report).encode())
         is_done = self.is_chief and report["code"] in (0, Interrupted.exit_code)
         if is_done or len(self._left()) == len(self.nodes) - 1:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _left(self) -> dict[int, dict[str, Any]]:
-        """The reports of other workers that ended, by rank.
+        """Return the reports of other workers that have ended, with their ranks as keys.
 
-        A chief that has finished removes the folder.
+        A chief that has finished removes the folder, so a missing `0.json` is its report.
         """
         others = {*range(len(self.nodes))} - {self.rank}
         found = {rank: self._read(f"left-{rank}.json") for rank in others}
@@ -248,9 +248,9 @@ class WorkerGroup:
         return reports
 
     def _read(self, name: str) -> bytes | None:
-        """The content of a file, None if it is missing or unreadable."""
+        """Return the content of a file; None if it is missing or unreadable."""
         with contextlib.suppress(OSError):
-            self._disk.names(self.folder)  # makes NFS look for new names
+            self._disk.names(self.folder)  # refreshes a stale NFS listing
             return self._disk.read(self.folder / name)
         return None
 
@@ -259,7 +259,7 @@ class WorkerGroup:
 
 
 def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
-    """Create the folder of a job step; the chief removes those of earlier starts."""
+    """Create the folder of a job step; the chief removes the folders of earlier starts."""
     prefix = f".workers-{allocation.job_id}-"
     folder = parent / f"{prefix}{allocation.restarts}-{allocation.step}"
     try:
@@ -267,7 +267,7 @@ def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
         if allocation.rank == 0:
-            for old in parent.iterdir():  # of starts that lost a node
+            for old in parent.iterdir():  # left by starts that lost a node
                 if old.name.startswith(prefix) and old != folder:
                     shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
@@ -278,16 +278,16 @@ def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
 
 
 def first_port(job_id: str) -> int:
-    """The first of a job's ports; jobs on the same node seldom share ports."""
+    """Return the first of the ports for a job; jobs on the same node seldom share ports."""
     num_jobs = (LAST_PORT + 1 - FIRST_PORT) // PORTS_A_JOB
     return FIRST_PORT + int(job_id) % num_jobs * PORTS_A_JOB
 
 
 def free_port(ports: Iterable[int]) -> int:
-    """The first port that is free on all addresses; another process may take it first.
+    """Return the first port that is free on all addresses; another process may still take it.
 
     Raises:
-        RunError: if none is free.
+        RunError: if no port is free.
     """
     is_dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if is_dual else socket.AF_INET
@@ -301,10 +301,10 @@ def free_port(ports: Iterable[int]) -> int:
 
 
 def interface_address(name: str) -> str:
-    """The IPv4 address of a network interface, such as ib0.
+    """Return the IPv4 address of a network interface, such as ib0.
 
     Raises:
-        InputError: if there is no such interface, or it has no such address.
+        InputError: if the interface does not exist or has no IPv4 address.
     """
     interfaces = psutil.net_if_addrs()
     for each in interfaces.get(name, ()):

@@ -31,11 +31,11 @@ from harness.system.processes import (
     total_memory_gb,
 )
 
-GPU_INDEX = "HARNESS_GPU"  # of a process's slot, among the visible GPUs of its node
+GPU_INDEX = "HARNESS_GPU"  # index of a slot's GPU among the visible GPUs of its node
 
 
 def usable_memory_gb(allocation: SlurmEnvironment | None) -> float:
-    """The memory in GB for this process and its children on this node."""
+    """Return the GB of memory that this process and its children may use on this node."""
     limits = (total_memory_gb(), available_gb(), memory_limit_gb(), given_memory_gb(allocation))
     return min(limit for limit in limits if limit is not None)
 
@@ -47,7 +47,7 @@ class Slot:
     node: str | None  # None for this machine outside of Slurm
     gpu: int | None  # index among the job's GPUs on the node
     threads: int  # the worker's share of the CPUs
-    cpus: int  # of the job on the node, shared by all workers
+    cpus: int  # number of the job's CPUs on the node, which all workers share
 
     def variables(self) -> dict[str, str]:
         """The environment variables that keep a process in its slot."""
@@ -60,7 +60,7 @@ class Slot:
 def take_own_gpu() -> None:
     """Hide all GPUs but the slot's from this process, before CUDA starts.
 
-    The slot has an index only, since each node names its GPUs differently.
+    The slot contains only an index, since each node names its GPUs differently.
     """
     index = os.environ.pop(GPU_INDEX, "")
     if index.isdigit():
@@ -68,13 +68,13 @@ def take_own_gpu() -> None:
 
 
 def gpu_name(index: int) -> str:
-    """The name of a visible GPU in CUDA_VISIBLE_DEVICES, by its index."""
+    """Return the name in CUDA_VISIBLE_DEVICES of the visible GPU with this index."""
     listed = gpu.visible_names(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     return listed[index] if index < len(listed) else str(index)
 
 
 def num_in_memory(allocation: SlurmEnvironment | None, process_gb: float) -> int:
-    """The number of processes of this size in the memory of all nodes; at least one."""
+    """Return how many processes of `process_gb` fit into the nodes' memory; at least one each."""
     num_nodes = allocation.num_nodes if allocation else 1
     return num_nodes * max(1, int(usable_memory_gb(allocation) / process_gb))
 
@@ -88,17 +88,17 @@ def allocate_slots(
     devices: str | None = None,
     at_most: int,
 ) -> list[Slot]:
-    """One slot per worker, spread over nodes and GPUs.
+    """Return one slot per worker, spread over nodes and GPUs.
 
     Several single-threaded workers are much faster than one with all CPUs, because the operations
     of a recurrent network are too small to be divided.
 
     Args:
-        num_workers: by default one per GPU or CPU.
-        workers_per_gpu: number of workers that share a GPU.
-        option: name of the option for `workers_per_gpu`, for messages.
-        devices: `cpu` uses no GPU.
-        at_most: the number of tasks, or the limit of `num_in_memory`.
+        num_workers: the number of workers; by default all GPUs, or else all CPUs, are used.
+        workers_per_gpu: the number of workers that share a GPU.
+        option: the name of the option for `workers_per_gpu`, for messages.
+        devices: `cpu` places all workers on CPUs.
+        at_most: the largest number of slots.
 
     Raises:
         InputError: if there are more workers than the allocation has room for.
@@ -130,10 +130,10 @@ def allocate_slots(
 
 
 def srun_args(slot: Slot, name: str) -> list[str]:
-    """`srun` for one task on a slot's node; all steps of the job share CPUs and GPUs.
+    """Return the srun words for one task on a slot's node; all steps share the job's CPUs and GPUs.
 
-    With CPU binding, overlapping steps would all use the first CPUs. Without --mem, srun refuses
-    two variables for memory, one of which may come from the shell that called sbatch.
+    With CPU binding, overlapping steps would all use the first CPUs. Without --mem, srun fails if
+    two memory variables are set, one of which may come from the shell that called sbatch.
     """
     nodelist = [f"--nodelist={slot.node}"] if slot.node else []
     memory = [] if "mem" in Rules.of_site().never else ["--mem=0"]
@@ -144,7 +144,7 @@ def srun_args(slot: Slot, name: str) -> list[str]:
 
 
 def needs_steps(allocation: SlurmEnvironment | None) -> bool:
-    """Whether workers run as job steps; without srun, as in a container, they are children.
+    """Whether workers run as job steps; without srun, as in a container, they are child processes.
 
     Raises:
         InputError: if there are several nodes but no srun.
@@ -163,8 +163,8 @@ def needs_steps(allocation: SlurmEnvironment | None) -> bool:
 # Processes
 
 POLL_S = 0.2
-LOOK_S = 2.0  # between two looks for cancelled tasks
-# For processes to save after a signal: below the 90 s before a time limit, above HARNESS_STOP_S.
+LOOK_S = 2.0  # time between two checks for cancelled tasks
+# Time to save after a signal: below the 90 s of Slurm's warning, above HARNESS_STOP_S.
 SAVE_S = 75.0
 
 
@@ -173,7 +173,7 @@ def _start(args: Sequence[str], stdout: IO[bytes] | int) -> "subprocess.Popen[by
     return subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
         args,
         env=own_code_first(),
-        stdin=subprocess.PIPE,  # its end of file is the end of this process
+        stdin=subprocess.PIPE,  # reaches its end of file when this process ends
         stdout=stdout,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # Ctrl-C reaches this process only, which forwards it
@@ -191,27 +191,27 @@ class ManagedProcess:
 
     @property
     def alive(self) -> bool:
-        """Whether it is running."""
+        """Whether the process is running."""
         return self.popen is not None and self.popen.poll() is None
 
     @property
     def code(self) -> int | None:
-        """Its exit code, negative after a signal; None if it has not ended."""
+        """The exit code, negative after a signal; None if the process has not ended."""
         return self.popen.poll() if self.popen else None
 
     def start(self, args: Sequence[str]) -> None:
-        """Start it; append its output to the log."""
+        """Start the process; append its output to the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.popen = _start(args, log)
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Signal it if it is running; srun forwards all signals but SIGKILL."""
+        """Send a signal if the process is running; srun forwards all signals but SIGKILL."""
         if self.popen:
             self.popen.send_signal(number)
 
     def last_line(self) -> str:
-        """The last line of its log, else its exit code.
+        """Return the last line of the log, else a phrase with the exit code.
 
         Lines of srun are skipped, because they only repeat the exit code.
         """
@@ -224,7 +224,7 @@ class ManagedProcess:
 
 
 class ProcessPool:
-    """Processes that all end with the `with` block."""
+    """Processes that are killed at the end of the `with` block."""
 
     def __init__(self, allocation: SlurmEnvironment | None) -> None:
         self.processes: list[ManagedProcess] = []
@@ -255,7 +255,7 @@ class ProcessPool:
         for process in processes:
             if process.alive:
                 in_step = self._in_steps and process.slot
-                # At a TERM srun kills its step at once; it forwards USR2.
+                # After TERM srun kills its step at once; it forwards USR2.
                 process.send_signal(signal.SIGUSR2 if in_step else number)
         deadline = time.monotonic() + wait_s
         while any(process.alive for process in processes) and time.monotonic() < deadline:
@@ -277,7 +277,7 @@ class ProcessPool:
                 *("squeue", "--steps", f"--jobs={self._allocation.own_id}"),
                 *("--noheader", "--format=%i %j"),
             )
-            own = (self._allocation.own_id, self._allocation.job_id)  # squeue lists a whole array
+            own = (self._allocation.own_id, self._allocation.job_id)  # squeue lists all array tasks
             pairs = [line.strip().partition(" ") for line in listed.splitlines()]
             if steps := [
                 step for step, _, name in pairs if name in names and step.partition(".")[0] in own
@@ -299,12 +299,12 @@ class Task:
 
     @property
     def cancelled(self) -> bool:
-        """Whether a user cancels this task; not if the disk fails."""
+        """Whether a user has cancelled this task; False if the disk fails."""
         return self.cancel_file is not None and os.path.exists(self.cancel_file)  # noqa: PTH110
 
 
 def child_args(*args: str) -> list[str]:
-    """A command `harness …` that ends with its parent process."""
+    """Return a `harness …` command that ends when its parent process ends."""
     return [sys.executable, "-m", "harness", "--exit-with-parent", *args]
 
 
@@ -318,9 +318,9 @@ def run_tasks(
     """Run all tasks, one per slot at a time. A failed task does not stop the others.
 
     Raises:
-        InputError: a task refused its input; all tasks end.
-        Interrupted: a signal came; the running tasks have saved and can continue.
-        RunError: some tasks failed; it names them and the reasons.
+        InputError: if a task refused its input; the other tasks are ended too.
+        Interrupted: if a signal came; the running tasks have saved and can be continued.
+        RunError: if tasks failed; the message lists their names and the reasons.
     """
     waiting, free, num_done = list(tasks), list(slots), 0
     failures: list[str] = []
@@ -368,10 +368,10 @@ def run_tasks(
 
 
 def _failure(process: ManagedProcess) -> str:
-    """The reason why a task failed, empty after success.
+    """Return why a task failed; empty if it succeeded.
 
     Raises:
-        InputError, Interrupted: if the task's end ends all tasks.
+        InputError, Interrupted: if all tasks have to end for this reason.
     """
     code = process.code
     if code == 0:
@@ -388,11 +388,11 @@ def _failure(process: ManagedProcess) -> str:
 
 
 def run_printed(*args: str) -> None:
-    """Run a command `harness …` and print its lines; raise its last line as the error.
+    """Run a `harness …` command and print its lines; if it fails, raise its last line as an error.
 
     Raises:
-        InputError, Interrupted, RunError: by the exit code, with the last line.
-        KeyboardInterrupt: after the command, which gets the signal too, has saved.
+        InputError, Interrupted, RunError: if the command fails; its exit code decides which.
+        KeyboardInterrupt: after Ctrl-C, when the command has received the signal and saved.
     """
     process = _start(child_args(*args), subprocess.PIPE)
     with process:
@@ -418,12 +418,12 @@ def run_printed(*args: str) -> None:
 
 
 def _print_lines(process: "subprocess.Popen[bytes]") -> str:
-    """Print a process's lines until it ends, except an error in the last; return the last."""
+    """Print a process's lines until it ends, but not a last line with an error; return the last."""
     last, held = "", ""
     for content in process.stdout or ():
         line = content.decode(errors="replace")
         if message := strip_prefix(line):
-            if held:  # was not the last line
+            if held:  # it was not the last line
                 echo(held)
             last, held = message, message if is_error(line) else ""
             if not held:

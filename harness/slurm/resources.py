@@ -1,9 +1,9 @@
 """The resources that a job requests: options of sbatch from three layers.
 
-The layers are the script's header, the site's variables and the user's options. For sbatch, an
-option replaces only the same option of an earlier layer: `--gpus-per-node=2` beside a script's
-`--gres=gpu:1` gets one GPU without a warning. Here it also replaces other options for the same
-resource.
+The layers are the script's header, the site's variables and the user's options. For sbatch itself,
+an option replaces only the same option of an earlier layer: `--gpus-per-node=2` beside a script's
+`--gres=gpu:1` gets one GPU without a warning. Here an option also replaces the other options for
+the same resource.
 """
 
 import os
@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from harness.errors import InputError
 from harness.slurm.environment import FLAGS, RETRY_MEMORY
 
-# Options for the same resource.
+# The options that request GPUs, and those that request memory.
 GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
 MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
-# Options that a job which continues a run does not repeat.
+# A job that continues a run does not repeat these options.
 ONCE = ("dependency", "hold", "begin", "nodes", "time")
 LETTERS = {
     "-G": "gpus",
@@ -32,10 +32,10 @@ LETTERS = {
     "-o": "output",
     "-W": "wait",
 }
-# Options that submit sets itself, or that change the meaning of its call.
+# Options that `harness submit` sets itself, or that change what sbatch does or prints.
 OWN_OPTIONS = ("array", "job-name", "output", "wait", "parsable", "wrap", "test-only")
 
-# The variables of sbatch for its options, which site.sh exports.
+# Environment variables that sbatch reads as options; site.sh may export them.
 VARIABLES = {
     "SBATCH_ACCOUNT": "account",
     "SBATCH_CONSTRAINT": "constraint",
@@ -60,15 +60,15 @@ NEVER, ALWAYS = "HARNESS_SBATCH_NEVER", "HARNESS_SBATCH_ALWAYS"
 class Rules:
     """The options of sbatch that a site refuses, and those that it demands."""
 
-    never: tuple[str, ...] = ()  # names of options, such as gres and mem
-    always: tuple[str, ...] = ()  # options, such as --ntasks=1
+    never: tuple[str, ...] = ()  # names of refused options, such as gres and mem
+    always: tuple[str, ...] = ()  # demanded options, such as --ntasks=1
 
     @classmethod
     def of_site(cls, environment: Mapping[str, str] = os.environ) -> "Rules":
-        """Read the environment, which slurm/site.sh exports.
+        """Read the rules from environment variables, which slurm/site.sh exports.
 
         Raises:
-            InputError: if a value has another form.
+            InputError: if a value is malformed.
         """
         never = [name.lstrip("-") for name in environment.get(NEVER, "").split()]
         if wrong := [name for name in never if not re.fullmatch("[a-z][a-z-]+", name)]:
@@ -87,20 +87,20 @@ NO_RULES = Rules()
 
 @dataclass(frozen=True)
 class Composed:
-    """The options for sbatch without conflicts."""
+    """Options for sbatch that do not conflict with each other."""
 
     header: list[str]  # the script's `#SBATCH` lines
     args: list[str]
-    unset: list[str]  # variables that would bring back replaced options
+    unset: list[str]  # environment variables to hide from sbatch: they would set replaced options
 
 
 def site_options(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The site's variables of sbatch, such as SBATCH_ACCOUNT, and their values."""
+    """Return the variables of sbatch that the site sets, such as SBATCH_ACCOUNT, with values."""
     return {name: value for name in VARIABLES if (value := environment.get(name))}
 
 
 def without(site: Mapping[str, str], *groups: Collection[str]) -> dict[str, str]:
-    """The site's variables without those for some groups of options."""
+    """Return the site's variables without those that set an option of one of the groups."""
     return {n: v for n, v in site.items() if not any(VARIABLES[n] in group for group in groups)}
 
 
@@ -112,14 +112,14 @@ def compose(
     gpus: str | None = None,
     rules: Rules = NO_RULES,
 ) -> Composed:
-    """Options for sbatch in which the user's options replace the site's and the script's.
+    """Combine options for sbatch; the user's options replace the site's and the script's.
 
     Args:
         header: the script's `#SBATCH` lines.
-        site: from `site_options`.
+        site: the site's variables, as `site_options` returns them.
         args: the user's options, apart from `--gpus`.
-        gpus: value of `--gpus`, per node; None keeps the request of site or script.
-        rules: of the site.
+        gpus: the value of `--gpus`, per node; if None, the site's or the script's request remains.
+        rules: the options that the site refuses or demands.
 
     Raises:
         InputError: if the user's request for GPUs needs an option that the site refuses.
@@ -143,7 +143,7 @@ def compose(
 
 
 def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
-    """The option for this number of GPUs per node, as the site requests them and of its type."""
+    """Return the option for this number of GPUs per node, with the site's option and GPU type."""
     if not int(gpus.rpartition(":")[2]):
         return "--gres=none"
     per_node = site.get("SBATCH_GPUS_PER_NODE")
@@ -155,14 +155,14 @@ def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
 
 
 def names_in(args: Iterable[str]) -> set[str]:
-    """The options of GPUS and MEMORY among arguments of sbatch."""
+    """Return the names of the GPU and memory options among arguments of sbatch."""
     return {_name(arg) for arg in args} & {*GPUS, *MEMORY}
 
 
 def drop(args: Iterable[str], names: Collection[str]) -> list[str]:
-    """Arguments of sbatch without some options and their values."""
+    """Return arguments of sbatch without the options `names` and their values."""
     kept: list[str] = []
-    is_value = False  # of a dropped option, as in `-G 2`
+    is_value = False  # whether the argument is the value of a dropped option, as in `-G 2`
     for arg in args:
         if _name(arg) in names:
             is_value = "=" not in arg and (arg.startswith("--") or len(arg) == 2)
@@ -178,20 +178,20 @@ def _replaced_by(names: set[str]) -> set[str]:
 
 
 def words_in(line: str) -> list[str]:
-    """The options in a line, with or without `#SBATCH`."""
+    """Return the options in a line, which may begin with `#SBATCH`."""
     try:
         return shlex.split(line.removeprefix("#SBATCH"), comments=True)
-    except ValueError:  # a quote without its end, which sbatch will refuse
+    except ValueError:  # an unclosed quote, which sbatch will refuse
         return []
 
 
 def _name(arg: str) -> str:
-    """The long name of an option, or empty."""
+    """Return the long name of an option; empty for any other argument."""
     return arg[2:].partition("=")[0] if arg.startswith("--") else LETTERS.get(arg[:2], "")
 
 
 def _without(line: str, names: Collection[str]) -> str:
-    """A `#SBATCH` line without some options; empty if no option is left."""
+    """Return a `#SBATCH` line without the options `names`; empty if no option is left."""
     words = words_in(line)
     kept = drop(words, names)
     if kept == words:
@@ -204,13 +204,13 @@ def _without(line: str, names: Collection[str]) -> str:
 MAX_SEEDS = 10_000
 
 SEEDS = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?")
-WARNING_S = 90  # before the time limit, by --signal in the scripts
+WARNING_S = 90  # how long before the time limit Slurm warns a job, from --signal in the scripts
 SHORT_S = 300  # a run hardly starts within a shorter time limit
 
 
 @dataclass(frozen=True)
 class Resources:
-    """The user's requests; None keeps the request of site or script."""
+    """The user's requests; if a field is None, the value of site.sh or of the script remains."""
 
     gpus: str | None = None  # per node: 2 or a100:2
     nodes: int | None = None
@@ -218,13 +218,13 @@ class Resources:
     mem: str | None = None  # per node
     retry_memory: bool = False  # if out of memory, request 1.5 times as much
     flags: tuple[str, ...] = ()  # options of sbatch
-    kept: tuple[str, ...] | None = None  # `flags` for a job that continues the run, default: all
+    kept: tuple[str, ...] | None = None  # the `flags` that later jobs of the run repeat; None: all
 
     def check(self) -> None:
-        """Refuse requests that sbatch would accept wrongly or refuse with an unclear message.
+        """Refuse requests that sbatch would misread, or refuse with an unclear message.
 
         Raises:
-            InputError: one line with the option, its value and the rule.
+            InputError: if a request is refused; one line with the option, its value and the reason.
         """
         if self.gpus is not None:
             match = GPU_REQUEST.fullmatch(self.gpus)
@@ -246,7 +246,7 @@ class Resources:
                 raise InputError(f"{flag}: submit sets --{name} itself; {remedy}")
 
     def sbatch_args(self) -> list[str]:
-        """The options for sbatch, apart from the GPUs', which depend on the site."""
+        """Return the options for sbatch, except for the GPUs', which depend on the site."""
         sizes = {"nodes": self.nodes, "time": self.time, "mem": self.mem}
         args = [f"--{name}={value}" for name, value in sizes.items() if value is not None]
         return [*args, *self.flags]
@@ -260,8 +260,8 @@ class Resources:
 
 
 def short_limit(limit_s: float | None) -> str:
-    """A warning about a short time limit, else empty."""
-    if not limit_s or limit_s >= SHORT_S:  # 0: no limit
+    """Return a warning if a time limit is short; else an empty text."""
+    if not limit_s or limit_s >= SHORT_S:  # 0 means no limit
         return ""
     left_s = max(0.0, limit_s - WARNING_S)
     return (
@@ -271,7 +271,7 @@ def short_limit(limit_s: float | None) -> str:
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Seeds from `1-5`, `1,3,7` or `2`, sorted.
+    """Return the sorted seeds of a text such as `1-5`, `1,3,7` or `2`.
 
     Raises:
         InputError: for any other text, a repeated seed, or more than ten thousand seeds.
@@ -282,7 +282,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
             raise InputError(f"--seeds {text}: should be numbers and ranges, such as 1-5 or 1,3,7")
-        part_of = range(first, min(last, first + MAX_SEEDS) + 1)  # enough to refuse
+        part_of = range(first, min(last, first + MAX_SEEDS) + 1)  # cut, but too many all the same
         if twice := seeds.intersection(part_of):
             raise InputError(f"--seeds {text}: names seed {min(twice)} twice; give each seed once")
         seeds.update(part_of)
@@ -292,7 +292,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def array_spec(seeds: Sequence[int]) -> str:
-    """Sorted seeds as a value of `--array`: `1-3,7`."""
+    """Write sorted seeds as a value of `--array`, such as `1-3,7`."""
     spans: list[list[int]] = []
     for seed in seeds:
         if spans and seed == spans[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""A job for sbatch as text: its script, its command, the paths of its runs and logs.
+"""Compose a job for sbatch: its script, its command, the paths of its runs and logs.
 
 This module writes no file and calls no program.
 """
@@ -32,24 +32,24 @@ from harness.slurm.resources import (
 
 COMPARISON, SEARCH = "compare", "tune"
 DEFAULT_ARRAY_SIZE = 1001  # default of Slurm's MaxArraySize
-OF_CUSTOM_NETWORKS = "lstm"  # the headers of the five differ in the name only
+OF_CUSTOM_NETWORKS = "lstm"  # the headers of the five scripts differ only in the job name
 
-# Variables that the job's script exports, also with sbatch --export=NONE: folders, and others.
+# The job's script exports these variables, because sbatch --export=NONE passes none on.
 FOLDERS = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")
 OTHERS = ("HARNESS_TRUST_CODE", FIRST_JOB)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The folders and the site of a job."""
+    """A job's folders, and the settings of its site."""
 
-    runs: Path  # absolute
-    code: Path  # the project
-    variables: Mapping[str, str]  # exported by the script
-    site: Mapping[str, str] = field(default_factory=dict)  # from `site_options`
-    array_size: int = DEFAULT_ARRAY_SIZE  # MaxArraySize: array indices are smaller
+    runs: Path  # the absolute path of the folder of runs
+    code: Path  # the project's folder
+    variables: Mapping[str, str]  # the environment variables that the script exports
+    site: Mapping[str, str] = field(default_factory=dict)  # what `site_options` returns
+    array_size: int = DEFAULT_ARRAY_SIZE  # MaxArraySize; each array index must be smaller
     rules: Rules = NO_RULES
-    first_look_s: float = 0.0  # until Slurm has considered a new job
+    first_look_s: float = 0.0  # seconds until Slurm first tries to start a new job
 
     @property
     def snapshot(self) -> str:
@@ -59,18 +59,18 @@ class Layout:
 
 @dataclass(frozen=True)
 class SbatchJob:
-    """A complete job for sbatch, not yet written."""
+    """A complete job for sbatch, whose files are not yet written."""
 
     name: str
     layout: Layout
-    folder: Path  # of the submission
-    script: str
-    args: tuple[str, ...]  # of sbatch, without the script
+    folder: Path  # the submission's folder
+    script: str  # the content of job.sh
+    args: tuple[str, ...]  # the arguments of sbatch, without the script
     unset: tuple[str, ...]  # environment variables to hide from sbatch
     architecture: str | None = None  # None for a comparison
     seeds: tuple[int, ...] = ()
-    indices: tuple[int, ...] = ()  # of array tasks, one per seed; empty if the job is no array
-    is_packed: bool = False  # one job trains all seeds in parallel
+    indices: tuple[int, ...] = ()  # the array tasks' indices, one per seed; empty without an array
+    is_packed: bool = False  # whether one job trains all seeds in parallel
     job_file: Path | None = None
     job_toml: str = ""
     resumes: Path | None = None  # the folder of the run that the job continues
@@ -82,24 +82,24 @@ class SbatchJob:
 
     @property
     def asks(self) -> list[str]:
-        """The request to sbatch, without job name and log file."""
+        """The arguments of sbatch without job name, log file and output format."""
         names = ("--parsable", "--job-name=", "--output=")
         return [arg for arg in self.args if not arg.startswith(names)]
 
     def run_folders(self, job_id: str) -> list[Path]:
-        """The folders of the runs, one per seed."""
+        """Return the folders of the runs, one per seed."""
         if self.resumes:
             return [self.resumes]
         folder = self.layout.runs / self.name
         return [folder / f"slurm-{job_id}{part}" for part in self._parts()] if self.seeds else []
 
     def logs(self, job_id: str) -> list[Path]:
-        """The log files, one per seed."""
+        """Return the log files, one per seed."""
         folder, slurm = self.layout.runs / "logs", "slurm-" if self.is_packed else ""
         return [folder / f"{self.name}-{slurm}{job_id}{part}.out" for part in self._parts()]
 
     def record(self, job_id: str) -> Path:
-        """The path of the submission's record."""
+        """Return the path of the submission's record."""
         return submissions(self.layout.runs) / f"{job_id}.json"
 
     def _parts(self) -> list[str]:
@@ -109,12 +109,13 @@ class SbatchJob:
 
 
 def _indices(seeds: tuple[int, ...], array_size: int) -> tuple[tuple[int, ...], dict[str, str]]:
-    """The indices of an array, and the variables that its script exports for them.
+    """Return the indices of an array, and the variables that its script exports for them.
 
-    Seeds are the indices; if one is too large for the site, the script lists the seeds.
+    The seeds are the indices. If MaxArraySize does not allow one of them, the indices are 1, 2, ...
+    and HARNESS_ARRAY_SEEDS lists the seeds.
 
     Raises:
-        InputError: if there are more seeds than an array of the site holds.
+        InputError: if there are too many seeds for one array at this site.
     """
     if len(seeds) < 2:
         return (), {}
@@ -134,14 +135,14 @@ class Wanted:
 
     job: Job | SearchSpec
     resources: Resources
-    seeds: tuple[int, ...] | None = None  # several make an array; None keeps the job's seed
-    pack: bool = False  # no array: one job trains all seeds in parallel
-    resumes: Path | None = None  # the folder of a run or sweep to continue, absolute
-    is_begun: bool = True  # whether this folder exists
+    seeds: tuple[int, ...] | None = None  # several seeds need an array; if None, the job sets one
+    pack: bool = False  # whether one job trains all seeds in parallel, without an array
+    resumes: Path | None = None  # the absolute path of a run or sweep to continue
+    is_begun: bool = True  # whether the folder `resumes` exists
 
 
 def read_header(code: Path, name: str) -> list[str]:
-    """The `#SBATCH` lines of a script of the project, with a site's changes.
+    """Return the `#SBATCH` lines of a script in the project; a site may have changed them.
 
     Raises:
         InputError: if the script is missing.
@@ -158,7 +159,7 @@ def read_header(code: Path, name: str) -> list[str]:
     header = []
     for line in lines:
         if line.strip() and not line.startswith("#"):
-            break  # as sbatch does
+            break  # sbatch stops here too
         if line.startswith("#SBATCH"):
             header.append(line)
     return header
@@ -167,7 +168,7 @@ def read_header(code: Path, name: str) -> list[str]:
 def render_script(
     header: Sequence[str], variables: Mapping[str, str], call: Sequence[str | Path]
 ) -> str:
-    """The job script: header, variables, and the call of `supervise`."""
+    """Return the text of a job script: header, variables, and the call of `supervise`."""
     exports = {name: f"export {name}={shlex.quote(value)}" for name, value in variables.items()}
     lines = [
         "#!/usr/bin/env bash",
@@ -187,7 +188,7 @@ def render_script(
 def job_variables(
     project: Path, snapshot: Path, runs: Path, *, environment: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """The variables that the job's script exports: code, environment, runs, data and caches."""
+    """Return the environment variables that the job's script exports, mostly paths."""
     variables = {
         "HARNESS_HOME": str(snapshot),
         "HARNESS_VENV": str(job_environment(project, environment)),
@@ -201,34 +202,34 @@ def job_variables(
 
 
 def job_environment(project: Path, environment: Mapping[str, str] = os.environ) -> Path:
-    """The Python environment of a job: HARNESS_VENV, the current one, or .venv."""
+    """Return the folder of a job's Python environment: HARNESS_VENV, the current one, or .venv."""
     if named := environment.get("HARNESS_VENV"):
         return project / named  # relative to the project, as in common.sh
     prefix = Path(sys.prefix)
-    # A conda environment does not look like a virtual one.
+    # In a conda environment, sys.prefix and sys.base_prefix are equal.
     if sys.prefix != sys.base_prefix or (prefix / "bin" / "harness").exists():
         return prefix
     return project / ".venv"
 
 
 def script_of(job: Job | SearchSpec) -> str:
-    """The name of the script in `slurm/` that runs a job."""
+    """Return the name of the script in `slurm/` that runs a job."""
     if isinstance(job, SearchSpec):
         return SEARCH
     return OF_CUSTOM_NETWORKS if job.model.is_own else job.model.architecture
 
 
 def job_submission(wanted: Wanted, layout: Layout) -> SbatchJob:
-    """A job for sbatch: a run, an array with a seed per task, or a search.
+    """Compose a job for sbatch: a run, an array with a seed per task, or a search.
 
     Raises:
-        InputError: if there are more seeds than an array of the site holds.
+        InputError: if there are too many seeds for one array at this site.
     """
     job, seeds, resources = wanted.job, wanted.seeds or (), wanted.resources
     is_search = isinstance(job, SearchSpec)
     single = job.job if isinstance(job, SearchSpec) else job
     folder = _new_folder(layout.runs, job.name)
-    # Not job.toml, which marks the folder of a run.
+    # The name must not be job.toml, which marks the folder of a run.
     toml = folder / f"{job.name}{'_' if job.name == 'job' else ''}.toml"
     indices, listed = ((), {}) if wanted.pack else _indices(seeds, layout.array_size)
     composed = compose(
@@ -270,13 +271,13 @@ def job_submission(wanted: Wanted, layout: Layout) -> SbatchJob:
 def comparison_submission(
     trainings: Mapping[str, SbatchJob], resources: Resources, layout: Layout
 ) -> SbatchJob:
-    """The comparison, which starts when all trainings have succeeded or failed.
+    """Compose the comparison job, which starts when all trainings have succeeded or failed.
 
     Args:
-        trainings: by the ids of their jobs.
-        resources: the request for the trainings; the comparison omits GPUs and memory.
+        trainings: the training jobs, with their job ids as keys.
+        resources: the resources of the trainings; the comparison leaves out GPUs and memory.
     """
-    # The job expands the patterns, because not every run may have begun.
+    # The job itself expands the patterns, because the runs do not exist yet.
     patterns = [
         f"{escape(str(layout.runs / submission.name))}/slurm-{job_id}{_any_part(submission)}"
         for job_id, submission in trainings.items()
@@ -302,7 +303,7 @@ def _any_part(submission: SbatchJob) -> str:
 
 
 def _new_folder(runs: Path, name: str) -> Path:
-    # With microseconds, because a loop in a shell can submit several jobs in a second.
+    # The name includes microseconds, because a shell loop can submit several jobs in a second.
     return submissions(runs) / f"{datetime.now():%Y%m%d-%H%M%S-%f}-{name}"
 
 
@@ -313,5 +314,5 @@ def _sbatch_args(name: str, runs: Path, args: Sequence[str], *, is_array: bool) 
 
 
 def submissions(runs: Path) -> Path:
-    """The folder of submissions and snapshots of the code, beside the runs."""
+    """Return the folder for submissions and code snapshots, inside the folder of runs."""
     return runs / ".submissions"

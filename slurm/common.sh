@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Shared by all job scripts: the site's settings, the environment, signals, the start of Python.
+# All job scripts source this file: site's settings, Python environment, signals, start of Python.
 #
 #   bash slurm/common.sh --setup    on a login node: creates the environment, fetches the data
 #
-# Works with bash 3.2 (macOS) and later, so an array that may be empty is ${a[@]+"${a[@]}"}.
+# Works with bash 3.2 (macOS) and later, so an array that may be empty reads ${a[@]+"${a[@]}"}.
 
 set -euo pipefail
 
 PROJECT=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-export PATH HOME=${HOME:-~} # missing with `--export=NONE`
+export PATH HOME=${HOME:-~} # not exported after `--export=NONE`
 
-# Write a line to standard error. In a file, such as a job's log, it begins with time and level, like
-# the lines of the harness.
+# Write a line to standard error. In a file, such as a job's log, it begins with time and level,
+# like the lines of the harness.
 say() { log_line INFO "$@"; }
 warn() { log_line WARNING "$@"; }
 complain() { log_line ERROR "$@"; }
@@ -22,7 +22,7 @@ log_line() {
     printf '%s %s\n' "$prefix" "$*" >&2
 }
 
-# The site's settings. Not sourced in a function, where `declare` would create local variables.
+# Sources the site's settings outside of functions, where `declare` would create local variables.
 HARNESS_CONTAINER=()
 if [[ -f $PROJECT/slurm/site.sh ]]; then
     set +u # module systems read unset variables
@@ -31,7 +31,7 @@ if [[ -f $PROJECT/slurm/site.sh ]]; then
     set -u
 fi
 
-# Runs a program of Python in the site's container.
+# Runs a command of the Python environment, in the site's container if there is one.
 inside() { ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} "$@"; }
 
 harness() { inside "$VENV/bin/harness" "$@"; }
@@ -41,15 +41,15 @@ source "$PROJECT/slurm/environment.sh"
 # shellcheck source=slurm/requeue.sh
 source "$PROJECT/slurm/requeue.sh"
 
-# Whether this script is a Slurm job, or a user's job script calls it. Not in an interactive
-# allocation, where several runs share the job's id, nor in the terminal of a notebook server.
+# Whether this script is a Slurm job, or a user's job script calls it. False in an interactive
+# allocation, where several runs share the job's id, and in the terminal of a notebook server.
 is_batch() { [[ -n ${SLURM_JOB_ID:-} ]] && { ! is_called || is_in_batch_script; }; }
 is_in_batch_script() { [[ ${ENVIRONMENT:-} == BATCH && -z ${SLURM_STEP_ID:-} && ! -t 0 && ! -t 2 ]]; }
 
 # Whether a shell calls this script by its path; Slurm runs a copy in its spool folder.
 is_called() { [[ $(dirname "$0") -ef $PROJECT/slurm ]]; }
 
-# A batch script is in no job step, but sbatch passes on the step of the shell that called it.
+# A batch script is not in a job step, but sbatch passes on the step variables of its caller.
 forget_step() {
     if is_called; then
         [[ ${ENVIRONMENT:-} == BATCH && -n ${SLURM_STEP_ID:-} ]] || return 0
@@ -67,17 +67,17 @@ prepare() {
     ensure_venv "${LOCKS[@]}"
     [[ -n ${HARNESS_SNAPSHOT:-} ]] || mkdir -p "$PROJECT/logs" # older versions of sbatch need it
     unset PYTHONHOME
-    export PYTHONPATH=$PROJECT # this project's code, even if another is installed
+    export PYTHONPATH=$PROJECT # Python imports this project's code, even if another is installed
     export HARNESS_RUNS="${HARNESS_RUNS:-$PROJECT/runs}"
 }
 
-# Prepares a Slurm job beyond a local run.
+# Prepares what a Slurm job needs beyond a local run.
 prepare_batch() {
     local log
-    listen # first of all: an early warning of the time limit would end the job for good
+    listen # must be first: an early warning of the time limit would end the job for good
     log=$(readlink "/proc/$$/fd/1") || log=''
     [[ ! -f $log ]] || export HARNESS_LOG=$log
-    # The log of an array task has a raw id in its name, which squeue does not show.
+    # Links an array task's log to the id in squeue; the log's own name contains the raw id.
     [[ ! -f $log || $JOB == "$SLURM_JOB_ID" || $log != *-"$SLURM_JOB_ID".out ]] ||
         ln -sf "${log##*/}" "${log%"$SLURM_JOB_ID".out}$JOB.out" || true
     export HARNESS_OFFLINE=1 # compute nodes often lack a network; a download would only time out
@@ -102,14 +102,14 @@ supervise() {
     finish
 }
 
-# Runs the program $1 of the environment with its arguments, by srun if STEP is a job step.
+# Runs the environment's program $1 with its arguments, through srun if STEP is not empty.
 inside_venv() {
     run_child ${STEP[@]+"${STEP[@]}"} ${HARNESS_CONTAINER[@]+"${HARNESS_CONTAINER[@]}"} \
         "$VENV/bin/$1" "${@:2}"
 }
 
-# Runs a command, and sets RC to its exit code. Runs it in the background, because traps wait for a
-# command in the foreground.
+# Runs a command, and sets RC to its exit code. The command runs in the background, because traps
+# wait for a command in the foreground.
 run_child() {
     local status
     RC=127
@@ -121,7 +121,7 @@ run_child() {
     while HEARD=''; do
         status=0
         wait "$CHILD" || status=$?
-        # A signal ends `wait` early; 127 means that the last turn already has the status.
+        # A signal ends `wait` early. If RC already is the child's status, `wait` returns 127.
         [[ $status == 127 && $RC != 127 ]] || RC=$status
         [[ -n $HEARD ]] || break
     done
@@ -130,8 +130,8 @@ run_child() {
 
 SIGNALS=''    # names of the received signals
 HEARD=''      # yes after a signal
-CHILD=''      # the process that gets them
-STOPPING=TERM # the signal that stops it; in the background it ignores INT
+CHILD=''      # id of the process that receives the signals
+STOPPING=TERM # the signal that stops CHILD, which ignores INT in the background
 
 listen() {
     local name
@@ -139,7 +139,7 @@ listen() {
     for name in INT TERM USR1 USR2; do trap "hear $name" $name; done
 }
 
-# Forwards only the first signal of a kind, since Slurm and users repeat them.
+# Forwards only the first signal of each kind, since Slurm and users repeat signals.
 hear() {
     local number=$1
     HEARD=yes

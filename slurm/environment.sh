@@ -18,8 +18,8 @@ sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
     exit 2
 }
 
-# Sets LOCKS to the lock files for this machine; the first is installed. The gpu lock only adds
-# packages, so its environment also serves machines without a GPU.
+# Sets LOCKS to the lock files that suit this machine; `install` uses the first. The gpu lock only
+# adds packages, so its environment also serves machines without a GPU.
 # shellcheck disable=SC2034 # common.sh reads LOCKS
 choose_locks() {
     case ${HARNESS_EXTRA:-} in
@@ -34,7 +34,7 @@ choose_locks() {
     [[ ${HARNESS_EXTRA:-} == gpu ]] || LOCKS=(requirements.lock requirements-gpu.lock)
 }
 
-# Whether this machine or, before an installation on a login node, its cluster has a GPU.
+# Whether this machine has a GPU; before an installation on a login node, whether its cluster has.
 has_gpus() {
     nvidia-smi -L >/dev/null 2>&1 || [[ -e /proc/driver/nvidia ]] ||
         { [[ -z ${SLURM_JOB_ID:-} && (-n ${SETS_UP:-} || ! -e $VENV/harness-lock.sha256) ]] &&
@@ -48,7 +48,7 @@ stamp_of() {
     (cd "$PROJECT" && echo "$1" "$VENV" && cat "$1" pyproject.toml) | $sum
 }
 
-# Whether the environment's interpreter exists; a container may have its own.
+# Whether the environment's interpreter exists; assumed with a container, which may contain it.
 has_interpreter() { [[ ${#HARNESS_CONTAINER[@]} -gt 0 || -x $VENV/bin/python ]]; }
 
 # Whether the environment is complete and was installed from one of these lock files.
@@ -61,8 +61,8 @@ is_ready() {
     return 1
 }
 
-# Installs the first lock file, unless the environment is from any of them. Only `--setup` changes a
-# complete environment, since other jobs may be using it.
+# Installs the first lock file, unless the environment was installed from one of the files. Only
+# `--setup` changes a complete environment, since other jobs may be using it.
 ensure_venv() {
     ! is_ready "$@" || return 0
     if [[ -n ${HARNESS_SNAPSHOT:-} || (-z ${SETS_UP:-} && -e $VENV/harness-lock.sha256) ]] ||
@@ -80,8 +80,8 @@ ensure_venv() {
     with_lock install "$@"
 }
 
-# Runs a command under a lock that holds on all nodes. Without flock, as on macOS, or on a disk without
-# locks, as Lustre may be, a folder is the lock, and after half an hour that of a killed process.
+# Runs a command under a lock that is valid on all nodes. Without flock (macOS) or on a disk without
+# locks (some Lustre), the lock is a folder. After half an hour its process counts as killed.
 with_lock() (
     lock=$PROJECT/.setup.lock
     exec 9>"$lock"
@@ -107,7 +107,7 @@ install() {
             "(pip install -e $PROJECT), or set HARNESS_VENV to a new folder"
         return 2
     fi
-    # The log stays, to mark the folder as this script's.
+    # The log stays: it shows that this script made the folder.
     [[ ! -e $VENV/pyvenv.cfg || -e $VENV/harness-lock.sha256 ]] ||
         find "$VENV" -mindepth 1 -maxdepth 1 ! -name "${log##*/}" -exec rm -rf {} +
     mkdir -p "$VENV"
@@ -124,7 +124,7 @@ install() {
     mv "$VENV/stamp.new" "$VENV/harness-lock.sha256"
 }
 
-# Chained by &&, since `set -e` is off inside a condition.
+# The steps are chained by &&, since `set -e` is off inside a condition.
 install_steps() {
     local again=()
     local -a pip=("$VENV/bin/python" -m pip --no-input --disable-pip-version-check)
@@ -135,11 +135,11 @@ install_steps() {
     export PIP_USER=0
     { inside test -x "$VENV/bin/python" || inside "$PYTHON" -m venv "$VENV"; } &&
         { install_by_uv "$PROJECT/$1" || install_by_pip "$PROJECT/$1"; } &&
-        # setuptools is in the lock.
+        # The build needs setuptools, which the lock file has installed.
         inside "${pip[@]}" install --no-index --no-deps --no-build-isolation -e "$PROJECT"
 }
 
-# uv takes a third of pip's time. It ignores pip's settings, so pip installs if they name an index or
+# uv takes a third of pip's time. It ignores pip's settings, so pip is used if these set an index or
 # a proxy of the site.
 install_by_uv() {
     local status=0 cache=$VENV/uv-cache # on the environment's disk, for hard links
@@ -154,7 +154,7 @@ install_by_uv() {
     return $status
 }
 
-# Compiles four files at a time without the packages' tests, where pip compiles one by one.
+# Skips pip's compilation, one file at a time; compiles four at a time, without packages' tests.
 install_by_pip() {
     inside "${pip[@]}" install --progress-bar off ${again[@]+"${again[@]}"} "${locked[@]}" \
         --no-compile -r "$1" &&

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# The end of a job: it returns to the queue, stops, or another job continues its run. `harness
-# job-end` decides; this script calls Slurm, outside of any container. Sourced by common.sh; uses its
+# Ends a job: requeues or stops it, or submits another job that continues its run. `harness job-end`
+# decides; this script calls Slurm, outside of any container. Sourced by common.sh; uses its
 # SIGNALS, RC, harness, say, warn and complain.
 
 BEGUN=''    # yes after job-begin succeeded
@@ -8,8 +8,8 @@ RUN=''      # the folder of the job's run or sweep, if known
 VERDICT=''  # requeue or stop
 CHANGES=()  # changes of a requeued job, or the exit code of a stopped one
 REQUEUED='' # yes if the job is back in the queue
-# The id for Slurm's programs. One array task has the array's id as its job id, and the programs
-# would act on all tasks.
+# The id to pass to Slurm's programs. One array task has the array's id as its SLURM_JOB_ID, with
+# which the programs would act on all tasks.
 JOB=${SLURM_JOB_ID:-}
 [[ -z ${SLURM_ARRAY_JOB_ID:-} ]] || JOB=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
 
@@ -27,7 +27,7 @@ decide() {
     read -r VERDICT line <<<"$line"
     read -r -a CHANGES <<<"$line"
     [[ $VERDICT != requeue && $VERDICT != stop ]] || return 0
-    # Python does not start on this node.
+    # Without a verdict: Python does not start on this node.
     VERDICT=stop
     [[ $SIGNALS != *TERM* && $SIGNALS != *INT* ]] || return 0
     if [[ $1 == 75 || ($1 -gt 128 && ${SLURM_JOB_NUM_NODES:-1} -gt 1) ]]; then
@@ -37,8 +37,8 @@ decide() {
     fi
 }
 
-# Requeues a job that Slurm has cancelled for another one, while its run saves: Slurm may kill this
-# script soon.
+# If Slurm has cancelled the job to run another one, requeues it while its run still saves, because
+# Slurm may kill this script soon.
 requeue_if_preempted() {
     [[ -z $REQUEUED && $(show_job) == *PreemptTime=[0-9]* ]] || return 0
     decide 75

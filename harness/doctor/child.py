@@ -1,4 +1,4 @@
-"""Child processes that may import TensorFlow and crash, with their times and peak memory."""
+"""Run child processes, which may import TensorFlow and crash; measure time and peak memory."""
 
 import os
 import signal
@@ -27,16 +27,16 @@ class ChildError(RunError):
 class Ended:
     """A child process that has ended."""
 
-    code: int  # below 0 if a signal ended it
+    code: int  # exit code, negative if a signal ended the process
     wall_s: float
-    peak_memory_gb: float  # of the process without its children
-    cpu_s: float  # of the process and of the children that it waited for
+    peak_memory_gb: float  # peak memory of the process, without its children
+    cpu_s: float  # CPU time of the process and of the children that it waited for
     output: str
     errors: str
 
     @property
     def last_line(self) -> str:
-        """The last line on standard error, or else on standard output; empty without any."""
+        """The last line on standard error, or else on standard output; empty if there is none."""
         lines = [*self.output.splitlines(), *self.errors.splitlines()]
         return strip_prefix(next((line for line in reversed(lines) if line.strip()), ""))
 
@@ -50,13 +50,13 @@ class Ended:
 def run_module(
     module: str, *args: str | Path, timeout_s: float = NO_LIMIT_S, **variables: str
 ) -> Ended:
-    """Run a module of this code to its end; see `run_process`."""
+    """Run a Python module of this project to its end; see `run_process`."""
     return run_process([*module_args(module), *args], timeout_s=timeout_s, **variables)
 
 
 def module_args(module: str) -> list[str | Path]:
-    """The command that runs a module of this code."""
-    # -P: the current folder may have another package named harness.
+    """Return the command that runs a Python module of this project."""
+    # -P: the current folder may contain another package named harness.
     return [sys.executable, "-P", "-m", module]
 
 
@@ -69,7 +69,7 @@ def run_process(
         variables: environment variables, in addition to those of this process.
 
     Raises:
-        ChildError: if it takes longer than `timeout_s`.
+        ChildError: if the command takes longer than `timeout_s`.
     """
     began = time.perf_counter()
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
@@ -77,7 +77,7 @@ def run_process(
         timer = threading.Timer(timeout_s, child.kill)
         timer.start()
         try:
-            # Not Popen.wait, which does not return the memory of this child.
+            # Popen.wait would not return the memory that this child used.
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
         except BaseException:
@@ -103,7 +103,7 @@ def start(
     stdout: BinaryIO | int = subprocess.DEVNULL,
     stderr: BinaryIO | int = subprocess.DEVNULL,
 ) -> "subprocess.Popen[bytes]":
-    """Start a command without input; `variables` as in `run_process`."""
+    """Start a command with empty input; `variables` are added to the environment."""
     return subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
         list(map(str, args)),
         # Offline: a download would distort the measured times.

@@ -31,8 +31,8 @@ from harness.system.processes import installed_version, nvidia_driver
 SET_UP = "bash slurm/common.sh --setup"
 TENSORFLOW_S = 300  # a first import from a network disk takes minutes
 SLOW_IMPORT_S = 10.0  # from a local disk it takes about 2 s
-LITTLE_GB = 3.0  # of memory; a run takes about 1.5
-LITTLE_DISK_GB = 2.0  # a run takes some 10 MB
+LITTLE_GB = 3.0  # less memory gets a warning; a run takes about 1.5 GB
+LITTLE_DISK_GB = 2.0  # less free disk space gets a warning; a run takes some 10 MB
 
 
 def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Finding]:
@@ -54,7 +54,7 @@ def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Fin
 
 
 def check_packages() -> Iterator[Finding]:
-    """Whether the packages are in the supported ranges."""
+    """Check that the packages' versions are in the supported ranges."""
     if wrong := list(_wrong(_dependencies())):
         yield Finding("red", "packages", "; ".join(wrong), SET_UP)
         return
@@ -85,7 +85,7 @@ def _wrong(requirements: list[str]) -> Iterator[str]:
 
 
 def check_tensorflow(allocation: SlurmEnvironment | None, devices: str | None) -> Iterator[Finding]:
-    """TensorFlow, its libraries, and the devices that it sees."""
+    """Check TensorFlow, its libraries, and the devices that it sees."""
     answer = ask_child(devices, TENSORFLOW_S)
     yield describe_import(answer["import_s"])
     yield describe_gpus(answer, allocation)
@@ -97,9 +97,9 @@ def check_tensorflow(allocation: SlurmEnvironment | None, devices: str | None) -
 
 
 def describe_import(import_s: float) -> Finding:
-    """How long TensorFlow takes to import; many processes on one shared disk take longer.
+    """Judge how long TensorFlow's import took; on a shared disk, many processes take longer.
 
-    A machine with more running processes than CPUs is slow for another reason.
+    A slow import is not blamed on the disk if more processes run than the machine has CPUs.
     """
     found = f"imports in {import_s:.1f} s from {sys.prefix} ({file_system(Path(sys.prefix))})"
     if import_s > SLOW_IMPORT_S and os.getloadavg()[0] <= (os.cpu_count() or 1):
@@ -109,7 +109,7 @@ def describe_import(import_s: float) -> Finding:
 
 
 def describe_gpus(answer: dict[str, Any], allocation: SlurmEnvironment | None) -> Finding:
-    """The GPUs that TensorFlow sees, compared with the driver and with those that Slurm gave."""
+    """Compare the GPUs that TensorFlow sees with the driver and with those that Slurm assigned."""
     gpus, driver = answer["gpus"], nvidia_driver()
     given = given_gpus(allocation) if allocation else None
     if gpus:
@@ -129,18 +129,18 @@ def describe_gpus(answer: dict[str, Any], allocation: SlurmEnvironment | None) -
 
 
 def describe_cards(answer: dict[str, Any], driver: str | None) -> Iterator[Finding]:
-    """Whether TensorFlow's wheel has code for each kind of GPU."""
+    """Judge for each kind of GPU whether TensorFlow's wheel contains code for it."""
     pairs = zip(answer["gpus"], answer["capabilities"], strict=True)
     for card in dict.fromkeys(Card(name, tuple(capability)) for name, capability in pairs):
         yield judge_card(card, driver, answer["targets"])
 
 
 def judge_card(card: Card, driver: str | None, targets: Sequence[str]) -> Finding:
-    """Whether TensorFlow's build runs on a card.
+    """Judge whether TensorFlow's build runs on a GPU card.
 
     Args:
         driver: the line in /proc/driver/nvidia/version; None if unknown.
-        targets: of the build: `sm_80` is machine code, `compute_90` is PTX.
+        targets: the targets of the build: `sm_80` is machine code, `compute_90` is PTX.
     """
     code, found = code_for(card.capability, targets), f"{card.title}, {driver or 'driver unknown'}"
     if not code:
@@ -157,7 +157,7 @@ def judge_card(card: Card, driver: str | None, targets: Sequence[str]) -> Findin
 
 
 def describe_libraries(answer: dict[str, Any] | None) -> Iterator[Finding]:
-    """Whether CUDA's libraries can be loaded, and from where; no finding without a driver."""
+    """Report whether CUDA's libraries load, and from where; yield nothing without a driver."""
     if answer is None:
         return
     if answer["missing"]:
@@ -190,7 +190,7 @@ def _gpu_remedy(answer: dict[str, Any], allocation: SlurmEnvironment | None) -> 
 
 
 def check_memory(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
-    """The memory that this process may use."""
+    """Check how much memory this process may use."""
     usable_gb = usable_memory_gb(allocation)
     found = f"{usable_gb:,.1f} GB usable, a run takes about 1.5 GB"
     if usable_gb < LITTLE_GB:
@@ -204,7 +204,7 @@ def check_memory(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
 
 
 def check_data(data: Path | None) -> Iterator[Finding]:
-    """Which reviews a run would train on, and whether every byte is correct; no download."""
+    """Check which reviews a run would train on, and that they are intact; download nothing."""
     dataset = open_dataset(data, download=False)
     counts = f"{len(dataset.train):,} + {len(dataset.test):,} reviews"
     remedy = "harness data fetch, on a machine with internet"
@@ -219,7 +219,7 @@ def check_data(data: Path | None) -> Iterator[Finding]:
 
 
 def check_runs(runs: Path) -> Iterator[Finding]:
-    """Whether the runs folder, or the nearest existing folder above it, has space for files."""
+    """Check writing and free space in the folder of runs, or else the nearest one above it."""
     remedy = "choose another --runs or HARNESS_RUNS"
     try:
         above = runs.absolute().parents

@@ -1,4 +1,4 @@
-"""The findings of a check, one of which is the error that ends it."""
+"""The findings of a check; an error that ends the check is a finding too."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,22 +19,22 @@ class Finding:
     level: Level
     name: str
     found: str
-    remedy: str = ""  # empty for green
+    remedy: str = ""  # what to do; empty for green
 
     @property
     def is_well(self) -> bool:
-        """Whether it is not red."""
+        """Whether the finding is not red."""
         return self.level != "red"
 
 
 def examine(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Run a check; an error in it is one more finding, in red."""
+    """Run a check and yield its findings; an error in the check becomes a red finding."""
     try:
         yield from check()
     except (InputError, RunError) as error:
         # Messages of this project end with the remedy.
         found, _, remedy = str(error).rpartition("; ")
         yield Finding("red", name, found or remedy, remedy if found else "")
-    except Exception as error:  # the other checks must run
+    except Exception as error:  # the other checks must still run
         found = f"the check failed: {type(error).__name__}: {error}"
         yield Finding("red", name, found, "see the error")

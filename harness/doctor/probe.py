@@ -1,8 +1,8 @@
 """`harness doctor --probe`: how long the five jobs take here, extrapolated from short runs.
 
-Such a run also checks the GPU, fills the driver's cache of kernels, and records how much memory of
-a GPU a run takes. `python -m harness.doctor.probe DEVICES` is the child process of `harness doctor`
-that imports TensorFlow.
+A short run also checks the GPU, fills the driver's cache of compiled kernels, and records how much
+GPU memory it takes. To import TensorFlow, `harness doctor` runs `python -m harness.doctor.probe
+DEVICES` as a child process.
 """
 
 import json
@@ -31,9 +31,9 @@ from harness.tracking.run_dir import last_start
 ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 JOBS = PROJECT / "jobs"
 MODULE = "harness.doctor.probe"
-SHORT = {"gpu": 20_000, "cpu": 2000}  # reviews of each split; half of them train, half validate
+SHORT = {"gpu": 20_000, "cpu": 2000}  # number of reviews per split; half train, half validate
 EPOCHS = 2
-FULL_REVIEWS = 25_000  # of each split of IMDB
+FULL_REVIEWS = 25_000  # number of reviews in each split of IMDB
 TRY = f"try: {sys.executable} -c 'import tensorflow'"
 START_S = 300  # time limit of a child process
 # Time limit on a GPU without machine code: TensorFlow warns of 30 minutes of compilation.
@@ -48,24 +48,24 @@ class Estimate:
 
     job: str
     devices: str = ""
-    data: str = ""  # of the short run
-    reviews_per_s: float = 0.0  # training
+    data: str = ""  # the dataset of the short run
+    reviews_per_s: float = 0.0  # in training
     step_s: float = 0.0
     first_step_s: float = 0.0  # from the start of the process to the end of the first step
     total_s: float = 0.0
     time_limit: str = ""  # for sbatch --time
     peak_memory_gb: float = 0.0
-    gpu_gb: float | None = None  # None if NVML does not know it
+    gpu_gb: float | None = None  # None if NVML does not report it
     error: str = ""
 
     @property
     def is_well(self) -> bool:
-        """Whether it was measured."""
+        """Whether the job was measured."""
         return not self.error
 
     @property
     def on_gpu(self) -> bool:
-        """Whether it was measured on a GPU."""
+        """Whether the job was measured on a GPU."""
         return bool(self.devices) and "cpu" not in self.devices
 
 
@@ -74,7 +74,7 @@ def ask_child(devices: str | None, timeout_s: float) -> dict[str, Any]:
 
     Raises:
         InputError: if the child refuses the devices.
-        RunError: if it fails, dies or takes longer than `timeout_s`.
+        RunError: if the child fails, dies or takes longer than `timeout_s`.
     """
     try:
         ended = child.run_module(MODULE, devices or "", timeout_s=timeout_s)
@@ -91,9 +91,9 @@ def ask_child(devices: str | None, timeout_s: float) -> dict[str, Any]:
 
 
 def probe(devices: str | None, data: Path | None) -> Iterator[Estimate]:
-    """Train the five jobs for two short epochs; by default on one GPU, or on the CPU without GPUs.
+    """Train the five jobs for two short epochs each; by default on one GPU, or else on the CPU.
 
-    A job that fails gives an estimate with an error.
+    For a job that fails, yield an estimate with an error.
 
     Raises:
         InputError: if the devices or the data are refused.
@@ -116,7 +116,7 @@ def measure(name: str, devices: str | None, data: Path | None, **variables: str)
 
     Raises:
         InputError: if the run refuses its input.
-        RunError: if it fails.
+        RunError: if the run fails.
     """
     on_gpu = (devices or "").startswith("gpu")
     with scratch_directory() as folder:
@@ -144,16 +144,16 @@ def estimate(
     """Extrapolate a short run to the whole job, on IMDB's 25,000 reviews per split.
 
     Args:
-        result, record: of the short run.
-        last: the times of its last epoch, because the first one includes compilation.
-        ended: its process.
+        result, record: result and provenance of the short run.
+        last: the times of the run's last epoch; the first one includes compilation.
+        ended: the run's process.
     """
     evaluated_s = last["validation_s"] / result["num_validation"]  # per review
     num_validation = int(FULL_REVIEWS * job.data.validation_split)
     epoch_s = (FULL_REVIEWS - num_validation) / last["reviews_per_s"]
     total_s = (
         ended.wall_s
-        - (last["epoch_s"] + last["validation_s"])  # the rest is start and end of the run
+        - (last["epoch_s"] + last["validation_s"])  # the rest is the run's start and end
         + job.train.epochs * (epoch_s + num_validation * evaluated_s)
         + FULL_REVIEWS * evaluated_s
     )
@@ -174,20 +174,20 @@ def estimate(
 
 
 def time_limit(seconds: float) -> str:
-    """The value of `sbatch --time` with a margin, in steps of five minutes: `[D-]HH:MM:SS`."""
+    """Return a value for `sbatch --time`, rounded up with a margin to 5 minutes: `[D-]HH:MM:SS`."""
     minutes = math.ceil((seconds * MARGIN + WARNED_S) / 300) * 5
     days, minutes = divmod(minutes, 24 * 60)
     return f"{f'{days}-' if days else ''}{minutes // 60:02}:{minutes % 60:02}:00"
 
 
-# The child's side
+# In the child process
 
 
 def devices_seen(devices: str) -> dict[str, Any]:
-    """Import TensorFlow; returns facts about its build, its import and the GPUs that it sees.
+    """Import TensorFlow; return the import's time, its build and the GPUs that it sees.
 
     Args:
-        devices: `refused` says why this process can't train on them; empty for all devices.
+        devices: devices to train on, empty for all. If the process can't, `refused` says why.
     """
     from harness.compute.strategy import card_of, import_tensorflow, make_strategy, parse_devices
 
@@ -213,7 +213,7 @@ def devices_seen(devices: str) -> dict[str, Any]:
 
 
 def _libraries() -> dict[str, Any]:
-    """CUDA's libraries that are missing, and those that the site's modules replace."""
+    """Return CUDA's libraries that are missing, and those that the site's modules replace."""
     missing = [*gpu.missing_libraries(), *([] if gpu.has_nvml() else [gpu.NVML])]
     return {"missing": missing, "site": gpu.shadowing_libraries()}
 

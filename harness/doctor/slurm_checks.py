@@ -24,7 +24,7 @@ FORMAT = "%P|%a|%G"  # partition, state, generic resources
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition, or a group of equal nodes in it."""
+    """A partition, or a group of identical nodes in it."""
 
     name: str
     is_default: bool
@@ -33,7 +33,7 @@ class Partition:
 
 
 def parse_partitions(text: str) -> list[Partition]:
-    """Parse the output of `sinfo --format=FORMAT`; headings of several clusters are skipped."""
+    """Parse the output of `sinfo --format=FORMAT`; skip the headings of several clusters."""
     rows = re.findall(r"^([^|\n]+?)(\*?)\|(\w+)\|(.*)$", text, re.MULTILINE)
     return [
         Partition(name, bool(star), state == "up", gpu_types(gres))
@@ -42,7 +42,7 @@ def parse_partitions(text: str) -> list[Partition]:
 
 
 def gpu_types(gres: str) -> frozenset[str]:
-    """The types of GPU in a node's `Gres`, such as `gpu:a100:4(S:0-1),gpu:2`."""
+    """Return the GPU types in a node's `Gres`: a100 and "" for `gpu:a100:4(S:0-1),gpu:2`."""
     types = set()
     for item in re.sub(r"\([^)]*\)", "", gres).split(","):
         name, *rest = item.strip().split(":")
@@ -76,7 +76,7 @@ def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
 
 
 def describe_gpus(partitions: list[Partition]) -> Finding:
-    """Which partitions have GPUs, and the option of sbatch that requests one."""
+    """Report which partitions have GPUs, and the option of sbatch that requests one."""
     having = [each for each in partitions if each.is_up and each.gpu_types]
     if not having and os.environ.get("SBATCH_GRES") == "none":
         return Finding("green", "gpus", "no partition in state up has GPUs; SBATCH_GRES is none")
@@ -96,7 +96,7 @@ def describe_gpus(partitions: list[Partition]) -> Finding:
 
 
 def check_script() -> Finding:
-    """Whether sbatch would accept a job script with this shell's SBATCH_ settings."""
+    """Check that sbatch would accept a job script with this shell's SBATCH_ settings."""
     name = "slurm/lstm.sh with this shell's SBATCH_ settings"
     try:
         answer = would_start(PROJECT / "slurm" / "lstm.sh", timeout_s=TIMEOUT_S)
@@ -107,7 +107,7 @@ def check_script() -> Finding:
 
 
 def _check_by_rules(rules: Rules) -> Finding:
-    """Whether sbatch would accept a job script by the site's rules, and the line to submit it."""
+    """Check that sbatch would accept a job script under the site's rules; report the command."""
     composed = compose(read_header(PROJECT, "lstm"), site_options(), (), rules=rules)
     unset = shlex.join(["env", *(f"-u{name}" for name in composed.unset)]) if composed.unset else ""
     names = "|".join(map(re.escape, rules.never))
@@ -126,7 +126,7 @@ def _check_by_rules(rules: Rules) -> Finding:
 
 
 def check_site_file() -> Finding:
-    """Whether the site's settings exist and this shell has sourced them."""
+    """Check that slurm/site.sh exists and that this shell has sourced it."""
     if (PROJECT / SITE).is_file():
         if hint := not_sourced([*VARIABLES, *SETTINGS, NEVER, ALWAYS]):
             found, _, remedy = hint.rpartition(": ")

@@ -1,7 +1,7 @@
-"""Snapshots of the code, so that a waiting job runs the code at its submission.
+"""Snapshots of the code, so that a waiting job runs the code as it was at submission.
 
 `<runs>/.submissions/code-<hash>/` is complete or absent. All jobs of a user with the same code at
-the same commit share one.
+the same commit share one snapshot.
 """
 
 import hashlib
@@ -33,22 +33,22 @@ from harness.system.site_settings import SITE
 MAX_NEW_FILES = 2000
 MAX_NEW_BYTES = 200_000_000
 
-# Not code, for projects without git.
+# In projects without git, files and folders with these names are not code.
 NO_CODE = (".git", ".venv*", "runs", "logs", ".submissions", "__pycache__", "*.egg-info", "*.out",
            ".*_cache", ".setup.lock*")  # fmt: skip
 
 
 def project_folder() -> Path:
-    """The project whose code is submitted: HARNESS_HOME, or this package's."""
+    """Return the project whose code is submitted: HARNESS_HOME, or the project of this package."""
     named = os.environ.get("HARNESS_HOME")
     return Path(named).absolute() if named else PROJECT
 
 
 def snapshot_path(project: Path, runs: Path) -> Path:
-    """The path of a snapshot of the current code, which need not exist.
+    """Return the path for a snapshot of the current code; the snapshot need not exist.
 
     Raises:
-        InputError: if there are too many new files for code.
+        InputError: if there are too many new files to be all code.
     """
     if is_snapshot(project):
         return project
@@ -60,10 +60,10 @@ def take_snapshot(project: Path, runs: Path) -> Path:
     """Copy the current code with uncommitted changes and new files.
 
     Returns:
-        The snapshot's folder: the project itself if it is a snapshot.
+        The snapshot's folder; if the project is itself a snapshot, the project's folder.
 
     Raises:
-        InputError: if there are too many new files for code.
+        InputError: if there are too many new files to be all code.
         RunError: if the snapshot can't be written.
     """
     if is_snapshot(project):
@@ -77,17 +77,17 @@ def take_snapshot(project: Path, runs: Path) -> Path:
         for name in names:
             target = copy / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            # slurm/site.sh may be a relative link, which is valid in the project only.
+            # slurm/site.sh may be a relative symbolic link, which is valid only in the project.
             shutil.copy2(project / name, target, follow_symlinks=name == SITE)
         record = {**version, "project": str(project)}
         del record["snapshot"]
-        # Private, because a diff may hold secrets.
+        # Others must not read the record, because a diff may contain secrets.
         atomic_write(copy / SNAPSHOT_RECORD, json.dumps(record, indent=2) + "\n", mode=0o600)
         for parent in {(copy / name).parent for name in names if name.endswith(".py")}:
-            # Python would create it with the user's umask, and others could add code.
+            # Python would create it with the user's umask, so that others might add code.
             (parent / "__pycache__").mkdir(exist_ok=True)
         _keep_others_out(copy)
-        # The hash is the copy's, because a file may have changed meanwhile.
+        # Hash the copy, because a file of the project may have changed meanwhile.
         folder = _path(copy, runs, names, commit=version["commit"])
         if not _holds(folder, copy, names):
             _replace(folder, copy)
@@ -101,10 +101,10 @@ def take_snapshot(project: Path, runs: Path) -> Path:
 
 
 def left_out(project: Path, runs: Path) -> Iterator[str]:
-    """A line about files that look like secrets, if there are any.
+    """Yield one line about files that look like secrets, if there are any.
 
     Raises:
-        InputError: if there are too many new files for code.
+        InputError: if there are too many new files to be all code.
     """
     if is_snapshot(project):
         return
@@ -118,19 +118,19 @@ def left_out(project: Path, runs: Path) -> Iterator[str]:
 
 
 def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
-    """The tracked and the new files of the project, with slurm/site.sh and without secrets.
+    """List the tracked and the new files of the project, with slurm/site.sh but without secrets.
 
-    Without git, all files but those of runs, caches and environments.
+    Without git, list all files except those of runs, caches and environments.
 
     Returns:
-        The files' paths in the project; and the secrets' paths with the reasons.
+        The paths of the files in the project; and a dictionary of secrets with the reasons.
 
     Raises:
-        InputError: if there are too many new files for code.
+        InputError: if there are too many new files to be all code.
     """
     try:
         if not is_checkout(project):
-            raise GitError(f"{project} is no git checkout")
+            raise GitError(f"{project} is not a git checkout")
         new, tracked = new_files(project, runs), tracked_files(project)
         private = secrets_among(project, new)
     except GitError:
@@ -148,7 +148,7 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
         )
     private.pop(SITE, None)  # the job needs it
     names = {*tracked, *new, SITE} - private.keys()
-    # Skips deleted files, folders of other repositories, and sockets.
+    # This skips deleted files, folders of other repositories, and sockets.
     found = sorted(
         n for n in names if (project / n).is_file() or (n != SITE and (project / n).is_symlink())
     )
@@ -177,7 +177,7 @@ def _is_no_code(name: str) -> bool:
 
 
 def _path(root: Path, runs: Path, names: Iterable[str], *, commit: str | None) -> Path:
-    # With the user's id, because each user trusts only snapshots of their own.
+    # The hash depends on the user's id, because users trust only their own snapshots.
     digest = hashlib.sha256(f"{os.getuid()} {commit}".encode())
     for name in names:
         digest.update(b"\0".join([b"", os.fsencode(name), *_content(root, name)]))
@@ -185,7 +185,7 @@ def _path(root: Path, runs: Path, names: Iterable[str], *, commit: str | None) -
 
 
 def _content(root: Path, name: str) -> list[bytes]:
-    """The kind of a file, and the checksum of its content."""
+    """Return the kind of a file, and the checksum of its content."""
     path = root / name
     if path.is_symlink() and name != SITE:
         return [b"link", hashlib.sha256(os.fsencode(path.readlink())).digest()]
@@ -196,7 +196,7 @@ def _content(root: Path, name: str) -> list[bytes]:
 def _holds(folder: Path, copy: Path, names: Iterable[str]) -> bool:
     """Whether a snapshot is intact.
 
-    Scratch folders may lose old files. In a shared folder of runs, somebody could change the code
+    A scratch disk may delete old files. In a shared folder of runs, somebody could change the code
     of a job, or add a module that Python finds first.
     """
     try:
@@ -222,7 +222,7 @@ def _replace(folder: Path, copy: Path) -> None:
     try:
         copy.rename(folder)
     except OSError:
-        if not folder.is_dir():  # another process may have been faster
+        if not folder.is_dir():  # otherwise another process was faster
             raise
-    finally:  # after the rename, because it takes long
+    finally:  # removal takes long, so it comes after the rename
         shutil.rmtree(aside, ignore_errors=True)

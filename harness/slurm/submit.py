@@ -1,7 +1,7 @@
-"""Submission of jobs by sbatch, with a snapshot of the code.
+"""Submit jobs to sbatch with a snapshot of the code.
 
-`<runs>/.submissions/<time>-<job>/` holds the script and the job with every default, so later edits
-do not affect a waiting job. `<runs>/.submissions/<job id>.json` names its runs and logs.
+`<runs>/.submissions/<time>-<job>/` contains the script and a job file with every key, so later
+edits do not affect a waiting job. `<runs>/.submissions/<job id>.json` lists its runs and logs.
 """
 
 import contextlib
@@ -51,7 +51,7 @@ from harness.system.leased_dir import to_json
 from harness.system.site_settings import check_trusted_network
 
 ALL_JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
-JOB_ID = "@JOB@"  # placeholder in a record
+JOB_ID = "@JOB@"  # placeholder for the job's id in a record
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Request:
     """A checked request to submit jobs."""
 
     project: Path
-    runs: Path  # absolute
+    runs: Path  # the absolute path of the folder of runs
     jobs: tuple[Wanted, ...]
-    comparison: Resources | None = None  # for a job that compares all runs after their end
+    comparison: Resources | None = None  # resources of the job that compares the runs
 
 
 def make_request(
@@ -73,12 +73,12 @@ def make_request(
     seeds: str | None = None,
     pack: bool = False,
 ) -> Request:
-    """Check a request to train a job; without a job file, all five and their comparison.
+    """Check a request to train a job; without a job file, to train all five and compare them.
 
-    Writes nothing but the cache of the user's texts, which the job uses.
+    This writes nothing except the cache of the user's texts, which the job uses later.
 
     Raises:
-        InputError: one line with the refused value and the remedy.
+        InputError: if a value is refused; one line with the value and the remedy.
     """
     chosen = parse_seeds(seeds) if seeds is not None else None
     if pack and not chosen:
@@ -95,7 +95,7 @@ def check_request(
     """Check the request for each job.
 
     Raises:
-        InputError: one line with the refused value and the remedy.
+        InputError: if a value is refused; one line with the value and the remedy.
     """
     request = Request(project_folder(), runs.absolute(), tuple(jobs), comparison)
     if request.project.resolve() == runs.resolve():
@@ -115,7 +115,7 @@ def check_request(
 def _check_job(
     path: Path, overrides: Sequence[str], seeds: Sequence[int] | None
 ) -> Job | SearchSpec:
-    """The job or search with its overrides, checked for every seed and with the user's texts."""
+    """Load a job or search with overrides; check it for every seed and with the user's texts."""
     job: Job | SearchSpec
     if is_search(path):
         if seeds:
@@ -137,7 +137,7 @@ def _check_job(
 
 
 def doubts(request: Request) -> Iterator[str]:
-    """Warnings about jobs that may not train as intended."""
+    """Yield warnings about jobs that may not train as intended."""
     jobs = [each.job for each in request.jobs if not each.resumes]
     trainings = [job.job if isinstance(job, SearchSpec) else job for job in jobs]
     yield from dict.fromkeys(line for job in trainings for line in job.without_effect())
@@ -162,7 +162,7 @@ def doubts(request: Request) -> Iterator[str]:
 
 
 def dry_submissions(request: Request) -> list[SbatchJob]:
-    """The jobs of a request, with their names in place of ids."""
+    """Return the jobs of a request without submitting them; names stand in for their ids."""
     layout = _layout(request, snapshot_path(request.project, request.runs))
     planned = [job_submission(each, layout) for each in request.jobs]
     if request.comparison:
@@ -172,12 +172,12 @@ def dry_submissions(request: Request) -> list[SbatchJob]:
 
 
 def _check_start(planned: SbatchJob) -> None:
-    """Let sbatch refuse a job before anything is written into the runs."""
+    """Ask sbatch whether it accepts a job, before anything is written to the folder of runs."""
     with scratch_directory() as folder:
         script = folder / "job.sh"
         script.write_bytes(os.fsencode(planned.script))
         try:
-            # If all suitable nodes are down, sbatch itself accepts the job.
+            # If all suitable nodes are down, only `sbatch --test-only` refuses the job.
             with contextlib.suppress(client.NoNodesError):
                 client.would_start(script, *planned.asks, unset=planned.unset)
         except (InputError, RunError) as error:
@@ -188,7 +188,7 @@ def submit(request: Request) -> dict[str, SbatchJob]:
     """Submit all jobs of a request, or none.
 
     Returns:
-        The submitted jobs by their ids.
+        The submitted jobs, with their ids as keys.
 
     Raises:
         InputError: if sbatch refuses a job, with its messages.
@@ -221,10 +221,10 @@ def submit(request: Request) -> dict[str, SbatchJob]:
 
 
 def draft(request: Request) -> tuple[list[str], Path]:
-    """Write a job that a job script submits, because a container may lack sbatch.
+    """Write the files of a job. The calling job script submits it: a container may lack sbatch.
 
     Returns:
-        The command, and the path of the submission's record, which has JOB_ID for the job's id.
+        The sbatch command, and the path of the record, in which JOB_ID stands for the job's id.
     """
     layout = _layout(request, take_snapshot(request.project, request.runs))
     submission = job_submission(request.jobs[0], layout)
@@ -236,15 +236,15 @@ def draft(request: Request) -> tuple[list[str], Path]:
 
 
 def first_look(submitted: Mapping[str, SbatchJob]) -> list[str]:
-    """The states of new jobs after Slurm has considered them, from one call of squeue.
+    """Wait until Slurm has first tried to start new jobs; ask squeue once for their states.
 
     Returns:
-        A line per state, with the ids if there are several jobs.
+        A line per state, which begins with the ids if there are several jobs.
     """
     time.sleep(max(each.layout.first_look_s for each in submitted.values()))
     found: dict[str, dict[str, None]] = {}
     for job in ask_about([*submitted]):
-        job_id = job.id.partition("_")[0]  # of a whole array
+        job_id = job.id.partition("_")[0]  # one id for all tasks of an array
         answer = f"pending ({job.why})" if job.waits and job.why else job.state.lower()
         answer = "; ".join(filter(None, (answer, short_limit(job.limit_s))))
         found.setdefault(answer, {})[job_id] = None
@@ -274,7 +274,7 @@ def _submit(submission: SbatchJob) -> str:
     Raises:
         InputError, RunError: if sbatch refuses the job or Slurm is not available; then the
             submission's folder is removed.
-        RunError: if sbatch names no id; then the folder stays.
+        RunError: if sbatch prints no id; then the folder stays.
     """
     try:
         _write(submission)
@@ -298,10 +298,10 @@ def _submit(submission: SbatchJob) -> str:
 
 
 def _write(submission: SbatchJob) -> None:
-    """Write the folder of a submission: the script and the job."""
-    # Without it, Slurm drops the log silently.
+    """Write the script and the job file into the folder of a submission."""
+    # Without the folder `logs`, Slurm drops the log silently.
     (submission.layout.runs / "logs").mkdir(parents=True, exist_ok=True)
-    # With any umask, because the job refuses code that others could have changed.
+    # 0o755 whatever the umask is: the job refuses code that others could have changed.
     submission.folder.mkdir(mode=0o755, parents=True)
     # fsencode keeps the bytes of paths in any locale.
     atomic_write(submission.folder / "job.sh", os.fsencode(submission.script), 0o644)
@@ -327,7 +327,7 @@ def _record_of(submission: SbatchJob, job_id: str) -> dict[str, Any]:
 
 
 def _withdraw(submitted: Mapping[str, SbatchJob]) -> str:
-    """Cancel submitted jobs after a later error; return a clause that says so."""
+    """Cancel submitted jobs after an error; return a clause for the error's message."""
     ids = ", ".join(submitted)
     try:
         client.ask("scancel", *submitted)

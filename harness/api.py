@@ -1,10 +1,11 @@
 """The commands as Python functions: `harness.train`, `tune`, `audit`, `load_runs` and `compare`.
 
-A training or a search runs in a separate process, as on the command line. So it gives the same
-bytes, works in a thread or a notebook that already uses TensorFlow, and leaves no signal handlers
-or settings of TensorFlow behind. Its output is printed, and its error is raised instead.
+A training or a search runs in a separate process, as on the command line. So its results are
+bitwise equal to those of the command, and it works in a thread or a notebook that already uses
+TensorFlow. It leaves no signal handlers or settings of TensorFlow behind. The output of the process
+is printed; if it fails, its error is raised.
 
-Accuracies are numbers from 0 to 1, but per cent in text.
+Numbers are accuracies from 0 to 1; texts show accuracies in per cent.
 """
 
 import contextlib
@@ -46,16 +47,16 @@ Settings = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Run:
-    """A run, finished or not. Every property reads the folder again."""
+    """A run, finished or unfinished. Each property reads the folder when it is used."""
 
     folder: Path
 
     @property
     def job(self) -> Job:
-        """The job with all defaults.
+        """The run's job, including default values.
 
         Raises:
-            InputError: if the folder holds no run, or one of another version.
+            InputError: if the folder contains no run, or one of another version.
         """
         return self._directory.job()
 
@@ -66,7 +67,7 @@ class Run:
 
     @property
     def result(self) -> dict[str, Any]:
-        """`result.json`: the scores and, in keys that end in `_s`, measured times.
+        """The content of `result.json`: scores, and measured times in keys that end in `_s`.
 
         Raises:
             InputError: if the run is unfinished.
@@ -80,11 +81,11 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """`metrics.jsonl`: a dictionary per completed epoch."""
+        """The content of `metrics.jsonl`: a dictionary for each completed epoch."""
         return read_json_lines(self.folder / "metrics.jsonl")
 
     def model(self) -> "keras.Model":
-        """The trained model, which maps word indices `[rows, time] int32` to probabilities.
+        """Load the trained model, which maps word indices `[rows, time] int32` to probabilities.
 
         Raises:
             InputError: if the run is unfinished, or its model can't be loaded.
@@ -95,10 +96,10 @@ class Run:
             return load_model(self._directory)
 
     def predict(self, texts: str | Sequence[str]) -> "list[Prediction]":
-        """Classify raw texts or a single text.
+        """Classify raw texts, or a single text.
 
         Raises:
-            InputError: for a text without words, or an unfinished run.
+            InputError: if a text contains no words, or the run is unfinished.
         """
         from harness.inference.predict import predict
 
@@ -114,9 +115,9 @@ class Runs(list[Run]):
     """Runs, sorted by folder."""
 
     def to_frame(self) -> "pandas.DataFrame":
-        """A row per run: folder, job, seed, all keys of the job, and scores.
+        """Return a table with a row for each run: folder, job, seed, job keys, and scores.
 
-        Accuracies are shares from 0 to 1, times are in seconds.
+        Accuracies are numbers from 0 to 1; times are in seconds.
         """
         import pandas
 
@@ -125,15 +126,16 @@ class Runs(list[Run]):
 
 @dataclass(frozen=True)
 class Sweep:
-    """The folder of a search."""
+    """A search, given by its folder."""
 
     folder: Path
 
     @property
     def leaderboard(self) -> list[dict[str, Any]]:
-        """The trials with the columns of `leaderboard.csv`, best first; empty without trials.
+        """The trials, best first, with the columns of `leaderboard.csv`.
 
-        Values have the types of the job and the result; missing values are None.
+        The list is empty if there are no trials. A missing value is None; other values have the
+        types that they have in the job and the result.
         """
         sweep = SweepDirectory.open(self.folder)
         search = sweep.search()
@@ -141,7 +143,7 @@ class Sweep:
 
     @property
     def result(self) -> dict[str, Any]:
-        """`result.json`: the best trial, its score and its values.
+        """The content of `result.json`: the best trial, its score and its values.
 
         Raises:
             InputError: if the search is unfinished.
@@ -155,7 +157,7 @@ class Sweep:
         return sweep.read_json("result.json")
 
     def to_frame(self) -> "pandas.DataFrame":
-        """The leaderboard."""
+        """Return the leaderboard as a table."""
         import pandas
 
         return pandas.DataFrame(self.leaderboard)
@@ -165,11 +167,11 @@ class Sweep:
 class Comparison:
     """The result of `harness compare`; its repr is the table."""
 
-    parts: "tuple[Part, ...]"  # one per dataset
+    parts: "tuple[Part, ...]"  # a part of the report for each dataset
     left_out: "tuple[LeftOut, ...]"
 
     def __repr__(self) -> str:
-        """The tables and sentences of `harness compare`."""
+        """Return the tables and sentences that `harness compare` prints."""
         from harness.report.text_tables import table_lines
 
         lines = []
@@ -179,14 +181,14 @@ class Comparison:
         return printable("\n".join(lines[:-1]))
 
     def _repr_markdown_(self) -> str:
-        """The tables in Markdown; a notebook calls this."""
+        """Return the tables in Markdown, for a notebook."""
         from harness.report.summary import to_markdown
 
         return to_markdown(self.parts)
 
     @property
     def sentences(self) -> list[str]:
-        """The comparisons with the baseline, and the differences between jobs, in words."""
+        """The sentences that compare jobs with the baseline, and jobs with each other."""
         return [
             sentence
             for part in self.parts
@@ -194,16 +196,16 @@ class Comparison:
         ]
 
     def to_frame(self) -> "pandas.DataFrame":
-        """A row per job or baseline, with accuracies from 0 to 1 and times in seconds."""
+        """Return a table with a row per job or baseline; accuracies 0 to 1, times in seconds."""
         from harness.report.summary import figures
 
         return figures(self.parts).infer_objects()
 
     def write(self, folder: PathLike) -> Path:
-        """Write the report of `harness compare --out`; returns the path of its HTML page.
+        """Write the report of `harness compare --out`; return the path of its HTML page.
 
         Raises:
-            InputError: if the folder contains files that are not of an earlier comparison.
+            InputError: if the folder contains files that don't belong to an earlier report.
         """
         from harness.report.html import check_folder, write_comparison
 
@@ -224,17 +226,18 @@ def train(
 
     Args:
         job: the job file.
-        settings: keys of the job to change, such as `{"train.epochs": 2}`, or by tables:
+        settings: keys of the job to change, such as `{"train.epochs": 2}` or
             `{"train": {"epochs": 2}}`.
-        seed: `train.seed`.
-        run_id: name of the run. An unfinished run continues, a finished run stays unchanged.
-        runs: folder of the runs, by default HARNESS_RUNS, or `runs`.
-        options: other options of `harness train`: `devices="cpu:2"`, `data="…"`, `full=True`.
+        seed: the value of `train.seed`.
+        run_id: the name of the run. If it exists unfinished, it is continued; a finished run stays
+            unchanged.
+        runs: the folder of the runs, by default HARNESS_RUNS, or `runs`.
+        options: other options of `harness train`, such as `devices="cpu:2"` or `full=True`.
 
     Raises:
-        InputError: the job, an option or this machine was refused; nothing was written.
+        InputError: the job, an option or this machine is unsuitable; nothing was written.
         RunError: the run failed.
-        Interrupted: a signal stopped the run. It is saved; the same `run_id` continues it.
+        Interrupted: a signal stopped the run. It is saved; a call with its `run_id` continues it.
         KeyboardInterrupt: you interrupted the call. The run is saved and has ended.
     """
     overrides = _overrides(settings, options)
@@ -264,11 +267,12 @@ def tune(
     Args:
         job: a job file with [search].
         settings: keys to change, such as `{"search.trials": 4}` or `{"search": {"trials": 4}}`.
-        sweep_id: name of the sweep; an unfinished one continues.
-        runs, options: as for `train`, with the options of `harness tune`.
+        sweep_id: the name of the sweep; an unfinished sweep with this name is continued.
+        runs: the folder of the runs, by default HARNESS_RUNS, or `runs`.
+        options: other options of `harness tune`.
 
     Raises:
-        InputError, RunError, Interrupted, KeyboardInterrupt: as `train` says.
+        InputError, RunError, Interrupted, KeyboardInterrupt: as in `train`.
     """
     from harness.job.search import load_search
 
@@ -291,16 +295,16 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
     """Check the numbers of a finished run by training it again, as `harness audit` does.
 
     Args:
-        run: folder of the run, which stays unchanged.
-        runs: folder of your runs, which keeps the audit; by default HARNESS_RUNS, or `runs`.
-        options: of `harness audit`: `quick=True`, `epochs=2`, `full=True`, `data="…"`.
+        run: the folder of the run, which stays unchanged.
+        runs: the folder of your runs; it also stores the audit. By default HARNESS_RUNS, or `runs`.
+        options: options of `harness audit`, such as `quick=True`, `epochs=2` or `full=True`.
 
     Returns:
-        `outcome` is `equal`, `within rounding` or `differs`, `sentence` says where, and `checks`
-        has all comparisons.
+        The audit: `outcome` is `equal`, `within rounding` or `differs`, `sentence` says what
+        differs, and `checks` lists all comparisons.
 
     Raises:
-        InputError: the run can't be audited here; the message has the reason.
+        InputError: the run can't be audited here; the message contains the reason.
         RunError: the result of the run can't be read.
     """
     from harness.training.audit import Audit
@@ -309,7 +313,7 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
     error: RunError | None = None
     try:
         run_printed("audit", str(run), *_options(options | {"runs": folder}))
-    except RunError as ended:  # exit code 1: the run differs, or the audit failed
+    except RunError as ended:  # exit code 1: the results differ, or the audit failed
         error = ended
     kept = audits_of(folder, (Path(run) / "result.json").read_bytes())
     latest: dict[str, Any] = max(kept.values(), key=lambda each: each["ended_s"], default={})
@@ -319,15 +323,15 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
 
 
 def load_runs(*folders: PathLike) -> Runs:
-    """The runs in folders, finished or not, without ensembles and trials of searches.
+    """Find the runs in folders, finished or not, except ensembles and trials of searches.
 
-    Leaves out runs that have no job file yet.
+    Runs without a job file are left out.
 
     Args:
-        folders: runs, folders of runs or patterns; by default HARNESS_RUNS, or `runs`.
+        folders: runs, folders of runs, or patterns; by default HARNESS_RUNS, or `runs`.
 
     Raises:
-        InputError: for a missing folder.
+        InputError: if a folder does not exist.
     """
     from harness.job.search import is_sweep
     from harness.report.collect import expand
@@ -352,12 +356,12 @@ def compare(
     """Compare the test scores of finished runs, as `harness compare` does.
 
     Args:
-        folders: as for `load_runs`.
-        baseline: `"ngrams"` also fits the linear model over 1- to 3-grams, `"none"` skips all.
-        data: folder of the dataset, instead of HARNESS_DATA.
+        folders: the runs, as for `load_runs`.
+        baseline: `"ngrams"` adds a linear model over 1- to 3-grams, `"none"` leaves out baselines.
+        data: the folder of the dataset; replaces HARNESS_DATA.
 
     Raises:
-        InputError: if no run is finished and tested, or something named is missing.
+        InputError: if no run is finished and tested, or a folder or the dataset is missing.
     """
     from harness.report.summary import compared
 
@@ -377,10 +381,10 @@ def _default_runs() -> Path:
 
 
 def _overrides(settings: Settings | None, options: Settings) -> list[str]:
-    """Settings as values of `--set`.
+    """Convert settings to values of the option `--set`.
 
     Raises:
-        InputError: for options of the command that have another form here.
+        InputError: if `options` contains an option that this module replaces by an argument.
     """
     for name in {"set", "seeds"} & options.keys():
         raise InputError(
@@ -391,7 +395,7 @@ def _overrides(settings: Settings | None, options: Settings) -> list[str]:
 
 
 def _dotted(settings: Settings, above: str = "") -> Iterator[tuple[str, object]]:
-    """Settings by dotted key. Flattens tables, and in them free tables such as `model.options`."""
+    """Yield settings by dotted key. Flatten tables, and in them free ones like `model.options`."""
     for name, value in settings.items():
         key = f"{above}{name}"
         is_table = "." not in key or (above and key in KEYS and is_free(KEYS[key]))
@@ -402,7 +406,7 @@ def _dotted(settings: Settings, above: str = "") -> Iterator[tuple[str, object]]
 
 
 def _options(options: Mapping[str, object]) -> list[str]:
-    """Keyword arguments as options of a command. The command checks them."""
+    """Convert keyword arguments to options of a command, which checks them."""
     words = []
     for name, given in options.items():
         option = f"--{name.rstrip('_').replace('_', '-')}"  # from_ is --from
@@ -416,7 +420,7 @@ def _options(options: Mapping[str, object]) -> list[str]:
 def _quiet_tensorflow() -> Iterator[None]:
     """Import TensorFlow without messages that no user can act on."""
     if "tensorflow" not in sys.modules:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors are shown
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides all but errors
         with filtered_stderr():
             import tensorflow as tf
 
@@ -439,6 +443,6 @@ def _row(run: Run) -> dict[str, Any]:
             row |= {f"{table}.{key}": value for key, value in keys.items()}
         result = directory.result() if row["finished"] else {}
         row |= {k: v for k, v in result.items() if isinstance(v, bool | int | float)}
-    except (InputError, RunError) as error:  # the other runs are still shown
+    except (InputError, RunError) as error:  # the other runs still get their rows
         log(logging.WARNING, str(error))
     return row

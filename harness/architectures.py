@@ -1,6 +1,6 @@
-"""The notebook's five recurrent sentiment models, each as one function over plain Keras layers.
+"""The notebook's five recurrent sentiment models, each built from plain Keras layers.
 
-A custom network needs no edit here: a job names its file, see jobs/README.md.
+A custom network needs no change here: a job contains the path of its file, see jobs/README.md.
 
 Keras is imported inside the functions, because jobs are checked without it.
 """
@@ -15,11 +15,11 @@ from harness.config import FORM, ConfigSection, Facts, Options, Share
 if TYPE_CHECKING:
     import keras
 
-LOWEST = -6e4  # below any output of a layer, and a number in half precision too
+LOWEST = -6e4  # below any output of a layer, and still finite in float16
 
 
 def rnn(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
-    """Exercise 6.01, the plain RNN: 2,080 recurrent parameters at 32 units."""
+    """Build the plain RNN of exercise 6.01, with 2,080 recurrent parameters at 32 units."""
     from keras.layers import SimpleRNN
 
     layer = SimpleRNN(config.units, return_sequences=over_time(config))
@@ -27,7 +27,7 @@ def rnn(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "ker
 
 
 def lstm(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
-    """Exercise 6.02: 8,320 recurrent parameters at 32 units."""
+    """Build the LSTM of exercise 6.02, with 8,320 recurrent parameters at 32 units."""
     from keras.layers import LSTM
 
     layer = LSTM(config.units, return_sequences=over_time(config))
@@ -35,7 +35,7 @@ def lstm(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "ke
 
 
 def gru(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
-    """Exercise 6.03: 6,240 recurrent parameters at 32 units and `reset_after = false`."""
+    """Build the GRU of exercise 6.03: 6,240 recurrent parameters (32 units, `reset_after` off)."""
     from keras.layers import GRU
 
     layer = GRU(config.units, reset_after=config.reset_after, return_sequences=over_time(config))
@@ -43,7 +43,7 @@ def gru(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "ker
 
 
 def bilstm(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
-    """Exercise 6.04: 16,640 recurrent parameters at 32 units."""
+    """Build the bidirectional LSTM of exercise 6.04: 16,640 recurrent parameters (32 units)."""
     from keras.layers import LSTM, Bidirectional
 
     layer = Bidirectional(LSTM(config.units, return_sequences=over_time(config)))
@@ -51,7 +51,7 @@ def bilstm(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "
 
 
 def stacked_lstm(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
-    """Exercise 6.05: 16,640 recurrent parameters at 32 units."""
+    """Build the stacked LSTM of exercise 6.05: 16,640 recurrent parameters (32 units)."""
     from keras.layers import LSTM
 
     second = LSTM(config.second_units or config.units, return_sequences=over_time(config))
@@ -71,14 +71,14 @@ BUILDERS: dict[str, Callable[..., "keras.Model"]] = {
 def sentiment(
     vocab_size: int, config: "ModelConfig", *recurrent: "keras.Layer", num_outputs: int
 ) -> "keras.Model":
-    """The network of all five exercises: embedding, recurrent layers, probabilities.
+    """Build the network of an exercise: embedding, recurrent layers, probabilities.
 
     Args:
         vocab_size: the number of word indices.
-        config: `[model]` of the job.
-        recurrent: layers from `[batch, time, embedding_dim]` to `[batch, units]`, or to
+        config: the job's `[model]` table.
+        recurrent: the layers from `[batch, time, embedding_dim]` to `[batch, units]`, or to
             `[batch, time, units]` if `over_time(config)`.
-        num_outputs: 1 for two classes (the probability of label 1), else the number of classes.
+        num_outputs: 1 for the probability of label 1 of two classes, else the number of classes.
     """
     import keras
     from keras import layers
@@ -93,8 +93,8 @@ def sentiment(
     )
     last = (
         layers.Dropout(config.dropout),
-        # In the precision of the weights: in half precision a probability could be rounded to 0
-        # or 1, with an infinite loss.
+        # The layer has the precision of the weights: in half precision a probability could be
+        # rounded to 0 or 1, and the loss would be infinite.
         layers.Dense(
             num_outputs,
             activation="sigmoid" if num_outputs == 1 else "softmax",
@@ -126,7 +126,7 @@ def _chained(x: "keras.KerasTensor", layers: Sequence["keras.Layer"]) -> "keras.
 
 
 def _pooling(kind: str) -> Sequence["keras.Layer"]:
-    """The layers from outputs over time to one vector; the notebook uses the last output."""
+    """Return the layers that pool outputs over time; the notebook uses the last output."""
     from keras import layers
 
     kinds = {
@@ -138,62 +138,63 @@ def _pooling(kind: str) -> Sequence["keras.Layer"]:
 
 
 class Padding:
-    """The ends of reviews that are padded with zeros at their ends.
+    """Operations that ignore the padding of reviews with zeros at their ends.
 
-    It consists of plain Keras, so a saved model does not need this package. No layer gets a mask,
-    because a recurrent layer's outputs after the end of a review have no effect on earlier outputs,
-    and a loop with a mask takes longer on a CPU.
+    They consist of plain Keras, so a saved model does not need this package. No layer gets a mask:
+    a recurrent layer's outputs in the padding have no effect on earlier outputs, and a loop with a
+    mask takes longer on a CPU.
 
     Args:
-        tokens: `[batch, time] int32`, the input.
+        tokens: the network's input, `[batch, time] int32`.
     """
 
     def __init__(self, tokens: "keras.KerasTensor") -> None:
         from keras import ops
 
-        # TensorFlow computes with 32-bit integers on the host, so a GPU would copy them there.
+        # TensorFlow computes with int32 on the host, so a GPU would copy the tokens there.
         tokens = ops.cast(tokens, "int64")
         self.is_word = ops.not_equal(tokens, 0)  # [batch, time]
         ones = ops.ones_like(tokens)
         place = ops.cumsum(ones, axis=1) - 1
-        num_places = ops.sum(ones, axis=1, keepdims=True)  # [batch, 1], the same in each review
+        num_places = ops.sum(ones, axis=1, keepdims=True)  # [batch, 1], the same for each review
         last = ops.sum(ops.cast(self.is_word, "int64"), axis=1, keepdims=True) - 1
         self.is_last = ops.equal(place, last)  # [batch, time]
-        # The source of each place of the reversed reviews, as an index into all reviews.
+        # Where each word of the reversed reviews comes from, an index into the words of the batch.
         before = ops.cumsum(num_places, axis=0) - num_places
         self._reversed = before + ops.where(self.is_word, last - place, place)
 
     def reverse(self, x: "keras.KerasTensor") -> "keras.KerasTensor":
-        """The reversed reviews, with the padding at the end; `[batch, time, channels]`."""
+        """Reverse each review, but leave its padding at the end; `[batch, time, channels]`."""
         from keras import ops
 
         return ops.take(ops.reshape(x, [-1, x.shape[-1]]), self._reversed, axis=0)
 
     def last(self, x: "keras.KerasTensor") -> "keras.KerasTensor":
-        """The last output of each review: `[batch, time, channels]` to `[batch, channels]`."""
+        """Select each review's last output: `[batch, time, channels]` to `[batch, channels]`."""
         from keras import ops
 
         return _squeezed(ops.sum(ops.where(self.is_last[..., None], x, 0.0), axis=1, keepdims=True))
 
     def max(self, x: "keras.KerasTensor") -> "keras.KerasTensor":
-        """The largest output of each channel: `[batch, time, channels]` to `[batch, channels]`."""
+        """Find each channel's largest output: `[batch, time, channels]` to `[batch, channels]`."""
         from keras import layers, ops
 
         words = ops.where(self.is_word[..., None], x, LOWEST)
         return _squeezed(layers.GlobalMaxPooling1D(keepdims=True)(words))
 
     def mean(self, x: "keras.KerasTensor") -> "keras.KerasTensor":
-        """The mean output of each channel: `[batch, time, channels]` to `[batch, channels]`."""
+        """Average each channel's outputs: `[batch, time, channels]` to `[batch, channels]`."""
         from keras import layers
 
         return _squeezed(layers.GlobalAveragePooling1D(keepdims=True)(x, mask=self.is_word))
 
 
 def _squeezed(x: "keras.KerasTensor") -> "keras.KerasTensor":
-    """`[batch, 1, channels]` to `[batch, channels]`.
+    """Remove the time axis that a reduction has kept, `[batch, 1, channels]`.
 
-    Reductions keep the time axis, whose length differs between batches: without the axis, the
-    gradient of a sum needs the shape, which TensorFlow computes on a GPU and then waits for.
+    Reductions use `keepdims`, because the length of the time axis differs between batches. Without
+    `keepdims` the gradient of a sum needs the shape, and a step would wait for the GPU to compute
+    it.
     """
     from keras import ops
 
@@ -207,7 +208,7 @@ def _pooled(
     *,
     padding: Padding | None,
 ) -> "keras.KerasTensor":
-    """The recurrent layers and all kinds of pooling: `[batch, time, channels]` to `[batch, …]`."""
+    """Apply recurrent layers, then all poolings: `[batch, time, channels]` to `[batch, …]`."""
     from keras import layers
 
     directions = [x]
@@ -216,7 +217,7 @@ def _pooled(
             forward = layer.forward_layer
             settings = forward.get_config() | {"name": layer.backward_layer.name}
             backward = type(forward).from_config(settings)
-            # Keras's backward layer would begin in the padding.
+            # Keras's backward layer would start in the padding.
             directions = [forward(x), backward(padding.reverse(x))]
             if layer is not recurrent[-1]:
                 x = layers.Concatenate()([directions[0], padding.reverse(directions[1])])
@@ -234,7 +235,7 @@ def _pooled(
 
 
 def over_time(config: "ModelConfig") -> bool:
-    """Whether the last recurrent layer returns its outputs at all times."""
+    """Whether the last recurrent layer returns its outputs at all words."""
     return config.pooling != "last" or config.right_padded
 
 
@@ -314,12 +315,12 @@ class ModelConfig(ConfigSection):
 
     @property
     def is_own(self) -> bool:
-        """Whether the network is custom, not one of the five."""
+        """Whether the network is custom, not one of the five built-in ones."""
         return self.architecture not in BUILDERS
 
     @property
     def right_padded(self) -> bool:
-        """Whether reviews have zeros at their ends as padding, which the network must ignore."""
+        """Whether reviews are padded at their ends, so that the network must ignore the padding."""
         return False
 
 
@@ -328,5 +329,5 @@ class RightPaddedModel(ModelConfig):
 
     @property
     def right_padded(self) -> bool:
-        """Reviews have their padding at their ends."""
+        """True: reviews are padded at their ends."""
         return True

@@ -1,7 +1,8 @@
-"""The base class of all tables of a job file, the facts of a key, and TOML output.
+"""The base class of a job file's tables, the class `Facts`, and TOML output.
 
-A key is declared once, as a field of its table, with type, bounds, default, meaning and `Facts`.
-All lists of keys in the package are derived from these declarations.
+A key is declared once, as a field of its table, with type, bounds, default and description. `Facts`
+stores what else is known of the key. All lists of keys in the package are derived from these
+declarations.
 """
 
 import math
@@ -15,19 +16,19 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-# A function of the user, see `harness.job.own_code`.
+# How a job file refers to a function of the user, see `harness.job.own_code`.
 REFERENCE = re.compile(
     r"(?P<file>[^:\x00-\x1f\x7f]+\.py):(?P<in_file>[^\W\d]\w*)"
     r"|(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<in_module>[^\W\d]\w*)"
 )
 FORM = "file.py:function or package.module:function"
 Share = Annotated[float, Field(ge=0, lt=1)]
-SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte of the command line, is not text
+SURROGATE = re.compile("[\ud800-\udfff]")  # Python's code for a byte that is not UTF-8
 OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
 def is_reference(text: str) -> bool:
-    """Whether a text names a function by its file or module."""
+    """Whether a text is a reference to a function, such as `file.py:function`."""
     return REFERENCE.fullmatch(text) is not None
 
 
@@ -53,32 +54,33 @@ def _check_options(options: Any) -> Any:
     return dict(sorted(options.items()))  # the order has no meaning
 
 
-# A free table within a table: any names with plain values.
+# A free table within a table: its keys may have any names, and plain values.
 Options = Annotated[dict[str, Any], BeforeValidator(_check_options)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """The facts of a key besides type, bounds, default and meaning.
+    """What is known of a key besides its type, bounds, default and description.
 
-    By default a key changes the result, may be searched, and always has an effect.
+    By default a key changes the result, a search may vary it, and it always has an effect.
 
     Attributes:
-        choices: its allowed names.
-        is_function: whether it may name functions of the user. The job keeps their source.
-        is_path: whether it names a file, relative to the job file.
-        allowed: its range in words, if type, bounds and choices do not show it.
-        changes: `result`; `digits`, only the last digits of the result; or `nothing`, for example a
-            path, because the content has a checksum.
-        not_searched: the reason why no search may vary it.
-        only_with: other keys with values. This key has an effect only if one of them has one of its
-            values or, if no values are listed, differs from its default.
-        check: returns the rule that this key breaks in combination with others, or an empty text.
-            The manual shows its docstring.
-        unvalidated: its only value without validation reviews.
-        for_all_reviews: whether it may differ between a run with validation reviews and a later
-            run on all reviews.
-        is_decided: whether 0 means that the search chooses a value at its start.
+        choices: the allowed values of the key.
+        is_function: whether a value may be a reference to a function of the user. The job stores
+            the function's source.
+        is_path: whether the key is the path of a file, relative to the job file.
+        allowed: the allowed values in words, if type, bounds and choices do not show them.
+        changes: what the key changes: `result`; `digits`, only the last digits of the result; or
+            `nothing`, such as a path, because a checksum of the content is recorded instead.
+        not_searched: the reason why a search may not vary the key.
+        only_with: other keys, with values. This key has an effect only if one of the other keys has
+            a listed value. If no values are listed, it must differ from its default.
+        check: a function that says how the key conflicts with other keys; it returns an empty text
+            if there is no conflict. The table of keys in jobs/README.md shows its docstring.
+        unvalidated: the only value allowed without validation reviews; None allows any value.
+        for_all_reviews: whether a run on all training reviews may set the key differently from the
+            run with validation reviews that it replaces, for example in an ensemble.
+        is_decided: whether 0 lets the search choose the value when it starts.
     """
 
     choices: tuple[str, ...] = ()
@@ -95,12 +97,12 @@ class Facts:
 
 
 def facts_of(info: FieldInfo) -> Facts:
-    """The facts of a key, from its declaration."""
+    """Return the `Facts` in a key's declaration, or default ones."""
     return next((each for each in info.metadata if isinstance(each, Facts)), Facts())
 
 
 class ConfigSection(BaseModel):
-    """A table of a job file. Refuses unknown keys and values of a wrong type."""
+    """A table of a job file. It refuses unknown keys and values of the wrong type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -119,11 +121,11 @@ class ConfigSection(BaseModel):
         return value
 
 
-Tables = Mapping[str, type[ConfigSection]]  # of a job file, by their names
+Tables = Mapping[str, type[ConfigSection]]  # the names of a job file's tables, and their classes
 
 
 def keys_of(tables: Tables) -> dict[str, FieldInfo]:
-    """The declarations of keys by dotted names such as `train.epochs`."""
+    """Return the declaration of each key, by a dotted name such as `train.epochs`."""
     return {
         f"{table}.{name}": info
         for table, section in tables.items()
@@ -132,16 +134,16 @@ def keys_of(tables: Tables) -> dict[str, FieldInfo]:
 
 
 def is_free(info: FieldInfo) -> bool:
-    """Whether a key is a free table. `--set` and a search can set names in it."""
+    """Whether a key is a free table, in which `--set` and a search can set any names."""
     return info.annotation == dict[str, Any]
 
 
 def without_effect(tables: Tables, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The keys that are set and have no effect, with the conditions of an effect.
+    """Yield each key that is set but has no effect, and in words what it needs for an effect.
 
     Args:
         tables: the tables of the job file.
-        values: the values of all keys, by dotted name.
+        values: the value of each key, by its dotted name.
     """
     keys = keys_of(tables)
 
@@ -157,7 +159,7 @@ def without_effect(tables: Tables, values: Mapping[str, Any]) -> Iterator[tuple[
 
 
 def condition(key: str, values: tuple[object, ...]) -> str:
-    """An item of `Facts.only_with` in words."""
+    """Describe an item of `Facts.only_with` in words."""
     shown = (str(value) or '""' for value in values)
     return f"{key} = {' or '.join(shown)}" if values else key
 
@@ -177,12 +179,12 @@ def _check_weights(weights: Any) -> Any:
     return {name: float(value) for name, value in sorted(weights.items())}
 
 
-# Weights of classes by name, or the method that computes them.
+# The weight of each class, by name; or the method that computes the weights.
 ClassWeights = Annotated[str | dict[str, float], BeforeValidator(_check_weights)]
 
 
 def flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """A setting by its dotted key, or the settings of a table."""
+    """Yield a dotted key with its value; for a table, yield all of its settings."""
     if not isinstance(value, dict):
         yield key, value
         return
@@ -191,7 +193,7 @@ def flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def toml_value(value: object) -> str:
-    """A value as TOML on one line. A value of a type that TOML lacks becomes plain text."""
+    """Write a value as TOML on one line; if TOML does not have its type, as plain text."""
     if isinstance(value, Mapping):
         items = (f"{tomli_w.dumps({str(k): 0})[:-5]} = {toml_value(v)}" for k, v in value.items())
         return f"{{ {', '.join(items)} }}"
@@ -207,16 +209,16 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def dump_toml(content: Mapping[str, Any]) -> str:
-    """The text of a job file; sources of functions come last, as readable text."""
+    """Return the text of a job file. Sources of functions come last, as readable text."""
     tables = {name: table for name, table in content.items() if name != "code"}
     for name, table in tables.items():
-        if isinstance(table, dict):  # leaves out empty free tables
+        if isinstance(table, dict):  # leave out empty free tables
             tables[name] = {key: value for key, value in table.items() if value != {}}
     text = tomli_w.dumps(tables)
     if code := content.get("code"):
         text += "\n[code]\n"
     for path, source in (code or {}).items():
-        # TOML's literal text has no escapes, so it can't contain ''' or a control character.
+        # A literal string of TOML has no escapes, so it can't contain ''' or control characters.
         plain = "'''" not in source and not CONTROL.search(source)
         value = f"'''\n{source}'''" if plain else tomli_w.dumps({"v": source})[4:].rstrip("\n")
         text += f'"{path}" = {value}\n'

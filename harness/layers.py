@@ -1,4 +1,4 @@
-"""Layers and functions that all networks share: dropout over the global batch, the embedding."""
+"""Layers for training: dropout over the global batch, and an embedding with outer lookup."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ from keras.layers import BatchNormalization, Dropout, Embedding, Masking, Spatia
 
 
 class _Rows(threading.local):
-    """The rows of the current call in training; TensorFlow traces each replica in its thread."""
+    """The rows of the current training call, per thread: each replica is traced in its own one."""
 
     step: tf.Tensor | None = None
     positions: tf.Tensor | None = None
@@ -23,11 +23,11 @@ _ROWS = _Rows()
 
 @contextlib.contextmanager
 def global_batch(step: tf.Tensor, positions: tf.Tensor) -> Iterator[None]:
-    """Give the dropout layers of a call in training the positions of its examples.
+    """Tell dropout layers, in the `with` block, the step and the positions of its examples.
 
     Args:
-        step: `[] int64`, the number of the training step.
-        positions: `[examples] int32`, the examples' positions in the global batch.
+        step: the number of the training step, `[] int64`.
+        positions: the examples' positions in the global batch, `[examples] int32`.
     """
     before = _ROWS.step, _ROWS.positions
     _ROWS.step, _ROWS.positions = step, positions
@@ -40,12 +40,12 @@ def global_batch(step: tf.Tensor, positions: tf.Tensor) -> Iterator[None]:
 class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no types
     """Dropout whose mask depends only on (seed, step, the example's position in the global batch).
 
-    Keras's layer draws the same mask on all replicas, and no file saves its generator's state. This
-    layer has no state, and drops the same numbers on one replica as on several.
+    Keras's layer draws the same mask on all replicas, and its generator's state is not saved. This
+    layer has no state, and its results do not depend on the number of replicas.
 
-    In a custom network it replaces `keras.layers.Dropout`; with `over_time` it drops whole
-    channels, like `SpatialDropout1D`, and with `over_channels` whole words. It works only in the
-    training of a run.
+    Use it in a custom network in place of `keras.layers.Dropout`. With `over_time` it drops whole
+    channels, like `SpatialDropout1D`; with `over_channels` it drops whole words. It works only when
+    the harness trains.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
         batch_size: int = 0,
         **options: Any,
     ) -> None:
-        """Drop a share `rate` of the inputs.
+        """Create a layer that drops a share `rate` of the inputs.
 
         Args:
-            rate: 0 to below 1.
-            over_time: drop a channel at all times.
-            over_channels: drop a time with all its channels.
-            seed: set by the run.
-            batch_size: the size of the global batch, set by the run.
-            options: of every Keras layer, such as `name`.
+            rate: the share of inputs to drop, from 0 to below 1.
+            over_time: whether to drop a channel at all words of a review, or at none.
+            over_channels: whether to drop all channels of a word, or none.
+            seed: the seed of the masks; the run sets it.
+            batch_size: the size of the global batch; the run sets it.
+            options: arguments of `keras.Layer`, such as `name`.
         """
         super().__init__(**options)
         if not 0 <= rate < 1:
@@ -76,55 +76,55 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
         self.supports_masking = True
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Drop in training; inputs are `[examples, …]`, or `[examples, time, channels]`."""
+        """Drop inputs in training, `[examples, …]`, or `[examples, time, channels]`."""
         if not training or self.rate == 0:
             return inputs
         step, positions = _ROWS.step, _ROWS.positions
         if step is None or positions is None or self.seed is None:
             raise RuntimeError("GlobalBatchDropout works only in the training of a run")
-        # The mask has the shape of the inputs, except for one draw for all times of a channel, or
-        # for all channels of a word. All replicas have the same number of times.
+        # The mask has the shape of the inputs, except that there may be one number for all times of
+        # a channel, or for all channels of a word. All replicas have equally many times.
         rest = tuple(inputs.shape[1:])
         if self.over_time:
             rest = (1, inputs.shape[2])
         elif self.over_channels:
             rest = (tf.shape(inputs)[1], 1)
-        elif None in rest:  # the time, in batches by length
+        elif None in rest:  # the unknown time, in batches of similar length
             rest = tuple(tf.shape(inputs)[i] if n is None else n for i, n in enumerate(rest, 1))
-        # Every replica draws the mask of the whole global batch, [batch, units], a few thousand
-        # numbers, and takes its rows.
+        # Every replica draws the mask of the whole global batch, which has only a few thousand
+        # numbers, and uses the rows of its own examples.
         drawn = uniform((self.batch_size, *rest), tf.stack([self.seed, step]))
         kept = tf.gather(drawn, positions) >= self.rate
         return tf.where(kept, inputs / (1 - self.rate), tf.zeros_like(inputs))
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the layer, without those that a run sets."""
+        """Return the arguments of the layer, without those that a run sets."""
         names = ("rate", "over_time", "over_channels")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
 
 @tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]
 def uniform(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:
-    """Numbers from 0 to below 1 that depend only on the seed, `[2] int64`.
+    """Draw numbers from 0 to below 1 that depend only on the seed, `[2] int64`.
 
-    Compiled in every plan, because XLA draws other numbers from a seed than TensorFlow's kernel.
-    The algorithm is named because the default depends on the device.
+    The function is always compiled, because XLA and TensorFlow's kernel draw different numbers from
+    a seed. The algorithm is set because the default depends on the device.
     """
     return tf.random.stateless_uniform(shape, seed, alg="philox")
 
 
 class OuterEmbedding(Embedding):  # type: ignore[misc]  # Keras ships no types
-    """An embedding that can return vectors which its caller has looked up."""
+    """An embedding that can return word vectors that were looked up outside of the network."""
 
     gathers = False  # see `look_up_by_gather`
     _vectors: tf.Tensor | None = None
 
     @contextlib.contextmanager
     def returning(self, vectors: tf.Tensor) -> Iterator[None]:
-        """Let calls return `vectors`, `[examples, time, channels]`.
+        """Let calls in the `with` block return `vectors`, `[examples, time, channels]`.
 
-        They are no argument of the model's call, which would convert them to integers like its
-        tokens.
+        The vectors are not passed as an argument of the model, since Keras would convert them to
+        integers, like the tokens.
         """
         self._vectors = vectors
         try:
@@ -133,17 +133,17 @@ class OuterEmbedding(Embedding):  # type: ignore[misc]  # Keras ships no types
             self._vectors = None
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
-        """The vectors of the words, in the layer's precision."""
+        """Return the vectors of the words, in the layer's precision."""
         if self._vectors is not None:
             return tf.cast(self._vectors, self.compute_dtype)
         return _gathered(self, inputs) if self.gathers else super().call(inputs)
 
 
 def look_up_by_gather(model: keras.Model) -> None:
-    """Let the embeddings of a model look up words by a plain gather.
+    """Let the embeddings of a model look up words with a plain gather.
 
-    Keras first adds the size of the table to negative words. TensorFlow computes this on the host,
-    so each step on a GPU would copy its words to the host.
+    Keras first adds the size of the table to negative indices. TensorFlow computes this on the
+    host, so each step on a GPU would copy its word indices there.
     """
     for layer in all_layers(model):
         if isinstance(layer, OuterEmbedding):
@@ -153,7 +153,7 @@ def look_up_by_gather(model: keras.Model) -> None:
 
 
 def _gathered(layer: Embedding, tokens: tf.Tensor) -> tf.Tensor:
-    """The vectors of `[examples, time]` words from 0 on, `[examples, time, channels]`."""
+    """Look up words, `[examples, time]`, that are not negative: `[examples, time, channels]`."""
     if tokens.dtype not in (tf.int32, tf.int64):
         tokens = tf.cast(tokens, tf.int32)
     table = keras.ops.convert_to_tensor(layer.embeddings)
@@ -161,7 +161,7 @@ def _gathered(layer: Embedding, tokens: tf.Tensor) -> tf.Tensor:
 
 
 def for_training(model: keras.Model, seed: int, batch_size: int) -> keras.Model:
-    """Copy a model and its weights, with this module's layers for dropout and embedding."""
+    """Copy a model and its weights; replace dropouts and embeddings by this module's layers."""
     num_dropouts = 0
 
     def replace(layer: keras.Layer) -> keras.Layer:
@@ -179,7 +179,7 @@ def for_training(model: keras.Model, seed: int, batch_size: int) -> keras.Model:
 
 
 def layer_seed(seed: int, number: int) -> int:
-    """The seed of a layer: the job's seed in the high bits, the layer's number in the low bits."""
+    """Make a layer's seed: high bits from the job's seed, low bits from the layer's number."""
     return seed * 2**16 + number
 
 
@@ -199,13 +199,13 @@ def _drops_words(layer: Dropout) -> bool:
 
 
 def place_dropouts(model: keras.Model, seed: int, batch_size: int) -> list[str]:
-    """Let all dropout layers of any model drop like `GlobalBatchDropout`, also nested ones.
+    """Let all dropout layers of a model, even nested ones, drop like `GlobalBatchDropout`.
 
     A layer inside another layer, or in a subclass of `keras.Model`, can't be replaced by another
-    object: it stays and gets another `call`.
+    object. So the layers stay, and their method `call` is replaced.
 
     Returns:
-        The layers whose random numbers or batch averages depend on the number of replicas.
+        The names of layers whose random numbers or batch averages depend on the number of replicas.
     """
     others = []
     for number, layer in enumerate(all_layers(model), 1):
@@ -221,7 +221,7 @@ def place_dropouts(model: keras.Model, seed: int, batch_size: int) -> list[str]:
 
 
 def all_layers(model: keras.Model) -> list[keras.Layer]:
-    """All layers, also nested ones, without duplicates, in the order of the model."""
+    """List all layers, even nested ones, once each, in the order of the model."""
     return list({id(each): each for each in model._flatten_layers(include_self=False)}.values())
 
 
@@ -230,7 +230,7 @@ def _depends_on_replicas(layer: keras.Layer) -> bool:
         return True
     if not layer._seed_generators:
         return False
-    # A cell of a recurrent layer has a generator even if it drops nothing.
+    # A recurrent layer's cell has a generator even if it drops nothing.
     rates = [
         getattr(layer, name)
         for name in ("rate", "dropout", "recurrent_dropout")

@@ -60,7 +60,7 @@ def test_the_projects_searches_can_be_read(name: str, tmp_path: Path) -> None:
             "train.learning_rate = { min = 0.1, max = 1.0, log = true, step = 0.1 }",
             "a log range has no step",
         ),
-        ("model.pooling = { min = 1, max = 2 }", "is no number, so it has no range"),
+        ("model.pooling = { min = 1, max = 2 }", "is not a number, so it can't have a range"),
         (
             "model.pooling = ['lost']",
             "model.pooling = 'lost': should be 'last', 'max', 'mean' or 'max+mean'",

@@ -174,10 +174,8 @@ class Endpoint:
 
     @property
     def address(self) -> str:
-        """The address with the secret. It avoids `localhost`, which may mean ::1.
-
-        There another user may listen on the same port.
-        """
+        """The address with the secret."""
+        # Not `localhost`, which may mean ::1: there the same port may be another user's.
         return f"http://127.0.0.1:{self.port}/{self.secret}/"
 
     @property
@@ -203,10 +201,7 @@ def _user() -> str:
 
 
 def jump_host(login: str | None, allocation: SlurmEnvironment | None) -> str | None:
-    """Return the login node for the tunnel; by default the host where the job was submitted.
-
-    Returns None if the tunnel needs no login node.
-    """
+    """Return the login node for the tunnel, or None; by default the host that submitted the job."""
     if login or allocation is None:
         return login
     submitted_at = allocation.submit_host
@@ -376,7 +371,7 @@ def _announce(
     say(f"TensorBoard of {num} in {where}, on port {endpoint.port} of {endpoint.host}")
     for line in filter(None, (shown.left_out, shown.refusals())):
         say(line)
-    say("runs show as they begin to log")
+    say("a run appears here when it begins to log")
     if is_private(sys.stdout):
         say(endpoint.text().rstrip())
     else:

@@ -189,18 +189,12 @@ def vocab_to_bytes(vocab: Sequence[str]) -> bytes:
 
 
 def vocab_from_bytes(content: bytes) -> list[str]:
-    """Return the words in the content of a vocabulary file.
-
-    Don't use `str.splitlines`: it would split at \\x85, which is the word of rank 5135.
-    """
+    """Return the words of a vocabulary file; `splitlines` would split at \\x85, which is a word."""
     return content.decode().split("\n")[:-1]
 
 
 def num_outputs(classes: Sequence[str]) -> int:
-    """Return the number of a network's outputs: one per class, but only one for two classes.
-
-    With two classes the output is the probability of label 1.
-    """
+    """Return a network's number of outputs: 1 (for label 1) with 2 classes, else one per class."""
     return 1 if len(classes) == 2 else len(classes)
 
 

@@ -149,10 +149,6 @@ def open_folder(folder: Path) -> Dataset:
 def check_owners(folder: Path, paths: Iterable[Path]) -> None:
     """Refuse a dataset that an untrusted user could have changed.
 
-    Args:
-        folder: the folder of the dataset, for messages.
-        paths: the files and folders to check.
-
     Raises:
         InputError: for the first path that an untrusted user could have changed.
         OSError: if a path is missing.

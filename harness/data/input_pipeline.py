@@ -54,10 +54,8 @@ def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Ba
     """Split a batch into parts of up to `examples_per_part` examples, with the same `count`.
 
     Args:
-        batch: the batch to split.
         num_examples: the number of examples in the batch. With several workers TensorFlow does not
             know this number during tracing.
-        examples_per_part: the largest number of examples in a part.
     """
     starts = range(0, num_examples, examples_per_part)
     if len(starts) == 1:
@@ -100,7 +98,6 @@ class Reviews(NamedTuple):
         Args:
             chosen: indices of reviews, `[...]`; an index one past the last review means an empty
                 review.
-            shape: the length of the rows, and the side of the zeros.
         """
         at, is_token = self._places(chosen, shape)
         rows = np.where(is_token, self.tokens[at], 0)
@@ -114,11 +111,7 @@ class Reviews(NamedTuple):
         return np.where(is_token[..., None], np.asarray(self.ratios)[at], np.float32(0))
 
     def _places(self, chosen: np.ndarray, shape: BatchShape) -> tuple[np.ndarray, np.ndarray]:
-        """Return two arrays for the places of padded rows.
-
-        The first contains the index of the token at each place, or 0 for padding. The second says
-        whether there is a token.
-        """
+        """For each place of padded rows: the index of its token, or 0; and if there is a token."""
         bounds = np.append(self.offsets, self.offsets[-1:])
         starts, ends = bounds[chosen][..., None], bounds[chosen + 1][..., None]
         num_kept = np.minimum(ends - starts, shape.maxlen) if shape.bucket else shape.maxlen
@@ -137,10 +130,7 @@ class Reviews(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """The data from which batches are made, as tensors on the CPU.
-
-    `starts`, `ends` and `lengths` have one more entry, for an empty review.
-    """
+    """The data of all batches, as tensors on the CPU. Some have one more entry: an empty review."""
 
     padded: Callable[[tf.Tensor], tf.Tensor]  # `Reviews.padded` as an operation
     labels: tf.Tensor  # [num_reviews] float32
@@ -172,9 +162,7 @@ def batches(
 
     Args:
         strategy: the strategy whose replicas share a global batch: replica 0 gets its first part.
-        reviews: the reviews.
         permutations: the order of the reviews in each epoch, `[num_epochs, num_reviews]`.
-        shape: how reviews become batches.
         start: where the batches begin; by default the first step of a run.
     """
     batch_size = shape.batch_size
@@ -246,10 +234,8 @@ def _gather(
     """Gather the examples at some positions of some steps, as a `Batch` of fields `[num, …]`.
 
     Args:
-        source: the data of the batches.
         step: the numbers of the steps, `[num, 1] int64`.
         position: the positions in the global batch, `[num, examples] int64`.
-        batch_size: the number of reviews in a global batch.
         before: the number of steps before the first epoch.
     """
     num_reviews = len(source.labels)

@@ -46,7 +46,6 @@ def binary_ngrams(
     """Say for each review and n-gram whether the review contains the n-gram, as 1 or 0.
 
     Args:
-        split: the reviews.
         known: the n-grams to look for; by default all that occur in at least two reviews.
         max_words: the largest number of words in an n-gram.
 
@@ -98,12 +97,7 @@ def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tup
 
 
 def _held_by_several(codes: Ints, owners: Ints) -> Ints:
-    """Return the sorted codes, without negative ones, that occur in at least two reviews.
-
-    Args:
-        codes: the code at each position, negative if there is none.
-        owners: the index of the review at each position; it must not decrease.
-    """
+    """Return the sorted codes, 0 or more, that at least two reviews contain; `owners` is sorted."""
     order = np.argsort(codes, kind="stable")
     order = order[np.searchsorted(codes[order], 0) :]
     ordered = codes[order]
@@ -155,7 +149,6 @@ def opened(content: bytes, num_arrays: int) -> Iterator[tuple[Ngrams, Mapping[st
     """Open the content that `archived` made: the n-grams, and all arrays by name.
 
     Args:
-        content: the content of the file.
         num_arrays: the number of arrays besides those of the n-grams.
 
     Raises:
@@ -166,7 +159,7 @@ def opened(content: bytes, num_arrays: int) -> Iterator[tuple[Ngrams, Mapping[st
             num_lengths = len(arrays.files) - num_arrays
             yield tuple(arrays[f"ngrams_{i}"] for i in range(num_lengths)), arrays
     except Exception as error:  # zipfile and NumPy raise many kinds of errors for a broken file
-        raise ValueError(f"no archive of n-grams: {error}") from None
+        raise ValueError(f"not an archive of n-grams: {error}") from None
 
 
 # At the words of reviews
@@ -244,10 +237,7 @@ def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[Ngram
 def _ratios(
     features: "csr_matrix", labels: NDArray[np.int32], of: range, *, known: NDArray[np.bool_]
 ) -> Floats:
-    """Return the ratio of each n-gram for each label in `of`, `[num_ngrams, num_ratios]`.
-
-    The ratio of an n-gram that is not in `known` is 0.
-    """
+    """Return the ratios for the labels `of`, 0 if not `known`, `[num_ngrams, num_ratios]`."""
     ratios = np.zeros((features.shape[1], len(of)), np.float32)
     kept = features[:, known]
     for channel, label in enumerate(of):

@@ -74,7 +74,6 @@ def read_texts(source: Path, form: DataConfig | None = None) -> Iterator[Text]:
     """Yield the reviews of a source, one after another.
 
     Args:
-        source: a file or folder.
         form: the job's `[data]`, whose `FORMAT_KEYS` say how to read tables; None = defaults.
 
     Raises:
@@ -127,7 +126,7 @@ def _parts(source: Path) -> Iterator[SourceFile]:
         if source.is_dir():
             yield from _folder_parts(source)
         elif not source.is_file():
-            raise InputError(f"data.source {source}: is no plain file; {REMEDY}")
+            raise InputError(f"data.source {source}: is not a regular file; {REMEDY}")
         elif not table_ending(source.name):
             raise InputError(
                 f"data.source {source}: should end in {', '.join(TABLES)}, perhaps with .gz or "
@@ -371,8 +370,8 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
         first = first or each
         if bool(each.split) != bool(first.split):  # the harness might train on test reviews
             raise InputError(
-                f"{where} and {first.location}: one has a split, the other none; name the split of "
-                "all reviews, or of none"
+                f"{where} and {first.location}: one states its split, the other does not; state "
+                "the split of all reviews, or of none"
             )
         if each.split == LEFT_OUT:
             gathered.num_left_out += 1

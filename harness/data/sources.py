@@ -122,8 +122,8 @@ def _open_named(folder: Path, name: str) -> Dataset:
     if is_file(folder / NPZ):
         return _convert(folder)
     raise InputError(
-        f"{name} {folder}: is no folder with {NPZ} or a stored dataset that you can read; get the "
-        "data by harness data fetch"
+        f"{name} {folder}: is not a folder with {NPZ} or a stored dataset that you can read; get "
+        "the data by harness data fetch"
     )
 
 
@@ -146,7 +146,6 @@ def read_npz(content: bytes, path: Path) -> Dataset:
     """Read Keras's imdb.npz. It contains ranks; the words come from the packaged sample.
 
     Args:
-        content: the content of the file.
         path: the path of the file, for messages.
 
     Raises:
@@ -182,7 +181,6 @@ def make_dataset(train: Split, test: Split, vocab: Sequence[str]) -> Dataset:
     Args:
         train, test: the splits in the order of imdb.npz: positive reviews first, and sorted by the
             names of their files.
-        vocab: the words in the order of their ranks.
     """
     # load_data shuffles both splits with one random generator, the training split first.
     generator = np.random.RandomState(113)
@@ -237,7 +235,7 @@ def _download() -> Dataset:
     except (OSError, http.client.HTTPException) as error:  # a proxy may send a malformed answer
         raise RunError(f"no download of {url} ({getattr(error, 'reason', error)})") from None
     if hashlib.sha256(content).hexdigest() != NPZ_SHA256:
-        raise RunError(f"the download of {url} has another sha256")
+        raise RunError(f"the download of {url} has an unexpected sha256")
     return read_npz(content, Path(NPZ))
 
 
@@ -298,7 +296,6 @@ def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose
 
     Args:
         record: what `Dataset.record` returned when the run or sweep began.
-        job: the job.
         data: the folder with IMDB from `--data`.
         whose: the run or sweep, for messages.
 

@@ -42,7 +42,6 @@ def open_bytes(path: Path, where: str) -> BinaryIO:
     """Open a file for reading bytes, decompressed if its name ends in .gz or .zst.
 
     Args:
-        path: the path of the file.
         where: the beginning of an error message.
 
     Raises:
@@ -140,7 +139,7 @@ def json_value(line: str, where: str) -> Any:
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is no JSON ({error}); write one value in each line") from None
+        raise InputError(f"{where} is not JSON ({error}); write one value in each line") from None
 
 
 # Tables
@@ -264,7 +263,7 @@ def _json_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
             row = json_value(line, f"{table.where}line {number}")
             if not isinstance(row, dict):
                 raise InputError(
-                    f"{table.where}line {number} is no object; write one such as "
+                    f"{table.where}line {number} is not an object; write one such as "
                     '{"text": "…", "label": "…"} in each line'
                 )
             if not columns or row.keys() != names:

@@ -25,9 +25,7 @@ _PLAIN = str.maketrans(string.ascii_uppercase + SPACES, string.ascii_lowercase +
 
 
 def encode_split(split: Split, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Encode reviews as Keras's `imdb.load_data(num_words=vocab_size)` does.
-
-    Each review starts with index 1; then come the indices from `encode_ranks`.
+    """Encode reviews as Keras's `imdb.load_data(num_words=vocab_size)` does, each after START.
 
     Returns:
         Tokens `[num_tokens + num_reviews] int32`, offsets `[num_reviews + 1] int64`.

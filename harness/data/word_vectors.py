@@ -46,7 +46,7 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
     """
     where = f"model.embeddings {path}: "
     if not path.is_file():
-        raise InputError(f"{where}is no file; name the file of the vectors")
+        raise InputError(f"{where}is not a file; name the file of the vectors")
     numbers = {word.encode(): number for number, word in enumerate(words)}
     try:
         pairs = dict(_from_text(path, numbers, width, where=where))

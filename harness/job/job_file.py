@@ -44,9 +44,7 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
 
 
 def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
-    """Add the sources of a job's functions to the job, unless it already contains them.
-
-    No code of the user is run.
+    """Add the sources of a job's functions that are not in the job yet. No user code is run.
 
     Args:
         job: the job.
@@ -145,10 +143,7 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
 def put_overrides(
     content: dict[str, Any], overrides: Sequence[str], path: Path, *, tables: Tables = TABLES
 ) -> dict[str, str]:
-    """Write `--set` overrides into the content of a file.
-
-    Returns:
-        For each key that was set, the option that set it.
+    """Write `--set` overrides into the content of a file; return the option that set each key.
 
     Raises:
         InputError: for an override that is not `table.key=value`, or an unknown key.

@@ -1,7 +1,4 @@
-"""The keys of a job, with their types, ranges, defaults and meanings.
-
-A job says what to train, never on which machine.
-"""
+"""All keys of a job, with types, ranges, defaults and meanings. No key says where to train."""
 
 import codecs
 import json
@@ -194,8 +191,7 @@ SCORES: dict[str, Literal["min", "max"]] = {
     "val_top_5_accuracy": "max",
     "val_log_loss": "min",
 }
-# Scores computed after every epoch. Any other score is computed only if a key asks for it.
-OF_EACH_EPOCH = ("val_loss", "val_accuracy")
+OF_EACH_EPOCH = ("val_loss", "val_accuracy")  # any other score only if a key asks for it
 # A model that always predicts class 1 has the best recall; one that hardly ever predicts it may
 # have the best precision. Top-5 accuracy needs more than five classes.
 NO_OBJECTIVES = ("val_precision", "val_recall", "val_top_5_accuracy")
@@ -373,8 +369,8 @@ class TrainConfig(ConfigSection):
     )
     deterministic: Annotated[bool, Facts(not_searched=OF_WORKERS)] = Field(
         True,
-        description="repeated runs have the same bytes; false allows faster GPU kernels, whose "
-        "last bits vary",
+        description="repeated runs give bitwise identical results; false allows faster GPU "
+        "kernels, whose last bits vary",
     )
     xla: Annotated[Literal["auto", "on", "off"], Facts(changes="digits")] = Field(
         "auto",

@@ -42,9 +42,7 @@ def _match(reference: str) -> re.Match[str]:
 
 
 def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -> str:
-    """Read the sources of a function into a job's `code`, unless `code` already contains them.
-
-    No code of the user is run.
+    """Read the sources of a function into a job's `code`, if it lacks them. No user code is run.
 
     Args:
         reference: the function, as `file.py:function` or `package.module:function`.
@@ -66,7 +64,7 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
         module, root, function = path.stem, path.parent, found["in_file"]
         kept = _path_of(module, code) == file
         if not module.isidentifier():
-            raise InputError(f"{where}: {path.stem} is no name of a module; use letters and _")
+            raise InputError(f"{where}: {path.stem} is not a module name; use letters and _")
         if module in sys.stdlib_module_names:
             raise InputError(f"{where}: Python has a module {module}, too; rename the file")
         name = f"{path.name}:{function}"
@@ -218,10 +216,10 @@ def _parsed(source: str, path: str, where: str) -> ast.Module:
         symtable.symtable(source, path, "exec")  # detects more errors than the parser
         return ast.parse(source)
     except SyntaxError as error:
-        place = f"{path}, line {error.lineno}" if error.lineno else f"{path}: is no Python"
+        place = f"{path}, line {error.lineno}" if error.lineno else f"{path}: is not Python"
         raise InputError(f"{where}: {place}: {error.msg}") from None
     except (ValueError, RecursionError, MemoryError) as error:  # a NUL byte; deep nesting
-        raise InputError(f"{where}: {path}: is no Python: {error}") from None
+        raise InputError(f"{where}: {path}: is not Python: {error}") from None
 
 
 def _imports(tree: ast.Module, package: str) -> Iterator[str]:
@@ -293,10 +291,7 @@ class _Code:
         return any(path == f"{stem}.py" or path.startswith(f"{stem}/") for path in self.code)
 
     def _import(self, name: str, *rest: Any, **named: Any) -> types.ModuleType:
-        """Import a module as Python's `__import__` does, from the job's modules if one matches.
-
-        The other arguments are those of `__import__`: `globals`, `locals`, `fromlist`, `level`.
-        """
+        """Import a module of the job, or else call `__import__`, which has the same arguments."""
         arguments = dict(zip(("globals", "locals", "fromlist", "level"), rest, strict=False))
         arguments |= named
         absolute, level = name, arguments.get("level", 0)

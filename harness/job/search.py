@@ -161,7 +161,7 @@ def _range(
     log, step = raw.get("log", False), raw.get("step")
     kind = _kind(key, [raw.get(name) for name in ("min", "max", "step") if name in raw])
     if kind not in (int, float):
-        raise InputError(f"{where}: is no number, so it has no range; list its values")
+        raise InputError(f"{where}: is not a number, so it can't have a range; list its values")
     for name in ("min", "max", *(["step"] if step is not None else [])):
         value: Any = raw.get(name)
         if type(value) not in (int, float) or not math.isfinite(value):
@@ -309,11 +309,6 @@ class SearchSpec:
 
     def job_of(self, values: Values, *, seed: int | None = None, epochs: int | None = None) -> Job:
         """Return the job of a trial, in which `data.test` is false.
-
-        Args:
-            values: the trial's values of the searched keys.
-            seed: the `train.seed` of the run; by default that of the search's job.
-            epochs: the `train.epochs` of the trial; by default those of the search's job.
 
         Raises:
             InputError: if the values contradict each other.

@@ -192,7 +192,7 @@ def test_a_download_of_another_content_is_refused(monkeypatch: pytest.MonkeyPatc
     """The file is not read."""
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO(b"other"))
     monkeypatch.setattr("harness.data.sources.read_npz", lambda *_: pytest.fail("was read"))
-    with pytest.raises(RunError, match=r"imdb\.npz has another sha256"):
+    with pytest.raises(RunError, match=r"imdb\.npz has an unexpected sha256"):
         fetch()
 
 
@@ -200,7 +200,7 @@ def test_a_named_folder_is_never_skipped(tmp_path: Path) -> None:
     """A typo in --data is refused, even if other folders have the data."""
     write_npz(tmp_path / "keras" / "datasets")
     for folder in (tmp_path / "typo", tmp_path):
-        with pytest.raises(InputError, match=r"--data .*: is no folder with imdb\.npz"):
+        with pytest.raises(InputError, match=r"--data .*: is not a folder with imdb\.npz"):
             open_dataset(folder)
 
 

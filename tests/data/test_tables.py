@@ -211,14 +211,14 @@ def test_a_long_review_is_cut_to_its_end_and_counted(tmp_path: Path) -> None:
 def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
     """Sources that are refused, and a part of the message."""
     lines = {
-        "array.json": ('[{"text": "a", "label": 1}]\n', "line 1 is no object"),
-        "half.jsonl": ('{"text": "a", "label": 1}\n{"text"\n', "line 2 is no JSON"),
+        "array.json": ('[{"text": "a", "label": 1}]\n', "line 1 is not an object"),
+        "half.jsonl": ('{"text": "a", "label": 1}\n{"text"\n', "line 2 is not JSON"),
         "lacks.jsonl": ('{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2 has 0 columns label"),
         "split lost.jsonl": (
             '{"text": "a", "label": 1, "split": "train"}\n{"text": "b", "label": 0}\n',
-            "line 2 and line 1: one has a split, the other none",
+            "line 2 and line 1: one states its split, the other does not",
         ),
-        "deep.jsonl": ('{"text": ' + "[" * 100_000 + "\n", "line 1 is no JSON"),
+        "deep.jsonl": ('{"text": ' + "[" * 100_000 + "\n", "line 1 is not JSON"),
         "half character.jsonl": ('{"text": "\\ud800 a", "label": 1}\n', "half of a character"),
         "empty.jsonl": ("", "is empty"),
         "no.parquet": ("not one", "can't be read"),
@@ -238,7 +238,7 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
         yield folder / f"{name}.parquet", said
     write_csv(folder / "mixed" / "a.csv", [("a", "1", "test")], ("text", "label", "split"))
     write_csv(folder / "mixed" / "b.csv", [("b", "0")])
-    yield folder / "mixed", r"b\.csv row 2 and a\.csv row 2: one has a split"
+    yield folder / "mixed", r"b\.csv row 2 and a\.csv row 2: one states its split"
     saved = write_saved(folder / "escapes", pa.table(columns()))
     for files in ("5", '[{"filename": ["a"]}]', '[{"filename": "../none.parquet"}]'):
         (saved / "state.json").write_text(f'{{"_data_files": {files}}}')

@@ -146,7 +146,7 @@ def test_a_path_that_is_no_source_is_refused(tmp_path: Path) -> None:
     assert "should end in .csv, .tsv, .jsonl" in refusal(tmp_path / "reviews.xlsx")
     assert "can't be read" in refusal(tmp_path / ("x" * 300))
     os.mkfifo(tmp_path / "pipe.csv")
-    assert "is no plain file" in refusal(tmp_path / "pipe.csv")
+    assert "is not a regular file" in refusal(tmp_path / "pipe.csv")
     (tmp_path / "empty").mkdir()
     assert "empty/ holds 0 folders" in refusal(tmp_path / "empty")
 

@@ -58,5 +58,5 @@ def test_a_bad_text_file_is_refused(tmp_path: Path, content: bytes, said: str) -
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     """A folder is refused, too."""
     for path in (tmp_path / "vectors.txt", tmp_path):
-        with pytest.raises(InputError, match="is no file; name the file of the vectors"):
+        with pytest.raises(InputError, match="is not a file; name the file of the vectors"):
             open_vectors(path, WORDS, 3)

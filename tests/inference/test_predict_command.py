@@ -39,7 +39,7 @@ def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harnes
         ([], "", "no text"),
         ([], "\n \n?!", "no text"),
         ([], "go\0od\n", "line 1 contains a NUL byte"),
-        (["--jsonl"], "good\n", "line 1 is no JSON"),
+        (["--jsonl"], "good\n", "line 1 is not JSON"),
         (["--jsonl"], '"cut \\ud83d"\n', "standard input: line 1 can't be encoded"),
         (["--jsonl"], "[1]\n", "line 1 is not a text"),
         ([], "a" * 17_000_000, "line 1 has over 16,000,000 bytes"),

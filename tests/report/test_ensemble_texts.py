@@ -54,7 +54,7 @@ def test_a_broken_linear_model_is_refused() -> None:
     """An empty file, noise, and half a file."""
     content = kept(made_up(2)).to_bytes()
     for broken in (b"", b"PK\x03\x04", content[: len(content) // 2]):
-        with pytest.raises(ValueError, match="no archive of n-grams"):
+        with pytest.raises(ValueError, match="not an archive of n-grams"):
             NgramModel.from_bytes(broken)
 
 

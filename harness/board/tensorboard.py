@@ -387,6 +387,6 @@ def _wait(watch: Watch, shown: Shown, *, say: Callable[[str], object]) -> None:
         if (began_s := time.monotonic()) >= refresh_s and _refresh(shown, watch):
             if refusals := shown.refusals():
                 say(refusals)
-            # A search through thousands of runs takes seconds, and the page must wait so long.
+            # A search through thousands of runs takes seconds; meanwhile the page gets no answer.
             took_s = time.monotonic() - began_s
             refresh_s = time.monotonic() + max(RELOAD_S, SEARCH_SHARE * took_s)

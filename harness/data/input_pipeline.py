@@ -173,7 +173,7 @@ def batches(
     def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         num_replicas = context.num_replicas_in_sync
         num_local = num_replicas // context.num_input_pipelines
-        num_examples = -(-batch_size // num_replicas)  # on each replica
+        num_examples = -(-batch_size // num_replicas)  # the number on each replica
         source = _to_tensors(reviews, permutations, shape)
         at_once = 1 if shape.bucket else -(-EXAMPLES_AT_ONCE // num_examples)
 
@@ -202,8 +202,8 @@ def batches(
 
     # `experimental_distribute_dataset` would split the examples in another way, and every worker
     # would read the whole set.
-    # TensorFlow uses integer tensors on the host. If they were moved to the GPU, they would be
-    # copied back in every step.
+    # TensorFlow computes with integers on the host. If the tokens were moved to the GPU, they would
+    # be copied back in every step.
     on_host = tf.distribute.InputOptions(experimental_fetch_to_device=False)
     return strategy.distribute_datasets_from_function(dataset, on_host)
 

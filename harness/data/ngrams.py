@@ -162,7 +162,7 @@ def opened(content: bytes, num_arrays: int) -> Iterator[tuple[Ngrams, Mapping[st
         raise ValueError(f"not an archive of n-grams: {error}") from None
 
 
-# At the words of reviews
+# The ratios for the words of reviews
 
 
 @dataclass(frozen=True)

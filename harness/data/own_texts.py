@@ -67,7 +67,7 @@ MIN_REVIEWS = 10  # the fewest reviews in a split
 MAX_CLASS_CHARACTERS = 60
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 CLASSES_SHOWN = 10  # the number of classes in a description of a dataset
-HASH_BYTES = 16
+HASH_BYTES = 16  # how much of a review's sha256 is used
 
 
 def read_texts(source: Path, form: DataConfig | None = None) -> Iterator[Text]:
@@ -116,7 +116,7 @@ def _file(source: Path, path: Path, *, split: str, label: str = "") -> SourceFil
     return SourceFile(path, inside, f"data.source {source}: {inside}, ", split, label)
 
 
-# Which files
+# The files of a source
 
 
 def _parts(source: Path) -> Iterator[SourceFile]:
@@ -474,7 +474,7 @@ def _ranked(
     return [words[number] for number in order], Split(ranks[tokens], offsets, labels)
 
 
-# For the user, before training
+# The description of a dataset for the user
 
 
 def describe(dataset: Dataset) -> Iterator[str]:

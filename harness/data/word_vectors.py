@@ -76,7 +76,8 @@ def _from_text(
         for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES), b""), 1):
             fields = line.rstrip().split(b" ")
             if number == 1:
-                is_header = len(fields) == 2 and all(map(bytes.isdigit, fields))  # of word2vec
+                # A file of word2vec begins with the number of words and the dimension.
+                is_header = len(fields) == 2 and all(map(bytes.isdigit, fields))
                 dimension = int(fields[1]) if is_header else len(fields) - 1
                 if dimension != width:
                     raise InputError(
@@ -91,7 +92,8 @@ def _from_text(
                     f"{where}line {number} has {len(fields) - 1} numbers, should have a word and "
                     f"{width} numbers; correct or remove it"
                 )
-            if word is None or word in seen or len(fields) > width + 1:  # words with spaces
+            # A line with more fields contains a word with spaces.
+            if word is None or word in seen or len(fields) > width + 1:
                 continue
             seen.add(word)
             try:

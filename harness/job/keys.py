@@ -61,8 +61,8 @@ def _scores_something(job: "Job") -> str:
 
 
 SAME_REVIEWS = "all trials must have the same reviews"
-# For the keys that say how to read a user's texts. A run's identity does not need them, because it
-# contains the checksum of the texts.
+# Facts of each key that says how to read a user's texts. A run's identity does not need these keys,
+# because it contains the checksum of the texts.
 FORMAT = Facts(changes="nothing", not_searched=SAME_REVIEWS)
 
 

@@ -205,7 +205,7 @@ def _condition(raw: object, where: str) -> tuple[str | None, tuple[Value, ...]]:
     return key, tuple(values) if isinstance(values, list) else (values,)
 
 
-SEARCH_FILE = "search.toml"  # in a sweep's folder
+SEARCH_FILE = "search.toml"  # the name of the search file in a sweep's folder
 GUIDED = ("bayesian", "hyperband", "asha")  # tuners whose choices depend on earlier results
 
 
@@ -223,8 +223,8 @@ class SearchConfig(ConfigSection):
         0,
         ge=0,
         le=100_000,
-        description="largest number of trials, with asha of settings; 0 = all, with grid and "
-        "hyperband only",
+        description="largest number of trials (with asha, of settings); 0 = all, only with grid "
+        "and hyperband",
     )
     executions: int = Field(
         1, ge=1, le=100, description="runs per trial, with different seeds; their mean counts"

@@ -66,7 +66,7 @@ def check_gpus(
     )
     reason = f"TensorFlow sees {num_seen or 'no GPU'}: {problem.reason}; {problem.remedy}"
     if not promised:
-        warn(f"the CPU trains, although a driver is here: {reason}, or give --devices cpu")
+        warn(f"the CPU trains, although a driver is here: {reason}, or use --devices cpu")
         return
     text = f"{promised_by}, but {reason}; --devices cpu trains on the CPU"
     if problem.fault == "installation":

@@ -144,7 +144,7 @@ def class_weights(
     if not counts.all():
         raise InputError(
             "train.class_weights = 'balanced': the training reviews have no "
-            f"{classes[int(counts.argmin())]!r}; raise data.limit, or give weights by name"
+            f"{classes[int(counts.argmin())]!r}; raise data.limit, or set each class's weight"
         )
     return tuple((len(labels) / (len(classes) * counts)).tolist())
 

@@ -23,7 +23,7 @@ BASE_GB = 1.15  # TensorFlow, this package, IMDB as words, and XLA while it comp
 GPU_BASE_GB = 2.0  # the same for a run on a GPU (TensorFlow issue 36459)
 # Copies of the weights: two models, optimizer, average, best epoch, a checkpoint's arrays.
 COPIES = 11
-PER_UNIT, PER_CHANNEL = 11, 2  # numbers in memory per word and recurrent unit, per word and channel
+PER_UNIT, PER_CHANNEL = 11, 2  # numbers per word: for each recurrent unit, for each channel
 MAX_REVIEWS, WORDS_PER_REVIEW = 50_000, 235  # the size of IMDB
 RATIO_COPIES = 3  # n-gram ratios: an array, a tensor, and an array to build the tensor from
 MAX_PADDED_GB = 1.0  # largest padded dataset in memory; larger ones are padded batch by batch

@@ -30,7 +30,7 @@ RATIOS_FILE = "ngram_ratios.npz"
 
 FIRST_TEXTS, TEXTS_AT_ONCE = 64, 1024
 BY_LENGTH = 128  # the number of texts in a batch of similar length
-NO_TEXT = "no text: give one as an argument, by --file, or on standard input"
+NO_TEXT = "no text: pass one as an argument, with --file, or on standard input"
 
 
 class Line(NamedTuple):
@@ -66,7 +66,7 @@ def open_lines(path: Path) -> BufferedReader:
     if path.suffix.lower() == ".json":
         raise InputError(
             f"--file {path}: is JSON, but should have one text per line; write JSON lines into a "
-            ".jsonl file, or rename the file and give --jsonl"
+            ".jsonl file, or rename the file and use --jsonl"
         )
     try:
         # Without O_NONBLOCK, opening a FIFO that nobody writes to would wait forever.
@@ -264,7 +264,7 @@ def check_texts(texts: Sequence[str]) -> list[str]:
         cut = checked(text, number, f"text {number}", remarks)
         if cut is None:
             raise InputError(
-                f"text {number} {text[:40]!r} holds no word; write one, or leave it out"
+                f"text {number} {text[:40]!r} contains no word; write one, or leave it out"
             )
         kept.append(cut)
     return kept

@@ -35,7 +35,7 @@ def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harnes
 @pytest.mark.parametrize(
     ("words", "stdin", "said"),
     [
-        ([""], "", "holds no word"),
+        ([""], "", "contains no word"),
         ([], "", "no text"),
         ([], "\n \n?!", "no text"),
         ([], "go\0od\n", "line 1 contains a NUL byte"),

@@ -1,5 +1,5 @@
-"""A search: KerasTuner's oracle, commands and their workers, trials, the result.
+"""Searches for hyperparameters with KerasTuner's oracles and many worker processes.
 
-A trial is a run. The sweep's folder holds all data that a process needs to continue the search.
+A trial is one run per seed. The sweep's folder contains all that is needed to continue the search.
 It may import the modules of `harness` itself and the packages up to `report`.
 """

@@ -1,9 +1,9 @@
 """Bayesian optimization whose cost per proposal does not grow with the number of trials.
 
-KerasTuner fits its Gaussian process to all n finished trials, in O(n³), and minimizes its
-acquisition function from 50 starting points, with a prediction in every step. Here the process is
-fitted to at most 100 finished trials. One prediction evaluates many random points, and the
-minimization starts from the best few.
+KerasTuner fits its Gaussian process to all n finished trials, in O(n³). It minimizes its
+acquisition function from 50 starting points, with a prediction in every step. This module fits the
+Gaussian process to at most 100 finished trials. It evaluates many random points in one prediction
+and starts the minimization only from the best few.
 """
 
 import warnings
@@ -18,22 +18,22 @@ from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 
-# The kernel is the best of 21 fits, so a warning about one fit is of no use.
+# The kernel comes from the best of 21 fits, so a warning about one fit does not matter.
 warnings.filterwarnings("ignore", category=ConvergenceWarning, module="sklearn.gaussian_process")
 
-NUM_BEST, NUM_LATEST, NUM_SPREAD = 40, 30, 30  # finished trials for the fit
-NUM_POINTS = 2000  # evaluations of the acquisition function
-NUM_STARTS = 5  # the best points, where minimizations start
+NUM_BEST, NUM_LATEST, NUM_SPREAD = 40, 30, 30  # how many finished trials `subset` chooses
+NUM_POINTS = 2000  # random points where the acquisition function is evaluated
+NUM_STARTS = 5  # how many of these points, the best, a minimization starts from
 
 
 class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  # no types
-    """KerasTuner's oracle with a cheaper choice of the next values.
+    """KerasTuner's Bayesian oracle with a cheaper choice of the next values.
 
-    The choice depends only on the seed and on the trials so far. Its last digits may differ on
-    another processor, so the oracle takes the values of known trials instead of computing them.
+    The choice depends only on the seed and on the trials so far. The last digits may differ on
+    another processor, so the oracle reuses the values of known trials instead of computing them.
     """
 
-    known: Sequence[Any] = ()  # earlier proposals in order, each with its `values`; may grow
+    known: Sequence[Any] = ()  # all trials proposed so far, in order; the list may grow
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """Propose the untried values with the lowest confidence bound."""
@@ -64,7 +64,7 @@ class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  
         return dict(self._random_populate_space())
 
     def _fitted(self, finished: Sequence[Trial], sign: int) -> GaussianProcessRegressor:
-        """The process fitted to finished trials and to pessimistic guesses for running trials."""
+        """Fit the process to the finished trials and to pessimistic guesses for running ones."""
         points = self._points(finished)
         scores = np.array([sign * trial.score for trial in finished])
         process = self._make_gpr().fit(points, scores)
@@ -80,7 +80,7 @@ class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  
         )
 
     def _points(self, trials: Sequence[Trial]) -> NDArray[np.float64]:
-        """The values of trials as numbers in 0..1, `[trials, keys]`."""
+        """Return the values of trials as numbers from 0 to 1, `[trials, keys]`."""
         keys = self._nonfixed_space()
         return np.array(
             [
@@ -92,10 +92,10 @@ class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  
 
 
 def subset(finished: Sequence[Trial], sign: int) -> list[Trial]:
-    """The best trials, then some of the others at equal distances in the ranking, then the latest.
+    """Choose trials for the fit: the best, some evenly spaced in the ranking, and the latest.
 
     Args:
-        finished: finished trials in the order of their start.
+        finished: the finished trials in the order of their start.
         sign: 1 if a lower score is better, else -1.
     """
     latest = finished[-NUM_LATEST:]

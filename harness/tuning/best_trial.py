@@ -1,7 +1,7 @@
-"""The best trial of a sweep, as a job file, and retrained on all training reviews.
+"""Writes a sweep's best trial as a job file, and retrains it on all training reviews.
 
-`<sweep>/winner/` is a folder of runs `<job>/retrained-seed<N>/`, with their logs in `logs/`, and
-`data/` if the sweep used the packaged sample.
+`<sweep>/winner/` contains the retrained runs `<job>/retrained-seed<N>/` and their `logs/`. If the
+sweep used the packaged sample, it also contains a copy of it, `data/`.
 """
 
 import math
@@ -27,17 +27,17 @@ from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
 RUN_ID = "retrained"
-DECAYS = ("cosine", "linear")  # schedules with a length in epochs
+DECAYS = ("cosine", "linear")  # learning rate schedules that end after a number of epochs
 
 
 # The best trial as a job
 
 
 def best_trial_toml(sweep: SweepDirectory) -> str:
-    """A job file that trains the best trial as in the search, and tests it.
+    """Return a job file that trains the best trial as the search did, and tests it.
 
     Raises:
-        InputError: if no trial is finished yet.
+        InputError: if no trial has finished yet.
     """
     search = sweep.search()
     trials = ranked(sweep.trials(), search)
@@ -59,10 +59,10 @@ def _scored(trial: Trial, search: SearchSpec) -> str:
 
 
 def best_of(sweep: SweepDirectory, trials: Sequence[Trial]) -> Trial:
-    """The first of the ranked trials of a sweep.
+    """Return the first of a sweep's ranked trials.
 
     Raises:
-        InputError: if none is finished yet.
+        InputError: if no trial has finished yet.
     """
     if trials and trials[0].status == "finished":
         return trials[0]
@@ -73,8 +73,8 @@ def best_of(sweep: SweepDirectory, trials: Sequence[Trial]) -> Trial:
 
 
 def best_job(search: SearchSpec, trial: Trial) -> Job:
-    """The job of a trial, which also reads the test set."""
-    # For other tuners the search fixes the epochs; a trial with fewer was stopped early.
+    """Return a trial's job, changed so that it is also scored on the test set."""
+    # hyperband and asha choose the epochs of a trial. Otherwise fewer epochs mean an early stop.
     epochs = trial.epochs if search.continues_trials else None
     content = search.job_of(values_of(trial, search.space), epochs=epochs).model_dump()
     content["name"] = f"{search.name[:95]}_best"
@@ -83,24 +83,24 @@ def best_job(search: SearchSpec, trial: Trial) -> Job:
 
 
 def retrained_job(search: SearchSpec, trial: Trial) -> Job:
-    """The job of a trial on all training reviews, up to the epoch of the trial's best weights."""
+    """Return a trial's job on all training reviews, up to the epoch of its best weights."""
     content = best_job(search, trial).model_dump()
     content["data"]["validation_split"] = 0.0
     train = content["train"]
-    if train["schedule"] in DECAYS:  # as fast as in the trial
+    if train["schedule"] in DECAYS:  # the learning rate decays as fast as in the trial
         train["schedule_epochs"] = train["schedule_epochs"] or train["epochs"]
     train["epochs"] = math.ceil(trial.kept_epoch or train["epochs"])
     for key, facts in FACTS.items():
         if facts.unvalidated is not None:
             put_value(content, key, facts.unvalidated)
     job = check_job(content, Path(f"{content['name']}.toml"))
-    for key, _ in job.unused_keys():  # else every run would warn about them
+    for key, _ in job.unused_keys():  # every run would warn about an unused key
         put_value(content, key, KEYS[key].default)
     return check_job(content, Path(f"{content['name']}.toml"))
 
 
 def data_of(sweep: SweepDirectory, search: SearchSpec) -> str:
-    """The data of a sweep in words: title, limit and checksum."""
+    """Describe a sweep's data in words: title, limit and checksum."""
     record = table(sweep.read_json(RECORD), "dataset")
     title = Path(search.job.data.source).name or "IMDB"
     if record.get("is_sample"):
@@ -123,18 +123,21 @@ def retrain(
 ) -> None:
     """Train the best trial on all training reviews with every seed, test it, and print a table.
 
-    A finished seed remains unchanged; an unfinished one continues.
+    A seed's run is continued if it is unfinished, and left unchanged if it is finished.
 
     Args:
-        data: the folder of the sweep's data, if it has moved.
-        workers: runs at a time, by default as many as fit.
-        devices: `gpu` or `cpu`, one for each run.
+        sweep: the sweep.
+        seeds: the seeds of the runs.
+        data: the folder of the sweep's data, if it was moved.
+        workers: how many runs train at a time; by default as many as there is room for.
+        console: the console for messages.
+        devices: `gpu` to train each run on one GPU, `cpu` to use no GPU.
 
     Raises:
-        InputError: if no trial is finished, the data are different, the folder holds runs of
+        InputError: if no trial has finished, the data are different, the folder contains runs of
             another trial, or another version of harness wrote the sweep.
-        Interrupted: after a signal; the runs have saved and can continue.
-        RunError: with the reason, if a run failed.
+        Interrupted: after a signal; the runs have saved checkpoints and can continue.
+        RunError: if a run failed.
     """
     search = sweep.search()
     best = best_of(sweep, ranked(sweep.trials(), search))
@@ -142,7 +145,7 @@ def retrain(
     for run in map(RunDirectory, sorted((winner / job.name).glob("*-seed*"))):
         if run.exists() and job_with_seed(run.job(), job.train.seed) != job:
             raise InputError(
-                f"run {run.folder}: is of an earlier best trial; move {run.folder.parent} away"
+                f"run {run.folder}: retrains an earlier best trial; move {run.folder.parent} away"
             )
     if not sweep.finished():
         console.warning(f"sweep {sweep.folder} is unfinished: this is its best trial so far")
@@ -173,22 +176,22 @@ def retrain(
 
 
 def job_with_seed(job: Job, seed: int) -> Job:
-    """The same job with another seed."""
+    """Return the same job with another seed."""
     return job.model_copy(update={"train": job.train.model_copy(update={"seed": seed})})
 
 
 def sweep_data(sweep: SweepDirectory, search: SearchSpec, data: Path | None) -> Path | None:
-    """The folder with the data of a sweep; None if the job names its source.
+    """Return the folder with a sweep's data; None for the user's own data (`data.source`).
 
     Raises:
         InputError: if the data have changed.
-        RunError: if a copy of the sample can't be written.
+        RunError: if the copy of the packaged sample can't be written.
     """
     dataset = dataset_of(sweep, search.job, data)
     if dataset.is_own:
         return None
     if dataset.folder and not dataset.is_sample:
         return dataset.folder.absolute()
-    folder = sweep.path("winner", "data")  # without this copy a run would prefer the full data
+    folder = sweep.path("winner", "data")  # without this copy, a run would use the full data
     save_folder(dataset, folder)
     return folder.absolute()

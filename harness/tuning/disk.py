@@ -1,9 +1,9 @@
-"""Creates names in a sweep's folder exactly once, and executes the operations of a course there.
+"""Executes the operations of a `Course` in a sweep's folder, and creates a folder exactly once.
 
-The processes of a search agree only by names that exactly one process creates. A process writes a
-folder with its content under a temporary name, then renames it. rename(2) never replaces a
-non-empty folder, so the rename fails in all processes but one. After an I/O error only the content
-of the folder shows which process created it.
+The processes of a search coordinate only through folders that exactly one process can create. A
+process writes a folder with its content under a temporary name, then renames it. rename(2) never
+replaces a non-empty folder, so the rename fails in all processes but one. After an I/O error only
+the content of the folder shows which process created it.
 """
 
 import errno
@@ -39,19 +39,19 @@ from harness.tuning.protocol import (
     change_stop,
 )
 
-POLL_S = 0.2  # between two checks for a signal
-TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
+POLL_S = 0.2  # time between two checks for a signal
+TAKEN = (errno.EEXIST, errno.ENOTEMPTY)  # another process has created the folder
 
 
 def make_once(folder: Path, files: Mapping[str, bytes]) -> bool:
     """Create a folder with its content; return False if another process has created it.
 
     Args:
-        folder: its parent must exist.
-        files: contents by name, at least one.
+        folder: the new folder; its parent must exist.
+        files: the name and content of each file, at least one.
 
     Raises:
-        OSError: if the disk fails. The folder may exist nevertheless.
+        OSError: if the disk fails; even then the folder may have been created.
     """
     temporary = folder.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
@@ -70,10 +70,10 @@ def make_once(folder: Path, files: Mapping[str, bytes]) -> bool:
 
 
 class Disk:
-    """Executes courses on the folder of a sweep."""
+    """Executes courses (generators of operations) in the folder of a sweep."""
 
     def __init__(self, folder: Path, stop: StopRequest | None = None) -> None:
-        """Open a folder; `stop` ends a wait."""
+        """Open a sweep's folder; a `Sleep` ends early if `stop` receives a signal."""
         self.folder, self.stop, self.disk = folder, stop, SharedDisk()
         self._fails = False
 
@@ -81,12 +81,12 @@ class Disk:
         """Execute a course and return its result.
 
         Args:
-            course: yields operations and receives their results.
-            act: executes all operations that do not concern the folder, such as `Train`.
+            course: the generator, which yields operations and receives their results.
+            act: the function for operations that do not concern the folder, such as `Train`.
 
         Raises:
             Interrupted: if a signal arrives.
-            OSError, RunError, InputError: if the course does not catch them.
+            OSError, RunError, InputError: if an operation fails and the course does not catch it.
         """
         answer: Any = None
         error: Exception | None = None
@@ -98,7 +98,7 @@ class Disk:
             error = None
             try:
                 answer = self._carry_out(operation, act)
-            except Exception as failed:  # the course may handle it
+            except Exception as failed:  # the generator may handle it
                 error = failed
 
     def _carry_out(self, operation: Operation, act: Callable[[Any], Any] | None) -> Any:
@@ -128,22 +128,22 @@ class Disk:
 
 
 def to_bytes(record: Record) -> bytes:
-    """The JSON line of a record."""
+    """Return a record as a line of JSON."""
     content = record.model_dump(exclude_defaults=True)
     return json.dumps(content, separators=(",", ":")).encode() + b"\n"
 
 
 def stop_now(reason: str = "") -> Stop:
-    """A `Stop` by this user at this moment; without a reason it cancels the search."""
+    """Make a `Stop` with this user and time; without a reason it cancels the search."""
     by, at = f"{owner_name(os.getuid())} on {socket.gethostname()}", datetime.now().astimezone()
     return Stop(by=by, at=at.isoformat(timespec="seconds"), reason=reason)
 
 
 def stop_search_in(folder: Path) -> None:
-    """Cancel the search of a sweep's folder, until `harness resume` continues it.
+    """Cancel a sweep's search; `harness resume` can continue it.
 
     Raises:
-        DiskError: if the disk refuses to write.
+        DiskError: if `stop.json` can't be written.
     """
     try:
         Disk(folder).run(change_stop(View(), stop_now()))

@@ -1,4 +1,4 @@
-"""The leaderboard and the result of a sweep, computed from its trials alone."""
+"""Computes the leaderboard and the result of a sweep from its trials alone."""
 
 import csv
 import io
@@ -14,12 +14,12 @@ from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
 LEADERBOARD = "leaderboard.csv"
-MAX_SAME_FAILURES = 3  # trials with the same error, which end a search
-ORDER = ("finished", "running", "waiting", "failed")
+MAX_SAME_FAILURES = 3  # so many trials with the same error end a search
+ORDER = ("finished", "running", "waiting", "failed")  # statuses in the leaderboard's order
 
 
 def ranked(trials: Iterable[Trial], search: SearchSpec) -> list[Trial]:
-    """The trials: finished ones from the best to the worst, then running, waiting and failed."""
+    """Sort trials: finished ones from best to worst, then running, waiting and failed ones."""
     sign, objective = -1 if search.goal == "max" else 1, search.table.objective
     return sorted(
         trials, key=lambda t: (ORDER.index(t.status), sign * t.scores.get(objective, 0.0), t.n)
@@ -27,7 +27,7 @@ def ranked(trials: Iterable[Trial], search: SearchSpec) -> list[Trial]:
 
 
 def values_of(trial: Trial, space: Sequence[Parameter]) -> dict[str, Value]:
-    """A trial's values of its active keys: `when` holds for them. `space` has parents first."""
+    """Return a trial's values of the keys whose `when` is met; `space` lists parents first."""
     values: dict[str, Value] = {}
     for each in space:
         if each.parent and values.get(each.parent) not in each.parent_choices:
@@ -38,7 +38,7 @@ def values_of(trial: Trial, space: Sequence[Parameter]) -> dict[str, Value]:
 
 
 def leaderboard_rows(trials: Iterable[Trial], search: SearchSpec) -> list[dict[str, Any]]:
-    """The ranked trials with the columns of the leaderboard; None for missing values."""
+    """Return the ranked trials as rows of the leaderboard; a missing value is None."""
     objective = search.table.objective
     return [
         {
@@ -54,14 +54,14 @@ def leaderboard_rows(trials: Iterable[Trial], search: SearchSpec) -> list[dict[s
             "parameters": trial.parameters,
             "worker": trial.worker,
             "error": " ".join(trial.error.split()),
-            "attempt": f"{trial.n}/{trial.attempt}" if trial.attempt else "",  # below `trials/`
+            "attempt": f"{trial.n}/{trial.attempt}" if trial.attempt else "",  # path in `trials/`
         }
         for rank, trial in enumerate(ranked(trials, search), 1)
     ]
 
 
 def leaderboard_csv(trials: Iterable[Trial], search: SearchSpec) -> bytes:
-    """The ranked trials as CSV; `defused` stops a spreadsheet from executing formulas."""
+    """Return the leaderboard as CSV, which `defused` makes safe to open in a spreadsheet."""
     rows = leaderboard_rows(trials, search)
     text = io.StringIO()
     writer = csv.writer(text)
@@ -73,7 +73,7 @@ def leaderboard_csv(trials: Iterable[Trial], search: SearchSpec) -> bytes:
 
 
 def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]) -> dict[str, Any]:
-    """The result of a finished search.
+    """Return the content of a finished search's `result.json`.
 
     Raises:
         RunError: if no trial has finished.
@@ -87,7 +87,7 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
         "sweep": sweep.folder.name,
         "tuner": search.table.tuner,
         "objective": search.table.objective,
-        "trials": search.table.trials,  # as requested, see `is_of_search`
+        "trials": search.table.trials,  # the requested number, which `is_of_search` compares
         "num_trials": len(trials),
         "num_failed": sum(trial.status == "failed" for trial in trials),
         "best_trial": best.n,
@@ -97,7 +97,7 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
 
 
 def same_failure(trials: Iterable[Trial]) -> str:
-    """An error of three trials, apart from its numbers; empty if there is none."""
+    """Return an error that three trials share except for its numbers; "" if there is none."""
     by_text = defaultdict[str, list[str]](list)
     for trial in trials:
         if trial.error:
@@ -106,7 +106,7 @@ def same_failure(trials: Iterable[Trial]) -> str:
 
 
 def describe(trial: Trial, search: SearchSpec) -> str:
-    """A line about an ended trial: its score or error, and its values."""
+    """Describe an ended trial in a line: its score or error, and its values."""
     objective = search.table.objective
     how = f"failed: {trial.error}" if trial.error else f"{objective} {trial.scores[objective]:.4f}"
     values = ", ".join(f"{key} = {rounded(value)}" for key, value in trial.values.items())

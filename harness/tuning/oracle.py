@@ -1,13 +1,13 @@
-"""KerasTuner's oracles for `Schedule`, which calls them in one process and in a fixed order.
+"""Makes KerasTuner's oracles for `Schedule`, which calls them in one process, in a fixed order.
 
 This module changes three things of KerasTuner 1.4.8:
 
-- An oracle writes its whole state with every call. Here it writes nothing, since a replay of the
-  accepted results restores it.
-- Grid search proposes the next trial only when another one has ended. Here it proposes at any time,
-  so that all workers train.
-- Hyperband continues no trial before its whole first round has ended. In a space with fewer
-  settings than the round this never happens. Here the bracket shrinks.
+- KerasTuner's oracle writes its whole state in every call. Here an oracle writes nothing, since a
+  replay of the accepted results restores its state.
+- KerasTuner's grid search proposes a trial only when another one has ended. Here it proposes one
+  at any time, so that all workers train.
+- KerasTuner's Hyperband promotes no trial before its first round has ended. A round with more
+  trials than the space has settings never ends. Here the bracket shrinks.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ conditions.print = lambda *_: None
 
 
 def hyperparameters(search: SearchSpec) -> kt.HyperParameters:
-    """The search space as KerasTuner's hyperparameters, named by the keys of the job."""
+    """Return the search space as KerasTuner's hyperparameters, whose names are the job's keys."""
     space = kt.HyperParameters()
     for parameter in search.space:
         scope: Any = contextlib.nullcontext()
@@ -52,10 +52,10 @@ class SteadyGrid(GridSearchOracle):  # type: ignore[misc]  # KerasTuner ships no
     """Grid search that proposes its next trial at any time."""
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """The next values of the grid."""
+        """Propose the next values of the grid."""
         answer = dict(super().populate_space(trial_id))
         if answer["status"] == TrialStatus.RUNNING:
-            self._populate_next.append(trial_id)  # the next values are the successors of these
+            self._populate_next.append(trial_id)  # the next call proposes this trial's successor
         return answer
 
 
@@ -63,7 +63,7 @@ class FiniteHyperband(HyperbandOracle):  # type: ignore[misc]
     """Hyperband that shrinks a bracket when the space has too few untried settings for it."""
 
     def __init__(self, **options: Any) -> None:
-        self._num_first: dict[int, int] = {}  # trials in the first round, by shrunk bracket
+        self._num_first: dict[int, int] = {}  # shrunk bracket → trials in its first round
         super().__init__(**options)
 
     def _random_trial(self, trial_id: str, bracket: dict[str, Any]) -> dict[str, Any]:
@@ -80,11 +80,11 @@ class FiniteHyperband(HyperbandOracle):  # type: ignore[misc]
 
 
 def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
-    """The oracle of a search.
+    """Make the oracle of a search.
 
     Args:
         search: the search.
-        known: earlier proposals in order, whose values the oracle may reuse; may grow.
+        known: all trials proposed so far, in order; the oracle may reuse them; the list may grow.
     """
     table, max_epochs = search.table, search.job.train.epochs
     options: dict[str, Any] = {
@@ -93,7 +93,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
         "hyperparameters": hyperparameters(search),
         "allow_new_entries": False,
         "max_retries_per_trial": 0,
-        "max_consecutive_failed_trials": 10**9,  # `same_failure` decides instead
+        "max_consecutive_failed_trials": 10**9,  # `same_failure` ends the search instead
     }
     if table.tuner == "hyperband":
         oracle: kt.Oracle = FiniteHyperband(max_epochs=max_epochs, factor=table.factor, **options)
@@ -108,7 +108,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
     else:
         kinds = {"random": RandomSearchOracle, "grid": SteadyGrid}
         oracle = kinds.get(table.tuner, BoundedBayesianOracle)(**options)
-    # None for asha, which counts settings: its promotions are additional trials.
+    # None for asha, whose `trials` limits settings; its promotions are additional trials.
     oracle.max_trials = search.max_trials
     oracle.verbose = 0
     oracle.save = oracle._save_trial = lambda *_: None

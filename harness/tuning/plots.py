@@ -1,4 +1,4 @@
-"""The plot of a sweep in parallel coordinates: a line for each trial, an axis for each key."""
+"""Plots a sweep in parallel coordinates: a line for each trial, an axis for each key."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,23 +12,23 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
 
-MISSING = -0.12  # height of a trial on the axis of a key that was inactive in it
-SPREAD = 0.045  # width of the band of lines through one value of a list, as a share of the axis
+MISSING = -0.12  # height of a trial's line at the axis of a key that the trial does not use
+SPREAD = 0.045  # width of the band of lines through one value, as a share of the axis
 COLOURS = "viridis"
 
 
 class Axis(NamedTuple):
-    """A vertical axis, 0 at its bottom and 1 at its top."""
+    """A vertical axis of the plot; heights are 0 at its bottom and 1 at its top."""
 
     name: str
     heights: np.ndarray  # [num_trials]
-    ticks: Sequence[tuple[float, str]]  # height and text
+    ticks: Sequence[tuple[float, str]]  # height and text of each
 
 
 def axis_of(parameter: Parameter, name: str, values: "pandas.Series") -> Axis:
-    """The axis of a key: ticks at the values of a list, or at the ends and the middle of a range.
+    """Make a key's axis: ticks at the values of a list, or at ends and middle of a range.
 
-    Lines through one value of a list, and lines of trials without a value, are spread out.
+    Lines through the same value of a list are drawn apart, and so are those of trials without one.
     """
     if choices := parameter.choices:
         places = np.linspace(0, 1, len(choices)).tolist() if choices[1:] else [0.5]
@@ -58,15 +58,15 @@ def _range(
 
 
 def parallel_coordinates(trials: "pandas.DataFrame", search: SearchSpec) -> bytes:
-    """Draw each finished trial as a line over the axes of all keys, as a PNG of 480 pixels' height.
+    """Draw each finished trial as a line over the axes of all keys; return a PNG, 480 pixels high.
 
-    The colour shows the score. The worst tenth of the trials has one colour, because otherwise one
-    trial that did not learn would leave a single colour for all others. The best trial's line is
-    thick. The number of epochs gets an axis if the search continues trials.
+    The colour shows the score. All of the worst tenth of the trials get the same colour: otherwise
+    a trial that did not learn would leave almost one colour for all others. The best trial's line
+    is thick. The number of epochs gets an axis if the search continues trials.
 
     Args:
-        trials: `scored_trials`, at least one, the best first.
-        search: their search.
+        trials: the rows of `scored_trials`, at least one, the best first.
+        search: the search of these trials.
     """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
@@ -86,7 +86,7 @@ def parallel_coordinates(trials: "pandas.DataFrame", search: SearchSpec) -> byte
     norm = Normalize(min(worst, scores.iloc[0]), max(worst, scores.iloc[0]))
     lines = np.stack([axis.heights for axis in axes], axis=1)
     plot.plot(lines[0], color=colormaps[COLOURS](norm(scores.iloc[0])), linewidth=4, zorder=3)
-    for line, score in zip(lines[:0:-1], scores.iloc[:0:-1], strict=True):  # the better above
+    for line, score in zip(lines[:0:-1], scores.iloc[:0:-1], strict=True):  # best on top
         plot.plot(line, color=colormaps[COLOURS](norm(score)), linewidth=1.2, alpha=0.75)
     _draw_axes(plot, axes)
     plot.set_title(
@@ -106,7 +106,7 @@ def _draw_axes(plot: "Axes", axes: Sequence[Axis]) -> None:
             plot.plot([x, x + 0.04], [height, height], color="black", linewidth=0.8)
             plot.text(
                 *(x + 0.06, height, text),
-                parse_math=False,  # a dollar sign is one
+                parse_math=False,  # show a dollar sign as it is
                 va="center",
                 fontsize=8,
                 zorder=5,

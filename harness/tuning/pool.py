@@ -1,8 +1,8 @@
-"""The processes of a command: one worker per slot and a proposer, restarted until the search ends.
+"""Runs a command's processes, one worker per slot and a proposer, until the search ends.
 
-A process that has begun an attempt at a trial is restarted at once when it ends; the protocol
-counts the attempts of a trial. A process that ends earlier has failed. The command fails after
-three failures with an error, or 25 other failures, in a row without an accepted trial in between.
+A process that has begun an attempt at a trial is restarted at once when it ends, because the
+protocol limits the attempts. A process that ends before an attempt has failed. The command fails
+after three failures in a row with an error, or 25 others, unless a trial was accepted in between.
 """
 
 import sys
@@ -20,23 +20,23 @@ from harness.system.console import Console
 from harness.system.files import is_said_of_disk
 from harness.system.processes import STOPPING
 
-DISK_CODE, NODE_FAULT_CODE = 74, 77  # exit codes: the disk fails; the node is faulty
+DISK_CODE, NODE_FAULT_CODE = 74, 77  # a worker's exit codes if the disk fails, the node is faulty
 ERRORS: dict[int, Callable[[str], Exception]] = {
     RunError.exit_code: RunError,
     InputError.exit_code: InputError,
     NODE_FAULT_CODE: partial(NodeFault, will_requeue=True),
 }
-# Failures in a row. Slurm's controller or the disk of the environment may be unavailable for
-# minutes; the pauses between 25 starts take ten minutes.
+# The command fails after so many failures in a row. Slurm's controller or the disk with the Python
+# environment may be unavailable for minutes; the pauses between 25 starts add up to ten minutes.
 MAX_ERRORS, MAX_FAILURES = 3, 25
-PAUSE_S = 2.0  # before the next start, per failure
+PAUSE_S = 2.0  # pause before a restart, for each failure in a row
 
 
 @dataclass(frozen=True)
 class WorkerRequest:
     """The workers that a command requests."""
 
-    num_workers: int | None = None  # default: one per GPU or CPU
+    num_workers: int | None = None  # None: one per GPU or CPU
     workers_per_gpu: int = 1
     devices: str | None = None
     data: Path | None = None
@@ -44,21 +44,21 @@ class WorkerRequest:
 
 @dataclass(eq=False)
 class WorkerProcess(ManagedProcess):
-    """A worker or a proposer with its failures."""
+    """A worker or a proposer, with a count of its failures."""
 
-    uuid: str = ""  # of the current process
-    has_begun: bool = False  # the current process has begun an attempt
-    num_failures: int = 0  # in a row
-    not_before_s: float | None = None  # earliest restart, after its end was counted
+    uuid: str = ""  # the id of the current process
+    has_begun: bool = False  # whether the current process has begun an attempt
+    num_failures: int = 0  # failures in a row
+    not_before_s: float | None = None  # time of the next restart; None before the end is counted
 
     @property
     def is_done(self) -> bool:
-        """Whether it ended because no work was left, or never started."""
+        """Whether the process ended because no work was left, or was never started."""
         return self.popen is None or self.code == 0
 
 
 class WorkerPool(ProcessPool):
-    """The worker processes of a command, which end with the `with` block."""
+    """A command's worker processes; they are stopped at the end of the `with` block."""
 
     def __init__(
         self,
@@ -70,14 +70,14 @@ class WorkerPool(ProcessPool):
         allocation: SlurmEnvironment | None,
         console: Console,
     ) -> None:
-        """Create a pool without starting it; `name` distinguishes its workers from other pools'."""
+        """Create a pool without starting it; the names of its workers begin with `name`."""
         super().__init__(allocation)
         self.folder, self.request, self.name, self.console = folder, request, name, console
         self.workers = [self._process(f"{name}-w{i}", slot) for i, slot in enumerate(slots)]
         self.proposer = self._process(f"{name}-proposer", None)
         self.everybody = [*self.workers, self.proposer]
         self._ended: set[str] = set()  # uuids of this pool's ended processes
-        self._num_done = 0  # accepted trials at the last failure
+        self._num_done = 0  # the number of accepted trials at the last failure
 
     def _process(self, name: str, slot: Slot | None) -> WorkerProcess:
         return WorkerProcess(name, slot, self.folder / "workers" / f"{name}.log")
@@ -102,18 +102,18 @@ class WorkerPool(ProcessPool):
 
     @property
     def ended(self) -> set[str]:
-        """The uuids of this pool's workers that have ended."""
+        """Return the uuids of this pool's workers that have ended."""
         return self._ended | {worker.uuid for worker in self.workers if not worker.alive}
 
     def tend(self, num_done: int, at_work: Collection[str]) -> None:
         """Restart processes that ended before their work was done.
 
         Args:
-            num_done: accepted trials of the whole search.
-            at_work: the uuids of the workers with an open attempt.
+            num_done: the number of accepted trials in the whole search.
+            at_work: the uuids of the workers that are training a trial.
 
         Raises:
-            InputError, NodeFault, RunError: with the last line of a process that failed too often.
+            InputError, NodeFault, RunError: if a process failed too often; with its last line.
         """
         now_s = time.monotonic()
         for worker in self.everybody:

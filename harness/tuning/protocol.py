@@ -1,23 +1,24 @@
-"""The protocol of a search: the files in a sweep's folder, and the next step of its processes.
+"""Defines the protocol of a search: the files in a sweep's folder, and what its processes do.
 
 | name | writer | content |
 | --- | --- | --- |
 | `trials/<n>/` once | the first proposer of trial n | `values.json`: a `Trial` |
 | `trials/<n>/<k>/` once | the worker of attempt k | `owner.json`: an `Attempt`; its runs |
 | `trials/<n>/<k>/beat.json` | the same worker | a `Beat` |
-| `gone/<n>-<k>.json` | the same worker, or a command that has lost it | a `Gone` |
+| `gone/<n>-<k>.json` | the same worker, or a command that presumes it dead | a `Gone` |
 | `trials/<n>/accepted/` once | the first worker to report | `trial.json`: a `Trial` with scores |
 | `ends/<search.trials>/` once | the proposer of the last trial | `end.json`: an `End` |
 | `stop.json` | a cancelling user, a failing command, `harness resume` | a `Stop` |
 
-A course is a generator, the program of a worker, a proposer or a command. It yields operations on
-the sweep's folder and receives their results, and uses no disk, clock or random number itself.
+A course is a generator: the program of a worker, a proposer or a command. It yields operations on
+the sweep's folder and receives their results; it uses no disk, clock or random number itself.
 `harness.tuning.disk` executes the operations. A simulation in the tests executes the same courses
-with kills, lost nodes and late views of the disk.
+with killed processes, lost nodes and stale file listings.
 
-No decision depends on a time or a missing file alone, and a listing is only a hint where to read: a
-process that decides too late, or twice, finds that the name exists. The folder of an attempt has
-one writer forever, so a worker that was presumed lost does no harm when it returns.
+No decision depends on a time or a missing file alone. A folder's listing is only a hint what to
+read: a process that decides too late, or twice, can't create the folder, because it exists. Only
+one worker ever writes into an attempt's folder, so a worker presumed dead does no harm if it
+continues.
 """
 
 import contextlib
@@ -31,16 +32,16 @@ from harness.errors import Interrupted
 from harness.job.search import Value
 
 TRIALS, GONE, ENDS, STOP, ACCEPTED = "trials", "gone", "ends", "stop.json", "accepted"
-MAX_ATTEMPTS = 25  # attempts at a trial in a row without a newly saved step
+MAX_ATTEMPTS = 25  # a trial fails after so many attempts in a row without a newly saved step
 STUCK = (
     "its worker ended {} times before the next checkpoint, perhaps for lack of memory; lower "
     "train.checkpoint_every_s or the size of the model"
 )
-NUM_WATCHED = 16  # attempts that an idle worker watches
-BEAT_S = 5.0  # between two beats of a worker
-LOST_S = 180.0  # without a beat, by a command's monotonic clock, until an attempt counts as lost
-REST_EACH_S = 0.3  # pause between two looks, per trial
-SHORTEST_REST_S, LONGEST_REST_S = 0.25, 15.0
+NUM_WATCHED = 16  # how many open trials an idle worker reads in each turn
+BEAT_S = 5.0  # time between two beats of a worker
+LOST_S = 180.0  # a worker without a new beat for so long, by a command's clock, is presumed dead
+REST_EACH_S = 0.3  # pause after reading the trials, for each trial read
+SHORTEST_REST_S, LONGEST_REST_S = 0.25, 15.0  # limits of this pause
 
 
 # Records
@@ -53,7 +54,7 @@ class Record(BaseModel):
 
     @classmethod
     def of(cls, content: object) -> Self | None:
-        """Make a record of a file's content; None if it is missing or invalid."""
+        """Make a record of a file's content; return None if it is missing or invalid."""
         try:
             return cls.model_validate(content)
         except ValidationError:
@@ -61,27 +62,27 @@ class Record(BaseModel):
 
 
 class Trial(Record):
-    """A trial, from its proposal to its row of the leaderboard."""
+    """A trial: what the oracle proposed and, later, its result."""
 
     n: int
-    values: dict[str, Value]  # by the job's keys
-    limit: int | None = None  # epochs to train, if the oracle decides
-    parent: int | None = None  # the trial whose last checkpoint it continues
-    # From the accepted attempt
+    values: dict[str, Value]  # key of the job → its value in this trial
+    limit: int | None = None  # number of epochs to train, if the oracle decides it
+    parent: int | None = None  # number of the trial whose last checkpoint this trial continues
+    # The result, set by the accepted attempt
     attempt: int = 0
-    scores: dict[str, float] = {}  # means over its runs
+    scores: dict[str, float] = {}  # mean of each score over the trial's runs
     error: str = ""
-    epochs: int | None = None  # trained
-    kept_epoch: float | None = None  # of the best weights, mean over its runs
-    training_s: float | None = None  # of all its runs
+    epochs: int | None = None  # number of trained epochs
+    kept_epoch: float | None = None  # epoch of the best weights, mean over the trial's runs
+    training_s: float | None = None  # training time of all runs together
     parameters: int | None = None
-    checkpoints: dict[str, str] = {}  # for promotions: path below the attempt's folder → sha256
-    # Of a running trial, never in a file
+    checkpoints: dict[str, str] = {}  # for promotions: path in the attempt's folder → sha256
+    # The name of the worker of a running trial, never stored in a file
     worker: str = ""
 
     @property
     def status(self) -> str:
-        """`finished`, `failed`, `running` or `waiting`."""
+        """Return `finished`, `failed`, `running` or `waiting`."""
         if self.error:
             return "failed"
         if self.scores:
@@ -90,62 +91,62 @@ class Trial(Record):
 
     @property
     def proposal(self) -> tuple[object, ...]:
-        """The part of the trial that the oracle decides."""
+        """Return the fields of the trial that the oracle decides."""
         return self.n, self.values, self.limit, self.parent
 
 
 class Attempt(Record):
-    """The worker that trains a trial; only this worker writes into the attempt's folder."""
+    """An attempt at a trial by a worker; only this worker writes into the attempt's folder."""
 
-    worker: str  # uuid of the process
-    name: str = ""  # for people
-    process: int = 0
-    space: str = ""  # in which the process's number is valid, see `process_space`
-    saved: int = 0  # steps in the checkpoints of earlier attempts
-    num_stuck: int = 0  # earlier attempts in a row without a newly saved step
+    worker: str  # uuid of the worker's process
+    name: str = ""  # name of the worker in messages and logs
+    process: int = 0  # process id
+    space: str = ""  # where this process id is valid, see `process_space`
+    saved: int = 0  # number of steps in the checkpoints of earlier attempts
+    num_stuck: int = 0  # number of earlier attempts in a row without a newly saved step
 
 
 class Beat(Record):
-    """A sign of life of the worker of an attempt."""
+    """A heartbeat of the worker of an attempt."""
 
-    count: int  # beats so far
-    saved: int = 0  # steps in the newest checkpoint
+    count: int  # number of beats so far
+    saved: int = 0  # number of steps in the newest checkpoint
 
 
 class Gone(Record):
-    """The mark of an attempt whose worker has ended, or has sent no beat for LOST_S."""
+    """Says that the worker of an attempt has ended, or has sent no beat for LOST_S."""
 
-    has_left: bool  # the worker saved and left; False if a command marked it
+    has_left: bool  # True if the worker saved and ended itself, False if a command wrote this
 
 
 class End(Record):
-    """The mark of a search whose oracle has proposed all trials."""
+    """Says that the oracle has proposed all trials of the search."""
 
     num_trials: int
 
 
 class Stop(Record):
-    """The stop of a search, which holds until a person resumes the search."""
+    """Says that the search is stopped, or that a person has resumed it since."""
 
-    by: str  # a person and a machine
+    by: str  # the user and the machine
     at: str
-    reason: str = ""  # of the failure; empty for a cancelled search
-    is_lifted: bool = False  # a person has resumed the search
-    forgiven: tuple[int, ...] = ()  # failed trials at this moment, which count no more
+    reason: str = ""  # the reason of a failure; empty for a cancelled search
+    is_lifted: bool = False  # whether a person has resumed the search
+    forgiven: tuple[int, ...] = ()  # trials that failed before; they no longer count as failures
 
 
 def trial_folder(n: int) -> str:
-    """The folder of a trial."""
+    """Return the path of a trial's folder."""
     return f"{TRIALS}/{n}"
 
 
 def attempt_folder(n: int, k: int) -> str:
-    """The folder of attempt k at trial n."""
+    """Return the path of the folder of attempt k at trial n."""
     return f"{TRIALS}/{n}/{k}"
 
 
 def gone_file(n: int, k: int) -> str:
-    """The file that marks attempt k at trial n as gone."""
+    """Return the path of the `Gone` of attempt k at trial n; another worker may then take it."""
     return f"{GONE}/{n}-{k}.json"
 
 
@@ -153,19 +154,19 @@ def gone_file(n: int, k: int) -> str:
 
 
 class Read(NamedTuple):
-    """Read a JSON file: its content, None if it is missing or invalid."""
+    """Read a JSON file and return its content; None if it is missing or invalid."""
 
     path: str
 
 
 class Names(NamedTuple):
-    """List a folder; new names may be missing."""
+    """List the names in a folder; the newest may be missing on a shared disk."""
 
     path: str
 
 
 class Make(NamedTuple):
-    """Create a folder with one file: True if this call created it, False if it existed."""
+    """Create a folder with one file; return False if the folder already exists."""
 
     path: str
     file: str
@@ -173,23 +174,23 @@ class Make(NamedTuple):
 
 
 class Write(NamedTuple):
-    """Replace a file with a single writer."""
+    """Replace a file that only one process writes."""
 
     path: str
     record: Record
 
 
 class Sleep(NamedTuple):
-    """Wait."""
+    """Wait for a time, or until a signal arrives."""
 
     time_s: float
-    error: OSError | None = None  # the failure of the file system that causes a retry
+    error: OSError | None = None  # the error after which the process waits and tries again
 
 
 class Train(NamedTuple):
-    """Train an attempt and return the trial with its result.
+    """Train attempt k at a trial and return the trial with its result.
 
-    A second thread executes `Worker.tick` every BEAT_S meanwhile.
+    Meanwhile a second thread executes `Worker.tick` every BEAT_S.
     """
 
     trial: Trial
@@ -201,12 +202,12 @@ Course = Generator[Operation, Any, Any]  # receives the results of its operation
 
 
 def read(kind: type[Record], path: str) -> Course:
-    """Read a record, None if there is none."""
+    """Read a record; return None if the file is missing or invalid."""
     return kind.of((yield Read(path)))
 
 
 def read_result(n: int) -> Course:
-    """Read an accepted trial, None if there is none."""
+    """Read the accepted result of a trial; return None if it has none."""
     return (yield from read(Trial, f"{trial_folder(n)}/{ACCEPTED}/trial.json"))
 
 
@@ -215,23 +216,23 @@ def read_result(n: int) -> Course:
 
 @dataclass
 class Heard:
-    """The newest known attempt at an open trial."""
+    """What a process knows about the newest attempt at an open trial."""
 
-    k: int = 0  # its number, 0 before the first
+    k: int = 0  # number of the attempt, 0 before the first one
     attempt: Attempt | None = None  # None while `owner.json` is not visible
     gone: Gone | None = None
-    # Commands only
+    # Only commands use the following fields
     beat: Beat | None = None
-    listened_s: float | None = None  # time of the last look at the beat
-    silent_s: float = 0.0
+    listened_s: float | None = None  # time when the beat was last read
+    silent_s: float = 0.0  # time without a new beat
 
     @property
     def worker(self) -> Attempt | None:
-        """The worker that trains it; None if it is gone or not visible yet."""
+        """Return the attempt whose worker trains the trial; None if ended or not visible yet."""
         return None if self.gone else self.attempt
 
     def listen(self, n: int, now_s: float) -> Course:
-        """Read its beat; count the time without a new one."""
+        """Read the attempt's beat, and count the time without a new one."""
         beat = yield from read(Beat, f"{attempt_folder(n, self.k)}/beat.json")
         passed_s = now_s - (now_s if self.listened_s is None else self.listened_s)
         self.listened_s = now_s
@@ -245,18 +246,18 @@ class Heard:
 class View:
     """The state of a search as a process has read it: trials, attempts, results."""
 
-    known: list[Trial] = field(default_factory=list)  # proposals, in order
-    open: dict[int, Heard] = field(default_factory=dict)  # known and not accepted
-    accepted: dict[int, Trial] = field(default_factory=dict)
-    stop: Stop | None = None  # the last stop, which may be lifted
-    rest_s: float = SHORTEST_REST_S  # until the next look; grows with the number of open trials
+    known: list[Trial] = field(default_factory=list)  # all proposed trials, in order
+    open: dict[int, Heard] = field(default_factory=dict)  # trials without an accepted result
+    accepted: dict[int, Trial] = field(default_factory=dict)  # trials with their results
+    stop: Stop | None = None  # the content of `stop.json`
+    rest_s: float = SHORTEST_REST_S  # pause before the next `look`, longer for more open trials
 
     def look(self, num_watched: int | None = None) -> Course:
-        """Read news, in the order of the trials.
+        """Read what has changed: new trials, attempts and results.
 
         Args:
-            num_watched: how many open trials to read, the oldest; default: all. Trials without a
-                worker are always read.
+            num_watched: how many open trials to read, from the oldest; None reads all. Trials
+                without a worker are always read.
         """
         yield from self.learn()
         gone = {f"{GONE}/{name}" for name in (yield Names(GONE))}
@@ -267,7 +268,7 @@ class View:
         self.rest_s = min(max(REST_EACH_S * len(due), SHORTEST_REST_S), LONGEST_REST_S)
 
     def learn(self) -> Course:
-        """Read new proposals."""
+        """Read newly proposed trials."""
         made = set((yield Names(TRIALS)))
         while str(n := len(self.known)) in made:
             if not (trial := (yield from read(Trial, f"{trial_folder(n)}/values.json"))):
@@ -275,12 +276,12 @@ class View:
             self.know(trial)
 
     def know(self, trial: Trial) -> None:
-        """Add the next proposal."""
+        """Add the next proposed trial."""
         self.known.append(trial)
         self.open[trial.n] = Heard()
 
     def accept(self, trial: Trial) -> None:
-        """Add a result."""
+        """Add a trial with its accepted result."""
         self.accepted[trial.n] = trial
         self.open.pop(trial.n, None)
 
@@ -306,7 +307,7 @@ class View:
         return self.stop is not None and not self.stop.is_lifted
 
     def end(self, num_asked: int) -> Course:
-        """The `End` for `num_asked` trials (`search.trials`), None before the last proposal."""
+        """Read the `End` for this `search.trials`; return None before the last proposal."""
         return (yield from read(End, f"{ENDS}/{num_asked}/end.json"))
 
     def is_over(self, num_asked: int) -> Course:
@@ -316,7 +317,7 @@ class View:
 
 
 def take_turns(turn: Callable[[], Course], view: View) -> Course:
-    """Repeat a turn until it returns true; retry it after errors of the file system."""
+    """Call `turn` until it returns true; after a disk error, wait and try again."""
     while True:
         try:
             if (yield from turn()):
@@ -330,16 +331,16 @@ def take_turns(turn: Callable[[], Course], view: View) -> Course:
 
 @dataclass
 class Worker:
-    """A worker: it takes a trial, trains it, reports it and takes the next one."""
+    """A worker, which takes a trial, trains it, reports its result and takes the next one."""
 
-    me: Attempt
+    me: Attempt  # this process
     num_asked: int  # `search.trials`
-    must_renew: Callable[[], bool] = lambda: False  # whether a new process should replace it
+    must_renew: Callable[[], bool] = lambda: False  # whether a new process should replace this one
     view: View = field(default_factory=View)
-    _count: int = 0  # of beats
+    _count: int = 0  # number of beats so far
 
     def turn(self) -> Course:
-        """Train a trial, or rest; return whether the worker should end."""
+        """Train a trial, or wait if none is free; return whether the worker should end."""
         if (yield from self.view.is_stopped()):
             return True
         yield from self.view.look(NUM_WATCHED)
@@ -356,7 +357,7 @@ class Worker:
         for n, heard in [*self.view.open.items()]:
             k, attempt = heard.k, self.me
             if k:
-                if not heard.attempt:  # another worker has it, which is not visible yet
+                if not heard.attempt:  # another worker has taken it; its file is not visible yet
                     continue
                 if not heard.gone:
                     if heard.attempt.worker == self.me.worker:
@@ -374,25 +375,25 @@ class Worker:
         return None
 
     def _after(self, n: int, k: int, before: Attempt, gone: Gone) -> Course:
-        """The attempt that continues after a gone one."""
+        """Return the attempt that follows one whose worker has ended."""
         beat = yield from read(Beat, f"{attempt_folder(n, k)}/beat.json")
         saved = max(before.saved, beat.saved if beat else 0)
         num_stuck = 0 if saved > before.saved else before.num_stuck + (not gone.has_left)
         return self.me.model_copy(update={"saved": saved, "num_stuck": num_stuck})
 
     def _train(self, n: int, k: int) -> Course:
-        """Train an attempt and report its result; the first report of a trial counts."""
+        """Train an attempt and report its result; only the first report for a trial counts."""
         try:
             trial = yield Train(self.view.known[n], k)
         except Interrupted:
-            with contextlib.suppress(OSError):  # without it the next worker only waits longer
+            with contextlib.suppress(OSError):  # without this file the next worker waits longer
                 yield Write(gone_file(n, k), Gone(has_left=True))
             raise
         if (yield Make(f"{trial_folder(n)}/{ACCEPTED}", "trial.json", trial)):
             self.view.accept(trial)
 
     def tick(self, n: int, k: int, *, saved: int) -> Course:
-        """Write a beat of attempt k; return whether the attempt has become needless."""
+        """Write a beat of attempt k; return whether the attempt is no longer needed."""
         self._count += 1
         yield Write(f"{attempt_folder(n, k)}/beat.json", Beat(count=self._count, saved=saved))
         names = yield Names(trial_folder(n))
@@ -403,11 +404,11 @@ class Worker:
 
 
 def follow(view: View, now_s: float) -> Course:
-    """Read news and beats; return the trials that were accepted since the last call.
+    """Read all changes and beats; return the trials accepted since the last call.
 
     Args:
-        view: of the command.
-        now_s: the process's monotonic clock.
+        view: what the command has read so far.
+        now_s: the time on the command's monotonic clock.
     """
     before = set(view.accepted)
     yield from view.look()
@@ -418,11 +419,11 @@ def follow(view: View, now_s: float) -> Course:
 
 
 def tell_gone(view: View, has_ended: Callable[[Attempt], bool]) -> Course:
-    """Mark attempts as gone whose workers have ended or are silent; return the silent workers.
+    """Write a `Gone` for attempts whose workers have ended or are silent; return the silent ones.
 
     Args:
-        view: of the command.
-        has_ended: whether the worker of an attempt has ended, if this process can know it.
+        view: what the command has read so far.
+        has_ended: tells whether the worker of an attempt is known to have ended.
     """
     silent = set()
     for n, heard in view.open.items():
@@ -436,12 +437,12 @@ def tell_gone(view: View, has_ended: Callable[[Attempt], bool]) -> Course:
 
 
 def running(view: View) -> dict[int, Attempt]:
-    """The workers that train, by their trials' numbers."""
+    """Return the attempts whose workers are training; the dictionary's keys are trial numbers."""
     return {n: worker for n, heard in view.open.items() if (worker := heard.worker)}
 
 
 def shown(view: View) -> list[Trial]:
-    """All trials for the leaderboard: accepted, running and waiting."""
+    """Return all trials for the leaderboard: accepted, running and waiting ones."""
     names = {n: attempt.name for n, attempt in running(view).items()}
     return [
         view.accepted.get(n) or trial.model_copy(update={"worker": names.get(n, "")})
@@ -450,6 +451,6 @@ def shown(view: View) -> list[Trial]:
 
 
 def change_stop(view: View, stop: Stop) -> Course:
-    """Stop the search, or lift its stop, unless it is already in this state."""
+    """Stop or resume the search as `stop` says, unless it is already in this state."""
     if (yield from view.is_stopped()) == stop.is_lifted:
         yield Write(STOP, stop)

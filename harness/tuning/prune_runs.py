@@ -1,14 +1,14 @@
-"""A sweep keeps models and checkpoints of its best trials only, and the scores of all.
+"""Removes models and checkpoints of a sweep's trials except the best; all scores remain.
 
-A trial that has left the best trials never returns to them, so its model and checkpoints are
-removed at once. If trials continue older ones (hyperband, asha), checkpoints are removed at the end
-of the search. Should the search get more trials later, a trial trains the epochs of its parent
-again, to the same bytes. `harness prune` frees the same files of older sweeps, and the last
-checkpoints of finished runs.
+A trial that drops out of the best trials never returns to them, so its model and checkpoints are
+removed at once. If trials continue older ones (hyperband, asha), checkpoints are removed only when
+the search ends. If the user raises `search.trials` later, a new trial trains its parent's epochs
+again, with bitwise identical results. `harness prune` removes the same files of older sweeps, and
+the checkpoints of finished runs.
 
 A run keeps its job, record, metrics, scores, predictions, model and curves. Training its `job.toml`
-restores all other files, to the same bytes. This module removes no file of another user and follows
-no link. Its files are independent, so a kill between two removals leaves a valid run.
+again restores all other files bit by bit. This module removes no file of another user and follows
+no symbolic link. The files are independent, so a kill between two removals leaves a valid run.
 """
 
 import contextlib
@@ -27,21 +27,21 @@ from harness.tuning.leaderboard import ranked
 from harness.tuning.protocol import Trial, attempt_folder, trial_folder
 from harness.tuning.sweep_dir import SweepDirectory
 
-NUM_KEPT = 5  # trials
-# Patterns below the folder of a run
+NUM_KEPT = 5  # how many of the best trials keep their files
+# Patterns of files in the folder of a run
 CHECKPOINTS = ("checkpoints/*",)
 MODEL = ("model.keras", "vocabulary.txt")
-STATE = ("state.json", "timings.jsonl", "lease.json")  # `accepted/trial.json` has the result
+STATE = ("state.json", "timings.jsonl", "lease.json")  # the result is in `accepted/trial.json`
 
 
 @dataclass
 class Pruned:
-    """The files that were removed, or could be."""
+    """Counts the files that were removed, or that could be."""
 
     num_files: int = 0
     num_bytes: int = 0
-    num_runs: int = 0  # finished runs that were checked
-    left: list[tuple[Path, str]] = field(default_factory=list)  # kept folders and the reasons
+    num_runs: int = 0  # how many finished runs were checked
+    left: list[tuple[Path, str]] = field(default_factory=list)  # each kept folder with the reason
 
     def prune(self, folder: Path, patterns: Sequence[str], *, really: bool) -> None:
         """Remove files of a finished run, or with `really=False` only measure them."""
@@ -50,17 +50,17 @@ class Pruned:
             if really:
                 try:
                     file.unlink()
-                except OSError:  # already removed, or the disk refuses
+                except OSError:  # already removed, or not removable
                     continue
             self.num_files += 1
             self.num_bytes += size
         if really and not (folder / "checkpoints").is_symlink():
-            with contextlib.suppress(OSError):  # it still holds files
+            with contextlib.suppress(OSError):  # the folder still contains files
                 (folder / "checkpoints").rmdir()
 
 
 def refusal(folder: Path) -> str:
-    """Why no file of a folder may be removed: a link, another user's, unfinished; empty if it may.
+    """Return why the files of a folder must be kept; "" if they may be removed.
 
     Raises:
         OSError: if the folder is missing or unreadable.
@@ -79,13 +79,13 @@ def refusal(folder: Path) -> str:
 
 
 def _own_files(folder: Path, patterns: Sequence[str]) -> Iterator[tuple[Path, int]]:
-    """This user's regular files that match a pattern, with their sizes in bytes."""
+    """Yield this user's regular files that match a pattern, with their sizes in bytes."""
     if folder.is_symlink():
         return
     real = folder.resolve()
     for file in (each for pattern in patterns for each in sorted(folder.glob(pattern))):
         if file.parent.resolve() != real / file.parent.relative_to(folder):
-            continue  # behind a link
+            continue  # behind a symbolic link
         with contextlib.suppress(FileNotFoundError):
             about = file.lstat()
             if stat.S_ISREG(about.st_mode) and about.st_uid == os.getuid():
@@ -93,14 +93,14 @@ def _own_files(folder: Path, patterns: Sequence[str]) -> Iterator[tuple[Path, in
 
 
 class KeptTrials:
-    """Decides which files a sweep keeps of its trials."""
+    """Decides which files of its trials a sweep keeps."""
 
     def __init__(self, sweep: SweepDirectory, search: SearchSpec) -> None:
         self.sweep, self.search = sweep, search
         self._done: set[tuple[int, bool, bool]] = set()
 
     def trim(self, trials: Sequence[Trial], *, is_over: bool = False) -> None:
-        """Remove files of ended trials, except the best; ignore errors of the disk.
+        """Remove files of ended trials except the best ones; ignore disk errors.
 
         Args:
             trials: all trials of the sweep.
@@ -113,11 +113,11 @@ class KeptTrials:
     def removable(
         self, trials: Sequence[Trial], *, may_continue: bool = False
     ) -> Iterator[tuple[Path, tuple[str, ...]]]:
-        """The runs of ended trials and their removable files; a later call omits them.
+        """Yield runs of ended trials and patterns of their removable files, each only once.
 
         Args:
             trials: all trials of the sweep.
-            may_continue: whether a later trial may need the checkpoint of an ended one.
+            may_continue: whether a later trial may need the checkpoint of an ended trial.
         """
         real = self.sweep.folder.resolve()
         ended = [each for each in ranked(trials, self.search) if each.attempt]
@@ -131,7 +131,7 @@ class KeptTrials:
             checkpoints = () if is_best or may_continue else CHECKPOINTS
             for folder in find_runs([self.sweep.path(trial_folder(each.n))]):
                 if folder.resolve() != real / folder.relative_to(self.sweep.folder):
-                    continue  # behind a link
+                    continue  # behind a symbolic link
                 if folder.parent != accepted or each.error:
                     yield folder, CHECKPOINTS + MODEL
                 else:
@@ -139,12 +139,12 @@ class KeptTrials:
 
 
 def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
-    """Remove the files of finished runs and searches that a training restores.
+    """Remove those files of finished runs and searches that training again would restore.
 
-    Unfinished runs, links and folders of other users remain unchanged.
+    Unfinished runs, symbolic links and folders of other users remain unchanged.
 
     Args:
-        tops: runs, searches, or folders of them.
+        tops: runs, searches, or folders that contain them.
         really: whether to remove the files instead of only counting them.
     """
     done = Pruned()

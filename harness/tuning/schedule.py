@@ -1,9 +1,9 @@
-"""The order of an oracle's proposals and results, which does not depend on real time.
+"""Orders an oracle's proposals and results independently of real time.
 
-A virtual clock decides the order: on it, a fixed number of workers train one epoch per tick. The
-oracle proposes a trial when a virtual worker is free, and receives results in the order of their
-virtual ends. So its state is a function of the results alone: any process can replay it, and a
-disturbed search promotes the same trials as an undisturbed one.
+A virtual clock decides the order: a fixed number of virtual workers train one epoch in each tick.
+The oracle proposes a trial when a virtual worker is free. It receives a trial's result when the
+virtual worker ends the trial. So the oracle's state depends only on the results. Any process can
+replay it, and an interrupted search promotes the same trials as an uninterrupted one.
 """
 
 import heapq
@@ -43,30 +43,30 @@ class Schedule:
 
         Args:
             oracle: KerasTuner's oracle.
-            num_trials: largest number of trials, 0 = no limit.
-            width: number of virtual workers; None for an oracle that does not learn from results,
-                which then receives none.
-            known: earlier proposals in order; may grow.
+            num_trials: the largest number of trials; 0 sets no limit.
+            width: the number of virtual workers; None for an oracle that does not learn from
+                results, and so receives none.
+            known: all trials proposed so far, in order; the list may grow.
         """
         self.oracle, self.num_trials, self.width, self.known = oracle, num_trials, width, known
         self.num_proposed = 0
-        self._trials: list[Any] = []  # KerasTuner's
-        self._numbers: dict[str, int] = {}  # by KerasTuner's id of a trial
-        self._epochs: list[int] = []
-        self._running: list[tuple[int, int]] = []  # a heap of (virtual end, trial)
-        self._now = 0  # virtual, in epochs
-        self._results: dict[int, Trial] = {}
-        self._is_idle = False  # the oracle waits for a result, or has no trial left
+        self._trials: list[Any] = []  # KerasTuner's objects for the proposed trials
+        self._numbers: dict[str, int] = {}  # KerasTuner's id of a trial → its number
+        self._epochs: list[int] = []  # the number of epochs of each proposed trial
+        self._running: list[tuple[int, int]] = []  # a heap of (end on the virtual clock, trial)
+        self._now = 0  # the time on the virtual clock, in epochs
+        self._results: dict[int, Trial] = {}  # results that the oracle has not received yet
+        self._is_idle = False  # whether the oracle waits for a result, or has no trial left
 
     def offer(self, trial: Trial) -> None:
-        """Add a trial's result, which the oracle receives at its virtual end."""
+        """Store a trial's result; the oracle gets it when the virtual clock reaches its end."""
         self._results[trial.n] = trial
 
     def next(self) -> Trial | None:
-        """The oracle's next proposal with the results so far, None if it has none.
+        """Return the oracle's next proposal, given the results so far; None if it has none.
 
         Raises:
-            RunError: if it differs from the known proposal with this number.
+            RunError: if the proposal differs from the known trial with this number.
         """
         while True:
             if self._may_propose() and (proposal := self._propose()):
@@ -76,7 +76,7 @@ class Schedule:
 
     @property
     def is_over(self) -> bool:
-        """Whether the last trial is proposed."""
+        """Whether the oracle has proposed its last trial."""
         is_last = self._is_idle and (self.width is None or not self._running)
         return is_last or 0 < self.num_trials <= len(self._trials)
 
@@ -122,7 +122,7 @@ class Schedule:
         )
 
     def _give_result(self) -> bool:
-        """Pass the next due result to the oracle; return False if it is not known yet."""
+        """Pass the next result to the oracle, in virtual order; return False if it is unknown."""
         if not self._running or self._running[0][1] not in self._results:
             return False
         self._now, n = heapq.heappop(self._running)
@@ -142,22 +142,22 @@ class Schedule:
 
 @dataclass
 class Proposer:
-    """Proposes trials; of several proposers, the first that creates a trial's name decides."""
+    """Proposes trials; of several proposers, the first that creates a trial's folder decides."""
 
-    begin: Callable[[list[Trial]], Schedule]  # takes the known proposals, a list that grows
+    begin: Callable[[list[Trial]], Schedule]  # makes the schedule, given the growing known trials
     num_asked: int  # `search.trials`
-    ahead: int  # largest number of trials that wait for a worker, unless the oracle is guided
+    ahead: int  # largest number of trials that wait for a worker, if not `is_guided`
     is_guided: bool  # whether the oracle's choices depend on results
     view: View = field(default_factory=View)
     _schedule: Schedule | None = None
     _num_offered: int = 0
-    _next: Trial | None = None  # proposed, its folder not created yet
+    _next: Trial | None = None  # the proposed trial whose folder is not created yet
 
     def turn(self) -> Course:
-        """Propose trials, then rest; return whether all are proposed, or the search is stopped.
+        """Propose trials, then wait; return True if all are proposed or the search is stopped.
 
         Raises:
-            RunError: if the oracle's proposals differ from known ones.
+            RunError: if a proposal differs from the known trial with its number.
         """
         view = self.view
         if (yield from view.is_stopped()):
@@ -169,7 +169,7 @@ class Proposer:
                 self._next = None
             else:
                 yield from view.learn()
-                if len(view.known) <= trial.n:  # not visible yet
+                if len(view.known) <= trial.n:  # the other proposer's trial is not visible yet
                     break
         if self._schedule and self._schedule.is_over and not self._next:
             yield Make(f"{ENDS}/{self.num_asked}", "end.json", End(num_trials=len(view.known)))
@@ -179,15 +179,15 @@ class Proposer:
 
     @property
     def _has_room(self) -> bool:
-        """Whether too few trials wait for a worker; a guided oracle limits their number itself."""
+        """Whether to propose more trials; the schedule of a guided oracle limits their number."""
         num_waiting = sum(not heard.k for heard in self.view.open.values())
         return self.is_guided or num_waiting < self.ahead
 
     def _propose(self) -> Trial | None:
-        """The first unknown trial, according to the results so far."""
+        """Return the next trial that no process has proposed yet; None if there is none now."""
         if self._next and len(self.view.known) > self._next.n:
             if self.view.known[self._next.n].proposal != self._next.proposal:
-                self._schedule = None  # another proposer rounds differently, or has more trials
+                self._schedule = None  # the other proposer rounds differently or has more trials
             self._next = None
         if not self._schedule:
             self._schedule, self._num_offered = self.begin(self.view.known), 0

@@ -1,4 +1,4 @@
-"""`harness sweep show`: the leaderboard of a sweep, the importance of its keys, and a plot."""
+"""`harness sweep show`: prints a sweep's leaderboard and the importance of its keys, and plots."""
 
 import itertools
 import logging
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     import pandas
 
 PLOT = "parallel_coordinates.png"
-NUM_SHOWN = 10
-DIGITS = (4, 12)  # decimals of a score, least and most
-MIN_TRIALS = 3  # for a statement about a key
-NUM_BINS = 3  # of a range
+NUM_SHOWN = 10  # rows of the leaderboard on the screen
+DIGITS = (4, 12)  # smallest and largest number of decimals of a score
+MIN_TRIALS = 3  # fewer trials tell nothing about a key
+NUM_BINS = 3  # groups into which the values of a range are divided
 
 
 def show(sweep: SweepDirectory) -> None:
-    """Print leaderboard and importance of keys, and draw a plot into the sweep's folder.
+    """Print the leaderboard and the importance of keys; save a plot in the sweep's folder.
 
     Raises:
-        InputError: if `search.toml` is broken, or another version wrote the sweep.
+        InputError: if `search.toml` is broken, or another version of harness wrote the sweep.
         DiskError: if the trials are unreadable.
     """
     search, console = sweep.search(), rich_console()
@@ -53,14 +53,14 @@ def show(sweep: SweepDirectory) -> None:
     path = sweep.path(PLOT)
     try:
         atomic_write(path, parallel_coordinates(scored, search))
-    except RunError as error:  # such as in a colleague's sweep
+    except RunError as error:  # for example, the sweep belongs to a colleague
         log(logging.ERROR, str(error))
     else:
         console.print(Text(f"plot: {path}"), soft_wrap=True)
 
 
 def heading(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]) -> Iterator[str]:
-    """The search and its progress."""
+    """Yield lines about the search and its progress."""
     best = "highest" if search.goal == "max" else "lowest"
     yield f"sweep {sweep.folder}: {search.table.tuner} for the {best} {search.table.objective}"
     counts = Counter(trial.status for trial in trials)
@@ -75,7 +75,7 @@ def heading(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]) 
 def leaderboard(
     sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
 ) -> "Iterator[str | pandas.DataFrame]":
-    """The best trials, the number of the others, and the errors of failed trials."""
+    """Yield a table of the best trials, the number of others, and the errors of failed trials."""
     import pandas
 
     yield ""
@@ -105,7 +105,7 @@ def leaderboard(
 
 
 def digits_of(scores: Sequence[float]) -> int:
-    """The fewest decimals that distinguish all different scores."""
+    """Return the smallest number of decimals that keeps different scores apart."""
     least, most = DIGITS
     counts = {d: len({f"{score:.{d}f}" for score in scores}) for d in range(least, most + 1)}
     return next(digits for digits, count in counts.items() if count == counts[most])
@@ -115,11 +115,11 @@ def digits_of(scores: Sequence[float]) -> int:
 
 
 def scored_trials(trials: Sequence[Trial], search: SearchSpec) -> "pandas.DataFrame":
-    """The finished trials with a finite score, in their order.
+    """Tabulate the finished trials with a finite score, in the given order.
 
     Returns:
-        By the number of the trial: `score` (the objective), `epochs` trained, and its value of each
-        key, NaN where the key was inactive.
+        A row for each trial, whose index is the trial's number: its `score` (the objective), its
+        trained `epochs`, and its value of each key, or NaN for a key that it does not use.
     """
     import pandas
 
@@ -133,18 +133,18 @@ def scored_trials(trials: Sequence[Trial], search: SearchSpec) -> "pandas.DataFr
         if trial.status == "finished"
     }
     columns = ["score", "epochs", *(each.key for each in search.space)]
-    # Of objects: whole numbers beside a NaN would become floats.
+    # With dtype=object whole numbers in a column with NaN do not become floats.
     found = pandas.DataFrame([*rows.values()], [*rows], columns, dtype=object)
     found = found.astype({"score": float, "epochs": int})
     return found[np.isfinite(found["score"])]
 
 
 def comparable(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame":
-    """The trials whose scores may be compared: all, or those of one length if lengths differ.
+    """Return the trials whose scores may be compared: all, or those with the same epochs.
 
-    The length is the most common number of epochs, the larger one of two equally common. A search
-    that trains good settings longer would otherwise mix the quality of a setting with the length of
-    its training.
+    hyperband and asha train good settings longer, so a score would also show the length of the
+    training. Of their trials only those with the most common number of epochs are returned. Of two
+    equally common numbers the larger one counts.
     """
     if not search.continues_trials or trials.empty:
         return trials
@@ -152,13 +152,14 @@ def comparable(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFr
 
 
 def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame":
-    """The scores by the values of each key that had several, the most important key first.
+    """Compare the scores of each key's values, the most important key first.
 
     Returns:
         A row for each value of a list or third of a range: `key`, its `value`, the number `n`, the
         `mean` and the `best` of the scores. `explains` is eta squared of the key: the between-group
-        sum of squares over the total (Fisher, 1925), 0 if all scores are equal. `by chance` is the
-        expected eta squared of a key without effect, (k - 1) / (n - 1) for k groups of n trials.
+        sum of squares divided by the total (Fisher, 1925), 0 if all scores are equal. `by chance`
+        is the expected eta squared of a key without effect: (k - 1) / (n - 1) for n trials in k
+        groups. A key with one value or with too few trials has no rows.
     """
     import pandas
 
@@ -189,12 +190,12 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
 
 
 def _ends(parameter: Parameter, values: "pandas.Series") -> "list[pandas.Series]":
-    """The value of a list, or both ends of the values in a third of a range, by trial."""
+    """Return, for each trial, its value of a list, or both ends of its third of a range."""
     if parameter.choices:
         return [values]
     numbers = values.astype(float)
     bins = numbers.rank(method="dense")
-    if bins.max() > NUM_BINS:  # equal values have one rank, and so one bin
+    if bins.max() > NUM_BINS:  # equal values share a rank, and so a bin
         bins = NUM_BINS * (numbers.rank() - 0.5) // len(numbers)
     groups = numbers.groupby(bins)
     return [groups.transform("min"), groups.transform("max")]
@@ -203,7 +204,7 @@ def _ends(parameter: Parameter, values: "pandas.Series") -> "list[pandas.Series]
 def importance(
     finished: "pandas.DataFrame", search: SearchSpec
 ) -> "Iterator[str | pandas.DataFrame]":
-    """The score by the values of each key, and the limits of such a table."""
+    """Yield a table of the scores of each key's values, and notes on how to read it."""
     trials = comparable(finished, search)
     yield f"\nimportance for {search.table.objective}"
     if len(trials) < MIN_TRIALS:
@@ -223,8 +224,8 @@ def importance(
     yield cells
     yield (
         f"Hints, no proof: {len(trials)} of {len(finished)} trials, and several keys change at "
-        "once. A key explains its share of the scores' variation (eta squared); a key without "
-        "effect would explain the share of the column 'by chance'."
+        "once. Column 'explains': the part of the scores' variation that goes with a key's values "
+        "(eta squared). Column 'by chance': what a key without any effect would show."
     )
     if search.continues_trials:
         yield (

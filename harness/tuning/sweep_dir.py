@@ -1,15 +1,15 @@
-"""A sweep's folder, `runs/<job>/<sweep-id>/`: its files and their writers.
+"""Manages a sweep's folder, `runs/<job>/<sweep-id>/`, with these files:
 
 | file | content | writer |
 | --- | --- | --- |
-| `search.toml` | the search with every default | the first command, or one with more trials |
+| `search.toml` | the search with every default | the first command, one that raises the trials |
 | `trials/`, `gone/`, `ends/`, `stop.json` | see `harness.tuning.protocol` | all processes |
 | `trials/<n>/<k>/seed<N>/` | the run of attempt k at trial n | the worker of the attempt |
-| `leaderboard.csv`, `result.json` | functions of the accepted trials | any command |
+| `leaderboard.csv`, `result.json` | computed from the accepted trials | any command |
 | `state.json` | progress, as in a run | any command |
-| `provenance.json` | first code and data, the last job's request to Slurm | any command |
-| `workers/<name>.log` | output of a worker or a proposer | this process |
-| `parallel_coordinates.png` | a plot | `harness sweep show` |
+| `provenance.json` | code and data at the start, the last job's Slurm request | any command |
+| `workers/<name>.log` | output of a worker or a proposer | this worker or proposer |
+| `parallel_coordinates.png` | a plot of the trials | `harness sweep show` |
 | `winner/` | the best trial, retrained on all training data | `harness sweep retrain` |
 """
 
@@ -42,23 +42,22 @@ FOLDERS = (TRIALS, GONE, ENDS, "workers")
 
 
 class SweepDirectory(LeasedDirectory):
-    """One sweep's folder."""
+    """Reads and writes the folder of one sweep."""
 
     kind = "sweep"
-    _is_new = False  # the folder must not exist yet
+    _is_new = False  # whether `begin` must choose a folder that does not exist yet
 
     def check_lease(self) -> None:
-        """Allow every write: these files are functions of the accepted trials."""
+        """Allow every write: all commands compute the same files from the accepted trials."""
 
     @classmethod
     def new(cls, runs: Path, search: SearchSpec, sweep_id: str | None) -> "SweepDirectory":
-        """Name the folder of a sweep, which `begin` creates.
+        """Choose the folder of a sweep; `begin` creates it.
 
-        With a `sweep_id` the folder may exist. Then the same search continues, perhaps with more
-        trials.
+        With a `sweep_id` the folder may exist. Then its search continues, perhaps with more trials.
 
         Raises:
-            InputError: if the id is no file name, or the sweep belongs to another search.
+            InputError: if the id is not a file name, or the sweep belongs to another search.
         """
         if sweep_id is None:
             sweep = cls(runs / search.name / time.strftime("%Y%m%d-%H%M%S"))
@@ -73,10 +72,10 @@ class SweepDirectory(LeasedDirectory):
 
     @classmethod
     def open(cls, folder: Path) -> "SweepDirectory":
-        """An existing sweep.
+        """Open an existing sweep.
 
         Raises:
-            InputError: if the folder is not a sweep's.
+            InputError: if the folder is not the folder of a sweep.
         """
         if not is_sweep(folder):
             raise InputError(
@@ -89,8 +88,8 @@ class SweepDirectory(LeasedDirectory):
         """Begin the sweep, unless another command has begun it.
 
         Raises:
-            InputError: if the folder is another user's, or holds other files.
-            DiskError: if the disk refuses to write, or renames a folder onto a non-empty one.
+            InputError: if the folder belongs to another user, or contains other files.
+            DiskError: if the folder can't be written, or renames can replace non-empty folders.
         """
         record = {"sources_sha256": sources_checksum(), "dataset": dataset.record(), "starts": []}
         files = {
@@ -127,11 +126,11 @@ class SweepDirectory(LeasedDirectory):
             raise DiskError(write_refusal(self.folder, error)) from None
 
     def check_search(self, search: SearchSpec) -> None:
-        """Refuse to continue the sweep with another search.
+        """Check that the sweep, if it exists, belongs to this search.
 
         Raises:
-            InputError: if space, job or tuner differ, or another version of harness wrote the
-                sweep.
+            InputError: if the space, the job or the tuner differs, the search has fewer trials, or
+                another version of harness wrote the sweep.
         """
         if not self.exists():
             return
@@ -149,33 +148,33 @@ class SweepDirectory(LeasedDirectory):
             )
 
     def exists(self) -> bool:
-        """Whether the sweep was begun."""
+        """Whether a command has begun the sweep."""
         return self.path(SEARCH_FILE).is_file()
 
     def finished(self) -> bool:
-        """Whether every trial has ended; `result.json` is the last file of a search."""
+        """Whether every trial has ended; a command then writes `result.json`."""
         is_there = self.path(RESULT).is_file()
         search = read_toml(self.path(SEARCH_FILE)) if is_there else {}
         return is_there and is_of_search(self.read_json(RESULT), search)
 
     def search(self) -> SearchSpec:
-        """The search, read from its file.
+        """Read the search from its file.
 
         Raises:
-            InputError: if another version wrote the sweep, or one of its files is broken.
+            InputError: if another version of harness wrote the sweep, or a file of it is broken.
         """
         check_record(self)
         return load_search(self.path(SEARCH_FILE))
 
     def trial_run(self, n: int, k: int, seed: int) -> RunDirectory:
-        """The run of attempt k at trial n with a seed."""
+        """Return the run with this seed of attempt k at trial n."""
         return RunDirectory(self.path(TRIALS, str(n), str(k), f"seed{seed}"))
 
     def trials(self) -> list[Trial]:
-        """All proposed trials, in order.
+        """Read all proposed trials, in order.
 
         Raises:
-            DiskError: if they can't be read.
+            DiskError: if the trials can't be read.
         """
         view = View()
         try:

@@ -1,4 +1,4 @@
-"""Trains a trial: one run per seed, by the code of every run, in the sweep's folder."""
+"""Trains a trial, one run per seed, in the sweep's folder, with the same code as any other run."""
 
 import gc
 import statistics
@@ -29,14 +29,14 @@ from harness.tuning.disk import Disk
 from harness.tuning.protocol import Trial, attempt_folder, read_result
 from harness.tuning.sweep_dir import SweepDirectory
 
-MAX_ERROR = 2000  # characters
-# Largest memory of the process, relative to the memory after its first run (a trial with `bucket`
-# left 70 MB). The GPU's limit leaves room for CUDA's libraries.
+MAX_ERROR = 2000  # largest number of characters of an error message
+# How much memory a worker may use, relative to its memory after its first run (a trial with
+# `bucket` left 70 MB). The factor for a GPU leaves room for CUDA's libraries.
 MAX_GROWTH = {"cpu": 1.2, "gpu": 2.0}
 
 
 class Trials:
-    """Trains trials of a sweep in this process, one at a time."""
+    """Trains a sweep's trials in this process, one at a time."""
 
     def __init__(
         self,
@@ -50,16 +50,18 @@ class Trials:
         self.sweep, self.search = sweep, search
         self.dataset, self.strategy, self.observers = dataset, strategy, observers
         allocation = SlurmEnvironment.from_environment()
-        # The requeues of the job concern the sweep, not an attempt.
+        # The command limits the requeues of the sweep's job; an attempt must not.
         self.allocation = replace(allocation, max_requeues=None) if allocation else None
-        self._largest_gb, self._first_gb = largest_gb(search), 0.0  # of any trial; after a run
+        # Memory of the largest trial (estimated), and of this process after its first run
+        self._largest_gb, self._first_gb = largest_gb(search), 0.0
         self.devices = describe_devices(strategy)[0]["device"].partition(":")[0]
 
     def run(self, trial: Trial, k: int) -> Trial:
         """Train or continue an attempt's runs; return the trial with its scores or its error.
 
         Raises:
-            Interrupted: after a signal, or if the attempt has become needless; it has saved.
+            Interrupted: after a signal, also if the attempt is no longer needed; it has saved a
+                checkpoint.
             NodeFault: if the node or its GPU is faulty.
             OSError: if the file system fails.
         """
@@ -68,11 +70,11 @@ class Trials:
         except (OSError, Interrupted, NodeFault):
             raise
         except Exception as error:  # Keras and TensorFlow raise errors of any type
-            if is_of_disk(error) or isinstance(error, TakenOver):  # an attempt has one writer
+            if is_of_disk(error) or isinstance(error, TakenOver):  # retry, not a failed trial
                 raise OSError(str(error)) from None
             is_ours = isinstance(error, InputError | RunError)
             line = str(error) if is_ours else f"{type(error).__name__}: {error}"
-            # Custom code may raise errors with any characters.
+            # The user's own code may raise errors that contain any characters.
             line = printable(" ".join(line.split()))[:MAX_ERROR]
             return trial.model_copy(update={"attempt": k, "error": line})
         finally:
@@ -80,7 +82,7 @@ class Trials:
             gc.collect()
 
     def has_grown(self) -> bool:
-        """Whether this process needs more memory than its largest trial and its first run."""
+        """Whether this process uses more memory than its first run and largest trial explain."""
         room_gb = max(self._largest_gb, MAX_GROWTH[self.devices] * self._first_gb)
         return self._first_gb > 0 and resident_memory_gb() > room_gb
 
@@ -117,7 +119,7 @@ class Trials:
         plan = checked_plan(plan_of(job, self.devices, run), job)
         compute = Compute(self.strategy, plan, self.allocation, is_trial=True)
         name = f"trial {trial.n} of {self.search.name}/{self.sweep.folder.absolute().name}"
-        keras.utils.clear_session(free_memory=False)  # else names depend on earlier trials
+        keras.utils.clear_session(free_memory=False)  # layer names then ignore earlier trials
         train(
             context,
             compute,
@@ -128,10 +130,10 @@ class Trials:
         self._first_gb = self._first_gb or resident_memory_gb()
 
     def _adopt(self, trial: Trial, k: int, run: RunDirectory, identity: str) -> None:
-        """Begin with the newest checkpoint of older attempts, else with the parent's last one.
+        """Copy the newest checkpoint of older attempts, or the last one of the parent trial.
 
-        If the parent has no checkpoint left, as after the end of a search, the attempt trains the
-        parent's epochs again, to the same bytes.
+        If the parent's checkpoint was removed, as at the end of a search, the attempt trains the
+        parent's epochs again, with bitwise identical results.
 
         Raises:
             OSError: if the parent's result or checkpoint can't be read.
@@ -156,7 +158,7 @@ class Trials:
         )
 
     def saved(self, n: int, k: int) -> int:
-        """The sum of the steps in the newest checkpoints of an attempt's runs."""
+        """Return the sum of the steps in the newest checkpoints of an attempt's runs."""
         runs = [self.sweep.trial_run(n, k, seed) for seed in self.search.seeds()]
         try:
             newest = [names[-1].stem for run in runs if (names := run.checkpoints())]
@@ -166,10 +168,10 @@ class Trials:
 
 
 def mean_scores(results: Sequence[Mapping[str, Any]], objective: str) -> dict[str, float]:
-    """The mean of each validation score over a trial's runs.
+    """Return the mean of each validation score over a trial's runs.
 
     Raises:
-        RunError: if the runs lack the objective.
+        RunError: if a run has no score for the objective.
     """
     recorded = [
         name for name in OBJECTIVES if all(result.get(name) is not None for result in results)

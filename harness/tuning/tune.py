@@ -1,4 +1,4 @@
-"""Runs a sweep from the command to the result; several commands can do so at the same time."""
+"""Runs a sweep until its result; several commands can work on a sweep at the same time."""
 
 import contextlib
 import logging
@@ -35,9 +35,10 @@ from harness.tuning.protocol import Attempt, View, change_stop, follow, running,
 from harness.tuning.prune_runs import KeptTrials
 from harness.tuning.sweep_dir import RESULT, SweepDirectory
 
-PATIENCE_S = 600.0  # with a failing file system
-RECORD_S = 5.0  # for workers to save before the interruption is recorded; KillWait is often 30 s
-TEND_S, LOOK_S = 0.5, 1.0  # between two checks of this command's processes; of the search
+PATIENCE_S = 600.0  # how long a command retries while the file system fails
+# How long workers may save before the interruption is recorded. Slurm's KillWait is often 30 s.
+RECORD_S = 5.0
+TEND_S, LOOK_S = 0.5, 1.0  # time between two checks of this command's processes, of the search
 T = TypeVar("T")
 
 
@@ -50,23 +51,24 @@ def tune(
     full: bool = False,
     resumes: bool = False,
 ) -> dict[str, Any]:
-    """Begin or join a sweep and work until its result.
+    """Begin or join a sweep, run it to its end and return its result.
 
     Args:
-        sweep: its folder, which may exist.
+        sweep: the sweep; its folder may exist.
         search: the search.
-        request: the workers of this command.
-        console: for messages.
+        request: the workers that this command starts.
+        console: the console for messages.
         full: whether to refuse the packaged sample.
-        resumes: whether to continue a stopped search, or a search of other code.
+        resumes: whether to continue a search that is stopped, or that other code began.
 
     Returns:
-        The content of `result.json`: the best trial and its score; empty if it was cancelled.
+        The content of `result.json`: the best trial and its score; empty if the search was
+        cancelled.
 
     Raises:
         InputError: if the search can't run here, or another version of harness wrote the sweep;
             this command has not changed the sweep.
-        Interrupted: after a signal; all trials have saved, and the sweep can continue.
+        Interrupted: after a signal; all trials have saved checkpoints, and the sweep can continue.
         RunError: if the search fails.
     """
     allocation = SlurmEnvironment.from_environment()
@@ -103,8 +105,8 @@ def tune(
         f"sweep {sweep.folder}: {search.table.tuner}, {search.table.trials or 'all'} trials, "
         f"workers of this command: {len(slots)}{parallel}, data: {dataset.title}"
     )
-    del dataset  # the workers open it themselves
-    # Distinguishes the commands of a search; a requeued job keeps its name.
+    del dataset  # the workers open the dataset themselves
+    # Each command of a search has another name; a requeued job keeps its name.
     name = f"job{allocation.own_id}" if allocation else f"{socket.gethostname()}-{os.getpid()}"
     with WorkerPool(
         sweep.folder, request, slots, name=name, allocation=allocation, console=console
@@ -114,7 +116,7 @@ def tune(
 
 
 def settled(search: SearchSpec, num_workers: int) -> SearchSpec:
-    """The search with `parallel`, which is fixed when a sweep begins."""
+    """Return the search with a value for `search.parallel`, which is fixed when a sweep begins."""
     is_open = search.table.tuner in GUIDED and not search.table.parallel
     return search.with_table(parallel=2 * num_workers) if is_open else search
 
@@ -133,7 +135,7 @@ def patiently(step: Callable[[], T], stop: StopRequest) -> T:
             waited_s, may_end = time.monotonic() - since_s, is_of_disk(error)
             if not may_end and not isinstance(error, OSError):
                 raise
-            if not may_end or waited_s > PATIENCE_S:  # a missing folder never returns
+            if not may_end or waited_s > PATIENCE_S:  # a missing folder stays missing
                 raise DiskError(str(error)) from None
             if waited_s < 1:
                 log(logging.WARNING, f"{error}; retrying for {PATIENCE_S:.0f} s")
@@ -142,7 +144,7 @@ def patiently(step: Callable[[], T], stop: StopRequest) -> T:
 
 
 class Command:
-    """A command of a search: its processes, the files for users, the console."""
+    """A command of a search: controls its processes, writes files for users, prints progress."""
 
     def __init__(
         self,
@@ -158,13 +160,13 @@ class Command:
         self.heartbeat.note(restarts=allocation.restarts if allocation else 0)
         self._has_looked = False
         self._kept = KeptTrials(sweep, search)
-        self._table = b""  # the last written leaderboard
+        self._table = b""  # the leaderboard that was written last
 
     def run(self, *, resumes: bool) -> dict[str, Any]:
-        """Work until the result, which is empty if the search is cancelled.
+        """Run the search to its end and return its result, which is empty if it was cancelled.
 
         Raises:
-            Interrupted: after a signal; all trials have saved, and the sweep can continue.
+            Interrupted: after a signal; all trials have saved checkpoints.
             InputError, RunError: if the search fails.
         """
         self.signals.listen()
@@ -205,10 +207,12 @@ class Command:
         self.pool.tend(len(self.view.accepted), workers)
 
     def _turn(self) -> dict[str, Any] | None:
-        """Check the search; return its result once it is over, empty if it is cancelled.
+        """Check the search once; return None if it goes on.
+
+        Otherwise return its result, which is empty if the search was cancelled.
 
         Raises:
-            RunError: if the search has failed, with the reason.
+            RunError: if the search has failed; the message contains the reason.
         """
         idle = [each for each in self.pool.everybody if each.is_done]
         self._look()
@@ -234,16 +238,16 @@ class Command:
             self.disk.run(change_stop(self.view, stop))
             return None
         is_proposed = self.disk.run(self.view.end(num_asked))
-        for process in idle:  # at the start, or because there are more trials now
+        for process in idle:  # not started yet, or ended before the number of trials was raised
             if process.slot or not is_proposed:
                 self.pool.start_one(process)
         self.heartbeat.beat("searching", **self._progress())
         return None
 
     def _look(self) -> None:
-        """Read news; show them on the console and in the leaderboard."""
+        """Read what has changed; show it on the console and in the leaderboard."""
         news = self.disk.run(follow(self.view, time.monotonic()))
-        for trial in news if self._has_looked else ():  # without the results of earlier commands
+        for trial in news if self._has_looked else ():  # only results since this command began
             self.console.info(describe(trial, self.search))
         self._has_looked = True
         trials = shown(self.view)
@@ -260,13 +264,13 @@ class Command:
         self.console.advance("trials", num_ended, total, figures=figures)
 
     def _has_ended(self, attempt: Attempt) -> bool:
-        """Whether a worker was a process of this command or machine and has ended."""
+        """Whether a worker is known to have ended; it must be of this command or machine."""
         return attempt.worker in self.pool.ended or has_died(attempt.process, attempt.space)
 
     def _stop(self, reason: Interrupted) -> None:
-        """Let this command's workers save and end.
+        """Let this command's workers save and end, and record the interruption.
 
-        Record the interruption after RECORD_S at the latest, since Slurm may kill this process.
+        It is recorded after RECORD_S at the latest, since Slurm may kill this process.
 
         Raises:
             RunError: if the job was interrupted too often without progress.
@@ -282,7 +286,7 @@ class Command:
                 self.disk.run(tell_gone(self.view, self._has_ended))
 
     def _progress(self) -> dict[str, Any]:
-        """The fields of the sweep's heartbeat."""
+        """Return the progress for the heartbeat in the sweep's `state.json`."""
         view, total = self.view, self.search.max_trials
         ended, num_running = [*view.accepted.values()], len(running(view))
         num_failed = sum(bool(trial.error) for trial in ended)

@@ -1,9 +1,9 @@
-"""A process of a command, `python -m harness.tuning.worker SWEEP NAME`: a worker or a proposer.
+"""Runs a worker or a proposer of a command: `python -m harness.tuning.worker SWEEP NAME`.
 
 The proposer (`--ahead N`) runs KerasTuner's oracle and creates the trials' folders with their
-values. In a separate process a slow proposal delays no worker, and KerasTuner's memory is freed
-after the last proposal. Proposals are a function of the search and the accepted results, so every
-command may have a proposer, and a killed proposer is restarted.
+values. It is a separate process, so a slow proposal delays no worker, and KerasTuner's memory is
+freed after the last proposal. Proposals depend only on the search and the accepted results, so
+every command may have a proposer, and a killed proposer can be restarted.
 """
 
 import argparse
@@ -48,14 +48,14 @@ from harness.tuning.sweep_dir import SweepDirectory
 if TYPE_CHECKING:
     from harness.tuning.trial import Trials
 
-LEAVE_S = 20.0  # for the last beat
+LEAVE_S = 20.0  # how long to wait for the last beat
 
 
 # A proposer
 
 
 def schedule_of(search: SearchSpec, known: list[Trial]) -> Schedule:
-    """The schedule of a search; `known` are earlier proposals, a list that may grow."""
+    """Make the schedule of a search; `known` lists all proposed trials and may grow."""
     from harness.tuning.oracle import make_oracle
 
     return Schedule(
@@ -67,7 +67,7 @@ def schedule_of(search: SearchSpec, known: list[Trial]) -> Schedule:
 
 
 def propose(sweep: SweepDirectory, ahead: int) -> None:
-    """Propose all trials, or until the search is stopped.
+    """Propose trials until all are proposed, or until the search is stopped.
 
     Raises:
         Interrupted: after a signal.
@@ -76,7 +76,7 @@ def propose(sweep: SweepDirectory, ahead: int) -> None:
     stop = StopRequest()
     stop.listen()
     search = sweep.search()
-    # One thread: sums in another order would change the proposals.
+    # More threads would add numbers in another order, which would change the proposals.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import_tensorflow(SlurmEnvironment.from_environment(), threads=1)
@@ -89,12 +89,12 @@ def propose(sweep: SweepDirectory, ahead: int) -> None:
 
 
 def train(worker: Worker, trials: "Trials", folder: Path, operation: Train) -> Trial:
-    """Train an attempt, with beats meanwhile; return the trial with its result.
+    """Train an attempt while a thread writes beats; return the trial with its result.
 
-    If the attempt becomes needless, this process sends itself a signal to stop.
+    If the attempt is no longer needed, this process sends itself a signal to stop.
 
     Raises:
-        Interrupted: after a signal; the attempt has saved.
+        Interrupted: after a signal; the attempt has saved a checkpoint.
         OSError: if the file system fails.
         NodeFault: if the node or its GPU is faulty.
     """
@@ -123,17 +123,17 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
     """Train trials until the search is over or stopped, or this process should be replaced.
 
     Raises:
-        Interrupted: after a signal; the current trial has saved.
+        Interrupted: after a signal; the current trial has saved a checkpoint.
         InputError, RunError: if this worker can't train any trial.
     """
     stop, console, allocation = StopRequest(), Console(), SlurmEnvironment.from_environment()
     stop.listen()
     threads, name = given_cpus(allocation), arguments.name
-    # Before the slow import of TensorFlow, so that a failing disk ends this process at once.
+    # Read before the slow import of TensorFlow, so that a failing disk ends this process at once.
     search = sweep.search()
     dataset = dataset_of(sweep, search.job, arguments.data)
     import_tensorflow(allocation, threads, search.job)
-    # TensorFlow warns about retracing, which every trial needs.
+    # Hide TensorFlow's warnings about retracing, which every trial needs.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     requested = parse_devices(arguments.devices) if arguments.devices else None
     check_gpus(requested, allocation, console.warning)
@@ -160,7 +160,7 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run a worker or a proposer; return the exit code."""
     parser = argparse.ArgumentParser(prog="harness.tuning.worker")
     parser.add_argument("sweep", type=lambda path: SweepDirectory(Path(path)))
-    parser.add_argument("name", help="of the process, for logs")
+    parser.add_argument("name", help="name of the process in logs")
     parser.add_argument("--ahead", type=int, help="propose, with at most N waiting trials")
     parser.add_argument("--id", default=uuid.uuid4().hex, help="uuid of this process")
     parser.add_argument("--devices")

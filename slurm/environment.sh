@@ -71,7 +71,7 @@ ensure_venv() {
             warn "$VENV/bin/python leads to $(readlink -f "$VENV/bin/python" || true), which is not" \
                 "on this node; load its module in slurm/site.sh"
         else
-            say "using $VENV as it is, not from this project's lock files, which" \
+            say "using $VENV unchanged; it was not installed from this project's lock files, which" \
                 "\`bash slurm/common.sh --setup\` installs"
         fi
         return

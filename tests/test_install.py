@@ -201,7 +201,7 @@ stamp_of requirements-gpu.lock >"$VENV/harness-lock.sha256"
 choose_locks
 ensure_venv "${LOCKS[@]}"
 """
-AS_IT_IS = "as it is, not from this project's lock files, which `bash slurm/common.sh --setup`"
+AS_IT_IS = "not installed from this project's lock files, which `bash slurm/common.sh --setup`"
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,8 @@ def describe_gpus(partitions: list[Partition]) -> Finding:
     if {*used} & {*names}:
         return Finding("green", "gpus", found)
     remedy = f"export SBATCH_PARTITION={names[0]}, or sbatch --partition={names[0]}"
-    return Finding("yellow", "gpus", f"{found}; none in {in_use or 'the default one'}", remedy)
+    found += f"; none in {in_use or 'the default partition'}"
+    return Finding("yellow", "gpus", found, remedy)
 
 
 def check_script() -> Finding:
@@ -121,7 +122,7 @@ def _check_by_rules(rules: Rules) -> Finding:
             answer = would_start(copy, *composed.args, timeout_s=TIMEOUT_S, unset=composed.unset)
         except (InputError, RunError) as error:
             remedy = f"correct {NEVER} and {ALWAYS} in {SITE}"
-            return Finding("red", "sbatch", f"lstm.sh by `{line}` {error}", remedy)
+            return Finding("red", "sbatch", f"lstm.sh submitted by `{line}` {error}", remedy)
     return Finding("green", "sbatch", f"`{line}`, or harness submit, is accepted: {answer}")
 
 

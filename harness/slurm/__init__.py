@@ -1,5 +1,5 @@
-"""Slurm: its environment, its client programs, submission, slots and processes, several nodes.
+"""All that concerns Slurm: variables, client programs, submission, worker slots, several nodes.
 
 No other package reads Slurm's variables.
-It may import the modules of `harness` itself and the packages up to `data`.
+This package may import the modules of `harness` itself and the packages up to `data`.
 """

@@ -26,7 +26,7 @@ class NoAnswerError(RunError):
 
 
 class NoNodesError(RunError):
-    """`sbatch --test-only` finds no suitable node: none exists, or all are down."""
+    """`sbatch --test-only` finds no suitable node: no such node exists, or all are down."""
 
 
 def has_client(program: str = "sbatch") -> bool:
@@ -99,7 +99,7 @@ def ask(*args: str, timeout_s: float | None = None) -> str:
 
 
 def read_settings() -> dict[str, str]:
-    """Slurm's configuration, such as MaxArraySize; empty if Slurm does not answer."""
+    """Return Slurm's configuration, such as MaxArraySize; empty if Slurm does not answer."""
     try:
         text = ask("scontrol", "show", "config", timeout_s=SETTINGS_TIMEOUT_S)
     except (InputError, RunError):

@@ -105,7 +105,7 @@ class SlurmEnvironment:
 
 
 def array_task(variables: Mapping[str, str] = os.environ) -> str | None:
-    """The index of this array task; None outside of an array."""
+    """Return the index of this array task; None outside of an array."""
     return variables.get(OF_ARRAYS[1]) or None
 
 
@@ -123,7 +123,7 @@ def not_own(variables: Mapping[str, str], shown: str) -> list[str]:
 
 
 def num_tasks_of_array(allocation: SlurmEnvironment | None) -> int:
-    """The number of tasks in the job's array; 1 outside of an array."""
+    """Return the number of tasks in the job's array; 1 outside of an array."""
     return (_whole(allocation.variables.get(OF_ARRAYS[2], "")) if allocation else None) or 1
 
 
@@ -144,26 +144,26 @@ def given_cpus(allocation: SlurmEnvironment | None) -> int:
 
 
 def given_gpus(allocation: SlurmEnvironment) -> int | None:
-    """The number of the job's GPUs on this node; None if Slurm does not say."""
+    """Return the number of the job's GPUs on this node; None if Slurm's variables do not say."""
     num = _whole(allocation.variables.get("SLURM_GPUS_ON_NODE", ""))
     return num if num is not None else len(listed_gpus(allocation)) or None
 
 
 def listed_gpus(allocation: SlurmEnvironment) -> tuple[str, ...]:
-    """The indices of the job's GPUs on this node; empty if Slurm does not say."""
+    """Return the indices of the job's GPUs on this node; empty if Slurm's variables do not say."""
     listed = allocation.variables.get("SLURM_JOB_GPUS", "")
     return tuple(listed.split(",")) if listed else ()
 
 
 def visible_gpus() -> int:
-    """The number of GPUs that this process sees, counted without TensorFlow."""
+    """Count the GPUs that this process sees, without TensorFlow."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return len(visible_names(chosen))
     return num_cards() or 0
 
 
 def given_memory_gb(allocation: SlurmEnvironment | None) -> float | None:
-    """The job's memory on this node in GB; None if Slurm does not say."""
+    """Return the job's memory on this node in GB; None if Slurm's variables do not say."""
     if allocation is None:
         return None
     on_node = {
@@ -182,7 +182,7 @@ def _number(allocation: SlurmEnvironment, name: str) -> int:
 
 
 def given_limit_s(variables: Mapping[str, str]) -> int | None:
-    """The job's time limit in seconds; None if Slurm does not say."""
+    """Return the job's time limit in seconds; None if Slurm's variables do not say."""
     start, end = (_whole(variables.get(f"SLURM_JOB_{name}_TIME", "")) for name in ("START", "END"))
     return None if start is None or end is None else end - start
 

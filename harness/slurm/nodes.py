@@ -91,8 +91,8 @@ class WorkerGroup:
         nodes = node_names(allocation)
         if len(nodes) != allocation.num_tasks:
             raise InputError(
-                f"{allocation.num_tasks} tasks on {len(nodes)} nodes: should be one per node, "
-                "which uses all its GPUs; give srun --ntasks-per-node=1"
+                f"{allocation.num_tasks} tasks on {len(nodes)} nodes: should be one task per "
+                "node, which uses all GPUs of the node; use srun --ntasks-per-node=1"
             )
         group = cls(_own_folder(parent, allocation), nodes, allocation.rank)
         interface = os.environ.get(INTERFACE)
@@ -271,7 +271,7 @@ def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
                 if old.name.startswith(prefix) and old != folder:
                     shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise RunError(f"{folder}: can't be created: {error.strerror}; see its disk") from None
+        raise RunError(f"{folder}: can't be created: {error.strerror}; check its disk") from None
     if status.st_uid != os.getuid():
         raise InputError(f"{folder}: belongs to {owner_name(status.st_uid)}; remove it")
     return folder

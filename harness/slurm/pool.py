@@ -50,7 +50,7 @@ class Slot:
     cpus: int  # number of the job's CPUs on the node, which all workers share
 
     def variables(self) -> dict[str, str]:
-        """The environment variables that keep a process in its slot."""
+        """Return the environment variables that keep a process in its slot."""
         variables = {"HARNESS_CPUS": str(self.threads)}
         if self.gpu is not None:
             variables[GPU_INDEX] = str(self.gpu)
@@ -118,8 +118,9 @@ def allocate_slots(
         what = f"{gpus} GPUs" if gpus else f"{cpus} CPUs"
         more = f", or raise {option}" if gpus else ""
         raise InputError(
-            f"--workers {wanted}: {len(nodes)} node{'s' if len(nodes) > 1 else ''} with {what} "
-            f"hold {room}; ask for fewer or for a larger allocation{more}"
+            f"--workers {wanted}: there is room for {room} on {len(nodes)} "
+            f"node{'s' if len(nodes) > 1 else ''} with {what}; ask for fewer or for a larger "
+            f"allocation{more}"
         )
     wanted = min(wanted, at_most)
     threads = max(1, cpus // -(-wanted // len(nodes)))
@@ -251,7 +252,7 @@ class ProcessPool:
     def ask_to_save(
         self, processes: Sequence[ManagedProcess], number: signal.Signals, wait_s: float = SAVE_S
     ) -> None:
-        """Signal processes to save and end, and wait for them, at most `wait_s` seconds."""
+        """Signal processes to save and end; wait for them, but at most `wait_s` seconds."""
         for process in processes:
             if process.alive:
                 in_step = self._in_steps and process.slot

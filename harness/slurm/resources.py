@@ -234,7 +234,7 @@ class Resources:
                     "2 or a100:2"
                 )
             if twice := names_in(self.flags) & {*GPUS}:
-                raise InputError(f"--{min(twice)}: requests GPUs as --gpus does; give one of them")
+                raise InputError(f"--{min(twice)}: requests GPUs as --gpus does; use only one")
         if self.flags and not self.flags[0].startswith("-"):
             raise InputError(
                 f"{self.flags[0]}: is neither an option of submit nor, after --, one of sbatch; "

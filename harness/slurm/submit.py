@@ -282,7 +282,7 @@ def _submit(submission: SbatchJob) -> str:
         job_id = client.submitted_id(submission.name, done)
     except client.NoAnswerError as error:  # the job may be in the queue and need the folder
         raise RunError(
-            f"{submission.name}: sbatch named no id, but the job may be in the queue; see "
+            f"{submission.name}: sbatch printed no id, but the job may be in the queue; see "
             f"squeue --me, and cancel it by scancel ({error})"
         ) from None
     except (OSError, InputError, RunError):

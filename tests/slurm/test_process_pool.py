@@ -135,8 +135,8 @@ def test_more_workers_than_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     slots = allocate_slots(here, 4, workers_per_gpu=2, at_most=9)
     assert [slot.gpu for slot in slots] == [0, 1, 0, 1]
     for num, options, message in (
-        (3, {}, "--workers 3: 1 node with 2 GPUs hold 2"),
-        (5, {"devices": "cpu"}, "--workers 5: 1 node with 4 CPUs hold 4"),
+        (3, {}, "--workers 3: there is room for 2 on 1 node with 2 GPUs"),
+        (5, {"devices": "cpu"}, "--workers 5: there is room for 4 on 1 node with 4 CPUs"),
         (5, {"workers_per_gpu": 2, "option": "--x"}, "--workers 5: .* or raise --x"),
         (2, {"workers_per_gpu": 2, "devices": "cpu"}, "--workers-per-gpu 2: there is no GPU here"),
     ):

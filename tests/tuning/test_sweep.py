@@ -307,7 +307,7 @@ def test_a_refused_command_changes_nothing(calm: Sweeps) -> None:
     calm.harness.environment["SLURM_JOB_ID"] = "7"
     calm.harness.environment["SLURM_CPUS_PER_TASK"] = "1"
     try:
-        assert "1 node with 1 CPUs hold 1" in refused("--workers", 2)
+        assert "there is room for 1 on 1 node with 1 CPUs" in refused("--workers", 2)
     finally:
         del calm.harness.environment["SLURM_JOB_ID"]
         del calm.harness.environment["SLURM_CPUS_PER_TASK"]

@@ -164,7 +164,7 @@ def start_tensorboard(
     """Serve the event files below a folder, in a thread of this process.
 
     Args:
-        folder: TensorBoard looks below it for new runs and points every RELOAD_S.
+        folder: the folder in which TensorBoard looks for new runs and points, every RELOAD_S.
         num_runs: the number of runs; with more runs a curve keeps fewer points.
         listener: the socket to serve on.
         secret: the first part of the path of every request.

@@ -51,7 +51,7 @@ def save_folder(dataset: Dataset, folder: Path) -> None:
     def check(earlier: Path) -> None:
         is_empty = not earlier.exists() or (earlier.is_dir() and not any(earlier.iterdir()))
         if not is_empty and not is_dataset_folder(earlier):
-            raise InputError(f"{folder}: holds something else; move it away")
+            raise InputError(f"{folder}: contains something else; move it away")
 
     if (known := open_if_whole(folder)) and known.checksum == dataset.checksum:
         return

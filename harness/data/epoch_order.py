@@ -36,7 +36,7 @@ def epoch_permutation(seed: int, epoch: int, num_reviews: int) -> np.ndarray:
 
 
 def epoch_by_length(seed: int, epoch: int, lengths: np.ndarray, *, batch_size: int) -> np.ndarray:
-    """Return the order of the reviews in an epoch whose batches contain reviews of similar length.
+    """Return an order for an epoch in which each batch contains reviews of similar length.
 
     The function cuts the permutation of the epoch into pools, sorts every pool by length, and
     shuffles the batches of all pools. The reviews that are too few for a last full batch stay at
@@ -62,7 +62,7 @@ def epoch_by_length(seed: int, epoch: int, lengths: np.ndarray, *, batch_size: i
 def permutations_ahead(
     seed: int, epochs: range, lengths: np.ndarray, *, shape: BatchShape
 ) -> np.ndarray:
-    """Return the orders of the first of some epochs: as many as `MAX_PERMUTED` allows, or one.
+    """Return the orders of the first epochs, as many as `MAX_PERMUTED` allows, but at least one.
 
     Args:
         epochs: the numbers of the epochs; the first epoch of a run is 0.

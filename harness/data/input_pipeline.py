@@ -111,7 +111,7 @@ class Reviews(NamedTuple):
         return np.where(is_token[..., None], np.asarray(self.ratios)[at], np.float32(0))
 
     def _places(self, chosen: np.ndarray, shape: BatchShape) -> tuple[np.ndarray, np.ndarray]:
-        """For each place of padded rows: the index of its token, or 0; and if there is a token."""
+        """Return the index of the token at each place of padded rows, or 0; and if there is one."""
         bounds = np.append(self.offsets, self.offsets[-1:])
         starts, ends = bounds[chosen][..., None], bounds[chosen + 1][..., None]
         num_kept = np.minimum(ends - starts, shape.maxlen) if shape.bucket else shape.maxlen

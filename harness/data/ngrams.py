@@ -68,7 +68,7 @@ def binary_ngrams(
 
 
 def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tuple[Ints, Ints]]:
-    """Number the n-grams of the reviews, first the single words, then each greater length.
+    """Number the n-grams of the reviews: first the single words, then the pairs, and so on.
 
     Args:
         split: the reviews; a word with a negative rank is not part of any n-gram.
@@ -237,7 +237,7 @@ def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[Ngram
 def _ratios(
     features: "csr_matrix", labels: NDArray[np.int32], of: range, *, known: NDArray[np.bool_]
 ) -> Floats:
-    """Return the ratios for the labels `of`, 0 if not `known`, `[num_ngrams, num_ratios]`."""
+    """Return n-grams' ratios for the labels `of`, 0 if not `known`: `[num_ngrams, num_ratios]`."""
     ratios = np.zeros((features.shape[1], len(of)), np.float32)
     kept = features[:, known]
     for channel, label in enumerate(of):

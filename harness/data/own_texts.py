@@ -318,7 +318,7 @@ class _Gathered:
 def make_dataset(source: Path, folder: Path, form: DataConfig | None = None) -> None:
     """Read a source, and write its dataset into an empty folder.
 
-    This takes about 40 bytes of memory per review, 20 bytes per word in it, and the vocabulary.
+    This takes memory for the vocabulary, and about 40 bytes per review and 20 bytes per word.
 
     Raises:
         InputError: one line that states the source, the place in it, what is allowed, and a remedy.
@@ -398,7 +398,7 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
 def _hash(words: str, where: str) -> bytes:
     """Return the hash that decides a review's split and its place in the split."""
     if "\0" in words or SURROGATE.search(words):
-        raise InputError(f"{where} holds a NUL byte or half of a character; save it as UTF-8")
+        raise InputError(f"{where} contains a NUL byte or half of a character; save it as UTF-8")
     return hashlib.sha256(words.encode()).digest()[:HASH_BYTES]
 
 

@@ -330,7 +330,7 @@ def check_same(dataset: Dataset, checksum: str, whose: str) -> None:
             f"{whose}: data.source {dataset.folder} has changed since then ({which}); restore it, "
             "or start a new run"
         )
-    raise InputError(f"{whose}: began with other data ({which}); name their folder by --data")
+    raise InputError(f"{whose}: began with other data ({which}); pass their folder with --data")
 
 
 def _check_parts(job: Job, dataset: Dataset) -> None:

@@ -25,10 +25,11 @@ _PLAIN = str.maketrans(string.ascii_uppercase + SPACES, string.ascii_lowercase +
 
 
 def encode_split(split: Split, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Encode reviews as Keras's `imdb.load_data(num_words=vocab_size)` does, each after START.
+    """Encode reviews as Keras's `imdb.load_data(num_words=vocab_size)` does.
 
     Returns:
-        Tokens `[num_tokens + num_reviews] int32`, offsets `[num_reviews + 1] int64`.
+        The tokens, `[num_tokens + num_reviews] int32`, in which each review begins with START; and
+        the offsets of the reviews, `[num_reviews + 1] int64`.
     """
     ranks = np.asarray(split.tokens[: split.offsets[-1]])
     tokens = np.insert(encode_ranks(ranks, vocab_size), split.offsets[:-1], START)

@@ -34,7 +34,7 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
     content = read_toml_file(path)
     content.setdefault("name", path.stem)
     if "search" in content:
-        raise InputError(f"job {path}: holds a [search]; run it by: harness tune {path}")
+        raise InputError(f"job {path}: contains a [search]; run it with: harness tune {path}")
     origins = put_overrides(content, overrides, path)
     if seed is not None:
         origins["train.seed"] = f"--seed {seed}"

@@ -403,7 +403,7 @@ def _check_code(code: Any) -> Any:
 
 
 class Job(ConfigSection):
-    """A job in which every key has a value, by default if the file does not set it."""
+    """A job, with the default value for each key that its file does not set."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
     model: ModelConfig
@@ -436,7 +436,7 @@ class Job(ConfigSection):
         return {name: setting for key in KEYS for name, setting in flat(key, self.value(key))}
 
     def network(self) -> ModelConfig:
-        """Return `[model]` as the class that fits `data.bucket`; they decide how to build it."""
+        """Return `[model]`; with `data.bucket` its class says that padding is on the right."""
         kind = RightPaddedModel if self.data.bucket else ModelConfig
         return kind(**self.model.model_dump())
 

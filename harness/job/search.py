@@ -271,7 +271,7 @@ class TrialRow:
 
 @dataclass(frozen=True)
 class SearchSpec:
-    """A search in which every key has a value, by default if the file does not set it."""
+    """A search, with the default value for each key that its file does not set."""
 
     job: Job  # the settings that all trials share
     table: SearchConfig
@@ -407,7 +407,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     origins = put_overrides(content, overrides, path, tables=SEARCH_TABLES)
     table = content.get("search")
     if not isinstance(table, dict):
-        raise InputError(f"job {path}: has no [search] table; train it by: harness train {path}")
+        raise InputError(f"job {path}: has no [search] table; train it with: harness train {path}")
     raw_space = table.pop("space", {})
     try:
         file = SearchFile.model_validate(content)

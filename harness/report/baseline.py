@@ -1,9 +1,9 @@
-"""The baselines: linear models on the same reviews, which a recurrent network should beat.
+"""Fits the baselines: linear models on the same reviews, which a recurrent network should beat.
 
-TF-IDF with logistic regression ignores the order of words and is fit in a second. `sublinear_tf`
-was chosen on the last 5,000 training reviews of IMDB (88.2 against 87.8 % on 200 words); all else
-is scikit-learn's default. N-grams read up to three words in order and are fit in a minute. Nothing
-is tuned on the test set.
+TF-IDF with logistic regression ignores the order of words; fitting it takes a second. Its option
+`sublinear_tf` was chosen on the last 5,000 training reviews of IMDB: it raised the accuracy with
+200 words from 87.8 to 88.2 %. All other options are scikit-learn's defaults. The n-gram model reads
+up to three words in order; fitting it takes a minute. No option is chosen on the test set.
 """
 
 import contextlib
@@ -47,50 +47,50 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Say = Callable[[str], None]
 
-# Parts of the cache's keys.
+# Parts of the cache's keys: a new text makes earlier entries invalid.
 RECIPE = "3: unigrams, sublinear TF-IDF, L2 norm, logistic regression C=1"
 NGRAM_RECIPE = "2: binary 1- to 3-grams in 2 reviews, log-count ratios, logistic regression"
-FIRST_WORD = 4  # lower indices are padding, start, unknown, and unused
+FIRST_WORD = 4  # the index of the first word; 0 to 3 are padding, start, unknown, and unused
 TFIDF, NGRAMS = "tf-idf", "n-grams"
-NGRAMS_NAME = f"{NGRAMS}, whole"  # reviews; the networks read only their last words
-VALIDATION_SHARE = 0.2  # of the training reviews, at their end; the default of a job
-STRENGTHS = (0.1, 1.0, 10.0)  # values of C, the inverse of the regularization
-MAX_ITERATIONS = 1000  # of liblinear; IMDB takes 22 to 47
-UNKNOWN = 0  # rank of a word that no n-gram holds
+NGRAMS_NAME = f"{NGRAMS}, whole"  # reads whole reviews; networks read only the last words
+VALIDATION_SHARE = 0.2  # share of the training reviews, the last ones; a job's default
+STRENGTHS = (0.1, 1.0, 10.0)  # candidates for C, the inverse of the regularization
+MAX_ITERATIONS = 1000  # limit for liblinear; IMDB needs 22 to 47
+UNKNOWN = 0  # rank of a word that is in no n-gram
 
 
 @dataclass(frozen=True)
 class Baseline:
     """A baseline with its test scores."""
 
-    kind: str  # the architecture in tables
-    name: str  # the job in tables
-    note: str  # its description, or empty
+    kind: str  # shown in the column "architecture"
+    name: str  # shown in the column "job"
+    note: str  # a description for the notes below the table, or empty
     accuracy: Annotated[float, Field(ge=0, le=1)]  # on the test set
     f1: float
     roc_auc: float | None
     log_loss: float
     parameters: int
     training_s: float
-    predicted: tuple[int, ...] = ()  # labels of the test reviews, for McNemar's test
+    predicted: tuple[int, ...] = ()  # predicted labels of the test reviews, for McNemar's test
 
 
 def baselines(
     group: DatasetGroup, data: Path | None, say: Say, *, ngrams: bool = False
 ) -> list[Baseline]:
-    """The baselines on the reviews of a group, from the cache or newly fit.
+    """Return the baselines for the reviews of a group, from the cache or newly fit.
 
-    TF-IDF on the last words that the runs read, and on whole reviews; n-grams on whole reviews if
-    they are requested or in the cache.
+    TF-IDF is fit twice: on the last words of each review, which the runs read, and on whole
+    reviews. The n-gram model reads whole reviews; it is included if requested or in the cache.
 
     Args:
-        group: if settings of its jobs differ, the most common ones count.
-        data: the first folder to look for the dataset.
-        say: gets a line if there is no TF-IDF, and before n-grams are fit.
-        ngrams: whether to fit n-grams if the cache lacks them.
+        group: the runs on the same reviews; if their settings differ, the most common one counts.
+        data: the first folder in which to look for the dataset.
+        say: is called with a line if TF-IDF can't be fit, and before n-grams are fit.
+        ngrams: whether to fit the n-gram model if it is not in the cache.
 
     Raises:
-        InputError: if `data` holds no dataset, or `ngrams` can't be fit.
+        InputError: if `data` contains no dataset, or the n-gram model can't be fit.
     """
     dataset, limit = cache(partial(tested_data, group, data)), group.limit
     maxlen, vocab_size = (_commonest(group, f"data.{key}") for key in ("maxlen", "vocab_size"))
@@ -115,7 +115,7 @@ def baselines(
 
 
 def _commonest(group: DatasetGroup, key: str) -> int:
-    """The most common value of a setting; the largest of equally common values."""
+    """Return the most common value of a setting; of equally common values, the largest."""
     counts = Counter(whole(run.settings.get(key)) or KEYS[key].default for run in group.all_runs)
     return max(counts, key=lambda value: (counts[value], value))
 
@@ -124,13 +124,13 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> Baseli
     """Fit TF-IDF on all training reviews and score it on the test set.
 
     Args:
-        dataset: both splits.
-        limit: first reviews of each split to use, 0 for all.
-        maxlen: last tokens of each review to read, 0 for all.
-        vocab_size: as the runs have it, the four special indices included.
+        dataset: the training and the test reviews.
+        limit: how many reviews of each split to use, from the first on; 0 for all.
+        maxlen: how many tokens of each review to read, counted from its end; 0 for all.
+        vocab_size: the size of the runs' vocabulary, including the four special indices.
 
     Raises:
-        ValueError: if the training reviews lack a class.
+        ValueError: if a class has no training review.
     """
     from sklearn.feature_extraction.text import TfidfTransformer
     from sklearn.linear_model import LogisticRegression
@@ -159,7 +159,7 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> Baseli
 
 
 def _scores(test: Split, probabilities: Floats) -> dict[str, Any]:
-    """The scores for a table; probabilities are `[num_reviews, num_classes]`."""
+    """Return the scores for a table; `probabilities` is `[num_reviews, num_classes]`."""
     from harness.training.metrics import test_scores
 
     scores: dict[str, Any] = test_scores(test.labels, probabilities)
@@ -167,10 +167,10 @@ def _scores(test: Split, probabilities: Floats) -> dict[str, Any]:
 
 
 def count_words(split: Split, vocab_size: int, maxlen: int) -> "csr_matrix":
-    """How often each word occurs in each review, `[num_reviews, vocab_size - 4]`.
+    """Count how often each word occurs in each review: `[num_reviews, vocab_size - 4]`.
 
-    Only the tokens that the networks read are counted. Start and unknown tokens count towards
-    `maxlen`, but are no words.
+    Only the last `maxlen` tokens of a review are read, as by the networks. Start and unknown tokens
+    are among these tokens, but they are not words and not counted.
     """
     from scipy.sparse import csr_matrix
 
@@ -191,12 +191,12 @@ def count_words(split: Split, vocab_size: int, maxlen: int) -> "csr_matrix":
 
 
 def score_ngrams(dataset: Dataset, say: Say, *, limit: int) -> Baseline:
-    """Fit n-grams to all training reviews and score them on the test set.
+    """Fit the n-gram model to all training reviews and score it on the test set.
 
     Args:
-        dataset: both splits.
-        say: gets a line before they are fit.
-        limit: first reviews of each split to use, 0 for all.
+        dataset: the training and the test reviews.
+        say: is called with a line before the model is fit.
+        limit: how many reviews of each split to use, from the first on; 0 for all.
 
     Raises:
         InputError: if the training reviews are too few or too much alike.
@@ -207,9 +207,9 @@ def score_ngrams(dataset: Dataset, say: Say, *, limit: int) -> Baseline:
     tried = ", ".join(f"{c:g}: {score:.2%}" for c, score in model.validation.items())
     chosen_on = "the validation split" if dataset.num_validation else "the last fifth of them"
     note = (
-        f"n-grams: logistic regression over {model.weights.shape[1]:,} sequences of one to three "
-        "words in whole reviews, weighted by naive-Bayes log-count ratios, fit on all "
-        f"{model.num_training:,} training reviews; C = {model.strength:g} was chosen on "
+        f"n-grams: logistic regression over {model.weights.shape[1]:,} n-grams of one to three "
+        "words, each weighted by its naive-Bayes log-count ratio. It reads whole reviews and was "
+        f"fit on all {model.num_training:,} training reviews; C = {model.strength:g} was chosen on "
         f"{chosen_on} ({tried})."
     )
     return Baseline(
@@ -225,16 +225,16 @@ def score_ngrams(dataset: Dataset, say: Say, *, limit: int) -> Baseline:
 
 @dataclass(frozen=True)
 class NgramModel:
-    """A fitted linear model; with more than two classes, one model per class against the rest."""
+    """A fitted linear model; for more than two classes, one model per class (one-vs-rest)."""
 
     ngrams: Ngrams
     weights: Floats  # [num_models, num_ngrams]
     biases: Floats  # [num_models]
     strength: float  # the chosen C
-    validation: Mapping[float, float]  # validation accuracy by C
-    num_training: int = 0  # training reviews
+    validation: Mapping[float, float]  # for each C its validation accuracy
+    num_training: int = 0  # number of training reviews
     training_s: float = 0.0
-    words: Sequence[str] = ()  # the words of `ngrams[0]` in its order
+    words: Sequence[str] = ()  # the word of each entry of `ngrams[0]`
 
     @property
     def parameters(self) -> int:
@@ -242,7 +242,7 @@ class NgramModel:
         return self.weights.size + self.biases.size
 
     def probabilities(self, split: Split) -> Floats:
-        """The probability of each class, `[num_reviews, num_classes]`."""
+        """Return the probability of each class, `[num_reviews, num_classes]`."""
         return _probabilities(binary_ngrams(split, self.ngrams)[0], self.weights, self.biases)
 
     @cached_property
@@ -250,7 +250,7 @@ class NgramModel:
         return dict(zip(self.words, self.ngrams[0].tolist(), strict=True))
 
     def of_texts(self, texts: Sequence[str]) -> Floats:
-        """The probability of each class for raw texts, `[num_texts, num_classes]`."""
+        """Return the probability of each class for raw texts, `[num_texts, num_classes]`."""
         ranks = self._ranks
         found = [[ranks.get(word, UNKNOWN) for word in tokenize(text)] for text in texts]
         offsets = np.cumsum([0, *map(len, found)])
@@ -258,7 +258,7 @@ class NgramModel:
         return self.probabilities(Split(tokens, offsets, np.zeros(len(texts), np.int32)))
 
     def to_bytes(self) -> bytes:
-        """The content of a file for `from_bytes`."""
+        """Return the content of a file, which `from_bytes` can read."""
         about = [self.num_training, self.training_s, self.strength]
         return archived(
             self.ngrams,
@@ -271,10 +271,10 @@ class NgramModel:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "NgramModel":
-        """Read the bytes of `to_bytes`.
+        """Return the model from the bytes that `to_bytes` returned.
 
         Raises:
-            ValueError: for other bytes.
+            ValueError: if the bytes have another format.
         """
         with opened(content, num_arrays=5) as (ngrams, arrays):
             words = vocab_from_bytes(arrays["words"].tobytes())
@@ -291,16 +291,16 @@ class NgramModel:
 def fitted_ngrams(
     dataset: Dataset, share: float, say: Callable[[str], None], *, limit: int, option: str
 ) -> NgramModel:
-    """The n-gram model of the reviews that runs train on, from the user's cache or newly fit.
+    """Return the n-gram model for the runs' training reviews, from the user's cache or newly fit.
 
-    C is chosen on the last fifth of these reviews, or on the validation split of the dataset if the
-    runs train on it, too. The result is deterministic.
+    C is chosen on the last fifth of these reviews. If the dataset has a validation split and the
+    runs train on it too, C is chosen on that split. The result is deterministic.
 
     Args:
-        dataset: only its training split is used.
-        share: `data.validation_split` of the runs.
-        say: gets a line before the model is fit.
-        limit: `data.limit` of the runs.
+        dataset: the dataset, of which only the training split is used.
+        share: the value of `data.validation_split` in the runs' jobs.
+        say: is called with a line before the model is fit.
+        limit: the value of `data.limit` in the runs' jobs.
         option: the option that requests n-grams, for messages.
 
     Raises:
@@ -331,16 +331,16 @@ def fitted_ngrams(
     words = [vocab[rank - 1] if rank <= len(vocab) else "" for rank in model.ngrams[0].tolist()]
     model = replace(model, words=words)
     if path:
-        with contextlib.suppress(OSError, DiskError):  # without a cache, the next call fits it
+        with contextlib.suppress(OSError, DiskError):  # without a cache, it is fit again next time
             atomic_write(path, model.to_bytes(), 0o600)
     return model
 
 
 def check_classes(dataset: Dataset, train: Split) -> None:
-    """Refuse training reviews that lack a class of the data.
+    """Raise an error if a class of the dataset has no training review.
 
     Raises:
-        ValueError: names the first missing class.
+        ValueError: if there is such a class; the message contains its name.
     """
     missing = sorted({*range(len(dataset.classes))} - {*np.unique(train.labels).tolist()})
     if missing:
@@ -348,13 +348,14 @@ def check_classes(dataset: Dataset, train: Split) -> None:
 
 
 def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
-    """Choose C on the last training reviews, then fit on all; the model has no `words`.
+    """Choose C on the last training reviews, then fit on all of them; `words` stays empty.
 
-    The smallest of equally good values of C wins.
+    If several values of C are equally good, the smallest is chosen.
 
     Args:
-        train: the reviews.
-        cut: the reviews from this number on choose C; by default the last fifth.
+        train: the training reviews.
+        cut: index of the first review used to choose C; earlier reviews fit the candidates. By
+            default the last fifth is used.
 
     Raises:
         ValueError: if the reviews are too few or too much alike.
@@ -383,11 +384,11 @@ def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
 def fit_linear(
     features: "csr_matrix", labels: NDArray[np.int32], strength: float
 ) -> tuple[Floats, Floats]:
-    """Fit each class against the rest, with features weighted by their log-count ratios.
+    """Fit each class against the others; each feature is weighted by its log-count ratio.
 
     Args:
-        features: `[num_reviews, num_features]`, 0 or 1.
-        labels: `[num_reviews]`, from 0, each class at least once.
+        features: a matrix of 0 and 1, `[num_reviews, num_features]`.
+        labels: the labels from 0, `[num_reviews]`; each class has at least one review.
         strength: C of the logistic regression.
 
     Returns:
@@ -401,7 +402,7 @@ def fit_linear(
         ratios = log_count_ratios(features, labels == label)
         weighted = features.copy()
         weighted.data *= ratios[features.indices]
-        # The dual problem is smaller: it has a variable per review, and features are far more.
+        # The dual problem is smaller: one variable per review, and there are far more features.
         model = LogisticRegression(
             C=strength, solver="liblinear", dual=True, max_iter=MAX_ITERATIONS, random_state=0
         )
@@ -415,7 +416,7 @@ def _probabilities(features: "csr_matrix", weights: Floats, biases: Floats) -> F
     from scipy.special import expit
 
     each = expit(features @ weights.T + biases)
-    if each.shape[1] == 1:  # of label 1
+    if each.shape[1] == 1:  # the probability of label 1
         return np.hstack([1 - each, each])
     return np.asarray(each / each.sum(axis=1, keepdims=True))
 
@@ -430,7 +431,7 @@ def _cached(key: tuple[object, ...]) -> Baseline | None:
 
 
 def _keep(key: tuple[object, ...], fitted: Baseline) -> Baseline:
-    with contextlib.suppress(OSError, RunError):  # without a cache it is fit again next time
+    with contextlib.suppress(OSError, RunError):  # without a cache, it is fit again next time
         _cache_file(key).parent.mkdir(parents=True, exist_ok=True)
         atomic_write(_cache_file(key), json.dumps(asdict(fitted)) + "\n")
     return fitted
@@ -445,12 +446,13 @@ def _cache_file(key: tuple[object, ...]) -> Path:
 
 
 def tested_data(group: DatasetGroup, data: Path | None) -> Dataset:
-    """The dataset with the checksum of these runs.
+    """Find the dataset whose checksum the runs recorded.
 
-    Searches in `data`, then where a run would, without a download, then where the runs found it.
+    Look in `data`, then where a new run would look (without a download), then in the folders that
+    the runs recorded.
 
     Raises:
-        InputError: if `data` holds no dataset, or the dataset is not found.
+        InputError: if `data` contains no dataset, or the dataset is not found.
     """
     if data and (named := open_dataset(data)).checksum == group.checksum:
         return named
@@ -459,7 +461,7 @@ def tested_data(group: DatasetGroup, data: Path | None) -> Dataset:
             if (dataset := open_candidate()).checksum == group.checksum:
                 return dataset
     raise InputError(
-        f"the reviews of {group.title} were not found here; give their folder by --data, or leave "
+        f"the reviews of {group.title} were not found here; name their folder by --data, or leave "
         "the baselines out by --no-baseline"
     )
 
@@ -468,11 +470,11 @@ def _candidates(group: DatasetGroup) -> Iterator[Callable[[], Dataset]]:
     if group.is_sample:
         yield open_sample
     yield partial(open_dataset, download=False)
-    # Own texts and folders of IMDB, without duplicates, because reading them may take minutes.
+    # The users' own texts and the folders of IMDB. Reading may take minutes, so each is read once.
     sources: dict[tuple[Path, DataConfig], None] = {}
     folders: dict[str, None] = {}
     for run in group.all_runs:
-        with contextlib.suppress(ValidationError):  # such as an encoding that this Python lacks
+        with contextlib.suppress(ValidationError):  # such as a text encoding unknown to this Python
             job = read_toml(run.folder / job_file(run.folder))
             config = DataConfig.model_validate(table(job, "data"))
             if config.source:

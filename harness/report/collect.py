@@ -41,13 +41,13 @@ from harness.tracking.run_dir import (
 if TYPE_CHECKING:
     import pandas
 
-# Test accuracies of the notebook's closing table, after Baig et al. (2020), The Deep
-# Learning Workshop, exercises 6.01 to 6.05.
+# Test accuracies in the closing table of the notebook, which follows exercises 6.01 to 6.05 of
+# "the book": Baig et al. (2020), The Deep Learning Workshop.
 BOOK = {"rnn": 0.8415, "lstm": 0.8705, "gru": 0.8706, "bilstm": 0.8760, "stacked_lstm": 0.8753}
 
-NO_SPREAD = 1e-11  # a standard error of accuracies that is 0 but for rounding
+NO_SPREAD = 1e-11  # a smaller standard error of accuracies is only a rounding error
 
-# Runs of one job may differ in these settings: the seed, and settings that change no result.
+# Runs of one job may differ in these settings: the seed, and settings that don't change the result.
 WITHOUT_RESULT = {"train.seed", *(k for k, facts in FACTS.items() if facts.changes == "nothing")}
 DEFAULTS = {
     key: info.default
@@ -73,14 +73,14 @@ class ScoredRun:
     seed: int
     accuracy: float  # on the test set, from 0 to 1
     result: Mapping[str, Any]  # result.json
-    settings: Mapping[str, Any]  # by table.key, without `WITHOUT_RESULT`
-    began_s: float = math.inf  # since 1970, infinite if unknown
-    audit: str = ""  # the deepest audit that the user keeps, see `depth_of`
+    settings: Mapping[str, Any]  # by `table.key`, except the keys in `WITHOUT_RESULT`
+    began_s: float = math.inf  # when it began, in seconds since 1970; infinite if unknown
+    audit: str = ""  # depth of the deepest audit that the user stored, see `depth_of`
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A folder that no table shows, with the reason."""
+    """A folder that the comparison leaves out, with the reason."""
 
     folder: Path
     kind: str  # such as failed, unfinished, broken, unreadable, not tested, search, repeated
@@ -93,14 +93,14 @@ class DatasetGroup:
 
     data: str  # the dataset's name
     checksum: str
-    limit: int  # the first reviews of each split, 0 for all
+    limit: int  # how many reviews of each split are used, 0 for all
     is_sample: bool
     num_test: int | None
-    runs: Mapping[str, Sequence[ScoredRun]]  # by the row's name, one run per seed
+    runs: Mapping[str, Sequence[ScoredRun]]  # for each row's name, one run per seed
 
     @property
     def title(self) -> str:
-        """The name of the reviews."""
+        """The name of the dataset, with the limit of reviews if there is one."""
         limited = f", the first {self.limit:,} reviews of each split" if self.limit else ""
         return f"{self.data}{limited}"
 
@@ -111,12 +111,12 @@ class DatasetGroup:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes by label."""
+        """The names of the classes, in the order of their labels."""
         return tuple(map(printable, self.all_runs[0].result["classes"]))
 
     @cached_property
     def by_seed(self) -> "pandas.DataFrame":
-        """The scores of each run, `accuracy` and `NUMBERS`, by job and seed."""
+        """The columns `accuracy` and `NUMBERS`, with a row for each job and seed."""
         import pandas
 
         scores = {
@@ -129,11 +129,11 @@ class DatasetGroup:
 
     @cached_property
     def jobs(self) -> "pandas.DataFrame":
-        """The mean scores of each job over its seeds, NaN where a run lacks the number.
+        """The mean scores of each job over its seeds; NaN if the number is unknown for one seed.
 
-        `deviation` divides by n - 1; the interval is the 95 % interval of the mean by Student's t,
-        cut at 0 and 1. A single seed, or equal accuracies, have no interval: they say nothing about
-        the spread.
+        `deviation` is the sample standard deviation (n - 1). The interval is the 95 % t interval of
+        the mean, cut at 0 and 1. It is NaN for a single seed or equal accuracies, which say nothing
+        about the spread.
         """
         grouped = self.by_seed.groupby(level="job", sort=False)
         jobs, accuracy = grouped.mean(skipna=False), grouped["accuracy"]
@@ -150,35 +150,35 @@ class DatasetGroup:
 
     @cached_property
     def settings(self) -> "pandas.DataFrame":
-        """The settings of each job by `table.key`, NaN where unset."""
+        """The settings of each job: a column per `table.key`, NaN where unset."""
         import pandas
 
         settings = [runs[0].settings for runs in self.runs.values()]
         return pandas.DataFrame(settings, index=[*self.runs], dtype=object)
 
     def best(self, num: int) -> "DatasetGroup":
-        """The group with only the `num` rows of highest accuracy, in their order."""
+        """Return the group with only the `num` rows of highest accuracy, in unchanged order."""
         kept = {*self.jobs["accuracy"].sort_values(ascending=False, kind="stable").index[:num]}
         return replace(self, runs={name: self.runs[name] for name in self.runs if name in kept})
 
 
 def _audits(runs: Iterable[ScoredRun]) -> str | float:
-    """`full: 3, quick: 1`; NaN without audits."""
+    """Count the audits of each depth, as in `full: 3, quick: 1`; NaN without audits."""
     counts = Counter(run.audit for run in runs if run.audit)
     return ", ".join(f"{depth}: {num}" for depth, num in counts.most_common()) or math.nan
 
 
 def t_interval(mean: Any, error: Any, dof: Any, level: float) -> tuple[Any, Any]:
-    """The two-sided interval of a mean by Student's t, for numbers or arrays.
+    """Return the two-sided t interval of a mean, for numbers or arrays.
 
     Args:
-        mean: in any unit.
-        error: its standard error.
+        mean: the mean, in any unit.
+        error: the standard error of the mean.
         dof: the degrees of freedom of the error.
-        level: such as 0.95.
+        level: the confidence level, such as 0.95.
 
     Returns:
-        Its lower and its upper end; NaN without a spread or without degrees of freedom.
+        The lower and the upper end; NaN if the error or the degrees of freedom are 0.
     """
     from scipy.stats import t
 
@@ -192,15 +192,16 @@ def t_interval(mean: Any, error: Any, dof: Any, level: float) -> tuple[Any, Any]
 def scored_runs(
     named: Sequence[Path], audits: Path | None = None
 ) -> tuple[list[ScoredRun], list[LeftOut]]:
-    """The scored runs at or below folders and patterns, and the runs that are left out.
+    """Find the runs with test scores in the named folders, and the runs that are left out.
 
-    A sweep counts with the runs of its winner; its trials have no test scores.
+    Of a sweep only the runs of its winner are found, because its trials have no test scores.
 
     Args:
-        audits: the folder of runs in which the user keeps audits.
+        named: runs, folders of runs, and patterns for them.
+        audits: the folder of runs that contains the user's audits.
 
     Raises:
-        InputError: for a missing folder, or if there is no run at all.
+        InputError: if a folder is missing, or there is no run at all.
     """
     left_out: list[LeftOut] = []
     read = [
@@ -230,33 +231,33 @@ def _audit(folder: Path, audits: Path) -> str:
 
 
 def expand(named: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
-    """The folders of names and patterns.
+    """Yield the named folders and the folders that match a pattern.
 
-    A pattern without a match goes into `left_out`: one of several jobs may never have started.
+    A pattern without a match is added to `left_out`: one of several jobs may never have started.
 
     Raises:
-        InputError: for a name that is neither a pattern nor a folder.
+        InputError: if a name is neither a pattern nor a folder.
     """
     for path in named:
         if path.is_dir():
             yield path
         elif has_magic(str(path)):
-            matching = sorted(glob(str(path)))  # noqa: PTH207 - the pattern may hold folders
+            matching = sorted(glob(str(path)))  # noqa: PTH207 - the pattern may contain folders
             if not matching:
                 left_out.append(LeftOut(path, "unmatched", "no run matches it"))
             yield from map(Path, matching)
         else:
-            raise InputError(f"{path}: is no folder; give runs, or a folder of runs")
+            raise InputError(f"{path}: is not a folder; name runs, or a folder of runs")
 
 
 def read_run(folder: Path) -> ScoredRun | LeftOut:
-    """Read the scores and settings of a run, or the reason why it can't be compared."""
+    """Read the scores and settings of a run, or find the reason why it can't be compared."""
     run = RunDirectory(folder)
     if is_sweep(folder):
         count = sum(1 for _ in folder.glob("trials/*/"))
-        return LeftOut(folder, "search", f"its {count} trials leave the test set unread")
+        return LeftOut(folder, "search", f"its {count} trials are not tested")
     try:
-        # The result is read after the look for it: the run may end in between.
+        # `finished` comes before the read, because the run may end in between.
         toml, is_finished = run.certain_toml(job_file(folder)), run.finished()
         result = run.certain_json("result.json")
         ensemble, record = run.certain_toml(ENSEMBLE_FILE), _record(run)
@@ -269,7 +270,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     if is_ensemble(folder):
         settings = _settings(table(ensemble, "settings"))
     else:
-        # A run that began before a key existed has trained with the default.
+        # A run that is older than a key was trained with the key's default.
         settings = DEFAULTS | _settings(toml) | _begun_with(record) | vectors_of(result)
         for path, source in table(toml, "code").items():
             settings[f"code.{path}"] = source_digest(str(source))
@@ -277,7 +278,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         return LeftOut(folder, "not tested", "data.test = false")
     if not is_finished and not is_ensemble(folder):
         return _unfinished(folder, run.read_json("state.json"))
-    # The tables of pandas refuse half of a surrogate pair.
+    # A table of pandas can't contain half of a surrogate pair, a kind of broken character.
     result = {key: printable(e) if isinstance(e, str) else e for key, e in result.items()}
     job, architecture = text(result.get("job")), text(result.get("architecture"))
     accuracy, seed = number(result.get("accuracy")), whole(result.get("seed"))
@@ -292,7 +293,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
 
 
 def _record(run: RunDirectory) -> dict[str, Any] | None:
-    """The record of a run's start; None if only its owner may read it, because it holds a diff."""
+    """Read a run's record; None if only the owner may read it, because it contains a diff."""
     try:
         return run.certain_json(RECORD)
     except DiskError as error:
@@ -303,16 +304,22 @@ def _record(run: RunDirectory) -> dict[str, Any] | None:
 
 
 def _begun_with(record: dict[str, Any] | None) -> dict[str, str]:
-    """The job whose weights a run began with, as a setting: this run has learned more."""
+    """Return the entry `train.from` of a run's settings: the job whose weights it started from.
+
+    It makes such a run count as another job, because it has had more training.
+    """
     if record is None:
         return {"train.from": UNKNOWN}
-    # A run that continues a checkpoint has the bytes of a run from scratch.
+    # A run that continues from a checkpoint has the same result as an uninterrupted run.
     origin = weights_of(record)
     return {"train.from": printable(Path(origin).parent.name)} if origin else {}
 
 
 def vectors_of(result: Mapping[str, Any]) -> dict[str, str]:
-    """The pretrained word vectors of a run as a setting: the checksum of their content, if any."""
+    """Return the entry `model.embeddings` of a run's settings, if it used pretrained word vectors.
+
+    The entry is the first digits of the checksum of the word vectors.
+    """
     checksum = text(result.get("embeddings_checksum"))
     return {"model.embeddings": checksum[:8]} if checksum else {}
 
@@ -327,13 +334,13 @@ def _unfinished(folder: Path, state: Mapping[str, Any]) -> LeftOut:
 
 
 def _settings(job: dict[str, Any]) -> dict[str, Any]:
-    """The settings in a job's file by `table.key`, without `WITHOUT_RESULT`."""
+    """Return the settings of a job file by `table.key`, except those in `WITHOUT_RESULT`."""
     settings = [pair for name in job for pair in flat(name, table(job, name))]
     return {key: value for key, value in settings if key not in WITHOUT_RESULT}
 
 
 def as_text(setting: Any) -> str:
-    """A setting for comparisons: 1 and 1.0 are equal, 1 and true differ."""
+    """Return a setting as text for comparisons: equal for 1 and 1.0, not for 1 and true."""
     if isinstance(setting, float) and setting.is_integer():
         setting = int(setting)
     return json.dumps(setting, sort_keys=True, default=str)
@@ -346,8 +353,8 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
     """Group runs by their data, and within a group by job and settings.
 
     Returns:
-        The groups, full datasets first and samples last; and the runs whose seed an earlier run
-        has: repeating a run must not improve a score.
+        The groups, full datasets first and samples last; and the repeated runs, whose job, settings
+        and seed are those of an earlier run. Repeating a run must not improve a score.
     """
     by_data: dict[tuple[str, int], list[ScoredRun]] = {}
     for run in runs:
@@ -373,14 +380,14 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
 
 
 def _named(runs: Iterable[ScoredRun]) -> dict[str, list[ScoredRun]]:
-    """The runs of the same job and settings, by the job's name and its unusual settings."""
+    """Group runs by job and settings; a name is the job's name and its unusual settings."""
     by_job: dict[str, dict[str, list[ScoredRun]]] = {}
     for run in runs:
         settings = str(sorted((key, as_text(value)) for key, value in run.settings.items()))
         by_job.setdefault(run.job, {}).setdefault(settings, []).append(run)
     named: dict[str, list[ScoredRun]] = {}
     for job, by_settings in by_job.items():
-        # Most runs have the usual settings; the first of two equally common ones counts.
+        # The usual settings are the most common ones; if two are equally common, the first.
         usual = max(by_settings.values(), key=len)[0].settings
         for alike in by_settings.values():
             name = printable(" ".join([job, *_differing(alike[0].settings, usual)]))
@@ -409,7 +416,7 @@ def _first_of_each_seed(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> l
 
 
 def _order(row: tuple[str, Sequence[ScoredRun]]) -> tuple[bool, int, str]:
-    """The architectures in the book's order, the jobs of the notebook last."""
+    """Return a row's sort key: the notebook's jobs last, then the order of `BOOK`, then names."""
     name, (first, *_) = row
     book = [*BOOK, first.architecture]
     return first.job.startswith("notebook"), book.index(first.architecture), name

@@ -1,7 +1,8 @@
-"""Ensembles: the averaged probabilities of runs and of the linear model over n-grams.
+"""Makes ensembles, which average the probabilities of runs and of the linear model over n-grams.
 
-The folder of an ensemble has `ensemble.toml`, the files of the runs that classify texts, and the
-linear model. So the runs may be changed or removed later. `ensemble.toml` has a checksum per file.
+The folder of an ensemble contains `ensemble.toml`, copies of the files that the runs need to
+classify texts, and the linear model. So the original runs may be changed or removed later.
+`ensemble.toml` lists a checksum for each file.
 """
 
 import contextlib
@@ -67,24 +68,24 @@ Ints = NDArray[np.int64]
 
 NGRAMS_FILE = "ngrams.npz"
 MODEL_FILES = ("model.keras", "job.toml", "result.json", "vocabulary.txt")
-MAYBE = (RATIOS_FILE,)  # only some runs have it
-# A run on all training reviews may differ in these keys from the run whose weight it gets.
+MAYBE = (RATIOS_FILE,)  # files that only some runs have
+# A run on all training reviews may differ in these keys from the run whose weight it takes over.
 FOR_ALL_REVIEWS = {
     key for key, facts in FACTS.items() if facts.for_all_reviews or facts.changes == "digits"
 }
 
-ARCHITECTURE = "ensemble"  # in tables and names of folders
-MAX_NAME = 100  # characters
+ARCHITECTURE = "ensemble"  # the architecture in tables and in names of folders
+MAX_NAME = 100  # characters of a name
 LEAST = 1e-7  # smallest probability, as in `harness.training.metrics.loss_and_accuracy`
-DIGITS = 4  # of a weight
+DIGITS = 4  # decimal digits of a weight
 
 
 class Member(BaseModel, frozen=True, extra="allow"):
-    """A member in `ensemble.toml`."""
+    """A member of an ensemble, as in `ensemble.toml`."""
 
-    name: str  # the run's folder when the ensemble was made, or n-grams
+    name: str  # `n-grams`, or the folder of the run when the ensemble was made
     weight: Annotated[float, Field(ge=0, le=1)]
-    sha256: dict[str, str]  # checksums by file
+    sha256: dict[str, str]  # for each file its checksum
 
     @property
     def is_run(self) -> bool:
@@ -104,11 +105,11 @@ class Ensemble(BaseModel, frozen=True):
 
     folder: Annotated[Path, Field(exclude=True)]
     dataset_checksum: str
-    limit: int  # first reviews of each split, 0 for all
+    limit: int  # how many reviews of each split are used, 0 for all
     classes: tuple[str, ...]
-    weights_from: str  # folder of the ensemble that provided the weights; empty if chosen here
-    members: tuple[Member, ...]  # the linear model last
-    settings: dict[str, Any]  # shared by the runs, by table
+    weights_from: str  # folder of the ensemble that provided the weights; empty if none did
+    members: tuple[Member, ...]  # the runs, then the linear model if there is one
+    settings: dict[str, Any]  # settings that all runs share, by table
 
     @model_validator(mode="after")
     def _check_members(self) -> "Ensemble":
@@ -118,7 +119,7 @@ class Ensemble(BaseModel, frozen=True):
 
     @classmethod
     def open(cls, folder: Path, *, option: str = "ensemble") -> "Ensemble":
-        """Read the `ensemble.toml` of a folder; `option` is for messages.
+        """Read the ensemble in a folder; an error message begins with `option`.
 
         Raises:
             InputError: if it is missing, broken, or of another version.
@@ -157,18 +158,18 @@ class Ensemble(BaseModel, frozen=True):
         return [RunDirectory(self.folder / run_folder(index)) for index in range(num)]
 
     def job(self) -> Job:
-        """The job of the first run.
+        """Return the job of the first run.
 
         Raises:
-            InputError: if its file is broken.
+            InputError: if the job file is broken.
         """
         return self.runs[0].job()
 
     def check(self) -> None:
-        """Refuse files with other checksums than in `ensemble.toml`.
+        """Refuse the ensemble if the checksum of a file differs from `ensemble.toml`.
 
         Raises:
-            InputError: for the first such file.
+            InputError: if there is such a file; the message names the first one.
             DiskError: if the disk fails.
         """
         for index, member in enumerate(self.members):
@@ -183,7 +184,7 @@ class Ensemble(BaseModel, frozen=True):
                     )
 
     def ngrams(self) -> NgramModel | None:
-        """The linear model, None if it is not a member.
+        """Return the linear model; None if it is not a member.
 
         Raises:
             InputError: if its file is broken.
@@ -196,13 +197,13 @@ class Ensemble(BaseModel, frozen=True):
             return NgramModel.from_bytes(read_plain_file(path, MAX_BYTES))
 
     def to_toml(self) -> str:
-        """The content of `ensemble.toml`."""
+        """Return the content of `ensemble.toml`."""
         return tomli_w.dumps(stamped(self.model_dump()))
 
 
 @contextlib.contextmanager
 def _readable(what: str, path: Path, remedy: str) -> Iterator[None]:
-    """Refuse a file that the block can't read, in one line."""
+    """Turn an error from reading a file in the `with` block into a message of one line."""
     try:
         yield
     except BROKEN as error:
@@ -213,20 +214,20 @@ def _readable(what: str, path: Path, remedy: str) -> Iterator[None]:
 
 
 def run_folder(index: int) -> str:
-    """The folder with the copy of a member's run, inside the ensemble."""
+    """Return the folder of a copied run, relative to the ensemble's folder."""
     return f"members/{index + 1}"
 
 
 def copied(run: Path, to: Path, code: Mapping[str, str]) -> dict[str, str]:
-    """Copy the files of a finished run that classify texts to a new folder.
+    """Copy the files that a finished run needs to classify texts into a new folder.
 
     Returns:
-        Their checksums by name.
+        The checksum of each copied file, by the file's name.
 
     Raises:
         InputError: if a file is missing.
         DiskError: if the disk fails.
-        OSError: if the disk refuses the copy.
+        OSError: if the copy can't be written.
     """
     to.mkdir(parents=True)
     mode, sums = mode_in(to, code), {}
@@ -244,16 +245,16 @@ def copied(run: Path, to: Path, code: Mapping[str, str]) -> dict[str, str]:
 
 
 def open_model(folder: Path) -> RunDirectory | Ensemble:
-    """The run or the ensemble in a folder.
+    """Open the run or the ensemble in a folder.
 
     Raises:
-        InputError: if it is neither.
+        InputError: if the folder is neither.
     """
     return Ensemble.open(folder) if is_ensemble(folder) else RunDirectory.open(folder)
 
 
 def classifier_of(model: RunDirectory | Ensemble) -> "Classifier | EnsembleClassifier":
-    """The classifier of texts of a run or an ensemble.
+    """Return an object that classifies texts with a run or an ensemble.
 
     Raises:
         InputError: if the run is unfinished, or a file is broken.
@@ -262,7 +263,7 @@ def classifier_of(model: RunDirectory | Ensemble) -> "Classifier | EnsembleClass
 
 
 class EnsembleClassifier:
-    """Classifies texts by the models of an ensemble; a text has at least one word.
+    """Classifies texts with the models of an ensemble; each text needs at least one word.
 
     Raises:
         InputError: if a file of the ensemble is broken or has changed.
@@ -275,7 +276,7 @@ class EnsembleClassifier:
         self.runs = [Classifier(run) for run in ensemble.runs]
 
     def classify(self, texts: Sequence[str]) -> list[Prediction]:
-        """The classes of texts; the first run counts the unknown words."""
+        """Classify texts; `num_unknown` counts the words unknown to the first run."""
         of_runs = [classifier.classify(texts) for classifier in self.runs]
         members = [np.array([[*each.probabilities.values()] for each in one]) for one in of_runs]
         if self.ngrams:
@@ -293,7 +294,7 @@ class EnsembleClassifier:
 def averaged(
     weights: Sequence[float], members: Sequence[NDArray[np.float64]]
 ) -> NDArray[np.float64]:
-    """The weighted mean of the members' probabilities, `[num_reviews, num_classes]`."""
+    """Return the weighted mean of the members' probabilities, `[num_reviews, num_classes]`."""
     return np.asarray(sum(w * each for w, each in zip(weights, members, strict=True)), np.float64)
 
 
@@ -310,12 +311,12 @@ class RunMember:
     model_checksum: str
     labels: Ints  # [num_test]
     test: Floats  # [num_test, num_classes]
-    validation_labels: Ints  # [num_validation], empty after training on all reviews
+    validation_labels: Ints  # [num_validation], empty if the run trained on all reviews
     validation: Floats  # [num_validation, num_classes]
 
     @property
     def shared(self) -> dict[str, Any]:
-        """The properties that the runs of an ensemble share, by their names in messages."""
+        """The properties that all runs of an ensemble must share, by their names in messages."""
         result = self.scored.result
         share: object = self.job.data.validation_split
         labels = np.concatenate([self.labels, self.validation_labels])
@@ -323,14 +324,14 @@ class RunMember:
             "data": result["dataset_checksum"],
             "data.limit": self.job.data.limit,
             "classes": result["classes"],
-            # A validation split of the source does not depend on the share.
+            # If the source contains a validation split, the share has no effect.
             "data.validation_split": "given" if result.get("validation_is_given") else share,
             "labels of predictions": hashlib.sha256(labels.tobytes()).hexdigest(),
         }
 
 
 def read_members(folders: Sequence[Path]) -> list[RunMember]:
-    """Read the runs, in the same order.
+    """Read the runs in these folders, in the same order.
 
     Raises:
         InputError: for the first run that can't be a member or does not match the others.
@@ -353,7 +354,7 @@ def read_members(folders: Sequence[Path]) -> list[RunMember]:
 def check_equal(
     whose: str, mine: Mapping[str, Any], other: str, theirs: Mapping[str, Any], remedy: str
 ) -> None:
-    """Refuse properties or settings that differ.
+    """Raise an error if two sets of properties or settings differ.
 
     Raises:
         InputError: for the first difference.
@@ -394,19 +395,19 @@ def read_member(folder: Path) -> RunMember:
 
 
 def check_same_jobs(members: Sequence[RunMember], ensemble: Ensemble, *, ngrams: bool) -> None:
-    """Refuse the weights of an ensemble of other jobs, or in another order.
+    """Refuse the weights of an ensemble whose jobs, or their order, differ from those of new runs.
 
     Args:
-        members: runs on all training reviews.
-        ensemble: of runs with validation reviews.
-        ngrams: whether the linear model will be a member.
+        members: the new runs, trained on all training reviews.
+        ensemble: the ensemble with the weights, whose runs had validation reviews.
+        ngrams: whether the linear model will be a member of the new ensemble.
 
     Raises:
         InputError: for the first difference.
     """
     of, remedy = f"--weights-from {ensemble.folder}", "give an ensemble of the same jobs"
     if ensemble.weights_from:
-        raise InputError(f"{of}: has the weights of {ensemble.weights_from}; give that one")
+        raise InputError(f"{of}: took its weights from {ensemble.weights_from}; name that ensemble")
     data = members[0].shared["data"]
     theirs = {"runs": len(ensemble.runs), "n-grams": ensemble.has_ngrams}
     mine = {"runs": len(members), "n-grams": ngrams, "data": data}
@@ -419,7 +420,7 @@ def check_same_jobs(members: Sequence[RunMember], ensemble: Ensemble, *, ngrams:
 
 
 def _deciding(job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that runs with the same weight share."""
+    """Return the settings in which a run must match the run whose weight it takes over."""
     ignored = {*WITHOUT_RESULT, *FOR_ALL_REVIEWS}
     settings = {key: value for key, value in job.settings().items() if key not in ignored}
     return settings | vectors_of(result) | {"code": dict(job.code)}
@@ -432,20 +433,20 @@ def _deciding(job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
 class Request:
     """The arguments of `harness ensemble`."""
 
-    folders: Sequence[Path]  # of the runs
+    folders: Sequence[Path]  # the folders of the runs
     ngrams: bool  # whether the linear model is a member
     weights_from: Path | None
     data: Path | None  # folder of the dataset, if it has moved
-    name: str | None  # by default from the names of the jobs
+    name: str | None  # the ensemble's name; by default made from the names of the jobs
     run_id: str | None
 
 
 @dataclass(frozen=True)
 class Part:
-    """The predictions of the members and of the ensemble for a part of the data."""
+    """The predictions of the members and of the ensemble for the validation or test reviews."""
 
     labels: Ints  # [num_reviews]
-    members: Sequence[Floats]  # [num_reviews, num_classes] by member
+    members: Sequence[Floats]  # for each member [num_reviews, num_classes]
     weights: Sequence[float]
 
     @property
@@ -457,7 +458,7 @@ class Part:
 
     @property
     def scores(self) -> list[tuple[float, float]]:
-        """Loss in nats and accuracy of the members, then of the ensemble."""
+        """The loss (in nats) and the accuracy of each member, and last of the ensemble."""
         found = [loss_and_accuracy(self.labels, each) for each in self.members]
         return [*found, loss_and_accuracy(**self.arrays)]
 
@@ -468,24 +469,24 @@ class Made:
 
     folder: Path
     result: Mapping[str, Any]  # `result.json`
-    cells: "pandas.DataFrame"  # texts, a row per member, the ensemble last
+    cells: "pandas.DataFrame"  # a table of texts: a row per member, and last the ensemble
 
 
 def make_ensemble(request: Request, runs: Path, say: Callable[[str], None]) -> Made:
-    """Make the ensemble `<runs>/<name>/<run-id>`; `say` gets a line before n-grams are fit.
+    """Make the ensemble `<runs>/<name>/<run-id>`; call `say` with a line before n-grams are fit.
 
-    Without `weights_from` the weights minimize the log loss on the validation reviews, and
-    the linear model is fit to the same training reviews as the runs. With it, runs and linear
-    model are trained on all training reviews. The test set chooses nothing.
+    Without `weights_from`, the weights minimize the log loss on the validation reviews, and the
+    linear model is fit to the same training reviews as the runs. With `weights_from`, the runs and
+    the linear model are trained on all training reviews. Nothing is chosen on the test set.
 
     Raises:
         InputError: if the runs can't be combined, or the folder exists.
-        DiskError: if the disk refuses.
+        DiskError: if the folder can't be written.
     """
     folders = request.folders
     if len(folders) == 1 and not request.ngrams:
         raise InputError(
-            f"run {folders[0]}: a single run is no ensemble; name more, or give --with ngrams"
+            f"run {folders[0]}: a single run is not an ensemble; name more, or add --with ngrams"
         )
     members = read_members(folders)
     first = members[0]
@@ -521,13 +522,13 @@ def make_ensemble(request: Request, runs: Path, say: Callable[[str], None]) -> M
 
 
 def best_weights(labels: Ints, members: Sequence[Floats]) -> list[float]:
-    """The weights of the members, from 0 with sum 1, that minimize the log loss of their mean.
+    """Return the weights that minimize the log loss of the members' weighted mean.
 
-    The loss is convex in the weights, so its minimum does not depend on the start. Four digits are
-    kept, which rounding errors don't change.
+    No weight is negative, and their sum is 1. The loss is convex in the weights, so its minimum
+    does not depend on the start. Rounding to four digits removes the effect of rounding errors.
 
     Args:
-        labels: `[num_reviews]`, from 0.
+        labels: the labels from 0, `[num_reviews]`.
         members: the probabilities `[num_reviews, num_classes]` of each member.
     """
     from scipy.optimize import minimize
@@ -555,7 +556,7 @@ def best_weights(labels: Ints, members: Sequence[Floats]) -> list[float]:
 
 
 def _given_weights(request: Request, members: Sequence[RunMember]) -> list[float]:
-    """The weights of the ensemble in `weights_from`; empty if validation reviews choose them."""
+    """Return the weights of the ensemble `weights_from`; empty if they are still to be chosen."""
     first = members[0].run.folder
     if not request.weights_from:
         if not len(members[0].validation_labels):
@@ -578,10 +579,10 @@ def _given_weights(request: Request, members: Sequence[RunMember]) -> list[float
 def _linear_model(
     request: Request, member: RunMember, say: Callable[[str], None]
 ) -> tuple[NgramModel, Floats, Floats]:
-    """The linear model, fit to the training reviews of a run.
+    """Get the linear model for the training reviews of a run.
 
     Returns:
-        The model, and its probabilities for the validation and for the test reviews.
+        The model, and its probabilities for the validation reviews and for the test reviews.
     """
     dataset = dataset_of(member.run, member.job, request.data)
     limit, share = member.job.data.limit, member.job.data.validation_split
@@ -624,7 +625,7 @@ def _result(
     kept: NgramModel | None,
     parts: Mapping[str, Part],
 ) -> dict[str, Any]:
-    """`result.json`, with the keys of a run."""
+    """Return the content of the ensemble's `result.json`, with the same keys as a run's."""
     results = [each.scored.result for each in members]
     models: list[Mapping[str, Any]] = [*results]
     if kept:
@@ -652,7 +653,7 @@ def _result(
 
 
 def _sum(models: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """The sum of a number of some models, None if one lacks it."""
+    """Return the sum of a number over all models; None if a model does not have it."""
     values: list[Any] = [each.get(key) for each in models]
     return None if None in map(number, values) else round(sum(values), 3)
 
@@ -660,7 +661,7 @@ def _sum(models: Sequence[Mapping[str, Any]], key: str) -> float | None:
 def _cells(
     folders: Sequence[Path], weights: Sequence[float], parts: Mapping[str, Part]
 ) -> "pandas.DataFrame":
-    """A row per member, the ensemble last: losses in nats, accuracies in per cent."""
+    """Return a row per member, and last the ensemble: losses in nats, accuracies in per cent."""
     import pandas
 
     names = [*(printable(str(folder)) for folder in folders), NGRAMS][: len(weights)]
@@ -680,7 +681,7 @@ def _copy_members(
     weights: Sequence[float],
     weights_from: str,
 ) -> Ensemble:
-    """Copy the models of the members into the folder; returns the ensemble."""
+    """Copy the models of the members into a folder; return the ensemble."""
     members = []
     for index, (each, weight) in enumerate(zip(runs, weights, strict=False)):
         sums = copied(each.run.folder, folder / run_folder(index), each.job.code)
@@ -706,9 +707,9 @@ def _copy_members(
 
 
 def shared_settings(members: Sequence[RunMember], *, ngrams: bool) -> dict[str, Any]:
-    """The settings that all runs share by table, and a digest of the others.
+    """Return the settings that all runs share, by table, and a checksum of the other settings.
 
-    Ensembles with the same settings have the same jobs, and differ only in seeds.
+    If the result is the same for two ensembles, they have the same jobs and differ only in seeds.
     """
     each_has = [dict(each.scored.settings) for each in members]
     first = each_has[0]

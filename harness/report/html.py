@@ -1,6 +1,6 @@
-"""A folder with a comparison in HTML, Markdown, CSV and LaTeX.
+"""Writes a folder with a comparison in HTML, Markdown, CSV and LaTeX.
 
-`template.html` is the template of the page, which loads nothing.
+`template.html` is the template of the HTML page. The page loads no other file.
 """
 
 import time
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import pandas
 
 TABLE, REPORT = "comparison.csv", "report.html"
-RECORDED = ("processor", "driver", "python", "system")  # in `provenance.json`
+RECORDED = ("processor", "driver", "python", "system")  # keys of `provenance.json`
 PACKAGES = ("tensorflow", "keras", "numpy")
 FILES = frozenset((TABLE, REPORT, "comparison.md", "comparison.tex"))
 
@@ -35,10 +35,10 @@ FILES = frozenset((TABLE, REPORT, "comparison.md", "comparison.tex"))
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder with other files than an earlier comparison, because it will be replaced.
+    """Refuse to replace a folder with files that are not part of an earlier comparison.
 
     Raises:
-        InputError: for such a folder, or a file.
+        InputError: if there is such a file, or `folder` is not a folder.
     """
     try:
         if not folder.exists():
@@ -63,19 +63,19 @@ def write_comparison(
     *,
     say: Callable[[str], None],
 ) -> Path:
-    """Write the folder; an earlier comparison is replaced when the new one is complete.
+    """Write a comparison; an earlier one is replaced when the new one is complete.
 
     Args:
-        folder: accepted by `check_folder`.
-        parts: the comparison.
-        left_out: the runs that it leaves out.
-        say: gets a line for each run with unreadable predictions.
+        folder: the folder to write, which `check_folder` has accepted.
+        parts: the comparison, a part per dataset.
+        left_out: the runs that the comparison leaves out.
+        say: is called with a line for each run whose predictions can't be read.
 
     Returns:
-        The path of the page.
+        The path of the HTML page.
 
     Raises:
-        RunError: if the disk refuses.
+        RunError: if the folder can't be written.
     """
     made = f"harness {__version__}, {time.strftime('%Y-%m-%d %H:%M %Z')}"
     contents = {
@@ -105,7 +105,7 @@ def render(
     *,
     say: Callable[[str], None],
 ) -> str:
-    """The page; `made` says when and by which version, the rest is as in `write_comparison`."""
+    """Return the HTML page; `made` is a text with the version and the time of the comparison."""
     import pandas
 
     environment = jinja2.Environment(
@@ -116,7 +116,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters["table"] = html_table
-    # A table of pandas takes no half of a surrogate pair, which a path or a record may hold.
+    # A path or a record may contain half of a surrogate pair; a table of pandas can't.
     runs = [
         (printable(str(run.folder)), name, str(run.seed), f"{run.accuracy:.2%}")
         for part in parts
@@ -146,7 +146,7 @@ def _section(part: Part, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _environments(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":
-    """The machines, versions and commits of the runs' last starts, with the number of runs."""
+    """Count the runs for each combination of machine, versions and commit at their last start."""
     import pandas
 
     rows = []

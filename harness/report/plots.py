@@ -1,6 +1,6 @@
-"""The plots of a report. A job has the same colour, line and marker in all of them.
+"""Draws the plots of a report. A job has the same colour, line and marker in all of them.
 
-Colour-blind people can distinguish the colours; lines and markers differ for print in black.
+Colour-blind people can distinguish the colours. Lines and markers differ too, for black print.
 """
 
 import base64
@@ -19,8 +19,8 @@ from harness.training.pictures import confusion_picture, mean_roc_curve, new_fig
 if TYPE_CHECKING:
     import pandas
 
-# Okabe and Ito (2008), Color Universal Design, without their yellow, which is too pale on white;
-# then muted colours of Paul Tol. The book's architectures are the first jobs.
+# The colours of Okabe and Ito (2008), Color Universal Design, without their yellow, which is too
+# pale on white. Then muted colours of Paul Tol. The book's architectures get the first colours.
 COLOURS = (
     *("#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999999"),
     *("#882255", "#332288", "#999933", "#117733"),
@@ -31,7 +31,7 @@ GREY = "#595959"
 WIDTH, HEIGHT = 5.6, 3.6  # inches without the legend
 LEGEND_LINE = 0.165  # inches
 
-Styles = dict[str, dict[str, Any]]  # by job: arguments for Matplotlib
+Styles = dict[str, dict[str, Any]]  # for each job its arguments for Matplotlib
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Picture:
 
     @property
     def base64(self) -> str:
-        """The PNG for a page."""
+        """The PNG as base64, to embed in a page."""
         return base64.b64encode(self.png).decode()
 
 
 def styles_of(group: DatasetGroup) -> Styles:
-    """Colour, marker, line and label of at most twelve jobs."""
+    """Return colour, marker, line style and label for each of at most twelve jobs."""
     names = ("color", "marker", "linestyle", "label")
     each = zip(COLOURS, MARKERS, LINES, group.runs, strict=False)
     return {style[-1]: dict(zip(names, style, strict=True)) for style in each}
@@ -66,19 +66,19 @@ class Chart:
         self.described: list[str] = []
 
     def line(self, x: Any, y: Any, style: dict[str, Any], described: str) -> None:
-        """Draw a job and describe it."""
+        """Draw the curve of a job and store its description."""
         self.axes.plot(x, y, **{"markersize": 5, "linewidth": 1.6, **style})
         self.described.append(described)
 
     def picture(self, title: str, alt: str, caption: str) -> Picture | None:
-        """The picture with its legend; None if no job was drawn."""
+        """Return the picture with its legend; None if no job was drawn."""
         if not self.described:
             return None
-        # Below the plot the legend covers no curve; the plot keeps its size.
+        # The legend is below the plot, so it covers no curve; the figure grows by its height.
         handles, names = self.axes.get_legend_handles_labels()
         columns = 1 if max(map(len, names), default=0) > 30 else 2
         self.figure.set_size_inches(WIDTH, HEIGHT + LEGEND_LINE * -(-len(names) // columns))
-        # A dollar sign would begin mathematics.
+        # Matplotlib would take the text after a dollar sign for a formula.
         labels = [printable(name).replace("$", r"\$") for name in names]
         options = {"ncols": columns, "fontsize": 8, "frameon": False}
         self.figure.legend(handles, labels, loc="outside lower center", **options)
@@ -88,7 +88,7 @@ class Chart:
 def pictures_of(
     group: DatasetGroup, baselines: Sequence[Baseline], predictions: Predictions | None
 ) -> list[Picture]:
-    """The pictures of at most twelve jobs and their baselines, without those that lack data."""
+    """Draw the pictures of at most twelve jobs and their baselines; skip those without data."""
     epochs = {name: epochs_of(runs) for name, runs in group.runs.items()}
     styles, parameters = styles_of(group), "parameters of the recurrent layers"
     pictures = [
@@ -138,7 +138,7 @@ def _accuracy_over_time(styles: Styles, epochs: "dict[str, pandas.DataFrame]") -
     for name, of_job in epochs.items():
         timed = of_job.dropna(subset="seconds")[["seconds", "best"]]
         by_epoch = timed.groupby("epoch")
-        # Only the epochs that all seeds have.
+        # Keep only the epochs that all seeds have.
         means = by_epoch.mean()[by_epoch.size() == timed.index.unique("seed").size]
         if len(means):
             seconds, best = means.iloc[-1]
@@ -146,14 +146,14 @@ def _accuracy_over_time(styles: Styles, epochs: "dict[str, pandas.DataFrame]") -
             chart.line(means["seconds"], 100 * means["best"], styles[name], described)
     chart.axes.set_xscale("log")
     chart.axes.xaxis.set_major_formatter("{x:,.10g}")
-    chart.axes.xaxis.set_minor_formatter(LogFormatter())  # 20, 30, 60 instead of powers
+    chart.axes.xaxis.set_minor_formatter(LogFormatter())  # 20, 30, 60 instead of powers of ten
     chart.axes.set_xlabel("training time in seconds, validation included")
     chart.axes.set_ylabel("best validation accuracy so far, %")
     return chart.picture(
         "Validation accuracy over time",
         "Best validation accuracy so far over training time",
-        "A point per epoch, the mean over the seeds; the time includes validation, not start-up "
-        "and test.",
+        "Each point is an epoch, averaged over the seeds. The time includes validation, but not "
+        "start-up and test.",
     )
 
 
@@ -172,7 +172,7 @@ def _accuracy_by(
         chart.axes.axhline(100 * baseline.accuracy, linestyle=line, color=GREY, label=baseline.name)
     chart.axes.set(xlabel=label, ylabel="test accuracy, %")
     chart.axes.margins(x=0.1)
-    # Room for a marker at zero: a job without recurrent layers.
+    # Leave room for a marker at zero, for a job without recurrent layers.
     chart.axes.set_xlim(left=-0.05 * chart.axes.get_xlim()[1])
     chart.axes.xaxis.set_major_formatter("{x:,.10g}")
     return chart.picture(
@@ -198,12 +198,12 @@ def _roc(group: DatasetGroup, predictions: Predictions) -> Picture | None:
     return chart.picture(
         "ROC curves",
         "ROC curves with the area under each",
-        f"True positive rates, averaged over the seeds{averaged}. In brackets: mean area under it.",
+        f"True positive rates, averaged over the seeds{averaged}. In brackets: the mean area.",
     )
 
 
 def _confusion_matrices(predictions: Predictions) -> list[Picture]:
-    """A picture per job."""
+    """Draw the confusion matrix of each job."""
     pictures = []
     for name, by_seed in predictions.by_job.items():
         labels, probabilities = np.tile(predictions.labels, len(by_seed)), np.concatenate(by_seed)

@@ -1,14 +1,15 @@
-"""What the scores, predictions and epochs of jobs show over their seeds.
+"""Compares jobs statistically: their scores, predictions and epochs over several seeds.
 
 For each pair of jobs, the differences between their runs of the same seed give a paired t interval.
-With several pairs the intervals are simultaneous, by Bonferroni's correction: with 95 % confidence
-all of them hold at once. A job is called better only if its interval lies above 0, so sentence and
-interval always agree.
+With several pairs, Bonferroni's correction makes the intervals simultaneous: with 95 % confidence
+all of them hold at once. A job is called better only if the interval of its lead lies above 0, so
+sentence and interval always agree.
 
-For many jobs the spread over the seeds is pooled, because the few seeds of one pair would leave
-useless intervals. The intervals hold for all pairs together, although only those with the best job
-are shown: the same data chose the best job. Bounds for a best job that is known beforehand, such as
-Dunnett's, would find differences between equal jobs in a quarter of all comparisons.
+With many jobs, the spread over the seeds is pooled over all jobs, because the few seeds of one pair
+would give useless intervals. Only the pairs with the best job are shown. The intervals still hold
+for all pairs together, because the best job was chosen on the same data. Intervals for a best job
+that is known beforehand, such as Dunnett's, would find a difference between equal jobs in a quarter
+of all comparisons.
 """
 
 import itertools
@@ -38,30 +39,31 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LEVEL = 0.95
-MAX_PAIRED = 12  # with more jobs the spread is pooled
-# Errors of NumPy for a broken file; RuntimeError for an archive with a password or an unknown
-# compression, TypeError for an array without an archive.
+MAX_PAIRED = 12  # up to so many jobs are compared in pairs; for more the spread is pooled
+# Errors that NumPy raises for a broken file: RuntimeError for an archive with a password or an
+# unknown compression, TypeError for a file that is a single array and not an archive.
 BROKEN = (
     *(OSError, ValueError, KeyError, EOFError, SyntaxError, RuntimeError, MemoryError, TypeError),
     *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
-TOLERANCE = 1e-6  # between the accuracies of a run's predictions and of its result
+TOLERANCE = 1e-6  # allowed difference between the accuracy of the predictions and of the result
 
 
 # Differences between jobs
 
 
 def differences(group: DatasetGroup) -> "pandas.DataFrame":
-    """How the jobs differ, a row per comparison, the largest difference that is shown first.
+    """Compare the jobs of a group, which were tested on the same reviews.
 
-    The jobs were tested on the same reviews. With more than `MAX_PAIRED` jobs each is compared with
-    the best.
+    With more than `MAX_PAIRED` jobs, each is compared with the best one only.
 
     Returns:
-        `first` and `second`, the names of two jobs, the first with the higher mean over the
-        compared seeds; `num_seeds`, the seeds that both have; `mean`, accuracy of the first minus
-        the second; `low` and `high`, its simultaneous 95 % interval, NaN if it is useless;
-        `is_shown`, whether the data show that the first is better; `sentence` in words.
+        A row per comparison: first the differences that the data show, then by size. Columns:
+        `first` and `second`, the names of two jobs, of which `first` has the higher mean accuracy;
+        `num_seeds`, the number of seeds that both have; `mean`, the accuracy of the first minus
+        that of the second; `low` and `high`, the simultaneous 95 % interval of `mean`, NaN if it is
+        useless; `is_shown`, whether the data show that the first is better; `sentence`, the
+        comparison in words.
     """
     import pandas
 
@@ -78,13 +80,13 @@ def differences(group: DatasetGroup) -> "pandas.DataFrame":
 
 
 def _num_comparisons(group: DatasetGroup, compared: "pandas.DataFrame") -> int:
-    """How many intervals hold together; for many jobs all pairs, as the data chose the best job."""
+    """Return how many intervals hold at once: for many jobs all pairs (see the module's text)."""
     num_jobs = len(group.jobs)
     return math.comb(num_jobs, 2) if num_jobs > MAX_PAIRED else len(compared)
 
 
 def _paired(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, int]]:
-    """The pairs of jobs that share at least two seeds, with the standard error of their mean."""
+    """Yield the pairs of jobs that share two or more seeds; the error is of the mean difference."""
     accuracies = group.by_seed["accuracy"].unstack("job")
     for one, other in itertools.combinations(group.jobs.index, 2):
         points = (accuracies[one] - accuracies[other]).dropna()
@@ -95,7 +97,7 @@ def _paired(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, 
 
 
 def _pooled(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, int]]:
-    """The best job paired with every other job; the error pools the spread of all jobs."""
+    """Yield the best job with each other job; the standard error is from all jobs' spread."""
     jobs = group.jobs.sort_values("accuracy", ascending=False, kind="stable")
     dofs = jobs["num_seeds"] - 1
     dof = int(dofs.sum())
@@ -108,7 +110,7 @@ def _pooled(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, 
 
 
 def _sentence(row: Any) -> str:
-    """A comparison in words."""
+    """Return a comparison in words."""
     by, over = f"by {100 * row.mean:.2f} points", f"over {row.num_seeds} seeds"
     if math.isnan(row.low):
         is_alike = row.dof and row.error < NO_SPREAD
@@ -121,14 +123,15 @@ def _sentence(row: Any) -> str:
 
 
 def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]:
-    """How to read the sentences of `differences`, and their limits."""
+    """Explain how to read the sentences of `differences`, and what they do not show."""
     lines, num_pairs = [], math.comb(len(group.runs), 2)
     is_pooled = len(group.jobs) > MAX_PAIRED
     if len(compared):
         spread = "with the spread over the seeds of all jobs" if is_pooled else "paired over seeds"
         lines.append(
             f"t intervals, {spread}. Comparisons at once: {_num_comparisons(group, compared):,}; "
-            "all of their intervals hold together (Bonferroni), so fewer jobs give narrower ones."
+            "the 95 % confidence is for all intervals together (Bonferroni), so comparing fewer "
+            "jobs gives narrower ones."
         )
     if not is_pooled and (left := num_pairs - len(compared)):
         lines.append(f"Pairs that share fewer than two seeds and can't be compared: {left}.")
@@ -140,7 +143,7 @@ def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]
         # Wilson's interval (1927) also holds for few reviews and near 100 %.
         low, high = test.proportion_ci(LEVEL, method="wilson")
         lines.append(
-            "All this is about seeds on one test set. On another "
+            "All this is about the spread over seeds, on one test set. On another "
             f"{group.num_test:,} reviews of the same kind, an accuracy of {best:.1%} has a 95 % "
             f"interval of {low:.2%} to {high:.2%} (binomial, Wilson's)."
         )
@@ -155,15 +158,15 @@ class Predictions:
     """The readable predictions of the runs of a group."""
 
     labels: Ints  # [num_reviews], from 0
-    by_job: Mapping[str, Floats]  # by the row's name: [num_seeds, num_reviews, num_classes]
-    classes: tuple[str, ...]  # names by label
+    by_job: Mapping[str, Floats]  # for each row's name [num_seeds, num_reviews, num_classes]
+    classes: tuple[str, ...]  # the classes' names, in the order of the labels
 
 
 def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predictions | None:
-    """Read `predictions.npz` of the runs; None if no run has a valid one.
+    """Read `predictions.npz` of the runs; return None if no run has a valid one.
 
-    `say` gets a line for each run whose file is missing, broken or of other reviews. The plots of
-    predictions leave this run out; its scores stay in the tables.
+    `say` is called with a line for each run whose file is missing, broken or about other reviews.
+    The plots of predictions leave such a run out; its scores stay in the tables.
     """
     labels: Ints | None = None
     by_job: dict[str, list[Floats]] = {}
@@ -186,10 +189,10 @@ def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predict
 
 
 def read_own(run: ScoredRun, num_classes: int) -> tuple[Ints, Floats]:
-    """The labels of the test reviews and a run's probabilities, in the shapes of `read_arrays`.
+    """Read a run's predictions: the labels and probabilities, as `read_arrays` returns them.
 
     Raises:
-        BROKEN: if the file can't be read, has other classes or another accuracy than the result.
+        BROKEN: if the file can't be read, or its classes or accuracy are not those of the result.
     """
     labels, probabilities = read_arrays(run.folder / PREDICTIONS)
     if probabilities.shape[1] != num_classes:
@@ -201,10 +204,10 @@ def read_own(run: ScoredRun, num_classes: int) -> tuple[Ints, Floats]:
 
 
 def read_arrays(path: Path) -> tuple[Ints, Floats]:
-    """The labels `[num_reviews]` and the probabilities `[num_reviews, num_classes]` in a file.
+    """Read the labels `[num_reviews]` and the probabilities `[num_reviews, num_classes]` in a file.
 
     Raises:
-        BROKEN: if it can't be read, or holds other arrays.
+        BROKEN: if the file can't be read, or contains other arrays.
     """
     with open_plain_file(path) as file, np.load(file, allow_pickle=False) as arrays:
         labels, given = arrays["labels"], arrays["probabilities"]
@@ -217,13 +220,13 @@ def read_arrays(path: Path) -> tuple[Ints, Floats]:
 
 
 def tests_against(baseline: Baseline, predictions: Predictions | None) -> "pandas.DataFrame":
-    """McNemar's exact test of each job's runs against one fixed model on the same test reviews.
+    """Compare each job's runs with one fixed model on the same reviews by McNemar's exact test.
 
     Returns:
-        By the name of each job with predictions: `points`, the mean accuracy of its runs minus the
-        model's; `p`, the largest two-sided p-value of its runs; `shows`, 1 if every run is
-        significantly better than the model, -1 if every run is worse, else 0. Empty without
-        predictions, or if the model was tested on other labels.
+        A row for each job with predictions. Columns: `points`, the mean accuracy of the job's runs
+        minus the model's; `p`, the largest two-sided p-value of its runs; `shows`, 1 if every run
+        is significantly better than the model, -1 if every run is worse, else 0. The table is empty
+        without predictions, or if the model was tested on other labels.
     """
     import pandas
     from scipy.stats import binom
@@ -245,16 +248,16 @@ def tests_against(baseline: Baseline, predictions: Predictions | None) -> "panda
 
 
 def _level(jobs: Sized) -> float:
-    """The significance level of a p-value, by Bonferroni for the number of jobs."""
+    """Return the significance level, with Bonferroni's correction for the number of jobs."""
     return (1 - LEVEL) / len(jobs)
 
 
 def verdict(tests: "pandas.DataFrame", model: str) -> str:
-    """Whether a network beats a model, as a sentence.
+    """Say in a sentence whether a network beats a model.
 
     Args:
-        tests: of `tests_against`.
-        model: its name and accuracy.
+        tests: the table that `tests_against` returned.
+        model: the model's name and accuracy, as text.
     """
     if tests.empty:
         return f"no run's predictions can be compared with {model} review by review"
@@ -276,11 +279,11 @@ def verdict(tests: "pandas.DataFrame", model: str) -> str:
 
 
 def epochs_of(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":
-    """The epochs of a job's runs by seed and epoch, NaN where a number is unknown.
+    """Read the epochs of a job's runs: a row for each seed and epoch, NaN for an unknown number.
 
     Columns: `loss`; `val_accuracy`; `best`, the highest `val_accuracy` so far; `seconds` of
-    training and validation from the start to the end of the epoch. The last two are NaN if the run
-    lacks accuracy or time of an epoch.
+    training and validation from the run's start to the end of the epoch. `best` and `seconds` are
+    NaN if the accuracy or the time of an epoch of the run is unknown.
     """
     import pandas
 
@@ -298,7 +301,7 @@ def epochs_of(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":
 
 
 def _numbers(path: Path, *keys: str) -> "pandas.DataFrame":
-    """Numbers in a file of JSON lines by epoch."""
+    """Read numbers from a JSON Lines file: a row per epoch, a column per key."""
     import pandas
 
     lines = read_json_lines(path)

@@ -1,4 +1,4 @@
-"""A comparison as tables and sentences, in files and on a terminal."""
+"""Shows a comparison as tables and sentences, in files and on a terminal."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -51,15 +51,15 @@ COLUMNS = {  # the most important first, because a narrow terminal hides the las
     "parameters": "{parameters:,.0f}",
     "train s": "{training_s:,.1f}",
 }
-# The columns that fit a page.
+# The columns of the LaTeX table; more would not fit a page.
 PAPER = ("job", "test %", "s.d.", "95 % interval", "seeds", "book %", "F1", "ROC AUC", "train s")
 COUNTS = ("recurrent_parameters", "parameters", "num_seeds")
 ACCURACIES = (
     *("accuracy", "deviation", "interval_low", "interval_high", "val_accuracy", "book_accuracy"),
 )
 SEVERAL_CLASSES = "F1 and ROC AUC are means over the classes; ROC AUC takes each against the rest."
-NUM_KEPT = 2  # columns on the narrowest terminal
-MAX_SENTENCES = 10  # on a screen
+NUM_KEPT = 2  # columns that even the narrowest terminal shows
+MAX_SENTENCES = 10  # comparisons of jobs on a screen
 MAX_DRAWN = 12  # jobs in a picture
 MAX_LEFT_OUT = 20
 
@@ -74,7 +74,7 @@ class Part:
     table: "pandas.DataFrame"
     differences: "pandas.DataFrame"
     baselines: tuple[Baseline, ...]
-    verdicts: tuple[str, ...]  # whether a network beats n-grams, in a sentence, if there are any
+    verdicts: tuple[str, ...]  # sentences whether a network beats the n-gram model
 
     @property
     def heading(self) -> str:
@@ -84,7 +84,10 @@ class Part:
 
     @cached_property
     def cells(self) -> "pandas.DataFrame":
-        """The table as text by `COLUMNS`, without empty columns; unknown numbers are empty."""
+        """The cells as text, one column for each entry of `COLUMNS`.
+
+        A column without any value is dropped; an unknown number is a blank cell.
+        """
         import pandas
 
         per_cent = {name: 100 * self.table[name] for name in ACCURACIES}
@@ -113,10 +116,10 @@ def compared(
 
     Args:
         named: runs, folders of runs and patterns.
-        say: gets a line for each run that is left out, and before n-grams are fit.
-        baseline: `ngrams` fits them if the cache lacks them, `none` leaves all baselines out.
-        data: the folder of the dataset, if a run would not find it.
-        audits: the folder of runs in which the user keeps audits.
+        say: is called with a line for each run that is left out, and before n-grams are fit.
+        baseline: `ngrams` adds the n-gram model even if it is not cached; `none` shows no baseline.
+        data: the folder of the dataset, if a new run would not find it.
+        audits: the folder of runs that contains the user's audits.
 
     Returns:
         The parts, and the runs that are left out.
@@ -125,7 +128,7 @@ def compared(
         InputError: if no run is finished and tested, or a named folder is missing.
     """
     if data:
-        open_dataset(data)  # refuses a typo, even if the cache has all baselines
+        open_dataset(data)  # refuses a wrong path, even if all baselines are cached
     scored, left_out = scored_runs(named, audits)
     groups, repeated = group_runs(scored)
     left_out += repeated
@@ -144,7 +147,7 @@ def make_parts(
     groups: Iterable[DatasetGroup],
     baselines_of: Callable[[DatasetGroup], Sequence[Baseline]] = lambda group: (),
 ) -> list[Part]:
-    """The comparison, a part per dataset."""
+    """Make the comparison: a part per dataset."""
     return [
         Part(
             group,
@@ -182,7 +185,7 @@ def _verdicts(group: DatasetGroup, baselines: Sequence[Baseline]) -> tuple[str, 
 
 
 def _cell(form: str, row: Mapping[str, Any]) -> str:
-    """Values of a row as text; empty if one is NaN."""
+    """Return values of a row as text; empty if one of them is NaN."""
     try:
         return form.format_map({name: value for name, value in row.items() if value == value})
     except KeyError:
@@ -193,7 +196,7 @@ def _cell(form: str, row: Mapping[str, Any]) -> str:
 
 
 def to_markdown(parts: Sequence[Part]) -> str:
-    """The comparison in Markdown."""
+    """Return the comparison in Markdown."""
     blocks = []
     for part in parts:
         blocks += [f"## {markdown(part.heading)}\n", markdown_table(part.cells)]
@@ -203,16 +206,16 @@ def to_markdown(parts: Sequence[Part]) -> str:
 
 
 def to_csv(parts: Sequence[Part]) -> str:
-    """The figures as CSV."""
-    # The headings hold keys of jobs, which others may have written.
+    """Return the table of `figures` as CSV."""
+    # The headings contain keys of jobs, which other people may have written.
     defused_figures = figures(parts).rename(columns=defused).map(defused)
     return str(defused_figures.to_csv(index=False, lineterminator="\n"))
 
 
 def figures(parts: Sequence[Part]) -> "pandas.DataFrame":
-    """A row for each job or baseline, unrounded; accuracies from 0 to 1, times in seconds.
+    """Return unrounded numbers: a row per job or baseline, accuracies 0 to 1, times in seconds.
 
-    The last columns are the settings that differ between jobs, by `table.key`.
+    The last columns are the settings that differ between jobs, with the headings `table.key`.
     """
     import pandas
 
@@ -235,7 +238,7 @@ def figures(parts: Sequence[Part]) -> "pandas.DataFrame":
 
 
 def to_latex(parts: Sequence[Part]) -> str:
-    """The tables for LaTeX, each after a comment that names the data; a rule above baselines."""
+    """Return the tables in LaTeX: a comment above each names the data, a line ends the jobs."""
     lines = [
         "% Means over the seeds; 95 % intervals of Student's t.",
         "% \\usepackage{booktabs} goes into the preamble",
@@ -272,7 +275,7 @@ def print_runs(folders: Sequence[Path]) -> None:
 
 
 def results_table(part: Part, console: Console) -> RenderableType:
-    """The table without the last columns if the terminal is too narrow for them."""
+    """Return the table, on a narrow terminal without the last columns."""
     cells, hidden = part.cells, list[str]()
     if not console.is_terminal:
         return Text("\n".join(table_lines(cells)))
@@ -284,14 +287,14 @@ def results_table(part: Part, console: Console) -> RenderableType:
 
 
 def shown_sentences(compared: "pandas.DataFrame") -> list[str]:
-    """The first sentences of `differences`, and the number of the others."""
+    """Return the first sentences of `differences`, and a line with the number of the others."""
     lines, num = [*compared["sentence"][:MAX_SENTENCES]], len(compared)
     more = [f"and {num - MAX_SENTENCES:,} more (--out writes all)"] if num > MAX_SENTENCES else []
     return [*lines, *more]
 
 
 def left_out_lines(left_out: Sequence[LeftOut]) -> list[str]:
-    """The first runs that no table shows, a line each, and the number of the others."""
+    """Return a line for each of the first runs that are left out, and one that counts the rest."""
     lines = [f"left out, {e.kind}: {e.folder}: {e.why}" for e in left_out[:MAX_LEFT_OUT]]
     num = len(left_out) - MAX_LEFT_OUT
     return [*lines, *([f"left out: {num:,} more (--out lists all)"] if num > 0 else [])]

@@ -1,4 +1,4 @@
-"""Tables on a terminal, as plain text, Markdown, CSV, LaTeX and HTML."""
+"""Formats tables for a terminal, and as plain text, Markdown, CSV, LaTeX and HTML."""
 
 import html
 import re
@@ -14,27 +14,27 @@ if TYPE_CHECKING:
     import pandas
 
 GAP = 2  # blanks between two columns
-MAX_NAME = 16  # characters of a text that a narrow terminal does not wrap
-UNLIMITED = 100_000  # columns of a file or a pipe
+MAX_NAME = 16  # a text of up to so many characters is never wrapped
+UNLIMITED = 100_000  # characters in a line of a file or a pipe
 
-# A cell of a spreadsheet with such a start, also in full-width characters, is a formula.
+# A spreadsheet takes a cell with such a start for a formula. The last four are full-width.
 FORMULA = (*"=+-@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def numeric(cells: "pandas.DataFrame") -> set[str]:
-    """The columns of numbers, which tables align to the right; the cells are strings."""
+    """Return the names of the columns with numbers only, which tables align to the right."""
     return {name for name in cells if cells[name].str.match(r"[-0-9]|$").all()}
 
 
 def screen_table(
     cells: "pandas.DataFrame", styles: Mapping[str, Mapping[str, str]] | None = None
 ) -> Table:
-    """A table for a terminal, which wraps text and never a number.
+    """Return a table for a terminal, which wraps texts but never numbers.
 
     Args:
-        cells: strings, at least one row; the columns are the headings.
-        styles: by column, the Rich style of a text.
+        cells: the texts of the table, at least one row; the names of the columns are the headings.
+        styles: for each column, the Rich style of each text.
     """
     styles = styles or {}
     cells = cells.map(printable)
@@ -54,19 +54,19 @@ def screen_table(
 
 
 def narrowest(cells: "pandas.DataFrame") -> int:
-    """The width of the narrowest terminal on which `screen_table` fits, in characters."""
+    """Return the width, in characters, of the narrowest terminal that `screen_table` fits."""
     return rich_console(width=UNLIMITED).measure(screen_table(cells)).minimum
 
 
 def table_lines(cells: "pandas.DataFrame") -> list[str]:
-    """A table as lines of plain text, headings first, unwrapped, for files and pipes."""
+    """Return a table as unwrapped lines of plain text, headings first, for files and pipes."""
     console = rich_console(width=UNLIMITED, color_system=None)
     lines = console.render_lines(screen_table(cells), pad=False)
     return ["".join(segment.text for segment in line).rstrip() for line in lines]
 
 
 def markdown_table(cells: "pandas.DataFrame") -> str:
-    """A table in Markdown, numbers aligned to the right."""
+    """Return a table in Markdown, with numbers aligned to the right."""
     numbers = numeric(cells)
     marks = ["---:" if name in numbers else "---" for name in cells]
     lines = [[*cells], marks, *cells.to_numpy().tolist()]
@@ -74,13 +74,13 @@ def markdown_table(cells: "pandas.DataFrame") -> str:
 
 
 def markdown(text: str) -> str:
-    """A text in one line, with the marks of Markdown and HTML escaped."""
+    """Return a text as one line, with the special characters of Markdown and HTML escaped."""
     line = printable(" ".join(text.splitlines()))
     return html.escape(re.sub(r"([\\`*|\[\]])", r"\\\1", line), quote=False)
 
 
 def defused(cell: object) -> object:
-    """A cell of a CSV file, with a quote before a formula, so that a spreadsheet shows it as text.
+    """Return a CSV cell; a quote before a formula makes a spreadsheet show it as text.
 
     A formula may start programs or send data (owasp.org, CSV injection).
     """
@@ -92,11 +92,11 @@ def defused(cell: object) -> object:
 
 
 def latex_table(cells: "pandas.DataFrame", *, num_below: int) -> str:
-    """A table for LaTeX's booktabs.
+    """Return a table in LaTeX, for the package booktabs.
 
     Args:
-        cells: strings, at least one row; the columns are the headings.
-        num_below: the number of last rows below a rule.
+        cells: the texts of the table, at least one row; the names of the columns are the headings.
+        num_below: how many rows at the end are below a horizontal line.
     """
     kinds = "".join("r" if name in numeric(cells) else "l" for name in cells)
     cells = cells.map(lambda cell: printable(" ".join(cell.splitlines())))
@@ -107,7 +107,7 @@ def latex_table(cells: "pandas.DataFrame", *, num_below: int) -> str:
 
 
 def html_table(cells: "pandas.DataFrame", kind: str = "") -> str:
-    """A table in HTML whose first column heads the rows; `kind` is its CSS class."""
+    """Return an HTML table; its first column heads the rows, and `kind` is its CSS class."""
     import pandas
 
     first = cells.columns[0]

@@ -1,5 +1,5 @@
-"""The folder of a run: files, heartbeat, provenance; `status`, `logs`, `cancel`, `reproduce`.
+"""The folders of runs, and the commands `status`, `logs`, `cancel` and `reproduce` for them.
 
-Commands read the folders first and ask Slurm second.
+These commands read the folders of the runs first and then ask Slurm.
 This package may import the modules of `harness` itself and the packages up to `slurm`.
 """

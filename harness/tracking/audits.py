@@ -1,6 +1,6 @@
-"""The audits of results, stored in the auditor's folder of runs, never in the audited run.
+"""Stores audits of results in the auditor's folder of runs, never in the audited run.
 
-An audit belongs to the sha256 of a result, so it ends when the result changes.
+An audit is stored under the sha256 of the result, so it is not used for a changed result.
 """
 
 import hashlib
@@ -14,18 +14,18 @@ from harness.system.leased_dir import to_json
 from harness.system.lenient_json import read_json, table
 
 AUDITS = ".audits"
-EQUAL, ROUNDING, DIFFERS = "equal", "within rounding", "differs"  # outcomes
+EQUAL, ROUNDING, DIFFERS = "equal", "within rounding", "differs"  # outcomes of an audit
 
 
 def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> Path:
-    """Write an audit into the file of the result, which has one audit per depth; returns the file.
+    """Write an audit into the file of a result's audits, one per depth; return the file's path.
 
     Args:
         runs: the auditor's folder of runs.
-        audit: with its `depth` and `outcome`.
+        audit: the audit, with the keys `depth` and `outcome`.
 
     Raises:
-        OSError, DiskError: if it can't be written.
+        OSError, DiskError: if the file can't be written.
     """
     path = _path(runs, result_sha256)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> Path
 
 
 def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
-    """The audits of a result by depth; none if another user could have written them."""
+    """Return a result's audits by depth; none if another user could have written them."""
     path = _path(runs, hashlib.sha256(result).hexdigest())
     try:
         return {} if distrust(path.parent) or distrust(path) else read_json(path)
@@ -44,7 +44,7 @@ def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
 
 
 def depth_of(audits: Mapping[str, Any]) -> str:
-    """The depth of a result's deepest audit; `differs` if any differs; empty without audits."""
+    """Return the depth of the deepest audit; `differs` if any failed; empty without audits."""
     if any(table(dict(audits), depth).get("outcome") == DIFFERS for depth in audits):
         return DIFFERS
     return max(audits, key=_rank, default="")

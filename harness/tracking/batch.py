@@ -1,4 +1,4 @@
-"""Several jobs and seeds in one command, in parallel: `harness train jobs/*.toml --seeds 1-5`."""
+"""Trains several jobs and seeds in parallel: `harness train jobs/*.toml --seeds 1-5`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,21 +21,21 @@ class BatchRequest:
 
     jobs: tuple[Job, ...]  # one per run: a job with several seeds appears several times
     runs: Path
-    run_id: str | None = None  # the beginning of the runs' names; default: the time
+    run_id: str | None = None  # the beginning of the runs' names; by default the time
     train_args: tuple[str, ...] = ()  # options of `harness train` for all runs
-    devices: str | None = None  # cpu uses no GPU
-    workers: int | None = None  # runs at a time; default: as many as fit
+    devices: str | None = None  # `cpu` trains on CPUs only
+    workers: int | None = None  # number of runs at a time; by default as many as fit
     runs_per_gpu: int = 1
-    host_gb: tuple[float, ...] = ()  # host memory that a run needs, per job
-    again: str = ""  # the command that continues the runs; default: the same with --run-id
+    host_gb: tuple[float, ...] = ()  # for each job, the host memory that a run needs
+    again: str = ""  # the command that continues the runs; by default this one with --run-id
 
 
 def jobs_of(
     files: Sequence[Path], overrides: Sequence[str], seeds: Sequence[int]
 ) -> tuple[Job, ...]:
-    """All jobs with all seeds, or with the seed of the job file if `seeds` is empty.
+    """Load all jobs with all seeds, or with the seed of the job file if `seeds` is empty.
 
-    Sorted by seed, so that all jobs have a result for the first seed before the second begins.
+    The jobs are sorted by seed: all of them are trained with the first seed before the second.
 
     Raises:
         InputError: if a job is invalid, or two have the same name.
@@ -52,14 +52,14 @@ def jobs_of(
 
 
 def train_batch(request: BatchRequest, console: Console) -> list[Path]:
-    """Train all unfinished runs; interrupted ones continue.
+    """Train all unfinished runs; interrupted runs continue.
 
     Returns:
         The folders of all runs, in the order of the jobs.
 
     Raises:
         InputError: if a run is refused, or fewer than `request.workers` fit.
-        Interrupted: by a signal; the runs are saved and can continue.
+        Interrupted: if a signal came; the runs are saved and can continue.
         RunError: if runs failed; the message says which, and why.
     """
     known = _runs(request, request.run_id) if request.run_id else []
@@ -109,7 +109,7 @@ def _runs(request: BatchRequest, prefix: str) -> list[RunDirectory]:
 
 
 def _slots(request: BatchRequest, allocation: SlurmEnvironment | None, num: int) -> list[Slot]:
-    """At most `num` slots: as many as fit."""
+    """Return as many slots as fit, but at most `num`."""
     if request.host_gb and not request.workers:
         num = min(num, num_in_memory(allocation, max(request.host_gb)))
     return allocate_slots(
@@ -123,10 +123,10 @@ def _slots(request: BatchRequest, allocation: SlurmEnvironment | None, num: int)
 
 
 def _task(request: BatchRequest, run: RunDirectory, *, job: Job, jobs: Path) -> Task:
-    """The process that trains a run; writes the run's job into `jobs`."""
+    """Return the process that trains a run; write its job file into the folder `jobs`."""
     name = f"{job.name}-{run.folder.name}"
     file = jobs / f"{name}.toml"
-    atomic_write(file, job.to_toml(), 0o600)  # a file that others can change is refused
+    atomic_write(file, job.to_toml(), 0o600)  # the process refuses a file that others can change
     args = child_args("train", str(file), "--runs", str(request.runs.absolute()))
     args += ["--run-id", run.folder.name, *request.train_args]
     return Task(name, args, request.runs / "logs" / f"{name}.out", run.folder / CANCEL)

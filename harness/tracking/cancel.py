@@ -17,11 +17,11 @@ from harness.tracking.records import ALIVE, RunStatus
 from harness.tracking.run_dir import ask_to_cancel
 from harness.tracking.status import refresh
 
-WAIT_S = 90.0  # for the end of a run; by default Slurm kills a job 30 s after its signal
+WAIT_S = 90.0  # to wait for a run's end; by default Slurm kills a job 30 s after its signal
 POLL_S = 0.5
 ASK_EVERY_S = 5.0  # between two calls of squeue
-OVER = ("interrupted", "failed", "result")  # phases
-AT_WORK = ("running", "starting", "stale")  # states
+OVER = ("interrupted", "failed", "result")  # phases of a run that has ended
+AT_WORK = ("running", "starting", "stale")  # states of a run that has a process
 
 
 def spares_others(
@@ -31,18 +31,18 @@ def spares_others(
     *,
     by_job: bool = False,
 ) -> bool:
-    """Whether a run's job trains other seeds that continue, so that only the run may be stopped.
+    """Whether other runs of a run's Slurm job continue, so that the job itself must not be stopped.
 
     Args:
-        status: of the run.
+        status: the status of the run.
         chosen: all runs to cancel.
-        known: the runs in the same folder of runs.
+        known: all runs in the same folder of runs.
         by_job: whether the user named the run by the id of its job.
     """
     if not status.shares_job:
         return False
     if not status.submission and not by_job:
-        return True  # without a submission's record, the seeds that wait are unknown
+        return True  # without a submission's record, the waiting seeds are unknown
     folders = {os.path.realpath(each.folder) for each in chosen}
     return any(
         each.slurm_job == status.slurm_job
@@ -62,16 +62,16 @@ def ask_to_stop(
     """Ask a run to stop.
 
     Args:
-        status: of the run.
-        stop_search: stops all workers of the search in a folder.
-        alone: whether other runs of its job continue, from `spares_others`.
+        status: the status of the run.
+        stop_search: a function that stops all workers of the search in a folder.
+        alone: whether to stop only this run of its Slurm job, as `spares_others` returns it.
         problem: why squeue gave no answer; None if it did.
 
     Returns:
         One line if the run has stopped already or needs no wait; None if it has to save first.
 
     Raises:
-        RunError: if this machine can't stop it; the message says why and who or where can.
+        RunError: if this process can't stop the run; the message says why, and who or where can.
     """
     if status.state == "finished":
         return f"{status.run}: is finished, nothing to cancel"
@@ -86,7 +86,7 @@ def ask_to_stop(
         return None
     if stop_search and status.trials and status.state in AT_WORK:
         stop_search(status.folder)
-        if status.slurm_job:  # tasks of its array that wait; the others read the folder
+        if status.slurm_job:  # waiting tasks of its array; running tasks read the folder
             with contextlib.suppress(InputError, RunError):
                 array = status.slurm_job.partition("_")[0]
                 client.ask("scancel", "--state=PENDING", array)
@@ -104,7 +104,7 @@ def ask_to_stop(
                 f"run {status.run}: {problem}; if its job waits, run this on a login node, or: "
                 f"scancel {status.slurm_job}"
             )
-        if is_queued and status.state in ALIVE:  # a session, or a job script of the user
+        if is_queued and status.state in ALIVE:  # a session, or the user's own job script
             raise RunError(
                 f"{status.run}: is {status.state}, and its job may run other programs; to end "
                 f"the whole job: scancel {status.slurm_job}"
@@ -116,11 +116,11 @@ def ask_to_stop(
 
 
 def _is_own_job(status: RunStatus) -> bool:
-    """Whether the job runs this run only; a session's job also runs a shell or a notebook."""
+    """Whether the job only trains this run; a job of a session also runs a shell or a notebook."""
     if status.folder.name == f"slurm-{status.slurm_job}":
         return True
     state = read_json(status.folder / "state.json")
-    # A job that is not in the heartbeat has yet to begin or continue the run.
+    # If the heartbeat contains another job's id, this job has not begun or continued the run yet.
     return state.get("slurm_own_id") != status.slurm_job or state.get("owns_job") is True
 
 
@@ -132,7 +132,7 @@ def _cancel_job(status: RunStatus) -> str | None:
     line = f"{status.run}: job {job} is out of the queue"
     if status.phase is None:
         return line
-    ask_to_cancel(status.folder)  # no process is there to record the cancel
+    ask_to_cancel(status.folder)  # no process exists that could record the cancel
     return f"{line}; continue with {status.resume}"
 
 
@@ -149,12 +149,12 @@ def _stop_process(status: RunStatus) -> None:
         )
     if not is_run_alive(process, status.time_s):
         raise RunError(f"{where} has ended; continue with {status.resume}")
-    with contextlib.suppress(ProcessLookupError):  # it has just ended; the caller's wait notices
+    with contextlib.suppress(ProcessLookupError):  # it has just ended; the caller will see that
         os.kill(process, signal.SIGTERM)
 
 
 def _is_here(status: RunStatus) -> bool:
-    """Whether a run's process id is valid here; a container may have its machine's host name."""
+    """Whether the run's process id is valid on this machine and in this container."""
     space = text(read_json(status.folder / "state.json").get("space")) or ""
     return status.host == socket.gethostname() and not is_elsewhere(space)
 
@@ -162,7 +162,7 @@ def _is_here(status: RunStatus) -> bool:
 def wait_until_saved(
     status: RunStatus, queue: Queue, sleep: Callable[[float], None] = time.sleep
 ) -> str:
-    """Wait for the end of a run after `ask_to_stop`; returns a line about its end.
+    """Wait until a run ends after `ask_to_stop`; return a line about its end.
 
     Raises:
         RunError: if it does not end within WAIT_S.

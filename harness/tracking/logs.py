@@ -1,4 +1,4 @@
-"""The log of a run: its file, its lines without control characters, and its new lines."""
+"""Finds a run's log, removes control characters from its lines, and follows new lines."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from harness.tracking.records import RunStatus
 
 MAX_LINE_BYTES = 1_000_000  # a longer line is cut into several
 POLL_S = 1.0
-QUIET_POLLS = 3  # polls without a new line, after which the log of an ended run is complete
+QUIET_POLLS = 3  # after so many polls without a new line the log of an ended run is complete
 ASK_EVERY_S = 10.0  # between two calls of squeue, which knows whether a run is requeued
 
 # Escape sequences of terminals, for cursor movements, colours and titles.
@@ -22,12 +22,12 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def log_of(status: RunStatus, *, yet_to_come: bool = False, earlier_too: bool = False) -> Path:
-    """The log file of a run.
+    """Return the path of a run's log.
 
     Args:
-        status: of the run.
-        yet_to_come: whether to return a file that does not exist yet.
-        earlier_too: whether to return the log of its last job until the next job has one.
+        status: the status of the run.
+        yet_to_come: whether to return the path of a log that does not exist yet.
+        earlier_too: whether to return the log of the run's last job until the next job has a log.
 
     Raises:
         InputError: if the run has no log.
@@ -50,13 +50,13 @@ def log_of(status: RunStatus, *, yet_to_come: bool = False, earlier_too: bool = 
 
 
 def await_log(look: Callable[[], RunStatus], sleep: Callable[[float], None] = time.sleep) -> Path:
-    """Wait until a run, whose job may be in the queue, has a log.
+    """Wait until a run, whose job may be in the queue, has a log; return the log's path.
 
     Args:
         look: returns the current status of the run.
 
     Raises:
-        InputError: if the run has no log and will get none.
+        InputError: if the run has no log and will not get one.
     """
     while True:
         status = look()
@@ -66,7 +66,7 @@ def await_log(look: Callable[[], RunStatus], sleep: Callable[[float], None] = ti
 
 
 def clean(line: bytes) -> str:
-    """A line as a terminal finally shows it, without control characters."""
+    """Return a line as a terminal shows it in the end, without control characters."""
     text = line.decode(errors="replace").rstrip("\r\n")
     text = text.rpartition("\r")[2]  # the last state of a progress bar
     return _CONTROLS.sub("", _ESCAPES.sub("", text))
@@ -82,9 +82,9 @@ class Follower:
         self._rest = b""
 
     def new_lines(self, *, at_end: bool = False) -> Iterator[str]:
-        """The lines since the last call; with `at_end` also a last line without a line end.
+        """Yield the lines since the last call; with `at_end` also a last line without a line break.
 
-        A truncated or replaced file is read from its beginning. Every call opens the file anew,
+        A truncated or replaced file is read from its beginning. Every call opens the file again,
         because only then NFS shows the lines that another node wrote.
         """
         try:
@@ -114,7 +114,7 @@ def follow(
     look: Callable[[], RunStatus],
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[str]:
-    """The new lines of a run's log until the run ends; `look` returns its current status."""
+    """Yield the new lines of a run's log until the run ends; `look` returns the run's status."""
     while not is_over(look()):
         yield from follower.new_lines()
         sleep(POLL_S)

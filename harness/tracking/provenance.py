@@ -1,4 +1,4 @@
-"""The provenance of a run: code, packages, machine and data, so that anyone can repeat it."""
+"""Records the code, packages, machine and data of a run, so that anyone can repeat it."""
 
 import functools
 import hashlib
@@ -31,14 +31,14 @@ def write_provenance(
     plan: Mapping[str, Any],
     start: Mapping[str, Any],
 ) -> None:
-    """Record the first start of a run in full, and each start as an item of `starts`.
+    """Write the record of a run: the first start in full, and every start as an item of `starts`.
 
-    Call it before the training: a resumed run takes its devices and data from this record.
+    Call this before the training: a resumed run takes its devices and data from this record.
 
     Args:
         devices_asked: the value of `--devices`.
         plan: the execution plan.
-        start: more facts of this start, such as its devices.
+        start: more entries for the record of this start; `devices` is required.
     """
     code = code_of(run)
     record = run.certain_json(RECORD) or {
@@ -72,20 +72,20 @@ def write_provenance(
 
 
 def code_of(run: RunDirectory) -> Mapping[str, Any]:
-    """The code of this process; files in the folder of runs are no uncommitted changes."""
+    """Return the version of this process's code; changes in the folder of runs don't count."""
     folder = run.folder.absolute()
     # The run of a trial is up to four levels below its sweep.
     sweep = next((each for each in folder.parents[:4] if is_sweep(each)), folder)
     return _code(sweep.parent.parent)
 
 
-@functools.cache  # the worker of a sweep starts many runs
+@functools.cache  # cached, because the worker of a sweep starts many runs
 def _code(runs: Path) -> Mapping[str, Any]:
     return {**code_version(PROJECT, runs), "sources_sha256": sources_checksum()}
 
 
 def sources_checksum(package: Path = PROJECT / "harness") -> str:
-    """A sha256 of the package's Python files and their names, to notice changes without git."""
+    """Return a sha256 of the package's Python files and names, to notice changes without git."""
     checksum = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         content = path.read_bytes()
@@ -95,11 +95,11 @@ def sources_checksum(package: Path = PROJECT / "harness") -> str:
 
 
 def changes_since_first_start(run: RunDirectory, devices: Sequence[Mapping[str, str]]) -> list[str]:
-    """Changes of code, packages, devices and processor since a run's first start, a sentence each.
+    """List the changes of code, packages, devices and processor since a run's first start.
 
     Args:
-        run: without a record if it has not begun.
-        devices: of this start, from `describe_devices`.
+        run: the run; a run that has not begun has no record and no changes.
+        devices: the devices of this start, as `describe_devices` returns them.
     """
     record = run.certain_json(RECORD)
     if not record:
@@ -109,7 +109,7 @@ def changes_since_first_start(run: RunDirectory, devices: Sequence[Mapping[str, 
 
 
 def code_changes(record: Mapping[str, Any], code: Mapping[str, Any]) -> list[str]:
-    """A sentence if the code of a record differs from this code, else none."""
+    """Return a sentence in a list if the recorded code differs from `code`, else an empty list."""
     before, now = _fingerprint(record), _fingerprint(code)
     if before["commit"] != now["commit"]:
         commits = (str(each["commit"] or "unknown")[:12] for each in (before, now))
@@ -122,15 +122,16 @@ def code_changes(record: Mapping[str, Any], code: Mapping[str, Any]) -> list[str
 
 
 def this_machine(devices: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Packages, processor and devices of this process, as the record of a start has them."""
+    """Return packages, processor and devices of this process, as in the record of a start."""
     return {"packages": _packages(), "processor": processor(), "devices": devices}
 
 
 def machine_changes(start: dict[str, Any], machine: Mapping[str, Any]) -> list[str]:
-    """Changes of packages, devices and processor since a recorded start, a sentence each.
+    """List the changes of packages, devices and processor since a recorded start.
 
     Args:
-        machine: from `this_machine` or the record of another start.
+        start: the record of the start.
+        machine: what `this_machine` returns, or the record of another start.
     """
     known, changes = table(start, "packages"), []
     for name, version in machine["packages"].items():
@@ -147,7 +148,7 @@ def machine_changes(start: dict[str, Any], machine: Mapping[str, Any]) -> list[s
 
 
 def _kinds(devices: Sequence[Mapping[str, str]]) -> str:
-    """`4 × NVIDIA A100-SXM4-80GB`, or `2 × CPU`."""
+    """Return the devices as text, such as `4 × NVIDIA A100-SXM4-80GB` or `2 × CPU`."""
     kinds = Counter(device.get("name") or "CPU" for device in devices)
     return ", ".join(f"{number} × {kind}" for kind, number in kinds.items())
 
@@ -169,18 +170,18 @@ def _packages() -> dict[str, str | None]:
 def record_kernels(
     run: RunDirectory, kernels: dict[str, str], in_float32: Sequence[str] = ()
 ) -> None:
-    """Add facts about recurrent layers to the record of a run.
+    """Add the kernels and the precision of recurrent layers to the record of a run.
 
     Args:
         kernels: the kernel of each recurrent layer.
-        in_float32: layers that train in float32 in spite of the job's precision.
+        in_float32: the names of layers that train in float32 in spite of the job's precision.
     """
     added = {"kernels": kernels, "in_float32": [*in_float32]}
     run.write_json(RECORD, {**run.certain_json(RECORD), **added})
 
 
 def record_gpu_gb(run: RunDirectory, gb: float) -> None:
-    """Add the GPU memory of the last start, on the GPU that used most, to the record of a run."""
+    """Add the GPU memory that the last start used, on the fullest GPU, to the record of a run."""
     record = run.certain_json(RECORD)
     record["starts"][-1]["gpu_gb"] = round(gb, 3)
     run.write_json(RECORD, record)

@@ -1,4 +1,4 @@
-"""The heartbeat of a run, and its status as read from its folder and its submission's record."""
+"""Writes a run's heartbeat, and reads a run's status from its folder and submission record."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ from harness.system.lenient_json import (
 from harness.system.processes import process_space
 from harness.tracking.run_dir import CANCEL, MAKE_AGAIN, RunDirectory, is_ensemble, is_whole
 
-HEARTBEAT_S = 5.0  # between two writes of state.json
+HEARTBEAT_S = 5.0  # seconds between two writes of `state.json`
 
 
 class Heartbeat:
@@ -54,18 +54,18 @@ class Heartbeat:
             "space": process_space(),
             "slurm_job": allocation.job_id if allocation else None,
             "slurm_own_id": allocation.own_id if allocation else None,
-            # Whether the project's job scripts began it; else the job may run other programs too.
+            # Whether the project's job script runs; else the Slurm job may run other programs too.
             "owns_job": allocation is not None and allocation.max_requeues is not None,
             "log": allocation.log if allocation else os.environ.get("HARNESS_LOG"),
         }
         self._last = float("-inf")
 
     def beat(self, phase: str, **values: object) -> None:
-        """Record the progress; writes at every change of phase, and else every HEARTBEAT_S.
+        """Record the progress; write it when the phase changes, and else every HEARTBEAT_S.
 
         Args:
             phase: starting, training, validating, testing, finished, interrupted or failed.
-            values: epoch, step, reviews_per_s, eta_s and more.
+            values: other fields, such as epoch, step, reviews_per_s and eta_s.
         """
         changed = phase != self.state.get("phase")
         now = self.clock()
@@ -75,31 +75,32 @@ class Heartbeat:
             self.run.write_json("state.json", {**self.state, "time_s": round(now, 3)})
 
     def note(self, **values: object) -> None:
-        """Record values with the next beat."""
+        """Set fields that the next beat will write."""
         self.state.update(values)
 
     def interrupted(self, reason: Interrupted) -> None:
-        """Record that the run is saved and stops."""
+        """Record that the run has saved its state and stops."""
         self.beat("interrupted", signal=str(reason))
 
 
 def record_death(run: LeasedDirectory, process: int, error: str) -> None:
-    """Record the death of a run's process, unless another process has the run now.
+    """Record the death of a run's process, unless another process has taken over the run.
 
     Args:
         process: the id of the dead process.
         error: the reason.
     """
-    if run.read_json("lease.json").get("process") == process:  # it had begun the run
+    if run.read_json("lease.json").get("process") == process:  # the dead process had begun the run
         state = run.read_json("state.json")
         died = {**state, "phase": "failed", "error": error, "time_s": round(time.time(), 3)}
         atomic_write(run.path("state.json"), to_json(died))
 
 
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
-TAIL_BYTES = 8192  # the end of a log
+TAIL_BYTES = 8192  # the part at the end of a log that is read
 RESULT = "result.json"
-# Readers of the heartbeat's fields: STATE is always valid, SPEED only while the run trains.
+# The fields of the heartbeat, each with a function that checks the value. The fields in STATE are
+# always valid, those in SPEED only while the run trains.
 STATE: dict[str, Callable[[object], Any]] = {
     **dict.fromkeys(("epoch", "num_epochs", "step", "num_steps", "process"), whole),
     **dict.fromkeys(("host", "phase", "signal", "error"), text),
@@ -121,20 +122,20 @@ class Submission:
     architecture: str | None
     seed: int | None
     log: str | None
-    time_s: float
+    time_s: float  # when it was recorded, in seconds since 1970
     resumed_by: str | None = None  # the id of a job that continues an existing run
-    job_file: str | None = None  # with all defaults
+    job_file: str | None = None  # the stored job file, with all defaults
     is_own: bool = True
 
 
 @dataclass
 class RunStatus:
-    """A run, or a job in the queue that has not made its run yet, and its state."""
+    """The status of a run, or of a job in the queue that has not created its run yet."""
 
     run: str  # the path below --runs, such as lstm/slurm-12_3
     folder: Path
     state: str = "unknown"
-    note: str = ""  # the reason or the remedy
+    note: str = ""  # the reason for the state, or the remedy
     job: str | None = None
     architecture: str | None = None
     seed: int | None = None
@@ -146,21 +147,21 @@ class RunStatus:
     eta_s: float | None = None
     step_ms: float | None = None
     device: dict[str, float] = field(default_factory=dict)  # from harness.system.resource_monitor
-    val_accuracy: float | None = None  # of the last or the best epoch
+    val_accuracy: float | None = None  # of the last epoch; of the best one if the run is finished
     test_accuracy: float | None = None
-    trials: dict[str, Any] | None = None  # of a sweep: numbers of finished, failed, … trials
+    trials: dict[str, Any] | None = None  # for a sweep: the numbers of finished, failed, … trials
     restarts: int = 0
     slurm_job: str | None = None  # as Slurm shows it: 12, or 12_3 for an array task
     host: str | None = None
     process: int | None = None
     log: str | None = None
     heartbeat_age_s: float | None = None
-    time_s: float = 0.0  # the last heartbeat, in seconds since 1970
+    time_s: float = 0.0  # time of the last heartbeat, in seconds since 1970
     phase: str | None = None
     signal: str | None = None
     error: str | None = None
-    is_own: bool = True  # the queue shows only this user's jobs
-    reported_job: str | None = None  # the id in the heartbeat
+    is_own: bool = True  # whether this user owns it; squeue shows only this user's jobs
+    reported_job: str | None = None  # the id of the Slurm job in the heartbeat
     submission: Submission | None = None
     queued: QueuedJob | None = None
 
@@ -171,14 +172,14 @@ class RunStatus:
 
     @property
     def job_lives(self) -> bool:
-        """Whether its Slurm job has not ended."""
+        """Whether the run's Slurm job is known and has not ended."""
         return self.queued is not None and not self.queued.ended
 
     @property
     def shares_job(self) -> bool:
-        """Whether its job trains other seeds too."""
+        """Whether the run's Slurm job trains other seeds too."""
         job = re.escape(self.slurm_job or "")  # the queue shows waiting tasks as 12_[1-5]
-        # The second number is there if a user's own script called the job script.
+        # If a user's own script called the job script, the name contains a second number.
         return bool(re.fullmatch(rf"slurm-{job}(-\d+)?-seed\d+", self.folder.name))
 
     def is_there(self, name: str = "") -> bool:
@@ -187,38 +188,38 @@ class RunStatus:
 
     @property
     def asked_to_cancel(self) -> bool:
-        """Whether its user cancelled this run only, one of several in a job."""
+        """Whether the user cancelled only this run of several in a Slurm job."""
         return self.is_there(CANCEL)
 
     @property
     def will_not_begin(self) -> bool:
-        """Whether its user cancelled this run only, before it began."""
+        """Whether the user cancelled only this run of several in a Slurm job before it began."""
         return self.phase is None and self.shares_job and self.asked_to_cancel
 
     @property
     def was_cancelled(self) -> bool:
-        """Whether scancel, harness cancel or Ctrl-C ended it."""
+        """Whether scancel, harness cancel or Ctrl-C ended the run."""
         return self.signal in CANCELLING or self.asked_to_cancel
 
     @property
     def position(self) -> str:
-        """`epoch 2, step 40`; empty before the first step."""
+        """The position as text, such as `epoch 2, step 40`; empty before the first step."""
         parts = [f"{k} {v}" for k, v in (("epoch", self.epoch), ("step", self.step)) if v]
         return ", ".join(parts)
 
     @property
     def resume(self) -> str:
-        """The command that continues it, as a job if it was one."""
+        """The command that continues the run, as a Slurm job if it was one before."""
         command = "submit --resume" if self.reported_job else "resume"
         return f"harness {command} {shlex.quote(str(self.folder))}"
 
     def forget_speed(self) -> None:
-        """Clear the fields that are valid only while it trains."""
+        """Clear the fields that are valid only while the run trains."""
         for name, read in SPEED.items():
             setattr(self, name, read(None))
 
     def as_json(self) -> dict[str, Any]:
-        """The content of `harness status --json`."""
+        """Return the content of `harness status --json`."""
         hidden = {"is_own", "reported_job", "submission", "queued"}
         shown = {each.name: getattr(self, each.name) for each in fields(self)}
         shown = {name: value for name, value in shown.items() if name not in hidden}
@@ -227,10 +228,10 @@ class RunStatus:
 
 
 def read_submissions(folder: Path) -> list[Submission]:
-    """The runs of submitted jobs, oldest first.
+    """Read the runs of submitted jobs, oldest first.
 
     Args:
-        folder: of the records.
+        folder: the folder that contains the records of the submissions.
     """
     try:
         names = [name for name in os.listdir(folder) if name.endswith(".json")]  # noqa: PTH208
@@ -241,7 +242,7 @@ def read_submissions(folder: Path) -> list[Submission]:
 
 
 def _read_submission(file: str) -> list[Submission]:
-    """The runs in a record; none if it is broken."""
+    """Read the runs in the record of a submission; none if the record is broken."""
     record = read_record(file)
     sent = parse_json(record.content) if record else {}
     folders = sent.get("runs")
@@ -277,15 +278,15 @@ def observe(
 ) -> RunStatus:
     """Read a run's folder as far as possible; `infer_state` adds the state.
 
-    A finished run costs one read, of the heartbeat, and one stat of its result: there may be
-    thousands of them on a network disk.
+    For a finished run only the heartbeat is read, and the size of its result is checked, because
+    there may be thousands of finished runs on a network disk.
 
     Args:
-        folder: of the run.
-        name: shown to people.
-        submission: the record of its job, if it was submitted.
-        now: seconds since 1970.
-        heartbeat: its `state.json`, if the caller has read it.
+        folder: the folder of the run.
+        name: the name of the run for tables and messages.
+        submission: the record of the run's job, if it was submitted.
+        now: the current time in seconds since 1970.
+        heartbeat: the run's `state.json`, if the caller has read it.
     """
     heartbeat = heartbeat or read_record(f"{folder}/state.json")
     state = parse_json(heartbeat.content) if heartbeat else {}
@@ -301,7 +302,7 @@ def observe(
         reported_job=_job_id(state.get("slurm_job")),
     )
     if heartbeat:
-        # The node's clock or the file server's may be wrong, but rarely both.
+        # The clock of the node or of the file server may be wrong, but rarely both are.
         beats = (number(state.get("time_s")) or heartbeat.modified_s, heartbeat.modified_s)
         ages = [now - at for at in beats if at <= now]
         status.heartbeat_age_s = round(min(ages, default=0.0), 1)
@@ -317,7 +318,7 @@ def observe(
         _add_sweep(status, state) if is_sweep(folder) else _add_result_or_job(status)
     status.job = status.job or folder.parent.name
     if not status.time_s:
-        with contextlib.suppress(OSError, ValueError):  # a record may name an impossible path
+        with contextlib.suppress(OSError, ValueError):  # a record may contain an impossible path
             status.time_s = folder.stat().st_mtime
     status.slurm_job = _shown_job(status, state)
     # A submitted job continues the run, unless a later heartbeat exists. Both times are the file
@@ -338,7 +339,7 @@ def _add_submission(status: RunStatus, submission: Submission) -> None:
 
 
 def _add_result_or_job(status: RunStatus) -> None:
-    """Add the content of a run's other files."""
+    """Add a run's result or, without a result, its job and its last epoch."""
     made_of_runs = is_ensemble(status.folder)
     if not made_of_runs and not status.is_there(RESULT):
         _add_job(status)
@@ -367,7 +368,7 @@ def _add_scores(status: RunStatus, result: dict[str, Any]) -> None:
 
 
 def _add_sweep(status: RunStatus, state: dict[str, Any]) -> None:
-    """Add the heartbeat and the result of a sweep."""
+    """Fill a sweep's status from its heartbeat, and from its result if it has one."""
     result = RunDirectory(status.folder).read_json("result.json")
     if result and is_of_search(result, read_toml(status.folder / SEARCH_FILE)):
         status.phase, status.eta_s = "result", None
@@ -379,7 +380,7 @@ def _add_sweep(status: RunStatus, state: dict[str, Any]) -> None:
 
 
 def describe_trials(trials: dict[str, Any]) -> str:
-    """`5 of 24 trials finished, 1 failed, 4 running, best 0.8812 (trial 07)`."""
+    """Return, for example, `5 of 24 trials finished, 1 failed, best 0.8812 (trial 07)`."""
     total = f" of {trials['trials']}" if trials["trials"] else ""
     parts = [f"{trials['finished'] or 0}{total} trials finished"]
     parts += [f"{trials[k]} {k}" for k in ("failed", "running", "waiting") if trials[k]]
@@ -389,7 +390,7 @@ def describe_trials(trials: dict[str, Any]) -> str:
 
 
 def _add_job(status: RunStatus) -> None:
-    """Add the job and the last epoch of an unfinished run."""
+    """Fill the status of an unfinished run from its job and its last epoch."""
     job = read_toml(status.folder / "job.toml")
     train = table(job, "train")
     status.job = text(job.get("name")) or status.job
@@ -403,21 +404,21 @@ def _add_job(status: RunStatus) -> None:
 
 
 def _shown_job(status: RunStatus, state: dict[str, Any]) -> str | None:
-    """The id of the Slurm job: from the heartbeat or, without a heartbeat, the folder's name."""
-    if status.phase:  # outside of Slurm the heartbeat has no id
+    """Return the Slurm job's id from the heartbeat or, without one, from the folder's name."""
+    if status.phase:  # outside of Slurm the heartbeat contains no id
         return _job_id(state.get("slurm_own_id"))
     found = re.fullmatch(r"slurm-(\d+(?:_\d+)?)(-seed\d+)?", status.folder.name)
     return found[1] if found else None
 
 
 def last_log_line(status: RunStatus) -> str:
-    """The last line of a run's log that is not blank; empty without any."""
+    """Return the last line of a run's log that is not blank; empty if there is none."""
     lines = log_end(status).splitlines()
     return one_line(strip_prefix(next((line for line in reversed(lines) if line.strip()), "")))
 
 
 def log_end(status: RunStatus) -> str:
-    """The last TAIL_BYTES of a run's log; empty without a log."""
+    """Return the last TAIL_BYTES of a run's log; empty without a log."""
     if not status.log:
         return ""
     try:
@@ -429,12 +430,12 @@ def log_end(status: RunStatus) -> str:
 
 
 def one_line(text: str) -> str:
-    """A record's text as one printable line."""
+    """Return a text from a record as one printable line."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _job_id(value: object) -> str | None:
-    """The id of a job or an array task, else None: other text could be an option of scancel."""
+    """Return a valid id of a job or array task, else None: scancel might take it for an option."""
     return value if isinstance(value, str) and JOB_ID.fullmatch(value) else None
 
 
@@ -443,14 +444,14 @@ def _item(items: object, index: int) -> object:
 
 
 def _is_own(folder: Path) -> bool | None:
-    """Whether this user owns a folder or a link; None if it is missing."""
+    """Whether this user owns a folder or a symbolic link; None if it is missing."""
     with contextlib.suppress(OSError, ValueError):
         return folder.lstat().st_uid == os.getuid()
     return None
 
 
 def _size(folder: Path) -> int:
-    """The size of a run's result in bytes, 0 without a result."""
+    """Return the size of a run's result in bytes; 0 without a result."""
     try:
         return os.stat(f"{folder}/{RESULT}").st_size  # noqa: PTH116 - a string
     except (OSError, ValueError):

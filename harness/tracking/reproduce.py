@@ -49,13 +49,13 @@ def reproduce(
 
     Args:
         run: an existing run.
-        project: a checkout with the commit.
+        project: a git checkout that contains the run's commit.
         folder: a new folder; after an error it does not exist.
         trust_code: whether to restore code that another user wrote or could have changed.
 
     Raises:
-        InputError: if the folder exists, the code is missing or not trusted.
-        RunError: if the recorded changes do not apply, or the disk refuses.
+        InputError: if the folder exists, or the code is missing or not trusted.
+        RunError: if the recorded changes do not apply, or the folder can't be written.
     """
     if folder.exists() or folder.is_symlink():
         raise InputError(f"--to {folder}: exists already; name a new folder")
@@ -102,10 +102,10 @@ def _distrusted(paths: Sequence[Path], trust_code: bool) -> list[str]:
 def _put_commit(
     run: RunDirectory, record: dict[str, Any], project: Path, *, folder: Path, warnings: list[str]
 ) -> str:
-    """Write the commit and the changes of a record into a folder; returns their description."""
+    """Write the recorded commit and changes into a folder; return a description of them."""
     commit, patch = str(record.get("commit") or ""), record.get("uncommitted_diff")
     if not COMMIT.fullmatch(commit):
-        why = record.get("git_problem") or "it started in a folder that was no git checkout"
+        why = record.get("git_problem") or "it started in a folder that was not a git checkout"
         raise InputError(
             f"run {run.folder}: its record has neither a commit nor a snapshot that exists; {why}"
         )
@@ -121,17 +121,17 @@ def _put_commit(
             "call harness reproduce in the checkout where the run started"
         )
     if patch is None:
-        warnings.append("the record has no changes since the commit; there may have been some")
+        warnings.append("uncommitted changes are not in the record; there may have been some")
     if names := record.get("left_out_files"):
         warnings.append(f"files that the record left out are missing: {names}")
     return f"commit {commit[:12]}" + (" and the uncommitted changes" if patch else "")
 
 
 def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> list[str]:
-    """Write the sample, if the run used it, because `harness train` prefers the full data.
+    """Write the sample if the run used it, because `harness train` would use the full data.
 
     Returns:
-        Options of `harness train` that name the run's data.
+        Options with which `harness train` uses the run's data.
     """
     data = table(record, "dataset")
     if data.get("is_sample"):
@@ -140,15 +140,15 @@ def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> list
         if sample.checksum != data.get("checksum"):
             warnings.append("the run's sample differs from the sample of this version")
         return ["--data", SAMPLE_FOLDER]
-    if data.get("is_own"):  # the job names them
+    if data.get("is_own"):  # the job file contains their path
         return []
     checksum, where = data.get("checksum"), text(data.get("folder"))
-    with contextlib.suppress(InputError, RunError, OSError):  # on another machine
+    with contextlib.suppress(InputError, RunError, OSError):  # the folder may be missing here
         if where and open_dataset(Path(where)).checksum == checksum:
             return ["--data", where]
     warnings.append(
-        f"the run's data (checksum {str(checksum)[:12]}) were in {where}, where there are none or "
-        "others now; compare with harness data verify"
+        f"the run's data (checksum {str(checksum)[:12]}) were in {where}, which has no data or "
+        "other data now; check with harness data verify"
     )
     return []
 

@@ -1,7 +1,7 @@
-"""The folder of a run: its name, its files, the format of its records; how to find runs.
+"""The folder of a run: its name, its files, and the format of its records. Also finds runs.
 
-FORMAT is the format of checkpoints and of the records of runs, sweeps and ensembles. A change of a
-record's meaning or of the default of a job's key raises it; a new key does not.
+FORMAT is the version number of checkpoints and of the records of runs, sweeps and ensembles. It is
+raised if a record's meaning or the default of a job's key changes, but not for a new key.
 Records of another format are not converted: only the version that wrote a run can continue it.
 `status`, `logs` and TensorBoard show any format as far as possible.
 """
@@ -39,18 +39,19 @@ from harness.system.files import (
 from harness.system.leased_dir import LeasedDirectory, to_json
 from harness.system.lenient_json import number, table, text
 
-MAX_DEPTH = 4  # levels below the searched folder at which a run may be
+MAX_DEPTH = 4  # runs are searched so many levels below a folder
 ENSEMBLE_FILE = "ensemble.toml"
 MAKE_AGAIN = "make it again by harness ensemble"
-# Files that mark the folder of a run or a sweep; a new run first has the lease, then the job.
+# A folder with one of these files is a run, a sweep or an ensemble. A new run first gets its lease,
+# then its job file.
 MARKS = ("job.toml", "lease.json", "state.json", SEARCH_FILE, ENSEMBLE_FILE)
 
 FORMAT = 6
-RECORD = "provenance.json"  # of a run and of a sweep
+RECORD = "provenance.json"  # the record of a run or a sweep
 
-CANCEL = "cancel.json"
+CANCEL = "cancel.json"  # exists if the user cancelled one of several runs in a job
 PREDICTIONS, VALIDATION_PREDICTIONS = "predictions.npz", "validation_predictions.npz"
-# Files that a job determines to the byte, and the key of each one's sha256 in `result.json`.
+# Files that are bitwise identical in equal runs, and the key of their sha256 in `result.json`.
 CHECKSUMS = {
     "vocabulary.txt": "vocabulary_checksum",
     "ngram_ratios.npz": "ngram_ratios_checksum",
@@ -68,16 +69,16 @@ def is_ensemble(folder: Path) -> bool:
 
 
 def job_file(folder: Path) -> str:
-    """The job of a run or of an ensemble's first member, whose data all members share."""
+    """Return the job file of a run, or of an ensemble's first member; all have the same data."""
     return "members/1/job.toml" if is_ensemble(folder) else "job.toml"
 
 
 class RunFolder(NamedTuple):
     """The folder of a run or a sweep."""
 
-    path: str  # below the searched folder
-    real: str  # the path without links
-    heartbeat: Record | None = None  # its state.json, if the search read it
+    path: str  # begins with the searched folder
+    real: str  # the path with symbolic links resolved
+    heartbeat: Record | None = None  # the `state.json`, if the search read it
 
 
 def find_runs(
@@ -85,13 +86,13 @@ def find_runs(
     in_sweeps: Sequence[str] = (),
     refused: dict[str, str] | None = None,
 ) -> Iterator[Path]:
-    """The folders of runs and sweeps at or below some folders, without duplicates, sorted by path.
+    """Yield the folders of runs and sweeps at or below some folders, each once, sorted by path.
 
     Args:
-        tops: where to look.
-        in_sweeps: folders of a sweep to search for runs too: `trials`, `winner`.
-        refused: collects unreadable folders, and links of other users, which are not followed:
-            reasons by path. With None all links are followed.
+        tops: the folders to search.
+        in_sweeps: the folders in a sweep to search for runs too: `trials`, `winner`.
+        refused: for each unreadable folder and each symbolic link of another user, the reason is
+            added here. Such links are not followed; with None all links are followed.
     """
     for found in walk_runs(tops, in_sweeps, refused):
         yield Path(found.path)
@@ -102,7 +103,7 @@ def walk_runs(
     in_sweeps: Sequence[str] = (),
     refused: dict[str, str] | None = None,
 ) -> list[RunFolder]:
-    """Like `find_runs`; with the heartbeats if `in_sweeps` is empty."""
+    """Return what `find_runs` yields, with the heartbeats if `in_sweeps` is empty."""
     runs: dict[str, RunFolder] = {}
     for top in tops:
         for found in sorted(_below(top, in_sweeps, refused), key=lambda run: Path(run.path).parts):
@@ -141,7 +142,7 @@ def _below(
 def _look(
     folder: str, in_sweeps: Sequence[str], refused: dict[str, str]
 ) -> tuple[Record | None, dict[str, os.DirEntry[str]]]:
-    """The heartbeat of a folder, or its entries if it has none."""
+    """Return the heartbeat of a folder, or its entries if there is no heartbeat."""
     if not in_sweeps and (heartbeat := read_record(f"{folder}/state.json")):
         return heartbeat, {}
     try:
@@ -158,18 +159,18 @@ def _look(
 
 
 def stamped(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with the number of the format and this version."""
+    """Return a record with FORMAT and the version of the harness added."""
     rest = {key: value for key, value in record.items() if key not in ("format", "harness")}
     return {"format": FORMAT, "harness": __version__, **rest}
 
 
 def first_start(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a run's first start; empty if it is missing or broken."""
+    """Return the record of a run's first start; empty if it is missing or broken."""
     return _start(record, 0)
 
 
 def last_start(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a run's last start; empty if it is missing or broken."""
+    """Return the record of a run's last start; empty if it is missing or broken."""
     return _start(record, -1)
 
 
@@ -180,7 +181,7 @@ def _start(record: Mapping[str, Any], index: int) -> dict[str, Any]:
 
 
 def began_s(record: Mapping[str, Any]) -> float:
-    """The time of a run's first start in seconds since 1970; infinite if unknown."""
+    """Return the time of a run's first start in seconds since 1970; infinite if unknown."""
     try:
         return datetime.fromisoformat(text(first_start(record).get("at")) or "").timestamp()
     except (ValueError, OverflowError, OSError):  # broken, or an impossible year
@@ -188,7 +189,7 @@ def began_s(record: Mapping[str, Any]) -> float:
 
 
 def weights_of(record: Mapping[str, Any]) -> str | None:
-    """The folder of the run whose weights a run or its parent began with."""
+    """Return the folder of the run from whose weights a run or its parent started, if any."""
     parent = table(first_start(record), "parent")
     return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
 
@@ -197,12 +198,12 @@ def check_format(name: str, record: Mapping[str, Any], *, remedy: str = "") -> N
     """Refuse a record of another format.
 
     Args:
-        name: for the message, such as `run runs/lstm/a`.
-        record: empty if it does not exist yet.
-        remedy: how to get the version that wrote it.
+        name: the beginning of the message, such as `run runs/lstm/a`.
+        record: the record; empty if it does not exist yet.
+        remedy: the end of the message: how to get the version that wrote the record.
 
     Raises:
-        InputError: for another format.
+        InputError: if the format is not FORMAT.
     """
     if not record or record.get("format") == FORMAT:
         return
@@ -233,9 +234,9 @@ def check_record(folder: LeasedDirectory) -> None:
 
 
 def untimed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record without measured times: without keys that end in `_s`, such as `reviews_per_s`.
+    """Return a record without measured times, whose keys end in `_s` as in `reviews_per_s`.
 
-    The rest is identical in all runs of a job on the same devices.
+    The other values are identical in all runs of a job on the same devices.
     """
     return {key: value for key, value in record.items() if not key.endswith("_s")}
 
@@ -250,12 +251,12 @@ class RunDirectory(LeasedDirectory):
 
     @classmethod
     def new(cls, runs: Path, job: Job, run_id: str | None) -> "RunDirectory":
-        """The folder of a new run, or of the run with this id if its job is the same.
+        """Return a new run, or the existing run with this id if its job is the same.
 
-        Without a `run_id` the folder is made at once, otherwise by `take_lease`.
+        Without a `run_id` the folder is created now, otherwise later by `take_lease`.
 
         Raises:
-            InputError: if the id is not a file name, the folder holds another job, or the
+            InputError: if the id is not a file name, the folder contains another job, or the
                 folder of the runs can't be written.
         """
         if run_id is None:
@@ -272,7 +273,7 @@ class RunDirectory(LeasedDirectory):
 
     @classmethod
     def open(cls, folder: Path) -> "RunDirectory":
-        """An existing run.
+        """Return an existing run.
 
         Raises:
             InputError: if the folder does not exist or is not a run's.
@@ -297,7 +298,7 @@ class RunDirectory(LeasedDirectory):
         return is_file(self.folder / "result.json")
 
     def result(self) -> dict[str, Any]:
-        """The `result.json` of a finished run.
+        """Read the `result.json` of a finished run.
 
         Raises:
             DiskError: if the disk fails.
@@ -310,7 +311,7 @@ class RunDirectory(LeasedDirectory):
         return result
 
     def job(self) -> Job:
-        """The job of the run with all defaults.
+        """Load the job of the run, with all defaults.
 
         Raises:
             InputError: if another version wrote the run, or the file is broken.
@@ -321,10 +322,10 @@ class RunDirectory(LeasedDirectory):
     def check_owner(self) -> None:
         """Refuse to write into another user's run, or through another user's link.
 
-        Links of this user are allowed, such as `runs` on a scratch disk.
+        Links of this user are allowed, such as a link from `runs` to a scratch disk.
 
         Raises:
-            InputError: for the first folder or link of another user.
+            InputError: if a folder or a link belongs to another user.
         """
         inside = (self.folder.glob(name) for name in ("*", "tensorboard/*", "checkpoints/*"))
         for path in (self.folder, *itertools.chain.from_iterable(inside)):
@@ -344,14 +345,14 @@ class RunDirectory(LeasedDirectory):
         check_record(self)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file; a record with a diff is private, because a diff may hold secrets."""
+        """Write a JSON file; a record with a diff is private, because it may contain secrets."""
         self.write(name, to_json(content), mode=0o600 if content.get("uncommitted_diff") else 0o666)
 
     def checkpoints(self) -> list[Path]:
-        """The run's checkpoints, oldest first.
+        """Return the paths of the run's checkpoints, oldest first.
 
         Raises:
-            DiskError: if the disk fails. `Path.glob` would find nothing then.
+            DiskError: if the disk fails; `Path.glob` would then only find nothing.
         """
         folder = self.path("checkpoints")
         try:
@@ -361,14 +362,14 @@ class RunDirectory(LeasedDirectory):
             return []
 
     def leftovers(self) -> Iterator[Path]:
-        """Half-written files of killed processes, including checkpoints."""
+        """Yield half-written files of killed processes, including checkpoints."""
         return self.folder.rglob(".*.tmp*")
 
 
 def ask_to_cancel(folder: Path) -> None:
-    """Ask a run that shares its job with others to stop, or not to begin; `resume` undoes it.
+    """Ask one of several runs in a Slurm job to stop, or not to begin; `harness resume` undoes it.
 
-    The job reads a file, because no signal reaches one of several runs on another node.
+    The request is a file, because a signal can't reach a single run on another node.
     """
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / CANCEL, to_json({"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}))
@@ -383,7 +384,7 @@ def check_id(option: str, text: str) -> None:
     """Refuse an id of a run or a sweep that is not a file name.
 
     Raises:
-        InputError: for such an id.
+        InputError: if the id is not a file name.
     """
     if not RUN_ID.fullmatch(text):
         raise InputError(
@@ -392,13 +393,13 @@ def check_id(option: str, text: str) -> None:
 
 
 def reserve_id(runs: Path, wanted: Sequence[tuple[str, str]]) -> str:
-    """A new beginning of the names of runs, or a new name of a sweep, from the time.
+    """Return a new id made from the time: a sweep's name, or the beginning of runs' names.
 
-    Makes the folders, so that no other thread or process uses these names.
+    Create the folders, so that no other thread or process uses these names.
 
     Args:
-        runs: folder of the runs.
-        wanted: for each run its job and the end of its name.
+        runs: the folder of all runs.
+        wanted: for each run, the name of its job and the end of its own name.
 
     Raises:
         InputError: if the folder of the runs can't be written.
@@ -431,7 +432,7 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 def is_whole(result: dict[str, Any]) -> bool:
-    """Whether a result is complete: with a test score or, without a test, a validation score."""
+    """Whether a result contains a test score or, if it was not tested, a validation score."""
     score = number(result["accuracy"] if "accuracy" in result else result.get("val_accuracy"))
     classes = result.get("classes")
     is_list = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
@@ -439,12 +440,12 @@ def is_whole(result: dict[str, Any]) -> bool:
 
 
 def summary_of(result: dict[str, Any]) -> dict[str, Any]:
-    """The part of a result that `status` shows, and the size of the file, which shows changes."""
+    """Return what `status` shows of a result, and the file's size, by which it notices changes."""
     shown = ("job", "architecture", "seed", "accuracy", "val_accuracy")
     found = {name: result[name] for name in shown if name in result}
     return {**found, "bytes": len(to_json(result).encode())}
 
 
 def run_identity(job: Job, checksum: str) -> str:
-    """The sha256 of a job and its data, which a checkpoint and its run must share."""
+    """Return the sha256 of a job and its data; it must be equal in a checkpoint and its run."""
     return hashlib.sha256(f"{job.identity()}\n{checksum}".encode()).hexdigest()

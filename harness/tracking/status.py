@@ -1,4 +1,4 @@
-"""The states of runs, from their folders and the queue; the runs of a name."""
+"""Infers the states of runs from their folders and the queue, and finds runs by name."""
 
 import os
 import re
@@ -30,20 +30,21 @@ from harness.tracking.run_dir import RunFolder, walk_runs
 STALE_AFTER_S = 600.0  # compiling, validating and testing take minutes without a heartbeat
 STARTED = ("RUNNING", "CONFIGURING")
 
-# In a log: slurmstepd's messages about a job out of memory, and the first line of each start.
+# Patterns for logs: messages of slurmstepd about a job out of memory; the line with which each
+# execution of a job begins.
 OUT_OF_MEMORY = re.compile(r"exceeded (job |step )?memory limit|oom[-_ ]?kill", re.IGNORECASE)
 JOB_BEGINS = re.compile(r"\bjob \d+ on [^\n]*", re.MULTILINE)
 
-NUM_NEWEST = 20  # ended runs in `harness status` by default
+NUM_NEWEST = 20  # ended runs that `harness status` shows by default
 
 
 def infer_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago: float) -> None:
     """Set a run's state and note.
 
     Args:
-        status: from `observe`.
-        jobs: in the queue; None if squeue gave no answer.
-        asked_s_ago: the age of squeue's answer.
+        status: the status that `observe` returned.
+        jobs: the jobs in the queue; None if squeue gave no answer.
+        asked_s_ago: the age of squeue's answer in seconds.
     """
     status.state, status.note = _state_and_note(status, jobs, asked_s_ago)
     if status.trials:
@@ -79,7 +80,7 @@ def _state_and_note(
 
 
 def _is_ahead(status: RunStatus, queued: QueuedJob) -> bool:
-    """Whether the job waits, or started after the last heartbeat."""
+    """Whether the queued job waits, or started after the run's last heartbeat."""
     age = status.heartbeat_age_s
     if queued.waits or age is None:
         return True
@@ -98,7 +99,7 @@ def _state_in_queue(status: RunStatus, queued: QueuedJob) -> tuple[str, str]:
 
 
 def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
-    """The state of a run without a heartbeat or a live job."""
+    """Return the state and note of a run that has neither a heartbeat nor a live job."""
     if (status.queued or not status.is_there()) and was_out_of_memory(status):
         return "failed", "out of memory; request more with --mem"
     if status.queued:
@@ -123,16 +124,16 @@ def was_out_of_memory(status: RunStatus) -> bool:
     if status.queued is not None and status.queued.state == "OUT_OF_MEMORY":
         return True
     log = log_end(status)
-    return OUT_OF_MEMORY.search(JOB_BEGINS.split(log)[-1]) is not None  # of the last start
+    return OUT_OF_MEMORY.search(JOB_BEGINS.split(log)[-1]) is not None  # of the last execution
 
 
 def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -> tuple[str, str]:
-    """The state of a run that was training at its last heartbeat."""
+    """Return the state and note of a run that was training at its last heartbeat."""
     age, queued = status.heartbeat_age_s or 0.0, status.queued
     if queued and queued.state == "SUSPENDED":
         return "suspended", "by Slurm"
     if status.reported_job and answered and status.is_own and (not queued or queued.ended):
-        # A job that started after squeue's answer is not in it.
+        # The answer of squeue does not show a job that started later.
         if age > asked_s_ago + 2 * HEARTBEAT_S:
             why = f"Slurm says {queued.state}" if queued else "its job left the queue"
             if was_out_of_memory(status):
@@ -153,7 +154,7 @@ def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -
 
 
 def format_duration(time_s: float) -> str:
-    """A duration in two units: 42s, 3m10s, 2h05m, 4d03h."""
+    """Return a duration in at most two units, such as 42s, 3m10s, 2h05m or 4d03h."""
     whole = round(time_s)
     for size, unit, small_size, small in ((86_400, "d", 3600, "h"), (3600, "h", 60, "m")):
         if whole >= size:
@@ -165,13 +166,13 @@ def format_duration(time_s: float) -> str:
 
 
 def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> list[RunStatus]:
-    """All runs below `runs` and in `folders`, active ones first, then the newest.
+    """Return the status of all runs below `runs` and in `folders`, active first, then the newest.
 
-    Includes jobs in the queue that have not made their runs yet: those with a submission's record
-    and, with a queue, those that plain sbatch submitted.
+    Jobs in the queue that have not created their runs yet are included: jobs with a submission's
+    record and, if `queue` is given, jobs that plain sbatch submitted.
 
     Args:
-        folders: more runs or folders of runs, which need not exist yet.
+        folders: more runs or folders of runs; they need not exist yet.
     """
     now, jobs = time.time(), queue.jobs() if queue else None
     asked_s_ago = now - queue.asked_at if queue else 0.0
@@ -200,7 +201,7 @@ def _order(status: RunStatus) -> tuple[int, float, str]:
 
 
 def refresh(status: RunStatus, queue: Queue) -> RunStatus:
-    """The current status of a run."""
+    """Return the current status of a run."""
     now = time.time()
     fresh = observe(status.folder, status.run, status.submission, now=now)
     infer_state(fresh, queue.jobs(), asked_s_ago=now - queue.asked_at)
@@ -210,7 +211,7 @@ def refresh(status: RunStatus, queue: Queue) -> RunStatus:
 def _unrecorded(
     jobs: Sequence[QueuedJob], known: Sequence[QueuedJob | None], runs: Path, *, now: float
 ) -> Iterator[RunStatus]:
-    """Jobs of this project that plain sbatch submitted and that have not made a run yet."""
+    """Yield this project's jobs that plain sbatch submitted and that have not created a run yet."""
     taken = {job.id for job in known if job}
     own = {str(PROJECT), os.path.dirname(os.path.realpath(runs))}  # noqa: PTH120 - as a string
     for queued in jobs:
@@ -239,7 +240,7 @@ def _unrecorded(
 def select_runs(
     names: Sequence[str], runs: Path, queue: Queue | None, *, many: bool = False
 ) -> list[RunStatus]:
-    """The runs with these names, in the order of `survey`.
+    """Return the runs with these names, in the order of `survey`.
 
     Raises:
         InputError: see `pick`.
@@ -250,21 +251,21 @@ def select_runs(
 
 
 def _is_of_job(folder: str, job: str, tasks: str = r"(_\d+)?") -> bool:
-    """Whether a folder has the name of a job, or of a task or seed of the job."""
+    """Whether a folder's name is that of a Slurm job, or of a task or seed of this job."""
     return bool(re.fullmatch(rf"slurm-{re.escape(job)}{tasks}(-\d+)?(-seed\d+)?", folder))
 
 
 def pick(
     name: str, statuses: Sequence[RunStatus], runs: Path, *, many: bool = False
 ) -> list[RunStatus]:
-    """The runs of a name: a folder, a run id, or the id of a Slurm job or job array.
+    """Return the runs that a name means: a folder, a run id, or the id of a Slurm job or array.
 
     Args:
-        statuses: from `survey` with the name among its folders.
+        statuses: what `survey` returned, with the name among its folders.
         many: whether a folder of runs, or a run id that several jobs use, is allowed.
 
     Raises:
-        InputError: if the name fits no run, or several and `many` is false.
+        InputError: if the name fits no run, or fits several and `many` is false.
     """
     if not name.strip():
         raise InputError("run '': name a folder, a run id or the id of a Slurm job")
@@ -285,13 +286,13 @@ def pick(
         are_seeds = all(re.search(r"-seed\d+$", each.folder.name) for each in found)
         is_job = many or (are_seeds and JOB_ID.fullmatch(name))
         return found if is_job else [one(name, found)]
-    # To Slurm all tasks of an array are one job.
+    # For Slurm all tasks of an array are one job.
     array = [
         each
         for each in statuses
         if (each.slurm_job or "").startswith(f"{name}_") or _is_of_job(each.folder.name, name)
     ]
-    # Last the raw id, which is in the names of logs: one task has the raw id of the whole array.
+    # Try the raw id last, which logs have in their names: one task has the raw id of its array.
     found = array or [each for each in statuses if each.reported_job == name]
     if found:
         return found
@@ -301,10 +302,10 @@ def pick(
 
 
 def one(name: str, found: Sequence[RunStatus]) -> RunStatus:
-    """The only run in a list.
+    """Return the only run in a list.
 
     Raises:
-        InputError: if there are several; the message names up to five.
+        InputError: if there are several runs; the message lists up to five.
     """
     if len(found) > 1:
         names = ", ".join(each.run for each in found[:5])

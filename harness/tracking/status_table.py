@@ -1,4 +1,4 @@
-"""The table of `harness status`: as wide as a terminal, or with all columns for a file."""
+"""Shows the table of `harness status`: as wide as a terminal, or with all columns in a file."""
 
 import logging
 from collections import Counter
@@ -26,7 +26,7 @@ GAP = "  "
 
 
 def split_shown(statuses: Sequence[RunStatus], *, everything: bool) -> tuple[list[RunStatus], str]:
-    """The runs to show, and a line that counts older ended runs; empty without any."""
+    """Return the runs to show, and a line that counts the hidden older runs, or an empty text."""
     ended = [each for each in statuses if not each.alive]
     hidden = [] if everything else ended[NUM_NEWEST:]
     left_out = {id(each) for each in hidden}
@@ -37,7 +37,7 @@ def split_shown(statuses: Sequence[RunStatus], *, everything: bool) -> tuple[lis
 
 
 def cells(status: RunStatus) -> dict[str, str]:
-    """The cells of a run by column, empty if unknown."""
+    """Return the cells of a run by column; the cell of an unknown value is empty."""
     goes_on = status.state in ("running", "stale")
     speed = status.reviews_per_s if goes_on else None
     eta = status.eta_s if status.state == "running" else None
@@ -65,7 +65,7 @@ def _per_cent(share: float | None) -> str:
 
 
 def notes(status: RunStatus) -> str:
-    """The line below a run on a terminal: facts without a column."""
+    """Return the line below a run on a terminal, which shows what has no column."""
     parts = []
     if status.architecture and status.architecture != status.job:
         parts.append(status.architecture)
@@ -77,7 +77,7 @@ def notes(status: RunStatus) -> str:
 
 
 def as_lines(rows: Sequence[dict[str, str]], names: Sequence[str] = IN_A_FILE) -> list[str]:
-    """The headings and one line per row; a column is as wide as its longest cell."""
+    """Return the headings and one line per row; a column is as wide as its longest cell."""
     # Rich's Table would take a second for a thousand runs.
     columns = []
     for name in names:
@@ -91,7 +91,7 @@ def as_lines(rows: Sequence[dict[str, str]], names: Sequence[str] = IN_A_FILE) -
 
 
 def as_renderable(statuses: Sequence[RunStatus], width: int) -> RenderableType:
-    """The table for a terminal, with the notes of a run in a line below it."""
+    """Return the table for a terminal, with the notes about a run in a line below the run."""
     rows = [cells(each) for each in statuses]
     figures = [name for name in FIGURES if any(row[name] for row in rows)]
     room = width - cell_len(GAP) - max(map(cell_len, as_lines(rows, figures)))
@@ -119,10 +119,10 @@ class StatusScreen:
         self._complained: str | None = None
 
     def draw(self, statuses: Sequence[RunStatus], problem: str | None) -> bool:
-        """Draw the table over the last one; print it into a file only if it changed.
+        """Draw the table over the last one on a terminal; into a file, print only a changed table.
 
         Args:
-            statuses: of all runs.
+            statuses: the status of each run.
             problem: why squeue gave no answer; None if it did.
 
         Returns:

@@ -321,7 +321,7 @@ def test_only_the_winner_of_a_search_is_compared(tmp_path: Path) -> None:
     write_run(sweep / "winner" / "tune_best" / "seed1", "[train]\nseed = 1\n")
     runs, left_out = scored_runs([tmp_path])
     assert [run.folder.name for run in runs] == ["seed1"]
-    assert left_out == [LeftOut(sweep, "search", "its 2 trials leave the test set unread")]
+    assert left_out == [LeftOut(sweep, "search", "its 2 trials are not tested")]
 
 
 def test_the_first_run_of_a_seed_counts(tmp_path: Path) -> None:
@@ -359,7 +359,7 @@ def test_patterns_are_expanded_and_typos_refused(tmp_path: Path) -> None:
         write_run(tmp_path / "lstm" / name, seed=int(name[-1]))
     runs, _ = scored_runs([tmp_path / "*" / "slurm-1_*"])
     assert [run.folder.name for run in runs] == ["slurm-1_1", "slurm-1_2"]
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         scored_runs([tmp_path / "nope"])
     (tmp_path / "bare").mkdir()
     with pytest.raises(InputError, match="holds no run"):

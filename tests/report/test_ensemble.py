@@ -208,7 +208,7 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
     two = made(harness, first, second, "--run-id", "two")
     before = sorted(harness.runs.rglob("*"))
     refused: list[tuple[tuple[object, ...], str]] = [
-        ((first,), "a single run is no ensemble"),
+        ((first,), "a single run is not an ensemble"),
         ((first, copy), "has the same model as"),
         ((first, unfinished), "unfinished: not begun; give finished runs"),
         ((first, untested), "data.test = false"),

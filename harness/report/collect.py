@@ -257,7 +257,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         count = sum(1 for _ in folder.glob("trials/*/"))
         return LeftOut(folder, "search", f"its {count} trials are not tested")
     try:
-        # `finished` comes before the read, because the run may end in between.
+        # `finished` is called before the result is read, because the run may end in between.
         toml, is_finished = run.certain_toml(job_file(folder)), run.finished()
         result = run.certain_json("result.json")
         ensemble, record = run.certain_toml(ENSEMBLE_FILE), _record(run)

@@ -40,7 +40,7 @@ Ints = NDArray[np.int64]
 
 LEVEL = 0.95
 MAX_PAIRED = 12  # up to so many jobs are compared in pairs; for more the spread is pooled
-# Errors that NumPy raises for a broken file: RuntimeError for an archive with a password or an
+# Errors that NumPy raises for a broken file. RuntimeError is for an archive with a password or an
 # unknown compression, TypeError for a file that is a single array and not an archive.
 BROKEN = (
     *(OSError, ValueError, KeyError, EOFError, SyntaxError, RuntimeError, MemoryError, TypeError),
@@ -80,7 +80,7 @@ def differences(group: DatasetGroup) -> "pandas.DataFrame":
 
 
 def _num_comparisons(group: DatasetGroup, compared: "pandas.DataFrame") -> int:
-    """Return how many intervals hold at once: for many jobs all pairs (see the module's text)."""
+    """Return how many intervals hold at once: for many jobs all pairs, as data chose the best."""
     num_jobs = len(group.jobs)
     return math.comb(num_jobs, 2) if num_jobs > MAX_PAIRED else len(compared)
 

@@ -238,7 +238,7 @@ def figures(parts: Sequence[Part]) -> "pandas.DataFrame":
 
 
 def to_latex(parts: Sequence[Part]) -> str:
-    """Return the tables in LaTeX: a comment above each names the data, a line ends the jobs."""
+    """Return the tables in LaTeX, with a comment on the data above each, a rule above baselines."""
     lines = [
         "% Means over the seeds; 95 % intervals of Student's t.",
         "% \\usepackage{booktabs} goes into the preamble",

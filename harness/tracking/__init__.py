@@ -1,4 +1,4 @@
-"""The folders of runs, and the commands `status`, `logs`, `cancel` and `reproduce` for them.
+"""Manages the folders of runs, for the commands `status`, `logs`, `cancel` and `reproduce`.
 
 These commands read the folders of the runs first and then ask Slurm.
 This package may import the modules of `harness` itself and the packages up to `slurm`.

@@ -44,7 +44,7 @@ def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
 
 
 def depth_of(audits: Mapping[str, Any]) -> str:
-    """Return the depth of the deepest audit; `differs` if any failed; empty without audits."""
+    """Return the depth of the deepest audit; `differs` if any differs; empty if there is none."""
     if any(table(dict(audits), depth).get("outcome") == DIFFERS for depth in audits):
         return DIFFERS
     return max(audits, key=_rank, default="")

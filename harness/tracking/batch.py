@@ -26,7 +26,7 @@ class BatchRequest:
     devices: str | None = None  # `cpu` trains on CPUs only
     workers: int | None = None  # number of runs at a time; by default as many as fit
     runs_per_gpu: int = 1
-    host_gb: tuple[float, ...] = ()  # for each job, the host memory that a run needs
+    host_gb: tuple[float, ...] = ()  # for each job, the host memory in GB that a run needs
     again: str = ""  # the command that continues the runs; by default this one with --run-id
 
 

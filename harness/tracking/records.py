@@ -54,7 +54,7 @@ class Heartbeat:
             "space": process_space(),
             "slurm_job": allocation.job_id if allocation else None,
             "slurm_own_id": allocation.own_id if allocation else None,
-            # Whether the project's job script runs; else the Slurm job may run other programs too.
+            # Whether the project's job script began the run; else the job may run other programs.
             "owns_job": allocation is not None and allocation.max_requeues is not None,
             "log": allocation.log if allocation else os.environ.get("HARNESS_LOG"),
         }

@@ -1,4 +1,4 @@
-"""The folder of a run: its name, its files, and the format of its records. Also finds runs.
+"""Manages the folder of a run: its name, its files, the format of its records. Finds runs.
 
 FORMAT is the version number of checkpoints and of the records of runs, sweeps and ensembles. It is
 raised if a record's meaning or the default of a job's key changes, but not for a new key.
@@ -51,7 +51,7 @@ RECORD = "provenance.json"  # the record of a run or a sweep
 
 CANCEL = "cancel.json"  # exists if the user cancelled one of several runs in a job
 PREDICTIONS, VALIDATION_PREDICTIONS = "predictions.npz", "validation_predictions.npz"
-# Files that are bitwise identical in equal runs, and the key of their sha256 in `result.json`.
+# Files that a job determines bit for bit, and the key of each file's sha256 in `result.json`.
 CHECKSUMS = {
     "vocabulary.txt": "vocabulary_checksum",
     "ngram_ratios.npz": "ngram_ratios_checksum",
@@ -69,7 +69,7 @@ def is_ensemble(folder: Path) -> bool:
 
 
 def job_file(folder: Path) -> str:
-    """Return the job file of a run, or of an ensemble's first member; all have the same data."""
+    """Return a run's job file, or that of an ensemble's first member: all have the same data."""
     return "members/1/job.toml" if is_ensemble(folder) else "job.toml"
 
 
@@ -395,7 +395,7 @@ def check_id(option: str, text: str) -> None:
 def reserve_id(runs: Path, wanted: Sequence[tuple[str, str]]) -> str:
     """Return a new id made from the time: a sweep's name, or the beginning of runs' names.
 
-    Create the folders, so that no other thread or process uses these names.
+    The folders are created, so that no other thread or process uses these names.
 
     Args:
         runs: the folder of all runs.
@@ -432,7 +432,7 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 def is_whole(result: dict[str, Any]) -> bool:
-    """Whether a result contains a test score or, if it was not tested, a validation score."""
+    """Whether a result is complete; without a test it needs a validation score."""
     score = number(result["accuracy"] if "accuracy" in result else result.get("val_accuracy"))
     classes = result.get("classes")
     is_list = isinstance(classes, list) and all(isinstance(name, str) for name in classes)

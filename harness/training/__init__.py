@@ -1,5 +1,6 @@
 """One run: the loop and its actions, checkpoints, metrics, and the TensorBoard log.
 
-`launch` makes what a run needs, `train` reads top to bottom like the notebook, `trainer` loops.
-It may import the modules of `harness` itself and the packages up to `inference`.
+`launch` opens the data and the devices. `train` shows a run from top to bottom, like the notebook.
+`trainer` contains the training loop. This package may import the modules directly in `harness` and
+the packages up to `inference`.
 """

@@ -1,4 +1,4 @@
-"""Actions of the training loop between steps: measure, report progress, keep the best weights."""
+"""What the training loop does between steps: measure, report progress, keep the best weights."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,9 @@ from harness.training.progress import Progress
 class StepResults:
     """The values of the latest n training steps, copied from the device together."""
 
-    first_step: int  # counted over the whole run from 1
-    losses: np.ndarray  # [n] float64, means over the global batch
-    accuracies: np.ndarray  # [n] float64
+    first_step: int  # the number of the first step, counted from 1 over the whole run
+    losses: np.ndarray  # [n] float64, each the mean over the global batch
+    accuracies: np.ndarray  # [n] float64, each the share of correct predictions in the batch
     num_reviews: int
     took_s: float
 
@@ -40,7 +40,7 @@ class UsageMeter:
         self.monitor, self.heartbeat = monitor, heartbeat
 
     def measure(self, results: StepResults) -> dict[str, float]:
-        """The figures of the latest steps by TensorBoard tag; the heartbeat gets them, too."""
+        """Return the TensorBoard tags and values of the latest steps; add them to the heartbeat."""
         duration_ms = 1e3 * results.took_s / results.num_steps
         self.heartbeat.note(step_ms=round(duration_ms, 3))
         figures = {"step/duration_ms": duration_ms}
@@ -51,7 +51,7 @@ class UsageMeter:
 
 
 class ProgressReport:
-    """Shows on the console and in the heartbeat how far the training is."""
+    """Shows on the console and in the heartbeat how far the training has come."""
 
     def __init__(
         self, console: Console, heartbeat: Heartbeat, *, num_epochs: int, steps_per_epoch: int
@@ -77,7 +77,7 @@ class ProgressReport:
 
 
 class BestWeights:
-    """Keeps the weights of the best epoch in the run's progress; the earliest of equal epochs."""
+    """Keeps the weights of the best epoch in `Progress`; of equal epochs, those of the first."""
 
     def __init__(self, train: TrainConfig) -> None:
         self.is_on = train.keep != "last"

@@ -1,12 +1,12 @@
-"""`harness audit`: whether the numbers of a finished run are what its job gives.
+"""`harness audit`: check a finished run by computing its numbers again from its job.
 
-An audit believes nothing in the folder, because whoever plants a score can write checksums and a
-record too. It computes the scores again from the predictions, the predictions from the model, and
-the model by training. Other machines round differently; there the audit measures how much by
-training in other ways.
+An audit does not trust the run's folder: whoever forges a score can also forge checksums and the
+record. It computes the scores again from the predictions, the predictions from the model, and the
+model by training. On another machine rounding differs. There the audit trains in several ways to
+measure how large such differences are.
 
-An audit reads the folder once, never writes it and runs nothing of it: it builds the network from
-the job, and refuses a job with code of its own unless the user trusts it.
+An audit reads the folder once, never writes to it, and runs no code from it: it builds the network
+from the job. A job that contains the user's code is audited only if the user trusts it.
 """
 
 import hashlib
@@ -61,45 +61,45 @@ from harness.training.launch import computing, dataset_of
 if TYPE_CHECKING:
     from harness.data.input_pipeline import Reviews
 
-# Rounding errors grow in training, and by chance: this many times the largest measured one is fine.
+# The allowed difference is this many times the measured one: training amplifies rounding errors.
 SPREAD = 10
 EPSILON = float(np.finfo(np.float32).eps)
 SMALLEST = float(np.finfo(np.float64).tiny)
-MOVED = 2  # reviews whose predicted class rounding may change
+MOVED = 2  # the number of reviews whose predicted class may change by rounding
 POLL_S = 0.1
 
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison."""
+    """The outcome of one comparison."""
 
-    compared: str
+    compared: str  # what was compared
     outcome: str  # equal, within rounding or differs
-    detail: str = ""  # the first place that differs, or the largest difference by rounding
+    detail: str = ""  # the first value that differs, or the largest rounding difference
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The comparisons with a run, and their results."""
+    """The result of an audit: the outcome of each comparison."""
 
     run: Path
     result_sha256: str
-    depth: str  # `quick`, `3 epochs` or `full`
+    depth: str  # how much was checked: `quick`, `3 epochs` or `full`
     checks: tuple[Check, ...]
-    others: tuple[str, ...]  # differences between the recorded code, packages and machine and these
-    tolerance: str  # how it was measured; empty if no tolerance was needed
-    ended_s: float  # since 1970
+    others: tuple[str, ...]  # how code, packages and machine of the run differ from those here
+    tolerance: str  # how the tolerance was measured; empty if none was needed
+    ended_s: float  # the time of the end, in seconds since 1970
     took_s: float
 
     @property
     def outcome(self) -> str:
-        """The worst outcome of all comparisons."""
+        """The worst outcome among the comparisons."""
         outcomes = {check.outcome for check in self.checks}
         return next(each for each in (DIFFERS, ROUNDING, EQUAL) if each in outcomes)
 
     @property
     def sentence(self) -> str:
-        """The answer in one sentence."""
+        """The result of the audit in one sentence."""
         why = f" ({'; '.join(self.others)})" if self.outcome != EQUAL and self.others else ""
         if self.outcome == DIFFERS:
             first = next(check for check in self.checks if check.outcome == DIFFERS)
@@ -119,15 +119,15 @@ class Audit:
         return [asdict(row) | {"detail": one_line(row.detail)} for row in rows]
 
     def record(self) -> dict[str, Any]:
-        """The audit as JSON holds it."""
+        """The audit as a dictionary that JSON can represent."""
         return {**asdict(self), "run": str(self.run.absolute()), "outcome": self.outcome}
 
 
-# Reading a run. An audit uses these parts of a record, which somebody else may have written.
+# Reading a run. An audit checks these parts of the record, as somebody else may have written it.
 
 
 class Start(BaseModel):
-    """The record of a start of the run."""
+    """What the record says about one start of the run."""
 
     devices: list[dict[str, str]]
     packages: dict[str, str | None] = {}
@@ -136,7 +136,7 @@ class Start(BaseModel):
 
 
 class Data(BaseModel):
-    """The record of the dataset."""
+    """What the record says about the dataset."""
 
     checksum: str
     folder: Annotated[str | None, BeforeValidator(path)] = None
@@ -144,10 +144,10 @@ class Data(BaseModel):
 
 
 class Record(BaseModel):
-    """The record of a run. It has no parent: an audit trains from the first step."""
+    """The record of a run, without its parent, because an audit trains from the first step."""
 
     starts: Annotated[list[Start], Field(min_length=1)]
-    num_replicas: Annotated[int, Field(ge=1, le=MAX_DEVICES, strict=True)]  # from the result
+    num_replicas: Annotated[int, Field(ge=1, le=MAX_DEVICES, strict=True)]  # taken from result.json
     dataset: Data
     plan: dict[str, Any] = {}
     commit: str | None = None
@@ -156,24 +156,24 @@ class Record(BaseModel):
 
 
 class Subject(NamedTuple):
-    """The content of a run's folder, read once."""
+    """The content of the audited run's folder."""
 
     folder: Path
     job: Job
     record: Record
     result: dict[str, Any]
-    files: dict[str, bytes]  # by name, those of `CHECKSUMS` and `result.json`
+    files: dict[str, bytes]  # name -> content of result.json and the files in `CHECKSUMS`
 
 
 def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
-    """Read a finished run.
+    """Read the folder of a finished run.
 
     Args:
-        data: folder of IMDB, or the texts of a job that has its own.
+        data: the folder of IMDB, or the user's texts if the job trains on such.
         trains: whether the audit trains the job.
 
     Raises:
-        InputError: if the run can't be audited, and why.
+        InputError: if the run can't be audited; says why.
         OSError: if the disk fails.
     """
     run = RunDirectory.open(folder)
@@ -214,13 +214,13 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
 
 
 def arrays_of(content: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a NumPy archive, which is never unpickled."""
+    """Return the arrays of a NumPy archive without unpickling anything."""
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 
 
 def weights_in(content: bytes) -> dict[str, np.ndarray]:
-    """The weights of a `.keras` file by their paths, without running anything of it."""
+    """Map path to weight for all weights in a `.keras` file, without running code from the file."""
     import h5py
 
     found: dict[str, np.ndarray] = {}
@@ -232,7 +232,7 @@ def weights_in(content: bytes) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         inner = io.BytesIO(archive.read("model.weights.h5"))
     with h5py.File(inner, "r") as file:
-        file.visititems(take)  # which follows no links to other files
+        file.visititems(take)  # does not follow links to other files
     return found
 
 
@@ -240,19 +240,19 @@ def weights_in(content: bytes) -> dict[str, np.ndarray]:
 
 
 class Pair(NamedTuple):
-    """A value here and in the run."""
+    """A value computed here, and the same value in the run."""
 
     where: str
     mine: Any
     theirs: Any
-    allowed: float | None = None  # the largest difference by rounding; None asks for equal bytes
+    allowed: float | None = None  # the largest allowed difference; None: bitwise equal
 
 
 def compared(what: str, pairs: Iterable[Pair]) -> Check:
-    """Compare values: the answer is the first difference, or else the largest one by rounding.
+    """Compare values. Return the first that differs, or else the largest rounding difference.
 
     Args:
-        pairs: an error while they are made is one of a broken file, and a difference.
+        pairs: the values. An error while they are read means a broken file, so the run differs.
     """
     largest, answer = 0.0, Check(what, EQUAL)
     try:
@@ -269,14 +269,14 @@ def compared(what: str, pairs: Iterable[Pair]) -> Check:
                 answer = Check(what, ROUNDING, f"the most {by}, {allowed:.2g} allowed")
     except (NodeFault, Interrupted, MemoryError):
         raise
-    except Exception as error:  # NumPy, zipfile, h5py and Keras raise many kinds for a broken file
+    except Exception as error:  # NumPy, zipfile, h5py and Keras raise many types for a broken file
         reason = str(error) or type(error).__name__
         return Check(what, DIFFERS, f"it can't be read: {reason[:200]}")
     return answer
 
 
 def gap(mine: Any, theirs: Any) -> float:
-    """The largest difference: 0 for the same bytes alone, infinite if they are not numbers."""
+    """Return the largest difference: 0 only if bitwise equal, infinite if not numbers."""
     if isinstance(mine, np.ndarray) and isinstance(theirs, np.ndarray):
         alike = mine.dtype == theirs.dtype and mine.shape == theirs.shape
         is_same = alike and mine.tobytes() == theirs.tobytes()
@@ -290,14 +290,14 @@ def gap(mine: Any, theirs: Any) -> float:
         return float("inf")
     if np.shape(mine) != np.shape(theirs) or not np.isfinite(found).all():
         return float("inf")
-    return max(float(found.max(initial=0.0)), SMALLEST)  # 0 and -0 are other bytes
+    return max(float(found.max(initial=0.0)), SMALLEST)  # 0 and -0 differ bitwise
 
 
 def values_of(name: str, mine: bytes, theirs: bytes, *, loosely: bool) -> Iterator[Pair]:
-    """The values of two files of one name, in order.
+    """Pair the values of two files with the same name, in the order of the file.
 
     Args:
-        loosely: without the checksums of weights, which rounding changes completely.
+        loosely: leave out the checksums of weights, which rounding changes completely.
     """
     if name == "metrics.jsonl":
         both = (map(json.loads, content.splitlines()) for content in (mine, theirs))
@@ -316,7 +316,7 @@ def values_of(name: str, mine: bytes, theirs: bytes, *, loosely: bool) -> Iterat
 
 
 def decided(files: Mapping[str, bytes], epochs: int | None) -> dict[str, bytes]:
-    """The files that a job decides; after some epochs only the metrics of these epochs."""
+    """Return the files that depend only on the job; with `epochs`, the metrics of these epochs."""
     if epochs is None:
         return {name: files[name] for name in CHECKSUMS if name in files}
     lines = files["metrics.jsonl"].splitlines(keepends=True)
@@ -327,7 +327,7 @@ def decided(files: Mapping[str, bytes], epochs: int | None) -> dict[str, bytes]:
 
 
 class Auditor:
-    """Compares one run with what its job gives here."""
+    """Computes a run again from its job, and compares the results."""
 
     def __init__(
         self,
@@ -341,7 +341,7 @@ class Auditor:
         """Plan how the run is computed again, and open its data.
 
         Raises:
-            InputError: if the data are not here, or the record holds no plan.
+            InputError: if the data are missing, or the plan in the record is broken.
         """
         self.subject, self.scratch, self.say = subject, scratch, say
         self.tolerance = ""
@@ -357,7 +357,7 @@ class Auditor:
         self.context = RunContext.open(copy, job, self.dataset)
 
     def _begin(self, name: str, devices: Devices, plan: ExecutionPlan) -> RunDirectory:
-        """A run that has begun as the subject did, and has yet to train."""
+        """Make a run with the subject's job and record that has not trained yet."""
         run = RunDirectory(self.scratch / name / "runs" / self.subject.folder.absolute().name)
         made = {"plan": asdict(plan), "devices_asked": str(devices)}
         run.folder.mkdir(parents=True)
@@ -369,7 +369,7 @@ class Auditor:
         return run
 
     def others(self, machine: Mapping[str, Any]) -> list[str]:
-        """The differences between a machine and the machines of the run, by its record."""
+        """The differences between `machine` and the machines in the run's record."""
         starts = [start.model_dump(exclude_none=True) for start in self.subject.record.starts]
         changes = [change for start in starts for change in machine_changes(start, machine)]
         if not self.subject.job.train.deterministic:
@@ -379,7 +379,7 @@ class Auditor:
     # Without training
 
     def quick(self) -> Iterator[Check]:
-        """All comparisons that need no training."""
+        """Yield all comparisons that don't need training."""
         from harness.compute.strategy import describe_devices, one_device
         from harness.data.input_pipeline import test_reviews, training_reviews
 
@@ -415,7 +415,7 @@ class Auditor:
             dataset.train, dataset.test, dataset.vocab, num_validation=dataset.num_validation
         )
         found = describe_data(self.context, training, validation) | {"dataset_checksum": content}
-        del found["data"]  # a name, which may be another one here
+        del found["data"]  # the title of the data, which may differ here
         yield from self._pairs(found)
 
     def _inputs(self, ratios: NgramRatios | None) -> Iterator[Pair]:
@@ -434,7 +434,7 @@ class Auditor:
         else:
             scores = loss_and_accuracy(truth, arrays["probabilities"])
             found = dict(zip(("val_loss", "val_accuracy"), scores, strict=True))
-        yield from self._pairs(found, None if is_strict else 1e-9)  # float64 in another order
+        yield from self._pairs(found, None if is_strict else 1e-9)  # float64 sums in another order
 
     def _model(self, name: str, reviews: "Reviews", is_strict: bool) -> Iterator[Pair]:
         from harness.compute.evaluator import Evaluator
@@ -471,7 +471,7 @@ class Auditor:
 
     @cached_property
     def model(self) -> Any:
-        """The run's trained model: the job's network with the weights of the file."""
+        """The run's trained model: the job's network with the weights in model.keras."""
         from harness.compute.network import load_network
 
         path = self.scratch / "model.keras"
@@ -481,10 +481,13 @@ class Auditor:
     # By training
 
     def trained(self, epochs: int | None) -> Iterator[Check]:
-        """Train the job again: its first epochs or, with None, all of it.
+        """Train the job again, and yield the comparisons.
+
+        Args:
+            epochs: the number of epochs to train; None trains and compares the whole run.
 
         Raises:
-            InputError: if that is not possible here.
+            InputError: if the job can't be trained here.
         """
         run = self._train("again", self.devices, self.plan, epochs)
         self.machine = last_start(run.certain_json(RECORD))
@@ -498,7 +501,7 @@ class Auditor:
             detail = f"epoch {kept[0]} is exported here, {kept[1]} there: not compared"
             yield Check("model.keras", ROUNDING, detail)
         for name in mine:
-            if name in theirs or name != VALIDATION_PREDICTIONS:  # which a trial does not keep
+            if name in theirs or name != VALIDATION_PREDICTIONS:  # a trial keeps none
                 yield compared(name, self._file(name, mine, theirs, allowed))
         if is_strict and result:
             others = {*result} - {*self.subject.result} | {"run", "data", "devices"}
@@ -520,7 +523,7 @@ class Auditor:
     def _train(
         self, name: str, devices: Devices, plan: ExecutionPlan, epochs: int | None
     ) -> RunDirectory:
-        """Train the job in a process of its own, to its end or until epochs are done."""
+        """Train the job in a new process, to its end or for `epochs` epochs."""
         what = "all" if epochs is None else f"the first {epochs}"
         self.say(f"training again, {what} of {self.subject.job.train.epochs} epochs on {devices}")
         run = self._begin(name, devices, plan)
@@ -548,7 +551,7 @@ class Auditor:
         return decided(files, epochs)
 
     def _tolerance(self, base: Mapping[str, bytes], epochs: int | None) -> dict[str, float]:
-        """Measure rounding by training in other ways; `base` is what the usual way gave."""
+        """Measure rounding: train in other ways, and compare with the files in `base`."""
         devices, allowed = self.devices, dict[str, float]()
         way: Way = "xla" if self.plan.way == "keras" else "keras"
         ways = {f"{way} layers for {self.plan.way}": (devices, replace(self.plan, way=way))}
@@ -564,7 +567,7 @@ class Auditor:
                 ):
                     measured = max(SPREAD * gap(mine, theirs), self._least(where, mine))
                     allowed[where] = max(allowed.get(where, 0.0), measured)
-        largest: dict[str, float] = {}  # by the key of a metric or the file of an array
+        largest: dict[str, float] = {}  # metric or file name -> largest allowed difference
         for where, limit in allowed.items():
             name = where.rpartition(", ")[2] if where.startswith("epoch ") else where.split()[-1]
             largest[name] = max(largest.get(name, 0.0), limit)
@@ -573,7 +576,7 @@ class Auditor:
         return allowed
 
     def _least(self, where: str, value: Any) -> float:
-        """A difference that is always rounding."""
+        """Return the difference that always counts as rounding."""
         if where.endswith(", epoch") or not isinstance(value, int | float | np.ndarray):
             return 0.0
         is_count = where.startswith("epoch ") and not where.endswith(("loss", "rate"))
@@ -593,14 +596,14 @@ def audit(
     """Audit a finished run.
 
     Args:
-        epochs: how many to train again; 0 for none, None for all and the files of the end.
-        data: folder of IMDB, or the texts of a job that has its own.
-        devices: as `--devices` names them; by default the kind and number of the run's.
-        say: prints a line before something that takes long.
+        epochs: the number of epochs to train again; None trains all and compares the result too.
+        data: the folder of IMDB, or the user's texts if the job trains on such.
+        devices: the value of `--devices`; by default the kind and number in the run's record.
+        say: prints a line before each training.
 
     Raises:
-        InputError: if the run can't be audited here, and why.
-        RunError: if its result is broken.
+        InputError: if the run can't be audited here; says why.
+        RunError: if the run's result is broken.
     """
     began_s = time.time()
     try:
@@ -616,7 +619,7 @@ def audit(
                 checks = [*auditor.quick()]
             if epochs != 0:
                 checks += auditor.trained(epochs)
-    except RunError as error:  # of this machine or its disk, which says nothing of the run
+    except RunError as error:  # this machine or its disk failed; the run may be fine
         raise InputError(f"run {folder}: can't be audited here: {error}") from None
     depth = {None: "full", 0: "quick"}.get(epochs, f"{epochs} epoch{'s' if epochs != 1 else ''}")
     code = code_changes(subject.record.model_dump(exclude_none=True), code_of(auditor.context.run))

@@ -1,7 +1,7 @@
 """Keras callbacks in a run: early stopping, learning-rate cuts, and the user's callbacks.
 
-The loop calls them when training begins and ends, and before and after each epoch. It has no values
-of single steps for them, because these stay on the device until the log interval.
+The loop calls them when training begins and ends, and before and after each epoch. It does not call
+them after a step, because a step's results stay on the device until the next step that is logged.
 """
 
 import json
@@ -19,7 +19,7 @@ from harness.tracking.run_dir import untimed
 from harness.training.progress import Progress
 
 KEY = "train.callbacks"
-# Hooks that Keras calls and this loop does not.
+# Hooks that `model.fit` calls and the loop of the harness does not call.
 NOT_CALLED = [
     f"on_{name}_{end}"
     for name in ("batch", "train_batch", "test_batch", "predict_batch", "test", "predict")
@@ -31,7 +31,7 @@ def own_callbacks(job: Job) -> list[keras.callbacks.Callback]:
     """The callbacks that the user's functions return, in the order of the job.
 
     Raises:
-        InputError: if a function fails, or its callback is none or has a hook that is never called.
+        InputError: if a function fails, returns no callback, or one with a hook in `NOT_CALLED`.
     """
     callbacks = []
     for name in job.train.callbacks:
@@ -45,7 +45,7 @@ def own_callbacks(job: Job) -> list[keras.callbacks.Callback]:
                 "keras.callbacks.Callback"
             )
         for hook in NOT_CALLED:
-            # Not a lookup in the class: a LambdaCallback has its hooks as attributes.
+            # Read from the object: a LambdaCallback stores its hooks there, not in its class.
             method = getattr(getattr(callback, hook), "__func__", None)
             if method is not getattr(keras.callbacks.Callback, hook):
                 raise InputError(f"{where}: has {hook}, which is not called; use on_epoch_end")
@@ -59,16 +59,16 @@ def _has_state(callback: keras.callbacks.Callback) -> bool:
 
 
 class RunCallbacks:
-    """All callbacks of a run, and their states for a resumed run."""
+    """All callbacks of a run. They save states, and load them in a resumed run."""
 
     def __init__(
         self, train: TrainConfig, model: keras.Model, own: Sequence[keras.callbacks.Callback] = ()
     ) -> None:
-        """Set the model of all callbacks.
+        """Pass the model to all callbacks.
 
         Args:
-            model: has its optimizer.
-            own: from `own_callbacks`.
+            model: the network, with its optimizer already set.
+            own: the user's callbacks, as `own_callbacks` returns them.
         """
         self.train, self.model, self.own = train, model, own
         self.schedule = schedule_of(model.optimizer)
@@ -76,7 +76,7 @@ class RunCallbacks:
         if self.schedule:
             for callback in self.built_in.callbacks:
                 if isinstance(callback, keras.callbacks.ReduceLROnPlateau):
-                    # It takes the schedule for an optimizer, and sets its `learning_rate`.
+                    # It sets `optimizer.learning_rate`, so it gets the schedule as its optimizer.
                     callback.set_model(SimpleNamespace(optimizer=self.schedule))
         for callback in own:
             self._call(callback, "set_params", {"epochs": train.epochs})
@@ -84,26 +84,27 @@ class RunCallbacks:
 
     @property
     def forgetful(self) -> list[str]:
-        """The names of the user's callbacks that begin anew in a resumed run."""
+        """The names of the user's callbacks whose state a resumed run can't restore."""
         pairs = zip(self.train.callbacks, self.own, strict=False)
         return [name for name, callback in pairs if not _has_state(callback)]
 
     def begin(self, progress: Progress) -> None:
         """Begin the training, or continue it at `progress`.
 
-        The built-in callbacks have no states in a checkpoint: they see the metrics of all epochs
-        again. The user's callbacks load their states. A checkpoint holds the changes that
-        `on_train_begin` makes to model and optimizer, so in a resumed run these are undone.
+        Checkpoints contain no states of the built-in callbacks: a resumed run replays the metrics
+        of all earlier epochs to them. The user's callbacks load their states. A checkpoint already
+        contains what `on_train_begin` changed in model and optimizer, so a resumed run calls it
+        again but undoes these changes.
         """
         rate = self.schedule.cut if self.schedule else self.model.optimizer.learning_rate
-        value = float(rate.numpy())  # of the checkpoint, with all cuts
+        value = float(rate.numpy())  # the rate in the checkpoint, after all cuts
         self.built_in.on_train_begin()
-        # The replay starts at the first rate: cuts of the last one may reach 0, where Keras stops.
+        # The replay starts at the first rate. From the last one, cuts may reach 0 and stop there.
         rate.assign(1.0 if self.schedule else self.train.learning_rate)
         for line in progress.history:
             self.built_in.on_epoch_end(line["epoch"] - 1, dict(line))
         rate.assign(value)
-        # Without states the run has not begun; it may have the weights of another run.
+        # Without states the run is new, and keeps what `on_train_begin` changes.
         variables = [rate, *self.model.variables, *self.model.optimizer.variables]
         saved = [each.numpy() for each in variables] if progress.callback_states else []
         for callback in self.own:
@@ -113,7 +114,7 @@ class RunCallbacks:
                 self._call(callback, "load_state", state)
         for variable, numbers in zip(variables, saved, strict=False):
             variable.assign(numbers)
-        # A user's callback may have undone a stop that the replay repeats.
+        # The replay may stop the training again although a user's callback undid that stop.
         if progress.stopped or progress.callback_states:
             self.model.stop_training = progress.stopped
 
@@ -123,7 +124,7 @@ class RunCallbacks:
             self._call(callback, "on_epoch_begin", epoch, {})
 
     def on_epoch_end(self, line: dict[str, Any]) -> None:
-        """Call all callbacks after an epoch; the user's get its metrics without measured times."""
+        """Call all callbacks after an epoch. The user's get the metrics without measured times."""
         epoch = line["epoch"] - 1
         self.built_in.on_epoch_end(epoch, dict(line))
         for callback in self.own:
@@ -138,14 +139,14 @@ class RunCallbacks:
         """The states of the user's callbacks; None for a callback without a state.
 
         Raises:
-            RunError: if JSON can't hold a state.
+            RunError: if JSON can't represent a state.
         """
         states = []
         for name, callback in zip(self.train.callbacks, self.own, strict=True):
             state = self._call(callback, "save_state") if _has_state(callback) else None
             try:
                 kept = json.loads(json.dumps(state, allow_nan=False))
-                if kept != state:  # such as keys that are numbers
+                if kept != state:  # for example, JSON turns keys that are numbers into text
                     raise ValueError(f"{state!r} becomes {kept!r}")
             except (TypeError, ValueError) as error:
                 raise RunError(
@@ -159,12 +160,12 @@ class RunCallbacks:
         try:
             with own_errors(f"{KEY} = {name!r}"):
                 return getattr(callback, hook)(*args)
-        except InputError as error:  # the run has begun, so it fails
+        except InputError as error:  # the run has begun, so this is its failure
             raise RunError(str(error)) from None
 
 
 def _built_in(train: TrainConfig) -> list[keras.callbacks.Callback]:
-    """Early stopping and learning-rate cuts, whose state follows from the metrics of the epochs."""
+    """Early stopping and learning-rate cuts: both depend only on the metrics of the epochs."""
     monitor, mode = train.monitor, SCORES[train.monitor]
     callbacks: list[keras.callbacks.Callback] = []
     if patience := train.early_stopping_patience:

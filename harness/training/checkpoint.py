@@ -1,7 +1,7 @@
-"""Checkpoints: a file has everything that a run needs to resume exactly where it was.
+"""Checkpoints: each file contains all that a run needs to resume exactly where it was.
 
-Not `tf.train.Checkpoint`, which writes several files, and variables only. A NumPy archive is
-complete or absent, holds a checksum for each array, and is never unpickled.
+A checkpoint is one NumPy archive. It is complete or absent, contains a checksum of each array, and
+is never unpickled. `tf.train.Checkpoint` would write several files, and only variables.
 """
 
 import hashlib
@@ -32,17 +32,17 @@ from harness.tracking.run_dir import RECORD, RunDirectory, check_format, stamped
 from harness.training.progress import Progress
 
 BFLOAT16 = tf.bfloat16.as_numpy_dtype
-MAX_CHECKPOINTS = 2  # in a run's folder, because a failing disk may break the newest
+MAX_CHECKPOINTS = 2  # per run, because a failing disk may damage the newest
 
 
 def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:
     """Write a checkpoint named after the number of steps, and remove all but the last two.
 
-    Checkpoints of later steps are broken, or the run would have continued from them. They are
-    removed too.
+    It also removes the checkpoints of later steps. These are broken: otherwise the run would have
+    continued from one of them.
 
     Raises:
-        RunError: if the disk refuses, or a newer process took the run over.
+        RunError: if the file can't be written, or a newer process took the run over.
     """
     meta = {**vars(progress)}  # dataclasses.asdict would copy each array
     arrays = {f"best/{i}": value for i, value in enumerate(meta.pop("best_weights"))}
@@ -53,7 +53,7 @@ def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_
     record = json.dumps(stamped(meta))
     arrays["progress"] = np.frombuffer(record.encode(), np.uint8)
     name = f"step-{total_steps:09d}.npz"
-    # Listed before `_write` checks the lease, so no checkpoint of a newer process is among them.
+    # This list is made before `_write` checks the lease, so a newer process wrote none of them.
     broken = [path for path in run.checkpoints() if path.name > name]
     _write(run, name, arrays)
     for path in broken:
@@ -71,17 +71,17 @@ def restore(
 ) -> tuple[Progress, list[str]]:
     """Restore the newest intact checkpoint; without one, start from the beginning.
 
-    Of several workers only the chief reads the folder, and sends the checkpoint to the others. They
-    may see an older state of a shared file system, or no folder.
+    Of several workers only the chief reads the folder, and sends the checkpoint to the others. The
+    other workers may see an older state of a shared file system, or no folder at all.
 
     Returns:
-        The progress, and a line about each broken checkpoint.
+        The progress, and a warning for each broken checkpoint.
 
     Raises:
         InputError: if another version of harness wrote the checkpoint.
-        DiskError: if the disk fails; the checkpoints may be intact.
+        DiskError: if the disk can't be read; the checkpoints may be intact.
         RunError: if a checkpoint belongs to another job or other data, or if all are broken and the
-            run began with the weights of another one.
+            run began with the weights of another run.
     """
     if worker_group and not worker_group.is_chief:
         content = worker_group.share()
@@ -105,23 +105,23 @@ def adopt(
     sha256: str = "",
     max_epochs: int | None = None,
 ) -> bool:
-    """Begin a run with a checkpoint of another run, whose job is the same or has fewer epochs.
+    """Copy a checkpoint of another run, whose job is the same or has fewer epochs, to a new run.
 
-    The run ends with the same bytes as if it had trained from the start.
+    The new run ends with bitwise the same result as if it had trained from the start.
 
     Args:
-        source: the checkpoint.
-        target: the new run, whose lease is taken.
-        identity: of the new run.
+        source: the checkpoint to copy.
+        target: the new run; this process must hold its lease.
+        identity: the identity of the new run.
         of: the identity that the checkpoint must have, if any.
         sha256: the checksum that the checkpoint must have, if any.
-        max_epochs: the largest number of epochs that the checkpoint may hold.
+        max_epochs: the largest number of trained epochs that the checkpoint may contain.
 
     Returns:
-        Whether the checkpoint fits. If it is missing, broken or another one, nothing is written.
+        Whether the checkpoint was copied; false if it is missing, broken or another one.
 
     Raises:
-        OSError: if the disk fails and `sha256` excludes any other checkpoint.
+        OSError: if the disk can't be read, and `sha256` allows no other checkpoint.
         RunError: if the new run can't be written.
     """
     try:
@@ -131,8 +131,8 @@ def adopt(
             return False
         arrays: dict[str, Any] = _load(io.BytesIO(content))
         meta = json.loads(arrays["progress"].tobytes())
-    except Exception as error:  # zipfile and NumPy raise many kinds for a broken file
-        # The checkpoint may be intact, and no other one can take its place.
+    except Exception as error:  # zipfile and NumPy raise many types for a broken file
+        # The checkpoint may still be intact, and no other one has this checksum.
         if sha256 and (is_of_disk(error) or isinstance(error, MemoryError)):
             raise
         return False
@@ -163,16 +163,16 @@ def _newest(
                 _check(arrays, train_step)
         except (InputError, MemoryError):  # the checkpoint may be intact
             raise
-        except Exception as error:  # zipfile and NumPy raise many kinds for a broken file
+        except Exception as error:  # zipfile and NumPy raise many types for a broken file
             if isinstance(error, FileNotFoundError) and monotonic() - since_s < PATIENCE_S:
-                # An earlier process removed it and saved others, which a shared file system may
-                # list later.
+                # An earlier process replaced it by newer ones, and this node's listing of the
+                # shared file system is stale.
                 sleep(RETRY_S)
                 return _newest(run, train_step, identity, since_s)
             if refusal := disk_error_in(error):
                 raise_unless_missing(refusal, path)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            left = "using the one before" if path != paths[0] else "none is left, starting anew"
+            left = "using the one before" if path != paths[0] else "none is left, starting over"
             skipped.append(f"checkpoint {path.name} is broken ({reason}); {left}")
             continue
         if progress.identity != identity:
@@ -197,7 +197,7 @@ def _assign(arrays: dict[str, np.ndarray], train_step: TrainStep) -> None:
 
 
 def checksum(train_step: TrainStep) -> str:
-    """The sha256 of all variables of model, optimizer and schedule."""
+    """The sha256 of all variables of the model, the optimizer and the schedule."""
     digest = hashlib.sha256()
     for variables in _variables(train_step).values():
         for variable in variables:
@@ -206,7 +206,7 @@ def checksum(train_step: TrainStep) -> str:
 
 
 def _variables(train_step: TrainStep) -> dict[str, list[keras.Variable]]:
-    # The model's variables, not just its weights: they include the random generators of layers. The
+    # `model.variables` includes the layers' random generators; `model.weights` does not. The
     # optimizer's variables include the step, the learning rate, moments and the moving average.
     variables = {"model": train_step.model.variables, "optimizer": train_step.optimizer.variables}
     if schedule := schedule_of(train_step.optimizer):
@@ -215,10 +215,10 @@ def _variables(train_step: TrainStep) -> dict[str, list[keras.Variable]]:
 
 
 def _load(file: BinaryIO) -> dict[str, np.ndarray]:
-    # Reading a member to its end verifies its checksum.
+    # zipfile verifies an array's checksum when it has read the array to its end.
     with file, np.load(file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    # NumPy knows no bfloat16 and writes these numbers as raw bytes, "V2".
+    # NumPy has no bfloat16: it writes these numbers as raw bytes of type "V2".
     return {name: a.view(BFLOAT16) if a.dtype == "V2" else a for name, a in arrays.items()}
 
 
@@ -234,7 +234,7 @@ def _progress(arrays: dict[str, np.ndarray], name: str) -> Progress:
 
 
 def _check(arrays: dict[str, np.ndarray], train_step: TrainStep) -> None:
-    # Before any assignment, because variables must not get half a checkpoint.
+    # Called before any assignment, so that no model gets only part of a checkpoint.
     for name, variables in _variables(train_step).items():
         for i, variable in enumerate(variables):
             shape = arrays[f"{name}/{i}"].shape

@@ -1,4 +1,4 @@
-"""The parts of a run: its job, data and folder; its devices and plan; its observers.
+"""What a run consists of: its job, data and folder; its devices and plan; its observers.
 
 This module doesn't import TensorFlow, so `launch` can check a run before the slow import.
 """
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
 
 def known_words(job: Job, dataset: Dataset) -> Sequence[str]:
-    """The words in the model's vocabulary, the most frequent first; their indices begin with 4."""
+    """The words in the model's vocabulary, the most frequent first; the first has index 4."""
     return dataset.vocab[: job.data.vocab_size - 4]
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """A job on a dataset, in a folder."""
+    """A run: its folder, its job and its data."""
 
     run: RunDirectory
     job: Job
     dataset: Dataset
-    vectors: WordVectors | None = None  # pretrained, of the words in the vocabulary
+    vectors: WordVectors | None = None  # pretrained vectors of the words in the vocabulary
 
     @classmethod
     def open(cls, run: RunDirectory, job: Job, dataset: Dataset) -> "RunContext":
-        """The context of a run, with the word vectors of its job.
+        """Return the context of a run, with the word vectors that its job asks for.
 
         Raises:
             InputError: if the vectors are unreadable, or have changed since the run began.
@@ -60,21 +60,21 @@ class RunContext:
 
     @property
     def identity(self) -> str:
-        """The checksum of job and data that the run's checkpoints must have."""
+        """The checksum of job and data. It must be the same in the run's checkpoints."""
         vectors = self.vectors.checksum if self.vectors else ""
         return run_identity(self.job, self.dataset.checksum + vectors)
 
 
 @dataclass(frozen=True)
 class Compute:
-    """The devices that compute a run, and how."""
+    """The devices that compute a run, and the plan for using them."""
 
     strategy: "tf.distribute.Strategy"
     plan: ExecutionPlan
     allocation: SlurmEnvironment | None = None
-    devices: str | None = None  # as requested by `--devices`
-    worker_group: WorkerGroup | None = None  # of a run on several nodes
-    is_trial: bool = False  # its process also trains other trials
+    devices: str | None = None  # the requested devices, written as for `--devices`
+    worker_group: WorkerGroup | None = None  # all workers of a run on several nodes
+    is_trial: bool = False  # whether the run is a trial: its process also trains other trials
 
     @property
     def is_chief(self) -> bool:
@@ -84,9 +84,9 @@ class Compute:
 
 @dataclass(frozen=True)
 class Observers:
-    """The console, the monitor of the machine, and the request to stop.
+    """The console, the monitor of the machine, and the flag that asks the run to stop.
 
-    On several nodes only the chief prints; all workers take part in a stop.
+    On several nodes only the chief prints, but all workers stop together.
     """
 
     console: Console

@@ -1,4 +1,4 @@
-"""Explains and records the failure of a run: the cause, not TensorFlow's symptom of it."""
+"""Finds the cause behind an error of TensorFlow, and records why a run failed."""
 
 import contextlib
 import re
@@ -16,7 +16,7 @@ from harness.system import gpu, stderr_filter, watchdog
 from harness.tracking.records import Heartbeat
 from harness.training.context import Compute, RunContext
 
-# Errors with which TensorFlow ends an operation of all workers if one does not take part.
+# TensorFlow raises one of these if a worker does not take part in an operation of all workers.
 LOST_TO_TENSORFLOW = (
     tf.errors.UnavailableError,
     tf.errors.DeadlineExceededError,
@@ -24,14 +24,14 @@ LOST_TO_TENSORFLOW = (
     tf.errors.CancelledError,
 )
 
-# Errors with which NCCL ends an operation if one of its processes is gone.
+# NCCL writes one of these if a process that takes part in an operation has ended.
 LOST_TO_NCCL = re.compile("ncclRemoteError|remote process (has )?exited|ncclSystemError")
 
 
 def device_error(error: Exception) -> RunError | None:
-    """An error of a device in one line with a remedy; None if it is no error of a device.
+    """Explain a device's error in one line with a remedy; return None for any other error.
 
-    TensorFlow may have written more on standard error than into the exception.
+    It also reads standard error, where TensorFlow may have written more than into the exception.
     """
     captured = stderr_filter.captured
     found = captured.read() if captured else []
@@ -47,10 +47,10 @@ def device_error(error: Exception) -> RunError | None:
 
 @contextlib.contextmanager
 def explained_device_errors() -> Iterator[None]:
-    """Replace TensorFlow's errors of a device by one line with a remedy.
+    """Replace TensorFlow's errors about a device by one line with a remedy.
 
     Raises:
-        NodeFault: if the node is broken, so the job should continue on another one.
+        NodeFault: if the node is broken, so the job should continue on another node.
         RunError: for the other errors of `DEVICE_ERRORS`.
     """
     try:
@@ -79,13 +79,13 @@ def recorded_failures(
             raise refusal from None
         raise
     except Exception as error:
-        # A process that took the run over cuts its log and removes leftovers, so a failure here
-        # is usually a consequence of the takeover.
+        # If another process has taken the run over, this failure usually follows from that: the
+        # other process truncates the log and removes leftovers.
         try:
             heartbeat.run.check_lease()
         except TakenOver:
             raise
-        except RunError:  # the lease is unreadable; `error` says more
+        except RunError:  # the lease can't be read, but `error` says more than that
             pass
         _record(heartbeat, error)
         raise
@@ -94,7 +94,7 @@ def recorded_failures(
 def watching(
     context: RunContext, compute: Compute, heartbeat: Heartbeat
 ) -> contextlib.AbstractContextManager[None]:
-    """Let the watchdog record and end the run if its devices stop answering."""
+    """Let the watchdog end the run, and record why, if its devices stop answering."""
     folder, group = context.run.folder, compute.worker_group
     where, next_step = (
         f"{own_devices()} of {node_name()}",
@@ -140,6 +140,6 @@ def explained_losses(worker_group: WorkerGroup | None) -> Iterator[None]:
 
 
 def _record(heartbeat: Heartbeat, error: Exception) -> None:
-    # A full disk or a lost lease refuses this record too; `error` must not be lost for that.
+    # This may fail too, on a full disk or without the lease. It must not replace `error`.
     with contextlib.suppress(RunError):
         heartbeat.beat("failed", error=f"{type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""Starts a run: opens its data and devices, the cheapest checks first."""
+"""Starts a run: opens its data and its devices. The cheapest checks come first."""
 
 import contextlib
 import json
@@ -53,31 +53,31 @@ from harness.training.parent import find_parent
 class LaunchOptions:
     """The options of a command that starts a run."""
 
-    devices: str | None = None  # as `--devices` names them
-    data: Path | None = None  # folder of IMDB
-    full: bool = False  # refuse the packaged sample in place of IMDB
-    strict: bool = False  # refuse differences from the run's first start
-    parent: Path | None = None  # see `harness.training.parent`
-    takes_back_cancel: bool = False  # see `harness.training.train.train`
+    devices: str | None = None  # the value of `--devices`
+    data: Path | None = None  # the folder that contains IMDB
+    full: bool = False  # if IMDB is missing, fail instead of using the packaged sample
+    strict: bool = False  # fail if code, packages or machine changed since the first start
+    parent: Path | None = None  # the value of `--from` (`harness.training.parent`)
+    takes_back_cancel: bool = False  # undo an earlier `harness cancel` of this run
 
 
 def launch(
     run: RunDirectory, job: Job, *, options: LaunchOptions, console: Console
 ) -> dict[str, Any]:
-    """Begin or resume a run, and return its result; a finished run stays as it is.
+    """Begin or resume a run, and return its result. A finished run is not changed.
 
-    A resumed run uses the devices and the data in its record, unless the command names others. A
+    A resumed run uses the devices and the data in its record, unless the options set others. A new
     run that continues a parent's checkpoint uses the parent's devices and plan.
 
     Raises:
-        InputError: for missing devices or data, or a run of another version or another user;
-            nothing is written then.
-        Interrupted, RunError: as in `harness.training.train.train`.
+        InputError: if devices or data are missing, or another version of harness or another user
+            began the run. Nothing is written then.
+        Interrupted, RunError: see `harness.training.train.train`.
     """
     if run.finished():
         console.info(f"run {run.folder}: finished already, nothing to do")
         return run.result()
-    # 1. The checks that need no TensorFlow.
+    # 1. The checks that don't need TensorFlow.
     run.check_owner()
     run.check_format()
     allocation = own_allocation()
@@ -120,16 +120,16 @@ def launch(
             begins.first_use = first_use_factor(devices_in_use(requested)[1])
             strategy = checked_strategy(requested, worker_group, job, console)
             check_results()
-        stop.listen()  # again, over a handler that TensorFlow may have set
+        stop.listen()  # again, because TensorFlow may have replaced the signal handler
         plan = plan_of(job, "gpu" if num_own_gpus() else "cpu", began, threads=threads)
         plan = ExecutionPlan(**agreed(asdict(checked_plan(plan, job)), worker_group))
-        # Another console, because this one is silent on workers that are not the chief.
+        # `console` is silent on all workers but the chief, so the monitor gets another one.
         monitor = ResourceMonitor(num_own_gpus(), given_cpus(allocation), warn=Console().warning)
         stack.enter_context(monitor)
         title = title_of_devices(strategy, plan.threads)
         console.info(f"{title}; data: {context.dataset.title}")
         devices_used = describe_devices(strategy, worker_group)
-        of_start = context.run if began is run else began  # a worker may have a temporary folder
+        of_start = context.run if began is run else began  # on a worker, a temporary folder
         warn_of_changes(of_start, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
         check_own_parts(
@@ -153,22 +153,22 @@ def launch(
 
 
 def devices_to_use(run: RunDirectory, requested: str | None) -> str | None:
-    """The devices of the command, else of the run's first start, else HARNESS_DEVICES."""
+    """The requested devices, else those of the run's record, else HARNESS_DEVICES."""
     return requested or run.certain_json(RECORD).get("devices_asked") or site_devices()
 
 
 def guard_gpus(run: RunDirectory, devices: str | None) -> None:
-    """Fork if the run may use GPUs: the child returns and trains, this process guards it.
+    """Fork if the run may use GPUs. The child trains; the parent (the guard) waits for its end.
 
     Raises:
-        SystemExit: in the guard, with the exit code of the child.
-        NodeFault, RunError: in the guard, if the child died of a fault of a GPU.
+        SystemExit: in the parent, with the exit code of the child.
+        NodeFault, RunError: in the parent, if a fault of a GPU killed the child.
     """
     if not may_use_gpus(devices):
         return
 
     def on_death(number: signal.Signals, text: str, process: int) -> None:
-        if run.finished():  # the child died after its work
+        if run.finished():  # the child died after it had written the result
             raise SystemExit(0)
         try:
             tell_death(
@@ -183,10 +183,10 @@ def guard_gpus(run: RunDirectory, devices: str | None) -> None:
 
 
 def tell_death(number: signal.Signals, text: str, process: int, *, go_on: str = "") -> None:
-    """Log that a process that used GPUs died.
+    """Log that a process with GPUs died of a signal.
 
     Args:
-        text: the process's standard error.
+        text: what the process wrote to standard error.
 
     Raises:
         NodeFault, RunError: if the text explains the death.
@@ -198,14 +198,14 @@ def tell_death(number: signal.Signals, text: str, process: int, *, go_on: str = 
 
 
 def may_use_gpus(devices: str | None) -> bool:
-    """Whether a process with these `--devices` may use GPUs; imports no TensorFlow."""
+    """Whether a process with these `--devices` may use GPUs. Doesn't import TensorFlow."""
     if devices and parse_devices(devices).kind == "cpu":
         return False
     return not gpu.hidden_by() and gpu.has_driver()
 
 
 def own_allocation() -> SlurmEnvironment | None:
-    """The Slurm allocation of this process, None outside of Slurm.
+    """Return the Slurm allocation of this process; None outside of Slurm.
 
     Raises:
         InputError: on several nodes without srun, or without HARNESS_TRUSTED_NETWORK.
@@ -230,8 +230,8 @@ def join_workers(
 ) -> tuple[WorkerGroup, RunContext]:
     """Connect to the other workers of a run on several nodes.
 
-    All workers compute and write the same. All but the chief get a silent console, and a context
-    with a temporary folder.
+    All workers compute the same and write the same files. Workers other than the chief get a silent
+    console, and a context with a temporary folder.
     """
     worker_group = stack.enter_context(
         WorkerGroup.join(allocation, context.run.folder.parent, context.identity)
@@ -246,11 +246,11 @@ def join_workers(
 def plan_of(
     job: Job, kind: str, run: RunDirectory | None = None, *, threads: int | None = None
 ) -> ExecutionPlan:
-    """The execution plan of a job on a kind of device, cpu or gpu; imports no TensorFlow.
+    """Return the execution plan of a job on `cpu` or `gpu`. Doesn't import TensorFlow.
 
     Args:
-        run: if it has begun, it keeps its plan.
-        threads: of a new run; by default one per CPU of this process.
+        run: the run, if any; the plan in its record is kept.
+        threads: the threads of a new run; by default one per CPU of this process.
     """
     begun = (run.certain_json(RECORD).get("plan") or {}) if run else {}
     threads = threads or given_cpus(SlurmEnvironment.from_environment())
@@ -258,7 +258,7 @@ def plan_of(
 
 
 def agreed(value: Any, worker_group: WorkerGroup | None) -> Any:
-    """The chief's value, on every worker; the workers may have other CPUs and GPUs."""
+    """Return the chief's value on every worker. Other workers may have other CPUs and GPUs."""
     if worker_group is None:
         return value
     content = json.dumps(value).encode() if worker_group.is_chief else b""
@@ -266,10 +266,10 @@ def agreed(value: Any, worker_group: WorkerGroup | None) -> Any:
 
 
 def announce(context: RunContext, num_replicas: int, console: Console) -> None:
-    """Print a summary of the run, and warn about settings that may surprise.
+    """Print a summary of the run, and warn of settings that may surprise the user.
 
     Raises:
-        InputError: if a global batch has fewer reviews than there are replicas, or the job names a
+        InputError: if there are more replicas than reviews in a global batch, or if the job uses a
             score that needs more classes.
     """
     from harness.training.metrics import CLASSES_FOR_TOP
@@ -290,11 +290,11 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
         console.warning(line)
     if not job.train.deterministic:
         console.warning(
-            "train.deterministic = false: another run of this job, or a resumed one, ends with "
-            "other bytes"
+            "train.deterministic = false: another run of this job, or a resumed one, gives a "
+            "different result"
         )
-    vocab_size = len(dataset.vocab) + 4  # with the indices for padding, start and rare words
-    # No warning for the sample: the shipped jobs are made for IMDB.
+    vocab_size = len(dataset.vocab) + 4  # indices 0 to 3 stand for padding, start, rare words
+    # Not for the sample, because the shipped jobs have vocabularies for all of IMDB.
     if not dataset.is_sample and job.data.vocab_size > vocab_size:
         console.warning(
             f"data.vocab_size = {job.data.vocab_size}: the training reviews hold "
@@ -319,11 +319,11 @@ def check_own_parts(
     """Check the user's network, loss and optimizer before anything is written.
 
     Args:
-        is_new: a run that has begun continues even if a new one would be refused.
-        compiled: whether the run compiles its steps by XLA.
+        is_new: whether this is a new run. A run that has begun gets fewer checks.
+        compiled: whether XLA compiles the run's training steps.
 
     Raises:
-        InputError: if Keras refuses one, or the user's function fails, with its file and line.
+        InputError: if Keras rejects one of them, or the user's code fails; names its file and line.
     """
     from harness.compute.loss import check_loss
     from harness.compute.network import check_network
@@ -342,10 +342,10 @@ def check_own_parts(
 def warn_of_changes(
     run: RunDirectory, devices: Sequence[Mapping[str, str]], console: Console, *, strict: bool
 ) -> None:
-    """Warn of differences that may change the bytes of a resumed run.
+    """Warn of changes since the first start that may change the results of a resumed run.
 
     Raises:
-        InputError: with `strict`, in place of a warning.
+        InputError: if there is a change and `strict` is set.
     """
     if problem := code_of(run).get("git_problem"):
         console.warning(f"the version of the code is unknown: {problem}")
@@ -356,11 +356,11 @@ def warn_of_changes(
             "or leave --strict out"
         )
     for change in changes:
-        console.warning(f"since the run began: {change}; its bytes may differ")
+        console.warning(f"since the run began: {change}; its result may differ")
 
 
 def given_validation(job: Job, dataset: Dataset) -> str:
-    """A line about the validation split that the user's texts have; empty if they have none."""
+    """Return a line about the validation split in the user's texts; empty if there is none."""
     if not dataset.num_validation:
         return ""
     if job.data.validation_split == 0:
@@ -374,11 +374,11 @@ def given_validation(job: Job, dataset: Dataset) -> str:
 def dataset_of(
     begun: LeasedDirectory, job: Job, data: Path | None, *, full: bool = False
 ) -> Dataset:
-    """The data of a run or a sweep, as in its record; without a record, as `open_data` finds them.
+    """Open the data in the record of a run or a sweep; without a record, the data of the job.
 
     Raises:
         InputError: if the data have changed or are missing.
-        DiskError: if the record is unreadable just now.
+        DiskError: if the disk fails while the record is read.
     """
     recorded = begun.certain_json(RECORD).get("dataset")
     if not recorded:
@@ -391,11 +391,11 @@ def computing(job: Job, threads: int | None = None) -> Iterator[None]:
     """Import TensorFlow and check its devices, for a command that needs no strategy.
 
     Args:
-        threads: in each operation; by default one per CPU of this process.
+        threads: the threads of each operation; by default one per CPU of this process.
 
     Raises:
-        SystemExit: in the guard of a process that uses GPUs, with the exit code of that process.
-        NodeFault, RunError: for a GPU that fails or computes wrongly.
+        SystemExit: in the parent of a process with GPUs, with the exit code of that process.
+        NodeFault, RunError: if a GPU fails or computes wrongly.
     """
     if may_use_gpus(site_devices()):
         stand_guard(tell_death)
@@ -412,18 +412,18 @@ def computing(job: Job, threads: int | None = None) -> Iterator[None]:
 
 
 def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
-    """Score the model of a finished run on its test set, as the run did at its end.
+    """Score the model of a finished run on the test set again, as the run did at its end.
 
     Raises:
-        InputError: if the run is unfinished, has no test, or its data are missing.
+        InputError: if the run is unfinished or was not tested, or if its data are missing.
     """
     if not run.finished():
         raise InputError(f"run {run.folder}: is unfinished; harness resume {run.folder} first")
     job = run.job()
     if not job.data.test:
         raise InputError(
-            f"run {run.folder}: leaves the test set unread (data.test = false); train a run of "
-            "it with --set data.test=true"
+            f"run {run.folder}: was not tested (data.test = false); train its job again with "
+            "--set data.test=true"
         )
     dataset = dataset_of(run, job, data)
     check_same(dataset, run.result()["dataset_checksum"], f"run {run.folder}")

@@ -1,8 +1,8 @@
-"""Scores of a classifier.
+"""Computes the scores of a classifier.
 
 Labels are whole numbers from 0. For two classes a model returns the probability of label 1, and
-predicts 1 above 0.5, like Keras's binary accuracy. For more classes it returns the probability of
-each, and predicts the most probable one.
+predicts label 1 if it exceeds 0.5, like Keras's binary accuracy. For more classes a model returns
+the probability of each class, and predicts the most probable one.
 """
 
 from collections.abc import Mapping
@@ -14,24 +14,24 @@ from numpy.typing import ArrayLike, NDArray
 from harness.data.dataset import CLASSES, by_class
 from harness.errors import RunError
 
-MAX_MATRIX = 100  # classes in the confusion matrix of a result, which has 10,000 numbers then
+MAX_MATRIX = 100  # with more classes, the result contains no confusion matrix
 TOP = 5
-CLASSES_FOR_TOP = 10  # with more classes, `top_5_accuracy` is a score
+CLASSES_FOR_TOP = 10  # only with more classes, `top_5_accuracy` is computed
 
 
 def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
-    """Score predictions over a test set, as scikit-learn does; JSON can hold every value.
+    """Score predictions on a test set as scikit-learn does. JSON can represent all values.
 
-    For two classes `precision`, `recall` and `f1` are of label 1. For more they are means over the
-    classes that occur or are predicted; `f1_macro` is this mean in both cases. A score is 0 if its
-    denominator is 0. `roc_auc` is the mean over the classes, one against the rest. If `labels` hold
-    only one class, it is None and `roc_auc_reason` says why; otherwise the reason is None.
-    `confusion_matrix` has a row per label, for two classes [[tn, fp], [fn, tp]]; above 100 classes
-    it is missing. `top_5_accuracy` needs more than ten classes.
+    For two classes `precision`, `recall` and `f1` are those of label 1. For more classes they are
+    means over the classes that occur or are predicted. `f1_macro` is always this mean. A score is 0
+    if its denominator is 0. `roc_auc` is the mean over the classes, one against the rest. If all
+    labels are equal, it is None and `roc_auc_reason` says why; otherwise the reason is None.
+    `confusion_matrix` has a row per label, for two classes [[tn, fp], [fn, tp]]. Above 100 classes
+    it is left out. `top_5_accuracy` is included above 10 classes.
 
     Args:
-        labels: [n], from 0.
-        probabilities: [n] of label 1, or [n, num_classes], in 0..1.
+        labels: the true labels `[n]`, from 0.
+        probabilities: in 0..1: those of label 1 `[n]`, or of all classes `[n, num_classes]`.
 
     Raises:
         ValueError: if the shapes differ, n is 0, or a label is out of range.
@@ -79,14 +79,14 @@ def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
 
 
 def loss_and_accuracy(labels: ArrayLike, probabilities: ArrayLike) -> tuple[float, float]:
-    """Mean cross-entropy in nats, and the share of correct predictions, in float64.
+    """Return the mean cross-entropy in nats and the share of correct predictions, in float64.
 
     Probabilities are clipped to 1e-7..1 - 1e-7 (`keras.config.epsilon()`), like
     `keras.ops.binary_crossentropy` in float64. The loss of a diverged model is NaN.
 
     Args:
-        labels: [n], from 0.
-        probabilities: [n] of label 1, or [n, num_classes], in 0..1.
+        labels: the true labels `[n]`, from 0.
+        probabilities: in 0..1: those of label 1 `[n]`, or of all classes `[n, num_classes]`.
     """
     truth, found = np.asarray(labels, np.int64), by_class(probabilities)
     clipped = np.clip(found, 1e-7, 1 - 1e-7)
@@ -101,7 +101,7 @@ def loss_and_accuracy(labels: ArrayLike, probabilities: ArrayLike) -> tuple[floa
 def checked(
     labels: ArrayLike, probabilities: ArrayLike
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Labels `[n]`, and the probabilities of all classes `[n, num_classes]`.
+    """Check labels and probabilities. Return labels `[n]` and probabilities `[n, num_classes]`.
 
     Arguments and errors are those of `test_scores`.
     """
@@ -140,7 +140,7 @@ def _roc_auc(truth: NDArray[np.int64], found: NDArray[np.float64]) -> float:
 
 
 def describe_scores(scores: Mapping[str, Any]) -> str:
-    """The scores of `test_scores` in one line for the console."""
+    """Return the main scores in one line for the console."""
     area = scores["roc_auc"]
     shown = "none, only one class" if area is None else f"{area:.4f}"
     kind = "macro F1" if len(scores["precision_by_class"]) > 2 else "F1"

@@ -1,9 +1,9 @@
 """`train --from RUN`: a new run that continues another run, its parent, or begins with its weights.
 
-The same job with more epochs continues from the parent's checkpoint, to the same bytes as if it had
-trained all epochs itself. Another job begins with the weights of the parent's trained model, layer
-by layer. Either way the new run writes a checkpoint before its first step, and needs the parent no
-longer.
+The same job with more epochs continues from the parent's checkpoint. It ends with bitwise the same
+result as if it had trained all epochs itself. Another job begins with the weights of the parent's
+trained model, layer by layer. Either way the new run writes a checkpoint before its first step.
+After that it doesn't need the parent.
 """
 
 import contextlib
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
     from harness.compute.train_step import TrainStep
 
-# The files that a run writes before it has its parent's weights. The lease is removed last.
+# The files that a run writes before it takes its parent's weights. The lease is the last to go.
 WRITTEN = ("job.toml", RECORD, "vocabulary.txt", RATIOS_FILE, "state.json", "lease.json")
 
 
 @dataclass(frozen=True)
 class Parent:
-    """The run that a new run begins with."""
+    """The run that a new run continues, or whose weights it begins with."""
 
     run: RunDirectory
-    continues: bool  # from the parent's checkpoint; otherwise only with its model's weights
-    differences: tuple[str, ...] = ()  # between the jobs
+    continues: bool  # whether the parent's checkpoint is used, or only its model's weights
+    differences: tuple[str, ...] = ()  # what differs between the parent's job and the new one
 
     def record(self) -> dict[str, Any]:
-        """The parent in the record of the new run."""
+        """Return what the record of the new run says about its parent."""
         record = {
             "run": str(self.run.folder.absolute()),
             "begins_with": "checkpoint" if self.continues else "weights",
@@ -51,21 +51,21 @@ class Parent:
         return record
 
     def describe(self) -> str:
-        """A line about the beginning of the new run."""
+        """Say in one line how the new run begins."""
         if self.continues:
-            return f"continues run {self.run.folder}, to the bytes of a run of all epochs"
+            return f"continues run {self.run.folder}; ends as if it had trained all epochs itself"
         shown = ", ".join(self.differences)
         return f"begins with the weights of run {self.run.folder}, because these differ: {shown}"
 
 
 def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
-    """The parent of a run, from the command or the record; None if the run has a checkpoint.
+    """Find the parent of a run. Return None if it has no parent, or has a checkpoint already.
 
     Args:
-        named: the folder that `--from` names.
+        named: the folder in `--from`; by default the one in the run's record.
 
     Raises:
-        InputError: if the run can't begin with that parent, and why.
+        InputError: if the run can't begin with that parent; says why.
     """
     run = context.run
     record = run.certain_json(RECORD)
@@ -107,7 +107,7 @@ def _checked(parent: RunDirectory, context: RunContext) -> Parent:
 
 
 def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Iterator[str]:
-    """The differences from the parent's job, except its name and its epochs."""
+    """Yield what differs from the parent's job and data, except job name and epochs."""
     job, vectors = context.job, context.vectors
     changing = [key for key, facts in FACTS.items() if facts.changes != "nothing"]
     for key in changing:
@@ -128,14 +128,14 @@ def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Itera
 
 
 def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> list[str]:
-    """Write the first checkpoint of a run, from its parent.
+    """Write the first checkpoint of a new run, made from its parent.
 
     Args:
-        context: the new run, whose lease is taken and whose vocabulary is written.
-        train_step: has newly initialized models and optimizer.
+        context: the new run. Its lease must be held, and its vocabulary written.
+        train_step: the new run's models and optimizer, newly initialized.
 
     Returns:
-        A line about each layer that doesn't get the parent's weights.
+        A warning for each layer that doesn't get the parent's weights.
 
     Raises:
         InputError: if the parent's checkpoints are broken, or no layer fits.
@@ -144,7 +144,7 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
 
     epochs = context.job.train.epochs
     if parent.continues:
-        # The parent's job.toml may have been edited since.
+        # The parent's job.toml may have been edited since its training.
         of = replace(context, run=parent.run, job=parent.run.job()).identity
         for path in reversed(parent.run.checkpoints()):
             if checkpoint.adopt(path, context.run, context.identity, of=of, max_epochs=epochs):
@@ -162,7 +162,7 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
 
 @contextlib.contextmanager
 def nothing_left_if_refused(run: RunDirectory, parent: Parent | None) -> Iterator[None]:
-    """Remove the new run if its parent doesn't fit; its record would name this parent forever."""
+    """Remove the new run if its parent doesn't fit, because its record contains this parent."""
     is_first = not run.exists()
     try:
         yield
@@ -190,14 +190,14 @@ def _take_weights(
     words = read_plain_file(context.run.path("vocabulary.txt"))
     their_words = read_plain_file(parent.path("vocabulary.txt"))
     pretrained = None
-    # Of the same vectors the parent's embedding is the better one: it was trained.
+    # If both use the same vectors, the parent's embedding is better, because it was trained.
     if vectors and first_start(parent.certain_json(RECORD)).get("embeddings") != vectors.checksum:
         pretrained = embedding_of_words(train_step.export_model, context.job)
     taken = 0
     for name, layer in _numbered(train_step.export_model):
         shapes, others = _shapes(layer), _shapes(theirs[name]) if name in theirs else "missing"
         if layer is pretrained:
-            yield f"{name}: has the vectors of model.embeddings, run {parent.folder} has others"
+            yield f"{name}: starts from model.embeddings, because run {parent.folder} used others"
         elif shapes != others:
             yield f"{name}: starts from random weights of shape {shapes}, the parent's are {others}"
         elif isinstance(layer, Embedding) and words != their_words:
@@ -219,7 +219,7 @@ def _take_weights(
 
 
 def _numbered(model: "keras.Model") -> Iterator[tuple[str, "keras.Layer"]]:
-    """Each layer with weights, named by class and number; Keras's names differ between runs."""
+    """Yield layers with weights, named by class and number: Keras's names differ between runs."""
     counts = Counter[str]()
     for layer in model.layers:
         if layer.weights:

@@ -1,6 +1,6 @@
-"""Pictures of a classifier's scores.
+"""Draws the scores of a classifier.
 
-Their arguments and errors are those of `harness.training.metrics.test_scores`.
+The functions' arguments and errors are those of `harness.training.metrics.test_scores`.
 """
 
 import io
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_COUNTS = 12  # classes of a confusion matrix with readable counts
-MOST_NAMES = 30  # classes of a confusion matrix with readable names
-MAX_NAME = 24  # characters of a class's name
+MOST_COUNTS = 12  # with more classes, the confusion matrix is drawn without numbers
+MOST_NAMES = 30  # with more classes, it is drawn without the names of classes
+MAX_NAME = 24  # the number of characters that are shown of a class's name
 
 
 def confusion_picture(
@@ -27,7 +27,7 @@ def confusion_picture(
 ) -> bytes:
     """Draw the confusion matrix as a PNG of 640 x 480, with counts and shares of each true class.
 
-    For more than 12 classes it shows the shares only, by colour. `classes` names the labels.
+    For more than 12 classes only colours show the shares. `classes` are the names of the labels.
     """
     truth, found = checked(labels, probabilities)
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
@@ -66,8 +66,8 @@ def confusion_picture(
 def roc_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     """Draw the ROC curve as a PNG of 640 x 480, with the area under it in the legend.
 
-    For more than two classes it is the mean of the curves of each class against the rest. If there
-    is only one class, there is no curve, and the legend says so.
+    For more than two classes the curve is the mean over the classes, one against the rest. If all
+    labels are equal, there is no curve, and the legend says so.
     """
     truth, found = checked(labels, probabilities)
     from sklearn.metrics import RocCurveDisplay
@@ -90,9 +90,9 @@ def roc_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
 def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     """Draw how well the probabilities are calibrated, as a PNG of 640 x 640.
 
-    The upper plot shows the share of positive reviews over the mean probability, for 10 bins of
-    equal width; the lower one shows the number of reviews in each bin. For more than two classes
-    it uses the probability of the predicted class, and the share of correct predictions.
+    The upper plot shows the share of positive reviews against the mean probability, in 10 bins of
+    equal width. The lower plot shows the number of reviews in each bin. For more than two classes
+    the probability is that of the predicted class, and the share is that of correct predictions.
     """
     truth, found = checked(labels, probabilities)
     from matplotlib.figure import Figure
@@ -103,7 +103,7 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     if found.shape[1] > 2:
         is_so, positive = found.argmax(axis=1) == truth, found.max(axis=1)
         of, share = "the predicted class", "correct predictions"
-    # A custom network may return other numbers, for which scikit-learn raises.
+    # A custom network may return numbers outside 0..1, which scikit-learn rejects.
     positive = positive.clip(0, 1)
     figure = Figure(figsize=(6.4, 6.4), dpi=100, layout="constrained")
     curve, histogram = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [2, 1]})
@@ -120,16 +120,16 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
 def mean_roc_curve(
     truth: NDArray[np.int64], found: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The mean ROC curve of each class against the rest; for two classes the curve of label 1.
+    """Return the ROC curve of label 1, or for more classes the mean of one against the rest.
 
-    True positive rates are averaged at the same false positive rates.
+    The mean is taken over the true positive rates at the same false positive rates.
 
     Args:
-        truth: [n], of at least two classes.
-        found: [n, num_classes].
+        truth: the true labels `[n]`; at least two must differ.
+        found: the probabilities `[n, num_classes]`.
 
     Returns:
-        False and true positive rates, `[501]` both.
+        The false positive rates `[501]` and the true positive rates `[501]`.
     """
     from sklearn.metrics import roc_curve
 
@@ -143,8 +143,8 @@ def mean_roc_curve(
 
 
 def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> "tuple[Figure, Axes]":
-    """A figure with one plot, and margins that fit its texts."""
-    # The object API: pyplot has a global list of figures, and may choose a backend with a window.
+    """Make a figure with one plot, and with margins that leave room for its labels."""
+    # Not pyplot, which keeps a global list of figures and may choose a backend with a window.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=100, layout="constrained")
@@ -152,8 +152,8 @@ def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> "tuple[Figure, Axes]":
 
 
 def png(figure: "Figure") -> bytes:
-    """The figure as the bytes of a PNG."""
+    """Return the figure as a PNG file."""
     file = io.BytesIO()
-    # Without Matplotlib's version in the file, the same scores give the same bytes.
+    # Matplotlib's version is left out, so that the file depends only on the scores.
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""The progress of a run: its state except the variables on the devices."""
+"""The progress of a run: its state without the variables on the devices."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,19 +8,19 @@ import numpy as np
 
 @dataclass
 class Progress:
-    """The state of a run's training, as checkpoints hold it."""
+    """The state of a run's training, which checkpoints store."""
 
-    identity: str = ""  # of job and data
-    epoch: int = 0  # the current one, from 0
-    step: int = 0  # the number of finished steps of this epoch
-    loss_sum: float = 0.0  # over the reviews of these steps
-    num_correct: float = 0.0  # of the reviews of these steps
-    epoch_s: float = 0.0  # training time of these steps
-    training_s: float = 0.0  # of all steps, without those that killed processes lost
-    history: list[dict[str, Any]] = field(default_factory=list)  # a metrics line per epoch
-    best_epoch: int = 0  # from 1, 0 for none
+    identity: str = ""  # the checksum of job and data (`RunContext.identity`)
+    epoch: int = 0  # the index of the current epoch, from 0
+    step: int = 0  # the number of finished steps in the current epoch
+    loss_sum: float = 0.0  # the sum of the losses of the epoch's reviews so far
+    num_correct: float = 0.0  # the number of correct predictions in the epoch so far
+    epoch_s: float = 0.0  # the training time of the epoch so far
+    training_s: float = 0.0  # the training time of all steps, without steps lost by a kill
+    history: list[dict[str, Any]] = field(default_factory=list)  # one metrics line per epoch
+    best_epoch: int = 0  # the number of the best epoch, from 1; 0 if there is none
     event_mark: dict[str, int] = field(default_factory=dict)  # see `TensorBoardLog.mark`
-    stopped: bool = False  # by a callback; an epoch that has begun is trained to its end
+    stopped: bool = False  # whether a callback ends the training after the current epoch
     callback_states: list[Any] = field(default_factory=list)  # see `RunCallbacks.states`
     best_weights: list[np.ndarray] = field(default_factory=list)
 
@@ -30,13 +30,13 @@ class Progress:
         return self.history[self.best_epoch - 1]
 
     def add_steps(self, sums: np.ndarray, took_s: float) -> None:
-        """Add the latest steps of the epoch.
+        """Add the results of n steps to those of the epoch.
 
         Args:
-            sums: [n, 2 or 3], the results of `TrainStep.train_steps`.
-            took_s: the time of all n steps.
+            sums: what `TrainStep.train_steps` returned for the steps, `[n, 2 or 3]`.
+            took_s: the time that the n steps took together.
         """
-        # One by one, because rounding must not depend on the number of steps in a call.
+        # Added one by one, so that rounding doesn't depend on the number of steps in a call.
         for loss, num_correct, *_ in sums.tolist():
             self.loss_sum += loss
             self.num_correct += num_correct
@@ -45,7 +45,7 @@ class Progress:
         self.training_s += took_s
 
     def epoch_metrics(self, num_reviews: int, learning_rate: float) -> dict[str, Any]:
-        """The metrics line of the current epoch, after all its steps."""
+        """Return the metrics line of the current epoch, all of whose steps are done."""
         return {
             "epoch": self.epoch + 1,
             "loss": self.loss_sum / num_reviews,

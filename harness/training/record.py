@@ -1,4 +1,4 @@
-"""Writes the record of a run, its inputs, its predictions, its log and its result."""
+"""Writes a run's record, inputs, predictions and result, and parts of its TensorBoard log."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ from harness.training.trainer import Trainer
 
 
 def record_start(context: RunContext, compute: Compute, parent: Parent | None) -> None:
-    """Record this start: job, data, plan, devices. From here on the run can be resumed."""
+    """Record the job, data, plan and devices of this start. The run can then be resumed."""
     run, vectors = context.run, context.vectors
     provenance.write_provenance(
         run,
@@ -54,7 +54,7 @@ def record_start(context: RunContext, compute: Compute, parent: Parent | None) -
         plan=asdict(compute.plan),
         start={
             "devices": describe_devices(compute.strategy, compute.worker_group),
-            # Without the site's word several nodes are refused (`harness.system.site_settings`).
+            # Runs on several nodes need HARNESS_TRUSTED_NETWORK (`harness.system.site_settings`).
             **({"trusted_network": True} if compute.worker_group else {}),
             **({"embeddings": vectors.checksum} if vectors else {}),
             **describe_numerics(),
@@ -68,7 +68,7 @@ def record_start(context: RunContext, compute: Compute, parent: Parent | None) -
 
 
 def write_inputs(context: RunContext, ratios: NgramRatios | None) -> None:
-    """Write the vocabulary and the n-gram ratios, from which texts become inputs of the model."""
+    """Write the vocabulary and the n-gram ratios, which turn texts into inputs of the model."""
     vocabulary = vocab_to_bytes(known_words(context.job, context.dataset))
     context.run.write("vocabulary.txt", vocabulary)
     if ratios:
@@ -94,8 +94,8 @@ def log_run(trainer: Trainer, row: TrialRow | None, *, draws_graph: bool) -> Non
     """Write job, model and hyperparameters to the TensorBoard log, once per run.
 
     Args:
-        row: of a trial in the HParams page; by default the keys of the job.
-        draws_graph: also write the graph. It would be most of a trial's log, and the same in all.
+        row: a trial's row on the HParams page; by default the row shows the keys of the job.
+        draws_graph: whether to write the graph, which is large and the same in all trials.
     """
     job, model = trainer.job, trainer.train_step.export_model
     lines: list[str] = []
@@ -117,24 +117,24 @@ def log_run(trainer: Trainer, row: TrialRow | None, *, draws_graph: bool) -> Non
 
 
 def score_test(trainer: Trainer, test: Reviews, classes: Sequence[str]) -> dict[str, Any]:
-    """Score the exported weights on the test set, which nothing else reads; write predictions."""
+    """Score the exported weights on the test set. Write the predictions, and log pictures."""
     probabilities, scores = _scored(trainer, test, "testing", PREDICTIONS)
     log, labels = trainer.log, test.labels
     log.test(scores)
     log.picture("test/confusion_matrix", confusion_picture(labels, probabilities, classes))
     log.picture("test/calibration", calibration_picture(labels, probabilities))
-    if labels.min() != labels.max():  # of one class there is no curve
+    if labels.min() != labels.max():  # one class alone has no ROC curve
         log.picture("test/roc", roc_picture(labels, probabilities))
     return {"num_test": len(labels), **scores}
 
 
 def score_validation(trainer: Trainer, validation: Reviews, *, keeps: bool) -> dict[str, Any]:
-    """Score the exported weights on the validation reviews, beyond loss and accuracy.
+    """Compute further validation scores of the exported weights, besides loss and accuracy.
 
-    `val_roc_auc` is None if the reviews have only one class.
+    `val_roc_auc` is None if all reviews are of one class.
 
     Args:
-        keeps: also write the predictions, from which an ensemble chooses its weights.
+        keeps: whether to write the predictions, from which an ensemble chooses its weights.
     """
     name = VALIDATION_PREDICTIONS if keeps else ""
     _, scores = _scored(trainer, validation, "validating", name)
@@ -145,7 +145,7 @@ def score_validation(trainer: Trainer, validation: Reviews, *, keeps: bool) -> d
 def _scored(
     trainer: Trainer, reviews: Reviews, phase: str, name: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Probabilities and scores of reviews. With a `name`, writes the probabilities to this file."""
+    """Return probabilities and scores; if `name` is set, write the probabilities to this file."""
     trainer.heartbeat.beat(phase)
     probabilities = trainer.train_step.evaluator.probabilities(reviews, trainer.stop)
     scores = test_scores(reviews.labels, probabilities)
@@ -164,7 +164,7 @@ def result_of(
     scores: Mapping[str, Any],
     worker_group: WorkerGroup | None,
 ) -> dict[str, Any]:
-    """The content of `result.json`; `data` comes from `describe_data`."""
+    """Return the content of `result.json`. `data` is what `describe_data` returns."""
     job, progress, vectors = context.job, trainer.progress, context.vectors
     exported = progress.best if trainer.best.is_on else progress.history[-1]
     of_vectors: dict[str, Any] = {}
@@ -200,7 +200,7 @@ def result_of(
 
 
 def describe_data(context: RunContext, training: Reviews, validation: Reviews) -> dict[str, Any]:
-    """The data of the run, for its result."""
+    """Return what the run's result says about its data."""
     dataset = context.dataset
     is_given = bool(dataset.num_validation and len(validation.labels))
     return {
@@ -217,18 +217,18 @@ def describe_data(context: RunContext, training: Reviews, validation: Reviews) -
 
 
 def finish(context: RunContext, heartbeat: Heartbeat, result: dict[str, Any]) -> None:
-    """Write the result, with the checksums of the run's files, and release the folder."""
+    """Write the result with the checksums of the run's files, and release the lease."""
     run = context.run
     result |= {"identity": context.identity, **checksums_of(run)}
     heartbeat.beat("finished", result=summary_of(result))
-    run.write_json("result.json", result)  # last, because its presence means a complete run
-    with contextlib.suppress(OSError, RunError):  # the run has finished
-        for path in run.checkpoints()[:-1]:  # `train --from` continues from the last one
+    run.write_json("result.json", result)  # last, because this file marks the run as complete
+    with contextlib.suppress(OSError, RunError):  # the run is complete even if this fails
+        for path in run.checkpoints()[:-1]:  # `train --from` needs the last one
             path.unlink(missing_ok=True)
     run.release_lease()
 
 
 def checksums_of(run: RunDirectory) -> dict[str, str]:
-    """The sha256 of each file in `CHECKSUMS`, as it is on the disk."""
+    """The sha256 of each file in `CHECKSUMS` that is on the disk."""
     paths = {key: run.path(name) for name, key in CHECKSUMS.items()}
     return {key: sha256_of(path) for key, path in paths.items() if path.is_file()}

@@ -1,4 +1,4 @@
-"""Writes a run's `tensorboard/` folder, exact across kills.
+"""Writes a run's `tensorboard/` folder: the same events even if the run is killed and resumed.
 
 Users' dashboards rely on these tags:
 
@@ -10,15 +10,15 @@ Users' dashboards rely on these tags:
 | `train/` | `device/gpu0_share device/gpu0_memory_gb` and so on | optimizer step |
 | `train/` | `epoch/loss epoch/accuracy epoch/learning_rate epoch/reviews_per_s` | epoch, from 1 |
 | `validation/` | `epoch/loss epoch/accuracy` | epoch, from 1 |
-| the root | `test/accuracy` and the other scores, pictures, texts, graph, hyperparameters | 0 |
-| the root of a trial | `search/val_accuracy`, or another objective of the search | 0 |
+| `.` | `test/accuracy` and the other scores, pictures, texts, graph, hyperparameters | 0 |
+| `.` of a trial | `search/val_accuracy` or another objective of the search | 0 |
 
-TensorBoard holds all points in memory, and a curve needs only hundreds. So the log has about 500
-evenly spaced steps of a run, and the figures of the machine at about 100 steps. The run's number of
-steps determines which ones.
+TensorBoard keeps all points in memory, and a curve needs only hundreds. So the log contains about
+500 evenly spaced steps of a run, and the measurements of the machine at about 100 steps. Which ones
+depends only on the run's number of steps.
 
-A checkpoint holds the log's `mark`, the size of each event file at that moment. A resumed run cuts
-the files to the mark, and then writes the same events as an undisturbed run.
+A checkpoint contains the log's `mark`: the size of each event file at that moment. A resumed run
+truncates the files to these sizes, and then writes the same events as an undisturbed run.
 """
 
 import contextlib
@@ -52,19 +52,19 @@ from harness.system.files import atomic_write, sync
 
 LOG = logging.getLogger(__name__)
 
-# "." is the root. To TensorBoard each folder is a run, which should have one writer.
+# "." is `tensorboard/` itself. TensorBoard shows each folder as a run. Each has one writer.
 FOLDERS = (".", "train", "validation")
 
-STEP_POINTS, MEASURED_POINTS = 500, 100  # of a run
+STEP_POINTS, MEASURED_POINTS = 500, 100  # about how many points a run logs
 
 REMEDY = "free space there, then resume the run"
 
 
 class TensorBoardLog:
-    """The writer of a `tensorboard/` folder; a context manager.
+    """Writes a `tensorboard/` folder. As a context manager, it closes the files at the end.
 
-    All methods flush before they return: a running TensorBoard shows the events, and a killed
-    process loses none. They raise RunError if the disk refuses.
+    All methods flush before they return, so a running TensorBoard shows the events, and a killed
+    process loses none. They raise RunError if the disk can't be written.
     """
 
     def __init__(
@@ -76,27 +76,27 @@ class TensorBoardLog:
         clock: Callable[[], float] = time.time,
         warn: Callable[[str], object] = LOG.warning,
     ) -> None:
-        """Open the log as it was at `mark`; without a mark, as an empty log.
+        """Open the log and cut it back to `mark`; without a mark, empty it.
 
         Args:
-            folder: of the run's event files; created if missing.
-            mark: from `mark()`. Longer event files are cut, files that are not in the mark are
-                removed, and missing or shorter files cause a warning.
-            num_steps: the most steps that the run will take; up to 500 are all logged.
+            folder: the folder for the run's event files; created if missing.
+            mark: what `mark()` returned. Longer event files are truncated, files that are not in
+                the mark are removed, and missing or shorter files cause a warning.
+            num_steps: the largest number of steps of the run; if at most 500, all are logged.
             clock: returns the time of an event, in seconds since 1970.
-            warn: gets the warning, one line.
+            warn: is called with the warning, one line.
         """
         self._folder = folder
         self._clock = clock
         self._started: set[str] = set()
         self._every = max(1, math.ceil(num_steps / STEP_POINTS))
         self._measured_every = max(1, math.ceil(num_steps / MEASURED_POINTS))
-        self._measured: dict[str, float] = {}  # the newest figures, until they are written
+        self._measured: dict[str, float] = {}  # the newest measurements, until they are written
         with _one_line(folder):
             latest_s = _cut_back(folder, mark or {}, warn)
             # TensorBoard reads a folder's files in the order of their names, and never returns to
-            # an earlier one. So the new name must sort after all earlier names, even those of this
-            # second, or of a host whose clock is ahead.
+            # an earlier one. So the new name must sort after all existing names, even after one
+            # from this second, or from a host whose clock is ahead.
             start_s = max(int(clock()), latest_s + 1)
             name = f"events.out.tfevents.{start_s:010d}.{socket.gethostname()}.{os.getpid()}"
             self._paths = {key: folder / key / name for key in FOLDERS}
@@ -117,17 +117,17 @@ class TensorBoardLog:
         reviews_per_s: float,
         measured: Mapping[str, float] | None = None,
     ) -> None:
-        """Log n training steps; learning rate, speed and `measured` at the last one.
+        """Log n training steps. Learning rate, speed and `measured` belong to the last one.
 
         Args:
-            first_step: counted over the whole run from 1.
-            losses: [n], mean over the global batch.
-            accuracies: [n], share of the global batch.
-            measured: figures of the machine, by tag; kept until the next step that logs them.
+            first_step: the number of the first step, counted from 1 over the whole run.
+            losses: the mean loss over each global batch, `[n]`.
+            accuracies: the share of correct predictions in each global batch, `[n]`.
+            measured: tags and measurements of the machine, kept until a step that logs them.
         """
         losses, accuracies = np.asarray(losses, np.float32), np.asarray(accuracies, np.float32)
         self._start("train", first_step)
-        # One event for all steps, which takes a hundredth of the time of tf.summary.scalar.
+        # The steps share one event object: 100 times as fast as tf.summary.scalar.
         event = _scalar_event({"step/loss": 0.0, "step/accuracy": 0.0})
         loss, accuracy = (value.tensor.float_val for value in event.summary.value)
         for i, pair in enumerate(zip(losses.tolist(), accuracies.tolist(), strict=True)):
@@ -147,12 +147,13 @@ class TensorBoardLog:
     def epoch(
         self, epoch: int, train: Mapping[str, float], validation: Mapping[str, float]
     ) -> None:
-        """Log an epoch, counted from 1.
+        """Log the metrics of an epoch.
 
         Args:
-            train: `loss`, `accuracy`, `learning_rate` and `reviews_per_s`.
-            validation: `loss` and `accuracy`, or empty without a validation set. The tags are the
-                same as in `train`, so TensorBoard draws both in one chart.
+            epoch: the number of the epoch, from 1.
+            train: the values of `loss`, `accuracy`, `learning_rate` and `reviews_per_s`.
+            validation: the values of `loss` and `accuracy`; empty without validation reviews. The
+                tags are those of `train`, so TensorBoard draws both in one chart.
         """
         self._write("train", _scalar_event(_tagged("epoch", train), epoch))
         if validation:
@@ -161,7 +162,7 @@ class TensorBoardLog:
         self.flush()
 
     def test(self, scores: Mapping[str, object]) -> None:
-        """Log the numbers among the test set's scores, `test/accuracy` and so on."""
+        """Log all test scores that are numbers, as `test/accuracy` and so on."""
         numbers = {name: n for name, n in scores.items() if isinstance(n, int | float)}
         self._write(".", _scalar_event(_tagged("test", numbers)))
         self.flush()
@@ -176,8 +177,8 @@ class TensorBoardLog:
         self._log(tag, text_plugin, markdown.encode())
 
     def picture(self, tag: str, png: bytes) -> None:
-        """Log a PNG, unchanged."""
-        # A PNG's first chunk gives width and height as 32-bit big-endian numbers (RFC 2083).
+        """Log a PNG file as it is."""
+        # The first chunk of a PNG contains width and height, 32-bit and big-endian (RFC 2083).
         width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
         self._log(tag, image_plugin, [str(width).encode(), str(height).encode(), png])
 
@@ -201,22 +202,22 @@ class TensorBoardLog:
         columns: Mapping[str, bool | int | float | str] | None = None,
         objective: str = "",
     ) -> None:
-        """Log the job for the HParams page, with the validation and test metrics.
+        """Log a row of the HParams page, and which metrics the page shows.
 
         Args:
-            values: by dotted key, such as `train.learning_rate`.
+            values: dotted key -> value, with keys such as `train.learning_rate`.
             run_name: the name of the row; TensorBoard averages runs with the same name.
-            columns: an example value for each key in any row; by default `values`.
-            objective: of a search, whose trials have it as a metric in place of test accuracy.
+            columns: every key of the page's rows -> an example value; by default `values`.
+            objective: the objective of a search; trials show it in place of the test accuracy.
 
-        TensorBoard finds the validation metrics if its --logdir is above this folder; for this
-        folder itself it looks for a run named "./validation".
+        TensorBoard finds the validation metrics only if its --logdir is a folder above this one. If
+        --logdir is this folder itself, it looks for a run named "./validation".
         """
-        # TensorBoard uses the first run's description for all runs. So a key has a type but no
-        # domain, which would hide runs with other values.
+        # TensorBoard applies the first run's description to all runs. So it contains each key's
+        # type, but not its domain, which would hide runs with other values.
         examples = sorted((columns or values).items())
         infos = [api_pb2.HParamInfo(name=key, type=_type(value)) for key, value in examples]
-        metrics = [  # of the last epoch, which may not be the epoch of the saved weights
+        metrics = [  # those of the last epoch, but the saved weights may be from another epoch
             hp.Metric("epoch/accuracy", group="validation", display_name="last val. accuracy"),
             hp.Metric("epoch/loss", group="validation", display_name="last val. loss"),
             hp.Metric("test/accuracy", display_name="test accuracy"),
@@ -228,13 +229,13 @@ class TensorBoardLog:
             infos, [metric.as_proto() for metric in metrics], time_created_secs=now_s
         )
         session = hp.hparams_pb(dict(values), trial_id=run_name, start_time_secs=now_s)
-        # Converted from TensorFlow's class of the same message.
+        # `experiment` is of another class for the same message, so it is converted.
         self._write(".", Event(summary=Summary.FromString(experiment.SerializeToString())))
         self._write(".", Event(summary=session))
         self.flush()
 
     def mark(self) -> dict[str, int]:
-        """Sync the event files, and return their sizes in bytes by path in the folder."""
+        """Sync the event files. Return a mapping of relative path -> size in bytes."""
         self.flush()
         with _one_line(self._folder):
             for path in self._paths.values():
@@ -251,9 +252,9 @@ class TensorBoardLog:
                 writer.flush()
 
     def close(self) -> None:
-        """Flush and close the files; a second call does nothing."""
+        """Flush and close the files. A second call does nothing."""
         if self._writers:
-            # Flushed first: closing a file that can't be flushed loses data silently.
+            # Flushed first, because `writer.close` doesn't report data that it can't write.
             self.flush()
         for writer in self._writers.values():
             writer.close()
@@ -273,7 +274,7 @@ class TensorBoardLog:
     def _start(self, key: str, step: int) -> None:
         """Make a running TensorBoard forget all events from this step on.
 
-        It may have read events of a killed process that were cut since.
+        It may have read events of a killed process that were removed from the files since then.
         """
         if key not in self._started:
             self._started.add(key)
@@ -306,10 +307,10 @@ def _event_files(folder: Path) -> list[Path]:
 
 
 def _cut_back(folder: Path, mark: Mapping[str, int], warn: Callable[[str], object]) -> int:
-    """Cut the folder back to `mark`; return the latest second in the name of any event file."""
+    """Cut the files back to `mark`. Return the latest time in the names of event files."""
     for key in FOLDERS:
         (folder / key).mkdir(parents=True, exist_ok=True)
-        for leftover in (folder / key).glob(".*.tmp"):  # of a process killed while it wrote
+        for leftover in (folder / key).glob(".*.tmp"):  # left by a killed process
             leftover.unlink(missing_ok=True)
     sizes = {
         path.relative_to(folder).as_posix(): path.stat().st_size for path in _event_files(folder)

@@ -1,4 +1,4 @@
-"""One run from top to bottom: data, fit, test, record."""
+"""Trains one run from top to bottom: data, fit, test, result."""
 
 from typing import Any
 
@@ -31,31 +31,31 @@ def train(
     parent: Parent | None = None,
     takes_back_cancel: bool = False,
 ) -> dict[str, Any]:
-    """Begin a run, or resume it, and train it to its result.
+    """Begin or resume a run, train it to its end, and return its result.
 
-    On several nodes all workers call this at the same time. All but the chief have a temporary
-    folder and a silent console (`harness.training.launch.join_workers`).
+    On several nodes all workers call this at the same time. Workers other than the chief use a
+    temporary folder and a silent console (`harness.training.launch.join_workers`).
 
     Args:
-        scores_validation: also score the exported weights on the validation reviews, by the scores
-            that epochs leave out.
-        row: the row of a trial in TensorBoard's HParams page.
-        parent: the run that this one begins with, if it has no checkpoint yet.
-        takes_back_cancel: undo `harness cancel` of this run.
+        scores_validation: whether to compute further validation scores of the exported weights,
+            such as F1, which are not computed after each epoch.
+        row: a trial's row on TensorBoard's HParams page.
+        parent: the run that `--from` names; not used once this run has a checkpoint.
+        takes_back_cancel: whether to undo an earlier `harness cancel` of this run.
 
     Returns:
         The content of `result.json`.
 
     Raises:
-        Interrupted: a signal came; the run is saved and can be resumed.
-        RunError: the run failed, and why.
+        Interrupted: if a signal came; the run is saved and can be resumed.
+        RunError: if the run failed; says why.
     """
     run, job, dataset = context.run, context.job, context.dataset
     training, validation, ratios = training_reviews(job, dataset)
     weights = class_weights(job.train, dataset.classes, training.labels)
     callbacks = own_callbacks(job)
     run.take_lease()
-    if takes_back_cancel:  # not before, because a refused run stays cancelled
+    if takes_back_cancel:  # only here: if a check above fails, the run stays cancelled
         take_back_cancel(run.folder)
     heartbeat = Heartbeat(run, compute.allocation)
     with (
@@ -75,7 +75,7 @@ def train(
             steps_per_epoch=num_steps(len(training.labels), job.train.batch_size),
             class_weights=weights,
         )
-        if parent and compute.is_chief:  # the others get its checkpoint
+        if parent and compute.is_chief:  # the other workers get the chief's checkpoint
             observers.console.info(parent.describe())
             for line in begin_with(parent, context, train_step):
                 observers.console.warning(line)
@@ -94,7 +94,7 @@ def train(
             if job.data.test:
                 test = test_reviews(job, dataset, ratios)
                 scores = record.score_test(trainer, test, dataset.classes)
-            keeps = not compute.is_trial  # for a trial the file would cost too much
+            keeps = not compute.is_trial  # trials write no predictions, to save time and space
             if len(validation.labels) and (keeps or scores_validation):
                 of_validation = record.score_validation(trainer, validation, keeps=keeps)
                 scores |= of_validation if scores_validation else {}

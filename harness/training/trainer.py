@@ -1,6 +1,6 @@
 """The training loop.
 
-In contrast to `model.fit` it resumes inside an epoch, with the bytes of an undisturbed run.
+Unlike `model.fit` it can resume inside an epoch, and then ends with the same bytes.
 """
 
 import contextlib
@@ -36,13 +36,13 @@ from harness.training.context import Observers, RunContext
 from harness.training.metrics import loss_and_accuracy, test_scores
 from harness.training.tensorboard_log import TensorBoardLog
 
-STEPS_TO_STOP = 10  # the most steps between a worker's signal and the stop of all workers
+STEPS_TO_STOP = 10  # at most so many steps after a worker gets a signal, all workers stop
 
 
 class Trainer:
-    """The training of one run: first `prepare`, then `fit`.
+    """Trains one run: first call `prepare`, then `fit`.
 
-    `fit` leaves the weights to export in `train_step.export_model`.
+    After `fit`, `train_step.export_model` contains the weights to export.
     """
 
     def __init__(
@@ -61,10 +61,10 @@ class Trainer:
         train = context.job.train
         self.num_reviews = len(training.labels)
         self.steps_per_epoch = num_steps(self.num_reviews, train.batch_size)
-        self.drain_every = train.log_every_steps  # steps
+        self.drain_every = train.log_every_steps  # the number of steps between calls of `_drain`
         if not self.stop.alone:
             self.drain_every = min(train.log_every_steps, STEPS_TO_STOP)
-        self.first_step_s: float | None = None  # from the start of the process
+        self.first_step_s: float | None = None  # from the process's start to the first step's end
         self.usage = UsageMeter(observers.monitor, heartbeat)
         self.report = ProgressReport(
             self.console,
@@ -74,17 +74,17 @@ class Trainer:
         )
         self.best = BestWeights(train)
         self.callbacks = RunCallbacks(train, train_step.model, callbacks)
-        self.fit_s = 0.0  # of this process, with tracing and validation
-        self.checkpoint_s = 0.0  # of this process, to write checkpoints
-        self._pending: list[tf.Tensor] = []  # results on the device, [steps, …] per execution
-        self._votes = 0.0  # of all workers to stop
-        self._is_over = False  # all epochs are trained, and the last checkpoint is written
+        self.fit_s = 0.0  # the time from `prepare` to the end of `fit` in this process
+        self.checkpoint_s = 0.0  # the time spent writing checkpoints in this process
+        self._pending: list[tf.Tensor] = []  # results on the device, each [steps, …]
+        self._votes = 0.0  # the number of votes of all workers to stop
+        self._is_over = False  # whether all epochs are trained, and the last checkpoint is written
 
     def prepare(self, worker_group: WorkerGroup | None) -> None:
         """Restore the run from its checkpoint, and open the batches, the graph and the log.
 
         Raises:
-            RunError: if the checkpoint is of another job, or a newer process took the run over.
+            RunError: if the checkpoint is of another job, or a newer process took over the run.
         """
         self._began_s = time.perf_counter()
         if worker_group:
@@ -95,24 +95,24 @@ class Trainer:
         )
         for line in warnings:
             self.console.warning(line)
-        self.is_new = not self.progress.event_mark  # the TensorBoard log is empty
-        # 2. The callbacks, from the history and their states. They keep the learning rate of 1.
+        self.is_new = not self.progress.event_mark  # whether the TensorBoard log is empty
+        # 2. The callbacks, from the history and their states. The learning rate stays as restored.
         self.callbacks.begin(self.progress)
         for name in self.callbacks.forgetful:
             self.console.warning(
                 f"train.callbacks = {name!r}: has no save_state and load_state, so a resumed run "
-                "begins it anew"
+                "starts it without its earlier state"
             )
         # 3. The batches from the next step on.
         self._open_batches()
-        # 4. The graph. During the seconds of tracing another process may take the run over.
+        # 4. The graph. Tracing takes seconds, and another process may take the run over meanwhile.
         vote = None if self.stop.alone else tf.constant(0, tf.float64)
         num = self.job.train.steps_per_execution
         traced = self.train_step.train_steps.get_concrete_function(self._batches, num, vote)
         self.graph = traced.graph
         watchdog.progress()
         self.run.check_lease()
-        # 5. The TensorBoard log, metrics.jsonl and timings.jsonl, cut to those of the checkpoint.
+        # 5. TensorBoard's log, metrics.jsonl and timings.jsonl, cut back to the checkpoint.
         self.log = TensorBoardLog(
             self.run.path("tensorboard"),
             self.progress.event_mark,
@@ -129,8 +129,8 @@ class Trainer:
         lengths = self.training.lengths(data.maxlen)
         permutations = permutations_ahead(train.seed, epochs, lengths, shape=shape)
         self._open_until = progress.epoch + len(permutations)
-        # Endless, because for batches that end, tf.distribute asks all replicas at every step
-        # whether they have one. The loop takes only the batches that exist.
+        # Endless: if the batches could end, tf.distribute would ask all replicas at every step
+        # whether they have another one. The loop takes only the batches that exist.
         start = Start(progress.step, progress.epoch * self.steps_per_epoch, endless=True)
         self._batches: Iterator[Batch] = iter(
             batches(self.train_step.strategy, self.training, permutations, shape=shape, start=start)
@@ -139,12 +139,12 @@ class Trainer:
     # The loop
 
     def fit(self, validation: Reviews) -> None:
-        """Train the remaining epochs, and validate after each."""
+        """Train the remaining epochs. After each, validate and write a checkpoint."""
         train, progress, train_step = self.job.train, self.progress, self.train_step
         self._saved_s = time.perf_counter()
         while progress.epoch < train.epochs:
             if progress.step == 0:  # an epoch that has begun is trained to its end
-                # A run trains at least one epoch, because it needs weights to keep.
+                # A run trains at least one epoch; otherwise it would have no weights to keep.
                 if train_step.model.stop_training and progress.history:
                     break
                 self.stop.check()  # before the callbacks, because a resumed run calls them again
@@ -155,7 +155,7 @@ class Trainer:
             train_step.export_weights()
             if len(validation.labels):
                 line |= self._validate(validation)
-            # Before the callbacks, so it doesn't contain their changes after the epoch.
+            # Computed before the callbacks change anything at the end of the epoch.
             line["checksum"] = checkpoint.checksum(train_step)
             progress.end_epoch(line)
             self.best.after_epoch(progress, train_step.export_model)
@@ -174,7 +174,7 @@ class Trainer:
         self._drained_s = time.perf_counter()
         if progress.epoch >= self._open_until:
             self._open_batches()
-        step = progress.step  # of this epoch; `progress` follows when steps are drained
+        step = progress.step  # steps started in this epoch; `_drain` updates `progress.step`
         while step < self.steps_per_epoch:
             if step:  # `fit` has checked before the first one
                 self.stop.check()
@@ -187,7 +187,7 @@ class Trainer:
                 self.first_step_s = round(age_s() or 0.0, 3)
                 self.heartbeat.beat("training", first_step_s=self.first_step_s)
             before, step = step, step + num
-            # At multiples of `drain_every`, which are the same steps on every worker and start.
+            # Multiples of `drain_every` are the same steps on all workers, and in a resumed run.
             is_boundary = step // self.drain_every > before // self.drain_every
             if is_boundary or step == self.steps_per_epoch:
                 self._drain()
@@ -200,15 +200,15 @@ class Trainer:
                 self._save()
 
     def _drain(self) -> None:
-        """Copy the results of pending steps from the device, add them to the progress, report them.
+        """Copy results of pending steps from the device, add them to `progress`, and report them.
 
         Raises:
-            RunError: if a loss is not finite; names the step.
+            RunError: if a loss is not finite; says at which step.
         """
         if not self._pending:
             return
         self.run.check_lease()
-        # Waits for the last step, so the clock is read afterwards.
+        # `numpy` waits for the last step, so the clock is read after it.
         sums = np.concatenate([part.numpy() for part in self._pending])
         self._pending = []
         check_results()
@@ -217,7 +217,7 @@ class Trainer:
         took_s, self._drained_s = now_s - self._drained_s, now_s
         results = self._results(sums, took_s)
         self.progress.add_steps(sums, took_s)
-        self._votes += float(sums[:, 2:].sum())  # one worker alone has no column of votes
+        self._votes += float(sums[:, 2:].sum())  # a single worker has no votes column
         self.log.steps(
             results.first_step,
             results.losses,
@@ -231,7 +231,7 @@ class Trainer:
     def _results(self, sums: np.ndarray, took_s: float) -> StepResults:
         progress, batch_size = self.progress, self.job.train.batch_size
         sizes = np.full(len(sums), float(batch_size))
-        if progress.step + len(sums) == self.steps_per_epoch:  # the last batch need not be full
+        if progress.step + len(sums) == self.steps_per_epoch:  # the last batch may be smaller
             sizes[-1] = self.num_reviews - batch_size * (self.steps_per_epoch - 1)
         results = StepResults(
             first_step=self._num_steps_done() + 1,
@@ -264,7 +264,7 @@ class Trainer:
         }
 
     def _other_scores(self, validation: Reviews, probabilities: np.ndarray) -> dict[str, float]:
-        """The scores beside loss and accuracy that `train.monitor` or `train.keep` uses."""
+        """Return the scores besides loss and accuracy that `train.monitor` or `train.keep` uses."""
         train = self.job.train
         watched = {self.best.score} if self.best.is_on else set()
         if train.early_stopping_patience or train.reduce_lr_patience:
@@ -314,7 +314,7 @@ class Trainer:
         return float(self.train_step.optimizer.learning_rate.numpy())
 
     def _write_metrics(self) -> None:
-        # Whole files, because a kill could leave half of an appended line, or a line twice.
+        # Writes whole files: after a kill, appending could leave half a line, or a line twice.
         history = self.progress.history
         metrics = [untimed(line) for line in history]
         timings = [
@@ -331,7 +331,7 @@ class Trainer:
         try:
             yield
         except Interrupted:
-            # Once `_is_over`, a resumed run calls `on_train_end` again, so its effect is not saved.
+            # If `_is_over`, `on_train_end` may have changed the model; it will be called again.
             if not self._is_over:
                 self._drain()
                 self._save()

@@ -174,7 +174,7 @@ def test_an_error_of_a_callback_ends_the_run_in_one_line() -> None:
 
 
 def test_a_callback_without_state_is_named() -> None:
-    """The run warns that a restart begins it anew."""
+    """The run warns that a restart starts it without its earlier state."""
     source = COUNTS.replace("load_state", "other")
     job = job_of(source)
     callbacks = RunCallbacks(job.train, model_of(job.train), own_callbacks(job))

@@ -78,7 +78,7 @@ def test_a_disk_error_is_no_broken_checkpoint(
 
 
 def test_a_run_with_a_parents_weights_does_not_begin_without_them(tmp_path: Path) -> None:
-    """If all checkpoints are broken, it is refused; other runs begin anew."""
+    """If all checkpoints are broken, it is refused; other runs start over."""
     for begins_with, weights_of in (("weights", None), ("checkpoint", "/a"), ("checkpoint", None)):
         run, step = saved_run(tmp_path / f"{begins_with}-{weights_of}", 400)
         parent = {"run": "/a", "begins_with": begins_with, "weights_of": weights_of}

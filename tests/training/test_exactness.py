@@ -135,7 +135,7 @@ def test_a_broken_checkpoint_is_named_and_the_older_one_used(harness: Harness) -
     newest.write_bytes(b"")
     last = harness.run("resume", run)
     assert last.returncode == 0, last.stderr
-    assert re.search(rf"{oldest.name} is broken .*; none is left, starting anew", last.stderr)
+    assert re.search(rf"{oldest.name} is broken .*; none is left, starting over", last.stderr)
     assert results(run) == results(calm)
 
 

@@ -168,7 +168,7 @@ def test_a_trial_is_a_run_that_never_reads_the_test_set(calm: Sweeps) -> None:
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 4
     refused = calm.harness.run_here("evaluate", run)
     assert refused.returncode == 2
-    assert "leaves the test set unread" in refused.stderr
+    assert "was not tested (data.test = false)" in refused.stderr
 
 
 def test_a_trial_has_the_bytes_of_a_separate_run(calm: Sweeps) -> None:

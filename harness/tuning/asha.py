@@ -54,7 +54,7 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
             before, values = self._seed_state, self._random_values()
             if values is not None and not self._is_known_to_wait():
                 return self._trial(0, {**values, "tuner/initial_epoch": 0})
-            if values is not None:  # with fewer `trials` the search drew no random values here
+            if values is not None:  # before `trials` was raised, no random values were drawn here
                 self._seed_state = before
         # Running trials may still lead to promotions.
         return {"status": TrialStatus.IDLE if self.ongoing_trials else TrialStatus.STOPPED}
@@ -90,7 +90,7 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
 
 
 def rung_epochs(min_epochs: int, max_epochs: int, factor: int) -> list[int]:
-    """Return the epochs of every rung, such as 1, 3, 9, rounded up as Hyperband does."""
+    """Return the number of epochs of every rung, such as 1, 3, 9, rounded up as in Hyperband."""
     num_rungs, epochs = 1, max_epochs
     while epochs >= min_epochs * factor:
         num_rungs, epochs = num_rungs + 1, epochs // factor

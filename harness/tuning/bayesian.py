@@ -23,7 +23,7 @@ warnings.filterwarnings("ignore", category=ConvergenceWarning, module="sklearn.g
 
 NUM_BEST, NUM_LATEST, NUM_SPREAD = 40, 30, 30  # how many finished trials `subset` chooses
 NUM_POINTS = 2000  # random points where the acquisition function is evaluated
-NUM_STARTS = 5  # how many of these points, the best, a minimization starts from
+NUM_STARTS = 5  # minimizations, which start from the best of these points
 
 
 class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  # no types

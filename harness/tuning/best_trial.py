@@ -74,7 +74,7 @@ def best_of(sweep: SweepDirectory, trials: Sequence[Trial]) -> Trial:
 
 def best_job(search: SearchSpec, trial: Trial) -> Job:
     """Return a trial's job, changed so that it is also scored on the test set."""
-    # hyperband and asha choose the epochs of a trial. Otherwise fewer epochs mean an early stop.
+    # Only hyperband and asha choose a trial's epochs; in other searches training stopped early.
     epochs = trial.epochs if search.continues_trials else None
     content = search.job_of(values_of(trial, search.space), epochs=epochs).model_dump()
     content["name"] = f"{search.name[:95]}_best"
@@ -94,7 +94,7 @@ def retrained_job(search: SearchSpec, trial: Trial) -> Job:
         if facts.unvalidated is not None:
             put_value(content, key, facts.unvalidated)
     job = check_job(content, Path(f"{content['name']}.toml"))
-    for key, _ in job.unused_keys():  # every run would warn about an unused key
+    for key, _ in job.unused_keys():  # otherwise every run would warn about the unused key
         put_value(content, key, KEYS[key].default)
     return check_job(content, Path(f"{content['name']}.toml"))
 

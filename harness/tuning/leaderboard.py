@@ -38,7 +38,7 @@ def values_of(trial: Trial, space: Sequence[Parameter]) -> dict[str, Value]:
 
 
 def leaderboard_rows(trials: Iterable[Trial], search: SearchSpec) -> list[dict[str, Any]]:
-    """Return the ranked trials as rows of the leaderboard; a missing value is None."""
+    """Rank the trials and return them as rows of the leaderboard; a missing value is None."""
     objective = search.table.objective
     return [
         {

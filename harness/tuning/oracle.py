@@ -1,4 +1,4 @@
-"""Makes KerasTuner's oracles for `Schedule`, which calls them in one process, in a fixed order.
+"""Makes KerasTuner's oracles; a `Schedule` calls an oracle in one process and in a fixed order.
 
 This module changes three things of KerasTuner 1.4.8:
 
@@ -108,7 +108,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
     else:
         kinds = {"random": RandomSearchOracle, "grid": SteadyGrid}
         oracle = kinds.get(table.tuner, BoundedBayesianOracle)(**options)
-    # None for asha, whose `trials` limits settings; its promotions are additional trials.
+    # It is None for asha: there `trials` counts settings, and promotions are additional trials.
     oracle.max_trials = search.max_trials
     oracle.verbose = 0
     oracle.save = oracle._save_trial = lambda *_: None

@@ -21,8 +21,8 @@ class Axis(NamedTuple):
     """A vertical axis of the plot; heights are 0 at its bottom and 1 at its top."""
 
     name: str
-    heights: np.ndarray  # [num_trials]
-    ticks: Sequence[tuple[float, str]]  # height and text of each
+    heights: np.ndarray  # where each trial's line crosses the axis, [num_trials]
+    ticks: Sequence[tuple[float, str]]  # height and text of each tick
 
 
 def axis_of(parameter: Parameter, name: str, values: "pandas.Series") -> Axis:

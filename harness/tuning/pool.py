@@ -20,7 +20,7 @@ from harness.system.console import Console
 from harness.system.files import is_said_of_disk
 from harness.system.processes import STOPPING
 
-DISK_CODE, NODE_FAULT_CODE = 74, 77  # a worker's exit codes if the disk fails, the node is faulty
+DISK_CODE, NODE_FAULT_CODE = 74, 77  # a worker's exit codes for a disk error and a faulty node
 ERRORS: dict[int, Callable[[str], Exception]] = {
     RunError.exit_code: RunError,
     InputError.exit_code: InputError,

@@ -126,7 +126,7 @@ class End(Record):
 
 
 class Stop(Record):
-    """Says that the search is stopped, or that a person has resumed it since."""
+    """Says that the search is stopped, or that a person has resumed it."""
 
     by: str  # the user and the machine
     at: str
@@ -357,7 +357,7 @@ class Worker:
         for n, heard in [*self.view.open.items()]:
             k, attempt = heard.k, self.me
             if k:
-                if not heard.attempt:  # another worker has taken it; its file is not visible yet
+                if not heard.attempt:  # another worker's attempt; its file is not visible yet
                     continue
                 if not heard.gone:
                     if heard.attempt.worker == self.me.worker:

@@ -109,7 +109,7 @@ class Schedule:
 
     def _proposal(self, n: int, values: Mapping[str, Any]) -> Trial:
         of_job: dict[str, Value] = {
-            key: value.item() if hasattr(value, "item") else value  # of NumPy
+            key: value.item() if hasattr(value, "item") else value  # a NumPy number
             for key, value in values.items()
             if not key.startswith("tuner/")
         }
@@ -144,7 +144,7 @@ class Schedule:
 class Proposer:
     """Proposes trials; of several proposers, the first that creates a trial's folder decides."""
 
-    begin: Callable[[list[Trial]], Schedule]  # makes the schedule, given the growing known trials
+    begin: Callable[[list[Trial]], Schedule]  # makes a schedule; the list of known trials may grow
     num_asked: int  # `search.trials`
     ahead: int  # largest number of trials that wait for a worker, if not `is_guided`
     is_guided: bool  # whether the oracle's choices depend on results

@@ -1,4 +1,4 @@
-"""`harness sweep show`: prints a sweep's leaderboard and the importance of its keys, and plots."""
+"""`harness sweep show`: prints leaderboard and importance of keys, and plots a sweep's trials."""
 
 import itertools
 import logging
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PLOT = "parallel_coordinates.png"
 NUM_SHOWN = 10  # rows of the leaderboard on the screen
 DIGITS = (4, 12)  # smallest and largest number of decimals of a score
-MIN_TRIALS = 3  # fewer trials tell nothing about a key
+MIN_TRIALS = 3  # with fewer trials, nothing is said about a key
 NUM_BINS = 3  # groups into which the values of a range are divided
 
 
@@ -140,11 +140,11 @@ def scored_trials(trials: Sequence[Trial], search: SearchSpec) -> "pandas.DataFr
 
 
 def comparable(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame":
-    """Return the trials whose scores may be compared: all, or those with the same epochs.
+    """Return the trials whose scores may be compared: all, or those of the same length.
 
-    hyperband and asha train good settings longer, so a score would also show the length of the
-    training. Of their trials only those with the most common number of epochs are returned. Of two
-    equally common numbers the larger one counts.
+    hyperband and asha train good settings longer, so their scores also depend on the length of the
+    training. For these tuners only trials with the most common number of epochs are returned; if
+    two numbers are equally common, the larger one.
     """
     if not search.continues_trials or trials.empty:
         return trials

@@ -48,7 +48,7 @@ class SweepDirectory(LeasedDirectory):
     _is_new = False  # whether `begin` must choose a folder that does not exist yet
 
     def check_lease(self) -> None:
-        """Allow every write: all commands compute the same files from the accepted trials."""
+        """Allow every write; a sweep needs no lease, as all commands compute the same files."""
 
     @classmethod
     def new(cls, runs: Path, search: SearchSpec, sweep_id: str | None) -> "SweepDirectory":
@@ -99,7 +99,7 @@ class SweepDirectory(LeasedDirectory):
         job = self.folder.parent
         try:
             job.mkdir(parents=True, exist_ok=True)
-            if self._is_new:  # another command may begin one in the same second
+            if self._is_new:  # another command may begin a sweep in the same second
                 self.folder = job / reserve_id(job.parent, [(job.name, "")])
             if make_once(self.folder, files):
                 if make_once(self.folder, files):

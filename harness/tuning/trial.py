@@ -70,7 +70,7 @@ class Trials:
         except (OSError, Interrupted, NodeFault):
             raise
         except Exception as error:  # Keras and TensorFlow raise errors of any type
-            if is_of_disk(error) or isinstance(error, TakenOver):  # retry, not a failed trial
+            if is_of_disk(error) or isinstance(error, TakenOver):  # worth another try
                 raise OSError(str(error)) from None
             is_ours = isinstance(error, InputError | RunError)
             line = str(error) if is_ours else f"{type(error).__name__}: {error}"

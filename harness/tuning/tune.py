@@ -38,7 +38,7 @@ from harness.tuning.sweep_dir import RESULT, SweepDirectory
 PATIENCE_S = 600.0  # how long a command retries while the file system fails
 # How long workers may save before the interruption is recorded. Slurm's KillWait is often 30 s.
 RECORD_S = 5.0
-TEND_S, LOOK_S = 0.5, 1.0  # time between two checks of this command's processes, of the search
+TEND_S, LOOK_S = 0.5, 1.0  # time between checks of this command's processes, and of the search
 T = TypeVar("T")
 
 
@@ -106,7 +106,7 @@ def tune(
         f"workers of this command: {len(slots)}{parallel}, data: {dataset.title}"
     )
     del dataset  # the workers open the dataset themselves
-    # Each command of a search has another name; a requeued job keeps its name.
+    # Every command of a search needs its own name; a requeued job keeps its name.
     name = f"job{allocation.own_id}" if allocation else f"{socket.gethostname()}-{os.getpid()}"
     with WorkerPool(
         sweep.folder, request, slots, name=name, allocation=allocation, console=console
@@ -247,7 +247,7 @@ class Command:
     def _look(self) -> None:
         """Read what has changed; show it on the console and in the leaderboard."""
         news = self.disk.run(follow(self.view, time.monotonic()))
-        for trial in news if self._has_looked else ():  # only results since this command began
+        for trial in news if self._has_looked else ():  # skip results from before this command
             self.console.info(describe(trial, self.search))
         self._has_looked = True
         trials = shown(self.view)
@@ -264,7 +264,7 @@ class Command:
         self.console.advance("trials", num_ended, total, figures=figures)
 
     def _has_ended(self, attempt: Attempt) -> bool:
-        """Whether a worker is known to have ended; it must be of this command or machine."""
+        """Whether a worker has ended; False if it is not of this command or machine."""
         return attempt.worker in self.pool.ended or has_died(attempt.process, attempt.space)
 
     def _stop(self, reason: Interrupted) -> None:

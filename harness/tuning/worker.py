@@ -76,7 +76,7 @@ def propose(sweep: SweepDirectory, ahead: int) -> None:
     stop = StopRequest()
     stop.listen()
     search = sweep.search()
-    # More threads would add numbers in another order, which would change the proposals.
+    # Several threads would add numbers in a varying order, which would change the proposals.
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import_tensorflow(SlurmEnvironment.from_environment(), threads=1)

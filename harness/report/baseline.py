@@ -151,7 +151,7 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> Baseli
     return Baseline(
         TFIDF,
         f"{TFIDF}, last {maxlen}" if maxlen else f"{TFIDF}, whole",
-        note if maxlen else "",  # one note for both
+        note if maxlen else "",  # the note describes both baselines
         parameters=model.coef_.size + model.intercept_.size,
         training_s=round(training_s, 3),
         **_scores(test, model.predict_proba(counts)),
@@ -230,7 +230,7 @@ class NgramModel:
     ngrams: Ngrams
     weights: Floats  # [num_models, num_ngrams]
     biases: Floats  # [num_models]
-    strength: float  # the chosen C
+    strength: float  # the chosen value of C
     validation: Mapping[float, float]  # for each C its validation accuracy
     num_training: int = 0  # number of training reviews
     training_s: float = 0.0
@@ -457,7 +457,7 @@ def tested_data(group: DatasetGroup, data: Path | None) -> Dataset:
     if data and (named := open_dataset(data)).checksum == group.checksum:
         return named
     for open_candidate in _candidates(group):
-        with contextlib.suppress(InputError, RunError):  # it has moved, or it is broken
+        with contextlib.suppress(InputError, RunError):  # the dataset has moved, or it is broken
             if (dataset := open_candidate()).checksum == group.checksum:
                 return dataset
     raise InputError(

@@ -1,4 +1,4 @@
-"""Collects finished runs from folders, and groups those that may be compared."""
+"""Collects finished runs from folders, and groups the runs that may be compared."""
 
 import errno
 import json
@@ -55,7 +55,7 @@ DEFAULTS = {
     if key not in WITHOUT_RESULT and not is_free(info) and not info.is_required()
 }
 
-# Numbers in `result.json` whose means a table shows.
+# The numbers in `result.json` whose means are shown in tables.
 NUMBERS = (
     *("f1", "roc_auc", "log_loss", "training_s", "val_accuracy", "val_loss"),
     *("recurrent_parameters", "parameters"),
@@ -72,7 +72,7 @@ class ScoredRun:
     architecture: str
     seed: int
     accuracy: float  # on the test set, from 0 to 1
-    result: Mapping[str, Any]  # result.json
+    result: Mapping[str, Any]  # the content of `result.json`
     settings: Mapping[str, Any]  # by `table.key`, except the keys in `WITHOUT_RESULT`
     began_s: float = math.inf  # when it began, in seconds since 1970; infinite if unknown
     audit: str = ""  # depth of the deepest audit that the user stored, see `depth_of`
@@ -186,7 +186,7 @@ def t_interval(mean: Any, error: Any, dof: Any, level: float) -> tuple[Any, Any]
     return low, high
 
 
-# Finding runs
+# Find runs
 
 
 def scored_runs(
@@ -346,7 +346,7 @@ def as_text(setting: Any) -> str:
     return json.dumps(setting, sort_keys=True, default=str)
 
 
-# Grouping them
+# Group runs
 
 
 def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[LeftOut]]:

@@ -241,7 +241,7 @@ def copied(run: Path, to: Path, code: Mapping[str, str]) -> dict[str, str]:
     return sums
 
 
-# Raw text to classes
+# Classify texts with a run or an ensemble
 
 
 def open_model(folder: Path) -> RunDirectory | Ensemble:
@@ -372,7 +372,7 @@ def read_member(folder: Path) -> RunMember:
         InputError: if it is unfinished, not tested, of another version, or can't be read.
     """
     run = RunDirectory.open(folder)
-    job = run.job()  # refuses runs of other versions, and code of other users
+    job = run.job()  # raises for runs of other versions and code of other users
     scored = read_run(folder)
     if isinstance(scored, LeftOut):
         raise InputError(
@@ -434,7 +434,7 @@ class Request:
     """The arguments of `harness ensemble`."""
 
     folders: Sequence[Path]  # the folders of the runs
-    ngrams: bool  # whether the linear model is a member
+    ngrams: bool  # whether the linear model becomes a member
     weights_from: Path | None
     data: Path | None  # folder of the dataset, if it has moved
     name: str | None  # the ensemble's name; by default made from the names of the jobs
@@ -468,7 +468,7 @@ class Made:
     """A new ensemble."""
 
     folder: Path
-    result: Mapping[str, Any]  # `result.json`
+    result: Mapping[str, Any]  # the content of `result.json`
     cells: "pandas.DataFrame"  # a table of texts: a row per member, and last the ensemble
 
 
@@ -601,7 +601,7 @@ def _linear_model(
     return kept, kept.probabilities(rest) if len(rest) else found[:0], found
 
 
-# Its files
+# The files of the new ensemble
 
 
 def _new_folder(request: Request, members: Sequence[RunMember], runs: Path) -> Path:
@@ -686,7 +686,7 @@ def _copy_members(
     for index, (each, weight) in enumerate(zip(runs, weights, strict=False)):
         sums = copied(each.run.folder, folder / run_folder(index), each.job.code)
         about = {"job": each.job.name, "seed": each.job.train.seed}
-        name = printable(str(each.run.folder.absolute()))  # TOML is UTF-8
+        name = printable(str(each.run.folder.absolute()))  # TOML is UTF-8, which a path may not be
         members.append(Member(name=name, weight=weight, sha256=sums, **about))
     if kept:
         content = kept.to_bytes()

@@ -29,7 +29,7 @@ MARKERS = "os^Dv<>PX*os"
 LINES = (*("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1))) * 2, "-", "--")
 GREY = "#595959"
 WIDTH, HEIGHT = 5.6, 3.6  # inches without the legend
-LEGEND_LINE = 0.165  # inches
+LEGEND_LINE = 0.165  # inches per line of the legend
 
 Styles = dict[str, dict[str, Any]]  # for each job its arguments for Matplotlib
 

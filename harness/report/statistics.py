@@ -72,7 +72,7 @@ def differences(group: DatasetGroup) -> "pandas.DataFrame":
     table = pandas.DataFrame([*rows], columns=["first", "second", *columns]).astype(columns)
     level = 1 - (1 - LEVEL) / max(_num_comparisons(group, table), 1)
     low, high = t_interval(table["mean"], table["error"], table["dof"], level)
-    # Accuracies differ by 1 at most, so a wider interval is useless.
+    # Accuracies differ by 1 at most, so an interval with a width of 2 or more is useless.
     table[["low", "high"]] = np.where(high - low < 2, [low, high], np.nan).T
     table["is_shown"] = table["low"] > 0
     table["sentence"] = [*map(_sentence, table.itertuples())]
@@ -80,7 +80,7 @@ def differences(group: DatasetGroup) -> "pandas.DataFrame":
 
 
 def _num_comparisons(group: DatasetGroup, compared: "pandas.DataFrame") -> int:
-    """Return how many intervals hold at once: for many jobs all pairs, as data chose the best."""
+    """Return how many intervals hold at once; with many jobs, the number of all pairs of jobs."""
     num_jobs = len(group.jobs)
     return math.comb(num_jobs, 2) if num_jobs > MAX_PAIRED else len(compared)
 
@@ -216,7 +216,7 @@ def read_arrays(path: Path) -> tuple[Ints, Floats]:
     return checked(labels, given)
 
 
-# Against a linear model, review by review
+# Comparison with a linear model, review by review
 
 
 def tests_against(baseline: Baseline, predictions: Predictions | None) -> "pandas.DataFrame":

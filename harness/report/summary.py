@@ -34,7 +34,7 @@ from harness.system.console import printable, rich_console
 if TYPE_CHECKING:
     import pandas
 
-COLUMNS = {  # the most important first, because a narrow terminal hides the last ones
+COLUMNS = {  # most important first, because a narrow terminal hides the last ones
     "job": "{job}",
     "test %": "{accuracy:.2f}",
     "s.d.": "{deviation:.2f}",
@@ -61,7 +61,7 @@ SEVERAL_CLASSES = "F1 and ROC AUC are means over the classes; ROC AUC takes each
 NUM_KEPT = 2  # columns that even the narrowest terminal shows
 MAX_SENTENCES = 10  # comparisons of jobs on a screen
 MAX_DRAWN = 12  # jobs in a picture
-MAX_LEFT_OUT = 20
+MAX_LEFT_OUT = 20  # lines on a screen about runs that are left out
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Part:
 
     @property
     def notes(self) -> list[str]:
-        """How to read the differences, and descriptions of the baselines."""
+        """The explanations of the differences, and the descriptions of the baselines."""
         several = [SEVERAL_CLASSES] if len(self.group.classes) > 2 else []
         notes = [each.note for each in self.baselines if each.note]
         return [*explanations(self.group, self.differences), *several, *notes]
@@ -176,7 +176,7 @@ def _table(group: DatasetGroup, baselines: Sequence[Baseline]) -> "pandas.DataFr
 
 def _verdicts(group: DatasetGroup, baselines: Sequence[Baseline]) -> tuple[str, ...]:
     tested = [each for each in baselines if each.predicted]
-    # The report names the runs with unreadable predictions.
+    # Nothing is said here, because the report lists the runs with unreadable predictions.
     predictions = read_predictions(group, lambda _: None) if tested else None
     return tuple(
         verdict(tests_against(each, predictions), f"{each.name} ({each.accuracy:.2%})")

@@ -13,7 +13,7 @@ from harness.system.console import printable, rich_console
 if TYPE_CHECKING:
     import pandas
 
-GAP = 2  # blanks between two columns
+GAP = 2  # spaces between two columns
 MAX_NAME = 16  # a text of up to so many characters is never wrapped
 UNLIMITED = 100_000  # characters in a line of a file or a pipe
 

@@ -76,8 +76,8 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
     prefix = request.run_id or reserve_id(request.runs, wanted)
     runs = known or _runs(request, prefix)
     folders = [run.folder for run in runs]
-    # A run that starts later reads a copy of its job, so that edits have no effect. The copies are
-    # not in TMPDIR because other nodes read them too.
+    # A run that starts later reads a copy of its job file, so that edits have no effect. The copies
+    # are not in TMPDIR because other nodes read them too.
     parent = submissions(request.runs.absolute())
     again = request.again or f"the same command with --run-id {prefix}"
     if allocation and allocation.max_requeues is not None:  # a job script chose the run id

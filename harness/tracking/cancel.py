@@ -18,8 +18,8 @@ from harness.tracking.run_dir import ask_to_cancel
 from harness.tracking.status import refresh
 
 WAIT_S = 90.0  # to wait for a run's end; by default Slurm kills a job 30 s after its signal
-POLL_S = 0.5
-ASK_EVERY_S = 5.0  # between two calls of squeue
+POLL_S = 0.5  # seconds between two reads of a run's state
+ASK_EVERY_S = 5.0  # seconds between two calls of squeue
 OVER = ("interrupted", "failed", "result")  # phases of a run that has ended
 AT_WORK = ("running", "starting", "stale")  # states of a run that has a process
 
@@ -75,11 +75,11 @@ def ask_to_stop(
     """
     if status.state == "finished":
         return f"{status.run}: is finished, nothing to cancel"
-    if not status.is_own and status.state in ALIVE:  # its record may name a job of this user
+    if not status.is_own and status.state in ALIVE:  # the record may show a job of this user
         raise RunError(f"run {status.run}: is another user's; ask them to stop it")
     if alone and (status.alive or status.job_lives):
         ask_to_cancel(status.folder)
-        if status.state not in ALIVE:  # a requeue of its job would restart it
+        if status.state not in ALIVE:  # a requeued job would restart the run
             return f"{status.run}: is {status.state}; job {status.slurm_job} trains its other seeds"
         if status.phase is None or status.state == "pending":
             return f"{status.run}: will not start; job {status.slurm_job} trains its other seeds"
@@ -97,7 +97,7 @@ def ask_to_stop(
         return _cancel_job(status)
     if status.state not in AT_WORK:
         if not problem and status.phase == "interrupted" and not status.was_cancelled:
-            # It may have been requeued, which only squeue knows.
+            # The job may have been requeued, which only squeue knows.
             problem = None if client.has_client("squeue") else "Slurm's programs are not here"
         if problem and status.reported_job:
             raise RunError(
@@ -174,7 +174,7 @@ def wait_until_saved(
         # A search records its interruption before its last worker has saved.
         saves = bool(now.trials) and _is_here(now) and is_run_alive(now.process or 0, now.time_s)
         if (now.phase in OVER and is_new and not saves) or (not now.alive and now.state != "stale"):
-            # Read again: it may have saved after `refresh` read its record.
+            # Read again: the run may have saved after `refresh` read its record.
             return _outcome(refresh(status, queue))
         sleep(POLL_S)
         waited_s += POLL_S

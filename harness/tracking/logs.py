@@ -12,9 +12,9 @@ from harness.system.lenient_json import path, read_json
 from harness.tracking.records import RunStatus
 
 MAX_LINE_BYTES = 1_000_000  # a longer line is cut into several
-POLL_S = 1.0
+POLL_S = 1.0  # seconds between two reads of a log
 QUIET_POLLS = 3  # after so many polls without a new line the log of an ended run is complete
-ASK_EVERY_S = 10.0  # between two calls of squeue, which knows whether a run is requeued
+ASK_EVERY_S = 10.0  # seconds between two calls of squeue, which knows whether a run is requeued
 
 # Escape sequences of terminals, for cursor movements, colours and titles.
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?")
@@ -118,7 +118,7 @@ def follow(
     while not is_over(look()):
         yield from follower.new_lines()
         sleep(POLL_S)
-    num_quiet = 0  # the last lines may come seconds after the result
+    num_quiet = 0  # the last lines may be written seconds after the result
     while num_quiet < QUIET_POLLS:
         sleep(POLL_S)
         lines = list(follower.new_lines())

@@ -146,7 +146,7 @@ class RunStatus:
     reviews_per_s: float | None = None
     eta_s: float | None = None
     step_ms: float | None = None
-    device: dict[str, float] = field(default_factory=dict)  # from harness.system.resource_monitor
+    device: dict[str, float] = field(default_factory=dict)  # measured by resource_monitor
     val_accuracy: float | None = None  # of the last epoch; of the best one if the run is finished
     test_accuracy: float | None = None
     trials: dict[str, Any] | None = None  # for a sweep: the numbers of finished, failed, … trials
@@ -235,7 +235,7 @@ def read_submissions(folder: Path) -> list[Submission]:
     """
     try:
         names = [name for name in os.listdir(folder) if name.endswith(".json")]  # noqa: PTH208
-    except OSError:  # nothing was submitted yet
+    except OSError:  # the folder is missing: nothing was submitted yet
         return []
     found = in_threads(lambda name: _read_submission(f"{folder}/{name}"), names)
     return sorted((each for record in found for each in record), key=lambda each: each.time_s)

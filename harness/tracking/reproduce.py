@@ -85,7 +85,7 @@ def reproduce(
 
 
 def _distrusted(paths: Sequence[Path], trust_code: bool) -> list[str]:
-    """A warning for each path that another user owns or can change.
+    """Return a warning for each path that another user owns or can change.
 
     Raises:
         InputError: if there is such a path and `trust_code` is false.

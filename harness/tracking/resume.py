@@ -82,7 +82,7 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
         num_gpus = sum("gpu" in str(each).lower() for each in devices)
         if num_gpus:  # keeps the number of replicas
             gpus = str(max(1, num_gpus // (num_nodes or 1)))
-        else:  # 0 if the run used the CPU
+        else:  # 0 GPUs if the run used the CPU
             gpus = text(asked.get("gpus")) or ("0" if devices else None)
     return dataclasses.replace(
         wanted,

@@ -127,7 +127,7 @@ def _below(
                 depth = MAX_DEPTH + 1
             for name, entry in entries.items():
                 is_link = entry.is_symlink()
-                # For a link in a loop `DirEntry.is_dir` raises, `os.path.isdir` does not.
+                # If symbolic links form a loop, `DirEntry.is_dir` raises, `os.path.isdir` does not.
                 is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()  # noqa: PTH112
                 if not depth or name.startswith(".") or not is_folder:
                     continue
@@ -148,7 +148,7 @@ def _look(
     try:
         with os.scandir(folder) as entries:
             return None, {entry.name: entry for entry in entries}
-    except FileNotFoundError:  # it was removed meanwhile
+    except FileNotFoundError:  # the folder was removed in the meantime
         return None, {}
     except OSError as error:
         refused[folder] = f"can't be read: {error.strerror}"
@@ -184,7 +184,7 @@ def began_s(record: Mapping[str, Any]) -> float:
     """Return the time of a run's first start in seconds since 1970; infinite if unknown."""
     try:
         return datetime.fromisoformat(text(first_start(record).get("at")) or "").timestamp()
-    except (ValueError, OverflowError, OSError):  # broken, or an impossible year
+    except (ValueError, OverflowError, OSError):  # the time is broken, or its year is impossible
         return math.inf
 
 
@@ -331,7 +331,7 @@ class RunDirectory(LeasedDirectory):
         for path in (self.folder, *itertools.chain.from_iterable(inside)):
             try:
                 status = path.stat() if path == self.folder else path.lstat()
-            except OSError:  # missing, as in a new run
+            except OSError:  # the file is missing, as in a new run
                 continue
             owner = status.st_uid
             if owner != os.getuid() and not stat.S_ISREG(status.st_mode):

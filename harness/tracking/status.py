@@ -63,7 +63,7 @@ def _state_and_note(
         return "finished", status.error or ""
     stopped = status.phase in (None, "interrupted", "failed")
     if stopped and status.shares_job and status.asked_to_cancel:
-        status.queued = None  # its job trains the other seeds
+        status.queued = None  # the job trains the other seeds only
         if status.phase is None:
             return "cancelled", "will not start with its job"
     queued = status.queued

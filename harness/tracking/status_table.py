@@ -149,7 +149,7 @@ class StatusScreen:
         return any(each.alive for each in statuses)
 
     def complain(self, problem: str | None) -> None:
-        """Warn once that squeue gave no answer."""
+        """Warn that squeue gave no answer; the same warning is not repeated."""
         if problem and problem != self._complained:
             log(logging.WARNING, f"{problem}; the table shows the run folders only")
         self._complained = problem

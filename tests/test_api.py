@@ -75,10 +75,10 @@ def test_options_are_those_of_the_command(here: Path, capsys: pytest.CaptureFixt
     """The command checks them. Its error is raised, and not printed."""
     with pytest.raises(InputError, match="No such option: --colour"):
         package.train(LSTM, colour="red")
-    with pytest.raises(InputError, match="--data /nowhere: is no folder"):
+    with pytest.raises(InputError, match="--data /nowhere: is not a folder"):
         package.train(LSTM, data="/nowhere")
     shown = capsys.readouterr()
-    assert "--data /nowhere: is no folder" not in shown.out + shown.err
+    assert "--data /nowhere: is not a folder" not in shown.out + shown.err
     assert list(here.glob("runs/*")) == []
 
 

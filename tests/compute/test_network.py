@@ -199,7 +199,7 @@ def test_a_network_that_a_setting_excludes_is_refused(
 
 def test_probabilities_of_classes_add_up() -> None:
     """More than two classes need a softmax; a sigmoid is refused."""
-    with pytest.raises(InputError, match=r"no probabilities.*softmax"):
+    with pytest.raises(InputError, match=r"not probabilities.*softmax"):
         check_network(custom(BODY), num_outputs=3)
     assert check_network(custom(BODY.replace('"sigmoid"', '"softmax"')), num_outputs=3) == ""
 

@@ -113,7 +113,7 @@ class Audit:
     @property
     def rows(self) -> list[dict[str, str]]:
         """The comparisons as a table."""
-        rows = [*self.checks, *(Check("record", "other here", line) for line in self.others)]
+        rows = [*self.checks, *(Check("record", "changed", line) for line in self.others)]
         if self.tolerance:
             rows.append(Check("tolerance", "measured here", self.tolerance))
         return [asdict(row) | {"detail": one_line(row.detail)} for row in rows]
@@ -188,7 +188,7 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
     if job.code and not is_trusting():
         raise InputError(
             f"run {folder}: its job has code of its own ({', '.join(job.code)}), which an audit "
-            "runs; read it in job.toml, then give --trust-code"
+            "runs; read it in job.toml, then add --trust-code"
         )
     if data and job.data.source:
         job = load_job(folder / "job.toml", [f"data.source={json.dumps(str(data.absolute()))}"])
@@ -259,7 +259,7 @@ def compared(what: str, pairs: Iterable[Pair]) -> Check:
         for where, mine, theirs, allowed in pairs:
             if not (found := gap(mine, theirs)):
                 continue
-            by = f"{where} by {found:.3g}" if np.isfinite(found) else f"{where} is another one"
+            by = f"{where} by {found:.3g}" if np.isfinite(found) else f"{where} is not the same"
             if allowed is None:
                 return Check(what, DIFFERS, by)
             if not found <= allowed:

@@ -297,7 +297,7 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
     # Not for the sample, because the shipped jobs have vocabularies for all of IMDB.
     if not dataset.is_sample and job.data.vocab_size > vocab_size:
         console.warning(
-            f"data.vocab_size = {job.data.vocab_size}: the training reviews hold "
+            f"data.vocab_size = {job.data.vocab_size}: the training reviews contain "
             f"{len(dataset.vocab):,} words, so a size above {vocab_size} has no effect"
         )
     if line := given_validation(job, dataset):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from harness.compute.train_step import TrainStep
 
-# The files that a run writes before it takes its parent's weights. The lease is the last to go.
+# The files that a run writes before it takes its parent's weights. The lease is removed last.
 WRITTEN = ("job.toml", RECORD, "vocabulary.txt", RATIOS_FILE, "state.json", "lease.json")
 
 
@@ -152,7 +152,7 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
         raise InputError(
             f"--from {parent.run.folder}: its checkpoints are broken, of another job than its "
             f"job.toml, or of more than train.epochs = {epochs}; leave --from out, restore that "
-            "job.toml, or give more epochs"
+            "job.toml, or raise train.epochs"
         )
     lines = list(_take_weights(parent.run, context, train_step))
     progress = Progress(identity=context.identity)
@@ -162,7 +162,7 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
 
 @contextlib.contextmanager
 def nothing_left_if_refused(run: RunDirectory, parent: Parent | None) -> Iterator[None]:
-    """Remove the new run if its parent doesn't fit, because its record contains this parent."""
+    """Remove the new run if its parent doesn't fit, because its record names this parent."""
     is_first = not run.exists()
     try:
         yield
@@ -197,7 +197,7 @@ def _take_weights(
     for name, layer in _numbered(train_step.export_model):
         shapes, others = _shapes(layer), _shapes(theirs[name]) if name in theirs else "missing"
         if layer is pretrained:
-            yield f"{name}: starts from model.embeddings, because run {parent.folder} used others"
+            yield f"{name}: starts from model.embeddings, which run {parent.folder} did not use"
         elif shapes != others:
             yield f"{name}: starts from random weights of shape {shapes}, the parent's are {others}"
         elif isinstance(layer, Embedding) and words != their_words:

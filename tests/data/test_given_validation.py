@@ -176,7 +176,7 @@ def test_a_run_on_a_users_texts(harness: Harness) -> None:
     done = harness.run("train", "mine/mine.toml", "--run-id", "own", *words)
     assert done.returncode == 0, done.stderr
     assert f"texts {path}: 120 training, 40 validation and 40 test reviews" in done.stdout
-    assert "data.vocab_size = 8000: the training reviews hold" in done.stderr
+    assert "data.vocab_size = 8000: the training reviews contain" in done.stderr
     assert "tested on 40 reviews of reviews.csv (120 + 40 + 40 reviews)" in done.stdout
     run = harness.runs / "mine" / "own"
     result = json.loads((run / "result.json").read_text())

@@ -1,4 +1,4 @@
-"""Progress and log lines: a bar on a terminal, lines with time and level in a file.
+"""Prints progress and messages: a bar on a terminal, lines with time and level in a file.
 
 The times in a Slurm log show when a job stalled and when it ended.
 """
@@ -23,13 +23,14 @@ UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 STAMPED = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
-PREFIX = re.compile(r"harness: |[0-9-]{10} [0-9:]{8} [A-Z]+ ")  # of a message in a pipe or a file
+# Begins a message in a pipe or a file.
+PREFIX = re.compile(r"harness: |[0-9-]{10} [0-9:]{8} [A-Z]+ ")
 
 
 class Console:
     """Shows the progress of a run on standard output, and warnings on standard error.
 
-    A context manager: the block has a progress bar, if standard output is a terminal.
+    Its `with` block shows a progress bar if standard output is a terminal.
     """
 
     def __init__(self) -> None:
@@ -39,7 +40,7 @@ class Console:
 
     @functools.cached_property
     def terminal(self) -> "RichConsole":
-        """Rich's console on standard output, made at the first use because its import is slow."""
+        """Rich's console on standard output; it is made late, because importing Rich is slow."""
         return rich_console(soft_wrap=True)
 
     def __enter__(self) -> "Console":
@@ -95,22 +96,22 @@ class Console:
 
 
 def printable(text: str) -> str:
-    """Escape characters that would act on a terminal: `\\x1b[2J` for an escape sequence.
+    """Escape characters that would control a terminal: an escape sequence becomes `\\x1b[2J`.
 
     These are control characters except tabs and line ends, marks that change the direction of text,
-    and lone surrogates, which have no encoding.
+    and lone surrogates, which can't be encoded.
     """
     return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def take_any_text() -> None:
-    """Let standard output escape characters that its encoding lacks, such as `\\u2603`."""
+    """Print characters that standard output can't encode as escapes, such as `\\u2603`."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
-    """Print a command's output. All output uses `echo` or `rich_console`, which escape it.
+    """Print a command's output. All output goes through `echo` or `rich_console`, which escape it.
 
     Raises:
         SystemExit: with code 0 if the reader of standard output has ended, such as `head`.
@@ -126,7 +127,7 @@ def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
 
 
 def rich_console(**options: Any) -> "RichConsole":
-    """A console of Rich that escapes control characters in text."""
+    """Return a Rich console that escapes control characters in text."""
     from rich.console import Console as RichConsole
     from rich.segment import Segment
 
@@ -146,37 +147,37 @@ def log(level: int, text: str) -> None:
     a pipe, a warning begins with `warning: `, an error with `harness: `.
 
     Args:
-        level: of the `logging` module.
+        level: a level of the `logging` module.
     """
     LOGGER.log(level, "%s", text)
 
 
 def error_line(text: str, descriptor: int) -> str:
-    """An error as a line of the log, for code that writes it to a descriptor itself.
+    """Format an error as a line of the log, for code that writes to a file descriptor itself.
 
     Args:
         text: the message.
-        descriptor: of the target.
+        descriptor: the file descriptor that the line will be written to.
     """
     record = LOGGER.makeRecord(LOGGER.name, logging.ERROR, "", 0, printable(text), (), None)
     return _line(record, descriptor)
 
 
 def is_error(line: str) -> bool:
-    """Whether a line of a log, or of a command's output, is an error."""
+    """Whether a line of a log, or of a command's output, reports an error."""
     prefix = PREFIX.match(line.strip())
     return prefix is not None and prefix[0].split()[-1] in ("harness:", "ERROR")
 
 
 def strip_prefix(line: str) -> str:
-    """The message in a line of a log or of a command's standard error, without its prefix."""
+    """Remove the prefix from a line of a log or of a command's standard error."""
     line = line.strip()
     prefix = PREFIX.match(line)
     return line[prefix.end() :] if prefix else line
 
 
 def _goes_to_file(stream: TextIO | int) -> bool:
-    # Under srun the stream is a pipe into the job's log; the job scripts set HARNESS_LOG.
+    # Under srun the stream is a pipe into the job's log, so the job scripts set HARNESS_LOG.
     if "HARNESS_LOG" in os.environ:
         return True
     try:
@@ -210,7 +211,7 @@ def _make_printable(record: logging.LogRecord) -> bool:
 
 
 LOGGER = logging.getLogger("harness")
-LOGGER.addFilter(_make_printable)  # a filter of the logger serves all handlers
+LOGGER.addFilter(_make_printable)  # a filter of the logger applies to all handlers
 LOGGER.addHandler(_LineHandler())
 LOGGER.setLevel(logging.INFO)
 LOGGER.propagate = False  # handlers of TensorFlow and Keras would print the lines twice

@@ -2,7 +2,7 @@
 
 Writing uses a temporary name next to the target, `.<random>.tmp`, and a rename. The name is random
 because processes on several nodes may have the same process id and write the same file. A folder
-that a killed process left is removed a day later, when another folder is made beside it.
+that a killed process left is removed when a new one is made beside it, if it is over a day old.
 
 `open_plain_file` opens plain files only: a FIFO may block for ever and a device may have no end.
 """
@@ -31,13 +31,13 @@ from harness.errors import DiskError, InputError
 ABANDONED_S = 86_400
 REMEDY = "free space there, or choose another --runs"
 MAX_RECORD_BYTES = 256_000_000  # more than any record of a run, or a vocabulary
-# The file is missing or can't be a record. All other errors are errors of the disk.
+# Errors of a file that is missing or can't be a record. All other errors are errors of the disk.
 NO_RECORD = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
     *(errno.EINVAL, errno.EFBIG, errno.ENAMETOOLONG, errno.ENXIO),
 )
 MAX_THREADS = 32
-MIN_ITEMS = 8  # per thread: starting a thread takes longer than a call to a local disk
+MIN_ITEMS = 8  # items per thread: starting a thread takes longer than a call to a local disk
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -46,7 +46,7 @@ Answer = TypeVar("Answer")
 
 
 def owner_name(user_id: int) -> str:
-    """The name of a user, or the number where the system knows no name."""
+    """Return the name of a user, or the number if the system knows no name."""
     try:
         return pwd.getpwuid(user_id).pw_name
     except KeyError:
@@ -54,7 +54,7 @@ def owner_name(user_id: int) -> str:
 
 
 def foreign_link(path: str | Path) -> str:
-    """The owner of a symbolic link, unless it is this user or root; empty for any other path."""
+    """Return the owner of another user's symbolic link; empty for other paths, and for root's."""
     try:
         status = os.lstat(path)
     except OSError:  # missing or unreadable
@@ -64,12 +64,12 @@ def foreign_link(path: str | Path) -> str:
 
 
 def distrust(path: Path, owners: Collection[str] = ()) -> str:
-    """The reason why an untrusted user may have written a file or folder; empty if none could.
+    """Say why an untrusted user may have written a file or folder; empty if none could.
 
     Trusted users are this user, root and `owners`.
 
     Raises:
-        OSError: if it is missing.
+        OSError: if the path is missing.
     """
     status = path.stat()
     name = owner_name(status.st_uid)
@@ -87,7 +87,7 @@ def others_can_write(status: os.stat_result) -> bool:
 
 
 def _is_own_group(status: os.stat_result) -> bool:
-    """Whether the owner is the group's only member; many systems create a group per user."""
+    """Whether a file's group contains only its owner; many systems create a group per user."""
     try:
         group = grp.getgrgid(status.st_gid)
     except KeyError:
@@ -110,10 +110,10 @@ def atomic_write(
     Args:
         content: text, bytes, or a function that writes into a binary file.
         mode: the permissions, before the user's umask.
-        remedy: what the user can do if the disk refuses.
+        remedy: what the user can do if the write fails.
 
     Raises:
-        DiskError: if the disk refuses.
+        DiskError: if the write fails.
     """
 
     def save(temporary: Path) -> None:
@@ -128,20 +128,20 @@ def atomic_write(
 
 
 def atomic_save(target: Path, save: Callable[[Path], object]) -> None:
-    """Like `atomic_write`, for a library that needs a path with the suffix.
+    """Like `atomic_write`, for a library that writes to a path and checks its suffix.
 
     Raises:
-        DiskError: if the disk refuses.
+        DiskError: if the write fails.
     """
     _write(target, save, suffix=target.suffix, remedy=REMEDY)
 
 
 @contextlib.contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Yield a new folder, which is renamed to `target` at the end, or removed after an error.
+    """Yield a new folder. At the end, rename it to `target`; after an error, remove it.
 
     Raises:
-        OSError: if the disk refuses, or `target` exists and is not an empty folder.
+        OSError: if a write fails, or `target` exists and is not an empty folder.
     """
     temporary = _temporary(target).with_suffix(f".{target.name[:100]}.tmp")
     remove_abandoned(target.parent, f".{'[0-9a-f]' * 32}.*.tmp")
@@ -168,12 +168,12 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
     """Like `atomic_directory`, but replaces an existing folder once the new one is complete.
 
     Args:
-        target: the folder, or a link to it, which stays a link.
-        check: raises if the existing folder must stay; called right before the replacement.
+        target: the folder, or a symbolic link to it; the link stays as it is.
+        check: a function that raises if the old folder must stay; called before it is replaced.
 
     Raises:
         InputError: for a broken link, or another user's link.
-        OSError: if the disk refuses.
+        OSError: if the write fails.
     """
     if target.is_symlink():
         if target.lstat().st_uid != os.getuid():
@@ -185,7 +185,7 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
     try:
         with atomic_directory(target) as temporary:
             yield temporary
-            check(target)  # its content may have changed in the meantime
+            check(target)  # the target may have changed in the meantime
             with contextlib.suppress(FileNotFoundError):
                 target.rename(old)
     finally:
@@ -195,12 +195,12 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
 
 
 def write_refusal(path: Path, error: OSError, remedy: str = REMEDY) -> str:
-    """The message for a file that the system refuses to write."""
+    """Return the message for a file that can't be written."""
     return f"{path}: can't be written: {why_refused(error)}; {remedy}"
 
 
 def why_refused(error: OSError) -> str:
-    """The system's reason. If a folder can't be made, it names the file in its place."""
+    """Return the reason of a failed write. It names a file that is in the place of a folder."""
     if isinstance(error, FileExistsError) and error.filename:
         return f"{error.filename} is not a folder, or is a broken link"
     return error.strerror or str(error)
@@ -213,12 +213,12 @@ def replace_file(
 
     Args:
         target: the file, in an existing folder.
-        save: writes a file to a path.
-        suffix: of the temporary name.
-        synced: whether to sync the content before the rename, and the name after it.
+        save: a function that writes a file to a path.
+        suffix: the end of the temporary name.
+        synced: whether to sync the file before the rename, and its folder after the rename.
 
     Raises:
-        OSError: if the disk refuses.
+        OSError: if the write fails.
     """
     temporary = _temporary(target, suffix)
     try:
@@ -235,10 +235,10 @@ def replace_file(
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its missing parents, and sync their names.
+    """Make a folder and its missing parents, and sync the folders that contain them.
 
     Raises:
-        OSError: if the disk refuses.
+        OSError: if the write fails.
     """
     missing = itertools.takewhile(lambda each: not each.is_dir(), folder.parents)
     made = [folder, *missing]
@@ -248,9 +248,9 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_entry(path: Path) -> None:
-    """Sync the folder of a file, which has the file's name.
+    """Sync the folder that contains a file, because the folder stores the file's name.
 
-    Without it a power cut can remove a file whose content is synced.
+    Without this, a power failure can remove a file even if its content is synced.
     """
     try:
         sync(path.parent)
@@ -300,14 +300,14 @@ def is_file(path: Path) -> bool:
 
 
 def read_plain_file(path: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
-    """The bytes of a plain file.
+    """Return the bytes of a plain file.
 
     Args:
         path: the file, or a link to it.
-        limit: its largest size in bytes.
+        limit: the largest size of the file in bytes.
 
     Raises:
-        OSError: if it is unreadable, not a plain file, or larger.
+        OSError: if the file is unreadable, not a plain file, or larger than `limit`.
     """
     with open_plain_file(path) as file:
         if os.fstat(file.fileno()).st_size > limit:
@@ -316,18 +316,18 @@ def read_plain_file(path: Path, limit: int = MAX_RECORD_BYTES) -> bytes:
 
 
 class Record(NamedTuple):
-    """The content of a file, with the time and the owner from its file system."""
+    """The content of a file, the time of its last change, and its owner."""
 
     content: bytes
-    modified_s: float  # since 1970
-    owner: int  # of the link, if the path is a link
+    modified_s: float  # seconds since 1970
+    owner: int  # user id; the owner of the link, if the path is a symbolic link
 
 
 def read_record(path: str) -> Record | None:
     """Read a small plain file; None if it is missing or unreadable.
 
-    `status` reads thousands of records, so this avoids `Path` and buffered files, which take longer
-    than the system calls.
+    `harness status` reads thousands of records, so this function avoids `Path` and buffered files:
+    they take longer than the system calls.
     """
     flags, owner = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, None
     try:
@@ -345,21 +345,21 @@ def read_record(path: str) -> Record | None:
             content = os.read(descriptor, status.st_size + 1)
         finally:
             os.close(descriptor)
-    except (OSError, ValueError):  # ValueError: the path has a NUL byte or a lone surrogate
+    except (OSError, ValueError):  # ValueError: a NUL byte or lone surrogate in the path
         return None
     return Record(content, status.st_mtime, status.st_uid if owner is None else owner)
 
 
 def open_plain_file(path: Path) -> BinaryIO:
-    """Open a plain file to read.
+    """Open a plain file for reading.
 
     Raises:
-        OSError: if it is unreadable or not a plain file.
+        OSError: if the file is unreadable or not a plain file.
     """
-    # Without O_NONBLOCK, opening a FIFO waits for a writer. It does not affect plain files.
+    # Without O_NONBLOCK, opening a FIFO waits for a writer. The flag does not affect plain files.
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except ValueError:  # a path from a record has a NUL byte or a lone surrogate
+    except ValueError:  # a path in a record may contain a NUL byte or a lone surrogate
         raise OSError(errno.EINVAL, "it is not a path", str(path)) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -368,7 +368,7 @@ def open_plain_file(path: Path) -> BinaryIO:
 
 
 def sha256_of(path: Path) -> str:
-    """The checksum of a plain file.
+    """Return the SHA-256 checksum of a plain file.
 
     Raises:
         OSError: if it can't be read.
@@ -381,10 +381,10 @@ def sha256_of(path: Path) -> str:
 
 
 def raise_unless_missing(error: OSError, path: Path) -> None:
-    """Raise a disk error for any error but a missing file.
+    """Raise a `DiskError`, unless the error only means that the file is missing.
 
     Raises:
-        DiskError: one line with the remedy.
+        DiskError: with one line that contains the remedy.
     """
     if error.errno in NO_RECORD:
         return
@@ -393,13 +393,13 @@ def raise_unless_missing(error: OSError, path: Path) -> None:
 
 
 def is_said_of_disk(line: str) -> bool:
-    """Whether the last line of a traceback is an error of a disk that may recover in minutes."""
+    """Whether the last line of a traceback is a disk error that may pass within minutes."""
     by_disk = any(os.strerror(number) in line for number in (errno.EIO, errno.ESTALE))
     return by_disk and re.match(r"\w+Error: ", line) is not None
 
 
 def disk_error_in(error: BaseException | None) -> OSError | None:
-    """The disk error that caused this error: zipfile, for example, reports a broken file."""
+    """Return the disk error behind an error, such as behind zipfile's report of a broken file."""
     while error:
         if isinstance(error, OSError) and error.errno not in (None, *NO_RECORD):
             return error
@@ -408,7 +408,7 @@ def disk_error_in(error: BaseException | None) -> OSError | None:
 
 
 def is_of_disk(error: Exception) -> bool:
-    """Whether a failing disk is the cause of an error."""
+    """Whether a failing disk caused an error."""
     return isinstance(error, DiskError) or disk_error_in(error) is not None
 
 
@@ -428,7 +428,7 @@ def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Ans
 
 @contextlib.contextmanager
 def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
-    """A new private folder below `parent` or `TMPDIR`, which is removed at the end."""
+    """Yield a new private folder below `parent` or `TMPDIR`, and remove it at the end."""
     with tempfile.TemporaryDirectory(
         prefix="harness-", dir=parent, ignore_cleanup_errors=True
     ) as name:
@@ -437,7 +437,7 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def turn_at(path: Path) -> Iterator[None]:
-    """Hold a lock, if the disk has locks, so that only one process makes a file or folder."""
+    """Hold a path's lock, if the disk supports locks, so that only one process makes the path."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -449,17 +449,17 @@ def turn_at(path: Path) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """The user's cache, for example of datasets. Users may remove it at any time."""
+    """Return the user's cache folder, for example for datasets. Users may remove it at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harness"
 
 
 def private_cache(name: str) -> Path | None:
-    """A folder of the cache for executable code; None if others could put code into it."""
+    """Return a cache folder for executable code; None if others could put code into it."""
     folder = (cache_folder() / name).absolute()
     try:
         for each in (*reversed(folder.parents), folder):
             each.mkdir(mode=0o700, exist_ok=True)
-        if others_can_write(folder.parent.stat()):  # `cache_folder`, made with another umask
+        if others_can_write(folder.parent.stat()):  # `cache_folder` was made with another umask
             folder.parent.chmod(0o700)
         status = folder.lstat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077 or _can_be_replaced(folder):
@@ -483,34 +483,34 @@ def _can_be_replaced(folder: Path) -> bool:
 class SharedDisk:
     """Reads and writes files that processes on several nodes share.
 
-    A node may see an old state of a shared disk for a while. Opening a file shows its latest
-    content, but existence, size and time of an unopened file may be outdated.
+    A node may see an old state of a shared disk for a while. A process that opens a file reads its
+    latest content. But the existence, size and time of a file that is not open may be outdated.
 
-    All methods raise OSError if the file system fails; the operation may have succeeded even so.
+    All methods raise OSError if the file system fails; even then the operation may have succeeded.
     """
 
     def read(self, path: Path) -> bytes | None:
-        """The content of a file, None if it is missing."""
+        """Return the content of a file; None if it is missing."""
         try:
             return path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
 
     def names(self, folder: Path) -> list[str]:
-        """The names in a folder; new ones may be missing."""
+        """List the names in a folder; new ones may be missing."""
         try:
             return os.listdir(folder)  # noqa: PTH208 - names, not paths
         except FileNotFoundError:
             return []
 
     def write(self, path: Path, content: bytes, *, synced: bool = False) -> None:
-        """Write a file in an existing folder; `synced` as for `replace_file`."""
+        """Write a file into an existing folder; `replace_file` explains `synced`."""
         replace_file(path, lambda temporary: temporary.write_bytes(content), synced=synced)
 
 
 def file_system(path: Path) -> str:
-    """The kind of file system that a path is on, such as nfs4, or `unknown`."""
-    import psutil  # late, because `harness --help` does not need it
+    """Return the type of a path's file system, such as nfs4, or `unknown`."""
+    import psutil  # imported here, because `harness --help` does not need it
 
     # The last mount at a path hides earlier ones.
     kinds = {each.mountpoint: each.fstype for each in psutil.disk_partitions(all=True)}

@@ -15,10 +15,10 @@ from typing import Any
 from harness.system.files import scratch_directory
 from harness.system.lenient_json import read_json
 
-SNAPSHOT_RECORD = "snapshot.json"  # of a snapshot, which has no .git
+SNAPSHOT_RECORD = "snapshot.json"  # the record of a snapshot; a snapshot has no .git
 MAX_NEW_FILE_BYTES = 1_000_000
-MAX_NEW_BYTES = 10_000_000  # of all new files in a record
-MAX_NAMES = 1000  # new files named in a record
+MAX_NEW_BYTES = 10_000_000  # size of all new files in a record together
+MAX_NAMES = 1000  # number of names of new files in a record
 TIMEOUT_S = 60
 
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
@@ -29,7 +29,7 @@ HIDDEN = {
     *("GIT_EXTERNAL_DIFF", "GIT_DIFF_OPTS", "GIT_CEILING_DIRECTORIES", "GIT_LITERAL_PATHSPECS"),
 }
 
-# Override settings of the user that change a patch or write into the repository.
+# Options that override the user's settings if these change a patch or write into the repository.
 SETTINGS = (
     *("-c", "core.fsmonitor=false", "-c", "diff.autoRefreshIndex=false"),
     *("-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false"),
@@ -43,12 +43,12 @@ SECRETS = (
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*apikey*", "*api_key*", "*api-key*"),
     *(".env*", ".netrc", ".pgpass", ".htpasswd", ".pypirc", ".npmrc", ".aws", ".ssh", ".kube"),
 )
-NO_CODE = ("*token*",)  # but tokenizer.py is code
+NO_CODE = ("*token*",)  # not in names of code, such as tokenizer.py
 CODE = (".py", ".pyi")
 
 
 class GitError(Exception):
-    """Git is missing or has failed; the message is its last line."""
+    """Git is missing or has failed; the message contains git's error."""
 
 
 def is_checkout(project: Path) -> bool:
@@ -57,17 +57,18 @@ def is_checkout(project: Path) -> bool:
 
 
 def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
-    """The commit and all differences from it.
+    """Return the commit of the code and all differences from it.
 
     Args:
         project: the folder of a checkout or of a snapshot.
-        runs: the folder of runs, whose files are not code.
+        runs: the folder of runs; its files are not code.
 
     Returns:
-        `commit`; `uncommitted_diff`, a binary patch against it, with new files; `untracked_files`,
-        the names of new files that git does not ignore; `left_out_files`, files that are too large
-        for the patch or look like secrets; `snapshot`, the folder of a snapshot. Bytes that are not
-        UTF-8 become surrogate escapes. Unknown values are None, and `git_problem` has the reason.
+        `commit`; `uncommitted_diff`, a binary patch against the commit, including new files;
+        `untracked_files`, the names of new files that git does not ignore; `left_out_files`, the
+        names of files that are too large for the patch or look like secrets; `snapshot`, the folder
+        of a snapshot. Bytes that are not UTF-8 become surrogate escapes. Unknown values are None;
+        if git failed, `git_problem` is its error.
     """
     nothing: dict[str, Any] = dict.fromkeys(
         ("commit", "uncommitted_diff", "untracked_files", "left_out_files", "snapshot")
@@ -84,7 +85,7 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
 
 
 def commit_of(project: Path) -> str | None:
-    """The commit of a checkout, None if there is none or git fails."""
+    """Return the commit of a checkout; None if there is none or git fails."""
     if not is_checkout(project):  # git would use a checkout in a parent folder
         return None
     try:
@@ -95,12 +96,12 @@ def commit_of(project: Path) -> str | None:
 
 def is_snapshot(folder: Path) -> bool:
     """Whether a folder is a snapshot of the code."""
-    # The record comes first, because reading it never raises, even in a folder that is closed.
+    # The record is checked first, because reading it never raises, even in an unreadable folder.
     return bool(snapshot_record(folder)) and not is_checkout(folder)
 
 
 def snapshot_record(folder: Path) -> dict[str, Any]:
-    """The record of a snapshot, empty for any other folder."""
+    """Read the record of a snapshot; it is empty for any other folder."""
     return read_json(folder / SNAPSHOT_RECORD)
 
 
@@ -136,7 +137,7 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
 
 
 def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
-    """New and staged files that look like secrets, with the reasons.
+    """Find the new and staged files that look like secrets; return the reason for each.
 
     Committed files are not checked, because their authors published them.
 
@@ -156,9 +157,9 @@ def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
 
 
 def private_files(project: Path, names: Sequence[str]) -> dict[str, str]:
-    """The files that look like secrets, with the reason: the name or the mode.
+    """Find the files that look like secrets; return the reason for each: its name or its mode.
 
-    In a private project folder the mode of a file is no sign of a secret.
+    In a private project folder the mode of a file is not a sign of a secret.
 
     Args:
         project: the folder of the checkout.
@@ -175,7 +176,7 @@ def private_files(project: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def looks_secret(name: str) -> bool:
-    """Whether a path, or a folder in it, is named like a secret, in any case."""
+    """Whether a name in the path looks like that of a secret; upper and lower case are the same."""
     path = PurePosixPath(name.lower())
     patterns = SECRETS if path.suffix in CODE else (*SECRETS, *NO_CODE)
     return any(fnmatchcase(part, pattern) for part in path.parts for pattern in patterns)
@@ -189,7 +190,7 @@ def _is_private(path: Path) -> bool:
 
 
 def _diff_of_new(project: Path, names: list[str]) -> tuple[bytes, list[str]]:
-    """A patch that adds the new files, and the names of unreadable files.
+    """Return a patch that adds the new files, and the names of the unreadable ones.
 
     Git makes the patch in a temporary repository.
     """
@@ -208,7 +209,7 @@ def _diff_of_new(project: Path, names: list[str]) -> tuple[bytes, list[str]]:
                 unread.append(name)
         git(folder, "init", "--quiet", "--template=")
         (folder / ".git/info").mkdir(exist_ok=True)
-        (folder / ".git/info/attributes").write_text("* -text\n")  # keeps line ends
+        (folder / ".git/info/attributes").write_text("* -text\n")  # so that git keeps line ends
         git(folder, "add", "--all", "--force")
         return git(folder, *DIFF, "--cached"), unread
 
@@ -220,7 +221,7 @@ def _shortened(names: list[str]) -> list[str]:
 
 
 def tracked_files(project: Path) -> list[str]:
-    """The files that git tracks, including deleted ones, as paths in the project.
+    """List the files that git tracks, including deleted ones, as paths relative to the project.
 
     Raises:
         GitError: if git fails.
@@ -229,7 +230,7 @@ def tracked_files(project: Path) -> list[str]:
 
 
 def new_files(project: Path, runs: Path | None = None) -> list[str]:
-    """The files that git neither tracks nor ignores, without those below `runs`.
+    """List the files that git neither tracks nor ignores, except those below `runs`.
 
     Raises:
         GitError: if git fails.
@@ -247,7 +248,7 @@ def _names(listing: bytes) -> list[str]:
 
 
 def has_commit(project: Path, commit: str) -> bool:
-    """Whether the project is a checkout whose repository has the commit.
+    """Whether the project is a checkout whose repository contains the commit.
 
     Raises:
         GitError: if git fails.
@@ -257,18 +258,18 @@ def has_commit(project: Path, commit: str) -> bool:
     try:
         git(project, "cat-file", "-e", f"{commit}^{{commit}}")
     except GitError:
-        git(project, "rev-parse", "--git-dir")  # raises in another user's checkout
+        git(project, "rev-parse", "--git-dir")  # raises GitError in another user's checkout
         return False
     return True
 
 
 def write_version(project: Path, commit: str, patch: str, *, folder: Path) -> None:
-    """Write the files of a commit, with a patch, into an empty folder.
+    """Write the files of a commit into an empty folder, and apply a patch to them.
 
     Raises:
-        GitError: if the patch does not fit, or the folder can't be written.
+        GitError: if the patch can't be applied, or the folder can't be written.
     """
-    # --shared reads the project's objects, including a commit without a branch.
+    # With --shared git reads the project's objects, and so finds a commit without a branch.
     source, target = str(project.absolute()), str(folder.absolute())
     options = ("--quiet", "--shared", "--no-checkout", "--template=")
     git(project, "clone", *options, "--config=core.autocrlf=false", source, target)
@@ -280,10 +281,10 @@ def write_version(project: Path, commit: str, patch: str, *, folder: Path) -> No
 
 
 def git(project: Path, *args: str, stdin: bytes = b"") -> bytes:
-    """The output of a git command in the project's folder.
+    """Run a git command in the project's folder, and return its output.
 
     Raises:
-        GitError: if git is missing, fails, or takes over a minute.
+        GitError: if git is missing, fails, or takes more than a minute.
     """
     environment = {k: v for k, v in os.environ.items() if k not in HIDDEN}
     environment["LC_ALL"] = "C"
@@ -303,7 +304,7 @@ def git(project: Path, *args: str, stdin: bytes = b"") -> bytes:
         raise GitError(f"git can't be started: {error.strerror or error}") from None
     if done.returncode != 0:
         lines = [line.strip() for line in done.stderr.decode(errors="replace").splitlines()]
-        # The last line may be the remedy, for example for dubious ownership.
+        # The last line may contain the remedy, for example for an error of ownership.
         shown = dict.fromkeys(
             line for line in lines if line.startswith("fatal: ") or line == lines[-1]
         )

@@ -1,7 +1,7 @@
-"""NVIDIA GPUs of this machine, without TensorFlow: driver, libraries, NVML, and their faults.
+"""Asks NVIDIA's driver, its libraries and NVML about this machine's GPUs, without TensorFlow.
 
-Loading a library needs no GPU and no driver, so all functions answer on any machine. The package
-nvidia-ml-py reads NVML; without the package or the driver its answers are empty.
+Loading a library needs neither a GPU nor a driver, so every function works on any machine. A
+function that needs the package nvidia-ml-py returns empty values without it or without the driver.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from harness.system.files import private_cache
 
 # TensorFlow 2.21 opens these libraries by name (dso_loader) and registers no GPU if one is missing.
-# Each library follows the libraries that it needs.
+# A library stands after the libraries that it needs.
 LIBRARIES = (
     "libcudart.so.12",
     "libcublasLt.so.12",
@@ -27,16 +27,16 @@ LIBRARIES = (
     "libcusolver.so.11",
     "libcudnn.so.9",
 )
-NCCL = "libnccl.so.2"  # only for several GPUs
+NCCL = "libnccl.so.2"  # needed only for several GPUs
 NVML = "libnvidia-ml.so.1"  # part of the driver; without it TensorFlow registers no GPU
 INSTALL = "HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
-ASK = "compare nvidia-smi, and ask your site"
+ASK = "look at nvidia-smi, and ask your site"
 IN_A_CONTAINER = "in a container add --nv (Apptainer) or --gpus all (Docker)"
 CACHE_BYTES = 4 * 2**30 - 1  # CUDA allows 4 GiB at most
 
-DRIVER_LIBRARY_MISSING = 303  # CUDA_ERROR_SHARED_OBJECT_INIT_FAILED, which TensorFlow does not name
-# XLA has no machine code for later cards and may abort the process (TensorFlow issues 111958 and
-# 101746).
+DRIVER_LIBRARY_MISSING = 303  # CUDA_ERROR_SHARED_OBJECT_INIT_FAILED; TensorFlow prints the number
+# XLA has no machine code for later cards. On them it may abort the process (TensorFlow issues
+# 111958 and 101746).
 LAST_TRUSTED = (9, 0)
 
 Version = tuple[int, ...]
@@ -44,14 +44,14 @@ Version = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU: its name and its compute capability, (8, 0) for an A100."""
+    """The name of a GPU and its compute capability, such as (8, 0) for an A100."""
 
     name: str
     capability: Version
 
     @property
     def title(self) -> str:
-        """Such as `NVIDIA A100 (8.0)`."""
+        """The name and the capability as text, such as `NVIDIA A100 (8.0)`."""
         return f"{self.name} ({'.'.join(map(str, self.capability))})"
 
 
@@ -65,7 +65,7 @@ class Problem:
 
 
 def has_driver() -> bool:
-    """Whether this machine has an NVIDIA driver: its kernel module, or its library."""
+    """Whether this machine has the kernel module or the library of NVIDIA's driver."""
     return Path("/proc/driver/nvidia").exists() or _open("libcuda.so.1") is not None
 
 
@@ -75,7 +75,7 @@ def has_nvml() -> bool:
 
 
 def library_folders() -> Iterator[Path]:
-    """The folders of NVIDIA's packages from PyPI, beside TensorFlow's."""
+    """Yield the library folders of NVIDIA's PyPI packages, which lie beside TensorFlow's folder."""
     spec = importlib.util.find_spec("tensorflow")
     for folder in (spec and spec.submodule_search_locations) or ():
         yield from sorted(Path(folder).parent.glob("nvidia/*/lib"))
@@ -84,20 +84,20 @@ def library_folders() -> Iterator[Path]:
 def load_libraries() -> None:
     """Load the CUDA libraries. Call it before TensorFlow looks for devices.
 
-    TensorFlow 2.21 finds a library by name only if it is loaded or in a folder of its RUNPATH,
-    which lacks `nvidia/cusolver/lib`. So without this call it lists no GPU.
+    TensorFlow 2.21 finds a library only if it is loaded already, or in a folder of TensorFlow's
+    RUNPATH. `nvidia/cusolver/lib` is not in it, so without this call TensorFlow lists no GPU.
     """
     for name in LIBRARIES:
         _load(name)
 
 
 def missing_libraries() -> list[str]:
-    """The CUDA libraries that can't be loaded."""
+    """Return the names of the CUDA libraries that can't be loaded."""
     return [name for name in LIBRARIES if _load(name) is None]
 
 
 def shadowing_libraries() -> dict[str, str]:
-    """The paths of loaded libraries that are not the environment's, by name.
+    """Find loaded libraries from outside the Python environment; return their paths by name.
 
     A site's modules may set LD_LIBRARY_PATH, which has priority over TensorFlow's RUNPATH.
     """
@@ -115,7 +115,7 @@ def shadowing_libraries() -> dict[str, str]:
 
 
 def num_cards() -> int | None:
-    """The number of GPUs that the driver knows on this machine; None if it does not answer."""
+    """Return how many GPUs of this machine the driver knows; None if it does not answer."""
     library, num = _open(NVML), ctypes.c_uint()
     if library is None or library.nvmlInit_v2() != 0:
         return None
@@ -123,9 +123,9 @@ def num_cards() -> int | None:
 
 
 def library_versions() -> dict[str, str | None]:
-    """The versions of cuDNN, cuBLAS and NCCL as the libraries report them; None if missing.
+    """Ask cuDNN, cuBLAS and NCCL for their versions. The version of a missing library is None.
 
-    If TensorFlow has loaded the libraries, these are the loaded ones.
+    If TensorFlow has loaded a library, the loaded one is asked.
     """
     value, found = ctypes.c_int(), dict[str, str | None].fromkeys(("cudnn", "cublas", "nccl"))
     if cudnn := _load("libcudnn.so.9"):
@@ -143,15 +143,15 @@ def library_versions() -> dict[str, str | None]:
 
 
 def _dotted(number: int) -> str:
-    """`9.10.2` for 91002."""
+    """Format a version number: 91002 becomes `9.10.2`."""
     return f"{number // 10_000}.{number // 100 % 100}.{number % 100}"
 
 
 def code_for(capability: Version, targets: Sequence[str]) -> str:
-    """The target that a card runs: machine code such as `sm_80`, or PTX such as `compute_90`.
+    """Choose what a card runs: machine code such as `sm_80`, or PTX such as `compute_90`.
 
     Machine code runs on cards with the same major version and no lower minor version. The driver
-    compiles PTX for all later cards. Empty if the card runs no target.
+    compiles PTX for all later cards. The result is empty if the card can run none of `targets`.
     """
     earlier = [(_capability(each), each) for each in targets if _capability(each) <= capability]
     same = [each for each in earlier if each[1].startswith("sm_") and each[0][0] == capability[0]]
@@ -165,13 +165,13 @@ def _capability(target: str) -> Version:
 
 
 def lasting_error(num_gpus: int) -> str:
-    """The name of a lasting error of CUDA, such as CUDA_ERROR_ECC_UNCORRECTABLE.
+    """Return the name of a lasting CUDA error, such as CUDA_ERROR_ECC_UNCORRECTABLE.
 
-    After a fault all calls fail with its code, which TensorFlow and the libraries hide in some
-    places. Empty if all GPUs still provide memory.
+    After such an error all CUDA calls fail with its code. TensorFlow and the libraries sometimes
+    hide this code. The name is empty if memory can still be allocated on all GPUs.
 
     Args:
-        num_gpus: the number of GPUs that this process uses: the first visible ones.
+        num_gpus: the number of GPUs that this process uses; it uses the first visible ones.
     """
     driver = _open("libcuda.so.1")
     if driver is None:
@@ -193,10 +193,10 @@ def lasting_error(num_gpus: int) -> str:
 
 
 def keep_compiled_kernels() -> None:
-    """Set a cache for compiled kernels that is large enough for TensorFlow's.
+    """Point CUDA to a cache that is large enough for all of TensorFlow's compiled kernels.
 
     TensorFlow has no machine code for cards after sm_89, so the driver compiles each kernel at its
-    first use. CUDA's default cache may be too small, or on a disk that the node empties.
+    first use. CUDA's default cache may be too small, or lie on a disk that the node empties.
     """
     if "CUDA_CACHE_PATH" in os.environ or (folder := kernel_cache(os.environ)) is None:
         return
@@ -205,7 +205,7 @@ def keep_compiled_kernels() -> None:
 
 
 def kernel_cache(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """The folder of compiled kernels; None if they are not cached."""
+    """Return the folder where compiled kernels are cached; None if they are not cached."""
     if environment.get("CUDA_CACHE_DISABLE") == "1":
         return None
     named = environment.get("CUDA_CACHE_PATH")
@@ -222,31 +222,31 @@ def find_problem(
     given: int | None = None,
     listed: Sequence[str] = (),
 ) -> Problem:
-    """The reason why TensorFlow sees fewer GPUs than promised.
+    """Find the reason why TensorFlow sees fewer GPUs than it should.
 
-    The fault is the node's if neither the installation nor the request explains it.
+    If neither the installation nor the request is the reason, it is a fault of the node.
 
     Args:
         lines: TensorFlow's messages on standard error while it looked for GPUs.
-        environment: its CUDA_VISIBLE_DEVICES may hide GPUs.
+        environment: environment variables; CUDA_VISIBLE_DEVICES may hide GPUs.
         is_cuda_build: whether this TensorFlow was built for CUDA.
         num_seen: the number of GPUs that TensorFlow sees.
-        promised: the number that it should see.
-        given: the number that Slurm allocated, None outside of Slurm.
+        promised: the number of GPUs that TensorFlow should see.
+        given: the number of GPUs that Slurm allocated; None outside of Slurm.
         listed: the indices of the GPUs in Slurm's own value of CUDA_VISIBLE_DEVICES.
     """
     if hidden := hidden_by(environment):
         return Problem(hidden, "unset it")
     if not is_cuda_build:
         remedy = f"on x86_64: {INSTALL}; on aarch64 install your site's build"
-        return Problem("this TensorFlow is no CUDA build", remedy)
+        return Problem("this TensorFlow is not a CUDA build", remedy)
     if not has_driver():
         why = "there is no NVIDIA driver here: cannot dlopen libcuda.so.1"
         return Problem(why, f"run on a node with GPUs; {IN_A_CONTAINER}")
     names = visible_names(environment.get("CUDA_VISIBLE_DEVICES", ""))
     if names != list(listed) and (unknown := unknown_names(names)):
         why = f"CUDA_VISIBLE_DEVICES names {', '.join(unknown)}, which the driver does not know"
-        return Problem(why, "compare nvidia-smi -L, or unset it")
+        return Problem(why, "look at nvidia-smi -L, or unset it")
     found = re.search(r"cuInit:? .*?(CUDA_ERROR_\w+|UNKNOWN ERROR \(\d+\))", lines)
     if found and f"({DRIVER_LIBRARY_MISSING})" in found[1]:
         why = "cuInit failed: the driver's library libcuda.so.1 can't be loaded"
@@ -270,9 +270,9 @@ def find_problem(
 
 
 def unknown_names(names: Sequence[str]) -> list[str]:
-    """The names in CUDA_VISIBLE_DEVICES that the driver does not know.
+    """Return the names in CUDA_VISIBLE_DEVICES that the driver does not know.
 
-    Empty if the driver shows no GPU at all, or does not answer.
+    The list is empty if the driver shows no GPU at all, or does not answer.
     """
     if not (num := num_cards()):
         return []
@@ -289,7 +289,7 @@ def unknown_names(names: Sequence[str]) -> list[str]:
 
 
 def hidden_by(environment: Mapping[str, str] = os.environ) -> str:
-    """How CUDA_VISIBLE_DEVICES hides all GPUs; empty if it is unset or names a GPU."""
+    """Say how CUDA_VISIBLE_DEVICES hides all GPUs; empty if it is unset or lists a GPU."""
     text = environment.get("CUDA_VISIBLE_DEVICES")
     if text is None or visible_names(text):
         return ""
@@ -297,9 +297,9 @@ def hidden_by(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def visible_names(text: str) -> list[str]:
-    """The indices, UUIDs and MIG instances in a value of CUDA_VISIBLE_DEVICES.
+    """Split a value of CUDA_VISIBLE_DEVICES into indices, UUIDs and MIG instances.
 
-    Like CUDA, it ignores everything after the first invalid index.
+    Like CUDA, this ignores everything after the first invalid index.
     """
     names = []
     for name in (part.strip() for part in text.split(",")):
@@ -310,7 +310,7 @@ def visible_names(text: str) -> list[str]:
 
 
 def _load(name: str) -> ctypes.CDLL | None:
-    """Load a library. TensorFlow's order: LD_LIBRARY_PATH, its packages, the loader's cache."""
+    """Look for a library in LD_LIBRARY_PATH, NVIDIA's packages and the loader's cache; load it."""
     site = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     folders = (*(Path(each) for each in site if each), *library_folders())
     paths = (*(str(folder / name) for folder in folders), name)
@@ -327,7 +327,7 @@ T = TypeVar("T")
 
 
 def find_nvml() -> Any:
-    """The module `pynvml` of nvidia-ml-py, None if it is not installed."""
+    """Import `pynvml` from the package nvidia-ml-py; None if it is not installed."""
     try:
         import pynvml
     except ImportError:
@@ -336,7 +336,7 @@ def find_nvml() -> Any:
 
 
 def describe_memory(environment: Mapping[str, str] = os.environ) -> str:
-    """The free memory of all visible GPUs, and the other processes that use some."""
+    """Describe the free memory of all visible GPUs, and how much other processes use."""
 
     def describe(nvml: Any, gpu: Any) -> str:
         memory = nvml.nvmlDeviceGetMemoryInfo(gpu)
@@ -354,14 +354,14 @@ def describe_memory(environment: Mapping[str, str] = os.environ) -> str:
 
 
 def free_gb(environment: Mapping[str, str] = os.environ) -> dict[str, float]:
-    """The free memory of all visible GPUs in GB, by name."""
+    """Return the free memory of each visible GPU in GB, by the GPU's index or UUID."""
     return _ask_each(environment, lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).free / 1e9)
 
 
 def own_gb(environment: Mapping[str, str] = os.environ) -> float | None:
-    """The memory in GB that this process uses on its fullest GPU.
+    """Return the memory in GB that this process uses on the GPU where it uses most.
 
-    None if the driver does not know: in a container with separate process ids, or without NVML.
+    None if the driver does not know it: without NVML, or in a container with other process ids.
     """
     processes = _ask_each(
         environment, lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
@@ -371,10 +371,10 @@ def own_gb(environment: Mapping[str, str] = os.environ) -> float | None:
 
 
 def _ask_each(environment: Mapping[str, str], ask: Callable[[Any, Any], T]) -> dict[str, T]:
-    """The answers of all visible GPUs, by name. Leaves out a GPU that does not answer.
+    """Return the answers of the visible GPUs that answer, by the GPU's index or UUID.
 
     Args:
-        ask: takes NVML and its handle of a GPU.
+        ask: a function of the module `pynvml` and of NVML's handle of a GPU.
     """
     answers = dict[str, T]()
     with open_gpus(environment) as (nvml, gpus):
@@ -388,9 +388,9 @@ def _ask_each(environment: Mapping[str, str], ask: Callable[[Any, Any], T]) -> d
 def open_gpus(
     environment: Mapping[str, str] = os.environ,
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """NVML and its handles of all visible GPUs by index or UUID, in CUDA's order.
+    """Yield `pynvml`, and NVML's handles of all visible GPUs by index or UUID, in CUDA's order.
 
-    Leaves out GPUs that NVML does not know. Without NVML there are none.
+    GPUs that NVML does not know are left out. Without NVML there are no handles.
     """
     nvml, gpus = find_nvml(), dict[str, Any]()
     if nvml is None:

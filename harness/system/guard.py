@@ -1,8 +1,8 @@
-"""A parent process that explains the death of the process that computes on GPUs.
+"""A parent process, the guard, explains why the process that computes on GPUs has died.
 
-Late errors of CUDA make TensorFlow abort its process, past every `except`. So that process is
-forked from this one, which never imports TensorFlow, passes signals on, and reads the child's
-standard error.
+CUDA reports some errors late. Then TensorFlow aborts its process, and no `except` can catch it. So
+that process is a child of the guard, which never imports TensorFlow. The guard passes signals on to
+the child and reads its standard error.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import NoReturn
 from harness.system import stderr_filter
 from harness.system.processes import SHOW_CURSOR, STOPPING, end_at_once
 
-# Signals of a fault in this code or in a library.
+# Signals that kill a process after a fault in this code or in a library.
 FAULTS = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -26,13 +26,13 @@ OnDeath = Callable[[signal.Signals, str, int], None]
 
 
 def stand_guard(on_death: OnDeath) -> None:
-    """Fork. The child returns and may import TensorFlow; this process ends as the child does.
+    """Fork: the child returns and may import TensorFlow; this process ends as the child does.
 
-    Call it before TensorFlow is imported and CUDA is used, because neither survives a fork.
+    Call this before TensorFlow is imported and CUDA is used, because neither survives a fork.
 
     Args:
-        on_death: takes the signal of a fault that killed the child, the child's messages and its
-            process id. If it raises no error, this process dies by the same signal.
+        on_death: a function of the signal that killed the child after a fault, the child's messages
+            and its process id. If the function returns, this process dies by the child's signal.
 
     Raises:
         SystemExit: in this process, with the child's exit code.
@@ -55,7 +55,7 @@ def stand_guard(on_death: OnDeath) -> None:
         raise SystemExit(os.WEXITSTATUS(status))
     number = signal.Signals(os.WTERMSIG(status))
     if sys.stdout.isatty():
-        os.write(1, SHOW_CURSOR)  # hidden by a progress bar
+        os.write(1, SHOW_CURSOR)  # a progress bar hides the cursor
     if number in FAULTS:
         text = os.pread(messages, os.fstat(messages).st_size, 0).decode(errors="replace")
         on_death(number, text, child)
@@ -63,7 +63,7 @@ def stand_guard(on_death: OnDeath) -> None:
 
 
 def _die_with(guard: int) -> None:
-    """Let the kernel kill this process if its guard is killed."""
+    """Let the kernel kill this process if its parent is killed."""
     ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != guard:  # the guard died before the call
         os.kill(os.getpid(), signal.SIGKILL)
@@ -71,7 +71,7 @@ def _die_with(guard: int) -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[int]:
-    """A file descriptor that yields the numbers of incoming signals."""
+    """Yield a file descriptor that receives the numbers of incoming signals."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     numbers = (*STOPPING, signal.SIGCHLD)
@@ -90,7 +90,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 
 
 def _wait(child: int, numbers: int) -> int:
-    """Pass signals on until the child ends; returns its status."""
+    """Pass signals on to the child until it ends; return its exit status."""
     pressed = 0
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -121,8 +121,8 @@ def _is_foreground() -> bool:
 
 
 def _die_of(number: signal.Signals) -> NoReturn:
-    """Die by the child's signal, so that the caller sees it."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the child has dumped the useful core
+    """Die by the child's signal, so that the caller of this process sees it."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the child's core dump is the useful one
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)

@@ -1,4 +1,4 @@
-"""A folder with one writer, whose files are complete or absent.
+"""A folder with one writer; each of its files is either complete or absent.
 
 The writer is the process that took the folder's lease last. An older process that is still alive
 notices that it lost the lease, and stops.
@@ -27,7 +27,7 @@ from harness.system.files import (
 )
 from harness.system.lenient_json import parse_json, parse_toml, read_json
 
-PATIENCE_S, RETRY_S = 60.0, 1.0  # for a disk that does not answer
+PATIENCE_S, RETRY_S = 60.0, 1.0  # how long and how often to retry a disk that does not answer
 MAX_AT_ONCE = 3  # other processes that take the lease at the same time
 
 LOGGER = logging.getLogger("harness")  # the console's logger
@@ -36,7 +36,7 @@ LOGGER = logging.getLogger("harness")  # the console's logger
 class LeasedDirectory:
     """A folder that all processes may read, and one process at a time may write."""
 
-    kind = "folder"  # in messages
+    kind = "folder"  # what messages call the folder
     disk = SharedDisk()
 
     def __init__(self, folder: Path) -> None:
@@ -48,7 +48,7 @@ class LeasedDirectory:
         return self.folder.joinpath(*parts)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """A JSON file of the folder, empty if it is missing or broken."""
+        """Read a JSON file of the folder; empty if it is missing or broken."""
         return read_json(self.folder / name)
 
     def certain_json(self, name: str) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class LeasedDirectory:
             return b""
 
     def leftovers(self) -> Iterator[Path]:
-        """Temporary files of killed processes."""
+        """Yield the temporary files that killed processes left."""
         return self.folder.glob(".*.tmp*")
 
     # Writing
@@ -94,7 +94,7 @@ class LeasedDirectory:
             raise DiskError(write_refusal(self.folder, error)) from None
         lease = self.path("lease.json")
         holder = {"token": self._token, "host": socket.gethostname(), "process": os.getpid()}
-        # Other processes that take the lease now remove temporary files.
+        # A process that takes the lease at the same time may remove this one's temporary file.
         for is_last in (*[False] * MAX_AT_ONCE, True):
             try:
                 atomic_write(lease, json.dumps(holder))
@@ -129,7 +129,7 @@ class LeasedDirectory:
             self.path("lease.json").unlink()
 
     def _read_lease(self) -> bytes | None:
-        """The lease, None if it is missing. Repeats a failing read for a minute.
+        """Read the lease; None if it is missing. Repeat a failing read for a minute.
 
         The lease may exist even if a read fails, for example because the server of a network disk
         restarts or this process has too many open files.
@@ -150,10 +150,10 @@ class LeasedDirectory:
     def write(
         self, name: str, content: str | bytes | Callable[[BinaryIO], object], *, mode: int = 0o666
     ) -> None:
-        """Write a file, completely or not at all; `content` and `mode` as for `atomic_write`.
+        """Write a file, completely or not at all; `atomic_write` explains `content` and `mode`.
 
         Raises:
-            RunError: if the disk refuses, or the lease is gone.
+            RunError: if the write fails, or this process has lost the lease.
         """
         self._write_leased(lambda: atomic_write(self.path(name), content, mode))
 
@@ -162,7 +162,7 @@ class LeasedDirectory:
         self.write(name, to_json(content))
 
     def write_by_path(self, name: str, save: Callable[[Path], object]) -> None:
-        """Like `write`, for a library that needs a path with the suffix."""
+        """Like `write`, for a library that writes to a path and checks its suffix."""
         self._write_leased(lambda: atomic_save(self.path(name), save))
 
     def _write_leased(self, write: Callable[[], None]) -> None:
@@ -171,10 +171,10 @@ class LeasedDirectory:
             write()
         except RunError:
             self.check_lease()
-            # A process that lost the lease while it began may have removed the temporary file.
+            # A process that took the lease just before may have removed the temporary file.
             write()
 
 
 def to_json(content: dict[str, Any]) -> str:
-    """The text of a JSON file."""
+    """Format the text of a JSON file."""
     return json.dumps(content, indent=2, allow_nan=False) + "\n"

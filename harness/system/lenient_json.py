@@ -1,6 +1,6 @@
 """Reads JSON and TOML records that may be missing, broken or half-written.
 
-Returns empty values or None for unexpected content, so that a broken record breaks no report.
+Returns empty values or None for unexpected content, so that no report fails at a broken record.
 """
 
 import json
@@ -12,11 +12,11 @@ from typing import Any
 from harness.system.files import read_plain_file
 
 BROKEN = (OSError, ValueError, RecursionError)
-MAX_NUMBER = 1e15  # no record has a larger one
+MAX_NUMBER = 1e15  # no number in a record is larger
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty if it is missing or broken."""
+    """Read the object in a JSON file; empty if the file is missing or broken."""
     try:
         return parse_json(read_plain_file(path))
     except OSError:
@@ -24,7 +24,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str | bytes) -> dict[str, Any]:
-    """A JSON object, empty for any other text."""
+    """Parse a JSON object; empty for any other text."""
     try:
         content = json.loads(text)
     except BROKEN:
@@ -33,7 +33,7 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file with a JSON value per line, empty if it is missing or broken."""
+    """Read the objects of a file with one JSON value per line; empty if it is missing or broken."""
     try:
         lines = [json.loads(line) for line in read_plain_file(path).splitlines()]
     except BROKEN:
@@ -42,7 +42,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file, empty if it is missing or broken."""
+    """Read a TOML file; empty if it is missing or broken."""
     try:
         return parse_toml(read_plain_file(path))
     except OSError:
@@ -50,7 +50,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parse_toml(content: bytes) -> dict[str, Any]:
-    """A TOML document, empty for any other bytes."""
+    """Parse a TOML document; empty for any other bytes."""
     try:
         return tomllib.loads(content.decode())
     except BROKEN:
@@ -58,18 +58,18 @@ def parse_toml(content: bytes) -> dict[str, Any]:
 
 
 def table(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """A table of a TOML file, empty if it is missing."""
+    """Return a table of a TOML file; empty if it is missing."""
     table = content.get(name)
     return table if isinstance(table, dict) else {}
 
 
 def text(value: object) -> str | None:
-    """A string, None for an empty string or anything else."""
+    """Return the value if it is a string with characters, else None."""
     return value if isinstance(value, str) and value else None
 
 
 def path(value: object) -> str | None:
-    """A path, None for anything else, such as text with a NUL byte or a lone surrogate."""
+    """Return the value if it can be a path: a string without NUL byte and lone surrogate."""
     try:
         return value if isinstance(value, str) and b"\0" not in os.fsencode(value) else None
     except UnicodeEncodeError:
@@ -77,18 +77,18 @@ def path(value: object) -> str | None:
 
 
 def number(value: object) -> float | None:
-    """A finite number, None for anything else."""
+    """Return the value if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if abs(value) < MAX_NUMBER else None
 
 
 def numbers(content: object) -> dict[str, float]:
-    """The finite numbers of a JSON object, by name."""
+    """Return the finite numbers in a JSON object by their names."""
     items = content.items() if isinstance(content, dict) else ()
     return {str(name): value for name, each in items if (value := number(each)) is not None}
 
 
 def whole(value: object) -> int | None:
-    """A whole number, None for anything else."""
+    """Return the value if it is a whole number, else None."""
     return value if isinstance(value, int) and number(value) is not None else None

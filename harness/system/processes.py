@@ -1,4 +1,4 @@
-"""Signals that stop a run, processes of this machine, and its hardware."""
+"""Handles signals that stop a run, and describes this machine's processes and hardware."""
 
 import contextlib
 import functools
@@ -15,22 +15,22 @@ from typing import NoReturn
 from harness import PROJECT
 from harness.errors import Interrupted
 
-# Schedulers send TERM, the keyboard INT, and sites USR1 or USR2 before a time limit. Our scripts
-# ask for USR2, because NCCL uses USR1.
+# Schedulers send SIGTERM, Ctrl-C sends SIGINT, and sites send SIGUSR1 or SIGUSR2 before a time
+# limit. Our scripts ask Slurm for SIGUSR2, because NCCL uses SIGUSR1.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class StopRequest:
-    """A request to stop, which a signal makes and the training loop obeys between two steps.
+    """A request to stop. A signal makes it, and the training loop obeys it between two steps.
 
-    All workers of a run must stop after the same step, or the others would wait forever in a
+    All workers of a run must stop after the same step. Otherwise some would wait for ever in a
     collective operation. So every step adds up the workers' votes, and all workers read the sum at
     the same steps.
     """
 
     def __init__(self, *, alone: bool = True) -> None:
-        """Make a request without a signal; `alone`: whether the run has no other worker."""
+        """Begin without a signal; `alone` says whether the run has no other worker."""
         self.alone = alone
         self.signal: signal.Signals | None = None
 
@@ -43,19 +43,19 @@ class StopRequest:
         """Handle the signals from now on.
 
         Call it again after making the strategy: the C++ code of a multi-worker strategy replaces
-        the handler for TERM.
+        the handler for SIGTERM.
         """
         for number in STOPPING:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal == number == signal.SIGINT:
-            end_at_once()  # at the second Ctrl-C; a run survives any end
-        if self.signal != signal.SIGTERM:  # TERM means a cancel, and later signals don't undo it
+            end_at_once()  # the second Ctrl-C; a run can be resumed after any end
+        if self.signal != signal.SIGTERM:  # later signals don't undo a cancel
             self.signal = signal.Signals(number)
 
     def check(self) -> None:
-        """Raise if a signal has come and the run has no other worker.
+        """Raise if this process has got a signal and the run has no other worker.
 
         Raises:
             Interrupted: with the signal's name.
@@ -75,14 +75,14 @@ class StopRequest:
 
 @contextlib.contextmanager
 def ctrl_c_waits() -> Iterator[None]:
-    """Delay Ctrl-C to the end of the block; a second Ctrl-C acts at once.
+    """Delay the effect of Ctrl-C to the end of the block; a second Ctrl-C acts at once.
 
     An import may lose a KeyboardInterrupt, because Python drops an exception in the callback of a
     weak reference, and every module has one. Has no effect outside of the main thread.
     """
     before = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or before in (signal.SIG_IGN, None):  # None: not a handler of Python
+    if not is_main or before in (signal.SIG_IGN, None):  # None: a handler in C
         yield
         return
     pressed = False
@@ -108,10 +108,10 @@ AT_ONCE = "harness: interrupted at once; saved files stay"
 def end_at_once(line: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoReturn:
     """End this process and its children, with one line and the exit code of an interruption.
 
-    An exception would not do: code on its way, such as an import of TensorFlow, may lose it or
+    An exception is not enough: code that it passes, such as an import of TensorFlow, may lose it or
     print a traceback.
     """
-    import psutil  # late, because `harness --help` needs neither
+    import psutil  # imported here, because `harness --help` needs neither
 
     from harness.system import stderr_filter
 
@@ -125,16 +125,16 @@ def end_at_once(line: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoRet
     os._exit(code)
 
 
-WORKER = "harness.tuning.worker"  # of a sweep
+WORKER = "harness.tuning.worker"  # the module of a sweep's workers
 PROGRAMS = {"harness", "__main__.py"}
-TRAINING = {"train", "resume", "tune"}  # commands with a heartbeat
+TRAINING = {"train", "resume", "tune"}  # commands that write a heartbeat
 CLOCK_SLACK_S = 2.0
 
 kept: list[object] = []  # objects whose destructors `leave` skips
 
 
 def leave(code: int) -> NoReturn:
-    """End this process after its work, without destructors.
+    """End this process after its work, without running destructors.
 
     On several nodes the destructors of TensorFlow's iterators and servers take up to 30 s, and a
     job that must leave its node may have less time.
@@ -145,7 +145,7 @@ def leave(code: int) -> NoReturn:
 
 
 def own_code_first() -> dict[str, str]:
-    """The environment of a child that imports this code, and nothing from its working folder.
+    """Return an environment in which a child imports this code, not files of its working folder.
 
     `python -m` searches the working folder first, which may contain another user's files.
     """
@@ -155,9 +155,9 @@ def own_code_first() -> dict[str, str]:
 
 
 def age_s() -> float | None:
-    """Seconds since the start of this process, None if unknown.
+    """Return the seconds since this process started; None if unknown.
 
-    psutil rounds the start of a process to a second.
+    psutil is not used, because it rounds the start of a process to a second.
     """
     try:
         # Field 22 of proc_pid_stat(5): the start, in clock ticks since boot.
@@ -171,8 +171,8 @@ def age_s() -> float | None:
 def end_with_parent() -> None:
     """Send TERM to this process when its parent ends.
 
-    The parent holds the other end of standard input, which closes when the parent ends, even
-    through srun. A minute later this process exits with the code of an interruption.
+    Standard input is a pipe from the parent, which closes when the parent ends, even through srun.
+    A minute later this process exits with the exit code of an interruption.
     """
 
     def watch() -> None:
@@ -188,9 +188,9 @@ def end_with_parent() -> None:
 def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
     """Whether the process that wrote a heartbeat at this time is still alive.
 
-    Its id may belong to another process by now, which is no harness or started later.
+    By now another process may have its id: one that is not a harness, or that started later.
     """
-    import psutil  # late, because `harness --help` does not need it
+    import psutil  # imported here, because `harness --help` does not need it
 
     if process <= 0:
         return False
@@ -206,7 +206,7 @@ def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
 
 @functools.cache
 def process_space() -> str:
-    """The scope of process ids: the boot of this machine and the container; empty if unknown."""
+    """Identify the boot and the container in which process ids are valid; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
@@ -215,17 +215,18 @@ def process_space() -> str:
 
 
 def is_elsewhere(space: str) -> bool:
-    """Whether a `process_space` is another container of this machine since the same boot."""
+    """Whether a `process_space` belongs to another container of this machine, in the same boot."""
     boot, _, part = space.partition(" ")
     own_boot, _, own_part = process_space().partition(" ")
     return boot == own_boot and part != own_part
 
 
 def has_died(process: int, space: str) -> bool:
-    """Whether a process in the same space has ended.
+    """Whether a process is known to have ended; False if it belongs to another `process_space`.
 
     Args:
-        space: its `process_space`.
+        process: the process id.
+        space: the `process_space` of the process.
     """
     if not space or space != process_space() or process <= 0:
         return False
@@ -233,17 +234,17 @@ def has_died(process: int, space: str) -> bool:
         os.kill(process, 0)
     except ProcessLookupError:
         return True
-    except (PermissionError, OverflowError):  # another user's, whose /proc may be hidden
+    except (PermissionError, OverflowError):  # another user's process; its /proc may be hidden
         return False
     return _is_zombie(process)
 
 
 def _is_zombie(process: int) -> bool:
-    """Whether a process has ended and its parent has not waited for it."""
+    """Whether a process has ended, but its parent has not waited for it."""
     import psutil
 
     try:
-        # A container may show the /proc of its host, with other ids.
+        # A container may show the /proc of its host, where process ids differ.
         has_own_ids = Path("/proc/self").readlink().name == str(os.getpid())
         return has_own_ids and psutil.Process(process).status() == psutil.STATUS_ZOMBIE
     except (OSError, psutil.Error):
@@ -251,7 +252,7 @@ def _is_zombie(process: int) -> bool:
 
 
 def _cgroup_gb(name: str) -> list[float]:
-    """A size in GB from a control file, for this process's cgroup (v2) and all its parents."""
+    """Read a size in GB from a control file of this process's cgroup (v2) and all its parents."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
         path = next((line[3:] for line in lines if line.startswith("0::")), "/")
@@ -264,31 +265,31 @@ def _cgroup_gb(name: str) -> list[float]:
 
 
 def memory_limit_gb() -> float | None:
-    """The smallest memory limit of this process's cgroups, None without a limit."""
+    """Return the smallest memory limit of this process's cgroups in GB; None without a limit."""
     return min(_cgroup_gb("memory.max"), default=None)
 
 
 def memory_peak_gb() -> float | None:
-    """The peak memory of this process's cgroup, None if unknown."""
+    """Return the peak memory of this process's cgroup in GB; None if unknown."""
     return next(iter(_cgroup_gb("memory.peak")), None)
 
 
 def available_gb() -> float:
-    """The memory of this machine in GB that is free or can be freed."""
+    """Return how many GB of this machine's memory are free or can be freed."""
     import psutil
 
     return float(psutil.virtual_memory().available / 1e9)
 
 
 def total_memory_gb() -> float:
-    """The memory of this machine in GB."""
+    """Return the size of this machine's memory in GB."""
     import psutil
 
     return float(psutil.virtual_memory().total / 1e9)
 
 
 def installed_version(package: str) -> str | None:
-    """The version of a package, None if it is not installed."""
+    """Return the version of a package; None if it is not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -298,7 +299,7 @@ def installed_version(package: str) -> str | None:
 
 
 def processor() -> str:
-    """The name of the processor."""
+    """Return the name of this machine's processor."""
     import platform
 
     with contextlib.suppress(OSError):
@@ -309,7 +310,7 @@ def processor() -> str:
 
 
 def nvidia_driver() -> str | None:
-    """The NVIDIA driver's description of its version, None without a driver."""
+    """Return the line with the NVIDIA driver's version; None without a driver."""
     try:
         return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
     except (OSError, IndexError):

@@ -1,6 +1,6 @@
 """Measures how much of the CPUs, memory and GPUs this process uses.
 
-NVML, a library of the driver, has the figures of GPUs. All other figures need no driver.
+The figures of GPUs come from NVML, a library of the driver. All others need no driver.
 """
 
 import contextlib
@@ -11,12 +11,12 @@ from typing import Any
 
 from harness.system.gpu import open_gpus
 
-READ_S = 5.0  # between two measurements
-REMEDY = "compare nvidia-smi, or HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
+READ_S = 5.0  # least number of seconds between two measurements
+REMEDY = "look at nvidia-smi, or run HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
 
 
 class ResourceMonitor:
-    """Measures the use by this process; a context manager."""
+    """A context manager that measures what this process uses."""
 
     def __init__(
         self,
@@ -31,18 +31,18 @@ class ResourceMonitor:
         """Make a monitor.
 
         Args:
-            num_gpus: the number of GPUs in use, the first visible ones.
+            num_gpus: the number of GPUs in use; these are the first visible ones.
             num_cpus: the number of CPUs that this process may use.
-            warn: takes a line.
-            environment: has CUDA_VISIBLE_DEVICES.
-            clock: in seconds.
-            cpu_clock: the CPU time of this process in seconds.
+            warn: a function that shows a warning.
+            environment: the environment variables; CUDA_VISIBLE_DEVICES is used.
+            clock: a function that returns the time in seconds.
+            cpu_clock: a function that returns the CPU time of this process in seconds.
         """
         self._num_gpus, self._num_cpus, self._warn = num_gpus, num_cpus, warn
         self._environment, self._clock, self._cpu_clock = environment, clock, cpu_clock
         self._stack = contextlib.ExitStack()
         self._nvml: Any = None
-        self._gpus: list[Any] = []  # NVML's handles, by TensorFlow's number of the GPU
+        self._gpus: list[Any] = []  # NVML's handles, in TensorFlow's order of GPUs
         self._read_at = float("-inf")
         self._before = clock(), cpu_clock()
 
@@ -52,7 +52,7 @@ class ResourceMonitor:
             if len(gpus) >= self._num_gpus:
                 self._gpus = list(gpus.values())[: self._num_gpus]
             else:
-                known = f"NVML knows {len(gpus)} of the {self._num_gpus} used"
+                known = f"NVML knows {len(gpus)} of the {self._num_gpus} GPUs in use"
                 self._warn(f"the use of GPUs is not measured: {known}; {REMEDY}")
         return self
 
@@ -61,12 +61,12 @@ class ResourceMonitor:
         self._stack.close()
 
     def sample(self) -> dict[str, float]:
-        """The current use, by name; empty within READ_S of the last measurement.
+        """Measure the current use; return nothing within READ_S of the last measurement.
 
-        `cpu_share`: share of its CPUs that this process used since the last measurement.
-        `memory_gb`: the machine's memory that it uses. `gpu0_share`: share of NVML's last period
-        (at most a second) in which a kernel ran. `gpu0_memory_gb`: the GPU's memory that all
-        processes use.
+        `cpu_share`: the share of its CPUs that this process used since the last measurement.
+        `memory_gb`: the machine's memory that this process uses. `gpu0_share`: the share of NVML's
+        last period (at most a second) in which a kernel ran. `gpu0_memory_gb`: the GPU's memory
+        that all processes use.
         """
         now = self._clock()
         if now - self._read_at < READ_S:
@@ -77,7 +77,7 @@ class ResourceMonitor:
         if now > then:
             values["cpu_share"] = (self._before[1] - used) / (now - then) / self._num_cpus
         for number, gpu in enumerate(self._gpus):
-            # NVML has no answer for a MIG instance or a lost GPU.
+            # NVML does not answer for a MIG instance or a lost GPU.
             with contextlib.suppress(self._nvml.NVMLError):
                 memory = self._nvml.nvmlDeviceGetMemoryInfo(gpu)
                 values[f"gpu{number}_memory_gb"] = memory.used / 1e9
@@ -87,7 +87,7 @@ class ResourceMonitor:
 
 
 def resident_memory_gb() -> float:
-    """The machine's memory in GB that this process uses."""
-    import psutil  # late, because `harness --help` does not need it
+    """Return how many GB of the machine's memory this process uses."""
+    import psutil  # imported here, because `harness --help` does not need it
 
     return float(psutil.Process().memory_info().rss / 1e9)

@@ -1,7 +1,7 @@
-"""Settings of the site: environment variables, which slurm/site.sh exports.
+"""Settings of the site: environment variables that slurm/site.sh exports.
 
 Job scripts source that file, and users source it in their shells. It is a bash script, so this
-module never reads values from it. It only looks for names, to warn if the shell lacks them.
+module never reads values from it. It only searches it for names, to warn if the shell lacks them.
 """
 
 import os
@@ -14,10 +14,10 @@ from harness.errors import InputError
 
 SITE = "slurm/site.sh"  # ignored by git
 TRUST = "HARNESS_TRUST_CODE"  # set by --trust-code
-LARGEST = 1440.0  # minutes or seconds
+LARGEST = 1440.0  # the largest limit, in minutes or seconds
 
-# Needed for one model on several nodes: TensorFlow's servers listen on every interface, without a
-# login, and are for private networks (github.com/tensorflow/tensorflow/issues/11689).
+# Without it no model trains on several nodes: TensorFlow's servers listen on every interface, have
+# no login, and are for private networks (github.com/tensorflow/tensorflow/issues/11689).
 TRUSTED_NETWORK = "HARNESS_TRUSTED_NETWORK"
 RISK = (
     "any user who reaches the ports of your nodes could act as you and read and write your files, "
@@ -32,10 +32,10 @@ REMEDY = (
 def not_sourced(
     names: Iterable[str], project: Path = PROJECT, environment: Mapping[str, str] = os.environ
 ) -> str:
-    """A hint if slurm/site.sh names a setting that this environment lacks; else empty.
+    """Return a hint if slurm/site.sh sets a variable that this environment lacks; else empty.
 
     Args:
-        names: of the settings that are needed.
+        names: the names of the settings that are needed.
     """
     try:
         text = (project / SITE).read_text(errors="replace")
@@ -51,10 +51,10 @@ def not_sourced(
 def number_setting(
     name: str, unit: str, default: float, environment: Mapping[str, str] = os.environ
 ) -> float:
-    """A time limit of the site from the environment; 0 means no limit.
+    """Read a time limit of the site from the environment; 0 means no limit.
 
     Raises:
-        InputError: if it is not a number from 0 to LARGEST.
+        InputError: if the value is not a number from 0 to LARGEST.
     """
     text = environment.get(name, "").strip()
     if not text:

@@ -1,8 +1,8 @@
-"""Removes messages of TensorFlow that no user can act on, although its log level allows them.
+"""Removes TensorFlow's messages that no user can act on and that its log level does not hide.
 
 TensorFlow writes some of them before it reads the log level, and logs others as errors. In a
-process that computes on GPUs all messages go into a file in memory (`capture`), because only a
-message may say that a step was computed wrongly, or why the process died.
+process that computes on GPUs all messages go into a file in memory (`capture`), because
+sometimes only a message says that a step was computed wrongly, or why the process died.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from harness.system.console import echo
 from harness.system.gpu import has_driver, hidden_by
 
-# TensorFlow 2.21 writes these at every start without a GPU. They matter if a driver is there and
-# its GPUs are not hidden.
+# TensorFlow 2.21 writes these at every start without a GPU. They matter only if there is
+# a driver and its GPUs are not hidden.
 NO_DRIVER_NOISE = re.compile(r"cudart_stub|cuda_platform.*cuInit|INTERNAL: CUDA Runtime error")
 KNOWN_NOISE = re.compile(
     r"before absl::InitializeLog"
@@ -31,7 +31,7 @@ BEGIN = re.compile(r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d+\.\d+ +\d+ [\w./-]+:\d+
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 LAST_LINES = 60  # enough for a message and a stack trace
 
-descriptor = 2  # of the real standard error, which changes while it is filtered or captured
+descriptor = 2  # of the real standard error; `capture` and `filtered_stderr` change it
 
 
 class Capture:
@@ -40,7 +40,7 @@ class Capture:
     def __init__(self, file: int) -> None:
         self.file = file
         self._at = 0  # number of bytes read
-        self._rest = b""  # of an incomplete line
+        self._rest = b""  # an incomplete last line
         # `ask_for_messages` requests warnings; show them only if the user requested them too.
         self.shows_warnings = os.environ.get(LEVEL, "") in ("0", "1")
 
@@ -77,7 +77,7 @@ def capture(file: int) -> None:
 
 
 def ask_for_messages() -> None:
-    """Set TensorFlow's log level before its import: errors, and also warnings if captured."""
+    """Set TensorFlow's log level before its import: errors, and warnings if they are captured."""
     if captured:
         os.environ[LEVEL] = min(os.environ.get(LEVEL, "1"), "1")
     else:
@@ -85,7 +85,7 @@ def ask_for_messages() -> None:
 
 
 def messages(text: str) -> list[str]:
-    """TensorFlow's messages in its output; joins the lines of a message."""
+    """Split TensorFlow's output into messages, and join the lines of each message."""
     found: list[str] = []
     for line in text.splitlines():
         if BEGIN.match(line) or not (found and BEGIN.match(found[-1])):
@@ -109,10 +109,10 @@ def show_last(text: str) -> None:
 
 @contextlib.contextmanager
 def filtered_stderr() -> Iterator[list[str]]:
-    """Hold back what the block writes to file descriptor 2; write all except noise at its end.
+    """Hold back what the block writes to file descriptor 2; at its end, write all except noise.
 
     Yields:
-        A list, which gets all lines, including noise, at the end of the block.
+        A list that receives all lines, including noise, at the end of the block.
     """
     lines: list[str] = []
     global descriptor
@@ -124,7 +124,7 @@ def filtered_stderr() -> Iterator[list[str]]:
             lines += captured.read()
             captured.show(lines)
         return
-    file = os.memfd_create("messages")  # a disk may be full
+    file = os.memfd_create("messages")  # in memory, because a disk may be full
     sys.stderr.flush()
     original = descriptor = os.dup(2)
     os.dup2(file, 2)

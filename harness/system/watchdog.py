@@ -1,7 +1,7 @@
-"""Ends this process if its main thread can't, because it waits for a device in TensorFlow.
+"""Ends this process when its main thread can't, because TensorFlow waits for a device.
 
-Python handles no signal while it waits. So a thread ends the process some time after the first
-signal to stop, or after a long time without a result from the devices.
+A Python signal handler does not run during such a wait. So a second thread ends the process some
+time after the first signal to stop, or after a long time without a result from the devices.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ from harness.system.processes import STOPPING, end_at_once
 from harness.system.site_settings import number_setting
 
 STALL, STALL_MIN = "HARNESS_STALL_MIN", 10.0
-NODES_STALL_MIN = 1.5  # on several nodes: if one hangs, all others wait
+NODES_STALL_MIN = 1.5  # default on several nodes: if one hangs, all others wait
 STOP, STOP_S = "HARNESS_STOP_S", 60.0
-# Factor of the limit before the first step, on a card whose kernels the driver compiles.
+# Multiplies the limit before the first step, on a card whose kernels the driver compiles.
 FIRST_USE = 6.0
-STEPS_AT_ONCE = 100  # an execution of more steps has a proportionally longer limit
-ASK_AFTER = 0.1  # share of the limit without a result, after which the loop waits for one
-TICKS = 20  # per limit
+STEPS_AT_ONCE = 100  # the limit grows in proportion if one execution has more steps
+ASK_AFTER = 0.1  # after this share of the limit, the training loop waits for a result
+TICKS = 20  # number of checks per limit
 LONGEST_TICK_S = 30.0
-RECORD_S = 10.0  # longest wait for the record of the end, because the disk may not answer
+RECORD_S = 10.0  # longest wait until the end is recorded, because the disk may not answer
 
 Record = Callable[[Interrupted], int]
 
@@ -43,16 +43,16 @@ def nothing(reason: Interrupted) -> int:
 class Watched:
     """The work whose progress the watchdog checks."""
 
-    where: str  # devices and node, for the message
-    next_step: str  # the command to continue, for the message
+    where: str  # the devices and the node, for the message
+    next_step: str  # how to continue the work, for the message
     record: Record = nothing  # records the end, and returns the exit code
-    num_steps: int = 1  # per execution
-    first_use: float = 1.0  # factor of the limit before the first step
+    num_steps: int = 1  # training steps per execution
+    first_use: float = 1.0  # multiplies the limit before the first step
     has_stepped: bool = False
 
 
 class Watchdog:
-    """Measures the time without progress and since a signal; a context manager."""
+    """A context manager that measures the time without progress and the time since a signal."""
 
     def __init__(
         self,
@@ -62,18 +62,18 @@ class Watchdog:
         *,
         stepped_stall_s: float | None = None,
     ) -> None:
-        """Make a watchdog, which starts with the block.
+        """Make a watchdog. It starts when its `with` block is entered.
 
         Args:
-            stall_s: limit without progress, 0 for none.
-            stop_s: limit after the first signal to stop, 0 for none.
-            end: ends the process with a line and an exit code.
-            stepped_stall_s: `stall_s` after the first step, if it differs.
+            stall_s: the longest time without progress; 0 means no limit.
+            stop_s: the longest time after the first signal to stop; 0 means no limit.
+            end: a function that ends the process with a message and an exit code.
+            stepped_stall_s: the value of `stall_s` after the first step, if it differs.
         """
         self.stall_s, self.stop_s, self._end = stall_s, stop_s, end
         self.stepped_stall_s = stall_s if stepped_stall_s is None else stepped_stall_s
         self.watched: Watched | None = None
-        self.asks = False  # for a result of the steps in progress
+        self.asks = False  # whether the training loop should wait for a result
         self._progress = self._seen = 0
         self._still_s = self._stopping_s = 0.0
         self._signal: signal.Signals | None = None
@@ -84,7 +84,7 @@ class Watchdog:
         global current
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
-        # Python writes the number of a signal there at once, even if the main thread waits in C.
+        # Python writes a signal's number into the pipe at once, even if the main thread waits in C.
         self._other = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._thread.start()
         current = self
@@ -94,18 +94,18 @@ class Watchdog:
         global current
         current = None
         signal.set_wakeup_fd(self._other)
-        os.close(self._writer)  # the thread ends at the end of the pipe
+        os.close(self._writer)  # the thread ends when the pipe is closed
         self._thread.join()
         os.close(self._reader)
 
     def progress(self) -> None:
-        """Count a result of the devices as progress."""
+        """Note that the devices have returned a result."""
         self._progress += 1
         self.asks = False
 
     @contextlib.contextmanager
     def watching(self, watched: Watched) -> Iterator[None]:
-        """Expect progress in the block."""
+        """Expect progress while the `with` block runs."""
         self.watched = watched
         self.progress()
         os.write(self._writer, b"\0")  # wakes the thread
@@ -116,7 +116,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def pausing(self) -> Iterator[None]:
-        """Expect no progress in the block, which runs code of the user."""
+        """Expect no progress while the `with` block runs, because it calls the user's code."""
         watched, self.watched = self.watched, None
         try:
             yield
@@ -124,11 +124,11 @@ class Watchdog:
             self.watched = watched
             self.progress()
 
-    # The thread
+    # The watchdog's thread
 
     @property
     def limit_s(self) -> float:
-        """The longest time without progress."""
+        """The longest time in seconds that may pass without progress."""
         watched = self.watched or Watched("", "")
         if watched.has_stepped:
             return self.stepped_stall_s * max(watched.num_steps / STEPS_AT_ONCE, 1.0)
@@ -138,7 +138,7 @@ class Watchdog:
         while True:
             tick_s, began_s = self._tick_s(), time.monotonic()
             is_called = bool(select.select([self._reader], [], [], tick_s)[0])
-            # The process was suspended for any time beyond a tick.
+            # Time far beyond a tick is not counted: the process was suspended.
             self.count(min(time.monotonic() - began_s, (tick_s or 0.0) + 1.0))
             numbers = os.read(self._reader, 64) if is_called else b"\0"
             if not numbers:
@@ -147,22 +147,22 @@ class Watchdog:
                 self.note(number)
 
     def _tick_s(self) -> float | None:
-        """The time to sleep, at least a second; None without a limit."""
+        """The seconds until the next check, at least one; None if there is no limit."""
         limits = [self.stop_s] if self._signal and self.stop_s else []
         limits += [self.stepped_stall_s] if self.watched and self.stepped_stall_s else []
         return max(1.0, min(LONGEST_TICK_S, min(limits) / TICKS)) if limits else None
 
     def note(self, number: int) -> None:
-        """Note a signal; end the process at the second Ctrl-C."""
+        """Store a signal to stop. At the second Ctrl-C, end the process."""
         if number == signal.SIGINT:
             self._num_pressed += 1
             if self._num_pressed > 1:
-                end_at_once()  # the main thread may be unable to do it
-        if number in STOPPING and self._signal != signal.SIGTERM:  # TERM means a cancel
+                end_at_once()  # the main thread may be unable to end it
+        if number in STOPPING and self._signal != signal.SIGTERM:  # the user cancelled the run
             self._signal = signal.Signals(number)
 
     def count(self, passed_s: float) -> None:
-        """Add to the times without progress and since a signal; end the process at a limit."""
+        """Count the time without progress and since a signal; end the process at a limit."""
         watched = self.watched
         if watched is None or self._progress != self._seen:
             self._seen, self._still_s = self._progress, 0.0
@@ -193,7 +193,7 @@ class Watchdog:
                     codes.append(refusal.exit_code)
                     lines.append(str(refusal))
 
-        # In a thread, because the disk may not answer either.
+        # Record the end in a thread, because the disk may not answer either.
         thread = threading.Thread(target=record, daemon=True)
         thread.start()
         thread.join(RECORD_S)
@@ -201,7 +201,7 @@ class Watchdog:
         self._end(lines[-1], codes[-1])
 
 
-current: Watchdog | None = None  # of this process; only one can receive signals
+current: Watchdog | None = None  # this process's watchdog; only one can receive signals
 
 
 def progress() -> None:
@@ -211,7 +211,7 @@ def progress() -> None:
 
 
 def first_step_done() -> None:
-    """Report the first step, after which all kernels are compiled."""
+    """Report the end of the first step. From now on all kernels are compiled."""
     if current and current.watched:
         current.watched.has_stepped = True
         current.progress()
@@ -223,19 +223,19 @@ def asks() -> bool:
 
 
 def watching(watched: Watched) -> contextlib.AbstractContextManager[None]:
-    """Expect progress in the block."""
+    """Expect progress while the `with` block runs."""
     return current.watching(watched) if current else contextlib.nullcontext()
 
 
 def pausing() -> contextlib.AbstractContextManager[None]:
-    """Expect no progress in the block, which runs code of the user."""
+    """Expect no progress while the `with` block runs, because it calls the user's code."""
     return current.pausing() if current else contextlib.nullcontext()
 
 
 def from_settings(
     environment: Mapping[str, str] = os.environ, *, on_nodes: bool = False
 ) -> Watchdog:
-    """The watchdog with the limits of the site.
+    """Return a watchdog with the limits from the site's settings.
 
     Args:
         on_nodes: whether processes of several nodes wait for each other in every step.
@@ -251,5 +251,5 @@ def from_settings(
 
 
 def end(line: str, code: int) -> None:
-    """End the process with a line in its log."""
+    """Write a line to the process's log, and end the process."""
     end_at_once(error_line(line, stderr_filter.descriptor), code)

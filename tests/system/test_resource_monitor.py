@@ -67,7 +67,7 @@ def test_without_nvml_only_gpus_are_not_measured(
         with ResourceMonitor(num_gpus, 2, warn=warnings.append, environment={}) as monitor:
             assert not any(name.startswith("gpu") for name in monitor.sample())
     (line,) = warnings
-    assert "NVML knows 0 of the 1 used; compare nvidia-smi, or HARNESS_EXTRA=gpu" in line
+    assert "NVML knows 0 of the 1 GPUs in use; look at nvidia-smi, or run HARNESS_EXTRA=gpu" in line
 
 
 @pytest.mark.full

@@ -27,7 +27,7 @@ def _answer(text: str) -> None:
 
 
 def _shown() -> str:
-    """The output of `scontrol show job`, which the script pipes into the command."""
+    """Read the output of `scontrol show job`, which the job script pipes into this command."""
     return sys.stdin.buffer.read().decode(errors="replace")
 
 
@@ -51,12 +51,12 @@ def job_begin(
     """Choose the command that a job script runs, and log the resources of its Slurm job.
 
     Args:
-        kind: the purpose of the script, see `harness.slurm.batch.plan`.
+        kind: the purpose of the script; `harness.slurm.batch.plan` lists the purposes.
         words: the script's arguments.
-        home: the project.
+        home: the folder of the project.
         runs: the folder of the runs.
         job: whether the script is a batch job.
-        called: whether a script of the user calls it.
+        called: whether one of the user's scripts calls the job script.
     """
     from harness.slurm.batch import MAX_REQUEUES, Start, faults_file, plan, shown_values
     from harness.slurm.environment import (
@@ -101,9 +101,9 @@ def job_begin(
     if job and allocation:
         faults = faults_file(Path(planned.runs), allocation)
         faults.parent.mkdir(parents=True, exist_ok=True)
-        faults.unlink(missing_ok=True)  # of an earlier start
+        faults.unlink(missing_ok=True)  # the faults of an earlier start
         flags = [*shlex.split(allocation.flags), *request_args(shown_values(shown), variables)]
-        # A step of srun without options for GPUs gets all GPUs of its job.
+        # A job step of srun gets all GPUs of its job, unless options for GPUs say otherwise.
         lines += [
             f"unset {' '.join((*foreign, *OF_GPUS))}",
             f"export {FLAGS}={shlex.quote(shlex.join(flags))}",
@@ -116,12 +116,12 @@ def job_begin(
 
 @app.command("job-end", hidden=True)
 def job_end(code: int, signals: str = "", run: str = "", runs: RunsFolder = Path("runs")) -> None:
-    """Decide what happens to a job: `requeue`, perhaps with changes of the job, or `stop`.
+    """Print what happens to a job now: `requeue`, perhaps with changes of the job, or `stop`.
 
     Args:
-        code: the exit code of its command.
+        code: the exit code of the job's command.
         signals: the names of the signals that the script received.
-        run: the folder of its run or sweep, empty if unknown.
+        run: the folder of the job's run or sweep; empty if unknown.
         runs: the folder of the runs.
     """
     from harness.slurm.batch import Counters, counters_file, decide, ending_of
@@ -150,7 +150,7 @@ def job_successor(
     changes: Annotated[list[str] | None, typer.Argument()] = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Write a job that continues a run if Slurm forbids the requeue.
+    """Write a new job that continues a run, for a job that Slurm does not let requeue itself.
 
     Args:
         run: the folder of the run or sweep.
@@ -167,7 +167,7 @@ def job_successor(
     asked = [change.partition("=") for change in changes or ()]
     flags = [options[name].format(value) for name, _, value in asked]
     flags.append(f"--dependency=afterany:{allocation.own_id}")
-    # So that its failures count as failures of the first job.
+    # With this variable the new job's failures count as failures of the first job.
     os.environ[FIRST_JOB] = allocation.first_job_id
     command, record = draft(resume_request([run], Resources(flags=tuple(flags)), runs))
     _answer(f"SUCCESSOR=({shlex.join(command)})\nRECORD={shlex.quote(str(record))}")

@@ -1,4 +1,4 @@
-"""`compare` and `ensemble`: many runs together."""
+"""`compare` and `ensemble`: compare several runs, or average their probabilities."""
 
 from functools import partial
 from pathlib import Path

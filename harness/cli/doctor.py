@@ -68,7 +68,7 @@ def _print_json(found: "Sequence[Finding | Estimate]") -> bool:
 
 
 def _print_findings(findings: "Iterable[Finding]") -> bool:
-    """Print a line per finding as soon as it is there; returns whether none is red."""
+    """Print each finding as soon as it is known; return whether none is red."""
     from rich.text import Text
 
     console = rich_console(soft_wrap=True)
@@ -83,7 +83,7 @@ def _print_findings(findings: "Iterable[Finding]") -> bool:
 
 
 def _print_estimates(estimates: "Iterable[Estimate]") -> bool:
-    """Print a line per job as soon as it is measured; returns whether all succeeded."""
+    """Print each job's estimate as soon as it is measured; return whether all succeeded."""
     known: list[Estimate] = []
     for each in estimates:
         if not known:
@@ -99,6 +99,6 @@ def _print_estimates(estimates: "Iterable[Estimate]") -> bool:
         text = "the whole job is estimated for IMDB's 25,000 reviews of each split"
         echo(f"Measured on {good[0].devices} with {good[0].data}; {text}.")
         if not good[0].on_gpu:
-            echo("It holds for machines like this one. To measure a GPU node:")
+            echo("This measurement holds for machines like this one. To measure a GPU node:")
             echo(f"{ON_GPU} harness doctor --probe")
     return len(good) == len(known)

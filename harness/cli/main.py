@@ -39,10 +39,10 @@ for commands in (train, audit, tune, submit, batch, runs, compare, tensorboard, 
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(data.app, name="data")
 
-# Keeps types such as `<list[Path]>` out of the help.
+# Without this the help shows types such as `<list[Path]>`.
 TyperArgument.display_type_rich = lambda self, ctx: None  # type: ignore[method-assign]
 
-INTERRUPTED = 130  # Typer's exit code of a Ctrl-C
+INTERRUPTED = 130  # Typer's exit code after Ctrl-C
 
 
 def main() -> int:
@@ -53,7 +53,7 @@ def main() -> int:
     """
     take_any_text()
     try:
-        # Returns the code of typer.Exit, or INTERRUPTED.
+        # `app` returns the exit code of typer.Exit, or INTERRUPTED.
         code = app(prog_name="harness", standalone_mode=False)
         if code == INTERRUPTED:
             raise Interrupted("interrupted at once; saved files stay")
@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C would replace line and exit code
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C would change the exit code
     log(logging.ERROR, " ".join(message.split()))
     return code
 

@@ -79,7 +79,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
 def _trust(trusted: bool) -> bool:
-    """Set the variable that this process and its children read."""
+    """Set HARNESS_TRUST_CODE, which this process and its children read."""
     if trusted:
         os.environ[TRUST] = "1"
     return trusted
@@ -96,7 +96,7 @@ TrustCode = Annotated[
 
 
 def quoted(path: Path | str) -> str:
-    """A path, quoted for the shell."""
+    """Quote a path for the shell."""
     return shlex.quote(str(path))
 
 
@@ -104,8 +104,8 @@ def confirm_here(instead: str, console: "Console", *, here: bool) -> None:
     """Warn on a cluster that this command trains outside of a Slurm job.
 
     Args:
-        instead: the command that submits a job.
-        console: for the warning.
+        instead: the command that submits a Slurm job.
+        console: the console that prints the warning.
         here: whether the user passed --here.
 
     Raises:
@@ -120,7 +120,9 @@ def confirm_here(instead: str, console: "Console", *, here: bool) -> None:
     if not here and os.environ.get(JOBS_ONLY) == "1":
         raise InputError(f"this site trains in Slurm jobs only: {instead}; or pass --here")
     if not here and has_cluster():
-        console.warning(f"not a Slurm job: {gethostname()} itself trains; as a job: {instead}")
+        console.warning(
+            f"not a Slurm job: training runs on {gethostname()} itself; as a job: {instead}"
+        )
         if hint := not_sourced([JOBS_ONLY]):
             console.warning(hint)
     os.environ[CONFIRMED] = "1"

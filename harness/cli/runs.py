@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 
-WATCH_S = 5.0  # between two looks
-MAX_LEFT = 5  # lines about folders that prune leaves
+WATCH_S = 5.0  # seconds between two refreshes
+MAX_LEFT = 5  # most lines about folders that `prune` does not change
 
 OneRun = Annotated[
     str, typer.Argument(metavar="RUN", help="a run's folder or id, or the id of its Slurm job")
@@ -146,14 +146,14 @@ def cancel(
     from harness.tuning.disk import stop_search_in
 
     queue = Queue()
-    # Resolve all names first: after a typo in the last one, no run is stopped.
+    # Resolve all names before any run is stopped, because the last name may have a typo.
     statuses = survey(runs, queue, [Path(name) for name in names if name.strip()])
     selected = [(name, run) for name in names for run in pick(name, statuses, runs)]
     chosen = {run.folder: run for _, run in selected}
     by_job = {run.folder for name, run in selected if JOB_ID.fullmatch(name)}
     stopping: list[RunStatus] = []
     problems: list[str] = []
-    # Other runs of the same job lie beside the run, which may not be in --runs.
+    # Other runs of the same job lie beside the run, even if it is not in --runs.
     tops = {run.folder.absolute().parent.parent for run in chosen.values() if run.shares_job}
     known = [each for top in tops for each in survey(top, queue)]
     alone = {

@@ -44,7 +44,8 @@ def submit(
         int | None, typer.Option(min=1, max=1000, metavar="N", help="number of nodes")
     ] = None,
     time: Annotated[
-        str | None, typer.Option(metavar="T", help="time limit: minutes, 2:00:00 or 1-12")
+        str | None,
+        typer.Option(metavar="T", help="time limit: 90 (minutes), 2:00:00 or 1-12 (days-hours)"),
     ] = None,
     mem: Annotated[str | None, typer.Option(metavar="SIZE", help="memory per node: 16G")] = None,
     pack: Annotated[
@@ -86,7 +87,7 @@ def submit(
     sbatch_flags = list(flags or ())
     names: list[str] = []
     if job is not None and (all_jobs or resume or all_interrupted):
-        # Without a JOB, its parameter has the first RUN, or with --all the first flag after --.
+        # Without a JOB, `job` contains the first RUN, or with --all the first flag after `--`.
         words = [job, *sbatch_flags]
         names = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
         names = [] if all_jobs else names
@@ -131,10 +132,10 @@ def submit(
 def resume_request(
     names: list[str], resources: "Resources", runs: Path, *, everything: bool = False
 ) -> "Request":
-    """The request to continue runs or sweeps, named by folder or id, or all interrupted ones.
+    """Return a request to continue runs or sweeps, or all interrupted ones.
 
     Raises:
-        InputError: if a run is refused.
+        InputError: if a run can't be continued.
         RunError: if Slurm does not answer, so that a run may have a waiting job.
     """
     from harness.slurm.client import Queue
@@ -148,7 +149,7 @@ def resume_request(
         raise InputError("--resume: give runs by folder or id, or --all-interrupted without any")
     queue = Queue()
     chosen = survey(runs, queue) if everything else select_runs(names, runs, queue)
-    # A job continues its own run, which has no other job.
+    # Inside a job this does not matter: it continues its own run, which has no other job.
     if queue.problem and SlurmEnvironment.from_environment() is None:
         raise RunError(f"--resume: {queue.problem}, so a run may have a waiting job; try again")
     if everything and not (chosen := interrupted(chosen)):
@@ -164,7 +165,7 @@ def resume_request(
     resumed = [as_job(each, resources) for each in chosen]
     for each in chosen:
         if not resources.mem and was_out_of_memory(each):
-            Console().warning(f"{each.run}: was out of memory; request more by --mem")
+            Console().warning(f"{each.run}: was out of memory; request more with --mem")
     return check_request(resumed, runs)
 
 
@@ -193,7 +194,7 @@ def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
 
     seeds = f", seed {array_spec(submission.seeds)}" if submission.seeds else ""
     echo(f"job {job_id}: {submission.name}{seeds}")
-    if submission.resumes:  # nobody typed this request
+    if submission.resumes:  # the user has not typed this request
         echo(f"asks  {shlex.join(submission.asks)}")
     paths_of = {"run": submission.run_folders(job_id), "log": submission.logs(job_id)}
     for name, paths in paths_of.items():

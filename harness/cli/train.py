@@ -107,7 +107,7 @@ def train(
             if run_id is None:
                 remove_empty([run.folder])
                 if not has_runs:
-                    with contextlib.suppress(OSError):  # something is in it
+                    with contextlib.suppress(OSError):  # the folder is not empty
                         runs.rmdir()
         _print_result(run, result, console)
         return
@@ -269,7 +269,7 @@ def predict(
         is_json = is_jsonl or (file is not None and file.suffix.lower() in JSON_LINES)
         batches = read_lines(source, name, remarks, is_json=is_json)
         is_ready = file is not None or has_input(source)
-    # Bad input is refused before TensorFlow is imported; a pipe may have none yet.
+    # Refuse bad input before TensorFlow is imported. A pipe may not contain a line yet.
     ahead = [*itertools.islice(batches, 1)] if is_ready else []
     if is_ready and not ahead:
         raise InputError(NO_TEXT)
@@ -281,7 +281,7 @@ def predict(
                 if as_json:
                     echo(json.dumps({"number": number, **answer.as_json()}))
                 else:
-                    shown = " ".join(answer.text[:200].split())  # in one line
+                    shown = " ".join(answer.text[:200].split())  # as one line
                     echo(f"{answer.summary}  {shown}")
     finally:
         for line in remarks.lines() if number else ():

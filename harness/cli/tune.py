@@ -1,4 +1,4 @@
-"""`tune`: a search with KerasTuner, by any number of workers."""
+"""`tune`: searches for better settings with KerasTuner and any number of workers."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

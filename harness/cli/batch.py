@@ -21,7 +21,7 @@ app = typer.Typer()
 
 
 def _answer(text: str) -> None:
-    """Print code for bash, without changing the bytes of paths."""
+    """Print code for bash, and keep paths that are not valid text."""
     sys.stdout.buffer.write(os.fsencode(f"{text}\n"))
     sys.stdout.flush()
 
@@ -55,7 +55,7 @@ def job_begin(
         words: the script's arguments.
         home: the folder of the project.
         runs: the folder of the runs.
-        job: whether the script is a batch job.
+        job: whether Slurm runs the script as a batch job.
         called: whether one of the user's scripts calls the job script.
     """
     from harness.slurm.batch import MAX_REQUEUES, Start, faults_file, plan, shown_values

@@ -1,4 +1,4 @@
-"""`data fetch` and `data verify` for IMDB, `data describe` for your texts."""
+"""`data fetch` and `data verify` handle IMDB; `data describe` checks and describes your texts."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -49,7 +49,7 @@ def main() -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0, 1 = failed, 2 = input refused, 75 = interrupted, resume it.
+        The exit code: 0 = success, 1 = failed, 2 = input refused, 75 = interrupted, can be resumed.
     """
     take_any_text()
     try:

@@ -1,4 +1,4 @@
-"""`sweep show`, `best`, `retrain` and `join`: use or join a search."""
+"""`sweep show`, `best` and `retrain` use the results of a search; `sweep join` adds workers."""
 
 import io
 import sys

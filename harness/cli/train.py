@@ -1,4 +1,4 @@
-"""`train`, `resume`, `evaluate`, `predict` and `export`: runs and their models."""
+"""`train`, `resume`, `evaluate`, `predict` and `export`: make runs and use their models."""
 
 import contextlib
 import itertools

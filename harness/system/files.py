@@ -1,4 +1,4 @@
-"""Files and folders: ownership, atomic writes, plain files, locks, caches, shared disks.
+"""Handles files and folders: ownership, atomic writes, plain files, locks, caches, shared disks.
 
 Writing uses a temporary name next to the target, `.<random>.tmp`, and a rename. The name is random
 because processes on several nodes may have the same process id and write the same file. A folder
@@ -30,7 +30,7 @@ from harness.errors import DiskError, InputError
 
 ABANDONED_S = 86_400
 REMEDY = "free space there, or choose another --runs"
-MAX_RECORD_BYTES = 256_000_000  # more than any record of a run, or a vocabulary
+MAX_RECORD_BYTES = 256_000_000  # larger than any record of a run and any vocabulary
 # Errors of a file that is missing or can't be a record. All other errors are errors of the disk.
 NO_RECORD = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
@@ -165,7 +165,7 @@ def remove_abandoned(folder: Path, pattern: str) -> None:
 
 @contextlib.contextmanager
 def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[Path]:
-    """Like `atomic_directory`, but replaces an existing folder once the new one is complete.
+    """Like `atomic_directory`, but replace an existing folder once the new one is complete.
 
     Args:
         target: the folder, or a symbolic link to it; the link stays as it is.
@@ -416,7 +416,7 @@ def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Ans
     """Call `ask` for all items in parallel threads, because a network disk may answer slowly.
 
     Returns:
-        The answers, in the order of the items. Raises the first error.
+        The answers, in the order of the items. If a call fails, its error is raised.
     """
     size = max(MIN_ITEMS, -(-len(items) // MAX_THREADS))  # a future per item would be slower
     parts = [items[at : at + size] for at in range(0, len(items), size)]
@@ -476,7 +476,7 @@ def _can_be_replaced(folder: Path) -> bool:
         if others_can_write(status):
             return True
         if status.st_uid == os.getuid() and not status.st_mode & 0o011:
-            return False  # others can't enter
+            return False  # others can't enter this folder
     return False
 
 
@@ -512,7 +512,7 @@ def file_system(path: Path) -> str:
     """Return the type of a path's file system, such as nfs4, or `unknown`."""
     import psutil  # imported here, because `harness --help` does not need it
 
-    # The last mount at a path hides earlier ones.
+    # If several file systems are mounted at a path, the last one counts.
     kinds = {each.mountpoint: each.fstype for each in psutil.disk_partitions(all=True)}
     real = path.resolve()
     return next((kinds[str(at)] for at in (real, *real.parents) if str(at) in kinds), "unknown")

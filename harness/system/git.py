@@ -115,7 +115,7 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
         try:
             # A name that ends in a slash is a nested repository.
             size = MAX_NEW_BYTES if name.endswith("/") else path.lstat().st_size
-        except FileNotFoundError:  # a temporary file of an editor
+        except FileNotFoundError:  # for example, an editor's temporary file
             continue
         if size > MAX_NEW_FILE_BYTES or total + size > MAX_NEW_BYTES:
             left_out.append(name)
@@ -151,7 +151,7 @@ def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
     tracked = tracked_files(project)
     try:
         committed = set(_names(git(project, "ls-tree", "-r", "-z", "--name-only", "HEAD")))
-    except GitError:  # before the first commit
+    except GitError:  # there is no commit yet
         committed = set()
     return private_files(project, [n for n in [*tracked, *new] if n not in committed])
 
@@ -185,7 +185,7 @@ def looks_secret(name: str) -> bool:
 def _is_private(path: Path) -> bool:
     try:
         return path.lstat().st_mode & 0o077 == 0
-    except OSError:  # git still tracks a deleted file
+    except OSError:  # git tracks a file that was deleted
         return False
 
 

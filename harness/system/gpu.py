@@ -61,7 +61,7 @@ class Problem:
 
     reason: str
     remedy: str
-    fault: Literal["installation", "node"] = "installation"  # "node": another node may work
+    fault: Literal["installation", "node"] = "installation"  # "node": try another node
 
 
 def has_driver() -> bool:

@@ -26,16 +26,16 @@ OnDeath = Callable[[signal.Signals, str, int], None]
 
 
 def stand_guard(on_death: OnDeath) -> None:
-    """Fork: the child returns and may import TensorFlow; this process ends as the child does.
+    """Fork: the child returns and may import TensorFlow; the parent ends as the child does.
 
     Call this before TensorFlow is imported and CUDA is used, because neither survives a fork.
 
     Args:
         on_death: a function of the signal that killed the child after a fault, the child's messages
-            and its process id. If the function returns, this process dies by the child's signal.
+            and its process id. If the function returns, the parent dies by the child's signal.
 
     Raises:
-        SystemExit: in this process, with the child's exit code.
+        SystemExit: in the parent, with the child's exit code.
     """
     messages = os.memfd_create("messages")
     for stream in (sys.stdout, sys.stderr):
@@ -86,7 +86,7 @@ def _signals() -> Iterator[int]:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Do nothing. Python needs a handler to write the number to the descriptor."""
+    """Do nothing. Python writes a signal's number to the pipe only if there is a handler."""
 
 
 def _wait(child: int, numbers: int) -> int:
@@ -101,8 +101,8 @@ def _wait(child: int, numbers: int) -> int:
                 pressed += 1
                 if pressed > 1:
                     end_at_once()
-                # Not SIGINT, because scancel may have sent SIGINT to all processes of the step, and
-                # a second one would end the child without a checkpoint.
+                # Send SIGTERM, not SIGINT, because scancel may have sent SIGINT to all processes
+                # of the step, and a second one would end the child without a checkpoint.
                 os.kill(child, signal.SIGTERM)
             elif number in STOPPING and number != signal.SIGINT:
                 os.kill(child, number)

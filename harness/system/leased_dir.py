@@ -28,7 +28,7 @@ from harness.system.files import (
 from harness.system.lenient_json import parse_json, parse_toml, read_json
 
 PATIENCE_S, RETRY_S = 60.0, 1.0  # how long and how often to retry a disk that does not answer
-MAX_AT_ONCE = 3  # other processes that take the lease at the same time
+MAX_AT_ONCE = 3  # how many others may take the lease at the same time
 
 LOGGER = logging.getLogger("harness")  # the console's logger
 
@@ -44,7 +44,7 @@ class LeasedDirectory:
         self._token: str | None = None
 
     def path(self, *parts: str) -> Path:
-        """A path inside the folder."""
+        """Return a path inside the folder."""
         return self.folder.joinpath(*parts)
 
     def read_json(self, name: str) -> dict[str, Any]:
@@ -52,7 +52,7 @@ class LeasedDirectory:
         return read_json(self.folder / name)
 
     def certain_json(self, name: str) -> dict[str, Any]:
-        """Like `read_json`, but a failing disk is an error.
+        """Like `read_json`, but raise an error if the disk fails.
 
         Raises:
             DiskError: if the disk fails.

@@ -36,11 +36,11 @@ class StopRequest:
 
     @property
     def vote(self) -> float:
-        """1 to stop, 0 to continue."""
+        """This worker's vote: 1 to stop, 0 to continue."""
         return float(self.signal is not None)
 
     def listen(self) -> None:
-        """Handle the signals from now on.
+        """Handle the signals in `STOPPING` from now on.
 
         Call it again after making the strategy: the C++ code of a multi-worker strategy replaces
         the handler for SIGTERM.
@@ -169,7 +169,7 @@ def age_s() -> float | None:
 
 
 def end_with_parent() -> None:
-    """Send TERM to this process when its parent ends.
+    """Send SIGTERM to this process when its parent ends.
 
     Standard input is a pipe from the parent, which closes when the parent ends, even through srun.
     A minute later this process exits with the exit code of an interruption.
@@ -186,7 +186,7 @@ def end_with_parent() -> None:
 
 
 def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
-    """Whether the process that wrote a heartbeat at this time is still alive.
+    """Whether the process that wrote a heartbeat at `heartbeat_time_s` is still alive.
 
     By now another process may have its id: one that is not a harness, or that started later.
     """

@@ -45,7 +45,7 @@ class Capture:
         self.shows_warnings = os.environ.get(LEVEL, "") in ("0", "1")
 
     def read(self) -> list[str]:
-        """The messages since the last call, a line per message."""
+        """Return the messages since the last call, one line per message."""
         while part := os.pread(self.file, 1 << 20, self._at):
             self._at += len(part)
             self._rest += part

@@ -189,7 +189,7 @@ class Watchdog:
             if self.watched:
                 try:
                     codes.append(self.watched.record(reason))
-                except RunError as refusal:  # for example, a newer process took the run over
+                except RunError as refusal:  # for example, a newer process has taken the run over
                     codes.append(refusal.exit_code)
                     lines.append(str(refusal))
 

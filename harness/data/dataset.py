@@ -189,8 +189,8 @@ def vocab_to_bytes(vocab: Sequence[str]) -> bytes:
 
 
 def vocab_from_bytes(content: bytes) -> list[str]:
-    """Return the words of a vocabulary file; `splitlines` would split at \\x85, which is a word."""
-    return content.decode().split("\n")[:-1]
+    """Return the words of a vocabulary file, one per line."""
+    return content.decode().split("\n")[:-1]  # `splitlines` also splits at \x85, a word of IMDB
 
 
 def num_outputs(classes: Sequence[str]) -> int:

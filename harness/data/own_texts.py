@@ -189,7 +189,7 @@ def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str
     unclear = [each for each in names if each not in by_split and table_ending(each) != ".json"]
     if unclear:
         raise InputError(
-            f"data.source {source}: the name of {unclear[0]} should have one split, as "
+            f"data.source {source}: the name of {unclear[0]} should contain one split, as "
             f"{min(by_split)} has; rename the file, for example test_a.csv, or remove it"
         )
     return by_split

@@ -70,7 +70,7 @@ def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
 def kept_names(
     names: Sequence[Any], code: dict[str, str], where: str, *, base: Path
 ) -> dict[Any, Any]:
-    """Add the sources of functions to `code`, and map each name to the function's name there.
+    """Add the sources of functions to `code`; map each name to its name with a path in `code`.
 
     Args:
         names: names of functions; other values are mapped to themselves.

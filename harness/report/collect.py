@@ -293,7 +293,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
 
 
 def _record(run: RunDirectory) -> dict[str, Any] | None:
-    """Read a run's record; None if only the owner may read it, because it contains a diff."""
+    """Read a run's record; None if only its owner may read it, as a record with a diff."""
     try:
         return run.certain_json(RECORD)
     except DiskError as error:

@@ -245,7 +245,7 @@ class Queue:
 
 
 def first_look_s(settings: Mapping[str, str]) -> float:
-    """Return the seconds until Slurm first tries to start a new job; 0 without its settings."""
+    """Return the seconds until Slurm first tries to start a new job; 0 if `settings` is empty."""
     if not settings:
         return 0.0
     found = re.search(r"batch_sched_delay=(\d+)", settings.get("SchedulerParameters", ""))

@@ -98,7 +98,7 @@ class SlurmEnvironment:
     def own_id(self) -> str:
         """The id to pass to Slurm's programs, such as 42_3 for an array task.
 
-        One task has the array's id as `job_id`; with it, the programs would act on all tasks.
+        The `job_id` of one task is the array's id, and Slurm's programs would act on all tasks.
         """
         array, task, _ = (self.variables.get(name) for name in OF_ARRAYS)
         return f"{array}_{task}" if array and task else self.job_id

@@ -47,7 +47,9 @@ TASK = re.compile(r"task:(\d+)")  # how TensorFlow's messages name a worker
 
 
 class WorkerGroup:
-    """The group of workers, as one of them sees it. Its `with` block reports this worker's end.
+    """The group of workers, as one of them sees it.
+
+    As a context manager it tells the other workers at its exit that this worker has ended.
 
     The chief is the worker with rank 0 in the job step.
     """

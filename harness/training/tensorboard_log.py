@@ -80,8 +80,8 @@ class TensorBoardLog:
 
         Args:
             folder: the folder for the run's event files; created if missing.
-            mark: what `mark()` returned. Longer event files are truncated, files that are not in
-                the mark are removed, and missing or shorter files cause a warning.
+            mark: the sizes of the files that `mark()` returned. Longer files are truncated, files
+                without a size are removed, and missing or shorter files cause a warning.
             num_steps: the largest number of steps of the run; if at most 500, all are logged.
             clock: returns the time of an event, in seconds since 1970.
             warn: is called with the warning, one line.

@@ -361,7 +361,7 @@ class Worker:
                     continue
                 if not heard.gone:
                     if heard.attempt.worker == self.me.worker:
-                        return n, k  # `Make` reported an error but had created the folder
+                        return n, k  # the disk reported an error but had created the folder
                     continue
                 attempt = yield from self._after(n, k, heard.attempt, heard.gone)
                 if attempt.num_stuck >= MAX_ATTEMPTS:

@@ -71,8 +71,11 @@ def test_a_source_may_say_the_split(tmp_path: Path) -> None:
         (["Train.csv", "TEST.csv"], ["train", "test"]),
         (["train1.tsv", "test 1.tsv", "notes.json"], ["train", "test"]),
         (["train_a.csv", "test.csv", "Validation2.csv"], ["train", "test", "validation"]),
-        (["train.csv", "test.csv", "all.tsv"], "the name of all.tsv should have one split, as"),
-        (["train.csv", "train-test.csv"], "the name of train-test.csv should have one split, as"),
+        (["train.csv", "test.csv", "all.tsv"], "the name of all.tsv should contain one split, as"),
+        (
+            ["train.csv", "train-test.csv"],
+            "the name of train-test.csv should contain one split",
+        ),
         (["imdb_Train.csv", "imdb.test-2.csv"], ["train", "test"]),
         (["my-train-test.csv", "testé.csv", "contest.csv"], ["", "", ""]),
         (["testing.csv", "Trainset.csv"], ["train", "test"]),

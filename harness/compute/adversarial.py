@@ -65,7 +65,7 @@ class OuterLookupStep(TrainStep):
         return gradients_of
 
     def _with_vectors(self, batch: Batch, vectors: tf.Tensor) -> Gradients:
-        """Like `gradients`, but return the gradient of the word vectors instead of their table's.
+        """Like `gradients`, but return the gradient of the looked-up vectors, not of the table.
 
         Args:
             vectors: the vectors of the batch's words, `[examples, time, channels]`.

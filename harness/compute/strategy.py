@@ -31,7 +31,7 @@ SITE_DEVICES = "HARNESS_DEVICES"
 MAX_DEVICES = 64
 UNUSED = ("sklearn", "matplotlib", "scipy", "pandas")  # see `quick_imports`
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-# How the names of variables begin that select NCCL's network and CUDA's kernels.
+# Prefixes of the environment variables that select NCCL's network and CUDA's kernels.
 RECORDED = ("NCCL_", "CUDA_", "CUBLAS_", "CUDNN_", "XLA_FLAGS", "TF_CUDNN_", "NVIDIA_TF32_")
 
 device_messages: list[str] = []  # what TensorFlow printed when it listed the GPUs

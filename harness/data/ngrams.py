@@ -97,7 +97,7 @@ def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tup
 
 
 def _held_by_several(codes: Ints, owners: Ints) -> Ints:
-    """Return the sorted codes, 0 or more, that at least two reviews contain; `owners` is sorted."""
+    """Return the sorted non-negative codes that two or more reviews contain; `owners` is sorted."""
     order = np.argsort(codes, kind="stable")
     order = order[np.searchsorted(codes[order], 0) :]
     ordered = codes[order]

@@ -267,7 +267,7 @@ def _json_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
                     '{"text": "…", "label": "…"} in each line'
                 )
             if not columns or row.keys() != names:
-                # The names differ from those of the line before: there may be a split, for example.
+                # This row has other keys than the row before it, such as a split.
                 names = {*row}
                 columns = _columns([*row], table, form, location=f"line {number} ")
             yield _text(table, f"line {number}", *(row[name] for name in columns))

@@ -209,7 +209,7 @@ def is_key(table: str, key: str, tables: Tables = TABLES) -> bool:
 
 
 def put_value(content: dict[str, Any], key: str, value: object) -> None:
-    """Set `table.key`, or `table.outer.key` in a free table, in the content of a job."""
+    """Set `table.key`, or `table.outer.key` of a table with any keys, in the content of a job."""
     table, _, name = key.partition(".")
     outer, dot, inner = name.partition(".")
     if dot:

@@ -73,8 +73,8 @@ class Rules:
         never = [name.lstrip("-") for name in environment.get(NEVER, "").split()]
         if wrong := [name for name in never if not re.fullmatch("[a-z][a-z-]+", name)]:
             raise InputError(
-                f"{NEVER}: {wrong[0]!r} should be the long name of an option of sbatch, such as "
-                '"gres mem"'
+                f"{NEVER}: {wrong[0]!r} should be the long name of an option of sbatch, such "
+                "as gres or mem"
             )
         always = environment.get(ALWAYS, "").split()
         if wrong := [word for word in always if not word.startswith("-")]:

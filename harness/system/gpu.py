@@ -259,7 +259,7 @@ def find_problem(
         why = f"cannot dlopen {NVML}, a library of the driver"
         return Problem(why, f"{IN_A_CONTAINER}; elsewhere ask your site")
     if num_seen and sum(name.startswith("MIG-") for name in names) > 1:
-        why = "CUDA_VISIBLE_DEVICES names several MIG instances, and CUDA shows a process one"
+        why = "CUDA_VISIBLE_DEVICES names several MIG instances, but a process sees only one"
         return Problem(why, "use --devices gpu:1, or start a run for each instance (--seeds)")
     available = num_cards() if given is None else given
     if available is not None and num_seen >= available:

@@ -1,8 +1,8 @@
 """A parent process, the guard, explains why the process that computes on GPUs has died.
 
-CUDA reports some errors late. Then TensorFlow aborts its process, and no `except` can catch it. So
-that process is a child of the guard, which never imports TensorFlow. The guard passes signals on to
-the child and reads its standard error.
+CUDA reports some errors late. Then TensorFlow aborts its process, and no `except` can catch it.
+Therefore that process is a child of the guard. The guard never imports TensorFlow. It passes
+signals on to the child and reads its standard error.
 """
 
 import contextlib

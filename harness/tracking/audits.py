@@ -35,7 +35,7 @@ def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> Path
 
 
 def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
-    """Return a result's audit of each depth; empty if another user could have written the file."""
+    """Return a result's audits by depth; empty if another user could have written the file."""
     path = _path(runs, hashlib.sha256(result).hexdigest())
     try:
         return {} if distrust(path.parent) or distrust(path) else read_json(path)

@@ -55,7 +55,8 @@ class Parent:
         if self.continues:
             return f"continues run {self.run.folder}; ends as if it had trained all epochs itself"
         shown = ", ".join(self.differences)
-        return f"begins with the weights of run {self.run.folder}, because these differ: {shown}"
+        start = f"begins with the weights of run {self.run.folder}"
+        return f"{start}, because these settings differ: {shown}"
 
 
 def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:

@@ -82,7 +82,7 @@ class Trials:
             gc.collect()
 
     def has_grown(self) -> bool:
-        """Whether this process uses more memory than its first run and largest trial explain."""
+        """Whether this process uses more memory than its largest trial and `MAX_GROWTH` explain."""
         room_gb = max(self._largest_gb, MAX_GROWTH[self.devices] * self._first_gb)
         return self._first_gb > 0 and resident_memory_gb() > room_gb
 

@@ -86,7 +86,7 @@ print(*map(tf.config.experimental.get_memory_growth, tf.config.list_physical_dev
             {"CUDA_VISIBLE_DEVICES": "MIG-1,MIG-2", "STUB_MIG": "1"},
             1,
             2,
-            "names several MIG instances, and CUDA shows a process one; use --devices gpu:1",
+            "names several MIG instances, but a process sees only one; use --devices gpu:1",
         ),
         (
             "",

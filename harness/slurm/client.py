@@ -198,7 +198,7 @@ class QueuedJob:
     """A job or an array task in the queue."""
 
     id: str  # as users write it: 12, or 12_3 for an array task
-    raw_id: str  # the job's SLURM_JOB_ID
+    raw_id: str  # the id by which the job knows itself; differs for an array task
     state: str  # such as RUNNING
     reason: str  # the reason for the state, such as Priority
     elapsed_s: float  # seconds since the last start

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import PROJECT, SHRUNK, Harness, results
+from tests.conftest import SHRUNK, Harness, results
 from tests.slurm.cluster import SlurmCluster, wait_until
 from tests.slurm.project import JOB, SlurmProject
-from tests.slurm.test_submit import git_init
+from tests.slurm.test_submit import copy_project, git_init
 from tests.training.kills import newest_step
 
 ALL_JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
@@ -82,11 +82,7 @@ def test_a_submitted_job_is_not_changed_by_later_edits(
 ) -> None:
     """While it waits, job file and code are edited; it trains with the snapshot."""
     project = tmp_path / "it's a project"
-    for name in ("harness", "jobs", "slurm"):
-        ignore = shutil.ignore_patterns("__pycache__", "site.sh")
-        shutil.copytree(PROJECT / name, project / name, ignore=ignore)
-    for name in ("pyproject.toml", ".gitignore"):
-        shutil.copy(PROJECT / name, project)
+    copy_project(project)
     git_init(project)
     version = project / "harness/__init__.py"
     version.write_text(f"{version.read_text()}# not committed\n")

@@ -64,6 +64,15 @@ def project(tmp_path: Path) -> Path:
     return project
 
 
+def copy_project(project: Path) -> None:
+    """Copy this project without the site's settings; the copy can train and submit."""
+    for name in ("harness", "jobs", "slurm"):
+        ignore = shutil.ignore_patterns("__pycache__", "site.sh")
+        shutil.copytree(PROJECT / name, project / name, ignore=ignore)
+    for name in ("pyproject.toml", ".gitignore"):
+        shutil.copy(PROJECT / name, project)
+
+
 def git_init(project: Path) -> None:
     git(project, "init", "--quiet")
     git(project, "add", "--all")

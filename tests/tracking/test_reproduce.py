@@ -1,24 +1,19 @@
 """`harness reproduce`: restores code and job of a run, which train to the same result."""
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from harness import __version__
-from tests.conftest import JOBS, PROJECT, SHRUNK, Harness, results
-from tests.slurm.test_submit import code, edit, git, git_init
+from tests.conftest import JOBS, SHRUNK, Harness, results
+from tests.slurm.test_submit import code, copy_project, edit, git, git_init
 
 
 def changed_checkout(folder: Path) -> Path:
     """A git checkout of this project with uncommitted changes, one of which needs a new file."""
     project = folder / "check out"
-    for name in ("harness", "jobs", "slurm"):
-        ignore = shutil.ignore_patterns("__pycache__", "site.sh")
-        shutil.copytree(PROJECT / name, project / name, ignore=ignore)
-    for name in ("pyproject.toml", ".gitignore"):
-        shutil.copy(PROJECT / name, project)
+    copy_project(project)
     (project / "edited.txt").touch()
     (project / "gone.txt").touch()
     (project / "slurm/tool.sh").touch(mode=0o755)

@@ -165,10 +165,10 @@ def start_tensorboard(
 
     Args:
         folder: the folder in which TensorBoard looks for new runs and points, every RELOAD_S.
-        num_runs: the number of runs; with more runs a curve keeps fewer points.
+        num_runs: the number of runs; the more runs, the fewer points of a curve are kept.
         listener: the socket to serve on.
         secret: the first part of the path of every request.
-        used: a function that is called at each request with the secret.
+        used: a function that is called, without arguments, at each request that has the secret.
         refused: the dictionary to which another thread adds each path that can't be shown, with
             the reason.
     """
@@ -190,7 +190,7 @@ def start_tensorboard(
     board.configure(
         logdir=str(folder),
         path_prefix=f"/{secret}",
-        load_fast="false",  # TensorBoard's data server listens on another port without a secret
+        load_fast="false",  # the fast loader is a server on another port, without a secret
         reload_interval=RELOAD_S,
         samples_per_plugin={"scalars": max(POINTS_PER_CURVE, POINTS_PER_CHART // max(1, num_runs))},
         window_title="harness",
@@ -200,7 +200,7 @@ def start_tensorboard(
 
 
 def list_folder(folder: str, refused: dict[str, str]) -> list[str]:
-    """Return the names in a folder that TensorBoard may open. Replaces TensorBoard's `listdir`.
+    """Return a folder's names, without those that TensorBoard must not open; replaces `listdir`.
 
     TensorBoard's own search for event files would end at an unreadable folder, wait for ever at a
     pipe, and follow symbolic links of other users.
@@ -222,8 +222,8 @@ def list_folder(folder: str, refused: dict[str, str]) -> list[str]:
         raise errors.NotFoundError(None, None, str(error)) from None
     except OSError as error:
         refused[str(Path(folder).resolve())] = f"can't be read: {error.strerror}"
-    # The first run determines the columns of the HParams page. The sorted names have `trials`
-    # before `winner`, so it is the run of a trial.
+    # The first run determines the columns of the HParams page. In the sorted names, `trials` comes
+    # before `winner`, so the first run is that of a trial.
     return sorted(names)
 
 

@@ -39,11 +39,11 @@ from harness.tracking.run_dir import find_runs, is_ensemble
 from harness.tracking.status import select_runs
 
 NUM_NEWEST = 200  # how many runs are shown if the user names none
-MAX_LISTED = 10  # how many refused paths a line lists
+MAX_LISTED = 10  # how many paths that are not shown a line lists
 
 POLL_S = 0.2
-SEARCH_SHARE = 20  # the pause between two searches is this many times as long as a search
-CACHE_REMEDY = "set XDG_CACHE_HOME to a folder of yours"
+SEARCH_SHARE = 20  # after a search, a pause that is this many times as long as the search
+CACHE_REMEDY = "set XDG_CACHE_HOME to a folder of your own"
 
 
 class Shown:
@@ -84,7 +84,7 @@ class Shown:
                 self._links[run] = link
 
     def refusals(self) -> str:
-        """Return a line about paths refused since the last call; empty if there are none."""
+        """Return a line about the paths refused since the last call; empty if there are none."""
         # A copy, because another thread adds to `refused`.
         new = sorted({*self.refused.copy().items()} - self._reported)
         self._reported.update(new)
@@ -109,8 +109,8 @@ class Shown:
         return found
 
     def _free_name(self, run: Path) -> Path:
-        # Links lie exactly two levels deep. A link below another link would be made in the folder
-        # of a run.
+        # All links lie exactly two levels deep, because a link below another link would lie in the
+        # folder of a run.
         group = run.parent.name or "runs"
         if run.is_relative_to(self.runs) and len(run.relative_to(self.runs).parts) > 1:
             group = ".".join(run.relative_to(self.runs).parts[:-1])
@@ -167,7 +167,7 @@ def check_roots(names: Sequence[Path], runs: Path) -> Sequence[Path]:
 class Endpoint:
     """The address of TensorBoard, and the SSH tunnel to it."""
 
-    port: int  # the port of the loopback address, the same here and on the laptop
+    port: int  # the port on the loopback address, here and on the laptop
     secret: str
     host: str
     login: str | None  # USER@HOST of the login node to jump through
@@ -175,7 +175,7 @@ class Endpoint:
     @property
     def address(self) -> str:
         """The address with the secret."""
-        # Not `localhost`, which may mean ::1: there the same port may be another user's.
+        # Not `localhost`: it may mean ::1, where another user may listen on the same port.
         return f"http://127.0.0.1:{self.port}/{self.secret}/"
 
     @property
@@ -196,12 +196,12 @@ class Endpoint:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container without a list of users
+    except (KeyError, OSError):  # for example, a container without a list of users
         return str(os.getuid())
 
 
 def jump_host(login: str | None, allocation: SlurmEnvironment | None) -> str | None:
-    """Return the login node for the tunnel, or None; by default the host that submitted the job."""
+    """Return the login node for the tunnel, if any: `login`, else the host that submitted the job."""
     if login or allocation is None:
         return login
     submitted_at = allocation.submit_host
@@ -210,7 +210,7 @@ def jump_host(login: str | None, allocation: SlurmEnvironment | None) -> str | N
 
 
 def is_private(file: IO[Any]) -> bool:
-    """Whether an output is a terminal or a file of mode 0600, which only the user can read."""
+    """Whether an output is a terminal, or a file that only the user can read."""
     try:
         about = os.fstat(file.fileno())
     except (OSError, ValueError):
@@ -220,7 +220,7 @@ def is_private(file: IO[Any]) -> bool:
 
 
 def write_connection(endpoint: Endpoint) -> Path:
-    """Write the tunnel and the address into a file that nobody else can read.
+    """Write the ssh command and the address into a file that nobody else can read.
 
     The file is in the user's cache, because others may own or share the folder of the runs.
 
@@ -257,7 +257,7 @@ class Watch:
         self.signal: signal.Signals | None = None
 
     def text(self, in_job: bool) -> str:
-        """Say in words when TensorBoard ends."""
+        """Return a line that says when TensorBoard ends."""
         end = time.strftime("%a %H:%M", time.localtime(time.time() + 3600 * self.hours))
         job = ", or with its Slurm job" if in_job else ""
         return f"ends after {self.idle_min:g} min without a request, or {end}{job}"
@@ -272,7 +272,7 @@ class Watch:
         self.signal = signal.Signals(number)
 
     def used(self) -> None:
-        """Restart the idle time."""
+        """Restart the idle time after a request."""
         self.used_s = time.monotonic()
 
     def reason(self) -> str | None:
@@ -335,7 +335,7 @@ def serve(
             try:
                 _announce(endpoint, shown, connection, say=say)
                 say(watch.text(in_job=allocation is not None))
-                watch.used()  # the time until here does not count as idle time
+                watch.used()  # the idle time begins now
                 _wait(watch, shown, say=say)
             finally:
                 connection.unlink(missing_ok=True)
@@ -354,11 +354,11 @@ def _end_by_removing(folder: Path) -> NoReturn:
 
 
 def _refresh(shown: Shown, watch: Watch) -> bool:
-    """Search for runs. Return False, without waiting for the search, if a signal comes first."""
+    """Search for runs; return whether the search ended before a signal came. Don't wait longer."""
     search = ThreadPoolExecutor(1).submit(shown.refresh)
     while not watch.signal:
         if wait([search], POLL_S).done:
-            search.result()  # raises an error of the search
+            search.result()  # raises the error if the search failed
             return True
     return False
 
@@ -371,7 +371,7 @@ def _announce(
     say(f"TensorBoard of {num} in {where}, on port {endpoint.port} of {endpoint.host}")
     for line in filter(None, (shown.left_out, shown.refusals())):
         say(line)
-    say("a run appears here when it begins to log")
+    say("a run appears in TensorBoard when it begins to log")
     if is_private(sys.stdout):
         say(endpoint.text().rstrip())
     else:

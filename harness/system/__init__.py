@@ -1,5 +1,5 @@
 """Modules for this machine's disks, console, processes, signals, processors, GPUs, and git.
 
-They know nothing of runs and never import TensorFlow. They may import only the
+They do not depend on runs and never import TensorFlow. They may import only the
 modules directly in `harness/`.
 """

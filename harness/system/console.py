@@ -1,4 +1,4 @@
-"""Prints progress and messages: a bar on a terminal, lines with time and level in a file.
+"""Prints messages, in a file with time and level, and shows a progress bar on a terminal.
 
 The times in a Slurm log show when a job stalled and when it ended.
 """
@@ -23,7 +23,7 @@ UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 STAMPED = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
-# Begins a message in a pipe or a file.
+# Matches the beginning of an error in a pipe, and of every message in a file.
 PREFIX = re.compile(r"harness: |[0-9-]{10} [0-9:]{8} [A-Z]+ ")
 
 
@@ -40,7 +40,7 @@ class Console:
 
     @functools.cached_property
     def terminal(self) -> "RichConsole":
-        """Rich's console on standard output; it is made late, because importing Rich is slow."""
+        """Rich's console on standard output; made at first use, because importing Rich is slow."""
         return rich_console(soft_wrap=True)
 
     def __enter__(self) -> "Console":
@@ -98,23 +98,23 @@ class Console:
 def printable(text: str) -> str:
     """Escape characters that would control a terminal: an escape sequence becomes `\\x1b[2J`.
 
-    These are control characters except tabs and line ends, marks that change the direction of text,
-    and lone surrogates, which can't be encoded.
+    It escapes control characters except tabs and line ends, marks that change the direction of
+    text, and lone surrogates, which can't be encoded.
     """
     return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def take_any_text() -> None:
-    """Print characters that standard output can't encode as escapes, such as `\\u2603`."""
+    """Let standard output print an escape, such as `\\u2603`, if it can't encode a character."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
-    """Print a command's output. All output goes through `echo` or `rich_console`, which escape it.
+    """Print text with control characters escaped. All output goes through this or `rich_console`.
 
     Raises:
-        SystemExit: with code 0 if the reader of standard output has ended, such as `head`.
+        SystemExit: with code 0 if a program that reads standard output, such as `head`, has ended.
     """
     stream = sys.stderr if err else sys.stdout
     try:
@@ -122,7 +122,8 @@ def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
     except BrokenPipeError:
         if err:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for the flush at exit
+        # Otherwise the flush at exit would fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         raise SystemExit(0) from None
 
 
@@ -153,11 +154,11 @@ def log(level: int, text: str) -> None:
 
 
 def error_line(text: str, descriptor: int) -> str:
-    """Format an error as a line of the log, for code that writes to a file descriptor itself.
+    """Format an error as `log` would, for code that must write it to a file descriptor.
 
     Args:
         text: the message.
-        descriptor: the file descriptor that the line will be written to.
+        descriptor: the file descriptor to which the caller writes the line.
     """
     record = LOGGER.makeRecord(LOGGER.name, logging.ERROR, "", 0, printable(text), (), None)
     return _line(record, descriptor)
@@ -170,7 +171,7 @@ def is_error(line: str) -> bool:
 
 
 def strip_prefix(line: str) -> str:
-    """Remove the prefix from a line of a log or of a command's standard error."""
+    """Remove `harness: `, or the date, time and level, from the beginning of a line."""
     line = line.strip()
     prefix = PREFIX.match(line)
     return line[prefix.end() :] if prefix else line
@@ -183,7 +184,7 @@ def _goes_to_file(stream: TextIO | int) -> bool:
     try:
         descriptor = stream if isinstance(stream, int) else stream.fileno()
         return stat.S_ISREG(os.fstat(descriptor).st_mode)
-    except (OSError, ValueError):  # closed, or not a file
+    except (OSError, ValueError):  # a closed stream, or one without a file descriptor
         return False
 
 
@@ -211,7 +212,7 @@ def _make_printable(record: logging.LogRecord) -> bool:
 
 
 LOGGER = logging.getLogger("harness")
-LOGGER.addFilter(_make_printable)  # a filter of the logger applies to all handlers
+LOGGER.addFilter(_make_printable)  # here, so that it applies to all handlers
 LOGGER.addHandler(_LineHandler())
 LOGGER.setLevel(logging.INFO)
 LOGGER.propagate = False  # handlers of TensorFlow and Keras would print the lines twice

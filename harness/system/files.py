@@ -1,8 +1,8 @@
 """Handles files and folders: ownership, atomic writes, plain files, locks, caches, shared disks.
 
 Writing uses a temporary name next to the target, `.<random>.tmp`, and a rename. The name is random
-because processes on several nodes may have the same process id and write the same file. A folder
-that a killed process left is removed when a new one is made beside it, if it is over a day old.
+because processes on several nodes may have the same process id and write the same file. If killed
+processes left temporary folders beside the target, `atomic_directory` removes them after a day.
 
 `open_plain_file` opens plain files only: a FIFO may block for ever and a device may have no end.
 """
@@ -30,14 +30,15 @@ from harness.errors import DiskError, InputError
 
 ABANDONED_S = 86_400
 REMEDY = "free space there, or choose another --runs"
-MAX_RECORD_BYTES = 256_000_000  # larger than any record of a run and any vocabulary
-# Errors of a file that is missing or can't be a record. All other errors are errors of the disk.
+MAX_RECORD_BYTES = 256_000_000  # no record of a run and no vocabulary is larger
+# These errors mean that a file is missing or is no record, such as a folder or a FIFO. All other
+# errors count as errors of the disk.
 NO_RECORD = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
     *(errno.EINVAL, errno.EFBIG, errno.ENAMETOOLONG, errno.ENXIO),
 )
 MAX_THREADS = 32
-MIN_ITEMS = 8  # items per thread: starting a thread takes longer than a call to a local disk
+MIN_ITEMS = 8  # per thread, because starting a thread takes longer than a call to a local disk
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -46,7 +47,7 @@ Answer = TypeVar("Answer")
 
 
 def owner_name(user_id: int) -> str:
-    """Return the name of a user, or the number if the system knows no name."""
+    """Return a user's name, or the user id as text if the system has no name for it."""
     try:
         return pwd.getpwuid(user_id).pw_name
     except KeyError:
@@ -54,7 +55,7 @@ def owner_name(user_id: int) -> str:
 
 
 def foreign_link(path: str | Path) -> str:
-    """Return the owner of another user's symbolic link; empty for other paths, and for root's."""
+    """Return the owner of a symbolic link that is neither this user's nor root's; else empty."""
     try:
         status = os.lstat(path)
     except OSError:  # missing or unreadable
@@ -64,9 +65,9 @@ def foreign_link(path: str | Path) -> str:
 
 
 def distrust(path: Path, owners: Collection[str] = ()) -> str:
-    """Say why an untrusted user may have written a file or folder; empty if none could.
+    """Return why an untrusted user may have written a file or folder; empty if none could.
 
-    Trusted users are this user, root and `owners`.
+    Trusted users are this user, root and `owners`, which contains names or user ids.
 
     Raises:
         OSError: if the path is missing.
@@ -128,7 +129,7 @@ def atomic_write(
 
 
 def atomic_save(target: Path, save: Callable[[Path], object]) -> None:
-    """Like `atomic_write`, for a library that writes to a path and checks its suffix.
+    """Let `save` write a file to a temporary path with the target's suffix, then rename it.
 
     Raises:
         DiskError: if the write fails.
@@ -165,11 +166,13 @@ def remove_abandoned(folder: Path, pattern: str) -> None:
 
 @contextlib.contextmanager
 def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[Path]:
-    """Like `atomic_directory`, but replace an existing folder once the new one is complete.
+    """Yield a new folder, and at the end put it in the place of `target`.
+
+    After an error the old folder stays.
 
     Args:
         target: the folder, or a symbolic link to it; the link stays as it is.
-        check: a function that raises if the old folder must stay; called before it is replaced.
+        check: a function that raises if the old folder must stay; called before the replacement.
 
     Raises:
         InputError: for a broken link, or another user's link.
@@ -200,7 +203,7 @@ def write_refusal(path: Path, error: OSError, remedy: str = REMEDY) -> str:
 
 
 def why_refused(error: OSError) -> str:
-    """Return the reason of a failed write. It names a file that is in the place of a folder."""
+    """Return why a write failed. The reason names a file that is in the place of a folder."""
     if isinstance(error, FileExistsError) and error.filename:
         return f"{error.filename} is not a folder, or is a broken link"
     return error.strerror or str(error)
@@ -209,7 +212,7 @@ def why_refused(error: OSError) -> str:
 def replace_file(
     target: Path, save: Callable[[Path], object], *, suffix: str = "", synced: bool = True
 ) -> None:
-    """Let `save` write a file under a temporary name next to its target, then rename it.
+    """Let `save` write a temporary file next to the target, then rename it to the target.
 
     Args:
         target: the file, in an existing folder.
@@ -320,14 +323,14 @@ class Record(NamedTuple):
 
     content: bytes
     modified_s: float  # seconds since 1970
-    owner: int  # user id; the owner of the link, if the path is a symbolic link
+    owner: int  # user id; for a symbolic link, the user id of the link's owner
 
 
 def read_record(path: str) -> Record | None:
     """Read a small plain file; None if it is missing or unreadable.
 
-    `harness status` reads thousands of records, so this function avoids `Path` and buffered files:
-    they take longer than the system calls.
+    `harness status` reads thousands of records. So this function makes system calls, which are
+    faster than `Path` and buffered files.
     """
     flags, owner = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, None
     try:
@@ -371,7 +374,7 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 checksum of a plain file.
 
     Raises:
-        OSError: if it can't be read.
+        OSError: if the file can't be read.
     """
     with open_plain_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] # stub too strict
@@ -393,13 +396,13 @@ def raise_unless_missing(error: OSError, path: Path) -> None:
 
 
 def is_said_of_disk(line: str) -> bool:
-    """Whether the last line of a traceback is a disk error that may pass within minutes."""
+    """Whether the last line of a traceback reports a disk error that may be temporary."""
     by_disk = any(os.strerror(number) in line for number in (errno.EIO, errno.ESTALE))
     return by_disk and re.match(r"\w+Error: ", line) is not None
 
 
 def disk_error_in(error: BaseException | None) -> OSError | None:
-    """Return the disk error behind an error, such as behind zipfile's report of a broken file."""
+    """Return the disk error that led to an error, such as to zipfile's `BadZipFile`, if any."""
     while error:
         if isinstance(error, OSError) and error.errno not in (None, *NO_RECORD):
             return error
@@ -418,7 +421,7 @@ def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Ans
     Returns:
         The answers, in the order of the items. If a call fails, its error is raised.
     """
-    size = max(MIN_ITEMS, -(-len(items) // MAX_THREADS))  # a future per item would be slower
+    size = max(MIN_ITEMS, -(-len(items) // MAX_THREADS))  # a future for each item would be slower
     parts = [items[at : at + size] for at in range(0, len(items), size)]
     if len(parts) < 2:
         return [ask(item) for item in items]
@@ -437,7 +440,7 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def turn_at(path: Path) -> Iterator[None]:
-    """Hold a path's lock, if the disk supports locks, so that only one process makes the path."""
+    """Let one process at a time run the block for a path, if the disk supports locks."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -454,12 +457,12 @@ def cache_folder() -> Path:
 
 
 def private_cache(name: str) -> Path | None:
-    """Return a cache folder for executable code; None if others could put code into it."""
+    """Return a cache folder for executable code; None if other users could write into it."""
     folder = (cache_folder() / name).absolute()
     try:
         for each in (*reversed(folder.parents), folder):
             each.mkdir(mode=0o700, exist_ok=True)
-        if others_can_write(folder.parent.stat()):  # `cache_folder` was made with another umask
+        if others_can_write(folder.parent.stat()):  # made earlier with a lax umask
             folder.parent.chmod(0o700)
         status = folder.lstat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077 or _can_be_replaced(folder):
@@ -470,7 +473,7 @@ def private_cache(name: str) -> Path | None:
 
 
 def _can_be_replaced(folder: Path) -> bool:
-    """Whether others could replace a folder, because they can write to a folder above it."""
+    """Whether other users could replace a folder, because they can write to a folder above it."""
     for above in reversed(folder.parents):
         status = above.stat()
         if others_can_write(status):

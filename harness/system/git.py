@@ -17,8 +17,8 @@ from harness.system.lenient_json import read_json
 
 SNAPSHOT_RECORD = "snapshot.json"  # the record of a snapshot; a snapshot has no .git
 MAX_NEW_FILE_BYTES = 1_000_000
-MAX_NEW_BYTES = 10_000_000  # size of all new files in a record together
-MAX_NAMES = 1000  # number of names of new files in a record
+MAX_NEW_BYTES = 10_000_000  # limit for the total size of the new files in a record
+MAX_NAMES = 1000  # limit for the number of new files that a record lists
 TIMEOUT_S = 60
 
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
@@ -29,7 +29,7 @@ HIDDEN = {
     *("GIT_EXTERNAL_DIFF", "GIT_DIFF_OPTS", "GIT_CEILING_DIRECTORIES", "GIT_LITERAL_PATHSPECS"),
 }
 
-# Options that override the user's settings if these change a patch or write into the repository.
+# Options that override the user's git settings that change a patch or write into the repository.
 SETTINGS = (
     *("-c", "core.fsmonitor=false", "-c", "diff.autoRefreshIndex=false"),
     *("-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false"),
@@ -43,7 +43,7 @@ SECRETS = (
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*apikey*", "*api_key*", "*api-key*"),
     *(".env*", ".netrc", ".pgpass", ".htpasswd", ".pypirc", ".npmrc", ".aws", ".ssh", ".kube"),
 )
-NO_CODE = ("*token*",)  # not in names of code, such as tokenizer.py
+NO_CODE = ("*token*",)  # no secret if it is a Python file, such as tokenizer.py
 CODE = (".py", ".pyi")
 
 
@@ -85,7 +85,7 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
 
 
 def commit_of(project: Path) -> str | None:
-    """Return the commit of a checkout; None if there is none or git fails."""
+    """Return the commit of a checkout; None without a checkout or commit, or if git fails."""
     if not is_checkout(project):  # git would use a checkout in a parent folder
         return None
     try:
@@ -96,12 +96,12 @@ def commit_of(project: Path) -> str | None:
 
 def is_snapshot(folder: Path) -> bool:
     """Whether a folder is a snapshot of the code."""
-    # The record is checked first, because reading it never raises, even in an unreadable folder.
+    # `snapshot_record` comes first: in an unreadable folder it is empty, where `is_checkout` raises.
     return bool(snapshot_record(folder)) and not is_checkout(folder)
 
 
 def snapshot_record(folder: Path) -> dict[str, Any]:
-    """Read the record of a snapshot; it is empty for any other folder."""
+    """Return the record of a snapshot; empty for any other folder."""
     return read_json(folder / SNAPSHOT_RECORD)
 
 
@@ -137,7 +137,7 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
 
 
 def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
-    """Find the new and staged files that look like secrets; return the reason for each.
+    """Return the new and staged files that look like secrets, each with the reason.
 
     Committed files are not checked, because their authors published them.
 
@@ -157,13 +157,13 @@ def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
 
 
 def private_files(project: Path, names: Sequence[str]) -> dict[str, str]:
-    """Find the files that look like secrets; return the reason for each: its name or its mode.
+    """Return the files that look like secrets, each with the reason: its name or its mode.
 
-    In a private project folder the mode of a file is not a sign of a secret.
+    A mode without access for others is a reason only if others can access the project folder.
 
     Args:
         project: the folder of the checkout.
-        names: paths of files in it.
+        names: the paths of the files, relative to the project.
     """
     judges_mode = not _is_private(project)
     found = {}
@@ -176,7 +176,7 @@ def private_files(project: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def looks_secret(name: str) -> bool:
-    """Whether a name in the path looks like that of a secret; upper and lower case are the same."""
+    """Whether a part of a path looks like the name of a secret, in upper or lower case."""
     path = PurePosixPath(name.lower())
     patterns = SECRETS if path.suffix in CODE else (*SECRETS, *NO_CODE)
     return any(fnmatchcase(part, pattern) for part in path.parts for pattern in patterns)
@@ -185,12 +185,12 @@ def looks_secret(name: str) -> bool:
 def _is_private(path: Path) -> bool:
     try:
         return path.lstat().st_mode & 0o077 == 0
-    except OSError:  # git tracks a file that was deleted
+    except OSError:  # for example, a deleted file that git still tracks
         return False
 
 
 def _diff_of_new(project: Path, names: list[str]) -> tuple[bytes, list[str]]:
-    """Return a patch that adds the new files, and the names of the unreadable ones.
+    """Return a patch that adds the new files, and the names of those that are unreadable.
 
     Git makes the patch in a temporary repository.
     """
@@ -203,7 +203,7 @@ def _diff_of_new(project: Path, names: list[str]) -> tuple[bytes, list[str]]:
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 shutil.copy2(project / name, target, follow_symlinks=False)
-            except FileNotFoundError:  # deleted in the meantime
+            except FileNotFoundError:  # deleted since git listed it
                 continue
             except PermissionError:
                 unread.append(name)
@@ -258,7 +258,7 @@ def has_commit(project: Path, commit: str) -> bool:
     try:
         git(project, "cat-file", "-e", f"{commit}^{{commit}}")
     except GitError:
-        git(project, "rev-parse", "--git-dir")  # raises GitError in another user's checkout
+        git(project, "rev-parse", "--git-dir")  # if it fails, too, the fault is not the commit
         return False
     return True
 
@@ -269,7 +269,7 @@ def write_version(project: Path, commit: str, patch: str, *, folder: Path) -> No
     Raises:
         GitError: if the patch can't be applied, or the folder can't be written.
     """
-    # With --shared git reads the project's objects, and so finds a commit without a branch.
+    # With --shared git reads the project's objects, so it also finds a commit of no branch.
     source, target = str(project.absolute()), str(folder.absolute())
     options = ("--quiet", "--shared", "--no-checkout", "--template=")
     git(project, "clone", *options, "--config=core.autocrlf=false", source, target)
@@ -304,7 +304,7 @@ def git(project: Path, *args: str, stdin: bytes = b"") -> bytes:
         raise GitError(f"git can't be started: {error.strerror or error}") from None
     if done.returncode != 0:
         lines = [line.strip() for line in done.stderr.decode(errors="replace").splitlines()]
-        # The last line may contain the remedy, for example for an error of ownership.
+        # Git's last line may contain the remedy, for example if another user owns the checkout.
         shown = dict.fromkeys(
             line for line in lines if line.startswith("fatal: ") or line == lines[-1]
         )

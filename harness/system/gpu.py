@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 from harness.system.files import private_cache
 
 # TensorFlow 2.21 opens these libraries by name (dso_loader) and registers no GPU if one is missing.
-# A library stands after the libraries that it needs.
+# Each library comes after the libraries that it needs.
 LIBRARIES = (
     "libcudart.so.12",
     "libcublasLt.so.12",
@@ -32,11 +32,11 @@ NVML = "libnvidia-ml.so.1"  # part of the driver; without it TensorFlow register
 INSTALL = "HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
 ASK = "look at nvidia-smi, and ask your site"
 IN_A_CONTAINER = "in a container add --nv (Apptainer) or --gpus all (Docker)"
-CACHE_BYTES = 4 * 2**30 - 1  # CUDA allows 4 GiB at most
+CACHE_BYTES = 4 * 2**30 - 1  # for compiled kernels; CUDA allows 4 GiB at most
 
-DRIVER_LIBRARY_MISSING = 303  # CUDA_ERROR_SHARED_OBJECT_INIT_FAILED; TensorFlow prints the number
-# XLA has no machine code for later cards. On them it may abort the process (TensorFlow issues
-# 111958 and 101746).
+DRIVER_LIBRARY_MISSING = 303  # CUDA_ERROR_SHARED_OBJECT_INIT_FAILED; TensorFlow prints only 303
+# TensorFlow 2.21 is built for cards up to this compute capability. On later cards XLA may abort the
+# process (TensorFlow issues 111958 and 101746).
 LAST_TRUSTED = (9, 0)
 
 Version = tuple[int, ...]
@@ -61,7 +61,7 @@ class Problem:
 
     reason: str
     remedy: str
-    fault: Literal["installation", "node"] = "installation"  # "node": try another node
+    fault: Literal["installation", "node"] = "installation"  # "node": another node may work
 
 
 def has_driver() -> bool:
@@ -85,7 +85,7 @@ def load_libraries() -> None:
     """Load the CUDA libraries. Call it before TensorFlow looks for devices.
 
     TensorFlow 2.21 finds a library only if it is loaded already, or in a folder of TensorFlow's
-    RUNPATH. `nvidia/cusolver/lib` is not in it, so without this call TensorFlow lists no GPU.
+    RUNPATH. The RUNPATH lacks `nvidia/cusolver/lib`, so without this call TensorFlow lists no GPU.
     """
     for name in LIBRARIES:
         _load(name)
@@ -115,7 +115,7 @@ def shadowing_libraries() -> dict[str, str]:
 
 
 def num_cards() -> int | None:
-    """Return how many GPUs of this machine the driver knows; None if it does not answer."""
+    """Return the number of this machine's GPUs; None if the driver does not answer."""
     library, num = _open(NVML), ctypes.c_uint()
     if library is None or library.nvmlInit_v2() != 0:
         return None
@@ -123,9 +123,9 @@ def num_cards() -> int | None:
 
 
 def library_versions() -> dict[str, str | None]:
-    """Ask cuDNN, cuBLAS and NCCL for their versions. The version of a missing library is None.
+    """Return the versions of cuDNN, cuBLAS and NCCL. The version of a missing library is None.
 
-    If TensorFlow has loaded a library, the loaded one is asked.
+    If TensorFlow has loaded a library, its version is the version of the loaded file.
     """
     value, found = ctypes.c_int(), dict[str, str | None].fromkeys(("cudnn", "cublas", "nccl"))
     if cudnn := _load("libcudnn.so.9"):
@@ -148,10 +148,10 @@ def _dotted(number: int) -> str:
 
 
 def code_for(capability: Version, targets: Sequence[str]) -> str:
-    """Choose what a card runs: machine code such as `sm_80`, or PTX such as `compute_90`.
+    """Return the target, of those for which code was built, that a card runs; empty if none.
 
-    Machine code runs on cards with the same major version and no lower minor version. The driver
-    compiles PTX for all later cards. The result is empty if the card can run none of `targets`.
+    Machine code, such as `sm_80`, runs on cards with the same major version and the same or a
+    later minor version. PTX, such as `compute_90`, is compiled by the driver for all later cards.
     """
     earlier = [(_capability(each), each) for each in targets if _capability(each) <= capability]
     same = [each for each in earlier if each[1].startswith("sm_") and each[0][0] == capability[0]]
@@ -165,13 +165,13 @@ def _capability(target: str) -> Version:
 
 
 def lasting_error(num_gpus: int) -> str:
-    """Return the name of a lasting CUDA error, such as CUDA_ERROR_ECC_UNCORRECTABLE.
+    """Return the error with which all CUDA calls fail, such as CUDA_ERROR_ECC_UNCORRECTABLE.
 
-    After such an error all CUDA calls fail with its code. TensorFlow and the libraries sometimes
-    hide this code. The name is empty if memory can still be allocated on all GPUs.
+    TensorFlow and the libraries sometimes hide this error, so this function allocates memory on
+    each GPU. If all allocations succeed, it returns an empty text.
 
     Args:
-        num_gpus: the number of GPUs that this process uses; it uses the first visible ones.
+        num_gpus: the number of GPUs that this process uses. They are the first visible ones.
     """
     driver = _open("libcuda.so.1")
     if driver is None:
@@ -224,7 +224,7 @@ def find_problem(
 ) -> Problem:
     """Find the reason why TensorFlow sees fewer GPUs than it should.
 
-    If neither the installation nor the request is the reason, it is a fault of the node.
+    If the reason is neither the installation nor the request, the node is at fault.
 
     Args:
         lines: TensorFlow's messages on standard error while it looked for GPUs.
@@ -233,7 +233,7 @@ def find_problem(
         num_seen: the number of GPUs that TensorFlow sees.
         promised: the number of GPUs that TensorFlow should see.
         given: the number of GPUs that Slurm allocated; None outside of Slurm.
-        listed: the indices of the GPUs in Slurm's own value of CUDA_VISIBLE_DEVICES.
+        listed: the indices in CUDA_VISIBLE_DEVICES as Slurm set it; they are not checked.
     """
     if hidden := hidden_by(environment):
         return Problem(hidden, "unset it")
@@ -266,7 +266,7 @@ def find_problem(
         why = f"{'this machine has' if given is None else 'Slurm gave'} {available}"
         request = f"request {available}: --devices gpu:{available}"
         return Problem(why, request if available else "request GPUs")
-    return Problem(f"the driver shows {num_seen} of {promised}", ASK, "node")
+    return Problem(f"the driver shows {num_seen} of {promised} GPUs", ASK, "node")
 
 
 def unknown_names(names: Sequence[str]) -> list[str]:
@@ -289,7 +289,7 @@ def unknown_names(names: Sequence[str]) -> list[str]:
 
 
 def hidden_by(environment: Mapping[str, str] = os.environ) -> str:
-    """Say how CUDA_VISIBLE_DEVICES hides all GPUs; empty if it is unset or lists a GPU."""
+    """Return a message if CUDA_VISIBLE_DEVICES hides all GPUs, else an empty text."""
     text = environment.get("CUDA_VISIBLE_DEVICES")
     if text is None or visible_names(text):
         return ""
@@ -299,7 +299,7 @@ def hidden_by(environment: Mapping[str, str] = os.environ) -> str:
 def visible_names(text: str) -> list[str]:
     """Split a value of CUDA_VISIBLE_DEVICES into indices, UUIDs and MIG instances.
 
-    Like CUDA, this ignores everything after the first invalid index.
+    Like CUDA, ignore the first invalid name and all names after it.
     """
     names = []
     for name in (part.strip() for part in text.split(",")):
@@ -310,7 +310,7 @@ def visible_names(text: str) -> list[str]:
 
 
 def _load(name: str) -> ctypes.CDLL | None:
-    """Look for a library in LD_LIBRARY_PATH, NVIDIA's packages and the loader's cache; load it."""
+    """Load a library from LD_LIBRARY_PATH, NVIDIA's packages or the loader's own folders."""
     site = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     folders = (*(Path(each) for each in site if each), *library_folders())
     paths = (*(str(folder / name) for folder in folders), name)
@@ -336,7 +336,7 @@ def find_nvml() -> Any:
 
 
 def describe_memory(environment: Mapping[str, str] = os.environ) -> str:
-    """Describe the free memory of all visible GPUs, and how much other processes use."""
+    """Describe the free memory of all visible GPUs, and the memory that other processes use."""
 
     def describe(nvml: Any, gpu: Any) -> str:
         memory = nvml.nvmlDeviceGetMemoryInfo(gpu)
@@ -359,9 +359,9 @@ def free_gb(environment: Mapping[str, str] = os.environ) -> dict[str, float]:
 
 
 def own_gb(environment: Mapping[str, str] = os.environ) -> float | None:
-    """Return the memory in GB that this process uses on the GPU where it uses most.
+    """Return the memory in GB that this process uses on a GPU: the largest over all visible GPUs.
 
-    None if the driver does not know it: without NVML, or in a container with other process ids.
+    None if it is unknown: without NVML, or in a container that has its own process ids.
     """
     processes = _ask_each(
         environment, lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
@@ -371,10 +371,10 @@ def own_gb(environment: Mapping[str, str] = os.environ) -> float | None:
 
 
 def _ask_each(environment: Mapping[str, str], ask: Callable[[Any, Any], T]) -> dict[str, T]:
-    """Return the answers of the visible GPUs that answer, by the GPU's index or UUID.
+    """Call `ask` for each visible GPU; return the answers by index or UUID, without failed calls.
 
     Args:
-        ask: a function of the module `pynvml` and of NVML's handle of a GPU.
+        ask: a function whose arguments are the module `pynvml` and NVML's handle of a GPU.
     """
     answers = dict[str, T]()
     with open_gpus(environment) as (nvml, gpus):

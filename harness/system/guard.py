@@ -1,8 +1,8 @@
 """A parent process, the guard, explains why the process that computes on GPUs has died.
 
-CUDA reports some errors late. Then TensorFlow aborts its process, and no `except` can catch it.
-Therefore that process is a child of the guard. The guard never imports TensorFlow. It passes
-signals on to the child and reads its standard error.
+CUDA reports some errors late. Then TensorFlow aborts its process, and no `except` prevents this.
+Therefore TensorFlow runs in a child of the guard. The guard never imports TensorFlow. It passes
+signals on to the child and reads the child's standard error.
 """
 
 import contextlib
@@ -26,13 +26,14 @@ OnDeath = Callable[[signal.Signals, str, int], None]
 
 
 def stand_guard(on_death: OnDeath) -> None:
-    """Fork: the child returns and may import TensorFlow; the parent ends as the child does.
+    """Fork. The child returns and may import TensorFlow; the parent waits, then ends as the child did.
 
-    Call this before TensorFlow is imported and CUDA is used, because neither survives a fork.
+    Call this before TensorFlow is imported and CUDA is used, because both fail after a fork.
 
     Args:
-        on_death: a function of the signal that killed the child after a fault, the child's messages
-            and its process id. If the function returns, the parent dies by the child's signal.
+        on_death: a function that the parent calls if a signal of `FAULTS` kills the child. Its
+            arguments are the signal, the child's messages and the child's process id. If it
+            returns, the parent dies by the same signal.
 
     Raises:
         SystemExit: in the parent, with the child's exit code.
@@ -55,7 +56,7 @@ def stand_guard(on_death: OnDeath) -> None:
         raise SystemExit(os.WEXITSTATUS(status))
     number = signal.Signals(os.WTERMSIG(status))
     if sys.stdout.isatty():
-        os.write(1, SHOW_CURSOR)  # a progress bar hides the cursor
+        os.write(1, SHOW_CURSOR)  # the child's progress bar may have hidden the cursor
     if number in FAULTS:
         text = os.pread(messages, os.fstat(messages).st_size, 0).decode(errors="replace")
         on_death(number, text, child)
@@ -65,7 +66,7 @@ def stand_guard(on_death: OnDeath) -> None:
 def _die_with(guard: int) -> None:
     """Let the kernel kill this process if its parent is killed."""
     ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
-    if os.getppid() != guard:  # the guard died before the call
+    if os.getppid() != guard:  # the guard died before prctl
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -101,8 +102,8 @@ def _wait(child: int, numbers: int) -> int:
                 pressed += 1
                 if pressed > 1:
                     end_at_once()
-                # Send SIGTERM, not SIGINT, because scancel may have sent SIGINT to all processes
-                # of the step, and a second one would end the child without a checkpoint.
+                # scancel may have sent SIGINT to all processes of the step. A second SIGINT would
+                # end the child without a checkpoint, so send SIGTERM.
                 os.kill(child, signal.SIGTERM)
             elif number in STOPPING and number != signal.SIGINT:
                 os.kill(child, number)
@@ -122,8 +123,8 @@ def _is_foreground() -> bool:
 
 def _die_of(number: signal.Signals) -> NoReturn:
     """Die by the child's signal, so that the caller of this process sees it."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the child's core dump is the useful one
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump of the guard would be useless
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-    os._exit(128 + number)  # if the signal is blocked
+    os._exit(128 + number)  # reached only if the signal is blocked

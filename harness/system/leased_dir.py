@@ -27,8 +27,8 @@ from harness.system.files import (
 )
 from harness.system.lenient_json import parse_json, parse_toml, read_json
 
-PATIENCE_S, RETRY_S = 60.0, 1.0  # how long and how often to retry a disk that does not answer
-MAX_AT_ONCE = 3  # how many others may take the lease at the same time
+PATIENCE_S, RETRY_S = 60.0, 1.0  # if a disk does not answer: how long to retry, and the pause
+MAX_AT_ONCE = 3  # number of other processes that may take the lease at once
 
 LOGGER = logging.getLogger("harness")  # the console's logger
 
@@ -36,7 +36,7 @@ LOGGER = logging.getLogger("harness")  # the console's logger
 class LeasedDirectory:
     """A folder that all processes may read, and one process at a time may write."""
 
-    kind = "folder"  # what messages call the folder
+    kind = "folder"  # the word for the folder in messages
     disk = SharedDisk()
 
     def __init__(self, folder: Path) -> None:
@@ -52,7 +52,7 @@ class LeasedDirectory:
         return read_json(self.folder / name)
 
     def certain_json(self, name: str) -> dict[str, Any]:
-        """Like `read_json`, but raise an error if the disk fails.
+        """Read a JSON file; empty if it is missing or broken, an error if the disk fails.
 
         Raises:
             DiskError: if the disk fails.
@@ -60,7 +60,7 @@ class LeasedDirectory:
         return parse_json(self._certain_bytes(name))
 
     def certain_toml(self, name: str) -> dict[str, Any]:
-        """Like `certain_json`, for a TOML file.
+        """Read a TOML file; empty if it is missing or broken, an error if the disk fails.
 
         Raises:
             DiskError: if the disk fails.
@@ -94,7 +94,7 @@ class LeasedDirectory:
             raise DiskError(write_refusal(self.folder, error)) from None
         lease = self.path("lease.json")
         holder = {"token": self._token, "host": socket.gethostname(), "process": os.getpid()}
-        # A process that takes the lease at the same time may remove this one's temporary file.
+        # Another process that takes the lease now may remove the temporary file, so try again.
         for is_last in (*[False] * MAX_AT_ONCE, True):
             try:
                 atomic_write(lease, json.dumps(holder))
@@ -120,11 +120,11 @@ class LeasedDirectory:
             if not holder:
                 gone = "another process finished or removed it"
                 reason = gone if content is None else "its lease was changed"
-            raise TakenOver(f"{self.kind} {self.folder}: {reason}; this one stops")
+            raise TakenOver(f"{self.kind} {self.folder}: {reason}; this process stops")
 
     def release_lease(self) -> None:
-        """Remove the lease after the last write. An error leaves it in place."""
-        with contextlib.suppress(OSError, RunError):  # for example, after a takeover
+        """Remove the lease after the last write. After an error the lease stays."""
+        with contextlib.suppress(OSError, RunError):  # for example, TakenOver
             self.check_lease()
             self.path("lease.json").unlink()
 
@@ -162,7 +162,7 @@ class LeasedDirectory:
         self.write(name, to_json(content))
 
     def write_by_path(self, name: str, save: Callable[[Path], object]) -> None:
-        """Like `write`, for a library that writes to a path and checks its suffix."""
+        """Let `save` write a file to a temporary path with the same suffix, then rename it."""
         self._write_leased(lambda: atomic_save(self.path(name), save))
 
     def _write_leased(self, write: Callable[[], None]) -> None:
@@ -171,10 +171,10 @@ class LeasedDirectory:
             write()
         except RunError:
             self.check_lease()
-            # A process that took the lease just before may have removed the temporary file.
+            # The process that took the lease before this one may have removed the temporary file.
             write()
 
 
 def to_json(content: dict[str, Any]) -> str:
-    """Format the text of a JSON file."""
+    """Return the text of a JSON file."""
     return json.dumps(content, indent=2, allow_nan=False) + "\n"

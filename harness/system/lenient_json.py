@@ -1,6 +1,6 @@
 """Reads JSON and TOML records that may be missing, broken or half-written.
 
-Returns empty values or None for unexpected content, so that no report fails at a broken record.
+Returns empty values or None for unexpected content, so that a report never fails because of them.
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any
 from harness.system.files import read_plain_file
 
 BROKEN = (OSError, ValueError, RecursionError)
-MAX_NUMBER = 1e15  # no number in a record is larger
+MAX_NUMBER = 1e15  # larger numbers count as broken
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def parse_toml(content: bytes) -> dict[str, Any]:
 
 
 def table(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a table of a TOML file; empty if it is missing."""
+    """Return a table of a TOML file; empty if the table is missing."""
     table = content.get(name)
     return table if isinstance(table, dict) else {}
 
@@ -69,7 +69,7 @@ def text(value: object) -> str | None:
 
 
 def path(value: object) -> str | None:
-    """Return the value if it can be a path: a string without NUL byte and lone surrogate."""
+    """Return the value if it is a string that can be a path: encodable, without NUL; else None."""
     try:
         return value if isinstance(value, str) and b"\0" not in os.fsencode(value) else None
     except UnicodeEncodeError:

@@ -16,13 +16,13 @@ from harness import PROJECT
 from harness.errors import Interrupted
 
 # Schedulers send SIGTERM, Ctrl-C sends SIGINT, and sites send SIGUSR1 or SIGUSR2 before a time
-# limit. Our scripts ask Slurm for SIGUSR2, because NCCL uses SIGUSR1.
+# limit. The job scripts ask Slurm for SIGUSR2, because NCCL uses SIGUSR1.
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class StopRequest:
-    """A request to stop. A signal makes it, and the training loop obeys it between two steps.
+    """Stores a signal to stop, which the training loop checks between two steps.
 
     All workers of a run must stop after the same step. Otherwise some would wait for ever in a
     collective operation. So every step adds up the workers' votes, and all workers read the sum at
@@ -30,7 +30,7 @@ class StopRequest:
     """
 
     def __init__(self, *, alone: bool = True) -> None:
-        """Begin without a signal; `alone` says whether the run has no other worker."""
+        """Store no signal yet. `alone`: whether this worker is the run's only worker."""
         self.alone = alone
         self.signal: signal.Signals | None = None
 
@@ -50,12 +50,12 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal == number == signal.SIGINT:
-            end_at_once()  # the second Ctrl-C; a run can be resumed after any end
-        if self.signal != signal.SIGTERM:  # later signals don't undo a cancel
+            end_at_once()  # the second Ctrl-C; the run can be resumed even so
+        if self.signal != signal.SIGTERM:  # SIGTERM cancels: a later signal changes nothing
             self.signal = signal.Signals(number)
 
     def check(self) -> None:
-        """Raise if this process has got a signal and the run has no other worker.
+        """Raise if this process has received a signal and is the run's only worker.
 
         Raises:
             Interrupted: with the signal's name.
@@ -75,14 +75,14 @@ class StopRequest:
 
 @contextlib.contextmanager
 def ctrl_c_waits() -> Iterator[None]:
-    """Delay the effect of Ctrl-C to the end of the block; a second Ctrl-C acts at once.
+    """Delay the effect of Ctrl-C to the end of the block; a second Ctrl-C ends the process at once.
 
-    An import may lose a KeyboardInterrupt, because Python drops an exception in the callback of a
-    weak reference, and every module has one. Has no effect outside of the main thread.
+    An import may lose a KeyboardInterrupt: it uses callbacks of weak references, and Python drops
+    exceptions in these. Outside of the main thread this function does nothing.
     """
     before = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or before in (signal.SIG_IGN, None):  # None: a handler in C
+    if not is_main or before in (signal.SIG_IGN, None):  # None: C code installed the handler
         yield
         return
     pressed = False
@@ -108,10 +108,10 @@ AT_ONCE = "harness: interrupted at once; saved files stay"
 def end_at_once(line: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoReturn:
     """End this process and its children, with one line and the exit code of an interruption.
 
-    An exception is not enough: code that it passes, such as an import of TensorFlow, may lose it or
+    An exception is not enough: an import of TensorFlow, for example, may drop the exception or
     print a traceback.
     """
-    import psutil  # imported here, because `harness --help` needs neither
+    import psutil  # imported here, because `harness --help` does not need them
 
     from harness.system import stderr_filter
 
@@ -119,7 +119,7 @@ def end_at_once(line: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoRet
         with contextlib.suppress(psutil.Error):
             child.kill()
     if sys.stdout.isatty():
-        os.write(1, SHOW_CURSOR)  # a progress bar hides it
+        os.write(1, SHOW_CURSOR)  # a progress bar may have hidden the cursor
     with contextlib.suppress(OSError):
         os.write(stderr_filter.descriptor, f"{line}\n".encode(errors="backslashreplace"))
     os._exit(code)
@@ -130,7 +130,7 @@ PROGRAMS = {"harness", "__main__.py"}
 TRAINING = {"train", "resume", "tune"}  # commands that write a heartbeat
 CLOCK_SLACK_S = 2.0
 
-kept: list[object] = []  # objects whose destructors `leave` skips
+kept: list[object] = []  # objects with slow destructors, which `leave` skips
 
 
 def leave(code: int) -> NoReturn:
@@ -145,7 +145,7 @@ def leave(code: int) -> NoReturn:
 
 
 def own_code_first() -> dict[str, str]:
-    """Return an environment in which a child imports this code, not files of its working folder.
+    """Return an environment in which a child imports this project, not files of its working folder.
 
     `python -m` searches the working folder first, which may contain another user's files.
     """
@@ -171,8 +171,8 @@ def age_s() -> float | None:
 def end_with_parent() -> None:
     """Send SIGTERM to this process when its parent ends.
 
-    Standard input is a pipe from the parent, which closes when the parent ends, even through srun.
-    A minute later this process exits with the exit code of an interruption.
+    Standard input is a pipe from the parent. It closes when the parent ends, even through srun. If
+    this process still runs a minute later, it exits with the exit code of an interruption.
     """
 
     def watch() -> None:
@@ -188,7 +188,7 @@ def end_with_parent() -> None:
 def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
     """Whether the process that wrote a heartbeat at `heartbeat_time_s` is still alive.
 
-    By now another process may have its id: one that is not a harness, or that started later.
+    Another process may have the same id now. So its command and its start are checked, too.
     """
     import psutil  # imported here, because `harness --help` does not need it
 
@@ -198,7 +198,7 @@ def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
         found = psutil.Process(process).as_dict(["cmdline", "create_time"])
     except psutil.NoSuchProcess:
         return False
-    names = {PurePath(arg).name for arg in found["cmdline"] or ()}  # None for a zombie
+    names = {PurePath(arg).name for arg in found["cmdline"] or ()}  # a zombie's is None
     if WORKER not in names and not (PROGRAMS & names and TRAINING & names):
         return False
     return found["create_time"] is None or found["create_time"] <= heartbeat_time_s + CLOCK_SLACK_S
@@ -206,7 +206,7 @@ def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
 
 @functools.cache
 def process_space() -> str:
-    """Identify the boot and the container in which process ids are valid; empty if unknown."""
+    """Return ids of the boot and of the container where process ids are valid; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
@@ -252,7 +252,7 @@ def _is_zombie(process: int) -> bool:
 
 
 def _cgroup_gb(name: str) -> list[float]:
-    """Read a size in GB from a control file of this process's cgroup (v2) and all its parents."""
+    """Return the sizes in GB in a control file of this process's cgroup (v2) and of each parent."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
         path = next((line[3:] for line in lines if line.startswith("0::")), "/")
@@ -294,7 +294,7 @@ def installed_version(package: str) -> str | None:
 
     try:
         return version(package)
-    except PackageNotFoundError:  # a nightly build has another name
+    except PackageNotFoundError:  # for example, a nightly build has another name
         return None
 
 

@@ -42,7 +42,7 @@ class ResourceMonitor:
         self._environment, self._clock, self._cpu_clock = environment, clock, cpu_clock
         self._stack = contextlib.ExitStack()
         self._nvml: Any = None
-        self._gpus: list[Any] = []  # NVML's handles, in TensorFlow's order of GPUs
+        self._gpus: list[Any] = []  # NVML's handles, in the order of TensorFlow's GPUs
         self._read_at = float("-inf")
         self._before = clock(), cpu_clock()
 
@@ -61,12 +61,12 @@ class ResourceMonitor:
         self._stack.close()
 
     def sample(self) -> dict[str, float]:
-        """Measure the current use; return nothing within READ_S of the last measurement.
+        """Measure the current use; empty if the last measurement was less than READ_S ago.
 
         `cpu_share`: the share of its CPUs that this process used since the last measurement.
-        `memory_gb`: the machine's memory that this process uses. `gpu0_share`: the share of NVML's
-        last period (at most a second) in which a kernel ran. `gpu0_memory_gb`: the GPU's memory
-        that all processes use.
+        `memory_gb`: the machine's memory that this process uses. `gpu0_share`: the share of time,
+        in the last second or less, in which GPU 0 ran a kernel. `gpu0_memory_gb`: the memory of
+        GPU 0 that all processes together use.
         """
         now = self._clock()
         if now - self._read_at < READ_S:

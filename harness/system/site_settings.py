@@ -1,7 +1,7 @@
 """Settings of the site: environment variables that slurm/site.sh exports.
 
 Job scripts source that file, and users source it in their shells. It is a bash script, so this
-module never reads values from it. It only searches it for names, to warn if the shell lacks them.
+module never reads values from it, but searches it for names, to warn if the shell lacks them.
 """
 
 import os
@@ -14,10 +14,10 @@ from harness.errors import InputError
 
 SITE = "slurm/site.sh"  # ignored by git
 TRUST = "HARNESS_TRUST_CODE"  # set by --trust-code
-LARGEST = 1440.0  # the largest limit, in minutes or seconds
+LARGEST = 1440.0  # largest time limit, in the unit of its setting
 
-# Without it no model trains on several nodes: TensorFlow's servers listen on every interface, have
-# no login, and are for private networks (github.com/tensorflow/tensorflow/issues/11689).
+# No model trains on several nodes unless this is 1: TensorFlow's servers listen on every interface
+# without a login, for private networks only (github.com/tensorflow/tensorflow/issues/11689).
 TRUSTED_NETWORK = "HARNESS_TRUSTED_NETWORK"
 RISK = (
     "any user who reaches the ports of your nodes could act as you and read and write your files, "

@@ -21,8 +21,8 @@ KNOWN_NOISE = re.compile(
     r"before absl::InitializeLog"
     r"|cpu_feature_guard|To enable the following instructions|oneDNN custom operations"
     r"|computation_placer already registered|Unable to register cu"
-    # Written when a compiled step is loaded: TensorFlow first reads it as text, and mistakes two
-    # hints to the compiler for features that the processor lacks.
+    # When TensorFlow loads a compiled step, it first tries to parse the step as text, and mistakes
+    # two compiler hints for features that the processor lacks.
     r"|text_format.*XlaSerializedCacheEntry|cpu_aot_loader.*feature \+prefer-no-(scatter|gather)"
 )
 # A message of TensorFlow begins with level, date, time, thread and place. Other lines continue it.
@@ -31,17 +31,17 @@ BEGIN = re.compile(r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d+\.\d+ +\d+ [\w./-]+:\d+
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 LAST_LINES = 60  # enough for a message and a stack trace
 
-descriptor = 2  # of the real standard error; `capture` and `filtered_stderr` change it
+descriptor = 2  # the file descriptor of the real standard error; two functions below change it
 
 
 class Capture:
-    """Reads what was written to file descriptor 2 since `capture`."""
+    """Reads what was written to file descriptor 2 since the call of `capture`."""
 
     def __init__(self, file: int) -> None:
         self.file = file
         self._at = 0  # number of bytes read
         self._rest = b""  # an incomplete last line
-        # `ask_for_messages` requests warnings; show them only if the user requested them too.
+        # `ask_for_messages` makes TensorFlow write warnings; show them only if the user wants them.
         self.shows_warnings = os.environ.get(LEVEL, "") in ("0", "1")
 
     def read(self) -> list[str]:
@@ -65,11 +65,11 @@ captured: Capture | None = None
 
 
 def capture(file: int) -> None:
-    """Redirect file descriptor 2 to a file. `sys.stderr` keeps its target."""
+    """Redirect file descriptor 2 to a file. `sys.stderr` still writes to the old target."""
     global captured, descriptor
     sys.stderr.flush()
     descriptor = os.dup(2)
-    sys.stderr = os.fdopen(  # buffered by lines, as before
+    sys.stderr = os.fdopen(  # line-buffered, as before
         descriptor, "w", buffering=1, errors="backslashreplace", closefd=False
     )
     captured = Capture(file)
@@ -77,7 +77,7 @@ def capture(file: int) -> None:
 
 
 def ask_for_messages() -> None:
-    """Set TensorFlow's log level before its import: errors, and warnings if they are captured."""
+    """Set TensorFlow's log level before its import: errors, and warnings after `capture`."""
     if captured:
         os.environ[LEVEL] = min(os.environ.get(LEVEL, "1"), "1")
     else:
@@ -109,7 +109,7 @@ def show_last(text: str) -> None:
 
 @contextlib.contextmanager
 def filtered_stderr() -> Iterator[list[str]]:
-    """Hold back what the block writes to file descriptor 2; at its end, write all except noise.
+    """Hold back what the block writes to file descriptor 2; then write all except noise.
 
     Yields:
         A list that receives all lines, including noise, at the end of the block.

@@ -23,19 +23,19 @@ from harness.system.site_settings import number_setting
 STALL, STALL_MIN = "HARNESS_STALL_MIN", 10.0
 NODES_STALL_MIN = 1.5  # default on several nodes: if one hangs, all others wait
 STOP, STOP_S = "HARNESS_STOP_S", 60.0
-# Multiplies the limit before the first step, on a card whose kernels the driver compiles.
+# Factor of the limit before the first step, for a GPU whose kernels the driver compiles.
 FIRST_USE = 6.0
-STEPS_AT_ONCE = 100  # the limit grows in proportion if one execution has more steps
-ASK_AFTER = 0.1  # after this share of the limit, the training loop waits for a result
-TICKS = 20  # number of checks per limit
+STEPS_AT_ONCE = 100  # if one execution has more steps, the limit grows in proportion
+ASK_AFTER = 0.1  # share of the limit after which the training loop waits for a result
+TICKS = 20  # number of checks within a limit
 LONGEST_TICK_S = 30.0
-RECORD_S = 10.0  # longest wait until the end is recorded, because the disk may not answer
+RECORD_S = 10.0  # longest wait for the record of the end, because the disk may not answer
 
 Record = Callable[[Interrupted], int]
 
 
 def nothing(reason: Interrupted) -> int:
-    """Record nothing and return the exit code."""
+    """Return the exit code of an interruption without recording the interruption."""
     return reason.exit_code
 
 
@@ -47,7 +47,7 @@ class Watched:
     next_step: str  # how to continue the work, for the message
     record: Record = nothing  # records the end, and returns the exit code
     num_steps: int = 1  # training steps per execution
-    first_use: float = 1.0  # multiplies the limit before the first step
+    first_use: float = 1.0  # factor of the limit before the first step
     has_stepped: bool = False
 
 
@@ -62,12 +62,12 @@ class Watchdog:
         *,
         stepped_stall_s: float | None = None,
     ) -> None:
-        """Make a watchdog. It starts when its `with` block is entered.
+        """Make a watchdog. The watchdog starts at the beginning of its `with` block.
 
         Args:
             stall_s: the longest time without progress; 0 means no limit.
             stop_s: the longest time after the first signal to stop; 0 means no limit.
-            end: a function that ends the process with a message and an exit code.
+            end: a function that ends the process; its arguments are a message and an exit code.
             stepped_stall_s: the value of `stall_s` after the first step, if it differs.
         """
         self.stall_s, self.stop_s, self._end = stall_s, stop_s, end
@@ -138,7 +138,7 @@ class Watchdog:
         while True:
             tick_s, began_s = self._tick_s(), time.monotonic()
             is_called = bool(select.select([self._reader], [], [], tick_s)[0])
-            # Time far beyond a tick is not counted: the process was suspended.
+            # If far more than a tick has passed, the process was suspended; don't count that time.
             self.count(min(time.monotonic() - began_s, (tick_s or 0.0) + 1.0))
             numbers = os.read(self._reader, 64) if is_called else b"\0"
             if not numbers:
@@ -157,8 +157,8 @@ class Watchdog:
         if number == signal.SIGINT:
             self._num_pressed += 1
             if self._num_pressed > 1:
-                end_at_once()  # the main thread may be unable to end it
-        if number in STOPPING and self._signal != signal.SIGTERM:  # the user cancelled the run
+                end_at_once()  # the main thread may be unable to end the process
+        if number in STOPPING and self._signal != signal.SIGTERM:  # a cancel stays a cancel
             self._signal = signal.Signals(number)
 
     def count(self, passed_s: float) -> None:
@@ -201,7 +201,7 @@ class Watchdog:
         self._end(lines[-1], codes[-1])
 
 
-current: Watchdog | None = None  # this process's watchdog; only one can receive signals
+current: Watchdog | None = None  # only one watchdog per process can receive signals
 
 
 def progress() -> None:
@@ -241,7 +241,7 @@ def from_settings(
         on_nodes: whether processes of several nodes wait for each other in every step.
 
     Raises:
-        InputError: for a limit that is not a number.
+        InputError: if a setting is not a number or out of its range.
     """
     stall_min = number_setting(STALL, "minutes", STALL_MIN, environment)
     usual_min = NODES_STALL_MIN if on_nodes else STALL_MIN

@@ -165,10 +165,10 @@ def start_tensorboard(
 
     Args:
         folder: the folder in which TensorBoard looks for new runs and points, every RELOAD_S.
-        num_runs: the number of runs; the more runs, the fewer points of a curve are kept.
+        num_runs: the number of runs; the more runs, the fewer points per curve are kept.
         listener: the socket to serve on.
         secret: the first part of the path of every request.
-        used: a function that is called, without arguments, at each request that has the secret.
+        used: a function that is called, without arguments, at each request with the secret.
         refused: the dictionary to which another thread adds each path that can't be shown, with
             the reason.
     """
@@ -200,7 +200,7 @@ def start_tensorboard(
 
 
 def list_folder(folder: str, refused: dict[str, str]) -> list[str]:
-    """Return a folder's names, without those that TensorBoard must not open; replaces `listdir`.
+    """Return those names in a folder that TensorBoard may open. Replaces TensorBoard's `listdir`.
 
     TensorBoard's own search for event files would end at an unreadable folder, wait for ever at a
     pipe, and follow symbolic links of other users.

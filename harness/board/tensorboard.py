@@ -39,10 +39,10 @@ from harness.tracking.run_dir import find_runs, is_ensemble
 from harness.tracking.status import select_runs
 
 NUM_NEWEST = 200  # how many runs are shown if the user names none
-MAX_LISTED = 10  # how many paths that are not shown a line lists
+MAX_LISTED = 10  # number of paths in a line about refused paths
 
 POLL_S = 0.2
-SEARCH_SHARE = 20  # after a search, a pause that is this many times as long as the search
+SEARCH_SHARE = 20  # the pause after a search is this many times as long as the search
 CACHE_REMEDY = "set XDG_CACHE_HOME to a folder of your own"
 
 
@@ -201,7 +201,7 @@ def _user() -> str:
 
 
 def jump_host(login: str | None, allocation: SlurmEnvironment | None) -> str | None:
-    """Return the login node for the tunnel, if any: `login`, else the host that submitted the job."""
+    """Return the tunnel's login node, if any: `login`, else the host that submitted the job."""
     if login or allocation is None:
         return login
     submitted_at = allocation.submit_host
@@ -354,7 +354,7 @@ def _end_by_removing(folder: Path) -> NoReturn:
 
 
 def _refresh(shown: Shown, watch: Watch) -> bool:
-    """Search for runs; return whether the search ended before a signal came. Don't wait longer."""
+    """Search for runs until a signal comes; return whether the search was complete."""
     search = ThreadPoolExecutor(1).submit(shown.refresh)
     while not watch.signal:
         if wait([search], POLL_S).done:

@@ -1,6 +1,7 @@
-"""Prints messages, in a file with time and level, and shows a progress bar on a terminal.
+"""Prints messages, and a progress bar on a terminal.
 
-The times in a Slurm log show when a job stalled and when it ended.
+In a file each message begins with its time and level. In a Slurm log the times show when a job
+stalled and when it ended.
 """
 
 import contextlib
@@ -98,20 +99,22 @@ class Console:
 def printable(text: str) -> str:
     """Escape characters that would control a terminal: an escape sequence becomes `\\x1b[2J`.
 
-    It escapes control characters except tabs and line ends, marks that change the direction of
-    text, and lone surrogates, which can't be encoded.
+    The escaped characters are control characters except tabs and line ends, marks that change the
+    direction of text, and lone surrogates, which can't be encoded.
     """
     return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def take_any_text() -> None:
-    """Let standard output print an escape, such as `\\u2603`, if it can't encode a character."""
+    """Make standard output print an escape, such as `\\u2603`, for a character it can't encode."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
-    """Print text with control characters escaped. All output goes through this or `rich_console`.
+    """Print text, and escape its control characters.
+
+    All output of the commands goes through this function or `rich_console`.
 
     Raises:
         SystemExit: with code 0 if a program that reads standard output, such as `head`, has ended.
@@ -154,11 +157,11 @@ def log(level: int, text: str) -> None:
 
 
 def error_line(text: str, descriptor: int) -> str:
-    """Format an error as `log` would, for code that must write it to a file descriptor.
+    """Format an error as `log` does, for a caller that writes to a file descriptor.
 
     Args:
         text: the message.
-        descriptor: the file descriptor to which the caller writes the line.
+        descriptor: the file descriptor; a line for a file begins with date, time and level.
     """
     record = LOGGER.makeRecord(LOGGER.name, logging.ERROR, "", 0, printable(text), (), None)
     return _line(record, descriptor)
@@ -212,7 +215,7 @@ def _make_printable(record: logging.LogRecord) -> bool:
 
 
 LOGGER = logging.getLogger("harness")
-LOGGER.addFilter(_make_printable)  # here, so that it applies to all handlers
+LOGGER.addFilter(_make_printable)  # escapes the text for all handlers
 LOGGER.addHandler(_LineHandler())
 LOGGER.setLevel(logging.INFO)
 LOGGER.propagate = False  # handlers of TensorFlow and Keras would print the lines twice

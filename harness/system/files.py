@@ -1,8 +1,8 @@
 """Handles files and folders: ownership, atomic writes, plain files, locks, caches, shared disks.
 
 Writing uses a temporary name next to the target, `.<random>.tmp`, and a rename. The name is random
-because processes on several nodes may have the same process id and write the same file. If killed
-processes left temporary folders beside the target, `atomic_directory` removes them after a day.
+because processes on several nodes may have the same process id and write the same file. A later
+`atomic_directory` removes temporary folders that killed processes left over a day ago.
 
 `open_plain_file` opens plain files only: a FIFO may block for ever and a device may have no end.
 """
@@ -129,7 +129,7 @@ def atomic_write(
 
 
 def atomic_save(target: Path, save: Callable[[Path], object]) -> None:
-    """Let `save` write a file to a temporary path with the target's suffix, then rename it.
+    """Let `save` write a temporary file with the target's suffix, then rename it to the target.
 
     Raises:
         DiskError: if the write fails.
@@ -166,7 +166,7 @@ def remove_abandoned(folder: Path, pattern: str) -> None:
 
 @contextlib.contextmanager
 def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[Path]:
-    """Yield a new folder, and at the end put it in the place of `target`.
+    """Yield a new folder. At the end, put it in the place of `target`.
 
     After an error the old folder stays.
 
@@ -203,7 +203,7 @@ def write_refusal(path: Path, error: OSError, remedy: str = REMEDY) -> str:
 
 
 def why_refused(error: OSError) -> str:
-    """Return why a write failed. The reason names a file that is in the place of a folder."""
+    """Return why a write failed. If a file is in the place of a folder, the reason names the file."""
     if isinstance(error, FileExistsError) and error.filename:
         return f"{error.filename} is not a folder, or is a broken link"
     return error.strerror or str(error)
@@ -402,7 +402,7 @@ def is_said_of_disk(line: str) -> bool:
 
 
 def disk_error_in(error: BaseException | None) -> OSError | None:
-    """Return the disk error that led to an error, such as to zipfile's `BadZipFile`, if any."""
+    """Return the disk error that led to an error, such as `BadZipFile`; None if there was none."""
     while error:
         if isinstance(error, OSError) and error.errno not in (None, *NO_RECORD):
             return error
@@ -440,7 +440,7 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def turn_at(path: Path) -> Iterator[None]:
-    """Let one process at a time run the block for a path, if the disk supports locks."""
+    """Lock a path during the block; other processes wait here, if the disk supports locks."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -462,7 +462,7 @@ def private_cache(name: str) -> Path | None:
     try:
         for each in (*reversed(folder.parents), folder):
             each.mkdir(mode=0o700, exist_ok=True)
-        if others_can_write(folder.parent.stat()):  # made earlier with a lax umask
+        if others_can_write(folder.parent.stat()):  # made with a lax umask
             folder.parent.chmod(0o700)
         status = folder.lstat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077 or _can_be_replaced(folder):

@@ -29,7 +29,7 @@ HIDDEN = {
     *("GIT_EXTERNAL_DIFF", "GIT_DIFF_OPTS", "GIT_CEILING_DIRECTORIES", "GIT_LITERAL_PATHSPECS"),
 }
 
-# Options that override the user's git settings that change a patch or write into the repository.
+# Override settings of the user that would change a patch or write into the repository.
 SETTINGS = (
     *("-c", "core.fsmonitor=false", "-c", "diff.autoRefreshIndex=false"),
     *("-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false"),
@@ -43,7 +43,7 @@ SECRETS = (
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*apikey*", "*api_key*", "*api-key*"),
     *(".env*", ".netrc", ".pgpass", ".htpasswd", ".pypirc", ".npmrc", ".aws", ".ssh", ".kube"),
 )
-NO_CODE = ("*token*",)  # no secret if it is a Python file, such as tokenizer.py
+NO_CODE = ("*token*",)  # secret, too, except in Python files such as tokenizer.py
 CODE = (".py", ".pyi")
 
 
@@ -96,7 +96,7 @@ def commit_of(project: Path) -> str | None:
 
 def is_snapshot(folder: Path) -> bool:
     """Whether a folder is a snapshot of the code."""
-    # `snapshot_record` comes first: in an unreadable folder it is empty, where `is_checkout` raises.
+    # The record is read first: if the folder is unreadable, it is empty, but `is_checkout` raises.
     return bool(snapshot_record(folder)) and not is_checkout(folder)
 
 
@@ -159,7 +159,7 @@ def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
 def private_files(project: Path, names: Sequence[str]) -> dict[str, str]:
     """Return the files that look like secrets, each with the reason: its name or its mode.
 
-    A mode without access for others is a reason only if others can access the project folder.
+    If other users can access the project folder, a mode that excludes them is a reason.
 
     Args:
         project: the folder of the checkout.
@@ -176,7 +176,7 @@ def private_files(project: Path, names: Sequence[str]) -> dict[str, str]:
 
 
 def looks_secret(name: str) -> bool:
-    """Whether a part of a path looks like the name of a secret, in upper or lower case."""
+    """Whether a part of a path looks like the name of a secret. Case does not matter."""
     path = PurePosixPath(name.lower())
     patterns = SECRETS if path.suffix in CODE else (*SECRETS, *NO_CODE)
     return any(fnmatchcase(part, pattern) for part in path.parts for pattern in patterns)
@@ -258,7 +258,7 @@ def has_commit(project: Path, commit: str) -> bool:
     try:
         git(project, "cat-file", "-e", f"{commit}^{{commit}}")
     except GitError:
-        git(project, "rev-parse", "--git-dir")  # if it fails, too, the fault is not the commit
+        git(project, "rev-parse", "--git-dir")  # raises if another user owns the checkout
         return False
     return True
 
@@ -269,7 +269,7 @@ def write_version(project: Path, commit: str, patch: str, *, folder: Path) -> No
     Raises:
         GitError: if the patch can't be applied, or the folder can't be written.
     """
-    # With --shared git reads the project's objects, so it also finds a commit of no branch.
+    # With --shared git reads the project's objects, so it also finds a commit on no branch.
     source, target = str(project.absolute()), str(folder.absolute())
     options = ("--quiet", "--shared", "--no-checkout", "--template=")
     git(project, "clone", *options, "--config=core.autocrlf=false", source, target)

@@ -125,7 +125,7 @@ def num_cards() -> int | None:
 def library_versions() -> dict[str, str | None]:
     """Return the versions of cuDNN, cuBLAS and NCCL. The version of a missing library is None.
 
-    If TensorFlow has loaded a library, its version is the version of the loaded file.
+    For a library that TensorFlow has loaded, it is the version of the loaded file.
     """
     value, found = ctypes.c_int(), dict[str, str | None].fromkeys(("cudnn", "cublas", "nccl"))
     if cudnn := _load("libcudnn.so.9"):
@@ -148,10 +148,10 @@ def _dotted(number: int) -> str:
 
 
 def code_for(capability: Version, targets: Sequence[str]) -> str:
-    """Return the target, of those for which code was built, that a card runs; empty if none.
+    """Choose from `targets` the code that a card runs; empty if the card can run none of them.
 
     Machine code, such as `sm_80`, runs on cards with the same major version and the same or a
-    later minor version. PTX, such as `compute_90`, is compiled by the driver for all later cards.
+    later minor version. PTX, such as `compute_90`, runs on all later cards: the driver compiles it.
     """
     earlier = [(_capability(each), each) for each in targets if _capability(each) <= capability]
     same = [each for each in earlier if each[1].startswith("sm_") and each[0][0] == capability[0]]
@@ -168,7 +168,7 @@ def lasting_error(num_gpus: int) -> str:
     """Return the error with which all CUDA calls fail, such as CUDA_ERROR_ECC_UNCORRECTABLE.
 
     TensorFlow and the libraries sometimes hide this error, so this function allocates memory on
-    each GPU. If all allocations succeed, it returns an empty text.
+    each GPU. If all allocations succeed, the result is empty.
 
     Args:
         num_gpus: the number of GPUs that this process uses. They are the first visible ones.
@@ -310,7 +310,7 @@ def visible_names(text: str) -> list[str]:
 
 
 def _load(name: str) -> ctypes.CDLL | None:
-    """Load a library from LD_LIBRARY_PATH, NVIDIA's packages or the loader's own folders."""
+    """Load a library from LD_LIBRARY_PATH, NVIDIA's packages or the loader's default folders."""
     site = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     folders = (*(Path(each) for each in site if each), *library_folders())
     paths = (*(str(folder / name) for folder in folders), name)
@@ -359,9 +359,9 @@ def free_gb(environment: Mapping[str, str] = os.environ) -> dict[str, float]:
 
 
 def own_gb(environment: Mapping[str, str] = os.environ) -> float | None:
-    """Return the memory in GB that this process uses on a GPU: the largest over all visible GPUs.
+    """Return this process's GPU memory in GB, on the visible GPU where it uses the most.
 
-    None if it is unknown: without NVML, or in a container that has its own process ids.
+    None if unknown: without NVML, or in a container that has its own process ids.
     """
     processes = _ask_each(
         environment, lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
@@ -371,7 +371,7 @@ def own_gb(environment: Mapping[str, str] = os.environ) -> float | None:
 
 
 def _ask_each(environment: Mapping[str, str], ask: Callable[[Any, Any], T]) -> dict[str, T]:
-    """Call `ask` for each visible GPU; return the answers by index or UUID, without failed calls.
+    """Return the result of `ask` for each visible GPU, by index or UUID, except where it fails.
 
     Args:
         ask: a function whose arguments are the module `pynvml` and NVML's handle of a GPU.

@@ -26,14 +26,14 @@ OnDeath = Callable[[signal.Signals, str, int], None]
 
 
 def stand_guard(on_death: OnDeath) -> None:
-    """Fork. The child returns and may import TensorFlow; the parent waits, then ends as the child did.
+    """Fork. The child returns and may import TensorFlow; the parent waits and ends like the child.
 
     Call this before TensorFlow is imported and CUDA is used, because both fail after a fork.
 
     Args:
         on_death: a function that the parent calls if a signal of `FAULTS` kills the child. Its
-            arguments are the signal, the child's messages and the child's process id. If it
-            returns, the parent dies by the same signal.
+            arguments are the signal, the child's messages and the child's process id. If the
+            function returns, the parent dies by the same signal.
 
     Raises:
         SystemExit: in the parent, with the child's exit code.

@@ -27,7 +27,7 @@ from harness.system.files import (
 )
 from harness.system.lenient_json import parse_json, parse_toml, read_json
 
-PATIENCE_S, RETRY_S = 60.0, 1.0  # if a disk does not answer: how long to retry, and the pause
+PATIENCE_S, RETRY_S = 60.0, 1.0  # if a disk does not answer: time to retry, and pause between tries
 MAX_AT_ONCE = 3  # number of other processes that may take the lease at once
 
 LOGGER = logging.getLogger("harness")  # the console's logger

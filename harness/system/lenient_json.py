@@ -1,6 +1,7 @@
 """Reads JSON and TOML records that may be missing, broken or half-written.
 
-Returns empty values or None for unexpected content, so that a report never fails because of them.
+Returns empty values or None for unexpected content, so that no report fails because of a
+broken record.
 """
 
 import json

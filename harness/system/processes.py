@@ -22,7 +22,7 @@ SHOW_CURSOR = b"\x1b[?25h\n"
 
 
 class StopRequest:
-    """Stores a signal to stop, which the training loop checks between two steps.
+    """Stores the signal that asks a run to stop; the training loop checks it between two steps.
 
     All workers of a run must stop after the same step. Otherwise some would wait for ever in a
     collective operation. So every step adds up the workers' votes, and all workers read the sum at
@@ -30,7 +30,7 @@ class StopRequest:
     """
 
     def __init__(self, *, alone: bool = True) -> None:
-        """Store no signal yet. `alone`: whether this worker is the run's only worker."""
+        """Begin without a signal. `alone`: whether this worker is the run's only worker."""
         self.alone = alone
         self.signal: signal.Signals | None = None
 
@@ -51,7 +51,7 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal == number == signal.SIGINT:
             end_at_once()  # the second Ctrl-C; the run can be resumed even so
-        if self.signal != signal.SIGTERM:  # SIGTERM cancels: a later signal changes nothing
+        if self.signal != signal.SIGTERM:  # SIGTERM cancels; later signals don't count
             self.signal = signal.Signals(number)
 
     def check(self) -> None:
@@ -77,8 +77,8 @@ class StopRequest:
 def ctrl_c_waits() -> Iterator[None]:
     """Delay the effect of Ctrl-C to the end of the block; a second Ctrl-C ends the process at once.
 
-    An import may lose a KeyboardInterrupt: it uses callbacks of weak references, and Python drops
-    exceptions in these. Outside of the main thread this function does nothing.
+    An import runs callbacks of weak references, and Python drops a KeyboardInterrupt in such a
+    callback. Outside of the main thread this function has no effect.
     """
     before = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
@@ -188,7 +188,7 @@ def end_with_parent() -> None:
 def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
     """Whether the process that wrote a heartbeat at `heartbeat_time_s` is still alive.
 
-    Another process may have the same id now. So its command and its start are checked, too.
+    Another process may have the same id now, so its command and its start time are checked.
     """
     import psutil  # imported here, because `harness --help` does not need it
 
@@ -198,7 +198,7 @@ def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
         found = psutil.Process(process).as_dict(["cmdline", "create_time"])
     except psutil.NoSuchProcess:
         return False
-    names = {PurePath(arg).name for arg in found["cmdline"] or ()}  # a zombie's is None
+    names = {PurePath(arg).name for arg in found["cmdline"] or ()}  # a zombie's command is None
     if WORKER not in names and not (PROGRAMS & names and TRAINING & names):
         return False
     return found["create_time"] is None or found["create_time"] <= heartbeat_time_s + CLOCK_SLACK_S
@@ -206,7 +206,7 @@ def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
 
 @functools.cache
 def process_space() -> str:
-    """Return ids of the boot and of the container where process ids are valid; empty if unknown."""
+    """Return the ids of the boot and container to which process ids belong; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
@@ -252,7 +252,7 @@ def _is_zombie(process: int) -> bool:
 
 
 def _cgroup_gb(name: str) -> list[float]:
-    """Return the sizes in GB in a control file of this process's cgroup (v2) and of each parent."""
+    """Read a control file of this process's cgroup (v2) and of its parents; return sizes in GB."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
         path = next((line[3:] for line in lines if line.startswith("0::")), "/")

@@ -31,7 +31,7 @@ BEGIN = re.compile(r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d+\.\d+ +\d+ [\w./-]+:\d+
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 LAST_LINES = 60  # enough for a message and a stack trace
 
-descriptor = 2  # the file descriptor of the real standard error; two functions below change it
+descriptor = 2  # the real standard error; `capture` and `filtered_stderr` change it
 
 
 class Capture:
@@ -109,7 +109,7 @@ def show_last(text: str) -> None:
 
 @contextlib.contextmanager
 def filtered_stderr() -> Iterator[list[str]]:
-    """Hold back what the block writes to file descriptor 2; then write all except noise.
+    """Hold back what the block writes to file descriptor 2; after it, write all except noise.
 
     Yields:
         A list that receives all lines, including noise, at the end of the block.

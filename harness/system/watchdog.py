@@ -52,7 +52,7 @@ class Watched:
 
 
 class Watchdog:
-    """A context manager that measures the time without progress and the time since a signal."""
+    """A context manager that ends this process if it makes no progress or does not obey a signal."""
 
     def __init__(
         self,
@@ -158,11 +158,11 @@ class Watchdog:
             self._num_pressed += 1
             if self._num_pressed > 1:
                 end_at_once()  # the main thread may be unable to end the process
-        if number in STOPPING and self._signal != signal.SIGTERM:  # a cancel stays a cancel
+        if number in STOPPING and self._signal != signal.SIGTERM:  # no later signal undoes a cancel
             self._signal = signal.Signals(number)
 
     def count(self, passed_s: float) -> None:
-        """Count the time without progress and since a signal; end the process at a limit."""
+        """Add to the time without progress and since a signal; end the process at a limit."""
         watched = self.watched
         if watched is None or self._progress != self._seen:
             self._seen, self._still_s = self._progress, 0.0
@@ -201,7 +201,7 @@ class Watchdog:
         self._end(lines[-1], codes[-1])
 
 
-current: Watchdog | None = None  # only one watchdog per process can receive signals
+current: Watchdog | None = None  # this process's watchdog; a second could receive no signals
 
 
 def progress() -> None:

@@ -73,7 +73,7 @@ class Guard:
     ) -> Iterable[bytes]:
         """Answer a request."""
         first = "/".join(str(environ.get("PATH_INFO", "")).split("/", 2)[:2])
-        # The time of `==` would reveal how much of a guessed secret is correct.
+        # The duration of `==` would reveal how much of a guessed secret is correct.
         if not hmac.compare_digest(first.encode("utf-8", "surrogateescape"), self.prefix):
             body = b"Not found\n"
             headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(body)))]

@@ -2,7 +2,7 @@
 
 Writing uses a temporary name next to the target, `.<random>.tmp`, and a rename. The name is random
 because processes on several nodes may have the same process id and write the same file. A later
-`atomic_directory` removes temporary folders that killed processes left over a day ago.
+`atomic_directory` removes the temporary folders of killed processes, if they are over a day old.
 
 `open_plain_file` opens plain files only: a FIFO may block for ever and a device may have no end.
 """
@@ -31,8 +31,8 @@ from harness.errors import DiskError, InputError
 ABANDONED_S = 86_400
 REMEDY = "free space there, or choose another --runs"
 MAX_RECORD_BYTES = 256_000_000  # no record of a run and no vocabulary is larger
-# These errors mean that a file is missing or is no record, such as a folder or a FIFO. All other
-# errors count as errors of the disk.
+# These errors mean that a file is missing, or is something else, such as a folder or a FIFO. All
+# other errors count as errors of the disk.
 NO_RECORD = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
     *(errno.EINVAL, errno.EFBIG, errno.ENAMETOOLONG, errno.ENXIO),
@@ -203,7 +203,7 @@ def write_refusal(path: Path, error: OSError, remedy: str = REMEDY) -> str:
 
 
 def why_refused(error: OSError) -> str:
-    """Return why a write failed. If a file is in the place of a folder, the reason names the file."""
+    """Return why a write failed; the reason names a file that is in the place of a folder."""
     if isinstance(error, FileExistsError) and error.filename:
         return f"{error.filename} is not a folder, or is a broken link"
     return error.strerror or str(error)
@@ -402,7 +402,7 @@ def is_said_of_disk(line: str) -> bool:
 
 
 def disk_error_in(error: BaseException | None) -> OSError | None:
-    """Return the disk error that led to an error, such as `BadZipFile`; None if there was none."""
+    """Return the disk error from which another error, such as `BadZipFile`, resulted, if any."""
     while error:
         if isinstance(error, OSError) and error.errno not in (None, *NO_RECORD):
             return error
@@ -462,7 +462,7 @@ def private_cache(name: str) -> Path | None:
     try:
         for each in (*reversed(folder.parents), folder):
             each.mkdir(mode=0o700, exist_ok=True)
-        if others_can_write(folder.parent.stat()):  # made with a lax umask
+        if others_can_write(folder.parent.stat()):  # `cache_folder`, made with a lax umask
             folder.parent.chmod(0o700)
         status = folder.lstat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077 or _can_be_replaced(folder):

@@ -29,7 +29,7 @@ HIDDEN = {
     *("GIT_EXTERNAL_DIFF", "GIT_DIFF_OPTS", "GIT_CEILING_DIRECTORIES", "GIT_LITERAL_PATHSPECS"),
 }
 
-# Override settings of the user that would change a patch or write into the repository.
+# Options that override those of the user that would change a patch or write into the repository.
 SETTINGS = (
     *("-c", "core.fsmonitor=false", "-c", "diff.autoRefreshIndex=false"),
     *("-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false"),
@@ -96,7 +96,7 @@ def commit_of(project: Path) -> str | None:
 
 def is_snapshot(folder: Path) -> bool:
     """Whether a folder is a snapshot of the code."""
-    # The record is read first: if the folder is unreadable, it is empty, but `is_checkout` raises.
+    # Read the record first: in an unreadable folder the record is empty, but `is_checkout` raises.
     return bool(snapshot_record(folder)) and not is_checkout(folder)
 
 

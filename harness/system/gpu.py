@@ -82,7 +82,7 @@ def library_folders() -> Iterator[Path]:
 
 
 def load_libraries() -> None:
-    """Load the CUDA libraries. Call it before TensorFlow looks for devices.
+    """Load the CUDA libraries. Call this function before TensorFlow looks for devices.
 
     TensorFlow 2.21 finds a library only if it is loaded already, or in a folder of TensorFlow's
     RUNPATH. The RUNPATH lacks `nvidia/cusolver/lib`, so without this call TensorFlow lists no GPU.
@@ -125,7 +125,7 @@ def num_cards() -> int | None:
 def library_versions() -> dict[str, str | None]:
     """Return the versions of cuDNN, cuBLAS and NCCL. The version of a missing library is None.
 
-    For a library that TensorFlow has loaded, it is the version of the loaded file.
+    If TensorFlow has loaded a library, the version is that of the loaded file.
     """
     value, found = ctypes.c_int(), dict[str, str | None].fromkeys(("cudnn", "cublas", "nccl"))
     if cudnn := _load("libcudnn.so.9"):
@@ -371,7 +371,7 @@ def own_gb(environment: Mapping[str, str] = os.environ) -> float | None:
 
 
 def _ask_each(environment: Mapping[str, str], ask: Callable[[Any, Any], T]) -> dict[str, T]:
-    """Return the result of `ask` for each visible GPU, by index or UUID, except where it fails.
+    """Return the result of `ask` for each visible GPU, by index or UUID, unless `ask` fails.
 
     Args:
         ask: a function whose arguments are the module `pynvml` and NVML's handle of a GPU.

@@ -27,7 +27,7 @@ from harness.system.files import (
 )
 from harness.system.lenient_json import parse_json, parse_toml, read_json
 
-PATIENCE_S, RETRY_S = 60.0, 1.0  # if a disk does not answer: time to retry, and pause between tries
+PATIENCE_S, RETRY_S = 60.0, 1.0  # if a disk does not answer: how long to retry, and the pause
 MAX_AT_ONCE = 3  # number of other processes that may take the lease at once
 
 LOGGER = logging.getLogger("harness")  # the console's logger
@@ -82,7 +82,7 @@ class LeasedDirectory:
     # Writing
 
     def take_lease(self) -> None:
-        """Become the only writer. Makes the folder if it is missing.
+        """Make the folder if it is missing, and become its only writer.
 
         Raises:
             RunError: if the folder can't be written.

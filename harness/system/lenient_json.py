@@ -78,18 +78,18 @@ def path(value: object) -> str | None:
 
 
 def number(value: object) -> float | None:
-    """Return the value if it is a finite number, else None."""
+    """Return the value if it is a number of a size below MAX_NUMBER, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if abs(value) < MAX_NUMBER else None
 
 
 def numbers(content: object) -> dict[str, float]:
-    """Return the finite numbers in a JSON object by their names."""
+    """Return the values in a JSON object that `number` accepts, by their names."""
     items = content.items() if isinstance(content, dict) else ()
     return {str(name): value for name, each in items if (value := number(each)) is not None}
 
 
 def whole(value: object) -> int | None:
-    """Return the value if it is a whole number, else None."""
+    """Return the value if it is an integer of a size below MAX_NUMBER, else None."""
     return value if isinstance(value, int) and number(value) is not None else None

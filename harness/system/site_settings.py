@@ -16,8 +16,9 @@ SITE = "slurm/site.sh"  # ignored by git
 TRUST = "HARNESS_TRUST_CODE"  # set by --trust-code
 LARGEST = 1440.0  # largest time limit, in the unit of its setting
 
-# Unless it is 1, no model trains on several nodes: TensorFlow's servers listen on every interface,
-# need no login, and are for private networks (github.com/tensorflow/tensorflow/issues/11689).
+# Unless this is 1, no model trains on several nodes: TensorFlow's servers listen on every
+# interface, need no login, and are made for private networks
+# (github.com/tensorflow/tensorflow/issues/11689).
 TRUSTED_NETWORK = "HARNESS_TRUSTED_NETWORK"
 RISK = (
     "any user who reaches the ports of your nodes could act as you and read and write your files, "

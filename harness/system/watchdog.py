@@ -52,7 +52,7 @@ class Watched:
 
 
 class Watchdog:
-    """A context manager that ends this process if it makes no progress or does not obey a signal."""
+    """A context manager that ends this process if it makes no progress or ignores a signal."""
 
     def __init__(
         self,
@@ -201,7 +201,7 @@ class Watchdog:
         self._end(lines[-1], codes[-1])
 
 
-current: Watchdog | None = None  # this process's watchdog; a second could receive no signals
+current: Watchdog | None = None  # this process's watchdog; only one can receive signals
 
 
 def progress() -> None:

@@ -1,5 +1,5 @@
 """Searches for hyperparameters with KerasTuner's oracles and many worker processes.
 
-A trial trains one run per seed. A sweep's folder contains all that is needed to continue it.
-It may import the modules of `harness` itself and the packages up to `report`.
+A trial trains one run per seed. A sweep's folder contains all that is needed to continue the sweep.
+This package may import the modules of `harness` itself and the packages up to `report`.
 """

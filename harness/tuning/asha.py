@@ -1,6 +1,6 @@
-"""Asynchronous successive halving: trains many settings for a few epochs, the best ones for more.
+"""Asynchronous successive halving: all settings train for few epochs, only the best for more.
 
-It is Algorithm 2 of Li et al., "A System for Massively Parallel Hyperparameter Tuning" (2020).
+This is Algorithm 2 of Li et al., "A System for Massively Parallel Hyperparameter Tuning" (2020).
 """
 
 import math
@@ -14,20 +14,20 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
     """Starts random settings in the lowest rung and promotes the top 1/factor of every rung.
 
-    A promotion is a new trial. As in KerasTuner's Hyperband, its `tuner/trial_id` is the parent
-    trial and its `tuner/epochs` are those of its rung. A setting is promoted as soon as it is in
-    the top of the trials that have ended in its rung, so no trial waits for others. Only the order
-    of the results decides which settings are promoted.
+    A promotion is a new trial. Its values contain the id of the parent trial (`tuner/trial_id`) and
+    the number of epochs of its rung (`tuner/epochs`), as in KerasTuner's Hyperband. A trial is
+    promoted as soon as it is in the top of its rung's finished trials, so no trial waits for
+    others. The promotions depend only on the results and their order.
 
     Args:
-        num_settings: the number of settings in the lowest rung; None tries all of a finite space.
-        min_epochs: the smallest number of epochs that the lowest rung may have.
+        num_settings: the number of settings in the lowest rung; None: all of a finite space.
+        min_epochs: a lower limit for the number of epochs of the lowest rung.
         max_epochs: the number of epochs of the highest rung.
         factor: the ratio between the epochs of two consecutive rungs.
-        options: the arguments of KerasTuner's oracle.
+        options: other arguments of KerasTuner's oracle.
     """
 
-    known: Sequence[Any] = ()  # all trials proposed so far, in order; the list may grow
+    known: Sequence[Any] = ()  # trials already in the sweep's folder, in order; the list may grow
 
     def __init__(
         self,
@@ -40,11 +40,11 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
     ) -> None:
         super().__init__(**options)
         self.num_settings, self.factor = num_settings, factor
-        self._seed_state: int  # declared by KerasTuner's oracle
+        self._seed_state: int  # KerasTuner's oracle sets it; this adds its type
         self.rungs = rung_epochs(min_epochs, max_epochs, factor)
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """Promote a trial from the highest possible rung; if there is none, propose a setting."""
+        """Promote a trial from the highest possible rung; if none is ready, propose a setting."""
         rungs = self._trials_by_rung()
         for rung in reversed(range(len(self.rungs) - 1)):
             if parent := self._promotable(rungs[rung], rungs[rung + 1]):
@@ -54,13 +54,13 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
             before, values = self._seed_state, self._random_values()
             if values is not None and not self._is_known_to_wait():
                 return self._trial(0, {**values, "tuner/initial_epoch": 0})
-            if values is not None:  # before `trials` was raised, no random values were drawn here
+            if values is not None:  # undo the draw: a search with fewer `trials` drew none here
                 self._seed_state = before
-        # Running trials may still lead to promotions.
+        # A search is idle, not at its end, while running trials may still lead to promotions.
         return {"status": TrialStatus.IDLE if self.ongoing_trials else TrialStatus.STOPPED}
 
     def _is_known_to_wait(self) -> bool:
-        """Whether the search waited for a promotion here before the user raised `trials`."""
+        """Whether the search waited here for a promotion, before the user raised `trials`."""
         n = len(self.trials)
         return n < len(self.known) and self.known[n].parent is not None
 
@@ -75,7 +75,7 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         return rungs
 
     def _promotable(self, rung: list[Trial], above: list[Trial]) -> Trial | None:
-        """Return the best trial in a rung's top 1/factor that is not promoted yet, if any."""
+        """Return the best unpromoted trial in the top 1/factor of a rung; None if there is none."""
         ended = [trial for trial in rung if trial.status == TrialStatus.COMPLETED]
         sign = -1 if self.objective.direction == "max" else 1
         ended.sort(key=lambda t: sign * t.score)
@@ -84,13 +84,13 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         return next((trial for trial in top if trial.trial_id not in promoted), None)
 
     def _compute_values_hash(self, values: dict[str, Any]) -> str:
-        """Hash a setting without its `tuner/` values, so that KerasTuner tries none twice."""
+        """Hash values without the `tuner/` values, so that KerasTuner tries no setting twice."""
         setting = {key: value for key, value in values.items() if not key.startswith("tuner/")}
         return str(super()._compute_values_hash(setting))
 
 
 def rung_epochs(min_epochs: int, max_epochs: int, factor: int) -> list[int]:
-    """Return the number of epochs of every rung, such as 1, 3, 9, rounded up as in Hyperband."""
+    """Return the number of epochs of every rung, rounded up as in Hyperband, such as 1, 3, 9."""
     num_rungs, epochs = 1, max_epochs
     while epochs >= min_epochs * factor:
         num_rungs, epochs = num_rungs + 1, epochs // factor

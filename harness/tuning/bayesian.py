@@ -1,9 +1,9 @@
 """Bayesian optimization whose cost per proposal does not grow with the number of trials.
 
-KerasTuner fits its Gaussian process to all n finished trials, in O(n³). It minimizes its
-acquisition function from 50 starting points, with a prediction in every step. This module fits the
-Gaussian process to at most 100 finished trials. It evaluates many random points in one prediction
-and starts the minimization only from the best few.
+For a proposal, KerasTuner fits its Gaussian process to all n finished trials, in O(n³). Then it
+minimizes the acquisition function from 50 starting points; every step needs a prediction. This
+module fits the Gaussian process to at most 100 finished trials. It computes the acquisition
+function at many random points in one prediction, and minimizes it only from the best few points.
 """
 
 import warnings
@@ -22,21 +22,21 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 warnings.filterwarnings("ignore", category=ConvergenceWarning, module="sklearn.gaussian_process")
 
 NUM_BEST, NUM_LATEST, NUM_SPREAD = 40, 30, 30  # how many finished trials `subset` chooses
-NUM_POINTS = 2000  # random points where the acquisition function is evaluated
-NUM_STARTS = 5  # minimizations, which start from the best of these points
+NUM_POINTS = 2000  # number of random points at which the acquisition function is computed
+NUM_STARTS = 5  # number of minimizations; they start from the best random points
 
 
 class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  # no types
     """KerasTuner's Bayesian oracle with a cheaper choice of the next values.
 
-    The choice depends only on the seed and on the trials so far. The last digits may differ on
-    another processor, so the oracle reuses the values of known trials instead of computing them.
+    The values depend only on the seed and on the earlier trials. Another processor may compute
+    different last digits, so the oracle copies the values of known trials.
     """
 
-    known: Sequence[Any] = ()  # all trials proposed so far, in order; the list may grow
+    known: Sequence[Any] = ()  # trials already in the sweep's folder, in order; the list may grow
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """Propose the untried values with the lowest confidence bound."""
+        """Propose random values at first, then those with the lowest lower confidence bound."""
         finished = [t for t in self.trials.values() if t.status == TrialStatus.COMPLETED]
         if len(finished) < (self.num_initial_points or max(3 * len(self.hyperparameters.space), 3)):
             return dict(self._random_populate_space())
@@ -60,11 +60,12 @@ class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  
             values = self._vector_to_values(minimum.x)
             if not self._duplicate(values):
                 return {"status": TrialStatus.RUNNING, "values": values}
-        self._seed_state = self.seed + 1000 * len(self.trials)  # independent of earlier draws
+        # A replay draws fewer random values, so the state must not depend on earlier draws.
+        self._seed_state = self.seed + 1000 * len(self.trials)
         return dict(self._random_populate_space())
 
     def _fitted(self, finished: Sequence[Trial], sign: int) -> GaussianProcessRegressor:
-        """Fit the process to the finished trials and to pessimistic guesses for running ones."""
+        """Fit a Gaussian process to finished trials and to pessimistic guesses for running ones."""
         points = self._points(finished)
         scores = np.array([sign * trial.score for trial in finished])
         process = self._make_gpr().fit(points, scores)
@@ -80,7 +81,7 @@ class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  
         )
 
     def _points(self, trials: Sequence[Trial]) -> NDArray[np.float64]:
-        """Return the values of trials as numbers from 0 to 1, `[trials, keys]`."""
+        """Return the trials' values, scaled to 0 to 1, as an array `[num_trials, num_keys]`."""
         keys = self._nonfixed_space()
         return np.array(
             [

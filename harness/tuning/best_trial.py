@@ -1,7 +1,7 @@
 """Writes a sweep's best trial as a job file, and retrains it on all training reviews.
 
 `<sweep>/winner/` contains the retrained runs `<job>/retrained-seed<N>/` and their `logs/`. If the
-sweep used the packaged sample, it also contains a copy of it, `data/`.
+sweep used the packaged sample, `<sweep>/winner/data/` is a copy of it.
 """
 
 import math
@@ -27,14 +27,14 @@ from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
 RUN_ID = "retrained"
-DECAYS = ("cosine", "linear")  # learning rate schedules that end after a number of epochs
+DECAYS = ("cosine", "linear")  # learning-rate schedules with a fixed number of epochs
 
 
 # The best trial as a job
 
 
 def best_trial_toml(sweep: SweepDirectory) -> str:
-    """Return a job file that trains the best trial as the search did, and tests it.
+    """Return a job file that trains the best trial as in the search, and tests the model.
 
     Raises:
         InputError: if no trial has finished yet.
@@ -59,7 +59,7 @@ def _scored(trial: Trial, search: SearchSpec) -> str:
 
 
 def best_of(sweep: SweepDirectory, trials: Sequence[Trial]) -> Trial:
-    """Return the first of a sweep's ranked trials.
+    """Return the best of a sweep's ranked trials.
 
     Raises:
         InputError: if no trial has finished yet.
@@ -73,8 +73,8 @@ def best_of(sweep: SweepDirectory, trials: Sequence[Trial]) -> Trial:
 
 
 def best_job(search: SearchSpec, trial: Trial) -> Job:
-    """Return a trial's job, changed so that it is also scored on the test set."""
-    # Only hyperband and asha choose a trial's epochs; in other searches training stopped early.
+    """Return a trial's job under a new name; its run also tests the model."""
+    # Only hyperband and asha choose the epochs; in other searches training may have stopped early.
     epochs = trial.epochs if search.continues_trials else None
     content = search.job_of(values_of(trial, search.space), epochs=epochs).model_dump()
     content["name"] = f"{search.name[:95]}_best"
@@ -83,7 +83,7 @@ def best_job(search: SearchSpec, trial: Trial) -> Job:
 
 
 def retrained_job(search: SearchSpec, trial: Trial) -> Job:
-    """Return a trial's job on all training reviews, up to the epoch of its best weights."""
+    """Return a trial's job for all training reviews; it ends at the epoch of the best weights."""
     content = best_job(search, trial).model_dump()
     content["data"]["validation_split"] = 0.0
     train = content["train"]
@@ -121,20 +121,20 @@ def retrain(
     console: Console,
     devices: str | None = None,
 ) -> None:
-    """Train the best trial on all training reviews with every seed, test it, and print a table.
+    """Train the best trial on all training reviews, once per seed, and print the test scores.
 
-    A seed's run is continued if it is unfinished, and left unchanged if it is finished.
+    An unfinished run continues; a finished run remains unchanged.
 
     Args:
         sweep: the sweep.
-        seeds: the seeds of the runs.
+        seeds: the seeds, one for each run.
         data: the folder of the sweep's data, if it was moved.
-        workers: how many runs train at a time; by default as many as there is room for.
+        workers: the number of runs at a time; by default as many as the GPUs or CPUs can train.
         console: the console for messages.
         devices: `gpu` to train each run on one GPU, `cpu` to use no GPU.
 
     Raises:
-        InputError: if no trial has finished, the data are different, the folder contains runs of
+        InputError: if no trial has finished, the data have changed, `winner/` contains runs of
             another trial, or another version of harness wrote the sweep.
         Interrupted: after a signal; the runs have saved checkpoints and can continue.
         RunError: if a run failed.
@@ -181,7 +181,7 @@ def job_with_seed(job: Job, seed: int) -> Job:
 
 
 def sweep_data(sweep: SweepDirectory, search: SearchSpec, data: Path | None) -> Path | None:
-    """Return the folder with a sweep's data; None for the user's own data (`data.source`).
+    """Return the folder of a sweep's data; None if the job names its data (`data.source`).
 
     Raises:
         InputError: if the data have changed.

@@ -1,9 +1,9 @@
-"""Executes the operations of a `Course` in a sweep's folder, and creates a folder exactly once.
+"""Executes courses (see `harness.tuning.protocol`), and creates each folder of a sweep only once.
 
 The processes of a search coordinate only through folders that exactly one process can create. A
 process writes a folder with its content under a temporary name, then renames it. rename(2) never
 replaces a non-empty folder, so the rename fails in all processes but one. After an I/O error only
-the content of the folder shows which process created it.
+the folder's content shows which process has created the folder.
 """
 
 import errno
@@ -40,7 +40,7 @@ from harness.tuning.protocol import (
 )
 
 POLL_S = 0.2  # time between two checks for a signal
-TAKEN = (errno.EEXIST, errno.ENOTEMPTY)  # another process has created the folder
+TAKEN = (errno.EEXIST, errno.ENOTEMPTY)  # rename errors if the folder already exists
 
 
 def make_once(folder: Path, files: Mapping[str, bytes]) -> bool:
@@ -48,7 +48,8 @@ def make_once(folder: Path, files: Mapping[str, bytes]) -> bool:
 
     Args:
         folder: the new folder; its parent must exist.
-        files: the name and content of each file, at least one.
+        files: the content of each file by its name; at least one file, as a rename can replace
+            an empty folder.
 
     Raises:
         OSError: if the disk fails; even then the folder may have been created.
@@ -73,7 +74,7 @@ class Disk:
     """Executes courses (generators of operations) in the folder of a sweep."""
 
     def __init__(self, folder: Path, stop: StopRequest | None = None) -> None:
-        """Open a sweep's folder; a `Sleep` ends early if `stop` receives a signal."""
+        """Set the sweep's folder; a signal to `stop` interrupts every `Sleep`."""
         self.folder, self.stop, self.disk = folder, stop, SharedDisk()
         self._fails = False
 
@@ -82,10 +83,10 @@ class Disk:
 
         Args:
             course: the generator, which yields operations and receives their results.
-            act: the function for operations that do not concern the folder, such as `Train`.
+            act: the function that executes all other operations, such as `Train`.
 
         Raises:
-            Interrupted: if a signal arrives.
+            Interrupted: after a signal.
             OSError, RunError, InputError: if an operation fails and the course does not catch it.
         """
         answer: Any = None
@@ -98,7 +99,7 @@ class Disk:
             error = None
             try:
                 answer = self._carry_out(operation, act)
-            except Exception as failed:  # the generator may handle it
+            except Exception as failed:  # the course may handle it
                 error = failed
 
     def _carry_out(self, operation: Operation, act: Callable[[Any], Any] | None) -> Any:
@@ -118,7 +119,7 @@ class Disk:
 
     def _sleep(self, time_s: float, failed: OSError | None) -> None:
         if failed and not self._fails:
-            log(logging.WARNING, f"{failed}; tried again")
+            log(logging.WARNING, f"{failed}; trying again")
         self._fails = failed is not None
         end_s = time.monotonic() + time_s
         while (left_s := end_s - time.monotonic()) > 0:
@@ -134,7 +135,7 @@ def to_bytes(record: Record) -> bytes:
 
 
 def stop_now(reason: str = "") -> Stop:
-    """Make a `Stop` with this user and time; without a reason it cancels the search."""
+    """Make a `Stop` by this user; an empty reason means that the user cancels the search."""
     by, at = f"{owner_name(os.getuid())} on {socket.gethostname()}", datetime.now().astimezone()
     return Stop(by=by, at=at.isoformat(timespec="seconds"), reason=reason)
 

@@ -14,7 +14,7 @@ from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
 LEADERBOARD = "leaderboard.csv"
-MAX_SAME_FAILURES = 3  # so many trials with the same error end a search
+MAX_SAME_FAILURES = 3  # number of trials with the same error that ends a search
 ORDER = ("finished", "running", "waiting", "failed")  # statuses in the leaderboard's order
 
 
@@ -27,7 +27,7 @@ def ranked(trials: Iterable[Trial], search: SearchSpec) -> list[Trial]:
 
 
 def values_of(trial: Trial, space: Sequence[Parameter]) -> dict[str, Value]:
-    """Return a trial's values of the keys whose `when` is met; `space` lists parents first."""
+    """Return a trial's values of the keys that it uses; in `space` a key follows its parent."""
     values: dict[str, Value] = {}
     for each in space:
         if each.parent and values.get(each.parent) not in each.parent_choices:
@@ -87,7 +87,7 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
         "sweep": sweep.folder.name,
         "tuner": search.table.tuner,
         "objective": search.table.objective,
-        "trials": search.table.trials,  # the requested number, which `is_of_search` compares
+        "trials": search.table.trials,  # `search.trials`, which `is_of_search` compares
         "num_trials": len(trials),
         "num_failed": sum(trial.status == "failed" for trial in trials),
         "best_trial": best.n,
@@ -97,7 +97,7 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
 
 
 def same_failure(trials: Iterable[Trial]) -> str:
-    """Return an error that three trials share except for its numbers; "" if there is none."""
+    """Return an error that three trials have in common, numbers aside; "" if there is none."""
     by_text = defaultdict[str, list[str]](list)
     for trial in trials:
         if trial.error:

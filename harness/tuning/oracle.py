@@ -1,13 +1,13 @@
-"""Makes KerasTuner's oracles; a `Schedule` calls an oracle in one process and in a fixed order.
+"""Creates KerasTuner's oracles, which a `Schedule` calls in one process and in a fixed order.
 
-This module changes three things of KerasTuner 1.4.8:
+This module changes KerasTuner 1.4.8 in three ways:
 
 - KerasTuner's oracle writes its whole state in every call. Here an oracle writes nothing, since a
   replay of the accepted results restores its state.
-- KerasTuner's grid search proposes a trial only when another one has ended. Here it proposes one
-  at any time, so that all workers train.
-- KerasTuner's Hyperband promotes no trial before its first round has ended. A round with more
-  trials than the space has settings never ends. Here the bracket shrinks.
+- KerasTuner's grid search proposes a trial only when another one has ended. Here it proposes
+  trials at any time, so that all workers train.
+- KerasTuner's Hyperband promotes no trial before the first round of its bracket is full. If the
+  space has too few settings, the round is never full. Here the bracket shrinks to fit.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ class FiniteHyperband(HyperbandOracle):  # type: ignore[misc]
     """Hyperband that shrinks a bracket when the space has too few untried settings for it."""
 
     def __init__(self, **options: Any) -> None:
-        self._num_first: dict[int, int] = {}  # shrunk bracket → trials in its first round
+        self._num_first: dict[int, int] = {}  # number of a shrunk bracket → size of its first round
         super().__init__(**options)
 
     def _random_trial(self, trial_id: str, bracket: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
 
     Args:
         search: the search.
-        known: all trials proposed so far, in order; the oracle may reuse them; the list may grow.
+        known: the trials already in the sweep's folder, in order; the list may grow.
     """
     table, max_epochs = search.table, search.job.train.epochs
     options: dict[str, Any] = {
@@ -108,7 +108,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
     else:
         kinds = {"random": RandomSearchOracle, "grid": SteadyGrid}
         oracle = kinds.get(table.tuner, BoundedBayesianOracle)(**options)
-    # It is None for asha: there `trials` counts settings, and promotions are additional trials.
+    # None for asha, because its `search.trials` counts settings; promotions are further trials.
     oracle.max_trials = search.max_trials
     oracle.verbose = 0
     oracle.save = oracle._save_trial = lambda *_: None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MISSING = -0.12  # height of a trial's line at the axis of a key that the trial does not use
-SPREAD = 0.045  # width of the band of lines through one value, as a share of the axis
+SPREAD = 0.045  # share of the axis over which the lines through one value are spread
 COLOURS = "viridis"
 
 
@@ -21,14 +21,15 @@ class Axis(NamedTuple):
     """A vertical axis of the plot; heights are 0 at its bottom and 1 at its top."""
 
     name: str
-    heights: np.ndarray  # where each trial's line crosses the axis, [num_trials]
+    heights: np.ndarray  # height of each trial's line at the axis, `[num_trials]`
     ticks: Sequence[tuple[float, str]]  # height and text of each tick
 
 
 def axis_of(parameter: Parameter, name: str, values: "pandas.Series") -> Axis:
-    """Make a key's axis: ticks at the values of a list, or at ends and middle of a range.
+    """Make a key's axis, with ticks at all values of a list, or at ends and middle of a range.
 
-    Lines through the same value of a list are drawn apart, and so are those of trials without one.
+    Lines through the same value of a list are spread a little, as are the lines of trials that do
+    not use the key.
     """
     if choices := parameter.choices:
         places = np.linspace(0, 1, len(choices)).tolist() if choices[1:] else [0.5]
@@ -60,9 +61,9 @@ def _range(
 def parallel_coordinates(trials: "pandas.DataFrame", search: SearchSpec) -> bytes:
     """Draw each finished trial as a line over the axes of all keys; return a PNG, 480 pixels high.
 
-    The colour shows the score. All of the worst tenth of the trials get the same colour: otherwise
-    a trial that did not learn would leave almost one colour for all others. The best trial's line
-    is thick. The number of epochs gets an axis if the search continues trials.
+    The colour shows the score. The worst tenth of the trials share one colour: otherwise a single
+    trial that did not learn would make the colours of all other trials almost equal. The best
+    trial's line is thick. With hyperband and asha the number of epochs also has an axis.
 
     Args:
         trials: the rows of `scored_trials`, at least one, the best first.
@@ -91,7 +92,7 @@ def parallel_coordinates(trials: "pandas.DataFrame", search: SearchSpec) -> byte
     _draw_axes(plot, axes)
     plot.set_title(
         f"{search.name}: {len(scores)} finished trials, the thick line is the best one "
-        f"({scores.index[0]}, {scores.iloc[0]:.4f})"
+        f"(trial {scores.index[0]}, {scores.iloc[0]:.4f})"
     )
     beyond = ("min" if goal == "max" else "max") if num_worst else "neither"
     bar = figure.colorbar(ScalarMappable(norm, COLOURS), ax=plot, pad=0.01, extend=beyond)

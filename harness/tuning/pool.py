@@ -1,8 +1,9 @@
-"""Runs a command's processes, one worker per slot and a proposer, until the search ends.
+"""Runs a command's processes, a proposer and one worker per slot, until the search ends.
 
-A process that has begun an attempt at a trial is restarted at once when it ends, because the
-protocol limits the attempts. A process that ends before an attempt has failed. The command fails
-after three failures in a row with an error, or 25 others, unless a trial was accepted in between.
+A worker that ends after it has begun an attempt at a trial is restarted at once, because the
+protocol limits the attempts. If a process ends earlier, it has failed. A command fails when one of
+its processes fails three times in a row with an error of harness, or 25 times in a row for another
+reason, such as a disk error. After an accepted trial the count starts again.
 """
 
 import sys
@@ -26,10 +27,11 @@ ERRORS: dict[int, Callable[[str], Exception]] = {
     InputError.exit_code: InputError,
     NODE_FAULT_CODE: partial(NodeFault, will_requeue=True),
 }
-# The command fails after so many failures in a row. Slurm's controller or the disk with the Python
-# environment may be unavailable for minutes; the pauses between 25 starts add up to ten minutes.
+# Failures in a row after which the command fails: errors of harness, and others. Slurm's controller
+# or the disk with the Python environment may be unavailable for minutes; the pauses between 25
+# starts add up to ten minutes.
 MAX_ERRORS, MAX_FAILURES = 3, 25
-PAUSE_S = 2.0  # pause before a restart, for each failure in a row
+PAUSE_S = 2.0  # pause before a restart, multiplied by the number of failures in a row
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,16 @@ class WorkerProcess(ManagedProcess):
     uuid: str = ""  # the id of the current process
     has_begun: bool = False  # whether the current process has begun an attempt
     num_failures: int = 0  # failures in a row
-    not_before_s: float | None = None  # time of the next restart; None before the end is counted
+    not_before_s: float | None = None  # time of the next restart; None until `tend` counts the end
 
     @property
     def is_done(self) -> bool:
-        """Whether the process ended because no work was left, or was never started."""
+        """Whether the process ended without an error, or was never started."""
         return self.popen is None or self.code == 0
 
 
 class WorkerPool(ProcessPool):
-    """A command's worker processes; they are stopped at the end of the `with` block."""
+    """A command's worker processes; they are killed at the end of the `with` block."""
 
     def __init__(
         self,
@@ -113,7 +115,8 @@ class WorkerPool(ProcessPool):
             at_work: the uuids of the workers that are training a trial.
 
         Raises:
-            InputError, NodeFault, RunError: if a process failed too often; with its last line.
+            InputError, NodeFault, RunError: if a process failed too often; the message contains the last
+                line of its log.
         """
         now_s = time.monotonic()
         for worker in self.everybody:

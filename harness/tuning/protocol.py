@@ -3,22 +3,25 @@
 | name | writer | content |
 | --- | --- | --- |
 | `trials/<n>/` once | the first proposer of trial n | `values.json`: a `Trial` |
-| `trials/<n>/<k>/` once | the worker of attempt k | `owner.json`: an `Attempt`; its runs |
+| `trials/<n>/<k>/` once | the worker of attempt k | `owner.json`: an `Attempt`; the runs |
 | `trials/<n>/<k>/beat.json` | the same worker | a `Beat` |
-| `gone/<n>-<k>.json` | the same worker, or a command that presumes it dead | a `Gone` |
+| `gone/<n>-<k>.json` | the same worker, or a command that presumes that worker dead | a `Gone` |
 | `trials/<n>/accepted/` once | the first worker to report | `trial.json`: a `Trial` with scores |
 | `ends/<search.trials>/` once | the proposer of the last trial | `end.json`: an `End` |
 | `stop.json` | a cancelling user, a failing command, `harness resume` | a `Stop` |
 
-A course is a generator: the program of a worker, a proposer or a command. It yields operations on
-the sweep's folder and receives their results; it uses no disk, clock or random number itself.
+Exactly one process creates a folder marked `once`, and it creates the folder with its first file.
+
+A course is the program of a worker, a proposer or a command, in the form of a generator. It yields
+operations on the sweep's folder and receives their results. It uses no disk, clock or random number
+itself.
 `harness.tuning.disk` executes the operations. A simulation in the tests executes the same courses
 with killed processes, lost nodes and stale file listings.
 
-No decision depends on a time or a missing file alone. A folder's listing is only a hint what to
-read: a process that decides too late, or twice, can't create the folder, because it exists. Only
-one worker ever writes into an attempt's folder, so a worker presumed dead does no harm if it
-continues.
+No decision depends on a time or a missing file alone. A folder's listing is only a hint about what
+to read: a process that decides too late, or twice, can't create its folder, because the folder
+exists. Only one worker ever writes into an attempt's folder, so a worker that is presumed dead does
+no harm if it continues.
 """
 
 import contextlib
@@ -34,13 +37,13 @@ from harness.job.search import Value
 TRIALS, GONE, ENDS, STOP, ACCEPTED = "trials", "gone", "ends", "stop.json", "accepted"
 MAX_ATTEMPTS = 25  # a trial fails after so many attempts in a row without a newly saved step
 STUCK = (
-    "its worker ended {} times before the next checkpoint, perhaps for lack of memory; lower "
-    "train.checkpoint_every_s or the size of the model"
+    "its worker ended {} times in a row before it saved a new checkpoint, perhaps for lack of "
+    "memory; lower train.checkpoint_every_s or the size of the model"
 )
 NUM_WATCHED = 16  # how many open trials an idle worker reads in each turn
 BEAT_S = 5.0  # time between two beats of a worker
 LOST_S = 180.0  # a worker without a new beat for so long, by a command's clock, is presumed dead
-REST_EACH_S = 0.3  # pause after reading the trials, for each trial read
+REST_EACH_S = 0.3  # pause after `View.look`, multiplied by the number of trials read
 SHORTEST_REST_S, LONGEST_REST_S = 0.25, 15.0  # limits of this pause
 
 
@@ -54,7 +57,7 @@ class Record(BaseModel):
 
     @classmethod
     def of(cls, content: object) -> Self | None:
-        """Make a record of a file's content; return None if it is missing or invalid."""
+        """Make a record from a file's content; return None if the content is missing or invalid."""
         try:
             return cls.model_validate(content)
         except ValidationError:
@@ -62,7 +65,7 @@ class Record(BaseModel):
 
 
 class Trial(Record):
-    """A trial: what the oracle proposed and, later, its result."""
+    """A trial: the oracle's proposal and, later, the result of its training."""
 
     n: int
     values: dict[str, Value]  # key of the job → its value in this trial
@@ -76,7 +79,7 @@ class Trial(Record):
     kept_epoch: float | None = None  # epoch of the best weights, mean over the trial's runs
     training_s: float | None = None  # training time of all runs together
     parameters: int | None = None
-    checkpoints: dict[str, str] = {}  # for promotions: path in the attempt's folder → sha256
+    checkpoints: dict[str, str] = {}  # path of a run's last checkpoint in the attempt → sha256
     # The name of the worker of a running trial, never stored in a file
     worker: str = ""
 
@@ -91,7 +94,7 @@ class Trial(Record):
 
     @property
     def proposal(self) -> tuple[object, ...]:
-        """Return the fields of the trial that the oracle decides."""
+        """Return the fields that the oracle decides."""
         return self.n, self.values, self.limit, self.parent
 
 
@@ -101,8 +104,8 @@ class Attempt(Record):
     worker: str  # uuid of the worker's process
     name: str = ""  # name of the worker in messages and logs
     process: int = 0  # process id
-    space: str = ""  # where this process id is valid, see `process_space`
-    saved: int = 0  # number of steps in the checkpoints of earlier attempts
+    space: str = ""  # boot and container in which the process id is valid, see `process_space`
+    saved: int = 0  # largest number of steps that an earlier attempt has saved
     num_stuck: int = 0  # number of earlier attempts in a row without a newly saved step
 
 
@@ -110,7 +113,7 @@ class Beat(Record):
     """A heartbeat of the worker of an attempt."""
 
     count: int  # number of beats so far
-    saved: int = 0  # number of steps in the newest checkpoint
+    saved: int = 0  # number of steps in the newest checkpoints, summed over the runs
 
 
 class Gone(Record):
@@ -132,7 +135,7 @@ class Stop(Record):
     at: str
     reason: str = ""  # the reason of a failure; empty for a cancelled search
     is_lifted: bool = False  # whether a person has resumed the search
-    forgiven: tuple[int, ...] = ()  # trials that failed before; they no longer count as failures
+    forgiven: tuple[int, ...] = ()  # earlier failed trials, which no longer count as failures
 
 
 def trial_folder(n: int) -> str:
@@ -146,7 +149,7 @@ def attempt_folder(n: int, k: int) -> str:
 
 
 def gone_file(n: int, k: int) -> str:
-    """Return the path of the `Gone` of attempt k at trial n; another worker may then take it."""
+    """Return the path of the `Gone` of attempt k at trial n, which frees the trial."""
     return f"{GONE}/{n}-{k}.json"
 
 
@@ -198,7 +201,7 @@ class Train(NamedTuple):
 
 
 Operation = Read | Names | Make | Write | Sleep | Train
-Course = Generator[Operation, Any, Any]  # receives the results of its operations
+Course = Generator[Operation, Any, Any]  # yields operations and receives their results
 
 
 def read(kind: type[Record], path: str) -> Course:
@@ -207,7 +210,7 @@ def read(kind: type[Record], path: str) -> Course:
 
 
 def read_result(n: int) -> Course:
-    """Read the accepted result of a trial; return None if it has none."""
+    """Read the accepted result of a trial; return None if no result is accepted yet."""
     return (yield from read(Trial, f"{trial_folder(n)}/{ACCEPTED}/trial.json"))
 
 
@@ -216,7 +219,7 @@ def read_result(n: int) -> Course:
 
 @dataclass
 class Heard:
-    """What a process knows about the newest attempt at an open trial."""
+    """What a process knows about the newest attempt at a trial without an accepted result."""
 
     k: int = 0  # number of the attempt, 0 before the first one
     attempt: Attempt | None = None  # None while `owner.json` is not visible
@@ -228,23 +231,24 @@ class Heard:
 
     @property
     def worker(self) -> Attempt | None:
-        """Return the attempt whose worker trains the trial; None if ended or not visible yet."""
+        """Return the attempt; None if its worker has ended, or `owner.json` is not visible yet."""
         return None if self.gone else self.attempt
 
     def listen(self, n: int, now_s: float) -> Course:
-        """Read the attempt's beat, and count the time without a new one."""
+        """Read the attempt's beat, and count the time without a new beat."""
         beat = yield from read(Beat, f"{attempt_folder(n, self.k)}/beat.json")
         passed_s = now_s - (now_s if self.listened_s is None else self.listened_s)
         self.listened_s = now_s
         if beat and (not self.beat or beat.count != self.beat.count):
             self.beat, self.silent_s = beat, 0.0
         else:
-            self.silent_s += min(passed_s, LONGEST_REST_S)  # this process may have been suspended
+            # A longer time shows that this process was suspended, not that the worker is silent.
+            self.silent_s += min(passed_s, LONGEST_REST_S)
 
 
 @dataclass
 class View:
-    """The state of a search as a process has read it: trials, attempts, results."""
+    """The state of a search that a process has read: trials, attempts, results."""
 
     known: list[Trial] = field(default_factory=list)  # all proposed trials, in order
     open: dict[int, Heard] = field(default_factory=dict)  # trials without an accepted result
@@ -256,7 +260,7 @@ class View:
         """Read what has changed: new trials, attempts and results.
 
         Args:
-            num_watched: how many open trials to read, from the oldest; None reads all. Trials
+            num_watched: number of open trials to read, the oldest first; None: all. Trials
                 without a worker are always read.
         """
         yield from self.learn()
@@ -307,7 +311,7 @@ class View:
         return self.stop is not None and not self.stop.is_lifted
 
     def end(self, num_asked: int) -> Course:
-        """Read the `End` for this `search.trials`; return None before the last proposal."""
+        """Read the `End` for `search.trials = num_asked`; return None before the last proposal."""
         return (yield from read(End, f"{ENDS}/{num_asked}/end.json"))
 
     def is_over(self, num_asked: int) -> Course:
@@ -331,7 +335,7 @@ def take_turns(turn: Callable[[], Course], view: View) -> Course:
 
 @dataclass
 class Worker:
-    """A worker, which takes a trial, trains it, reports its result and takes the next one."""
+    """A worker: it takes a trial, trains it, reports the result and takes the next trial."""
 
     me: Attempt  # this process
     num_asked: int  # `search.trials`
@@ -353,7 +357,7 @@ class Worker:
         return False
 
     def _take(self) -> Course:
-        """Take the first trial without a worker; return its number and the attempt's number."""
+        """Take the first trial without a worker; return the numbers of trial and attempt."""
         for n, heard in [*self.view.open.items()]:
             k, attempt = heard.k, self.me
             if k:
@@ -361,7 +365,7 @@ class Worker:
                     continue
                 if not heard.gone:
                     if heard.attempt.worker == self.me.worker:
-                        return n, k  # the disk reported an error but had created the folder
+                        return n, k  # this worker created it in spite of a disk error
                     continue
                 attempt = yield from self._after(n, k, heard.attempt, heard.gone)
                 if attempt.num_stuck >= MAX_ATTEMPTS:
@@ -375,7 +379,7 @@ class Worker:
         return None
 
     def _after(self, n: int, k: int, before: Attempt, gone: Gone) -> Course:
-        """Return the attempt that follows one whose worker has ended."""
+        """Return this worker's attempt at trial n, after the worker of attempt k has ended."""
         beat = yield from read(Beat, f"{attempt_folder(n, k)}/beat.json")
         saved = max(before.saved, beat.saved if beat else 0)
         num_stuck = 0 if saved > before.saved else before.num_stuck + (not gone.has_left)
@@ -386,7 +390,7 @@ class Worker:
         try:
             trial = yield Train(self.view.known[n], k)
         except Interrupted:
-            with contextlib.suppress(OSError):  # without this file the next worker waits longer
+            with contextlib.suppress(OSError):  # without this file the next worker starts later
                 yield Write(gone_file(n, k), Gone(has_left=True))
             raise
         if (yield Make(f"{trial_folder(n)}/{ACCEPTED}", "trial.json", trial)):
@@ -419,11 +423,11 @@ def follow(view: View, now_s: float) -> Course:
 
 
 def tell_gone(view: View, has_ended: Callable[[Attempt], bool]) -> Course:
-    """Write a `Gone` for attempts whose workers have ended or are silent; return the silent ones.
+    """Write a `Gone` for each ended or silent worker; return the uuids of the silent workers.
 
     Args:
         view: what the command has read so far.
-        has_ended: tells whether the worker of an attempt is known to have ended.
+        has_ended: whether the worker of an attempt is known to have ended.
     """
     silent = set()
     for n, heard in view.open.items():
@@ -437,7 +441,7 @@ def tell_gone(view: View, has_ended: Callable[[Attempt], bool]) -> Course:
 
 
 def running(view: View) -> dict[int, Attempt]:
-    """Return the attempts whose workers are training; the dictionary's keys are trial numbers."""
+    """Return the attempts whose workers are training, by trial number."""
     return {n: worker for n, heard in view.open.items() if (worker := heard.worker)}
 
 
@@ -451,6 +455,6 @@ def shown(view: View) -> list[Trial]:
 
 
 def change_stop(view: View, stop: Stop) -> Course:
-    """Stop or resume the search as `stop` says, unless it is already in this state."""
+    """Stop or resume the search as `stop` says, unless that has already happened."""
     if (yield from view.is_stopped()) == stop.is_lifted:
         yield Write(STOP, stop)

@@ -1,14 +1,14 @@
 """Removes models and checkpoints of a sweep's trials except the best; all scores remain.
 
-A trial that drops out of the best trials never returns to them, so its model and checkpoints are
-removed at once. If trials continue older ones (hyperband, asha), checkpoints are removed only when
-the search ends. If the user raises `search.trials` later, a new trial trains its parent's epochs
-again, with bitwise identical results. `harness prune` removes the same files of older sweeps, and
-the checkpoints of finished runs.
+A trial that drops out of the best trials never returns to them. So a search removes the trial's
+model, checkpoints and status files at once. With hyperband and asha, which continue trials, it
+removes checkpoints only at its end. If the user raises `search.trials` later, a new trial trains
+its parent's epochs again, with bitwise identical results. `harness prune` removes the same files of
+older sweeps, and the checkpoints of finished runs.
 
-A run keeps its job, record, metrics, scores, predictions, model and curves. Training its `job.toml`
-again restores all other files bit by bit. This module removes no file of another user and follows
-no symbolic link. The files are independent, so a kill between two removals leaves a valid run.
+A run always keeps its job, record, metrics, scores, predictions and curves. Training its `job.toml`
+again restores the model and the checkpoints bit by bit. This module removes no file of another user
+and follows no symbolic link. A run is valid without any of these files, so a kill does no harm.
 """
 
 import contextlib
@@ -27,24 +27,24 @@ from harness.tuning.leaderboard import ranked
 from harness.tuning.protocol import Trial, attempt_folder, trial_folder
 from harness.tuning.sweep_dir import SweepDirectory
 
-NUM_KEPT = 5  # how many of the best trials keep their files
+NUM_KEPT = 5  # number of best trials that keep their files
 # Patterns of files in the folder of a run
 CHECKPOINTS = ("checkpoints/*",)
 MODEL = ("model.keras", "vocabulary.txt")
-STATE = ("state.json", "timings.jsonl", "lease.json")  # the result is in `accepted/trial.json`
+STATE = ("state.json", "timings.jsonl", "lease.json")  # `accepted/trial.json` replaces them
 
 
 @dataclass
 class Pruned:
-    """Counts the files that were removed, or that could be."""
+    """Counts the files that were removed or, with `really=False`, would be removed."""
 
     num_files: int = 0
     num_bytes: int = 0
-    num_runs: int = 0  # how many finished runs were checked
-    left: list[tuple[Path, str]] = field(default_factory=list)  # each kept folder with the reason
+    num_runs: int = 0  # number of finished runs that were checked
+    left: list[tuple[Path, str]] = field(default_factory=list)  # unchanged folders, with the reason
 
     def prune(self, folder: Path, patterns: Sequence[str], *, really: bool) -> None:
-        """Remove files of a finished run, or with `really=False` only measure them."""
+        """Remove files of a finished run, or with `really=False` only count them."""
         self.num_runs += 1
         for file, size in _own_files(folder, patterns):
             if really:
@@ -85,7 +85,7 @@ def _own_files(folder: Path, patterns: Sequence[str]) -> Iterator[tuple[Path, in
     real = folder.resolve()
     for file in (each for pattern in patterns for each in sorted(folder.glob(pattern))):
         if file.parent.resolve() != real / file.parent.relative_to(folder):
-            continue  # behind a symbolic link
+            continue  # the path contains a symbolic link
         with contextlib.suppress(FileNotFoundError):
             about = file.lstat()
             if stat.S_ISREG(about.st_mode) and about.st_uid == os.getuid():
@@ -93,14 +93,14 @@ def _own_files(folder: Path, patterns: Sequence[str]) -> Iterator[tuple[Path, in
 
 
 class KeptTrials:
-    """Decides which files of its trials a sweep keeps."""
+    """Decides which files of trials a sweep keeps, and removes the others."""
 
     def __init__(self, sweep: SweepDirectory, search: SearchSpec) -> None:
         self.sweep, self.search = sweep, search
         self._done: set[tuple[int, bool, bool]] = set()
 
     def trim(self, trials: Sequence[Trial], *, is_over: bool = False) -> None:
-        """Remove files of ended trials except the best ones; ignore disk errors.
+        """Remove files that the sweep does not keep; skip files that can't be removed.
 
         Args:
             trials: all trials of the sweep.
@@ -113,7 +113,7 @@ class KeptTrials:
     def removable(
         self, trials: Sequence[Trial], *, may_continue: bool = False
     ) -> Iterator[tuple[Path, tuple[str, ...]]]:
-        """Yield runs of ended trials and patterns of their removable files, each only once.
+        """Yield folders of runs with patterns of removable files; omit what was yielded before.
 
         Args:
             trials: all trials of the sweep.
@@ -131,7 +131,7 @@ class KeptTrials:
             checkpoints = () if is_best or may_continue else CHECKPOINTS
             for folder in find_runs([self.sweep.path(trial_folder(each.n))]):
                 if folder.resolve() != real / folder.relative_to(self.sweep.folder):
-                    continue  # behind a symbolic link
+                    continue  # the path contains a symbolic link
                 if folder.parent != accepted or each.error:
                     yield folder, CHECKPOINTS + MODEL
                 else:
@@ -139,7 +139,7 @@ class KeptTrials:
 
 
 def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
-    """Remove those files of finished runs and searches that training again would restore.
+    """Remove checkpoints of finished runs, and files of finished searches except the best trials'.
 
     Unfinished runs, symbolic links and folders of other users remain unchanged.
 

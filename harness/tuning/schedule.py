@@ -3,7 +3,8 @@
 A virtual clock decides the order: a fixed number of virtual workers train one epoch in each tick.
 The oracle proposes a trial when a virtual worker is free. It receives a trial's result when the
 virtual worker ends the trial. So the oracle's state depends only on the results. Any process can
-replay it, and an interrupted search promotes the same trials as an uninterrupted one.
+compute the state again from the results, and an interrupted search promotes the same trials as an
+uninterrupted one.
 """
 
 import heapq
@@ -39,31 +40,31 @@ class Schedule:
         width: int | None,
         known: Sequence[Trial] = (),
     ) -> None:
-        """Create the schedule of an oracle without any trial.
+        """Create the schedule of an oracle that has not proposed a trial yet.
 
         Args:
             oracle: KerasTuner's oracle.
             num_trials: the largest number of trials; 0 sets no limit.
             width: the number of virtual workers; None for an oracle that does not learn from
-                results, and so receives none.
-            known: all trials proposed so far, in order; the list may grow.
+                results; it receives none.
+            known: the trials already in the sweep's folder, in order; the list may grow.
         """
         self.oracle, self.num_trials, self.width, self.known = oracle, num_trials, width, known
         self.num_proposed = 0
         self._trials: list[Any] = []  # KerasTuner's objects for the proposed trials
         self._numbers: dict[str, int] = {}  # KerasTuner's id of a trial → its number
         self._epochs: list[int] = []  # the number of epochs of each proposed trial
-        self._running: list[tuple[int, int]] = []  # a heap of (end on the virtual clock, trial)
+        self._running: list[tuple[int, int]] = []  # a heap of (end on the virtual clock, number)
         self._now = 0  # the time on the virtual clock, in epochs
         self._results: dict[int, Trial] = {}  # results that the oracle has not received yet
-        self._is_idle = False  # whether the oracle waits for a result, or has no trial left
+        self._is_idle = False  # whether the oracle waits for a result, or has no proposal left
 
     def offer(self, trial: Trial) -> None:
-        """Store a trial's result; the oracle gets it when the virtual clock reaches its end."""
+        """Store a trial's result; the oracle receives it when the trial ends in virtual time."""
         self._results[trial.n] = trial
 
     def next(self) -> Trial | None:
-        """Return the oracle's next proposal, given the results so far; None if it has none.
+        """Return the oracle's next proposal; None if the oracle waits for results or is at its end.
 
         Raises:
             RunError: if the proposal differs from the known trial with this number.
@@ -122,7 +123,7 @@ class Schedule:
         )
 
     def _give_result(self) -> bool:
-        """Pass the next result to the oracle, in virtual order; return False if it is unknown."""
+        """Pass the oracle the result of the trial that ends next; return False if it is unknown."""
         if not self._running or self._running[0][1] not in self._results:
             return False
         self._now, n = heapq.heappop(self._running)
@@ -142,9 +143,9 @@ class Schedule:
 
 @dataclass
 class Proposer:
-    """Proposes trials; of several proposers, the first that creates a trial's folder decides."""
+    """Proposes trials; the first of several proposers to create a trial's folder decides."""
 
-    begin: Callable[[list[Trial]], Schedule]  # makes a schedule; the list of known trials may grow
+    begin: Callable[[list[Trial]], Schedule]  # makes a schedule; the list `known` may grow
     num_asked: int  # `search.trials`
     ahead: int  # largest number of trials that wait for a worker, if not `is_guided`
     is_guided: bool  # whether the oracle's choices depend on results
@@ -169,7 +170,7 @@ class Proposer:
                 self._next = None
             else:
                 yield from view.learn()
-                if len(view.known) <= trial.n:  # the other proposer's trial is not visible yet
+                if len(view.known) <= trial.n:  # another proposer's trial is not visible yet
                     break
         if self._schedule and self._schedule.is_over and not self._next:
             yield Make(f"{ENDS}/{self.num_asked}", "end.json", End(num_trials=len(view.known)))
@@ -179,7 +180,7 @@ class Proposer:
 
     @property
     def _has_room(self) -> bool:
-        """Whether to propose more trials; the schedule of a guided oracle limits their number."""
+        """Whether to propose more trials. The schedule limits the trials of a guided oracle."""
         num_waiting = sum(not heard.k for heard in self.view.open.values())
         return self.is_guided or num_waiting < self.ahead
 
@@ -187,7 +188,8 @@ class Proposer:
         """Return the next trial that no process has proposed yet; None if there is none now."""
         if self._next and len(self.view.known) > self._next.n:
             if self.view.known[self._next.n].proposal != self._next.proposal:
-                self._schedule = None  # the other proposer rounds differently or has more trials
+                # Another proposer rounds differently, or knows a larger `search.trials`.
+                self._schedule = None
             self._next = None
         if not self._schedule:
             self._schedule, self._num_offered = self.begin(self.view.known), 0

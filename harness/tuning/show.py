@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 PLOT = "parallel_coordinates.png"
 NUM_SHOWN = 10  # rows of the leaderboard on the screen
 DIGITS = (4, 12)  # smallest and largest number of decimals of a score
-MIN_TRIALS = 3  # with fewer trials, nothing is said about a key
-NUM_BINS = 3  # groups into which the values of a range are divided
+MIN_TRIALS = 3  # number of trials that a key needs for its importance
+NUM_BINS = 3  # number of groups into which the values of a range are divided
 
 
 def show(sweep: SweepDirectory) -> None:
@@ -62,7 +62,8 @@ def show(sweep: SweepDirectory) -> None:
 def heading(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]) -> Iterator[str]:
     """Yield lines about the search and its progress."""
     best = "highest" if search.goal == "max" else "lowest"
-    yield f"sweep {sweep.folder}: {search.table.tuner} for the {best} {search.table.objective}"
+    tuner, objective = search.table.tuner, search.table.objective
+    yield f"sweep {sweep.folder}: {tuner} search for the {best} {objective}"
     counts = Counter(trial.status for trial in trials)
     total = f" of {search.max_trials} trials" if search.max_trials else ""
     yield ", ".join(f"{counts[status]} {status}" for status in ORDER) + total
@@ -118,8 +119,8 @@ def scored_trials(trials: Sequence[Trial], search: SearchSpec) -> "pandas.DataFr
     """Tabulate the finished trials with a finite score, in the given order.
 
     Returns:
-        A row for each trial, whose index is the trial's number: its `score` (the objective), its
-        trained `epochs`, and its value of each key, or NaN for a key that it does not use.
+        A row for each trial, with the trial's number as its index: the `score` (the objective),
+        the number of trained `epochs`, and the value of each key, NaN for an unused key.
     """
     import pandas
 
@@ -133,18 +134,18 @@ def scored_trials(trials: Sequence[Trial], search: SearchSpec) -> "pandas.DataFr
         if trial.status == "finished"
     }
     columns = ["score", "epochs", *(each.key for each in search.space)]
-    # With dtype=object whole numbers in a column with NaN do not become floats.
+    # With dtype=object, whole numbers do not become floats in a column with NaN.
     found = pandas.DataFrame([*rows.values()], [*rows], columns, dtype=object)
     found = found.astype({"score": float, "epochs": int})
     return found[np.isfinite(found["score"])]
 
 
 def comparable(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame":
-    """Return the trials whose scores may be compared: all, or those of the same length.
+    """Return the trials with comparable scores: all, or those with the same number of epochs.
 
-    hyperband and asha train good settings longer, so their scores also depend on the length of the
-    training. For these tuners only trials with the most common number of epochs are returned; if
-    two numbers are equally common, the larger one.
+    hyperband and asha train good settings for more epochs, which also changes the scores. With
+    these tuners only the trials with the most common number of epochs are returned. If two numbers
+    are equally common, the larger number counts.
     """
     if not search.continues_trials or trials.empty:
         return trials
@@ -155,11 +156,11 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
     """Compare the scores of each key's values, the most important key first.
 
     Returns:
-        A row for each value of a list or third of a range: `key`, its `value`, the number `n`, the
-        `mean` and the `best` of the scores. `explains` is eta squared of the key: the between-group
-        sum of squares divided by the total (Fisher, 1925), 0 if all scores are equal. `by chance`
-        is the expected eta squared of a key without effect: (k - 1) / (n - 1) for n trials in k
-        groups. A key with one value or with too few trials has no rows.
+        A row for each value of a list or third of a range: the `key`, the `value`, and the number
+        `n`, `mean` and `best` of its scores. `explains` is eta squared of the key: the
+        between-group sum of squares divided by the total (Fisher, 1925), 0 if all scores are equal.
+        `by chance` is the expected eta squared of a key without effect: (k - 1) / (n - 1) for n
+        trials in k groups. A key with one value or with too few trials has no rows.
     """
     import pandas
 
@@ -190,12 +191,12 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
 
 
 def _ends(parameter: Parameter, values: "pandas.Series") -> "list[pandas.Series]":
-    """Return, for each trial, its value of a list, or both ends of its third of a range."""
+    """Return columns that group the trials: by the value of a list, or by the third of a range."""
     if parameter.choices:
         return [values]
     numbers = values.astype(float)
     bins = numbers.rank(method="dense")
-    if bins.max() > NUM_BINS:  # equal values share a rank, and so a bin
+    if bins.max() > NUM_BINS:  # equal values have the same rank, so the same bin
         bins = NUM_BINS * (numbers.rank() - 0.5) // len(numbers)
     groups = numbers.groupby(bins)
     return [groups.transform("min"), groups.transform("max")]
@@ -223,12 +224,12 @@ def importance(
     cells.loc[cells.duplicated("key"), ["key", "explains", "by chance"]] = ""
     yield cells
     yield (
-        f"Hints, no proof: {len(trials)} of {len(finished)} trials, and several keys change at "
-        "once. Column 'explains': the part of the scores' variation that goes with a key's values "
-        "(eta squared). Column 'by chance': what a key without any effect would show."
+        f"Hints, no proof: {len(trials)} of {len(finished)} trials are compared, which differ in "
+        "several keys. Column 'explains': the share of the scores' variance between a key's values "
+        "(eta squared). Column 'by chance': the share to expect for a key without any effect."
     )
     if search.continues_trials:
         yield (
-            "Only trials of the most common number of epochs are compared. After few epochs, "
+            "Only trials with the most common number of epochs are compared. After few epochs, "
             "settings that learn fast look best."
         )

@@ -2,7 +2,7 @@
 
 | file | content | writer |
 | --- | --- | --- |
-| `search.toml` | the search with every default | the first command, one that raises the trials |
+| `search.toml` | the search with every default | the first command, or one that raises `trials` |
 | `trials/`, `gone/`, `ends/`, `stop.json` | see `harness.tuning.protocol` | all processes |
 | `trials/<n>/<k>/seed<N>/` | the run of attempt k at trial n | the worker of the attempt |
 | `leaderboard.csv`, `result.json` | computed from the accepted trials | any command |
@@ -79,8 +79,8 @@ class SweepDirectory(LeasedDirectory):
         """
         if not is_sweep(folder):
             raise InputError(
-                f"sweep {folder}: is not a sweep's folder, it holds no {SEARCH_FILE}; begin a "
-                "sweep by: harness tune JOB"
+                f"sweep {folder}: is not a sweep's folder, as it contains no {SEARCH_FILE}; begin "
+                "a sweep by: harness tune JOB"
             )
         return cls(folder)
 
@@ -105,7 +105,7 @@ class SweepDirectory(LeasedDirectory):
                 if make_once(self.folder, files):
                     shutil.rmtree(self.folder, ignore_errors=True)
                     raise DiskError(
-                        f"{self.folder}: this disk renames a folder onto a non-empty one, so the "
+                        f"{self.folder}: on this disk a rename replaces a non-empty folder, so the "
                         "workers of a search would overwrite each other; choose another --runs"
                     )
                 file = self.path(SEARCH_FILE)
@@ -117,7 +117,7 @@ class SweepDirectory(LeasedDirectory):
                 )
             if not is_sweep(self.folder):
                 raise InputError(
-                    f"sweep {self.folder}: holds no {SEARCH_FILE}, so no search can continue in "
+                    f"sweep {self.folder}: contains no {SEARCH_FILE}, so no search can continue in "
                     "it; move it away, or choose another --sweep-id"
                 )
             for name in FOLDERS:
@@ -152,7 +152,7 @@ class SweepDirectory(LeasedDirectory):
         return self.path(SEARCH_FILE).is_file()
 
     def finished(self) -> bool:
-        """Whether every trial has ended; a command then writes `result.json`."""
+        """Whether all trials have ended, and a command has written the result of this search."""
         is_there = self.path(RESULT).is_file()
         search = read_toml(self.path(SEARCH_FILE)) if is_there else {}
         return is_there and is_of_search(self.read_json(RESULT), search)
@@ -161,7 +161,7 @@ class SweepDirectory(LeasedDirectory):
         """Read the search from its file.
 
         Raises:
-            InputError: if another version of harness wrote the sweep, or a file of it is broken.
+            InputError: if another version of harness wrote the sweep, or its files are broken.
         """
         check_record(self)
         return load_search(self.path(SEARCH_FILE))

@@ -30,8 +30,8 @@ from harness.tuning.protocol import Trial, attempt_folder, read_result
 from harness.tuning.sweep_dir import SweepDirectory
 
 MAX_ERROR = 2000  # largest number of characters of an error message
-# How much memory a worker may use, relative to its memory after its first run (a trial with
-# `bucket` left 70 MB). The factor for a GPU leaves room for CUDA's libraries.
+# Largest memory of a worker, as a multiple of its memory after its first run. A trial with
+# `data.bucket` left 70 MB in use. The factor for a GPU leaves room for CUDA's libraries.
 MAX_GROWTH = {"cpu": 1.2, "gpu": 2.0}
 
 
@@ -50,9 +50,9 @@ class Trials:
         self.sweep, self.search = sweep, search
         self.dataset, self.strategy, self.observers = dataset, strategy, observers
         allocation = SlurmEnvironment.from_environment()
-        # The command limits the requeues of the sweep's job; an attempt must not.
+        # The Slurm job belongs to the sweep, so a trial's `state.json` must not set `owns_job`.
         self.allocation = replace(allocation, max_requeues=None) if allocation else None
-        # Memory of the largest trial (estimated), and of this process after its first run
+        # Estimated memory of the largest trial, and memory of this process after its first run
         self._largest_gb, self._first_gb = largest_gb(search), 0.0
         self.devices = describe_devices(strategy)[0]["device"].partition(":")[0]
 
@@ -60,8 +60,8 @@ class Trials:
         """Train or continue an attempt's runs; return the trial with its scores or its error.
 
         Raises:
-            Interrupted: after a signal, also if the attempt is no longer needed; it has saved a
-                checkpoint.
+            Interrupted: after a signal, also if the attempt is no longer needed. The attempt has
+                saved a checkpoint.
             NodeFault: if the node or its GPU is faulty.
             OSError: if the file system fails.
         """
@@ -82,7 +82,7 @@ class Trials:
             gc.collect()
 
     def has_grown(self) -> bool:
-        """Whether this process uses more memory than its largest trial and `MAX_GROWTH` explain."""
+        """Whether this process uses more memory than the largest trial and `MAX_GROWTH` justify."""
         room_gb = max(self._largest_gb, MAX_GROWTH[self.devices] * self._first_gb)
         return self._first_gb > 0 and resident_memory_gb() > room_gb
 
@@ -119,7 +119,7 @@ class Trials:
         plan = checked_plan(plan_of(job, self.devices, run), job)
         compute = Compute(self.strategy, plan, self.allocation, is_trial=True)
         name = f"trial {trial.n} of {self.search.name}/{self.sweep.folder.absolute().name}"
-        keras.utils.clear_session(free_memory=False)  # layer names then ignore earlier trials
+        keras.utils.clear_session(free_memory=False)  # layers are numbered from 1 again
         train(
             context,
             compute,
@@ -130,7 +130,7 @@ class Trials:
         self._first_gb = self._first_gb or resident_memory_gb()
 
     def _adopt(self, trial: Trial, k: int, run: RunDirectory, identity: str) -> None:
-        """Copy the newest checkpoint of older attempts, or the last one of the parent trial.
+        """Copy the newest checkpoint of earlier attempts, else the parent trial's last checkpoint.
 
         If the parent's checkpoint was removed, as at the end of a search, the attempt trains the
         parent's epochs again, with bitwise identical results.

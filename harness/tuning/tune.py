@@ -1,4 +1,4 @@
-"""Runs a sweep until its result; several commands can work on a sweep at the same time."""
+"""Runs a sweep to its end; several commands can work on a sweep at the same time."""
 
 import contextlib
 import logging
@@ -36,7 +36,7 @@ from harness.tuning.prune_runs import KeptTrials
 from harness.tuning.sweep_dir import RESULT, SweepDirectory
 
 PATIENCE_S = 600.0  # how long a command retries while the file system fails
-# How long workers may save before the interruption is recorded. Slurm's KillWait is often 30 s.
+# Time for workers to save before the interruption is recorded. Slurm often kills after 30 s.
 RECORD_S = 5.0
 TEND_S, LOOK_S = 0.5, 1.0  # time between checks of this command's processes, and of the search
 T = TypeVar("T")
@@ -66,8 +66,7 @@ def tune(
         cancelled.
 
     Raises:
-        InputError: if the search can't run here, or another version of harness wrote the sweep;
-            this command has not changed the sweep.
+        InputError: if the search can't run here, or another version of harness wrote the sweep.
         Interrupted: after a signal; all trials have saved checkpoints, and the sweep can continue.
         RunError: if the search fails.
     """
@@ -135,10 +134,10 @@ def patiently(step: Callable[[], T], stop: StopRequest) -> T:
             waited_s, may_end = time.monotonic() - since_s, is_of_disk(error)
             if not may_end and not isinstance(error, OSError):
                 raise
-            if not may_end or waited_s > PATIENCE_S:  # a missing folder stays missing
+            if not may_end or waited_s > PATIENCE_S:  # a missing folder, for example, stays missing
                 raise DiskError(str(error)) from None
             if waited_s < 1:
-                log(logging.WARNING, f"{error}; retrying for {PATIENCE_S:.0f} s")
+                log(logging.WARNING, f"{error}; trying again for {PATIENCE_S:.0f} s")
         stop.check()
         time.sleep(1)
 
@@ -207,9 +206,9 @@ class Command:
         self.pool.tend(len(self.view.accepted), workers)
 
     def _turn(self) -> dict[str, Any] | None:
-        """Check the search once; return None if it goes on.
+        """Check the search once; return its result if it has ended, else None.
 
-        Otherwise return its result, which is empty if the search was cancelled.
+        The result of a cancelled search is empty.
 
         Raises:
             RunError: if the search has failed; the message contains the reason.
@@ -238,7 +237,7 @@ class Command:
             self.disk.run(change_stop(self.view, stop))
             return None
         is_proposed = self.disk.run(self.view.end(num_asked))
-        for process in idle:  # not started yet, or ended before the number of trials was raised
+        for process in idle:  # new, grown too large, or ended before `trials` was raised
             if process.slot or not is_proposed:
                 self.pool.start_one(process)
         self.heartbeat.beat("searching", **self._progress())
@@ -264,20 +263,17 @@ class Command:
         self.console.advance("trials", num_ended, total, figures=figures)
 
     def _has_ended(self, attempt: Attempt) -> bool:
-        """Whether a worker has ended; False if it is not of this command or machine."""
+        """Whether a worker has ended; False for workers of other commands on other machines."""
         return attempt.worker in self.pool.ended or has_died(attempt.process, attempt.space)
 
     def _stop(self, reason: Interrupted) -> None:
         """Let this command's workers save and end, and record the interruption.
 
-        It is recorded after RECORD_S at the latest, since Slurm may kill this process.
-
-        Raises:
-            RunError: if the job was interrupted too often without progress.
+        The record is written within RECORD_S, before Slurm may kill this process.
         """
         self.pool.stop(RECORD_S)
         try:
-            with contextlib.suppress(DiskError):  # only users read this record
+            with contextlib.suppress(DiskError):  # the search does not need this record
                 self.heartbeat.interrupted(reason)
         finally:
             self.pool.stop()

@@ -48,14 +48,14 @@ from harness.tuning.sweep_dir import SweepDirectory
 if TYPE_CHECKING:
     from harness.tuning.trial import Trials
 
-LEAVE_S = 20.0  # how long to wait for the last beat
+LEAVE_S = 20.0  # longest wait for the last beat to be written
 
 
 # A proposer
 
 
 def schedule_of(search: SearchSpec, known: list[Trial]) -> Schedule:
-    """Make the schedule of a search; `known` lists all proposed trials and may grow."""
+    """Make the schedule of a search; `known` lists the trials in its folder and may grow."""
     from harness.tuning.oracle import make_oracle
 
     return Schedule(
@@ -133,7 +133,7 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
     search = sweep.search()
     dataset = dataset_of(sweep, search.job, arguments.data)
     import_tensorflow(allocation, threads, search.job)
-    # Hide TensorFlow's warnings about retracing, which every trial needs.
+    # Hide TensorFlow's warnings about retracing: every trial is traced anew.
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     requested = parse_devices(arguments.devices) if arguments.devices else None
     check_gpus(requested, allocation, console.warning)
@@ -161,7 +161,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="harness.tuning.worker")
     parser.add_argument("sweep", type=lambda path: SweepDirectory(Path(path)))
     parser.add_argument("name", help="name of the process in logs")
-    parser.add_argument("--ahead", type=int, help="propose, with at most N waiting trials")
+    parser.add_argument("--ahead", type=int, help="propose trials; at most N wait for a worker")
     parser.add_argument("--id", default=uuid.uuid4().hex, help="uuid of this process")
     parser.add_argument("--devices")
     parser.add_argument("--data", type=Path)
@@ -172,7 +172,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if not arguments.sweep.exists():  # another node's files may become visible late
             path = arguments.sweep.path(SEARCH_FILE)
-            raise DiskError(f"{path}: is not visible here; make the disk readable again")
+            raise DiskError(f"{path}: is not visible on this machine; make the disk readable again")
         if arguments.ahead is not None:
             propose(arguments.sweep, arguments.ahead)
             return 0

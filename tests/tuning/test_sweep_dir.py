@@ -147,7 +147,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
     """It remains unchanged."""
     (tmp_path / "runs/a").mkdir(parents=True)
     (tmp_path / "runs/a/notes.txt").touch()
-    with pytest.raises(InputError, match=r"holds no search.toml, .* choose another --sweep-id"):
+    with pytest.raises(InputError, match=r"contains no search.toml, .* choose another --sweep-id"):
         begun(tmp_path / "runs/a")
     assert [path.name for path in (tmp_path / "runs/a").iterdir()] == ["notes.txt"]
 

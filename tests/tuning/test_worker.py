@@ -107,7 +107,7 @@ def test_a_worker_logs_an_outage_of_the_disk_once(
 
     Disk(tmp_path).run(course())
     assert waited_s[0] == pytest.approx(8)
-    assert capfd.readouterr().err.count("stale; tried again") == 2
+    assert capfd.readouterr().err.count("stale; trying again") == 2
 
 
 class OneTrial:

@@ -54,7 +54,7 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
             before, values = self._seed_state, self._random_values()
             if values is not None and not self._is_known_to_wait():
                 return self._trial(0, {**values, "tuner/initial_epoch": 0})
-            if values is not None:  # undo the draw: a search with fewer `trials` drew none here
+            if values is not None:  # undo: a search with fewer `trials` drew no values here
                 self._seed_state = before
         # A search is idle, not at its end, while running trials may still lead to promotions.
         return {"status": TrialStatus.IDLE if self.ongoing_trials else TrialStatus.STOPPED}

@@ -36,7 +36,7 @@ class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  
     known: Sequence[Any] = ()  # trials already in the sweep's folder, in order; the list may grow
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """Propose random values at first, then those with the lowest lower confidence bound."""
+        """Propose untried values: at first random, later with the lowest lower confidence bound."""
         finished = [t for t in self.trials.values() if t.status == TrialStatus.COMPLETED]
         if len(finished) < (self.num_initial_points or max(3 * len(self.hyperparameters.space), 3)):
             return dict(self._random_populate_space())

@@ -1,7 +1,7 @@
 """Writes a sweep's best trial as a job file, and retrains it on all training reviews.
 
 `<sweep>/winner/` contains the retrained runs `<job>/retrained-seed<N>/` and their `logs/`. If the
-sweep used the packaged sample, `<sweep>/winner/data/` is a copy of it.
+sweep used the packaged sample, `<sweep>/winner/data/` is a copy of the sample.
 """
 
 import math
@@ -129,7 +129,7 @@ def retrain(
         sweep: the sweep.
         seeds: the seeds, one for each run.
         data: the folder of the sweep's data, if it was moved.
-        workers: the number of runs at a time; by default as many as the GPUs or CPUs can train.
+        workers: the number of runs at a time; by default as many as fit.
         console: the console for messages.
         devices: `gpu` to train each run on one GPU, `cpu` to use no GPU.
 

@@ -83,7 +83,7 @@ class Disk:
 
         Args:
             course: the generator, which yields operations and receives their results.
-            act: the function that executes all other operations, such as `Train`.
+            act: the function that executes operations outside of the folder, such as `Train`.
 
         Raises:
             Interrupted: after a signal.

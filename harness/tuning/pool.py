@@ -1,7 +1,7 @@
 """Runs a command's processes, a proposer and one worker per slot, until the search ends.
 
 A worker that ends after it has begun an attempt at a trial is restarted at once, because the
-protocol limits the attempts. If a process ends earlier, it has failed. A command fails when one of
+protocol limits the attempts. A process that ends earlier has failed. A command fails when one of
 its processes fails three times in a row with an error of harness, or 25 times in a row for another
 reason, such as a disk error. After an accepted trial the count starts again.
 """
@@ -27,9 +27,8 @@ ERRORS: dict[int, Callable[[str], Exception]] = {
     InputError.exit_code: InputError,
     NODE_FAULT_CODE: partial(NodeFault, will_requeue=True),
 }
-# Failures in a row after which the command fails: errors of harness, and others. Slurm's controller
-# or the disk with the Python environment may be unavailable for minutes; the pauses between 25
-# starts add up to ten minutes.
+# Limits of failures in a row: errors of harness, and others. Slurm's controller or the disk with
+# the Python environment may be unavailable for minutes; 25 pauses add up to ten minutes.
 MAX_ERRORS, MAX_FAILURES = 3, 25
 PAUSE_S = 2.0  # pause before a restart, multiplied by the number of failures in a row
 
@@ -51,7 +50,7 @@ class WorkerProcess(ManagedProcess):
     uuid: str = ""  # the id of the current process
     has_begun: bool = False  # whether the current process has begun an attempt
     num_failures: int = 0  # failures in a row
-    not_before_s: float | None = None  # time of the next restart; None until `tend` counts the end
+    not_before_s: float | None = None  # time of the restart; None until the end is noticed
 
     @property
     def is_done(self) -> bool:
@@ -115,8 +114,8 @@ class WorkerPool(ProcessPool):
             at_work: the uuids of the workers that are training a trial.
 
         Raises:
-            InputError, NodeFault, RunError: if a process failed too often; the message contains the last
-                line of its log.
+            InputError, NodeFault, RunError: if a process failed too often; the message contains the
+                last line of its log.
         """
         now_s = time.monotonic()
         for worker in self.everybody:

@@ -10,7 +10,7 @@
 | `ends/<search.trials>/` once | the proposer of the last trial | `end.json`: an `End` |
 | `stop.json` | a cancelling user, a failing command, `harness resume` | a `Stop` |
 
-Exactly one process creates a folder marked `once`, and it creates the folder with its first file.
+A folder marked `once` is created by exactly one process, together with its first file.
 
 A course is the program of a worker, a proposer or a command, in the form of a generator. It yields
 operations on the sweep's folder and receives their results. It uses no disk, clock or random number
@@ -149,7 +149,7 @@ def attempt_folder(n: int, k: int) -> str:
 
 
 def gone_file(n: int, k: int) -> str:
-    """Return the path of the `Gone` of attempt k at trial n, which frees the trial."""
+    """Return the path of the `Gone` of attempt k at trial n, which frees the trial for a worker."""
     return f"{GONE}/{n}-{k}.json"
 
 
@@ -357,7 +357,7 @@ class Worker:
         return False
 
     def _take(self) -> Course:
-        """Take the first trial without a worker; return the numbers of trial and attempt."""
+        """Take the first trial without a worker; return its and the attempt's number, or None."""
         for n, heard in [*self.view.open.items()]:
             k, attempt = heard.k, self.me
             if k:

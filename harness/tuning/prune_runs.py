@@ -139,7 +139,7 @@ class KeptTrials:
 
 
 def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
-    """Remove checkpoints of finished runs, and files of finished searches except the best trials'.
+    """Remove checkpoints of finished runs, and the files that finished searches do not keep.
 
     Unfinished runs, symbolic links and folders of other users remain unchanged.
 

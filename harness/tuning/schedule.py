@@ -46,7 +46,7 @@ class Schedule:
             oracle: KerasTuner's oracle.
             num_trials: the largest number of trials; 0 sets no limit.
             width: the number of virtual workers; None for an oracle that does not learn from
-                results; it receives none.
+                results; such an oracle receives none.
             known: the trials already in the sweep's folder, in order; the list may grow.
         """
         self.oracle, self.num_trials, self.width, self.known = oracle, num_trials, width, known
@@ -54,7 +54,7 @@ class Schedule:
         self._trials: list[Any] = []  # KerasTuner's objects for the proposed trials
         self._numbers: dict[str, int] = {}  # KerasTuner's id of a trial → its number
         self._epochs: list[int] = []  # the number of epochs of each proposed trial
-        self._running: list[tuple[int, int]] = []  # a heap of (end on the virtual clock, number)
+        self._running: list[tuple[int, int]] = []  # a heap of (virtual end, trial number)
         self._now = 0  # the time on the virtual clock, in epochs
         self._results: dict[int, Trial] = {}  # results that the oracle has not received yet
         self._is_idle = False  # whether the oracle waits for a result, or has no proposal left
@@ -143,9 +143,9 @@ class Schedule:
 
 @dataclass
 class Proposer:
-    """Proposes trials; the first of several proposers to create a trial's folder decides."""
+    """Proposes trials. Of several proposers, the first to create a trial's folder decides it."""
 
-    begin: Callable[[list[Trial]], Schedule]  # makes a schedule; the list `known` may grow
+    begin: Callable[[list[Trial]], Schedule]  # makes a schedule; the list of trials may grow
     num_asked: int  # `search.trials`
     ahead: int  # largest number of trials that wait for a worker, if not `is_guided`
     is_guided: bool  # whether the oracle's choices depend on results

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PLOT = "parallel_coordinates.png"
 NUM_SHOWN = 10  # rows of the leaderboard on the screen
 DIGITS = (4, 12)  # smallest and largest number of decimals of a score
-MIN_TRIALS = 3  # number of trials that a key needs for its importance
+MIN_TRIALS = 3  # smallest number of trials for which the importance of a key is computed
 NUM_BINS = 3  # number of groups into which the values of a range are divided
 
 
@@ -156,8 +156,8 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
     """Compare the scores of each key's values, the most important key first.
 
     Returns:
-        A row for each value of a list or third of a range: the `key`, the `value`, and the number
-        `n`, `mean` and `best` of its scores. `explains` is eta squared of the key: the
+        A row for each value of a list or third of a range: the `key`, the `value`, and of its
+        scores the number `n`, the `mean` and the `best`. `explains` is eta squared of the key: the
         between-group sum of squares divided by the total (Fisher, 1925), 0 if all scores are equal.
         `by chance` is the expected eta squared of a key without effect: (k - 1) / (n - 1) for n
         trials in k groups. A key with one value or with too few trials has no rows.
@@ -191,7 +191,7 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
 
 
 def _ends(parameter: Parameter, values: "pandas.Series") -> "list[pandas.Series]":
-    """Return columns that group the trials: by the value of a list, or by the third of a range."""
+    """Return columns that group the trials, by the values of a list or by the thirds of a range."""
     if parameter.choices:
         return [values]
     numbers = values.astype(float)

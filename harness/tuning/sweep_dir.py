@@ -8,7 +8,7 @@
 | `leaderboard.csv`, `result.json` | computed from the accepted trials | any command |
 | `state.json` | progress, as in a run | any command |
 | `provenance.json` | code and data at the start, the last job's Slurm request | any command |
-| `workers/<name>.log` | output of a worker or a proposer | this worker or proposer |
+| `workers/<name>.log` | output of a worker or a proposer | this process |
 | `parallel_coordinates.png` | a plot of the trials | `harness sweep show` |
 | `winner/` | the best trial, retrained on all training data | `harness sweep retrain` |
 """

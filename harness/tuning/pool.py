@@ -1,9 +1,9 @@
 """Runs a command's processes, a proposer and one worker per slot, until the search ends.
 
 A worker that ends after it has begun an attempt at a trial is restarted at once, because the
-protocol limits the attempts. A process that ends earlier has failed. A command fails when one of
-its processes fails three times in a row with an error of harness, or 25 times in a row for another
-reason, such as a disk error. After an accepted trial the count starts again.
+protocol limits the attempts. A process that ends earlier has failed. A command fails after three
+failures of a process in a row if the last failure is an error of harness. After other failures,
+such as disk errors, it fails only after 25 in a row. An accepted trial starts the count again.
 """
 
 import sys
@@ -107,7 +107,7 @@ class WorkerPool(ProcessPool):
         return self._ended | {worker.uuid for worker in self.workers if not worker.alive}
 
     def tend(self, num_done: int, at_work: Collection[str]) -> None:
-        """Restart processes that ended before their work was done.
+        """Restart processes that ended with an error.
 
         Args:
             num_done: the number of accepted trials in the whole search.

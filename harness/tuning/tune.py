@@ -35,7 +35,7 @@ from harness.tuning.protocol import Attempt, View, change_stop, follow, running,
 from harness.tuning.prune_runs import KeptTrials
 from harness.tuning.sweep_dir import RESULT, SweepDirectory
 
-PATIENCE_S = 600.0  # how long a command retries while the file system fails
+PATIENCE_S = 600.0  # how long a command tries again while the disk fails
 # Time for workers to save before the interruption is recorded. Slurm often kills after 30 s.
 RECORD_S = 5.0
 TEND_S, LOOK_S = 0.5, 1.0  # time between checks of this command's processes, and of the search
@@ -59,7 +59,7 @@ def tune(
         request: the workers that this command starts.
         console: the console for messages.
         full: whether to refuse the packaged sample.
-        resumes: whether to continue a search that is stopped, or that other code began.
+        resumes: whether to continue a search that is stopped, or was begun with other code.
 
     Returns:
         The content of `result.json`: the best trial and its score; empty if the search was
@@ -84,7 +84,7 @@ def tune(
     sweep.begin(settled(search, len(slots) * num_tasks_of_array(allocation)), dataset)
     sweep.check_search(search)
     if sweep.certain_json(RECORD).get("sources_sha256") not in (None, sources_checksum()):
-        line = f"sweep {sweep.folder}: other code began it, so scores may not be comparable"
+        line = f"sweep {sweep.folder}: was begun with other code, so scores may not be comparable"
         if not resumes:
             raise InputError(
                 f"{line}; use that code, begin another sweep, or continue nevertheless by: "
@@ -115,7 +115,7 @@ def tune(
 
 
 def settled(search: SearchSpec, num_workers: int) -> SearchSpec:
-    """Return the search with a value for `search.parallel`, which is fixed when a sweep begins."""
+    """Return the search with a value of `search.parallel`, which stays fixed in a sweep."""
     is_open = search.table.tuner in GUIDED and not search.table.parallel
     return search.with_table(parallel=2 * num_workers) if is_open else search
 

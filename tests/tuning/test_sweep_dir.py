@@ -249,10 +249,10 @@ def test_only_the_code_that_began_a_sweep_continues_it(
     record = sweep.read_json("provenance.json") | {"sources_sha256": "0" * 64}
     sweep.write_json("provenance.json", record)
     before = {path: path.stat().st_mtime_ns for path in sweep.folder.rglob("*")}
-    refusal = r"^sweep .*: other code began it, .*begin another sweep, .*: harness resume "
+    refusal = r"^sweep .*: was begun with other code, .*begin another sweep, .*: harness resume "
     with pytest.raises(InputError, match=refusal):
         tune.tune(sweep, search, request, console=console)
     assert {path: path.stat().st_mtime_ns for path in sweep.folder.rglob("*")} == before
     with pytest.raises(pytest.fail.Exception, match="begun"):
         tune.tune(sweep, search, request, console=console, resumes=True)
-    assert "other code began it, so scores may not be comparable" in capfd.readouterr().err
+    assert "was begun with other code, so scores may not be comparable" in capfd.readouterr().err

@@ -2,7 +2,7 @@
 
 A start is one execution of the job script; a requeue leads to the next start. At the beginning
 `plan` chooses the command. When the command has ended, `decide` chooses between requeue and stop.
-Both may run in the site's container; `slurm/common.sh` calls Slurm outside of it.
+Both functions may run in the site's container; `slurm/common.sh` calls Slurm outside of it.
 """
 
 import itertools
@@ -23,13 +23,13 @@ from harness.system.lenient_json import number, read_json, read_toml, table, tex
 from harness.system.processes import memory_peak_gb
 
 SAVED = Interrupted.exit_code
-KILLED = 137  # exit code after SIGKILL, mostly from the kernel when memory runs out
-ENDED_BY_WARNING = (138, 140, 143)  # after USR1, USR2 or TERM, before the harness handled signals
+KILLED = 137  # exit code after SIGKILL, which the kernel sends when memory runs out
+ENDED_BY_WARNING = (138, 140, 143)  # exit codes after USR1, USR2, TERM without a signal handler
 MEMORY_FACTOR = 1.5
 MAX_MEMORY_RETRIES = 2
-NUM_OPEN = 64  # the steps of this many newest trials count as progress
-STEPS_OF_A_TRIAL = 10**9  # more steps than any trial takes
-MAX_REQUEUES = 2  # successive requeues without a new step; the third such start is the last
+NUM_OPEN = 64  # number of newest trials whose steps count as progress
+STEPS_OF_A_TRIAL = 10**9  # larger than the number of steps of any trial
+MAX_REQUEUES = 2  # successive requeues without a new step; a third start without one is the last
 
 # ---- The command of a start
 
@@ -38,10 +38,10 @@ MAX_REQUEUES = 2  # successive requeues without a new step; the third such start
 class Plan:
     """The command that a start runs."""
 
-    words: tuple[str, ...]  # a program in the Python environment, then its arguments
+    words: tuple[str, ...]  # a program of the Python environment and its arguments
     run: str = ""  # the folder of the run or sweep, empty if unknown
     runs: str = ""
-    step: tuple[str, ...] = ()  # srun and its options, if each of several nodes runs a process
+    step: tuple[str, ...] = ()  # srun and its options; empty if only one node runs a process
 
     def shell(self) -> str:
         """Return the plan as lines of bash, which the job script evaluates."""
@@ -56,26 +56,26 @@ class Plan:
 
 @dataclass(frozen=True)
 class Start:
-    """What `plan` has to know about a start."""
+    """The facts about a start that `plan` needs."""
 
     home: Path  # the project's folder
     runs: str
     allocation: SlurmEnvironment | None = None  # the batch job; None for a local run
-    is_called: bool = False  # a user's own job script calls this one; it may start several runs
-    seeds: tuple[str, ...] = ()  # seeds of array tasks 1, 2, ..., if one exceeds the largest index
-    task: str | None = None  # index of this array task
+    is_called: bool = False  # whether a user's job script, which may start several runs, calls ours
+    seeds: tuple[str, ...] = ()  # seeds of tasks 1, 2, ...; empty if the indices are the seeds
+    task: str | None = None  # index of this array task; None outside of an array
     never: tuple[str, ...] = ()  # names of options that the site refuses, such as mem
 
     @property
     def step(self) -> tuple[str, ...]:
-        """The srun words that start one process on each of several nodes; empty on one node."""
+        """srun and its options for one process on each of several nodes; empty on one node."""
         if not self.allocation or self.allocation.num_nodes == 1:
             return ()
         num, cpus = self.allocation.num_nodes, self.allocation.cpus_per_task
         return (
             *("srun", f"--nodes={num}", f"--ntasks={num}", "--ntasks-per-node=1"),
             *([] if "mem" in self.never else ["--mem=0"]),
-            # srun does not inherit --cpus-per-task from sbatch nor, at some sites, the environment.
+            # sbatch does not pass --cpus-per-task on to srun, and at some sites no environment.
             *("--export=ALL", "--kill-on-bad-exit=0", "--wait=60"),
             *([f"--cpus-per-task={cpus}"] if cpus else []),
         )
@@ -95,8 +95,8 @@ def plan(kind: str, words: Sequence[str], start: Start) -> Plan:
 
     Args:
         kind: train, tune, resume, compare, tensorboard or doctor.
-        words: the arguments. For train, a job file is the first; for resume, `run FOLDER` or
-            `sweep FOLDER`. The user's own arguments follow.
+        words: the script's own arguments, then the user's. The script's own are a job file for
+            train, and `run FOLDER` or `sweep FOLDER` for resume; the other kinds have none.
     """
     runs = value_of("--runs", words) or start.runs
     if kind == "train":
@@ -135,7 +135,7 @@ def _training(words: Sequence[str], start: Start, runs: str) -> Plan:
 
 
 def _search(words: Sequence[str], start: Start, runs: str) -> Plan:
-    """Return a search's command, the same for all array tasks; `--join X` runs `sweep join X`."""
+    """Return the command of a search, equal for all array tasks; for `--join X`, `sweep join X`."""
     command, arguments = ["tune"], []
     for word in words:
         option, equals, value = word.partition("=")
@@ -177,14 +177,14 @@ class Counters:
     """Counts over all starts of a job and of the later jobs that continue its run."""
 
     start: str = ""  # id of the last start that was counted
-    reached: int = 0  # the largest progress so far, as `_reached` counts it
+    reached: int = 0  # the largest value of `_reached` so far
     idle: int = 0  # number of successive starts without a new step
-    faulty: tuple[str, ...] = ()  # nodes that reported a fault in these starts
+    faulty: tuple[str, ...] = ()  # nodes that reported a fault in the starts that `idle` counts
     memory_retries: int = 0
 
     @classmethod
     def read(cls, path: Path) -> "Counters":
-        """Read the counters from a file; all are zero if it is missing or broken."""
+        """Read the counters from a file; all are zero if the file is missing or broken."""
         record = read_json(path)
         listed = record.get("faulty")
         return cls(
@@ -196,7 +196,7 @@ class Counters:
         )
 
     def write(self, path: Path) -> None:
-        """Write the counters to a file; replace an older one."""
+        """Write the counters to a file, which may exist."""
         make_folder(path.parent)
         atomic_write(path, to_json({"format": 1, **asdict(self)}))
 
@@ -208,12 +208,12 @@ class Ending:
     code: int  # exit code of the harness
     start: str = "1.0"  # id of the start: the job's id and the number of its restarts
     signals: tuple[str, ...] = ()  # signals that the script received, such as USR2
-    preempted: bool = False  # whether Slurm cancelled it to run another job, without a requeue
-    requeued: bool = False  # whether Slurm has requeued it already, as after `scontrol requeue`
+    preempted: bool = False  # whether Slurm cancelled this job to run another, without a requeue
+    requeued: bool = False  # whether Slurm has already requeued the job, as by `scontrol requeue`
     num_nodes: int = 1
-    reached: int | None = None  # progress as `_reached` counts it; None if unknown
+    reached: int | None = None  # the value of `_reached`; None if unknown
     faulty: tuple[str, ...] = ()  # nodes that reported a fault in this start
-    excluded: str = ""  # nodes that the job excludes already, as Slurm lists them
+    excluded: str = ""  # list of nodes that the job already excludes, in Slurm's form
     asked_gb: float | None = None  # requested memory per node; None for all memory of the node
     used_gb: float | None = None
     retries_memory: bool = False  # whether the user set --retry-memory
@@ -232,7 +232,7 @@ class Ending:
 
     @property
     def can_go_on(self) -> bool:
-        """Whether a later start can continue the run; if one process dies, other nodes save."""
+        """Whether a later start can continue the run. If one process dies, other nodes save."""
         saved = self.code == SAVED or self.was_starting
         return saved or (self.code > 128 and self.num_nodes > 1)
 
@@ -249,7 +249,7 @@ class Decision:
     code: int | None = None  # exit code of the job; None for the harness's exit code
 
     def line(self) -> str:
-        """Return a line for the script: `requeue` and changes of the job, or `stop` and a code."""
+        """Return a line for the script: `requeue` and changes of the job, or `stop` and exit code."""
         if not self.requeue:
             return f"stop {'' if self.code is None else self.code}".strip()
         nodes = f"ExcNodeList={','.join(self.exclude)}" if self.exclude else ""
@@ -258,7 +258,7 @@ class Decision:
 
 
 def decide(ending: Ending, before: Counters) -> Decision:
-    """Decide whether a job is requeued; no other code decides this."""
+    """Decide whether a job is requeued; if Python can't start, `slurm/requeue.sh` decides."""
     counters = _count(ending, before)
 
     def stop(reason: str, code: int | None = None) -> Decision:
@@ -299,21 +299,21 @@ def _count(ending: Ending, before: Counters) -> Counters:
     """Count a start, but only once if several signals ask for a decision."""
     reached = before.reached if ending.reached is None else ending.reached
     is_further = reached > before.reached
-    if ending.reached is None:  # unknown if a user's own script starts several runs
+    if ending.reached is None:  # unknown if a user's job script starts several runs
         is_further = not ending.was_starting and not ending.faulty
     again = ending.start == before.start
     known = () if is_further else before.faulty
     return replace(
         before,
         start=ending.start,
-        reached=max(reached, before.reached),  # an early failure makes no progress
+        reached=max(reached, before.reached),  # a start that fails early may report less
         idle=0 if is_further else before.idle + (not again),
         faulty=tuple(dict.fromkeys((*known, *ending.faulty))),
     )
 
 
 def _out_of_memory(ending: Ending, counters: Counters) -> Decision:
-    """Decide after a kill for lack of memory: requeue with more, if the user allows that."""
+    """Decide after a kill for lack of memory: if the user allows it, requeue with more memory."""
     asked = f"{ending.asked_gb:.1f} GB" if ending.asked_gb else "all memory of the node"
     used = f" and last used {ending.used_gb:.1f} GB" if ending.used_gb else ""
     reason = f"killed, most likely out of memory: the job requested {asked}{used}; exit code 137"
@@ -331,11 +331,11 @@ def _out_of_memory(ending: Ending, counters: Counters) -> Decision:
     return Decision(requeue=False, reason=reason, counters=counters)
 
 
-# ---- Files of the job, and Slurm's answers
+# ---- The job's files, and Slurm's answers
 
 
 def counters_file(runs: Path, allocation: SlurmEnvironment) -> Path:
-    """Return the path of the counters of a job and of the later jobs that continue its run."""
+    """Return the path of the counters that a job shares with later jobs that continue its run."""
     return submissions(runs) / f"ends-{allocation.first_job_id}.json"
 
 
@@ -398,7 +398,7 @@ def _states(run: str) -> list[dict[str, Any]]:
 
 
 def _reached(states: Sequence[Mapping[str, Any]]) -> int:
-    """Return progress as a number; a finished trial (runs may be removed) outweighs all steps."""
+    """Return progress as a number; finished trials outweigh steps, as their runs may be removed."""
     finished, steps = (
         sum(whole(state.get(name)) or 0 for state in states) for name in ("finished", "step")
     )
@@ -406,12 +406,12 @@ def _reached(states: Sequence[Mapping[str, Any]]) -> int:
 
 
 def shown_values(shown: str) -> dict[str, str]:
-    """Return the fields of `scontrol show job`; of a value with spaces, only the first word."""
+    """Return the fields of `scontrol show job`; a value with spaces is cut after the first word."""
     return dict(re.findall(r"(?:^|\s)([\w/:]+)=(\S*)", shown))
 
 
 def is_preempted(known: Mapping[str, str], restarts: int) -> bool:
-    """Whether Slurm cancels the job (PreemptMode=CANCEL) to run another one.
+    """Whether Slurm cancels the job (PreemptMode=CANCEL) to run another job.
 
     PreemptTime and EndTime differ if the user cancels the job during the grace time.
     """

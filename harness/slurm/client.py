@@ -15,9 +15,9 @@ from harness.slurm.environment import OF_CALLERS, OF_USERS, SlurmEnvironment
 
 TIMEOUT_S = 60
 SETTINGS_TIMEOUT_S = 10
-BAD_OPTION = 255  # sbatch's exit code
+BAD_OPTION = 255  # sbatch's exit code for a wrong option
 NO_NODES = "configuration is not available"
-# Words of sbatch's messages when Slurm is at fault, not the job.
+# Words of sbatch's messages if Slurm is at fault and not the job.
 NO_SLURM = re.compile("unable to contact|timed out|zero bytes|standby mode|temporarily", re.I)
 
 
@@ -26,11 +26,11 @@ class NoAnswerError(RunError):
 
 
 class NoNodesError(RunError):
-    """`sbatch --test-only` finds no suitable node: no such node exists, or all are down."""
+    """`sbatch --test-only` found no suitable node, or all suitable nodes are down."""
 
 
 def has_client(program: str = "sbatch") -> bool:
-    """Whether one of Slurm's client programs is on the PATH."""
+    """Whether this client program of Slurm is on the PATH."""
     return shutil.which(program) is not None
 
 
@@ -39,7 +39,7 @@ def call(*args: str, timeout_s: float | None = None) -> "subprocess.CompletedPro
 
     Raises:
         InputError: if the program is not on the PATH.
-        NoAnswerError: if it does not answer in time.
+        NoAnswerError: if the program does not answer in time.
     """
     if not has_client(args[0]):
         raise InputError(
@@ -65,9 +65,9 @@ def call(*args: str, timeout_s: float | None = None) -> "subprocess.CompletedPro
 
 
 def errors_of(done: "subprocess.CompletedProcess[str]") -> str:
-    """Return all messages of a failed program in one line, without its hint at --help.
+    """Return all messages of a failed program in one line, without the hint at --help.
 
-    A site's plugin may explain a refusal first; the last line is then only `Unspecified error`.
+    The last line may be only `Unspecified error`, after the explanation of a site's plugin.
     """
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     messages = [line for line in lines if not line.startswith("Try ")]
@@ -90,7 +90,7 @@ def ask(*args: str, timeout_s: float | None = None) -> str:
 
     Raises:
         InputError: if the program is not on the PATH.
-        RunError: if it fails, with its messages, or does not answer in time.
+        RunError: if the program fails, with its messages, or does not answer in time.
     """
     done = call(*args, timeout_s=timeout_s)
     if done.returncode != 0:
@@ -141,7 +141,7 @@ def submitted_id(name: str, done: "subprocess.CompletedProcess[str]") -> str:
     """Return the job's id from the output of `sbatch --parsable`; other lines may precede it.
 
     Raises:
-        NoAnswerError: if there is no id.
+        NoAnswerError: if sbatch printed no id.
         InputError: if sbatch refused the job, with its messages.
         RunError: if Slurm is not available now.
     """
@@ -165,7 +165,7 @@ def would_start(
         RunError: if Slurm does not answer.
     """
     done = call(*sbatch_args(unset), "--test-only", *flags, str(script), timeout_s=timeout_s)
-    answer = errors_of(done).removeprefix("sbatch: ")  # sbatch prints it there even after success
+    answer = errors_of(done).removeprefix("sbatch: ")  # sbatch answers on stderr even after success
     if done.returncode == BAD_OPTION:
         raise InputError(f"{answer}; see man sbatch")
     if done.returncode != 0:
@@ -180,7 +180,7 @@ def _refusal(message: str) -> InputError | RunError:
 
 # The user's jobs in the queue
 
-ASK_EVERY_S = 30.0  # some sites forbid more frequent calls
+ASK_EVERY_S = 30.0  # least time between calls of squeue; some sites forbid more calls
 QUEUE_TIMEOUT_S = 5.0
 BATCH_SCHED_DELAY_S = 3  # Slurm's default
 
@@ -198,12 +198,12 @@ class QueuedJob:
     """A job or an array task in the queue."""
 
     id: str  # as users write it: 12, or 12_3 for an array task
-    raw_id: str  # the id by which the job knows itself; differs for an array task
+    raw_id: str  # SLURM_JOB_ID in the job; differs from `id` for an array task
     state: str  # such as RUNNING
     reason: str  # the reason for the state, such as Priority
     elapsed_s: float  # seconds since the last start
     command: str  # the submitted script with its arguments, empty for a job without a script
-    limit_s: float = 0.0  # the time limit in seconds, 0 without one
+    limit_s: float = 0.0  # the time limit in seconds, 0 without a limit
 
     @property
     def waits(self) -> bool:
@@ -296,8 +296,8 @@ def find_job(
     if raw_id is None:
         return by_name[0] if by_name else None
     own = [job for job in jobs if job.raw_id == raw_id]
-    # Waiting array tasks share a raw id, so the shown id decides. A job outside of an array may
-    # continue the run of an array task.
+    # Waiting array tasks share a raw id, so the shown ids must agree too. Not so for a job outside
+    # of an array: it may continue the run of an array task.
     both = [j for j in own if j.id == shown_id or "_" not in j.id or "_" not in (shown_id or "")]
     return both[0] if both else None
 

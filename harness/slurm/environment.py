@@ -13,7 +13,7 @@ from harness.system.gpu import num_cards, visible_names
 
 RETRY_MEMORY = "HARNESS_RETRY_MEMORY"
 OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
-# Users set these for interactive use: they hide jobs, ask questions, or change the time format.
+# Variables of users for interactive use: they hide jobs, ask questions, or change the time format.
 OF_USERS = re.compile(r"(SQUEUE|SCANCEL|SINFO)_.*|SLURM_TIME_FORMAT")
 # Variables of the job that calls sbatch; the new job would inherit them.
 OF_CALLERS = re.compile(r"SLURM_(?!CONF|CLUSTERS|JWT|SACK|DEBUG|TIME_FORMAT).*")
@@ -21,7 +21,7 @@ OF_CALLERS = re.compile(r"SLURM_(?!CONF|CLUSTERS|JWT|SACK|DEBUG|TIME_FORMAT).*")
 OF_GPUS = tuple(f"SLURM_GPUS{of}" for of in ("", "_PER_NODE", "_PER_TASK", "_PER_SOCKET"))
 FLAGS = "HARNESS_FLAGS"  # the user's options of sbatch, quoted for a shell
 FIRST_JOB = "HARNESS_FIRST_JOB"  # id of the job that began the run, set in later jobs of the run
-MAX_LIMIT_S = 365 * 86_400  # a longer time limit means that there is none
+MAX_LIMIT_S = 365 * 86_400  # longer time limits mean that there is no limit
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class SlurmEnvironment:
     step: str  # number of the job step, empty outside of a step
     num_tasks: int  # number of tasks in the job step, 1 outside of a step
     rank: int  # rank of this process in the job step, from 0
-    node: str  # this node's name in Slurm; the nodes of a test cluster share one host name
+    node: str  # this node's name in Slurm; a test cluster's nodes share one host name
     node_list: str  # the job step's nodes, such as n[08-10]
     nodes: tuple[str, ...]  # names of the job's nodes, if a job script exported them
     submit_host: str  # the host on which sbatch or salloc ran, often a login node
     restarts: int  # how often the job was requeued
     max_requeues: int | None  # the limit of requeues without progress; None without a job script
     retries_memory: bool  # whether to request more memory after the job ran out of memory
-    is_submitted: bool  # whether `harness submit`, which resolves conflicts of options, was used
+    is_submitted: bool  # whether `harness submit`, which removes conflicting options, was used
     log: str | None  # the job's log file, if a job script exported its path
     flags: str  # the user's options of sbatch, quoted for a shell
     first_job_id: str  # id of the job that began the run
@@ -98,7 +98,7 @@ class SlurmEnvironment:
     def own_id(self) -> str:
         """The id to pass to Slurm's programs, such as 42_3 for an array task.
 
-        The `job_id` of one task is the array's id, and Slurm's programs would act on all tasks.
+        One task has the array's id as its `job_id`, with which the programs would act on all tasks.
         """
         array, task, _ = (self.variables.get(name) for name in OF_ARRAYS)
         return f"{array}_{task}" if array and task else self.job_id
@@ -133,7 +133,7 @@ def _whole(text: str) -> int | None:
 
 
 def given_cpus(allocation: SlurmEnvironment | None) -> int:
-    """Return the CPUs for this process: the minimum of affinity, allocation and HARNESS_CPUS."""
+    """Return this process's number of CPUs: the least of affinity, allocation and HARNESS_CPUS."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limits = (
         affinity,
@@ -156,7 +156,7 @@ def listed_gpus(allocation: SlurmEnvironment) -> tuple[str, ...]:
 
 
 def visible_gpus() -> int:
-    """Count the GPUs that this process sees, without TensorFlow."""
+    """Return how many GPUs this process sees, without loading TensorFlow."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return len(visible_names(chosen))
     return num_cards() or 0
@@ -172,7 +172,7 @@ def given_memory_gb(allocation: SlurmEnvironment | None) -> float | None:
         "SLURM_MEM_PER_GPU": given_gpus(allocation) or 0,
     }
     for name, factor in on_node.items():
-        if mb := factor * _number(allocation, name):  # 0 requests the whole node
+        if mb := factor * _number(allocation, name):  # 0 means all memory of the node
             return mb * 2**20 / 1e9
     return None
 
@@ -194,7 +194,7 @@ def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list
         known: the fields of `scontrol show job`.
         variables: the job's environment variables.
     """
-    tasks = variables.get("SLURM_NTASKS")  # set only by --ntasks
+    tasks = variables.get("SLURM_NTASKS")  # Slurm sets it only for --ntasks
     requested = {
         "constraint": known.get("Features"),
         "exclude": known.get("ExcNodeList"),
@@ -242,7 +242,7 @@ def asked_of(allocation: SlurmEnvironment) -> dict[str, Any]:
 
 
 def resume_command(folder: Path | str) -> str:
-    """Return the command that continues a run or sweep; in a batch job, it submits a new job."""
+    """Return the command that continues a run or sweep, in a batch job by submitting a new job."""
     own = SlurmEnvironment.from_environment()
     as_job = own is not None and own.max_requeues is not None
     return f"harness {'submit --resume' if as_job else 'resume'} {shlex.quote(str(folder))}"
@@ -268,7 +268,7 @@ def describe_given(allocation: SlurmEnvironment) -> str:
 
 
 def unmet_request(allocation: SlurmEnvironment) -> str | None:
-    """Describe a request for GPUs that Slurm did not fulfil, with the remedy; else return None.
+    """Return a message with an unfulfilled request for GPUs and the remedy; None without one.
 
     An option such as --gpus does not replace the `--gres` of a script; Slurm obeys both.
     """
@@ -279,7 +279,7 @@ def unmet_request(allocation: SlurmEnvironment) -> str | None:
         name = f"SLURM_{option[2:].replace('-', '_').upper()}"
         value = allocation.variables.get(name, "")
         count = value.rpartition(":")[2]
-        # `--gpus=2` beside `--gres=gpu:1` gets two nodes with one GPU each.
+        # For `--gpus=2` beside `--gres=gpu:1` Slurm gives two nodes with one GPU each.
         is_spread = num == 1 < num_given and not allocation.is_submitted
         if count.isdigit() and (num_given < int(count) or is_spread):
             return (
@@ -293,7 +293,7 @@ def report_node_fault(reason: str, environment: Mapping[str, str] = os.environ) 
     """Report that this node is faulty, so that the job continues without it.
 
     Returns:
-        Whether the report was written; if a job script reads it, HARNESS_NODE_FAULTS is set.
+        Whether the report was written; only job scripts, which read it, set HARNESS_NODE_FAULTS.
     """
     path = environment.get("HARNESS_NODE_FAULTS")
     node = environment.get("SLURMD_NODENAME")

@@ -1,9 +1,9 @@
 """The processes that train one model on several nodes; they communicate through a private folder.
 
-TensorFlow waits an hour for a missing worker. So each worker first writes its address into the
-folder, and waits for the addresses of the others. The first worker, the chief, also shares its plan
-and checkpoint there, and each worker reports its end. TensorFlow's heartbeats detect a worker that
-died, the watchdog one that hangs.
+TensorFlow waits an hour for a missing worker. So each process, a worker, first writes its address
+into the folder and waits for the other addresses. There the first worker, the chief, also shares
+its plan and checkpoint, and each worker reports its end. TensorFlow's heartbeats detect a worker
+that died; the watchdog detects a worker that hangs.
 
 The private folder lies beside the run's folder; each start of a job step creates a new one.
 """
@@ -31,27 +31,26 @@ from harness.system.console import log
 from harness.system.files import SharedDisk, atomic_write, owner_name
 from harness.system.lenient_json import parse_json
 
-# Below the ports that Linux assigns to clients (from 32768), so few of them are in use.
+# These ports are below those that Linux assigns to clients (from 32768), so few are in use.
 FIRST_PORT, LAST_PORT = 20_000, 31_999
 PORTS_A_JOB = 32
 
 INTERFACE = "HARNESS_INTERFACE"
 
-JOIN_S = 120.0  # time for all workers to arrive; NFS may show a new file after a minute
-REPORT_S = 10.0  # time until a worker whose end TensorFlow has noticed writes its report
-LEAVE_S = 600.0  # time for the chief to write the run's last files
-SAVE_S = 20.0  # time for the chief to save after a signal, which only this worker may have got
+JOIN_S = 120.0  # seconds for all workers to arrive; NFS may show a new file after a minute
+REPORT_S = 10.0  # seconds to wait for the report of a worker that TensorFlow has lost
+LEAVE_S = 600.0  # seconds for the chief to write the run's last files
+SAVE_S = 20.0  # seconds for the chief to save after a signal to this worker
 POLL_S = 0.2
 
 TASK = re.compile(r"task:(\d+)")  # how TensorFlow's messages name a worker
 
 
 class WorkerGroup:
-    """The group of workers, as one of them sees it.
+    """One worker's view of the group of workers.
 
-    As a context manager it tells the other workers at its exit that this worker has ended.
-
-    The chief is the worker with rank 0 in the job step.
+    At its exit, this context manager reports to the other workers that this worker has ended. The
+    chief is the worker with rank 0 in the job step.
     """
 
     def __init__(self, folder: Path, nodes: list[str], rank: int) -> None:
@@ -82,8 +81,8 @@ class WorkerGroup:
         Args:
             allocation: a job step with one task on each of several nodes.
             parent: where to create the group's folder, on a disk that all nodes see.
-            purpose: a text that identifies job and data; must be the same for all workers.
-            join_s: how many seconds to wait for the workers.
+            purpose: a text that identifies job and data; it must be equal for all workers.
+            join_s: how many seconds to wait for the other workers.
 
         Raises:
             RunError: if workers are missing or have another purpose; the message lists the nodes.
@@ -159,7 +158,7 @@ class WorkerGroup:
         """Check that no other worker has failed.
 
         Raises:
-            RunError: if a worker has failed, with its reason.
+            RunError: if a worker has failed, with the worker's reason.
         """
         for rank, report in self._left().items():
             if report.get("code") not in (0, Interrupted.exit_code):
@@ -169,7 +168,7 @@ class WorkerGroup:
         """Wait `REPORT_S` for another worker's report, which may explain TensorFlow's error.
 
         Raises:
-            RunError: if a worker has failed, with its reason.
+            RunError: if a worker has failed, with the worker's reason.
         """
         deadline = time.monotonic() + REPORT_S
         while time.monotonic() < deadline:
@@ -185,7 +184,7 @@ class WorkerGroup:
 
     @contextlib.contextmanager
     def limited(self, limit_s: float) -> Iterator[None]:
-        """End this process if, during the block, a worker fails or `limit_s` seconds pass."""
+        """End this process if a worker fails during the block, or the block exceeds `limit_s`."""
         ended = threading.Event()
 
         def watch() -> None:
@@ -206,7 +205,7 @@ class WorkerGroup:
             ended.set()
 
     def _give_up(self, text: str, code: int) -> None:
-        """End this process although a thread waits; atomic writes leave no file half written."""
+        """End this process although a thread waits. No file is half written: writes are atomic."""
         log(logging.ERROR, f"{self.node}: {text}")
         os._exit(code)
 
@@ -222,15 +221,15 @@ class WorkerGroup:
         code = getattr(error, "exit_code", 1) if error else 0
         self._leave({"code": code, "text": " ".join(str(error or "").split())[:500]})
         if not self.is_chief and code in (0, Interrupted.exit_code) and not self._has_lost:
-            # srun ends a step soon after its first task ends, but the chief still writes.
+            # srun ends a step soon after its first task ends, but the chief may still write.
             deadline = time.monotonic() + (SAVE_S if code else LEAVE_S)
             while 0 not in self._left() and time.monotonic() < deadline:
                 time.sleep(POLL_S)
-            shutil.rmtree(self.folder, ignore_errors=True)  # if the chief has not removed it
+            shutil.rmtree(self.folder, ignore_errors=True)  # unless the chief has removed it
 
     def _leave(self, report: dict[str, Any]) -> None:
         """Report this worker's end; remove the folder if no other worker needs it."""
-        with contextlib.suppress(OSError, RunError):  # removed folder, or full disk
+        with contextlib.suppress(OSError, RunError):  # the folder is removed, or the disk full
             self._write(f"left-{self.rank}.json", json.dumps(report).encode())
         is_done = self.is_chief and report["code"] in (0, Interrupted.exit_code)
         if is_done or len(self._left()) == len(self.nodes) - 1:
@@ -239,7 +238,7 @@ class WorkerGroup:
     def _left(self) -> dict[int, dict[str, Any]]:
         """Return the reports of other workers that have ended, with their ranks as keys.
 
-        A chief that has finished removes the folder, so a missing `0.json` is its report.
+        A chief that has finished removes the folder, so a missing `0.json` counts as its report.
         """
         others = {*range(len(self.nodes))} - {self.rank}
         found = {rank: self._read(f"left-{rank}.json") for rank in others}
@@ -280,7 +279,7 @@ def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
 
 
 def first_port(job_id: str) -> int:
-    """Return the first of the ports for a job; jobs on the same node seldom share ports."""
+    """Return the first port for a job; jobs on the same node seldom share ports."""
     num_jobs = (LAST_PORT + 1 - FIRST_PORT) // PORTS_A_JOB
     return FIRST_PORT + int(job_id) % num_jobs * PORTS_A_JOB
 

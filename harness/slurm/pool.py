@@ -1,4 +1,4 @@
-"""Slots on nodes, GPUs and CPUs, and the processes that use them."""
+"""The slots of workers on nodes, GPUs and CPUs, and the processes in these slots."""
 
 import contextlib
 import os
@@ -42,7 +42,7 @@ def usable_memory_gb(allocation: SlurmEnvironment | None) -> float:
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of a worker: a GPU of a node, or some of its CPUs."""
+    """The place of a worker: a GPU of a node, or some of the node's CPUs."""
 
     node: str | None  # None for this machine outside of Slurm
     gpu: int | None  # index among the job's GPUs on the node
@@ -58,7 +58,7 @@ class Slot:
 
 
 def take_own_gpu() -> None:
-    """Hide all GPUs but the slot's from this process, before CUDA starts.
+    """Hide all GPUs but that of the slot from this process, before CUDA starts.
 
     The slot contains only an index, since each node names its GPUs differently.
     """
@@ -68,13 +68,13 @@ def take_own_gpu() -> None:
 
 
 def gpu_name(index: int) -> str:
-    """Return the name in CUDA_VISIBLE_DEVICES of the visible GPU with this index."""
+    """Return the name that CUDA_VISIBLE_DEVICES has for the visible GPU with this index."""
     listed = gpu.visible_names(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     return listed[index] if index < len(listed) else str(index)
 
 
 def num_in_memory(allocation: SlurmEnvironment | None, process_gb: float) -> int:
-    """Return how many processes of `process_gb` fit into the nodes' memory; at least one each."""
+    """Return how many processes of `process_gb` fit into memory, at least one on each node."""
     num_nodes = allocation.num_nodes if allocation else 1
     return num_nodes * max(1, int(usable_memory_gb(allocation) / process_gb))
 
@@ -90,13 +90,13 @@ def allocate_slots(
 ) -> list[Slot]:
     """Return one slot per worker, spread over nodes and GPUs.
 
-    Several single-threaded workers are much faster than one with all CPUs, because the operations
-    of a recurrent network are too small to be divided.
+    Several single-threaded workers are much faster than one worker with all CPUs: the operations of
+    a recurrent network are too small to be divided among threads.
 
     Args:
-        num_workers: the number of workers; by default all GPUs, or else all CPUs, are used.
+        num_workers: the number of workers; by default as many as the GPUs, or else CPUs, can run.
         workers_per_gpu: the number of workers that share a GPU.
-        option: the name of the option for `workers_per_gpu`, for messages.
+        option: the option that sets `workers_per_gpu`, for messages.
         devices: `cpu` places all workers on CPUs.
         at_most: the largest number of slots.
 
@@ -131,10 +131,10 @@ def allocate_slots(
 
 
 def srun_args(slot: Slot, name: str) -> list[str]:
-    """Return the srun words for one task on a slot's node; all steps share the job's CPUs and GPUs.
+    """Return srun and its options for a task on a slot's node; steps share the job's CPUs and GPUs.
 
     With CPU binding, overlapping steps would all use the first CPUs. Without --mem, srun fails if
-    two memory variables are set, one of which may come from the shell that called sbatch.
+    two memory variables are set: the shell that called sbatch may have set a second one.
     """
     nodelist = [f"--nodelist={slot.node}"] if slot.node else []
     memory = [] if "mem" in Rules.of_site().never else ["--mem=0"]
@@ -164,20 +164,21 @@ def needs_steps(allocation: SlurmEnvironment | None) -> bool:
 # Processes
 
 POLL_S = 0.2
-LOOK_S = 2.0  # time between two checks for cancelled tasks
-# Time to save after a signal: below the 90 s of Slurm's warning, above HARNESS_STOP_S.
+LOOK_S = 2.0  # seconds between two checks for cancelled tasks
+# Seconds to save after a signal: below the 90 from Slurm's warning to the time limit, and above
+# HARNESS_STOP_S.
 SAVE_S = 75.0
 
 
 def _start(args: Sequence[str], stdout: IO[bytes] | int) -> "subprocess.Popen[bytes]":
-    """Start a process that ends with this one."""
+    """Start a process that ends when this process ends."""
     return subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
         args,
         env=own_code_first(),
-        stdin=subprocess.PIPE,  # reaches its end of file when this process ends
+        stdin=subprocess.PIPE,  # at the end of this process the child reads end of file
         stdout=stdout,
         stderr=subprocess.STDOUT,
-        start_new_session=True,  # Ctrl-C reaches this process only, which forwards it
+        start_new_session=True,  # Ctrl-C reaches only this process, which forwards it
     )
 
 
@@ -212,9 +213,9 @@ class ManagedProcess:
             self.popen.send_signal(number)
 
     def last_line(self) -> str:
-        """Return the last line of the log, else a phrase with the exit code.
+        """Return the last line of the log; if there is none, a phrase with the exit code.
 
-        Lines of srun are skipped, because they only repeat the exit code.
+        Lines of srun do not count, because they only repeat the exit code.
         """
         with contextlib.suppress(OSError):
             lines = self.log.read_text(errors="replace").splitlines()
@@ -252,11 +253,11 @@ class ProcessPool:
     def ask_to_save(
         self, processes: Sequence[ManagedProcess], number: signal.Signals, wait_s: float = SAVE_S
     ) -> None:
-        """Signal processes to save and end; wait for them, but at most `wait_s` seconds."""
+        """Signal processes to save and end; wait at most `wait_s` seconds for them."""
         for process in processes:
             if process.alive:
                 in_step = self._in_steps and process.slot
-                # After TERM srun kills its step at once; it forwards USR2.
+                # srun forwards USR2; after TERM it would kill its step at once.
                 process.send_signal(signal.SIGUSR2 if in_step else number)
         deadline = time.monotonic() + wait_s
         while any(process.alive for process in processes) and time.monotonic() < deadline:
@@ -296,7 +297,7 @@ class Task:
     name: str  # unique, such as lstm-seed1
     args: Sequence[str]
     log: Path
-    cancel_file: Path | None = None  # its existence cancels the task
+    cancel_file: Path | None = None  # a file whose existence cancels the task
 
     @property
     def cancelled(self) -> bool:
@@ -319,7 +320,7 @@ def run_tasks(
     """Run all tasks, one per slot at a time. A failed task does not stop the others.
 
     Raises:
-        InputError: if a task refused its input; the other tasks are ended too.
+        InputError: if a task refused its input; the other tasks end too.
         Interrupted: if a signal came; the running tasks have saved and can be continued.
         RunError: if tasks failed; the message lists their names and the reasons.
     """
@@ -372,7 +373,7 @@ def _failure(process: ManagedProcess) -> str:
     """Return why a task failed; empty if it succeeded.
 
     Raises:
-        InputError, Interrupted: if all tasks have to end for this reason.
+        InputError, Interrupted: if the task's exit code ends all tasks.
     """
     code = process.code
     if code == 0:
@@ -389,10 +390,10 @@ def _failure(process: ManagedProcess) -> str:
 
 
 def run_printed(*args: str) -> None:
-    """Run a `harness …` command and print its lines; if it fails, raise its last line as an error.
+    """Run a `harness …` command and print its lines; after a failure raise the last as an error.
 
     Raises:
-        InputError, Interrupted, RunError: if the command fails; its exit code decides which.
+        InputError, Interrupted, RunError: if the command fails; its exit code decides which error.
         KeyboardInterrupt: after Ctrl-C, when the command has received the signal and saved.
     """
     process = _start(child_args(*args), subprocess.PIPE)
@@ -419,12 +420,12 @@ def run_printed(*args: str) -> None:
 
 
 def _print_lines(process: "subprocess.Popen[bytes]") -> str:
-    """Print a process's lines until it ends, but not a last line with an error; return the last."""
+    """Print a process's lines, except for an error in the last line; return the last line."""
     last, held = "", ""
     for content in process.stdout or ():
         line = content.decode(errors="replace")
         if message := strip_prefix(line):
-            if held:  # it was not the last line
+            if held:  # the held line was not the last
                 echo(held)
             last, held = message, message if is_error(line) else ""
             if not held:

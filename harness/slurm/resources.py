@@ -2,8 +2,8 @@
 
 The layers are the script's header, the site's variables and the user's options. For sbatch itself,
 an option replaces only the same option of an earlier layer: `--gpus-per-node=2` beside a script's
-`--gres=gpu:1` gets one GPU without a warning. Here an option also replaces the other options for
-the same resource.
+`--gres=gpu:1` yields one GPU without a warning. For `harness submit`, an option also replaces the
+other options for the same resource.
 """
 
 import os
@@ -91,7 +91,7 @@ class Composed:
 
     header: list[str]  # the script's `#SBATCH` lines
     args: list[str]
-    unset: list[str]  # environment variables to hide from sbatch: they would set replaced options
+    unset: list[str]  # variables to hide from sbatch, because they would set replaced options
 
 
 def site_options(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -100,7 +100,7 @@ def site_options(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def without(site: Mapping[str, str], *groups: Collection[str]) -> dict[str, str]:
-    """Return the site's variables without those that set an option of one of the groups."""
+    """Return the site's variables without those that set an option of these groups."""
     return {n: v for n, v in site.items() if not any(VARIABLES[n] in group for group in groups)}
 
 
@@ -128,8 +128,8 @@ def compose(
     requested = names_in(arg for arg in args if arg != "--gres=none")
     if refused := {*rules.never} & requested & {*GPUS}:
         raise InputError(
-            f"--{min(refused)}: is never sent at this site ({NEVER}); request GPUs in the site's "
-            "way, such as by a partition: -- --partition=NAME"
+            f"--{min(refused)}: is refused by this site ({NEVER}); request GPUs in the site's "
+            "way, for example by a partition: -- --partition=NAME"
         )
     args = drop([*rules.always, *args], rules.never)
     by_user = _replaced_by(names_in(args))
@@ -143,7 +143,7 @@ def compose(
 
 
 def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
-    """Return the option for this number of GPUs per node, with the site's option and GPU type."""
+    """Return the option for this number of GPUs per node, with the site's name for it and GPU type."""
     if not int(gpus.rpartition(":")[2]):
         return "--gres=none"
     per_node = site.get("SBATCH_GPUS_PER_NODE")
@@ -204,8 +204,8 @@ def _without(line: str, names: Collection[str]) -> str:
 MAX_SEEDS = 10_000
 
 SEEDS = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?")
-WARNING_S = 90  # how long before the time limit Slurm warns a job, from --signal in the scripts
-SHORT_S = 300  # a run hardly starts within a shorter time limit
+WARNING_S = 90  # seconds from Slurm's warning to the time limit, by --signal in the scripts
+SHORT_S = 300  # seconds; a run hardly starts within a shorter time limit
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ class Resources:
     nodes: int | None = None
     time: str | None = None
     mem: str | None = None  # per node
-    retry_memory: bool = False  # if out of memory, request 1.5 times as much
+    retry_memory: bool = False  # whether to requeue a job out of memory with 1.5 times as much
     flags: tuple[str, ...] = ()  # options of sbatch
     kept: tuple[str, ...] | None = None  # the `flags` that later jobs of the run repeat; None: all
 
@@ -224,7 +224,7 @@ class Resources:
         """Refuse requests that sbatch would misread, or refuse with an unclear message.
 
         Raises:
-            InputError: if a request is refused; one line with the option, its value and the reason.
+            InputError: if a request is refused; a line with the option, its value and the reason.
         """
         if self.gpus is not None:
             match = GPU_REQUEST.fullmatch(self.gpus)
@@ -237,8 +237,8 @@ class Resources:
                 raise InputError(f"--{min(twice)}: requests GPUs as --gpus does; use only one")
         if self.flags and not self.flags[0].startswith("-"):
             raise InputError(
-                f"{self.flags[0]}: is neither an option of submit nor, after --, one of sbatch; "
-                "submit one job file at a time, or all by --all"
+                f"{self.flags[0]}: is neither an option of submit nor, after --, an option of "
+                "sbatch; submit one job file at a time, or all by --all"
             )
         for flag in self.flags:
             if (name := _name(flag)) in OWN_OPTIONS:
@@ -246,14 +246,14 @@ class Resources:
                 raise InputError(f"{flag}: submit sets --{name} itself; {remedy}")
 
     def sbatch_args(self) -> list[str]:
-        """Return the options for sbatch, except for the GPUs', which depend on the site."""
+        """Return the options for sbatch, except those for GPUs, which depend on the site."""
         sizes = {"nodes": self.nodes, "time": self.time, "mem": self.mem}
         args = [f"--{name}={value}" for name, value in sizes.items() if value is not None]
         return [*args, *self.flags]
 
     @property
     def variables(self) -> dict[str, str]:
-        """The variables that the job's script exports."""
+        """The environment variables that the job's script exports for these requests."""
         flags = self.flags if self.kept is None else self.kept
         variables = {RETRY_MEMORY: "1" if self.retry_memory else "", FLAGS: shlex.join(flags)}
         return {name: value for name, value in variables.items() if value}
@@ -282,7 +282,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
             raise InputError(f"--seeds {text}: should be numbers and ranges, such as 1-5 or 1,3,7")
-        part_of = range(first, min(last, first + MAX_SEEDS) + 1)  # cut, but too many all the same
+        part_of = range(first, min(last, first + MAX_SEEDS) + 1)  # still too many after the cut
         if twice := seeds.intersection(part_of):
             raise InputError(f"--seeds {text}: names seed {min(twice)} twice; give each seed once")
         seeds.update(part_of)

@@ -1,4 +1,4 @@
-"""Compose a job for sbatch: its script, its command, the paths of its runs and logs.
+"""Compose a job for sbatch: its script, the command, and the paths of its runs and logs.
 
 This module writes no file and calls no program.
 """
@@ -32,9 +32,9 @@ from harness.slurm.resources import (
 
 COMPARISON, SEARCH = "compare", "tune"
 DEFAULT_ARRAY_SIZE = 1001  # default of Slurm's MaxArraySize
-OF_CUSTOM_NETWORKS = "lstm"  # the headers of the five scripts differ only in the job name
+OF_CUSTOM_NETWORKS = "lstm"  # their script; the five scripts' headers differ only in the job name
 
-# The job's script exports these variables, because sbatch --export=NONE passes none on.
+# The job's script exports these variables, because sbatch --export=NONE passes no variables on.
 FOLDERS = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")
 OTHERS = ("HARNESS_TRUST_CODE", FIRST_JOB)
 
@@ -111,7 +111,7 @@ class SbatchJob:
 def _indices(seeds: tuple[int, ...], array_size: int) -> tuple[tuple[int, ...], dict[str, str]]:
     """Return the indices of an array, and the variables that its script exports for them.
 
-    The seeds are the indices. If MaxArraySize does not allow one of them, the indices are 1, 2, ...
+    The seeds are the indices. If a seed is too large for MaxArraySize, the indices are 1, 2, ...
     and HARNESS_ARRAY_SEEDS lists the seeds.
 
     Raises:
@@ -135,7 +135,7 @@ class Wanted:
 
     job: Job | SearchSpec
     resources: Resources
-    seeds: tuple[int, ...] | None = None  # several seeds need an array; if None, the job sets one
+    seeds: tuple[int, ...] | None = None  # several seeds need an array; None: the job file's
     pack: bool = False  # whether one job trains all seeds in parallel, without an array
     resumes: Path | None = None  # the absolute path of a run or sweep to continue
     is_begun: bool = True  # whether the folder `resumes` exists
@@ -153,7 +153,7 @@ def read_header(code: Path, name: str) -> list[str]:
         lines = path.read_text("utf-8", errors="surrogateescape").splitlines()
     except OSError as error:
         raise InputError(
-            f"{path}: can't be read ({error.strerror}), but contains the #SBATCH lines of {name}; "
+            f"{path}: can't be read ({error.strerror}), but job {name} needs its #SBATCH lines; "
             "restore it from git, or set HARNESS_HOME to the project"
         ) from None
     header = []
@@ -174,10 +174,10 @@ def render_script(
         "#!/usr/bin/env bash",
         *header,
         "",
-        "# Written by harness submit, for the code and the job at that time.",
+        "# Written by harness submit, for the code and the job as they were at that time.",
         *(exports.pop(name) for name in ("HARNESS_HOME", "HARNESS_SNAPSHOT")),
         'source "$HARNESS_HOME/slurm/common.sh"',
-        "# These replace settings of slurm/site.sh, except for the environment of a container.",
+        "# These exports replace those of slurm/site.sh, except for a container's HARNESS_VENV.",
         "[[ ${#HARNESS_CONTAINER[@]} != 0 ]] || " + exports.pop("HARNESS_VENV"),
         *exports.values(),
         shlex.join(map(str, call)),
@@ -202,11 +202,11 @@ def job_variables(
 
 
 def job_environment(project: Path, environment: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder of a job's Python environment: HARNESS_VENV, the current one, or .venv."""
+    """Return the folder of a job's Python environment: HARNESS_VENV, the active one, or .venv."""
     if named := environment.get("HARNESS_VENV"):
-        return project / named  # relative to the project, as in common.sh
+        return project / named  # a relative path starts at the project, as in common.sh
     prefix = Path(sys.prefix)
-    # In a conda environment, sys.prefix and sys.base_prefix are equal.
+    # In a conda environment, sys.prefix and sys.base_prefix are equal, so look for the program.
     if sys.prefix != sys.base_prefix or (prefix / "bin" / "harness").exists():
         return prefix
     return project / ".venv"
@@ -275,7 +275,7 @@ def comparison_submission(
 
     Args:
         trainings: the training jobs, with their job ids as keys.
-        resources: the resources of the trainings; the comparison leaves out GPUs and memory.
+        resources: the resources of the trainings, from which GPUs and memory are left out.
     """
     # The job itself expands the patterns, because the runs do not exist yet.
     patterns = [

@@ -48,7 +48,7 @@ def snapshot_path(project: Path, runs: Path) -> Path:
     """Return the path for a snapshot of the current code; the snapshot need not exist.
 
     Raises:
-        InputError: if there are too many new files to be all code.
+        InputError: if there are so many new files that some can't be code.
     """
     if is_snapshot(project):
         return project
@@ -63,7 +63,7 @@ def take_snapshot(project: Path, runs: Path) -> Path:
         The snapshot's folder; if the project is itself a snapshot, the project's folder.
 
     Raises:
-        InputError: if there are too many new files to be all code.
+        InputError: if there are so many new files that some can't be code.
         RunError: if the snapshot can't be written.
     """
     if is_snapshot(project):
@@ -81,10 +81,10 @@ def take_snapshot(project: Path, runs: Path) -> Path:
             shutil.copy2(project / name, target, follow_symlinks=name == SITE)
         record = {**version, "project": str(project)}
         del record["snapshot"]
-        # Others must not read the record, because a diff may contain secrets.
+        # Others must not read the record, because its diff may contain secrets.
         atomic_write(copy / SNAPSHOT_RECORD, json.dumps(record, indent=2) + "\n", mode=0o600)
         for parent in {(copy / name).parent for name in names if name.endswith(".py")}:
-            # Python would create it with the user's umask, so that others might add code.
+            # Python would create this folder with the user's umask, so others might add code.
             (parent / "__pycache__").mkdir(exist_ok=True)
         _keep_others_out(copy)
         # Hash the copy, because a file of the project may have changed meanwhile.
@@ -101,10 +101,10 @@ def take_snapshot(project: Path, runs: Path) -> Path:
 
 
 def left_out(project: Path, runs: Path) -> Iterator[str]:
-    """Yield one line about files that look like secrets, if there are any.
+    """Yield one line with the files that look like secrets, if there are any.
 
     Raises:
-        InputError: if there are too many new files to be all code.
+        InputError: if there are so many new files that some can't be code.
     """
     if is_snapshot(project):
         return
@@ -123,10 +123,10 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
     Without git, list all files except those of runs, caches and environments.
 
     Returns:
-        The paths of the files in the project; and a dictionary of secrets with the reasons.
+        The files' paths in the project; and the secret files, each with the reason.
 
     Raises:
-        InputError: if there are too many new files to be all code.
+        InputError: if there are so many new files that some can't be code.
     """
     try:
         if not is_checkout(project):
@@ -146,7 +146,7 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
             f"{MAX_NEW_FILES:,} files of {MAX_NEW_BYTES / 1e6:.0f} MB; list the others in "
             ".gitignore, or move them away"
         )
-    private.pop(SITE, None)  # the job needs it
+    private.pop(SITE, None)  # the job needs site.sh
     names = {*tracked, *new, SITE} - private.keys()
     # This skips deleted files, folders of other repositories, and sockets.
     found = sorted(
@@ -209,7 +209,7 @@ def _holds(folder: Path, copy: Path, names: Iterable[str]) -> bool:
 
 
 def _keep_others_out(folder: Path) -> None:
-    """Remove write permission for group and others."""
+    """Remove write permission for group and others from a folder and all in it."""
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
             path.chmod(path.stat().st_mode & ~0o022)

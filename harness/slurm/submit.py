@@ -1,7 +1,7 @@
 """Submit jobs to sbatch with a snapshot of the code.
 
 `<runs>/.submissions/<time>-<job>/` contains the script and a job file with every key, so later
-edits do not affect a waiting job. `<runs>/.submissions/<job id>.json` lists its runs and logs.
+edits do not affect a waiting job. `<runs>/.submissions/<job id>.json` lists the runs and the logs.
 """
 
 import contextlib
@@ -73,9 +73,9 @@ def make_request(
     seeds: str | None = None,
     pack: bool = False,
 ) -> Request:
-    """Check a request to train a job; without a job file, to train all five and compare them.
+    """Check a request to train a job; without a job file, to train and compare the five networks.
 
-    This writes nothing except the cache of the user's texts, which the job uses later.
+    This writes only the cache of the user's texts, which the job uses later.
 
     Raises:
         InputError: if a value is refused; one line with the value and the remedy.
@@ -92,7 +92,7 @@ def make_request(
 def check_request(
     jobs: Iterable[Wanted], runs: Path, comparison: Resources | None = None
 ) -> Request:
-    """Check the request for each job.
+    """Return the request for these jobs after checking each of them.
 
     Raises:
         InputError: if a value is refused; one line with the value and the remedy.
@@ -105,7 +105,7 @@ def check_request(
         each.resources.check()
         if isinstance(each.job, Job) and not each.pack:  # otherwise each model uses one node
             check_trusted_network(each.resources.nodes or 1)
-        elif each.resources.retry_memory:  # a job may survive the kill of one process
+        elif each.resources.retry_memory:  # a job of several processes may survive the kill of one
             raise InputError(
                 "--retry-memory: is for jobs with one run; leave it out, and give more --mem"
             )
@@ -162,7 +162,7 @@ def doubts(request: Request) -> Iterator[str]:
 
 
 def dry_submissions(request: Request) -> list[SbatchJob]:
-    """Return the jobs of a request without submitting them; names stand in for their ids."""
+    """Return the jobs of a request without submitting them; job names stand for job ids."""
     layout = _layout(request, snapshot_path(request.project, request.runs))
     planned = [job_submission(each, layout) for each in request.jobs]
     if request.comparison:
@@ -301,7 +301,7 @@ def _write(submission: SbatchJob) -> None:
     """Write the script and the job file into the folder of a submission."""
     # Without the folder `logs`, Slurm drops the log silently.
     (submission.layout.runs / "logs").mkdir(parents=True, exist_ok=True)
-    # 0o755 whatever the umask is: the job refuses code that others could have changed.
+    # No write permission for others, for any umask: the job refuses code that they could change.
     submission.folder.mkdir(mode=0o755, parents=True)
     # fsencode keeps the bytes of paths in any locale.
     atomic_write(submission.folder / "job.sh", os.fsencode(submission.script), 0o644)

@@ -42,7 +42,7 @@ def test_two_settings_of_the_site_make_a_job_acceptable(
         (record,) = submitter.submit(job, *more)
         strict.wait(record["job_id"], ["COMPLETED"])
     done = submitter.run(job, "--gpus", "2")
-    assert (done.returncode, "is never sent at this site" in done.stderr) == (2, True)
+    assert (done.returncode, "is refused by this site" in done.stderr) == (2, True)
 
 
 def test_doctor_prints_the_line_that_submits_a_script(

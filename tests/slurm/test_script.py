@@ -142,7 +142,7 @@ def test_rules_of_a_site(name: str) -> None:
     assert composed.args == ["-n1", "--time=5"]
     assert not [line for line in composed.header if "gres" in line or "--mem" in line]
     assert composed.unset == ["SBATCH_GRES"]
-    with pytest.raises(InputError, match="--gres: is never sent at this site"):
+    with pytest.raises(InputError, match="--gres: is refused by this site"):
         compose(HEADER, site, [], gpus="2", rules=rules)
     with pytest.raises(InputError, match="'n1' should be an option"):
         Rules.of_site({"HARNESS_SBATCH_ALWAYS": "-x n1"})
@@ -157,11 +157,11 @@ GOLDEN = """\
 #SBATCH --job-name=lstm
 #SBATCH --mem=16G
 
-# Written by harness submit, for the code and the job at that time.
+# Written by harness submit, for the code and the job as they were at that time.
 export HARNESS_HOME='/my runs/100%/.submissions/code-0'
 export HARNESS_SNAPSHOT=1
 source "$HARNESS_HOME/slurm/common.sh"
-# These replace settings of slurm/site.sh, except for the environment of a container.
+# These exports replace those of slurm/site.sh, except for a container's HARNESS_VENV.
 [[ ${#HARNESS_CONTAINER[@]} != 0 ]] || export HARNESS_VENV=/venv
 export HARNESS_RUNS='/my runs/100%'
 export HARNESS_DATA='/it'"'"'s data'

@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# All job scripts source this file: site's settings, Python environment, signals, start of Python.
+# All job scripts source this file. It reads the site's settings, prepares the Python environment,
+# starts Python and forwards signals.
 #
 #   bash slurm/common.sh --setup    on a login node: creates the environment, fetches the data
 #
-# Works with bash 3.2 (macOS) and later, so an array that may be empty reads ${a[@]+"${a[@]}"}.
+# Works with bash 3.2 (macOS), so an array that may be empty is written ${a[@]+"${a[@]}"}.
 
 set -euo pipefail
 
 PROJECT=$(CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
 export PATH HOME=${HOME:-~} # not exported after `--export=NONE`
 
-# Write a line to standard error. In a file, such as a job's log, it begins with time and level,
-# like the lines of the harness.
+# These write a line to standard error. In a file, such as a job's log, the line begins with time
+# and level, like the lines of the harness.
 say() { log_line INFO "$@"; }
 warn() { log_line WARNING "$@"; }
 complain() { log_line ERROR "$@"; }
@@ -22,12 +23,12 @@ log_line() {
     printf '%s %s\n' "$prefix" "$*" >&2
 }
 
-# Sources the site's settings outside of functions, where `declare` would create local variables.
+# No function sources the site's settings, since `declare` would create local variables in it.
 HARNESS_CONTAINER=()
 if [[ -f $PROJECT/slurm/site.sh ]]; then
     set +u # module systems read unset variables
     # shellcheck source=slurm/site.example.sh
-    source "$PROJECT/slurm/site.sh" || warn "slurm/site.sh ended with status $?; the job goes on"
+    source "$PROJECT/slurm/site.sh" || warn "slurm/site.sh ended with status $?, which is ignored"
     set -u
 fi
 
@@ -41,15 +42,15 @@ source "$PROJECT/slurm/environment.sh"
 # shellcheck source=slurm/requeue.sh
 source "$PROJECT/slurm/requeue.sh"
 
-# Whether this script is a Slurm job, or a user's job script calls it. False in an interactive
-# allocation, where several runs share the job's id, and in the terminal of a notebook server.
+# Whether this script is a Slurm batch script or is called by one. False in a terminal of a notebook
+# server, and in an interactive allocation, where several runs would share the job's id.
 is_batch() { [[ -n ${SLURM_JOB_ID:-} ]] && { ! is_called || is_in_batch_script; }; }
 is_in_batch_script() { [[ ${ENVIRONMENT:-} == BATCH && -z ${SLURM_STEP_ID:-} && ! -t 0 && ! -t 2 ]]; }
 
-# Whether a shell calls this script by its path; Slurm runs a copy in its spool folder.
+# Whether this script was called by its path; sbatch runs a copy in Slurm's spool folder.
 is_called() { [[ $(dirname "$0") -ef $PROJECT/slurm ]]; }
 
-# A batch script is not in a job step, but sbatch passes on the step variables of its caller.
+# Unsets the variables of a job step, if they come from the caller of sbatch: then there is no step.
 forget_step() {
     if is_called; then
         [[ ${ENVIRONMENT:-} == BATCH && -n ${SLURM_STEP_ID:-} ]] || return 0
@@ -65,22 +66,22 @@ prepare() {
     [[ $VENV == /* ]] || VENV=$PROJECT/$VENV
     choose_locks
     ensure_venv "${LOCKS[@]}"
-    [[ -n ${HARNESS_SNAPSHOT:-} ]] || mkdir -p "$PROJECT/logs" # older versions of sbatch need it
+    [[ -n ${HARNESS_SNAPSHOT:-} ]] || mkdir -p "$PROJECT/logs" # older versions of Slurm need it
     unset PYTHONHOME
-    export PYTHONPATH=$PROJECT # Python imports this project's code, even if another is installed
+    export PYTHONPATH=$PROJECT # imports this project's code, even if another copy is installed
     export HARNESS_RUNS="${HARNESS_RUNS:-$PROJECT/runs}"
 }
 
-# Prepares what a Slurm job needs beyond a local run.
+# Prepares what only a Slurm job needs.
 prepare_batch() {
     local log
-    listen # must be first: an early warning of the time limit would end the job for good
+    listen # must be first: an untrapped warning of the time limit would end the job for good
     log=$(readlink "/proc/$$/fd/1") || log=''
     [[ ! -f $log ]] || export HARNESS_LOG=$log
-    # Links an array task's log to the id in squeue; the log's own name contains the raw id.
+    # Links a name with squeue's id to an array task's log, whose own name contains the raw id.
     [[ ! -f $log || $JOB == "$SLURM_JOB_ID" || $log != *-"$SLURM_JOB_ID".out ]] ||
         ln -sf "${log##*/}" "${log%"$SLURM_JOB_ID".out}$JOB.out" || true
-    export HARNESS_OFFLINE=1 # compute nodes often lack a network; a download would only time out
+    export HARNESS_OFFLINE=1 # a download would only time out on compute nodes without a network
     [[ ${SLURM_JOB_NUM_NODES:-1} -gt 1 ]] || return 0
     HARNESS_NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')
     export HARNESS_NODES
@@ -108,12 +109,12 @@ inside_venv() {
         "$VENV/bin/$1" "${@:2}"
 }
 
-# Runs a command, and sets RC to its exit code. The command runs in the background, because traps
-# wait for a command in the foreground.
+# Runs a command, and sets RC to its exit code. The command runs in the background, because bash
+# runs no trap until a command in the foreground has ended.
 run_child() {
     local status
     RC=127
-    [[ $1 != srun ]] || STOPPING=USR2 # at a TERM srun would kill its step at once
+    [[ $1 != srun ]] || STOPPING=USR2 # after TERM srun would kill its step at once
     listen
     "$@" &
     CHILD=$!
@@ -121,7 +122,7 @@ run_child() {
     while HEARD=''; do
         status=0
         wait "$CHILD" || status=$?
-        # A signal ends `wait` early. If RC already is the child's status, `wait` returns 127.
+        # A signal ends `wait` early. The next one returns 127 if RC already is CHILD's status.
         [[ $status == 127 && $RC != 127 ]] || RC=$status
         [[ -n $HEARD ]] || break
     done
@@ -154,6 +155,6 @@ if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     [[ "$*" == --setup ]] || { complain "usage: bash slurm/common.sh --setup"; exit 2; }
     SETS_UP=yes
     prepare
-    harness data fetch || warn "the full dataset is missing; until then, runs use a SAMPLE"
+    harness data fetch || warn "the full dataset is missing; without it, runs use a SAMPLE"
     say "ready: $VENV"
 fi

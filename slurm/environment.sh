@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # The Python environment of the job scripts: complete or absent, and shared by all jobs.
-# Sourced by common.sh; uses its PROJECT, VENV, say, complain and inside.
+# Sourced by common.sh; uses its PROJECT, VENV, say, warn, complain and inside.
 
 # Sets PYTHON to the first interpreter that can create the environment.
 find_python() {
@@ -18,8 +18,8 @@ sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
     exit 2
 }
 
-# Sets LOCKS to the lock files that suit this machine; `install` uses the first. The gpu lock only
-# adds packages, so its environment also serves machines without a GPU.
+# Sets LOCKS to the lock files that suit this machine; `install` uses the first. The GPU lock
+# file only adds packages, so its environment also suits machines without a GPU.
 # shellcheck disable=SC2034 # common.sh reads LOCKS
 choose_locks() {
     case ${HARNESS_EXTRA:-} in
@@ -34,7 +34,7 @@ choose_locks() {
     [[ ${HARNESS_EXTRA:-} == gpu ]] || LOCKS=(requirements.lock requirements-gpu.lock)
 }
 
-# Whether this machine has a GPU; before an installation on a login node, whether its cluster has.
+# Whether this machine has a GPU, or before an installation outside of a job, its cluster has one.
 has_gpus() {
     nvidia-smi -L >/dev/null 2>&1 || [[ -e /proc/driver/nvidia ]] ||
         { [[ -z ${SLURM_JOB_ID:-} && (-n ${SETS_UP:-} || ! -e $VENV/harness-lock.sha256) ]] &&
@@ -48,7 +48,7 @@ stamp_of() {
     (cd "$PROJECT" && echo "$1" "$VENV" && cat "$1" pyproject.toml) | $sum
 }
 
-# Whether the environment's interpreter exists; assumed with a container, which may contain it.
+# Whether the environment's interpreter exists; true with a container, whose image may contain it.
 has_interpreter() { [[ ${#HARNESS_CONTAINER[@]} -gt 0 || -x $VENV/bin/python ]]; }
 
 # Whether the environment is complete and was installed from one of these lock files.
@@ -61,14 +61,14 @@ is_ready() {
     return 1
 }
 
-# Installs the first lock file, unless the environment was installed from one of the files. Only
+# Installs the first lock file, unless the environment was installed from one of these files. Only
 # `--setup` changes a complete environment, since other jobs may be using it.
 ensure_venv() {
     ! is_ready "$@" || return 0
     if [[ -n ${HARNESS_SNAPSHOT:-} || (-z ${SETS_UP:-} && -e $VENV/harness-lock.sha256) ]] ||
         { [[ ! -e $VENV/setup.log ]] && inside test -x "$VENV/bin/harness"; }; then
         if [[ -L $VENV/bin/python ]] && ! has_interpreter; then
-            warn "$VENV/bin/python leads to $(readlink -f "$VENV/bin/python" || true), which is not" \
+            warn "$VENV/bin/python links to $(readlink -f "$VENV/bin/python" || true), which is not" \
                 "on this node; load its module in slurm/site.sh"
         else
             say "using $VENV unchanged; it was not installed from this project's lock files, which" \
@@ -81,7 +81,7 @@ ensure_venv() {
 }
 
 # Runs a command under a lock that is valid on all nodes. Without flock (macOS) or on a disk without
-# locks (some Lustre), the lock is a folder. After half an hour its process counts as killed.
+# locks (some Lustre), the lock is a folder, which counts as abandoned after half an hour.
 with_lock() (
     lock=$PROJECT/.setup.lock
     exec 9>"$lock"
@@ -97,13 +97,13 @@ with_lock() (
     "$@"
 )
 
-# Removes an incomplete environment first, which could look complete to pip. Changes a complete one
-# in place, so running jobs keep the unchanged packages.
+# First removes an incomplete environment, which could look complete to pip. A complete environment
+# is changed in place, so running jobs keep the unchanged packages.
 install() {
     local lock=$1 log=$VENV/setup.log extra=''
     ! is_ready "$@" || return 0 # another process has installed it meanwhile
     if [[ ! -e $log && -n $(ls -A "$VENV" 2>/dev/null) ]]; then
-        complain "$VENV: is not from this script and has no bin/harness; install harness there" \
+        complain "$VENV: was not made by this script and has no bin/harness; install harness there" \
             "(pip install -e $PROJECT), or set HARNESS_VENV to a new folder"
         return 2
     fi
@@ -130,12 +130,12 @@ install_steps() {
     local -a pip=("$VENV/bin/python" -m pip --no-input --disable-pip-version-check)
     # An sdist would fetch its build requirements without checking hashes.
     local -a locked=(--require-hashes --only-binary :all:)
-    # Modules of many sites export these for their own interpreters.
+    # Modules of many sites export these variables for their own interpreters.
     unset PYTHONPATH PYTHONHOME
     export PIP_USER=0
     { inside test -x "$VENV/bin/python" || inside "$PYTHON" -m venv "$VENV"; } &&
         { install_by_uv "$PROJECT/$1" || install_by_pip "$PROJECT/$1"; } &&
-        # The build needs setuptools, which the lock file has installed.
+        # The build needs setuptools, which the lock file contains.
         inside "${pip[@]}" install --no-index --no-deps --no-build-isolation -e "$PROJECT"
 }
 
@@ -154,7 +154,7 @@ install_by_uv() {
     return $status
 }
 
-# Skips pip's compilation, one file at a time; compiles four at a time, without packages' tests.
+# pip would compile one file at a time; this compiles four at a time, without packages' tests.
 install_by_pip() {
     inside "${pip[@]}" install --progress-bar off ${again[@]+"${again[@]}"} "${locked[@]}" \
         --no-compile -r "$1" &&

@@ -6,7 +6,7 @@
 BEGUN=''    # yes after job-begin succeeded
 RUN=''      # the folder of the job's run or sweep, if known
 VERDICT=''  # requeue or stop
-CHANGES=()  # changes of a requeued job, or the exit code of a stopped one
+CHANGES=()  # changes of a requeued job, or the exit code of a stopped job
 REQUEUED='' # yes if the job is back in the queue
 # The id to pass to Slurm's programs. One array task has the array's id as its SLURM_JOB_ID, with
 # which the programs would act on all tasks.
@@ -19,7 +19,7 @@ show_job() {
         2>/dev/null || true
 }
 
-# Sets VERDICT and CHANGES after a start with the exit code $1.
+# Sets VERDICT and CHANGES after a start that ended with exit code $1.
 decide() {
     local line
     line=$(show_job | harness job-end "$1" --signals "$SIGNALS" --run "$RUN" --runs "$HARNESS_RUNS") ||
@@ -27,7 +27,7 @@ decide() {
     read -r VERDICT line <<<"$line"
     read -r -a CHANGES <<<"$line"
     [[ $VERDICT != requeue && $VERDICT != stop ]] || return 0
-    # Without a verdict: Python does not start on this node.
+    # There is no verdict if Python does not start on this node.
     VERDICT=stop
     [[ $SIGNALS != *TERM* && $SIGNALS != *INT* ]] || return 0
     if [[ $1 == 75 || ($1 -gt 128 && ${SLURM_JOB_NUM_NODES:-1} -gt 1) ]]; then
@@ -37,7 +37,7 @@ decide() {
     fi
 }
 
-# If Slurm has cancelled the job to run another one, requeues it while its run still saves, because
+# If Slurm has cancelled this job to run another job, requeues it while its run still saves, because
 # Slurm may kill this script soon.
 requeue_if_preempted() {
     [[ -z $REQUEUED && $(show_job) == *PreemptTime=[0-9]* ]] || return 0
@@ -50,7 +50,7 @@ requeue_if_preempted() {
 # Executes the decision after the command has ended with RC; ends the script.
 finish() {
     local code=$RC asked=none
-    # A signal ended the harness before it handled signals.
+    # A signal ended the harness before signals were handled.
     [[ -z $SIGNALS ]] || case $RC in 138 | 140 | 143) RC=75 ;; esac
     if is_batch && [[ $RC == 75 || $RC -ge 126 || (-z $BEGUN && $RC != 2) ]]; then
         until [[ -n $REQUEUED || $asked == "$SIGNALS" ]]; do # another signal may come meanwhile
@@ -65,13 +65,13 @@ finish() {
             RC=${CHANGES[0]:-$RC}
         fi
     elif [[ $RC -ge 126 ]]; then
-        complain "harness ended with exit code $RC; above 128: by a signal"
+        complain "harness ended with exit code $RC; a code above 128 means a signal"
     fi
     exit "$RC"
 }
 
 requeue() {
-    trap '' TERM # the requeue ends this script too
+    trap '' TERM # the requeue sends TERM to this script too
     local try error=''
     for try in 1 2 3 4 5 6 7 8; do # the controller may be down for a moment
         [[ $try == 1 ]] || sleep "${HARNESS_RETRY_S:-5}"
@@ -86,8 +86,8 @@ requeue() {
     submit_successor
 }
 
-# Changes the requeued job in the seconds before this script ends, because Slurm refuses most changes
-# of a running job.
+# Changes the job after its requeue, before Slurm ends this script: Slurm refuses most changes of a
+# running job.
 change_job() {
     [[ ${#CHANGES[@]} -gt 0 ]] || return 0
     for _ in 1 2 3 4 5; do
@@ -97,7 +97,7 @@ change_job() {
     warn "Slurm refuses the change ${CHANGES[*]} of job $JOB"
 }
 
-# Submits another job that continues the run, where Slurm forbids the requeue.
+# Submits another job that continues the run, if Slurm forbids the requeue.
 submit_successor() {
     local answer id=''
     if [[ -n $RUN ]] && answer=$(harness job-successor "$RUN" --runs "$HARNESS_RUNS" \

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Settings of a site: copy this file to slurm/site.sh, which git ignores, and uncomment some lines.
-# Job scripts source it; run `source slurm/site.sh` in each new shell.
+# Job scripts source slurm/site.sh. Run `source slurm/site.sh` in each new shell.
 # slurm/README.md, "Settings", explains each setting.
-# shellcheck disable=SC2034  # common.sh reads them
+# shellcheck disable=SC2034  # common.sh reads the variables
 
 # source /etc/profile.d/modules.sh                # if batch shells lack `module`
 # module load python/3.12
@@ -21,11 +21,11 @@
 # export HARNESS_TRUST_CODE=1                     # run code that other users can change
 # export HARNESS_TRUSTED_NETWORK=1                # one model on several nodes; see README
 # export HARNESS_INTERFACE=eth1                   # network between the nodes of a job
-# export NCCL_SOCKET_IFNAME=ib0                   # if NCCL chooses a wrong network
+# export NCCL_SOCKET_IFNAME=ib0                   # if NCCL chooses the wrong network
 # export NCCL_DEBUG=INFO
 
 # export HARNESS_JOBS_ONLY=1                      # refuse training outside of jobs
-# export HARNESS_MAX_REQUEUES=2                   # requeues in succession without a step
+# export HARNESS_MAX_REQUEUES=2                   # requeues in succession without a new step
 # export HARNESS_STALL_MIN=10                     # minutes without a step until a run ends
 # export HARNESS_STOP_S=60                        # seconds from a signal until a stuck run ends
 # export HARNESS_LOGIN=$USER@login.cluster.edu    # login node for TensorBoard's tunnel
@@ -39,4 +39,4 @@
 # export SBATCH_GRES=none SBATCH_GPUS_PER_NODE=a100:1
 # export SBATCH_MEM_PER_GPU=16G                   # for harness submit only: the scripts have --mem
 # export HARNESS_SBATCH_NEVER="gres mem"          # options that the site refuses
-# export HARNESS_SBATCH_ALWAYS=--ntasks=1         # options that it demands
+# export HARNESS_SBATCH_ALWAYS=--ntasks=1         # options that the site demands

@@ -111,7 +111,7 @@ def test_a_users_environment_is_never_changed(project: Project) -> None:
         result = project.run(project.path / "slurm/bilstm.sh", env=env)
         assert result.returncode == 2
         (line,) = result.stderr.splitlines()
-        assert f"{own}: is not from this script" in line
+        assert f"{own}: was not made by this script" in line
         assert sorted(own.rglob("*")) == before
 
 

@@ -249,7 +249,7 @@ class Decision:
     code: int | None = None  # exit code of the job; None for the harness's exit code
 
     def line(self) -> str:
-        """Return a line for the script: `requeue` and changes of the job, or `stop` and exit code."""
+        """Return the script's next step: `requeue` and changes of the job, or `stop` and a code."""
         if not self.requeue:
             return f"stop {'' if self.code is None else self.code}".strip()
         nodes = f"ExcNodeList={','.join(self.exclude)}" if self.exclude else ""

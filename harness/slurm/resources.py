@@ -143,7 +143,7 @@ def compose(
 
 
 def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
-    """Return the option for this number of GPUs per node, with the site's name for it and GPU type."""
+    """Return the site's form of the request for GPUs per node, with the site's type of GPU."""
     if not int(gpus.rpartition(":")[2]):
         return "--gres=none"
     per_node = site.get("SBATCH_GPUS_PER_NODE")

@@ -50,7 +50,7 @@ is_in_batch_script() { [[ ${ENVIRONMENT:-} == BATCH && -z ${SLURM_STEP_ID:-} && 
 # Whether this script was called by its path; sbatch runs a copy in Slurm's spool folder.
 is_called() { [[ $(dirname "$0") -ef $PROJECT/slurm ]]; }
 
-# Unsets the variables of a job step, if they come from the caller of sbatch: then there is no step.
+# Unsets step variables that sbatch passed on from its caller; a batch script itself is in no step.
 forget_step() {
     if is_called; then
         [[ ${ENVIRONMENT:-} == BATCH && -n ${SLURM_STEP_ID:-} ]] || return 0
@@ -122,7 +122,7 @@ run_child() {
     while HEARD=''; do
         status=0
         wait "$CHILD" || status=$?
-        # A signal ends `wait` early. The next one returns 127 if RC already is CHILD's status.
+        # A signal ends `wait` early. The next `wait` returns 127 if RC already is CHILD's status.
         [[ $status == 127 && $RC != 127 ]] || RC=$status
         [[ -n $HEARD ]] || break
     done

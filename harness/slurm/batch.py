@@ -29,7 +29,7 @@ MEMORY_FACTOR = 1.5
 MAX_MEMORY_RETRIES = 2
 NUM_OPEN = 64  # number of newest trials whose steps count as progress
 STEPS_OF_A_TRIAL = 10**9  # larger than the number of steps of any trial
-MAX_REQUEUES = 2  # successive requeues without a new step; a third start without one is the last
+MAX_REQUEUES = 2  # successive requeues without a new step; a third start without a step is the last
 
 # ---- The command of a start
 
@@ -61,7 +61,7 @@ class Start:
     home: Path  # the project's folder
     runs: str
     allocation: SlurmEnvironment | None = None  # the batch job; None for a local run
-    is_called: bool = False  # whether a user's job script, which may start several runs, calls ours
+    is_called: bool = False  # whether a user's script called this script, perhaps for several runs
     seeds: tuple[str, ...] = ()  # seeds of tasks 1, 2, ...; empty if the indices are the seeds
     task: str | None = None  # index of this array task; None outside of an array
     never: tuple[str, ...] = ()  # names of options that the site refuses, such as mem
@@ -135,7 +135,7 @@ def _training(words: Sequence[str], start: Start, runs: str) -> Plan:
 
 
 def _search(words: Sequence[str], start: Start, runs: str) -> Plan:
-    """Return the command of a search, equal for all array tasks; for `--join X`, `sweep join X`."""
+    """Return a search's command, equal for all array tasks; `--join X` becomes `sweep join X`."""
     command, arguments = ["tune"], []
     for word in words:
         option, equals, value = word.partition("=")
@@ -196,7 +196,7 @@ class Counters:
         )
 
     def write(self, path: Path) -> None:
-        """Write the counters to a file, which may exist."""
+        """Write the counters to a file, which may already exist."""
         make_folder(path.parent)
         atomic_write(path, to_json({"format": 1, **asdict(self)}))
 
@@ -232,7 +232,7 @@ class Ending:
 
     @property
     def can_go_on(self) -> bool:
-        """Whether a later start can continue the run. If one process dies, other nodes save."""
+        """Whether a later start can continue the run. If one of several processes dies, others save."""
         saved = self.code == SAVED or self.was_starting
         return saved or (self.code > 128 and self.num_nodes > 1)
 

@@ -180,7 +180,7 @@ def _refusal(message: str) -> InputError | RunError:
 
 # The user's jobs in the queue
 
-ASK_EVERY_S = 30.0  # least time between calls of squeue; some sites forbid more calls
+ASK_EVERY_S = 30.0  # seconds between two calls of squeue; some sites forbid more frequent calls
 QUEUE_TIMEOUT_S = 5.0
 BATCH_SCHED_DELAY_S = 3  # Slurm's default
 
@@ -296,8 +296,8 @@ def find_job(
     if raw_id is None:
         return by_name[0] if by_name else None
     own = [job for job in jobs if job.raw_id == raw_id]
-    # Waiting array tasks share a raw id, so the shown ids must agree too. Not so for a job outside
-    # of an array: it may continue the run of an array task.
+    # Waiting array tasks share a raw id, so the shown ids must agree too. They may differ for a
+    # job outside of an array, which may continue the run of an array task.
     both = [j for j in own if j.id == shown_id or "_" not in j.id or "_" not in (shown_id or "")]
     return both[0] if both else None
 

@@ -98,7 +98,7 @@ class SlurmEnvironment:
     def own_id(self) -> str:
         """The id to pass to Slurm's programs, such as 42_3 for an array task.
 
-        One task has the array's id as its `job_id`, with which the programs would act on all tasks.
+        One task has the array's id as its `job_id`; with this id, they would act on all tasks.
         """
         array, task, _ = (self.variables.get(name) for name in OF_ARRAYS)
         return f"{array}_{task}" if array and task else self.job_id
@@ -293,7 +293,7 @@ def report_node_fault(reason: str, environment: Mapping[str, str] = os.environ) 
     """Report that this node is faulty, so that the job continues without it.
 
     Returns:
-        Whether the report was written; only job scripts, which read it, set HARNESS_NODE_FAULTS.
+        Whether the report was written: only under a job script, which sets HARNESS_NODE_FAULTS.
     """
     path = environment.get("HARNESS_NODE_FAULTS")
     node = environment.get("SLURMD_NODENAME")

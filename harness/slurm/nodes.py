@@ -313,5 +313,5 @@ def interface_address(name: str) -> str:
             return each.address
     known = ", ".join(sorted(interfaces))
     raise InputError(
-        f"{INTERFACE} {name}: no such interface with an IPv4 address; here are {known}"
+        f"{INTERFACE} {name}: no such interface with an IPv4 address; this node has {known}"
     )

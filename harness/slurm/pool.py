@@ -94,7 +94,7 @@ def allocate_slots(
     a recurrent network are too small to be divided among threads.
 
     Args:
-        num_workers: the number of workers; by default as many as the GPUs, or else CPUs, can run.
+        num_workers: the number of workers; by default, as many as GPUs or, without GPUs, CPUs can run.
         workers_per_gpu: the number of workers that share a GPU.
         option: the option that sets `workers_per_gpu`, for messages.
         devices: `cpu` places all workers on CPUs.
@@ -134,7 +134,7 @@ def srun_args(slot: Slot, name: str) -> list[str]:
     """Return srun and its options for a task on a slot's node; steps share the job's CPUs and GPUs.
 
     With CPU binding, overlapping steps would all use the first CPUs. Without --mem, srun fails if
-    two memory variables are set: the shell that called sbatch may have set a second one.
+    two memory variables are set: the shell that called sbatch may have set the second.
     """
     nodelist = [f"--nodelist={slot.node}"] if slot.node else []
     memory = [] if "mem" in Rules.of_site().never else ["--mem=0"]
@@ -390,7 +390,7 @@ def _failure(process: ManagedProcess) -> str:
 
 
 def run_printed(*args: str) -> None:
-    """Run a `harness …` command and print its lines; after a failure raise the last as an error.
+    """Run a `harness …` command and print its lines; if it fails, raise its last line as an error.
 
     Raises:
         InputError, Interrupted, RunError: if the command fails; its exit code decides which error.

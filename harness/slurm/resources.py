@@ -143,7 +143,7 @@ def compose(
 
 
 def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
-    """Return the site's form of the request for GPUs per node, with the site's type of GPU."""
+    """Return the option for these GPUs per node, with the option name and GPU type of the site."""
     if not int(gpus.rpartition(":")[2]):
         return "--gres=none"
     per_node = site.get("SBATCH_GPUS_PER_NODE")
@@ -224,7 +224,7 @@ class Resources:
         """Refuse requests that sbatch would misread, or refuse with an unclear message.
 
         Raises:
-            InputError: if a request is refused; a line with the option, its value and the reason.
+            InputError: if a request is refused; the message states option, value and reason.
         """
         if self.gpus is not None:
             match = GPU_REQUEST.fullmatch(self.gpus)
@@ -282,7 +282,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
             raise InputError(f"--seeds {text}: should be numbers and ranges, such as 1-5 or 1,3,7")
-        part_of = range(first, min(last, first + MAX_SEEDS) + 1)  # still too many after the cut
+        part_of = range(first, min(last, first + MAX_SEEDS) + 1)  # a cut range is still refused
         if twice := seeds.intersection(part_of):
             raise InputError(f"--seeds {text}: names seed {min(twice)} twice; give each seed once")
         seeds.update(part_of)

@@ -135,7 +135,7 @@ class Wanted:
 
     job: Job | SearchSpec
     resources: Resources
-    seeds: tuple[int, ...] | None = None  # several seeds need an array; None: the job file's
+    seeds: tuple[int, ...] | None = None  # several seeds need an array; None: the job file's seed
     pack: bool = False  # whether one job trains all seeds in parallel, without an array
     resumes: Path | None = None  # the absolute path of a run or sweep to continue
     is_begun: bool = True  # whether the folder `resumes` exists

@@ -1,7 +1,7 @@
 """Submit jobs to sbatch with a snapshot of the code.
 
 `<runs>/.submissions/<time>-<job>/` contains the script and a job file with every key, so later
-edits do not affect a waiting job. `<runs>/.submissions/<job id>.json` lists the runs and the logs.
+edits do not affect a waiting job. `<runs>/.submissions/<job id>.json` lists runs and logs of a job.
 """
 
 import contextlib
@@ -73,12 +73,12 @@ def make_request(
     seeds: str | None = None,
     pack: bool = False,
 ) -> Request:
-    """Check a request to train a job; without a job file, to train and compare the five networks.
+    """Return a checked request to train a job; without a file, to train and compare five networks.
 
     This writes only the cache of the user's texts, which the job uses later.
 
     Raises:
-        InputError: if a value is refused; one line with the value and the remedy.
+        InputError: if a value is refused; the message states the value and the remedy.
     """
     chosen = parse_seeds(seeds) if seeds is not None else None
     if pack and not chosen:
@@ -95,7 +95,7 @@ def check_request(
     """Return the request for these jobs after checking each of them.
 
     Raises:
-        InputError: if a value is refused; one line with the value and the remedy.
+        InputError: if a value is refused; the message states the value and the remedy.
     """
     request = Request(project_folder(), runs.absolute(), tuple(jobs), comparison)
     if request.project.resolve() == runs.resolve():

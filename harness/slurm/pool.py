@@ -94,7 +94,7 @@ def allocate_slots(
     a recurrent network are too small to be divided among threads.
 
     Args:
-        num_workers: the number of workers; by default, as many as GPUs or, without GPUs, CPUs can run.
+        num_workers: the number of workers; by default as many as fit on the GPUs, or else the CPUs.
         workers_per_gpu: the number of workers that share a GPU.
         option: the option that sets `workers_per_gpu`, for messages.
         devices: `cpu` places all workers on CPUs.

@@ -153,7 +153,7 @@ def read_header(code: Path, name: str) -> list[str]:
         lines = path.read_text("utf-8", errors="surrogateescape").splitlines()
     except OSError as error:
         raise InputError(
-            f"{path}: can't be read ({error.strerror}), but job {name} needs its #SBATCH lines; "
+            f"{path}: can't be read ({error.strerror}), but the job needs its #SBATCH lines; "
             "restore it from git, or set HARNESS_HOME to the project"
         ) from None
     header = []

@@ -1,4 +1,4 @@
-"""Reviews as flat arrays, with the vocabulary and the classes."""
+"""A dataset: reviews as flat arrays, the vocabulary and the classes."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,24 +12,24 @@ from numpy.typing import ArrayLike, NDArray
 
 SPLITS = ("train", "test")
 ARRAYS = {"tokens": np.int32, "offsets": np.int64, "labels": np.int32}
-# The `content_checksum` of the reviews in Keras's imdb.npz.
+# The `content_checksum` of Keras's imdb.npz.
 OFFICIAL = "fc1cd78d97848b792cf087d29cb77921ccab469ccf0c778e9ada027fde22f9d3"
 
 CLASSES = ("negative", "positive")  # the classes of IMDB, with the labels 0 and 1
 MAX_CLASSES = 1000
-SHOWN = 10  # the number of classes in a message
+SHOWN = 10  # the largest number of classes that a message lists
 
 
 @dataclass(frozen=True)
 class Split:
-    """Reviews one after another: review i is `tokens[offsets[i]:offsets[i + 1]]`.
+    """The reviews of a split: review i consists of `tokens[offsets[i]:offsets[i + 1]]`.
 
     The reviews of IMDB are in the order of `keras.datasets.imdb.load_data`.
     """
 
-    tokens: np.ndarray  # [num_tokens] int32, the rank of each word; the first rank is 1
+    tokens: np.ndarray  # [num_tokens] int32, the rank of each word; ranks start at 1
     offsets: np.ndarray  # [num_reviews + 1] int64
-    labels: np.ndarray  # [num_reviews] int32; the first label is 0
+    labels: np.ndarray  # [num_reviews] int32; labels start at 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -55,19 +55,19 @@ class Split:
 class Dataset:
     """The training and test split, the word for each rank, and the class for each label.
 
-    The texts of a user may have a validation split. Its reviews are at the end of `train`.
+    If a user's texts have a validation split, the reviews of this split are at the end of `train`.
     """
 
     train: Split
     test: Split
     vocab: Sequence[str]  # the word of rank i + 1 is `vocab[i]`
-    checksum: str  # the sha256 of the content
+    checksum: str  # the result of `content_checksum`
     is_sample: bool = False
-    folder: Path | None = None  # the folder of the data, or the source of a user's texts
-    note: str = ""  # the reason for using the sample, or how a user's texts were split
+    folder: Path | None = None  # the dataset's folder, or `data.source` for a user's texts
+    note: str = ""  # why the sample is used, or how a user's texts were split
     classes: tuple[str, ...] = CLASSES  # the names of the labels 0, 1, …
     is_own: bool = False  # whether these are a user's texts, see `harness.data.own_texts`
-    num_validation: int = 0  # the number of reviews at the end of `train` for validation only
+    num_validation: int = 0  # the number of validation reviews at the end of `train`
 
     @property
     def official(self) -> bool:
@@ -86,7 +86,7 @@ class Dataset:
 
     @property
     def introduction(self) -> str:
-        """A line about the dataset, printed when a run starts; empty for the full IMDB."""
+        """A line about a user's texts or the sample, printed when a run starts; else empty."""
         if self.is_own:
             counts = {name: f"{len(part):,}" for name, part in self.parts().items()}
             validation = f", {counts['validation']} validation" if self.num_validation else ""
@@ -100,7 +100,7 @@ class Dataset:
 
     @property
     def _labels(self) -> str:
-        """The number of classes, and the first ten labels with their classes."""
+        """The number of classes, and the names of the first ten, for messages."""
         shown = [f"{label} = {name}" for label, name in enumerate(self.classes[:SHOWN])]
         more = ", …" if self.classes[SHOWN:] else ""
         return f"{len(self.classes)} classes: {', '.join(shown)}{more}"
@@ -111,7 +111,7 @@ class Dataset:
         return num_outputs(self.classes)
 
     def record(self) -> dict[str, Any]:
-        """Return what a run or sweep records of its dataset, to open the same one again."""
+        """Return the entries about the dataset in the record of a run or sweep."""
         return {
             "checksum": self.checksum,
             "official": self.official,
@@ -122,11 +122,11 @@ class Dataset:
         }
 
     def splits(self) -> dict[str, Split]:
-        """Return the two stored splits: `train` and `test`."""
+        """Return the stored splits, `train` and `test`."""
         return {"train": self.train, "test": self.test}
 
     def parts(self) -> dict[str, Split]:
-        """Return the splits of the source: `train` and `test`, and perhaps `validation`."""
+        """Return the splits of the source: `train`, `validation` if there is one, and `test`."""
         if not self.num_validation:
             return self.splits()
         cut = len(self.train) - self.num_validation
@@ -136,12 +136,12 @@ class Dataset:
     def used(self, limit: int, share: float) -> tuple[Split, int]:
         """Return a job's training and validation reviews, and the number of training reviews.
 
-        The validation reviews come last. They are the validation split of the source, or else a
-        share of its training split. With a share of 0 all reviews are training reviews.
+        The validation reviews come last. They are the validation split of the source, or else the
+        last `share` of the training split. With a share of 0 all these reviews are for training.
 
         Args:
-            limit: the value of `data.limit`: the number of reviews used from the start of each
-                split of the source; 0 = all.
+            limit: the value of `data.limit`: how many reviews to use from the start of each split
+                of the source; 0 = all.
             share: the value of `data.validation_split`.
         """
         if not self.num_validation:
@@ -166,7 +166,7 @@ def make_split(reviews: Sequence[Any] | np.ndarray, labels: Sequence[int] | np.n
 def content_checksum(
     train: Split, test: Split, vocab: Sequence[str], *, num_validation: int = 0
 ) -> str:
-    """Return the sha256 of a dataset's reviews, labels and words, whatever file they come from.
+    """Return the sha256 of a dataset's reviews, labels and words; the file format has no effect.
 
     Args:
         num_validation: the number of validation reviews at the end of `train`.
@@ -176,8 +176,8 @@ def content_checksum(
         for name, dtype in ARRAYS.items():
             array = np.ascontiguousarray(getattr(split, name), np.dtype(dtype).newbyteorder("<"))
             digest.update(array.data)
-    # No word contains a NUL byte. Without a validation split the mark is empty, so datasets from
-    # before there were validation splits keep their checksums.
+    # NUL ends the words, since no word contains it. Without a validation split nothing is added, so
+    # the checksum is the same as in versions of the harness that had no validation splits.
     mark = f"\0{num_validation}" if num_validation else ""
     digest.update(("\n".join(vocab) + mark).encode())
     return digest.hexdigest()
@@ -194,7 +194,7 @@ def vocab_from_bytes(content: bytes) -> list[str]:
 
 
 def num_outputs(classes: Sequence[str]) -> int:
-    """Return a network's number of outputs: 1 (for label 1) with 2 classes, else one per class."""
+    """Return a network's number of outputs: 1 per class, but 1 (for label 1) with 2 classes."""
     return 1 if len(classes) == 2 else len(classes)
 
 
@@ -202,8 +202,8 @@ def by_class(probabilities: ArrayLike) -> NDArray[np.float64]:
     """Return the probability of each class, `[num_reviews, num_classes]`.
 
     Args:
-        probabilities: the probability of each class, or only the probability of label 1,
-            `[num_reviews]` or `[num_reviews, 1]`.
+        probabilities: the same array; or only the probability of label 1, `[num_reviews]` or
+            `[num_reviews, 1]`.
     """
     array = np.asarray(probabilities, np.float64)
     if array.ndim == 1:
@@ -212,7 +212,7 @@ def by_class(probabilities: ArrayLike) -> NDArray[np.float64]:
 
 
 def validation_cut(num_reviews: int, share: float) -> int:
-    """Return the number of training reviews if the last `share` is for validation, as in Keras."""
+    """Return how many reviews are left for training if, as in Keras, the last `share` is not."""
     cut = int(num_reviews * (1 - share))
-    # At least one review for training and one for validation.
+    # Keep at least one review for training and one for validation.
     return min(max(cut, 1), num_reviews - 1) if share > 0 else cut

@@ -1,7 +1,7 @@
 """The folder that stores a dataset as flat arrays.
 
-Somebody could change the reviews but not the stored checksum, and a disk may flip a bit. So the
-checksum is computed again when a folder is opened. This takes 0.03 s for the 46 MB of IMDB.
+Opening a folder computes the checksum again, because a user or a disk error may have changed the
+reviews. This takes 0.03 s for the 46 MB of IMDB.
 """
 
 import contextlib
@@ -37,21 +37,21 @@ from harness.system.files import (
 FORMAT = 1
 RECORD = "dataset.json"
 OWNERS = "HARNESS_DATA_OWNERS"
-PRIVATE = 0o700  # no other user may read a user's texts
+PRIVATE = 0o700  # mode of a folder in the cache: other users can't read the texts
 
 
 def save_folder(dataset: Dataset, folder: Path) -> None:
-    """Store a dataset, unless the folder already contains it. A stored folder is always complete.
+    """Store a dataset, unless the folder contains it already. A stored folder is complete.
 
     Raises:
-        InputError: if the folder contains something else, or is a symbolic link of another user.
+        InputError: if the folder contains other files, or is a symbolic link of another user.
         DiskError: if the folder can't be written.
     """
 
     def check(earlier: Path) -> None:
         is_empty = not earlier.exists() or (earlier.is_dir() and not any(earlier.iterdir()))
         if not is_empty and not is_dataset_folder(earlier):
-            raise InputError(f"{folder}: contains something else; move it away")
+            raise InputError(f"{folder}: contains other files than a dataset; move it away")
 
     if (known := open_if_whole(folder)) and known.checksum == dataset.checksum:
         return
@@ -64,11 +64,11 @@ def save_folder(dataset: Dataset, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _new_folder(target: Path, check: Callable[[Path], None], mode: int) -> Iterator[Path]:
-    """Make a folder as `replaced_directory` does, closed to other users until it is complete.
+    """Make a folder as `replaced_directory` does; other users can't open it before it is complete.
 
     Args:
-        mode: the largest set of permissions for the folder. Other users never get write permission,
-            with which `open_folder` would refuse the folder.
+        mode: the most permissions that the folder may get. They never include writing by other
+            users, since `open_folder` would then refuse the folder.
     """
     with replaced_directory(target, check) as temporary:
         allowed = temporary.stat().st_mode
@@ -95,7 +95,7 @@ def fill_folder(dataset: Dataset, folder: Path) -> None:
         "format": FORMAT,
         "checksum": dataset.checksum,
         "is_sample": dataset.is_sample,
-        # The note of the sample is not stored: it is valid only for the present command.
+        # The note of the sample is not stored: it says why this command uses the sample.
         "note": dataset.note if dataset.is_own else "",
         "classes": dataset.classes,
         "num_validation": dataset.num_validation,
@@ -108,8 +108,8 @@ def open_folder(folder: Path) -> Dataset:
 
     Raises:
         InputError: if an untrusted user could have changed the dataset.
-        DiskError: if reading fails with a disk error; the folder may still be good.
-        RunError: if a file is missing or broken, or has another format.
+        DiskError: if the disk reports an error; the dataset may be intact.
+        RunError: if a file is missing or broken, or if another version wrote the format.
     """
     try:
         check_owners(folder, [folder, *folder.iterdir()])
@@ -124,7 +124,7 @@ def open_folder(folder: Path) -> Dataset:
         num_validation = record["num_validation"]
         checksum = content_checksum(train, test, vocab, num_validation=num_validation)
         if checksum != record["checksum"]:
-            raise ValueError(f"its content does not have the checksum of {RECORD}")
+            raise ValueError(f"its checksum is not the one in {RECORD}")
         return Dataset(
             train,
             test,
@@ -150,7 +150,7 @@ def check_owners(folder: Path, paths: Iterable[Path]) -> None:
     """Refuse a dataset that an untrusted user could have changed.
 
     Raises:
-        InputError: for the first path that an untrusted user could have changed.
+        InputError: for the first such path.
         OSError: if a path is missing.
     """
     owners = os.environ.get(OWNERS, "").replace(",", " ").split()
@@ -159,23 +159,23 @@ def check_owners(folder: Path, paths: Iterable[Path]) -> None:
             remedy = (
                 f"chmod go-w {shlex.quote(str(path))}"
                 if "write" in reason
-                else "use data of your own (harness data fetch), or, if you trust the owner, "
+                else "fetch your own data (harness data fetch), or, if you trust the owner, "
                 f"export {OWNERS}=… in slurm/site.sh, and source that file"
             )
             raise InputError(f"dataset {folder}: {path.name} {reason}; {remedy}")
 
 
 def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
-    """Open a dataset in the user's cache. Make it first if it is missing, broken or not trusted.
+    """Open a dataset in the user's cache. If it is missing, broken or not trusted, make it first.
 
-    One process makes it while other processes wait.
+    One process makes the dataset while other processes wait.
 
     Args:
         name: the name of the dataset's folder in the cache.
         fill: a function that writes the dataset into an empty folder.
 
     Raises:
-        InputError, RunError: as `fill` does.
+        InputError, RunError: if `fill` raises it.
         DiskError: if the cache can't be written.
     """
     cached = cache_folder() / name
@@ -188,7 +188,7 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
             with _new_folder(cached, _check_not_whole, PRIVATE) as temporary:
                 fill(temporary)
         except OSError as error:
-            # On a file system without locks another process may have made the folder first.
+            # On a disk without locks another process may have made the folder in the meantime.
             if not open_if_whole(cached):
                 remedy = "free space there, or set XDG_CACHE_HOME to a disk with space"
                 raise DiskError(write_refusal(cached, error, remedy)) from None
@@ -197,14 +197,14 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
 
 def _check_not_whole(folder: Path) -> None:
     if open_if_whole(folder):
-        raise FileExistsError(f"{folder}: another process made it, and a run may read it by now")
+        raise FileExistsError(f"{folder}: another process has made it, and a run may be reading it")
 
 
 def open_if_whole(folder: Path) -> Dataset | None:
-    """Open a stored dataset. Return None if it is missing, broken or not trusted.
+    """Open a stored dataset; return None if the dataset is missing, broken or not trusted.
 
     Raises:
-        DiskError: if reading fails with a disk error; the folder may still be good.
+        DiskError: if the disk reports an error; the dataset may be intact.
     """
     if is_dataset_folder(folder):
         try:

@@ -1,32 +1,32 @@
 """The order of the training reviews in each epoch, and the number of time steps of each batch.
 
-Both depend only on the seed, the epoch and the lengths of the reviews.
+Both depend only on the seed, the epoch, the lengths of the reviews and the `BatchShape`.
 """
 
 from typing import NamedTuple
 
 import numpy as np
 
-MAX_PERMUTED = 5_000_000  # the most indices, of 4 bytes, in all permutations of a tf.data dataset
+MAX_PERMUTED = 5_000_000  # indices of 4 bytes: the most that one tf.data dataset contains
 
-# With data.bucket, batches are formed from a pool of reviews sorted by length. With a larger pool
-# less padding is needed, but the batches are less random.
+# With data.bucket, the reviews for this many batches are sorted by length, then cut into batches.
+# A larger pool needs less padding, but its batches are less random.
 BATCHES_IN_POOL = 50
-# Each allowed length is about 2**(1/4) times the next shorter one. Padding is then about a tenth.
+# The allowed lengths of batches double in this many steps. About a tenth of a batch is padding.
 LENGTHS_PER_OCTAVE = 4
-SHORTEST = 8  # the smallest number of time steps in a batch, unless `maxlen` is less
+SHORTEST = 8  # the smallest allowed length of a batch, unless `maxlen` is less
 
 
 class BatchShape(NamedTuple):
     """The settings that decide how reviews become batches."""
 
     batch_size: int  # the number of reviews in a global batch
-    maxlen: int  # the number of tokens that a longer review keeps, from its end
-    bucket: bool = False  # whether a batch contains reviews of similar length
+    maxlen: int  # the largest number of tokens; a longer review keeps its last tokens
+    bucket: bool = False  # whether the reviews of a batch have similar lengths
 
 
 def num_steps(num_reviews: int, batch_size: int) -> int:
-    """Return the number of global batches for all reviews; the last batch may be smaller."""
+    """Return how many global batches contain all reviews; the last batch may be smaller."""
     return -(-num_reviews // batch_size)
 
 
@@ -39,8 +39,7 @@ def epoch_by_length(seed: int, epoch: int, lengths: np.ndarray, *, batch_size: i
     """Return an order for an epoch in which each batch contains reviews of similar length.
 
     The function cuts the permutation of the epoch into pools, sorts every pool by length, and
-    shuffles the batches of all pools. The reviews that are too few for a last full batch stay at
-    the end.
+    shuffles the batches of all pools. The reviews of the incomplete last batch stay at the end.
 
     Args:
         epoch: the number of the epoch; the first one is 0.
@@ -62,11 +61,11 @@ def epoch_by_length(seed: int, epoch: int, lengths: np.ndarray, *, batch_size: i
 def permutations_ahead(
     seed: int, epochs: range, lengths: np.ndarray, *, shape: BatchShape
 ) -> np.ndarray:
-    """Return the orders of the first epochs, as many as `MAX_PERMUTED` allows, but at least one.
+    """Return the orders of the first epochs: as many as `MAX_PERMUTED` allows, but at least one.
 
     Args:
         epochs: the numbers of the epochs; the first epoch of a run is 0.
-        lengths: the length of each review, as `Reviews.lengths` returns it, `[num_reviews]`.
+        lengths: the result of `Reviews.lengths`, `[num_reviews]`.
 
     Returns:
         Indices of reviews, `[num_epochs, num_reviews] int32`.
@@ -83,15 +82,15 @@ def permutations_ahead(
 
 
 def evaluation_order(lengths: np.ndarray, shape: BatchShape) -> np.ndarray:
-    """Return the order of reviews in evaluation, `[num_reviews]`; with `bucket` longest first."""
+    """Return the order of reviews in evaluation, `[num_reviews]`; `bucket`: the longest first."""
     return np.argsort(-lengths, kind="stable") if shape.bucket else np.arange(len(lengths))
 
 
 def padded_lengths(maxlen: int) -> np.ndarray:
     """Return the lengths that batches may have with `bucket`, ascending; the last is `maxlen`.
 
-    There are only a few, because TensorFlow compiles a graph for each length. They do not depend on
-    the data.
+    There are few lengths, because TensorFlow compiles a graph for each. They do not depend on the
+    data.
     """
     lengths, length = [maxlen], maxlen
     for step in range(1, 1000):
@@ -107,7 +106,7 @@ def time_steps(orders: np.ndarray, lengths: np.ndarray, shape: BatchShape) -> np
 
     Args:
         orders: the order of the reviews in each epoch, `[num_epochs, num_reviews]`.
-        lengths: the length of each review, as `Reviews.lengths` returns it, `[num_reviews]`.
+        lengths: the result of `Reviews.lengths`, `[num_reviews]`.
     """
     if not shape.bucket:
         return np.full(len(orders) * num_steps(len(lengths), shape.batch_size), shape.maxlen)

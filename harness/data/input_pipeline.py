@@ -1,9 +1,8 @@
 """Turns reviews into batches of `[examples, time] int32` for every replica, through tf.data.
 
-The batch of a step depends only on the permutation of the epoch and the step. The permutation
-depends only on the seed and the epoch. So no state needs to be saved: a resumed run requests the
-remaining steps. Opening a tf.data dataset takes as long as several steps, so one dataset contains
-many epochs.
+A batch depends only on its step and on the permutation of the epoch, which can be computed again.
+So the pipeline has no state to save: a resumed run requests the remaining steps. Opening a tf.data
+dataset takes as long as several steps, so one dataset contains many epochs.
 """
 
 from collections.abc import Callable
@@ -19,30 +18,30 @@ from harness.data.vocabulary import SHIFT, START, encode_split
 from harness.errors import InputError
 from harness.job.keys import Job
 
-MAX_RATIOS = 60  # the most n-gram ratios per word, 4 bytes each
+MAX_RATIOS = 60  # the largest number of n-gram ratios per word; a ratio takes 4 bytes
 # The number of examples that one operation gathers. Its overhead is the time of a few examples.
 EXAMPLES_AT_ONCE = 1024
-PREFETCHED = 2  # how many groups of EXAMPLES_AT_ONCE are prefetched
-PREFETCHED_BY_LENGTH = 8  # with data.bucket: how many batches are prefetched, one at a time
-LARGEST_PADDED = 1_000_000_000  # bytes of padded reviews; more are padded batch by batch
+PREFETCHED = 2  # the number of prefetched groups of EXAMPLES_AT_ONCE
+PREFETCHED_BY_LENGTH = 8  # with data.bucket: the number of prefetched batches
+LARGEST_PADDED = 1_000_000_000  # bytes; if padded reviews take more, each batch is padded by itself
 
 
 class Batch(NamedTuple):
     """One replica's part of a global batch, with the same number of examples on every replica.
 
-    The last batch of an epoch is filled with examples of weight 0. Otherwise TensorFlow would trace
-    the graph again for the smaller batch, and a replica without examples would hang.
+    Examples of weight 0 fill up the last batch of an epoch: for a smaller batch TensorFlow would
+    trace the graph again, and a replica without examples would hang.
 
-    `time` is the job's `maxlen`; with `data.bucket` it is one of `padded_lengths`.
+    The length `time` is the job's `maxlen`; with `data.bucket` it is one of `padded_lengths`.
     """
 
-    tokens: tf.Tensor  # [examples, time] int32; padding zeros first, with data.bucket last
-    labels: tf.Tensor  # [examples] float32, whole numbers; the first label is 0
+    tokens: tf.Tensor  # [examples, time] int32; zeros come first, with data.bucket last
+    labels: tf.Tensor  # [examples] float32, whole numbers that start at 0
     weights: tf.Tensor  # [examples] float32, 1 for a review, 0 for a filling example
     positions: tf.Tensor  # [examples] int32, the position of each example in the global batch
     count: tf.Tensor  # [] float32, the number of reviews in the global batch
-    step: tf.Tensor  # [] int64, the number of the step, which decides the dropout masks
-    ratios: tf.Tensor | tuple[()] = ()  # [examples, time, channels] float32, or no ratios
+    step: tf.Tensor  # [] int64, the number of the step in the run; it decides the dropout masks
+    ratios: tf.Tensor | tuple[()] = ()  # [examples, time, channels] float32; () without ratios
 
     @property
     def inputs(self) -> tf.Tensor | list[tf.Tensor]:
@@ -51,7 +50,7 @@ class Batch(NamedTuple):
 
 
 def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Batch]:
-    """Split a batch into parts of up to `examples_per_part` examples, with the same `count`.
+    """Split a batch into parts of up to `examples_per_part` examples; `count` stays the same.
 
     Args:
         num_examples: the number of examples in the batch. With several workers TensorFlow does not
@@ -75,9 +74,9 @@ def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Ba
 
 
 class Reviews(NamedTuple):
-    """Reviews one after another: review i is `tokens[offsets[i]:offsets[i + 1]]`."""
+    """Encoded reviews: review i consists of `tokens[offsets[i]:offsets[i + 1]]`."""
 
-    tokens: np.ndarray  # [num_tokens] int32, as `encode_split` returns them
+    tokens: np.ndarray  # [num_tokens] int32, from `encode_split`
     offsets: np.ndarray  # [num_reviews + 1] int64
     labels: np.ndarray  # [num_reviews] int32
     ratios: np.ndarray | None = None  # [num_tokens, channels] float32, see `NgramRatios`
@@ -90,10 +89,10 @@ class Reviews(NamedTuple):
         return Reviews(self.tokens[tokens], offsets - offsets[0], self.labels[first:last], ratios)
 
     def padded(self, chosen: np.ndarray, shape: BatchShape) -> np.ndarray:
-        """Pad some reviews as Keras's `pad_sequences` does, to `[..., maxlen] int32`.
+        """Return some reviews, padded as by Keras's `pad_sequences`, `[..., maxlen] int32`.
 
-        A row contains zeros and then the last `maxlen` tokens. With `data.bucket` the zeros come
-        last, and an empty review gets one token, because cuDNN does not accept an empty row.
+        A row consists of zeros and then the last tokens of the review. With `data.bucket` the zeros
+        come last, and an empty review gets one token, because cuDNN does not accept an empty row.
 
         Args:
             chosen: indices of reviews, `[...]`; an index one past the last review means an empty
@@ -111,7 +110,7 @@ class Reviews(NamedTuple):
         return np.where(is_token[..., None], np.asarray(self.ratios)[at], np.float32(0))
 
     def _places(self, chosen: np.ndarray, shape: BatchShape) -> tuple[np.ndarray, np.ndarray]:
-        """Return the index of the token at each place of padded rows, or 0; and if there is one."""
+        """Return the index of the token at each place of padded rows (0 if none), and a mask."""
         bounds = np.append(self.offsets, self.offsets[-1:])
         starts, ends = bounds[chosen][..., None], bounds[chosen + 1][..., None]
         num_kept = np.minimum(ends - starts, shape.maxlen) if shape.bucket else shape.maxlen
@@ -120,34 +119,34 @@ class Reviews(NamedTuple):
         return np.where(is_token, at, 0), is_token
 
     def words(self) -> Split:
-        """Return the reviews as ranks; start tokens and unknown words get negative ranks."""
+        """Return the ranks of the words; start tokens and unknown words get negative ranks."""
         return Split(self.tokens - SHIFT, self.offsets, self.labels)
 
     def lengths(self, maxlen: int) -> np.ndarray:
-        """Return the number of tokens that each review keeps, `[num_reviews] int64`."""
+        """Return the number of tokens in each review, at most `maxlen`, `[num_reviews] int64`."""
         lengths: np.ndarray = np.minimum(np.diff(self.offsets), maxlen)
         return lengths
 
 
 class _Source(NamedTuple):
-    """The data of all batches, as tensors on the CPU. Some have one more entry: an empty review."""
+    """The data of all batches, as tensors on the CPU. Entry `num_reviews` is an empty review."""
 
-    padded: Callable[[tf.Tensor], tf.Tensor]  # `Reviews.padded` as an operation
+    padded: Callable[[tf.Tensor], tf.Tensor]  # `Reviews.padded` as an operation of TensorFlow
     labels: tf.Tensor  # [num_reviews] float32
-    permuted: tf.Tensor  # [num_epochs * num_reviews] int32
+    permuted: tf.Tensor  # [num_epochs * num_reviews] int32, indices of reviews
     starts: tf.Tensor  # [num_reviews + 1] int64, the index of each review's first row in `ratios`
     ends: tf.Tensor  # [num_reviews + 1] int64, the index after each review's last row in `ratios`
     lengths: tf.Tensor  # [num_reviews + 1] int64, see `Reviews.lengths`
     ratios: tf.Tensor | None  # [num_tokens + 1, channels] float32; the last row is for padding
-    times: tf.Tensor | None  # with data.bucket: [num_epochs * steps_per_epoch] int32
+    times: tf.Tensor | None  # with data.bucket: the result of `time_steps`
 
 
 class Start(NamedTuple):
     """The step at which the batches begin, and whether they are repeated."""
 
-    step: int = 0  # the first step, in the first epoch of the permutations
-    steps_before: int = 0  # the number of steps in all earlier epochs, for `Batch.step`
-    endless: bool = False  # whether to repeat the steps without end
+    step: int = 0  # the first step, counted from the start of the permutations
+    steps_before: int = 0  # the number of steps in earlier epochs; `Batch.step` includes it
+    endless: bool = False  # whether the batches are repeated without end
 
 
 def batches(
@@ -158,12 +157,12 @@ def batches(
     shape: BatchShape,
     start: Start | None = None,
 ) -> tf.distribute.DistributedDataset:
-    """Return the batches of some epochs, one `Batch` for every replica and step.
+    """Return the batches of the epochs in `permutations`: a `Batch` for every replica and step.
 
     Args:
-        strategy: the strategy whose replicas share a global batch: replica 0 gets its first part.
+        strategy: the strategy whose replicas share a global batch; replica 0 gets the first part.
         permutations: the order of the reviews in each epoch, `[num_epochs, num_reviews]`.
-        start: where the batches begin; by default the first step of a run.
+        start: where the batches begin; by default at the first step of a run.
     """
     batch_size = shape.batch_size
     first_step, steps_before, endless = start or Start()
@@ -173,47 +172,47 @@ def batches(
     def dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         num_replicas = context.num_replicas_in_sync
         num_local = num_replicas // context.num_input_pipelines
-        num_examples = -(-batch_size // num_replicas)  # the number on each replica
+        num_examples = -(-batch_size // num_replicas)  # per replica
         source = _to_tensors(reviews, permutations, shape)
         at_once = 1 if shape.bucket else -(-EXAMPLES_AT_ONCE // num_examples)
 
         @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
-        def per_replica_batches(k: tf.Tensor) -> Batch:  # of consecutive k, each field [num, …]
+        def per_replica_batches(k: tf.Tensor) -> Batch:  # k: step * num_local + local, [num]
             step, local = k[:, None] // num_local, k[:, None] % num_local
             replica = context.input_pipeline_id * num_local + local
             position = replica * num_examples + tf.range(num_examples, dtype=tf.int64)
             return _gather(source, step, position, batch_size=batch_size, before=steps_before)
 
         options = tf.data.Options()
-        # There is nothing to tune, and the tuning thread may take seconds to end with the dataset.
+        # Nothing needs tuning, and tf.data's tuning thread may take seconds to stop.
         options.autotune.enabled = False
         last_step = num_epochs * steps_per_epoch
         return (
             tf.data.Dataset.range(first_step * num_local, last_step * num_local)
             .repeat(None if endless else 1)
             .batch(at_once)
-            # Not parallel: with deterministic operations TensorFlow would only warn and ignore it.
+            # Not parallel: with deterministic operations TensorFlow ignores the option and warns.
             .map(per_replica_batches)
-            # Prefetch before unbatch, so that threads pass many batches to each other at once.
+            # Prefetching before `unbatch` passes many batches between threads at once.
             .prefetch(PREFETCHED_BY_LENGTH if shape.bucket else PREFETCHED)
             .unbatch()
             .with_options(options)
         )
 
     # `experimental_distribute_dataset` would split the examples in another way, and every worker
-    # would read the whole set.
-    # TensorFlow computes with integers on the host. If the tokens were moved to the GPU, they would
-    # be copied back in every step.
+    # would read all reviews.
+    # TensorFlow computes with integers on the host's CPU, so tokens on the GPU would be copied back
+    # in every step.
     on_host = tf.distribute.InputOptions(experimental_fetch_to_device=False)
     return strategy.distribute_datasets_from_function(dataset, on_host)
 
 
 def _to_tensors(reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -> _Source:
-    # Tensors, because arrays would be copied into the graph. On the CPU, where tf.data works.
+    # The graph would contain copies of arrays, but not of tensors. tf.data works on the CPU.
     lengths = reviews.lengths(shape.maxlen)
     ratios = reviews.ratios
     if ratios is not None:
-        ratios = np.pad(ratios, ((0, 1), (0, 0)))  # a row of zeros at the end
+        ratios = np.pad(ratios, ((0, 1), (0, 0)))  # the row for padding
     with tf.device("/cpu:0"):
         return _Source(
             padded=_padding(reviews, shape),
@@ -231,12 +230,12 @@ def _to_tensors(reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -
 def _gather(
     source: _Source, step: tf.Tensor, position: tf.Tensor, *, batch_size: int, before: int
 ) -> Batch:
-    """Gather the examples at some positions of some steps, as a `Batch` of fields `[num, …]`.
+    """Return `num` batches together: a `Batch` whose fields have the shape `[num, …]`.
 
     Args:
-        step: the numbers of the steps, `[num, 1] int64`.
-        position: the positions in the global batch, `[num, examples] int64`.
-        before: the number of steps before the first epoch.
+        step: the step of each batch, `[num, 1] int64`.
+        position: the positions of the examples in the global batch, `[num, examples] int64`.
+        before: the number of steps in earlier epochs.
     """
     num_reviews = len(source.labels)
     steps_per_epoch = num_steps(num_reviews, batch_size)
@@ -248,7 +247,7 @@ def _gather(
     chosen = tf.gather(source.permuted, at)
     rows = tf.where(real, chosen, num_reviews)
     tokens = source.padded(rows)
-    if source.times is not None:  # with data.bucket; then num is 1
+    if source.times is not None:  # with data.bucket, where num is 1
         tokens = tokens[:, :, : source.times[step[0, 0]]]
     return Batch(
         tokens=tokens,
@@ -262,7 +261,7 @@ def _gather(
 
 
 def _padding(reviews: Reviews, shape: BatchShape) -> Callable[[tf.Tensor], tf.Tensor]:
-    """`Reviews.padded` as an operation of TensorFlow."""
+    """Return `Reviews.padded` as an operation of TensorFlow."""
     num_rows, maxlen = len(reviews.labels) + 1, shape.maxlen
     if num_rows * maxlen * 4 <= LARGEST_PADDED:
         # Pad all reviews once. Each batch then only copies rows.
@@ -281,7 +280,7 @@ def _padding(reviews: Reviews, shape: BatchShape) -> Callable[[tf.Tensor], tf.Te
 
 
 def _ratios(source: _Source, rows: tf.Tensor, time: tf.Tensor) -> tf.Tensor | tuple[()]:
-    """Return the ratios of some reviews, padded as their tokens: `[…, time, channels] float32`."""
+    """Return the ratios of some reviews, padded like the tokens: `[…, time, channels] float32`."""
     if source.ratios is None:
         return ()
     starts, ends, lengths = (
@@ -297,7 +296,7 @@ def _ratios(source: _Source, rows: tf.Tensor, time: tf.Tensor) -> tf.Tensor | tu
 
 
 def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, NgramRatios | None]:
-    """Return training reviews, validation reviews, and n-gram ratios if the network reads them.
+    """Return training and validation reviews, and the n-gram ratios if the network reads ratios.
 
     Raises:
         InputError: if the ratios would take too much memory.

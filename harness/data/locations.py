@@ -9,20 +9,20 @@ NPZ = "imdb.npz"  # the name of Keras's file
 
 
 def missing_in() -> list[Path]:
-    """Return the folders that `open_dataset` searches; none if one of them contains a dataset."""
+    """Return the folders that `open_dataset` searches in vain; empty if one contains a dataset."""
     named = named_folder()
     folders = [named] if named else unnamed_folders()
     return [] if any(map(holds_dataset, folders)) else folders
 
 
 def named_folder() -> Path | None:
-    """Return the folder in HARNESS_DATA, or None. If the folder is unusable, that is an error."""
+    """Return the folder that HARNESS_DATA names, the only one to search; None if it is unset."""
     named = os.environ.get("HARNESS_DATA")
     return Path(named) if named else None
 
 
 def unnamed_folders() -> list[Path]:
-    """Return the folders to search if none is named: the user's cache, then Keras's cache."""
+    """Return the folders to search if no folder is named: the user's cache, then Keras's cache."""
     keras = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
     return [fetched_folder(), keras / "datasets"]
 

@@ -3,12 +3,12 @@
 An n-gram is a sequence of one to three words in a review. The log-count ratios are from Wang &
 Manning, "Baselines and Bigrams" (2012).
 
-A network may read, with each word, the ratios of the n-grams that end at this word, one of each
-length. The ratio of an unknown n-gram is 0. With more than two classes an n-gram has one ratio for
-each class, against all other classes.
+With each word, a network may read the ratios of the n-grams that end there: the word, the pair and
+the triple. The ratio of an unknown n-gram is 0. With more than two classes an n-gram has one ratio
+for each class, against all other classes.
 
-The ratios are computed from the labels of the training reviews. Those for a training review are
-computed from the other folds; otherwise they would contain information about its label.
+The ratios are computed from the labels of the training reviews. For a training review itself they
+are computed from the folds without this review; otherwise they would reveal its label.
 """
 
 import contextlib
@@ -33,8 +33,8 @@ MAX_BYTES = 2**33  # the largest size of a file with n-grams
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 # The codes of the known n-grams, one sorted array for each length. An n-gram's number is its index
-# in this array. The code of a single word is its rank. The code of a longer n-gram is the number of
-# the n-gram without its last word, times the count of known words, plus the last word's number.
+# in the array for its length. The code of a single word is its rank. The code of a longer n-gram is
+# number(n-gram without its last word) * num_known_words + number(last word).
 Ngrams = tuple[Ints, ...]
 
 NUM_FOLDS = 5
@@ -43,14 +43,14 @@ NUM_FOLDS = 5
 def binary_ngrams(
     split: Split, known: Ngrams = (), max_words: int = MAX_WORDS
 ) -> tuple["csr_matrix", Ngrams]:
-    """Say for each review and n-gram whether the review contains the n-gram, as 1 or 0.
+    """Return a matrix: 1 if a review contains an n-gram, else 0; and the n-grams.
 
     Args:
-        known: the n-grams to look for; by default all that occur in at least two reviews.
+        known: the n-grams to look for; default: all n-grams in at least two reviews.
         max_words: the largest number of words in an n-gram.
 
     Returns:
-        The matrix `[num_reviews, num_ngrams] float64`, single words first; and the n-grams.
+        The matrix, `[num_reviews, num_ngrams] float64`, single words first; and the n-grams.
     """
     from scipy.sparse import csr_matrix, hstack
 
@@ -62,7 +62,7 @@ def binary_ngrams(
         is_known = numbers >= 0
         indices = (review_of[: len(numbers)][is_known], numbers[is_known])
         part = csr_matrix((np.ones(len(indices[0])), indices), shape=(len(split), len(codes)))
-        part.data[:] = 1.0  # csr_matrix has counted an n-gram that a review repeats
+        part.data[:] = 1.0  # csr_matrix adds up the repetitions of an n-gram
         parts.append(part)
     return hstack(parts, format="csr"), tuple(all_codes)
 
@@ -75,8 +75,8 @@ def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tup
         known, max_words: as for `binary_ngrams`.
 
     Yields:
-        Two arrays for each length. The number of the n-gram that begins at each position, or -1,
-        `[num_tokens - length + 1]`. And the codes of the n-grams in the order of their numbers.
+        For each length two arrays: the number of the n-gram that begins at each position (-1 if it
+        is unknown), `[num_tokens - length + 1]`; and the codes, in the order of the numbers.
     """
     review_of = np.repeat(np.arange(len(split)), np.diff(split.offsets))
     numbers = split.tokens[: len(review_of)].astype(np.int64)
@@ -97,18 +97,22 @@ def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tup
 
 
 def _held_by_several(codes: Ints, owners: Ints) -> Ints:
-    """Return the sorted non-negative codes that two or more reviews contain; `owners` is sorted."""
+    """Return, sorted, the codes from 0 that occur in two reviews or more.
+
+    Args:
+        owners: the index of the review that contains each code, ascending.
+    """
     order = np.argsort(codes, kind="stable")
     order = order[np.searchsorted(codes[order], 0) :]
     ordered = codes[order]
-    edges = np.flatnonzero(np.diff(ordered, prepend=-1, append=-1))  # where the code changes
+    edges = np.flatnonzero(np.diff(ordered, prepend=-1, append=-1))  # where another code begins
     first, last = edges[:-1], edges[1:] - 1
     kept: Ints = ordered[first[owners[order[first]] != owners[order[last]]]]
     return kept
 
 
 def _number(codes: Ints, known: Ints) -> Ints:
-    """Return the index of each code in the sorted array `known`, or -1 if it is not there."""
+    """Return the index of each code in the sorted array `known`; -1 for codes outside it."""
     if not len(known):
         return np.full(len(codes), -1)
     at = np.minimum(np.searchsorted(known, codes), len(known) - 1)
@@ -137,7 +141,7 @@ def log_count_ratios(features: "csr_matrix", is_class: NDArray[np.bool_]) -> NDA
 
 
 def archived(ngrams: Ngrams, **arrays: Any) -> bytes:
-    """Return the content of a file with n-grams and other arrays, which `opened` can read."""
+    """Return the content of a file with n-grams and other arrays; `opened` reads the file."""
     file = io.BytesIO()
     codes: dict[str, Any] = {f"ngrams_{i}": each for i, each in enumerate(ngrams)}
     np.savez(file, **arrays, **codes)
@@ -146,7 +150,7 @@ def archived(ngrams: Ngrams, **arrays: Any) -> bytes:
 
 @contextlib.contextmanager
 def opened(content: bytes, num_arrays: int) -> Iterator[tuple[Ngrams, Mapping[str, np.ndarray]]]:
-    """Open the content that `archived` made: the n-grams, and all arrays by name.
+    """Yield the n-grams and all arrays (by name) in the content that `archived` returned.
 
     Args:
         num_arrays: the number of arrays besides those of the n-grams.
@@ -162,7 +166,7 @@ def opened(content: bytes, num_arrays: int) -> Iterator[tuple[Ngrams, Mapping[st
         raise ValueError(f"not an archive of n-grams: {error}") from None
 
 
-# The ratios for the words of reviews
+# The ratios at each word
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,7 @@ class NgramRatios:
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "NgramRatios":
-        """Make the object from the content of a file.
+        """Read the content that `to_bytes` returned.
 
         Raises:
             ValueError: if `to_bytes` did not make the content.
@@ -225,8 +229,8 @@ def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[Ngram
     for fold in range(NUM_FOLDS):
         is_other = fold_of != fold
         others = features[is_other]
-        # These are the n-grams that a fit on the other folds alone would know. If enough of their
-        # reviews contain an n-gram, at least as many contain each part of it.
+        # `known` are the n-grams that a fit on the other folds alone would know. The parts of an
+        # n-gram are known too, since they occur in at least as many reviews.
         known = np.asarray(others.sum(axis=0)).ravel() >= MIN_REVIEWS
         of_others = _ratios(others, training.labels[is_other], labels, known=known)
         is_here = fold_at == fold
@@ -237,7 +241,7 @@ def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[Ngram
 def _ratios(
     features: "csr_matrix", labels: NDArray[np.int32], of: range, *, known: NDArray[np.bool_]
 ) -> Floats:
-    """Return n-grams' ratios for the labels `of`, 0 if not `known`: `[num_ngrams, num_ratios]`."""
+    """Return the n-grams' ratios for the labels `of`, `[num_ngrams, num_ratios]`; 0 if unknown."""
     ratios = np.zeros((features.shape[1], len(of)), np.float32)
     kept = features[:, known]
     for channel, label in enumerate(of):
@@ -246,7 +250,7 @@ def _ratios(
 
 
 def _columns_at_words(split: Split, ngrams: Ngrams) -> list[Ints]:
-    """Return an array for each length: the column of the n-gram that ends at each word, or -1."""
+    """For each length, return the column of the n-gram that ends at each word; -1 if unknown."""
     columns, before = [], 0
     for length, (numbers, codes) in enumerate(numbered_ngrams(split, ngrams, len(ngrams)), 1):
         column = np.full(split.offsets[-1], -1)
@@ -258,5 +262,5 @@ def _columns_at_words(split: Split, ngrams: Ngrams) -> list[Ints]:
 
 def _looked_up(ratios: Floats, columns: list[Ints]) -> Floats:
     """Return the ratios of the n-grams in these columns, `[num_words, num_channels]`."""
-    padded = np.concatenate([ratios, np.zeros((1, ratios.shape[1]), np.float32)])  # 0 at column -1
+    padded = np.concatenate([ratios, np.zeros((1, ratios.shape[1]), np.float32)])  # column -1: 0
     return np.concatenate([padded[column] for column in columns], axis=1)

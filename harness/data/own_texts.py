@@ -1,15 +1,15 @@
 """Makes a dataset of a user's texts: a table, a folder of tables, or folders of text files.
 
 `jobs/README.md` explains how files, classes and splits are recognized. Symbolic links are refused,
-so nothing outside the source is read. Hidden files and files with other endings are ignored.
+so nothing outside the source is read. Hidden files and files of other types are ignored.
 
-The dataset is made once, in the user's cache, as `texts-<checksum of the source>/`. This folder may
-be removed at any time.
+The dataset is made once, in the user's cache, as `texts-<checksum of the source>-<FORMAT>/`. This
+folder may be removed at any time.
 
-The hash of a review's words decides its place in its split, and also its split, unless the source
-states the split. So a new review changes neither the split nor the order of the other reviews. The
-last training reviews are a mix of all classes. The order of rows and the names of files do not
-affect the results.
+The reviews of a split are sorted by the hash of their words. If the source states no splits, the
+hash also decides which reviews are test reviews. So a new review changes neither the split nor the
+order of the other reviews, and the order of rows and the names of files do not affect the results.
+The last training reviews, which may be used for validation, are a mix of all classes.
 
 Words are ranked by their frequency in the training split; words of equal frequency are in
 alphabetical order. Words that do not occur in the training split have no rank.
@@ -55,26 +55,26 @@ REMEDY = (
     "name a table (.csv, .tsv, .jsonl, .parquet), a folder of tables, a folder of save_to_disk, or "
     "a folder with a folder of .txt files for each class"
 )
-# The word for a split in the name of a table, not beside other letters: imdb_test1.csv.
+# The name of a split in the name of a table, with no letter beside it, such as imdb_test1.csv.
 SPLIT_NAME = re.compile(r"(?<![^\W\d_])({})(?:ing|set)?(?![^\W\d_])".format("|".join(KNOWN_SPLITS)))
-# Files that `save_to_disk` of Hugging Face's `datasets` writes: for one split, for several splits.
+# Records that `save_to_disk` of Hugging Face's `datasets` writes: of a split, and of all splits.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 
-FORMAT = 6  # part of the dataset's name in the cache; raise it if other content is written
+FORMAT = 6  # part of the name in the cache; increase it if `make_dataset` returns other content
 READ_SPLITS = (*SPLITS, "validation")
 TEST_SHARE = 0.2
-MIN_REVIEWS = 10  # the fewest reviews in a split
+MIN_REVIEWS = 10  # the smallest number of reviews in a split
 MAX_CLASS_CHARACTERS = 60
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
-CLASSES_SHOWN = 10  # the number of classes in a description of a dataset
-HASH_BYTES = 16  # how much of a review's sha256 is used
+CLASSES_SHOWN = 10  # the largest number of classes that `describe` lists
+HASH_BYTES = 16  # how many bytes of a review's sha256 are used
 
 
 def read_texts(source: Path, form: DataConfig | None = None) -> Iterator[Text]:
     """Yield the reviews of a source, one after another.
 
     Args:
-        form: the job's `[data]`, whose `FORMAT_KEYS` say how to read tables; None = defaults.
+        form: the job's `[data]`; its `FORMAT_KEYS` say how to read tables. None = defaults.
 
     Raises:
         InputError: one line that states the source, the place in it, what is allowed, and a remedy.
@@ -89,7 +89,7 @@ def read_texts(source: Path, form: DataConfig | None = None) -> Iterator[Text]:
 
 
 def source_checksum(source: Path, form: DataConfig | None = None) -> str:
-    """Return the sha256 of the source's files, of their names in a folder, and of `form`.
+    """Return the sha256 of the contents and names of the source's files, and of `form`.
 
     Raises:
         InputError: if the source can't be read.
@@ -103,8 +103,7 @@ def source_checksum(source: Path, form: DataConfig | None = None) -> str:
             raise InputError(
                 f"{part.where}can't be read ({error.strerror}); check its mode"
             ) from None
-        # A single file may be renamed. In a folder, names are significant: they give classes and
-        # splits.
+        # A single file may be renamed. In a folder, the names of files state classes and splits.
         name = table_ending(part.path.name) if part.path == source else part.location
         digest.update(hashlib.sha256(os.fsencode(name)).digest() + content)
     digest.update(repr([getattr(form or DataConfig(), key) for key in FORMAT_KEYS]).encode())
@@ -149,7 +148,7 @@ def _folder_parts(source: Path) -> Iterator[SourceFile]:
             if name not in KNOWN_SPLITS or name not in entries:
                 raise InputError(
                     f"data.source {source}: {SAVED_SPLITS} names a split {name[:40]!r}, should "
-                    "name train, validation or test, which are folders beside it"
+                    "name only train, validation and test, each with a folder beside it"
                 )
             yield from _saved_parts(source, source / name, name)
     elif SAVED in entries:
@@ -190,7 +189,7 @@ def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str
     if unclear:
         raise InputError(
             f"data.source {source}: the name of {unclear[0]} should contain one split, as "
-            f"{min(by_split)} has; rename the file, for example test_a.csv, or remove it"
+            f"{min(by_split)} does; rename the file, for example test_a.csv, or remove it"
         )
     return by_split
 
@@ -206,7 +205,7 @@ def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[SourceFile]
     if not names or not all(name in entries and entries[name].is_file() for name in names):
         raise InputError(
             f"data.source {source}: {(folder / SAVED).relative_to(source)} should name files of "
-            "its folder; save the data set again by save_to_disk"
+            "its folder; save the dataset again with save_to_disk"
         )
     for name in names:
         yield _file(source, folder / name, split=split)
@@ -276,7 +275,7 @@ def _read_review(part: SourceFile, encoding: str) -> str:
 
 
 def open_source(source: Path, form: DataConfig | None = None) -> Dataset:
-    """Open the dataset of a source in the cache, and make it first if it is not there.
+    """Open the cached dataset of a source. If it is missing, make it first.
 
     Args:
         source: a file or folder.
@@ -304,9 +303,9 @@ class _Gathered:
     """
 
     # Plain arrays, because lists would take ten times the memory.
-    tokens: "array[int]" = field(default_factory=lambda: array("i"))  # the number of each word
-    lengths: "array[int]" = field(default_factory=lambda: array("i"))  # words in each review
-    labels: "array[int]" = field(default_factory=lambda: array("i"))  # the number of each class
+    tokens: "array[int]" = field(default_factory=lambda: array("i"))  # all words, as numbers
+    lengths: "array[int]" = field(default_factory=lambda: array("i"))  # words per review
+    labels: "array[int]" = field(default_factory=lambda: array("i"))  # the classes, as numbers
     splits: "array[int]" = field(default_factory=lambda: array("b"))  # index in READ_SPLITS, or -1
     hashes: bytearray = field(default_factory=bytearray)
     words: dict[str, int] = field(default_factory=dict)
@@ -326,7 +325,7 @@ def make_dataset(source: Path, folder: Path, form: DataConfig | None = None) -> 
     """
     gathered = _gather(read_texts(source, form), source)
     classes = _classes(source, [*gathered.classes])
-    label_of = np.empty(len(classes), np.int32)  # the label of each class number
+    label_of = np.empty(len(classes), np.int32)  # class number -> label
     label_of[[gathered.classes[name] for name in classes]] = np.arange(len(classes))
     labels = label_of[np.frombuffer(gathered.labels, np.int32)]
     hashes = np.frombuffer(gathered.hashes, ">u8").reshape(-1, 2)
@@ -334,8 +333,8 @@ def make_dataset(source: Path, folder: Path, form: DataConfig | None = None) -> 
     has_splits = split_of[0] >= 0
     if not has_splits:
         split_of = hashes[:, 0] < TEST_SHARE * 2.0**64
-    # Sort by the two halves of the hash, then by the label: reviews with the same words then have
-    # a fixed order too.
+    # Sort by the two halves of the hash, then by the label: then reviews with the same words have a
+    # fixed order too.
     order = np.lexsort((labels, hashes[:, 1], hashes[:, 0]))
     parts = {name: order[split_of[order] == i] for i, name in enumerate(READ_SPLITS)}
     for name, chosen in parts.items():
@@ -344,14 +343,14 @@ def make_dataset(source: Path, folder: Path, form: DataConfig | None = None) -> 
     vocab, reviews = _ranked(gathered, labels, chosen=split_of == 0)
     notes = [f"split by the hash of their words, {TEST_SHARE:.0%} to test"]
     if has_splits:
-        notes = ["split as the source says"]
+        notes = ["split as the source states"]
         for name in ("test", "validation"):
             if num := np.isin(hashes[parts[name], 0], hashes[parts["train"], 0]).sum():
-                notes.append(f"{num:,} {name} reviews have the words of a training review")
+                notes.append(f"{num:,} {name} reviews have the same words as a training review")
     if gathered.num_cut:
-        notes.append(f"{gathered.num_cut:,} cut to their last {MAX_CHARACTERS:,} characters")
+        notes.append(f"{gathered.num_cut:,} reviews cut to the last {MAX_CHARACTERS:,} characters")
     if gathered.num_left_out:
-        notes.append(f"{gathered.num_left_out:,} of the split {LEFT_OUT} left out")
+        notes.append(f"{gathered.num_left_out:,} reviews of the split {LEFT_OUT} left out")
     train = reviews.arranged(np.concatenate([parts["train"], parts["validation"]]))
     test, num_validation = reviews.arranged(parts["test"]), len(parts["validation"])
     checksum = content_checksum(train, test, vocab, num_validation=num_validation)
@@ -368,7 +367,7 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
     for each in texts:
         where = f"data.source {source}: {each.location}"
         first = first or each
-        if bool(each.split) != bool(first.split):  # the harness might train on test reviews
+        if bool(each.split) != bool(first.split):  # else test reviews may be trained on
             raise InputError(
                 f"{where} and {first.location}: one states its split, the other does not; state "
                 "the split of all reviews, or of none"
@@ -386,7 +385,7 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
             raise InputError(f"{where} has no {missing}; complete or remove all such reviews")
         gathered.labels.append(gathered.classes.setdefault(label, len(gathered.classes)))
         if len(gathered.classes) > MAX_CLASSES:
-            break  # this is probably not the column of the labels
+            break  # probably the wrong column; `_classes` refuses it
         gathered.hashes += _hash(" ".join(words), where)
         gathered.tokens.extend(map(gathered.words.__getitem__, words))
         gathered.lengths.append(len(words))
@@ -398,7 +397,7 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
 def _hash(words: str, where: str) -> bytes:
     """Return the hash that decides a review's split and its place in the split."""
     if "\0" in words or SURROGATE.search(words):
-        raise InputError(f"{where} contains a NUL byte or half of a character; save it as UTF-8")
+        raise InputError(f"{where} contains a NUL byte or an unpaired surrogate; save it as UTF-8")
     return hashlib.sha256(words.encode()).digest()[:HASH_BYTES]
 
 
@@ -453,15 +452,15 @@ def check_has_all(
 def _ranked(
     gathered: _Gathered, labels: np.ndarray, *, chosen: np.ndarray
 ) -> tuple[list[str], Split]:
-    """Rank the words of some reviews by frequency.
+    """Rank words by their frequency in the chosen reviews.
 
     Args:
         gathered: all reviews.
         labels: the label of each review, `[num_reviews] int32`.
-        chosen: whether the words of a review get a rank, `[num_reviews] bool`.
+        chosen: whether a review is chosen, `[num_reviews] bool`.
 
     Returns:
-        The ranked words, most frequent first; and all reviews, with the ranks of their words.
+        The ranked words, most frequent first; and all reviews, with ranks as tokens.
     """
     lengths, words = np.frombuffer(gathered.lengths, np.int32), [*gathered.words]
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -478,7 +477,7 @@ def _ranked(
 
 
 def describe(dataset: Dataset) -> Iterator[str]:
-    """Yield lines about a dataset; they help to choose `data.vocab_size` and `data.maxlen`."""
+    """Yield lines about a dataset that help to choose `data.vocab_size` and `data.maxlen`."""
     yield dataset.introduction or dataset.title
     parts = dataset.parts()
     train = parts["train"]
@@ -491,7 +490,7 @@ def describe(dataset: Dataset) -> Iterator[str]:
             shares.append(f"and {more:,} more; the rarest has {counts.min():,} reviews")
         yield f"{name + ' ':8}{len(split):,} reviews: {', '.join(shares)}"
     counts = np.bincount(train.tokens, minlength=len(dataset.vocab) + 1)
-    shares = np.cumsum(counts) / counts.sum()  # at i: the share of words with a rank up to i
+    shares = np.cumsum(counts) / counts.sum()  # shares[i]: of words with a rank up to i
     sizes = [size for size in (2000, 8000, 20000, 40000) if size - 4 < len(dataset.vocab)]
     coverage = [f"{size:,} covers {shares[size - 4]:.1%}" for size in sizes]
     yield f"words   {len(dataset.vocab):,} different ones in training; data.vocab_size: " + (
@@ -500,7 +499,7 @@ def describe(dataset: Dataset) -> Iterator[str]:
     lengths = np.diff(train.offsets)
     shown = [f"{share}% {np.percentile(lengths, share):,.0f}" for share in (50, 75, 90, 95, 99)]
     yield (
-        f"length  words of a training review: {', '.join(shown)}, longest {lengths.max():,}; "
-        "data.maxlen counts a mark for the start, too"
+        f"length  words per training review, percentiles: {', '.join(shown)}, longest "
+        f"{lengths.max():,}; data.maxlen also counts the start token"
     )
     yield f"sha256  {dataset.checksum}"

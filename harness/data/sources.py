@@ -41,8 +41,8 @@ SAMPLE = Path(__file__).parent / "sample" / "imdb_sample.npz"
 # From keras/src/datasets/imdb.py.
 ORIGIN = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 NPZ_SHA256 = "69664113be75683a8fe16e3ed0ab59fda8886cb3cd7ada244f7d9544e4676b9f"
-# The sha256 of each array in imdb.npz after `np.savez` of NumPy 2 has saved it again. Such a file
-# has another sha256, which depends on the times and the compression in the archive.
+# The sha256 of each array in imdb.npz as `np.savez` of NumPy 2 saves it. The sha256 of a file that
+# was saved again is of no use, since it depends on the times and the compression in the archive.
 _LABELS = "152efe27affa17257b61acac03069e0a5f18188bb285fb43fe9c396eab27d4fd"
 SAVED_ANEW = {
     "x_train": "158fdec97d052efa99e3f552b4efebb7b5dd116da86d2405fa6dfd9c27a26297",
@@ -57,8 +57,8 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
     """Open IMDB from a named folder, a cache, or a download; else open the packaged sample.
 
     Args:
-        data: a folder that replaces the folder in HARNESS_DATA. If either is set, no other folder
-            is searched.
+        data: a folder that replaces the folder in HARNESS_DATA. If one of the two is set, no other
+            folder is searched.
         full: whether to raise an error instead of opening the sample.
         download: whether a download is allowed; HARNESS_OFFLINE forbids it in any case.
 
@@ -131,7 +131,7 @@ def _open_named(folder: Path, name: str) -> Dataset:
 
 
 def _convert(folder: Path) -> Dataset:
-    """Open the dataset of imdb.npz, which is unpacked into the user's cache the first time."""
+    """Open a folder with imdb.npz; the first time, unpack the file into the user's cache."""
     path = folder / NPZ
     check_owners(folder, [folder, path])
     content = _read(path)
@@ -143,17 +143,17 @@ def _convert(folder: Path) -> Dataset:
 
 
 def read_npz(content: bytes, path: Path) -> Dataset:
-    """Read Keras's imdb.npz. It contains ranks; the words come from the packaged sample.
+    """Read Keras's imdb.npz, which contains ranks; the words come from the packaged sample.
 
     Args:
         path: the path of the file, for messages.
 
     Raises:
-        InputError: if it is any other file; then none of it is unpickled.
+        InputError: if the content is not Keras's; nothing is unpickled then.
     """
     if not _is_genuine(content):
         raise InputError(
-            f"{path}: is not Keras's {NPZ}, by its checksum; get that file by harness data fetch, "
+            f"{path}: is not Keras's {NPZ} (other checksum); get that file by harness data fetch, "
             "or name your texts by data.source"
         )
     with np.load(io.BytesIO(content), allow_pickle=True) as arrays:
@@ -162,7 +162,7 @@ def read_npz(content: bytes, path: Path) -> Dataset:
 
 
 def _is_genuine(content: bytes) -> bool:
-    """Whether a file is Keras's imdb.npz, or contains the same arrays, saved by NumPy 2."""
+    """Whether a file is Keras's imdb.npz, or contains its arrays, saved again by NumPy 2."""
     if hashlib.sha256(content).hexdigest() == NPZ_SHA256:
         return True
     try:
@@ -179,8 +179,8 @@ def make_dataset(train: Split, test: Split, vocab: Sequence[str]) -> Dataset:
     """Return IMDB with its reviews in the order of `keras.datasets.imdb.load_data`.
 
     Args:
-        train, test: the splits in the order of imdb.npz: positive reviews first, and sorted by the
-            names of their files.
+        train, test: the splits in the order of imdb.npz: positive reviews first, each class
+            sorted by the names of the files.
     """
     # load_data shuffles both splits with one random generator, the training split first.
     generator = np.random.RandomState(113)
@@ -292,12 +292,12 @@ def open_data(job: Job, data: Path | None, *, full: bool = False) -> Dataset:
 
 
 def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose: str) -> Dataset:
-    """Open the same data with which a run or sweep began.
+    """Open the data with which a run or sweep began.
 
     Args:
         record: what `Dataset.record` returned when the run or sweep began.
         data: the folder with IMDB from `--data`.
-        whose: the run or sweep, for messages.
+        whose: how messages name the run or sweep.
 
     Raises:
         InputError: if the data have changed or are missing.
@@ -317,7 +317,7 @@ def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose
 
 
 def check_same(dataset: Dataset, checksum: str, whose: str) -> None:
-    """Refuse to resume a run or sweep with other data than it began with.
+    """Refuse a dataset other than the one with which a run or sweep began.
 
     Raises:
         InputError: if the dataset has another checksum.
@@ -327,16 +327,18 @@ def check_same(dataset: Dataset, checksum: str, whose: str) -> None:
     which = f"checksum {checksum[:12]}, here {dataset.checksum[:12]}"
     if dataset.is_own:
         raise InputError(
-            f"{whose}: data.source {dataset.folder} has changed since then ({which}); restore it, "
-            "or start a new run"
+            f"{whose}: data.source {dataset.folder} has changed since the start ({which}); restore "
+            "it, or start a new run"
         )
-    raise InputError(f"{whose}: began with other data ({which}); pass their folder with --data")
+    raise InputError(
+        f"{whose}: began with other data ({which}); pass the folder of those data with --data"
+    )
 
 
 def _check_parts(job: Job, dataset: Dataset) -> None:
-    """Refuse a user's texts if one of the job's parts does not contain all classes.
+    """Refuse a user's texts if the job's training, test or validation reviews lack a class.
 
-    With more than two classes, only the training reviews must contain all of them.
+    With more than two classes, only the training reviews must contain all classes.
     """
     limit, share = job.data.limit, job.data.validation_split
     train, cut = dataset.used(limit, share)

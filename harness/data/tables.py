@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-MAX_ROW = 16_000_000  # the most characters in a line of a table, or in a text file
+MAX_ROW = 16_000_000  # the largest number of characters in a line of a table or in a text file
 
 SPLITS = ("train", "test")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -39,7 +39,7 @@ ROWS_AT_ONCE = 1000
 
 
 def open_bytes(path: Path, where: str) -> BinaryIO:
-    """Open a file for reading bytes, decompressed if its name ends in .gz or .zst.
+    """Open a file for reading bytes; decompress it if its name ends in .gz or .zst.
 
     Args:
         where: the beginning of an error message.
@@ -74,7 +74,7 @@ def numbered_lines(file: TextIO, where: str) -> Iterator[tuple[int, str]]:
     r"""Yield each line with its number, starting at 1; a line ends with \n, \r\n or \r.
 
     Raises:
-        InputError: if a line is too long or can't be decoded; the message contains its number.
+        InputError: if a line is too long or can't be decoded; the message states its number.
     """
     number = 0
     lines = iter(partial(file.readline, MAX_ROW + 1), "")
@@ -100,11 +100,10 @@ def undecoded(file: TextIO) -> str:
 
 
 def csv_rows(file: TextIO, where: str, *, delimiter: str) -> Iterator[list[str]]:
-    """Yield the rows of a CSV file, without blank ones.
+    """Yield the rows of a CSV file, except blank rows.
 
     Raises:
-        InputError: if a stray double quote joins a row with the next lines; also as for
-            `numbered_lines`.
+        InputError: as `numbered_lines`, or if a stray double quote joins a row with the next lines.
     """
     lines: list[str] = []  # the lines of the current row
 
@@ -214,8 +213,8 @@ def _csv_rows(table: SourceFile, form: DataConfig, delimiter: str) -> Iterator[T
 def _parquet_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
     from pyarrow import parquet
 
-    # Without pre_buffer only some pages are in memory at a time, not a whole row group, which may
-    # be the whole file.
+    # With pre_buffer a whole row group, perhaps the whole file, would be in memory. Without it only
+    # some pages are.
     with parquet.ParquetFile(table.path, pre_buffer=False, buffer_size=1 << 20) as file:
         columns = _columns(file.schema_arrow.names, table, form)
         batches = file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False)
@@ -243,7 +242,7 @@ def _batch_rows(
 
 
 def _class_names(schema: "pa.Schema", label: str) -> list[str]:
-    """Return the names of the classes if Hugging Face's `datasets` has stored them, else none."""
+    """Return the class names that Hugging Face's `datasets` stored; empty if there are none."""
     metadata = parse_json((schema.metadata or {}).get(b"huggingface", b""))
     try:
         names = metadata["info"]["features"][label]["names"]
@@ -336,7 +335,7 @@ def _columns(
         found += [name for name in names if name.strip().casefold() == "split"][:1]
     if found[2:] and table.split:
         raise InputError(
-            f"{where}has a column {found[2]}, but the file's name says the split; remove the column"
+            f"{where}has a column {found[2]}, but the file's name states one; remove the column"
         )
     return found
 

@@ -13,10 +13,10 @@ from harness.data.dataset import Split
 
 START, UNKNOWN, SHIFT, FIRST_WORD = 1, 2, 3, 4
 
-# Only the end of a longer review is used. The longest review of IMDB has 14,000 characters.
+# A longer review is cut to its end. The longest review of IMDB has 14,000 characters.
 MAX_CHARACTERS = 131_072
 
-# The rank of a word that does not occur in training reviews. It is outside any vocabulary.
+# The rank of a word that does not occur in training reviews. This rank is outside any vocabulary.
 UNRANKED = np.iinfo(np.int32).max - SHIFT
 
 # The separators of words in Keras's text_to_word_sequence, and the carriage return of Windows.
@@ -37,7 +37,7 @@ def encode_split(split: Split, vocab_size: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def encode_ranks(ranks: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Turn each rank into an index: rank + 3, or 2 for a word outside the vocabulary."""
+    """Return the index for each rank: rank + 3, or 2 for a word outside the vocabulary."""
     shifted = ranks + SHIFT
     shifted[shifted >= vocab_size] = UNKNOWN
     return shifted
@@ -49,6 +49,6 @@ def tokenize(text: str) -> list[str]:
 
 
 def encode_text(text: str, ranks: Mapping[str, int], vocab_size: int) -> list[int]:
-    """Encode raw text as the training data are: `An excellent movie!` becomes 1, 35, 321, 20."""
+    """Encode a text like the training data: `An excellent movie!` becomes 1, 35, 321, 20."""
     shifted = (ranks.get(word, vocab_size) + SHIFT for word in tokenize(text))
     return [START, *(token if token < vocab_size else UNKNOWN for token in shifted)]

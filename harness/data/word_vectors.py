@@ -12,22 +12,22 @@ from harness.errors import InputError
 from harness.system.files import sha256_of
 
 MAX_LINE_BYTES = 1_000_000
-LARGEST = 1e6  # the largest number in a vector; in pretrained vectors it is below a hundred
+LARGEST = 1e6  # the largest allowed number in a vector; in pretrained vectors it is below 100
 
 
 @dataclass(frozen=True)
 class WordVectors:
-    """The vectors of those words of the vocabulary that a file contains."""
+    """The vectors that a file contains for words of the vocabulary."""
 
     path: Path
-    found: np.ndarray  # [num_found] int64, the index of each such word in the vocabulary
+    found: np.ndarray  # [num_found] int64, the index in the vocabulary of each word with a vector
     vectors: np.ndarray  # [num_found, width] float32
     num_words: int  # the size of the vocabulary
     checksum: str  # the sha256 of the file
 
     @property
     def title(self) -> str:
-        """The file's name, and the share of the vocabulary for which it contains vectors."""
+        """The file's name, and the share of the vocabulary that has a vector."""
         share = len(self.found) / self.num_words
         return f"{self.path.name}: {len(self.found):,} of {self.num_words:,} words ({share:.1%})"
 
@@ -39,7 +39,7 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
         path: a text file with a word and its numbers in each line, perhaps compressed (`.gz` or
             `.zst`). If a word occurs twice, its first vector is used.
         words: the vocabulary.
-        width: how many numbers a vector should have.
+        width: the dimension that the vectors should have.
 
     Raises:
         InputError: one line that states the file, the place in it, what is allowed, and the remedy.
@@ -56,7 +56,9 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{where}can't be read ({' '.join(str(error).split())[:200]})") from None
     if not pairs:
-        raise InputError(f"{where}has none of the {len(words):,} words; name another file")
+        raise InputError(
+            f"{where}has none of the {len(words):,} words of the vocabulary; use another"
+        )
     vectors = np.stack([*pairs.values()])
     is_bad = ~(np.abs(vectors) <= LARGEST).all(axis=1)
     if is_bad.any():

@@ -1,4 +1,4 @@
-"""Run child processes, which may import TensorFlow and crash; measure time and peak memory."""
+"""Runs child processes that may import TensorFlow and crash; measures time and peak memory."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ NO_LIMIT_S = threading.TIMEOUT_MAX
 
 
 class ChildError(RunError):
-    """A child process took too long. The message lacks a subject, which the caller adds."""
+    """A child process took too long. The caller puts a subject in front of the message."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Ended:
 def run_module(
     module: str, *args: str | Path, timeout_s: float = NO_LIMIT_S, **variables: str
 ) -> Ended:
-    """Run a Python module of this project to its end; see `run_process`."""
+    """Run a Python module of this project and wait until it ends; see `run_process`."""
     return run_process([*module_args(module), *args], timeout_s=timeout_s, **variables)
 
 
@@ -63,7 +63,7 @@ def module_args(module: str) -> list[str | Path]:
 def run_process(
     args: Sequence[str | Path], *, timeout_s: float = NO_LIMIT_S, **variables: str
 ) -> Ended:
-    """Run a command to its end.
+    """Run a command and wait until it ends.
 
     Args:
         variables: environment variables, in addition to those of this process.
@@ -77,7 +77,7 @@ def run_process(
         timer = threading.Timer(timeout_s, child.kill)
         timer.start()
         try:
-            # Popen.wait would not return the memory that this child used.
+            # `Popen.wait` does not report how much memory the child used.
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
         except BaseException:

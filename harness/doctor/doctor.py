@@ -1,6 +1,6 @@
 """The checks of `harness doctor`.
 
-A child process imports TensorFlow, so that a crash of TensorFlow is a finding too.
+A child process imports TensorFlow, so that a crash of TensorFlow becomes a finding too.
 """
 
 import importlib.metadata
@@ -29,14 +29,14 @@ from harness.system.gpu import LAST_TRUSTED, Card, code_for, find_problem
 from harness.system.processes import installed_version, nvidia_driver
 
 SET_UP = "bash slurm/common.sh --setup"
-TENSORFLOW_S = 300  # a first import from a network disk takes minutes
-SLOW_IMPORT_S = 10.0  # from a local disk it takes about 2 s
+TENSORFLOW_S = 300  # time limit; a first import from a network disk takes minutes
+SLOW_IMPORT_S = 10.0  # a slower import gets a warning; from a local disk it takes about 2 s
 LITTLE_GB = 3.0  # less memory gets a warning; a run takes about 1.5 GB
 LITTLE_DISK_GB = 2.0  # less free disk space gets a warning; a run takes some 10 MB
 
 
 def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Finding]:
-    """Run every check in order; an error in one does not end the others."""
+    """Run the checks in order; after an error in one check, run the next checks too."""
     allocation = SlurmEnvironment.from_environment()
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "packages": check_packages,
@@ -97,19 +97,19 @@ def check_tensorflow(allocation: SlurmEnvironment | None, devices: str | None) -
 
 
 def describe_import(import_s: float) -> Finding:
-    """Judge how long TensorFlow's import took; on a shared disk, many processes take longer.
+    """Report how long TensorFlow's import took; if it was slow, advise a faster disk.
 
-    A slow import is not blamed on the disk if more processes run than the machine has CPUs.
+    There is no advice if more processes run than the machine has CPUs, since they too slow imports.
     """
     found = f"imports in {import_s:.1f} s from {sys.prefix} ({file_system(Path(sys.prefix))})"
     if import_s > SLOW_IMPORT_S and os.getloadavg()[0] <= (os.cpu_count() or 1):
-        remedy = "slurm/site.sh: HARNESS_VENV on a faster disk, or a container (HARNESS_CONTAINER)"
+        remedy = "set HARNESS_VENV (on a faster disk) or HARNESS_CONTAINER in slurm/site.sh"
         return Finding("yellow", "tensorflow", found, remedy)
     return Finding("green", "tensorflow", found)
 
 
 def describe_gpus(answer: dict[str, Any], allocation: SlurmEnvironment | None) -> Finding:
-    """Compare the GPUs that TensorFlow sees with the driver and with those that Slurm assigned."""
+    """Compare the GPUs that TensorFlow sees with the driver and the GPUs that Slurm assigned."""
     gpus, driver = answer["gpus"], nvidia_driver()
     given = given_gpus(allocation) if allocation else None
     if gpus:
@@ -150,7 +150,7 @@ def judge_card(card: Card, driver: str | None, targets: Sequence[str]) -> Findin
     if card.capability > LAST_TRUSTED:
         return Finding("yellow", "card", f"{found}: XLA may abort on it", f"try it: {warm}")
     if code.startswith("compute_"):
-        text = f"{found}: no machine code, PTX {code}: the driver compiles for minutes at first use"
+        text = f"{found}: only PTX {code}: the driver compiles for minutes at first use"
         remedy = f"fill the driver's cache once before an array of jobs: {warm}"
         return Finding("yellow", "card", text, remedy)
     return Finding("green", "card", f"{found}: machine code {code}")
@@ -169,7 +169,7 @@ def describe_libraries(answer: dict[str, Any] | None) -> Iterator[Finding]:
         remedy = "unload the module that sets it: the lock file's libraries are the tested ones"
         yield Finding("yellow", "libraries", found, remedy)
     else:
-        yield Finding("green", "libraries", "all of CUDA's, from the environment")
+        yield Finding("green", "libraries", "all CUDA libraries load from the environment")
 
 
 def _gpu_remedy(answer: dict[str, Any], allocation: SlurmEnvironment | None) -> str:
@@ -219,7 +219,7 @@ def check_data(data: Path | None) -> Iterator[Finding]:
 
 
 def check_runs(runs: Path) -> Iterator[Finding]:
-    """Check writing and free space in the folder of runs, or else the nearest one above it."""
+    """Check that the folder of runs, or the nearest one above it, is writable and has space."""
     remedy = "choose another --runs or HARNESS_RUNS"
     try:
         above = runs.absolute().parents

@@ -11,7 +11,7 @@ Level = Literal["green", "yellow", "red", "not run"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One checked fact: green works, yellow works with a drawback, red does not work.
+    """A checked fact. Green: it works; yellow: it works with a drawback; red: it does not work.
 
     `not run` is for checks of `tests.gpu` that this machine can't run.
     """
@@ -32,7 +32,7 @@ def examine(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Findi
     try:
         yield from check()
     except (InputError, RunError) as error:
-        # Messages of this project end with the remedy.
+        # The messages of these errors end with the remedy.
         found, _, remedy = str(error).rpartition("; ")
         yield Finding("red", name, found or remedy, remedy if found else "")
     except Exception as error:  # the other checks must still run

@@ -1,8 +1,9 @@
 """`harness doctor --probe`: how long the five jobs take here, extrapolated from short runs.
 
 A short run also checks the GPU, fills the driver's cache of compiled kernels, and records how much
-GPU memory it takes. To import TensorFlow, `harness doctor` runs `python -m harness.doctor.probe
-DEVICES` as a child process.
+GPU memory the run takes.
+
+To import TensorFlow, `harness doctor` runs this module in a child process.
 """
 
 import json
@@ -31,15 +32,15 @@ from harness.tracking.run_dir import last_start
 ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 JOBS = PROJECT / "jobs"
 MODULE = "harness.doctor.probe"
-SHORT = {"gpu": 20_000, "cpu": 2000}  # number of reviews per split; half train, half validate
+SHORT = {"gpu": 20_000, "cpu": 2000}  # the `data.limit` of a short run; half are for validation
 EPOCHS = 2
 FULL_REVIEWS = 25_000  # number of reviews in each split of IMDB
 TRY = f"try: {sys.executable} -c 'import tensorflow'"
 START_S = 300  # time limit of a child process
-# Time limit on a GPU without machine code: TensorFlow warns of 30 minutes of compilation.
+# Time limit of a short run on a GPU, whose kernels may take 30 minutes to compile.
 FIRST_USE_S = 2400
-MARGIN = 1.25  # time limit divided by estimate, for slower nodes and busy disks
-WARNED_S = 120  # Slurm's warning comes 90 s before the time limit, up to 30 s early
+MARGIN = 1.25  # factor from the estimate to the time limit, for slower nodes and busy disks
+WARNED_S = 120  # Slurm warns a job at most this long before its time limit
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Estimate:
 
     @property
     def is_well(self) -> bool:
-        """Whether the job was measured."""
+        """Whether the short run succeeded."""
         return not self.error
 
     @property
@@ -73,7 +74,7 @@ def ask_child(devices: str | None, timeout_s: float) -> dict[str, Any]:
     """Call `devices_seen` in a child process with TensorFlow.
 
     Raises:
-        InputError: if the child refuses the devices.
+        InputError: if the child refuses its input.
         RunError: if the child fails, dies or takes longer than `timeout_s`.
     """
     try:
@@ -91,7 +92,7 @@ def ask_child(devices: str | None, timeout_s: float) -> dict[str, Any]:
 
 
 def probe(devices: str | None, data: Path | None) -> Iterator[Estimate]:
-    """Train the five jobs for two short epochs each; by default on one GPU, or else on the CPU.
+    """Train the five jobs for two short epochs each; by default on one GPU if there is one.
 
     For a job that fails, yield an estimate with an error.
 
@@ -145,15 +146,15 @@ def estimate(
 
     Args:
         result, record: result and provenance of the short run.
-        last: the times of the run's last epoch; the first one includes compilation.
-        ended: the run's process.
+        last: the times of the run's last epoch; the first epoch would include compilation.
+        ended: the process of the short run.
     """
     evaluated_s = last["validation_s"] / result["num_validation"]  # per review
     num_validation = int(FULL_REVIEWS * job.data.validation_split)
     epoch_s = (FULL_REVIEWS - num_validation) / last["reviews_per_s"]
     total_s = (
         ended.wall_s
-        - (last["epoch_s"] + last["validation_s"])  # the rest is the run's start and end
+        - (last["epoch_s"] + last["validation_s"])  # what remains is the run's start and end
         + job.train.epochs * (epoch_s + num_validation * evaluated_s)
         + FULL_REVIEWS * evaluated_s
     )
@@ -174,7 +175,7 @@ def estimate(
 
 
 def time_limit(seconds: float) -> str:
-    """Return a value for `sbatch --time`, rounded up with a margin to 5 minutes: `[D-]HH:MM:SS`."""
+    """Return a value for `sbatch --time`, with a margin, in steps of 5 minutes: `[D-]HH:MM:SS`."""
     minutes = math.ceil((seconds * MARGIN + WARNED_S) / 300) * 5
     days, minutes = divmod(minutes, 24 * 60)
     return f"{f'{days}-' if days else ''}{minutes // 60:02}:{minutes % 60:02}:00"
@@ -184,10 +185,10 @@ def time_limit(seconds: float) -> str:
 
 
 def devices_seen(devices: str) -> dict[str, Any]:
-    """Import TensorFlow; return the import's time, its build and the GPUs that it sees.
+    """Import TensorFlow; return how long it took, TensorFlow's build and the GPUs that it sees.
 
     Args:
-        devices: devices to train on, empty for all. If the process can't, `refused` says why.
+        devices: the devices to train on; empty = all. `refused` says why they can't be used.
     """
     from harness.compute.strategy import card_of, import_tensorflow, make_strategy, parse_devices
 
@@ -213,7 +214,7 @@ def devices_seen(devices: str) -> dict[str, Any]:
 
 
 def _libraries() -> dict[str, Any]:
-    """Return CUDA's libraries that are missing, and those that the site's modules replace."""
+    """Return the missing CUDA libraries, and the CUDA libraries that the site's modules replace."""
     missing = [*gpu.missing_libraries(), *([] if gpu.has_nvml() else [gpu.NVML])]
     return {"missing": missing, "site": gpu.shadowing_libraries()}
 

@@ -29,11 +29,11 @@ class Partition:
     name: str
     is_default: bool
     is_up: bool
-    gpu_types: frozenset[str]  # "" for GPUs without a type; empty without GPUs
+    gpu_types: frozenset[str]  # "" = GPUs without a type; an empty set = no GPUs
 
 
 def parse_partitions(text: str) -> list[Partition]:
-    """Parse the output of `sinfo --format=FORMAT`; skip the headings of several clusters."""
+    """Parse the output of `sinfo --format=FORMAT`; skip the headings of clusters."""
     rows = re.findall(r"^([^|\n]+?)(\*?)\|(\w+)\|(.*)$", text, re.MULTILINE)
     return [
         Partition(name, bool(star), state == "up", gpu_types(gres))
@@ -42,7 +42,7 @@ def parse_partitions(text: str) -> list[Partition]:
 
 
 def gpu_types(gres: str) -> frozenset[str]:
-    """Return the GPU types in a node's `Gres`: a100 and "" for `gpu:a100:4(S:0-1),gpu:2`."""
+    """Return the GPU types in a node's `Gres`: for `gpu:a100:4(S:0-1),gpu:2` a100 and ""."""
     types = set()
     for item in re.sub(r"\([^)]*\)", "", gres).split(","):
         name, *rest = item.strip().split(":")
@@ -54,9 +54,9 @@ def gpu_types(gres: str) -> frozenset[str]:
 def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
     """Check the client programs, the controller, GPUs, a job script and the site's settings."""
     if not has_client("sinfo"):
-        remedy = "harmless in a container: the job script outside of it requeues the job"
+        remedy = "harmless in a container: outside of it, the job script requeues the job"
         if allocation:
-            where = f"in job {allocation.job_id} without Slurm's programs"
+            where = f"Slurm's programs are missing in job {allocation.job_id}"
             yield Finding("yellow", "slurm", where, remedy)
         else:
             yield Finding("green", "slurm", f"no Slurm here: {RUN_HERE}")

@@ -197,5 +197,5 @@ def test_a_run_on_a_users_texts(harness: Harness) -> None:
     write_csv(path, ROWS[1:], COLUMNS)
     refused = harness.run_here("resume", run)
     assert refused.returncode == 2
-    assert f"data.source {path} has changed since then" in refused.stderr
+    assert f"data.source {path} has changed since the start" in refused.stderr
     assert refused.stderr.count("\n") == 1

@@ -166,7 +166,7 @@ def test_folders_names_and_columns_say_splits(tmp_path: Path) -> None:
     (saved / "dataset_dict.json").write_text(json.dumps(content))
     dataset = open_source(saved)
     assert (len(dataset.train), len(dataset.test)) == (len(ROWS), len(ROWS))
-    assert f"{len(ROWS)} of the split unsupervised left out" in dataset.introduction
+    assert f"{len(ROWS)} reviews of the split unsupervised left out" in dataset.introduction
     shards = tmp_path / "shards"
     shards.mkdir()
     for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
@@ -203,7 +203,7 @@ def test_a_long_review_is_cut_to_its_end_and_counted(tmp_path: Path) -> None:
     """The start of a run says how many reviews were cut."""
     rows = [*ROWS, ("first " + "word " * 40_000 + "last", "pos")]
     dataset = open_source(write_csv(tmp_path / "a.csv", rows))
-    assert "1 cut to their last 131,072 characters" in dataset.introduction
+    assert "1 reviews cut to the last 131,072 characters" in dataset.introduction
     assert "last" in dataset.vocab
     assert "first" not in dataset.vocab
 
@@ -219,7 +219,7 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
             "line 2 and line 1: one states its split, the other does not",
         ),
         "deep.jsonl": ('{"text": ' + "[" * 100_000 + "\n", "line 1 is not JSON"),
-        "half character.jsonl": ('{"text": "\\ud800 a", "label": 1}\n', "half of a character"),
+        "half character.jsonl": ('{"text": "\\ud800 a", "label": 1}\n', "unpaired surrogate"),
         "empty.jsonl": ("", "is empty"),
         "no.parquet": ("not one", "can't be read"),
         "no.csv.zst": ("not packed", "can't be read"),

@@ -153,12 +153,12 @@ def test_words_are_ranked_by_the_training_split_alone(tmp_path: Path) -> None:
 
 
 def test_a_split_of_the_source_is_kept(tmp_path: Path) -> None:
-    """The start of a run counts test reviews with the words of a training review."""
+    """The start of a run counts test reviews with the same words as a training review."""
     rows = [(*row, "train" if i < 150 else "test") for i, row in enumerate(ROWS)]
     rows += [(*ROWS[3], "test"), (*ROWS[4], "test")]
     dataset = open_source(write_csv(tmp_path / "a.csv", rows, ("text", "label", "split")))
     assert (len(dataset.train), len(dataset.test)) == (150, 52)
-    assert "2 test reviews have the words of a training review" in dataset.introduction
+    assert "2 test reviews have the same words as a training review" in dataset.introduction
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_a_sweep_keeps_to_its_texts(tmp_path: Path) -> None:
     assert sweep_data(sweep, search, None) is None
     assert data_of(sweep, search).startswith("a.csv (checksum ")
     write_csv(path, ROWS[1:])
-    with pytest.raises(InputError, match=r"sweep .*: data\.source .* has changed since then"):
+    with pytest.raises(InputError, match=r"sweep .*: data\.source .* has changed since the start"):
         dataset_of(sweep, search.job, None)
 
 

@@ -137,7 +137,7 @@ class Dataset:
         """Return a job's training and validation reviews, and the number of training reviews.
 
         The validation reviews come last. They are the validation split of the source, or else the
-        last `share` of the training split. With a share of 0 all these reviews are for training.
+        last `share` of the training split. With a share of 0 they are training reviews too.
 
         Args:
             limit: the value of `data.limit`: how many reviews to use from the start of each split
@@ -194,7 +194,7 @@ def vocab_from_bytes(content: bytes) -> list[str]:
 
 
 def num_outputs(classes: Sequence[str]) -> int:
-    """Return a network's number of outputs: 1 per class, but 1 (for label 1) with 2 classes."""
+    """Return a network's number of outputs: one per class; with 2 classes only one, for label 1."""
     return 1 if len(classes) == 2 else len(classes)
 
 
@@ -202,8 +202,8 @@ def by_class(probabilities: ArrayLike) -> NDArray[np.float64]:
     """Return the probability of each class, `[num_reviews, num_classes]`.
 
     Args:
-        probabilities: the same array; or only the probability of label 1, `[num_reviews]` or
-            `[num_reviews, 1]`.
+        probabilities: the probability of each class, `[num_reviews, num_classes]`; or only that of
+            label 1, `[num_reviews]` or `[num_reviews, 1]`.
     """
     array = np.asarray(probabilities, np.float64)
     if array.ndim == 1:
@@ -212,7 +212,7 @@ def by_class(probabilities: ArrayLike) -> NDArray[np.float64]:
 
 
 def validation_cut(num_reviews: int, share: float) -> int:
-    """Return how many reviews are left for training if, as in Keras, the last `share` is not."""
+    """Return how many reviews are for training; as in Keras, the last `share` is for validation."""
     cut = int(num_reviews * (1 - share))
     # Keep at least one review for training and one for validation.
     return min(max(cut, 1), num_reviews - 1) if share > 0 else cut

@@ -44,7 +44,7 @@ def save_folder(dataset: Dataset, folder: Path) -> None:
     """Store a dataset, unless the folder contains it already. A stored folder is complete.
 
     Raises:
-        InputError: if the folder contains other files, or is a symbolic link of another user.
+        InputError: if the folder contains other files than a dataset, or is another user's link.
         DiskError: if the folder can't be written.
     """
 
@@ -109,7 +109,7 @@ def open_folder(folder: Path) -> Dataset:
     Raises:
         InputError: if an untrusted user could have changed the dataset.
         DiskError: if the disk reports an error; the dataset may be intact.
-        RunError: if a file is missing or broken, or if another version wrote the format.
+        RunError: if a file is missing or broken, or if the format is that of another version.
     """
     try:
         check_owners(folder, [folder, *folder.iterdir()])
@@ -150,7 +150,7 @@ def check_owners(folder: Path, paths: Iterable[Path]) -> None:
     """Refuse a dataset that an untrusted user could have changed.
 
     Raises:
-        InputError: for the first such path.
+        InputError: for the first path that an untrusted user could have changed.
         OSError: if a path is missing.
     """
     owners = os.environ.get(OWNERS, "").replace(",", " ").split()

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-MAX_PERMUTED = 5_000_000  # indices of 4 bytes: the most that one tf.data dataset contains
+MAX_PERMUTED = 5_000_000  # the largest number of 4-byte indices in a tf.data dataset
 
 # With data.bucket, the reviews for this many batches are sorted by length, then cut into batches.
 # A larger pool needs less padding, but its batches are less random.
 BATCHES_IN_POOL = 50
-# The allowed lengths of batches double in this many steps. About a tenth of a batch is padding.
+# The number of allowed lengths from a length to its double. About a tenth of a batch is padding.
 LENGTHS_PER_OCTAVE = 4
 SHORTEST = 8  # the smallest allowed length of a batch, unless `maxlen` is less
 
@@ -26,7 +26,7 @@ class BatchShape(NamedTuple):
 
 
 def num_steps(num_reviews: int, batch_size: int) -> int:
-    """Return how many global batches contain all reviews; the last batch may be smaller."""
+    """Return into how many global batches the reviews are divided; the last may be smaller."""
     return -(-num_reviews // batch_size)
 
 
@@ -61,7 +61,7 @@ def epoch_by_length(seed: int, epoch: int, lengths: np.ndarray, *, batch_size: i
 def permutations_ahead(
     seed: int, epochs: range, lengths: np.ndarray, *, shape: BatchShape
 ) -> np.ndarray:
-    """Return the orders of the first epochs: as many as `MAX_PERMUTED` allows, but at least one.
+    """Return orders for the first of `epochs`: as many as `MAX_PERMUTED` allows, but at least one.
 
     Args:
         epochs: the numbers of the epochs; the first epoch of a run is 0.
@@ -82,7 +82,7 @@ def permutations_ahead(
 
 
 def evaluation_order(lengths: np.ndarray, shape: BatchShape) -> np.ndarray:
-    """Return the order of reviews in evaluation, `[num_reviews]`; `bucket`: the longest first."""
+    """Return the order of reviews in evaluation, `[num_reviews]`; with `bucket` longest first."""
     return np.argsort(-lengths, kind="stable") if shape.bucket else np.arange(len(lengths))
 
 

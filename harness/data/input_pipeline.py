@@ -1,6 +1,6 @@
 """Turns reviews into batches of `[examples, time] int32` for every replica, through tf.data.
 
-A batch depends only on its step and on the permutation of the epoch, which can be computed again.
+A batch depends only on its step and on the permutation of its epoch, computed from the run's seed.
 So the pipeline has no state to save: a resumed run requests the remaining steps. Opening a tf.data
 dataset takes as long as several steps, so one dataset contains many epochs.
 """
@@ -19,11 +19,11 @@ from harness.errors import InputError
 from harness.job.keys import Job
 
 MAX_RATIOS = 60  # the largest number of n-gram ratios per word; a ratio takes 4 bytes
-# The number of examples that one operation gathers. Its overhead is the time of a few examples.
+# One operation gathers this many examples, because its overhead is the time of a few examples.
 EXAMPLES_AT_ONCE = 1024
 PREFETCHED = 2  # the number of prefetched groups of EXAMPLES_AT_ONCE
 PREFETCHED_BY_LENGTH = 8  # with data.bucket: the number of prefetched batches
-LARGEST_PADDED = 1_000_000_000  # bytes; if padded reviews take more, each batch is padded by itself
+LARGEST_PADDED = 1_000_000_000  # bytes; if all reviews take more, each batch is padded by itself
 
 
 class Batch(NamedTuple):
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     The length `time` is the job's `maxlen`; with `data.bucket` it is one of `padded_lengths`.
     """
 
-    tokens: tf.Tensor  # [examples, time] int32; zeros come first, with data.bucket last
+    tokens: tf.Tensor  # [examples, time] int32; padding zeros come first, with data.bucket last
     labels: tf.Tensor  # [examples] float32, whole numbers that start at 0
     weights: tf.Tensor  # [examples] float32, 1 for a review, 0 for a filling example
     positions: tf.Tensor  # [examples] int32, the position of each example in the global batch
@@ -110,7 +110,7 @@ class Reviews(NamedTuple):
         return np.where(is_token[..., None], np.asarray(self.ratios)[at], np.float32(0))
 
     def _places(self, chosen: np.ndarray, shape: BatchShape) -> tuple[np.ndarray, np.ndarray]:
-        """Return the index of the token at each place of padded rows (0 if none), and a mask."""
+        """For each place of padded rows, return its token's index or 0, and whether it has one."""
         bounds = np.append(self.offsets, self.offsets[-1:])
         starts, ends = bounds[chosen][..., None], bounds[chosen + 1][..., None]
         num_kept = np.minimum(ends - starts, shape.maxlen) if shape.bucket else shape.maxlen
@@ -129,7 +129,7 @@ class Reviews(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """The data of all batches, as tensors on the CPU. Entry `num_reviews` is an empty review."""
+    """The data of all batches, as tensors on the CPU; index `num_reviews` means an empty review."""
 
     padded: Callable[[tf.Tensor], tf.Tensor]  # `Reviews.padded` as an operation of TensorFlow
     labels: tf.Tensor  # [num_reviews] float32
@@ -191,7 +191,7 @@ def batches(
             tf.data.Dataset.range(first_step * num_local, last_step * num_local)
             .repeat(None if endless else 1)
             .batch(at_once)
-            # Not parallel: with deterministic operations TensorFlow ignores the option and warns.
+            # Not parallel: with deterministic operations TensorFlow only warns and ignores it.
             .map(per_replica_batches)
             # Prefetching before `unbatch` passes many batches between threads at once.
             .prefetch(PREFETCHED_BY_LENGTH if shape.bucket else PREFETCHED)

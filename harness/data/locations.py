@@ -9,14 +9,14 @@ NPZ = "imdb.npz"  # the name of Keras's file
 
 
 def missing_in() -> list[Path]:
-    """Return the folders that `open_dataset` searches in vain; empty if one contains a dataset."""
+    """Return the folders that `open_dataset` searches in vain; empty if one has a dataset."""
     named = named_folder()
     folders = [named] if named else unnamed_folders()
     return [] if any(map(holds_dataset, folders)) else folders
 
 
 def named_folder() -> Path | None:
-    """Return the folder that HARNESS_DATA names, the only one to search; None if it is unset."""
+    """Return the folder in HARNESS_DATA, or None. If there is one, no other folder is searched."""
     named = os.environ.get("HARNESS_DATA")
     return Path(named) if named else None
 

@@ -8,7 +8,8 @@ the triple. The ratio of an unknown n-gram is 0. With more than two classes an n
 for each class, against all other classes.
 
 The ratios are computed from the labels of the training reviews. For a training review itself they
-are computed from the folds without this review; otherwise they would reveal its label.
+are computed from the four folds (of five) without this review; otherwise they would reveal its
+label.
 """
 
 import contextlib
@@ -75,8 +76,9 @@ def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tup
         known, max_words: as for `binary_ngrams`.
 
     Yields:
-        For each length two arrays: the number of the n-gram that begins at each position (-1 if it
-        is unknown), `[num_tokens - length + 1]`; and the codes, in the order of the numbers.
+        For each length two arrays: the number of the n-gram that begins at each position, or -1 if
+        it is unknown, `[num_tokens - length + 1]`; and the codes of the n-grams of this length, in
+        the order of their numbers.
     """
     review_of = np.repeat(np.arange(len(split)), np.diff(split.offsets))
     numbers = split.tokens[: len(review_of)].astype(np.int64)
@@ -97,7 +99,7 @@ def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tup
 
 
 def _held_by_several(codes: Ints, owners: Ints) -> Ints:
-    """Return, sorted, the codes from 0 that occur in two reviews or more.
+    """Return the codes that occur in at least two reviews, sorted, without negative codes.
 
     Args:
         owners: the index of the review that contains each code, ascending.

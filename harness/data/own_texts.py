@@ -60,7 +60,7 @@ SPLIT_NAME = re.compile(r"(?<![^\W\d_])({})(?:ing|set)?(?![^\W\d_])".format("|".
 # Records that `save_to_disk` of Hugging Face's `datasets` writes: of a split, and of all splits.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 
-FORMAT = 6  # part of the name in the cache; increase it if `make_dataset` returns other content
+FORMAT = 6  # part of the name in the cache; increase it if `make_dataset` writes other content
 READ_SPLITS = (*SPLITS, "validation")
 TEST_SHARE = 0.2
 MIN_REVIEWS = 10  # the smallest number of reviews in a split
@@ -333,7 +333,7 @@ def make_dataset(source: Path, folder: Path, form: DataConfig | None = None) -> 
     has_splits = split_of[0] >= 0
     if not has_splits:
         split_of = hashes[:, 0] < TEST_SHARE * 2.0**64
-    # Sort by the two halves of the hash, then by the label: then reviews with the same words have a
+    # Sort by both halves of the hash, then by the label, so that reviews with the same words have a
     # fixed order too.
     order = np.lexsort((labels, hashes[:, 1], hashes[:, 0]))
     parts = {name: order[split_of[order] == i] for i, name in enumerate(READ_SPLITS)}
@@ -457,7 +457,7 @@ def _ranked(
     Args:
         gathered: all reviews.
         labels: the label of each review, `[num_reviews] int32`.
-        chosen: whether a review is chosen, `[num_reviews] bool`.
+        chosen: whether the words of a review are counted, `[num_reviews] bool`.
 
     Returns:
         The ranked words, most frequent first; and all reviews, with ranks as tokens.
@@ -490,7 +490,7 @@ def describe(dataset: Dataset) -> Iterator[str]:
             shares.append(f"and {more:,} more; the rarest has {counts.min():,} reviews")
         yield f"{name + ' ':8}{len(split):,} reviews: {', '.join(shares)}"
     counts = np.bincount(train.tokens, minlength=len(dataset.vocab) + 1)
-    shares = np.cumsum(counts) / counts.sum()  # shares[i]: of words with a rank up to i
+    shares = np.cumsum(counts) / counts.sum()  # at index i: the share of words up to rank i
     sizes = [size for size in (2000, 8000, 20000, 40000) if size - 4 < len(dataset.vocab)]
     coverage = [f"{size:,} covers {shares[size - 4]:.1%}" for size in sizes]
     yield f"words   {len(dataset.vocab):,} different ones in training; data.vocab_size: " + (

@@ -153,8 +153,8 @@ def read_npz(content: bytes, path: Path) -> Dataset:
     """
     if not _is_genuine(content):
         raise InputError(
-            f"{path}: is not Keras's {NPZ} (other checksum); get that file by harness data fetch, "
-            "or name your texts by data.source"
+            f"{path}: is not Keras's {NPZ} (its checksum differs); get that file by harness data "
+            "fetch, or name your texts by data.source"
         )
     with np.load(io.BytesIO(content), allow_pickle=True) as arrays:
         train, test = (make_split(arrays[f"x_{name}"], arrays[f"y_{name}"]) for name in SPLITS)

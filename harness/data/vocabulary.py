@@ -13,7 +13,7 @@ from harness.data.dataset import Split
 
 START, UNKNOWN, SHIFT, FIRST_WORD = 1, 2, 3, 4
 
-# A longer review is cut to its end. The longest review of IMDB has 14,000 characters.
+# Of a longer review only the end is used. The longest review of IMDB has 14,000 characters.
 MAX_CHARACTERS = 131_072
 
 # The rank of a word that does not occur in training reviews. This rank is outside any vocabulary.

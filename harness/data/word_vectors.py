@@ -57,7 +57,7 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
         raise InputError(f"{where}can't be read ({' '.join(str(error).split())[:200]})") from None
     if not pairs:
         raise InputError(
-            f"{where}has none of the {len(words):,} words of the vocabulary; use another"
+            f"{where}has none of the {len(words):,} words of the vocabulary; name another file"
         )
     vectors = np.stack([*pairs.values()])
     is_bad = ~(np.abs(vectors) <= LARGEST).all(axis=1)

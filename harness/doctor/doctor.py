@@ -99,11 +99,11 @@ def check_tensorflow(allocation: SlurmEnvironment | None, devices: str | None) -
 def describe_import(import_s: float) -> Finding:
     """Report how long TensorFlow's import took; if it was slow, advise a faster disk.
 
-    There is no advice if more processes run than the machine has CPUs, since they too slow imports.
+    There is no advice if more processes run than the machine has CPUs, which also slows an import.
     """
     found = f"imports in {import_s:.1f} s from {sys.prefix} ({file_system(Path(sys.prefix))})"
     if import_s > SLOW_IMPORT_S and os.getloadavg()[0] <= (os.cpu_count() or 1):
-        remedy = "set HARNESS_VENV (on a faster disk) or HARNESS_CONTAINER in slurm/site.sh"
+        remedy = "set HARNESS_VENV to a faster disk, or HARNESS_CONTAINER, in slurm/site.sh"
         return Finding("yellow", "tensorflow", found, remedy)
     return Finding("green", "tensorflow", found)
 

@@ -32,7 +32,7 @@ from harness.tracking.run_dir import last_start
 ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 JOBS = PROJECT / "jobs"
 MODULE = "harness.doctor.probe"
-SHORT = {"gpu": 20_000, "cpu": 2000}  # the `data.limit` of a short run; half are for validation
+SHORT = {"gpu": 20_000, "cpu": 2000}  # reviews per split (`data.limit`); half are for validation
 EPOCHS = 2
 FULL_REVIEWS = 25_000  # number of reviews in each split of IMDB
 TRY = f"try: {sys.executable} -c 'import tensorflow'"
@@ -56,7 +56,7 @@ class Estimate:
     total_s: float = 0.0
     time_limit: str = ""  # for sbatch --time
     peak_memory_gb: float = 0.0
-    gpu_gb: float | None = None  # None if NVML does not report it
+    gpu_gb: float | None = None  # None if the CPU trains
     error: str = ""
 
     @property

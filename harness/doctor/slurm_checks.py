@@ -33,7 +33,7 @@ class Partition:
 
 
 def parse_partitions(text: str) -> list[Partition]:
-    """Parse the output of `sinfo --format=FORMAT`; skip the headings of clusters."""
+    """Parse the output of `sinfo --format=FORMAT`; skip lines with a cluster's name."""
     rows = re.findall(r"^([^|\n]+?)(\*?)\|(\w+)\|(.*)$", text, re.MULTILINE)
     return [
         Partition(name, bool(star), state == "up", gpu_types(gres))
@@ -42,7 +42,7 @@ def parse_partitions(text: str) -> list[Partition]:
 
 
 def gpu_types(gres: str) -> frozenset[str]:
-    """Return the GPU types in a node's `Gres`: for `gpu:a100:4(S:0-1),gpu:2` a100 and ""."""
+    """Return the GPU types in a node's `Gres`: `gpu:a100:4(S:0-1),gpu:2` has a100 and ""."""
     types = set()
     for item in re.sub(r"\([^)]*\)", "", gres).split(","):
         name, *rest = item.strip().split(":")

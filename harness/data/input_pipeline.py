@@ -119,7 +119,7 @@ class Reviews(NamedTuple):
         return np.where(is_token, at, 0), is_token
 
     def words(self) -> Split:
-        """Return the ranks of the words; start tokens and unknown words get negative ranks."""
+        """Return the reviews with ranks as tokens; starts and unknown words have negative ranks."""
         return Split(self.tokens - SHIFT, self.offsets, self.labels)
 
     def lengths(self, maxlen: int) -> np.ndarray:
@@ -191,7 +191,7 @@ def batches(
             tf.data.Dataset.range(first_step * num_local, last_step * num_local)
             .repeat(None if endless else 1)
             .batch(at_once)
-            # Not parallel: with deterministic operations TensorFlow only warns and ignores it.
+            # Not parallel: with deterministic operations TensorFlow warns and maps one by one.
             .map(per_replica_batches)
             # Prefetching before `unbatch` passes many batches between threads at once.
             .prefetch(PREFETCHED_BY_LENGTH if shape.bucket else PREFETCHED)

@@ -317,7 +317,7 @@ class _Gathered:
 def make_dataset(source: Path, folder: Path, form: DataConfig | None = None) -> None:
     """Read a source, and write its dataset into an empty folder.
 
-    This takes memory for the vocabulary, and about 40 bytes per review and 20 bytes per word.
+    It needs memory for the vocabulary, and about 40 bytes per review and 20 bytes per word.
 
     Raises:
         InputError: one line that states the source, the place in it, what is allowed, and a remedy.

@@ -272,7 +272,7 @@ def open_data(job: Job, data: Path | None, *, full: bool = False) -> Dataset:
 
     Args:
         job: the job, whose `data.source` is an absolute path, or empty for IMDB.
-        data: the folder with IMDB from `--data`.
+        data: the value of `--data`, a folder with IMDB.
         full: whether to raise an error instead of opening the sample.
 
     Raises:
@@ -296,7 +296,7 @@ def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose
 
     Args:
         record: what `Dataset.record` returned when the run or sweep began.
-        data: the folder with IMDB from `--data`.
+        data: the value of `--data`, a folder with IMDB.
         whose: how messages name the run or sweep.
 
     Raises:

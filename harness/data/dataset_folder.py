@@ -108,7 +108,7 @@ def open_folder(folder: Path) -> Dataset:
 
     Raises:
         InputError: if an untrusted user could have changed the dataset.
-        DiskError: if the disk reports an error; the dataset may be intact.
+        DiskError: if a file exists but can't be read; the dataset may be intact.
         RunError: if a file is missing or broken, or if the format is that of another version.
     """
     try:
@@ -204,7 +204,7 @@ def open_if_whole(folder: Path) -> Dataset | None:
     """Open a stored dataset; return None if the dataset is missing, broken or not trusted.
 
     Raises:
-        DiskError: if the disk reports an error; the dataset may be intact.
+        DiskError: if a file exists but can't be read; the dataset may be intact.
     """
     if is_dataset_folder(folder):
         try:

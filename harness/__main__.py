@@ -5,7 +5,7 @@ import signal
 import sys
 from types import FrameType
 
-INTERRUPTED = 75  # repeats a number of harness.errors, which is not imported yet
+INTERRUPTED = 75  # exit code of harness.errors.Interrupted, which is not imported yet
 
 
 def main() -> int:
@@ -27,13 +27,13 @@ def main() -> int:
         from harness.cli.main import main as run
 
         return run()
-    except KeyboardInterrupt:  # raised during the imports; later `run` handles it
+    except KeyboardInterrupt:  # during the imports; later `run` handles Ctrl-C
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("harness: interrupted before anything began", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     finally:
-        # If a KeyboardInterrupt is raised in an exec(), such as one by `dataclass`, CPython kills
-        # itself with SIGINT in spite of sys.exit(). Another exec() prevents this.
+        # If a KeyboardInterrupt is raised in an exec(), which `dataclass` calls, CPython later ends
+        # itself by SIGINT in spite of sys.exit(). Another exec() prevents this.
         exec("")  # noqa: S102
 
 

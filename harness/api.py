@@ -1,11 +1,11 @@
 """The commands as Python functions: `harness.train`, `tune`, `audit`, `load_runs` and `compare`.
 
-A training or a search runs in a separate process, as on the command line. So its results are
-bitwise equal to those of the command, and it works in a thread or a notebook that already uses
-TensorFlow. It leaves no signal handlers or settings of TensorFlow behind. The output of the process
-is printed; if it fails, its error is raised.
+`train`, `tune` and `audit` run their command in a separate process. So the results are bitwise
+equal to those of the command line, and a thread or a notebook that already uses TensorFlow can call
+these functions. They leave no signal handlers or settings of TensorFlow behind. The output of the
+process is printed; if the process fails, its error is raised.
 
-Numbers are accuracies from 0 to 1; texts show accuracies in per cent.
+Accuracies are numbers from 0 to 1; texts show them in per cent.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ Settings = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Run:
-    """A run, finished or unfinished. Each property reads the folder when it is used."""
+    """A run, finished or unfinished. Each property reads the folder at every use."""
 
     folder: Path
 
@@ -56,7 +56,7 @@ class Run:
         """The run's job, including default values.
 
         Raises:
-            InputError: if the folder contains no run, or one of another version.
+            InputError: if the folder contains no run, or another version wrote the run.
         """
         return self._directory.job()
 
@@ -167,7 +167,7 @@ class Sweep:
 class Comparison:
     """The result of `harness compare`; its repr is the table."""
 
-    parts: "tuple[Part, ...]"  # a part of the report for each dataset
+    parts: "tuple[Part, ...]"  # one for each dataset
     left_out: "tuple[LeftOut, ...]"
 
     def __repr__(self) -> str:
@@ -229,16 +229,16 @@ def train(
         settings: keys of the job to change, such as `{"train.epochs": 2}` or
             `{"train": {"epochs": 2}}`.
         seed: the value of `train.seed`.
-        run_id: the name of the run. If it exists unfinished, it is continued; a finished run stays
-            unchanged.
+        run_id: the name of the run. An unfinished run with this name is continued; a finished run
+            stays unchanged.
         runs: the folder of the runs, by default HARNESS_RUNS, or `runs`.
         options: other options of `harness train`, such as `devices="cpu:2"` or `full=True`.
 
     Raises:
-        InputError: the job, an option or this machine is unsuitable; nothing was written.
-        RunError: the run failed.
-        Interrupted: a signal stopped the run. It is saved; a call with its `run_id` continues it.
-        KeyboardInterrupt: you interrupted the call. The run is saved and has ended.
+        InputError: if the job, an option or this machine is unsuitable; nothing was written.
+        RunError: if the run failed.
+        Interrupted: if a signal stopped the run. A call with the `run_id` continues the saved run.
+        KeyboardInterrupt: if you interrupted the call. The run is saved and has ended.
     """
     overrides = _overrides(settings, options)
     folder = _default_runs() if runs is None else Path(runs)
@@ -272,7 +272,10 @@ def tune(
         options: other options of `harness tune`.
 
     Raises:
-        InputError, RunError, Interrupted, KeyboardInterrupt: as in `train`.
+        InputError: if the job, an option or this machine is unsuitable; nothing was written.
+        RunError: if the search failed.
+        Interrupted, KeyboardInterrupt: if the search was stopped. A call with the `sweep_id`
+            continues it.
     """
     from harness.job.search import load_search
 
@@ -304,8 +307,8 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
         differs, and `checks` lists all comparisons.
 
     Raises:
-        InputError: the run can't be audited here; the message contains the reason.
-        RunError: the result of the run can't be read.
+        InputError: if the run can't be audited here; the message contains the reason.
+        RunError: if the result of the run can't be read.
     """
     from harness.training.audit import Audit
 
@@ -384,7 +387,7 @@ def _overrides(settings: Settings | None, options: Settings) -> list[str]:
     """Convert settings to values of the option `--set`.
 
     Raises:
-        InputError: if `options` contains an option that this module replaces by an argument.
+        InputError: if `options` contains `set` or `seeds`, which `settings` and `seed` replace.
     """
     for name in {"set", "seeds"} & options.keys():
         raise InputError(
@@ -395,7 +398,7 @@ def _overrides(settings: Settings | None, options: Settings) -> list[str]:
 
 
 def _dotted(settings: Settings, above: str = "") -> Iterator[tuple[str, object]]:
-    """Yield settings by dotted key. Flatten tables, and in them free ones like `model.options`."""
+    """Yield each setting with its dotted key; flatten tables, even `model.options`."""
     for name, value in settings.items():
         key = f"{above}{name}"
         is_table = "." not in key or (above and key in KEYS and is_free(KEYS[key]))
@@ -420,7 +423,7 @@ def _options(options: Mapping[str, object]) -> list[str]:
 def _quiet_tensorflow() -> Iterator[None]:
     """Import TensorFlow without messages that no user can act on."""
     if "tensorflow" not in sys.modules:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides all but errors
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # only errors are printed
         with filtered_stderr():
             import tensorflow as tf
 
@@ -443,6 +446,6 @@ def _row(run: Run) -> dict[str, Any]:
             row |= {f"{table}.{key}": value for key, value in keys.items()}
         result = directory.result() if row["finished"] else {}
         row |= {k: v for k, v in result.items() if isinstance(v, bool | int | float)}
-    except (InputError, RunError) as error:  # the other runs still get their rows
+    except (InputError, RunError) as error:  # the row of a broken run stays incomplete
         log(logging.WARNING, str(error))
     return row

@@ -15,7 +15,7 @@ from harness.config import FORM, ConfigSection, Facts, Options, Share
 if TYPE_CHECKING:
     import keras
 
-LOWEST = -6e4  # below any output of a layer, and still finite in float16
+LOWEST = -6e4  # replaces outputs in the padding before a maximum; finite in float16
 
 
 def rnn(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
@@ -138,11 +138,11 @@ def _pooling(kind: str) -> Sequence["keras.Layer"]:
 
 
 class Padding:
-    """Operations that ignore the padding of reviews with zeros at their ends.
+    """Operations on reviews that are padded at their ends; the operations ignore the padding.
 
-    They consist of plain Keras, so a saved model does not need this package. No layer gets a mask:
-    a recurrent layer's outputs in the padding have no effect on earlier outputs, and a loop with a
-    mask takes longer on a CPU.
+    They consist of plain Keras, so a saved model does not need this package. Layers need no mask,
+    because a recurrent layer's outputs at the words do not depend on the padding after them. A loop
+    with a mask would take longer on a CPU.
 
     Args:
         tokens: the network's input, `[batch, time] int32`.
@@ -151,7 +151,7 @@ class Padding:
     def __init__(self, tokens: "keras.KerasTensor") -> None:
         from keras import ops
 
-        # TensorFlow computes with int32 on the host, so a GPU would copy the tokens there.
+        # A GPU would copy int32 tokens to the host, where TensorFlow computes with int32.
         tokens = ops.cast(tokens, "int64")
         self.is_word = ops.not_equal(tokens, 0)  # [batch, time]
         ones = ops.ones_like(tokens)
@@ -159,7 +159,7 @@ class Padding:
         num_places = ops.sum(ones, axis=1, keepdims=True)  # [batch, 1], the same for each review
         last = ops.sum(ops.cast(self.is_word, "int64"), axis=1, keepdims=True) - 1
         self.is_last = ops.equal(place, last)  # [batch, time]
-        # Where each word of the reversed reviews comes from, an index into the words of the batch.
+        # For each word of the reversed reviews, its index among all words of the batch.
         before = ops.cumsum(num_places, axis=0) - num_places
         self._reversed = before + ops.where(self.is_word, last - place, place)
 

@@ -1,7 +1,7 @@
 """The base class of a job file's tables, the class `Facts`, and TOML output.
 
 A key is declared once, as a field of its table, with type, bounds, default and description. `Facts`
-stores what else is known of the key. All lists of keys in the package are derived from these
+stores the key's other properties. All lists of keys in the package are derived from these
 declarations.
 """
 
@@ -23,7 +23,7 @@ REFERENCE = re.compile(
 )
 FORM = "file.py:function or package.module:function"
 Share = Annotated[float, Field(ge=0, lt=1)]
-SURROGATE = re.compile("[\ud800-\udfff]")  # Python's code for a byte that is not UTF-8
+SURROGATE = re.compile("[\ud800-\udfff]")  # Python's stand-ins for bytes that are not UTF-8
 OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
@@ -51,7 +51,7 @@ def _check_options(options: Any) -> Any:
                     "Input should hold numbers, texts in UTF-8, true, false and lists of them; "
                     f"{name} is {str(each)[:40]!r}",
                 )
-    return dict(sorted(options.items()))  # the order has no meaning
+    return dict(sorted(options.items()))  # sorted, because the order has no meaning
 
 
 # A free table within a table: its keys may have any names, and plain values.
@@ -60,7 +60,7 @@ Options = Annotated[dict[str, Any], BeforeValidator(_check_options)]
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of a key besides its type, bounds, default and description.
+    """Properties of a key besides its type, bounds, default and description.
 
     By default a key changes the result, a search may vary it, and it always has an effect.
 
@@ -70,17 +70,17 @@ class Facts:
             the function's source.
         is_path: whether the key is the path of a file, relative to the job file.
         allowed: the allowed values in words, if type, bounds and choices do not show them.
-        changes: what the key changes: `result`; `digits`, only the last digits of the result; or
-            `nothing`, such as a path, because a checksum of the content is recorded instead.
+        changes: what the key changes. `result`; `digits`: only the last digits of the result;
+            `nothing`: for example a path, since the checksum of the file is recorded instead.
         not_searched: the reason why a search may not vary the key.
-        only_with: other keys, with values. This key has an effect only if one of the other keys has
-            a listed value. If no values are listed, it must differ from its default.
-        check: a function that says how the key conflicts with other keys; it returns an empty text
-            if there is no conflict. The table of keys in jobs/README.md shows its docstring.
+        only_with: other keys, each with a list of values. This key has an effect only if one of the
+            other keys has a listed value, or differs from its default if no values are listed.
+        check: a function that describes how the key conflicts with other keys, with an empty text
+            for no conflict. The table of keys in jobs/README.md shows the function's docstring.
         unvalidated: the only value allowed without validation reviews; None allows any value.
-        for_all_reviews: whether a run on all training reviews may set the key differently from the
+        for_all_reviews: whether the key may differ between a run on all training reviews and the
             run with validation reviews that it replaces, for example in an ensemble.
-        is_decided: whether 0 lets the search choose the value when it starts.
+        is_decided: whether the search chooses the value at its start if the key is 0.
     """
 
     choices: tuple[str, ...] = ()
@@ -97,7 +97,7 @@ class Facts:
 
 
 def facts_of(info: FieldInfo) -> Facts:
-    """Return the `Facts` in a key's declaration, or default ones."""
+    """Return the `Facts` in a key's declaration, or the default `Facts`."""
     return next((each for each in info.metadata if isinstance(each, Facts)), Facts())
 
 
@@ -139,7 +139,7 @@ def is_free(info: FieldInfo) -> bool:
 
 
 def without_effect(tables: Tables, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each key that is set but has no effect, and in words what it needs for an effect.
+    """Yield each key that is set but has no effect, and describe the values that it needs.
 
     Args:
         tables: the tables of the job file.
@@ -193,7 +193,7 @@ def flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def toml_value(value: object) -> str:
-    """Write a value as TOML on one line; if TOML does not have its type, as plain text."""
+    """Return a value as TOML on one line, or as plain text if TOML does not have its type."""
     if isinstance(value, Mapping):
         items = (f"{tomli_w.dumps({str(k): 0})[:-5]} = {toml_value(v)}" for k, v in value.items())
         return f"{{ {', '.join(items)} }}"

@@ -4,7 +4,7 @@ import contextlib
 import difflib
 from collections.abc import Iterator, Sequence
 
-# Reasons of an interruption that cancel the run: scancel or kill, Ctrl-C, `harness cancel`.
+# Interruptions for these reasons cancel the run: scancel or kill, Ctrl-C, `harness cancel`.
 CANCELLED = "harness cancel"
 CANCELLING = ("SIGTERM", "SIGINT", CANCELLED)
 
@@ -40,7 +40,7 @@ class NodeFault(RunError):  # noqa: N818 - a fault of the node
 
 
 class TakenOver(RunError):  # noqa: N818 - not an error of this process
-    """A newer process took over this process's folder, so this one stops."""
+    """A newer process took over this process's folder, so this process stops."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error
@@ -57,7 +57,7 @@ def explain_interruption(remedy: str) -> Iterator[None]:
         remedy: how to continue, such as a command.
 
     Raises:
-        Interrupted: in place of the original one; its message ends with `remedy`.
+        Interrupted: in place of the original `Interrupted`; the message ends with `remedy`.
     """
     try:
         yield

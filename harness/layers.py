@@ -1,4 +1,4 @@
-"""Layers for training: dropout over the global batch, and an embedding with outer lookup."""
+"""Layers for training: dropout over the global batch, an embedding that returns given vectors."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ from keras.layers import BatchNormalization, Dropout, Embedding, Masking, Spatia
 
 
 class _Rows(threading.local):
-    """The rows of the current training call, per thread: each replica is traced in its own one."""
+    """Step and examples of the current training call; a thread of its own traces each replica."""
 
     step: tf.Tensor | None = None
     positions: tf.Tensor | None = None
@@ -23,7 +23,7 @@ _ROWS = _Rows()
 
 @contextlib.contextmanager
 def global_batch(step: tf.Tensor, positions: tf.Tensor) -> Iterator[None]:
-    """Tell dropout layers, in the `with` block, the step and the positions of its examples.
+    """Set the step and the positions of the examples for dropout layers in the `with` block.
 
     Args:
         step: the number of the training step, `[] int64`.
@@ -44,8 +44,8 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
     layer has no state, and its results do not depend on the number of replicas.
 
     Use it in a custom network in place of `keras.layers.Dropout`. With `over_time` it drops whole
-    channels, like `SpatialDropout1D`; with `over_channels` it drops whole words. It works only when
-    the harness trains.
+    channels, like `SpatialDropout1D`; with `over_channels` it drops whole words. Only the
+    harness can train a network with this layer.
     """
 
     def __init__(
@@ -76,20 +76,20 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
         self.supports_masking = True
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Drop inputs in training, `[examples, …]`, or `[examples, time, channels]`."""
+        """Drop inputs in training; whole channels or words of `[examples, time, channels]`."""
         if not training or self.rate == 0:
             return inputs
         step, positions = _ROWS.step, _ROWS.positions
         if step is None or positions is None or self.seed is None:
             raise RuntimeError("GlobalBatchDropout works only in the training of a run")
-        # The mask has the shape of the inputs, except that there may be one number for all times of
-        # a channel, or for all channels of a word. All replicas have equally many times.
+        # The mask has the shape of the inputs, but one number may apply to all times of a channel,
+        # or to all channels of a word. The time axis has the same length on all replicas.
         rest = tuple(inputs.shape[1:])
         if self.over_time:
             rest = (1, inputs.shape[2])
         elif self.over_channels:
             rest = (tf.shape(inputs)[1], 1)
-        elif None in rest:  # the unknown time, in batches of similar length
+        elif None in rest:  # with `data.bucket` the time axis has no fixed length
             rest = tuple(tf.shape(inputs)[i] if n is None else n for i, n in enumerate(rest, 1))
         # Every replica draws the mask of the whole global batch, which has only a few thousand
         # numbers, and uses the rows of its own examples.
@@ -230,7 +230,7 @@ def _depends_on_replicas(layer: keras.Layer) -> bool:
         return True
     if not layer._seed_generators:
         return False
-    # A recurrent layer's cell has a generator even if it drops nothing.
+    # A recurrent layer's cell has a random generator even if it drops nothing.
     rates = [
         getattr(layer, name)
         for name in ("rate", "dropout", "recurrent_dropout")

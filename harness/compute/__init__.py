@@ -1,5 +1,5 @@
-"""Computes training steps and evaluations: devices, strategy, execution plan and networks.
+"""Builds networks and computes their training steps and evaluations on the run's devices.
 
 Only this package creates a `tf.distribute` strategy.
-It may import the modules of `harness` itself and the packages up to `board`.
+It may import the modules of `harness` itself and the packages above it in harness/README.md.
 """

@@ -1,4 +1,7 @@
-"""Training steps that look up word vectors outside the network, as adversarial training needs."""
+"""Training steps that look up the word vectors outside of the network.
+
+Adversarial training needs such steps to change the vectors. On a GPU with XLA they are also faster.
+"""
 
 import functools
 from collections.abc import Callable
@@ -37,7 +40,7 @@ class OuterLookupStep(TrainStep):
 
     @functools.cached_property
     def words(self) -> OuterEmbedding:
-        """The network's only embedding; `build_step` has checked that it is trained."""
+        """The network's only embedding; its vectors are trained."""
         (embedding,) = (each for each in self.model.layers if isinstance(each, OuterEmbedding))
         return embedding
 
@@ -48,7 +51,7 @@ class OuterLookupStep(TrainStep):
         return [each is self.words.embeddings for each in trained].index(True)
 
     def compiled(self) -> Callable[[Batch], Gradients]:
-        """Like `TrainStep.compiled`, but the lookup and its gradient stay outside of XLA."""
+        """Return the function `gradients`; XLA compiles all but the lookup and its gradient."""
         compiled = tf.function(self._with_vectors, jit_compile=self.is_compiled, autograph=False)
 
         def gradients_of(batch: Batch) -> Gradients:
@@ -65,7 +68,9 @@ class OuterLookupStep(TrainStep):
         return gradients_of
 
     def _with_vectors(self, batch: Batch, vectors: tf.Tensor) -> Gradients:
-        """Like `gradients`, but return the gradient of the looked-up vectors, not of the table.
+        """Compute the gradients and sums of a part of a batch for looked-up vectors.
+
+        The result contains the gradient of these vectors in place of the table's gradient.
 
         Args:
             vectors: the vectors of the batch's words, `[examples, time, channels]`.
@@ -92,11 +97,12 @@ class AdversarialStep(OuterLookupStep):
 
 
 def perturbation(gradient: tf.Tensor, vectors: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
-    """Return the change of the word vectors that increases the loss most, scaled to their size.
+    """Return the change of the word vectors that increases the loss most.
 
     The method is from Miyato et al., "Adversarial Training Methods for Semi-Supervised Text
-    Classification" (2017). They scale the word vectors to variance 1. Here the perturbation grows
-    with the root mean square of the vectors, so larger vectors don't make it harmless.
+    Classification" (2017). The paper scales the word vectors to variance 1, because large vectors
+    would make a change of fixed length harmless. Here the length of the change is the root mean
+    square of the example's vectors instead.
 
     Args:
         gradient: the gradient of the loss, `[examples, time, channels]`.

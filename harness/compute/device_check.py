@@ -1,8 +1,8 @@
 """Compares each GPU's results with the CPU's before a run trains on it.
 
 A broken GPU may compute wrong numbers, or run no kernels, without an error. The check compares an
-elementwise operation, a matrix product, a kernel of XLA and, if the job uses one, a recurrent layer
-of cuDNN with its gradient.
+elementwise operation, a matrix product, a kernel of XLA and, if the job uses cuDNN, the outputs and
+gradients of a recurrent layer.
 """
 
 import functools
@@ -28,9 +28,9 @@ from harness.system.console import Console
 from harness.system.gpu import Card, code_for, kernel_cache
 from harness.system.watchdog import FIRST_USE
 
-SWITCH = "HARNESS_CHECK_DEVICES"  # 0 turns the check off, for tests with stub libraries of CUDA
-TOLERANCE = 1e-3  # largest relative difference; float32 without TF32 stays below 1e-5
-FIRST_BYTES = 1 << 20  # the size of the first request, see `take_memory`
+SWITCH = "HARNESS_CHECK_DEVICES"  # 0 turns the check off, for tests with a stub of CUDA
+TOLERANCE = 1e-3  # largest accepted relative difference; float32 stays below 1e-5 without TF32
+FIRST_BYTES = 1 << 20  # the memory that `take_memory` allocates on each GPU
 SHAPE = (4, 6, 8)  # rows, words, channels
 LAYERS: dict[str, type[keras.layers.RNN]] = {
     "lstm": keras.layers.LSTM,
@@ -48,7 +48,8 @@ def checked_strategy(
 
     Raises:
         InputError: if a requested device is missing.
-        NodeFault: as in `check_devices`.
+        NodeFault: if a GPU computes wrong results.
+        RunError: if a GPU's kernels can't be loaded.
     """
     gpus = devices_in_use(requested)[1]
     for card in dict.fromkeys(map(card_of, gpus)):
@@ -66,8 +67,8 @@ def first_use(card: Card) -> str:
     if has_machine_code(card) or folder is None or is_filled:
         return ""
     return (
-        f"{card.title}: TensorFlow has no machine code for it, so the driver compiles each kernel "
-        f"at its first use: this start takes minutes longer, later ones read {folder}"
+        f"{card.title}: TensorFlow has no machine code for it, so the driver compiles the kernels "
+        f"at first use; this start takes minutes longer, later starts load them from {folder}"
     )
 
 
@@ -78,7 +79,7 @@ def has_machine_code(card: Card) -> bool:
 
 
 def first_use_factor(gpus: Sequence[Any]) -> float:
-    """Return how many times as long the first step on these GPUs may take as on others."""
+    """Return the factor that multiplies the time limit of the first step on these GPUs."""
     return 1.0 if all(has_machine_code(card_of(gpu)) for gpu in gpus) else FIRST_USE
 
 
@@ -88,7 +89,7 @@ def is_switched_off() -> bool:
 
 
 def cudnn_layers(job: Job) -> frozenset[str]:
-    """Return the kinds of layers that cuDNN computes in a job; for a custom network all kinds."""
+    """Return the kinds of cuDNN layers to check for a job; `checked_plan` checks the plain RNN."""
     if job.model.is_own:
         return frozenset({"lstm", "gru"})
     if not job.model.recurrent or without_cudnn(job) or job.model.architecture == "rnn":
@@ -97,10 +98,10 @@ def cudnn_layers(job: Job) -> frozenset[str]:
 
 
 def check_devices(job: Job, warn: Callable[[str], object]) -> None:
-    """Refuse a GPU whose results differ from the CPU's; call it after `make_strategy`.
+    """Raise an error if a GPU's results differ from the CPU's; call this after `make_strategy`.
 
     Raises:
-        NodeFault: if a GPU computes wrongly; the job is then requeued without the node.
+        NodeFault: if a GPU computes wrong results; the job is then requeued without the node.
         RunError: if the GPU's kernels can't be loaded.
     """
     gpus = tf.config.get_visible_devices("GPU")
@@ -110,18 +111,18 @@ def check_devices(job: Job, warn: Callable[[str], object]) -> None:
         return
     for index, gpu in enumerate(gpus):
         if problem := find_difference(f"GPU:{index}", cudnn_layers(job)):
-            check_results()  # raises the reason if a kernel was not loaded, as with an old driver
+            check_results()  # raises an error if a kernel was not loaded, as with an old driver
             text = (
-                f"GPU {index} ({card_of(gpu).name}) computes wrongly: {problem}; run harness "
+                f"GPU {index} ({card_of(gpu).name}) computes wrong results: {problem}; run harness "
                 "resume on another node, and report this one to your site"
             )
             raise NodeFault(text, will_requeue=report_node_fault(text))
 
 
 def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
-    """Return the plan, without cuDNN if its plain RNN differs from the CPU's on a GPU.
+    """Return the plan, or one without cuDNN if cuDNN's plain RNN differs from the CPU's results.
 
-    Such a difference is not a fault of the node: Keras's loop computes the layer instead.
+    Such a difference is not a fault of the node. Keras's loop then computes the layer.
     """
     has_plain_rnn = job.model.recurrent and (job.model.architecture == "rnn" or job.model.is_own)
     if plan.way != "cudnn" or not has_plain_rnn or is_switched_off():
@@ -142,11 +143,10 @@ def plain_rnn_agrees(gpu: str) -> bool:
 
 
 def take_memory(gpus: Sequence[Any]) -> None:
-    """Allocate the first memory on each GPU.
+    """Allocate FIRST_BYTES on each GPU, before TensorFlow requests less.
 
-    On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) requests a tenth less memory each
-    time, rounded up to 256 bytes. If it starts with a small request, below FIRST_BYTES, this loop
-    never ends.
+    On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) repeats a request with a tenth less
+    memory, rounded up to 256 bytes. If the first request is small, this loop never ends.
 
     Raises:
         tf.errors.ResourceExhaustedError: if a GPU is full.
@@ -174,7 +174,7 @@ def find_difference(gpu: str, layers: frozenset[str]) -> str:
                 expected = on_cpu()
             difference = max(map(_difference, results, expected))
             if not difference <= TOLERANCE:
-                return f"{name} differs from the CPU's by {difference:.1g} of the largest number"
+                return f"{name} differs from the CPU's result, relative error {difference:.1g}"
     finally:
         tf.config.experimental.enable_tensor_float_32_execution(tf32)
     return ""
@@ -205,11 +205,11 @@ def _computations(layers: frozenset[str]) -> Iterator[tuple[str, Compute, Comput
 
 
 def _recurrent(name: str, numbers: np.ndarray, use_cudnn: bool) -> Compute:
-    """Return a function for a layer's outputs and the gradients of its input and weights."""
+    """Return a function that computes a layer's outputs and the gradients of input, weights."""
 
     def compute() -> list[tf.Tensor]:
         random = np.random.default_rng(3)
-        with fresh_names():  # the check does not change the names of the run's layers
+        with fresh_names():  # the names of the run's layers stay the same
             layer = LAYERS[name](5, return_sequences=True, dtype="float32")
             layer.build(SHAPE)
         if name != "rnn":
@@ -229,7 +229,7 @@ def _recurrent(name: str, numbers: np.ndarray, use_cudnn: bool) -> Compute:
 
 
 def _difference(results: tf.Tensor, expected: tf.Tensor) -> float:
-    """Return the largest difference, relative to the largest number; `inf` instead of NaN."""
+    """Return the largest difference divided by the largest expected number; `inf` for NaN."""
     a, b = results.numpy().astype(np.float64), expected.numpy().astype(np.float64)
     difference = float(np.max(np.abs(a - b)) / np.max(np.abs(b)))
     return difference if np.isfinite(difference) else np.inf

@@ -14,22 +14,22 @@ from harness.slurm.environment import report_node_fault
 from harness.system import stderr_filter
 from harness.system.gpu import describe_memory, free_gb
 
-MAX_QUOTED = 300  # the number of characters quoted of TensorFlow's message
-LATEST = 40  # how many of the last messages before a death may explain it
+MAX_QUOTED = 300  # largest number of characters that a message quotes from TensorFlow
+LATEST = 40  # number of the latest messages that may explain a failure
 LITTLE_GB = 0.5  # free GPU memory that is too little for cuDNN and cuBLAS
 
 # 4004 is CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, which TensorFlow 2.21 can't name.
 OUT_OF_MEMORY = re.compile(
     r"CUDA_ERROR_OUT_OF_MEMORY|CU(DNN|BLAS)_STATUS_ALLOC_FAILED|unknown cudnn status: 4004\b"
-    r"|[Oo]ut of memory|the resource allocation failed"  # the latter is from cuBLAS
-    r"|Dst tensor is not initialized"  # a copy to a tensor without memory failed
+    r"|[Oo]ut of memory|the resource allocation failed"  # the second text is cuBLAS's
+    r"|Dst tensor is not initialized"  # the GPU had no memory for a copied tensor
 )
 FREE_BYTES = re.compile(r"Memory usage: (\d+) bytes free")  # printed when cuDNN can't start
 # The only sign that TensorFlow could not load or launch a kernel: the operation reports success but
 # leaves its output unchanged (tf_gpu_runtime_wrappers.cc).
 UNWRITTEN = re.compile(r"tf_gpu_runtime_wrappers\.cc:\d+\] .*failed with")
 CHECK_FAILED = re.compile(r"Check failed: .* is OK \((.*)\)$")
-ARGUMENTS = re.compile(r"'(\w+)\(.*\)'")  # a call; its arguments don't help a user
+ARGUMENTS = re.compile(r"'(\w+)\(.*\)'")  # a call whose arguments are not shown to the user
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class DeviceError:
     pattern: str  # a regular expression for TensorFlow's message
     what: str
     remedy: str
-    is_node_fault: bool = False  # the job is requeued without the node
+    is_node_fault: bool = False  # whether the job is requeued without the node
 
 
 LIBRARY_REFUSED = "a CUDA library refused"
@@ -124,7 +124,7 @@ def is_node_fault(text: str) -> bool:
 def explained(
     texts: Sequence[str], lasting: str = "", *, sees_memory: bool = True
 ) -> RunError | None:
-    """Explain TensorFlow's messages in one line with a remedy; return None if they are unknown.
+    """Return an error that explains TensorFlow's messages; None if no message is known.
 
     Args:
         texts: messages of one line each, the most informative first.
@@ -151,7 +151,7 @@ def explained(
 
 
 def _shortened(line: str) -> str:
-    """Remove the source location and the arguments of calls from a message, and cut it."""
+    """Remove the source location and the arguments of calls from a message, and shorten it."""
     line = stderr_filter.BEGIN.sub("", line).partition(" *** Check failure")[0]
     if failed := CHECK_FAILED.search(line):
         line = failed[1]
@@ -194,7 +194,7 @@ def telling(found: Sequence[str]) -> list[str]:
 def check_results() -> None:
     """Print TensorFlow's new messages; raise an error if they say that a kernel did not run.
 
-    Call it when results have arrived from a GPU, before they are used.
+    Call this when results have arrived from a GPU, before they are used.
 
     Raises:
         NodeFault, RunError: if a kernel did not run although its operation reported success.
@@ -208,7 +208,7 @@ def check_results() -> None:
 
 
 def of_death(text: str) -> RunError | None:
-    """Explain a process's death from all its messages; return None if the reason is unknown."""
+    """Return an error that explains a process's death; None if no message is a known error."""
     return explained(telling(stderr_filter.messages(text)), sees_memory=False)
 
 

@@ -16,11 +16,11 @@ from harness.errors import InputError
 from harness.job.keys import Job
 
 # Limits measured on two CPU cores (jobs/FINDINGS.md, "where the time of a step goes").
-LARGEST_PART = 2048  # reviews in a part of a batch, times the units of all recurrent layers
-LONGEST_COMPILED = 200  # words of a review, if the outputs at all words are used
+LARGEST_PART = 2048  # largest product of a part's reviews and the units of all recurrent layers
+LONGEST_COMPILED = 200  # longest review for XLA, in words, if the outputs at all words are used
 MAX_PARTS = 4  # the largest number of parts of a batch
-BLOCK_PARTS = 2  # the same with BlockLSTM
-# Reviews in a split. With fewer, compiling takes longer than evaluating without XLA.
+BLOCK_PARTS = 2  # the largest number of parts if BlockLSTM computes them
+# With fewer reviews in a split, compiling takes longer than evaluating without XLA.
 FEWEST_COMPILED = 5000
 
 # keras: Keras's layers; xla: XLA compiles the forward and backward pass; block: an LSTM layer is
@@ -33,10 +33,10 @@ class ExecutionPlan:
     """How steps and evaluations are computed."""
 
     way: Way
-    # Per operation, and also the number of parallel operations. The upper bounds of these fields
-    # protect against a record that another user has written.
+    # The number of threads of an operation, and of operations that run in parallel. The upper
+    # bounds of `threads` and `parts` protect against a record that another user has written.
     threads: Annotated[int, Field(ge=1, le=1024)]
-    # The number of parts of a global batch, which are computed in parallel.
+    # A global batch is split into this number of parts, which are computed in parallel.
     parts: Annotated[int, Field(ge=1, le=MAX_PARTS)] = 1
     compiles_evaluation: bool = False  # with XLA
 
@@ -48,8 +48,8 @@ def choose(job: Job, kind: str, cpus: int, *, begun: Mapping[str, Any] = {}) -> 
         job: the job; its `train.xla` can force or forbid XLA.
         kind: the kind of device, cpu or gpu.
         cpus: the number of threads of a new run.
-        begun: the plan in a resumed run's record, which is kept. Even its number of threads is
-            kept, since the last bits of a sum depend on it.
+        begun: the plan in the record of a resumed run. It is returned unchanged, even its number
+            of threads, because the last bits of a sum depend on this number.
 
     Raises:
         InputError: if the record contains no valid plan.
@@ -68,9 +68,11 @@ def _way(job: Job, kind: str) -> Way:
 
     On a GPU XLA compiles the layers that cuDNN can't compute. On a CPU, TensorFlow's loop over the
     words spends more time on starting small operations than on computing them. For LSTM layers
-    there is one operation for all words. For other layers XLA is faster, except for large
-    operations, and for long reviews if the outputs at all words are used: XLA copies these outputs
-    at every word. With `data.bucket` XLA would compile a step for each length of the batches.
+    there is one operation for all words. For other layers XLA is faster, except in three cases:
+
+    - The operations are large.
+    - The reviews are long, and the outputs at all words are used: XLA copies these at every word.
+    - `data.bucket` is set: XLA would compile a step for each length of the batches.
     """
     setting = job.train.xla
     if setting == "on":
@@ -83,7 +85,7 @@ def _way(job: Job, kind: str) -> Way:
         return "block"
     keeps_outputs = over_time(job.network()) or job.model.architecture == "stacked_lstm"
     is_long = keeps_outputs and job.data.maxlen > LONGEST_COMPILED
-    # XLA is faster if the batch is in two parts, even on one thread.
+    # If the batch has up to two parts, XLA is faster even on one thread.
     is_large = _size(job) > 2 * LARGEST_PART
     return "keras" if job.data.bucket or is_long or is_large else "xla"
 

@@ -17,16 +17,16 @@ def check_gpus(
 ) -> None:
     """Raise an error with a remedy if TensorFlow sees fewer GPUs than promised.
 
-    `--devices`, CUDA_VISIBLE_DEVICES or Slurm promise GPUs. If none of them does, the CPU trains.
-    If the CPU trains although there is a driver, a warning says why, unless CUDA_VISIBLE_DEVICES
-    hides all GPUs. Call this function after the import of TensorFlow.
+    GPUs are promised by `--devices`, CUDA_VISIBLE_DEVICES or Slurm. If no GPU is promised, the CPU
+    trains. If the CPU trains although there is a driver, a warning says why, unless
+    CUDA_VISIBLE_DEVICES hides all GPUs. Call this function after the import of TensorFlow.
 
     Args:
-        requested: the devices of `--devices`.
+        requested: the devices that `--devices` requests, if it is set.
         allocation: the Slurm job, if there is one.
         warn: called with the text of a warning.
-        environment: the variables. CUDA_VISIBLE_DEVICES promises the GPUs that it lists; if it
-            hides all GPUs, those that Slurm promised count as missing.
+        environment: the environment variables. The GPUs in CUDA_VISIBLE_DEVICES are promised. If
+            the variable hides all GPUs, the GPUs that Slurm promised count as missing.
 
     Raises:
         InputError: if the installation or the command is at fault.

@@ -39,8 +39,8 @@ def loss_of(job: Job) -> Loss:
     """Return the loss function of a job's training.
 
     Raises:
-        InputError: if a custom function can't be loaded. The returned function raises it, with file
-            and line, if the custom function fails or does not return a number for each example.
+        InputError: if a custom function can't be loaded. The returned function raises InputError if
+            the custom function fails or does not return a number for each example.
     """
     if not job.train.loss:
         return partial(cross_entropy, smoothing=job.train.label_smoothing)
@@ -65,11 +65,12 @@ def check_loss(job: Job, num_outputs: int, *, compiled: bool) -> None:
     """Call a custom loss once, before the run writes anything.
 
     Args:
-        num_outputs: the network's outputs, see `Dataset.num_outputs`.
+        num_outputs: the network's number of outputs, see `Dataset.num_outputs`.
         compiled: whether the run compiles its steps with XLA.
 
     Raises:
-        InputError: if the function fails, ignores the probabilities, or mixes the examples.
+        InputError: if the function fails, ignores the probabilities, or computes the loss of one
+            example from other examples.
     """
     if not job.train.loss:
         return
@@ -89,13 +90,13 @@ def check_loss(job: Job, num_outputs: int, *, compiled: bool) -> None:
         with own_errors(where):
             return values, tape.gradient(values, probabilities)
 
-    # Run in a graph, like a training step. Tracing it raises errors of the function.
+    # Run in a graph, like a training step. Tracing raises the errors of the user's function.
     graph = tf.function(with_gradient, autograph=False, jit_compile=compiled)
     concrete = graph.get_concrete_function(labels, probabilities)
     if len(concrete.structured_outputs) < 2 or concrete.structured_outputs[1] is None:
         raise InputError(
-            f"{where}: does not depend on the probabilities; compute it from them by TensorFlow or "
-            "keras.ops"
+            f"{where}: does not depend on the probabilities; compute the loss from them with "
+            "TensorFlow or keras.ops"
         )
     with own_errors(where):
         values = graph(labels, probabilities)[0].numpy()
@@ -154,6 +155,6 @@ def weights_of(labels: tf.Tensor, by_class: Sequence[float]) -> tf.Tensor:
 
     Args:
         labels: whole numbers, `[examples] float32`.
-        by_class: the weight of each class; a label is an index into them.
+        by_class: the weights of the classes; a label is an index into these weights.
     """
     return tf.gather(tf.constant(by_class, tf.float32), tf.cast(labels, tf.int32))

@@ -19,18 +19,19 @@ from harness.job.search import SearchSpec
 from harness.slurm.environment import visible_gpus
 from harness.system import gpu
 
-BASE_GB = 1.15  # TensorFlow, this package, IMDB as words, and XLA while it compiles
-GPU_BASE_GB = 2.0  # the same for a run on a GPU (TensorFlow issue 36459)
-# Copies of the weights: two models, optimizer, average, best epoch, a checkpoint's arrays.
+BASE_GB = 1.15  # for TensorFlow, this package, IMDB as words, and XLA while it compiles
+GPU_BASE_GB = 2.0  # replaces BASE_GB for a run on a GPU (TensorFlow issue 36459)
+# Number of copies of the weights: in two models, the optimizer, the moving average, the best epoch
+# and a checkpoint's arrays.
 COPIES = 11
-PER_UNIT, PER_CHANNEL = 11, 2  # numbers per word: for each recurrent unit, for each channel
-MAX_REVIEWS, WORDS_PER_REVIEW = 50_000, 235  # the size of IMDB
-RATIO_COPIES = 3  # n-gram ratios: an array, a tensor, and an array to build the tensor from
-MAX_PADDED_GB = 1.0  # largest padded dataset in memory; larger ones are padded batch by batch
+PER_UNIT, PER_CHANNEL = 11, 2  # numbers stored per word and recurrent unit, or channel
+MAX_REVIEWS, WORDS_PER_REVIEW = 50_000, 235  # of IMDB: number of reviews, mean length
+RATIO_COPIES = 3  # of the n-gram ratios: an array, the array for a tensor, the tensor
+MAX_PADDED_GB = 1.0  # a larger dataset is padded batch by batch, not as a whole
 FLOAT = 4  # bytes of a float32
 CUSTOM_NETWORK_GB = 0.5  # added to the estimate for a custom network
-# The memory of CUDA's context and libraries, which TensorFlow does not count. It is a cautious
-# guess, not a measurement, and used if the driver does not list the process.
+# The memory of CUDA's context and libraries, which TensorFlow does not count. This cautious guess
+# is used if the driver does not report the process's memory.
 CONTEXT_GB = 1.0
 
 
@@ -62,7 +63,8 @@ def reckoned_gb(job: Job, kind: str | None = None) -> float:
 def largest_gb(search: SearchSpec, kind: str | None = None) -> float:
     """Estimate the memory of a search's largest trial, in GB.
 
-    All numbers are at their maximum, with the architecture that needs the most memory.
+    This trial has the largest value of each numeric key in the search space, and the architecture
+    that needs the most memory.
 
     Args:
         kind: the kind of device, as for `reckoned_gb`.

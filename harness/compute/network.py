@@ -1,4 +1,4 @@
-"""Builds a job's network, one of the five built-in ones or a custom one, and checks custom ones."""
+"""Builds a job's network, built-in or custom, and checks custom networks."""
 
 import contextlib
 import inspect
@@ -26,7 +26,7 @@ from harness.layers import all_layers, for_training, global_batch, makes_masks, 
 
 KERAS_PRECISION = {
     "float32": "float32",
-    "float64": "float64",  # shows whether a difference is due to rounding
+    "float64": "float64",  # to find out whether a difference is due to rounding
     "float16": "mixed_float16",
     "bfloat16": "mixed_bfloat16",
 }
@@ -60,7 +60,7 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
 
     Raises:
         InputError: if a custom function fails (the message contains its error, file and line), or
-            does not return such a network.
+            returns no network of this form.
     """
     if not job.model.is_own:
         build = BUILDERS[job.model.architecture]
@@ -123,7 +123,7 @@ def put_vectors(model: keras.Model, job: Job, vectors: WordVectors | None) -> No
     """Load pretrained vectors into the embedding; other words keep their random vectors.
 
     Raises:
-        InputError: as in `embedding_of_words`.
+        InputError: if no embedding of the network has the shape of the vectors.
     """
     if vectors is None and job.model.train_embeddings:
         return
@@ -136,7 +136,7 @@ def put_vectors(model: keras.Model, job: Job, vectors: WordVectors | None) -> No
 
 
 def embedding_of_words(model: keras.Model, job: Job) -> Embedding:
-    """Return the embedding layer that the vectors of `model.embeddings` belong in.
+    """Return the embedding layer for the vectors of `model.embeddings`.
 
     Raises:
         InputError: if no embedding of the network has the shape of the vectors.
@@ -147,7 +147,7 @@ def embedding_of_words(model: keras.Model, job: Job) -> Embedding:
     if not fitting:
         raise InputError(
             f"model.embeddings: {job.model.architecture} has no layer Embedding of {shape[0]:,} "
-            f"words and {shape[1]} numbers, data.vocab_size and model.embedding_dim; add one, or "
+            f"words (data.vocab_size) and {shape[1]} numbers (model.embedding_dim); add one, or "
             "leave model.embeddings out"
         )
     return fitting[0]
@@ -159,9 +159,9 @@ def check_network(
     """Build a custom network and check its outputs, before the run writes anything.
 
     Args:
-        num_outputs: the network's outputs, see `Dataset.num_outputs`.
+        num_outputs: the network's number of outputs, see `Dataset.num_outputs`.
         num_replicas: the number of replicas of the run.
-        trains: whether to check a training step, short batches and compilation, too.
+        trains: whether the check includes a training step, short batches and compilation.
 
     Returns:
         A warning about layers whose results depend on the number of replicas; else an empty text.
@@ -213,13 +213,13 @@ def check_network(
     if not others:
         return ""
     return (
-        f"{where}: {', '.join(others)} computes something else on another number of replicas; "
+        f"{where}: the results of {', '.join(others)} depend on the number of replicas; those of "
         "keras.layers.Dropout, SpatialDropout1D and GlobalBatchDropout do not"
     )
 
 
 def _check_forms(model: keras.Model, job: Job, tokens: np.ndarray, where: str) -> None:
-    """Call a network as a run may do: with short batches, and compiled.
+    """Check that a network accepts short batches and can be compiled, if the job needs this.
 
     Raises:
         InputError: if the network fails; the message contains its error.
@@ -275,7 +275,7 @@ def load_network(job: Job, path: Path, num_outputs: int) -> keras.Model:
     """Build the job's network and load its weights from a file; no code of the file is run.
 
     Raises:
-        InputError: if the network can't be built, or the weights don't fit it.
+        InputError: if the network can't be built, or the file's weights don't fit the network.
     """
     with fresh_names(), dtype_policy(job):
         model = build_network(job, num_outputs)

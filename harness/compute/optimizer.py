@@ -32,10 +32,10 @@ class RampedAverage:
 
     `tf.train.ExponentialMovingAverage` with `num_updates` uses the same formula. The average spans
     about the latest ninth of the steps, at most 1 / (1 - m) steps. A bias correction like Adam's
-    is not used, because in the first 1 / (1 - m) steps it would weigh all steps almost equally.
+    is not used: the average would then weigh the first 1 / (1 - m) steps almost equally.
     """
 
-    # Attributes of the Keras optimizer, the next base class.
+    # Attributes of the other base class, a Keras optimizer; see `build_optimizer`.
     ema_momentum: float
     iterations: keras.Variable
     _model_variables_moving_average: list[keras.Variable]
@@ -54,9 +54,9 @@ class RampedAverage:
 class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
     """The learning rate of each step.
 
-    The rate depends only on the optimizer's number of steps, which every checkpoint contains. So
-    all replicas use the same rate, and a resumed run continues with it. When the score stops
-    improving, a callback lowers the factor `cut`.
+    Apart from the factor `cut`, the rate depends only on the optimizer's number of steps, which
+    every checkpoint contains. So all replicas use the same rate, and a resumed run continues with
+    this rate. A callback lowers `cut` when the score stops improving.
     """
 
     def __init__(self, train: TrainConfig, steps_per_epoch: int) -> None:
@@ -108,11 +108,11 @@ def build_optimizer(
 
     Args:
         train: the job's `[train]` table.
-        steps_per_epoch: the number of steps, for the learning-rate schedule.
+        steps_per_epoch: the number of steps of an epoch, for the learning-rate schedule.
         code: the source files of the job's functions, by path, for a custom optimizer.
 
     Raises:
-        InputError: if Keras refuses an option, or as in `_custom_optimizer`.
+        InputError: if Keras refuses an option, or a custom optimizer can't be built or used.
     """
     if train.optimizer in OPTIMIZERS:
         optimizer = _optimizer_of_keras(train)
@@ -173,10 +173,10 @@ def _custom_optimizer(train: TrainConfig, code: Mapping[str, str]) -> keras.opti
 
 
 def check_optimizer(train: TrainConfig, code: Mapping[str, str]) -> None:
-    """Check an optimizer that is custom or has options: build it; try a step if it is custom.
+    """Build an optimizer that is custom or has options; try a step of a custom optimizer.
 
     Raises:
-        InputError: as in `build_optimizer`, or if the step fails, or the state of the optimizer
+        InputError: if the optimizer can't be built, the step fails, or the state of the optimizer
             can't be saved.
     """
     if train.optimizer in OPTIMIZERS:

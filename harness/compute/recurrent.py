@@ -11,8 +11,8 @@ from keras.layers import LSTM, RNN, Bidirectional, SimpleRNN
 
 from harness.layers import all_layers
 
-# Takes a layer, its input, `[time, batch, features]`, and its initial states; returns its outputs,
-# `[time, batch, units]`, and its last states.
+# Takes a layer, the layer's input, `[time, batch, features]`, and its initial states; returns the
+# outputs, `[time, batch, units]`, and the last states.
 Compute = Callable[[LSTM, tf.Tensor, list[tf.Tensor]], tuple[tf.Tensor, list[tf.Tensor]]]
 
 
@@ -62,7 +62,7 @@ def _cudnn_rnn(
     mask: tf.Tensor | None,
     training: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """Return what `SimpleRNN.inner_loop` does: last output, outputs at all words, last state."""
+    """Replace `SimpleRNN.inner_loop`: return last output, outputs at all words, last state."""
     if mask is not None:
         by_loop: tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]
         by_loop = SimpleRNN.inner_loop(layer, sequences, initial_state, mask, training)
@@ -78,7 +78,7 @@ def _cudnn_rnn(
         sequence_lengths=tf.fill([num_examples], num_words),
         rnn_mode="rnn_tanh",
         time_major=False,
-        is_training=True,  # as Keras does; otherwise there is no gradient
+        is_training=True,  # otherwise there is no gradient; Keras's layers set it, too
     )
     last = result.output_h[:, 0]
     return last, result.output if layer.return_sequences else last[:, None], [last]
@@ -87,8 +87,8 @@ def _cudnn_rnn(
 def cudnn_parameters(layer: SimpleRNN) -> tf.Tensor:
     """Return the weights of a plain RNN in cuDNN's format, `[units * (features + units + 2)]`.
 
-    They are, in this order: the input matrix, `[units, features]`, the state matrix,
-    `[units, units]`, and a bias for each of the two.
+    The order is: input matrix, `[units, features]`; state matrix, `[units, units]`; Keras's bias,
+    `[units]`; zeros for cuDNN's second bias, `[units]`.
     """
     kernel, recurrent, bias = (
         keras.ops.convert_to_tensor(each)
@@ -115,7 +115,7 @@ def compute_in_float32(model: keras.Model) -> list[str]:
     names = []
     for layer in all_layers(model):
         if isinstance(layer, RNN | Bidirectional) and layer.compute_dtype == "bfloat16":
-            for part in layer._flatten_layers():  # with its cells and directions
+            for part in layer._flatten_layers():  # the layer, its cells and its directions
                 part.dtype_policy = "float32"
             names.append(layer.name)
     return names
@@ -144,7 +144,7 @@ def _inner_loop(
     initial_state: list[tf.Tensor],
     **_: Any,  # `mask` and `training`, which have no effect in these layers
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """Return what `LSTM.inner_loop` does: last output, outputs at all words, last states."""
+    """Replace `LSTM.inner_loop`: return last output, outputs at all words, last states."""
     outputs, states = compute(layer, tf.transpose(sequences, [1, 0, 2]), initial_state)
     last = states[0]
     kept = tf.transpose(outputs, [1, 0, 2]) if layer.return_sequences else last[:, None]
@@ -156,7 +156,7 @@ def _turns_of_two(
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """Compute two words per iteration of the loop.
 
-    A backward layer reads its input from the end. If it read a reversed copy instead, a
+    A backward layer reads its input from the end. With a reversed copy of the input, a
     bidirectional layer would take a third longer.
     """
     num_words = tf.shape(words)[0]
@@ -173,7 +173,7 @@ def _turns_of_two(
         return (at, outputs, *states)
 
     values: Any = (0, outputs, *initial_state)
-    for size in (2, 1):  # the second loop computes the last word if their number is odd
+    for size in (2, 1):  # if `num_words` is odd, the second loop computes the last word
         values = tf.while_loop(
             lambda at, *_, size=size: at + size <= num_words, functools.partial(turn, size), values
         )
@@ -203,7 +203,7 @@ def _block_lstm(
         wcf=no_peephole,
         wco=no_peephole,
         b=_in_blocks_order(keras.ops.convert_to_tensor(cell.bias)),
-        forget_bias=0.0,  # Keras's bias contains it
+        forget_bias=0.0,  # Keras's bias contains the forget bias
         cell_clip=-1.0,  # no clipping
     )
     return result.h, [result.h[-1], result.cs[-1]]
@@ -231,17 +231,16 @@ def count_parameters(model: keras.Model) -> dict[str, int]:
 
 
 def count_kernels(graph: tf.Graph, layers: list[keras.Layer], kernel: str) -> dict[str, int]:
-    """Count, for each layer's name, how often a kernel occurs in the layer's forward pass.
+    """Count how often a kernel occurs in the forward pass of each layer, by the layer's name.
 
-    If there are several replicas, the smallest count is returned. A node is named `model/layer/…`,
-    but TensorFlow numbers repeated scopes: `lstm` can appear as `lstm_1`, or as `lstm_2` next to
-    another layer's `lstm_1_1`. So scopes and layers with the same base name, such as `lstm`, are
-    matched by their order.
+    If there are several replicas, the smallest count is returned. A node of the graph is named
+    `model/scope/…`. The scope is the layer's name, but TensorFlow adds numbers to repeated scopes.
+    So scopes and layers with the same base name, such as `lstm`, are matched by their order.
 
     Args:
         graph: the traced graph of a step.
         layers: the layers to look for.
-        kernel: how the names of the kernel's operations begin.
+        kernel: the prefix of the kernel's operation types, such as `CudnnRNN`.
     """
     counts: dict[str, int] = {}
     for function in graph.as_graph_def().library.function:
@@ -252,7 +251,7 @@ def count_kernels(graph: tf.Graph, layers: list[keras.Layer], kernel: str) -> di
         for base in {_base(layer.name) for layer in layers}:
             names = [layer.name for layer in layers if _base(layer.name) == base]
             matching = [scope for scope in scopes if _base(scope) == base]
-            if len(names) == len(matching):  # else it is only a part, such as a loop's body
+            if len(names) == len(matching):  # else it is only a loop's body
                 for name, scope in zip(names, matching, strict=True):
                     num = fused.count(scope)
                     counts[name] = min(num, counts.get(name, num))
@@ -282,7 +281,7 @@ def kernels_of(model: keras.Model, graph: tf.Graph, way: str) -> dict[str, str]:
 
 
 def why_slow(kernels: Mapping[str, str]) -> str:
-    """Return a warning if cuDNN does not compute all layers, with the remedy; else "".
+    """Return a warning with a remedy if cuDNN does not compute all layers; else "".
 
     Args:
         kernels: the kernel of each layer, as `kernels_of` returns it.

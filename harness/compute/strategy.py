@@ -36,8 +36,8 @@ RECORDED = ("NCCL_", "CUDA_", "CUBLAS_", "CUDNN_", "XLA_FLAGS", "TF_CUDNN_", "NV
 
 device_messages: list[str] = []  # what TensorFlow printed when it listed the GPUs
 
-START_S = 120.0  # how long the workers may take to connect to each other
-# After this time without a worker's heartbeat, TensorFlow stops the steps of the other workers.
+START_S = 120.0  # seconds that the workers may take to connect to each other
+# Seconds without a worker's heartbeat, after which TensorFlow stops the other workers' steps.
 HEARTBEAT_S = 30.0
 
 
@@ -76,7 +76,7 @@ def site_devices() -> str | None:
     """Return HARNESS_DEVICES, the default for `--devices` of a run that is not resumed.
 
     Raises:
-        InputError: as in `parse_devices`.
+        InputError: if `--devices` would not accept the value.
     """
     if text := os.environ.get(SITE_DEVICES):
         parse_devices(text, SITE_DEVICES)
@@ -113,7 +113,7 @@ def import_tensorflow(
 
     Args:
         allocation: the Slurm job, if there is one.
-        threads: the number of threads, by default that of this process's CPUs.
+        threads: the number of threads, by default the number of this process's CPUs.
         job: the job, which may turn TF32 on, or deterministic operations off.
 
     Raises:
@@ -121,7 +121,7 @@ def import_tensorflow(
     """
     tf32, deterministic = (job.train.tf32, job.train.deterministic) if job else (False, True)
     ask_for_messages()
-    # oneDNN's rounding depends on the CPU, and a run may be resumed on another node.
+    # oneDNN's rounding depends on the CPU, but a run may be resumed on another node.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     # Number the GPUs as the driver does. By default CUDA puts the fastest GPU first.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
@@ -179,7 +179,9 @@ def quick_imports() -> Iterator[None]:
 
 
 def devices_in_use(requested: Devices | None) -> tuple[Devices, list[Any]]:
-    """Return the requested devices, by default all GPUs of this process, and their GPUs.
+    """Return the devices to use, and the GPUs among them as TensorFlow's physical devices.
+
+    By default a process uses all GPUs that it sees; without GPUs it uses the CPU.
 
     Raises:
         InputError: if a requested device is missing.
@@ -203,9 +205,9 @@ def make_strategy(
 ) -> "tf.distribute.Strategy":
     """Make the strategy for the requested devices, by default for all GPUs of this process.
 
-    With a worker group, the strategy uses these devices on every node. In a single process, one
-    device gets TensorFlow's default strategy, which allows XLA and cuDNN; several devices get a
-    MirroredStrategy. Call it once per process, before any tensor is created.
+    With a worker group, the strategy uses these devices on every node. In a single process,
+    the strategy for one device is TensorFlow's default, which allows XLA and cuDNN; for several
+    devices it is a MirroredStrategy. Call this once per process, before any tensor is created.
 
     Raises:
         InputError: if a requested device is missing.
@@ -238,7 +240,7 @@ def make_strategy(
 def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
     import tensorflow as tf
 
-    # Not SlurmClusterResolver: it sorts n10 before n9, needs GPUs, and uses one port for all jobs.
+    # SlurmClusterResolver would sort n10 before n9, need GPUs, and use the same port for all jobs.
     os.environ["TF_CONFIG"] = json.dumps(
         {
             "cluster": {"worker": worker_group.addresses},
@@ -248,14 +250,14 @@ def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
     _expect_heartbeats(len(worker_group.addresses))
     # By default TensorFlow waits an hour for the other workers, even if one of them has died.
     with worker_group.limited(START_S):
-        # Without CommunicationOptions(timeout_seconds=…), which needs a thread per operation.
+        # CommunicationOptions(timeout_seconds=…) is not used: it needs a thread per operation.
         return tf.distribute.MultiWorkerMirroredStrategy()
 
 
 def _expect_heartbeats(num_workers: int) -> None:
     """Raise the time limit of TensorFlow's heartbeats, which detect a lost or stopped worker.
 
-    The default of 10 s is too short for a busy node. There is no public way to set it.
+    The default of 10 s is too short for a busy node. TensorFlow has no public function to set it.
     """
     from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
     from tensorflow.python.eager import context
@@ -269,7 +271,7 @@ def _expect_heartbeats(num_workers: int) -> None:
 
 
 def spans_processes(strategy: "tf.distribute.Strategy") -> bool:
-    """Whether the strategy has workers in other processes, so that stops need a vote."""
+    """Whether the strategy has workers in several processes, which must agree on a stop."""
     import tensorflow as tf
 
     return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
@@ -323,7 +325,7 @@ def own_devices() -> str:
 def describe_numerics() -> dict[str, Any]:
     """Return the settings that rounding and reproducibility depend on, for the run's record."""
     import tensorflow as tf
-    from tensorflow.python.framework import config  # there is no public function
+    from tensorflow.python.framework import config  # no public function reads the setting
 
     return {
         "tf32": bool(tf.config.experimental.tensor_float_32_execution_enabled()),

@@ -1,8 +1,8 @@
 """Builds a job's models, optimizer and training step.
 
-Two models share the strategy's scope. `model` is trained, with dropout over the global batch.
-`export_model` is the same network in plain Keras: the latest weights, or their moving average, are
-copied to it, and it is validated, tested and saved.
+The strategy's scope contains two models. `model` is trained, with dropout over the global batch.
+`export_model` is the same network in plain Keras. The latest weights, or their moving average, are
+copied to `export_model`, which is then validated, tested and saved.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +27,7 @@ from harness.data.word_vectors import WordVectors
 from harness.job.keys import Job
 from harness.layers import global_batch, look_up_by_gather
 
-# The gradients of the trained weights; and the sum of the losses and the number of correct
-# predictions, `[2] float64`.
+# Gradients of the trained weights; two sums, `[2] float64`: losses, correct predictions.
 Gradients = tuple[list[tf.Tensor], tf.Tensor]
 
 
@@ -56,9 +55,9 @@ class TrainStep:
             job: the job.
             strategy: the strategy of the run.
             plan: how the step is computed.
-            num_outputs: the network's outputs, see `Dataset.num_outputs`.
+            num_outputs: the network's number of outputs, see `Dataset.num_outputs`.
             vectors: pretrained word vectors.
-            steps_per_epoch: the number of steps, for a learning-rate schedule.
+            steps_per_epoch: the number of steps of an epoch, for a learning-rate schedule.
             class_weights: the weight of each label, as `loss.class_weights` returns it.
         """
         self.job, self.strategy, self.is_compiled = job, strategy, plan.way == "xla"
@@ -71,7 +70,7 @@ class TrainStep:
             self.export_model = build_network(job, num_outputs)
             put_vectors(self.export_model, job, vectors)
             self.model = training_network(job, self.export_model, num_outputs)
-            put_vectors(self.model, job, None)  # a custom network was built again
+            put_vectors(self.model, job, None)  # sets `trainable` in a rebuilt custom network
             if self.is_compiled:
                 turn_cudnn_off(self.model)
             if plan.way == "block":
@@ -131,8 +130,8 @@ class TrainStep:
     def compiled(self) -> Callable[[Batch], Gradients]:
         """Return the function `gradients` as a graph, which XLA compiles if the plan says so.
 
-        XLA compiles only this part of the step. It does not support the optimizer's variables,
-        because they have copies on other devices.
+        XLA compiles only this part of the step, because XLA does not support the optimizer's
+        variables, which have copies on other devices.
         """
         compiled: Callable[[Batch], Gradients]
         compiled = tf.function(self.gradients, jit_compile=self.is_compiled, autograph=False)
@@ -161,8 +160,9 @@ class TrainStep:
         return target, tf.cast(sums, tf.float64)
 
     def _global_gradients(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-        # Keras clips gradients, and checks them for overflow of float16, before it adds up those of
-        # the replicas. So add them up here first. Divide in the end, since Keras adds them again.
+        # Keras clips each replica's gradients, and checks them for overflow of float16, before it
+        # adds them up. So add them up here first, and clip the sum. Divide it by the number of
+        # replicas in the end, since Keras adds up the results again.
         context = tf.distribute.get_replica_context()
         gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         if self.job.train.clipnorm > 0:

@@ -23,8 +23,8 @@ from harness.inference.predict import read_ratios, read_vocabulary
 from harness.system.files import replaced_directory, write_refusal
 from harness.tracking.run_dir import RunDirectory
 
-VERSION = "1"  # the model's folder; TensorFlow Serving expects a number as its name
-RECORD = "harness.json"  # marks a folder as an export, so that a later export may replace it
+VERSION = "1"  # name of the model's folder, for which TensorFlow Serving expects a number
+RECORD = "harness.json"  # this file marks an export, which a later export may replace
 REMEDY = "free space there, or choose another --out"
 SPACE = "[" + "".join(f"\\x{ord(character):02x}" for character in SPACES) + "]"
 
@@ -33,8 +33,8 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
     """Converts raw texts to a model's input with TensorFlow operations only.
 
     The result is that of `harness.data.vocabulary.encode_text`, cut to the last words and padded to
-    the length of the batch. The padding is in front, or with `bucket` at the end. With `ratios` the
-    model has a second input, which is the result of `NgramRatios.at_words`.
+    the length of the batch. The padding is in front, or at the end if `bucket` is set. With
+    `ratios` the model has a second input, the result of `NgramRatios.at_words`.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ def numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
 def columns(
     words: tf.RaggedTensor, ngrams: Sequence[tf.lookup.StaticHashTable], sizes: Sequence[int]
 ) -> Iterator[tf.Tensor]:
-    """Find the column of the n-gram that ends at each word, as `binary_ngrams` numbers columns.
+    """Find the columns, in the result of `binary_ngrams`, of the n-grams that end at each word.
 
     Args:
         words: the index of each word, `[n, (words)] int64`, -1 for unknown words.
@@ -156,8 +156,8 @@ def export(run: RunDirectory, folder: Path) -> Path:
 
     Args:
         run: the run.
-        folder: the folder to write, which contains a folder for the version of the model, as
-            TensorFlow Serving expects.
+        folder: the folder to write. It contains the folder VERSION, because TensorFlow Serving
+            expects a folder for each version of a model.
 
     Returns:
         The folder of the SavedModel, `folder/VERSION`.
@@ -182,7 +182,7 @@ def export(run: RunDirectory, folder: Path) -> Path:
     def classify(text: tf.Tensor) -> dict[str, tf.Tensor]:
         inputs = encoder(last_characters(text))
         probabilities = tf.cast(model(inputs, training=False), tf.float32)
-        if probabilities.shape[-1] == 1:  # of the second class
+        if probabilities.shape[-1] == 1:  # the probability of the second class
             probabilities = tf.concat([1 - probabilities, probabilities], axis=1)
         # As in `predict`, the second of two classes is chosen if its probability is above 0.5.
         best = tf.argmax(probabilities, axis=1)

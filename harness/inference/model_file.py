@@ -50,7 +50,7 @@ def save_model(run: RunDirectory, model: keras.Model, *, is_own: bool) -> None:
 
 
 def _has_config(model: keras.Model) -> bool:
-    """Whether a model has a configuration; a custom class may raise any error when asked."""
+    """Whether a model has a configuration; `get_config` of a custom class may raise any error."""
     try:
         model.get_config()
     except Exception:
@@ -59,7 +59,7 @@ def _has_config(model: keras.Model) -> bool:
 
 
 def _members(model: keras.Model, path: Path, *, has_config: bool) -> dict[str, bytes]:
-    """Return the files in Keras's archive of a model, by name."""
+    """Return the content of each file in Keras's archive of a model, by the file's name."""
     with contextlib.suppress(NotImplementedError, TypeError, ValueError):
         if has_config:
             model.save(path)
@@ -83,7 +83,8 @@ def _members(model: keras.Model, path: Path, *, has_config: bool) -> dict[str, b
 
 
 def _number_shared_objects(config: str) -> str:
-    # If layers share an object, Keras stores its address in memory as its id. Number them instead.
+    # Keras identifies an object that layers share by its address in memory, which differs between
+    # processes. Number these objects instead.
     numbers: dict[str, int] = {}
     return re.sub(
         r'("shared_object_id": )(\d+)',

@@ -1,4 +1,4 @@
-"""Classifies raw text with the model of a finished run; checks it before TensorFlow starts."""
+"""Classifies raw text with the model of a finished run; checks texts before TensorFlow starts."""
 
 import codecs
 import hashlib
@@ -24,7 +24,7 @@ from harness.tracking.run_dir import CHECKSUMS, RunDirectory
 
 CHUNK_BYTES = 1 << 20
 JSON_LINES = (".jsonl", ".ndjson")
-SHOWN = 5  # how many line numbers a warning lists
+SHOWN = 5  # largest number of line numbers in a warning
 
 RATIOS_FILE = "ngram_ratios.npz"
 
@@ -94,13 +94,13 @@ def read_lines(
     that occur inside reviews, such as \\x85.
 
     Args:
-        file: the file; lines are yielded after each read of it, so none has to wait.
+        file: the file. After each read, all complete lines are yielded at once.
         name: the file's name, for messages.
         remarks: the counts of blank and cut texts, which are updated.
         is_json: whether each line is JSON, either a string or an object with a `text`.
 
     Raises:
-        InputError: for a line that is not text; all lines before it have been yielded.
+        InputError: for a line that is not text; all earlier lines have been yielded.
     """
     number, rest = 0, b""
     while True:
@@ -117,7 +117,7 @@ def read_lines(
                 text = checked(_text(raw, where, is_json=is_json), number, where, remarks)
                 if text is not None:
                     lines.append(Line(number, text))
-            if b"\0" in rest or len(rest) > MAX_ROW:  # as with /dev/zero, whose line never ends
+            if b"\0" in rest or len(rest) > MAX_ROW:  # /dev/zero, for example, has no newline
                 _text(rest, f"{name}: line {number + 1}", is_json=is_json)
         finally:
             if lines:
@@ -199,7 +199,8 @@ def read_ratios(run: RunDirectory) -> NgramRatios | None:
     """Read the n-gram ratios of a finished run; return None if its network uses none.
 
     Raises:
-        InputError, DiskError: as in `read_kept`.
+        InputError: if the file is missing or has changed.
+        DiskError: if reading the disk fails.
     """
     if not run.job().model.ngram_ratios:
         return None
@@ -223,8 +224,8 @@ class Prediction:
     def summary(self) -> str:
         """The predicted class and a probability, such as `neg, P(pos) = 0.031`.
 
-        If there are two classes, the probability is that of label 1, so that texts can be sorted by
-        it. If there are more, it is that of the predicted class.
+        With two classes, it is the probability of label 1, so that texts can be sorted by it. With
+        more classes, it is the probability of the predicted class.
         """
         names = [*self.probabilities]
         name = names[1] if len(names) == 2 else self.predicted
@@ -245,7 +246,8 @@ def read_vocabulary(run: RunDirectory) -> list[str]:
     """Read the run's vocabulary, the most frequent word first.
 
     Raises:
-        InputError, DiskError: as in `read_kept`.
+        InputError: if the file is missing or has changed.
+        DiskError: if reading the disk fails.
     """
     return vocab_from_bytes(read_kept(run, "vocabulary.txt"))
 
@@ -254,7 +256,7 @@ def check_texts(texts: Sequence[str]) -> list[str]:
     """Check texts before TensorFlow starts; cut long ones to their last MAX_CHARACTERS.
 
     Raises:
-        InputError: if there is no text, a text contains no word, or it can't be encoded.
+        InputError: if there is no text, or a text contains no word or can't be encoded.
     """
     if not texts:
         raise InputError(NO_TEXT)
@@ -288,7 +290,7 @@ class Classifier:
     """
 
     def __init__(self, run: RunDirectory) -> None:
-        # No strategy is used, since in its scope there must be at least one text per replica.
+        # No strategy is used, since a strategy needs at least one text per replica.
         import tensorflow as tf
 
         from harness.inference.model_file import load_model
@@ -361,7 +363,7 @@ def classify_stream(
 ) -> Iterator[tuple[int, Prediction]]:
     """Yield the line number and the prediction of each text as soon as possible.
 
-    The first part to be classified is small, so that the first prediction comes early.
+    The first part is small, so that the first prediction comes early.
 
     Args:
         classify: the method `classify` of a `Classifier` or an ensemble.

@@ -175,7 +175,7 @@ def test_a_gpu_that_computes_wrongly_is_refused(rig: Rig) -> None:
     listener = {"HARNESS_NODE_FAULTS": str(faults), "SLURMD_NODENAME": "n7"}
     done = rig.train("lstm", "--devices", "gpu:1", env=CHECKED | listener)
     assert done.returncode == 75
-    wrong = "GPU 0 (NVIDIA H100 80GB HBM3) computes wrongly: an elementwise operation differs from"
+    wrong = "GPU 0 (NVIDIA H100 80GB HBM3) computes wrong results: an elementwise operation differs"
     assert wrong in last_line(done)
     assert faults.read_text().startswith(f"n7 {wrong}")
     assert not (rig.folder / "runs").exists()

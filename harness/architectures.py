@@ -1,6 +1,6 @@
 """The notebook's five recurrent sentiment models, each built from plain Keras layers.
 
-A custom network needs no change here: a job contains the path of its file, see jobs/README.md.
+A custom network needs no change here: the job contains its path, see jobs/README.md.
 
 Keras is imported inside the functions, because jobs are checked without it.
 """

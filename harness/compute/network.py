@@ -46,7 +46,7 @@ def fresh_names() -> Iterator[None]:
 
 @contextlib.contextmanager
 def dtype_policy(job: Job) -> Iterator[None]:
-    """Let layers built in the `with` block have the job's precision."""
+    """Use the job's precision for layers built in the `with` block."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(KERAS_PRECISION[job.train.precision])
     try:

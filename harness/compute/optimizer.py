@@ -83,7 +83,7 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
         self.cut.assign(value)
 
     def _share(self, done: tf.Tensor) -> tf.Tensor:
-        """Return the part of `train.learning_rate` to use after `done` steps, without warm-up."""
+        """Return the fraction of `train.learning_rate` after `done` steps, without the warm-up."""
         train = self.train
         if train.schedule == "constant":
             return tf.ones_like(done)
@@ -119,7 +119,7 @@ def build_optimizer(
     else:
         optimizer = _custom_optimizer(train, code)
     if train.ema_momentum > 0:
-        # The class of the object is replaced, because a user's function may have built the object.
+        # Replace the object's class, because a user's function may have built the object.
         optimizer.use_ema, optimizer.ema_momentum = True, train.ema_momentum
         kind: Any = type(optimizer)
         optimizer.__class__ = type(kind.__name__, (RampedAverage, kind), {})

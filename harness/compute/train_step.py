@@ -92,7 +92,7 @@ class TrainStep:
     def steps(
         self, batches: Iterator[Batch], num_steps: int, vote: tf.Tensor | None = None
     ) -> tf.Tensor:
-        """Take `num_steps` training steps; the result stays on the device.
+        """Run `num_steps` training steps; the result stays on the device.
 
         Args:
             batches: the batches, one per step.
@@ -116,7 +116,7 @@ class TrainStep:
         return tf.while_loop(lambda i, _: i < num_steps, step, (0, sums))[1].stack()
 
     def replica_step(self, batch: Batch, vote: tf.Tensor | None) -> tf.Tensor:
-        """Take a replica's part of a step; return its sums and vote, `[2]` or `[3] float64`."""
+        """Compute a replica's part of a step; return its sums and vote, `[2]` or `[3] float64`."""
         # The parts are independent operations, so several threads compute them in parallel.
         parts = in_parts(batch, self.num_examples, self.examples_per_part)
         of_parts, sums = zip(*map(self.compiled(), parts), strict=True)

@@ -21,7 +21,7 @@ app = typer.Typer()
 
 
 def _answer(text: str) -> None:
-    """Print code for bash, and keep paths that are not valid text."""
+    """Print code for bash. The bytes of a path that is not valid text are not changed."""
     sys.stdout.buffer.write(os.fsencode(f"{text}\n"))
     sys.stdout.flush()
 
@@ -101,9 +101,9 @@ def job_begin(
     if job and allocation:
         faults = faults_file(Path(planned.runs), allocation)
         faults.parent.mkdir(parents=True, exist_ok=True)
-        faults.unlink(missing_ok=True)  # the faults of an earlier start
+        faults.unlink(missing_ok=True)  # written by an earlier start
         flags = [*shlex.split(allocation.flags), *request_args(shown_values(shown), variables)]
-        # A job step of srun gets all GPUs of its job, unless options for GPUs say otherwise.
+        # Without the variables `OF_GPUS` a job step of srun gets all GPUs of its job.
         lines += [
             f"unset {' '.join((*foreign, *OF_GPUS))}",
             f"export {FLAGS}={shlex.quote(shlex.join(flags))}",
@@ -116,7 +116,7 @@ def job_begin(
 
 @app.command("job-end", hidden=True)
 def job_end(code: int, signals: str = "", run: str = "", runs: RunsFolder = Path("runs")) -> None:
-    """Print what happens to a job now: `requeue`, perhaps with changes of the job, or `stop`.
+    """Print what the script does next: `requeue`, perhaps with changes of the job, or `stop`.
 
     Args:
         code: the exit code of the job's command.
@@ -150,7 +150,7 @@ def job_successor(
     changes: Annotated[list[str] | None, typer.Argument()] = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Write a new job that continues a run, for a job that Slurm does not let requeue itself.
+    """Write a new job that continues the run of a job that may not requeue itself.
 
     Args:
         run: the folder of the run or sweep.

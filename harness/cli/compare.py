@@ -75,7 +75,7 @@ def ensemble(
         typer.Option(
             "--weights-from",
             metavar="ENSEMBLE",
-            help="use the weights of this ensemble, for runs without validation reviews",
+            help="for runs without validation reviews: use the weights of this ensemble",
         ),
     ] = None,
     name: Annotated[
@@ -86,7 +86,7 @@ def ensemble(
     ] = None,
     run_id: Annotated[
         str | None,
-        typer.Option("--run-id", metavar="ID", help="folder of the ensemble, below its name"),
+        typer.Option("--run-id", metavar="ID", help="id of the ensemble; its folder is NAME/ID"),
     ] = None,
     data: DataFolder = None,
     runs: RunsFolder = Path("runs"),

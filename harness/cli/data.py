@@ -19,7 +19,7 @@ app = typer.Typer(help="Fetch and verify IMDB; check and describe your texts.")
 def fetch(
     source: Annotated[
         Path | None,
-        typer.Option("--from", metavar="DIR", help="folder with aclImdb/ or with Keras's files"),
+        typer.Option("--from", metavar="DIR", help="folder aclImdb/, or a folder with imdb.npz"),
     ] = None,
 ) -> None:
     """Put IMDB into ~/.cache/harness.

@@ -33,7 +33,7 @@ def doctor(
         bool,
         typer.Option(
             "--probe",
-            help="train for a minute or two and estimate how long each job takes",
+            help="train for a minute or two and estimate how long each shipped job takes",
         ),
     ] = False,
     here: Here = False,
@@ -96,9 +96,9 @@ def _print_estimates(estimates: "Iterable[Estimate]") -> bool:
         known.append(each)
     good = [each for each in known if each.is_well]
     if good:
-        text = "the whole job is estimated for IMDB's 25,000 reviews of each split"
+        text = "whole job s: estimated for all of IMDB, 25,000 reviews per split"
         echo(f"Measured on {good[0].devices} with {good[0].data}; {text}.")
         if not good[0].on_gpu:
-            echo("This measurement holds for machines like this one. To measure a GPU node:")
+            echo("Other machines have other speeds. To measure a GPU node:")
             echo(f"{ON_GPU} harness doctor --probe")
     return len(good) == len(known)

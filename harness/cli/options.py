@@ -66,7 +66,7 @@ Workers = Annotated[
 ]
 RunsAtATime = Annotated[
     int | None,
-    typer.Option(min=1, max=1000, metavar="N", help="runs at a time; default: all that fit"),
+    typer.Option(min=1, max=1000, metavar="N", help="runs at the same time; default: all that fit"),
 ]
 WorkersPerGpu = Annotated[
     int, typer.Option(min=1, max=64, metavar="N", help="number of workers that share a GPU")

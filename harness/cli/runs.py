@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 WATCH_S = 5.0  # seconds between two refreshes
-MAX_LEFT = 5  # most lines about folders that `prune` does not change
+MAX_LEFT = 5  # the most folders that `prune` lists as unchanged
 
 OneRun = Annotated[
     str, typer.Argument(metavar="RUN", help="a run's folder or id, or the id of its Slurm job")
@@ -153,7 +153,7 @@ def cancel(
     by_job = {run.folder for name, run in selected if JOB_ID.fullmatch(name)}
     stopping: list[RunStatus] = []
     problems: list[str] = []
-    # Other runs of the same job lie beside the run, even if it is not in --runs.
+    # Other runs of the same Slurm job are in the same folder of runs, which may not be --runs.
     tops = {run.folder.absolute().parent.parent for run in chosen.values() if run.shares_job}
     known = [each for top in tops for each in survey(top, queue)]
     alone = {

@@ -55,7 +55,7 @@ def submit(
         bool, typer.Option("--dry-run", help="print script and command; submit nothing")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="continue the runs or sweeps RUN... instead of a JOB")
+        bool, typer.Option("--resume", help="continue runs or sweeps: RUN... in place of JOB")
     ] = False,
     all_interrupted: Annotated[
         bool,
@@ -64,12 +64,12 @@ def submit(
         ),
     ] = False,
     all_jobs: Annotated[
-        bool, typer.Option("--all", help="submit the five jobs and their comparison")
+        bool, typer.Option("--all", help="train the five networks, then compare them")
     ] = False,
     retry_memory: Annotated[
         bool,
         typer.Option(
-            "--retry-memory", help="if out of memory, request 1.5 times as much, at most twice"
+            "--retry-memory", help="when out of memory, retry with 1.5 times as much, at most twice"
         ),
     ] = False,
     trust_code: TrustCode = False,
@@ -146,10 +146,10 @@ def resume_request(
     from harness.tracking.status import select_runs, survey, was_out_of_memory
 
     if everything == bool(names):
-        raise InputError("--resume: give runs by folder or id, or --all-interrupted without any")
+        raise InputError("--resume: give folders or ids of runs, or --all-interrupted, not both")
     queue = Queue()
     chosen = survey(runs, queue) if everything else select_runs(names, runs, queue)
-    # Inside a job this does not matter: it continues its own run, which has no other job.
+    # Inside a job no answer is needed: the job continues its own run, which has no other job.
     if queue.problem and SlurmEnvironment.from_environment() is None:
         raise RunError(f"--resume: {queue.problem}, so a run may have a waiting job; try again")
     if everything and not (chosen := interrupted(chosen)):
@@ -194,7 +194,7 @@ def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
 
     seeds = f", seed {array_spec(submission.seeds)}" if submission.seeds else ""
     echo(f"job {job_id}: {submission.name}{seeds}")
-    if submission.resumes:  # the user has not typed this request
+    if submission.resumes:  # the user has not typed these options
         echo(f"asks  {shlex.join(submission.asks)}")
     paths_of = {"run": submission.run_folders(job_id), "log": submission.logs(job_id)}
     for name, paths in paths_of.items():

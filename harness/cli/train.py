@@ -68,7 +68,7 @@ def train(
     workers: RunsAtATime = None,
     runs_per_gpu: Annotated[
         int,
-        typer.Option(min=1, max=64, metavar="N", help="runs that share a GPU"),
+        typer.Option(min=1, max=64, metavar="N", help="number of runs that share a GPU"),
     ] = 1,
     parent: Annotated[
         Path | None,
@@ -156,7 +156,7 @@ def resume(
 ) -> None:
     """Continue an unfinished run or sweep where it stopped.
 
-    Does not change a finished one.
+    A finished run or sweep is not changed.
     """
     from harness.job.search import is_sweep
     from harness.system.console import Console

@@ -16,9 +16,9 @@ from harness.training.progress import Progress
 class StepResults:
     """The values of the latest n training steps, copied from the device together."""
 
-    first_step: int  # the number of the first step, counted from 1 over the whole run
-    losses: np.ndarray  # [n] float64, each the mean over the global batch
-    accuracies: np.ndarray  # [n] float64, each the share of correct predictions in the batch
+    first_step: int  # the number of the first of these steps, counted from 1 over the whole run
+    losses: np.ndarray  # [n] float64, each step's mean over the global batch
+    accuracies: np.ndarray  # [n] float64, each step's share of correct predictions
     num_reviews: int
     took_s: float
 
@@ -34,7 +34,7 @@ class StepResults:
 
 
 class UsageMeter:
-    """Measures the time of training steps and the use of devices."""
+    """Measures the time per training step, and the load of the machine."""
 
     def __init__(self, monitor: ResourceMonitor, heartbeat: Heartbeat) -> None:
         self.monitor, self.heartbeat = monitor, heartbeat
@@ -77,7 +77,7 @@ class ProgressReport:
 
 
 class BestWeights:
-    """Keeps the weights of the best epoch in `Progress`; of equal epochs, those of the first."""
+    """Keeps the weights of the best epoch in `Progress`; of equally good epochs, the first counts."""
 
     def __init__(self, train: TrainConfig) -> None:
         self.is_on = train.keep != "last"

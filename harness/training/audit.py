@@ -1,9 +1,9 @@
 """`harness audit`: check a finished run by computing its numbers again from its job.
 
 An audit does not trust the run's folder: whoever forges a score can also forge checksums and the
-record. It computes the scores again from the predictions, the predictions from the model, and the
-model by training. On another machine rounding differs. There the audit trains in several ways to
-measure how large such differences are.
+record. The audit computes the scores again from the predictions, the predictions from the model,
+and the model by training. Rounding differs on another machine. The audit then trains in several
+ways to measure how large rounding differences are.
 
 An audit reads the folder once, never writes to it, and runs no code from it: it builds the network
 from the job. A job that contains the user's code is audited only if the user trusts it.
@@ -61,7 +61,7 @@ from harness.training.launch import computing, dataset_of
 if TYPE_CHECKING:
     from harness.data.input_pipeline import Reviews
 
-# The allowed difference is this many times the measured one: training amplifies rounding errors.
+# A difference may be this many times the measured one, because training amplifies rounding errors.
 SPREAD = 10
 EPSILON = float(np.finfo(np.float32).eps)
 SMALLEST = float(np.finfo(np.float64).tiny)
@@ -86,9 +86,9 @@ class Audit:
     result_sha256: str
     depth: str  # how much was checked: `quick`, `3 epochs` or `full`
     checks: tuple[Check, ...]
-    others: tuple[str, ...]  # how code, packages and machine of the run differ from those here
+    others: tuple[str, ...]  # how code, packages and machine differ between the run and this audit
     tolerance: str  # how the tolerance was measured; empty if none was needed
-    ended_s: float  # the time of the end, in seconds since 1970
+    ended_s: float  # when the audit ended, in seconds since 1970
     took_s: float
 
     @property
@@ -106,7 +106,7 @@ class Audit:
             return one_line(f"run {self.run}: differs in {first.compared}: {first.detail}{why}")
         how = "to the byte" if self.outcome == EQUAL else "within rounding"
         return one_line(
-            f"run {self.run}: its numbers are those of its job {how}, {self.depth} audit of "
+            f"run {self.run}: its job gives the same numbers {how}; {self.depth} audit in "
             f"{self.took_s:.0f} s{why}"
         )
 
@@ -123,7 +123,7 @@ class Audit:
         return {**asdict(self), "run": str(self.run.absolute()), "outcome": self.outcome}
 
 
-# Reading a run. An audit checks these parts of the record, as somebody else may have written it.
+# Reading a run. These types validate the record, because somebody else may have written it.
 
 
 class Start(BaseModel):
@@ -169,11 +169,11 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
     """Read the folder of a finished run.
 
     Args:
-        data: the folder of IMDB, or the user's texts if the job trains on such.
+        data: the folder of IMDB; for a job on the user's texts, their table or folder.
         trains: whether the audit trains the job.
 
     Raises:
-        InputError: if the run can't be audited; says why.
+        InputError: if the run can't be audited.
         OSError: if the disk fails.
     """
     run = RunDirectory.open(folder)
@@ -196,11 +196,11 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
     files = {name: read_plain_file(run.path(name)) for name in names}
     for name in ("metrics.jsonl", "model.keras"):
         if name not in files:
-            raise InputError(f"run {folder}: its {name} is gone; train it again to audit it")
+            raise InputError(f"run {folder}: its {name} is missing; train it again to audit it")
     result, record = run.result(), run.certain_json(RECORD)
     if trains and weights_of(record):
         raise InputError(
-            f"run {folder}: began with the weights of another run, which its folder does not hold; "
+            f"run {folder}: began with the weights of another run, which are not in its folder; "
             "audit it with --quick"
         )
     try:
@@ -249,10 +249,10 @@ class Pair(NamedTuple):
 
 
 def compared(what: str, pairs: Iterable[Pair]) -> Check:
-    """Compare values. Return the first that differs, or else the largest rounding difference.
+    """Compare values. The check names the first that differs, or else the largest difference.
 
     Args:
-        pairs: the values. An error while they are read means a broken file, so the run differs.
+        pairs: the values. If reading them raises an error, a file is broken, and the run differs.
     """
     largest, answer = 0.0, Check(what, EQUAL)
     try:
@@ -266,17 +266,17 @@ def compared(what: str, pairs: Iterable[Pair]) -> Check:
                 return Check(what, DIFFERS, f"{by}, {allowed:.2g} allowed")
             if found >= largest:
                 largest = found
-                answer = Check(what, ROUNDING, f"the most {by}, {allowed:.2g} allowed")
+                answer = Check(what, ROUNDING, f"largest difference: {by}, {allowed:.2g} allowed")
     except (NodeFault, Interrupted, MemoryError):
         raise
-    except Exception as error:  # NumPy, zipfile, h5py and Keras raise many types for a broken file
+    except Exception as error:  # a broken file raises errors of many types
         reason = str(error) or type(error).__name__
         return Check(what, DIFFERS, f"it can't be read: {reason[:200]}")
     return answer
 
 
 def gap(mine: Any, theirs: Any) -> float:
-    """Return the largest difference: 0 only if bitwise equal, infinite if not numbers."""
+    """Return the largest difference: 0 only if bitwise equal, infinite if not comparable."""
     if isinstance(mine, np.ndarray) and isinstance(theirs, np.ndarray):
         alike = mine.dtype == theirs.dtype and mine.shape == theirs.shape
         is_same = alike and mine.tobytes() == theirs.tobytes()
@@ -294,10 +294,10 @@ def gap(mine: Any, theirs: Any) -> float:
 
 
 def values_of(name: str, mine: bytes, theirs: bytes, *, loosely: bool) -> Iterator[Pair]:
-    """Pair the values of two files with the same name, in the order of the file.
+    """Pair the values of two files with the same name.
 
     Args:
-        loosely: leave out the checksums of weights, which rounding changes completely.
+        loosely: whether to leave out the checksums of weights, which rounding changes completely.
     """
     if name == "metrics.jsonl":
         both = (map(json.loads, content.splitlines()) for content in (mine, theirs))
@@ -316,7 +316,7 @@ def values_of(name: str, mine: bytes, theirs: bytes, *, loosely: bool) -> Iterat
 
 
 def decided(files: Mapping[str, bytes], epochs: int | None) -> dict[str, bytes]:
-    """Return the files that depend only on the job; with `epochs`, the metrics of these epochs."""
+    """Return the files that depend only on the job; with `epochs`, the metrics until then."""
     if epochs is None:
         return {name: files[name] for name in CHECKSUMS if name in files}
     lines = files["metrics.jsonl"].splitlines(keepends=True)
@@ -338,7 +338,7 @@ class Auditor:
         devices: str | None,
         say: Callable[[str], None],
     ) -> None:
-        """Plan how the run is computed again, and open its data.
+        """Choose the devices and the plan for this machine, and open the run's data.
 
         Raises:
             InputError: if the data are missing, or the plan in the record is broken.
@@ -357,7 +357,7 @@ class Auditor:
         self.context = RunContext.open(copy, job, self.dataset)
 
     def _begin(self, name: str, devices: Devices, plan: ExecutionPlan) -> RunDirectory:
-        """Make a run with the subject's job and record that has not trained yet."""
+        """Make an untrained run with the subject's job and record."""
         run = RunDirectory(self.scratch / name / "runs" / self.subject.folder.absolute().name)
         made = {"plan": asdict(plan), "devices_asked": str(devices)}
         run.folder.mkdir(parents=True)
@@ -369,7 +369,7 @@ class Auditor:
         return run
 
     def others(self, machine: Mapping[str, Any]) -> list[str]:
-        """The differences between `machine` and the machines in the run's record."""
+        """The differences between `machine` and the run's machines, and `deterministic = false`."""
         starts = [start.model_dump(exclude_none=True) for start in self.subject.record.starts]
         changes = [change for start in starts for change in machine_changes(start, machine)]
         if not self.subject.job.train.deterministic:
@@ -415,7 +415,7 @@ class Auditor:
             dataset.train, dataset.test, dataset.vocab, num_validation=dataset.num_validation
         )
         found = describe_data(self.context, training, validation) | {"dataset_checksum": content}
-        del found["data"]  # the title of the data, which may differ here
+        del found["data"]  # the dataset's title may differ on this machine
         yield from self._pairs(found)
 
     def _inputs(self, ratios: NgramRatios | None) -> Iterator[Pair]:
@@ -434,7 +434,7 @@ class Auditor:
         else:
             scores = loss_and_accuracy(truth, arrays["probabilities"])
             found = dict(zip(("val_loss", "val_accuracy"), scores, strict=True))
-        yield from self._pairs(found, None if is_strict else 1e-9)  # float64 sums in another order
+        yield from self._pairs(found, None if is_strict else 1e-9)  # rounding of float64 sums
 
     def _model(self, name: str, reviews: "Reviews", is_strict: bool) -> Iterator[Pair]:
         from harness.compute.evaluator import Evaluator
@@ -484,7 +484,7 @@ class Auditor:
         """Train the job again, and yield the comparisons.
 
         Args:
-            epochs: the number of epochs to train; None trains and compares the whole run.
+            epochs: the number of epochs to train; None = train and compare the whole run.
 
         Raises:
             InputError: if the job can't be trained here.
@@ -498,10 +498,10 @@ class Auditor:
         kept = result.get("kept_epoch"), self.subject.result.get("kept_epoch")
         if allowed and result and kept[0] != kept[1]:
             mine = {"metrics.jsonl": mine["metrics.jsonl"]}
-            detail = f"epoch {kept[0]} is exported here, {kept[1]} there: not compared"
+            detail = f"not compared: epoch {kept[0]} is exported here, epoch {kept[1]} in the run"
             yield Check("model.keras", ROUNDING, detail)
         for name in mine:
-            if name in theirs or name != VALIDATION_PREDICTIONS:  # a trial keeps none
+            if name in theirs or name != VALIDATION_PREDICTIONS:  # trials don't write it
                 yield compared(name, self._file(name, mine, theirs, allowed))
         if is_strict and result:
             others = {*result} - {*self.subject.result} | {"run", "data", "devices"}
@@ -551,14 +551,14 @@ class Auditor:
         return decided(files, epochs)
 
     def _tolerance(self, base: Mapping[str, bytes], epochs: int | None) -> dict[str, float]:
-        """Measure rounding: train in other ways, and compare with the files in `base`."""
+        """Return each value's tolerance: train in other ways, and compare with `base`."""
         devices, allowed = self.devices, dict[str, float]()
         way: Way = "xla" if self.plan.way == "keras" else "keras"
-        ways = {f"{way} layers for {self.plan.way}": (devices, replace(self.plan, way=way))}
+        ways = {f"{way} instead of {self.plan.way} layers": (devices, replace(self.plan, way=way))}
         other = 2 if devices.count == 1 else 1
         if devices.kind == "cpu" or other == 1:
             changed = replace(devices, count=other)
-            ways[f"{other} replicas for {devices.count}"] = (changed, self.plan)
+            ways[f"{other} instead of {devices.count} replicas"] = (changed, self.plan)
         for number, (changed, plan) in enumerate(ways.values()):
             found = self._decided(self._train(f"way {number}", changed, plan, epochs), epochs)
             for name in base:
@@ -572,11 +572,11 @@ class Auditor:
             name = where.rpartition(", ")[2] if where.startswith("epoch ") else where.split()[-1]
             largest[name] = max(largest.get(name, 0.0), limit)
         shown = ", ".join(f"{name} {limit:.2g}" for name, limit in largest.items() if limit)
-        self.tolerance = f"{SPREAD} times what changes with {' and '.join(ways)}: {shown}"
+        self.tolerance = f"{SPREAD} times the difference made by {' or '.join(ways)}: {shown}"
         return allowed
 
     def _least(self, where: str, value: Any) -> float:
-        """Return the difference that always counts as rounding."""
+        """Return the smallest tolerance of a value, however little it differed in training."""
         if where.endswith(", epoch") or not isinstance(value, int | float | np.ndarray):
             return 0.0
         is_count = where.startswith("epoch ") and not where.endswith(("loss", "rate"))
@@ -596,13 +596,13 @@ def audit(
     """Audit a finished run.
 
     Args:
-        epochs: the number of epochs to train again; None trains all and compares the result too.
-        data: the folder of IMDB, or the user's texts if the job trains on such.
-        devices: the value of `--devices`; by default the kind and number in the run's record.
-        say: prints a line before each training.
+        epochs: the number of epochs to train again; None = train all, and compare the result too.
+        data: the folder of IMDB; for a job on the user's texts, their table or folder.
+        devices: the value of `--devices`; by default devices like those in the run's record.
+        say: is called with a line before each training.
 
     Raises:
-        InputError: if the run can't be audited here; says why.
+        InputError: if the run can't be audited here.
         RunError: if the run's result is broken.
     """
     began_s = time.time()

@@ -19,7 +19,7 @@ from harness.tracking.run_dir import untimed
 from harness.training.progress import Progress
 
 KEY = "train.callbacks"
-# Hooks that `model.fit` calls and the loop of the harness does not call.
+# Hooks that `model.fit` calls, but the training loop of harness does not.
 NOT_CALLED = [
     f"on_{name}_{end}"
     for name in ("batch", "train_batch", "test_batch", "predict_batch", "test", "predict")
@@ -31,7 +31,8 @@ def own_callbacks(job: Job) -> list[keras.callbacks.Callback]:
     """The callbacks that the user's functions return, in the order of the job.
 
     Raises:
-        InputError: if a function fails, returns no callback, or one with a hook in `NOT_CALLED`.
+        InputError: if a function fails or returns no callback, or the callback has a hook of
+            `NOT_CALLED`.
     """
     callbacks = []
     for name in job.train.callbacks:
@@ -48,7 +49,7 @@ def own_callbacks(job: Job) -> list[keras.callbacks.Callback]:
             # Read from the object: a LambdaCallback stores its hooks there, not in its class.
             method = getattr(getattr(callback, hook), "__func__", None)
             if method is not getattr(keras.callbacks.Callback, hook):
-                raise InputError(f"{where}: has {hook}, which is not called; use on_epoch_end")
+                raise InputError(f"{where}: has {hook}, which is never called; use on_epoch_end")
         callbacks.append(callback)
     return callbacks
 
@@ -59,7 +60,7 @@ def _has_state(callback: keras.callbacks.Callback) -> bool:
 
 
 class RunCallbacks:
-    """All callbacks of a run. They save states, and load them in a resumed run."""
+    """Calls the callbacks of a run, and restores their states in a resumed run."""
 
     def __init__(
         self, train: TrainConfig, model: keras.Model, own: Sequence[keras.callbacks.Callback] = ()
@@ -76,7 +77,7 @@ class RunCallbacks:
         if self.schedule:
             for callback in self.built_in.callbacks:
                 if isinstance(callback, keras.callbacks.ReduceLROnPlateau):
-                    # It sets `optimizer.learning_rate`, so it gets the schedule as its optimizer.
+                    # The callback changes `optimizer.learning_rate`; here it must change the schedule.
                     callback.set_model(SimpleNamespace(optimizer=self.schedule))
         for callback in own:
             self._call(callback, "set_params", {"epochs": train.epochs})
@@ -91,20 +92,20 @@ class RunCallbacks:
     def begin(self, progress: Progress) -> None:
         """Begin the training, or continue it at `progress`.
 
-        Checkpoints contain no states of the built-in callbacks: a resumed run replays the metrics
-        of all earlier epochs to them. The user's callbacks load their states. A checkpoint already
-        contains what `on_train_begin` changed in model and optimizer, so a resumed run calls it
-        again but undoes these changes.
+        Checkpoints contain no states of the built-in callbacks. A resumed run passes the metrics of
+        all earlier epochs to these callbacks again. The user's callbacks load their states. A
+        resumed run also calls `on_train_begin` again, but undoes its changes to model and
+        optimizer, because the checkpoint already contains these changes.
         """
         rate = self.schedule.cut if self.schedule else self.model.optimizer.learning_rate
-        value = float(rate.numpy())  # the rate in the checkpoint, after all cuts
+        value = float(rate.numpy())  # the checkpoint's learning rate, after all cuts
         self.built_in.on_train_begin()
-        # The replay starts at the first rate. From the last one, cuts may reach 0 and stop there.
+        # Repeat the cuts from the first rate: from the last rate, they may reach 0 and stop.
         rate.assign(1.0 if self.schedule else self.train.learning_rate)
         for line in progress.history:
             self.built_in.on_epoch_end(line["epoch"] - 1, dict(line))
         rate.assign(value)
-        # Without states the run is new, and keeps what `on_train_begin` changes.
+        # A run without saved states is new, and keeps the changes of `on_train_begin`.
         variables = [rate, *self.model.variables, *self.model.optimizer.variables]
         saved = [each.numpy() for each in variables] if progress.callback_states else []
         for callback in self.own:
@@ -114,7 +115,7 @@ class RunCallbacks:
                 self._call(callback, "load_state", state)
         for variable, numbers in zip(variables, saved, strict=False):
             variable.assign(numbers)
-        # The replay may stop the training again although a user's callback undid that stop.
+        # Early stopping may have stopped again, although a user's callback had undone that stop.
         if progress.stopped or progress.callback_states:
             self.model.stop_training = progress.stopped
 
@@ -124,7 +125,7 @@ class RunCallbacks:
             self._call(callback, "on_epoch_begin", epoch, {})
 
     def on_epoch_end(self, line: dict[str, Any]) -> None:
-        """Call all callbacks after an epoch. The user's get the metrics without measured times."""
+        """Call all callbacks after an epoch; the user's callbacks get no measured times."""
         epoch = line["epoch"] - 1
         self.built_in.on_epoch_end(epoch, dict(line))
         for callback in self.own:
@@ -146,7 +147,7 @@ class RunCallbacks:
             state = self._call(callback, "save_state") if _has_state(callback) else None
             try:
                 kept = json.loads(json.dumps(state, allow_nan=False))
-                if kept != state:  # for example, JSON turns keys that are numbers into text
+                if kept != state:  # for example, JSON turns the key 1 into the text "1"
                     raise ValueError(f"{state!r} becomes {kept!r}")
             except (TypeError, ValueError) as error:
                 raise RunError(
@@ -160,7 +161,7 @@ class RunCallbacks:
         try:
             with own_errors(f"{KEY} = {name!r}"):
                 return getattr(callback, hook)(*args)
-        except InputError as error:  # the run has begun, so this is its failure
+        except InputError as error:  # after the run has begun, an error means that it failed
             raise RunError(str(error)) from None
 
 

@@ -32,19 +32,19 @@ from harness.tracking.run_dir import RECORD, RunDirectory, check_format, stamped
 from harness.training.progress import Progress
 
 BFLOAT16 = tf.bfloat16.as_numpy_dtype
-MAX_CHECKPOINTS = 2  # per run, because a failing disk may damage the newest
+MAX_CHECKPOINTS = 2  # per run; the older one remains if a failing disk damages the newer one
 
 
 def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:
     """Write a checkpoint named after the number of steps, and remove all but the last two.
 
-    It also removes the checkpoints of later steps. These are broken: otherwise the run would have
-    continued from one of them.
+    Checkpoints of later steps are removed too. They are broken, because a run resumes from its
+    newest intact checkpoint.
 
     Raises:
         RunError: if the file can't be written, or a newer process took the run over.
     """
-    meta = {**vars(progress)}  # dataclasses.asdict would copy each array
+    meta = {**vars(progress)}  # not dataclasses.asdict, which copies all arrays
     arrays = {f"best/{i}": value for i, value in enumerate(meta.pop("best_weights"))}
     for name, variables in _variables(train_step).items():
         for i, variable in enumerate(variables):
@@ -53,7 +53,7 @@ def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_
     record = json.dumps(stamped(meta))
     arrays["progress"] = np.frombuffer(record.encode(), np.uint8)
     name = f"step-{total_steps:09d}.npz"
-    # This list is made before `_write` checks the lease, so a newer process wrote none of them.
+    # Listed before `_write` checks the lease, so none is a checkpoint of a newer process.
     broken = [path for path in run.checkpoints() if path.name > name]
     _write(run, name, arrays)
     for path in broken:
@@ -71,8 +71,8 @@ def restore(
 ) -> tuple[Progress, list[str]]:
     """Restore the newest intact checkpoint; without one, start from the beginning.
 
-    Of several workers only the chief reads the folder, and sends the checkpoint to the others. The
-    other workers may see an older state of a shared file system, or no folder at all.
+    On several nodes only the chief reads the folder. It sends the checkpoint to the other workers,
+    which may see an older state of a shared file system, or no folder at all.
 
     Returns:
         The progress, and a warning for each broken checkpoint.
@@ -113,15 +113,16 @@ def adopt(
         source: the checkpoint to copy.
         target: the new run; this process must hold its lease.
         identity: the identity of the new run.
-        of: the identity that the checkpoint must have, if any.
-        sha256: the checksum that the checkpoint must have, if any.
+        of: the identity that the checkpoint must have; "" allows any.
+        sha256: the checksum that the file must have; "" allows any.
         max_epochs: the largest number of trained epochs that the checkpoint may contain.
 
     Returns:
-        Whether the checkpoint was copied; false if it is missing, broken or another one.
+        Whether the checkpoint was copied; false if it is missing or broken, or if an argument
+        forbids it.
 
     Raises:
-        OSError: if the disk can't be read, and `sha256` allows no other checkpoint.
+        OSError: if `sha256` is set and the disk can't be read.
         RunError: if the new run can't be written.
     """
     try:
@@ -131,8 +132,8 @@ def adopt(
             return False
         arrays: dict[str, Any] = _load(io.BytesIO(content))
         meta = json.loads(arrays["progress"].tobytes())
-    except Exception as error:  # zipfile and NumPy raise many types for a broken file
-        # The checkpoint may still be intact, and no other one has this checksum.
+    except Exception as error:  # a broken file raises errors of many types
+        # The checkpoint may still be intact, and the caller has no other one with this checksum.
         if sha256 and (is_of_disk(error) or isinstance(error, MemoryError)):
             raise
         return False
@@ -140,7 +141,7 @@ def adopt(
         return False
     if max_epochs is not None and (meta["epoch"], meta["step"]) > (max_epochs, 0):
         return False
-    meta |= {"identity": identity, "event_mark": {}}  # the new run has its own log
+    meta |= {"identity": identity, "event_mark": {}}  # the new run has its own TensorBoard log
     arrays["progress"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
     _write(target, source.name, arrays)
     return True
@@ -163,10 +164,10 @@ def _newest(
                 _check(arrays, train_step)
         except (InputError, MemoryError):  # the checkpoint may be intact
             raise
-        except Exception as error:  # zipfile and NumPy raise many types for a broken file
+        except Exception as error:  # a broken file raises errors of many types
             if isinstance(error, FileNotFoundError) and monotonic() - since_s < PATIENCE_S:
-                # An earlier process replaced it by newer ones, and this node's listing of the
-                # shared file system is stale.
+                # This node's listing of the shared file system is stale: an earlier process has
+                # replaced the checkpoint by newer ones.
                 sleep(RETRY_S)
                 return _newest(run, train_step, identity, since_s)
             if refusal := disk_error_in(error):
@@ -184,8 +185,8 @@ def _newest(
         return progress, path, skipped
     if skipped and (parent := weights_of(run.certain_json(RECORD))):
         raise RunError(
-            f"run {run.folder}: all its checkpoints are broken, and it began with the weights of "
-            f"{parent}; remove {run.path('checkpoints')}, and harness resume begins with them again"
+            f"run {run.folder}: all its checkpoints are broken; to begin again with the weights of "
+            f"{parent}, remove {run.path('checkpoints')}, then harness resume {run.folder}"
         )
     return Progress(identity=identity), None, skipped
 
@@ -207,7 +208,7 @@ def checksum(train_step: TrainStep) -> str:
 
 def _variables(train_step: TrainStep) -> dict[str, list[keras.Variable]]:
     # `model.variables` includes the layers' random generators; `model.weights` does not. The
-    # optimizer's variables include the step, the learning rate, moments and the moving average.
+    # optimizer's variables include the step, learning rate, moments and averaged weights.
     variables = {"model": train_step.model.variables, "optimizer": train_step.optimizer.variables}
     if schedule := schedule_of(train_step.optimizer):
         variables["schedule"] = [schedule.cut]
@@ -218,7 +219,7 @@ def _load(file: BinaryIO) -> dict[str, np.ndarray]:
     # zipfile verifies an array's checksum when it has read the array to its end.
     with file, np.load(file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    # NumPy has no bfloat16: it writes these numbers as raw bytes of type "V2".
+    # NumPy has no bfloat16, and writes an array of it as raw bytes of type "V2".
     return {name: a.view(BFLOAT16) if a.dtype == "V2" else a for name, a in arrays.items()}
 
 
@@ -234,9 +235,9 @@ def _progress(arrays: dict[str, np.ndarray], name: str) -> Progress:
 
 
 def _check(arrays: dict[str, np.ndarray], train_step: TrainStep) -> None:
-    # Called before any assignment, so that no model gets only part of a checkpoint.
+    # Called before `_assign`, so that a wrong checkpoint changes no variable.
     for name, variables in _variables(train_step).items():
         for i, variable in enumerate(variables):
             shape = arrays[f"{name}/{i}"].shape
             if shape != tuple(variable.shape):
-                raise ValueError(f"{name}/{i} is {shape}, should be {tuple(variable.shape)}")
+                raise ValueError(f"{name}/{i} has shape {shape}, should be {tuple(variable.shape)}")

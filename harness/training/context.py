@@ -1,4 +1,4 @@
-"""What a run consists of: its job, data and folder; its devices and plan; its observers.
+"""The parts of a run: `RunContext` (job and data), `Compute` (devices) and `Observers`.
 
 This module doesn't import TensorFlow, so `launch` can check a run before the slow import.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def known_words(job: Job, dataset: Dataset) -> Sequence[str]:
-    """The words in the model's vocabulary, the most frequent first; the first has index 4."""
+    """The words in the model's vocabulary, from index 4 on, the most frequent word first."""
     return dataset.vocab[: job.data.vocab_size - 4]
 
 
@@ -40,7 +40,7 @@ class RunContext:
 
     @classmethod
     def open(cls, run: RunDirectory, job: Job, dataset: Dataset) -> "RunContext":
-        """Return the context of a run, with the word vectors that its job asks for.
+        """Return the context of a run, with the word vectors that its job names.
 
         Raises:
             InputError: if the vectors are unreadable, or have changed since the run began.
@@ -60,7 +60,7 @@ class RunContext:
 
     @property
     def identity(self) -> str:
-        """The checksum of job and data. It must be the same in the run's checkpoints."""
+        """The checksum of job and data. A checkpoint of another identity is refused."""
         vectors = self.vectors.checksum if self.vectors else ""
         return run_identity(self.job, self.dataset.checksum + vectors)
 
@@ -73,8 +73,8 @@ class Compute:
     plan: ExecutionPlan
     allocation: SlurmEnvironment | None = None
     devices: str | None = None  # the requested devices, written as for `--devices`
-    worker_group: WorkerGroup | None = None  # all workers of a run on several nodes
-    is_trial: bool = False  # whether the run is a trial: its process also trains other trials
+    worker_group: WorkerGroup | None = None  # the workers, if the run uses several nodes
+    is_trial: bool = False  # whether the run is a trial, whose process also trains other trials
 
     @property
     def is_chief(self) -> bool:

@@ -16,7 +16,7 @@ from harness.system import gpu, stderr_filter, watchdog
 from harness.tracking.records import Heartbeat
 from harness.training.context import Compute, RunContext
 
-# TensorFlow raises one of these if a worker does not take part in an operation of all workers.
+# TensorFlow's errors if a worker does not take part in a collective operation.
 LOST_TO_TENSORFLOW = (
     tf.errors.UnavailableError,
     tf.errors.DeadlineExceededError,
@@ -24,14 +24,14 @@ LOST_TO_TENSORFLOW = (
     tf.errors.CancelledError,
 )
 
-# NCCL writes one of these if a process that takes part in an operation has ended.
+# NCCL's messages if another process of a collective operation has ended.
 LOST_TO_NCCL = re.compile("ncclRemoteError|remote process (has )?exited|ncclSystemError")
 
 
 def device_error(error: Exception) -> RunError | None:
     """Explain a device's error in one line with a remedy; return None for any other error.
 
-    It also reads standard error, where TensorFlow may have written more than into the exception.
+    Standard error is read too, because TensorFlow may have written more there than in `error`.
     """
     captured = stderr_filter.captured
     found = captured.read() if captured else []
@@ -51,7 +51,7 @@ def explained_device_errors() -> Iterator[None]:
 
     Raises:
         NodeFault: if the node is broken, so the job should continue on another node.
-        RunError: for the other errors of `DEVICE_ERRORS`.
+        RunError: for any other known error of a device.
     """
     try:
         yield
@@ -79,13 +79,13 @@ def recorded_failures(
             raise refusal from None
         raise
     except Exception as error:
-        # If another process has taken the run over, this failure usually follows from that: the
-        # other process truncates the log and removes leftovers.
+        # A process that has taken the run over truncates the log and removes leftovers, which
+        # usually causes this failure.
         try:
             heartbeat.run.check_lease()
         except TakenOver:
             raise
-        except RunError:  # the lease can't be read, but `error` says more than that
+        except RunError:  # the lease can't be read; `error` explains more
             pass
         _record(heartbeat, error)
         raise
@@ -94,7 +94,7 @@ def recorded_failures(
 def watching(
     context: RunContext, compute: Compute, heartbeat: Heartbeat
 ) -> contextlib.AbstractContextManager[None]:
-    """Let the watchdog end the run, and record why, if its devices stop answering."""
+    """Let the watchdog end the run, and record why, if its devices stop responding."""
     folder, group = context.run.folder, compute.worker_group
     where, next_step = (
         f"{own_devices()} of {node_name()}",
@@ -106,7 +106,7 @@ def watching(
     if compute.is_trial:
         next_step = "the search continues it"
     elif group and not group.is_chief:
-        next_step = f"see the line of {group.nodes[0]}"
+        next_step = f"see the message of {group.nodes[0]}"
 
     def record(reason: Interrupted) -> int:
         heartbeat.interrupted(reason)
@@ -124,7 +124,7 @@ def watching(
 
 @contextlib.contextmanager
 def explained_losses(worker_group: WorkerGroup | None) -> Iterator[None]:
-    """Replace TensorFlow's error about another worker by the reason why that worker ended."""
+    """Replace TensorFlow's error about another worker by the reason why the other worker ended."""
     try:
         yield
     except tf.errors.ResourceExhaustedError:
@@ -140,6 +140,6 @@ def explained_losses(worker_group: WorkerGroup | None) -> Iterator[None]:
 
 
 def _record(heartbeat: Heartbeat, error: Exception) -> None:
-    # This may fail too, on a full disk or without the lease. It must not replace `error`.
+    # Recording may fail too, on a full disk or without the lease. Then `error` is still raised.
     with contextlib.suppress(RunError):
         heartbeat.beat("failed", error=f"{type(error).__name__}: {error}")

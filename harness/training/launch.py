@@ -54,7 +54,7 @@ class LaunchOptions:
     """The options of a command that starts a run."""
 
     devices: str | None = None  # the value of `--devices`
-    data: Path | None = None  # the folder that contains IMDB
+    data: Path | None = None  # the folder of IMDB
     full: bool = False  # if IMDB is missing, fail instead of using the packaged sample
     strict: bool = False  # fail if code, packages or machine changed since the first start
     parent: Path | None = None  # the value of `--from` (`harness.training.parent`)
@@ -70,14 +70,14 @@ def launch(
     run that continues a parent's checkpoint uses the parent's devices and plan.
 
     Raises:
-        InputError: if devices or data are missing, or another version of harness or another user
-            began the run. Nothing is written then.
+        InputError: before anything is written, if devices or data are missing, or another version
+            of harness or another user began the run.
         Interrupted, RunError: see `harness.training.train.train`.
     """
     if run.finished():
         console.info(f"run {run.folder}: finished already, nothing to do")
         return run.result()
-    # 1. The checks that don't need TensorFlow.
+    # 1. Check what doesn't need TensorFlow.
     run.check_owner()
     run.check_format()
     allocation = own_allocation()
@@ -98,12 +98,12 @@ def launch(
         stack.enter_context(explain_interruption(remedy))
         stack.enter_context(watchdog.from_settings(on_nodes=not stop.alone))
         stack.callback(stderr_filter.show_rest)
-        # 2. The other workers of a run on several nodes.
+        # 2. On several nodes, connect to the other workers.
         worker_group = None
         if allocation and not stop.alone:
             worker_group, context = join_workers(allocation, context, console=console, stack=stack)
             threads = agreed(threads, worker_group)
-        # 3. TensorFlow and its devices.
+        # 3. Import TensorFlow and check the devices.
         begins = watchdog.Watched(f"TensorFlow's start on {node_name()}", "start it again")
         with watchdog.watching(begins):
             import_tensorflow(allocation, threads, job)
@@ -123,13 +123,14 @@ def launch(
         stop.listen()  # again, because TensorFlow may have replaced the signal handler
         plan = plan_of(job, "gpu" if num_own_gpus() else "cpu", began, threads=threads)
         plan = ExecutionPlan(**agreed(asdict(checked_plan(plan, job)), worker_group))
-        # `console` is silent on all workers but the chief, so the monitor gets another one.
+        # Every worker prints its monitor's warnings; `console` is silent except on the chief.
         monitor = ResourceMonitor(num_own_gpus(), given_cpus(allocation), warn=Console().warning)
         stack.enter_context(monitor)
         title = title_of_devices(strategy, plan.threads)
         console.info(f"{title}; data: {context.dataset.title}")
         devices_used = describe_devices(strategy, worker_group)
-        of_start = context.run if began is run else began  # on a worker, a temporary folder
+        # Workers other than the chief have an empty `context.run`, and so warn of nothing.
+        of_start = context.run if began is run else began
         warn_of_changes(of_start, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
         check_own_parts(
@@ -139,7 +140,7 @@ def launch(
             is_new=is_new,
             compiled=plan.way == "xla",
         )
-        # 4. The run.
+        # 4. Train.
         from harness.training.train import train
 
         stack.enter_context(console)
@@ -153,12 +154,12 @@ def launch(
 
 
 def devices_to_use(run: RunDirectory, requested: str | None) -> str | None:
-    """The requested devices, else those of the run's record, else HARNESS_DEVICES."""
+    """Return the requested devices, else those in the run's record, else HARNESS_DEVICES."""
     return requested or run.certain_json(RECORD).get("devices_asked") or site_devices()
 
 
 def guard_gpus(run: RunDirectory, devices: str | None) -> None:
-    """Fork if the run may use GPUs. The child trains; the parent (the guard) waits for its end.
+    """Fork if the run may use GPUs. The child trains; the parent waits until the child ends.
 
     Raises:
         SystemExit: in the parent, with the exit code of the child.
@@ -249,7 +250,7 @@ def plan_of(
     """Return the execution plan of a job on `cpu` or `gpu`. Doesn't import TensorFlow.
 
     Args:
-        run: the run, if any; the plan in its record is kept.
+        run: the run whose recorded plan is returned, if it has one.
         threads: the threads of a new run; by default one per CPU of this process.
     """
     begun = (run.certain_json(RECORD).get("plan") or {}) if run else {}
@@ -258,7 +259,7 @@ def plan_of(
 
 
 def agreed(value: Any, worker_group: WorkerGroup | None) -> Any:
-    """Return the chief's value on every worker. Other workers may have other CPUs and GPUs."""
+    """Return the chief's value on every worker, because CPUs and GPUs may differ."""
     if worker_group is None:
         return value
     content = json.dumps(value).encode() if worker_group.is_chief else b""
@@ -294,7 +295,7 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
             "different result"
         )
     vocab_size = len(dataset.vocab) + 4  # indices 0 to 3 stand for padding, start, rare words
-    # Not for the sample, because the shipped jobs have vocabularies for all of IMDB.
+    # No warning for the sample: the shipped jobs set the vocabulary size for all of IMDB.
     if not dataset.is_sample and job.data.vocab_size > vocab_size:
         console.warning(
             f"data.vocab_size = {job.data.vocab_size}: the training reviews contain "
@@ -319,11 +320,11 @@ def check_own_parts(
     """Check the user's network, loss and optimizer before anything is written.
 
     Args:
-        is_new: whether this is a new run. A run that has begun gets fewer checks.
+        is_new: whether this is a new run. In a resumed run loss and optimizer are not checked.
         compiled: whether XLA compiles the run's training steps.
 
     Raises:
-        InputError: if Keras rejects one of them, or the user's code fails; names its file and line.
+        InputError: if Keras rejects a part, or the user's code fails; names file and line.
     """
     from harness.compute.loss import check_loss
     from harness.compute.network import check_network
@@ -360,14 +361,14 @@ def warn_of_changes(
 
 
 def given_validation(job: Job, dataset: Dataset) -> str:
-    """Return a line about the validation split in the user's texts; empty if there is none."""
+    """Return a message about the validation split in the user's texts; "" if they have none."""
     if not dataset.num_validation:
         return ""
     if job.data.validation_split == 0:
         return "data.validation_split = 0: the texts' validation split is used for training"
     return (
-        f"data.validation_split = {job.data.validation_split:g} has no effect: validated on the "
-        "texts' validation split"
+        f"data.validation_split = {job.data.validation_split:g} has no effect: the texts' own "
+        "validation split is used"
     )
 
 
@@ -388,13 +389,13 @@ def dataset_of(
 
 @contextlib.contextmanager
 def computing(job: Job, threads: int | None = None) -> Iterator[None]:
-    """Import TensorFlow and check its devices, for a command that needs no strategy.
+    """Import TensorFlow and check its devices, for a command that doesn't train.
 
     Args:
         threads: the threads of each operation; by default one per CPU of this process.
 
     Raises:
-        SystemExit: in the parent of a process with GPUs, with the exit code of that process.
+        SystemExit: with GPUs the process forks; in the parent, with the child's exit code.
         NodeFault, RunError: if a GPU fails or computes wrongly.
     """
     if may_use_gpus(site_devices()):

@@ -14,24 +14,24 @@ from numpy.typing import ArrayLike, NDArray
 from harness.data.dataset import CLASSES, by_class
 from harness.errors import RunError
 
-MAX_MATRIX = 100  # with more classes, the result contains no confusion matrix
+MAX_MATRIX = 100  # the most classes for which the result contains a confusion matrix
 TOP = 5
-CLASSES_FOR_TOP = 10  # only with more classes, `top_5_accuracy` is computed
+CLASSES_FOR_TOP = 10  # for more classes `top_5_accuracy` is computed
 
 
 def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
     """Score predictions on a test set as scikit-learn does. JSON can represent all values.
 
     For two classes `precision`, `recall` and `f1` are those of label 1. For more classes they are
-    means over the classes that occur or are predicted. `f1_macro` is always this mean. A score is 0
-    if its denominator is 0. `roc_auc` is the mean over the classes, one against the rest. If all
-    labels are equal, it is None and `roc_auc_reason` says why; otherwise the reason is None.
-    `confusion_matrix` has a row per label, for two classes [[tn, fp], [fn, tp]]. Above 100 classes
-    it is left out. `top_5_accuracy` is included above 10 classes.
+    means over the classes that occur or are predicted. `f1_macro` is the mean in both cases. A
+    score is 0 if its denominator is 0. `roc_auc` is the mean over the classes, one against the
+    rest. If all labels are equal, `roc_auc` is None and `roc_auc_reason` says why.
+    `confusion_matrix` has a row per label, for two classes [[tn, fp], [fn, tp]]; above 100 classes
+    there is no `confusion_matrix`. Only above 10 classes there is a `top_5_accuracy`.
 
     Args:
         labels: the true labels `[n]`, from 0.
-        probabilities: in 0..1: those of label 1 `[n]`, or of all classes `[n, num_classes]`.
+        probabilities: the probability of label 1 `[n]`, or of each class `[n, num_classes]`.
 
     Raises:
         ValueError: if the shapes differ, n is 0, or a label is out of range.
@@ -86,7 +86,7 @@ def loss_and_accuracy(labels: ArrayLike, probabilities: ArrayLike) -> tuple[floa
 
     Args:
         labels: the true labels `[n]`, from 0.
-        probabilities: in 0..1: those of label 1 `[n]`, or of all classes `[n, num_classes]`.
+        probabilities: the probability of label 1 `[n]`, or of each class `[n, num_classes]`.
     """
     truth, found = np.asarray(labels, np.int64), by_class(probabilities)
     clipped = np.clip(found, 1e-7, 1 - 1e-7)
@@ -103,7 +103,7 @@ def checked(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Check labels and probabilities. Return labels `[n]` and probabilities `[n, num_classes]`.
 
-    Arguments and errors are those of `test_scores`.
+    The arguments and errors are the same as for `test_scores`.
     """
     truth, given = np.asarray(labels), np.asarray(probabilities, np.float64)
     if truth.ndim != 1 or given.ndim not in (1, 2) or len(truth) != len(given) or not len(truth):
@@ -114,7 +114,7 @@ def checked(
     found = by_class(given)
     if not np.isin(truth, np.arange(found.shape[1])).all():
         raise ValueError(
-            f"labels: hold {np.unique(truth)[:5].tolist()}; should be 0 to {found.shape[1] - 1}"
+            f"labels: contain {np.unique(truth)[:5].tolist()}; should be 0 to {found.shape[1] - 1}"
         )
     broken = int((~np.isfinite(given)).sum())
     if broken:

@@ -1,9 +1,9 @@
-"""`train --from RUN`: a new run that continues another run, its parent, or begins with its weights.
+"""`train --from RUN`: begins a new run with the checkpoint or weights of another run, its parent.
 
-The same job with more epochs continues from the parent's checkpoint. It ends with bitwise the same
-result as if it had trained all epochs itself. Another job begins with the weights of the parent's
-trained model, layer by layer. Either way the new run writes a checkpoint before its first step.
-After that it doesn't need the parent.
+If only `train.epochs` differs, the new run continues from the parent's checkpoint. It ends with
+bitwise the same result as if it had trained all epochs itself. Otherwise it begins with the weights
+of the parent's trained model, layer by layer. In both cases the new run writes a checkpoint before
+its first step. After that it doesn't need the parent.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from harness.compute.train_step import TrainStep
 
-# The files that a run writes before it takes its parent's weights. The lease is removed last.
+# What a new run writes before `begin_with`, in the order of removal: the lease is removed last.
 WRITTEN = ("job.toml", RECORD, "vocabulary.txt", RATIOS_FILE, "state.json", "lease.json")
 
 
@@ -36,8 +36,8 @@ class Parent:
     """The run that a new run continues, or whose weights it begins with."""
 
     run: RunDirectory
-    continues: bool  # whether the parent's checkpoint is used, or only its model's weights
-    differences: tuple[str, ...] = ()  # what differs between the parent's job and the new one
+    continues: bool  # true: uses the parent's checkpoint; false: only its trained weights
+    differences: tuple[str, ...] = ()  # what differs between parent and new run
 
     def record(self) -> dict[str, Any]:
         """Return what the record of the new run says about its parent."""
@@ -60,13 +60,13 @@ class Parent:
 
 
 def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
-    """Find the parent of a run. Return None if it has no parent, or has a checkpoint already.
+    """Find the parent of a run. Return None if no parent is named, or the run has a checkpoint.
 
     Args:
         named: the folder in `--from`; by default the one in the run's record.
 
     Raises:
-        InputError: if the run can't begin with that parent; says why.
+        InputError: if the run can't begin with its parent.
     """
     run = context.run
     record = run.certain_json(RECORD)
@@ -108,7 +108,7 @@ def _checked(parent: RunDirectory, context: RunContext) -> Parent:
 
 
 def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Iterator[str]:
-    """Yield what differs from the parent's job and data, except job name and epochs."""
+    """Yield the settings and data that differ from the parent's, except job name and epochs."""
     job, vectors = context.job, context.vectors
     changing = [key for key, facts in FACTS.items() if facts.changes != "nothing"]
     for key in changing:
@@ -129,14 +129,14 @@ def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Itera
 
 
 def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> list[str]:
-    """Write the first checkpoint of a new run, made from its parent.
+    """Make the first checkpoint of a new run from its parent.
 
     Args:
-        context: the new run. Its lease must be held, and its vocabulary written.
+        context: the new run. This process must hold its lease and have written its vocabulary.
         train_step: the new run's models and optimizer, newly initialized.
 
     Returns:
-        A warning for each layer that doesn't get the parent's weights.
+        A warning for each layer that doesn't begin with the parent's weights.
 
     Raises:
         InputError: if the parent's checkpoints are broken, or no layer fits.
@@ -152,8 +152,8 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
                 return []
         raise InputError(
             f"--from {parent.run.folder}: its checkpoints are broken, of another job than its "
-            f"job.toml, or of more than train.epochs = {epochs}; leave --from out, restore that "
-            "job.toml, or raise train.epochs"
+            f"job.toml, or of more epochs than train.epochs = {epochs}; leave --from out, restore "
+            "that job.toml, or raise train.epochs"
         )
     lines = list(_take_weights(parent.run, context, train_step))
     progress = Progress(identity=context.identity)
@@ -163,7 +163,7 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
 
 @contextlib.contextmanager
 def nothing_left_if_refused(run: RunDirectory, parent: Parent | None) -> Iterator[None]:
-    """Remove the new run if its parent doesn't fit, because its record names this parent."""
+    """Remove the new run if its parent is refused, because the record already names the parent."""
     is_first = not run.exists()
     try:
         yield
@@ -191,7 +191,7 @@ def _take_weights(
     words = read_plain_file(context.run.path("vocabulary.txt"))
     their_words = read_plain_file(parent.path("vocabulary.txt"))
     pretrained = None
-    # If both use the same vectors, the parent's embedding is better, because it was trained.
+    # If parent and new run use the same vectors, the parent's trained embedding is better.
     if vectors and first_start(parent.certain_json(RECORD)).get("embeddings") != vectors.checksum:
         pretrained = embedding_of_words(train_step.export_model, context.job)
     taken = 0
@@ -212,7 +212,7 @@ def _take_weights(
         )
     train_step.model.set_weights(train_step.export_model.get_weights())
     optimizer = getattr(train_step.optimizer, "inner_optimizer", train_step.optimizer)
-    if isinstance(optimizer, ScheduleFreeAdamW):  # it keeps a copy of the weights
+    if isinstance(optimizer, ScheduleFreeAdamW):  # this optimizer keeps a copy of the weights
         for copy, weights in zip(
             optimizer._momentums, train_step.model.trainable_variables, strict=True
         ):
@@ -220,7 +220,7 @@ def _take_weights(
 
 
 def _numbered(model: "keras.Model") -> Iterator[tuple[str, "keras.Layer"]]:
-    """Yield layers with weights, named by class and number: Keras's names differ between runs."""
+    """Yield layers that have weights, with stable names: Keras's names differ between runs."""
     counts = Counter[str]()
     for layer in model.layers:
         if layer.weights:

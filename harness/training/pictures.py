@@ -1,6 +1,6 @@
 """Draws the scores of a classifier.
 
-The functions' arguments and errors are those of `harness.training.metrics.test_scores`.
+The arguments and errors are the same as for `harness.training.metrics.test_scores`.
 """
 
 import io
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_COUNTS = 12  # with more classes, the confusion matrix is drawn without numbers
-MOST_NAMES = 30  # with more classes, it is drawn without the names of classes
-MAX_NAME = 24  # the number of characters that are shown of a class's name
+MOST_COUNTS = 12  # the most classes for which the confusion matrix shows numbers
+MOST_NAMES = 30  # the most classes for which the confusion matrix shows their names
+MAX_NAME = 24  # the most characters that are shown of a class's name
 
 
 def confusion_picture(
     labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str] = CLASSES
 ) -> bytes:
-    """Draw the confusion matrix as a PNG of 640 x 480, with counts and shares of each true class.
+    """Draw the confusion matrix as a PNG of 640 x 480, with each row's counts and percentages.
 
-    For more than 12 classes only colours show the shares. `classes` are the names of the labels.
+    Above 12 classes only colours show the percentages. `classes` are the names of the labels.
     """
     truth, found = checked(labels, probabilities)
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
@@ -120,9 +120,10 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
 def mean_roc_curve(
     truth: NDArray[np.int64], found: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the ROC curve of label 1, or for more classes the mean of one against the rest.
+    """Return the ROC curve of label 1; for more than two classes, the mean of all curves.
 
-    The mean is taken over the true positive rates at the same false positive rates.
+    Each of these curves is that of one class against the rest. The true positive rates are
+    averaged at equal false positive rates.
 
     Args:
         truth: the true labels `[n]`; at least two must differ.
@@ -133,7 +134,7 @@ def mean_roc_curve(
     """
     from sklearn.metrics import roc_curve
 
-    rates = np.linspace(0, 1, 501) ** 2  # denser where the curve bends
+    rates = np.linspace(0, 1, 501) ** 2  # denser near 0, where the curve bends
     labels = [1] if found.shape[1] == 2 else np.unique(truth)
     curves = []
     for label in labels:
@@ -144,7 +145,7 @@ def mean_roc_curve(
 
 def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> "tuple[Figure, Axes]":
     """Make a figure with one plot, and with margins that leave room for its labels."""
-    # Not pyplot, which keeps a global list of figures and may choose a backend with a window.
+    # pyplot would keep a global list of figures, and might choose a backend with a window.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, dpi=100, layout="constrained")

@@ -13,10 +13,10 @@ class Progress:
     identity: str = ""  # the checksum of job and data (`RunContext.identity`)
     epoch: int = 0  # the index of the current epoch, from 0
     step: int = 0  # the number of finished steps in the current epoch
-    loss_sum: float = 0.0  # the sum of the losses of the epoch's reviews so far
+    loss_sum: float = 0.0  # the sum of the reviews' losses in the epoch so far
     num_correct: float = 0.0  # the number of correct predictions in the epoch so far
     epoch_s: float = 0.0  # the training time of the epoch so far
-    training_s: float = 0.0  # the training time of all steps, without steps lost by a kill
+    training_s: float = 0.0  # the training time of the run, without steps that a kill undid
     history: list[dict[str, Any]] = field(default_factory=list)  # one metrics line per epoch
     best_epoch: int = 0  # the number of the best epoch, from 1; 0 if there is none
     event_mark: dict[str, int] = field(default_factory=dict)  # see `TensorBoardLog.mark`
@@ -30,13 +30,13 @@ class Progress:
         return self.history[self.best_epoch - 1]
 
     def add_steps(self, sums: np.ndarray, took_s: float) -> None:
-        """Add the results of n steps to those of the epoch.
+        """Add the results of n steps to the sums of the epoch.
 
         Args:
-            sums: what `TrainStep.train_steps` returned for the steps, `[n, 2 or 3]`.
+            sums: the results that `TrainStep.train_steps` returned, `[n, 2 or 3]`.
             took_s: the time that the n steps took together.
         """
-        # Added one by one, so that rounding doesn't depend on the number of steps in a call.
+        # Added step by step, so that rounding doesn't depend on n.
         for loss, num_correct, *_ in sums.tolist():
             self.loss_sum += loss
             self.num_correct += num_correct
@@ -45,7 +45,7 @@ class Progress:
         self.training_s += took_s
 
     def epoch_metrics(self, num_reviews: int, learning_rate: float) -> dict[str, Any]:
-        """Return the metrics line of the current epoch, all of whose steps are done."""
+        """Return the metrics line of the current epoch after its last step."""
         return {
             "epoch": self.epoch + 1,
             "loss": self.loss_sum / num_reviews,

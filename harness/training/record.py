@@ -68,7 +68,7 @@ def record_start(context: RunContext, compute: Compute, parent: Parent | None) -
 
 
 def write_inputs(context: RunContext, ratios: NgramRatios | None) -> None:
-    """Write the vocabulary and the n-gram ratios, which turn texts into inputs of the model."""
+    """Write the vocabulary and n-gram ratios, from which a text becomes an input of the model."""
     vocabulary = vocab_to_bytes(known_words(context.job, context.dataset))
     context.run.write("vocabulary.txt", vocabulary)
     if ratios:
@@ -123,7 +123,7 @@ def score_test(trainer: Trainer, test: Reviews, classes: Sequence[str]) -> dict[
     log.test(scores)
     log.picture("test/confusion_matrix", confusion_picture(labels, probabilities, classes))
     log.picture("test/calibration", calibration_picture(labels, probabilities))
-    if labels.min() != labels.max():  # one class alone has no ROC curve
+    if labels.min() != labels.max():  # otherwise there is no ROC curve
         log.picture("test/roc", roc_picture(labels, probabilities))
     return {"num_test": len(labels), **scores}
 
@@ -145,7 +145,7 @@ def score_validation(trainer: Trainer, validation: Reviews, *, keeps: bool) -> d
 def _scored(
     trainer: Trainer, reviews: Reviews, phase: str, name: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return probabilities and scores; if `name` is set, write the probabilities to this file."""
+    """Return probabilities and scores; write probabilities and labels to the file `name`, if set."""
     trainer.heartbeat.beat(phase)
     probabilities = trainer.train_step.evaluator.probabilities(reviews, trainer.stop)
     scores = test_scores(reviews.labels, probabilities)
@@ -223,7 +223,7 @@ def finish(context: RunContext, heartbeat: Heartbeat, result: dict[str, Any]) ->
     heartbeat.beat("finished", result=summary_of(result))
     run.write_json("result.json", result)  # last, because this file marks the run as complete
     with contextlib.suppress(OSError, RunError):  # the run is complete even if this fails
-        for path in run.checkpoints()[:-1]:  # `train --from` needs the last one
+        for path in run.checkpoints()[:-1]:  # `train --from` needs the last checkpoint
             path.unlink(missing_ok=True)
     run.release_lease()
 

@@ -14,8 +14,8 @@ Users' dashboards rely on these tags:
 | `.` of a trial | `search/val_accuracy` or another objective of the search | 0 |
 
 TensorBoard keeps all points in memory, and a curve needs only hundreds. So the log contains about
-500 evenly spaced steps of a run, and the measurements of the machine at about 100 steps. Which ones
-depends only on the run's number of steps.
+500 evenly spaced steps of a run, and the measurements of the machine at about 100 steps. The choice
+of these steps depends only on the run's number of steps.
 
 A checkpoint contains the log's `mark`: the size of each event file at that moment. A resumed run
 truncates the files to these sizes, and then writes the same events as an undisturbed run.
@@ -52,10 +52,10 @@ from harness.system.files import atomic_write, sync
 
 LOG = logging.getLogger(__name__)
 
-# "." is `tensorboard/` itself. TensorBoard shows each folder as a run. Each has one writer.
+# TensorBoard shows each folder as a run; "." is `tensorboard/` itself. Each folder has one writer.
 FOLDERS = (".", "train", "validation")
 
-STEP_POINTS, MEASURED_POINTS = 500, 100  # about how many points a run logs
+STEP_POINTS, MEASURED_POINTS = 500, 100  # about how many points a curve has
 
 REMEDY = "free space there, then resume the run"
 
@@ -64,7 +64,7 @@ class TensorBoardLog:
     """Writes a `tensorboard/` folder. As a context manager, it closes the files at the end.
 
     All methods flush before they return, so a running TensorBoard shows the events, and a killed
-    process loses none. They raise RunError if the disk can't be written.
+    process loses none. All methods raise DiskError if the disk can't be written.
     """
 
     def __init__(
@@ -95,8 +95,8 @@ class TensorBoardLog:
         with _one_line(folder):
             latest_s = _cut_back(folder, mark or {}, warn)
             # TensorBoard reads a folder's files in the order of their names, and never returns to
-            # an earlier one. So the new name must sort after all existing names, even after one
-            # from this second, or from a host whose clock is ahead.
+            # an earlier file. So the new name must sort after all existing names, even if a file
+            # is from this second, or from a host whose clock is ahead.
             start_s = max(int(clock()), latest_s + 1)
             name = f"events.out.tfevents.{start_s:010d}.{socket.gethostname()}.{os.getpid()}"
             self._paths = {key: folder / key / name for key in FOLDERS}
@@ -117,13 +117,13 @@ class TensorBoardLog:
         reviews_per_s: float,
         measured: Mapping[str, float] | None = None,
     ) -> None:
-        """Log n training steps. Learning rate, speed and `measured` belong to the last one.
+        """Log n training steps. Learning rate, speed and `measured` belong to the last step.
 
         Args:
-            first_step: the number of the first step, counted from 1 over the whole run.
+            first_step: the number of the first of these steps, counted from 1 over the whole run.
             losses: the mean loss over each global batch, `[n]`.
             accuracies: the share of correct predictions in each global batch, `[n]`.
-            measured: tags and measurements of the machine, kept until a step that logs them.
+            measured: tag -> measurement of the machine. Kept until a step at which it is logged.
         """
         losses, accuracies = np.asarray(losses, np.float32), np.asarray(accuracies, np.float32)
         self._start("train", first_step)
@@ -153,7 +153,7 @@ class TensorBoardLog:
             epoch: the number of the epoch, from 1.
             train: the values of `loss`, `accuracy`, `learning_rate` and `reviews_per_s`.
             validation: the values of `loss` and `accuracy`; empty without validation reviews. The
-                tags are those of `train`, so TensorBoard draws both in one chart.
+                tags are the same as for `train`, so TensorBoard draws both in one chart.
         """
         self._write("train", _scalar_event(_tagged("epoch", train), epoch))
         if validation:
@@ -205,19 +205,19 @@ class TensorBoardLog:
         """Log a row of the HParams page, and which metrics the page shows.
 
         Args:
-            values: dotted key -> value, with keys such as `train.learning_rate`.
+            values: key of the job (such as `train.learning_rate`) -> value.
             run_name: the name of the row; TensorBoard averages runs with the same name.
-            columns: every key of the page's rows -> an example value; by default `values`.
-            objective: the objective of a search; trials show it in place of the test accuracy.
+            columns: key of any row of the page -> example value; by default `values`.
+            objective: the objective of a search; trials show this score, not the test accuracy.
 
         TensorBoard finds the validation metrics only if its --logdir is a folder above this one. If
         --logdir is this folder itself, it looks for a run named "./validation".
         """
-        # TensorBoard applies the first run's description to all runs. So it contains each key's
-        # type, but not its domain, which would hide runs with other values.
+        # TensorBoard applies the first run's description to all runs. So the description contains
+        # the types of the keys, but not their domains, which would hide runs with other values.
         examples = sorted((columns or values).items())
         infos = [api_pb2.HParamInfo(name=key, type=_type(value)) for key, value in examples]
-        metrics = [  # those of the last epoch, but the saved weights may be from another epoch
+        metrics = [  # of the last epoch; the saved weights may be from another epoch
             hp.Metric("epoch/accuracy", group="validation", display_name="last val. accuracy"),
             hp.Metric("epoch/loss", group="validation", display_name="last val. loss"),
             hp.Metric("test/accuracy", display_name="test accuracy"),
@@ -229,7 +229,7 @@ class TensorBoardLog:
             infos, [metric.as_proto() for metric in metrics], time_created_secs=now_s
         )
         session = hp.hparams_pb(dict(values), trial_id=run_name, start_time_secs=now_s)
-        # `experiment` is of another class for the same message, so it is converted.
+        # `experiment` is TensorFlow's class of this message; `Event` needs TensorBoard's class.
         self._write(".", Event(summary=Summary.FromString(experiment.SerializeToString())))
         self._write(".", Event(summary=session))
         self.flush()
@@ -274,7 +274,7 @@ class TensorBoardLog:
     def _start(self, key: str, step: int) -> None:
         """Make a running TensorBoard forget all events from this step on.
 
-        It may have read events of a killed process that were removed from the files since then.
+        TensorBoard may have read events of a killed process that are no longer in the files.
         """
         if key not in self._started:
             self._started.add(key)
@@ -319,7 +319,7 @@ def _cut_back(folder: Path, mark: Mapping[str, int], warn: Callable[[str], objec
         if name not in mark:
             (folder / name).unlink()
         elif size > mark[name]:
-            # Not truncated in place: a TensorBoard may be reading the file.
+            # Replaced, not truncated in place: a TensorBoard may be reading the file.
             with (folder / name).open("rb") as file:
                 start = file.read(mark[name])
             atomic_write(folder / name, start, remedy=REMEDY)

@@ -1,6 +1,6 @@
 """The training loop.
 
-Unlike `model.fit` it can resume inside an epoch, and then ends with the same bytes.
+Unlike `model.fit` it can resume inside an epoch. The result is bitwise the same as without a stop.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from harness.training.context import Observers, RunContext
 from harness.training.metrics import loss_and_accuracy, test_scores
 from harness.training.tensorboard_log import TensorBoardLog
 
-STEPS_TO_STOP = 10  # at most so many steps after a worker gets a signal, all workers stop
+STEPS_TO_STOP = 10  # all workers stop at most this many steps after one gets a signal
 
 
 class Trainer:
@@ -64,7 +64,7 @@ class Trainer:
         self.drain_every = train.log_every_steps  # the number of steps between calls of `_drain`
         if not self.stop.alone:
             self.drain_every = min(train.log_every_steps, STEPS_TO_STOP)
-        self.first_step_s: float | None = None  # from the process's start to the first step's end
+        self.first_step_s: float | None = None  # from the process's start to its first step's end
         self.usage = UsageMeter(observers.monitor, heartbeat)
         self.report = ProgressReport(
             self.console,
@@ -76,7 +76,7 @@ class Trainer:
         self.callbacks = RunCallbacks(train, train_step.model, callbacks)
         self.fit_s = 0.0  # the time from `prepare` to the end of `fit` in this process
         self.checkpoint_s = 0.0  # the time spent writing checkpoints in this process
-        self._pending: list[tf.Tensor] = []  # results on the device, each [steps, …]
+        self._pending: list[tf.Tensor] = []  # results on the device, each `[steps, 2 or 3]`
         self._votes = 0.0  # the number of votes of all workers to stop
         self._is_over = False  # whether all epochs are trained, and the last checkpoint is written
 
@@ -89,30 +89,30 @@ class Trainer:
         self._began_s = time.perf_counter()
         if worker_group:
             processes.kept.append(self)
-        # 1. Model, optimizer and progress, from the newest intact checkpoint.
+        # 1. Restore model, optimizer and progress from the newest intact checkpoint.
         self.progress, warnings = checkpoint.restore(
             self.run, self.train_step, self.identity, worker_group=worker_group
         )
         for line in warnings:
             self.console.warning(line)
         self.is_new = not self.progress.event_mark  # whether the TensorBoard log is empty
-        # 2. The callbacks, from the history and their states. The learning rate stays as restored.
+        # 2. Restore the callbacks from the history and their states; keep the learning rate.
         self.callbacks.begin(self.progress)
         for name in self.callbacks.forgetful:
             self.console.warning(
                 f"train.callbacks = {name!r}: has no save_state and load_state, so a resumed run "
-                "starts it without its earlier state"
+                "can't restore its state"
             )
-        # 3. The batches from the next step on.
+        # 3. Open the batches from the next step on.
         self._open_batches()
-        # 4. The graph. Tracing takes seconds, and another process may take the run over meanwhile.
+        # 4. Trace the graph. Meanwhile another process may take the run over.
         vote = None if self.stop.alone else tf.constant(0, tf.float64)
         num = self.job.train.steps_per_execution
         traced = self.train_step.train_steps.get_concrete_function(self._batches, num, vote)
         self.graph = traced.graph
         watchdog.progress()
         self.run.check_lease()
-        # 5. TensorBoard's log, metrics.jsonl and timings.jsonl, cut back to the checkpoint.
+        # 5. Cut TensorBoard's log, metrics.jsonl and timings.jsonl back to the checkpoint.
         self.log = TensorBoardLog(
             self.run.path("tensorboard"),
             self.progress.event_mark,
@@ -129,8 +129,8 @@ class Trainer:
         lengths = self.training.lengths(data.maxlen)
         permutations = permutations_ahead(train.seed, epochs, lengths, shape=shape)
         self._open_until = progress.epoch + len(permutations)
-        # Endless: if the batches could end, tf.distribute would ask all replicas at every step
-        # whether they have another one. The loop takes only the batches that exist.
+        # If the iterator could end, tf.distribute would ask all replicas at every step whether they
+        # have another batch. So it is endless; the loop takes only the batches that exist.
         start = Start(progress.step, progress.epoch * self.steps_per_epoch, endless=True)
         self._batches: Iterator[Batch] = iter(
             batches(self.train_step.strategy, self.training, permutations, shape=shape, start=start)
@@ -139,7 +139,7 @@ class Trainer:
     # The loop
 
     def fit(self, validation: Reviews) -> None:
-        """Train the remaining epochs. After each, validate and write a checkpoint."""
+        """Train the remaining epochs. After each epoch, validate and write a checkpoint."""
         train, progress, train_step = self.job.train, self.progress, self.train_step
         self._saved_s = time.perf_counter()
         while progress.epoch < train.epochs:
@@ -174,9 +174,9 @@ class Trainer:
         self._drained_s = time.perf_counter()
         if progress.epoch >= self._open_until:
             self._open_batches()
-        step = progress.step  # steps started in this epoch; `_drain` updates `progress.step`
+        step = progress.step  # started steps; `_drain` adds finished steps to `progress.step`
         while step < self.steps_per_epoch:
-            if step:  # `fit` has checked before the first one
+            if step:  # before step 0, `fit` has checked
                 self.stop.check()
             num = min(train.steps_per_execution, self.steps_per_epoch - step)
             vote = None if self.stop.alone else tf.constant(self.stop.vote, tf.float64)
@@ -187,7 +187,7 @@ class Trainer:
                 self.first_step_s = round(age_s() or 0.0, 3)
                 self.heartbeat.beat("training", first_step_s=self.first_step_s)
             before, step = step, step + num
-            # Multiples of `drain_every` are the same steps on all workers, and in a resumed run.
+            # All workers, and a resumed run, drain at the same steps: multiples of `drain_every`.
             is_boundary = step // self.drain_every > before // self.drain_every
             if is_boundary or step == self.steps_per_epoch:
                 self._drain()
@@ -203,7 +203,7 @@ class Trainer:
         """Copy results of pending steps from the device, add them to `progress`, and report them.
 
         Raises:
-            RunError: if a loss is not finite; says at which step.
+            RunError: if a loss is not finite; the message names the step.
         """
         if not self._pending:
             return
@@ -217,7 +217,7 @@ class Trainer:
         took_s, self._drained_s = now_s - self._drained_s, now_s
         results = self._results(sums, took_s)
         self.progress.add_steps(sums, took_s)
-        self._votes += float(sums[:, 2:].sum())  # a single worker has no votes column
+        self._votes += float(sums[:, 2:].sum())  # with one worker there is no column of votes
         self.log.steps(
             results.first_step,
             results.losses,
@@ -331,7 +331,7 @@ class Trainer:
         try:
             yield
         except Interrupted:
-            # If `_is_over`, `on_train_end` may have changed the model; it will be called again.
+            # If `_is_over`, the last checkpoint exists, and `on_train_end` may change the model.
             if not self._is_over:
                 self._drain()
                 self._save()

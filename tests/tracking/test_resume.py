@@ -118,12 +118,12 @@ def test_all_interrupted_runs_that_nobody_cancelled_continue(tmp_path: Path, sig
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--resume"], "give runs by folder or id, or --all-interrupted"),
+        (["--resume"], "give folders or ids of runs, or --all-interrupted"),
         (["--all-interrupted"], "has no interrupted run"),
         (["--resume", "nowhere"], "no run has this folder"),
         (["--resume", "gru/a", "--seeds", "1-2"], "continues runs unchanged"),
         (["--resume", "gru/a", "--pack"], "continues runs unchanged"),
-        (["--resume", "gru/a", "--all-interrupted"], "without any"),
+        (["--resume", "gru/a", "--all-interrupted"], "not both"),
     ],
 )
 def test_a_request_that_names_no_run_is_one_line(

@@ -36,7 +36,7 @@ def test_a_killed_run_of_two_replicas_is_equal_to_the_byte(harness: Harness) -> 
     done = harness.run("audit", run, "--full", "--runs", harness.folder / "mine")
     assert done.returncode == 0, done.stdout + done.stderr
     *_, sentence = done.stdout.splitlines()
-    assert sentence.startswith(f"run {run}: its numbers are those of its job to the byte, full")
+    assert sentence.startswith(f"run {run}: its job gives the same numbers to the byte; full")
     assert "differs" not in done.stdout
     assert "rounding" not in done.stdout
     assert contents(run) == before
@@ -55,10 +55,12 @@ def test_another_number_of_replicas_differs_by_measured_rounding(harness: Harnes
     done = harness.run(*audit, "--full")
     assert done.returncode == 0, done.stdout + done.stderr
     *rows, sentence = done.stdout.splitlines()
-    assert "those of its job within rounding, full audit" in sentence
+    assert "gives the same numbers within rounding; full audit" in sentence
     assert any(row.startswith("model.keras") and " allowed" in row for row in rows)
     assert "its devices were 2 × CPU and are 1 × CPU" in sentence
-    assert any(re.search(r"measured here .*2 replicas for 1: .*loss [0-9.e-]+, ", r) for r in rows)
+    assert any(
+        re.search(r"measured here .*2 instead of 1 replicas: .*loss [0-9.e-]+, ", r) for r in rows
+    )
     plant_loss(run, 1, 1e-3)
     done = harness.run(*audit)
     assert done.returncode == 1, done.stdout
@@ -91,7 +93,7 @@ def changed(name: str, **values: Any) -> Callable[[Path], object]:
         (shutil.rmtree, "no such folder"),
         (lambda run: (run / "job.toml").unlink(), "is not a run's folder, it holds no job.toml"),
         (lambda run: (run / "result.json").unlink(), "is unfinished (finished), so it has no"),
-        (lambda run: (run / "model.keras").unlink(), "its model.keras is gone; train it again"),
+        (lambda run: (run / "model.keras").unlink(), "its model.keras is missing; train it again"),
         (changed("provenance.json", format=5), "was written by harness 0.3.0 (format 5)"),
         (changed("provenance.json", plan={"way": "magic"}), "the run's record has no valid plan"),
         (changed("provenance.json", starts=["x", 3, {}]), "its record is broken (starts.0)"),

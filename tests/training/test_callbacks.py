@@ -143,7 +143,7 @@ def test_a_replay_of_many_cuts_keeps_the_count_of_epochs(warmup: float) -> None:
         (
             "import keras\n"
             "def make(): return keras.callbacks.LambdaCallback(on_train_batch_end=print)\n",
-            "has on_train_batch_end, which is not called",
+            "has on_train_batch_end, which is never called",
         ),
     ],
 )
@@ -174,7 +174,7 @@ def test_an_error_of_a_callback_ends_the_run_in_one_line() -> None:
 
 
 def test_a_callback_without_state_is_named() -> None:
-    """The run warns that a restart starts it without its earlier state."""
+    """The run warns that a restart can't restore its state."""
     source = COUNTS.replace("load_state", "other")
     job = job_of(source)
     callbacks = RunCallbacks(job.train, model_of(job.train), own_callbacks(job))

@@ -150,8 +150,8 @@ def test_diverged_is_refused(score: Callable[[ArrayLike, ArrayLike], object]) ->
     [
         ([0, 1], [0.5], r"labels \[2\] and probabilities \[1\]"),
         ([], [], "n at least 1"),
-        ([0, 2], [0.5, 0.5], r"labels: hold \[0, 2\]; should be 0 to 1"),
-        ([0, 3], [[0.2, 0.3, 0.5]] * 2, r"labels: hold \[0, 3\]; should be 0 to 2"),
+        ([0, 2], [0.5, 0.5], r"labels: contain \[0, 2\]; should be 0 to 1"),
+        ([0, 3], [[0.2, 0.3, 0.5]] * 2, r"labels: contain \[0, 3\]; should be 0 to 2"),
     ],
 )
 def test_wrong_input(labels: ArrayLike, probabilities: ArrayLike, message: str) -> None:

@@ -77,7 +77,7 @@ class ProgressReport:
 
 
 class BestWeights:
-    """Keeps the weights of the best epoch in `Progress`; of equally good epochs, the first counts."""
+    """Keeps the weights of the best epoch in `Progress`; of equal scores, the first counts."""
 
     def __init__(self, train: TrainConfig) -> None:
         self.is_on = train.keep != "last"

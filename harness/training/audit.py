@@ -2,7 +2,7 @@
 
 An audit does not trust the run's folder: whoever forges a score can also forge checksums and the
 record. The audit computes the scores again from the predictions, the predictions from the model,
-and the model by training. Rounding differs on another machine. The audit then trains in several
+and the model by training. On another machine, where rounding differs, the audit trains in several
 ways to measure how large rounding differences are.
 
 An audit reads the folder once, never writes to it, and runs no code from it: it builds the network
@@ -249,7 +249,7 @@ class Pair(NamedTuple):
 
 
 def compared(what: str, pairs: Iterable[Pair]) -> Check:
-    """Compare values. The check names the first that differs, or else the largest difference.
+    """Compare values. The check names the first wrong one, or else the largest rounding difference.
 
     Args:
         pairs: the values. If reading them raises an error, a file is broken, and the run differs.
@@ -316,7 +316,7 @@ def values_of(name: str, mine: bytes, theirs: bytes, *, loosely: bool) -> Iterat
 
 
 def decided(files: Mapping[str, bytes], epochs: int | None) -> dict[str, bytes]:
-    """Return the files that depend only on the job; with `epochs`, the metrics until then."""
+    """Return the files that depend only on the job; with `epochs`, only that many metrics."""
     if epochs is None:
         return {name: files[name] for name in CHECKSUMS if name in files}
     lines = files["metrics.jsonl"].splitlines(keepends=True)
@@ -369,7 +369,7 @@ class Auditor:
         return run
 
     def others(self, machine: Mapping[str, Any]) -> list[str]:
-        """The differences between `machine` and the run's machines, and `deterministic = false`."""
+        """The differences between `machine` and the run's machines; and deterministic = false."""
         starts = [start.model_dump(exclude_none=True) for start in self.subject.record.starts]
         changes = [change for start in starts for change in machine_changes(start, machine)]
         if not self.subject.job.train.deterministic:
@@ -551,7 +551,7 @@ class Auditor:
         return decided(files, epochs)
 
     def _tolerance(self, base: Mapping[str, bytes], epochs: int | None) -> dict[str, float]:
-        """Return each value's tolerance: train in other ways, and compare with `base`."""
+        """Return each value's tolerance: train in other ways, and compare results with `base`."""
         devices, allowed = self.devices, dict[str, float]()
         way: Way = "xla" if self.plan.way == "keras" else "keras"
         ways = {f"{way} instead of {self.plan.way} layers": (devices, replace(self.plan, way=way))}

@@ -77,7 +77,7 @@ class RunCallbacks:
         if self.schedule:
             for callback in self.built_in.callbacks:
                 if isinstance(callback, keras.callbacks.ReduceLROnPlateau):
-                    # The callback changes `optimizer.learning_rate`; here it must change the schedule.
+                    # The callback must set the schedule's `learning_rate`, not the optimizer's.
                     callback.set_model(SimpleNamespace(optimizer=self.schedule))
         for callback in own:
             self._call(callback, "set_params", {"epochs": train.epochs})

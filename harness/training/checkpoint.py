@@ -32,13 +32,13 @@ from harness.tracking.run_dir import RECORD, RunDirectory, check_format, stamped
 from harness.training.progress import Progress
 
 BFLOAT16 = tf.bfloat16.as_numpy_dtype
-MAX_CHECKPOINTS = 2  # per run; the older one remains if a failing disk damages the newer one
+MAX_CHECKPOINTS = 2  # checkpoints per run; the older is a spare in case a disk damages the newer
 
 
 def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:
     """Write a checkpoint named after the number of steps, and remove all but the last two.
 
-    Checkpoints of later steps are removed too. They are broken, because a run resumes from its
+    Checkpoints of later steps are removed too. They must be broken: this run resumed from its
     newest intact checkpoint.
 
     Raises:
@@ -72,7 +72,7 @@ def restore(
     """Restore the newest intact checkpoint; without one, start from the beginning.
 
     On several nodes only the chief reads the folder. It sends the checkpoint to the other workers,
-    which may see an older state of a shared file system, or no folder at all.
+    because these may see an older state of a shared file system, or no folder at all.
 
     Returns:
         The progress, and a warning for each broken checkpoint.
@@ -118,8 +118,8 @@ def adopt(
         max_epochs: the largest number of trained epochs that the checkpoint may contain.
 
     Returns:
-        Whether the checkpoint was copied; false if it is missing or broken, or if an argument
-        forbids it.
+        Whether the checkpoint was copied; false if it is missing or broken, or doesn't match `of`,
+        `sha256` or `max_epochs`.
 
     Raises:
         OSError: if `sha256` is set and the disk can't be read.
@@ -235,7 +235,7 @@ def _progress(arrays: dict[str, np.ndarray], name: str) -> Progress:
 
 
 def _check(arrays: dict[str, np.ndarray], train_step: TrainStep) -> None:
-    # Called before `_assign`, so that a wrong checkpoint changes no variable.
+    # Called before `_assign`, so that a checkpoint that doesn't fit changes no variable.
     for name, variables in _variables(train_step).items():
         for i, variable in enumerate(variables):
             shape = arrays[f"{name}/{i}"].shape

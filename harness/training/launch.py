@@ -324,7 +324,8 @@ def check_own_parts(
         compiled: whether XLA compiles the run's training steps.
 
     Raises:
-        InputError: if Keras rejects a part, or the user's code fails; names file and line.
+        InputError: if Keras rejects a part, or the user's code fails. The message names file
+            and line.
     """
     from harness.compute.loss import check_loss
     from harness.compute.network import check_network

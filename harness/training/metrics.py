@@ -22,12 +22,12 @@ CLASSES_FOR_TOP = 10  # for more classes `top_5_accuracy` is computed
 def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
     """Score predictions on a test set as scikit-learn does. JSON can represent all values.
 
-    For two classes `precision`, `recall` and `f1` are those of label 1. For more classes they are
-    means over the classes that occur or are predicted. `f1_macro` is the mean in both cases. A
-    score is 0 if its denominator is 0. `roc_auc` is the mean over the classes, one against the
-    rest. If all labels are equal, `roc_auc` is None and `roc_auc_reason` says why.
-    `confusion_matrix` has a row per label, for two classes [[tn, fp], [fn, tp]]; above 100 classes
-    there is no `confusion_matrix`. Only above 10 classes there is a `top_5_accuracy`.
+    For two classes `precision`, `recall` and `f1` are those of label 1. For more classes these
+    scores are means over the classes that occur or are predicted. `f1_macro` is a mean in both
+    cases. A score is 0 if its denominator is 0. `roc_auc` is the mean over the classes, one against
+    the rest. If all labels are equal, `roc_auc` is None and `roc_auc_reason` says why.
+    `confusion_matrix`, for at most 100 classes, has a row per label; for two classes it is
+    [[tn, fp], [fn, tp]]. `top_5_accuracy` is computed for more than 10 classes.
 
     Args:
         labels: the true labels `[n]`, from 0.

@@ -1,9 +1,9 @@
 """`train --from RUN`: begins a new run with the checkpoint or weights of another run, its parent.
 
-If only `train.epochs` differs, the new run continues from the parent's checkpoint. It ends with
-bitwise the same result as if it had trained all epochs itself. Otherwise it begins with the weights
-of the parent's trained model, layer by layer. In both cases the new run writes a checkpoint before
-its first step. After that it doesn't need the parent.
+If only `train.epochs` differs, the new run continues from the parent's checkpoint, and ends
+with bitwise the same result as if it had trained all epochs itself. Otherwise the new run begins
+with the weights of the parent's trained model, layer by layer. In both cases the new run writes a
+checkpoint before its first step. After that it doesn't need the parent.
 """
 
 import contextlib
@@ -63,7 +63,7 @@ def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
     """Find the parent of a run. Return None if no parent is named, or the run has a checkpoint.
 
     Args:
-        named: the folder in `--from`; by default the one in the run's record.
+        named: the folder in `--from`; by default the parent in the run's record.
 
     Raises:
         InputError: if the run can't begin with its parent.
@@ -132,7 +132,7 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
     """Make the first checkpoint of a new run from its parent.
 
     Args:
-        context: the new run. This process must hold its lease and have written its vocabulary.
+        context: the new run, whose lease this process holds and whose vocabulary is written.
         train_step: the new run's models and optimizer, newly initialized.
 
     Returns:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_COUNTS = 12  # the most classes for which the confusion matrix shows numbers
-MOST_NAMES = 30  # the most classes for which the confusion matrix shows their names
+MOST_NAMES = 30  # the most classes for which the confusion matrix shows the classes' names
 MAX_NAME = 24  # the most characters that are shown of a class's name
 
 
@@ -66,8 +66,8 @@ def confusion_picture(
 def roc_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
     """Draw the ROC curve as a PNG of 640 x 480, with the area under it in the legend.
 
-    For more than two classes the curve is the mean over the classes, one against the rest. If all
-    labels are equal, there is no curve, and the legend says so.
+    For more than two classes the curve is the mean of the curves of each class against the rest. If
+    all labels are equal, there is no curve, and the legend says so.
     """
     truth, found = checked(labels, probabilities)
     from sklearn.metrics import RocCurveDisplay

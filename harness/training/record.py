@@ -145,7 +145,7 @@ def score_validation(trainer: Trainer, validation: Reviews, *, keeps: bool) -> d
 def _scored(
     trainer: Trainer, reviews: Reviews, phase: str, name: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return probabilities and scores; write probabilities and labels to the file `name`, if set."""
+    """Return probabilities and scores; write probabilities and labels to `name`, if set."""
     trainer.heartbeat.beat(phase)
     probabilities = trainer.train_step.evaluator.probabilities(reviews, trainer.stop)
     scores = test_scores(reviews.labels, probabilities)

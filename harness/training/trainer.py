@@ -1,6 +1,6 @@
 """The training loop.
 
-Unlike `model.fit` it can resume inside an epoch. The result is bitwise the same as without a stop.
+Unlike `model.fit`, the loop can resume inside an epoch, with bitwise the same result.
 """
 
 import contextlib
@@ -130,7 +130,7 @@ class Trainer:
         permutations = permutations_ahead(train.seed, epochs, lengths, shape=shape)
         self._open_until = progress.epoch + len(permutations)
         # If the iterator could end, tf.distribute would ask all replicas at every step whether they
-        # have another batch. So it is endless; the loop takes only the batches that exist.
+        # have another batch. So the iterator is endless; the loop takes only existing batches.
         start = Start(progress.step, progress.epoch * self.steps_per_epoch, endless=True)
         self._batches: Iterator[Batch] = iter(
             batches(self.train_step.strategy, self.training, permutations, shape=shape, start=start)
@@ -289,7 +289,7 @@ class Trainer:
         train_line = {tag: line[tag] for tag in tags}
         validation_line = {k: line[f"val_{k}"] for k in ("loss", "accuracy") if f"val_{k}" in line}
         self.log.epoch(line["epoch"], train=train_line, validation=validation_line)
-        # Before the checkpoint, because callbacks may cut the learning rate.
+        # Called before the checkpoint is written, because callbacks may cut the learning rate.
         with watchdog.pausing():
             self.callbacks.on_epoch_end(line)
         self._save()

@@ -54,7 +54,7 @@ DeviceList = Annotated[
         "--devices",
         callback=_some_devices,
         metavar="KIND:N",
-        help="such as gpu:2, cpu, cpu:2; default: all GPUs, else the CPU",
+        help="such as gpu:2, cpu, cpu:2; default: as the run began, else all GPUs, else the CPU",
     ),
 ]
 Full = Annotated[bool, typer.Option("--full", help="refuse to train on the SAMPLE of IMDB")]

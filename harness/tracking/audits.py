@@ -1,6 +1,6 @@
-"""Stores audits of results in the auditor's folder of runs, never in the audited run.
+"""Stores audits of results in the folder of runs of the user who audits, never in the audited run.
 
-An audit is stored under the sha256 of the result, so it is not used for a changed result.
+The file's name is the sha256 of the audited result, so an audit never applies to a changed result.
 """
 
 import hashlib
@@ -18,10 +18,13 @@ EQUAL, ROUNDING, DIFFERS = "equal", "within rounding", "differs"  # outcomes of 
 
 
 def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> Path:
-    """Write an audit into the file of a result's audits, one per depth; return the file's path.
+    """Add an audit to the file with all audits of a result; return the file's path.
+
+    The file contains one audit per depth. A new audit replaces the old audit of its depth.
 
     Args:
-        runs: the auditor's folder of runs.
+        runs: the folder of runs of the user who audits.
+        result_sha256: the sha256 of the content of `result.json`.
         audit: the audit, with the keys `depth` and `outcome`.
 
     Raises:
@@ -35,7 +38,7 @@ def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> Path
 
 
 def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
-    """Return a result's audits by depth; empty if another user could have written the file."""
+    """Return a result's audits, by depth; none if another user could have written their file."""
     path = _path(runs, hashlib.sha256(result).hexdigest())
     try:
         return {} if distrust(path.parent) or distrust(path) else read_json(path)
@@ -44,7 +47,7 @@ def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
 
 
 def depth_of(audits: Mapping[str, Any]) -> str:
-    """Return the depth of the deepest audit; `differs` if any differs; empty if there is none."""
+    """Return `differs` if an audit found a difference, else the largest depth or an empty text."""
     if any(table(dict(audits), depth).get("outcome") == DIFFERS for depth in audits):
         return DIFFERS
     return max(audits, key=_rank, default="")

@@ -17,17 +17,17 @@ from harness.tracking.run_dir import CANCEL, RunDirectory, remove_empty, reserve
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """The runs of a command, and how to train them."""
+    """The runs that a command trains, and the settings of the training."""
 
     jobs: tuple[Job, ...]  # one per run: a job with several seeds appears several times
     runs: Path
-    run_id: str | None = None  # the beginning of the runs' names; by default the time
+    run_id: str | None = None  # the beginning of the runs' names; by default the date and time
     train_args: tuple[str, ...] = ()  # options of `harness train` for all runs
     devices: str | None = None  # `cpu` trains on CPUs only
-    workers: int | None = None  # number of runs at a time; by default as many as fit
+    workers: int | None = None  # number of runs at a time; by default as many as the devices allow
     runs_per_gpu: int = 1
     host_gb: tuple[float, ...] = ()  # for each job, the host memory in GB that a run needs
-    again: str = ""  # the command that continues the runs; by default this one with --run-id
+    again: str = ""  # continues the runs; by default the same command with --run-id
 
 
 def jobs_of(
@@ -35,10 +35,10 @@ def jobs_of(
 ) -> tuple[Job, ...]:
     """Load all jobs with all seeds, or with the seed of the job file if `seeds` is empty.
 
-    The jobs are sorted by seed: all of them are trained with the first seed before the second.
+    The jobs are sorted by seed: all jobs with the first seed come before all with the second.
 
     Raises:
-        InputError: if a job is invalid, or two have the same name.
+        InputError: if a job is invalid, or if two jobs have the same name.
     """
     jobs = tuple(load_job(file, overrides, seed) for seed in (seeds or (None,)) for file in files)
     names = [job.name for job in jobs[: len(files)]]
@@ -58,9 +58,9 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
         The folders of all runs, in the order of the jobs.
 
     Raises:
-        InputError: if a run is refused, or fewer than `request.workers` fit.
-        Interrupted: if a signal came; the runs are saved and can continue.
-        RunError: if runs failed; the message says which, and why.
+        InputError: if a run is refused, or if `request.workers` is more than the devices allow.
+        Interrupted: after a signal; the runs are saved and can continue.
+        RunError: if runs failed; the message names these runs and the reasons.
     """
     known = _runs(request, request.run_id) if request.run_id else []
     num_finished = sum(run.finished() for run in known)
@@ -76,11 +76,11 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
     prefix = request.run_id or reserve_id(request.runs, wanted)
     runs = known or _runs(request, prefix)
     folders = [run.folder for run in runs]
-    # A run that starts later reads a copy of its job file, so that edits have no effect. The copies
-    # are not in TMPDIR because other nodes read them too.
+    # Each run reads a copy of its job file, so that later edits of the file have no effect. The
+    # copies are not in TMPDIR because other nodes read them too.
     parent = submissions(request.runs.absolute())
     again = request.again or f"the same command with --run-id {prefix}"
-    if allocation and allocation.max_requeues is not None:  # a job script chose the run id
+    if allocation and allocation.max_requeues is not None:  # the job script chose the run id
         again = f"harness submit --resume {allocation.own_id}"
     remedy = f"continue with {again}"
     try:
@@ -109,7 +109,7 @@ def _runs(request: BatchRequest, prefix: str) -> list[RunDirectory]:
 
 
 def _slots(request: BatchRequest, allocation: SlurmEnvironment | None, num: int) -> list[Slot]:
-    """Return as many slots as fit, but at most `num`."""
+    """Return the slots (places on GPUs or CPUs) for parallel runs, at most `num`."""
     if request.host_gb and not request.workers:
         num = min(num, num_in_memory(allocation, max(request.host_gb)))
     return allocate_slots(
@@ -126,7 +126,7 @@ def _task(request: BatchRequest, run: RunDirectory, *, job: Job, jobs: Path) -> 
     """Return the process that trains a run; write its job file into the folder `jobs`."""
     name = f"{job.name}-{run.folder.name}"
     file = jobs / f"{name}.toml"
-    atomic_write(file, job.to_toml(), 0o600)  # the process refuses a file that others can change
+    atomic_write(file, job.to_toml(), 0o600)  # the process refuses job files that others can change
     args = child_args("train", str(file), "--runs", str(request.runs.absolute()))
     args += ["--run-id", run.folder.name, *request.train_args]
     return Task(name, args, request.runs / "logs" / f"{name}.out", run.folder / CANCEL)

@@ -1,4 +1,4 @@
-"""Stops runs: each saves first, and its Slurm job is not requeued."""
+"""Stops runs: a run saves before it stops, and Slurm does not requeue its job."""
 
 import contextlib
 import os
@@ -17,11 +17,11 @@ from harness.tracking.records import ALIVE, RunStatus
 from harness.tracking.run_dir import ask_to_cancel
 from harness.tracking.status import refresh
 
-WAIT_S = 90.0  # to wait for a run's end; by default Slurm kills a job 30 s after its signal
+WAIT_S = 90.0  # seconds to wait for a run's end; Slurm's default from signal to kill is 30 s
 POLL_S = 0.5  # seconds between two reads of a run's state
 ASK_EVERY_S = 5.0  # seconds between two calls of squeue
 OVER = ("interrupted", "failed", "result")  # phases of a run that has ended
-AT_WORK = ("running", "starting", "stale")  # states of a run that has a process
+AT_WORK = ("running", "starting", "stale")  # states of a run whose process exists or may exist
 
 
 def spares_others(
@@ -31,18 +31,18 @@ def spares_others(
     *,
     by_job: bool = False,
 ) -> bool:
-    """Whether other runs of a run's Slurm job continue, so that the job itself must not be stopped.
+    """Whether a run's Slurm job must not be stopped, because it also trains runs that continue.
 
     Args:
         status: the status of the run.
-        chosen: all runs to cancel.
-        known: all runs in the same folder of runs.
-        by_job: whether the user named the run by the id of its job.
+        chosen: all runs that the user cancels.
+        known: all runs in the folder of runs that contains the run.
+        by_job: whether the user named the run by the id of its Slurm job.
     """
     if not status.shares_job:
         return False
     if not status.submission and not by_job:
-        return True  # without a submission's record, the waiting seeds are unknown
+        return True  # the job may have seeds that did not begin yet; no record lists them
     folders = {os.path.realpath(each.folder) for each in chosen}
     return any(
         each.slurm_job == status.slurm_job
@@ -64,18 +64,18 @@ def ask_to_stop(
     Args:
         status: the status of the run.
         stop_search: a function that stops all workers of the search in a folder.
-        alone: whether to stop only this run of its Slurm job, as `spares_others` returns it.
-        problem: why squeue gave no answer; None if it did.
+        alone: whether to stop only this run, not its Slurm job: the result of `spares_others`.
+        problem: why squeue gave no answer; None if squeue answered.
 
     Returns:
-        One line if the run has stopped already or needs no wait; None if it has to save first.
+        None if the caller must wait until the run has saved, else a line for the user.
 
     Raises:
-        RunError: if this process can't stop the run; the message says why, and who or where can.
+        RunError: if this process can't stop the run; the message says why, and how to stop it.
     """
     if status.state == "finished":
         return f"{status.run}: is finished, nothing to cancel"
-    if not status.is_own and status.state in ALIVE:  # the record may show a job of this user
+    if not status.is_own and status.state in ALIVE:  # its files may name a job of this user
         raise RunError(f"run {status.run}: is another user's; ask them to stop it")
     if alone and (status.alive or status.job_lives):
         ask_to_cancel(status.folder)
@@ -86,7 +86,7 @@ def ask_to_stop(
         return None
     if stop_search and status.trials and status.state in AT_WORK:
         stop_search(status.folder)
-        if status.slurm_job:  # waiting tasks of its array; running tasks read the folder
+        if status.slurm_job:  # only waiting tasks: running ones read the file of `stop_search`
             with contextlib.suppress(InputError, RunError):
                 array = status.slurm_job.partition("_")[0]
                 client.ask("scancel", "--state=PENDING", array)
@@ -97,14 +97,14 @@ def ask_to_stop(
         return _cancel_job(status)
     if status.state not in AT_WORK:
         if not problem and status.phase == "interrupted" and not status.was_cancelled:
-            # The job may have been requeued, which only squeue knows.
-            problem = None if client.has_client("squeue") else "Slurm's programs are not here"
+            # Slurm may have requeued the job; only squeue shows this.
+            problem = None if client.has_client("squeue") else "squeue is not installed here"
         if problem and status.reported_job:
             raise RunError(
-                f"run {status.run}: {problem}; if its job waits, run this on a login node, or: "
+                f"run {status.run}: {problem}; if its job waits, cancel it on a login node, or: "
                 f"scancel {status.slurm_job}"
             )
-        if is_queued and status.state in ALIVE:  # a session, or the user's own job script
+        if is_queued and status.state in ALIVE:  # a session, or a job of the user's own script
             raise RunError(
                 f"{status.run}: is {status.state}, and its job may run other programs; to end "
                 f"the whole job: scancel {status.slurm_job}"
@@ -116,11 +116,11 @@ def ask_to_stop(
 
 
 def _is_own_job(status: RunStatus) -> bool:
-    """Whether the job only trains this run; a job of a session also runs a shell or a notebook."""
+    """Whether the Slurm job trains only this run, unlike a session with a shell or a notebook."""
     if status.folder.name == f"slurm-{status.slurm_job}":
         return True
     state = read_json(status.folder / "state.json")
-    # If the heartbeat contains another job's id, this job has not begun or continued the run yet.
+    # If the heartbeat contains another job's id, the queued job has not trained the run yet.
     return state.get("slurm_own_id") != status.slurm_job or state.get("owns_job") is True
 
 
@@ -132,7 +132,7 @@ def _cancel_job(status: RunStatus) -> str | None:
     line = f"{status.run}: job {job} is out of the queue"
     if status.phase is None:
         return line
-    ask_to_cancel(status.folder)  # no process exists that could record the cancel
+    ask_to_cancel(status.folder)  # the run has no process that could record the cancellation
     return f"{line}; continue with {status.resume}"
 
 
@@ -144,17 +144,17 @@ def _stop_process(status: RunStatus) -> None:
             where += " in another container"
         whole_job = f", or end its whole job: scancel {status.slurm_job}"
         raise RunError(
-            f"{where} is on {status.host}; there: harness cancel {status.folder}"
+            f"{where} is on {status.host}; run there: harness cancel {status.folder}"
             f"{whole_job if status.slurm_job else ''}"
         )
     if not is_run_alive(process, status.time_s):
         raise RunError(f"{where} has ended; continue with {status.resume}")
-    with contextlib.suppress(ProcessLookupError):  # it has just ended; the caller will see that
+    with contextlib.suppress(ProcessLookupError):  # it has just ended, as the caller will see
         os.kill(process, signal.SIGTERM)
 
 
 def _is_here(status: RunStatus) -> bool:
-    """Whether the run's process id is valid on this machine and in this container."""
+    """Whether the run's process is on this machine and in this container."""
     space = text(read_json(status.folder / "state.json").get("space")) or ""
     return status.host == socket.gethostname() and not is_elsewhere(space)
 
@@ -165,7 +165,7 @@ def wait_until_saved(
     """Wait until a run ends after `ask_to_stop`; return a line about its end.
 
     Raises:
-        RunError: if it does not end within WAIT_S.
+        RunError: if the run does not end within WAIT_S.
     """
     waited_s, queue.every_s = 0.0, ASK_EVERY_S
     while waited_s < WAIT_S:

@@ -11,12 +11,12 @@ from harness.system.files import open_plain_file
 from harness.system.lenient_json import path, read_json
 from harness.tracking.records import RunStatus
 
-MAX_LINE_BYTES = 1_000_000  # a longer line is cut into several
+MAX_LINE_BYTES = 1_000_000  # largest length of a line; a longer line is split
 POLL_S = 1.0  # seconds between two reads of a log
-QUIET_POLLS = 3  # after so many polls without a new line the log of an ended run is complete
-ASK_EVERY_S = 10.0  # seconds between two calls of squeue, which knows whether a run is requeued
+QUIET_POLLS = 3  # polls without a new line after which the log of an ended run is complete
+ASK_EVERY_S = 10.0  # seconds between two calls of squeue, which shows whether a job is requeued
 
-# Escape sequences of terminals, for cursor movements, colours and titles.
+# Escape sequences by which programs move the cursor of a terminal, or set colours or titles.
 _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)?")
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -26,8 +26,8 @@ def log_of(status: RunStatus, *, yet_to_come: bool = False, earlier_too: bool = 
 
     Args:
         status: the status of the run.
-        yet_to_come: whether to return the path of a log that does not exist yet.
-        earlier_too: whether to return the log of the run's last job until the next job has a log.
+        yet_to_come: whether to return the path even if the log does not exist yet.
+        earlier_too: whether to return the previous job's log if the present job has no log yet.
 
     Raises:
         InputError: if the run has no log.
@@ -50,13 +50,13 @@ def log_of(status: RunStatus, *, yet_to_come: bool = False, earlier_too: bool = 
 
 
 def await_log(look: Callable[[], RunStatus], sleep: Callable[[float], None] = time.sleep) -> Path:
-    """Wait until a run, whose job may be in the queue, has a log; return the log's path.
+    """Wait until the path of a run's log is known, even if the job still waits; return the path.
 
     Args:
-        look: returns the current status of the run.
+        look: a function that returns the current status of the run.
 
     Raises:
-        InputError: if the run has no log and will not get one.
+        InputError: if the run has no log and won't write one.
     """
     while True:
         status = look()
@@ -66,9 +66,9 @@ def await_log(look: Callable[[], RunStatus], sleep: Callable[[float], None] = ti
 
 
 def clean(line: bytes) -> str:
-    """Return a line as a terminal shows it in the end, without control characters."""
+    """Return the text that a terminal shows after it printed a line, without control characters."""
     text = line.decode(errors="replace").rstrip("\r\n")
-    text = text.rpartition("\r")[2]  # the last state of a progress bar
+    text = text.rpartition("\r")[2]  # keep only the last state of a progress bar
     return _CONTROLS.sub("", _ESCAPES.sub("", text))
 
 
@@ -82,10 +82,10 @@ class Follower:
         self._rest = b""
 
     def new_lines(self, *, at_end: bool = False) -> Iterator[str]:
-        """Yield the lines since the last call; with `at_end` also a last line without a line break.
+        """Yield the lines since the last call; if `at_end`, also a last line without a line break.
 
-        A truncated or replaced file is read from its beginning. Every call opens the file again,
-        because only then NFS shows the lines that another node wrote.
+        A truncated or replaced file is read from its beginning. Every call opens the file anew:
+        otherwise NFS does not show the lines that another node wrote.
         """
         try:
             with open_plain_file(self.path) as file:
@@ -118,7 +118,7 @@ def follow(
     while not is_over(look()):
         yield from follower.new_lines()
         sleep(POLL_S)
-    num_quiet = 0  # the last lines may be written seconds after the result
+    num_quiet = 0  # the last lines may follow seconds after the result
     while num_quiet < QUIET_POLLS:
         sleep(POLL_S)
         lines = list(follower.new_lines())

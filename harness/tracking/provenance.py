@@ -31,14 +31,14 @@ def write_provenance(
     plan: Mapping[str, Any],
     start: Mapping[str, Any],
 ) -> None:
-    """Write the record of a run: the first start in full, and every start as an item of `starts`.
+    """Write the record of a run, or add this start to the `starts` of an existing record.
 
-    Call this before the training: a resumed run takes its devices and data from this record.
+    Call this before the training: a resumed run uses the devices and data in this record.
 
     Args:
         devices_asked: the value of `--devices`.
-        plan: the execution plan.
-        start: more entries for the record of this start; `devices` is required.
+        plan: how the training steps are computed (the execution plan).
+        start: more entries for this start's item of `starts`; it must contain `devices`.
     """
     code = code_of(run)
     record = run.certain_json(RECORD) or {
@@ -50,7 +50,7 @@ def write_provenance(
         "driver": nvidia_driver(),
         "devices_asked": devices_asked,
         "plan": dict(plan),
-        "kernels": {},  # `record_kernels` adds them when the graph is traced
+        "kernels": {},  # `record_kernels` adds the kernels when the graph is traced
         "slurm": allocation.variables if allocation else {},
         "dataset": dataset.record(),
         "starts": [],
@@ -72,20 +72,20 @@ def write_provenance(
 
 
 def code_of(run: RunDirectory) -> Mapping[str, Any]:
-    """Return the version of this process's code; changes in the folder of runs don't count."""
+    """Return the version of this process's code; files in the folder of runs are not code."""
     folder = run.folder.absolute()
-    # The run of a trial is up to four levels below its sweep.
+    # The folder of a trial's run is up to four levels below the folder of its sweep.
     sweep = next((each for each in folder.parents[:4] if is_sweep(each)), folder)
     return _code(sweep.parent.parent)
 
 
-@functools.cache  # cached, because the worker of a sweep starts many runs
+@functools.cache  # the worker of a sweep starts many runs
 def _code(runs: Path) -> Mapping[str, Any]:
     return {**code_version(PROJECT, runs), "sources_sha256": sources_checksum()}
 
 
 def sources_checksum(package: Path = PROJECT / "harness") -> str:
-    """Return a sha256 of the package's Python files and names, to notice changes without git."""
+    """Return a sha256 of the names and contents of the package's Python files."""
     checksum = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         content = path.read_bytes()
@@ -98,7 +98,7 @@ def changes_since_first_start(run: RunDirectory, devices: Sequence[Mapping[str, 
     """List the changes of code, packages, devices and processor since a run's first start.
 
     Args:
-        run: the run; a run that has not begun has no record and no changes.
+        run: the run; there are no changes if it has not begun.
         devices: the devices of this start, as `describe_devices` returns them.
     """
     record = run.certain_json(RECORD)
@@ -109,7 +109,7 @@ def changes_since_first_start(run: RunDirectory, devices: Sequence[Mapping[str, 
 
 
 def code_changes(record: Mapping[str, Any], code: Mapping[str, Any]) -> list[str]:
-    """Return a sentence in a list if the recorded code differs from `code`, else an empty list."""
+    """Say in a list how the recorded code differs from `code`; the list is empty if it does not."""
     before, now = _fingerprint(record), _fingerprint(code)
     if before["commit"] != now["commit"]:
         commits = (str(each["commit"] or "unknown")[:12] for each in (before, now))
@@ -122,7 +122,7 @@ def code_changes(record: Mapping[str, Any], code: Mapping[str, Any]) -> list[str
 
 
 def this_machine(devices: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Return packages, processor and devices of this process, as in the record of a start."""
+    """Return this process's packages, processor and devices, in the form of a recorded start."""
     return {"packages": _packages(), "processor": processor(), "devices": devices}
 
 
@@ -131,7 +131,7 @@ def machine_changes(start: dict[str, Any], machine: Mapping[str, Any]) -> list[s
 
     Args:
         start: the record of the start.
-        machine: what `this_machine` returns, or the record of another start.
+        machine: the result of `this_machine`, or the record of another start.
     """
     known, changes = table(start, "packages"), []
     for name, version in machine["packages"].items():
@@ -174,14 +174,14 @@ def record_kernels(
 
     Args:
         kernels: the kernel of each recurrent layer.
-        in_float32: the names of layers that train in float32 in spite of the job's precision.
+        in_float32: the names of layers that train in float32, though the job has another precision.
     """
     added = {"kernels": kernels, "in_float32": [*in_float32]}
     run.write_json(RECORD, {**run.certain_json(RECORD), **added})
 
 
 def record_gpu_gb(run: RunDirectory, gb: float) -> None:
-    """Add the GPU memory that the last start used, on the fullest GPU, to the record of a run."""
+    """Record the GPU memory that the last start of a run used on the GPU with the most used."""
     record = run.certain_json(RECORD)
     record["starts"][-1]["gpu_gb"] = round(gb, 3)
     run.write_json(RECORD, record)

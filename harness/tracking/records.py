@@ -1,4 +1,4 @@
-"""Writes a run's heartbeat, and reads a run's status from its folder and submission record."""
+"""Writes a run's heartbeat. Reads a run's status from its folder and its submission record."""
 
 import contextlib
 import os
@@ -36,7 +36,7 @@ HEARTBEAT_S = 5.0  # seconds between two writes of `state.json`
 
 
 class Heartbeat:
-    """Writes `state.json` of a run or a sweep."""
+    """Writes the heartbeat of a run or a sweep, the file `state.json`."""
 
     def __init__(
         self,
@@ -54,17 +54,18 @@ class Heartbeat:
             "space": process_space(),
             "slurm_job": allocation.job_id if allocation else None,
             "slurm_own_id": allocation.own_id if allocation else None,
-            # Whether the project's job script began the run; else the job may run other programs.
+            # Whether the harness's job script runs; another script may run other programs too.
             "owns_job": allocation is not None and allocation.max_requeues is not None,
             "log": allocation.log if allocation else os.environ.get("HARNESS_LOG"),
         }
         self._last = float("-inf")
 
     def beat(self, phase: str, **values: object) -> None:
-        """Record the progress; write it when the phase changes, and else every HEARTBEAT_S.
+        """Record the progress; write it if the phase has changed or HEARTBEAT_S have passed.
 
         Args:
-            phase: starting, training, validating, testing, finished, interrupted or failed.
+            phase: starting, training, validating, testing, searching, finished, interrupted or
+                failed.
             values: other fields, such as epoch, step, reviews_per_s and eta_s.
         """
         changed = phase != self.state.get("phase")
@@ -75,11 +76,11 @@ class Heartbeat:
             self.run.write_json("state.json", {**self.state, "time_s": round(now, 3)})
 
     def note(self, **values: object) -> None:
-        """Set fields that the next beat will write."""
+        """Set fields; the next call of `beat` may write them."""
         self.state.update(values)
 
     def interrupted(self, reason: Interrupted) -> None:
-        """Record that the run has saved its state and stops."""
+        """Record that the run has saved its state and stops, with the reason."""
         self.beat("interrupted", signal=str(reason))
 
 
@@ -90,17 +91,17 @@ def record_death(run: LeasedDirectory, process: int, error: str) -> None:
         process: the id of the dead process.
         error: the reason.
     """
-    if run.read_json("lease.json").get("process") == process:  # the dead process had begun the run
+    if run.read_json("lease.json").get("process") == process:  # no other process has the lease
         state = run.read_json("state.json")
         died = {**state, "phase": "failed", "error": error, "time_s": round(time.time(), 3)}
         atomic_write(run.path("state.json"), to_json(died))
 
 
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
-TAIL_BYTES = 8192  # the part at the end of a log that is read
+TAIL_BYTES = 8192  # number of bytes that are read at the end of a log
 RESULT = "result.json"
-# The fields of the heartbeat, each with a function that checks the value. The fields in STATE are
-# always valid, those in SPEED only while the run trains.
+# The fields of the heartbeat, and the functions that check their values. The fields in STATE are
+# always valid, the fields in SPEED only while the run trains.
 STATE: dict[str, Callable[[object], Any]] = {
     **dict.fromkeys(("epoch", "num_epochs", "step", "num_steps", "process"), whole),
     **dict.fromkeys(("host", "phase", "signal", "error"), text),
@@ -122,9 +123,9 @@ class Submission:
     architecture: str | None
     seed: int | None
     log: str | None
-    time_s: float  # when it was recorded, in seconds since 1970
-    resumed_by: str | None = None  # the id of a job that continues an existing run
-    job_file: str | None = None  # the stored job file, with all defaults
+    time_s: float  # time of the record's last change, in seconds since 1970
+    resumed_by: str | None = None  # the id of the job, if it continues an existing run
+    job_file: str | None = None  # the path of the stored job file, which contains all defaults
     is_own: bool = True
 
 
@@ -132,10 +133,10 @@ class Submission:
 class RunStatus:
     """The status of a run, or of a job in the queue that has not created its run yet."""
 
-    run: str  # the path below --runs, such as lstm/slurm-12_3
+    run: str  # the path relative to --runs, such as lstm/slurm-12_3
     folder: Path
     state: str = "unknown"
-    note: str = ""  # the reason for the state, or the remedy
+    note: str = ""  # the reason for the state, and the remedy
     job: str | None = None
     architecture: str | None = None
     seed: int | None = None
@@ -147,11 +148,11 @@ class RunStatus:
     eta_s: float | None = None
     step_ms: float | None = None
     device: dict[str, float] = field(default_factory=dict)  # measured by resource_monitor
-    val_accuracy: float | None = None  # of the last epoch; of the best one if the run is finished
+    val_accuracy: float | None = None  # of the last epoch; if finished, of the saved weights
     test_accuracy: float | None = None
     trials: dict[str, Any] | None = None  # for a sweep: the numbers of finished, failed, … trials
     restarts: int = 0
-    slurm_job: str | None = None  # as Slurm shows it: 12, or 12_3 for an array task
+    slurm_job: str | None = None  # the job's id as Slurm shows it: 12, or 12_3 for an array task
     host: str | None = None
     process: int | None = None
     log: str | None = None
@@ -160,40 +161,40 @@ class RunStatus:
     phase: str | None = None
     signal: str | None = None
     error: str | None = None
-    is_own: bool = True  # whether this user owns it; squeue shows only this user's jobs
-    reported_job: str | None = None  # the id of the Slurm job in the heartbeat
+    is_own: bool = True  # whether this user owns the run; squeue shows only this user's jobs
+    reported_job: str | None = None  # the raw id of the Slurm job, from the heartbeat
     submission: Submission | None = None
     queued: QueuedJob | None = None
 
     @property
     def alive(self) -> bool:
-        """Whether the run is at work or in the queue."""
+        """Whether the run is training or its job is in the queue."""
         return self.state in ALIVE and (self.state != "stale" or self.job_lives)
 
     @property
     def job_lives(self) -> bool:
-        """Whether the run's Slurm job is known and has not ended."""
+        """Whether squeue shows the run's Slurm job, and the job has not ended."""
         return self.queued is not None and not self.queued.ended
 
     @property
     def shares_job(self) -> bool:
-        """Whether the run's Slurm job trains other seeds too."""
-        job = re.escape(self.slurm_job or "")  # the queue shows waiting tasks as 12_[1-5]
-        # If a user's own script called the job script, the name contains a second number.
+        """Whether the run's Slurm job also trains other seeds."""
+        job = re.escape(self.slurm_job or "")  # the id of waiting tasks is 12_[1-5]
+        # The name contains a second number if a user's own script has called the job script.
         return bool(re.fullmatch(rf"slurm-{job}(-\d+)?-seed\d+", self.folder.name))
 
     def is_there(self, name: str = "") -> bool:
-        """Whether the folder, or a file in it, exists and this user can see it."""
+        """Whether this user can see that the folder, or the file `name` in it, exists."""
         return os.path.exists(self.folder / name)  # noqa: PTH110 - never raises
 
     @property
     def asked_to_cancel(self) -> bool:
-        """Whether the user cancelled only this run of several in a Slurm job."""
+        """Whether the user cancelled this run, but not the Slurm job, which trains other runs."""
         return self.is_there(CANCEL)
 
     @property
     def will_not_begin(self) -> bool:
-        """Whether the user cancelled only this run of several in a Slurm job before it began."""
+        """Whether the user cancelled this run, but not its Slurm job, before the run began."""
         return self.phase is None and self.shares_job and self.asked_to_cancel
 
     @property
@@ -209,7 +210,7 @@ class RunStatus:
 
     @property
     def resume(self) -> str:
-        """The command that continues the run, as a Slurm job if it was one before."""
+        """The command that continues the run; it submits a Slurm job if the run was in one."""
         command = "submit --resume" if self.reported_job else "resume"
         return f"harness {command} {shlex.quote(str(self.folder))}"
 
@@ -228,21 +229,21 @@ class RunStatus:
 
 
 def read_submissions(folder: Path) -> list[Submission]:
-    """Read the runs of submitted jobs, oldest first.
+    """Return the runs of submitted jobs, oldest first.
 
     Args:
         folder: the folder that contains the records of the submissions.
     """
     try:
         names = [name for name in os.listdir(folder) if name.endswith(".json")]  # noqa: PTH208
-    except OSError:  # the folder is missing: nothing was submitted yet
+    except OSError:  # if the folder is missing, no job was submitted yet
         return []
     found = in_threads(lambda name: _read_submission(f"{folder}/{name}"), names)
     return sorted((each for record in found for each in record), key=lambda each: each.time_s)
 
 
 def _read_submission(file: str) -> list[Submission]:
-    """Read the runs in the record of a submission; none if the record is broken."""
+    """Return the runs in the record of a submission; none if the record is broken."""
     record = read_record(file)
     sent = parse_json(record.content) if record else {}
     folders = sent.get("runs")
@@ -276,17 +277,17 @@ def observe(
     now: float,
     heartbeat: Record | None = None,
 ) -> RunStatus:
-    """Read a run's folder as far as possible; `infer_state` adds the state.
+    """Return a run's status as far as its folder is readable; `infer_state` sets the state later.
 
-    For a finished run only the heartbeat is read, and the size of its result is checked, because
-    there may be thousands of finished runs on a network disk.
+    Thousands of finished runs may be on a network disk. So of a finished run only the heartbeat is
+    read, and the size of the result is compared with the size in the heartbeat.
 
     Args:
         folder: the folder of the run.
         name: the name of the run for tables and messages.
-        submission: the record of the run's job, if it was submitted.
+        submission: the submission record of the run, if its job was submitted.
         now: the current time in seconds since 1970.
-        heartbeat: the run's `state.json`, if the caller has read it.
+        heartbeat: the content of the run's `state.json`, if the caller has read the file.
     """
     heartbeat = heartbeat or read_record(f"{folder}/state.json")
     state = parse_json(heartbeat.content) if heartbeat else {}
@@ -302,7 +303,7 @@ def observe(
         reported_job=_job_id(state.get("slurm_job")),
     )
     if heartbeat:
-        # The clock of the node or of the file server may be wrong, but rarely both are.
+        # The clock of the node or of the file server may be wrong, but rarely both clocks are.
         beats = (number(state.get("time_s")) or heartbeat.modified_s, heartbeat.modified_s)
         ages = [now - at for at in beats if at <= now]
         status.heartbeat_age_s = round(min(ages, default=0.0), 1)
@@ -318,11 +319,11 @@ def observe(
         _add_sweep(status, state) if is_sweep(folder) else _add_result_or_job(status)
     status.job = status.job or folder.parent.name
     if not status.time_s:
-        with contextlib.suppress(OSError, ValueError):  # a record may contain an impossible path
+        with contextlib.suppress(OSError, ValueError):  # the path from a record may be impossible
             status.time_s = folder.stat().st_mtime
     status.slurm_job = _shown_job(status, state)
-    # A submitted job continues the run, unless a later heartbeat exists. Both times are the file
-    # server's, because a node's clock may be minutes ahead.
+    # If the heartbeat is older than the submission, the submitted job will continue the run. Both
+    # times come from the file server, because a node's clock may be minutes ahead.
     sent = submission if submission and (submission.is_own or not status.is_own) else None
     if sent and sent.resumed_by and sent.time_s > (modified or status.time_s):
         status.reported_job = status.slurm_job = sent.resumed_by
@@ -339,7 +340,7 @@ def _add_submission(status: RunStatus, submission: Submission) -> None:
 
 
 def _add_result_or_job(status: RunStatus) -> None:
-    """Add a run's result or, without a result, its job and its last epoch."""
+    """Fill the status of a run from its result; if there is none, from its job and last epoch."""
     made_of_runs = is_ensemble(status.folder)
     if not made_of_runs and not status.is_there(RESULT):
         _add_job(status)
@@ -368,7 +369,7 @@ def _add_scores(status: RunStatus, result: dict[str, Any]) -> None:
 
 
 def _add_sweep(status: RunStatus, state: dict[str, Any]) -> None:
-    """Fill a sweep's status from its heartbeat, and from its result if it has one."""
+    """Fill the status of a sweep from its heartbeat, and from its result if one exists."""
     result = RunDirectory(status.folder).read_json("result.json")
     if result and is_of_search(result, read_toml(status.folder / SEARCH_FILE)):
         status.phase, status.eta_s = "result", None
@@ -404,8 +405,8 @@ def _add_job(status: RunStatus) -> None:
 
 
 def _shown_job(status: RunStatus, state: dict[str, Any]) -> str | None:
-    """Return the Slurm job's id from the heartbeat or, without one, from the folder's name."""
-    if status.phase:  # outside of Slurm the heartbeat contains no id
+    """Return the Slurm job's id from the heartbeat or, before the run begins, the folder's name."""
+    if status.phase:  # the heartbeat contains no id outside of Slurm
         return _job_id(state.get("slurm_own_id"))
     found = re.fullmatch(r"slurm-(\d+(?:_\d+)?)(-seed\d+)?", status.folder.name)
     return found[1] if found else None
@@ -418,7 +419,7 @@ def last_log_line(status: RunStatus) -> str:
 
 
 def log_end(status: RunStatus) -> str:
-    """Return the last TAIL_BYTES of a run's log; empty without a log."""
+    """Return the last TAIL_BYTES of a run's log; empty if there is no log."""
     if not status.log:
         return ""
     try:
@@ -430,12 +431,12 @@ def log_end(status: RunStatus) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return a text from a record as one printable line."""
+    """Replace line breaks and control characters of a text from a record by spaces."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _job_id(value: object) -> str | None:
-    """Return a valid id of a job or array task, else None: scancel might take it for an option."""
+    """Return a valid id of a job or array task, else None: scancel could read it as an option."""
     return value if isinstance(value, str) and JOB_ID.fullmatch(value) else None
 
 
@@ -444,14 +445,14 @@ def _item(items: object, index: int) -> object:
 
 
 def _is_own(folder: Path) -> bool | None:
-    """Whether this user owns a folder or a symbolic link; None if it is missing."""
+    """Whether this user owns a folder or a symbolic link; None if there is neither."""
     with contextlib.suppress(OSError, ValueError):
         return folder.lstat().st_uid == os.getuid()
     return None
 
 
 def _size(folder: Path) -> int:
-    """Return the size of a run's result in bytes; 0 without a result."""
+    """Return the size of a run's result in bytes; 0 if there is no result."""
     try:
         return os.stat(f"{folder}/{RESULT}").st_size  # noqa: PTH116 - a string
     except (OSError, ValueError):

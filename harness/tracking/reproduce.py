@@ -44,24 +44,24 @@ def reproduce(
 ) -> Reproduced:
     """Restore the code of a run in a new folder, and the run's job as JOB_FILE in it.
 
-    The code comes from the snapshot of the run's submission, if that still exists, or else from the
-    commit and the recorded changes.
+    The code comes from the snapshot that `harness submit` took. If the snapshot does not exist, the
+    code comes from the commit and the recorded changes.
 
     Args:
         run: an existing run.
         project: a git checkout that contains the run's commit.
-        folder: a new folder; after an error it does not exist.
+        folder: the folder to create; after an error it does not exist.
         trust_code: whether to restore code that another user wrote or could have changed.
 
     Raises:
-        InputError: if the folder exists, or the code is missing or not trusted.
-        RunError: if the recorded changes do not apply, or the folder can't be written.
+        InputError: if the folder exists, or if the code is missing or not trusted.
+        RunError: if the recorded changes do not fit the commit, or the folder can't be written.
     """
     if folder.exists() or folder.is_symlink():
         raise InputError(f"--to {folder}: exists already; name a new folder")
     record = run.read_json("provenance.json")
     if not record:
-        raise InputError(f"run {run.folder}: has no readable provenance.json, its code is unknown")
+        raise InputError(f"run {run.folder}: code unknown: there is no readable provenance.json")
     own = [run.folder, run.path(RECORD), run.path("job.toml")]
     named = path(record.get("snapshot"))
     snapshot = Path(named) if named and is_snapshot(Path(named)) else None
@@ -93,8 +93,8 @@ def _distrusted(paths: Sequence[Path], trust_code: bool) -> list[str]:
     reasons = [f"{each}: {reason}" for each in paths if (reason := distrust(each))]
     if reasons and not trust_code:
         raise InputError(
-            f"{reasons[0]}, and code that this command restores will run as you; read it, then add "
-            "--trust-code"
+            f"{reasons[0]}, and code that this command restores will run as you; read the code, "
+            "then add --trust-code"
         )
     return [f"{reason}; read the code before you start it" for reason in reasons]
 
@@ -102,7 +102,7 @@ def _distrusted(paths: Sequence[Path], trust_code: bool) -> list[str]:
 def _put_commit(
     run: RunDirectory, record: dict[str, Any], project: Path, *, folder: Path, warnings: list[str]
 ) -> str:
-    """Write the recorded commit and changes into a folder; return a description of them."""
+    """Write the code of the recorded commit and changes into a folder; return its description."""
     commit, patch = str(record.get("commit") or ""), record.get("uncommitted_diff")
     if not COMMIT.fullmatch(commit):
         why = record.get("git_problem") or "it started in a folder that was not a git checkout"
@@ -121,17 +121,17 @@ def _put_commit(
             "call harness reproduce in the checkout where the run started"
         )
     if patch is None:
-        warnings.append("uncommitted changes are not in the record; there may have been some")
+        warnings.append("the record does not say whether the code had uncommitted changes")
     if names := record.get("left_out_files"):
-        warnings.append(f"files that the record left out are missing: {names}")
+        warnings.append(f"these files are missing, because the record left them out: {names}")
     return f"commit {commit[:12]}" + (" and the uncommitted changes" if patch else "")
 
 
 def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> list[str]:
-    """Write the sample if the run used it, because `harness train` would use the full data.
+    """Write the packaged sample if the run used it; otherwise `harness train` would use all data.
 
     Returns:
-        Options with which `harness train` uses the run's data.
+        The options that make `harness train` use the data of the run.
     """
     data = table(record, "dataset")
     if data.get("is_sample"):
@@ -140,15 +140,15 @@ def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> list
         if sample.checksum != data.get("checksum"):
             warnings.append("the run's sample differs from the sample of this version")
         return ["--data", SAMPLE_FOLDER]
-    if data.get("is_own"):  # the job file contains their path
+    if data.get("is_own"):  # the job file contains the path of the user's texts
         return []
     checksum, where = data.get("checksum"), text(data.get("folder"))
-    with contextlib.suppress(InputError, RunError, OSError):  # the folder may be missing here
+    with contextlib.suppress(InputError, RunError, OSError):  # the folder may not exist here
         if where and open_dataset(Path(where)).checksum == checksum:
             return ["--data", where]
     warnings.append(
-        f"the run's data (checksum {str(checksum)[:12]}) were in {where}, which has no data or "
-        "other data now; check with harness data verify"
+        f"the run's data (checksum {str(checksum)[:12]}) were in {where}, which now has none or "
+        "others; check with harness data verify"
     )
     return []
 

@@ -1,6 +1,6 @@
-"""Makes the jobs of `harness submit --resume`, which continue unfinished runs.
+"""Makes the Slurm jobs of `harness submit --resume`, which continue unfinished runs.
 
-A job requests the resources that the run's last job had.
+A job requests the same resources as the run's last job.
 """
 
 import dataclasses
@@ -22,9 +22,10 @@ STOPPED = ("interrupted", "lost", "dead")
 
 
 def interrupted(statuses: Iterable[RunStatus]) -> list[RunStatus]:
-    """Return this user's runs and sweeps that stopped unfinished and that no Slurm job continues.
+    """Return this user's unfinished runs and sweeps that stopped and that no Slurm job continues.
 
-    Cancelled runs are left out, and runs of other users, because squeue does not show their jobs.
+    Cancelled runs are left out. So are runs of other users, because squeue does not show their
+    jobs.
     """
     return [
         each
@@ -34,19 +35,19 @@ def interrupted(statuses: Iterable[RunStatus]) -> list[RunStatus]:
 
 
 def as_job(status: RunStatus, wanted: Resources) -> Wanted:
-    """Return the job that continues a run or a sweep, or begins a submitted run that never began.
+    """Return the Slurm job that continues a run or a sweep, or begins a run that never began.
 
     Args:
         status: the status of the run.
-        wanted: the resources that the user requests; the others are those of the run's last job.
+        wanted: the resources that the user requests; the others stay those of the last job.
 
     Raises:
-        InputError: if the run is finished, at work or waiting, or the folder is not a run.
+        InputError: if the run is finished, training or waiting, or if the folder is not a run.
     """
     folder = status.folder.absolute()
     if status.state == "finished":
         raise InputError(f"--resume {status.run}: is finished; name an unfinished run")
-    own = SlurmEnvironment.from_environment()  # a job may submit its own successor
+    own = SlurmEnvironment.from_environment()  # a job may submit the job that continues it
     is_own = own is not None and own.job_id in (status.reported_job, status.slurm_job)
     if (status.alive or status.job_lives) and not is_own:
         raise InputError(f"--resume {status.run}: is {status.state}; harness cancel it first")
@@ -64,7 +65,7 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
 
 
 def _resources(folder: Path, wanted: Resources) -> Resources:
-    """Return the user's requests, completed with those of the run's last job."""
+    """Return the resources that the user requests; the others stay those of the run's last job."""
     start = last_start(RunDirectory(folder).read_json(RECORD))
     asked, named = table(start, "slurm_asked"), names_in(wanted.flags)
     options = asked.get("options")
@@ -72,17 +73,17 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
         *(["time"] if wanted.time else []),
         *(MEMORY if wanted.mem or named & {*MEMORY} else []),
     ]
-    # These come before the user's options, because sbatch uses the last of equal options.
+    # `flags` come before the user's options: if an option is repeated, sbatch uses the last.
     flags = drop(map(str, options if isinstance(options, list) else []), replaced)
     kept = drop(words_in(text(asked.get("flags")) or ""), (*GPUS, *MEMORY, *ONCE))
     refused = {"gres", "gpus-per-node"} & {*Rules.of_site().never}
     gpus, num_nodes = wanted.gpus, whole(asked.get("nodes"))
-    devices = start.get("devices") or ()  # devices of all nodes together
+    devices = start.get("devices") or ()  # the devices of all nodes
     if gpus is None and not refused and not named & {*GPUS}:
         num_gpus = sum("gpu" in str(each).lower() for each in devices)
-        if num_gpus:  # keeps the number of replicas
+        if num_gpus:  # keep the number of replicas
             gpus = str(max(1, num_gpus // (num_nodes or 1)))
-        else:  # 0 GPUs if the run used the CPU
+        else:  # request 0 GPUs if the run used the CPU
             gpus = text(asked.get("gpus")) or ("0" if devices else None)
     return dataclasses.replace(
         wanted,

@@ -1,9 +1,9 @@
 """Manages the folder of a run: its name, its files, the format of its records. Finds runs.
 
-FORMAT is the version number of checkpoints and of the records of runs, sweeps and ensembles. It is
-raised if a record's meaning or the default of a job's key changes, but not for a new key.
-Records of another format are not converted: only the version that wrote a run can continue it.
-`status`, `logs` and TensorBoard show any format as far as possible.
+FORMAT is the version number of checkpoints and of the records of runs, sweeps and ensembles. A
+change of a record's meaning or of the default of a job's key raises FORMAT; a new key does not.
+Records of another format are not converted: only the version of the harness that wrote a run can
+continue it. `status`, `logs` and TensorBoard show any format as far as possible.
 """
 
 import contextlib
@@ -39,19 +39,19 @@ from harness.system.files import (
 from harness.system.leased_dir import LeasedDirectory, to_json
 from harness.system.lenient_json import number, table, text
 
-MAX_DEPTH = 4  # runs are searched so many levels below a folder
+MAX_DEPTH = 4  # number of levels below a folder that are searched for runs
 ENSEMBLE_FILE = "ensemble.toml"
-MAKE_AGAIN = "make it again by harness ensemble"
-# A folder with one of these files is a run, a sweep or an ensemble. A new run first gets its lease,
-# then its job file.
+MAKE_AGAIN = "make the ensemble again with harness ensemble"
+# A folder with one of these files is a run, a sweep or an ensemble. In the folder of a new run
+# the lease is written first, then the job file.
 MARKS = ("job.toml", "lease.json", "state.json", SEARCH_FILE, ENSEMBLE_FILE)
 
 FORMAT = 6
 RECORD = "provenance.json"  # the record of a run or a sweep
 
-CANCEL = "cancel.json"  # exists if the user cancelled one of several runs in a job
+CANCEL = "cancel.json"  # exists if the user cancelled this run, but not its job with other runs
 PREDICTIONS, VALIDATION_PREDICTIONS = "predictions.npz", "validation_predictions.npz"
-# Files that a job determines bit for bit, and the key of each file's sha256 in `result.json`.
+# Files whose bytes the job determines, and the key of each file's sha256 in `result.json`.
 CHECKSUMS = {
     "vocabulary.txt": "vocabulary_checksum",
     "ngram_ratios.npz": "ngram_ratios_checksum",
@@ -64,21 +64,21 @@ RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 
 def is_ensemble(folder: Path) -> bool:
-    """Whether a folder is an ensemble of `harness.report.ensemble`."""
+    """Whether a folder contains an ensemble, which `harness.report.ensemble` made."""
     return os.path.isfile(folder / ENSEMBLE_FILE)  # noqa: PTH113 - never raises
 
 
 def job_file(folder: Path) -> str:
-    """Return a run's job file, or that of an ensemble's first member: all have the same data."""
+    """Return the job file of a run, or of an ensemble's first member: all have the same data."""
     return "members/1/job.toml" if is_ensemble(folder) else "job.toml"
 
 
 class RunFolder(NamedTuple):
     """The folder of a run or a sweep."""
 
-    path: str  # begins with the searched folder
+    path: str  # the path of the folder; begins with the searched folder
     real: str  # the path with symbolic links resolved
-    heartbeat: Record | None = None  # the `state.json`, if the search read it
+    heartbeat: Record | None = None  # `state.json`, if the search has read it
 
 
 def find_runs(
@@ -86,13 +86,13 @@ def find_runs(
     in_sweeps: Sequence[str] = (),
     refused: dict[str, str] | None = None,
 ) -> Iterator[Path]:
-    """Yield the folders of runs and sweeps at or below some folders, each once, sorted by path.
+    """Yield the folders of runs and sweeps at or below `tops`, sorted by path, without duplicates.
 
     Args:
         tops: the folders to search.
-        in_sweeps: the folders in a sweep to search for runs too: `trials`, `winner`.
-        refused: for each unreadable folder and each symbolic link of another user, the reason is
-            added here. Such links are not followed; with None all links are followed.
+        in_sweeps: folders in a sweep, `trials` or `winner`, that are also searched for runs.
+        refused: this function adds the reason for each folder that is unreadable or is a symbolic
+            link of another user. It does not follow such links; if None, it follows all links.
     """
     for found in walk_runs(tops, in_sweeps, refused):
         yield Path(found.path)
@@ -103,7 +103,7 @@ def walk_runs(
     in_sweeps: Sequence[str] = (),
     refused: dict[str, str] | None = None,
 ) -> list[RunFolder]:
-    """Return what `find_runs` yields, with the heartbeats if `in_sweeps` is empty."""
+    """Return the folders as `find_runs` does, with their heartbeats if `in_sweeps` is empty."""
     runs: dict[str, RunFolder] = {}
     for top in tops:
         for found in sorted(_below(top, in_sweeps, refused), key=lambda run: Path(run.path).parts):
@@ -127,7 +127,7 @@ def _below(
                 depth = MAX_DEPTH + 1
             for name, entry in entries.items():
                 is_link = entry.is_symlink()
-                # If symbolic links form a loop, `DirEntry.is_dir` raises, `os.path.isdir` does not.
+                # `DirEntry.is_dir` raises an error if symbolic links form a loop.
                 is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()  # noqa: PTH112
                 if not depth or name.startswith(".") or not is_folder:
                     continue
@@ -148,7 +148,7 @@ def _look(
     try:
         with os.scandir(folder) as entries:
             return None, {entry.name: entry for entry in entries}
-    except FileNotFoundError:  # the folder was removed in the meantime
+    except FileNotFoundError:  # another process has removed the folder
         return None, {}
     except OSError as error:
         refused[folder] = f"can't be read: {error.strerror}"
@@ -159,7 +159,7 @@ def _look(
 
 
 def stamped(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record with FORMAT and the version of the harness added."""
+    """Return a copy of a record that states FORMAT and the version of the harness."""
     rest = {key: value for key, value in record.items() if key not in ("format", "harness")}
     return {"format": FORMAT, "harness": __version__, **rest}
 
@@ -184,12 +184,12 @@ def began_s(record: Mapping[str, Any]) -> float:
     """Return the time of a run's first start in seconds since 1970; infinite if unknown."""
     try:
         return datetime.fromisoformat(text(first_start(record).get("at")) or "").timestamp()
-    except (ValueError, OverflowError, OSError):  # the time is broken, or its year is impossible
+    except (ValueError, OverflowError, OSError):  # the time is broken, or the year is impossible
         return math.inf
 
 
 def weights_of(record: Mapping[str, Any]) -> str | None:
-    """Return the folder of the run from whose weights a run or its parent started, if any."""
+    """Return the folder of the run with whose weights a run, or the run it continues, began."""
     parent = table(first_start(record), "parent")
     return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
 
@@ -199,7 +199,7 @@ def check_format(name: str, record: Mapping[str, Any], *, remedy: str = "") -> N
 
     Args:
         name: the beginning of the message, such as `run runs/lstm/a`.
-        record: the record; empty if it does not exist yet.
+        record: the record; empty if it does not exist yet, which is allowed.
         remedy: the end of the message: how to get the version that wrote the record.
 
     Raises:
@@ -218,23 +218,23 @@ def check_record(folder: LeasedDirectory) -> None:
     """Refuse a run or a sweep whose record is broken or of another format.
 
     Raises:
-        InputError: for such a record.
+        InputError: if the record is broken or of another format.
         DiskError: if the disk fails.
     """
     name = f"{folder.kind} {folder.folder}"
-    is_there = os.path.lexists(folder.path(RECORD))  # first, as another start may write it now
+    is_there = os.path.lexists(folder.path(RECORD))  # first: another start may write it now
     record = folder.certain_json(RECORD)
     if is_there and not record:
         raise InputError(
-            f"{name}: {RECORD} is broken, the record of its code and machine; restore it from a "
-            "copy, or remove it to begin a new record"
+            f"{name}: {RECORD}, the record of its code and machine, is broken; restore the file "
+            "from a copy, or remove it to begin a new record"
         )
     remedy = f": harness reproduce {folder.folder} restores its code"
     check_format(name, record, remedy=remedy if folder.kind == "run" else "")
 
 
 def untimed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record without measured times, whose keys end in `_s` as in `reviews_per_s`.
+    """Return a record without measured times and speeds, whose keys end in `_s`.
 
     The other values are identical in all runs of a job on the same devices.
     """
@@ -253,11 +253,11 @@ class RunDirectory(LeasedDirectory):
     def new(cls, runs: Path, job: Job, run_id: str | None) -> "RunDirectory":
         """Return a new run, or the existing run with this id if its job is the same.
 
-        Without a `run_id` the folder is created now, otherwise later by `take_lease`.
+        If `run_id` is None, the folder is created now, otherwise later by `take_lease`.
 
         Raises:
-            InputError: if the id is not a file name, the folder contains another job, or the
-                folder of the runs can't be written.
+            InputError: if the id is not a file name, if the folder contains another job, or if
+                the folder of the runs can't be written.
         """
         if run_id is None:
             end = f"-seed{job.train.seed}"
@@ -266,7 +266,7 @@ class RunDirectory(LeasedDirectory):
         run = cls(runs / job.name / run_id)
         if run.exists() and run.job().identity() != job.identity():
             raise InputError(
-                f"run {run.folder}: holds another job; choose another --run-id, or continue the "
+                f"run {run.folder}: contains another job; choose another --run-id, or continue the "
                 f"run: harness resume {run.folder}"
             )
         return run
@@ -276,7 +276,7 @@ class RunDirectory(LeasedDirectory):
         """Return an existing run.
 
         Raises:
-            InputError: if the folder does not exist or is not a run's.
+            InputError: if the folder does not exist or is not the folder of a run.
         """
         run = cls(folder)
         if run.exists():
@@ -285,16 +285,16 @@ class RunDirectory(LeasedDirectory):
             raise InputError(f"run {folder}: no such folder; harness status --all lists all runs")
         if is_ensemble(folder):
             raise InputError(
-                f"run {folder}: is an ensemble, for compare and predict only; name a run"
+                f"run {folder}: is an ensemble, only for compare and predict; name a run"
             )
-        raise InputError(f"run {folder}: is not a run's folder, it holds no job.toml")
+        raise InputError(f"run {folder}: is not a run's folder, it contains no job.toml")
 
     def exists(self) -> bool:
         """Whether the run has begun."""
         return is_file(self.folder / "job.toml")
 
     def finished(self) -> bool:
-        """Whether the run has finished: the result is written last."""
+        """Whether the run has finished; `result.json` is written last."""
         return is_file(self.folder / "result.json")
 
     def result(self) -> dict[str, Any]:
@@ -314,7 +314,7 @@ class RunDirectory(LeasedDirectory):
         """Load the job of the run, with all defaults.
 
         Raises:
-            InputError: if another version wrote the run, or the file is broken.
+            InputError: if the run has another format, or if a file of it is broken.
         """
         self.check_format()
         return load_job(self.folder / "job.toml")
@@ -331,7 +331,7 @@ class RunDirectory(LeasedDirectory):
         for path in (self.folder, *itertools.chain.from_iterable(inside)):
             try:
                 status = path.stat() if path == self.folder else path.lstat()
-            except OSError:  # the file is missing, as in a new run
+            except OSError:  # in a new run the file does not exist
                 continue
             owner = status.st_uid
             if owner != os.getuid() and not stat.S_ISREG(status.st_mode):
@@ -341,18 +341,18 @@ class RunDirectory(LeasedDirectory):
                 )
 
     def check_format(self) -> None:
-        """Refuse a run whose record is broken or of another format, as `check_record` does."""
+        """Refuse the run if its record is broken or of another format, as `check_record` does."""
         check_record(self)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file; a record with a diff is private, because it may contain secrets."""
+        """Write a JSON file. Only this user can read a diff of the code: it may contain secrets."""
         self.write(name, to_json(content), mode=0o600 if content.get("uncommitted_diff") else 0o666)
 
     def checkpoints(self) -> list[Path]:
         """Return the paths of the run's checkpoints, oldest first.
 
         Raises:
-            DiskError: if the disk fails; `Path.glob` would then only find nothing.
+            DiskError: if the disk fails; `Path.glob` would hide this error.
         """
         folder = self.path("checkpoints")
         try:
@@ -362,14 +362,14 @@ class RunDirectory(LeasedDirectory):
             return []
 
     def leftovers(self) -> Iterator[Path]:
-        """Yield half-written files of killed processes, including checkpoints."""
+        """Yield the incomplete files of killed processes, also in the run's subfolders."""
         return self.folder.rglob(".*.tmp*")
 
 
 def ask_to_cancel(folder: Path) -> None:
-    """Ask one of several runs in a Slurm job to stop, or not to begin; `harness resume` undoes it.
+    """Ask one of several runs in a Slurm job to stop or not to begin, until `harness resume`.
 
-    The request is a file, because a signal can't reach a single run on another node.
+    The request is a file, because no signal can reach a single run on another node.
     """
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / CANCEL, to_json({"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}))
@@ -381,25 +381,30 @@ def take_back_cancel(folder: Path) -> None:
 
 
 def check_id(option: str, text: str) -> None:
-    """Refuse an id of a run or a sweep that is not a file name.
+    """Refuse an id of a run or a sweep that is not a plain file name.
+
+    Args:
+        option: the name of the option, for the message.
+        text: the id.
 
     Raises:
-        InputError: if the id is not a file name.
+        InputError: if the id is not a plain file name.
     """
     if not RUN_ID.fullmatch(text):
         raise InputError(
-            f"{option} {text!r}: should be letters, digits, '.', '_', '-', at most 100"
+            f"{option} {text!r}: should be letters, digits, '.', '_' or '-', at most 100 in all, "
+            "and begin with a letter or digit"
         )
 
 
 def reserve_id(runs: Path, wanted: Sequence[tuple[str, str]]) -> str:
-    """Return a new id made from the time: a sweep's name, or the beginning of runs' names.
+    """Return a new id made from the time: the name of a sweep, or the start of the names of runs.
 
     The folders are created, so that no other thread or process uses these names.
 
     Args:
         runs: the folder of all runs.
-        wanted: for each run, the name of its job and the end of its own name.
+        wanted: for each run, the name of its job and the end of the run's name.
 
     Raises:
         InputError: if the folder of the runs can't be written.
@@ -424,7 +429,7 @@ def reserve_id(runs: Path, wanted: Sequence[tuple[str, str]]) -> str:
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
-    """Remove those folders of `reserve_id` that are still empty."""
+    """Remove the folders that `reserve_id` created and that are still empty."""
     for folder in folders:
         with contextlib.suppress(OSError):
             folder.rmdir()
@@ -432,7 +437,7 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 def is_whole(result: dict[str, Any]) -> bool:
-    """Whether a result is complete; without a test it needs a validation score."""
+    """Whether a result is complete. It needs a validation score if the run had no test."""
     score = number(result["accuracy"] if "accuracy" in result else result.get("val_accuracy"))
     classes = result.get("classes")
     is_list = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
@@ -440,12 +445,12 @@ def is_whole(result: dict[str, Any]) -> bool:
 
 
 def summary_of(result: dict[str, Any]) -> dict[str, Any]:
-    """Return what `status` shows of a result, and the file's size, by which it notices changes."""
+    """Return the values of a result that `status` shows, and the file's size, to detect changes."""
     shown = ("job", "architecture", "seed", "accuracy", "val_accuracy")
     found = {name: result[name] for name in shown if name in result}
     return {**found, "bytes": len(to_json(result).encode())}
 
 
 def run_identity(job: Job, checksum: str) -> str:
-    """Return the sha256 of a job and its data; it must be equal in a checkpoint and its run."""
+    """Return the sha256 of a job and its data; a run resumes only a checkpoint with this sha256."""
     return hashlib.sha256(f"{job.identity()}\n{checksum}".encode()).hexdigest()

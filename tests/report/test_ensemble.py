@@ -297,7 +297,7 @@ def test_the_remedy_for_a_broken_result(harness: Harness, dataset: Dataset) -> N
         do()
         done = harness.run_here("compare", "--no-baseline")
         said = done.stdout + done.stderr + harness.run_here("status").stdout
-        assert "result.json is broken; make it again by harness ensemble" in said
+        assert "result.json is broken; make the ensemble again with harness ensemble" in said
         assert "resume" not in said
 
 

@@ -77,14 +77,14 @@ def test_a_search_is_cancelled_wherever_its_workers_are(
     assert noted.exists() == bool(job)
     assert not job or noted.read_text() == "--state=PENDING 12\n" * 2
     status.trials = status.slurm_job = None
-    with pytest.raises(RunError, match=f"is on {ELSEWHERE}; there: harness cancel"):
+    with pytest.raises(RunError, match=f"is on {ELSEWHERE}; run there: harness cancel"):
         ask_to_stop(status)
 
 
 def test_without_slurms_programs_a_requeued_run_may_be_in_the_queue(site: Site) -> None:
     """The command says that it can't know this, unless the run was cancelled."""
     site.run("slurm-12", "interrupted", slurm_job="12", signal="SIGUSR1")
-    with pytest.raises(RunError, match=r"programs are not here; .* or: scancel 12"):
+    with pytest.raises(RunError, match=r"squeue is not installed here; .* or: scancel 12"):
         ask_to_stop(site.only())
     site.run("slurm-12", "interrupted", slurm_job="12", signal="SIGTERM")
     assert "nothing to cancel" in (ask_to_stop(site.only()) or "")
@@ -311,5 +311,5 @@ def test_a_run_on_another_host_is_cancelled_there(harness: Harness, site: Site) 
     site.run("b", "finished")
     done = harness.run_here("cancel", "a", "b")
     assert done.returncode == 1
-    assert f"is on {ELSEWHERE}; there: harness cancel" in done.stderr
+    assert f"is on {ELSEWHERE}; run there: harness cancel" in done.stderr
     assert "lstm/b: is finished, nothing to cancel" in done.stdout

@@ -91,7 +91,7 @@ def changed(name: str, **values: Any) -> Callable[[Path], object]:
     ("change", "message"),
     [
         (shutil.rmtree, "no such folder"),
-        (lambda run: (run / "job.toml").unlink(), "is not a run's folder, it holds no job.toml"),
+        (lambda run: (run / "job.toml").unlink(), "is not a run's folder, it contains no job.toml"),
         (lambda run: (run / "result.json").unlink(), "is unfinished (finished), so it has no"),
         (lambda run: (run / "model.keras").unlink(), "its model.keras is missing; train it again"),
         (changed("provenance.json", format=5), "was written by harness 0.3.0 (format 5)"),

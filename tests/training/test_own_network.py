@@ -41,7 +41,7 @@ def test_an_own_network_needs_its_file_once(harness: Harness, own: Path) -> None
     source.write_text(source.read_text().replace("layers.GRU", "layers.LSTM"))
     changed = harness.run_here(*harness.train_words(job, "killed", *words))
     assert changed.returncode == 2
-    assert "holds another job" in changed.stderr
+    assert "contains another job" in changed.stderr
     shutil.rmtree(own)
     last = harness.run("resume", runs / "killed")
     assert last.returncode == 0, last.stderr

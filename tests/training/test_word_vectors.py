@@ -122,5 +122,5 @@ def test_a_run_can_be_resumed_after_the_file_has_moved(tmp_path: Path) -> None:
     parent = find_parent(child, named=run.folder)
     assert parent
     assert parent.continues
-    with pytest.raises(InputError, match="holds another job"):
+    with pytest.raises(InputError, match="contains another job"):
         RunDirectory.new(tmp_path / "runs", longer, "x")

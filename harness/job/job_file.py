@@ -17,7 +17,7 @@ from harness.job.keys import FACTS, TABLES, DataConfig, Job
 from harness.job.own_code import check_trusted, keep_code
 from harness.system.files import raise_unless_missing, read_plain_file
 
-MAX_JOB_BYTES = 4_000_000  # enough for `MAX_BYTES` characters of code in any alphabet
+MAX_JOB_BYTES = 4_000_000  # largest size of a job file; enough for `own_code.MAX_BYTES` characters
 
 
 def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> Job:
@@ -25,11 +25,11 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
 
     Args:
         path: the TOML file.
-        overrides: the `--set` options, `table.key=value` with a TOML value or a bare word.
+        overrides: the `--set` options, `table.key=value`; the value is TOML or text.
         seed: a seed that replaces `train.seed` of the file.
 
     Raises:
-        InputError: one line that states the key, its value, what is allowed, and the remedy.
+        InputError: if the job is refused; a line with the key, its value, the rule and the remedy.
     """
     content = read_toml_file(path)
     content.setdefault("name", path.stem)
@@ -44,7 +44,7 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
 
 
 def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
-    """Add the sources of a job's functions that are not in the job yet. No user code is run.
+    """Return the job with the sources of all its custom functions. No user code is run.
 
     Args:
         job: the job.
@@ -52,7 +52,7 @@ def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
         origins: as for `resolve_source`.
 
     Raises:
-        InputError: if a source is refused, for example because others could have changed it.
+        InputError: if a source is refused, for example because other users could have changed it.
     """
     if job.code:
         check_trusted(path, f"job {path}: [code]")
@@ -70,11 +70,11 @@ def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
 def kept_names(
     names: Sequence[Any], code: dict[str, str], where: str, *, base: Path
 ) -> dict[Any, Any]:
-    """Add the sources of functions to `code`; map each name to its name with a path in `code`.
+    """Add the sources of functions to `code`; map each name to the name that uses a path in `code`.
 
     Args:
         names: names of functions; other values are mapped to themselves.
-        code: the job's sources; each key is the path of a source.
+        code: the sources in the job; each key is the path of a source.
         where: the key of the job, for messages.
         base: the folder that relative paths start from.
 
@@ -96,7 +96,7 @@ def resolve_source(content: dict[str, Any], path: Path, origins: Mapping[str, st
     Args:
         content: the content of the file.
         path: the file.
-        origins: for each key that an option set, the option.
+        origins: the option that set a key, by key; keys that no option set are missing.
     """
     for dotted in (key for key, facts in FACTS.items() if facts.is_path):
         table, _, key = dotted.partition(".")
@@ -112,7 +112,7 @@ def data_settings(overrides: Sequence[str]) -> DataConfig:
     """Return the `[data]` table of a job with these `--set` overrides.
 
     Raises:
-        InputError: for an unknown key or a wrong value.
+        InputError: if a key is unknown or a value is wrong.
     """
     content: dict[str, Any] = {"name": "data", "model": {"architecture": next(iter(BUILDERS))}}
     origins = put_overrides(content, overrides, Path("data"))
@@ -125,10 +125,10 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
     Args:
         content: the tables and keys of the file.
         path: the file, for messages.
-        origins: for each key that an option set, the option.
+        origins: as for `resolve_source`, for messages.
 
     Raises:
-        InputError: one line that states the key, its value, what is allowed, and the remedy.
+        InputError: if the job is refused; a line with the key, its value, the rule and the remedy.
     """
     try:
         job = Job.model_validate(content)
@@ -143,10 +143,10 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
 def put_overrides(
     content: dict[str, Any], overrides: Sequence[str], path: Path, *, tables: Tables = TABLES
 ) -> dict[str, str]:
-    """Write `--set` overrides into the content of a file; return the option that set each key.
+    """Write `--set` overrides into the content of a file; return the options by the keys they set.
 
     Raises:
-        InputError: for an override that is not `table.key=value`, or an unknown key.
+        InputError: if an override is not `table.key=value`, or if its key is unknown.
     """
     origins = {}
     for override in overrides:
@@ -195,12 +195,12 @@ def _parse_override(text: str, tables: Tables) -> tuple[str, str, Any]:
         parsed = tomllib.loads(f"value = {value.strip()}")
     except (ValueError, RecursionError):
         parsed = {}
-    # Text that is not exactly one TOML value is taken as a string, such as gru, or a tab.
+    # A value that is not TOML, such as gru or a tab, is used as a string.
     return table, key, parsed["value"] if len(parsed) == 1 else value.strip() or value
 
 
 def is_key(table: str, key: str, tables: Tables = TABLES) -> bool:
-    """Whether a key such as `units` exists in a table. A free table accepts any `options.name`."""
+    """Whether a table has a key such as `units`. A free table `options` has all `options.name`."""
     outer, dot, inner = key.partition(".")
     if dot:
         info = tables[table].model_fields.get(outer)
@@ -209,7 +209,7 @@ def is_key(table: str, key: str, tables: Tables = TABLES) -> bool:
 
 
 def put_value(content: dict[str, Any], key: str, value: object) -> None:
-    """Set `table.key`, or `table.outer.key` of a table with any keys, in the content of a job."""
+    """Set `table.key`, or `table.outer.key` in a free table `outer`, in the content of a job."""
     table, _, name = key.partition(".")
     outer, dot, inner = name.partition(".")
     if dot:
@@ -233,7 +233,7 @@ def suggest_key(name: str, tables: Tables = TABLES) -> str:
     """Return `; did you mean train.epochs?`, or a list of all keys if no key is similar."""
     known = [*keys_of(tables)]
     name = name.strip()
-    # The key may be correct, but its table wrong or missing.
+    # The name of the key may be correct, but its table wrong or missing.
     alone = [k for k in known if k.partition(".")[2] == name.rpartition(".")[2]]
     return f"; did you mean {alone[0]}?" if alone else suggest(name, known)
 
@@ -241,7 +241,7 @@ def suggest_key(name: str, tables: Tables = TABLES) -> str:
 def explain(
     error: ValidationError, path: Path, origins: Mapping[str, str], *, tables: Tables = TABLES
 ) -> str:
-    """Describe pydantic's first error in one line, and count the others."""
+    """Describe the first of pydantic's errors in one line, and add the number of other errors."""
     first, *others = error.errors()
     key = ".".join(str(part) for part in first["loc"])
     where, value = f"job {path}: {key}", shown(first["input"])
@@ -260,6 +260,6 @@ def explain(
 
 
 def shown(value: object) -> str:
-    """Return a value for a message, written as in TOML and cut to 60 characters."""
+    """Return a value for a message, in TOML's notation and cut to 60 characters."""
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) < 60 else f"{text[:57]}..."

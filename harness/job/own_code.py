@@ -1,9 +1,9 @@
 """Functions that a user writes: networks, losses, optimizers and callbacks.
 
 A job refers to a function as `file.py:function` or `package.module:function`. The table `[code]` of
-the job stores the source of the function's module, and of the modules that it imports from the same
-folder or package. So the source is part of a run's identity, and later commands do not read the
-files. The code is run from `[code]`, in modules that other code can't import.
+the job contains the source of the function's module and of the modules that this module imports
+from its folder or package. So the source is part of a run's identity. Later commands run the code
+from `[code]`, in modules that other code can't import; they do not read the files.
 """
 
 import ast
@@ -32,7 +32,7 @@ from harness.system.files import distrust, read_plain_file
 from harness.system.site_settings import TRUST
 
 TRUSTED = ContextVar("TRUSTED", default=False)
-MAX_FILES, MAX_BYTES = 64, 400_000  # the most files, and the most characters, of a job's sources
+MAX_FILES, MAX_BYTES = 64, 400_000  # largest number of files and of characters in `[code]`
 
 
 def _match(reference: str) -> re.Match[str]:
@@ -42,16 +42,16 @@ def _match(reference: str) -> re.Match[str]:
 
 
 def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -> str:
-    """Read the sources of a function into a job's `code`, if it lacks them. No user code is run.
+    """Add the sources of a function to a job's `code` if they are missing. No user code is run.
 
     Args:
         reference: the function, as `file.py:function` or `package.module:function`.
         base: the folder that relative paths start from.
-        code: the sources; each key is a path relative to the folder of the file or the package.
+        code: the sources, by their paths relative to the folder of the file or package.
         where: the key of the job, for messages.
 
     Returns:
-        The reference, with the path that the file has in `code`.
+        The reference to the function with the file's path in `code`.
 
     Raises:
         InputError: if the function is missing, or if a source is unreadable, is not Python, is too
@@ -82,16 +82,16 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
                 raise InputError(f"{where}: the job already has another {path_in}; rename one")
         if len(code) > MAX_FILES or sum(map(len, code.values())) > MAX_BYTES:
             raise InputError(
-                f"{where}: has {len(code)} files of {sum(map(len, code.values())):,} characters "
-                f"with its imports, should have at most {MAX_FILES} files of {MAX_BYTES:,}; "
-                "install the rest as a package"
+                f"{where}: the job needs {len(code)} files with {sum(map(len, code.values())):,} "
+                f"characters, with imports; at most {MAX_FILES} files with {MAX_BYTES:,} are "
+                "allowed; install the rest as a package"
             )
     _check_function(code, module, function, where=where)
     return name
 
 
 def check_trusted(path: Path, where: str) -> None:
-    """Refuse code that another user could have written or changed, unless this user trusts it.
+    """Refuse code that another user could have written or changed, unless all code is trusted.
 
     Raises:
         InputError: if another user could have written or changed the code.
@@ -107,15 +107,15 @@ def check_trusted(path: Path, where: str) -> None:
 
 
 def source_digest(source: str) -> str:
-    """Return the first 8 digits of a source's checksum, to show in a table."""
+    """Return the first 8 digits of a source's sha256, which tables show."""
     return hashlib.sha256(source.encode()).hexdigest()[:8]
 
 
 def mode_in(folder: Path, code: Mapping[str, str]) -> int:
     """Return the permissions for a job's file, and restrict its folder if the job contains code.
 
-    Then only the user can write to the folder; otherwise `check_trusted` would refuse the file. A
-    user who trusts all code may share the folder with a group.
+    If the job contains code, only the user can write to the folder; otherwise `check_trusted` would
+    refuse the file. If the user trusts all code, the folder stays as it is.
     """
     if not code or is_trusting():
         return 0o666
@@ -125,13 +125,13 @@ def mode_in(folder: Path, code: Mapping[str, str]) -> int:
 
 
 def is_trusting() -> bool:
-    """Whether the user trusts code of other users (`--trust-code` or its environment variable)."""
+    """Whether the user trusts the code of other users, by `--trust-code` or HARNESS_TRUST_CODE."""
     return TRUSTED.get() or os.environ.get(TRUST) == "1"
 
 
 @contextlib.contextmanager
 def trusting(is_trusted: bool) -> Iterator[None]:
-    """Trust any code inside the `with` block, as --trust-code does, but only in this thread."""
+    """Trust all code in the `with` block if `is_trusted`, but only in this thread."""
     token = TRUSTED.set(is_trusted)
     try:
         yield
@@ -167,7 +167,7 @@ def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterato
     """Yield the path and source of a module, and of each module in `root` that it imports.
 
     Args:
-        top: the package outside which nothing is read; None to read any module in `root`.
+        top: the package whose modules are read; None to read all modules in `root`.
     """
     waiting, seen = [module], set()
     while waiting:
@@ -178,20 +178,20 @@ def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterato
             if each in seen or first in sys.stdlib_module_names:
                 continue
             seen.add(each)
-            # The harness is not the user's code, even if the file lies beside its source.
+            # The package `harness` is not the user's code, even if `root` contains it.
             if first != top if top else first == "harness" != module:
                 continue
             path = _file_of(each, root)
             if path is None:
                 if each == module:
-                    _read(root / f"{module}.py", where)  # raises the error for a missing file
+                    _read(root / f"{module}.py", where)  # raise the error for a missing file
                 continue
             source = _read(root / path, where)
             yield path, source
             package = each if path.endswith("__init__.py") else each.rpartition(".")[0]
             waiting += _imports(_parsed(source, path, where), package)
             if len(seen) > 50 * MAX_FILES:
-                return  # the caller refuses this much code
+                return  # this is too much code: the caller refuses it
 
 
 def _read(path: Path, where: str) -> str:
@@ -213,12 +213,12 @@ def _read(path: Path, where: str) -> str:
 
 def _parsed(source: str, path: str, where: str) -> ast.Module:
     try:
-        symtable.symtable(source, path, "exec")  # detects more errors than the parser
+        symtable.symtable(source, path, "exec")  # finds errors that `ast.parse` does not find
         return ast.parse(source)
     except SyntaxError as error:
         place = f"{path}, line {error.lineno}" if error.lineno else f"{path}: is not Python"
         raise InputError(f"{where}: {place}: {error.msg}") from None
-    except (ValueError, RecursionError, MemoryError) as error:  # a NUL byte; deep nesting
+    except (ValueError, RecursionError, MemoryError) as error:  # such as a NUL byte
         raise InputError(f"{where}: {path}: is not Python: {error}") from None
 
 
@@ -247,8 +247,8 @@ def _check_function(code: Mapping[str, str], module: str, function: str, *, wher
 class _Code:
     """Modules made from a job's sources.
 
-    In these modules `__import__` is replaced by a function that searches the job's modules first.
-    Other code can't import them. Two jobs that have files with the same name do not share a module.
+    An import in these modules searches the job's modules first. Other code can't import the job's
+    modules. Two jobs with files of the same name do not share a module.
     """
 
     def __init__(self, code: Mapping[str, str]) -> None:
@@ -258,7 +258,7 @@ class _Code:
         self.builtins = {**vars(builtins), "__import__": self._import}
 
     def module(self, name: str) -> types.ModuleType:
-        """Import a module, after the packages that contain it."""
+        """Import a module; the packages that contain it are imported first."""
         if (known := sys.modules.get(f"{self.alias}.{name}")) is not None:
             return known
         parent, _, last = name.rpartition(".")
@@ -291,7 +291,7 @@ class _Code:
         return any(path == f"{stem}.py" or path.startswith(f"{stem}/") for path in self.code)
 
     def _import(self, name: str, *rest: Any, **named: Any) -> types.ModuleType:
-        """Import a module of the job, or else call `__import__`, which has the same arguments."""
+        """Import a module of the job, or else call `__import__`, whose arguments this function has."""
         arguments = dict(zip(("globals", "locals", "fromlist", "level"), rest, strict=False))
         arguments |= named
         absolute, level = name, arguments.get("level", 0)
@@ -314,7 +314,7 @@ def load_function(code: Mapping[str, str], reference: str, *, where: str) -> Cal
     """Import a job's function from the job's sources.
 
     Raises:
-        InputError: if the module raises an error or has no such function.
+        InputError: if the module raises an error or does not contain the function.
     """
     found = _match(reference)
     name = found["module"] or Path(found["file"]).stem
@@ -337,7 +337,7 @@ def load_taking(
 
     Args:
         where: the key of the job, for messages.
-        form: the names of the arguments for a message, such as `(labels, probabilities)`.
+        form: the names of the arguments, such as `(labels, probabilities)`, for messages.
         given: an example of each argument.
 
     Raises:
@@ -356,7 +356,7 @@ def own_errors(where: str) -> Iterator[None]:
     """Turn an error in a user's function into a message of one line, with file and line number.
 
     Raises:
-        InputError: instead of an error that is raised inside the `with` block.
+        InputError: if the `with` block raises an error, in place of that error.
     """
     try:
         yield
@@ -368,7 +368,7 @@ def own_errors(where: str) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """Return the last line of the user's code in the traceback, as `mynet.py, line 12: `."""
+    """Return the last place in the user's code of a traceback, such as `mynet.py, line 12: `."""
     place = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         alias, _, path = frame.f_code.co_filename.partition("/")
@@ -378,10 +378,10 @@ def _place(error: BaseException) -> str:
 
 
 class MissingOptionError(KeyError, InputError):
-    """The error for an option that a user's function reads but the job does not set."""
+    """An error: a user's function reads an option that the job does not set."""
 
     def __str__(self) -> str:
-        """Return the message without the quotes that a KeyError puts around it."""
+        """Return the message; a KeyError would return it in quotes."""
         return str(self.args[0])
 
 
@@ -389,7 +389,7 @@ class OptionReader(UserDict[str, Any]):
     """A mapping of options for a user's function; it records which options the function reads."""
 
     def __init__(self, options: Mapping[str, Any], table: str) -> None:
-        """Copy the options of a table such as `model.options`: the function may change a list."""
+        """Copy the options of a table such as `model.options`: the function may change its copy."""
         super().__init__(copy.deepcopy({**options}))
         self.table, self.given, self.read = table, {*options}, set[str]()
 
@@ -404,7 +404,7 @@ class OptionReader(UserDict[str, Any]):
         return name in self.data
 
     def __iter__(self) -> Iterator[str]:
-        self.read.update(self.data)  # `**options` reads all options
+        self.read.update(self.data)  # for example, `**options` reads all options
         return iter(self.data)
 
     def __or__(self, other: Any) -> Any:
@@ -417,7 +417,7 @@ class OptionReader(UserDict[str, Any]):
         """Refuse options that the function did not read.
 
         Raises:
-            InputError: for the first option that was not read.
+            InputError: if the function did not read an option.
         """
         for name in (self.given & self.data.keys()) - self.read:
             raise InputError(

@@ -27,19 +27,19 @@ from harness.tracking.records import (
 )
 from harness.tracking.run_dir import RunFolder, walk_runs
 
-STALE_AFTER_S = 600.0  # compiling, validating and testing take minutes without a heartbeat
+STALE_AFTER_S = 600.0  # seconds without a heartbeat; compiling or testing may take minutes
 STARTED = ("RUNNING", "CONFIGURING")
 
-# Patterns for logs: messages of slurmstepd about a job out of memory; the line with which each
-# execution of a job begins.
+# Patterns for logs. Slurm writes the first if a job is out of memory. The second is the line with
+# which each execution of a job begins; a requeued job has several.
 OUT_OF_MEMORY = re.compile(r"exceeded (job |step )?memory limit|oom[-_ ]?kill", re.IGNORECASE)
 JOB_BEGINS = re.compile(r"\bjob \d+ on [^\n]*", re.MULTILINE)
 
-NUM_NEWEST = 20  # ended runs that `harness status` shows by default
+NUM_NEWEST = 20  # number of ended runs that `harness status` shows by default
 
 
 def infer_state(status: RunStatus, jobs: Sequence[QueuedJob] | None, asked_s_ago: float) -> None:
-    """Set a run's state and note.
+    """Set the state and the note in the status of a run.
 
     Args:
         status: the status that `observe` returned.
@@ -63,7 +63,7 @@ def _state_and_note(
         return "finished", status.error or ""
     stopped = status.phase in (None, "interrupted", "failed")
     if stopped and status.shares_job and status.asked_to_cancel:
-        status.queued = None  # the job trains the other seeds only
+        status.queued = None  # the job trains only other seeds
         if status.phase is None:
             return "cancelled", "will not start with its job"
     queued = status.queued
@@ -80,7 +80,7 @@ def _state_and_note(
 
 
 def _is_ahead(status: RunStatus, queued: QueuedJob) -> bool:
-    """Whether the queued job waits, or started after the run's last heartbeat."""
+    """Whether the queued job waits, or has started after the run's last heartbeat."""
     age = status.heartbeat_age_s
     if queued.waits or age is None:
         return True
@@ -120,20 +120,20 @@ def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
 
 
 def was_out_of_memory(status: RunStatus) -> bool:
-    """Whether the queue or the log says that the last job of a run was out of memory."""
+    """Whether squeue or the log reports that the last job of a run ran out of memory."""
     if status.queued is not None and status.queued.state == "OUT_OF_MEMORY":
         return True
     log = log_end(status)
-    return OUT_OF_MEMORY.search(JOB_BEGINS.split(log)[-1]) is not None  # of the last execution
+    return OUT_OF_MEMORY.search(JOB_BEGINS.split(log)[-1]) is not None  # search the last execution
 
 
 def _state_by_heartbeat(status: RunStatus, answered: bool, asked_s_ago: float) -> tuple[str, str]:
-    """Return the state and note of a run that was training at its last heartbeat."""
+    """Return the state and note of a run whose last heartbeat shows that it was running."""
     age, queued = status.heartbeat_age_s or 0.0, status.queued
     if queued and queued.state == "SUSPENDED":
         return "suspended", "by Slurm"
     if status.reported_job and answered and status.is_own and (not queued or queued.ended):
-        # The answer of squeue does not show a job that started later.
+        # A job that started after the answer of squeue is not in the answer.
         if age > asked_s_ago + 2 * HEARTBEAT_S:
             why = f"Slurm says {queued.state}" if queued else "its job left the queue"
             if was_out_of_memory(status):
@@ -166,13 +166,14 @@ def format_duration(time_s: float) -> str:
 
 
 def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> list[RunStatus]:
-    """Return the status of all runs below `runs` and in `folders`, active first, then the newest.
+    """Return the status of the runs below `runs` and in `folders`: first active, then newest runs.
 
-    Jobs in the queue that have not created their runs yet are included: jobs with a submission's
-    record and, if `queue` is given, jobs that plain sbatch submitted.
+    Jobs that have not created their runs yet are included if they have a submission's record, or
+    if plain sbatch submitted them and they are in `queue`.
 
     Args:
-        folders: more runs or folders of runs; they need not exist yet.
+        queue: the user's jobs in Slurm; if None, Slurm is not asked.
+        folders: more runs or folders of runs, which need not exist yet.
     """
     now, jobs = time.time(), queue.jobs() if queue else None
     asked_s_ago = now - queue.asked_at if queue else 0.0
@@ -240,10 +241,10 @@ def _unrecorded(
 def select_runs(
     names: Sequence[str], runs: Path, queue: Queue | None, *, many: bool = False
 ) -> list[RunStatus]:
-    """Return the runs with these names, in the order of `survey`.
+    """Return the runs that `pick` finds for these names, in the order of `survey`.
 
     Raises:
-        InputError: see `pick`.
+        InputError: as for `pick`.
     """
     statuses = survey(runs, queue, [Path(name) for name in names if name.strip()])
     chosen = {id(run) for name in names for run in pick(name, statuses, runs, many=many)}
@@ -251,21 +252,21 @@ def select_runs(
 
 
 def _is_of_job(folder: str, job: str, tasks: str = r"(_\d+)?") -> bool:
-    """Whether a folder's name is that of a Slurm job, or of a task or seed of this job."""
+    """Whether a folder's name is the name for a Slurm job, or for a task or seed of this job."""
     return bool(re.fullmatch(rf"slurm-{re.escape(job)}{tasks}(-\d+)?(-seed\d+)?", folder))
 
 
 def pick(
     name: str, statuses: Sequence[RunStatus], runs: Path, *, many: bool = False
 ) -> list[RunStatus]:
-    """Return the runs that a name means: a folder, a run id, or the id of a Slurm job or array.
+    """Return the runs with a name, which is a folder, a run id, or the id of a Slurm job or array.
 
     Args:
-        statuses: what `survey` returned, with the name among its folders.
-        many: whether a folder of runs, or a run id that several jobs use, is allowed.
+        statuses: the result of `survey`, called with the name as one of its `folders`.
+        many: whether the name may be a folder of runs, or a run id that several jobs use.
 
     Raises:
-        InputError: if the name fits no run, or fits several and `many` is false.
+        InputError: if no run has the name, or if several have it and `many` is false.
     """
     if not name.strip():
         raise InputError("run '': name a folder, a run id or the id of a Slurm job")
@@ -275,7 +276,7 @@ def pick(
         found = found or [each for path, each in paths if path.startswith(f"{folder}/")]
         if found:
             return found if many else [one(name, found)]
-    # The folder of a run keeps the id of its first job when another job continues the run.
+    # If another job continues a run, the folder of the run keeps the id of the first job.
     found = [
         each
         for each in statuses
@@ -286,13 +287,13 @@ def pick(
         are_seeds = all(re.search(r"-seed\d+$", each.folder.name) for each in found)
         is_job = many or (are_seeds and JOB_ID.fullmatch(name))
         return found if is_job else [one(name, found)]
-    # For Slurm all tasks of an array are one job.
+    # The id of a Slurm array means all of its tasks.
     array = [
         each
         for each in statuses
         if (each.slurm_job or "").startswith(f"{name}_") or _is_of_job(each.folder.name, name)
     ]
-    # Try the raw id last, which logs have in their names: one task has the raw id of its array.
+    # Names of logs contain the raw id. Try it last, because one task has its array's id as raw id.
     found = array or [each for each in statuses if each.reported_job == name]
     if found:
         return found
@@ -305,7 +306,7 @@ def one(name: str, found: Sequence[RunStatus]) -> RunStatus:
     """Return the only run in a list.
 
     Raises:
-        InputError: if there are several runs; the message lists up to five.
+        InputError: if the list contains several runs; the message names up to five.
     """
     if len(found) > 1:
         names = ", ".join(each.run for each in found[:5])

@@ -1,4 +1,4 @@
-"""Shows the table of `harness status`: as wide as a terminal, or with all columns in a file."""
+"""Shows the table of `harness status`: fitted to a terminal, or with all columns for a file."""
 
 import logging
 from collections import Counter
@@ -26,7 +26,7 @@ GAP = "  "
 
 
 def split_shown(statuses: Sequence[RunStatus], *, everything: bool) -> tuple[list[RunStatus], str]:
-    """Return the runs to show, and a line that counts the hidden older runs, or an empty text."""
+    """Return the runs to show, and a line about the hidden older runs (empty if all are shown)."""
     ended = [each for each in statuses if not each.alive]
     hidden = [] if everything else ended[NUM_NEWEST:]
     left_out = {id(each) for each in hidden}
@@ -37,7 +37,7 @@ def split_shown(statuses: Sequence[RunStatus], *, everything: bool) -> tuple[lis
 
 
 def cells(status: RunStatus) -> dict[str, str]:
-    """Return the cells of a run by column; the cell of an unknown value is empty."""
+    """Return the text of each column for a run; the text for an unknown value is empty."""
     goes_on = status.state in ("running", "stale")
     speed = status.reviews_per_s if goes_on else None
     eta = status.eta_s if status.state == "running" else None
@@ -65,7 +65,7 @@ def _per_cent(share: float | None) -> str:
 
 
 def notes(status: RunStatus) -> str:
-    """Return the line below a run on a terminal, which shows what has no column."""
+    """Return the line below a run on a terminal; it shows the values that have no column there."""
     parts = []
     if status.architecture and status.architecture != status.job:
         parts.append(status.architecture)
@@ -77,8 +77,8 @@ def notes(status: RunStatus) -> str:
 
 
 def as_lines(rows: Sequence[dict[str, str]], names: Sequence[str] = IN_A_FILE) -> list[str]:
-    """Return the headings and one line per row; a column is as wide as its longest cell."""
-    # Rich's Table would take a second for a thousand runs.
+    """Return the headings and one line per row; a column is as wide as its longest text."""
+    # Rich's Table takes a second for a thousand runs.
     columns = []
     for name in names:
         texts = [name, *(row[name] for row in rows)]
@@ -91,11 +91,11 @@ def as_lines(rows: Sequence[dict[str, str]], names: Sequence[str] = IN_A_FILE) -
 
 
 def as_renderable(statuses: Sequence[RunStatus], width: int) -> RenderableType:
-    """Return the table for a terminal, with the notes about a run in a line below the run."""
+    """Return the table for a terminal, with a line of notes below each run that has notes."""
     rows = [cells(each) for each in statuses]
     figures = [name for name in FIGURES if any(row[name] for row in rows)]
     room = width - cell_len(GAP) - max(map(cell_len, as_lines(rows, figures)))
-    # A long name gets a separate line, so that users can copy it.
+    # A long name is on a separate line, so that users can copy the name.
     is_long = [cell_len(row["run"]) > room for row in rows]
     shown = [row | {"run": ""} if long else row for row, long in zip(rows, is_long, strict=True)]
     headings, *lines = as_lines(shown, ("run", *figures))
@@ -119,17 +119,17 @@ class StatusScreen:
         self._complained: str | None = None
 
     def draw(self, statuses: Sequence[RunStatus], problem: str | None) -> bool:
-        """Draw the table over the last one on a terminal; into a file, print only a changed table.
+        """Print the table. A terminal shows only the last table; a file gets only changed tables.
 
         Args:
             statuses: the status of each run.
-            problem: why squeue gave no answer; None if it did.
+            problem: why squeue gave no answer; None if squeue answered.
 
         Returns:
-            Whether any run is at work or waits.
+            Whether any run is training or waiting.
         """
         shown, older = split_shown(statuses, everything=self.everything)
-        none = "" if shown else f"no runs below {self.runs}; harness train jobs/lstm.toml makes one"
+        none = "" if shown else f"no run below {self.runs}; start one: harness train jobs/lstm.toml"
         below = [line for line in (none, older) if line]
         if self.console.is_terminal:
             if self.watches:
@@ -149,7 +149,7 @@ class StatusScreen:
         return any(each.alive for each in statuses)
 
     def complain(self, problem: str | None) -> None:
-        """Warn that squeue gave no answer; the same warning is not repeated."""
+        """Warn that squeue gave no answer, but do not repeat the same warning."""
         if problem and problem != self._complained:
             log(logging.WARNING, f"{problem}; the table shows the run folders only")
         self._complained = problem

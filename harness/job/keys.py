@@ -1,4 +1,4 @@
-"""All keys of a job, with types, ranges, defaults and meanings. No key says where to train."""
+"""All keys of a job: types, ranges, defaults and meanings. No key chooses a machine or device."""
 
 import codecs
 import json
@@ -33,7 +33,7 @@ def _known_encoding(name: str) -> str:
     except (LookupError, ValueError):
         pass
     raise PydanticCustomError(
-        "encoding", "Input should be an encoding of text that Python knows, such as latin-1"
+        "encoding", "Input should be a text encoding of Python, such as latin-1"
     )
 
 
@@ -61,8 +61,8 @@ def _scores_something(job: "Job") -> str:
 
 
 SAME_REVIEWS = "all trials must have the same reviews"
-# Facts of each key that says how to read a user's texts. A run's identity does not need these keys,
-# because it contains the checksum of the texts.
+# Facts of the keys that describe the format of a user's texts. A run's identity contains the
+# checksum of the texts instead of these keys.
 FORMAT = Facts(changes="nothing", not_searched=SAME_REVIEWS)
 
 
@@ -86,8 +86,8 @@ class DataConfig(ConfigSection):
     split_column: Annotated[str, FORMAT] = Field(
         "",
         max_length=200,
-        description="your texts: column with `train`, `validation` or `test`; empty = `split`, if "
-        "there is one",
+        description="your texts: column with `train`, `validation` or `test`; empty = the "
+        "column `split`, if it exists",
     )
     delimiter: Annotated[str, AfterValidator(_one_character), FORMAT] = Field(
         "", description="your texts: column separator of a .csv or .tsv; empty = comma or tab"
@@ -95,7 +95,7 @@ class DataConfig(ConfigSection):
     encoding: Annotated[str, AfterValidator(_known_encoding), FORMAT] = Field(
         "utf-8", max_length=40, description="your texts: encoding, such as `latin-1` or `utf-16`"
     )
-    # IMDB has 88,584 words, and Keras reserves three indices.
+    # 88,587 = the 88,584 words of IMDB and three indices that Keras reserves
     vocab_size: int = Field(
         8000,
         ge=4,
@@ -116,7 +116,7 @@ class DataConfig(ConfigSection):
     ] = Field(
         0.2,
         description="share of the training reviews, taken from their end, for validation; a "
-        "validation split of your texts replaces it, unless it is 0",
+        "validation split of your texts is used instead, but with 0 it is trained on",
     )
     limit: Annotated[
         int, AfterValidator(_leaves_one_to_validate), Facts(not_searched=SAME_REVIEWS)
@@ -124,17 +124,17 @@ class DataConfig(ConfigSection):
     test: Annotated[
         bool,
         Facts(
-            not_searched="the test set chooses nothing",
+            not_searched="a search must not read the test set",
             check=_scores_something,
             for_all_reviews=True,
         ),
-    ] = Field(True, description="score the test set at the end of the run")
+    ] = Field(True, description="evaluate the model on the test set at the end of the run")
     bucket: bool = Field(
-        False, description="batches of reviews of similar length, which have fewer time steps"
+        False, description="make each batch of reviews of similar length, to save padding"
     )
 
 
-# Keras's optimizers, each with those options for which `[train]` has no key.
+# Keras's optimizers, and the types of the options for which `[train]` has no key.
 _ADAM: dict[str, type] = {"beta_1": float, "beta_2": float, "epsilon": float}
 OPTIMIZERS: dict[str, dict[str, type]] = {
     "rmsprop": {"rho": float, "momentum": float, "epsilon": float, "centered": bool},
@@ -177,7 +177,7 @@ OPTIMIZERS: dict[str, dict[str, type]] = {
 }
 OF_ALL_OPTIMIZERS: dict[str, type] = {"weight_decay": float}
 
-# The validation scores by which epochs can be compared, and whether higher or lower is better.
+# The validation scores that can compare epochs, and whether a better score is higher or lower.
 SCORES: dict[str, Literal["min", "max"]] = {
     "val_accuracy": "max",
     "val_loss": "min",
@@ -191,9 +191,12 @@ SCORES: dict[str, Literal["min", "max"]] = {
     "val_top_5_accuracy": "max",
     "val_log_loss": "min",
 }
-OF_EACH_EPOCH = ("val_loss", "val_accuracy")  # any other score only if a key asks for it
-# A model that always predicts class 1 has the best recall; one that hardly ever predicts it may
-# have the best precision. Top-5 accuracy needs more than five classes.
+OF_EACH_EPOCH = (
+    "val_loss",
+    "val_accuracy",
+)  # always computed; other scores if a key names them
+# A model that always predicts class 1 has the best recall. A model that hardly ever predicts it
+# may have the best precision. Top-5 accuracy needs more than five classes.
 NO_OBJECTIVES = ("val_precision", "val_recall", "val_top_5_accuracy")
 OBJECTIVES = tuple(name for name in SCORES if name not in NO_OBJECTIVES)
 
@@ -208,7 +211,7 @@ def _fits_the_optimizer(job: "Job") -> str:
     """Only options of this `optimizer`."""
     train = job.train
     if is_reference(train.optimizer):
-        return ""  # only its function knows the options
+        return ""  # only the custom function knows the options
     known = {**OF_ALL_OPTIMIZERS, **OPTIMIZERS[train.optimizer]}
     for name, value in train.optimizer_options.items():
         if name not in known:
@@ -237,7 +240,7 @@ def _ends_before_the_schedule(job: "Job") -> str:
 def _has_vectors_to_move(job: "Job") -> str:
     """Not with a custom network or `train_embeddings = false`."""
     if job.train.adversarial and (job.model.is_own or not job.model.train_embeddings):
-        return "needs one of the five networks and model.train_embeddings = true; set it to 0"
+        return "needs one of the five networks and model.train_embeddings = true, or set it to 0"
     return ""
 
 
@@ -253,28 +256,28 @@ class TrainConfig(ConfigSection):
     """`[train]`: how to train."""
 
     epochs: Annotated[int, Facts(for_all_reviews=True)] = Field(
-        6, ge=1, le=1000, description="passes over the training reviews"
+        6, ge=1, le=1000, description="number of passes over the training reviews"
     )
     batch_size: int = Field(
-        128, ge=1, le=25_000, description="reviews in a global batch, the sum over all replicas"
+        128, ge=1, le=25_000, description="reviews in a global batch, on all replicas together"
     )
     optimizer: Annotated[str, Facts(choices=tuple(OPTIMIZERS), is_function=True)] = Field(
         "rmsprop", description="Keras optimizer; a custom one is `file.py:function`"
     )
     optimizer_options: Annotated[Options, Facts(check=_fits_the_optimizer)] = Field(
-        {}, description="options by their Keras names, such as `weight_decay`"
+        {}, description="options of the optimizer by their Keras names, such as `weight_decay`"
     )
     learning_rate: float = Field(
-        0.001, gt=0, le=10, description="initial learning rate, after any warm-up"
+        0.001, gt=0, le=10, description="learning rate after any warm-up and before any decay"
     )
     schedule: Annotated[
         Literal["constant", "cosine", "linear", "steps"], Facts(check=_has_drops)
-    ] = Field("constant", description="decay of the learning rate, step by step")
+    ] = Field("constant", description="decay of the learning rate, updated at every training step")
     schedule_epochs: Annotated[
         int, Facts(only_with={"train.schedule": ("cosine", "linear")}, for_all_reviews=True)
     ] = Field(0, ge=0, le=1000, description="length of the decay in epochs; 0 = `epochs`")
     schedule_floor: Annotated[Share, Facts(only_with={"train.schedule": ("cosine", "linear")})] = (
-        Field(0.0, description="final learning rate as a share of the initial one")
+        Field(0.0, description="final learning rate as a share of `learning_rate`")
     )
     schedule_drops: Annotated[
         list[Annotated[float, Field(gt=0, le=1000)]],
@@ -283,16 +286,16 @@ class TrainConfig(ConfigSection):
     ] = Field(
         [],
         max_length=100,
-        description="epochs after which the learning rate drops, fractions allowed",
+        description="numbers of epochs after which the learning rate drops, fractions allowed",
     )
     schedule_factor: Annotated[float, Facts(only_with={"train.schedule": ("steps",)})] = Field(
-        0.1, gt=0, lt=1, description="factor of the learning rate at a drop"
+        0.1, gt=0, lt=1, description="multiplier of the learning rate at each drop"
     )
     warmup_epochs: Annotated[float, Facts(check=_ends_before_the_schedule)] = Field(
         0.0,
         ge=0,
         le=1000,
-        description="epochs over which the learning rate rises from 0, fractions allowed",
+        description="number of epochs in which the learning rate rises from 0, fractions allowed",
     )
     seed: Annotated[
         int, Facts(not_searched="search.executions trains each trial with several seeds")
@@ -310,14 +313,14 @@ class TrainConfig(ConfigSection):
         description="custom training loss, `file.py:function`; empty = cross-entropy",
     )
     label_smoothing: Annotated[Share, Facts(only_with={"train.loss": ("",)})] = Field(
-        0.0, description="share of a label that training spreads over all classes"
+        0.0, description="share of each label that training spreads evenly over all classes"
     )
     adversarial: Annotated[float, Facts(check=_has_vectors_to_move)] = Field(
         0.0,
         ge=0,
         le=1000,
-        description="adversarial perturbation of a review: norm, in units of the root mean square "
-        "of its word vectors; 0 = off, 5 is usual",
+        description="norm of the adversarial perturbation of a review, in units of the "
+        "root mean square of its word vectors; 0 = off, 5 is usual",
     )
     class_weights: Annotated[ClassWeights, Facts(allowed="0 to 1,000,000")] = Field(
         "",
@@ -342,7 +345,7 @@ class TrainConfig(ConfigSection):
     )
     monitor: Annotated[
         str, Facts(choices=tuple(SCORES), only_with=WATCHES, for_all_reviews=True)
-    ] = Field("val_loss", description="validation score that compares epochs")
+    ] = Field("val_loss", description="validation score by which epochs are compared")
     early_stopping_patience: Annotated[int, Facts(unvalidated=0, for_all_reviews=True)] = Field(
         0, ge=0, le=1000, description="epochs without improvement before training stops; 0 = off"
     )
@@ -355,36 +358,38 @@ class TrainConfig(ConfigSection):
     )
     reduce_lr_factor: Annotated[
         float, Facts(only_with={"train.reduce_lr_patience": ()}, for_all_reviews=True)
-    ] = Field(0.5, gt=0, lt=1, description="factor of the learning rate at a reduction")
+    ] = Field(0.5, gt=0, lt=1, description="multiplier of the learning rate at each reduction")
     clipnorm: float = Field(
-        0.0, ge=0, le=1e6, description="largest norm of the whole gradient; 0 = off"
+        0.0, ge=0, le=1e6, description="largest norm of the gradient of all weights; 0 = off"
     )
     precision: Literal["float32", "float64", "float16", "bfloat16"] = Field(
         "float32",
-        description="precision of the computation; float16 and bfloat16 keep float32 weights",
+        description="precision of the computation; with float16 and bfloat16 the weights are "
+        "float32",
     )
     tf32: Annotated[bool, Facts(not_searched=OF_WORKERS)] = Field(
         False,
-        description="TF32 on a GPU: faster float32 products, 10 bits of mantissa instead of 23",
+        description="use TF32 on a GPU: faster float32 products, with 10 bits of mantissa "
+        "instead of 23",
     )
     deterministic: Annotated[bool, Facts(not_searched=OF_WORKERS)] = Field(
         True,
         description="repeated runs give bitwise identical results; false allows faster GPU "
-        "kernels, whose last bits vary",
+        "kernels, whose results vary in the last bits",
     )
     xla: Annotated[Literal["auto", "on", "off"], Facts(changes="digits")] = Field(
         "auto",
-        description="compile training and evaluation with XLA; auto = the fastest way on the "
-        "device, off = on a CPU only Keras's layers",
+        description="compile training and evaluation with XLA; auto = the fastest way "
+        "on the device, off = no XLA, and on a CPU Keras's layers only",
     )
     steps_per_execution: Annotated[int, Facts(changes="digits")] = Field(
-        1, ge=1, le=10_000, description="training steps per call of the graph"
+        1, ge=1, le=10_000, description="training steps per call of the TensorFlow graph"
     )
     checkpoint_every_s: Annotated[float, Facts(changes="nothing")] = Field(
         60.0, gt=0, le=86_400, description="seconds between checkpoints"
     )
     log_every_steps: Annotated[int, Facts(changes="nothing")] = Field(
-        10, ge=1, le=10_000, description="steps between entries of the log"
+        10, ge=1, le=10_000, description="training steps between entries of the log"
     )
 
 
@@ -397,13 +402,13 @@ def _check_code(code: Any) -> Any:
     for path, source in code.items():
         if not SOURCE_PATH.fullmatch(str(path)) or not isinstance(source, str):
             raise PydanticCustomError(
-                "code", f"Input should hold Python files with their text, not {str(path)[:40]!r}"
+                "code", f"Input should contain Python files and their text, not {str(path)[:40]!r}"
             )
     return dict(sorted(code.items()))
 
 
 class Job(ConfigSection):
-    """A job, with the default value for each key that its file does not set."""
+    """A job. A key that the job file does not set has its default value."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")
     model: ModelConfig
@@ -422,10 +427,10 @@ class Job(ConfigSection):
         return getattr(getattr(self, table), name)
 
     def identity(self) -> str:
-        """Return the settings that decide a run's result, as JSON.
+        """Return the settings that determine a run's result, as JSON.
 
         The paths of data and word vectors are left out. Keys with their default value are left out
-        too: so a run keeps its identity when a later version of the harness adds a key.
+        too, so that a run keeps its identity if a later version of the harness adds a key.
         """
         deciding = {key: self.value(key) for key in FACTS if FACTS[key].changes != "nothing"}
         chosen = {key: value for key, value in deciding.items() if value != KEYS[key].default}
@@ -436,12 +441,12 @@ class Job(ConfigSection):
         return {name: setting for key in KEYS for name, setting in flat(key, self.value(key))}
 
     def network(self) -> ModelConfig:
-        """Return `[model]`; with `data.bucket` its class says that padding is on the right."""
+        """Return `[model]`, as a `RightPaddedModel` if `data.bucket` puts padding on the right."""
         kind = RightPaddedModel if self.data.bucket else ModelConfig
         return kind(**self.model.model_dump())
 
     def broken_rule(self) -> tuple[str, str] | None:
-        """Return the first key that contradicts other keys, and why; None if there is none."""
+        """Return the first key that contradicts other keys, and the reason; None if no key does."""
         for key, facts in FACTS.items():
             value = self.value(key)
             if not self.data.validation_split and facts.unvalidated not in (None, value):
@@ -454,7 +459,7 @@ class Job(ConfigSection):
         return None
 
     def unused_keys(self) -> Iterator[tuple[str, str]]:
-        """Yield each key that is set without effect, and the setting that it would need."""
+        """Yield each key that is set but has no effect, and the setting that would give it one."""
         for key, needed in without_effect(TABLES, {key: self.value(key) for key in KEYS}):
             # A custom network may read any key.
             if not (self.model.is_own and "model.architecture" in FACTS[key].only_with):

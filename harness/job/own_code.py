@@ -291,7 +291,7 @@ class _Code:
         return any(path == f"{stem}.py" or path.startswith(f"{stem}/") for path in self.code)
 
     def _import(self, name: str, *rest: Any, **named: Any) -> types.ModuleType:
-        """Import a module of the job, or else call `__import__`, whose arguments this function has."""
+        """Replace `__import__` in the modules of the job; modules of the job come first."""
         arguments = dict(zip(("globals", "locals", "fromlist", "level"), rest, strict=False))
         arguments |= named
         absolute, level = name, arguments.get("level", 0)

@@ -1,6 +1,6 @@
-"""A search: a job file with `[search]`, which lists the values or the range of some keys.
+"""A search: a job file with the table `[search]`, which lists values or ranges of searched keys.
 
-`harness.tuning.oracle` turns these keys into KerasTuner's hyperparameters.
+`harness.tuning.oracle` turns the searched keys into KerasTuner's hyperparameters.
 """
 
 import itertools
@@ -40,7 +40,7 @@ from harness.job.job_file import (
 from harness.job.keys import FACTS, KEYS, OBJECTIVES, OF_EACH_EPOCH, SCORES, TABLES, Job
 
 Value = bool | int | float | str
-Values = Mapping[str, Value]  # a trial's value for each searched key, such as model.units
+Values = Mapping[str, Value]  # the searched keys, such as model.units, and a trial's values
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Parameter:
     step: float | None = None
     log: bool = False
     is_whole: bool = False  # whether the range contains only integers
-    parent: str | None = None  # the other key on which this one depends, by `when`
-    parent_choices: tuple[Value, ...] = ()  # the parent's values for which this key is searched
+    parent: str | None = None  # the key in `when`, on which this key depends
+    parent_choices: tuple[Value, ...] = ()  # the values in `when`: this key is searched for these
 
     def examples(self) -> tuple[Value, ...]:
         """Return all choices, or the two ends of the range."""
@@ -68,7 +68,7 @@ def read_space(raw: Mapping[str, Any], path: Path) -> list[Parameter]:
     """Return the parameters of `search.space`, sorted so that a parent precedes its children.
 
     Raises:
-        InputError: one line that states the key, its value, what is allowed, and the remedy.
+        InputError: if a key is refused; a line with the key, its value, the rule and the remedy.
     """
     waiting = [*_parameters(raw, path)]
     known = {parameter.key: parameter for parameter in waiting}
@@ -113,7 +113,7 @@ def _parameters(raw: Mapping[str, Any], path: Path) -> Iterator[Parameter]:
 
 
 def _by_key(table: str, keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield each key of a table with its value; a key of a free table is `options.filters`."""
+    """Yield each key of a table with its value; keys in a free table as `options.filters`."""
     for name, value in keys.items():
         info = KEYS.get(f"{table}.{name}")
         if info and is_free(info) and isinstance(value, dict):
@@ -148,7 +148,7 @@ def _parameter(key: str, raw: object, path: Path) -> Parameter:
 def _choices(key: str, values: object, where: str) -> tuple[Value, ...]:
     if not isinstance(values, list) or not values or {*map(type, values)} & {dict, list}:
         raise InputError(f"{where} = {values!r}: should be a list of plain values")
-    if _kind(key, values) is float:  # for example, the list [1, 0.5]
+    if _kind(key, values) is float:  # for example, [1, 0.5] becomes [1.0, 0.5]
         values = [float(v) if type(v) is int else v for v in values]
     if len({type(value) for value in values}) > 1 or len(set(values)) < len(values):
         raise InputError(f"{where} = {values!r}: should list different values of one type")
@@ -182,7 +182,7 @@ def _range(
 
 
 def _kind(key: str, values: Sequence[object]) -> type:
-    if key not in KEYS:  # a key of a free table, whose keys have no declared types
+    if key not in KEYS:  # the keys of a free table have no declared types
         kinds = {type(value) for value in values}
         if not kinds or (float in kinds and kinds <= {int, float}):
             return float  # `_range` refuses a range without ends
@@ -205,33 +205,33 @@ def _condition(raw: object, where: str) -> tuple[str | None, tuple[Value, ...]]:
     return key, tuple(values) if isinstance(values, list) else (values,)
 
 
-SEARCH_FILE = "search.toml"  # the name of the search file in a sweep's folder
+SEARCH_FILE = "search.toml"  # the file in a sweep's folder that contains the search
 GUIDED = ("bayesian", "hyperband", "asha")  # tuners whose choices depend on earlier results
 
 
 class SearchConfig(ConfigSection):
-    """`[search]`: the tuner and its goal."""
+    """`[search]`: the tuner, its objective and its limits."""
 
     tuner: Literal["random", "grid", "bayesian", "hyperband", "asha"] = Field(
         "random", description="algorithm that chooses the trials"
     )
     objective: Annotated[str, Facts(choices=OBJECTIVES)] = Field(
         "val_accuracy",
-        description="validation score of the saved weights, by which trials are ranked",
+        description="validation score of the saved weights; it ranks the trials",
     )
     trials: int = Field(
         0,
         ge=0,
         le=100_000,
-        description="largest number of trials (with asha, of settings); 0 = all, only with grid "
-        "and hyperband",
+        description="largest number of trials (with asha, of different settings); 0 = all, "
+        "allowed only with grid and hyperband",
     )
     executions: int = Field(
-        1, ge=1, le=100, description="runs per trial, with different seeds; their mean counts"
+        1, ge=1, le=100, description="runs per trial, with different seeds; their mean score counts"
     )
     seed: int = Field(1, ge=1, le=2**31 - 1, description="seed of the tuner")
     min_epochs: Annotated[int, Facts(only_with={"search.tuner": ("asha",)})] = Field(
-        1, ge=1, le=1000, description="fewest epochs of a trial"
+        1, ge=1, le=1000, description="number of epochs of the shortest trials"
     )
     factor: Annotated[int, Facts(only_with={"search.tuner": ("hyperband", "asha")})] = Field(
         3,
@@ -243,8 +243,8 @@ class SearchConfig(ConfigSection):
         0,
         ge=0,
         le=10_000,
-        description="trials that may still be running when the next one is chosen; 0 = twice the "
-        "workers at the start",
+        description="largest number of trials that are chosen but not finished; 0 = twice "
+        "the number of workers at the start",
     )
 
 
@@ -255,23 +255,23 @@ class SearchFile(Job):
 
 
 SEARCH_TABLES: Tables = {**TABLES, "search": SearchConfig}
-# Keys whose value 0 means that the sweep chooses the value when it begins.
+# Keys whose value is chosen at the start of the sweep if the search file sets 0.
 DECIDED = {key for key, info in SearchConfig.model_fields.items() if facts_of(info).is_decided}
 
 
 @dataclass(frozen=True)
 class TrialRow:
-    """The row of a trial in TensorBoard's HParams page; the trial's runs share it."""
+    """The row of a trial in TensorBoard's HParams page, which all runs of the trial share."""
 
     name: str
     values: Values  # the values of this trial
-    columns: Values  # every searched key, with an example value that shows its type
+    columns: Values  # every searched key, with a sample value that shows the type
     objective: str
 
 
 @dataclass(frozen=True)
 class SearchSpec:
-    """A search, with the default value for each key that its file does not set."""
+    """A search. A key that the search file does not set has its default value."""
 
     job: Job  # the settings that all trials share
     table: SearchConfig
@@ -290,12 +290,12 @@ class SearchSpec:
 
     @property
     def scores_validation(self) -> bool:
-        """Whether the objective is computed only at the end of a trial, not after every epoch."""
+        """Whether the objective is computed at the end of a trial, not after every epoch."""
         return self.table.objective not in OF_EACH_EPOCH
 
     @property
     def max_trials(self) -> int | None:
-        """The largest number of trials, or None if the oracle decides when the search ends."""
+        """The largest number of trials; None if the tuner decides when the search ends."""
         return None if self.table.tuner == "asha" else self.table.trials or None
 
     @property
@@ -322,7 +322,7 @@ class SearchSpec:
         if epochs is not None:
             content["train"]["epochs"] = epochs
             if content["train"]["schedule"] in ("cosine", "linear"):
-                # A trial that continues another one must have the same learning-rate schedule.
+                # A trial that continues another trial must have its learning-rate schedule.
                 whole = content["train"]["schedule_epochs"] or self.job.train.epochs
                 content["train"]["schedule_epochs"] = whole
         return check_job(content, Path(f"{self.name}.toml"))
@@ -332,7 +332,8 @@ class SearchSpec:
 
         Args:
             name: the name of the trial.
-            values, epochs: as for `job_of`.
+            values: the values of the searched keys.
+            epochs: the number of epochs, if the tuner chose it.
         """
         columns = {parameter.key: parameter.examples()[0] for parameter in self.space}
         shown = {key: rounded(values[key]) for key in columns if key in values}
@@ -351,10 +352,10 @@ class SearchSpec:
         return replace(self, table=self.table.model_copy(update=changes), content=content)
 
     def changes(self, other: "SearchSpec") -> Iterator[str]:
-        """Yield `train.epochs was 6 and is 8` for each key that differs in the other search.
+        """Yield a text such as `train.epochs was 6 and is 8` for each key that `other` changes.
 
-        Two differences are left out: another `search.trials`, and a key of `DECIDED` that is 0 in
-        one of the two searches.
+        Two changes are left out: a change of `search.trials`, and a change of a key in `DECIDED`
+        from 0 or to 0.
         """
         yield from _changes(self.content, other.content)
 
@@ -390,17 +391,17 @@ def is_sweep(folder: Path) -> bool:
 def is_of_search(result: Mapping[str, Any], search: Mapping[str, Any]) -> bool:
     """Whether a sweep's result belongs to the current content of its search file.
 
-    If not, a command wrote the result just after another command had raised `search.trials`.
+    If it does not, another command raised `search.trials` before a command wrote the result.
     """
     of_search = search.get("search")
     return isinstance(of_search, dict) and of_search.get("trials") == result.get("trials")
 
 
 def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
-    """Read a search's file, apply `--set` overrides, and check the search.
+    """Read a search file, apply `--set` overrides, and check the search.
 
     Raises:
-        InputError: one line that states the key, its value, what is allowed, and the remedy.
+        InputError: if the search is refused; a line with key, value, rule and remedy.
     """
     content = read_toml_file(path)
     content.setdefault("name", path.stem)
@@ -442,7 +443,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
 
 
 def _renamed(raw: Any, names: Mapping[str, str]) -> Any:
-    """Return the space with its functions renamed according to `names`."""
+    """Return `search.space` with the names of custom functions replaced as `names` says."""
     if isinstance(raw, dict):
         return {key: _renamed(value, names) for key, value in raw.items()}
     if isinstance(raw, list):
@@ -475,7 +476,7 @@ def _check_together(search: SearchSpec, path: Path) -> None:
             f"job {path}: search.space.train.epochs: {table.tuner} chooses the epochs, up to "
             "train.epochs; remove the key"
         )
-    # For each key, one choice of its ancestors' values with which the key is searched.
+    # For each key, values of the keys on which it depends, such that the key is searched.
     needed: dict[str, Values] = {}
     for parameter in search.space:
         continuous = not parameter.choices and parameter.step is None
@@ -499,8 +500,8 @@ def _check_together(search: SearchSpec, path: Path) -> None:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Map `model.units` to `units`, but to itself if another key would get the same name."""
-    # A key of [code] is a path, whose dot does not separate a table from a key.
+    """Map keys to short names, such as `model.units` to `units`. If names collide, keys stay."""
+    # A key in [code] is a path: the last dot in it does not separate a table from a key.
     names = {k: k[5:] if k.startswith("code.") else k.rpartition(".")[2] for k in keys}
     counts = Counter(names.values())
     return {key: name if counts[name] == 1 else key for key, name in names.items()}

@@ -29,7 +29,7 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
         seed: a seed that replaces `train.seed` of the file.
 
     Raises:
-        InputError: if the job is refused; a line with the key, its value, the rule and the remedy.
+        InputError: if the job is refused; the line states the key, its value, rule and remedy.
     """
     content = read_toml_file(path)
     content.setdefault("name", path.stem)
@@ -70,7 +70,7 @@ def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
 def kept_names(
     names: Sequence[Any], code: dict[str, str], where: str, *, base: Path
 ) -> dict[Any, Any]:
-    """Add the sources of functions to `code`; map each name to the name that uses a path in `code`.
+    """Add the sources of functions to `code`; map each name to the reference to use instead.
 
     Args:
         names: names of functions; other values are mapped to themselves.
@@ -96,7 +96,7 @@ def resolve_source(content: dict[str, Any], path: Path, origins: Mapping[str, st
     Args:
         content: the content of the file.
         path: the file.
-        origins: the option that set a key, by key; keys that no option set are missing.
+        origins: the keys that options set, each with its option.
     """
     for dotted in (key for key, facts in FACTS.items() if facts.is_path):
         table, _, key = dotted.partition(".")
@@ -128,7 +128,7 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
         origins: as for `resolve_source`, for messages.
 
     Raises:
-        InputError: if the job is refused; a line with the key, its value, the rule and the remedy.
+        InputError: if the job is refused; the line states the key, its value, rule and remedy.
     """
     try:
         job = Job.model_validate(content)
@@ -143,7 +143,7 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
 def put_overrides(
     content: dict[str, Any], overrides: Sequence[str], path: Path, *, tables: Tables = TABLES
 ) -> dict[str, str]:
-    """Write `--set` overrides into the content of a file; return the options by the keys they set.
+    """Write `--set` overrides into the content of a file; map the keys to the options.
 
     Raises:
         InputError: if an override is not `table.key=value`, or if its key is unknown.
@@ -200,7 +200,7 @@ def _parse_override(text: str, tables: Tables) -> tuple[str, str, Any]:
 
 
 def is_key(table: str, key: str, tables: Tables = TABLES) -> bool:
-    """Whether a table has a key such as `units`. A free table `options` has all `options.name`."""
+    """Whether a key such as `units` exists in a table. A free table has any key: `options.name`."""
     outer, dot, inner = key.partition(".")
     if dot:
         info = tables[table].model_fields.get(outer)

@@ -459,7 +459,7 @@ class Job(ConfigSection):
         return None
 
     def unused_keys(self) -> Iterator[tuple[str, str]]:
-        """Yield each key that is set but has no effect, and the setting that would give it one."""
+        """Yield each key that is set without effect, and the setting that its effect requires."""
         for key, needed in without_effect(TABLES, {key: self.value(key) for key in KEYS}):
             # A custom network may read any key.
             if not (self.model.is_own and "model.architecture" in FACTS[key].only_with):

@@ -51,7 +51,7 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
         where: the key of the job, for messages.
 
     Returns:
-        The reference to the function with the file's path in `code`.
+        The reference to use in the job; it names the file by its path in `code`.
 
     Raises:
         InputError: if the function is missing, or if a source is unreadable, is not Python, is too
@@ -291,7 +291,7 @@ class _Code:
         return any(path == f"{stem}.py" or path.startswith(f"{stem}/") for path in self.code)
 
     def _import(self, name: str, *rest: Any, **named: Any) -> types.ModuleType:
-        """Replace `__import__` in the modules of the job; modules of the job come first."""
+        """Import a module of the job, or else another module; this replaces `__import__`."""
         arguments = dict(zip(("globals", "locals", "fromlist", "level"), rest, strict=False))
         arguments |= named
         absolute, level = name, arguments.get("level", 0)
@@ -378,7 +378,7 @@ def _place(error: BaseException) -> str:
 
 
 class MissingOptionError(KeyError, InputError):
-    """An error: a user's function reads an option that the job does not set."""
+    """Raised if a user's function reads an option that the job does not set."""
 
     def __str__(self) -> str:
         """Return the message; a KeyError would return it in quotes."""

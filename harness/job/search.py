@@ -55,7 +55,7 @@ class Parameter:
     log: bool = False
     is_whole: bool = False  # whether the range contains only integers
     parent: str | None = None  # the key in `when`, on which this key depends
-    parent_choices: tuple[Value, ...] = ()  # the values in `when`: this key is searched for these
+    parent_choices: tuple[Value, ...] = ()  # the values in `when` for which this key is searched
 
     def examples(self) -> tuple[Value, ...]:
         """Return all choices, or the two ends of the range."""
@@ -68,7 +68,7 @@ def read_space(raw: Mapping[str, Any], path: Path) -> list[Parameter]:
     """Return the parameters of `search.space`, sorted so that a parent precedes its children.
 
     Raises:
-        InputError: if a key is refused; a line with the key, its value, the rule and the remedy.
+        InputError: if a key is refused; the line states the key, its value, rule and remedy.
     """
     waiting = [*_parameters(raw, path)]
     known = {parameter.key: parameter for parameter in waiting}
@@ -113,7 +113,7 @@ def _parameters(raw: Mapping[str, Any], path: Path) -> Iterator[Parameter]:
 
 
 def _by_key(table: str, keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield each key of a table with its value; keys in a free table as `options.filters`."""
+    """Yield each key of a table with its value; keys in a free table become `options.filters`."""
     for name, value in keys.items():
         info = KEYS.get(f"{table}.{name}")
         if info and is_free(info) and isinstance(value, dict):
@@ -401,7 +401,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     """Read a search file, apply `--set` overrides, and check the search.
 
     Raises:
-        InputError: if the search is refused; a line with key, value, rule and remedy.
+        InputError: if the search is refused; the line states the key, its value, rule and remedy.
     """
     content = read_toml_file(path)
     content.setdefault("name", path.stem)
@@ -443,7 +443,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
 
 
 def _renamed(raw: Any, names: Mapping[str, str]) -> Any:
-    """Return `search.space` with the names of custom functions replaced as `names` says."""
+    """Return `search.space` with the names of custom functions replaced according to `names`."""
     if isinstance(raw, dict):
         return {key: _renamed(value, names) for key, value in raw.items()}
     if isinstance(raw, list):
@@ -476,7 +476,7 @@ def _check_together(search: SearchSpec, path: Path) -> None:
             f"job {path}: search.space.train.epochs: {table.tuner} chooses the epochs, up to "
             "train.epochs; remove the key"
         )
-    # For each key, values of the keys on which it depends, such that the key is searched.
+    # For each key: values of its parent, the parent's parent, and so on, with which it is searched.
     needed: dict[str, Values] = {}
     for parameter in search.space:
         continuous = not parameter.choices and parameter.step is None
@@ -500,7 +500,7 @@ def _check_together(search: SearchSpec, path: Path) -> None:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Map keys to short names, such as `model.units` to `units`. If names collide, keys stay."""
+    """Map keys to short names, such as `model.units` to `units`; equal short names are not used."""
     # A key in [code] is a path: the last dot in it does not separate a table from a key.
     names = {k: k[5:] if k.startswith("code.") else k.rpartition(".")[2] for k in keys}
     counts = Counter(names.values())

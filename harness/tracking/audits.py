@@ -1,4 +1,4 @@
-"""Stores audits of results in the folder of runs of the user who audits, never in the audited run.
+"""Stores the audits of a result in the auditing user's folder of runs, never in the audited run.
 
 The file's name is the sha256 of the audited result, so an audit never applies to a changed result.
 """
@@ -20,10 +20,10 @@ EQUAL, ROUNDING, DIFFERS = "equal", "within rounding", "differs"  # outcomes of 
 def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> Path:
     """Add an audit to the file with all audits of a result; return the file's path.
 
-    The file contains one audit per depth. A new audit replaces the old audit of its depth.
+    The file contains one audit per depth. A new audit replaces the audit of the same depth.
 
     Args:
-        runs: the folder of runs of the user who audits.
+        runs: the folder of runs of the auditing user.
         result_sha256: the sha256 of the content of `result.json`.
         audit: the audit, with the keys `depth` and `outcome`.
 
@@ -38,7 +38,7 @@ def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> Path
 
 
 def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
-    """Return a result's audits, by depth; none if another user could have written their file."""
+    """Return the audits of a result, by depth; none if another user could have written the file."""
     path = _path(runs, hashlib.sha256(result).hexdigest())
     try:
         return {} if distrust(path.parent) or distrust(path) else read_json(path)

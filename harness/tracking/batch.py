@@ -27,7 +27,7 @@ class BatchRequest:
     workers: int | None = None  # number of runs at a time; by default as many as the devices allow
     runs_per_gpu: int = 1
     host_gb: tuple[float, ...] = ()  # for each job, the host memory in GB that a run needs
-    again: str = ""  # continues the runs; by default the same command with --run-id
+    again: str = ""  # command to continue the runs; default: the same with --run-id
 
 
 def jobs_of(

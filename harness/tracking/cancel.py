@@ -17,7 +17,7 @@ from harness.tracking.records import ALIVE, RunStatus
 from harness.tracking.run_dir import ask_to_cancel
 from harness.tracking.status import refresh
 
-WAIT_S = 90.0  # seconds to wait for a run's end; Slurm's default from signal to kill is 30 s
+WAIT_S = 90.0  # seconds to wait for a run's end; by default Slurm kills a job 30 s after the signal
 POLL_S = 0.5  # seconds between two reads of a run's state
 ASK_EVERY_S = 5.0  # seconds between two calls of squeue
 OVER = ("interrupted", "failed", "result")  # phases of a run that has ended
@@ -36,7 +36,7 @@ def spares_others(
     Args:
         status: the status of the run.
         chosen: all runs that the user cancels.
-        known: all runs in the folder of runs that contains the run.
+        known: all runs in the same folder of runs.
         by_job: whether the user named the run by the id of its Slurm job.
     """
     if not status.shares_job:
@@ -75,7 +75,7 @@ def ask_to_stop(
     """
     if status.state == "finished":
         return f"{status.run}: is finished, nothing to cancel"
-    if not status.is_own and status.state in ALIVE:  # its files may name a job of this user
+    if not status.is_own and status.state in ALIVE:  # that user's files may name a job of this user
         raise RunError(f"run {status.run}: is another user's; ask them to stop it")
     if alone and (status.alive or status.job_lives):
         ask_to_cancel(status.folder)
@@ -86,7 +86,7 @@ def ask_to_stop(
         return None
     if stop_search and status.trials and status.state in AT_WORK:
         stop_search(status.folder)
-        if status.slurm_job:  # only waiting tasks: running ones read the file of `stop_search`
+        if status.slurm_job:  # cancel waiting tasks; running tasks read a file
             with contextlib.suppress(InputError, RunError):
                 array = status.slurm_job.partition("_")[0]
                 client.ask("scancel", "--state=PENDING", array)
@@ -149,7 +149,7 @@ def _stop_process(status: RunStatus) -> None:
         )
     if not is_run_alive(process, status.time_s):
         raise RunError(f"{where} has ended; continue with {status.resume}")
-    with contextlib.suppress(ProcessLookupError):  # it has just ended, as the caller will see
+    with contextlib.suppress(ProcessLookupError):  # the process has just ended
         os.kill(process, signal.SIGTERM)
 
 
@@ -162,7 +162,7 @@ def _is_here(status: RunStatus) -> bool:
 def wait_until_saved(
     status: RunStatus, queue: Queue, sleep: Callable[[float], None] = time.sleep
 ) -> str:
-    """Wait until a run ends after `ask_to_stop`; return a line about its end.
+    """Wait until a run ends after `ask_to_stop`; return a line that says how it ended.
 
     Raises:
         RunError: if the run does not end within WAIT_S.

@@ -181,7 +181,7 @@ def record_kernels(
 
 
 def record_gpu_gb(run: RunDirectory, gb: float) -> None:
-    """Record the GPU memory that the last start of a run used on the GPU with the most used."""
+    """Record the GPU memory that the last start of a run used: the largest use of any GPU."""
     record = run.certain_json(RECORD)
     record["starts"][-1]["gpu_gb"] = round(gb, 3)
     run.write_json(RECORD, record)

@@ -54,7 +54,7 @@ class Heartbeat:
             "space": process_space(),
             "slurm_job": allocation.job_id if allocation else None,
             "slurm_own_id": allocation.own_id if allocation else None,
-            # Whether the harness's job script runs; another script may run other programs too.
+            # True if the job runs the harness's script; other jobs may run other programs too.
             "owns_job": allocation is not None and allocation.max_requeues is not None,
             "log": allocation.log if allocation else os.environ.get("HARNESS_LOG"),
         }
@@ -236,7 +236,7 @@ def read_submissions(folder: Path) -> list[Submission]:
     """
     try:
         names = [name for name in os.listdir(folder) if name.endswith(".json")]  # noqa: PTH208
-    except OSError:  # if the folder is missing, no job was submitted yet
+    except OSError:  # no folder: no job was submitted yet
         return []
     found = in_threads(lambda name: _read_submission(f"{folder}/{name}"), names)
     return sorted((each for record in found for each in record), key=lambda each: each.time_s)
@@ -436,7 +436,7 @@ def one_line(text: str) -> str:
 
 
 def _job_id(value: object) -> str | None:
-    """Return a valid id of a job or array task, else None: scancel could read it as an option."""
+    """Return an id of a job or array task; None for other text, such as an option of scancel."""
     return value if isinstance(value, str) and JOB_ID.fullmatch(value) else None
 
 

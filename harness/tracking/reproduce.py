@@ -147,8 +147,8 @@ def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> list
         if where and open_dataset(Path(where)).checksum == checksum:
             return ["--data", where]
     warnings.append(
-        f"the run's data (checksum {str(checksum)[:12]}) were in {where}, which now has none or "
-        "others; check with harness data verify"
+        f"the run's data (checksum {str(checksum)[:12]}) were in {where}, which now contains other "
+        "data or none; check with harness data verify"
     )
     return []
 

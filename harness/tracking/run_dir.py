@@ -91,8 +91,8 @@ def find_runs(
     Args:
         tops: the folders to search.
         in_sweeps: folders in a sweep, `trials` or `winner`, that are also searched for runs.
-        refused: this function adds the reason for each folder that is unreadable or is a symbolic
-            link of another user. It does not follow such links; if None, it follows all links.
+        refused: here each unreadable folder and each symbolic link of another user is added, with
+            the reason. Such links are not followed. If None, all links are followed.
     """
     for found in walk_runs(tops, in_sweeps, refused):
         yield Path(found.path)
@@ -189,7 +189,7 @@ def began_s(record: Mapping[str, Any]) -> float:
 
 
 def weights_of(record: Mapping[str, Any]) -> str | None:
-    """Return the folder of the run with whose weights a run, or the run it continues, began."""
+    """Return the folder of the run that supplied the first weights of a run or of its parent."""
     parent = table(first_start(record), "parent")
     return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
 
@@ -199,7 +199,7 @@ def check_format(name: str, record: Mapping[str, Any], *, remedy: str = "") -> N
 
     Args:
         name: the beginning of the message, such as `run runs/lstm/a`.
-        record: the record; empty if it does not exist yet, which is allowed.
+        record: the record; an empty record, as of a new run, is accepted.
         remedy: the end of the message: how to get the version that wrote the record.
 
     Raises:
@@ -222,7 +222,7 @@ def check_record(folder: LeasedDirectory) -> None:
         DiskError: if the disk fails.
     """
     name = f"{folder.kind} {folder.folder}"
-    is_there = os.path.lexists(folder.path(RECORD))  # first: another start may write it now
+    is_there = os.path.lexists(folder.path(RECORD))  # before reading: another start may write it
     record = folder.certain_json(RECORD)
     if is_there and not record:
         raise InputError(
@@ -367,9 +367,10 @@ class RunDirectory(LeasedDirectory):
 
 
 def ask_to_cancel(folder: Path) -> None:
-    """Ask one of several runs in a Slurm job to stop or not to begin, until `harness resume`.
+    """Ask one of several runs in a Slurm job to stop, or not to begin.
 
-    The request is a file, because no signal can reach a single run on another node.
+    The request is a file, because no signal can reach a single run on another node. `harness
+    resume` removes the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / CANCEL, to_json({"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}))

@@ -166,10 +166,10 @@ def format_duration(time_s: float) -> str:
 
 
 def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> list[RunStatus]:
-    """Return the status of the runs below `runs` and in `folders`: first active, then newest runs.
+    """Return the status of all runs below `runs` and in `folders`; active and new runs come first.
 
-    Jobs that have not created their runs yet are included if they have a submission's record, or
-    if plain sbatch submitted them and they are in `queue`.
+    Jobs that have not created their runs yet are included if `harness submit` recorded them or if
+    they are this project's jobs in `queue`.
 
     Args:
         queue: the user's jobs in Slurm; if None, Slurm is not asked.
@@ -252,14 +252,14 @@ def select_runs(
 
 
 def _is_of_job(folder: str, job: str, tasks: str = r"(_\d+)?") -> bool:
-    """Whether a folder's name is the name for a Slurm job, or for a task or seed of this job."""
+    """Whether a folder's name belongs to a Slurm job, or to a task or seed of this job."""
     return bool(re.fullmatch(rf"slurm-{re.escape(job)}{tasks}(-\d+)?(-seed\d+)?", folder))
 
 
 def pick(
     name: str, statuses: Sequence[RunStatus], runs: Path, *, many: bool = False
 ) -> list[RunStatus]:
-    """Return the runs with a name, which is a folder, a run id, or the id of a Slurm job or array.
+    """Return the runs that a name means: of a folder, a run id, or the id of a Slurm job or array.
 
     Args:
         statuses: the result of `survey`, called with the name as one of its `folders`.
@@ -293,7 +293,7 @@ def pick(
         for each in statuses
         if (each.slurm_job or "").startswith(f"{name}_") or _is_of_job(each.folder.name, name)
     ]
-    # Names of logs contain the raw id. Try it last, because one task has its array's id as raw id.
+    # Names of logs contain the raw id. Try it last: the raw id of one task is the id of its array.
     found = array or [each for each in statuses if each.reported_job == name]
     if found:
         return found

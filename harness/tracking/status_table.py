@@ -119,7 +119,7 @@ class StatusScreen:
         self._complained: str | None = None
 
     def draw(self, statuses: Sequence[RunStatus], problem: str | None) -> bool:
-        """Print the table. A terminal shows only the last table; a file gets only changed tables.
+        """Print the table. A watching terminal is cleared first; a file gets only changed tables.
 
         Args:
             statuses: the status of each run.

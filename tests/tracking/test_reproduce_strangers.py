@@ -188,7 +188,7 @@ def test_the_command_names_the_data_if_they_are_unchanged(
     stranger.write(dataset=data | {"folder": str(here)} if data["folder"] == "HERE" else data)
     done = stranger.reproduce()
     assert shlex.split(done.command)[8:] == [str(here) if w == "HERE" else w for w in words]
-    is_told = "which now has none or others" in str(done.warnings)
+    is_told = "which now contains other data or none" in str(done.warnings)
     assert is_told == (not words and "is_own" not in data)
 
 

@@ -136,7 +136,7 @@ class RunStatus:
     run: str  # the path relative to --runs, such as lstm/slurm-12_3
     folder: Path
     state: str = "unknown"
-    note: str = ""  # the reason for the state, and the remedy
+    note: str = ""  # the reason for the state, the remedy, or both
     job: str | None = None
     architecture: str | None = None
     seed: int | None = None
@@ -189,7 +189,7 @@ class RunStatus:
 
     @property
     def asked_to_cancel(self) -> bool:
-        """Whether the user cancelled this run, but not the Slurm job, which trains other runs."""
+        """Whether a file in the folder, by `ask_to_cancel`, asks the run to stop or not to begin."""
         return self.is_there(CANCEL)
 
     @property

@@ -49,7 +49,7 @@ MARKS = ("job.toml", "lease.json", "state.json", SEARCH_FILE, ENSEMBLE_FILE)
 FORMAT = 6
 RECORD = "provenance.json"  # the record of a run or a sweep
 
-CANCEL = "cancel.json"  # exists if the user cancelled this run, but not its job with other runs
+CANCEL = "cancel.json"  # the user's request that the run stops or does not begin
 PREDICTIONS, VALIDATION_PREDICTIONS = "predictions.npz", "validation_predictions.npz"
 # Files whose bytes the job determines, and the key of each file's sha256 in `result.json`.
 CHECKSUMS = {
@@ -367,10 +367,9 @@ class RunDirectory(LeasedDirectory):
 
 
 def ask_to_cancel(folder: Path) -> None:
-    """Ask one of several runs in a Slurm job to stop, or not to begin.
+    """Ask a run to stop, or not to begin. `harness resume` takes the request back.
 
-    The request is a file, because no signal can reach a single run on another node. `harness
-    resume` removes the file.
+    The request is a file: no signal can reach one of several runs in a Slurm job on another node.
     """
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / CANCEL, to_json({"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}))

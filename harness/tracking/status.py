@@ -259,7 +259,7 @@ def _is_of_job(folder: str, job: str, tasks: str = r"(_\d+)?") -> bool:
 def pick(
     name: str, statuses: Sequence[RunStatus], runs: Path, *, many: bool = False
 ) -> list[RunStatus]:
-    """Return the runs that a name means: of a folder, a run id, or the id of a Slurm job or array.
+    """Return the runs that a name means. It is a folder, a run id, or the id of a job or array.
 
     Args:
         statuses: the result of `survey`, called with the name as one of its `folders`.

@@ -189,7 +189,7 @@ class RunStatus:
 
     @property
     def asked_to_cancel(self) -> bool:
-        """Whether a file in the folder, by `ask_to_cancel`, asks the run to stop or not to begin."""
+        """Whether the file of `ask_to_cancel` asks the run to stop or not to begin."""
         return self.is_there(CANCEL)
 
     @property

@@ -1,6 +1,6 @@
 """Makes the Slurm jobs of `harness submit --resume`, which continue unfinished runs.
 
-A job requests the same resources as the run's last job.
+A job requests the resources of the run's last job, unless the user requests others.
 """
 
 import dataclasses

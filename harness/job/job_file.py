@@ -29,7 +29,7 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
         seed: a seed that replaces `train.seed` of the file.
 
     Raises:
-        InputError: if the job is refused; the line states the key, its value, rule and remedy.
+        InputError: if the job is refused; the message states key, value, rule and remedy.
     """
     content = read_toml_file(path)
     content.setdefault("name", path.stem)
@@ -128,7 +128,7 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
         origins: as for `resolve_source`, for messages.
 
     Raises:
-        InputError: if the job is refused; the line states the key, its value, rule and remedy.
+        InputError: if the job is refused; the message states key, value, rule and remedy.
     """
     try:
         job = Job.model_validate(content)

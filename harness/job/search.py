@@ -68,7 +68,7 @@ def read_space(raw: Mapping[str, Any], path: Path) -> list[Parameter]:
     """Return the parameters of `search.space`, sorted so that a parent precedes its children.
 
     Raises:
-        InputError: if a key is refused; the line states the key, its value, rule and remedy.
+        InputError: if a key is refused; the message states key, value, rule and remedy.
     """
     waiting = [*_parameters(raw, path)]
     known = {parameter.key: parameter for parameter in waiting}
@@ -401,7 +401,7 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     """Read a search file, apply `--set` overrides, and check the search.
 
     Raises:
-        InputError: if the search is refused; the line states the key, its value, rule and remedy.
+        InputError: if the search is refused; the message states key, value, rule and remedy.
     """
     content = read_toml_file(path)
     content.setdefault("name", path.stem)
@@ -500,7 +500,7 @@ def _check_together(search: SearchSpec, path: Path) -> None:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Map keys to short names, such as `model.units` to `units`; equal short names are not used."""
+    """Map keys to short names, such as `model.units` to `units`; equal names stay long."""
     # A key in [code] is a path: the last dot in it does not separate a table from a key.
     names = {k: k[5:] if k.startswith("code.") else k.rpartition(".")[2] for k in keys}
     counts = Counter(names.values())

@@ -1,6 +1,7 @@
 """Compares runs: scores over seeds, significance, linear baselines, tables and the HTML report.
 
-An ensemble averages the predictions of finished runs and of the linear model over n-grams. Its
-weights are chosen on validation reviews only. Its folder contains everything that it needs.
+An ensemble averages the predictions of finished runs and of the linear model over n-grams. The
+weights of this average are chosen on validation reviews only. The ensemble's folder contains copies
+of all files that it needs to classify texts.
 This package may import the modules of `harness` itself and the packages up to `training`.
 """

@@ -1,9 +1,10 @@
 """Fits the baselines: linear models on the same reviews, which a recurrent network should beat.
 
-TF-IDF with logistic regression ignores the order of words; fitting it takes a second. Its option
-`sublinear_tf` was chosen on the last 5,000 training reviews of IMDB: it raised the accuracy with
-200 words from 87.8 to 88.2 %. All other options are scikit-learn's defaults. The n-gram model reads
-up to three words in order; fitting it takes a minute. No option is chosen on the test set.
+TF-IDF with logistic regression ignores the order of words; fitting it takes a second. The option
+`sublinear_tf` was chosen on the last 5,000 training reviews of IMDB: it raised the accuracy on the
+last 200 words of each review from 87.8 to 88.2 %. The other options are scikit-learn's defaults,
+except the limit of iterations. The n-gram model uses sequences of up to three words; fitting it
+takes a minute. No option is chosen on the test set.
 """
 
 import contextlib
@@ -47,15 +48,15 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Say = Callable[[str], None]
 
-# Parts of the cache's keys: a new text makes earlier entries invalid.
+# The keys of the cache contain these texts, so changing a text invalidates earlier entries.
 RECIPE = "3: unigrams, sublinear TF-IDF, L2 norm, logistic regression C=1"
 NGRAM_RECIPE = "2: binary 1- to 3-grams in 2 reviews, log-count ratios, logistic regression"
 FIRST_WORD = 4  # the index of the first word; 0 to 3 are padding, start, unknown, and unused
 TFIDF, NGRAMS = "tf-idf", "n-grams"
-NGRAMS_NAME = f"{NGRAMS}, whole"  # reads whole reviews; networks read only the last words
-VALIDATION_SHARE = 0.2  # share of the training reviews, the last ones; a job's default
+NGRAMS_NAME = f"{NGRAMS}, whole"  # of whole reviews; networks read only the last words
+VALIDATION_SHARE = 0.2  # C is chosen on the last fifth of the training reviews (a job's default)
 STRENGTHS = (0.1, 1.0, 10.0)  # candidates for C, the inverse of the regularization
-MAX_ITERATIONS = 1000  # limit for liblinear; IMDB needs 22 to 47
+MAX_ITERATIONS = 1000  # limit of liblinear's iterations; IMDB needs 22 to 47 iterations
 UNKNOWN = 0  # rank of a word that is in no n-gram
 
 
@@ -84,7 +85,7 @@ def baselines(
     reviews. The n-gram model reads whole reviews; it is included if requested or in the cache.
 
     Args:
-        group: the runs on the same reviews; if their settings differ, the most common one counts.
+        group: runs on the same reviews; TF-IDF uses their most common `maxlen` and `vocab_size`.
         data: the first folder in which to look for the dataset.
         say: is called with a line if TF-IDF can't be fit, and before n-grams are fit.
         ngrams: whether to fit the n-gram model if it is not in the cache.
@@ -151,7 +152,7 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> Baseli
     return Baseline(
         TFIDF,
         f"{TFIDF}, last {maxlen}" if maxlen else f"{TFIDF}, whole",
-        note if maxlen else "",  # the note describes both baselines
+        note if maxlen else "",  # one note describes both baselines
         parameters=model.coef_.size + model.intercept_.size,
         training_s=round(training_s, 3),
         **_scores(test, model.predict_proba(counts)),
@@ -231,10 +232,10 @@ class NgramModel:
     weights: Floats  # [num_models, num_ngrams]
     biases: Floats  # [num_models]
     strength: float  # the chosen value of C
-    validation: Mapping[float, float]  # for each C its validation accuracy
+    validation: Mapping[float, float]  # the validation accuracy for each candidate for C
     num_training: int = 0  # number of training reviews
     training_s: float = 0.0
-    words: Sequence[str] = ()  # the word of each entry of `ngrams[0]`
+    words: Sequence[str] = ()  # the word of each rank in `ngrams[0]`
 
     @property
     def parameters(self) -> int:
@@ -258,7 +259,7 @@ class NgramModel:
         return self.probabilities(Split(tokens, offsets, np.zeros(len(texts), np.int32)))
 
     def to_bytes(self) -> bytes:
-        """Return the content of a file, which `from_bytes` can read."""
+        """Return the model as the content of a file, which `from_bytes` can read."""
         about = [self.num_training, self.training_s, self.strength]
         return archived(
             self.ngrams,
@@ -293,15 +294,15 @@ def fitted_ngrams(
 ) -> NgramModel:
     """Return the n-gram model for the runs' training reviews, from the user's cache or newly fit.
 
-    C is chosen on the last fifth of these reviews. If the dataset has a validation split and the
-    runs train on it too, C is chosen on that split. The result is deterministic.
+    C is chosen on the last fifth of these reviews. If they include the dataset's own validation
+    split, because `share` is 0, C is chosen on that split. The result is deterministic.
 
     Args:
-        dataset: the dataset, of which only the training split is used.
+        dataset: the dataset, whose test reviews are not used.
         share: the value of `data.validation_split` in the runs' jobs.
         say: is called with a line before the model is fit.
         limit: the value of `data.limit` in the runs' jobs.
-        option: the option that requests n-grams, for messages.
+        option: the command-line option that requests n-grams; error messages contain it.
 
     Raises:
         InputError: if the reviews are too few or too much alike.
@@ -317,8 +318,8 @@ def fitted_ngrams(
         with contextlib.suppress(OSError, ValueError):  # a broken file is replaced
             return NgramModel.from_bytes(read_plain_file(path, MAX_BYTES))
     say(
-        f"fitting n-grams to {len(train):,} training reviews of {dataset.title}, once: a minute "
-        "for 25,000"
+        f"fitting n-grams to {len(train):,} training reviews of {dataset.title}, once; 25,000 "
+        "reviews take a minute"
     )
     try:
         check_classes(dataset, train)
@@ -331,7 +332,7 @@ def fitted_ngrams(
     words = [vocab[rank - 1] if rank <= len(vocab) else "" for rank in model.ngrams[0].tolist()]
     model = replace(model, words=words)
     if path:
-        with contextlib.suppress(OSError, DiskError):  # without a cache, it is fit again next time
+        with contextlib.suppress(OSError, DiskError):  # without a cache, the next call fits again
             atomic_write(path, model.to_bytes(), 0o600)
     return model
 
@@ -344,18 +345,18 @@ def check_classes(dataset: Dataset, train: Split) -> None:
     """
     missing = sorted({*range(len(dataset.classes))} - {*np.unique(train.labels).tolist()})
     if missing:
-        raise ValueError(f"none of its training reviews is {dataset.classes[missing[0]]!r}")
+        raise ValueError(f"its class {dataset.classes[missing[0]]!r} has no training review")
 
 
 def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
-    """Choose C on the last training reviews, then fit on all of them; `words` stays empty.
+    """Choose C on the last training reviews, then fit a model to all; its `words` stay empty.
 
     If several values of C are equally good, the smallest is chosen.
 
     Args:
         train: the training reviews.
-        cut: index of the first review used to choose C; earlier reviews fit the candidates. By
-            default the last fifth is used.
+        cut: index of the first review on which C is chosen; the candidates are fit to the earlier
+            reviews. By default C is chosen on the last fifth.
 
     Raises:
         ValueError: if the reviews are too few or too much alike.
@@ -389,7 +390,7 @@ def fit_linear(
     Args:
         features: a matrix of 0 and 1, `[num_reviews, num_features]`.
         labels: the labels from 0, `[num_reviews]`; each class has at least one review.
-        strength: C of the logistic regression.
+        strength: C, the inverse of the logistic regression's regularization.
 
     Returns:
         Weights `[num_models, num_features]` and biases `[num_models]`.
@@ -416,7 +417,7 @@ def _probabilities(features: "csr_matrix", weights: Floats, biases: Floats) -> F
     from scipy.special import expit
 
     each = expit(features @ weights.T + biases)
-    if each.shape[1] == 1:  # the probability of label 1
+    if each.shape[1] == 1:  # two classes: the only column is label 1
         return np.hstack([1 - each, each])
     return np.asarray(each / each.sum(axis=1, keepdims=True))
 
@@ -431,7 +432,7 @@ def _cached(key: tuple[object, ...]) -> Baseline | None:
 
 
 def _keep(key: tuple[object, ...], fitted: Baseline) -> Baseline:
-    with contextlib.suppress(OSError, RunError):  # without a cache, it is fit again next time
+    with contextlib.suppress(OSError, RunError):  # without a cache, the next call fits again
         _cache_file(key).parent.mkdir(parents=True, exist_ok=True)
         atomic_write(_cache_file(key), json.dumps(asdict(fitted)) + "\n")
     return fitted
@@ -457,7 +458,7 @@ def tested_data(group: DatasetGroup, data: Path | None) -> Dataset:
     if data and (named := open_dataset(data)).checksum == group.checksum:
         return named
     for open_candidate in _candidates(group):
-        with contextlib.suppress(InputError, RunError):  # the dataset has moved, or it is broken
+        with contextlib.suppress(InputError, RunError):  # the dataset has moved or is broken
             if (dataset := open_candidate()).checksum == group.checksum:
                 return dataset
     raise InputError(
@@ -470,11 +471,11 @@ def _candidates(group: DatasetGroup) -> Iterator[Callable[[], Dataset]]:
     if group.is_sample:
         yield open_sample
     yield partial(open_dataset, download=False)
-    # The users' own texts and the folders of IMDB. Reading may take minutes, so each is read once.
+    # Sources of own texts and folders of IMDB, without duplicates: reading one may take minutes.
     sources: dict[tuple[Path, DataConfig], None] = {}
     folders: dict[str, None] = {}
     for run in group.all_runs:
-        with contextlib.suppress(ValidationError):  # such as a text encoding unknown to this Python
+        with contextlib.suppress(ValidationError):  # an encoding may be unknown to this Python
             job = read_toml(run.folder / job_file(run.folder))
             config = DataConfig.model_validate(table(job, "data"))
             if config.source:

@@ -41,11 +41,11 @@ from harness.tracking.run_dir import (
 if TYPE_CHECKING:
     import pandas
 
-# Test accuracies in the closing table of the notebook, which follows exercises 6.01 to 6.05 of
-# "the book": Baig et al. (2020), The Deep Learning Workshop.
+# Test accuracies from the last table of the notebook. The notebook follows exercises 6.01 to 6.05
+# of "the book": Baig et al. (2020), The Deep Learning Workshop.
 BOOK = {"rnn": 0.8415, "lstm": 0.8705, "gru": 0.8706, "bilstm": 0.8760, "stacked_lstm": 0.8753}
 
-NO_SPREAD = 1e-11  # a smaller standard error of accuracies is only a rounding error
+NO_SPREAD = 1e-11  # smaller standard errors of accuracies are only rounding errors
 
 # Runs of one job may differ in these settings: the seed, and settings that don't change the result.
 WITHOUT_RESULT = {"train.seed", *(k for k, facts in FACTS.items() if facts.changes == "nothing")}
@@ -73,9 +73,9 @@ class ScoredRun:
     seed: int
     accuracy: float  # on the test set, from 0 to 1
     result: Mapping[str, Any]  # the content of `result.json`
-    settings: Mapping[str, Any]  # by `table.key`, except the keys in `WITHOUT_RESULT`
-    began_s: float = math.inf  # when it began, in seconds since 1970; infinite if unknown
-    audit: str = ""  # depth of the deepest audit that the user stored, see `depth_of`
+    settings: Mapping[str, Any]  # values by `table.key`, without the keys in `WITHOUT_RESULT`
+    began_s: float = math.inf  # the run's start in seconds since 1970; infinite if unknown
+    audit: str = ""  # depth of the user's deepest audit of the run, or `differs`, see `depth_of`
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class DatasetGroup:
     limit: int  # how many reviews of each split are used, 0 for all
     is_sample: bool
     num_test: int | None
-    runs: Mapping[str, Sequence[ScoredRun]]  # for each row's name, one run per seed
+    runs: Mapping[str, Sequence[ScoredRun]]  # by the row's name in tables; one run per seed
 
     @property
     def title(self) -> str:
@@ -129,11 +129,11 @@ class DatasetGroup:
 
     @cached_property
     def jobs(self) -> "pandas.DataFrame":
-        """The mean scores of each job over its seeds; NaN if the number is unknown for one seed.
+        """The mean scores of each job over its seeds; NaN if the score of one seed is unknown.
 
-        `deviation` is the sample standard deviation (n - 1). The interval is the 95 % t interval of
-        the mean, cut at 0 and 1. It is NaN for a single seed or equal accuracies, which say nothing
-        about the spread.
+        `deviation` is the sample standard deviation (n - 1). `interval_low` and `interval_high` are
+        the 95 % t interval of the mean, clipped to 0 and 1. They are NaN for a single seed or equal
+        accuracies, which say nothing about the spread.
         """
         grouped = self.by_seed.groupby(level="job", sort=False)
         jobs, accuracy = grouped.mean(skipna=False), grouped["accuracy"]
@@ -192,13 +192,13 @@ def t_interval(mean: Any, error: Any, dof: Any, level: float) -> tuple[Any, Any]
 def scored_runs(
     named: Sequence[Path], audits: Path | None = None
 ) -> tuple[list[ScoredRun], list[LeftOut]]:
-    """Find the runs with test scores in the named folders, and the runs that are left out.
+    """Return the runs with test scores in the named folders, and the folders that are left out.
 
-    Of a sweep only the runs of its winner are found, because its trials have no test scores.
+    Of a sweep only the retrained runs in `winner/` are found; its trials have no test scores.
 
     Args:
-        named: runs, folders of runs, and patterns for them.
-        audits: the folder of runs that contains the user's audits.
+        named: runs, folders of runs, or glob patterns that match such folders.
+        audits: the user's own folder of runs, in which `harness audit` stores audits.
 
     Raises:
         InputError: if a folder is missing, or there is no run at all.
@@ -217,8 +217,8 @@ def scored_runs(
     if closed:
         log(
             logging.WARNING,
-            f"{len(closed)} records can't be read, such as {closed[0] / RECORD}: these runs may "
-            "have begun with trained weights, and their order is unknown",
+            f"{len(closed)} records can't be read, such as {closed[0] / RECORD}: it is unknown "
+            "when these runs began, and whether they began with trained weights",
         )
     return scored, left_out
 
@@ -233,7 +233,7 @@ def _audit(folder: Path, audits: Path) -> str:
 def expand(named: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
     """Yield the named folders and the folders that match a pattern.
 
-    A pattern without a match is added to `left_out`: one of several jobs may never have started.
+    A pattern without a match is added to `left_out`: perhaps its job has never started.
 
     Raises:
         InputError: if a name is neither a pattern nor a folder.
@@ -251,7 +251,7 @@ def expand(named: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
 
 
 def read_run(folder: Path) -> ScoredRun | LeftOut:
-    """Read the scores and settings of a run, or find the reason why it can't be compared."""
+    """Return the scores and settings of a run, or the reason why the run can't be compared."""
     run = RunDirectory(folder)
     if is_sweep(folder):
         count = sum(1 for _ in folder.glob("trials/*/"))
@@ -293,7 +293,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
 
 
 def _record(run: RunDirectory) -> dict[str, Any] | None:
-    """Read a run's record; None if only its owner may read it, as a record with a diff."""
+    """Read a run's record; None if only the run's owner may read it: a diff makes it private."""
     try:
         return run.certain_json(RECORD)
     except DiskError as error:
@@ -304,21 +304,21 @@ def _record(run: RunDirectory) -> dict[str, Any] | None:
 
 
 def _begun_with(record: dict[str, Any] | None) -> dict[str, str]:
-    """Return the entry `train.from` of a run's settings: the job whose weights it started from.
+    """Return the entry `train.from` of a run's settings: the job whose weights the run began with.
 
-    It makes such a run count as another job, because it has had more training.
+    With this entry the run counts as another job, because its weights have had more training.
     """
     if record is None:
         return {"train.from": UNKNOWN}
-    # A run that continues from a checkpoint has the same result as an uninterrupted run.
+    # A run that continues from its own checkpoint has the result of an uninterrupted run.
     origin = weights_of(record)
     return {"train.from": printable(Path(origin).parent.name)} if origin else {}
 
 
 def vectors_of(result: Mapping[str, Any]) -> dict[str, str]:
-    """Return the entry `model.embeddings` of a run's settings, if it used pretrained word vectors.
+    """Return the entry `model.embeddings` of a run's settings, if it has pretrained word vectors.
 
-    The entry is the first digits of the checksum of the word vectors.
+    The entry's value is the first eight digits of the checksum of the word vectors.
     """
     checksum = text(result.get("embeddings_checksum"))
     return {"model.embeddings": checksum[:8]} if checksum else {}
@@ -353,8 +353,8 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
     """Group runs by their data, and within a group by job and settings.
 
     Returns:
-        The groups, full datasets first and samples last; and the repeated runs, whose job, settings
-        and seed are those of an earlier run. Repeating a run must not improve a score.
+        The groups, full datasets first and samples last; and the runs that repeat the job, settings
+        and seed of an earlier run. No group contains these: repeating must not improve a score.
     """
     by_data: dict[tuple[str, int], list[ScoredRun]] = {}
     for run in runs:
@@ -380,7 +380,7 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
 
 
 def _named(runs: Iterable[ScoredRun]) -> dict[str, list[ScoredRun]]:
-    """Group runs by job and settings; a name is the job's name and its unusual settings."""
+    """Group runs by job and settings; a group is named by the job and its unusual settings."""
     by_job: dict[str, dict[str, list[ScoredRun]]] = {}
     for run in runs:
         settings = str(sorted((key, as_text(value)) for key, value in run.settings.items()))
@@ -409,14 +409,14 @@ def _first_of_each_seed(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> l
     for run in sorted(runs, key=lambda each: (each.began_s, each.folder)):
         first = by_seed.setdefault(run.seed, run)
         if first is not run:
-            scores = f"with {first.accuracy:.2%}, here {run.accuracy:.2%}"
-            why = f"seed {run.seed} counts once, as {first.folder} {scores}"
+            scores = f"has {first.accuracy:.2%}, this run {run.accuracy:.2%}"
+            why = f"seed {run.seed} is counted once: {first.folder} {scores}"
             repeated.append(LeftOut(run.folder, "repeated", why))
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 
 def _order(row: tuple[str, Sequence[ScoredRun]]) -> tuple[bool, int, str]:
-    """Return a row's sort key: the notebook's jobs last, then the order of `BOOK`, then names."""
+    """Return a row's sort key: jobs of the notebook last, in both parts by `BOOK`, then by name."""
     name, (first, *_) = row
     book = [*BOOK, first.architecture]
     return first.job.startswith("notebook"), book.index(first.architecture), name

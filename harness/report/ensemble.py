@@ -69,23 +69,23 @@ Ints = NDArray[np.int64]
 NGRAMS_FILE = "ngrams.npz"
 MODEL_FILES = ("model.keras", "job.toml", "result.json", "vocabulary.txt")
 MAYBE = (RATIOS_FILE,)  # files that only some runs have
-# A run on all training reviews may differ in these keys from the run whose weight it takes over.
+# With `--weights-from`, a run may differ in these keys from the run whose weight it takes over.
 FOR_ALL_REVIEWS = {
     key for key, facts in FACTS.items() if facts.for_all_reviews or facts.changes == "digits"
 }
 
 ARCHITECTURE = "ensemble"  # the architecture in tables and in names of folders
-MAX_NAME = 100  # characters of a name
+MAX_NAME = 100  # characters of a default name
 LEAST = 1e-7  # smallest probability, as in `harness.training.metrics.loss_and_accuracy`
 DIGITS = 4  # decimal digits of a weight
 
 
 class Member(BaseModel, frozen=True, extra="allow"):
-    """A member of an ensemble, as in `ensemble.toml`."""
+    """A member of an ensemble, as listed in `ensemble.toml`."""
 
-    name: str  # `n-grams`, or the folder of the run when the ensemble was made
+    name: str  # `n-grams`, or the original folder of the run
     weight: Annotated[float, Field(ge=0, le=1)]
-    sha256: dict[str, str]  # for each file its checksum
+    sha256: dict[str, str]  # the checksum of each file, by the file's name
 
     @property
     def is_run(self) -> bool:
@@ -96,7 +96,7 @@ class Member(BaseModel, frozen=True, extra="allow"):
     def _check_files(self) -> "Member":
         needed, maybe = ({*MODEL_FILES}, {*MAYBE}) if self.is_run else ({NGRAMS_FILE}, set())
         if not needed <= self.sha256.keys() <= needed | maybe:
-            raise ValueError("its files are not those of a member")
+            raise ValueError("its files are not those of a run or of the linear model")
         return self
 
 
@@ -114,7 +114,7 @@ class Ensemble(BaseModel, frozen=True):
     @model_validator(mode="after")
     def _check_members(self) -> "Ensemble":
         if not self.runs or not all(each.is_run for each in self.members[:-1]):
-            raise ValueError("its members are not runs, and n-grams after them")
+            raise ValueError("its members are not runs, followed by at most one linear model")
         return self
 
     @classmethod
@@ -122,7 +122,7 @@ class Ensemble(BaseModel, frozen=True):
         """Read the ensemble in a folder; an error message begins with `option`.
 
         Raises:
-            InputError: if it is missing, broken, or of another version.
+            InputError: if the ensemble is missing, broken, or of another version.
         """
         try:
             content = tomllib.loads(read_plain_file(folder / ENSEMBLE_FILE).decode())
@@ -184,10 +184,10 @@ class Ensemble(BaseModel, frozen=True):
                     )
 
     def ngrams(self) -> NgramModel | None:
-        """Return the linear model; None if it is not a member.
+        """Return the linear model; None if the ensemble has none.
 
         Raises:
-            InputError: if its file is broken.
+            InputError: if the model's file is broken.
             DiskError: if the disk fails.
         """
         if not self.has_ngrams:
@@ -203,7 +203,7 @@ class Ensemble(BaseModel, frozen=True):
 
 @contextlib.contextmanager
 def _readable(what: str, path: Path, remedy: str) -> Iterator[None]:
-    """Turn an error from reading a file in the `with` block into a message of one line."""
+    """Replace a reading error in the `with` block by an `InputError` or `DiskError` of one line."""
     try:
         yield
     except BROKEN as error:
@@ -276,7 +276,7 @@ class EnsembleClassifier:
         self.runs = [Classifier(run) for run in ensemble.runs]
 
     def classify(self, texts: Sequence[str]) -> list[Prediction]:
-        """Classify texts; `num_unknown` counts the words unknown to the first run."""
+        """Classify texts; `num_unknown` counts the words that the first run does not know."""
         of_runs = [classifier.classify(texts) for classifier in self.runs]
         members = [np.array([[*each.probabilities.values()] for each in one]) for one in of_runs]
         if self.ngrams:
@@ -311,7 +311,7 @@ class RunMember:
     model_checksum: str
     labels: Ints  # [num_test]
     test: Floats  # [num_test, num_classes]
-    validation_labels: Ints  # [num_validation], empty if the run trained on all reviews
+    validation_labels: Ints  # [num_validation]; empty if the run trained on all reviews
     validation: Floats  # [num_validation, num_classes]
 
     @property
@@ -324,7 +324,7 @@ class RunMember:
             "data": result["dataset_checksum"],
             "data.limit": self.job.data.limit,
             "classes": result["classes"],
-            # If the source contains a validation split, the share has no effect.
+            # If the dataset has a validation split of its own, all shares above 0 mean this split.
             "data.validation_split": "given" if result.get("validation_is_given") else share,
             "labels of predictions": hashlib.sha256(labels.tobytes()).hexdigest(),
         }
@@ -345,7 +345,7 @@ def read_members(folders: Sequence[Path]) -> list[RunMember]:
                     f"run {folder}: has the same model as {other.run.folder}; name each run once"
                 )
         first = members[0] if members else each
-        remedy = "give runs that share it"
+        remedy = "give runs with the same value"
         check_equal(f"run {folder}", each.shared, f"{first.run.folder}", first.shared, remedy)
         members.append(each)
     return members
@@ -369,10 +369,10 @@ def read_member(folder: Path) -> RunMember:
     """Read a finished run with its predictions.
 
     Raises:
-        InputError: if it is unfinished, not tested, of another version, or can't be read.
+        InputError: if the run is unfinished, not tested, of another version, or can't be read.
     """
     run = RunDirectory.open(folder)
-    job = run.job()  # raises for runs of other versions and code of other users
+    job = run.job()  # refuses runs of other versions and code of other users
     scored = read_run(folder)
     if isinstance(scored, LeftOut):
         raise InputError(
@@ -395,11 +395,11 @@ def read_member(folder: Path) -> RunMember:
 
 
 def check_same_jobs(members: Sequence[RunMember], ensemble: Ensemble, *, ngrams: bool) -> None:
-    """Refuse the weights of an ensemble whose jobs, or their order, differ from those of new runs.
+    """Raise an error if an ensemble and new runs differ in their jobs or in the order of the jobs.
 
     Args:
         members: the new runs, trained on all training reviews.
-        ensemble: the ensemble with the weights, whose runs had validation reviews.
+        ensemble: the ensemble that provides the weights; its runs had validation reviews.
         ngrams: whether the linear model will be a member of the new ensemble.
 
     Raises:
@@ -420,7 +420,7 @@ def check_same_jobs(members: Sequence[RunMember], ensemble: Ensemble, *, ngrams:
 
 
 def _deciding(job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in which a run must match the run whose weight it takes over."""
+    """Return the settings in which a run must equal the run whose weight it takes over."""
     ignored = {*WITHOUT_RESULT, *FOR_ALL_REVIEWS}
     settings = {key: value for key, value in job.settings().items() if key not in ignored}
     return settings | vectors_of(result) | {"code": dict(job.code)}
@@ -436,7 +436,7 @@ class Request:
     folders: Sequence[Path]  # the folders of the runs
     ngrams: bool  # whether the linear model becomes a member
     weights_from: Path | None
-    data: Path | None  # folder of the dataset, if it has moved
+    data: Path | None  # folder of the dataset, if the dataset has moved
     name: str | None  # the ensemble's name; by default made from the names of the jobs
     run_id: str | None
 
@@ -446,7 +446,7 @@ class Part:
     """The predictions of the members and of the ensemble for the validation or test reviews."""
 
     labels: Ints  # [num_reviews]
-    members: Sequence[Floats]  # for each member [num_reviews, num_classes]
+    members: Sequence[Floats]  # [num_reviews, num_classes] of each member
     weights: Sequence[float]
 
     @property
@@ -458,7 +458,7 @@ class Part:
 
     @property
     def scores(self) -> list[tuple[float, float]]:
-        """The loss (in nats) and the accuracy of each member, and last of the ensemble."""
+        """The loss (in nats) and the accuracy of each member, then of the ensemble."""
         found = [loss_and_accuracy(self.labels, each) for each in self.members]
         return [*found, loss_and_accuracy(**self.arrays)]
 
@@ -469,15 +469,16 @@ class Made:
 
     folder: Path
     result: Mapping[str, Any]  # the content of `result.json`
-    cells: "pandas.DataFrame"  # a table of texts: a row per member, and last the ensemble
+    cells: "pandas.DataFrame"  # a table of texts: a row per member, then one for the ensemble
 
 
 def make_ensemble(request: Request, runs: Path, say: Callable[[str], None]) -> Made:
     """Make the ensemble `<runs>/<name>/<run-id>`; call `say` with a line before n-grams are fit.
 
     Without `weights_from`, the weights minimize the log loss on the validation reviews, and the
-    linear model is fit to the same training reviews as the runs. With `weights_from`, the runs and
-    the linear model are trained on all training reviews. Nothing is chosen on the test set.
+    linear model is fit to the same training reviews as the runs. With `weights_from`, the weights
+    of that ensemble are used, and the runs and the linear model are trained on all training
+    reviews. Nothing is chosen on the test set.
 
     Raises:
         InputError: if the runs can't be combined, or the folder exists.
@@ -524,8 +525,8 @@ def make_ensemble(request: Request, runs: Path, say: Callable[[str], None]) -> M
 def best_weights(labels: Ints, members: Sequence[Floats]) -> list[float]:
     """Return the weights that minimize the log loss of the members' weighted mean.
 
-    No weight is negative, and their sum is 1. The loss is convex in the weights, so its minimum
-    does not depend on the start. Rounding to four digits removes the effect of rounding errors.
+    No weight is negative, and their sum is 1. The loss is convex in the weights, so every start of
+    the search leads to its minimum. Rounding the weights to four digits hides rounding errors.
 
     Args:
         labels: the labels from 0, `[num_reviews]`.
@@ -556,7 +557,7 @@ def best_weights(labels: Ints, members: Sequence[Floats]) -> list[float]:
 
 
 def _given_weights(request: Request, members: Sequence[RunMember]) -> list[float]:
-    """Return the weights of the ensemble `weights_from`; empty if they are still to be chosen."""
+    """Return the weights of the ensemble `weights_from`; empty if it is not given."""
     first = members[0].run.folder
     if not request.weights_from:
         if not len(members[0].validation_labels):
@@ -568,8 +569,8 @@ def _given_weights(request: Request, members: Sequence[RunMember]) -> list[float
         return []
     if len(members[0].validation_labels):
         raise InputError(
-            f"--weights-from {request.weights_from}: run {first} has validation reviews, which "
-            "choose the weights; leave --weights-from out"
+            f"--weights-from {request.weights_from}: run {first} has validation reviews, on which "
+            "the weights are chosen; leave --weights-from out"
         )
     ensemble = Ensemble.open(request.weights_from, option="--weights-from")
     check_same_jobs(members, ensemble, ngrams=request.ngrams)
@@ -579,7 +580,7 @@ def _given_weights(request: Request, members: Sequence[RunMember]) -> list[float
 def _linear_model(
     request: Request, member: RunMember, say: Callable[[str], None]
 ) -> tuple[NgramModel, Floats, Floats]:
-    """Get the linear model for the training reviews of a run.
+    """Return the linear model for the training reviews of a run.
 
     Returns:
         The model, and its probabilities for the validation reviews and for the test reviews.
@@ -593,7 +594,7 @@ def _linear_model(
         is_same = [*dataset.classes] == member.scored.result["classes"]
         if not is_same or not np.array_equal(split.labels, labels):
             raise InputError(
-                f"run {member.run.folder}: its predictions are of other reviews than those of "
+                f"run {member.run.folder}: its predictions are not for the reviews of "
                 f"{dataset.title}; train it again"
             )
     kept = fitted_ngrams(dataset, share, say, limit=limit, option="--with")
@@ -653,7 +654,7 @@ def _result(
 
 
 def _sum(models: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """Return the sum of a number over all models; None if a model does not have it."""
+    """Return the sum of a number over all models; None if it is unknown for one model."""
     values: list[Any] = [each.get(key) for each in models]
     return None if None in map(number, values) else round(sum(values), 3)
 
@@ -661,7 +662,7 @@ def _sum(models: Sequence[Mapping[str, Any]], key: str) -> float | None:
 def _cells(
     folders: Sequence[Path], weights: Sequence[float], parts: Mapping[str, Part]
 ) -> "pandas.DataFrame":
-    """Return a row per member, and last the ensemble: losses in nats, accuracies in per cent."""
+    """Return a row per member, then one for the ensemble: losses in nats, accuracies in %."""
     import pandas
 
     names = [*(printable(str(folder)) for folder in folders), NGRAMS][: len(weights)]
@@ -686,7 +687,7 @@ def _copy_members(
     for index, (each, weight) in enumerate(zip(runs, weights, strict=False)):
         sums = copied(each.run.folder, folder / run_folder(index), each.job.code)
         about = {"job": each.job.name, "seed": each.job.train.seed}
-        name = printable(str(each.run.folder.absolute()))  # TOML is UTF-8, which a path may not be
+        name = printable(str(each.run.folder.absolute()))  # TOML is UTF-8, a path any bytes
         members.append(Member(name=name, weight=weight, sha256=sums, **about))
     if kept:
         content = kept.to_bytes()
@@ -709,7 +710,7 @@ def _copy_members(
 def shared_settings(members: Sequence[RunMember], *, ngrams: bool) -> dict[str, Any]:
     """Return the settings that all runs share, by table, and a checksum of the other settings.
 
-    If the result is the same for two ensembles, they have the same jobs and differ only in seeds.
+    Ensembles with equal shared settings combine the same jobs and differ only in seeds.
     """
     each_has = [dict(each.scored.settings) for each in members]
     first = each_has[0]

@@ -63,7 +63,7 @@ def write_comparison(
     *,
     say: Callable[[str], None],
 ) -> Path:
-    """Write a comparison; an earlier one is replaced when the new one is complete.
+    """Write a comparison; an earlier comparison is replaced once the new one is complete.
 
     Args:
         folder: the folder to write, which `check_folder` has accepted.
@@ -105,7 +105,7 @@ def render(
     *,
     say: Callable[[str], None],
 ) -> str:
-    """Return the HTML page; `made` is a text with the version and the time of the comparison."""
+    """Return the HTML page; `made` is a text with the harness's version and the time."""
     import pandas
 
     environment = jinja2.Environment(
@@ -146,7 +146,7 @@ def _section(part: Part, say: Callable[[str], None]) -> dict[str, Any]:
 
 
 def _environments(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":
-    """Count the runs for each combination of machine, versions and commit at their last start."""
+    """Count the runs for each recorded combination of machine, versions and commit."""
     import pandas
 
     rows = []

@@ -1,6 +1,7 @@
-"""Draws the plots of a report. A job has the same colour, line and marker in all of them.
+"""Draws the plots of a report. A job has the same colour, line and marker in all plots.
 
-Colour-blind people can distinguish the colours. Lines and markers differ too, for black print.
+Colour-blind people can distinguish the colours. Line styles and markers distinguish the jobs in
+black-and-white print.
 """
 
 import base64
@@ -31,7 +32,7 @@ GREY = "#595959"
 WIDTH, HEIGHT = 5.6, 3.6  # inches without the legend
 LEGEND_LINE = 0.165  # inches per line of the legend
 
-Styles = dict[str, dict[str, Any]]  # for each job its arguments for Matplotlib
+Styles = dict[str, dict[str, Any]]  # Matplotlib's arguments for each job
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Chart:
         """Return the picture with its legend; None if no job was drawn."""
         if not self.described:
             return None
-        # The legend is below the plot, so it covers no curve; the figure grows by its height.
+        # The legend is below the plot, so it covers no curve; its height is added to the figure.
         handles, names = self.axes.get_legend_handles_labels()
         columns = 1 if max(map(len, names), default=0) > 30 else 2
         self.figure.set_size_inches(WIDTH, HEIGHT + LEGEND_LINE * -(-len(names) // columns))
@@ -126,8 +127,8 @@ def _learning_curve(
     chart.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return chart.picture(
         title,
-        f"{title} by epoch in {unit}, means over seeds, first to last epoch",
-        "The line is the mean over the seeds; the band spans the lowest to the highest.",
+        f"{title} in {unit}, mean over the seeds, from the first to the last epoch",
+        "The line is the mean over the seeds; the band spans the lowest to the highest seed.",
     )
 
 
@@ -146,7 +147,7 @@ def _accuracy_over_time(styles: Styles, epochs: "dict[str, pandas.DataFrame]") -
             chart.line(means["seconds"], 100 * means["best"], styles[name], described)
     chart.axes.set_xscale("log")
     chart.axes.xaxis.set_major_formatter("{x:,.10g}")
-    chart.axes.xaxis.set_minor_formatter(LogFormatter())  # 20, 30, 60 instead of powers of ten
+    chart.axes.xaxis.set_minor_formatter(LogFormatter())  # plain numbers such as 20 and 30
     chart.axes.set_xlabel("training time in seconds, validation included")
     chart.axes.set_ylabel("best validation accuracy so far, %")
     return chart.picture(
@@ -172,7 +173,7 @@ def _accuracy_by(
         chart.axes.axhline(100 * baseline.accuracy, linestyle=line, color=GREY, label=baseline.name)
     chart.axes.set(xlabel=label, ylabel="test accuracy, %")
     chart.axes.margins(x=0.1)
-    # Leave room for a marker at zero, for a job without recurrent layers.
+    # Leave room for a marker at zero: a job without recurrent layers has none of their parameters.
     chart.axes.set_xlim(left=-0.05 * chart.axes.get_xlim()[1])
     chart.axes.xaxis.set_major_formatter("{x:,.10g}")
     return chart.picture(
@@ -197,8 +198,8 @@ def _roc(group: DatasetGroup, predictions: Predictions) -> Picture | None:
     chart.axes.set(xlabel="false positive rate", ylabel="true positive rate")
     return chart.picture(
         "ROC curves",
-        "ROC curves with the area under each",
-        f"True positive rates, averaged over the seeds{averaged}. In brackets: the mean area.",
+        "ROC curves with the area under each curve",
+        f"True positive rates, averaged over the seeds{averaged}. In brackets: the mean areas.",
     )
 
 
@@ -209,5 +210,5 @@ def _confusion_matrices(predictions: Predictions) -> list[Picture]:
         labels, probabilities = np.tile(predictions.labels, len(by_seed)), np.concatenate(by_seed)
         content = confusion_picture(labels, probabilities, predictions.classes)
         title = f"Confusion matrix of {name}"
-        pictures.append(Picture(title, content, title, "The reviews of all seeds together."))
+        pictures.append(Picture(title, content, title, "All seeds are counted together."))
     return pictures

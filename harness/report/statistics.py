@@ -2,13 +2,13 @@
 
 For each pair of jobs, the differences between their runs of the same seed give a paired t interval.
 With several pairs, Bonferroni's correction makes the intervals simultaneous: with 95 % confidence
-all of them hold at once. A job is called better only if the interval of its lead lies above 0, so
-sentence and interval always agree.
+all of them hold at once. A job is called better only if the interval of the difference lies above
+0, so the sentence and the interval always agree.
 
 With many jobs, the spread over the seeds is pooled over all jobs, because the few seeds of one pair
-would give useless intervals. Only the pairs with the best job are shown. The intervals still hold
-for all pairs together, because the best job was chosen on the same data. Intervals for a best job
-that is known beforehand, such as Dunnett's, would find a difference between equal jobs in a quarter
+would give useless intervals. Only the pairs with the best job are shown. Bonferroni's correction
+still counts all pairs, because the best job was chosen on the same data. Dunnett's intervals need a
+best job that is known beforehand; here they would find a difference between equal jobs in a quarter
 of all comparisons.
 """
 
@@ -39,14 +39,14 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LEVEL = 0.95
-MAX_PAIRED = 12  # up to so many jobs are compared in pairs; for more the spread is pooled
-# Errors that NumPy raises for a broken file. RuntimeError is for an archive with a password or an
-# unknown compression, TypeError for a file that is a single array and not an archive.
+MAX_PAIRED = 12  # with more jobs, the spread over the seeds is pooled
+# Errors that NumPy raises for a broken file: RuntimeError for an archive with a password or an
+# unknown compression, TypeError for a file that is a single array instead of an archive.
 BROKEN = (
     *(OSError, ValueError, KeyError, EOFError, SyntaxError, RuntimeError, MemoryError, TypeError),
     *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
 )
-TOLERANCE = 1e-6  # allowed difference between the accuracy of the predictions and of the result
+TOLERANCE = 1e-6  # allowed difference between the accuracies of predictions and `result.json`
 
 
 # Differences between jobs
@@ -55,15 +55,15 @@ TOLERANCE = 1e-6  # allowed difference between the accuracy of the predictions a
 def differences(group: DatasetGroup) -> "pandas.DataFrame":
     """Compare the jobs of a group, which were tested on the same reviews.
 
-    With more than `MAX_PAIRED` jobs, each is compared with the best one only.
+    With more than `MAX_PAIRED` jobs, each job is compared with the best job only.
 
     Returns:
-        A row per comparison: first the differences that the data show, then by size. Columns:
-        `first` and `second`, the names of two jobs, of which `first` has the higher mean accuracy;
-        `num_seeds`, the number of seeds that both have; `mean`, the accuracy of the first minus
-        that of the second; `low` and `high`, the simultaneous 95 % interval of `mean`, NaN if it is
-        useless; `is_shown`, whether the data show that the first is better; `sentence`, the
-        comparison in words.
+        A row per comparison: first the differences that the data show, then the others, the largest
+        first. Columns: `first` and `second`, the names of two jobs, of which `first` has the higher
+        mean accuracy; `num_seeds`, the number of seeds that both jobs have; `mean`, the accuracy of
+        the first job minus that of the second; `low` and `high`, the simultaneous 95 % interval of
+        `mean`, NaN if no useful interval exists; `is_shown`, whether the data show that the first
+        job is better; `sentence`, the comparison in words.
     """
     import pandas
 
@@ -80,13 +80,13 @@ def differences(group: DatasetGroup) -> "pandas.DataFrame":
 
 
 def _num_comparisons(group: DatasetGroup, compared: "pandas.DataFrame") -> int:
-    """Return how many intervals hold at once; with many jobs, the number of all pairs of jobs."""
+    """Return how many intervals hold at once; with many jobs, as many as there are pairs of jobs."""
     num_jobs = len(group.jobs)
     return math.comb(num_jobs, 2) if num_jobs > MAX_PAIRED else len(compared)
 
 
 def _paired(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, int]]:
-    """Yield the pairs of jobs that share two or more seeds; the error is of the mean difference."""
+    """Yield a row for each pair of jobs that shares two or more seeds, paired by seed."""
     accuracies = group.by_seed["accuracy"].unstack("job")
     for one, other in itertools.combinations(group.jobs.index, 2):
         points = (accuracies[one] - accuracies[other]).dropna()
@@ -97,7 +97,7 @@ def _paired(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, 
 
 
 def _pooled(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, int]]:
-    """Yield the best job with each other job; the standard error is from all jobs' spread."""
+    """Yield a row for the best job and each other job; the error is from the spread of all jobs."""
     jobs = group.jobs.sort_values("accuracy", ascending=False, kind="stable")
     dofs = jobs["num_seeds"] - 1
     dof = int(dofs.sum())
@@ -114,8 +114,9 @@ def _sentence(row: Any) -> str:
     by, over = f"by {100 * row.mean:.2f} points", f"over {row.num_seeds} seeds"
     if math.isnan(row.low):
         is_alike = row.dof and row.error < NO_SPREAD
-        why = "too alike" if is_alike else "too few among so many comparisons"
-        return f"{row.first} is ahead of {row.second} {by}, {over}, {why} for an interval"
+        why = "too alike" if is_alike else "too few for so many comparisons"
+        no = f"no interval: the seeds are {why}"
+        return f"{row.first} is ahead of {row.second} {by}, {over}; {no}"
     what = f"{row.first} is better than {row.second}"
     if not row.is_shown:
         what = f"not shown which of {row.first} and {row.second} is better: {row.first} is ahead"
@@ -127,11 +128,11 @@ def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]
     lines, num_pairs = [], math.comb(len(group.runs), 2)
     is_pooled = len(group.jobs) > MAX_PAIRED
     if len(compared):
-        spread = "with the spread over the seeds of all jobs" if is_pooled else "paired over seeds"
+        spread = "with the spread over seeds of all jobs" if is_pooled else "paired over seeds"
         lines.append(
             f"t intervals, {spread}. Comparisons at once: {_num_comparisons(group, compared):,}; "
             "the 95 % confidence is for all intervals together (Bonferroni), so comparing fewer "
-            "jobs gives narrower ones."
+            "jobs gives narrower intervals."
         )
     if not is_pooled and (left := num_pairs - len(compared)):
         lines.append(f"Pairs that share fewer than two seeds and can't be compared: {left}.")
@@ -143,7 +144,7 @@ def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]
         # Wilson's interval (1927) also holds for few reviews and near 100 %.
         low, high = test.proportion_ci(LEVEL, method="wilson")
         lines.append(
-            "All this is about the spread over seeds, on one test set. On another "
+            "The intervals above are about the spread over seeds, on one test set. On another "
             f"{group.num_test:,} reviews of the same kind, an accuracy of {best:.1%} has a 95 % "
             f"interval of {low:.2%} to {high:.2%} (binomial, Wilson's)."
         )
@@ -158,8 +159,8 @@ class Predictions:
     """The readable predictions of the runs of a group."""
 
     labels: Ints  # [num_reviews], from 0
-    by_job: Mapping[str, Floats]  # for each row's name [num_seeds, num_reviews, num_classes]
-    classes: tuple[str, ...]  # the classes' names, in the order of the labels
+    by_job: Mapping[str, Floats]  # by the row's name: [num_seeds, num_reviews, num_classes]
+    classes: tuple[str, ...]  # the names of the classes, in the order of the labels
 
 
 def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predictions | None:
@@ -189,10 +190,10 @@ def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predict
 
 
 def read_own(run: ScoredRun, num_classes: int) -> tuple[Ints, Floats]:
-    """Read a run's predictions: the labels and probabilities, as `read_arrays` returns them.
+    """Read the labels and probabilities in a run's predictions, and compare them with its result.
 
     Raises:
-        BROKEN: if the file can't be read, or its classes or accuracy are not those of the result.
+        BROKEN: if the file can't be read, or its classes or accuracy differ from the result.
     """
     labels, probabilities = read_arrays(run.folder / PREDICTIONS)
     if probabilities.shape[1] != num_classes:
@@ -224,9 +225,10 @@ def tests_against(baseline: Baseline, predictions: Predictions | None) -> "panda
 
     Returns:
         A row for each job with predictions. Columns: `points`, the mean accuracy of the job's runs
-        minus the model's; `p`, the largest two-sided p-value of its runs; `shows`, 1 if every run
-        is significantly better than the model, -1 if every run is worse, else 0. The table is empty
-        without predictions, or if the model was tested on other labels.
+        minus the accuracy of the model; `p`, the largest two-sided p-value of the job's runs;
+        `shows`, 1 if every run is significantly better than the model, -1 if every run is
+        significantly worse, else 0. The table is empty if there are no predictions, or if the model
+        was tested on other labels.
     """
     import pandas
     from scipy.stats import binom

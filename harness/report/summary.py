@@ -57,11 +57,11 @@ COUNTS = ("recurrent_parameters", "parameters", "num_seeds")
 ACCURACIES = (
     *("accuracy", "deviation", "interval_low", "interval_high", "val_accuracy", "book_accuracy"),
 )
-SEVERAL_CLASSES = "F1 and ROC AUC are means over the classes; ROC AUC takes each against the rest."
+SEVERAL_CLASSES = "F1 and ROC AUC are means over the classes, for ROC AUC each against the rest."
 NUM_KEPT = 2  # columns that even the narrowest terminal shows
-MAX_SENTENCES = 10  # comparisons of jobs on a screen
-MAX_DRAWN = 12  # jobs in a picture
-MAX_LEFT_OUT = 20  # lines on a screen about runs that are left out
+MAX_SENTENCES = 10  # largest number of comparisons of jobs on a terminal
+MAX_DRAWN = 12  # largest number of jobs in a picture
+MAX_LEFT_OUT = 20  # largest number of lines on a terminal about runs that are left out
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Part:
     table: "pandas.DataFrame"
     differences: "pandas.DataFrame"
     baselines: tuple[Baseline, ...]
-    verdicts: tuple[str, ...]  # sentences whether a network beats the n-gram model
+    verdicts: tuple[str, ...]  # sentences that say whether a network beats the n-gram model
 
     @property
     def heading(self) -> str:
@@ -115,20 +115,20 @@ def compared(
     """Find the runs and compare them.
 
     Args:
-        named: runs, folders of runs and patterns.
+        named: runs, folders of runs, or glob patterns that match such folders.
         say: is called with a line for each run that is left out, and before n-grams are fit.
         baseline: `ngrams` adds the n-gram model even if it is not cached; `none` shows no baseline.
-        data: the folder of the dataset, if a new run would not find it.
-        audits: the folder of runs that contains the user's audits.
+        data: the folder of the dataset, if it is not where a new run looks for it.
+        audits: the user's own folder of runs, in which `harness audit` stores audits.
 
     Returns:
-        The parts, and the runs that are left out.
+        A part per dataset, and the runs that are left out.
 
     Raises:
         InputError: if no run is finished and tested, or a named folder is missing.
     """
     if data:
-        open_dataset(data)  # refuses a wrong path, even if all baselines are cached
+        open_dataset(data)  # a wrong path is an error, even if all baselines are cached
     scored, left_out = scored_runs(named, audits)
     groups, repeated = group_runs(scored)
     left_out += repeated
@@ -176,7 +176,7 @@ def _table(group: DatasetGroup, baselines: Sequence[Baseline]) -> "pandas.DataFr
 
 def _verdicts(group: DatasetGroup, baselines: Sequence[Baseline]) -> tuple[str, ...]:
     tested = [each for each in baselines if each.predicted]
-    # Nothing is said here, because the report lists the runs with unreadable predictions.
+    # This call is silent, because `write_comparison` prints the runs with unreadable predictions.
     predictions = read_predictions(group, lambda _: None) if tested else None
     return tuple(
         verdict(tests_against(each, predictions), f"{each.name} ({each.accuracy:.2%})")
@@ -207,7 +207,7 @@ def to_markdown(parts: Sequence[Part]) -> str:
 
 def to_csv(parts: Sequence[Part]) -> str:
     """Return the table of `figures` as CSV."""
-    # The headings contain keys of jobs, which other people may have written.
+    # The headings are defused too: they contain keys of jobs that other people may have written.
     defused_figures = figures(parts).rename(columns=defused).map(defused)
     return str(defused_figures.to_csv(index=False, lineterminator="\n"))
 
@@ -238,7 +238,7 @@ def figures(parts: Sequence[Part]) -> "pandas.DataFrame":
 
 
 def to_latex(parts: Sequence[Part]) -> str:
-    """Return the tables in LaTeX, with a comment on the data above each, a rule above baselines."""
+    """Return LaTeX tables: above each a comment with its data, and a rule above the baselines."""
     lines = [
         "% Means over the seeds; 95 % intervals of Student's t.",
         "% \\usepackage{booktabs} goes into the preamble",
@@ -275,26 +275,26 @@ def print_runs(folders: Sequence[Path]) -> None:
 
 
 def results_table(part: Part, console: Console) -> RenderableType:
-    """Return the table, on a narrow terminal without the last columns."""
+    """Return the table of a part; on a narrow terminal it lacks the last columns."""
     cells, hidden = part.cells, list[str]()
     if not console.is_terminal:
         return Text("\n".join(table_lines(cells)))
     while len(cells.columns) > NUM_KEPT and narrowest(cells) > console.width:
         hidden.append(cells.columns[-1])
         cells = cells.iloc[:, :-1]
-    note = f"no room here for {', '.join(hidden)}; --markdown has all"
+    note = f"too narrow for {', '.join(hidden)}; --markdown shows all columns"
     return Group(screen_table(cells), *([Text(note, "dim")] if hidden else []))
 
 
 def shown_sentences(compared: "pandas.DataFrame") -> list[str]:
-    """Return the first sentences of `differences`, and a line with the number of the others."""
+    """Return the first sentences of `differences`, and a line that counts the other sentences."""
     lines, num = [*compared["sentence"][:MAX_SENTENCES]], len(compared)
     more = [f"and {num - MAX_SENTENCES:,} more (--out writes all)"] if num > MAX_SENTENCES else []
     return [*lines, *more]
 
 
 def left_out_lines(left_out: Sequence[LeftOut]) -> list[str]:
-    """Return a line for each of the first runs that are left out, and one that counts the rest."""
+    """Return lines for the first runs that are left out, and a line that counts the other runs."""
     lines = [f"left out, {e.kind}: {e.folder}: {e.why}" for e in left_out[:MAX_LEFT_OUT]]
     num = len(left_out) - MAX_LEFT_OUT
     return [*lines, *([f"left out: {num:,} more (--out lists all)"] if num > 0 else [])]

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     import pandas
 
 GAP = 2  # spaces between two columns
-MAX_NAME = 16  # a text of up to so many characters is never wrapped
-UNLIMITED = 100_000  # characters in a line of a file or a pipe
+MAX_NAME = 16  # texts up to this number of characters are never wrapped
+UNLIMITED = 100_000  # width of a file or a pipe, in characters
 
-# A spreadsheet takes a cell with such a start for a formula. The last four are full-width.
+# A spreadsheet reads a cell with such a start as a formula. The last four are full-width.
 FORMULA = (*"=+-@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -30,7 +30,7 @@ def numeric(cells: "pandas.DataFrame") -> set[str]:
 def screen_table(
     cells: "pandas.DataFrame", styles: Mapping[str, Mapping[str, str]] | None = None
 ) -> Table:
-    """Return a table for a terminal, which wraps texts but never numbers.
+    """Return a table for a terminal; texts may be wrapped, numbers never.
 
     Args:
         cells: the texts of the table, at least one row; the names of the columns are the headings.
@@ -96,7 +96,7 @@ def latex_table(cells: "pandas.DataFrame", *, num_below: int) -> str:
 
     Args:
         cells: the texts of the table, at least one row; the names of the columns are the headings.
-        num_below: how many rows at the end are below a horizontal line.
+        num_below: the number of last rows, which are below a horizontal line.
     """
     kinds = "".join("r" if name in numeric(cells) else "l" for name in cells)
     cells = cells.map(lambda cell: printable(" ".join(cell.splitlines())))
@@ -107,7 +107,7 @@ def latex_table(cells: "pandas.DataFrame", *, num_below: int) -> str:
 
 
 def html_table(cells: "pandas.DataFrame", kind: str = "") -> str:
-    """Return an HTML table; its first column heads the rows, and `kind` is its CSS class."""
+    """Return an HTML table of the CSS class `kind`; the first column contains row headings."""
     import pandas
 
     first = cells.columns[0]

@@ -180,7 +180,7 @@ def test_too_little_is_refused(tmp_path: Path, group: DatasetGroup) -> None:
     small = dataclasses.replace(group, limit=2)
     with pytest.raises(
         InputError,
-        match=r"can't be fit to .*: none of its training reviews is .*; leave --baseline",
+        match=r"can't be fit to .*: its class .* has no training review; leave --baseline",
     ):
         baselines(small, tmp_path / "data", print, ngrams=True)
 

@@ -75,7 +75,7 @@ def test_equal_differences_have_no_interval() -> None:
     """The same difference for all seeds proves nothing; a t interval of width 0 would."""
     (only,) = compared(group_of(one={1: 80.1, 2: 80.2}, other={1: 80.0, 2: 80.1}))
     assert (math.isnan(only.low), only.is_shown) == (True, False)
-    assert "0.10 points, over 2 seeds, too alike for an interval" in only.sentence
+    assert "0.10 points, over 2 seeds; no interval: the seeds are too alike" in only.sentence
 
 
 def test_only_common_seeds_are_compared() -> None:
@@ -139,15 +139,15 @@ def test_an_interval_wider_than_all_accuracies_is_left_out() -> None:
     group = group_of(**{f"row{n}": {1: 80.0 + n, 2: 85.0 + (n * 7) % 10} for n in range(10)})
     found = differences(group)
     assert found["low"].isna().all()
-    assert "over 2 seeds, too few among so many comparisons" in found["sentence"].iloc[0]
+    assert "over 2 seeds; no interval: the seeds are too few for so many" in found["sentence"].iloc[0]
 
 
 @pytest.mark.parametrize(
     ("second", "why"),
     [
-        ({}, "too few among so many comparisons for an interval"),
-        ({2: 89.0}, "too few among so many comparisons for an interval"),
-        ({2: 80.0}, "too alike for an interval"),
+        ({}, "too few for so many comparisons"),
+        ({2: 89.0}, "too few for so many comparisons"),
+        ({2: 80.0}, "too alike"),
     ],
 )
 def test_many_jobs_of_one_seed_have_no_interval(second: dict[int, float], why: str) -> None:
@@ -155,7 +155,7 @@ def test_many_jobs_of_one_seed_have_no_interval(second: dict[int, float], why: s
     rows = {f"row{n}": {1: 80.0 + n / 10} for n in range(14)}
     found = differences(group_of(**{**rows, "row0": {**rows["row0"], **second}}))
     assert found["low"].isna().all()
-    assert {each.partition("seeds, ")[2] for each in found["sentence"]} == {why}
+    assert {each.partition("the seeds are ")[2] for each in found["sentence"]} == {why}
 
 
 def test_the_error_of_the_test_set() -> None:

@@ -80,7 +80,7 @@ def differences(group: DatasetGroup) -> "pandas.DataFrame":
 
 
 def _num_comparisons(group: DatasetGroup, compared: "pandas.DataFrame") -> int:
-    """Return how many intervals hold at once; with many jobs, as many as there are pairs of jobs."""
+    """Return how many intervals hold at once; with many jobs, the number of all their pairs."""
     num_jobs = len(group.jobs)
     return math.comb(num_jobs, 2) if num_jobs > MAX_PAIRED else len(compared)
 

@@ -354,7 +354,7 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
 
     Returns:
         The groups, full datasets first and samples last; and the runs that repeat the job, settings
-        and seed of an earlier run. No group contains these: repeating must not improve a score.
+        and seed of an earlier run. No group contains these runs: repeating must not improve scores.
     """
     by_data: dict[tuple[str, int], list[ScoredRun]] = {}
     for run in runs:
@@ -416,7 +416,7 @@ def _first_of_each_seed(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> l
 
 
 def _order(row: tuple[str, Sequence[ScoredRun]]) -> tuple[bool, int, str]:
-    """Return a row's sort key: jobs of the notebook last, in both parts by `BOOK`, then by name."""
+    """Return a row's sort key: jobs of the notebook last, then by `BOOK`, then by name."""
     name, (first, *_) = row
     book = [*BOOK, first.architecture]
     return first.job.startswith("notebook"), book.index(first.architecture), name

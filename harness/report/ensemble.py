@@ -75,7 +75,7 @@ FOR_ALL_REVIEWS = {
 }
 
 ARCHITECTURE = "ensemble"  # the architecture in tables and in names of folders
-MAX_NAME = 100  # characters of a default name
+MAX_NAME = 100  # largest number of characters of a default name
 LEAST = 1e-7  # smallest probability, as in `harness.training.metrics.loss_and_accuracy`
 DIGITS = 4  # decimal digits of a weight
 
@@ -324,7 +324,7 @@ class RunMember:
             "data": result["dataset_checksum"],
             "data.limit": self.job.data.limit,
             "classes": result["classes"],
-            # If the dataset has a validation split of its own, all shares above 0 mean this split.
+            # If the dataset has its own validation split, every share above 0 selects this split.
             "data.validation_split": "given" if result.get("validation_is_given") else share,
             "labels of predictions": hashlib.sha256(labels.tobytes()).hexdigest(),
         }
@@ -687,7 +687,7 @@ def _copy_members(
     for index, (each, weight) in enumerate(zip(runs, weights, strict=False)):
         sums = copied(each.run.folder, folder / run_folder(index), each.job.code)
         about = {"job": each.job.name, "seed": each.job.train.seed}
-        name = printable(str(each.run.folder.absolute()))  # TOML is UTF-8, a path any bytes
+        name = printable(str(each.run.folder.absolute()))  # TOML must be UTF-8, a path need not
         members.append(Member(name=name, weight=weight, sha256=sums, **about))
     if kept:
         content = kept.to_bytes()

@@ -40,8 +40,8 @@ Ints = NDArray[np.int64]
 
 LEVEL = 0.95
 MAX_PAIRED = 12  # with more jobs, the spread over the seeds is pooled
-# Errors that NumPy raises for a broken file: RuntimeError for an archive with a password or an
-# unknown compression, TypeError for a file that is a single array instead of an archive.
+# Errors that NumPy raises for a broken file, such as RuntimeError for an archive with a password
+# and TypeError for a single array instead of an archive.
 BROKEN = (
     *(OSError, ValueError, KeyError, EOFError, SyntaxError, RuntimeError, MemoryError, TypeError),
     *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),

@@ -57,7 +57,7 @@ COUNTS = ("recurrent_parameters", "parameters", "num_seeds")
 ACCURACIES = (
     *("accuracy", "deviation", "interval_low", "interval_high", "val_accuracy", "book_accuracy"),
 )
-SEVERAL_CLASSES = "F1 and ROC AUC are means over the classes, for ROC AUC each against the rest."
+SEVERAL_CLASSES = "F1 and ROC AUC are means over the classes (for ROC AUC, each against the rest)."
 NUM_KEPT = 2  # columns that even the narrowest terminal shows
 MAX_SENTENCES = 10  # largest number of comparisons of jobs on a terminal
 MAX_DRAWN = 12  # largest number of jobs in a picture
@@ -282,7 +282,7 @@ def results_table(part: Part, console: Console) -> RenderableType:
     while len(cells.columns) > NUM_KEPT and narrowest(cells) > console.width:
         hidden.append(cells.columns[-1])
         cells = cells.iloc[:, :-1]
-    note = f"too narrow for {', '.join(hidden)}; --markdown shows all columns"
+    note = f"terminal too narrow for {', '.join(hidden)}; --markdown shows all columns"
     return Group(screen_table(cells), *([Text(note, "dim")] if hidden else []))
 
 

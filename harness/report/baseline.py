@@ -170,8 +170,8 @@ def _scores(test: Split, probabilities: Floats) -> dict[str, Any]:
 def count_words(split: Split, vocab_size: int, maxlen: int) -> "csr_matrix":
     """Count how often each word occurs in each review: `[num_reviews, vocab_size - 4]`.
 
-    Only the last `maxlen` tokens of a review are read, as by the networks. Start and unknown tokens
-    are among these tokens, but they are not words and not counted.
+    Like the networks, read only the last `maxlen` tokens of a review. Start and unknown tokens are
+    among these tokens, but they are not words, so they are not counted.
     """
     from scipy.sparse import csr_matrix
 
@@ -349,9 +349,9 @@ def check_classes(dataset: Dataset, train: Split) -> None:
 
 
 def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
-    """Choose C on the last training reviews, then fit a model to all; its `words` stay empty.
+    """Return a model of all training reviews without `words`; C is chosen on the last reviews.
 
-    If several values of C are equally good, the smallest is chosen.
+    If several values of C are equally good, the smallest value is chosen.
 
     Args:
         train: the training reviews.

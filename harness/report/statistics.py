@@ -164,7 +164,7 @@ class Predictions:
 
 
 def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predictions | None:
-    """Read `predictions.npz` of the runs; return None if no run has a valid one.
+    """Read `predictions.npz` of each run; return None if no run has a valid file.
 
     `say` is called with a line for each run whose file is missing, broken or about other reviews.
     The plots of predictions leave such a run out; its scores stay in the tables.
@@ -255,7 +255,7 @@ def _level(jobs: Sized) -> float:
 
 
 def verdict(tests: "pandas.DataFrame", model: str) -> str:
-    """Say in a sentence whether a network beats a model.
+    """Return a sentence that says whether a network beats a model.
 
     Args:
         tests: the table that `tests_against` returned.

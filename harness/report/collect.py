@@ -163,7 +163,7 @@ class DatasetGroup:
 
 
 def _audits(runs: Iterable[ScoredRun]) -> str | float:
-    """Return the number of audits of each depth, such as `full: 3, quick: 1`; NaN without audits."""
+    """Return how many audits each depth has, as in `full: 3, quick: 1`; NaN without audits."""
     counts = Counter(run.audit for run in runs if run.audit)
     return ", ".join(f"{depth}: {num}" for depth, num in counts.most_common()) or math.nan
 

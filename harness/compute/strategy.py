@@ -334,7 +334,7 @@ def describe_numerics() -> dict[str, Any]:
     }
 
 
-def describe_cuda(environment: Mapping[str, str] = os.environ) -> dict[str, Any]:
+def describe_cuda() -> dict[str, Any]:
     """Describe GPUs, driver and CUDA for the run's record; return {} if the CPU trains."""
     import tensorflow as tf
 
@@ -351,7 +351,7 @@ def describe_cuda(environment: Mapping[str, str] = os.environ) -> dict[str, Any]
         **gpu.library_versions(),
         "site_libraries": gpu.shadowing_libraries(),
         "variables": {
-            name: value for name, value in sorted(environment.items()) if name.startswith(RECORDED)
+            name: value for name, value in sorted(os.environ.items()) if name.startswith(RECORDED)
         },
     }
 

@@ -158,7 +158,8 @@ def estimate(
         + job.train.epochs * (epoch_s + num_validation * evaluated_s)
         + FULL_REVIEWS * evaluated_s
     )
-    used = last_start(record)["devices"]
+    start = last_start(record)
+    used = start["devices"]
     kind = used[0].get("name") or used[0]["device"].partition(":")[0]
     return Estimate(
         job.name,
@@ -170,7 +171,7 @@ def estimate(
         total_s=round(total_s, 1),
         time_limit=time_limit(total_s),
         peak_memory_gb=round(ended.peak_memory_gb, 2),
-        gpu_gb=record.get("gpu_gb"),
+        gpu_gb=start.get("gpu_gb"),
     )
 
 

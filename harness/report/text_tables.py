@@ -27,16 +27,12 @@ def numeric(cells: "pandas.DataFrame") -> set[str]:
     return {name for name in cells if cells[name].str.match(r"[-0-9]|$").all()}
 
 
-def screen_table(
-    cells: "pandas.DataFrame", styles: Mapping[str, Mapping[str, str]] | None = None
-) -> Table:
+def screen_table(cells: "pandas.DataFrame") -> Table:
     """Return a table for a terminal; texts may be wrapped, numbers never.
 
     Args:
         cells: the texts of the table, at least one row; the names of the columns are the headings.
-        styles: for each column, the Rich style of each text.
     """
-    styles = styles or {}
     cells = cells.map(printable)
     table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
     numbers = numeric(cells)
@@ -48,8 +44,8 @@ def screen_table(
             table.add_column(heading, justify="right", no_wrap=True, min_width=widest)
         else:
             table.add_column(heading, overflow="fold", min_width=min(widest, MAX_NAME))
-    for row in cells.to_dict("records"):
-        table.add_row(*(Text(t, styles.get(name, {}).get(t, "")) for name, t in row.items()))
+    for row in cells.itertuples(index=False):
+        table.add_row(*map(Text, row))
     return table
 
 

@@ -104,9 +104,9 @@ class SlurmEnvironment:
         return f"{array}_{task}" if array and task else self.job_id
 
 
-def array_task(variables: Mapping[str, str] = os.environ) -> str | None:
+def array_task() -> str | None:
     """Return the index of this array task; None outside of an array."""
-    return variables.get(OF_ARRAYS[1]) or None
+    return os.environ.get(OF_ARRAYS[1]) or None
 
 
 def not_own(variables: Mapping[str, str], shown: str) -> list[str]:

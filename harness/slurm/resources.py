@@ -31,6 +31,13 @@ LETTERS = {
     "-J": "job-name",
     "-o": "output",
     "-W": "wait",
+    "-n": "ntasks",
+    "-c": "cpus-per-task",
+    "-p": "partition",
+    "-A": "account",
+    "-q": "qos",
+    "-C": "constraint",
+    "-L": "licenses",
 }
 # Options that `harness submit` sets itself, or that change what sbatch does or prints.
 OWN_OPTIONS = ("array", "job-name", "output", "wait", "parsable", "wrap", "test-only")

@@ -49,7 +49,7 @@ def log_of(status: RunStatus, *, yet_to_come: bool = False, earlier_too: bool = 
     )
 
 
-def await_log(look: Callable[[], RunStatus], sleep: Callable[[float], None] = time.sleep) -> Path:
+def await_log(look: Callable[[], RunStatus]) -> Path:
     """Wait until the path of a run's log is known, even if the job still waits; return the path.
 
     Args:
@@ -62,7 +62,7 @@ def await_log(look: Callable[[], RunStatus], sleep: Callable[[float], None] = ti
         status = look()
         if status.log or is_over(status) or status.phase is not None:
             return log_of(status, yet_to_come=True)
-        sleep(POLL_S)
+        time.sleep(POLL_S)
 
 
 def clean(line: bytes) -> str:
@@ -117,10 +117,10 @@ def follow(
     """Yield the new lines of a run's log until the run ends; `look` returns the run's status."""
     while not is_over(look()):
         yield from follower.new_lines()
-        sleep(POLL_S)
+        time.sleep(POLL_S)
     num_quiet = 0  # the last lines may follow seconds after the result
     while num_quiet < QUIET_POLLS:
-        sleep(POLL_S)
+        time.sleep(POLL_S)
         lines = list(follower.new_lines())
         num_quiet = 0 if lines else num_quiet + 1
         yield from lines

@@ -26,9 +26,9 @@ def test_an_estimate_counts_every_step_and_evaluation() -> None:
     settings = ["train.epochs=4", "data.validation_split=0.2", "train.batch_size=20"]
     job = load_job(JOBS / "lstm.toml", settings)
     result = {"num_validation": 1000, "first_step_s": 4.0, "data": "IMDB"}
-    record = {"starts": [{"devices": [{"device": "gpu:0", "name": "A100"}] * 2}], "gpu_gb": 1.5}
+    start = {"devices": [{"device": "gpu:0", "name": "A100"}] * 2, "gpu_gb": 1.5}
     last = {"epoch_s": 2.0, "validation_s": 0.5, "reviews_per_s": 2000.0}
-    made = probe.estimate(job, result, record, last, Ended(0, 12.5, 1.0, 0.0, "", ""))
+    made = probe.estimate(job, result, {"starts": [start]}, last, Ended(0, 12.5, 1.0, 0.0, "", ""))
     # 20,000 reviews train in 10 s, 5,000 validate in 2.5 s, 25,000 test in 12.5 s.
     assert made.total_s == 12.5 - 2.5 + 4 * (10 + 2.5) + 12.5
     assert (made.devices, made.step_s, made.gpu_gb) == ("2 x A100", 0.01, 1.5)

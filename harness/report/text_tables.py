@@ -2,7 +2,6 @@
 
 import html
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from rich.table import Table

@@ -117,10 +117,10 @@ def follow(
     """Yield the new lines of a run's log until the run ends; `look` returns the run's status."""
     while not is_over(look()):
         yield from follower.new_lines()
-        time.sleep(POLL_S)
+        sleep(POLL_S)
     num_quiet = 0  # the last lines may follow seconds after the result
     while num_quiet < QUIET_POLLS:
-        time.sleep(POLL_S)
+        sleep(POLL_S)
         lines = list(follower.new_lines())
         num_quiet = 0 if lines else num_quiet + 1
         yield from lines

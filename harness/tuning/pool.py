@@ -1,16 +1,16 @@
 """Runs a command's processes, a proposer and one worker per slot, until the search ends.
 
 A worker that ends after it has begun an attempt at a trial is restarted at once, because the
-protocol limits the attempts. A process that ends earlier has failed. A command fails after three
-failures of a process in a row if the last failure is an error of harness. After other failures,
-such as disk errors, it fails only after 25 in a row. An accepted trial starts the count again.
+protocol limits the attempts. A process that ends earlier has failed. A command fails if one process
+fails 25 times in a row, or three times with an error of harness; a disk error is not such an error.
+An accepted trial of any worker starts the count of every process again.
 """
 
 import sys
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -27,8 +27,9 @@ ERRORS: dict[int, Callable[[str], Exception]] = {
     InputError.exit_code: InputError,
     NODE_FAULT_CODE: partial(NodeFault, will_requeue=True),
 }
-# Limits of failures in a row: errors of harness, and others. Slurm's controller or the disk with
-# the Python environment may be unavailable for minutes; 25 pauses add up to ten minutes.
+# Limits of the failures of a process in a row: errors of harness, and all failures. Slurm's
+# controller or the disk with the Python environment may be unavailable for minutes; 25 pauses add
+# up to ten minutes.
 MAX_ERRORS, MAX_FAILURES = 3, 25
 PAUSE_S = 2.0  # pause before a restart, multiplied by the number of failures in a row
 
@@ -49,7 +50,8 @@ class WorkerProcess(ManagedProcess):
 
     uuid: str = ""  # the id of the current process
     has_begun: bool = False  # whether the current process has begun an attempt
-    num_failures: int = 0  # failures in a row
+    failures: list[bool] = field(default_factory=list)  # in a row; whether harness raised the error
+    num_done: int = 0  # the number of accepted trials at the last failure
     not_before_s: float | None = None  # time of the restart; None until the end is noticed
 
     @property
@@ -78,7 +80,6 @@ class WorkerPool(ProcessPool):
         self.proposer = self._process(f"{name}-proposer", None)
         self.everybody = [*self.workers, self.proposer]
         self._ended: set[str] = set()  # uuids of this pool's ended processes
-        self._num_done = 0  # the number of accepted trials at the last failure
 
     def _process(self, name: str, slot: Slot | None) -> WorkerProcess:
         return WorkerProcess(name, slot, self.folder / "workers" / f"{name}.log")
@@ -124,23 +125,23 @@ class WorkerPool(ProcessPool):
                 continue
             if worker.not_before_s is None:
                 self._note_end(worker, num_done)
-                worker.not_before_s = now_s + PAUSE_S * worker.num_failures
+                worker.not_before_s = now_s + PAUSE_S * len(worker.failures)
             if now_s >= worker.not_before_s:
                 self.start_one(worker)
 
     def _note_end(self, worker: WorkerProcess, num_done: int) -> None:
         code, line = worker.code or 0, worker.last_line()
         is_outage = code == DISK_CODE or line.startswith("srun: error") or is_said_of_disk(line)
-        if worker.has_begun:
-            worker.num_failures = 0
-        else:
-            worker.num_failures = 1 if num_done > self._num_done else worker.num_failures + 1
-            self._num_done = num_done
+        is_error = code in ERRORS and not is_outage
+        if worker.has_begun or num_done > worker.num_done:
+            worker.failures.clear()
+        worker.num_done = num_done
+        if not worker.has_begun:
+            worker.failures.append(is_error)
         if code not in ERRORS:
             line = f"exit code {code}; last line: {line}"
-        is_error = code in ERRORS and not is_outage
-        if worker.num_failures >= (MAX_ERRORS if is_error else MAX_FAILURES):
-            message = f"worker {worker.name} failed {worker.num_failures} times: {line}"
+        if sum(worker.failures) >= MAX_ERRORS or len(worker.failures) >= MAX_FAILURES:
+            message = f"worker {worker.name} failed {len(worker.failures)} times: {line}"
             raise ERRORS.get(code, RunError)(message)
         self.console.warning(f"worker {worker.name} ended and is started again: {line}")
 

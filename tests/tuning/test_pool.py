@@ -103,6 +103,26 @@ def test_three_errors_in_a_row_end_the_command(
         pool.end(code, num_done)
 
 
+def test_outages_do_not_count_as_errors(tmp_path: Path) -> None:
+    """Outages of the disk, more than the allowed number of errors, precede two errors."""
+    pool = Pool(tmp_path)
+    for code in [DISK_CODE] * MAX_ERRORS + [RunError.exit_code] * (MAX_ERRORS - 1):
+        pool.end(code)
+    with pytest.raises(RunError, match="failed 6 times"):
+        pool.end(RunError.exit_code)
+
+
+def test_each_process_has_its_own_count(tmp_path: Path) -> None:
+    """An accepted trial starts the counts of all processes again, not only the first count."""
+    pool = Pool(tmp_path)
+    for _ in range(MAX_ERRORS - 1):
+        pool.end(RunError.exit_code, 0)
+    pool.proposer.popen = SimpleNamespace(poll=lambda: RunError.exit_code)  # type: ignore[assignment]
+    pool.tend(1, set())
+    pool.end(RunError.exit_code, 1)
+    assert len(pool.worker.failures) == 1
+
+
 def test_a_failed_worker_is_restarted_after_a_growing_pause(tmp_path: Path) -> None:
     """Two seconds per failure."""
     pool = Pool(tmp_path)

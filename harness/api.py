@@ -28,7 +28,7 @@ from harness.system.console import echo, log, printable
 from harness.system.lenient_json import read_json_lines
 from harness.system.stderr_filter import filtered_stderr
 from harness.tracking.audits import audits_of
-from harness.tracking.run_dir import RunDirectory, remove_empty, reserve_id
+from harness.tracking.run_dir import RESULT, RunDirectory, remove_empty, reserve_id
 from harness.tuning.leaderboard import leaderboard_rows, ranked
 from harness.tuning.sweep_dir import SweepDirectory
 
@@ -154,7 +154,7 @@ class Sweep:
                 f"sweep {self.folder}: is unfinished and has no result; "
                 f"harness resume {self.folder}"
             )
-        return sweep.read_json("result.json")
+        return sweep.read_json(RESULT)
 
     def to_frame(self) -> "pandas.DataFrame":
         """Return the leaderboard as a table."""
@@ -318,7 +318,7 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
         run_printed("audit", str(run), *_options(options | {"runs": folder}))
     except RunError as ended:  # exit code 1: the results differ, or the audit failed
         error = ended
-    kept = audits_of(folder, (Path(run) / "result.json").read_bytes())
+    kept = audits_of(folder, (Path(run) / RESULT).read_bytes())
     latest: dict[str, Any] = max(kept.values(), key=lambda each: each["ended_s"], default={})
     if latest.get("ended_s", 0.0) < began_s:
         raise error or RunError(f"run {run}: its result changed while it was audited")

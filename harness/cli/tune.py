@@ -87,9 +87,10 @@ def run_sweep(
 ) -> None:
     """Begin a sweep, or add workers to it, and print its result."""
     from harness.slurm.environment import resume_command
+    from harness.tracking.run_dir import RESULT
     from harness.tuning.tune import tune as run_search
 
-    result = sweep.read_json("result.json") if sweep.finished() else {}
+    result = sweep.read_json(RESULT) if sweep.finished() else {}
     if result and search.table.trials == sweep.search().table.trials:
         console.info(f"sweep {sweep.folder}: finished already, nothing to do")
     else:

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.config import SURROGATE
-from harness.data.dataset import MAX_CLASSES, SPLITS, Dataset, Split, content_checksum
+from harness.data.dataset import MAX_CLASSES, SHOWN, SPLITS, Dataset, Split, content_checksum
 from harness.data.dataset_folder import cached_dataset, fill_folder
 from harness.data.tables import (
     FORMAT_KEYS,
@@ -66,7 +66,6 @@ TEST_SHARE = 0.2
 MIN_REVIEWS = 10  # the smallest number of reviews in a split
 MAX_CLASS_CHARACTERS = 60
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
-CLASSES_SHOWN = 10  # the largest number of classes that `describe` lists
 HASH_BYTES = 16  # how many bytes of a review's sha256 are used
 
 
@@ -484,7 +483,7 @@ def describe(dataset: Dataset) -> Iterator[str]:
     for name, split in parts.items():
         counts = np.bincount(split.labels, minlength=len(dataset.classes))
         # The most frequent classes, in the order of their labels.
-        chosen = sorted(np.argsort(-counts, kind="stable")[:CLASSES_SHOWN])
+        chosen = sorted(np.argsort(-counts, kind="stable")[:SHOWN])
         shares = [f"{counts[label] / len(split):.1%} {dataset.classes[label]}" for label in chosen]
         if more := len(dataset.classes) - len(chosen):
             shares.append(f"and {more:,} more; the rarest has {counts.min():,} reviews")

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
+from harness.data.dataset import SPLITS
 from harness.errors import InputError
 from harness.job.keys import DataConfig
 from harness.system.lenient_json import parse_json
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 MAX_ROW = 16_000_000  # the largest number of characters in a line of a table or in a text file
 
-SPLITS = ("train", "test")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 TEXT_TABLES = (*DELIMITERS, *JSON_LINES)

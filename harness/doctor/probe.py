@@ -27,7 +27,7 @@ from harness.system import gpu
 from harness.system.console import echo, log
 from harness.system.files import scratch_directory
 from harness.system.lenient_json import read_json, read_json_lines
-from harness.tracking.run_dir import last_start
+from harness.tracking.run_dir import RECORD, RESULT, last_start
 
 ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 JOBS = PROJECT / "jobs"
@@ -40,7 +40,7 @@ START_S = 300  # time limit of a child process
 # Time limit of a short run on a GPU, whose kernels may take 30 minutes to compile.
 FIRST_USE_S = 2400
 MARGIN = 1.25  # factor from the estimate to the time limit, for slower nodes and busy disks
-WARNED_S = 120  # Slurm warns a job at most this long before its time limit
+WARNED_S = 150  # Slurm warns a job at most this long before its time limit
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def measure(name: str, devices: str | None, data: Path | None, **variables: str)
         if ended.code != 0:
             raise RunError(f"a short run {ended}")
         run = next(folder.glob("*/probe"))
-        result, record = read_json(run / "result.json"), read_json(run / "provenance.json")
+        result, record = read_json(run / RESULT), read_json(run / RECORD)
         last = list(read_json_lines(run / "timings.jsonl"))[-1]
     job = load_job(JOBS / f"{name}.toml")
     return estimate(job, result, record, last, ended)

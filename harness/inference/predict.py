@@ -17,7 +17,7 @@ from harness.data.dataset import by_class, vocab_from_bytes
 from harness.data.epoch_order import BatchShape, evaluation_order, time_steps
 from harness.data.ngrams import MAX_BYTES, NgramRatios
 from harness.data.tables import MAX_ROW, json_value
-from harness.data.vocabulary import MAX_CHARACTERS, START, encode_text, tokenize
+from harness.data.vocabulary import MAX_CHARACTERS, START, UNKNOWN, encode_text, tokenize
 from harness.errors import InputError
 from harness.system.files import MAX_RECORD_BYTES, raise_unless_missing, read_plain_file
 from harness.tracking.run_dir import CHECKSUMS, RunDirectory
@@ -328,7 +328,7 @@ class Classifier:
                 predicted=self.classes[int(row.argmax())],
                 probabilities=dict(zip(self.classes, row.tolist(), strict=True)),
                 num_words=len(tokens) - 1,
-                num_unknown=tokens.count(2),
+                num_unknown=tokens.count(UNKNOWN),
             )
             for text, tokens, row in zip(texts, encoded, probabilities, strict=True)
         ]

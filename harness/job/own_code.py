@@ -64,7 +64,9 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
         module, root, function = path.stem, path.parent, found["in_file"]
         kept = _path_of(module, code) == file
         if not module.isidentifier():
-            raise InputError(f"{where}: {path.stem} is not a module name; use letters and _")
+            raise InputError(
+                f"{where}: {path.stem} is not a module name; use letters, digits and _"
+            )
         if module in sys.stdlib_module_names:
             raise InputError(f"{where}: Python has a module {module}, too; rename the file")
         name = f"{path.name}:{function}"

@@ -165,7 +165,7 @@ def _range(
     for name in ("min", "max", *(["step"] if step is not None else [])):
         value: Any = raw.get(name)
         if type(value) not in (int, float) or not math.isfinite(value):
-            raise InputError(f"{where}.{name} = {value!r}: a range needs numbers for min and max")
+            raise InputError(f"{where}.{name} = {value!r}: a range needs numbers")
         if kind is int and type(value) is not int:
             raise InputError(f"{where}.{name} = {value!r}: should be an integer, as {key} is")
     low, high = raw["min"], raw["max"]

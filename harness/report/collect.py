@@ -28,6 +28,7 @@ from harness.tracking.run_dir import (
     ENSEMBLE_FILE,
     MAKE_AGAIN,
     RECORD,
+    RESULT,
     RunDirectory,
     began_s,
     check_format,
@@ -225,7 +226,7 @@ def scored_runs(
 
 def _audit(folder: Path, audits: Path) -> str:
     try:
-        return depth_of(audits_of(audits, read_plain_file(folder / "result.json")))
+        return depth_of(audits_of(audits, read_plain_file(folder / RESULT)))
     except OSError:
         return ""
 
@@ -259,7 +260,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     try:
         # `finished` is called before the result is read, because the run may end in between.
         toml, is_finished = run.certain_toml(job_file(folder)), run.finished()
-        result = run.certain_json("result.json")
+        result = run.certain_json(RESULT)
         ensemble, record = run.certain_toml(ENSEMBLE_FILE), _record(run)
     except (DiskError, OSError) as error:
         return LeftOut(folder, "unreadable", str(error))

@@ -50,6 +50,7 @@ from harness.tracking.run_dir import (
     MAKE_AGAIN,
     PREDICTIONS,
     RECORD,
+    RESULT,
     VALIDATION_PREDICTIONS,
     RunDirectory,
     check_format,
@@ -67,7 +68,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 NGRAMS_FILE = "ngrams.npz"
-MODEL_FILES = ("model.keras", "job.toml", "result.json", "vocabulary.txt")
+MODEL_FILES = ("model.keras", "job.toml", RESULT, "vocabulary.txt")
 MAYBE = (RATIOS_FILE,)  # files that only some runs have
 # With `--weights-from`, a run may differ in these keys from the run whose weight it takes over.
 FOR_ALL_REVIEWS = {
@@ -413,7 +414,7 @@ def check_same_jobs(members: Sequence[RunMember], ensemble: Ensemble, *, ngrams:
     mine = {"runs": len(members), "n-grams": ngrams, "data": data}
     check_equal(of, theirs | {"data": ensemble.dataset_checksum}, "the new one", mine, remedy)
     for run, member in zip(ensemble.runs, members, strict=True):
-        expected = _deciding(run.job(), run.certain_json("result.json"))
+        expected = _deciding(run.job(), run.certain_json(RESULT))
         found = _deciding(member.job, member.scored.result)
         remedy = "give runs of the same jobs in the same order"
         check_equal(f"{of}: {run.folder}", expected, f"{member.run.folder}", found, remedy)
@@ -513,7 +514,7 @@ def make_ensemble(request: Request, runs: Path, say: Callable[[str], None]) -> M
             dataset = first.run.read_json(RECORD).get("dataset")
             record = stamped({**code_of(RunDirectory(folder)), "dataset": dataset})
             atomic_write(temporary / RECORD, to_json(record), 0o600)
-            atomic_write(temporary / "result.json", to_json(dict(made.result)))
+            atomic_write(temporary / RESULT, to_json(dict(made.result)))
     except OSError as error:
         raise DiskError(write_refusal(folder, error)) from None
     return made

@@ -20,7 +20,7 @@ from harness.report.text_tables import html_table
 from harness.system.console import printable
 from harness.system.files import replaced_directory
 from harness.system.lenient_json import table, text
-from harness.tracking.run_dir import RunDirectory, last_start
+from harness.tracking.run_dir import RECORD, RunDirectory, last_start
 
 if TYPE_CHECKING:
     import pandas
@@ -151,7 +151,7 @@ def _environments(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":
 
     rows = []
     for run in runs:
-        record = RunDirectory(run.folder).read_json("provenance.json")
+        record = RunDirectory(run.folder).read_json(RECORD)
         packages = table(record, "packages")
         devices = last_start(record).get("devices")
         if not isinstance(devices, list) or not devices:

@@ -180,7 +180,7 @@ def end_with_parent() -> None:
             pass
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(60)
-        os._exit(75)
+        os._exit(Interrupted.exit_code)
 
     threading.Thread(target=watch, daemon=True).start()
 

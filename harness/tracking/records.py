@@ -30,7 +30,7 @@ from harness.system.lenient_json import (
     whole,
 )
 from harness.system.processes import process_space
-from harness.tracking.run_dir import CANCEL, MAKE_AGAIN, RunDirectory, is_ensemble, is_whole
+from harness.tracking.run_dir import CANCEL, MAKE_AGAIN, RESULT, RunDirectory, is_ensemble, is_whole
 
 HEARTBEAT_S = 5.0  # seconds between two writes of `state.json`
 
@@ -99,7 +99,6 @@ def record_death(run: LeasedDirectory, process: int, error: str) -> None:
 
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
 TAIL_BYTES = 8192  # number of bytes that are read at the end of a log
-RESULT = "result.json"
 # The fields of the heartbeat, and the functions that check their values. The fields in STATE are
 # always valid, the fields in SPEED only while the run trains.
 STATE: dict[str, Callable[[object], Any]] = {
@@ -370,7 +369,7 @@ def _add_scores(status: RunStatus, result: dict[str, Any]) -> None:
 
 def _add_sweep(status: RunStatus, state: dict[str, Any]) -> None:
     """Fill the status of a sweep from its heartbeat, and from its result if one exists."""
-    result = RunDirectory(status.folder).read_json("result.json")
+    result = RunDirectory(status.folder).read_json(RESULT)
     if result and is_of_search(result, read_toml(status.folder / SEARCH_FILE)):
         status.phase, status.eta_s = "result", None
     best = table(state, "best")

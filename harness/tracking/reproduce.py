@@ -59,7 +59,7 @@ def reproduce(
     """
     if folder.exists() or folder.is_symlink():
         raise InputError(f"--to {folder}: exists already; name a new folder")
-    record = run.read_json("provenance.json")
+    record = run.read_json(RECORD)
     if not record:
         raise InputError(f"run {run.folder}: code unknown: there is no readable provenance.json")
     own = [run.folder, run.path(RECORD), run.path("job.toml")]

@@ -48,6 +48,7 @@ MARKS = ("job.toml", "lease.json", "state.json", SEARCH_FILE, ENSEMBLE_FILE)
 
 FORMAT = 6
 RECORD = "provenance.json"  # the record of a run or a sweep
+RESULT = "result.json"  # written last, so it marks the run or sweep as finished
 
 CANCEL = "cancel.json"  # the user's request that the run stops or does not begin
 PREDICTIONS, VALIDATION_PREDICTIONS = "predictions.npz", "validation_predictions.npz"
@@ -295,7 +296,7 @@ class RunDirectory(LeasedDirectory):
 
     def finished(self) -> bool:
         """Whether the run has finished; `result.json` is written last."""
-        return is_file(self.folder / "result.json")
+        return is_file(self.folder / RESULT)
 
     def result(self) -> dict[str, Any]:
         """Read the `result.json` of a finished run.
@@ -304,9 +305,9 @@ class RunDirectory(LeasedDirectory):
             DiskError: if the disk fails.
             RunError: if the file is broken.
         """
-        result = self.certain_json("result.json")
+        result = self.certain_json(RESULT)
         if not is_whole(result):
-            path = self.path("result.json")
+            path = self.path(RESULT)
             raise RunError(f"{path}: is broken; remove it and run harness resume")
         return result
 

@@ -48,6 +48,7 @@ from harness.tracking.run_dir import (
     CHECKSUMS,
     PREDICTIONS,
     RECORD,
+    RESULT,
     VALIDATION_PREDICTIONS,
     RunDirectory,
     last_start,
@@ -192,7 +193,7 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
         )
     if data and job.data.source:
         job = load_job(folder / "job.toml", [f"data.source={json.dumps(str(data.absolute()))}"])
-    names = [name for name in ("result.json", *CHECKSUMS) if run.path(name).exists()]
+    names = [name for name in (RESULT, *CHECKSUMS) if run.path(name).exists()]
     files = {name: read_plain_file(run.path(name)) for name in names}
     for name in ("metrics.jsonl", "model.keras"):
         if name not in files:
@@ -401,7 +402,7 @@ class Auditor:
 
     def _files(self) -> Iterator[Pair]:
         result, files = self.subject.result, self.subject.files
-        yield Pair("result.json", to_json(result).encode(), files["result.json"])
+        yield Pair(RESULT, to_json(result).encode(), files[RESULT])
         yield Pair("job.toml", self.context.identity, result.get("identity"))
         for name, key in CHECKSUMS.items():
             found = hashlib.sha256(files[name]).hexdigest() if name in files else None
@@ -506,7 +507,7 @@ class Auditor:
         if is_strict and result:
             others = {*result} - {*self.subject.result} | {"run", "data", "devices"}
             found = {name: value for name, value in untimed(result).items() if name not in others}
-            yield compared("result.json", self._pairs(found))
+            yield compared(RESULT, self._pairs(found))
 
     @staticmethod
     def _file(
@@ -626,7 +627,7 @@ def audit(
     ended_s = time.time()
     return Audit(
         run=folder,
-        result_sha256=hashlib.sha256(subject.files["result.json"]).hexdigest(),
+        result_sha256=hashlib.sha256(subject.files[RESULT]).hexdigest(),
         depth=depth,
         checks=tuple(checks),
         others=(*code, *auditor.others(auditor.machine)),

@@ -32,6 +32,7 @@ from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import (
     CHECKSUMS,
     PREDICTIONS,
+    RESULT,
     VALIDATION_PREDICTIONS,
     RunDirectory,
     summary_of,
@@ -221,7 +222,7 @@ def finish(context: RunContext, heartbeat: Heartbeat, result: dict[str, Any]) ->
     run = context.run
     result |= {"identity": context.identity, **checksums_of(run)}
     heartbeat.beat("finished", result=summary_of(result))
-    run.write_json("result.json", result)  # last, because this file marks the run as complete
+    run.write_json(RESULT, result)  # last, because this file marks the run as complete
     with contextlib.suppress(OSError, RunError):  # the run is complete even if this fails
         for path in run.checkpoints()[:-1]:  # `train --from` needs the last checkpoint
             path.unlink(missing_ok=True)

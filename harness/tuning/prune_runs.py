@@ -22,7 +22,7 @@ from harness.errors import DiskError, InputError
 from harness.job.search import SearchSpec, is_sweep
 from harness.system.files import owner_name, read_plain_file
 from harness.system.lenient_json import parse_json
-from harness.tracking.run_dir import RunDirectory, find_runs, is_whole
+from harness.tracking.run_dir import RESULT, RunDirectory, find_runs, is_whole
 from harness.tuning.leaderboard import ranked
 from harness.tuning.protocol import Trial, attempt_folder, trial_folder
 from harness.tuning.sweep_dir import SweepDirectory
@@ -73,7 +73,7 @@ def refusal(folder: Path) -> str:
     if not RunDirectory(folder).finished():
         return "is unfinished"
     # A run with a broken result resumes from its last checkpoint.
-    if is_sweep(folder) or is_whole(parse_json(read_plain_file(folder / "result.json"))):
+    if is_sweep(folder) or is_whole(parse_json(read_plain_file(folder / RESULT))):
         return ""
     return "has a broken result.json"
 

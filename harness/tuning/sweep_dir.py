@@ -28,6 +28,7 @@ from harness.system.lenient_json import read_toml
 from harness.tracking.provenance import sources_checksum
 from harness.tracking.run_dir import (
     RECORD,
+    RESULT,
     RunDirectory,
     check_id,
     check_record,
@@ -37,7 +38,6 @@ from harness.tracking.run_dir import (
 from harness.tuning.disk import Disk, make_once
 from harness.tuning.protocol import ENDS, GONE, TRIALS, Trial, View, shown
 
-RESULT = "result.json"
 FOLDERS = (TRIALS, GONE, ENDS, "workers")
 
 

@@ -19,7 +19,7 @@ from harness.system.files import is_of_disk
 from harness.system.processes import StopRequest, has_died
 from harness.tracking.provenance import sources_checksum
 from harness.tracking.records import Heartbeat
-from harness.tracking.run_dir import RECORD, stamped
+from harness.tracking.run_dir import RECORD, RESULT, stamped
 from harness.training.launch import dataset_of
 from harness.tuning.disk import Disk, stop_now
 from harness.tuning.leaderboard import (
@@ -33,7 +33,7 @@ from harness.tuning.leaderboard import (
 from harness.tuning.pool import WorkerPool, WorkerRequest
 from harness.tuning.protocol import Attempt, View, change_stop, follow, running, shown, tell_gone
 from harness.tuning.prune_runs import KeptTrials
-from harness.tuning.sweep_dir import RESULT, SweepDirectory
+from harness.tuning.sweep_dir import SweepDirectory
 
 PATIENCE_S = 600.0  # how long a command tries again while the disk fails
 # Time for workers to save before the interruption is recorded. Slurm often kills after 30 s.

@@ -292,9 +292,9 @@ def serve(
     runs: Path,
     watch: Watch,
     *,
-    port: int | None = None,
-    login: str | None = None,
-    say: Callable[[str], object] = print,
+    port: int | None,
+    login: str | None,
+    say: Callable[[str], object],
 ) -> NoReturn:
     """Show runs until `watch` has a reason to end, remove all files, and exit with code 0.
 

@@ -166,7 +166,7 @@ def _has_little_memory(text: str, sees_memory: bool) -> bool:
     return min(free, default=LITTLE_GB) < LITTLE_GB
 
 
-def out_of_memory(*, sees_memory: bool = True) -> RunError:
+def out_of_memory(*, sees_memory: bool) -> RunError:
     """Return the error for a full device; its message lists the processes that use the memory.
 
     Args:

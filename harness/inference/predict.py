@@ -86,7 +86,7 @@ def has_input(file: BinaryIO) -> bool:
 
 
 def read_lines(
-    file: BufferedReader, name: str, remarks: Remarks, *, is_json: bool = False
+    file: BufferedReader, name: str, remarks: Remarks, *, is_json: bool
 ) -> Iterator[list[Line]]:
     """Yield the lines of a UTF-8 file that contain words, in lists of lines that arrived together.
 

@@ -29,7 +29,7 @@ class NoNodesError(RunError):
     """`sbatch --test-only` found no suitable node, or all suitable nodes are down."""
 
 
-def has_client(program: str = "sbatch") -> bool:
+def has_client(program: str) -> bool:
     """Whether this client program of Slurm is on the PATH."""
     return shutil.which(program) is not None
 

@@ -69,9 +69,9 @@ def make_request(
     resources: Resources,
     runs: Path,
     *,
-    overrides: Sequence[str] = (),
-    seeds: str | None = None,
-    pack: bool = False,
+    overrides: Sequence[str],
+    seeds: str | None,
+    pack: bool,
 ) -> Request:
     """Return a checked request to train a job; without a file, to train and compare five networks.
 

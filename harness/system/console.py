@@ -77,7 +77,7 @@ class Console:
         if not self.silent:
             log(logging.WARNING, text)
 
-    def advance(self, what: str, done: int, total: int, *, figures: str = "") -> None:
+    def advance(self, what: str, done: int, total: int, *, figures: str) -> None:
         """Move the progress bar, if there is one."""
         if not self._bar:
             return

@@ -229,7 +229,7 @@ def tracked_files(project: Path) -> list[str]:
     return _names(git(project, "ls-files", "-z", "--cached"))
 
 
-def new_files(project: Path, runs: Path | None = None) -> list[str]:
+def new_files(project: Path, runs: Path | None) -> list[str]:
     """List the files that git neither tracks nor ignores, except those below `runs`.
 
     Raises:

@@ -219,8 +219,8 @@ def find_problem(
     is_cuda_build: bool,
     num_seen: int,
     promised: int,
-    given: int | None = None,
-    listed: Sequence[str] = (),
+    given: int | None,
+    listed: Sequence[str],
 ) -> Problem:
     """Find the reason why TensorFlow sees fewer GPUs than it should.
 
@@ -386,7 +386,7 @@ def _ask_each(environment: Mapping[str, str], ask: Callable[[Any, Any], T]) -> d
 
 @contextlib.contextmanager
 def open_gpus(
-    environment: Mapping[str, str] = os.environ,
+    environment: Mapping[str, str],
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Yield `pynvml`, and NVML's handles of all visible GPUs by index or UUID, in CUDA's order.
 

@@ -49,9 +49,7 @@ def not_sourced(
     return f"{SITE} sets {', '.join(found)}, and this shell does not: source {SITE}"
 
 
-def number_setting(
-    name: str, unit: str, default: float, environment: Mapping[str, str] = os.environ
-) -> float:
+def number_setting(name: str, unit: str, default: float, environment: Mapping[str, str]) -> float:
     """Read a time limit of the site from the environment; 0 means no limit.
 
     Raises:

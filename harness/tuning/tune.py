@@ -48,8 +48,8 @@ def tune(
     request: WorkerRequest,
     *,
     console: Console,
-    full: bool = False,
-    resumes: bool = False,
+    full: bool,
+    resumes: bool,
 ) -> dict[str, Any]:
     """Begin or join a sweep, run it to its end and return its result.
 

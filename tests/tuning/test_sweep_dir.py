@@ -211,7 +211,9 @@ def test_an_unreadable_record_is_not_one_of_another_version(
     """The message says that the record is broken, or that the disk fails."""
     sweep = make_sweep(tmp_path / "sweep", RANDOM)
     sweep.path("provenance.json").write_bytes(b"{")
-    with pytest.raises(InputError, match=r"provenance.json, the record of its code and machine, is broken"):
+    with pytest.raises(
+        InputError, match=r"provenance.json, the record of its code and machine, is broken"
+    ):
         sweep.search()
 
     def fail(path: Path) -> bytes:
@@ -242,7 +244,7 @@ def test_only_the_code_that_began_a_sweep_continues_it(
     monkeypatch.setattr(tune, "WorkerPool", lambda *_, **__: pytest.fail("begun"))
     request, console = WorkerRequest(num_workers=1), Console()
     with pytest.raises(pytest.fail.Exception, match="begun"):
-        tune.tune(sweep, search, request, console=console)
+        tune.tune(sweep, search, request, console=console, full=False, resumes=False)
     said = capfd.readouterr()
     assert "asha, 24 trials, workers of this command: 1, parallel = 2, data: SAMPLE" in said.out
     assert "other code" not in said.err
@@ -251,8 +253,8 @@ def test_only_the_code_that_began_a_sweep_continues_it(
     before = {path: path.stat().st_mtime_ns for path in sweep.folder.rglob("*")}
     refusal = r"^sweep .*: was begun with other code, .*begin another sweep, .*: harness resume "
     with pytest.raises(InputError, match=refusal):
-        tune.tune(sweep, search, request, console=console)
+        tune.tune(sweep, search, request, console=console, full=False, resumes=False)
     assert {path: path.stat().st_mtime_ns for path in sweep.folder.rglob("*")} == before
     with pytest.raises(pytest.fail.Exception, match="begun"):
-        tune.tune(sweep, search, request, console=console, resumes=True)
+        tune.tune(sweep, search, request, console=console, full=False, resumes=True)
     assert "was begun with other code, so scores may not be comparable" in capfd.readouterr().err

@@ -227,8 +227,8 @@ def check_record(folder: LeasedDirectory) -> None:
     record = folder.certain_json(RECORD)
     if is_there and not record:
         raise InputError(
-            f"{name}: {RECORD}, the record of its code and machine, is broken; restore the file "
-            "from a copy, or remove it to begin a new record"
+            f"{name}: {RECORD} is broken; restore this record of code and machine from a copy, or "
+            "remove it to begin a new record"
         )
     remedy = f": harness reproduce {folder.folder} restores its code"
     check_format(name, record, remedy=remedy if folder.kind == "run" else "")

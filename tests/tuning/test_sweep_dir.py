@@ -211,9 +211,7 @@ def test_an_unreadable_record_is_not_one_of_another_version(
     """The message says that the record is broken, or that the disk fails."""
     sweep = make_sweep(tmp_path / "sweep", RANDOM)
     sweep.path("provenance.json").write_bytes(b"{")
-    with pytest.raises(
-        InputError, match=r"provenance.json, the record of its code and machine, is broken"
-    ):
+    with pytest.raises(InputError, match=r"provenance.json is broken; "):
         sweep.search()
 
     def fail(path: Path) -> bytes:

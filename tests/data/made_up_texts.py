@@ -1,4 +1,4 @@
-"""Sources of texts to test with, as a user would bring them."""
+"""Texts in a table or in folders, as a user would name them in `data.source`."""
 
 import csv
 import random
@@ -11,7 +11,7 @@ PLAIN = ("the", "film", "was", "a", "story", "of", "it", "and")
 
 
 def make_rows(num: int, seed: int = 1) -> list[tuple[str, str]]:
-    """Texts and labels, pos and neg in turn, no two texts alike."""
+    """Return different texts, with the labels pos and neg in turn."""
     chosen = random.Random(seed)  # noqa: S311 - not a secret
     rows = []
     for i in range(num):
@@ -24,7 +24,7 @@ def make_rows(num: int, seed: int = 1) -> list[tuple[str, str]]:
 def write_csv(
     path: Path, rows: Sequence[Sequence[str]], header: Sequence[str] = ("text", "label")
 ) -> Path:
-    """A table, tab-separated where the name says so."""
+    """Write a table, tab-separated if the name ends in .tsv."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter="\t" if path.suffix == ".tsv" else ",")
@@ -33,7 +33,7 @@ def write_csv(
 
 
 def write_folder(folder: Path, rows: Sequence[Sequence[str]]) -> Path:
-    """A folder for each class, a file for each text."""
+    """Write a folder for each class and a file for each text."""
     for i, (text, label) in enumerate(rows):
         (folder / label).mkdir(parents=True, exist_ok=True)
         (folder / label / f"{i}.txt").write_text(text, encoding="utf-8")

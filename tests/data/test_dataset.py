@@ -1,4 +1,4 @@
-"""Reviews in flat arrays."""
+"""Splits of a dataset, whose reviews are stored in flat arrays."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from harness.data.dataset import make_split, validation_cut
 
 @pytest.mark.parametrize("limit", [0, 2, 9])
 def test_a_part_of_the_reviews_is_a_split(limit: int) -> None:
-    """The first reviews, or some in another order, equal a split of these reviews alone."""
+    """`take` and `arranged` return the same arrays as `make_split` of the selected reviews."""
     reviews, labels = [[1, 2], [3], [4, 5, 6]], [0, 1, 1]
     taken = make_split(reviews, labels).take(limit)
     backwards = make_split(reviews, labels).arranged(np.arange(3)[::-1][:limit])

@@ -1,4 +1,4 @@
-"""The folder of a dataset while other processes write or read it, or its disk fails."""
+"""The folder of a dataset when several processes use it at once, or when its disk fails."""
 
 import contextlib
 import errno
@@ -29,7 +29,7 @@ def fill(folder: Path) -> None:
 def test_of_two_that_make_one_cache_the_first_stays(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run may already read the first one. This holds on a disk without locks, too."""
+    """The first copy may already be in use. It stays even on a disk without locks."""
     no_locks = contextlib.nullcontext()
     monkeypatch.setattr("harness.data.dataset_folder.turn_at", lambda _: no_locks)
     inodes = []
@@ -50,7 +50,7 @@ def test_of_two_that_make_one_cache_the_first_stays(
 def test_an_earlier_copy_stays_until_the_new_one_is_in_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On NFS an open file of the earlier copy keeps its folder."""
+    """On NFS the folder of the earlier copy can't be removed while one of its files is open."""
     folder = tmp_path / "imdb"
     save_folder(OTHER, folder)
     rename, refusals = Path.rename, [OSError(errno.EIO, "Input/output error")]
@@ -78,7 +78,7 @@ def test_an_earlier_copy_stays_until_the_new_one_is_in_its_place(
 
 
 def test_a_copy_is_kept_if_its_disk_fails(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs may read it, so it is not replaced, and no message says to remove it."""
+    """Runs may read the copy, so it is not replaced, and no message says to remove it."""
     cached_dataset("texts", fill)
 
     def fails(*_: object, **__: object) -> None:
@@ -96,7 +96,7 @@ def test_a_copy_is_kept_if_its_disk_fails(cache: Path, monkeypatch: pytest.Monke
 
 
 def test_a_flipped_byte_is_fetched_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checksum is wrong, though the size is right."""
+    """The file has the right size, but the checksum is wrong."""
     folder = fetched_folder()
     monkeypatch.setattr("harness.data.sources._download", small)
     save_folder(small(), folder)

@@ -23,7 +23,7 @@ def lengths_of(num_reviews: int) -> np.ndarray:
 
 
 def test_memory_limits_the_epochs_of_one_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It holds at least one epoch."""
+    """A dataset always contains at least one epoch."""
     assert len(permutations_ahead(1, range(3, 10), lengths_of(11), shape=PLAIN)) == 7
     monkeypatch.setattr(epoch_order, "MAX_PERMUTED", 25)
     assert len(permutations_ahead(1, range(3, 10), lengths_of(11), shape=PLAIN)) == 2
@@ -32,7 +32,7 @@ def test_memory_limits_the_epochs_of_one_dataset(monkeypatch: pytest.MonkeyPatch
 
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
-    """Another NumPy must not change the order of a resumed run."""
+    """Another version of NumPy must not change the order of a resumed run."""
     permutations = [epoch_permutation(seed, epoch, 50) for seed in (1, 2) for epoch in (0, 1)]
     assert len({order.tobytes() for order in permutations}) == 4
     for order in permutations:
@@ -48,7 +48,7 @@ def test_a_smaller_last_batch_is_a_step() -> None:
 
 @pytest.mark.parametrize(("num_reviews", "batch_size"), [(1000, 7), (5, 7), (7, 7)])
 def test_by_length_an_epoch_has_every_review_once(num_reviews: int, batch_size: int) -> None:
-    """Seeds and epochs have different orders."""
+    """The order differs between seeds and between epochs."""
     lengths = lengths_of(num_reviews)
     orders = [
         epoch_by_length(*which, lengths, batch_size=batch_size)
@@ -62,13 +62,13 @@ def test_by_length_an_epoch_has_every_review_once(num_reviews: int, batch_size: 
 
 
 def test_by_length_the_order_is_the_same_with_another_numpy() -> None:
-    """It must not change the order of a resumed run."""
+    """Another version of NumPy must not change the order of a resumed run."""
     lengths = np.array([3, 9, 1, 5, 5, 2, 7, 4])
     assert epoch_by_length(1, 0, lengths, batch_size=2).tolist() == [4, 3, 6, 1, 0, 7, 2, 5]
 
 
 def test_by_length_batches_hold_similar_lengths_in_random_order() -> None:
-    """The batches of a pool are slices of its sorted lengths."""
+    """A pool of reviews is sorted by length and cut into batches, which are then shuffled."""
     lengths = lengths_of(400)
     batches = lengths[epoch_by_length(3, 1, lengths, batch_size=8)].reshape(-1, 8)  # one pool
     by_length = batches[np.argsort(batches[:, 0], kind="stable")]
@@ -87,7 +87,7 @@ def test_several_epochs_of_one_dataset_are_those_of_several_datasets(bucket: boo
 
 @pytest.mark.parametrize("maxlen", [1, 8, 9, 200, 5000])
 def test_the_lengths_of_batches_are_few(maxlen: int) -> None:
-    """The last one is `maxlen`; each is at most a fifth longer than the next shorter one."""
+    """The longest is `maxlen`; each length is about a fifth greater than the next shorter one."""
     lengths = padded_lengths(maxlen)
     assert lengths[-1] == maxlen
     assert (np.diff(lengths) > 0).all()
@@ -97,7 +97,7 @@ def test_the_lengths_of_batches_are_few(maxlen: int) -> None:
 
 
 def test_a_batch_has_room_for_its_longest_review() -> None:
-    """This holds for the last batches of epochs, too. No batch spans two epochs."""
+    """The last batch of an epoch has room, too. No batch spans two epochs."""
     lengths = np.array([1, 30, 2, 60, 5])
     orders = np.array([[0, 2, 4, 1, 3], [3, 2, 0, 4, 1]])
     found = time_steps(orders, lengths, BatchShape(2, 60, bucket=True)).tolist()

@@ -1,4 +1,4 @@
-"""Texts of a user with a validation split, which alone validates."""
+"""A user's texts that have a validation split of their own."""
 
 import itertools
 import json
@@ -30,11 +30,11 @@ from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
 PLAIN = make_rows(200)
 COLUMNS = ("text", "label", "split")
-SPLIT_OF = ("train", "train", "train", "Dev", "test")  # in turn: 120, 40, 40
+SPLIT_OF = ("train", "train", "train", "Dev", "test")  # for each pair of rows in turn
 
 
 def with_split(validation: str = "Dev") -> list[tuple[str, str, str]]:
-    """Rows of three splits; reviews of validation and test have words of their own."""
+    """Return rows of three splits; validation and test each have a word of their own."""
     rows = []
     for i, (text, label) in enumerate(PLAIN):
         split = SPLIT_OF[i // 2 % 5].replace("Dev", validation)
@@ -57,7 +57,7 @@ def dataset(tmp_path: Path) -> Dataset:
 
 @pytest.mark.parametrize("name", ["validation", "dev"])
 def test_every_form_of_a_source_may_have_a_validation_split(tmp_path: Path, name: str) -> None:
-    """It has a column, a table, or a folder with this name."""
+    """The split is named in a column, by a table, or by a folder."""
     rows = with_split(name)
     write_csv(tmp_path / "column.csv", rows, COLUMNS)
     for split in ("train", "test", name):
@@ -77,7 +77,7 @@ def test_every_form_of_a_source_may_have_a_validation_split(tmp_path: Path, name
 
 
 def test_a_stored_dataset_keeps_the_validation_split(dataset: Dataset, tmp_path: Path) -> None:
-    """Another number of validation reviews has another checksum."""
+    """If the stored number of validation reviews is wrong, the copy counts as broken."""
     assert "120 training, 40 validation and 40 test reviews" in dataset.introduction
     assert dataset.title == "mine.csv (120 + 40 + 40 reviews)"
     assert "\nvalidation 40 reviews: 50.0% neg" in "\n".join(describe(dataset))
@@ -106,7 +106,7 @@ def test_a_stored_dataset_keeps_the_validation_split(dataset: Dataset, tmp_path:
 def test_a_limit_takes_the_first_reviews_of_each_split(
     dataset: Dataset, tmp_path: Path, limit: int, share: float, counts: tuple[int, int], said: str
 ) -> None:
-    """With a share of 0 the validation reviews are training reviews."""
+    """If `data.validation_split` is 0, the validation reviews become training reviews."""
     parts = [dataset.parts()[name].take(limit or 1000) for name in ("train", "validation")]
     tokens = [encode_split(part, 8000)[0] for part in parts]
     settings = (f"data.limit={limit}", f"data.validation_split={share}", "train.keep=last")
@@ -119,7 +119,7 @@ def test_a_limit_takes_the_first_reviews_of_each_split(
 
 
 def test_the_linear_baseline_chooses_by_the_validation_split(dataset: Dataset) -> None:
-    """The validation reviews choose C; the last fit uses all reviews."""
+    """C is chosen on the validation reviews; the final fit uses them and the training reviews."""
     found = score_ngrams(dataset, print, limit=0)
     model = fit_ngrams(dataset.train, 120)
     assert f"{max(model.validation.values()):.2%}" in found.note
@@ -129,7 +129,7 @@ def test_the_linear_baseline_chooses_by_the_validation_split(dataset: Dataset) -
 
 
 def test_an_ensemble_validates_on_the_validation_split(dataset: Dataset, tmp_path: Path) -> None:
-    """`data.validation_split` has no effect; the linear model fits the same reviews."""
+    """`data.validation_split` has no effect; the linear model is fit to the reviews of the runs."""
     runs = tmp_path / "runs"
     shares = ("data.validation_split=0.2", "data.validation_split=0.3")
     few = [write_finished(runs / f"s{n}", dataset, n, share) for n, share in enumerate(shares, 1)]
@@ -168,7 +168,7 @@ def test_a_retrained_trial_reads_all_reviews(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_a_run_on_a_users_texts(harness: Harness) -> None:
-    """Messages, record and predictions have their names and splits; changed texts are refused."""
+    """Messages and files contain the names and splits of the texts; changed texts are refused."""
     path = write_csv(harness.folder / "mine" / "reviews.csv", ROWS, COLUMNS)
     job_of(path)
     changes = ["data.maxlen=12", "model.units=4", "model.embedding_dim=4", "train.epochs=1"]

@@ -1,4 +1,4 @@
-"""IMDB has the order and encoding of Keras, from every source; a file is never executed."""
+"""IMDB has Keras's order and encoding from every source, and no file can run code."""
 
 import hashlib
 import http.client
@@ -35,7 +35,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def trust_small_npz(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the file of `write_npz` the genuine one for this test."""
+    """Let the file of `write_npz` count as Keras's genuine file in this test."""
     genuine = hashlib.sha256((write_npz(folder) / NPZ).read_bytes()).hexdigest()
     monkeypatch.setattr("harness.data.sources.NPZ_SHA256", genuine)
 
@@ -45,7 +45,7 @@ def small() -> Dataset:
 
 
 def write_npz(folder: Path, **changed: object) -> Path:
-    """A file like Keras's: pickled object arrays in an npz."""
+    """Write an imdb.npz with pickled object arrays, like Keras's."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, object] = {
         "x_train": np.array(TRAIN, dtype=object),
@@ -59,7 +59,7 @@ def write_npz(folder: Path, **changed: object) -> Path:
 
 
 def load_data(x: list[list[int]], vocab_size: int) -> list[list[int]]:
-    """The encoding of keras.datasets.imdb.load_data."""
+    """Encode reviews like keras.datasets.imdb.load_data."""
     return [[1] + [w + 3 if w + 3 < vocab_size else 2 for w in review] for review in x]
 
 
@@ -90,7 +90,7 @@ def test_order_and_encoding_equal_load_data(tmp_path: Path, vocab_size: int) -> 
 def test_after_the_first_conversion_nothing_is_unpickled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second open maps the stored arrays, which are the same."""
+    """The second `open_dataset` memory-maps the stored arrays, which are the same."""
     folder = write_npz(tmp_path / "data")
     first = open_dataset(folder)
     monkeypatch.setattr("harness.data.sources.read_npz", None)
@@ -102,7 +102,7 @@ def test_after_the_first_conversion_nothing_is_unpickled(
 
 
 class Hostile:
-    """Runs a command when it is unpickled."""
+    """An object that runs a command when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -112,7 +112,7 @@ class Hostile:
 
 
 def test_another_npz_is_refused_before_anything_is_unpickled(tmp_path: Path) -> None:
-    """The refusal names the genuine file and data.source; no code of the file runs."""
+    """The message names `harness data fetch` and data.source; no code of the file runs."""
     mark = tmp_path / "was-run"
     folder = write_npz(tmp_path / "data", x_train=np.array([Hostile(mark)], dtype=object))
     says = r"data/imdb\.npz: is not Keras's .* by harness data fetch, or .* by data\.source$"
@@ -144,7 +144,7 @@ def test_a_damaged_npz_is_refused(tmp_path: Path, damage: Callable[[bytes], byte
 def test_the_genuine_arrays_are_read_from_any_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The checksum of every array must be right."""
+    """The archive may have another checksum, but every array must have the genuine one."""
     path = write_npz(tmp_path / "data") / NPZ
     with zipfile.ZipFile(path) as archive:
         members = {Path(name).stem: archive.read(name) for name in archive.namelist()}
@@ -161,7 +161,7 @@ def test_the_genuine_arrays_are_read_from_any_archive(
 
 
 def test_folders_are_searched_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--data, HARNESS_DATA, the user's cache, Keras's cache, the sample."""
+    """The order is --data, HARNESS_DATA, the user's cache, Keras's cache, the sample."""
     assert open_dataset().is_sample
     with pytest.raises(InputError, match="harness data fetch"):
         open_dataset(full=True)
@@ -178,7 +178,7 @@ def test_folders_are_searched_in_order(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_proxy_that_answers_junk_fails_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line has the reason."""
+    """The error is one line and states the reason."""
 
     def answer(*_: object, **__: object) -> None:
         raise http.client.BadStatusLine("junk")
@@ -205,7 +205,7 @@ def test_a_named_folder_is_never_skipped(tmp_path: Path) -> None:
 
 
 def test_a_stored_dataset_is_whole_or_refused(tmp_path: Path) -> None:
-    """A second call writes nothing; a cut or changed file is refused and written again."""
+    """A second call writes nothing; a truncated copy is refused, and the next call replaces it."""
     folder = tmp_path / "a folder" / "imdb"
     save_folder(small(), folder)
     copy = open_folder(folder)
@@ -250,7 +250,7 @@ def test_the_raw_review_folder_gives_the_same_content(tmp_path: Path) -> None:
 
 
 def test_raw_text_is_encoded_as_the_training_data() -> None:
-    """The notebook's example has a start, ranks plus 3, and 2 for unknown words."""
+    """Tokens are 1 for the start, the rank plus 3 for a word, and 2 for an unknown word."""
     sample = open_sample()
     ranks = {word: rank for rank, word in enumerate(sample.vocab, 1)}
     assert encode_text("An excellent movie!", ranks, 8000) == [1, 35, 321, 20]
@@ -260,7 +260,7 @@ def test_raw_text_is_encoded_as_the_training_data() -> None:
 
 
 def test_the_sample_can_be_made_again(tmp_path: Path) -> None:
-    """It has 5,000 and 2,000 balanced reviews and all words, and `make_sample` gives its bytes."""
+    """The sample has 5,000 training and 2,000 test reviews; `make_sample` writes the same bytes."""
     sample = open_sample()
     assert (len(sample.train), len(sample.test), len(sample.vocab)) == (5000, 2000, 88_584)
     for split in (sample.train, sample.test):
@@ -275,7 +275,7 @@ FULL = os.environ.get("HARNESS_DATA_FOR_TESTS")
 
 @pytest.mark.skipif(not FULL, reason="HARNESS_DATA_FOR_TESTS=DIR names no folder of Keras's files")
 def test_the_full_data_is_the_official_one() -> None:
-    """Keras's file has the official checksum, and the sample is its beginning."""
+    """Keras's file has the official checksum, and the sample consists of its first reviews."""
     assert FULL
     dataset = open_dataset(Path(FULL))
     assert dataset.official

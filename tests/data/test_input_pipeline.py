@@ -14,7 +14,7 @@ LENGTHS = [3, 9, 1, 5, 5, 2, 7, 4, 6, 8, 3]
 
 
 def make_reviews() -> Reviews:
-    """Reviews of several lengths; no two tokens are equal."""
+    """Return reviews of several lengths; no two tokens are equal."""
     offsets = np.concatenate([[0], np.cumsum(LENGTHS)])
     return Reviews(
         np.arange(1, offsets[-1] + 1, dtype=np.int32),
@@ -24,7 +24,7 @@ def make_reviews() -> Reviews:
 
 
 def collect(order: np.ndarray, reviews: Reviews | None = None, **settings: int) -> list[Batch]:
-    """All batches of one or more epochs, as arrays."""
+    """Return all batches of one or more epochs as arrays."""
     strategy = tf.distribute.get_strategy()
     start = Start(settings.pop("first_step", 0), settings.pop("steps_before", 0))
     sizes = {"batch_size": 4, "maxlen": 5} | settings
@@ -36,7 +36,7 @@ def collect(order: np.ndarray, reviews: Reviews | None = None, **settings: int) 
 
 @pytest.mark.parametrize("maxlen", [1, 5, 12])
 def test_padding_is_that_of_keras(maxlen: int) -> None:
-    """Zeros come first, and the last words stay, as by Keras's pad_sequences."""
+    """As in Keras's pad_sequences, zeros come first and a long review keeps its last words."""
     from keras.utils import pad_sequences
 
     whole = make_reviews()
@@ -51,7 +51,7 @@ def test_padding_is_that_of_keras(maxlen: int) -> None:
 def test_a_large_set_is_padded_batch_by_batch(
     monkeypatch: pytest.MonkeyPatch, num_replicas: int, bucket: bool
 ) -> None:
-    """The batches are the same, on several replicas, too."""
+    """The batches equal those from one padded array, also on several replicas."""
     cpus = [f"cpu:{i}" for i in range(num_replicas)]
     strategy = tf.distribute.MirroredStrategy(cpus)
     reviews, shape = make_reviews(), BatchShape(4, 5, bucket)
@@ -80,7 +80,7 @@ def test_a_large_set_is_padded_batch_by_batch(
 
 
 def test_every_batch_has_one_shape_and_the_true_count() -> None:
-    """Examples of weight 0 fill the last batch, and `count` is the number of reviews."""
+    """Examples of weight 0 fill the last batch; `count` is the number of its reviews."""
     made = collect(np.arange(len(LENGTHS)))
     assert [batch.tokens.shape for batch in made] == [(4, 5)] * 3
     assert [float(batch.count) for batch in made] == [4, 4, 3]
@@ -90,7 +90,7 @@ def test_every_batch_has_one_shape_and_the_true_count() -> None:
 
 
 def test_an_epoch_can_begin_at_any_step() -> None:
-    """The remaining steps do not depend on it."""
+    """The remaining batches do not depend on the step at which the dataset begins."""
     order = epoch_permutation(7, 2, len(LENGTHS))
     whole = collect(order, steps_before=6)
     rest = collect(order, first_step=1, steps_before=6)
@@ -103,7 +103,7 @@ def test_an_epoch_can_begin_at_any_step() -> None:
 
 @pytest.mark.parametrize("bucket", [0, 1])
 def test_one_dataset_of_several_epochs_has_their_steps(bucket: int) -> None:
-    """It may begin at any step of the first epoch."""
+    """The dataset may begin at any step of the first epoch."""
     num = len(LENGTHS)
     permutations = permutations_ahead(7, range(2, 5), np.array(LENGTHS), shape=BatchShape(4, 5))
     expected = [epoch_permutation(7, epoch, num) for epoch in (2, 3, 4)]
@@ -122,7 +122,7 @@ def test_one_dataset_of_several_epochs_has_their_steps(bucket: int) -> None:
 
 @pytest.mark.parametrize("maxlen", [1, 5, 30])
 def test_by_length_padding_comes_last_and_batches_are_short(maxlen: int) -> None:
-    """The last words stay. An example of weight 0 has one token, as cuDNN needs."""
+    """A long review keeps its last words. An example of weight 0 has one token for cuDNN."""
     reviews = make_reviews()
     made = collect(np.arange(len(LENGTHS)), maxlen=maxlen, bucket=1)
     longest = {1: [1, 1, 1], 5: [5, 5, 5], 30: [9, 8, 8]}[maxlen]

@@ -1,4 +1,4 @@
-"""The folders in which IMDB is searched, and the user's cache."""
+"""The folders in which the harness looks for IMDB, and the user's cache."""
 
 import os
 import tempfile
@@ -20,7 +20,7 @@ VARIABLES = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home folder without a dataset, and no variable that names one."""
+    """Make a home folder without a dataset, and unset the variables that name other folders."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -30,7 +30,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_missing_in_names_the_folders_that_a_run_would_search(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The cache and then Keras's folder, or HARNESS_DATA alone; none if one has the data."""
+    """They are the cache and Keras's folder, or HARNESS_DATA alone, or none if data are found."""
     for name in VARIABLES[1:]:
         monkeypatch.setenv(name, str(home / name.lower()))
     assert cache_folder() == home / "xdg_cache_home/harness"
@@ -47,7 +47,7 @@ def test_missing_in_names_the_folders_that_a_run_would_search(
 
 
 def test_an_unreadable_folder_is_skipped(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only a named folder must be readable."""
+    """Only a folder that the user names must be readable."""
     dataset = small_data(home / ".keras/datasets")
     closed = home / ("x" * 300)
     monkeypatch.setenv("XDG_CACHE_HOME", str(closed))
@@ -59,7 +59,7 @@ def test_an_unreadable_folder_is_skipped(home: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def open_home() -> Iterator[Path]:
-    """A folder that everyone can enter, unlike folders of pytest."""
+    """A folder that every user can enter, unlike pytest's `tmp_path`."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
@@ -69,11 +69,11 @@ def open_home() -> Iterator[Path]:
 def test_the_cache_of_code_is_refused_if_others_could_replace_it(
     open_home: Path, monkeypatch: pytest.MonkeyPatch, mode: int, is_refused: bool
 ) -> None:
-    """The folder is private, and others can't write to a folder above it."""
+    """The harness makes its cache private, and refuses it if others can write to a folder above."""
     caches = open_home / "caches"
     monkeypatch.setenv("XDG_CACHE_HOME", str(caches))
     (caches / "harness").mkdir(parents=True)
-    (caches / "harness").chmod(0o777)  # as a lax umask makes it
+    (caches / "harness").chmod(0o777)  # the mode that a umask of 0 gives
     caches.chmod(mode)
     assert (private_cache("xla") is None) == is_refused
     assert (caches / "harness").stat().st_mode & 0o077 == 0
@@ -84,7 +84,7 @@ def test_the_cache_of_code_is_refused_if_others_could_replace_it(
 def test_new_folders_above_a_private_cache_are_private(
     open_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a umask of 002 others could otherwise replace it."""
+    """With a umask of 002, members of the group could otherwise replace the cache."""
     monkeypatch.setenv("HOME", str(open_home))
     before = os.umask(0o002)
     try:
@@ -98,7 +98,7 @@ def test_new_folders_above_a_private_cache_are_private(
 def test_a_resumed_run_searches_data_that_have_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was: str
 ) -> None:
-    """They may be where new runs search; other data are refused."""
+    """The resumed run looks where a new run would; other data are refused."""
     before = tmp_path / was
     if was == "emptied":
         before.mkdir()

@@ -33,7 +33,7 @@ def words_of(split: Split, chosen: np.ndarray) -> np.ndarray:
 def test_a_training_review_gets_the_ratios_of_the_other_folds(
     num_classes: int, max_words: int
 ) -> None:
-    """They are the same as without its fold."""
+    """The ratios equal those of a fit without the review's own fold."""
     split = made_up(103, num_classes)
     _, at_words = fit_ratios(split, max_words, num_classes)
     num_channels = max_words * (1 if num_classes == 2 else num_classes)
@@ -47,7 +47,7 @@ def test_a_training_review_gets_the_ratios_of_the_other_folds(
 
 
 def test_no_review_sees_its_own_label() -> None:
-    """Another label of a review changes the ratios of all other folds."""
+    """If the label of a review changes, only the ratios of other folds change."""
     split = made_up(100)
     labels = split.labels.copy()
     labels[7] = 1 - labels[7]
@@ -59,7 +59,7 @@ def test_no_review_sees_its_own_label() -> None:
 
 
 def test_a_word_has_the_ratios_of_the_ngrams_that_end_there() -> None:
-    """An n-gram that fewer than two reviews hold has 0, and so has the beginning of a review."""
+    """The ratio is 0 where no n-gram ends, or if fewer than two reviews contain the n-gram."""
     rows = [[5, 6, 7], [5, 6, 7], [8, 6], [-1, 6, 8], [9]]
     offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
     split = Split(np.concatenate(rows).astype(np.int32), offsets, np.array([1, 1, 0, 0, 0]))
@@ -67,7 +67,7 @@ def test_a_word_has_the_ratios_of_the_ngrams_that_end_there() -> None:
     features, ngrams = binary_ngrams(split)
     by_hand = log_count_ratios(features, split.labels == 1).astype(np.float32)
     assert [list(codes) for codes in ngrams[:1]] == [[5, 6, 7, 8]]
-    assert [len(codes) for codes in ngrams] == [4, 2, 1]  # 5 6, 6 7; 5 6 7
+    assert [len(codes) for codes in ngrams] == [4, 2, 1]  # two bigrams, 5 6 and 6 7; a trigram
     one, two, three = np.split(by_hand, [4, 6])
     expected = np.zeros((12, 3), np.float32)
     expected[:, 0] = [*one[:3], *one[:3], one[3], one[1], 0, one[1], one[3], 0]
@@ -78,7 +78,7 @@ def test_a_word_has_the_ratios_of_the_ngrams_that_end_there() -> None:
 
 @pytest.mark.parametrize("num_reviews", [1, 6])
 def test_reviews_without_common_ngrams_give_zeros(num_reviews: int) -> None:
-    """No number is infinite, and a file of no n-grams can be read."""
+    """No ratio is infinite, and a file without n-grams can be read."""
     split = Split(
         np.arange(1, num_reviews + 1, dtype=np.int32),
         np.arange(num_reviews + 1),
@@ -92,7 +92,7 @@ def test_reviews_without_common_ngrams_give_zeros(num_reviews: int) -> None:
 
 
 def test_a_file_gives_the_same_ratios() -> None:
-    """Its bytes depend on the ratios alone."""
+    """The bytes of the file depend on the ratios alone."""
     ratios, _ = fit_ratios(made_up(50, 3), 2, 3)
     again = NgramRatios.from_bytes(ratios.to_bytes())
     other = made_up(20, 3, seed=2)

@@ -32,7 +32,7 @@ def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def official(monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    """A small dataset that is the official one for this test."""
+    """A small dataset that counts as the official one in this test."""
     made = small()
     monkeypatch.setattr("harness.data.dataset.OFFICIAL", made.checksum)
     return made
@@ -53,7 +53,7 @@ def flip_labels(folder: Path) -> None:
 
 
 def test_changed_data_with_a_new_checksum_are_not_official(shared: Path) -> None:
-    """The harness computes the checksum and does not believe the record."""
+    """The harness computes the checksum and does not trust the recorded one."""
     flip_labels(shared)
     record = json.loads((shared / "dataset.json").read_text())
     labels = np.load(shared / "train_labels.npy")
@@ -91,7 +91,7 @@ def test_data_that_everybody_can_change_are_refused(shared: Path, name: str) -> 
 
 @as_root
 def test_imdb_npz_of_another_user_is_refused(tmp_path: Path) -> None:
-    """It is not unpickled."""
+    """The file is not unpickled."""
     folder = write_npz(tmp_path / "keras/datasets")
     os.chown(folder / NPZ, NOBODY, -1)
     with pytest.raises(InputError, match="belongs to nobody"):
@@ -110,12 +110,12 @@ def test_a_planted_conversion_in_a_shared_cache_is_not_used(tmp_path: Path) -> N
 
 
 def modes(folder: Path) -> tuple[int, set[int]]:
-    """The modes of a folder and of its files."""
+    """Return the mode of a folder and the modes of its files."""
     return folder.stat().st_mode & 0o777, {p.stat().st_mode & 0o777 for p in folder.iterdir()}
 
 
 def test_the_harness_reads_its_folders_under_any_umask(tmp_path: Path) -> None:
-    """Nobody else can write to them, and nobody else can read a user's texts."""
+    """Other users can't write to the folders, and can't read this user's texts."""
     source = write_csv(tmp_path / "a.csv", make_rows(100))
     before = os.umask(0)
     try:

@@ -1,4 +1,4 @@
-"""Tables of texts in all their formats."""
+"""Tables of texts in all supported formats."""
 
 import gzip
 import json
@@ -52,7 +52,7 @@ def write_zstd(path: Path) -> Path:
 
 
 def write_saved(folder: Path, table: pa.Table, *, num_files: int = 2) -> Path:
-    """A data set as `datasets.Dataset.save_to_disk` writes it."""
+    """Write a table in the format of `datasets.Dataset.save_to_disk`."""
     folder.mkdir(parents=True)
     names = [f"data-{i:05}-of-{num_files:05}.arrow" for i in range(num_files)]
     size = -(-len(table) // num_files)
@@ -66,7 +66,7 @@ def write_saved(folder: Path, table: pa.Table, *, num_files: int = 2) -> Path:
 
 
 def with_class_names(table: pa.Table, names: list[str]) -> pa.Table:
-    """A table with the names of classes, as `datasets` writes them."""
+    """Add the names of the classes to a table, as the package `datasets` does."""
     info = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
     return table.replace_schema_metadata({"huggingface": json.dumps(info)})
 
@@ -97,7 +97,7 @@ def test_every_format_gives_the_dataset_of_the_csv(
 
 
 def test_a_job_names_columns_delimiter_and_encoding(tmp_path: Path) -> None:
-    """Other columns give another checksum of the source."""
+    """The checksum of a source depends on which columns the job names."""
     rows = [(f"{text} é", "y", label) for text, label in ROWS]
     lines = [
         f'{i};"{t.replace(chr(34), chr(34) * 2)}";{y};{lb}' for i, (t, y, lb) in enumerate(rows)
@@ -136,7 +136,7 @@ def test_rows_may_have_the_line_ends_of_any_system(tmp_path: Path, end: bytes) -
 
 
 def test_labels_may_be_numbers_or_numbered_names(tmp_path: Path) -> None:
-    """Floats of whole numbers become integers again; a missing label is blank."""
+    """Whole floats become integers; a missing label becomes an empty string."""
     texts = pa.array(["a", "b", "c", "d"])
     for labels, expected in (
         ([1, 0, 5, None], ["1", "0", "5", ""]),
@@ -157,7 +157,7 @@ def test_labels_may_be_numbers_or_numbered_names(tmp_path: Path) -> None:
 
 
 def test_folders_names_and_columns_say_splits(tmp_path: Path) -> None:
-    """The split unsupervised is left out, and the start of a run says how many reviews it has."""
+    """The split `unsupervised` is left out, and a run prints how many reviews that split has."""
     table = pa.table(columns())
     saved = tmp_path / "saved"
     for split in ("train", "test", "unsupervised"):
@@ -186,7 +186,7 @@ def test_folders_names_and_columns_say_splits(tmp_path: Path) -> None:
 def test_a_failing_disk_does_not_make_a_saved_data_set_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This holds for the file with the splits and for the file with the file names."""
+    """The unreadable file may be dataset_dict.json or state.json."""
 
     def fail(*_: object) -> None:
         raise OSError(5, "Input/output error")
@@ -200,7 +200,7 @@ def test_a_failing_disk_does_not_make_a_saved_data_set_broken(
 
 
 def test_a_long_review_is_cut_to_its_end_and_counted(tmp_path: Path) -> None:
-    """The start of a run says how many reviews were cut."""
+    """A run prints how many reviews were cut."""
     rows = [*ROWS, ("first " + "word " * 40_000 + "last", "pos")]
     dataset = open_source(write_csv(tmp_path / "a.csv", rows))
     assert "1 reviews cut to the last 131,072 characters" in dataset.introduction
@@ -209,7 +209,7 @@ def test_a_long_review_is_cut_to_its_end_and_counted(tmp_path: Path) -> None:
 
 
 def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Sources that are refused, and a part of the message."""
+    """Yield sources that are refused, each with a part of the message."""
     lines = {
         "array.json": ('[{"text": "a", "label": 1}]\n', "line 1 is not an object"),
         "half.jsonl": ('{"text": "a", "label": 1}\n{"text"\n', "line 2 is not JSON"),

@@ -1,4 +1,4 @@
-"""Texts of a user as a dataset, whose classes, splits and words depend on the content alone."""
+"""The dataset of a user's texts: its classes, splits and words depend on the content alone."""
 
 import random
 from collections import Counter
@@ -35,7 +35,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def texts_of(dataset: Dataset, split: Split) -> list[tuple[str, ...]]:
-    """The words of each review, `?` for a word without a rank."""
+    """Return the words of each review, with `?` for a word without a rank."""
     words = [*dataset.vocab]
     reviews = []
     for first, last in zip(split.offsets[:-1], split.offsets[1:], strict=True):
@@ -59,12 +59,12 @@ def test_the_dataset_depends_on_the_reviews_alone(tmp_path: Path) -> None:
     assert [dataset.title[:5] for dataset in made] == ["a.csv", "b.tsv", "c (16"]
     train, test = len(made[0].train), len(made[0].test)
     assert (train + test, 25 < test < 55) == (200, True)
-    # The last training reviews validate, so they must hold both classes.
+    # The last training reviews are used for validation, so they must contain both classes.
     assert 0.2 < made[0].train.labels[-train // 5 :].mean() < 0.8
 
 
 def starred(num: int, labels: Sequence[str]) -> list[tuple[str, str]]:
-    """Texts with these labels in turn."""
+    """Return texts that have these labels in turn."""
     return [(text, labels[i % len(labels)]) for i, (text, _) in enumerate(make_rows(num))]
 
 
@@ -80,7 +80,7 @@ def starred(num: int, labels: Sequence[str]) -> list[tuple[str, str]]:
 def test_labels_follow_the_order_of_numbers_or_the_alphabet(
     tmp_path: Path, labels: tuple[str, ...], classes: tuple[str, ...]
 ) -> None:
-    """Every review has the label of its class; `describe` and the cache have the same classes."""
+    """Every review keeps its class; `describe` and the cache have the same order of classes."""
     rows = starred(240, labels)
     source = write_csv(tmp_path / "a.csv", [(text, f" {label} ") for text, label in rows])
     dataset = open_source(source)
@@ -101,7 +101,7 @@ def test_labels_follow_the_order_of_numbers_or_the_alphabet(
 
 
 def test_only_the_training_split_needs_all_of_many_classes(tmp_path: Path) -> None:
-    """A rare class may be missing in the test split. `data.limit` must leave all classes, too."""
+    """The test split may lack a rare class. With `data.limit`, training still needs all classes."""
     for folder, splits in (("one", ("abc", "ab")), ("two", ("ab", "abc"))):
         for name, labels in zip(SPLITS, splits, strict=True):
             write_csv(tmp_path / folder / f"{name}.csv", starred(60, labels))
@@ -153,7 +153,7 @@ def test_words_are_ranked_by_the_training_split_alone(tmp_path: Path) -> None:
 
 
 def test_a_split_of_the_source_is_kept(tmp_path: Path) -> None:
-    """The start of a run counts test reviews with the same words as a training review."""
+    """A run prints how many test reviews have the same words as a training review."""
     rows = [(*row, "train" if i < 150 else "test") for i, row in enumerate(ROWS)]
     rows += [(*ROWS[3], "test"), (*ROWS[4], "test")]
     dataset = open_source(write_csv(tmp_path / "a.csv", rows, ("text", "label", "split")))
@@ -174,7 +174,7 @@ def test_a_split_of_the_source_is_kept(tmp_path: Path) -> None:
 def test_a_split_without_a_class_is_refused(
     tmp_path: Path, splits: dict[str, list[tuple[str, str]]], said: str
 ) -> None:
-    """A split needs ten reviews, and of two classes both."""
+    """Every split needs ten reviews; if there are only two classes, it needs both."""
     for name, rows in ({"train": ROWS[:60], "test": ROWS[60:70]} | splits).items():
         write_csv(tmp_path / "pair" / f"{name}.csv", rows)
     with pytest.raises(InputError, match=said):
@@ -182,14 +182,14 @@ def test_a_split_without_a_class_is_refused(
 
 
 def job_of(path: Path, *overrides: str) -> Job:
-    """A job with the source, in the same folder."""
+    """Write a job file beside the source, and load it."""
     job_file = path.parent / "mine.toml"
     job_file.write_text(f'[model]\narchitecture = "rnn"\n[data]\nsource = "{path.name}"\n')
     return load_job(job_file, overrides)
 
 
 def test_a_part_of_a_job_without_a_class_is_refused(tmp_path: Path) -> None:
-    """`--data` is refused beside data.source."""
+    """`--data` is refused if the job has a data.source."""
     job = job_of(write_csv(tmp_path / "a.csv", ROWS))
     open_data(job, None)
     for override in ("data.limit=2", "data.validation_split=0.001"):
@@ -202,7 +202,7 @@ def test_a_part_of_a_job_without_a_class_is_refused(tmp_path: Path) -> None:
 def test_a_relative_source_is_found_from_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A path in a file is relative to it, a path in --set to the working folder."""
+    """A path in a job file is relative to that file, a path in --set to the working folder."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     job = job_of(tmp_path / "a.csv")
@@ -219,7 +219,7 @@ def test_a_relative_source_is_found_from_anywhere(
 def test_it_is_built_once_and_again_when_it_has_changed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second call maps the cache; a changed source or a broken cache is read again."""
+    """The second call memory-maps the cache, unless the source changed or the cache is broken."""
     path = write_csv(tmp_path / "a.csv", ROWS)
     first = open_source(path)
     (kept,) = (tmp_path / "cache" / "harness").glob("texts-*")
@@ -255,7 +255,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
 
 
 def test_describe_helps_to_choose_settings(tmp_path: Path) -> None:
-    """Its lines have the classes, the words and the lengths of reviews."""
+    """The lines list the classes, the words and the lengths of reviews."""
     rows = [(f"{'word ' * (i % 100 + 1)}unique{i}", str(i % 2)) for i in range(1000)]
     lines = list(describe(open_source(write_csv(tmp_path / "a.csv", rows))))
     assert "2 classes: 0 = 0, 1 = 1" in lines[0]
@@ -267,7 +267,7 @@ def test_describe_helps_to_choose_settings(tmp_path: Path) -> None:
 
 
 def test_a_sweep_keeps_to_its_texts(tmp_path: Path) -> None:
-    """Its workers read data.source, refuse changed texts, and pass no --data to the winner."""
+    """Its workers read data.source and refuse changed texts; the winner trains without --data."""
     path = write_csv(tmp_path / "a.csv", ROWS)
     toml = f'{RANDOM}[data]\nsource = "{path}"\n'
     sweep = make_sweep(tmp_path / "sweep", toml)

@@ -20,7 +20,7 @@ def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def refusal(source: Path) -> str:
-    """The message that refuses a source."""
+    """Return the message that refuses a source."""
     with pytest.raises(InputError) as refused:
         open_source(source)
     said = str(refused.value)
@@ -44,12 +44,12 @@ def test_tables_and_folders_give_the_same_texts(tmp_path: Path) -> None:
         assert sorted(found) == sorted(rows), source
     content = sources[0].read_bytes()
     marked = tmp_path / "marked.csv"
-    marked.write_bytes(b"\xef\xbb\xbf" + content)  # as spreadsheets save it
+    marked.write_bytes(b"\xef\xbb\xbf" + content)  # spreadsheet programs write this mark
     assert list(read_texts(marked)) == list(read_texts(sources[0]))
 
 
 def test_a_source_may_say_the_split(tmp_path: Path) -> None:
-    """A column, the names of tables, or folders say the split."""
+    """The split is in a column, in the names of tables, or in the names of folders."""
     (good, bad) = ("fine", "pos"), ("dull", "neg")
     column = [(*good, "train"), (*bad, "TEST")]
     write_csv(tmp_path / "column.csv", column, ("text", "label", "split"))
@@ -84,7 +84,7 @@ def test_a_source_may_say_the_split(tmp_path: Path) -> None:
 def test_names_of_tables_say_the_split_in_any_case(
     tmp_path: Path, names: list[str], splits: list[str] | str
 ) -> None:
-    """If one table has a split in its name, all must have one."""
+    """If the name of one table contains a split, the names of all tables must."""
     for name in names:
         write_csv(tmp_path / name, [("fine", "pos")])
     if isinstance(splits, list):
@@ -155,12 +155,12 @@ def test_a_path_that_is_no_source_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_bad_folder_is_refused(tmp_path: Path) -> None:
-    """The line names the empty class, the class of one split only, the link, or the broken file."""
+    """The line names the problem: an empty class, a class in one split only, a link, a bad file."""
     folder = write_folder(tmp_path / "reviews", ROWS)
     (folder / "unsup").mkdir()
     assert "unsup/ holds no .txt file" in refusal(folder)
     (folder / "unsup").rmdir()
-    both = tmp_path / "both"  # as the folders of IMDB come
+    both = tmp_path / "both"  # the layout of IMDB's folders
     for split in SPLITS:
         write_folder(both / split, ROWS)
     write_folder(both / "train", [("unlabelled", "unsup")])
@@ -183,7 +183,7 @@ def test_a_bad_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_checksum_of_a_source(tmp_path: Path) -> None:
-    """It changes with a text, a class and an ending, but not with the name of the source."""
+    """It depends on texts, classes and the suffix of the file, but not on the source's name."""
     table = write_csv(tmp_path / "a.csv", ROWS)
     folder = write_folder(tmp_path / "folder", ROWS)
     seen = {source_checksum(table), source_checksum(folder)}

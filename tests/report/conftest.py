@@ -1,4 +1,4 @@
-"""Fixtures of the tests of baselines."""
+"""Fixtures for the tests of baselines."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def no_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def group(tmp_path: Path) -> DatasetGroup:
-    """One run, on a small dataset."""
+    """A group of one run on a small dataset."""
     dataset = small_data(tmp_path / "data")
     write_scored_run(tmp_path / "runs" / "a", dataset, [True] * 60)
     return group_runs(scored_runs([tmp_path / "runs"])[0])[0][0]

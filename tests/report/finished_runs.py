@@ -1,4 +1,4 @@
-"""Finished runs without training, for tests that read no model."""
+"""Finished runs that were never trained, for tests that read no model."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.made_up_runs import write_run
 
 
 def noisy(labels: np.ndarray, seed: int, *, noise: float = 1.0) -> np.ndarray:
-    """Probabilities of label 1 that depend on the labels, `[num_reviews] float32`."""
+    """Return probabilities of label 1 that depend on the labels, `[num_reviews] float32`."""
     generator = np.random.default_rng(seed)
     logits = np.where(labels == 1, 1.0, -1.0) + noise * generator.normal(size=len(labels))
     return (1 / (1 + np.exp(-logits))).astype(np.float32)
@@ -23,7 +23,7 @@ def noisy(labels: np.ndarray, seed: int, *, noise: float = 1.0) -> np.ndarray:
 def write_finished(
     folder: Path, dataset: Dataset, seed: int, *settings: str, noise: float = 1.0
 ) -> Path:
-    """Write a run of the LSTM with test and validation predictions; returns its folder."""
+    """Write a run of the LSTM with test and validation predictions; return its folder."""
     job = load_job(JOBS / "lstm.toml", ["data.vocab_size=8", "data.maxlen=3", *settings], seed)
     train, cut = dataset.used(0, job.data.validation_split)
     test = noisy(dataset.test.labels, 10 * seed, noise=noise)

@@ -1,4 +1,4 @@
-"""A small dataset; `tests.made_up_runs` writes runs that were tested on it."""
+"""A small dataset, on which the runs of `tests.made_up_runs` are tested."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ WORDS = ("good", "bad", "film", "<script>alert(1)</script>")
 
 
 def small_data(folder: Path, num: int = 60) -> Dataset:
-    """A dataset of short reviews; the first word depends on the label, in every tenth wrongly."""
+    """Return short reviews; the first word shows the label, wrongly in every tenth review."""
     generator = np.random.default_rng(1)
     splits = {}
     for name in ("train", "test"):
@@ -31,5 +31,5 @@ def small_data(folder: Path, num: int = 60) -> Dataset:
 
 
 def seeds_of(group: DatasetGroup) -> dict[str, list[int]]:
-    """The seeds by row."""
+    """Return the seeds of each row of the table."""
     return {name: [run.seed for run in runs] for name, runs in group.runs.items()}

@@ -1,4 +1,4 @@
-"""TF-IDF: reads the tokens of the networks, and is cached."""
+"""The TF-IDF baseline reads the tokens of the networks, and is cached."""
 
 import itertools
 import json
@@ -20,9 +20,9 @@ pytestmark = pytest.mark.usefixtures("no_other_data")
 
 
 def test_words_are_counted_in_the_tokens_of_the_networks() -> None:
-    """Start and unknown tokens count towards the length, but are no words."""
+    """Start and unknown tokens count towards `maxlen`, but not as words."""
     split = make_split([[1, 2, 2, 1, 9], [1]], [1, 0])
-    # Encoded for 8 indices: 1 4 5 5 4 2, and 1 4.
+    # With a vocab_size of 8, the tokens are 1 4 5 5 4 2 and 1 4.
     assert count_words(split, 8, 0).toarray().tolist() == [[2, 2, 0, 0], [1, 0, 0, 0]]
     assert count_words(split, 8, 3).toarray().tolist() == [[1, 1, 0, 0], [1, 0, 0, 0]]
     assert count_words(split, 8, 1).toarray().tolist() == [[0, 0, 0, 0], [1, 0, 0, 0]]
@@ -45,11 +45,11 @@ def test_it_equals_a_pipeline_of_scikit_learn(tmp_path: Path) -> None:
 
 
 def test_the_cache_replaces_the_data(tmp_path: Path, group: DatasetGroup) -> None:
-    """A broken file of the cache counts as missing."""
+    """The cached scores need no data. A broken file in the cache counts as missing."""
     first = baselines(group, tmp_path / "data", print)
     last, whole = first
     assert (last.name, whole.name) == ("tf-idf, last 3", "tf-idf, whole")
-    assert whole.accuracy == pytest.approx(0.9)  # the first word gives nine in ten labels
+    assert whole.accuracy == pytest.approx(0.9)  # the first word shows nine of ten labels
     assert last.accuracy < 0.75
     assert "fit on all 60 training reviews" in last.note
     (tmp_path / "data").rename(tmp_path / "away")
@@ -66,7 +66,7 @@ def test_the_cache_replaces_the_data(tmp_path: Path, group: DatasetGroup) -> Non
 
 
 def test_it_is_found_where_the_runs_found_it(tmp_path: Path, group: DatasetGroup) -> None:
-    """Without `--data`, the record of a run names the folder."""
+    """Without `--data`, the baseline reads the folder in the record of a run."""
     record = tmp_path / "runs" / "a" / "provenance.json"
     record.write_text(json.dumps(stamped({"dataset": {"folder": f"{tmp_path}/data"}})))
     assert len(baselines(group, None, print)) == 2

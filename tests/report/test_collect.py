@@ -42,7 +42,7 @@ def test_mean_deviation_and_interval_are_students(tmp_path: Path) -> None:
     """Five seeds give the textbook's mean, deviation and 95 % interval."""
     for seed, accuracy in enumerate((0.86, 0.87, 0.88, 0.89, 0.90), 1):
         write_run(tmp_path / str(seed), seed=seed, accuracy=accuracy, training_s=10.0 * seed)
-    runs, left_out = scored_runs([tmp_path, tmp_path / "1"])  # no run counts twice
+    runs, left_out = scored_runs([tmp_path, tmp_path / "1"])  # a run named twice counts once
     assert left_out == []
     ((group,), repeated) = group_runs(runs)
     assert (seeds_of(group), repeated) == ({"lstm": [1, 2, 3, 4, 5]}, [])
@@ -52,11 +52,11 @@ def test_mean_deviation_and_interval_are_students(tmp_path: Path) -> None:
         *("8,320", "5", "88.00", "1.58", "30.0")
     ]
     assert (cells["95 % interval"], cells["book %"]) == ("86.04 to 89.96", "87.05")
-    assert "F1" not in cells  # these results have none
+    assert "F1" not in cells  # these results contain no F1
 
 
 def test_audited_runs_are_marked(tmp_path: Path) -> None:
-    """By the deepest audit; a result that has changed since counts as not audited."""
+    """The mark names the deepest audit; a result that changed after its audits has none."""
     runs, mine = tmp_path / "runs", tmp_path / "mine"
     for seed, depths in enumerate((["quick", "12 epochs", "2 epochs"], ["full"], ["quick"]), 1):
         write_run(runs / str(seed), seed=seed)
@@ -73,7 +73,7 @@ def test_audited_runs_are_marked(tmp_path: Path) -> None:
     path = runs / "2" / "result.json"
     path.write_text(path.read_text().replace("0.87", "0.99"))
     assert marks() == "12 epochs: 1, differs: 1"
-    (mine / ".audits").chmod(0o777)  # others could have written them
+    (mine / ".audits").chmod(0o777)  # other users could have written the audits
     assert marks() == ""
 
 
@@ -81,7 +81,7 @@ def test_audited_runs_are_marked(tmp_path: Path) -> None:
 def test_intervals_of_two_seeds(
     tmp_path: Path, second: float, interval: tuple[float, float]
 ) -> None:
-    """Equal accuracies have none, because they say nothing about the spread; others end at 0, 1."""
+    """Equal accuracies show no spread and have no interval; a wide interval is cut to 0 to 1."""
     for seed, accuracy in enumerate((0.6, second), 1):
         write_run(tmp_path / str(seed), seed=seed, accuracy=accuracy)
     (row,) = group_runs(scored_runs([tmp_path])[0])[0][0].jobs.to_dict("records")
@@ -90,7 +90,7 @@ def test_intervals_of_two_seeds(
 
 
 def test_groups_have_the_same_data_and_rows_the_same_settings(tmp_path: Path) -> None:
-    """Checksum and limit separate groups; the name of a row has its unusual settings."""
+    """Checksum and limit decide the group; the name of a row contains its unusual settings."""
     write_run(tmp_path / "a", EPOCHS.format(1, 3))
     write_run(tmp_path / "b", EPOCHS.format(1, 3), dataset_checksum="b", is_sample=True)
     write_run(tmp_path / "c", EPOCHS.format(2, 4), seed=2)
@@ -107,20 +107,20 @@ def test_groups_have_the_same_data_and_rows_the_same_settings(tmp_path: Path) ->
 
 
 def settings_of(folder: Path) -> list[str]:
-    """The rows of the runs in a folder."""
+    """Return the names of the rows of the runs in a folder."""
     ((group,), _) = group_runs(scored_runs([folder])[0])
     return [*group.runs]
 
 
 def test_custom_code_is_named_by_its_digest(tmp_path: Path) -> None:
-    """Its source is too long for a name."""
+    """The source code is too long for a name."""
     for seed, source in enumerate(("import keras", "import numpy"), 1):
         write_run(tmp_path / str(seed), f"[code]\n'net.py' = '{source}'\n", seed=seed)
     assert settings_of(tmp_path) == ["lstm", "lstm net.py=d8fca9de"]
 
 
 def test_an_option_is_a_setting(tmp_path: Path) -> None:
-    """Only the differing option is in the name."""
+    """The name of a row contains only the option that differs."""
     for width in (3, 5):
         toml = f"[model]\nunits = 4\noptions = {{ width = {width}, kernel = 5 }}\n"
         write_run(tmp_path / str(width), toml)
@@ -128,7 +128,7 @@ def test_an_option_is_a_setting(tmp_path: Path) -> None:
 
 
 def test_settings_of_an_ensemble(tmp_path: Path) -> None:
-    """It has the settings that its runs share, by their whole keys."""
+    """They come from ensemble.toml, and their names consist of table and key."""
     write_run(tmp_path / "a")
     toml = '[settings.model]\n"options.width" = 3\n[settings.code]\n"net.py" = "1a2b3c4d"\n'
     (tmp_path / "a/ensemble.toml").write_text(toml)
@@ -158,7 +158,7 @@ def test_pretrained_vectors_are_named_by_their_content(tmp_path: Path) -> None:
 
 
 def test_runs_from_before_a_key_existed_have_its_default(tmp_path: Path) -> None:
-    """They share a row with runs that record the default."""
+    """Such runs share a row with runs that record the default."""
     toml = load_job(JOBS / "lstm.toml").to_toml()
     earlier = tomllib.loads(toml)
     del earlier["data"]["bucket"], earlier["model"]["recurrent"]
@@ -172,7 +172,7 @@ def test_runs_from_before_a_key_existed_have_its_default(tmp_path: Path) -> None
 
 
 def test_a_run_that_began_with_trained_weights_has_another_row(tmp_path: Path) -> None:
-    """It has learned more; a run that continues a checkpoint has not."""
+    """Its weights were trained for longer. A run that continues a checkpoint has the usual row."""
     for seed, begins_with in enumerate((None, "checkpoint", "weights", "checkpoint"), 1):
         write_run(tmp_path / str(seed), seed=seed)
         parent = {"run": "/runs/gru/7", "begins_with": begins_with}
@@ -185,7 +185,7 @@ def test_a_run_that_began_with_trained_weights_has_another_row(tmp_path: Path) -
 
 
 def closed(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
-    """Make a file fail to open."""
+    """Let the opening of one file fail with this error number."""
     real = os.open
 
     def fail(file: Path, *others: Any) -> int:
@@ -199,7 +199,7 @@ def closed(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
 def test_a_run_with_a_private_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The record of another user is private if it has a diff; the run gets a row and a warning."""
+    """A record that contains a diff is private to its user. The run gets a row and a warning."""
     for seed in (1, 2):
         write_run(tmp_path / str(seed), seed=seed)
         record = {"starts": [{"parent": {"run": "/runs/gru/7", "begins_with": "weights"}}]}
@@ -217,7 +217,7 @@ def test_a_run_with_a_private_record(
 def test_a_failing_disk_leaves_a_run_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The reason does not call the result broken, nor does the run get into a wrong row."""
+    """The reason does not call the file broken."""
     write_run(tmp_path / "a")
     closed(monkeypatch, tmp_path / "a" / name, errno.ESTALE)
     runs, (left,) = scored_runs([tmp_path])
@@ -227,7 +227,7 @@ def test_a_failing_disk_leaves_a_run_out(
 
 @pytest.mark.usefixtures("no_other_data")
 def test_the_texts_of_an_ensemble_are_found_by_its_first_run(tmp_path: Path) -> None:
-    """The ensemble has no job."""
+    """The ensemble itself has no job file that names the texts."""
     dataset = open_source(write_csv(tmp_path / "a.csv", make_rows(100)))
     write_run(tmp_path / "e", dataset_checksum=dataset.checksum)
     (tmp_path / "e" / "job.toml").rename(tmp_path / "e" / "ensemble.toml")
@@ -240,7 +240,7 @@ def test_the_texts_of_an_ensemble_are_found_by_its_first_run(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("width", [160, 81, 80, 45])
 def test_a_terminal_shows_whole_figures(tmp_path: Path, width: int) -> None:
-    """Lines fit, figures are complete, and a line names the hidden columns."""
+    """No line is too wide, figures are complete, and a note names the hidden columns."""
     for seed, accuracy in enumerate((0.86, 0.87, 0.88), 1):
         more: dict[str, Any] = {
             "f1": 0.8712,
@@ -263,7 +263,7 @@ def test_a_terminal_shows_whole_figures(tmp_path: Path, width: int) -> None:
 
 
 def test_the_books_figure_is_only_for_the_whole_of_imdb(tmp_path: Path) -> None:
-    """Not for a part, other data or the sample."""
+    """A part of IMDB, other data and the sample have no such figure."""
     others: list[dict[str, Any]] = [{"limit": 500}, {"data": "mine"}, {"is_sample": True}]
     for number, changed in enumerate([{}, *others]):
         write_run(tmp_path / str(number), dataset_checksum=str(number), **changed)
@@ -303,7 +303,7 @@ def test_runs_that_are_left_out_have_a_reason(tmp_path: Path) -> None:
 def test_a_run_that_ends_while_it_is_read_is_not_broken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its result may appear after the look for it, and users remove a broken result."""
+    """The result may appear at any moment, and users would remove a result called broken."""
     write_run(tmp_path / "a")
     later = (tmp_path / "a/result.json").rename(tmp_path / "later")
     end = "harness.report.collect._record"
@@ -312,7 +312,7 @@ def test_a_run_that_ends_while_it_is_read_is_not_broken(
 
 
 def test_only_the_winner_of_a_search_is_compared(tmp_path: Path) -> None:
-    """Its trials are only counted; the retrained winner is a run."""
+    """The trials are only counted; the retrained winner is a run."""
     sweep = tmp_path / "tune" / "s"
     for number in ("0", "1"):
         write_run(sweep / "trials" / number, "[data]\ntest = false")
@@ -325,7 +325,7 @@ def test_only_the_winner_of_a_search_is_compared(tmp_path: Path) -> None:
 
 
 def test_the_first_run_of_a_seed_counts(tmp_path: Path) -> None:
-    """Otherwise repetitions would narrow the interval, or raise the mean."""
+    """Otherwise repeated runs could narrow the interval or raise the mean."""
     for name, seed, accuracy in (("a", 1, 0.85), ("b", 1, 0.95), ("c", 2, 0.87)):
         write_run(tmp_path / name, f"[train]\nseed = {seed}", seed=seed, accuracy=accuracy)
     ((group,), (repeated,)) = group_runs(scored_runs([tmp_path])[0])
@@ -335,12 +335,12 @@ def test_the_first_run_of_a_seed_counts(tmp_path: Path) -> None:
 
 
 def test_the_first_run_is_the_one_that_began_first(tmp_path: Path) -> None:
-    """Whatever its name; a run with an unknown time comes last."""
+    """Its name does not matter. A run whose start time is unknown comes last."""
     began = {
         "20260102-101500": "2026-01-02T10:15:00+0100",
         "20260103-101500": "no time",
         "slurm-7": "2026-01-02T10:00:00+0100",
-        "slurm-8": "2026-01-02T09:30:00+0000",  # the same as half past ten in the others
+        "slurm-8": "2026-01-02T09:30:00+0000",  # 10:30 in the time zone of the others
     }
     for name, at in began.items():
         write_run(tmp_path / name, accuracy=0.9 if name == "slurm-7" else 0.8)
@@ -354,7 +354,7 @@ def test_the_first_run_is_the_one_that_began_first(tmp_path: Path) -> None:
 
 
 def test_patterns_are_expanded_and_typos_refused(tmp_path: Path) -> None:
-    """So is a folder without runs."""
+    """A folder without runs is refused, too."""
     for name in ("slurm-1_1", "slurm-1_2", "slurm-2_1"):
         write_run(tmp_path / "lstm" / name, seed=int(name[-1]))
     runs, _ = scored_runs([tmp_path / "*" / "slurm-1_*"])
@@ -367,7 +367,7 @@ def test_patterns_are_expanded_and_typos_refused(tmp_path: Path) -> None:
 
 
 def test_a_comparison_needs_no_heavy_import(tmp_path: Path) -> None:
-    """Without TensorFlow, scikit-learn and Matplotlib."""
+    """It does not import TensorFlow, Keras, scikit-learn or Matplotlib."""
     for seed in (1, 2):
         write_run(tmp_path / "lstm" / str(seed), seed=seed)
     script = (

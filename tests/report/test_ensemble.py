@@ -24,13 +24,13 @@ ALL = ("data.validation_split=0", "train.epochs=2", "train.keep=last")
 
 @pytest.fixture
 def dataset(harness: Harness) -> Dataset:
-    """Data that the commands find."""
+    """A small dataset that the commands find through HARNESS_DATA."""
     harness.environment["HARNESS_DATA"] = str(harness.folder / "data")
     return small_data(harness.folder / "data", 100)
 
 
 def made(harness: Harness, *words: object) -> Path:
-    """The folder of a new ensemble."""
+    """Run `harness ensemble`, and return the folder of the new ensemble."""
     done = harness.run_here("ensemble", *words)
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("records"))
@@ -38,7 +38,7 @@ def made(harness: Harness, *words: object) -> Path:
 
 
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The content of `ensemble.toml` and `result.json`."""
+    """Return the content of `ensemble.toml` and `result.json`."""
     toml = tomllib.loads((folder / "ensemble.toml").read_text())
     return toml, json.loads((folder / "result.json").read_text())
 
@@ -50,7 +50,7 @@ def arrays(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("num", [2, 3])
 def test_the_weights_have_the_least_loss(num: int) -> None:
-    """No weights of a grid are better; they are deterministic; a bad member gets 0."""
+    """No weights on a grid have less loss. The weights are deterministic; a bad member gets 0."""
     labels = np.random.default_rng(5).integers(0, 2, 400)
     given = [noisy(labels, seed, noise=0.5 + seed) for seed in range(num)]
     members = [np.stack([1 - each, each], axis=1).astype(np.float64) for each in given]
@@ -72,7 +72,7 @@ def test_the_weights_have_the_least_loss(num: int) -> None:
 
 
 def test_an_ensemble_of_runs_is_scored_like_a_run(harness: Harness, dataset: Dataset) -> None:
-    """Its probabilities are the weighted mean, and validation reviews choose its weights."""
+    """Its probabilities are a weighted mean; the weights are chosen on the validation reviews."""
     runs = [write_finished(harness.runs / "lstm" / f"s{n}", dataset, n) for n in (1, 2)]
     folder = made(harness, *runs, "--run-id", "both")
     assert folder == harness.runs / "ensemble_lstm/both"
@@ -104,7 +104,7 @@ def test_an_ensemble_of_runs_is_scored_like_a_run(harness: Harness, dataset: Dat
 def test_with_ngrams_and_weights_for_runs_on_all_reviews(
     harness: Harness, dataset: Dataset
 ) -> None:
-    """The linear model is fit to the reviews of the runs; the second ensemble takes the weights."""
+    """The linear model is fit to the reviews of the runs. `--weights-from` copies the weights."""
     runs = harness.runs / "lstm"
     part = made(harness, write_finished(runs / "v1", dataset, 1, noise=0.6), "--with", "ngrams")
     whole_run = write_finished(runs / "a1", dataset, 7, *ALL)
@@ -127,7 +127,7 @@ def test_with_ngrams_and_weights_for_runs_on_all_reviews(
 
 
 def test_weights_need_the_same_word_vectors(harness: Harness, dataset: Dataset) -> None:
-    """The recorded checksum counts, not the path of their file."""
+    """The recorded checksum of the vectors decides, not the path of their file."""
 
     def trained(name: str, seed: int, vectors: str, *keys: str) -> Path:
         settings = (f"model.embeddings={harness.folder}/{name}.txt", *keys)
@@ -147,7 +147,7 @@ def test_weights_need_the_same_word_vectors(harness: Harness, dataset: Dataset) 
 def test_other_commands_know_an_ensemble(
     harness: Harness, dataset: Dataset, tmp_path: Path
 ) -> None:
-    """compare and status show it; commands for runs refuse it in one line."""
+    """`compare` and `status` show it; commands for single runs refuse it in one line."""
     for seed in (1, 2):
         run = write_finished(harness.runs / "lstm" / f"s{seed}", dataset, seed)
         made(harness, run, "--with", "ngrams", "--run-id", f"s{seed}")
@@ -182,7 +182,7 @@ def test_other_commands_know_an_ensemble(
 
 
 def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: Path) -> None:
-    """In one line with exit code 2, and without a new file."""
+    """The error is one line, the exit code is 2, and no file is written."""
     runs = harness.runs / "lstm"
     first, second = (write_finished(runs / f"s{n}", dataset, n) for n in (1, 2))
     whole = write_finished(runs / "all", dataset, 3, *ALL)
@@ -244,7 +244,7 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
 
 
 def test_folders_may_have_names_that_are_not_utf8(harness: Harness, dataset: Dataset) -> None:
-    """`ensemble.toml` has them escaped."""
+    """`ensemble.toml` contains the escaped names."""
     for name, number, keys in (("v1", 1, ()), ("a1", 7, ALL)):
         write_finished(harness.runs / "lstm" / name, dataset, number, *keys)
     odd, runs = (harness.folder / os.fsdecode(each) for each in (b"\xfe", b"\xff"))
@@ -259,7 +259,7 @@ def test_folders_may_have_names_that_are_not_utf8(harness: Harness, dataset: Dat
 
 
 def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> None:
-    """In one line by commands for it; commands for all runs continue."""
+    """Commands for this ensemble refuse it in one line; commands for all runs do not fail."""
     run = write_finished(harness.runs / "lstm/s1", dataset, 1)
     whole = write_finished(harness.runs / "lstm/all", dataset, 2, *ALL)
     folder = made(harness, run, "--with", "ngrams", "--run-id", "x")
@@ -290,7 +290,7 @@ def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> Non
 
 
 def test_the_remedy_for_a_broken_result(harness: Harness, dataset: Dataset) -> None:
-    """It does not name `harness resume`, which refuses ensembles."""
+    """The message does not name `harness resume`, which refuses ensembles."""
     run = write_finished(harness.runs / "lstm/s1", dataset, 1)
     folder = made(harness, run, "--with", "ngrams", "--run-id", "x")
     for do in (lambda: (folder / "result.json").write_text("{"), (folder / "result.json").unlink):

@@ -1,4 +1,4 @@
-"""Raw texts: the linear model in a file, and `harness predict` with an ensemble."""
+"""Raw texts are classified by a linear model in a file, and by an ensemble."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def kept(dataset: Dataset) -> NgramModel:
 
 @pytest.mark.parametrize("num_classes", [2, 3])
 def test_a_linear_model_in_a_file_classifies_texts(num_classes: int) -> None:
-    """It equals the original; unknown words break n-grams; a text may hold no known word."""
+    """The stored model equals the original one, also for texts with unknown words."""
     dataset = made_up(num_classes)
     mine = kept(dataset)
     again = NgramModel.from_bytes(mine.to_bytes())
@@ -51,7 +51,7 @@ def test_a_linear_model_in_a_file_classifies_texts(num_classes: int) -> None:
 
 
 def test_a_broken_linear_model_is_refused() -> None:
-    """An empty file, noise, and half a file."""
+    """The file may be empty, no archive, or half an archive."""
     content = kept(made_up(2)).to_bytes()
     for broken in (b"", b"PK\x03\x04", content[: len(content) // 2]):
         with pytest.raises(ValueError, match="not an archive of n-grams"):
@@ -60,7 +60,7 @@ def test_a_broken_linear_model_is_refused() -> None:
 
 @pytest.mark.full
 def test_predict_gives_the_weighted_mean(harness: Harness, tmp_path: Path) -> None:
-    """Of two runs, which were removed, and the linear model; a changed file is refused."""
+    """The runs of the ensemble may have been removed. A changed file of it is refused."""
     runs = [calm_run(harness, "bilstm"), calm_run(harness, "lstm")]
     done = harness.run("ensemble", *runs, "--with", "ngrams", "--run-id", "all")
     assert done.returncode == 0, done.stderr
@@ -93,7 +93,7 @@ def test_predict_gives_the_weighted_mean(harness: Harness, tmp_path: Path) -> No
 
 
 def probabilities(harness: Harness, folder: Path, file: Path) -> tuple[np.ndarray, list[str]]:
-    """The probabilities of the lines of a file, and those lines."""
+    """Return the probabilities that `harness predict` prints for a file, and the texts."""
     done = harness.run("predict", folder, "--json", "--file", file)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]

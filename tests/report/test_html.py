@@ -22,7 +22,7 @@ VOID = {"meta", "img", "br"}
 
 
 class Page(HTMLParser):
-    """A page as a browser parses it: its tags with attributes, and its text."""
+    """A parsed page: its tags with their attributes, and its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def _no_other_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """Two architectures with two seeds, and their data."""
+    """The folder of runs of two architectures with two seeds each, beside their data."""
     return make_runs(tmp_path)
 
 
@@ -72,7 +72,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bare_runs(tmp_path: Path) -> Path:
-    """Runs without data for a picture."""
+    """Runs whose results contain nothing to draw."""
     for seed in (1, 2):
         write_run(
             tmp_path / "runs" / str(seed), seed=seed, recurrent_parameters=None, training_s=None
@@ -95,7 +95,7 @@ def parts_of(runs: Path) -> list[Part]:
 
 
 def write(runs: Path, out: Path, left_out: Sequence[LeftOut] = ()) -> tuple[str, list[str]]:
-    """Write a report; returns the page and the lines about unreadable predictions."""
+    """Write a report; return the page and the lines about unreadable predictions."""
     said: list[str] = []
     path = write_comparison(out, parts_of(runs), left_out, say=said.append)
     return path.read_text(), said
@@ -105,7 +105,7 @@ def write(runs: Path, out: Path, left_out: Sequence[LeftOut] = ()) -> tuple[str,
 
 
 def test_the_page_is_valid_and_loads_nothing(written: Path) -> None:
-    """Tags are balanced; pictures are inside and have descriptions; no script, no address."""
+    """Tags are balanced, pictures are embedded with alt texts, and no script or file is loaded."""
     text = (written / "report.html").read_text()
     page = Page(text)
     assert page.open == []
@@ -135,7 +135,7 @@ def test_texts_from_outside_are_escaped(written: Path) -> None:
 
 
 def test_a_quote_in_a_job_name_is_escaped(bare_runs: Path) -> None:
-    """It can't end the description of a picture and add an attribute."""
+    """The quote can't end the alt text of a picture and add an attribute."""
     name = 'lstm" onerror="alert(2)'
     for path in bare_runs.glob("*/result.json"):
         content = json.loads(path.read_text()) | {"job": name, "recurrent_parameters": 8320}
@@ -149,7 +149,7 @@ def test_a_quote_in_a_job_name_is_escaped(bare_runs: Path) -> None:
 
 
 def test_runs_with_bad_predictions_are_named(runs: Path) -> None:
-    """Wrong, broken and missing ones leave the scores in the table and the run out of curves."""
+    """A run with wrong, broken or missing predictions has a row in the table, but no curve."""
     np.savez(runs / "lstm" / "1" / "predictions.npz", probabilities=[0.5], labels=[1])
     (runs / "bilstm" / "1" / "predictions.npz").write_bytes(b"PK\x03\x04 cut")
     (runs / "bilstm" / "2" / "predictions.npz").unlink()
@@ -164,7 +164,7 @@ def test_runs_with_bad_predictions_are_named(runs: Path) -> None:
 
 
 def test_half_of_a_surrogate_pair_is_escaped(tmp_path: Path) -> None:
-    """A result or a record of another user may have one in a name, and so may a path."""
+    """A name in another user's result or record, or a path, may contain such a half."""
     dataset = small_data(tmp_path / "data")
     odd = {"job": "a\ud800", "data": "d\ud800", "embeddings_checksum": "1\ud800"}
     classes = ["c\ud800", "other"]  # in the pictures
@@ -179,7 +179,7 @@ def test_half_of_a_surrogate_pair_is_escaped(tmp_path: Path) -> None:
 
 
 def test_all_files_have_the_same_figures(written: Path) -> None:
-    """Markdown, CSV and LaTeX have the rows; those of CSV are not rounded."""
+    """Markdown, CSV and LaTeX contain the same rows; figures in the CSV file are not rounded."""
     out = written
     assert {path.name for path in out.iterdir()} == FILES
     with (out / "comparison.csv").open(newline="") as file:
@@ -192,7 +192,7 @@ def test_all_files_have_the_same_figures(written: Path) -> None:
 
 
 def test_an_earlier_report_is_replaced(bare_runs: Path) -> None:
-    """Also behind a link, and without temporary files beside it."""
+    """The folder may be a link, which stays. No temporary file is left."""
     runs = bare_runs
     out, link = runs.parent / "out", runs.parent / "link"
     out.mkdir()
@@ -242,7 +242,7 @@ def test_a_full_disk_keeps_the_earlier_report(
 
 
 def test_incomplete_epochs(runs: Path) -> None:
-    """A run that stopped early has fewer epochs; a broken file counts as none."""
+    """A run that stopped early has fewer epochs; a broken metrics.jsonl counts as none."""
     of_lstm = parts_of(runs)[0].group.runs["lstm"]
     (runs / "lstm" / "1" / "metrics.jsonl").write_text('{"epoch": 1, "loss": 0.9}\n')
     losses = {(1, 1): 0.9, (2, 1): 0.72, (2, 2): 0.37, (2, 3): 0.7 / 3 + 0.02}
@@ -253,7 +253,7 @@ def test_incomplete_epochs(runs: Path) -> None:
 
 @pytest.mark.full
 def test_the_same_runs_give_the_same_pictures(runs: Path) -> None:
-    """To the byte."""
+    """All bytes of the pictures are equal."""
     part = parts_of(runs)[0]
     predictions = read_predictions(part.group, pytest.fail)
     first, again = (pictures_of(part.group, (), predictions) for _ in range(2))

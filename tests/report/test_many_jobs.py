@@ -19,7 +19,7 @@ NUM_JOBS = 20
 
 @pytest.fixture(scope="module")
 def group(tmp_path_factory: pytest.TempPathFactory) -> DatasetGroup:
-    """Twenty jobs of two seeds, which get better with the number of units."""
+    """Twenty jobs with two seeds each; more units give a higher accuracy."""
     folder = tmp_path_factory.mktemp("many")
     dataset = small_data(folder / "data", 200)
     generator = np.random.default_rng(1)
@@ -37,7 +37,7 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> DatasetGroup:
 
 @pytest.mark.full
 def test_the_best_are_drawn_and_all_are_listed(group: DatasetGroup, tmp_path: Path) -> None:
-    """The pictures have twelve different styles; the table has a row per job."""
+    """Twelve jobs are drawn in different styles; the table has a row per job."""
     (part,) = make_parts([group])
     drawn = group.best(12)
     styles = styles_of(drawn)
@@ -51,7 +51,7 @@ def test_the_best_are_drawn_and_all_are_listed(group: DatasetGroup, tmp_path: Pa
 
 
 def test_the_csv_has_the_settings_that_differ(group: DatasetGroup) -> None:
-    """By `table.key`; and a difference per job, not per pair."""
+    """A column is named `table.key`. Every job is compared with the best one, not with all."""
     (part,) = make_parts([group])
     assert len(part.differences) == NUM_JOBS - 1
     rows = list(csv.DictReader(to_csv([part]).splitlines()))
@@ -61,7 +61,7 @@ def test_the_csv_has_the_settings_that_differ(group: DatasetGroup) -> None:
 
 
 def test_a_terminal_shows_the_first_lines_and_counts_the_rest() -> None:
-    """Ten sentences and twenty runs that are left out."""
+    """It shows ten sentences, and twenty of the runs that were left out."""
     sentences = pandas.DataFrame({"sentence": [str(n) for n in range(13)]})
     assert shown_sentences(sentences[:10]) == [str(n) for n in range(10)]
     assert shown_sentences(sentences)[9:] == ["9", "and 3 more (--out writes all)"]

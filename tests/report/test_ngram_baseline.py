@@ -1,4 +1,4 @@
-"""The n-gram baseline: its model, the choice of C, its cache, and the test against it."""
+"""The n-gram baseline: its model, the choice of C, its cache, and McNemar's test against it."""
 
 import dataclasses
 import itertools
@@ -27,7 +27,7 @@ from harness.report.baseline import (
 )
 from harness.report.collect import DatasetGroup, group_runs, scored_runs
 from harness.report.statistics import Predictions, verdict
-from harness.report.statistics import tests_against as against  # pytest would take it for a test
+from harness.report.statistics import tests_against as against  # not collected by pytest
 from tests.conftest import Harness
 from tests.made_up_runs import write_scored_run
 from tests.report.small_data import WORDS, small_data
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("no_other_data")
 
 
 def noisy(num: int, seed: int, num_classes: int = 2) -> tuple[list[list[int]], list[int]]:
-    """Reviews of a vocabulary of 30; the order of two words depends on the label."""
+    """Return reviews and noisy labels; the order of two words depends on the label."""
     generator = np.random.default_rng(seed)
     reviews, labels = [], []
     for _ in range(num):
@@ -55,7 +55,7 @@ def as_texts(split: Split) -> list[str]:
 
 
 class Reference:
-    """The same model from scikit-learn's n-grams of the reviews as text."""
+    """The same model, made of scikit-learn's n-grams of the reviews as texts."""
 
     def __init__(self, texts: list[str], labels: np.ndarray, strength: float) -> None:
         self.words = CountVectorizer(
@@ -75,15 +75,15 @@ class Reference:
 
 
 def test_ngrams_occur_in_two_reviews() -> None:
-    """They are one to three consecutive words of a review."""
+    """An n-gram is one to three consecutive words of a review."""
     split = make_split([[5, 6, 7, 5, 6], [5, 6, 7], [7, 9, 9, 9]], [1, 0, 1])
     features, known = binary_ngrams(split)
-    # 5, 6, 7; then 5 6 and 6 7; then 5 6 7. 9 9 is three times in one review alone.
+    # The n-grams are 5, 6, 7, then 5 6 and 6 7, then 5 6 7. Only one review contains 9 and 9 9.
     assert features.toarray().tolist() == [[1] * 6, [1] * 6, [0, 0, 1, 0, 0, 0]]
     assert list(map(len, known)) == [3, 2, 1]
     none, nothing = binary_ngrams(make_split([[5], [6, 7]], [1, 0]))
     assert (none.shape, list(map(len, nothing))) == ((2, 0), [0, 0, 0])
-    # An n-gram ends at the end of a review and at an unknown word.
+    # No n-gram spans two reviews or contains an unknown word.
     other = make_split([[5], [6, 7, 2_000_000_000], [5, 8, 6]], [1, 0, 1])
     assert binary_ngrams(other, known)[0].toarray().tolist() == [
         *([1, 0, 0, 0, 0, 0], [0, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0])
@@ -91,7 +91,7 @@ def test_ngrams_occur_in_two_reviews() -> None:
 
 
 def test_it_equals_scikit_learn() -> None:
-    """C is the reference's best on the last fifth, and the probabilities agree."""
+    """C is the reference's best on the last fifth of the reviews, and the probabilities agree."""
     chosen = set()
     for seed in range(3):
         train, test = make_split(*noisy(200, seed)), make_split(*noisy(60, seed + 10))
@@ -106,7 +106,7 @@ def test_it_equals_scikit_learn() -> None:
         expected = Reference(texts, train.labels, model.strength).probabilities(as_texts(test))
         assert model.probabilities(test)[:, 1] == pytest.approx(expected, abs=0.02)
         chosen.add(model.strength)
-    assert len(chosen) > 1  # otherwise the choice was not tested
+    assert len(chosen) > 1  # otherwise the seeds do not test the choice of C
 
 
 def test_the_test_set_chooses_nothing() -> None:
@@ -123,7 +123,7 @@ def test_the_test_set_chooses_nothing() -> None:
 
 
 def test_once_in_the_cache_it_is_always_shown(tmp_path: Path, group: DatasetGroup) -> None:
-    """Without a request, and without the data; a broken file counts as missing."""
+    """It is shown without `--baseline` and without the data. A broken file counts as missing."""
     data = tmp_path / "data"
     assert [each.kind for each in baselines(group, data, print)] == ["tf-idf"] * 2
     said: list[str] = []
@@ -147,7 +147,7 @@ def test_once_in_the_cache_it_is_always_shown(tmp_path: Path, group: DatasetGrou
 
 @pytest.mark.usefixtures("no_other_data")
 def test_own_texts_are_found_by_a_job(tmp_path: Path) -> None:
-    """The texts of other runs may have moved or changed, or their job may be broken."""
+    """One run's job must name the texts; those of other runs may be wrong or broken."""
     source = tmp_path / "own.csv"
     lines = [f"{'good' if i % 2 else 'bad'} film {i},{i % 2}" for i in range(120)]
     source.write_text("words,label\n" + "\n".join(lines) + "\n")
@@ -164,7 +164,7 @@ def test_own_texts_are_found_by_a_job(tmp_path: Path) -> None:
         toml = (run / "job.toml").read_text()
         (run / "job.toml").write_text(toml.replace("[data]", f"[data]\n{key}"))
     (own,) = group_runs(scored_runs([tmp_path / "runs"])[0])[0]
-    assert len(own.runs) == 1  # the place of the texts is no setting
+    assert len(own.runs) == 1  # the path of the texts is no setting
     *_, ngrams = baselines(own, None, print, ngrams=True)
     assert (ngrams.kind, ngrams.accuracy) == ("n-grams", 1.0)
 
@@ -192,7 +192,7 @@ def model(predicted: list[int], accuracy: float) -> Baseline:
 
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (3, 12), (7, 7), (900, 1100)])
 def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int) -> None:
-    """The p-value is SciPy's, and 1 if the models never differ."""
+    """The p-value is that of SciPy's `binomtest`, and 1 if the models never differ."""
     expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     labels = np.ones(gained + lost + 1, np.int64)
     right = [True] * (gained + 1) + [False] * lost
@@ -203,9 +203,9 @@ def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int) -> None:
 
 
 def test_several_jobs_share_the_level() -> None:
-    """By Bonferroni, chance makes one of many jobs look better as rarely as one of few."""
-    labels, right = np.array([1] * 6 + [0]), by_class([0.9] * 6 + [0.7])[None]  # one is wrong
-    of_model = model([0] * 7, 1 / 7)  # six others are: p is 2 * (1 + 7) / 2 ** 7
+    """By Bonferroni's correction, more jobs do not make a false finding more likely."""
+    labels, right = np.array([1] * 6 + [0]), by_class([0.9] * 6 + [0.7])[None]  # one error
+    of_model = model([0] * 7, 1 / 7)  # six errors, in other reviews: p is 2 * (1 + 7) / 2 ** 7
     two = {"gru": right, "lstm": right}
     of_two = against(of_model, Predictions(labels, two, ()))
     assert of_two["p"].tolist() == pytest.approx([0.125, 0.125])
@@ -221,7 +221,7 @@ def test_several_jobs_share_the_level() -> None:
 
 
 def test_a_sentence_says_whether_a_network_beats_it() -> None:
-    """It names the significantly better networks, and the one with the largest difference."""
+    """It names the significantly better networks, and the lead of the best one."""
     better, worse = ("lstm", 0.015, 0.01, 1), ("gru", -0.015, 0.01, -1)
     unsure, best = ("rnn", 0.025, 0.03, 0), ("bilstm", 0.055, 0.001, 1)
 
@@ -243,7 +243,7 @@ def test_a_sentence_says_whether_a_network_beats_it() -> None:
 
 @pytest.mark.full
 def test_the_command_fits_it_when_asked(harness: Harness, tmp_path: Path) -> None:
-    """Bad requests get one line and exit code 2; a good one the table, the sentence, the report."""
+    """A bad request ends with one line and exit code 2. A good one shows and writes the scores."""
     dataset = small_data(tmp_path / "data")
     write_scored_run(harness.runs / "a", dataset, [True] * 60)
     for options, reason in (

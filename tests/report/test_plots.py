@@ -18,7 +18,7 @@ from tests.report.small_data import small_data
 def test_bars_are_the_intervals_of_the_means(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over training time and over size; the axis has room for a marker at zero."""
+    """This holds over training time and over size. The axis has room for a marker at zero."""
     for seed, accuracy in enumerate((0.86, 0.97, 0.98), 1):  # the interval is cut at 100 %
         write_run(tmp_path / str(seed), seed=seed, accuracy=accuracy)
     (part,) = make_parts(group_runs(scored_runs([tmp_path])[0])[0])
@@ -39,7 +39,7 @@ def test_bars_are_the_intervals_of_the_means(
 
 
 def test_odd_names_of_jobs(tmp_path: Path) -> None:
-    """Matplotlib takes a dollar for mathematics, and hides labels with an underscore first."""
+    """Matplotlib reads a dollar as mathematics, and hides labels that begin with an underscore."""
     dataset = small_data(tmp_path / "data")
     for name in ("$^a_$", "_b"):
         write_scored_run(tmp_path / name, dataset, [True] * 60, job=name)
@@ -48,7 +48,7 @@ def test_odd_names_of_jobs(tmp_path: Path) -> None:
 
 
 def test_accuracy_over_time(tmp_path: Path) -> None:
-    """The best accuracy so far, at the end of the epoch's validation, as a mean over the seeds."""
+    """A curve shows the best accuracy so far after each validation, averaged over the seeds."""
     for seed, accuracies in enumerate(([0.80, 0.845, 0.83], [0.84, 0.835, 0.851]), 1):
         folder = tmp_path / str(seed)
         write_run(folder, seed=seed)
@@ -69,7 +69,7 @@ def test_accuracy_over_time(tmp_path: Path) -> None:
 
 
 def test_without_the_time_of_an_epoch_there_is_no_curve(tmp_path: Path) -> None:
-    """As after an interrupted write of the times."""
+    """An interrupted write leaves such incomplete times."""
     write_run(tmp_path / "1")
     for name, line in (("metrics", '"val_accuracy": 0.8'), ("timings", '"epoch_s": 3')):
         (tmp_path / "1" / f"{name}.jsonl").write_text(f'{{"epoch": 2, {line}}}\n')

@@ -25,7 +25,7 @@ WORDS = [f"word{rank}" for rank in range(1, 40)]
 
 
 def made_up(names: tuple[str, ...], num: int = 120) -> Dataset:
-    """Reviews of five words; the third one names the class, or a wrong one in every tenth."""
+    """Return reviews of five words; the third word shows the class, wrongly in every tenth."""
     generator = np.random.default_rng(len(names))
     splits = []
     for _ in range(2):
@@ -40,7 +40,7 @@ def made_up(names: tuple[str, ...], num: int = 120) -> Dataset:
 
 
 def probabilities_of(labels: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
-    """Probabilities that are mostly right."""
+    """Return random probabilities; the true class mostly has the highest one."""
     logits = np.random.default_rng(seed).normal(size=(len(labels), num_classes))
     logits[np.arange(len(labels)), labels] += 1.5
     shares: np.ndarray = np.exp(logits)
@@ -49,7 +49,7 @@ def probabilities_of(labels: np.ndarray, num_classes: int, seed: int) -> np.ndar
 
 
 def write_runs(folder: Path, dataset: Dataset) -> Path:
-    """Two jobs with two seeds, and their data."""
+    """Write runs of two jobs with two seeds each, and their data; return the folder of the runs."""
     save_folder(dataset, folder / "data")
     for job in ("gru", "lstm"):
         for seed in (1, 2):
@@ -71,7 +71,7 @@ def write_runs(folder: Path, dataset: Dataset) -> Path:
 
 
 def test_the_report_draws_every_class(tmp_path: Path) -> None:
-    """A confusion matrix per job, and mean ROC curves."""
+    """It contains a confusion matrix per job, and mean ROC curves."""
     text, said = write(write_runs(tmp_path, made_up(NAMES)), tmp_path / "out")
     assert said == []
     page = Page(text)
@@ -84,7 +84,7 @@ def test_the_report_draws_every_class(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", ["flat", "column", "both"])
 def test_two_classes_are_read_in_any_shape(tmp_path: Path, shape: str) -> None:
-    """Probabilities of label 1, flat or as a column, or of both classes."""
+    """A file may contain the probabilities of label 1, flat or as a column, or of both classes."""
     dataset = made_up(("no", "yes"))
     labels = dataset.test.labels
     found = probabilities_of(labels, 2, seed=1)
@@ -113,7 +113,7 @@ def test_two_classes_are_read_in_any_shape(tmp_path: Path, shape: str) -> None:
 def test_a_run_with_predictions_of_another_shape_is_named(
     tmp_path: Path, change: object, said: str
 ) -> None:
-    """The curves leave it out."""
+    """The curves leave the run out."""
     dataset = made_up(NAMES)
     runs = write_runs(tmp_path, dataset)
     path = runs / "lstm/2/predictions.npz"
@@ -131,7 +131,7 @@ def test_a_run_with_predictions_of_another_shape_is_named(
 
 
 def test_baselines_of_several_classes() -> None:
-    """Both are right in nine of ten reviews; the error names a missing class."""
+    """TF-IDF and n-grams are right in nine of ten reviews; the error names a missing class."""
     dataset = made_up(NAMES)
     for fitted in (
         fit(dataset, limit=0, maxlen=0, vocab_size=44),
@@ -150,14 +150,14 @@ def test_baselines_of_several_classes() -> None:
 
 
 def broken_archives() -> Iterator[bytes]:
-    """Files for which NumPy raises errors of different types."""
+    """Yield contents of files for which NumPy raises errors of different types."""
     file = io.BytesIO()
     np.save(file, [0.5])
     yield file.getvalue()  # an array without an archive
     yield b"\x93NUMPY\x01\x00\x02\x00{("  # half a header
     file = io.BytesIO()
     np.savez(file, labels=[1], probabilities=[0.5])
-    for flags in (b"\x01\x00\x00\x00", b"\x00\x00\x63\x00"):  # a password; unknown compression
+    for flags in (b"\x01\x00\x00\x00", b"\x00\x00\x63\x00"):  # encrypted; unknown compression
         at = file.getvalue().index(b"PK\x01\x02") + 8
         yield file.getvalue()[:at] + flags + file.getvalue()[at + 4 :]
 

@@ -1,4 +1,4 @@
-"""Differences between jobs: sentences, intervals and textbooks agree."""
+"""Differences between jobs: the sentences agree with the intervals, and these with textbooks."""
 
 import math
 import statistics
@@ -22,7 +22,7 @@ NOISY = {1: 87.10, 2: 89.60, 3: 88.00, 4: 87.20, 5: 89.90}
 
 
 def group_of(**rows: Mapping[int, float]) -> DatasetGroup:
-    """Rows with these accuracies by seed, per cent."""
+    """Return rows with these accuracies by seed, in per cent."""
     runs = {
         name: [ScoredRun(Path(name), name, "lstm", n, a / 100, {}, {}) for n, a in by_seed.items()]
         for name, by_seed in rows.items()
@@ -31,12 +31,12 @@ def group_of(**rows: Mapping[int, float]) -> DatasetGroup:
 
 
 def compared(group: DatasetGroup) -> list[Any]:
-    """The rows of `differences`."""
+    """Return the rows of `differences`."""
     return [*differences(group).itertuples()]
 
 
 def points(*shares: float) -> Any:
-    """In points of accuracy."""
+    """Return shares in points of accuracy, for a comparison with a tolerance."""
     return pytest.approx([100 * each for each in shares], abs=1e-9)
 
 
@@ -72,14 +72,14 @@ def test_a_difference_that_is_not_shown() -> None:
 
 
 def test_equal_differences_have_no_interval() -> None:
-    """The same difference for all seeds proves nothing; a t interval of width 0 would."""
+    """Equal differences show no spread; a t interval of width 0 would be too sure."""
     (only,) = compared(group_of(one={1: 80.1, 2: 80.2}, other={1: 80.0, 2: 80.1}))
     assert (math.isnan(only.low), only.is_shown) == (True, False)
     assert "0.10 points, over 2 seeds; no interval: the seeds are too alike" in only.sentence
 
 
 def test_only_common_seeds_are_compared() -> None:
-    """At least two seeds are needed."""
+    """Two jobs need at least two common seeds."""
     (only,) = compared(group_of(lstm=LSTM, other={4: 87.0, 5: 87.1, 6: 99.0}))
     assert (only.num_seeds, points(only.mean)) == (2, [1.225])
     group = group_of(lstm=LSTM, other={5: 87.1, 6: 99.0})
@@ -99,13 +99,13 @@ def test_simultaneous_intervals_hold_together() -> None:
 
 
 def many(means: Sequence[float], num_seeds: int = 5, seed: int = 7) -> DatasetGroup:
-    """Jobs with these means and a deviation of 0.1 points over the seeds."""
+    """Return jobs with these mean accuracies and a deviation of 0.1 points over the seeds."""
     values = np.random.default_rng(seed).normal(means, 0.1, size=(num_seeds, len(means))).T
     return group_of(**{f"row{n}": dict(enumerate(each)) for n, each in enumerate(values)})
 
 
 def test_many_jobs_are_compared_with_the_best() -> None:
-    """One difference per other job, with a pooled spread."""
+    """Every other job has one difference; all intervals use the pooled spread of the jobs."""
     group = many([88.0, *[87.0] * 5, *[87.7] * 14])
     found = differences(group)
     assert len(found) == 19
@@ -135,7 +135,7 @@ def test_many_equal_jobs_show_no_difference() -> None:
 
 
 def test_an_interval_wider_than_all_accuracies_is_left_out() -> None:
-    """With two seeds and many comparisons, the sentence gives the reason instead."""
+    """Two seeds are too few for so many comparisons, and the sentence says so."""
     group = group_of(**{f"row{n}": {1: 80.0 + n, 2: 85.0 + (n * 7) % 10} for n in range(10)})
     found = differences(group)
     assert found["low"].isna().all()
@@ -159,7 +159,7 @@ def test_many_jobs_of_one_seed_have_no_interval(second: dict[int, float], why: s
 
 
 def test_the_error_of_the_test_set() -> None:
-    """On IMDB it is 0.4 points to either side."""
+    """On IMDB, the 95 % interval extends about 0.4 points to either side."""
     group = group_of(a={1: 88.0})
     (line,) = explanations(group, differences(group))
     told = "On another 25,000 reviews of the same kind, an accuracy of 88.0% has a 95 % interval"

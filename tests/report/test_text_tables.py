@@ -49,18 +49,18 @@ def test_a_terminal_wraps_names_and_never_a_number(width: int) -> None:
     ["=1+1", "+1+cmd|'x'!A0", "-2+3+cmd|'x'!A0", "@SUM(1)", "\t=1", "  =1", "\uff1d1", "+", "\n=1"],
 )
 def test_a_formula_in_a_csv_file_is_quoted(cell: str) -> None:
-    """A spreadsheet shows it as text."""
+    """A spreadsheet program then shows the formula as text."""
     assert defused(cell) == f"'{cell}"
 
 
 @pytest.mark.parametrize("cell", [-1.5, "-1.5", "+2", "-3e-05", "lstm=2", "a-b", "", None, 7])
 def test_a_number_in_a_csv_file_is_not_quoted(cell: object) -> None:
-    """Nor is a text without a formula."""
+    """A text without a formula is not quoted either."""
     assert defused(cell) == cell
 
 
 def test_markdown_escapes_html_and_links() -> None:
-    """In cells and sentences."""
+    """This holds for cells and for sentences."""
     row = {"job": "<img src=x onerror=alert(1)>", "test %": "1", "note": "[a](javascript:b)\n# c"}
     text = markdown_table(cells_of([row]))
     assert "&lt;img src=x onerror=alert(1)&gt;" in text
@@ -70,7 +70,7 @@ def test_markdown_escapes_html_and_links() -> None:
 
 
 def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
-    """On a terminal and in a file."""
+    """This holds on a terminal and in a file."""
     row = {"job": "a\x1b[2Jb", "test %": "1", "note": "\x9b31m\u202e"}
     rich_console(force_terminal=True, color_system=None).print(screen_table(cells_of([row])))
     shown = capsys.readouterr().out + "".join(table_lines(cells_of([row])))
@@ -80,7 +80,7 @@ def test_control_characters_are_escaped(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_latex_escapes_special_characters() -> None:
-    """A rule separates the last rows."""
+    """A rule separates the last `num_below` rows."""
     rows = [*ROWS, {"job": r"50 % of $x_1^2 & #{a}~\b", "test %": "1", "note": "a\nb"}]
     lines = [
         " ".join(line.split()) for line in latex_table(cells_of(rows), num_below=2).split("\n")
@@ -97,7 +97,7 @@ def test_latex_escapes_special_characters() -> None:
 
 
 def test_html_escapes_markup_and_cuts_nothing() -> None:
-    """The first column heads the rows."""
+    """The cells of the first column are the headings of the rows."""
     text = html_table(cells_of([{"job": "<b>", "no&te": "x" * 200}]))
     assert "<th>&lt;b&gt;</th>" in text
     assert f"<td>{'x' * 200}</td>" in text

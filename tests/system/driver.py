@@ -1,4 +1,4 @@
-"""A stand-in for NVIDIA's driver library, which is not ready."""
+"""A stand-in for NVIDIA's driver library; it reports that the driver is not ready."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ int cuGetErrorString(int error, const char **text) { *text = "not ready"; return
 
 @pytest.fixture
 def broken_driver(tmp_path: Path) -> dict[str, str]:
-    """Variables for a process that finds this driver."""
+    """The environment variables with which a process loads this library."""
     compiler = shutil.which("cc") or pytest.skip("no C compiler: apt-get install gcc libc6-dev")
     words = [compiler, "-shared", "-fPIC", "-x", "c", "-o", str(tmp_path / "libcuda.so.1"), "-"]
     subprocess.run(words, input=SOURCE.encode(), check=True, timeout=60)

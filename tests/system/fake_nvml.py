@@ -1,4 +1,4 @@
-"""A stand-in for NVML, the library of the driver that describes GPUs."""
+"""A stand-in for NVML, NVIDIA's library that describes GPUs."""
 
 import os
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ class FakeNvml:
         pass
 
     def __init__(self, driver: bool = True, **use: int | None) -> None:
-        """Make GPUs from their names and their use in per cent, None if unknown."""
+        """Define GPUs by name and use; the use is in per cent, or None if NVML can't report it."""
         self.driver, self.use = driver, use
 
     def nvmlInit(self) -> None:  # noqa: N802

@@ -49,7 +49,7 @@ def test_a_full_disk_under_the_log_ends_nothing() -> None:
 
 
 def test_a_prefix_is_stripped() -> None:
-    """Only a prefix of a log or of a pipe is removed."""
+    """Only the prefix of a line in a log or in a pipe is removed."""
     for line, message in (
         ("harness: job x: bad\n", "job x: bad"),
         ("2026-01-02 03:04:05 WARNING slow", "slow"),

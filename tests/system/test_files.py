@@ -43,7 +43,7 @@ def test_content_and_permissions(tmp_path: Path, mode: int, expected: int) -> No
 
 
 def test_a_library_gets_a_path_with_the_suffix_of_the_target(tmp_path: Path) -> None:
-    """The path is beside the target, and the target has what the library saved."""
+    """The path is in the folder of the target, and no other file is left there."""
     seen: list[Path] = []
 
     def save(path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, error: Exception) ->
 
 
 def test_a_folder_is_complete_or_absent(tmp_path: Path) -> None:
-    """It appears with all its files, replaces no folder with content, and an error removes it."""
+    """The folder appears with all its files or not at all, and replaces no folder with content."""
     target = tmp_path / "deep/folder"
     with atomic_directory(target) as temporary:
         (temporary / "a").write_text("1")
@@ -128,7 +128,7 @@ def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> No
 
 
 def test_a_new_name_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The content is synced before the rename, and the name after it: a power cut keeps both."""
+    """The content is synced before the rename, and the name after it. A power cut loses neither."""
     events: list[str] = []
     sync, replace = os.fsync, Path.replace
 
@@ -155,7 +155,7 @@ def test_a_new_name_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_broken_link_is_not_replaced(tmp_path: Path) -> None:
-    """Otherwise the author of the link would choose the place of the folder."""
+    """Otherwise whoever made the link would decide where the folder is written."""
     link = tmp_path / "out"
     link.symlink_to(tmp_path / "elsewhere")
     with (
@@ -167,7 +167,7 @@ def test_a_broken_link_is_not_replaced(tmp_path: Path) -> None:
 
 
 def test_only_a_plain_file_is_read(tmp_path: Path) -> None:
-    """A link to one is followed; a FIFO, a device, a folder and a huge file are refused at once."""
+    """A link to a plain file is followed; a FIFO, a device, a folder or a huge file is refused."""
     (tmp_path / "file").write_bytes(b"a\0b" * 1000)
     (tmp_path / "link").symlink_to("file")
     assert read_plain_file(tmp_path / "link", limit=3000) == b"a\0b" * 1000

@@ -12,15 +12,15 @@ from harness.system.gpu import describe_memory, free_gb, hidden_by, own_gb
 from tests.system.fake_nvml import OTHER, FakeNvml
 
 LOAD = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
-NEEDS_A_DRIVER = {"libcudnn_engines_runtime_compiled.so.9"}  # it links libcuda.so.1 itself
-LEAST = 25  # libraries in the lock
+NEEDS_A_DRIVER = {"libcudnn_engines_runtime_compiled.so.9"}  # it links to the driver's libcuda.so.1
+LEAST = 25  # the fewest libraries that the lock file installs
 
 
 @pytest.mark.slow
 def test_every_library_of_the_gpu_lock_loads() -> None:
     """Every library loads in a new process of an environment that was made from the lock.
 
-    `pip install --require-hashes -r requirements-gpu.lock` makes one (some 6 GB);
+    `pip install --require-hashes -r requirements-gpu.lock` makes such an environment (some 6 GB);
     HARNESS_GPU_ENV names its folder.
     """
     if "HARNESS_GPU_ENV" not in os.environ:
@@ -52,13 +52,13 @@ def test_gpus_are_hidden_as_cuda_hides_them(monkeypatch: pytest.MonkeyPatch, tex
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two GPUs, which `FakeNvml` describes again at each call."""
+    """Let NVML describe two GPUs."""
     monkeypatch.setattr(gpu, "find_nvml", lambda: FakeNvml(gpu0=0, gpu1=0))
 
 
 @pytest.mark.usefixtures("two_gpus")
 def test_memory_is_listed_with_the_processes_that_use_it() -> None:
-    """The list leaves out this process, and a MIG instance, which has no answer."""
+    """The list leaves out this process, and a MIG instance, whose memory is unknown."""
     assert describe_memory({}) == (
         "GPU 0 has 1.5 of 80.0 GB free; GPU 1 has 1.5 of 80.0 GB free, "
         f"process {OTHER} holds 40.0 GB"
@@ -69,7 +69,7 @@ def test_memory_is_listed_with_the_processes_that_use_it() -> None:
 
 @pytest.mark.usefixtures("two_gpus")
 def test_memory_of_this_process_is_known() -> None:
-    """It excludes other processes; for a MIG instance it is unknown."""
+    """The memory of other processes is left out; for a MIG instance the result is None."""
     assert own_gb({}) == 1.0
     assert own_gb({"CUDA_VISIBLE_DEVICES": "MIG-a"}) is None
     assert free_gb({}) == {"0": 1.5, "1": 1.5}

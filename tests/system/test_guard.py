@@ -65,7 +65,7 @@ def run(code: str) -> "subprocess.CompletedProcess[str]":
     ],
 )
 def test_it_ends_as_its_child_does(code: str, status: int, warned: str) -> None:
-    """It has the child's exit code or signal, unless the child's messages explain its death."""
+    """The guard ends with the child's exit code or signal, unless messages explain the death."""
     done = run(code)
     assert (done.returncode, done.stderr) == (status, warned)
 
@@ -95,7 +95,7 @@ Start = Callable[[], tuple["subprocess.Popen[str]", psutil.Process]]
 
 @pytest.fixture
 def start(request: pytest.FixtureRequest) -> Start:
-    """Starts a guard whose child waits for signals; returns both."""
+    """A function that starts a guard whose child waits for signals, and returns both."""
 
     def start() -> tuple["subprocess.Popen[str]", psutil.Process]:
         process = subprocess.Popen(
@@ -120,7 +120,7 @@ def start(request: pytest.FixtureRequest) -> Start:
     ],
 )
 def test_signals_are_passed_on(start: Start, signals: list[int], code: int, warned: str) -> None:
-    """The child handles them. Without a terminal, it gets TERM for INT."""
+    """The child handles the signals. Without a terminal, the guard passes INT on as TERM."""
     process, _ = start()
     for number in signals:
         process.send_signal(number)
@@ -137,7 +137,7 @@ def test_the_child_dies_with_its_guard(start: Start) -> None:
 
 
 def test_ctrl_c_of_a_terminal_reaches_the_child_once() -> None:
-    """The terminal sends it to both processes, so the guard does not pass it on."""
+    """The terminal sends SIGINT to both processes, so the guard does not pass it on."""
     pid, terminal = pty.fork()
     if not pid:
         os.execv(sys.executable, [sys.executable, "-c", f"{GUARDED}wait()"])  # noqa: S606

@@ -1,4 +1,4 @@
-"""A lease is lost only if another process has it or it is missing, not if the disk fails."""
+"""A lease is lost if another process took it or if it is missing, but not if the disk fails."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from harness.system.leased_dir import LeasedDirectory
 
 
 class Disk(SharedDisk):
-    """A disk whose reads fail for a while, and a clock that only waiting moves."""
+    """A disk whose reads fail for a while, and a clock that only waiting advances."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s = 0.0
@@ -51,7 +51,7 @@ def folder(tmp_path: Path) -> LeasedDirectory:
 def test_a_writer_waits_for_a_failing_disk(
     disk: Disk, folder: LeasedDirectory, error: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It warns once, and writes when the disk is back; after a minute the error ends the run."""
+    """It warns once, and writes when the disk works again. After a minute it raises the error."""
     with caplog.at_level("WARNING"):
         disk.fail(error, for_s=50)
         folder.write("note.txt", "later")

@@ -18,18 +18,18 @@ from harness.system.lenient_json import (
 
 @pytest.mark.parametrize("content", [None, b'{"a": ', b"[1]", b"\xff", b"[" * 100_000])
 def test_a_broken_record_is_an_empty_one(tmp_path: Path, content: bytes | None) -> None:
-    """It is missing, cut, not an object, not UTF-8, or too deep."""
+    """A broken record is missing, truncated, not an object, not UTF-8, or nested too deeply."""
     path = tmp_path / "record"
     if content is not None:
         path.write_bytes(content)
     assert read_json(path) == {}
     assert read_json_lines(path) == []
-    if content != b"[1]":  # which is a table's head in TOML
+    if content != b"[1]":  # in TOML, the header of a table
         assert read_toml(path) == {}
 
 
 def test_a_good_record_is_read(tmp_path: Path) -> None:
-    """JSON lines that are not objects, and a table that is not one, are left out."""
+    """JSON lines that are not objects are left out; a table of another type is empty."""
     path = tmp_path / "record"
     path.write_text('{"a": 1}\n')
     assert read_json(path) == {"a": 1}

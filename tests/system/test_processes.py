@@ -28,7 +28,7 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts processes with any command line."""
+    """A function that starts a process with these arguments."""
     started = []
 
     def start(*args: str) -> "subprocess.Popen[bytes]":
@@ -73,7 +73,7 @@ def test_a_reused_process_id_is_not_the_run(start: Start) -> None:
 
 
 def test_a_dead_process_is_known_in_its_space(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A zombie is dead. A process of another space or another user may be alive."""
+    """A zombie is dead. A process of another process space or of another user may be alive."""
     here = process_space()
     with subprocess.Popen(["true"]) as process:
         wait_for(lambda: has_died(process.pid, here))
@@ -89,7 +89,7 @@ def test_a_dead_process_is_known_in_its_space(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_another_container_of_this_machine_is_elsewhere() -> None:
-    """A space of an earlier boot, or an unknown one, is not."""
+    """A process space of an earlier boot is not elsewhere, and neither is an unknown one."""
     here = process_space()
     boot, _, _ = here.partition(" ")
     spaces = {f"{boot} 7": True, here: False, "earlier 7": False, "": False}
@@ -119,7 +119,7 @@ with filtered_stderr():
 
 
 def test_the_second_ctrl_c_ends_everything_at_once() -> None:
-    """The line reaches a filtered standard error, children die, and no `finally` runs."""
+    """One line reaches standard error past the filter, children die, and no `finally` runs."""
     process = subprocess.Popen(
         [sys.executable, "-c", WAITING], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -166,7 +166,7 @@ print("went on")
     [(0, 0, "imported\nwent on\n", ""), (1, -SIGINT, "imported\n", None), (2, 75, "", AT_ONCE)],
 )
 def test_an_import_keeps_ctrl_c(times: int, code: int, said: str, warned: str | None) -> None:
-    """The first one waits for the end of the import, the second one does not."""
+    """The first Ctrl-C takes effect after the import, the second one at once."""
     command = [sys.executable, "-c", IN_AN_IMPORT, str(times)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (code, said)
@@ -174,7 +174,7 @@ def test_an_import_keeps_ctrl_c(times: int, code: int, said: str, warned: str | 
 
 
 def press_until_it_ends(process: Process) -> str:
-    """Send one SIGINT after another; returns what the process wrote on standard error."""
+    """Send one SIGINT after another; return what the process wrote to standard error."""
     family = psutil.Process(process.pid).children(recursive=True)
     deadline = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < deadline:
@@ -202,7 +202,7 @@ def test_ctrl_c_during_an_import_is_one_line(harness: Harness, library: str) -> 
 
 @pytest.mark.full
 def test_ctrl_c_during_training_is_one_line(harness: Harness) -> None:
-    """The first one saves a checkpoint, later ones may end this at once."""
+    """The first Ctrl-C saves a checkpoint; a later one may end the process before that."""
     process = harness.start(*harness.train_words("lstm", "stopped"), "--set", "train.epochs=200")
     wait_for_step(process, harness.runs / "lstm/stopped", 13)
     warned = press_until_it_ends(process)

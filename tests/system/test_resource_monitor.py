@@ -22,7 +22,7 @@ PATCHED = "harness.system.gpu.find_nvml"
 def test_figures_cover_the_time_since_the_last_measurement(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A process that uses half of one CPU uses a quarter of two; within READ_S nothing is read."""
+    """Half of one CPU is a quarter of two. Within READ_S of a measurement nothing is measured."""
     monkeypatch.setattr(PATCHED, lambda: FakeNvml(gpu0=83))
     clock = iter([0.0, 0.0, READ_S / 2, 2 * READ_S]).__next__
     cpu_clock = iter([7.0, 7.0, 7.0 + READ_S]).__next__
@@ -45,7 +45,7 @@ def test_figures_cover_the_time_since_the_last_measurement(
 def test_gpus_are_those_that_the_process_sees(
     monkeypatch: pytest.MonkeyPatch, seen: str | None, num: int, shares: dict[str, float]
 ) -> None:
-    """They have the order of CUDA_VISIBLE_DEVICES; only used GPUs are measured."""
+    """GPUs are numbered in the order of CUDA_VISIBLE_DEVICES; only used GPUs are measured."""
     monkeypatch.setattr(PATCHED, lambda: FakeNvml(gpu0=10, gpu1=20, GPU_a=30))
     environment = {} if seen is None else {"CUDA_VISIBLE_DEVICES": seen}
     with ResourceMonitor(num, 2, environment=environment) as monitor:
@@ -60,7 +60,7 @@ def test_gpus_are_those_that_the_process_sees(
 def test_without_nvml_only_gpus_are_not_measured(
     monkeypatch: pytest.MonkeyPatch, nvml: FakeNvml | None
 ) -> None:
-    """One line warns about it; a run without a GPU needs no warning."""
+    """One line warns about the GPUs; a run without a GPU needs no warning."""
     monkeypatch.setattr(PATCHED, lambda: nvml)
     warnings: list[str] = []
     for num_gpus in (0, 1):
@@ -72,7 +72,7 @@ def test_without_nvml_only_gpus_are_not_measured(
 
 @pytest.mark.full
 def test_tensorboard_shows_the_use(finished: tuple[Harness, Path]) -> None:
-    """It gets durations, CPUs and memory; the records that are compared by bytes have none."""
+    """It shows durations, CPUs and memory; records that are compared by bytes contain none."""
     _, run = finished
     found: dict[str, dict[int, float]] = {}
     for folder, tag, step, value in points(run / "tensorboard"):

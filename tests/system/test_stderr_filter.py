@@ -1,4 +1,4 @@
-"""Messages on file descriptor 2 that no user can act on."""
+"""The filter of messages on file descriptor 2 on which no user can act."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The watchdog ends a process whose main thread can't end it, within a limit, with one line."""
+"""After a time limit, the watchdog prints one line and ends a process that hangs."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ End = tuple[str, int]
 
 
 def make(stall_s: float = 600, stop_s: float = 60) -> tuple[Watchdog, list[End]]:
-    """A watchdog without its thread, and the lines and exit codes with which it ends."""
+    """Return a watchdog without its thread, and a list of the lines and exit codes it ends with."""
     ends: list[End] = []
     return Watchdog(stall_s, stop_s, lambda line, code: ends.append((line, code))), ends
 
@@ -29,7 +29,7 @@ def watch(dog: Watchdog, **fields: object) -> Watched:
 
 
 def test_a_process_without_progress_ends() -> None:
-    """It ends at the limit since the last result; the line has place and next command."""
+    """The limit counts from the last result. The line names the device and the next command."""
     dog, ends = make()
     watch(dog)
     dog.count(599)
@@ -48,7 +48,7 @@ def test_a_process_without_progress_ends() -> None:
 
 
 def test_time_counts_only_while_watching() -> None:
-    """Waiting for a trial and code of the user have no limit; a limit of 0 means none."""
+    """Waiting for a trial and code of the user have no limit; 0 means that there is no limit."""
     dog, ends = make()
     dog.count(9e9)
     watch(dog)
@@ -65,7 +65,7 @@ def test_time_counts_only_while_watching() -> None:
 
 
 def test_the_limit_depends_on_the_work() -> None:
-    """The driver may compile kernels first; 1,000 steps have ten times the limit of 100."""
+    """The first step may compile kernels; 1,000 steps have ten times the limit of 100 steps."""
     dog, _ = make()
     watched = watch(dog, first_use=6.0)
     assert dog.limit_s == 3600
@@ -77,7 +77,7 @@ def test_the_limit_depends_on_the_work() -> None:
 
 @pytest.mark.parametrize(("setting", "limits"), [("", (600, 90)), ("30", (1800, 1800))])
 def test_on_several_nodes_a_step_has_less_time(setting: str, limits: tuple[int, int]) -> None:
-    """If one node hangs, all wait. A limit that the site sets has priority."""
+    """If one node hangs, all nodes wait. A limit that the site sets has priority."""
     dog = watchdog.from_settings({"HARNESS_STALL_MIN": setting}, on_nodes=True)
     dog.watched = watched = Watched("here", "go on")
     before = dog.limit_s
@@ -86,7 +86,7 @@ def test_on_several_nodes_a_step_has_less_time(setting: str, limits: tuple[int, 
 
 
 def test_a_loop_without_results_is_asked_for_one() -> None:
-    """Steps run asynchronously; the loop sees that they end only if it waits for one."""
+    """Steps run asynchronously; the loop notices their end only when it waits for a result."""
     dog, _ = make()
     watch(dog)
     dog.count(59)
@@ -99,7 +99,7 @@ def test_a_loop_without_results_is_asked_for_one() -> None:
 
 @pytest.mark.parametrize(("numbers", "name"), [([SIGUSR2], "SIGUSR2"), ([SIGTERM, 10], "SIGTERM")])
 def test_a_signal_ends_the_process_at_its_limit(numbers: list[int], name: str) -> None:
-    """Progress does not reset the time since the first signal. TERM, a cancel, has priority."""
+    """Progress does not reset the time since the first signal. TERM (a cancel) has priority."""
     reasons: list[str] = []
 
     def record(reason: Interrupted) -> int:
@@ -120,7 +120,7 @@ def test_a_signal_ends_the_process_at_its_limit(numbers: list[int], name: str) -
 
 
 def test_a_refusal_of_the_record_is_the_last_line() -> None:
-    """The run may have been requeued too often, for example."""
+    """For example, `record` refuses because the run was requeued too often."""
 
     def refuse(reason: Interrupted) -> int:
         raise RunError(f"interrupted by {reason}; not requeued after 20 times")
@@ -151,7 +151,7 @@ with watchdog.from_settings(), watchdog.watching(watchdog.Watched("here", "go on
 
 
 def test_a_suspension_does_not_count(blocked: "subprocess.Popen[str]") -> None:
-    """The limit is 6 s, and Slurm suspends a job by SIGSTOP for longer."""
+    """Slurm suspends a job by SIGSTOP, here for longer than the limit of 6 s."""
     time.sleep(2)
     blocked.send_signal(SIGSTOP)
     time.sleep(7)
@@ -162,7 +162,7 @@ def test_a_suspension_does_not_count(blocked: "subprocess.Popen[str]") -> None:
 
 @pytest.fixture
 def blocked() -> Iterator["subprocess.Popen[str]"]:
-    """A process whose main thread waits in C, as for a device."""
+    """A process whose main thread waits in C code, as for a device."""
     with subprocess.Popen(
         [sys.executable, "-c", BLOCKED],
         env=os.environ | {"HARNESS_STALL_MIN": "0.1", "HARNESS_STOP_S": "1"},

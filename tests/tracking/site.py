@@ -1,4 +1,4 @@
-"""A folder of runs as their processes would leave them, and a squeue with the answers of a test."""
+"""Folders of runs as their processes leave them, and a squeue whose answer a test sets."""
 
 import json
 import os
@@ -30,7 +30,7 @@ RESULT = {
 
 @dataclass
 class Site:
-    """A folder of runs, and programs of Slurm on the PATH."""
+    """A folder of runs, and stand-ins for Slurm's programs on the PATH."""
 
     folder: Path
 
@@ -65,7 +65,7 @@ class Site:
         job: str = "lstm",
         **values: Any,
     ) -> RunDirectory:
-        """A run as its process would have left it `age_s` ago."""
+        """Write a run in the state in which its process left it `age_s` seconds ago."""
         allocation = SlurmEnvironment.from_environment({"SLURM_JOB_ID": slurm_job or "0"})
         then = time.time() - age_s
         run = RunDirectory.new(self.runs, load_job(JOBS / f"{job}.toml"), run_id)
@@ -85,7 +85,7 @@ class Site:
         return run
 
     def submission(self, job_id: str, seeds: list[int], **more: Any) -> dict[str, Any]:
-        """A record as `harness submit` writes it."""
+        """Write and return a record like that of `harness submit`."""
         names = [f"slurm-{job_id}{f'_{seed}' if len(seeds) > 1 else ''}" for seed in seeds]
         record = {
             "job_id": job_id,
@@ -109,7 +109,7 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     """A machine without Slurm, until a test adds programs."""
-    tools = tmp_path / "tools"  # /bin may hold Slurm's programs
+    tools = tmp_path / "tools"  # /bin may contain Slurm's programs
     tools.mkdir()
     for name in ("cat", "sleep", "sh"):
         (tools / name).symlink_to(f"/bin/{name}")

@@ -14,7 +14,7 @@ from tests.conftest import JOBS
 
 
 def test_all_jobs_of_a_seed_come_before_those_of_the_next() -> None:
-    """Without seeds the job file decides; a job that is named twice is refused."""
+    """Without `--seeds` the job file sets the seed. A job that is named twice is refused."""
     files = [JOBS / "lstm.toml", JOBS / "gru.toml"]
     found = [(job.name, job.train.seed) for job in jobs_of(files, (), (2, 1))]
     assert found == [("lstm", 2), ("gru", 2), ("lstm", 1), ("gru", 1)]
@@ -26,7 +26,7 @@ def test_all_jobs_of_a_seed_come_before_those_of_the_next() -> None:
 def test_an_interrupted_batch_names_the_command_that_continues_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a job of the job scripts the command is `harness submit --resume` with the job's id."""
+    """In a job that a job script began, it is `harness submit --resume` with the job's id."""
 
     def begin(*_: object, **__: object) -> None:
         raise Interrupted("a signal")
@@ -44,7 +44,7 @@ def test_an_interrupted_batch_names_the_command_that_continues_it(
 def test_finished_runs_are_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same command trains only the unfinished runs, from copies of their jobs."""
+    """The same command trains only the unfinished runs, each from a copy of its job file."""
     begun: list[str] = []
     jobs = jobs_of([JOBS / "lstm.toml"], ["data.source='Größe'"], (1, 2))
 
@@ -52,7 +52,7 @@ def test_finished_runs_are_not_trained_again(
         begun.extend(task.name for task in tasks)
         for task in tasks:
             file = Path(task.args[task.args.index("train") + 1])
-            assert file.is_relative_to(tmp_path)  # where other nodes can read it
+            assert file.is_relative_to(tmp_path)  # a folder that other nodes can read
             assert load_job(file) == jobs[1]
 
     monkeypatch.setattr("harness.tracking.batch.run_tasks", begin)
@@ -63,19 +63,19 @@ def test_finished_runs_are_not_trained_again(
         (folder / "job.toml").write_text(job.to_toml())
         (folder / "result.json").write_text("{}")
         assert train_batch(request, Console()) == folders
-        assert begun == ["lstm-x-seed2"]  # in the first round; the second trains none
+        assert begun == ["lstm-x-seed2"]  # from the first round; the second begins none
     assert list(tmp_path.rglob("lstm-x-*.toml")) == []
 
 
 def test_batches_of_the_same_second_have_different_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If they share a seed, all runs of the later batch get another name; no folder stays empty."""
+    """With a common seed, all runs of the later batch get another name. No empty folder is left."""
     begun: list[list[str]] = []
 
     def begin(tasks: list[Task], *_: object, **__: object) -> None:
         begun.append([task.name for task in tasks])
-        if len(begun) == 1:  # the second begins while the first is at work
+        if len(begun) == 1:  # the second batch begins while the first one trains
             train_batch(request((2, 3)), Console())
 
     def request(seeds: tuple[int, ...]) -> BatchRequest:

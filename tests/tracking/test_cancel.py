@@ -63,9 +63,9 @@ def test_a_run_is_found_by_folder_id_and_job(site: Site, monkeypatch: pytest.Mon
 def test_a_search_is_cancelled_wherever_its_workers_are(
     site: Site, tmp_path: Path, job: str | None
 ) -> None:
-    """All workers read a file that stops them, and waiting tasks of the array leave the queue.
+    """All workers read a file that stops them; tasks of the array that wait leave the queue.
 
-    A run on another machine reads no such file, so the message names the machine.
+    Without a search there is no such file: the message names the machine of the run.
     """
     noted = scancel(site)
     sweep = make_sweep(tmp_path / "s", RANDOM).folder
@@ -82,7 +82,7 @@ def test_a_search_is_cancelled_wherever_its_workers_are(
 
 
 def test_without_slurms_programs_a_requeued_run_may_be_in_the_queue(site: Site) -> None:
-    """The command says that it can't know this, unless the run was cancelled."""
+    """The command says that it can't see the queue, unless the run was cancelled."""
     site.run("slurm-12", "interrupted", slurm_job="12", signal="SIGUSR1")
     with pytest.raises(RunError, match=r"squeue is not installed here; .* or: scancel 12"):
         ask_to_stop(site.only())
@@ -94,7 +94,7 @@ def test_without_slurms_programs_a_requeued_run_may_be_in_the_queue(site: Site) 
 
 
 def test_a_run_in_another_container_is_not_cancelled_from_here(tmp_path: Path) -> None:
-    """The container has this machine's name, and the process id may be another process here."""
+    """The container has this machine's name, but its process id may be another process here."""
     boot, _, _ = process_space().partition(" ")
     (tmp_path / "state.json").write_text(json.dumps({"space": f"{boot} 7"}))
     here = socket.gethostname()
@@ -104,14 +104,14 @@ def test_a_run_in_another_container_is_not_cancelled_from_here(tmp_path: Path) -
 
 
 def scancel(site: Site) -> Path:
-    """Put a scancel on the PATH; returns the file that records its arguments."""
+    """Put a scancel on the PATH; return the file that records its arguments."""
     noted = site.folder / "cancelled"
     site.program("scancel", f'echo "$@" >> "{noted}"')
     return noted
 
 
 def test_a_job_is_cancelled_by_its_id(site: Site) -> None:
-    """A waiting job leaves the queue at once, a running one has to save first."""
+    """A waiting job leaves the queue at once; a running job saves first."""
     noted = scancel(site)
     site.slurm("12|12|PENDING|0:00|Priority|/x.sh", "13|13|RUNNING|0:05|None|/x.sh")
     for job_id in ("12", "13"):
@@ -151,7 +151,7 @@ def test_a_session_is_not_cancelled_for_a_run(site: Site, *, owns_job: bool) -> 
 def test_the_job_in_another_users_record_is_not_cancelled(
     site: Site, monkeypatch: pytest.MonkeyPatch, run_id: str, job: str
 ) -> None:
-    """It may be a job of this user, or an option of scancel that means all of them."""
+    """The recorded id may be a job of this user, or an option of scancel that means all jobs."""
     noted = scancel(site)
     site.slurm("12|12|RUNNING|1:00|None|/x.sh")
     run = site.run(run_id, "training")
@@ -191,7 +191,7 @@ def test_one_seed_of_a_job_is_stopped_alone(site: Site, prefix: str) -> None:
 
 
 def shared_job(harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put job 12 of slurm/lstm.sh --seeds 1-5 into the queue; returns the file of `scancel`."""
+    """Put job 12 of slurm/lstm.sh --seeds 1-5 into the queue; return the file of `scancel`."""
     monkeypatch.setattr(cancel, "WAIT_S", 0.0)
     site.slurm(f"12|12|RUNNING|1:00|None|{JOBS.parent}/slurm/lstm.sh --seeds 1-5")
     noted = scancel(site)
@@ -203,7 +203,7 @@ def shared_job(harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch) ->
 def test_one_of_several_seeds_is_cancelled(
     harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
-    """A folder names one seed, even if no other seed has begun; the job's id names all."""
+    """A folder names one seed, even if no other seed has begun; a job id names all seeds."""
     noted = shared_job(harness, site, monkeypatch)
     one = site.run("slurm-12-seed1", "training", slurm_job="12")
     one.write_json("state.json", one.read_json("state.json") | {"owns_job": True})
@@ -218,7 +218,7 @@ def test_one_of_several_seeds_is_cancelled(
 def test_a_seed_that_has_stopped_leaves_the_job_to_the_others(
     harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
-    """The job does not restart the seed, and another job may continue it."""
+    """The job does not restart the seed, and another job may continue that seed."""
     noted = shared_job(harness, site, monkeypatch)
     one = site.run("slurm-12-seed1", phase, slurm_job="12")
     site.run("slurm-12-seed2", "training", slurm_job="12")
@@ -255,7 +255,7 @@ def test_cancel_waits_for_the_end_of_a_run(site: Site, phase: str, said: str) ->
 
 @pytest.mark.parametrize("age_s", [1, 3000])
 def test_cancel_waits_at_most_90_seconds(site: Site, age_s: float) -> None:
-    """A stale run is waited for too; the error names the command that shows the run."""
+    """`cancel` waits for a stale run, too. The error names the command that shows the run."""
     site.run("a", "training", age_s)
     waits = list[float]()
     with pytest.raises(RunError, match=r"did not stop within 90 s; see harness status lstm/a"):
@@ -269,7 +269,7 @@ def is_training(run: RunDirectory, process: int) -> bool:
 
 
 def start_run(harness: Harness) -> tuple[Process, Path]:
-    """A training process that has recorded a step."""
+    """Start training, and wait until it has recorded a step; return the process and the folder."""
     words = harness.train_words("lstm", "live", "--set", "train.epochs=1000")
     process = harness.start(*words, is_forked=False)
     run = RunDirectory(harness.runs / "lstm/live")
@@ -283,7 +283,7 @@ def start_run(harness: Harness) -> tuple[Process, Path]:
 
 @pytest.mark.full
 def test_a_real_run_is_running_then_cancelled_then_dead(harness: Harness, site: Site) -> None:
-    """`cancel` saves it; after a KILL `status` calls it dead and says how to continue."""
+    """`cancel` lets the run save; after a KILL, `status` calls it dead and says how to continue."""
     process, folder = start_run(harness)
     seen = json.loads(harness.run_here("status", "--json").stdout)
     assert [(each["state"], each["process"]) for each in seen] == [("running", process.pid)]
@@ -306,7 +306,7 @@ def test_a_real_run_is_running_then_cancelled_then_dead(harness: Harness, site: 
 
 
 def test_a_run_on_another_host_is_cancelled_there(harness: Harness, site: Site) -> None:
-    """The line names the host, and the other runs of the command are cancelled."""
+    """The line names the host. The command still handles the other runs that it names."""
     site.run("a", "training", process=os.getpid())
     site.run("b", "finished")
     done = harness.run_here("cancel", "a", "b")

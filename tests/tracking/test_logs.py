@@ -16,7 +16,7 @@ from tests.tracking.site import site as site
 
 
 def test_a_log_is_printed_without_control_characters(harness: Harness, site: Site) -> None:
-    """Progress bars and colours appear as a terminal shows them in the end; -n prints the last."""
+    """A progress bar is shown in its last state, and colours are removed; -n limits the lines."""
     log = site.folder / "it's a log.out"
     log.write_bytes(b"one\n\x1b[31mtwo\x1b[0m\x07\n10%\r50%\r100%\nthr\xffee\r\nfour")
     site.run("a", "finished", log=log)
@@ -28,7 +28,7 @@ def test_a_log_is_printed_without_control_characters(harness: Harness, site: Sit
 
 
 def test_a_log_is_printed_in_any_encoding(harness: Harness, site: Site) -> None:
-    """A number replaces each character that the terminal's encoding lacks."""
+    """A character that is not in the terminal's encoding is shown as its code."""
     log = site.folder / "log"
     log.write_text("naïve ☃\n")
     site.run("a", "failed", log=log)
@@ -91,7 +91,7 @@ def test_following_a_log_survives_its_replacement(tmp_path: Path) -> None:
 
 
 def test_the_last_lines_may_come_after_the_end_of_the_run(tmp_path: Path) -> None:
-    """On a busy node they come seconds later, in several parts."""
+    """On a busy node, these lines come seconds later and in several parts."""
     log = tmp_path / "log"
     log.write_text("said\n")
     times = iter(["", "one\n", "", "", "two\n", "", "", "three", "too late\n"])

@@ -1,4 +1,4 @@
-"""The record of a run's starts, and the changes since the first."""
+"""The record of a run's starts, and the changes since the first start."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ PACKAGES = {"tensorflow": "2.21.0"}
 
 
 def started(**changes: object) -> dict[str, Any]:
-    """The record of a first start."""
+    """Return the record of a first start with these changes."""
     return {"starts": [{"devices": CPUS, "packages": PACKAGES, **changes}]}
 
 
@@ -40,7 +40,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
 
 
 def test_an_unchanged_start_has_no_changes(run: RunDirectory) -> None:
-    """Names of nodes and devices may change; a new run has no record."""
+    """Names of nodes and devices may change. A new run has no record to compare with."""
     assert changes_since_first_start(run, CPUS) == []
     others = [{"device": f"n2/cpu:{i}"} for i in range(2)]
     assert changes_since_first_start(run, others) == []
@@ -117,7 +117,7 @@ def test_a_broken_record_is_refused(run: RunDirectory) -> None:
 def test_an_unreadable_record_is_not_replaced(run: RunDirectory) -> None:
     """A failing disk is an error, and the record stays."""
     run.path(RECORD).unlink()
-    run.path(RECORD).symlink_to("/proc/self/mem")  # a plain file whose first byte gives EIO
+    run.path(RECORD).symlink_to("/proc/self/mem")  # a plain file; reading it fails with EIO
     with pytest.raises(DiskError, match=r"provenance\.json: can't be read: Input/output error"):
         record_kernels(run, {"lstm": "cudnn"})
     with pytest.raises(DiskError, match="Input/output error; try again later"):
@@ -127,7 +127,7 @@ def test_an_unreadable_record_is_not_replaced(run: RunDirectory) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root, to give a folder to another user")
 def test_the_reason_of_git_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Git refuses a checkout of another user; the record has the reason and the remedy."""
+    """Git refuses a checkout of another user; the record contains the reason and the remedy."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("SUDO_UID", raising=False)
     project = tmp_path / "project"

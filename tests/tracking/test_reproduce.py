@@ -1,4 +1,4 @@
-"""`harness reproduce`: restores code and job of a run, which train to the same result."""
+"""`harness reproduce` restores the code and the job of a run; training gives the same result."""
 
 import subprocess
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.slurm.test_submit import code, copy_project, edit, git, git_init
 
 
 def changed_checkout(folder: Path) -> Path:
-    """A git checkout of this project with uncommitted changes, one of which needs a new file."""
+    """Make a git checkout with uncommitted changes, one of which needs a new file."""
     project = folder / "check out"
     copy_project(project)
     (project / "edited.txt").touch()
@@ -41,7 +41,7 @@ def test_reproduced_code_is_equal_and_trains_to_the_same_result(
     assert done.returncode == 0, done.stderr
     run = harness.runs / "lstm/first"
     (project / "edited.txt").write_text("edited again since\n")
-    # Amended: no branch has the run's commit any more.
+    # After this, no branch contains the commit of the run.
     git(project, "commit", "--all", "--amend", "--quiet", "--message=later")
     done = harness.run("reproduce", run)
     assert (done.returncode, done.stderr) == (0, "")
@@ -54,7 +54,7 @@ def test_reproduced_code_is_equal_and_trains_to_the_same_result(
     said = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert said["code"].startswith(f"{folder}, from commit")
     assert said["job"] == str(folder / "reproduced.toml")
-    # A user's shell has no path to another copy.
+    # As in a user's shell, no variable names another copy of the project.
     hidden = ("PYTHONPATH", "HARNESS_RUNS")
     environment = {k: v for k, v in harness.environment.items() if k not in hidden}
     again = subprocess.run(

@@ -23,12 +23,12 @@ from tests.slurm.test_submit import code, edit, git
 from tests.slurm.test_submit import project as project
 
 NOBODY = 65534
-NO_NAME = "/" + 300 * "x"  # the disk refuses it, like a folder in another user's home
+NO_NAME = "/" + 300 * "x"  # can't be opened, like a folder in another user's home
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's files")
 
 
 class Strangers:
-    """A run whose owner forged its record, and a folder that it must not reach."""
+    """A run whose owner forged its record, and a victim's folder that must not change."""
 
     def __init__(self, folder: Path, project: Path) -> None:
         self.project = project
@@ -53,7 +53,7 @@ class Strangers:
         return reproduce(run, self.project, self.target, trust_code=trust_code)
 
     def refused(self, match: str, error: type[Exception] = InputError) -> None:
-        """It is refused, the victim's folder is empty, and nothing is left."""
+        """Assert that the run is refused, and that no file is written."""
         with pytest.raises(error, match=match):
             self.reproduce()
         assert list(self.victim.iterdir()) == []
@@ -80,7 +80,7 @@ def test_a_path_out_of_the_folder_is_refused(stranger: Strangers, path: str) -> 
 def test_recorded_changes_are_restored(
     stranger: Strangers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The changes may contain links; git before 2.35 lacks `apply --allow-empty`."""
+    """The changes may contain links. Git may be older than 2.35, without `apply --allow-empty`."""
     changed = stranger.project
     edit(changed)
     (changed / "jobs/inside.toml").symlink_to("lstm.toml")
@@ -123,7 +123,7 @@ def test_an_existing_folder_is_refused(stranger: Strangers) -> None:
 
 
 def test_a_job_of_another_version_is_restored_unchecked(stranger: Strangers) -> None:
-    """The restored code knows its keys; this version may not."""
+    """The restored code knows all keys of the job; this version may not."""
     text = load_job(JOBS / "lstm.toml").to_toml() + "\n[later]\nkey = 1\n"
     stranger.write(text, harness="9.9.9", format=9)
     restored = stranger.reproduce()
@@ -141,7 +141,7 @@ def test_a_record_of_nonsense_is_one_line(stranger: Strangers, record: dict[str,
 
 
 def begun(**parent: str) -> dict[str, object]:
-    """The record of a run with `--from`."""
+    """Return the record of a run that began with `--from`."""
     return {"starts": [{"parent": parent}]}
 
 
@@ -158,7 +158,7 @@ def begun(**parent: str) -> dict[str, object]:
 def test_the_command_names_devices_parent_and_data(
     record: dict[str, object], words: list[str]
 ) -> None:
-    """The job file has neither devices nor parent nor data."""
+    """The job file contains none of these."""
     command = _command(record, Path("it's back"), ["--data", "x y"])
     assert shlex.split(command)[:3] == ["cd", "it's back", "&&"]
     words = ["-m", "harness", "train", "reproduced.toml", *words, "--data", "x y"]
@@ -180,7 +180,7 @@ def test_the_command_names_devices_parent_and_data(
 def test_the_command_names_the_data_if_they_are_unchanged(
     stranger: Strangers, data: dict[str, object], words: list[str]
 ) -> None:
-    """Missing or different data are a warning; texts of the user are in the job file."""
+    """A warning reports missing or different data. The job file itself names a user's texts."""
     here = stranger.victim / "data"
     save_folder(open_sample(), here)
     data = {"checksum": open_sample().checksum, **data}
@@ -192,7 +192,7 @@ def test_the_command_names_the_data_if_they_are_unchanged(
 
 
 def test_a_snapshot_is_preferred_to_the_commit(stranger: Strangers, tmp_path: Path) -> None:
-    """A snapshot has all files, also those that the record left out."""
+    """A snapshot contains all files, also those that the record left out."""
     snapshot = take_snapshot(stranger.project, tmp_path / "own")
     commit = f"commit {git(stranger.project, 'rev-parse', 'HEAD')[:12]}"
     left_out: dict[str, object] = {"left_out_files": ["a.bin"]}
@@ -208,7 +208,7 @@ def test_a_snapshot_is_preferred_to_the_commit(stranger: Strangers, tmp_path: Pa
 @as_root
 @pytest.mark.parametrize("which", ["run", "snapshot"])
 def test_another_users_code_needs_trust(stranger: Strangers, tmp_path: Path, which: str) -> None:
-    """It would run as this user: the line names the owner, and --trust-code permits it."""
+    """The code would run as this user. The error names the owner; --trust-code permits the code."""
     snapshot = take_snapshot(stranger.project, tmp_path / "snapshots")
     os.chown(stranger.run if which == "run" else snapshot, NOBODY, -1)
     stranger.write(commit=None, snapshot=str(snapshot))
@@ -219,7 +219,7 @@ def test_another_users_code_needs_trust(stranger: Strangers, tmp_path: Path, whi
 
 @pytest.mark.parametrize("name", ["", "provenance.json", "job.toml"])
 def test_a_run_that_others_can_write_needs_trust(stranger: Strangers, name: str) -> None:
-    """Other users may have changed its record."""
+    """Other users may have changed the record of the run."""
     path = stranger.run / name
     path.chmod(path.stat().st_mode | 0o002)
     stranger.refused(r"others can write to it.*--trust-code")
@@ -275,7 +275,7 @@ def test_nothing_is_imported_from_the_current_folder(
             ["train", str(JOBS / "lstm.toml"), "--seeds", "1-2", "--set", "data.limit=100",
              "--set", "train.epochs=1", "--set", "model.units=4"],
         ):  # fmt: skip
-            # Like the installed `harness`, which does not put this folder on the path.
+            # With -P, as with the installed `harness`, this folder is not on sys.path.
             done = subprocess.run(
                 [harness.command()[0], "-P", "-c", program, *words], cwd=run,
                 env=harness.environment, capture_output=True, text=True, timeout=300,

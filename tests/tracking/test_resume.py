@@ -24,7 +24,7 @@ from tests.tuning.made_up_sweep import RANDOM, make_sweep
 
 SLURM = {"SLURM_JOB_NUM_NODES": "2", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_PARTITION": "long",
          "SLURM_JOB_ACCOUNT": "lab", "SLURM_JOB_QOS": "normal"}  # fmt: skip
-# A start with more memory and a time limit of an hour and a half.
+# A later start, with more memory and a time limit of an hour and a half.
 LAST = {"SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_MEM_PER_NODE": "1500",
         "SLURM_JOB_START_TIME": "1700000000", "SLURM_JOB_END_TIME": "1700005401"}  # fmt: skip
 FLAGS = (
@@ -34,7 +34,7 @@ LONG, LAST_ARGS = "--partition=long --account=lab --qos=normal", "--nodes=1 --ti
 
 
 def stopped(folder: Path, record: dict[str, Any], state: str = "interrupted") -> RunStatus:
-    """A run with a record of its starts."""
+    """Write a run with this record; return its status."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.toml").write_text(load_job(JOBS / "gru.toml").to_toml())
     if record:
@@ -65,7 +65,7 @@ CPU, GPUS = {"device": "cpu:0"}, [{"device": "/gpu:0"}] * 2
             *({"SLURM_CPUS_PER_TASK": "16"}, [], Resources(flags=("-c8",))),
             *("--nodes=1 --cpus-per-task=16 -c8", "0"),
         ),
-        # Options of sbatch: those that hold once are dropped, the last start decides the others.
+        # Holds and dependencies are dropped; the last start's resources replace those asked for.
         (
             *({**LAST, "HARNESS_FLAGS": FLAGS}, [], Resources(flags=("--exclude=n3",))),
             *(f"{LAST_ARGS} -C 'a100&big' --exclude=n1 --ntasks=1 --exclude=n3", "2"),
@@ -93,14 +93,14 @@ def test_the_job_requests_the_resources_of_the_last_start(
 
 @pytest.mark.parametrize("state", ["finished", "running", "pending"])
 def test_a_run_that_needs_no_job_is_refused(tmp_path: Path, state: str) -> None:
-    """Two jobs of one run would take it over from each other."""
+    """Two jobs for one run would take the run over from each other."""
     with pytest.raises(InputError, match=f"gru/a: is {state}"):
         as_job(stopped(tmp_path / "a", {}, state), Resources())
 
 
 @pytest.mark.parametrize("signal", ["SIGTERM", "SIGINT"])
 def test_all_interrupted_runs_that_nobody_cancelled_continue(tmp_path: Path, signal: str) -> None:
-    """Failed runs do not continue, nor runs of other users, whose jobs may be in the queue."""
+    """Failed runs are left out, and so are runs of other users, whose jobs may be in the queue."""
     states = ("interrupted", "lost", "dead", "failed", "running", "finished", "cancelled")
     statuses = [RunStatus(run=state, folder=tmp_path, state=state) for state in states]
     assert [each.run for each in interrupted(statuses)] == ["interrupted", "lost", "dead"]
@@ -137,7 +137,7 @@ def test_a_request_that_names_no_run_is_one_line(
 
 
 def test_a_sweep_can_not_retry_with_more_memory(harness: Harness) -> None:
-    """The end of its job does not show which trial was out of memory."""
+    """The end of a sweep's job does not show which trial was out of memory."""
     harness.environment["PATH"] = "/nowhere"  # without Slurm
     sweep = make_sweep(harness.runs / "sweep", RANDOM).folder
     (sweep / "state.json").write_text(json.dumps({"phase": "interrupted", "time_s": 1.0}))
@@ -150,7 +150,7 @@ def test_a_sweep_can_not_retry_with_more_memory(harness: Harness) -> None:
 
 
 def test_each_interrupted_run_becomes_a_job(harness: Harness) -> None:
-    """Each script resumes its run; options of sbatch are for all jobs."""
+    """Each job script resumes one run; options of sbatch apply to all jobs."""
     harness.environment["PATH"] = "/nowhere"  # without Slurm
     for name, signal in (("a", "SIGUSR2"), ("b", "SIGUSR2"), ("cancelled", "SIGTERM")):
         stopped(harness.runs / "gru" / name, {})
@@ -168,7 +168,7 @@ def test_each_interrupted_run_becomes_a_job(harness: Harness) -> None:
 
 
 def test_seeds_that_had_not_begun_continue_too(harness: Harness, site: Site) -> None:
-    """They keep their job and their names; finished and cancelled seeds are left out."""
+    """Such seeds keep their job file and names; finished and cancelled seeds are left out."""
     site.slurm()
     harness.environment["PATH"] = os.environ["PATH"]
     folders = [harness.runs / f"lstm/slurm-3-seed{seed}" for seed in (1, 2, 3, 4)]
@@ -210,7 +210,7 @@ def test_a_run_in_another_folder_gets_one_job(harness: Harness, site: Site) -> N
 
 
 def test_training_outside_of_a_job_is_a_warning_or_refused(harness: Harness) -> None:
-    """A machine with sbatch warns; with HARNESS_JOBS_ONLY it refuses training without --here."""
+    """If there is a cluster, the command warns; with HARNESS_JOBS_ONLY, training needs --here."""
     environment = harness.environment
     del environment["HARNESS_HERE"]
     words = ["train", JOBS / "lstm.toml", "--devices", "no-such"]
@@ -244,7 +244,7 @@ def test_training_outside_of_a_job_is_a_warning_or_refused(harness: Harness) -> 
 
 @pytest.mark.full
 def test_only_a_run_that_begins_takes_back_its_cancel(harness: Harness) -> None:
-    """Otherwise the job that trains the other seeds would restart it."""
+    """If a refused command did so, the job that trains the other seeds would restart the run."""
     run = harness.runs / "lstm/slurm-12-seed1"
     ask_to_cancel(run)
     settings = [*SHRUNK[1::2], "train.epochs=1"]
@@ -267,7 +267,7 @@ def test_only_a_run_that_begins_takes_back_its_cancel(harness: Harness) -> None:
 def test_another_job_continues_the_run_of_an_array_task(
     site: Site, phase: str, own_id: str
 ) -> None:
-    """The run shows that job, so no further job is submitted."""
+    """`status` shows that job, so no further job is submitted."""
     waits = phase == "interrupted"
     site.slurm(f"{own_id}|56|{'PENDING' if waits else 'RUNNING'}|1:00|None|/x.sh")
     site.run("slurm-12_4", phase, slurm_job="56", slurm_own_id=own_id)

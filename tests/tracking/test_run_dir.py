@@ -28,7 +28,7 @@ def test_an_unreadable_result_is_not_a_broken_one(tmp_path: Path) -> None:
         run.result()
     assert not isinstance(broken.value, DiskError)
     run.path("result.json").unlink()
-    run.path("result.json").symlink_to("/proc/self/mem")  # a plain file whose first byte gives EIO
+    run.path("result.json").symlink_to("/proc/self/mem")  # a plain file; reading it fails with EIO
     with pytest.raises(DiskError, match=r"result\.json: can't be read: Input/output error"):
         run.result()
 
@@ -52,7 +52,7 @@ def test_a_disk_that_fails_refuses_no_run(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_last_to_take_the_lease_writes(tmp_path: Path) -> None:
-    """A line that names the newer writer refuses an older one, also after the end of the run."""
+    """An older writer is refused, also after the end of the run. The error names the newer one."""
     older, newer = RunDirectory(tmp_path), RunDirectory(tmp_path)
     older.take_lease()
     older.write("note.txt", "older")
@@ -63,7 +63,7 @@ def test_the_last_to_take_the_lease_writes(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=f"process {os.getpid()} on "):
         older.write("note.txt", "older")
     assert (tmp_path / "note.txt").read_text() == "newer"
-    older.release_lease()  # only its holder can
+    older.release_lease()  # no effect: the lease is not its own
     newer.check_lease()
     newer.release_lease()
     assert not (tmp_path / "lease.json").exists()
@@ -74,7 +74,7 @@ def test_the_last_to_take_the_lease_writes(tmp_path: Path) -> None:
 def test_of_two_processes_that_come_at_once_one_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first removes temporary files, and with them the lease that the other just writes."""
+    """The first process removes temporary files, such as the lease that the last one is writing."""
     first, last = RunDirectory(tmp_path), RunDirectory(tmp_path)
     before_next_rename(monkeypatch, first.take_lease)
     last.take_lease()
@@ -176,7 +176,7 @@ def test_a_record_of_another_format_is_refused(
 
 @pytest.fixture
 def other(finished: tuple[Harness, Path]) -> tuple[Harness, Path]:
-    """A copy of a finished run by a later version, whose job has a key of that version."""
+    """A finished run as a later version would write it; its job contains a key of that version."""
     harness, calm = finished
     run = calm.with_name("other")
     if not run.exists():
@@ -248,7 +248,7 @@ SLURM = {"SLURM_JOB_ID": "7", "HARNESS_MAX_REQUEUES": "2"}
 def test_the_heartbeat_names_the_job(
     tmp_path: Path, variables: dict[str, str], ids: tuple[str | None, ...], owns_job: bool
 ) -> None:
-    """A task of an array has two ids; only a job of the job scripts belongs to the run."""
+    """A task of an array has two ids. A job belongs to the run only if a job script began it."""
     run = RunDirectory(tmp_path)
     run.take_lease()
     Heartbeat(run, SlurmEnvironment.from_environment(variables)).beat("training")

@@ -45,7 +45,7 @@ OOM = "12|12|OUT_OF_MEMORY|1:00|OutOfMemory|/x.sh"
         ("interrupted", 9000, None, None, "interrupted", "by SIGTERM, saved at epoch 2, step 40"),
         ("failed", 9000, None, None, "failed", "RunError: the loss is not finite"),
         ("finished", 9000, None, None, "finished", ""),
-        # Under Slurm, with and without the job in squeue's answer.
+        # Runs in Slurm jobs, which squeue may list or not.
         ("training", 1, "12", "12|12|RUNNING|1:00|None|/x.sh", "running", ""),
         ("training", 3000, "12", "12|12|RUNNING|1:00:00|None|/x.sh", "stale", "50m00s"),
         ("training", 300, "12", "12|12|RUNNING|0:03|None|/x.sh", "starting", ""),
@@ -79,7 +79,7 @@ def test_heartbeat_and_queue_give_the_state(
 
 
 def test_figures_come_from_heartbeat_metrics_and_result(site: Site) -> None:
-    """state.json has epoch, speed and ETA; metrics and result have the accuracies."""
+    """state.json has epoch, speed and ETA; metrics.jsonl and result.json have the accuracies."""
     run = site.run("a", "training", epoch=3, num_epochs=6, reviews_per_s=812.5, eta_s=190.0)
     run.write(
         "metrics.jsonl", '{"epoch": 1, "val_accuracy": 0.5}\n{"epoch": 2, "val_accuracy": 0.625}\n'
@@ -95,7 +95,7 @@ def test_figures_come_from_heartbeat_metrics_and_result(site: Site) -> None:
 
 @pytest.mark.parametrize("wrong_by_s", [-3600, 3600])
 def test_a_nodes_clock_may_be_wrong(site: Site, wrong_by_s: float) -> None:
-    """If it is wrong by an hour, the file server's clock gives the age of a heartbeat."""
+    """The age of a heartbeat is measured by the file server's clock alone."""
     run = site.run("a", "training", -wrong_by_s)
     os.utime(run.path("state.json"), (time.time() - 2, time.time() - 2))
     assert site.only().state == "running"
@@ -107,7 +107,7 @@ def test_a_nodes_clock_may_be_wrong(site: Site, wrong_by_s: float) -> None:
     "process", [os.getpid(), 2**22 + 1, -1, 10**30], ids=["own", "no", "-1", "big"]
 )
 def test_a_local_run_whose_process_is_gone_is_dead(site: Site, process: int) -> None:
-    """A run on this host is dead without its process, also if another process has its id."""
+    """It is dead even if another process now has its process id."""
     site.run("a", "training", host=socket.gethostname(), process=process)
     assert site.only().state == "dead"
     assert "harness resume" in site.only().note
@@ -117,7 +117,7 @@ def test_a_local_run_whose_process_is_gone_is_dead(site: Site, process: int) -> 
 def test_a_process_that_began_after_the_heartbeat_does_not_count(
     site: Site, age_s: float, state: str
 ) -> None:
-    """A later process of the harness with the id of a dead one is not that run."""
+    """A later process of the harness may have the process id of a dead run."""
     line = [sys.executable, "-c", "input()", "harness", "train"]
     with subprocess.Popen(line, stdin=subprocess.PIPE) as process:
         site.run("a", "training", age_s, host=socket.gethostname(), process=process.pid)
@@ -181,7 +181,7 @@ def test_a_run_takes_the_place_of_its_record(site: Site) -> None:
 
 
 def test_waiting_jobs_of_plain_sbatch_are_shown(site: Site) -> None:
-    """Their scripts name project and job; jobs of other projects are not shown."""
+    """The path of a script shows project and job; jobs of other projects are left out."""
     (site.folder / "jobs").mkdir()
     (site.folder / "jobs/gru.toml").write_text((JOBS / "gru.toml").read_text())
     here = f"{site.folder}/slurm"
@@ -197,7 +197,7 @@ def test_waiting_jobs_of_plain_sbatch_are_shown(site: Site) -> None:
 
 
 def test_a_finished_run_is_shown_once_while_its_job_ends(site: Site) -> None:
-    """The job's last seconds and a requeue make no second row."""
+    """Neither the job's last seconds nor a requeue adds a second row."""
     (site.folder / "jobs").mkdir()
     (site.folder / "jobs/lstm.toml").write_text((JOBS / "lstm.toml").read_text())
     site.slurm(f"12|12|RUNNING|1:00|None|{site.folder}/slurm/lstm.sh --seed 1")
@@ -209,7 +209,7 @@ def test_a_finished_run_is_shown_once_while_its_job_ends(site: Site) -> None:
 
 
 def test_tasks_with_the_same_raw_id_are_distinguished(site: Site) -> None:
-    """Tasks that never started share the raw id of their array, which its last task keeps."""
+    """Tasks that never started have the raw id of their array; its last task keeps that id."""
     site.slurm("12_1|12|PENDING|0:00|Priority|/x.sh", "12_2|13|RUNNING|1:00|None|/x.sh")
     site.run("slurm-12_2", "training", slurm_job="13", slurm_own_id="12_2")
     site.run("slurm-12_3", "training", 30, slurm_job="12", slurm_own_id="12_3")
@@ -270,7 +270,7 @@ def test_a_terminal_of_80_columns_shows_every_id_whole(site: Site) -> None:
 
 
 def test_records_can_not_control_the_terminal(site: Site) -> None:
-    """Spaces replace escape sequences and line ends of names and errors, in a file too."""
+    """In names and errors, spaces replace control characters and line ends, also in a file."""
     run = site.run("a", "failed", error="RunError: a\x1b]0;title\x07\nb\x9b2J")
     run.folder.rename(run.folder.with_name("a\x1b[2Jb"))
     out = io.StringIO()
@@ -313,7 +313,7 @@ def test_watch_prints_a_new_table_after_a_change_and_ends(harness: Harness, site
 def test_commands_that_watch_import_no_large_library(
     harness: Harness, site: Site, words: str
 ) -> None:
-    """So they answer at once."""
+    """Without such imports they answer at once."""
     log = site.folder / "a.out"
     log.touch()
     site.run("a", "finished", log=log)
@@ -321,7 +321,7 @@ def test_commands_that_watch_import_no_large_library(
     done = harness.run(*words.split())
     assert done.returncode == 0, done.stderr
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "harness.tracking.status" in imported  # the profile is there
+    assert "harness.tracking.status" in imported  # the profile lists imports
     assert not imported & {"tensorflow", "keras", "numpy", "sklearn"}
 
 

@@ -20,7 +20,7 @@ from tests.tracking.site import site as site
 
 
 def test_each_run_is_found_once_and_runs_in_sweeps_on_request(tmp_path: Path) -> None:
-    """Folders inside a run are no runs, and links lead to no second run."""
+    """A folder inside a run is no run, and a link to a run does not count."""
     sweep = "tune/s"
     for name, file in (
         ("lstm/b", "job.toml"),
@@ -67,7 +67,7 @@ def many(site: Site) -> Site:
 
 
 def look(site: Site) -> list[dict[str, Any]]:
-    """`status --json` without ages."""
+    """Return what `status --json` prints, without ages."""
     shown = [each.as_json() for each in survey(site.runs, Queue())]
     return [{k: v for k, v in each.items() if k != "heartbeat_age_s"} for each in shown]
 
@@ -95,7 +95,7 @@ def test_a_finished_run_costs_one_read_and_one_stat(
 
 
 def test_a_run_without_a_summary_is_shown_the_same(many: Site) -> None:
-    """If the heartbeat has no summary, as in an ensemble, `status` reads the result."""
+    """If the heartbeat has no summary, as in an ensemble, `status` reads result.json."""
     expected = look(many)
     for file in many.runs.glob("lstm/*/state.json"):
         status = file.stat()
@@ -109,7 +109,7 @@ def test_a_run_without_a_summary_is_shown_the_same(many: Site) -> None:
 @as_root
 @pytest.mark.parametrize("is_link", [True, False])
 def test_a_heartbeat_belongs_to_its_owner(site: Site, tmp_path: Path, *, is_link: bool) -> None:
-    """For a link the owner of the link counts, not the owner of its target."""
+    """If state.json is a link, the owner of the link counts, not the owner of its target."""
     state = site.run("a", "training", slurm_job="12").path("state.json")
     if is_link:
         state.rename(tmp_path / "state.json")
@@ -142,7 +142,7 @@ def test_changed_runs_are_noticed(many: Site) -> None:
 
 
 def test_a_changed_result_is_read(many: Site) -> None:
-    """The summary has another size than an edited or truncated result; a third is missing."""
+    """The recorded size shows that result.json was edited or truncated; a third one is missing."""
     folder = many.runs / "lstm"
     (folder / "done-00/result.json").write_text(json.dumps({**RESULT, "accuracy": 0.5}))
     cut = folder / "done-01/result.json"
@@ -155,7 +155,7 @@ def test_a_changed_result_is_read(many: Site) -> None:
 
 
 def test_the_record_of_a_job_names_the_log_of_a_finished_run(many: Site) -> None:
-    """If the record and the result differ otherwise, the result counts."""
+    """For everything but the log, the result has priority over that record."""
     many.submission("12", list(range(1, 30)))
     many.submission("13", [4], job="lstm", runs=[str(many.runs / "lstm/done-03")])
     (many.runs / ".submissions/ends-14.json").write_text('{"format": 1, "count": 2}')
@@ -165,7 +165,7 @@ def test_the_record_of_a_job_names_the_log_of_a_finished_run(many: Site) -> None
 
 
 def test_a_run_is_found_by_the_job_in_its_heartbeat(many: Site) -> None:
-    """Its folder has another name than the job."""
+    """The name of the run's folder does not contain the job id."""
     many.run("by-hand", "finished", slurm_job="77")
     (run,) = select_runs(["77"], many.runs, Queue())
     assert run.run == "lstm/by-hand"
@@ -175,7 +175,7 @@ def test_a_run_is_found_by_the_job_in_its_heartbeat(many: Site) -> None:
 
 @pytest.mark.parametrize("path", ["a\0b", "\ud800", "x" * 300])
 def test_records_may_hold_impossible_paths(site: Site, path: str) -> None:
-    """Submissions and heartbeats may name them; a sweep's best trial may be nonsense too."""
+    """Submissions and heartbeats may name such paths; a sweep's best trial may be nonsense, too."""
     site.run("a", "failed", log=Path(path))
     sweep = site.runs / "tune/s"
     sweep.mkdir(parents=True)
@@ -189,7 +189,7 @@ def test_records_may_hold_impossible_paths(site: Site, path: str) -> None:
 
 
 def test_a_job_continues_a_run_of_a_node_whose_clock_is_ahead(site: Site) -> None:
-    """By the disk's clock the record of the job is newer than the last heartbeat."""
+    """By the file server's clock, the record of the job is newer than the last heartbeat."""
     site.slurm("77|77|PENDING|0:00|Priority|/x.sh")
     run = site.run("slurm-12", "interrupted", -600, slurm_job="12")
     os.utime(run.path("state.json"), (time.time() - 100, time.time() - 100))
@@ -200,7 +200,7 @@ def test_a_job_continues_a_run_of_a_node_whose_clock_is_ahead(site: Site) -> Non
 @as_root
 @pytest.mark.parametrize("log", ["", "job 12 on n1: 1 GPU, 4 CPUs\n"])
 def test_another_users_job_that_has_not_begun_is_unknown(site: Site, log: str) -> None:
-    """It may be waiting, as squeue does not show jobs of other users."""
+    """The job may be waiting: squeue does not show jobs of other users."""
     site.slurm()
     site.submission("12", [1])
     (site.folder / "slurm-12.out").write_text(log)
@@ -225,7 +225,7 @@ def test_another_users_record_has_no_effect_on_my_run(site: Site) -> None:
 
 
 def test_a_finished_run_whose_folder_was_removed_has_not_failed(site: Site) -> None:
-    """Its log names the folder of its records."""
+    """The log of a finished run names the folder of the run."""
     site.slurm()
     record = site.submission("20", [7])
     said = f"2026-01-01 12:00:00 INFO records      {record['runs'][0]}"
@@ -239,7 +239,7 @@ def test_an_unreadable_result_is_not_called_broken(site: Site) -> None:
     """The note says to remove the result only if it is broken."""
     result = site.run("a", "finished").path("result.json")
     result.unlink()
-    result.symlink_to("/proc/self/mem")  # a plain file whose first byte gives EIO
+    result.symlink_to("/proc/self/mem")  # a plain file; reading it fails with EIO
     status = site.only()
     assert (status.state, status.note) == (
         "finished",

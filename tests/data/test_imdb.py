@@ -205,7 +205,7 @@ def test_a_named_folder_is_never_skipped(tmp_path: Path) -> None:
 
 
 def test_a_stored_dataset_is_whole_or_refused(tmp_path: Path) -> None:
-    """A second call writes nothing; a truncated copy is refused, and the next call replaces it."""
+    """A second `save_folder` writes nothing. A truncated copy is refused, and can be replaced."""
     folder = tmp_path / "a folder" / "imdb"
     save_folder(small(), folder)
     copy = open_folder(folder)

@@ -122,7 +122,7 @@ def test_one_dataset_of_several_epochs_has_their_steps(bucket: int) -> None:
 
 @pytest.mark.parametrize("maxlen", [1, 5, 30])
 def test_by_length_padding_comes_last_and_batches_are_short(maxlen: int) -> None:
-    """A long review keeps its last words. An example of weight 0 has one token for cuDNN."""
+    """A long review keeps its last words. cuDNN needs a token even in an example of weight 0."""
     reviews = make_reviews()
     made = collect(np.arange(len(LENGTHS)), maxlen=maxlen, bucket=1)
     longest = {1: [1, 1, 1], 5: [5, 5, 5], 30: [9, 8, 8]}[maxlen]

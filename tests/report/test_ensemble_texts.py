@@ -60,7 +60,7 @@ def test_a_broken_linear_model_is_refused() -> None:
 
 @pytest.mark.full
 def test_predict_gives_the_weighted_mean(harness: Harness, tmp_path: Path) -> None:
-    """The runs of the ensemble may have been removed. A changed file of it is refused."""
+    """The runs may have been removed. The ensemble is refused if one of its files has changed."""
     runs = [calm_run(harness, "bilstm"), calm_run(harness, "lstm")]
     done = harness.run("ensemble", *runs, "--with", "ngrams", "--run-id", "all")
     assert done.returncode == 0, done.stderr

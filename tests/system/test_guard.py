@@ -95,7 +95,7 @@ Start = Callable[[], tuple["subprocess.Popen[str]", psutil.Process]]
 
 @pytest.fixture
 def start(request: pytest.FixtureRequest) -> Start:
-    """A function that starts a guard whose child waits for signals, and returns both."""
+    """A function that starts a guard whose child waits for signals, and returns both processes."""
 
     def start() -> tuple["subprocess.Popen[str]", psutil.Process]:
         process = subprocess.Popen(

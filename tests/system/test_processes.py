@@ -89,7 +89,7 @@ def test_a_dead_process_is_known_in_its_space(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_another_container_of_this_machine_is_elsewhere() -> None:
-    """A process space of an earlier boot is not elsewhere, and neither is an unknown one."""
+    """An earlier boot or an unknown process space does not count as elsewhere."""
     here = process_space()
     boot, _, _ = here.partition(" ")
     spaces = {f"{boot} 7": True, here: False, "earlier 7": False, "": False}

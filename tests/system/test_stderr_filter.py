@@ -32,7 +32,7 @@ except KeyError:
     ],
 )
 def test_noise_is_dropped_and_the_rest_is_printed(machine: str, first: str) -> None:
-    """Messages about a driver are noise if there is none or if its GPUs are hidden."""
+    """Messages about a driver are noise if there is no driver or if all GPUs are hidden."""
     args = [sys.executable, "-c", CODE, machine]
     done = subprocess.run(args, capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == f"{first}a message of a library\ncuInit later\n"

@@ -48,7 +48,7 @@ def test_a_process_without_progress_ends() -> None:
 
 
 def test_time_counts_only_while_watching() -> None:
-    """Waiting for a trial and code of the user have no limit; 0 means that there is no limit."""
+    """The time of a wait for a trial and of a user's code does not count; a limit of 0 is none."""
     dog, ends = make()
     dog.count(9e9)
     watch(dog)

@@ -65,7 +65,7 @@ def test_a_search_is_cancelled_wherever_its_workers_are(
 ) -> None:
     """All workers read a file that stops them; tasks of the array that wait leave the queue.
 
-    Without a search there is no such file: the message names the machine of the run.
+    An ordinary run on another machine reads no such file, so the message names the machine.
     """
     noted = scancel(site)
     sweep = make_sweep(tmp_path / "s", RANDOM).folder
@@ -124,7 +124,7 @@ def test_a_job_is_cancelled_by_its_id(site: Site) -> None:
 
 @pytest.mark.parametrize("owns_job", [True, False])
 def test_a_session_is_not_cancelled_for_a_run(site: Site, *, owns_job: bool) -> None:
-    """Only a job that the job scripts began is cancelled: a notebook server is a batch job too."""
+    """Only a job that the job scripts began is cancelled; a notebook server may be a job, too."""
     noted = scancel(site)
     site.slurm("12|12|RUNNING|1:00|None|/x.sh", "13|13|PENDING|0:00|Priority|/x.sh")
     run = site.run("20260101-seed1", "training", slurm_job="12")

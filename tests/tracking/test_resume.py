@@ -65,7 +65,7 @@ CPU, GPUS = {"device": "cpu:0"}, [{"device": "/gpu:0"}] * 2
             *({"SLURM_CPUS_PER_TASK": "16"}, [], Resources(flags=("-c8",))),
             *("--nodes=1 --cpus-per-task=16 -c8", "0"),
         ),
-        # Holds and dependencies are dropped; the last start's resources replace those asked for.
+        # Holds and dependencies are dropped; the last start's resources replace those in FLAGS.
         (
             *({**LAST, "HARNESS_FLAGS": FLAGS}, [], Resources(flags=("--exclude=n3",))),
             *(f"{LAST_ARGS} -C 'a100&big' --exclude=n1 --ntasks=1 --exclude=n3", "2"),

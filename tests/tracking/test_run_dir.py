@@ -63,7 +63,7 @@ def test_the_last_to_take_the_lease_writes(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=f"process {os.getpid()} on "):
         older.write("note.txt", "older")
     assert (tmp_path / "note.txt").read_text() == "newer"
-    older.release_lease()  # no effect: the lease is not its own
+    older.release_lease()  # no effect: the newer writer has the lease
     newer.check_lease()
     newer.release_lease()
     assert not (tmp_path / "lease.json").exists()

@@ -107,7 +107,7 @@ def test_a_nodes_clock_may_be_wrong(site: Site, wrong_by_s: float) -> None:
     "process", [os.getpid(), 2**22 + 1, -1, 10**30], ids=["own", "no", "-1", "big"]
 )
 def test_a_local_run_whose_process_is_gone_is_dead(site: Site, process: int) -> None:
-    """It is dead even if another process now has its process id."""
+    """The run is dead even if another process now has its process id."""
     site.run("a", "training", host=socket.gethostname(), process=process)
     assert site.only().state == "dead"
     assert "harness resume" in site.only().note
@@ -117,7 +117,7 @@ def test_a_local_run_whose_process_is_gone_is_dead(site: Site, process: int) -> 
 def test_a_process_that_began_after_the_heartbeat_does_not_count(
     site: Site, age_s: float, state: str
 ) -> None:
-    """A later process of the harness may have the process id of a dead run."""
+    """A later process of the harness may have the same process id as a run that died."""
     line = [sys.executable, "-c", "input()", "harness", "train"]
     with subprocess.Popen(line, stdin=subprocess.PIPE) as process:
         site.run("a", "training", age_s, host=socket.gethostname(), process=process.pid)

@@ -125,7 +125,7 @@ def states(site: Site, *names: str) -> dict[str, str]:
 
 
 def test_changed_runs_are_noticed(many: Site) -> None:
-    """One run trains again without its result, one was removed, one is new with an old name."""
+    """One run trains again, one was removed, and one is new but has an old name."""
     run = RunDirectory(many.runs / "lstm" / f"done-{NUM - 1}")
     run.path("result.json").unlink()
     run.take_lease()
@@ -142,7 +142,7 @@ def test_changed_runs_are_noticed(many: Site) -> None:
 
 
 def test_a_changed_result_is_read(many: Site) -> None:
-    """The recorded size shows that result.json was edited or truncated; a third one is missing."""
+    """`status` compares the recorded size with that of result.json, which may also be missing."""
     folder = many.runs / "lstm"
     (folder / "done-00/result.json").write_text(json.dumps({**RESULT, "accuracy": 0.5}))
     cut = folder / "done-01/result.json"

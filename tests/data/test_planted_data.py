@@ -47,7 +47,7 @@ def shared(official: Dataset, tmp_path: Path) -> Path:
 
 
 def flip_labels(folder: Path) -> None:
-    """Exchange the classes of the training reviews; no size changes."""
+    """Exchange the classes of the training reviews; the size of the file does not change."""
     path = folder / "train_labels.npy"
     np.save(path, 1 - np.load(path))
 
@@ -82,7 +82,7 @@ def test_data_of_another_user_are_refused_until_the_site_names_them(
 
 @pytest.mark.parametrize("name", ["", "train_labels.npy"])
 def test_data_that_everybody_can_change_are_refused(shared: Path, name: str) -> None:
-    """The message has the command that corrects the mode."""
+    """The message contains the command that corrects the mode."""
     path = shared / name
     path.chmod(path.stat().st_mode | 0o002)
     with pytest.raises(InputError, match="others can write to it; chmod go-w"):
@@ -100,7 +100,7 @@ def test_imdb_npz_of_another_user_is_refused(tmp_path: Path) -> None:
 
 @as_root
 def test_a_planted_conversion_in_a_shared_cache_is_not_used(tmp_path: Path) -> None:
-    """The harness makes the arrays again if those in its cache belong to another user."""
+    """The harness converts imdb.npz again if the cached arrays belong to another user."""
     folder = write_npz(tmp_path / "data")
     labels = open_dataset(folder).train.labels.tolist()
     (cached,) = (tmp_path / "cache/harness").glob("imdb-*")

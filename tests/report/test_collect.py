@@ -33,7 +33,7 @@ EPOCHS = "[train]\nseed = {}\nepochs = {}\n"
 
 
 def rows_of(part: Part) -> list[dict[str, str]]:
-    """The rows of a table as text."""
+    """Return the rows of a table as text."""
     rows: list[dict[str, str]] = part.cells.to_dict("records")
     return rows
 
@@ -273,7 +273,7 @@ def test_the_books_figure_is_only_for_the_whole_of_imdb(tmp_path: Path) -> None:
 
 
 def test_runs_that_are_left_out_have_a_reason(tmp_path: Path) -> None:
-    """Failed, unfinished, broken and untested runs, and patterns without a match."""
+    """A run may be failed, unfinished, broken or untested; a pattern may match no run."""
     write_run(tmp_path / "good")
     for name, state in (
         ("failed", {"phase": "failed", "error": "RunError: two\nlines, the \x1b[31mlast"}),

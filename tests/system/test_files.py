@@ -116,7 +116,7 @@ def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> No
     with pytest.raises(KeyError), replaced_directory(target, lambda _: None):
         raise KeyError
     with (
-        pytest.raises(FileNotFoundError),  # the new folder is gone after the old one moved
+        pytest.raises(FileNotFoundError),  # the new folder disappears after the old one moved
         replaced_directory(target, lambda _: shutil.rmtree(temporary)) as temporary,
     ):
         pass

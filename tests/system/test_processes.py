@@ -1,4 +1,4 @@
-"""Signals that stop a run, and the question whether a process is alive."""
+"""Signals that stop a run, and checks whether a process is alive."""
 
 import os
 import subprocess
@@ -192,7 +192,7 @@ def has_loaded(process: Process, library: str) -> Callable[[], bool]:
 
 @pytest.mark.parametrize("library", ["_pydantic_core", "libtensorflow"])
 def test_ctrl_c_during_an_import_is_one_line(harness: Harness, library: str) -> None:
-    """The exit code is 75 while the command line or TensorFlow is imported."""
+    """The exit code is 75, whether the command line or TensorFlow is being imported."""
     process = harness.start(*harness.train_words("lstm", "stopped"), is_forked=False)
     wait_for(has_loaded(process, library))
     warned = press_until_it_ends(process)

@@ -99,7 +99,7 @@ FIGURES: dict[str, Any] = {
 
 
 def test_status_shows_the_use_of_active_runs(site: Site) -> None:
-    """`status --json` has the figures by name, until the run ends."""
+    """`status --json` contains the figures until the run ends."""
     site.run("a", "training", **FIGURES)
     site.run("b", "finished", **FIGURES)
     running, ended = survey(site.runs, Queue())

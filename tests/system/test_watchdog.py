@@ -48,7 +48,7 @@ def test_a_process_without_progress_ends() -> None:
 
 
 def test_time_counts_only_while_watching() -> None:
-    """The time of a wait for a trial and of a user's code does not count; a limit of 0 is none."""
+    """Time spent waiting for a trial or in a user's code does not count; 0 means no limit."""
     dog, ends = make()
     dog.count(9e9)
     watch(dog)

@@ -1,4 +1,4 @@
-"""`harness logs`: the lines of a log, its end, and new lines until the run ends."""
+"""`harness logs` prints a log or its last lines, and follows it until the run ends."""
 
 import os
 import signal

@@ -24,10 +24,11 @@ from harness.system.files import foreign_link
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-MAX_NEWCOMERS = 256  # open connections that have not shown the secret
+MAX_NEWCOMERS = 256  # largest number of open connections that have not shown the secret
 RELOAD_S = 5.0  # seconds between two searches for new points
 # To save memory, TensorBoard drops random points of a curve that has too many. The curve of a
-# single run may have 50,000 points. With fifty runs or more a curve may have 1,000, the default.
+# single run may have 50,000 points. With fifty runs or more, a curve may have 1,000 points, which
+# is TensorBoard's default.
 POINTS_PER_CHART = 50_000
 POINTS_PER_CURVE = 1_000
 
@@ -120,7 +121,7 @@ class Server(ThreadedWSGIServer):
         super().shutdown_request(request)
 
     def log(self, type: str, message: str, *args: Any) -> None:  # noqa: A002 - werkzeug's name
-        """Print an error of TensorBoard without the secret."""
+        """Print a message of TensorBoard, with the secret replaced."""
         text = str(message % args if args else message)
         echo(text.replace(self._secret, "<secret>"), err=True)
 
@@ -147,7 +148,7 @@ def listen(port: int | None) -> socket.socket:
     except OSError as error:
         listener.close()
         raise InputError(
-            f"--port {port}: {error.strerror}; choose another, or leave it out for a free one"
+            f"--port {port}: {error.strerror}; choose another port, or omit --port for a free port"
         ) from None
     return listener
 
@@ -195,7 +196,7 @@ def start_tensorboard(
         samples_per_plugin={"scalars": max(POINTS_PER_CURVE, POINTS_PER_CHART // max(1, num_runs))},
         window_title="harness",
     )
-    # main() would write the secret path into a file in /tmp that everyone can read.
+    # `board.main()` would write the secret path into a file in /tmp that everyone can read.
     board.launch()
 
 
@@ -223,7 +224,7 @@ def list_folder(folder: str, refused: dict[str, str]) -> list[str]:
     except OSError as error:
         refused[str(Path(folder).resolve())] = f"can't be read: {error.strerror}"
     # The first run determines the columns of the HParams page. In the sorted names, `trials` comes
-    # before `winner`, so the first run is that of a trial.
+    # before `winner`, so the first run belongs to a trial.
     return sorted(names)
 
 

@@ -38,11 +38,11 @@ from harness.system.processes import STOPPING
 from harness.tracking.run_dir import find_runs, is_ensemble
 from harness.tracking.status import select_runs
 
-NUM_NEWEST = 200  # how many runs are shown if the user names none
-MAX_LISTED = 10  # number of paths in a line about refused paths
+NUM_NEWEST = 200  # how many runs are shown if the user names no runs
+MAX_LISTED = 10  # largest number of paths in a line about refused paths
 
 POLL_S = 0.2
-SEARCH_SHARE = 20  # the pause after a search is this many times as long as the search
+SEARCH_SHARE = 20  # ratio of the pause after a search to the duration of the search
 CACHE_REMEDY = "set XDG_CACHE_HOME to a folder of your own"
 
 
@@ -103,7 +103,7 @@ class Shown:
         found = [run for run in every if run in shown]
         if hidden := len(every) - len(found):
             self.left_out = (
-                f"these are the newest; {hidden:,} older ones are not shown: name runs, or "
+                f"only the newest runs are shown, and {hidden:,} older runs are not: name runs, or "
                 "folders of runs, to see others"
             )
         return found
@@ -136,7 +136,7 @@ def _runs_below(roots: Iterable[Path], refused: dict[str, str]) -> list[Path]:
 
 
 def check_roots(names: Sequence[Path], runs: Path) -> Sequence[Path]:
-    """Return the folders that the names stand for; empty without names.
+    """Return the folders of runs that `names` select; empty if `names` is empty.
 
     Args:
         names: folders, or ids of runs and of Slurm jobs, as `harness status` prints them.
@@ -278,7 +278,7 @@ class Watch:
     def reason(self) -> str | None:
         """Return the reason to end, or None as long as there is no reason."""
         if self.signal is not None:
-            return f"{self.signal.name} came"
+            return f"received {self.signal.name}"
         now_s = time.monotonic()
         if now_s - self.started_s >= 3600 * self.hours:
             return f"{self.hours:g} hours are over"

@@ -20,14 +20,14 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
     others. The promotions depend only on the results and their order.
 
     Args:
-        num_settings: the number of settings in the lowest rung; None: all of a finite space.
+        num_settings: the number of settings in the lowest rung; None for all settings of the space.
         min_epochs: a lower limit for the number of epochs of the lowest rung.
         max_epochs: the number of epochs of the highest rung.
         factor: the ratio between the epochs of two consecutive rungs.
         options: other arguments of KerasTuner's oracle.
     """
 
-    known: Sequence[Any] = ()  # trials already in the sweep's folder, in order; the list may grow
+    known: Sequence[Any] = ()  # the sweep's trials by number; later trials are appended
 
     def __init__(
         self,
@@ -40,11 +40,11 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
     ) -> None:
         super().__init__(**options)
         self.num_settings, self.factor = num_settings, factor
-        self._seed_state: int  # KerasTuner's oracle sets it; this adds its type
+        self._seed_state: int  # only the type; KerasTuner's oracle sets the value
         self.rungs = rung_epochs(min_epochs, max_epochs, factor)
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """Promote a trial from the highest possible rung; if none is ready, propose a setting."""
+        """Promote a trial from the highest possible rung, or propose a new random setting."""
         rungs = self._trials_by_rung()
         for rung in reversed(range(len(self.rungs) - 1)):
             if parent := self._promotable(rungs[rung], rungs[rung + 1]):
@@ -54,13 +54,13 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
             before, values = self._seed_state, self._random_values()
             if values is not None and not self._is_known_to_wait():
                 return self._trial(0, {**values, "tuner/initial_epoch": 0})
-            if values is not None:  # undo: a search with fewer `trials` drew no values here
+            if values is not None:  # undo the draw; the search with fewer `trials` made none
                 self._seed_state = before
-        # A search is idle, not at its end, while running trials may still lead to promotions.
+        # A running trial may still lead to a promotion; then the oracle waits and does not stop.
         return {"status": TrialStatus.IDLE if self.ongoing_trials else TrialStatus.STOPPED}
 
     def _is_known_to_wait(self) -> bool:
-        """Whether the search waited here for a promotion, before the user raised `trials`."""
+        """Whether the sweep's next trial is a promotion, for which an earlier search waited."""
         n = len(self.trials)
         return n < len(self.known) and self.known[n].parent is not None
 
@@ -84,7 +84,7 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         return next((trial for trial in top if trial.trial_id not in promoted), None)
 
     def _compute_values_hash(self, values: dict[str, Any]) -> str:
-        """Hash values without the `tuner/` values, so that KerasTuner tries no setting twice."""
+        """Hash the values of a setting without `tuner/…`, so that no setting is tried twice."""
         setting = {key: value for key, value in values.items() if not key.startswith("tuner/")}
         return str(super()._compute_values_hash(setting))
 

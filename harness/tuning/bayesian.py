@@ -27,16 +27,16 @@ NUM_STARTS = 5  # number of minimizations; they start from the best random point
 
 
 class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  # no types
-    """KerasTuner's Bayesian oracle with a cheaper choice of the next values.
+    """KerasTuner's Bayesian oracle with a cheaper choice of the next trial's values.
 
-    The values depend only on the seed and on the earlier trials. Another processor may compute
-    different last digits, so the oracle copies the values of known trials.
+    The values depend only on the seed and on the earlier trials. Their last digits may depend on
+    the processor, so the values of trials in the sweep's folder are not computed again.
     """
 
-    known: Sequence[Any] = ()  # trials already in the sweep's folder, in order; the list may grow
+    known: Sequence[Any] = ()  # the sweep's trials by number; later trials are appended
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
-        """Propose untried values: at first random, later with the lowest lower confidence bound."""
+        """Propose untried values: random at first, later a minimum of the acquisition function."""
         finished = [t for t in self.trials.values() if t.status == TrialStatus.COMPLETED]
         if len(finished) < (self.num_initial_points or max(3 * len(self.hyperparameters.space), 3)):
             return dict(self._random_populate_space())
@@ -60,12 +60,12 @@ class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  
             values = self._vector_to_values(minimum.x)
             if not self._duplicate(values):
                 return {"status": TrialStatus.RUNNING, "values": values}
-        # A replay draws fewer random values, so the state must not depend on earlier draws.
+        # A replay makes fewer draws, so this draw's seed must not depend on earlier draws.
         self._seed_state = self.seed + 1000 * len(self.trials)
         return dict(self._random_populate_space())
 
     def _fitted(self, finished: Sequence[Trial], sign: int) -> GaussianProcessRegressor:
-        """Fit a Gaussian process to finished trials and to pessimistic guesses for running ones."""
+        """Fit a Gaussian process to finished trials, plus running ones with pessimistic scores."""
         points = self._points(finished)
         scores = np.array([sign * trial.score for trial in finished])
         process = self._make_gpr().fit(points, scores)

@@ -73,7 +73,7 @@ def best_of(sweep: SweepDirectory, trials: Sequence[Trial]) -> Trial:
 
 
 def best_job(search: SearchSpec, trial: Trial) -> Job:
-    """Return a trial's job under a new name; its run also tests the model."""
+    """Return a trial's job with a new name and `data.test = true`."""
     # Only hyperband and asha choose the epochs; in other searches training may have stopped early.
     epochs = trial.epochs if search.continues_trials else None
     content = search.job_of(values_of(trial, search.space), epochs=epochs).model_dump()
@@ -83,7 +83,10 @@ def best_job(search: SearchSpec, trial: Trial) -> Job:
 
 
 def retrained_job(search: SearchSpec, trial: Trial) -> Job:
-    """Return a trial's job for all training reviews; it ends at the epoch of the best weights."""
+    """Return a job that trains a trial's settings on all training reviews.
+
+    The number of epochs is the epoch of the trial's best weights.
+    """
     content = best_job(search, trial).model_dump()
     content["data"]["validation_split"] = 0.0
     train = content["train"]
@@ -94,13 +97,13 @@ def retrained_job(search: SearchSpec, trial: Trial) -> Job:
         if facts.unvalidated is not None:
             put_value(content, key, facts.unvalidated)
     job = check_job(content, Path(f"{content['name']}.toml"))
-    for key, _ in job.unused_keys():  # otherwise every run would warn about the unused key
+    for key, _ in job.unused_keys():  # otherwise every run would warn about these keys
         put_value(content, key, KEYS[key].default)
     return check_job(content, Path(f"{content['name']}.toml"))
 
 
 def data_of(sweep: SweepDirectory, search: SearchSpec) -> str:
-    """Describe a sweep's data in words: title, limit and checksum."""
+    """Describe a sweep's data: title, number of reviews if it is limited, and checksum."""
     record = table(sweep.read_json(RECORD), "dataset")
     title = Path(search.job.data.source).name or "IMDB"
     if record.get("is_sample"):
@@ -128,8 +131,8 @@ def retrain(
     Args:
         sweep: the sweep.
         seeds: the seeds, one for each run.
-        data: the folder of the sweep's data, if it was moved.
-        workers: the number of runs at a time; by default as many as fit.
+        data: the new folder of the sweep's data; None if the data were not moved.
+        workers: the number of runs at a time; by default as many as devices and memory allow.
         console: the console for messages.
         devices: `gpu` to train each run on one GPU, `cpu` to use no GPU.
 
@@ -145,13 +148,14 @@ def retrain(
     for run in map(RunDirectory, sorted((winner / job.name).glob("*-seed*"))):
         if run.exists() and job_with_seed(run.job(), job.train.seed) != job:
             raise InputError(
-                f"run {run.folder}: retrains an earlier best trial; move {run.folder.parent} away"
+                f"run {run.folder}: belongs to an earlier best trial; move {run.folder.parent} away"
             )
     if not sweep.finished():
         console.warning(f"sweep {sweep.folder} is unfinished: this is its best trial so far")
     if best_job(search, best).train.reduce_lr_patience:
         console.warning(
-            "train.reduce_lr_patience needs validation reviews: the learning rate stays constant"
+            "train.reduce_lr_patience needs validation reviews; without them, the learning rate "
+            "stays constant"
         )
     console.info(
         f"{_scored(best, search)}; train.epochs = {job.train.epochs} on all training reviews"
@@ -181,7 +185,7 @@ def job_with_seed(job: Job, seed: int) -> Job:
 
 
 def sweep_data(sweep: SweepDirectory, search: SearchSpec, data: Path | None) -> Path | None:
-    """Return the folder of a sweep's data; None if the job names its data (`data.source`).
+    """Return the folder of a sweep's data; None if the job's `data.source` names the data.
 
     Raises:
         InputError: if the data have changed.

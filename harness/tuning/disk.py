@@ -1,4 +1,4 @@
-"""Executes courses (see `harness.tuning.protocol`), and creates each folder of a sweep only once.
+"""Executes the generators of `harness.tuning.protocol`; creates each folder of a sweep only once.
 
 The processes of a search coordinate only through folders that exactly one process can create. A
 process writes a folder with its content under a temporary name, then renames it. rename(2) never
@@ -40,7 +40,7 @@ from harness.tuning.protocol import (
 )
 
 POLL_S = 0.2  # time between two checks for a signal
-TAKEN = (errno.EEXIST, errno.ENOTEMPTY)  # rename errors if the folder already exists
+TAKEN = (errno.EEXIST, errno.ENOTEMPTY)  # errors of `rename` if the folder already exists
 
 
 def make_once(folder: Path, files: Mapping[str, bytes]) -> bool:
@@ -48,8 +48,8 @@ def make_once(folder: Path, files: Mapping[str, bytes]) -> bool:
 
     Args:
         folder: the new folder; its parent must exist.
-        files: the content of each file by its name; at least one file, as a rename can replace
-            an empty folder.
+        files: the name and the content of each file; at least one file, because a rename can
+            replace an empty folder.
 
     Raises:
         OSError: if the disk fails; even then the folder may have been created.
@@ -74,7 +74,7 @@ class Disk:
     """Executes courses (generators of operations) in the folder of a sweep."""
 
     def __init__(self, folder: Path, stop: StopRequest | None = None) -> None:
-        """Set the sweep's folder; a signal to `stop` interrupts every `Sleep`."""
+        """Set the sweep's folder, and the `StopRequest` whose signals interrupt every `Sleep`."""
         self.folder, self.stop, self.disk = folder, stop, SharedDisk()
         self._fails = False
 
@@ -99,7 +99,7 @@ class Disk:
             error = None
             try:
                 answer = self._carry_out(operation, act)
-            except Exception as failed:  # the course may handle it
+            except Exception as failed:  # raised in the course, which may handle the error
                 error = failed
 
     def _carry_out(self, operation: Operation, act: Callable[[Any], Any] | None) -> Any:

@@ -14,7 +14,7 @@ from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
 LEADERBOARD = "leaderboard.csv"
-MAX_SAME_FAILURES = 3  # number of trials with the same error that ends a search
+MAX_SAME_FAILURES = 3  # number of trials with the same error after which a search ends
 ORDER = ("finished", "running", "waiting", "failed")  # statuses in the leaderboard's order
 
 
@@ -27,7 +27,7 @@ def ranked(trials: Iterable[Trial], search: SearchSpec) -> list[Trial]:
 
 
 def values_of(trial: Trial, space: Sequence[Parameter]) -> dict[str, Value]:
-    """Return a trial's values of the keys that it uses; in `space` a key follows its parent."""
+    """Return a trial's values without unused keys; in `space`, each key comes after its parent."""
     values: dict[str, Value] = {}
     for each in space:
         if each.parent and values.get(each.parent) not in each.parent_choices:
@@ -87,7 +87,7 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
         "sweep": sweep.folder.name,
         "tuner": search.table.tuner,
         "objective": search.table.objective,
-        "trials": search.table.trials,  # `search.trials`, which `is_of_search` compares
+        "trials": search.table.trials,  # `is_of_search` compares this with the search file
         "num_trials": len(trials),
         "num_failed": sum(trial.status == "failed" for trial in trials),
         "best_trial": best.n,
@@ -97,7 +97,7 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
 
 
 def same_failure(trials: Iterable[Trial]) -> str:
-    """Return an error that three trials have in common, numbers aside; "" if there is none."""
+    """Return an error that three trials share if numbers are ignored; "" if there is none."""
     by_text = defaultdict[str, list[str]](list)
     for trial in trials:
         if trial.error:
@@ -106,7 +106,7 @@ def same_failure(trials: Iterable[Trial]) -> str:
 
 
 def describe(trial: Trial, search: SearchSpec) -> str:
-    """Describe an ended trial in a line: its score or error, and its values."""
+    """Describe an ended trial in one line: its score or error, and its values."""
     objective = search.table.objective
     how = f"failed: {trial.error}" if trial.error else f"{objective} {trial.scores[objective]:.4f}"
     values = ", ".join(f"{key} = {rounded(value)}" for key, value in trial.values.items())

@@ -55,12 +55,12 @@ class SteadyGrid(GridSearchOracle):  # type: ignore[misc]  # KerasTuner ships no
         """Propose the next values of the grid."""
         answer = dict(super().populate_space(trial_id))
         if answer["status"] == TrialStatus.RUNNING:
-            self._populate_next.append(trial_id)  # the next call proposes this trial's successor
+            self._populate_next.append(trial_id)  # the next call continues after this trial
         return answer
 
 
 class FiniteHyperband(HyperbandOracle):  # type: ignore[misc]
-    """Hyperband that shrinks a bracket when the space has too few untried settings for it."""
+    """Hyperband that shrinks a bracket when too few untried settings are left to fill it."""
 
     def __init__(self, **options: Any) -> None:
         self._num_first: dict[int, int] = {}  # number of a shrunk bracket → size of its first round
@@ -84,7 +84,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
 
     Args:
         search: the search.
-        known: the trials already in the sweep's folder, in order; the list may grow.
+        known: the trials in the sweep's folder, by number; later trials are appended to this list.
     """
     table, max_epochs = search.table, search.job.train.epochs
     options: dict[str, Any] = {
@@ -93,7 +93,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
         "hyperparameters": hyperparameters(search),
         "allow_new_entries": False,
         "max_retries_per_trial": 0,
-        "max_consecutive_failed_trials": 10**9,  # `same_failure` ends the search instead
+        "max_consecutive_failed_trials": 10**9,  # never; `same_failure` ends a search
     }
     if table.tuner == "hyperband":
         oracle: kt.Oracle = FiniteHyperband(max_epochs=max_epochs, factor=table.factor, **options)
@@ -108,7 +108,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
     else:
         kinds = {"random": RandomSearchOracle, "grid": SteadyGrid}
         oracle = kinds.get(table.tuner, BoundedBayesianOracle)(**options)
-    # None for asha, because its `search.trials` counts settings; promotions are further trials.
+    # With asha, None: `search.trials` counts the settings, and promotions are additional trials.
     oracle.max_trials = search.max_trials
     oracle.verbose = 0
     oracle.save = oracle._save_trial = lambda *_: None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MISSING = -0.12  # height of a trial's line at the axis of a key that the trial does not use
-SPREAD = 0.045  # share of the axis over which the lines through one value are spread
+SPREAD = 0.045  # fraction of the axis over which the lines through one value are spread
 COLOURS = "viridis"
 
 
@@ -107,7 +107,7 @@ def _draw_axes(plot: "Axes", axes: Sequence[Axis]) -> None:
             plot.plot([x, x + 0.04], [height, height], color="black", linewidth=0.8)
             plot.text(
                 *(x + 0.06, height, text),
-                parse_math=False,  # show a dollar sign as it is
+                parse_math=False,  # otherwise a dollar sign would begin a formula
                 va="center",
                 fontsize=8,
                 zorder=5,

@@ -1,9 +1,10 @@
-"""Runs a command's processes, a proposer and one worker per slot, until the search ends.
+"""Runs a command's processes until the search ends: a proposer, and a worker per GPU or CPU slot.
 
-A worker that ends after it has begun an attempt at a trial is restarted at once, because the
-protocol limits the attempts. A process that ends earlier has failed. A command fails if one process
-fails 25 times in a row, or three times with an error of harness; a disk error is not such an error.
-An accepted trial of any worker starts the count of every process again.
+A worker that ends with an error after it has begun a trial is restarted at once, because the
+protocol limits the attempts at a trial. Any other end with an error is a failure of the process.
+A command fails after 25 consecutive failures of one process, or if harness itself raised the error
+of three of them; disk errors do not count among these three. An accepted trial of any worker resets
+the counts of all processes.
 """
 
 import sys
@@ -27,18 +28,18 @@ ERRORS: dict[int, Callable[[str], Exception]] = {
     InputError.exit_code: InputError,
     NODE_FAULT_CODE: partial(NodeFault, will_requeue=True),
 }
-# Limits of the failures of a process in a row: errors of harness, and all failures. Slurm's
+# Limits of a process's consecutive failures: by errors that harness raised, and in total. Slurm's
 # controller or the disk with the Python environment may be unavailable for minutes; 25 pauses add
 # up to ten minutes.
 MAX_ERRORS, MAX_FAILURES = 3, 25
-PAUSE_S = 2.0  # pause before a restart, multiplied by the number of failures in a row
+PAUSE_S = 2.0  # pause before a restart, multiplied by the number of consecutive failures
 
 
 @dataclass(frozen=True)
 class WorkerRequest:
     """The workers that a command requests."""
 
-    num_workers: int | None = None  # None: one per GPU or CPU
+    num_workers: int | None = None  # None for one worker per GPU or CPU
     workers_per_gpu: int = 1
     devices: str | None = None
     data: Path | None = None
@@ -48,11 +49,11 @@ class WorkerRequest:
 class WorkerProcess(ManagedProcess):
     """A worker or a proposer, with a count of its failures."""
 
-    uuid: str = ""  # the id of the current process
+    uuid: str = ""  # unique id of the current process
     has_begun: bool = False  # whether the current process has begun an attempt
-    failures: list[bool] = field(default_factory=list)  # in a row; whether harness raised the error
+    failures: list[bool] = field(default_factory=list)  # consecutive; whether harness raised each
     num_done: int = 0  # the number of accepted trials at the last failure
-    not_before_s: float | None = None  # time of the restart; None until the end is noticed
+    not_before_s: float | None = None  # earliest time of a restart; None while the process runs
 
     @property
     def is_done(self) -> bool:

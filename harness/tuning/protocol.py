@@ -18,10 +18,10 @@ itself.
 `harness.tuning.disk` executes the operations. A simulation in the tests executes the same courses
 with killed processes, lost nodes and stale file listings.
 
-No decision depends on a time or a missing file alone. A folder's listing is only a hint about what
-to read: a process that decides too late, or twice, can't create its folder, because the folder
-exists. Only one worker ever writes into an attempt's folder, so a worker that is presumed dead does
-no harm if it continues.
+Wrong clocks and outdated listings of folders do no harm. A listing is only a hint about what to
+read: a process that acts too late, or twice, can't create its folder, because the folder exists.
+Only one worker ever writes into an attempt's folder, so a worker that is presumed dead does no harm
+if it continues.
 """
 
 import contextlib
@@ -35,16 +35,16 @@ from harness.errors import Interrupted
 from harness.job.search import Value
 
 TRIALS, GONE, ENDS, STOP, ACCEPTED = "trials", "gone", "ends", "stop.json", "accepted"
-MAX_ATTEMPTS = 25  # a trial fails after so many attempts in a row without a newly saved step
+MAX_ATTEMPTS = 25  # consecutive attempts without a newly saved step after which a trial fails
 STUCK = (
     "its worker ended {} times in a row before it saved a new checkpoint, perhaps for lack of "
     "memory; lower train.checkpoint_every_s or the size of the model"
 )
 NUM_WATCHED = 16  # how many open trials an idle worker reads in each turn
 BEAT_S = 5.0  # time between two beats of a worker
-LOST_S = 180.0  # a worker without a new beat for so long, by a command's clock, is presumed dead
-REST_EACH_S = 0.3  # pause after `View.look`, multiplied by the number of trials read
-SHORTEST_REST_S, LONGEST_REST_S = 0.25, 15.0  # limits of this pause
+LOST_S = 180.0  # time without a new beat after which a command presumes a worker dead
+REST_EACH_S = 0.3  # pause after `View.look` for each trial that was read
+SHORTEST_REST_S, LONGEST_REST_S = 0.25, 15.0  # limits of the pause after `View.look`
 
 
 # Records
@@ -79,7 +79,7 @@ class Trial(Record):
     kept_epoch: float | None = None  # epoch of the best weights, mean over the trial's runs
     training_s: float | None = None  # training time of all runs together
     parameters: int | None = None
-    checkpoints: dict[str, str] = {}  # path of a run's last checkpoint in the attempt → sha256
+    checkpoints: dict[str, str] = {}  # path of a run's last checkpoint → its sha256
     # The name of the worker of a running trial, never stored in a file
     worker: str = ""
 
@@ -106,7 +106,7 @@ class Attempt(Record):
     process: int = 0  # process id
     space: str = ""  # boot and container in which the process id is valid, see `process_space`
     saved: int = 0  # largest number of steps that an earlier attempt has saved
-    num_stuck: int = 0  # number of earlier attempts in a row without a newly saved step
+    num_stuck: int = 0  # number of consecutive earlier attempts without a newly saved step
 
 
 class Beat(Record):
@@ -119,7 +119,7 @@ class Beat(Record):
 class Gone(Record):
     """Says that the worker of an attempt has ended, or has sent no beat for LOST_S."""
 
-    has_left: bool  # True if the worker saved and ended itself, False if a command wrote this
+    has_left: bool  # True if the worker wrote this record, False if a command wrote it
 
 
 class End(Record):
@@ -133,9 +133,9 @@ class Stop(Record):
 
     by: str  # the user and the machine
     at: str
-    reason: str = ""  # the reason of a failure; empty for a cancelled search
+    reason: str = ""  # why the search failed; empty for a cancelled search
     is_lifted: bool = False  # whether a person has resumed the search
-    forgiven: tuple[int, ...] = ()  # earlier failed trials, which no longer count as failures
+    forgiven: tuple[int, ...] = ()  # numbers of the failed trials that no longer count as failures
 
 
 def trial_folder(n: int) -> str:
@@ -149,7 +149,7 @@ def attempt_folder(n: int, k: int) -> str:
 
 
 def gone_file(n: int, k: int) -> str:
-    """Return the path of the `Gone` of attempt k at trial n, which frees the trial for a worker."""
+    """Return the path of the `Gone` of attempt k; this file frees trial n for another worker."""
     return f"{GONE}/{n}-{k}.json"
 
 
@@ -163,7 +163,7 @@ class Read(NamedTuple):
 
 
 class Names(NamedTuple):
-    """List the names in a folder; the newest may be missing on a shared disk."""
+    """List the names in a folder; a shared disk may not list the newest names yet."""
 
     path: str
 
@@ -193,7 +193,7 @@ class Sleep(NamedTuple):
 class Train(NamedTuple):
     """Train attempt k at a trial and return the trial with its result.
 
-    Meanwhile a second thread executes `Worker.tick` every BEAT_S.
+    During the training a second thread executes `Worker.tick` every BEAT_S.
     """
 
     trial: Trial
@@ -260,7 +260,7 @@ class View:
         """Read what has changed: new trials, attempts and results.
 
         Args:
-            num_watched: number of open trials to read, the oldest first; None: all. Trials
+            num_watched: number of open trials to read, the oldest first; None for all. Trials
                 without a worker are always read.
         """
         yield from self.learn()
@@ -339,7 +339,7 @@ class Worker:
 
     me: Attempt  # this process
     num_asked: int  # `search.trials`
-    must_renew: Callable[[], bool] = lambda: False  # whether a new process should replace this one
+    must_renew: Callable[[], bool] = lambda: False  # whether to replace this process
     view: View = field(default_factory=View)
     _count: int = 0  # number of beats so far
 
@@ -357,7 +357,7 @@ class Worker:
         return False
 
     def _take(self) -> Course:
-        """Take the first trial without a worker; return its and the attempt's number, or None."""
+        """Take the first trial without a worker; return its number and the attempt's, or None."""
         for n, heard in [*self.view.open.items()]:
             k, attempt = heard.k, self.me
             if k:
@@ -365,7 +365,7 @@ class Worker:
                     continue
                 if not heard.gone:
                     if heard.attempt.worker == self.me.worker:
-                        return n, k  # this worker created it in spite of a disk error
+                        return n, k  # this worker created the attempt in spite of a disk error
                     continue
                 attempt = yield from self._after(n, k, heard.attempt, heard.gone)
                 if attempt.num_stuck >= MAX_ATTEMPTS:
@@ -390,7 +390,7 @@ class Worker:
         try:
             trial = yield Train(self.view.known[n], k)
         except Interrupted:
-            with contextlib.suppress(OSError):  # without this file the next worker starts later
+            with contextlib.suppress(OSError):  # without this record the next worker starts later
                 yield Write(gone_file(n, k), Gone(has_left=True))
             raise
         if (yield Make(f"{trial_folder(n)}/{ACCEPTED}", "trial.json", trial)):
@@ -455,6 +455,6 @@ def shown(view: View) -> list[Trial]:
 
 
 def change_stop(view: View, stop: Stop) -> Course:
-    """Stop or resume the search as `stop` says, unless that has already happened."""
+    """Write `stop`, unless the search is already stopped or resumed as `stop` requests."""
     if (yield from view.is_stopped()) == stop.is_lifted:
         yield Write(STOP, stop)

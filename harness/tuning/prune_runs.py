@@ -1,14 +1,15 @@
-"""Removes models and checkpoints of a sweep's trials except the best; all scores remain.
+"""Removes the models and checkpoints of all but a sweep's best trials; all scores remain.
 
 A trial that drops out of the best trials never returns to them. So a search removes the trial's
-model, checkpoints and status files at once. With hyperband and asha, which continue trials, it
-removes checkpoints only at its end. If the user raises `search.trials` later, a new trial trains
-its parent's epochs again, with bitwise identical results. `harness prune` removes the same files of
-older sweeps, and the checkpoints of finished runs.
+model, checkpoints and status files at once. Hyperband and asha continue trials from checkpoints, so
+with these tuners a search removes checkpoints only at its end. If the user raises `search.trials`
+later, a new trial trains its parent's epochs again, with bitwise identical results. `harness prune`
+removes the same files from older sweeps, and the checkpoints of finished runs.
 
 A run always keeps its job, record, metrics, scores, predictions and curves. Training its `job.toml`
 again restores the model and the checkpoints bit by bit. This module removes no file of another user
-and follows no symbolic link. A run is valid without any of these files, so a kill does no harm.
+and follows no symbolic link. A run is valid without any of the removed files, so it does no harm if
+this process is killed.
 """
 
 import contextlib
@@ -41,7 +42,7 @@ class Pruned:
     num_files: int = 0
     num_bytes: int = 0
     num_runs: int = 0  # number of finished runs that were checked
-    left: list[tuple[Path, str]] = field(default_factory=list)  # unchanged folders, with the reason
+    left: list[tuple[Path, str]] = field(default_factory=list)  # skipped folders and the reasons
 
     def prune(self, folder: Path, patterns: Sequence[str], *, really: bool) -> None:
         """Remove files of a finished run, or with `really=False` only count them."""
@@ -113,7 +114,9 @@ class KeptTrials:
     def removable(
         self, trials: Sequence[Trial], *, may_continue: bool = False
     ) -> Iterator[tuple[Path, tuple[str, ...]]]:
-        """Yield folders of runs with patterns of removable files; omit what was yielded before.
+        """Yield the folders of runs, each with patterns of removable files.
+
+        A trial is omitted if nothing has changed since an earlier call.
 
         Args:
             trials: all trials of the sweep.

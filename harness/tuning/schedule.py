@@ -25,12 +25,12 @@ from harness.tuning.protocol import (
     trial_folder,
 )
 
-EPOCHS, PARENT = "tuner/epochs", "tuner/trial_id"  # KerasTuner's names in a trial's values
+EPOCHS, PARENT = "tuner/epochs", "tuner/trial_id"  # KerasTuner's own keys in a trial's values
 RUNNING, COMPLETED, FAILED = "RUNNING", "COMPLETED", "FAILED"  # a trial's status in KerasTuner
 
 
 class Schedule:
-    """Calls an oracle on a virtual clock."""
+    """Calls an oracle in the order that a virtual clock decides."""
 
     def __init__(
         self,
@@ -46,8 +46,8 @@ class Schedule:
             oracle: KerasTuner's oracle.
             num_trials: the largest number of trials; 0 sets no limit.
             width: the number of virtual workers; None for an oracle that does not learn from
-                results; such an oracle receives none.
-            known: the trials already in the sweep's folder, in order; the list may grow.
+                results, and therefore receives no results.
+            known: the trials in the sweep's folder, by number; later trials are appended.
         """
         self.oracle, self.num_trials, self.width, self.known = oracle, num_trials, width, known
         self.num_proposed = 0
@@ -64,7 +64,7 @@ class Schedule:
         self._results[trial.n] = trial
 
     def next(self) -> Trial | None:
-        """Return the oracle's next proposal; None if the oracle waits for results or is at its end.
+        """Return the oracle's next proposal; None if it waits for results or has no proposal left.
 
         Raises:
             RunError: if the proposal differs from the known trial with this number.
@@ -123,7 +123,7 @@ class Schedule:
         )
 
     def _give_result(self) -> bool:
-        """Pass the oracle the result of the trial that ends next; return False if it is unknown."""
+        """Pass the oracle the result of the trial that ends next; return False if none is known."""
         if not self._running or self._running[0][1] not in self._results:
             return False
         self._now, n = heapq.heappop(self._running)
@@ -143,11 +143,11 @@ class Schedule:
 
 @dataclass
 class Proposer:
-    """Proposes trials. Of several proposers, the first to create a trial's folder decides it."""
+    """Proposes trials; the proposer that creates a trial's folder decides the trial's values."""
 
-    begin: Callable[[list[Trial]], Schedule]  # makes a schedule; the list of trials may grow
+    begin: Callable[[list[Trial]], Schedule]  # makes a schedule from `view.known`
     num_asked: int  # `search.trials`
-    ahead: int  # largest number of trials that wait for a worker, if not `is_guided`
+    ahead: int  # largest number of waiting trials; has no effect if `is_guided`
     is_guided: bool  # whether the oracle's choices depend on results
     view: View = field(default_factory=View)
     _schedule: Schedule | None = None
@@ -180,7 +180,7 @@ class Proposer:
 
     @property
     def _has_room(self) -> bool:
-        """Whether to propose more trials. The schedule limits the trials of a guided oracle."""
+        """Whether to propose more trials; if `is_guided`, only `Schedule` limits their number."""
         num_waiting = sum(not heard.k for heard in self.view.open.values())
         return self.is_guided or num_waiting < self.ahead
 
@@ -188,7 +188,7 @@ class Proposer:
         """Return the next trial that no process has proposed yet; None if there is none now."""
         if self._next and len(self.view.known) > self._next.n:
             if self.view.known[self._next.n].proposal != self._next.proposal:
-                # Another proposer rounds differently, or knows a larger `search.trials`.
+                # Another proposer's values differ, by rounding or for a larger `search.trials`.
                 self._schedule = None
             self._next = None
         if not self._schedule:

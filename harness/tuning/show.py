@@ -1,4 +1,4 @@
-"""`harness sweep show`: prints leaderboard and importance of keys, and plots a sweep's trials."""
+"""`harness sweep show`: prints the leaderboard and the importance of keys, and plots the trials."""
 
 import itertools
 import logging
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas
 
 PLOT = "parallel_coordinates.png"
-NUM_SHOWN = 10  # rows of the leaderboard on the screen
+NUM_SHOWN = 10  # number of printed rows of the leaderboard
 DIGITS = (4, 12)  # smallest and largest number of decimals of a score
 MIN_TRIALS = 3  # smallest number of trials for which the importance of a key is computed
 NUM_BINS = 3  # number of groups into which the values of a range are divided
@@ -76,7 +76,7 @@ def heading(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]) 
 def leaderboard(
     sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
 ) -> "Iterator[str | pandas.DataFrame]":
-    """Yield a table of the best trials, the number of others, and the errors of failed trials."""
+    """Yield a table of the best trials, the number of other trials, and errors of failed trials."""
     import pandas
 
     yield ""
@@ -106,7 +106,7 @@ def leaderboard(
 
 
 def digits_of(scores: Sequence[float]) -> int:
-    """Return the smallest number of decimals that keeps different scores apart."""
+    """Return the smallest number of decimals with which different scores look different."""
     least, most = DIGITS
     counts = {d: len({f"{score:.{d}f}" for score in scores}) for d in range(least, most + 1)}
     return next(digits for digits, count in counts.items() if count == counts[most])
@@ -145,7 +145,7 @@ def comparable(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFr
 
     hyperband and asha train good settings for more epochs, which also changes the scores. With
     these tuners only the trials with the most common number of epochs are returned. If two numbers
-    are equally common, the larger number counts.
+    of epochs are equally common, the larger number counts.
     """
     if not search.continues_trials or trials.empty:
         return trials
@@ -156,11 +156,11 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
     """Compare the scores of each key's values, the most important key first.
 
     Returns:
-        A row for each value of a list or third of a range: the `key`, the `value`, and of its
-        scores the number `n`, the `mean` and the `best`. `explains` is eta squared of the key: the
-        between-group sum of squares divided by the total (Fisher, 1925), 0 if all scores are equal.
-        `by chance` is the expected eta squared of a key without effect: (k - 1) / (n - 1) for n
-        trials in k groups. A key with one value or with too few trials has no rows.
+        A row for each value of a list, or third of a range: the `key`, the `value`, and the number
+        `n`, the `mean` and the `best` of the value's scores. `explains` is eta squared of the key:
+        the between-group sum of squares divided by the total (Fisher, 1925), 0 if all scores are
+        equal. `by chance` is the expected eta squared of a key without effect: (k - 1) / (n - 1)
+        for n trials in k groups. A key with one value or with too few trials has no rows.
     """
     import pandas
 
@@ -224,8 +224,8 @@ def importance(
     cells.loc[cells.duplicated("key"), ["key", "explains", "by chance"]] = ""
     yield cells
     yield (
-        f"Hints, no proof: {len(trials)} of {len(finished)} trials are compared, which differ in "
-        "several keys. Column 'explains': the share of the scores' variance between a key's values "
+        f"Hints, no proof: {len(trials)} of {len(finished)} trials are compared; they differ in "
+        "several keys. Column 'explains': the share of the scores' variance that a key explains "
         "(eta squared). Column 'by chance': the share to expect for a key without any effect."
     )
     if search.continues_trials:

@@ -8,7 +8,7 @@
 | `leaderboard.csv`, `result.json` | computed from the accepted trials | any command |
 | `state.json` | progress, as in a run | any command |
 | `provenance.json` | code and data at the start, the last job's Slurm request | any command |
-| `workers/<name>.log` | output of a worker or a proposer | this process |
+| `workers/<name>.log` | output of a worker or a proposer | the same process |
 | `parallel_coordinates.png` | a plot of the trials | `harness sweep show` |
 | `winner/` | the best trial, retrained on all training data | `harness sweep retrain` |
 """
@@ -89,7 +89,7 @@ class SweepDirectory(LeasedDirectory):
 
         Raises:
             InputError: if the folder belongs to another user, or contains other files.
-            DiskError: if the folder can't be written, or renames can replace non-empty folders.
+            DiskError: if the disk can't be written, or its renames replace non-empty folders.
         """
         record = {"sources_sha256": sources_checksum(), "dataset": dataset.record(), "starts": []}
         files = {
@@ -129,8 +129,8 @@ class SweepDirectory(LeasedDirectory):
         """Check that the sweep, if it exists, belongs to this search.
 
         Raises:
-            InputError: if the space, the job or the tuner differs, the search has fewer trials, or
-                another version of harness wrote the sweep.
+            InputError: if the sweep has another space, job or tuner, or more trials than `search`,
+                or another version of harness wrote the sweep.
         """
         if not self.exists():
             return
@@ -143,8 +143,8 @@ class SweepDirectory(LeasedDirectory):
         limit, before = search.table.trials, known.table.trials
         if 0 < limit < before or (before == 0 < limit):
             raise InputError(
-                f"sweep {self.folder}: search.trials = {limit}: was {before or 'all'} before; "
-                "give at least as many"
+                f"sweep {self.folder}: search.trials = {limit}, but was {before or 'all'} before; "
+                "set it to at least as many"
             )
 
     def exists(self) -> bool:
@@ -152,7 +152,7 @@ class SweepDirectory(LeasedDirectory):
         return self.path(SEARCH_FILE).is_file()
 
     def finished(self) -> bool:
-        """Whether all trials have ended, and a command has written the result of this search."""
+        """Whether `result.json` exists and belongs to the current content of `search.toml`."""
         is_there = self.path(RESULT).is_file()
         search = read_toml(self.path(SEARCH_FILE)) if is_there else {}
         return is_there and is_of_search(self.read_json(RESULT), search)
@@ -171,7 +171,7 @@ class SweepDirectory(LeasedDirectory):
         return RunDirectory(self.path(TRIALS, str(n), str(k), f"seed{seed}"))
 
     def trials(self) -> list[Trial]:
-        """Read all proposed trials, in order.
+        """Read all proposed trials, sorted by number.
 
         Raises:
             DiskError: if the trials can't be read.

@@ -60,8 +60,8 @@ class Trials:
         """Train or continue an attempt's runs; return the trial with its scores or its error.
 
         Raises:
-            Interrupted: after a signal, also if the attempt is no longer needed. The attempt has
-                saved a checkpoint.
+            Interrupted: after a signal; this process itself sends one if the attempt is no longer
+                needed. The attempt has saved a checkpoint.
             NodeFault: if the node or its GPU is faulty.
             OSError: if the file system fails.
         """
@@ -82,7 +82,7 @@ class Trials:
             gc.collect()
 
     def has_grown(self) -> bool:
-        """Whether this process uses more memory than the largest trial and `MAX_GROWTH` justify."""
+        """Whether this process uses more memory than the largest trial and `MAX_GROWTH` allow."""
         room_gb = max(self._largest_gb, MAX_GROWTH[self.devices] * self._first_gb)
         return self._first_gb > 0 and resident_memory_gb() > room_gb
 

@@ -36,9 +36,10 @@ from harness.tuning.prune_runs import KeptTrials
 from harness.tuning.sweep_dir import SweepDirectory
 
 PATIENCE_S = 600.0  # how long a command tries again while the disk fails
-# Time for workers to save before the interruption is recorded. Slurm often kills after 30 s.
+# Time for workers to save before the interruption is recorded. After a signal, Slurm often waits
+# only 30 s before it kills all processes.
 RECORD_S = 5.0
-TEND_S, LOOK_S = 0.5, 1.0  # time between checks of this command's processes, and of the search
+TEND_S, LOOK_S = 0.5, 1.0  # time between two checks of the processes, and of the search
 T = TypeVar("T")
 
 
@@ -115,7 +116,7 @@ def tune(
 
 
 def settled(search: SearchSpec, num_workers: int) -> SearchSpec:
-    """Return the search with a value of `search.parallel`, which stays fixed in a sweep."""
+    """Return the search; if its tuner needs a value of `search.parallel`, set it for the sweep."""
     is_open = search.table.tuner in GUIDED and not search.table.parallel
     return search.with_table(parallel=2 * num_workers) if is_open else search
 
@@ -184,7 +185,7 @@ class Command:
                 raise
 
     def _lift_stop(self) -> None:
-        """Continue a stopped search; its earlier failures no longer count."""
+        """Mark a stopped search as resumed; earlier failed trials no longer count as failures."""
         self.disk.run(self.view.look())
         failed = tuple(n for n, trial in self.view.accepted.items() if trial.error)
         stop = stop_now().model_copy(update={"is_lifted": True, "forgiven": failed})
@@ -237,7 +238,7 @@ class Command:
             self.disk.run(change_stop(self.view, stop))
             return None
         is_proposed = self.disk.run(self.view.end(num_asked))
-        for process in idle:  # new, grown too large, or ended before `trials` was raised
+        for process in idle:  # not started yet, grown too large, or done before `trials` was raised
             if process.slot or not is_proposed:
                 self.pool.start_one(process)
         self.heartbeat.beat("searching", **self._progress())
@@ -246,7 +247,7 @@ class Command:
     def _look(self) -> None:
         """Read what has changed; show it on the console and in the leaderboard."""
         news = self.disk.run(follow(self.view, time.monotonic()))
-        for trial in news if self._has_looked else ():  # skip results from before this command
+        for trial in news if self._has_looked else ():  # the first look finds older results
             self.console.info(describe(trial, self.search))
         self._has_looked = True
         trials = shown(self.view)

@@ -55,7 +55,7 @@ LEAVE_S = 20.0  # longest wait for the last beat to be written
 
 
 def schedule_of(search: SearchSpec, known: list[Trial]) -> Schedule:
-    """Make the schedule of a search; `known` lists the sweep's trials and may grow."""
+    """Make the schedule of a search; later trials are appended to `known`."""
     from harness.tuning.oracle import make_oracle
 
     return Schedule(

@@ -33,7 +33,7 @@ def test_without_names_the_newest_are_shown(tmp_path: Path) -> None:
     board = Shown(tmp_path / "board", check_roots([], runs), runs)
     board.refresh()
     assert shown(board) == [f"run{n:03}" for n in range(5, NUM_NEWEST + 5)]
-    assert board.left_out.startswith("these are the newest; 5 older ones are not shown: name runs")
+    assert board.left_out.startswith("only the newest runs are shown, and 5 older runs are not")
     now = time.time()
     os.utime(runs / "lstm/run002", (now, now))
     board.refresh()

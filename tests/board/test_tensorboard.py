@@ -144,7 +144,7 @@ def test_a_signal_ends_it_at_once(
     board.wait_for_runs("lstm/a/train")
     code, out, err = board.end(number)
     assert code == 0, err
-    assert f"ended: {number.name} came" in out
+    assert f"ended: received {number.name}" in out
     assert f"cat {board.connection}" in out
     assert board.secret not in out + err
     assert "Traceback" not in err

@@ -2,10 +2,10 @@
 
 `train`, `tune` and `audit` run their command in a separate process. So the results are bitwise
 equal to those of the command line, and a thread or a notebook that already uses TensorFlow can call
-these functions. They leave no signal handlers or settings of TensorFlow behind. The output of the
-process is printed; if the process fails, its error is raised.
+these functions. A call leaves no signal handlers or settings of TensorFlow behind. The output of
+the process is printed; if the process fails, its error is raised.
 
-Accuracies are numbers from 0 to 1; texts show them in per cent.
+Accuracies are numbers from 0 to 1; only printed texts show per cent.
 """
 
 import contextlib
@@ -167,7 +167,7 @@ class Sweep:
 class Comparison:
     """The result of `harness compare`; its repr is the table."""
 
-    parts: "tuple[Part, ...]"  # one for each dataset
+    parts: "tuple[Part, ...]"  # a part for each dataset
     left_out: "tuple[LeftOut, ...]"
 
     def __repr__(self) -> str:
@@ -237,8 +237,8 @@ def train(
     Raises:
         InputError: if the job, an option or this machine is unsuitable; nothing was written.
         RunError: if the run failed.
-        Interrupted: if a signal stopped the run. A call with the `run_id` continues the saved run.
-        KeyboardInterrupt: if you interrupted the call. The run is saved and has ended.
+        Interrupted: if a signal stopped the run. A call with its `run_id` continues the run.
+        KeyboardInterrupt: if you interrupted the call. The run is saved, and its process has ended.
     """
     overrides = _overrides(settings, options)
     folder = _default_runs() if runs is None else Path(runs)
@@ -274,8 +274,8 @@ def tune(
     Raises:
         InputError: if the job, an option or this machine is unsuitable; nothing was written.
         RunError: if the search failed.
-        Interrupted, KeyboardInterrupt: if the search was stopped. A call with the `sweep_id`
-            continues it.
+        Interrupted, KeyboardInterrupt: if the search was stopped. A call with its `sweep_id`
+            continues the search.
     """
     from harness.job.search import load_search
 
@@ -299,7 +299,8 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
 
     Args:
         run: the folder of the run, which stays unchanged.
-        runs: the folder of your runs; it also stores the audit. By default HARNESS_RUNS, or `runs`.
+        runs: the folder of your runs, in which the audit is stored; by default HARNESS_RUNS, or
+            `runs`.
         options: options of `harness audit`, such as `quick=True`, `epochs=2` or `full=True`.
 
     Returns:
@@ -409,7 +410,7 @@ def _dotted(settings: Settings, above: str = "") -> Iterator[tuple[str, object]]
 
 
 def _options(options: Mapping[str, object]) -> list[str]:
-    """Convert keyword arguments to options of a command, which checks them."""
+    """Convert keyword arguments to options of a command; the command will check the options."""
     words = []
     for name, given in options.items():
         option = f"--{name.rstrip('_').replace('_', '-')}"  # from_ is --from

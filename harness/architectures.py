@@ -1,4 +1,4 @@
-"""The notebook's five recurrent sentiment models, each built from plain Keras layers.
+"""The five recurrent sentiment models of a teaching notebook, built from plain Keras layers.
 
 A custom network needs no change here: the job contains its path, see jobs/README.md.
 
@@ -15,7 +15,7 @@ from harness.config import FORM, ConfigSection, Facts, Options, Share
 if TYPE_CHECKING:
     import keras
 
-LOWEST = -6e4  # replaces outputs in the padding before a maximum; finite in float16
+LOWEST = -6e4  # stands for outputs in the padding when a maximum is computed; finite in float16
 
 
 def rnn(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
@@ -78,7 +78,7 @@ def sentiment(
         config: the job's `[model]` table.
         recurrent: the layers from `[batch, time, embedding_dim]` to `[batch, units]`, or to
             `[batch, time, units]` if `over_time(config)`.
-        num_outputs: 1 for the probability of label 1 of two classes, else the number of classes.
+        num_outputs: 1 for two classes (the probability of label 1), else the number of classes.
     """
     import keras
     from keras import layers
@@ -140,9 +140,9 @@ def _pooling(kind: str) -> Sequence["keras.Layer"]:
 class Padding:
     """Operations on reviews that are padded at their ends; the operations ignore the padding.
 
-    They consist of plain Keras, so a saved model does not need this package. Layers need no mask,
-    because a recurrent layer's outputs at the words do not depend on the padding after them. A loop
-    with a mask would take longer on a CPU.
+    The operations are plain Keras, so a saved model does not need this package. Layers need no
+    mask, because a recurrent layer's outputs at the words do not depend on the padding after the
+    words. A loop with a mask would take longer on a CPU.
 
     Args:
         tokens: the network's input, `[batch, time] int32`.
@@ -156,10 +156,10 @@ class Padding:
         self.is_word = ops.not_equal(tokens, 0)  # [batch, time]
         ones = ops.ones_like(tokens)
         place = ops.cumsum(ones, axis=1) - 1
-        num_places = ops.sum(ones, axis=1, keepdims=True)  # [batch, 1], the same for each review
+        num_places = ops.sum(ones, axis=1, keepdims=True)  # [batch, 1], the length of the time axis
         last = ops.sum(ops.cast(self.is_word, "int64"), axis=1, keepdims=True) - 1
         self.is_last = ops.equal(place, last)  # [batch, time]
-        # For each word of the reversed reviews, its index among all words of the batch.
+        # For each place in the reversed reviews, the index of its word in the flattened batch.
         before = ops.cumsum(num_places, axis=0) - num_places
         self._reversed = before + ops.where(self.is_word, last - place, place)
 
@@ -193,8 +193,8 @@ def _squeezed(x: "keras.KerasTensor") -> "keras.KerasTensor":
     """Remove the time axis that a reduction has kept, `[batch, 1, channels]`.
 
     Reductions use `keepdims`, because the length of the time axis differs between batches. Without
-    `keepdims` the gradient of a sum needs the shape, and a step would wait for the GPU to compute
-    it.
+    `keepdims` the gradient of a sum needs the shape, and a step would wait until the GPU has
+    computed the shape.
     """
     from keras import ops
 

@@ -54,7 +54,7 @@ def _check_options(options: Any) -> Any:
     return dict(sorted(options.items()))  # sorted, because the order has no meaning
 
 
-# A free table within a table: its keys may have any names, and plain values.
+# A free table, inside a table of the job file: its keys may have any names, and plain values.
 Options = Annotated[dict[str, Any], BeforeValidator(_check_options)]
 
 
@@ -62,7 +62,7 @@ Options = Annotated[dict[str, Any], BeforeValidator(_check_options)]
 class Facts:
     """Properties of a key besides its type, bounds, default and description.
 
-    By default a key changes the result, a search may vary it, and it always has an effect.
+    By default a key changes the result of every job, and a search may vary the key.
 
     Attributes:
         choices: the allowed values of the key.
@@ -70,17 +70,17 @@ class Facts:
             the function's source.
         is_path: whether the key is the path of a file, relative to the job file.
         allowed: the allowed values in words, if type, bounds and choices do not show them.
-        changes: what the key changes. `result`; `digits`: only the last digits of the result;
-            `nothing`: for example a path, since the checksum of the file is recorded instead.
+        changes: what the key changes: `result`, `digits` (only the last digits of the result) or
+            `nothing` (for example a path, because the file's checksum is recorded instead).
         not_searched: the reason why a search may not vary the key.
-        only_with: other keys, each with a list of values. This key has an effect only if one of the
-            other keys has a listed value, or differs from its default if no values are listed.
-        check: a function that describes how the key conflicts with other keys, with an empty text
-            for no conflict. The table of keys in jobs/README.md shows the function's docstring.
+        only_with: other keys, each with the values at which this key has an effect; () stands for
+            all values except the default. One of the other keys with such a value is enough.
+        check: a function that describes how the key conflicts with other keys; it returns "" if
+            there is no conflict. The table of keys in jobs/README.md shows its docstring.
         unvalidated: the only value allowed without validation reviews; None allows any value.
-        for_all_reviews: whether the key may differ between a run on all training reviews and the
-            run with validation reviews that it replaces, for example in an ensemble.
-        is_decided: whether the search chooses the value at its start if the key is 0.
+        for_all_reviews: whether the key may differ between two runs of an ensemble: a run trained
+            on all reviews, and the run with validation reviews whose weight it takes over.
+        is_decided: whether 0 lets the search choose the key's value when the search starts.
     """
 
     choices: tuple[str, ...] = ()
@@ -139,7 +139,7 @@ def is_free(info: FieldInfo) -> bool:
 
 
 def without_effect(tables: Tables, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each key that is set but has no effect, and describe the values that it needs.
+    """Yield each key that is set but has no effect, and the values of other keys that it needs.
 
     Args:
         tables: the tables of the job file.

@@ -25,13 +25,13 @@ class RunError(RuntimeError):
 
 
 class DiskError(RunError):
-    """The file system can't be written or read, for example when full; the run is intact."""
+    """The file system can't be written or read, for example if it is full; the run is intact."""
 
 
 class NodeFault(RunError):  # noqa: N818 - a fault of the node
     """The node is faulty: exit code 75 if the job moves to another node, else 1.
 
-    The job scripts in slurm/ requeue the job without the node, at most twice.
+    The job scripts in slurm/ requeue the job at most twice, and exclude the faulty node.
     """
 
     def __init__(self, message: str, *, will_requeue: bool) -> None:

@@ -1,4 +1,4 @@
-"""Layers for training: dropout over the global batch, an embedding that returns given vectors."""
+"""Layers for training: dropout over the global batch, and embeddings that return given vectors."""
 
 import contextlib
 import functools
@@ -12,7 +12,7 @@ from keras.layers import BatchNormalization, Dropout, Embedding, Masking, Spatia
 
 
 class _Rows(threading.local):
-    """Step and examples of the current training call; a thread of its own traces each replica."""
+    """Step and examples of the current call, per thread: a thread traces only one replica."""
 
     step: tf.Tensor | None = None
     positions: tf.Tensor | None = None
@@ -76,14 +76,14 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
         self.supports_masking = True
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Drop inputs in training; whole channels or words of `[examples, time, channels]`."""
+        """Drop inputs in training; drop channels or words only of `[examples, time, channels]`."""
         if not training or self.rate == 0:
             return inputs
         step, positions = _ROWS.step, _ROWS.positions
         if step is None or positions is None or self.seed is None:
             raise RuntimeError("GlobalBatchDropout works only in the training of a run")
-        # The mask has the shape of the inputs, but one number may apply to all times of a channel,
-        # or to all channels of a word. The time axis has the same length on all replicas.
+        # The mask has the shape of the inputs, but its time axis or channel axis may have length 1.
+        # The inputs' time axis has the same length on all replicas.
         rest = tuple(inputs.shape[1:])
         if self.over_time:
             rest = (1, inputs.shape[2])
@@ -98,7 +98,7 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
         return tf.where(kept, inputs / (1 - self.rate), tf.zeros_like(inputs))
 
     def get_config(self) -> dict[str, Any]:
-        """Return the arguments of the layer, without those that a run sets."""
+        """Return the layer's arguments, without `seed` and `batch_size`, which the run sets."""
         names = ("rate", "over_time", "over_channels")
         return {**super().get_config(), **{name: getattr(self, name) for name in names}}
 
@@ -143,7 +143,7 @@ def look_up_by_gather(model: keras.Model) -> None:
     """Let the embeddings of a model look up words with a plain gather.
 
     Keras first adds the size of the table to negative indices. TensorFlow computes this on the
-    host, so each step on a GPU would copy its word indices there.
+    host, so each step on a GPU would copy its word indices to the host.
     """
     for layer in all_layers(model):
         if isinstance(layer, OuterEmbedding):
@@ -153,7 +153,7 @@ def look_up_by_gather(model: keras.Model) -> None:
 
 
 def _gathered(layer: Embedding, tokens: tf.Tensor) -> tf.Tensor:
-    """Look up words, `[examples, time]`, that are not negative: `[examples, time, channels]`."""
+    """Return the vectors `[examples, time, channels]` of words `[examples, time]`, all >= 0."""
     if tokens.dtype not in (tf.int32, tf.int64):
         tokens = tf.cast(tokens, tf.int32)
     table = keras.ops.convert_to_tensor(layer.embeddings)
@@ -240,7 +240,7 @@ def _depends_on_replicas(layer: keras.Layer) -> bool:
 
 
 def makes_masks(model: keras.Model) -> bool:
-    """Whether a layer of the model makes a mask."""
+    """Whether a layer of the model creates a Keras mask."""
     return any(
         isinstance(layer, Masking) or getattr(layer, "mask_zero", False)
         for layer in all_layers(model)

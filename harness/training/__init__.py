@@ -1,6 +1,6 @@
 """One run: the loop and its actions, checkpoints, metrics, and the TensorBoard log.
 
-`launch` opens the data and the devices. `train` shows a run from top to bottom, like the notebook.
-`trainer` contains the training loop. This package may import the modules directly in `harness` and
-the packages up to `inference`.
+`launch` opens the data and the devices. `train` contains the whole course of a run, from data to
+result. `trainer` contains the training loop. This package may import the modules of `harness`
+itself and the packages above it in harness/README.md.
 """

@@ -17,7 +17,7 @@ class StepResults:
     """The values of the latest n training steps, copied from the device together."""
 
     first_step: int  # the number of the first of these steps, counted from 1 over the whole run
-    losses: np.ndarray  # [n] float64, each step's mean over the global batch
+    losses: np.ndarray  # [n] float64, each step's mean loss over the global batch
     accuracies: np.ndarray  # [n] float64, each step's share of correct predictions
     num_reviews: int
     took_s: float
@@ -40,7 +40,7 @@ class UsageMeter:
         self.monitor, self.heartbeat = monitor, heartbeat
 
     def measure(self, results: StepResults) -> dict[str, float]:
-        """Return the TensorBoard tags and values of the latest steps; add them to the heartbeat."""
+        """Return TensorBoard tags and values for the latest steps; add values to the heartbeat."""
         duration_ms = 1e3 * results.took_s / results.num_steps
         self.heartbeat.note(step_ms=round(duration_ms, 3))
         figures = {"step/duration_ms": duration_ms}
@@ -77,7 +77,7 @@ class ProgressReport:
 
 
 class BestWeights:
-    """Keeps the weights of the best epoch in `Progress`; of equal scores, the first counts."""
+    """Keeps the weights of the best epoch in `Progress`; of equally good epochs, the first."""
 
     def __init__(self, train: TrainConfig) -> None:
         self.is_on = train.keep != "last"

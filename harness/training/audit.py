@@ -62,7 +62,8 @@ from harness.training.launch import computing, dataset_of
 if TYPE_CHECKING:
     from harness.data.input_pipeline import Reviews
 
-# A difference may be this many times the measured one, because training amplifies rounding errors.
+# A difference may be this many times the measured rounding difference, because training amplifies
+# rounding errors.
 SPREAD = 10
 EPSILON = float(np.finfo(np.float32).eps)
 SMALLEST = float(np.finfo(np.float64).tiny)
@@ -75,7 +76,7 @@ class Check:
     """The outcome of one comparison."""
 
     compared: str  # what was compared
-    outcome: str  # equal, within rounding or differs
+    outcome: str  # `equal`, `within rounding` or `differs`
     detail: str = ""  # the first value that differs, or the largest rounding difference
 
 
@@ -88,7 +89,7 @@ class Audit:
     depth: str  # how much was checked: `quick`, `3 epochs` or `full`
     checks: tuple[Check, ...]
     others: tuple[str, ...]  # how code, packages and machine differ between the run and this audit
-    tolerance: str  # how the tolerance was measured; empty if none was needed
+    tolerance: str  # how the tolerance was measured; empty if not needed
     ended_s: float  # when the audit ended, in seconds since 1970
     took_s: float
 
@@ -241,7 +242,7 @@ def weights_in(content: bytes) -> dict[str, np.ndarray]:
 
 
 class Pair(NamedTuple):
-    """A value computed here, and the same value in the run."""
+    """A value that the audit computed, and the same value from the run's folder."""
 
     where: str
     mine: Any
@@ -250,10 +251,11 @@ class Pair(NamedTuple):
 
 
 def compared(what: str, pairs: Iterable[Pair]) -> Check:
-    """Compare values. The check names the first wrong one, or else the largest rounding difference.
+    """Compare values; name the first that differs, or else the largest rounding difference.
 
     Args:
-        pairs: the values. If reading them raises an error, a file is broken, and the run differs.
+        pairs: the values. If reading a value raises an error, the run's file is broken, and the
+            outcome is `differs`.
     """
     largest, answer = 0.0, Check(what, EQUAL)
     try:
@@ -295,7 +297,7 @@ def gap(mine: Any, theirs: Any) -> float:
 
 
 def values_of(name: str, mine: bytes, theirs: bytes, *, loosely: bool) -> Iterator[Pair]:
-    """Pair the values of two files with the same name.
+    """Pair each value in the audit's file `name` with the same value in the run's file.
 
     Args:
         loosely: whether to leave out the checksums of weights, which rounding changes completely.
@@ -317,7 +319,7 @@ def values_of(name: str, mine: bytes, theirs: bytes, *, loosely: bool) -> Iterat
 
 
 def decided(files: Mapping[str, bytes], epochs: int | None) -> dict[str, bytes]:
-    """Return the files that depend only on the job; with `epochs`, only that many metrics."""
+    """Return the files that depend only on the job, or only the first `epochs` lines of metrics."""
     if epochs is None:
         return {name: files[name] for name in CHECKSUMS if name in files}
     lines = files["metrics.jsonl"].splitlines(keepends=True)
@@ -358,7 +360,7 @@ class Auditor:
         self.context = RunContext.open(copy, job, self.dataset)
 
     def _begin(self, name: str, devices: Devices, plan: ExecutionPlan) -> RunDirectory:
-        """Make an untrained run with the subject's job and record."""
+        """Make an untrained run with the job and the record of the audited run."""
         run = RunDirectory(self.scratch / name / "runs" / self.subject.folder.absolute().name)
         made = {"plan": asdict(plan), "devices_asked": str(devices)}
         run.folder.mkdir(parents=True)
@@ -370,7 +372,7 @@ class Auditor:
         return run
 
     def others(self, machine: Mapping[str, Any]) -> list[str]:
-        """The differences between `machine` and the run's machines; and deterministic = false."""
+        """List why `machine` may give other results: changed packages or devices, for example."""
         starts = [start.model_dump(exclude_none=True) for start in self.subject.record.starts]
         changes = [change for start in starts for change in machine_changes(start, machine)]
         if not self.subject.job.train.deterministic:
@@ -435,7 +437,7 @@ class Auditor:
         else:
             scores = loss_and_accuracy(truth, arrays["probabilities"])
             found = dict(zip(("val_loss", "val_accuracy"), scores, strict=True))
-        yield from self._pairs(found, None if is_strict else 1e-9)  # rounding of float64 sums
+        yield from self._pairs(found, None if is_strict else 1e-9)  # float64 sums are rounded
 
     def _model(self, name: str, reviews: "Reviews", is_strict: bool) -> Iterator[Pair]:
         from harness.compute.evaluator import Evaluator
@@ -502,7 +504,7 @@ class Auditor:
             detail = f"not compared: epoch {kept[0]} is exported here, epoch {kept[1]} in the run"
             yield Check("model.keras", ROUNDING, detail)
         for name in mine:
-            if name in theirs or name != VALIDATION_PREDICTIONS:  # trials don't write it
+            if name in theirs or name != VALIDATION_PREDICTIONS:  # trials don't write this file
                 yield compared(name, self._file(name, mine, theirs, allowed))
         if is_strict and result:
             others = {*result} - {*self.subject.result} | {"run", "data", "devices"}
@@ -552,7 +554,7 @@ class Auditor:
         return decided(files, epochs)
 
     def _tolerance(self, base: Mapping[str, bytes], epochs: int | None) -> dict[str, float]:
-        """Return each value's tolerance: train in other ways, and compare results with `base`."""
+        """Train the job in other ways; return how far each value may differ from `base`."""
         devices, allowed = self.devices, dict[str, float]()
         way: Way = "xla" if self.plan.way == "keras" else "keras"
         ways = {f"{way} instead of {self.plan.way} layers": (devices, replace(self.plan, way=way))}
@@ -577,7 +579,7 @@ class Auditor:
         return allowed
 
     def _least(self, where: str, value: Any) -> float:
-        """Return the smallest tolerance of a value, however little it differed in training."""
+        """Return the smallest tolerance that is allowed for a value."""
         if where.endswith(", epoch") or not isinstance(value, int | float | np.ndarray):
             return 0.0
         is_count = where.startswith("epoch ") and not where.endswith(("loss", "rate"))
@@ -600,7 +602,7 @@ def audit(
         epochs: the number of epochs to train again; None = train all, and compare the result too.
         data: the folder of IMDB; for a job on the user's texts, their table or folder.
         devices: the value of `--devices`; by default devices like those in the run's record.
-        say: is called with a line before each training.
+        say: a function that prints a message; called before each training.
 
     Raises:
         InputError: if the run can't be audited here.

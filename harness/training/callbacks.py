@@ -1,7 +1,7 @@
 """Keras callbacks in a run: early stopping, learning-rate cuts, and the user's callbacks.
 
-The loop calls them when training begins and ends, and before and after each epoch. It does not call
-them after a step, because a step's results stay on the device until the next step that is logged.
+The training loop calls callbacks when training begins and ends, and before and after each epoch. It
+calls none after a step, because a step's results stay on the device until the next logged step.
 """
 
 import json
@@ -28,10 +28,10 @@ NOT_CALLED = [
 
 
 def own_callbacks(job: Job) -> list[keras.callbacks.Callback]:
-    """The callbacks that the user's functions return, in the order of the job.
+    """Return the callbacks that the user's functions return, in the order of the job.
 
     Raises:
-        InputError: if a function fails or returns no callback, or the callback has a hook of
+        InputError: if a function fails or returns no callback, or the callback has a hook in
             `NOT_CALLED`.
     """
     callbacks = []
@@ -92,15 +92,15 @@ class RunCallbacks:
     def begin(self, progress: Progress) -> None:
         """Begin the training, or continue it at `progress`.
 
-        Checkpoints contain no states of the built-in callbacks. A resumed run passes the metrics of
-        all earlier epochs to these callbacks again. The user's callbacks load their states. A
-        resumed run also calls `on_train_begin` again, but undoes its changes to model and
-        optimizer, because the checkpoint already contains these changes.
+        A checkpoint contains no states of the built-in callbacks, so a resumed run passes the
+        metrics of all earlier epochs to the built-in callbacks again. The user's callbacks load
+        their states. A resumed run also calls `on_train_begin` of the user's callbacks, and undoes
+        what this call changes in model and optimizer: the checkpoint already contains the changes.
         """
         rate = self.schedule.cut if self.schedule else self.model.optimizer.learning_rate
         value = float(rate.numpy())  # the checkpoint's learning rate, after all cuts
         self.built_in.on_train_begin()
-        # Repeat the cuts from the first rate: from the last rate, they may reach 0 and stop.
+        # Repeat the cuts from the initial rate: from the checkpoint's rate, they might reach 0.
         rate.assign(1.0 if self.schedule else self.train.learning_rate)
         for line in progress.history:
             self.built_in.on_epoch_end(line["epoch"] - 1, dict(line))
@@ -115,7 +115,7 @@ class RunCallbacks:
                 self._call(callback, "load_state", state)
         for variable, numbers in zip(variables, saved, strict=False):
             variable.assign(numbers)
-        # Early stopping may have stopped again, although a user's callback had undone that stop.
+        # Early stopping may have set `stop_training` above, which a user's callback had cleared.
         if progress.stopped or progress.callback_states:
             self.model.stop_training = progress.stopped
 
@@ -125,7 +125,7 @@ class RunCallbacks:
             self._call(callback, "on_epoch_begin", epoch, {})
 
     def on_epoch_end(self, line: dict[str, Any]) -> None:
-        """Call all callbacks after an epoch; the user's callbacks get no measured times."""
+        """Call all callbacks after an epoch; the user's callbacks receive no measured times."""
         epoch = line["epoch"] - 1
         self.built_in.on_epoch_end(epoch, dict(line))
         for callback in self.own:
@@ -137,7 +137,7 @@ class RunCallbacks:
             self._call(callback, "on_train_end")
 
     def states(self) -> list[Any]:
-        """The states of the user's callbacks; None for a callback without a state.
+        """Return the states of the user's callbacks; None for a callback without a state.
 
         Raises:
             RunError: if JSON can't represent a state.
@@ -161,12 +161,12 @@ class RunCallbacks:
         try:
             with own_errors(f"{KEY} = {name!r}"):
                 return getattr(callback, hook)(*args)
-        except InputError as error:  # after the run has begun, an error means that it failed
+        except InputError as error:  # no InputError, because the run has already begun
             raise RunError(str(error)) from None
 
 
 def _built_in(train: TrainConfig) -> list[keras.callbacks.Callback]:
-    """Early stopping and learning-rate cuts: both depend only on the metrics of the epochs."""
+    """Return callbacks for early stopping and learning-rate cuts, which read only metrics."""
     monitor, mode = train.monitor, SCORES[train.monitor]
     callbacks: list[keras.callbacks.Callback] = []
     if patience := train.early_stopping_patience:

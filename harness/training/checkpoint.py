@@ -53,7 +53,7 @@ def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_
     record = json.dumps(stamped(meta))
     arrays["progress"] = np.frombuffer(record.encode(), np.uint8)
     name = f"step-{total_steps:09d}.npz"
-    # Listed before `_write` checks the lease, so none is a checkpoint of a newer process.
+    # Listed before `_write` checks the lease, so no path belongs to a newer process.
     broken = [path for path in run.checkpoints() if path.name > name]
     _write(run, name, arrays)
     for path in broken:
@@ -133,7 +133,7 @@ def adopt(
         arrays: dict[str, Any] = _load(io.BytesIO(content))
         meta = json.loads(arrays["progress"].tobytes())
     except Exception as error:  # a broken file raises errors of many types
-        # The checkpoint may still be intact, and the caller has no other one with this checksum.
+        # The checkpoint may still be intact, and no other checkpoint has this checksum.
         if sha256 and (is_of_disk(error) or isinstance(error, MemoryError)):
             raise
         return False
@@ -198,7 +198,7 @@ def _assign(arrays: dict[str, np.ndarray], train_step: TrainStep) -> None:
 
 
 def checksum(train_step: TrainStep) -> str:
-    """The sha256 of all variables of the model, the optimizer and the schedule."""
+    """Return the sha256 of all variables of the model, the optimizer and the schedule."""
     digest = hashlib.sha256()
     for variables in _variables(train_step).values():
         for variable in variables:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def known_words(job: Job, dataset: Dataset) -> Sequence[str]:
-    """The words in the model's vocabulary, from index 4 on, the most frequent word first."""
+    """Return the words of the model's vocabulary, the most frequent first. The first index is 4."""
     return dataset.vocab[: job.data.vocab_size - 4]
 
 

@@ -70,8 +70,8 @@ def launch(
     run that continues a parent's checkpoint uses the parent's devices and plan.
 
     Raises:
-        InputError: before anything is written, if devices or data are missing, or another version
-            of harness or another user began the run.
+        InputError: if devices or data are missing, or another version of harness or another user
+            began the run; nothing was written.
         Interrupted, RunError: see `harness.training.train.train`.
     """
     if run.finished():
@@ -209,7 +209,7 @@ def own_allocation() -> SlurmEnvironment | None:
     """Return the Slurm allocation of this process; None outside of Slurm.
 
     Raises:
-        InputError: on several nodes without srun, or without HARNESS_TRUSTED_NETWORK.
+        InputError: if several nodes are used without srun, or without HARNESS_TRUSTED_NETWORK.
     """
     allocation = SlurmEnvironment.from_environment()
     if allocation and allocation.num_nodes > 1 and not allocation.in_step:
@@ -231,7 +231,7 @@ def join_workers(
 ) -> tuple[WorkerGroup, RunContext]:
     """Connect to the other workers of a run on several nodes.
 
-    All workers compute the same and write the same files. Workers other than the chief get a silent
+    All workers compute the same and write the same files. Workers other than the chief use a silent
     console, and a context with a temporary folder.
     """
     worker_group = stack.enter_context(
@@ -250,8 +250,9 @@ def plan_of(
     """Return the execution plan of a job on `cpu` or `gpu`. Doesn't import TensorFlow.
 
     Args:
-        run: the run whose recorded plan is returned, if it has one.
-        threads: the threads of a new run; by default one per CPU of this process.
+        run: the run whose plan is returned, if its record contains a plan.
+        threads: the number of threads per operation in a new run; by default one per CPU of this
+            process.
     """
     begun = (run.certain_json(RECORD).get("plan") or {}) if run else {}
     threads = threads or given_cpus(SlurmEnvironment.from_environment())
@@ -259,7 +260,7 @@ def plan_of(
 
 
 def agreed(value: Any, worker_group: WorkerGroup | None) -> Any:
-    """Return the chief's value on every worker, because CPUs and GPUs may differ."""
+    """Return the chief's value on every worker, because nodes may have different CPUs and GPUs."""
     if worker_group is None:
         return value
     content = json.dumps(value).encode() if worker_group.is_chief else b""
@@ -270,8 +271,8 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
     """Print a summary of the run, and warn of settings that may surprise the user.
 
     Raises:
-        InputError: if there are more replicas than reviews in a global batch, or if the job uses a
-            score that needs more classes.
+        InputError: if there are more replicas than reviews in a global batch, or if a score in the
+            job needs more classes than the data have.
     """
     from harness.training.metrics import CLASSES_FOR_TOP
 
@@ -294,7 +295,7 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
             "train.deterministic = false: another run of this job, or a resumed one, gives a "
             "different result"
         )
-    vocab_size = len(dataset.vocab) + 4  # indices 0 to 3 stand for padding, start, rare words
+    vocab_size = len(dataset.vocab) + 4  # the first word has index 4
     # No warning for the sample: the shipped jobs set the vocabulary size for all of IMDB.
     if not dataset.is_sample and job.data.vocab_size > vocab_size:
         console.warning(
@@ -393,11 +394,11 @@ def computing(job: Job, threads: int | None = None) -> Iterator[None]:
     """Import TensorFlow and check its devices, for a command that doesn't train.
 
     Args:
-        threads: the threads of each operation; by default one per CPU of this process.
+        threads: the number of threads per operation; by default one per CPU of this process.
 
     Raises:
-        SystemExit: with GPUs the process forks; in the parent, with the child's exit code.
-        NodeFault, RunError: if a GPU fails or computes wrongly.
+        SystemExit: in the parent, with the child's exit code, if the process forked to use GPUs.
+        NodeFault, RunError: if a GPU fails or computes wrong results.
     """
     if may_use_gpus(site_devices()):
         stand_guard(tell_death)

@@ -1,8 +1,8 @@
 """Computes the scores of a classifier.
 
 Labels are whole numbers from 0. For two classes a model returns the probability of label 1, and
-predicts label 1 if it exceeds 0.5, like Keras's binary accuracy. For more classes a model returns
-the probability of each class, and predicts the most probable one.
+predicts label 1 if this probability exceeds 0.5, like Keras's binary accuracy. For more classes a
+model returns the probability of each class, and predicts the most probable class.
 """
 
 from collections.abc import Mapping
@@ -16,18 +16,18 @@ from harness.errors import RunError
 
 MAX_MATRIX = 100  # the most classes for which the result contains a confusion matrix
 TOP = 5
-CLASSES_FOR_TOP = 10  # for more classes `top_5_accuracy` is computed
+CLASSES_FOR_TOP = 10  # `top_5_accuracy` is computed only for more classes than this
 
 
 def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
     """Score predictions on a test set as scikit-learn does. JSON can represent all values.
 
     For two classes `precision`, `recall` and `f1` are those of label 1. For more classes these
-    scores are means over the classes that occur or are predicted. `f1_macro` is a mean in both
-    cases. A score is 0 if its denominator is 0. `roc_auc` is the mean over the classes, one against
-    the rest. If all labels are equal, `roc_auc` is None and `roc_auc_reason` says why.
-    `confusion_matrix`, for at most 100 classes, has a row per label; for two classes it is
-    [[tn, fp], [fn, tp]]. `top_5_accuracy` is computed for more than 10 classes.
+    scores are means over the classes that occur or are predicted. `f1_macro` is always this mean. A
+    score is 0 if its denominator is 0. For more than two classes `roc_auc` is the mean over the
+    classes, each against the rest. If all labels are equal, `roc_auc` is None and `roc_auc_reason`
+    says why. `confusion_matrix`, for at most 100 classes, has a row per label; for two classes it
+    is [[tn, fp], [fn, tp]]. `top_5_accuracy` is computed for more than 10 classes.
 
     Args:
         labels: the true labels `[n]`, from 0.

@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
     from harness.compute.train_step import TrainStep
 
-# What a new run writes before `begin_with`, in the order of removal: the lease is removed last.
+# The files that a new run writes before `begin_with`, in the order of removal: the lease last.
 WRITTEN = ("job.toml", RECORD, "vocabulary.txt", RATIOS_FILE, "state.json", "lease.json")
 
 
 @dataclass(frozen=True)
 class Parent:
-    """The run that a new run continues, or whose weights it begins with."""
+    """The run with whose checkpoint or weights a new run begins."""
 
     run: RunDirectory
-    continues: bool  # true: uses the parent's checkpoint; false: only its trained weights
-    differences: tuple[str, ...] = ()  # what differs between parent and new run
+    continues: bool  # whether the new run uses the parent's checkpoint, not only its weights
+    differences: tuple[str, ...] = ()  # settings and data that differ from the parent's
 
     def record(self) -> dict[str, Any]:
         """Return what the record of the new run says about its parent."""
@@ -120,7 +120,7 @@ def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Itera
     train = job.train
     falls = train.schedule in ("cosine", "linear") and not train.schedule_epochs
     if falls and other.train.epochs != train.epochs:
-        yield "train.schedule_epochs, which is train.epochs if it is 0"
+        yield "train.schedule_epochs (0 stands for train.epochs)"
     record = parent.certain_json(RECORD)
     if table(record, "dataset").get("checksum") != context.dataset.checksum:
         yield "the data"
@@ -139,7 +139,7 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
         A warning for each layer that doesn't begin with the parent's weights.
 
     Raises:
-        InputError: if the parent's checkpoints are broken, or no layer fits.
+        InputError: if the parent's checkpoints are broken, or none of its layers fits the job.
     """
     from harness.training import checkpoint
 

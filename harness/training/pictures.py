@@ -120,13 +120,13 @@ def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
 def mean_roc_curve(
     truth: NDArray[np.int64], found: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the ROC curve of label 1; for more than two classes, the mean of all curves.
+    """Return the ROC curve of label 1; for more than two classes, the mean of all classes' curves.
 
-    Each of these curves is that of one class against the rest. The true positive rates are
-    averaged at equal false positive rates.
+    A class's curve treats all other classes as one class. The true positive rates are averaged at
+    equal false positive rates.
 
     Args:
-        truth: the true labels `[n]`; at least two must differ.
+        truth: the true labels `[n]`, with at least two different labels.
         found: the probabilities `[n, num_classes]`.
 
     Returns:

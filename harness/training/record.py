@@ -69,7 +69,7 @@ def record_start(context: RunContext, compute: Compute, parent: Parent | None) -
 
 
 def write_inputs(context: RunContext, ratios: NgramRatios | None) -> None:
-    """Write the vocabulary and n-gram ratios, from which a text becomes an input of the model."""
+    """Write the vocabulary and n-gram ratios, which are needed to convert texts to inputs."""
     vocabulary = vocab_to_bytes(known_words(context.job, context.dataset))
     context.run.write("vocabulary.txt", vocabulary)
     if ratios:
@@ -146,7 +146,7 @@ def score_validation(trainer: Trainer, validation: Reviews, *, keeps: bool) -> d
 def _scored(
     trainer: Trainer, reviews: Reviews, phase: str, name: str
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return probabilities and scores; write probabilities and labels to `name`, if set."""
+    """Return probabilities and scores; write probabilities and labels to file `name`, if given."""
     trainer.heartbeat.beat(phase)
     probabilities = trainer.train_step.evaluator.probabilities(reviews, trainer.stop)
     scores = test_scores(reviews.labels, probabilities)
@@ -230,6 +230,6 @@ def finish(context: RunContext, heartbeat: Heartbeat, result: dict[str, Any]) ->
 
 
 def checksums_of(run: RunDirectory) -> dict[str, str]:
-    """The sha256 of each file in `CHECKSUMS` that is on the disk."""
+    """Return the sha256 of each file in `CHECKSUMS` that is on the disk."""
     paths = {key: run.path(name) for name, key in CHECKSUMS.items()}
     return {key: sha256_of(path) for key, path in paths.items() if path.is_file()}

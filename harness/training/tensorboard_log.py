@@ -61,7 +61,7 @@ REMEDY = "free space there, then resume the run"
 
 
 class TensorBoardLog:
-    """Writes a `tensorboard/` folder. As a context manager, it closes the files at the end.
+    """Writes a `tensorboard/` folder. The end of a `with` block closes its files.
 
     All methods flush before they return, so a running TensorBoard shows the events, and a killed
     process loses none. All methods raise DiskError if the disk can't be written.
@@ -80,11 +80,11 @@ class TensorBoardLog:
 
         Args:
             folder: the folder for the run's event files; created if missing.
-            mark: the sizes of the files that `mark()` returned. Longer files are truncated, files
+            mark: the file sizes that `mark()` returned. Longer files are truncated, files
                 without a size are removed, and missing or shorter files cause a warning.
-            num_steps: the largest number of steps of the run; if at most 500, all are logged.
-            clock: returns the time of an event, in seconds since 1970.
-            warn: is called with the warning, one line.
+            num_steps: the largest number of steps of the run; up to 500, all steps are logged.
+            clock: a function that returns the time in seconds since 1970.
+            warn: a function that prints a warning of one line.
         """
         self._folder = folder
         self._clock = clock
@@ -123,11 +123,11 @@ class TensorBoardLog:
             first_step: the number of the first of these steps, counted from 1 over the whole run.
             losses: the mean loss over each global batch, `[n]`.
             accuracies: the share of correct predictions in each global batch, `[n]`.
-            measured: tag -> measurement of the machine. Kept until a step at which it is logged.
+            measured: tag -> measurement of the machine; logged about 100 times per run.
         """
         losses, accuracies = np.asarray(losses, np.float32), np.asarray(accuracies, np.float32)
         self._start("train", first_step)
-        # The steps share one event object: 100 times as fast as tf.summary.scalar.
+        # One event object for all steps is 100 times as fast as tf.summary.scalar.
         event = _scalar_event({"step/loss": 0.0, "step/accuracy": 0.0})
         loss, accuracy = (value.tensor.float_val for value in event.summary.value)
         for i, pair in enumerate(zip(losses.tolist(), accuracies.tolist(), strict=True)):
@@ -177,7 +177,7 @@ class TensorBoardLog:
         self._log(tag, text_plugin, markdown.encode())
 
     def picture(self, tag: str, png: bytes) -> None:
-        """Log a PNG file as it is."""
+        """Log a PNG file without changing it."""
         # The first chunk of a PNG contains width and height, 32-bit and big-endian (RFC 2083).
         width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
         self._log(tag, image_plugin, [str(width).encode(), str(height).encode(), png])
@@ -211,13 +211,13 @@ class TensorBoardLog:
             objective: the objective of a search; trials show this score, not the test accuracy.
 
         TensorBoard finds the validation metrics only if its --logdir is a folder above this one. If
-        --logdir is this folder itself, it looks for a run named "./validation".
+        --logdir is this folder itself, TensorBoard looks for a run named "./validation".
         """
         # TensorBoard applies the first run's description to all runs. So the description contains
         # the types of the keys, but not their domains, which would hide runs with other values.
         examples = sorted((columns or values).items())
         infos = [api_pb2.HParamInfo(name=key, type=_type(value)) for key, value in examples]
-        metrics = [  # of the last epoch; the saved weights may be from another epoch
+        metrics = [  # validation metrics of the last epoch, which may not be the saved one
             hp.Metric("epoch/accuracy", group="validation", display_name="last val. accuracy"),
             hp.Metric("epoch/loss", group="validation", display_name="last val. loss"),
             hp.Metric("test/accuracy", display_name="test accuracy"),
@@ -229,7 +229,7 @@ class TensorBoardLog:
             infos, [metric.as_proto() for metric in metrics], time_created_secs=now_s
         )
         session = hp.hparams_pb(dict(values), trial_id=run_name, start_time_secs=now_s)
-        # `experiment` is TensorFlow's class of this message; `Event` needs TensorBoard's class.
+        # TensorFlow has its own class for `experiment`, but `Event` needs TensorBoard's class.
         self._write(".", Event(summary=Summary.FromString(experiment.SerializeToString())))
         self._write(".", Event(summary=session))
         self.flush()

@@ -37,17 +37,16 @@ def train(
     temporary folder and a silent console (`harness.training.launch.join_workers`).
 
     Args:
-        scores_validation: whether to compute validation scores of the exported weights that are
-            not computed after each epoch, such as F1.
+        scores_validation: whether the result contains further validation scores, such as F1.
         row: a trial's row on TensorBoard's HParams page.
-        parent: the run that `--from` names; None if this run already has a checkpoint.
+        parent: the run to begin with; None without `--from`, or if this run has a checkpoint.
         takes_back_cancel: whether to undo an earlier `harness cancel` of this run.
 
     Returns:
         The content of `result.json`.
 
     Raises:
-        Interrupted: after a signal to stop; the run is saved and can be resumed.
+        Interrupted: if a signal or a lost worker stopped the run, which can be resumed.
         RunError: if the run failed.
     """
     run, job, dataset = context.run, context.job, context.dataset
@@ -55,7 +54,7 @@ def train(
     weights = class_weights(job.train, dataset.classes, training.labels)
     callbacks = own_callbacks(job)
     run.take_lease()
-    if takes_back_cancel:  # after the checks: if one fails, the run stays cancelled
+    if takes_back_cancel:  # after the checks: a refused run stays cancelled
         take_back_cancel(run.folder)
     heartbeat = Heartbeat(run, compute.allocation)
     with (

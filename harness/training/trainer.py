@@ -36,7 +36,7 @@ from harness.training.context import Observers, RunContext
 from harness.training.metrics import loss_and_accuracy, test_scores
 from harness.training.tensorboard_log import TensorBoardLog
 
-STEPS_TO_STOP = 10  # all workers stop at most this many steps after one gets a signal
+STEPS_TO_STOP = 10  # all workers stop at most this many steps after a worker receives a signal
 
 
 class Trainer:
@@ -64,7 +64,7 @@ class Trainer:
         self.drain_every = train.log_every_steps  # the number of steps between calls of `_drain`
         if not self.stop.alone:
             self.drain_every = min(train.log_every_steps, STEPS_TO_STOP)
-        self.first_step_s: float | None = None  # from the process's start to its first step's end
+        self.first_step_s: float | None = None  # the process's age after its first step
         self.usage = UsageMeter(observers.monitor, heartbeat)
         self.report = ProgressReport(
             self.console,
@@ -77,7 +77,7 @@ class Trainer:
         self.fit_s = 0.0  # the time from `prepare` to the end of `fit` in this process
         self.checkpoint_s = 0.0  # the time spent writing checkpoints in this process
         self._pending: list[tf.Tensor] = []  # results on the device, each `[steps, 2 or 3]`
-        self._votes = 0.0  # the number of votes of all workers to stop
+        self._votes = 0.0  # the number of votes to stop, from all workers
         self._is_over = False  # whether all epochs are trained, and the last checkpoint is written
 
     def prepare(self, worker_group: WorkerGroup | None) -> None:
@@ -96,7 +96,7 @@ class Trainer:
         for line in warnings:
             self.console.warning(line)
         self.is_new = not self.progress.event_mark  # whether the TensorBoard log is empty
-        # 2. Restore the callbacks from the history and their states; keep the learning rate.
+        # 2. Restore the callbacks' states; keep the learning rate of the checkpoint.
         self.callbacks.begin(self.progress)
         for name in self.callbacks.forgetful:
             self.console.warning(
@@ -130,7 +130,7 @@ class Trainer:
         permutations = permutations_ahead(train.seed, epochs, lengths, shape=shape)
         self._open_until = progress.epoch + len(permutations)
         # If the iterator could end, tf.distribute would ask all replicas at every step whether they
-        # have another batch. So the iterator is endless; the loop takes only existing batches.
+        # have another batch. So the iterator is endless, and the loop counts the batches.
         start = Start(progress.step, progress.epoch * self.steps_per_epoch, endless=True)
         self._batches: Iterator[Batch] = iter(
             batches(self.train_step.strategy, self.training, permutations, shape=shape, start=start)
@@ -147,7 +147,7 @@ class Trainer:
                 # A run trains at least one epoch; otherwise it would have no weights to keep.
                 if train_step.model.stop_training and progress.history:
                     break
-                self.stop.check()  # before the callbacks, because a resumed run calls them again
+                self.stop.check()  # before `on_epoch_begin`, which a resumed run repeats
                 with watchdog.pausing():
                     self.callbacks.on_epoch_begin(progress.epoch)
             self._train_epoch()
@@ -155,7 +155,7 @@ class Trainer:
             train_step.export_weights()
             if len(validation.labels):
                 line |= self._validate(validation)
-            # Computed before the callbacks change anything at the end of the epoch.
+            # Computed before `on_epoch_end`, in which a callback may change variables.
             line["checksum"] = checkpoint.checksum(train_step)
             progress.end_epoch(line)
             self.best.after_epoch(progress, train_step.export_model)
@@ -176,7 +176,7 @@ class Trainer:
             self._open_batches()
         step = progress.step  # started steps; `_drain` adds finished steps to `progress.step`
         while step < self.steps_per_epoch:
-            if step:  # before step 0, `fit` has checked
+            if step:  # `fit` has called `check` before step 0
                 self.stop.check()
             num = min(train.steps_per_execution, self.steps_per_epoch - step)
             vote = None if self.stop.alone else tf.constant(self.stop.vote, tf.float64)
@@ -208,7 +208,7 @@ class Trainer:
         if not self._pending:
             return
         self.run.check_lease()
-        # `numpy` waits for the last step, so the clock is read after it.
+        # `numpy` waits for the last step, so the clock is read afterwards.
         sums = np.concatenate([part.numpy() for part in self._pending])
         self._pending = []
         check_results()
@@ -331,7 +331,8 @@ class Trainer:
         try:
             yield
         except Interrupted:
-            # If `_is_over`, the last checkpoint exists, and `on_train_end` may change the model.
+            # If `_is_over`, the last checkpoint exists; since then `on_train_end` may have changed
+            # the model.
             if not self._is_over:
                 self._drain()
                 self._save()

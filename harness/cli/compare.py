@@ -18,7 +18,7 @@ def compare(
     named: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="RUN", help="runs, folders of runs or patterns; default: all in --runs"
+            metavar="RUN", help="runs, folders of runs or glob patterns; default: all in --runs"
         ),
     ] = None,
     out: Annotated[
@@ -81,7 +81,7 @@ def ensemble(
     name: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="name of the ensemble; default: from the names of the jobs"
+            metavar="NAME", help="name of the ensemble; default: made from the names of the jobs"
         ),
     ] = None,
     run_id: Annotated[
@@ -94,8 +94,8 @@ def ensemble(
 ) -> None:
     """Average the probabilities of finished runs.
 
-    Chooses the weights on validation reviews. harness compare and predict accept the ensemble like
-    a run.
+    Chooses the weight of each member on validation reviews. harness compare and predict accept the
+    ensemble like a run.
     """
     from harness.report.ensemble import Request, make_ensemble
     from harness.report.text_tables import table_lines

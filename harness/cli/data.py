@@ -19,7 +19,7 @@ app = typer.Typer(help="Fetch and verify IMDB; check and describe your texts.")
 def fetch(
     source: Annotated[
         Path | None,
-        typer.Option("--from", metavar="DIR", help="folder aclImdb/, or a folder with imdb.npz"),
+        typer.Option("--from", metavar="DIR", help="copy aclImdb/, or a folder with imdb.npz"),
     ] = None,
 ) -> None:
     """Put IMDB into ~/.cache/harness.
@@ -45,7 +45,7 @@ def verify(data: DataFolder = None) -> None:
 def describe(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SOURCE", help="table or folder, as for data.source"),
+        typer.Argument(metavar="SOURCE", help="table or folder, like the job key data.source"),
     ],
     overrides: Overrides = None,
 ) -> None:

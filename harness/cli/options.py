@@ -54,10 +54,14 @@ DeviceList = Annotated[
         "--devices",
         callback=_some_devices,
         metavar="KIND:N",
-        help="such as gpu:2, cpu, cpu:2; default: as the run began, else all GPUs, else the CPU",
+        help="devices, such as gpu:2, cpu or cpu:2; default: those that an existing run began "
+        "with, else all GPUs, else the CPU",
     ),
 ]
-Full = Annotated[bool, typer.Option("--full", help="refuse to train on the SAMPLE of IMDB")]
+Full = Annotated[
+    bool,
+    typer.Option("--full", help="fail if IMDB is missing, instead of training on its SAMPLE"),
+]
 Workers = Annotated[
     int | None,
     typer.Option(
@@ -66,14 +70,16 @@ Workers = Annotated[
 ]
 RunsAtATime = Annotated[
     int | None,
-    typer.Option(min=1, max=1000, metavar="N", help="runs at the same time; default: all that fit"),
+    typer.Option(
+        min=1, max=1000, metavar="N", help="number of parallel runs; default: one per GPU or CPU"
+    ),
 ]
 WorkersPerGpu = Annotated[
     int, typer.Option(min=1, max=64, metavar="N", help="number of workers that share a GPU")
 ]
 Here = Annotated[
     bool,
-    typer.Option("--here", help="train on this machine, outside of a Slurm job, without a warning"),
+    typer.Option("--here", help="allow training on this machine, outside of a Slurm job"),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 

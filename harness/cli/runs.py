@@ -87,7 +87,7 @@ def logs(
 ) -> None:
     """Print or follow the log of a run.
 
-    With -f it ends with the exit code of the run: 0 finished, 1 failed, 75 interrupted.
+    With -f, the exit code is that of the run: 0 finished, 1 failed, 75 interrupted.
     """
     from harness.slurm.client import Queue
     from harness.tracking.logs import ASK_EVERY_S, Follower, await_log, log_of

@@ -55,7 +55,7 @@ def submit(
         bool, typer.Option("--dry-run", help="print script and command; submit nothing")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="continue runs or sweeps: RUN... in place of JOB")
+        bool, typer.Option("--resume", help="continue runs or sweeps; give RUN... instead of JOB")
     ] = False,
     all_interrupted: Annotated[
         bool,
@@ -69,7 +69,7 @@ def submit(
     retry_memory: Annotated[
         bool,
         typer.Option(
-            "--retry-memory", help="when out of memory, retry with 1.5 times as much, at most twice"
+            "--retry-memory", help="if out of memory, requeue with 1.5 times as much, at most twice"
         ),
     ] = False,
     trust_code: TrustCode = False,
@@ -77,7 +77,7 @@ def submit(
 ) -> None:
     """Submit a job to Slurm with a snapshot of the code.
 
-    Later edits do not affect the job. It requeues itself before its time limit and continues.
+    Later edits do not affect the job. The job requeues itself before its time limit and continues.
     """
     from harness.slurm.resources import ALWAYS, NEVER, VARIABLES, Resources
     from harness.slurm.submit import doubts, dry_submissions, make_request

@@ -75,7 +75,7 @@ def train(
         typer.Option(
             "--from",
             metavar="RUN",
-            help="continue RUN if only train.epochs differs, else begin with its weights",
+            help="begin with RUN's checkpoint if only train.epochs differs, else with its weights",
         ),
     ] = None,
     strict: Strict = False,
@@ -229,7 +229,7 @@ def predict(
     is_jsonl: Annotated[
         bool,
         typer.Option(
-            "--jsonl", help='lines are JSON: "…" or {"text": "…"}, as in files named .jsonl'
+            "--jsonl", help='each line is JSON, "…" or {"text": "…"}; default for .jsonl files'
         ),
     ] = False,
     as_json: AsJson = False,
@@ -237,7 +237,7 @@ def predict(
 ) -> None:
     """Classify raw text with the model of a finished run.
 
-    RUN may be an ensemble. Classifies each line as soon as it arrives; skips lines without a word.
+    RUN may be an ensemble. Classifies each line as soon as it arrives; skips lines without words.
     """
     from harness.inference.predict import (
         JSON_LINES,
@@ -295,9 +295,7 @@ def export(
     run_folder: RunFolder,
     out: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR", help="folder of the SavedModel; default: export in the folder of the run"
-        ),
+        typer.Option(metavar="DIR", help="folder of the SavedModel; default: RUN/export"),
     ] = None,
     trust_code: TrustCode = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""Starts TensorBoard for tests, and sends requests."""
+"""Start TensorBoard for tests, and send requests to it."""
 
 import http.client
 import json
@@ -60,7 +60,7 @@ class Board:
         self.address = self.target = self.secret = ""
 
     def wait(self) -> "Board":
-        """Wait until it serves requests."""
+        """Wait until TensorBoard serves requests."""
         pattern = f"harness/tensorboard/*-{self.process.pid}.txt"
 
         def find() -> list[Path]:
@@ -75,7 +75,7 @@ class Board:
         return self
 
     def ask(self, path: str, method: str = "GET") -> tuple[int, bytes, dict[str, str]]:
-        """Status, body and headers; unlike urllib, this does not normalize the path."""
+        """Return status, body and headers. Unlike urllib, this does not normalize the path."""
         connection = http.client.HTTPConnection(self.target, timeout=30)
         connection.putrequest(method, path, skip_accept_encoding=True)
         connection.endheaders()
@@ -97,7 +97,7 @@ class Board:
         return len(json.loads(body)) if status == 200 else 0
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> tuple[int, str, str]:
-        """Exit code and output."""
+        """Send the signal; return TensorBoard's exit code, standard output and standard error."""
         self.process.send_signal(number)
         out, err = self.process.communicate(timeout=60)
         return self.process.returncode, out, err

@@ -11,7 +11,7 @@ from harness.errors import InputError
 
 
 def make_runs(runs: Path, num: int) -> None:
-    """Runs that have begun to log, the first the oldest."""
+    """Make runs that have begun to log; the first one is the oldest."""
     for n in range(num):
         run = runs / f"lstm/run{n:03}"
         (run / "tensorboard").mkdir(parents=True)
@@ -24,9 +24,9 @@ def shown(found: Shown) -> list[str]:
 
 
 def test_without_names_the_newest_are_shown(tmp_path: Path) -> None:
-    """A line counts the others; an older run that continues is added, and none disappears.
+    """A line counts the older runs; if an older run continues, it is added to those shown.
 
-    Named runs are all shown.
+    Runs that the user names are all shown.
     """
     runs = tmp_path / "runs"
     make_runs(runs, NUM_NEWEST + 5)
@@ -45,7 +45,7 @@ def test_without_names_the_newest_are_shown(tmp_path: Path) -> None:
 
 
 def test_a_run_is_named_as_status_names_it(tmp_path: Path) -> None:
-    """By its id, the id of its Slurm job, or its path below the folder of all runs."""
+    """A name is a run's id, its Slurm job's id, or its path below the folder of all runs."""
     runs = tmp_path / "runs"
     make_runs(runs, 2)
     (runs / "lstm/run001").rename(runs / "lstm/slurm-12_1")
@@ -58,7 +58,7 @@ def test_a_run_is_named_as_status_names_it(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a link to another user")
 def test_links_of_other_users_are_not_followed(tmp_path: Path) -> None:
-    """One line lists the first ten, once; the user's own links are followed."""
+    """A line lists the first ten such links, only once; the user's own links are followed."""
     make_runs(tmp_path / "elsewhere", 13)
     runs = tmp_path / "runs"
     (runs / "lstm").mkdir(parents=True)

@@ -61,7 +61,7 @@ def start(harness: Harness) -> Iterator[Callable[..., Board]]:
 
 
 def test_requests_with_the_secret_get_the_runs(board: Board) -> None:
-    """The page, and its data under the names <job>/<run-id>."""
+    """The answers are the page and its data, in which runs are named <job>/<run-id>."""
     status, page, _ = board.ask(f"/{board.secret}/")
     assert status == 200
     assert b'<script src="live.js"></script><script src="index.js' in page
@@ -72,7 +72,7 @@ def test_requests_with_the_secret_get_the_runs(board: Board) -> None:
 
 
 def test_requests_without_the_secret_get_a_404(board: Board) -> None:
-    """Always the same one, without any part of the secret."""
+    """The answer is always the same, and does not contain the secret."""
     secret = board.secret
     tries = [
         "/", "/index.js", "/data/runs", "//", "/../", "*", "?", "http://127.0.0.1/", "/wrong/",
@@ -90,7 +90,7 @@ def test_requests_without_the_secret_get_a_404(board: Board) -> None:
 
 
 def test_the_page_reveals_nothing_to_other_sites(board: Board) -> None:
-    """The headers forbid the browser to send them the secret path or data."""
+    """Headers forbid the browser to send the secret path or the data to other sites."""
     for path in ("", "index.js", "data/runs", "data/plugin_entry.html?name=projector"):
         _, _, headers = board.ask(f"/{board.secret}/{path}")
         assert headers["Referrer-Policy"] == "no-referrer"
@@ -100,7 +100,7 @@ def test_the_page_reveals_nothing_to_other_sites(board: Board) -> None:
 
 
 def test_the_secret_is_only_in_a_private_file(board: Board) -> None:
-    """The command line, the environment and other files lack it."""
+    """The command line, the environment and other files do not contain the secret."""
     assert len(board.secret) >= 43  # 256 bits in base64
     for name in ("cmdline", "environ"):
         assert board.secret.encode() not in Path(f"/proc/{board.process.pid}/{name}").read_bytes()
@@ -112,7 +112,7 @@ def test_the_secret_is_only_in_a_private_file(board: Board) -> None:
 
 
 def test_it_listens_on_one_socket(board: Board) -> None:
-    """On the IPv4 loopback address, and there are no child processes."""
+    """The socket has the IPv4 loopback address; there are no child processes."""
     process = Path(f"/proc/{board.process.pid}")
     assert {path.read_text() for path in process.glob("task/*/children")} <= {""}
     links = []
@@ -137,7 +137,7 @@ def test_it_listens_on_one_socket(board: Board) -> None:
 def test_a_signal_ends_it_at_once(
     start: Callable[..., Board], harness: Harness, number: signal.Signals
 ) -> None:
-    """With exit code 0, without leftovers, and without the secret in the output."""
+    """The exit code is 0, no file is left, and the output does not contain the secret."""
     run = make_run(harness.runs / "lstm" / "a")
     before = sorted(harness.runs.rglob("*"))
     board = start(run).wait()
@@ -153,7 +153,7 @@ def test_a_signal_ends_it_at_once(
 
 
 def test_a_signal_interrupts_a_search() -> None:
-    """A search takes long with thousands of runs or a disk that hangs."""
+    """The search for runs takes long if there are thousands, or if a disk hangs."""
     disk, watch = threading.Event(), Watch(1, 60)
     slow: Any = SimpleNamespace(refresh=lambda: disk.wait(60))
     threading.Timer(0.3, watch._note, (signal.SIGTERM, None)).start()
@@ -166,7 +166,7 @@ def test_a_signal_interrupts_a_search() -> None:
 
 
 def test_its_end_waits_for_no_thread(tmp_path: Path) -> None:
-    """Nor does it free the points of thousands of runs one by one, which takes long."""
+    """The end also skips freeing the points of thousands of runs, which would take long."""
     (tmp_path / "board").mkdir()
     code = (
         "import pathlib, sys, threading, time\n"
@@ -182,7 +182,7 @@ def test_its_end_waits_for_no_thread(tmp_path: Path) -> None:
 def test_it_ends_without_requests_that_have_the_secret(
     start: Callable[..., Board], harness: Harness
 ) -> None:
-    """Other requests don't keep it alive; nor does anything beyond its time limit."""
+    """Requests without the secret don't keep TensorBoard alive; nothing extends its time limit."""
     make_run(harness.runs / "lstm" / "a")
     board = start("--idle-minutes", "0.05").wait()
     for _ in range(8):
@@ -190,7 +190,7 @@ def test_it_ends_without_requests_that_have_the_secret(
         board.json("runs")
     assert board.process.poll() is None
     while board.process.poll() is None:
-        with contextlib.suppress(OSError, http.client.HTTPException):  # it may end now
+        with contextlib.suppress(OSError, http.client.HTTPException):  # TensorBoard may be ending
             board.ask("/")
         time.sleep(0.1)
     out, err = board.process.communicate(timeout=60)
@@ -201,7 +201,7 @@ def test_it_ends_without_requests_that_have_the_secret(
 
 
 def test_it_shows_new_runs_and_points(start: Callable[..., Board], harness: Harness) -> None:
-    """Also the trials of a search."""
+    """It also shows the trials of a search."""
     harness.runs.mkdir()
     board = start().wait()
     assert board.json("runs") == []
@@ -214,7 +214,7 @@ def test_it_shows_new_runs_and_points(start: Callable[..., Board], harness: Harn
 
 
 def test_only_the_named_runs_are_shown(start: Callable[..., Board], harness: Harness) -> None:
-    """Two runs of one name get different names; a folder may have spaces and quotes."""
+    """Two runs with the same name are both shown; a path may contain spaces and quotes."""
     wanted = make_run(harness.runs / "lstm" / "a")
     make_run(harness.runs / "lstm" / "b")
     other = make_run(harness.folder / 'it\'s "mine"' / "lstm" / "a")
@@ -229,7 +229,7 @@ def test_only_the_named_runs_are_shown(start: Callable[..., Board], harness: Har
 
 
 def test_the_secret_is_printed_only_to_its_user(tmp_path: Path) -> None:
-    """To a terminal, or a file of mode 0600; a pipe or a file of a group may have readers."""
+    """A terminal and a file of mode 0600 are private; others may read a pipe or a group's file."""
     terminal, other_end = pty.openpty()
     reader, writer = os.pipe()
     with open(other_end, "w") as screen, open(writer, "w") as pipe:  # noqa: PTH123 - descriptors
@@ -247,7 +247,7 @@ def test_the_secret_is_printed_only_to_its_user(tmp_path: Path) -> None:
 def test_a_terminal_shows_the_command_and_the_address(
     start: Callable[..., Board], harness: Harness
 ) -> None:
-    """In one line each, even if it is narrow."""
+    """Command and address are one line each, even if the terminal is narrow."""
     make_run(harness.runs / "lstm" / "a")
     terminal, other_end = pty.openpty()
     board = start(stdout=other_end).wait()
@@ -273,7 +273,7 @@ def test_a_terminal_shows_the_command_and_the_address(
 def test_bad_input_is_one_line_and_exit_code_2(
     harness: Harness, words: list[str], said: tuple[str, ...]
 ) -> None:
-    """The line has the name and the remedy; no file is left."""
+    """The line names the bad input and the remedy; no file is left."""
     (harness.folder / "empty").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -287,7 +287,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_a_cache_that_cannot_be_written_is_one_line_and_exit_code_1(harness: Harness) -> None:
-    """Without the file, nobody would know the secret."""
+    """Without a file in the cache, nobody would know the secret."""
     harness.runs.mkdir()
     harness.environment |= {"XDG_CACHE_HOME": "/dev/null", "TMPDIR": str(harness.folder)}
     done = harness.run_here("tensorboard")
@@ -310,7 +310,7 @@ def test_a_cache_that_cannot_be_written_is_one_line_and_exit_code_1(harness: Har
 def test_the_tunnel_goes_through_the_login_node(
     login: str | None, environment: dict[str, str], jump: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """HARNESS_LOGIN, or else the host where the job was submitted."""
+    """The login node is HARNESS_LOGIN, or else the host on which the job was submitted."""
     monkeypatch.setenv("LOGNAME", "ME")
     host = jump_host(login, SlurmEnvironment.from_environment(environment))
     endpoint = Endpoint(4000, "secret", "node1", host)

@@ -43,7 +43,7 @@ needs_browser = pytest.mark.skipif(
 
 @pytest.fixture
 def ssh_config(tmp_path: Path) -> Iterator[Path]:
-    """A configuration in which all hosts are this machine, and an ssh server for it."""
+    """Start an ssh server; yield a client's configuration in which every host is this machine."""
     port = free_ports(1)[0]
     for name in ("host", "user"):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / name)]
@@ -51,7 +51,7 @@ def ssh_config(tmp_path: Path) -> Iterator[Path]:
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)
     server = tmp_path / "sshd_config"
-    # StrictModes would refuse keys below /tmp, which is writable for everyone.
+    # StrictModes would refuse keys below /tmp, because everyone can write there.
     server.write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {tmp_path}/host\nPidFile none\n"
         f"AuthorizedKeysFile {tmp_path}/user.pub\nStrictModes no\nUsePAM no\n"
@@ -72,9 +72,9 @@ def ssh_config(tmp_path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def tunnel(board: Board, ssh_config: Path) -> Iterator[None]:
-    """Runs the printed command."""
+    """Run the printed ssh command during the block."""
     words = shlex.split(board.connection.read_text().splitlines()[0].partition(":")[2])
-    if not board.target.startswith("/"):  # here the laptop is the node, where that port is taken
+    if not board.target.startswith("/"):  # the port is in use: here the laptop is the node
         port = free_ports(1)[0]
         words = [
             word.replace(f"{board.target.rpartition(':')[2]}:", f"{port}:", 1) for word in words
@@ -131,7 +131,7 @@ class Browser:
         return self.call("POST", "/execute/sync", {"script": script, "args": []})
 
     def draws(self, tag: str) -> bool:
-        """Whether a tag's chart has coloured pixels; its grid and letters are grey."""
+        """Whether the tag's chart contains coloured pixels; all but the curves is grey."""
         chart = self.run(f"return {CARD % tag}?.querySelector('line-chart')")
         if not chart:
             return False
@@ -164,7 +164,7 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
 def test_a_browser_draws_the_curves_through_the_tunnel(
     harness: Harness, ssh_config: Path, browser: Browser
 ) -> None:
-    """The printed command and address suffice; all charts have lines, also a constant one."""
+    """The printed command and address suffice; each chart has a curve, even that of a constant."""
     with TensorBoardLog(make_run(harness.runs / "lstm" / "a") / "tensorboard") as log:
         for epoch in range(1, 8):
             train = {"loss": 1 / epoch, "accuracy": 0.5, "learning_rate": 0.0005}

@@ -27,7 +27,7 @@ def test_tensorboard_shows_a_search_as_a_row_a_trial(harness: Harness) -> None:
         score = pytest.approx(trials.run(work, 1).scores["val_f1"])
         found = {**values, "train.epochs": epochs, "search/val_f1": score}
         expected[f"trial {trial} of tune_it/s"] = found
-    # The winner has a row, too; its other keys get no column.
+    # The winner has a row, too, but its other keys add no column.
     with TensorBoardLog(make_run(sweep / "winner/best/seed1") / "tensorboard") as log:
         log.hyperparameters({"model.units": 4}, "tune_it/seed1")
     board = Board(harness, sweep).wait()
@@ -42,7 +42,7 @@ def test_tensorboard_shows_a_search_as_a_row_a_trial(harness: Harness) -> None:
 
 
 def whole_page(board: Board, num_rows: int) -> Any:
-    """The HParams page's keys, metrics and rows by name, once the rows of trials have a score."""
+    """Return keys, metrics and rows of the HParams page; None until all trials have a score."""
 
     def ask(what: str, request: dict[str, Any]) -> Any:
         return board.json(f"plugin/hparams/{what}?request={quote(json.dumps(request))}")

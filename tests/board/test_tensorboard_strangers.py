@@ -17,7 +17,7 @@ from tests.conftest import Harness
 
 pytestmark = pytest.mark.full
 
-# Root without the capability to read the private files of other users.
+# Run a command as root, but without the capability to read other users' private files.
 AS_USER = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 AS_USER += ["--inh-caps=-dac_override,-dac_read_search"]
 AS_NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
@@ -44,7 +44,7 @@ LEFT_OUT = {
     "lstm/open/tensorboard/events.out.tfevents.9.pipe is not a readable file",
     "lstm/open/tensorboard/theirs is a link of nobody",
 }
-IDLE = 1200  # above the limit of open files at most sites
+IDLE = 1200  # number of connections, above most sites' limit of open files
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def threads_of(board: Board) -> int:
 
 
 def test_idle_connections_do_not_lock_the_user_out(board: Board) -> None:
-    """A stranger's 1,200 connections delay no answer and hold few threads."""
+    """A stranger's 1,200 connections delay no answer and occupy few threads."""
     host, _, port = board.target.rpartition(":")
     with contextlib.ExitStack() as stack:
         for _ in range(IDLE):
@@ -80,7 +80,7 @@ def test_idle_connections_do_not_lock_the_user_out(board: Board) -> None:
 def test_newcomers_close_no_connection_with_the_secret(
     path: str, is_cut_off: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A long answer reaches the browser whatever the number of strangers."""
+    """A long answer reaches the browser, however many strangers connect."""
     guard = Guard(lambda _environ, _start: [], "secret", used=bool)
     monkeypatch.setattr("harness.board.server.MAX_NEWCOMERS", 1)
     ours, theirs = socket.socketpair()

@@ -1,6 +1,6 @@
-"""Commands on a run with a broken file: no traceback, no endless wait, other runs are shown.
+"""On a run with a broken file, no command prints a traceback or hangs; other runs are shown.
 
-The commands run in this process, because hundreds of processes would take too long.
+The commands run in the process of the tests, because hundreds of processes would take too long.
 """
 
 import hashlib
@@ -88,7 +88,7 @@ MODEL_COMMANDS: dict[str, tuple[str, ...]] = {
     "predict": ("predict", "RUN", "a fine film"),
     "evaluate": ("evaluate", "RUN"),
 }
-# All other commands read every file. Without its result, `resume` would train the run.
+# Files that a command reads, else all of them. Without result.json, `resume` would train.
 READ_BY = {
     "resume": tuple(file for file in FILES if file != "result.json"),
     "reproduce": ("job.toml", "provenance.json"),
@@ -101,8 +101,8 @@ READ_BY = {
 def copies(
     finished: tuple[Harness, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Path, Path]:
-    """The folder of the runs, with a good run and one to break."""
-    monkeypatch.setenv("HARNESS_HERE", "1")  # this machine may have Slurm
+    """The folder of the runs, which contains a good run, and the run to break."""
+    monkeypatch.setenv("HARNESS_HERE", "1")  # no warning if this machine has Slurm
     runs = tmp_path / "runs"
     shutil.copytree(finished[1], runs / "bilstm" / "good")
     bad = shutil.copytree(finished[1], runs / "bilstm" / "bad")
@@ -111,7 +111,7 @@ def copies(
 
 
 def run_on(copies: tuple[Path, Path], words: tuple[str, ...]) -> "CompletedProcess[str]":
-    """Run a command on the folder of the runs, or on the run to break."""
+    """Run a command, in which RUNS is the folder of the runs and RUN is the run to break."""
     runs, run = copies
     named = {"RUNS": str(runs), "RUN": str(run), "NEW": str(runs.parent / "new")}
     return run_here(*(named.get(word, word) for word in words))
@@ -135,7 +135,7 @@ def run_on_broken(
 
 
 def check(name: str, done: "CompletedProcess[str]", which: str) -> None:
-    """Accept success, or an error in one line; `status` must succeed and show the good run."""
+    """Assert success or an error in one line; `status` must succeed and show the good run."""
     shown = done.stdout + done.stderr
     assert not [bad for bad in ("Traceback", "\x1b") if bad in shown], which
     assert done.returncode in (0, 1, 2), (which, done)
@@ -149,7 +149,7 @@ def check(name: str, done: "CompletedProcess[str]", which: str) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_broken_file_is_one_line_at_most(copies: tuple[Path, Path], name: str) -> None:
-    """The exit code is 0, 1 or 2, and `status` still shows the other run."""
+    """The exit code is 0, 1 or 2, and `status` still shows the good run."""
     for file in READ_BY.get(name, FILES):
         for way in WAYS:
             done = run_on_broken(copies, COMMANDS[name], file, way)
@@ -163,8 +163,8 @@ def test_a_broken_file_is_one_line_at_most(copies: tuple[Path, Path], name: str)
 def test_a_model_with_a_broken_file_predicts_the_same_or_nothing(
     copies: tuple[Path, Path], name: str, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command refuses the file or does not need it."""
-    # TensorFlow's threads can be set once per process, and other tests have set them.
+    """The command either refuses the broken file or does not need it."""
+    # TensorFlow's number of threads can be set only once per process, which other tests have done.
     monkeypatch.setattr("harness.training.launch.computing", lambda job: nullcontext())
     whole = run_on(copies, MODEL_COMMANDS[name])
     assert whole.returncode == 0, whole
@@ -177,7 +177,7 @@ def test_a_model_with_a_broken_file_predicts_the_same_or_nothing(
 @pytest.mark.full
 @pytest.mark.parametrize("option", ["--data", "--file", "job", "data.source"])
 def test_every_option_refuses_a_bad_file(copies: tuple[Path, Path], option: str) -> None:
-    """Options for data, texts and jobs."""
+    """Options for data, texts and jobs refuse every kind of bad file."""
     runs, run = copies
     file = runs.parent / "bad"
     job, to = str(JOBS / "lstm.toml"), ("--runs", str(runs.parent / "other"))
@@ -187,7 +187,7 @@ def test_every_option_refuses_a_bad_file(copies: tuple[Path, Path], option: str)
         "job": [["train", *to], ["tune", *to], ["submit", *to]],
         "data.source": [["train", job, *to, "--set"]],
     }
-    fine = {"truncated", "wrong values", "deep"} if option == "--file" else set()  # these are texts
+    fine = {"truncated", "wrong values", "deep"} if option == "--file" else set()  # valid texts
     for way in WAYS.keys() - fine:
         for words in commands[option]:
             file.write_bytes(b"abc")
@@ -204,7 +204,7 @@ def test_every_option_refuses_a_bad_file(copies: tuple[Path, Path], option: str)
 def test_a_model_file_calls_no_function(
     copies: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its `config.json` may name `os.system`, for example; the network is the job's."""
+    """The file's `config.json` may name `os.system`; the network is built from the job instead."""
     monkeypatch.setattr("harness.training.launch.computing", lambda job: nullcontext())
     _, run = copies
     touched = run / "touched"

@@ -39,7 +39,7 @@ LSTM = JOBS / "lstm.toml"
 def test_bad_input_is_one_line_and_exit_code_2(
     harness: Harness, words: list[object], said: tuple[str, ...]
 ) -> None:
-    """The line has name and remedy; nothing is written, and TensorFlow is not imported."""
+    """The line names input and remedy; nothing is written, and TensorFlow is not imported."""
     done = harness.run_here(*words)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
@@ -49,7 +49,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 
 
 def test_a_refused_run_leaves_no_folder(harness: Harness) -> None:
-    """The folder of the runs stays if it existed before."""
+    """Even the job's empty folder is removed; the folder of all runs stays."""
     (harness.runs / "lstm").mkdir(parents=True)
     assert harness.run_here("train", LSTM, "--devices", "tpu").returncode == 2
     assert list(harness.folder.rglob("*")) == [harness.runs]
@@ -66,7 +66,7 @@ def test_a_refused_run_leaves_no_folder(harness: Harness) -> None:
 def test_devices_that_do_not_fit_are_refused(
     harness: Harness, words: list[str], said: tuple[str, ...]
 ) -> None:
-    """There is no GPU, or the batch is smaller than the number of replicas; no run is left."""
+    """There is no GPU, or the batch is smaller than the number of replicas; no run is begun."""
     done = harness.train("lstm", "never", *words)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
@@ -76,7 +76,7 @@ def test_devices_that_do_not_fit_are_refused(
 
 
 def test_an_allocation_of_several_nodes_is_refused(harness: Harness) -> None:
-    """Outside of srun, every node would train a model."""
+    """Without srun, the nodes could not train one model together."""
     harness.environment |= {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2"}
     done = harness.run_here(*harness.train_words("lstm", "never"))
     assert done.returncode == 2
@@ -86,7 +86,7 @@ def test_an_allocation_of_several_nodes_is_refused(harness: Harness) -> None:
 
 @pytest.mark.full
 def test_a_run_of_another_job_is_not_overwritten(finished: tuple[Harness, Path]) -> None:
-    """The id of a run of another job is refused, and the run stays unchanged."""
+    """`train` refuses the id of another job's run, and this run stays unchanged."""
     harness, run = finished
     before = (run / "result.json").read_bytes()
     done = harness.run_here(*harness.train_words("bilstm", "calm", "--set", "model.units=9"))
@@ -97,7 +97,7 @@ def test_a_run_of_another_job_is_not_overwritten(finished: tuple[Harness, Path])
 
 @pytest.mark.parametrize("words", [[], ["train", "--help"], ["submit", "--help"]])
 def test_help_is_quick_and_short(harness: Harness, words: list[str]) -> None:
-    """It needs no large library and fits on a screen of 50 lines, with an example."""
+    """The help imports no large library, fits on a screen of 50 lines, and has an example."""
     harness.environment["PYTHONPROFILEIMPORTTIME"] = "1"
     done = harness.run(*words)
     assert done.returncode == 0
@@ -105,13 +105,13 @@ def test_help_is_quick_and_short(harness: Harness, words: list[str]) -> None:
     assert 8 < done.stdout.count("\n") < 50
     assert "harness train" in done.stdout or "harness submit jobs/lstm.toml" in done.stdout
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-    assert "typer" in imported  # the profile is there
+    assert "typer" in imported  # the list of imports is there
     assert not imported & {"tensorflow", "keras", "numpy", "sklearn"}
 
 
 @pytest.mark.full
 def test_a_run_prints_its_result_and_writes_its_record(finished: tuple[Harness, Path]) -> None:
-    """Standard error is empty, the last line has the next command, and all files are there."""
+    """Standard error is empty, the last line has the next command, and all files exist."""
     harness, run = finished
     done = harness.train("gru", "spoken", "--devices", "cpu:2")
     assert done.returncode == 0
@@ -162,7 +162,7 @@ def test_a_runs_job_file_repeats_the_run(finished: tuple[Harness, Path]) -> None
 
 @pytest.mark.full
 def test_evaluate_gives_the_runs_own_scores(finished: tuple[Harness, Path]) -> None:
-    """The saved model has the scores of the end of its run."""
+    """The saved model yields the scores that its run recorded."""
     harness, run = finished
     done = harness.run("evaluate", run, "--json")
     assert done.returncode == 0, done.stderr
@@ -174,7 +174,7 @@ def test_evaluate_gives_the_runs_own_scores(finished: tuple[Harness, Path]) -> N
 
 @pytest.mark.parametrize("is_waiting", [False, True])
 def test_ctrl_c_is_not_a_success(finished: tuple[Harness, Path], is_waiting: bool) -> None:
-    """Ctrl-C during the imports or while waiting for input: exit code 75 and one line."""
+    """Ctrl-C during the imports, or during a wait for input, leads to code 75 and one line."""
     harness, run = finished
     command = subprocess.Popen(
         harness.command("predict", run),
@@ -209,7 +209,7 @@ def test_ctrl_c_is_not_a_success(finished: tuple[Harness, Path], is_waiting: boo
     ],
 )
 def test_huge_input_is_refused_in_one_line(harness: Harness, words: list[object]) -> None:
-    """Long names and numbers, deep nesting and endless files."""
+    """The input is a long name or number, deep nesting, or an endless file."""
     done = harness.run_here(*words)
     assert done.returncode == 2, done.stderr[-300:]
     assert done.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Child processes of the checks: their code and variables, their end, their memory."""
+"""Child processes of the checks: which code they import, how they end, how much memory they use."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.conftest import PROJECT
 def test_a_child_imports_this_code_in_any_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The child also has the environment variables of the call."""
+    """The child also gets the environment variables that the call names."""
     (tmp_path / "harness").mkdir()
     (tmp_path / "harness/__init__.py").write_text("raise SystemExit('another checkout')")
     monkeypatch.chdir(tmp_path)
@@ -31,7 +31,7 @@ def test_a_child_imports_this_code_in_any_folder(
     ],
 )
 def test_an_end_is_described_with_the_last_line(code: str, line: str) -> None:
-    """The line comes from standard error first, without the prefix of `harness` commands."""
+    """The line is that of standard error if there is one; the prefix `harness:` is removed."""
     assert str(child.run_process([sys.executable, "-c", code], timeout_s=60)) == line
 
 
@@ -50,7 +50,7 @@ for size in (300_000_000, 1):
     words = [sys.executable, "-c", f"len(b'x' * {size})"]
     print(child.run_process(words, timeout_s=60).peak_memory_gb)
 """
-    # From a small process: on Linux a child's peak includes the memory of its parent at the fork.
+    # The parent is small, because on Linux a child's peak includes its parent's memory at the fork.
     ended = child.run_process([sys.executable, "-c", code], timeout_s=60)
     large, small = map(float, ended.output.split())
     assert large > 0.3

@@ -1,4 +1,4 @@
-"""Whether TensorFlow's wheel in the lock file supports a card."""
+"""`harness doctor` checks whether the installed TensorFlow supports a card."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from harness.doctor import doctor
 from harness.doctor.doctor import judge_card
 from harness.system.gpu import Card
 
-WHEEL = ("sm_60", "sm_70", "sm_80", "sm_89", "compute_90")  # TensorFlow 2.21's own build info
+WHEEL = ("sm_60", "sm_70", "sm_80", "sm_89", "compute_90")  # build info of TensorFlow 2.21
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_cards_are_judged_by_the_build(
 
 
 def test_each_kind_of_card_is_judged_once() -> None:
-    """Four A100 give one finding."""
+    """Four A100 cards lead to one finding."""
     answer = {
         "gpus": ["NVIDIA A100"] * 4 + ["NVIDIA H100"],
         "capabilities": [[8, 0]] * 4 + [[9, 0]],

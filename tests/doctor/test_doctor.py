@@ -1,4 +1,4 @@
-"""`harness doctor`: each check yields findings with remedies, and none ends the others."""
+"""`harness doctor`: checks yield findings with remedies, and a failed check stops no other."""
 
 import importlib.metadata
 import json
@@ -28,7 +28,7 @@ def by_name(text: str) -> dict[str, dict[str, str]]:
 def test_a_busy_machine_is_no_slow_disk(
     load: float, level: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Times say nothing about the disk while more processes run than there are CPUs."""
+    """A slow import says nothing about the disk while more processes run than there are CPUs."""
     monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
     assert describe_import(60.0).level == level
 
@@ -50,7 +50,7 @@ def test_a_machine_without_slurm_or_gpu_is_not_red(harness: Harness) -> None:
 
 @pytest.mark.full
 def test_a_tensorflow_that_dies_is_a_finding(harness: Harness, tmp_path: Path) -> None:
-    """On an unsupported processor it dies of SIGILL; the other checks run all the same."""
+    """On an unsupported processor TensorFlow dies of SIGILL; the other checks still run."""
     package = tmp_path / "broken" / "tensorflow"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)")
@@ -65,13 +65,13 @@ def test_a_tensorflow_that_dies_is_a_finding(harness: Harness, tmp_path: Path) -
     plain = harness.run("doctor")
     assert plain.returncode == 1
     assert "red    tensorflow " in plain.stdout
-    assert plain.stdout.count("\n") == len(found) + 1  # a line each, and their counts
+    assert plain.stdout.count("\n") == len(found) + 1  # a line per finding, and the counts
     assert plain.stdout.endswith(" 1 red\n")
 
 
 @pytest.mark.full
 def test_an_environment_that_lacks_a_package_is_one_line(harness: Harness, tmp_path: Path) -> None:
-    """It names the package and the command that repairs the environment."""
+    """The line names the package and the command that repairs the environment."""
     (tmp_path / "packaging.py").write_text("raise ImportError('no packaging')\n")
     harness.environment["PYTHONPATH"] = f"{PROJECT}{os.pathsep}{tmp_path}"
     done = harness.run("doctor")
@@ -104,7 +104,7 @@ def test_a_missing_runs_folder_is_not_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "link", "proc"])
 def test_a_runs_folder_that_can_not_be_written_is_red(tmp_path: Path, kind: str) -> None:
-    """Here it is a file, a broken link, or a folder of the system."""
+    """The runs folder is a file, a broken link, or a folder of the system."""
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
     place = Path("/proc/self") if kind == "proc" else tmp_path / kind
@@ -126,7 +126,7 @@ def test_a_runs_folder_that_can_not_be_written_is_red(tmp_path: Path, kind: str)
 def test_tensorflow_sees_the_gpus_of_the_job(
     variables: dict[str, str], gpus: list[str], level: str
 ) -> None:
-    """The finding is red if TensorFlow sees none of them, yellow if it sees fewer."""
+    """The finding is red if TensorFlow sees no GPU of the job, and yellow if it sees too few."""
     allocation = SlurmEnvironment.from_environment({"SLURM_JOB_ID": "7", **variables})
     answer = {"gpus": gpus, "cuda": "12"}
     finding = doctor.describe_gpus(answer, allocation)

@@ -1,4 +1,4 @@
-"""The error that ends a check is a finding."""
+"""An error that ends a check becomes a finding."""
 
 from collections.abc import Callable, Iterator
 
@@ -28,5 +28,5 @@ def failing(error: Exception) -> Callable[[], Iterator[Finding]]:
     ],
 )
 def test_a_check_that_breaks_is_red(error: Exception, found: str, remedy: str) -> None:
-    """Earlier findings stay; the message of the error ends with the remedy."""
+    """Earlier findings stay; the end of the error's message becomes the remedy."""
     assert [*examine("disk", failing(error))] == [FIRST, Finding("red", "disk", found, remedy)]

@@ -1,4 +1,4 @@
-"""`doctor --probe`: how long a job takes here."""
+"""`harness doctor --probe` estimates how long a job takes on this machine."""
 
 import os
 from pathlib import Path
@@ -17,12 +17,12 @@ from tests.conftest import JOBS, Harness
     [(10, "00:05:00"), (145, "00:10:00"), (3600, "01:20:00"), (24 * 3600, "1-06:05:00")],
 )
 def test_the_time_limit_has_a_margin(seconds: float, limit: str) -> None:
-    """It is a quarter and two minutes for Slurm's warning; the sum is a multiple of 5 minutes."""
+    """The limit adds a quarter and 2 min for Slurm's warning, and is rounded up to 5 min."""
     assert probe.time_limit(seconds) == limit
 
 
 def test_an_estimate_counts_every_step_and_evaluation() -> None:
-    """The sum has start and end of the short run, and epochs, validations and test of the job."""
+    """It adds the short run's start and end to the job's epochs, validations and test."""
     settings = ["train.epochs=4", "data.validation_split=0.2", "train.batch_size=20"]
     job = load_job(JOBS / "lstm.toml", settings)
     result = {"num_validation": 1000, "first_step_s": 4.0, "data": "IMDB"}
@@ -36,7 +36,7 @@ def test_an_estimate_counts_every_step_and_evaluation() -> None:
 
 @pytest.mark.full
 def test_the_probe_trains_each_job(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The test trains one real job; a missing data folder is refused."""
+    """One real job is trained; a missing data folder is refused."""
     for name in set(os.environ) - set(harness.environment):
         monkeypatch.delenv(name)
     for name, value in harness.environment.items():

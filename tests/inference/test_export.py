@@ -44,7 +44,7 @@ ODD = (
 
 
 def odd_texts(vocab: list[str], number: int) -> list[str]:
-    """Texts of 1 to 60 known, unknown and odd words."""
+    """Return texts of 1 to 60 known, unknown and odd words."""
     generator = random.Random(1)  # noqa: S311 - no secret
     words = [*vocab[:300], *ODD, "unheardof"]
     lengths = [generator.randint(1, 60) for _ in range(number)]
@@ -55,7 +55,7 @@ def odd_texts(vocab: list[str], number: int) -> list[str]:
 def test_plain_tensorflow_answers_like_predict(
     finished: tuple[Harness, Path], tmp_path: Path
 ) -> None:
-    """To 1e-6, without this package; a second export replaces the first one."""
+    """Probabilities agree within 1e-6, without `harness`; a second export replaces the first."""
     (harness, run), out = finished, tmp_path / "a folder"
     for _ in range(2):
         done = harness.run("export", run, "--out", out)
@@ -87,7 +87,7 @@ def test_plain_tensorflow_answers_like_predict(
 
 @pytest.mark.full
 def test_the_example_encodes_like_predict(finished: tuple[Harness, Path]) -> None:
-    """`encode` in jobs/own/encode.py produces the model's input of `predict`."""
+    """`encode` in jobs/own/encode.py gives the model the same input as `predict`."""
     import keras
 
     harness, run = finished
@@ -110,7 +110,7 @@ def write_lines(path: Path, texts: list[str]) -> Path:
 
 
 def test_the_graph_encodes_like_the_data() -> None:
-    """Padded in front, cut to the last words, `2` for unknown or rare words."""
+    """Texts are padded in front or cut to the last words; `2` is an unknown or rare word."""
     from harness.inference.export import TextEncoder
 
     vocab = ["good", "bad", "film", "été", "ÄÖÜ", "İstanbul", "c\x0bd", "e\x85f", "日本", "rare"]
@@ -125,7 +125,7 @@ def test_the_graph_encodes_like_the_data() -> None:
 
 @pytest.mark.parametrize("bucket", [False, True])
 def test_the_graph_computes_the_ratios_of_training(bucket: bool) -> None:
-    """At every word of the input, also for n-grams that begin earlier; 0 in the padding."""
+    """Each word has its ratios, even if an n-gram begins before the cut; padding has zeros."""
     import tensorflow as tf
 
     from harness.data.dataset import Split
@@ -153,14 +153,14 @@ def test_the_graph_computes_the_ratios_of_training(bucket: bool) -> None:
         assert np.count_nonzero(row) == kept
         assert not found[row == 0].any()
     assert at_words[..., 2].any()
-    assert encoder.variables  # not in the graph, which has 2 GB at most
-    time = {True: 8, False: maxlen}[bucket]  # as `predict` pads a short text
+    assert encoder.variables  # the ratios are variables, because a graph has 2 GB at most
+    time = {True: 8, False: maxlen}[bucket]  # the length to which `predict` pads a short text
     assert [each.shape[:2] for each in encoder(["good"])] == [(1, time)] * 2
     assert [each.shape[0] for each in encoder(tf.constant([], tf.string))] == [0, 0]
 
 
 def test_a_bad_export_is_refused(harness: Harness, tmp_path: Path) -> None:
-    """Of an unfinished run, and into a folder with other files, which stay."""
+    """An unfinished run is refused, and so is a folder with other files, which stay."""
     from harness.inference.export import export
 
     begun = harness.runs / "lstm/begun"
@@ -183,7 +183,7 @@ def test_a_bad_export_is_refused(harness: Harness, tmp_path: Path) -> None:
 def test_a_full_disk_is_one_line(
     finished: tuple[Harness, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TensorFlow writes the variables, and its errors are not Python's."""
+    """TensorFlow writes the variables, and raises its own errors, not an OSError."""
     import keras
     import tensorflow as tf
 
@@ -199,7 +199,7 @@ def test_a_full_disk_is_one_line(
 
 
 def test_a_long_text_is_cut_like_in_predict() -> None:
-    """By characters, not bytes; an empty text stays empty."""
+    """The limit counts characters, not bytes; an empty text stays empty."""
     import tensorflow as tf
 
     from harness.inference.export import last_characters

@@ -12,7 +12,7 @@ from tests.conftest import Harness
 
 @pytest.mark.full
 def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harness, Path]) -> None:
-    """A text has the same probability from all three."""
+    """A text has the same probability from each of the three sources."""
     harness, run = finished
     texts = ["An excellent movie!", "Qwertzuiop, a bad film."]
     done = harness.run("predict", run, *texts, "--json")
@@ -52,7 +52,7 @@ def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harnes
 def test_bad_input_is_refused(
     finished: tuple[Harness, Path], words: list[str], stdin: str, said: str
 ) -> None:
-    """In one line, with exit code 2."""
+    """The command ends with code 2 and one line."""
     harness, run = finished
     done = harness.run_here("predict", run, *words, stdin=stdin)
     assert done.returncode == 2, done.stderr
@@ -64,10 +64,10 @@ def test_bad_input_is_refused(
 def test_lines_without_a_word_are_skipped_and_long_ones_cut(
     finished: tuple[Harness, Path],
 ) -> None:
-    """Warnings say how many; the answers have the numbers of their lines.
+    """Warnings count these lines; each answer has the number of its line.
 
-    Only a newline ends a line, also after a carriage return. Python's other line ends are part of a
-    text.
+    A line ends with a newline, which may follow a carriage return. Other characters at which Python
+    splits lines are part of a text.
     """
     harness, run = finished
     stdin = "good film\n\n?!\n" + "word " * 30_000 + "\r\nbad\x0cfilm\x85x"
@@ -84,7 +84,7 @@ def test_lines_without_a_word_are_skipped_and_long_ones_cut(
 
 @pytest.mark.full
 def test_json_lines_contain_texts_of_several_lines(finished: tuple[Harness, Path]) -> None:
-    """In a .jsonl file or with --jsonl, as strings or objects; each answer is one line."""
+    """A .jsonl file or `--jsonl` has a string or an object per line; each answer is one line."""
     harness, run = finished
     texts = ["good\nfilm", "bad"]
     lines = f"{json.dumps(texts[0])}\n{json.dumps({'id': 7, 'text': texts[1]})}\n"
@@ -97,7 +97,7 @@ def test_json_lines_contain_texts_of_several_lines(finished: tuple[Harness, Path
 
 @pytest.mark.full
 def test_lines_are_classified_as_they_arrive(finished: tuple[Harness, Path]) -> None:
-    """While the pipe stays open; a bad line ends the command."""
+    """Answers come while the pipe is still open; a bad line ends the command."""
     harness, run = finished
     with subprocess.Popen(
         harness.command("predict", run),
@@ -121,7 +121,7 @@ def test_lines_are_classified_as_they_arrive(finished: tuple[Harness, Path]) -> 
 
 
 def test_a_run_reads_its_vocabulary(finished: tuple[Harness, Path]) -> None:
-    """One of its words is a line separator of Unicode."""
+    """One word of the vocabulary is a character at which Python splits lines."""
     from harness.data.sources import open_sample
     from harness.inference.predict import read_vocabulary
     from harness.tracking.run_dir import RunDirectory

@@ -18,7 +18,7 @@ from harness.system.files import MAX_RECORD_BYTES
 @pytest.mark.parametrize(
     ("predicted", "probabilities", "said"),
     [
-        # With two classes always of label 1, so that lines can be sorted.
+        # With two classes it is always the probability of label 1, so that lines can be sorted.
         ("negative", {"negative": 0.827, "positive": 0.173}, "negative, P(positive) = 0.173"),
         ("positive", {"negative": 0.1, "positive": 0.9}, "positive, P(positive) = 0.900"),
         ("sport", {"food": 0.1, "sport": 0.7, "travel": 0.2}, "sport, P(sport) = 0.700"),
@@ -27,7 +27,7 @@ from harness.system.files import MAX_RECORD_BYTES
 def test_a_line_names_the_class_of_its_probability(
     predicted: str, probabilities: dict[str, float], said: str
 ) -> None:
-    """It need not be the predicted class."""
+    """This class need not be the predicted class."""
     prediction = Prediction("a text", predicted, probabilities, num_words=2, num_unknown=1)
     assert prediction.summary == said
 
@@ -35,7 +35,7 @@ def test_a_line_names_the_class_of_its_probability(
 def test_a_failing_disk_does_not_ask_for_a_new_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor for a new ensemble: the files may be readable later."""
+    """The error only advises another try, because the files may be readable later."""
 
     def fail(*_: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -61,7 +61,7 @@ def test_a_failing_disk_does_not_ask_for_a_new_run(
 
 
 def test_ratios_may_be_larger_than_any_record(tmp_path: Path) -> None:
-    """Only their wrong checksum is refused here."""
+    """The size is accepted; the error is about the checksum, which is wrong here."""
     (tmp_path / RATIOS_FILE).touch()
     os.truncate(tmp_path / RATIOS_FILE, MAX_RECORD_BYTES + 1)
     job = SimpleNamespace(model=SimpleNamespace(ngram_ratios=3))

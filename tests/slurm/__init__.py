@@ -1,1 +1,1 @@
-"""A real Slurm on this machine, and the job scripts tried on it."""
+"""Tests of jobs under Slurm; some start a real Slurm on this machine."""

@@ -1,4 +1,4 @@
-"""`python -m tests.slurm [elsewhere]`: a test cluster until Ctrl-C."""
+"""`python -m tests.slurm [elsewhere]` runs a test cluster until Ctrl-C."""
 
 import shlex
 import signal
@@ -10,7 +10,7 @@ from tests.slurm.configuration import ELSEWHERE, HOME
 
 
 def main() -> int:
-    """Start the cluster, print how to use it, and stop it on Ctrl-C or TERM (or KILL)."""
+    """Start the cluster, print how to use it, and stop it at Ctrl-C, TERM or even KILL."""
     site = ELSEWHERE if sys.argv[1:] == ["elsewhere"] else HOME
     guard.enter()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -32,7 +32,7 @@ def main() -> int:
 
 
 def say(line: str) -> None:
-    """Print a line without delay, also into a pipe."""
+    """Print a line at once, even if standard output is a pipe."""
     print(line, flush=True)  # noqa: T201
 
 

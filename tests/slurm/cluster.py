@@ -26,7 +26,7 @@ from tests.slurm.configuration import (
     slurm_conf,
 )
 
-# A user's PATH often lacks the folders of daemons.
+# The PATH of a normal user often lacks the folders with the daemons.
 SEARCH_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "sinfo", "squeue", "scancel")
 REMEDY = (
@@ -34,12 +34,12 @@ REMEDY = (
     "apt-get install slurmctld slurmd slurm-client munge"
 )
 POLL_S = 0.3
-PATIENCE = 3  # times the longest wait on a quiet machine
+PATIENCE = 3  # factor on every timeout of `wait_until`, because machines can be busy
 CLIENT_TIMEOUT_S = 20
-PORTS = range(10_000, 20_000)  # below Linux's ephemeral ports
+PORTS = range(10_000, 20_000)  # ports for the daemons, below Linux's ephemeral ports
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 
-# Mounts a file over /etc/hosts, so that jobs find the nodes by name.
+# Shell code that mounts a file over /etc/hosts, so that jobs find the nodes by name.
 HOSTS_SHELL = 'mount --bind "$0" /etc/hosts && exec "$@"'
 
 
@@ -53,29 +53,29 @@ def is_installed() -> bool:
 
 
 class SlurmCluster:
-    """A running Slurm in a `with` block, at whose end all its jobs end.
+    """A private Slurm that runs during a `with` block; its jobs end with the block.
 
     Raises:
-        SlurmError: if Slurm is not installed or does not start, with the daemons' last lines.
+        SlurmError: if Slurm is not installed or does not start; the message quotes its logs.
     """
 
     def __init__(self, site: Site = HOME) -> None:
         self.site = site
-        self.folder = Path()  # a new one per start
+        self.folder = Path()  # a new temporary folder per start
         self.port = 0
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of a client program."""
+        """The variable by which client programs find this cluster."""
         return {"SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def __enter__(self) -> "SlurmCluster":
         if not is_installed():
             raise SlurmError(REMEDY)
-        # Not in pytest's folder: a socket's path has 107 characters at most.
+        # A path in pytest's folder could be too long for a socket: 107 characters at most.
         self.folder = Path(tempfile.mkdtemp(prefix="slurm-"))
-        self.folder.chmod(0o755)  # munged demands a socket that all users can reach
+        self.folder.chmod(0o755)  # munged does not start if other users can't reach its socket
         try:
             self._write_configuration()
             self._start()
@@ -93,7 +93,7 @@ class SlurmCluster:
         """Run a client program and return its output.
 
         Raises:
-            SlurmError: if it fails or does not answer in time.
+            SlurmError: if the program fails or does not answer in time.
         """
         line = shlex.join(command)
         try:
@@ -121,24 +121,24 @@ class SlurmCluster:
         arguments: Sequence[str] = (),
         env: dict[str, str] | None = None,
     ) -> str:
-        """Submit a script with sbatch's flags and the script's arguments; return the job's id."""
+        """Submit a script with flags of sbatch and the script's arguments; return the job's id."""
         words = ["--parsable", *flags, str(script), *arguments]
         return self.run("sbatch", *words, cwd=cwd, env=env).strip()
 
     def show(self, job_id: str) -> dict[str, str]:
-        """The fields of `scontrol show job`, values up to their first space."""
+        """Return the fields of `scontrol show job`; each value is cut at its first space."""
         text = self.run("scontrol", "--oneliner", "show", "job", job_id)
         return dict(re.findall(r"(\w+)=(\S*)", text))
 
     def state(self, job_id: str) -> str:
-        """The job's state, such as RUNNING."""
+        """Return the job's state, such as RUNNING."""
         return self.show(job_id)["JobState"]
 
     def wait(self, job_id: str, states: Collection[str], timeout_s: float = 60) -> str:
         """Wait until the job is in one of the states, and return the state.
 
         Raises:
-            SlurmError: if it takes too long, or the job ended in another state.
+            SlurmError: if the wait takes too long, or the job ends in another state.
         """
         with contextlib.suppress(TimeoutError):
             wait_until(lambda: self.state(job_id) in {*states, *ENDED}, timeout_s)
@@ -149,7 +149,7 @@ class SlurmCluster:
         return state
 
     def logs(self, num_lines: int = 5) -> str:
-        """The last lines of each daemon's log."""
+        """Return the last lines of each daemon's log."""
         parts = []
         for path in sorted(self.folder.glob("*.log")):
             lines = path.read_text(errors="replace").splitlines()[-num_lines:]
@@ -159,9 +159,9 @@ class SlurmCluster:
     # Trouble
 
     def kill_controller(self, job_id: str) -> None:
-        """Kill slurmctld after it has saved its state, with the job."""
+        """Kill slurmctld once its saved state includes the job."""
         began, saved = time.time(), self.folder / "state/job_state"
-        # It saves a few seconds after a change.
+        # slurmctld saves its state a few seconds after a change.
         self.run("scontrol", "update", f"JobId={job_id}", f"Comment={began}")
         wait_until(lambda: saved.exists() and saved.stat().st_mtime > began, timeout_s=30)
         self._kill("slurmctld")
@@ -172,7 +172,7 @@ class SlurmCluster:
         self._ready(self._is_listening, timeout_s=20)
 
     def kill_node(self, node: str, *job_ids: str) -> None:
-        """Kill a node's slurmd and the processes of jobs that run only there."""
+        """Kill a node's slurmd and all processes of these jobs, which run only on this node."""
         self._kill(node)
         for process in self.processes():
             folder = Path("/proc", str(process))
@@ -192,9 +192,9 @@ class SlurmCluster:
         self._ready(lambda: self.node_state(node) == "idle", timeout_s=30)
 
     def node_state(self, node: str) -> str:
-        """A node's state, such as idle, without sinfo's marks."""
+        """Return a node's state, such as idle, without the marks that sinfo appends."""
         states = self.run("sinfo", "--noheader", "--Node", f"--nodes={node}", "--format=%T")
-        return states.split()[0].rstrip("*~#!%$@^-+")  # one line for each of its partitions
+        return states.split()[0].rstrip("*~#!%$@^-+")  # sinfo prints a line per partition
 
     def _kill(self, name: str) -> None:
         daemon = self.daemons.pop(name)
@@ -235,15 +235,15 @@ class SlurmCluster:
         self._spawn("munged", "munged", "--foreground", *words)
         self._ready((self.folder / "munge.socket").exists, timeout_s=10)
         self._spawn("slurmctld", "slurmctld", "-D", "-i")
-        self._ready(self._is_listening, timeout_s=20)  # a client would wait long
+        self._ready(self._is_listening, timeout_s=20)  # before that, a client would wait long
         for node in self.site.nodes:
             self._spawn(node, *self._named_hosts(), "slurmd", "-D", "-N", node)
         self._ready(self._all_idle, timeout_s=30)
 
     def _named_hosts(self) -> list[str]:
-        """Words before a daemon's command, with which its jobs find the nodes by name.
+        """Return a prefix for the command of a daemon, so that its jobs find the nodes by name.
 
-        None if mounts are forbidden, as in many containers; then workers on several nodes fail.
+        Many containers forbid mounts: then the list is empty, and workers on several nodes fail.
         """
         unshare = ["unshare", "--mount"]
         if os.getuid() != 0:
@@ -261,7 +261,7 @@ class SlurmCluster:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                # Ctrl-C ends this program, which stops the daemons in order.
+                # Ctrl-C must not reach the daemons: this program stops them in order.
                 start_new_session=True,
             )
 
@@ -290,7 +290,7 @@ class SlurmCluster:
         """Cancel every job, end every process and remove the folder.
 
         Raises:
-            SlurmError: if a process is left.
+            SlurmError: if a process is still alive.
         """
         if "slurmctld" in self.daemons and "slurmctld" not in self._dead():
             with contextlib.suppress(SlurmError, TimeoutError):
@@ -322,10 +322,10 @@ class SlurmCluster:
                 daemon.wait(timeout=10)
 
     def processes(self) -> list[int]:
-        """All processes of the cluster: daemons, job steps and their children."""
+        """Return all processes of the cluster: daemons, job steps and their children."""
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):  # it has ended, or belongs to another user
+            with contextlib.suppress(OSError):  # the process has ended, or is another user's
                 if self._owns(folder):
                     found.append(int(folder.name))
         return found
@@ -333,20 +333,20 @@ class SlurmCluster:
     def _owns(self, process: Path) -> bool:
         _, _, rest = (process / "stat").read_text().partition("(")
         name, _, rest = rest.rpartition(")")
-        if rest.split()[0] in "ZX":  # a zombie, whose parent may never wait for it
+        if rest.split()[0] in "ZX":  # a zombie has ended, although no parent has waited for it
             return False
         if name.startswith(("munged", "slurm")):
-            # slurmstepd overwrites its environment by its title, but keeps its folder.
+            # slurmstepd overwrites its environment with its title, but stays in its folder.
             return (process / "cwd").readlink() == self.folder
         variables = (process / "environ").read_bytes().split(b"\0")
-        # A user's shell may have SLURM_CONF too, but no job's id.
+        # A user's shell may also set SLURM_CONF, but it does not set SLURM_JOB_ID.
         return f"SLURM_CONF={self.folder}/slurm.conf".encode() in variables and any(
             variable.startswith(b"SLURM_JOB_ID=") for variable in variables
         )
 
 
 def free_ports(count: int) -> list[int]:
-    """Different free ports, which Linux assigns to no client before the daemons start."""
+    """Return different free ports that Linux gives to no client before the daemons start."""
     chance = random.SystemRandom()
     ports: set[int] = set()
     while len(ports) < count:
@@ -358,7 +358,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = 
     """Wait until the condition holds, at most PATIENCE times `timeout_s`.
 
     Raises:
-        TimeoutError: if it takes longer.
+        TimeoutError: if the condition does not hold by then.
     """
     deadline = time.monotonic() + PATIENCE * timeout_s
     while not condition():
@@ -368,7 +368,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, poll_s: float = 
 
 
 def _environment() -> dict[str, str]:
-    """This process's environment without the variables of another cluster and the harness."""
+    """Return this process's environment without the variables of Slurm and the harness."""
     hidden = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SINFO_", "SCANCEL_", "HARNESS_")
     kept = {name: text for name, text in os.environ.items() if not name.startswith(hidden)}
     return {**kept, "PATH": SEARCH_PATH}

@@ -1,4 +1,4 @@
-"""Sites for test clusters, and their configuration as text."""
+"""The sites that test clusters imitate, and the text of their configuration files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,23 +7,23 @@ from pathlib import Path
 CRED_EXPIRE_S = 5
 GRACE_S = 10
 
-# Links to it simulate GPUs: Slurm opens them, and sets CUDA_VISIBLE_DEVICES, as for real GPUs.
+# A simulated GPU is a link to this device. Slurm opens it, and sets CUDA_VISIBLE_DEVICES as usual.
 GPU_TARGET = "/dev/null"
-NUM_GPUS = 2  # of a node with GPUs
+NUM_GPUS = 2  # number of GPUs of each node that has GPUs
 
 CGROUP_CONF = "CgroupPlugin=disabled\n"
 
 
 @dataclass(frozen=True)
 class Site:
-    """The differences between clusters."""
+    """The settings in which the test clusters differ."""
 
-    nodes: Mapping[str, str]  # name and GPUs as in `Gres=`, empty without GPUs
-    settings: str  # lines of slurm.conf, with the partitions
-    files: Mapping[str, str] = field(default_factory=dict)  # beside slurm.conf, by name
+    nodes: Mapping[str, str]  # each node's name and its `Gres=`, which may be empty
+    settings: str  # lines of slurm.conf, such as the partitions
+    files: Mapping[str, str] = field(default_factory=dict)  # names and texts of more files
 
 
-# A job in the partition `high` preempts jobs in `low`, which Slurm requeues.
+# A job in the partition `high` preempts jobs in `low`; Slurm requeues the preempted jobs.
 HOME = Site(
     nodes={"n1": "gpu:2", "n2": "gpu:2", "n3": "", "n4": ""},
     settings=f"""
@@ -38,7 +38,7 @@ PartitionName=high Nodes=ALL MaxTime=1-0 PriorityTier=2
 
 
 def submit_plugin(rules: str) -> str:
-    """A job_submit plugin in Lua with rules for new jobs."""
+    """Return a job_submit plugin in Lua that applies these rules to new jobs."""
     return f"""\
 function slurm_job_submit(job, partitions, uid)
 {rules}
@@ -49,7 +49,7 @@ return slurm.SUCCESS
 """
 
 
-# Refuses jobs with the comment `refuse`, in three lines as real sites do.
+# Refuse jobs with the comment `refuse`; like real sites, print a message of three lines.
 REFUSING_PLUGIN = submit_plugin("""\
     if job.comment == "refuse" then
         slurm.log_user("Jobs of this kind need a project.")
@@ -58,7 +58,7 @@ REFUSING_PLUGIN = submit_plugin("""\
         return slurm.ERROR
     end""")
 
-# Typed GPUs; a partition without GPUs, one with a limit of a minute, one with preemption by CANCEL.
+# GPUs have types. `cpu` has no GPUs, `short` a limit of a minute, `spare` preemption by CANCEL.
 ELSEWHERE = Site(
     nodes={"n9": "", "n10": "gpu:t4:2", "gpu-a-01": "gpu:a100:2"},
     settings=f"""
@@ -77,7 +77,7 @@ PartitionName=spare Nodes=ALL MaxTime=1-0 PriorityTier=1 PreemptMode=CANCEL Grac
 )
 
 
-# Refuses --gres and --mem, and jobs without --ntasks.
+# Refuse --gres and --mem, and jobs without --ntasks.
 STRICT_PLUGIN = submit_plugin("""\
     if job.tres_per_node ~= nil then
         slurm.log_user("--gres is not accepted here: choose a queue.")
@@ -107,7 +107,7 @@ PartitionName=normal Nodes=ALL Default=YES MaxTime=1-0
 
 
 def gres_conf(site: Site, folder: Path) -> str:
-    """The text of gres.conf."""
+    """Return the text of gres.conf."""
     lines = []
     for name, gres in site.nodes.items():
         kind = f"Type={gres.split(':')[1]} " if gres.count(":") > 1 else ""
@@ -117,13 +117,13 @@ def gres_conf(site: Site, folder: Path) -> str:
 
 
 def slurm_conf(site: Site, folder: Path, user: str, ports: Sequence[int]) -> str:
-    """The text of slurm.conf; each node has the resources of a small GPU server.
+    """Return the text of slurm.conf; each node has the resources of a small GPU server.
 
     Args:
-        site: of the cluster.
-        folder: of all its files.
-        user: who starts it.
-        ports: of the controller and the nodes.
+        site: the site that the cluster imitates.
+        folder: the folder of all files of the cluster.
+        user: the name of the user who starts the cluster.
+        ports: the controller's port, then the port of each node.
     """
     nodes = "\n".join(
         f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} "

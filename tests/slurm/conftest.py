@@ -1,4 +1,4 @@
-"""The clusters, projects on them, and an undisturbed run."""
+"""Fixtures: test clusters, projects on them, and an undisturbed run."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,33 +13,33 @@ from tests.slurm.project import JOB, SlurmProject, Submitted
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[SlurmCluster]:
-    """A running Slurm."""
+    """A running Slurm with the site HOME."""
     with SlurmCluster() as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
 def elsewhere() -> Iterator[SlurmCluster]:
-    """A running Slurm of another site."""
+    """A running Slurm with the site ELSEWHERE."""
     with SlurmCluster(ELSEWHERE) as cluster:
         yield cluster
 
 
 @pytest.fixture
 def stand_in(cluster: SlurmCluster, tmp_path: Path) -> SlurmProject:
-    """A project with a stand-in for the harness, which notes its calls."""
+    """A project in which a stand-in replaces the harness and records its calls."""
     return SlurmProject(cluster, tmp_path, real=False)
 
 
 @pytest.fixture(scope="session")
 def project(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> SlurmProject:
-    """A project that trains."""
+    """A project whose jobs train."""
     return SlurmProject(cluster, tmp_path_factory.mktemp("trains"), real=True)
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path]:
-    """The LSTM's run of JOB outside of Slurm."""
+    """A run outside of Slurm: the LSTM, trained with the arguments JOB."""
     harness = Harness(tmp_path_factory.mktemp("undisturbed"))
 
     def train() -> None:
@@ -51,7 +51,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path
 
 @pytest.fixture(scope="session")
 def finished(project: SlurmProject) -> Submitted:
-    """An undisturbed job."""
+    """A job that has trained without any disturbance."""
     job = project.sbatch("lstm")
     job.wait()
     return job

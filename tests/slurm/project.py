@@ -14,13 +14,13 @@ from tests.slurm.cluster import SlurmCluster, wait_until
 from tests.slurm.stand_in import Project
 from tests.training.kills import newest_step
 
-# The harness of this checkout, not installed.
+# This program runs the harness of this checkout, which need not be installed.
 HARNESS = f"""#!/bin/sh
 export PYTHONPATH={shlex.quote(str(PROJECT))}
 exec {shlex.quote(sys.executable)} -m harness "$@"
 """
 
-# Long enough for a disturbance in the middle.
+# Arguments of a training that is long enough for a disturbance in the middle.
 JOB = [*SHRUNK, "--set", "train.epochs=40"]
 
 
@@ -47,17 +47,17 @@ class Submitted:
         wait_until(lambda: newest_step(self.run) >= step, timeout_s=60, poll_s=0.02)
 
     def record(self) -> dict[str, Any]:
-        """The heartbeat of the run."""
+        """Return the heartbeat of the run."""
         state: dict[str, Any] = json.loads((self.run / "state.json").read_text())
         return state
 
     def requeues(self) -> int:
-        """The number of requeues that Slurm counts."""
+        """Return how often Slurm has requeued the job."""
         return int(self.cluster.show(self.job_id)["Restarts"])
 
 
 class SlurmProject:
-    """Submits a project's job scripts, which train if `real`, or else call a stand-in."""
+    """A project on a cluster; its job scripts train if `real`, and otherwise call a stand-in."""
 
     def __init__(self, cluster: SlurmCluster, folder: Path, *, real: bool) -> None:
         self.cluster = cluster
@@ -66,7 +66,7 @@ class SlurmProject:
         shutil.copytree(PROJECT / "jobs", self.path / "jobs")
         if real:
             self.stand_in.executable(self.stand_in.venv / "bin/harness", HARNESS)
-        # Settings of the site, and settings that hide this machine's data.
+        # The settings of the site; KERAS_HOME and XDG_CACHE_HOME hide this machine's data.
         settings = {
             "HARNESS_VENV": str(self.stand_in.venv),
             "HARNESS_EXTRA": "none",
@@ -77,11 +77,11 @@ class SlurmProject:
             "HARNESS_TRUSTED_NETWORK": "1",
         }
         lines = [f"export {name}={shlex.quote(value)}\n" for name, value in settings.items()]
-        # The simulated GPUs have no driver; a test that needs them sets this variable to nothing.
+        # The simulated GPUs have no driver; a test that uses them makes this variable empty.
         lines.append("export HARNESS_DEVICES=${HARNESS_DEVICES-cpu}\n")
         shared = " ".join(f"{k}={shlex.quote(v)}" for k, v in preloaded.sharing_steps().items())
         lines.append(f"[[ $HARNESS_DEVICES != cpu ]] || export {shared}\n")
-        # For the test of TensorBoard.
+        # The test of TensorBoard sets BOARD_CACHE.
         lines.append("[[ -z ${BOARD_CACHE:-} ]] || export XDG_CACHE_HOME=$BOARD_CACHE\n")
         (self.path / "slurm/site.sh").write_text("".join(lines))
 
@@ -93,7 +93,7 @@ class SlurmProject:
         cwd: Path | None = None,
         **variables: str,
     ) -> Submitted:
-        """Submit `slurm/<job>.sh` in the project's folder; its arguments are JOB's by default."""
+        """Submit `slurm/<job>.sh` in the project's folder, by default with the arguments JOB."""
         at = cwd or self.path
         job_id = self.cluster.sbatch(
             self.path / f"slurm/{job}.sh",
@@ -105,5 +105,5 @@ class SlurmProject:
         return self.submitted(job, job_id, at / f"logs/{job}-{job_id}.out")
 
     def submitted(self, job: str, job_id: str, log: Path) -> Submitted:
-        """A job by its id, `12` or `12_1`."""
+        """Return the job that has this id, such as `12` or `12_1`."""
         return Submitted(self.cluster, job_id, log, self.path / f"runs/{job}/slurm-{job_id}")

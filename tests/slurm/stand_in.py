@@ -1,4 +1,4 @@
-"""A copy of the job scripts with a stand-in for the harness that notes its calls."""
+"""A copy of the job scripts, and a stand-in for the harness that records its calls."""
 
 import json
 import os
@@ -14,8 +14,8 @@ from typing import Any
 
 from tests.conftest import PROJECT
 
-# Notes its call, and with WAIT waits for a signal. It starts like commands of pip, because `#!`
-# allows no path with a space.
+# The stand-in records its call. If WAIT is set, it then waits for a signal. Its first lines are as
+# in pip's commands, because `#!` allows no path with a space.
 STAND_IN = f"""#!/bin/sh
 '''exec' "{sys.executable}" "$0" "$@"
 ' '''
@@ -68,7 +68,7 @@ version = "0"
 
 
 class Project:
-    """A copy of the scripts in a folder with an awkward name, and an environment for them."""
+    """A copy of the job scripts, whose path has spaces and a quote, and their environment."""
 
     def __init__(self, folder: Path) -> None:
         self.outside = folder
@@ -95,17 +95,17 @@ class Project:
         return path
 
     def program(self, text: str, real: Sequence[str] = ("job-begin", "job-end")) -> Path:
-        """Replace `harness` by a shell script, except for some commands."""
+        """Replace `harness` by a shell script; the commands in `real` still run the harness."""
         python = f"PYTHONPATH={shlex.quote(str(PROJECT))} exec {shlex.quote(sys.executable)}"
         case = f'case $1 in {"|".join(real)}) {python} -m harness "$@" ;; esac'
         return self.executable(self.venv / "bin/harness", f"#!/bin/sh\n{case}\n{text}\n")
 
     def add_python(self) -> None:
-        """Let the environment's Python note its calls, too."""
+        """Replace the environment's Python by the stand-in, too."""
         self.executable(self.venv / "bin/python", STAND_IN)
 
     def two_nodes(self) -> None:
-        """Add an srun that prints its options, and a scontrol that knows the nodes."""
+        """Add an srun that prints its options, and a scontrol that prints two nodes' names."""
         text = (
             '#!/bin/bash\nwhile [[ $1 == -* ]]; do printf "%s " "$1" >&2; shift; done\nexec "$@"\n'
         )
@@ -113,13 +113,13 @@ class Project:
         self.executable(self.commands / "scontrol", "#!/bin/sh\nprintf 'n08\\nn10\\n'\n")
 
     def spool(self, job: str = "bilstm") -> Path:
-        """Copy a script into a spool folder, as Slurm does."""
+        """Copy a script into a spool folder, as Slurm does, and return the copy."""
         copy = self.outside / "spool/job00042/slurm_script"
         copy.parent.mkdir(parents=True, exist_ok=True)
         return Path(shutil.copy(self.path / f"slurm/{job}.sh", copy))
 
     def slurm(self, **more: str) -> dict[str, str]:
-        """The environment of a batch job that was submitted in the project."""
+        """Return the environment of a batch job that was submitted in the project."""
         return {
             **self.environment,
             "SLURM_JOB_ID": "42",
@@ -142,12 +142,12 @@ class Project:
         )
 
     def call(self) -> dict[str, Any]:
-        """The last call of the stand-in."""
+        """Return the last call that the stand-in recorded."""
         call: dict[str, Any] = json.loads(self.note.read_text())
         return call
 
     def calls(self) -> list[dict[str, Any]]:
-        """All calls of the stand-in."""
+        """Return all calls that the stand-in recorded."""
         lines = self.note.with_suffix(".all").read_text().splitlines()
         return [json.loads(line) for line in lines]
 

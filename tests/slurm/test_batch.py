@@ -1,4 +1,4 @@
-"""The supervisor of a batch job: the command of a start, and the future of the job at its end."""
+"""The supervisor of a batch job chooses each start's command, then decides: requeue or stop."""
 
 import json
 from dataclasses import replace
@@ -11,11 +11,11 @@ from harness.slurm.environment import SlurmEnvironment
 
 WARNED, TERMED = ("USR2",), ("TERM",)
 NEW = Counters()
-TWICE = Counters(start="1.1", reached=10, idle=2)  # two starts without a step beyond the tenth
+TWICE = Counters(start="1.1", reached=10, idle=2)  # two starts made no step after step 10
 OUT_OF_MEMORY = Ending(137, reached=20, asked_gb=17.2, used_gb=17.1)
 LEAVES = "the job avoids this node from now on; report it to your site"
 
-# The end, the counters before it, the line for the script, the end of the message.
+# Each case: a start's end, the counters before it, the line for the script, the message's end.
 TABLE = {
     "time limit": (Ending(75, signals=WARNED, reached=20), NEW, "requeue", ""),
     "time limit, one step further": (Ending(75, signals=WARNED, reached=11), TWICE, "requeue", ""),
@@ -125,7 +125,7 @@ TABLE = {
 
 @pytest.mark.parametrize("case", TABLE.values(), ids=TABLE)
 def test_future_of_a_job(case: tuple[Ending, Counters, str, str]) -> None:
-    """The script gets a line, and the user a reason if something is to be done."""
+    """The job script gets a line; the user gets a message, unless the requeue is routine."""
     ending, before, line, message = case
     decision = decide(replace(ending, start="1.2"), before)
     assert decision.line() == line
@@ -134,7 +134,7 @@ def test_future_of_a_job(case: tuple[Ending, Counters, str, str]) -> None:
 
 
 def test_a_start_is_counted_once() -> None:
-    """Two signals in a start ask twice."""
+    """Two signals during one start lead to two decisions, but are counted once."""
     ending = Ending(75, start="7.1", reached=0, faulty=("n1",))
     once = decide(ending, NEW).counters
     assert decide(replace(ending, faulty=()), once).counters == once
@@ -142,7 +142,7 @@ def test_a_start_is_counted_once() -> None:
 
 
 def test_counters_survive_a_file(tmp_path: Path) -> None:
-    """A missing or broken file counts as empty."""
+    """A missing or broken file is read as zero counters."""
     file = tmp_path / "a/ends-7.json"
     assert Counters.read(file) == NEW
     counters = replace(TWICE, faulty=("n8", "n9"), memory_retries=1)
@@ -153,7 +153,7 @@ def test_counters_survive_a_file(tmp_path: Path) -> None:
 
 
 def allocation(**more: str) -> SlurmEnvironment:
-    """The job 7 with 16 GB."""
+    """Return the allocation of job 7, which has 16 GB."""
     variables = {"SLURM_JOB_ID": "7", "SLURM_MEM_PER_NODE": "16384", **more}
     found = SlurmEnvironment.from_environment(variables)
     assert found is not None
@@ -171,7 +171,7 @@ def ends(run: Path | str, runs: Path, shown: str = "", **more: str) -> Ending:
 
 
 def test_progress_of_the_runs_of_a_job(tmp_path: Path) -> None:
-    """Steps of a run and of all runs of a pack; trials of a sweep and the steps of open trials."""
+    """Progress is the number of steps of all runs; a sweep also counts its finished trials."""
     run = tmp_path / "lstm/slurm-7"
     assert (ends("", tmp_path).reached, ends(run, tmp_path).reached) == (None, 0)
     for name, seed in (("lstm", 1), ("lstm", 2), ("gru", 1)):
@@ -192,7 +192,7 @@ def test_progress_of_the_runs_of_a_job(tmp_path: Path) -> None:
 
 
 def test_facts_about_an_end(tmp_path: Path) -> None:
-    """Memory and faulty nodes; exclusions, requeues and preemption by the output of scontrol."""
+    """scontrol shows exclusions, requeues and preemptions; a file lists the faulty nodes."""
     (tmp_path / ".submissions").mkdir()
     (tmp_path / ".submissions/node-faults-7").write_text("n1 broken\n\nn2 too\nn1 again\n")
     shown = "JobId=7 Restarts=2 EndTime=2026-01-01T12:00:00 PreemptTime=2026-01-01T12:00:00 "
@@ -207,7 +207,7 @@ def test_facts_about_an_end(tmp_path: Path) -> None:
 
 
 def test_plan_of_a_start(tmp_path: Path) -> None:
-    """The folder has the job's name, array tasks share a search, and words are quoted for bash."""
+    """Runs are named after the job, array tasks share a sweep, and bash gets quoted words."""
     (tmp_path / "a.toml").write_text('name = "b"\n[model.options]\nname = "wide"\n')
     task = allocation(SLURM_JOB_ID="44", SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_ID="3")
     start = Start(tmp_path, "/my runs", task, task="3")
@@ -220,7 +220,7 @@ def test_plan_of_a_start(tmp_path: Path) -> None:
 
 
 def test_a_step_omits_options_that_the_site_refuses(tmp_path: Path) -> None:
-    """On several nodes; a job on one node has no step."""
+    """A job on several nodes starts a step without these options; a job on one node has no step."""
     two = allocation(SLURM_JOB_NUM_NODES="2", SLURM_CPUS_PER_TASK="4")
     step = [*Start(tmp_path, "/runs", two).step]
     assert {"--ntasks=2", "--cpus-per-task=4", "--mem=0"} < {*step}

@@ -1,4 +1,4 @@
-"""Slurm's client programs, replaced by scripts on the PATH; and the output of squeue."""
+"""Calls of Slurm's client programs, which are shell scripts here, and the output of squeue."""
 
 from pathlib import Path
 
@@ -21,13 +21,13 @@ from tests.conftest import write_program
 
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for programs, the first on the PATH."""
+    """A folder for the programs; it is the first on the PATH."""
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     return tmp_path
 
 
 def test_arguments_pass_unchanged_and_output_need_not_be_utf8(commands: Path) -> None:
-    """No shell reads the arguments; another user's file may have any name."""
+    """No shell interprets the arguments; the output may contain another user's file names."""
     write_program(commands / "scontrol", 'printf "%s\\n" "$@"; printf "\\334"')
     assert ask("scontrol", "a b", "$HOME", ";") == "a b\n$HOME\n;\n\ufffd"
 
@@ -35,7 +35,7 @@ def test_arguments_pass_unchanged_and_output_need_not_be_utf8(commands: Path) ->
 def test_variables_of_the_user_and_of_the_calling_job_are_hidden(
     commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The user's change answers; the calling job's would become those of a new job."""
+    """The user's variables would change answers; a new job would inherit the calling job's."""
     users = {"SQUEUE_PARTITION", "SCANCEL_INTERACTIVE", "SINFO_SORT", "SLURM_TIME_FORMAT"}
     callers = {"SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_MEM_PER_CPU", "SLURM_RESTART_COUNT"}
     kept = {"SLURM_CONF", "SLURM_CLUSTERS", "SBATCH_QOS"}
@@ -54,7 +54,7 @@ def test_variables_of_the_user_and_of_the_calling_job_are_hidden(
 
 
 def test_errors_have_all_messages_and_the_remedy(commands: Path) -> None:
-    """The hint at --help is omitted; without a message the exit code is shown."""
+    """The hint at --help is left out; if the program prints nothing, its exit code is shown."""
     script = "printf 'a rule\\n\\nerror: no job\\nTry --help\\n' >&2; exit 1"
     write_program(commands / "scancel", script)
     with pytest.raises(RunError, match=r"^scancel 7: a rule; error: no job$"):
@@ -70,7 +70,7 @@ def test_errors_have_all_messages_and_the_remedy(commands: Path) -> None:
 
 
 def test_expected_start_and_refusals(commands: Path) -> None:
-    """A wrong job is an input error, missing nodes and an unavailable Slurm are not."""
+    """A wrong request is an InputError; missing nodes and an unreachable Slurm are not."""
     script = commands / "job.sh"
     write_program(commands / "sbatch", "echo 'sbatch: Job 4 to start at noon' >&2")
     assert would_start(script) == "Job 4 to start at noon"
@@ -102,7 +102,7 @@ def job(shown: str, raw: str) -> QueuedJob:
 
 
 def test_output_of_squeue() -> None:
-    """A command may contain the separator; lines of another form are skipped."""
+    """A job's command may contain the separator `|`; lines of another form are skipped."""
     running, pending = parse_jobs(PRINTED)
     command = "/home/me/project/slurm/lstm.sh --set a=b|c"
     assert running == QueuedJob("7", "7", "RUNNING", "None", 93_784.0, command, 172_800.0)
@@ -118,12 +118,12 @@ def test_output_of_squeue() -> None:
     [("5", 5), ("0:05", 5), ("2:00", 120), ("1:00:00", 3600), ("3-00:00:01", 259_201), ("NO", 0)],
 )
 def test_times_of_squeue(text: str, expected: float) -> None:
-    """Days, hours and minutes are optional; any other text is 0."""
+    """Days, hours and minutes are optional; a text that is no time counts as 0 s."""
     assert seconds(text) == expected
 
 
 def test_the_job_of_a_run() -> None:
-    """Waiting tasks share an id, so the name decides; another job may continue a task's run."""
+    """Waiting tasks share a raw id, so the shown id decides; any job may continue a task's run."""
     jobs = [job("12_1", "12"), job("12_2", "12"), job("20", "20")]
     assert find_job(jobs, None, "12_2") == jobs[1]
     assert find_job(jobs, "12", "12_2") == jobs[1]
@@ -137,7 +137,7 @@ def test_the_job_of_a_run() -> None:
 def test_the_queue_is_read_every_half_minute(
     commands: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without an answer or without squeue the queue is unknown, not empty."""
+    """If squeue is missing or does not answer, the queue is unknown, not empty."""
     write_program(commands / "squeue", "echo x >>calls; echo '7|7|RUNNING|0:01|None|/a'")
     monkeypatch.chdir(commands)
     now = iter([0.0, 0.0, 29.0, 31.0, 31.0])

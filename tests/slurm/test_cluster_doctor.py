@@ -16,7 +16,7 @@ from tests.slurm.cluster import SlurmCluster
 def test_doctor_on_a_login_node_and_in_a_job(
     cluster: SlurmCluster, harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the login node all is green; in a job a GPU that TensorFlow does not see is red."""
+    """On the login node the checks are green; in a job, a GPU that TensorFlow can't see is red."""
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
     login = {each.name: each for each in check_slurm(None)}
     assert login["slurm"].level == "green"
@@ -50,7 +50,7 @@ def test_doctor_on_a_login_node_and_in_a_job(
 def test_the_checks_of_a_node_run_from_a_snapshot(
     cluster: SlurmCluster, harness: Harness, tmp_path: Path
 ) -> None:
-    """`sbatch slurm/doctor.sh` passes its arguments to `tests.gpu` of the snapshot."""
+    """`sbatch slurm/doctor.sh` runs `tests.gpu` of the snapshot with the script's arguments."""
     code = take_snapshot(PROJECT, harness.runs)
     env = {
         **harness.environment,

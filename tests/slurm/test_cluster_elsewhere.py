@@ -1,4 +1,4 @@
-"""Another Slurm: typed GPUs, other partitions, preemption by CANCEL, a plugin that refuses."""
+"""Jobs at the site ELSEWHERE: typed GPUs, preemption by CANCEL, a plugin that refuses jobs."""
 
 import contextlib
 import json
@@ -20,13 +20,13 @@ Undisturbed = tuple[Harness, Path]
 
 @pytest.fixture
 def visitor(elsewhere: SlurmCluster, tmp_path: Path) -> SlurmProject:
-    """A project there with a stand-in for the harness."""
+    """A project at this site with a stand-in for the harness."""
     return SlurmProject(elsewhere, tmp_path, real=False)
 
 
 @pytest.fixture(scope="module")
 def guest(elsewhere: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> SlurmProject:
-    """A project there that trains."""
+    """A project at this site whose jobs train."""
     return SlurmProject(elsewhere, tmp_path_factory.mktemp("guest"), real=True)
 
 
@@ -49,10 +49,10 @@ def guest(elsewhere: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> 
 def test_each_way_of_asking_reaches_slurm_alone(
     visitor: SlurmProject, site: dict[str, str], words: list[object], asked: dict[str, str | None]
 ) -> None:
-    """The user's request replaces the site's and the script's."""
+    """The user's request replaces those of the site and of the job script."""
     hold = ["--hold"] if "--" in words else ["--", "--hold"]
     submitter = Submitter.of(visitor)
-    submitter.harness.environment |= site  # of a shell that has sourced site.sh
+    submitter.harness.environment |= site  # as in a shell that has sourced site.sh
     (record,) = submitter.submit(visitor.path / "jobs/gru.toml", *words, *hold)
     known = visitor.cluster.show(record["job_id"])
     visitor.cluster.run("scancel", record["job_id"])
@@ -73,15 +73,15 @@ def test_each_way_of_asking_reaches_slurm_alone(
 def test_the_first_line_of_a_log_says_what_was_given(
     guest: SlurmProject, flag: str, said: str
 ) -> None:
-    """If the script's request interfered, it names the right option."""
+    """If the script's request has interfered with the user's, the line names the right option."""
     job = guest.sbatch("gru", flag, arguments=["--set", "model.unit=8"])
     job.wait("FAILED")
-    # The line before is about the environment, which common.sh did not create.
+    # Line 0 is about the Python environment, which common.sh did not create.
     assert re.search(said, job.log.read_text().splitlines()[1])
 
 
 def test_all_that_a_site_says_reaches_the_user(visitor: SlurmProject) -> None:
-    """All three lines of its plugin."""
+    """The error contains all three lines of the site's plugin."""
     submitter = Submitter.of(visitor)
     done = submitter.run(visitor.path / "jobs/gru.toml", "--", "--comment=refuse")
     assert done.returncode == 2
@@ -92,7 +92,7 @@ def test_all_that_a_site_says_reaches_the_user(visitor: SlurmProject) -> None:
 
 
 def test_a_job_that_never_starts_is_told(visitor: SlurmProject) -> None:
-    """Slurm accepts two hours on a partition with one minute; a short limit has a warning."""
+    """A job of 2 h can't start in a partition with a limit of 1 min; 2 min lead to a warning."""
     submitter = Submitter.of(visitor)
     done = submitter.run(visitor.path / "jobs/gru.toml", "--", "--partition=short")
     assert done.returncode == 0, done.stderr
@@ -103,7 +103,7 @@ def test_a_job_that_never_starts_is_told(visitor: SlurmProject) -> None:
 
 
 def test_seeds_beyond_the_sites_arrays(visitor: SlurmProject) -> None:
-    """Seeds above the largest index are listed; too many seeds are refused."""
+    """Seeds above the largest array index are trained, too; too many seeds are refused."""
     submitter = Submitter.of(visitor)
     words = [visitor.path / "jobs/gru.toml", "--gpus", 0, "--seeds"]
     (record,) = submitter.submit(*words, "42,1234,2024")
@@ -123,27 +123,27 @@ def test_seeds_beyond_the_sites_arrays(visitor: SlurmProject) -> None:
 
 
 def preempt(job: Submitted) -> None:
-    """Give the job's node to another job."""
+    """Submit another job that preempts this one, and wait for the preemption."""
     flags = ("--partition=gpu", "--nodelist=n10", "--gres=gpu:2", "--mem=1G")
     job.cluster.run("sbatch", *flags, "--output=/dev/null", "--wrap=sleep 2")
     wait_until(lambda: job.cluster.show(job.job_id).get("PreemptTime", "None") != "None", 30)
 
 
-# `tests/slurm/test_cluster_jobs.py` tests a warning before preemption.
+# The second case is slow: test_cluster_jobs.py also tests a warning before a preemption.
 @pytest.mark.parametrize("warned", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_job_that_is_cancelled_for_another_goes_on_with_the_same_bytes(
     guest: SlurmProject, undisturbed: Undisturbed, *, warned: bool
 ) -> None:
-    """It requeues itself at the end of its grace time, or at a warning."""
+    """The job requeues itself at the end of its grace time, or when it is warned."""
     job = guest.sbatch("lstm", "--partition=spare", "--nodelist=n10", "--gres=gpu:2")
     job.wait_for_step(20)
-    os.kill(job.record()["process"], signal.SIGSTOP)  # it would finish in its grace time
+    os.kill(job.record()["process"], signal.SIGSTOP)  # else the run would finish in the grace time
     preempt(job)
     if warned:  # as `PreemptParameters=send_user_signal` does
         job.cluster.run("scancel", "--batch", "--signal=USR2", job.job_id)
     else:
         wait_until(lambda: job.cluster.state(job.job_id) != "RUNNING", timeout_s=30)
-    with contextlib.suppress(ProcessLookupError):  # its grace time may be over
+    with contextlib.suppress(ProcessLookupError):  # ended if the grace time is over
         os.kill(job.record()["process"], signal.SIGCONT)
     wait_until((job.run / "result.json").exists, timeout_s=90)
     assert results(job.run) == results(undisturbed[1])
@@ -154,7 +154,7 @@ def test_a_job_that_is_cancelled_for_another_goes_on_with_the_same_bytes(
 
 @pytest.mark.slow
 def test_a_job_cancelled_in_its_grace_time_stays_cancelled(guest: SlurmProject) -> None:
-    """Although another job needs its node."""
+    """`scancel` ends the job for good, although another job preempts it at that time."""
     job = guest.sbatch("lstm", "--partition=spare", "--nodelist=n10", "--gres=gpu:2")
     job.wait_for_step(1)
     os.kill(job.record()["process"], signal.SIGSTOP)
@@ -170,7 +170,7 @@ def test_a_job_cancelled_in_its_grace_time_stays_cancelled(guest: SlurmProject) 
 def test_where_slurm_does_not_requeue_another_job_goes_on(
     guest: SlurmProject, undisturbed: Undisturbed
 ) -> None:
-    """With --no-requeue, a warned job submits a successor."""
+    """A warned job with --no-requeue submits a successor with the same request."""
     flags = ("--no-requeue", "--partition=spare", "--gres=none", "--exclude=gpu-a-01")
     job = guest.sbatch("lstm", *flags)
     job.wait_for_step(20)

@@ -1,4 +1,4 @@
-"""GPUs that a faulty node can't use: the job moves to another node, at most twice."""
+"""A job whose node has faulty GPUs moves to another node, at most twice."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.slurm.cluster import SlurmCluster, wait_until
 from tests.slurm.project import HARNESS, SlurmProject
 from tests.system.driver import broken_driver
 
-__all__ = ["broken_driver", "null_environment"]  # pytest takes the fixtures from here
+__all__ = ["broken_driver", "null_environment"]  # fixtures that pytest finds in this module
 
 ONE_GPU = ("--gres=gpu:1", "--cpus-per-task=1", "--mem=4G")
 
@@ -21,7 +21,7 @@ ONE_GPU = ("--gres=gpu:1", "--cpus-per-task=1", "--mem=4G")
 def test_a_job_leaves_a_node_whose_driver_is_broken(
     project: SlurmProject, broken_driver: dict[str, str]
 ) -> None:
-    """It is requeued without the node; the log names node and reason."""
+    """The job is requeued and excludes the node; the log names the node and the reason."""
     variables: dict[str, Any] = {"HARNESS_DEVICES": "", **broken_driver}
     job = project.sbatch("lstm", *ONE_GPU, "--nodelist=n1", **variables)
     told = "n1: faulty, see above; the job avoids this node from now on"
@@ -37,7 +37,7 @@ def test_a_job_leaves_a_node_whose_driver_is_broken(
 def test_a_job_that_finds_its_third_broken_node_stays_failed(
     project: SlurmProject, broken_driver: dict[str, str]
 ) -> None:
-    """The cause may not be the nodes: exit code 1, and a line with their names."""
+    """After three nodes the job may be the cause: it ends with code 1 and names the nodes."""
     variables: dict[str, Any] = {"HARNESS_DEVICES": "", **broken_driver}
     job = project.sbatch("lstm", *ONE_GPU, "--hold", **variables)
     counters = project.path / f"runs/.submissions/ends-{job.job_id}.json"
@@ -65,7 +65,7 @@ def test_a_job_whose_gpu_fails_goes_back_into_the_queue(
     said: str,
     excluded: str,
 ) -> None:
-    """Without the node after a GPU fault, also if TensorFlow aborts; with it after a hang."""
+    """A fault of the GPU excludes the node, even if TensorFlow aborts; a hang does not."""
     project = SlurmProject(cluster, tmp_path, real=True)
     python = str(null_environment / "bin/python")
     script = HARNESS.replace(sys.executable, python)

@@ -1,4 +1,4 @@
-"""The job scripts on a real Slurm: submitted, warned, requeued, preempted, cancelled."""
+"""Jobs on a real Slurm are submitted, warned, requeued, preempted and cancelled."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ Undisturbed = tuple[Harness, Path]
 
 
 def test_sbatch_trains_to_a_result(finished: Submitted, undisturbed: Undisturbed) -> None:
-    """In the folder of the job's id, with the bytes of a run outside of Slurm."""
+    """The run is named after the job's id, and has the bytes of a run outside of Slurm."""
     assert results(finished.run) == results(undisturbed[1])
     assert finished.record()["slurm_job"] == finished.job_id
     assert finished.record()["restarts"] == 0
@@ -29,7 +29,7 @@ def test_sbatch_trains_to_a_result(finished: Submitted, undisturbed: Undisturbed
 
 
 def test_a_finished_job_that_is_requeued_changes_nothing(finished: Submitted) -> None:
-    """It adds a line to its log and does not touch its run."""
+    """The job adds a line to its log and does not change any file of its run."""
     before = {path: path.stat().st_mtime_ns for path in finished.run.rglob("*")}
     log = finished.log.read_text()
     finished.cluster.run("scontrol", "requeue", finished.job_id)
@@ -42,7 +42,7 @@ def test_a_finished_job_that_is_requeued_changes_nothing(finished: Submitted) ->
 
 @pytest.mark.slow
 def test_a_cancelled_task_of_an_array_stays_cancelled(project: SlurmProject) -> None:
-    """While another task, which has the array's id, requeues itself."""
+    """Another task of the array, whose job id is the array's id, requeues itself meanwhile."""
     array = project.sbatch("lstm", "--array=1-2", arguments=JOB)
     one, two = (
         project.submitted("lstm", f"{array.job_id}_{seed}", array.log.with_name("none"))
@@ -64,7 +64,7 @@ def test_a_cancelled_task_of_an_array_stays_cancelled(project: SlurmProject) -> 
 def test_seeds_side_by_side_in_one_job_go_on_with_the_same_bytes(
     project: SlurmProject, undisturbed: Undisturbed
 ) -> None:
-    """`--seeds 1-2` after a script's name: both are job steps, and continue after a requeue."""
+    """With `--seeds 1-2` for the script, each seed is a job step and continues after a requeue."""
     job = project.sbatch(
         "lstm", "--gres=none", "--cpus-per-task=2", arguments=[*JOB, "--seeds", "1-2"]
     )
@@ -83,7 +83,7 @@ def test_seeds_side_by_side_in_one_job_go_on_with_the_same_bytes(
 def test_a_users_own_job_script_that_becomes_one_goes_on(
     project: SlurmProject, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    """With `exec` it gets the job's signals, is requeued and finds its run."""
+    """After `exec bash slurm/lstm.sh` the job receives signals, is requeued and finds its run."""
     script = tmp_path / "mine.sh"
     lines = [
         "#!/bin/bash",
@@ -91,7 +91,7 @@ def test_a_users_own_job_script_that_becomes_one_goes_on(
         f"exec bash {shlex.quote(str(project.path / 'slurm/lstm.sh'))} {shlex.join(JOB)}",
     ]
     script.write_text("\n".join(lines) + "\n")
-    session = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}  # of the caller of sbatch
+    session = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}  # of the shell that calls sbatch
     job_id = project.cluster.sbatch(script, cwd=tmp_path, env=session)
 
     def runs() -> list[Path]:
@@ -114,11 +114,11 @@ def test_a_users_own_job_script_that_becomes_one_goes_on(
 def test_jobs_warned_of_their_time_limit_go_on_later(
     project: SlurmProject, undisturbed: Undisturbed, numbers: list[signal.Signals]
 ) -> None:
-    """After USR1 or USR2 it saves, requeues itself and ends with the same bytes.
+    """After USR1 or USR2 a job saves, requeues itself and ends with the same bytes.
 
-    Slurm checks time limits every 30 s. The harness is stopped until the warning arrives, which
-    costs less than training meanwhile. The limit is set after the stop, because a busy machine may
-    need a minute until then.
+    Slurm checks time limits only every 30 s. After the first step, which may take a minute on a
+    busy machine, the test stops the harness and sets the limit. Training until the warning comes
+    would cost more CPU time.
     """
     jobs = {
         number: project.sbatch("lstm", "--time=60", f"--signal=B:{number.name[3:]}@30")
@@ -130,7 +130,7 @@ def test_jobs_warned_of_their_time_limit_go_on_later(
         processes[number] = job.record()["process"]
         os.kill(processes[number], signal.SIGSTOP)
         hours, minutes, seconds = map(int, job.cluster.show(job.job_id)["RunTime"].split(":"))
-        limit = (3600 * hours + 60 * minutes + seconds + 35) // 60 + 1  # in 35 s at the earliest
+        limit = (3600 * hours + 60 * minutes + seconds + 35) // 60 + 1  # min, at least 35 s ahead
         job.cluster.run("scontrol", "update", f"JobId={job.job_id}", f"TimeLimit={limit}")
     for number, job in jobs.items():
         wait_until(lambda n=number: has_pending(processes[n], n), timeout_s=90)  # type: ignore[misc]
@@ -140,8 +140,8 @@ def test_jobs_warned_of_their_time_limit_go_on_later(
         wait_until(lambda j=job: j.requeues() >= 1, timeout_s=60)  # type: ignore[misc]
         job.wait()
         assert results(job.run) == results(undisturbed[1])
-        # More than once on a busy machine, if the rest takes over a minute. The run does not count
-        # a warning before TensorFlow is imported: then only the script requeues.
+        # On a busy machine the rest may take over a minute and need several requeues. The run does
+        # not count a warning before the import of TensorFlow: it reaches the script only.
         times, record = job.requeues(), job.record()
         assert 1 <= record["restarts"] <= times <= 3
         counted = Counters.read(project.path / f"runs/.submissions/ends-{job.job_id}.json")
@@ -151,7 +151,7 @@ def test_jobs_warned_of_their_time_limit_go_on_later(
 
 
 def has_pending(process: int, number: signal.Signals) -> bool:
-    """Whether a signal waits for a stopped process."""
+    """Whether this signal is pending for a stopped process."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("ShdPnd:"):
             return bool(int(line.split()[1], 16) >> (number - 1) & 1)
@@ -161,7 +161,7 @@ def has_pending(process: int, number: signal.Signals) -> bool:
 def test_a_preempted_job_ends_with_the_same_bytes(
     project: SlurmProject, undisturbed: Undisturbed
 ) -> None:
-    """A job of the partition `high` takes its node; later it continues."""
+    """A job in the partition `high` takes the node; later the preempted job continues."""
     job = project.sbatch("lstm", "--partition=low", "--nodelist=n1", "--gres=gpu:2")
     job.wait_for_step(20)
     urgent = job.cluster.run(
@@ -174,7 +174,7 @@ def test_a_preempted_job_ends_with_the_same_bytes(
     assert job.cluster.state(urgent) == "COMPLETED"
     assert results(job.run) == results(undisturbed[1])
     assert job.record()["restarts"] == 1
-    # Slurm 24.11 requeues a job that requeued itself in its grace time again after its end.
+    # A job that requeues itself in its grace time is requeued again at its end by Slurm 24.11.
     assert job.requeues() in (1, 2)
     assert "interrupted by SIGUSR2" in job.log.read_text()
 
@@ -182,7 +182,7 @@ def test_a_preempted_job_ends_with_the_same_bytes(
 def test_a_cancelled_job_stays_cancelled_and_goes_on_as_another(
     project: SlurmProject, undisturbed: Undisturbed
 ) -> None:
-    """`scancel` saves and does not requeue; `submit --resume` ends with the same bytes."""
+    """At `scancel` the job saves its run; `submit --resume` later ends with the same bytes."""
     job = project.sbatch("lstm", "--gres=none", "--partition=high")
     job.wait_for_step(20)
     job.cluster.run("scancel", job.job_id)
@@ -211,12 +211,12 @@ def test_a_cancelled_job_stays_cancelled_and_goes_on_as_another(
 
 
 def test_a_failed_job_is_not_requeued_and_says_why(project: SlurmProject) -> None:
-    """A refused setting ends it with exit code 2; the last line of the log names it."""
+    """After a refused setting the job ends with code 2; the log's last line names the setting."""
     job = project.sbatch("gru", arguments=["--set", "model.unit=8"])
     job.wait("FAILED", timeout_s=30)
     assert job.cluster.show(job.job_id)["ExitCode"] == "2:0"
     assert "model.unit" in job.log.read_text().splitlines()[-1]
-    time.sleep(1)  # time to be requeued in
+    time.sleep(1)  # a wrong requeue would come within this time
     assert (job.cluster.state(job.job_id), job.requeues()) == ("FAILED", 0)
     assert not job.run.exists()
 
@@ -225,7 +225,7 @@ def test_a_failed_job_is_not_requeued_and_says_why(project: SlurmProject) -> Non
 def test_a_job_needs_nothing_of_the_callers_environment(
     stand_in: SlurmProject, export: str
 ) -> None:
-    """With `--export=NONE` or NIL a script finds its project, its settings and scontrol."""
+    """With `--export=NONE` or NIL, a script still finds its project, its settings and scontrol."""
     with (stand_in.path / "slurm/site.sh").open("a") as site:
         site.write("[[ -n ${SLURM_RESTART_COUNT:-} ]] || export WAIT=1\n")
     job = stand_in.sbatch("bilstm", f"--export={export}", arguments=["--set", "a.b=two words"])
@@ -240,7 +240,7 @@ def test_a_job_needs_nothing_of_the_callers_environment(
 
 
 def test_a_job_is_submitted_from_anywhere(stand_in: SlurmProject, tmp_path: Path) -> None:
-    """A script finds its project, whose path has a space and a quote."""
+    """A job script finds its project, whose path contains spaces and a quote."""
     elsewhere = tmp_path / "else where"
     elsewhere.mkdir()
     job = stand_in.sbatch("gru", cwd=elsewhere, arguments=["--data", "/some/folder"])
@@ -253,19 +253,19 @@ def test_a_job_is_submitted_from_anywhere(stand_in: SlurmProject, tmp_path: Path
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_every_script_runs_as_a_job(stand_in: SlurmProject, script: str) -> None:
-    """It calls its command and leaves a log in the folder of logs."""
+    """Each script calls its command and writes a log in the folder `logs`."""
     arguments = ["jobs/tune_lstm.toml"] if script == "tune" else []
     stand_in.stand_in.add_python()
     job = stand_in.sbatch(script, arguments=arguments)
     job.wait(timeout_s=30)
     command = script if script in SCRIPTS[len(JOBS) :] else "train"
-    command = "-P" if script == "doctor" else command  # python -P -m tests.gpu
+    command = "-P" if script == "doctor" else command  # the command is python -P -m tests.gpu
     assert stand_in.stand_in.call()["argv"][0] == command
     assert job.log.is_file()
 
 
 def test_a_job_sees_the_gpus_of_its_request(stand_in: SlurmProject) -> None:
-    """`--gres=gpu:2` of sbatch's command line replaces the script's."""
+    """`--gres=gpu:2` on the command line of sbatch replaces the script's own option."""
     with (stand_in.path / "slurm/site.sh").open("a") as site:
         site.write('echo "sees GPUs: $CUDA_VISIBLE_DEVICES"\n')
     job = stand_in.sbatch("rnn", "--gres=gpu:2", arguments=[])
@@ -275,7 +275,7 @@ def test_a_job_sees_the_gpus_of_its_request(stand_in: SlurmProject) -> None:
 
 @pytest.mark.cluster
 def test_nothing_is_left_of_a_cluster() -> None:
-    """It ends every process, also of a job that ignores TERM, and removes its folder."""
+    """The cluster ends every process, even a job that ignores TERM, and removes its folder."""
     with SlurmCluster() as cluster:
         line = "trap '' TERM; touch there; while :; do sleep 1; done"
         job = cluster.run("sbatch", "--parsable", "--output=/dev/null", f"--wrap={line}").strip()

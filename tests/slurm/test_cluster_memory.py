@@ -1,4 +1,4 @@
-"""A job that Slurm kills because of its memory; its script is killed, too."""
+"""Slurm kills a job that exceeds its memory, and the job script with it."""
 
 import re
 
@@ -11,7 +11,7 @@ from tests.slurm.test_cluster_submit import Submitter
 
 @pytest.mark.full
 def test_status_tells_why_a_job_was_killed(project: SlurmProject) -> None:
-    """The record of the submission names the job and its log."""
+    """`status` finds the job and its log through the record of the submission."""
     submitter = Submitter.of(project)
     (record,) = submitter.submit(project.path / "jobs/gru.toml", "--gpus", 0, "--mem", "300M")
     project.cluster.wait(record["job_id"], ["FAILED", "OUT_OF_MEMORY"])
@@ -21,5 +21,5 @@ def test_status_tells_why_a_job_was_killed(project: SlurmProject) -> None:
         done = submitter.harness.run_here("status", "--all")
         return re.search(said, " ".join(done.stdout.split())) is not None
 
-    # A heartbeat younger than the queue's answer may belong to a later start.
+    # Not at once: a heartbeat younger than squeue's answer may belong to a later start.
     wait_until(is_said, timeout_s=60)

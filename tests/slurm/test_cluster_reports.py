@@ -1,4 +1,4 @@
-"""The scripts that look at runs, as jobs on a real Slurm."""
+"""The scripts compare.sh and tensorboard.sh as jobs on a real Slurm."""
 
 import http.client
 import re
@@ -12,7 +12,7 @@ from tests.slurm.project import SlurmProject, Submitted
 def test_compare_reports_on_the_runs_of_its_pattern(
     project: SlurmProject, finished: Submitted
 ) -> None:
-    """It prints the table, names a pattern without runs, and writes the report."""
+    """The job prints the table, names a pattern that matches no run, and writes the report."""
     missing = f"{project.path}/runs/gru/slurm-*"
     job = project.sbatch("compare", arguments=[str(finished.run), missing])
     job.wait()
@@ -26,7 +26,7 @@ def test_compare_reports_on_the_runs_of_its_pattern(
 def test_tensorboard_is_its_owners_alone(
     project: SlurmProject, finished: Submitted, tmp_path: Path
 ) -> None:
-    """The log names a private file with the address, and not the address; scancel ends it."""
+    """The log names a private file; only this file has the address, and scancel removes it."""
     cache, temporary = tmp_path / "cache", Path(tempfile.mkdtemp(prefix="t"))
     job = project.sbatch(
         "tensorboard",

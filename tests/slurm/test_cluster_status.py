@@ -15,14 +15,14 @@ LONG = [*JOB, "--set", "train.epochs=1000"]
 
 
 class Watcher(Harness):
-    """The harness on the login node, with the cluster and the project's runs."""
+    """The harness on the login node of the project's cluster."""
 
     def __init__(self, project: SlurmProject) -> None:
         super().__init__(project.path)
         self.environment |= project.cluster.environment | {"PATH": SEARCH_PATH}
 
     def seen(self, *words: object) -> dict[str, dict[str, Any]]:
-        """The output of `status --json`, by run."""
+        """Return the rows of `status --json`, by run."""
         done = self.run("status", "--json", *words)
         assert (done.returncode, done.stderr) == (0, "")
         return {each["run"]: each for each in json.loads(done.stdout)}
@@ -34,19 +34,19 @@ class Watcher(Harness):
 
 @pytest.fixture(scope="module")
 def watched(project: SlurmProject) -> Watcher:
-    """The command line beside the project's jobs."""
+    """The harness on the login node, beside the project's jobs."""
     return Watcher(project)
 
 
 def held(project: SlurmProject, *flags: str) -> Submitted:
-    """A job that waits until its release."""
+    """Submit a job that waits until it is released."""
     return project.sbatch("lstm", "--hold", *flags, arguments=[])
 
 
 def test_waiting_jobs_are_shown_with_slurms_reason_and_leave_by_cancel(
     watched: Watcher, project: SlurmProject
 ) -> None:
-    """Jobs of plain sbatch are known by their script; `cancel` of a task leaves the others."""
+    """Jobs of plain sbatch are recognized by their script; `cancel` of a task keeps other tasks."""
     single, array = held(project), held(project, "--array=4-5")
     rows = watched.seen()
     for job_id, seed in ((single.job_id, None), (f"{array.job_id}_4", 4), (f"{array.job_id}_5", 5)):
@@ -67,7 +67,7 @@ def test_waiting_jobs_are_shown_with_slurms_reason_and_leave_by_cancel(
 def test_a_running_job_is_seen_and_cancelled_once_it_has_saved(
     watched: Watcher, project: SlurmProject
 ) -> None:
-    """`cancel` returns after the job has saved; the job stays cancelled."""
+    """`cancel` returns after the job has saved its run; the job stays cancelled."""
     job = project.sbatch("lstm", "--array=1-1", arguments=LONG)
     task = project.submitted("lstm", f"{job.job_id}_1", job.log)
     task.wait_for_step(20)
@@ -84,7 +84,7 @@ def test_a_running_job_is_seen_and_cancelled_once_it_has_saved(
 
 
 def test_a_killed_job_is_lost(watched: Watcher, project: SlurmProject) -> None:
-    """KILL leaves a heartbeat of a training run, but the queue knows the end."""
+    """The heartbeat of a killed run still says that it trains, but squeue shows the job's end."""
     job = project.sbatch("lstm", arguments=LONG)
     job.wait_for_step(20)
     os.kill(job.record()["process"], signal.SIGKILL)
@@ -94,7 +94,7 @@ def test_a_killed_job_is_lost(watched: Watcher, project: SlurmProject) -> None:
 
 @pytest.mark.slow
 def test_following_goes_on_over_a_requeue(watched: Watcher, project: SlurmProject) -> None:
-    """`logs -f` shows both starts and the result, and ends with 0."""
+    """`logs -f` shows both starts and the result, and ends with exit code 0."""
     job = project.sbatch("lstm")
     job.wait_for_step(20)
     following = watched.start("logs", "-f", job.job_id)
@@ -116,7 +116,7 @@ def test_following_goes_on_over_a_requeue(watched: Watcher, project: SlurmProjec
 
 
 def test_a_log_is_waited_for(project: SlurmProject, watched: Watcher) -> None:
-    """`logs -f` of a waiting job says so, and later follows its log to the end."""
+    """`logs -f` says that the job is waiting, and later follows the job's log to its end."""
     job = project.sbatch("lstm", "--hold", arguments=SHRUNK)
     following = watched.start("logs", "-f", job.job_id)
     assert following.stderr is not None

@@ -18,21 +18,21 @@ RULES = {"HARNESS_SBATCH_NEVER": "gres mem", "HARNESS_SBATCH_ALWAYS": "--ntasks=
 
 @pytest.fixture(scope="module")
 def strict() -> Iterator[SlurmCluster]:
-    """A running Slurm with the site's rules."""
+    """A running Slurm with the site STRICT."""
     with SlurmCluster(STRICT) as cluster:
         yield cluster
 
 
 @pytest.fixture
 def submitter(strict: SlurmCluster, tmp_path: Path) -> Submitter:
-    """For a project with a stand-in for the harness."""
+    """A submitter for a project with a stand-in for the harness."""
     return Submitter.of(SlurmProject(strict, tmp_path, real=False))
 
 
 def test_two_settings_of_the_site_make_a_job_acceptable(
     strict: SlurmCluster, submitter: Submitter
 ) -> None:
-    """Without them the site's refusal is shown, with them the job runs."""
+    """Without the settings the site's refusal is shown; with the settings the job runs."""
     job = submitter.harness.environment["HARNESS_HOME"] + "/jobs/gru.toml"
     for words in ([], ["--gpus", "0"]):
         done = submitter.run(job, *words)
@@ -48,7 +48,7 @@ def test_two_settings_of_the_site_make_a_job_acceptable(
 def test_doctor_prints_the_line_that_submits_a_script(
     strict: SlurmCluster, submitter: Submitter
 ) -> None:
-    """Slurm accepts the line."""
+    """Slurm accepts this line and runs the script."""
     submitter.harness.environment |= RULES
     said = submitter.harness.run("doctor").stdout
     (line,) = re.findall(r"`(sed .* sbatch .*?)`", " ".join(said.split()))

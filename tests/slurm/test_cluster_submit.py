@@ -19,7 +19,7 @@ from tests.training.kills import newest_step
 
 ALL_JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 
-# The harness of the job's own code.
+# This program runs the harness in the job's own code, the snapshot.
 HARNESS = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m harness "$@"\n'
 
 
@@ -39,7 +39,7 @@ class Submitter:
 
     @classmethod
     def of(cls, project: SlurmProject) -> "Submitter":
-        """For a project on a cluster."""
+        """Return a submitter for a project on a cluster."""
         stand_in = project.stand_in
         return cls(project.cluster, stand_in.outside, project.path, stand_in.venv)
 
@@ -52,7 +52,7 @@ class Submitter:
         return self.harness.run_here("submit", *words)
 
     def submit(self, *words: object) -> list[dict[str, Any]]:
-        """Submit, and return the records of the jobs in order."""
+        """Submit jobs, and return their records in order."""
         done = self.run(*words)
         assert done.returncode == 0, done.stderr
         ids = [line.split()[1].rstrip(":") for line in done.stdout.splitlines() if "job " in line]
@@ -60,7 +60,7 @@ class Submitter:
         return [json.loads((folder / f"{job_id}.json").read_text()) for job_id in ids]
 
     def left(self) -> list[str]:
-        """Names in the folder of submissions without snapshots of the code."""
+        """Return the names in the folder of submissions, except those of code snapshots."""
         folder = self.harness.runs / ".submissions"
         names = [path.name for path in folder.iterdir()] if folder.exists() else []
         return [name for name in names if not name.startswith("code-")]
@@ -68,7 +68,7 @@ class Submitter:
 
 @pytest.fixture
 def submitter(stand_in: SlurmProject) -> Submitter:
-    """For a project with a stand-in for the harness."""
+    """A submitter for a project with a stand-in for the harness."""
     return Submitter.of(stand_in)
 
 
@@ -80,7 +80,7 @@ def wait_for_reason(cluster: SlurmCluster, job_id: str, reason: str) -> None:
 def test_a_submitted_job_is_not_changed_by_later_edits(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:
-    """While it waits, job file and code are edited; it trains with the snapshot."""
+    """Job file and code are edited while the job waits, but the job trains with its snapshot."""
     project = tmp_path / "it's a project"
     copy_project(project)
     git_init(project)
@@ -122,7 +122,7 @@ def test_a_submitted_job_is_not_changed_by_later_edits(
 def test_all_jobs_and_their_comparison(
     submitter: Submitter, stand_in: SlurmProject, cluster: SlurmCluster
 ) -> None:
-    """The comparison waits for five arrays, starts although one failed, and has their runs."""
+    """The comparison waits for five arrays, starts although one has failed, and gets all runs."""
     with (stand_in.path / "slurm/site.sh").open("a") as site:
         site.write("[[ $SLURM_JOB_NAME != gru ]] || export EXIT=1\n")
         site.write("id=$SLURM_JOB_NAME/slurm-${SLURM_ARRAY_JOB_ID:-}_${SLURM_ARRAY_TASK_ID:-}\n")
@@ -169,7 +169,7 @@ def test_a_later_refusal_takes_back_what_was_submitted(
 def test_packed_seeds_are_shown_and_cancelled_by_themselves(
     project: SlurmProject, undisturbed: tuple[Harness, Path]
 ) -> None:
-    """One is cancelled while the job waits, one while it trains; the third has the usual bytes."""
+    """Seed 3 is cancelled while the job waits, seed 2 while it trains; seed 1 ends as usual."""
     submitter = Submitter.of(project)
     harness = submitter.harness
     words = [*JOB, "--seeds", "1-3", "--pack", "--gpus", 0, "--", "--hold", "--cpus-per-task=3"]
@@ -198,7 +198,7 @@ def test_packed_seeds_are_shown_and_cancelled_by_themselves(
 def test_a_packed_job_is_cancelled_by_its_id(
     submitter: Submitter, stand_in: SlurmProject, cluster: SlurmCluster
 ) -> None:
-    """The whole job leaves the queue."""
+    """All seeds leave the queue, because the whole job is cancelled."""
     words = ["--seeds", "1-2", "--pack", "--", "--hold"]
     (record,) = submitter.submit(stand_in.path / "jobs/gru.toml", *words)
     done = submitter.harness.run_here("cancel", record["job_id"])
@@ -209,7 +209,7 @@ def test_a_packed_job_is_cancelled_by_its_id(
 def test_a_job_out_of_memory_comes_back_with_more(
     submitter: Submitter, stand_in: SlurmProject, cluster: SlurmCluster
 ) -> None:
-    """With `--retry-memory` it is requeued and requests 1.5 times as much."""
+    """With `--retry-memory` the job is requeued, and requests 1.5 times as much memory."""
     with (stand_in.path / "slurm/site.sh").open("a") as site:
         site.write("[[ -n ${SLURM_RESTART_COUNT:-} ]] || export EXIT=137\n")
     words = ["--gpus", 0, "--mem", "1000M", "--retry-memory"]

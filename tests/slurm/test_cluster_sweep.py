@@ -16,21 +16,21 @@ from tests.slurm.test_cluster_jobs import has_pending
 from tests.tuning.test_sweep import SEARCH, Sweeps, by_settings, calm
 from tests.tuning.test_sweep_trouble import BRIEF
 
-__all__ = ["calm"]  # pytest takes the fixture from here
+__all__ = ["calm"]  # a fixture that pytest finds in this module
 
 TWO_GPUS = ("--gres=gpu:2", "--cpus-per-task=2", "--mem=8G")
 
 
 @pytest.fixture(scope="module")
 def search(project: SlurmProject) -> Path:
-    """A job file of the project with the search of tests/tuning/test_sweep.py."""
+    """A job file in the project; it describes the search of tests/tuning/test_sweep.py."""
     path = project.path / "jobs/small.toml"
     path.write_text(SEARCH)
     return path
 
 
 def tune(project: SlurmProject, *flags: str, arguments: list[str]) -> Submitted:
-    """Submit `slurm/tune.sh`; `run` is the sweep's folder."""
+    """Submit `slurm/tune.sh`; in the returned job, `run` is the sweep's folder."""
     job = project.sbatch("tune", *flags, arguments=arguments)
     return Submitted(
         job.cluster, job.job_id, job.log, project.path / f"runs/small/slurm-{job.job_id}"
@@ -38,7 +38,7 @@ def tune(project: SlurmProject, *flags: str, arguments: list[str]) -> Submitted:
 
 
 def rows(job: Submitted) -> list[dict[str, str]]:
-    """The leaderboard of a job's sweep."""
+    """Return the rows of the sweep's leaderboard."""
     with (job.run / "leaderboard.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -51,14 +51,14 @@ def ended_once(job: Submitted) -> bool:
 def test_each_worker_of_a_search_has_a_gpu_and_refuses_the_cpu(
     project: SlurmProject, search: Path
 ) -> None:
-    """Two workers in steps with one simulated GPU each, which has no driver."""
+    """Two workers have a simulated GPU each, but no driver, so the search ends with code 2."""
     job = project.sbatch("tune", *TWO_GPUS, arguments=["jobs/small.toml"], HARNESS_DEVICES="")
     job.wait("FAILED", timeout_s=180)
     assert job.cluster.show(job.job_id)["ExitCode"] == "2:0"
     folder = project.path / f"runs/small/slurm-{job.job_id}/workers"
     logs = [(folder / f"job{job.job_id}-w{i}.log").read_text() for i in range(2)]
     for gpu, log in enumerate(logs):
-        if log:  # the first refusal ends both
+        if log:  # the first refusal ends both workers
             assert f"CUDA_VISIBLE_DEVICES={gpu}, but TensorFlow sees no GPU" in log
     assert any(logs)
     assert "there is no NVIDIA driver here" in job.log.read_text()
@@ -67,7 +67,7 @@ def test_each_worker_of_a_search_has_a_gpu_and_refuses_the_cpu(
 def test_a_search_uses_every_cpu_of_its_job(
     project: SlurmProject, search: Path, calm: Sweeps
 ) -> None:
-    """Two workers in steps with one CPU each get the scores of an undisturbed search."""
+    """Two workers, each a job step with one CPU, reach the scores of an undisturbed search."""
     flags = ("--gres=none", "--cpus-per-task=2", "--mem=8G")
     job = tune(project, *flags, arguments=["jobs/small.toml"])
     words = ("squeue", "--steps", f"--jobs={job.job_id}", "--noheader", "--format=%j")
@@ -79,9 +79,9 @@ def test_a_search_uses_every_cpu_of_its_job(
 
 
 def stop_workers(job: Submitted) -> list[int]:
-    """Stop the workers of a job after the first checkpoint; return their processes.
+    """Send SIGSTOP to a job's workers after the first checkpoint; return their process ids.
 
-    A trial takes a second, so all four would end before Slurm acts.
+    Otherwise all four trials, which take a second each, would end before Slurm acts.
     """
     saved = "trials/*/*/seed1/checkpoints/step-*.npz"
     wait_until(lambda: any(job.run.glob(saved)), timeout_s=120, poll_s=0.05)
@@ -92,10 +92,10 @@ def stop_workers(job: Submitted) -> list[int]:
 
 
 def workers_of(job: Submitted) -> list[int]:
-    """The processes of a job's workers."""
+    """Return the process ids of a job's workers."""
     found = []
     for process in job.cluster.processes():
-        with contextlib.suppress(OSError):  # it ended meanwhile
+        with contextlib.suppress(OSError):  # the process has ended
             program, *words = Path(f"/proc/{process}/cmdline").read_text().split("\0")
             proposes = any(word.startswith("--ahead=") for word in words)
             is_ours = {"harness.tuning.worker", str(job.run)} <= {*words} and not proposes
@@ -105,7 +105,7 @@ def workers_of(job: Submitted) -> list[int]:
 
 
 def has_warning(worker: int) -> bool:
-    """Whether srun has forwarded its signal to a stopped worker."""
+    """Whether srun has forwarded USR2 to a stopped worker."""
     return has_pending(worker, signal.SIGUSR2)
 
 
@@ -113,7 +113,7 @@ def has_warning(worker: int) -> bool:
 def test_a_search_that_is_warned_goes_on_and_others_join(
     project: SlurmProject, search: Path, calm: Sweeps
 ) -> None:
-    """The job is requeued, an array joins meanwhile, and no trial is lost."""
+    """An array joins the search while the warned job is requeued, and no trial is lost."""
     flags = ("--gres=none", "--cpus-per-task=1", "--mem=4G")
     job = tune(project, *flags, arguments=["jobs/small.toml", "--workers", "1"])
     (worker,) = stop_workers(job)
@@ -133,17 +133,17 @@ def test_a_search_that_is_warned_goes_on_and_others_join(
     assert "interrupted by SIGUSR2, trials saved" in job.log.read_text()
     assert len(list((job.run / "workers").glob("job*-w0.log"))) == 3
     log = (job.run / f"workers/job{job.job_id}-w0.log").read_text()
-    assert " ERROR SIGUSR2\n" in log  # it was not killed
+    assert " ERROR SIGUSR2\n" in log  # the worker was not killed
 
 
 @pytest.mark.slow
 def test_a_search_on_two_nodes_that_is_cancelled_can_go_on(
     project: SlurmProject, search: Path, calm: Sweeps
 ) -> None:
-    """scancel saves the trials on both nodes, and resume continues on this machine."""
+    """At scancel both nodes save their trials; `resume` continues the search on this machine."""
     flags = ("--nodes=2", "--gres=none", "--nodelist=n[3-4]", "--cpus-per-task=1", "--mem=4G")
     job = tune(project, *flags, arguments=["jobs/small.toml"])
-    assert stop_workers(job)  # which Slurm wakes to end them
+    assert stop_workers(job)  # Slurm continues stopped processes in order to end them
     job.cluster.run("scancel", job.job_id)
     job.wait("CANCELLED")
     wait_until(lambda: job.record()["phase"] == "interrupted", timeout_s=30)
@@ -157,7 +157,7 @@ def test_a_search_on_two_nodes_that_is_cancelled_can_go_on(
 def test_an_array_is_one_search_whose_tasks_come_and_go(
     project: SlurmProject, tmp_path: Path
 ) -> None:
-    """Of eight tasks two are cancelled, others lose their node, and three begin late."""
+    """Of eight tasks, two are cancelled, some lose their node, and three begin late."""
     (project.path / "jobs/small.toml").write_text(BRIEF)
     calm = Sweeps(Harness(tmp_path), BRIEF)
     done = calm.harness.run("tune", calm.job, "--sweep-id", "calm", "--workers", 1, timeout_s=900)

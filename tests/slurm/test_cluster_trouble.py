@@ -1,4 +1,4 @@
-"""Lost nodes, daemons and workers in the middle of a job, after which the run continues."""
+"""A job loses its node, the controller or a worker, and its run continues."""
 
 import contextlib
 import json
@@ -18,10 +18,10 @@ from tests.training.kills import newest_step
 
 Undisturbed = tuple[Harness, Path]
 
-# Epochs and steps are slower on several devices.
+# Fewer epochs than in JOB, because several devices are slower.
 TWO_REPLICAS = [*SHRUNK, "--set", "train.batch_size=8", "--set", "train.epochs=4"]
-# Variables of the shell that calls sbatch: srun would refuse steps with two options for memory, or
-# with GPUs that the job does not have.
+# Variables of a shell that runs in another job and calls sbatch. If the new job kept them, srun
+# would refuse its steps, with two options for memory and GPUs that the job does not have.
 SESSION: dict[str, Any] = {
     "SLURM_STEP_ID": "0",
     "SLURM_STEP_NUM_TASKS": "4",
@@ -34,7 +34,7 @@ TWO_NODES = ("--nodes=2", "--gres=none", "--nodelist=n[3-4]", "--cpus-per-task=1
 
 @pytest.fixture(scope="module")
 def on_two_devices(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The LSTM's run outside of Slurm, on two devices of one process."""
+    """A run of the LSTM outside of Slurm, on two devices of one process."""
     harness = Harness(tmp_path_factory.mktemp("two"))
     done = harness.train("lstm", "calm", "--devices", "cpu:2", *TWO_REPLICAS)
     assert done.returncode == 0, done.stderr
@@ -43,8 +43,8 @@ def on_two_devices(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def set_down(cluster: SlurmCluster, node: str) -> Iterator[None]:
-    """Set a node down, as its administrator does."""
-    for state in ("DRAIN", "DOWN"):  # a node that is only down would return by itself
+    """Set a node down during the block, as an administrator does."""
+    for state in ("DRAIN", "DOWN"):  # a node in state DOWN alone would return by itself
         cluster.run("scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=test")
     try:
         yield
@@ -53,12 +53,12 @@ def set_down(cluster: SlurmCluster, node: str) -> Iterator[None]:
         wait_until(lambda: cluster.node_state(node) == "idle", timeout_s=30)
 
 
-# The next test kills a node.
+# Slow, because the next test is similar: it kills a node.
 @pytest.mark.slow
 def test_a_node_set_down_gives_its_job_to_another(
     project: SlurmProject, undisturbed: Undisturbed
 ) -> None:
-    """A process that is still alive on the first node respects the lease of the run."""
+    """If the process on the first node is still alive, it respects the lease of the run."""
     job = project.sbatch("lstm")
     job.wait_for_step(20)
     node = job.cluster.show(job.job_id)["NodeList"]
@@ -73,7 +73,7 @@ def test_a_node_set_down_gives_its_job_to_another(
 def test_a_node_that_dies_gives_its_job_to_another(
     project: SlurmProject, undisturbed: Undisturbed
 ) -> None:
-    """The job's processes die with it."""
+    """The job's processes die with the node, and Slurm requeues the job."""
     job = project.sbatch("lstm")
     job.wait_for_step(20)
     node = job.cluster.show(job.job_id)["NodeList"]
@@ -91,11 +91,11 @@ def test_a_node_that_dies_gives_its_job_to_another(
 def test_the_controller_may_die_and_come_back(
     project: SlurmProject, undisturbed: Undisturbed
 ) -> None:
-    """A warned job repeats its requeue until the controller answers."""
+    """A warned job repeats its request for a requeue until the controller answers."""
     job = project.sbatch("lstm")
     job.wait_for_step(13)
     process = job.record()["process"]
-    os.kill(process, signal.SIGSTOP)  # it might finish before the controller dies
+    os.kill(process, signal.SIGSTOP)  # the run might finish before the controller dies
     job.cluster.kill_controller(job.job_id)
     try:
         os.kill(parent(process), signal.SIGUSR2)  # as slurmd would
@@ -116,28 +116,28 @@ def said_since(job: Submitted, words: str) -> bool:
 
 
 def parent(process: int) -> int:
-    """The parent of a process, here the batch script."""
+    """Return the id of the parent process, which is the batch script here."""
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def train_on_two_nodes(project: SlurmProject) -> Submitted:
-    """A job with two replicas, submitted by a shell in another job."""
+    """Submit a job with two replicas, as a shell in another job would."""
     words = ["--devices", "cpu", *TWO_REPLICAS]
     return project.sbatch("lstm", *TWO_NODES, arguments=words, **SESSION)
 
 
 def assert_two_replicas(job: Submitted, on_two_devices: Path) -> None:
-    """Compare with two devices of one process, except for the devices' names."""
+    """Assert the same results as on two devices of one process, except for the devices' names."""
     ended, calm = results(job.run), results(on_two_devices)
     assert ended["result.json"].pop("devices") == ["n3/cpu:0", "n4/cpu:0"]
     del calm["result.json"]["devices"]
     assert ended == calm
 
 
-# The next test is the same with the loss of a worker.
+# Slow, because the next test is the same with the loss of a worker.
 @pytest.mark.slow
 def test_two_nodes_are_two_replicas(project: SlurmProject, on_two_devices: Path) -> None:
-    """The record says that the network is trusted; the log has no line of srun."""
+    """The run's record says that the network is trusted; srun writes no line to the log."""
     job = train_on_two_nodes(project)
     job.wait(timeout_s=120)
     assert_two_replicas(job, on_two_devices)
@@ -147,7 +147,7 @@ def test_two_nodes_are_two_replicas(project: SlurmProject, on_two_devices: Path)
 
 
 def workers(job: Submitted) -> dict[str, int]:
-    """The training processes of a job on several nodes, by node."""
+    """Return the ids of a job's training processes, by node."""
     found = {}
     for process in job.cluster.processes():
         with contextlib.suppress(OSError):
@@ -159,12 +159,12 @@ def workers(job: Submitted) -> dict[str, int]:
     return found
 
 
-# `tests/gpu/test_acceptance.py` kills the first of two processes.
+# n3 is slow, because tests/gpu/test_acceptance.py also kills the first of two processes.
 @pytest.mark.parametrize("node", [pytest.param("n3", marks=pytest.mark.slow), "n4"])
 def test_a_lost_worker_ends_the_step_and_the_job_goes_on(
     project: SlurmProject, on_two_devices: Path, node: str
 ) -> None:
-    """The other process ends, and the requeued job ends with the same bytes."""
+    """The other worker ends, too, and the requeued job ends with the same bytes."""
     job = train_on_two_nodes(project)
     job.wait_for_step(20)
     os.kill(workers(job)[node], signal.SIGKILL)
@@ -179,7 +179,7 @@ def test_a_lost_worker_ends_the_step_and_the_job_goes_on(
 def test_a_stopped_worker_ends_the_step_and_the_job_goes_on(
     project: SlurmProject, on_two_devices: Path
 ) -> None:
-    """srun kills it a minute after the end of the other worker."""
+    """srun kills the stopped worker a minute after the other one has ended."""
     job = train_on_two_nodes(project)
     job.wait_for_step(20)
     os.kill(workers(job)["n4"], signal.SIGSTOP)
@@ -193,7 +193,7 @@ def test_a_stopped_worker_ends_the_step_and_the_job_goes_on(
 def test_two_nodes_that_are_warned_save_and_go_on(
     project: SlurmProject, on_two_devices: Path
 ) -> None:
-    """srun forwards USR2 to the workers; they stop at the same step."""
+    """srun forwards USR2 to both workers, which stop at the same step."""
     job = train_on_two_nodes(project)
     job.wait_for_step(20)
     job.cluster.run("scancel", "--batch", "--signal=USR2", job.job_id)
@@ -206,7 +206,7 @@ def test_two_nodes_that_are_warned_save_and_go_on(
 
 @pytest.mark.slow
 def test_two_nodes_save_when_their_script_gets_a_term(project: SlurmProject) -> None:
-    """The script sends USR2 instead, because srun kills its step at a TERM."""
+    """The script forwards the TERM as USR2, because srun kills its step at a TERM."""
     words = ["--set", "train.checkpoint_every_s=600", "--set", "train.epochs=500"]
     job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu", *TWO_REPLICAS, *words])
     wait_until(lambda: job.run.exists() and job.record().get("step", 0) > 20, timeout_s=60)
@@ -216,9 +216,9 @@ def test_two_nodes_save_when_their_script_gets_a_term(project: SlurmProject) -> 
 
 
 def test_a_failing_chief_ends_the_step_for_good(project: SlurmProject) -> None:
-    """A refusal of one worker ends all without a requeue; the log has the reason."""
+    """If one worker refuses its options, all end without a requeue; the log has the reason."""
     job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu:2", *TWO_REPLICAS])
     job.wait("FAILED", timeout_s=60)
     assert "--devices cpu:2" in job.log.read_text()
-    time.sleep(1)  # time to be requeued in
+    time.sleep(1)  # a wrong requeue would come within this time
     assert job.requeues() == 0

@@ -1,4 +1,4 @@
-"""Slurm's variables: the allocation, its CPUs, GPUs and memory, and requests that Slurm missed."""
+"""Slurm's variables describe the allocation, its CPUs, GPUs and memory, and unmet requests."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def allocation(**variables: str) -> SlurmEnvironment:
 
 
 def test_variables_of_an_allocation() -> None:
-    """A rank counts inside of a step only; the job's token is not recorded."""
+    """SLURM_PROCID is a rank only inside of a job step; the token SLURM_JWT is not recorded."""
     assert SlurmEnvironment.from_environment({"SLURM_NTASKS": "2"}) is None
     batch = allocation(SLURM_PROCID="1", SLURM_STEP_NUM_TASKS="2", SLURM_JWT="x", HOME="/root")
     assert (batch.job_id, batch.in_step, batch.rank, batch.num_tasks) == ("7", False, 0, 1)
@@ -34,7 +34,7 @@ def test_variables_of_an_allocation() -> None:
 
 
 def test_cpus_gpus_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CPUs are limited by the affinity and the process's share too."""
+    """The number of CPUs is also limited by affinity and by HARNESS_CPUS, the process's share."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.delenv("HARNESS_CPUS", raising=False)
     assert given_cpus(None) == 8
@@ -57,7 +57,7 @@ def test_cpus_gpus_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_first_line_of_a_log() -> None:
-    """It names several nodes by Slurm's list."""
+    """A job on several nodes is described by Slurm's list of the nodes."""
     one = {"SLURMD_NODENAME": "n4", "SLURM_CPUS_PER_TASK": "2"}
     two = one | {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[4-5]"}
     for variables, where in ((one, "n4"), (two, "each of n[4-5]")):
@@ -79,21 +79,21 @@ def test_first_line_of_a_log() -> None:
 def test_gpus_that_slurm_did_not_give(
     nodes: str, given: str, option: str, count: str, is_unmet: bool
 ) -> None:
-    """`--gpus=2` beside a script's `--gres=gpu:1` wrongly gets two nodes with one GPU each."""
+    """For `--gpus=2` and a script's `--gres=gpu:1`, Slurm gives two nodes with one GPU each."""
     variables = {
         "SLURM_JOB_NUM_NODES": nodes,
         "SLURM_GPUS_ON_NODE": given,
         f"SLURM_{option}": count,
     }
     assert (unmet_request(allocation(**variables)) is not None) == is_unmet
-    # harness submit removes the --gres, so two nodes are the user's choice.
+    # `harness submit` removes the script's --gres, so two nodes are the user's choice.
     is_unmet = is_unmet and (nodes, given) != ("2", "1")
     assert (unmet_request(allocation(**variables, HARNESS_SNAPSHOT="1")) is not None) == is_unmet
 
 
 @pytest.mark.parametrize("missing", [None, "HARNESS_NODE_FAULTS", "SLURMD_NODENAME"])
 def test_report_of_a_faulty_node(tmp_path: Path, missing: str | None) -> None:
-    """It is one line; nobody reads it without a job script."""
+    """The report is one line; without a job script nobody would read it, so it is not written."""
     faults = tmp_path / "faults"
     environment = {"HARNESS_NODE_FAULTS": str(faults), "SLURMD_NODENAME": "n4"}
     environment.pop(missing or "", None)
@@ -113,7 +113,7 @@ def test_report_of_a_faulty_node(tmp_path: Path, missing: str | None) -> None:
 def test_command_that_continues_a_run(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], command: str
 ) -> None:
-    """Only a job script's run continues as a job, not one in an interactive allocation."""
+    """The run of a job script continues as a job; a run in an interactive allocation does not."""
     for name in ("SLURM_JOB_ID", "HARNESS_MAX_REQUEUES"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

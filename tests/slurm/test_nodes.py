@@ -1,4 +1,4 @@
-"""Workers that exchange addresses, contents and reports by a folder, without TensorFlow."""
+"""Workers exchange addresses, contents and reports in a folder, here without TensorFlow."""
 
 import itertools
 import os
@@ -18,7 +18,7 @@ from harness.slurm.client import node_names
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.nodes import FIRST_PORT, LAST_PORT, WorkerGroup, first_port
 
-# A worker that waits for another one, as in TensorFlow.
+# A worker that waits for another worker, as TensorFlow does.
 WAITS = """
 import sys, time
 from pathlib import Path
@@ -36,13 +36,13 @@ JOB_IDS = itertools.count(os.getpid() * 100)
 
 @pytest.fixture
 def job_id() -> str:
-    """A job whose ports no other test uses."""
+    """The id of a job whose ports no other test uses."""
     return str(next(JOB_IDS))
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """The folder of a job's runs; none has begun."""
+    """The folder for a job's runs; no run has begun yet."""
     return tmp_path / "runs/lstm"
 
 
@@ -83,14 +83,14 @@ def join(
 
 
 def met(job_id: str, runs: Path, num: int = 2, **more: str) -> list[WorkerGroup]:
-    """Workers on as many nodes that have met."""
+    """Return `num` workers, one per node, that know each other's addresses."""
     nodes = " ".join(["localhost"] * num)
     calls = (join(job_id, rank, runs, nodes=nodes, **more) for rank in range(num))
     return [future.result() for future in join_all(*calls)]
 
 
 def test_workers_know_all_addresses(job_id: str, runs: Path) -> None:
-    """By rank, and with different ports; the nodes keep Slurm's order."""
+    """The addresses are in the order of ranks, and their ports differ; nodes keep Slurm's order."""
     names = "localhost 127.0.0.1 localhost"
     futures = join_all(*(join(job_id, rank, runs, nodes=names) for rank in (2, 0, 1)))
     found = [future.result().addresses for future in futures]
@@ -103,7 +103,7 @@ def test_workers_know_all_addresses(job_id: str, runs: Path) -> None:
 
 
 def test_the_folder_is_private_and_hidden(job_id: str, runs: Path) -> None:
-    """The run has not begun yet, and may be refused."""
+    """The workers' folder lies beside the runs, because the new run may still be refused."""
     folder = met(job_id, runs)[0].folder
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
@@ -113,7 +113,7 @@ def test_the_folder_is_private_and_hidden(job_id: str, runs: Path) -> None:
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's folder")
 def test_a_folder_of_another_user_is_refused(job_id: str, runs: Path) -> None:
-    """It could name the addresses to which TensorFlow connects."""
+    """That user could choose the addresses to which TensorFlow connects."""
     folder = runs / f".workers-{job_id}-0-0"
     folder.mkdir(parents=True)
     os.chown(folder, 65534, -1)
@@ -124,7 +124,7 @@ def test_a_folder_of_another_user_is_refused(job_id: str, runs: Path) -> None:
 def test_interface_between_the_nodes(
     job_id: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its address is used; if it is missing, the line names those that exist."""
+    """HARNESS_INTERFACE chooses the address; if there is no such interface, the error lists all."""
     monkeypatch.setenv("HARNESS_INTERFACE", "lo")
     chief, worker = met(job_id, runs)
     assert chief.addresses == worker.addresses
@@ -135,7 +135,7 @@ def test_interface_between_the_nodes(
 
 
 def test_neighbouring_jobs_use_different_ports() -> None:
-    """All lie in the documented range."""
+    """All ports lie in the documented range."""
     firsts = [first_port(str(job)) for job in range(4_000_000, 4_000_300)]
     assert len(set(firsts)) == 300
     assert min(*firsts, FIRST_PORT) == FIRST_PORT
@@ -143,7 +143,7 @@ def test_neighbouring_jobs_use_different_ports() -> None:
 
 
 def test_workers_that_can_not_meet_are_named(job_id: str, runs: Path) -> None:
-    """A missing one, one with another job or other data, and two on a node."""
+    """A worker is missing, or has another job or other data, or two workers share a node."""
     two = allocation(job_id, 0, nodes="localhost elsewhere")
     with pytest.raises(RunError, match=r"no worker arrived from elsewhere; .*runs/lstm"):
         WorkerGroup.join(two, runs, "any", join_s=0.3)
@@ -167,7 +167,7 @@ def test_a_new_start_has_a_new_folder(job_id: str, runs: Path) -> None:
 
 
 def test_the_chief_shares_with_all(job_id: str, runs: Path) -> None:
-    """Contents arrive complete and in order, also long and empty ones."""
+    """Contents arrive complete and in order, even if they are empty or long."""
     chief, worker = met(job_id, runs)
     for content in (b"", os.urandom(3_000_000)):
         assert chief.share(content) == content
@@ -175,7 +175,7 @@ def test_the_chief_shares_with_all(job_id: str, runs: Path) -> None:
 
 
 def test_nobody_waits_for_a_chief_that_ended(job_id: str, runs: Path) -> None:
-    """A signal may stop it before it shares."""
+    """A signal may stop the chief before it shares anything."""
     chief, worker = met(job_id, runs)
     with pytest.raises(Interrupted), chief:
         raise Interrupted("SIGTERM")
@@ -185,7 +185,7 @@ def test_nobody_waits_for_a_chief_that_ended(job_id: str, runs: Path) -> None:
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_failed_worker_ends_the_others(job_id: str, runs: Path, rank: int) -> None:
-    """With its reason."""
+    """The other workers raise an error with the reason of the failed one."""
     everyone = met(job_id, runs, 3)
     with pytest.raises(InputError), everyone[rank]:
         raise InputError("no such thing")
@@ -196,11 +196,11 @@ def test_a_failed_worker_ends_the_others(job_id: str, runs: Path, rank: int) -> 
 
 
 def test_a_lost_worker_is_named_by_its_node(job_id: str, runs: Path) -> None:
-    """If TensorFlow's message names none, all others are possible."""
+    """If TensorFlow's message names no other worker, the error names the nodes of all others."""
     nodes = "localhost 127.0.0.1 127.0.0.2"
     calls = [join(job_id, rank, runs, nodes=nodes) for rank in range(3)]
     group = join_all(*calls)[0].result()
-    group.explain()  # nobody has reported a failure
+    group.explain()  # does nothing, because no worker has reported a failure
     assert group.lost("aborted by /job:worker/replica:0/task:2") == "127.0.0.2"
     assert group.lost("/job:worker/replica:0/task:0 saw a reset") == "127.0.0.1 or 127.0.0.2"
 
@@ -209,7 +209,7 @@ def test_a_lost_worker_is_named_by_its_node(job_id: str, runs: Path) -> None:
 def test_a_worker_waits_for_the_chief_to_finish(
     job_id: str, runs: Path, error: Interrupted | None
 ) -> None:
-    """Until the chief has written everything; then the folder is removed."""
+    """A worker ends after the chief has written everything and the folder is removed."""
     chief, worker = met(job_id, runs)
     kind = Interrupted if error else None
     with ThreadPoolExecutor(1) as pool:
@@ -224,7 +224,7 @@ def test_a_worker_waits_for_the_chief_to_finish(
 def test_a_report_during_the_removal_of_the_folder(
     job_id: str, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker may end while the chief removes the folder; nobody waits, and no folder is left."""
+    """If a worker ends while the chief removes the folder, nobody waits, and no folder is left."""
     chief, worker = met(job_id, runs)
     remove = shutil.rmtree
 
@@ -241,7 +241,7 @@ def test_a_report_during_the_removal_of_the_folder(
 
 
 def test_a_wait_for_tensorflow_is_limited(job_id: str, runs: Path) -> None:
-    """By time with exit code 75, or by another worker's failure with its reason."""
+    """The wait ends with code 75 after a time limit, or with the reason of a worker that failed."""
 
     def start(limit_s: float, restarts: str) -> "subprocess.Popen[str]":
         env = {**os.environ, **variables(job_id, 0), "SLURM_RESTART_COUNT": restarts}
@@ -265,7 +265,7 @@ def test_a_wait_for_tensorflow_is_limited(job_id: str, runs: Path) -> None:
 
 
 def test_nobody_waits_for_a_chief_that_may_be_lost(job_id: str, runs: Path) -> None:
-    """A worker that has noticed a loss ends at once."""
+    """A worker that has noticed the loss of the chief ends at once."""
     _, worker = met(job_id, runs)
     worker.lost("/job:worker/replica:0/task:0")
     began = time.monotonic()

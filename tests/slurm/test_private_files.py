@@ -38,7 +38,7 @@ def write(project: Path, names: list[str]) -> None:
 
 @pytest.mark.parametrize("staged", [False, True])
 def test_a_secret_is_known_by_its_name(project: Path, tmp_path: Path, staged: bool) -> None:
-    """Also in git's index; its content appears nowhere."""
+    """A secret is also left out if it is in git's index; its content appears nowhere."""
     write(project, SECRETS)
     if staged:
         git(project, "add", "--all", "--force")
@@ -53,7 +53,7 @@ def test_a_secret_is_known_by_its_name(project: Path, tmp_path: Path, staged: bo
 
 
 def test_code_is_no_secret(project: Path, tmp_path: Path) -> None:
-    """Files with similar names, and committed files, are copied and recorded."""
+    """Files with similar names are copied, and so is a committed file with a secret's name."""
     write(project, CODE)
     snapshot = take_snapshot(project, tmp_path / "runs")
     assert all((snapshot / name).is_file() for name in CODE)
@@ -66,7 +66,7 @@ def test_code_is_no_secret(project: Path, tmp_path: Path) -> None:
 
 
 def test_the_change_of_a_committed_secret_is_not_recorded(project: Path) -> None:
-    """Only its name is; the diff has all other changes."""
+    """The record contains the secret's name only; the diff contains all other changes."""
     write(project, ["token.txt"])
     git(project, "add", "--all")
     git(project, "commit", "--quiet", "--message=an old one")
@@ -79,7 +79,7 @@ def test_the_change_of_a_committed_secret_is_not_recorded(project: Path) -> None
 
 
 def test_a_private_file_in_an_open_checkout_is_left_out(project: Path, tmp_path: Path) -> None:
-    """By mode 0600, whatever its name; in a private checkout all files may have this mode."""
+    """Mode 0600 means a private file, except in a checkout that is private itself."""
     write(project, ["notes.txt", "public.txt"])
     (project / "notes.txt").chmod(0o600)
     snapshot = take_snapshot(project, tmp_path / "runs")
@@ -108,7 +108,7 @@ def test_without_git_secrets_are_left_out_too(tmp_path: Path) -> None:
 
 
 def test_records_with_a_diff_are_private(project: Path, tmp_path: Path) -> None:
-    """A diff may contain any other secret."""
+    """A diff may contain a secret that no file name reveals."""
     run = RunDirectory(tmp_path / "run")
     run.take_lease()
     before = os.umask(0o022)
@@ -124,7 +124,7 @@ def test_records_with_a_diff_are_private(project: Path, tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_a_run_does_not_record_a_token(tmp_path: Path, harness: Harness) -> None:
-    """No file in the run's folder contains it."""
+    """No file in the run's folder contains the token."""
     project = tmp_path / "project"
     ignore = shutil.ignore_patterns("__pycache__")
     shutil.copytree(PROJECT / "harness", project / "harness", ignore=ignore)

@@ -36,7 +36,7 @@ TWO = [Slot(None, None, 1, 2)] * 2
 
 @pytest.fixture
 def handlers_kept() -> Iterator[None]:
-    """Listening for signals is undone after the test."""
+    """Restore the signal handlers after the test."""
     before = {number: signal.getsignal(number) for number in STOPPING}
     yield
     for number, handler in before.items():
@@ -44,7 +44,7 @@ def handlers_kept() -> Iterator[None]:
 
 
 def tasks_of(folder: Path, script: str, names: str = "abc") -> list[Task]:
-    """Tasks that run the script, each with its name as its argument."""
+    """Return tasks that run the script; the argument of each task is its name."""
     return [
         Task(name, [sys.executable, "-c", script, name], folder / f"{name}.log") for name in names
     ]
@@ -65,7 +65,7 @@ def send_when_ready(logs: list[Path], number: signal.Signals) -> threading.Threa
 @pytest.mark.usefixtures("handlers_kept")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_is_forwarded(tmp_path: Path, number: signal.Signals) -> None:
-    """Running tasks get the same signal and time to save; no other task begins."""
+    """Running tasks get the same signal and have time to save; no further task begins."""
     tasks = tasks_of(
         tmp_path,
         "import signal, sys, time\n"
@@ -73,7 +73,7 @@ def test_a_signal_is_forwarded(tmp_path: Path, number: signal.Signals) -> None:
         "    time.sleep(0.3); print('saved by', number, flush=True); sys.exit(75)\n"
         f"signal.signal({int(number)}, save)\n"
         "print('ready', flush=True)\n"
-        "for _ in range(600): time.sleep(0.1)",  # a signal just before a sleep does not end it
+        "for _ in range(600): time.sleep(0.1)",  # a signal may come just before a sleep
     )
     logs = [task.log for task in tasks]
     sender = send_when_ready(logs[:2], number)
@@ -95,7 +95,7 @@ def test_a_signal_is_forwarded(tmp_path: Path, number: signal.Signals) -> None:
 def test_a_refusal_and_an_interruption_end_all(
     tmp_path: Path, child: str, kind: type[Exception], words: str
 ) -> None:
-    """The other running task ends, and no other task begins."""
+    """The other running task is ended, and no further task begins."""
     script = f"import os, sys, time\nif sys.argv[1] != 'a': time.sleep(60)\n{child}"
     begun = time.monotonic()
     with pytest.raises(kind, match=words):
@@ -129,7 +129,7 @@ def allocation(**variables: str) -> SlurmEnvironment:
 
 
 def test_more_workers_than_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message has the number, the limit and the remedy."""
+    """The message contains the number of workers, the limit and the remedy."""
     monkeypatch.setattr(pool, "given_cpus", lambda _: 4)
     here = allocation(SLURM_GPUS_ON_NODE="2")
     slots = allocate_slots(here, 4, workers_per_gpu=2, at_most=9)
@@ -145,7 +145,7 @@ def test_more_workers_than_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_slots_fit_into_cpus_memory_and_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By default one per CPU, within the memory; they share the CPUs of their node."""
+    """By default there is a slot per CPU, as far as memory allows; slots share the CPUs evenly."""
     monkeypatch.setattr(pool, "given_cpus", lambda _: 8)
     monkeypatch.setattr(pool, "visible_gpus", lambda: 0)
     memory_gb = 100.0
@@ -168,7 +168,7 @@ def test_slots_fit_into_cpus_memory_and_work(monkeypatch: pytest.MonkeyPatch) ->
 def test_slots_spread_over_nodes_and_gpus(
     monkeypatch: pytest.MonkeyPatch, num_workers: int
 ) -> None:
-    """Each process knows its GPU by the index on its node, and has its share of the CPUs there."""
+    """A slot contains the index of its GPU on its node, and its share of the node's CPUs."""
     monkeypatch.setattr(pool, "given_cpus", lambda _: 8)
     two = allocation(SLURM_JOB_NUM_NODES="2", SLURM_GPUS_ON_NODE="2", HARNESS_NODES="n08 n10")
     slots = allocate_slots(two, num_workers, at_most=9)
@@ -184,7 +184,7 @@ def test_slots_spread_over_nodes_and_gpus(
 def test_a_process_sees_the_gpu_of_its_slot(
     monkeypatch: pytest.MonkeyPatch, visible: str | None, own: str
 ) -> None:
-    """By index, UUID or MIG instance; its child processes see the same GPU."""
+    """The GPU may be an index, a UUID or a MIG instance; child processes see the same GPU."""
     if visible is None:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     else:
@@ -204,7 +204,7 @@ SMALL = ("--set", "data.limit=200", "--set", "data.maxlen=20", "--set", "train.e
 
 @pytest.mark.full
 def test_parallel_runs_have_the_bytes_of_single_runs(harness: Harness) -> None:
-    """The command prints a table; repeated, it trains nothing."""
+    """The command prints a table; the same command again trains nothing."""
     jobs = [JOBS / "lstm.toml", JOBS / "gru.toml"]
     words = ("train", *jobs, "--seeds", "2", "--run-id", "x", "--workers", "2", *SMALL)
     words += ("--runs", harness.runs)
@@ -246,7 +246,7 @@ def test_parallel_runs_have_the_bytes_of_single_runs(harness: Harness) -> None:
 def test_wrong_options_of_several_runs_are_refused(
     harness: Harness, words: tuple[str, ...], said: str
 ) -> None:
-    """With exit code 2 and a line with option and rule, before anything is written."""
+    """The command ends with code 2 and a line with option and rule, and writes nothing."""
     done = harness.run_here("train", JOBS / "lstm.toml", "--runs", harness.runs, *words)
     assert done.returncode == 2
     assert said in done.stderr
@@ -255,7 +255,7 @@ def test_wrong_options_of_several_runs_are_refused(
 
 @pytest.mark.usefixtures("handlers_kept")
 def test_one_task_is_cancelled_alone(tmp_path: Path) -> None:
-    """A running task saves, a waiting one does not begin; the others end normally."""
+    """A cancelled task saves, or does not begin if it was waiting; the other tasks end normally."""
     script = (
         "import sys, time, pathlib, signal\n"
         "signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75))\n"
@@ -292,7 +292,7 @@ class Signalled(ManagedProcess):
 
 
 def test_a_job_step_saves_at_usr2() -> None:
-    """At a TERM srun would kill its step; a child process gets the same signal."""
+    """A step gets USR2, because srun kills its step at a TERM; a child process gets the TERM."""
     here, node = Signalled(None), Signalled(Slot("n1", 0, 1, 1))
     pool = ProcessPool(None)
     pool._in_steps = True
@@ -301,7 +301,7 @@ def test_a_job_step_saves_at_usr2() -> None:
 
 
 def test_a_job_step_runs_on_its_slots_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It uses all CPUs of the job on the node, without binding to the first ones."""
+    """The step uses all CPUs of the job on the node, and is not bound to the first of them."""
     monkeypatch.delenv("HARNESS_SBATCH_NEVER", raising=False)
     args = srun_args(Slot("n10", 0, 2, 8), "lstm-seed1")
     assert args[0] == "srun"
@@ -313,9 +313,9 @@ def test_a_job_step_runs_on_its_slots_node(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_array_task_kills_its_own_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the task with the array's id, squeue lists the steps of all tasks.
+    """If a task's job id is the array's id, squeue lists the steps of all tasks.
 
-    Without srun there are no steps, and several nodes are refused.
+    Without srun, no job steps are used, and several nodes are refused.
     """
     cancelled = tmp_path / "cancelled"
     write_program(tmp_path / "squeue", "printf '42_1.0 w0\\n42_3.0 w0\\n42_3.1 w1\\n42_13.0 w0\\n'")

@@ -1,4 +1,4 @@
-"""The request of `submit` to Slurm as text: seeds, resources, scripts and commands."""
+"""`submit` turns jobs, seeds and resources into job scripts and sbatch commands."""
 
 import dataclasses
 import re
@@ -34,7 +34,7 @@ from tests.conftest import JOBS
 
 
 def test_seeds_are_numbers_and_ranges() -> None:
-    """Sorted; at most ten thousand. `--array` gets neighbours as a range."""
+    """Seeds are sorted, and at most 10,000. Successive seeds become a range of `--array`."""
     found = [parse_seeds(text) for text in ("2", "1-3", "7,1,3", "1-2, 3", "0")]
     assert found == [(2,), (1, 2, 3), (1, 3, 7), (1, 2, 3), (0,)]
     assert {len(parse_seeds(text)) for text in ("1-10000", "1-9999,20000")} == {10_000}
@@ -50,7 +50,7 @@ def test_seeds_are_numbers_and_ranges() -> None:
     ],
 )
 def test_wrong_seeds_are_refused(text: str, message: str) -> None:
-    """A repeated seed is probably a typing error."""
+    """A repeated seed is refused, because it is probably a typing error."""
     with pytest.raises(InputError, match=f"--seeds {text}: .*{message}"):
         parse_seeds(text)
 
@@ -66,13 +66,13 @@ REFUSED: list[tuple[Resources, str]] = [
 
 @pytest.mark.parametrize(("resources", "named"), REFUSED)
 def test_wrong_requests_are_refused(resources: Resources, named: str) -> None:
-    """GPUs out of range, and options that submit sets itself."""
+    """A wrong number of GPUs is refused, and so are options that `submit` sets itself."""
     with pytest.raises(InputError, match=re.escape(named)):
         resources.check()
 
 
 def test_requests_become_options() -> None:
-    """The user's options of sbatch are the last."""
+    """The user's own sbatch options come last."""
     flags = ("-C", "a100", "--mem=4G", "--wait-all-nodes=1")
     resources = Resources(gpus="a100:64", nodes=2, time="30", mem="4G", flags=flags)
     resources.check()
@@ -81,7 +81,7 @@ def test_requests_become_options() -> None:
 
 
 def test_a_time_limit_below_five_minutes_is_short() -> None:
-    """0 and None are no limit."""
+    """0 and None mean that there is no limit."""
     assert [bool(short_limit(each)) for each in (None, 0, 300, 299, 60)] == [
         *(False, False, False, True, True),
     ]
@@ -106,7 +106,7 @@ HEADER = ["#SBATCH --gres=gpu:1", "#SBATCH --mem=16G -p main  # a note", "#SBATC
 def test_an_option_replaces_others_for_the_same_resource(
     args: list[str], header: list[str]
 ) -> None:
-    """In the script's header; sbatch alone would keep both."""
+    """The option is removed from the script's header; sbatch alone would keep both options."""
     composed = compose(HEADER, {}, args)
     assert (composed.header, composed.args, composed.unset) == (header, args, [])
 
@@ -127,7 +127,7 @@ def test_an_option_replaces_others_for_the_same_resource(
 def test_gpus_are_requested_in_the_sites_way(
     site: dict[str, str], gpus: str, args: list[str]
 ) -> None:
-    """With the site's option and type; its variables and the script's request are removed."""
+    """The site's variables choose option and type; they and the script's --gres are removed."""
     composed = compose(HEADER, site_options({**site, "OTHER": "1"}), [], gpus=gpus)
     assert (composed.args, composed.header) == (args, HEADER[1:])
     assert {*composed.unset} == {*site}
@@ -135,7 +135,7 @@ def test_gpus_are_requested_in_the_sites_way(
 
 @pytest.mark.parametrize("name", ["gres", "--gres"])
 def test_rules_of_a_site(name: str) -> None:
-    """No layer sends an option that the site refuses; its demands are the first arguments."""
+    """An option that the site refuses is never sent; options that it demands come first."""
     rules = Rules.of_site({"HARNESS_SBATCH_NEVER": f"{name} mem", "HARNESS_SBATCH_ALWAYS": "-n1"})
     site = site_options({"SBATCH_GRES": "gpu:a100:1", "SBATCH_QOS": "q"})
     composed = compose(HEADER, site, ["--mem=4G", "--time=5"], gpus="0", rules=rules)
@@ -172,9 +172,9 @@ supervise train '/my runs/100%/.submissions/TIME-lstm/lstm.toml' --seed 3
 
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
-    """A project with two scripts, whose runs have an awkward path."""
+    """A project with two scripts; the path of its runs contains a space and a percent sign."""
     (tmp_path / "slurm").mkdir()
-    # A site's comment need not be UTF-8; sbatch reads the header only.
+    # A comment in a script need not be UTF-8; sbatch reads only the script's header.
     header = "#!/bin/bash\n#SBATCH --job-name={0}\n# caf\udce9\n\n#SBATCH --mem=16G\n"
     for name in ("lstm", "compare"):
         text = header.format(name) + "true\n#SBATCH --too=late\n"
@@ -198,7 +198,7 @@ def untimed(text: str) -> str:
 
 
 def test_script_of_one_run(layout: Layout) -> None:
-    """The whole text and command, and the paths of run and log."""
+    """Script, command and the paths of run and log are exactly as expected."""
     job = submission(layout, 3, nodes=1)
     assert untimed(job.script) == GOLDEN
     assert untimed(shlex.join(job.command)) == (
@@ -212,7 +212,7 @@ def test_script_of_one_run(layout: Layout) -> None:
 
 
 def test_several_seeds_are_an_array(layout: Layout) -> None:
-    """Each task has a run and a log; its index is the seed."""
+    """The index of a task is its seed; each task has its own run and log."""
     job = submission(layout, 1, 2, 7, gpus="2")
     assert job.script.splitlines()[-1].endswith("lstm.toml'")
     assert job.command[3:6] == [
@@ -223,7 +223,7 @@ def test_several_seeds_are_an_array(layout: Layout) -> None:
 
 
 def test_seeds_above_the_largest_index_are_listed(layout: Layout) -> None:
-    """Indices are below MaxArraySize; each task then finds its seed by its place."""
+    """Indices are below MaxArraySize. For larger seeds, task n gets the n-th seed of a list."""
     small, large = submission(layout, 42, 1000), submission(layout, 42, 1001)
     assert (small.args[3], "ARRAY_SEEDS" in small.script) == ("--array=42,1000", False)
     assert large.args[3] == "--array=1-2"
@@ -234,7 +234,7 @@ def test_seeds_above_the_largest_index_are_listed(layout: Layout) -> None:
 
 @pytest.mark.parametrize("array_size", [0, 1, 3])
 def test_more_seeds_than_an_array_holds_are_refused(layout: Layout, array_size: int) -> None:
-    """--pack needs no array; MaxArraySize is 0 if a site forbids arrays."""
+    """`--pack` needs no array. MaxArraySize is 0 if a site forbids arrays."""
     narrow = dataclasses.replace(layout, array_size=array_size)
     assert submission(narrow, 3).indices == ()
     assert submission(narrow, 3, 4, 5, pack=True).indices == ()
@@ -244,7 +244,7 @@ def test_more_seeds_than_an_array_holds_are_refused(layout: Layout, array_size: 
 
 
 def test_packed_seeds_are_one_job(layout: Layout) -> None:
-    """Each seed has a run and a log."""
+    """Each seed has its own run and log."""
     job = submission(layout, 1, 2, 7, pack=True)
     assert job.script.splitlines()[-1].endswith("lstm.toml' --seeds 1-2,7")
     assert not any(word.startswith("--array") for word in job.command)
@@ -255,7 +255,7 @@ def test_packed_seeds_are_one_job(layout: Layout) -> None:
 
 
 def test_without_seeds_the_job_keeps_its_own(layout: Layout) -> None:
-    """A job `job` gets another file name, because job.toml marks the folder of a run."""
+    """A job named `job` becomes job_.toml, because job.toml marks the folder of a run."""
     job = load_job(JOBS / "lstm.toml", ["train.seed=9"]).model_copy(update={"name": "job"})
     sent = job_submission(Wanted(job, Resources()), layout)
     assert (sent.seeds, sent.indices) == ((9,), ())
@@ -266,7 +266,7 @@ def test_without_seeds_the_job_keeps_its_own(layout: Layout) -> None:
 
 
 def test_comparison_waits_for_all_trainings(layout: Layout, tmp_path: Path) -> None:
-    """It expands patterns of the runs, and requests neither GPUs nor the trainings' memory."""
+    """The comparison gets patterns that match the runs, and does not inherit --gres and --mem."""
     site = {"SBATCH_GPUS_PER_NODE": "1", "SBATCH_QOS": "q"}
     at = dataclasses.replace(layout, runs=tmp_path / "r [1]*", site=site)
     asked = Resources(mem="9G", time="9", flags=("--gres", "gpu:3", "-C", "ib"))

@@ -28,12 +28,12 @@ def project(tmp_path: Path) -> Project:
 
 @pytest.fixture
 def asked(project: Project) -> Path:
-    """A file with the arguments of each call of scontrol, which answers nothing."""
+    """A file with the arguments of all calls of scontrol, which prints nothing."""
     return scontrol(project)
 
 
 def scontrol(project: Project, then: str = "exit 0") -> Path:
-    """Replace scontrol by a program that notes its arguments and then runs these commands."""
+    """Replace scontrol by a program that records its arguments and then runs `then`."""
     asked = project.outside / "asked"
     asked.touch()
     write_program(project.commands / "scontrol", f'echo "$@" >>{shlex.quote(str(asked))}; {then}')
@@ -44,7 +44,7 @@ def scontrol(project: Project, then: str = "exit 0") -> Path:
 
 
 def test_a_script_trains_its_job(project: Project) -> None:
-    """From any folder, with the user's arguments unchanged; the five scripts are the same."""
+    """It works in any folder and passes arguments unchanged; all five differ by name only."""
     arguments = ["--set", "train.note=two words", "it's", '"', "*", "", "$HOME"]
     result = project.run(project.path / "slurm/gru.sh", *arguments)
     assert result.returncode == 0, result.stderr
@@ -72,7 +72,7 @@ def test_a_script_trains_its_job(project: Project) -> None:
 def test_a_script_calls_its_command(
     project: Project, script: str, arguments: list[str], words: list[str]
 ) -> None:
-    """The other scripts pass their arguments on, patterns unexpanded."""
+    """The other scripts pass their arguments on, too, and do not expand patterns."""
     project.add_python()
     runs = project.path / "runs"
     result = project.run(
@@ -84,7 +84,7 @@ def test_a_script_calls_its_command(
 
 @pytest.mark.parametrize("kind", ["run", "sweep"])
 def test_a_continued_run_uses_all_nodes(project: Project, kind: str) -> None:
-    """As `submit --resume` writes it; a sweep starts its job steps itself."""
+    """`submit --resume` writes such a script. srun starts a run; a sweep calls srun itself."""
     script = project.executable(
         project.spool(),
         f'#!/bin/bash\nsource "$HARNESS_HOME/slurm/common.sh"\nsupervise resume {kind} "$@"\n',
@@ -106,7 +106,7 @@ def test_a_continued_run_uses_all_nodes(project: Project, kind: str) -> None:
     [
         (TASK, [], ["--seed", "2", "--run-id", "slurm-42_2"]),
         (TASK | {"SLURM_ARRAY_TASK_ID": "0"}, [], ["--seed", "0", "--run-id", "slurm-42_0"]),
-        # Seeds that are too large for an index.
+        # These seeds are too large for an index.
         (
             TASK | {"HARNESS_ARRAY_SEEDS": "42 1234 2024"},
             [],
@@ -138,7 +138,7 @@ def test_seed_and_run_of_an_array_task(
 def test_the_end_of_a_job_is_judged_by_its_run(
     project: Project, asked: Path, script: str, given: list[str], run: str
 ) -> None:
-    """The folder has the name that the user chose."""
+    """`job-end` gets the run's folder, whose name the user has chosen."""
     project.program(f'echo "$@" >>{asked}; exit 75', real=["job-begin"])
     project.run(project.spool(script), *given, env=project.slurm())
     assert f"job-end 75 --signals  --run {project.path}/runs/{run} " in asked.read_text()
@@ -150,7 +150,7 @@ def test_the_end_of_a_job_is_judged_by_its_run(
 @pytest.mark.parametrize(
     ("answer", "variables"),
     [
-        # It may print a cluster's name first; a user's settings would hide the job.
+        # squeue may print a cluster's name first; the user's SQUEUE_STATES would hide the job.
         ('[ -n "$SQUEUE_STATES" ] || printf \'CLUSTER: x\\n%s\\nmore\\n\' "$SCRIPT"', {}),
         ("exit 1", {"SLURM_SUBMIT_DIR": "{project}"}),
         ("exit 1", {"HARNESS_HOME": "{project}"}),
@@ -159,7 +159,7 @@ def test_the_end_of_a_job_is_judged_by_its_run(
 def test_a_script_finds_its_project(
     project: Project, answer: str, variables: dict[str, str]
 ) -> None:
-    """By Slurm's path of the script, else by the folder of sbatch, always by HARNESS_HOME."""
+    """HARNESS_HOME comes first, then squeue's path of the script, then the folder of sbatch."""
     write_program(project.commands / "squeue", answer)
     script = {"SCRIPT": str(project.path / "slurm/gru.sh"), "SQUEUE_STATES": "PD"}
     found = {name: text.format(project=project.path) for name, text in variables.items()}
@@ -171,7 +171,7 @@ def test_a_script_finds_its_project(
 
 @pytest.mark.parametrize("name", ["SLURM_SUBMIT_DIR", "HARNESS_HOME"])
 def test_without_a_project_the_last_line_has_the_remedy(project: Project, name: str) -> None:
-    """It names the folder."""
+    """The line names the folder that is not the project."""
     write_program(project.commands / "squeue", "exit 1")
     result = project.run(project.spool(), env=project.slurm(**{name: str(project.outside)}))
     assert result.returncode == 2
@@ -180,7 +180,7 @@ def test_without_a_project_the_last_line_has_the_remedy(project: Project, name: 
 
 
 def test_a_script_needs_neither_home_nor_path(project: Project) -> None:
-    """`--export=NONE` drops both."""
+    """`--export=NONE` removes both variables."""
     env = project.slurm()
     del env["PATH"]
     bash = subprocess.run(["/bin/bash", str(project.spool())], env=env, cwd="/", timeout=60)
@@ -188,7 +188,7 @@ def test_a_script_needs_neither_home_nor_path(project: Project) -> None:
 
 
 def test_a_script_ignores_cdpath(project: Project) -> None:
-    """With CDPATH, cd may enter another folder and print its name."""
+    """With CDPATH, bash's `cd` may enter another folder and print its name."""
     (project.outside / "elsewhere/slurm").mkdir(parents=True)
     env = project.environment | {"CDPATH": str(project.outside / "elsewhere")}
     done = subprocess.run(["bash", "slurm/bilstm.sh"], env=env, cwd=project.path, timeout=60)
@@ -197,7 +197,7 @@ def test_a_script_ignores_cdpath(project: Project) -> None:
 
 
 def test_interactive_runs_get_new_names(project: Project) -> None:
-    """In salloc, and in the terminal of a notebook server, which is a batch job."""
+    """A shell in salloc is interactive, and so is a notebook server's terminal in a batch job."""
     ours, terminal = pty.openpty()
     for env, stdin in ((project.slurm(), 0), (project.slurm(ENVIRONMENT="BATCH"), terminal)):
         words = ["bash", str(project.path / "slurm/bilstm.sh")]
@@ -209,9 +209,9 @@ def test_interactive_runs_get_new_names(project: Project) -> None:
 
 
 def test_a_users_job_script_may_call_a_script(project: Project) -> None:
-    """Several runs of the job differ by a checksum of their arguments; a job step is interactive.
+    """Run names in one job differ by a checksum of the arguments; a job step is interactive.
 
-    sbatch passes on the step of the shell that called it, which is not a step of the job.
+    sbatch passes on its caller's step id, which does not name a step of the new job.
     """
     env = project.slurm(SLURM_SUBMIT_DIR="/", ENVIRONMENT="BATCH")
     scontrol(project, "echo StepId=42.0 State=RUNNING")
@@ -243,7 +243,7 @@ def test_a_users_job_script_may_call_a_script(project: Project) -> None:
 def test_a_job_ignores_variables_of_the_shell_that_called_sbatch(
     project: Project, answer: str, kept: list[str]
 ) -> None:
-    """Its step, its requests for GPUs and its kind of memory, if Slurm names the job's kind."""
+    """The shell's step and GPU requests are ignored, and its memory if scontrol shows the job's."""
     scontrol(project, answer)
     session = dict.fromkeys(("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS"), "4")
     session |= {"SLURM_CPU_BIND": "mask_cpu:0x1", "SLURM_GPUS": "1", "SLURM_GPUS_PER_TASK": "1"}
@@ -257,7 +257,7 @@ def test_a_job_ignores_variables_of_the_shell_that_called_sbatch(
 
 
 def test_the_log_of_an_array_task_is_also_found_by_its_shown_id(project: Project) -> None:
-    """Slurm names the file by an id that only the task knows."""
+    """Slurm names the log by the task's raw job id, which only the task knows."""
     log = project.outside / "lstm-44.out"
     array = {"SLURM_JOB_ID": "44", "SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "2"}
     for env in (project.slurm(SLURM_JOB_ID="44"), project.slurm(**array)):
@@ -270,7 +270,7 @@ def test_the_log_of_an_array_task_is_also_found_by_its_shown_id(project: Project
 
 
 def test_a_short_time_limit_is_in_the_log(project: Project) -> None:
-    """By the times that Slurm exports."""
+    """The script computes the limit from the times that Slurm exports."""
     times = {"SLURM_JOB_START_TIME": "1700000000", "SLURM_JOB_END_TIME": "1700000120"}
     done = project.run(project.spool(), env=project.slurm(**times))
     assert "a time limit of 120 s leaves 30 s" in done.stderr
@@ -278,7 +278,7 @@ def test_a_short_time_limit_is_in_the_log(project: Project) -> None:
 
 
 def test_settings_of_the_site(project: Project) -> None:
-    """site.sh may use unset variables; a submitted job replaces its folders, not its container."""
+    """site.sh may use unset variables; a submitted job changes its folders, not its container."""
     (project.path / "slurm/site.sh").write_text(
         "export HARNESS_RUNS=/elsewhere HARNESS_DATA=/the/site\n"
         'HARNESS_CONTAINER=(env "IMAGE=an image" $UNSET)\n'
@@ -312,14 +312,14 @@ def test_exit_code_of_a_local_run(project: Project, code: int) -> None:
 def test_a_signal_is_forwarded_once(
     project: Project, number: signal.Signals, forwarded: str
 ) -> None:
-    """Slurm and users repeat signals; a background process ignores INT."""
+    """A repeated signal is dropped; INT becomes TERM, because a background process ignores INT."""
     script = project.path / "slurm/bilstm.sh"
     code, _ = project.signalled(script, number, number, env=project.environment)
     assert (code, project.call()["signals"]) == (75, [forwarded])
 
 
 def test_lines_of_a_log_have_time_and_level(project: Project) -> None:
-    """As the lines of the harness; the last one explains the end."""
+    """The script's lines look like those of the harness; the last line explains the end."""
     log = project.outside / "job.out"
     words = ["bash", str(project.spool())]
     with log.open("w") as file:
@@ -340,7 +340,7 @@ def test_lines_of_a_log_have_time_and_level(project: Project) -> None:
 def test_a_warned_job_is_requeued(
     project: Project, asked: Path, number: signal.Signals, times: int, requeues: int
 ) -> None:
-    """However often Slurm requeued it before; a cancelled job stays cancelled."""
+    """The number of earlier requeues does not matter; a cancelled job stays cancelled."""
     env = project.slurm(SLURM_RESTART_COUNT=str(times))
     code, output = project.signalled(project.spool(), number, env=env)
     assert code == 75, output
@@ -348,7 +348,7 @@ def test_a_warned_job_is_requeued(
 
 
 def test_a_preempted_job_is_requeued_at_once(project: Project) -> None:
-    """Whatever format of times its user prefers."""
+    """The user's SLURM_TIME_FORMAT does not affect the check for a preemption."""
     is_standard = '[ "${SLURM_TIME_FORMAT:-standard}" = standard ]'
     now = f"$({is_standard} && echo 2026-01-01T12:00:00 || echo noon)"
     asked = scontrol(project, f'echo "PreemptTime={now} EndTime={now} Restarts=0"')
@@ -359,7 +359,7 @@ def test_a_preempted_job_is_requeued_at_once(project: Project) -> None:
 
 
 def test_an_array_task_requeues_only_itself(project: Project, asked: Path) -> None:
-    """One task has the array's id as its job id, by which scontrol would act on all tasks."""
+    """The job id of one task is the array's id; with this id, scontrol would act on all tasks."""
     project.program('echo "n1 broken" >>"$HARNESS_NODE_FAULTS"; exit 75')
     done = project.run(project.spool(), env=project.slurm(**TASK | {"SLURM_JOB_ID": "42"}))
     assert (done.returncode, "job 42_2 is back in the queue" in done.stderr) == (75, True)
@@ -369,7 +369,7 @@ def test_an_array_task_requeues_only_itself(project: Project, asked: Path) -> No
 
 
 def test_a_signal_after_the_end_of_the_harness_counts(project: Project, asked: Path) -> None:
-    """A preemption may come while the script asks for the decision."""
+    """A preemption may come while `job-end` decides about the job."""
     project.program(
         'if [ "$1" = train ]; then touch "$NOTE"; exit 137; fi\n'
         'touch "${NOTE%.json}.ready"; sleep 1; exit 1',
@@ -377,14 +377,14 @@ def test_a_signal_after_the_end_of_the_harness_counts(project: Project, asked: P
     )
     code, output = project.signalled(project.spool(), signal.SIGTERM, env=project.slurm())
     assert (code, "unbound" in output) == (137, False), output
-    assert "show job 42" in asked.read_text()  # whether it is preempted
+    assert "show job 42" in asked.read_text()  # the check for a preemption
 
 
 @pytest.mark.parametrize("is_warned", [False, True])
 def test_the_third_start_without_a_step_is_the_last(
     project: Project, asked: Path, is_warned: bool
 ) -> None:
-    """Also if each time limit comes before the run begins."""
+    """This holds even if a warning of the time limit comes before each run begins."""
     ready = shlex.quote(str(project.note.with_suffix(".ready")))
     project.program(f'touch "$NOTE" {ready}; {"exec sleep 20" if is_warned else "exit 75"}')
     ends = []
@@ -400,7 +400,7 @@ def test_the_third_start_without_a_step_is_the_last(
 
 
 def test_a_job_avoids_faulty_nodes(project: Project, asked: Path) -> None:
-    """The third faulty node in succession is the last; the last line names all three."""
+    """After three faulty nodes in succession the job ends; the last line names the three nodes."""
     project.program('echo "$FAULT broken" >>"$HARNESS_NODE_FAULTS"; exit 75')
     ends = []
     for restarts in range(3):
@@ -418,13 +418,13 @@ def test_a_job_avoids_faulty_nodes(project: Project, asked: Path) -> None:
     [
         (True, "9", 75, True),  # the run saved
         (False, "1", 126, True),
-        (False, "2", 126, False),  # the third start that did not get to its run
+        (False, "2", 126, False),  # the third start that did not reach its run
     ],
 )
 def test_a_job_is_requeued_if_python_does_not_start(
     project: Project, asked: Path, begins: bool, restarts: str, code: int, is_requeued: bool
 ) -> None:
-    """The script decides by the exit code and Slurm's count of restarts."""
+    """Without `job-end`, the script decides by the exit code and Slurm's count of restarts."""
     fails = "case $1 in train) exit 75 ;; *) exit 126 ;; esac"
     project.program(fails, real=["job-begin"] if begins else ["none"])
     done = project.run(project.spool(), env=project.slurm(SLURM_RESTART_COUNT=restarts))
@@ -433,7 +433,7 @@ def test_a_job_is_requeued_if_python_does_not_start(
 
 
 def test_a_requeue_is_repeated_until_the_controller_answers(project: Project) -> None:
-    """It may be restarting."""
+    """The controller may be restarting."""
     asked = scontrol(project, f'[ "$(grep -c requeue {project.outside}/asked)" = 2 ]')
     env = project.slurm(EXIT="75")
     done = project.run(project.spool(), env=env)
@@ -445,7 +445,7 @@ OUT_OF_MEMORY = {"EXIT": "137", "SLURM_MEM_PER_NODE": "1000", "HARNESS_RETRY_MEM
 
 
 def test_a_job_out_of_memory_requests_more(project: Project, asked: Path) -> None:
-    """With --retry-memory, 1.5 times as much."""
+    """With `--retry-memory`, the job requests 1.5 times as much memory."""
     result = project.run(project.spool(), env=project.slurm(**OUT_OF_MEMORY))
     assert result.returncode == 137
     assert asked.read_text().endswith("requeue 42\nupdate JobId=42 MinMemoryNode=1500\n")
@@ -453,7 +453,7 @@ def test_a_job_out_of_memory_requests_more(project: Project, asked: Path) -> Non
 
 
 def test_a_successor_continues_where_slurm_forbids_the_requeue(project: Project) -> None:
-    """Python writes it, inside of the container; the script calls sbatch outside."""
+    """Python writes the successor's script inside of the container; sbatch is called outside."""
     (project.path / "slurm/site.sh").write_text("HARNESS_CONTAINER=(env IMAGE=x)\n")
     asked = scontrol(project, "echo requeue is disabled >&2; exit 1")
     write_program(project.commands / "sbatch", 'echo "a hint of the site"\necho "78;${IMAGE:-}"')

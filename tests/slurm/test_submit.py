@@ -1,4 +1,4 @@
-"""The code of a project: snapshots, and its version in records."""
+"""Snapshots of a project's code, and the version of the code in records."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def git(project: Path, *words: str) -> str:
 
 
 def contents(folder: Path) -> dict[str, tuple[str, object]]:
-    """The kind and the content of every file, by its path."""
+    """Return the kind and the content of every file, by path."""
     found: dict[str, tuple[str, object]] = {}
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
@@ -38,7 +38,7 @@ def contents(folder: Path) -> dict[str, tuple[str, object]]:
 
 
 def code(folder: Path) -> dict[str, tuple[str, object]]:
-    """The same without the files of git, Python and the snapshot."""
+    """Return `contents` without the files of git, Python, runs and the snapshot's record."""
     return {
         name: content
         for name, content in contents(folder).items()
@@ -80,7 +80,7 @@ def git_init(project: Path) -> None:
 
 
 def edit(project: Path) -> None:
-    """Make every kind of uncommitted change, and stage some."""
+    """Make every kind of uncommitted change, and stage one."""
     (project / "edited.txt").write_bytes(b"print('\xff\r\n')\n \n")
     (project / "gone.txt").unlink()
     job = (project / "jobs/lstm.toml").read_text()
@@ -96,11 +96,11 @@ def edit(project: Path) -> None:
     git(project, "add", "staged.py")
     (project / "staged.py").write_text("and edited\n")
     (project / "slurm/tool.sh").chmod(0o644)
-    os.utime(project / ".gitignore", (1e9, 1e9))  # no change, but git would update its index
+    os.utime(project / ".gitignore", (1e9, 1e9))  # not changed, but git would update its index
 
 
 def test_snapshot_holds_the_code_as_it_is_now(project: Path) -> None:
-    """With edits, new files, modes, links and site.sh; ignored files stay behind."""
+    """The snapshot has all edits, new files, modes, links and site.sh, but no ignored files."""
     edit(project)
     (project / "runs").mkdir()
     (project / "runs/ignored").touch()
@@ -121,7 +121,7 @@ def test_snapshot_holds_the_code_as_it_is_now(project: Path) -> None:
 def test_same_code_is_one_snapshot(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Per user, since users trust only their own; an edit or another mode makes another one."""
+    """A user trusts no other user's snapshot; an edit or another mode leads to a new snapshot."""
     runs = tmp_path / "runs"
     first = take_snapshot(project, runs)
     assert snapshot_path(project, runs) == first
@@ -138,7 +138,7 @@ def test_same_code_is_one_snapshot(
 
 
 def test_nobody_else_can_add_code_to_a_snapshot(project: Path, tmp_path: Path) -> None:
-    """Whatever the umask of a job is; so the snapshot stays intact and is used again."""
+    """A job's umask does not open the snapshot to others, so it stays intact and is used again."""
     (project / "new.py").write_text("x = 1\n")
     umask = os.umask(0o002)
     try:
@@ -153,7 +153,7 @@ def test_nobody_else_can_add_code_to_a_snapshot(project: Path, tmp_path: Path) -
 
 
 def test_a_damaged_snapshot_is_replaced(project: Path, tmp_path: Path) -> None:
-    """A file is missing, and one has changed; copies of killed submissions go after a day."""
+    """A file is missing, and one has changed. A killed submission's copy is removed after a day."""
     snapshot = take_snapshot(project, tmp_path / "runs")
     (snapshot / "jobs/lstm.toml").unlink()
     (snapshot / "edited.txt").write_text("print(3)\n")
@@ -167,7 +167,7 @@ def test_a_damaged_snapshot_is_replaced(project: Path, tmp_path: Path) -> None:
 
 
 def test_a_sites_settings_may_be_a_link(project: Path, tmp_path: Path) -> None:
-    """A snapshot has the linked file; a broken link is omitted."""
+    """A snapshot contains the linked file itself; a broken link is left out."""
     site, settings = project / "slurm/site.sh", tmp_path / "site.sh"
     site.symlink_to("../../site.sh")
     assert not os.path.lexists(take_snapshot(project, tmp_path / "runs") / "slurm/site.sh")
@@ -179,7 +179,7 @@ def test_a_sites_settings_may_be_a_link(project: Path, tmp_path: Path) -> None:
 
 
 def test_snapshot_of_a_folder_without_git(project: Path) -> None:
-    """It has all files but those of environments, caches and runs, and no commit."""
+    """The snapshot has no environments, caches and runs; its record has no commit."""
     shutil.rmtree(project / ".git")
     wanted = code(project)
     (project / "my env").mkdir()
@@ -202,7 +202,7 @@ def test_runs_that_git_does_not_ignore_are_no_code(project: Path) -> None:
 
 
 def test_a_dataset_in_the_project_is_refused(project: Path, tmp_path: Path) -> None:
-    """Thousands of new files can't be code; the line names their folder and the remedy."""
+    """Thousands of new files can't be code; the error names their folder and the remedy."""
     (project / "aclImdb").mkdir()
     for number in range(MAX_NEW_FILES + 1):
         (project / f"aclImdb/{number}.txt").touch()
@@ -213,7 +213,7 @@ def test_a_dataset_in_the_project_is_refused(project: Path, tmp_path: Path) -> N
 
 
 def test_code_version_is_a_patch_with_new_files(project: Path, tmp_path: Path) -> None:
-    """On a fresh checkout of the commit it restores every byte, mode and link."""
+    """On a fresh checkout of the commit, the patch restores every byte, mode and link."""
     edit(project)
     before = contents(project)
     version = code_version(project)
@@ -229,7 +229,7 @@ def test_code_version_is_a_patch_with_new_files(project: Path, tmp_path: Path) -
 
 
 def test_an_edit_with_the_time_of_gits_index_is_recorded(project: Path) -> None:
-    """Length and time are unchanged; only the index's time tells git to compare."""
+    """The file's length and time do not change; only the index's time makes git compare it."""
     git(project, "config", "core.trustctime", "false")
     path, index = project / "edited.txt", project / ".git/index"
     path.write_text("2\n")
@@ -242,7 +242,7 @@ def test_an_edit_with_the_time_of_gits_index_is_recorded(project: Path) -> None:
 
 
 def test_large_new_files_are_named_only(project: Path) -> None:
-    """A new file over a megabyte is not recorded."""
+    """The content of a new file over a megabyte is not recorded."""
     (project / "data.bin").write_bytes(os.urandom(1_000_001))
     version = code_version(project)
     assert version["untracked_files"] == version["left_out_files"] == ["data.bin"]
@@ -257,7 +257,7 @@ def test_large_new_files_are_named_only(project: Path) -> None:
     ],
 )
 def test_a_users_settings_do_not_change_the_patch(project: Path, setting: str) -> None:
-    """They change what git prints for the user."""
+    """These settings change what git prints for the user."""
     edit(project)
     before = code_version(project)
     name, _, value = setting.partition("=")
@@ -266,7 +266,7 @@ def test_a_users_settings_do_not_change_the_patch(project: Path, setting: str) -
 
 
 def test_a_worktree_has_its_own_version(project: Path, tmp_path: Path) -> None:
-    """There .git is a file."""
+    """In a worktree, `.git` is a file."""
     tree = tmp_path / "tree"
     git(project, "worktree", "add", "--quiet", "--detach", str(tree))
     edit(tree)
@@ -276,7 +276,7 @@ def test_a_worktree_has_its_own_version(project: Path, tmp_path: Path) -> None:
 
 
 def test_outside_of_git_the_version_is_unknown(tmp_path: Path) -> None:
-    """Also in a broken checkout, with git's message."""
+    """The same holds in a broken checkout, where git's message is recorded, too."""
     assert set(code_version(tmp_path).values()) == {None}
     (tmp_path / ".git").mkdir()
     version = code_version(tmp_path)

@@ -22,7 +22,7 @@ REFUSES = "case $* in *--test-only*) echo 'allocation failure: {}' >&2; exit 1 ;
 
 @pytest.fixture
 def site(harness: Harness) -> Harness:
-    """A Slurm that accepts each job as 77; squeue and scancel note their arguments."""
+    """A Slurm that accepts each job with the id 77; scancel records its arguments."""
     harness.program("sbatch", "echo 77")
     harness.program("scontrol", "exit 1")
     harness.program("scancel", f'echo "$@" >>"{harness.folder}/cancelled"')
@@ -30,13 +30,13 @@ def site(harness: Harness) -> Harness:
 
 
 def answer(site: Harness, *lines: str) -> None:
-    """Let squeue print these states and reasons of the job."""
+    """Let squeue print these states and reasons of job 77, and record its arguments."""
     text = "\n".join(f"77|77|{line}|/a" for line in lines)
     site.program("squeue", f'echo "$@" >>"{site.folder}/asked"\ncat <<\'end\'\n{text}\nend')
 
 
 def submissions(harness: Harness) -> list[Path]:
-    """The folders of submissions, without snapshots and records."""
+    """Return the folders of submissions, without snapshots and records."""
     return [*(harness.runs / ".submissions").glob("2*-*")]
 
 
@@ -44,7 +44,7 @@ def submissions(harness: Harness) -> list[Path]:
 
 
 def test_a_dry_run_writes_nothing(harness: Harness) -> None:
-    """It prints script and command without Slurm, and imports neither numpy nor TensorFlow."""
+    """`--dry-run` prints script and command, needs no Slurm, and imports no large library."""
     harness.environment |= {"PATH": "/nowhere", "PYTHONPROFILEIMPORTTIME": "1"}
     before = contents(harness.folder)
     words = ["--seeds", "1-2", "--gpus", "2", "--dry-run", "--", "--mem=4G"]
@@ -60,7 +60,7 @@ def test_a_dry_run_writes_nothing(harness: Harness) -> None:
 
 
 def test_a_dry_run_knows_the_sites_arrays(harness: Harness) -> None:
-    """Seeds above the site's largest index are not indices."""
+    """Seeds above the site's largest index are not used as indices."""
     words = ["submit", LSTM, "--seeds", "1234,2024", "--dry-run"]
     harness.program("scontrol", "exit 1")
     assert "--array=1-2 " in harness.run_here(*words).stdout
@@ -69,7 +69,7 @@ def test_a_dry_run_knows_the_sites_arrays(harness: Harness) -> None:
 
 
 def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
-    """A missing dataset, a missing environment, and a checkout that git can't read."""
+    """`submit` warns of a missing dataset or environment, and of a checkout that git can't read."""
     words = ["submit", LSTM, "--dry-run"]
     harness.environment |= {"HARNESS_VENV": str(harness.folder), "HARNESS_HOME": str(project)}
     done = harness.run_here(*words)
@@ -109,7 +109,7 @@ def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
     ],
 )
 def test_bad_input_is_refused(harness: Harness, words: list[object], named: str) -> None:
-    """With exit code 2 and one line, before anything is written."""
+    """The command ends with code 2 and one line, and writes nothing."""
     before = contents(harness.folder)
     done = harness.run_here("submit", *words)
     assert done.returncode == 2
@@ -120,7 +120,7 @@ def test_bad_input_is_refused(harness: Harness, words: list[object], named: str)
 
 
 def test_sbatch_refuses_before_anything_is_written(site: Harness) -> None:
-    """Its test comes first; without sbatch on the PATH the line has the remedy."""
+    """`sbatch --test-only` comes first; if sbatch is not on the PATH, the line has the remedy."""
     refuses = f'echo "$*" >>{site.folder}/calls\n' + REFUSES.format("Invalid qos")
     site.program("sbatch", refuses)
     done = site.run_here("submit", "--all", "--", "--qos=none")
@@ -139,7 +139,7 @@ def test_sbatch_refuses_before_anything_is_written(site: Harness) -> None:
 
 
 def test_record_and_log_of_a_submitted_job(site: Harness) -> None:
-    """The record is found by the job's id; without its folder Slurm would drop the log."""
+    """The record's name is the job's id. Slurm would drop the log if its folder were missing."""
     site.program("sbatch", "echo checking 7 hosts: OK; echo '77;cluster'")
     done = site.run_here("submit", LSTM)
     assert (done.returncode, "job 77: lstm, seed 1\n" in done.stdout) == (0, True), done.stderr
@@ -151,7 +151,7 @@ def test_record_and_log_of_a_submitted_job(site: Harness) -> None:
 
 
 def test_a_refused_submission_leaves_nothing(site: Harness) -> None:
-    """The line has all messages of sbatch."""
+    """The error contains all messages of sbatch."""
     says = "echo warming up >&2; echo 'sbatch: error: no way' >&2; exit 1"
     site.program("sbatch", f"case $1 in --test-only) exit ;; esac\n{says}")
     done = site.run_here("submit", LSTM)
@@ -164,7 +164,7 @@ def test_a_refused_submission_leaves_nothing(site: Harness) -> None:
 def test_a_job_without_a_record_is_cancelled(
     site: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The harness could not find it, and its user would submit another."""
+    """The harness could not find such a job, and the user would submit a second one."""
 
     def full(*_: object) -> None:
         raise RunError("submission.json: can't be written: No space left on device")
@@ -186,7 +186,7 @@ def test_a_job_without_a_record_is_cancelled(
 def test_a_job_without_an_id_may_be_in_the_queue(
     site: Harness, monkeypatch: pytest.MonkeyPatch, does: str, message: str
 ) -> None:
-    """It keeps its files."""
+    """The job's files are kept, because the job may start."""
     site.program("sbatch", f"case $1 in --test-only) ;; *) {does} ;; esac")
     monkeypatch.setattr(client, "TIMEOUT_S", 1)
     done = site.run_here("submit", LSTM)
@@ -197,7 +197,7 @@ def test_a_job_without_an_id_may_be_in_the_queue(
 
 
 def test_a_run_gets_no_second_job(site: Harness) -> None:
-    """Without an answer of squeue, it may have a job that waits."""
+    """If squeue does not answer, the run may have a waiting job, so the commands refuse."""
     run = site.runs / "lstm/a"
     run.mkdir(parents=True)
     (run / "job.toml").write_text(LSTM.read_text())
@@ -213,7 +213,7 @@ def test_a_run_gets_no_second_job(site: Harness) -> None:
 def test_files_of_a_job_in_any_locale_and_with_any_umask(
     site: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TOML is UTF-8, paths keep their bytes; the node refuses a network that others can change."""
+    """TOML is UTF-8, paths keep their bytes, and only the user can change the model's own code."""
     (site.folder / "net.py").write_text("def net(): ...  # \u00e4\n", "utf-8")
     own = site.folder / "own.toml"
     own.write_text(LSTM.read_text().replace('"lstm"', '"net.py:net"', 1))
@@ -249,7 +249,7 @@ def test_files_of_a_job_in_any_locale_and_with_any_umask(
     ],
 )
 def test_state_of_a_new_job(site: Harness, line: str, message: str) -> None:
-    """One line by one call of squeue: state, reason, and a short time limit."""
+    """One call of squeue leads to one line: state, reason, and a warning of a short time limit."""
     answer(site, line)
     done = site.run_here("submit", LSTM)
     assert done.returncode == 0, done.stderr
@@ -260,7 +260,7 @@ def test_state_of_a_new_job(site: Harness, line: str, message: str) -> None:
 
 
 def test_a_job_is_submitted_though_squeue_or_nodes_are_down(site: Harness) -> None:
-    """`--test-only` finds no node then, but sbatch accepts the job."""
+    """If nodes are down, `--test-only` finds no node, but sbatch accepts the job."""
     site.program("squeue", "exit 1")
     done = site.run_here("submit", LSTM)
     assert (done.returncode, "\nqueue" in done.stdout) == (0, False)
@@ -273,7 +273,7 @@ def test_a_job_is_submitted_though_squeue_or_nodes_are_down(site: Harness) -> No
 
 
 def test_slurm_has_time_to_consider_a_job() -> None:
-    """A second more than its delay before it schedules batch jobs, by default three."""
+    """`submit` waits a second longer than batch_sched_delay, which is 3 s by default."""
     assert first_look_s({}) == 0
     assert first_look_s({"SchedulerParameters": "(null)"}) == 4
     assert first_look_s({"SchedulerParameters": "a,batch_sched_delay=9,b=1"}) == 10

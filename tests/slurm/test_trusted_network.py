@@ -24,7 +24,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def test_a_job_script_refuses_before_anything_starts(project: Project) -> None:
-    """Searches and several seeds start, because each model uses one node."""
+    """Searches and several seeds do start, because each of their models uses one node."""
     env = project.slurm(**TWO_NODES)
     result = project.run(project.spool(), env=env)
     assert result.returncode == 2
@@ -38,7 +38,7 @@ def test_a_job_script_refuses_before_anything_starts(project: Project) -> None:
 
 @pytest.mark.parametrize("word", [None, "0", "yes", ""])
 def test_train_refuses(word: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also under plain srun, and for any value but 1."""
+    """`train` refuses under plain srun, too, for any value of the variable but 1."""
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "0",
                         "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}.items():  # fmt: skip
         monkeypatch.setenv(name, value)
@@ -52,7 +52,7 @@ def test_train_refuses(word: str | None, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_submit_refuses(harness: Harness) -> None:
-    """With exit code 2, before anything is written; one node needs no trust."""
+    """The command ends with code 2 and writes nothing; a model on one node needs no trust."""
     args = ["submit", JOBS / "lstm.toml", "--dry-run"]
     done = harness.run_here(*args, "--nodes", "2")
     assert done.returncode == 2, done.stdout
@@ -64,7 +64,7 @@ def test_submit_refuses(harness: Harness) -> None:
     assert harness.run_here(*args, "--nodes", "2").returncode == 0
 
 
-# Texts of site.sh, and whether bash exports 1.
+# Texts of site.sh, and whether bash then exports the variable with the value 1.
 TEXTS = [
     (f"  {WORD}", True),
     ('one=1\nexport HARNESS_TRUSTED_NETWORK="$one" # asked\n', True),
@@ -80,7 +80,7 @@ TEXTS = [
 def test_only_bash_interprets_the_file(
     project: Project, monkeypatch: pytest.MonkeyPatch, text: str, trusted: bool
 ) -> None:
-    """A job script agrees with Python in a shell that has sourced the file."""
+    """A job script decides like Python in a shell that has sourced site.sh."""
     site = project.path / "slurm/site.sh"
     site.write_text(text)
     script = project.run(project.spool(), env=project.slurm(**TWO_NODES))
@@ -96,7 +96,7 @@ def test_only_bash_interprets_the_file(
 
 
 def test_a_shell_that_has_not_sourced_the_file_is_named(tmp_path: Path) -> None:
-    """Python uses the environment only, and warns about settings that the file exports."""
+    """Python reads only the environment, and warns of settings that only site.sh exports."""
     (tmp_path / "slurm").mkdir()
     (tmp_path / "slurm/site.sh").write_text(WORD + "export SBATCH_QOS=q\n# export SBATCH_GRES=a\n")
     names = ["HARNESS_TRUSTED_NETWORK", "SBATCH_QOS", "SBATCH_GRES", "SBATCH_ACCOUNT"]

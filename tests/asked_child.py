@@ -12,19 +12,19 @@ from harness.errors import InputError, RunError
 def ask(
     module: str, request: Mapping[str, Any], *, timeout_s: float = NO_LIMIT_S, **variables: str
 ) -> tuple[dict[str, Any], Ended]:
-    """Have a module answer a request in a process of its own.
+    """Have a module answer a request in a child process.
 
     Args:
-        module: its `main` calls `answer_request`.
-        request: `do` names what is to be done, the rest are that function's arguments.
-        timeout_s: after which it is killed.
-        variables: of its environment, in addition to this process's.
+        module: name of a module whose `main` calls `answer_request`.
+        request: `do` selects a function of the module; the other items are its arguments.
+        timeout_s: time limit, after which the child is killed.
+        variables: environment variables of the child, in addition to those of this process.
 
     Raises:
         InputError: if the child refused its input.
-        RunError: if it failed; a `ChildError` if it died or took too long.
+        RunError: if the child failed; a `ChildError` if it died or took too long.
     """
-    message = json.dumps(request, default=str)  # a path is a text there
+    message = json.dumps(request, default=str)  # paths become texts
     ended = run_module(module, message, timeout_s=timeout_s, **variables)
     try:
         answer = json.loads(ended.output.splitlines()[-1])
@@ -38,7 +38,7 @@ def ask(
 
 
 def answer_request(functions: Mapping[str, Callable[..., Mapping[str, Any]]]) -> None:
-    """Answer the request in the first argument, on the last line of standard output."""
+    """Print the answer to the request in the first command-line argument, as one line."""
     request = json.loads(sys.argv[1])
     function = functions[request.pop("do")]
     try:

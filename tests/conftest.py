@@ -1,4 +1,4 @@
-"""Fixtures and helpers: harness commands on the packaged sample, with small jobs."""
+"""Fixtures and helpers that run harness commands on the packaged sample, with small jobs."""
 
 import contextlib
 import fcntl
@@ -26,23 +26,23 @@ from tests import guard, preloaded
 from tests.preloaded import SHARED
 from tests.slurm.cluster import REMEDY, is_installed
 
-# If a shell or nohup ignores these signals, all processes of the tests would ignore them too.
+# A shell or nohup may ignore these signals, and child processes inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-# The tests run on the CPU, so that all machines give the same results, unless HARNESS_TEST_GPU is
-# set. Tests with the mark gpu show the GPUs to their processes.
+# Without HARNESS_TEST_GPU the tests run on the CPU, so that all machines give the same results.
+# Tests with the mark `gpu` show the GPUs to their commands.
 OUTER_GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 if not os.environ.get("HARNESS_TEST_GPU"):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-# Tests that import TensorFlow in this process change some of these variables.
+# Read before tests import TensorFlow in this process, which changes some of these variables.
 READ_AT_START = preloaded.read_at_start(os.environ)
 
 PROJECT = Path(__file__).resolve().parent.parent
 JOBS = PROJECT / "jobs"
 
-# Durations of the longest files on two cores.
+# Durations of the longest test files on two cores, in seconds.
 SECONDS = {
     "test_sweep.py": 420,
     "test_cluster_trouble.py": 320,
@@ -62,9 +62,9 @@ SECONDS = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the guard in the main process; xdist's workers are its descendants."""
+    """Start the guard in the main process, so that it also guards xdist's workers."""
     if not hasattr(config, "workerinput"):
-        if "mutmut" not in sys.modules:  # it starts pytest several times in one process
+        if "mutmut" not in sys.modules:  # mutmut starts pytest several times in one process
             guard.enter()
         os.environ[SHARED] = tempfile.mkdtemp(prefix="harness-tests-")
 
@@ -77,7 +77,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Collect without the garbage collector, because TensorFlow creates a million objects."""
+    """Collect tests with the garbage collector off: TensorFlow creates a million objects."""
     gc.disable()
     try:
         return (yield)
@@ -88,7 +88,7 @@ def pytest_collection() -> Generator[None, object, object]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests on a cluster, skip them without Slurm, and put the longest files first.
+    """Mark the tests that use a cluster, skip them without Slurm, and run the longest files first.
 
     A long file that starts last would leave the other workers idle.
     """
@@ -100,17 +100,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: SECONDS.get(item.path.name, 0), reverse=True)
 
 
-HANGS_S = 60  # limit of a command in this process
+HANGS_S = 60  # time limit of a command in this process
 
 
 class Harness:
-    """Starts `harness` commands without access to the user's data and the network."""
+    """Starts `harness` commands without access to the user's data or the network."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.runs = folder / "runs"
         self.cache = folder.with_name(f"{folder.name}-cache")
-        # Tests that import TensorFlow in this process set the last one.
+        # Tests that import TensorFlow in this process set CUBLAS_WORKSPACE_CONFIG.
         hidden = ("HARNESS_", "SLURM_", "KERAS_HOME", "CUBLAS_WORKSPACE_CONFIG")
         at_start = preloaded.read_at_start(os.environ)
         others = {
@@ -121,7 +121,7 @@ class Harness:
             **READ_AT_START,
             **preloaded.sharing_steps(),
             "HARNESS_OFFLINE": "1",
-            "HARNESS_HERE": "1",  # this machine may have Slurm
+            "HARNESS_HERE": "1",  # no warning if this machine has Slurm
             "HARNESS_RUNS": str(self.runs),
             "KERAS_HOME": str(folder / "keras"),
             "XDG_CACHE_HOME": str(self.cache),
@@ -130,7 +130,7 @@ class Harness:
         self.usual_start = preloaded.read_at_start(self.environment)
 
     def program(self, name: str, script: str) -> None:
-        """Put a program first on the PATH of the commands."""
+        """Write a program and put it first on the PATH of the commands."""
         path = write_program(self.folder / "bin" / name, script)
         self.environment["PATH"] = f"{path.parent}:{os.environ['PATH']}"
 
@@ -144,7 +144,7 @@ class Harness:
         return [sys.executable, "-m", "harness", *map(str, words)]
 
     def start(self, *words: object, is_forked: bool = True) -> preloaded.Process:
-        """Start a command, as a fork unless the test needs its imports or its command line."""
+        """Start a command: a fork, or a new process if its imports or its command line matter."""
         if is_forked and preloaded.fits(self.environment, self.usual_start):
             return preloaded.Command(words, self.folder, self.environment)
         return subprocess.Popen(
@@ -173,7 +173,7 @@ class Harness:
         )
 
     def run_here(self, *words: object, stdin: str = "") -> "subprocess.CompletedProcess[str]":
-        """Run a command in this process, where an import of TensorFlow fails."""
+        """Run a command in this process. Any import of TensorFlow fails."""
         with (
             mock.patch.dict(os.environ, self.environment, clear=True),
             contextlib.chdir(self.folder),
@@ -189,10 +189,10 @@ class Harness:
 
 
 def run_here(*words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
-    """Run a command in this process. An exception fails the test.
+    """Run a command in this process. An exception in the command fails the test.
 
     Raises:
-        TimeoutError: if the command hangs.
+        TimeoutError: if the command takes longer than HANGS_S.
     """
 
     def hang(number: int, frame: FrameType | None) -> None:
@@ -221,7 +221,7 @@ def run_here(*words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]"
 
 @contextlib.contextmanager
 def without(name: str) -> Iterator[None]:
-    """Make imports of the module fail, even if other tests have imported it."""
+    """Make imports of a module fail, even if other tests have imported it."""
     before = sys.modules.pop(name, None)
     sys.modules[name] = None  # type: ignore[assignment]
     try:
@@ -249,7 +249,7 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> None:
 
 
 def before_next_rename(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
-    """Call `do` once, right before the next written file gets its name."""
+    """Call `do` once, just before the next written file is renamed to its final name."""
     rename = Path.replace
 
     def replace(path: Path, target: Path) -> Path:
@@ -260,7 +260,7 @@ def before_next_rename(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]
     monkeypatch.setattr(Path, "replace", replace)
 
 
-# Makes the real jobs small: an epoch has 13 steps, the last one with 16 of 32 reviews.
+# Settings for small jobs: an epoch has 13 steps; the last step has 16 reviews, the others 32.
 SHRUNK = [
     *("--set", "data.limit=500"),
     *("--set", "data.maxlen=30"),
@@ -279,7 +279,7 @@ def harness(tmp_path: Path) -> Harness:
 
 
 def shared_run(harness: Harness, job: str, run_id: str, make: Callable[[], None]) -> Path:
-    """A run or sweep that the first worker of xdist makes; later calls get a copy."""
+    """Return a run or sweep that is made once for all workers of xdist; later calls get a copy."""
     run = harness.runs / job / run_id
     shared = Path(os.environ[SHARED], f"{job}-{run_id}")
     with shared.with_suffix(".lock").open("w") as lock:
@@ -293,7 +293,7 @@ def shared_run(harness: Harness, job: str, run_id: str, make: Callable[[], None]
 
 
 def calm_run(harness: Harness, job: str) -> Path:
-    """A finished, undisturbed run named `calm`."""
+    """Return a finished, undisturbed run named `calm`."""
 
     def train() -> None:
         done = harness.train(job, "calm")
@@ -310,12 +310,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path]:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The metrics of each epoch of a run."""
+    """Return the metrics of each epoch of a run."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """The parts of a finished run that must be equal to the byte."""
+    """Return the parts of a finished run that must be identical in an equal run."""
     names = ("metrics.jsonl", "model.keras", "predictions.npz", "validation_predictions.npz")
     files = {name: (folder / name).read_bytes() for name in names}
     result = json.loads((folder / "result.json").read_text())

@@ -1,8 +1,8 @@
-"""A guard that kills all remaining processes of the tests when they end.
+"""A guard that kills all remaining processes of the tests when the tests end.
 
-- The pytest process that the user started waits and passes signals on.
-- Its child, the guard, is a subreaper: orphans and daemons become its children.
-- The guard's child, a fork of pytest, runs the tests.
+- The pytest process that the user started forks the guard, waits, and passes signals on to it.
+- The guard is a subreaper: orphaned processes and daemons become its children.
+- The guard's first child, a fork of pytest, runs the tests.
 
 If one of the two pytest processes ends, even by SIGKILL, the guard kills the other one and all
 processes that the tests started.
@@ -25,11 +25,11 @@ STDIN = 0
 
 
 def enter() -> None:
-    """Return in a guarded child process. This process waits for it and has its exit code."""
+    """Return in a guarded child process. The calling process waits and ends with its exit code."""
     if sys.platform != "linux":
         return
     is_started_alive, stay_alive = os.pipe()
-    # Until the guard handles these signals, they would end it and not the tests.
+    # Blocked until the guard handles them; before, they would end the guard and not the tests.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*PASSED_ON, signal.SIGCHLD})
     guard = os.fork()
     if guard == 0:
@@ -56,12 +56,12 @@ def _wait(guard: int) -> int:
             process, status = os.waitpid(guard, os.WNOHANG)
             if process == guard:
                 return os.waitstatus_to_exitcode(status)
-        elif received.si_code <= 0:  # a process sent it; a terminal sends to the tests itself
+        elif received.si_code <= 0:  # sent by a process; a terminal signals the tests itself
             os.kill(guard, received.si_signo)
 
 
 def main(tests: int) -> int:
-    """Guard the process that runs the tests; returns its exit code, or 128 plus its signal."""
+    """Guard the process that runs the tests; return its exit code, or 128 plus its signal."""
 
     def pass_on(number: int, _: object) -> None:
         with contextlib.suppress(ProcessLookupError):

@@ -1,6 +1,6 @@
-"""The table of job keys in `jobs/README.md`, made from the schema.
+"""The table of job keys in `jobs/README.md`, generated from the schema.
 
-`python -m tests.job_keys` writes it in place; `tests/test_papers.py` compares it.
+`python -m tests.job_keys` updates the table; `tests/test_papers.py` fails if it is out of date.
 """
 
 import json
@@ -21,11 +21,11 @@ TYPES: dict[object, str] = {
     float: "float",
     dict[str, Any]: "table",
     str | dict[str, float]: "string or table",
-}  # as TOML says; else a string
+}  # TOML's names; keys of any other type are strings
 
 
 def table() -> str:
-    """A Markdown table of all keys of a job file."""
+    """Return a Markdown table of all keys of a job file."""
     lines = ["| key | type | range | default | meaning |", "| --- " * 5 + "|"]
     for name, section in SEARCH_TABLES.items():
         for key, field in section.model_fields.items():
@@ -40,7 +40,7 @@ def table() -> str:
 
 
 def _limits(facts: Facts, table: str) -> list[str]:
-    """The rules for a key together with other keys, and whether a search may vary it."""
+    """Return the rules that connect a key with others, and whether a search may vary the key."""
     limits = []
     if facts.unvalidated is not None:
         limits.append(f"must be `{json.dumps(facts.unvalidated)}` where `validation_split` is 0")
@@ -79,7 +79,7 @@ def _range(field: FieldInfo, facts: Facts) -> str:
 
 
 def with_table(text: str) -> str:
-    """The README with a new table between its two markers."""
+    """Return the text of the README with a new table between its two markers."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"

@@ -1,4 +1,4 @@
-"""Folders of finished runs as training leaves them, without the training."""
+"""Writes folders of finished runs, as training leaves them, without training."""
 
 import json
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from harness.training.metrics import test_scores as scores_of
 
 RECURRENT = {"rnn": 2080, "lstm": 8320, "gru": 6240, "bilstm": 16640, "stacked_lstm": 16640}
 SEEDS, EPOCHS = (1, 2, 3, 4, 5), 8
-# The jobs of `write_jobs`: each architecture with each of these.
+# `write_jobs` combines each architecture with each of these values.
 UNITS, DROPOUTS, RATES = (16, 32, 64, 128), (0.1, 0.2, 0.3, 0.4, 0.5), (0.001, 0.0005)
 
 
 def write_run(folder: Path, toml: str = "", **changed: Any) -> None:
-    """Write a finished run into a new folder: its job, and a result with what is `changed`."""
+    """Write a finished run: `toml` is its job, and `changed` replaces items of its result."""
     folder.mkdir(parents=True)
     (folder / "job.toml").write_text(toml)
     result = {
@@ -44,11 +44,11 @@ def write_scored_run(
     """Write a finished run with predictions, curves and a record.
 
     Args:
-        folder: is made.
-        dataset: of two classes.
-        right: for each test review, whether its prediction is.
-        toml: its job; without one, a job with few settings.
-        changed: of its result.
+        folder: the new folder of the run.
+        dataset: a dataset with two classes.
+        right: for each test review, whether its prediction is right.
+        toml: the run's job; by default a job with few settings.
+        changed: items of the run's result.
     """
     architecture = changed.get("architecture", "lstm")
     labels = dataset.test.labels
@@ -80,10 +80,10 @@ def write_scored_run(
 
 
 def write_jobs(runs: Path, num: int, dataset: Dataset) -> Path:
-    """Write so many scored runs into a folder: of each job those of five seeds, up to 200 jobs.
+    """Write `num` scored runs into a folder, and return it: five seeds of each of up to 200 jobs.
 
-    The jobs are the five steady ones with other sizes, dropout and learning rate. The more units,
-    the more reviews are right, and each seed draws its own. Returns the folder.
+    The jobs are those of the five networks with other units, dropout and learning rate. A network
+    with more units predicts more reviews correctly. The seeds of a job differ at random.
     """
     generator = np.random.default_rng(1)
     choices = [(n, d, r, a) for n in UNITS for d in DROPOUTS for r in RATES for a in RECURRENT]
@@ -112,7 +112,7 @@ def write_jobs(runs: Path, num: int, dataset: Dataset) -> Path:
 
 
 def _write_progress(folder: Path, highest: float, epoch_s: float) -> None:
-    """Write curves that come closer to an accuracy by half an epoch."""
+    """Write curves whose distance from the final accuracy halves with every epoch."""
     metrics = [
         {"epoch": n, "loss": 1.1 - highest + 0.5**n, "val_accuracy": highest - 0.2 * 0.5**n}
         for n in range(1, EPOCHS + 1)

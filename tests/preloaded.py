@@ -1,8 +1,8 @@
-"""Runs commands of the tests in forks of a process that has imported the libraries.
+"""Runs commands of the tests in forks of a server, which has imported the libraries.
 
 An import of TensorFlow takes four seconds of a core, and the tests start hundreds of commands. A
-fork starts after this import. It imports the harness again, and has its own arguments, folder,
-environment and files.
+fork shares the server's imports. It imports only the harness itself, and has its own arguments,
+folder, environment and files.
 
 The server forks a helper for every connection. The helper forks the command, sends its process id,
 waits for it, and sends its exit status. If the client closes the connection, the helper kills the
@@ -35,35 +35,35 @@ from typing import Any
 
 import numpy as np
 
-# The folder that all workers of xdist share: the server's socket, finished runs, compiled steps.
+# Variable with the folder that xdist's workers share: socket, finished runs, compiled steps.
 SHARED = "HARNESS_TEST_SHARED"
 LIBRARIES = (
     *("tensorflow", "keras", "scipy.stats", "sklearn.linear_model", "pyarrow"),
     *("typer", "pydantic", "rich.console", "psutil", "tomli_w", "google_crc32c"),
     *("tensorboard.plugins.hparams.api", "matplotlib.backends.backend_agg"),
 )
-# The import of TensorFlow reads it; harness.compute.strategy sets it before.
+# Read by the import of TensorFlow; in other processes, harness.compute.strategy sets it first.
 VARIABLES = {"TF_ENABLE_ONEDNN_OPTS": "0"}
-# Variables that the start of a process or an import reads. They must be the same in all forks.
+# Names of variables that a process reads at its start or in an import: equal in all forks.
 READ_AT_START = re.compile(r"PYTHON|LD_|LC_|LANG|TF_|XLA_|CUDA_|OMP_|OPENBLAS_|MALLOC_|GLIBC_|TZ")
 BACKLOG = 64
 END = b"\n"  # of a request
-NUM_FILES = 3  # standard input, output and error
-PATIENCE_S = 120  # for the imports
-CHECK_S = 5.0  # between two checks whether the server's parent is alive
+NUM_FILES = 3  # per request: standard input, output and error
+PATIENCE_S = 120  # time limit of the server's imports
+CHECK_S = 5.0  # between two checks that the server's parent is alive
 
 
 def read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
-    """The variables that must have the same values in the server and in a command."""
+    """Return the variables that must have the same values in the server and in a command."""
     return {name: value for name, value in environment.items() if READ_AT_START.match(name)}
 
 
 def fits(environment: Mapping[str, str], usual: Mapping[str, str]) -> bool:
-    """Whether a command can be a fork of the server, running or not yet started.
+    """Whether a command can be a fork of the server, which may not have started yet.
 
     Args:
-        environment: the command's variables.
-        usual: `read_at_start` of most commands, and so of the server.
+        environment: the environment variables of the command.
+        usual: the result of `read_at_start` for most commands.
     """
     kept = Path(os.environ[SHARED], "preloaded.json")
     of_server = json.loads(kept.read_text()) if kept.exists() else usual
@@ -72,22 +72,23 @@ def fits(environment: Mapping[str, str], usual: Mapping[str, str]) -> bool:
 
 @dataclass(frozen=True)
 class Server:
-    """The process whose forks are commands."""
+    """A process whose forks run commands."""
 
-    folder: Path  # of its socket
+    folder: Path  # the folder of the server's socket
     python: str | Path = sys.executable
-    variables: Mapping[str, str] = field(default_factory=VARIABLES.copy)  # read by the imports
+    variables: Mapping[str, str] = field(default_factory=VARIABLES.copy)  # for the imports
 
 
 def usual_server() -> Server:
-    """The server with the Python of the tests."""
+    """Return the server that runs the Python of the tests."""
     return Server(Path(os.environ[SHARED]))
 
 
 def sharing_steps() -> dict[str, str]:
-    """Variables that let processes share compiled steps: XLA takes as long as a short run.
+    """Return variables that let processes share compiled steps.
 
-    TensorFlow logs an error for each step that it loads, so the log level hides errors.
+    XLA needs as long as a short run to compile a step. TensorFlow logs an error for each compiled
+    step that it loads, so the log level hides errors.
     """
     cache = f"--tf_xla_persistent_cache_directory={os.environ[SHARED]}"
     flags = f"{cache} --tf_xla_persistent_cache_device_types=CPU"
@@ -95,7 +96,7 @@ def sharing_steps() -> dict[str, str]:
 
 
 class Command:
-    """A command in a fork, with the part of the interface of `subprocess.Popen` that tests use."""
+    """A command in a fork. It has the methods of `subprocess.Popen` that the tests use."""
 
     def __init__(
         self,
@@ -109,16 +110,16 @@ class Command:
         """Start `python -m harness` in a fork of the server.
 
         Args:
-            words: the arguments.
-            folder: the command's working folder.
-            environment: its variables.
-            stdin: its standard input.
+            words: the arguments of the command.
+            folder: the working folder of the command.
+            environment: the environment variables of the command.
+            stdin: the text on the command's standard input.
             server: by default the usual server.
         """
         self.args = ["harness", *map(str, words)]
         self.returncode: int | None = None
         request = {"args": self.args, "folder": str(folder), "environment": dict(environment)}
-        pipes = [os.pipe(), os.pipe()]  # in a file, lines of the log would have a date
+        pipes = [os.pipe(), os.pipe()]  # not files, in which lines of the log would have a date
         outputs, inputs = zip(*pipes, strict=True)
         self.stdout, self.stderr = map(os.fdopen, outputs)
         self._connection = _connect(environment, server or usual_server())
@@ -135,7 +136,7 @@ class Command:
         self.pid = int(number)
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """Standard output and standard error until the command ends.
+        """Wait for the end of the command; return its standard output and standard error.
 
         Raises:
             subprocess.TimeoutExpired: after `timeout` seconds; the command continues.
@@ -152,7 +153,7 @@ class Command:
         return out, err
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code, or the negative number of the signal that ended the command.
+        """Wait for the command; return its exit code, or minus the signal that ended it.
 
         Raises:
             subprocess.TimeoutExpired: after `timeout` seconds.
@@ -166,7 +167,7 @@ class Command:
         return self.returncode
 
     def poll(self) -> int | None:
-        """The exit code, None while the command runs."""
+        """Return the exit code; None while the command runs."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.wait(0)
         return self.returncode
@@ -174,7 +175,7 @@ class Command:
     def send_signal(self, number: int) -> None:
         """Send a signal, unless the command has ended."""
         if self.poll() is None:
-            # The command may have ended, and the helper has not sent the status yet.
+            # The command may have ended although the helper has not sent its status yet.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
@@ -184,7 +185,7 @@ class Command:
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
 
-    def close(self) -> None:  # the helper kills the command
+    def close(self) -> None:  # then the helper kills the command
         for each in (self._connection, self._answers, self.stdout, self.stderr):
             each.close()
 
@@ -200,7 +201,7 @@ def run(
     timeout_s: float,
     server: Server | None = None,
 ) -> "subprocess.CompletedProcess[str]":
-    """`subprocess.run` for `python -m harness` in a fork of the server.
+    """Run `python -m harness` in a fork of the server, like `subprocess.run`.
 
     Raises:
         subprocess.TimeoutExpired: after `timeout_s`; the command is killed.
@@ -212,7 +213,7 @@ def run(
 
 
 def _read(files: Sequence[int], timeout_s: float | None) -> list[bytes]:
-    """The content of pipes until all have ended.
+    """Read pipes until all writers have closed them, and return the contents.
 
     Raises:
         TimeoutError: after `timeout_s`.
@@ -236,7 +237,7 @@ def _read(files: Sequence[int], timeout_s: float | None) -> list[bytes]:
 
 
 def _connect(environment: Mapping[str, str], server: Server) -> socket.socket:
-    """Connect to the server, and start it if there is none."""
+    """Connect to the server; start it first if it does not run."""
     shared = server.folder
     address = str(shared / "preloaded")
     connection = socket.socket(socket.AF_UNIX)
@@ -244,7 +245,7 @@ def _connect(environment: Mapping[str, str], server: Server) -> socket.socket:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if connection.connect_ex(address) != 0:
             command = [server.python, "-m", "tests.preloaded", address]
-            own = {"KERAS_HOME": str(shared / "keras")}  # Keras writes into it
+            own = {"KERAS_HOME": str(shared / "keras")}  # Keras writes into this folder
             with (shared / "preloaded.log").open("a") as log:
                 process = subprocess.Popen(
                     command,
@@ -271,9 +272,9 @@ def main(address: str) -> None:
     figure = importlib.import_module("matplotlib.figure").Figure()
     figure.suptitle("matplotlib reads its fonts")
     figure.savefig(io.BytesIO())
-    gc.freeze()  # otherwise a garbage collection in a fork copies every page
+    gc.freeze()  # otherwise garbage collection in a fork would copy every page
     parent = os.getppid()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # no zombies of helpers
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended helpers leave no zombies
     Path(address).unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
@@ -293,7 +294,7 @@ def main(address: str) -> None:
 
 
 def _fork_command(connection: socket.socket) -> dict[str, Any]:
-    """Read a request and fork. The fork, which becomes the command, returns the request."""
+    """Read a request and fork. Only the fork, which becomes the command, returns."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     connection.setblocking(True)
     _, files, _, _ = socket.recv_fds(connection, 1, NUM_FILES)
@@ -322,7 +323,7 @@ def _fork_command(connection: socket.socket) -> dict[str, Any]:
 
 
 def _become(request: dict[str, Any]) -> None:
-    """Run the command in this process."""
+    """Run the command of a request in this process."""
     for number, file in enumerate(request["files"]):
         os.dup2(file, number)
         os.close(file)
@@ -332,7 +333,7 @@ def _become(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     tempfile.tempdir = None  # TMPDIR may differ
-    random.seed()  # as in a new process; otherwise a missing seed would have no effect
+    random.seed()  # as in a new process; so a test notices a missing seed
     np.random.seed()
     sys.path[0] = request["folder"]
     sys.argv = request["args"]

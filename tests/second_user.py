@@ -1,7 +1,7 @@
 """An attacker, the second user of a node: `python -m tests.second_user SITE` as root.
 
-SITE is a JSON file of the paths, ports and process ids that any user of the node can list. The
-program becomes the user nobody, attacks, and prints a JSON object with the number of attempts by
+SITE is a JSON file with paths, ports and process ids that any user of the node can list. The
+program becomes the user nobody, attacks, and prints a JSON object: the number of attempts for each
 target, and the successful attempts.
 """
 
@@ -23,7 +23,7 @@ NOBODY = 65534
 GUESSES = ("", "secret", "a secret", "0" * 32, "harness")
 IDLE = 300  # connections without a request
 
-Tries = Iterator[tuple[str, bool]]  # attempts, and whether they succeeded
+Tries = Iterator[tuple[str, bool]]  # each attempt, and whether it succeeded
 
 
 def succeeds(act: Callable[..., object], *args: object) -> bool:
@@ -41,7 +41,7 @@ def read(path: Path) -> object:
 
 
 def tries_at_files(site: dict[str, Any]) -> Tries:
-    """Read private files, and add, change and remove files of the owner."""
+    """Try to read private files, and to add, change and remove files of the owner."""
     for path in map(Path, site["private"]):
         yield f"read {path}", succeeds(read, path)
         yield f"enter {path}", succeeds(os.chdir, path)
@@ -59,7 +59,7 @@ def tries_at_files(site: dict[str, Any]) -> Tries:
 
 
 def tries_at_processes(site: dict[str, Any]) -> Tries:
-    """Read the environment and memory of the owner's processes, and kill them."""
+    """Try to read the environment and memory of the owner's processes, and to kill them."""
     for process in site["processes"]:
         for name in ("environ", "mem", "maps", "fd", "cwd", "root"):
             path = Path(f"/proc/{process}/{name}")
@@ -71,7 +71,7 @@ def tries_at_processes(site: dict[str, Any]) -> Tries:
 
 
 def tries_at_tensorboard(site: dict[str, Any]) -> Tries:
-    """Send requests without the secret and with guesses."""
+    """Send requests to TensorBoard without the secret, and with guessed secrets."""
     guesses = [*GUESSES, secrets.token_urlsafe(32), "..", "%2e%2e", "*", "."]
     paths = [
         "/",
@@ -91,7 +91,7 @@ def tries_at_tensorboard(site: dict[str, Any]) -> Tries:
 
 
 def hold_open(site: dict[str, Any]) -> list[socket.socket]:
-    """Open idle connections, during which TensorBoard must still serve the owner."""
+    """Open idle connections to TensorBoard, which must still serve the owner."""
     held = []
     for _ in range(IDLE):
         held.append(socket.create_connection(("127.0.0.1", site["board_port"]), timeout=30))
@@ -102,7 +102,7 @@ def hold_open(site: dict[str, Any]) -> list[socket.socket]:
 
 
 def plant(site: dict[str, Any]) -> None:
-    """Put a run with Python modules and changed data into a folder that the owner visits."""
+    """Plant a run with Python modules, and changed data, in a folder that the owner visits."""
     shared = Path(site["shared"])
     shutil.copytree(site["run_to_copy"], shared / "run", ignore=shutil.ignore_patterns("prov*"))
     shutil.copytree(site["data_to_copy"], shared / "data")

@@ -1,4 +1,4 @@
-"""A job key is added in one place, its declaration, in a copy of the package."""
+"""A new job key needs only its declaration. The tests declare one in a copy of the package."""
 
 import csv
 import json
@@ -36,7 +36,7 @@ train.patience = [0.25, 0.75]
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of the project with one more line."""
+    """A copy of the project with the job key `train.patience`."""
     copy = tmp_path / "project"
     for name in ("harness", "tests", "jobs"):
         shutil.copytree(PROJECT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -46,7 +46,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def test_the_manual_and_set_know_it(harness: Harness, copy: Path) -> None:
-    """The manual has its type, range, default and meaning; a wrong name or value is refused."""
+    """The manual has the key's type, range, default and meaning; wrong values are refused."""
     harness.environment["PYTHONPATH"] = str(copy)
     command = [sys.executable, "-m", "tests.job_keys"]
     subprocess.run(command, cwd=copy, env={"PYTHONPATH": str(copy)}, check=True)
@@ -60,7 +60,7 @@ def test_the_manual_and_set_know_it(harness: Harness, copy: Path) -> None:
 
 @pytest.mark.full
 def test_a_run_that_began_without_it_continues(harness: Harness, copy: Path) -> None:
-    """It ends with the bytes of an undisturbed run."""
+    """The run ends with the bytes of an undisturbed run."""
     calm, run = calm_run(harness, "lstm"), killed_run(harness, "lstm")
     assert "patience" not in tomllib.loads((run / "job.toml").read_text())["train"]
     harness.environment["PYTHONPATH"] = str(copy)
@@ -73,7 +73,7 @@ def test_a_run_that_began_without_it_continues(harness: Harness, copy: Path) -> 
 
 @pytest.mark.slow
 def test_a_search_tries_it_and_records_have_it(harness: Harness, copy: Path) -> None:
-    """The jobs of trials and the leaderboard have its values."""
+    """The jobs of the trials and the leaderboard have the key's values."""
     harness.environment["PYTHONPATH"] = str(copy)
     (harness.folder / "search.toml").write_text(SEARCH)
     done = harness.run("tune", "search.toml", "--sweep-id", "a", "--workers", 1)

@@ -24,7 +24,7 @@ README = PROJECT / "jobs/README.md"
 
 @pytest.fixture
 def here(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder, with the environment of the tests' commands."""
+    """An empty working folder. This process has the environment of the tests' commands."""
     for name, value in harness.environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("HARNESS_RUNS")
@@ -59,7 +59,7 @@ def test_settings_are_refused(here: Path, settings: dict[str, object], message: 
 def test_code_of_others_is_trusted_for_one_call(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`trust_code` applies to the check in this process too, and only to this call."""
+    """`trust_code` also reaches the check in this process, and applies to one call only."""
     said: list[tuple[str, ...]] = []
     monkeypatch.setattr("harness.api.run_printed", lambda *words: said.append(words))
     (here / "mynet.py").write_text("def net(inputs): return inputs\n")
@@ -72,7 +72,7 @@ def test_code_of_others_is_trusted_for_one_call(
 
 
 def test_options_are_those_of_the_command(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The command checks them. Its error is raised, and not printed."""
+    """The command checks the options. Its error is raised and not printed."""
     with pytest.raises(InputError, match="No such option: --colour"):
         package.train(LSTM, colour="red")
     with pytest.raises(InputError, match="--data /nowhere: is not a folder"):
@@ -83,7 +83,7 @@ def test_options_are_those_of_the_command(here: Path, capsys: pytest.CaptureFixt
 
 
 def test_an_unfinished_run_has_no_result(here: Path) -> None:
-    """Its history can be read; its result, model and predictions are refused."""
+    """The run's history can be read; its result, model and predictions are refused."""
     folder = here / "runs/lstm/begun"
     write_run(folder, toml=LSTM.read_text())
     (folder / "result.json").unlink()
@@ -99,7 +99,7 @@ def test_runs_are_a_list_and_a_frame(here: Path) -> None:
     """The frame has a row per run, with the keys of its job and its scores."""
     for seed in (1, 2, 3):
         write_run(here / f"runs/lstm/{seed}", LSTM.read_text(), seed=seed, accuracy=seed / 10)
-    (here / "runs/lstm/begins").mkdir()  # a starting run has a lease before its job
+    (here / "runs/lstm/begins").mkdir()  # a starting run has a lease before it has a job
     (here / "runs/lstm/begins/lease.json").write_text("{}")
     runs = package.load_runs()
     assert (len(runs), len(runs[1:]), runs[0].folder.name) == (3, 2, "1")
@@ -112,7 +112,7 @@ def test_runs_are_a_list_and_a_frame(here: Path) -> None:
 def test_an_unreadable_run_does_not_hide_others(
     here: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its row has the readable values. Code of other users is read, because nothing runs it."""
+    """The row of such a run has the readable values. Code of others is read, but not run."""
     code = '[model]\narchitecture = "net.py:net"\n[code]\n"net.py" = "def net(): ..."\n'
     for name, toml in (
         ("broken", "["),
@@ -137,7 +137,7 @@ def test_an_unreadable_run_does_not_hide_others(
 
 
 def test_a_comparison(here: Path) -> None:
-    """The frame has means and the folder a report; runs and data may be named."""
+    """The frame has the means, and `write` makes a report; runs and data may be given."""
     for job, accuracy in (("lstm", 0.8), ("gru", 0.9)):
         for seed in (1, 2):
             write_run(here / f"runs/{job}/{seed}", job=job, seed=seed, accuracy=accuracy)
@@ -156,7 +156,7 @@ def test_a_comparison(here: Path) -> None:
 
 
 def test_a_leaderboard_has_numbers(here: Path) -> None:
-    """Numbers are numbers, and missing values are None, also in the frame."""
+    """Numbers have numeric types, and missing values are None."""
     values = {"model.pooling": "max", "model.units": 16, "train.learning_rate": 0.001}
     trials = trial(0, 0.81, values=values), trial(1, None, values=values, error="it broke")
     sweep = package.Sweep(make_sweep(here / "s", RANDOM, *trials).folder)
@@ -171,7 +171,7 @@ def test_a_leaderboard_has_numbers(here: Path) -> None:
 
 
 def test_a_missing_folder_is_refused(here: Path) -> None:
-    """The message names it."""
+    """The message names the folder."""
     with pytest.raises(InputError, match="nowhere: is not a folder"):
         package.load_runs("nowhere")
 
@@ -195,7 +195,7 @@ signal.signal(signal.SIGINT, lambda *_: sys.exit(75))
 def test_the_last_error_is_raised_and_other_lines_are_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], body: str, shown: list[str]
 ) -> None:
-    """The error that ends the command is not printed too."""
+    """The error that ends the command is raised and not printed."""
     code = STAND_IN.format(body=body)
     monkeypatch.setattr(pool, "child_args", lambda *args: [sys.executable, "-c", code])
     if "exit(2)" in body:
@@ -225,7 +225,7 @@ def test_tensorflow_prints_nothing(finished: tuple[Harness, Path]) -> None:
 def test_a_keyboard_interrupt_lets_the_command_save(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command gets the signal; KeyboardInterrupt is raised after it has ended."""
+    """The command gets the signal and ends; then KeyboardInterrupt is raised."""
     code = STAND_IN.format(
         body="signal.signal(signal.SIGINT, lambda *_: (print('saved', flush=True), sys.exit(75)))\n"
         "time.sleep(60)"
@@ -245,7 +245,7 @@ def test_a_keyboard_interrupt_lets_the_command_save(
 
 @pytest.mark.full
 def test_the_examples_of_the_readme(here: Path) -> None:
-    """They run in a thread and change no signal handler."""
+    """The examples run in a thread and change no signal handler."""
     section = README.read_text().split("\n## From Python\n")[1].split("\n## ")[0]
     blocks = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
     (here / "jobs").symlink_to(JOBS)

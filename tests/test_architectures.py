@@ -37,7 +37,7 @@ def test_parameters_are_the_notebooks(name: str, recurrent: int, total: int) -> 
 
 @pytest.mark.parametrize("name", ["gru", "bilstm"])
 def test_several_classes_have_a_probability_each(name: str) -> None:
-    """They add up to 1; two classes have one output, as in the notebook."""
+    """The probabilities add up to 1; two classes have one output, as in the notebook."""
     job = load_job(JOBS / "notebook" / f"{name}.toml")
     tokens = np.arange(12, dtype=np.int32).reshape(3, 4)
     several = BUILDERS[name](50, job.model, num_outputs=7)(tokens)
@@ -51,9 +51,9 @@ def test_several_classes_have_a_probability_each(name: str) -> None:
     [("rnn", "last"), ("lstm", "max"), ("gru", "mean"), ("bilstm", "last"), ("bilstm", "max")],
 )
 def test_padding_at_the_end_changes_nothing(name: str, pooling: str, tmp_path: Path) -> None:
-    """With `data.bucket` a review has the probability of the plain network without padding.
+    """With `data.bucket`, padding does not change the probability of a review.
 
-    Also with the model from a file, which Keras loads without this package.
+    This also holds for a saved model, which Keras loads without this package.
     """
     settings = [f"model.pooling={pooling}", "model.units=4", "data.bucket=true"]
     job = load_job(JOBS / f"{name}.toml", settings)
@@ -79,7 +79,7 @@ def dropped(positions: list[int], step: int, seed: int = 3, over: str = "") -> n
 
 
 def test_a_mask_depends_on_step_seed_and_position() -> None:
-    """Two replicas with half of the examples drop the numbers that one replica drops."""
+    """Two replicas with half of the examples each drop the same numbers as one replica."""
     whole = dropped(list(range(8)), step=4)
     halves = [dropped([0, 1, 2, 3], step=4), dropped([4, 5, 6, 7], step=4)]
     np.testing.assert_array_equal(whole, np.concatenate(halves))
@@ -104,7 +104,7 @@ def test_spatial_dropout_drops_channels_over_all_time() -> None:
 
 
 def test_word_dropout_drops_words_with_all_their_channels() -> None:
-    """Independently for each word, with the same masks on one replica and on two."""
+    """Each word is dropped independently, with the same masks on one replica and on two."""
     outputs = dropped(list(range(8)), step=1, over="channels")
     assert (outputs == outputs[..., :1]).all()
     assert 0 < outputs.mean() < 2
@@ -113,9 +113,9 @@ def test_word_dropout_drops_words_with_all_their_channels() -> None:
 
 
 def test_dropout_over_sequences_draws_for_each_row_and_time() -> None:
-    """Also for lengths that are unknown during tracing."""
+    """This also holds for lengths that are unknown during tracing."""
     layer = GlobalBatchDropout(0.5, seed=3, batch_size=4)
-    inputs = tf.ones([4, 4, 6])  # as many times as rows: a wrong shape would broadcast
+    inputs = tf.ones([4, 4, 6])  # 4 rows and 4 times: a wrong mask would be broadcast
     with global_batch(tf.constant(0, tf.int64), tf.range(4)):
         outputs = np.asarray(layer(inputs, training=True))
     assert len({row.tobytes() for row in outputs}) == 4
@@ -130,7 +130,7 @@ def test_dropout_over_sequences_draws_for_each_row_and_time() -> None:
 
 
 def test_the_training_copy_has_equal_weights_and_other_dropout() -> None:
-    """It predicts the same and contains none of Keras's dropout layers."""
+    """The copy predicts the same and contains none of Keras's dropout layers."""
     job = load_job(JOBS / "bilstm.toml", ["model.units=4", "data.vocab_size=50"])
     model = BUILDERS["bilstm"](50, job.model)
     copy = for_training(model, seed=1, batch_size=8)

@@ -17,7 +17,7 @@ DAEMON = Path(__file__).with_name("leave_processes.py")
 
 def args_of(process: Process) -> str:
     try:
-        return " ".join(process.cmdline())  # empty for a zombie
+        return " ".join(process.cmdline())  # empty if it is a zombie
     except psutil.Error:
         return ""
 
@@ -38,7 +38,7 @@ def interrupt_pytest(started: Process) -> None:
 def test_a_daemon_ends_with_its_tests(
     tmp_path: Path, end: Callable[[Process], None], workers: int
 ) -> None:
-    """The daemon has left its parent's session."""
+    """The daemon runs in a session of its own."""
     args = ["-p", "no:cacheprovider", f"--numprocesses={workers}", f"--basetemp={tmp_path / 't'}"]
     with subprocess.Popen(
         [sys.executable, "-m", "pytest", *args, str(DAEMON)],

@@ -1,4 +1,4 @@
-"""The environment of the job scripts: complete or absent, installed once from the lock files."""
+"""The job scripts install their environment once, completely, from the lock files."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import PROJECT, write_program
 from tests.slurm.stand_in import TWO_NODES, Project
 
-# Builds the wheel of a package without setuptools, so the tests use pip itself.
+# A build backend that needs no setuptools, so the tests can use pip itself.
 BACKEND = """
 import zipfile
 def build_editable(folder, config_settings=None, metadata_directory=None):
@@ -49,7 +49,7 @@ def project(tmp_path: Path) -> Project:
 
 
 def locked_wheel(wheels: Path, name: str, files: dict[str, str], mode: int = 0o644) -> str:
-    """Write a wheel into a folder; return the line that locks it."""
+    """Write a wheel into a folder; return its line of a lock file."""
     wheels.mkdir(exist_ok=True)
     wheel = wheels / f"{name}-1-py3-none-any.whl"
     info = {
@@ -69,7 +69,7 @@ def locked_wheel(wheels: Path, name: str, files: dict[str, str], mode: int = 0o6
 
 @pytest.fixture
 def wheels(project: Project) -> Path:
-    """A folder with a wheel, which the lock files of the project name."""
+    """A folder with a wheel that is in the lock files of the project."""
     wheels = project.outside / "wheels"
     lock = locked_wheel(wheels, "part", {"part.py": ""})
     (project.path / "requirements.lock").write_text(lock)
@@ -86,7 +86,7 @@ def wheels(project: Project) -> Path:
 def test_without_a_suitable_python_the_line_has_the_remedy(
     project: Project, container: str, found: str
 ) -> None:
-    """In a container its own Python counts."""
+    """With a container, the Python in the container must be suitable."""
     program = "#!/bin/sh\necho Python 3.9.2\n[ $1 = --version ]\n"
     old = project.executable(project.outside / "an old/python", program)
     (project.path / "slurm/site.sh").write_text(container)
@@ -101,7 +101,7 @@ def test_without_a_suitable_python_the_line_has_the_remedy(
 
 
 def test_a_users_environment_is_never_changed(project: Project) -> None:
-    """Without harness in it, it is refused each time."""
+    """An environment without the harness is refused each time."""
     own = project.outside / "own"
     project.executable(own / "bin/python", "#!/bin/sh\n")
     (own / "pyvenv.cfg").touch()
@@ -117,7 +117,7 @@ def test_a_users_environment_is_never_changed(project: Project) -> None:
 
 @pytest.mark.full
 def test_a_failed_installation_is_repeated(project: Project, wheels: Path) -> None:
-    """It ends with 1 and the remedy; later, one of two jobs installs and both run."""
+    """The job ends with 1 and the remedy; later, one of two jobs installs and both train."""
     env = {**project.environment, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
     script = project.path / "slurm/bilstm.sh"
     failed = project.run(script, env=env)
@@ -150,7 +150,7 @@ def test_a_failed_installation_is_repeated(project: Project, wheels: Path) -> No
 def test_uv_installs_unless_pip_has_settings(
     project: Project, wheels: Path, settings: dict[str, str], calls: int
 ) -> None:
-    """With an index of the site, or after an error of uv, pip installs the same lock file."""
+    """If the site configures pip, or if uv fails, pip installs the same lock file."""
     program = {"uv-1.data/scripts/uv": UV}
     lock = locked_wheel(wheels, "uv", program, mode=0o755)
     (project.path / "requirements-uv.lock").write_text(lock)
@@ -158,7 +158,7 @@ def test_uv_installs_unless_pip_has_settings(
     env = {
         **project.environment,
         "PIP_FIND_LINKS": str(wheels),
-        "PIP_RETRIES": "0",  # whether or not an index can be reached
+        "PIP_RETRIES": "0",  # no delay if no index can be reached
         "UV_CALLS": str(log),
         **settings,
     }
@@ -171,7 +171,7 @@ def test_uv_installs_unless_pip_has_settings(
 
 
 def test_lock_files_agree() -> None:
-    """They share versions, and name neither an index nor a folder."""
+    """The lock files share versions, and name neither an index nor a folder."""
 
     def pins(name: str) -> set[str]:
         text = (PROJECT / name).read_text()
@@ -219,7 +219,7 @@ AS_IT_IS = "not installed from this project's lock files, which `bash slurm/comm
 def test_only_setup_changes_a_complete_environment(
     project: Project, setup: str, stamp: str, extra: str, said: str
 ) -> None:
-    """The gpu lock also serves a job without a GPU, not the other way round."""
+    """The environment with CUDA serves all jobs; the one without CUDA serves no GPU job."""
     for name in ("requirements.lock", "requirements-gpu.lock"):
         (project.path / name).write_text(name)
     own = project.path / ".venv"
@@ -239,7 +239,7 @@ NO_FLOCK = 'command() { [[ $* != "-v flock" ]] && builtin command "$@"; };'
 
 @pytest.mark.parametrize("flock", ["", "flock() { return 71; };", NO_FLOCK])
 def test_one_process_at_a_time_holds_the_lock(project: Project, flock: str) -> None:
-    """Also if flock is missing, or the disk has no locks."""
+    """This holds even if flock is missing, or if the disk does not support locks."""
     work = 'work() { mkdir "$1/one"; sleep 0.3; rmdir "$1/one"; };'
     command = f'source "$1/slurm/common.sh"; {flock} {work} with_lock work "$1"'
     both = [subprocess.Popen(["bash", "-c", command, "bash", str(project.path)]) for _ in range(2)]
@@ -248,7 +248,7 @@ def test_one_process_at_a_time_holds_the_lock(project: Project, flock: str) -> N
 
 
 def test_a_container_needs_neither_slurm_nor_flock(project: Project) -> None:
-    """The script outside of it asks for the nodes, and requeues the job."""
+    """The script outside of the container calls scontrol and requeues the job."""
     inside = project.outside / "inside"
     inside.mkdir()
     for name in ("sh", "env", "test"):

@@ -32,7 +32,7 @@ def write(folder: Path, text: str | bytes) -> Path:
     ],
 )
 def test_notebook_jobs_are_the_exercises(name: str, epochs: int, dropout: float) -> None:
-    """The steady job has the same network, except for the GRU, which has the variant of cuDNN."""
+    """The job in `jobs/` has the same network, but its GRU is the variant that cuDNN supports."""
     job = load_job(JOBS / "notebook" / f"{name}.toml")
     assert (job.model.architecture, job.train.epochs, job.model.dropout) == (name, epochs, dropout)
     assert (job.model.units, job.model.embedding_dim, job.model.spatial_dropout) == (32, 32, 0.4)
@@ -57,7 +57,7 @@ def test_a_job_with_all_defaults_reads_back_as_itself(tmp_path: Path) -> None:
 
 
 def test_an_identity_omits_defaults(tmp_path: Path) -> None:
-    """So a run resumes if a later version has a new key. Another value is another run."""
+    """So a run resumes after a later version adds a key. A changed value makes another run."""
     job = load_job(JOBS / "lstm.toml")
     identity = run_identity(job, "checksum")
     for setting in ("train.tf32=true", "data.bucket=true", "train.xla=off", "train.seed=2"):
@@ -74,7 +74,7 @@ def test_an_identity_omits_defaults(tmp_path: Path) -> None:
 
 
 def test_an_identity_omits_keys_that_change_no_result() -> None:
-    """Such keys are paths and intervals."""
+    """Such keys are, for example, paths and intervals."""
     job = load_job(JOBS / "lstm.toml")
     for setting in ("train.checkpoint_every_s=9", "data.source=texts.csv", "data.delimiter=;"):
         assert load_job(JOBS / "lstm.toml", [setting]).identity() == job.identity()
@@ -155,7 +155,7 @@ def test_a_bad_override_is_refused_in_one_line(
 
 
 def test_the_refusal_of_a_missing_job_names_the_nearest_file(tmp_path: Path) -> None:
-    """A folder is not a job."""
+    """A folder is refused because it is not a plain file."""
     write(tmp_path, LEAST)
     with pytest.raises(InputError, match=r"no such file; did you mean .*mine\.toml\?"):
         load_job(tmp_path / "mien.toml")
@@ -182,7 +182,7 @@ def test_an_override_may_be_white_space(delimiter: str) -> None:
 
 
 def test_settings_without_effect_are_named(tmp_path: Path) -> None:
-    """A line says which other setting they need."""
+    """A line says which other setting each of them needs."""
     path = write(tmp_path, LEAST)
     assert not list(load_job(path).without_effect())
     lines = list(load_job(path, ["model.reset_after=true"]).without_effect())

@@ -1,4 +1,4 @@
-"""A job keeps and checks the sources of custom functions, and runs them."""
+"""A job keeps, checks and runs the sources of custom functions."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ JOB = '[model]\narchitecture = "{}"\n'
 
 @pytest.fixture(autouse=True)
 def _own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Under any umask nobody else can write to the folder."""
+    """Let nobody else write to the test's folder, whatever the umask."""
     tmp_path.chmod(0o755)
     monkeypatch.delenv(TRUST, raising=False)
 
@@ -42,7 +42,7 @@ def call(job: Job) -> Any:
 
 
 def test_a_job_keeps_a_source_and_its_imports_from_the_same_folder(tmp_path: Path) -> None:
-    """It keeps no other file, and the function's name loses the folder."""
+    """The job keeps no other file, and the name of its function contains no folder."""
     write(tmp_path, mynet="import parts, json\ndef build(): return parts.NUMBER, json.dumps(1)\n")
     write(tmp_path, parts="NUMBER = 7", unused="", json="BROKEN")
     job = load(tmp_path)
@@ -54,7 +54,7 @@ def test_a_job_keeps_a_source_and_its_imports_from_the_same_folder(tmp_path: Pat
 
 
 def test_a_job_with_as_much_code_as_allowed_can_be_read(tmp_path: Path) -> None:
-    """Its characters may have 4 bytes."""
+    """The characters of the code may have 4 bytes in UTF-8."""
     text = "#😀😀😀😀😀😀😀😀\n"
     parts = {name: text * (MAX_BYTES // 4 // len(text) - 1) for name in ("a", "b", "c", "d")}
     write(tmp_path, mynet="import a, b, c, d\ndef build(): return 3\n", **parts)
@@ -67,7 +67,7 @@ def test_a_job_with_as_much_code_as_allowed_can_be_read(tmp_path: Path) -> None:
 
 
 def test_the_harness_beside_a_source_is_not_kept(tmp_path: Path) -> None:
-    """The source imports the running harness."""
+    """The source imports the running harness instead."""
     write(tmp_path, harness_in___init__="", harness_in_errors="BROKEN")
     write(tmp_path, mynet="from harness.errors import InputError\ndef build(): return InputError\n")
     job = load(tmp_path)
@@ -76,7 +76,7 @@ def test_the_harness_beside_a_source_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_a_kept_source_is_used_instead_of_its_file(tmp_path: Path) -> None:
-    """A job's identity depends on its sources."""
+    """Changed sources change the identity of a job."""
     source = "'''Doc \\n.'''\ndef build(): return 'ä\\t\"\"\"'\n"
     write(tmp_path, mynet=source, parts="")
     job = load(tmp_path)
@@ -96,7 +96,7 @@ def test_a_kept_source_is_used_instead_of_its_file(tmp_path: Path) -> None:
 def test_modules_of_a_package_import_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Relative and late imports use the kept modules, and need no package."""
+    """Relative and late imports use the kept modules, even if the package is gone."""
     write(
         tmp_path, pkg_in___init__="", pkg_in_parts="X = 1", pkg_in_late="from pkg import parts as p"
     )
@@ -114,7 +114,7 @@ def test_modules_of_a_package_import_each_other(
 
 
 def test_jobs_with_sources_of_the_same_name_share_no_module(tmp_path: Path) -> None:
-    """Other code can't import them."""
+    """Other code can't import these modules."""
     jobs = []
     for number in (1, 2):
         write(tmp_path, mynet=f"import parts\ndef build(): return parts.N, {number}\n")
@@ -173,7 +173,7 @@ def test_code_that_others_can_change_needs_trust(
 
 
 def test_an_error_names_the_user_s_file_and_line(tmp_path: Path) -> None:
-    """It names the last line of the user's code in the traceback."""
+    """The error names the last line of the user's code in the traceback."""
     write(tmp_path, mynet="import parts\n\ndef build():\n    return parts.inner()\n")
     write(tmp_path, parts="def inner():\n    return int('x')\n")
     job = load(tmp_path)

@@ -18,7 +18,7 @@ from tests.gpu.__main__ import parser as node_parser
 CHANGELOG = PROJECT / "CHANGELOG.md"
 PAPERS = [PROJECT / "README.md", CHANGELOG, *sorted(PROJECT.glob("*/README.md"))]
 TO_WRITE = {"jobs/mine.toml", "slurm/site.sh"}  # files that users write
-SCRIPTS = {name: [name] for name in ("compare", "tensorboard", "tune")}  # the others train
+SCRIPTS = {name: [name] for name in ("compare", "tensorboard", "tune")}  # all other scripts train
 DOCTOR_OPTIONS = re.findall(r"--[a-z]+", node_parser().format_help())
 FOR_TUNE_SH = {"--join", "--show", "--best", "--retrain"}
 
@@ -26,7 +26,7 @@ papers = pytest.mark.parametrize("paper", PAPERS, ids=lambda p: str(p.relative_t
 
 
 def code(paper: Path) -> Iterator[str]:
-    """The lines of code blocks without comments, and the spans of code."""
+    """Yield the lines of code blocks, without comments, and the spans of code."""
     prose, text = "", paper.read_text()
     for number, part in enumerate(re.split(r"^ *```", text, flags=re.MULTILINE)):
         if number % 2:
@@ -37,13 +37,13 @@ def code(paper: Path) -> Iterator[str]:
 
 
 def slugs(paper: Path) -> set[str]:
-    """The anchors of a paper's headings, as GitHub makes them."""
+    """Return the anchors of a paper's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", paper.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
 
 
 def command_of(args: list[str]) -> tuple[Any, list[str]]:
-    """The command that arguments call, and the remaining arguments."""
+    """Return the command that `args` call, and the remaining arguments."""
     command: Any = typer.main.get_command(app)
     while args and hasattr(command, "commands"):
         assert args[0] in command.commands, f"{args[0]}: known are {[*command.commands]}"
@@ -94,7 +94,7 @@ def test_tests_exist(paper: Path) -> None:
 def test_commands_and_options_exist(paper: Path) -> None:
     """`harness X` is a command, and the options after it are options of that command."""
     if paper == CHANGELOG:
-        return  # it names removed commands
+        return  # the changelog names removed commands
     for text in code(paper):
         calls = re.findall(r"(?:^|[\s/])harness ([a-z][^|;&]*)", text)
         for script, rest in re.findall(r"slurm/(\w+)\.sh\b([^|;&]*)", text):
@@ -119,9 +119,9 @@ def check_call(call: str) -> None:
 
 @papers
 def test_settings_exist(paper: Path) -> None:
-    """The code, the tests or the scripts use every HARNESS_ variable."""
+    """The code, the tests or the scripts contain every HARNESS_ variable of the paper."""
     if paper == CHANGELOG:
-        return  # it names removed settings
+        return  # the changelog names removed settings
     modules = [*(PROJECT / "harness").rglob("*.py"), *(PROJECT / "tests").rglob("*.py")]
     files = [*modules, *(PROJECT / "slurm").glob("*.sh")]
     known = "".join(file.read_text() for file in files)
@@ -130,7 +130,7 @@ def test_settings_exist(paper: Path) -> None:
 
 
 def test_every_setting_of_a_site_is_explained() -> None:
-    """slurm/README.md has every setting of site.example.sh."""
+    """slurm/README.md names every setting of site.example.sh."""
     example = (PROJECT / "slurm" / "site.example.sh").read_text()
     told = (PROJECT / "slurm" / "README.md").read_text()
     assert set(re.findall(r"HARNESS_[A-Z_]+", example)) <= set(re.findall(r"HARNESS_[A-Z_]+", told))

@@ -1,4 +1,4 @@
-"""The forks that run the commands of the tests."""
+"""Forks that run the commands of the tests behave like new processes."""
 
 import subprocess
 
@@ -9,9 +9,9 @@ from tests.conftest import Harness, wait_for
 
 
 def test_a_fork_ends_like_a_process(harness: Harness) -> None:
-    """It has the same output and exit code."""
+    """The fork has the output and the exit code of a new process."""
     forked = harness.run("data", "describe", "none.csv")
-    harness.environment["PYTHONHASHSEED"] = "7"  # needs a new process
+    harness.environment["PYTHONHASHSEED"] = "7"  # makes the next command a new process
     process = harness.run("data", "describe", "none.csv")
     assert process.returncode == 2
     assert (forked.returncode, forked.stdout, forked.stderr) == (2, process.stdout, process.stderr)

@@ -32,7 +32,7 @@ def refusal(tmp_path: Path, text: str, *overrides: str) -> str:
 
 @pytest.mark.parametrize("name", SEARCHES)
 def test_the_projects_searches_can_be_read(name: str, tmp_path: Path) -> None:
-    """A file with all defaults gives the same search."""
+    """The file of a search has all defaults and gives the same search."""
     search = load_search(JOBS / name)
     assert len(search.space) >= 4
     kept = tmp_path / "search.toml"
@@ -86,7 +86,7 @@ def test_a_bad_space_is_refused(tmp_path: Path, line: str, said: str) -> None:
 
 
 def test_a_value_is_checked_together_with_its_condition(tmp_path: Path) -> None:
-    """Every value of the other key is checked."""
+    """The value is checked with every value of the key in its condition."""
     space = """train.optimizer = ["adam", "sgd"]
 train.optimizer_options.momentum = { values = [0.5, 0.9], when = { train.optimizer = [%s] } }
 train.optimizer_options.beta_2 = { values = [0.9, 0.99], when = { train.optimizer = ["adam"] } }
@@ -130,7 +130,7 @@ def test_bad_settings_of_a_search_are_refused(
 
 
 def test_a_space_that_does_not_fit_the_tuner_is_refused(tmp_path: Path) -> None:
-    """A grid needs values; hyperband and asha choose the epochs."""
+    """The grid tuner needs lists of values; hyperband and asha choose the epochs themselves."""
     continuous = "train.learning_rate = { min = 0.1, max = 1.0 }\n"
     said = refusal(tmp_path, GOOD + continuous, "search.tuner=grid")
     assert "search.space.train.learning_rate: the grid tuner needs a list" in said
@@ -143,7 +143,7 @@ def test_a_space_that_does_not_fit_the_tuner_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("override", ["model.units=12", "train.optimizer_options={rho=0.8}"])
 def test_an_override_of_a_searched_key_is_refused(tmp_path: Path, override: str) -> None:
-    """A table of options counts as all its keys."""
+    """An override of a table of options overrides all its keys."""
     said = refusal(tmp_path, f"{GOOD}train.optimizer_options.rho = [0.9, 0.8]\n", override)
     key = "train.optimizer_options.rho" if "rho" in override else "model.units"
     assert said.startswith(f"--set {override}: the search varies {key}; remove the option, or")
@@ -161,7 +161,7 @@ def test_train_and_tune_refuse_the_jobs_of_each_other(harness: Harness) -> None:
 
 
 def test_a_trials_job_never_reads_the_test_set(tmp_path: Path) -> None:
-    """Its values are rounded to six digits."""
+    """The values in a trial's job are rounded to six digits."""
     path = tmp_path / "tune_it.toml"
     path.write_text(f"{GOOD}model.dropout = {{ min = 0.1, max = 0.6, step = 0.1 }}\n")
     job = load_search(path).job_of({"model.units": 16, "model.dropout": 0.1 + 0.2}, seed=3)

@@ -31,7 +31,7 @@ JOB_ID = str(900_000 + os.getpid())
 
 
 class Owner:
-    """The owner's run, code, data, TensorBoard, and the workers of a starting job."""
+    """The victim: a user with a run, code, data, TensorBoard, and a job that starts."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.harness = harness = Harness(folder)
@@ -61,7 +61,7 @@ class Owner:
         return take_snapshot(project, self.harness.runs)
 
     def site(self) -> dict[str, Any]:
-        """The facts that the attacker gets, and the secrets that it looks for."""
+        """Return the facts that the attacker gets, and the secrets that it looks for."""
         cache = Path(self.harness.environment["XDG_CACHE_HOME"]) / "harness"
         port = self.boards[0].target.rpartition(":")[2]
         return {
@@ -86,7 +86,7 @@ class Owner:
 def owner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Owner]:
     with tempfile.TemporaryDirectory(prefix="own-") as name:
         Path(name).chmod(0o755)
-        folder = Path(name, "h")  # its cache is next to it
+        folder = Path(name, "h")  # the cache is a folder beside this one
         folder.mkdir()
         owner = Owner(folder, monkeypatch)
         yield owner
@@ -134,7 +134,7 @@ def test_a_second_user_can_read_and_change_nothing(
 
 
 def tries_of_what_was_planted(owner: Owner) -> Iterator[tuple[str, bool]]:
-    """The owner's commands on planted files, and whether they refused or ignored them."""
+    """Yield the owner's commands, and whether each refused or ignored the planted files."""
     harness, shared = owner.harness, owner.shared
     planted = harness.run("data", "verify", "--data", shared / "data")
     yield "data verify", planted.returncode == 2 and "belongs to nobody" in planted.stderr

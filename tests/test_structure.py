@@ -24,7 +24,7 @@ NAMES = {name_of(path) for path in MODULES}
 
 
 def imported(path: Path) -> Iterator[str]:
-    """The modules of `harness` that a module imports, at its top or inside functions."""
+    """Yield the modules of `harness` that a module imports, at its top or inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             whole = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -35,7 +35,7 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def level(name: str) -> int:
-    """The place of a module's package in the order; 0 for the modules of `harness` itself."""
+    """Return the place of a module's package in ORDER; 0 for modules outside of packages."""
     parts = name.split(".")
     return ORDER.index(parts[1]) + 1 if len(parts) > 2 else 0
 
@@ -48,7 +48,7 @@ def test_packages_are_those_of_the_order() -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_go_down(path: Path) -> None:
-    """A module imports from its own package and earlier ones only."""
+    """A module imports only from its own package and from earlier packages in ORDER."""
     own = name_of(path)
     if own in ("harness.__main__", "harness.api"):
         return
@@ -56,7 +56,7 @@ def test_imports_go_down(path: Path) -> None:
 
 
 def test_no_circles() -> None:
-    """Removing modules without imports, again and again, leaves no module."""
+    """Repeated removal of all modules without imports leaves no module."""
     arrows = {name_of(path): set(imported(path)) - {name_of(path)} for path in MODULES}
     while ends := [name for name, others in arrows.items() if not others & arrows.keys()]:
         for name in ends:

@@ -1,8 +1,9 @@
-"""`python -m tests.bench`: how fast this machine trains, next to what a user would write instead.
+"""`python -m tests.bench`: benchmarks of the harness on this machine.
 
-`training` compares with the notebook's own code, and with `torch.nn` where PyTorch is installed.
-`scale` says how the commands that look at runs grow with the number of runs. A figure means
-nothing without its machine, which the last line and the record name.
+`training` compares the harness with the code of the teaching notebook, and with `torch.nn` if
+PyTorch is installed. `scale` measures how the costs of `status`, `prune`, `compare` and
+`tensorboard` grow with the number of runs. The last line and the JSON file name the machine,
+because figures of two machines can't be compared.
 """
 
 import argparse
@@ -31,7 +32,7 @@ SECTIONS: dict[str, Callable[[Bench], Iterator[Measured]]] = {"training": traini
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measure, print a table, and return the exit code: 0, 1 = failed, 2 = refused."""
+    """Measure, print a table, and return the exit code: 0 = done, 1 = failed, 2 = refused."""
     options = _parsed(words)
     console = Console()
     try:
@@ -43,17 +44,19 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("sections", nargs="*", metavar="SECTION", help="training, scale; both")
-    parser.add_argument("--architecture", nargs="+", choices=ARCHITECTURES, help="all five")
-    parser.add_argument("--pairs", type=int, default=4, help="pairs in each comparison")
-    parser.add_argument("--reviews", type=int, default=10_000, help="reviews of each split")
-    parser.add_argument("--epochs", type=int, default=2, help="the first is left out")
+    parser.add_argument(
+        "sections", nargs="*", metavar="SECTION", help="training or scale; default: both"
+    )
+    parser.add_argument("--architecture", nargs="+", choices=ARCHITECTURES, help="default: all")
+    parser.add_argument("--pairs", type=int, default=4, help="repetitions of each comparison")
+    parser.add_argument("--reviews", type=int, default=10_000, help="reviews used of each split")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs; the first is not measured")
     parser.add_argument("--data", type=Path, help="folder with imdb.npz")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all values there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all values to FILE")
     options = parser.parse_args(words)
     for name in options.sections:
         if name not in SECTIONS:
-            parser.error(f"{name}: is not measured; known: {', '.join(SECTIONS)}")
+            parser.error(f"{name}: is not a benchmark; known: {', '.join(SECTIONS)}")
     for name, least in (("pairs", 1), ("reviews", 200), ("epochs", 2)):
         if (value := getattr(options, name)) < least:
             parser.error(f"--{name} {value}: should be at least {least}")
@@ -64,7 +67,7 @@ def _measure(options: argparse.Namespace, console: Console) -> int:
     data = options.data.absolute() if options.data else None
     dataset = open_dataset(data)
     if dataset.folder and not dataset.is_sample:
-        data = dataset.folder.absolute()  # not each process has this cache
+        data = dataset.folder.absolute()  # some processes have another cache
     names = tuple(options.architecture or ARCHITECTURES)
     settings = Settings(names, options.pairs, options.reviews, options.epochs, data)
     about = {
@@ -82,16 +85,16 @@ def _measure(options: argparse.Namespace, console: Console) -> int:
                     if options.json:
                         write_record(options.json, about, results)
     finally:
-        if results:  # also those of an interrupted benchmark
+        if results:  # also after an interruption
             print_table(results)
     this = about["machine"]
     cpus, gpus = this["cpus"], this["gpus"]
-    echo(f"on {cpus} CPUs of {this['processor']}, {gpus} GPUs; data: {dataset.title}")
+    echo(f"measured on {cpus} CPUs of {this['processor']}, {gpus} GPUs; data: {dataset.title}")
     return 0
 
 
 def machine() -> dict[str, Any]:
-    """The machine that is measured."""
+    """Return the processor, CPUs, memory, GPUs and versions of this machine."""
     return {
         "processor": processor(),
         "cpus": given_cpus(SlurmEnvironment.from_environment()),

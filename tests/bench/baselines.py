@@ -1,8 +1,7 @@
-"""What a user would write instead, to be measured next to the harness.
+"""The programs with which the benchmarks compare the harness.
 
-`python -m tests.bench.baselines REQUEST` trains one of the five networks in the notebook's own
-way (`Sequential` and `fit` on padded arrays), or on `torch.nn` where PyTorch is installed, and
-answers in a line of JSON.
+`python -m tests.bench.baselines REQUEST` trains one of the five networks as the notebook does
+(`Sequential` and `fit` on padded arrays) or with `torch.nn`, and prints a line of JSON.
 """
 
 import statistics
@@ -26,15 +25,15 @@ BATCH_SIZE, VALIDATION_SPLIT = 128, 0.2
 
 
 class Padded(NamedTuple):
-    """Padded reviews."""
+    """Reviews as padded arrays; n is the number of reviews."""
 
     tokens: np.ndarray  # [n, MAXLEN] int
-    labels: np.ndarray  # [n] 0 or 1
+    labels: np.ndarray  # [n] int, 0 or 1
     test: np.ndarray  # [n, MAXLEN] int
 
 
 def main() -> None:
-    """Answer the request in the first argument."""
+    """Answer the request in the first command-line argument."""
     answer_request(
         {
             "notebook": partial(_on_first_reviews, load, by_keras),
@@ -56,23 +55,26 @@ def _on_first_reviews(
 
 
 def load(keras_file: Path, limit: int) -> Padded:
-    """The first `limit` reviews of each split as the notebook loads and pads them."""
+    """Return the first `limit` reviews of each split, loaded and padded as in the notebook."""
     from keras.src.datasets import imdb
     from keras.utils import pad_sequences
 
-    # Keras would download the file; the rest is as in Keras.
+    # Only the download of the file is replaced; the rest is Keras's code.
     imdb.get_file = lambda *_, **__: str(keras_file)
     (tokens, labels), (test, _) = imdb.load_data(num_words=VOCAB_SIZE)
-    # All of them, as the notebook does.
+    # The notebook pads all reviews, and so does this function.
     padded, padded_test = pad_sequences(tokens, maxlen=MAXLEN), pad_sequences(test, maxlen=MAXLEN)
     return Padded(padded[:limit], labels[:limit], padded_test[:limit])
 
 
 def load_without_keras(keras_file: Path, limit: int) -> Padded:
-    """The same by NumPy alone: who trains on PyTorch does not wait for Keras, nor holds it."""
-    with np.load(keras_file, allow_pickle=True) as file:  # which the bench wrote itself
+    """Return what `load` returns, without importing Keras.
+
+    Importing Keras would add to the start and the memory of a process that trains with PyTorch.
+    """
+    with np.load(keras_file, allow_pickle=True) as file:  # written by the bench itself
         arrays = {name: file[name] for name in file.files}
-    shuffle = np.random.RandomState(113)  # as Keras does
+    shuffle = np.random.RandomState(113)  # the seed of Keras
     padded = {}
     for name in ("train", "test"):
         order = np.arange(len(arrays[f"x_{name}"]))
@@ -85,28 +87,28 @@ def load_without_keras(keras_file: Path, limit: int) -> Padded:
     return Padded(padded["train"][:limit], arrays["y_train"][:limit], padded["test"][:limit])
 
 
-# The notebook's way
+# As in the notebook
 
 
 def by_keras(architecture: str, reviews: Padded, epochs: int) -> dict[str, float]:
     """Train as the notebook does.
 
     Args:
-        architecture: one of the five.
-        reviews: the last fifth of the training ones validates.
-        epochs: at least 2; those after the first are measured.
+        architecture: name of one of the five networks.
+        reviews: the last fifth of the training reviews is used for validation.
+        epochs: at least 2; the first epoch is not measured.
 
     Returns:
-        `first_step_s` from the start of the process, `fit_s` for the whole of `fit`, tracing and
-        validation included, and the medians of the measured epochs, `training_reviews_per_s` and
-        `evaluation_reviews_per_s`.
+        `first_step_s`, from the start of the process to the end of the first step; `fit_s`, the
+        duration of `fit` including tracing and validation; `training_reviews_per_s` and
+        `evaluation_reviews_per_s`, medians over the measured epochs.
     """
     import keras
 
     tokens, labels, test = reviews
     model = _network(architecture)
     first_step_s = 0.0
-    times: list[float] = []  # of each epoch: its begin, its evaluation's begin and end
+    times: list[float] = []  # per epoch: start, start of evaluation, end of evaluation
 
     class Clock(keras.callbacks.Callback):  # type: ignore[misc] # Keras ships no types
         def on_train_batch_end(self, batch: int, logs: object = None) -> None:
@@ -138,11 +140,11 @@ def by_keras(architecture: str, reviews: Padded, epochs: int) -> dict[str, float
 
 
 def _speeds(times: list[float], num_reviews: int) -> dict[str, float]:
-    """The medians over the epochs after the first, whose graphs are traced on the way.
+    """Return the median speeds without the first epoch, which includes the tracing of the graphs.
 
     Args:
-        times: of each epoch its begin, and the begin and the end of its evaluation, in seconds.
-        num_reviews: for training and evaluation.
+        times: of each epoch its start, and the start and end of its evaluation, in seconds.
+        num_reviews: number of reviews for training and evaluation together.
     """
     num_training = int(num_reviews * (1 - VALIDATION_SPLIT))
     begins, tests, ends = (times[each + 3 :: 3] for each in range(3))
@@ -179,11 +181,11 @@ def _network(architecture: str) -> "keras.Model":
     return model
 
 
-# The same on PyTorch
+# The same networks in PyTorch
 
 
 def _torch_network(architecture: str, device: str) -> tuple[Any, Callable[[Any], Any]]:
-    """The network's layers, and the function from a batch of tokens to its logits."""
+    """Return the layers of a network, and the function from a batch of tokens to its logits."""
     import torch
     from torch import nn
 
@@ -211,9 +213,9 @@ def _torch_network(architecture: str, device: str) -> tuple[Any, Callable[[Any],
 
 
 def by_torch(architecture: str, reviews: Padded, epochs: int) -> dict[str, float]:
-    """Train the same network on `torch.nn`; arguments and answer are those of `by_keras`.
+    """Train the same network with `torch.nn`. Arguments and results are those of `by_keras`.
 
-    Its cells differ where PyTorch's do: a second bias, and a GRU that resets after the product.
+    Unlike the notebook's cells, PyTorch's have a second bias, and its GRU resets after the product.
     """
     import torch
     from torch import nn
@@ -236,7 +238,7 @@ def by_torch(architecture: str, reviews: Padded, epochs: int) -> dict[str, float
             loss = loss_of(logits(x[chosen]), y[chosen])
             loss.backward()
             optimizer.step()
-            loss.item()  # as Keras, whose bar shows it
+            loss.item()  # Keras fetches the loss of every batch too
             first_step_s = first_step_s or age_s() or 0.0
         times.append(time.perf_counter())
         parts.eval()

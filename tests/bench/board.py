@@ -1,4 +1,4 @@
-"""A TensorBoard over many runs: what it costs until it has all their curves."""
+"""The costs of a TensorBoard until it shows the curves of many runs."""
 
 import http.client
 import json
@@ -20,13 +20,13 @@ STEPS_TOGETHER = 10
 
 
 def costs_to_show(runs: Path, num: int, scratch: Path) -> dict[str, float]:
-    """Start `harness tensorboard` over so many runs, and wait until it has the curves of all.
+    """Start `harness tensorboard` for `num` runs, and wait until it shows the curves of all.
 
     Returns:
-        The CPU seconds from the command to the first ten and to all, and the memory in GB.
+        CPU seconds until the curves of ten and of all runs are shown, and the memory in GB.
 
     Raises:
-        RunError: if it ends, or takes half an hour.
+        RunError: if TensorBoard ends, or does not show all curves within half an hour.
     """
     cache = scratch / f"{runs.name}-cache"
     args = [*child.module_args("harness"), "tensorboard", runs, "--runs", runs]
@@ -38,7 +38,7 @@ def costs_to_show(runs: Path, num: int, scratch: Path) -> dict[str, float]:
             while (shown := _num_shown(cache, process.pid)) < num:
                 first_s = first_s or (_used_s(board) if shown >= 10 else 0.0)
                 if process.poll() is not None or time.perf_counter() - began > LONGEST_S:
-                    raise RunError(f"harness tensorboard {runs}: showed {shown} of {num} runs")
+                    raise RunError(f"harness tensorboard {runs}: showed only {shown} of {num} runs")
                 time.sleep(POLL_S)
             all_s = _used_s(board)
             memory_gb = board.memory_info().rss / 1e9
@@ -53,7 +53,7 @@ def _used_s(board: psutil.Process) -> float:
 
 
 def _num_shown(cache: Path, process: int) -> int:
-    """How many runs' curves of the loss it has; 0 while it can't be reached."""
+    """Return the number of runs whose loss TensorBoard shows; 0 if it doesn't answer."""
     for file in cache.glob(f"harness/tensorboard/*-{process}.txt"):
         host, _, path = file.read_text().split()[-1].removeprefix("http://").partition("/")
         connection = http.client.HTTPConnection(host, timeout=LONGEST_S)
@@ -68,11 +68,11 @@ def _num_shown(cache: Path, process: int) -> int:
     return 0
 
 
-# In a process of its own, since it imports TensorFlow
+# Called in a child process, because it imports TensorFlow
 
 
 def make_log(to: str, steps: int) -> dict[str, Any]:
-    """Write the log of a run of so many steps."""
+    """Write the TensorBoard log of a run with `steps` steps; return its size."""
     from harness.training.tensorboard_log import TensorBoardLog
 
     values = np.linspace(1, 0, steps)
@@ -91,7 +91,7 @@ def make_log(to: str, steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answer the request in the first argument."""
+    """Answer the request in the first command-line argument."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     asked_child.answer_request({"log": make_log})
 

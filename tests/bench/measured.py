@@ -1,4 +1,7 @@
-"""What was measured, for each way: medians, spreads and ratios, as a table and as JSON."""
+"""Measured values of each way: medians, spreads and ratios, as a table and as JSON.
+
+A way is one side of a comparison: a program, such as `notebook`, or a number of runs.
+"""
 
 import json
 import statistics
@@ -15,13 +18,13 @@ from harness.system.files import atomic_write
 
 @dataclass(frozen=True)
 class Ratio:
-    """How much better one way is than another, pair by pair; above 1 means better."""
+    """Ratios of one way to another, one for each pair of values; above 1 means better."""
 
     pairs: tuple[float, ...]
 
     @property
     def median(self) -> float:
-        """Of the pairs."""
+        """The median of the pairs."""
         return statistics.median(self.pairs)
 
     def __str__(self) -> str:
@@ -32,16 +35,16 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Measured:
-    """One quantity, measured for each way in turn: the i-th values of all ways are neighbours."""
+    """The values of one quantity; the i-th values of all ways were measured in one turn."""
 
-    name: str  # such as lstm training
-    unit: str  # such as reviews/s
+    name: str  # for example lstm training
+    unit: str  # for example reviews/s
     more_is_better: bool
-    ways: dict[str, tuple[float, ...]]  # in the order of the table
-    base: str = ""  # the way that the others are compared with; without one there is no ratio
+    ways: dict[str, tuple[float, ...]]  # the values of each way, in the order of the table
+    base: str = ""  # the way with which the others are compared; if empty, there are no ratios
 
     def ratio(self, way: str) -> Ratio | None:
-        """How much better `way` is than the base, None for the base itself or without one."""
+        """Return how much better `way` is than the base; None for the base, or without a base."""
         if way == self.base or self.base not in self.ways:
             return None
         pairs = zip(self.ways[way], self.ways[self.base], strict=True)
@@ -49,14 +52,14 @@ class Measured:
 
 
 def rounded(value: float) -> str:
-    """Three significant digits, no exponent."""
+    """Format a value with two decimals, one decimal from 10, and no decimals from 100."""
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
 def print_table(measured: Sequence[Measured]) -> None:
-    """Print a line for each way of each quantity: median, spread, ratio to the base."""
+    """Print a line for each way of each quantity: median, minimum, maximum, ratio to the base."""
     table = Table(
         "measured", "way", "median", "from", "to", "times", box=None, padding=(0, 1, 0, 0)
     )
@@ -74,6 +77,6 @@ def print_table(measured: Sequence[Measured]) -> None:
 
 
 def write_record(path: Path, about: Mapping[str, Any], measured: Sequence[Measured]) -> None:
-    """Write the values of all pairs as JSON, beside what they were measured on."""
+    """Write all values as JSON, after `about`: the machine, the settings and the data."""
     record = {**about, "measured": [asdict(each) for each in measured]}
     atomic_write(path, f"{json.dumps(record, indent=1)}\n")

@@ -1,7 +1,7 @@
-"""The processes that are measured, and the order in which they take turns.
+"""The processes to measure, and their order.
 
-Each process is started as a user starts it. The ways to be compared take turns (A B, B A, …), so
-that a busy moment of the machine affects all of them.
+Each process is started as a user starts it. The ways of a comparison take turns (A B, B A, …), so
+that other work on the machine affects all of them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,34 +23,34 @@ from harness.tracking.run_dir import RunDirectory
 from tests import asked_child
 
 Arg = str | Path
-Way = Callable[[], dict[str, float]]  # measures once, and gives each quantity's value
+Way = Callable[[], dict[str, float]]  # measures once; returns the value of each quantity
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and how long."""
+    """What is measured, and how much of it."""
 
     architectures: tuple[str, ...]
-    pairs: int  # turns of each comparison; even, so that each way is first as often
-    reviews: int  # of each split; a few thousand are trained within a second
-    epochs: int  # of which those after the first are measured
+    pairs: int  # turns of each comparison; if even, each way is first equally often
+    reviews: int  # per split; training on a few thousand takes less than a second
+    epochs: int  # of each run; the first is not measured
     data: Path | None
 
 
 def is_for_cpu() -> bool:
-    """Whether HARNESS_DEVICES has runs use the CPU, where there may be GPUs."""
+    """Whether HARNESS_DEVICES makes runs use the CPU, even if there are GPUs."""
     named = site_devices()
     return named is not None and parse_devices(named).kind == "cpu"
 
 
 def one_gpu() -> list[str]:
-    """The arguments with which a run uses no more GPUs than the notebook: one of several."""
+    """Return the options that limit a run to one GPU, as many as the notebook uses."""
     return ["--devices", "gpu:1"] if visible_gpus() > 1 and not is_for_cpu() else []
 
 
 @dataclass
 class Bench:
-    """Measures, in a folder of its own."""
+    """Measures processes that write into one folder."""
 
     settings: Settings
     folder: Path
@@ -63,7 +63,7 @@ class Bench:
         """Run a command to its end.
 
         Raises:
-            RunError: if it fails, with the last line that it printed.
+            RunError: if the command fails; the message has its last line.
         """
         ended = child.run_process(args, timeout_s=child.NO_LIMIT_S, **variables)
         if ended.code != 0:
@@ -74,30 +74,30 @@ class Bench:
         """Run a harness command to its end.
 
         Raises:
-            RunError: if it fails, with the last line that it printed.
+            RunError: if the command fails; the message has its last line.
         """
         return self.process([*child.module_args("harness"), *args], **variables)
 
     def train_args(self, job: Path, run_id: str, *more: Arg) -> list[Arg]:
-        """The arguments that train a run of the measured size."""
+        """Return the arguments that train a run of the size in `settings`."""
         return ["train", job, "--run-id", run_id, *self.size_args(), *more]
 
     def size_args(self) -> list[Arg]:
-        """The arguments for what is measured: where, on which data, and how much of them."""
+        """Return the options for the folder, the data, and the numbers of reviews and epochs."""
         args: list[Arg] = ["--runs", self.folder / "runs"]
         args += ["--data", self.settings.data] if self.settings.data else []
         args += ["--set", f"data.limit={self.settings.reviews}"]
         return [*args, "--set", f"train.epochs={self.settings.epochs}"]
 
     def train(self, job: Path, *args: Arg, **variables: str) -> tuple[Ended, RunDirectory]:
-        """Train a run of the measured size."""
+        """Train a run of the size in `settings`."""
         self.num_runs += 1
         run_id = f"run{self.num_runs}"
         ended = self.harness(*self.train_args(job, run_id, *args), **variables)
         return ended, RunDirectory(self.folder / "runs" / load_job(job).name / run_id)
 
     def baseline(self, way: str, architecture: str) -> tuple[Ended, dict[str, float]]:
-        """Train what a user would write instead."""
+        """Train with `tests.bench.baselines`; `way` is `notebook` or `torch`."""
         module = "tests.bench.baselines"
         request = {
             "do": way,
@@ -117,16 +117,16 @@ class Bench:
         return ended, answer
 
     def keras_file(self) -> Path:
-        """The dataset in the format that Keras ships, written from our own arrays.
+        """Return the dataset as a file in the format of Keras's `imdb.npz`; write it if missing.
 
-        Keras unpickles such a file, and would replace one that it does not know by a download.
+        Keras checks the file's checksum and would download its own file; `load` prevents this.
         """
         path = self.folder / "imdb.npz"
         if not path.exists():
             dataset = open_dataset(self.settings.data)
             arrays: dict[str, Any] = {}
-            # Keras shuffles the reviews when it loads them, and encodes the ranks of their words.
-            generator = np.random.RandomState(113)  # that of `load_data`
+            # Keras shuffles the reviews when it loads them; here they are put in the inverse order.
+            generator = np.random.RandomState(113)  # the seed of `load_data`
             for name, split in dataset.splits().items():
                 order = np.arange(len(split))
                 generator.shuffle(order)
@@ -140,7 +140,7 @@ class Bench:
     def in_turn(
         self, name: str, ways: Mapping[str, Way]
     ) -> dict[str, dict[str, tuple[float, ...]]]:
-        """Measure all ways `pairs` times, in turns of alternating order.
+        """Measure every way `pairs` times, in alternating order.
 
         Returns:
             For each quantity and way, the values in the order of the turns.

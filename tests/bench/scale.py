@@ -1,8 +1,8 @@
-"""How the commands that look at runs grow with the number of runs.
+"""How the costs of commands over many runs grow with the number of runs.
 
-Each row has the same command over more and more runs, by ten to ten thousand; what the table calls
-a ratio is its growth: 0.10 is ten times what ten runs take. Time is CPU time, which changes little
-with other work on the machine; waiting for a slow disk has rows of its own.
+Commands are measured over 10 to 10,000 runs; `compare` and TensorBoard over up to 1,000. The last
+column compares with 10 runs: 0.10 means ten times their cost. Times are CPU times, which other work
+on the machine changes little. Separate rows show how long a command waits for a slow disk.
 """
 
 import shutil
@@ -26,11 +26,11 @@ from tests.bench.processes import Bench
 from tests.made_up_runs import write_jobs
 
 SIZES = (10, 100, 1_000, 10_000)
-SIZES_COMPARED = (10, 100, 1_000)  # five seeds of each job
-SIZES_ON_BOARD = (10, 100, 200, 1_000)  # by default 200 at most, by name all
+SIZES_COMPARED = (10, 100, 1_000)  # runs; five of each job
+SIZES_ON_BOARD = (10, 100, 200, 1_000)  # TensorBoard shows the newest 200, or all of a named folder
 LOGGED_STEPS = 5_000
 STRACE = ("strace", "-f", "-qq", "-e", "trace=%file,getdents64")
-SLOW_CALL_MS = 1.0  # of a file system over a busy network
+SLOW_CALL_MS = 1.0  # delay of a call on a busy network file system
 JOB = PROJECT / "jobs" / "lstm.toml"
 RESULT = {
     "job": "lstm",
@@ -44,7 +44,7 @@ RESULT = {
 
 
 def scale(bench: Bench) -> Iterator[Measured]:
-    """Status, prune, comparisons and TensorBoard over more and more finished runs."""
+    """Measure status, prune, compare and TensorBoard over growing numbers of finished runs."""
     folders = {f"{num:,} runs": _make_runs(bench.folder / f"of{num}", num) for num in SIZES}
     commands: dict[str, Callable[[Path], Ended]] = {
         "status": lambda runs: _status(bench, runs),
@@ -62,19 +62,19 @@ def scale(bench: Bench) -> Iterator[Measured]:
             values = {size: (measure(bench, runs),) for size, runs in folders.items()}
             yield _grown(f"status: {what}", unit, values)
     else:
-        bench.console.warning("no strace here: file calls are not counted or delayed")
+        bench.console.warning("strace is not installed: file calls are neither counted nor delayed")
     yield from _comparisons(bench)
     yield from _boards(bench)
 
 
 def _comparisons(bench: Bench) -> Iterator[Measured]:
-    """The comparison as text and as a report, beside baselines that were fit before."""
+    """Measure `compare` as text and as a report. Its baselines are fit beforehand."""
     dataset = open_dataset(bench.settings.data)
     folders = {
         f"{num:,} runs": write_jobs(bench.folder / f"compared{num}", num, dataset)
         for num in SIZES_COMPARED
     }
-    bench.console.info("compare: the baselines")
+    bench.console.info("compare: fitting the baselines")
     _compare(bench, folders[f"{SIZES_COMPARED[0]:,} runs"], "--baseline", "ngrams")
     as_text = {name: partial(_cpu_s, bench, runs) for name, runs in folders.items()}
     yield _grown("compare", "CPU s", bench.in_turn("compare", as_text)["value"])
@@ -109,7 +109,7 @@ def _boards(bench: Bench) -> Iterator[Measured]:
     log = bench.folder / "log"
     request = {"do": "log", "to": log, "steps": LOGGED_STEPS}
     answer, _ = asked_child.ask("tests.bench.board", request)
-    bench.console.info(f"a log of {LOGGED_STEPS:,} steps: {answer['kilobytes']:.0f} KB")
+    bench.console.info(f"a log of {LOGGED_STEPS:,} steps has {answer['kilobytes']:.0f} KB")
     shown: dict[str, dict[str, float]] = {}
     for num in SIZES_ON_BOARD:
         bench.console.info(f"TensorBoard: {num:,} runs")
@@ -134,7 +134,7 @@ def _status(bench: Bench, runs: Path, *more: str, tracer: Sequence[str] = ()) ->
 
 
 def _file_calls(bench: Bench, runs: Path) -> float:
-    """The calls that name a file or list a folder, those of Python's start among them."""
+    """Return how many system calls of `status` name a file or list a folder."""
     trace = bench.folder / "trace"
     _status(bench, runs, tracer=[*STRACE, "-o", str(trace)])
     with trace.open(errors="replace") as lines:
@@ -148,7 +148,7 @@ def _slow_ms(bench: Bench, runs: Path) -> float:
 
 
 def _make_runs(runs: Path, num: int) -> Path:
-    """Finished runs as a look at them needs them."""
+    """Write finished runs with only the files that the commands read; return their folder."""
     job, now_s = load_job(JOB).to_toml(), time.time()
     for index in range(num):
         run = RunDirectory(runs / "lstm" / f"run{index:05}")
@@ -162,7 +162,7 @@ def _make_runs(runs: Path, num: int) -> Path:
 
 
 def _with_logs(runs: Path, num: int, log: Path) -> Path:
-    """Runs that hold the same log."""
+    """Write finished runs with copies of one TensorBoard log; return their folder."""
     for run in _make_runs(runs, num).glob("lstm/*"):
         shutil.copytree(log, run / "tensorboard")
     return runs

@@ -1,4 +1,4 @@
-"""The bench: ratios of pairs, the same reviews for all ways, real processes."""
+"""The benchmarks compare equal work of real processes, and report ratios of pairs."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ from tests.report.small_data import small_data
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Commands find no data of this machine, and no word of its site."""
+    """Hide the data and the settings of this machine from the commands."""
     for name in ("HARNESS_DATA", "HARNESS_DEVICES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HARNESS_OFFLINE", "1")
@@ -43,7 +43,7 @@ SETTINGS = Settings(ARCHITECTURES, pairs=1, reviews=200, epochs=2, data=None)
 
 
 def test_the_notebook_is_given_the_reviews_of_a_run(tmp_path: Path) -> None:
-    """The first training and test reviews are the same, in the same words."""
+    """Its first training and test reviews have the same words and labels as those of a run."""
     padded = load(Bench(SETTINGS, tmp_path, Console()).keras_file(), 100)
     dataset, shape = open_dataset(), BatchShape(BATCH_SIZE, MAXLEN)
     for split, tokens in ((dataset.train, padded.tokens), (dataset.test, padded.test)):
@@ -53,7 +53,7 @@ def test_the_notebook_is_given_the_reviews_of_a_run(tmp_path: Path) -> None:
 
 
 def test_torch_is_given_the_same_reviews_without_keras(tmp_path: Path) -> None:
-    """Its start and its memory are its own: the process imports neither Keras nor TensorFlow."""
+    """The process imports neither Keras nor TensorFlow, which would need time and memory."""
     generator, arrays = np.random.default_rng(1), dict[str, Any]()
     for name in ("train", "test"):  # short and long reviews, frequent and rare words
         arrays[f"x_{name}"] = reviews = np.empty(40, object)
@@ -72,7 +72,7 @@ def test_torch_is_given_the_same_reviews_without_keras(tmp_path: Path) -> None:
 
 
 def test_ways_take_turns_and_keep_their_neighbours(tmp_path: Path) -> None:
-    """A B, B A, A B: the i-th values of both ways were measured one after the other."""
+    """The order is A B, B A, A B, so the i-th values of both ways belong together."""
     order: list[str] = []
 
     def way(name: str) -> dict[str, float]:
@@ -86,14 +86,14 @@ def test_ways_take_turns_and_keep_their_neighbours(tmp_path: Path) -> None:
 
 
 def test_a_process_that_fails_is_reported_by_its_last_line(tmp_path: Path) -> None:
-    """Not a figure of what did not run."""
+    """The error has the command, its exit code and its last line."""
     bench = Bench(SETTINGS, tmp_path, Console())
     with pytest.raises(RunError, match=r"harness train .*ended with code 2 \(.*nothing\.toml"):
         bench.harness("train", "nothing.toml")
 
 
 def test_made_up_jobs_are_compared_as_trained_ones_are(tmp_path: Path) -> None:
-    """Twelve jobs of five seeds, each with predictions, curves and times."""
+    """There are twelve jobs of five seeds; each run has predictions, curves and times."""
     runs = write_jobs(tmp_path / "runs", 60, small_data(tmp_path / "data"))
     (group,), repeated = group_runs(scored_runs([runs])[0])
     assert (len(group.runs), len(group.all_runs), repeated) == (12, 60, [])
@@ -105,7 +105,7 @@ def test_made_up_jobs_are_compared_as_trained_ones_are(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_bench_measures_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each command over more and more runs, and a real TensorBoard over generated logs."""
+    """Every command runs over growing numbers of runs; a real TensorBoard shows their logs."""
     monkeypatch.setattr(scale, "SIZES", (10, 60))
     monkeypatch.setattr(scale, "SIZES_COMPARED", (10, 30))
     monkeypatch.setattr(scale, "SIZES_ON_BOARD", (10, 12))
@@ -116,14 +116,14 @@ def test_the_bench_measures_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert next(iter(each.ways)) == each.base == "10 runs"
     if shutil.which("strace"):
         calls = found["status: file calls"].ways
-        assert 90 <= calls["60 runs"][0] - calls["10 runs"][0] < 150  # two a run
+        assert 90 <= calls["60 runs"][0] - calls["10 runs"][0] < 150  # two per run
 
 
 @pytest.mark.slow
 def test_the_bench_measures_in_whole_processes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the packaged sample: a table, and a record that names no folder of this machine."""
+    """The benchmark prints a table and writes a record without a path of this machine."""
     record = tmp_path / "bench.json"
     sizes = ("--pairs", "1", "--reviews", "200", "--epochs", "2")
     assert main(["training", "--architecture", "rnn", *sizes, "--json", str(record)]) == 0
@@ -142,7 +142,7 @@ def test_the_bench_measures_in_whole_processes(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["speed"], "speed: is not measured; known: training, scale"),
+        (["speed"], "speed: is not a benchmark; known: training, scale"),
         (["--pairs", "0"], "--pairs 0: should be at least 1"),
         (["--architecture", "transformer"], "'transformer' (choose from "),
         (["training", "--data", "nowhere"], "nowhere: is not a folder"),
@@ -151,10 +151,10 @@ def test_the_bench_measures_in_whole_processes(
 def test_what_can_not_be_measured_is_refused(
     capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
-    """With exit code 2, before anything is measured."""
+    """The command ends with code 2 before it measures anything."""
     try:
         code = main(words)
-    except SystemExit as end:  # argparse ends so
+    except SystemExit as end:  # raised by argparse
         code = int(str(end.code))
     assert code == 2
     assert said in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Each architecture, trained by the harness and by what a user would write instead."""
+"""Measures how the harness, the notebook and PyTorch train each architecture."""
 
 import importlib.util
 import json
@@ -16,7 +16,7 @@ BY_LENGTH = "harness, by length"
 
 
 def training(bench: Bench) -> Iterator[Measured]:
-    """Start, training and evaluation of each architecture, next to the notebook and PyTorch."""
+    """Measure start, training and evaluation of each architecture by each program."""
     others = ["notebook", *(["torch"] if importlib.util.find_spec("torch") else [])]
     for name in bench.settings.architectures:
         job = PROJECT / "jobs" / "notebook" / f"{name}.toml"
@@ -64,7 +64,7 @@ def _baseline(bench: Bench, way: str, architecture: str) -> dict[str, float]:
 def _train(bench: Bench, job: Path, *args: str, **variables: str) -> dict[str, float]:
     ended, run = bench.train(job, *args, **variables)
     result = run.result()
-    # The first epoch compiles on the way.
+    # The first epoch is left out because it includes compilation.
     epochs = [json.loads(line) for line in run.path("timings.jsonl").read_text().splitlines()[1:]]
     validation_s = statistics.median(each["validation_s"] for each in epochs)
     return {

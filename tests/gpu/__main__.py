@@ -1,8 +1,8 @@
 """`python -m tests.gpu [--full]`: tests the README's promises on this node by real runs.
 
-It prints a numbered line per check and writes a JSON file. A check that could not run is `not run`,
-never green. Without a GPU, two virtual CPU devices are tested. pytest is not needed.
-`sbatch slurm/doctor.sh` starts it.
+The command prints a numbered line per check and writes a JSON file. A check that could not run has
+the level `not run`, never green. Without a GPU, two virtual CPU devices are tested. The command
+does not need pytest. `sbatch slurm/doctor.sh` starts it in a job.
 """
 
 import argparse
@@ -36,7 +36,7 @@ LEVELS = ("green", "yellow", "red", "not run")
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the checks; returns the exit code: 0, 1 = a check is red, 2 = refused, 75 = stopped."""
+    """Run the checks; return 0, 1 (one is red, or an error), 2 (refused) or 75 (interrupted)."""
     take_any_text()
     options = parser().parse_args(words)
     try:
@@ -47,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
         text = json.dumps(report, indent=2)
         try:
             atomic_write(out, text, remedy="give another --out")
-        except RunError:  # the report took minutes
+        except RunError:  # show the report, which took minutes
             echo(text)
             raise
     except (InputError, RunError) as error:
@@ -62,18 +62,19 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options."""
+    """Return the parser of the command line."""
     made = argparse.ArgumentParser(
-        prog="python -m tests.gpu", description="Test this node by real runs, in ten minutes."
+        prog="python -m tests.gpu",
+        description="Test this node by real runs; this takes ten minutes.",
     )
     add = made.add_argument
-    add("--full", action="store_true", help="also several GPUs and nodes, and memory")
+    add("--full", action="store_true", help="also check several GPUs, several nodes and memory")
     add("--devices", metavar="KIND:N", help="gpu:1, cpu:2, …; default: all GPUs, or cpu:2")
     add("--data", type=Path, metavar="DIR", help="folder with imdb.npz")
     runs = Path(os.environ.get("HARNESS_RUNS") or "runs")
-    add("--runs", type=Path, metavar="DIR", default=runs, help="where the JSON file goes")
-    add("--out", type=Path, metavar="FILE", help="the JSON file itself")
-    add("--here", action="store_true", help="on this machine, although it has sbatch")
+    add("--runs", type=Path, metavar="DIR", default=runs, help="folder of the JSON file")
+    add("--out", type=Path, metavar="FILE", help="the JSON file, instead of a new one in --runs")
+    add("--here", action="store_true", help="run on this machine even if it has sbatch")
     return made
 
 
@@ -81,17 +82,17 @@ def accept(devices: str | None, data: Path | None, *, is_full: bool) -> dict[str
     """Run the checks in order, print their lines, and return the content of the JSON file.
 
     Args:
-        devices: the value of `--devices`; by default all GPUs, or two CPU devices.
+        devices: the value of `--devices`; by default all GPUs or, without a GPU, two CPU devices.
         data: the folder of the dataset.
-        is_full: also checks that take long or need several GPUs or nodes.
+        is_full: whether to run also the checks that take long or need several GPUs or nodes.
 
     Raises:
-        InputError: for wrong devices, and in a job step of several tasks.
+        InputError: if `devices` is wrong, or if this job step has several tasks.
     """
     allocation = SlurmEnvironment.from_environment()
     if allocation and allocation.num_tasks > 1:
         raise InputError(
-            f"tests.gpu in {allocation.num_tasks} tasks: should be in one; use --ntasks=1"
+            f"tests.gpu runs in {allocation.num_tasks} tasks: should be 1; use --ntasks=1"
         )
     requested = parse_devices(devices) if devices else None
     seen = ask_child(None, START_S)

@@ -1,4 +1,4 @@
-"""The checks of one GPU or two: the node, the numbers, the speed."""
+"""The checks on one or two devices: libraries, results and speed."""
 
 import os
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from tests import asked_child
 from tests.gpu.runs import ALONE, RUN_S, Checks, NotRun, Runs, SmallRun, judge
 
 CHILD = "tests.gpu.child"
-AT_ONCE = 4  # runs on a GPU while bytes are compared; times are measured one by one
+AT_ONCE = 4  # runs at a time on a GPU; checks of speed start one run at a time
 
 # The node
 
@@ -26,7 +26,7 @@ AT_ONCE = 4  # runs on a GPU while bytes are compared; times are measured one by
 def check_gpus(
     seen: dict[str, Any], allocation: SlurmEnvironment | None, runs: Runs
 ) -> Iterator[Finding]:
-    """The GPUs of TensorFlow; for each kind capability, driver, machine code or PTX."""
+    """Report the GPUs, and for each model its driver and whether TensorFlow has code for it."""
     yield describe_gpus(seen, allocation)
     if runs.kind == "gpu":
         yield from describe_cards(seen, nvidia_driver())
@@ -35,7 +35,7 @@ def check_gpus(
 
 
 def check_libraries(runs: Runs) -> Iterator[Finding]:
-    """The versions of cuDNN and NCCL."""
+    """Report the versions of cuDNN and NCCL."""
     answer, _ = asked_child.ask(CHILD, {"do": "libraries"}, timeout_s=START_S)
     runs.values["libraries"] = answer
     if None not in answer.values():
@@ -67,7 +67,7 @@ def check_broken_driver(runs: Runs) -> Iterator[Finding]:
 
 
 def check_kernels(runs: Runs) -> Iterator[Finding]:
-    """Each run's record has the expected kernel for each recurrent layer."""
+    """The record of each run has the expected kernel for each recurrent layer."""
     wrong, shown = [], []
     for job, run in zip(ARCHITECTURES, _all(runs, "calm", runs.one), strict=True):
         kernels = run.record["kernels"]
@@ -86,7 +86,10 @@ def check_kernels(runs: Runs) -> Iterator[Finding]:
 
 
 def check_bytes(job: str, runs: Runs) -> Iterator[Finding]:
-    """Fifty steps, killed and resumed, give the same bytes; on a GPU also undisturbed steps."""
+    """A killed and resumed run of fifty steps has the bytes of an undisturbed run.
+
+    On a GPU, so has a second undisturbed run.
+    """
     step = runs.kill(job, "killed", runs.one)
     names = ["killed", *(["again"] if runs.kind == "gpu" else [])]
     with ThreadPoolExecutor(2) as pool:
@@ -111,14 +114,14 @@ def check_bytes(job: str, runs: Runs) -> Iterator[Finding]:
 
 
 def check_against_cpu(runs: Runs) -> Iterator[Finding]:
-    """Fifty steps have the same losses on the GPU as on this node's CPU."""
+    """A run of fifty steps has the same losses on the GPU as on this node's CPU."""
     runs.need_gpu()
     for job, run in zip(ARCHITECTURES, _all(runs, "on-cpu", "cpu:1"), strict=True):
         yield judge(runs, f"gpu against cpu {job}", runs.calm(job).difference(run))
 
 
 def check_masks(runs: Runs) -> Iterator[Finding]:
-    """Two devices draw the same dropout masks, to the bit."""
+    """Two devices draw identical dropout masks."""
     devices = ["cpu:0", "gpu:0" if runs.kind == "gpu" else "cpu:1"]
     answer, _ = asked_child.ask(CHILD, {"do": "masks", "devices": devices}, timeout_s=RUN_S)
     sums = runs.values["masks"] = answer["sums"]
@@ -131,7 +134,10 @@ def check_masks(runs: Runs) -> Iterator[Finding]:
 
 
 def check_two(runs: Runs) -> Iterator[Finding]:
-    """Two devices have the losses of one, for an odd last batch, with 1 and 10 steps a call."""
+    """Two devices have the losses of one device, with 1 and with 10 steps per call.
+
+    The last batch has an odd number of reviews.
+    """
     devices = runs.devices(2)
     for steps in (1, 10):
         name = f"{devices}, {steps} step{'s' if steps > 1 else ''} a call"
@@ -149,14 +155,14 @@ def check_precision(precision: str, runs: Runs) -> Iterator[Finding]:
     difference = runs.calm("lstm").difference(run)
     losses = ", ".join(f"{loss:.4f}" for loss in run.losses())
     found = f"losses {losses}: {difference:.1e} from float32"
-    if difference < 0.1:  # also false where one is not a number
+    if difference < 0.1:  # false if the difference is NaN
         yield Finding("green", precision, found)
     else:
         yield Finding("red", precision, found, "use train.precision = 'float32'")
 
 
 def check_speed(job: str, runs: Runs) -> Iterator[Finding]:
-    """Reviews per second of a whole job on one GPU, on two, and on the CPU of this node."""
+    """Report the reviews per second of a job on one GPU, on two GPUs and on this node's CPU."""
     kinds = ["cpu"] if runs.kind == "cpu" else ["gpu:1", "cpu"]
     if runs.kind == "gpu" and runs.num_devices > 1:
         kinds.append("gpu:2")
@@ -181,7 +187,7 @@ def check_speed(job: str, runs: Runs) -> Iterator[Finding]:
 
 
 def _all(runs: Runs, run_id: str, devices: str) -> list[SmallRun]:
-    """A run of each architecture, several at a time."""
+    """Train a run of each architecture, several runs at a time."""
     at_once = AT_ONCE if runs.kind == "gpu" else min(AT_ONCE, given_cpus(None))
     with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(lambda job: runs.train(job, run_id, devices), ARCHITECTURES))

@@ -13,12 +13,12 @@ SEED, STEPS, RATE, SHAPE = 1, 3, 0.4, (32, 64)  # of the masks
 
 
 def main() -> None:
-    """Answer the request in the first argument."""
+    """Answer the request in the first command-line argument."""
     answer_request({"masks": _masks, "libraries": library_versions})
 
 
 def _masks(devices: Sequence[str]) -> dict[str, Any]:
-    """The checksum of the dropout masks that each device draws."""
+    """Return, for each device, a checksum of the dropout masks that it draws."""
     tf = import_tensorflow(SlurmEnvironment.from_environment())
     if all(device.startswith("cpu") for device in devices):
         make_strategy(parse_devices(f"cpu:{len(devices)}"))

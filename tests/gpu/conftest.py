@@ -1,4 +1,7 @@
-"""The rig: a copy of this environment with the null GPU, built once for all tests."""
+"""The rig: a copy of the test environment with the null GPU, a GPU that computes nothing.
+
+The copy is built once for all tests.
+"""
 
 import fcntl
 import hashlib
@@ -24,7 +27,7 @@ class Rig:
     """Runs commands in the environment with the null GPU."""
 
     environment: Path
-    folder: Path  # of this test
+    folder: Path  # the folder of a test
 
     def run(
         self,
@@ -33,9 +36,9 @@ class Rig:
         env: Mapping[str, str] = {},
         timeout_s: float = TIMEOUT_S,
     ) -> subprocess.CompletedProcess[str]:
-        """Run the rig's Python with arguments, such as `-m harness train …`, in the test's folder.
+        """Run the rig's Python in the test's folder, for example with `-m harness train …`.
 
-        LD_LIBRARY_PATH has only CUDA's driver.
+        LD_LIBRARY_PATH contains only the folder of the stub driver.
         """
         return subprocess.run(
             [self.environment / "bin/python", *args],
@@ -55,9 +58,9 @@ class Rig:
         env: Mapping[str, str] = {},
         is_forked: bool = True,
     ) -> subprocess.CompletedProcess[str]:
-        """Train a job on 200 reviews for an epoch; its run is `runs/<job>/rig`.
+        """Train a job on 200 reviews for an epoch, in the folder `runs/<job>/rig`.
 
-        The run is a fork, unless it needs other libraries than the rig's.
+        The command is a fork, or a new process if it must load the libraries itself.
         """
         words = ["train", f"{PROJECT}/jobs/{job}.toml", "--run-id", "rig"]
         words += ["--set", "data.limit=200", "--set", "train.epochs=1", *args]
@@ -67,19 +70,19 @@ class Rig:
         return preloaded.run(words, self.folder, variables, "", TIMEOUT_S, server)
 
     def variables(self, gpus: int) -> dict[str, str]:
-        """The environment of a command; the check of the devices is off."""
+        """Return the environment of a command, in which the check of the GPU's results is off."""
         return {
             "HOME": str(self.folder / "home"),
             "PATH": f"{self.environment / 'bin'}:/usr/bin:/bin",
             "LD_LIBRARY_PATH": str(self.environment / DRIVER),
-            "PYTHONPATH": str(PROJECT),  # the environment may be another checkout's
+            "PYTHONPATH": str(PROJECT),  # the environment may have another checkout's harness
             "STUB_GPUS": str(gpus),
             "STUB_COUNTS": str(self.folder / "counts"),
             "HARNESS_CHECK_DEVICES": "0",
         }
 
     def counts(self) -> Counter[str]:
-        """The number of calls of each function by all ended processes of the test."""
+        """Return how often all ended processes of the test called each stub function."""
         counts = Counter[str]()
         for line in (self.folder / "counts").read_text().splitlines():
             _, _, function, count = line.split()
@@ -91,7 +94,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 
 
 def server_of(environment: Path) -> preloaded.Server:
-    """A process of the rig that has imported TensorFlow but not listed devices."""
+    """Return the server of the rig: it imports TensorFlow, but does not list devices."""
     folder = Path(os.environ[preloaded.SHARED], "rig")
     folder.mkdir(exist_ok=True)
     variables = {**preloaded.VARIABLES, "TF_CPP_MIN_LOG_LEVEL": "1"}
@@ -100,7 +103,7 @@ def server_of(environment: Path) -> preloaded.Server:
 
 @pytest.fixture(scope="session")
 def null_environment() -> Path:
-    """A copy of this environment by hard links, with the null GPU; later tests use it again."""
+    """Return a copy of this environment with the null GPU; build it unless it is up to date."""
     for program in ("gcc", "strings", "nm"):
         if not shutil.which(program):
             pytest.skip(f"no {program}: apt-get install gcc libc6-dev binutils")
@@ -111,7 +114,7 @@ def null_environment() -> Path:
     made_of = lock.read_bytes() if lock.exists() else b""
     stamp = hashlib.sha256(sources + made_of).hexdigest()
     with environment.with_name(f"{target.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # against the other workers of pytest
+        fcntl.flock(file, fcntl.LOCK_EX)  # another pytest worker may build it now
         path = target / "null-gpu.sha256"
         if not path.exists() or path.read_text() != stamp:
             make(environment, target)
@@ -121,11 +124,11 @@ def null_environment() -> Path:
 
 @pytest.fixture
 def rig(null_environment: Path, tmp_path: Path) -> Rig:
-    """The rig, with the folder of this test."""
+    """Return the rig with the folder of this test."""
     (tmp_path / "home").mkdir()
     return Rig(null_environment, tmp_path)
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
-    """The last line on standard error, such as a refusal."""
+    """Return the last line of standard error, such as an error message."""
     return done.stderr.splitlines()[-1] if done.stderr else os.linesep

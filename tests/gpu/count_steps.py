@@ -1,8 +1,8 @@
-"""Counts a step's calls of CUDA: `python -m tests.gpu.count_steps DEVICES JOB[,SETTING]…`.
+"""Counts CUDA calls of a step: `python -m tests.gpu.count_steps DEVICES JOB[,SETTING]…`.
 
-Run it in the rig. It prints a line of JSON for each job: the kernels of its recurrent layers, and
-the calls of all GPUs in a step. The copy of the results to the host at the log interval is not
-counted.
+The program runs in the rig. For each job it prints a line of JSON: the kernels of the recurrent
+layers, and the calls per training step, summed over all GPUs. It does not count the copy of losses
+to the host, which a run makes once per log interval.
 """
 
 import ctypes
@@ -20,9 +20,9 @@ from harness.compute.strategy import import_tensorflow, make_strategy, parse_dev
 from harness.job.job_file import load_job
 from harness.training.launch import plan_of
 
-# Not from tests.conftest, which hides the GPUs.
+# Not imported from tests.conftest, which hides the GPUs.
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
-# Patterns of CUDA's functions.
+# For each kind of call, the names of CUDA's functions.
 COUNTED = {
     "launches": r"cu(da)?LaunchKernel\w*|cuGraphLaunch|cublas\w*[gG]em\w*|cudnnRNN\w*",
     "of_cudnn": r"cudnnRNN(Forward|Backward)\w*",
@@ -37,7 +37,7 @@ NUM_REVIEWS, LENGTH = 1000, 120
 
 
 def main(devices: str, *jobs: str) -> None:
-    """Count the steps of each job, all on one strategy."""
+    """Print the calls per step of each job, all on the same devices."""
     import_tensorflow(None)
     strategy = make_strategy(parse_devices(devices))
     for each in jobs:
@@ -45,7 +45,7 @@ def main(devices: str, *jobs: str) -> None:
 
 
 def count(text: str, strategy: Any, devices: str) -> dict[str, Any]:
-    """The kernels of a job's recurrent layers, and the calls of a step by the keys of COUNTED."""
+    """Return the kernels of a job's recurrent layers, and its calls per step by kind."""
     from harness.compute.adversarial import build_step
     from harness.compute.recurrent import kernels_of
 
@@ -73,7 +73,7 @@ def count(text: str, strategy: Any, devices: str) -> dict[str, Any]:
 
 
 def open_batches(job: Any, strategy: Any) -> Iterator[Any]:
-    """Batches of made-up reviews, opened as in a run."""
+    """Return an iterator over batches of made-up reviews, built as in a run."""
     from harness.data.epoch_order import BatchShape, permutations_ahead
     from harness.data.input_pipeline import Reviews, Start, batches
 
@@ -91,7 +91,7 @@ def open_batches(job: Any, strategy: Any) -> Iterator[Any]:
 
 
 def called() -> Counter[str]:
-    """The number of calls of each function in this process so far."""
+    """Return how often this process has called each function so far."""
     report = ctypes.CDLL("libnull.so").null_report
     report.restype = ctypes.c_char_p
     lines = (line.split() for line in report().decode().splitlines())

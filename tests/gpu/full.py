@@ -1,4 +1,4 @@
-"""The additional checks of `--full`: several GPUs and nodes, memory, moved models."""
+"""The additional checks of `--full`: several GPUs and nodes, memory, models on other devices."""
 
 import json
 import os
@@ -24,19 +24,19 @@ from tests.gpu.runs import ALONE, POLL_S, RUN_S, Checks, NotRun, Runs, judge
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 NODES = "two nodes"
 NODES_JOB = "a Slurm job on two nodes: sbatch --nodes=2 slurm/doctor.sh --full"
-LOST_S = 60.0  # the time limit for the end of the others after a worker's death
-# A tensor of activations has 65 GB, so several exceed any GPU.
+LOST_S = 60.0  # after the death of a worker, the others must end within this time
+# One tensor of activations has 65 GB, and a run needs several: more than any GPU has.
 TOO_LARGE = ("model.units=4096", "train.batch_size=4000", "data.maxlen=1000", "data.limit=5000")
 
 
 def check_four(runs: Runs) -> Iterator[Finding]:
-    """Four devices have the losses of one."""
+    """Four devices have the losses of one device."""
     run = runs.train("lstm", "4-devices", runs.devices(4))
     yield judge(runs, "four devices", runs.calm("lstm").difference(run))
 
 
 def check_two_workers(runs: Runs) -> Iterator[Finding]:
-    """Two processes with a device each have the losses of one device."""
+    """Two processes with one device each have the losses of one process with one device."""
     with Workers.start(runs, "two-workers") as workers:
         workers.wait(RUN_S)
     run = runs.run("lstm", "two-workers")
@@ -50,7 +50,7 @@ def check_two_workers(runs: Runs) -> Iterator[Finding]:
 
 
 def check_killed_worker(runs: Runs) -> Iterator[Finding]:
-    """The death of a worker ends the others within a minute."""
+    """After the death of a worker, the others end within a minute."""
     run = runs.run("lstm", "killed-worker")
     with Workers.start(runs, "killed-worker", "train.epochs=1000") as workers:
         deadline = time.monotonic() + RUN_S
@@ -60,7 +60,7 @@ def check_killed_worker(runs: Runs) -> Iterator[Finding]:
         pid = state.get("process")
         if not workers.all_run() or not isinstance(pid, int):
             raise RunError(f"they ended before one was killed: {workers.last_lines()}")
-        if state.get("host") != socket.gethostname():  # as in a shell of salloc on a login node
+        if state.get("host") != socket.gethostname():  # as in an salloc shell on a login node
             raise NotRun("a job whose first node is this one")
         os.kill(pid, signal.SIGKILL)
         began = time.monotonic()
@@ -77,7 +77,7 @@ def check_killed_worker(runs: Runs) -> Iterator[Finding]:
 
 
 def _not_run(runs: Runs, workers: "Workers", name: str = "") -> Iterator[Finding]:
-    """The parts that two workers could not test here."""
+    """Yield a finding for each part that the two workers could not test here."""
     if workers.where != NODES:
         yield Finding("not run", f"{name}{NODES}", f"not run: needs {NODES_JOB}")
     if runs.kind == "cpu":
@@ -89,7 +89,7 @@ class Workers:
     """Two processes that train one model, on two nodes of a job or on this machine."""
 
     where: str
-    processes: "list[subprocess.Popen[bytes]]"  # srun, or both workers
+    processes: "list[subprocess.Popen[bytes]]"  # one srun, or the two workers
     logs: list[Path]
 
     @classmethod
@@ -97,7 +97,7 @@ class Workers:
         """Start a run with one device per worker.
 
         Raises:
-            NotRun: without two nodes or devices, or in a network that is not trusted.
+            NotRun: if two nodes or devices are missing, or if the network is not trusted.
         """
         job = runs.allocation if runs.allocation and runs.allocation.num_nodes > 1 else None
         if runs.kind == "gpu" and runs.num_devices < 2 and not job:
@@ -105,11 +105,11 @@ class Workers:
         if os.environ.get(TRUSTED_NETWORK) != "1":
             raise NotRun(f"{TRUSTED_NETWORK}=1 in slurm/site.sh")
         args = runs.args("lstm", run_id, runs.one, *overrides)
-        # srun chooses two of the job's nodes.
+        # HARNESS_NODES is empty because srun chooses two of the job's nodes.
         environments = [{"HARNESS_NODE_FAULTS": "", "HARNESS_NODES": ""}]
         if job:
             args = [*_srun_args(job), *args]
-        else:  # ports follow from a job's id; here from the process id
+        else:  # the process id serves as the job id, which determines the ports
             environments = two_workers(str(os.getpid()))
             for i, variables in enumerate(environments if runs.kind == "gpu" else ()):
                 variables["CUDA_VISIBLE_DEVICES"] = gpu_name(i)
@@ -122,7 +122,7 @@ class Workers:
 
     @property
     def codes(self) -> list[int | None]:
-        """All exit codes; None for a running process."""
+        """The exit code of each process; None while a process runs."""
         return [process.poll() for process in self.processes]
 
     def all_run(self) -> bool:
@@ -130,14 +130,14 @@ class Workers:
         return self.codes == [None] * len(self.processes)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the end of all processes; returns whether all have ended."""
+        """Wait at most `timeout_s` for all processes; return whether all have ended."""
         deadline = time.monotonic() + timeout_s
         while None in self.codes and time.monotonic() < deadline:
             time.sleep(POLL_S)
         return None not in self.codes
 
     def last_lines(self) -> str:
-        """The last line of each log."""
+        """Return the last line of each log."""
         lines = [log.read_text(errors="replace").splitlines() for log in self.logs]
         return "; ".join(strip_prefix(each[-1])[:200] for each in lines if each)
 
@@ -157,10 +157,10 @@ def _srun_args(job: SlurmEnvironment) -> list[str]:
 
 
 def two_workers(job_id: str) -> list[dict[str, str]]:
-    """Variables for two processes on this machine that train one model, as if on two nodes.
+    """Return the variables of two workers on this machine that train as if on two nodes.
 
     Args:
-        job_id: determines their ports.
+        job_id: determines the ports of the workers.
     """
     both = {
         "SLURM_JOB_ID": job_id,
@@ -168,14 +168,14 @@ def two_workers(job_id: str) -> list[dict[str, str]]:
         "SLURM_STEP_ID": "0",
         "SLURM_STEP_NUM_TASKS": "2",
         "HARNESS_NODES": "localhost localhost",
-        "HARNESS_INTERFACE": "",  # localhost, in place of the site's interface
+        "HARNESS_INTERFACE": "",  # use localhost, not the interface that the site sets
         "HARNESS_NODE_FAULTS": "",
     }
     return [{**both, "SLURM_PROCID": rank} for rank in "01"]
 
 
 def check_memory(runs: Runs) -> Iterator[Finding]:
-    """A run that is too large for the GPU ends with a line about memory."""
+    """A run that needs more memory than the GPU has ends with a line about memory."""
     runs.need_gpu()
     args = runs.args("lstm", "too-large", runs.one, *TOO_LARGE)
     ended = child.run_process(args, timeout_s=RUN_S, **ALONE)
@@ -186,7 +186,7 @@ def check_memory(runs: Runs) -> Iterator[Finding]:
 
 
 def check_moved_model(runs: Runs) -> Iterator[Finding]:
-    """A model has the same scores on the CPU as on the device that trained it."""
+    """A model has the same scores on the CPU and on the GPU, whichever of them trained it."""
     run = runs.calm("lstm")
     trained_on_cpu = runs.train("lstm", "on-cpu", "cpu:1") if runs.kind == "gpu" else None
     pairs = [(run, NO_GPU, f"of {runs.one} on the CPU")]

@@ -16,29 +16,29 @@ from harness.slurm.environment import SlurmEnvironment
 from harness.system.lenient_json import read_json
 from harness.tracking.run_dir import untimed
 
-# Differences of losses between devices: rounding stays below the first, a mistake is above the
-# second (16 wrong bits of a mask or weight change a loss of 0.69 by at least 0.01).
+# Limits of the difference between losses on two devices: rounding stays below the first, mistakes
+# exceed the second (16 wrong bits of a mask or weight change a loss of 0.69 by at least 0.01).
 ROUNDING, MISTAKE = 1e-4, 1e-3
 RUN_S = FIRST_USE_S  # the time limit of a run
 POLL_S = 0.01
-# Two epochs of 25 steps. The last step of an epoch has 13 of 16 reviews, a prime number, so several
-# replicas get unequal parts.
+# Two epochs of 25 steps. The last step of an epoch has 13 reviews, the others 16. 13 is prime, so
+# several replicas get unequal parts.
 SMALL = (
     *("data.limit=497", "data.validation_split=0.2"),
     *("train.batch_size=16", "train.epochs=2", "train.checkpoint_every_s=0.1"),
 )
 TINY = ("data.maxlen=40", "model.units=16")  # for a CPU
-KILLED_FROM = 25  # a run is killed after a checkpoint of this step or a later one
-# Variables of a process that uses only this node, and reports no fault to a job script.
+KILLED_FROM = 25  # a run is killed once it has a checkpoint of this step or a later one
+# With these variables a process uses only this node and reports no faults to a job script.
 ALONE = {"SLURM_JOB_NUM_NODES": "1", "HARNESS_NODES": "", "HARNESS_NODE_FAULTS": ""}
 
 
-class NotRun(Exception):  # noqa: N818 - no error
-    """A check could not run; the message names the missing thing."""
+class NotRun(Exception):  # noqa: N818 - not an error
+    """Raised if a check can't run; the message names what is missing."""
 
 
 def unless_not_run(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """The findings of a check, `not run` if it raises NotRun."""
+    """Yield the findings of a check, or the finding `not run` if the check raises NotRun."""
     try:
         yield from check()
     except NotRun as reason:
@@ -47,37 +47,37 @@ def unless_not_run(name: str, check: Callable[[], Iterator[Finding]]) -> Iterato
 
 @dataclass
 class Runs:
-    """Starts the runs in a folder."""
+    """Starts the runs of the checks, all in one folder."""
 
     folder: Path
-    kind: str  # of the devices, gpu or cpu
+    kind: str  # of devices: gpu or cpu
     num_devices: int
     data: Path | None = None
     allocation: SlurmEnvironment | None = None
-    values: dict[str, Any] = field(default_factory=dict)  # all numbers, for the JSON file
+    values: dict[str, Any] = field(default_factory=dict)  # measured values for the JSON file
 
     @property
     def one(self) -> str:
-        """One device, as `--devices` names it."""
+        """The value of `--devices` for one device."""
         return f"{self.kind}:1"
 
     def devices(self, count: int) -> str:
-        """Several devices.
+        """Return the value of `--devices` for `count` devices.
 
         Raises:
-            NotRun: if there are fewer GPUs.
+            NotRun: if the node has fewer GPUs.
         """
         if self.kind == "gpu" and self.num_devices < count:
             raise NotRun(f"{count} GPUs, {self.num_devices} here")
         return f"{self.kind}:{count}"
 
     def need_gpu(self) -> None:
-        """Raise NotRun without a GPU."""
+        """Raise NotRun if the devices are not GPUs."""
         if self.kind != "gpu":
             raise NotRun("a GPU")
 
     def args(self, job: str, run_id: str, devices: str, *overrides: str) -> list[str | Path]:
-        """The command that trains a small version of a job."""
+        """Return the command that trains a small version of a job."""
         sizes = (*SMALL, *(TINY if self.kind == "cpu" else ()), *overrides)
         return [
             *(*child.module_args("harness"), "train", JOBS / f"{job}.toml"),
@@ -87,14 +87,14 @@ class Runs:
         ]
 
     def run(self, job: str, run_id: str) -> "SmallRun":
-        """The files of a run."""
+        """Return a run, which may not have begun."""
         return SmallRun(self.folder / job / run_id)
 
     def train(self, job: str, run_id: str, devices: str, *overrides: str) -> "SmallRun":
-        """Train to the end, unless the run is finished.
+        """Train a run to its end, unless it is already finished.
 
         Raises:
-            RunError: if it fails.
+            RunError: if the run fails.
         """
         run = self.run(job, run_id)
         if not run.result:
@@ -105,14 +105,14 @@ class Runs:
         return run
 
     def calm(self, job: str) -> "SmallRun":
-        """The undisturbed run on one device."""
+        """Return the undisturbed run on one device; train it if it is not finished."""
         return self.train(job, "calm", self.one)
 
     def kill(self, job: str, run_id: str, devices: str) -> int:
-        """Train, and kill the process in its second epoch; returns the last saved step.
+        """Train a run, kill its process in the second epoch, and return the last saved step.
 
         Raises:
-            RunError: if the process ended before.
+            RunError: if the process ended before it was killed.
         """
         run = self.run(job, run_id)
         process = child.start(self.args(job, run_id, devices), ALONE)
@@ -138,32 +138,32 @@ class SmallRun:
 
     @property
     def result(self) -> dict[str, Any]:
-        """`result.json`; empty before the run has finished."""
+        """The content of `result.json`; empty until the run has finished."""
         return read_json(self.folder / "result.json")
 
     @property
     def record(self) -> dict[str, Any]:
-        """`provenance.json`."""
+        """The content of `provenance.json`."""
         return read_json(self.folder / "provenance.json")
 
     @property
     def saved_step(self) -> int:
-        """The step of the newest checkpoint, -1 before the first."""
+        """The step of the newest checkpoint; -1 without a checkpoint."""
         paths = self.folder.glob("checkpoints/step-*.npz")
         return max((int(path.stem.partition("-")[2]) for path in paths), default=-1)
 
     def losses(self) -> list[float]:
-        """Training and validation loss of each epoch."""
+        """Return the training loss and the validation loss of each epoch."""
         lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
         return [float(line[key]) for line in lines for key in ("loss", "val_loss")]
 
     def difference(self, other: "SmallRun") -> float:
-        """The largest difference of a loss."""
+        """Return the largest difference between the losses of this run and of another."""
         pairs = zip(self.losses(), other.losses(), strict=True)
         return max(abs(one - another) for one, another in pairs)
 
     def different_files(self, other: "SmallRun") -> list[str]:
-        """The files whose contents differ, except for measured times and the run's name."""
+        """Return the names of files that differ in more than measured times and the run's name."""
         return [
             name for name, content in self._contents().items() if other._contents()[name] != content
         ]
@@ -178,7 +178,7 @@ Checks = dict[str, Callable[[Runs], Iterator[Finding]]]
 
 
 def judge(runs: Runs, name: str, difference: float) -> Finding:
-    """A finding about a difference of losses."""
+    """Rate a difference of losses, and keep it for the JSON file."""
     runs.values.setdefault("loss differences", {})[name] = difference
     found = f"losses differ by at most {difference:.1e}"
     if difference <= ROUNDING:

@@ -20,7 +20,7 @@ from tests.gpu.runs import NotRun, Runs, SmallRun, judge, unless_not_run
 
 
 def test_a_check_without_its_gpu_is_not_run(tmp_path: Path) -> None:
-    """The line names the missing device; there are any number of virtual CPUs."""
+    """The line names the missing GPU. Virtual CPU devices are never missing."""
     runs = Runs(tmp_path, "cpu", 2)
 
     def check() -> Iterator[Finding]:
@@ -61,7 +61,7 @@ def test_files_are_compared_by_their_bytes(finished: tuple[Harness, Path], tmp_p
 
 
 def test_it_needs_no_pytest_and_runs_from_a_snapshot(harness: Harness) -> None:
-    """Only with the files of a snapshot; a child finds its module from any folder."""
+    """The command and its child processes need only the snapshot, in any working folder."""
     (harness.folder / "tests").mkdir()  # another project's package
     (harness.folder / "tests/__init__.py").touch()
     project = take_snapshot(PROJECT, harness.runs)
@@ -89,7 +89,7 @@ sys.exit(acceptance.main(["--devices", "banana"]))
 def test_no_process_of_another_machine_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a login node, the chief's process id belongs to another process."""
+    """On a login node, the id of the first worker's process belongs to another process."""
     monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", "1")
     monkeypatch.setattr(Runs, "args", lambda *_, **__: ["sleep", "60"])
     run = tmp_path / "lstm/killed-worker"
@@ -119,7 +119,7 @@ def test_a_lost_worker_ends_the_other(
 
 
 def accepted(harness: Harness, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run the checks as a user does."""
+    """Run `python -m tests.gpu` as a user does."""
     environment = {**harness.environment, "PYTHONPATH": str(PROJECT)}
     environment |= {"HARNESS_TRUSTED_NETWORK": "1", "HARNESS_RUNS": str(harness.runs)}
     return subprocess.run(
@@ -150,7 +150,7 @@ def test_two_cpu_devices_are_accepted(harness: Harness) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not gpu.has_driver(), reason="no NVIDIA driver is here")
 def test_this_gpu_is_accepted(harness: Harness) -> None:
-    """No check is red; the assertion's message shows the lines."""
+    """No check is red. If one is, the assertion's message has the lines of all checks."""
     harness.show_gpus()
     done = accepted(harness)
     assert done.returncode == 0, done.stdout

@@ -1,6 +1,7 @@
-"""On the null GPU: each fault ends in one line with the right exit code, and the run can resume.
+"""Each fault of the null GPU ends a run in one line with the right exit code.
 
-The runs are forks of a process that has imported TensorFlow but not listed devices.
+The run can resume. All runs are forks of a process that has imported TensorFlow but not listed
+devices.
 """
 
 import concurrent.futures
@@ -20,9 +21,9 @@ from tests.gpu.conftest import Rig, last_line, server_of
 
 pytestmark = pytest.mark.full
 
-AT_ONCE = 3  # runs; some of them wait
+AT_ONCE = 3  # runs at a time; some of them only wait
 NODE = socket.gethostname()
-# A few steps of a small LSTM, and a validation.
+# These settings train a small LSTM for a few steps, with one validation.
 SMALL = [
     *("--set", "data.limit=100"),
     *("--set", "data.maxlen=20"),
@@ -37,9 +38,10 @@ DRIVER = "the driver is too old for this CUDA: "
 REFUSED = "a CUDA library refused: "
 NCCL = "the GPUs can't communicate (NCCL): "
 LOST = "the driver has lost the GPU"
-# Function, error code, and the number of calls before the first failure; the line; and whether the
-# node is at fault. The codes are CUDA's, cuDNN's (4004: failed allocation on the device; 5000:
-# EXECUTION_FAILED) and NCCL's (1: ncclUnhandledCudaError; 6: ncclRemoteError).
+# A key (a cell of the table in tests/README.md) is a function, its error code, and the number of
+# calls before the first failure. A value is the start of the error message, and whether the node is
+# at fault. The codes are those of CUDA, cuDNN (4004: failed allocation on the device; 5000:
+# EXECUTION_FAILED) and NCCL (1: ncclUnhandledCudaError; 6: ncclRemoteError).
 SUITE: dict[str, tuple[str, bool]] = {
     "cuMemAlloc_v2:2:0": (MEMORY, False),
     "cuMemAlloc_v2:214:0": (ECC, True),
@@ -96,7 +98,7 @@ STALL = "stall"
 
 
 class Forks:
-    """Starts commands of the rig in separate folders, like a job script."""
+    """Starts commands of the rig as a job script does, each in a folder of its own."""
 
     def __init__(self, environment: Path, folder: Path) -> None:
         self.environment, self.folder = environment, folder
@@ -118,26 +120,26 @@ class Forks:
         return preloaded.Command(words, rig.folder, environment, server=self.server)
 
     def train(self, name: str, gpus: int = 1, env: Mapping[str, str] = {}) -> preloaded.Command:
-        """Start a small run, `runs/lstm/rig` in its folder."""
+        """Start a small run in the folder `NAME/runs/lstm/rig`."""
         words = ["train", JOBS / "lstm.toml", "--run-id", "rig", "--devices", f"gpu:{gpus}"]
         return self.start(name, *words, *SMALL, gpus=gpus, env=env)
 
     def fail(self, cell: str) -> "subprocess.CompletedProcess[str]":
-        """Start a small run with the fault of a cell, or with a step that hangs."""
+        """Train a small run with the fault of `cell` or, if it is STALL, with a step that hangs."""
         stub = {**HANG, "HARNESS_STALL_MIN": "0.1"} if cell == STALL else {"STUB_FAIL": cell}
         return ended(self.train(cell, 2 if "nccl" in cell else 1, stub))
 
     def run_of(self, name: str) -> Path:
-        """The folder of a small run."""
+        """Return the folder of a small run."""
         return self.folder / name / "runs/lstm/rig"
 
     def state(self, name: str) -> dict[str, object]:
-        """The `state.json` of a small run, empty if it has not begun."""
+        """Return the `state.json` of a small run; empty if the run has not begun."""
         path = self.run_of(name) / "state.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
     def blamed(self, name: str) -> str:
-        """The faulty nodes that the run reported to the job script."""
+        """Return the lines with which a run reported faulty nodes to the job script."""
         path = self.folder / name / "faults"
         return path.read_text() if path.exists() else ""
 
@@ -151,7 +153,7 @@ def ended(command: preloaded.Command) -> "subprocess.CompletedProcess[str]":
 
 @pytest.fixture(scope="module")
 def forks(null_environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Forks:
-    """A process with TensorFlow for all runs of this file."""
+    """All runs of this file are forks of one process with TensorFlow."""
     return Forks(null_environment, tmp_path_factory.mktemp("faults"))
 
 
@@ -160,14 +162,14 @@ Ends = Mapping[str, "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture(scope="module")
 def ends(forks: Forks) -> Ends:
-    """The ended runs of the suite's cells, and the run that stalls."""
+    """The ended runs with the faults of SUITE, and the run that hangs."""
     names = [STALL, *SUITE]
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         return dict(zip(names, pool.map(forks.fail, names), strict=True))
 
 
 def check(forks: Forks, cell: str, done: "subprocess.CompletedProcess[str]") -> None:
-    """One line with a remedy, the right exit code, and no result of the faulty steps."""
+    """Assert one line with a remedy, the right exit code, and no results of the faulty steps."""
     line, is_of_node = {**SUITE, **NIGHTLY}[cell]
     errors = [each for each in done.stderr.splitlines() if not each.startswith("warning: ")]
     assert len(errors) == 1, done.stderr
@@ -176,7 +178,7 @@ def check(forks: Forks, cell: str, done: "subprocess.CompletedProcess[str]") -> 
     assert done.returncode == (75 if is_of_node else 1)
     assert forks.blamed(cell).count("\n") == is_of_node
     assert not (forks.run_of(cell) / "result.json").exists()
-    if state := forks.state(cell):  # else it failed during its start
+    if state := forks.state(cell):  # otherwise the run failed before it began
         assert state["phase"] == "failed"
         assert str(state["error"]).endswith(errors[0].removeprefix("harness: "))
         metrics = forks.run_of(cell) / "metrics.jsonl"
@@ -185,14 +187,14 @@ def check(forks: Forks, cell: str, done: "subprocess.CompletedProcess[str]") -> 
 
 @pytest.mark.parametrize("cell", SUITE)
 def test_a_fault_is_one_line_with_the_right_exit_code(forks: Forks, ends: Ends, cell: str) -> None:
-    """The job is requeued after a fault of the GPU, and fails after others."""
+    """A job returns to the queue if the node is at fault, and fails after other faults."""
     check(forks, cell, ends[cell])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", NIGHTLY)
 def test_other_faults_are_one_line(forks: Forks, cell: str) -> None:
-    """The other cells of the matrix."""
+    """These faults of the table in tests/README.md are tested only nightly."""
     check(forks, cell, forks.fail(cell))
 
 
@@ -200,7 +202,7 @@ def test_other_faults_are_one_line(forks: Forks, cell: str) -> None:
     "cell", ["cuEventQuery:214:150", "cuModuleLoadData:222:20"], ids=["abort", "unwritten"]
 )
 def test_a_run_resumes_after_a_fault(forks: Forks, ends: Ends, cell: str) -> None:
-    """On a GPU without faults it finishes."""
+    """The resumed run finishes once the GPU has no fault."""
     assert ends[cell].returncode
     done = ended(forks.start(cell, "resume", forks.run_of(cell)))
     assert done.returncode == 0, done.stderr
@@ -227,7 +229,7 @@ def test_an_old_driver_is_no_fault_of_the_node(forks: Forks, card: dict[str, str
 def test_no_command_uses_results_of_kernels_that_were_not_run(
     forks: Forks, words: list[str]
 ) -> None:
-    """The probabilities would be old contents of the memory."""
+    """The commands fail, because the probabilities would be old contents of the memory."""
     run = forks.run_of("trained")
     if not run.exists():
         assert ended(forks.train("trained")).returncode == 0
@@ -240,7 +242,7 @@ def test_no_command_uses_results_of_kernels_that_were_not_run(
 
 
 def wait_until_it_hangs(forks: Forks, name: str, seconds: float = 60) -> None:
-    """Wait until the first step has ended, so the run hangs in the next one."""
+    """Wait until the first step has ended and the run hangs in a later step."""
     deadline = time.monotonic() + seconds
     while "first_step_s" not in forks.state(name):
         assert time.monotonic() < deadline, forks.state(name)
@@ -249,7 +251,7 @@ def wait_until_it_hangs(forks: Forks, name: str, seconds: float = 60) -> None:
 
 
 def test_a_step_that_never_ends_ends_the_process(forks: Forks, ends: Ends) -> None:
-    """The line names device and node, and the run can resume."""
+    """The line names the device and the node, and says how to resume the run."""
     done = ends[STALL]
     assert done.returncode == 75
     assert last_line(done) == (
@@ -260,7 +262,7 @@ def test_a_step_that_never_ends_ends_the_process(forks: Forks, ends: Ends) -> No
     state = forks.state(STALL)
     assert state["phase"] == "interrupted"
     assert str(state["signal"]).startswith("a step that did not end on gpu:0")
-    assert forks.blamed(STALL) == ""  # the loop may hang on other nodes too
+    assert forks.blamed(STALL) == ""  # no node is blamed: the step may hang on any node
 
 
 @pytest.mark.parametrize(
@@ -271,7 +273,7 @@ def test_a_step_that_never_ends_ends_the_process(forks: Forks, ends: Ends) -> No
 def test_a_signal_is_obeyed_while_a_device_does_not_answer(
     forks: Forks, numbers: list[int]
 ) -> None:
-    """Within HARNESS_STOP_S, as an interruption; a second Ctrl-C ends the run at once."""
+    """The run is interrupted within HARNESS_STOP_S; a second Ctrl-C ends it at once."""
     name = f"signals-{len(numbers)}"
     command = forks.train(name, env={**HANG, "HARNESS_STOP_S": "2"})
     wait_until_it_hangs(forks, name)

@@ -1,4 +1,4 @@
-"""On the null GPU: the kernels, copies and all-reduces of a step, and its precision."""
+"""Kernels, copies, all-reduces and precision of a training step on the null GPU."""
 
 import json
 import re
@@ -16,16 +16,16 @@ FIVE = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 
 
 def steps(rig: Rig, num_gpus: int, *jobs: str) -> list[dict[str, Any]]:
-    """The lines of `count_steps`, one for each job."""
+    """Return the output of `count_steps` for each job."""
     done = rig.run([*COUNT, f"gpu:{num_gpus}", *jobs], num_gpus, HERE)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def check(step: dict[str, Any], num_gpus: int, *, all_reduces: int = 1) -> None:
-    """cuDNN computes all layers; the host gets no copy and does not wait."""
+    """Assert that cuDNN computes all layers, and that the host gets no copy and never waits."""
     assert set(step["kernels"].values()) == {"cudnn"}, step
-    assert step["of_cudnn"] >= 3 * num_gpus, step  # forward, and two backward
+    assert step["of_cudnn"] >= 3 * num_gpus, step  # one forward and two backward calls
     assert (step["to_host"], step["waits"]) == (0, 0), step
     assert step["all_reduces"] == (all_reduces * num_gpus if num_gpus > 1 else 0), step
 
@@ -44,9 +44,9 @@ def net(vocab_size, config, *, num_outputs, options):
 
 
 def test_a_step_copies_nothing_to_the_host(rig: Rig) -> None:
-    """Neither words nor sums nor shapes; two GPUs add up their gradients once.
+    """Words, sums and shapes stay on the device; two GPUs add up their gradients once.
 
-    The record distinguishes the layers of a stack: cuDNN does not support relu.
+    The record has the kernel of each layer: cuDNN does not support the layer with relu.
     """
     (rig.folder / "half.py").write_text(HALF_FUSED)
     (rig.folder / "half.toml").write_text('[model]\narchitecture = "half.py:net"\n')
@@ -60,10 +60,10 @@ def test_a_step_copies_nothing_to_the_host(rig: Rig) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("num_gpus", [1, 2, 4])
 def test_no_job_copies_anything_to_the_host(rig: Rig, num_gpus: int) -> None:
-    """The five networks, and jobs with batches by length."""
+    """This holds for the five networks, several steps per call, and batches by length."""
     for step in steps(rig, num_gpus, *FIVE, "lstm,train.steps_per_execution=3"):
         check(step, num_gpus)
-    # With clipnorm, Keras adds up the clipped gradients again.
+    # With clipnorm, Keras adds up the clipped gradients of all GPUs once more.
     for step in steps(rig, num_gpus, "best", "words"):
         check(step, num_gpus, all_reduces=2)
 
@@ -100,14 +100,14 @@ CASES = [
     ("lstm", "float64"),
     ("rnn", "bfloat16"),
 ]
-DTYPES = {"float16": 2, "bfloat16": 0, "float32": 0, "float64": 1}  # as cuDNN numbers them
-RESERVE = 12_344  # bytes: a multiple of 8, and the size of no other allocation
+DTYPES = {"float16": 2, "bfloat16": 0, "float32": 0, "float64": 1}  # cuDNN's numbers of these types
+RESERVE = 12_344  # bytes: a multiple of 8 that is the size of no other allocation
 
 
 def test_the_backward_pass_reads_what_the_forward_pass_reserved(rig: Rig) -> None:
-    """In all precisions; Keras's layer does not in bfloat16, hence `compute_in_float32`.
+    """This holds in all precisions. `compute_in_float32` corrects Keras's layer in bfloat16.
 
-    If the last assertion fails, TensorFlow has corrected this, and that function can go.
+    If the last assertion fails, TensorFlow has corrected the layer: remove that function.
     """
     script = f"CASES = {CASES}\n{PRECISIONS}"
     done = rig.run(["-c", script], env=HERE | {"STUB_RNN": "1", "STUB_RESERVE": str(RESERVE)})
@@ -128,7 +128,7 @@ BACKWARD = re.compile(
 
 
 def test_a_run_on_two_gpus_ends(rig: Rig) -> None:
-    """No vote and no shape depends on the devices, whose numbers are meaningless here."""
+    """No decision and no shape depends on the GPUs' numbers, which are meaningless here."""
     done = rig.train("lstm", "--devices", "gpu:2", gpus=2)
     assert done.returncode == 0, last_line(done)
     result = json.loads((rig.folder / "runs/lstm/rig/result.json").read_text())
@@ -137,7 +137,7 @@ def test_a_run_on_two_gpus_ends(rig: Rig) -> None:
 
 
 def test_slow_layers_and_another_precision_are_mentioned(rig: Rig) -> None:
-    """Layers without cuDNN, with the remedy; and bfloat16 layers that compute in float32."""
+    """A warning names layers without cuDNN; the log names layers that compute in float32."""
     settings = ("model.reset_after=false", "train.xla=off", "data.maxlen=4")
     words = [word for each in settings for word in ("--set", each)]
     precision = ("--set", "train.precision=bfloat16")

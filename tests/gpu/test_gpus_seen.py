@@ -1,4 +1,4 @@
-"""On the null GPU: GPUs are listed, refused for the right reason, and checked."""
+"""On the null GPU: GPUs are listed and checked, or refused for the right reason."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ CHECKED = {"HARNESS_CHECK_DEVICES": "1"}
 
 
 def start_of(rig: Rig, job: str = "lstm") -> dict[str, Any]:
-    """The record of a run's only start, and the kernels of its layers."""
+    """Return the record of a run's only start, with the kernels of the layers added."""
     record = json.loads((rig.folder / f"runs/{job}/rig/provenance.json").read_text())
     (start,) = record["starts"]
     return {**start, "kernels": record["kernels"]}
@@ -29,7 +29,7 @@ def libraries(rig: Rig) -> Path:
 
 
 def test_a_run_trains_on_a_gpu_with_the_libraries_of_the_lock(rig: Rig) -> None:
-    """It uses cuDNN; the log and the record say that the GPU was not checked."""
+    """The run uses cuDNN; its log and its record say that the GPU was not checked."""
     variables = {"NCCL_SOCKET_IFNAME": "ib0"}
     done = rig.train("lstm", "--devices", "gpu:1", env=variables, is_forked=False)
     assert done.returncode == 0, done.stderr
@@ -47,7 +47,7 @@ def test_a_run_trains_on_a_gpu_with_the_libraries_of_the_lock(rig: Rig) -> None:
 
 
 def test_tensorflow_alone_lists_no_gpu(rig: Rig) -> None:
-    """Hence `load_libraries`; once TensorFlow's wheel finds cuSOLVER, that function can go.
+    """It lists them after `load_libraries`, which can go once TensorFlow's wheel finds cuSOLVER.
 
     The harness lets other processes share the memory of a GPU.
     """
@@ -132,7 +132,7 @@ def test_missing_libraries_are_named(rig: Rig) -> None:
 
 
 def test_a_driver_without_nvml_is_named(rig: Rig) -> None:
-    """As in a container with a part of the driver, where TensorFlow lists no GPU."""
+    """A container may have only a part of the driver; TensorFlow then lists no GPU."""
     folder = rig.folder / "driver"
     folder.mkdir()
     for name in ("libcuda.so.1", "libnull.so"):
@@ -153,7 +153,7 @@ print(describe_cuda()["site_libraries"])
 
 
 def test_doctor_describes_cards_and_libraries(rig: Rig) -> None:
-    """Two cards that may abort XLA, and a library of the site, which a run records too."""
+    """It warns of cards on which XLA may abort, and of site libraries, which runs record."""
     folder = rig.folder / "modules"
     folder.mkdir()
     shutil.copy(libraries(rig) / "cudnn/lib/libcudnn.so.9", folder)
@@ -170,7 +170,7 @@ def test_doctor_describes_cards_and_libraries(rig: Rig) -> None:
 
 
 def test_a_gpu_that_computes_wrongly_is_refused(rig: Rig) -> None:
-    """In one line, as a fault of the node, before the run writes anything."""
+    """One line reports a fault of the node, before the run writes anything."""
     faults = rig.folder / "faults"
     listener = {"HARNESS_NODE_FAULTS": str(faults), "SLURMD_NODENAME": "n7"}
     done = rig.train("lstm", "--devices", "gpu:1", env=CHECKED | listener)
@@ -198,7 +198,7 @@ for name, on_gpu, on_cpu in device_check._computations(frozenset(device_check.LA
 
 
 def test_each_computation_of_the_check_runs_on_the_gpu(rig: Rig) -> None:
-    """No result is right on a GPU that computes nothing; cuDNN and XLA are called."""
+    """A GPU that computes nothing fails every computation; cuDNN and XLA are called."""
     done = rig.run(["-c", EVERY_COMPUTATION])
     lines = done.stdout.splitlines()
     assert len(lines) >= 5, done.stderr

@@ -17,7 +17,7 @@ def main() -> int:
     try:
         with SlurmCluster(site) as cluster:
             nodes = ", ".join(f"{name} {gres}".strip() for name, gres in cluster.site.nodes.items())
-            say(f"the nodes {nodes} are up, with simulated GPUs. In another terminal:")
+            say(f"the nodes {nodes} are up; their GPUs are simulated. In another terminal, run:")
             for name, value in cluster.environment.items():
                 say(f"  export {name}={shlex.quote(value)}")
             say("  sbatch slurm/lstm.sh --set data.limit=500 --set train.epochs=3")

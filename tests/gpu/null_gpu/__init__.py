@@ -1,1 +1,1 @@
-"""A GPU that computes nothing, under TensorFlow's own wheel."""
+"""The null GPU: stub CUDA libraries that compute nothing, for an unchanged TensorFlow."""

@@ -3,7 +3,7 @@
 
 MAKES_HANDLE(cublasCreate_v2)
 
-const char *cublasGetStatusString(int status) { // TensorFlow passes on nothing else
+const char *cublasGetStatusString(int status) { // TensorFlow shows only this text
     return status == 1    ? "the library was not initialized"
            : status == 3  ? "the resource allocation failed"
            : status == 13 ? "the function failed to launch on the GPU"

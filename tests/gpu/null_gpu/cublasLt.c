@@ -8,7 +8,7 @@ MAKES_HANDLE(cublasLtMatmulPreferenceCreate)
 
 size_t cublasLtGetVersion(void) { return 120903; }
 
-// One algorithm, described by zeros.
+// Returns one algorithm, described by zeros.
 int cublasLtMatmulAlgoGetHeuristic(
     void *h, void *m, void *a, void *b, void *c, void *d, void *p, int asked, char *results, int *num) {
     CALL();

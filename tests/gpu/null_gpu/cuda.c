@@ -1,4 +1,4 @@
-// The driver, libcuda.so.1: memory of the host is memory of the device, and a launch does nothing.
+// The driver, libcuda.so.1. Device memory is host memory, and a kernel launch does nothing.
 #include "null.h"
 #include <pthread.h>
 
@@ -10,7 +10,7 @@ static const size_t MEMORY = 80ul << 30, LARGEST = 4ul << 30;
 GIVES(cuDriverGetVersion, int, 12090)
 GIVES(cuDeviceGetCount, int, null_gpus())
 
-// cuInit fails where CUDA_VISIBLE_DEVICES leaves no device, as the real one does.
+// Like the real cuInit, it fails if CUDA_VISIBLE_DEVICES leaves no device.
 int cuInit(unsigned flags) {
     CALL();
     return null_gpus() ? 0 : 100;
@@ -83,7 +83,7 @@ int cuGetErrorString(int error, const char **text) {
     return 0;
 }
 
-// Contexts: 0x1000 is that of the first device.
+// Contexts: 0x1000 for the first device, 0x1001 for the second, …
 
 int cuDevicePrimaryCtxRetain(void **result, int device) {
     CALL();
@@ -191,7 +191,7 @@ int cuMemGetAddressRange_v2(void **base, size_t *bytes, void *memory) {
 
 int cuPointerGetAttribute(void *value, int attribute, void *memory) {
     CALL();
-    *(int *)value = attribute == 2 ? 2 : 0; // its kind: of a device
+    *(int *)value = attribute == 2 ? 2 : 0; // memory type: 2 = device
     return 0;
 }
 
@@ -237,7 +237,7 @@ int cuMemsetD32_v2(uint32_t *to, unsigned value, size_t num) {
     return cuMemsetD32Async(to, value, num, NULL);
 }
 
-// There is nothing beside the functions of this file: CUDA_ERROR_NOT_FOUND.
+// No other function can be looked up: 500 is CUDA_ERROR_NOT_FOUND.
 
 int cuGetProcAddress(const char *name, void **function, int version, uint64_t flags) {
     CALL();
@@ -255,8 +255,8 @@ int cuGetExportTable(const void **table, const void *id) {
     return 500;
 }
 
-// Streams and events: all work is done when it is asked for, but functions of the host run in
-// order on a thread of their own, because TensorFlow holds locks that they need.
+// Streams and events: a call does all its work before it returns. Only host functions run later, in
+// order, on a thread of their own, because TensorFlow holds locks that they need.
 
 static struct host_call { void (*function)(void *); void *argument; struct host_call *next; } *first, *last;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
@@ -340,7 +340,7 @@ MAKES_HANDLE(cuKernelGetFunction)
 
 int cuModuleGetGlobal_v2(void **memory, size_t *bytes, void *module, const char *name) {
     CALL();
-    if (memory) { // aligned, or XLA refuses it
+    if (memory) { // XLA refuses memory that is not aligned
         *memory = aligned_alloc(4096, 1 << 20);
         memset(*memory, 0, 1 << 20);
     }
@@ -357,7 +357,7 @@ int cuFuncGetModule(void **module, void *function) {
 
 int cuFuncGetAttribute(int *value, int attribute, void *function) {
     CALL();
-    *value = attribute == 0 ? 1024 : attribute == 4 ? 32 : 0; // threads of a block; registers
+    *value = attribute == 0 ? 1024 : attribute == 4 ? 32 : 0; // 0: threads per block; 4: registers
     return 0;
 }
 
@@ -372,7 +372,7 @@ int cuOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
     return cuOccupancyMaxActiveBlocksPerMultiprocessor(num, function, size, bytes);
 }
 
-// Graphs: one node each, a kernel.
+// Graphs: each has one node, a kernel.
 
 int cuGraphCreate(void **graph, unsigned flags) {
     CALL();

@@ -23,12 +23,12 @@ int cudaDeviceGetAttribute(int *value, int attribute, int of) {
 const char *cudaGetErrorString(int error) { return null_error_text(error); }
 const char *cudaGetErrorName(int error) { return null_error_name(error); }
 
-int cudaFuncGetAttributes(char *attributes, const void *function) { // of struct cudaFuncAttributes
+int cudaFuncGetAttributes(char *attributes, const void *function) { // offsets in struct cudaFuncAttributes
     CALL();
     memset(attributes, 0, 56);
-    *(int *)(attributes + 24) = 1024; // threads of a block
+    *(int *)(attributes + 24) = 1024; // threads per block
     *(int *)(attributes + 28) = 32;   // registers
-    *(int *)(attributes + 32) = *(int *)(attributes + 36) = 90; // PTX and machine code
+    *(int *)(attributes + 32) = *(int *)(attributes + 36) = 90; // versions of PTX and machine code
     return 0;
 }
 
@@ -43,15 +43,15 @@ int cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(
     return cudaOccupancyMaxActiveBlocksPerMultiprocessor(num, function, size, bytes);
 }
 
-int cudaGetDeviceProperties_v2(char *to, int of) { // the members of struct cudaDeviceProp that are read
+int cudaGetDeviceProperties_v2(char *to, int of) { // members of cudaDeviceProp that TensorFlow reads
     CALL();
     memset(to, 0, 1008);
     strcpy(to, null_name());
     *(size_t *)(to + 288) = 80ul << 30; // memory
-    *(size_t *)(to + 296) = 49152;      // shared memory of a block
-    *(int *)(to + 304) = 65536;         // registers of a block
-    *(int *)(to + 308) = 32;            // threads of a warp
-    *(int *)(to + 320) = 1024;          // threads of a block
+    *(size_t *)(to + 296) = 49152;      // shared memory per block
+    *(int *)(to + 304) = 65536;         // registers per block
+    *(int *)(to + 308) = 32;            // threads per warp
+    *(int *)(to + 320) = 1024;          // threads per block
     for (int i = 0; i < 3; i++) {
         *(int *)(to + 324 + 4 * i) = null_attribute(2 + i);
         *(int *)(to + 336 + 4 * i) = null_attribute(5 + i);
@@ -74,7 +74,7 @@ int cudaFree(void *memory) {
     return 0;
 }
 
-static int cudaMemcpyAsyncDtoH() { // counts those to the host by a name of their own
+static int cudaMemcpyAsyncDtoH() { // counts copies to the host under this name
     CALL();
     return 0;
 }

@@ -1,8 +1,8 @@
-// libcudnn.so.9: of its recurrent layers what they are asked for is kept and printed (STUB_RNN=1).
+// libcudnn.so.9: with STUB_RNN=1 it prints the calls of its recurrent layers.
 #include "null.h"
 
-static struct { int mode, dtype, num_inputs, num_units; } rnn; // as last described
-static const int FILL = 0xAB; // what a forward pass leaves in its reserve space
+static struct { int mode, dtype, num_inputs, num_units; } rnn; // the last described layer
+static const int FILL = 0xAB; // the byte that a forward pass writes into its reserve space
 
 size_t cudnnGetVersion(void) { return 92800; }
 size_t cudnnGetCudartVersion(void) { return 12090; }
@@ -33,7 +33,7 @@ int cudnnSetRNNDescriptor_v8(
 
 int cudnnGetRNNWeightSpaceSize(void *handle, void *descriptor, size_t *bytes) {
     CALL();
-    int gates = rnn.mode == 2 ? 4 : rnn.mode == 3 ? 3 : 1; // LSTM, GRU, plain
+    int gates = rnn.mode == 2 ? 4 : rnn.mode == 3 ? 3 : 1; // LSTM, GRU, plain RNN
     int size = rnn.dtype == 2 ? 2 : rnn.dtype == 1 ? 8 : 4; // half, double, float
     size_t num = rnn.num_inputs * rnn.num_units + rnn.num_units * rnn.num_units + 2 * rnn.num_units;
     *bytes = gates * num * size;

@@ -1,4 +1,4 @@
-// libcusolver.so.11: orthogonal matrices are made by it, such as Keras begins recurrent layers with.
+// libcusolver.so.11, which makes the orthogonal initial weights of Keras's recurrent layers.
 #include "null.h"
 
 MAKES_HANDLE(cusolverDnCreate)

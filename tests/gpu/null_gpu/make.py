@@ -1,11 +1,12 @@
 """Make an environment whose GPU computes nothing: python -m tests.gpu.null_gpu.make ENV OUT.
 
-OUT is a copy of the environment ENV, by hard links, whose CUDA libraries are made of the C files
-beside this one. Everything else is TensorFlow's own wheel, unchanged: it lists the GPUs, places
-operations, compiles for them, copies, launches kernels and meets errors as on a real one. A launch
-does nothing, so no number that comes from a device means anything.
+OUT is a copy of the environment ENV, made of hard links. Its CUDA libraries are compiled from the C
+files beside this module. TensorFlow's wheel is unchanged: it lists GPUs, places operations,
+compiles, copies, launches kernels and handles errors as on a real GPU. A launched kernel does
+nothing, so no number that comes from a device means anything.
 
-Needs gcc and binutils. Whatever the C files do not define counts its call and returns 0.
+The program needs gcc and binutils. A CUDA function that no C file defines becomes a stub that
+counts its calls and returns 0.
 """
 
 import re
@@ -15,10 +16,10 @@ import sys
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
-DRIVER = "driver"  # the folder in OUT that LD_LIBRARY_PATH should name
+DRIVER = "driver"  # folder in OUT for LD_LIBRARY_PATH
 FLAGS = ("-O1", "-w", "-shared", "-fPIC")
-# Of each library: its C file, its name, the package of NVIDIA that brings it (none: the driver),
-# and how the names of its functions begin.
+# For each library: name of its C file, name of the library, NVIDIA's package that contains it
+# (empty: the driver), and a pattern for the start of its functions' names.
 LIBRARIES = (
     ("cuda", "libcuda.so.1", "", "cu[A-Z]"),
     ("nvml", "libnvidia-ml.so.1", "", "nvml"),
@@ -35,7 +36,7 @@ FUNCTION = re.compile(
     r"^(?:int |size_t |unsigned |const char \*|void \*\*|(?:GIVES|MAKES_HANDLE|COPIES)\()(\w+)",
     re.MULTILINE,
 )
-HANDLE = re.compile("(cu(blas|blasLt|dnn|solverDn|sparse)Create|cuGraphAdd).*")  # what is made
+HANDLE = re.compile("(cu(blas|blasLt|dnn|solverDn|sparse)Create|cuGraphAdd).*")  # make a handle
 
 
 def make(environment: Path, out: Path) -> None:
@@ -56,7 +57,7 @@ def make(environment: Path, out: Path) -> None:
 
 
 def functions_of(tensorflow: Path) -> list[str]:
-    """The functions of CUDA that TensorFlow uses: what it links, and what it looks up by name."""
+    """Return the CUDA functions that TensorFlow links or looks up by name."""
     found = set[str]()
     for library in ("libtensorflow_cc.so.2", "libtensorflow_framework.so.2"):
         for command in (["strings", "-n", "6"], ["nm", "-D", "--undefined-only"]):
@@ -71,7 +72,7 @@ def functions_of(tensorflow: Path) -> list[str]:
 
 
 def write_source(name: str, functions: list[str], folder: Path) -> Path:
-    """The C source of a library: what is written by hand, and the rest of its functions."""
+    """Write the C source of a library: its C file, and stubs of its other functions."""
     written = SOURCES / f"{name}.c"
     by_hand = written.read_text() if written.exists() else '#include "null.h"\n'
     defined = set(FUNCTION.findall(by_hand))
@@ -90,7 +91,7 @@ def write_source(name: str, functions: list[str], folder: Path) -> Path:
 def compile_library(
     sources: list[Path], target: Path, links: Path | None = None, name: str = "null"
 ) -> None:
-    """Compile sources to a shared library, which finds libnull.so in the folder `links`."""
+    """Compile a shared library; if `links` is given, it finds libnull.so in that folder."""
     linked = [f"-L{links}", f"-Wl,-rpath,{links}", "-lnull"] if links else ["-lpthread"]
     named = [f'-DLIBRARY="{name}"'] if links else []
     command: list[str | Path] = [

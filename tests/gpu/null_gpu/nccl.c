@@ -1,7 +1,7 @@
-// libnccl.so.2: each GPU gets back what it gave.
+// libnccl.so.2: a collective returns to each GPU its own data.
 #include "null.h"
 
-static size_t size_of(int type) { // of an ncclDataType_t
+static size_t size_of(int type) { // bytes of a value of an ncclDataType_t
     static const size_t SIZES[] = {1, 1, 4, 4, 8, 8, 2, 4, 8, 2};
     return SIZES[type];
 }

@@ -1,14 +1,16 @@
-// Counts calls, lets them fail, and describes the cards.
+// Counts calls, makes them fail or hang, and describes the cards. These variables control it:
 //
-//   STUB_GPUS=n                     how many GPUs (1)
+//   STUB_GPUS=n                     number of GPUs (default 1)
 //   STUB_MIG=1                      the driver knows MIG-1 and MIG-2, and CUDA shows one of them
-//   STUB_CAPABILITY=10.0            compute capability of each (9.0)
-//   STUB_FAIL=function:code:after   the calls of a function after the first `after` return a code
-//   STUB_HANG=function:after        they never return
+//   STUB_CAPABILITY=10.0            compute capability of each GPU (default 9.0)
+//   STUB_FAIL=function:code:after   after `after` calls, each call of the function returns the code
+//   STUB_HANG=function:after        after `after` calls, a call of the function never returns
 //   STUB_LOG=1                      print each call
-//   STUB_COPY=1, STUB_RNN=1         print copies; what cuDNN's recurrent layers are asked for
+//   STUB_COPY=1                     print each copy
+//   STUB_RNN=1                      print each call of cuDNN's recurrent layers
 //   STUB_RESERVE=bytes              size of cuDNN's reserve space
-//   STUB_COUNTS=file                append `pid library function count` at the end
+//   STUB_COUNTS=file                at the end, append a line `pid library function count` for each
+//                                   called function
 #define LIBRARY "null"
 #include "null.h"
 #include <pthread.h>
@@ -18,7 +20,7 @@
 static struct call *calls;
 static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
-// Whether a call is one that `variable` names: `function:after`, or `function:code:after`.
+// Whether `variable` selects this call: `function:after`, or `function:code:after`.
 static int is_named(const char *variable, const struct call *call, long count, int *code) {
     const char *text = getenv(variable);
     char name[80];
@@ -54,7 +56,7 @@ void null_say(const char *variable, const char *format, ...) {
     va_end(values);
 }
 
-// All counts so far, `library function count` a line, for a Python that runs in this process.
+// Returns a line `library function count` for each called function, for Python in this process.
 const char *null_report(void) {
     static char *text;
     size_t size;
@@ -84,8 +86,8 @@ int null_gpus(void) {
     if (!visible)
         return num;
     if (getenv("STUB_MIG") && !strncmp(visible, "MIG-", 4))
-        return 1; // of however many instances are named
-    // CUDA ignores what stands after the first invalid name. This driver knows no UUIDs.
+        return 1; // however many instances are named
+    // CUDA ignores all names after the first invalid name. This driver knows no UUIDs.
     for (const char *at = visible; *at >= '0' && *at <= '9' && atoi(at) < num; named++) {
         at += strspn(at, "0123456789");
         at += *at == ',';
@@ -103,16 +105,16 @@ static int capability(int part) {
     return of[part];
 }
 
-int null_attribute(int attribute) { // an H100's; the numbers are those of CUdevice_attribute
+int null_attribute(int attribute) { // of an H100, by its number in CUdevice_attribute
     switch (attribute) {
-    case 1: case 2: case 3: case 111: return 1024; // threads of a block, and in each direction
+    case 1: case 2: case 3: case 111: return 1024; // threads per block (1 to 3)
     case 4: return 64;
     case 5: case 11: return 2147483647;
     case 6: case 7: return 65535;
-    case 8: return 49152; // shared memory of a block
-    case 9: case 12: case 82: return 65536; // constant memory, registers
-    case 10: case 106: return 32; // threads of a warp
-    case 13: return 1980000; // kHz
+    case 8: return 49152; // shared memory per block
+    case 9: case 12: case 82: return 65536; // constant memory; registers
+    case 10: case 106: return 32; // threads per warp (10)
+    case 13: return 1980000; // clock rate in kHz
     case 14: return 512;
     case 15: case 19: case 41: return 1;
     case 16: return 132; // multiprocessors

@@ -1,7 +1,7 @@
-// A GPU that computes nothing: what all of its libraries share.
+// Shared by all libraries of the null GPU, a GPU that computes nothing.
 //
-// Every function counts its calls and can be told to fail, so each one begins with CALL() or, where
-// it returns no code, with COUNT(). The variables that steer them stand in null.c.
+// Every function counts its calls and can be made to fail. So it begins with CALL() or, if it returns
+// no error code, with COUNT(). null.c lists the environment variables that control this.
 #pragma once
 #define _GNU_SOURCE
 #include <stdint.h>
@@ -15,13 +15,13 @@ struct call {
     struct call *next;
 };
 
-int null_enter(struct call *call); // counts a call; the code to fail with, else 0
-int null_gpus(void);               // how many GPUs there are, after CUDA_VISIBLE_DEVICES
-int null_attribute(int attribute); // of a card, by CUdevice_attribute
-const char *null_name(void);       // of a card
+int null_enter(struct call *call); // counts a call; returns the code to fail with, or 0
+int null_gpus(void);               // number of GPUs that CUDA_VISIBLE_DEVICES shows
+int null_attribute(int attribute); // attribute of a card, by its CUdevice_attribute
+const char *null_name(void);       // name of a card
 const char *null_error_name(int code);
 const char *null_error_text(int code);
-void null_say(const char *variable, const char *format, ...); // on stderr, where a variable is set
+void null_say(const char *variable, const char *format, ...); // on stderr, if the variable is set
 
 #define COUNT()                                                                                    \
     do {                                                                                           \
@@ -36,7 +36,7 @@ void null_say(const char *variable, const char *format, ...); // on stderr, wher
             return code_;                                                                          \
     } while (0)
 
-// A function that does nothing, one that makes a handle, and one that writes a number.
+// Define a function that does nothing, makes a handle, or writes a number.
 #define DOES_NOTHING(function)                                                                     \
     int function() {                                                                               \
         CALL();                                                                                    \

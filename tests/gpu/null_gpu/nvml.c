@@ -1,4 +1,4 @@
-// libnvidia-ml.so.1, by which TensorFlow and the harness ask about cards and their memory.
+// libnvidia-ml.so.1: TensorFlow and the harness ask it about cards and their memory.
 #include "null.h"
 
 struct memory { unsigned long long total, free, used; };
@@ -11,7 +11,7 @@ const char *nvmlErrorString(int code) { return "stub"; }
 
 int nvmlDeviceGetCount_v2(unsigned *num) {
     CALL();
-    const char *text = getenv("STUB_GPUS"); // it knows nothing of CUDA_VISIBLE_DEVICES
+    const char *text = getenv("STUB_GPUS"); // NVML ignores CUDA_VISIBLE_DEVICES
     *num = text ? atoi(text) : 1;
     return 0;
 }
@@ -43,7 +43,7 @@ int nvmlDeviceGetName(void *handle, char *name, unsigned size) {
 
 int nvmlDeviceGetComputeMode(void *handle, int *mode) {
     CALL();
-    *mode = 0; // any number of processes
+    *mode = 0; // any number of processes may use the card
     return 0;
 }
 

@@ -17,7 +17,7 @@ LIBRARIES = {
 
 
 def test_libraries_report_their_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A missing library has none."""
+    """The version of a missing library is None."""
     monkeypatch.setattr(gpu, "library_folders", lambda: iter([tmp_path]))
     assert gpu.library_versions() == {"cudnn": None, "cublas": None, "nccl": None}
     for name, code in LIBRARIES.items():
@@ -27,7 +27,7 @@ def test_libraries_report_their_versions(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_compiled_kernels_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a private folder of the user's cache, or in CUDA_CACHE_PATH."""
+    """They are kept in a private folder of the user's cache, unless CUDA_CACHE_PATH is set."""
     monkeypatch.setattr(os, "environ", {"XDG_CACHE_HOME": str(tmp_path)})
     gpu.keep_compiled_kernels()
     folder = tmp_path / "harness" / "cuda"

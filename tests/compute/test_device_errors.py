@@ -1,6 +1,6 @@
 """Errors of a GPU become one line with a remedy; only a broken GPU is the node's fault.
 
-The texts are TensorFlow's; `tests/gpu` provokes most of them.
+The error messages are TensorFlow's; `tests/gpu` provokes most of them.
 """
 
 import signal
@@ -57,7 +57,7 @@ REFUSED = "Failed to call DoRnnForward with model config: [rnn_mode]: 2, 0, 0"
     ],
 )
 def test_an_error_of_cuda_is_one_line_with_a_remedy(text: str, part: str) -> None:
-    """It quotes the first line with a reason, without its place and arguments."""
+    """It quotes the first message with a reason, without the log's prefix and the arguments."""
     error = explained(text.splitlines())
     assert error is not None
     assert part in str(error)
@@ -77,12 +77,12 @@ def test_an_error_of_cuda_is_one_line_with_a_remedy(text: str, part: str) -> Non
     ],
 )
 def test_the_lasting_error_of_cuda_is_the_cause(texts: list[str], lasting: str, part: str) -> None:
-    """Libraries and TensorFlow's allocator hide it. Full memory explains only their errors."""
+    """Errors of libraries and of TensorFlow's allocator hide it; full memory explains no others."""
     assert str(explained(texts, lasting)).startswith(part)
 
 
 def test_a_library_refuses_if_the_gpu_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NVML shows this while the process that filled the memory lives."""
+    """NVML reports the full memory while the process that filled it lives."""
     monkeypatch.setattr(device_errors, "free_gb", lambda: {"0": 0.1, "1": 70.0})
     monkeypatch.setattr(device_errors, "describe_memory", lambda: "GPU 0 has 0.1 of 80.0 GB free")
     assert str(explained([REFUSED])).startswith("the device is out of memory: GPU 0 has 0.1")
@@ -92,7 +92,7 @@ def test_a_library_refuses_if_the_gpu_is_full(monkeypatch: pytest.MonkeyPatch) -
 def test_a_fault_of_the_gpu_sends_the_job_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The job script's file names the node, and the exit code asks for a requeue."""
+    """The file HARNESS_NODE_FAULTS names the node, and the exit code asks for a requeue."""
     monkeypatch.setenv("HARNESS_NODE_FAULTS", str(tmp_path / "faults"))
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
     assert isinstance(explained(["CUDA_ERROR_NO_BINARY_FOR_GPU"]), RunError)
@@ -127,7 +127,7 @@ TRACE = "*** Check failure stack trace: ***\n    @ 0x7fe4  absl::LogMessage::Flu
     ],
 )
 def test_messages_explain_a_death(text: str, part: str | None) -> None:
-    """Only errors do, in one line without a stack trace."""
+    """Only messages of errors explain a death; the line has no stack trace."""
     error = of_death(text)
     assert (error is not None) == (part is not None)
     if error and part:
@@ -136,7 +136,7 @@ def test_messages_explain_a_death(text: str, part: str | None) -> None:
 
 
 def test_an_unexplained_death_has_a_line_too() -> None:
-    """With the last message, if there is one."""
+    """The line contains TensorFlow's last message, if there is one."""
     assert died_of(signal.SIGSEGV, "").startswith("TensorFlow's process died of SIGSEGV; if this")
     assert died_of(signal.SIGABRT, F.format("no such file") + TRACE).startswith(
         "TensorFlow's process died of SIGABRT: INTERNAL: no such file; if this"
@@ -146,7 +146,7 @@ def test_an_unexplained_death_has_a_line_too() -> None:
 def test_a_kernel_that_was_not_run_is_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """TensorFlow only warns, and the operation succeeds without writing its output."""
+    """TensorFlow only warns, and the operation succeeds although it has written no output."""
     check_results()  # nothing is captured
     with (tmp_path / "messages").open("wb+", buffering=0) as file:
         monkeypatch.setattr(stderr_filter, "captured", Capture(file.fileno()))

@@ -1,4 +1,4 @@
-"""Evaluations: the probabilities come in the order of the reviews, for any batches."""
+"""An evaluation returns probabilities in the order of the reviews, whatever the batches."""
 
 import itertools
 import subprocess
@@ -22,7 +22,7 @@ from tests.training.test_trainer import LENGTH, SETTINGS, TEST, VOCAB_SIZE, enco
 
 
 def plan(compiled: bool) -> ExecutionPlan:
-    """Keras's layers, and evaluations that XLA compiles or not."""
+    """Return a plan with Keras's layers, and with or without compiled evaluations."""
     return ExecutionPlan("keras", 1, compiles_evaluation=compiled)
 
 
@@ -39,7 +39,7 @@ class StopAtSecondBatch(StopRequest):
 
 @pytest.mark.parametrize("compiled", [True, False])
 def test_every_review_gets_its_probability(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
-    """In order, without padding, also for the same reviews again and after an interruption."""
+    """Padding gets none; repeated evaluations agree, also after an interruption."""
     monkeypatch.setitem(evaluator_module.EVALUATION_BATCH, "cpu", 8)
     job = load_job(JOBS / "lstm.toml", SETTINGS)
     keras.utils.set_random_seed(1)
@@ -64,7 +64,7 @@ def test_every_review_gets_its_probability(monkeypatch: pytest.MonkeyPatch, comp
 def test_batches_by_length_keep_the_order_of_the_probabilities(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each review has the probability that it has alone, without any padding."""
+    """Each review gets the probability of an evaluation on its own, without any padding."""
     monkeypatch.setitem(evaluator_module.EVALUATION_BATCH, "cpu", 8)
     settings = [*SETTINGS, "data.bucket=true", "data.maxlen=20"]
     job = load_job(JOBS / "bilstm.toml", settings)
@@ -106,7 +106,7 @@ np.testing.assert_allclose(compiled, plain, atol=1e-6)
 
 @pytest.mark.full
 def test_two_replicas_evaluate_compiled_networks() -> None:
-    """In a separate process, because a process chooses its devices once."""
+    """The test needs a separate process, because a process chooses its devices only once."""
     command = [sys.executable, "-c", TWO_REPLICAS]
     done = subprocess.run(
         command, cwd=PROJECT, capture_output=True, text=True, timeout=300, check=False

@@ -15,7 +15,7 @@ RNN, LSTM = load_job(JOBS / "rnn.toml"), load_job(JOBS / "lstm.toml")
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_cpu_takes_the_fastest_way_of_each_network(name: str) -> None:
-    """LSTM layers as one operation, other layers by XLA; batches of 128 in two parts."""
+    """LSTM layers become one operation, XLA compiles others; batches of 128 have two parts."""
     for folder, parts in ((JOBS, 1), (JOBS / "notebook", 2)):
         plan = choose(load_job(folder / f"{name}.toml"), "cpu", 3)
         assert (plan.way, plan.threads) == ("block" if "lstm" in name else "xla", 3)
@@ -26,7 +26,7 @@ def test_a_cpu_takes_the_fastest_way_of_each_network(name: str) -> None:
 @pytest.mark.parametrize("name", ["lstm", "notebook/gru", "best"])
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 def test_the_setting_of_the_job_has_priority(name: str, kind: str) -> None:
-    """With `off` a CPU uses Keras's layers and TensorFlow's operations."""
+    """With `train.xla=off` a CPU uses Keras's layers and TensorFlow's operations."""
     path = JOBS / f"{name}.toml"
     off = choose(load_job(path, ["train.xla=off"]), kind, 4)
     assert off.way == ("keras" if kind == "cpu" else "cudnn")
@@ -49,7 +49,7 @@ def test_the_setting_of_the_job_has_priority(name: str, kind: str) -> None:
     ],
 )
 def test_keras_loop_stays_where_xla_is_slower(name: str, settings: list[str]) -> None:
-    """For large operations, outputs at many words, batches by length, and custom networks."""
+    """XLA is slower with large operations, outputs per word, batches by length, custom networks."""
     job = load_job(JOBS / f"{name}.toml", settings)
     plan = choose(job, "cpu", 1)
     assert (plan.way, plan.parts) == ("keras", 1)
@@ -69,13 +69,13 @@ def test_keras_loop_stays_where_xla_is_slower(name: str, settings: list[str]) ->
 def test_evaluations_are_compiled_where_that_takes_less_time(
     name: str, settings: list[str], compiled: bool
 ) -> None:
-    """Not for a few reviews, batches by length, or custom networks."""
+    """A few reviews, batches by length and custom networks are evaluated without compilation."""
     job = load_job(JOBS / f"{name}.toml", settings)
     assert choose(job, "cpu", 2).compiles_evaluation is compiled
 
 
 def test_on_a_gpu_xla_compiles_only_layers_that_cudnn_lacks() -> None:
-    """Of the five networks only the notebook's GRU."""
+    """Of the built-in networks, only the notebook's GRU (reset_after = false) is compiled."""
     gru = load_job(JOBS / "notebook" / "gru.toml")
     after = load_job(JOBS / "notebook" / "gru.toml", ["model.reset_after=true"])
     plans = [choose(job, "gpu", 3) for job in (RNN, gru, after, LSTM)]
@@ -85,7 +85,7 @@ def test_on_a_gpu_xla_compiles_only_layers_that_cudnn_lacks() -> None:
 
 
 def test_a_resumed_run_keeps_its_plan() -> None:
-    """Also with fewer or more CPUs, and with any rule of this version, so its bytes stay."""
+    """Another number of CPUs or another rule doesn't change the plan, so the bytes stay equal."""
     begun = ExecutionPlan("xla", 4, 3, compiles_evaluation=True)
     assert choose(LSTM, "cpu", 2, begun=asdict(begun)) == begun
 

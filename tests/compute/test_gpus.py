@@ -15,7 +15,7 @@ from harness.system import gpu
 from tests.conftest import Harness
 from tests.system.driver import broken_driver
 
-__all__ = ["broken_driver"]  # pytest takes the fixture from here
+__all__ = ["broken_driver"]  # a fixture that pytest finds here
 
 no_driver = pytest.mark.skipif(gpu.has_driver(), reason="a driver is here")
 
@@ -52,7 +52,7 @@ SLURM = {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1"}
 def test_a_refusal_names_the_promise(
     variables: dict[str, str], devices: str | None, said: str
 ) -> None:
-    """By the command, the environment or Slurm; or the variable that hides Slurm's GPUs."""
+    """It names an option, a variable or Slurm, or the variable that hides Slurm's GPUs."""
     requested = parse_devices(devices) if devices else None
     allocation = SlurmEnvironment.from_environment(variables)
     with pytest.raises(InputError, match=re.escape(said)):
@@ -63,7 +63,7 @@ def test_a_refusal_names_the_promise(
 def test_a_broken_driver_is_reported_to_the_job_script(
     harness: Harness, broken_driver: dict[str, str]
 ) -> None:
-    """The script's file gets the node and TensorFlow's reason; the exit code asks for a requeue."""
+    """The file HARNESS_NODE_FAULTS names node and reason; the exit code asks for a requeue."""
     faults = harness.folder / "faults"
     listener = {"HARNESS_NODE_FAULTS": str(faults), "SLURMD_NODENAME": "n7"}
     harness.environment.pop("CUDA_VISIBLE_DEVICES", None)
@@ -77,13 +77,13 @@ def test_a_broken_driver_is_reported_to_the_job_script(
 
 @pytest.mark.full
 def test_a_packed_run_takes_its_gpu_from_the_list_of_its_node(harness: Harness) -> None:
-    """The process gets an index into the list."""
+    """HARNESS_GPU is the index of the run's GPU in CUDA_VISIBLE_DEVICES."""
     harness.environment |= {"CUDA_VISIBLE_DEVICES": "MIG-8f2a, MIG-91b3", "HARNESS_GPU": "1"}
     words = harness.command("--exit-with-parent", *harness.train_words("lstm", "second"))
     log = harness.folder / "log"
     with (
         log.open("w") as file,
-        # With --exit-with-parent it reads its standard input.
+        # With --exit-with-parent the process reads its standard input.
         subprocess.Popen(
             words, cwd=harness.folder, env=harness.environment, stdin=subprocess.PIPE, stderr=file
         ) as process,
@@ -93,7 +93,7 @@ def test_a_packed_run_takes_its_gpu_from_the_list_of_its_node(harness: Harness) 
 
 
 def test_fewer_gpus_than_slurm_gave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The node is at fault; the job is requeued without it."""
+    """This is a fault of the node, so the job is requeued without this node."""
     faults = tmp_path / "faults"
     monkeypatch.setenv("HARNESS_NODE_FAULTS", str(faults))
     monkeypatch.setenv("SLURMD_NODENAME", "n7")

@@ -11,8 +11,8 @@ from harness.job.job_file import load_job
 from harness.job.search import load_search
 from tests.conftest import JOBS, Harness
 
-# Peaks of the resident memory in GB, for an epoch of 600 reviews of IMDB on a CPU with compiled
-# steps from the cache. Compiling them takes up to 0.2 GB more.
+# Peaks of the resident memory in GB: one epoch of 600 IMDB reviews on a CPU, with compiled steps
+# from the cache. Compiling the steps takes up to 0.2 GB more.
 WIDE = ("data.vocab_size=80000", "model.embedding_dim=256", "train.optimizer='adam'")
 LONG = ("data.maxlen=1000", "train.batch_size=256", "model.units=128", "model.embedding_dim=128")
 MEASURED = [
@@ -36,7 +36,7 @@ print(status, usage.ru_maxrss)
 def test_the_estimate_is_a_little_above_the_measured_peak(
     job: str, settings: tuple[str, ...], peak_gb: float
 ) -> None:
-    """By at most 0.4 GB and a fifth; a run on a GPU adds CUDA's libraries."""
+    """It exceeds the peak by at most 20 % and 0.4 GB; a run on a GPU adds CUDA's libraries."""
     loaded = load_job(JOBS / f"{job}.toml", [*settings, "data.limit=600"])
     reckoned = reckoned_gb(loaded)
     assert peak_gb + 0.1 <= reckoned <= 1.2 * peak_gb + 0.4
@@ -48,7 +48,7 @@ def gb(job: str, *settings: str) -> float:
 
 
 def test_padded_reviews_are_counted() -> None:
-    """Both splits of IMDB, or as many as the limit; custom texts count as the most."""
+    """Both splits of IMDB count up to the limit; custom texts without a limit count as 1 GB."""
     long = ("lstm", "data.maxlen=2000")
     least = gb(*long, "data.limit=10")
     assert gb(*long) - least == pytest.approx(4 * (50_000 - 20) * 2000 / 1e9)
@@ -59,7 +59,7 @@ def test_padded_reviews_are_counted() -> None:
 
 
 def test_ngram_ratios_are_counted() -> None:
-    """For all words of both splits; custom texts count as IMDB, unless the limit is higher."""
+    """The words of both splits count; custom texts count like IMDB, or as their limit says."""
 
     def ratios_gb(*settings: str, ratios: int = 1) -> float:
         without = gb("best", *settings, "model.ngram_ratios=0")
@@ -75,7 +75,7 @@ def test_ngram_ratios_are_counted() -> None:
 
 
 def test_a_search_needs_the_memory_of_its_largest_trial(tmp_path: Path) -> None:
-    """All sizes at their largest, in a list or in a range, with any architecture."""
+    """It has the largest value of every list and range, and the architecture that needs most."""
     file = tmp_path / "mine.toml"
     file.write_text(
         '[model]\narchitecture = "lstm"\n[search]\ntrials = 4\n[search.space]\n'
@@ -92,10 +92,10 @@ def test_a_search_needs_the_memory_of_its_largest_trial(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_stays_below_the_estimate(harness: Harness) -> None:
-    """The peak of a real run, as the kernel counts it."""
+    """The kernel reports the peak of a real run."""
     words = ["--set", "data.limit=600", "--set", "train.epochs=1", "--devices", "cpu:1"]
     command = harness.command("train", JOBS / "lstm.toml", "--run-id", "seen", *words)
-    # From a small process, because Linux counts the memory of the parent for a child.
+    # A small process starts the run, because Linux adds the parent's memory to a child's peak.
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, *command], env=harness.environment,
         capture_output=True, text=True, check=True,

@@ -22,7 +22,7 @@ def test_balanced_weights_equal_scikit_learns() -> None:
 
 
 def test_weights_by_name_follow_the_labels() -> None:
-    """Other classes have the weight 1; an example has the weight of its label."""
+    """A class that is not named has the weight 1; an example has the weight of its label."""
     found = class_weights(TrainConfig(class_weights={"c": 3.0, "a": 0.5}), CLASSES, LABELS)
     assert found == (0.5, 1.0, 3.0)
     left_out = TrainConfig(class_weights={"b": 0.0})
@@ -33,7 +33,7 @@ def test_weights_by_name_follow_the_labels() -> None:
 
 
 def test_impossible_class_weights_are_refused() -> None:
-    """Unknown classes, classes without a training review, and weights that are all 0."""
+    """Such weights name unknown classes or classes without training reviews, or all are 0."""
     with pytest.raises(InputError, match="no weight is above 0"):
         class_weights(TrainConfig(class_weights=dict.fromkeys(CLASSES, 0.0)), CLASSES, LABELS)
     with pytest.raises(InputError, match=r"train\.class_weights\.d: .*they have a, b, c"):
@@ -44,7 +44,7 @@ def test_impossible_class_weights_are_refused() -> None:
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_the_cross_entropy_of_smoothed_labels(smoothing: float) -> None:
-    """All classes get the same share of a smoothed label, with one output or three."""
+    """Smoothing takes a share of each label and spreads it equally over all classes."""
     of_two = np.array([[0.2], [0.9]], np.float32)
     target = np.array([0.0, 1.0]) * (1 - smoothing) + smoothing / 2
     expected = -target * np.log([0.2, 0.9]) - (1 - target) * np.log([0.8, 0.1])

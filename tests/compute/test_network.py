@@ -95,7 +95,7 @@ def test_any_keras_model_is_built_trained_and_loaded(
 
 
 def in_training(code: str) -> str:
-    """The body of a model that executes some code only in training."""
+    """Return the body of a model that executes `code` only in training."""
     return CLASS.replace("call(self, tokens):", "call(self, tokens, training=False):").replace(
         "values = self.embedding(tokens)",
         f"values = self.embedding(tokens)\n            if training: {code}",
@@ -130,7 +130,7 @@ def test_a_network_that_can_t_be_trained_is_refused(body: str, says: str) -> Non
 
 
 def test_a_network_without_an_embedding_for_the_vectors_is_refused() -> None:
-    """Before a new run writes anything; a resumed run is not checked."""
+    """A new run is refused before it writes anything; a resumed run is not checked."""
     content = custom(BODY).model_dump()
     content["model"] |= {"embeddings": "glove.txt", "embedding_dim": 5}
     job = check_job(content, Path("mine.toml"))
@@ -142,7 +142,7 @@ def test_a_network_without_an_embedding_for_the_vectors_is_refused() -> None:
 
 
 def test_a_resumed_run_is_not_checked_for_training() -> None:
-    """A check that a later version adds does not end the run."""
+    """A check that a later version of the harness adds can't end a run that has begun."""
     job = custom(in_training("self.add_loss(keras.ops.sum(values))"))
     assert check_network(job, trains=False) == ""
     regularized = BODY.replace("num_outputs,", "num_outputs, kernel_regularizer='l2',")
@@ -186,7 +186,7 @@ def test_the_check_of_training_changes_no_random_state() -> None:
 def test_a_network_that_a_setting_excludes_is_refused(
     body: str, settings: dict[str, dict[str, object]], says: str
 ) -> None:
-    """Batches by length, compilation and several replicas; without them it is fine."""
+    """Batches by length, compilation or several replicas exclude a network that works otherwise."""
     content = custom(body).model_dump()
     content["data"]["maxlen"] = 16
     plain = check_job(content, Path("mine.toml"))
@@ -218,7 +218,7 @@ def test_an_option_that_nothing_reads_is_refused() -> None:
     "read", [dict, lambda o: {**o}, lambda o: {} | o, lambda o: o | {}, lambda o: dict(o.items())]
 )
 def test_a_function_that_copies_its_options_reads_them_all(read: Callable[[Any], object]) -> None:
-    """As `**options` does."""
+    """A copy counts as reading, because a call with `**options` copies, too."""
     options = OptionReader({"a": 1, "b": 2}, "model.options")
     with pytest.raises(InputError, match=r"model\.options\.[ab] = "):
         options.check("net")
@@ -231,7 +231,7 @@ def test_a_function_that_copies_its_options_reads_them_all(read: Callable[[Any],
 
 
 def test_a_network_may_take_values_out_of_its_options() -> None:
-    """A run builds it several times, and the recorded job keeps the values."""
+    """A run builds the network several times, and the recorded job keeps the options."""
     loop = "    more, left = [], options['widths']\n    while left: more += [dense(left.pop())]"
     body = loop + BODY.replace("layers.Dropout(0.5)", "*more")
     job = custom(body, head=f"{HEAD}dense = layers.Dense\n", widths=[3, 4, 5])
@@ -270,7 +270,7 @@ def test_layers_that_depend_on_the_replicas_are_named() -> None:
 
 @pytest.mark.parametrize("mask", [True, False])
 def test_recurrent_layers_with_a_mask_do_not_use_cudnn(mask: bool) -> None:
-    """cuDNN supports padding only at the end; XLA turns cuDNN off in nested layers too."""
+    """cuDNN supports padding only at the end. `turn_cudnn_off` also reaches nested layers."""
     inner = "keras.Sequential([layers.LSTM(4)])"
     body = BODY.replace("layers.GlobalMaxPooling1D()", inner)
     model = build_network(custom(body.replace("vocab_size, 4", f"vocab_size, 4, mask_zero={mask}")))
@@ -281,7 +281,7 @@ def test_recurrent_layers_with_a_mask_do_not_use_cudnn(mask: bool) -> None:
 
 
 def test_nested_dropout_is_over_the_global_batch() -> None:
-    """No nested layer keeps Keras's dropout in training."""
+    """In training, nested layers use dropout over the global batch, not Keras's dropout."""
     job = custom(CLASS)
     trained = training_network(job, build_network(job))
     assert trained.parts[0].call.__func__ is GlobalBatchDropout.call
@@ -316,5 +316,5 @@ def test_a_gather_looks_up_words_like_keras(precision: str) -> None:
 
 
 def operations(function: Any, tokens: tf.Tensor) -> set[str]:
-    """The kinds of operations in a function's graph."""
+    """Return the kinds of operations in a function's graph."""
     return {each.type for each in function.get_concrete_function(tokens).graph.get_operations()}

@@ -13,7 +13,7 @@ from harness.compute.optimizer import build_optimizer, schedule_of
 from harness.errors import InputError
 from harness.job.keys import OF_ALL_OPTIMIZERS, OPTIMIZERS, TrainConfig
 
-# Classes that contain other optimizers, and options that the keys of `[train]` set.
+# Keras's classes that a job can't choose, and options that other keys of `[train]` set.
 OTHERS = {"lossscaleoptimizer", "multioptimizer", "optimizer", "optimizermap"}
 KEYS = {
     *("learning_rate", "clipnorm", "clipvalue", "global_clipnorm", "use_ema", "ema_momentum"),
@@ -23,7 +23,7 @@ KEYS = {
 
 
 def test_every_optimizer_of_keras_has_its_options() -> None:
-    """Names and options are those of the installed Keras."""
+    """`OPTIMIZERS` has the names and options of the installed Keras."""
     assert {*OPTIMIZERS} == ALL_OBJECTS_DICT.keys() - OTHERS
     for name, options in OPTIMIZERS.items():
         known = {*inspect.signature(ALL_OBJECTS_DICT[name].__init__).parameters} - KEYS
@@ -60,7 +60,7 @@ def test_the_rate_rises_from_the_first_step() -> None:
 
 
 def test_the_rate_falls_along_a_cosine_to_its_floor() -> None:
-    """After the warm-up it is half a cosine until schedule_epochs, then the floor."""
+    """After the warm-up it follows half a cosine until schedule_epochs, then stays at the floor."""
     found = rates(
         20, schedule="cosine", schedule_epochs=4, epochs=5, schedule_floor=0.2, warmup_epochs=1.0
     )
@@ -71,7 +71,7 @@ def test_the_rate_falls_along_a_cosine_to_its_floor() -> None:
 
 
 def test_the_rate_falls_linearly_and_in_steps() -> None:
-    """Linearly over all epochs, or by a factor at the end of the epochs in schedule_drops."""
+    """It falls linearly over all epochs, or by a factor after each epoch of schedule_drops."""
     np.testing.assert_allclose(
         rates(9, schedule="linear", epochs=2), [0.5 * (1 - i / 8) for i in range(9)], rtol=1e-6
     )
@@ -98,13 +98,13 @@ def test_a_plateau_cuts_all_later_rates() -> None:
 
 
 def test_an_option_that_keras_refuses_is_named() -> None:
-    """The line has Keras's reason."""
+    """The line quotes Keras's reason."""
     with pytest.raises(InputError, match=r"train\.optimizer_options: sgd refuses: .*momentum"):
         build_optimizer(TrainConfig(optimizer="sgd", optimizer_options={"momentum": 3.0}))
 
 
 def test_keras_defaults_stay_without_a_schedule_and_an_average() -> None:
-    """The rate is a variable, and the optimizer's class is Keras's."""
+    """The rate is a plain variable, and the optimizer has Keras's own class."""
     optimizer = build_optimizer(TrainConfig(ema_momentum=0))
     assert schedule_of(optimizer) is None
     assert type(optimizer) is keras.optimizers.RMSprop
@@ -114,7 +114,7 @@ STARTS = [1.0, -2.0]
 
 
 def averages(optimizer: keras.optimizers.Optimizer, num_steps: int) -> tuple[np.ndarray, ...]:
-    """A weight after each step, and its average then, `[num_steps]` both."""
+    """Return a weight and its average after each step, both `[num_steps]`."""
     weight = keras.Variable(STARTS)
     optimizer.build([weight])
     steps = []
@@ -131,7 +131,7 @@ def averages(optimizer: keras.optimizers.Optimizer, num_steps: int) -> tuple[np.
 
 
 def by_hand(weights: np.ndarray, momentum: float) -> np.ndarray:
-    """The averages by the formula; the first one is the first weight."""
+    """Compute the averages by the formula; the first average is the first weight."""
     mean, means = 0.0, []
     for step, weight in enumerate(weights.tolist()):
         m = min(momentum, (1 + step) / (10 + step)) if step else 0.0
@@ -145,12 +145,12 @@ def by_hand(weights: np.ndarray, momentum: float) -> np.ndarray:
     [("rmsprop", "float32"), ("adamw", "float16"), ("nadam", "float32"), ("sgd", "float16")],
 )
 def test_the_average_ramps_by_the_formula(kind: str, precision: str) -> None:
-    """In every optimizer, also inside a loss scale: short at first, later with the job's length."""
+    """The momentum rises to that of the job in every optimizer, also inside a loss scale."""
     settings = {"optimizer": kind, "precision": precision, "learning_rate": 0.1}
     train = TrainConfig.model_validate({**settings, "ema_momentum": 0.5})
     weights, means = averages(build_optimizer(train), 20)  # (1 + n) / (10 + n) exceeds 0.5 at n = 8
     np.testing.assert_allclose(means, by_hand(weights, 0.5), rtol=1e-5)
-    # The test can distinguish this momentum from others.
+    # Another momentum would give other averages.
     for other in (0.4, 0.6):
         assert abs(means - by_hand(weights, other)).max() > 1e-3
     assert abs(means[8:] - weights[8:]).min() > 1e-3

@@ -21,7 +21,7 @@ HEAD = "import keras\nimport tensorflow as tf\nfrom keras import ops\n"
 
 
 def custom(source: str, key: str, **settings: object) -> Job:
-    """A job whose `train.loss` or `train.optimizer` is the function `f` of a source."""
+    """Return a job whose `train.loss` or `train.optimizer` (`key`) is the function `f`."""
     content = {
         "name": "own",
         "model": {"architecture": "rnn"},
@@ -32,7 +32,7 @@ def custom(source: str, key: str, **settings: object) -> Job:
 
 
 def one_line(key: str, said: str) -> str:
-    """A pattern of a message about the function of a key."""
+    """Return a pattern for a one-line message about the function of a key."""
     return rf"^{key} = 'mine\.py:f': [^\n]*{re.escape(said)}[^\n]*$"
 
 
@@ -54,14 +54,14 @@ LOSSES = [
 
 @pytest.mark.parametrize(("source", "said"), LOSSES)
 def test_a_bad_loss_is_refused_in_one_line(source: str, said: str) -> None:
-    """With its error, file and line, or with the value that it should return."""
+    """The line has the function's error with file and line, or says what it should return."""
     with pytest.raises(InputError, match=one_line("train.loss", said)):
         check_loss(custom(f"\n{source}", "loss"), 1, compiled=False)
 
 
 @pytest.mark.parametrize("num_outputs", [1, 3])
 def test_a_custom_cross_entropy_equals_the_built_in_one(num_outputs: int) -> None:
-    """Its numbers keep their precision."""
+    """The loss keeps the precision of the probabilities."""
     source = """
         def f(labels, probabilities):
             if probabilities.shape[1] == 1:
@@ -116,14 +116,14 @@ OPTIMIZERS = [
 
 @pytest.mark.parametrize(("source", "said"), OPTIMIZERS)
 def test_a_bad_optimizer_is_refused_in_one_line(source: str, said: str) -> None:
-    """With its error, file and line, or with the key that replaces its setting."""
+    """The line has the function's error with file and line, or the key to set instead."""
     job = custom(source, "optimizer")
     with pytest.raises(InputError, match=one_line("train.optimizer", said)):
         check_optimizer(job.train, job.code)
 
 
 def test_options_reach_an_optimizer_and_unknown_ones_are_refused() -> None:
-    """They are read like the options of a network."""
+    """`train.optimizer_options` are read like the options of a network."""
     source = f"{MAKE}, momentum=options['momentum'], nesterov=options.get('nesterov', False))"
     job = custom(source, "optimizer", optimizer_options={"momentum": 0.5})
     check_optimizer(job.train, job.code)
@@ -142,7 +142,7 @@ def test_options_reach_an_optimizer_and_unknown_ones_are_refused() -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"schedule": "cosine"}, {"precision": "float16"}])
 def test_a_custom_sgd_takes_the_steps_of_keras_sgd(settings: dict[str, object]) -> None:
-    """With the moving average, with a schedule, and with a loss scale."""
+    """The steps are equal with the moving average, with a schedule, and with a loss scale."""
     job = custom(f"{MAKE}, momentum=0.9)", "optimizer", **settings)
     kerass = {"optimizer": "sgd", "optimizer_options": {"momentum": 0.9}}
     other = job.train.model_copy(update=kerass)

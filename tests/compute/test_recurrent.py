@@ -1,4 +1,4 @@
-"""Recurrent layers: the replacements of Keras's loop compute its results."""
+"""Recurrent layers: the replacements of Keras's loop compute the same results as the loop."""
 
 import functools
 from types import SimpleNamespace
@@ -34,7 +34,7 @@ SETTINGS = ("data.vocab_size=100", f"data.maxlen={LENGTH}", "train.batch_size=20
 def train(
     name: str, settings: list[str], *, block: bool, parts: int
 ) -> tuple[np.ndarray, list[np.ndarray], set[str]]:
-    """The sums of three steps, the weights after them, and the kernels of the graph."""
+    """Train three steps; return their sums, the weights, and the kernels of the graph."""
     numbers = np.random.default_rng(1)
     lengths = numbers.integers(1, LENGTH + 1, NUM_REVIEWS)
     tokens = numbers.integers(4, 100, lengths.sum()).astype(np.int32)
@@ -63,7 +63,7 @@ def train(
     ],
 )
 def test_the_block_kernel_trains_like_the_loop(name: str, settings: list[str]) -> None:
-    """Losses and weights are equal to rounding, also in parts; the record names the kernel."""
+    """Losses and weights differ only by rounding, also in parts; the record names the kernel."""
     sums, weights, kernels = train(name, settings, block=False, parts=1)
     block_sums, block_weights, block_kernels = train(name, settings, block=True, parts=2)
     assert (kernels, block_kernels) == ({"loop"}, {"block"})
@@ -85,7 +85,7 @@ def test_the_block_kernel_trains_like_the_loop(name: str, settings: list[str]) -
 def test_two_words_per_turn_give_the_results_of_the_loop(
     name: str, settings: list[str], num_words: int
 ) -> None:
-    """To rounding, for odd numbers of words, which TensorFlow does not know during tracing."""
+    """They differ only by rounding, also for odd numbers of words that tracing does not know."""
     job = load_job(JOBS / f"{name}.toml", [*SETTINGS, *settings])
     with dtype_policy(job):
         model = build_network(job)
@@ -102,10 +102,10 @@ def test_two_words_per_turn_give_the_results_of_the_loop(
 
 
 class Cudnn:
-    """CudnnRNNV3 on a CPU, by cuDNN's manual for CUDNN_RNN_TANH.
+    """Replaces CudnnRNNV3 on a CPU, by cuDNN's manual for CUDNN_RNN_TANH.
 
-    The weights are the matrix of the input, the matrix of the state, and a bias for each, row by
-    row.
+    `params` contains, row by row, the matrix of the input, the matrix of the state, and a bias
+    for each matrix.
     """
 
     def __init__(self) -> None:
@@ -133,14 +133,14 @@ class Cudnn:
 
 @pytest.fixture
 def cudnn(monkeypatch: pytest.MonkeyPatch) -> Cudnn:
-    """A CPU with cuDNN's plain RNN."""
+    """Replace cuDNN's plain RNN by one that runs on a CPU."""
     operation = Cudnn()
     monkeypatch.setattr(tf.raw_ops, "CudnnRNNV3", operation)
     return operation
 
 
 def test_cudnns_plain_rnn_equals_keras_layer(cudnn: Cudnn) -> None:
-    """In outputs and gradients, in both directions, for all words and for the last one."""
+    """Outputs and gradients are equal, in both directions, for all words and for the last word."""
     model = keras.Sequential(
         [
             keras.Input([None, 3]),
@@ -192,7 +192,7 @@ def test_cudnns_plain_rnn_is_used_where_it_agrees(
     assert cudnn.num_calls == 1
     cudnn.takes_columns = True
     assert device_check.checked_plan(plan, rnn).way == "keras"
-    assert device_check.checked_plan(plan, lstm).way == "cudnn"  # which has no such layer
+    assert device_check.checked_plan(plan, lstm).way == "cudnn"  # it has no plain RNN
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_plain_rnn_with_a_setting_that_cudnn_lacks_keeps_its_loop(
 
 
 def test_layers_without_cudnn_cause_a_warning() -> None:
-    """It has the remedy."""
+    """The warning contains the remedy."""
     assert why_slow({"lstm": "cudnn"}) == ""
     line = why_slow({"lstm": "cudnn", "gru": "loop", "rnn": "xla"})
     assert line.startswith("gru, rnn: slow on a GPU")
@@ -227,7 +227,7 @@ def test_layers_without_cudnn_cause_a_warning() -> None:
 
 
 def test_recurrent_layers_compute_in_float32_instead_of_bfloat16() -> None:
-    """Also their cells and directions; other layers and the saved network stay in bfloat16."""
+    """So do their cells and directions; other layers and the saved network stay in bfloat16."""
     job = load_job(JOBS / "bilstm.toml", [*SETTINGS, "train.precision=bfloat16"])
     with dtype_policy(job):
         saved = build_network(job)

@@ -46,7 +46,7 @@ def test_other_devices_are_refused(text: str) -> None:
 def test_a_refusal_names_the_option_or_the_variable(
     monkeypatch: pytest.MonkeyPatch, option: str | None, site: str, said: str
 ) -> None:
-    """HARNESS_DEVICES counts only without the option."""
+    """HARNESS_DEVICES is used only without `--devices`."""
     monkeypatch.setenv("HARNESS_DEVICES", site)
     with pytest.raises(InputError) as refused:
         one_device_each(option, "run")
@@ -58,7 +58,7 @@ def test_a_refusal_names_the_option_or_the_variable(
 def test_the_start_of_a_strategy_on_several_nodes_is_limited(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The limit ends with TensorFlow's wait for the other workers."""
+    """The limit applies only to TensorFlow's wait for the other workers."""
     done: list[object] = []
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Training steps: all ways of computing one are equal to rounding."""
+"""All ways of computing a training step differ only by rounding."""
 
 import functools
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def reviews() -> Reviews:
 
 @functools.cache
 def trained(name: str, xla: bool, parts: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The sums of an epoch of three steps, the last with a partial batch, and the weights."""
+    """Train an epoch of three steps, the last with a partial batch; return sums and weights."""
     strategy = tf.distribute.get_strategy()
     job = load_job(JOBS / f"{name}.toml", [*SETTINGS, "train.precision=float64"])
     train_step = TrainStep(job, strategy, ExecutionPlan("xla" if xla else "keras", 1, parts))
@@ -70,7 +70,7 @@ def test_a_step_in_parts_equals_a_whole_step(name: str, xla: bool, parts: int) -
 
 
 def hlo_of(compute: Callable[..., Gradients], *vectors: tf.Tensor) -> str:
-    """The program that XLA compiles for one batch."""
+    """Return the program that XLA compiles for one batch."""
     strategy = tf.distribute.get_strategy()
     order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
     batch = next(iter(batches(strategy, reviews(), order, shape=BatchShape(20, LENGTH))))
@@ -90,7 +90,7 @@ def hlo_of(compute: Callable[..., Gradients], *vectors: tf.Tensor) -> str:
 def test_on_a_gpu_the_embedding_is_outside_of_the_compiled_part(
     monkeypatch: pytest.MonkeyPatch, name: str, precision: str, rtol: float
 ) -> None:
-    """It has no scatter, which would be a loop over words; steps are equal to rounding."""
+    """The compiled part has no scatter, which would loop over words; only rounding differs."""
     strategy = tf.distribute.get_strategy()
     plan = ExecutionPlan("xla", 1)
     job = load_job(JOBS / f"{name}.toml", [*SETTINGS, f"train.precision={precision}"])
@@ -115,11 +115,11 @@ def test_on_a_gpu_the_embedding_is_outside_of_the_compiled_part(
 
 @pytest.mark.full
 def test_several_classes_train_like_plain_keras() -> None:
-    """The sums of losses and of correct predictions are equal, and the weights."""
+    """The weights and the sums of losses and of correct predictions are equal."""
     import keras
 
     settings = [*SETTINGS, "model.dropout=0", "model.spatial_dropout=0", "train.ema_momentum=0"]
-    clipped = "train.clipnorm=1000"  # above all norms here
+    clipped = "train.clipnorm=1000"  # above the norm of every gradient here
     job = load_job(JOBS / "lstm.toml", [*settings, "train.precision=float64", clipped])
     labels = (np.arange(NUM_REVIEWS) % 5).astype(np.int32)
     several = reviews()._replace(labels=labels)

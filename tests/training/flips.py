@@ -1,4 +1,4 @@
-"""Flips a bit in the training of a run, or in a finished run, whose checksums it writes again."""
+"""Flips one bit during the training of a run, or in a file of a finished run."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ import numpy as np
 from harness.tracking.run_dir import CHECKSUMS
 from tests.conftest import PROJECT, Harness, metrics
 
-# Flips one bit of one gradient in one step; appended to a copy of harness/compute/train_step.py.
+# This code, appended to a copy of harness/compute/train_step.py, flips one bit of a gradient.
 HOOK = """
 
 def _with_flip(self, batch, gradients_of=TrainStep.gradients):
@@ -37,7 +37,7 @@ TrainStep.gradients = _with_flip
 
 
 def write_checksums(run: Path) -> None:
-    """Write the checksums in `result.json` again, as somebody who plants numbers would."""
+    """Update the checksums in `result.json`, so that they match the changed files."""
     result = json.loads((run / "result.json").read_text())
     for name, key in CHECKSUMS.items():
         if key in result:
@@ -46,39 +46,39 @@ def write_checksums(run: Path) -> None:
 
 
 def plant_loss(run: Path, epoch: int, difference: float) -> None:
-    """Change a loss, and the checksums."""
+    """Change the loss of an epoch, and update the checksums."""
     lines = metrics(run)
     lines[epoch - 1]["loss"] += difference
     write_metrics(run, lines)
 
 
 def plant_scores(run: Path, **scores: Any) -> None:
-    """Change scores in `result.json`, which has no checksum."""
+    """Change scores in `result.json`; no checksum covers this file."""
     path = run / "result.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | scores, indent=2) + "\n")
 
 
 def write_metrics(run: Path, lines: list[dict[str, Any]]) -> None:
-    """Write `metrics.jsonl` and the checksums."""
+    """Write `metrics.jsonl`, and update the checksums."""
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     write_checksums(run)
 
 
 def flipped(number: float, bit: int) -> float:
-    """A float64 with one bit flipped."""
+    """Return `number` with one bit of its float64 flipped."""
     (bits,) = struct.unpack("<q", struct.pack("<d", number))
     (found,) = struct.unpack("<d", struct.pack("<q", bits ^ (1 << bit)))
     return float(found)
 
 
 def flip_array(array: np.ndarray, chance: random.Random) -> None:
-    """Flip a bit of the mantissa or the sign of one float32."""
+    """Flip the sign or a mantissa bit of a random float32 of the array."""
     bits = array.reshape(-1).view(np.uint32)
     bits[chance.randrange(len(bits))] ^= np.uint32(1 << chance.choice([*range(23), 31]))
 
 
 def in_metrics(run: Path, chance: random.Random) -> str:
-    """Flip a bit of a loss or accuracy of an epoch; returns the place, like the functions below."""
+    """Flip a bit of a loss or accuracy of an epoch, and return the place of the bit."""
     lines = metrics(run)
     line = chance.choice(lines)
     key = chance.choice(["loss", "accuracy", "val_loss", "val_accuracy"])
@@ -89,7 +89,7 @@ def in_metrics(run: Path, chance: random.Random) -> str:
 
 
 def in_predictions(run: Path, chance: random.Random) -> str:
-    """Flip a bit of a probability of the test or validation reviews."""
+    """Flip a bit of a predicted probability, and return the name of its file."""
     name = chance.choice(["predictions.npz", "validation_predictions.npz"])
     with np.load(run / name) as arrays:
         content = {key: arrays[key].copy() for key in arrays.files}
@@ -101,7 +101,7 @@ def in_predictions(run: Path, chance: random.Random) -> str:
 
 
 def in_model(run: Path, chance: random.Random) -> str:
-    """Flip a bit of a weight."""
+    """Flip a bit of a weight in `model.keras`, and return the name of the weight."""
     path = run / "model.keras"
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
@@ -122,7 +122,7 @@ def in_model(run: Path, chance: random.Random) -> str:
 
 
 def in_vocabulary(run: Path, chance: random.Random) -> str:
-    """Flip a bit of a letter."""
+    """Flip a bit in `vocabulary.txt`, and return the position of its byte."""
     content = bytearray((run / "vocabulary.txt").read_bytes())
     place = chance.randrange(len(content))
     content[place] ^= 1 << chance.randrange(3)
@@ -132,7 +132,7 @@ def in_vocabulary(run: Path, chance: random.Random) -> str:
 
 
 def in_scores(run: Path, chance: random.Random) -> str:
-    """Flip a bit of a score in `result.json`."""
+    """Flip a bit of a score in `result.json`, and return the place of the bit."""
     key = chance.choice(["accuracy", "f1", "roc_auc", "log_loss", "val_loss", "recall"])
     bit = chance.randrange(52)
     value = json.loads((run / "result.json").read_text())[key]
@@ -150,16 +150,16 @@ PLACES: dict[str, Callable[[Path, random.Random], str]] = {
 
 
 def train_with_flip(harness: Harness, job: str, run_id: str, chance: random.Random) -> str:
-    """Train a run by a copy of the package that flips a bit of a gradient; returns the place."""
+    """Train a run with a copy of the package that flips a bit of a gradient; return the place."""
     copy = harness.folder / f"code-{run_id}"
     shutil.copytree(PROJECT / "harness", copy / "harness")
-    # Not in the embedding: a word that a batch lacks has a gradient of 0, and a flipped bit of 0 is
-    # too small to change a weight.
+    # The embedding is excluded: words that are not in the batch have a gradient of 0, and 0 with a
+    # flipped bit is too small to change a weight.
     where = {
         "variable": chance.choice([-1, -2, -3, -4]),
         "element": chance.randrange(1000),
         "mask": 1 << chance.randrange(12, 25),
-        "step": chance.randrange(2, 43),  # of 45
+        "step": chance.randrange(2, 43),  # the run has 45 steps
     }
     with (copy / "harness/compute/train_step.py").open("a") as file:
         file.write(HOOK.format(**where))

@@ -1,4 +1,4 @@
-"""Kills runs at a step."""
+"""Kills a run once it has saved a given step."""
 
 import time
 from pathlib import Path
@@ -8,13 +8,13 @@ from tests.preloaded import Process
 
 
 def newest_step(run: Path) -> int:
-    """The step of the run's newest checkpoint, -1 before the first."""
+    """Return the step of the run's newest checkpoint, or -1 without a checkpoint."""
     paths = run.glob("checkpoints/step-*.npz")
     return max((int(path.stem.partition("-")[2]) for path in paths), default=-1)
 
 
 def wait_for_step(process: Process, run: Path, step: int) -> None:
-    """Wait for a checkpoint at `step` or later."""
+    """Wait until the run has a checkpoint of `step` or a later step."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if newest_step(run) >= step:
@@ -24,7 +24,7 @@ def wait_for_step(process: Process, run: Path, step: int) -> None:
 
 
 def kill_at(harness: Harness, job: str, step: int, *words: object) -> None:
-    """Start the run `killed`, and end it by SIGKILL once it has saved `step` or a later one."""
+    """Start or resume the run `killed`, and kill it once it has saved `step` or a later step."""
     run = harness.runs / Path(job).name / "killed"
     step = max(step, newest_step(run) + 1)
     process = harness.start(*harness.train_words(job, "killed", *words))
@@ -34,5 +34,5 @@ def kill_at(harness: Harness, job: str, step: int, *words: object) -> None:
 
 
 def killed_run(harness: Harness, job: str) -> Path:
-    """The run `killed`, which SIGKILL ended in its second epoch."""
+    """Return the run `killed`, which was killed in its second epoch."""
     return shared_run(harness, job, "killed", lambda: kill_at(harness, job, 16))

@@ -1,8 +1,8 @@
-"""A simulated disk that several nodes share; the functions of `os` work on it.
+"""A simulated disk that several nodes share; replaced functions of `os` use it.
 
-As on NFS, a node may list a folder as it was 30 s ago, and miss a newer file; it opens the newest
-content. A power cut may lose data that a node wrote and did not sync. Every operation takes time,
-in which the world may act.
+As on NFS, a node may see a folder as it was 30 s ago, without newer files. A file that a node opens
+has its newest content. A power cut may lose data that a node wrote and did not sync. During every
+operation time passes, and other processes may act.
 """
 
 import contextlib
@@ -19,15 +19,15 @@ from typing import Any
 from unittest.mock import patch
 
 TOP = "/made-up"
-CACHE_S = 30.0  # for which a node may see an older state
+CACHE_S = 30.0  # age of the oldest state that a node may see
 FIRST_DESCRIPTOR = 10**6
-WRITTEN_S = 30.0  # after which unsynced data are on the disk
+WRITTEN_S = 30.0  # time until unsynced data are on the disk
 LOST = 0.7  # share of unsynced names that a power cut loses
 
 
 @dataclass(eq=False)
 class File:
-    """A file or a folder, without its name: an inode."""
+    """An inode: a file or a folder, without its name."""
 
     node: int
     made_s: float
@@ -74,18 +74,18 @@ class Disk:
         """Make an empty disk.
 
         Args:
-            act: takes the kind of an operation, its path and a function that does it; lets time
-                pass, and calls the function or raises an error.
+            act: is called for every operation, with its kind, its path and a function for its
+                effect; lets time pass, then calls this function or raises an error.
         """
         self.chance, self.act = chance, act
-        self.node, self.now_s = 0, 0.0  # the acting node and the time, which the world sets
+        self.node, self.now_s = 0, 0.0  # the world sets the acting node and the time
         self.files: dict[str, File] = {TOP: File(0, 0.0, is_folder=True)}
-        # By name: the node that changed it, the time, and the file after a power cut.
+        # By path: the node that changed it, the time, and the file that a power cut restores.
         self.unsynced: dict[str, tuple[int, float, File | None]] = {}
         self.views: list[dict[str, tuple[float, Any]]] = [{} for _ in range(num_nodes)]
         self.opened: list[tuple[str, File]] = []
 
-    # The view of a node
+    # What the acting node sees
 
     def _seen(self, key: str, look: Callable[[], Any]) -> Any:
         view = self.views[self.node]
@@ -113,14 +113,14 @@ class Disk:
     # Changes
 
     def put(self, path: str, file: File | None) -> None:
-        """Set or remove the file of a name; the acting node sees the change."""
+        """Put a file at a path, or remove the file there; the acting node sees the change."""
         self.unsynced.setdefault(path, (self.node, self.now_s, self.files.get(path)))
         if file is None:
             del self.files[path]
         else:
             self.files[path] = file
         view, folder = self.views[self.node], path.rpartition("/")[0]
-        # A node reads a folder that it has changed again, with the names that were missing.
+        # A node that changes a folder reads it again, and looks up its missing names again.
         for each in [each for each, (_, known) in view.items() if known is None]:
             if each.rpartition("/")[0] == folder:
                 del view[each]
@@ -128,7 +128,7 @@ class Disk:
         view[path] = self.now_s + self.chance.random() * CACHE_S, file
 
     def forget(self, *paths: str) -> None:
-        """Make the node read paths again, as after an error of the server."""
+        """Make the acting node look up paths again, as after an error of the server."""
         for path in paths:
             self.views[self.node].pop(path, None)
 
@@ -143,11 +143,11 @@ class Disk:
 
     def fill(self, number: int, path: str, content: bytes) -> None:
         file = self.opened[number - FIRST_DESCRIPTOR][1]
-        file.content = content[: len(content) // 2]  # half of it, if the writer is killed
+        file.content = content[: len(content) // 2]  # what remains if the writer is killed
         self.act("write", path, lambda: setattr(file, "content", content))
 
     def cut_power(self, node: int) -> None:
-        """Lose some of a node's recent unsynced changes."""
+        """Lose some of the unsynced changes that a node made in the last 30 s."""
         since_s = self.now_s - WRITTEN_S
         for path, (by, at_s, before) in [*self.unsynced.items()]:
             if by != node:
@@ -159,18 +159,18 @@ class Disk:
         for path, file in [*self.files.items()]:
             is_lost = file.node == node and not file.is_synced and file.made_s > since_s
             if path.rpartition("/")[0] not in self.files and path != TOP:
-                del self.files[path]  # its folder is lost
+                del self.files[path]  # the power cut lost its folder
             elif is_lost and not file.is_folder:
                 file.content = file.content[: self.chance.randint(0, len(file.content))]
         self.views[node].clear()
 
-    # The functions of `os`
+    # Replacements of functions of `os`
 
     def open(self, path: str, flags: int, *_: Any, **__: Any) -> int:
         def find() -> File:
             if is_new:
                 return self._new(path)
-            self._file(path)  # a node that knows the file asks for its newest content
+            self._file(path)  # fails if the node sees no file there yet
             self.forget(path)
             return self._file(path)
 
@@ -260,12 +260,12 @@ class Disk:
         pass
 
 
-MOUNT: Any = SimpleNamespace(disk=None, world=None)  # the disk at `TOP`
+MOUNT: Any = SimpleNamespace(disk=None, world=None)  # the disk at `TOP`, and its world
 
 
 @contextlib.contextmanager
 def mounted() -> Iterator[None]:
-    """Let `os` and `open` use the disk of `MOUNT` for its paths and descriptors."""
+    """Redirect `os` and `open` to the disk of `MOUNT` for paths and descriptors of this disk."""
     names = {
         **{name: name for name in ("open", "fdopen", "close", "fstat", "fsync", "stat", "unlink")},
         **{name: name for name in ("mkdir", "listdir", "scandir", "utime", "rename")},

@@ -1,7 +1,7 @@
-"""Tiny runs on one and on two replicas, undisturbed and interrupted: `FOLDER CASE…`.
+"""Trains tiny runs on one replica, on two, and with interruptions; arguments: `FOLDER CASE…`.
 
-A script, because TensorFlow can divide the CPU into devices only once per process. It prints a line
-of JSON per case: checksums of the files that must be equal, and the metrics.
+This is a script, because a process can divide the CPU into devices only once. It prints one line of
+JSON per case: checksums of the files that must be equal, and the metrics.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ SETTINGS = [
 CASES = {
     # adamw, a cosine with warm-up, smoothed labels, class weights, a callback with a state
     "parts": ("own/parts", ()),
-    # the user's loss and optimizer
+    # a custom loss and optimizer
     "own": ("own/focal", ("train.learning_rate=0.01", "train.schedule=cosine")),
     "plateau": (
         "lstm",
@@ -54,8 +54,8 @@ CASES = {
         ),
     ),
 }
-NUM_STEPS = 24  # of a run: 90 training reviews in batches of 16
-# The step at which each process of a run ends, and how.
+NUM_STEPS = 24  # steps of a run: 90 training reviews in batches of 16
+# For each process of the interrupted run: the check for a signal that ends it, and how it ends.
 ENDS: tuple[dict[int, Any], ...] = ({5: RuntimeError}, {8: "signal"}, {})
 
 
@@ -75,7 +75,7 @@ def main(folder: Path, *names: str) -> None:
 
 
 def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> None:
-    """Begin or resume a run, and end it at a step, with or without saving."""
+    """Train or resume a run until it has finished, or until `ends` ends it."""
     from harness.errors import Interrupted
     from harness.system.processes import StopRequest
     from tests.training.test_trainer import train_in
@@ -102,7 +102,7 @@ def train_once(folder: Path, name: str, strategy: Any, ends: dict[int, Any]) -> 
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """Checksums of the files that must be equal, and the metrics."""
+    """Return checksums of the files that must be equal, and the metrics."""
     names = ("metrics.jsonl", "model.keras", "predictions.npz", "validation_predictions.npz")
     files = {name: (folder / name).read_bytes() for name in names}
     lines = [json.loads(line) for line in files["metrics.jsonl"].splitlines()]

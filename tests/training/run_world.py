@@ -1,8 +1,8 @@
-"""Simulates runs on several nodes with the real code, except network, clock and disk.
+"""Simulates runs on several nodes with the real code, except model, clock and disk.
 
-Time is virtual, and a training step is a function of the state and the step's number. The
-simulation kills and stops processes, loses nodes, fills or breaks the disk, loses unsynced data,
-lets Slurm start a job that is still alive, and starts a second job.
+Time is virtual. A training step is a function of the weights and the step's number. The simulation
+kills and suspends processes, loses nodes, fills or breaks the disk, and loses unsynced data. Slurm
+may start a job again that is still alive, and a second job may be started for the run.
 
     python -m tests.training.run_world --seed N    prints the operations of a schedule
 """
@@ -52,8 +52,8 @@ RUN_ID = "slurm-1"
 RUN = RUNS / "lstm" / RUN_ID
 RESULTS = ("metrics.jsonl", "vocabulary.txt", "predictions.npz", "model.keras", "job.toml")
 STEP_S, START_S, REQUEUE_S = 10.0, (5.0, 25.0), 12.0
-NUM_FAULTS = 8  # in a schedule without a safeguard
-PATIENCE_S = 2500.0  # after the last fault, for a run to end
+NUM_FAULTS = 8  # faults of a schedule that tests a safeguard
+PATIENCE_S = 2500.0  # longest time from the last fault to the end of a run
 SAVED, KILLED, WARNED = 75, 137, 140
 FAULTS = (
     *("kill", "kill", "node", "node", "cut off", "second", "second", "pause", "pause"),
@@ -64,7 +64,7 @@ PLACES = ("", "", "step-", "step-", "lease", "metrics", "provenance", "rename", 
 
 @functools.cache
 def job() -> Any:
-    """Three epochs of four steps, with a checkpoint at least every 15 s."""
+    """Return a job of three epochs of four steps that saves at least every 15 s."""
     sets = ["epochs=3", "batch_size=2", "log_every_steps=2", "checkpoint_every_s=15"]
     return load_job(PROJECT / "jobs/lstm.toml", [f"train.{each}" for each in sets])
 
@@ -74,7 +74,7 @@ class Violation(AssertionError):  # noqa: N818 - of a promise
 
 
 class Killed(BaseException):
-    """Ends the process at once."""
+    """Ends a simulated process at once."""
 
 
 class Number:
@@ -92,7 +92,7 @@ class Number:
 
 
 class Step:
-    """A function of the state and the step, in place of a network."""
+    """Replaces the training of a network by a function of the weights and the step's number."""
 
     strategy = SimpleNamespace(num_replicas_in_sync=1)
 
@@ -142,7 +142,7 @@ REVIEWS: Any = SimpleNamespace(labels=np.array([0, 1, 0, 1, 1, 0, 0, 1]))
 
 
 class Log:
-    """An empty log, because TensorFlow would write its files to a real disk."""
+    """Replaces the TensorBoard log, whose files TensorFlow would write to the real disk."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
@@ -157,23 +157,23 @@ class Log:
 
 
 class Process:
-    """A job's script on a node, and the harness process that it runs."""
+    """The script of a job on a node, and the harness process that the script runs."""
 
     def __init__(self, world: "World", job: "Job", node: int) -> None:
         self.world, self.job, self.node, self.since_s = world, job, node, world.now_s
         self.turn = threading.Semaphore(0)
         self.thread = threading.Thread(target=self._live, daemon=True)
         self.is_alive = True
-        self.is_gone = False  # the node with script and harness
-        self.is_killed = False  # the harness alone
+        self.is_gone = False  # script and harness are killed
+        self.is_killed = False  # only the harness is killed
         self.stopped_until_s = 0.0
-        self.listens = False  # whether it handles signals
+        self.listens = False  # the harness handles signals
         self.trains = self.saw_fault = False
-        self.trained = self.saved = 0  # steps
-        self.is_further = False  # it saved a step that no start had saved
+        self.trained = self.saved = 0  # numbers of steps
+        self.is_further = False  # it saved a later step than all starts before
         self.stop, self.signals = StopRequest(), list[str]()
         self.looked_s = self.since_s  # when it last read the lease
-        self.num_since = 0  # writes since then
+        self.num_since = 0  # writes since it read the lease
 
     def _live(self) -> None:
         self.turn.acquire()
@@ -190,7 +190,7 @@ class Process:
         """Let time pass; other processes act meanwhile.
 
         Raises:
-            Killed: if this process was killed meanwhile.
+            Killed: if this process was killed while time passed.
         """
         self.world.wait(self, time_s)
         if self.is_gone or self.is_killed:
@@ -198,7 +198,7 @@ class Process:
 
 
 class Job:
-    """A job of Slurm."""
+    """A Slurm job."""
 
     def __init__(self, number: int, *, first: int, begins: bool) -> None:
         self.number, self.first, self.begins = number, first, begins
@@ -235,10 +235,10 @@ class World:
         self.disk = Disk(num_nodes, chance, self.act)
         self.down_until_s = [0.0] * num_nodes
         self.full_until_s, self.begun_s = 0.0, math.inf
-        self.owner: Process | None = None  # of the lease
-        self.owned_s = 0.0  # when it took the lease
-        self.saved: list[tuple[int, float]] = []  # the steps of checkpoints, and when they came
-        self.rotten: list[Any] = []  # files
+        self.owner: Process | None = None  # the process that holds the lease
+        self.owned_s = 0.0  # when the owner took the lease
+        self.saved: list[tuple[int, float]] = []  # step and time of each checkpoint
+        self.rotten: list[Any] = []  # broken checkpoint files
         self.furthest = self.num_starts = 0
         self.finished_s: float | None = None
         self.is_hopeless = chance.random() < 0.1  # every start is warned before its first step
@@ -250,7 +250,7 @@ class World:
         self._push(0.0, self.submit)
 
     def _fault(self, fault: str) -> tuple[int, str, str]:
-        """The operations before the fault, the place that it hits, and its kind (`error@list`)."""
+        """Plan a fault: earliest operation, place and kind; `error@list` is a kind and a place."""
         kind, _, place = fault.partition("@")
         return self.chance.randrange(900), place or self.chance.choice(PLACES), kind
 
@@ -260,7 +260,7 @@ class World:
         heapq.heappush(self.heap, (self.now_s + delay_s, next(self.number), act))
 
     def wait(self, p: Process, time_s: float) -> None:
-        """A process gives up its turn for a while."""
+        """Let other processes act for `time_s`, or longer if the process is suspended."""
         while True:
             if self.failed:
                 raise Killed
@@ -311,13 +311,13 @@ class World:
     # Jobs
 
     def submit(self) -> None:
-        """A person submits the job, or resumes its run."""
+        """Submit the job, or resume its run, as a person does."""
         number = next(self.job_number)
         begins = self.now_s < self.begun_s + CACHE_S  # a node may not see the run yet
         self._start(Job(number, first=number, begins=begins))
 
     def _submit_again(self) -> None:
-        """A person resumes a run that no job trains."""
+        """Resume the run, as a person does, once no job trains it."""
         self.is_hopeless = False
         if self.finished_s is None:
             if any(each.is_alive for each in self.processes):
@@ -341,7 +341,7 @@ class World:
         p.is_killed |= not p.listens
 
     def script(self, p: Process) -> None:
-        """The job script: starts the harness, then decides, like `slurm/common.sh`."""
+        """Act like `slurm/common.sh`: run the harness, then decide whether to requeue the job."""
         before = self.furthest
         p.trains = True
         try:
@@ -359,7 +359,7 @@ class World:
             self._push(60.0, self._submit_again)
 
     def _goes_on(self, p: Process, code: int, before: int) -> bool:
-        """The decision of `harness job-end`, or if that fails, of the script."""
+        """Whether to requeue the job: `harness job-end` decides, or the script if this fails."""
         job, allocation = p.job, p.job.allocation
         counted = counters_file(RUNS, allocation)
         signals = tuple(p.signals)
@@ -384,7 +384,7 @@ class World:
         for each in self.processes:
             each.is_gone |= each.job is job and each is not p
         if self.refuses_requeue:
-            if self.now_s < self.begun_s + CACHE_S:  # no run that a job could resume
+            if self.now_s < self.begun_s + CACHE_S:  # the next node may not see the run yet
                 self._push(60.0, self._submit_again)
                 return
             idle, job = job.num_idle, Job(next(self.job_number), first=job.first, begins=False)
@@ -413,7 +413,7 @@ class World:
         return 0
 
     def _train(self, p: Process) -> None:
-        """The calls of `launch` and `train`, in their order."""
+        """Train by the calls of `launch` and `train`, in the same order."""
         if p.job.begins:
             run = RunDirectory.new(RUNS, job(), RUN_ID)
         else:
@@ -499,7 +499,7 @@ class World:
             raise Violation(f"a second writer: {kind} {name}")
 
     def note_saved(self, p: Process, step: int) -> None:
-        """A process has saved a checkpoint."""
+        """Note that a process has saved a checkpoint."""
         p.saved = step
         if self.owner is p:
             self.saved.append((step, self.now_s))
@@ -507,7 +507,7 @@ class World:
             self.furthest = max(self.furthest, step)
 
     def note_restored(self, p: Process, step: int, looked_s: float) -> None:
-        """A process has restored a checkpoint, or begun the run."""
+        """Check that a process resumed from the newest sound checkpoint that it must see."""
         if self.owner is not p:
             return
         at = f"{RUN}/checkpoints/step-{{:09d}}.npz"
@@ -555,12 +555,12 @@ class World:
         return kind, chance.random() < 0.4
 
     def _again(self, job: Job) -> None:
-        """Slurm requeues a job because it doesn't reach the node."""
+        """Requeue a job, as Slurm does if it can't reach the job's node."""
         job.restarts += 1
         self._push(REQUEUE_S, lambda: self._start(job))
 
     def _rot(self) -> None:
-        """A failing disk breaks the newest checkpoint or the newest two."""
+        """Break the newest checkpoint or the newest two, like a failing disk."""
         names = [each for each in self.disk.names(f"{RUN}/checkpoints") if each.startswith("step")]
         if self.rotten:
             return
@@ -571,10 +571,10 @@ class World:
             file.content = file.content[:at] + broken + file.content[at + 1 :]
             self.rotten.append(file)
         if len(self.rotten) > 1:
-            self.saved.clear()  # no checkpoint may be left
+            self.saved.clear()  # perhaps no sound checkpoint is left
 
     def results(self) -> dict[str, bytes]:
-        """The files of a finished run, without those that hold times."""
+        """Return the files of a finished run that contain no times."""
         files = self.disk.files
         return {
             name: files[f"{RUN}/{name}"].content for name in RESULTS if f"{RUN}/{name}" in files
@@ -588,7 +588,7 @@ class World:
 
 
 class Simulated(Trainer):
-    """The trainer; reports its checkpoints to the world."""
+    """A trainer that reports its checkpoints to the world."""
 
     def __init__(self, p: Process, run: RunDirectory, heartbeat: Heartbeat) -> None:
         self.process = p
@@ -622,7 +622,7 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 @functools.cache
 def undisturbed() -> dict[str, bytes]:
-    """The files of a run without faults."""
+    """Return the files of a run without faults."""
     world = World(0, num_faults=0)
     with patch.object(world, "_compare"):
         world.run()
@@ -664,7 +664,7 @@ def made_up() -> Iterator[None]:
 def violations(
     seeds: Iterable[int], faults: tuple[str, ...] = (), num_faults: int | None = None
 ) -> Iterator[tuple[int, str]]:
-    """The seeds of schedules that break a promise, each with a line that says which."""
+    """Yield the seed of each schedule that breaks a promise, and a line that names the promise."""
     with made_up():
         undisturbed()
         for seed in seeds:

@@ -18,12 +18,12 @@ from harness.training.trainer import Trainer
 
 
 class Safeguard(NamedTuple):
-    """Code that protects a run, and its replacement."""
+    """A part of the code that protects a run, and its replacement by unsafe code."""
 
-    faults: tuple[str, ...]  # from which it protects
-    of: Any  # a module or a class
+    faults: tuple[str, ...]  # faults against which it protects
+    of: Any  # the module or class of the function
     function: str
-    replaced: dict[str, str]  # parts of the function's source
+    replaced: dict[str, str]  # parts of its source, and their replacements
 
 
 SAFEGUARDS = {

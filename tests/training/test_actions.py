@@ -14,7 +14,7 @@ from harness.training.progress import Progress
 
 
 def test_the_heartbeat_has_the_remaining_time(tmp_path: Path) -> None:
-    """Three of twenty steps took 6 s, so the other seventeen take 34 s."""
+    """After three of twenty steps in 6 s, the other seventeen will take 34 s."""
     heartbeat = Heartbeat(RunDirectory(tmp_path), None)
     report = ProgressReport(Console(), heartbeat, num_epochs=4, steps_per_epoch=5)
     losses = np.array([0.5, 0.4])
@@ -25,7 +25,7 @@ def test_the_heartbeat_has_the_remaining_time(tmp_path: Path) -> None:
 
 
 def test_a_metrics_line_has_the_means_and_the_speed_of_the_epoch() -> None:
-    """Loss and accuracy are sums divided by the reviews."""
+    """Loss and accuracy are sums divided by the number of reviews."""
     progress = Progress()
     progress.add_steps(np.array([[40.0, 20.0, 0.0], [10.0, 5.0, 0.0]]), 0.5)
     assert progress.epoch_metrics(50, 0.01) == {

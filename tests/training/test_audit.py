@@ -1,4 +1,4 @@
-"""Audits: honest runs are equal, planted numbers are found, and no file of the run changes."""
+"""An audit confirms honest runs, detects planted numbers, and changes no file of the run."""
 
 import hashlib
 import json
@@ -19,14 +19,14 @@ from tests.training.kills import kill_at
 
 
 def contents(run: Path) -> dict[Path, tuple[bytes, int]]:
-    """All files of a run, with their modification times."""
+    """Return the content and the modification time of every file of a run."""
     files = [path for path in sorted(run.rglob("*")) if path.is_file()]
     return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
 @pytest.mark.full
 def test_a_killed_run_of_two_replicas_is_equal_to_the_byte(harness: Harness) -> None:
-    """A full audit on two replicas; its record goes to the auditor's runs, not into the run."""
+    """The audit's record is written to the auditor's folder of runs, not into the run."""
     words = ("--devices", "cpu:2")
     kill_at(harness, "bilstm", 16, *words)
     done = harness.train("bilstm", "killed", *words)
@@ -47,7 +47,7 @@ def test_a_killed_run_of_two_replicas_is_equal_to_the_byte(harness: Harness) -> 
 
 @pytest.mark.full
 def test_another_number_of_replicas_differs_by_measured_rounding(harness: Harness) -> None:
-    """A run of two replicas is within rounding on one; a planted loss or score is not."""
+    """An audit on one replica confirms a run of two within rounding and detects planted numbers."""
     done = harness.train("lstm", "two", "--devices", "cpu:2")
     assert done.returncode == 0, done.stderr
     run = harness.runs / "lstm" / "two"
@@ -73,12 +73,12 @@ def test_another_number_of_replicas_differs_by_measured_rounding(harness: Harnes
 
 
 def broken(name: str, content: str) -> Callable[[Path], object]:
-    """A function that overwrites a file of a run."""
+    """Return a function that overwrites a file of a run."""
     return lambda run: (run / name).write_text(content)
 
 
 def changed(name: str, **values: Any) -> Callable[[Path], object]:
-    """A function that changes values of a JSON file of a run."""
+    """Return a function that changes values in a JSON file of a run."""
 
     def change(run: Path) -> None:
         content = json.loads((run / name).read_text()) | values
@@ -106,7 +106,7 @@ def changed(name: str, **values: Any) -> Callable[[Path], object]:
 def test_a_run_that_cannot_be_audited_is_refused_in_one_line(
     finished: tuple[Harness, Path], tmp_path: Path, change: Any, message: str
 ) -> None:
-    """With exit code 2, before the import of TensorFlow; no audit is kept."""
+    """The command exits with 2 before it imports TensorFlow, and writes no record."""
     harness, run = finished
     copy = tmp_path / "runs/bilstm/copy"
     shutil.copytree(run, copy)
@@ -119,7 +119,7 @@ def test_a_run_that_cannot_be_audited_is_refused_in_one_line(
 
 
 def test_a_broken_result_is_a_difference(finished: tuple[Harness, Path], tmp_path: Path) -> None:
-    """With exit code 1: the file can be read, and is none of a run."""
+    """A readable file that is not the result of a run is a difference, so the exit code is 1."""
     harness, run = finished
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
@@ -130,7 +130,7 @@ def test_a_broken_result_is_a_difference(finished: tuple[Harness, Path], tmp_pat
 
 @pytest.mark.full
 def test_a_job_with_code_runs_only_where_it_is_trusted(harness: Harness) -> None:
-    """The owner of the folder doesn't matter: a copy has another owner than its author."""
+    """The owner of the folder proves nothing, because a copy belongs to the user who copied it."""
     toml = (calm_run(harness, "lstm") / "job.toml").read_text()
     (harness.folder / "own.py").write_text(
         "import keras\n\n\ndef stop():\n    open('mark', 'a').close()\n"
@@ -155,7 +155,7 @@ def test_a_job_with_code_runs_only_where_it_is_trusted(harness: Harness) -> None
 def test_from_python_a_difference_is_an_answer(
     finished: tuple[Harness, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A difference raises nothing; a run that can't be audited raises InputError."""
+    """`harness.audit` returns a difference, but raises InputError if a run can't be audited."""
     harness, run = finished
     for name, value in harness.environment.items():
         monkeypatch.setenv(name, value)
@@ -176,7 +176,7 @@ def test_from_python_a_difference_is_an_answer(
 
 
 def audited(harness: Harness, run: Path, depth: str = "full") -> dict[str, Any]:
-    """The record of an audit."""
+    """Audit a run, and return the record of the audit."""
     mine = harness.folder / "mine"
     done = harness.run("audit", run, f"--{depth}", "--runs", mine)
     checksum = hashlib.sha256((run / "result.json").read_bytes()).hexdigest()
@@ -188,7 +188,7 @@ def audited(harness: Harness, run: Path, depth: str = "full") -> dict[str, Any]:
 
 
 def found_by(audit: dict[str, Any]) -> list[str]:
-    """The depths of an audit that find a difference; a full audit has the checks of the others."""
+    """Return the depths of audit that detect a difference, judged by the checks of a full audit."""
     differing = [each for each in audit["checks"] if each["outcome"] == "differs"]
     quick = ("files", "data", "inputs", "exported epoch", "scores of", "model on")
     without = [each for each in differing if each["compared"].startswith(quick)]
@@ -198,7 +198,7 @@ def found_by(audit: dict[str, Any]) -> list[str]:
 
 
 def flip(harness: Harness, place: str, number: int) -> tuple[Path, str]:
-    """A run with a flipped bit, and the place of the bit."""
+    """Make a run with one flipped bit; return the run and the place of the bit."""
     chance = random.Random(f"{place} {number}")  # noqa: S311 - not a secret
     run = harness.runs / "lstm" / f"{place}-{number}"
     calm = calm_run(harness, "lstm") if not (harness.runs / "lstm/calm").exists() else None
@@ -220,7 +220,7 @@ def flip(harness: Harness, place: str, number: int) -> tuple[Path, str]:
     ],
 )
 def test_a_flip_of_a_bit_is_found(harness: Harness, place: str, depth: str) -> None:
-    """Flipped in training, or in a finished run whose checksums were written again."""
+    """The bit is flipped in training, or in a finished run whose checksums are updated."""
     run, where = flip(harness, place, 0)
     assert results(run) != results(harness.runs / "lstm/calm") or place == "vocabulary", where
     assert audited(harness, run, depth)["outcome"] == "differs", where
@@ -228,7 +228,7 @@ def test_a_flip_of_a_bit_is_found(harness: Harness, place: str, depth: str) -> N
 
 @pytest.mark.slow
 def test_thirty_flips_are_found(harness: Harness) -> None:
-    """A full audit finds all; with `-s` the test prints which ones a shorter audit finds."""
+    """A full audit finds every flip that changes a file; `-s` prints what shorter audits find."""
     for place in ("gradient", *PLACES):
         for number in range(5):
             run, where = flip(harness, place, number)
@@ -250,7 +250,7 @@ HONEST = {
 def check_honest(
     harness: Harness, job: str, devices: str, *, kills: int = 0, seed: int = 1
 ) -> None:
-    """Train a run, with kills, and audit it."""
+    """Check that an audit finds a run equal that was killed `kills` times."""
     words = [*HONEST[job], "--devices", devices, "--seed", str(seed)]
     for number in range(kills):
         kill_at(harness, job, 5 + 13 * number, *words)
@@ -264,14 +264,14 @@ def check_honest(
 @pytest.mark.full
 @pytest.mark.parametrize("job", ["gru", "best"])
 def test_an_honest_run_is_equal_to_the_byte(harness: Harness, job: str) -> None:
-    """A run with Keras's own layers, and one with n-gram ratios."""
+    """The runs use Keras's own layers (gru) and n-gram ratios (best)."""
     check_honest(harness, job, "cpu:1", seed=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("job", [*HONEST])
 def test_thirty_honest_runs_are_equal_to_the_byte(harness: Harness, job: str) -> None:
-    """On one and two replicas: undisturbed, killed once and killed twice."""
+    """Each job trains on one and on two replicas, with zero, one and two kills."""
     for devices in ("cpu:1", "cpu:2"):
         for kills in range(3):
             check_honest(harness, job, devices, kills=kills, seed=kills + 1)

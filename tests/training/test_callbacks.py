@@ -50,7 +50,7 @@ def model_of(train: TrainConfig) -> keras.Model:
 
 
 def test_own_callbacks_are_called_at_epochs_and_get_their_state() -> None:
-    """A resumed run calls `on_train_begin`, restores the state, and passes no measured times."""
+    """A resumed run restores their state after `on_train_begin`; `logs` contains no times."""
     job = job_of(COUNTS)
     first = RunCallbacks(job.train, model_of(job.train), own_callbacks(job))
     first.begin(Progress())
@@ -66,7 +66,7 @@ def test_own_callbacks_are_called_at_epochs_and_get_their_state() -> None:
 
 
 def test_a_stop_that_a_callback_undid_stays_undone() -> None:
-    """The replay of early stopping doesn't end a resumed run if the undisturbed run continued."""
+    """A resumed run stops only if the interrupted run had stopped, whatever a replay would do."""
     job = job_of(COUNTS, early_stopping_patience=1)
     history = [{**LINE, "epoch": epoch} for epoch in (1, 2, 3)]
     for stopped in (False, True):
@@ -76,7 +76,7 @@ def test_a_stop_that_a_callback_undid_stays_undone() -> None:
 
 
 def test_changes_of_on_train_begin_happen_once() -> None:
-    """A new run has the callback's rate and weights; a resumed run those of its checkpoint."""
+    """A new run uses the callback's rate and weights; a resumed run uses its checkpoint's."""
     source = COUNTS.replace(
         'self.calls.append("begin")',
         "self.model.optimizer.learning_rate *= 0.5; self.model.variables[1].assign([7.0])",
@@ -95,7 +95,7 @@ def test_changes_of_on_train_begin_happen_once() -> None:
 
 @pytest.mark.parametrize("warmup", [0.0, 1.0])
 def test_a_plateau_cuts_the_rate_with_and_without_a_schedule(warmup: float) -> None:
-    """Epochs without improvement halve the rate; a replay leaves the saved rate unchanged."""
+    """Each epoch without improvement halves the rate; resuming leaves the saved rate unchanged."""
     train = TrainConfig(reduce_lr_patience=1, warmup_epochs=warmup, learning_rate=0.5)
     model = model_of(train)
     callbacks = RunCallbacks(train, model)
@@ -112,7 +112,7 @@ def test_a_plateau_cuts_the_rate_with_and_without_a_schedule(warmup: float) -> N
 
 @pytest.mark.parametrize("warmup", [0.0, 1.0])
 def test_a_replay_of_many_cuts_keeps_the_count_of_epochs(warmup: float) -> None:
-    """The replay starts at the first rate; from the last one the cuts would reach 0."""
+    """The replay starts at the first rate, because cuts from the last rate would reach 0."""
     train = TrainConfig(reduce_lr_patience=2, reduce_lr_factor=1e-10, warmup_epochs=warmup)
     model = model_of(train)
     schedule = schedule_of(model.optimizer)
@@ -148,7 +148,7 @@ def test_a_replay_of_many_cuts_keeps_the_count_of_epochs(warmup: float) -> None:
     ],
 )
 def test_a_bad_callback_is_refused(source: str, says: str) -> None:
-    """One line with the key, the function and the rule."""
+    """One line names the key, the function and the rule."""
     with pytest.raises(InputError) as refused:
         own_callbacks(job_of(source))
     assert says in str(refused.value)
@@ -156,7 +156,7 @@ def test_a_bad_callback_is_refused(source: str, says: str) -> None:
 
 
 def test_an_error_of_a_callback_ends_the_run_in_one_line() -> None:
-    """The run fails; so it does at a state that JSON can't hold."""
+    """A state that JSON can't represent is also an error."""
     for source, says in (
         (COUNTS.replace("self.calls.append([epoch", "self.calls.no([epoch"), r"cb\.py, line 9"),
         (COUNTS.replace("return self.calls", "return {1, 2}"), "save_state should return"),

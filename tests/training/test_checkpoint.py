@@ -20,7 +20,7 @@ from harness.training.progress import Progress
 
 
 class Step:
-    """A model of one number and its optimizer."""
+    """A model with one weight, and its optimizer."""
 
     def __init__(self, dtype: str = "float32") -> None:
         layer = keras.layers.Dense(1, use_bias=False, dtype=dtype)
@@ -31,7 +31,7 @@ class Step:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_restored_to_the_bit(tmp_path: Path, dtype: str) -> None:
-    """So are the best weights, also in a run that begins with the checkpoint of another run."""
+    """Weights and best weights keep their bytes, also in a run that adopts the checkpoint."""
     run, step = RunDirectory(tmp_path / "run"), Step(dtype)
     of_step: Any = step
     run.take_lease()
@@ -50,7 +50,7 @@ def test_half_precision_is_restored_to_the_bit(tmp_path: Path, dtype: str) -> No
 
 
 def saved_run(folder: Path, *numbers: int) -> tuple[RunDirectory, Any]:
-    """A run with a checkpoint at each number of steps, and its model."""
+    """Return a run with a checkpoint after each of these numbers of steps, and its model."""
     run, step = RunDirectory(folder), Step()
     of_step: Any = step
     run.take_lease()
@@ -63,7 +63,7 @@ def saved_run(folder: Path, *numbers: int) -> tuple[RunDirectory, Any]:
 def test_a_disk_error_is_no_broken_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
-    """zipfile reports a disk error as "not a zip file"; the run ends and can be resumed."""
+    """Although zipfile reports "not a zip file", the run ends and can be resumed."""
     run, step = saved_run(tmp_path / "run", 400, 500)
 
     def fail(*_: object) -> None:
@@ -78,7 +78,7 @@ def test_a_disk_error_is_no_broken_checkpoint(
 
 
 def test_a_run_with_a_parents_weights_does_not_begin_without_them(tmp_path: Path) -> None:
-    """If all checkpoints are broken, it is refused; other runs start over."""
+    """If all its checkpoints are broken, such a run is refused, while other runs start over."""
     for begins_with, weights_of in (("weights", None), ("checkpoint", "/a"), ("checkpoint", None)):
         run, step = saved_run(tmp_path / f"{begins_with}-{weights_of}", 400)
         parent = {"run": "/a", "begins_with": begins_with, "weights_of": weights_of}

@@ -1,4 +1,4 @@
-"""Whole runs: the same bytes after kills, and with two writers."""
+"""Whole runs end with the same bytes after kills, and if two processes train one run."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_a_killed_run_ends_with_the_same_bytes(
 
 @pytest.mark.slow
 def test_several_classes_are_exact_over_kills_and_equal_on_replicas(harness: Harness) -> None:
-    """Kills in two epochs change nothing, and one replica and two have the same curve."""
+    """Kills in two epochs change nothing; one replica and two have the same losses."""
     rows = [(f"{text} {'xyz'[i % 3]}", ["one", "two", "three"][i % 3])
             for i, (text, _) in enumerate(make_rows(400))]  # fmt: skip
     source = write_csv(harness.folder / "several.csv", rows)
@@ -77,7 +77,7 @@ def test_several_classes_are_exact_over_kills_and_equal_on_replicas(harness: Har
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", ["cpu:1", "cpu:2"])
 def test_twenty_kills_at_random_moments_leave_no_trace(harness: Harness, devices: str) -> None:
-    """Twenty kills in start-up, training, validation and saving; `-s` prints their places."""
+    """The kills hit start-up, training, validation and saving; `-s` prints where."""
     words = ["--devices", devices, "--set", "train.epochs=500", "--set", "data.limit=1000"]
     calm = harness.run(*harness.train_words("gru", "calm", *words), timeout_s=1200)
     assert calm.returncode == 0, calm.stderr
@@ -100,7 +100,7 @@ def test_twenty_kills_at_random_moments_leave_no_trace(harness: Harness, devices
 
 
 def step_events(run: Path) -> list[tuple[str, int, float]]:
-    """Every (tag, step, value) of loss and accuracy in the run's TensorBoard log."""
+    """Return every (tag, step, value) of loss and accuracy in the run's TensorBoard log."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
     from tensorboard.util.tensor_util import make_ndarray
 
@@ -119,7 +119,7 @@ def test_a_broken_checkpoint_is_named_and_the_older_one_used(harness: Harness) -
     """A truncated or empty checkpoint, or a FIFO in its place, costs steps but not the run."""
     calm, run = calm_run(harness, "lstm"), killed_run(harness, "lstm")
     *older, oldest, newest = sorted((run / "checkpoints").glob("step-*.npz"))
-    for path in older:  # the kill may have come before the third one was removed
+    for path in older:  # the kill may precede the removal of a third checkpoint
         path.unlink()
     kept = harness.folder / "kept"
     shutil.copytree(run, kept)
@@ -140,7 +140,7 @@ def test_a_broken_checkpoint_is_named_and_the_older_one_used(harness: Harness) -
 
 
 def test_checkpoints_of_another_job_or_other_data_are_refused(harness: Harness) -> None:
-    """An edited job.toml ends in one line, and the checkpoints stay."""
+    """A run with an edited job.toml ends with one line, and its checkpoints remain."""
     run = killed_run(harness, "lstm")
     job = (run / "job.toml").read_text()
     (run / "job.toml").write_text(job.replace("learning_rate = 0.0005", "learning_rate = 5.0"))
@@ -153,7 +153,7 @@ def test_checkpoints_of_another_job_or_other_data_are_refused(harness: Harness) 
 
 
 def test_a_run_that_was_taken_over_writes_nothing_more(harness: Harness) -> None:
-    """A process that was stopped while another one finished the run changes no byte."""
+    """A process that was suspended while another process finished the run changes no byte."""
     older = harness.start(*harness.train_words("lstm", "killed"))
     run = harness.runs / "lstm" / "killed"
     deadline = time.monotonic() + 60

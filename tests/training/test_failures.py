@@ -24,14 +24,14 @@ def test_only_errors_of_devices_are_explained() -> None:
 
 
 def test_a_worker_that_nccl_lost_is_an_interruption() -> None:
-    """The others have saved and can be resumed."""
+    """The other workers have saved, and the run can be resumed."""
     group: Any = SimpleNamespace(explain=lambda: None, lost=lambda message: "n2")
     with pytest.raises(Interrupted, match="the loss of the worker on n2"), explained_losses(group):
         raise internal("NCCL: ncclRemoteError: remote process exited or there was a network error")
 
 
 def test_a_failure_after_a_takeover_is_reported_as_the_takeover(tmp_path: Path) -> None:
-    """The newer process removes files that the older one writes, whose errors are consequences."""
+    """The older process fails because the newer process removes its files."""
     older, newer = RunDirectory(tmp_path / "run"), RunDirectory(tmp_path / "run")
     older.take_lease()
     with (

@@ -1,4 +1,4 @@
-"""A signal at any moment at which a run checks for one: the bytes of an undisturbed run."""
+"""A run that is interrupted and resumed ends with the bytes of an undisturbed run."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.training.test_trainer import train_in
 
 pytestmark = pytest.mark.full
 
-# Every second call of a hook changes the bytes.
+# A hook that is called once too often changes the bytes.
 CALLBACK = """
 import keras
 class Cuts(keras.callbacks.Callback):
@@ -33,7 +33,7 @@ def make(): return Cuts()
 
 
 def job_of() -> Job:
-    """Three epochs of few steps."""
+    """Return a job of three short epochs."""
     return check_job(
         {
             "name": "mine",
@@ -55,7 +55,7 @@ def job_of() -> Job:
 
 
 class StopAt(StopRequest):
-    """Interrupts the n-th check; records the function of every check."""
+    """Interrupts the n-th check for a signal; records which function makes each check."""
 
     def __init__(self, n: int = 0) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class StopAt(StopRequest):
 
 
 def moments(checked_from: list[str]) -> dict[str, int]:
-    """The number of a check at each kind of moment."""
+    """Return the number of one check for each kind of moment."""
     epochs = [n for n, name in enumerate(checked_from, 1) if name == "fit"]
     scoring = [n for n, name in enumerate(checked_from, 1) if name == "probabilities"]
     return {
@@ -83,7 +83,7 @@ def moments(checked_from: list[str]) -> dict[str, int]:
 
 
 def test_a_signal_at_any_moment_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    """And callbacks are called once per epoch."""
+    """Equal bytes also show that callbacks are called once per epoch."""
     stop = StopAt()
     calm = train_in(tmp_path / "calm", job_of(), stop=stop)
     for when, n in moments(stop.checked_from).items():

@@ -1,4 +1,4 @@
-"""Before a run: its devices and its record."""
+"""Before a run starts: the choice of its devices, and errors of its record."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ from tests.conftest import JOBS
 
 
 def test_a_resumed_run_keeps_its_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """HARNESS_DEVICES is for new runs; `--devices` is for all."""
+    """HARNESS_DEVICES applies to new runs only, `--devices` to all runs."""
     new, begun = RunDirectory(tmp_path / "new"), RunDirectory(tmp_path / "begun")
     begun.folder.mkdir()
     begun.path("provenance.json").write_text('{"devices_asked": "cpu:2"}')
@@ -46,7 +46,7 @@ def test_an_unreadable_record_is_not_a_missing_one(
     tmp_path: Path,
     reads: Callable[[RunDirectory, RunContext], object],
 ) -> None:
-    """Otherwise the run would continue with other devices, another plan or random weights."""
+    """If it counted as missing, the run would use other devices, another plan or random weights."""
     run = RunDirectory(tmp_path)
     dataset: Any = None
     run.path("provenance.json").write_text('{"devices_asked": "cpu:2"}')

@@ -1,4 +1,4 @@
-"""Scores against values computed by hand, by scikit-learn and by Keras; and their pictures."""
+"""Scores equal those of scikit-learn, of Keras and by hand; pictures of scores are reproducible."""
 
 from collections.abc import Callable
 
@@ -15,18 +15,18 @@ Picture = Callable[[ArrayLike, ArrayLike], bytes]
 
 
 def png_size(png: bytes) -> tuple[int, int]:
-    """Width and height in pixels, from the header."""
+    """Return width and height in pixels from the header of a PNG."""
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
 
 
 def test_numbers_outside_of_0_to_1_have_a_calibration_picture() -> None:
-    """A custom network may return them."""
+    """A custom network may return such numbers."""
     assert png_size(calibration_picture([0, 1, 1], [-0.5, 1.5, 0.2])) == (640, 640)
 
 
 def test_worked_example() -> None:
-    """Scores of six reviews, computed by hand; a probability of 0.5 is negative."""
+    """Scores of six reviews, computed by hand; a probability of 0.5 counts as negative."""
     found = scores.test_scores([0, 0, 0, 1, 1, 1], [0.1, 0.5, 0.8, 0.4, 0.6, 0.9])
     assert found["confusion_matrix"] == [[2, 1], [1, 2]]
     assert found["num_reviews"] == 6
@@ -34,7 +34,7 @@ def test_worked_example() -> None:
     for name in ("accuracy", "precision", "recall", "f1"):
         assert found[name] == pytest.approx(2 / 3)
     # Of the 9 pairs of a positive and a negative review, 6 are in the right order:
-    # 0.4 is over 0.1 alone, 0.6 over 0.1 and 0.5, 0.9 over all three.
+    # 0.4 is above 0.1 only, 0.6 is above 0.1 and 0.5, and 0.9 is above all three.
     assert found["roc_auc"] == pytest.approx(6 / 9)
     assert found["log_loss"] == pytest.approx(
         -np.log([0.9, 0.5, 0.2, 0.4, 0.6, 0.9]).mean(), rel=1e-12
@@ -42,7 +42,7 @@ def test_worked_example() -> None:
 
 
 def made_up(num_classes: int, num: int = 600) -> tuple[np.ndarray, np.ndarray]:
-    """Labels, of which the last class is the rarest, and probabilities that correlate with them."""
+    """Make labels whose last class is the rarest, and probabilities that correlate with them."""
     generator = np.random.default_rng(num_classes)
     frequency = 1.0 / np.arange(1, num_classes + 1)
     labels = generator.choice(num_classes, num, p=frequency / frequency.sum())
@@ -54,7 +54,7 @@ def made_up(num_classes: int, num: int = 600) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("num_classes", [3, 11])
 def test_scores_of_several_classes_are_those_of_scikit_learn(num_classes: int) -> None:
-    """The accuracy of the five most probable classes is a score for more than ten classes only."""
+    """The top-5 accuracy is reported only for more than ten classes."""
     from sklearn import metrics
 
     labels, probabilities = made_up(num_classes)
@@ -85,11 +85,11 @@ def test_scores_of_several_classes_are_those_of_scikit_learn(num_classes: int) -
     assert found["confusion_matrix"] == metrics.confusion_matrix(labels, predicted).tolist()
     assert (
         len({round(value, 6) for value in wanted.values()}) >= 7
-    )  # otherwise swapped scores would pass
+    )  # the test notices swapped scores
 
 
 def test_a_class_without_reviews_is_left_out_of_means() -> None:
-    """One of three classes has no reviews: scikit-learn's means, and ROC AUC of the others."""
+    """Balanced accuracy and ROC AUC are means over the other classes; F1 equals scikit-learn's."""
     from sklearn import metrics
 
     labels, probabilities = made_up(3)
@@ -97,7 +97,7 @@ def test_a_class_without_reviews_is_left_out_of_means() -> None:
     labels, probabilities = labels[some], probabilities[some]
     found = scores.test_scores(labels, probabilities)
     predicted = probabilities.argmax(axis=1)
-    assert 2 in predicted  # a mistake, whose F1 is 0
+    assert 2 in predicted  # class 2 is predicted by mistake, so its F1 is 0
     assert found["f1_macro"] == pytest.approx(metrics.f1_score(labels, predicted, average="macro"))
     recalls = [np.mean(predicted[labels == label] == label) for label in (0, 1)]
     assert found["balanced_accuracy"] == pytest.approx(np.mean(recalls))
@@ -109,7 +109,7 @@ def test_a_class_without_reviews_is_left_out_of_means() -> None:
 @pytest.mark.parametrize(("label", "name"), [(0, "negative"), (1, "positive")])
 @pytest.mark.filterwarnings("error")
 def test_one_class(label: int, name: str) -> None:
-    """For a single class there is a reason in place of ROC AUC, and no warning."""
+    """If all reviews have one class, a reason replaces ROC AUC, without a warning."""
     found = scores.test_scores([label] * 3, [0.1, 0.2, 0.3])
     assert found["roc_auc"] is None
     assert found["roc_auc_reason"] == f"all 3 reviews are {name}"
@@ -118,7 +118,7 @@ def test_one_class(label: int, name: str) -> None:
 
 
 def test_loss_and_accuracy_are_those_of_keras() -> None:
-    """In float64, also where probabilities are clipped."""
+    """They are equal in float64, also where Keras clips the probabilities."""
     import keras
 
     generator = np.random.default_rng(1)
@@ -163,7 +163,7 @@ def test_wrong_input(labels: ArrayLike, probabilities: ArrayLike, message: str) 
 @pytest.mark.parametrize("picture", PICTURES)
 @pytest.mark.filterwarnings("error")
 def test_pictures(picture: Picture) -> None:
-    """A picture is a PNG of 640 pixels width with reproducible bytes, even for a single class."""
+    """A picture is a PNG 640 pixels wide, with reproducible bytes, even for a single class."""
     generator = np.random.default_rng(2)
     labels = generator.integers(0, 2, 500)
     probabilities = generator.uniform(size=500)

@@ -24,8 +24,8 @@ def own(tmp_path: Path) -> Path:
 
 
 def test_an_own_network_needs_its_file_once(harness: Harness, own: Path) -> None:
-    """After its start a run needs the file no more: a killed run is resumed, to the same bytes,
-    evaluated, and used for predictions. On one replica it has the same losses.
+    """After its start a run no longer needs the file: it is resumed to the same bytes, evaluated,
+    and used for predictions. One replica and two have the same losses.
     """
     job, runs = str(own / "conv_gru"), harness.runs / "conv_gru"
     words = ["--devices", "cpu:2"]
@@ -60,7 +60,7 @@ def test_an_own_network_needs_its_file_once(harness: Harness, own: Path) -> None
 
 @pytest.mark.slow
 def test_a_search_reaches_the_options(harness: Harness, own: Path) -> None:
-    """A search tries values of `model.options`; its best trial needs the file no more."""
+    """A search tries values of `model.options`; its best trial no longer needs the file."""
     path = own / "tune_conv_gru.toml"
     path.write_text(
         (own / "conv_gru.toml").read_text() + '[search]\ntuner = "grid"\n[search.space]\n'
@@ -80,7 +80,7 @@ def test_a_search_reaches_the_options(harness: Harness, own: Path) -> None:
 
 
 def test_a_refused_network_leaves_nothing(harness: Harness, own: Path) -> None:
-    """An error inside the network, a wrong shape, an unknown option: one line, no folder."""
+    """A network's error, a wrong shape or an unknown option ends in one line, without a folder."""
     source = own / "conv_gru.py"
     text = source.read_text()
     for before, after, says in (

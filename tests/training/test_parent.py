@@ -26,7 +26,7 @@ from tests.training.kills import kill_at, wait_for_step
 
 
 def embedding(run: Path) -> np.ndarray:
-    """The embedding of a finished run's model."""
+    """Return the embedding of a finished run's model."""
     with zipfile.ZipFile(run / "model.keras") as archive:
         weights = h5py.File(io.BytesIO(archive.read("model.weights.h5")))
     return np.array(weights["layers/embedding/vars/0"])
@@ -42,7 +42,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Harness:
 
 @pytest.mark.full
 def test_more_epochs_end_with_the_bytes_of_one_run(parent: Harness) -> None:
-    """The child is killed once, and the same command resumes it."""
+    """The child run is killed once, and the same command resumes it."""
     five = ("--set", "train.epochs=5")
     named = parent.runs / "lstm/parent"
     assert parent.train("lstm", "whole", *five).returncode == 0
@@ -57,7 +57,7 @@ def test_more_epochs_end_with_the_bytes_of_one_run(parent: Harness) -> None:
 
 @pytest.mark.full
 def test_a_run_that_continues_uses_plan_and_devices_of_its_parent(parent: Harness) -> None:
-    """It warns of other differences, and --strict refuses them."""
+    """The run warns of other differences from its parent, and --strict refuses them."""
     shutil.copytree(parent.runs / "lstm/parent", named := parent.runs / "lstm/two")
     record = json.loads((named / "provenance.json").read_text())
     plan = {**record["plan"], "way": "keras", "threads": 3}
@@ -85,7 +85,7 @@ def test_a_run_that_continues_uses_plan_and_devices_of_its_parent(parent: Harnes
 
 @pytest.mark.full
 def test_another_job_begins_with_the_weights_that_fit(parent: Harness) -> None:
-    """It names the other layers; a kill before its first step changes nothing."""
+    """The run names the layers that don't fit; a kill before its first step changes nothing."""
     other = ("--set", "model.units=16", "--set", "train.epochs=1")
     named = parent.runs / "lstm/parent"
     done = parent.train("lstm", "other", *other, "--from", named)
@@ -101,14 +101,14 @@ def test_another_job_begins_with_the_weights_that_fit(parent: Harness) -> None:
     process.communicate()
     with np.load(again / "checkpoints/step-000000000.npz") as begun:
         assert np.array_equal(begun["model/0"], embedding(named))
-    shutil.rmtree(again / "checkpoints")  # as if killed before it: the record names the parent
+    shutil.rmtree(again / "checkpoints")  # as if killed earlier; the record still names the parent
     assert parent.run("resume", again).returncode == 0
     assert results(again) == results(parent.runs / "lstm/other")
 
 
 @pytest.mark.full
 def test_a_parent_without_a_fitting_layer_leaves_no_run(parent: Harness) -> None:
-    """The line says how to train without a parent."""
+    """The refusal says how to train without a parent."""
     words = ("--set", "model.units=16", "--set", "model.embedding_dim=5", "--set", "train.epochs=1")
     run, named = parent.runs / "lstm/alone", parent.runs / "lstm/parent"
     refused = parent.train("lstm", "alone", *words, "--from", named)
@@ -144,7 +144,7 @@ def test_a_bad_parent_is_refused(harness: Harness) -> None:
 def test_a_parent_that_no_run_can_continue(
     tmp_path: Path, epochs: int, trained: int | None, message: str
 ) -> None:
-    """It has trained more epochs, or its checkpoint is gone."""
+    """The parent has trained more epochs than the job has, or its checkpoint is gone."""
     dataset = small_data(tmp_path / "data")
     job = load_job(JOBS / "lstm.toml", [f"train.epochs={epochs}"])
     parent = tmp_path / "runs/lstm/parent"
@@ -165,7 +165,7 @@ def test_a_parent_that_no_run_can_continue(
 def test_other_word_vectors_under_the_same_name_are_another_job(
     tmp_path: Path, now: str, continues: bool
 ) -> None:
-    """The checksum of the file counts, not its path."""
+    """The file's checksum decides, not its path."""
     dataset, job = small_data(tmp_path / "data"), load_job(JOBS / "lstm.toml")
     parent = write_parent(tmp_path, job, dataset, starts=[{"embeddings": "as before"}])
     vectors = WordVectors(
@@ -197,7 +197,7 @@ def test_a_schedule_that_follows_the_epochs_makes_another_job(
 def test_a_checkpoint_of_another_job_than_the_parents_is_refused(
     tmp_path: Path, edited: bool
 ) -> None:
-    """The parent's job.toml was edited after the training."""
+    """A parent whose job.toml was edited after the training has such a checkpoint."""
     dataset, job = small_data(tmp_path / "data"), load_job(JOBS / "lstm.toml")
     named = RunDirectory(write_parent(tmp_path, job, dataset))
     identity = RunContext(named, named.job(), dataset).identity
@@ -220,11 +220,11 @@ def test_a_checkpoint_of_another_job_than_the_parents_is_refused(
 
 
 def untouched() -> Any:
-    """Takes the place of models and optimizer that must not be used."""
+    """Return None in place of models and an optimizer that must not be used."""
 
 
 def write_parent(folder: Path, job: Job, dataset: Dataset, **record: object) -> Path:
-    """A finished run with an empty checkpoint."""
+    """Write a finished run with an empty checkpoint."""
     parent = folder / "runs/lstm/parent"
     write_run(parent, job.to_toml())
     record |= {"dataset": {"checksum": dataset.checksum}}

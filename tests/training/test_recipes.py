@@ -1,4 +1,4 @@
-"""Batches by length, n-gram ratios, word dropout and adversarial training: exact too."""
+"""Batches by length, n-gram ratios, word dropout and adversarial training are exact, too."""
 
 import hashlib
 import json
@@ -23,12 +23,12 @@ ALL = [
     *("--set", "train.adversarial=5"),
 ]
 LONG = [*ALL, "--set", "train.epochs=5"]
-LAST_EPOCH = 61  # its first step, of 15 an epoch
+LAST_EPOCH = 61  # first step of the last epoch, of 15 steps per epoch
 
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path]:
-    """A finished run that uses all of these."""
+    """A finished run that uses all these settings."""
     harness = Harness(tmp_path_factory.mktemp("recipes"))
     done = harness.train("bilstm", "calm", *LONG)
     assert done.returncode == 0, done.stderr
@@ -36,7 +36,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path]:
 
 
 def test_a_killed_run_ends_with_the_same_bytes(calm: tuple[Harness, Path]) -> None:
-    """It is killed in its last epoch."""
+    """The run is killed in its last epoch."""
     harness, run = calm
     kill_at(harness, "bilstm", LAST_EPOCH, *LONG)
     killed = run.with_name("killed")
@@ -49,8 +49,8 @@ def test_a_killed_run_ends_with_the_same_bytes(calm: tuple[Harness, Path]) -> No
 
 
 def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
-    """Even with dropped words, padding and unequal shares; in float64 only rounding differs."""
-    for devices in ("cpu:1", "cpu:2"):  # shares of 16 and 15 reviews
+    """In float64 losses differ only by rounding, even with dropped words and unequal shares."""
+    for devices in ("cpu:1", "cpu:2"):  # two replicas have shares of 16 and 15 reviews
         words = [*ALL, "--devices", devices, "--set", "train.precision=float64"]
         words += ["--set", "train.batch_size=31"]
         done = harness.train("lstm", devices.replace(":", ""), *words)
@@ -68,7 +68,7 @@ def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
 def test_a_run_with_ratios_evaluates_and_predicts(
     calm: tuple[Harness, Path], tmp_path: Path
 ) -> None:
-    """With the same scores; a changed file of ratios is refused in one line."""
+    """`evaluate` reports the same scores; a changed file of ratios is refused in one line."""
     harness, run = calm
     result = json.loads((run / "result.json").read_text())
     content = (run / "ngram_ratios.npz").read_bytes()

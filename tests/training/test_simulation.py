@@ -1,4 +1,4 @@
-"""One writer, no lost checkpoint, the same bytes, and no refusal of a run's own files.
+"""A run has one writer, loses no checkpoint, accepts its own files, and ends with the same bytes.
 
 Each schedule is a simulated run with faults (`run_world.py`). Only a checkpoint that another node
 saved in the last 30 s may be missed; its steps are trained again.
@@ -13,12 +13,12 @@ from tests.training.safeguards import SAFEGUARDS, without
 
 
 def test_no_schedule_breaks_a_promise() -> None:
-    """Kills, power cuts, a full or failing disk, late views, two jobs for one run, requeues."""
+    """Faults are kills, power cuts, a full or failing disk, late views, second jobs, requeues."""
     assert list(violations(range(1000))) == []
 
 
 def broken_without(name: str, seeds: range) -> Iterator[str]:
-    """A line for each schedule that breaks a promise only without the safeguard."""
+    """Return a line for each schedule that breaks a promise only without the safeguard."""
     faults = SAFEGUARDS[name].faults
     with without(name):
         found = dict(violations(seeds, faults, NUM_FAULTS))
@@ -28,7 +28,7 @@ def broken_without(name: str, seeds: range) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", SAFEGUARDS)
 def test_each_safeguard_is_needed(name: str) -> None:
-    """Some schedule of its faults breaks a promise only without the safeguard."""
+    """Some schedule of the safeguard's faults breaks a promise only without the safeguard."""
     parts = (range(first, first + 50) for first in range(0, 1000, 50))
     assert any(list(broken_without(name, seeds)) for seeds in parts)
 

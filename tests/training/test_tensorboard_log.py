@@ -48,7 +48,7 @@ def write_epoch(log: TensorBoardLog, epoch: int) -> None:
 
 
 def points(folder: Path) -> list[Point]:
-    """All scalars as (folder, tag, step, value), in the order in which TensorBoard reads them."""
+    """Return (folder, tag, step, value) of all scalars, in TensorBoard's order of reading."""
     found = []
     for key in (".", "train", "validation"):
         names = sorted(path for path in io_wrapper.ListDirectoryAbsolute(str(folder / key)))
@@ -73,7 +73,7 @@ def write_steps(log: TensorBoardLog, first: int, last: int) -> None:
 
 @pytest.mark.parametrize("num_steps", [400, 500, 501, 123_456])
 def test_a_log_has_about_500_evenly_spaced_steps(tmp_path: Path, num_steps: int) -> None:
-    """And about 100 figures of the machine; of a short run it has every step."""
+    """It has every step of a short run, and at most about 100 figures of the machine."""
     with TensorBoardLog(tmp_path, num_steps=num_steps) as log:
         write_steps(log, 1, num_steps)
     steps: dict[str, list[int]] = {}
@@ -89,7 +89,7 @@ def test_a_log_has_about_500_evenly_spaced_steps(tmp_path: Path, num_steps: int)
 
 
 def test_a_log_is_exact_across_kills(tmp_path: Path) -> None:
-    """It has the points of an undisturbed log, at any place of marks and kills.
+    """The log has the points of an undisturbed log, wherever marks and kills fall.
 
     `test_exactness.py` kills real runs.
     """
@@ -147,7 +147,7 @@ def test_damaged_files_are_reported(tmp_path: Path) -> None:
 
 
 def test_a_running_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
-    """It had read events that a killed process wrote after its mark."""
+    """TensorBoard has already read events that a killed process wrote after its last mark."""
     log = TensorBoardLog(tmp_path)
     write_epoch(log, 1)
     mark = log.mark()
@@ -164,7 +164,7 @@ def test_a_running_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_line_with_the_name_of_the_file(tmp_path: Path) -> None:
-    """The end of `with` adds no other error."""
+    """Leaving the `with` block raises no second error."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     values = np.zeros(1000)
 
@@ -186,7 +186,7 @@ RUN = "gru/tensorboard"
 
 @pytest.fixture(scope="module")
 def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Get]:
-    """A TensorBoard process that shows a run; yields a function that asks it over HTTP."""
+    """Start a TensorBoard that shows a run; yield a function that requests its pages."""
     runs = tmp_path_factory.mktemp("runs")
     folder = runs / "gru/tensorboard"
     with TensorBoardLog(folder) as log:

@@ -14,7 +14,7 @@ from tests.training.kills import killed_run, wait_for_step
 
 @pytest.mark.full
 def test_a_signal_saves_and_ends_with_75(harness: Harness) -> None:
-    """The line says how to resume. `tests/system/test_processes.py` has the other signals."""
+    """A line says how to resume. `tests/system/test_processes.py` tests the other signals."""
     words = harness.train_words("lstm", "stopped", "--set", "train.checkpoint_every_s=86400")
     process = harness.start(*words, "--set", "train.epochs=200")
     run = harness.runs / "lstm" / "stopped"
@@ -30,7 +30,7 @@ def test_a_signal_saves_and_ends_with_75(harness: Harness) -> None:
 
 @pytest.mark.full
 def test_a_run_without_exactness_warns_and_records_it(harness: Harness) -> None:
-    """`train.deterministic` and `train.tf32`."""
+    """The settings are `train.deterministic` and `train.tf32`."""
     settings = ["--set", "train.deterministic=false", "--set", "train.tf32=true"]
     done = harness.train("lstm", "loose", *settings)
     assert done.returncode == 0, done.stderr
@@ -42,12 +42,12 @@ def test_a_run_without_exactness_warns_and_records_it(harness: Harness) -> None:
 
 @pytest.mark.slow
 def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
-    """With dropout and unequal shares, losses and predictions differ by rounding only.
+    """Losses and predictions differ only by rounding, even with dropout and unequal shares.
 
-    In float64: in float32 an LSTM multiplies a rounding error by ten every dozen steps.
+    The runs use float64: in float32 an LSTM multiplies a rounding error by ten every 12 steps.
     """
     precise = ["--set", "train.precision=float64"]
-    for devices in ("cpu:1", "cpu:3"):  # shares of 11, 11 and 10 reviews
+    for devices in ("cpu:1", "cpu:3"):  # three replicas have shares of 11, 11 and 10 reviews
         done = harness.train("lstm", devices.replace(":", ""), "--devices", devices, *precise)
         assert done.returncode == 0, done.stderr
     one, three = (metrics(harness.runs / "lstm" / f"cpu{n}") for n in (1, 3))
@@ -64,7 +64,7 @@ def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
 
 @pytest.mark.full
 def test_a_finished_run_stays_as_it_is(finished: tuple[Harness, Path]) -> None:
-    """Another start changes nothing, says so and ends with 0."""
+    """Another start reports that the run has finished, changes nothing and exits with 0."""
     harness, run = finished
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
     for words in (["resume", run], harness.train_words("bilstm", "calm")):
@@ -96,7 +96,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_step(harness: Harness) 
 def test_a_full_disk_ends_the_run_in_one_line(harness: Harness) -> None:
     """No file is half-written, and the exit code is 1."""
     words = harness.command(*harness.train_words("lstm", "full"))
-    # The kernel refuses any file over 200 KB: a checkpoint of this run has 3 MB.
+    # The kernel refuses files over 200 KB, and a checkpoint of this run has 3 MB.
     limited = ["bash", "-c", 'ulimit -f 200; exec "$@"', "bash", *words]
     done = subprocess.run(
         limited, env=harness.environment, capture_output=True, text=True, timeout=120, check=False
@@ -112,7 +112,7 @@ def test_a_full_disk_ends_the_run_in_one_line(harness: Harness) -> None:
 
 @pytest.mark.full
 def test_a_folder_that_can_not_be_made_ends_in_one_line(harness: Harness) -> None:
-    """With exit code 2."""
+    """The exit code is 2."""
     done = harness.run_here("train", JOBS / "lstm.toml", *SHRUNK, "--runs", "/dev/null/runs")
     assert done.returncode == 2
     assert "/dev/null/runs" in done.stderr

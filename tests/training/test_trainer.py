@@ -29,7 +29,7 @@ from harness.training.train import train
 from tests.conftest import JOBS, metrics
 
 VOCAB_SIZE, LENGTH, BATCH_SIZE = 30, 6, 16
-NUM_TRAINING, NUM_VALIDATION, NUM_TEST = 90, 10, 21  # 5 full batches of 16 and one of 10
+NUM_TRAINING, NUM_VALIDATION, NUM_TEST = 90, 10, 21  # 90 = 5 full batches of 16, and one of 10
 SETTINGS = [
     *("data.vocab_size=30", "data.maxlen=6", "data.validation_split=0.1"),
     *("model.units=4", "model.embedding_dim=4", "model.dropout=0", "model.spatial_dropout=0"),
@@ -39,7 +39,7 @@ SETTINGS = [
 
 
 def made_up_split(num_reviews: int, seed: int) -> Split:
-    """Reviews of 3 to 9 words, some too rare for the vocabulary, with noisy labels."""
+    """Make reviews of 3 to 9 words with noisy labels; some words are not in the vocabulary."""
     generator = np.random.default_rng(seed)
     reviews = [
         generator.integers(1, 40, generator.integers(3, 10)).tolist() for _ in range(num_reviews)
@@ -75,7 +75,7 @@ def train_in(
 def trained(
     folder: Path, *settings: str, file: Path = JOBS / "lstm.toml"
 ) -> tuple[RunDirectory, Job, list[dict[str, Any]]]:
-    """Train in `folder`; returns the run, its job and its metrics."""
+    """Train in `folder`; return the run, its job and its metrics."""
     job = load_job(file, [*SETTINGS, *settings])
     run = train_in(folder / "run", job)
     return run, job, metrics(run.folder)
@@ -92,7 +92,7 @@ def default_precision() -> Iterator[None]:
 
 
 def encoded(split: Split) -> np.ndarray:
-    """`[num_reviews, LENGTH]`: the last tokens of 1 and each rank + 3 (rare words: 2), 0 before."""
+    """Return `[num_reviews, LENGTH]`: 0 as padding, 1 as start, 2 for rare words, else rank + 3."""
     rows = []
     for first, end in zip(split.offsets, split.offsets[1:], strict=False):
         tokens = [1] + [t + 3 if t + 3 < VOCAB_SIZE else 2 for t in split.tokens[first:end]]
@@ -101,12 +101,12 @@ def encoded(split: Split) -> np.ndarray:
 
 
 def losses_of(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """The binary cross-entropy of each review."""
+    """Return the binary cross-entropy of each review."""
     return -np.log(np.where(labels == 1, probabilities, 1 - probabilities))
 
 
 def reference(job: Job, rates: list[float]) -> list[dict[str, float]]:
-    """Train the network with plain Keras, one epoch per learning rate."""
+    """Train the network in plain Keras, one epoch per learning rate, and return its metrics."""
     keras.utils.set_random_seed(job.train.seed)
     keras.config.set_dtype_policy("float64")
     model = BUILDERS[job.model.architecture](VOCAB_SIZE, job.model)
@@ -148,7 +148,7 @@ def reference(job: Job, rates: list[float]) -> list[dict[str, float]]:
 
 
 def job_with_callback(folder: Path, methods: str) -> Path:
-    """A file of the LSTM's job with a callback that has these methods."""
+    """Write the job of the LSTM with a callback that has these methods; return its path."""
     head = "import keras\nclass Ends(keras.callbacks.Callback):\n"
     (folder / "cb.py").write_text(head + methods)
     file = folder / "ends.toml"
@@ -168,7 +168,7 @@ def test_a_stop_in_on_train_begin_ends_the_run_after_an_epoch(tmp_path: Path) ->
 
 @pytest.fixture(scope="module")
 def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, Job, list[Any]]:
-    """A run of two epochs."""
+    """A run of two epochs, with its job and its metrics."""
     return trained(tmp_path_factory.mktemp("two"), "train.epochs=2")
 
 
@@ -176,7 +176,7 @@ def two_epochs(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDirectory, 
 def test_measured_times_are_in_timings_jsonl(
     two_epochs: tuple[RunDirectory, Job, list[Any]],
 ) -> None:
-    """And not in `metrics.jsonl`."""
+    """`metrics.jsonl` contains no measured times."""
     run, _, lines = two_epochs
     scores = {"epoch", "loss", "accuracy", "val_loss", "val_accuracy", "learning_rate", "checksum"}
     assert [set(line) for line in lines] == [scores] * 2
@@ -189,7 +189,7 @@ def test_measured_times_are_in_timings_jsonl(
 def test_an_epochs_checksum_is_that_of_its_checkpoint(
     two_epochs: tuple[RunDirectory, Job, list[Any]],
 ) -> None:
-    """It covers all arrays of the model, then of the optimizer, in order."""
+    """It covers all arrays of the model, then those of the optimizer, in order."""
     run, _, lines = two_epochs
     digest = hashlib.sha256()
     with np.load(run.checkpoints()[-1]) as arrays:
@@ -201,7 +201,7 @@ def test_an_epochs_checksum_is_that_of_its_checkpoint(
 
 @pytest.mark.full
 def test_reported_metrics_are_those_of_plain_keras(tmp_path: Path) -> None:
-    """Losses and accuracies of training and validation, with a partial last batch."""
+    """Losses and accuracies are equal in training and validation, with a partial last batch."""
     _, job, lines = trained(tmp_path, "train.epochs=3", "train.learning_rate=0.05")
     expected = reference(job, [0.05] * 3)
     for line, other in zip(lines, expected, strict=True):
@@ -212,7 +212,7 @@ def test_reported_metrics_are_those_of_plain_keras(tmp_path: Path) -> None:
 
 @pytest.mark.full
 def test_the_learning_rate_is_cut_after_the_epochs_without_improvement(tmp_path: Path) -> None:
-    """The metrics report the rate, and the optimizer uses it."""
+    """The metrics report the reduced rate, and the optimizer uses it."""
     cuts = ["train.reduce_lr_patience=2", "train.reduce_lr_factor=0.1", "train.monitor=val_loss"]
     _, job, lines = trained(tmp_path, *cuts, "train.epochs=6", "train.learning_rate=0.5")
     rates, best, waited = [0.5], np.inf, 0
@@ -229,7 +229,7 @@ def test_the_learning_rate_is_cut_after_the_epochs_without_improvement(tmp_path:
 
 @pytest.mark.full
 def test_settings_of_the_recipe_take_effect(tmp_path: Path) -> None:
-    """Early stopping ends a run; clipping and half precision change it; packed steps don't."""
+    """Early stopping, clipping and half precision change the metrics; packed steps don't."""
     sets = {
         "stop": ("train.early_stopping_patience=1", "train.epochs=40", "train.learning_rate=0.5"),
         "clip": ("train.clipnorm=0.001",),
@@ -246,7 +246,7 @@ def test_settings_of_the_recipe_take_effect(tmp_path: Path) -> None:
     assert lines["packed"] == lines["plain"]
     for name in ("clip", "float16"):
         assert lines[name] != lines["plain"]
-    # No gradient reaches this limit, whether the loss is scaled or not.
+    # Clipping applies to unscaled gradients, none of which reaches the limit of 1000.
     assert lines["float16_clipped"] == lines["float16"]
 
 
@@ -266,7 +266,7 @@ def test_settings_of_the_recipe_take_effect(tmp_path: Path) -> None:
 def test_the_model_has_the_weights_of_the_epoch_to_keep(
     tmp_path: Path, settings: tuple[str, ...], epoch: str
 ) -> None:
-    """The saved model has the scores of that epoch in the metrics; the best one is not the last."""
+    """The saved model reproduces the metrics of that epoch; the best epoch is not the last."""
     run, _, lines = trained(tmp_path, *settings, "train.epochs=9", "train.learning_rate=0.2")
     by_loss = min(lines, key=lambda line: (line["val_loss"], line["epoch"]))
     by_accuracy = max(lines, key=lambda line: (line["val_accuracy"], -line["epoch"]))

@@ -1,4 +1,4 @@
-"""Optimizers, schedules, losses and callbacks: exact over kills, equal on replicas."""
+"""Optimizers, schedules, losses and callbacks are exact over kills and equal on replicas."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from tests.training.kills import kill_at
 
 
 def runs_of(folder: Path, *cases: str) -> dict[str, dict[str, Any]]:
-    """The output of `part_runs` by case."""
+    """Run `part_runs`, and return its output by case."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.training.part_runs", folder, *cases],
         cwd=PROJECT,
@@ -31,7 +31,7 @@ def runs_of(folder: Path, *cases: str) -> dict[str, dict[str, Any]]:
 
 
 def check_case(found: dict[str, Any]) -> None:
-    """A run with two interruptions has the bytes of a calm run, and one replica the same losses."""
+    """Check that two interruptions change no byte, and that one replica has the same losses."""
     assert found["ended"] == found["two"]
     for name in ("loss", "val_loss", "learning_rate"):
         one, two = ([line[name] for line in found[run]["metrics"]] for run in ("one", "two"))
@@ -39,19 +39,19 @@ def check_case(found: dict[str, Any]) -> None:
 
 
 def rates(found: dict[str, Any]) -> list[float]:
-    """The learning rate of each epoch."""
+    """Return the learning rate of each epoch."""
     return [line["learning_rate"] for line in found["two"]["metrics"]]
 
 
 @pytest.mark.full
 def test_an_own_loss_and_optimizer_are_exact_and_equal_on_replicas(tmp_path: Path) -> None:
-    """The job own/focal.toml, with a schedule."""
+    """The job is own/focal.toml with a schedule."""
     check_case(runs_of(tmp_path, "own")["own"])
 
 
 @pytest.mark.slow
 def test_all_parts_are_exact_and_equal_on_replicas(tmp_path: Path) -> None:
-    """Every optimizer with weight decay, plateaus, steps, half precision, and own/parts.toml."""
+    """The cases are own/parts.toml, plateaus, steps, half precision and every optimizer."""
     found = runs_of(tmp_path, "parts", "plateau", "steps", "half", *OPTIMIZERS)
     for each in found.values():
         check_case(each)
@@ -66,7 +66,7 @@ def test_all_parts_are_exact_and_equal_on_replicas(tmp_path: Path) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("name", ["parts", pytest.param("focal", marks=pytest.mark.slow)])
 def test_a_killed_run_ends_with_the_same_bytes(harness: Harness, tmp_path: Path, name: str) -> None:
-    """A run with the user's functions needs their file no more after its start."""
+    """After its start a run with custom functions no longer needs their file."""
     shutil.copytree(JOBS / "own", tmp_path / "own")
     for path in (tmp_path / "own", *(tmp_path / "own").iterdir()):
         path.chmod(0o755)

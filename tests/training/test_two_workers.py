@@ -1,4 +1,4 @@
-"""One model that two processes of this machine train, as if on two nodes."""
+"""Two processes of this machine train one model, as if on two nodes."""
 
 import os
 import signal
@@ -13,10 +13,10 @@ from tests.conftest import Harness
 from tests.gpu.full import two_workers
 from tests.preloaded import Process
 
-LONG = ["--set", "train.epochs=1000", "--set", "train.batch_size=8"]  # 57 steps an epoch
-LOST_S, HANGS_S = 60, 120  # until a lost worker, and a hanging one, ends the other
+LONG = ["--set", "train.epochs=1000", "--set", "train.batch_size=8"]  # 57 steps per epoch
+LOST_S, HANGS_S = 60, 120  # limits until a lost or a hanging worker ends the other
 
-# Hangs in the second worker, after two epochs.
+# A callback that hangs in the second worker after two epochs.
 HANGS = """
 import os, threading
 import keras
@@ -29,7 +29,7 @@ def make(): return Hangs()
 
 
 class Pair:
-    """Two workers, the chief first."""
+    """The two workers of a run, the chief first."""
 
     def __init__(self, harness: Harness, *words: object) -> None:
         self.run = harness.runs / "lstm" / "pair"
@@ -42,7 +42,7 @@ class Pair:
         harness.environment = before
 
     def wait_for_step(self, step: int) -> None:
-        """Wait until the chief's heartbeat has a step."""
+        """Wait until the chief's heartbeat reports `step` or a later step."""
         deadline = time.monotonic() + 180
         while (read_json(self.run / "state.json").get("step") or 0) < step:
             assert time.monotonic() < deadline, "waited too long"
@@ -50,11 +50,11 @@ class Pair:
             time.sleep(0.1)
 
     def num_threads(self) -> list[int]:
-        """The number of threads of each process."""
+        """Return the number of threads of each process."""
         return [len([*Path(f"/proc/{each.pid}/task").iterdir()]) for each in self.processes]
 
     def end_of(self, rank: int, within_s: float) -> str:
-        """The errors that an interrupted worker printed; it must end in time."""
+        """Check that an interrupted worker ends in time, and return the errors it printed."""
         process = self.processes[rank]
         assert process.wait(timeout=within_s) == 75
         printed, errors = process.communicate()
@@ -64,7 +64,7 @@ class Pair:
 
 @pytest.fixture
 def pairs(harness: Harness) -> Iterator[list[Pair]]:
-    """The pairs that a test starts; they end with the test."""
+    """A list for the pairs that a test starts; their processes are killed after the test."""
     started: list[Pair] = []
     yield started
     for process in [process for pair in started for process in pair.processes]:
@@ -74,7 +74,7 @@ def pairs(harness: Harness) -> Iterator[list[Pair]]:
 def test_threads_stay_as_many_and_a_signal_is_obeyed_in_seconds(
     harness: Harness, pairs: list[Pair]
 ) -> None:
-    """The number of operations that the workers share makes no difference."""
+    """The number of threads doesn't grow with the number of steps."""
     pair = Pair(harness)
     pairs.append(pair)
     pair.wait_for_step(60)
@@ -92,7 +92,7 @@ def test_threads_stay_as_many_and_a_signal_is_obeyed_in_seconds(
 def test_a_lost_or_stopped_worker_ends_the_other(
     harness: Harness, pairs: list[Pair], number: signal.Signals
 ) -> None:
-    """The other one names it, and saves."""
+    """The other worker names the lost one, and saves."""
     pair = Pair(harness)
     pairs.append(pair)
     pair.wait_for_step(60)
@@ -109,9 +109,9 @@ def test_a_lost_or_stopped_worker_ends_the_other(
 def test_a_worker_that_hangs_in_python_ends_the_other(
     harness: Harness, pairs: list[Pair], tmp_path: Path
 ) -> None:
-    """Its process lives and answers, so only the time without a step shows that it hangs.
+    """The hanging process still answers, so only the time without a step reveals the hang.
 
-    Under Slurm srun ends the hanging process a minute later.
+    Under Slurm, srun ends the hanging process a minute later.
     """
     (tmp_path / "hangs.py").write_text(HANGS)
     pair = Pair(harness, "--set", f'train.callbacks=["{tmp_path}/hangs.py:make"]')

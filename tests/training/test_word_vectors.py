@@ -1,4 +1,4 @@
-"""Pretrained word vectors: part of a run's identity, trained or constant."""
+"""Pretrained word vectors are part of a run's identity, and trained or constant."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def job_with(path: Path, *settings: str) -> Job:
 
 @pytest.mark.parametrize("trained", [True, False])
 def test_words_begin_with_their_vectors(tmp_path: Path, trained: bool) -> None:
-    """A step changes them only with `model.train_embeddings`; the export has the same vectors."""
+    """A step changes the vectors of the exported model only with `model.train_embeddings`."""
     (tmp_path / "vectors.txt").write_text("the 1 2 3\nzzz 1 1 1\nand 4 5 6\n")
     job = job_with(tmp_path / "vectors.txt", f"model.train_embeddings={str(trained).lower()}")
     context = RunContext.open(RunDirectory(tmp_path / "run"), job, open_sample())
@@ -53,7 +53,7 @@ def test_words_begin_with_their_vectors(tmp_path: Path, trained: bool) -> None:
 def test_a_run_with_a_parent_keeps_vectors_that_the_parent_lacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parent_has: str | None
 ) -> None:
-    """If the parent began with the same vectors, the run gets the parent's trained embedding."""
+    """If the parent began with the same vectors, the run uses the parent's trained embedding."""
     (tmp_path / "vectors.txt").write_text("the 1 2 3\n")
     job, plan = job_with(tmp_path / "vectors.txt"), ExecutionPlan("keras", 1)
     parent = RunDirectory(tmp_path / "parent")
@@ -81,7 +81,7 @@ def test_a_run_with_a_parent_keeps_vectors_that_the_parent_lacked(
 
 
 def test_the_content_of_the_file_is_part_of_the_identity(tmp_path: Path) -> None:
-    """Its path is not; a run with other vectors can't be resumed."""
+    """The file's path is not part of it; a run can't be resumed with other vectors."""
     dataset, run = open_sample(), RunDirectory(tmp_path / "run")
     contexts = []
     for name, content in (("a", "the 1 2 3\n"), ("b", "the 1 2 3\n"), ("c", "the 1 2 4\n")):
@@ -101,7 +101,7 @@ def test_the_content_of_the_file_is_part_of_the_identity(tmp_path: Path) -> None
 
 
 def test_a_run_can_be_resumed_after_the_file_has_moved(tmp_path: Path) -> None:
-    """It can also be the parent of a longer run; another job with its id is refused."""
+    """The run can also be the parent of a longer run; another job with its run id is refused."""
     (tmp_path / "a.txt").write_text("the 1 2 3\n")
     before, dataset = job_with(tmp_path / "a.txt", "train.epochs=1"), open_sample()
     run = RunDirectory.new(tmp_path / "runs", before, "x")

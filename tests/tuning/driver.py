@@ -13,14 +13,14 @@ from harness.tuning.oracle import make_oracle
 
 
 def oracle_of(folder: Path, toml: str) -> kt.Oracle:
-    """The oracle of a search."""
+    """Make the oracle of a search."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "search.toml").write_text(toml)
     return make_oracle(load_search(folder / "search.toml"))
 
 
 def end(oracle: kt.Oracle, trial: Trial, score: float | None) -> None:
-    """Report a trial's score; None is a failure."""
+    """End a trial with a score, or as failed if the score is None."""
     if score is None:
         trial.status = "FAILED"
     else:

@@ -42,7 +42,7 @@ model.dropout = { min = 0.1, max = 0.6, step = 0.1 }
 
 
 def trial(n: int, score: float | None, **fields: Any) -> Trial:
-    """A trial: finished with a score, failed with `error`, running with `worker`, else waiting."""
+    """Make a trial: finished (`score`), failed (`error`), running (`worker`), or else waiting."""
     common: dict[str, Any] = {"n": n, "values": {"model.units": 16}}
     if score is not None:
         common |= {"attempt": 1, "scores": {"val_accuracy": score}, "epochs": 3, "kept_epoch": 2.0}
@@ -53,7 +53,7 @@ def trial(n: int, score: float | None, **fields: Any) -> Trial:
 
 
 def make_sweep(folder: Path, toml: str, *trials: Trial, finished: bool = False) -> SweepDirectory:
-    """A sweep on the packaged sample with these trials."""
+    """Write a sweep on the packaged sample with these trials."""
     folder.mkdir(parents=True)
     (folder / SEARCH_FILE).write_text(toml)
     search = load_search(folder / SEARCH_FILE)
@@ -84,7 +84,7 @@ def add_trial(sweep: SweepDirectory, each: Trial) -> None:
 
 
 def accept(sweep: SweepDirectory, trial: Trial) -> Trial:
-    """Accept a trial, and return it."""
+    """Write a trial as accepted, and return it."""
     folder = sweep.path("trials", str(trial.n))
     folder.mkdir(exist_ok=True)
     assert make_once(folder / "accepted", {"trial.json": to_bytes(trial)})

@@ -1,8 +1,8 @@
-"""A simulation of whole searches, which executes the courses of the code itself.
+"""Simulates whole searches; workers, proposers and commands execute the real code.
 
-Time is virtual. A node may see a file or a folder in its state of 30 s ago. Processes are killed,
-suspended and lost with their node, operations fail or report an error after they took effect, and
-the search is cancelled and resumed.
+Time is virtual. A node may see a file or a folder as it was 30 s ago. Processes are killed,
+suspended, and lost with their node. Operations fail, or report an error although they took effect.
+The search is cancelled and resumed.
 """
 
 import heapq
@@ -38,8 +38,8 @@ from harness.tuning.schedule import Proposer, Schedule
 
 CACHE_S = 30.0  # age of the oldest state that a node may see
 EPOCH_S = 10.0
-PATIENCE_S = 4000.0  # after the last fault, for a search to end
-CANCEL_S = 150.0  # after a cancel, for all processes to stop
+PATIENCE_S = 4000.0  # longest time from the last fault to the end of a search
+CANCEL_S = 150.0  # time after a cancel in which attempts may still begin
 SAFEGUARDS = (
     *("claim", "first", "values", "order", "fsync", "copy", "attempts", "known"),
     *("stuck", "stop", "gone", "term"),
@@ -54,11 +54,11 @@ LATEST_S, STUCK_ATTEMPTS = 700.0, 5
 
 
 class Violation(AssertionError):  # noqa: N818 - of a promise
-    """The search has broken one of its promises."""
+    """A search broke a promise."""
 
 
 class Choices:
-    """An oracle; some of its trials continue the best one so far, for twice the epochs."""
+    """Replaces the oracle; some trials continue the best trial so far for twice its epochs."""
 
     def __init__(self, world: "World", node: int) -> None:
         self.world, self.node = world, node
@@ -80,7 +80,7 @@ class Choices:
             of = self.trials[best].hyperparameters.values
             values = {"x": of["x"], "tuner/epochs": 2 * of["tuner/epochs"]}
             values["tuner/trial_id"] = str(best)
-        if self.world.rounds_otherwise:  # except for known trials
+        if self.world.rounds_otherwise:  # but not for known trials
             known = self.world.known_values(n, self.node)
             values["x"] = known if known is not None else values["x"] + self.node / 100
         hyperparameters = SimpleNamespace(values=values)
@@ -103,7 +103,7 @@ class Choices:
 
 
 class Unordered(Schedule):
-    """Passes on results in the order of their arrival."""
+    """Lacks the safeguard `order`: passes on results in the order of their arrival."""
 
     def _give_result(self) -> bool:
         ready = [each for each in self._running if each[1] in self._results]
@@ -127,8 +127,8 @@ class Process:
     is_alive: bool = True
     leaves: bool = False
     stopped_until_s: float = 0.0
-    ended: set[str] = field(default_factory=set)  # children of a command
-    left: list["Process"] = field(default_factory=list)  # children that ended without work
+    ended: set[str] = field(default_factory=set)  # killed children of a command
+    left: list["Process"] = field(default_factory=list)  # children that had no more work
 
 
 def checkpoint(n: int, k: int) -> str:
@@ -138,7 +138,7 @@ def checkpoint(n: int, k: int) -> str:
 class World:
     """A disk, nodes and processes, and the faults that hit them."""
 
-    scale = 1  # epochs that count as one of the oracle's
+    scale = 1  # simulated epochs per epoch of the oracle
 
     def __init__(self, seed: int, *, without: tuple[str, ...] = (), num_faults: int | None = None):
         self.seed, self.without = seed, without
@@ -147,7 +147,7 @@ class World:
         self.heap: list[tuple[float, int, Callable[[], None]]] = []
         self.number, self.num_ops = itertools.count(), 0
         self.server: dict[str, Any] = {}
-        self.unsynced: dict[str, tuple[int, Any]] = {}  # node, and what a crash leaves
+        self.unsynced: dict[str, tuple[int, Any]] = {}  # by path: node, content after a crash
         self.owners: dict[str, Process] = {}
         self.caches: list[dict[Any, tuple[float, Any]]] = [{} for _ in range(chance.randint(1, 4))]
         self.down_until_s = [0.0] * len(self.caches)
@@ -181,7 +181,7 @@ class World:
         return known["values"]["x"] if known and "known" not in self.without else None
 
     def _undisturbed(self) -> dict[int, Any]:
-        """The scores of an undisturbed search; also sets the oracle's calls."""
+        """Return the scores of an undisturbed search, and record the calls of its oracle."""
         without, self.without, rounds = self.without, (), self.rounds_otherwise
         self.rounds_otherwise = False
         known: list[Trial] = []
@@ -206,7 +206,7 @@ class World:
     # Processes
 
     def start_command(self, *, again: bool = False) -> None:
-        """Start a command with a proposer and some workers, like a job or a person."""
+        """Start a command with a proposer and some workers, as a job or a person does."""
         if again and self.result:
             return
         if again and any(each.is_alive for each in self.processes):
@@ -245,7 +245,7 @@ class World:
                 error = failed
 
     def _train(self, p: Process, worker: Worker, op: Train) -> Generator[Any, Any, Trial]:
-        """The work of `harness.tuning.trial` and of the thread with the beats."""
+        """Simulate `harness.tuning.trial` and the thread that writes the beats."""
         n, k, limit = op.trial.n, op.k, (op.trial.limit or 1) * self.scale
         yield from worker.tick(n, k, saved=0)
         saved = None
@@ -256,7 +256,7 @@ class World:
             if not parent:
                 raise OSError("the parent's result is not visible yet")
             saved = yield Read(checkpoint(op.trial.parent, parent["attempt"]))
-            # The checksum in the parent's result.
+            # In place of the checksum in the parent's result.
             saved = saved if saved and 2 * saved["epochs"] == limit else None
         epochs = saved["epochs"] if saved else 0
         if "copy" not in self.without:
@@ -277,12 +277,12 @@ class World:
         return take_turns(turn, view)
 
     def _command(self, p: Process, view: View) -> Generator[Any, Any, Any]:
-        rate = self.chance.uniform(0.99, 1.01)  # of an inexact clock
+        rate = self.chance.uniform(0.99, 1.01)  # speed of the node's inexact clock
         while True:
             left = [*p.left]
             try:
                 for trial in (yield from follow(view, self.now_s * rate)):
-                    if self.chance.random() < 0.2:  # pruned, or removed by a user
+                    if self.chance.random() < 0.2:  # pruned or removed by a user
                         self.server.pop(checkpoint(trial.n, trial.attempt), None)
                 if "gone" not in self.without:
                     yield from tell_gone(view, lambda attempt: attempt.worker in p.ended)
@@ -314,7 +314,7 @@ class World:
             self.start_command()
 
     def _go_on(self, node: int, *, again: bool = False) -> None:
-        """A person resumes the cancelled search, or repeats an interrupted command."""
+        """Resume the cancelled search, or repeat an interrupted command, as a person does."""
         if again or not self.result:
             self.last_fault_s = self.now_s
             self._start("canceller", node, None)
@@ -325,13 +325,13 @@ class World:
         heapq.heappush(self.heap, (self.now_s + delay_s, next(self.number), act))
 
     def run(self) -> None:
-        """Run to the end of the search.
+        """Simulate until the search has ended.
 
         Raises:
             Violation: if a promise is broken.
         """
         before = protocol.MAX_ATTEMPTS, protocol.LOST_S, protocol.SHORTEST_REST_S
-        protocol.SHORTEST_REST_S = 2.0  # as in a larger search
+        protocol.SHORTEST_REST_S = 2.0  # as with more trials
         protocol.MAX_ATTEMPTS = 10**9 if "stuck" in self.without else STUCK_ATTEMPTS
         protocol.LOST_S = 0.0 if "term" in self.without else protocol.LOST_S
         try:
@@ -363,7 +363,7 @@ class World:
             p.is_alive = False
             if p.command:
                 p.command.left.append(p)
-            if p.kind == "command":  # its children see this late
+            if p.kind == "command":  # its children notice this late
                 self._push(75.0, lambda: self._end_children(p))
             return
         except Interrupted:
@@ -394,7 +394,7 @@ class World:
         self._push(wait_s + late_s, lambda: self._step(p, result, failed_op))
 
     def end(self, p: Process) -> None:
-        """End a process; its command restarts it. A command ends with its children."""
+        """Kill a process, with a command's children; the process is started again later."""
         if not p.is_alive:
             return
         p.is_alive = False
@@ -472,7 +472,7 @@ class World:
         return None
 
     def _place(self, path: str) -> str:
-        """The place of a file; without the safeguard `attempts`, all attempts share a folder."""
+        """Return a file's path; without the safeguard `attempts` all attempts share a folder."""
         top, _, name = path.rpartition("/")
         parts = top.split("/")
         of_attempt = len(parts) == 3 and parts[2].isdecimal() and name != "owner.json"
@@ -513,7 +513,7 @@ class World:
         return True
 
     def _check_attempt(self, p: Process, n: int, k: int) -> None:
-        """No attempt begins in a cancelled search, or while another worker trains the trial."""
+        """Check that the search is not cancelled, and that no other worker trains the trial."""
         is_late = self.cancelled_s is not None and self.now_s > self.cancelled_s + CANCEL_S
         if is_late and self.now_s - p.stopped_until_s > CACHE_S + EPOCH_S:
             raise Violation("a trial begins although the search is cancelled")
@@ -521,7 +521,7 @@ class World:
             raise Violation("two workers train a trial")
 
     def _check_gone(self, p: Process, path: str) -> None:
-        """A healthy worker never counts as lost."""
+        """Check that the worker that counts as lost was not healthy."""
         owner = self.owners[f"trials/{path[5:-5].replace('-', '/')}"]
         disturbed_s = max(owner.since_s, owner.stopped_until_s, self.down_until_s[owner.node])
         is_well = owner.is_alive and self.now_s - disturbed_s > 0.9 * protocol.LOST_S
@@ -553,7 +553,7 @@ class Saved(Record):
 def violations(
     seeds: range, *, without: tuple[str, ...] = (), num_faults: int | None = None
 ) -> Iterator[tuple[int, str]]:
-    """The schedules that break a promise, each with the promise."""
+    """Yield the seed of each schedule that breaks a promise, and the promise."""
     for seed in seeds:
         try:
             World(seed, without=without, num_faults=num_faults).run()

@@ -33,7 +33,7 @@ model.dropout = { min = 0.0, max = 0.9 }
     ],
 )
 def test_rungs(low: int, high: int, factor: int, rungs: list[int]) -> None:
-    """The highest rung has all epochs, the lowest at least the minimum."""
+    """The highest rung has all epochs, and the lowest rung at least the minimum."""
     assert rung_epochs(low, high, factor) == rungs
 
 
@@ -41,7 +41,7 @@ def test_rungs(low: int, high: int, factor: int, rungs: list[int]) -> None:
 def test_the_top_third_of_a_rung_is_promoted_at_once(
     tmp_path: Path, workers: int, goal: str
 ) -> None:
-    """A request gets a setting of the top third that is not promoted yet, else a new setting.
+    """A request returns an unpromoted setting of the top third, or else a new setting.
 
     At the end of the search the top third of every rung is promoted.
     """
@@ -94,10 +94,10 @@ def test_it_waits_for_trials_that_may_lead_to_a_promotion(tmp_path: Path) -> Non
     end(oracle, trials[0], None)
     end(oracle, trials[1], 0.5)
     end(oracle, trials[2], 0.5)
-    assert oracle.create_trial("w4").status == "IDLE"  # a third of two is none
+    assert oracle.create_trial("w4").status == "IDLE"  # a third of two trials is no trial
     end(oracle, trials[3], 0.5)
     last = oracle.create_trial("w4")
-    assert last.hyperparameters.values["tuner/trial_id"] == trials[1].trial_id  # of equal scores
+    assert last.hyperparameters.values["tuner/trial_id"] == trials[1].trial_id  # first of equals
     assert oracle.create_trial("w0").status == "IDLE"
     end(oracle, last, 0.5)
     assert oracle.create_trial("w0").status == "STOPPED"

@@ -25,19 +25,19 @@ train.learning_rate = { min = 0.0001, max = 0.1, log = true }
 
 
 def loss(values: Mapping[str, Any]) -> float:
-    """0 at a dropout of 0.3 and a learning rate of 0.002."""
+    """Return a loss that is 0 at a dropout of 0.3 and a learning rate of 0.002."""
     rate = math.log10(values["train.learning_rate"] / 0.002)
     return float((values["model.dropout"] - 0.3) ** 2 + 0.1 * rate**2)
 
 
 def accuracy(values: Mapping[str, Any]) -> float:
-    """1 at the same point."""
+    """Return an accuracy that is 1 at the same point."""
     return 1 - loss(values)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_process_is_fitted_to_the_best_the_latest_and_a_spread(sign: int) -> None:
-    """Of 1,000 trials: the latest 30, the best 40 of the others, and 30 of the rest."""
+    """The Gaussian process uses the latest 30 trials, the best 40 others, and 30 of the rest."""
     scores = np.random.default_rng(1).permutation(1000).astype(float)
     trials: list[Any] = [SimpleNamespace(score=score, n=n) for n, score in enumerate(scores)]
     numbers = [trial.n for trial in subset(trials, sign)]
@@ -58,7 +58,7 @@ def test_the_process_is_fitted_to_the_best_the_latest_and_a_spread(sign: int) ->
 def test_18_trials_come_closer_to_the_optimum_than_200_random_trials(
     tmp_path: Path, objective: str, score: Any
 ) -> None:
-    """If the objective is maximized, and if it is minimized."""
+    """This holds for an objective that is maximized and for one that is minimized."""
     text = BAYESIAN.replace("[search]", f'[search]\nobjective = "{objective}"')
     proposed = drive(oracle_of(tmp_path / "b", text), score, workers=2)
     text = text.replace("bayesian", "random").replace("trials = 18", "trials = 200")
@@ -83,7 +83,7 @@ def test_no_value_is_tried_twice(tmp_path: Path) -> None:
 
 
 def test_a_proposal_costs_the_same_after_hundreds_of_trials(tmp_path: Path) -> None:
-    """The process is fitted to 100 of 300 finished trials."""
+    """The Gaussian process is fitted to only 100 of 300 finished trials."""
     oracle = oracle_of(tmp_path, BAYESIAN.replace("trials = 18", "trials = 2000"))
     propose, fitted, sizes = oracle.populate_space, oracle._fitted, list[int]()
 

@@ -20,7 +20,7 @@ VALUES = {"model.pooling": "max", "model.units": 32, "train.learning_rate": 0.00
 
 
 def test_the_best_trial_is_a_job(tmp_path: Path) -> None:
-    """It has the trial's values, tests, and trains all epochs although the trial stopped early."""
+    """The job has the trial's values, is tested, and trains all epochs despite an early stop."""
     sweep = make_sweep(
         tmp_path / "s",
         RANDOM,
@@ -41,7 +41,7 @@ def test_the_best_trial_is_a_job(tmp_path: Path) -> None:
 
 
 def test_the_job_is_printed_as_utf8(harness: Harness) -> None:
-    """In any locale, because a job file is UTF-8."""
+    """The locale is ignored, because a job file is UTF-8."""
     toml = RANDOM.replace("[train]", "[data]\nsource = '/d/gr\u00fcn.csv'\n[train]")
     make_sweep(harness.folder / "s", toml, trial(0, 0.8, values=VALUES))
     with (harness.folder / "mine.toml").open("wb") as file:
@@ -79,7 +79,7 @@ def test_a_sweep_without_a_finished_trial_is_refused(tmp_path: Path) -> None:
 def test_a_retrained_trial_reads_all_reviews_up_to_its_best_epoch(
     tmp_path: Path, schedule_epochs: int, length: int
 ) -> None:
-    """Its learning rate falls as slowly as in the trial."""
+    """Its schedule of the learning rate is as long as that of the trial."""
     schedule = f"schedule = 'cosine'\nwarmup_epochs = 2\nschedule_epochs = {schedule_epochs}\n"
     toml = RANDOM.replace("epochs = 6\n", f"epochs = 6\n{schedule}")
     best = trial(0, 0.8, values=VALUES, kept_epoch=2.5)
@@ -97,7 +97,7 @@ def test_a_retrained_trial_reads_all_reviews_up_to_its_best_epoch(
 def test_an_inactive_key_differs_from_an_empty_value(
     tmp_path: Path, optimizer: str, values: dict[str, str], weights: str
 ) -> None:
-    """An inactive key keeps the value of the job."""
+    """An inactive key keeps the value of the job; an empty value replaces it."""
     toml = RANDOM.replace("epochs = 6", "epochs = 6\nclass_weights = 'balanced'")
     toml += """
 train.optimizer = ["adam", "sgd"]
@@ -109,7 +109,7 @@ train.class_weights = { values = ["", "balanced"], when = { train.optimizer = ["
 
 
 def test_runs_of_an_earlier_best_trial_are_refused(tmp_path: Path) -> None:
-    """Also if they have other seeds."""
+    """They are refused even if they have other seeds."""
     best = trial(0, 0.8, values=VALUES)
     sweep = make_sweep(tmp_path / "s", RANDOM, best)
     job = retrained_job(sweep.search(), best)
@@ -124,7 +124,7 @@ def test_runs_of_an_earlier_best_trial_are_refused(tmp_path: Path) -> None:
 def test_retraining_on_cpus_ignores_gpus_and_warns_of_a_constant_learning_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A run uses one device."""
+    """`--devices cpu:2` is refused, because a run uses one device."""
     toml = RANDOM + "train.reduce_lr_patience = [0, 2]\n"
     values = {**VALUES, "train.reduce_lr_patience": 2}
     make_sweep(tmp_path / "s", toml, trial(0, 0.8, values=values))
@@ -168,9 +168,9 @@ model.pooling = ["last", "max"]
 
 @pytest.mark.full
 def test_a_killed_retraining_continues(harness: Harness) -> None:
-    """Its runs end with the command, the next command continues them, a third changes nothing.
+    """Its runs end with the command; a second command continues them; a third changes nothing.
 
-    The data are the sweep's packaged sample, although HARNESS_DATA names another folder by then.
+    The runs use the sweep's packaged sample, although HARNESS_DATA now names another folder.
     """
     harness.environment["HARNESS_DATA"] = str(harness.folder / "elsewhere")
     best = trial(0, 0.8, values={"model.pooling": "max"}, kept_epoch=25.0)

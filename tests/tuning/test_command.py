@@ -1,4 +1,4 @@
-"""A command of a search, without processes: its records and its end."""
+"""The records and the end of a search's command, tested without processes."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from tests.tuning.made_up_sweep import RANDOM, accept, make_sweep, trial
 
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Of a search of 24 trials: one is finished, one failed, one running, one waiting."""
+    """A command of a search of 24 trials: one finished, one failed, one running, one waiting."""
     trials = [trial(0, 0.8), trial(1, None, error="no"), trial(2, None, worker="a"), trial(3, None)]
     sweep, console = make_sweep(tmp_path / "sweep", RANDOM, *trials), Console()
     pool = WorkerPool(sweep.folder, WorkerRequest(), [], name="a", allocation=None, console=console)
@@ -28,7 +28,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
 
 
 def end(sweep: SweepDirectory) -> None:
-    """End the search after these four trials."""
+    """End the search after the four trials of `command`."""
     for n in (2, 3):
         accept(sweep, trial(n, 0.7))
     sweep.path("ends/24").mkdir()
@@ -36,7 +36,7 @@ def end(sweep: SweepDirectory) -> None:
 
 
 def test_the_heartbeat_has_the_progress_of_the_search(command: Command) -> None:
-    """A running trial counts as half done for the ETA; another command is no restart."""
+    """For the ETA a running trial counts as half done; a second command is no restart."""
     assert command._turn() is None
     expected: dict[str, Any] = dict.fromkeys(("finished", "failed", "running", "waiting"), 1)
     expected |= {"trials": 24, "workers": 1, "phase": "searching"}
@@ -48,7 +48,7 @@ def test_the_heartbeat_has_the_progress_of_the_search(command: Command) -> None:
 
 
 def test_a_search_ends_with_its_result(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Although the disk fails once."""
+    """A single failure of the disk makes no difference."""
     end(command.sweep)
     write, failed = command.sweep.write, list[str]()
 
@@ -67,7 +67,7 @@ def test_a_search_ends_with_its_result(command: Command, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("reason", ["", "three trials had the same error: no"])
 def test_only_a_person_resumes_a_stopped_search(command: Command, reason: str) -> None:
-    """Cancelled or failed; after that its earlier failures no longer count."""
+    """It was cancelled or had failed; once it is resumed, its earlier failures no longer count."""
     stop_search_in(command.sweep.folder)
     file = command.sweep.path("stop.json")
     file.write_text(json.dumps({**json.loads(file.read_text()), "reason": reason}))
@@ -84,7 +84,7 @@ def test_only_a_person_resumes_a_stopped_search(command: Command, reason: str) -
 
 
 def test_three_trials_with_the_same_error_end_a_search(command: Command) -> None:
-    """With this error and without a result, also for a repeated command."""
+    """The command fails with this error and without a result; so does a repeated command."""
     for n in (2, 3):
         accept(command.sweep, trial(n, None, error="no"))
     for _ in range(2):
@@ -95,7 +95,7 @@ def test_three_trials_with_the_same_error_end_a_search(command: Command) -> None
 
 
 def test_an_interruption_is_recorded(command: Command) -> None:
-    """In the heartbeat of the sweep."""
+    """The heartbeat of the sweep records it."""
     command.signals.check = lambda: (_ for _ in ()).throw(Interrupted("SIGUSR2"))  # type: ignore
     with pytest.raises(Interrupted):
         command.run(resumes=False)
@@ -103,14 +103,14 @@ def test_an_interruption_is_recorded(command: Command) -> None:
 
 
 def gone(command: Command) -> list[str]:
-    """The attempts that are marked as gone after a look."""
+    """Let the command look once, and return the attempts that are marked as gone."""
     command._turn()
     command._tend()
     return sorted(path.name for path in command.sweep.path("gone").iterdir())
 
 
 def test_a_command_marks_attempts_of_its_ended_workers(command: Command) -> None:
-    """Other nodes can't see their end."""
+    """Other nodes can't see that these workers have ended."""
     assert (gone(command), command._progress()["running"]) == ([], 1)
     command.pool._ended.add("0" * 32)
     assert (gone(command), command._progress()["running"]) == (["2-1.json"], 0)
@@ -119,9 +119,9 @@ def test_a_command_marks_attempts_of_its_ended_workers(command: Command) -> None
 def test_a_worker_without_beats_for_three_minutes_is_lost(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A time in which the command itself was suspended does not count.
+    """Time in which the command itself was suspended does not count.
 
-    The command kills the lost worker if it is a process of its pool.
+    The command kills the lost worker if this process belongs to its pool.
     """
     worker = WorkerProcess("a-w0", None, command.sweep.path("log"), uuid="0" * 32)
     command.pool.workers.append(worker)

@@ -48,7 +48,7 @@ def schedule_of(search: SearchSpec, known: Sequence[Trial] = ()) -> Schedule:
 
 
 def all_of(schedule: Schedule) -> list[Trial]:
-    """The proposals that need no further result."""
+    """Return the proposals that need no further result."""
     return list(iter(schedule.next, None))
 
 
@@ -58,7 +58,7 @@ def all_of(schedule: Schedule) -> list[Trial]:
 def test_random_and_grid_propose_the_trials_of_keras_tuner(
     tmp_path: Path, tuner: str, kind: type[kt.Oracle]
 ) -> None:
-    """All before the first one ends, while KerasTuner's oracle waits for the end of each trial."""
+    """They propose all at once, while KerasTuner's oracle waits for the end of each trial."""
     search = load_search(written(tmp_path, tuner, 9))
     alone = kind(
         objective=kt.Objective("val_accuracy", "max"),
@@ -88,7 +88,7 @@ def test_a_grid_without_a_limit_proposes_every_combination_once(tmp_path: Path) 
 
 
 def ended(trial: Trial) -> Trial:
-    """A trial with a score that depends on its values."""
+    """Return a trial with a score that depends on its values."""
     content = json.dumps(trial.values, sort_keys=True).encode()
     return trial.model_copy(update={"scores": {"val_accuracy": zlib.crc32(content) % 97 / 97}})
 
@@ -100,9 +100,9 @@ def ended(trial: Trial) -> Trial:
 def test_a_restart_of_any_oracle_proposes_the_same_trials(
     tmp_path: Path, tuner: str, trials: int
 ) -> None:
-    """It replays the known ones. There are twelve settings, and no tuner tries one twice.
+    """It replays the known trials. No tuner tries one of the twelve settings twice.
 
-    So asha sometimes fails to draw the last ones at random.
+    Therefore asha's random draws of the last settings sometimes fail.
     """
     path = written(tmp_path, tuner, trials)
     whole = proposals(path)
@@ -114,7 +114,7 @@ def test_a_restart_of_any_oracle_proposes_the_same_trials(
 
 
 def proposals(path: Path, known: Sequence[Trial] = ()) -> list[Trial]:
-    """All trials of a search; some may be known already."""
+    """Return all trials of a search, some of which may be known already."""
     schedule, found = schedule_of(load_search(path), known), list[Trial]()
     while not schedule.is_over:
         new = all_of(schedule)
@@ -143,7 +143,7 @@ def test_an_ended_search_continues_with_more_trials(tmp_path: Path, tuner: str) 
 def test_hyperband_continues_in_a_space_smaller_than_its_rounds(
     tmp_path: Path, epochs: int, lengths: dict[int, int]
 ) -> None:
-    """There are twelve settings; its rounds need 9 and 5, with 27 epochs 27."""
+    """There are only twelve settings; its rounds need 9 and 5, or with 27 epochs even 27."""
     path = written(tmp_path, "hyperband", 0)
     path.write_text(f"{path.read_text()}[train]\nepochs = {epochs}\n")
     whole = proposals(path)
@@ -154,7 +154,7 @@ def test_hyperband_continues_in_a_space_smaller_than_its_rounds(
 
 def test_known_values_are_used_instead_of_computed_ones(tmp_path: Path) -> None:
     """Other processors round differently; a trial may become known during the replay."""
-    path = written(tmp_path, "bayesian", 12)  # random until nine have ended
+    path = written(tmp_path, "bayesian", 12)  # random until nine trials have ended
     path.write_text(path.read_text().replace("0.3]", "0.3, 0.4, 0.5]"))
     whole, known, found = proposals(path), list[Trial](), list[Trial]()
     schedule = worker.schedule_of(load_search(path), known)
@@ -169,7 +169,7 @@ def test_known_values_are_used_instead_of_computed_ones(tmp_path: Path) -> None:
 
 
 def test_a_command_imports_no_large_library() -> None:
-    """So that it needs little memory on a login node."""
+    """Therefore it needs little memory on a login node."""
     code = (
         "import sys, harness.tuning.tune; "
         "assert not {'tensorflow', 'keras', 'keras_tuner', 'sklearn'} & set(sys.modules)"
@@ -181,7 +181,7 @@ def test_a_command_imports_no_large_library() -> None:
 def test_a_trial_costs_little_after_many_trials(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Proposal, attempt, report and look take less than 0.1 s of CPU; `-s` prints the time."""
+    """A trial's proposal, attempt, report and check take less than 0.1 s of CPU; `-s` prints it."""
     monkeypatch.setattr(Disk, "_sleep", lambda *_: None)
     path = written(tmp_path, "asha", 200)
     path.write_text(path.read_text() + "train.learning_rate = { min = 1e-5, max = 0.1 }\n")

@@ -1,4 +1,4 @@
-"""The worker processes of a command, without processes: restarts and failures."""
+"""Restarts and failures of the workers of a command, tested without processes."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +40,7 @@ class Pool(WorkerPool):
         self.worker.popen = SimpleNamespace(poll=lambda: code)  # type: ignore[assignment]
 
     def end(self, code: int, num_done: int = 0, *, has_begun: bool = False) -> None:
-        """End the worker, perhaps with an attempt, and tend the pool until its pause is over."""
+        """End the worker, tend the pool, and skip the pause before the worker's restart."""
         self.tend(num_done, {self.worker.uuid} if has_begun else set())
         self.exit(code)
         self.tend(num_done, set())
@@ -51,7 +51,7 @@ class Pool(WorkerPool):
 
 @pytest.mark.parametrize("code", [-9, Interrupted.exit_code, RunError.exit_code])
 def test_a_worker_that_had_a_trial_is_always_restarted(tmp_path: Path, code: int) -> None:
-    """Without a limit, as another process; the process before counts as ended."""
+    """There is no limit; each restart is a new process, and the old process counts as ended."""
     pool = Pool(tmp_path)
     for n in range(2 * MAX_FAILURES):
         before = pool.worker.uuid
@@ -71,7 +71,7 @@ def test_a_worker_that_had_a_trial_is_always_restarted(tmp_path: Path, code: int
     ],
 )
 def test_a_signal_or_an_outage_fails_25_times(tmp_path: Path, code: int, line: str) -> None:
-    """Of a worker that had no trial yet."""
+    """The command ends after 25 such failures of a worker that began no trial in between."""
     pool = Pool(tmp_path)
     pool.worker.log.parent.mkdir()
     pool.worker.log.write_text(line)
@@ -93,7 +93,7 @@ def test_a_signal_or_an_outage_fails_25_times(tmp_path: Path, code: int, line: s
 def test_three_errors_in_a_row_end_the_command(
     tmp_path: Path, code: int, error: type[Exception]
 ) -> None:
-    """A trial that any worker ends in between restarts the count."""
+    """The count starts again when any worker ends a trial."""
     pool = Pool(tmp_path)
     for num_done in range(2 * MAX_ERRORS):
         pool.end(code, num_done)
@@ -124,7 +124,7 @@ def test_each_process_has_its_own_count(tmp_path: Path) -> None:
 
 
 def test_a_failed_worker_is_restarted_after_a_growing_pause(tmp_path: Path) -> None:
-    """Two seconds per failure."""
+    """The pause grows by two seconds per failure."""
     pool = Pool(tmp_path)
     for n in range(1, 3):
         pool.exit(RunError.exit_code)
@@ -137,7 +137,7 @@ def test_a_failed_worker_is_restarted_after_a_growing_pause(tmp_path: Path) -> N
 
 
 def test_a_worker_without_work_is_not_restarted(tmp_path: Path) -> None:
-    """Exit code 0 says that the search is over or stopped; the proposer has never started."""
+    """Exit code 0 means that the search is over or stopped; the proposer was never started."""
     pool = Pool(tmp_path)
     assert [each.is_done for each in pool.everybody] == [False, True]
     pool.end(0)
@@ -146,5 +146,5 @@ def test_a_worker_without_work_is_not_restarted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("gpu", "word"), [(None, "--devices=cpu"), (0, "HARNESS_GPU=0")])
 def test_a_worker_gets_the_gpu_of_its_slot(tmp_path: Path, gpu: int | None, word: str) -> None:
-    """A slot without GPU gives the CPU."""
+    """A worker whose slot has no GPU uses the CPU."""
     assert word in Pool(tmp_path, gpu).starts[0]

@@ -25,7 +25,7 @@ FREED = (CHECKPOINT, "checkpoints/.7.tmp.npz")
 
 
 def make_run(folder: Path) -> RunDirectory:
-    """A finished run with files of seven bytes, except its result."""
+    """Make a finished run; each of its files except the result has seven bytes."""
     for name in (*KEPT, *FREED):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +40,7 @@ def files(folder: Path) -> set[str]:
 
 
 def test_checkpoints_of_a_finished_run_are_removed(tmp_path: Path) -> None:
-    """Without `really` they are only measured; the folder of checkpoints goes too."""
+    """Without `really` they are only counted; otherwise their folder is removed, too."""
     run = make_run(tmp_path / "run")
     for really in (False, True):
         assert files(run.folder) == {*KEPT, *FREED}
@@ -52,7 +52,7 @@ def test_checkpoints_of_a_finished_run_are_removed(tmp_path: Path) -> None:
 
 
 def test_links_are_not_followed(tmp_path: Path) -> None:
-    """To a run, to its checkpoints, or to a file."""
+    """A link may lead to a run, to its checkpoints, or to a file."""
     run, other = make_run(tmp_path / "run"), make_run(tmp_path / "other")
     (tmp_path / "link").symlink_to(other.folder)
     assert prune_all([tmp_path / "link"], really=True).left == [(tmp_path / "link", "is a link")]
@@ -69,7 +69,7 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
 def test_only_finished_runs_of_this_user_are_pruned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Others are kept, with the reason."""
+    """Other runs are kept, and the reason is reported."""
     run = make_run(tmp_path / "run")
     assert refusal(run.folder) == ""
     run.path("result.json").write_text("{")
@@ -93,13 +93,13 @@ def made_up(folder: Path, toml: str = RANDOM) -> tuple[SweepDirectory, list[Tria
 
 
 def holding(sweep: SweepDirectory, name: str) -> str:
-    """The trials with such a file, each as a digit."""
+    """Return the trials that have a file of this name, each as a digit."""
     found = sweep.path("trials").rglob(Path(name).name)
     return "".join(sorted({path.relative_to(sweep.path("trials")).parts[0] for path in found}))
 
 
 def test_a_search_keeps_the_models_of_its_best_trials(tmp_path: Path) -> None:
-    """As trials end, in any order."""
+    """The other models are removed as trials end, in any order."""
     sweep, trials = made_up(tmp_path / "s")
     kept = KeptTrials(sweep, sweep.search())
     kept.trim(trials[:NUM_KEPT])
@@ -113,7 +113,7 @@ def test_a_search_keeps_the_models_of_its_best_trials(tmp_path: Path) -> None:
 
 
 def test_checkpoints_that_a_trial_may_continue_stay_to_the_end(tmp_path: Path) -> None:
-    """The models are removed at once."""
+    """The models of other trials are removed at once."""
     sweep, trials = made_up(tmp_path / "s", HYPERBAND)
     kept = KeptTrials(sweep, sweep.search())
     kept.trim(trials)
@@ -149,7 +149,7 @@ def test_an_unfinished_sweep_is_not_pruned(tmp_path: Path) -> None:
 
 
 def test_unreadable_trials_are_an_error(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One line; nothing is removed."""
+    """Each command prints one line, and nothing is removed."""
     sweep, _ = made_up(harness.runs / "tune/s")
     before, read = files(sweep.folder), Path.read_bytes
 
@@ -190,7 +190,7 @@ def test_the_command(harness: Harness, tmp_path: Path) -> None:
 def test_a_run_that_disappears_or_is_unreadable_does_not_stop_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The unreadable one is reported."""
+    """Only the unreadable run is reported."""
     gone, stale = tmp_path / "gone", tmp_path / "stale"
     run = make_run(tmp_path / "run").folder
 

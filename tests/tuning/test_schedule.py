@@ -16,10 +16,10 @@ from harness.tuning.schedule import Schedule
 
 @dataclass
 class Halving:
-    """Proposes numbers; every third proposal continues the best trial so far."""
+    """An oracle that proposes numbers; every third proposal continues the best trial so far."""
 
     num: int = 12
-    idle_at: tuple[int, ...] = ()  # waits for a result before these proposals
+    idle_at: tuple[int, ...] = ()  # proposals before which it waits for a result
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
     _waited: set[int] = field(default_factory=set)
@@ -51,19 +51,19 @@ class Halving:
 
 
 def ended(trial: Trial) -> Trial:
-    """A trial with its result; trial 4 fails."""
+    """Return a trial with its result; trial 4 fails."""
     if trial.n == 4:
         return trial.model_copy(update={"error": "too large"})
     return trial.model_copy(update={"scores": {"score": (trial.n * 7 % 11) / 10}})
 
 
 def take(schedule: Schedule, limit: int) -> list[Trial]:
-    """The next trials, up to a limit."""
+    """Return the next trials, up to a limit."""
     return list(itertools.islice(iter(schedule.next, None), limit))
 
 
 def searched(seed: int, known: Sequence[Trial] = (), **options: Any) -> tuple[Any, ...]:
-    """The calls and proposals of a search whose results arrive in a random order."""
+    """Return the calls and proposals of a search whose results arrive in a random order."""
     chance = random.Random(seed)  # noqa: S311 - not a secret
     oracle = Halving(**options)
     schedule = Schedule(oracle, num_trials=0, width=3, known=known)
@@ -89,7 +89,7 @@ def test_calls_do_not_depend_on_the_order_of_results(idle_at: tuple[int, ...]) -
 
 
 def test_a_restart_replays_known_proposals() -> None:
-    """The other proposals are the same; a known proposal that differs is an error."""
+    """The further proposals are the same; a known proposal that differs is an error."""
     calls, proposals = searched(0)
     for num_known in range(len(proposals) + 1):
         assert searched(num_known, proposals[:num_known]) == (calls, proposals)
@@ -111,7 +111,7 @@ def test_an_oracle_that_does_not_learn_gets_no_results() -> None:
 
 
 def test_the_width_limits_trials_that_run_virtually() -> None:
-    """The fourth trial of three workers waits for the earliest virtual end."""
+    """With a width of three, the fourth trial waits for the earliest virtual end."""
     schedule = Schedule(Halving(), num_trials=0, width=3)
     first = take(schedule, 9)
     assert [trial.n for trial in first] == [0, 1, 2]

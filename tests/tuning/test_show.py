@@ -23,7 +23,7 @@ SCORES = {("last", 16): 0.8, ("last", 32): 0.9, ("max", 16): 0.6, ("max", 32): 0
 
 
 def four_trials() -> list[Trial]:
-    """Pooling explains most of the score, the units a part."""
+    """Return four trials whose scores depend mostly on the pooling, and a little on the units."""
     return [
         trial(
             number,
@@ -50,12 +50,12 @@ def many_trials(count: int) -> list[Trial]:
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """The lines of `show`, with single blanks."""
+    """Return the lines that `show` printed, with single blanks."""
     return [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
 
 
 def test_importance_is_eta_squared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """By hand: 0.04 of 0.05 lie between the poolings, 0.01 between the units."""
+    """By hand, the poolings explain 0.04 of the sum of squares of 0.05, and the units 0.01."""
     sweep = make_sweep(tmp_path / "s", RANDOM, *four_trials(), finished=True)
     table = effects(scored_trials(sweep.trials(), sweep.search()), sweep.search())
     assert [*table["key"]] == ["model.pooling"] * 2 + ["model.units"] * 2
@@ -84,7 +84,7 @@ def test_importance_is_eta_squared(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_range_is_divided_into_thirds(
     tmp_path: Path, rates: tuple[float, ...], bins: dict[str, int]
 ) -> None:
-    """Of equal numbers of trials; equal values stay together."""
+    """The thirds have equal numbers of trials, but equal values stay together."""
     trials = [
         trial(n, 0.5 + n / 100, values={"train.learning_rate": rate})
         for n, rate in enumerate(rates)
@@ -95,7 +95,7 @@ def test_a_range_is_divided_into_thirds(
 
 
 def test_only_trials_of_one_length_are_compared(tmp_path: Path) -> None:
-    """With the most common number of epochs, the larger one of two; other tuners compare all."""
+    """The most common length counts, in a tie the longer one; random search compares all trials."""
     trials = [trial(n, 0.5, epochs=epochs) for n, epochs in enumerate((1, 1, 1, 1, 3, 3, 9))]
     search = make_sweep(tmp_path / "h", HYPERBAND).search()
     found = scored_trials(trials, search)
@@ -108,7 +108,7 @@ def test_only_trials_of_one_length_are_compared(tmp_path: Path) -> None:
 def test_the_leaderboard_in_a_file_has_whole_lines(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The best ten trials, the number of the others, and one line per error."""
+    """It has the best ten trials, the number of other trials, and one line per error."""
     out_of_memory = "the device is out of memory; lower train.batch_size or data.maxlen, or so"
     sweep = make_sweep(
         tmp_path / "s",
@@ -155,7 +155,7 @@ def test_the_tables_fit_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.Mo
 def test_an_unfinished_sweep_is_shown(
     tmp_path: Path, trials: list[Trial], lines: set[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Before its first trial, after a failed trial, after too few trials."""
+    """It may have no trial, only a waiting or failed trial, or too few trials."""
     sweep = make_sweep(tmp_path / "s", RANDOM, *trials)
     show(sweep)
     text = "\n".join(printed(capsys))
@@ -176,12 +176,12 @@ def test_an_unfinished_sweep_is_shown(
     ],
 )
 def test_decimals_of_scores(scores: list[float], digits: int) -> None:
-    """At least four, and as many as distinguish different scores."""
+    """There are at least four decimals, and enough to distinguish different scores."""
     assert digits_of(scores) == digits
 
 
 def test_axes_of_keys() -> None:
-    """A logarithmic range, a linear range, and a list with a missing value below it."""
+    """An axis is a logarithmic range, a linear range, or a list with the missing value below it."""
     log = Parameter("train.learning_rate", low=1e-4, high=1e-2, log=True)
     rate = axis_of(log, "rate", pandas.Series([1e-3]))
     assert rate.heights == pytest.approx([0.5])
@@ -197,7 +197,7 @@ def test_axes_of_keys() -> None:
 def test_trials_are_plotted_in_parallel_coordinates(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A dollar sign in a value begins no formula; a file that can't be written is an error line."""
+    """A dollar sign in a value starts no formula; a plot that can't be written is an error line."""
     sweep = make_sweep(tmp_path / "s", RANDOM, *many_trials(12))
     search = replace(sweep.search(), space=(Parameter("model.units", ("$a_$", "$b")),))
     one = [trial(0, 0.7, values={"model.units": "$b"})]
@@ -214,7 +214,7 @@ def test_trials_are_plotted_in_parallel_coordinates(
 
 
 def test_short_names() -> None:
-    """`model.units` is `units`; two keys of one name stay whole."""
+    """`model.units` becomes `units`; keys with the same last part keep their full names."""
     assert short_names(["model.units", "model.seed", "train.seed"]) == {
         "model.units": "units",
         "model.seed": "model.seed",
@@ -224,7 +224,7 @@ def test_short_names() -> None:
 
 @pytest.mark.full
 def test_show_and_best_import_no_tensorflow(tmp_path: Path) -> None:
-    """So that they answer at once."""
+    """Therefore they answer at once."""
     sweep = make_sweep(tmp_path / "s", RANDOM, *four_trials())
     program = (
         "import sys; from harness.cli.main import app\n"

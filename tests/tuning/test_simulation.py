@@ -1,4 +1,4 @@
-"""No trial is lost or counted twice, and a disturbed search tries the trials of an undisturbed one.
+"""No trial is lost or counted twice, and faults do not change which trials a search tries.
 
 Every schedule of faults is a whole simulated search (`sweep_world.py`).
 """
@@ -15,18 +15,18 @@ CORRECT = [name for name in SAFEGUARDS if name not in ONLY_SAVE_WORK]
 
 
 def test_no_schedule_breaks_a_promise() -> None:
-    """Of kills, lost nodes, suspended processes, outages, lost answers, late views, cancels."""
+    """Faults are kills, lost nodes, suspensions, outages, lost answers, late views, cancels."""
     assert list(violations(range(1000))) == []
 
 
 @pytest.mark.parametrize("name", CORRECT)
 def test_each_safeguard_is_needed(name: str) -> None:
-    """Without it a schedule with many faults breaks a promise."""
+    """Without the safeguard a schedule with many faults breaks a promise."""
     assert next(violations(range(3000), without=(name,), num_faults=14), None) is not None
 
 
 def test_only_the_trial_that_ends_its_workers_fails() -> None:
-    """After the most attempts without a new checkpoint, here five instead of 25."""
+    """It fails after too many attempts without a new checkpoint, here five instead of 25."""
     poisoned = [world for world in map(World, range(60)) if world.poison is not None]
     assert len(poisoned) > 3
     for world in poisoned:
@@ -67,7 +67,7 @@ class Busy(World):
 
 
 def test_64_workers_need_few_operations() -> None:
-    """About 100 small operations per second for the whole search."""
+    """The whole search needs about 100 small operations per second."""
     world = Busy()
     world.run()
     rate = world.kinds.total() / world.now_s
@@ -78,7 +78,7 @@ def test_64_workers_need_few_operations() -> None:
 
 @pytest.mark.slow
 def test_ten_thousand_schedules() -> None:
-    """With `-s`, it prints the number of violations without each safeguard."""
+    """With `-s` the test prints the number of violations without each safeguard."""
     for name in CORRECT:
         found = Counter(what for _, what in violations(range(1000), without=(name,), num_faults=14))
         print(f"without {name}: {found.total()} of 1,000: {dict(found)}")  # noqa: T201

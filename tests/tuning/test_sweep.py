@@ -76,11 +76,11 @@ class Sweeps:
         return SweepDirectory(folder).trials() if (folder / "trials").exists() else []
 
     def accepted(self, sweep_id: str) -> list[int]:
-        """The numbers of the accepted trials."""
+        """Return the numbers of the accepted trials."""
         return [trial.n for trial in self.trials(sweep_id) if trial.attempt]
 
     def run_of(self, sweep_id: str, n: int) -> Path:
-        """The run of a trial's accepted attempt."""
+        """Return the run of a trial's accepted attempt."""
         trial = self.trials(sweep_id)[n]
         return SweepDirectory(self.folder(sweep_id)).trial_run(n, trial.attempt, 1).folder
 
@@ -88,11 +88,11 @@ class Sweeps:
         return read_json(self.folder(sweep_id) / "state.json")
 
     def wait_for_trial(self, sweep_id: str) -> None:
-        """Wait until a worker trains, which `state.json` shows too late."""
+        """Wait until a worker trains; `state.json` shows this too late."""
         wait_for(lambda: any(self.folder(sweep_id).glob("trials/*/*/seed1")), timeout_s=90)
 
     def processes(self, option: bytes, sweep_id: str) -> list[int]:
-        """The processes of a search with an option, workers and proposers."""
+        """Return the workers and proposers of a search that were started with an option."""
         folder, module = str(self.folder(sweep_id)).encode(), b"harness.tuning.worker"
         found = {}
         for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -119,7 +119,7 @@ KEYS = ("model.units", "train.learning_rate")
 
 
 def by_settings(rows: list[dict[str, str]]) -> dict[tuple[str, ...], str]:
-    """The objective of each setting, to the last digit."""
+    """Return the objective of each setting, with all digits."""
     return {tuple(row[key] for key in KEYS): row["val_loss"] for row in rows}
 
 
@@ -172,7 +172,7 @@ def test_a_trial_is_a_run_that_never_reads_the_test_set(calm: Sweeps) -> None:
 
 
 def test_a_trial_has_the_bytes_of_a_separate_run(calm: Sweeps) -> None:
-    """Although its worker trained a trial with the same shapes before."""
+    """It doesn't matter that its worker trained a trial with the same shapes before."""
     values = [trial.values for trial in calm.trials("calm")]
     assert values[3]["model.units"] == values[2]["model.units"]
     trial = calm.run_of("calm", 3)
@@ -184,7 +184,7 @@ def test_a_trial_has_the_bytes_of_a_separate_run(calm: Sweeps) -> None:
 
 
 def test_a_search_survives_kills_of_all_its_processes(calm: Sweeps) -> None:
-    """Workers, proposers and the command: each trial counts once, with the same score."""
+    """Workers, proposers and the command are killed; each trial counts once, with its score."""
     moments = random.Random(5)  # noqa: S311 - not a secret
     process = calm.start("wild", "--workers", 2)
     for kills in range(2):
@@ -195,7 +195,7 @@ def test_a_search_survives_kills_of_all_its_processes(calm: Sweeps) -> None:
     assert process.stderr
     again = "ended and is started again: exit code -9"
     with killed_after(90, process):
-        assert any(again in line for line in process.stderr)  # reads until the command sees it
+        assert any(again in line for line in process.stderr)  # reads until the restart is reported
     process.kill()
     process.communicate()
     wait_for(lambda: not calm.left("wild"), timeout_s=30)  # workers end with their command
@@ -218,7 +218,7 @@ def killed_after(patience_s: float, process: Process) -> Iterator[None]:
 
 
 def moved_on(sweeps: Sweeps, sweep_id: str, kills: int) -> bool:
-    """Whether a worker exists, and more attempts have saved or ended than were killed."""
+    """Whether a worker exists, and more than `kills` attempts have saved or ended."""
     saved = sweeps.folder(sweep_id).glob("trials/*/*/seed1/checkpoints/step-*.npz")
     attempts = {path.parent for path in saved}
     done = len(sweeps.accepted(sweep_id))
@@ -226,10 +226,10 @@ def moved_on(sweeps: Sweeps, sweep_id: str, kills: int) -> bool:
 
 
 def test_an_interrupted_search_continues_with_more_trials(calm: Sweeps) -> None:
-    """A finished one remains unchanged.
+    """A finished search remains unchanged.
 
-    The interruption is recorded before the last worker has saved, because Slurm may kill the
-    command before.
+    The interruption is recorded at once, because Slurm may kill the command before its last
+    worker has saved.
     """
     process = calm.start("again", "--workers", 1, "--set", "search.trials=2")
     calm.wait_for_trial("again")
@@ -258,7 +258,7 @@ def test_an_interrupted_search_continues_with_more_trials(calm: Sweeps) -> None:
 
 
 def test_a_second_command_adds_workers(calm: Sweeps) -> None:
-    """They train although the first worker is stopped; both commands end with the result."""
+    """They train while the first worker is suspended; both commands end with the result."""
     process = calm.start("helped", "--workers", 1)
     calm.wait_for_trial("helped")
     os.kill(calm.workers("helped")[0], signal.SIGSTOP)
@@ -274,7 +274,7 @@ def test_a_second_command_adds_workers(calm: Sweeps) -> None:
 
 
 def test_a_search_is_cancelled_from_another_machine(calm: Sweeps) -> None:
-    """By a file in its folder; a repeated command does not continue it."""
+    """A file in its folder cancels the search; a repeated command does not continue it."""
     process = calm.start("stopped", "--workers", 1, "--set", "train.epochs=400")
     wait_for(lambda: calm.state("stopped").get("running"), timeout_s=90)
     stop_search_in(calm.folder("stopped"))
@@ -290,7 +290,7 @@ def test_a_search_is_cancelled_from_another_machine(calm: Sweeps) -> None:
 
 
 def test_a_refused_command_changes_nothing(calm: Sweeps) -> None:
-    """Another job, fewer trials, too many workers: one line each."""
+    """Another job, fewer trials, or too many workers are refused in one line."""
     before = {p: p.stat().st_mtime_ns for p in calm.harness.runs.rglob("*")}
 
     def refused(*words: object, sweep: str = "never") -> str:

@@ -1,4 +1,4 @@
-"""The folder of a sweep: its begin, its continuation, its leaderboard, its format."""
+"""The folder of a sweep: how it begins and continues, its leaderboard and its format."""
 
 import errno
 import json
@@ -32,7 +32,7 @@ from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 def test_a_sweep_continues_with_as_many_trials_or_more(
     tmp_path: Path, before: int, now: int, continues: bool
 ) -> None:
-    """0 means all trials, so no number is larger."""
+    """`search.trials = 0` means all trials, so no number is larger."""
     grid = RANDOM.replace("{ min = 0.0001, max = 0.01, log = true }", "[0.001, 0.01]")
     grid = grid.replace('tuner = "random"\ntrials = 24', 'tuner = "grid"\ntrials = {}')
     sweep = make_sweep(tmp_path / "sweep", grid.replace("{}", str(before)))
@@ -46,7 +46,7 @@ def test_a_sweep_continues_with_as_many_trials_or_more(
 
 
 def test_parallel_is_fixed_when_a_sweep_begins(tmp_path: Path) -> None:
-    """A later command may leave it out, and may not change it."""
+    """A later command may omit `parallel`, but may not change it."""
     guided = RANDOM.replace('"random"', '"bayesian"')
     text = guided.replace("trials = 24", "trials = 24\nparallel = {}")
     sweep = make_sweep(tmp_path / "sweep", text.replace("{}", "8"))
@@ -63,7 +63,7 @@ def test_parallel_is_fixed_when_a_sweep_begins(tmp_path: Path) -> None:
 
 
 def test_the_result_has_the_best_trial_and_the_number_of_failed_trials(tmp_path: Path) -> None:
-    """Without a finished trial there is an error, with the first error of a trial."""
+    """Without a finished trial, an error quotes the first error of a trial."""
     failed = trial(2, None, error="it broke")
     trials = [trial(0, 0.7), trial(1, 0.8, values={"model.units": 16}), failed]
     sweep = make_sweep(tmp_path / "sweep", RANDOM)
@@ -77,7 +77,7 @@ def test_the_result_has_the_best_trial_and_the_number_of_failed_trials(tmp_path:
 
 
 def test_the_line_of_an_ended_trial() -> None:
-    """Its score or its error, and its values."""
+    """The line has the trial's score or error, and its values."""
     search = load_search(JOBS / "tune_lstm.toml")
     finished = trial(3, 0.81234, values={"model.units": 8, "train.learning_rate": 0.001})
     assert describe(finished, search) == (
@@ -88,7 +88,7 @@ def test_the_line_of_an_ended_trial() -> None:
 
 
 def test_the_leaderboard_has_all_trials(tmp_path: Path) -> None:
-    """Finished, running, waiting and failed; no cell is a spreadsheet's formula."""
+    """It lists finished, running, waiting and failed trials; no cell is a spreadsheet formula."""
     trials = [
         trial(0, 0.5, values={"model.units": 16, "train.learning_rate": 0.1 + 0.2}),
         trial(1, None, error="too\nlarge"),
@@ -111,7 +111,7 @@ def test_the_leaderboard_has_all_trials(tmp_path: Path) -> None:
 
 
 def test_three_failures_are_alike_apart_from_numbers() -> None:
-    """Two of one kind are too few."""
+    """Two failures of one kind are too few."""
     errors = ("no room for 3.5 GB", "no room for 4 GB", "it broke", "")
     trials = [trial(n, None, error=error) for n, error in enumerate(errors)]
     assert same_failure(trials) == ""
@@ -125,7 +125,7 @@ def begun(folder: Path) -> SweepDirectory:
 
 
 def test_only_the_first_command_begins_a_sweep(tmp_path: Path) -> None:
-    """In an empty folder, which a program may have reserved."""
+    """The folder may exist and be empty, because a program has reserved it."""
     (tmp_path / "runs/a").mkdir(parents=True)
     first = begun(tmp_path / "runs/a").path("search.toml").stat()
     assert begun(tmp_path / "runs/a").path("search.toml").stat().st_ino == first.st_ino
@@ -136,7 +136,7 @@ def test_only_the_first_command_begins_a_sweep(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a folder away")
 def test_a_sweep_of_another_user_is_refused(tmp_path: Path) -> None:
-    """By one line that names the owner."""
+    """One line names the owner."""
     folder = begun(tmp_path / "runs/a").folder
     os.chown(folder, 12345, -1)
     with pytest.raises(InputError, match="belongs to 12345, and only its owner may write it"):
@@ -144,7 +144,7 @@ def test_a_sweep_of_another_user_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
-    """It remains unchanged."""
+    """The folder remains unchanged."""
     (tmp_path / "runs/a").mkdir(parents=True)
     (tmp_path / "runs/a/notes.txt").touch()
     with pytest.raises(InputError, match=r"contains no search.toml, .* choose another --sweep-id"):
@@ -156,7 +156,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
 def test_a_disk_that_cannot_create_a_name_once_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    """It has no room, it can't rename, or its rename replaces a non-empty folder (0)."""
+    """The disk is full, can't rename, or lets a rename replace a non-empty folder (number 0)."""
     rename = Path.rename
 
     def fail(path: Path, target: Path) -> Path:
@@ -185,7 +185,7 @@ def test_a_search_is_cancelled_once(tmp_path: Path) -> None:
 
 
 def test_a_sweep_of_another_version_is_refused(harness: Harness) -> None:
-    """By one line with both versions, although its search has an unknown table; status shows it."""
+    """One line names both versions, despite an unknown table in search.toml; `status` works."""
     job, other = harness.folder / "tune_lstm.toml", harness.runs / "tune_lstm" / "other"
     job.write_text(RANDOM)
     make_sweep(other, RANDOM, trial(0, 0.8), trial(1, 0.7))
@@ -227,7 +227,7 @@ def test_only_the_code_that_began_a_sweep_continues_it(
 ) -> None:
     """Other code of this version is refused, unless a person resumes the search.
 
-    The first line names `parallel`, which is fixed from then on.
+    The command's first line names `parallel`, which is fixed from then on.
     """
     search = load_search(JOBS / "tune_lstm.toml")
     sweep = SweepDirectory(tmp_path / "runs/sweep")

@@ -25,7 +25,7 @@ from tests.tuning.test_sweep import Sweeps, moved_on
 
 FAULTS = Path(__file__).with_name("faults")
 
-# Trials of a second.
+# A search whose trials take about a second.
 BRIEF = """
 [model]
 architecture = "lstm"
@@ -49,7 +49,7 @@ model.units = [4, 8, 12]
 model.dropout = [0.0, 0.2, 0.4, 0.6]
 train.learning_rate = [0.001, 0.01]
 """
-LIMIT_S = 3600.0  # for a search on a busy machine
+LIMIT_S = 3600.0  # longest time of a search on a busy machine
 
 
 @pytest.mark.slow
@@ -58,9 +58,9 @@ LIMIT_S = 3600.0  # for a search on a busy machine
 def test_24_trials_over_kills_and_a_lost_node(harness: Harness, tuner: str) -> None:
     """Every trial counts once, with the score of an undisturbed search.
 
-    Every four seconds a worker, perhaps also a proposer, is killed if the search has advanced. The
-    first command is killed four times. A second command and its worker, the node, end while a trial
-    runs and never return.
+    Every four seconds a worker, and perhaps a proposer, is killed if the search has advanced. The
+    first command is killed four times. A second command and its worker simulate a node; they are
+    killed while a trial runs, and never return.
     """
     options = {
         "asha": "trials = 16\nparallel = 4\nfactor = 2",
@@ -135,7 +135,7 @@ class Trouble:
         return []
 
     def _lose_the_node(self) -> None:
-        """End all its processes during a trial."""
+        """Kill all processes of the node while it trains a trial."""
         victims = self._node_workers()
         if any(owner["process"] in victims for _, owner in open_attempts(self.sweeps, "wild")):
             for pid in (self.node.pid, *victims):  # the command first, which would restart others
@@ -146,13 +146,13 @@ class Trouble:
 
 
 def open_attempts(sweeps: Sweeps, sweep_id: str) -> list[tuple[Path, dict[str, Any]]]:
-    """The attempts at trials without result: folder and owner."""
+    """Return folder and owner of every attempt at a trial without a result."""
     files = sweeps.folder(sweep_id).glob("trials/*/[0-9]*/owner.json")
     return [(f.parent, read_json(f)) for f in files if not (f.parents[1] / "accepted").exists()]
 
 
 def as_another_machine(words: Sequence[str], boot_id: Path) -> list[str]:
-    """The command on a simulated machine: other commands can't see its processes."""
+    """Return a command line that runs `words` as if on another machine, by another boot id."""
     boot_id.write_text("another\n")
     over = 'mount --bind "$0" /proc/sys/kernel/random/boot_id && exec "$@"'
     return ["unshare", "--mount", "sh", "-c", over, str(boot_id), *words]
@@ -170,7 +170,7 @@ def eight(tmp_path_factory: pytest.TempPathFactory) -> Sweeps:
 
 
 def undisturbed(folder: Path, text: str) -> Sweeps:
-    """A search with its sweep `calm` by one worker."""
+    """Run the sweep `calm` with one worker and without faults."""
     sweeps = Sweeps(Harness(folder), text)
     done = sweeps.harness.run(
         "tune", sweeps.job, "--sweep-id", "calm", "--workers", 1, timeout_s=LIMIT_S
@@ -180,7 +180,7 @@ def undisturbed(folder: Path, text: str) -> Sweeps:
 
 
 def check_same(sweeps: Sweeps, sweep_id: str, folder: Path | None = None) -> None:
-    """Every trial has finished, with the values and scores of the sweep `calm`."""
+    """Check that every trial has finished, with the values and scores of the sweep `calm`."""
     trials, calm = (
         [(each.proposal, each.scores) for each in SweepDirectory(path).trials()]
         for path in (folder or sweeps.folder(sweep_id), sweeps.folder("calm"))

@@ -54,7 +54,7 @@ model.dropout = [0.0, 0.5]
 
 
 def trials_of(folder: Path, text: str = SEARCH) -> Trials:
-    """A worker's `Trials` of a small search."""
+    """Return the `Trials` object of a worker in a small search."""
     console = Console()
     console.silent = True
     vocab = [f"word{i}" for i in range(40)]
@@ -69,7 +69,7 @@ def trials_of(folder: Path, text: str = SEARCH) -> Trials:
 
 
 def dropout(n: int, value: float = 0.5, **proposed: Any) -> Trial:
-    """A trial with dropout."""
+    """Return trial `n` with this dropout."""
     return Trial(n=n, values={"model.dropout": value}, **proposed)
 
 
@@ -81,7 +81,7 @@ def train(trials: Trials, n: int, k: int = 1, **proposed: Any) -> Trial:
 
 
 def lines(trials: Trials, n: int, k: int = 1, *, timed: bool) -> list[dict[str, Any]]:
-    """The epochs of an attempt's run."""
+    """Return the metrics or, if `timed`, the times of the epochs of an attempt's run."""
     name = "timings.jsonl" if timed else "metrics.jsonl"
     text = trials.sweep.trial_run(n, k, 1).path(name).read_text()
     return [json.loads(line) for line in text.splitlines()]
@@ -89,7 +89,7 @@ def lines(trials: Trials, n: int, k: int = 1, *, timed: bool) -> list[dict[str, 
 
 @pytest.mark.full
 def test_a_promoted_trial_has_the_bytes_of_one_long_training(tmp_path: Path) -> None:
-    """Over three rungs, with dropout and a reduced learning rate."""
+    """The trial passes three rungs, with dropout and a reduced learning rate."""
     trials = trials_of(tmp_path / "sweep")
     for n, limit in ((0, 2), (1, 3), (2, 6)):
         train(trials, n, limit=limit, parent=n - 1 if n else None)
@@ -106,7 +106,7 @@ def test_a_promoted_trial_has_the_bytes_of_one_long_training(tmp_path: Path) -> 
 
 @pytest.mark.full
 def test_an_attempt_continues_from_the_newest_whole_checkpoint(tmp_path: Path) -> None:
-    """Of all earlier attempts, to the bytes of an undisturbed one."""
+    """It searches all earlier attempts, and ends with the bytes of an undisturbed attempt."""
     trials, checks = trials_of(tmp_path / "sweep"), itertools.count()
 
     def stop() -> None:
@@ -136,7 +136,7 @@ def test_an_attempt_continues_from_the_newest_whole_checkpoint(tmp_path: Path) -
 def test_an_unreadable_checkpoint_of_a_parent_is_not_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """A failing disk is an OSError, for another try; any other error fails the trial."""
+    """A failing disk raises OSError, so that the trial is repeated; other errors fail it."""
     trials = trials_of(tmp_path / "sweep")
 
     def fail(path: Path) -> None:
@@ -158,7 +158,7 @@ def test_an_unreadable_checkpoint_of_a_parent_is_not_missing(
 
 @pytest.mark.full
 def test_a_trial_without_its_parents_checkpoint_trains_the_parents_epochs(tmp_path: Path) -> None:
-    """To the same bytes, with a warning, if the checkpoint was changed or pruned."""
+    """It warns if the checkpoint was changed or pruned, and ends with the same bytes."""
     trials = trials_of(tmp_path / "sweep")
     warnings: list[str] = []
     trials.observers.console.warning = warnings.append  # type: ignore[method-assign,assignment]
@@ -183,7 +183,7 @@ def test_a_trial_without_its_parents_checkpoint_trains_the_parents_epochs(tmp_pa
 
 @pytest.mark.full
 def test_an_objective_is_the_mean_score_of_the_saved_weights(tmp_path: Path) -> None:
-    """Over the runs of a trial, by scikit-learn on the predictions of their `model.keras`."""
+    """The mean is over the runs of a trial; the scores are those of each `model.keras`."""
     import keras
 
     from harness.data.input_pipeline import training_reviews
@@ -210,7 +210,7 @@ def test_an_objective_is_the_mean_score_of_the_saved_weights(tmp_path: Path) -> 
 def test_a_process_has_grown_beyond_its_largest_trial_and_its_first_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """On a GPU it may double after the first run."""
+    """After its first run it may grow by a fifth, or double on a GPU."""
     trials, held = trials_of(tmp_path / "sweep"), [9.0]
     monkeypatch.setattr("harness.tuning.trial.resident_memory_gb", lambda: held[0])
     largest = trials._largest_gb
@@ -233,7 +233,7 @@ def test_a_process_has_grown_beyond_its_largest_trial_and_its_first_run(
 
 
 def test_the_graphs_of_an_ended_trial_are_freed(tmp_path: Path) -> None:
-    """TensorFlow's global registry of gradients would keep them."""
+    """Otherwise TensorFlow's global registry of gradients would keep them."""
     trials, counts = trials_of(tmp_path / "sweep"), []
     for n in range(3):
         train(trials, n, limit=1)
@@ -243,7 +243,7 @@ def test_the_graphs_of_an_ended_trial_are_freed(tmp_path: Path) -> None:
 
 
 def test_a_score_that_a_run_lacks_has_no_mean() -> None:
-    """A trial without its objective fails, by one line with a remedy."""
+    """A trial without a score for the objective fails, with one line and a remedy."""
     results: list[dict[str, float | None]] = [
         {"val_accuracy": 0.8, "val_f1": 0.0, "val_roc_auc": None},
         {"val_accuracy": 0.6, "val_f1": 0.5, "val_roc_auc": 0.7},
@@ -254,7 +254,7 @@ def test_a_score_that_a_run_lacks_has_no_mean() -> None:
 
 
 def test_an_error_of_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A failing disk is an OSError, for another try; any other error becomes a printable line."""
+    """A failing disk raises OSError; any other error becomes one short, printable line."""
     trials = trials_of(tmp_path / "sweep")
     error: Exception = DiskError("stale")
 

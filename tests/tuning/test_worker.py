@@ -27,7 +27,7 @@ UNREADABLE.__context__ = OSError(errno.ESTALE, "stale")
 
 @pytest.fixture
 def waited_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """A clock that `sleep` advances: the time since its start."""
+    """Replace the clock by one that only `sleep` advances; the list has the seconds that passed."""
     waited = [0.0]
 
     def sleep(time_s: float) -> None:
@@ -54,9 +54,9 @@ def waited_s(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_exit_codes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception | None, code: int
 ) -> None:
-    """A failing disk is no refused input, which would end the search.
+    """A failing disk must not count as refused input, which would end the search.
 
-    A sweep that is not visible yet is a failing disk.
+    A sweep that is not visible yet counts as a failing disk.
     """
 
     def work(*_: object) -> None:
@@ -75,7 +75,7 @@ def test_exit_codes(
 def test_a_command_waits_ten_minutes_for_a_failing_disk(
     tmp_path: Path, waited_s: list[float]
 ) -> None:
-    """A missing folder or a refused input ends it at once."""
+    """A missing folder or refused input ends the command at once."""
     failures: list[Exception] = [OSError(errno.ESTALE, "stale")] * 3
 
     def step() -> int:
@@ -143,7 +143,7 @@ def train(folder: Path, stop: StopRequest, error: Exception | None = None) -> No
 
 @pytest.mark.parametrize("name", ["accepted", "2"])
 def test_a_needless_attempt_ends(tmp_path: Path, stop: StopRequest, name: str) -> None:
-    """After a result or a later attempt of another worker; beats contain the saved steps."""
+    """It ends after another worker's result or later attempt; beats contain the saved steps."""
     sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, None, worker="me"))
     beat = sweep.path("trials/0/1/beat.json")
 
@@ -160,7 +160,7 @@ def test_a_needless_attempt_ends(tmp_path: Path, stop: StopRequest, name: str) -
 
 
 def test_beats_end_with_their_attempt(tmp_path: Path, stop: StopRequest) -> None:
-    """An accepted result then stops nothing."""
+    """After the end of the beats, an accepted result stops nothing."""
     sweep = make_sweep(tmp_path / "s", RANDOM, trial(0, None, worker="me"))
     for error in (OSError("no room"), Interrupted("SIGTERM"), RunError("it broke")):
         with pytest.raises(type(error)):

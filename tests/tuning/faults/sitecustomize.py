@@ -1,8 +1,8 @@
-"""A failing disk and a wrong clock for every Python process with this file in its path.
+"""Simulates a failing disk and wrong clocks in every Python process that imports this file.
 
 One in 100 operations on files below `FAULTS_BELOW` fails with EIO or ESTALE; half of these take
-effect nevertheless. The clocks of a process are up to ten minutes wrong. This concerns TensorFlow
-and Keras, too, if they use Python's functions.
+effect nevertheless. The clocks of a process are up to ten minutes wrong. TensorFlow and Keras are
+affected, too, where they use Python's functions.
 """
 
 import builtins
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CHANCE = 1 / 100  # of an operation
+CHANCE = 1 / 100  # share of operations that fail
 BELOW = os.environ["FAULTS_BELOW"]
 LOG = os.environ["FAULTS_LOG"]
 chance = random.Random(os.getpid() ^ time.time_ns())  # noqa: S311 - not a secret
@@ -23,7 +23,7 @@ ahead_s = chance.uniform(-600, 600)
 
 
 def failing(name: str, real: Callable[..., Any], num_paths: int = 1) -> Callable[..., Any]:
-    """A function of the system that sometimes fails."""
+    """Wrap a function of the system so that it sometimes fails."""
 
     def call(*args: Any, **options: Any) -> Any:
         paths = [str(each) for each in args[:num_paths]]
@@ -49,7 +49,7 @@ real_fsync = os.fsync
 
 
 def fsync(fd: Any) -> None:
-    """Fails for a file below the folder."""
+    """Sync a file; sometimes fail if the file is below the folder."""
     path = Path(f"/proc/self/fd/{fd}").readlink()
     failing("fsync", lambda _: real_fsync(fd))(path)
 

@@ -62,7 +62,8 @@ def explain_interruption(remedy: str) -> Iterator[None]:
     try:
         yield
     except Interrupted as reason:
-        raise Interrupted(f"interrupted by {reason}, {remedy}") from None
+        notes = getattr(reason, "__notes__", [])  # such as that a checkpoint was saved
+        raise Interrupted("; ".join([f"interrupted by {reason}", *notes, remedy])) from None
 
 
 def did_you_mean(name: str, known: Sequence[str]) -> str:

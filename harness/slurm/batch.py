@@ -232,7 +232,7 @@ class Ending:
 
     @property
     def can_go_on(self) -> bool:
-        """Whether a later start can continue the run. If one process dies, the others save."""
+        """Whether a later start can continue the run, also after a process on one node died."""
         saved = self.code == SAVED or self.was_starting
         return saved or (self.code > 128 and self.num_nodes > 1)
 

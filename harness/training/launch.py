@@ -94,7 +94,7 @@ def launch(
     begun_plan = began.certain_json(RECORD).get("plan") or {}
     threads = begun_plan.get("threads") or given_cpus(allocation)
     with contextlib.ExitStack() as stack:
-        remedy = f"checkpoint saved; continue with: {resume_command(run.folder)}"
+        remedy = f"continue with: {resume_command(run.folder)}"
         stack.enter_context(explain_interruption(remedy))
         stack.enter_context(watchdog.from_settings(on_nodes=not stop.alone))
         stack.callback(stderr_filter.show_rest)

@@ -330,10 +330,11 @@ class Trainer:
         """Write a checkpoint if a signal ends the run."""
         try:
             yield
-        except Interrupted:
+        except Interrupted as reason:
             # If `_is_over`, the last checkpoint exists; since then `on_train_end` may have changed
             # the model.
             if not self._is_over:
                 self._drain()
                 self._save()
+            reason.add_note("checkpoint saved")
             raise

@@ -130,7 +130,7 @@ def test_a_search_that_is_warned_goes_on_and_others_join(
     assert by_settings(rows(job)) == by_settings(calm.rows("calm"))
     assert ended_once(job)
     assert job.requeues() == 1
-    assert "interrupted by SIGUSR2, trials saved" in job.log.read_text()
+    assert "interrupted by SIGUSR2; trials saved" in job.log.read_text()
     assert len(list((job.run / "workers").glob("job*-w0.log"))) == 3
     log = (job.run / f"workers/job{job.job_id}-w0.log").read_text()
     assert " ERROR SIGUSR2\n" in log  # the worker was not killed

@@ -201,7 +201,7 @@ def test_two_nodes_that_are_warned_save_and_go_on(
     job.wait(timeout_s=120)
     assert_two_replicas(job, on_two_devices)
     assert (job.requeues(), job.record()["restarts"]) == (1, 1)
-    assert "interrupted by SIGUSR2, checkpoint saved" in job.log.read_text()
+    assert "interrupted by SIGUSR2; checkpoint saved" in job.log.read_text()
 
 
 @pytest.mark.slow

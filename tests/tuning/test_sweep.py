@@ -241,7 +241,7 @@ def test_an_interrupted_search_continues_with_more_trials(calm: Sweeps) -> None:
     os.kill(worker, signal.SIGCONT)
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 75, said + errors
-    assert "interrupted by SIGTERM, trials saved; continue with: harness resume" in errors
+    assert "interrupted by SIGTERM; trials saved; continue with: harness resume" in errors
     assert calm.left("again") == []
     assert calm.state("again")["phase"] == "interrupted"
     assert not (calm.folder("again") / "result.json").exists()

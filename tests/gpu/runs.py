@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from harness.doctor import child
 from harness.doctor.finding import Finding
 from harness.doctor.probe import FIRST_USE_S, JOBS
@@ -158,9 +160,8 @@ class SmallRun:
         return [float(line[key]) for line in lines for key in ("loss", "val_loss")]
 
     def difference(self, other: "SmallRun") -> float:
-        """Return the largest difference between the losses of this run and of another."""
-        pairs = zip(self.losses(), other.losses(), strict=True)
-        return max(abs(one - another) for one, another in pairs)
+        """Return the largest difference between the losses of two runs; NaN if a loss is NaN."""
+        return float(np.max(np.abs(np.subtract(self.losses(), other.losses()))))
 
     def different_files(self, other: "SmallRun") -> list[str]:
         """Return the names of files that differ in more than measured times and the run's name."""
@@ -169,7 +170,7 @@ class SmallRun:
         ]
 
     def _contents(self) -> dict[str, object]:
-        names = ("metrics.jsonl", "model.keras", "predictions.npz")
+        names = ("metrics.jsonl", "model.keras", "predictions.npz", "validation_predictions.npz")
         files = {name: (self.folder / name).read_bytes() for name in names}
         return {**files, "result.json": {**untimed(self.result), "run": None}}
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from harness.doctor.finding import Finding, examine
@@ -58,6 +59,9 @@ def test_files_are_compared_by_their_bytes(finished: tuple[Harness, Path], tmp_p
     (copy.folder / "metrics.jsonl").write_text("\n".join(lines))
     assert copy.different_files(run) == ["metrics.jsonl", "model.keras", "predictions.npz"]
     assert copy.difference(run) == pytest.approx(0.5)
+    lines[-1] = json.dumps(last | {"val_loss": float("nan")})
+    (copy.folder / "metrics.jsonl").write_text("\n".join(lines))
+    assert np.isnan(copy.difference(run))
 
 
 def test_it_needs_no_pytest_and_runs_from_a_snapshot(harness: Harness) -> None:

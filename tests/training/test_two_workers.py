@@ -92,7 +92,7 @@ def test_threads_stay_as_many_and_a_signal_is_obeyed_in_seconds(
 def test_a_lost_or_stopped_worker_ends_the_other(
     harness: Harness, pairs: list[Pair], number: signal.Signals
 ) -> None:
-    """The other worker names the lost one, and saves."""
+    """The other worker names the lost one; a checkpoint exists."""
     pair = Pair(harness)
     pairs.append(pair)
     pair.wait_for_step(60)

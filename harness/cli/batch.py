@@ -21,7 +21,7 @@ app = typer.Typer()
 
 
 def _answer(text: str) -> None:
-    """Print code for bash. The bytes of a path that is not valid text are not changed."""
+    """Print code for bash. A path that is not UTF-8 keeps its bytes."""
     sys.stdout.buffer.write(os.fsencode(f"{text}\n"))
     sys.stdout.flush()
 
@@ -101,9 +101,9 @@ def job_begin(
     if job and allocation:
         faults = faults_file(Path(planned.runs), allocation)
         faults.parent.mkdir(parents=True, exist_ok=True)
-        faults.unlink(missing_ok=True)  # written by an earlier start
+        faults.unlink(missing_ok=True)  # left by an earlier start of this job
         flags = [*shlex.split(allocation.flags), *request_args(shown_values(shown), variables)]
-        # Without the variables `OF_GPUS` a job step of srun gets all GPUs of its job.
+        # With the variables `OF_GPUS` unset, each job step of srun uses all GPUs of the job.
         lines += [
             f"unset {' '.join((*foreign, *OF_GPUS))}",
             f"export {FLAGS}={shlex.quote(shlex.join(flags))}",
@@ -116,7 +116,7 @@ def job_begin(
 
 @app.command("job-end", hidden=True)
 def job_end(code: int, signals: str = "", run: str = "", runs: RunsFolder = Path("runs")) -> None:
-    """Print what the script does next: `requeue`, perhaps with changes of the job, or `stop`.
+    """Print the script's next step: `requeue`, perhaps with a changed request, or `stop`.
 
     Args:
         code: the exit code of the job's command.
@@ -150,11 +150,11 @@ def job_successor(
     changes: Annotated[list[str] | None, typer.Argument()] = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Write a new job that continues the run of a job that may not requeue itself.
+    """Draft a new job that continues a run whose job may not requeue itself.
 
     Args:
         run: the folder of the run or sweep.
-        changes: changes of the job, as `job-end` prints them.
+        changes: changes of the job's request, as `job-end` prints them.
         runs: the folder of the runs.
     """
     from harness.cli.submit import resume_request

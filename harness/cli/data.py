@@ -45,7 +45,7 @@ def verify(data: DataFolder = None) -> None:
 def describe(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SOURCE", help="table or folder, like the job key data.source"),
+        typer.Argument(metavar="SOURCE", help="table or folder, as in the job key data.source"),
     ],
     overrides: Overrides = None,
 ) -> None:

@@ -39,7 +39,7 @@ for commands in (train, audit, tune, submit, batch, runs, compare, tensorboard, 
 app.add_typer(sweep.app, name="sweep")
 app.add_typer(data.app, name="data")
 
-# Without this the help shows types such as `<list[Path]>`.
+# Otherwise the help shows types of arguments, such as `<list[Path]>`.
 TyperArgument.display_type_rich = lambda self, ctx: None  # type: ignore[method-assign]
 
 INTERRUPTED = 130  # Typer's exit code after Ctrl-C
@@ -67,7 +67,7 @@ def main() -> int:
         stop = "" if line.endswith("?") else "."
         code = _fail(f"{line}{stop} See {command} --help.", refusal.exit_code)
     except MemoryError:
-        code = _fail("out of memory; give the process more, or see ulimit -v and --mem", 1)
+        code = _fail("out of memory; request more with --mem, or see ulimit -v", 1)
     except OSError as error:
         code = _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 1)
     code = code if isinstance(code, int) else 0

@@ -60,7 +60,7 @@ DeviceList = Annotated[
 ]
 Full = Annotated[
     bool,
-    typer.Option("--full", help="fail if IMDB is missing, instead of training on its SAMPLE"),
+    typer.Option("--full", help="if IMDB is missing, fail instead of training on the SAMPLE"),
 ]
 Workers = Annotated[
     int | None,
@@ -107,7 +107,7 @@ def quoted(path: Path | str) -> str:
 
 
 def confirm_here(instead: str, console: "Console", *, here: bool) -> None:
-    """Warn on a cluster that this command trains outside of a Slurm job.
+    """On a cluster, warn that this command trains outside of a Slurm job.
 
     Args:
         instead: the command that submits a Slurm job.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 WATCH_S = 5.0  # seconds between two refreshes
-MAX_LEFT = 5  # the most folders that `prune` lists as unchanged
+MAX_LEFT = 5  # how many unchanged folders `prune` lists at most
 
 OneRun = Annotated[
     str, typer.Argument(metavar="RUN", help="a run's folder or id, or the id of its Slurm job")
@@ -95,7 +95,7 @@ def logs(
     from harness.tracking.status import one, refresh, select_runs
 
     queue = Queue()
-    try:  # an existing log can be read without asking the scheduler
+    try:  # an existing log can be read without asking Slurm
         run = one(name, select_runs([name], runs, None))
         path = log_of(run, earlier_too=not follow)
     except InputError:
@@ -153,7 +153,7 @@ def cancel(
     by_job = {run.folder for name, run in selected if JOB_ID.fullmatch(name)}
     stopping: list[RunStatus] = []
     problems: list[str] = []
-    # Other runs of the same Slurm job are in the same folder of runs, which may not be --runs.
+    # Other runs of the same Slurm job are in the same folder of runs, which need not be --runs.
     tops = {run.folder.absolute().parent.parent for run in chosen.values() if run.shares_job}
     known = [each for top in tops for each in survey(top, queue)]
     alone = {

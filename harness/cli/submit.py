@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from harness.slurm.submit import Request
 
 
-MAX_LINES = 3  # paths of runs or logs; if there are more, only the first and the last are shown
+MAX_LINES = 3  # if there are more paths of runs or logs, only the first and the last are shown
 
 app = typer.Typer()
 
@@ -69,7 +69,8 @@ def submit(
     retry_memory: Annotated[
         bool,
         typer.Option(
-            "--retry-memory", help="if out of memory, requeue with 1.5 times as much, at most twice"
+            "--retry-memory",
+            help="if out of memory, requeue with 1.5 times the memory, at most twice",
         ),
     ] = False,
     trust_code: TrustCode = False,
@@ -87,7 +88,7 @@ def submit(
     sbatch_flags = list(flags or ())
     names: list[str] = []
     if job is not None and (all_jobs or resume or all_interrupted):
-        # Without a JOB, `job` contains the first RUN, or with --all the first flag after `--`.
+        # Then `job` is not a JOB, but the first RUN, or with --all the first flag after `--`.
         words = [job, *sbatch_flags]
         names = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
         names = [] if all_jobs else names
@@ -132,11 +133,11 @@ def submit(
 def resume_request(
     names: list[str], resources: "Resources", runs: Path, *, everything: bool = False
 ) -> "Request":
-    """Return a request to continue runs or sweeps, or all interrupted ones.
+    """Return a request to continue these runs and sweeps, or everything that was interrupted.
 
     Raises:
         InputError: if a run can't be continued.
-        RunError: if Slurm does not answer, so that a run may have a waiting job.
+        RunError: if Slurm does not answer; then it is unknown which runs have waiting jobs.
     """
     from harness.slurm.client import Queue
     from harness.slurm.environment import SlurmEnvironment
@@ -184,7 +185,7 @@ def _submit(request: "Request") -> None:
     echo(f"next  harness status{elsewhere}")
     echo(f"      harness logs {run} -f")
     echo(f"      harness cancel {run}")
-    with contextlib.suppress(KeyboardInterrupt):  # the jobs stay submitted
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends only this output, not the jobs
         for line in first_look(submitted):
             echo(f"queue {line}")
 
@@ -194,7 +195,7 @@ def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
 
     seeds = f", seed {array_spec(submission.seeds)}" if submission.seeds else ""
     echo(f"job {job_id}: {submission.name}{seeds}")
-    if submission.resumes:  # the user has not typed these options
+    if submission.resumes:  # show the options, since the user has not typed them
         echo(f"asks  {shlex.join(submission.asks)}")
     paths_of = {"run": submission.run_folders(job_id), "log": submission.logs(job_id)}
     for name, paths in paths_of.items():

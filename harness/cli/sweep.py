@@ -83,7 +83,7 @@ def join(
     here: Here = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Add workers to a search, on this machine or in this job."""
+    """Add workers to a search, on this machine or in this Slurm job."""
     from harness.cli.tune import run_sweep
     from harness.compute.strategy import one_device_each
     from harness.system.console import Console

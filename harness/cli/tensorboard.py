@@ -27,7 +27,7 @@ def tensorboard(
     login: Annotated[
         str | None,
         typer.Option(
-            metavar="USER@HOST", envvar="HARNESS_LOGIN", help="login node for the tunnel command"
+            metavar="USER@HOST", envvar="HARNESS_LOGIN", help="login node in the ssh command"
         ),
     ] = None,
     hours: Annotated[

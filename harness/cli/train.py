@@ -107,7 +107,7 @@ def train(
             if run_id is None:
                 remove_empty([run.folder])
                 if not has_runs:
-                    with contextlib.suppress(OSError):  # the folder is not empty
+                    with contextlib.suppress(OSError):  # keep the folder if other runs are in it
                         runs.rmdir()
         _print_result(run, result, console)
         return
@@ -269,7 +269,7 @@ def predict(
         is_json = is_jsonl or (file is not None and file.suffix.lower() in JSON_LINES)
         batches = read_lines(source, name, remarks, is_json=is_json)
         is_ready = file is not None or has_input(source)
-    # Refuse bad input before TensorFlow is imported. A pipe may not contain a line yet.
+    # Read ahead, to refuse bad input before TensorFlow is imported. Don't wait for a pipe's input.
     ahead = [*itertools.islice(batches, 1)] if is_ready else []
     if is_ready and not ahead:
         raise InputError(NO_TEXT)

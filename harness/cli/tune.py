@@ -33,7 +33,7 @@ app = typer.Typer()
 @app.command(epilog="Example: harness tune jobs/tune_bilstm.toml --workers 4")
 def tune(
     job_file: Annotated[
-        Path, typer.Argument(metavar="JOB", help="a job file with [search]: jobs/tune_lstm.toml")
+        Path, typer.Argument(metavar="JOB", help="job file with [search]: jobs/tune_lstm.toml")
     ],
     overrides: Overrides = None,
     workers: Workers = None,

@@ -1,6 +1,7 @@
 """Training steps that look up the word vectors outside of the network.
 
-Adversarial training needs such steps to change the vectors. On a GPU with XLA they are also faster.
+Adversarial training needs such steps to change the vectors. With XLA on a GPU, these steps are also
+faster than those of `TrainStep`.
 """
 
 import functools
@@ -21,7 +22,7 @@ from harness.layers import OuterEmbedding, global_batch
 def build_step(
     job: Job, strategy: tf.distribute.Strategy, plan: ExecutionPlan, **options: Any
 ) -> TrainStep:
-    """Build the training step of a job; `options` are the other arguments of `TrainStep`."""
+    """Build the training step of a job; `options` are the keyword arguments of `TrainStep`."""
     kind = TrainStep
     trains_words = job.model.train_embeddings and not job.model.is_own
     if job.train.adversarial:
@@ -40,18 +41,18 @@ class OuterLookupStep(TrainStep):
 
     @functools.cached_property
     def words(self) -> OuterEmbedding:
-        """The network's only embedding; its vectors are trained."""
+        """Return the network's only embedding layer, which is trained."""
         (embedding,) = (each for each in self.model.layers if isinstance(each, OuterEmbedding))
         return embedding
 
     @functools.cached_property
     def _table_index(self) -> int:
-        """The index of the embedding's table among the trained variables."""
+        """Return the index of the embedding's table in the list of trained variables."""
         trained = self.model.trainable_variables
         return [each is self.words.embeddings for each in trained].index(True)
 
     def compiled(self) -> Callable[[Batch], Gradients]:
-        """Return the function `gradients`; XLA compiles all but the lookup and its gradient."""
+        """Return a function like `gradients`; the lookup and its gradient run outside of XLA."""
         compiled = tf.function(self._with_vectors, jit_compile=self.is_compiled, autograph=False)
 
         def gradients_of(batch: Batch) -> Gradients:
@@ -68,12 +69,13 @@ class OuterLookupStep(TrainStep):
         return gradients_of
 
     def _with_vectors(self, batch: Batch, vectors: tf.Tensor) -> Gradients:
-        """Compute the gradients and sums of a part of a batch for looked-up vectors.
+        """Compute `Gradients` for a part of a batch whose word vectors are already looked up.
 
         The result contains the gradient of these vectors in place of the table's gradient.
 
         Args:
-            vectors: the vectors of the batch's words, `[examples, time, channels]`.
+            batch: the part of a batch.
+            vectors: the vectors of the part's words, `[examples, time, channels]`.
         """
         trained = [each.value for each in self.model.trainable_variables]
         trained[self._table_index] = vectors

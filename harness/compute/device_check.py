@@ -1,7 +1,7 @@
 """Compares each GPU's results with the CPU's before a run trains on it.
 
 A broken GPU may compute wrong numbers, or run no kernels, without an error. The check compares an
-elementwise operation, a matrix product, a kernel of XLA and, if the job uses cuDNN, the outputs and
+elementwise operation, a matrix product, an XLA kernel and, if the job uses cuDNN, the outputs and
 gradients of a recurrent layer.
 """
 
@@ -28,9 +28,9 @@ from harness.system.console import Console
 from harness.system.gpu import Card, code_for, kernel_cache
 from harness.system.watchdog import FIRST_USE
 
-SWITCH = "HARNESS_CHECK_DEVICES"  # 0 turns the check off, for tests with a stub of CUDA
+SWITCH = "HARNESS_CHECK_DEVICES"  # 0 turns the check off, for tests that replace CUDA by a stub
 TOLERANCE = 1e-3  # largest accepted relative difference; float32 stays below 1e-5 without TF32
-FIRST_BYTES = 1 << 20  # the memory that `take_memory` allocates on each GPU
+FIRST_BYTES = 1 << 20  # bytes that `take_memory` allocates on each GPU
 SHAPE = (4, 6, 8)  # rows, words, channels
 LAYERS: dict[str, type[keras.layers.RNN]] = {
     "lstm": keras.layers.LSTM,
@@ -68,7 +68,7 @@ def first_use(card: Card) -> str:
         return ""
     return (
         f"{card.title}: TensorFlow has no machine code for it, so the driver compiles the kernels "
-        f"at first use; this start takes minutes longer, later starts load them from {folder}"
+        f"at first use; this start takes minutes longer, later starts load kernels from {folder}"
     )
 
 
@@ -89,7 +89,7 @@ def is_switched_off() -> bool:
 
 
 def cudnn_layers(job: Job) -> frozenset[str]:
-    """Return the kinds of cuDNN layers to check for a job; `checked_plan` checks the plain RNN."""
+    """Return the kinds of cuDNN layers to check, except the plain RNN; see `checked_plan`."""
     if job.model.is_own:
         return frozenset({"lstm", "gru"})
     if not job.model.recurrent or without_cudnn(job) or job.model.architecture == "rnn":
@@ -111,7 +111,7 @@ def check_devices(job: Job, warn: Callable[[str], object]) -> None:
         return
     for index, gpu in enumerate(gpus):
         if problem := find_difference(f"GPU:{index}", cudnn_layers(job)):
-            check_results()  # raises an error if a kernel was not loaded, as with an old driver
+            check_results()  # raises an error if a kernel was not loaded, e.g. by an old driver
             text = (
                 f"GPU {index} ({card_of(gpu).name}) computes wrong results: {problem}; run harness "
                 "resume on another node, and report this one to your site"
@@ -120,9 +120,10 @@ def check_devices(job: Job, warn: Callable[[str], object]) -> None:
 
 
 def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
-    """Return the plan, or one without cuDNN if cuDNN's plain RNN differs from the CPU's results.
+    """Return the plan, but without cuDNN if cuDNN's plain RNN differs from the CPU's results.
 
-    Such a difference is not a fault of the node. Keras's loop then computes the layer.
+    Such a difference is not a fault of the node. A loop of TensorFlow operations then computes
+    the layer.
     """
     has_plain_rnn = job.model.recurrent and (job.model.architecture == "rnn" or job.model.is_own)
     if plan.way != "cudnn" or not has_plain_rnn or is_switched_off():
@@ -145,8 +146,9 @@ def plain_rnn_agrees(gpu: str) -> bool:
 def take_memory(gpus: Sequence[Any]) -> None:
     """Allocate FIRST_BYTES on each GPU, before TensorFlow requests less.
 
-    On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) repeats a request with a tenth less
-    memory, rounded up to 256 bytes. If the first request is small, this loop never ends.
+    On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) repeats a failed request in a
+    loop, each time for a tenth less memory, rounded up to 256 bytes. The loop never ends if the
+    first request is small.
 
     Raises:
         tf.errors.ResourceExhaustedError: if a GPU is full.
@@ -199,17 +201,17 @@ def _computations(layers: frozenset[str]) -> Iterator[tuple[str, Compute, Comput
 
     yield "an elementwise operation", elementwise, elementwise
     yield "a matrix product", product, product
-    yield "a kernel of XLA", by_xla, elementwise
+    yield "an XLA kernel", by_xla, elementwise
     for name in sorted(layers):
         yield f"cuDNN's {name}", _recurrent(name, numbers, True), _recurrent(name, numbers, False)
 
 
 def _recurrent(name: str, numbers: np.ndarray, use_cudnn: bool) -> Compute:
-    """Return a function that computes a layer's outputs and the gradients of input, weights."""
+    """Return a function that computes a layer's outputs, and gradients of its input and weights."""
 
     def compute() -> list[tf.Tensor]:
         random = np.random.default_rng(3)
-        with fresh_names():  # the names of the run's layers stay the same
+        with fresh_names():  # so that this layer does not change the names of later layers
             layer = LAYERS[name](5, return_sequences=True, dtype="float32")
             layer.build(SHAPE)
         if name != "rnn":

@@ -15,21 +15,21 @@ from harness.system import stderr_filter
 from harness.system.gpu import describe_memory, free_gb
 
 MAX_QUOTED = 300  # largest number of characters that a message quotes from TensorFlow
-LATEST = 40  # number of the latest messages that may explain a failure
-LITTLE_GB = 0.5  # free GPU memory that is too little for cuDNN and cuBLAS
+LATEST = 40  # how many of the latest messages are searched for the cause of a failure
+LITTLE_GB = 0.5  # with less free GPU memory, cuDNN and cuBLAS may fail to start
 
 # 4004 is CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, which TensorFlow 2.21 can't name.
 OUT_OF_MEMORY = re.compile(
     r"CUDA_ERROR_OUT_OF_MEMORY|CU(DNN|BLAS)_STATUS_ALLOC_FAILED|unknown cudnn status: 4004\b"
-    r"|[Oo]ut of memory|the resource allocation failed"  # the second text is cuBLAS's
+    r"|[Oo]ut of memory|the resource allocation failed"  # "the resource …" is from cuBLAS
     r"|Dst tensor is not initialized"  # the GPU had no memory for a copied tensor
 )
 FREE_BYTES = re.compile(r"Memory usage: (\d+) bytes free")  # printed when cuDNN can't start
-# The only sign that TensorFlow could not load or launch a kernel: the operation reports success but
-# leaves its output unchanged (tf_gpu_runtime_wrappers.cc).
+# If TensorFlow can't load or launch a kernel, only this message reports it. The operation reports
+# success but leaves its output unchanged (tf_gpu_runtime_wrappers.cc).
 UNWRITTEN = re.compile(r"tf_gpu_runtime_wrappers\.cc:\d+\] .*failed with")
 CHECK_FAILED = re.compile(r"Check failed: .* is OK \((.*)\)$")
-ARGUMENTS = re.compile(r"'(\w+)\(.*\)'")  # a call whose arguments are not shown to the user
+ARGUMENTS = re.compile(r"'(\w+)\(.*\)'")  # a function call in a message; its arguments are removed
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ DEVICE_ERRORS = (
         "(?i)ILLEGAL_ADDRESS|illegal memory access|LAUNCH_FAILED|unspecified launch failure|"
         "Unexpected Event status",  # TensorFlow hides CUDA's code
         "a kernel failed on the GPU",
-        f"{ANOTHER_NODE}; if it fails there too, CUDA or TensorFlow is at fault",
+        f"{ANOTHER_NODE}; if the run fails there too, CUDA or TensorFlow is at fault",
         is_node_fault=True,
     ),
     DeviceError(
@@ -96,7 +96,7 @@ DEVICE_ERRORS = (
     DeviceError(
         "CUDNN_STATUS|CUBLAS_STATUS|unknown cudnn status|DNN library initialization failed|"
         "Failed to call DoRnn|Failed to call ThenRnn|(?i:failed to create cu(dnn|blas))|"
-        # What cublasGetStatusString returns: texts without an error code.
+        # cublasGetStatusString returns these texts, which contain no error code.
         "the (library was not initialized|function failed to launch on the GPU)|"
         "an internal operation failed|the functionality requested is not supported",
         LIBRARY_REFUSED,
@@ -110,14 +110,14 @@ DEVICE_ERRORS = (
     ),
     DeviceError(
         UNWRITTEN.pattern,
-        "the GPU could not run a kernel, and TensorFlow went on without its result",
+        "the GPU could not run a kernel, and TensorFlow continued without its result",
         "check the driver with nvidia-smi and the versions with harness doctor",
     ),
 )
 
 
 def is_node_fault(text: str) -> bool:
-    """Whether a message reports a broken GPU, so the job should move to another node."""
+    """Whether a message reports a broken GPU, and the job should move to another node."""
     return any(re.search(each.pattern, text) for each in DEVICE_ERRORS if each.is_node_fault)
 
 
@@ -127,8 +127,8 @@ def explained(
     """Return an error that explains TensorFlow's messages; None if no message is known.
 
     Args:
-        texts: messages of one line each, the most informative first.
-        lasting: the error that CUDA still reports, as `gpu.lasting_error` returns it.
+        texts: one-line messages, the most informative first.
+        lasting: the result of `gpu.lasting_error`: the error that CUDA still reports.
         sees_memory: whether the GPU's memory is still as full as when the messages were printed.
     """
     text = "\n".join([lasting, *texts] if is_node_fault(lasting) else texts)
@@ -151,7 +151,7 @@ def explained(
 
 
 def _shortened(line: str) -> str:
-    """Remove the source location and the arguments of calls from a message, and shorten it."""
+    """Remove source location and call arguments from a message; cut it to MAX_QUOTED characters."""
     line = stderr_filter.BEGIN.sub("", line).partition(" *** Check failure")[0]
     if failed := CHECK_FAILED.search(line):
         line = failed[1]
@@ -192,7 +192,7 @@ def telling(found: Sequence[str]) -> list[str]:
 
 
 def check_results() -> None:
-    """Print TensorFlow's new messages; raise an error if they say that a kernel did not run.
+    """Print TensorFlow's new messages; raise an error if one says that a kernel did not run.
 
     Call this when results have arrived from a GPU, before they are used.
 
@@ -213,7 +213,7 @@ def of_death(text: str) -> RunError | None:
 
 
 def died_of(number: signal.Signals, text: str) -> str:
-    """Return a message for a death of unknown reason, with the process's last error message."""
+    """Return a message about a death without known cause, which quotes the last error message."""
     lines = telling(stderr_filter.messages(text))
     last = f": {_shortened(lines[0])}" if lines else ""
     return (

@@ -21,11 +21,11 @@ from harness.system.processes import StopRequest
 # The number of reviews per replica in a batch. It affects only speed and memory: on a CPU a larger
 # batch exceeds the caches and takes up to twice the time per review; a GPU needs a large batch.
 EVALUATION_BATCH = {"cpu": 256, "gpu": 1024}
-COMPILED_PARTS = 2  # number of parallel parts of a batch that XLA computes
+COMPILED_PARTS = 2  # number of parts of a batch that XLA computes in parallel
 
 
 class Evaluator:
-    """Evaluates a model; its graph is traced once for all evaluations of a run."""
+    """Evaluates a model; all evaluations of a run use the same traced graph."""
 
     def __init__(
         self,
@@ -48,11 +48,12 @@ class Evaluator:
         self.num_rows = EVALUATION_BATCH["gpu" if on_gpu else "cpu"]  # per replica
         num_replicas = strategy.num_replicas_in_sync
         self.shape = BatchShape(self.num_rows * num_replicas, data.maxlen, data.bucket)
-        # With `data.bucket` batches have several shapes. The second trace accepts any length.
+        # With `data.bucket` batches differ in length. TensorFlow then traces the function twice:
+        # for the first length, and for any length.
         self._run_forward = tf.function(
             self._forward, autograph=False, reduce_retracing=data.bucket
         )
-        # All validations of a run use one endless dataset. To open a dataset takes a fifth of the
+        # All validations of a run use one endless dataset. Opening a dataset takes a fifth of the
         # time of a validation on 5,000 reviews, and as much memory as the padded reviews.
         self._opened: tuple[Reviews, Iterator[Batch]] | None = None
 
@@ -63,7 +64,7 @@ class Evaluator:
         `[num_reviews, num_classes] float32`.
 
         Raises:
-            Interrupted: between two batches, if `stop` requests a stop.
+            Interrupted: if `stop` requests a stop, which is checked before each batch.
         """
         stop = stop or StopRequest()
         outputs: list[np.ndarray] = []
@@ -73,7 +74,7 @@ class Evaluator:
         else:
             orders, start = order.astype(np.int32)[None], Start(endless=True)
             opened = iter(batches(self.strategy, reviews, orders, shape=self.shape, start=start))
-        self._opened = None  # after an interruption the dataset would continue in the middle
+        self._opened = None  # a dataset interrupted in the middle is not used again
         for _ in range(num_steps(len(order), self.shape.batch_size)):
             stop.check()
             of_replicas, votes = self._run_forward(next(opened), tf.constant(stop.vote))
@@ -83,7 +84,7 @@ class Evaluator:
             check_results()
             watchdog.progress()
         self._opened = reviews, opened
-        ordered = np.concatenate(outputs)[: len(order)]  # without the rows that fill the last batch
+        ordered = np.concatenate(outputs)[: len(order)]  # without rows that fill the last batch
         probabilities = np.empty_like(ordered)
         probabilities[order] = ordered
         return probabilities
@@ -91,7 +92,7 @@ class Evaluator:
     def _forward(
         self, batch: Batch, vote: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, ...], tf.Tensor | None]:
-        """Compute the replicas' probabilities, in the batch's order, and the votes to stop."""
+        """Return the replicas' probabilities in the batch's order, and the votes to stop."""
         outputs, votes = self.strategy.run(self._replica_forward, args=(batch, vote))
         if self.votes:
             return (self.strategy.gather(outputs, axis=0),), self.strategy.gather(votes, axis=0)

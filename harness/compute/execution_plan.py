@@ -16,15 +16,16 @@ from harness.errors import InputError
 from harness.job.keys import Job
 
 # Limits measured on two CPU cores (jobs/FINDINGS.md, "where the time of a step goes").
-LARGEST_PART = 2048  # largest product of a part's reviews and the units of all recurrent layers
-LONGEST_COMPILED = 200  # longest review for XLA, in words, if the outputs at all words are used
+LARGEST_PART = 2048  # largest size of a part of a batch: reviews * units of all recurrent layers
+# Longest review, in words, for which XLA is faster if the outputs at all words are used.
+LONGEST_COMPILED = 200
 MAX_PARTS = 4  # the largest number of parts of a batch
-BLOCK_PARTS = 2  # the largest number of parts if BlockLSTM computes them
-# With fewer reviews in a split, compiling takes longer than evaluating without XLA.
+BLOCK_PARTS = 2  # replaces MAX_PARTS if BlockLSTM computes the LSTM layers
+# If `data.limit` is lower, compiling takes longer than evaluating without XLA.
 FEWEST_COMPILED = 5000
 
-# keras: Keras's layers; xla: XLA compiles the forward and backward pass; block: an LSTM layer is
-# one operation, see `use_block_kernel`; cudnn: cuDNN computes the recurrent layers on a GPU.
+# keras: Keras's layers are not changed; xla: XLA compiles the forward and backward pass; block: one
+# operation computes an LSTM layer, see `use_block_kernel`; cudnn: cuDNN computes recurrent layers.
 Way = Literal["keras", "xla", "block", "cudnn"]
 
 
@@ -33,8 +34,8 @@ class ExecutionPlan:
     """How steps and evaluations are computed."""
 
     way: Way
-    # The number of threads of an operation, and of operations that run in parallel. The upper
-    # bounds of `threads` and `parts` protect against a record that another user has written.
+    # The number of threads of an operation; also the number of operations that run in parallel.
+    # The upper bounds of `threads` and `parts` protect against a record from another user.
     threads: Annotated[int, Field(ge=1, le=1024)]
     # A global batch is split into this number of parts, which are computed in parallel.
     parts: Annotated[int, Field(ge=1, le=MAX_PARTS)] = 1
@@ -67,8 +68,8 @@ def _way(job: Job, kind: str) -> Way:
     """Choose how training steps are computed.
 
     On a GPU XLA compiles the layers that cuDNN can't compute. On a CPU, TensorFlow's loop over the
-    words spends more time on starting small operations than on computing them. For LSTM layers
-    there is one operation for all words. For other layers XLA is faster, except in three cases:
+    words spends more time on starting small operations than on computing them. For LSTM layers,
+    one operation, BlockLSTM, computes all words. For other layers XLA is faster, except in 3 cases:
 
     - The operations are large.
     - The reviews are long, and the outputs at all words are used: XLA copies these at every word.
@@ -91,7 +92,7 @@ def _way(job: Job, kind: str) -> Way:
 
 
 def _compiles(job: Job, kind: str) -> bool:
-    """Whether XLA compiles validation and test; it halves their time for layers of any size."""
+    """Whether XLA compiles validation and test, which then take half the time."""
     if kind == "gpu" or job.train.xla == "off":
         return False
     if job.train.xla == "on":
@@ -102,7 +103,7 @@ def _compiles(job: Job, kind: str) -> bool:
 
 
 def _num_parts(job: Job, kind: str, way: Way) -> int:
-    """Choose the number of parts of a step's batch.
+    """Choose into how many parts a step's batch is split.
 
     The results are bitwise equal whether several threads compute the parts in parallel or one
     thread computes them in sequence.

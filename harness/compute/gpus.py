@@ -18,15 +18,15 @@ def check_gpus(
     """Raise an error with a remedy if TensorFlow sees fewer GPUs than promised.
 
     GPUs are promised by `--devices`, CUDA_VISIBLE_DEVICES or Slurm. If no GPU is promised, the CPU
-    trains. If the CPU trains although there is a driver, a warning says why, unless
-    CUDA_VISIBLE_DEVICES hides all GPUs. Call this function after the import of TensorFlow.
+    trains. If the CPU trains although the node has NVIDIA's driver, a warning says why,
+    unless CUDA_VISIBLE_DEVICES hides all GPUs. Call this function after the import of TensorFlow.
 
     Args:
         requested: the devices that `--devices` requests, if it is set.
         allocation: the Slurm job, if there is one.
         warn: called with the text of a warning.
-        environment: the environment variables. The GPUs in CUDA_VISIBLE_DEVICES are promised. If
-            the variable hides all GPUs, the GPUs that Slurm promised count as missing.
+        environment: the environment variables. If CUDA_VISIBLE_DEVICES hides all GPUs,
+            the GPUs that Slurm promised count as missing.
 
     Raises:
         InputError: if the installation or the command is at fault.
@@ -49,12 +49,12 @@ def check_gpus(
     if given and num_seen > given and "CUDA_VISIBLE_DEVICES" not in environment:
         raise InputError(
             f"CUDA_VISIBLE_DEVICES is unset: Slurm gave {given} of the {num_seen} GPUs that this "
-            "process sees, and other jobs may use the rest; leave the variable as Slurm set it"
+            "process sees, and other jobs may use the rest; don't unset the variable that Slurm set"
         )
     if num_seen >= max(1, promised):
         return
     if not promised and (gpu.hidden_by(environment) or not gpu.has_driver()):
-        return  # the user wants the CPU
+        return  # no GPU is expected, so the CPU trains
     problem = gpu.find_problem(
         "\n".join(device_messages),
         environment,
@@ -66,7 +66,7 @@ def check_gpus(
     )
     reason = f"TensorFlow sees {num_seen or 'no GPU'}: {problem.reason}; {problem.remedy}"
     if not promised:
-        warn(f"the CPU trains, although a driver is here: {reason}, or use --devices cpu")
+        warn(f"training on the CPU, although a GPU driver exists: {reason}, or use --devices cpu")
         return
     text = f"{promised_by}, but {reason}; --devices cpu trains on the CPU"
     if problem.fault == "installation":

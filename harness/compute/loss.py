@@ -1,4 +1,4 @@
-"""The loss of an example: cross-entropy or a custom loss, and the weights of classes."""
+"""Computes the loss of an example, cross-entropy or a custom loss, and the weights of classes."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -106,8 +106,8 @@ def check_loss(job: Job, num_outputs: int, *, compiled: bool) -> None:
     parts = [losses(labels[part], probabilities[part]) for part in (slice(half), slice(half, None))]
     if not np.allclose(np.concatenate(parts), values, rtol=1e-4, atol=1e-6, equal_nan=True):
         raise InputError(
-            f"{where}: an example's loss depends on other examples of the batch, and a replica has "
-            "only a part of it; compute each loss from its example alone"
+            f"{where}: an example's loss depends on other examples of the batch, and a replica "
+            "computes only a part of the batch; compute each loss from its example alone"
         )
 
 
@@ -132,7 +132,7 @@ def class_weights(
         for name in train.class_weights:
             if name not in classes:
                 raise InputError(
-                    f"train.class_weights.{name}: the data have no such class; they have "
+                    f"train.class_weights.{name}: the data have no such class; the classes are "
                     f"{', '.join(classes[:10])}{', …' if len(classes) > 10 else ''}"
                 )
         weights = tuple(train.class_weights.get(name, 1.0) for name in classes)
@@ -144,7 +144,7 @@ def class_weights(
     counts = np.bincount(labels, minlength=len(classes))
     if not counts.all():
         raise InputError(
-            "train.class_weights = 'balanced': the training reviews have no "
+            "train.class_weights = 'balanced': no training review is of class "
             f"{classes[int(counts.argmin())]!r}; raise data.limit, or set each class's weight"
         )
     return tuple((len(labels) / (len(classes) * counts)).tolist())

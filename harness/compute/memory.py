@@ -1,4 +1,4 @@
-"""The memory of a training process: on its node, and on a GPU.
+"""Estimates a training process's memory on its node, and measures its memory on a GPU.
 
 The node's memory is estimated from the sizes of the job. The estimate is above the measured peaks
 of seven runs on a CPU. These peaks range from 0.99 GB for the LSTM in `jobs/` to 4.2 GB for a
@@ -19,16 +19,16 @@ from harness.job.search import SearchSpec
 from harness.slurm.environment import visible_gpus
 from harness.system import gpu
 
-BASE_GB = 1.15  # for TensorFlow, this package, IMDB as words, and XLA while it compiles
+BASE_GB = 1.15  # memory of TensorFlow, this package, IMDB as words, and XLA while it compiles
 GPU_BASE_GB = 2.0  # replaces BASE_GB for a run on a GPU (TensorFlow issue 36459)
-# Number of copies of the weights: in two models, the optimizer, the moving average, the best epoch
+# Number of copies of all weights: in two models, the optimizer, the moving average, the best epoch
 # and a checkpoint's arrays.
 COPIES = 11
-PER_UNIT, PER_CHANNEL = 11, 2  # numbers stored per word and recurrent unit, or channel
-MAX_REVIEWS, WORDS_PER_REVIEW = 50_000, 235  # of IMDB: number of reviews, mean length
-RATIO_COPIES = 3  # of the n-gram ratios: an array, the array for a tensor, the tensor
+PER_UNIT, PER_CHANNEL = 11, 2  # numbers stored per word: for each recurrent unit, for each channel
+MAX_REVIEWS, WORDS_PER_REVIEW = 50_000, 235  # IMDB's number of reviews and mean length
+RATIO_COPIES = 3  # copies of the n-gram ratios: two NumPy arrays and a tensor
 MAX_PADDED_GB = 1.0  # a larger dataset is padded batch by batch, not as a whole
-FLOAT = 4  # bytes of a float32
+FLOAT = 4  # size of a float32 in bytes
 CUSTOM_NETWORK_GB = 0.5  # added to the estimate for a custom network
 # The memory of CUDA's context and libraries, which TensorFlow does not count. This cautious guess
 # is used if the driver does not report the process's memory.
@@ -101,8 +101,9 @@ def forget_gradients() -> None:
     """Free the graphs of networks that are no longer used.
 
     TensorFlow stores the gradient function of each `tf.custom_gradient` in a global table, which
-    keeps the function's graph in memory. Keras's optimizers contain such a function, so the graphs
-    of all trials would stay in memory. Call it only while no network is being trained.
+    keeps the function's graph in memory. Keras's optimizers call `all_reduce`, which has a custom
+    gradient, so the graphs of all trials would stay in memory. Call `forget_gradients` only while
+    no network is being trained.
     """
     from tensorflow.python.framework import ops
 

@@ -26,7 +26,7 @@ from harness.layers import all_layers, for_training, global_batch, makes_masks, 
 
 KERAS_PRECISION = {
     "float32": "float32",
-    "float64": "float64",  # to find out whether a difference is due to rounding
+    "float64": "float64",  # shows whether a difference between runs is due to rounding
     "float16": "mixed_float16",
     "bfloat16": "mixed_bfloat16",
 }
@@ -60,7 +60,7 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
 
     Raises:
         InputError: if a custom function fails (the message contains its error, file and line), or
-            returns no network of this form.
+            if its network returns no probabilities of this shape.
     """
     if not job.model.is_own:
         build = BUILDERS[job.model.architecture]
@@ -89,8 +89,8 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
     if shape[1:] != (num_outputs,):
         shown = str(shape).replace("None", "rows")
         raise InputError(
-            f"{where}: returns {shown}, should return probabilities, (rows, {num_outputs}); end it "
-            "in Dense(num_outputs)"
+            f"{where}: returns {shown}, should return probabilities, (rows, {num_outputs}); end "
+            "the network in Dense(num_outputs)"
         )
     if makes_masks(model):
         turn_cudnn_off(model)  # cuDNN does not support the mask of a review padded at its start
@@ -100,13 +100,15 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
 def training_network(job: Job, export: keras.Model, num_outputs: int = 1) -> keras.Model:
     """Build the network to train: a copy of `export` with dropout over the global batch.
 
+    The results of such dropout do not depend on the number of replicas.
+
     Raises:
         InputError: if a custom function returns a different network at its second call.
     """
     seed, batch_size = job.train.seed, job.train.batch_size
     if not job.model.is_own:
         return for_training(export, seed, batch_size)
-    # Keras can't copy layers of custom classes, so the function builds them again.
+    # Keras can't copy layers of custom classes, so call the user's function again.
     model = build_network(job, num_outputs)
     shapes = [[tuple(each.shape) for each in one.weights] for one in (export, model)]
     if shapes[0] != shapes[1]:
@@ -136,7 +138,7 @@ def put_vectors(model: keras.Model, job: Job, vectors: WordVectors | None) -> No
 
 
 def embedding_of_words(model: keras.Model, job: Job) -> Embedding:
-    """Return the embedding layer for the vectors of `model.embeddings`.
+    """Return the embedding layer into which the vectors of `model.embeddings` are loaded.
 
     Raises:
         InputError: if no embedding of the network has the shape of the vectors.
@@ -147,8 +149,8 @@ def embedding_of_words(model: keras.Model, job: Job) -> Embedding:
     if not fitting:
         raise InputError(
             f"model.embeddings: {job.model.architecture} has no layer Embedding of {shape[0]:,} "
-            f"words (data.vocab_size) and {shape[1]} numbers (model.embedding_dim); add one, or "
-            "leave model.embeddings out"
+            f"words (data.vocab_size) and {shape[1]} numbers (model.embedding_dim); add this "
+            "layer, or leave model.embeddings out"
         )
     return fitting[0]
 
@@ -161,10 +163,10 @@ def check_network(
     Args:
         num_outputs: the network's number of outputs, see `Dataset.num_outputs`.
         num_replicas: the number of replicas of the run.
-        trains: whether the check includes a training step, short batches and compilation.
+        trains: whether a training step, short batches and compilation are checked, too.
 
     Returns:
-        A warning about layers whose results depend on the number of replicas; else an empty text.
+        A warning if results of layers depend on the number of replicas; else an empty text.
 
     Raises:
         InputError: if the network can't be built or run, its outputs are not probabilities, it adds
@@ -175,7 +177,7 @@ def check_network(
     where = f"model.architecture = {job.model.architecture!r}"
     model = build_network(job, num_outputs)
     tokens = np.arange(8 * job.data.maxlen, dtype=np.int32).reshape(8, -1) % job.data.vocab_size
-    # Large weights show the range of the outputs; a new network's outputs are all near 0.
+    # Large weights show the range of the outputs. A new network's outputs are all near 0.
     random = np.random.default_rng(1)
     for each in model.trainable_variables:
         each.assign(random.normal(size=each.shape))
@@ -219,7 +221,7 @@ def check_network(
 
 
 def _check_forms(model: keras.Model, job: Job, tokens: np.ndarray, where: str) -> None:
-    """Check that a network accepts short batches and can be compiled, if the job needs this.
+    """Check that a network accepts short batches, and that XLA compiles it, if the job needs this.
 
     Raises:
         InputError: if the network fails; the message contains its error.
@@ -233,7 +235,7 @@ def _check_forms(model: keras.Model, job: Job, tokens: np.ndarray, where: str) -
             model(tokens, training=False)
     if job.train.xla == "on" and not num_own_gpus():
         compiled = tf.function(model, autograph=False, jit_compile=True)
-        with own_errors(f"{where}: should compile; change it, or leave train.xla = 'on' out"):
+        with own_errors(f"{where}: should compile with XLA; change it, or leave out train.xla"):
             compiled(tokens, training=False)
 
 

@@ -1,4 +1,4 @@
-"""Builds a job's optimizer, with its moving average of the weights and its learning rates."""
+"""Builds a job's optimizer, including the moving average of the weights and the learning rates."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -27,15 +27,15 @@ class RampedAverage:
     """Changes the momentum of an optimizer's moving average to min(m, (1 + n) / (10 + n)).
 
     n is the optimizer's number of steps; it is equal on all replicas and part of every checkpoint.
-    m is `train.ema_momentum`. Keras's average has the momentum m at all steps: in a short run it
-    would still contain much of the initial weights.
+    m is `train.ema_momentum`. Keras's average has the momentum m at all steps: in a short run
+    the average would still contain much of the initial weights.
 
     `tf.train.ExponentialMovingAverage` with `num_updates` uses the same formula. The average spans
     about the latest ninth of the steps, at most 1 / (1 - m) steps. A bias correction like Adam's
     is not used: the average would then weigh the first 1 / (1 - m) steps almost equally.
     """
 
-    # Attributes of the other base class, a Keras optimizer; see `build_optimizer`.
+    # Attributes that a subclass inherits from a Keras optimizer; see `build_optimizer`.
     ema_momentum: float
     iterations: keras.Variable
     _model_variables_moving_average: list[keras.Variable]
@@ -75,7 +75,7 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
 
     @property
     def learning_rate(self) -> keras.Variable:
-        """`cut`, under the name that Keras's ReduceLROnPlateau reads and sets."""
+        """Return `cut`, because Keras's ReduceLROnPlateau reads and sets `learning_rate`."""
         return self.cut
 
     @learning_rate.setter
@@ -144,7 +144,7 @@ def _custom_optimizer(train: TrainConfig, code: Mapping[str, str]) -> keras.opti
 
     Raises:
         InputError: if the function fails (the message contains its error, file and line), does not
-            return an optimizer, or sets what the job's keys should set.
+            return an optimizer, or uses a setting of JOB_KEYS.
     """
     name, key = train.optimizer, "train.optimizer"
     where = f"{key} = {name!r}"
@@ -166,14 +166,16 @@ def _custom_optimizer(train: TrainConfig, code: Mapping[str, str]) -> keras.opti
     rate = optimizer._learning_rate
     if not isinstance(rate, keras.Variable) or np.float32(rate) != np.float32(train.learning_rate):
         raise InputError(
-            f"{where}: does not use the learning_rate that it gets; use it, and set "
+            f"{where}: does not use its argument learning_rate; use it, and set "
             "train.learning_rate and train.schedule"
         )
     return optimizer
 
 
 def check_optimizer(train: TrainConfig, code: Mapping[str, str]) -> None:
-    """Build an optimizer that is custom or has options; try a step of a custom optimizer.
+    """Check an optimizer: build it and, if it is custom, compute a step with it.
+
+    Keras's optimizers are checked only if `train.optimizer_options` is set.
 
     Raises:
         InputError: if the optimizer can't be built, the step fails, or the state of the optimizer
@@ -197,8 +199,8 @@ def check_optimizer(train: TrainConfig, code: Mapping[str, str]) -> None:
     for name, value in vars(inner).items():
         if isinstance(value, tf.Variable):
             raise InputError(
-                f"{where}: its variable {name} is TensorFlow's and would not be saved; create it "
-                "in build() with add_variable or add_variable_from_reference"
+                f"{where}: its variable {name} is a tf.Variable, which would not be saved; create "
+                "it in build() with add_variable or add_variable_from_reference"
             )
 
 

@@ -35,7 +35,7 @@ def use_block_kernel(model: keras.Model) -> None:
     """Let LSTM layers compute all words in one operation, TensorFlow's kernel BlockLSTM.
 
     Keras's loop starts dozens of operations per word. Call this only for the five built-in
-    networks: the kernel supports neither other activations nor dropout inside the layer.
+    networks: the kernel supports only default activations, and no dropout inside the layer.
     """
     _replace_loops(model, _block_lstm)
 
@@ -62,7 +62,7 @@ def _cudnn_rnn(
     mask: tf.Tensor | None,
     training: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """Replace `SimpleRNN.inner_loop`: return last output, outputs at all words, last state."""
+    """Replace `SimpleRNN.inner_loop`; return its last output, all outputs and its last state."""
     if mask is not None:
         by_loop: tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]
         by_loop = SimpleRNN.inner_loop(layer, sequences, initial_state, mask, training)
@@ -78,7 +78,7 @@ def _cudnn_rnn(
         sequence_lengths=tf.fill([num_examples], num_words),
         rnn_mode="rnn_tanh",
         time_major=False,
-        is_training=True,  # otherwise there is no gradient; Keras's layers set it, too
+        is_training=True,  # cuDNN computes no gradient without this flag
     )
     last = result.output_h[:, 0]
     return last, result.output if layer.return_sequences else last[:, None], [last]
@@ -99,7 +99,7 @@ def cudnn_parameters(layer: SimpleRNN) -> tf.Tensor:
 
 
 def _cudnn_takes(layer: SimpleRNN) -> bool:
-    """Whether cuDNN supports all settings of a plain RNN."""
+    """Whether cuDNN supports the settings of a plain RNN layer."""
     cell = layer.cell
     drops = layer.unroll or cell.dropout or cell.recurrent_dropout
     return cell.activation is keras.activations.tanh and cell.use_bias and not drops
@@ -115,7 +115,7 @@ def compute_in_float32(model: keras.Model) -> list[str]:
     names = []
     for layer in all_layers(model):
         if isinstance(layer, RNN | Bidirectional) and layer.compute_dtype == "bfloat16":
-            for part in layer._flatten_layers():  # the layer, its cells and its directions
+            for part in layer._flatten_layers():  # the layer itself, its cells and directions
                 part.dtype_policy = "float32"
             names.append(layer.name)
     return names
@@ -144,7 +144,7 @@ def _inner_loop(
     initial_state: list[tf.Tensor],
     **_: Any,  # `mask` and `training`, which have no effect in these layers
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """Replace `LSTM.inner_loop`: return last output, outputs at all words, last states."""
+    """Replace `LSTM.inner_loop`; return its last output, all outputs and its last states."""
     outputs, states = compute(layer, tf.transpose(sequences, [1, 0, 2]), initial_state)
     last = states[0]
     kept = tf.transpose(outputs, [1, 0, 2]) if layer.return_sequences else last[:, None]
@@ -231,9 +231,9 @@ def count_parameters(model: keras.Model) -> dict[str, int]:
 
 
 def count_kernels(graph: tf.Graph, layers: list[keras.Layer], kernel: str) -> dict[str, int]:
-    """Count how often a kernel occurs in the forward pass of each layer, by the layer's name.
+    """Count how often each layer's forward pass uses a kernel; return the counts by layer name.
 
-    If there are several replicas, the smallest count is returned. A node of the graph is named
+    If the replicas' counts differ, the smallest count is returned. A node of the graph is named
     `model/scope/…`. The scope is the layer's name, but TensorFlow adds numbers to repeated scopes.
     So scopes and layers with the same base name, such as `lstm`, are matched by their order.
 
@@ -251,7 +251,7 @@ def count_kernels(graph: tf.Graph, layers: list[keras.Layer], kernel: str) -> di
         for base in {_base(layer.name) for layer in layers}:
             names = [layer.name for layer in layers if _base(layer.name) == base]
             matching = [scope for scope in scopes if _base(scope) == base]
-            if len(names) == len(matching):  # else it is only a loop's body
+            if len(names) == len(matching):  # else the function is a loop's body
                 for name, scope in zip(names, matching, strict=True):
                     num = fused.count(scope)
                     counts[name] = min(num, counts.get(name, num))
@@ -263,7 +263,7 @@ def _base(name: str) -> str:
 
 
 def kernels_of(model: keras.Model, graph: tf.Graph, way: str) -> dict[str, str]:
-    """Find in the traced graph of a step which kernel computes each recurrent layer.
+    """Return the kernel that computes each recurrent layer in the traced graph of a step.
 
     `cudnn`: NVIDIA's fused kernel; `block`: TensorFlow's fused kernel on a CPU; `xla`: the compiled
     loop; `loop`: a loop of TensorFlow operations.
@@ -281,7 +281,7 @@ def kernels_of(model: keras.Model, graph: tf.Graph, way: str) -> dict[str, str]:
 
 
 def why_slow(kernels: Mapping[str, str]) -> str:
-    """Return a warning with a remedy if cuDNN does not compute all layers; else "".
+    """Return a warning with a remedy if cuDNN does not compute every layer; else "".
 
     Args:
         kernels: the kernel of each layer, as `kernels_of` returns it.
@@ -290,7 +290,7 @@ def why_slow(kernels: Mapping[str, str]) -> str:
     if not names:
         return ""
     return (
-        f"{names}: slow on a GPU, because a loop computes word after word, not cuDNN; set "
+        f"{names}: slow on a GPU, because a loop computes it word by word, not cuDNN; set "
         "model.reset_after = true and train.xla = auto; in a custom network use Keras's default "
         "activations and biases, and no masks, recurrent_dropout or unroll; or use a CPU"
     )

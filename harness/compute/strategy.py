@@ -34,7 +34,7 @@ CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 # Prefixes of the environment variables that select NCCL's network and CUDA's kernels.
 RECORDED = ("NCCL_", "CUDA_", "CUBLAS_", "CUDNN_", "XLA_FLAGS", "TF_CUDNN_", "NVIDIA_TF32_")
 
-device_messages: list[str] = []  # what TensorFlow printed when it listed the GPUs
+device_messages: list[str] = []  # messages that TensorFlow printed when it listed the GPUs
 
 START_S = 120.0  # seconds that the workers may take to connect to each other
 # Seconds without a worker's heartbeat, after which TensorFlow stops the other workers' steps.
@@ -57,7 +57,7 @@ def parse_devices(text: str, name: str = "--devices") -> Devices:
 
     Args:
         text: the value to read.
-        name: the option or variable that has this value, for error messages.
+        name: the option or variable that contains the text, for error messages.
 
     Raises:
         InputError: for another kind of device, or a count outside 1 to 64.
@@ -73,7 +73,7 @@ def parse_devices(text: str, name: str = "--devices") -> Devices:
 
 
 def site_devices() -> str | None:
-    """Return HARNESS_DEVICES, the default for `--devices` of a run that is not resumed.
+    """Return HARNESS_DEVICES, the default of `--devices` for a new run.
 
     Raises:
         InputError: if `--devices` would not accept the value.
@@ -109,12 +109,13 @@ def one_device_each(text: str | None, what: str) -> str | None:
 def import_tensorflow(
     allocation: SlurmEnvironment | None, threads: int | None = None, job: Job | None = None
 ) -> ModuleType:
-    """Import TensorFlow without its log messages, by default with deterministic operations.
+    """Import and configure TensorFlow; hide its log messages.
 
     Args:
         allocation: the Slurm job, if there is one.
         threads: the number of threads, by default the number of this process's CPUs.
-        job: the job, which may turn TF32 on, or deterministic operations off.
+        job: the job, whose keys turn TF32 and deterministic operations on or off. Without a job,
+            TF32 is off, and operations are deterministic.
 
     Raises:
         InputError: if the import fails.
@@ -165,7 +166,7 @@ def quick_imports() -> Iterator[None]:
     scan a million permanent objects repeatedly.
     """
     hidden = [name for name in UNUSED if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None: ImportError
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None raises ImportError
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -205,7 +206,7 @@ def make_strategy(
 ) -> "tf.distribute.Strategy":
     """Make the strategy for the requested devices, by default for all GPUs of this process.
 
-    With a worker group, the strategy uses these devices on every node. In a single process,
+    With several workers, the strategy uses these devices on every node. In a single process,
     the strategy for one device is TensorFlow's default, which allows XLA and cuDNN; for several
     devices it is a MirroredStrategy. Call this once per process, before any tensor is created.
 
@@ -240,7 +241,7 @@ def make_strategy(
 def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
     import tensorflow as tf
 
-    # SlurmClusterResolver would sort n10 before n9, need GPUs, and use the same port for all jobs.
+    # SlurmClusterResolver sorts n10 before n9, needs GPUs, and uses the same port for all jobs.
     os.environ["TF_CONFIG"] = json.dumps(
         {
             "cluster": {"worker": worker_group.addresses},
@@ -257,7 +258,7 @@ def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
 def _expect_heartbeats(num_workers: int) -> None:
     """Raise the time limit of TensorFlow's heartbeats, which detect a lost or stopped worker.
 
-    The default of 10 s is too short for a busy node. TensorFlow has no public function to set it.
+    The default of 10 s is too short for a busy node. TensorFlow has no public function for this.
     """
     from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
     from tensorflow.python.eager import context
@@ -278,7 +279,7 @@ def spans_processes(strategy: "tf.distribute.Strategy") -> bool:
 
 
 def one_device() -> "tf.distribute.Strategy":
-    """Return the strategy for a loaded model: one device, the first GPU or else the CPU."""
+    """Return the strategy for a loaded model: the first GPU or, without GPUs, the CPU."""
     import tensorflow as tf
 
     return tf.distribute.get_strategy()

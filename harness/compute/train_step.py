@@ -1,8 +1,9 @@
 """Builds a job's models, optimizer and training step.
 
-The strategy's scope contains two models. `model` is trained, with dropout over the global batch.
-`export_model` is the same network in plain Keras. The latest weights, or their moving average, are
-copied to `export_model`, which is then validated, tested and saved.
+The strategy's scope contains two models. `model` is trained, and its dropout depends on the global
+batch, not on the number of replicas. `export_model` is the same network in plain Keras. The latest
+weights, or their moving average, are copied to `export_model`, which is then validated, tested and
+saved.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,8 @@ from harness.data.word_vectors import WordVectors
 from harness.job.keys import Job
 from harness.layers import global_batch, look_up_by_gather
 
-# Gradients of the trained weights; two sums, `[2] float64`: losses, correct predictions.
+# The gradients of the trained weights; the sum of the losses and the number of correct predictions,
+# `[2] float64`.
 Gradients = tuple[list[tf.Tensor], tf.Tensor]
 
 
@@ -70,12 +72,12 @@ class TrainStep:
             self.export_model = build_network(job, num_outputs)
             put_vectors(self.export_model, job, vectors)
             self.model = training_network(job, self.export_model, num_outputs)
-            put_vectors(self.model, job, None)  # sets `trainable` in a rebuilt custom network
+            put_vectors(self.model, job, None)  # only sets the embedding's `trainable`
             if self.is_compiled:
                 turn_cudnn_off(self.model)
             if plan.way == "block":
                 use_block_kernel(self.model)
-            self.in_float32: list[str] = []  # names of layers in float32 despite the job's bfloat16
+            self.in_float32: list[str] = []  # names of layers that don't use the job's bfloat16
             if num_own_gpus():
                 look_up_by_gather(self.model)
                 self.in_float32 = compute_in_float32(self.model)
@@ -116,7 +118,7 @@ class TrainStep:
         return tf.while_loop(lambda i, _: i < num_steps, step, (0, sums))[1].stack()
 
     def replica_step(self, batch: Batch, vote: tf.Tensor | None) -> tf.Tensor:
-        """Compute a replica's part of a step; return its sums and vote, `[2]` or `[3] float64`."""
+        """Compute a replica's part of a step; return the sums of `Gradients` and the vote."""
         # The parts are independent operations, so several threads compute them in parallel.
         parts = in_parts(batch, self.num_examples, self.examples_per_part)
         of_parts, sums = zip(*map(self.compiled(), parts), strict=True)
@@ -130,15 +132,15 @@ class TrainStep:
     def compiled(self) -> Callable[[Batch], Gradients]:
         """Return the function `gradients` as a graph, which XLA compiles if the plan says so.
 
-        XLA compiles only this part of the step, because XLA does not support the optimizer's
-        variables, which have copies on other devices.
+        XLA compiles only this part of the step. It does not support the optimizer's variables,
+        because they have copies on other devices.
         """
         compiled: Callable[[Batch], Gradients]
         compiled = tf.function(self.gradients, jit_compile=self.is_compiled, autograph=False)
         return compiled
 
     def gradients(self, batch: Batch) -> Gradients:
-        """Compute the gradients and sums of a part of a batch."""
+        """Compute `Gradients` for a part of a batch."""
         trained = [each.value for each in self.model.trainable_variables]
         with tf.GradientTape() as tape, global_batch(batch.step, batch.positions):
             probabilities = wide(self.model(batch.inputs, training=True))
@@ -146,7 +148,7 @@ class TrainStep:
         return [tf.convert_to_tensor(each) for each in tape.gradient(target, trained)], sums
 
     def _loss(self, batch: Batch, probabilities: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Compute the loss to minimize, `[]`, and the sums that `Gradients` describes."""
+        """Compute the loss to minimize, `[]`, and the sums of `Gradients`, `[2] float64`."""
         losses = self.losses(batch.labels, probabilities)
         weights = tf.cast(batch.weights, losses.dtype)
         if self.class_weights:
@@ -161,8 +163,8 @@ class TrainStep:
 
     def _global_gradients(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         # Keras clips each replica's gradients, and checks them for overflow of float16, before it
-        # adds them up. So add them up here first, and clip the sum. Divide it by the number of
-        # replicas in the end, since Keras adds up the results again.
+        # adds up the replicas' gradients. So add them up here first, and clip the sum. In the end
+        # divide the sum by the number of replicas, since Keras adds up the results again.
         context = tf.distribute.get_replica_context()
         gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         if self.job.train.clipnorm > 0:

@@ -23,8 +23,8 @@ from harness.inference.predict import read_ratios, read_vocabulary
 from harness.system.files import replaced_directory, write_refusal
 from harness.tracking.run_dir import RunDirectory
 
-VERSION = "1"  # name of the model's folder, for which TensorFlow Serving expects a number
-RECORD = "harness.json"  # this file marks an export, which a later export may replace
+VERSION = "1"  # name of the SavedModel's folder; TensorFlow Serving expects a number
+RECORD = "harness.json"  # a folder with this file is an export, and may be replaced
 REMEDY = "free space there, or choose another --out"
 SPACE = "[" + "".join(f"\\x{ord(character):02x}" for character in SPACES) + "]"
 
@@ -114,7 +114,7 @@ def split_words(texts: tf.Tensor) -> tf.RaggedTensor:
 
 
 def numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
-    """Make a table that maps each code to its index, and an unknown code to -1."""
+    """Return a table that maps each code to its index, and an unknown code to -1."""
     return tf.lookup.StaticHashTable(
         tf.lookup.KeyValueTensorInitializer(
             tf.constant(codes, tf.int64), tf.range(len(codes), dtype=tf.int64)
@@ -126,7 +126,7 @@ def numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
 def columns(
     words: tf.RaggedTensor, ngrams: Sequence[tf.lookup.StaticHashTable], sizes: Sequence[int]
 ) -> Iterator[tf.Tensor]:
-    """Find the columns, in the result of `binary_ngrams`, of the n-grams that end at each word.
+    """Yield the columns of `binary_ngrams`'s result whose n-grams end at each word.
 
     Args:
         words: the index of each word, `[n, (words)] int64`, -1 for unknown words.
@@ -134,7 +134,8 @@ def columns(
         sizes: the number of n-grams of each length.
 
     Yields:
-        For each length, a column for each word, `[all words]`; -1 if the model has no such n-gram.
+        For each length of n-grams, the column for each word, `[all words]`; -1 for an unknown
+        n-gram.
     """
     flat = words.flat_values
     is_first = tf.gather(words.row_starts(), words.value_rowids()) == tf.range(words.row_splits[-1])
@@ -201,7 +202,7 @@ def export(run: RunDirectory, folder: Path) -> Path:
             (temporary / RECORD).write_text(json.dumps(record) + "\n")
     except OSError as error:
         raise RunError(write_refusal(folder, error, REMEDY)) from None
-    except tf.errors.OpError as error:  # raised while TensorFlow writes its files
+    except tf.errors.OpError as error:  # TensorFlow could not write a file
         refused = OSError(" ".join(error.message.split()))
         raise RunError(write_refusal(folder, refused, REMEDY)) from None
     return folder / VERSION

@@ -68,7 +68,7 @@ def _members(model: keras.Model, path: Path, *, has_config: bool) -> dict[str, b
             # A lambda is stored differently by each process, and safe mode refuses to load it.
             if b'"__lambda__"' not in members["config.json"]:
                 return members
-    # The class of the model is custom and has no configuration, or the model contains a lambda.
+    # The model's class is custom and has no configuration, or the model contains a lambda.
     weights = path.with_name(f"{path.stem}.weights.h5")
     try:
         model.save_weights(weights)
@@ -83,8 +83,8 @@ def _members(model: keras.Model, path: Path, *, has_config: bool) -> dict[str, b
 
 
 def _number_shared_objects(config: str) -> str:
-    # Keras identifies an object that layers share by its address in memory, which differs between
-    # processes. Number these objects instead.
+    # If layers share an object, Keras writes the object's address in memory, which differs between
+    # processes. Replace the addresses by numbers: 0, 1, …
     numbers: dict[str, int] = {}
     return re.sub(
         r'("shared_object_id": )(\d+)',
@@ -103,7 +103,7 @@ def load_model(run: RunDirectory) -> keras.Model:
     if run.finished() and not path.is_file():
         job_file = shlex.quote(str(run.path("job.toml")))
         raise InputError(
-            f"run {run.folder}: its model was removed, since a search keeps only its best five; "
+            f"run {run.folder}: its model was removed, since a search keeps only the best five; "
             f"train it again by: harness train {job_file} --set data.test=true"
         )
     if not run.finished():

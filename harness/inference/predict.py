@@ -29,7 +29,7 @@ SHOWN = 5  # largest number of line numbers in a warning
 RATIOS_FILE = "ngram_ratios.npz"
 
 FIRST_TEXTS, TEXTS_AT_ONCE = 64, 1024
-BY_LENGTH = 128  # the number of texts in a batch of similar length
+BY_LENGTH = 128  # number of texts of similar length that form a batch
 NO_TEXT = "no text: pass one as an argument, with --file, or on standard input"
 
 
@@ -88,7 +88,7 @@ def has_input(file: BinaryIO) -> bool:
 def read_lines(
     file: BufferedReader, name: str, remarks: Remarks, *, is_json: bool
 ) -> Iterator[list[Line]]:
-    """Yield the lines of a UTF-8 file that contain words, in lists of lines that arrived together.
+    """Yield lists of lines that arrived together from a UTF-8 file; skip lines without words.
 
     Only a newline ends a line. `str.splitlines` is not used, because it also splits at characters
     that occur inside reviews, such as \\x85.
@@ -97,10 +97,10 @@ def read_lines(
         file: the file. After each read, all complete lines are yielded at once.
         name: the file's name, for messages.
         remarks: the counts of blank and cut texts, which are updated.
-        is_json: whether each line is JSON, either a string or an object with a `text`.
+        is_json: whether each line is JSON, either a string or an object with the key `text`.
 
     Raises:
-        InputError: for a line that is not text; all earlier lines have been yielded.
+        InputError: if a line is not text; all earlier lines are yielded first.
     """
     number, rest = 0, b""
     while True:
@@ -165,7 +165,7 @@ def checked(text: str, number: int, where: str, remarks: Remarks) -> str | None:
     return None
 
 
-# Files of a run that its network needs
+# Reading files of a run
 
 
 def read_kept(run: RunDirectory, name: str, limit: int = MAX_RECORD_BYTES) -> bytes:
@@ -207,7 +207,7 @@ def read_ratios(run: RunDirectory) -> NgramRatios | None:
     return NgramRatios.from_bytes(read_kept(run, RATIOS_FILE, MAX_BYTES))
 
 
-# The classes of texts
+# Classifying texts
 
 
 @dataclass(frozen=True)
@@ -216,16 +216,16 @@ class Prediction:
 
     text: str
     predicted: str  # the most probable class
-    probabilities: Mapping[str, float]  # for each class, in the order of the labels
+    probabilities: Mapping[str, float]  # of each class, in the order of the labels
     num_words: int
-    num_unknown: int  # words that are not in the model's vocabulary
+    num_unknown: int  # number of words that are not in the model's vocabulary
 
     @property
     def summary(self) -> str:
-        """The predicted class and a probability, such as `neg, P(pos) = 0.031`.
+        """Return the predicted class and a probability, such as `neg, P(pos) = 0.031`.
 
-        With two classes, it is the probability of label 1, so that texts can be sorted by it. With
-        more classes, it is the probability of the predicted class.
+        With two classes, the probability is that of label 1, by which texts can be sorted. With
+        more classes, the probability is that of the predicted class.
         """
         names = [*self.probabilities]
         name = names[1] if len(names) == 2 else self.predicted
@@ -266,7 +266,7 @@ def check_texts(texts: Sequence[str]) -> list[str]:
         cut = checked(text, number, f"text {number}", remarks)
         if cut is None:
             raise InputError(
-                f"text {number} {text[:40]!r} contains no word; write one, or leave it out"
+                f"text {number} {text[:40]!r} contains no word; write a word, or leave out the text"
             )
         kept.append(cut)
     return kept
@@ -290,7 +290,7 @@ class Classifier:
     """
 
     def __init__(self, run: RunDirectory) -> None:
-        # No strategy is used, since a strategy needs at least one text per replica.
+        # A strategy is not used, since it needs at least one text per replica.
         import tensorflow as tf
 
         from harness.inference.model_file import load_model
@@ -304,14 +304,14 @@ class Classifier:
         inputs = [tf.TensorSpec([None, time], tf.int32)]
         if self.ratios:
             inputs.append(tf.TensorSpec([None, time, self.ratios.num_channels], tf.float32))
-        # One trace serves any number of texts. Keras's `predict` is not used, since it builds a
-        # tf.data pipeline, which is too slow for a few texts.
+        # The function is traced once for any number of texts. Keras's `predict` is not used, since
+        # it builds a tf.data pipeline, which is too slow for a few texts.
         self._forward = tf.function(
             lambda *values: model(list(values) if self.ratios else values[0], training=False),
             input_signature=inputs,
             autograph=False,
         )
-        self._outputs([[START]])  # traces the function before texts arrive
+        self._outputs([[START]])  # TensorFlow traces the function here, before texts arrive
 
     def classify(self, texts: Sequence[str]) -> list[Prediction]:
         """Predict the class of each text."""
@@ -363,7 +363,7 @@ def classify_stream(
 ) -> Iterator[tuple[int, Prediction]]:
     """Yield the line number and the prediction of each text as soon as possible.
 
-    The first part is small, so that the first prediction comes early.
+    The first call of `classify` contains few texts, so that the first prediction comes early.
 
     Args:
         classify: the method `classify` of a `Classifier` or an ensemble.

@@ -120,7 +120,8 @@ def test_a_driver_without_a_promise_causes_a_warning(
     assert "failed call to cuInit" in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
     assert (
-        "the CPU trains, although a driver is here: TensorFlow sees no GPU: cuInit failed" in line
+        "training on the CPU, although a GPU driver exists: TensorFlow sees no GPU: cuInit failed"
+        in line
     )
 
 
@@ -132,4 +133,6 @@ def test_a_user_may_mean_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     check_gpus(parse_devices("cpu"), SlurmEnvironment.from_environment(SLURM), pytest.fail, {})
     warnings: list[str] = []
     check_gpus(None, None, warnings.append, {})
-    assert "the CPU trains, although a driver is here: TensorFlow sees no GPU" in warnings[0]
+    assert (
+        "training on the CPU, although a GPU driver exists: TensorFlow sees no GPU" in warnings[0]
+    )

@@ -36,9 +36,9 @@ def test_impossible_class_weights_are_refused() -> None:
     """Such weights name unknown classes or classes without training reviews, or all are 0."""
     with pytest.raises(InputError, match="no weight is above 0"):
         class_weights(TrainConfig(class_weights=dict.fromkeys(CLASSES, 0.0)), CLASSES, LABELS)
-    with pytest.raises(InputError, match=r"train\.class_weights\.d: .*they have a, b, c"):
+    with pytest.raises(InputError, match=r"train\.class_weights\.d: .*the classes are a, b, c"):
         class_weights(TrainConfig(class_weights={"d": 1.0}), CLASSES, LABELS)
-    with pytest.raises(InputError, match="the training reviews have no 'c'"):
+    with pytest.raises(InputError, match="no training review is of class 'c'"):
         class_weights(TrainConfig(class_weights="balanced"), CLASSES, LABELS[:4])
 
 

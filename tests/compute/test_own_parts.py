@@ -93,7 +93,7 @@ OPTIMIZERS = [
     (f"{MAKE}, clipnorm=1.0)", "sets clipnorm = 1.0; leave it out, set train.clipnorm"),
     (f"{MAKE}, use_ema=True)", "sets use_ema = True; leave it out, set train.ema_momentum"),
     (f"{MAKE}, gradient_accumulation_steps=4)", "set train.batch_size"),
-    (f"{MAKE} / 2)", "does not use the learning_rate that it gets"),
+    (f"{MAKE} / 2)", "does not use its argument learning_rate"),
     (
         "def f(learning_rate, options):\n"
         "    rate = keras.optimizers.schedules.CosineDecay(learning_rate, 9)\n"
@@ -109,7 +109,7 @@ OPTIMIZERS = [
     (
         STEP.replace("def update", "def build(self, v):\n        super().build(v)\n"
                      "        self.num = tf.Variable(0.0)\n    def update").format("pass"),
-        "its variable num is TensorFlow's and would not be saved",
+        "its variable num is a tf.Variable, which would not be saved",
     ),
 ]  # fmt: skip
 

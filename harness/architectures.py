@@ -248,7 +248,7 @@ def _belongs_to_an_own_network(job: Any) -> str:
 
 
 def _is_read_by_the_network(job: Any) -> str:
-    """Not with a custom network."""
+    """Must be 0 with a custom network."""
     if job.model.ngram_ratios and job.model.is_own:
         return "a custom network reads words alone; set it to 0"
     return ""
@@ -293,14 +293,14 @@ class ModelConfig(ConfigSection):
         Field(0, ge=0, le=4096, description="units of the second layer; 0 = `units`")
     )
     pooling: Literal["last", "max", "mean", "max+mean"] = Field(
-        "last", description="how the outputs over time become the classifier's input"
+        "last", description="classifier's input from the outputs over time"
     )
     options: Annotated[Options, Facts(check=_belongs_to_an_own_network)] = Field(
         {}, description="settings of the network, with any names"
     )
 
     word_dropout: Share = Field(
-        0.0, description="dropout rate of whole words, with their n-gram ratios"
+        0.0, description="dropout rate of whole words and their n-gram ratios"
     )
     ngram_ratios: Annotated[int, Facts(check=_is_read_by_the_network)] = Field(
         0,

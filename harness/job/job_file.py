@@ -26,7 +26,7 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
     Args:
         path: the TOML file.
         overrides: the `--set` options, `table.key=value`; the value is TOML or text.
-        seed: a seed that replaces `train.seed` of the file.
+        seed: replaces `train.seed` of the file; None keeps the file's seed.
 
     Raises:
         InputError: if the job is refused; the message states key, value, rule and remedy.
@@ -49,7 +49,7 @@ def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
     Args:
         job: the job.
         path: the job's file.
-        origins: as for `resolve_source`.
+        origins: the keys that options such as `--set` have set, each with its option.
 
     Raises:
         InputError: if a source is refused, for example because other users could have changed it.
@@ -70,7 +70,7 @@ def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
 def kept_names(
     names: Sequence[Any], code: dict[str, str], where: str, *, base: Path
 ) -> dict[Any, Any]:
-    """Add the sources of functions to `code`; map each name to the reference to use instead.
+    """Add the sources of functions to `code`; map each name to the reference for the job.
 
     Args:
         names: names of functions; other values are mapped to themselves.
@@ -96,7 +96,7 @@ def resolve_source(content: dict[str, Any], path: Path, origins: Mapping[str, st
     Args:
         content: the content of the file.
         path: the file.
-        origins: the keys that options set, each with its option.
+        origins: the keys that options such as `--set` have set, each with its option.
     """
     for dotted in (key for key, facts in FACTS.items() if facts.is_path):
         table, _, key = dotted.partition(".")
@@ -125,7 +125,7 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
     Args:
         content: the tables and keys of the file.
         path: the file, for messages.
-        origins: as for `resolve_source`, for messages.
+        origins: the keys that options have set, each with its option, for messages.
 
     Raises:
         InputError: if the job is refused; the message states key, value, rule and remedy.
@@ -143,7 +143,7 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
 def put_overrides(
     content: dict[str, Any], overrides: Sequence[str], path: Path, *, tables: Tables = TABLES
 ) -> dict[str, str]:
-    """Write `--set` overrides into the content of a file; map the keys to the options.
+    """Write `--set` overrides into the content of a file; return each key with its option.
 
     Raises:
         InputError: if an override is not `table.key=value`, or if its key is unknown.
@@ -161,7 +161,7 @@ def read_toml_file(path: Path) -> dict[str, Any]:
 
     Raises:
         InputError: if the file is unreadable or not TOML.
-        DiskError: if reading fails with a disk error.
+        DiskError: if the disk fails.
     """
     try:
         raw = read_plain_file(path, MAX_JOB_BYTES)
@@ -200,7 +200,7 @@ def _parse_override(text: str, tables: Tables) -> tuple[str, str, Any]:
 
 
 def is_key(table: str, key: str, tables: Tables = TABLES) -> bool:
-    """Whether a key such as `units` exists in a table. A free table has any key: `options.name`."""
+    """Whether a table has a key, such as `units`, or `options.NAME` with any name."""
     outer, dot, inner = key.partition(".")
     if dot:
         info = tables[table].model_fields.get(outer)
@@ -209,7 +209,7 @@ def is_key(table: str, key: str, tables: Tables = TABLES) -> bool:
 
 
 def put_value(content: dict[str, Any], key: str, value: object) -> None:
-    """Set `table.key`, or `table.outer.key` in a free table `outer`, in the content of a job."""
+    """Set a key such as `model.units` or `model.options.filters` in the content of a job."""
     table, _, name = key.partition(".")
     outer, dot, inner = name.partition(".")
     if dot:
@@ -233,7 +233,7 @@ def suggest_key(name: str, tables: Tables = TABLES) -> str:
     """Return `; did you mean train.epochs?`, or a list of all keys if no key is similar."""
     known = [*keys_of(tables)]
     name = name.strip()
-    # The name of the key may be correct, but its table wrong or missing.
+    # Perhaps the key's name is correct, and only its table is wrong or missing.
     alone = [k for k in known if k.partition(".")[2] == name.rpartition(".")[2]]
     return f"; did you mean {alone[0]}?" if alone else suggest(name, known)
 

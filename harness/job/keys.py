@@ -53,15 +53,16 @@ def _leaves_one_to_validate(limit: int) -> int:
     return limit
 
 
+# The docstrings of the checks complete the descriptions of the keys in jobs/README.md.
 def _scores_something(job: "Job") -> str:
     """Must be true where `validation_split` is 0."""
     if job.data.test or job.data.validation_split:
         return ""
-    return "the run would have no score, since data.validation_split = 0; change one of them"
+    return "the run would have no score, since data.validation_split = 0; change one of the two"
 
 
 SAME_REVIEWS = "all trials must have the same reviews"
-# Facts of the keys that describe the format of a user's texts. A run's identity contains the
+# The `Facts` of keys that describe the format of a user's texts. A run's identity contains the
 # checksum of the texts instead of these keys.
 FORMAT = Facts(changes="nothing", not_searched=SAME_REVIEWS)
 
@@ -74,7 +75,7 @@ class DataConfig(ConfigSection):
             "",
             max_length=4000,
             pattern=r"^[^\x00-\x1f\x7f]*$",
-            description="your texts, a table or a folder; empty = IMDB",
+            description="your texts: path of a table or folder; empty = IMDB",
         )
     )
     text_column: Annotated[str, FORMAT] = Field(
@@ -115,12 +116,14 @@ class DataConfig(ConfigSection):
         ),
     ] = Field(
         0.2,
-        description="share of the training reviews, taken from their end, for validation; a "
-        "validation split of your texts is used instead, but with 0 it is trained on",
+        description="share of the training reviews, taken from their end, for validation; if your "
+        "texts have a validation split: above 0 = validate on that split, 0 = train on it",
     )
     limit: Annotated[
         int, AfterValidator(_leaves_one_to_validate), Facts(not_searched=SAME_REVIEWS)
-    ] = Field(0, ge=0, le=10**9, description="reviews used from the start of each split; 0 = all")
+    ] = Field(
+        0, ge=0, le=10**9, description="number of reviews, from the start of each split; 0 = all"
+    )
     test: Annotated[
         bool,
         Facts(
@@ -177,7 +180,7 @@ OPTIMIZERS: dict[str, dict[str, type]] = {
 }
 OF_ALL_OPTIMIZERS: dict[str, type] = {"weight_decay": float}
 
-# The validation scores that can compare epochs, and whether a better score is higher or lower.
+# The validation scores by which epochs may be compared, and whether the best is the `min` or `max`.
 SCORES: dict[str, Literal["min", "max"]] = {
     "val_accuracy": "max",
     "val_loss": "min",
@@ -194,21 +197,21 @@ SCORES: dict[str, Literal["min", "max"]] = {
 OF_EACH_EPOCH = (
     "val_loss",
     "val_accuracy",
-)  # always computed; other scores if a key names them
-# A model that always predicts class 1 has the best recall. A model that hardly ever predicts it
-# may have the best precision. Top-5 accuracy needs more than five classes.
+)  # scores that are always computed; others only if a key names them
+# A model that always predicts class 1 has the best recall. A model that rarely predicts class 1 may
+# have the best precision. Top-5 accuracy needs more than five classes.
 NO_OBJECTIVES = ("val_precision", "val_recall", "val_top_5_accuracy")
 OBJECTIVES = tuple(name for name in SCORES if name not in NO_OBJECTIVES)
 
 
 def _rises(drops: list[float]) -> list[float]:
     if sorted(set(drops)) != drops:
-        raise PydanticCustomError("drops", "Input should rise")
+        raise PydanticCustomError("drops", "Input should be rising numbers")
     return drops
 
 
 def _fits_the_optimizer(job: "Job") -> str:
-    """Only options of this `optimizer`."""
+    """Must be options of this `optimizer`."""
     train = job.train
     if is_reference(train.optimizer):
         return ""  # only the custom function knows the options
@@ -230,7 +233,7 @@ def _has_drops(job: "Job") -> str:
 
 
 def _ends_before_the_schedule(job: "Job") -> str:
-    """Shorter than a `cosine` or `linear` schedule."""
+    """Must be shorter than a `cosine` or `linear` schedule."""
     length = job.train.schedule_epochs or job.train.epochs
     if job.train.schedule in ("cosine", "linear") and job.train.warmup_epochs >= length:
         return f"should be below the {length} epochs of the schedule"
@@ -238,7 +241,7 @@ def _ends_before_the_schedule(job: "Job") -> str:
 
 
 def _has_vectors_to_move(job: "Job") -> str:
-    """Not with a custom network or `train_embeddings = false`."""
+    """Must be 0 with a custom network or `train_embeddings = false`."""
     if job.train.adversarial and (job.model.is_own or not job.model.train_embeddings):
         return "needs one of the five networks and model.train_embeddings = true, or set it to 0"
     return ""
@@ -249,7 +252,7 @@ WATCHES: dict[str, tuple[object, ...]] = {
     "train.early_stopping_patience": (),
     "train.reduce_lr_patience": (),
 }
-OF_WORKERS = "all trials of a worker share it"
+OF_WORKERS = "all trials of a worker must have the same value"
 
 
 class TrainConfig(ConfigSection):
@@ -282,7 +285,7 @@ class TrainConfig(ConfigSection):
     schedule_drops: Annotated[
         list[Annotated[float, Field(gt=0, le=1000)]],
         AfterValidator(_rises),
-        Facts(only_with={"train.schedule": ("steps",)}, allowed="above 0 to 1,000, rising"),
+        Facts(only_with={"train.schedule": ("steps",)}, allowed="rising numbers above 0 to 1,000"),
     ] = Field(
         [],
         max_length=100,
@@ -364,8 +367,7 @@ class TrainConfig(ConfigSection):
     )
     precision: Literal["float32", "float64", "float16", "bfloat16"] = Field(
         "float32",
-        description="precision of the computation; with float16 and bfloat16 the weights are "
-        "float32",
+        description="precision of the computation; float16 and bfloat16 keep float32 weights",
     )
     tf32: Annotated[bool, Facts(not_searched=OF_WORKERS)] = Field(
         False,
@@ -380,7 +382,7 @@ class TrainConfig(ConfigSection):
     xla: Annotated[Literal["auto", "on", "off"], Facts(changes="digits")] = Field(
         "auto",
         description="compile training and evaluation with XLA; auto = the fastest way "
-        "on the device, off = no XLA, and on a CPU Keras's layers only",
+        "on the device; off = no XLA, and on a CPU only Keras's own layers",
     )
     steps_per_execution: Annotated[int, Facts(changes="digits")] = Field(
         1, ge=1, le=10_000, description="training steps per call of the TensorFlow graph"
@@ -459,7 +461,7 @@ class Job(ConfigSection):
         return None
 
     def unused_keys(self) -> Iterator[tuple[str, str]]:
-        """Yield each key that is set without effect, and the setting that its effect requires."""
+        """Yield each key that is set but has no effect, and the setting that the key needs."""
         for key, needed in without_effect(TABLES, {key: self.value(key) for key in KEYS}):
             # A custom network may read any key.
             if not (self.model.is_own and "model.architecture" in FACTS[key].only_with):

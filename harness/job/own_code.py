@@ -85,8 +85,8 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
         if len(code) > MAX_FILES or sum(map(len, code.values())) > MAX_BYTES:
             raise InputError(
                 f"{where}: the job needs {len(code)} files with {sum(map(len, code.values())):,} "
-                f"characters, with imports; at most {MAX_FILES} files with {MAX_BYTES:,} are "
-                "allowed; install the rest as a package"
+                f"characters, imported files included; at most {MAX_FILES} files and "
+                f"{MAX_BYTES:,} characters are allowed; install some as a package"
             )
     _check_function(code, module, function, where=where)
     return name
@@ -109,7 +109,7 @@ def check_trusted(path: Path, where: str) -> None:
 
 
 def source_digest(source: str) -> str:
-    """Return the first 8 digits of a source's sha256, which tables show."""
+    """Return the first 8 digits of a source's sha256, to show in tables."""
     return hashlib.sha256(source.encode()).hexdigest()[:8]
 
 
@@ -166,10 +166,10 @@ def _path_of(module: str, code: Mapping[str, str]) -> str | None:
 
 
 def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterator[tuple[str, str]]:
-    """Yield the path and source of a module, and of each module in `root` that it imports.
+    """Yield path and source of a module and of the modules in `root` that it imports, recursively.
 
     Args:
-        top: the package whose modules are read; None to read all modules in `root`.
+        top: the package whose modules are read; None to read any imported module in `root`.
     """
     waiting, seen = [module], set()
     while waiting:
@@ -186,14 +186,14 @@ def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterato
             path = _file_of(each, root)
             if path is None:
                 if each == module:
-                    _read(root / f"{module}.py", where)  # raise the error for a missing file
+                    _read(root / f"{module}.py", where)  # raises the error for a missing file
                 continue
             source = _read(root / path, where)
             yield path, source
             package = each if path.endswith("__init__.py") else each.rpartition(".")[0]
             waiting += _imports(_parsed(source, path, where), package)
             if len(seen) > 50 * MAX_FILES:
-                return  # this is too much code: the caller refuses it
+                return  # the caller refuses so much code
 
 
 def _read(path: Path, where: str) -> str:
@@ -280,7 +280,7 @@ class _Code:
         sys.modules[module.__name__] = module
         try:
             if path is not None:
-                exec(compile(source, str(module.__file__), "exec"), module.__dict__)  # noqa: S102 - the user's own
+                exec(compile(source, str(module.__file__), "exec"), module.__dict__)  # noqa: S102 - the user's own code
         except BaseException:
             del sys.modules[module.__name__]
             raise
@@ -293,7 +293,7 @@ class _Code:
         return any(path == f"{stem}.py" or path.startswith(f"{stem}/") for path in self.code)
 
     def _import(self, name: str, *rest: Any, **named: Any) -> types.ModuleType:
-        """Import a module of the job, or else another module; this replaces `__import__`."""
+        """Import a module of the job if it exists, else another module; replaces `__import__`."""
         arguments = dict(zip(("globals", "locals", "fromlist", "level"), rest, strict=False))
         arguments |= named
         absolute, level = name, arguments.get("level", 0)
@@ -343,7 +343,7 @@ def load_taking(
         given: an example of each argument.
 
     Raises:
-        InputError: as for `load_function`, or if the function does not accept the arguments.
+        InputError: if the function can't be imported or does not accept the arguments.
     """
     function = load_function(code, reference, where=where)
     try:
@@ -358,7 +358,7 @@ def own_errors(where: str) -> Iterator[None]:
     """Turn an error in a user's function into a message of one line, with file and line number.
 
     Raises:
-        InputError: if the `with` block raises an error, in place of that error.
+        InputError: instead of an error that the `with` block raises.
     """
     try:
         yield
@@ -370,7 +370,7 @@ def own_errors(where: str) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """Return the last place in the user's code of a traceback, such as `mynet.py, line 12: `."""
+    """Return the last line of the user's code in a traceback, as in `mynet.py, line 12: `."""
     place = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         alias, _, path = frame.f_code.co_filename.partition("/")
@@ -388,7 +388,7 @@ class MissingOptionError(KeyError, InputError):
 
 
 class OptionReader(UserDict[str, Any]):
-    """A mapping of options for a user's function; it records which options the function reads."""
+    """A mapping of options for a user's function that records which options the function reads."""
 
     def __init__(self, options: Mapping[str, Any], table: str) -> None:
         """Copy the options of a table such as `model.options`: the function may change its copy."""

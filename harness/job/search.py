@@ -40,7 +40,7 @@ from harness.job.job_file import (
 from harness.job.keys import FACTS, KEYS, OBJECTIVES, OF_EACH_EPOCH, SCORES, TABLES, Job
 
 Value = bool | int | float | str
-Values = Mapping[str, Value]  # the searched keys, such as model.units, and a trial's values
+Values = Mapping[str, Value]  # a trial's values by the searched keys, such as model.units
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _parameters(raw: Mapping[str, Any], path: Path) -> Iterator[Parameter]:
 
 
 def _by_key(table: str, keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield each key of a table with its value; keys in a free table become `options.filters`."""
+    """Yield each key of a table with its value; an inner key is named as in `options.filters`."""
     for name, value in keys.items():
         info = KEYS.get(f"{table}.{name}")
         if info and is_free(info) and isinstance(value, dict):
@@ -139,7 +139,7 @@ def _parameter(key: str, raw: object, path: Path) -> Parameter:
     parent, parent_choices = _condition(raw.get("when"), where)
     if "values" in raw:
         if len(set(raw) - {"values", "when"}):
-            raise InputError(f"{where}: has values and a range; remove one of them")
+            raise InputError(f"{where}: has values and a range; remove one of the two")
         choices = _choices(key, raw["values"], where)
         return Parameter(key, choices, parent=parent, parent_choices=parent_choices)
     return _range(key, raw, where, parent=parent, choices=parent_choices)
@@ -182,7 +182,7 @@ def _range(
 
 
 def _kind(key: str, values: Sequence[object]) -> type:
-    if key not in KEYS:  # the keys of a free table have no declared types
+    if key not in KEYS:  # the keys in a table of options have no declared types
         kinds = {type(value) for value in values}
         if not kinds or (float in kinds and kinds <= {int, float}):
             return float  # `_range` refuses a range without ends
@@ -223,8 +223,8 @@ class SearchConfig(ConfigSection):
         0,
         ge=0,
         le=100_000,
-        description="largest number of trials (with asha, of different settings); 0 = all, "
-        "allowed only with grid and hyperband",
+        description="largest number of trials, or of different settings with asha; 0 = all, only "
+        "with grid and hyperband",
     )
     executions: int = Field(
         1, ge=1, le=100, description="runs per trial, with different seeds; their mean score counts"
@@ -244,7 +244,7 @@ class SearchConfig(ConfigSection):
         ge=0,
         le=10_000,
         description="largest number of trials that are chosen but not finished; 0 = twice "
-        "the number of workers at the start",
+        "the number of workers at the start of the sweep",
     )
 
 
@@ -255,7 +255,7 @@ class SearchFile(Job):
 
 
 SEARCH_TABLES: Tables = {**TABLES, "search": SearchConfig}
-# Keys whose value is chosen at the start of the sweep if the search file sets 0.
+# The keys that may be 0 in the search file; their value is then chosen at the start of the sweep.
 DECIDED = {key for key, info in SearchConfig.model_fields.items() if facts_of(info).is_decided}
 
 
@@ -322,7 +322,7 @@ class SearchSpec:
         if epochs is not None:
             content["train"]["epochs"] = epochs
             if content["train"]["schedule"] in ("cosine", "linear"):
-                # A trial that continues another trial must have its learning-rate schedule.
+                # A trial that continues another trial must have the same learning-rate schedule.
                 whole = content["train"]["schedule_epochs"] or self.job.train.epochs
                 content["train"]["schedule_epochs"] = whole
         return check_job(content, Path(f"{self.name}.toml"))
@@ -391,7 +391,7 @@ def is_sweep(folder: Path) -> bool:
 def is_of_search(result: Mapping[str, Any], search: Mapping[str, Any]) -> bool:
     """Whether a sweep's result belongs to the current content of its search file.
 
-    If it does not, another command raised `search.trials` before a command wrote the result.
+    It does not if a second command raised `search.trials` before the first one wrote the result.
     """
     of_search = search.get("search")
     return isinstance(of_search, dict) and of_search.get("trials") == result.get("trials")
@@ -476,7 +476,7 @@ def _check_together(search: SearchSpec, path: Path) -> None:
             f"job {path}: search.space.train.epochs: {table.tuner} chooses the epochs, up to "
             "train.epochs; remove the key"
         )
-    # For each key: values of its parent, the parent's parent, and so on, with which it is searched.
+    # For each key: values of its parent, grandparent and so on, for which the key is searched.
     needed: dict[str, Values] = {}
     for parameter in search.space:
         continuous = not parameter.choices and parameter.step is None
@@ -500,7 +500,10 @@ def _check_together(search: SearchSpec, path: Path) -> None:
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Map keys to short names, such as `model.units` to `units`; equal names stay long."""
+    """Map keys to short names, such as `model.units` to `units`.
+
+    Keys whose short names would be equal keep their full names.
+    """
     # A key in [code] is a path: the last dot in it does not separate a table from a key.
     names = {k: k[5:] if k.startswith("code.") else k.rpartition(".")[2] for k in keys}
     counts = Counter(names.values())

@@ -1,10 +1,10 @@
-"""Fits the baselines: linear models on the same reviews, which a recurrent network should beat.
+"""Fits linear models to the reviews of the runs. A recurrent network should beat these baselines.
 
 TF-IDF with logistic regression ignores the order of words; fitting it takes a second. The option
 `sublinear_tf` was chosen on the last 5,000 training reviews of IMDB: it raised the accuracy on the
 last 200 words of each review from 87.8 to 88.2 %. The other options are scikit-learn's defaults,
 except the limit of iterations. The n-gram model uses sequences of up to three words; fitting it
-takes a minute. No option is chosen on the test set.
+takes a minute. Nothing is chosen on the test set.
 """
 
 import contextlib
@@ -53,10 +53,10 @@ RECIPE = "3: unigrams, sublinear TF-IDF, L2 norm, logistic regression C=1"
 NGRAM_RECIPE = "2: binary 1- to 3-grams in 2 reviews, log-count ratios, logistic regression"
 FIRST_WORD = 4  # the index of the first word; 0 to 3 are padding, start, unknown, and unused
 TFIDF, NGRAMS = "tf-idf", "n-grams"
-NGRAMS_NAME = f"{NGRAMS}, whole"  # of whole reviews; networks read only the last words
-VALIDATION_SHARE = 0.2  # C is chosen on the last fifth of the training reviews (a job's default)
-STRENGTHS = (0.1, 1.0, 10.0)  # candidates for C, the inverse of the regularization
-MAX_ITERATIONS = 1000  # limit of liblinear's iterations; IMDB needs 22 to 47 iterations
+NGRAMS_NAME = f"{NGRAMS}, whole"  # it reads whole reviews; networks read only the last words
+VALIDATION_SHARE = 0.2  # C is chosen on this share of the training reviews, the default of jobs
+STRENGTHS = (0.1, 1.0, 10.0)  # candidates for C, the inverse of the regularization strength
+MAX_ITERATIONS = 1000  # liblinear stops after so many iterations; IMDB needs 22 to 47
 UNKNOWN = 0  # rank of a word that is in no n-gram
 
 
@@ -86,12 +86,12 @@ def baselines(
 
     Args:
         group: runs on the same reviews; TF-IDF uses their most common `maxlen` and `vocab_size`.
-        data: the first folder in which to look for the dataset.
-        say: is called with a line if TF-IDF can't be fit, and before n-grams are fit.
+        data: the folder in which to look first for the dataset.
+        say: prints a line if TF-IDF can't be fit, and a line before n-grams are fit.
         ngrams: whether to fit the n-gram model if it is not in the cache.
 
     Raises:
-        InputError: if `data` contains no dataset, or the n-gram model can't be fit.
+        InputError: if `ngrams` is set, and the dataset is missing or the model can't be fit.
     """
     dataset, limit = cache(partial(tested_data, group, data)), group.limit
     maxlen, vocab_size = (_commonest(group, f"data.{key}") for key in ("maxlen", "vocab_size"))
@@ -108,7 +108,7 @@ def baselines(
                 or _keep(key, fit(dataset(), limit=limit, maxlen=length, vocab_size=vocab_size))
             )
     except ValueError as error:
-        say(f"no tf-idf for {group.title}: {error}")
+        say(f"TF-IDF can't be fit to {group.title}: {error}")
     return [*fitted, *([linear] if linear else [])]
 
 
@@ -196,7 +196,7 @@ def score_ngrams(dataset: Dataset, say: Say, *, limit: int) -> Baseline:
 
     Args:
         dataset: the training and the test reviews.
-        say: is called with a line before the model is fit.
+        say: prints a line before the model is fit.
         limit: how many reviews of each split to use, from the first on; 0 for all.
 
     Raises:
@@ -232,10 +232,10 @@ class NgramModel:
     weights: Floats  # [num_models, num_ngrams]
     biases: Floats  # [num_models]
     strength: float  # the chosen value of C
-    validation: Mapping[float, float]  # the validation accuracy for each candidate for C
+    validation: Mapping[float, float]  # for each candidate for C, the validation accuracy
     num_training: int = 0  # number of training reviews
     training_s: float = 0.0
-    words: Sequence[str] = ()  # the word of each rank in `ngrams[0]`
+    words: Sequence[str] = ()  # the word for each element of `ngrams[0]`
 
     @property
     def parameters(self) -> int:
@@ -294,18 +294,19 @@ def fitted_ngrams(
 ) -> NgramModel:
     """Return the n-gram model for the runs' training reviews, from the user's cache or newly fit.
 
-    C is chosen on the last fifth of these reviews. If they include the dataset's own validation
-    split, because `share` is 0, C is chosen on that split. The result is deterministic.
+    If `share` is 0 and the dataset has a validation split, the runs train on that split, and C is
+    chosen on it. Otherwise C is chosen on the last fifth of the training reviews. The result is
+    deterministic.
 
     Args:
         dataset: the dataset, whose test reviews are not used.
         share: the value of `data.validation_split` in the runs' jobs.
-        say: is called with a line before the model is fit.
+        say: prints a line before the model is fit.
         limit: the value of `data.limit` in the runs' jobs.
         option: the command-line option that requests n-grams; error messages contain it.
 
     Raises:
-        InputError: if the reviews are too few or too much alike.
+        InputError: if the training reviews are too few or too much alike.
     """
     used, num_training = dataset.used(limit, share)
     train, cut = used.take(num_training), None
@@ -318,15 +319,16 @@ def fitted_ngrams(
         with contextlib.suppress(OSError, ValueError):  # a broken file is replaced
             return NgramModel.from_bytes(read_plain_file(path, MAX_BYTES))
     say(
-        f"fitting n-grams to {len(train):,} training reviews of {dataset.title}, once; 25,000 "
-        "reviews take a minute"
+        f"fitting n-grams to {len(train):,} training reviews of {dataset.title}; 25,000 reviews "
+        "take a minute, and the fitted model is cached"
     )
     try:
         check_classes(dataset, train)
         model = fit_ngrams(train, cut)
     except ValueError as error:
         raise InputError(
-            f"{option} ngrams: can't be fit to {dataset.title}: {error}; leave {option} out"
+            f"{option} ngrams: the model can't be fit to {dataset.title}: {error}; leave {option} "
+            "out"
         ) from None
     vocab = dataset.vocab
     words = [vocab[rank - 1] if rank <= len(vocab) else "" for rank in model.ngrams[0].tolist()]
@@ -341,7 +343,7 @@ def check_classes(dataset: Dataset, train: Split) -> None:
     """Raise an error if a class of the dataset has no training review.
 
     Raises:
-        ValueError: if there is such a class; the message contains its name.
+        ValueError: if a class has no training review; the message contains the class's name.
     """
     missing = sorted({*range(len(dataset.classes))} - {*np.unique(train.labels).tolist()})
     if missing:
@@ -349,9 +351,9 @@ def check_classes(dataset: Dataset, train: Split) -> None:
 
 
 def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
-    """Return a model of all training reviews without `words`; C is chosen on the last reviews.
+    """Fit an n-gram model to all training reviews; the attribute `words` stays empty.
 
-    If several values of C are equally good, the smallest value is chosen.
+    C is chosen on the last reviews; of several equally good values, the smallest.
 
     Args:
         train: the training reviews.
@@ -359,7 +361,7 @@ def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
             reviews. By default C is chosen on the last fifth.
 
     Raises:
-        ValueError: if the reviews are too few or too much alike.
+        ValueError: if the training reviews are too few or too much alike.
     """
     began = time.perf_counter()
     if cut is None:
@@ -390,7 +392,7 @@ def fit_linear(
     Args:
         features: a matrix of 0 and 1, `[num_reviews, num_features]`.
         labels: the labels from 0, `[num_reviews]`; each class has at least one review.
-        strength: C, the inverse of the logistic regression's regularization.
+        strength: C, the inverse of the logistic regression's regularization strength.
 
     Returns:
         Weights `[num_models, num_features]` and biases `[num_models]`.
@@ -403,7 +405,7 @@ def fit_linear(
         ratios = log_count_ratios(features, labels == label)
         weighted = features.copy()
         weighted.data *= ratios[features.indices]
-        # The dual problem is smaller: one variable per review, and there are far more features.
+        # The dual problem has a variable per review; the primal has one per feature, many more.
         model = LogisticRegression(
             C=strength, solver="liblinear", dual=True, max_iter=MAX_ITERATIONS, random_state=0
         )
@@ -417,7 +419,7 @@ def _probabilities(features: "csr_matrix", weights: Floats, biases: Floats) -> F
     from scipy.special import expit
 
     each = expit(features @ weights.T + biases)
-    if each.shape[1] == 1:  # two classes: the only column is label 1
+    if each.shape[1] == 1:  # two classes: the only column is the probability of label 1
         return np.hstack([1 - each, each])
     return np.asarray(each / each.sum(axis=1, keepdims=True))
 
@@ -449,8 +451,8 @@ def _cache_file(key: tuple[object, ...]) -> Path:
 def tested_data(group: DatasetGroup, data: Path | None) -> Dataset:
     """Find the dataset whose checksum the runs recorded.
 
-    Look in `data`, then where a new run would look (without a download), then in the folders that
-    the runs recorded.
+    Look first in `data`, then in the folders in which a new run would look, without a download, and
+    last in the folders that the runs recorded.
 
     Raises:
         InputError: if `data` contains no dataset, or the dataset is not found.
@@ -462,8 +464,8 @@ def tested_data(group: DatasetGroup, data: Path | None) -> Dataset:
             if (dataset := open_candidate()).checksum == group.checksum:
                 return dataset
     raise InputError(
-        f"the reviews of {group.title} were not found here; name their folder by --data, or leave "
-        "the baselines out by --no-baseline"
+        f"the reviews of {group.title} were not found here; give their folder with --data, or "
+        "leave the baselines out with --no-baseline"
     )
 
 
@@ -471,7 +473,7 @@ def _candidates(group: DatasetGroup) -> Iterator[Callable[[], Dataset]]:
     if group.is_sample:
         yield open_sample
     yield partial(open_dataset, download=False)
-    # Sources of own texts and folders of IMDB, without duplicates: reading one may take minutes.
+    # Sources of users' texts, and folders of IMDB. Duplicates are left out: reading takes minutes.
     sources: dict[tuple[Path, DataConfig], None] = {}
     folders: dict[str, None] = {}
     for run in group.all_runs:

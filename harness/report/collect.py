@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 # of "the book": Baig et al. (2020), The Deep Learning Workshop.
 BOOK = {"rnn": 0.8415, "lstm": 0.8705, "gru": 0.8706, "bilstm": 0.8760, "stacked_lstm": 0.8753}
 
-NO_SPREAD = 1e-11  # smaller standard errors of accuracies are only rounding errors
+NO_SPREAD = 1e-11  # a smaller standard error of accuracies is only a rounding error
 
 # Runs of one job may differ in these settings: the seed, and settings that don't change the result.
 WITHOUT_RESULT = {"train.seed", *(k for k, facts in FACTS.items() if facts.changes == "nothing")}
@@ -76,7 +76,8 @@ class ScoredRun:
     result: Mapping[str, Any]  # the content of `result.json`
     settings: Mapping[str, Any]  # values by `table.key`, without the keys in `WITHOUT_RESULT`
     began_s: float = math.inf  # the run's start in seconds since 1970; infinite if unknown
-    audit: str = ""  # depth of the user's deepest audit of the run, or `differs`, see `depth_of`
+    # The depth of the user's deepest audit; `differs` if an audit found a difference; else empty.
+    audit: str = ""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class DatasetGroup:
-    """The runs on the same reviews; only these may be compared with each other."""
+    """The runs on the same reviews. Runs of different groups must not be compared."""
 
     data: str  # the dataset's name
     checksum: str
@@ -117,7 +118,7 @@ class DatasetGroup:
 
     @cached_property
     def by_seed(self) -> "pandas.DataFrame":
-        """The columns `accuracy` and `NUMBERS`, with a row for each job and seed."""
+        """A table with the columns `accuracy` and `NUMBERS`, and a row for each job and seed."""
         import pandas
 
         scores = {
@@ -133,8 +134,8 @@ class DatasetGroup:
         """The mean scores of each job over its seeds; NaN if the score of one seed is unknown.
 
         `deviation` is the sample standard deviation (n - 1). `interval_low` and `interval_high` are
-        the 95 % t interval of the mean, clipped to 0 and 1. They are NaN for a single seed or equal
-        accuracies, which say nothing about the spread.
+        the 95 % t interval of the mean, clipped to 0 and 1. The interval is NaN for a single
+        seed or equal accuracies, because these say nothing about the spread.
         """
         grouped = self.by_seed.groupby(level="job", sort=False)
         jobs, accuracy = grouped.mean(skipna=False), grouped["accuracy"]
@@ -164,7 +165,7 @@ class DatasetGroup:
 
 
 def _audits(runs: Iterable[ScoredRun]) -> str | float:
-    """Return how many audits each depth has, as in `full: 3, quick: 1`; NaN without audits."""
+    """Count the audits of each depth, as in `full: 3, quick: 1`; NaN without audits."""
     counts = Counter(run.audit for run in runs if run.audit)
     return ", ".join(f"{depth}: {num}" for depth, num in counts.most_common()) or math.nan
 
@@ -234,7 +235,7 @@ def _audit(folder: Path, audits: Path) -> str:
 def expand(named: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
     """Yield the named folders and the folders that match a pattern.
 
-    A pattern without a match is added to `left_out`: perhaps its job has never started.
+    A pattern without a match is added to `left_out`: perhaps no run of the job has started yet.
 
     Raises:
         InputError: if a name is neither a pattern nor a folder.
@@ -271,7 +272,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     if is_ensemble(folder):
         settings = _settings(table(ensemble, "settings"))
     else:
-        # A run that is older than a key was trained with the key's default.
+        # A run from before a key existed was trained with the key's default.
         settings = DEFAULTS | _settings(toml) | _begun_with(record) | vectors_of(result)
         for path, source in table(toml, "code").items():
             settings[f"code.{path}"] = source_digest(str(source))
@@ -294,7 +295,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
 
 
 def _record(run: RunDirectory) -> dict[str, Any] | None:
-    """Read a run's record; None if only the run's owner may read it: a diff makes it private."""
+    """Read a run's record; None without permission: a record with a code diff is private."""
     try:
         return run.certain_json(RECORD)
     except DiskError as error:
@@ -307,17 +308,17 @@ def _record(run: RunDirectory) -> dict[str, Any] | None:
 def _begun_with(record: dict[str, Any] | None) -> dict[str, str]:
     """Return the entry `train.from` of a run's settings: the job whose weights the run began with.
 
-    With this entry the run counts as another job, because its weights have had more training.
+    Because of the entry, the run is not grouped with runs that began with random weights.
     """
     if record is None:
         return {"train.from": UNKNOWN}
-    # A run that continues from its own checkpoint has the result of an uninterrupted run.
+    # A run that resumed from its own checkpoint has no such entry: resuming changes no result.
     origin = weights_of(record)
     return {"train.from": printable(Path(origin).parent.name)} if origin else {}
 
 
 def vectors_of(result: Mapping[str, Any]) -> dict[str, str]:
-    """Return the entry `model.embeddings` of a run's settings, if it has pretrained word vectors.
+    """Return the entry `model.embeddings` of a run's settings; empty without pretrained vectors.
 
     The entry's value is the first eight digits of the checksum of the word vectors.
     """
@@ -354,8 +355,9 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
     """Group runs by their data, and within a group by job and settings.
 
     Returns:
-        The groups, full datasets first and samples last; and the runs that repeat the job, settings
-        and seed of an earlier run. No group contains these runs: repeating must not improve scores.
+        The groups, full datasets first and samples last, and a list of repeated runs: runs with the
+        job, settings and seed of an earlier run. Repeated runs are in no group, because repeating a
+        run must not improve the scores.
     """
     by_data: dict[tuple[str, int], list[ScoredRun]] = {}
     for run in runs:
@@ -381,14 +383,14 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
 
 
 def _named(runs: Iterable[ScoredRun]) -> dict[str, list[ScoredRun]]:
-    """Group runs by job and settings; a group is named by the job and its unusual settings."""
+    """Group runs by job and settings; a group's name is the job with its unusual settings."""
     by_job: dict[str, dict[str, list[ScoredRun]]] = {}
     for run in runs:
         settings = str(sorted((key, as_text(value)) for key, value in run.settings.items()))
         by_job.setdefault(run.job, {}).setdefault(settings, []).append(run)
     named: dict[str, list[ScoredRun]] = {}
     for job, by_settings in by_job.items():
-        # The usual settings are the most common ones; if two are equally common, the first.
+        # The usual settings are the most common ones; of equally common ones, the first.
         usual = max(by_settings.values(), key=len)[0].settings
         for alike in by_settings.values():
             name = printable(" ".join([job, *_differing(alike[0].settings, usual)]))
@@ -417,7 +419,7 @@ def _first_of_each_seed(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> l
 
 
 def _order(row: tuple[str, Sequence[ScoredRun]]) -> tuple[bool, int, str]:
-    """Return a row's sort key: jobs of the notebook last, then by `BOOK`, then by name."""
+    """Return a row's sort key: the notebook's jobs last, then by order in `BOOK`, then by name."""
     name, (first, *_) = row
     book = [*BOOK, first.architecture]
     return first.job.startswith("notebook"), book.index(first.architecture), name

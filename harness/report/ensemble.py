@@ -70,7 +70,8 @@ Ints = NDArray[np.int64]
 NGRAMS_FILE = "ngrams.npz"
 MODEL_FILES = ("model.keras", "job.toml", RESULT, "vocabulary.txt")
 MAYBE = (RATIOS_FILE,)  # files that only some runs have
-# With `--weights-from`, a run may differ in these keys from the run whose weight it takes over.
+# With `--weights-from`, a new run takes over the weight of a run in another ensemble. The two runs
+# may differ in these keys.
 FOR_ALL_REVIEWS = {
     key for key, facts in FACTS.items() if facts.for_all_reviews or facts.changes == "digits"
 }
@@ -97,7 +98,7 @@ class Member(BaseModel, frozen=True, extra="allow"):
     def _check_files(self) -> "Member":
         needed, maybe = ({*MODEL_FILES}, {*MAYBE}) if self.is_run else ({NGRAMS_FILE}, set())
         if not needed <= self.sha256.keys() <= needed | maybe:
-            raise ValueError("its files are not those of a run or of the linear model")
+            raise ValueError("its files should be those of a run or of the linear model")
         return self
 
 
@@ -115,12 +116,12 @@ class Ensemble(BaseModel, frozen=True):
     @model_validator(mode="after")
     def _check_members(self) -> "Ensemble":
         if not self.runs or not all(each.is_run for each in self.members[:-1]):
-            raise ValueError("its members are not runs, followed by at most one linear model")
+            raise ValueError("its members should be runs, then at most one linear model")
         return self
 
     @classmethod
     def open(cls, folder: Path, *, option: str = "ensemble") -> "Ensemble":
-        """Read the ensemble in a folder; an error message begins with `option`.
+        """Read the ensemble in a folder; error messages begin with `option`.
 
         Raises:
             InputError: if the ensemble is missing, broken, or of another version.
@@ -129,8 +130,8 @@ class Ensemble(BaseModel, frozen=True):
             content = tomllib.loads(read_plain_file(folder / ENSEMBLE_FILE).decode())
         except OSError as error:
             raise InputError(
-                f"{option} {folder}: holds no {ENSEMBLE_FILE} that can be read ({error.strerror}); "
-                "give the folder of an ensemble"
+                f"{option} {folder}: contains no {ENSEMBLE_FILE} that can be read "
+                f"({error.strerror}); give the folder of an ensemble"
             ) from None
         except (ValueError, RecursionError) as error:
             raise InputError(f"{option} {folder}: {ENSEMBLE_FILE} is broken: {error}") from None
@@ -170,7 +171,7 @@ class Ensemble(BaseModel, frozen=True):
         """Refuse the ensemble if the checksum of a file differs from `ensemble.toml`.
 
         Raises:
-            InputError: if there is such a file; the message names the first one.
+            InputError: if a checksum differs; the message names the first such file.
             DiskError: if the disk fails.
         """
         for index, member in enumerate(self.members):
@@ -317,7 +318,7 @@ class RunMember:
 
     @property
     def shared(self) -> dict[str, Any]:
-        """The properties that all runs of an ensemble must share, by their names in messages."""
+        """The properties that all runs of an ensemble must share; error messages show the keys."""
         result = self.scored.result
         share: object = self.job.data.validation_split
         labels = np.concatenate([self.labels, self.validation_labels])
@@ -335,7 +336,7 @@ def read_members(folders: Sequence[Path]) -> list[RunMember]:
     """Read the runs in these folders, in the same order.
 
     Raises:
-        InputError: for the first run that can't be a member or does not match the others.
+        InputError: if a run can't be a member, is given twice, or does not match the first run.
     """
     members: list[RunMember] = []
     for folder in folders:
@@ -358,7 +359,7 @@ def check_equal(
     """Raise an error if two sets of properties or settings differ.
 
     Raises:
-        InputError: for the first difference.
+        InputError: if they differ; the message shows the first difference.
     """
     for key in sorted({*mine, *theirs}):
         if mine.get(key) != theirs.get(key):
@@ -396,7 +397,7 @@ def read_member(folder: Path) -> RunMember:
 
 
 def check_same_jobs(members: Sequence[RunMember], ensemble: Ensemble, *, ngrams: bool) -> None:
-    """Raise an error if an ensemble and new runs differ in their jobs or in the order of the jobs.
+    """Check that new runs have the jobs of an ensemble's runs, in the same order.
 
     Args:
         members: the new runs, trained on all training reviews.
@@ -404,11 +405,11 @@ def check_same_jobs(members: Sequence[RunMember], ensemble: Ensemble, *, ngrams:
         ngrams: whether the linear model will be a member of the new ensemble.
 
     Raises:
-        InputError: for the first difference.
+        InputError: if the jobs differ; the message shows the first difference.
     """
     of, remedy = f"--weights-from {ensemble.folder}", "give an ensemble of the same jobs"
     if ensemble.weights_from:
-        raise InputError(f"{of}: took its weights from {ensemble.weights_from}; name that ensemble")
+        raise InputError(f"{of}: has the weights of {ensemble.weights_from}; give that ensemble")
     data = members[0].shared["data"]
     theirs = {"runs": len(ensemble.runs), "n-grams": ensemble.has_ngrams}
     mine = {"runs": len(members), "n-grams": ngrams, "data": data}
@@ -421,7 +422,7 @@ def check_same_jobs(members: Sequence[RunMember], ensemble: Ensemble, *, ngrams:
 
 
 def _deciding(job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings in which a run must equal the run whose weight it takes over."""
+    """Return the settings that two runs must share if one run takes over the other's weight."""
     ignored = {*WITHOUT_RESULT, *FOR_ALL_REVIEWS}
     settings = {key: value for key, value in job.settings().items() if key not in ignored}
     return settings | vectors_of(result) | {"code": dict(job.code)}
@@ -474,12 +475,12 @@ class Made:
 
 
 def make_ensemble(request: Request, runs: Path, say: Callable[[str], None]) -> Made:
-    """Make the ensemble `<runs>/<name>/<run-id>`; call `say` with a line before n-grams are fit.
+    """Make the ensemble `<runs>/<name>/<run-id>`; `say` prints a line before n-grams are fit.
 
     Without `weights_from`, the weights minimize the log loss on the validation reviews, and the
-    linear model is fit to the same training reviews as the runs. With `weights_from`, the weights
-    of that ensemble are used, and the runs and the linear model are trained on all training
-    reviews. Nothing is chosen on the test set.
+    linear model is fit to the same training reviews as the runs. With `weights_from`, the
+    weights of another ensemble are used, and the runs and the linear model are trained on all
+    training reviews. Nothing is chosen on the test set.
 
     Raises:
         InputError: if the runs can't be combined, or the folder exists.
@@ -527,7 +528,8 @@ def best_weights(labels: Ints, members: Sequence[Floats]) -> list[float]:
     """Return the weights that minimize the log loss of the members' weighted mean.
 
     No weight is negative, and their sum is 1. The loss is convex in the weights, so every start of
-    the search leads to its minimum. Rounding the weights to four digits hides rounding errors.
+    the search leads to its minimum. The weights are rounded to four digits, so
+    that rounding errors of the search don't show.
 
     Args:
         labels: the labels from 0, `[num_reviews]`.
@@ -558,7 +560,7 @@ def best_weights(labels: Ints, members: Sequence[Floats]) -> list[float]:
 
 
 def _given_weights(request: Request, members: Sequence[RunMember]) -> list[float]:
-    """Return the weights of the ensemble `weights_from`; empty if it is not given."""
+    """Return the weights of the ensemble `weights_from`; empty without this option."""
     first = members[0].run.folder
     if not request.weights_from:
         if not len(members[0].validation_labels):
@@ -655,7 +657,7 @@ def _result(
 
 
 def _sum(models: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """Return the sum of a number over all models; None if it is unknown for one model."""
+    """Return the sum of a number over all models; None if a model's number is unknown."""
     values: list[Any] = [each.get(key) for each in models]
     return None if None in map(number, values) else round(sum(values), 3)
 
@@ -688,7 +690,7 @@ def _copy_members(
     for index, (each, weight) in enumerate(zip(runs, weights, strict=False)):
         sums = copied(each.run.folder, folder / run_folder(index), each.job.code)
         about = {"job": each.job.name, "seed": each.job.train.seed}
-        name = printable(str(each.run.folder.absolute()))  # TOML must be UTF-8, a path need not
+        name = printable(str(each.run.folder.absolute()))  # TOML is UTF-8; a path may not be
         members.append(Member(name=name, weight=weight, sha256=sums, **about))
     if kept:
         content = kept.to_bytes()

@@ -35,10 +35,10 @@ FILES = frozenset((TABLE, REPORT, "comparison.md", "comparison.tex"))
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse to replace a folder with files that are not part of an earlier comparison.
+    """Refuse to replace a folder that contains files other than an earlier comparison.
 
     Raises:
-        InputError: if there is such a file, or `folder` is not a folder.
+        InputError: if the folder contains other files, or `folder` is not a folder.
     """
     try:
         if not folder.exists():
@@ -63,13 +63,13 @@ def write_comparison(
     *,
     say: Callable[[str], None],
 ) -> Path:
-    """Write a comparison; an earlier comparison is replaced once the new one is complete.
+    """Write a comparison. It replaces an earlier comparison only when all its files are written.
 
     Args:
         folder: the folder to write, which `check_folder` has accepted.
         parts: the comparison, a part per dataset.
         left_out: the runs that the comparison leaves out.
-        say: is called with a line for each run whose predictions can't be read.
+        say: prints a line for each run whose predictions can't be read.
 
     Returns:
         The path of the HTML page.

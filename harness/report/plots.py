@@ -20,8 +20,8 @@ from harness.training.pictures import confusion_picture, mean_roc_curve, new_fig
 if TYPE_CHECKING:
     import pandas
 
-# The colours of Okabe and Ito (2008), Color Universal Design, without their yellow, which is too
-# pale on white. Then muted colours of Paul Tol. The book's architectures get the first colours.
+# First the colours of Okabe and Ito (2008), Color Universal Design, without their yellow, which is
+# too pale on white; then muted colours of Paul Tol. The book's architectures come first.
 COLOURS = (
     *("#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999999"),
     *("#882255", "#332288", "#999933", "#117733"),
@@ -128,7 +128,7 @@ def _learning_curve(
     return chart.picture(
         title,
         f"{title} in {unit}, mean over the seeds, from the first to the last epoch",
-        "The line is the mean over the seeds; the band spans the lowest to the highest seed.",
+        "The line is the mean over the seeds; the band spans the values of all seeds.",
     )
 
 

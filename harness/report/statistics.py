@@ -8,7 +8,7 @@ all of them hold at once. A job is called better only if the interval of the dif
 With many jobs, the spread over the seeds is pooled over all jobs, because the few seeds of one pair
 would give useless intervals. Only the pairs with the best job are shown. Bonferroni's correction
 still counts all pairs, because the best job was chosen on the same data. Dunnett's intervals need a
-best job that is known beforehand; here they would find a difference between equal jobs in a quarter
+best job that is known beforehand. Here they would show a difference between equal jobs in a quarter
 of all comparisons.
 """
 
@@ -39,7 +39,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 LEVEL = 0.95
-MAX_PAIRED = 12  # with more jobs, the spread over the seeds is pooled
+MAX_PAIRED = 12  # number of jobs; with more jobs, the spread over the seeds is pooled
 # Errors that NumPy raises for a broken file, such as RuntimeError for an archive with a password
 # and TypeError for a single array instead of an archive.
 BROKEN = (
@@ -80,7 +80,7 @@ def differences(group: DatasetGroup) -> "pandas.DataFrame":
 
 
 def _num_comparisons(group: DatasetGroup, compared: "pandas.DataFrame") -> int:
-    """Return how many intervals hold at once; with many jobs, the number of all their pairs."""
+    """Return the number of comparisons in Bonferroni's correction; with many jobs, all pairs."""
     num_jobs = len(group.jobs)
     return math.comb(num_jobs, 2) if num_jobs > MAX_PAIRED else len(compared)
 
@@ -97,7 +97,7 @@ def _paired(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, 
 
 
 def _pooled(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, int]]:
-    """Yield a row for the best job and each other job; the error is from the spread of all jobs."""
+    """Yield a row for each job but the best, compared with the best; all jobs' spread is pooled."""
     jobs = group.jobs.sort_values("accuracy", ascending=False, kind="stable")
     dofs = jobs["num_seeds"] - 1
     dof = int(dofs.sum())
@@ -124,7 +124,7 @@ def _sentence(row: Any) -> str:
 
 
 def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]:
-    """Explain how to read the sentences of `differences`, and what they do not show."""
+    """Explain how to read the sentences of `differences`, and what the sentences do not show."""
     lines, num_pairs = [], math.comb(len(group.runs), 2)
     is_pooled = len(group.jobs) > MAX_PAIRED
     if len(compared):
@@ -166,7 +166,7 @@ class Predictions:
 def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predictions | None:
     """Read `predictions.npz` of each run; return None if no run has a valid file.
 
-    `say` is called with a line for each run whose file is missing, broken or about other reviews.
+    `say` prints a line for each run whose file is missing, broken or from other reviews.
     The plots of predictions leave such a run out; its scores stay in the tables.
     """
     labels: Ints | None = None
@@ -179,7 +179,7 @@ def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predict
                     raise ValueError("the labels differ from those of the other runs")
             except BROKEN as error:
                 reason = getattr(error, "strerror", None) or error
-                say(f"no predictions of {run.folder}: {reason}")
+                say(f"the predictions of {run.folder} are left out: {reason}")
                 continue
             labels = own_labels
             by_job.setdefault(name, []).append(probabilities)
@@ -190,10 +190,10 @@ def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predict
 
 
 def read_own(run: ScoredRun, num_classes: int) -> tuple[Ints, Floats]:
-    """Read the labels and probabilities in a run's predictions, and compare them with its result.
+    """Read the labels and probabilities of a run, and check them against its `result.json`.
 
     Raises:
-        BROKEN: if the file can't be read, or its classes or accuracy differ from the result.
+        BROKEN: if the file can't be read, or its classes or accuracy differ from `result.json`.
     """
     labels, probabilities = read_arrays(run.folder / PREDICTIONS)
     if probabilities.shape[1] != num_classes:
@@ -221,7 +221,7 @@ def read_arrays(path: Path) -> tuple[Ints, Floats]:
 
 
 def tests_against(baseline: Baseline, predictions: Predictions | None) -> "pandas.DataFrame":
-    """Compare each job's runs with one fixed model on the same reviews by McNemar's exact test.
+    """Compare each job's runs with a linear model on the same reviews by McNemar's exact test.
 
     Returns:
         A row for each job with predictions. Columns: `points`, the mean accuracy of the job's runs
@@ -273,7 +273,7 @@ def verdict(tests: "pandas.DataFrame", model: str) -> str:
         said = f"no network beats {model}"
     else:
         said = f"not shown that a network beats {model}"
-    p = f"largest p of its seeds {first['p']:.2g}, level {_level(tests):.2g}"
+    p = f"largest p-value of its seeds {first['p']:.2g}, significance level {_level(tests):.2g}"
     return f"{said}; {where} (McNemar's exact test on the same reviews, {p})"
 
 
@@ -283,9 +283,9 @@ def verdict(tests: "pandas.DataFrame", model: str) -> str:
 def epochs_of(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":
     """Read the epochs of a job's runs: a row for each seed and epoch, NaN for an unknown number.
 
-    Columns: `loss`; `val_accuracy`; `best`, the highest `val_accuracy` so far; `seconds` of
+    Columns: `loss`; `val_accuracy`; `best`, the highest `val_accuracy` so far; `seconds`, spent on
     training and validation from the run's start to the end of the epoch. `best` and `seconds` are
-    NaN if the accuracy or the time of an epoch of the run is unknown.
+    NaN if the accuracy or the time of any epoch of the run is unknown.
     """
     import pandas
 

@@ -58,7 +58,7 @@ ACCURACIES = (
     *("accuracy", "deviation", "interval_low", "interval_high", "val_accuracy", "book_accuracy"),
 )
 SEVERAL_CLASSES = "F1 and ROC AUC are means over the classes (for ROC AUC, each against the rest)."
-NUM_KEPT = 2  # columns that even the narrowest terminal shows
+NUM_KEPT = 2  # number of columns that even the narrowest terminal shows
 MAX_SENTENCES = 10  # largest number of comparisons of jobs on a terminal
 MAX_DRAWN = 12  # largest number of jobs in a picture
 MAX_LEFT_OUT = 20  # largest number of lines on a terminal about runs that are left out
@@ -116,9 +116,9 @@ def compared(
 
     Args:
         named: runs, folders of runs, or glob patterns that match such folders.
-        say: is called with a line for each run that is left out, and before n-grams are fit.
+        say: prints a line for each run that is left out, and a line before n-grams are fit.
         baseline: `ngrams` adds the n-gram model even if it is not cached; `none` shows no baseline.
-        data: the folder of the dataset, if it is not where a new run looks for it.
+        data: the folder of the dataset; needed only if a new run would not find the dataset.
         audits: the user's own folder of runs, in which `harness audit` stores audits.
 
     Returns:
@@ -135,7 +135,9 @@ def compared(
     for line in left_out_lines(left_out):
         say(line)
     if not groups:
-        raise InputError(f"nothing to compare: {len(left_out)} found, none finished and tested")
+        raise InputError(
+            f"nothing to compare: {len(left_out)} found, but none is finished and tested"
+        )
 
     def baselines_of(group: DatasetGroup) -> Sequence[Baseline]:
         return () if baseline == "none" else baselines(group, data, say, ngrams=bool(baseline))
@@ -207,7 +209,7 @@ def to_markdown(parts: Sequence[Part]) -> str:
 
 def to_csv(parts: Sequence[Part]) -> str:
     """Return the table of `figures` as CSV."""
-    # The headings are defused too: they contain keys of jobs that other people may have written.
+    # The headings are made harmless too: they contain keys of jobs that others may have written.
     defused_figures = figures(parts).rename(columns=defused).map(defused)
     return str(defused_figures.to_csv(index=False, lineterminator="\n"))
 
@@ -238,7 +240,7 @@ def figures(parts: Sequence[Part]) -> "pandas.DataFrame":
 
 
 def to_latex(parts: Sequence[Part]) -> str:
-    """Return LaTeX tables: above each a comment with its data, and a rule above the baselines."""
+    """Return a LaTeX table per dataset, below a comment; a line separates jobs from baselines."""
     lines = [
         "% Means over the seeds; 95 % intervals of Student's t.",
         "% \\usepackage{booktabs} goes into the preamble",
@@ -254,7 +256,7 @@ def to_latex(parts: Sequence[Part]) -> str:
 
 
 def print_parts(parts: Sequence[Part]) -> None:
-    """Print the comparison: on a terminal the columns that fit its width, elsewhere all columns."""
+    """Print the comparison: on a terminal only the columns that fit, into a file all columns."""
     console = rich_console()
     show = partial(console.print, soft_wrap=not console.is_terminal)
     for index, part in enumerate(parts):

@@ -16,7 +16,8 @@ GAP = 2  # spaces between two columns
 MAX_NAME = 16  # texts up to this number of characters are never wrapped
 UNLIMITED = 100_000  # width of a file or a pipe, in characters
 
-# A spreadsheet reads a cell with such a start as a formula. The last four are full-width.
+# A cell that starts with one of these characters is a formula for a spreadsheet. The last four
+# characters are full-width.
 FORMULA = (*"=+-@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
@@ -75,7 +76,7 @@ def markdown(text: str) -> str:
 
 
 def defused(cell: object) -> object:
-    """Return a CSV cell; a quote before a formula makes a spreadsheet show it as text.
+    """Return a CSV cell; a quote precedes a formula, so that spreadsheets show the formula as text.
 
     A formula may start programs or send data (owasp.org, CSV injection).
     """
@@ -91,7 +92,7 @@ def latex_table(cells: "pandas.DataFrame", *, num_below: int) -> str:
 
     Args:
         cells: the texts of the table, at least one row; the names of the columns are the headings.
-        num_below: the number of last rows, which are below a horizontal line.
+        num_below: the number of rows at the end that a horizontal line separates from the others.
     """
     kinds = "".join("r" if name in numeric(cells) else "l" for name in cells)
     cells = cells.map(lambda cell: printable(" ".join(cell.splitlines())))

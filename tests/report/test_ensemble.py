@@ -219,7 +219,7 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
         ((first, swapped), "has labels of predictions = "),
         ((first, short), "has data.validation_split = 0.3, "),
         ((whole, "--with", "ngrams"), "give --weights-from ENSEMBLE"),
-        ((whole, "--with", "ngrams", "--weights-from", first), "holds no ensemble.toml"),
+        ((whole, "--with", "ngrams", "--weights-from", first), "contains no ensemble.toml"),
         ((whole, slower, "--weights-from", part), "has n-grams = True, the new one has False"),
         ((whole, slower, "--with", "ngrams", "--weights-from", two), "has n-grams = False"),
         ((slower, "--with", "ngrams", "--weights-from", part), "has train.learning_rate = 0.0005"),

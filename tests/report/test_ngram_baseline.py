@@ -231,7 +231,7 @@ def test_a_sentence_says_whether_a_network_beats_it() -> None:
 
     assert said(worse, unsure, better) == (
         "better than n-grams (91.70%): lstm; lstm is 1.50 points ahead (McNemar's exact test on "
-        "the same reviews, largest p of its seeds 0.01, level 0.017)"
+        "the same reviews, largest p-value of its seeds 0.01, significance level 0.017)"
     )
     also = "better than n-grams (91.70%): lstm, bilstm; bilstm is 5.50 points ahead"
     assert said(better, best).startswith(also)

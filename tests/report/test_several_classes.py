@@ -126,7 +126,7 @@ def test_a_run_with_predictions_of_another_shape_is_named(
     assert read
     assert {name: len(of_runs) for name, of_runs in read.by_job.items()} == {"gru": 2, "lstm": 1}
     (line,) = lines
-    assert line.startswith(f"no predictions of {runs / 'lstm/2'}: ")
+    assert line.startswith(f"the predictions of {runs / 'lstm/2'} are left out: ")
     assert said in line
 
 

@@ -181,6 +181,11 @@ def test_an_override_may_be_white_space(delimiter: str) -> None:
     assert settings.delimiter == delimiter.strip("'")
 
 
+def test_settings_of_the_data_need_no_other_table() -> None:
+    """`harness data describe` takes a setting that a training job refuses beside its default."""
+    assert data_settings(["data.validation_split=0"]).validation_split == 0
+
+
 def test_settings_without_effect_are_named(tmp_path: Path) -> None:
     """A line says which other setting each of them needs."""
     path = write(tmp_path, LEAST)

@@ -116,7 +116,14 @@ def data_settings(overrides: Sequence[str]) -> DataConfig:
     """
     content: dict[str, Any] = {"name": "data", "model": {"architecture": next(iter(BUILDERS))}}
     origins = put_overrides(content, overrides, Path("data"))
-    return check_job(content, Path("data"), origins).data
+    return _validated(content, Path("data"), origins).data  # rules may concern other tables
+
+
+def _validated(content: dict[str, Any], path: Path, origins: Mapping[str, str]) -> Job:
+    try:
+        return Job.model_validate(content)
+    except ValidationError as error:
+        raise InputError(explain(error, path, origins)) from None
 
 
 def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | None = None) -> Job:
@@ -130,10 +137,7 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
     Raises:
         InputError: if the job is refused; the message states key, value, rule and remedy.
     """
-    try:
-        job = Job.model_validate(content)
-    except ValidationError as error:
-        raise InputError(explain(error, path, origins or {})) from None
+    job = _validated(content, path, origins or {})
     if broken := job.broken_rule():
         key, rule = broken
         raise InputError(f"job {path}: {key} = {shown(job.value(key))}: {rule}")

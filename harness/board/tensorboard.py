@@ -76,7 +76,7 @@ class Shown:
             if run in self._links:
                 continue
             if owner := foreign_link(events):
-                self.refused[str(events)] = f"is a link of {owner}"
+                self.refused[str(events)] = f"is a symbolic link that belongs to {owner}"
             elif os.path.isdir(events):  # noqa: PTH112 - never raises
                 link = self._free_name(run)
                 link.parent.mkdir(exist_ok=True)

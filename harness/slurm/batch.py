@@ -2,7 +2,8 @@
 
 A start is one execution of the job script; a requeue leads to the next start. At the beginning
 `plan` chooses the command. When the command has ended, `decide` chooses between requeue and stop.
-Both functions may run in the site's container; `slurm/common.sh` calls Slurm outside of it.
+Both functions may run in the site's container, but `slurm/common.sh` calls Slurm's programs outside
+of this container.
 """
 
 import itertools
@@ -24,12 +25,12 @@ from harness.system.processes import memory_peak_gb
 
 SAVED = Interrupted.exit_code
 KILLED = 137  # exit code after SIGKILL, which the kernel sends when memory runs out
-ENDED_BY_WARNING = (138, 140, 143)  # exit codes after USR1, USR2, TERM without a signal handler
+ENDED_BY_WARNING = (138, 140, 143)  # exit codes of a process ended by USR1, USR2 or TERM
 MEMORY_FACTOR = 1.5
 MAX_MEMORY_RETRIES = 2
 NUM_OPEN = 64  # number of newest trials whose steps count as progress
 STEPS_OF_A_TRIAL = 10**9  # larger than the number of steps of any trial
-MAX_REQUEUES = 2  # successive requeues without a new step; a third start without a step is the last
+MAX_REQUEUES = 2  # largest number of successive requeues without a new step
 
 # ---- The command of a start
 
@@ -41,7 +42,7 @@ class Plan:
     words: tuple[str, ...]  # a program of the Python environment and its arguments
     run: str = ""  # the folder of the run or sweep, empty if unknown
     runs: str = ""
-    step: tuple[str, ...] = ()  # srun and its options; empty if only one node runs a process
+    step: tuple[str, ...] = ()  # srun and its options; empty if the command runs on one node
 
     def shell(self) -> str:
         """Return the plan as lines of bash, which the job script evaluates."""
@@ -61,21 +62,21 @@ class Start:
     home: Path  # the project's folder
     runs: str
     allocation: SlurmEnvironment | None = None  # the batch job; None for a local run
-    is_called: bool = False  # whether a user's script called this script, perhaps for several runs
-    seeds: tuple[str, ...] = ()  # seeds of tasks 1, 2, ...; empty if the indices are the seeds
+    is_called: bool = False  # whether a user's script called the job script, maybe for several runs
+    seeds: tuple[str, ...] = ()  # seeds of tasks 1, 2, ...; empty if a task's index is its seed
     task: str | None = None  # index of this array task; None outside of an array
-    never: tuple[str, ...] = ()  # names of options that the site refuses, such as mem
+    never: tuple[str, ...] = ()  # names of sbatch options that the site refuses, such as mem
 
     @property
     def step(self) -> tuple[str, ...]:
-        """srun and its options for one process on each of several nodes; empty on one node."""
+        """The srun command that starts a process on each node; empty if the job has one node."""
         if not self.allocation or self.allocation.num_nodes == 1:
             return ()
         num, cpus = self.allocation.num_nodes, self.allocation.cpus_per_task
         return (
             *("srun", f"--nodes={num}", f"--ntasks={num}", "--ntasks-per-node=1"),
             *([] if "mem" in self.never else ["--mem=0"]),
-            # sbatch does not pass --cpus-per-task on to srun, and at some sites no environment.
+            # srun does not inherit --cpus-per-task from sbatch, nor the environment at some sites.
             *("--export=ALL", "--kill-on-bad-exit=0", "--wait=60"),
             *([f"--cpus-per-task={cpus}"] if cpus else []),
         )
@@ -95,8 +96,8 @@ def plan(kind: str, words: Sequence[str], start: Start) -> Plan:
 
     Args:
         kind: train, tune, resume, compare, tensorboard or doctor.
-        words: the script's own arguments, then the user's. The script's own are a job file for
-            train, and `run FOLDER` or `sweep FOLDER` for resume; the other kinds have none.
+        words: the arguments that the script sets, followed by the user's arguments. The script
+            sets a job file for train, and `run FOLDER` or `sweep FOLDER` for resume.
     """
     runs = value_of("--runs", words) or start.runs
     if kind == "train":
@@ -135,7 +136,7 @@ def _training(words: Sequence[str], start: Start, runs: str) -> Plan:
 
 
 def _search(words: Sequence[str], start: Start, runs: str) -> Plan:
-    """Return a search's command, equal for all array tasks; `--join X` becomes `sweep join X`."""
+    """Return a search's command, the same for all array tasks; `--join X` runs `sweep join X`."""
     command, arguments = ["tune"], []
     for word in words:
         option, equals, value = word.partition("=")
@@ -160,7 +161,7 @@ def _name_of(job: str) -> str:
 
 
 def value_of(option: str, words: Sequence[str]) -> str | None:
-    """Return an option's last value, from `--name value` or `--name=value`; None without one."""
+    """Return an option's last value, from `--name value` or `--name=value`; None if not given."""
     value = None
     for word, after in itertools.zip_longest(words, words[1:], fillvalue=""):
         name, equals, joined = word.partition("=")
@@ -177,9 +178,9 @@ class Counters:
     """Counts over all starts of a job and of the later jobs that continue its run."""
 
     start: str = ""  # id of the last start that was counted
-    reached: int = 0  # the largest value of `_reached` so far
+    reached: int = 0  # the largest progress so far, as `_reached` returns it
     idle: int = 0  # number of successive starts without a new step
-    faulty: tuple[str, ...] = ()  # nodes that reported a fault in the starts that `idle` counts
+    faulty: tuple[str, ...] = ()  # nodes that reported a fault since the last new step
     memory_retries: int = 0
 
     @classmethod
@@ -208,17 +209,17 @@ class Ending:
     code: int  # exit code of the harness
     start: str = "1.0"  # id of the start: the job's id and the number of its restarts
     signals: tuple[str, ...] = ()  # signals that the script received, such as USR2
-    preempted: bool = False  # whether Slurm cancelled this job to run another, without a requeue
-    requeued: bool = False  # whether Slurm has already requeued the job, as by `scontrol requeue`
+    preempted: bool = False  # whether Slurm cancelled this job to run another job
+    requeued: bool = False  # whether the job is requeued already, for example by `scontrol requeue`
     num_nodes: int = 1
-    reached: int | None = None  # the value of `_reached`; None if unknown
+    reached: int | None = None  # the progress, as `_reached` returns it; None if unknown
     faulty: tuple[str, ...] = ()  # nodes that reported a fault in this start
-    excluded: str = ""  # list of nodes that the job already excludes, in Slurm's form
+    excluded: str = ""  # nodes that the job already excludes, as Slurm lists them
     asked_gb: float | None = None  # requested memory per node; None for all memory of the node
     used_gb: float | None = None
     retries_memory: bool = False  # whether the user set --retry-memory
     max_requeues: int = MAX_REQUEUES
-    why: str = ""  # the reason that the run's heartbeat states
+    why: str = ""  # why the run stopped, from its heartbeat; empty if unknown
 
     @property
     def was_starting(self) -> bool:
@@ -245,11 +246,11 @@ class Decision:
     reason: str
     counters: Counters
     exclude: tuple[str, ...] = ()  # nodes that the job avoids from now on
-    memory_mb: int | None = None  # memory to request per node; None to keep the request
-    code: int | None = None  # exit code of the job; None for the harness's exit code
+    memory_mb: int | None = None  # memory per node for the next start; None if unchanged
+    code: int | None = None  # exit code of the job; if None, it is the harness's exit code
 
     def line(self) -> str:
-        """Return the script's next step: `requeue` and changes of the job, or `stop` and a code."""
+        """Return one line: `requeue` and the job's new settings, or `stop` and its exit code."""
         if not self.requeue:
             return f"stop {'' if self.code is None else self.code}".strip()
         nodes = f"ExcNodeList={','.join(self.exclude)}" if self.exclude else ""
@@ -258,7 +259,7 @@ class Decision:
 
 
 def decide(ending: Ending, before: Counters) -> Decision:
-    """Decide whether a job is requeued; if Python can't start, `slurm/requeue.sh` decides."""
+    """Decide whether a job is requeued. If Python can't start, `slurm/requeue.sh` decides."""
     counters = _count(ending, before)
 
     def stop(reason: str, code: int | None = None) -> Decision:
@@ -296,24 +297,24 @@ def decide(ending: Ending, before: Counters) -> Decision:
 
 
 def _count(ending: Ending, before: Counters) -> Counters:
-    """Count a start, but only once if several signals ask for a decision."""
+    """Return the counters with this start, which counts once even if `decide` is called again."""
     reached = before.reached if ending.reached is None else ending.reached
     is_further = reached > before.reached
-    if ending.reached is None:  # unknown if a user's job script starts several runs
+    if ending.reached is None:  # unknown progress: a user's job script may start several runs
         is_further = not ending.was_starting and not ending.faulty
     again = ending.start == before.start
     known = () if is_further else before.faulty
     return replace(
         before,
         start=ending.start,
-        reached=max(reached, before.reached),  # a start that fails early may report less
+        reached=max(reached, before.reached),  # a start that fails early may report less progress
         idle=0 if is_further else before.idle + (not again),
         faulty=tuple(dict.fromkeys((*known, *ending.faulty))),
     )
 
 
 def _out_of_memory(ending: Ending, counters: Counters) -> Decision:
-    """Decide after a kill for lack of memory: if the user allows it, requeue with more memory."""
+    """Decide after a kill for lack of memory: with --retry-memory, requeue with more memory."""
     asked = f"{ending.asked_gb:.1f} GB" if ending.asked_gb else "all memory of the node"
     used = f" and last used {ending.used_gb:.1f} GB" if ending.used_gb else ""
     reason = f"killed, most likely out of memory: the job requested {asked}{used}; exit code 137"
@@ -323,7 +324,7 @@ def _out_of_memory(ending: Ending, counters: Counters) -> Decision:
     if ending.retries_memory and counters.memory_retries < MAX_MEMORY_RETRIES:
         return Decision(
             requeue=True,
-            reason=f"{reason}; requests {more_mb} MB from now on",
+            reason=f"{reason}; the job requests {more_mb} MB from now on",
             counters=replace(counters, memory_retries=counters.memory_retries + 1),
             memory_mb=more_mb,
         )
@@ -335,12 +336,12 @@ def _out_of_memory(ending: Ending, counters: Counters) -> Decision:
 
 
 def counters_file(runs: Path, allocation: SlurmEnvironment) -> Path:
-    """Return the path of the counters that a job shares with later jobs that continue its run."""
+    """Return the path of the job's counters, which later jobs that continue its run also use."""
     return submissions(runs) / f"ends-{allocation.first_job_id}.json"
 
 
 def faults_file(runs: Path, allocation: SlurmEnvironment) -> Path:
-    """Return the path of a start's fault reports: lines with a faulty node and the reason."""
+    """Return the path of a start's fault reports; each line names a faulty node and the reason."""
     return submissions(runs) / f"node-faults-{allocation.own_id}"
 
 
@@ -384,7 +385,7 @@ def ending_of(
 
 
 def _states(run: str) -> list[dict[str, Any]]:
-    """Return the heartbeats of a run, of a sweep and its newest trials, or of packed runs."""
+    """Return the heartbeats of a run, of a sweep and its newest trials, or of a job's seeds."""
     if not run:
         return []
     folder = Path(run)
@@ -398,7 +399,10 @@ def _states(run: str) -> list[dict[str, Any]]:
 
 
 def _reached(states: Sequence[Mapping[str, Any]]) -> int:
-    """Return progress as a number; finished trials outweigh steps, as their runs may be removed."""
+    """Return the progress as a number, in which a finished trial counts more than all its steps.
+
+    The run of a finished trial may be removed, and then its steps no longer count.
+    """
     finished, steps = (
         sum(whole(state.get(name)) or 0 for state in states) for name in ("finished", "step")
     )
@@ -413,7 +417,7 @@ def shown_values(shown: str) -> dict[str, str]:
 def is_preempted(known: Mapping[str, str], restarts: int) -> bool:
     """Whether Slurm cancels the job (PreemptMode=CANCEL) to run another job.
 
-    PreemptTime and EndTime differ if the user cancels the job during the grace time.
+    If the user cancels the job during the grace time, EndTime differs from PreemptTime.
     """
     time = known.get("PreemptTime", "None")
     is_own = known.get("EndTime") == time and known.get("Restarts") == str(restarts)

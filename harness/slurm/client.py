@@ -17,7 +17,7 @@ TIMEOUT_S = 60
 SETTINGS_TIMEOUT_S = 10
 BAD_OPTION = 255  # sbatch's exit code for a wrong option
 NO_NODES = "configuration is not available"
-# Words of sbatch's messages if Slurm is at fault and not the job.
+# Words in sbatch's messages that show that Slurm is unavailable; the job may be correct.
 NO_SLURM = re.compile("unable to contact|timed out|zero bytes|standby mode|temporarily", re.I)
 
 
@@ -65,9 +65,9 @@ def call(*args: str, timeout_s: float | None = None) -> "subprocess.CompletedPro
 
 
 def errors_of(done: "subprocess.CompletedProcess[str]") -> str:
-    """Return all messages of a failed program in one line, without the hint at --help.
+    """Return all messages of a failed program in one line, without `Try … --help`.
 
-    The last line may be only `Unspecified error`, after the explanation of a site's plugin.
+    The last message may be only `Unspecified error`, preceded by the reason from a site's plugin.
     """
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     messages = [line for line in lines if not line.startswith("Try ")]
@@ -75,7 +75,7 @@ def errors_of(done: "subprocess.CompletedProcess[str]") -> str:
 
 
 def has_cluster() -> bool:
-    """Whether this machine belongs to a cluster; Slurm's programs may exist without one."""
+    """Whether this machine belongs to a cluster; Slurm's programs may be installed without one."""
     try:
         ask("sinfo", "--noheader", "--format=%P", timeout_s=SETTINGS_TIMEOUT_S)
     except NoAnswerError:  # the controller is busy
@@ -90,7 +90,7 @@ def ask(*args: str, timeout_s: float | None = None) -> str:
 
     Raises:
         InputError: if the program is not on the PATH.
-        RunError: if the program fails, with its messages, or does not answer in time.
+        RunError: if the program fails (the message states why) or does not answer in time.
     """
     done = call(*args, timeout_s=timeout_s)
     if done.returncode != 0:
@@ -108,7 +108,7 @@ def read_settings() -> dict[str, str]:
 
 
 def node_names(allocation: SlurmEnvironment) -> list[str]:
-    """Return the names of a job step's nodes in the order of its tasks.
+    """Return the names of the nodes of a job step, in the order of the step's tasks.
 
     Raises:
         InputError, RunError: if no job script exported the names and Slurm does not answer.
@@ -117,7 +117,7 @@ def node_names(allocation: SlurmEnvironment) -> list[str]:
 
 
 def job_nodes(allocation: SlurmEnvironment) -> list[str]:
-    """Return the names of the job's nodes; the name of a single node may be empty.
+    """Return the names of the job's nodes; if the job has one node, its name may be empty.
 
     Raises:
         InputError, RunError: if no job script exported the names and Slurm does not answer.
@@ -133,16 +133,16 @@ def _expanded(node_list: str) -> list[str]:
 
 
 def sbatch_args(unset: Sequence[str] = ()) -> list[str]:
-    """Return `sbatch`, or an `env` command that calls it without the variables in `unset`."""
+    """Return the command `sbatch`, preceded by an `env` that removes the variables in `unset`."""
     return [*(["env", *(f"-u{name}" for name in unset)] if unset else []), "sbatch"]
 
 
 def submitted_id(name: str, done: "subprocess.CompletedProcess[str]") -> str:
-    """Return the job's id from the output of `sbatch --parsable`; other lines may precede it.
+    """Return the job's id from the output of `sbatch --parsable`; other lines may precede the id.
 
     Raises:
         NoAnswerError: if sbatch printed no id.
-        InputError: if sbatch refused the job, with its messages.
+        InputError: if sbatch refused the job; the message states the reason.
         RunError: if Slurm is not available now.
     """
     if done.returncode != 0:
@@ -160,12 +160,12 @@ def would_start(
     """Return sbatch's sentence on when and where a job would start; submit nothing.
 
     Raises:
-        InputError: if sbatch is not on the PATH or refuses the job, with its messages.
-        NoNodesError: if no node suits the job, or all such nodes are down.
+        InputError: if sbatch is not on the PATH, or if it refuses the job.
+        NoNodesError: if no node suits the job, or if all suitable nodes are down.
         RunError: if Slurm does not answer.
     """
     done = call(*sbatch_args(unset), "--test-only", *flags, str(script), timeout_s=timeout_s)
-    answer = errors_of(done).removeprefix("sbatch: ")  # sbatch answers on stderr even after success
+    answer = errors_of(done).removeprefix("sbatch: ")  # sbatch reports success on stderr too
     if done.returncode == BAD_OPTION:
         raise InputError(f"{answer}; see man sbatch")
     if done.returncode != 0:
@@ -184,7 +184,7 @@ ASK_EVERY_S = 30.0  # seconds between two calls of squeue; some sites forbid mor
 QUEUE_TIMEOUT_S = 5.0
 BATCH_SCHED_DELAY_S = 3  # Slurm's default
 
-# `--states=all` includes jobs that have ended; Slurm lists these for some minutes.
+# `--states=all` also lists the jobs that ended in the last minutes.
 SQUEUE = ("squeue", "--me", "--array", "--noheader", "--states=all",
           "--format=%i|%A|%T|%M %l|%r|%o")  # fmt: skip
 
@@ -197,8 +197,8 @@ ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL
 class QueuedJob:
     """A job or an array task in the queue."""
 
-    id: str  # as users write it: 12, or 12_3 for an array task
-    raw_id: str  # SLURM_JOB_ID in the job; differs from `id` for an array task
+    id: str  # the job's id as Slurm shows it: 12, or 12_3 for an array task
+    raw_id: str  # the job's SLURM_JOB_ID; for an array task it differs from `id`
     state: str  # such as RUNNING
     reason: str  # the reason for the state, such as Priority
     elapsed_s: float  # seconds since the last start
@@ -228,7 +228,7 @@ class Queue:
         self.clock = clock
         self.every_s = ASK_EVERY_S
         self.asked_at = float("-inf")
-        self.problem: str | None = None  # a message if squeue does not answer
+        self.problem: str | None = None  # why squeue does not answer; None if it does
         self._jobs: list[QueuedJob] | None = None
 
     def jobs(self) -> list[QueuedJob] | None:
@@ -253,7 +253,7 @@ def first_look_s(settings: Mapping[str, str]) -> float:
 
 
 def ask_about(job_ids: Sequence[str]) -> list[QueuedJob]:
-    """Return the jobs with these ids, from one call of squeue; empty if it does not answer."""
+    """Return the jobs with these ids, by one call of squeue; none if squeue does not answer."""
     if not has_client("squeue"):
         return []
     try:
@@ -263,7 +263,7 @@ def ask_about(job_ids: Sequence[str]) -> list[QueuedJob]:
 
 
 def parse_jobs(text: str) -> list[QueuedJob]:
-    """Return the jobs in the output of squeue; skip lines that have another form."""
+    """Return the jobs in the output of squeue; malformed lines are skipped."""
     jobs = []
     for line in text.splitlines():
         fields = line.split("|", 5)
@@ -290,19 +290,19 @@ def find_job(
     Args:
         jobs: the user's jobs.
         raw_id: the job's id in the run's heartbeat; None if the heartbeat contains none.
-        shown_id: the job's id in the name of the run's folder.
+        shown_id: the job's id as Slurm shows it, from the heartbeat or the run's folder name.
     """
     by_name = [job for job in jobs if job.id == shown_id]
     if raw_id is None:
         return by_name[0] if by_name else None
     own = [job for job in jobs if job.raw_id == raw_id]
-    # Waiting array tasks share a raw id, so the shown ids must agree too. They may differ for a
-    # job outside of an array, which may continue the run of an array task.
+    # Waiting tasks of an array share a raw id, so for array tasks `shown_id` must match too. For a
+    # job outside of an array it need not match: this job may continue the run of an array task.
     both = [j for j in own if j.id == shown_id or "_" not in j.id or "_" not in (shown_id or "")]
     return both[0] if both else None
 
 
 def training_script(job: QueuedJob) -> tuple[str, str] | None:
-    """Return the project's folder and `name` of a job that runs `slurm/<name>.sh`, else None."""
+    """Return the project's folder and <name> if the job runs `slurm/<name>.sh`, else None."""
     found = re.fullmatch(r"(/.*?)/?slurm/([A-Za-z0-9_.-]+)\.sh(?:\s.*)?", job.command)
     return (os.path.realpath(found[1]), found[2]) if found else None

@@ -13,15 +13,15 @@ from harness.system.gpu import num_cards, visible_names
 
 RETRY_MEMORY = "HARNESS_RETRY_MEMORY"
 OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
-# Variables of users for interactive use: they hide jobs, ask questions, or change the time format.
+# Users' settings for interactive use: they hide jobs, ask questions, or change the time format.
 OF_USERS = re.compile(r"(SQUEUE|SCANCEL|SINFO)_.*|SLURM_TIME_FORMAT")
 # Variables of the job that calls sbatch; the new job would inherit them.
 OF_CALLERS = re.compile(r"SLURM_(?!CONF|CLUSTERS|JWT|SACK|DEBUG|TIME_FORMAT).*")
-# The job's requests for GPUs; srun would repeat them for each step.
+# The job's requests for GPUs. While these variables are set, srun repeats them for each step.
 OF_GPUS = tuple(f"SLURM_GPUS{of}" for of in ("", "_PER_NODE", "_PER_TASK", "_PER_SOCKET"))
 FLAGS = "HARNESS_FLAGS"  # the user's options of sbatch, quoted for a shell
 FIRST_JOB = "HARNESS_FIRST_JOB"  # id of the job that began the run, set in later jobs of the run
-MAX_LIMIT_S = 365 * 86_400  # longer time limits mean that there is no limit
+MAX_LIMIT_S = 365 * 86_400  # a longer time limit means that the job has no limit
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class SlurmEnvironment:
     def own_id(self) -> str:
         """The id to pass to Slurm's programs, such as 42_3 for an array task.
 
-        One task has the array's id as its `job_id`; with this id, they would act on all tasks.
+        One task's `job_id` equals the array's id, with which Slurm's programs act on all tasks.
         """
         array, task, _ = (self.variables.get(name) for name in OF_ARRAYS)
         return f"{array}_{task}" if array and task else self.job_id
@@ -110,7 +110,7 @@ def array_task() -> str | None:
 
 
 def not_own(variables: Mapping[str, str], shown: str) -> list[str]:
-    """Return the memory variables that the job inherited from the shell that called sbatch.
+    """Return names of SLURM_MEM_PER_* variables that come from the shell that called sbatch.
 
     Args:
         variables: the job's environment variables.
@@ -133,7 +133,7 @@ def _whole(text: str) -> int | None:
 
 
 def given_cpus(allocation: SlurmEnvironment | None) -> int:
-    """Return this process's number of CPUs: the least of affinity, allocation and HARNESS_CPUS."""
+    """Return how many CPUs this process may use: the least of affinity, job and HARNESS_CPUS."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limits = (
         affinity,
@@ -188,13 +188,13 @@ def given_limit_s(variables: Mapping[str, str]) -> int | None:
 
 
 def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list[str]:
-    """Return the sbatch options that a later job of the run repeats, except those in `asked_of`.
+    """Return options of sbatch that a later job of the run repeats; `asked_of` returns the others.
 
     Args:
         known: the fields of `scontrol show job`.
         variables: the job's environment variables.
     """
-    tasks = variables.get("SLURM_NTASKS")  # Slurm sets it only for --ntasks
+    tasks = variables.get("SLURM_NTASKS")  # Slurm sets this variable only for --ntasks
     requested = {
         "constraint": known.get("Features"),
         "exclude": known.get("ExcNodeList"),
@@ -211,12 +211,12 @@ def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list
 
 
 def asked_of(allocation: SlurmEnvironment) -> dict[str, Any]:
-    """Return the job's request for resources; a later job that continues its run repeats it.
+    """Return the resources that the job requested, for a later job that continues its run.
 
     Returns:
         A dictionary: the number of nodes, the GPUs per node, the sbatch options that follow from
-        Slurm's variables, the user's options, and whether --retry-memory was set. The time limit
-        is missing if Slurm is older than 23.02.
+        Slurm's variables, the user's options, and whether --retry-memory was set. The options
+        contain no time limit if Slurm is older than 23.02.
     """
     variables = allocation.variables
     limit_s = given_limit_s(variables) or 0
@@ -242,7 +242,7 @@ def asked_of(allocation: SlurmEnvironment) -> dict[str, Any]:
 
 
 def resume_command(folder: Path | str) -> str:
-    """Return the command that continues a run or sweep, in a batch job by submitting a new job."""
+    """Return the command that continues a run or sweep; in a batch job it submits a new job."""
     own = SlurmEnvironment.from_environment()
     as_job = own is not None and own.max_requeues is not None
     return f"harness {'submit --resume' if as_job else 'resume'} {shlex.quote(str(folder))}"
@@ -268,9 +268,9 @@ def describe_given(allocation: SlurmEnvironment) -> str:
 
 
 def unmet_request(allocation: SlurmEnvironment) -> str | None:
-    """Return a message with an unfulfilled request for GPUs and the remedy; None without one.
+    """Return a message with the remedy if a request for GPUs was not fulfilled; else None.
 
-    An option such as --gpus does not replace the `--gres` of a script; Slurm obeys both.
+    A user's option such as --gpus does not replace a script's `--gres`: Slurm obeys both.
     """
     num = given_gpus(allocation) or 0
     num_in_job = num * allocation.num_nodes
@@ -279,7 +279,7 @@ def unmet_request(allocation: SlurmEnvironment) -> str | None:
         name = f"SLURM_{option[2:].replace('-', '_').upper()}"
         value = allocation.variables.get(name, "")
         count = value.rpartition(":")[2]
-        # For `--gpus=2` beside `--gres=gpu:1` Slurm gives two nodes with one GPU each.
+        # For `--gpus=2` beside `--gres=gpu:1`, Slurm allocates two nodes with one GPU each.
         is_spread = num == 1 < num_given and not allocation.is_submitted
         if count.isdigit() and (num_given < int(count) or is_spread):
             return (
@@ -290,10 +290,10 @@ def unmet_request(allocation: SlurmEnvironment) -> str | None:
 
 
 def report_node_fault(reason: str, environment: Mapping[str, str] = os.environ) -> bool:
-    """Report that this node is faulty, so that the job continues without it.
+    """Report that this node is faulty, so that the job continues without this node.
 
     Returns:
-        Whether the report was written: only under a job script, which sets HARNESS_NODE_FAULTS.
+        Whether the report was written; False if no job script has set HARNESS_NODE_FAULTS.
     """
     path = environment.get("HARNESS_NODE_FAULTS")
     node = environment.get("SLURMD_NODENAME")

@@ -1,11 +1,10 @@
-"""The processes that train one model on several nodes; they communicate through a private folder.
+"""Connects the workers, which are the processes that train one model on several nodes.
 
-TensorFlow waits an hour for a missing worker. So each process, a worker, first writes its address
-into the folder and waits for the other addresses. There the first worker, the chief, also shares
-its plan and checkpoint, and each worker reports its end. TensorFlow's heartbeats detect a worker
-that died; the watchdog detects a worker that hangs.
-
-The private folder lies beside the run's folder; each start of a job step creates a new one.
+The workers communicate through a private folder beside the run's folder; each start of a job step
+creates a new folder. TensorFlow waits an hour for a missing worker, so each worker first writes its
+address into the folder and waits until all addresses are there. The first worker, the chief, writes
+its plan and checkpoint for the others. A worker that ends writes a report. TensorFlow's heartbeats
+detect a worker that died; the watchdog of a training process detects a worker that hangs.
 """
 
 import contextlib
@@ -31,16 +30,16 @@ from harness.system.console import log
 from harness.system.files import SharedDisk, atomic_write, owner_name
 from harness.system.lenient_json import parse_json
 
-# These ports are below those that Linux assigns to clients (from 32768), so few are in use.
+# Few of these ports are in use, because Linux assigns the ports from 32768 to clients.
 FIRST_PORT, LAST_PORT = 20_000, 31_999
 PORTS_A_JOB = 32
 
 INTERFACE = "HARNESS_INTERFACE"
 
-JOIN_S = 120.0  # seconds for all workers to arrive; NFS may show a new file after a minute
-REPORT_S = 10.0  # seconds to wait for the report of a worker that TensorFlow has lost
-LEAVE_S = 600.0  # seconds for the chief to write the run's last files
-SAVE_S = 20.0  # seconds for the chief to save after a signal to this worker
+JOIN_S = 120.0  # seconds to wait for all workers; NFS may show a new file a minute late
+REPORT_S = 10.0  # seconds to wait for the report of a worker that TensorFlow no longer reaches
+LEAVE_S = 600.0  # seconds to wait until the chief has written the run's last files
+SAVE_S = 20.0  # seconds to wait until the chief has saved, if a signal ends this worker
 POLL_S = 0.2
 
 TASK = re.compile(r"task:(\d+)")  # how TensorFlow's messages name a worker
@@ -49,8 +48,8 @@ TASK = re.compile(r"task:(\d+)")  # how TensorFlow's messages name a worker
 class WorkerGroup:
     """One worker's view of the group of workers.
 
-    At its exit, this context manager reports to the other workers that this worker has ended. The
-    chief is the worker with rank 0 in the job step.
+    At the end of its `with` block, the other workers receive a report that this worker has ended.
+    The chief is the worker with rank 0 in the job step.
     """
 
     def __init__(self, folder: Path, nodes: list[str], rank: int) -> None:
@@ -58,11 +57,11 @@ class WorkerGroup:
         self.addresses: list[str] = []  # host:port of each rank's TensorFlow server
         self._disk = SharedDisk()
         self._num_shared = 0
-        self._has_lost = False  # whether TensorFlow has lost another worker
+        self._has_lost = False  # whether TensorFlow no longer reaches another worker
 
     @property
     def is_chief(self) -> bool:
-        """Whether this worker writes the run's folder."""
+        """Whether this worker writes into the run's folder."""
         return self.rank == 0
 
     @property
@@ -80,12 +79,12 @@ class WorkerGroup:
 
         Args:
             allocation: a job step with one task on each of several nodes.
-            parent: where to create the group's folder, on a disk that all nodes see.
+            parent: the folder in which to create the group's folder, on a disk of all nodes.
             purpose: a text that identifies job and data; it must be equal for all workers.
-            join_s: how many seconds to wait for the other workers.
+            join_s: the seconds to wait for the other workers.
 
         Raises:
-            RunError: if workers are missing or have another purpose; the message lists the nodes.
+            RunError: if workers do not arrive, or if their `purpose` differs.
             InputError: if two workers share a node, HARNESS_INTERFACE does not exist, or the folder
                 belongs to another user.
         """
@@ -135,10 +134,11 @@ class WorkerGroup:
     # Sharing
 
     def share(self, content: bytes = b"") -> bytes:
-        """Return, on every worker, the content that the chief passed.
+        """Return the chief's `content` on every worker; the other workers pass none.
 
         Raises:
-            Interrupted, RunError: if the chief has ended.
+            Interrupted: if the chief has ended without an error.
+            RunError: if a worker has failed; the error contains the worker's reason.
         """
         name = f"shared-{self._num_shared}"
         self._num_shared += 1
@@ -158,7 +158,7 @@ class WorkerGroup:
         """Check that no other worker has failed.
 
         Raises:
-            RunError: if a worker has failed, with the worker's reason.
+            RunError: if a worker has failed; the error contains the worker's reason.
         """
         for rank, report in self._left().items():
             if report.get("code") not in (0, Interrupted.exit_code):
@@ -168,7 +168,7 @@ class WorkerGroup:
         """Wait `REPORT_S` for another worker's report, which may explain TensorFlow's error.
 
         Raises:
-            RunError: if a worker has failed, with the worker's reason.
+            RunError: if a worker has failed; the error contains the worker's reason.
         """
         deadline = time.monotonic() + REPORT_S
         while time.monotonic() < deadline:
@@ -184,7 +184,7 @@ class WorkerGroup:
 
     @contextlib.contextmanager
     def limited(self, limit_s: float) -> Iterator[None]:
-        """End this process if a worker fails during the block, or the block exceeds `limit_s`."""
+        """End this process if a worker fails, or if the `with` block takes more than `limit_s`."""
         ended = threading.Event()
 
         def watch() -> None:
@@ -205,7 +205,7 @@ class WorkerGroup:
             ended.set()
 
     def _give_up(self, text: str, code: int) -> None:
-        """End this process although a thread waits. No file is half written: writes are atomic."""
+        """End this process, even while TensorFlow waits. Atomic writes leave no incomplete file."""
         log(logging.ERROR, f"{self.node}: {text}")
         os._exit(code)
 
@@ -221,7 +221,7 @@ class WorkerGroup:
         code = getattr(error, "exit_code", 1) if error else 0
         self._leave({"code": code, "text": " ".join(str(error or "").split())[:500]})
         if not self.is_chief and code in (0, Interrupted.exit_code) and not self._has_lost:
-            # srun ends a step soon after its first task ends, but the chief may still write.
+            # srun ends the step soon after its first task, so wait while the chief still writes.
             deadline = time.monotonic() + (SAVE_S if code else LEAVE_S)
             while 0 not in self._left() and time.monotonic() < deadline:
                 time.sleep(POLL_S)
@@ -229,7 +229,7 @@ class WorkerGroup:
 
     def _leave(self, report: dict[str, Any]) -> None:
         """Report this worker's end; remove the folder if no other worker needs it."""
-        with contextlib.suppress(OSError, RunError):  # the folder is removed, or the disk full
+        with contextlib.suppress(OSError, RunError):  # the folder is gone, or the disk is full
             self._write(f"left-{self.rank}.json", json.dumps(report).encode())
         is_done = self.is_chief and report["code"] in (0, Interrupted.exit_code)
         if is_done or len(self._left()) == len(self.nodes) - 1:
@@ -238,7 +238,7 @@ class WorkerGroup:
     def _left(self) -> dict[int, dict[str, Any]]:
         """Return the reports of other workers that have ended, with their ranks as keys.
 
-        A chief that has finished removes the folder, so a missing `0.json` counts as its report.
+        If the chief's file `0.json` is missing, the chief has finished and removed the folder.
         """
         others = {*range(len(self.nodes))} - {self.rank}
         found = {rank: self._read(f"left-{rank}.json") for rank in others}
@@ -268,7 +268,7 @@ def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
         if allocation.rank == 0:
-            for old in parent.iterdir():  # left by starts that lost a node
+            for old in parent.iterdir():  # starts that lost a node leave their folders
                 if old.name.startswith(prefix) and old != folder:
                     shutil.rmtree(old, ignore_errors=True)
     except OSError as error:

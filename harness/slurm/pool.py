@@ -46,7 +46,7 @@ class Slot:
 
     node: str | None  # None for this machine outside of Slurm
     gpu: int | None  # index among the job's GPUs on the node
-    threads: int  # the worker's share of the CPUs
+    threads: int  # number of CPUs that the worker uses
     cpus: int  # number of the job's CPUs on the node, which all workers share
 
     def variables(self) -> dict[str, str]:
@@ -58,9 +58,9 @@ class Slot:
 
 
 def take_own_gpu() -> None:
-    """Hide all GPUs but that of the slot from this process, before CUDA starts.
+    """Hide all GPUs except the slot's GPU from this process; call this before CUDA starts.
 
-    The slot contains only an index, since each node names its GPUs differently.
+    The slot stores the index of its GPU, because the names of GPUs differ between nodes.
     """
     index = os.environ.pop(GPU_INDEX, "")
     if index.isdigit():
@@ -68,13 +68,13 @@ def take_own_gpu() -> None:
 
 
 def gpu_name(index: int) -> str:
-    """Return the name that CUDA_VISIBLE_DEVICES has for the visible GPU with this index."""
+    """Return the name in CUDA_VISIBLE_DEVICES of the visible GPU with this index."""
     listed = gpu.visible_names(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     return listed[index] if index < len(listed) else str(index)
 
 
 def num_in_memory(allocation: SlurmEnvironment | None, process_gb: float) -> int:
-    """Return how many processes of `process_gb` fit into memory, at least one on each node."""
+    """Return how many processes that need `process_gb` fit into memory, at least one per node."""
     num_nodes = allocation.num_nodes if allocation else 1
     return num_nodes * max(1, int(usable_memory_gb(allocation) / process_gb))
 
@@ -94,7 +94,7 @@ def allocate_slots(
     a recurrent network are too small to be divided among threads.
 
     Args:
-        num_workers: the number of workers; by default as many as fit on the GPUs, or else the CPUs.
+        num_workers: the number of workers; by default `workers_per_gpu` per GPU, or one per CPU.
         workers_per_gpu: the number of workers that share a GPU.
         option: the option that sets `workers_per_gpu`, for messages.
         devices: `cpu` places all workers on CPUs.
@@ -131,10 +131,10 @@ def allocate_slots(
 
 
 def srun_args(slot: Slot, name: str) -> list[str]:
-    """Return srun and its options for a task on a slot's node; steps share the job's CPUs and GPUs.
+    """Return the srun command of a task on a slot's node; steps share the job's CPUs and GPUs.
 
     With CPU binding, overlapping steps would all use the first CPUs. Without --mem, srun fails if
-    two memory variables are set: the shell that called sbatch may have set the second.
+    two of Slurm's memory variables are set, and the shell that called sbatch may have set one.
     """
     nodelist = [f"--nodelist={slot.node}"] if slot.node else []
     memory = [] if "mem" in Rules.of_site().never else ["--mem=0"]
@@ -145,7 +145,7 @@ def srun_args(slot: Slot, name: str) -> list[str]:
 
 
 def needs_steps(allocation: SlurmEnvironment | None) -> bool:
-    """Whether workers run as job steps; without srun, as in a container, they are child processes.
+    """Whether workers run as job steps. Without srun, as in a container, they are child processes.
 
     Raises:
         InputError: if there are several nodes but no srun.
@@ -165,8 +165,8 @@ def needs_steps(allocation: SlurmEnvironment | None) -> bool:
 
 POLL_S = 0.2
 LOOK_S = 2.0  # seconds between two checks for cancelled tasks
-# Seconds to save after a signal: below the 90 from Slurm's warning to the time limit, and above
-# HARNESS_STOP_S.
+# Seconds to wait until a process has saved after a signal. Less than 90, because Slurm's warning
+# comes 90 s before the time limit; more than HARNESS_STOP_S, after which a process ends unsaved.
 SAVE_S = 75.0
 
 
@@ -175,7 +175,7 @@ def _start(args: Sequence[str], stdout: IO[bytes] | int) -> "subprocess.Popen[by
     return subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
         args,
         env=own_code_first(),
-        stdin=subprocess.PIPE,  # at the end of this process the child reads end of file
+        stdin=subprocess.PIPE,  # the child reads end of file when this process ends
         stdout=stdout,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # Ctrl-C reaches only this process, which forwards it
@@ -213,9 +213,9 @@ class ManagedProcess:
             self.popen.send_signal(number)
 
     def last_line(self) -> str:
-        """Return the last line of the log; if there is none, a phrase with the exit code.
+        """Return the last line of the log, or a phrase with the exit code if the log is empty.
 
-        Lines of srun do not count, because they only repeat the exit code.
+        Lines of srun are skipped because they only repeat the exit code.
         """
         with contextlib.suppress(OSError):
             lines = self.log.read_text(errors="replace").splitlines()
@@ -243,7 +243,7 @@ class ProcessPool:
                 process.popen.wait()
 
     def start(self, process: ManagedProcess, args: Sequence[str]) -> None:
-        """Start or restart a process, under Slurm as a job step on its slot's node."""
+        """Start or restart a process; under Slurm, it is a job step on its slot's node."""
         if process not in self.processes:
             self.processes.append(process)
         if self._in_steps and process.slot:
@@ -253,11 +253,11 @@ class ProcessPool:
     def ask_to_save(
         self, processes: Sequence[ManagedProcess], number: signal.Signals, wait_s: float = SAVE_S
     ) -> None:
-        """Signal processes to save and end; wait at most `wait_s` seconds for them."""
+        """Signal processes to save and end; wait at most `wait_s` seconds for their end."""
         for process in processes:
             if process.alive:
                 in_step = self._in_steps and process.slot
-                # srun forwards USR2; after TERM it would kill its step at once.
+                # srun forwards USR2 to its step; after TERM, srun would kill the step at once.
                 process.send_signal(signal.SIGUSR2 if in_step else number)
         deadline = time.monotonic() + wait_s
         while any(process.alive for process in processes) and time.monotonic() < deadline:
@@ -373,7 +373,8 @@ def _failure(process: ManagedProcess) -> str:
     """Return why a task failed; empty if it succeeded.
 
     Raises:
-        InputError, Interrupted: if the task's exit code ends all tasks.
+        InputError: if the task refused its input, which ends all tasks.
+        Interrupted: if the task was interrupted, which ends all tasks.
     """
     code = process.code
     if code == 0:
@@ -390,11 +391,12 @@ def _failure(process: ManagedProcess) -> str:
 
 
 def run_printed(*args: str) -> None:
-    """Run a `harness …` command and print its lines; if it fails, raise its last line as an error.
+    """Run a `harness …` command and print its lines.
 
     Raises:
-        InputError, Interrupted, RunError: if the command fails; its exit code decides which error.
-        KeyboardInterrupt: after Ctrl-C, when the command has received the signal and saved.
+        InputError, Interrupted, RunError: if the command fails. Its exit code determines which
+            error is raised, and its last line is the message.
+        KeyboardInterrupt: after Ctrl-C, once the command has saved and ended.
     """
     process = _start(child_args(*args), subprocess.PIPE)
     with process:
@@ -425,7 +427,7 @@ def _print_lines(process: "subprocess.Popen[bytes]") -> str:
     for content in process.stdout or ():
         line = content.decode(errors="replace")
         if message := strip_prefix(line):
-            if held:  # the held line was not the last
+            if held:  # an error that is not the last line
                 echo(held)
             last, held = message, message if is_error(line) else ""
             if not held:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from harness.errors import InputError
 from harness.slurm.environment import FLAGS, RETRY_MEMORY
 
-# The options that request GPUs, and those that request memory.
+# Names of the options that request GPUs, and of the options that request memory.
 GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
 MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
 # A job that continues a run does not repeat these options.
@@ -98,7 +98,7 @@ class Composed:
 
     header: list[str]  # the script's `#SBATCH` lines
     args: list[str]
-    unset: list[str]  # variables to hide from sbatch, because they would set replaced options
+    unset: list[str]  # the site's variables to unset, because they set replaced options
 
 
 def site_options(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -107,7 +107,7 @@ def site_options(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def without(site: Mapping[str, str], *groups: Collection[str]) -> dict[str, str]:
-    """Return the site's variables without those that set an option of these groups."""
+    """Return the site's variables, except those that set an option in one of `groups`."""
     return {n: v for n, v in site.items() if not any(VARIABLES[n] in group for group in groups)}
 
 
@@ -150,7 +150,7 @@ def compose(
 
 
 def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
-    """Return the option for these GPUs per node, with the option name and GPU type of the site."""
+    """Return the option that requests `gpus` per node, with the site's option name and GPU type."""
     if not int(gpus.rpartition(":")[2]):
         return "--gres=none"
     per_node = site.get("SBATCH_GPUS_PER_NODE")
@@ -211,8 +211,8 @@ def _without(line: str, names: Collection[str]) -> str:
 MAX_SEEDS = 10_000
 
 SEEDS = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?")
-WARNING_S = 90  # seconds from Slurm's warning to the time limit, by --signal in the scripts
-SHORT_S = 300  # seconds; a run hardly starts within a shorter time limit
+WARNING_S = 90  # seconds from Slurm's warning to the time limit; set by --signal in the scripts
+SHORT_S = 300  # shortest time limit without a warning, in seconds
 
 
 @dataclass(frozen=True)
@@ -223,12 +223,12 @@ class Resources:
     nodes: int | None = None
     time: str | None = None
     mem: str | None = None  # per node
-    retry_memory: bool = False  # whether to requeue a job out of memory with 1.5 times as much
+    retry_memory: bool = False  # requeue a job that ran out of memory, with 1.5 times the memory
     flags: tuple[str, ...] = ()  # options of sbatch
     kept: tuple[str, ...] | None = None  # the `flags` that later jobs of the run repeat; None: all
 
     def check(self) -> None:
-        """Refuse requests that sbatch would misread, or refuse with an unclear message.
+        """Refuse requests that sbatch would misinterpret, or would refuse with an unclear message.
 
         Raises:
             InputError: if a request is refused; the message states option, value and reason.
@@ -272,8 +272,8 @@ def short_limit(limit_s: float | None) -> str:
         return ""
     left_s = max(0.0, limit_s - WARNING_S)
     return (
-        f"a time limit of {limit_s:.0f} s leaves {left_s:.0f} s until the run saves and the job is "
-        f"requeued, {WARNING_S} s before its end; give at least --time={SHORT_S // 60}"
+        f"a time limit of {limit_s:.0f} s leaves {left_s:.0f} s until the run saves, {WARNING_S} s "
+        f"before the limit, and the job is requeued; give at least --time={SHORT_S // 60}"
     )
 
 
@@ -289,7 +289,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
         if first > last:
             raise InputError(f"--seeds {text}: should be numbers and ranges, such as 1-5 or 1,3,7")
-        part_of = range(first, min(last, first + MAX_SEEDS) + 1)  # a cut range is still refused
+        # A range that is cut here is refused below, because it exceeds MAX_SEEDS.
+        part_of = range(first, min(last, first + MAX_SEEDS) + 1)
         if twice := seeds.intersection(part_of):
             raise InputError(f"--seeds {text}: names seed {min(twice)} twice; give each seed once")
         seeds.update(part_of)

@@ -32,7 +32,7 @@ from harness.slurm.resources import (
 
 COMPARISON, SEARCH = "compare", "tune"
 DEFAULT_ARRAY_SIZE = 1001  # default of Slurm's MaxArraySize
-OF_CUSTOM_NETWORKS = "lstm"  # their script; the five scripts' headers differ only in the job name
+OF_CUSTOM_NETWORKS = "lstm"  # for custom networks; the scripts' headers differ only in the job name
 
 # The job's script exports these variables, because sbatch --export=NONE passes no variables on.
 FOLDERS = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")
@@ -109,7 +109,7 @@ class SbatchJob:
 
 
 def _indices(seeds: tuple[int, ...], array_size: int) -> tuple[tuple[int, ...], dict[str, str]]:
-    """Return the indices of an array, and the variables that its script exports for them.
+    """Return the indices of an array's tasks, and the variables that the job's script exports.
 
     The seeds are the indices. If a seed is too large for MaxArraySize, the indices are 1, 2, ...
     and HARNESS_ARRAY_SEEDS lists the seeds.
@@ -159,7 +159,7 @@ def read_header(code: Path, name: str) -> list[str]:
     header = []
     for line in lines:
         if line.strip() and not line.startswith("#"):
-            break  # sbatch stops here too
+            break  # sbatch reads no options after the first command
         if line.startswith("#SBATCH"):
             header.append(line)
     return header
@@ -275,7 +275,7 @@ def comparison_submission(
 
     Args:
         trainings: the training jobs, with their job ids as keys.
-        resources: the resources of the trainings, from which GPUs and memory are left out.
+        resources: the trainings' resources; only `flags` apply, without GPUs and memory.
     """
     # The job itself expands the patterns, because the runs do not exist yet.
     patterns = [

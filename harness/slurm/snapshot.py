@@ -1,7 +1,7 @@
 """Snapshots of the code, so that a waiting job runs the code as it was at submission.
 
-`<runs>/.submissions/code-<hash>/` is complete or absent. All jobs of a user with the same code at
-the same commit share one snapshot.
+A snapshot, `<runs>/.submissions/code-<hash>/`, is complete or absent. All jobs of a user with the
+same code at the same commit share one snapshot.
 """
 
 import hashlib
@@ -48,7 +48,7 @@ def snapshot_path(project: Path, runs: Path) -> Path:
     """Return the path for a snapshot of the current code; the snapshot need not exist.
 
     Raises:
-        InputError: if there are so many new files that some can't be code.
+        InputError: if the new files exceed MAX_NEW_FILES or MAX_NEW_BYTES.
     """
     if is_snapshot(project):
         return project
@@ -63,7 +63,7 @@ def take_snapshot(project: Path, runs: Path) -> Path:
         The snapshot's folder; if the project is itself a snapshot, the project's folder.
 
     Raises:
-        InputError: if there are so many new files that some can't be code.
+        InputError: if the new files exceed MAX_NEW_FILES or MAX_NEW_BYTES.
         RunError: if the snapshot can't be written.
     """
     if is_snapshot(project):
@@ -104,7 +104,7 @@ def left_out(project: Path, runs: Path) -> Iterator[str]:
     """Yield one line with the files that look like secrets, if there are any.
 
     Raises:
-        InputError: if there are so many new files that some can't be code.
+        InputError: if the new files exceed MAX_NEW_FILES or MAX_NEW_BYTES.
     """
     if is_snapshot(project):
         return
@@ -123,10 +123,10 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
     Without git, list all files except those of runs, caches and environments.
 
     Returns:
-        The files' paths in the project; and the secret files, each with the reason.
+        The files' paths relative to the project, and those of secret files, each with the reason.
 
     Raises:
-        InputError: if there are so many new files that some can't be code.
+        InputError: if the new files exceed MAX_NEW_FILES or MAX_NEW_BYTES.
     """
     try:
         if not is_checkout(project):
@@ -194,10 +194,10 @@ def _content(root: Path, name: str) -> list[bytes]:
 
 
 def _holds(folder: Path, copy: Path, names: Iterable[str]) -> bool:
-    """Whether a snapshot is intact.
+    """Whether the snapshot in `folder` equals `copy`, and no other user could have changed it.
 
-    A scratch disk may delete old files. In a shared folder of runs, somebody could change the code
-    of a job, or add a module that Python finds first.
+    A scratch disk may delete old files of a snapshot. In a shared folder of runs, another user
+    could change the code of a job, or add a module that Python imports first.
     """
     try:
         if any(distrust(path) for path in (folder, *folder.rglob("*")) if not path.is_symlink()):
@@ -209,7 +209,7 @@ def _holds(folder: Path, copy: Path, names: Iterable[str]) -> bool:
 
 
 def _keep_others_out(folder: Path) -> None:
-    """Remove write permission for group and others from a folder and all in it."""
+    """Remove write permission for group and others from a folder and everything in it."""
     for path in (folder, *folder.rglob("*")):
         if not path.is_symlink():
             path.chmod(path.stat().st_mode & ~0o022)
@@ -222,7 +222,7 @@ def _replace(folder: Path, copy: Path) -> None:
     try:
         copy.rename(folder)
     except OSError:
-        if not folder.is_dir():  # otherwise another process was faster
+        if not folder.is_dir():  # otherwise another process has created the folder
             raise
     finally:  # removal takes long, so it comes after the rename
         shutil.rmtree(aside, ignore_errors=True)

@@ -73,9 +73,9 @@ def make_request(
     seeds: str | None,
     pack: bool,
 ) -> Request:
-    """Return a checked request to train a job; without a file, to train and compare five networks.
+    """Return a checked request to train a job, or without a file, to compare five networks.
 
-    This writes only the cache of the user's texts, which the job uses later.
+    The only file written is the cache of the user's texts, which the job uses later.
 
     Raises:
         InputError: if a value is refused; the message states the value and the remedy.
@@ -105,7 +105,7 @@ def check_request(
         each.resources.check()
         if isinstance(each.job, Job) and not each.pack:  # otherwise each model uses one node
             check_trusted_network(each.resources.nodes or 1)
-        elif each.resources.retry_memory:  # a job of several processes may survive the kill of one
+        elif each.resources.retry_memory:  # if one of several runs is killed, the job may continue
             raise InputError(
                 "--retry-memory: is for jobs with one run; leave it out, and give more --mem"
             )
@@ -162,7 +162,7 @@ def doubts(request: Request) -> Iterator[str]:
 
 
 def dry_submissions(request: Request) -> list[SbatchJob]:
-    """Return the jobs of a request without submitting them; job names stand for job ids."""
+    """Return the jobs of a request without submitting them; <job name> replaces each job id."""
     layout = _layout(request, snapshot_path(request.project, request.runs))
     planned = [job_submission(each, layout) for each in request.jobs]
     if request.comparison:
@@ -177,7 +177,7 @@ def _check_start(planned: SbatchJob) -> None:
         script = folder / "job.sh"
         script.write_bytes(os.fsencode(planned.script))
         try:
-            # If all suitable nodes are down, only `sbatch --test-only` refuses the job.
+            # If all suitable nodes are down, sbatch accepts the job, but `--test-only` refuses it.
             with contextlib.suppress(client.NoNodesError):
                 client.would_start(script, *planned.asks, unset=planned.unset)
         except (InputError, RunError) as error:
@@ -191,7 +191,7 @@ def submit(request: Request) -> dict[str, SbatchJob]:
         The submitted jobs, with their ids as keys.
 
     Raises:
-        InputError: if sbatch refuses a job, with its messages.
+        InputError: if sbatch refuses a job; the message states the reason.
         RunError: if Slurm is not available now.
     """
     draft = _layout(request, request.project)
@@ -221,7 +221,7 @@ def submit(request: Request) -> dict[str, SbatchJob]:
 
 
 def draft(request: Request) -> tuple[list[str], Path]:
-    """Write the files of a job. The calling job script submits it: a container may lack sbatch.
+    """Write a job's files. The caller submits the job, as a container may not contain sbatch.
 
     Returns:
         The sbatch command, and the path of the record, in which JOB_ID stands for the job's id.
@@ -236,10 +236,10 @@ def draft(request: Request) -> tuple[list[str], Path]:
 
 
 def first_look(submitted: Mapping[str, SbatchJob]) -> list[str]:
-    """Wait until Slurm has first tried to start new jobs; ask squeue once for their states.
+    """Wait until Slurm has tried to start the new jobs; return their states from squeue.
 
     Returns:
-        A line per state, which begins with the ids if there are several jobs.
+        One line per state. If several jobs were submitted, the line begins with their ids.
     """
     time.sleep(max(each.layout.first_look_s for each in submitted.values()))
     found: dict[str, dict[str, None]] = {}
@@ -274,7 +274,7 @@ def _submit(submission: SbatchJob) -> str:
     Raises:
         InputError, RunError: if sbatch refuses the job or Slurm is not available; then the
             submission's folder is removed.
-        RunError: if sbatch prints no id; then the folder stays.
+        RunError: if sbatch prints no id; then the folder remains.
     """
     try:
         _write(submission)
@@ -288,7 +288,7 @@ def _submit(submission: SbatchJob) -> str:
     except (OSError, InputError, RunError):
         shutil.rmtree(submission.folder, ignore_errors=True)
         raise
-    for line in filter(None, done.stderr.splitlines()):  # such as hints of the site
+    for line in filter(None, done.stderr.splitlines()):  # for example hints of the site
         Console().warning(line)
     try:
         atomic_write(submission.record(job_id), to_json(_record_of(submission, job_id)))
@@ -301,7 +301,7 @@ def _write(submission: SbatchJob) -> None:
     """Write the script and the job file into the folder of a submission."""
     # Without the folder `logs`, Slurm drops the log silently.
     (submission.layout.runs / "logs").mkdir(parents=True, exist_ok=True)
-    # No write permission for others, for any umask: the job refuses code that they could change.
+    # Other users get no write permission, as the job refuses code that they could change.
     submission.folder.mkdir(mode=0o755, parents=True)
     # fsencode keeps the bytes of paths in any locale.
     atomic_write(submission.folder / "job.sh", os.fsencode(submission.script), 0o644)

@@ -19,7 +19,7 @@ from harness.tracking.run_dir import CANCEL, RunDirectory, remove_empty, reserve
 class BatchRequest:
     """The runs that a command trains, and the settings of the training."""
 
-    jobs: tuple[Job, ...]  # one per run: a job with several seeds appears several times
+    jobs: tuple[Job, ...]  # the job of each run; a job with several seeds appears several times
     runs: Path
     run_id: str | None = None  # the beginning of the runs' names; by default the date and time
     train_args: tuple[str, ...] = ()  # options of `harness train` for all runs
@@ -27,7 +27,7 @@ class BatchRequest:
     workers: int | None = None  # number of runs at a time; by default as many as the devices allow
     runs_per_gpu: int = 1
     host_gb: tuple[float, ...] = ()  # for each job, the host memory in GB that a run needs
-    again: str = ""  # command to continue the runs; default: the same with --run-id
+    again: str = ""  # command that continues the runs; by default the same command with --run-id
 
 
 def jobs_of(
@@ -123,7 +123,7 @@ def _slots(request: BatchRequest, allocation: SlurmEnvironment | None, num: int)
 
 
 def _task(request: BatchRequest, run: RunDirectory, *, job: Job, jobs: Path) -> Task:
-    """Return the process that trains a run; write its job file into the folder `jobs`."""
+    """Return the task that trains a run; write the run's job file into the folder `jobs`."""
     name = f"{job.name}-{run.folder.name}"
     file = jobs / f"{name}.toml"
     atomic_write(file, job.to_toml(), 0o600)  # the process refuses job files that others can change

@@ -31,7 +31,7 @@ def spares_others(
     *,
     by_job: bool = False,
 ) -> bool:
-    """Whether a run's Slurm job must not be stopped, because it also trains runs that continue.
+    """Whether to keep a run's Slurm job, because it also trains runs that the user doesn't cancel.
 
     Args:
         status: the status of the run.
@@ -42,7 +42,7 @@ def spares_others(
     if not status.shares_job:
         return False
     if not status.submission and not by_job:
-        return True  # the job may have seeds that did not begin yet; no record lists them
+        return True  # no record lists the job's seeds that have not begun yet
     folders = {os.path.realpath(each.folder) for each in chosen}
     return any(
         each.slurm_job == status.slurm_job
@@ -63,8 +63,8 @@ def ask_to_stop(
 
     Args:
         status: the status of the run.
-        stop_search: a function that stops all workers of the search in a folder.
-        alone: whether to stop only this run, not its Slurm job: the result of `spares_others`.
+        stop_search: a function that stops all workers of a search, given the search's folder.
+        alone: whether to stop the run but keep its Slurm job, as `spares_others` decided.
         problem: why squeue gave no answer; None if squeue answered.
 
     Returns:
@@ -75,18 +75,18 @@ def ask_to_stop(
     """
     if status.state == "finished":
         return f"{status.run}: is finished, nothing to cancel"
-    if not status.is_own and status.state in ALIVE:  # that user's files may name a job of this user
+    if not status.is_own and status.state in ALIVE:  # another user's files may name this user's job
         raise RunError(f"run {status.run}: is another user's; ask them to stop it")
     if alone and (status.alive or status.job_lives):
-        ask_to_cancel(status.folder)
-        if status.state not in ALIVE:  # a requeued job would restart the run
+        ask_to_cancel(status.folder)  # even if the run has ended: a requeued job would restart it
+        if status.state not in ALIVE:
             return f"{status.run}: is {status.state}; job {status.slurm_job} trains its other seeds"
         if status.phase is None or status.state == "pending":
             return f"{status.run}: will not start; job {status.slurm_job} trains its other seeds"
         return None
     if stop_search and status.trials and status.state in AT_WORK:
         stop_search(status.folder)
-        if status.slurm_job:  # cancel waiting tasks; running tasks read a file
+        if status.slurm_job:  # cancel array tasks that wait; the others obey `stop_search`
             with contextlib.suppress(InputError, RunError):
                 array = status.slurm_job.partition("_")[0]
                 client.ask("scancel", "--state=PENDING", array)

@@ -13,7 +13,7 @@ from harness.tracking.records import RunStatus
 
 MAX_LINE_BYTES = 1_000_000  # largest length of a line; a longer line is split
 POLL_S = 1.0  # seconds between two reads of a log
-QUIET_POLLS = 3  # polls without a new line after which the log of an ended run is complete
+QUIET_POLLS = 3  # number of reads without a new line before an ended run's log is complete
 ASK_EVERY_S = 10.0  # seconds between two calls of squeue, which shows whether a job is requeued
 
 # Escape sequences by which programs move the cursor of a terminal, or set colours or titles.
@@ -50,7 +50,7 @@ def log_of(status: RunStatus, *, yet_to_come: bool = False, earlier_too: bool = 
 
 
 def await_log(look: Callable[[], RunStatus]) -> Path:
-    """Wait until the path of a run's log is known, even if the job still waits; return the path.
+    """Wait until the path of a run's log is known, and return it; the log need not exist yet.
 
     Args:
         look: a function that returns the current status of the run.
@@ -66,7 +66,7 @@ def await_log(look: Callable[[], RunStatus]) -> Path:
 
 
 def clean(line: bytes) -> str:
-    """Return the text that a terminal shows after it printed a line, without control characters."""
+    """Return the text that a terminal shows for a line of a log, without control characters."""
     text = line.decode(errors="replace").rstrip("\r\n")
     text = text.rpartition("\r")[2]  # keep only the last state of a progress bar
     return _CONTROLS.sub("", _ESCAPES.sub("", text))

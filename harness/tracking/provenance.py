@@ -38,7 +38,7 @@ def write_provenance(
     Args:
         devices_asked: the value of `--devices`.
         plan: how the training steps are computed (the execution plan).
-        start: more entries for this start's item of `starts`; it must contain `devices`.
+        start: values to add to this start's entry in `starts`; `devices` is required.
     """
     code = code_of(run)
     record = run.certain_json(RECORD) or {
@@ -109,7 +109,7 @@ def changes_since_first_start(run: RunDirectory, devices: Sequence[Mapping[str, 
 
 
 def code_changes(record: Mapping[str, Any], code: Mapping[str, Any]) -> list[str]:
-    """Say in a list how the recorded code differs from `code`; the list is empty if it does not."""
+    """Return a list that says how the recorded code differs from `code`; empty if it doesn't."""
     before, now = _fingerprint(record), _fingerprint(code)
     if before["commit"] != now["commit"]:
         commits = (str(each["commit"] or "unknown")[:12] for each in (before, now))

@@ -147,7 +147,7 @@ class RunStatus:
     eta_s: float | None = None
     step_ms: float | None = None
     device: dict[str, float] = field(default_factory=dict)  # measured by resource_monitor
-    val_accuracy: float | None = None  # of the last epoch; if finished, of the saved weights
+    val_accuracy: float | None = None  # after the last epoch; if finished, of the saved weights
     test_accuracy: float | None = None
     trials: dict[str, Any] | None = None  # for a sweep: the numbers of finished, failed, … trials
     restarts: int = 0
@@ -178,8 +178,8 @@ class RunStatus:
     @property
     def shares_job(self) -> bool:
         """Whether the run's Slurm job also trains other seeds."""
-        job = re.escape(self.slurm_job or "")  # the id of waiting tasks is 12_[1-5]
-        # The name contains a second number if a user's own script has called the job script.
+        job = re.escape(self.slurm_job or "")  # waiting tasks share an id such as 12_[1-5]
+        # The folder's name has a second number if a user's own script has called the job script.
         return bool(re.fullmatch(rf"slurm-{job}(-\d+)?-seed\d+", self.folder.name))
 
     def is_there(self, name: str = "") -> bool:
@@ -188,7 +188,7 @@ class RunStatus:
 
     @property
     def asked_to_cancel(self) -> bool:
-        """Whether the file of `ask_to_cancel` asks the run to stop or not to begin."""
+        """Whether `ask_to_cancel` has asked the run to stop or not to begin."""
         return self.is_there(CANCEL)
 
     @property
@@ -278,8 +278,8 @@ def observe(
 ) -> RunStatus:
     """Return a run's status as far as its folder is readable; `infer_state` sets the state later.
 
-    Thousands of finished runs may be on a network disk. So of a finished run only the heartbeat is
-    read, and the size of the result is compared with the size in the heartbeat.
+    Thousands of finished runs may be on a network disk. So the result of a finished run is not read
+    if its size equals the size in the heartbeat, which contains the scores.
 
     Args:
         folder: the folder of the run.
@@ -318,7 +318,7 @@ def observe(
         _add_sweep(status, state) if is_sweep(folder) else _add_result_or_job(status)
     status.job = status.job or folder.parent.name
     if not status.time_s:
-        with contextlib.suppress(OSError, ValueError):  # the path from a record may be impossible
+        with contextlib.suppress(OSError, ValueError):  # a record may contain an invalid path
             status.time_s = folder.stat().st_mtime
     status.slurm_job = _shown_job(status, state)
     # If the heartbeat is older than the submission, the submitted job will continue the run. Both
@@ -404,15 +404,15 @@ def _add_job(status: RunStatus) -> None:
 
 
 def _shown_job(status: RunStatus, state: dict[str, Any]) -> str | None:
-    """Return the Slurm job's id from the heartbeat or, before the run begins, the folder's name."""
-    if status.phase:  # the heartbeat contains no id outside of Slurm
+    """Return the Slurm job's id from the heartbeat or, before a run begins, its folder's name."""
+    if status.phase:  # outside of Slurm, the heartbeat contains no id
         return _job_id(state.get("slurm_own_id"))
     found = re.fullmatch(r"slurm-(\d+(?:_\d+)?)(-seed\d+)?", status.folder.name)
     return found[1] if found else None
 
 
 def last_log_line(status: RunStatus) -> str:
-    """Return the last line of a run's log that is not blank; empty if there is none."""
+    """Return the last nonblank line of a run's log; empty if there is none."""
     lines = log_end(status).splitlines()
     return one_line(strip_prefix(next((line for line in reversed(lines) if line.strip()), "")))
 
@@ -430,12 +430,12 @@ def log_end(status: RunStatus) -> str:
 
 
 def one_line(text: str) -> str:
-    """Replace line breaks and control characters of a text from a record by spaces."""
+    """Return a text in one line, with spaces instead of line breaks and control characters."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def _job_id(value: object) -> str | None:
-    """Return an id of a job or array task; None for other text, such as an option of scancel."""
+    """Return `value` if it is the id of a job or array task; None for any other value."""
     return value if isinstance(value, str) and JOB_ID.fullmatch(value) else None
 
 
@@ -444,7 +444,7 @@ def _item(items: object, index: int) -> object:
 
 
 def _is_own(folder: Path) -> bool | None:
-    """Whether this user owns a folder or a symbolic link; None if there is neither."""
+    """Whether this user owns a folder or symbolic link; None if `folder` does not exist."""
     with contextlib.suppress(OSError, ValueError):
         return folder.lstat().st_uid == os.getuid()
     return None

@@ -42,7 +42,7 @@ class Reproduced:
 def reproduce(
     run: RunDirectory, project: Path, folder: Path, *, trust_code: bool = False
 ) -> Reproduced:
-    """Restore the code of a run in a new folder, and the run's job as JOB_FILE in it.
+    """Restore the code of a run in a new folder, and the run's job as JOB_FILE in this folder.
 
     The code comes from the snapshot that `harness submit` took. If the snapshot does not exist, the
     code comes from the commit and the recorded changes.
@@ -102,7 +102,7 @@ def _distrusted(paths: Sequence[Path], trust_code: bool) -> list[str]:
 def _put_commit(
     run: RunDirectory, record: dict[str, Any], project: Path, *, folder: Path, warnings: list[str]
 ) -> str:
-    """Write the code of the recorded commit and changes into a folder; return its description."""
+    """Write the code of the recorded commit and changes into a folder; return a description."""
     commit, patch = str(record.get("commit") or ""), record.get("uncommitted_diff")
     if not COMMIT.fullmatch(commit):
         why = record.get("git_problem") or "it started in a folder that was not a git checkout"
@@ -128,7 +128,7 @@ def _put_commit(
 
 
 def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> list[str]:
-    """Write the packaged sample if the run used it; otherwise `harness train` would use all data.
+    """Write the packaged sample if the run used it; `harness train` might find the full data.
 
     Returns:
         The options that make `harness train` use the data of the run.

@@ -39,7 +39,7 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
 
     Args:
         status: the status of the run.
-        wanted: the resources that the user requests; the last job's resources complete them.
+        wanted: the resources that the user requests; the last job's requests are the defaults.
 
     Raises:
         InputError: if the run is finished, training or waiting, or if the folder is not a run.
@@ -65,7 +65,7 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
 
 
 def _resources(folder: Path, wanted: Resources) -> Resources:
-    """Return the resources that the user requests, completed with those of the run's last job."""
+    """Return the resources that the user requests; the run's last job supplies the defaults."""
     start = last_start(RunDirectory(folder).read_json(RECORD))
     asked, named = table(start, "slurm_asked"), names_in(wanted.flags)
     options = asked.get("options")

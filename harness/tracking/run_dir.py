@@ -70,15 +70,16 @@ def is_ensemble(folder: Path) -> bool:
 
 
 def job_file(folder: Path) -> str:
-    """Return the job file of a run, or of an ensemble's first member: all have the same data."""
+    """Return the relative path of the job file of a run, or of an ensemble's first member."""
+    # All members of an ensemble have the same data.
     return "members/1/job.toml" if is_ensemble(folder) else "job.toml"
 
 
 class RunFolder(NamedTuple):
     """The folder of a run or a sweep."""
 
-    path: str  # the path of the folder; begins with the searched folder
-    real: str  # the path with symbolic links resolved
+    path: str  # the folder's path, which begins with the path of the searched folder
+    real: str  # the folder's path with symbolic links resolved
     heartbeat: Record | None = None  # `state.json`, if the search has read it
 
 
@@ -92,8 +93,8 @@ def find_runs(
     Args:
         tops: the folders to search.
         in_sweeps: folders in a sweep, `trials` or `winner`, that are also searched for runs.
-        refused: here each unreadable folder and each symbolic link of another user is added, with
-            the reason. Such links are not followed. If None, all links are followed.
+        refused: a dictionary that receives the paths of unreadable folders and of other users'
+            symbolic links, with the reasons. These links are followed only if `refused` is None.
     """
     for found in walk_runs(tops, in_sweeps, refused):
         yield Path(found.path)
@@ -133,7 +134,7 @@ def _below(
                 if not depth or name.startswith(".") or not is_folder:
                     continue
                 if is_link and refused is not None and (owner := foreign_link(entry.path)):
-                    refused[entry.path] = f"is a link of {owner}"
+                    refused[entry.path] = f"is a symbolic link that belongs to {owner}"
                     continue
                 where = os.path.realpath(entry.path) if is_link else f"{real}/{name}"
                 below.append((entry.path, where, depth - 1))
@@ -143,7 +144,7 @@ def _below(
 def _look(
     folder: str, in_sweeps: Sequence[str], refused: dict[str, str]
 ) -> tuple[Record | None, dict[str, os.DirEntry[str]]]:
-    """Return the heartbeat of a folder, or its entries if there is no heartbeat."""
+    """Return the heartbeat of a folder, or the folder's entries if there is no heartbeat."""
     if not in_sweeps and (heartbeat := read_record(f"{folder}/state.json")):
         return heartbeat, {}
     try:
@@ -190,7 +191,7 @@ def began_s(record: Mapping[str, Any]) -> float:
 
 
 def weights_of(record: Mapping[str, Any]) -> str | None:
-    """Return the folder of the run that supplied the first weights of a run or of its parent."""
+    """Return the folder of the run that supplied the initial weights of a run or its parent."""
     parent = table(first_start(record), "parent")
     return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
 
@@ -211,7 +212,7 @@ def check_format(name: str, record: Mapping[str, Any], *, remedy: str = "") -> N
     version = f"harness {record.get('harness', 'of an unknown version')}"
     raise InputError(
         f"{name}: was written by {version} (format {record.get('format')}), this is harness "
-        f"{__version__} (format {FORMAT}); continue it with that version{remedy}"
+        f"{__version__} (format {FORMAT}); continue it with the version that wrote it{remedy}"
     )
 
 
@@ -315,18 +316,18 @@ class RunDirectory(LeasedDirectory):
         """Load the job of the run, with all defaults.
 
         Raises:
-            InputError: if the run has another format, or if a file of it is broken.
+            InputError: if the run's record has another format, or if a file of the run is broken.
         """
         self.check_format()
         return load_job(self.folder / "job.toml")
 
     def check_owner(self) -> None:
-        """Refuse to write into another user's run, or through another user's link.
+        """Refuse to write into another user's run, or through another user's symbolic link.
 
-        Links of this user are allowed, such as a link from `runs` to a scratch disk.
+        This user's links are allowed, such as a link from `runs` to a scratch disk.
 
         Raises:
-            InputError: if a folder or a link belongs to another user.
+            InputError: if a folder or a symbolic link belongs to another user.
         """
         inside = (self.folder.glob(name) for name in ("*", "tensorboard/*", "checkpoints/*"))
         for path in (self.folder, *itertools.chain.from_iterable(inside)):
@@ -370,7 +371,7 @@ class RunDirectory(LeasedDirectory):
 def ask_to_cancel(folder: Path) -> None:
     """Ask a run to stop, or not to begin. `harness resume` takes the request back.
 
-    The request is a file: no signal can reach one of several runs in a Slurm job on another node.
+    The request is a file, because no signal reaches a single run of a Slurm job with several runs.
     """
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(folder / CANCEL, to_json({"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}))
@@ -399,9 +400,9 @@ def check_id(option: str, text: str) -> None:
 
 
 def reserve_id(runs: Path, wanted: Sequence[tuple[str, str]]) -> str:
-    """Return a new id made from the time: the name of a sweep, or the start of the names of runs.
+    """Return a new id made from the time: a sweep's name, or the first part of runs' names.
 
-    The folders are created, so that no other thread or process uses these names.
+    The folders of the runs are created, so that no other thread or process uses their names.
 
     Args:
         runs: the folder of all runs.
@@ -438,7 +439,7 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 def is_whole(result: dict[str, Any]) -> bool:
-    """Whether a result is complete. It needs a validation score if the run had no test."""
+    """Whether a result is complete. A result without a test score needs a validation score."""
     score = number(result["accuracy"] if "accuracy" in result else result.get("val_accuracy"))
     classes = result.get("classes")
     is_list = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
@@ -446,7 +447,7 @@ def is_whole(result: dict[str, Any]) -> bool:
 
 
 def summary_of(result: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a result that `status` shows, and the file's size, to detect changes."""
+    """Return the values of a result that `status` shows, and its file's size to detect changes."""
     shown = ("job", "architecture", "seed", "accuracy", "val_accuracy")
     found = {name: result[name] for name in shown if name in result}
     return {**found, "bytes": len(to_json(result).encode())}

@@ -27,11 +27,11 @@ from harness.tracking.records import (
 )
 from harness.tracking.run_dir import RunFolder, walk_runs
 
-STALE_AFTER_S = 600.0  # seconds without a heartbeat; compiling or testing may take minutes
+STALE_AFTER_S = 600.0  # age of a stale heartbeat in seconds; compiling may take minutes
 STARTED = ("RUNNING", "CONFIGURING")
 
-# Patterns for logs. Slurm writes the first if a job is out of memory. The second is the line with
-# which each execution of a job begins; a requeued job has several.
+# Patterns of lines in logs: Slurm's message if a job is out of memory, and the first line of each
+# execution of a job. A requeued job is executed several times.
 OUT_OF_MEMORY = re.compile(r"exceeded (job |step )?memory limit|oom[-_ ]?kill", re.IGNORECASE)
 JOB_BEGINS = re.compile(r"\bjob \d+ on [^\n]*", re.MULTILINE)
 
@@ -244,7 +244,7 @@ def select_runs(
     """Return the runs that `pick` finds for these names, in the order of `survey`.
 
     Raises:
-        InputError: as for `pick`.
+        InputError: if no run has a given name, or if several have it and `many` is false.
     """
     statuses = survey(runs, queue, [Path(name) for name in names if name.strip()])
     chosen = {id(run) for name in names for run in pick(name, statuses, runs, many=many)}
@@ -259,11 +259,11 @@ def _is_of_job(folder: str, job: str, tasks: str = r"(_\d+)?") -> bool:
 def pick(
     name: str, statuses: Sequence[RunStatus], runs: Path, *, many: bool = False
 ) -> list[RunStatus]:
-    """Return the runs that a name means. It is a folder, a run id, or the id of a job or array.
+    """Return the runs with a name: a folder, a run id, or the id of a Slurm job or array.
 
     Args:
         statuses: the result of `survey`, called with the name as one of its `folders`.
-        many: whether the name may be a folder of runs, or a run id that several jobs use.
+        many: whether `name` may be a folder of runs, or a run id that several jobs use.
 
     Raises:
         InputError: if no run has the name, or if several have it and `many` is false.
@@ -293,7 +293,7 @@ def pick(
         for each in statuses
         if (each.slurm_job or "").startswith(f"{name}_") or _is_of_job(each.folder.name, name)
     ]
-    # Names of logs contain the raw id. Try it last: the raw id of one task is the id of its array.
+    # A raw id, as in the names of logs, is tried last: it may also be the id of a whole array.
     found = array or [each for each in statuses if each.reported_job == name]
     if found:
         return found

@@ -73,9 +73,10 @@ def test_links_of_other_users_are_not_followed(tmp_path: Path) -> None:
     board = Shown(tmp_path / "board", [runs], runs)
     board.refresh()
     assert board.found == []
-    told = "; ".join(f"{link} is a link of daemon" for link in links[:10])
+    told = "; ".join(f"{link} is a symbolic link that belongs to daemon" for link in links[:10])
     assert board.refusals() == f"not shown: {told}; and 3 more"
     board.refresh()
     assert board.refusals() == ""
-    with pytest.raises(InputError, match=r"holds no run \(.*link00 is a link of daemon\); give"):
+    message = r"holds no run \(.*link00 is a symbolic link that belongs to daemon\); give"
+    with pytest.raises(InputError, match=message):
         check_roots([runs], runs)

@@ -39,10 +39,10 @@ LEFT_OUT = {
     "lstm/closed can't be read: Permission denied",
     "lstm/file/tensorboard/train/tfevents.1 is not a readable file",
     "lstm/half/tensorboard/train can't be read: Permission denied",
-    "lstm/inside/tensorboard is a link of nobody",
-    "lstm/link is a link of nobody",
+    "lstm/inside/tensorboard is a symbolic link that belongs to nobody",
+    "lstm/link is a symbolic link that belongs to nobody",
     "lstm/open/tensorboard/events.out.tfevents.9.pipe is not a readable file",
-    "lstm/open/tensorboard/theirs is a link of nobody",
+    "lstm/open/tensorboard/theirs is a symbolic link that belongs to nobody",
 }
 IDLE = 1200  # number of connections, above most sites' limit of open files
 

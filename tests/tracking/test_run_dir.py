@@ -170,7 +170,9 @@ def test_a_record_of_another_format_is_refused(
         check_format("run a", record)
         return
     line = f"run a: was written by {version}, this is harness {__version__} (format {FORMAT}); "
-    with pytest.raises(InputError, match=f"{re.escape(line)}continue it with that version$"):
+    with pytest.raises(
+        InputError, match=f"{re.escape(line)}continue it with the version that wrote it$"
+    ):
         check_format("run a", record)
 
 
@@ -202,7 +204,7 @@ def test_another_versions_run_is_refused(other: tuple[Harness, Path], command: s
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     (line,) = done.stderr.splitlines()
     assert "was written by harness 9.9.0 (format 99), this is" in line
-    assert "continue it with that version: harness reproduce" in line
+    assert "continue it with the version that wrote it: harness reproduce" in line
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 

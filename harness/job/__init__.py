@@ -1,4 +1,1 @@
-"""Job files: their keys, the custom functions that they name, and the space of a search.
-
-This package may import the modules of `harness` itself and the package `system`.
-"""
+"""Job files: their keys, the custom functions that they name, and the space of a search."""

@@ -2,6 +2,5 @@
 
 An ensemble averages the predictions of finished runs and of the linear model over n-grams. The
 weights of this average are chosen on validation reviews only. The ensemble's folder contains copies
-of all files that it needs to classify texts.
-This package may import the modules of `harness` itself and the packages up to `training`.
+of all files that classify its texts.
 """

@@ -1,6 +1,5 @@
 """One run: the loop and its actions, checkpoints, metrics, and the TensorBoard log.
 
 `launch` opens the data and the devices. `train` contains the whole course of a run, from data to
-result. `trainer` contains the training loop. This package may import the modules of `harness`
-itself and the packages above it in harness/README.md.
+result. `trainer` contains the training loop.
 """

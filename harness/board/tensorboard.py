@@ -155,7 +155,7 @@ def check_roots(names: Sequence[Path], runs: Path) -> Sequence[Path]:
         refused: dict[str, str] = {}
         if not _runs_below([name], refused):
             why = "".join(f" ({where} {why})" for where, why in sorted(refused.items())[:1])
-            raise InputError(f"RUN {name}: holds no run{why}; give runs, or a folder of runs")
+            raise InputError(f"RUN {name}: contains no run{why}; give runs, or a folder of runs")
         roots.append(name)
     return roots
 

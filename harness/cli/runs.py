@@ -201,7 +201,7 @@ def prune(
             raise InputError(f"{name} {path}: no such folder; give runs, or a folder of runs")
     done = prune_all(folders or [runs], really=really)
     if folders and not done.num_runs and not done.left:
-        raise InputError(f"RUN {folders[0]}: holds no run; give runs, or a folder of runs")
+        raise InputError(f"RUN {folders[0]}: contains no run; give runs, or a folder of runs")
     for folder, why in done.left[:MAX_LEFT]:
         echo(f"unchanged: {quoted(folder)} {why}")
     if len(done.left) > MAX_LEFT:

@@ -53,9 +53,9 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The training and test split, the word for each rank, and the class for each label.
+    """The training split, the test split, the word of each rank, and the class of each label.
 
-    If a user's texts have a validation split, the reviews of this split are at the end of `train`.
+    If a user's texts have a validation split, its reviews are at the end of `train`.
     """
 
     train: Split
@@ -64,9 +64,9 @@ class Dataset:
     checksum: str  # the result of `content_checksum`
     is_sample: bool = False
     folder: Path | None = None  # the dataset's folder, or `data.source` for a user's texts
-    note: str = ""  # why the sample is used, or how a user's texts were split
+    note: str = ""  # the reason why the sample is used, or how a user's texts were split
     classes: tuple[str, ...] = CLASSES  # the names of the labels 0, 1, …
-    is_own: bool = False  # whether these are a user's texts, see `harness.data.own_texts`
+    is_own: bool = False  # whether the reviews are a user's texts, see `own_texts`
     num_validation: int = 0  # the number of validation reviews at the end of `train`
 
     @property
@@ -86,7 +86,7 @@ class Dataset:
 
     @property
     def introduction(self) -> str:
-        """A line about a user's texts or the sample, printed when a run starts; else empty."""
+        """The line that a run prints about a user's texts or the sample; empty for other data."""
         if self.is_own:
             counts = {name: f"{len(part):,}" for name, part in self.parts().items()}
             validation = f", {counts['validation']} validation" if self.num_validation else ""
@@ -100,7 +100,7 @@ class Dataset:
 
     @property
     def _labels(self) -> str:
-        """The number of classes, and the names of the first ten, for messages."""
+        """Text for messages: the number of classes, and the labels and names of the first ten."""
         shown = [f"{label} = {name}" for label, name in enumerate(self.classes[:SHOWN])]
         more = ", …" if self.classes[SHOWN:] else ""
         return f"{len(self.classes)} classes: {', '.join(shown)}{more}"
@@ -126,7 +126,7 @@ class Dataset:
         return {"train": self.train, "test": self.test}
 
     def parts(self) -> dict[str, Split]:
-        """Return the splits of the source: `train`, `validation` if there is one, and `test`."""
+        """Return the splits by name: `train`, `validation` if there is one, and `test`."""
         if not self.num_validation:
             return self.splits()
         cut = len(self.train) - self.num_validation
@@ -136,12 +136,13 @@ class Dataset:
     def used(self, limit: int, share: float) -> tuple[Split, int]:
         """Return a job's training and validation reviews, and the number of training reviews.
 
-        The validation reviews come last. They are the validation split of the source, or else the
-        last `share` of the training split. With a share of 0 they are training reviews too.
+        The validation reviews come last. They are the dataset's validation split, or, without one,
+        the last `share` of the training split. If `share` is 0, all reviews are for training, even
+        those of a validation split.
 
         Args:
-            limit: the value of `data.limit`: how many reviews to use from the start of each split
-                of the source; 0 = all.
+            limit: the value of `data.limit`: how many reviews at the start of each split are used;
+                0 = all.
             share: the value of `data.validation_split`.
         """
         if not self.num_validation:
@@ -176,8 +177,8 @@ def content_checksum(
         for name, dtype in ARRAYS.items():
             array = np.ascontiguousarray(getattr(split, name), np.dtype(dtype).newbyteorder("<"))
             digest.update(array.data)
-    # NUL ends the words, since no word contains it. Without a validation split nothing is added, so
-    # the checksum is the same as in versions of the harness that had no validation splits.
+    # A NUL separates the number from the words, since no word contains a NUL. Without a validation
+    # split the number is left out, as in versions that had no validation splits.
     mark = f"\0{num_validation}" if num_validation else ""
     digest.update(("\n".join(vocab) + mark).encode())
     return digest.hexdigest()
@@ -194,7 +195,7 @@ def vocab_from_bytes(content: bytes) -> list[str]:
 
 
 def num_outputs(classes: Sequence[str]) -> int:
-    """Return a network's number of outputs: one per class; with 2 classes only one, for label 1."""
+    """Return a network's number of outputs: 1 for two classes (label 1), else one per class."""
     return 1 if len(classes) == 2 else len(classes)
 
 
@@ -202,8 +203,8 @@ def by_class(probabilities: ArrayLike) -> NDArray[np.float64]:
     """Return the probability of each class, `[num_reviews, num_classes]`.
 
     Args:
-        probabilities: the probability of each class, `[num_reviews, num_classes]`; or only that of
-            label 1, `[num_reviews]` or `[num_reviews, 1]`.
+        probabilities: the probability of each class, `[num_reviews, num_classes]`; or, for two
+            classes, the probability of label 1, `[num_reviews]` or `[num_reviews, 1]`.
     """
     array = np.asarray(probabilities, np.float64)
     if array.ndim == 1:
@@ -212,7 +213,7 @@ def by_class(probabilities: ArrayLike) -> NDArray[np.float64]:
 
 
 def validation_cut(num_reviews: int, share: float) -> int:
-    """Return how many reviews are for training; as in Keras, the last `share` is for validation."""
+    """Return how many reviews are for training; the last `share` is for validation, as in Keras."""
     cut = int(num_reviews * (1 - share))
     # Keep at least one review for training and one for validation.
     return min(max(cut, 1), num_reviews - 1) if share > 0 else cut

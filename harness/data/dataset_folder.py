@@ -37,14 +37,17 @@ from harness.system.files import (
 FORMAT = 1
 RECORD = "dataset.json"
 OWNERS = "HARNESS_DATA_OWNERS"
-PRIVATE = 0o700  # mode of a folder in the cache: other users can't read the texts
+PRIVATE = 0o700  # mode of a dataset's folder in the cache, so that other users can't read it
 
 
 def save_folder(dataset: Dataset, folder: Path) -> None:
-    """Store a dataset, unless the folder contains it already. A stored folder is complete.
+    """Store a dataset, unless the folder contains it already.
+
+    The folder appears only when all its files are written.
 
     Raises:
-        InputError: if the folder contains other files than a dataset, or is another user's link.
+        InputError: if the folder contains other files than a dataset, or is a symbolic link of
+            another user.
         DiskError: if the folder can't be written.
     """
 
@@ -64,15 +67,17 @@ def save_folder(dataset: Dataset, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _new_folder(target: Path, check: Callable[[Path], None], mode: int) -> Iterator[Path]:
-    """Make a folder as `replaced_directory` does; other users can't open it before it is complete.
+    """Yield a temporary folder that replaces `target` at the end of the block.
+
+    Other users can't open the folder before it is complete. `replaced_directory` explains `check`.
 
     Args:
-        mode: the most permissions that the folder may get. They never include writing by other
-            users, since `open_folder` would then refuse the folder.
+        mode: the permissions of the folder, before the umask; they must not allow other users to
+            write, since `open_folder` would refuse such a folder.
     """
     with replaced_directory(target, check) as temporary:
         allowed = temporary.stat().st_mode
-        # Keep setgid, so that new files get the folder's group.
+        # Keep the setgid bit, so that new files belong to the folder's group.
         temporary.chmod(allowed & 0o7700)
         yield temporary
         for path in temporary.iterdir():
@@ -95,7 +100,7 @@ def fill_folder(dataset: Dataset, folder: Path) -> None:
         "format": FORMAT,
         "checksum": dataset.checksum,
         "is_sample": dataset.is_sample,
-        # The note of the sample is not stored: it says why this command uses the sample.
+        # The sample's note is not stored: it states why this one command uses the sample.
         "note": dataset.note if dataset.is_own else "",
         "classes": dataset.classes,
         "num_validation": dataset.num_validation,
@@ -109,13 +114,13 @@ def open_folder(folder: Path) -> Dataset:
     Raises:
         InputError: if an untrusted user could have changed the dataset.
         DiskError: if a file exists but can't be read; the dataset may be intact.
-        RunError: if a file is missing or broken, or if the format is that of another version.
+        RunError: if a file is missing or broken, or the folder has the format of another version.
     """
     try:
         check_owners(folder, [folder, *folder.iterdir()])
         record: dict[str, Any] = json.loads((folder / RECORD).read_text())
         if record["format"] != FORMAT:
-            raise ValueError(f"format {record['format']}, this version reads {FORMAT}")
+            raise ValueError(f"its format is {record['format']}, this version reads {FORMAT}")
         train, test = (
             Split(*(np.load(folder / f"{name}_{array}.npy", mmap_mode="r") for array in ARRAYS))
             for name in SPLITS
@@ -147,10 +152,10 @@ def open_folder(folder: Path) -> Dataset:
 
 
 def check_owners(folder: Path, paths: Iterable[Path]) -> None:
-    """Refuse a dataset that an untrusted user could have changed.
+    """Check that no untrusted user could have changed the folder or the files of a dataset.
 
     Raises:
-        InputError: for the first path that an untrusted user could have changed.
+        InputError: if an untrusted user could have changed one of the paths.
         OSError: if a path is missing.
     """
     owners = os.environ.get(OWNERS, "").replace(",", " ").split()
@@ -166,7 +171,7 @@ def check_owners(folder: Path, paths: Iterable[Path]) -> None:
 
 
 def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
-    """Open a dataset in the user's cache. If it is missing, broken or not trusted, make it first.
+    """Open a dataset in the user's cache; make it first if `open_if_whole` returns None.
 
     One process makes the dataset while other processes wait.
 
@@ -175,7 +180,7 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
         fill: a function that writes the dataset into an empty folder.
 
     Raises:
-        InputError, RunError: if `fill` raises it.
+        InputError, RunError: if `fill` raises such an error.
         DiskError: if the cache can't be written.
     """
     cached = cache_folder() / name
@@ -188,7 +193,7 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
             with _new_folder(cached, _check_not_whole, PRIVATE) as temporary:
                 fill(temporary)
         except OSError as error:
-            # On a disk without locks another process may have made the folder in the meantime.
+            # On a disk without locks, another process may have made the same dataset meanwhile.
             if not open_if_whole(cached):
                 remedy = "free space there, or set XDG_CACHE_HOME to a disk with space"
                 raise DiskError(write_refusal(cached, error, remedy)) from None
@@ -201,7 +206,7 @@ def _check_not_whole(folder: Path) -> None:
 
 
 def open_if_whole(folder: Path) -> Dataset | None:
-    """Open a stored dataset; return None if the dataset is missing, broken or not trusted.
+    """Open a stored dataset; None if missing, broken, or possibly changed by an untrusted user.
 
     Raises:
         DiskError: if a file exists but can't be read; the dataset may be intact.

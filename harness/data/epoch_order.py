@@ -7,26 +7,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-MAX_PERMUTED = 5_000_000  # the largest number of 4-byte indices in a tf.data dataset
+MAX_PERMUTED = 5_000_000  # the largest number of review indices (4 bytes) in a tf.data dataset
 
-# With data.bucket, the reviews for this many batches are sorted by length, then cut into batches.
-# A larger pool needs less padding, but its batches are less random.
+# With data.bucket, the reviews of this many batches (a pool) are sorted by length and then cut into
+# batches. The batches of a larger pool contain less padding, but are less random.
 BATCHES_IN_POOL = 50
-# The number of allowed lengths from a length to its double. About a tenth of a batch is padding.
+# With data.bucket, the number of allowed batch lengths within a factor of two, such as from 100 to
+# 199. With four, about a tenth of a batch is padding.
 LENGTHS_PER_OCTAVE = 4
-SHORTEST = 8  # the smallest allowed length of a batch, unless `maxlen` is less
+SHORTEST = 8  # the smallest allowed batch length, unless `maxlen` is smaller
 
 
 class BatchShape(NamedTuple):
     """The settings that decide how reviews become batches."""
 
     batch_size: int  # the number of reviews in a global batch
-    maxlen: int  # the largest number of tokens; a longer review keeps its last tokens
+    maxlen: int  # the largest number of tokens in a review; of a longer review the last are kept
     bucket: bool = False  # whether the reviews of a batch have similar lengths
 
 
 def num_steps(num_reviews: int, batch_size: int) -> int:
-    """Return into how many global batches the reviews are divided; the last may be smaller."""
+    """Return the number of global batches in an epoch; the last batch may be smaller."""
     return -(-num_reviews // batch_size)
 
 
@@ -38,8 +39,8 @@ def epoch_permutation(seed: int, epoch: int, num_reviews: int) -> np.ndarray:
 def epoch_by_length(seed: int, epoch: int, lengths: np.ndarray, *, batch_size: int) -> np.ndarray:
     """Return an order for an epoch in which each batch contains reviews of similar length.
 
-    The function cuts the permutation of the epoch into pools, sorts every pool by length, and
-    shuffles the batches of all pools. The reviews of the incomplete last batch stay at the end.
+    The function cuts the permutation of the epoch into pools, sorts the reviews of every pool by
+    length, and shuffles the batches of all pools. An incomplete batch stays at the end.
 
     Args:
         epoch: the number of the epoch; the first one is 0.
@@ -61,10 +62,12 @@ def epoch_by_length(seed: int, epoch: int, lengths: np.ndarray, *, batch_size: i
 def permutations_ahead(
     seed: int, epochs: range, lengths: np.ndarray, *, shape: BatchShape
 ) -> np.ndarray:
-    """Return orders for the first of `epochs`: as many as `MAX_PERMUTED` allows, but at least one.
+    """Return the order of the reviews in the next epochs.
+
+    These are the first of `epochs`: at least one epoch, and as many as `MAX_PERMUTED` allows.
 
     Args:
-        epochs: the numbers of the epochs; the first epoch of a run is 0.
+        epochs: the numbers of the epochs that remain; the first epoch of a run is 0.
         lengths: the result of `Reviews.lengths`, `[num_reviews]`.
 
     Returns:
@@ -82,15 +85,15 @@ def permutations_ahead(
 
 
 def evaluation_order(lengths: np.ndarray, shape: BatchShape) -> np.ndarray:
-    """Return the order of reviews in evaluation, `[num_reviews]`; with `bucket` longest first."""
+    """Return the order of reviews in evaluation, `[num_reviews]`; with `bucket`, longest first."""
     return np.argsort(-lengths, kind="stable") if shape.bucket else np.arange(len(lengths))
 
 
 def padded_lengths(maxlen: int) -> np.ndarray:
-    """Return the lengths that batches may have with `bucket`, ascending; the last is `maxlen`.
+    """Return the lengths allowed for batches with `bucket`, ascending; the last is `maxlen`.
 
-    There are few lengths, because TensorFlow compiles a graph for each. They do not depend on the
-    data.
+    Only few lengths are allowed, because TensorFlow compiles a graph for each length. The lengths
+    do not depend on the data.
     """
     lengths, length = [maxlen], maxlen
     for step in range(1, 1000):

@@ -1,8 +1,8 @@
-"""Turns reviews into batches of `[examples, time] int32` for every replica, through tf.data.
+"""Turns reviews into batches of `[examples, time] int32` for every replica, by tf.data.
 
 A batch depends only on its step and on the permutation of its epoch, computed from the run's seed.
-So the pipeline has no state to save: a resumed run requests the remaining steps. Opening a tf.data
-dataset takes as long as several steps, so one dataset contains many epochs.
+So a checkpoint contains no state of the pipeline: a resumed run requests the remaining steps.
+Opening a tf.data dataset takes as long as several steps, so one dataset contains many epochs.
 """
 
 from collections.abc import Callable
@@ -18,29 +18,29 @@ from harness.data.vocabulary import SHIFT, START, encode_split
 from harness.errors import InputError
 from harness.job.keys import Job
 
-MAX_RATIOS = 60  # the largest number of n-gram ratios per word; a ratio takes 4 bytes
-# One operation gathers this many examples, because its overhead is the time of a few examples.
+MAX_RATIOS = 60  # the largest number of n-gram ratios (4 bytes each) for a word
+# One call gathers this many examples, since its overhead takes as long as a few examples.
 EXAMPLES_AT_ONCE = 1024
 PREFETCHED = 2  # the number of prefetched groups of EXAMPLES_AT_ONCE
 PREFETCHED_BY_LENGTH = 8  # with data.bucket: the number of prefetched batches
-LARGEST_PADDED = 1_000_000_000  # bytes; if all reviews take more, each batch is padded by itself
+LARGEST_PADDED = 1_000_000_000  # bytes; above this, single batches are padded, not all reviews
 
 
 class Batch(NamedTuple):
     """One replica's part of a global batch, with the same number of examples on every replica.
 
-    Examples of weight 0 fill up the last batch of an epoch: for a smaller batch TensorFlow would
-    trace the graph again, and a replica without examples would hang.
+    Empty reviews of weight 0 fill up the last batch of an epoch: for a smaller batch TensorFlow
+    would trace the graph again, and a replica without examples would hang.
 
     The length `time` is the job's `maxlen`; with `data.bucket` it is one of `padded_lengths`.
     """
 
-    tokens: tf.Tensor  # [examples, time] int32; padding zeros come first, with data.bucket last
-    labels: tf.Tensor  # [examples] float32, whole numbers that start at 0
-    weights: tf.Tensor  # [examples] float32, 1 for a review, 0 for a filling example
+    tokens: tf.Tensor  # [examples, time] int32; padding comes first, with data.bucket last
+    labels: tf.Tensor  # [examples] float32, the label of the class: 0, 1, …
+    weights: tf.Tensor  # [examples] float32, 1 for a review, 0 for an empty review
     positions: tf.Tensor  # [examples] int32, the position of each example in the global batch
     count: tf.Tensor  # [] float32, the number of reviews in the global batch
-    step: tf.Tensor  # [] int64, the number of the step in the run; it decides the dropout masks
+    step: tf.Tensor  # [] int64, the run's step, from which the dropout masks are computed
     ratios: tf.Tensor | tuple[()] = ()  # [examples, time, channels] float32; () without ratios
 
     @property
@@ -50,7 +50,9 @@ class Batch(NamedTuple):
 
 
 def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Batch]:
-    """Split a batch into parts of up to `examples_per_part` examples; `count` stays the same.
+    """Split a batch into parts of up to `examples_per_part` examples.
+
+    `count` remains the number of reviews in the whole global batch.
 
     Args:
         num_examples: the number of examples in the batch. With several workers TensorFlow does not
@@ -89,10 +91,10 @@ class Reviews(NamedTuple):
         return Reviews(self.tokens[tokens], offsets - offsets[0], self.labels[first:last], ratios)
 
     def padded(self, chosen: np.ndarray, shape: BatchShape) -> np.ndarray:
-        """Return some reviews, padded as by Keras's `pad_sequences`, `[..., maxlen] int32`.
+        """Return the chosen reviews, padded as by Keras's `pad_sequences`, `[..., maxlen] int32`.
 
         A row consists of zeros and then the last tokens of the review. With `data.bucket` the zeros
-        come last, and an empty review gets one token, because cuDNN does not accept an empty row.
+        come last, and an empty review contains START, because cuDNN does not accept an empty row.
 
         Args:
             chosen: indices of reviews, `[...]`; an index one past the last review means an empty
@@ -105,12 +107,12 @@ class Reviews(NamedTuple):
         return np.asarray(rows, np.int32)
 
     def padded_ratios(self, chosen: np.ndarray, shape: BatchShape) -> np.ndarray:
-        """Return the ratios for the tokens of `padded`, `[..., maxlen, channels] float32`."""
+        """Return the ratios of the tokens that `padded` returns, `[..., maxlen, channels]`."""
         at, is_token = self._places(chosen, shape)
         return np.where(is_token[..., None], np.asarray(self.ratios)[at], np.float32(0))
 
     def _places(self, chosen: np.ndarray, shape: BatchShape) -> tuple[np.ndarray, np.ndarray]:
-        """For each place of padded rows, return its token's index or 0, and whether it has one."""
+        """Return each place's index in `tokens`, and whether the place is a token or padding."""
         bounds = np.append(self.offsets, self.offsets[-1:])
         starts, ends = bounds[chosen][..., None], bounds[chosen + 1][..., None]
         num_kept = np.minimum(ends - starts, shape.maxlen) if shape.bucket else shape.maxlen
@@ -119,7 +121,7 @@ class Reviews(NamedTuple):
         return np.where(is_token, at, 0), is_token
 
     def words(self) -> Split:
-        """Return the reviews with ranks as tokens; starts and unknown words have negative ranks."""
+        """Return the reviews with ranks as tokens; START and unknown words have negative ranks."""
         return Split(self.tokens - SHIFT, self.offsets, self.labels)
 
     def lengths(self, maxlen: int) -> np.ndarray:
@@ -129,23 +131,23 @@ class Reviews(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """The data of all batches, as tensors on the CPU; index `num_reviews` means an empty review."""
+    """The data for all batches, as tensors on the CPU; review `num_reviews` is an empty review."""
 
     padded: Callable[[tf.Tensor], tf.Tensor]  # `Reviews.padded` as an operation of TensorFlow
     labels: tf.Tensor  # [num_reviews] float32
     permuted: tf.Tensor  # [num_epochs * num_reviews] int32, indices of reviews
-    starts: tf.Tensor  # [num_reviews + 1] int64, the index of each review's first row in `ratios`
-    ends: tf.Tensor  # [num_reviews + 1] int64, the index after each review's last row in `ratios`
+    starts: tf.Tensor  # [num_reviews + 1] int64, the first row of each review in `ratios`
+    ends: tf.Tensor  # [num_reviews + 1] int64, the row after each review's last row in `ratios`
     lengths: tf.Tensor  # [num_reviews + 1] int64, see `Reviews.lengths`
     ratios: tf.Tensor | None  # [num_tokens + 1, channels] float32; the last row is for padding
     times: tf.Tensor | None  # with data.bucket: the result of `time_steps`
 
 
 class Start(NamedTuple):
-    """The step at which the batches begin, and whether they are repeated."""
+    """The step of the first batch, and whether the batches are repeated."""
 
-    step: int = 0  # the first step, counted from the start of the permutations
-    steps_before: int = 0  # the number of steps in earlier epochs; `Batch.step` includes it
+    step: int = 0  # the step of the first batch, counted from the start of the permutations
+    steps_before: int = 0  # the number of steps before the permutations; `Batch.step` includes it
     endless: bool = False  # whether the batches are repeated without end
 
 
@@ -157,12 +159,12 @@ def batches(
     shape: BatchShape,
     start: Start | None = None,
 ) -> tf.distribute.DistributedDataset:
-    """Return the batches of the epochs in `permutations`: a `Batch` for every replica and step.
+    """Return the batches of some epochs: a `Batch` for every replica and step.
 
     Args:
         strategy: the strategy whose replicas share a global batch; replica 0 gets the first part.
         permutations: the order of the reviews in each epoch, `[num_epochs, num_reviews]`.
-        start: where the batches begin; by default at the first step of a run.
+        start: the step of the first batch; by default the first step of a run.
     """
     batch_size = shape.batch_size
     first_step, steps_before, endless = start or Start()
@@ -184,35 +186,34 @@ def batches(
             return _gather(source, step, position, batch_size=batch_size, before=steps_before)
 
         options = tf.data.Options()
-        # Nothing needs tuning, and tf.data's tuning thread may take seconds to stop.
+        # tf.data's tuning thread may take seconds to stop, and here it has nothing to tune.
         options.autotune.enabled = False
         last_step = num_epochs * steps_per_epoch
         return (
             tf.data.Dataset.range(first_step * num_local, last_step * num_local)
             .repeat(None if endless else 1)
             .batch(at_once)
-            # Not parallel: with deterministic operations TensorFlow warns and maps one by one.
+            # No parallel calls: with deterministic operations TensorFlow warns and makes none.
             .map(per_replica_batches)
-            # Prefetching before `unbatch` passes many batches between threads at once.
+            # Prefetch before `unbatch`, so that threads exchange many batches at once.
             .prefetch(PREFETCHED_BY_LENGTH if shape.bucket else PREFETCHED)
             .unbatch()
             .with_options(options)
         )
 
-    # `experimental_distribute_dataset` would split the examples in another way, and every worker
-    # would read all reviews.
-    # TensorFlow computes with integers on the host's CPU, so tokens on the GPU would be copied back
-    # in every step.
+    # `experimental_distribute_dataset` is not used: it splits the examples in another way, and
+    # every worker reads all reviews. The batches stay in the host's memory, since TensorFlow
+    # computes with integers on the CPU: in every step it would copy tokens back from the GPU.
     on_host = tf.distribute.InputOptions(experimental_fetch_to_device=False)
     return strategy.distribute_datasets_from_function(dataset, on_host)
 
 
 def _to_tensors(reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -> _Source:
-    # The graph would contain copies of arrays, but not of tensors. tf.data works on the CPU.
+    # Pass tensors, since a graph would contain copies of arrays. tf.data works on the CPU.
     lengths = reviews.lengths(shape.maxlen)
     ratios = reviews.ratios
     if ratios is not None:
-        ratios = np.pad(ratios, ((0, 1), (0, 0)))  # the row for padding
+        ratios = np.pad(ratios, ((0, 1), (0, 0)))  # the last row is for padding
     with tf.device("/cpu:0"):
         return _Source(
             padded=_padding(reviews, shape),
@@ -221,7 +222,7 @@ def _to_tensors(reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -
             starts=tf.constant(np.append(reviews.offsets[:-1], 0)),
             ends=tf.constant(np.append(reviews.offsets[1:], 0)),
             lengths=tf.constant(np.append(lengths, 0)),
-            # The ratios are not padded here: padded ratios could take gigabytes.
+            # The ratios are padded per batch: all ratios with padding could take gigabytes.
             ratios=None if ratios is None else tf.constant(ratios),
             times=tf.constant(time_steps(permutations, lengths, shape)) if shape.bucket else None,
         )
@@ -230,12 +231,12 @@ def _to_tensors(reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -
 def _gather(
     source: _Source, step: tf.Tensor, position: tf.Tensor, *, batch_size: int, before: int
 ) -> Batch:
-    """Return `num` batches together: a `Batch` whose fields have the shape `[num, …]`.
+    """Return `num` batches as one `Batch` whose fields have the shape `[num, …]`.
 
     Args:
         step: the step of each batch, `[num, 1] int64`.
         position: the positions of the examples in the global batch, `[num, examples] int64`.
-        before: the number of steps in earlier epochs.
+        before: the value of `Start.steps_before`.
     """
     num_reviews = len(source.labels)
     steps_per_epoch = num_steps(num_reviews, batch_size)
@@ -261,10 +262,10 @@ def _gather(
 
 
 def _padding(reviews: Reviews, shape: BatchShape) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return `Reviews.padded` as an operation of TensorFlow."""
+    """Return a function that does in TensorFlow's graph what `Reviews.padded` does."""
     num_rows, maxlen = len(reviews.labels) + 1, shape.maxlen
     if num_rows * maxlen * 4 <= LARGEST_PADDED:
-        # Pad all reviews once. Each batch then only copies rows.
+        # Pad all reviews in advance, so that a batch only copies rows.
         rows = np.empty((num_rows, maxlen), np.int32)
         for first in range(0, num_rows, EXAMPLES_AT_ONCE):
             part = np.arange(first, min(first + EXAMPLES_AT_ONCE, num_rows))
@@ -280,7 +281,7 @@ def _padding(reviews: Reviews, shape: BatchShape) -> Callable[[tf.Tensor], tf.Te
 
 
 def _ratios(source: _Source, rows: tf.Tensor, time: tf.Tensor) -> tf.Tensor | tuple[()]:
-    """Return the ratios of some reviews, padded like the tokens: `[…, time, channels] float32`."""
+    """Return the ratios of the reviews `rows`, padded like the tokens, `[…, time, channels]`."""
     if source.ratios is None:
         return ()
     starts, ends, lengths = (
@@ -296,7 +297,7 @@ def _ratios(source: _Source, rows: tf.Tensor, time: tf.Tensor) -> tf.Tensor | tu
 
 
 def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, NgramRatios | None]:
-    """Return training and validation reviews, and the n-gram ratios if the network reads ratios.
+    """Return a job's training reviews, validation reviews and n-gram ratios (None if not used).
 
     Raises:
         InputError: if the ratios would take too much memory.
@@ -321,7 +322,7 @@ def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Ngra
 
 
 def test_reviews(job: Job, dataset: Dataset, ratios: NgramRatios | None) -> Reviews:
-    """Return the reviews of the test set, with the n-gram ratios from `training_reviews`."""
+    """Return the reviews of the test split; `ratios` is what `training_reviews` returned."""
     test = dataset.test.take(job.data.limit) if job.data.limit else dataset.test
     reviews = _encoded(test, job)
     return reviews._replace(ratios=ratios.at_words(reviews.words())) if ratios else reviews

@@ -9,20 +9,20 @@ NPZ = "imdb.npz"  # the name of Keras's file
 
 
 def missing_in() -> list[Path]:
-    """Return the folders that `open_dataset` searches in vain; empty if one has a dataset."""
+    """Return the folders to search for IMDB if none of them contains it, else an empty list."""
     named = named_folder()
     folders = [named] if named else unnamed_folders()
     return [] if any(map(holds_dataset, folders)) else folders
 
 
 def named_folder() -> Path | None:
-    """Return the folder in HARNESS_DATA, or None. If there is one, no other folder is searched."""
+    """Return the folder in HARNESS_DATA; None if it is unset. Then other folders are searched."""
     named = os.environ.get("HARNESS_DATA")
     return Path(named) if named else None
 
 
 def unnamed_folders() -> list[Path]:
-    """Return the folders to search if no folder is named: the user's cache, then Keras's cache."""
+    """Return the folders to search if HARNESS_DATA is unset: the user's cache, Keras's cache."""
     keras = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
     return [fetched_folder(), keras / "datasets"]
 

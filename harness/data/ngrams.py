@@ -3,13 +3,13 @@
 An n-gram is a sequence of one to three words in a review. The log-count ratios are from Wang &
 Manning, "Baselines and Bigrams" (2012).
 
-With each word, a network may read the ratios of the n-grams that end there: the word, the pair and
-the triple. The ratio of an unknown n-gram is 0. With more than two classes an n-gram has one ratio
-for each class, against all other classes.
+With each word, a network may read the ratios of the n-grams that end at this word: the word itself,
+the pair and the triple. The ratio of an unknown n-gram is 0. For more than two classes, an n-gram
+has a ratio for each class: this class against all other classes.
 
-The ratios are computed from the labels of the training reviews. For a training review itself they
-are computed from the four folds (of five) without this review; otherwise they would reveal its
-label.
+The ratios are computed from the labels of the training reviews. The training reviews are divided
+into five folds; the ratios for a training review are computed from the four other folds. Otherwise
+the ratios would reveal the review's label.
 """
 
 import contextlib
@@ -33,8 +33,8 @@ MAX_BYTES = 2**33  # the largest size of a file with n-grams
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
-# The codes of the known n-grams, one sorted array for each length. An n-gram's number is its index
-# in the array for its length. The code of a single word is its rank. The code of a longer n-gram is
+# The known n-grams as codes: one sorted array for each length. The number of an n-gram is the index
+# of its code in the array. The code of a single word is its rank. The code of a longer n-gram is
 # number(n-gram without its last word) * num_known_words + number(last word).
 Ngrams = tuple[Ints, ...]
 
@@ -44,14 +44,14 @@ NUM_FOLDS = 5
 def binary_ngrams(
     split: Split, known: Ngrams = (), max_words: int = MAX_WORDS
 ) -> tuple["csr_matrix", Ngrams]:
-    """Return a matrix: 1 if a review contains an n-gram, else 0; and the n-grams.
+    """Return a matrix that says which review contains which n-gram, and the n-grams.
 
     Args:
-        known: the n-grams to look for; default: all n-grams in at least two reviews.
+        known: the n-grams to look for; by default all n-grams that occur in at least two reviews.
         max_words: the largest number of words in an n-gram.
 
     Returns:
-        The matrix, `[num_reviews, num_ngrams] float64`, single words first; and the n-grams.
+        The matrix of 0 and 1, `[num_reviews, num_ngrams] float64`, single words first; the n-grams.
     """
     from scipy.sparse import csr_matrix, hstack
 
@@ -63,7 +63,7 @@ def binary_ngrams(
         is_known = numbers >= 0
         indices = (review_of[: len(numbers)][is_known], numbers[is_known])
         part = csr_matrix((np.ones(len(indices[0])), indices), shape=(len(split), len(codes)))
-        part.data[:] = 1.0  # csr_matrix adds up the repetitions of an n-gram
+        part.data[:] = 1.0  # csr_matrix adds up the n-grams that a review repeats
         parts.append(part)
     return hstack(parts, format="csr"), tuple(all_codes)
 
@@ -76,9 +76,9 @@ def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tup
         known, max_words: as for `binary_ngrams`.
 
     Yields:
-        For each length two arrays: the number of the n-gram that begins at each position, or -1 if
-        it is unknown, `[num_tokens - length + 1]`; and the codes of the n-grams of this length, in
-        the order of their numbers.
+        For each length of n-grams, two arrays: the number of the n-gram that begins at each
+        position, or -1 for an unknown n-gram, `[num_tokens - length + 1]`; and the codes of the
+        n-grams of this length, in the order of their numbers.
     """
     review_of = np.repeat(np.arange(len(split)), np.diff(split.offsets))
     numbers = split.tokens[: len(review_of)].astype(np.int64)
@@ -99,22 +99,23 @@ def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tup
 
 
 def _held_by_several(codes: Ints, owners: Ints) -> Ints:
-    """Return the codes that occur in at least two reviews, sorted, without negative codes.
+    """Return the codes that occur in at least two reviews, ascending.
 
     Args:
+        codes: the code of the n-gram at each position, or -1 where there is no n-gram.
         owners: the index of the review that contains each code, ascending.
     """
     order = np.argsort(codes, kind="stable")
     order = order[np.searchsorted(codes[order], 0) :]
     ordered = codes[order]
-    edges = np.flatnonzero(np.diff(ordered, prepend=-1, append=-1))  # where another code begins
+    edges = np.flatnonzero(np.diff(ordered, prepend=-1, append=-1))  # where the code changes
     first, last = edges[:-1], edges[1:] - 1
     kept: Ints = ordered[first[owners[order[first]] != owners[order[last]]]]
     return kept
 
 
 def _number(codes: Ints, known: Ints) -> Ints:
-    """Return the index of each code in the sorted array `known`; -1 for codes outside it."""
+    """Return the index of each code in the sorted array `known`, or -1 for an unknown code."""
     if not len(known):
         return np.full(len(codes), -1)
     at = np.minimum(np.searchsorted(known, codes), len(known) - 1)
@@ -143,7 +144,7 @@ def log_count_ratios(features: "csr_matrix", is_class: NDArray[np.bool_]) -> NDA
 
 
 def archived(ngrams: Ngrams, **arrays: Any) -> bytes:
-    """Return the content of a file with n-grams and other arrays; `opened` reads the file."""
+    """Return n-grams and other arrays as the content of a file, which `opened` reads."""
     file = io.BytesIO()
     codes: dict[str, Any] = {f"ngrams_{i}": each for i, each in enumerate(ngrams)}
     np.savez(file, **arrays, **codes)
@@ -152,13 +153,13 @@ def archived(ngrams: Ngrams, **arrays: Any) -> bytes:
 
 @contextlib.contextmanager
 def opened(content: bytes, num_arrays: int) -> Iterator[tuple[Ngrams, Mapping[str, np.ndarray]]]:
-    """Yield the n-grams and all arrays (by name) in the content that `archived` returned.
+    """Yield the n-grams, and all arrays by name, from content that `archived` returned.
 
     Args:
-        num_arrays: the number of arrays besides those of the n-grams.
+        num_arrays: the number of arrays that were passed to `archived` besides the n-grams.
 
     Raises:
-        ValueError: if `archived` did not make the content, or if the `with` block raises an error.
+        ValueError: if `archived` did not return the content, or the `with` block raises an error.
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
@@ -173,14 +174,14 @@ def opened(content: bytes, num_arrays: int) -> Iterator[tuple[Ngrams, Mapping[st
 
 @dataclass(frozen=True)
 class NgramRatios:
-    """The ratios computed from all training reviews, for use on any other reviews."""
+    """The n-grams' ratios computed from all training reviews, for use on any other reviews."""
 
     ngrams: Ngrams
     ratios: Floats  # [num_ngrams, num_ratios], single words first
 
     @property
     def num_channels(self) -> int:
-        """The number of ratios that a network reads with each word."""
+        """The number of ratios that a network reads for each word."""
         return len(self.ngrams) * int(self.ratios.shape[1])
 
     def at_words(self, split: Split) -> Floats:
@@ -189,7 +190,7 @@ class NgramRatios:
         return _looked_up(self.ratios, columns)
 
     def to_bytes(self) -> bytes:
-        """Return the content of a file that `from_bytes` can read."""
+        """Return the n-grams and ratios as the content of a file, which `from_bytes` reads."""
         return archived(self.ngrams, ratios=self.ratios)
 
     @classmethod
@@ -197,12 +198,12 @@ class NgramRatios:
         """Read the content that `to_bytes` returned.
 
         Raises:
-            ValueError: if `to_bytes` did not make the content.
+            ValueError: if `to_bytes` did not return the content.
         """
         with opened(content, num_arrays=1) as (ngrams, arrays):
             ratios = arrays["ratios"]
         if len(ratios) != sum(map(len, ngrams)) or ratios.ndim != 2:
-            raise ValueError("the n-grams and the ratios differ in number")
+            raise ValueError("the number of n-grams is not the number of ratios")
         return cls(ngrams, ratios)
 
 
@@ -212,12 +213,12 @@ def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[Ngram
     Args:
         training: the training reviews; a word with a negative rank is not part of any n-gram.
         max_words: the largest number of words in an n-gram.
-        num_classes: the number of classes; for two classes there are ratios for label 1 only.
+        num_classes: the number of classes; for two classes, only label 1 has ratios.
 
     Returns:
-        Two results. First, the ratios from all training reviews, for use on any other reviews.
-        Second, the ratios for each word of the training reviews themselves, computed from the other
-        folds only (cross-fitted), `[num_tokens, num_channels]`.
+        The ratios from all training reviews, for use on any other reviews; and the ratios for each
+        word of the training reviews themselves, `[num_tokens, num_channels]`, which are computed
+        from the other folds only (cross-fitting).
     """
     features, ngrams = binary_ngrams(training, max_words=max_words)
     labels = range(1, 2) if num_classes == 2 else range(num_classes)
@@ -231,8 +232,8 @@ def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[Ngram
     for fold in range(NUM_FOLDS):
         is_other = fold_of != fold
         others = features[is_other]
-        # `known` are the n-grams that a fit on the other folds alone would know. The parts of an
-        # n-gram are known too, since they occur in at least as many reviews.
+        # Use only the n-grams that would be known from the other folds alone. The shorter n-grams
+        # in a known n-gram are known too, since they occur in at least as many reviews.
         known = np.asarray(others.sum(axis=0)).ravel() >= MIN_REVIEWS
         of_others = _ratios(others, training.labels[is_other], labels, known=known)
         is_here = fold_at == fold
@@ -243,7 +244,10 @@ def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[Ngram
 def _ratios(
     features: "csr_matrix", labels: NDArray[np.int32], of: range, *, known: NDArray[np.bool_]
 ) -> Floats:
-    """Return the n-grams' ratios for the labels `of`, `[num_ngrams, num_ratios]`; 0 if unknown."""
+    """Return the ratios of the n-grams for the labels in `of`, `[num_ngrams, num_ratios]`.
+
+    The ratios of unknown n-grams are 0.
+    """
     ratios = np.zeros((features.shape[1], len(of)), np.float32)
     kept = features[:, known]
     for channel, label in enumerate(of):
@@ -252,7 +256,10 @@ def _ratios(
 
 
 def _columns_at_words(split: Split, ngrams: Ngrams) -> list[Ints]:
-    """For each length, return the column of the n-gram that ends at each word; -1 if unknown."""
+    """Return, for each length of n-grams, the column of the n-gram that ends at each word.
+
+    It is a column of the matrix that `binary_ngrams` returns, or -1 for an unknown n-gram.
+    """
     columns, before = [], 0
     for length, (numbers, codes) in enumerate(numbered_ngrams(split, ngrams, len(ngrams)), 1):
         column = np.full(split.offsets[-1], -1)
@@ -263,6 +270,6 @@ def _columns_at_words(split: Split, ngrams: Ngrams) -> list[Ints]:
 
 
 def _looked_up(ratios: Floats, columns: list[Ints]) -> Floats:
-    """Return the ratios of the n-grams in these columns, `[num_words, num_channels]`."""
-    padded = np.concatenate([ratios, np.zeros((1, ratios.shape[1]), np.float32)])  # column -1: 0
+    """Return the ratios of the n-grams that end at each word, `[num_words, num_channels]`."""
+    padded = np.concatenate([ratios, np.zeros((1, ratios.shape[1]), np.float32)])  # for column -1
     return np.concatenate([padded[column] for column in columns], axis=1)

@@ -6,10 +6,10 @@ so nothing outside the source is read. Hidden files and files of other types are
 The dataset is made once, in the user's cache, as `texts-<checksum of the source>-<FORMAT>/`. This
 folder may be removed at any time.
 
-The reviews of a split are sorted by the hash of their words. If the source states no splits, the
-hash also decides which reviews are test reviews. So a new review changes neither the split nor the
-order of the other reviews, and the order of rows and the names of files do not affect the results.
-The last training reviews, which may be used for validation, are a mix of all classes.
+The reviews of a split are sorted by the hash of their words. If the source does not say which
+reviews are test reviews, the hash decides this too. So a new review changes neither the split nor
+the order of the other reviews, and neither the order of rows nor the names of files affect the
+results. The last training reviews, which may be used for validation, are a mix of all classes.
 
 Words are ranked by their frequency in the training split; words of equal frequency are in
 alphabetical order. Words that do not occur in the training split have no rank.
@@ -53,30 +53,30 @@ from harness.system.lenient_json import parse_json
 
 REMEDY = (
     "name a table (.csv, .tsv, .jsonl, .parquet), a folder of tables, a folder of save_to_disk, or "
-    "a folder with a folder of .txt files for each class"
+    "a folder that contains a folder of .txt files for each class"
 )
-# The name of a split in the name of a table, with no letter beside it, such as imdb_test1.csv.
+# Matches a split in a table's file name, such as imdb_test1.csv, but not inside another word.
 SPLIT_NAME = re.compile(r"(?<![^\W\d_])({})(?:ing|set)?(?![^\W\d_])".format("|".join(KNOWN_SPLITS)))
-# Records that `save_to_disk` of Hugging Face's `datasets` writes: of a split, and of all splits.
+# The records that `save_to_disk` of Hugging Face's `datasets` writes for one split and for all.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 
-FORMAT = 6  # part of the name in the cache; increase it if `make_dataset` writes other content
+FORMAT = 6  # part of the folder's name in the cache; increase it if `make_dataset` changes
 READ_SPLITS = (*SPLITS, "validation")
 TEST_SHARE = 0.2
 MIN_REVIEWS = 10  # the smallest number of reviews in a split
 MAX_CLASS_CHARACTERS = 60
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
-HASH_BYTES = 16  # how many bytes of a review's sha256 are used
+HASH_BYTES = 16  # the length of a review's hash, the beginning of a sha256
 
 
 def read_texts(source: Path, form: DataConfig | None = None) -> Iterator[Text]:
     """Yield the reviews of a source, one after another.
 
     Args:
-        form: the job's `[data]`; its `FORMAT_KEYS` say how to read tables. None = defaults.
+        form: the job's `[data]`, whose `FORMAT_KEYS` describe tables; None = the defaults.
 
     Raises:
-        InputError: one line that states the source, the place in it, what is allowed, and a remedy.
+        InputError: if the source can't be used; the message states the place in it and a remedy.
     """
     form = form or DataConfig()
     for part in _parts(source):
@@ -88,7 +88,7 @@ def read_texts(source: Path, form: DataConfig | None = None) -> Iterator[Text]:
 
 
 def source_checksum(source: Path, form: DataConfig | None = None) -> str:
-    """Return the sha256 of the contents and names of the source's files, and of `form`.
+    """Return the sha256 of the names and contents of the source's files, and of `form`.
 
     Raises:
         InputError: if the source can't be read.
@@ -102,7 +102,7 @@ def source_checksum(source: Path, form: DataConfig | None = None) -> str:
             raise InputError(
                 f"{part.where}can't be read ({error.strerror}); check its mode"
             ) from None
-        # A single file may be renamed. In a folder, the names of files state classes and splits.
+        # The name of a single file does not matter. In a folder, names state classes and splits.
         name = table_ending(part.path.name) if part.path == source else part.location
         digest.update(hashlib.sha256(os.fsencode(name)).digest() + content)
     digest.update(repr([getattr(form or DataConfig(), key) for key in FORMAT_KEYS]).encode())
@@ -146,8 +146,8 @@ def _folder_parts(source: Path) -> Iterator[SourceFile]:
         for name in names:
             if name not in KNOWN_SPLITS or name not in entries:
                 raise InputError(
-                    f"data.source {source}: {SAVED_SPLITS} names a split {name[:40]!r}, should "
-                    "name only train, validation and test, each with a folder beside it"
+                    f"data.source {source}: {SAVED_SPLITS} lists the split {name[:40]!r}, should "
+                    "list only train, validation and test, and a folder should exist for each"
                 )
             yield from _saved_parts(source, source / name, name)
     elif SAVED in entries:
@@ -161,8 +161,9 @@ def _folder_parts(source: Path) -> Iterator[SourceFile]:
         for split, folders in zip(splits[1:], others, strict=True):
             if alone := {*folders} ^ {*first}:
                 raise InputError(
-                    f"data.source {source}: train/ and {split}/ should hold the same folders, one "
-                    f"for each class, but {min(alone)!r} is in one of them only; add or remove it"
+                    f"data.source {source}: train/ and {split}/ should contain the same folders, "
+                    f"one for each class, but only one of the two contains {min(alone)!r}; add or "
+                    "remove that folder"
                 )
         for split in splits:
             yield from _class_parts(source, source / split, split)
@@ -171,12 +172,12 @@ def _folder_parts(source: Path) -> Iterator[SourceFile]:
 
 
 def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
-    """Map the name of each table in a folder to the split that its name contains.
+    """Return the tables in a folder: the name of each, and the split that the name contains.
 
-    If no name contains a split, map all names to the empty string.
+    If no name contains a split, all splits are empty.
 
     Raises:
-        InputError: if one name contains a split, but another name contains none or two.
+        InputError: if one name contains a split, but another contains none or two.
     """
     names = [name for name, entry in entries.items() if table_ending(name) and entry.is_file()]
     named = {name: {*SPLIT_NAME.findall(name.casefold())} for name in names}
@@ -194,7 +195,7 @@ def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str
 
 
 def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[SourceFile]:
-    """Yield the files of a dataset that `save_to_disk` wrote, in the order of its state.json."""
+    """Yield the files that `save_to_disk` wrote into a folder, in the order of its state.json."""
     entries = _entries(source, folder)
     state = parse_json(read_plain_file(folder / SAVED))
     files = state.get("_data_files")
@@ -203,8 +204,8 @@ def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[SourceFile]
     # Only names of files in this folder are allowed: a path could lead out of the source.
     if not names or not all(name in entries and entries[name].is_file() for name in names):
         raise InputError(
-            f"data.source {source}: {(folder / SAVED).relative_to(source)} should name files of "
-            "its folder; save the dataset again with save_to_disk"
+            f"data.source {source}: {(folder / SAVED).relative_to(source)} should name files in "
+            "its own folder; save the dataset again with save_to_disk"
         )
     for name in names:
         yield _file(source, folder / name, split=split)
@@ -218,8 +219,8 @@ def _class_parts(source: Path, folder: Path, split: str) -> Iterator[SourceFile]
     classes = _class_names(source, folder)
     if not 2 <= len(classes) <= MAX_CLASSES:
         raise InputError(
-            f"data.source {source}: {folder.name}/ holds {len(classes):,} folders, should hold 2 "
-            f"to {MAX_CLASSES:,}, one for each class; {REMEDY}"
+            f"data.source {source}: {folder.name}/ contains {len(classes):,} folders, should "
+            f"contain 2 to {MAX_CLASSES:,}, one for each class; {REMEDY}"
         )
     for name in classes:
         files = [
@@ -230,14 +231,15 @@ def _class_parts(source: Path, folder: Path, split: str) -> Iterator[SourceFile]
         inside = f"{split}/{name}" if split else name
         if not files:
             raise InputError(
-                f"data.source {source}: {inside}/ holds no .txt file; add some, or remove it"
+                f"data.source {source}: {inside}/ contains no .txt file; add one, or remove the "
+                "folder"
             )
         for file in files:
             yield _file(source, folder / name / file, split=split, label=name)
 
 
 def _entries(source: Path, folder: Path) -> dict[str, "os.DirEntry[str]"]:
-    """Return the entries of a folder, without hidden ones, as a dictionary sorted by name.
+    """Return the entries of a folder by name, sorted by name, without hidden entries.
 
     Raises:
         InputError: if an entry is a symbolic link.
@@ -248,12 +250,12 @@ def _entries(source: Path, folder: Path) -> dict[str, "os.DirEntry[str]"]:
         if entry.is_symlink():
             raise InputError(
                 f"data.source {source}: {(folder / name).relative_to(source)} is a link, which the "
-                "harness does not follow; replace it by the file or folder"
+                "harness does not follow; replace the link by its target"
             )
     return dict(sorted(entries.items()))
 
 
-# A review in a file
+# A review in its own file
 
 
 def _read_review(part: SourceFile, encoding: str) -> str:
@@ -274,14 +276,14 @@ def _read_review(part: SourceFile, encoding: str) -> str:
 
 
 def open_source(source: Path, form: DataConfig | None = None) -> Dataset:
-    """Open the cached dataset of a source. If it is missing, make it first.
+    """Open the dataset of a source in the user's cache. If it is missing, make it first.
 
     Args:
         source: a file or folder.
         form: as for `read_texts`.
 
     Raises:
-        InputError: one line that states the source, the place in it, what is allowed, and a remedy.
+        InputError: if the source can't be used; the message states the place in it and a remedy.
     """
     checksum = source_checksum(source, form)
 
@@ -296,15 +298,15 @@ def open_source(source: Path, form: DataConfig | None = None) -> Dataset:
 
 @dataclass
 class _Gathered:
-    """The reviews in the order of the source, and counts for messages.
+    """The reviews of a source, in the source's order.
 
     Words and classes are numbered in the order of their first appearance.
     """
 
-    # Plain arrays, because lists would take ten times the memory.
-    tokens: "array[int]" = field(default_factory=lambda: array("i"))  # all words, as numbers
+    # Arrays, because lists would take ten times the memory.
+    tokens: "array[int]" = field(default_factory=lambda: array("i"))  # the number of each word
     lengths: "array[int]" = field(default_factory=lambda: array("i"))  # words per review
-    labels: "array[int]" = field(default_factory=lambda: array("i"))  # the classes, as numbers
+    labels: "array[int]" = field(default_factory=lambda: array("i"))  # class of each review
     splits: "array[int]" = field(default_factory=lambda: array("b"))  # index in READ_SPLITS, or -1
     hashes: bytearray = field(default_factory=bytearray)
     words: dict[str, int] = field(default_factory=dict)
@@ -316,10 +318,10 @@ class _Gathered:
 def make_dataset(source: Path, folder: Path, form: DataConfig | None = None) -> None:
     """Read a source, and write its dataset into an empty folder.
 
-    It needs memory for the vocabulary, and about 40 bytes per review and 20 bytes per word.
+    The function takes about 40 bytes of memory per review, 20 per word, and the vocabulary's size.
 
     Raises:
-        InputError: one line that states the source, the place in it, what is allowed, and a remedy.
+        InputError: if the source can't be used; the message states the place in it and a remedy.
         OSError: if the folder can't be written.
     """
     gathered = _gather(read_texts(source, form), source)
@@ -340,7 +342,7 @@ def make_dataset(source: Path, folder: Path, form: DataConfig | None = None) -> 
         if name in SPLITS or len(chosen):
             _check_split(source, name, labels[chosen], classes=classes)
     vocab, reviews = _ranked(gathered, labels, chosen=split_of == 0)
-    notes = [f"split by the hash of their words, {TEST_SHARE:.0%} to test"]
+    notes = [f"split by the hash of their words, {TEST_SHARE:.0%} are test reviews"]
     if has_splits:
         notes = ["split as the source states"]
         for name in ("test", "validation"):
@@ -366,7 +368,7 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
     for each in texts:
         where = f"data.source {source}: {each.location}"
         first = first or each
-        if bool(each.split) != bool(first.split):  # else test reviews may be trained on
+        if bool(each.split) != bool(first.split):  # avoid training on test reviews
             raise InputError(
                 f"{where} and {first.location}: one states its split, the other does not; state "
                 "the split of all reviews, or of none"
@@ -384,7 +386,7 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
             raise InputError(f"{where} has no {missing}; complete or remove all such reviews")
         gathered.labels.append(gathered.classes.setdefault(label, len(gathered.classes)))
         if len(gathered.classes) > MAX_CLASSES:
-            break  # probably the wrong column; `_classes` refuses it
+            break  # probably the wrong column; `_classes` raises the error
         gathered.hashes += _hash(" ".join(words), where)
         gathered.tokens.extend(map(gathered.words.__getitem__, words))
         gathered.lengths.append(len(words))
@@ -412,8 +414,8 @@ def _classes(source: Path, names: list[str]) -> tuple[str, ...]:
     if not 2 <= len(names) <= MAX_CLASSES:
         number = f"over {MAX_CLASSES:,}" if names[MAX_CLASSES:] else len(names)
         raise InputError(
-            f"data.source {source}: holds {number} classes ({listed(names)}), should hold 2 to "
-            f"{MAX_CLASSES:,}; name the column of the classes in data.label_column"
+            f"data.source {source}: contains {number} classes ({listed(names)}), should contain 2 "
+            f"to {MAX_CLASSES:,}; name the column of the classes in data.label_column"
         )
     if all(NUMBER.fullmatch(name) for name in names):
         return tuple(sorted(names, key=lambda name: (float(name), name)))
@@ -428,23 +430,23 @@ def _check_split(source: Path, name: str, labels: np.ndarray, *, classes: Sequen
             f"data.source {source}: {len(labels)} {part} reviews, should be at least "
             f"{MIN_REVIEWS}; {remedy}"
         )
-    if name == "train" or len(classes) == 2:  # other splits need not contain rare classes
+    if name == "train" or len(classes) == 2:  # with more classes, a rare one may be missing
         check_has_all(source, part, labels, classes=classes, remedy=remedy)
 
 
 def check_has_all(
     source: Path | None, part: str, labels: np.ndarray, *, classes: Sequence[str], remedy: str
 ) -> None:
-    """Refuse a part of a user's texts that does not contain all classes.
+    """Check that the reviews of a part (such as test) of a user's texts include every class.
 
     Raises:
-        InputError: for the first class without a review.
+        InputError: if a class has no review.
     """
     for label, name in enumerate(classes):
         if not (labels == label).any():
             raise InputError(
-                f"data.source {source}: none of the {len(labels)} {part} reviews is {name!r}; "
-                f"{remedy}"
+                f"data.source {source}: none of the {len(labels)} {part} reviews has the label "
+                f"{name!r}; {remedy}"
             )
 
 
@@ -456,10 +458,11 @@ def _ranked(
     Args:
         gathered: all reviews.
         labels: the label of each review, `[num_reviews] int32`.
-        chosen: whether the words of a review are counted, `[num_reviews] bool`.
+        chosen: for each review, whether its words are counted, `[num_reviews] bool`.
 
     Returns:
-        The ranked words, most frequent first; and all reviews, with ranks as tokens.
+        The words in the order of their ranks, most frequent first; and all reviews, with ranks as
+        tokens.
     """
     lengths, words = np.frombuffer(gathered.lengths, np.int32), [*gathered.words]
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -482,17 +485,17 @@ def describe(dataset: Dataset) -> Iterator[str]:
     train = parts["train"]
     for name, split in parts.items():
         counts = np.bincount(split.labels, minlength=len(dataset.classes))
-        # The most frequent classes, in the order of their labels.
+        # Describe the most frequent classes, in the order of their labels.
         chosen = sorted(np.argsort(-counts, kind="stable")[:SHOWN])
         shares = [f"{counts[label] / len(split):.1%} {dataset.classes[label]}" for label in chosen]
         if more := len(dataset.classes) - len(chosen):
             shares.append(f"and {more:,} more; the rarest has {counts.min():,} reviews")
         yield f"{name + ' ':8}{len(split):,} reviews: {', '.join(shares)}"
     counts = np.bincount(train.tokens, minlength=len(dataset.vocab) + 1)
-    shares = np.cumsum(counts) / counts.sum()  # at index i: the share of words up to rank i
+    shares = np.cumsum(counts) / counts.sum()  # at i: the share of words of rank i or less
     sizes = [size for size in (2000, 8000, 20000, 40000) if size - 4 < len(dataset.vocab)]
     coverage = [f"{size:,} covers {shares[size - 4]:.1%}" for size in sizes]
-    yield f"words   {len(dataset.vocab):,} different ones in training; data.vocab_size: " + (
+    yield f"words   {len(dataset.vocab):,} different words in training; data.vocab_size: " + (
         ", ".join([*coverage, f"{len(dataset.vocab) + 4:,} covers all"])
     )
     lengths = np.diff(train.offsets)

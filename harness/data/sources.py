@@ -1,4 +1,4 @@
-"""The data of a job: a user's texts, or IMDB from a folder, a cache, a download or the sample."""
+"""Opens the data of a job: a user's texts, IMDB from a folder or a download, or the sample."""
 
 import dataclasses
 import hashlib
@@ -41,8 +41,8 @@ SAMPLE = Path(__file__).parent / "sample" / "imdb_sample.npz"
 # From keras/src/datasets/imdb.py.
 ORIGIN = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 NPZ_SHA256 = "69664113be75683a8fe16e3ed0ab59fda8886cb3cd7ada244f7d9544e4676b9f"
-# The sha256 of each array in imdb.npz as `np.savez` of NumPy 2 saves it. The sha256 of a file that
-# was saved again is of no use, since it depends on the times and the compression in the archive.
+# If a user saved the arrays of imdb.npz again: the sha256 of each array, as `np.savez` of NumPy 2
+# writes it. The sha256 of such a file is not known, since the archive contains the time of saving.
 _LABELS = "152efe27affa17257b61acac03069e0a5f18188bb285fb43fe9c396eab27d4fd"
 SAVED_ANEW = {
     "x_train": "158fdec97d052efa99e3f552b4efebb7b5dd116da86d2405fa6dfd9c27a26297",
@@ -54,16 +54,16 @@ CONNECT_S = 5
 
 
 def open_dataset(data: Path | None = None, *, full: bool = False, download: bool = True) -> Dataset:
-    """Open IMDB from a named folder, a cache, or a download; else open the packaged sample.
+    """Open IMDB from a named folder, a cache, or a download, or else the packaged sample.
 
     Args:
-        data: a folder that replaces the folder in HARNESS_DATA. If one of the two is set, no other
-            folder is searched.
+        data: the folder to open instead of the folder in HARNESS_DATA. If either of them is set, no
+            other folder is searched.
         full: whether to raise an error instead of opening the sample.
         download: whether a download is allowed; HARNESS_OFFLINE forbids it in any case.
 
     Raises:
-        InputError: if a named folder contains no dataset, or, with `full`, if IMDB is not found.
+        InputError: if a named folder contains no dataset, or if `full` is set and IMDB is missing.
         RunError: if a dataset is broken.
     """
     if named := data or named_folder():
@@ -73,7 +73,7 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
         if holds_dataset(folder):
             return _open_named(folder, "")
     if os.environ.get("HARNESS_OFFLINE"):
-        reason = "no download with HARNESS_OFFLINE set"
+        reason = "HARNESS_OFFLINE forbids a download"
     elif not download:
         reason = "no download was tried"
     else:
@@ -91,10 +91,10 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
 
 
 def fetch(source: Path | None = None) -> Dataset:
-    """Put IMDB into the user's cache, from a folder or a download.
+    """Put IMDB into the user's cache, from a folder or a download, and open it.
 
     Args:
-        source: a folder with the raw reviews (`aclImdb/`), with imdb.npz, or with a stored dataset.
+        source: a folder that contains the raw reviews (`aclImdb/`), imdb.npz, or a stored dataset;
             None = download IMDB, unless it is already in HARNESS_DATA or in the cache.
 
     Raises:
@@ -122,8 +122,8 @@ def _open_named(folder: Path, name: str) -> Dataset:
     if is_file(folder / NPZ):
         return _convert(folder)
     raise InputError(
-        f"{name} {folder}: is not a folder with {NPZ} or a stored dataset that you can read; get "
-        "the data by harness data fetch"
+        f"{name} {folder}: contains neither {NPZ} nor a stored dataset that you can read; get the "
+        "data by harness data fetch"
     )
 
 
@@ -131,7 +131,7 @@ def _open_named(folder: Path, name: str) -> Dataset:
 
 
 def _convert(folder: Path) -> Dataset:
-    """Open a folder with imdb.npz; the first time, unpack the file into the user's cache."""
+    """Open a folder that contains imdb.npz; if needed, unpack imdb.npz into the user's cache."""
     path = folder / NPZ
     check_owners(folder, [folder, path])
     content = _read(path)
@@ -146,10 +146,11 @@ def read_npz(content: bytes, path: Path) -> Dataset:
     """Read Keras's imdb.npz, which contains ranks; the words come from the packaged sample.
 
     Args:
+        content: the content of the file.
         path: the path of the file, for messages.
 
     Raises:
-        InputError: if the content is not Keras's; nothing is unpickled then.
+        InputError: if the content is not Keras's; such content is never unpickled.
     """
     if not _is_genuine(content):
         raise InputError(
@@ -162,7 +163,7 @@ def read_npz(content: bytes, path: Path) -> Dataset:
 
 
 def _is_genuine(content: bytes) -> bool:
-    """Whether a file is Keras's imdb.npz, or contains its arrays, saved again by NumPy 2."""
+    """Whether a file is Keras's imdb.npz, or contains the same arrays saved again by NumPy 2."""
     if hashlib.sha256(content).hexdigest() == NPZ_SHA256:
         return True
     try:
@@ -179,8 +180,8 @@ def make_dataset(train: Split, test: Split, vocab: Sequence[str]) -> Dataset:
     """Return IMDB with its reviews in the order of `keras.datasets.imdb.load_data`.
 
     Args:
-        train, test: the splits in the order of imdb.npz: positive reviews first, each class
-            sorted by the names of the files.
+        train, test: the splits in the order of imdb.npz: positive reviews first, and the reviews of
+            each class sorted by the names of their files.
     """
     # load_data shuffles both splits with one random generator, the training split first.
     generator = np.random.RandomState(113)
@@ -198,9 +199,9 @@ def read_raw_reviews(folder: Path) -> Dataset:
     """Read the raw reviews, `aclImdb/{train,test}/{pos,neg}/*.txt`.
 
     Raises:
-        InputError: if one of these folders contains no review.
+        InputError: if one of these four folders contains no review.
     """
-    words = open_sample().vocab  # the file of the sample contains all words of IMDB
+    words = open_sample().vocab  # the sample's file contains the words of the full IMDB
     ranks = {word: rank for rank, word in enumerate(words, 1)}
     splits = {}
     for name in SPLITS:
@@ -208,7 +209,7 @@ def read_raw_reviews(folder: Path) -> Dataset:
         for label, kind in ((1, "pos"), (0, "neg")):
             paths = sorted((folder / name / kind).glob("*.txt"))
             if not paths:
-                raise InputError(f"--from {folder}: holds no {name}/{kind}/*.txt")
+                raise InputError(f"--from {folder}: contains no {name}/{kind}/*.txt")
             for path in paths:
                 text = _read(path).decode(errors="replace")
                 reviews.append([ranks[word] for word in tokenize(text) if word in ranks])
@@ -233,7 +234,8 @@ def _download() -> Dataset:
         with urllib.request.urlopen(url, timeout=CONNECT_S) as source:  # noqa: S310 - a constant
             content = source.read()
     except (OSError, http.client.HTTPException) as error:  # a proxy may send a malformed answer
-        raise RunError(f"no download of {url} ({getattr(error, 'reason', error)})") from None
+        reason = getattr(error, "reason", error)
+        raise RunError(f"the download of {url} failed ({reason})") from None
     if hashlib.sha256(content).hexdigest() != NPZ_SHA256:
         raise RunError(f"the download of {url} has an unexpected sha256")
     return read_npz(content, Path(NPZ))
@@ -271,7 +273,7 @@ def open_data(job: Job, data: Path | None, *, full: bool = False) -> Dataset:
     """Open the data for a new run of a job.
 
     Args:
-        job: the job, whose `data.source` is an absolute path, or empty for IMDB.
+        job: the job; its `data.source` is an absolute path, or empty for IMDB.
         data: the value of `--data`, a folder with IMDB.
         full: whether to raise an error instead of opening the sample.
 
@@ -297,7 +299,7 @@ def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose
     Args:
         record: what `Dataset.record` returned when the run or sweep began.
         data: the value of `--data`, a folder with IMDB.
-        whose: how messages name the run or sweep.
+        whose: the name of the run or sweep in messages.
 
     Raises:
         InputError: if the data have changed or are missing.
@@ -317,10 +319,10 @@ def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose
 
 
 def check_same(dataset: Dataset, checksum: str, whose: str) -> None:
-    """Refuse a dataset other than the one with which a run or sweep began.
+    """Check that a dataset is the one with which a run or sweep began.
 
     Raises:
-        InputError: if the dataset has another checksum.
+        InputError: if the dataset's checksum is not `checksum`.
     """
     if dataset.checksum == checksum:
         return
@@ -336,9 +338,9 @@ def check_same(dataset: Dataset, checksum: str, whose: str) -> None:
 
 
 def _check_parts(job: Job, dataset: Dataset) -> None:
-    """Refuse a user's texts if the job's training, test or validation reviews lack a class.
+    """Check that the training, test and validation reviews of a user's texts include both classes.
 
-    With more than two classes, only the training reviews must contain all classes.
+    With more than two classes, only the training reviews must include all classes.
     """
     limit, share = job.data.limit, job.data.validation_split
     train, cut = dataset.used(limit, share)

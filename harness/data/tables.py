@@ -30,10 +30,10 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")
 TEXT_TABLES = (*DELIMITERS, *JSON_LINES)
 TABLES = (*TEXT_TABLES, ".parquet")
 ENDINGS = (*TABLES, *(table + packed for table in TEXT_TABLES for packed in COMPRESSIONS))
-VALIDATION = ("validation", "valid", "val", "dev")  # names of a validation split
+VALIDATION = ("validation", "valid", "val", "dev")  # the allowed names of a validation split
 LEFT_OUT = "unsupervised"  # the name of a split without labels; its reviews are not used
 KNOWN_SPLITS = (*SPLITS, *VALIDATION, LEFT_OUT)
-# The keys of `[data]` that say how to read tables.
+# The keys of `[data]` that describe the tables.
 FORMAT_KEYS = ("text_column", "label_column", "split_column", "delimiter", "encoding")
 ROWS_AT_ONCE = 1000
 
@@ -42,7 +42,7 @@ def open_bytes(path: Path, where: str) -> BinaryIO:
     """Open a file for reading bytes; decompress it if its name ends in .gz or .zst.
 
     Args:
-        where: the beginning of an error message.
+        where: the text with which error messages begin.
 
     Raises:
         InputError: if the file can't be opened.
@@ -53,20 +53,20 @@ def open_bytes(path: Path, where: str) -> BinaryIO:
         raise InputError(f"{where}can't be read ({error.strerror}); check its mode") from None
     if not (compression := COMPRESSIONS.get(path.suffix.lower())):
         return file
-    import pyarrow  # not at the top, since the import takes 0.1 s
+    import pyarrow  # imported here, because the import takes 0.1 s
 
     stream: Any = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), compression)
     return io.BufferedReader(stream)
 
 
 def open_text(path: Path, where: str, encoding: str) -> TextIO:
-    """Open a file as `open_bytes` does, for reading text. Line ends stay as they are.
+    """Open a file for reading text, as `open_bytes` does for bytes. Line ends are not translated.
 
     Raises:
         InputError: if the file can't be opened.
     """
     if codecs.lookup(encoding).name == "utf-8":
-        encoding = "utf-8-sig"  # skips a byte order mark
+        encoding = "utf-8-sig"  # this encoding skips a byte order mark
     return io.TextIOWrapper(open_bytes(path, where), encoding, newline="")
 
 
@@ -87,14 +87,14 @@ def numbered_lines(file: TextIO, where: str) -> Iterator[tuple[int, str]]:
                 )
             yield number, line
     except UnicodeError:
-        # The decoder reads ahead, so the error may be in a later line.
+        # The decoder reads ahead, so the error may be in a later line than the next.
         raise InputError(
             f"{where}line {number + 1}, or one soon after it, {undecoded(file)}"
         ) from None
 
 
 def undecoded(file: TextIO) -> str:
-    """Return the end of an error message about bytes that can't be decoded."""
+    """Return the second half of an error message about bytes that can't be decoded."""
     encoding = file.encoding.removesuffix("-sig").upper()
     return f"is not {encoding}; save it as UTF-8, or name its encoding in data.encoding"
 
@@ -103,9 +103,10 @@ def csv_rows(file: TextIO, where: str, *, delimiter: str) -> Iterator[list[str]]
     """Yield the rows of a CSV file, except blank rows.
 
     Raises:
-        InputError: as `numbered_lines`, or if a stray double quote joins a row with the next lines.
+        InputError: if a stray double quote joins a row with the next lines, or if a line is too
+            long or can't be decoded.
     """
-    lines: list[str] = []  # the lines of the current row
+    lines: list[str] = []  # the lines that the current row consists of
 
     def recorded() -> Iterator[str]:
         for _, line in numbered_lines(file, where):
@@ -118,7 +119,7 @@ def csv_rows(file: TextIO, where: str, *, delimiter: str) -> Iterator[list[str]]
         for row in rows:
             if row:
                 yield row
-            if len(lines) > 1:  # a strict reader raises an error if text follows a closing quote
+            if len(lines) > 1:  # strict: raises an error if text follows a closing quote
                 deque(csv.reader(lines, delimiter=delimiter, strict=True), 0)
             lines.clear()
     except csv.Error:
@@ -130,7 +131,7 @@ def csv_rows(file: TextIO, where: str, *, delimiter: str) -> Iterator[list[str]]
 
 
 def json_value(line: str, where: str) -> Any:
-    """Return the JSON value in a line.
+    """Return the JSON value in a line; `where` is the text with which an error message begins.
 
     Raises:
         InputError: if the line is not JSON.
@@ -149,17 +150,17 @@ class Text(NamedTuple):
 
     text: str
     label: str
-    split: str  # one of KNOWN_SPLITS, or empty
-    location: str  # where in the source the review is, such as `row 7`, for messages
+    split: str  # one of KNOWN_SPLITS, or empty if the source states no split
+    location: str  # the place in the source, such as `row 7`, for messages
 
 
 class SourceFile(NamedTuple):
-    """A file of a source: a table, or a text file with one review."""
+    """A file of a source: a table, or a text file that contains one review."""
 
     path: Path
-    location: str  # the path inside the source; empty if the file is the source
-    where: str  # the beginning of an error message
-    split: str  # the split that the name of the file or its folder states, or empty
+    location: str  # the path inside the source; empty if the source is this file
+    where: str  # the text with which error messages begin
+    split: str  # the split in the name of the file or its folder; empty if there is none
     label: str = ""  # the class of a review; empty for a table
 
 
@@ -172,7 +173,7 @@ def read_table(table: SourceFile, form: DataConfig) -> Iterator[Text]:
     """Yield the rows of a table, one after another.
 
     Raises:
-        InputError: one line that states the source, the place in it, what is allowed, and a remedy.
+        InputError: if the table can't be used; the message states the place in it and a remedy.
     """
     ending = table_ending(table.path.name)
     if ending.startswith(JSON_LINES):
@@ -213,8 +214,8 @@ def _csv_rows(table: SourceFile, form: DataConfig, delimiter: str) -> Iterator[T
 def _parquet_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
     from pyarrow import parquet
 
-    # With pre_buffer a whole row group, perhaps the whole file, would be in memory. Without it only
-    # some pages are.
+    # Without pre_buffer, only some pages are in memory, not a whole row group, which may be the
+    # whole file.
     with parquet.ParquetFile(table.path, pre_buffer=False, buffer_size=1 << 20) as file:
         columns = _columns(file.schema_arrow.names, table, form)
         batches = file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False)
@@ -235,14 +236,14 @@ def _batch_rows(
 ) -> Iterator[Text]:
     names, number = _class_names(schema, columns[1]), 0
     for batch in batches:
-        batch.validate(full=True)  # with wrong offsets pyarrow would read outside its buffers
+        batch.validate(full=True)  # invalid offsets let pyarrow read outside its buffers
         for row in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
             number += 1
             yield _text(table, f"row {number}", *row, names=names)
 
 
 def _class_names(schema: "pa.Schema", label: str) -> list[str]:
-    """Return the class names that Hugging Face's `datasets` stored; empty if there are none."""
+    """Return the class names that Hugging Face's `datasets` stored in a table's schema, if any."""
     metadata = parse_json((schema.metadata or {}).get(b"huggingface", b""))
     try:
         names = metadata["info"]["features"][label]["names"]
@@ -266,7 +267,7 @@ def _json_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
                     '{"text": "…", "label": "…"} in each line'
                 )
             if not columns or row.keys() != names:
-                # This row has other keys than the row before it, such as a split.
+                # The keys of this row differ from those of the row before, for example by a split.
                 names = {*row}
                 columns = _columns([*row], table, form, location=f"line {number} ")
             yield _text(table, f"line {number}", *(row[name] for name in columns))
@@ -283,7 +284,7 @@ def _text(
     *,
     names: Sequence[str] = (),
 ) -> Text:
-    """Return a row as a `Text`, with the split of the table if no column states the split."""
+    """Return a row as a `Text`; its split is that of the table if the row has no split."""
 
     def refusal(column: str, value: Any, rule: str) -> InputError:
         return InputError(
@@ -312,7 +313,7 @@ def _label(label: str | float | None, names: Sequence[str]) -> str:
         return names[label] if 0 <= label < len(names) else ""
     if label is None or label != label:  # pandas writes NaN for a missing label
         return ""
-    # pandas turns integers into floats if a label is missing in the column.
+    # If a label is missing in a column, pandas writes the other integers as floats.
     return str(int(label) if isinstance(label, float) and label.is_integer() else label)
 
 
@@ -322,7 +323,7 @@ def _label(label: str | float | None, names: Sequence[str]) -> str:
 def _columns(
     names: Sequence[str], table: SourceFile, form: DataConfig, *, location: str = ""
 ) -> list[str]:
-    """Return the names of the columns for text, label and, if there is one, split."""
+    """Return the names of the columns that contain texts, labels and, if present, splits."""
     where = table.where + location
     if len(names) == 1 and (others := set(names[0]) & set(",;|\t")):
         raise InputError(
@@ -346,13 +347,13 @@ def _column(names: Sequence[str], name: str, *, key: str, where: str) -> str:
     found = exact or [each for each in names if each.strip().casefold() == name.casefold()]
     if len(found) != 1:
         raise InputError(
-            f"{where}has {len(found)} columns {name}, should have one; its columns are "
+            f"{where}has {len(found)} columns named {name}, should have one; its columns are "
             f"{listed(names)}; name yours in {key}"
         )
     return found[0]
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return the first eight names, for a message."""
+    """Return the first eight names as text for a message."""
     shown = ", ".join(repr(name[:40]) for name in names[:8])
     return f"{shown}, …" if len(names) > 8 else shown

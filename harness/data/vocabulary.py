@@ -13,10 +13,10 @@ from harness.data.dataset import Split
 
 START, UNKNOWN, SHIFT, FIRST_WORD = 1, 2, 3, 4
 
-# Of a longer review only the end is used. The longest review of IMDB has 14,000 characters.
+# Longer reviews are cut to their last characters. The longest review of IMDB has 14,000 characters.
 MAX_CHARACTERS = 131_072
 
-# The rank of a word that does not occur in training reviews. This rank is outside any vocabulary.
+# The rank of all words that do not occur in training reviews; no vocabulary is this large.
 UNRANKED = np.iinfo(np.int32).max - SHIFT
 
 # The separators of words in Keras's text_to_word_sequence, and the carriage return of Windows.
@@ -37,14 +37,14 @@ def encode_split(split: Split, vocab_size: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def encode_ranks(ranks: np.ndarray, vocab_size: int) -> np.ndarray:
-    """Return the index for each rank: rank + 3, or 2 for a word outside the vocabulary."""
+    """Return the index of each word: its rank + 3, or 2 for a word outside the vocabulary."""
     shifted = ranks + SHIFT
     shifted[shifted >= vocab_size] = UNKNOWN
     return shifted
 
 
 def tokenize(text: str) -> list[str]:
-    """Return the words of a text as in IMDB: ASCII letters in lower case, apostrophes kept."""
+    """Split a text into words as for IMDB: ASCII letters become lower case, apostrophes remain."""
     return [word for word in text.translate(_PLAIN).split(" ") if word]
 
 

@@ -12,7 +12,7 @@ from harness.errors import InputError
 from harness.system.files import sha256_of
 
 MAX_LINE_BYTES = 1_000_000
-LARGEST = 1e6  # the largest allowed number in a vector; in pretrained vectors it is below 100
+LARGEST = 1e6  # the largest number allowed in a vector; in pretrained vectors it is below 100
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class WordVectors:
 
     @property
     def title(self) -> str:
-        """The file's name, and the share of the vocabulary that has a vector."""
+        """Text: the file's name, and how many words of the vocabulary have a vector."""
         share = len(self.found) / self.num_words
         return f"{self.path.name}: {len(self.found):,} of {self.num_words:,} words ({share:.1%})"
 
@@ -36,17 +36,17 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
     """Read the vectors of some words.
 
     Args:
-        path: a text file with a word and its numbers in each line, perhaps compressed (`.gz` or
-            `.zst`). If a word occurs twice, its first vector is used.
+        path: a text file, perhaps compressed (`.gz` or `.zst`); each line contains a word and the
+            numbers of its vector. If a word occurs twice, its first vector is used.
         words: the vocabulary.
         width: the dimension that the vectors should have.
 
     Raises:
-        InputError: one line that states the file, the place in it, what is allowed, and the remedy.
+        InputError: if the file can't be used; the message states the place in it and a remedy.
     """
     where = f"model.embeddings {path}: "
     if not path.is_file():
-        raise InputError(f"{where}is not a file; name the file of the vectors")
+        raise InputError(f"{where}is not a file; name a file of word vectors")
     numbers = {word.encode(): number for number, word in enumerate(words)}
     try:
         pairs = dict(_from_text(path, numbers, width, where=where))
@@ -57,15 +57,15 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
         raise InputError(f"{where}can't be read ({' '.join(str(error).split())[:200]})") from None
     if not pairs:
         raise InputError(
-            f"{where}has none of the {len(words):,} words of the vocabulary; name another file"
+            f"{where}contains none of the {len(words):,} words of the vocabulary; name another file"
         )
     vectors = np.stack([*pairs.values()])
     is_bad = ~(np.abs(vectors) <= LARGEST).all(axis=1)
     if is_bad.any():
         word = words[[*pairs][int(is_bad.argmax())]]
         raise InputError(
-            f"{where}the vector of {word!r} should have finite numbers of at most {LARGEST:,.0f}; "
-            "remove it"
+            f"{where}the vector of {word!r} should consist of finite numbers of at most "
+            f"{LARGEST:,.0f}; remove its line"
         )
     return WordVectors(path, np.array([*pairs]), vectors, len(words), checksum)
 
@@ -78,13 +78,13 @@ def _from_text(
         for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES), b""), 1):
             fields = line.rstrip().split(b" ")
             if number == 1:
-                # A file of word2vec begins with the number of words and the dimension.
+                # A file of word2vec begins with a line of two: number of words and dimension.
                 is_header = len(fields) == 2 and all(map(bytes.isdigit, fields))
                 dimension = int(fields[1]) if is_header else len(fields) - 1
                 if dimension != width:
                     raise InputError(
-                        f"{where}has vectors of {dimension:,} numbers, model.embedding_dim = "
-                        f"{width}; set it to this number, or name another file"
+                        f"{where}has vectors of {dimension:,} numbers, but model.embedding_dim = "
+                        f"{width}; set model.embedding_dim = {dimension}, or name another file"
                     )
                 if is_header:
                     continue
@@ -94,7 +94,7 @@ def _from_text(
                     f"{where}line {number} has {len(fields) - 1} numbers, should have a word and "
                     f"{width} numbers; correct or remove it"
                 )
-            # A line with more fields contains a word with spaces.
+            # A word of a line with more fields contains spaces, as no word of a vocabulary does.
             if word is None or word in seen or len(fields) > width + 1:
                 continue
             seen.add(word)

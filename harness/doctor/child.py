@@ -1,4 +1,4 @@
-"""Runs child processes that may import TensorFlow and crash; measures time and peak memory."""
+"""Runs child processes that may import TensorFlow and crash; measures their time and memory."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ NO_LIMIT_S = threading.TIMEOUT_MAX
 
 
 class ChildError(RunError):
-    """A child process took too long. The caller puts a subject in front of the message."""
+    """A child process took too long. The message has no subject; the caller adds one."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def start(
     stdout: BinaryIO | int = subprocess.DEVNULL,
     stderr: BinaryIO | int = subprocess.DEVNULL,
 ) -> "subprocess.Popen[bytes]":
-    """Start a command with empty input; `variables` are added to the environment."""
+    """Start a command with empty standard input; `variables` are added to the environment."""
     return subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
         list(map(str, args)),
         # Offline: a download would distort the measured times.

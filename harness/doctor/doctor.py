@@ -29,10 +29,10 @@ from harness.system.gpu import LAST_TRUSTED, Card, code_for, find_problem
 from harness.system.processes import installed_version, nvidia_driver
 
 SET_UP = "bash slurm/common.sh --setup"
-TENSORFLOW_S = 300  # time limit; a first import from a network disk takes minutes
-SLOW_IMPORT_S = 10.0  # a slower import gets a warning; from a local disk it takes about 2 s
-LITTLE_GB = 3.0  # less memory gets a warning; a run takes about 1.5 GB
-LITTLE_DISK_GB = 2.0  # less free disk space gets a warning; a run takes some 10 MB
+TENSORFLOW_S = 300  # limit for TensorFlow's import; the first from a network disk takes minutes
+SLOW_IMPORT_S = 10.0  # a slower import is yellow; from a local disk it takes about 2 s
+LITTLE_GB = 3.0  # less memory is yellow; a run takes about 1.5 GB
+LITTLE_DISK_GB = 2.0  # less free disk space is yellow; a run takes some 10 MB
 
 
 def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Finding]:
@@ -99,7 +99,7 @@ def check_tensorflow(allocation: SlurmEnvironment | None, devices: str | None) -
 def describe_import(import_s: float) -> Finding:
     """Report how long TensorFlow's import took; if it was slow, advise a faster disk.
 
-    There is no advice if more processes run than the machine has CPUs, which also slows an import.
+    If more processes run than the machine has CPUs, advise nothing: this slows an import, too.
     """
     found = f"imports in {import_s:.1f} s from {sys.prefix} ({file_system(Path(sys.prefix))})"
     if import_s > SLOW_IMPORT_S and os.getloadavg()[0] <= (os.cpu_count() or 1):
@@ -122,7 +122,7 @@ def describe_gpus(answer: dict[str, Any], allocation: SlurmEnvironment | None) -
         found = f"Slurm gave GPUs: {given}, TensorFlow sees none"
         return Finding("red", "devices", found, _gpu_remedy(answer, allocation))
     if driver and allocation is None:
-        found = f"no GPU, but this machine has a driver: {driver}"
+        found = f"TensorFlow sees no GPU, but this machine has a driver: {driver}"
         return Finding("yellow", "devices", found, _gpu_remedy(answer, allocation))
     why = "Slurm gave this job none" if allocation else "no NVIDIA driver on this machine"
     return Finding("green", "devices", f"CPU only, no GPU: {why}")
@@ -139,8 +139,8 @@ def judge_card(card: Card, driver: str | None, targets: Sequence[str]) -> Findin
     """Judge whether TensorFlow's build runs on a GPU card.
 
     Args:
-        driver: the line in /proc/driver/nvidia/version; None if unknown.
-        targets: the targets of the build: `sm_80` is machine code, `compute_90` is PTX.
+        driver: the line that states the driver's version; None if unknown.
+        targets: what the build contains code for: `sm_80` is machine code, `compute_90` is PTX.
     """
     code, found = code_for(card.capability, targets), f"{card.title}, {driver or 'driver unknown'}"
     if not code:
@@ -150,7 +150,7 @@ def judge_card(card: Card, driver: str | None, targets: Sequence[str]) -> Findin
     if card.capability > LAST_TRUSTED:
         return Finding("yellow", "card", f"{found}: XLA may abort on it", f"try it: {warm}")
     if code.startswith("compute_"):
-        text = f"{found}: only PTX {code}: the driver compiles for minutes at first use"
+        text = f"{found}: only PTX ({code}), which the driver compiles for minutes at first use"
         remedy = f"fill the driver's cache once before an array of jobs: {warm}"
         return Finding("yellow", "card", text, remedy)
     return Finding("green", "card", f"{found}: machine code {code}")
@@ -219,7 +219,7 @@ def check_data(data: Path | None) -> Iterator[Finding]:
 
 
 def check_runs(runs: Path) -> Iterator[Finding]:
-    """Check that the folder of runs, or the nearest one above it, is writable and has space."""
+    """Check that the folder of runs, or its nearest existing parent, is writable and has space."""
     remedy = "choose another --runs or HARNESS_RUNS"
     try:
         above = runs.absolute().parents

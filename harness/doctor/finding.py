@@ -28,7 +28,7 @@ class Finding:
 
 
 def examine(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """Run a check and yield its findings; an error in the check becomes a red finding."""
+    """Run a check and yield its findings; if the check raises an error, yield a red finding."""
     try:
         yield from check()
     except (InputError, RunError) as error:

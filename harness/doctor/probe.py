@@ -32,15 +32,16 @@ from harness.tracking.run_dir import RECORD, RESULT, last_start
 ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 JOBS = PROJECT / "jobs"
 MODULE = "harness.doctor.probe"
-SHORT = {"gpu": 20_000, "cpu": 2000}  # reviews per split (`data.limit`); half are for validation
+# The `data.limit` of a short run: reviews per split; half of the training split is for validation.
+SHORT = {"gpu": 20_000, "cpu": 2000}
 EPOCHS = 2
 FULL_REVIEWS = 25_000  # number of reviews in each split of IMDB
 TRY = f"try: {sys.executable} -c 'import tensorflow'"
-START_S = 300  # time limit of a child process
+START_S = 300  # time limit of a child process that imports TensorFlow
 # Time limit of a short run on a GPU, whose kernels may take 30 minutes to compile.
 FIRST_USE_S = 2400
-MARGIN = 1.25  # factor from the estimate to the time limit, for slower nodes and busy disks
-WARNED_S = 150  # Slurm warns a job at most this long before its time limit
+MARGIN = 1.25  # the time limit is this factor times the estimate, for slower nodes and busy disks
+WARNED_S = 150  # the longest time between Slurm's warning and a job's time limit
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,13 @@ class Estimate:
     job: str
     devices: str = ""
     data: str = ""  # the dataset of the short run
-    reviews_per_s: float = 0.0  # in training
+    reviews_per_s: float = 0.0  # reviews of training
     step_s: float = 0.0
     first_step_s: float = 0.0  # from the start of the process to the end of the first step
     total_s: float = 0.0
     time_limit: str = ""  # for sbatch --time
     peak_memory_gb: float = 0.0
-    gpu_gb: float | None = None  # None if the CPU trains
+    gpu_gb: float | None = None  # GPU memory that the run takes; None on CPUs
     error: str = ""
 
     @property
@@ -97,7 +98,7 @@ def probe(devices: str | None, data: Path | None) -> Iterator[Estimate]:
     For a job that fails, yield an estimate with an error.
 
     Raises:
-        InputError: if the devices or the data are refused.
+        InputError: if the devices or the data can't be used.
         RunError: if TensorFlow can't list its devices.
     """
     if devices is None and ask_child(None, START_S)["gpus"]:
@@ -145,7 +146,7 @@ def estimate(
     """Extrapolate a short run to the whole job, on IMDB's 25,000 reviews per split.
 
     Args:
-        result, record: result and provenance of the short run.
+        result, record: the contents of the short run's files `RESULT` and `RECORD`.
         last: the times of the run's last epoch; the first epoch would include compilation.
         ended: the process of the short run.
     """
@@ -154,7 +155,7 @@ def estimate(
     epoch_s = (FULL_REVIEWS - num_validation) / last["reviews_per_s"]
     total_s = (
         ended.wall_s
-        - (last["epoch_s"] + last["validation_s"])  # what remains is the run's start and end
+        - (last["epoch_s"] + last["validation_s"])  # the rest is the run's start and end
         + job.train.epochs * (epoch_s + num_validation * evaluated_s)
         + FULL_REVIEWS * evaluated_s
     )
@@ -189,7 +190,7 @@ def devices_seen(devices: str) -> dict[str, Any]:
     """Import TensorFlow; return how long it took, TensorFlow's build and the GPUs that it sees.
 
     Args:
-        devices: the devices to train on; empty = all. `refused` says why they can't be used.
+        devices: the devices to train on; empty = all. If they can't be used, `refused` says why.
     """
     from harness.compute.strategy import card_of, import_tensorflow, make_strategy, parse_devices
 

@@ -220,6 +220,6 @@ def check_folder(folder: Path) -> None:
         raise InputError(f"--out {folder}: can't be read: {error.strerror}") from None
     if names and names != {VERSION, RECORD}:
         raise InputError(
-            f"--out {folder}: holds {min(names - {VERSION, RECORD}, default=VERSION)}, which is "
+            f"--out {folder}: contains {min(names - {VERSION, RECORD}, default=VERSION)}, which is "
             "not part of an export; choose a new folder or the folder of an earlier export"
         )

@@ -210,7 +210,7 @@ def scored_runs(
         read_run(folder) for folder in find_runs(expand(named, left_out), in_sweeps=("winner",))
     ]
     if not read:
-        raise InputError(f"{', '.join(map(str, named))}: holds no run; harness train makes one")
+        raise InputError(f"{', '.join(map(str, named))}: contains no run; harness train makes one")
     left_out += [each for each in read if isinstance(each, LeftOut)]
     scored = [each for each in read if isinstance(each, ScoredRun)]
     if audits and (audits / AUDITS).is_dir():

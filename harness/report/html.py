@@ -51,7 +51,7 @@ def check_folder(folder: Path) -> None:
     if names and (TABLE not in names or names - FILES):
         foreign = sorted(names - FILES)[:1] or sorted(names)[:1]
         raise InputError(
-            f"--out {folder}: holds {foreign[0]}, which is not part of a comparison; choose "
+            f"--out {folder}: contains {foreign[0]}, which is not part of a comparison; choose "
             "a new folder, or that of an earlier comparison"
         )
 

@@ -24,7 +24,7 @@ UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 STAMPED = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
-# Matches the beginning of an error in a pipe, and of every message in a file.
+# Matches the beginning of an error's line in a pipe, and of every line in a file.
 PREFIX = re.compile(r"harness: |[0-9-]{10} [0-9:]{8} [A-Z]+ ")
 
 
@@ -117,7 +117,7 @@ def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
     All output of the commands goes through this function or `rich_console`.
 
     Raises:
-        SystemExit: with code 0 if a program that reads standard output, such as `head`, has ended.
+        SystemExit: (code 0) if the program that reads the output, such as `head`, has ended.
     """
     stream = sys.stderr if err else sys.stdout
     try:
@@ -125,7 +125,7 @@ def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
     except BrokenPipeError:
         if err:
             raise
-        # Otherwise the flush at exit would fail.
+        # From now on write to /dev/null; otherwise Python's flush at exit would fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         raise SystemExit(0) from None
 
@@ -157,7 +157,7 @@ def log(level: int, text: str) -> None:
 
 
 def error_line(text: str, descriptor: int) -> str:
-    """Format an error as `log` does, for a caller that writes to a file descriptor.
+    """Return an error's line as `log` writes it, for a caller that writes to a file descriptor.
 
     Args:
         text: the message.
@@ -181,13 +181,13 @@ def strip_prefix(line: str) -> str:
 
 
 def _goes_to_file(stream: TextIO | int) -> bool:
-    # Under srun the stream is a pipe into the job's log, so the job scripts set HARNESS_LOG.
+    # Under srun the stream is a pipe, but leads into the job's log; so job scripts set HARNESS_LOG.
     if "HARNESS_LOG" in os.environ:
         return True
     try:
         descriptor = stream if isinstance(stream, int) else stream.fileno()
         return stat.S_ISREG(os.fstat(descriptor).st_mode)
-    except (OSError, ValueError):  # a closed stream, or one without a file descriptor
+    except (OSError, ValueError):  # the stream is closed or has no file descriptor
         return False
 
 

@@ -1,10 +1,11 @@
 """Handles files and folders: ownership, atomic writes, plain files, locks, caches, shared disks.
 
-Writing uses a temporary name next to the target, `.<random>.tmp`, and a rename. The name is random
-because processes on several nodes may have the same process id and write the same file. A later
-`atomic_directory` removes the temporary folders of killed processes, if they are over a day old.
+A file is written under a temporary name next to the target, `.<random>.tmp`, and then renamed. The
+name is random, because processes with the same id on several nodes may write the same file.
+`atomic_directory` also removes temporary folders of killed processes that are over a day old.
 
-`open_plain_file` opens plain files only: a FIFO may block for ever and a device may have no end.
+`open_plain_file` opens only plain (regular) files: a FIFO may block for ever, and a device may have
+no end.
 """
 
 import contextlib
@@ -30,15 +31,15 @@ from harness.errors import DiskError, InputError
 
 ABANDONED_S = 86_400
 REMEDY = "free space there, or choose another --runs"
-MAX_RECORD_BYTES = 256_000_000  # no record of a run and no vocabulary is larger
-# These errors mean that a file is missing, or is something else, such as a folder or a FIFO. All
-# other errors count as errors of the disk.
+MAX_RECORD_BYTES = 256_000_000  # more than any record of a run and any vocabulary
+# The errors which mean that a file is missing, or is something else, such as a folder or a FIFO.
+# All other errors count as errors of the disk.
 NO_RECORD = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
     *(errno.EINVAL, errno.EFBIG, errno.ENAMETOOLONG, errno.ENXIO),
 )
 MAX_THREADS = 32
-MIN_ITEMS = 8  # per thread, because starting a thread takes longer than a call to a local disk
+MIN_ITEMS = 8  # per thread, at least: starting a thread takes longer than a call to a local disk
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -47,7 +48,7 @@ Answer = TypeVar("Answer")
 
 
 def owner_name(user_id: int) -> str:
-    """Return a user's name, or the user id as text if the system has no name for it."""
+    """Return the name of a user, or the id as text if the system does not know the user."""
     try:
         return pwd.getpwuid(user_id).pw_name
     except KeyError:
@@ -55,7 +56,7 @@ def owner_name(user_id: int) -> str:
 
 
 def foreign_link(path: str | Path) -> str:
-    """Return the owner of a symbolic link that is neither this user's nor root's; else empty."""
+    """Return the owner of a symbolic link if neither this user nor root owns it; else empty."""
     try:
         status = os.lstat(path)
     except OSError:  # missing or unreadable
@@ -65,9 +66,9 @@ def foreign_link(path: str | Path) -> str:
 
 
 def distrust(path: Path, owners: Collection[str] = ()) -> str:
-    """Return why an untrusted user may have written a file or folder; empty if none could.
+    """Return why a file or folder is not trusted, such as "belongs to ann"; empty if trusted.
 
-    Trusted users are this user, root and `owners`, which contains names or user ids.
+    Trusted users are this user, root and `owners` (names or user ids).
 
     Raises:
         OSError: if the path is missing.
@@ -110,7 +111,7 @@ def atomic_write(
 
     Args:
         content: text, bytes, or a function that writes into a binary file.
-        mode: the permissions, before the user's umask.
+        mode: the permissions, to which the user's umask applies.
         remedy: what the user can do if the write fails.
 
     Raises:
@@ -139,7 +140,7 @@ def atomic_save(target: Path, save: Callable[[Path], object]) -> None:
 
 @contextlib.contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Yield a new folder. At the end, rename it to `target`; after an error, remove it.
+    """Yield a new folder; at the end of the block rename it to `target`, after an error remove it.
 
     Raises:
         OSError: if a write fails, or `target` exists and is not an empty folder.
@@ -166,16 +167,16 @@ def remove_abandoned(folder: Path, pattern: str) -> None:
 
 @contextlib.contextmanager
 def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[Path]:
-    """Yield a new folder. At the end, put it in the place of `target`.
+    """Yield a new folder, which replaces `target` at the end of the block.
 
-    After an error the old folder stays.
+    After an error `target` stays as it was.
 
     Args:
-        target: the folder, or a symbolic link to it; the link stays as it is.
-        check: a function that raises if the old folder must stay; called before the replacement.
+        target: the folder, or a symbolic link to the folder; the link stays as it is.
+        check: a function that is called with the old folder, and raises an error to keep it.
 
     Raises:
-        InputError: for a broken link, or another user's link.
+        InputError: if `target` is a broken link, or another user's link.
         OSError: if the write fails.
     """
     if target.is_symlink():
@@ -188,7 +189,7 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
     try:
         with atomic_directory(target) as temporary:
             yield temporary
-            check(target)  # the target may have changed in the meantime
+            check(target)  # at the end, since the target may have changed during the block
             with contextlib.suppress(FileNotFoundError):
                 target.rename(old)
     finally:
@@ -203,7 +204,7 @@ def write_refusal(path: Path, error: OSError, remedy: str = REMEDY) -> str:
 
 
 def why_refused(error: OSError) -> str:
-    """Return why a write failed; the reason names a file that is in the place of a folder."""
+    """Return why a write failed; if a file is where a folder should be, the reason names it."""
     if isinstance(error, FileExistsError) and error.filename:
         return f"{error.filename} is not a folder, or is a broken link"
     return error.strerror or str(error)
@@ -253,7 +254,7 @@ def make_folder(folder: Path) -> None:
 def sync_entry(path: Path) -> None:
     """Sync the folder that contains a file, because the folder stores the file's name.
 
-    Without this, a power failure can remove a file even if its content is synced.
+    Otherwise, a power failure can remove a file even if its content is synced.
     """
     try:
         sync(path.parent)
@@ -363,7 +364,7 @@ def open_plain_file(path: Path) -> BinaryIO:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except ValueError:  # a path in a record may contain a NUL byte or a lone surrogate
-        raise OSError(errno.EINVAL, "it is not a path", str(path)) from None
+        raise OSError(errno.EINVAL, "it is not a valid path", str(path)) from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "it is not a plain file", str(path))
@@ -387,7 +388,7 @@ def raise_unless_missing(error: OSError, path: Path) -> None:
     """Raise a `DiskError`, unless the error only means that the file is missing.
 
     Raises:
-        DiskError: with one line that contains the remedy.
+        DiskError: if the error means anything else; the message contains a remedy.
     """
     if error.errno in NO_RECORD:
         return
@@ -402,7 +403,7 @@ def is_said_of_disk(line: str) -> bool:
 
 
 def disk_error_in(error: BaseException | None) -> OSError | None:
-    """Return the disk error from which another error, such as `BadZipFile`, resulted, if any."""
+    """Return the disk error that led to another error, such as `BadZipFile`; None without one."""
     while error:
         if isinstance(error, OSError) and error.errno not in (None, *NO_RECORD):
             return error
@@ -419,7 +420,7 @@ def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Ans
     """Call `ask` for all items in parallel threads, because a network disk may answer slowly.
 
     Returns:
-        The answers, in the order of the items. If a call fails, its error is raised.
+        The results of the calls, in the order of the items. An error of a call is raised.
     """
     size = max(MIN_ITEMS, -(-len(items) // MAX_THREADS))  # a future for each item would be slower
     parts = [items[at : at + size] for at in range(0, len(items), size)]
@@ -440,7 +441,7 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def turn_at(path: Path) -> Iterator[None]:
-    """Lock a path during the block; other processes wait here, if the disk supports locks."""
+    """Wait for the lock of a path and keep it during the block, if the disk supports locks."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -462,7 +463,7 @@ def private_cache(name: str) -> Path | None:
     try:
         for each in (*reversed(folder.parents), folder):
             each.mkdir(mode=0o700, exist_ok=True)
-        if others_can_write(folder.parent.stat()):  # `cache_folder`, made with a lax umask
+        if others_can_write(folder.parent.stat()):  # made with a lax umask
             folder.parent.chmod(0o700)
         status = folder.lstat()
         if status.st_uid != os.getuid() or status.st_mode & 0o077 or _can_be_replaced(folder):
@@ -479,15 +480,15 @@ def _can_be_replaced(folder: Path) -> bool:
         if others_can_write(status):
             return True
         if status.st_uid == os.getuid() and not status.st_mode & 0o011:
-            return False  # others can't enter this folder
+            return False  # others can't enter this folder, so they can't replace what is inside
     return False
 
 
 class SharedDisk:
     """Reads and writes files that processes on several nodes share.
 
-    A node may see an old state of a shared disk for a while. A process that opens a file reads its
-    latest content. But the existence, size and time of a file that is not open may be outdated.
+    For a while a node may see an old state of a shared disk: a process that opens a file reads the
+    latest content, but the existence, size and time of a file that is not open may be outdated.
 
     All methods raise OSError if the file system fails; even then the operation may have succeeded.
     """
@@ -500,7 +501,7 @@ class SharedDisk:
             return None
 
     def names(self, folder: Path) -> list[str]:
-        """List the names in a folder; new ones may be missing."""
+        """Return the names in a folder; names that are new on another node may be missing."""
         try:
             return os.listdir(folder)  # noqa: PTH208 - names, not paths
         except FileNotFoundError:

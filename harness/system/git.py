@@ -15,10 +15,10 @@ from typing import Any
 from harness.system.files import scratch_directory
 from harness.system.lenient_json import read_json
 
-SNAPSHOT_RECORD = "snapshot.json"  # the record of a snapshot; a snapshot has no .git
+SNAPSHOT_RECORD = "snapshot.json"  # describes a snapshot, which is a copy of the code without .git
 MAX_NEW_FILE_BYTES = 1_000_000
-MAX_NEW_BYTES = 10_000_000  # limit for the total size of the new files in a record
-MAX_NAMES = 1000  # limit for the number of new files that a record lists
+MAX_NEW_BYTES = 10_000_000  # the largest total size of the untracked files in a record
+MAX_NAMES = 1000  # the largest number of names in a record's list of files
 TIMEOUT_S = 60
 
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
@@ -29,7 +29,7 @@ HIDDEN = {
     *("GIT_EXTERNAL_DIFF", "GIT_DIFF_OPTS", "GIT_CEILING_DIRECTORIES", "GIT_LITERAL_PATHSPECS"),
 }
 
-# Options that override those of the user that would change a patch or write into the repository.
+# Override the user's settings that would change a patch or write into the repository.
 SETTINGS = (
     *("-c", "core.fsmonitor=false", "-c", "diff.autoRefreshIndex=false"),
     *("-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false"),
@@ -37,13 +37,13 @@ SETTINGS = (
 DIFF = ("diff", "--binary", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv",
         "--ignore-submodules=all")  # fmt: skip
 
-# Names that look like secrets. No snapshot and no record contains such files.
+# Patterns of names that look like secrets. No snapshot and no record contains such files.
 SECRETS = (
     *("*secret*", "*credential*", "*passw*", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.kdbx"),
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*apikey*", "*api_key*", "*api-key*"),
     *(".env*", ".netrc", ".pgpass", ".htpasswd", ".pypirc", ".npmrc", ".aws", ".ssh", ".kube"),
 )
-NO_CODE = ("*token*",)  # secret, too, except in Python files such as tokenizer.py
+NO_CODE = ("*token*",)  # looks like a secret, except in Python files such as tokenizer.py
 CODE = (".py", ".pyi")
 
 
@@ -57,7 +57,7 @@ def is_checkout(project: Path) -> bool:
 
 
 def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
-    """Return the commit of the code and all differences from it.
+    """Return the commit of the code and all uncommitted changes.
 
     Args:
         project: the folder of a checkout or of a snapshot.
@@ -68,7 +68,7 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
         `untracked_files`, the names of new files that git does not ignore; `left_out_files`, the
         names of files that are too large for the patch or look like secrets; `snapshot`, the folder
         of a snapshot. Bytes that are not UTF-8 become surrogate escapes. Unknown values are None;
-        if git failed, `git_problem` is its error.
+        if git failed, `git_problem` is git's error.
     """
     nothing: dict[str, Any] = dict.fromkeys(
         ("commit", "uncommitted_diff", "untracked_files", "left_out_files", "snapshot")
@@ -86,7 +86,7 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
 
 def commit_of(project: Path) -> str | None:
     """Return the commit of a checkout; None without a checkout or commit, or if git fails."""
-    if not is_checkout(project):  # git would use a checkout in a parent folder
+    if not is_checkout(project):  # else git may find a checkout in a parent folder
         return None
     try:
         return git(project, "rev-parse", "--verify", "HEAD").decode().strip()
@@ -115,14 +115,14 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
         try:
             # A name that ends in a slash is a nested repository.
             size = MAX_NEW_BYTES if name.endswith("/") else path.lstat().st_size
-        except FileNotFoundError:  # for example, an editor's temporary file
+        except FileNotFoundError:  # removed meanwhile, such as an editor's temporary file
             continue
         if size > MAX_NEW_FILE_BYTES or total + size > MAX_NEW_BYTES:
             left_out.append(name)
         else:
             recorded.append(name)
             total += size
-    # Uncommitted changes of a file that is named like a secret are secret, too.
+    # If a file's name looks like a secret, its uncommitted changes are left out, too.
     changed = _names(git(project, "diff", "--name-only", "--no-renames", "-z", "HEAD", "--"))
     secret = [name for name in changed if name in private or looks_secret(name)]
     paths = [".", *(f":(exclude,literal){name}" for name in secret)]
@@ -159,7 +159,7 @@ def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
 def private_files(project: Path, names: Sequence[str]) -> dict[str, str]:
     """Return the files that look like secrets, each with the reason: its name or its mode.
 
-    If other users can access the project folder, a mode that excludes them is a reason.
+    A mode that excludes other users is a reason only if they can access the project's folder.
 
     Args:
         project: the folder of the checkout.
@@ -190,7 +190,7 @@ def _is_private(path: Path) -> bool:
 
 
 def _diff_of_new(project: Path, names: list[str]) -> tuple[bytes, list[str]]:
-    """Return a patch that adds the new files, and the names of those that are unreadable.
+    """Return a patch that adds the new files, and the names of unreadable files.
 
     Git makes the patch in a temporary repository.
     """
@@ -209,7 +209,7 @@ def _diff_of_new(project: Path, names: list[str]) -> tuple[bytes, list[str]]:
                 unread.append(name)
         git(folder, "init", "--quiet", "--template=")
         (folder / ".git/info").mkdir(exist_ok=True)
-        (folder / ".git/info/attributes").write_text("* -text\n")  # so that git keeps line ends
+        (folder / ".git/info/attributes").write_text("* -text\n")  # git must not change line ends
         git(folder, "add", "--all", "--force")
         return git(folder, *DIFF, "--cached"), unread
 
@@ -230,7 +230,7 @@ def tracked_files(project: Path) -> list[str]:
 
 
 def new_files(project: Path, runs: Path | None) -> list[str]:
-    """List the files that git neither tracks nor ignores, except those below `runs`.
+    """List the files that git neither tracks nor ignores, except files below `runs`.
 
     Raises:
         GitError: if git fails.
@@ -269,7 +269,7 @@ def write_version(project: Path, commit: str, patch: str, *, folder: Path) -> No
     Raises:
         GitError: if the patch can't be applied, or the folder can't be written.
     """
-    # With --shared git reads the project's objects, so it also finds a commit on no branch.
+    # With --shared, git reads the project's objects; so it finds even a commit on no branch.
     source, target = str(project.absolute()), str(folder.absolute())
     options = ("--quiet", "--shared", "--no-checkout", "--template=")
     git(project, "clone", *options, "--config=core.autocrlf=false", source, target)

@@ -1,7 +1,7 @@
 """Asks NVIDIA's driver, its libraries and NVML about this machine's GPUs, without TensorFlow.
 
-Loading a library needs neither a GPU nor a driver, so every function works on any machine. A
-function that needs the package nvidia-ml-py returns empty values without it or without the driver.
+Loading a library needs neither a GPU nor a driver, so every function works on any machine. If the
+driver or the package nvidia-ml-py is missing, functions that need them return empty values.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ NVML = "libnvidia-ml.so.1"  # part of the driver; without it TensorFlow register
 INSTALL = "HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
 ASK = "look at nvidia-smi, and ask your site"
 IN_A_CONTAINER = "in a container add --nv (Apptainer) or --gpus all (Docker)"
-CACHE_BYTES = 4 * 2**30 - 1  # for compiled kernels; CUDA allows 4 GiB at most
+CACHE_BYTES = 4 * 2**30 - 1  # size of the cache of compiled kernels; CUDA allows 4 GiB at most
 
 DRIVER_LIBRARY_MISSING = 303  # CUDA_ERROR_SHARED_OBJECT_INIT_FAILED; TensorFlow prints only 303
 # TensorFlow 2.21 is built for cards up to this compute capability. On later cards XLA may abort the
@@ -61,7 +61,7 @@ class Problem:
 
     reason: str
     remedy: str
-    fault: Literal["installation", "node"] = "installation"  # "node": another node may work
+    fault: Literal["installation", "node"] = "installation"  # with "node", other nodes may work
 
 
 def has_driver() -> bool:
@@ -85,7 +85,7 @@ def load_libraries() -> None:
     """Load the CUDA libraries. Call this function before TensorFlow looks for devices.
 
     TensorFlow 2.21 finds a library only if it is loaded already, or in a folder of TensorFlow's
-    RUNPATH. The RUNPATH lacks `nvidia/cusolver/lib`, so without this call TensorFlow lists no GPU.
+    RUNPATH, which does not contain `nvidia/cusolver/lib`. So without this call it lists no GPU.
     """
     for name in LIBRARIES:
         _load(name)
@@ -148,7 +148,7 @@ def _dotted(number: int) -> str:
 
 
 def code_for(capability: Version, targets: Sequence[str]) -> str:
-    """Choose from `targets` the code that a card runs; empty if the card can run none of them.
+    """Return the target whose code a card runs; empty if the card can run no code in `targets`.
 
     Machine code, such as `sm_80`, runs on cards with the same major version and the same or a
     later minor version. PTX, such as `compute_90`, runs on all later cards: the driver compiles it.
@@ -171,7 +171,7 @@ def lasting_error(num_gpus: int) -> str:
     each GPU. If all allocations succeed, the result is empty.
 
     Args:
-        num_gpus: the number of GPUs that this process uses. They are the first visible ones.
+        num_gpus: the number of GPUs that this process uses: the first of the visible GPUs.
     """
     driver = _open("libcuda.so.1")
     if driver is None:
@@ -193,10 +193,10 @@ def lasting_error(num_gpus: int) -> str:
 
 
 def keep_compiled_kernels() -> None:
-    """Point CUDA to a cache that is large enough for all of TensorFlow's compiled kernels.
+    """Make CUDA use a cache that is large enough for all of TensorFlow's compiled kernels.
 
     TensorFlow has no machine code for cards after sm_89, so the driver compiles each kernel at its
-    first use. CUDA's default cache may be too small, or lie on a disk that the node empties.
+    first use. CUDA's default cache may be too small, or on a disk that the node empties.
     """
     if "CUDA_CACHE_PATH" in os.environ or (folder := kernel_cache(os.environ)) is None:
         return
@@ -227,13 +227,13 @@ def find_problem(
     If the reason is neither the installation nor the request, the node is at fault.
 
     Args:
-        lines: TensorFlow's messages on standard error while it looked for GPUs.
+        lines: what TensorFlow wrote to standard error while it looked for GPUs.
         environment: environment variables; CUDA_VISIBLE_DEVICES may hide GPUs.
         is_cuda_build: whether this TensorFlow was built for CUDA.
         num_seen: the number of GPUs that TensorFlow sees.
         promised: the number of GPUs that TensorFlow should see.
         given: the number of GPUs that Slurm allocated; None outside of Slurm.
-        listed: the indices in CUDA_VISIBLE_DEVICES as Slurm set it; they are not checked.
+        listed: the indices that Slurm wrote into CUDA_VISIBLE_DEVICES, which are not checked.
     """
     if hidden := hidden_by(environment):
         return Problem(hidden, "unset it")
@@ -289,7 +289,7 @@ def unknown_names(names: Sequence[str]) -> list[str]:
 
 
 def hidden_by(environment: Mapping[str, str] = os.environ) -> str:
-    """Return a message if CUDA_VISIBLE_DEVICES hides all GPUs, else an empty text."""
+    """Return a message if CUDA_VISIBLE_DEVICES hides all GPUs; else an empty string."""
     text = environment.get("CUDA_VISIBLE_DEVICES")
     if text is None or visible_names(text):
         return ""
@@ -299,7 +299,7 @@ def hidden_by(environment: Mapping[str, str] = os.environ) -> str:
 def visible_names(text: str) -> list[str]:
     """Split a value of CUDA_VISIBLE_DEVICES into indices, UUIDs and MIG instances.
 
-    Like CUDA, ignore the first invalid name and all names after it.
+    The first invalid name and all names after it are ignored, as by CUDA.
     """
     names = []
     for name in (part.strip() for part in text.split(",")):
@@ -310,7 +310,7 @@ def visible_names(text: str) -> list[str]:
 
 
 def _load(name: str) -> ctypes.CDLL | None:
-    """Load a library from LD_LIBRARY_PATH, NVIDIA's packages or the loader's default folders."""
+    """Load a library from LD_LIBRARY_PATH, NVIDIA's packages or default folders, if possible."""
     site = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     folders = (*(Path(each) for each in site if each), *library_folders())
     paths = (*(str(folder / name) for folder in folders), name)
@@ -342,7 +342,7 @@ def describe_memory(environment: Mapping[str, str] = os.environ) -> str:
         memory = nvml.nvmlDeviceGetMemoryInfo(gpu)
         running = nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
         others = [
-            f"process {each.pid} holds {(each.usedGpuMemory or 0) / 1e9:.1f} GB"
+            f"process {each.pid} uses {(each.usedGpuMemory or 0) / 1e9:.1f} GB"
             for each in running
             if each.pid != os.getpid()
         ]
@@ -371,7 +371,7 @@ def own_gb(environment: Mapping[str, str] = os.environ) -> float | None:
 
 
 def _ask_each(environment: Mapping[str, str], ask: Callable[[Any, Any], T]) -> dict[str, T]:
-    """Return the result of `ask` for each visible GPU, by index or UUID, unless `ask` fails.
+    """Call `ask` for each visible GPU; return the results by index or UUID, without failed calls.
 
     Args:
         ask: a function whose arguments are the module `pynvml` and NVML's handle of a GPU.

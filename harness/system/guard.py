@@ -26,12 +26,12 @@ OnDeath = Callable[[signal.Signals, str, int], None]
 
 
 def stand_guard(on_death: OnDeath) -> None:
-    """Fork. The child returns and may import TensorFlow; the parent waits and ends like the child.
+    """Fork this process: the child returns from here, the parent waits and ends like the child.
 
-    Call this before TensorFlow is imported and CUDA is used, because both fail after a fork.
+    Call this function before TensorFlow is imported and CUDA is used: both fail after a fork.
 
     Args:
-        on_death: a function that the parent calls if a signal of `FAULTS` kills the child. Its
+        on_death: a function that the parent calls if a signal in `FAULTS` kills the child. Its
             arguments are the signal, the child's messages and the child's process id. If the
             function returns, the parent dies by the same signal.
 
@@ -64,7 +64,7 @@ def stand_guard(on_death: OnDeath) -> None:
 
 
 def _die_with(guard: int) -> None:
-    """Let the kernel kill this process if its parent is killed."""
+    """Make the kernel kill this process if the guard, its parent, is killed."""
     ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
     if os.getppid() != guard:  # the guard died before prctl
         os.kill(os.getpid(), signal.SIGKILL)
@@ -87,7 +87,7 @@ def _signals() -> Iterator[int]:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Do nothing. Python writes a signal's number to the pipe only if there is a handler."""
+    """Do nothing. Python writes a signal's number to the pipe only if the signal has a handler."""
 
 
 def _wait(child: int, numbers: int) -> int:
@@ -102,8 +102,8 @@ def _wait(child: int, numbers: int) -> int:
                 pressed += 1
                 if pressed > 1:
                     end_at_once()
-                # scancel may have sent SIGINT to all processes of the step. A second SIGINT would
-                # end the child without a checkpoint, so send SIGTERM.
+                # scancel may have sent SIGINT to the child too. A second SIGINT would end the child
+                # without a checkpoint, so send SIGTERM.
                 os.kill(child, signal.SIGTERM)
             elif number in STOPPING and number != signal.SIGINT:
                 os.kill(child, number)
@@ -122,7 +122,7 @@ def _is_foreground() -> bool:
 
 
 def _die_of(number: signal.Signals) -> NoReturn:
-    """Die by the child's signal, so that the caller of this process sees it."""
+    """Die by the signal that killed the child, so that the caller sees this signal."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump of the guard would be useless
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)

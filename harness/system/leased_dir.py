@@ -27,8 +27,11 @@ from harness.system.files import (
 )
 from harness.system.lenient_json import parse_json, parse_toml, read_json
 
-PATIENCE_S, RETRY_S = 60.0, 1.0  # if a disk does not answer: how long to retry, and the pause
-MAX_AT_ONCE = 3  # number of other processes that may take the lease at once
+PATIENCE_S, RETRY_S = (
+    60.0,
+    1.0,
+)  # for how long, and how often, to retry a failing read
+MAX_AT_ONCE = 3  # the number of other processes that may take the lease at the same time
 
 LOGGER = logging.getLogger("harness")  # the console's logger
 
@@ -110,7 +113,7 @@ class LeasedDirectory:
         """Raise unless this process is still the writer.
 
         Raises:
-            TakenOver: if a newer process took the folder over, or the lease is missing.
+            TakenOver: if a newer process has taken the lease, or the lease is missing.
             DiskError: if the disk does not answer for a minute.
         """
         content = self._read_lease()
@@ -123,7 +126,7 @@ class LeasedDirectory:
             raise TakenOver(f"{self.kind} {self.folder}: {reason}; this process stops")
 
     def release_lease(self) -> None:
-        """Remove the lease after the last write. After an error the lease stays."""
+        """Remove the lease after the last write. If this fails, the lease stays."""
         with contextlib.suppress(OSError, RunError):  # for example, TakenOver
             self.check_lease()
             self.path("lease.json").unlink()

@@ -1,7 +1,7 @@
 """Reads JSON and TOML records that may be missing, broken or half-written.
 
-Returns empty values or None for unexpected content, so that no report fails because of a
-broken record.
+For unexpected content, the functions return empty values or None, so that no report fails because
+of a broken record.
 """
 
 import json
@@ -65,12 +65,12 @@ def table(content: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def text(value: object) -> str | None:
-    """Return the value if it is a string with characters, else None."""
+    """Return the value if it is a string that is not empty, else None."""
     return value if isinstance(value, str) and value else None
 
 
 def path(value: object) -> str | None:
-    """Return the value if it is a string that can be a path: encodable, without NUL; else None."""
+    """Return the value if it is a string that can be a path (encodable, without NUL), else None."""
     try:
         return value if isinstance(value, str) and b"\0" not in os.fsencode(value) else None
     except UnicodeEncodeError:
@@ -78,18 +78,18 @@ def path(value: object) -> str | None:
 
 
 def number(value: object) -> float | None:
-    """Return the value if it is a number of a size below MAX_NUMBER, else None."""
+    """Return the value if it is a number whose absolute value is below MAX_NUMBER, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if abs(value) < MAX_NUMBER else None
 
 
 def numbers(content: object) -> dict[str, float]:
-    """Return the values in a JSON object that `number` accepts, by their names."""
+    """Return the numbers in a JSON object, by their names; `number` defines what counts."""
     items = content.items() if isinstance(content, dict) else ()
     return {str(name): value for name, each in items if (value := number(each)) is not None}
 
 
 def whole(value: object) -> int | None:
-    """Return the value if it is an integer of a size below MAX_NUMBER, else None."""
+    """Return the value if it is an integer whose absolute value is below MAX_NUMBER, else None."""
     return value if isinstance(value, int) and number(value) is not None else None

@@ -24,13 +24,13 @@ SHOW_CURSOR = b"\x1b[?25h\n"
 class StopRequest:
     """Stores the signal that asks a run to stop; the training loop checks it between two steps.
 
-    All workers of a run must stop after the same step. Otherwise some would wait for ever in a
-    collective operation. So every step adds up the workers' votes, and all workers read the sum at
-    the same steps.
+    All workers of a run must stop after the same step; otherwise some workers would wait for ever
+    in a collective operation. So every step adds up the workers' votes, and all workers read the
+    sum at the same steps.
     """
 
     def __init__(self, *, alone: bool = True) -> None:
-        """Begin without a signal. `alone`: whether this worker is the run's only worker."""
+        """Make a request without a signal. `alone`: whether this is the run's only worker."""
         self.alone = alone
         self.signal: signal.Signals | None = None
 
@@ -42,32 +42,32 @@ class StopRequest:
     def listen(self) -> None:
         """Handle the signals in `STOPPING` from now on.
 
-        Call it again after making the strategy: the C++ code of a multi-worker strategy replaces
-        the handler for SIGTERM.
+        Call this method again after making the strategy: the C++ code of a multi-worker strategy
+        replaces the handler for SIGTERM.
         """
         for number in STOPPING:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal == number == signal.SIGINT:
-            end_at_once()  # the second Ctrl-C; the run can be resumed even so
-        if self.signal != signal.SIGTERM:  # SIGTERM cancels; later signals don't count
+            end_at_once()  # at the second Ctrl-C; even then the run can be resumed
+        if self.signal != signal.SIGTERM:  # after SIGTERM (a cancel), other signals don't count
             self.signal = signal.Signals(number)
 
     def check(self) -> None:
-        """Raise if this process has received a signal and is the run's only worker.
+        """Stop a run that has only this worker, if this process has received a signal.
 
         Raises:
-            Interrupted: with the signal's name.
+            Interrupted: if the run stops; the message is the signal's name.
         """
         if self.alone:
             self.agree(self.vote)
 
     def agree(self, votes: float) -> None:
-        """Raise if any worker has voted to stop.
+        """Stop the run if any worker has voted to stop; `votes` is the sum of the votes.
 
         Raises:
-            Interrupted: with the signal's name.
+            Interrupted: if the run stops; the message is the signal's name.
         """
         if votes > 0:
             raise Interrupted(self.signal.name if self.signal else "a signal to another worker")
@@ -111,7 +111,7 @@ def end_at_once(line: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoRet
     An exception is not enough: an import of TensorFlow, for example, may drop the exception or
     print a traceback.
     """
-    import psutil  # imported here, because `harness --help` does not need them
+    import psutil  # imported here, because `harness --help` needs neither of the two modules
 
     from harness.system import stderr_filter
 
@@ -130,7 +130,7 @@ PROGRAMS = {"harness", "__main__.py"}
 TRAINING = {"train", "resume", "tune"}  # commands that write a heartbeat
 CLOCK_SLACK_S = 2.0
 
-kept: list[object] = []  # objects with slow destructors, which `leave` skips
+kept: list[object] = []  # keeps objects with slow destructors alive until `leave`
 
 
 def leave(code: int) -> NoReturn:
@@ -171,8 +171,9 @@ def age_s() -> float | None:
 def end_with_parent() -> None:
     """Send SIGTERM to this process when its parent ends.
 
-    Standard input is a pipe from the parent. It closes when the parent ends, even through srun. If
-    this process still runs a minute later, it exits with the exit code of an interruption.
+    Standard input must be a pipe from the parent; it closes when the parent ends, even if srun is
+    in between. If this process still runs a minute after SIGTERM, it exits with the exit code of an
+    interruption.
     """
 
     def watch() -> None:
@@ -206,7 +207,7 @@ def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
 
 @functools.cache
 def process_space() -> str:
-    """Return the ids of the boot and container to which process ids belong; empty if unknown."""
+    """Return the ids of the boot and container that process ids belong to; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"
@@ -252,7 +253,7 @@ def _is_zombie(process: int) -> bool:
 
 
 def _cgroup_gb(name: str) -> list[float]:
-    """Read a control file of this process's cgroup (v2) and of its parents; return sizes in GB."""
+    """Read a control file of this process's cgroup (v2) and its parents; return the sizes in GB."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
         path = next((line[3:] for line in lines if line.startswith("0::")), "/")

@@ -1,7 +1,7 @@
 """Settings of the site: environment variables that slurm/site.sh exports.
 
-Job scripts source that file, and users source it in their shells. It is a bash script, so this
-module never reads values from it, but searches it for names, to warn if the shell lacks them.
+Job scripts source that file, and users source it in their shells. The file is a bash script, so
+this module reads no values, but searches the file for names, to warn if a variable is unset.
 """
 
 import os
@@ -14,10 +14,10 @@ from harness.errors import InputError
 
 SITE = "slurm/site.sh"  # ignored by git
 TRUST = "HARNESS_TRUST_CODE"  # set by --trust-code
-LARGEST = 1440.0  # largest time limit, in the unit of its setting
+LARGEST = 1440.0  # the largest value of a time limit, in its unit (minutes or seconds)
 
-# Unless this is 1, no model trains on several nodes: TensorFlow's servers listen on every
-# interface, need no login, and are made for private networks
+# Unless this variable is 1, no model trains on several nodes: TensorFlow's servers listen on every
+# network interface, need no login, and are made for private networks
 # (github.com/tensorflow/tensorflow/issues/11689).
 TRUSTED_NETWORK = "HARNESS_TRUSTED_NETWORK"
 RISK = (
@@ -33,7 +33,7 @@ REMEDY = (
 def not_sourced(
     names: Iterable[str], project: Path = PROJECT, environment: Mapping[str, str] = os.environ
 ) -> str:
-    """Return a hint if slurm/site.sh sets a variable that this environment lacks; else empty.
+    """Return a hint if slurm/site.sh sets variables that this environment does not; else empty.
 
     Args:
         names: the names of the settings that are needed.
@@ -79,5 +79,6 @@ def check_trusted_network(num_nodes: int) -> None:
     if num_nodes > 1 and os.environ.get(TRUSTED_NETWORK) != "1":
         hint = not_sourced([TRUSTED_NETWORK])
         raise InputError(
-            f"one model on {num_nodes} nodes: {RISK}; {REMEDY}{f' ({hint})' if hint else ''}"
+            f"one model on {num_nodes} nodes is refused: {RISK}; {REMEDY}"
+            f"{f' ({hint})' if hint else ''}"
         )

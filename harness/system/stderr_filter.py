@@ -1,7 +1,7 @@
 """Removes TensorFlow's messages that no user can act on and that its log level does not hide.
 
-TensorFlow writes some of them before it reads the log level, and logs others as errors. In a
-process that computes on GPUs all messages go into a file in memory (`capture`), because
+TensorFlow writes some of these messages before it reads the log level, and logs others as errors.
+In a process that computes on GPUs all messages go into a file in memory (`capture`), because
 sometimes only a message says that a step was computed wrongly, or why the process died.
 """
 
@@ -14,24 +14,24 @@ from collections.abc import Iterator, Sequence
 from harness.system.console import echo
 from harness.system.gpu import has_driver, hidden_by
 
-# TensorFlow 2.21 writes these at every start without a GPU. They matter only if there is
-# a driver and its GPUs are not hidden.
+# Messages that TensorFlow 2.21 writes at every start without a GPU. They matter only if there is a
+# driver and its GPUs are not hidden.
 NO_DRIVER_NOISE = re.compile(r"cudart_stub|cuda_platform.*cuInit|INTERNAL: CUDA Runtime error")
 KNOWN_NOISE = re.compile(
     r"before absl::InitializeLog"
     r"|cpu_feature_guard|To enable the following instructions|oneDNN custom operations"
     r"|computation_placer already registered|Unable to register cu"
-    # When TensorFlow loads a compiled step, it first tries to parse the step as text, and mistakes
-    # two compiler hints for features that the processor lacks.
+    # When TensorFlow loads a compiled step, it first tries to parse the step as text, and it
+    # mistakes two compiler hints for processor features that are missing.
     r"|text_format.*XlaSerializedCacheEntry|cpu_aot_loader.*feature \+prefer-no-(scatter|gather)"
 )
 # A message of TensorFlow begins with level, date, time, thread and place. Other lines continue it.
 BEGIN = re.compile(r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d+\.\d+ +\d+ [\w./-]+:\d+\] ")
 
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
-LAST_LINES = 60  # enough for a message and a stack trace
+LAST_LINES = 60  # number of lines, enough for a message and a stack trace
 
-descriptor = 2  # the real standard error; `capture` and `filtered_stderr` change it
+descriptor = 2  # of the real standard error; `capture` and `filtered_stderr` change it
 
 
 class Capture:
@@ -40,12 +40,12 @@ class Capture:
     def __init__(self, file: int) -> None:
         self.file = file
         self._at = 0  # number of bytes read
-        self._rest = b""  # an incomplete last line
-        # `ask_for_messages` makes TensorFlow write warnings; show them only if the user wants them.
+        self._rest = b""  # the last line while it is incomplete
+        # TensorFlow writes warnings, see `ask_for_messages`; show them only if the user wants it.
         self.shows_warnings = os.environ.get(LEVEL, "") in ("0", "1")
 
     def read(self) -> list[str]:
-        """Return the messages since the last call, one line per message."""
+        """Return the messages that were written since the last call, each as one line."""
         while part := os.pread(self.file, 1 << 20, self._at):
             self._at += len(part)
             self._rest += part
@@ -109,7 +109,7 @@ def show_last(text: str) -> None:
 
 @contextlib.contextmanager
 def filtered_stderr() -> Iterator[list[str]]:
-    """Hold back what the block writes to file descriptor 2; after it, write all except noise.
+    """Hold back what the block writes to file descriptor 2; then write all lines except noise.
 
     Yields:
         A list that receives all lines, including noise, at the end of the block.

@@ -1,4 +1,4 @@
-"""Ends this process when its main thread can't, because TensorFlow waits for a device.
+"""Ends this process if its main thread can't end it, because TensorFlow waits for a device.
 
 A Python signal handler does not run during such a wait. So a second thread ends the process some
 time after the first signal to stop, or after a long time without a result from the devices.
@@ -21,15 +21,15 @@ from harness.system.processes import STOPPING, end_at_once
 from harness.system.site_settings import number_setting
 
 STALL, STALL_MIN = "HARNESS_STALL_MIN", 10.0
-NODES_STALL_MIN = 1.5  # default on several nodes: if one hangs, all others wait
+NODES_STALL_MIN = 1.5  # default on several nodes: if one node hangs, all others wait
 STOP, STOP_S = "HARNESS_STOP_S", 60.0
-# Factor of the limit before the first step, for a GPU whose kernels the driver compiles.
+# If the driver compiles the GPU's kernels: the factor of the limit before the first step.
 FIRST_USE = 6.0
-STEPS_AT_ONCE = 100  # if one execution has more steps, the limit grows in proportion
+STEPS_AT_ONCE = 100  # for an execution of more steps, the limit grows in proportion
 ASK_AFTER = 0.1  # share of the limit after which the training loop waits for a result
 TICKS = 20  # number of checks within a limit
 LONGEST_TICK_S = 30.0
-RECORD_S = 10.0  # longest wait for the record of the end, because the disk may not answer
+RECORD_S = 10.0  # longest time to record the end, because the disk may not answer
 
 Record = Callable[[Interrupted], int]
 
@@ -45,9 +45,9 @@ class Watched:
 
     where: str  # the devices and the node, for the message
     next_step: str  # how to continue the work, for the message
-    record: Record = nothing  # records the end, and returns the exit code
+    record: Record = nothing  # a function that records the end and returns the exit code
     num_steps: int = 1  # training steps per execution
-    first_use: float = 1.0  # factor of the limit before the first step
+    first_use: float = 1.0  # the factor of the limit before the first step
     has_stepped: bool = False
 
 
@@ -158,11 +158,14 @@ class Watchdog:
             self._num_pressed += 1
             if self._num_pressed > 1:
                 end_at_once()  # the main thread may be unable to end the process
-        if number in STOPPING and self._signal != signal.SIGTERM:  # no later signal undoes a cancel
+        if number in STOPPING and self._signal != signal.SIGTERM:  # SIGTERM (a cancel) stays
             self._signal = signal.Signals(number)
 
     def count(self, passed_s: float) -> None:
-        """Add to the time without progress and since a signal; end the process at a limit."""
+        """Count the time without progress and since a signal to stop; at a limit, end the process.
+
+        `passed_s` is the time since the last call.
+        """
         watched = self.watched
         if watched is None or self._progress != self._seen:
             self._seen, self._still_s = self._progress, 0.0
@@ -201,7 +204,7 @@ class Watchdog:
         self._end(lines[-1], codes[-1])
 
 
-current: Watchdog | None = None  # this process's watchdog; only one can receive signals
+current: Watchdog | None = None  # at most one per process can receive signals
 
 
 def progress() -> None:

@@ -77,6 +77,6 @@ def test_links_of_other_users_are_not_followed(tmp_path: Path) -> None:
     assert board.refusals() == f"not shown: {told}; and 3 more"
     board.refresh()
     assert board.refusals() == ""
-    message = r"holds no run \(.*link00 is a symbolic link that belongs to daemon\); give"
+    message = r"contains no run \(.*link00 is a symbolic link that belongs to daemon\); give"
     with pytest.raises(InputError, match=message):
         check_roots([runs], runs)

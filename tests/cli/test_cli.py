@@ -24,7 +24,7 @@ LSTM = JOBS / "lstm.toml"
         (["tensorboard", "--hours", "nan"], ("--hours", "8760")),
         (["train", LSTM, "--devices", ""], ("--devices ''", "gpu:2 or cpu")),
         (["train", LSTM, "--seeds", "1,1"], ("--seeds 1,1", "names seed 1 twice")),
-        (["prune", JOBS], ("holds no run", "give runs, or a folder of runs")),
+        (["prune", JOBS], ("contains no run", "give runs, or a folder of runs")),
         (["train", LSTM, "--devices", "tpu"], ("--devices tpu", "gpu:4")),
         (["train", LSTM, "--data", "nowhere"], ("--data nowhere", "harness data fetch")),
         (["train", LSTM, "--full"], ("the full dataset", "harness data fetch")),

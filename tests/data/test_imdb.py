@@ -184,7 +184,7 @@ def test_a_proxy_that_answers_junk_fails_the_download(monkeypatch: pytest.Monkey
         raise http.client.BadStatusLine("junk")
 
     monkeypatch.setattr("urllib.request.urlopen", answer)
-    with pytest.raises(RunError, match=r"no download of .*npz \(junk"):
+    with pytest.raises(RunError, match=r"the download of .*npz failed \(junk"):
         fetch()
 
 
@@ -200,7 +200,7 @@ def test_a_named_folder_is_never_skipped(tmp_path: Path) -> None:
     """A typo in --data is refused, even if other folders have the data."""
     write_npz(tmp_path / "keras" / "datasets")
     for folder in (tmp_path / "typo", tmp_path):
-        with pytest.raises(InputError, match=r"--data .*: is not a folder with imdb\.npz"):
+        with pytest.raises(InputError, match=r"--data .*: contains neither imdb\.npz"):
             open_dataset(folder)
 
 
@@ -245,7 +245,7 @@ def test_the_raw_review_folder_gives_the_same_content(tmp_path: Path) -> None:
     assert fetch(raw).checksum == small().checksum
     (raw / "test" / "neg" / "0_7.txt").unlink()
     (raw / "test" / "neg" / "1_7.txt").unlink()
-    with pytest.raises(InputError, match=r"holds no test/neg"):
+    with pytest.raises(InputError, match=r"contains no test/neg"):
         fetch(raw)
 
 

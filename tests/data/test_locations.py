@@ -53,7 +53,7 @@ def test_an_unreadable_folder_is_skipped(home: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("XDG_CACHE_HOME", str(closed))
     assert missing_in() == []
     assert open_dataset(full=True).checksum == dataset.checksum
-    with pytest.raises(InputError, match=r"x: is not a folder with imdb\.npz"):
+    with pytest.raises(InputError, match=r"x: contains neither imdb\.npz"):
         open_dataset(closed)
 
 

@@ -109,7 +109,7 @@ def test_a_job_names_columns_delimiter_and_encoding(tmp_path: Path) -> None:
     assert source_checksum(path, form) != source_checksum(
         path, form.model_copy(update={"label_column": "x"})
     )
-    with pytest.raises(InputError, match=r"0 columns text, .* are 'Nr', 'Review', 'x'"):
+    with pytest.raises(InputError, match=r"0 columns named text, .* are 'Nr', 'Review', 'x'"):
         found(path, DataConfig(delimiter=";", encoding="latin-1"))
     utf16 = tmp_path / "b.tsv"
     utf16.write_bytes("text\tlabel\nfür\tpos\n".encode("utf-16"))
@@ -213,7 +213,10 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
     lines = {
         "array.json": ('[{"text": "a", "label": 1}]\n', "line 1 is not an object"),
         "half.jsonl": ('{"text": "a", "label": 1}\n{"text"\n', "line 2 is not JSON"),
-        "lacks.jsonl": ('{"text": "a", "label": 1}\n{"text": "b"}\n', "line 2 has 0 columns label"),
+        "lacks.jsonl": (
+            '{"text": "a", "label": 1}\n{"text": "b"}\n',
+            "line 2 has 0 columns named label",
+        ),
         "split lost.jsonl": (
             '{"text": "a", "label": 1, "split": "train"}\n{"text": "b", "label": 0}\n',
             "line 2 and line 1: one states its split, the other does not",
@@ -242,10 +245,10 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
     saved = write_saved(folder / "escapes", pa.table(columns()))
     for files in ("5", '[{"filename": ["a"]}]', '[{"filename": "../none.parquet"}]'):
         (saved / "state.json").write_text(f'{{"_data_files": {files}}}')
-        yield saved, "should name files of its folder"
+        yield saved, "should name files in its own folder"
     (folder / "splits").mkdir()
     (folder / "splits" / "dataset_dict.json").write_text('{"splits": ["train", "../escapes"]}')
-    yield folder / "splits", "names a split 'train'"
+    yield folder / "splits", "lists the split 'train'"
     saved = write_saved(folder / "broken", pa.table(columns()), num_files=1)
     (path,) = saved.glob("*.arrow")
     path.write_bytes(path.read_bytes()[:300])

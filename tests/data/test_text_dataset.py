@@ -106,7 +106,7 @@ def test_only_the_training_split_needs_all_of_many_classes(tmp_path: Path) -> No
         for name, labels in zip(SPLITS, splits, strict=True):
             write_csv(tmp_path / folder / f"{name}.csv", starred(60, labels))
     assert open_source(tmp_path / "one").classes == ("a", "b", "c")
-    with pytest.raises(InputError, match="none of the 60 training reviews is 'c'"):
+    with pytest.raises(InputError, match="none of the 60 training reviews has the label 'c'"):
         open_source(tmp_path / "two")
     rows = [*starred(120, "ab"), *[(f"late {text}", "c") for text, _ in make_rows(3)]]
     job = job_of(write_csv(tmp_path / "a.csv", rows), "data.limit=20")
@@ -166,9 +166,9 @@ def test_a_split_of_the_source_is_kept(tmp_path: Path) -> None:
     [
         ({"train": ROWS[:9]}, "9 training reviews, should be at least 10"),
         ({"val": ROWS[60:69]}, "9 validation reviews, should be at least 10"),
-        ({"train": ROWS[:20:2]}, "none of the 10 training reviews is 'neg'"),
-        ({"test": ROWS[61:90:2]}, "none of the 15 test reviews is 'pos'"),
-        ({"val": ROWS[61:90:2]}, "none of the 15 validation reviews is 'pos'"),
+        ({"train": ROWS[:20:2]}, "none of the 10 training reviews has the label 'neg'"),
+        ({"test": ROWS[61:90:2]}, "none of the 15 test reviews has the label 'pos'"),
+        ({"val": ROWS[61:90:2]}, "none of the 15 validation reviews has the label 'pos'"),
     ],
 )
 def test_a_split_without_a_class_is_refused(
@@ -193,7 +193,7 @@ def test_a_part_of_a_job_without_a_class_is_refused(tmp_path: Path) -> None:
     job = job_of(write_csv(tmp_path / "a.csv", ROWS))
     open_data(job, None)
     for override in ("data.limit=2", "data.validation_split=0.001"):
-        with pytest.raises(InputError, match=r"reviews is '\w+'; change data\.limit"):
+        with pytest.raises(InputError, match=r"reviews has the label '\w+'; change data\.limit"):
             open_data(job_of(tmp_path / "a.csv", override), None)
     with pytest.raises(InputError, match=r"--data /x: .* leave --data out"):
         open_data(job, Path("/x"))
@@ -261,7 +261,7 @@ def test_describe_helps_to_choose_settings(tmp_path: Path) -> None:
     assert "2 classes: 0 = 0, 1 = 1" in lines[0]
     num_train = len(open_source(tmp_path / "a.csv").train)
     assert lines[1].startswith(f"train   {num_train:,} reviews: ")
-    assert lines[3].startswith(f"words   {num_train + 1:,} different ones in training")
+    assert lines[3].startswith(f"words   {num_train + 1:,} different words in training")
     assert "longest 101" in lines[4]
     assert "50% 5" in lines[4]
 

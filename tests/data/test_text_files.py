@@ -100,9 +100,12 @@ HEAD = b"text,label\n"
     ("content", "said"),
     [
         (b"", ("is empty", "the names of its columns")),
-        (b"review,sentiment\nx,1\n", ("0 columns text", "'review', 'sentiment'", "text_column")),
+        (
+            b"review,sentiment\nx,1\n",
+            ("0 columns named text", "'review', 'sentiment'", "text_column"),
+        ),
         (b"text;label\nx;1\n", ("one column, 'text;label'", "data.delimiter = ';'")),
-        (b"text,label,label\nx,1,1\n", ("2 columns label",)),
+        (b"text,label,label\nx,1,1\n", ("2 columns named label",)),
         (HEAD + b"fine,pos\n\n:-),neg\n", ("row 3 has no word in its text", "remove all such")),
         (HEAD + b"fine, \nx,\n", ("row 2 has no label",)),
         (
@@ -122,7 +125,7 @@ HEAD = b"text,label\n"
             b"text,label,split\nfine,pos,later\n",
             ("row 2", "split is 'later'", "validation or test"),
         ),
-        (HEAD, ("holds 0 classes",)),
+        (HEAD, ("contains 0 classes",)),
         (HEAD + b"fine,1\ndull,1\n", ("1 classes ('1')", "2 to 1,000")),
         (HEAD + b"".join(b"x,%d\n" % i for i in range(1001)), ("over 1,000 classes ('0', ",)),
         (HEAD + b"pos," + b"a" * 61 + b"\n", ("the label 'aaa", "at most 60 characters")),
@@ -151,20 +154,20 @@ def test_a_path_that_is_no_source_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
     assert "is not a regular file" in refusal(tmp_path / "pipe.csv")
     (tmp_path / "empty").mkdir()
-    assert "empty/ holds 0 folders" in refusal(tmp_path / "empty")
+    assert "empty/ contains 0 folders" in refusal(tmp_path / "empty")
 
 
 def test_a_bad_folder_is_refused(tmp_path: Path) -> None:
     """The line names the problem: an empty class, a class in one split only, a link, a bad file."""
     folder = write_folder(tmp_path / "reviews", ROWS)
     (folder / "unsup").mkdir()
-    assert "unsup/ holds no .txt file" in refusal(folder)
+    assert "unsup/ contains no .txt file" in refusal(folder)
     (folder / "unsup").rmdir()
     both = tmp_path / "both"  # the layout of IMDB's folders
     for split in SPLITS:
         write_folder(both / split, ROWS)
     write_folder(both / "train", [("unlabelled", "unsup")])
-    assert "but 'unsup' is in one of them only; add or remove it" in refusal(both)
+    assert "only one of the two contains 'unsup'; add or remove that folder" in refusal(both)
     (folder / "pos" / "note.md").write_text("no review")
     open_source(folder)
     secret = tmp_path / "secret.txt"
@@ -179,7 +182,7 @@ def test_a_bad_folder_is_refused(tmp_path: Path) -> None:
         assert said in refusal(folder)
     for path in (folder / "pos").iterdir():
         path.unlink()
-    assert "pos/ holds no .txt file" in refusal(folder)
+    assert "pos/ contains no .txt file" in refusal(folder)
 
 
 def test_the_checksum_of_a_source(tmp_path: Path) -> None:

@@ -36,12 +36,12 @@ def test_the_vectors_of_the_words_are_found(tmp_path: Path, form: str) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"the 1 2\n", "has vectors of 2 numbers, model.embedding_dim = 3; set"),
+        (b"the 1 2\n", "has vectors of 2 numbers, but model.embedding_dim = 3; set"),
         (b"400000 100\nthe 1 2 3\n", "has vectors of 100 numbers"),
         (b"the 1 2 3\nfilm 1 2\n", "line 2 has 2 numbers, should have a word and 3 numbers"),
         (b"the 1 2 x\n", "line 1 should be a word and numbers"),
-        (b"the 1 nan 3\n", "the vector of 'the' should have finite numbers"),
-        (b"other 1 2 3\n", "has none of the 4 words"),
+        (b"the 1 nan 3\n", "the vector of 'the' should consist of finite numbers"),
+        (b"other 1 2 3\n", "contains none of the 4 words"),
         (b"a" * 2_000_000, "has vectors of 0 numbers"),
     ],
 )
@@ -58,5 +58,5 @@ def test_a_bad_text_file_is_refused(tmp_path: Path, content: bytes, said: str) -
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     """A folder is refused, too."""
     for path in (tmp_path / "vectors.txt", tmp_path):
-        with pytest.raises(InputError, match="is not a file; name the file of the vectors"):
+        with pytest.raises(InputError, match="is not a file; name a file of word vectors"):
             open_vectors(path, WORDS, 3)

@@ -171,7 +171,7 @@ def test_a_bad_export_is_refused(harness: Harness, tmp_path: Path) -> None:
     (thesis / "thesis.tex").touch()
     for folder, message in (
         (begun / "export", "is unfinished and has no model yet; harness resume"),
-        (thesis, "holds thesis.tex, which is not part of an export"),
+        (thesis, "contains thesis.tex, which is not part of an export"),
         (thesis / "thesis.tex", "can't be read: Not a directory"),
     ):
         with pytest.raises(InputError, match=message):

@@ -362,7 +362,7 @@ def test_patterns_are_expanded_and_typos_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a folder"):
         scored_runs([tmp_path / "nope"])
     (tmp_path / "bare").mkdir()
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="contains no run"):
         scored_runs([tmp_path / "bare"])
 
 

@@ -213,7 +213,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path, names: list[str]) 
     check_folder(tmp_path / "out")  # an empty folder is fine
     for name in names:
         (tmp_path / "out" / name).write_text("mine")
-    with pytest.raises(InputError, match=f"--out .*out: holds {names[-1]}"):
+    with pytest.raises(InputError, match=f"--out .*out: contains {names[-1]}"):
         check_folder(tmp_path / "out")
     with pytest.raises(InputError, match="is not a folder"):
         check_folder(tmp_path / "out" / names[0])

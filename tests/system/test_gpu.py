@@ -61,7 +61,7 @@ def test_memory_is_listed_with_the_processes_that_use_it() -> None:
     """The list leaves out this process, and a MIG instance, whose memory is unknown."""
     assert describe_memory({}) == (
         "GPU 0 has 1.5 of 80.0 GB free; GPU 1 has 1.5 of 80.0 GB free, "
-        f"process {OTHER} holds 40.0 GB"
+        f"process {OTHER} uses 40.0 GB"
     )
     assert describe_memory({"CUDA_VISIBLE_DEVICES": "0"}) == "GPU 0 has 1.5 of 80.0 GB free"
     assert describe_memory({"CUDA_VISIBLE_DEVICES": "MIG-a"}) == ""

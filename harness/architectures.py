@@ -268,7 +268,7 @@ class ModelConfig(ConfigSection):
     """`[model]`: the network."""
 
     architecture: Annotated[str, Facts(choices=tuple(BUILDERS), is_function=True)] = Field(
-        description="network; a custom one is `file.py:function` or `package.module:function`"
+        description="network; a custom network is `file.py:function` or `package.module:function`"
     )
     units: int = Field(32, ge=1, le=4096, description="units of a recurrent layer")
     embedding_dim: int = Field(32, ge=1, le=4096, description="dimension of the word vectors")
@@ -285,28 +285,29 @@ class ModelConfig(ConfigSection):
         True, description="train the word vectors; false keeps their initial values"
     )
     spatial_dropout: Share = Field(0.4, description="dropout rate of whole embedding channels")
-    dropout: Share = Field(0.4, description="dropout rate of the classifier's inputs")
+    dropout: Share = Field(0.4, description="dropout rate of the output layer's inputs")
     reset_after: Annotated[bool, Facts(only_with={"model.architecture": ("gru",)})] = Field(
-        False, description="the variant of the GRU that cuDNN supports"
+        False, description="true selects the variant of the GRU that cuDNN supports"
     )
     second_units: Annotated[int, Facts(only_with={"model.architecture": ("stacked_lstm",)})] = (
-        Field(0, ge=0, le=4096, description="units of the second layer; 0 = `units`")
+        Field(0, ge=0, le=4096, description="units of the second layer; 0 = as many as `units`")
     )
     pooling: Literal["last", "max", "mean", "max+mean"] = Field(
-        "last", description="classifier's input from the outputs over time"
+        "last", description="how the outputs at all words become the output layer's input"
     )
     options: Annotated[Options, Facts(check=_belongs_to_an_own_network)] = Field(
         {}, description="settings of the network, with any names"
     )
 
     word_dropout: Share = Field(
-        0.0, description="dropout rate of whole words and their n-gram ratios"
+        0.0,
+        description="dropout rate of whole words; a dropped word's n-gram ratios are dropped too",
     )
     ngram_ratios: Annotated[int, Facts(check=_is_read_by_the_network)] = Field(
         0,
         ge=0,
         le=3,
-        description="largest n of the n-grams whose log-ratios the network reads beside the "
+        description="the network also reads the log-count ratios of n-grams of up to this many "
         "words; 0 = off",
     )
     recurrent: Annotated[bool, Facts(check=_leaves_something_to_classify)] = Field(

@@ -43,13 +43,13 @@ def _limits(facts: Facts, table: str) -> list[str]:
     """Return the rules that connect a key with others, and whether a search may vary the key."""
     limits = []
     if facts.unvalidated is not None:
-        limits.append(f"must be `{json.dumps(facts.unvalidated)}` where `validation_split` is 0")
+        limits.append(f"must be `{json.dumps(facts.unvalidated)}` if `validation_split` is 0")
     if rule := facts.check and str(facts.check.__doc__).rstrip("."):
         limits.append(rule[0].lower() + rule[1:])
     if facts.only_with:
         needed = (condition(key.removeprefix(table), vs) for key, vs in facts.only_with.items())
         limits.append("only with " + " or ".join(f"`{each}`" for each in needed))
-    return limits + ["not searched"] * bool(facts.not_searched)
+    return limits + ["a search can't vary it"] * bool(facts.not_searched)
 
 
 def _range(field: FieldInfo, facts: Facts) -> str:

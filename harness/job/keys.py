@@ -55,7 +55,7 @@ def _leaves_one_to_validate(limit: int) -> int:
 
 # The docstrings of the checks complete the descriptions of the keys in jobs/README.md.
 def _scores_something(job: "Job") -> str:
-    """Must be true where `validation_split` is 0."""
+    """Must be true if `validation_split` is 0."""
     if job.data.test or job.data.validation_split:
         return ""
     return "the run would have no score, since data.validation_split = 0; change one of the two"
@@ -75,26 +75,36 @@ class DataConfig(ConfigSection):
             "",
             max_length=4000,
             pattern=r"^[^\x00-\x1f\x7f]*$",
-            description="your texts: path of a table or folder; empty = IMDB",
+            description="for your texts: path of a table or folder; empty = IMDB",
         )
     )
     text_column: Annotated[str, FORMAT] = Field(
-        "text", min_length=1, max_length=200, description="your texts: column of the text"
+        "text",
+        min_length=1,
+        max_length=200,
+        description="for your texts: name of the column that contains the text",
     )
     label_column: Annotated[str, FORMAT] = Field(
-        "label", min_length=1, max_length=200, description="your texts: column of the class"
+        "label",
+        min_length=1,
+        max_length=200,
+        description="for your texts: name of the column that contains the class",
     )
     split_column: Annotated[str, FORMAT] = Field(
         "",
         max_length=200,
-        description="your texts: column with `train`, `validation` or `test`; empty = the "
-        "column `split`, if it exists",
+        description="for your texts: name of the column that contains `train`, `validation` or "
+        "`test`; empty = `split`, if there is such a column",
     )
     delimiter: Annotated[str, AfterValidator(_one_character), FORMAT] = Field(
-        "", description="your texts: column separator of a .csv or .tsv; empty = comma or tab"
+        "",
+        description="for your texts: character that separates the columns of a .csv or .tsv; "
+        "empty = comma or tab",
     )
     encoding: Annotated[str, AfterValidator(_known_encoding), FORMAT] = Field(
-        "utf-8", max_length=40, description="your texts: encoding, such as `latin-1` or `utf-16`"
+        "utf-8",
+        max_length=40,
+        description="for your texts: character encoding, such as `latin-1` or `utf-16`",
     )
     # 88,587 = the 88,584 words of IMDB and three indices that Keras reserves
     vocab_size: int = Field(
@@ -116,13 +126,17 @@ class DataConfig(ConfigSection):
         ),
     ] = Field(
         0.2,
-        description="share of the training reviews, taken from their end, for validation; if your "
-        "texts have a validation split: above 0 = validate on that split, 0 = train on it",
+        description="share of the training reviews, taken from their end, for validation; a "
+        "validation split of your texts replaces this share; if the share is 0, that split is for "
+        "training",
     )
     limit: Annotated[
         int, AfterValidator(_leaves_one_to_validate), Facts(not_searched=SAME_REVIEWS)
     ] = Field(
-        0, ge=0, le=10**9, description="number of reviews, from the start of each split; 0 = all"
+        0,
+        ge=0,
+        le=10**9,
+        description="how many reviews at the start of each split are used; 0 = all",
     )
     test: Annotated[
         bool,
@@ -133,7 +147,7 @@ class DataConfig(ConfigSection):
         ),
     ] = Field(True, description="evaluate the model on the test set at the end of the run")
     bucket: bool = Field(
-        False, description="make each batch of reviews of similar length, to save padding"
+        False, description="make batches of reviews of similar length, which need less padding"
     )
 
 
@@ -262,10 +276,10 @@ class TrainConfig(ConfigSection):
         6, ge=1, le=1000, description="number of passes over the training reviews"
     )
     batch_size: int = Field(
-        128, ge=1, le=25_000, description="reviews in a global batch, on all replicas together"
+        128, ge=1, le=25_000, description="number of reviews in a batch, on all replicas together"
     )
     optimizer: Annotated[str, Facts(choices=tuple(OPTIMIZERS), is_function=True)] = Field(
-        "rmsprop", description="Keras optimizer; a custom one is `file.py:function`"
+        "rmsprop", description="Keras optimizer; a custom optimizer is `file.py:function`"
     )
     optimizer_options: Annotated[Options, Facts(check=_fits_the_optimizer)] = Field(
         {}, description="options of the optimizer by their Keras names, such as `weight_decay`"
@@ -363,7 +377,11 @@ class TrainConfig(ConfigSection):
         float, Facts(only_with={"train.reduce_lr_patience": ()}, for_all_reviews=True)
     ] = Field(0.5, gt=0, lt=1, description="multiplier of the learning rate at each reduction")
     clipnorm: float = Field(
-        0.0, ge=0, le=1e6, description="largest norm of the gradient of all weights; 0 = off"
+        0.0,
+        ge=0,
+        le=1e6,
+        description="largest norm of the gradient of all weights; larger gradients are scaled "
+        "down; 0 = off",
     )
     precision: Literal["float32", "float64", "float16", "bfloat16"] = Field(
         "float32",
@@ -381,8 +399,8 @@ class TrainConfig(ConfigSection):
     )
     xla: Annotated[Literal["auto", "on", "off"], Facts(changes="digits")] = Field(
         "auto",
-        description="compile training and evaluation with XLA; auto = the fastest way "
-        "on the device; off = no XLA, and on a CPU only Keras's own layers",
+        description="whether XLA compiles training and evaluation; auto = the fastest way on the "
+        "device, off = no XLA (on a CPU also no BlockLSTM)",
     )
     steps_per_execution: Annotated[int, Facts(changes="digits")] = Field(
         1, ge=1, le=10_000, description="training steps per call of the TensorFlow graph"
@@ -391,7 +409,7 @@ class TrainConfig(ConfigSection):
         60.0, gt=0, le=86_400, description="seconds between checkpoints"
     )
     log_every_steps: Annotated[int, Facts(changes="nothing")] = Field(
-        10, ge=1, le=10_000, description="training steps between entries of the log"
+        10, ge=1, le=10_000, description="number of training steps between two entries of the log"
     )
 
 

@@ -223,11 +223,14 @@ class SearchConfig(ConfigSection):
         0,
         ge=0,
         le=100_000,
-        description="largest number of trials, or of different settings with asha; 0 = all, only "
-        "with grid and hyperband",
+        description="largest number of trials; asha counts different settings instead; 0 = all, "
+        "allowed only with grid and hyperband",
     )
     executions: int = Field(
-        1, ge=1, le=100, description="runs per trial, with different seeds; their mean score counts"
+        1,
+        ge=1,
+        le=100,
+        description="runs per trial, each with another seed; the trial's score is their mean",
     )
     seed: int = Field(1, ge=1, le=2**31 - 1, description="seed of the tuner")
     min_epochs: Annotated[int, Facts(only_with={"search.tuner": ("asha",)})] = Field(
@@ -243,8 +246,8 @@ class SearchConfig(ConfigSection):
         0,
         ge=0,
         le=10_000,
-        description="largest number of trials that are chosen but not finished; 0 = twice "
-        "the number of workers at the start of the sweep",
+        description="largest number of trials that are proposed but not finished; 0 = twice "
+        "the number of workers at the start of the search",
     )
 
 

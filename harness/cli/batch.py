@@ -1,4 +1,4 @@
-"""Hidden commands that the job scripts call. They print bash code, which the scripts evaluate."""
+"""Hidden commands of the job scripts; a command prints bash code, which its caller evaluates."""
 
 import logging
 import os

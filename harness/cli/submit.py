@@ -88,7 +88,7 @@ def submit(
     sbatch_flags = list(flags or ())
     names: list[str] = []
     if job is not None and (all_jobs or resume or all_interrupted):
-        # Then `job` is not a JOB, but the first RUN, or with --all the first flag after `--`.
+        # In this case `job` holds the first RUN or, with --all, the first flag after `--`.
         words = [job, *sbatch_flags]
         names = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
         names = [] if all_jobs else names
@@ -133,7 +133,7 @@ def submit(
 def resume_request(
     names: list[str], resources: "Resources", runs: Path, *, everything: bool = False
 ) -> "Request":
-    """Return a request to continue these runs and sweeps, or everything that was interrupted.
+    """Return a request to continue the named runs and sweeps, or all that were interrupted.
 
     Raises:
         InputError: if a run can't be continued.

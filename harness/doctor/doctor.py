@@ -99,7 +99,7 @@ def check_tensorflow(allocation: SlurmEnvironment | None, devices: str | None) -
 def describe_import(import_s: float) -> Finding:
     """Report how long TensorFlow's import took; if it was slow, advise a faster disk.
 
-    If more processes run than the machine has CPUs, advise nothing: this slows an import, too.
+    If more processes run than the machine has CPUs, advise nothing: the load slows an import, too.
     """
     found = f"imports in {import_s:.1f} s from {sys.prefix} ({file_system(Path(sys.prefix))})"
     if import_s > SLOW_IMPORT_S and os.getloadavg()[0] <= (os.cpu_count() or 1):
@@ -140,7 +140,7 @@ def judge_card(card: Card, driver: str | None, targets: Sequence[str]) -> Findin
 
     Args:
         driver: the line that states the driver's version; None if unknown.
-        targets: what the build contains code for: `sm_80` is machine code, `compute_90` is PTX.
+        targets: the kinds of code in the build: `sm_80` is machine code, `compute_90` is PTX.
     """
     code, found = code_for(card.capability, targets), f"{card.title}, {driver or 'driver unknown'}"
     if not code:

@@ -147,7 +147,7 @@ def estimate(
 
     Args:
         result, record: the contents of the short run's files `RESULT` and `RECORD`.
-        last: the times of the run's last epoch; the first epoch would include compilation.
+        last: the times of the last epoch, because those of the first epoch include compilation.
         ended: the process of the short run.
     """
     evaluated_s = last["validation_s"] / result["num_validation"]  # per review
@@ -190,7 +190,8 @@ def devices_seen(devices: str) -> dict[str, Any]:
     """Import TensorFlow; return how long it took, TensorFlow's build and the GPUs that it sees.
 
     Args:
-        devices: the devices to train on; empty = all. If they can't be used, `refused` says why.
+        devices: the devices to train on; empty = all. If these devices can't be used, the value
+            `refused` says why.
     """
     from harness.compute.strategy import card_of, import_tensorflow, make_strategy, parse_devices
 

@@ -136,7 +136,7 @@ def _training(words: Sequence[str], start: Start, runs: str) -> Plan:
 
 
 def _search(words: Sequence[str], start: Start, runs: str) -> Plan:
-    """Return a search's command, the same for all array tasks; `--join X` runs `sweep join X`."""
+    """Return a search's command, equal for all array tasks; `--join X` becomes `sweep join X`."""
     command, arguments = ["tune"], []
     for word in words:
         option, equals, value = word.partition("=")
@@ -233,7 +233,10 @@ class Ending:
 
     @property
     def can_go_on(self) -> bool:
-        """Whether a later start can continue the run, also after a process on one node died."""
+        """Whether a later start can continue the run.
+
+        A run on several nodes can also continue after the process on one node has died.
+        """
         saved = self.code == SAVED or self.was_starting
         return saved or (self.code > 128 and self.num_nodes > 1)
 
@@ -297,7 +300,7 @@ def decide(ending: Ending, before: Counters) -> Decision:
 
 
 def _count(ending: Ending, before: Counters) -> Counters:
-    """Return the counters with this start, which counts once even if `decide` is called again."""
+    """Return the counters including this start; a second call does not count it again."""
     reached = before.reached if ending.reached is None else ending.reached
     is_further = reached > before.reached
     if ending.reached is None:  # unknown progress: a user's job script may start several runs

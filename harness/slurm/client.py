@@ -222,7 +222,7 @@ class QueuedJob:
 
 
 class Queue:
-    """The user's jobs in the queue; calls squeue at most once in `every_s` seconds."""
+    """The user's jobs in the queue; squeue is called at most once in `every_s` seconds."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self.clock = clock
@@ -296,8 +296,8 @@ def find_job(
     if raw_id is None:
         return by_name[0] if by_name else None
     own = [job for job in jobs if job.raw_id == raw_id]
-    # Waiting tasks of an array share a raw id, so for array tasks `shown_id` must match too. For a
-    # job outside of an array it need not match: this job may continue the run of an array task.
+    # Waiting tasks of an array share a raw id, so for array tasks `shown_id` must match too. For
+    # other jobs `shown_id` need not match, because such a job may continue an array task's run.
     both = [j for j in own if j.id == shown_id or "_" not in j.id or "_" not in (shown_id or "")]
     return both[0] if both else None
 

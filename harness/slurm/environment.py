@@ -98,7 +98,7 @@ class SlurmEnvironment:
     def own_id(self) -> str:
         """The id to pass to Slurm's programs, such as 42_3 for an array task.
 
-        One task's `job_id` equals the array's id, with which Slurm's programs act on all tasks.
+        `job_id` can't be passed: one task's `job_id` is also the id of the whole array.
         """
         array, task, _ = (self.variables.get(name) for name in OF_ARRAYS)
         return f"{array}_{task}" if array and task else self.job_id
@@ -133,7 +133,7 @@ def _whole(text: str) -> int | None:
 
 
 def given_cpus(allocation: SlurmEnvironment | None) -> int:
-    """Return how many CPUs this process may use: the least of affinity, job and HARNESS_CPUS."""
+    """Return the number of CPUs that affinity, job and HARNESS_CPUS all allow to this process."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limits = (
         affinity,
@@ -188,7 +188,7 @@ def given_limit_s(variables: Mapping[str, str]) -> int | None:
 
 
 def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list[str]:
-    """Return options of sbatch that a later job of the run repeats; `asked_of` returns the others.
+    """Return sbatch options for a later job of the run, except those that `asked_of` returns.
 
     Args:
         known: the fields of `scontrol show job`.

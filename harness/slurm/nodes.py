@@ -3,8 +3,8 @@
 The workers communicate through a private folder beside the run's folder; each start of a job step
 creates a new folder. TensorFlow waits an hour for a missing worker, so each worker first writes its
 address into the folder and waits until all addresses are there. The first worker, the chief, writes
-its plan and checkpoint for the others. A worker that ends writes a report. TensorFlow's heartbeats
-detect a worker that died; the watchdog of a training process detects a worker that hangs.
+its plan and checkpoint for the other workers. A worker that ends writes a report. TensorFlow's
+heartbeats detect a worker that died; a training process's watchdog detects a worker that hangs.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ TASK = re.compile(r"task:(\d+)")  # how TensorFlow's messages name a worker
 class WorkerGroup:
     """One worker's view of the group of workers.
 
-    At the end of its `with` block, the other workers receive a report that this worker has ended.
+    At the end of the `with` block, the other workers receive a report that this worker has ended.
     The chief is the worker with rank 0 in the job step.
     """
 
@@ -79,7 +79,7 @@ class WorkerGroup:
 
         Args:
             allocation: a job step with one task on each of several nodes.
-            parent: the folder in which to create the group's folder, on a disk of all nodes.
+            parent: the folder in which to create the group's folder; all nodes must see it.
             purpose: a text that identifies job and data; it must be equal for all workers.
             join_s: the seconds to wait for the other workers.
 
@@ -126,15 +126,15 @@ class WorkerGroup:
                 return
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"{self.node}: no worker arrived from {', '.join(missing)}; check that its "
-                    f"task started, and that it sees {self.folder.parent}"
+                    f"{self.node}: no worker arrived from {', '.join(missing)}; check that a "
+                    f"task started there, and that it sees {self.folder.parent}"
                 )
             time.sleep(POLL_S)
 
     # Sharing
 
     def share(self, content: bytes = b"") -> bytes:
-        """Return the chief's `content` on every worker; the other workers pass none.
+        """Return the chief's `content` on every worker; only the chief passes a `content`.
 
         Raises:
             Interrupted: if the chief has ended without an error.
@@ -268,7 +268,7 @@ def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
         if allocation.rank == 0:
-            for old in parent.iterdir():  # starts that lost a node leave their folders
+            for old in parent.iterdir():  # a start that lost a node left its folder
                 if old.name.startswith(prefix) and old != folder:
                     shutil.rmtree(old, ignore_errors=True)
     except OSError as error:

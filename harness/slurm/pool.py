@@ -96,7 +96,7 @@ def allocate_slots(
     Args:
         num_workers: the number of workers; by default `workers_per_gpu` per GPU, or one per CPU.
         workers_per_gpu: the number of workers that share a GPU.
-        option: the option that sets `workers_per_gpu`, for messages.
+        option: the name of the user's option for `workers_per_gpu`, which messages contain.
         devices: `cpu` places all workers on CPUs.
         at_most: the largest number of slots.
 
@@ -394,8 +394,8 @@ def run_printed(*args: str) -> None:
     """Run a `harness …` command and print its lines.
 
     Raises:
-        InputError, Interrupted, RunError: if the command fails. Its exit code determines which
-            error is raised, and its last line is the message.
+        InputError, Interrupted, RunError: if the command fails. The command's exit code determines
+            which error is raised, and the command's last line is the message.
         KeyboardInterrupt: after Ctrl-C, once the command has saved and ended.
     """
     process = _start(child_args(*args), subprocess.PIPE)

@@ -244,8 +244,8 @@ class Resources:
                 raise InputError(f"--{min(twice)}: requests GPUs as --gpus does; use only one")
         if self.flags and not self.flags[0].startswith("-"):
             raise InputError(
-                f"{self.flags[0]}: is neither an option of submit nor, after --, an option of "
-                "sbatch; submit one job file at a time, or all by --all"
+                f"{self.flags[0]}: is no option of sbatch; submit one job file at a time, or the "
+                "five networks by --all"
             )
         for flag in self.flags:
             if (name := _name(flag)) in OWN_OPTIONS:
@@ -272,8 +272,8 @@ def short_limit(limit_s: float | None) -> str:
         return ""
     left_s = max(0.0, limit_s - WARNING_S)
     return (
-        f"a time limit of {limit_s:.0f} s leaves {left_s:.0f} s until the run saves, {WARNING_S} s "
-        f"before the limit, and the job is requeued; give at least --time={SHORT_S // 60}"
+        f"with a time limit of {limit_s:.0f} s, the run saves and the job is requeued after "
+        f"{left_s:.0f} s, {WARNING_S} s before the limit; give at least --time={SHORT_S // 60}"
     )
 
 

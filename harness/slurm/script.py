@@ -202,7 +202,7 @@ def job_variables(
 
 
 def job_environment(project: Path, environment: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder of a job's Python environment: HARNESS_VENV, the active one, or .venv."""
+    """Return the Python environment of a job: HARNESS_VENV, the active environment, or .venv."""
     if named := environment.get("HARNESS_VENV"):
         return project / named  # a relative path starts at the project, as in common.sh
     prefix = Path(sys.prefix)
@@ -275,7 +275,8 @@ def comparison_submission(
 
     Args:
         trainings: the training jobs, with their job ids as keys.
-        resources: the trainings' resources; only `flags` apply, without GPUs and memory.
+        resources: the trainings' resources, of which only `flags` apply: the options of sbatch,
+            but not the options for GPUs and memory.
     """
     # The job itself expands the patterns, because the runs do not exist yet.
     patterns = [

@@ -81,10 +81,10 @@ def take_snapshot(project: Path, runs: Path) -> Path:
             shutil.copy2(project / name, target, follow_symlinks=name == SITE)
         record = {**version, "project": str(project)}
         del record["snapshot"]
-        # Others must not read the record, because its diff may contain secrets.
+        # Other users must not read the record, because its diff may contain secrets.
         atomic_write(copy / SNAPSHOT_RECORD, json.dumps(record, indent=2) + "\n", mode=0o600)
         for parent in {(copy / name).parent for name in names if name.endswith(".py")}:
-            # Python would create this folder with the user's umask, so others might add code.
+            # Python would create this folder with the user's umask, so other users might add code.
             (parent / "__pycache__").mkdir(exist_ok=True)
         _keep_others_out(copy)
         # Hash the copy, because a file of the project may have changed meanwhile.
@@ -112,8 +112,8 @@ def left_out(project: Path, runs: Path) -> Iterator[str]:
     if private:
         listed = [f"{name} ({reason})" for name, reason in private.items()]
         yield (
-            f"left out of snapshot and record, since they look like secrets: "
-            f"{', '.join(listed)}; commit or rename files that the job needs"
+            f"files that look like secrets are left out of snapshot and record: "
+            f"{', '.join(listed)}; commit or rename those that the job needs"
         )
 
 
@@ -123,7 +123,8 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
     Without git, list all files except those of runs, caches and environments.
 
     Returns:
-        The files' paths relative to the project, and those of secret files, each with the reason.
+        A list of the code's files, and a dictionary of the secret files with the reasons; all paths
+        are relative to the project.
 
     Raises:
         InputError: if the new files exceed MAX_NEW_FILES or MAX_NEW_BYTES.
@@ -141,14 +142,14 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
     if len(new) > MAX_NEW_FILES or total > MAX_NEW_BYTES:
         folders = sorted({name.partition("/")[0] for name in new})
         raise InputError(
-            f"{project}: {len(new):,} new files of {total / 1e6:,.0f} MB can't be all code "
-            f"({', '.join(folders[:5])}{', …' if len(folders) > 5 else ''}); should be at most "
-            f"{MAX_NEW_FILES:,} files of {MAX_NEW_BYTES / 1e6:.0f} MB; list the others in "
-            ".gitignore, or move them away"
+            f"{project}: {len(new):,} new files with {total / 1e6:,.0f} MB in all can't be only "
+            f"code ({', '.join(folders[:5])}{', …' if len(folders) > 5 else ''}); should be at "
+            f"most {MAX_NEW_FILES:,} files with {MAX_NEW_BYTES / 1e6:.0f} MB; list the other files "
+            "in .gitignore, or move them away"
         )
     private.pop(SITE, None)  # the job needs site.sh
     names = {*tracked, *new, SITE} - private.keys()
-    # This skips deleted files, folders of other repositories, and sockets.
+    # The conditions skip deleted files, folders of other repositories, and sockets.
     found = sorted(
         n for n in names if (project / n).is_file() or (n != SITE and (project / n).is_symlink())
     )

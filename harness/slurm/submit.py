@@ -73,9 +73,9 @@ def make_request(
     seeds: str | None,
     pack: bool,
 ) -> Request:
-    """Return a checked request to train a job, or without a file, to compare five networks.
+    """Return a checked request to train `job_file`, or to compare five networks if it is None.
 
-    The only file written is the cache of the user's texts, which the job uses later.
+    This function writes only the cache of the user's texts, which the job uses later.
 
     Raises:
         InputError: if a value is refused; the message states the value and the remedy.
@@ -221,10 +221,11 @@ def submit(request: Request) -> dict[str, SbatchJob]:
 
 
 def draft(request: Request) -> tuple[list[str], Path]:
-    """Write a job's files. The caller submits the job, as a container may not contain sbatch.
+    """Write a job's files. The caller submits the job, because a container may lack sbatch.
 
     Returns:
-        The sbatch command, and the path of the record, in which JOB_ID stands for the job's id.
+        The sbatch command, and the path of the job's record. The record contains JOB_ID in place of
+        the job's id.
     """
     layout = _layout(request, take_snapshot(request.project, request.runs))
     submission = job_submission(request.jobs[0], layout)
@@ -301,7 +302,7 @@ def _write(submission: SbatchJob) -> None:
     """Write the script and the job file into the folder of a submission."""
     # Without the folder `logs`, Slurm drops the log silently.
     (submission.layout.runs / "logs").mkdir(parents=True, exist_ok=True)
-    # Other users get no write permission, as the job refuses code that they could change.
+    # Other users get no write permission: the job refuses code that they could change.
     submission.folder.mkdir(mode=0o755, parents=True)
     # fsencode keeps the bytes of paths in any locale.
     atomic_write(submission.folder / "job.sh", os.fsencode(submission.script), 0o644)

@@ -38,7 +38,7 @@ def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> Path
 
 
 def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
-    """Return a result's audits by depth; empty if another user could have written their file."""
+    """Return a result's audits by depth; none if another user could have written the audits."""
     path = _path(runs, hashlib.sha256(result).hexdigest())
     try:
         return {} if distrust(path.parent) or distrust(path) else read_json(path)
@@ -47,7 +47,7 @@ def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
 
 
 def depth_of(audits: Mapping[str, Any]) -> str:
-    """Return `differs` if an audit differs, else the largest depth; empty if there is no audit."""
+    """Return `differs` if an outcome is `differs`, else the largest depth; empty without audits."""
     if any(table(dict(audits), depth).get("outcome") == DIFFERS for depth in audits):
         return DIFFERS
     return max(audits, key=_rank, default="")

@@ -86,7 +86,7 @@ def ask_to_stop(
         return None
     if stop_search and status.trials and status.state in AT_WORK:
         stop_search(status.folder)
-        if status.slurm_job:  # cancel array tasks that wait; the others obey `stop_search`
+        if status.slurm_job:  # cancel waiting array tasks; running tasks obey `stop_search`
             with contextlib.suppress(InputError, RunError):
                 array = status.slurm_job.partition("_")[0]
                 client.ask("scancel", "--state=PENDING", array)
@@ -141,10 +141,10 @@ def _stop_process(status: RunStatus) -> None:
     where = f"run {status.run}: process {process}"
     if not _is_here(status):
         if status.host == socket.gethostname():
-            where += " in another container"
+            where += " (in another container)"
         whole_job = f", or end its whole job: scancel {status.slurm_job}"
         raise RunError(
-            f"{where} is on {status.host}; run there: harness cancel {status.folder}"
+            f"{where} is on {status.host}; call there: harness cancel {status.folder}"
             f"{whole_job if status.slurm_job else ''}"
         )
     if not is_run_alive(process, status.time_s):

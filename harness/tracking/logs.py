@@ -13,7 +13,7 @@ from harness.tracking.records import RunStatus
 
 MAX_LINE_BYTES = 1_000_000  # largest length of a line; a longer line is split
 POLL_S = 1.0  # seconds between two reads of a log
-QUIET_POLLS = 3  # number of reads without a new line before an ended run's log is complete
+QUIET_POLLS = 3  # reads without a new line after which an ended run's log is complete
 ASK_EVERY_S = 10.0  # seconds between two calls of squeue, which shows whether a job is requeued
 
 # Escape sequences by which programs move the cursor of a terminal, or set colours or titles.

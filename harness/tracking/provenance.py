@@ -33,7 +33,7 @@ def write_provenance(
 ) -> None:
     """Write the record of a run, or add this start to the `starts` of an existing record.
 
-    Call this before the training: a resumed run uses the devices and data in this record.
+    Call this function before the training: a resumed run uses the devices and data in the record.
 
     Args:
         devices_asked: the value of `--devices`.
@@ -109,7 +109,7 @@ def changes_since_first_start(run: RunDirectory, devices: Sequence[Mapping[str, 
 
 
 def code_changes(record: Mapping[str, Any], code: Mapping[str, Any]) -> list[str]:
-    """Return a list that says how the recorded code differs from `code`; empty if it doesn't."""
+    """List the differences between the recorded code and `code`; empty if there are none."""
     before, now = _fingerprint(record), _fingerprint(code)
     if before["commit"] != now["commit"]:
         commits = (str(each["commit"] or "unknown")[:12] for each in (before, now))

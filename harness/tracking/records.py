@@ -61,7 +61,7 @@ class Heartbeat:
         self._last = float("-inf")
 
     def beat(self, phase: str, **values: object) -> None:
-        """Record the progress; write it if the phase has changed or HEARTBEAT_S have passed.
+        """Set the progress; write it for a new phase, or HEARTBEAT_S after the last write.
 
         Args:
             phase: starting, training, validating, testing, searching, finished, interrupted or
@@ -80,7 +80,7 @@ class Heartbeat:
         self.state.update(values)
 
     def interrupted(self, reason: Interrupted) -> None:
-        """Record that the run has saved its state and stops, with the reason."""
+        """Record that the run has saved its state and stops, and record the reason."""
         self.beat("interrupted", signal=str(reason))
 
 
@@ -147,7 +147,7 @@ class RunStatus:
     eta_s: float | None = None
     step_ms: float | None = None
     device: dict[str, float] = field(default_factory=dict)  # measured by resource_monitor
-    val_accuracy: float | None = None  # after the last epoch; if finished, of the saved weights
+    val_accuracy: float | None = None  # of the last epoch; after the end, of the saved weights
     test_accuracy: float | None = None
     trials: dict[str, Any] | None = None  # for a sweep: the numbers of finished, failed, … trials
     restarts: int = 0
@@ -278,8 +278,8 @@ def observe(
 ) -> RunStatus:
     """Return a run's status as far as its folder is readable; `infer_state` sets the state later.
 
-    Thousands of finished runs may be on a network disk. So the result of a finished run is not read
-    if its size equals the size in the heartbeat, which contains the scores.
+    Because thousands of finished runs may be on a network disk, the scores of a finished run are
+    read from its heartbeat; the result is read only if its size differs from the recorded size.
 
     Args:
         folder: the folder of the run.
@@ -302,7 +302,7 @@ def observe(
         reported_job=_job_id(state.get("slurm_job")),
     )
     if heartbeat:
-        # The clock of the node or of the file server may be wrong, but rarely both clocks are.
+        # The node's clock or the file server's clock may be wrong, but rarely are both wrong.
         beats = (number(state.get("time_s")) or heartbeat.modified_s, heartbeat.modified_s)
         ages = [now - at for at in beats if at <= now]
         status.heartbeat_age_s = round(min(ages, default=0.0), 1)

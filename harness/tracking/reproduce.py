@@ -128,7 +128,7 @@ def _put_commit(
 
 
 def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> list[str]:
-    """Write the packaged sample if the run used it; `harness train` might find the full data.
+    """Write the packaged sample if the run used it; else `harness train` might use the full data.
 
     Returns:
         The options that make `harness train` use the data of the run.

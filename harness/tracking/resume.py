@@ -1,6 +1,6 @@
 """Makes the Slurm jobs of `harness submit --resume`, which continue unfinished runs.
 
-A job requests the resources of the run's last job, unless the user requests others.
+A job requests the resources of the run's last job, unless the user requests other resources.
 """
 
 import dataclasses
@@ -24,8 +24,8 @@ STOPPED = ("interrupted", "lost", "dead")
 def interrupted(statuses: Iterable[RunStatus]) -> list[RunStatus]:
     """Return this user's unfinished runs and sweeps that stopped and that no Slurm job continues.
 
-    Cancelled runs are left out. So are runs of other users, because squeue does not show their
-    jobs.
+    Cancelled runs are left out, and so are runs of other users, because squeue does not show other
+    users' jobs.
     """
     return [
         each

@@ -1,9 +1,9 @@
 """Manages the folder of a run: its name, its files, the format of its records. Finds runs.
 
-FORMAT is the version number of checkpoints and of the records of runs, sweeps and ensembles. A
-change of a record's meaning or of the default of a job's key raises FORMAT; a new key does not.
+FORMAT is the version number of checkpoints and of the records of runs, sweeps and ensembles. FORMAT
+is raised if the meaning of a record or the default of a job's key changes, but not for a new key.
 Records of another format are not converted: only the version of the harness that wrote a run can
-continue it. `status`, `logs` and TensorBoard show any format as far as possible.
+continue it. `status`, `logs` and TensorBoard show runs of any format as far as possible.
 """
 
 import contextlib
@@ -92,9 +92,10 @@ def find_runs(
 
     Args:
         tops: the folders to search.
-        in_sweeps: folders in a sweep, `trials` or `winner`, that are also searched for runs.
+        in_sweeps: the subfolders of a sweep, `trials` or `winner`, that are searched for runs too.
         refused: a dictionary that receives the paths of unreadable folders and of other users'
-            symbolic links, with the reasons. These links are followed only if `refused` is None.
+            symbolic links, with the reasons. Other users' links are followed only if `refused` is
+            None.
     """
     for found in walk_runs(tops, in_sweeps, refused):
         yield Path(found.path)
@@ -191,7 +192,7 @@ def began_s(record: Mapping[str, Any]) -> float:
 
 
 def weights_of(record: Mapping[str, Any]) -> str | None:
-    """Return the folder of the run that supplied the initial weights of a run or its parent."""
+    """Return the folder of the run with whose weights a run, or the run's parent, began."""
     parent = table(first_start(record), "parent")
     return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
 
@@ -439,7 +440,7 @@ def remove_empty(folders: Iterable[Path]) -> None:
 
 
 def is_whole(result: dict[str, Any]) -> bool:
-    """Whether a result is complete. A result without a test score needs a validation score."""
+    """Whether a result is complete: it has a test or validation score, classes and a checksum."""
     score = number(result["accuracy"] if "accuracy" in result else result.get("val_accuracy"))
     classes = result.get("classes")
     is_list = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
@@ -447,7 +448,7 @@ def is_whole(result: dict[str, Any]) -> bool:
 
 
 def summary_of(result: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a result that `status` shows, and its file's size to detect changes."""
+    """Return a result's values that `status` shows, and its file's size, which reveals changes."""
     shown = ("job", "architecture", "seed", "accuracy", "val_accuracy")
     found = {name: result[name] for name in shown if name in result}
     return {**found, "bytes": len(to_json(result).encode())}

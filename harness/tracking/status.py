@@ -65,7 +65,7 @@ def _state_and_note(
     if stopped and status.shares_job and status.asked_to_cancel:
         status.queued = None  # the job trains only other seeds
         if status.phase is None:
-            return "cancelled", "will not start with its job"
+            return "cancelled", "its job will start without it"
     queued = status.queued
     if queued and not queued.ended and _is_ahead(status, queued):
         return _state_in_queue(status, queued)

@@ -65,7 +65,7 @@ def _per_cent(share: float | None) -> str:
 
 
 def notes(status: RunStatus) -> str:
-    """Return the line that a terminal shows below a run: the values that have no column there."""
+    """Return a run's values for which a terminal shows no column, as a line below the run."""
     parts = []
     if status.architecture and status.architecture != status.job:
         parts.append(status.architecture)
@@ -119,7 +119,7 @@ class StatusScreen:
         self._complained: str | None = None
 
     def draw(self, statuses: Sequence[RunStatus], problem: str | None) -> bool:
-        """Print the table, to a file only if it changed; if `watches`, clear the terminal first.
+        """Print the table: on a terminal (cleared if `watches`), or in a file if the table changed.
 
         Args:
             statuses: the status of each run.

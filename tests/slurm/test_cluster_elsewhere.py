@@ -98,7 +98,7 @@ def test_a_job_that_never_starts_is_told(visitor: SlurmProject) -> None:
     assert done.returncode == 0, done.stderr
     assert "queue pending (PartitionTimeLimit)\n" in done.stdout
     done = submitter.run(visitor.path / "jobs/gru.toml", "--time", 2, "--", "--hold")
-    assert "a time limit of 120 s leaves 30 s until" in done.stdout
+    assert "with a time limit of 120 s, the run saves" in done.stdout
     visitor.cluster.run("scancel", "--me")
 
 

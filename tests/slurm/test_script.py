@@ -85,7 +85,7 @@ def test_a_time_limit_below_five_minutes_is_short() -> None:
     assert [bool(short_limit(each)) for each in (None, 0, 300, 299, 60)] == [
         *(False, False, False, True, True),
     ]
-    assert "60 s leaves 0 s" in short_limit(60)
+    assert "requeued after 0 s, 90 s before the limit" in short_limit(60)
 
 
 # Conflicts of options

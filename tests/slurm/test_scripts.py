@@ -273,7 +273,7 @@ def test_a_short_time_limit_is_in_the_log(project: Project) -> None:
     """The script computes the limit from the times that Slurm exports."""
     times = {"SLURM_JOB_START_TIME": "1700000000", "SLURM_JOB_END_TIME": "1700000120"}
     done = project.run(project.spool(), env=project.slurm(**times))
-    assert "a time limit of 120 s leaves 30 s" in done.stderr
+    assert "with a time limit of 120 s, the run saves" in done.stderr
     assert "time limit" not in project.run(project.spool(), env=project.slurm()).stderr
 
 

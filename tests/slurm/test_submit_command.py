@@ -245,7 +245,7 @@ def test_files_of_a_job_in_any_locale_and_with_any_umask(
         ("PENDING|0:00|QOSMinGRES", "pending (QOSMinGRES)"),
         ("PENDING|0:00|None", "pending"),
         ("RUNNING|0:01 UNLIMITED|None", "running"),
-        ("PENDING|0:00 2:00|Priority", "pending (Priority); a time limit of 120 s leaves 30 s"),
+        ("PENDING|0:00 2:00|Priority", "pending (Priority); with a time limit of 120 s, the run"),
     ],
 )
 def test_state_of_a_new_job(site: Harness, line: str, message: str) -> None:

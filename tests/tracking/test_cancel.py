@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import time
 from pathlib import Path
@@ -77,7 +78,7 @@ def test_a_search_is_cancelled_wherever_its_workers_are(
     assert noted.exists() == bool(job)
     assert not job or noted.read_text() == "--state=PENDING 12\n" * 2
     status.trials = status.slurm_job = None
-    with pytest.raises(RunError, match=f"is on {ELSEWHERE}; run there: harness cancel"):
+    with pytest.raises(RunError, match=f"is on {ELSEWHERE}; call there: harness cancel"):
         ask_to_stop(status)
 
 
@@ -99,7 +100,8 @@ def test_a_run_in_another_container_is_not_cancelled_from_here(tmp_path: Path) -
     (tmp_path / "state.json").write_text(json.dumps({"space": f"{boot} 7"}))
     here = socket.gethostname()
     status = RunStatus("lstm/s", tmp_path, "running", host=here, process=1)
-    with pytest.raises(RunError, match=f"process 1 in another container is on {here}; there: "):
+    message = re.escape(f"process 1 (in another container) is on {here}; call there: ")
+    with pytest.raises(RunError, match=message):
         ask_to_stop(status)
 
 
@@ -311,5 +313,5 @@ def test_a_run_on_another_host_is_cancelled_there(harness: Harness, site: Site) 
     site.run("b", "finished")
     done = harness.run_here("cancel", "a", "b")
     assert done.returncode == 1
-    assert f"is on {ELSEWHERE}; run there: harness cancel" in done.stderr
+    assert f"is on {ELSEWHERE}; call there: harness cancel" in done.stderr
     assert "lstm/b: is finished, nothing to cancel" in done.stdout

@@ -33,7 +33,7 @@ def main() -> int:
         return INTERRUPTED
     finally:
         # If a KeyboardInterrupt is raised in an exec(), which `dataclass` calls, CPython later ends
-        # itself by SIGINT in spite of sys.exit(). Another exec() prevents this.
+        # itself by SIGINT in spite of sys.exit(). Another exec() prevents the SIGINT.
         exec("")  # noqa: S102
 
 

@@ -165,9 +165,9 @@ class Sweep:
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """The result of `harness compare`; its repr is the table."""
+    """The result of `harness compare`; its repr is what the command prints."""
 
-    parts: "tuple[Part, ...]"  # a part for each dataset
+    parts: "tuple[Part, ...]"  # one for each dataset
     left_out: "tuple[LeftOut, ...]"
 
     def __repr__(self) -> str:
@@ -237,7 +237,7 @@ def train(
     Raises:
         InputError: if the job, an option or this machine is unsuitable; nothing was written.
         RunError: if the run failed.
-        Interrupted: if a signal stopped the run. A call with its `run_id` continues the run.
+        Interrupted: if a signal stopped the run. To continue, call `train` with its `run_id`.
         KeyboardInterrupt: if you interrupted the call. The run is saved, and its process has ended.
     """
     overrides = _overrides(settings, options)
@@ -274,8 +274,8 @@ def tune(
     Raises:
         InputError: if the job, an option or this machine is unsuitable; nothing was written.
         RunError: if the search failed.
-        Interrupted, KeyboardInterrupt: if the search was stopped. A call with its `sweep_id`
-            continues the search.
+        Interrupted, KeyboardInterrupt: if the search was stopped. To continue, call `tune` with its
+            `sweep_id`.
     """
     from harness.job.search import load_search
 

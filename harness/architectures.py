@@ -76,7 +76,7 @@ def sentiment(
     Args:
         vocab_size: the number of word indices.
         config: the job's `[model]` table.
-        recurrent: the layers from `[batch, time, embedding_dim]` to `[batch, units]`, or to
+        recurrent: layers that map `[batch, time, embedding_dim]` to `[batch, units]`, or to
             `[batch, time, units]` if `over_time(config)`.
         num_outputs: 1 for two classes (the probability of label 1), else the number of classes.
     """
@@ -159,7 +159,7 @@ class Padding:
         num_places = ops.sum(ones, axis=1, keepdims=True)  # [batch, 1], the length of the time axis
         last = ops.sum(ops.cast(self.is_word, "int64"), axis=1, keepdims=True) - 1
         self.is_last = ops.equal(place, last)  # [batch, time]
-        # For each place in the reversed reviews, the index of its word in the flattened batch.
+        # For each position in the reversed reviews, the index of its word in the flattened batch.
         before = ops.cumsum(num_places, axis=0) - num_places
         self._reversed = before + ops.where(self.is_word, last - place, place)
 

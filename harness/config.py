@@ -74,12 +74,14 @@ class Facts:
             `nothing` (for example a path, because the file's checksum is recorded instead).
         not_searched: the reason why a search may not vary the key.
         only_with: other keys, each with the values at which this key has an effect; () stands for
-            all values except the default. One of the other keys with such a value is enough.
+            all values except the default. At least one of the other keys must have such a value.
         check: a function that describes how the key conflicts with other keys; it returns "" if
-            there is no conflict. The table of keys in jobs/README.md shows its docstring.
+            there is no conflict. The table of keys in jobs/README.md shows the function's
+            docstring.
         unvalidated: the only value allowed without validation reviews; None allows any value.
-        for_all_reviews: whether the key may differ between two runs of an ensemble: a run trained
-            on all reviews, and the run with validation reviews whose weight it takes over.
+        for_all_reviews: whether the key may differ between a run with validation reviews, for
+            which an ensemble chose a weight, and a run trained on all reviews, to which
+            `--weights-from` gives this weight.
         is_decided: whether 0 lets the search choose the key's value when the search starts.
     """
 
@@ -102,7 +104,7 @@ def facts_of(info: FieldInfo) -> Facts:
 
 
 class ConfigSection(BaseModel):
-    """A table of a job file. It refuses unknown keys and values of the wrong type."""
+    """A table of a job file, which refuses unknown keys and values of the wrong type."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
@@ -139,7 +141,7 @@ def is_free(info: FieldInfo) -> bool:
 
 
 def without_effect(tables: Tables, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each key that is set but has no effect, and the values of other keys that it needs.
+    """Yield each key that is set without effect, and the values that it needs other keys to have.
 
     Args:
         tables: the tables of the job file.

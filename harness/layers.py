@@ -12,7 +12,7 @@ from keras.layers import BatchNormalization, Dropout, Embedding, Masking, Spatia
 
 
 class _Rows(threading.local):
-    """Step and examples of the current call, per thread: a thread traces only one replica."""
+    """A thread's current step and example positions; each thread traces only one replica."""
 
     step: tf.Tensor | None = None
     positions: tf.Tensor | None = None
@@ -43,9 +43,9 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
     Keras's layer draws the same mask on all replicas, and its generator's state is not saved. This
     layer has no state, and its results do not depend on the number of replicas.
 
-    Use it in a custom network in place of `keras.layers.Dropout`. With `over_time` it drops whole
-    channels, like `SpatialDropout1D`; with `over_channels` it drops whole words. Only the
-    harness can train a network with this layer.
+    In a custom network, use this layer in place of `keras.layers.Dropout`. With `over_time` the
+    layer drops whole channels, like `SpatialDropout1D`; with `over_channels` it drops whole words.
+    Only the harness can train a network with this layer.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class OuterEmbedding(Embedding):  # type: ignore[misc]  # Keras ships no types
 def look_up_by_gather(model: keras.Model) -> None:
     """Let the embeddings of a model look up words with a plain gather.
 
-    Keras first adds the size of the table to negative indices. TensorFlow computes this on the
+    Keras first adds the size of the table to negative indices. TensorFlow computes this sum on the
     host, so each step on a GPU would copy its word indices to the host.
     """
     for layer in all_layers(model):

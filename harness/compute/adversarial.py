@@ -1,7 +1,7 @@
 """Training steps that look up the word vectors outside of the network.
 
-Adversarial training needs such steps to change the vectors. With XLA on a GPU, these steps are also
-faster than those of `TrainStep`.
+Adversarial training changes the vectors before the network receives them. With XLA on a GPU, a
+look-up outside of the network is also faster, see `OuterLookupStep`.
 """
 
 import functools
@@ -52,7 +52,7 @@ class OuterLookupStep(TrainStep):
         return [each is self.words.embeddings for each in trained].index(True)
 
     def compiled(self) -> Callable[[Batch], Gradients]:
-        """Return a function like `gradients`; the lookup and its gradient run outside of XLA."""
+        """Return a function like `gradients`, whose lookup and its gradient run outside of XLA."""
         compiled = tf.function(self._with_vectors, jit_compile=self.is_compiled, autograph=False)
 
         def gradients_of(batch: Batch) -> Gradients:
@@ -71,7 +71,7 @@ class OuterLookupStep(TrainStep):
     def _with_vectors(self, batch: Batch, vectors: tf.Tensor) -> Gradients:
         """Compute `Gradients` for a part of a batch whose word vectors are already looked up.
 
-        The result contains the gradient of these vectors in place of the table's gradient.
+        The result contains the gradient of `vectors` in place of the gradient of the embedding.
 
         Args:
             batch: the part of a batch.
@@ -103,8 +103,8 @@ def perturbation(gradient: tf.Tensor, vectors: tf.Tensor, tokens: tf.Tensor) -> 
 
     The method is from Miyato et al., "Adversarial Training Methods for Semi-Supervised Text
     Classification" (2017). The paper scales the word vectors to variance 1, because large vectors
-    would make a change of fixed length harmless. Here the length of the change is the root mean
-    square of the example's vectors instead.
+    would make a change of fixed length harmless. This function does not scale the vectors: it
+    returns a change whose length is the root mean square of the example's vectors.
 
     Args:
         gradient: the gradient of the loss, `[examples, time, channels]`.

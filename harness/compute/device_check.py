@@ -89,7 +89,7 @@ def is_switched_off() -> bool:
 
 
 def cudnn_layers(job: Job) -> frozenset[str]:
-    """Return the kinds of cuDNN layers to check, except the plain RNN; see `checked_plan`."""
+    """Return the kinds of cuDNN layers to check; `checked_plan` checks the plain RNN."""
     if job.model.is_own:
         return frozenset({"lstm", "gru"})
     if not job.model.recurrent or without_cudnn(job) or job.model.architecture == "rnn":
@@ -122,8 +122,8 @@ def check_devices(job: Job, warn: Callable[[str], object]) -> None:
 def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
     """Return the plan, but without cuDNN if cuDNN's plain RNN differs from the CPU's results.
 
-    Such a difference is not a fault of the node. A loop of TensorFlow operations then computes
-    the layer.
+    A difference in a plain RNN is not a fault of the node. Without cuDNN, a loop of TensorFlow
+    operations computes the layer.
     """
     has_plain_rnn = job.model.recurrent and (job.model.architecture == "rnn" or job.model.is_own)
     if plan.way != "cudnn" or not has_plain_rnn or is_switched_off():
@@ -144,7 +144,7 @@ def plain_rnn_agrees(gpu: str) -> bool:
 
 
 def take_memory(gpus: Sequence[Any]) -> None:
-    """Allocate FIRST_BYTES on each GPU, before TensorFlow requests less.
+    """Allocate FIRST_BYTES on each GPU, as the first request for the GPU's memory.
 
     On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) repeats a failed request in a
     loop, each time for a tenth less memory, rounded up to 256 bytes. The loop never ends if the
@@ -160,7 +160,7 @@ def take_memory(gpus: Sequence[Any]) -> None:
 
 
 def find_difference(gpu: str, layers: frozenset[str]) -> str:
-    """Describe the first computation whose results differ from the CPU's; return "" if none does.
+    """Describe the first computation whose results differ between GPU and CPU; "" if none do.
 
     Args:
         gpu: TensorFlow's name of the GPU, such as `GPU:0`.

@@ -170,7 +170,7 @@ def out_of_memory(*, sees_memory: bool) -> RunError:
     """Return the error for a full device; its message lists the processes that use the memory.
 
     Args:
-        sees_memory: whether to ask the GPU's driver for these processes.
+        sees_memory: whether to ask the GPU's driver which processes use the memory.
     """
     memory = describe_memory() if sees_memory else ""
     shared = ", or fewer runs per GPU" if "holds" in memory else ""
@@ -213,7 +213,7 @@ def of_death(text: str) -> RunError | None:
 
 
 def died_of(number: signal.Signals, text: str) -> str:
-    """Return a message about a death without known cause, which quotes the last error message."""
+    """Return a message for an unexplained death; it quotes the process's last error message."""
     lines = telling(stderr_filter.messages(text))
     last = f": {_shortened(lines[0])}" if lines else ""
     return (

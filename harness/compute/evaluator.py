@@ -18,8 +18,9 @@ from harness.layers import look_up_by_gather
 from harness.system import watchdog
 from harness.system.processes import StopRequest
 
-# The number of reviews per replica in a batch. It affects only speed and memory: on a CPU a larger
-# batch exceeds the caches and takes up to twice the time per review; a GPU needs a large batch.
+# The number of reviews per replica in a batch, which affects only speed and memory: on a CPU a
+# larger batch exceeds the caches and takes up to twice the time per review; a GPU needs a large
+# batch.
 EVALUATION_BATCH = {"cpu": 256, "gpu": 1024}
 COMPILED_PARTS = 2  # number of parts of a batch that XLA computes in parallel
 
@@ -64,7 +65,7 @@ class Evaluator:
         `[num_reviews, num_classes] float32`.
 
         Raises:
-            Interrupted: if `stop` requests a stop, which is checked before each batch.
+            Interrupted: if `stop` requests a stop. The request is checked before each batch.
         """
         stop = stop or StopRequest()
         outputs: list[np.ndarray] = []
@@ -84,7 +85,7 @@ class Evaluator:
             check_results()
             watchdog.progress()
         self._opened = reviews, opened
-        ordered = np.concatenate(outputs)[: len(order)]  # without rows that fill the last batch
+        ordered = np.concatenate(outputs)[: len(order)]  # drops rows that pad the last batch
         probabilities = np.empty_like(ordered)
         probabilities[order] = ordered
         return probabilities
@@ -92,7 +93,7 @@ class Evaluator:
     def _forward(
         self, batch: Batch, vote: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, ...], tf.Tensor | None]:
-        """Return the replicas' probabilities in the batch's order, and the votes to stop."""
+        """Return the probabilities in the batch's order, and each replica's vote (1: stop)."""
         outputs, votes = self.strategy.run(self._replica_forward, args=(batch, vote))
         if self.votes:
             return (self.strategy.gather(outputs, axis=0),), self.strategy.gather(votes, axis=0)

@@ -1,8 +1,8 @@
 """Chooses how steps and evaluations are computed: the fastest way with reproducible results.
 
-The choice depends on the device, the kind of network and its sizes. It does not depend on measured
-times, because two runs of one job could then choose different ways. A resumed run keeps the plan of
-its first start.
+The choice depends on the device, the kind of network and its sizes, but not on measured times,
+which could let two runs of one job choose different ways. A resumed run keeps the plan of its first
+start.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class ExecutionPlan:
 
     way: Way
     # The number of threads of an operation; also the number of operations that run in parallel.
-    # The upper bounds of `threads` and `parts` protect against a record from another user.
+    # The upper bounds of `threads` and `parts` exclude huge values in the record of another user.
     threads: Annotated[int, Field(ge=1, le=1024)]
     # A global batch is split into this number of parts, which are computed in parallel.
     parts: Annotated[int, Field(ge=1, le=MAX_PARTS)] = 1
@@ -49,8 +49,8 @@ def choose(job: Job, kind: str, cpus: int, *, begun: Mapping[str, Any] = {}) -> 
         job: the job; its `train.xla` can force or forbid XLA.
         kind: the kind of device, cpu or gpu.
         cpus: the number of threads of a new run.
-        begun: the plan in the record of a resumed run. It is returned unchanged, even its number
-            of threads, because the last bits of a sum depend on this number.
+        begun: the plan in the record of a resumed run. `choose` returns this plan unchanged, even
+            its number of threads, because the last bits of a sum depend on that number.
 
     Raises:
         InputError: if the record contains no valid plan.
@@ -72,7 +72,8 @@ def _way(job: Job, kind: str) -> Way:
     one operation, BlockLSTM, computes all words. For other layers XLA is faster, except in 3 cases:
 
     - The operations are large.
-    - The reviews are long, and the outputs at all words are used: XLA copies these at every word.
+    - The reviews are long, and the outputs at all words are used: at every word XLA copies all
+      outputs.
     - `data.bucket` is set: XLA would compile a step for each length of the batches.
     """
     setting = job.train.xla

@@ -106,7 +106,7 @@ def check_loss(job: Job, num_outputs: int, *, compiled: bool) -> None:
     parts = [losses(labels[part], probabilities[part]) for part in (slice(half), slice(half, None))]
     if not np.allclose(np.concatenate(parts), values, rtol=1e-4, atol=1e-6, equal_nan=True):
         raise InputError(
-            f"{where}: an example's loss depends on other examples of the batch, and a replica "
+            f"{where}: an example's loss depends on other examples of the batch, but a replica "
             "computes only a part of the batch; compute each loss from its example alone"
         )
 
@@ -117,7 +117,8 @@ def class_weights(
     """Return the weight of each class in the loss; empty if all classes have the same weight.
 
     With `balanced` the reviews of each class have the same total weight, and the mean weight of all
-    reviews is 1, as in scikit-learn: n / (number of classes * reviews of the class).
+    reviews is 1. As in scikit-learn, the weight of a class is
+    (number of reviews) / (number of classes * number of reviews of the class).
 
     Args:
         train: the job's `[train]` table.

@@ -1,7 +1,7 @@
 """Estimates a training process's memory on its node, and measures its memory on a GPU.
 
 The node's memory is estimated from the sizes of the job. The estimate is above the measured peaks
-of seven runs on a CPU. These peaks range from 0.99 GB for the LSTM in `jobs/` to 4.2 GB for a
+of seven runs on a CPU, which range from 0.99 GB for the LSTM in `jobs/` to 4.2 GB for a
 bidirectional LSTM of 128 units over 1,000 words. For a run on a GPU the estimate is too high,
 because the activations are in the GPU's memory.
 
@@ -30,8 +30,8 @@ RATIO_COPIES = 3  # copies of the n-gram ratios: two NumPy arrays and a tensor
 MAX_PADDED_GB = 1.0  # a larger dataset is padded batch by batch, not as a whole
 FLOAT = 4  # size of a float32 in bytes
 CUSTOM_NETWORK_GB = 0.5  # added to the estimate for a custom network
-# The memory of CUDA's context and libraries, which TensorFlow does not count. This cautious guess
-# is used if the driver does not report the process's memory.
+# A cautious guess of the memory of CUDA's context and libraries, which TensorFlow does not count.
+# The guess is used if the driver does not report the process's memory.
 CONTEXT_GB = 1.0
 
 
@@ -63,8 +63,8 @@ def reckoned_gb(job: Job, kind: str | None = None) -> float:
 def largest_gb(search: SearchSpec, kind: str | None = None) -> float:
     """Estimate the memory of a search's largest trial, in GB.
 
-    This trial has the largest value of each numeric key in the search space, and the architecture
-    that needs the most memory.
+    The largest trial has the largest value of each numeric key in the search space, and the
+    architecture that needs the most memory.
 
     Args:
         kind: the kind of device, as for `reckoned_gb`.

@@ -163,7 +163,7 @@ def check_network(
     Args:
         num_outputs: the network's number of outputs, see `Dataset.num_outputs`.
         num_replicas: the number of replicas of the run.
-        trains: whether a training step, short batches and compilation are checked, too.
+        trains: whether a training step, short reviews and compilation are checked, too.
 
     Returns:
         A warning if results of layers depend on the number of replicas; else an empty text.
@@ -215,13 +215,13 @@ def check_network(
     if not others:
         return ""
     return (
-        f"{where}: the results of {', '.join(others)} depend on the number of replicas; those of "
-        "keras.layers.Dropout, SpatialDropout1D and GlobalBatchDropout do not"
+        f"{where}: the results of {', '.join(others)} depend on the number of replicas; the "
+        "results of keras.layers.Dropout, SpatialDropout1D and GlobalBatchDropout do not"
     )
 
 
 def _check_forms(model: keras.Model, job: Job, tokens: np.ndarray, where: str) -> None:
-    """Check that a network accepts short batches, and that XLA compiles it, if the job needs this.
+    """Check, where the job needs it, that a network accepts short reviews and compiles with XLA.
 
     Raises:
         InputError: if the network fails; the message contains its error.
@@ -229,7 +229,7 @@ def _check_forms(model: keras.Model, job: Job, tokens: np.ndarray, where: str) -
     if job.data.bucket:
         tokens = tokens[:, : padded_lengths(job.data.maxlen)[0]]
         with own_errors(
-            f"{where}: should take batches of {tokens.shape[1]} and more words; change it, or "
+            f"{where}: should take reviews of {tokens.shape[1]} or more words; change it, or "
             "leave data.bucket out"
         ):
             model(tokens, training=False)
@@ -244,7 +244,7 @@ def _traced_training(model: keras.Model, job: Job, where: str) -> tuple[int, lis
 
     Args:
         model: a custom network with dropout over the global batch; don't use it afterwards.
-        where: the job's key, for error messages.
+        where: the job's key and its value, with which error messages begin.
 
     Returns:
         The number of losses that the model adds, and the paths of weights without a gradient.

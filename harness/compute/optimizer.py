@@ -75,7 +75,7 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
 
     @property
     def learning_rate(self) -> keras.Variable:
-        """Return `cut`, because Keras's ReduceLROnPlateau reads and sets `learning_rate`."""
+        """Return `cut` under the name that Keras's ReduceLROnPlateau reads and sets."""
         return self.cut
 
     @learning_rate.setter
@@ -144,7 +144,7 @@ def _custom_optimizer(train: TrainConfig, code: Mapping[str, str]) -> keras.opti
 
     Raises:
         InputError: if the function fails (the message contains its error, file and line), does not
-            return an optimizer, or uses a setting of JOB_KEYS.
+            return an optimizer, or the optimizer contains a setting of JOB_KEYS.
     """
     name, key = train.optimizer, "train.optimizer"
     where = f"{key} = {name!r}"
@@ -162,7 +162,9 @@ def _custom_optimizer(train: TrainConfig, code: Mapping[str, str]) -> keras.opti
     options.check(name)
     for setting, instead in JOB_KEYS.items():
         if value := getattr(optimizer, setting, None):
-            raise InputError(f"{where}: sets {setting} = {value!r}; leave it out, set {instead}")
+            raise InputError(
+                f"{where}: sets {setting} = {value!r}; leave it out, and set {instead}"
+            )
     rate = optimizer._learning_rate
     if not isinstance(rate, keras.Variable) or np.float32(rate) != np.float32(train.learning_rate):
         raise InputError(

@@ -44,7 +44,7 @@ def use_cudnn_rnn(model: keras.Model) -> None:
     """Let plain RNN layers on a GPU compute all words in one operation of cuDNN.
 
     Keras uses cuDNN only for LSTM and GRU. Keras's loop starts kernels for each word. If XLA
-    compiles this loop, its backward pass also waits for the host at each word.
+    compiles the loop, the backward pass also waits for the host at each word.
 
     Args:
         model: a model or a plain RNN layer.
@@ -251,7 +251,7 @@ def count_kernels(graph: tf.Graph, layers: list[keras.Layer], kernel: str) -> di
         for base in {_base(layer.name) for layer in layers}:
             names = [layer.name for layer in layers if _base(layer.name) == base]
             matching = [scope for scope in scopes if _base(scope) == base]
-            if len(names) == len(matching):  # else the function is a loop's body
+            if len(names) == len(matching):  # else the graph function is a loop's body
                 for name, scope in zip(names, matching, strict=True):
                     num = fused.count(scope)
                     counts[name] = min(num, counts.get(name, num))
@@ -290,7 +290,7 @@ def why_slow(kernels: Mapping[str, str]) -> str:
     if not names:
         return ""
     return (
-        f"{names}: slow on a GPU, because a loop computes it word by word, not cuDNN; set "
+        f"{names}: slow on a GPU, because a loop over the words, not cuDNN, does the work; set "
         "model.reset_after = true and train.xla = auto; in a custom network use Keras's default "
         "activations and biases, and no masks, recurrent_dropout or unroll; or use a CPU"
     )

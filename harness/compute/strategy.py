@@ -43,7 +43,7 @@ HEARTBEAT_S = 30.0
 
 @dataclass(frozen=True)
 class Devices:
-    """The devices that `--devices` requests: `count` of `kind`, `gpu` or `cpu`."""
+    """The devices that `--devices` requests: their kind, `gpu` or `cpu`, and their number."""
 
     kind: str
     count: int
@@ -161,7 +161,7 @@ def quick_imports() -> Iterator[None]:
     """Import Keras in half the time.
 
     Keras and TensorFlow import scikit-learn, matplotlib, SciPy and pandas if they are installed,
-    for functions that the harness does not use. In the `with` block these packages seem to be
+    for functions that the harness does not use. In the `with` block the four packages seem to be
     missing; later they can be imported. The garbage collector is off in the block, because it would
     scan a million permanent objects repeatedly.
     """
@@ -206,7 +206,7 @@ def make_strategy(
 ) -> "tf.distribute.Strategy":
     """Make the strategy for the requested devices, by default for all GPUs of this process.
 
-    With several workers, the strategy uses these devices on every node. In a single process,
+    With several workers, the requested devices are used on every node. In a single process,
     the strategy for one device is TensorFlow's default, which allows XLA and cuDNN; for several
     devices it is a MirroredStrategy. Call this once per process, before any tensor is created.
 
@@ -258,7 +258,7 @@ def _across_nodes(worker_group: WorkerGroup) -> "tf.distribute.Strategy":
 def _expect_heartbeats(num_workers: int) -> None:
     """Raise the time limit of TensorFlow's heartbeats, which detect a lost or stopped worker.
 
-    The default of 10 s is too short for a busy node. TensorFlow has no public function for this.
+    The default of 10 s is too short for a busy node. No public API of TensorFlow sets the limit.
     """
     from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
     from tensorflow.python.eager import context

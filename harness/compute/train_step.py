@@ -86,8 +86,8 @@ class TrainStep:
             self.optimizer = build_optimizer(job.train, steps_per_epoch, code=job.code)
             self.model.compile(self.optimizer)
             self.optimizer.build(self.model.trainable_variables)
-        # AutoGraph is off in all graphs. It would also rewrite Keras's functions, so tracing would
-        # take 1.5 times as long.
+        # AutoGraph is off in all graphs: AutoGraph would also rewrite Keras's functions, so tracing
+        # would take 1.5 times as long.
         self.train_steps = tf.function(self.steps, autograph=False, reduce_retracing=False)
         self.evaluator = Evaluator(self.export_model, strategy, job, plan)
 
@@ -99,12 +99,13 @@ class TrainStep:
         Args:
             batches: the batches, one per step.
             num_steps: the number of steps.
-            vote: this worker's vote to stop, `[] float64`; None in a single process.
+            vote: 1 if this worker asks all workers to stop, else 0, `[] float64`; None in a single
+                process.
 
         Returns:
             For each step, the global batch's sum of losses and number of correct predictions,
-            `[num_steps, 2] float64`. With several workers, a third column contains the sum of all
-            replicas' votes to stop.
+            `[num_steps, 2] float64`. With several workers, a third column contains the sum of
+            `vote` over all replicas.
         """
         if num_steps == 1:
             of_replicas = self.strategy.run(self.replica_step, args=(next(batches), vote))
@@ -118,7 +119,7 @@ class TrainStep:
         return tf.while_loop(lambda i, _: i < num_steps, step, (0, sums))[1].stack()
 
     def replica_step(self, batch: Batch, vote: tf.Tensor | None) -> tf.Tensor:
-        """Compute a replica's part of a step; return the sums of `Gradients` and the vote."""
+        """Compute a replica's part of a step; return the sums of `Gradients` and any `vote`."""
         # The parts are independent operations, so several threads compute them in parallel.
         parts = in_parts(batch, self.num_examples, self.examples_per_part)
         of_parts, sums = zip(*map(self.compiled(), parts), strict=True)
@@ -132,8 +133,8 @@ class TrainStep:
     def compiled(self) -> Callable[[Batch], Gradients]:
         """Return the function `gradients` as a graph, which XLA compiles if the plan says so.
 
-        XLA compiles only this part of the step. It does not support the optimizer's variables,
-        because they have copies on other devices.
+        XLA compiles only this part of the step: XLA does not support the optimizer's variables,
+        because these variables have copies on other devices.
         """
         compiled: Callable[[Batch], Gradients]
         compiled = tf.function(self.gradients, jit_compile=self.is_compiled, autograph=False)
@@ -163,8 +164,8 @@ class TrainStep:
 
     def _global_gradients(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         # Keras clips each replica's gradients, and checks them for overflow of float16, before it
-        # adds up the replicas' gradients. So add them up here first, and clip the sum. In the end
-        # divide the sum by the number of replicas, since Keras adds up the results again.
+        # adds up the replicas' gradients. So add the gradients up here first, and clip the sum. In
+        # the end divide the sum by the number of replicas, since Keras adds up the results again.
         context = tf.distribute.get_replica_context()
         gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         if self.job.train.clipnorm > 0:

@@ -126,7 +126,7 @@ def numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
 def columns(
     words: tf.RaggedTensor, ngrams: Sequence[tf.lookup.StaticHashTable], sizes: Sequence[int]
 ) -> Iterator[tf.Tensor]:
-    """Yield the columns of `binary_ngrams`'s result whose n-grams end at each word.
+    """For each word, find the n-grams that end at it, as columns of `binary_ngrams`'s result.
 
     Args:
         words: the index of each word, `[n, (words)] int64`, -1 for unknown words.
@@ -134,8 +134,8 @@ def columns(
         sizes: the number of n-grams of each length.
 
     Yields:
-        For each length of n-grams, the column for each word, `[all words]`; -1 for an unknown
-        n-gram.
+        A tensor for each length of n-grams, with the column for each word, `[all words]`; -1 for
+        an unknown n-gram.
     """
     flat = words.flat_values
     is_first = tf.gather(words.row_starts(), words.value_rowids()) == tf.range(words.row_splits[-1])
@@ -152,13 +152,13 @@ def columns(
 def export(run: RunDirectory, folder: Path) -> Path:
     """Write the model of a finished run as a SavedModel for raw text; replace an earlier export.
 
-    The model's signature `serving_default` takes `text`, `[n]` UTF-8 strings. It returns
+    The model's signature `serving_default` takes `text`, `[n]` UTF-8 strings, and returns
     `probabilities`, `[n, num_classes] float32`, and `class`, `[n]` strings.
 
     Args:
         run: the run.
-        folder: the folder to write. It contains the folder VERSION, because TensorFlow Serving
-            expects a folder for each version of a model.
+        folder: the folder to write. The SavedModel is in its subfolder VERSION, because TensorFlow
+            Serving expects a folder for each version of a model.
 
     Returns:
         The folder of the SavedModel, `folder/VERSION`.

@@ -19,7 +19,7 @@ from harness.data.dataset import num_outputs
 from harness.errors import InputError
 from harness.tracking.run_dir import RunDirectory
 
-# The earliest time a zip archive can store. It replaces the current time, which Keras stores.
+# The earliest time a zip archive can store, in place of the current time, which Keras stores.
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 

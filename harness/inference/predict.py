@@ -253,7 +253,7 @@ def read_vocabulary(run: RunDirectory) -> list[str]:
 
 
 def check_texts(texts: Sequence[str]) -> list[str]:
-    """Check texts before TensorFlow starts; cut long ones to their last MAX_CHARACTERS.
+    """Check texts before TensorFlow starts; cut long texts to their last MAX_CHARACTERS.
 
     Raises:
         InputError: if there is no text, or a text contains no word or can't be encoded.

@@ -16,7 +16,7 @@ from harness.training.progress import Progress
 class StepResults:
     """The values of the latest n training steps, copied from the device together."""
 
-    first_step: int  # the number of the first of these steps, counted from 1 over the whole run
+    first_step: int  # the number of the first of the n steps, counted from 1 over the whole run
     losses: np.ndarray  # [n] float64, each step's mean loss over the global batch
     accuracies: np.ndarray  # [n] float64, each step's share of correct predictions
     num_reviews: int
@@ -40,7 +40,7 @@ class UsageMeter:
         self.monitor, self.heartbeat = monitor, heartbeat
 
     def measure(self, results: StepResults) -> dict[str, float]:
-        """Return TensorBoard tags and values for the latest steps; add values to the heartbeat."""
+        """Return tags and values for TensorBoard; add the latest values to `state.json`."""
         duration_ms = 1e3 * results.took_s / results.num_steps
         self.heartbeat.note(step_ms=round(duration_ms, 3))
         figures = {"step/duration_ms": duration_ms}
@@ -51,7 +51,7 @@ class UsageMeter:
 
 
 class ProgressReport:
-    """Shows on the console and in the heartbeat how far the training has come."""
+    """Shows on the console and in `state.json` how far the training has come."""
 
     def __init__(
         self, console: Console, heartbeat: Heartbeat, *, num_epochs: int, steps_per_epoch: int
@@ -77,7 +77,7 @@ class ProgressReport:
 
 
 class BestWeights:
-    """Keeps the weights of the best epoch in `Progress`; of equally good epochs, the first."""
+    """Keeps the best epoch's weights in `Progress`; the first of several equally good epochs."""
 
     def __init__(self, train: TrainConfig) -> None:
         self.is_on = train.keep != "last"

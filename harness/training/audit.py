@@ -125,7 +125,7 @@ class Audit:
         return {**asdict(self), "run": str(self.run.absolute()), "outcome": self.outcome}
 
 
-# Reading a run. These types validate the record, because somebody else may have written it.
+# Reading a run. The types below validate the record, because somebody else may have written it.
 
 
 class Start(BaseModel):
@@ -319,7 +319,7 @@ def values_of(name: str, mine: bytes, theirs: bytes, *, loosely: bool) -> Iterat
 
 
 def decided(files: Mapping[str, bytes], epochs: int | None) -> dict[str, bytes]:
-    """Return the files that depend only on the job, or only the first `epochs` lines of metrics."""
+    """Return the files that the job determines, or the first `epochs` lines of metrics.jsonl."""
     if epochs is None:
         return {name: files[name] for name in CHECKSUMS if name in files}
     lines = files["metrics.jsonl"].splitlines(keepends=True)

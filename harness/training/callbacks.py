@@ -1,7 +1,8 @@
 """Keras callbacks in a run: early stopping, learning-rate cuts, and the user's callbacks.
 
-The training loop calls callbacks when training begins and ends, and before and after each epoch. It
-calls none after a step, because a step's results stay on the device until the next logged step.
+The training loop calls callbacks when training begins and ends, and before and after each epoch. No
+callback is called after a step, because a step's results stay on the device until the next logged
+step.
 """
 
 import json
@@ -115,7 +116,7 @@ class RunCallbacks:
                 self._call(callback, "load_state", state)
         for variable, numbers in zip(variables, saved, strict=False):
             variable.assign(numbers)
-        # Early stopping may have set `stop_training` above, which a user's callback had cleared.
+        # The loop over `history` may have set `stop_training`, which a user's callback had cleared.
         if progress.stopped or progress.callback_states:
             self.model.stop_training = progress.stopped
 

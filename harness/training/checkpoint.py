@@ -1,7 +1,7 @@
 """Checkpoints: each file contains all that a run needs to resume exactly where it was.
 
-A checkpoint is one NumPy archive. It is complete or absent, contains a checksum of each array, and
-is never unpickled. `tf.train.Checkpoint` would write several files, and only variables.
+A checkpoint is one NumPy archive, which is complete or absent, contains a checksum of each array,
+and is never unpickled. `tf.train.Checkpoint` would write several files, and only variables.
 """
 
 import hashlib
@@ -38,8 +38,8 @@ MAX_CHECKPOINTS = 2  # checkpoints per run; the older is a spare in case a disk 
 def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:
     """Write a checkpoint named after the number of steps, and remove all but the last two.
 
-    Checkpoints of later steps are removed too. They must be broken: this run resumed from its
-    newest intact checkpoint.
+    Checkpoints of later steps are removed too. Later checkpoints must be broken, because this run
+    resumed from its newest intact checkpoint.
 
     Raises:
         RunError: if the file can't be written, or a newer process took the run over.
@@ -53,7 +53,7 @@ def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_
     record = json.dumps(stamped(meta))
     arrays["progress"] = np.frombuffer(record.encode(), np.uint8)
     name = f"step-{total_steps:09d}.npz"
-    # Listed before `_write` checks the lease, so no path belongs to a newer process.
+    # Listed before `_write` checks the lease, so that no listed path belongs to a newer process.
     broken = [path for path in run.checkpoints() if path.name > name]
     _write(run, name, arrays)
     for path in broken:
@@ -71,8 +71,8 @@ def restore(
 ) -> tuple[Progress, list[str]]:
     """Restore the newest intact checkpoint; without one, start from the beginning.
 
-    On several nodes only the chief reads the folder. It sends the checkpoint to the other workers,
-    because these may see an older state of a shared file system, or no folder at all.
+    On several nodes only the chief reads the folder. The chief sends the checkpoint to the other
+    workers, which may see an older state of a shared file system, or no folder at all.
 
     Returns:
         The progress, and a warning for each broken checkpoint.

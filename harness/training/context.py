@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def known_words(job: Job, dataset: Dataset) -> Sequence[str]:
-    """Return the words of the model's vocabulary, the most frequent first. The first index is 4."""
+    """Return the model's vocabulary, the most frequent word first; the first word has index 4."""
     return dataset.vocab[: job.data.vocab_size - 4]
 
 

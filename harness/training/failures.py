@@ -140,6 +140,6 @@ def explained_losses(worker_group: WorkerGroup | None) -> Iterator[None]:
 
 
 def _record(heartbeat: Heartbeat, error: Exception) -> None:
-    # Recording may fail too, on a full disk or without the lease. Then `error` is still raised.
+    # Recording may fail too, on a full disk or without the lease; `error` is raised all the same.
     with contextlib.suppress(RunError):
         heartbeat.beat("failed", error=f"{type(error).__name__}: {error}")

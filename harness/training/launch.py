@@ -325,8 +325,8 @@ def check_own_parts(
         compiled: whether XLA compiles the run's training steps.
 
     Raises:
-        InputError: if Keras rejects a part, or the user's code fails. The message names file
-            and line.
+        InputError: if Keras rejects a part, or the user's code fails (the message names file and
+            line).
     """
     from harness.compute.loss import check_loss
     from harness.compute.network import check_network
@@ -355,8 +355,8 @@ def warn_of_changes(
     changes = changes_since_first_start(run, devices)
     if strict and changes:
         raise InputError(
-            f"--strict: run {run.folder}: {'; '.join(changes)}; restore these (harness reproduce), "
-            "or leave --strict out"
+            f"--strict: run {run.folder}: {'; '.join(changes)}; undo these changes (harness "
+            "reproduce), or leave --strict out"
         )
     for change in changes:
         console.warning(f"since the run began: {change}; its result may differ")
@@ -377,7 +377,7 @@ def given_validation(job: Job, dataset: Dataset) -> str:
 def dataset_of(
     begun: LeasedDirectory, job: Job, data: Path | None, *, full: bool = False
 ) -> Dataset:
-    """Open the data in the record of a run or a sweep; without a record, the data of the job.
+    """Open the data that the record of a run or sweep names; without a record, the job's data.
 
     Raises:
         InputError: if the data have changed or are missing.

@@ -22,12 +22,13 @@ CLASSES_FOR_TOP = 10  # `top_5_accuracy` is computed only for more classes than 
 def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
     """Score predictions on a test set as scikit-learn does. JSON can represent all values.
 
-    For two classes `precision`, `recall` and `f1` are those of label 1. For more classes these
-    scores are means over the classes that occur or are predicted. `f1_macro` is always this mean. A
-    score is 0 if its denominator is 0. For more than two classes `roc_auc` is the mean over the
-    classes, each against the rest. If all labels are equal, `roc_auc` is None and `roc_auc_reason`
-    says why. `confusion_matrix`, for at most 100 classes, has a row per label; for two classes it
-    is [[tn, fp], [fn, tp]]. `top_5_accuracy` is computed for more than 10 classes.
+    For two classes `precision`, `recall` and `f1` are those of label 1. For more classes
+    `precision`, `recall` and `f1` are means over the classes that occur or are predicted.
+    `f1_macro` is such a mean of F1, even for two classes. A score is 0 if its denominator is 0. For
+    more than two classes `roc_auc` is the mean over the classes, each against the rest. If all
+    labels are equal, `roc_auc` is None and `roc_auc_reason` says why. `confusion_matrix`, for at
+    most 100 classes, has a row per label; for two classes it is [[tn, fp], [fn, tp]].
+    `top_5_accuracy` is computed for more than 10 classes.
 
     Args:
         labels: the true labels `[n]`, from 0.
@@ -108,8 +109,8 @@ def checked(
     truth, given = np.asarray(labels), np.asarray(probabilities, np.float64)
     if truth.ndim != 1 or given.ndim not in (1, 2) or len(truth) != len(given) or not len(truth):
         raise ValueError(
-            f"labels {list(truth.shape)} and probabilities {list(given.shape)}: should be "
-            "[n] and [n] or [n, num_classes], n at least 1"
+            f"labels {list(truth.shape)} and probabilities {list(given.shape)}: the "
+            "shapes should be [n], and [n] or [n, num_classes], with n at least 1"
         )
     found = by_class(given)
     if not np.isin(truth, np.arange(found.shape[1])).all():

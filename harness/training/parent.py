@@ -3,7 +3,7 @@
 If only `train.epochs` differs, the new run continues from the parent's checkpoint, and ends
 with bitwise the same result as if it had trained all epochs itself. Otherwise the new run begins
 with the weights of the parent's trained model, layer by layer. In both cases the new run writes a
-checkpoint before its first step. After that it doesn't need the parent.
+checkpoint before its first step, and from then on doesn't need the parent.
 """
 
 import contextlib
@@ -151,9 +151,9 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
             if checkpoint.adopt(path, context.run, context.identity, of=of, max_epochs=epochs):
                 return []
         raise InputError(
-            f"--from {parent.run.folder}: its checkpoints are broken, of another job than its "
-            f"job.toml, or of more epochs than train.epochs = {epochs}; leave --from out, restore "
-            "that job.toml, or raise train.epochs"
+            f"--from {parent.run.folder}: its checkpoints are broken, or belong to another job "
+            f"than its job.toml, or have more epochs than train.epochs = {epochs}; leave --from "
+            "out, restore the parent's job.toml, or raise train.epochs"
         )
     lines = list(_take_weights(parent.run, context, train_step))
     progress = Progress(identity=context.identity)
@@ -200,9 +200,12 @@ def _take_weights(
         if layer is pretrained:
             yield f"{name}: starts from model.embeddings, which run {parent.folder} did not use"
         elif shapes != others:
-            yield f"{name}: starts from random weights of shape {shapes}, the parent's are {others}"
+            yield f"{name}: starts from random weights of shape {shapes}; in the parent: {others}"
         elif isinstance(layer, Embedding) and words != their_words:
-            yield f"{name}: starts from random weights, run {parent.folder} has another vocabulary"
+            yield (
+                f"{name}: starts from random weights, because run {parent.folder} has another "
+                "vocabulary"
+            )
         else:
             layer.set_weights(theirs[name].get_weights())
             taken += 1

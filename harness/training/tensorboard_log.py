@@ -15,10 +15,10 @@ Users' dashboards rely on these tags:
 
 TensorBoard keeps all points in memory, and a curve needs only hundreds. So the log contains about
 500 evenly spaced steps of a run, and the measurements of the machine at about 100 steps. The choice
-of these steps depends only on the run's number of steps.
+of the logged steps depends only on the run's number of steps.
 
 A checkpoint contains the log's `mark`: the size of each event file at that moment. A resumed run
-truncates the files to these sizes, and then writes the same events as an undisturbed run.
+truncates the files to the sizes in the mark, and then writes the same events as an undisturbed run.
 """
 
 import contextlib
@@ -120,7 +120,7 @@ class TensorBoardLog:
         """Log n training steps. Learning rate, speed and `measured` belong to the last step.
 
         Args:
-            first_step: the number of the first of these steps, counted from 1 over the whole run.
+            first_step: the number of the first of the n steps, counted from 1 over the whole run.
             losses: the mean loss over each global batch, `[n]`.
             accuracies: the share of correct predictions in each global batch, `[n]`.
             measured: tag -> measurement of the machine; logged about 100 times per run.
@@ -210,8 +210,8 @@ class TensorBoardLog:
             columns: key of any row of the page -> example value; by default `values`.
             objective: the objective of a search; trials show this score, not the test accuracy.
 
-        TensorBoard finds the validation metrics only if its --logdir is a folder above this one. If
-        --logdir is this folder itself, TensorBoard looks for a run named "./validation".
+        TensorBoard finds the validation metrics only if its --logdir is above the log's folder. If
+        --logdir is the log's folder, TensorBoard looks for a run named "./validation".
         """
         # TensorBoard applies the first run's description to all runs. So the description contains
         # the types of the keys, but not their domains, which would hide runs with other values.
@@ -272,7 +272,7 @@ class TensorBoardLog:
             self._writers[key].write(event.SerializeToString())
 
     def _start(self, key: str, step: int) -> None:
-        """Make a running TensorBoard forget all events from this step on.
+        """Make a running TensorBoard forget all events from `step` on.
 
         TensorBoard may have read events of a killed process that are no longer in the files.
         """

@@ -33,7 +33,7 @@ def train(
 ) -> dict[str, Any]:
     """Begin or resume a run, train it to its end, and return its result.
 
-    On several nodes all workers call this at the same time. Workers other than the chief use a
+    On several nodes all workers call `train` at the same time. Workers other than the chief use a
     temporary folder and a silent console (`harness.training.launch.join_workers`).
 
     Args:

@@ -77,7 +77,7 @@ class Trainer:
         self.fit_s = 0.0  # the time from `prepare` to the end of `fit` in this process
         self.checkpoint_s = 0.0  # the time spent writing checkpoints in this process
         self._pending: list[tf.Tensor] = []  # results on the device, each `[steps, 2 or 3]`
-        self._votes = 0.0  # the number of votes to stop, from all workers
+        self._votes = 0.0  # above 0 if a worker asks all workers to stop
         self._is_over = False  # whether all epochs are trained, and the last checkpoint is written
 
     def prepare(self, worker_group: WorkerGroup | None) -> None:
@@ -187,7 +187,8 @@ class Trainer:
                 self.first_step_s = round(age_s() or 0.0, 3)
                 self.heartbeat.beat("training", first_step_s=self.first_step_s)
             before, step = step, step + num
-            # All workers, and a resumed run, drain at the same steps: multiples of `drain_every`.
+            # All workers, and a resumed run, call `_drain` at the same steps: multiples of
+            # `drain_every`.
             is_boundary = step // self.drain_every > before // self.drain_every
             if is_boundary or step == self.steps_per_epoch:
                 self._drain()
@@ -217,7 +218,7 @@ class Trainer:
         took_s, self._drained_s = now_s - self._drained_s, now_s
         results = self._results(sums, took_s)
         self.progress.add_steps(sums, took_s)
-        self._votes += float(sums[:, 2:].sum())  # with one worker there is no column of votes
+        self._votes += float(sums[:, 2:].sum())  # a single worker has no column of votes
         self.log.steps(
             results.first_step,
             results.losses,

@@ -90,8 +90,8 @@ OPTIMIZERS = [
     ("def f(learning_rate): return 1", "should take (learning_rate, options): too many"),
     ("def f(learning_rate, options): return 1 / 0", "mine.py, line 4: ZeroDivisionError"),
     ("def f(learning_rate, options): return 'adam'", "returns a str, should return a keras.optim"),
-    (f"{MAKE}, clipnorm=1.0)", "sets clipnorm = 1.0; leave it out, set train.clipnorm"),
-    (f"{MAKE}, use_ema=True)", "sets use_ema = True; leave it out, set train.ema_momentum"),
+    (f"{MAKE}, clipnorm=1.0)", "sets clipnorm = 1.0; leave it out, and set train.clipnorm"),
+    (f"{MAKE}, use_ema=True)", "sets use_ema = True; leave it out, and set train.ema_momentum"),
     (f"{MAKE}, gradient_accumulation_steps=4)", "set train.batch_size"),
     (f"{MAKE} / 2)", "does not use its argument learning_rate"),
     (

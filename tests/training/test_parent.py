@@ -212,7 +212,7 @@ def test_a_checkpoint_of_another_job_than_the_parents_is_refused(
     assert begins_with
     assert begins_with.continues
     if edited:
-        with pytest.raises(InputError, match=r"of another job than its job\.toml"):
+        with pytest.raises(InputError, match=r"to another job than its job\.toml"):
             begin_with(begins_with, context, no_step)
     else:
         assert begin_with(begins_with, context, no_step) == []

@@ -293,7 +293,7 @@ class ModelConfig(ConfigSection):
         Field(0, ge=0, le=4096, description="units of the second layer; 0 = as many as `units`")
     )
     pooling: Literal["last", "max", "mean", "max+mean"] = Field(
-        "last", description="how the outputs at all words become the output layer's input"
+        "last", description="pooling of the outputs over time"
     )
     options: Annotated[Options, Facts(check=_belongs_to_an_own_network)] = Field(
         {}, description="settings of the network, with any names"

@@ -100,7 +100,7 @@ class Dataset:
 
     @property
     def _labels(self) -> str:
-        """Text for messages: the number of classes, and the labels and names of the first ten."""
+        """Text for messages: the number of classes, and the first ten classes with their labels."""
         shown = [f"{label} = {name}" for label, name in enumerate(self.classes[:SHOWN])]
         more = ", …" if self.classes[SHOWN:] else ""
         return f"{len(self.classes)} classes: {', '.join(shown)}{more}"
@@ -136,9 +136,9 @@ class Dataset:
     def used(self, limit: int, share: float) -> tuple[Split, int]:
         """Return a job's training and validation reviews, and the number of training reviews.
 
-        The validation reviews come last. They are the dataset's validation split, or, without one,
-        the last `share` of the training split. If `share` is 0, all reviews are for training, even
-        those of a validation split.
+        The validation reviews come last. If the dataset has a validation split, its reviews are the
+        validation reviews; else the last `share` of the training split is for validation. If
+        `share` is 0, there are no validation reviews, and all reviews are for training.
 
         Args:
             limit: the value of `data.limit`: how many reviews at the start of each split are used;
@@ -195,7 +195,7 @@ def vocab_from_bytes(content: bytes) -> list[str]:
 
 
 def num_outputs(classes: Sequence[str]) -> int:
-    """Return a network's number of outputs: 1 for two classes (label 1), else one per class."""
+    """Return a network's number of outputs: one per class; of two classes only label 1 has one."""
     return 1 if len(classes) == 2 else len(classes)
 
 

@@ -1,7 +1,7 @@
 """The folder that stores a dataset as flat arrays.
 
 Opening a folder computes the checksum again, because a user or a disk error may have changed the
-reviews. This takes 0.03 s for the 46 MB of IMDB.
+reviews. The checksum of IMDB (46 MB) takes 0.03 s.
 """
 
 import contextlib
@@ -72,8 +72,8 @@ def _new_folder(target: Path, check: Callable[[Path], None], mode: int) -> Itera
     Other users can't open the folder before it is complete. `replaced_directory` explains `check`.
 
     Args:
-        mode: the permissions of the folder, before the umask; they must not allow other users to
-            write, since `open_folder` would refuse such a folder.
+        mode: the permissions of the folder, to which the umask applies; other users must not be
+            allowed to write, since `open_folder` would refuse such a folder.
     """
     with replaced_directory(target, check) as temporary:
         allowed = temporary.stat().st_mode
@@ -167,7 +167,7 @@ def check_owners(folder: Path, paths: Iterable[Path]) -> None:
                 else "fetch your own data (harness data fetch), or, if you trust the owner, "
                 f"export {OWNERS}=… in slurm/site.sh, and source that file"
             )
-            raise InputError(f"dataset {folder}: {path.name} {reason}; {remedy}")
+            raise InputError(f"dataset {folder}: {path.name}: {reason}; {remedy}")
 
 
 def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:

@@ -1,6 +1,7 @@
 """The order of the training reviews in each epoch, and the number of time steps of each batch.
 
-Both depend only on the seed, the epoch, the lengths of the reviews and the `BatchShape`.
+The seed, the epoch, the lengths of the reviews and the `BatchShape` decide the order and the number
+of time steps.
 """
 
 from typing import NamedTuple
@@ -22,7 +23,7 @@ class BatchShape(NamedTuple):
     """The settings that decide how reviews become batches."""
 
     batch_size: int  # the number of reviews in a global batch
-    maxlen: int  # the largest number of tokens in a review; of a longer review the last are kept
+    maxlen: int  # longer reviews are cut to their last `maxlen` tokens
     bucket: bool = False  # whether the reviews of a batch have similar lengths
 
 
@@ -37,7 +38,7 @@ def epoch_permutation(seed: int, epoch: int, num_reviews: int) -> np.ndarray:
 
 
 def epoch_by_length(seed: int, epoch: int, lengths: np.ndarray, *, batch_size: int) -> np.ndarray:
-    """Return an order for an epoch in which each batch contains reviews of similar length.
+    """Return the order of the reviews in an epoch whose batches contain reviews of similar length.
 
     The function cuts the permutation of the epoch into pools, sorts the reviews of every pool by
     length, and shuffles the batches of all pools. An incomplete batch stays at the end.
@@ -64,7 +65,8 @@ def permutations_ahead(
 ) -> np.ndarray:
     """Return the order of the reviews in the next epochs.
 
-    These are the first of `epochs`: at least one epoch, and as many as `MAX_PERMUTED` allows.
+    The next epochs are the first of `epochs`: at least one epoch, and as many epochs as
+    `MAX_PERMUTED` allows.
 
     Args:
         epochs: the numbers of the epochs that remain; the first epoch of a run is 0.

@@ -1,6 +1,6 @@
-"""Turns reviews into batches of `[examples, time] int32` for every replica, by tf.data.
+"""Turns reviews into batches of `[examples, time] int32` for every replica, with tf.data.
 
-A batch depends only on its step and on the permutation of its epoch, computed from the run's seed.
+A batch depends only on its step and its epoch's permutation, which the run's seed determines.
 So a checkpoint contains no state of the pipeline: a resumed run requests the remaining steps.
 Opening a tf.data dataset takes as long as several steps, so one dataset contains many epochs.
 """
@@ -19,11 +19,12 @@ from harness.errors import InputError
 from harness.job.keys import Job
 
 MAX_RATIOS = 60  # the largest number of n-gram ratios (4 bytes each) for a word
-# One call gathers this many examples, since its overhead takes as long as a few examples.
+# One call gathers this many examples, since each call costs as much time as a few examples.
 EXAMPLES_AT_ONCE = 1024
 PREFETCHED = 2  # the number of prefetched groups of EXAMPLES_AT_ONCE
 PREFETCHED_BY_LENGTH = 8  # with data.bucket: the number of prefetched batches
-LARGEST_PADDED = 1_000_000_000  # bytes; above this, single batches are padded, not all reviews
+# If all reviews with their padding take more bytes, each batch is padded by itself.
+LARGEST_PADDED = 1_000_000_000
 
 
 class Batch(NamedTuple):
@@ -112,7 +113,7 @@ class Reviews(NamedTuple):
         return np.where(is_token[..., None], np.asarray(self.ratios)[at], np.float32(0))
 
     def _places(self, chosen: np.ndarray, shape: BatchShape) -> tuple[np.ndarray, np.ndarray]:
-        """Return each place's index in `tokens`, and whether the place is a token or padding."""
+        """Return each row element's index in `tokens`, and whether the element is a token."""
         bounds = np.append(self.offsets, self.offsets[-1:])
         starts, ends = bounds[chosen][..., None], bounds[chosen + 1][..., None]
         num_kept = np.minimum(ends - starts, shape.maxlen) if shape.bucket else shape.maxlen
@@ -131,7 +132,7 @@ class Reviews(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """The data for all batches, as tensors on the CPU; review `num_reviews` is an empty review."""
+    """The data for all batches, as tensors on the CPU; index `num_reviews` is an empty review."""
 
     padded: Callable[[tf.Tensor], tf.Tensor]  # `Reviews.padded` as an operation of TensorFlow
     labels: tf.Tensor  # [num_reviews] float32
@@ -147,7 +148,7 @@ class Start(NamedTuple):
     """The step of the first batch, and whether the batches are repeated."""
 
     step: int = 0  # the step of the first batch, counted from the start of the permutations
-    steps_before: int = 0  # the number of steps before the permutations; `Batch.step` includes it
+    steps_before: int = 0  # the run's steps before the permutations; part of `Batch.step`
     endless: bool = False  # whether the batches are repeated without end
 
 
@@ -193,7 +194,7 @@ def batches(
             tf.data.Dataset.range(first_step * num_local, last_step * num_local)
             .repeat(None if endless else 1)
             .batch(at_once)
-            # No parallel calls: with deterministic operations TensorFlow warns and makes none.
+            # No parallel calls: with deterministic operations TensorFlow would warn and make none.
             .map(per_replica_batches)
             # Prefetch before `unbatch`, so that threads exchange many batches at once.
             .prefetch(PREFETCHED_BY_LENGTH if shape.bucket else PREFETCHED)
@@ -202,8 +203,8 @@ def batches(
         )
 
     # `experimental_distribute_dataset` is not used: it splits the examples in another way, and
-    # every worker reads all reviews. The batches stay in the host's memory, since TensorFlow
-    # computes with integers on the CPU: in every step it would copy tokens back from the GPU.
+    # makes every worker read all reviews. The batches stay in the host's memory: TensorFlow
+    # computes with integers on the CPU, and would copy the tokens from the GPU in every step.
     on_host = tf.distribute.InputOptions(experimental_fetch_to_device=False)
     return strategy.distribute_datasets_from_function(dataset, on_host)
 

@@ -9,14 +9,14 @@ NPZ = "imdb.npz"  # the name of Keras's file
 
 
 def missing_in() -> list[Path]:
-    """Return the folders to search for IMDB if none of them contains it, else an empty list."""
+    """Return the folders that should contain IMDB, if none of them does; else an empty list."""
     named = named_folder()
     folders = [named] if named else unnamed_folders()
     return [] if any(map(holds_dataset, folders)) else folders
 
 
 def named_folder() -> Path | None:
-    """Return the folder in HARNESS_DATA; None if it is unset. Then other folders are searched."""
+    """Return the folder that the variable HARNESS_DATA names; None if the variable is unset."""
     named = os.environ.get("HARNESS_DATA")
     return Path(named) if named else None
 

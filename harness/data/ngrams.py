@@ -8,8 +8,8 @@ the pair and the triple. The ratio of an unknown n-gram is 0. For more than two 
 has a ratio for each class: this class against all other classes.
 
 The ratios are computed from the labels of the training reviews. The training reviews are divided
-into five folds; the ratios for a training review are computed from the four other folds. Otherwise
-the ratios would reveal the review's label.
+into five folds; the ratios for a training review are computed from the four other folds, because
+ratios from the review's own fold would reveal its label.
 """
 
 import contextlib
@@ -44,14 +44,15 @@ NUM_FOLDS = 5
 def binary_ngrams(
     split: Split, known: Ngrams = (), max_words: int = MAX_WORDS
 ) -> tuple["csr_matrix", Ngrams]:
-    """Return a matrix that says which review contains which n-gram, and the n-grams.
+    """Return a matrix of the n-grams that each review contains, and the n-grams themselves.
 
     Args:
         known: the n-grams to look for; by default all n-grams that occur in at least two reviews.
         max_words: the largest number of words in an n-gram.
 
     Returns:
-        The matrix of 0 and 1, `[num_reviews, num_ngrams] float64`, single words first; the n-grams.
+        The matrix, `[num_reviews, num_ngrams] float64`: 1 if the review contains the n-gram, else
+        0, with the columns of single words first; and the n-grams of the columns.
     """
     from scipy.sparse import csr_matrix, hstack
 
@@ -174,7 +175,7 @@ def opened(content: bytes, num_arrays: int) -> Iterator[tuple[Ngrams, Mapping[st
 
 @dataclass(frozen=True)
 class NgramRatios:
-    """The n-grams' ratios computed from all training reviews, for use on any other reviews."""
+    """The ratios of n-grams, computed from all training reviews, for use on any other reviews."""
 
     ngrams: Ngrams
     ratios: Floats  # [num_ngrams, num_ratios], single words first
@@ -218,7 +219,7 @@ def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[Ngram
     Returns:
         The ratios from all training reviews, for use on any other reviews; and the ratios for each
         word of the training reviews themselves, `[num_tokens, num_channels]`, which are computed
-        from the other folds only (cross-fitting).
+        from the folds without the word's review (cross-fitting).
     """
     features, ngrams = binary_ngrams(training, max_words=max_words)
     labels = range(1, 2) if num_classes == 2 else range(num_classes)
@@ -258,7 +259,7 @@ def _ratios(
 def _columns_at_words(split: Split, ngrams: Ngrams) -> list[Ints]:
     """Return, for each length of n-grams, the column of the n-gram that ends at each word.
 
-    It is a column of the matrix that `binary_ngrams` returns, or -1 for an unknown n-gram.
+    A column is one of the matrix that `binary_ngrams` returns, or -1 for an unknown n-gram.
     """
     columns, before = [], 0
     for length, (numbers, codes) in enumerate(numbered_ngrams(split, ngrams, len(ngrams)), 1):

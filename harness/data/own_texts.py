@@ -3,8 +3,8 @@
 `jobs/README.md` explains how files, classes and splits are recognized. Symbolic links are refused,
 so nothing outside the source is read. Hidden files and files of other types are ignored.
 
-The dataset is made once, in the user's cache, as `texts-<checksum of the source>-<FORMAT>/`. This
-folder may be removed at any time.
+The dataset is made once, in the user's cache, as `texts-<checksum of the source>-<FORMAT>/`. Users
+may remove that folder at any time.
 
 The reviews of a split are sorted by the hash of their words. If the source does not say which
 reviews are test reviews, the hash decides this too. So a new review changes neither the split nor
@@ -57,7 +57,7 @@ REMEDY = (
 )
 # Matches a split in a table's file name, such as imdb_test1.csv, but not inside another word.
 SPLIT_NAME = re.compile(r"(?<![^\W\d_])({})(?:ing|set)?(?![^\W\d_])".format("|".join(KNOWN_SPLITS)))
-# The records that `save_to_disk` of Hugging Face's `datasets` writes for one split and for all.
+# The records of `save_to_disk` (Hugging Face's `datasets`): for one split, and for all splits.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 
 FORMAT = 6  # part of the folder's name in the cache; increase it if `make_dataset` changes
@@ -73,10 +73,10 @@ def read_texts(source: Path, form: DataConfig | None = None) -> Iterator[Text]:
     """Yield the reviews of a source, one after another.
 
     Args:
-        form: the job's `[data]`, whose `FORMAT_KEYS` describe tables; None = the defaults.
+        form: the job's `[data]`; its keys `FORMAT_KEYS` describe tables. None = the default values.
 
     Raises:
-        InputError: if the source can't be used; the message states the place in it and a remedy.
+        InputError: if the source can't be used; the message states the error's place and a remedy.
     """
     form = form or DataConfig()
     for part in _parts(source):
@@ -174,7 +174,8 @@ def _folder_parts(source: Path) -> Iterator[SourceFile]:
 def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
     """Return the tables in a folder: the name of each, and the split that the name contains.
 
-    If no name contains a split, all splits are empty.
+    If no name contains a split, all splits are empty; a folder that contains folders then has no
+    tables.
 
     Raises:
         InputError: if one name contains a split, but another contains none or two.
@@ -189,7 +190,7 @@ def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str
     if unclear:
         raise InputError(
             f"data.source {source}: the name of {unclear[0]} should contain one split, as "
-            f"{min(by_split)} does; rename the file, for example test_a.csv, or remove it"
+            f"{min(by_split)} does; rename the file, for example to test_a.csv, or remove it"
         )
     return by_split
 
@@ -276,14 +277,14 @@ def _read_review(part: SourceFile, encoding: str) -> str:
 
 
 def open_source(source: Path, form: DataConfig | None = None) -> Dataset:
-    """Open the dataset of a source in the user's cache. If it is missing, make it first.
+    """Open the dataset of a source in the user's cache; make the dataset first if it is missing.
 
     Args:
         source: a file or folder.
         form: as for `read_texts`.
 
     Raises:
-        InputError: if the source can't be used; the message states the place in it and a remedy.
+        InputError: if the source can't be used; the message states the error's place and a remedy.
     """
     checksum = source_checksum(source, form)
 
@@ -318,10 +319,10 @@ class _Gathered:
 def make_dataset(source: Path, folder: Path, form: DataConfig | None = None) -> None:
     """Read a source, and write its dataset into an empty folder.
 
-    The function takes about 40 bytes of memory per review, 20 per word, and the vocabulary's size.
+    The function needs memory for the vocabulary, and about 40 bytes per review and 20 per word.
 
     Raises:
-        InputError: if the source can't be used; the message states the place in it and a remedy.
+        InputError: if the source can't be used; the message states the error's place and a remedy.
         OSError: if the folder can't be written.
     """
     gathered = _gather(read_texts(source, form), source)
@@ -396,7 +397,7 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
 
 
 def _hash(words: str, where: str) -> bytes:
-    """Return the hash that decides a review's split and its place in the split."""
+    """Return the hash that decides a review's split and its position in the split."""
     if "\0" in words or SURROGATE.search(words):
         raise InputError(f"{where} contains a NUL byte or an unpaired surrogate; save it as UTF-8")
     return hashlib.sha256(words.encode()).digest()[:HASH_BYTES]
@@ -409,7 +410,7 @@ def _classes(source: Path, names: list[str]) -> tuple[str, ...]:
             raise InputError(
                 f"data.source {source}: the label {name[:MAX_CLASS_CHARACTERS]!r} should have at "
                 f"most {MAX_CLASS_CHARACTERS} characters, all printable; name another column in "
-                "data.label_column, or correct it"
+                "data.label_column, or correct the label"
             )
     if not 2 <= len(names) <= MAX_CLASSES:
         number = f"over {MAX_CLASSES:,}" if names[MAX_CLASSES:] else len(names)
@@ -424,7 +425,7 @@ def _classes(source: Path, names: list[str]) -> tuple[str, ...]:
 
 def _check_split(source: Path, name: str, labels: np.ndarray, *, classes: Sequence[str]) -> None:
     part = "training" if name == "train" else name
-    remedy = "add reviews, or name the split of each review in a column split"
+    remedy = "add reviews, or name the split of each review in a column named split"
     if len(labels) < MIN_REVIEWS:
         raise InputError(
             f"data.source {source}: {len(labels)} {part} reviews, should be at least "

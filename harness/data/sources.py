@@ -41,8 +41,8 @@ SAMPLE = Path(__file__).parent / "sample" / "imdb_sample.npz"
 # From keras/src/datasets/imdb.py.
 ORIGIN = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/"
 NPZ_SHA256 = "69664113be75683a8fe16e3ed0ab59fda8886cb3cd7ada244f7d9544e4676b9f"
-# If a user saved the arrays of imdb.npz again: the sha256 of each array, as `np.savez` of NumPy 2
-# writes it. The sha256 of such a file is not known, since the archive contains the time of saving.
+# The sha256 of each array in an imdb.npz that a user saved again with `np.savez` of NumPy 2. The
+# sha256 of such a file is not known, since the archive contains the time of saving.
 _LABELS = "152efe27affa17257b61acac03069e0a5f18188bb285fb43fe9c396eab27d4fd"
 SAVED_ANEW = {
     "x_train": "158fdec97d052efa99e3f552b4efebb7b5dd116da86d2405fa6dfd9c27a26297",
@@ -57,8 +57,8 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
     """Open IMDB from a named folder, a cache, or a download, or else the packaged sample.
 
     Args:
-        data: the folder to open instead of the folder in HARNESS_DATA. If either of them is set, no
-            other folder is searched.
+        data: the folder to open instead of the folder in HARNESS_DATA. If `data` or HARNESS_DATA is
+            set, no other folder is searched.
         full: whether to raise an error instead of opening the sample.
         download: whether a download is allowed; HARNESS_OFFLINE forbids it in any case.
 
@@ -147,10 +147,10 @@ def read_npz(content: bytes, path: Path) -> Dataset:
 
     Args:
         content: the content of the file.
-        path: the path of the file, for messages.
+        path: the path of the file, with which error messages begin.
 
     Raises:
-        InputError: if the content is not Keras's; such content is never unpickled.
+        InputError: if the content is not that of Keras's file; other content is never unpickled.
     """
     if not _is_genuine(content):
         raise InputError(
@@ -199,7 +199,7 @@ def read_raw_reviews(folder: Path) -> Dataset:
     """Read the raw reviews, `aclImdb/{train,test}/{pos,neg}/*.txt`.
 
     Raises:
-        InputError: if one of these four folders contains no review.
+        InputError: if one of the four folders contains no review.
     """
     words = open_sample().vocab  # the sample's file contains the words of the full IMDB
     ranks = {word: rank for rank, word in enumerate(words, 1)}
@@ -299,7 +299,7 @@ def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose
     Args:
         record: what `Dataset.record` returned when the run or sweep began.
         data: the value of `--data`, a folder with IMDB.
-        whose: the name of the run or sweep in messages.
+        whose: the name of the run or sweep, with which error messages begin.
 
     Raises:
         InputError: if the data have changed or are missing.

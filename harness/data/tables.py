@@ -74,7 +74,7 @@ def numbered_lines(file: TextIO, where: str) -> Iterator[tuple[int, str]]:
     r"""Yield each line with its number, starting at 1; a line ends with \n, \r\n or \r.
 
     Raises:
-        InputError: if a line is too long or can't be decoded; the message states its number.
+        InputError: if a line is too long or can't be decoded; the message states the line's number.
     """
     number = 0
     lines = iter(partial(file.readline, MAX_ROW + 1), "")
@@ -173,7 +173,7 @@ def read_table(table: SourceFile, form: DataConfig) -> Iterator[Text]:
     """Yield the rows of a table, one after another.
 
     Raises:
-        InputError: if the table can't be used; the message states the place in it and a remedy.
+        InputError: if the table can't be used; the message states the error's place and a remedy.
     """
     ending = table_ending(table.path.name)
     if ending.startswith(JSON_LINES):

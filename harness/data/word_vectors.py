@@ -12,7 +12,7 @@ from harness.errors import InputError
 from harness.system.files import sha256_of
 
 MAX_LINE_BYTES = 1_000_000
-LARGEST = 1e6  # the largest number allowed in a vector; in pretrained vectors it is below 100
+LARGEST = 1e6  # the largest absolute value allowed in a vector; pretrained vectors stay below 100
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class WordVectors:
     """The vectors that a file contains for words of the vocabulary."""
 
     path: Path
-    found: np.ndarray  # [num_found] int64, the index in the vocabulary of each word with a vector
+    found: np.ndarray  # [num_found] int64, the words with a vector, as indices in the vocabulary
     vectors: np.ndarray  # [num_found, width] float32
     num_words: int  # the size of the vocabulary
     checksum: str  # the sha256 of the file
@@ -42,7 +42,7 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
         width: the dimension that the vectors should have.
 
     Raises:
-        InputError: if the file can't be used; the message states the place in it and a remedy.
+        InputError: if the file can't be used; the message states the error's place and a remedy.
     """
     where = f"model.embeddings {path}: "
     if not path.is_file():
@@ -78,7 +78,7 @@ def _from_text(
         for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES), b""), 1):
             fields = line.rstrip().split(b" ")
             if number == 1:
-                # A file of word2vec begins with a line of two: number of words and dimension.
+                # The first line of a word2vec file is the number of words and the dimension.
                 is_header = len(fields) == 2 and all(map(bytes.isdigit, fields))
                 dimension = int(fields[1]) if is_header else len(fields) - 1
                 if dimension != width:
@@ -94,7 +94,7 @@ def _from_text(
                     f"{where}line {number} has {len(fields) - 1} numbers, should have a word and "
                     f"{width} numbers; correct or remove it"
                 )
-            # A word of a line with more fields contains spaces, as no word of a vocabulary does.
+            # If a line has more fields, its word contains spaces. No word of a vocabulary does.
             if word is None or word in seen or len(fields) > width + 1:
                 continue
             seen.add(word)

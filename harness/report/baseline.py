@@ -53,8 +53,8 @@ RECIPE = "3: unigrams, sublinear TF-IDF, L2 norm, logistic regression C=1"
 NGRAM_RECIPE = "2: binary 1- to 3-grams in 2 reviews, log-count ratios, logistic regression"
 FIRST_WORD = 4  # the index of the first word; 0 to 3 are padding, start, unknown, and unused
 TFIDF, NGRAMS = "tf-idf", "n-grams"
-NGRAMS_NAME = f"{NGRAMS}, whole"  # it reads whole reviews; networks read only the last words
-VALIDATION_SHARE = 0.2  # C is chosen on this share of the training reviews, the default of jobs
+NGRAMS_NAME = f"{NGRAMS}, whole"  # the model reads whole reviews; networks read only the last words
+VALIDATION_SHARE = 0.2  # C is chosen on this share of the training reviews, a job's default share
 STRENGTHS = (0.1, 1.0, 10.0)  # candidates for C, the inverse of the regularization strength
 MAX_ITERATIONS = 1000  # liblinear stops after so many iterations; IMDB needs 22 to 47
 UNKNOWN = 0  # rank of a word that is in no n-gram
@@ -171,7 +171,7 @@ def count_words(split: Split, vocab_size: int, maxlen: int) -> "csr_matrix":
     """Count how often each word occurs in each review: `[num_reviews, vocab_size - 4]`.
 
     Like the networks, read only the last `maxlen` tokens of a review. Start and unknown tokens are
-    among these tokens, but they are not words, so they are not counted.
+    among the last `maxlen` tokens, but are not counted, because they are not words.
     """
     from scipy.sparse import csr_matrix
 
@@ -294,9 +294,9 @@ def fitted_ngrams(
 ) -> NgramModel:
     """Return the n-gram model for the runs' training reviews, from the user's cache or newly fit.
 
-    If `share` is 0 and the dataset has a validation split, the runs train on that split, and C is
-    chosen on it. Otherwise C is chosen on the last fifth of the training reviews. The result is
-    deterministic.
+    If `share` is 0 and the dataset has a validation split, the runs train on that split too,
+    and C is chosen on it. Otherwise C is chosen on the last fifth of the training reviews. The
+    result is deterministic.
 
     Args:
         dataset: the dataset, whose test reviews are not used.
@@ -451,8 +451,8 @@ def _cache_file(key: tuple[object, ...]) -> Path:
 def tested_data(group: DatasetGroup, data: Path | None) -> Dataset:
     """Find the dataset whose checksum the runs recorded.
 
-    Look first in `data`, then in the folders in which a new run would look, without a download, and
-    last in the folders that the runs recorded.
+    Look first in `data`, then where a new run would look, but without a download, and last in the
+    sources and folders that the runs recorded.
 
     Raises:
         InputError: if `data` contains no dataset, or the dataset is not found.

@@ -135,7 +135,7 @@ class DatasetGroup:
 
         `deviation` is the sample standard deviation (n - 1). `interval_low` and `interval_high` are
         the 95 % t interval of the mean, clipped to 0 and 1. The interval is NaN for a single
-        seed or equal accuracies, because these say nothing about the spread.
+        seed or equal accuracies, which say nothing about the spread.
         """
         grouped = self.by_seed.groupby(level="job", sort=False)
         jobs, accuracy = grouped.mean(skipna=False), grouped["accuracy"]
@@ -194,7 +194,7 @@ def t_interval(mean: Any, error: Any, dof: Any, level: float) -> tuple[Any, Any]
 def scored_runs(
     named: Sequence[Path], audits: Path | None = None
 ) -> tuple[list[ScoredRun], list[LeftOut]]:
-    """Return the runs with test scores in the named folders, and the folders that are left out.
+    """Return the tested runs in the named folders, and the folders that are left out.
 
     Of a sweep only the retrained runs in `winner/` are found; its trials have no test scores.
 
@@ -272,7 +272,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     if is_ensemble(folder):
         settings = _settings(table(ensemble, "settings"))
     else:
-        # A run from before a key existed was trained with the key's default.
+        # A run that is older than a key was trained with the key's default.
         settings = DEFAULTS | _settings(toml) | _begun_with(record) | vectors_of(result)
         for path, source in table(toml, "code").items():
             settings[f"code.{path}"] = source_digest(str(source))

@@ -205,7 +205,7 @@ class Ensemble(BaseModel, frozen=True):
 
 @contextlib.contextmanager
 def _readable(what: str, path: Path, remedy: str) -> Iterator[None]:
-    """Replace a reading error in the `with` block by an `InputError` or `DiskError` of one line."""
+    """Replace a reading error in the `with` block by a one-line `InputError` or `DiskError`."""
     try:
         yield
     except BROKEN as error:
@@ -221,7 +221,7 @@ def run_folder(index: int) -> str:
 
 
 def copied(run: Path, to: Path, code: Mapping[str, str]) -> dict[str, str]:
-    """Copy the files that a finished run needs to classify texts into a new folder.
+    """Copy into a new folder the files with which a finished run classifies texts.
 
     Returns:
         The checksum of each copied file, by the file's name.
@@ -333,7 +333,7 @@ class RunMember:
 
 
 def read_members(folders: Sequence[Path]) -> list[RunMember]:
-    """Read the runs in these folders, in the same order.
+    """Read the runs in some folders, in the order of the folders.
 
     Raises:
         InputError: if a run can't be a member, is given twice, or does not match the first run.
@@ -359,7 +359,7 @@ def check_equal(
     """Raise an error if two sets of properties or settings differ.
 
     Raises:
-        InputError: if they differ; the message shows the first difference.
+        InputError: if a value differs; the message shows the first difference.
     """
     for key in sorted({*mine, *theirs}):
         if mine.get(key) != theirs.get(key):
@@ -389,7 +389,7 @@ def read_member(folder: Path) -> RunMember:
         with _readable(f"run {folder}: {path.name}", path, again):
             validation_labels, validation = read_arrays(path)
             if validation.shape[1] != test.shape[1]:
-                raise ValueError("they have other classes")
+                raise ValueError("its classes are not those of the test predictions")
     model = folder / "model.keras"
     with _readable(f"run {folder}: its model", model, again):
         checksum = sha256_of(model)
@@ -527,9 +527,9 @@ def make_ensemble(request: Request, runs: Path, say: Callable[[str], None]) -> M
 def best_weights(labels: Ints, members: Sequence[Floats]) -> list[float]:
     """Return the weights that minimize the log loss of the members' weighted mean.
 
-    No weight is negative, and their sum is 1. The loss is convex in the weights, so every start of
-    the search leads to its minimum. The weights are rounded to four digits, so
-    that rounding errors of the search don't show.
+    No weight is negative, and the sum of the weights is 1. The loss is convex in the weights, so
+    the search finds the minimum from every start. The weights are rounded to four digits, so that
+    rounding errors of the search don't show.
 
     Args:
         labels: the labels from 0, `[num_reviews]`.

@@ -63,11 +63,11 @@ def write_comparison(
     *,
     say: Callable[[str], None],
 ) -> Path:
-    """Write a comparison. It replaces an earlier comparison only when all its files are written.
+    """Write a comparison; keep an earlier one until all files of the new one are written.
 
     Args:
         folder: the folder to write, which `check_folder` has accepted.
-        parts: the comparison, a part per dataset.
+        parts: the comparison, one `Part` for each dataset.
         left_out: the runs that the comparison leaves out.
         say: prints a line for each run whose predictions can't be read.
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas
 
 # First the colours of Okabe and Ito (2008), Color Universal Design, without their yellow, which is
-# too pale on white; then muted colours of Paul Tol. The book's architectures come first.
+# too pale on white; then muted colours of Paul Tol. The book's architectures get the first colours.
 COLOURS = (
     *("#E69F00", "#0072B2", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#999999"),
     *("#882255", "#332288", "#999933", "#117733"),
@@ -89,7 +89,7 @@ class Chart:
 def pictures_of(
     group: DatasetGroup, baselines: Sequence[Baseline], predictions: Predictions | None
 ) -> list[Picture]:
-    """Draw the pictures of at most twelve jobs and their baselines; skip those without data."""
+    """Draw the pictures of at most twelve jobs and their baselines; skip pictures without data."""
     epochs = {name: epochs_of(runs) for name, runs in group.runs.items()}
     styles, parameters = styles_of(group), "parameters of the recurrent layers"
     pictures = [

@@ -8,8 +8,8 @@ all of them hold at once. A job is called better only if the interval of the dif
 With many jobs, the spread over the seeds is pooled over all jobs, because the few seeds of one pair
 would give useless intervals. Only the pairs with the best job are shown. Bonferroni's correction
 still counts all pairs, because the best job was chosen on the same data. Dunnett's intervals need a
-best job that is known beforehand. Here they would show a difference between equal jobs in a quarter
-of all comparisons.
+best job that is known beforehand; here such intervals would show a difference between equal jobs in
+a quarter of all comparisons.
 """
 
 import itertools
@@ -80,13 +80,16 @@ def differences(group: DatasetGroup) -> "pandas.DataFrame":
 
 
 def _num_comparisons(group: DatasetGroup, compared: "pandas.DataFrame") -> int:
-    """Return the number of comparisons in Bonferroni's correction; with many jobs, all pairs."""
+    """Return how many comparisons Bonferroni's correction counts; with many jobs, all pairs."""
     num_jobs = len(group.jobs)
     return math.comb(num_jobs, 2) if num_jobs > MAX_PAIRED else len(compared)
 
 
 def _paired(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, int]]:
-    """Yield a row for each pair of jobs that shares two or more seeds, paired by seed."""
+    """Yield a row for each pair of jobs with two or more common seeds.
+
+    The runs of the two jobs are paired by seed.
+    """
     accuracies = group.by_seed["accuracy"].unstack("job")
     for one, other in itertools.combinations(group.jobs.index, 2):
         points = (accuracies[one] - accuracies[other]).dropna()
@@ -97,7 +100,10 @@ def _paired(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, 
 
 
 def _pooled(group: DatasetGroup) -> Iterator[tuple[str, str, float, float, int, int]]:
-    """Yield a row for each job but the best, compared with the best; all jobs' spread is pooled."""
+    """Yield a row for each comparison of the best job with another job.
+
+    The spread over the seeds is pooled over all jobs.
+    """
     jobs = group.jobs.sort_values("accuracy", ascending=False, kind="stable")
     dofs = jobs["num_seeds"] - 1
     dof = int(dofs.sum())

@@ -122,7 +122,7 @@ def compared(
         audits: the user's own folder of runs, in which `harness audit` stores audits.
 
     Returns:
-        A part per dataset, and the runs that are left out.
+        One `Part` for each dataset, and the runs that no part contains.
 
     Raises:
         InputError: if no run is finished and tested, or a named folder is missing.
@@ -149,7 +149,7 @@ def make_parts(
     groups: Iterable[DatasetGroup],
     baselines_of: Callable[[DatasetGroup], Sequence[Baseline]] = lambda group: (),
 ) -> list[Part]:
-    """Make the comparison: a part per dataset."""
+    """Make the comparison, one `Part` for each dataset."""
     return [
         Part(
             group,
@@ -187,7 +187,7 @@ def _verdicts(group: DatasetGroup, baselines: Sequence[Baseline]) -> tuple[str, 
 
 
 def _cell(form: str, row: Mapping[str, Any]) -> str:
-    """Return values of a row as text; empty if one of them is NaN."""
+    """Format values of a row as text; empty if one of these values is NaN."""
     try:
         return form.format_map({name: value for name, value in row.items() if value == value})
     except KeyError:

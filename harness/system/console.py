@@ -31,7 +31,7 @@ PREFIX = re.compile(r"harness: |[0-9-]{10} [0-9:]{8} [A-Z]+ ")
 class Console:
     """Shows the progress of a run on standard output, and warnings on standard error.
 
-    Its `with` block shows a progress bar if standard output is a terminal.
+    The console's `with` block shows a progress bar if standard output is a terminal.
     """
 
     def __init__(self) -> None:

@@ -2,7 +2,7 @@
 
 A file is written under a temporary name next to the target, `.<random>.tmp`, and then renamed. The
 name is random, because processes with the same id on several nodes may write the same file.
-`atomic_directory` also removes temporary folders of killed processes that are over a day old.
+`atomic_directory` also removes temporary folders over a day old, which killed processes left.
 
 `open_plain_file` opens only plain (regular) files: a FIFO may block for ever, and a device may have
 no end.
@@ -31,7 +31,7 @@ from harness.errors import DiskError, InputError
 
 ABANDONED_S = 86_400
 REMEDY = "free space there, or choose another --runs"
-MAX_RECORD_BYTES = 256_000_000  # more than any record of a run and any vocabulary
+MAX_RECORD_BYTES = 256_000_000  # larger than every record of a run and every vocabulary
 # The errors which mean that a file is missing, or is something else, such as a folder or a FIFO.
 # All other errors count as errors of the disk.
 NO_RECORD = (
@@ -39,7 +39,9 @@ NO_RECORD = (
     *(errno.EINVAL, errno.EFBIG, errno.ENAMETOOLONG, errno.ENXIO),
 )
 MAX_THREADS = 32
-MIN_ITEMS = 8  # per thread, at least: starting a thread takes longer than a call to a local disk
+# The smallest number of items per thread, because starting a thread takes longer than a call to a
+# local disk.
+MIN_ITEMS = 8
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -254,7 +256,7 @@ def make_folder(folder: Path) -> None:
 def sync_entry(path: Path) -> None:
     """Sync the folder that contains a file, because the folder stores the file's name.
 
-    Otherwise, a power failure can remove a file even if its content is synced.
+    If the folder is not synced, a power failure can remove a file whose content is synced.
     """
     try:
         sync(path.parent)
@@ -403,7 +405,7 @@ def is_said_of_disk(line: str) -> bool:
 
 
 def disk_error_in(error: BaseException | None) -> OSError | None:
-    """Return the disk error that led to another error, such as `BadZipFile`; None without one."""
+    """Return the disk error that led to another error, such as `BadZipFile`; None if none did."""
     while error:
         if isinstance(error, OSError) and error.errno not in (None, *NO_RECORD):
             return error
@@ -420,7 +422,7 @@ def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Ans
     """Call `ask` for all items in parallel threads, because a network disk may answer slowly.
 
     Returns:
-        The results of the calls, in the order of the items. An error of a call is raised.
+        The results, in the order of the items. If a call raises an error, so does this function.
     """
     size = max(MIN_ITEMS, -(-len(items) // MAX_THREADS))  # a future for each item would be slower
     parts = [items[at : at + size] for at in range(0, len(items), size)]
@@ -453,7 +455,7 @@ def turn_at(path: Path) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Return the user's cache folder, for example for datasets. Users may remove it at any time."""
+    """Return the cache folder, for example for datasets. Users may always remove the folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harness"
 
 
@@ -501,7 +503,7 @@ class SharedDisk:
             return None
 
     def names(self, folder: Path) -> list[str]:
-        """Return the names in a folder; names that are new on another node may be missing."""
+        """Return the names in a folder; a name that another node has just added may be missing."""
         try:
             return os.listdir(folder)  # noqa: PTH208 - names, not paths
         except FileNotFoundError:

@@ -159,7 +159,7 @@ def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
 def private_files(project: Path, names: Sequence[str]) -> dict[str, str]:
     """Return the files that look like secrets, each with the reason: its name or its mode.
 
-    A mode that excludes other users is a reason only if they can access the project's folder.
+    A mode that excludes other users counts only if other users can access the project's folder.
 
     Args:
         project: the folder of the checkout.
@@ -190,7 +190,7 @@ def _is_private(path: Path) -> bool:
 
 
 def _diff_of_new(project: Path, names: list[str]) -> tuple[bytes, list[str]]:
-    """Return a patch that adds the new files, and the names of unreadable files.
+    """Return a patch that adds the new files; also return the names of unreadable files.
 
     Git makes the patch in a temporary repository.
     """

@@ -85,7 +85,8 @@ def load_libraries() -> None:
     """Load the CUDA libraries. Call this function before TensorFlow looks for devices.
 
     TensorFlow 2.21 finds a library only if it is loaded already, or in a folder of TensorFlow's
-    RUNPATH, which does not contain `nvidia/cusolver/lib`. So without this call it lists no GPU.
+    RUNPATH, which does not contain `nvidia/cusolver/lib`. So without this call TensorFlow lists no
+    GPU.
     """
     for name in LIBRARIES:
         _load(name)
@@ -361,7 +362,7 @@ def free_gb(environment: Mapping[str, str] = os.environ) -> dict[str, float]:
 def own_gb(environment: Mapping[str, str] = os.environ) -> float | None:
     """Return this process's GPU memory in GB, on the visible GPU where it uses the most.
 
-    None if unknown: without NVML, or in a container that has its own process ids.
+    The result is None if unknown: without NVML, or in a container that has its own process ids.
     """
     processes = _ask_each(
         environment, lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu)

@@ -1,8 +1,8 @@
 """A parent process, the guard, explains why the process that computes on GPUs has died.
 
-CUDA reports some errors late. Then TensorFlow aborts its process, and no `except` prevents this.
-Therefore TensorFlow runs in a child of the guard. The guard never imports TensorFlow. It passes
-signals on to the child and reads the child's standard error.
+CUDA reports some errors late. After such an error TensorFlow aborts its process, and no `except`
+prevents the abort. Therefore TensorFlow runs in a child of the guard. The guard never imports
+TensorFlow, passes signals on to the child, and reads the child's standard error.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ OnDeath = Callable[[signal.Signals, str, int], None]
 
 
 def stand_guard(on_death: OnDeath) -> None:
-    """Fork this process: the child returns from here, the parent waits and ends like the child.
+    """Fork this process: this call returns in the child; the parent waits and ends like the child.
 
-    Call this function before TensorFlow is imported and CUDA is used: both fail after a fork.
+    Call this function before the import of TensorFlow and the use of CUDA, which fail after a fork.
 
     Args:
         on_death: a function that the parent calls if a signal in `FAULTS` kills the child. Its

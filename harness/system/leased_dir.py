@@ -126,7 +126,7 @@ class LeasedDirectory:
             raise TakenOver(f"{self.kind} {self.folder}: {reason}; this process stops")
 
     def release_lease(self) -> None:
-        """Remove the lease after the last write. If this fails, the lease stays."""
+        """Remove the lease after the last write. If the removal fails, the lease stays."""
         with contextlib.suppress(OSError, RunError):  # for example, TakenOver
             self.check_lease()
             self.path("lease.json").unlink()
@@ -174,7 +174,7 @@ class LeasedDirectory:
             write()
         except RunError:
             self.check_lease()
-            # The process that took the lease before this one may have removed the temporary file.
+            # A process that took the lease just before may have removed the temporary file.
             write()
 
 

@@ -25,12 +25,12 @@ class StopRequest:
     """Stores the signal that asks a run to stop; the training loop checks it between two steps.
 
     All workers of a run must stop after the same step; otherwise some workers would wait for ever
-    in a collective operation. So every step adds up the workers' votes, and all workers read the
-    sum at the same steps.
+    in a collective operation. So each worker has a vote, 1 to stop and 0 to continue; every step
+    adds up the votes, and all workers read the sum after the same steps.
     """
 
     def __init__(self, *, alone: bool = True) -> None:
-        """Make a request without a signal. `alone`: whether this is the run's only worker."""
+        """Make a request that has no signal yet. `alone`: whether this is the run's only worker."""
         self.alone = alone
         self.signal: signal.Signals | None = None
 
@@ -55,7 +55,7 @@ class StopRequest:
             self.signal = signal.Signals(number)
 
     def check(self) -> None:
-        """Stop a run that has only this worker, if this process has received a signal.
+        """Stop the run if this process is its only worker and has received a signal.
 
         Raises:
             Interrupted: if the run stops; the message is the signal's name.
@@ -106,7 +106,7 @@ AT_ONCE = "harness: interrupted at once; saved files stay"
 
 
 def end_at_once(line: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoReturn:
-    """End this process and its children, with one line and the exit code of an interruption.
+    """Kill this process's children, write `line` to standard error, and exit with `code`.
 
     An exception is not enough: an import of TensorFlow, for example, may drop the exception or
     print a traceback.
@@ -207,7 +207,7 @@ def is_run_alive(process: int, heartbeat_time_s: float) -> bool:
 
 @functools.cache
 def process_space() -> str:
-    """Return the ids of the boot and container that process ids belong to; empty if unknown."""
+    """Return an id of the boot and container in which process ids are valid; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot} {Path('/proc/self/ns/pid').stat().st_ino}"

@@ -1,6 +1,6 @@
 """Settings of the site: environment variables that slurm/site.sh exports.
 
-Job scripts source that file, and users source it in their shells. The file is a bash script, so
+Job scripts source slurm/site.sh, and users source it in their shells. The file is a bash script, so
 this module reads no values, but searches the file for names, to warn if a variable is unset.
 """
 
@@ -33,7 +33,7 @@ REMEDY = (
 def not_sourced(
     names: Iterable[str], project: Path = PROJECT, environment: Mapping[str, str] = os.environ
 ) -> str:
-    """Return a hint if slurm/site.sh sets variables that this environment does not; else empty.
+    """Return a hint if slurm/site.sh sets variables that are unset in this shell; else empty.
 
     Args:
         names: the names of the settings that are needed.

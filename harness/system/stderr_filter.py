@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from harness.system.console import echo
 from harness.system.gpu import has_driver, hidden_by
 
-# Messages that TensorFlow 2.21 writes at every start without a GPU. They matter only if there is a
-# driver and its GPUs are not hidden.
+# Messages that TensorFlow 2.21 writes at every start without a GPU. The messages matter only if a
+# driver exists and its GPUs are not hidden.
 NO_DRIVER_NOISE = re.compile(r"cudart_stub|cuda_platform.*cuInit|INTERNAL: CUDA Runtime error")
 KNOWN_NOISE = re.compile(
     r"before absl::InitializeLog"
@@ -25,13 +25,13 @@ KNOWN_NOISE = re.compile(
     # mistakes two compiler hints for processor features that are missing.
     r"|text_format.*XlaSerializedCacheEntry|cpu_aot_loader.*feature \+prefer-no-(scatter|gather)"
 )
-# A message of TensorFlow begins with level, date, time, thread and place. Other lines continue it.
+# A message of TensorFlow begins with level, date, time, thread and place. It may have more lines.
 BEGIN = re.compile(r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d+\.\d+ +\d+ [\w./-]+:\d+\] ")
 
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 LAST_LINES = 60  # number of lines, enough for a message and a stack trace
 
-descriptor = 2  # of the real standard error; `capture` and `filtered_stderr` change it
+descriptor = 2  # leads to the real standard error; `capture` and `filtered_stderr` change it
 
 
 class Capture:
@@ -41,7 +41,7 @@ class Capture:
         self.file = file
         self._at = 0  # number of bytes read
         self._rest = b""  # the last line while it is incomplete
-        # TensorFlow writes warnings, see `ask_for_messages`; show them only if the user wants it.
+        # `ask_for_messages` makes TensorFlow write warnings; show them only if the user wants them.
         self.shows_warnings = os.environ.get(LEVEL, "") in ("0", "1")
 
     def read(self) -> list[str]:
@@ -77,7 +77,7 @@ def capture(file: int) -> None:
 
 
 def ask_for_messages() -> None:
-    """Set TensorFlow's log level before its import: errors, and warnings after `capture`."""
+    """Set TensorFlow's log level before its import: errors only; after `capture` also warnings."""
     if captured:
         os.environ[LEVEL] = min(os.environ.get(LEVEL, "1"), "1")
     else:

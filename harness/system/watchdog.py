@@ -1,6 +1,6 @@
 """Ends this process if its main thread can't end it, because TensorFlow waits for a device.
 
-A Python signal handler does not run during such a wait. So a second thread ends the process some
+While the main thread waits, no Python signal handler runs. So a second thread ends the process some
 time after the first signal to stop, or after a long time without a result from the devices.
 """
 
@@ -23,7 +23,7 @@ from harness.system.site_settings import number_setting
 STALL, STALL_MIN = "HARNESS_STALL_MIN", 10.0
 NODES_STALL_MIN = 1.5  # default on several nodes: if one node hangs, all others wait
 STOP, STOP_S = "HARNESS_STOP_S", 60.0
-# If the driver compiles the GPU's kernels: the factor of the limit before the first step.
+# The limit before the first step is this many times longer if the driver compiles the kernels.
 FIRST_USE = 6.0
 STEPS_AT_ONCE = 100  # for an execution of more steps, the limit grows in proportion
 ASK_AFTER = 0.1  # share of the limit after which the training loop waits for a result
@@ -162,7 +162,7 @@ class Watchdog:
             self._signal = signal.Signals(number)
 
     def count(self, passed_s: float) -> None:
-        """Count the time without progress and since a signal to stop; at a limit, end the process.
+        """Count the time without progress and the time since a signal; at a limit, end the process.
 
         `passed_s` is the time since the last call.
         """

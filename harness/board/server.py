@@ -36,8 +36,8 @@ POINTS_PER_CURVE = 1_000
 class Newcomers:
     """Open connections that have not shown the secret.
 
-    If there are too many, the oldest one is closed. So idle connections of other users can't keep
-    the user out: the user's browser shows the secret within milliseconds.
+    If too many connections are open, the oldest one is closed. So idle connections of other users
+    can't keep the user out: the user's browser shows the secret within milliseconds.
     """
 
     def __init__(self) -> None:
@@ -169,9 +169,8 @@ def start_tensorboard(
         num_runs: the number of runs; the more runs, the fewer points per curve are kept.
         listener: the socket to serve on.
         secret: the first part of the path of every request.
-        used: a function that is called, without arguments, at each request with the secret.
-        refused: the dictionary to which another thread adds each path that can't be shown, with
-            the reason.
+        used: the function to call, without arguments, after a request that contains the secret.
+        refused: the reason for each path that can't be shown; other threads add reasons.
     """
     # If the module `notf` exists, TensorBoard reads files without TensorFlow. TensorFlow would take
     # 600 MB and some seconds. `notf` must exist before TensorBoard is imported.
@@ -201,13 +200,13 @@ def start_tensorboard(
 
 
 def list_folder(folder: str, refused: dict[str, str]) -> list[str]:
-    """Return those names in a folder that TensorBoard may open. Replaces TensorBoard's `listdir`.
+    """List a folder for TensorBoard, without the entries that TensorBoard must not open.
 
     TensorBoard's own search for event files would end at an unreadable folder, wait for ever at a
     pipe, and follow symbolic links of other users.
 
     Raises:
-        NotFoundError: if there is no such folder; this error class is TensorBoard's.
+        NotFoundError: if the folder does not exist; the class is TensorBoard's.
     """
     from tensorboard.compat.tensorflow_stub import errors
 

@@ -3,7 +3,7 @@
 TensorBoard has no login, and any user of a node can connect to the ports of its loopback address.
 So the path of every request must begin with a secret. This process makes the secret and shows it
 only to its user, on a terminal or in a file of mode 0600. No command line, environment variable or
-log contains it.
+log contains the secret.
 """
 
 import getpass
@@ -201,7 +201,7 @@ def _user() -> str:
 
 
 def jump_host(login: str | None, allocation: SlurmEnvironment | None) -> str | None:
-    """Return the tunnel's login node, if any: `login`, else the host that submitted the job."""
+    """Return `login`, else the job's submit host; None if the tunnel needs no login node."""
     if login or allocation is None:
         return login
     submitted_at = allocation.submit_host
@@ -225,7 +225,7 @@ def write_connection(endpoint: Endpoint) -> Path:
     The file is in the user's cache, because others may own or share the folder of the runs.
 
     Raises:
-        RunError: if the cache can't be written, or another user owns `tensorboard/` in it.
+        RunError: if the cache can't be written, or another user owns its folder `tensorboard/`.
     """
     folder = cache_folder() / "tensorboard"
     try:
@@ -249,8 +249,8 @@ class Watch:
 
         Args:
             hours: the number of hours after which TensorBoard ends.
-            idle_min: the number of minutes without a request after which TensorBoard ends. Only
-                requests with the secret count.
+            idle_min: the number of minutes after which TensorBoard ends if no request contained
+                the secret.
         """
         self.hours, self.idle_min = hours, idle_min
         self.started_s = self.used_s = time.monotonic()  # `used_s`: the time of the last request
@@ -260,10 +260,10 @@ class Watch:
         """Return a line that says when TensorBoard ends."""
         end = time.strftime("%a %H:%M", time.localtime(time.time() + 3600 * self.hours))
         job = ", or with its Slurm job" if in_job else ""
-        return f"ends after {self.idle_min:g} min without a request, or {end}{job}"
+        return f"ends after {self.idle_min:g} min without a request, at the latest {end}{job}"
 
     def listen(self) -> None:
-        """Handle the signals that end a process. A SIGHUP that nohup ignores stays ignored."""
+        """Handle the signals that end a process; under nohup, SIGHUP stays ignored."""
         for number in (*STOPPING, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._note)

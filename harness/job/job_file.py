@@ -75,7 +75,7 @@ def kept_names(
     Args:
         names: names of functions; other values are mapped to themselves.
         code: the sources in the job; each key is the path of a source.
-        where: the key of the job, for messages.
+        where: the beginning of a message: the job and the key.
         base: the folder that relative paths start from.
 
     Raises:
@@ -88,7 +88,7 @@ def kept_names(
 
 
 def resolve_source(content: dict[str, Any], path: Path, origins: Mapping[str, str]) -> None:
-    """Make the paths in a job absolute, so that they are also valid in copies of the job.
+    """Make the paths in a job absolute, so that the paths are also valid in copies of the job.
 
     Paths in the file are relative to the folder of the file. Paths in `--set` are relative to the
     working folder. `~` is the home folder.
@@ -109,14 +109,14 @@ def resolve_source(content: dict[str, Any], path: Path, origins: Mapping[str, st
 
 
 def data_settings(overrides: Sequence[str]) -> DataConfig:
-    """Return the `[data]` table of a job with these `--set` overrides.
+    """Return the default `[data]` table, changed by `--set` overrides.
 
     Raises:
         InputError: if a key is unknown or a value is wrong.
     """
     content: dict[str, Any] = {"name": "data", "model": {"architecture": next(iter(BUILDERS))}}
     origins = put_overrides(content, overrides, Path("data"))
-    return _validated(content, Path("data"), origins).data  # rules may concern other tables
+    return _validated(content, Path("data"), origins).data  # `check_job` checks all tables
 
 
 def _validated(content: dict[str, Any], path: Path, origins: Mapping[str, str]) -> Job:
@@ -131,8 +131,8 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
 
     Args:
         content: the tables and keys of the file.
-        path: the file, for messages.
-        origins: the keys that options have set, each with its option, for messages.
+        path: the file, which messages name.
+        origins: the keys that options have set, each with the option, which messages name.
 
     Raises:
         InputError: if the job is refused; the message states key, value, rule and remedy.

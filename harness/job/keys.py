@@ -53,7 +53,7 @@ def _leaves_one_to_validate(limit: int) -> int:
     return limit
 
 
-# The docstrings of the checks complete the descriptions of the keys in jobs/README.md.
+# jobs/README.md contains the docstring of each check after the description of the key.
 def _scores_something(job: "Job") -> str:
     """Must be true if `validation_split` is 0."""
     if job.data.test or job.data.validation_split:
@@ -211,9 +211,9 @@ SCORES: dict[str, Literal["min", "max"]] = {
 OF_EACH_EPOCH = (
     "val_loss",
     "val_accuracy",
-)  # scores that are always computed; others only if a key names them
+)  # scores that are always computed; other scores only if a key names them
 # A model that always predicts class 1 has the best recall. A model that rarely predicts class 1 may
-# have the best precision. Top-5 accuracy needs more than five classes.
+# have the best precision. Top-5 accuracy is below 1 only with more than five classes.
 NO_OBJECTIVES = ("val_precision", "val_recall", "val_top_5_accuracy")
 OBJECTIVES = tuple(name for name in SCORES if name not in NO_OBJECTIVES)
 
@@ -257,7 +257,7 @@ def _ends_before_the_schedule(job: "Job") -> str:
 def _has_vectors_to_move(job: "Job") -> str:
     """Must be 0 with a custom network or `train_embeddings = false`."""
     if job.train.adversarial and (job.model.is_own or not job.model.train_embeddings):
-        return "needs one of the five networks and model.train_embeddings = true, or set it to 0"
+        return "needs one of the five networks and model.train_embeddings = true; else set it to 0"
     return ""
 
 
@@ -282,7 +282,7 @@ class TrainConfig(ConfigSection):
         "rmsprop", description="Keras optimizer; a custom optimizer is `file.py:function`"
     )
     optimizer_options: Annotated[Options, Facts(check=_fits_the_optimizer)] = Field(
-        {}, description="options of the optimizer by their Keras names, such as `weight_decay`"
+        {}, description="the optimizer's other options, named as in Keras, such as `weight_decay`"
     )
     learning_rate: float = Field(
         0.001, gt=0, le=10, description="learning rate after any warm-up and before any decay"
@@ -341,7 +341,7 @@ class TrainConfig(ConfigSection):
     )
     class_weights: Annotated[ClassWeights, Facts(allowed="0 to 1,000,000")] = Field(
         "",
-        description='class weights of the training loss: a table by class name, or `"balanced"`; '
+        description='class weights of the training loss: table `class = weight`, or `"balanced"`; '
         '`""` = none',
     )
     callbacks: Annotated[list[str], Facts(is_function=True, allowed="20 at most")] = Field(
@@ -471,8 +471,8 @@ class Job(ConfigSection):
             value = self.value(key)
             if not self.data.validation_split and facts.unvalidated not in (None, value):
                 return key, (
-                    "needs validation reviews, and data.validation_split is 0; set it to "
-                    f"{facts.unvalidated!r}"
+                    "needs validation reviews, and data.validation_split is 0; set "
+                    f"{key} to {facts.unvalidated!r}"
                 )
             if facts.check and (rule := facts.check(self)):
                 return key, rule

@@ -1,9 +1,9 @@
 """Functions that a user writes: networks, losses, optimizers and callbacks.
 
-A job refers to a function as `file.py:function` or `package.module:function`. The table `[code]` of
-the job contains the source of the function's module and of the modules that this module imports
-from its folder or package. So the source is part of a run's identity. Later commands run the code
-from `[code]`, in modules that other code can't import; they do not read the files.
+A job refers to a function as `file.py:function` or `package.module:function`. The job's table
+`[code]` contains the source of the function's module, and the sources that the module imports from
+its folder or package. So the sources are part of a run's identity. Later commands run the code from
+`[code]` and do not read the files. Other code can't import the modules in `[code]`.
 """
 
 import ast
@@ -47,11 +47,11 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
     Args:
         reference: the function, as `file.py:function` or `package.module:function`.
         base: the folder that relative paths start from.
-        code: the sources, by their paths relative to the folder of the file or package.
-        where: the key of the job, for messages.
+        code: the sources; each key is a path relative to the folder of the file or package.
+        where: the beginning of a message: the job and the key.
 
     Returns:
-        The reference to use in the job; it names the file by its path in `code`.
+        The reference for the job: a file is named by its path in `code`.
 
     Raises:
         InputError: if the function is missing, or if a source is unreadable, is not Python, is too
@@ -93,7 +93,7 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
 
 
 def check_trusted(path: Path, where: str) -> None:
-    """Refuse code that another user could have written or changed, unless all code is trusted.
+    """Refuse code that another user could have written or changed, unless the user trusts all code.
 
     Raises:
         InputError: if another user could have written or changed the code.
@@ -133,7 +133,7 @@ def is_trusting() -> bool:
 
 @contextlib.contextmanager
 def trusting(is_trusted: bool) -> Iterator[None]:
-    """Trust all code in the `with` block if `is_trusted`, but only in this thread."""
+    """If `is_trusted`, trust all code within the `with` block, but only in this thread."""
     token = TRUSTED.set(is_trusted)
     try:
         yield
@@ -249,7 +249,7 @@ def _check_function(code: Mapping[str, str], module: str, function: str, *, wher
 class _Code:
     """Modules made from a job's sources.
 
-    An import in these modules searches the job's modules first. Other code can't import the job's
+    Imports in the job's modules search the job's modules first. Other code can't import the job's
     modules. Two jobs with files of the same name do not share a module.
     """
 
@@ -338,8 +338,8 @@ def load_taking(
     """Import a job's function, and check that it can be called with the given arguments.
 
     Args:
-        where: the key of the job, for messages.
-        form: the names of the arguments, such as `(labels, probabilities)`, for messages.
+        where: the beginning of a message: the key.
+        form: the arguments as a message names them, such as `(labels, probabilities)`.
         given: an example of each argument.
 
     Raises:
@@ -370,7 +370,7 @@ def own_errors(where: str) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """Return the last line of the user's code in a traceback, as in `mynet.py, line 12: `."""
+    """Return the place of an error in the user's code, such as `mynet.py, line 12: `."""
     place = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         alias, _, path = frame.f_code.co_filename.partition("/")
@@ -388,7 +388,7 @@ class MissingOptionError(KeyError, InputError):
 
 
 class OptionReader(UserDict[str, Any]):
-    """A mapping of options for a user's function that records which options the function reads."""
+    """The options for a user's function; this mapping records which options the function reads."""
 
     def __init__(self, options: Mapping[str, Any], table: str) -> None:
         """Copy the options of a table such as `model.options`: the function may change its copy."""

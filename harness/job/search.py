@@ -40,7 +40,7 @@ from harness.job.job_file import (
 from harness.job.keys import FACTS, KEYS, OBJECTIVES, OF_EACH_EPOCH, SCORES, TABLES, Job
 
 Value = bool | int | float | str
-Values = Mapping[str, Value]  # a trial's values by the searched keys, such as model.units
+Values = Mapping[str, Value]  # a searched key, such as model.units → its value in a trial
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Parameter:
 
 
 def read_space(raw: Mapping[str, Any], path: Path) -> list[Parameter]:
-    """Return the parameters of `search.space`, sorted so that a parent precedes its children.
+    """Return the parameters of `search.space`, sorted so that a key follows the key in its `when`.
 
     Raises:
         InputError: if a key is refused; the message states key, value, rule and remedy.
@@ -98,8 +98,8 @@ def _parameters(raw: Mapping[str, Any], path: Path) -> Iterator[Parameter]:
     for table, keys in raw.items():
         if table not in TABLES or not isinstance(keys, dict):
             raise InputError(
-                f"job {path}: search.space.{table} should be one of {', '.join(TABLES)}, with keys "
-                "such as model.units = [32, 64]"
+                f"job {path}: search.space.{table} should be one of {', '.join(TABLES)}: a table "
+                "with keys such as model.units = [32, 64]"
             )
         for name, value in _by_key(table, keys):
             key = f"{table}.{name}"
@@ -217,7 +217,7 @@ class SearchConfig(ConfigSection):
     )
     objective: Annotated[str, Facts(choices=OBJECTIVES)] = Field(
         "val_accuracy",
-        description="validation score of the saved weights; it ranks the trials",
+        description="validation score that ranks the trials, computed with the saved weights",
     )
     trials: int = Field(
         0,
@@ -240,7 +240,7 @@ class SearchConfig(ConfigSection):
         3,
         ge=2,
         le=10,
-        description="one trial in `factor` continues, with `factor` times the epochs",
+        description="the best 1/`factor` of the trials continue, for `factor` times the epochs",
     )
     parallel: Annotated[int, Facts(only_with={"search.tuner": GUIDED}, is_decided=True)] = Field(
         0,
@@ -258,7 +258,7 @@ class SearchFile(Job):
 
 
 SEARCH_TABLES: Tables = {**TABLES, "search": SearchConfig}
-# The keys that may be 0 in the search file; their value is then chosen at the start of the sweep.
+# The keys whose value is chosen at the start of the sweep if the search file sets them to 0.
 DECIDED = {key for key, info in SearchConfig.model_fields.items() if facts_of(info).is_decided}
 
 
@@ -278,7 +278,7 @@ class SearchSpec:
 
     job: Job  # the settings that all trials share
     table: SearchConfig
-    space: tuple[Parameter, ...]  # the searched keys; a parent precedes its children
+    space: tuple[Parameter, ...]  # the searched keys; a key follows the key in its `when`
     content: dict[str, Any]  # the content of the search file, with the defaults
 
     @property
@@ -288,7 +288,7 @@ class SearchSpec:
 
     @property
     def goal(self) -> Literal["max", "min"]:
-        """`max` or `min`: how the objective improves."""
+        """`max` if a higher objective is better, else `min`."""
         return SCORES[self.table.objective]
 
     @property
@@ -394,7 +394,7 @@ def is_sweep(folder: Path) -> bool:
 def is_of_search(result: Mapping[str, Any], search: Mapping[str, Any]) -> bool:
     """Whether a sweep's result belongs to the current content of its search file.
 
-    It does not if a second command raised `search.trials` before the first one wrote the result.
+    A result is outdated if another command raised `search.trials` before the result was written.
     """
     of_search = search.get("search")
     return isinstance(of_search, dict) and of_search.get("trials") == result.get("trials")

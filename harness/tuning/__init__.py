@@ -1,4 +1,4 @@
 """Searches for hyperparameters with KerasTuner's oracles and many worker processes.
 
-A trial trains one run per seed. A sweep's folder contains everything that continues the sweep.
+A trial trains one run per seed. Any command can continue a sweep from the sweep's folder alone.
 """

@@ -1,6 +1,6 @@
 """Asynchronous successive halving: all settings train for few epochs, only the best for more.
 
-This is Algorithm 2 of Li et al., "A System for Massively Parallel Hyperparameter Tuning" (2020).
+Implements Algorithm 2 of Li et al., "A System for Massively Parallel Hyperparameter Tuning" (2020).
 """
 
 import math
@@ -14,20 +14,20 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
     """Starts random settings in the lowest rung and promotes the top 1/factor of every rung.
 
-    A promotion is a new trial. Its values contain the id of the parent trial (`tuner/trial_id`) and
-    the number of epochs of its rung (`tuner/epochs`), as in KerasTuner's Hyperband. A trial is
-    promoted as soon as it is in the top of its rung's finished trials, so no trial waits for
-    others. The promotions depend only on the results and their order.
+    A promotion is a new trial. The new trial's values contain the id of the promoted trial
+    (`tuner/trial_id`) and the epochs of the new rung (`tuner/epochs`), as in KerasTuner's
+    Hyperband. A trial is promoted as soon as it is in the top of its rung's finished trials, so no
+    trial waits for others. The promotions depend only on the results and their order.
 
     Args:
         num_settings: the number of settings in the lowest rung; None for all settings of the space.
         min_epochs: a lower limit for the number of epochs of the lowest rung.
         max_epochs: the number of epochs of the highest rung.
         factor: the ratio between the epochs of two consecutive rungs.
-        options: other arguments of KerasTuner's oracle.
+        options: other arguments, for `kt.Oracle`.
     """
 
-    known: Sequence[Any] = ()  # the sweep's trials by number; later trials are appended
+    known: Sequence[Any] = ()  # the sweep's trials, sorted by number; grows during the search
 
     def __init__(
         self,
@@ -54,13 +54,13 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
             before, values = self._seed_state, self._random_values()
             if values is not None and not self._is_known_to_wait():
                 return self._trial(0, {**values, "tuner/initial_epoch": 0})
-            if values is not None:  # undo the draw; the search with fewer `trials` made none
+            if values is not None:  # undo the draw: an earlier search with fewer `trials` made none
                 self._seed_state = before
-        # A running trial may still lead to a promotion; then the oracle waits and does not stop.
+        # While a trial runs, a promotion may still follow, so the oracle waits and does not stop.
         return {"status": TrialStatus.IDLE if self.ongoing_trials else TrialStatus.STOPPED}
 
     def _is_known_to_wait(self) -> bool:
-        """Whether the sweep's next trial is a promotion, for which an earlier search waited."""
+        """Whether the next trial is already in the sweep's folder, as a promotion to wait for."""
         n = len(self.trials)
         return n < len(self.known) and self.known[n].parent is not None
 
@@ -84,7 +84,7 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         return next((trial for trial in top if trial.trial_id not in promoted), None)
 
     def _compute_values_hash(self, values: dict[str, Any]) -> str:
-        """Hash the values of a setting without `tuner/…`, so that no setting is tried twice."""
+        """Hash values without the keys `tuner/…`, so that no setting is tried twice."""
         setting = {key: value for key, value in values.items() if not key.startswith("tuner/")}
         return str(super()._compute_values_hash(setting))
 

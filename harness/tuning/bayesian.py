@@ -1,9 +1,9 @@
 """Bayesian optimization whose cost per proposal does not grow with the number of trials.
 
 For a proposal, KerasTuner fits its Gaussian process to all n finished trials, in O(n³). Then it
-minimizes the acquisition function from 50 starting points; every step needs a prediction. This
-module fits the Gaussian process to at most 100 finished trials. It computes the acquisition
-function at many random points in one prediction, and minimizes it only from the best few points.
+minimizes the acquisition function from 50 starting points, with a prediction in every step. This
+module fits the Gaussian process to at most 100 finished trials. The acquisition
+function is computed at many random points in one prediction, and minimized only from the few best.
 """
 
 import warnings
@@ -29,11 +29,11 @@ NUM_STARTS = 5  # number of minimizations; they start from the best random point
 class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  # no types
     """KerasTuner's Bayesian oracle with a cheaper choice of the next trial's values.
 
-    The values depend only on the seed and on the earlier trials. Their last digits may depend on
-    the processor, so the values of trials in the sweep's folder are not computed again.
+    The values depend only on the seed and on the earlier trials. The last digits of the values may
+    depend on the processor, so values in the sweep's folder are not computed again.
     """
 
-    known: Sequence[Any] = ()  # the sweep's trials by number; later trials are appended
+    known: Sequence[Any] = ()  # the sweep's trials, sorted by number; grows during the search
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """Propose untried values: random at first, later a minimum of the acquisition function."""
@@ -60,12 +60,12 @@ class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  
             values = self._vector_to_values(minimum.x)
             if not self._duplicate(values):
                 return {"status": TrialStatus.RUNNING, "values": values}
-        # A replay makes fewer draws, so this draw's seed must not depend on earlier draws.
+        # Known trials skip draws, so the seed of this draw must not depend on earlier draws.
         self._seed_state = self.seed + 1000 * len(self.trials)
         return dict(self._random_populate_space())
 
     def _fitted(self, finished: Sequence[Trial], sign: int) -> GaussianProcessRegressor:
-        """Fit a Gaussian process to finished trials, plus running ones with pessimistic scores."""
+        """Fit a Gaussian process to finished trials; running trials get pessimistic scores."""
         points = self._points(finished)
         scores = np.array([sign * trial.score for trial in finished])
         process = self._make_gpr().fit(points, scores)

@@ -74,7 +74,7 @@ def best_of(sweep: SweepDirectory, trials: Sequence[Trial]) -> Trial:
 
 def best_job(search: SearchSpec, trial: Trial) -> Job:
     """Return a trial's job with a new name and `data.test = true`."""
-    # Only hyperband and asha choose the epochs; in other searches training may have stopped early.
+    # Only hyperband and asha choose the epochs; with other tuners the trial may have stopped early.
     epochs = trial.epochs if search.continues_trials else None
     content = search.job_of(values_of(trial, search.space), epochs=epochs).model_dump()
     content["name"] = f"{search.name[:95]}_best"
@@ -85,7 +85,7 @@ def best_job(search: SearchSpec, trial: Trial) -> Job:
 def retrained_job(search: SearchSpec, trial: Trial) -> Job:
     """Return a job that trains a trial's settings on all training reviews.
 
-    The number of epochs is the epoch of the trial's best weights.
+    The job trains as many epochs as the trial had trained when its weights were best.
     """
     content = best_job(search, trial).model_dump()
     content["data"]["validation_split"] = 0.0

@@ -1,9 +1,9 @@
 """Executes the generators of `harness.tuning.protocol`; creates each folder of a sweep only once.
 
 The processes of a search coordinate only through folders that exactly one process can create. A
-process writes a folder with its content under a temporary name, then renames it. rename(2) never
-replaces a non-empty folder, so the rename fails in all processes but one. After an I/O error only
-the folder's content shows which process has created the folder.
+process writes a folder with its content under a temporary name, then renames the folder. rename(2)
+never replaces a non-empty folder, so the rename fails in all processes but one. After an I/O error
+only the folder's content shows which process has created the folder.
 """
 
 import errno
@@ -71,7 +71,7 @@ def make_once(folder: Path, files: Mapping[str, bytes]) -> bool:
 
 
 class Disk:
-    """Executes courses (generators of operations) in the folder of a sweep."""
+    """Executes generators of operations in the folder of a sweep."""
 
     def __init__(self, folder: Path, stop: StopRequest | None = None) -> None:
         """Set the sweep's folder, and the `StopRequest` whose signals interrupt every `Sleep`."""
@@ -79,15 +79,15 @@ class Disk:
         self._fails = False
 
     def run(self, course: Course, act: Callable[[Any], Any] | None = None) -> Any:
-        """Execute a course and return its result.
+        """Execute the operations that a generator yields; return the generator's result.
 
         Args:
             course: the generator, which yields operations and receives their results.
-            act: the function that executes operations outside of the folder, such as `Train`.
+            act: the function that executes `Train`, the only operation outside of the folder.
 
         Raises:
             Interrupted: after a signal.
-            OSError, RunError, InputError: if an operation fails and the course does not catch it.
+            OSError, RunError, InputError: if an operation fails, unless the generator handles it.
         """
         answer: Any = None
         error: Exception | None = None
@@ -99,7 +99,7 @@ class Disk:
             error = None
             try:
                 answer = self._carry_out(operation, act)
-            except Exception as failed:  # raised in the course, which may handle the error
+            except Exception as failed:  # raised in the generator, which may handle the error
                 error = failed
 
     def _carry_out(self, operation: Operation, act: Callable[[Any], Any] | None) -> Any:
@@ -135,7 +135,7 @@ def to_bytes(record: Record) -> bytes:
 
 
 def stop_now(reason: str = "") -> Stop:
-    """Make a `Stop` by this user; an empty reason means that the user cancels the search."""
+    """Make a `Stop` that names this user; the reason is empty if the user cancels the search."""
     by, at = f"{owner_name(os.getuid())} on {socket.gethostname()}", datetime.now().astimezone()
     return Stop(by=by, at=at.isoformat(timespec="seconds"), reason=reason)
 

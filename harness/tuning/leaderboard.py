@@ -97,7 +97,7 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
 
 
 def same_failure(trials: Iterable[Trial]) -> str:
-    """Return an error that three trials share if numbers are ignored; "" if there is none."""
+    """Return an error that three trials had, except for numbers in it; "" if there is none."""
     by_text = defaultdict[str, list[str]](list)
     for trial in trials:
         if trial.error:

@@ -2,12 +2,12 @@
 
 This module changes KerasTuner 1.4.8 in three ways:
 
-- KerasTuner's oracle writes its whole state in every call. Here an oracle writes nothing, since a
-  replay of the accepted results restores its state.
-- KerasTuner's grid search proposes a trial only when another one has ended. Here it proposes
-  trials at any time, so that all workers train.
+- KerasTuner's oracle writes its whole state in every call. Here an oracle writes nothing: to
+  restore its state, a new oracle receives the accepted results again.
+- KerasTuner's grid search proposes a trial only when another trial has ended. Here the grid
+  search proposes trials at any time, so that all workers train.
 - KerasTuner's Hyperband promotes no trial before the first round of its bracket is full. If the
-  space has too few settings, the round is never full. Here the bracket shrinks to fit.
+  space has too few settings, the round is never full. Here such a round shrinks.
 """
 
 import contextlib
@@ -84,7 +84,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
 
     Args:
         search: the search.
-        known: the trials in the sweep's folder, by number; later trials are appended to this list.
+        known: the trials in the sweep's folder, sorted by number; the caller appends later trials.
     """
     table, max_epochs = search.table, search.job.train.epochs
     options: dict[str, Any] = {
@@ -93,7 +93,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
         "hyperparameters": hyperparameters(search),
         "allow_new_entries": False,
         "max_retries_per_trial": 0,
-        "max_consecutive_failed_trials": 10**9,  # never; `same_failure` ends a search
+        "max_consecutive_failed_trials": 10**9,  # never reached; `same_failure` ends a search
     }
     if table.tuner == "hyperband":
         oracle: kt.Oracle = FiniteHyperband(max_epochs=max_epochs, factor=table.factor, **options)
@@ -108,7 +108,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
     else:
         kinds = {"random": RandomSearchOracle, "grid": SteadyGrid}
         oracle = kinds.get(table.tuner, BoundedBayesianOracle)(**options)
-    # With asha, None: `search.trials` counts the settings, and promotions are additional trials.
+    # None with asha: `search.trials` limits the settings, and promotions are additional trials.
     oracle.max_trials = search.max_trials
     oracle.verbose = 0
     oracle.save = oracle._save_trial = lambda *_: None

@@ -1,10 +1,10 @@
 """Runs a command's processes until the search ends: a proposer, and a worker per GPU or CPU slot.
 
 A worker that ends with an error after it has begun a trial is restarted at once, because the
-protocol limits the attempts at a trial. Any other end with an error is a failure of the process.
-A command fails after 25 consecutive failures of one process, or if harness itself raised the error
-of three of them; disk errors do not count among these three. An accepted trial of any worker resets
-the counts of all processes.
+protocol limits the attempts at a trial. If a process without a begun trial ends with an error, the
+pool counts a failure. A command fails after 25 consecutive failures of one process, or after three
+with an error that harness itself raised, other than a disk error. If any worker's trial is
+accepted, the counts of all processes begin at 0 again.
 """
 
 import sys
@@ -28,16 +28,16 @@ ERRORS: dict[int, Callable[[str], Exception]] = {
     InputError.exit_code: InputError,
     NODE_FAULT_CODE: partial(NodeFault, will_requeue=True),
 }
-# Limits of a process's consecutive failures: by errors that harness raised, and in total. Slurm's
-# controller or the disk with the Python environment may be unavailable for minutes; 25 pauses add
-# up to ten minutes.
+# Limits of a process's consecutive failures: of those that harness raised, and of all.
+# Slurm's controller or the disk with the Python environment may be unavailable for minutes; 25
+# pauses add up to ten minutes.
 MAX_ERRORS, MAX_FAILURES = 3, 25
 PAUSE_S = 2.0  # pause before a restart, multiplied by the number of consecutive failures
 
 
 @dataclass(frozen=True)
 class WorkerRequest:
-    """The workers that a command requests."""
+    """How many workers a command starts, and on which devices and data."""
 
     num_workers: int | None = None  # None for one worker per GPU or CPU
     workers_per_gpu: int = 1
@@ -51,7 +51,7 @@ class WorkerProcess(ManagedProcess):
 
     uuid: str = ""  # unique id of the current process
     has_begun: bool = False  # whether the current process has begun an attempt
-    failures: list[bool] = field(default_factory=list)  # consecutive; whether harness raised each
+    failures: list[bool] = field(default_factory=list)  # consecutive; True: raised by harness
     num_done: int = 0  # the number of accepted trials at the last failure
     not_before_s: float | None = None  # earliest time of a restart; None while the process runs
 
@@ -62,7 +62,7 @@ class WorkerProcess(ManagedProcess):
 
 
 class WorkerPool(ProcessPool):
-    """A command's worker processes; they are killed at the end of the `with` block."""
+    """The processes of a command, which are killed at the end of the `with` block."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class WorkerPool(ProcessPool):
         allocation: SlurmEnvironment | None,
         console: Console,
     ) -> None:
-        """Create a pool without starting it; the names of its workers begin with `name`."""
+        """Create a pool, but start no process; the names of all processes begin with `name`."""
         super().__init__(allocation)
         self.folder, self.request, self.name, self.console = folder, request, name, console
         self.workers = [self._process(f"{name}-w{i}", slot) for i, slot in enumerate(slots)]
@@ -117,7 +117,7 @@ class WorkerPool(ProcessPool):
 
         Raises:
             InputError, NodeFault, RunError: if a process failed too often; the message contains the
-                last line of its log.
+                last line of the process's log.
         """
         now_s = time.monotonic()
         for worker in self.everybody:

@@ -1,4 +1,4 @@
-"""Defines the protocol of a search: the files in a sweep's folder, and what its processes do.
+"""Defines the protocol of a search: the files in a sweep's folder, and what each process does.
 
 | name | writer | content |
 | --- | --- | --- |
@@ -12,14 +12,13 @@
 
 A folder marked `once` is created by exactly one process, together with its first file.
 
-A course is the program of a worker, a proposer or a command, in the form of a generator. It yields
-operations on the sweep's folder and receives their results. It uses no disk, clock or random number
-itself.
-`harness.tuning.disk` executes the operations. A simulation in the tests executes the same courses
-with killed processes, lost nodes and stale file listings.
+The program of a worker, a proposer or a command is a generator, called a `Course`. The generator
+yields operations on the sweep's folder and receives their results. The generator itself uses no
+disk, clock or random number. `harness.tuning.disk` executes the operations. A simulation in the
+tests executes the same generators with killed processes, lost nodes and stale file listings.
 
 Wrong clocks and outdated listings of folders do no harm. A listing is only a hint about what to
-read: a process that acts too late, or twice, can't create its folder, because the folder exists.
+read: a process that acts too late, or twice, can't create a folder, because the folder exists.
 Only one worker ever writes into an attempt's folder, so a worker that is presumed dead does no harm
 if it continues.
 """
@@ -35,15 +34,15 @@ from harness.errors import Interrupted
 from harness.job.search import Value
 
 TRIALS, GONE, ENDS, STOP, ACCEPTED = "trials", "gone", "ends", "stop.json", "accepted"
-MAX_ATTEMPTS = 25  # consecutive attempts without a newly saved step after which a trial fails
+MAX_ATTEMPTS = 25  # largest number of consecutive attempts that save no further step
 STUCK = (
     "its worker ended {} times in a row before it saved a new checkpoint, perhaps for lack of "
     "memory; lower train.checkpoint_every_s or the size of the model"
 )
-NUM_WATCHED = 16  # how many open trials an idle worker reads in each turn
-BEAT_S = 5.0  # time between two beats of a worker
-LOST_S = 180.0  # time without a new beat after which a command presumes a worker dead
-REST_EACH_S = 0.3  # pause after `View.look` for each trial that was read
+NUM_WATCHED = 16  # number of open trials that a worker reads in `Worker.turn`
+BEAT_S = 5.0  # time between two heartbeats of a worker
+LOST_S = 180.0  # time without a heartbeat after which a command presumes a worker dead
+REST_EACH_S = 0.3  # pause after `View.look`, for each trial that it has read
 SHORTEST_REST_S, LONGEST_REST_S = 0.25, 15.0  # limits of the pause after `View.look`
 
 
@@ -106,18 +105,18 @@ class Attempt(Record):
     process: int = 0  # process id
     space: str = ""  # boot and container in which the process id is valid, see `process_space`
     saved: int = 0  # largest number of steps that an earlier attempt has saved
-    num_stuck: int = 0  # number of consecutive earlier attempts without a newly saved step
+    num_stuck: int = 0  # number of consecutive earlier attempts that saved no further step
 
 
 class Beat(Record):
     """A heartbeat of the worker of an attempt."""
 
-    count: int  # number of beats so far
+    count: int  # number of heartbeats so far
     saved: int = 0  # number of steps in the newest checkpoints, summed over the runs
 
 
 class Gone(Record):
-    """Says that the worker of an attempt has ended, or has sent no beat for LOST_S."""
+    """Says that the worker of an attempt has ended, or has sent no heartbeat for LOST_S."""
 
     has_left: bool  # True if the worker wrote this record, False if a command wrote it
 
@@ -149,7 +148,7 @@ def attempt_folder(n: int, k: int) -> str:
 
 
 def gone_file(n: int, k: int) -> str:
-    """Return the path of the `Gone` of attempt k; this file frees trial n for another worker."""
+    """Return the path of attempt k's `Gone`, the file that frees trial n for another worker."""
     return f"{GONE}/{n}-{k}.json"
 
 
@@ -157,7 +156,7 @@ def gone_file(n: int, k: int) -> str:
 
 
 class Read(NamedTuple):
-    """Read a JSON file and return its content; None if it is missing or invalid."""
+    """Read a JSON file and return its content; None if the file is missing or invalid."""
 
     path: str
 
@@ -177,14 +176,14 @@ class Make(NamedTuple):
 
 
 class Write(NamedTuple):
-    """Replace a file that only one process writes."""
+    """Write a file, or replace the file if it exists."""
 
     path: str
     record: Record
 
 
 class Sleep(NamedTuple):
-    """Wait for a time, or until a signal arrives."""
+    """Wait for `time_s`, or until a signal arrives."""
 
     time_s: float
     error: OSError | None = None  # the error after which the process waits and tries again
@@ -214,20 +213,20 @@ def read_result(n: int) -> Course:
     return (yield from read(Trial, f"{trial_folder(n)}/{ACCEPTED}/trial.json"))
 
 
-# The view of a process
+# What a process knows
 
 
 @dataclass
 class Heard:
-    """What a process knows about the newest attempt at a trial without an accepted result."""
+    """What a process knows about the newest attempt at an open trial."""
 
     k: int = 0  # number of the attempt, 0 before the first one
     attempt: Attempt | None = None  # None while `owner.json` is not visible
     gone: Gone | None = None
     # Only commands use the following fields
     beat: Beat | None = None
-    listened_s: float | None = None  # time when the beat was last read
-    silent_s: float = 0.0  # time without a new beat
+    listened_s: float | None = None  # time when `beat.json` was last read
+    silent_s: float = 0.0  # time without a new heartbeat
 
     @property
     def worker(self) -> Attempt | None:
@@ -235,7 +234,7 @@ class Heard:
         return None if self.gone else self.attempt
 
     def listen(self, n: int, now_s: float) -> Course:
-        """Read the attempt's beat, and count the time without a new beat."""
+        """Read the attempt's heartbeat, and count the time without a new heartbeat."""
         beat = yield from read(Beat, f"{attempt_folder(n, self.k)}/beat.json")
         passed_s = now_s - (now_s if self.listened_s is None else self.listened_s)
         self.listened_s = now_s
@@ -248,7 +247,7 @@ class Heard:
 
 @dataclass
 class View:
-    """The state of a search that a process has read: trials, attempts, results."""
+    """What a process has read of a search: trials, attempts and results."""
 
     known: list[Trial] = field(default_factory=list)  # all proposed trials, in order
     open: dict[int, Heard] = field(default_factory=dict)  # trials without an accepted result
@@ -260,7 +259,7 @@ class View:
         """Read what has changed: new trials, attempts and results.
 
         Args:
-            num_watched: number of open trials to read, the oldest first; None for all. Trials
+            num_watched: number of the oldest open trials to read; None for all. Open trials
                 without a worker are always read.
         """
         yield from self.learn()
@@ -341,7 +340,7 @@ class Worker:
     num_asked: int  # `search.trials`
     must_renew: Callable[[], bool] = lambda: False  # whether to replace this process
     view: View = field(default_factory=View)
-    _count: int = 0  # number of beats so far
+    _count: int = 0  # number of heartbeats so far
 
     def turn(self) -> Course:
         """Train a trial, or wait if none is free; return whether the worker should end."""
@@ -357,7 +356,7 @@ class Worker:
         return False
 
     def _take(self) -> Course:
-        """Take the first trial without a worker; return its number and the attempt's, or None."""
+        """Take a free trial; return the numbers of trial and attempt, or None if none is free."""
         for n, heard in [*self.view.open.items()]:
             k, attempt = heard.k, self.me
             if k:
@@ -379,7 +378,7 @@ class Worker:
         return None
 
     def _after(self, n: int, k: int, before: Attempt, gone: Gone) -> Course:
-        """Return this worker's attempt at trial n, after the worker of attempt k has ended."""
+        """Return the attempt with which this worker continues trial n after attempt k."""
         beat = yield from read(Beat, f"{attempt_folder(n, k)}/beat.json")
         saved = max(before.saved, beat.saved if beat else 0)
         num_stuck = 0 if saved > before.saved else before.num_stuck + (not gone.has_left)
@@ -397,7 +396,7 @@ class Worker:
             self.view.accept(trial)
 
     def tick(self, n: int, k: int, *, saved: int) -> Course:
-        """Write a beat of attempt k; return whether the attempt is no longer needed."""
+        """Write a heartbeat of attempt k; return whether the attempt is no longer needed."""
         self._count += 1
         yield Write(f"{attempt_folder(n, k)}/beat.json", Beat(count=self._count, saved=saved))
         names = yield Names(trial_folder(n))
@@ -408,7 +407,7 @@ class Worker:
 
 
 def follow(view: View, now_s: float) -> Course:
-    """Read all changes and beats; return the trials accepted since the last call.
+    """Read all changes and heartbeats; return the trials accepted since the last call.
 
     Args:
         view: what the command has read so far.
@@ -425,9 +424,11 @@ def follow(view: View, now_s: float) -> Course:
 def tell_gone(view: View, has_ended: Callable[[Attempt], bool]) -> Course:
     """Write a `Gone` for each ended or silent worker; return the uuids of the silent workers.
 
+    A silent worker has sent no heartbeat for LOST_S.
+
     Args:
         view: what the command has read so far.
-        has_ended: whether the worker of an attempt is known to have ended.
+        has_ended: the function that tells whether the worker of an attempt has ended.
     """
     silent = set()
     for n, heard in view.open.items():
@@ -441,7 +442,7 @@ def tell_gone(view: View, has_ended: Callable[[Attempt], bool]) -> Course:
 
 
 def running(view: View) -> dict[int, Attempt]:
-    """Return the attempts whose workers are training, by trial number."""
+    """Map the number of each running trial to its attempt."""
     return {n: worker for n, heard in view.open.items() if (worker := heard.worker)}
 
 

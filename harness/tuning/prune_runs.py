@@ -116,7 +116,7 @@ class KeptTrials:
     ) -> Iterator[tuple[Path, tuple[str, ...]]]:
         """Yield the folders of runs, each with patterns of removable files.
 
-        A trial is omitted if nothing has changed since an earlier call.
+        A trial is left out if an earlier call has yielded the same files of this trial.
 
         Args:
             trials: all trials of the sweep.
@@ -147,7 +147,7 @@ def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
     Unfinished runs, symbolic links and folders of other users remain unchanged.
 
     Args:
-        tops: runs, searches, or folders that contain them.
+        tops: runs, sweeps, or folders that contain runs or sweeps.
         really: whether to remove the files instead of only counting them.
     """
     done = Pruned()

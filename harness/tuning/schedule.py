@@ -1,10 +1,10 @@
 """Orders an oracle's proposals and results independently of real time.
 
 A virtual clock decides the order: a fixed number of virtual workers train one epoch in each tick.
-The oracle proposes a trial when a virtual worker is free. It receives a trial's result when the
-virtual worker ends the trial. So the oracle's state depends only on the results. Any process can
-compute the state again from the results, and an interrupted search promotes the same trials as an
-uninterrupted one.
+The oracle proposes a trial when a virtual worker is free. The oracle receives a trial's result when
+the virtual worker ends the trial. So the oracle's state depends only on the results. Any process
+can compute the state again from the results, and an interrupted search promotes the same trials as
+an uninterrupted search.
 """
 
 import heapq
@@ -47,7 +47,8 @@ class Schedule:
             num_trials: the largest number of trials; 0 sets no limit.
             width: the number of virtual workers; None for an oracle that does not learn from
                 results, and therefore receives no results.
-            known: the trials in the sweep's folder, by number; later trials are appended.
+            known: the trials in the sweep's folder, sorted by number; the caller appends later
+                trials.
         """
         self.oracle, self.num_trials, self.width, self.known = oracle, num_trials, width, known
         self.num_proposed = 0
@@ -64,10 +65,10 @@ class Schedule:
         self._results[trial.n] = trial
 
     def next(self) -> Trial | None:
-        """Return the oracle's next proposal; None if it waits for results or has no proposal left.
+        """Return the next proposal; None if the oracle waits for results or has no proposal left.
 
         Raises:
-            RunError: if the proposal differs from the known trial with this number.
+            RunError: if the proposal differs from the known trial with the same number.
         """
         while True:
             if self._may_propose() and (proposal := self._propose()):
@@ -94,9 +95,9 @@ class Schedule:
         proposal = self._proposal(n, trial.hyperparameters.values)
         if n < len(self.known) and proposal.proposal != self.known[n].proposal:
             raise RunError(
-                f"the oracle proposes {proposal.values} as trial {n}, which was "
+                f"the oracle proposes {proposal.values} as trial {n}, but the sweep's trial {n} is "
                 f"{self.known[n].values}; continue with the versions of harness and KerasTuner "
-                "that began the sweep, or begin a new one"
+                "that began the sweep, or begin a new sweep"
             )
         self._trials.append(trial)
         self._numbers[trial.trial_id] = n
@@ -123,7 +124,7 @@ class Schedule:
         )
 
     def _give_result(self) -> bool:
-        """Pass the oracle the result of the trial that ends next; return False if none is known."""
+        """Pass the oracle the result of the trial that ends next; return False without a result."""
         if not self._running or self._running[0][1] not in self._results:
             return False
         self._now, n = heapq.heappop(self._running)
@@ -158,7 +159,7 @@ class Proposer:
         """Propose trials, then wait; return True if all are proposed or the search is stopped.
 
         Raises:
-            RunError: if a proposal differs from the known trial with its number.
+            RunError: if a proposal differs from the known trial with the same number.
         """
         view = self.view
         if (yield from view.is_stopped()):
@@ -188,7 +189,7 @@ class Proposer:
         """Return the next trial that no process has proposed yet; None if there is none now."""
         if self._next and len(self.view.known) > self._next.n:
             if self.view.known[self._next.n].proposal != self._next.proposal:
-                # Another proposer's values differ, by rounding or for a larger `search.trials`.
+                # Another proposer rounded differently, or had a larger `search.trials`.
                 self._schedule = None
             self._next = None
         if not self._schedule:

@@ -143,8 +143,8 @@ def scored_trials(trials: Sequence[Trial], search: SearchSpec) -> "pandas.DataFr
 def comparable(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame":
     """Return the trials with comparable scores: all, or those with the same number of epochs.
 
-    hyperband and asha train good settings for more epochs, which also changes the scores. With
-    these tuners only the trials with the most common number of epochs are returned. If two numbers
+    hyperband and asha train good settings for more epochs, which also changes the scores. Only the
+    trials with the most common number of epochs are returned for hyperband and asha. If two numbers
     of epochs are equally common, the larger number counts.
     """
     if not search.continues_trials or trials.empty:
@@ -156,11 +156,12 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
     """Compare the scores of each key's values, the most important key first.
 
     Returns:
-        A row for each value of a list, or third of a range: the `key`, the `value`, and the number
-        `n`, the `mean` and the `best` of the value's scores. `explains` is eta squared of the key:
-        the between-group sum of squares divided by the total (Fisher, 1925), 0 if all scores are
-        equal. `by chance` is the expected eta squared of a key without effect: (k - 1) / (n - 1)
-        for n trials in k groups. A key with one value or with too few trials has no rows.
+        A row for each value of a list, or each third of the values of a range. The columns are the
+        `key`, the `value`, and the number `n`, the `mean` and the `best` of the scores with this
+        value. `explains` is eta squared of the key: the between-group sum of squares divided by
+        the total (Fisher, 1925), 0 if all scores are equal. `by chance` is the expected eta squared
+        of a key without effect: (k - 1) / (n - 1) for n trials in k groups. A key with one value or
+        with too few trials has no rows.
     """
     import pandas
 
@@ -191,7 +192,7 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
 
 
 def _ends(parameter: Parameter, values: "pandas.Series") -> "list[pandas.Series]":
-    """Return columns that group the trials, by the values of a list or by the thirds of a range."""
+    """Return columns to group trials by: a list's value, or lowest and highest value of a third."""
     if parameter.choices:
         return [values]
     numbers = values.astype(float)
@@ -224,7 +225,7 @@ def importance(
     cells.loc[cells.duplicated("key"), ["key", "explains", "by chance"]] = ""
     yield cells
     yield (
-        f"Hints, no proof: {len(trials)} of {len(finished)} trials are compared; they differ in "
+        f"Hints, no proof: {len(trials)} of {len(finished)} trials are compared, and differ in "
         "several keys. Column 'explains': the share of the scores' variance that a key explains "
         "(eta squared). Column 'by chance': the share to expect for a key without any effect."
     )

@@ -54,7 +54,7 @@ class SweepDirectory(LeasedDirectory):
     def new(cls, runs: Path, search: SearchSpec, sweep_id: str | None) -> "SweepDirectory":
         """Choose the folder of a sweep; `begin` creates it.
 
-        With a `sweep_id` the folder may exist. Then its search continues, perhaps with more trials.
+        If the folder with this `sweep_id` exists, its search continues, perhaps with more trials.
 
         Raises:
             InputError: if the id is not a file name, or the sweep belongs to another search.
@@ -89,7 +89,7 @@ class SweepDirectory(LeasedDirectory):
 
         Raises:
             InputError: if the folder belongs to another user, or contains other files.
-            DiskError: if the disk can't be written, or its renames replace non-empty folders.
+            DiskError: if the disk can't be written, or lets a rename replace a non-empty folder.
         """
         record = {"sources_sha256": sources_checksum(), "dataset": dataset.record(), "starts": []}
         files = {
@@ -144,7 +144,7 @@ class SweepDirectory(LeasedDirectory):
         if 0 < limit < before or (before == 0 < limit):
             raise InputError(
                 f"sweep {self.folder}: search.trials = {limit}, but was {before or 'all'} before; "
-                "set it to at least as many"
+                "keep that value or raise it"
             )
 
     def exists(self) -> bool:
@@ -167,7 +167,7 @@ class SweepDirectory(LeasedDirectory):
         return load_search(self.path(SEARCH_FILE))
 
     def trial_run(self, n: int, k: int, seed: int) -> RunDirectory:
-        """Return the run with this seed of attempt k at trial n."""
+        """Return the run of attempt k at trial n that has this seed."""
         return RunDirectory(self.path(TRIALS, str(n), str(k), f"seed{seed}"))
 
     def trials(self) -> list[Trial]:

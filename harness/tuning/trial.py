@@ -30,8 +30,8 @@ from harness.tuning.protocol import Trial, attempt_folder, read_result
 from harness.tuning.sweep_dir import SweepDirectory
 
 MAX_ERROR = 2000  # largest number of characters of an error message
-# Largest memory of a worker, as a multiple of its memory after its first run. A trial with
-# `data.bucket` left 70 MB in use. The factor for a GPU leaves room for CUDA's libraries.
+# Largest memory of a worker, as a multiple of its memory after its first run. One trial with
+# `data.bucket` kept 70 MB in use. The factor for a GPU leaves room for CUDA's libraries.
 MAX_GROWTH = {"cpu": 1.2, "gpu": 2.0}
 
 
@@ -60,8 +60,8 @@ class Trials:
         """Train or continue an attempt's runs; return the trial with its scores or its error.
 
         Raises:
-            Interrupted: after a signal; this process itself sends one if the attempt is no longer
-                needed. The attempt has saved a checkpoint.
+            Interrupted: after a signal, which may say that the attempt is no longer needed; the
+                attempt has saved a checkpoint.
             NodeFault: if the node or its GPU is faulty.
             OSError: if the file system fails.
         """
@@ -82,7 +82,7 @@ class Trials:
             gc.collect()
 
     def has_grown(self) -> bool:
-        """Whether this process uses more memory than the largest trial and `MAX_GROWTH` allow."""
+        """Whether this process exceeds the memory of the largest trial, and `MAX_GROWTH`."""
         room_gb = max(self._largest_gb, MAX_GROWTH[self.devices] * self._first_gb)
         return self._first_gb > 0 and resident_memory_gb() > room_gb
 

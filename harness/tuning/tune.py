@@ -116,7 +116,7 @@ def tune(
 
 
 def settled(search: SearchSpec, num_workers: int) -> SearchSpec:
-    """Return the search; if its tuner needs a value of `search.parallel`, set it for the sweep."""
+    """Return the search; choose `search.parallel` if the tuner needs it and the file sets none."""
     is_open = search.table.tuner in GUIDED and not search.table.parallel
     return search.with_table(parallel=2 * num_workers) if is_open else search
 
@@ -163,7 +163,7 @@ class Command:
         self._table = b""  # the leaderboard that was written last
 
     def run(self, *, resumes: bool) -> dict[str, Any]:
-        """Run the search to its end and return its result, which is empty if it was cancelled.
+        """Run the search to its end and return its result; a cancelled search has an empty result.
 
         Raises:
             Interrupted: after a signal; all trials have saved checkpoints.
@@ -207,7 +207,7 @@ class Command:
         self.pool.tend(len(self.view.accepted), workers)
 
     def _turn(self) -> dict[str, Any] | None:
-        """Check the search once; return its result if it has ended, else None.
+        """Check the search once; return the search's result if it has ended, else None.
 
         The result of a cancelled search is empty.
 
@@ -245,9 +245,9 @@ class Command:
         return None
 
     def _look(self) -> None:
-        """Read what has changed; show it on the console and in the leaderboard."""
+        """Read the changes in the sweep; show them on the console and in the leaderboard."""
         news = self.disk.run(follow(self.view, time.monotonic()))
-        for trial in news if self._has_looked else ():  # the first look finds older results
+        for trial in news if self._has_looked else ():  # the first call finds older results
             self.console.info(describe(trial, self.search))
         self._has_looked = True
         trials = shown(self.view)

@@ -1,9 +1,9 @@
 """Runs a worker or a proposer of a command: `python -m harness.tuning.worker SWEEP NAME`.
 
 The proposer (`--ahead N`) runs KerasTuner's oracle and creates the trials' folders with their
-values. It is a separate process, so a slow proposal delays no worker, and KerasTuner's memory is
-freed after the last proposal. Proposals depend only on the search and the accepted results, so
-every command may have a proposer, and a killed proposer can be restarted.
+values. The proposer is a separate process, so a slow proposal delays no worker, and KerasTuner's
+memory is freed after the last proposal. Proposals depend only on the search and the accepted
+results, so every command may have a proposer, and a killed proposer can be restarted.
 """
 
 import argparse
@@ -48,14 +48,14 @@ from harness.tuning.sweep_dir import SweepDirectory
 if TYPE_CHECKING:
     from harness.tuning.trial import Trials
 
-LEAVE_S = 20.0  # longest wait for the last beat to be written
+LEAVE_S = 20.0  # longest wait for the last heartbeat to be written
 
 
 # A proposer
 
 
 def schedule_of(search: SearchSpec, known: list[Trial]) -> Schedule:
-    """Make the schedule of a search; later trials are appended to `known`."""
+    """Make the schedule of a search; the caller appends later trials to `known`."""
     from harness.tuning.oracle import make_oracle
 
     return Schedule(
@@ -89,7 +89,7 @@ def propose(sweep: SweepDirectory, ahead: int) -> None:
 
 
 def train(worker: Worker, trials: "Trials", folder: Path, operation: Train) -> Trial:
-    """Train an attempt while a thread writes beats; return the trial with its result.
+    """Train an attempt while a thread writes heartbeats; return the trial with its result.
 
     If the attempt is no longer needed, this process sends itself a signal to stop.
 
@@ -102,7 +102,7 @@ def train(worker: Worker, trials: "Trials", folder: Path, operation: Train) -> T
 
     def beat() -> None:
         while not ended.is_set():
-            with contextlib.suppress(OSError):  # the next beat tries again
+            with contextlib.suppress(OSError):  # the next heartbeat tries again
                 is_needless = disk.run(worker.tick(trial.n, k, saved=trials.saved(trial.n, k)))
                 if is_needless and not ended.is_set():
                     log(logging.INFO, f"trial {trial.n} continues in another process, or has ended")

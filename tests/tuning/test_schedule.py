@@ -94,7 +94,8 @@ def test_a_restart_replays_known_proposals() -> None:
     for num_known in range(len(proposals) + 1):
         assert searched(num_known, proposals[:num_known]) == (calls, proposals)
     changed = [*proposals[:5], Trial(n=5, values={"x": 99}, limit=1), *proposals[6:]]
-    with pytest.raises(RunError, match=r"proposes \{'x': 5\} as trial 5, which was \{'x': 99\}"):
+    said = r"proposes \{'x': 5\} as trial 5, but the sweep's trial 5 is \{'x': 99\}"
+    with pytest.raises(RunError, match=said):
         searched(0, changed)
 
 

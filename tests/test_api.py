@@ -75,10 +75,10 @@ def test_options_are_those_of_the_command(here: Path, capsys: pytest.CaptureFixt
     """The command checks the options. Its error is raised and not printed."""
     with pytest.raises(InputError, match="No such option: --colour"):
         package.train(LSTM, colour="red")
-    with pytest.raises(InputError, match="--data /nowhere: is not a folder"):
+    with pytest.raises(InputError, match="--data /nowhere: contains neither"):
         package.train(LSTM, data="/nowhere")
     shown = capsys.readouterr()
-    assert "--data /nowhere: is not a folder" not in shown.out + shown.err
+    assert "--data /nowhere: contains neither" not in shown.out + shown.err
     assert list(here.glob("runs/*")) == []
 
 
@@ -172,7 +172,7 @@ def test_a_leaderboard_has_numbers(here: Path) -> None:
 
 def test_a_missing_folder_is_refused(here: Path) -> None:
     """The message names the folder."""
-    with pytest.raises(InputError, match="nowhere: is not a folder"):
+    with pytest.raises(InputError, match="nowhere: contains neither"):
         package.load_runs("nowhere")
 
 

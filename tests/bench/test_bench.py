@@ -145,7 +145,7 @@ def test_the_bench_measures_in_whole_processes(
         (["speed"], "speed: is not a benchmark; known: training, scale"),
         (["--pairs", "0"], "--pairs 0: should be at least 1"),
         (["--architecture", "transformer"], "'transformer' (choose from "),
-        (["training", "--data", "nowhere"], "nowhere: is not a folder"),
+        (["training", "--data", "nowhere"], "nowhere: contains neither"),
     ],
 )
 def test_what_can_not_be_measured_is_refused(

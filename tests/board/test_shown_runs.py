@@ -38,7 +38,7 @@ def test_without_names_the_newest_are_shown(tmp_path: Path) -> None:
     os.utime(runs / "lstm/run002", (now, now))
     board.refresh()
     assert shown(board) == ["run002", *(f"run{n:03}" for n in range(5, NUM_NEWEST + 5))]
-    assert "; 4 older" in board.left_out
+    assert "and 4 older runs are not" in board.left_out
     named = Shown(tmp_path / "named", check_roots([runs], runs), runs)
     named.refresh()
     assert (len(shown(named)), named.left_out) == (NUM_NEWEST + 5, "")

@@ -158,7 +158,7 @@ def test_a_kernel_that_was_not_run_is_a_failure(
         for code, part in (
             ("CUDA_ERROR_UNSUPPORTED_PTX_VERSION", "driver is too old for this CUDA: cuModuleLoad"),
             (FULL, "the device is out of memory"),
-            ("CUDA_ERROR_UNKNOWN", "the GPU could not run a kernel, and TensorFlow went on witho"),
+            ("CUDA_ERROR_UNKNOWN", "the GPU could not run a kernel, and TensorFlow continued with"),
         ):
             file.write(f"{warning}{call} '{code}'\n".encode())
             with pytest.raises(RunError, match=part):

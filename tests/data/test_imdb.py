@@ -225,7 +225,7 @@ def test_a_stored_dataset_is_whole_or_refused(tmp_path: Path) -> None:
 def test_another_folder_is_never_overwritten(tmp_path: Path) -> None:
     """A folder with other files is refused and not changed."""
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="something else"):
+    with pytest.raises(InputError, match="contains other files than a dataset"):
         save_folder(small(), tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
     with pytest.raises(DiskError, match="/proc/imdb: can't be written"):

@@ -179,7 +179,7 @@ def test_folders_names_and_columns_say_splits(tmp_path: Path) -> None:
     write_csv(tmp_path / "a.csv", rows, ("text", "label", "part"))
     introduction = open_source(tmp_path / "a.csv", form).introduction
     assert "21 training, 20 validation and 20 test reviews" in introduction
-    with pytest.raises(InputError, match="0 columns fold, "):
+    with pytest.raises(InputError, match="0 columns named fold, "):
         found(tmp_path / "a.csv", DataConfig(split_column="fold"))
 
 

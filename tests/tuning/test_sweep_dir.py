@@ -41,7 +41,7 @@ def test_a_sweep_continues_with_as_many_trials_or_more(
     if continues:
         sweep.check_search(search)
     else:
-        with pytest.raises(InputError, match=f"search.trials = {now}: was {before or 'all'} "):
+        with pytest.raises(InputError, match=f"search.trials = {now}, but was {before or 'all'} "):
             sweep.check_search(search)
 
 

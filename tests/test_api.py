@@ -172,7 +172,7 @@ def test_a_leaderboard_has_numbers(here: Path) -> None:
 
 def test_a_missing_folder_is_refused(here: Path) -> None:
     """The message names the folder."""
-    with pytest.raises(InputError, match="nowhere: contains neither"):
+    with pytest.raises(InputError, match="nowhere: is not a folder"):
         package.load_runs("nowhere")
 
 

@@ -86,7 +86,8 @@ def test_a_run_with_a_parents_weights_does_not_begin_without_them(tmp_path: Path
         (path,) = run.checkpoints()
         path.write_bytes(b"noise")
         if begins_with == "weights" or weights_of:
-            with pytest.raises(
+            refusal = r"begin again with the weights of /a, remove .*points, "
+            with pytest.raises(RunError, match=refusal):
                 RunError, match=r"begin again with the weights of /a, remove .*points, "
             ):
                 checkpoint.restore(run, step, "mine")

@@ -88,8 +88,6 @@ def test_a_run_with_a_parents_weights_does_not_begin_without_them(tmp_path: Path
         if begins_with == "weights" or weights_of:
             refusal = r"begin again with the weights of /a, remove .*points, "
             with pytest.raises(RunError, match=refusal):
-                RunError, match=r"begin again with the weights of /a, remove .*points, "
-            ):
                 checkpoint.restore(run, step, "mine")
         else:
             assert checkpoint.restore(run, step, "mine")[0].step == 0

@@ -240,7 +240,7 @@ def over_time(config: "ModelConfig") -> bool:
 
 
 def _belongs_to_an_own_network(job: Any) -> str:
-    """Only with a custom network."""
+    """Options are allowed only with a custom network."""
     if job.model.options and not job.model.is_own:
         name = job.model.architecture
         return f"{name} takes no options, which are for a custom network ({FORM})"
@@ -248,14 +248,14 @@ def _belongs_to_an_own_network(job: Any) -> str:
 
 
 def _is_read_by_the_network(job: Any) -> str:
-    """Must be 0 with a custom network."""
+    """The value must be 0 with a custom network."""
     if job.model.ngram_ratios and job.model.is_own:
         return "a custom network reads words alone; set it to 0"
     return ""
 
 
 def _leaves_something_to_classify(job: Any) -> str:
-    """False needs another `pooling` than `last`."""
+    """If the value is false, `pooling` must not be `last`."""
     if not job.model.recurrent and job.model.pooling == "last":
         return (
             "needs a pooling of the words' vectors, and model.pooling is 'last'; set it to 'max', "

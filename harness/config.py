@@ -1,4 +1,4 @@
-"""The base class of a job file's tables, the class `Facts`, and TOML output.
+"""The base class of a job file's tables, properties of keys, and functions that write TOML.
 
 A key is declared once, as a field of its table, with type, bounds, default and description. `Facts`
 stores the key's other properties. All lists of keys in the package are derived from these

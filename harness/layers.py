@@ -62,8 +62,8 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
 
         Args:
             rate: the share of inputs to drop, from 0 to below 1.
-            over_time: whether to drop a channel at all words of a review, or at none.
-            over_channels: whether to drop all channels of a word, or none.
+            over_time: True keeps or drops a channel at all words of a review together.
+            over_channels: True keeps or drops all channels of a word together.
             seed: the seed of the masks; the run sets it.
             batch_size: the size of the global batch; the run sets it.
             options: arguments of `keras.Layer`, such as `name`.

@@ -192,7 +192,7 @@ def telling(found: Sequence[str]) -> list[str]:
 
 
 def check_results() -> None:
-    """Print TensorFlow's new messages; raise an error if one says that a kernel did not run.
+    """Print TensorFlow's new messages; if a message says that a kernel did not run, raise an error.
 
     Call this when results have arrived from a GPU, before they are used.
 

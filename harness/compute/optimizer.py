@@ -60,7 +60,7 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
     """
 
     def __init__(self, train: TrainConfig, steps_per_epoch: int) -> None:
-        """Build a job's schedule; call it in the strategy's scope."""
+        """Build a job's learning-rate schedule; the caller must be in the strategy's scope."""
         self.train, self.steps_per_epoch = train, steps_per_epoch
         self.warmup_steps = round(train.warmup_epochs * steps_per_epoch)
         self.num_steps = (train.schedule_epochs or train.epochs) * steps_per_epoch

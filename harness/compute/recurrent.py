@@ -34,8 +34,9 @@ def turn_cudnn_off(model: keras.Model) -> None:
 def use_block_kernel(model: keras.Model) -> None:
     """Let LSTM layers compute all words in one operation, TensorFlow's kernel BlockLSTM.
 
-    Keras's loop starts dozens of operations per word. Call this only for the five built-in
-    networks: the kernel supports only default activations, and no dropout inside the layer.
+    Keras's loop starts dozens of operations per word. Call this function only for the five built-in
+    networks: the kernel supports only default activations, and neither `dropout` nor
+    `recurrent_dropout`.
     """
     _replace_loops(model, _block_lstm)
 
@@ -125,7 +126,8 @@ def use_turns_of_two(model: keras.Model) -> None:
     """Let LSTM layers compute two words per iteration of their loop.
 
     A loop that XLA compiles then takes a sixth less time; other kinds of layers gain nothing. Call
-    this only for the five built-in networks: their layers use no mask and no dropout inside.
+    this function only for the five built-in networks: their LSTM layers use neither a mask nor the
+    arguments `dropout` and `recurrent_dropout`.
     """
     _replace_loops(model, _turns_of_two)
 

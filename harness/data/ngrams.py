@@ -73,7 +73,8 @@ def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tup
     """Number the n-grams of the reviews: first the single words, then the pairs, and so on.
 
     Args:
-        split: the reviews; a word with a negative rank is not part of any n-gram.
+        split: the reviews, as ranks of words; a word with a negative rank (such as an unknown word)
+            is not part of any n-gram.
         known, max_words: as for `binary_ngrams`.
 
     Yields:
@@ -157,10 +158,12 @@ def opened(content: bytes, num_arrays: int) -> Iterator[tuple[Ngrams, Mapping[st
     """Yield the n-grams, and all arrays by name, from content that `archived` returned.
 
     Args:
+        content: the bytes that `archived` returned.
         num_arrays: the number of arrays that were passed to `archived` besides the n-grams.
 
     Raises:
-        ValueError: if `archived` did not return the content, or the `with` block raises an error.
+        ValueError: if `content` is not an archive of n-grams; also in place of every error that the
+            `with` block raises.
     """
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
@@ -182,7 +185,7 @@ class NgramRatios:
 
     @property
     def num_channels(self) -> int:
-        """The number of ratios that a network reads for each word."""
+        """The number of log-count ratios that a network reads for each word."""
         return len(self.ngrams) * int(self.ratios.shape[1])
 
     def at_words(self, split: Split) -> Floats:
@@ -199,7 +202,7 @@ class NgramRatios:
         """Read the content that `to_bytes` returned.
 
         Raises:
-            ValueError: if `to_bytes` did not return the content.
+            ValueError: if the content is not from `to_bytes`.
         """
         with opened(content, num_arrays=1) as (ngrams, arrays):
             ratios = arrays["ratios"]
@@ -212,7 +215,8 @@ def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[Ngram
     """Compute the ratios from training reviews.
 
     Args:
-        training: the training reviews; a word with a negative rank is not part of any n-gram.
+        training: the training reviews, as ranks of words; a word with a negative rank (such as an
+            unknown word) is not part of any n-gram.
         max_words: the largest number of words in an n-gram.
         num_classes: the number of classes; for two classes, only label 1 has ratios.
 

@@ -70,12 +70,13 @@ def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
 def kept_names(
     names: Sequence[Any], code: dict[str, str], where: str, *, base: Path
 ) -> dict[Any, Any]:
-    """Add the sources of functions to `code`; map each name to the reference for the job.
+    """Add the sources of functions to `code`; map each name to the reference that the job stores.
 
     Args:
-        names: names of functions; other values are mapped to themselves.
+        names: references to functions, such as `file.py:function`; the result maps any other value
+            to itself.
         code: the sources in the job; each key is the path of a source.
-        where: the beginning of a message: the job and the key.
+        where: the name of the job and of the key, with which error messages begin.
         base: the folder that relative paths start from.
 
     Raises:

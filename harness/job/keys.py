@@ -55,7 +55,7 @@ def _leaves_one_to_validate(limit: int) -> int:
 
 # jobs/README.md contains the docstring of each check after the description of the key.
 def _scores_something(job: "Job") -> str:
-    """Must be true if `validation_split` is 0."""
+    """The value must be true if `validation_split` is 0."""
     if job.data.test or job.data.validation_split:
         return ""
     return "the run would have no score, since data.validation_split = 0; change one of the two"
@@ -225,7 +225,7 @@ def _rises(drops: list[float]) -> list[float]:
 
 
 def _fits_the_optimizer(job: "Job") -> str:
-    """Must be options of this `optimizer`."""
+    """The table may contain only options of the chosen `optimizer`."""
     train = job.train
     if is_reference(train.optimizer):
         return ""  # only the custom function knows the options
@@ -240,14 +240,14 @@ def _fits_the_optimizer(job: "Job") -> str:
 
 
 def _has_drops(job: "Job") -> str:
-    """`steps` needs `schedule_drops`."""
+    """The value `steps` needs `schedule_drops`."""
     if job.train.schedule == "steps" and not job.train.schedule_drops:
         return "needs train.schedule_drops, such as [3, 5]"
     return ""
 
 
 def _ends_before_the_schedule(job: "Job") -> str:
-    """Must be shorter than a `cosine` or `linear` schedule."""
+    """The warm-up must be shorter than a `cosine` or `linear` schedule."""
     length = job.train.schedule_epochs or job.train.epochs
     if job.train.schedule in ("cosine", "linear") and job.train.warmup_epochs >= length:
         return f"should be below the {length} epochs of the schedule"
@@ -255,7 +255,7 @@ def _ends_before_the_schedule(job: "Job") -> str:
 
 
 def _has_vectors_to_move(job: "Job") -> str:
-    """Must be 0 with a custom network or `train_embeddings = false`."""
+    """The value must be 0 with a custom network or `train_embeddings = false`."""
     if job.train.adversarial and (job.model.is_own or not job.model.train_embeddings):
         return "needs one of the five networks and model.train_embeddings = true; else set it to 0"
     return ""

@@ -48,10 +48,11 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
         reference: the function, as `file.py:function` or `package.module:function`.
         base: the folder that relative paths start from.
         code: the sources; each key is a path relative to the folder of the file or package.
-        where: the beginning of a message: the job and the key.
+        where: the name of the job and of the key, with which error messages begin.
 
     Returns:
-        The reference for the job: a file is named by its path in `code`.
+        The reference that the job stores. If `reference` names a file, the result contains the
+        file's path in `code`, not its path on the disk.
 
     Raises:
         InputError: if the function is missing, or if a source is unreadable, is not Python, is too
@@ -323,7 +324,9 @@ def load_function(code: Mapping[str, str], reference: str, *, where: str) -> Cal
     function = found["in_module"] or found["in_file"]
     where = f"{where} = {reference!r}"
     if _path_of(name, code) is None:
-        raise InputError(f"{where}: is not in the job's [code]; restore the job's file")
+        raise InputError(
+            f"{where}: is not in the table [code] of the job file; restore the file from a copy"
+        )
     with own_errors(where):
         module = _Code(code).module(name)
     if not callable(loaded := getattr(module, function, None)):
@@ -338,7 +341,7 @@ def load_taking(
     """Import a job's function, and check that it can be called with the given arguments.
 
     Args:
-        where: the beginning of a message: the key.
+        where: the name of the key, with which error messages begin.
         form: the arguments as a message names them, such as `(labels, probabilities)`.
         given: an example of each argument.
 

@@ -79,7 +79,7 @@ def read_space(raw: Mapping[str, Any], path: Path) -> list[Parameter]:
             first = waiting[0]
             raise InputError(
                 f"job {path}: search.space.{first.key}.when: {first.parent} should be a list in "
-                "search.space that does not depend on this key"
+                f"search.space, and should not depend on {first.key}"
             )
         for parameter in ready:
             parent = known.get(parameter.parent or "")

@@ -283,8 +283,8 @@ def unmet_request(allocation: SlurmEnvironment) -> str | None:
         is_spread = num == 1 < num_given and not allocation.is_submitted
         if count.isdigit() and (num_given < int(count) or is_spread):
             return (
-                f"{option}={value} was requested beside the --gres of the script; for {count} on "
-                f"one node: sbatch --gres=gpu:{value}, or {option}={value} with --gres=none"
+                f"{option}={value} does not replace the script's --gres: Slurm obeys both; for "
+                f"{count} on one node use --gres=gpu:{value}, or {option}={value} with --gres=none"
             )
     return None
 

@@ -1,9 +1,9 @@
-"""The resources that a job requests: options of sbatch from three layers.
+"""The resources that a job requests: options of sbatch from three sources.
 
-The layers are the script's header, the site's variables and the user's options. For sbatch itself,
-an option replaces only the same option of an earlier layer: `--gpus-per-node=2` beside a script's
-`--gres=gpu:1` yields one GPU without a warning. For `harness submit`, an option also replaces the
-other options for the same resource.
+The sources, in this order, are the script's header, the site's variables and the user's options.
+For sbatch itself, an option replaces only the same option of an earlier source: `--gpus-per-node=2`
+beside a script's `--gres=gpu:1` yields one GPU without a warning. For `harness submit`, an option
+also replaces the other options for the same resource.
 """
 
 import os

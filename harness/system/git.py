@@ -159,7 +159,8 @@ def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
 def private_files(project: Path, names: Sequence[str]) -> dict[str, str]:
     """Return the files that look like secrets, each with the reason: its name or its mode.
 
-    A mode that excludes other users counts only if other users can access the project's folder.
+    The mode is a reason if it denies other users access to the file, but other users may access the
+    project's folder.
 
     Args:
         project: the folder of the checkout.

@@ -172,7 +172,7 @@ def lasting_error(num_gpus: int) -> str:
     each GPU. If all allocations succeed, the result is empty.
 
     Args:
-        num_gpus: the number of GPUs that this process uses: the first of the visible GPUs.
+        num_gpus: this process uses the first `num_gpus` visible GPUs.
     """
     driver = _open("libcuda.so.1")
     if driver is None:

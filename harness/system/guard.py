@@ -32,8 +32,8 @@ def stand_guard(on_death: OnDeath) -> None:
 
     Args:
         on_death: a function that the parent calls if a signal in `FAULTS` kills the child. Its
-            arguments are the signal, the child's messages and the child's process id. If the
-            function returns, the parent dies by the same signal.
+            arguments are the signal, the child's messages and the child's process id. After
+            `on_death` has returned, the parent dies by the signal that killed the child.
 
     Raises:
         SystemExit: in the parent, with the child's exit code.

@@ -216,7 +216,7 @@ def process_space() -> str:
 
 
 def is_elsewhere(space: str) -> bool:
-    """Whether a `process_space` belongs to another container of this machine, in the same boot."""
+    """Whether a `process_space` names this boot of the machine, but another container."""
     boot, _, part = space.partition(" ")
     own_boot, _, own_part = process_space().partition(" ")
     return boot == own_boot and part != own_part

@@ -192,7 +192,10 @@ def began_s(record: Mapping[str, Any]) -> float:
 
 
 def weights_of(record: Mapping[str, Any]) -> str | None:
-    """Return the folder of the run with whose weights a run, or the run's parent, began."""
+    """Return the folder of the run whose weights a run took as initial weights, else None.
+
+    If the run continues its parent's checkpoint, the parent's initial weights count.
+    """
     parent = table(first_start(record), "parent")
     return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
 

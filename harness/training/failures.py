@@ -135,7 +135,7 @@ def explained_losses(worker_group: WorkerGroup | None) -> Iterator[None]:
         worker_group.explain()
         if isinstance(error, LOST_TO_TENSORFLOW) or LOST_TO_NCCL.search(str(error)):
             node = worker_group.lost(str(error))
-            raise Interrupted(f"the loss of the worker on {node}") from None
+            raise Interrupted(f"a lost worker on {node}") from None
         raise
 
 

@@ -207,7 +207,8 @@ class TensorBoardLog:
         Args:
             values: key of the job (such as `train.learning_rate`) -> value.
             run_name: the name of the row; TensorBoard averages runs with the same name.
-            columns: key of any row of the page -> example value; by default `values`.
+            columns: each column of the page (a key of the job) -> an example value, which shows
+                the type; by default `values`.
             objective: the objective of a search; trials show this score, not the test accuracy.
 
         TensorBoard finds the validation metrics only if its --logdir is above the log's folder. If

@@ -190,7 +190,7 @@ class Sleep(NamedTuple):
 
 
 class Train(NamedTuple):
-    """Train attempt k at a trial and return the trial with its result.
+    """Train a trial, as its attempt number k, and return the trial with its result.
 
     During the training a second thread executes `Worker.tick` every BEAT_S.
     """
@@ -279,12 +279,12 @@ class View:
             self.know(trial)
 
     def know(self, trial: Trial) -> None:
-        """Add the next proposed trial."""
+        """Append the next proposed trial to the trials that this process knows."""
         self.known.append(trial)
         self.open[trial.n] = Heard()
 
     def accept(self, trial: Trial) -> None:
-        """Add a trial with its accepted result."""
+        """Store a trial with its accepted result; the trial is no longer open."""
         self.accepted[trial.n] = trial
         self.open.pop(trial.n, None)
 
@@ -385,7 +385,7 @@ class Worker:
         return self.me.model_copy(update={"saved": saved, "num_stuck": num_stuck})
 
     def _train(self, n: int, k: int) -> Course:
-        """Train an attempt and report its result; only the first report for a trial counts."""
+        """Train trial n as attempt k, and report the result; only the first report counts."""
         try:
             trial = yield Train(self.view.known[n], k)
         except Interrupted:

@@ -89,7 +89,7 @@ def propose(sweep: SweepDirectory, ahead: int) -> None:
 
 
 def train(worker: Worker, trials: "Trials", folder: Path, operation: Train) -> Trial:
-    """Train an attempt while a thread writes heartbeats; return the trial with its result.
+    """Train a trial while a thread writes heartbeats; return the trial with its result.
 
     If the attempt is no longer needed, this process sends itself a signal to stop.
 

@@ -65,9 +65,9 @@ def test_each_way_of_asking_reaches_slurm_alone(
         ("--gres=gpu:a100:2", r"job \d+ on gpu-a-01: 2 GPUs, 4 CPUs, 17.2 GB$"),
         (
             "--gpus-per-node=2",
-            r"1 GPU, .*; --gpus-per-node=2 was requested .* sbatch --gres=gpu:2,",
+            r"1 GPU, .*; --gpus-per-node=2 does not replace .* use --gres=gpu:2,",
         ),
-        ("--gpus=2", r"on each of .*: 1 GPU, .*; --gpus=2 was requested .* sbatch --gres=gpu:2,"),
+        ("--gpus=2", r"on each of .*: 1 GPU, .*; --gpus=2 does not replace .* use --gres=gpu:2,"),
     ],
 )
 def test_the_first_line_of_a_log_says_what_was_given(

@@ -26,7 +26,7 @@ def test_only_errors_of_devices_are_explained() -> None:
 def test_a_worker_that_nccl_lost_is_an_interruption() -> None:
     """The other workers have saved, and the run can be resumed."""
     group: Any = SimpleNamespace(explain=lambda: None, lost=lambda message: "n2")
-    with pytest.raises(Interrupted, match="the loss of the worker on n2"), explained_losses(group):
+    with pytest.raises(Interrupted, match="a lost worker on n2"), explained_losses(group):
         raise internal("NCCL: ncclRemoteError: remote process exited or there was a network error")
 
 

@@ -98,7 +98,7 @@ def test_a_lost_or_stopped_worker_ends_the_other(
     pair.wait_for_step(60)
     os.kill(pair.processes[1].pid, number)
     line = pair.end_of(0, LOST_S).splitlines()[-1]
-    assert "interrupted by the loss of the worker on localhost; continue with" in line
+    assert "interrupted by a lost worker on localhost; continue with" in line
     assert list(pair.run.glob("checkpoints/*.npz"))
 
 

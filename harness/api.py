@@ -75,7 +75,8 @@ class Run:
         """
         if not self.finished:
             raise InputError(
-                f"run {self.folder}: is unfinished and has no result; harness resume {self.folder}"
+                f"run {self.folder}: is unfinished and has no result; "
+                f"continue with: harness resume {self.folder}"
             )
         return self._directory.result()
 
@@ -115,7 +116,7 @@ class Runs(list[Run]):
     """Runs, sorted by folder."""
 
     def to_frame(self) -> "pandas.DataFrame":
-        """Return a table with a row for each run: folder, job, seed, job keys, and scores.
+        """Return a table with a row for each run: the run's folder, job name, job keys and scores.
 
         Accuracies are numbers from 0 to 1; times are in seconds.
         """
@@ -152,7 +153,7 @@ class Sweep:
         if not sweep.finished():
             raise InputError(
                 f"sweep {self.folder}: is unfinished and has no result; "
-                f"harness resume {self.folder}"
+                f"continue with: harness resume {self.folder}"
             )
         return sweep.read_json(RESULT)
 
@@ -196,7 +197,10 @@ class Comparison:
         ]
 
     def to_frame(self) -> "pandas.DataFrame":
-        """Return a table with a row per job or baseline; accuracies 0 to 1, times in seconds."""
+        """Return a table with a row for each job and each baseline.
+
+        Accuracies are numbers from 0 to 1; times are in seconds.
+        """
         from harness.report.summary import figures
 
         return figures(self.parts).infer_objects()
@@ -238,7 +242,8 @@ def train(
         InputError: if the job, an option or this machine is unsuitable; nothing was written.
         RunError: if the run failed.
         Interrupted: if a signal stopped the run. To continue, call `train` with its `run_id`.
-        KeyboardInterrupt: if you interrupted the call. The run is saved, and its process has ended.
+        KeyboardInterrupt: if you interrupted the call. When the error is raised, the run
+            is saved, and the run's process has ended.
     """
     overrides = _overrides(settings, options)
     folder = _default_runs() if runs is None else Path(runs)
@@ -304,8 +309,8 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
         options: options of `harness audit`, such as `quick=True`, `epochs=2` or `full=True`.
 
     Returns:
-        The audit: `outcome` is `equal`, `within rounding` or `differs`, `sentence` says what
-        differs, and `checks` lists all comparisons.
+        The result of the audit, with the attributes `outcome` (`equal`, `within rounding` or
+        `differs`), `sentence` (what differs) and `checks` (all comparisons).
 
     Raises:
         InputError: if the run can't be audited here; the message contains the reason.
@@ -332,7 +337,8 @@ def load_runs(*folders: PathLike) -> Runs:
     Runs without a job file are left out.
 
     Args:
-        folders: runs, folders of runs, or patterns; by default HARNESS_RUNS, or `runs`.
+        folders: the folders of runs, folders that contain runs, or glob patterns of such folders;
+            by default HARNESS_RUNS, or `runs`.
 
     Raises:
         InputError: if a folder does not exist.

@@ -164,7 +164,7 @@ class Padding:
         self._reversed = before + ops.where(self.is_word, last - place, place)
 
     def reverse(self, x: "keras.KerasTensor") -> "keras.KerasTensor":
-        """Reverse each review, but leave its padding at the end; `[batch, time, channels]`."""
+        """Reverse each review of `[batch, time, channels]`, but leave its padding at the end."""
         from keras import ops
 
         return ops.take(ops.reshape(x, [-1, x.shape[-1]]), self._reversed, axis=0)
@@ -193,8 +193,8 @@ def _squeezed(x: "keras.KerasTensor") -> "keras.KerasTensor":
     """Remove the time axis that a reduction has kept, `[batch, 1, channels]`.
 
     Reductions use `keepdims`, because the length of the time axis differs between batches. Without
-    `keepdims` the gradient of a sum needs the shape, and a step would wait until the GPU has
-    computed the shape.
+    `keepdims` the gradient of a sum would need the shape of the sum's input, and each training step
+    would wait until the GPU has computed this shape.
     """
     from keras import ops
 
@@ -208,7 +208,7 @@ def _pooled(
     *,
     padding: Padding | None,
 ) -> "keras.KerasTensor":
-    """Apply recurrent layers, then all poolings: `[batch, time, channels]` to `[batch, …]`."""
+    """Apply recurrent layers, then poolings: `[batch, time, channels]` to `[batch, features]`."""
     from keras import layers
 
     directions = [x]
@@ -243,14 +243,14 @@ def _belongs_to_an_own_network(job: Any) -> str:
     """Options are allowed only with a custom network."""
     if job.model.options and not job.model.is_own:
         name = job.model.architecture
-        return f"{name} takes no options, which are for a custom network ({FORM})"
+        return f"{name} takes no options; only a custom network ({FORM}) does"
     return ""
 
 
 def _is_read_by_the_network(job: Any) -> str:
     """The value must be 0 with a custom network."""
     if job.model.ngram_ratios and job.model.is_own:
-        return "a custom network reads words alone; set it to 0"
+        return "a custom network reads only words, no n-gram ratios; set model.ngram_ratios to 0"
     return ""
 
 
@@ -274,7 +274,11 @@ class ModelConfig(ConfigSection):
     embedding_dim: int = Field(32, ge=1, le=4096, description="dimension of the word vectors")
     embeddings: Annotated[
         str,
-        Facts(is_path=True, changes="nothing", not_searched="a sweep reads one file of vectors"),
+        Facts(
+            is_path=True,
+            changes="nothing",
+            not_searched="all trials of a sweep read the same file of word vectors",
+        ),
     ] = Field(
         "",
         max_length=4000,
@@ -301,7 +305,8 @@ class ModelConfig(ConfigSection):
 
     word_dropout: Share = Field(
         0.0,
-        description="dropout rate of whole words; a dropped word's n-gram ratios are dropped too",
+        description="dropout rate of whole words; a dropped word also loses the log-count ratios "
+        "of its n-grams",
     )
     ngram_ratios: Annotated[int, Facts(check=_is_read_by_the_network)] = Field(
         0,
@@ -326,7 +331,7 @@ class ModelConfig(ConfigSection):
 
 
 class RightPaddedModel(ModelConfig):
-    """`[model]` of a job with `data.bucket`."""
+    """The `[model]` table of a job with `data.bucket`, which pads reviews at their ends."""
 
     @property
     def right_padded(self) -> bool:

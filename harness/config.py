@@ -71,18 +71,21 @@ class Facts:
         is_path: whether the key is the path of a file, relative to the job file.
         allowed: the allowed values in words, if type, bounds and choices do not show them.
         changes: what the key changes: `result`, `digits` (only the last digits of the result) or
-            `nothing` (for example a path, because the file's checksum is recorded instead).
+            `nothing`. For example, a file's path changes nothing, because the run's record contains
+            the checksum of the file.
         not_searched: the reason why a search may not vary the key.
         only_with: other keys, each with the values at which this key has an effect; () stands for
-            all values except the default. At least one of the other keys must have such a value.
+            all values except the default. The key has an effect if at least one of the keys in
+            `only_with` has one of the values listed for it.
         check: a function that describes how the key conflicts with other keys; it returns "" if
-            there is no conflict. The table of keys in jobs/README.md shows the function's
-            docstring.
+            there is no conflict. The table of keys in jobs/README.md shows the docstring of
+            `check`.
         unvalidated: the only value allowed without validation reviews; None allows any value.
-        for_all_reviews: whether the key may differ between a run with validation reviews, for
-            which an ensemble chose a weight, and a run trained on all reviews, to which
-            `--weights-from` gives this weight.
-        is_decided: whether 0 lets the search choose the key's value when the search starts.
+        for_all_reviews: whether the key may differ between two runs if `--weights-from` gives the
+            first run's weight in an ensemble to the second run. The first run has validation
+            reviews; the second run was trained on all reviews.
+        is_decided: whether the value 0 means that the harness chooses the key's value when a search
+            starts.
     """
 
     choices: tuple[str, ...] = ()
@@ -141,7 +144,7 @@ def is_free(info: FieldInfo) -> bool:
 
 
 def without_effect(tables: Tables, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each key that is set without effect, and the values that it needs other keys to have.
+    """Yield each key that is set but has no effect, and the settings that would give it an effect.
 
     Args:
         tables: the tables of the job file.

@@ -51,13 +51,13 @@ class Interrupted(Exception):  # noqa: N818 - not an error
 
 @contextlib.contextmanager
 def explain_interruption(remedy: str) -> Iterator[None]:
-    """Add to the message of an interruption how to continue.
+    """Append `remedy` to the message of an `Interrupted` that the `with` block raises.
 
     Args:
         remedy: how to continue, such as a command.
 
     Raises:
-        Interrupted: in place of the original `Interrupted`; the message ends with `remedy`.
+        Interrupted: if the block raised `Interrupted`; the new message ends with `remedy`.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Layers for training: dropout over the global batch, and embeddings that return given vectors."""
+"""Layers for training: dropout over the global batch, and embeddings with a replaceable lookup."""
 
 import contextlib
 import functools
@@ -76,7 +76,10 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
         self.supports_masking = True
 
     def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """Drop inputs in training; drop channels or words only of `[examples, time, channels]`."""
+        """Drop inputs during training.
+
+        Whole channels or words can be dropped only from inputs `[examples, time, channels]`.
+        """
         if not training or self.rate == 0:
             return inputs
         step, positions = _ROWS.step, _ROWS.positions
@@ -121,7 +124,7 @@ class OuterEmbedding(Embedding):  # type: ignore[misc]  # Keras ships no types
 
     @contextlib.contextmanager
     def returning(self, vectors: tf.Tensor) -> Iterator[None]:
-        """Let calls in the `with` block return `vectors`, `[examples, time, channels]`.
+        """Make the layer return `vectors`, `[examples, time, channels]`, during the `with` block.
 
         The vectors are not passed as an argument of the model, since Keras would convert them to
         integers, like the tokens.
@@ -153,7 +156,7 @@ def look_up_by_gather(model: keras.Model) -> None:
 
 
 def _gathered(layer: Embedding, tokens: tf.Tensor) -> tf.Tensor:
-    """Return the vectors `[examples, time, channels]` of words `[examples, time]`, all >= 0."""
+    """Look up word indices >= 0: `[examples, time]` to vectors `[examples, time, channels]`."""
     if tokens.dtype not in (tf.int32, tf.int64):
         tokens = tf.cast(tokens, tf.int32)
     table = keras.ops.convert_to_tensor(layer.embeddings)
@@ -205,7 +208,8 @@ def place_dropouts(model: keras.Model, seed: int, batch_size: int) -> list[str]:
     object. So the layers stay, and their method `call` is replaced.
 
     Returns:
-        The names of layers whose random numbers or batch averages depend on the number of replicas.
+        The names of the layers whose random numbers or batch averages still depend on the number of
+        replicas.
     """
     others = []
     for number, layer in enumerate(all_layers(model), 1):

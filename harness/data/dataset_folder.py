@@ -62,7 +62,7 @@ def save_folder(dataset: Dataset, folder: Path) -> None:
         with _new_folder(folder, check, 0o755) as temporary:
             fill_folder(dataset, temporary)
     except OSError as error:
-        raise DiskError(write_refusal(folder, error, "free space there")) from None
+        raise DiskError(write_refusal(folder, error, "make space on this disk")) from None
 
 
 @contextlib.contextmanager
@@ -195,7 +195,7 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
         except OSError as error:
             # On a disk without locks, another process may have made the same dataset meanwhile.
             if not open_if_whole(cached):
-                remedy = "free space there, or set XDG_CACHE_HOME to a disk with space"
+                remedy = "make space on this disk, or set XDG_CACHE_HOME to a disk with space"
                 raise DiskError(write_refusal(cached, error, remedy)) from None
         return open_folder(cached)
 

@@ -25,7 +25,7 @@ from harness.tracking.run_dir import RunDirectory
 
 VERSION = "1"  # name of the SavedModel's folder; TensorFlow Serving expects a number
 RECORD = "harness.json"  # a folder with this file is an export, and may be replaced
-REMEDY = "free space there, or choose another --out"
+REMEDY = "make space on this disk, or choose another --out folder"
 SPACE = "[" + "".join(f"\\x{ord(character):02x}" for character in SPACES) + "]"
 
 

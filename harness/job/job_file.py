@@ -70,13 +70,13 @@ def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
 def kept_names(
     names: Sequence[Any], code: dict[str, str], where: str, *, base: Path
 ) -> dict[Any, Any]:
-    """Add the sources of functions to `code`; map each name to the reference that the job stores.
+    """Add the sources of functions to `code`; return the job's reference to each function by name.
 
     Args:
         names: references to functions, such as `file.py:function`; the result maps any other value
             to itself.
         code: the sources in the job; each key is the path of a source.
-        where: the name of the job and of the key, with which error messages begin.
+        where: the beginning of error messages, such as `job lstm.toml: model.architecture`.
         base: the folder that relative paths start from.
 
     Raises:
@@ -132,8 +132,9 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
 
     Args:
         content: the tables and keys of the file.
-        path: the file, which messages name.
-        origins: the keys that options have set, each with the option, which messages name.
+        path: the path of the file, for error messages.
+        origins: the keys that options such as `--set` have set, each with its option, for error
+            messages.
 
     Raises:
         InputError: if the job is refused; the message states key, value, rule and remedy.
@@ -205,7 +206,7 @@ def _parse_override(text: str, tables: Tables) -> tuple[str, str, Any]:
 
 
 def is_key(table: str, key: str, tables: Tables = TABLES) -> bool:
-    """Whether a table has a key, such as `units`, or `options.NAME` with any name."""
+    """Whether a table has a key, such as `units`; `options.NAME` is a key for every NAME."""
     outer, dot, inner = key.partition(".")
     if dot:
         info = tables[table].model_fields.get(outer)

@@ -1,7 +1,7 @@
 """Prints messages, and a progress bar on a terminal.
 
-In a file each message begins with its time and level. In a Slurm log the times show when a job
-stalled and when it ended.
+If the output goes to a file, each message begins with its time and level. In a Slurm log the times
+show when a job stalled and when it ended.
 """
 
 import contextlib
@@ -97,10 +97,10 @@ class Console:
 
 
 def printable(text: str) -> str:
-    """Escape characters that would control a terminal: an escape sequence becomes `\\x1b[2J`.
+    """Escape characters that would control a terminal; for example, ESC becomes the text `\\x1b`.
 
-    The escaped characters are control characters except tabs and line ends, marks that change the
-    direction of text, and lone surrogates, which can't be encoded.
+    Three kinds of characters are escaped: control characters (but not tabs and newlines), marks
+    that change the direction of text, and lone surrogates, which can't be encoded.
     """
     return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
@@ -161,7 +161,8 @@ def error_line(text: str, descriptor: int) -> str:
 
     Args:
         text: the message.
-        descriptor: the file descriptor; a line for a file begins with date, time and level.
+        descriptor: the file descriptor to which the caller writes. If the descriptor leads to a
+            file, the line begins with date, time and level.
     """
     record = LOGGER.makeRecord(LOGGER.name, logging.ERROR, "", 0, printable(text), (), None)
     return _line(record, descriptor)

@@ -30,7 +30,7 @@ from typing import BinaryIO, NamedTuple, TypeVar
 from harness.errors import DiskError, InputError
 
 ABANDONED_S = 86_400
-REMEDY = "free space there, or choose another --runs"
+REMEDY = "make space on this disk, or choose another --runs folder"
 MAX_RECORD_BYTES = 256_000_000  # larger than every record of a run and every vocabulary
 # The errors which mean that a file is missing, or is something else, such as a folder or a FIFO.
 # All other errors count as errors of the disk.
@@ -142,7 +142,9 @@ def atomic_save(target: Path, save: Callable[[Path], object]) -> None:
 
 @contextlib.contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Yield a new folder; at the end of the block rename it to `target`, after an error remove it.
+    """Yield a new folder, which is renamed to `target` at the end of the block.
+
+    If the block raises an error, the new folder is removed.
 
     Raises:
         OSError: if a write fails, or `target` exists and is not an empty folder.
@@ -175,7 +177,8 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
 
     Args:
         target: the folder, or a symbolic link to the folder; the link stays as it is.
-        check: a function that is called with the old folder, and raises an error to keep it.
+        check: a function that is called with `target` at the end of the block. If the function
+            raises an error, the old folder stays.
 
     Raises:
         InputError: if `target` is a broken link, or another user's link.
@@ -206,7 +209,7 @@ def write_refusal(path: Path, error: OSError, remedy: str = REMEDY) -> str:
 
 
 def why_refused(error: OSError) -> str:
-    """Return why a write failed; if a file is where a folder should be, the reason names it."""
+    """Return why a write failed, such as `/a/runs is not a folder, or is a broken link`."""
     if isinstance(error, FileExistsError) and error.filename:
         return f"{error.filename} is not a folder, or is a broken link"
     return error.strerror or str(error)
@@ -405,7 +408,10 @@ def is_said_of_disk(line: str) -> bool:
 
 
 def disk_error_in(error: BaseException | None) -> OSError | None:
-    """Return the disk error that led to another error, such as `BadZipFile`; None if none did."""
+    """Return `error` if it is a disk error, else the disk error that led to it; None without one.
+
+    For example, a disk error can lead to a `BadZipFile`.
+    """
     while error:
         if isinstance(error, OSError) and error.errno not in (None, *NO_RECORD):
             return error
@@ -422,7 +428,8 @@ def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Ans
     """Call `ask` for all items in parallel threads, because a network disk may answer slowly.
 
     Returns:
-        The results, in the order of the items. If a call raises an error, so does this function.
+        The results of the calls, in the order of the items. If a call raises an error, so does this
+        function.
     """
     size = max(MIN_ITEMS, -(-len(items) // MAX_THREADS))  # a future for each item would be slower
     parts = [items[at : at + size] for at in range(0, len(items), size)]
@@ -489,8 +496,8 @@ def _can_be_replaced(folder: Path) -> bool:
 class SharedDisk:
     """Reads and writes files that processes on several nodes share.
 
-    For a while a node may see an old state of a shared disk: a process that opens a file reads the
-    latest content, but the existence, size and time of a file that is not open may be outdated.
+    A process that opens a file on a shared disk reads the file's latest content. But for a while, a
+    node may see outdated facts about a file that is not open: its existence, size and time.
 
     All methods raise OSError if the file system fails; even then the operation may have succeeded.
     """

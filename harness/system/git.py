@@ -64,11 +64,12 @@ def code_version(project: Path, runs: Path | None = None) -> dict[str, Any]:
         runs: the folder of runs; its files are not code.
 
     Returns:
-        `commit`; `uncommitted_diff`, a binary patch against the commit, including new files;
-        `untracked_files`, the names of new files that git does not ignore; `left_out_files`, the
-        names of files that are too large for the patch or look like secrets; `snapshot`, the folder
-        of a snapshot. Bytes that are not UTF-8 become surrogate escapes. Unknown values are None;
-        if git failed, `git_problem` is git's error.
+        A dictionary with these keys: `commit`; `uncommitted_diff`, a binary patch against the
+        commit, including new files; `untracked_files`, the names of new files that git does not
+        ignore; `left_out_files`, the names of files that are too large for the patch or look like
+        secrets; `snapshot`, the path of `project` if the project is a snapshot. Bytes that are not
+        UTF-8 become surrogate escapes. Unknown values are None; if git failed, `git_problem` is
+        git's error.
     """
     nothing: dict[str, Any] = dict.fromkeys(
         ("commit", "uncommitted_diff", "untracked_files", "left_out_files", "snapshot")
@@ -101,7 +102,7 @@ def is_snapshot(folder: Path) -> bool:
 
 
 def snapshot_record(folder: Path) -> dict[str, Any]:
-    """Return the record of a snapshot; empty for any other folder."""
+    """Return the content of `snapshot.json`; an empty dictionary if the folder is no snapshot."""
     return read_json(folder / SNAPSHOT_RECORD)
 
 
@@ -159,8 +160,7 @@ def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
 def private_files(project: Path, names: Sequence[str]) -> dict[str, str]:
     """Return the files that look like secrets, each with the reason: its name or its mode.
 
-    The mode is a reason if it denies other users access to the file, but other users may access the
-    project's folder.
+    A file's mode is a reason only if other users can access the project's folder, but not the file.
 
     Args:
         project: the folder of the checkout.

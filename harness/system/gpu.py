@@ -30,7 +30,7 @@ LIBRARIES = (
 NCCL = "libnccl.so.2"  # needed only for several GPUs
 NVML = "libnvidia-ml.so.1"  # part of the driver; without it TensorFlow registers no GPU
 INSTALL = "HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
-ASK = "look at nvidia-smi, and ask your site"
+ASK = "check the GPUs with nvidia-smi, and report the node to your cluster's administrators"
 IN_A_CONTAINER = "in a container add --nv (Apptainer) or --gpus all (Docker)"
 CACHE_BYTES = 4 * 2**30 - 1  # size of the cache of compiled kernels; CUDA allows 4 GiB at most
 
@@ -84,9 +84,9 @@ def library_folders() -> Iterator[Path]:
 def load_libraries() -> None:
     """Load the CUDA libraries. Call this function before TensorFlow looks for devices.
 
-    TensorFlow 2.21 finds a library only if it is loaded already, or in a folder of TensorFlow's
-    RUNPATH, which does not contain `nvidia/cusolver/lib`. So without this call TensorFlow lists no
-    GPU.
+    TensorFlow 2.21 finds a library only if the library is already loaded, or lies in a folder of
+    TensorFlow's RUNPATH. The RUNPATH does not contain `nvidia/cusolver/lib`, so without this call
+    TensorFlow lists no GPU.
     """
     for name in LIBRARIES:
         _load(name)
@@ -149,7 +149,7 @@ def _dotted(number: int) -> str:
 
 
 def code_for(capability: Version, targets: Sequence[str]) -> str:
-    """Return the target whose code a card runs; empty if the card can run no code in `targets`.
+    """Return the item of `targets` that a card runs; return "" if the card can run none of them.
 
     Machine code, such as `sm_80`, runs on cards with the same major version and the same or a
     later minor version. PTX, such as `compute_90`, runs on all later cards: the driver compiles it.
@@ -172,7 +172,7 @@ def lasting_error(num_gpus: int) -> str:
     each GPU. If all allocations succeed, the result is empty.
 
     Args:
-        num_gpus: this process uses the first `num_gpus` visible GPUs.
+        num_gpus: how many of the visible GPUs this process uses, beginning with the first.
     """
     driver = _open("libcuda.so.1")
     if driver is None:
@@ -234,12 +234,13 @@ def find_problem(
         num_seen: the number of GPUs that TensorFlow sees.
         promised: the number of GPUs that TensorFlow should see.
         given: the number of GPUs that Slurm allocated; None outside of Slurm.
-        listed: the indices that Slurm wrote into CUDA_VISIBLE_DEVICES, which are not checked.
+        listed: the indices that Slurm wrote into CUDA_VISIBLE_DEVICES. If the variable is
+            unchanged, its indices are not checked.
     """
     if hidden := hidden_by(environment):
         return Problem(hidden, "unset it")
     if not is_cuda_build:
-        remedy = f"on x86_64: {INSTALL}; on aarch64 install your site's build"
+        remedy = f"on x86_64: {INSTALL}; on aarch64: install your site's CUDA build of TensorFlow"
         return Problem("this TensorFlow is not a CUDA build", remedy)
     if not has_driver():
         why = "there is no NVIDIA driver here: cannot dlopen libcuda.so.1"
@@ -247,7 +248,7 @@ def find_problem(
     names = visible_names(environment.get("CUDA_VISIBLE_DEVICES", ""))
     if names != list(listed) and (unknown := unknown_names(names)):
         why = f"CUDA_VISIBLE_DEVICES names {', '.join(unknown)}, which the driver does not know"
-        return Problem(why, "look at nvidia-smi -L, or unset it")
+        return Problem(why, "choose GPUs that nvidia-smi -L lists, or unset the variable")
     found = re.search(r"cuInit:? .*?(CUDA_ERROR_\w+|UNKNOWN ERROR \(\d+\))", lines)
     if found and f"({DRIVER_LIBRARY_MISSING})" in found[1]:
         why = "cuInit failed: the driver's library libcuda.so.1 can't be loaded"
@@ -258,10 +259,11 @@ def find_problem(
         return Problem(f"cannot dlopen {', '.join(missing)}", f"install them: {INSTALL}")
     if not has_nvml():
         why = f"cannot dlopen {NVML}, a library of the driver"
-        return Problem(why, f"{IN_A_CONTAINER}; elsewhere ask your site")
+        remedy = "outside of containers, ask your cluster's administrators to install the library"
+        return Problem(why, f"{IN_A_CONTAINER}; {remedy}")
     if num_seen and sum(name.startswith("MIG-") for name in names) > 1:
         why = "CUDA_VISIBLE_DEVICES names several MIG instances, but a process sees only one"
-        return Problem(why, "use --devices gpu:1, or start a run for each instance (--seeds)")
+        return Problem(why, "use --devices gpu:1, or start a run on each instance with --seeds")
     available = num_cards() if given is None else given
     if available is not None and num_seen >= available:
         why = f"{'this machine has' if given is None else 'Slurm gave'} {available}"
@@ -372,7 +374,9 @@ def own_gb(environment: Mapping[str, str] = os.environ) -> float | None:
 
 
 def _ask_each(environment: Mapping[str, str], ask: Callable[[Any, Any], T]) -> dict[str, T]:
-    """Call `ask` for each visible GPU; return the results by index or UUID, without failed calls.
+    """Call `ask` for each visible GPU; return the results by the GPU's index or UUID.
+
+    GPUs for which the call fails are left out.
 
     Args:
         ask: a function whose arguments are the module `pynvml` and NVML's handle of a GPU.

@@ -26,14 +26,16 @@ OnDeath = Callable[[signal.Signals, str, int], None]
 
 
 def stand_guard(on_death: OnDeath) -> None:
-    """Fork this process: this call returns in the child; the parent waits and ends like the child.
+    """Fork this process, and return only in the child.
 
-    Call this function before the import of TensorFlow and the use of CUDA, which fail after a fork.
+    The parent waits for the child, and ends with the same exit code or signal as the child. Call
+    this function before this process imports TensorFlow or uses CUDA: a process that has done
+    either can't be forked safely.
 
     Args:
-        on_death: a function that the parent calls if a signal in `FAULTS` kills the child. Its
-            arguments are the signal, the child's messages and the child's process id. After
-            `on_death` has returned, the parent dies by the signal that killed the child.
+        on_death: a function that the parent calls if a signal in `FAULTS` kills the child. The
+            arguments of `on_death` are the signal, the child's messages and the child's process id.
+            After `on_death` has returned, the parent dies by the signal that killed the child.
 
     Raises:
         SystemExit: in the parent, with the child's exit code.
@@ -87,7 +89,10 @@ def _signals() -> Iterator[int]:
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """Do nothing. Python writes a signal's number to the pipe only if the signal has a handler."""
+    """Do nothing, because this handler only has to exist.
+
+    Python writes a signal's number to the wakeup pipe only if the signal has a Python handler.
+    """
 
 
 def _wait(child: int, numbers: int) -> int:

@@ -51,11 +51,11 @@ class LeasedDirectory:
         return self.folder.joinpath(*parts)
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON file of the folder; empty if it is missing or broken."""
+        """Return the object in a JSON file; an empty dictionary if the file can't be read."""
         return read_json(self.folder / name)
 
     def certain_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON file; empty if it is missing or broken, an error if the disk fails.
+        """Return the object in a JSON file; an empty dictionary if the file is missing or broken.
 
         Raises:
             DiskError: if the disk fails.
@@ -63,7 +63,7 @@ class LeasedDirectory:
         return parse_json(self._certain_bytes(name))
 
     def certain_toml(self, name: str) -> dict[str, Any]:
-        """Read a TOML file; empty if it is missing or broken, an error if the disk fails.
+        """Return the content of a TOML file; an empty dictionary if the file is missing or broken.
 
         Raises:
             DiskError: if the disk fails.
@@ -119,9 +119,10 @@ class LeasedDirectory:
         content = self._read_lease()
         holder = parse_json(content or b"")
         if holder.get("token") != self._token:
-            reason = f"process {holder.get('process')} on {holder.get('host')} took it over"
+            process = f"process {holder.get('process')} on {holder.get('host')}"
+            reason = f"{process} took over this {self.kind}"
             if not holder:
-                gone = "another process finished or removed it"
+                gone = f"another process finished or removed this {self.kind}"
                 reason = gone if content is None else "its lease was changed"
             raise TakenOver(f"{self.kind} {self.folder}: {reason}; this process stops")
 
@@ -145,7 +146,9 @@ class LeasedDirectory:
                 problem = f"{path}: can't be read: {error.strerror or error}"
             waited_s = monotonic() - since_s
             if waited_s >= PATIENCE_S:
-                raise DiskError(f"{problem}, for {waited_s:.0f} s; make the disk readable again")
+                raise DiskError(
+                    f"{problem}; all tries in {waited_s:.0f} s failed; make the disk readable"
+                )
             if not waited_s:
                 LOGGER.warning("%s; trying again for %.0f s", problem, PATIENCE_S)
             sleep(RETRY_S)
@@ -165,7 +168,7 @@ class LeasedDirectory:
         self.write(name, to_json(content))
 
     def write_by_path(self, name: str, save: Callable[[Path], object]) -> None:
-        """Let `save` write a file to a temporary path with the same suffix, then rename it."""
+        """Let `save` write a temporary file with the suffix of `name`, then rename it to `name`."""
         self._write_leased(lambda: atomic_save(self.path(name), save))
 
     def _write_leased(self, write: Callable[[], None]) -> None:
@@ -179,5 +182,5 @@ class LeasedDirectory:
 
 
 def to_json(content: dict[str, Any]) -> str:
-    """Return the text of a JSON file."""
+    """Format `content` as the text of a JSON file."""
     return json.dumps(content, indent=2, allow_nan=False) + "\n"

@@ -17,7 +17,7 @@ MAX_NUMBER = 1e15  # larger numbers count as broken
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read the object in a JSON file; empty if the file is missing or broken."""
+    """Return the object in a JSON file; an empty dictionary if the file is missing or broken."""
     try:
         return parse_json(read_plain_file(path))
     except OSError:
@@ -25,7 +25,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: str | bytes) -> dict[str, Any]:
-    """Parse a JSON object; empty for any other text."""
+    """Parse a JSON object; return an empty dictionary for any other text."""
     try:
         content = json.loads(text)
     except BROKEN:
@@ -34,7 +34,10 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the objects of a file with one JSON value per line; empty if it is missing or broken."""
+    """Return the objects in a file that has one JSON value per line.
+
+    The list is empty if the file is missing or broken.
+    """
     try:
         lines = [json.loads(line) for line in read_plain_file(path).splitlines()]
     except BROKEN:
@@ -43,7 +46,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file; empty if it is missing or broken."""
+    """Return the content of a TOML file; an empty dictionary if the file is missing or broken."""
     try:
         return parse_toml(read_plain_file(path))
     except OSError:
@@ -51,7 +54,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def parse_toml(content: bytes) -> dict[str, Any]:
-    """Parse a TOML document; empty for any other bytes."""
+    """Parse a TOML document; return an empty dictionary for any other bytes."""
     try:
         return tomllib.loads(content.decode())
     except BROKEN:
@@ -59,7 +62,7 @@ def parse_toml(content: bytes) -> dict[str, Any]:
 
 
 def table(content: dict[str, Any], name: str) -> dict[str, Any]:
-    """Return a table of a TOML file; empty if the table is missing."""
+    """Return a table of a TOML file; an empty dictionary if the table is missing."""
     table = content.get(name)
     return table if isinstance(table, dict) else {}
 

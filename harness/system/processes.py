@@ -77,8 +77,8 @@ class StopRequest:
 def ctrl_c_waits() -> Iterator[None]:
     """Delay the effect of Ctrl-C to the end of the block; a second Ctrl-C ends the process at once.
 
-    An import runs callbacks of weak references, and Python drops a KeyboardInterrupt in such a
-    callback. Outside of the main thread this function has no effect.
+    Imports need this delay, because an import runs callbacks of weak references, and Python drops a
+    KeyboardInterrupt in such a callback. Outside of the main thread this function has no effect.
     """
     before = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
@@ -216,7 +216,11 @@ def process_space() -> str:
 
 
 def is_elsewhere(space: str) -> bool:
-    """Whether a `process_space` names this boot of the machine, but another container."""
+    """Whether a process, started since this machine's boot, belongs to another container.
+
+    Args:
+        space: the result of `process_space` in the process.
+    """
     boot, _, part = space.partition(" ")
     own_boot, _, own_part = process_space().partition(" ")
     return boot == own_boot and part != own_part
@@ -253,7 +257,10 @@ def _is_zombie(process: int) -> bool:
 
 
 def _cgroup_gb(name: str) -> list[float]:
-    """Read a control file of this process's cgroup (v2) and its parents; return the sizes in GB."""
+    """Read a control file in this process's cgroup (v2) and in all cgroups above that cgroup.
+
+    Return the sizes in GB, but leave out the value `max`.
+    """
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
         path = next((line[3:] for line in lines if line.startswith("0::")), "/")
@@ -311,7 +318,7 @@ def processor() -> str:
 
 
 def nvidia_driver() -> str | None:
-    """Return the line with the NVIDIA driver's version; None without a driver."""
+    """Return the line in which the NVIDIA driver states its version; None without a driver."""
     try:
         return Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
     except (OSError, IndexError):

@@ -31,7 +31,7 @@ class ResourceMonitor:
         """Make a monitor.
 
         Args:
-            num_gpus: the number of GPUs in use, which are the first visible GPUs.
+            num_gpus: how many of the visible GPUs this process uses, beginning with the first.
             num_cpus: the number of CPUs that this process may use.
             warn: a function that shows a warning.
             environment: the environment variables; CUDA_VISIBLE_DEVICES is used.

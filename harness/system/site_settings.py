@@ -25,8 +25,8 @@ RISK = (
     "because TensorFlow's servers have no login"
 )
 REMEDY = (
-    f"use one node, or, if no other user reaches the ports, export {TRUSTED_NETWORK}=1 in "
-    "slurm/site.sh and source that file"
+    "train on one node; or, if no other user can reach the ports of your nodes, export "
+    f"{TRUSTED_NETWORK}=1 in slurm/site.sh and source that file"
 )
 
 

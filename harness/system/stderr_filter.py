@@ -1,8 +1,8 @@
 """Removes TensorFlow's messages that no user can act on and that its log level does not hide.
 
 TensorFlow writes some of these messages before it reads the log level, and logs others as errors.
-In a process that computes on GPUs all messages go into a file in memory (`capture`), because
-sometimes only a message says that a step was computed wrongly, or why the process died.
+In a process that computes on GPUs, `capture` sends all messages to a file in memory. Sometimes a
+message is the only sign that a step was computed wrongly, or alone explains why the process died.
 """
 
 import contextlib
@@ -53,7 +53,10 @@ class Capture:
         return messages((whole + newline).decode(errors="replace"))
 
     def show(self, found: Sequence[str]) -> None:
-        """Write messages to standard error, except noise and warnings."""
+        """Write messages to standard error, but leave out those that no user can act on.
+
+        Warnings are left out too, unless the user set TF_CPP_MIN_LOG_LEVEL to 0 or 1.
+        """
         for line in found:
             begin = BEGIN.match(line)
             is_hidden = begin is not None and begin["level"] in "IW" and not self.shows_warnings
@@ -77,7 +80,10 @@ def capture(file: int) -> None:
 
 
 def ask_for_messages() -> None:
-    """Set TensorFlow's log level before its import: errors only; after `capture` also warnings."""
+    """Set TensorFlow's log level; call this function before TensorFlow is imported.
+
+    By default TensorFlow then logs only errors; in a process that called `capture`, also warnings.
+    """
     if captured:
         os.environ[LEVEL] = min(os.environ.get(LEVEL, "1"), "1")
     else:
@@ -112,7 +118,8 @@ def filtered_stderr() -> Iterator[list[str]]:
     """Hold back what the block writes to file descriptor 2; then write all lines except noise.
 
     Yields:
-        A list that receives all lines, including noise, at the end of the block.
+        An empty list. At the end of the block, all lines that were held back are added to the list,
+        including noise.
     """
     lines: list[str] = []
     global descriptor

@@ -182,7 +182,7 @@ class Watchdog:
         elif watched and 0 < self.limit_s <= self._still_s:
             line = f"{where}: no step, batch or compilation has ended for "
             line += f"{self.limit_s / 60:g} min ({STALL}); the process ends{goes_on}"
-            self._finish(line, Interrupted(f"a step that did not end on {where}"))
+            self._finish(line, Interrupted(f"a hang of {where}"))
 
     def _finish(self, line: str, reason: Interrupted) -> None:
         codes = [reason.exit_code]
@@ -214,7 +214,7 @@ def progress() -> None:
 
 
 def first_step_done() -> None:
-    """Report the end of the first step. From now on all kernels are compiled."""
+    """Report the end of the first step, during which all kernels have been compiled."""
     if current and current.watched:
         current.watched.has_stepped = True
         current.progress()

@@ -261,7 +261,7 @@ def test_a_step_that_never_ends_ends_the_process(forks: Forks, ends: Ends) -> No
     )
     state = forks.state(STALL)
     assert state["phase"] == "interrupted"
-    assert str(state["signal"]).startswith("a step that did not end on gpu:0")
+    assert str(state["signal"]).startswith("a hang of gpu:0")
     assert forks.blamed(STALL) == ""  # no node is blamed: the step may hang on any node
 
 

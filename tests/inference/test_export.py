@@ -193,7 +193,7 @@ def test_a_full_disk_is_one_line(
         raise tf.errors.ResourceExhaustedError(None, None, "No space\nleft on device")
 
     monkeypatch.setattr(type(keras.export.ExportArchive()), "write_out", full)
-    with pytest.raises(RunError, match=r"No space left on device; free .* another --out"):
+    with pytest.raises(RunError, match=r"No space left on device; make space .* another --out"):
         export(RunDirectory(finished[1]), tmp_path / "out")
     assert [*tmp_path.iterdir()] == []
 

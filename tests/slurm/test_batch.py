@@ -79,10 +79,10 @@ TABLE = {
     ),
     "a hang": (Ending(75, reached=20), NEW, "requeue", ""),
     "the third hang in succession": (
-        Ending(75, reached=10, why="a step that did not end"),
+        Ending(75, reached=10, why="a hang of gpu:0"),
         TWICE,
         "stop 1",
-        "a step that did not end",
+        "a hang of gpu:0",
     ),
     "a process on one of two nodes dies": (
         Ending(137, num_nodes=2, reached=20),

@@ -68,12 +68,12 @@ def test_a_missing_or_foreign_lease_is_lost_at_once(disk: Disk, folder: LeasedDi
     """A lease that can't be parsed is lost too."""
     other = LeasedDirectory(folder.folder)
     other.take_lease()
-    with pytest.raises(TakenOver, match="took it over"):
+    with pytest.raises(TakenOver, match="took over this"):
         folder.check_lease()
     folder.path("lease.json").write_text("{")
     with pytest.raises(TakenOver, match="its lease was changed"):
         folder.check_lease()
     folder.path("lease.json").unlink()
-    with pytest.raises(TakenOver, match="finished or removed it"):
+    with pytest.raises(TakenOver, match="finished or removed this folder"):
         folder.check_lease()
     assert disk.now_s == 0

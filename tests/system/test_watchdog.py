@@ -128,9 +128,7 @@ def test_a_refusal_of_the_record_is_the_last_line() -> None:
     dog, ends = make()
     watch(dog, record=refuse)
     dog.count(600)
-    assert ends == [
-        ("interrupted by a step that did not end on gpu:0 of n7; not requeued after 20 times", 1)
-    ]
+    assert ends == [("interrupted by a hang of gpu:0 of n7; not requeued after 20 times", 1)]
 
 
 BLOCKED = """

@@ -67,7 +67,7 @@ def test_the_last_to_take_the_lease_writes(tmp_path: Path) -> None:
     newer.check_lease()
     newer.release_lease()
     assert not (tmp_path / "lease.json").exists()
-    with pytest.raises(TakenOver, match="another process finished or removed it"):
+    with pytest.raises(TakenOver, match="another process finished or removed this run"):
         older.write("note.txt", "older")
 
 
@@ -79,7 +79,7 @@ def test_of_two_processes_that_come_at_once_one_writes(
     before_next_rename(monkeypatch, first.take_lease)
     last.take_lease()
     last.check_lease()
-    with pytest.raises(TakenOver, match=f"process {os.getpid()} on .* took it over"):
+    with pytest.raises(TakenOver, match=f"process {os.getpid()} on .* took over this run"):
         first.check_lease()
 
 

@@ -40,5 +40,5 @@ def test_a_failure_after_a_takeover_is_reported_as_the_takeover(tmp_path: Path) 
     ):
         raise RunError("log: can't be written: No such file or directory")
     newer.take_lease()
-    with pytest.raises(TakenOver, match="took it over"), recorded_failures(Heartbeat(older, None)):
+    with pytest.raises(TakenOver, match="took over"), recorded_failures(Heartbeat(older, None)):
         raise RunError("log: can't be written: No such file or directory")

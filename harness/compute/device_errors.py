@@ -74,13 +74,13 @@ DEVICE_ERRORS = (
     DeviceError(
         "(?i)NO_BINARY_FOR_GPU|no kernel image is available",
         "TensorFlow has no code for this card",
-        "harness doctor says which cards it supports; use another node, or --devices cpu",
+        "harness doctor says which cards TensorFlow supports; use another node, or --devices cpu",
     ),
     DeviceError(
         "(?i)busy or unavailable|DEVICE_UNAVAILABLE",
         "the GPU accepts no further process",
-        "it is in exclusive compute mode and another process uses it: start one run per GPU, use "
-        "NVIDIA's MPS, or ask your site for: nvidia-smi -c DEFAULT",
+        "the GPU is in exclusive compute mode and another process uses the GPU: start one run per "
+        "GPU, use NVIDIA's MPS, or ask your site to run nvidia-smi -c DEFAULT",
     ),
     DeviceError(
         r"(?i)\bMIG\b|invalid device ordinal|CUDA_ERROR_INVALID_DEVICE",
@@ -117,7 +117,7 @@ DEVICE_ERRORS = (
 
 
 def is_node_fault(text: str) -> bool:
-    """Whether a message reports a broken GPU, and the job should move to another node."""
+    """Whether a message reports a broken GPU, so that the job should move to another node."""
     return any(re.search(each.pattern, text) for each in DEVICE_ERRORS if each.is_node_fault)
 
 
@@ -129,7 +129,8 @@ def explained(
     Args:
         texts: one-line messages, the most informative first.
         lasting: the result of `gpu.lasting_error`: the error that CUDA still reports.
-        sees_memory: whether the GPU's memory is still as full as when the messages were printed.
+        sees_memory: whether to ask the driver how full the GPU's memory is. False if the process
+            that printed the messages has ended, because its memory is then free again.
     """
     text = "\n".join([lasting, *texts] if is_node_fault(lasting) else texts)
     if OUT_OF_MEMORY.search(text) and not is_node_fault(lasting):

@@ -35,7 +35,7 @@ class Evaluator:
         job: Job,
         plan: ExecutionPlan,
     ) -> None:
-        """Prepare a model for evaluation; the plan may select other kernels for its layers."""
+        """Prepare a model for evaluation; `plan` may replace the kernels of recurrent layers."""
         self.model, self.strategy, data = model, strategy, job.data
         self.votes = spans_processes(strategy)
         on_gpu = num_own_gpus() > 0
@@ -65,7 +65,7 @@ class Evaluator:
         `[num_reviews, num_classes] float32`.
 
         Raises:
-            Interrupted: if `stop` requests a stop. The request is checked before each batch.
+            Interrupted: if `stop` requests a stop; `stop` is checked before each batch.
         """
         stop = stop or StopRequest()
         outputs: list[np.ndarray] = []
@@ -93,7 +93,11 @@ class Evaluator:
     def _forward(
         self, batch: Batch, vote: tf.Tensor
     ) -> tuple[tuple[tf.Tensor, ...], tf.Tensor | None]:
-        """Return the probabilities in the batch's order, and each replica's vote (1: stop)."""
+        """Return the probabilities of a batch, in order, and the votes of all replicas.
+
+        A vote is 1 if the replica's process was asked to stop, else 0. In a single process, the
+        votes are None.
+        """
         outputs, votes = self.strategy.run(self._replica_forward, args=(batch, vote))
         if self.votes:
             return (self.strategy.gather(outputs, axis=0),), self.strategy.gather(votes, axis=0)

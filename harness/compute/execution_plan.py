@@ -49,8 +49,9 @@ def choose(job: Job, kind: str, cpus: int, *, begun: Mapping[str, Any] = {}) -> 
         job: the job; its `train.xla` can force or forbid XLA.
         kind: the kind of device, cpu or gpu.
         cpus: the number of threads of a new run.
-        begun: the plan in the record of a resumed run. `choose` returns this plan unchanged, even
-            its number of threads, because the last bits of a sum depend on that number.
+        begun: the plan in the record of a resumed run; empty for a new run. `choose` returns a
+            recorded plan unchanged, even its number of threads, because the last bits of a sum
+            depend on the number of threads.
 
     Raises:
         InputError: if the record contains no valid plan.
@@ -67,14 +68,15 @@ def choose(job: Job, kind: str, cpus: int, *, begun: Mapping[str, Any] = {}) -> 
 def _way(job: Job, kind: str) -> Way:
     """Choose how training steps are computed.
 
-    On a GPU XLA compiles the layers that cuDNN can't compute. On a CPU, TensorFlow's loop over the
-    words spends more time on starting small operations than on computing them. For LSTM layers,
-    one operation, BlockLSTM, computes all words. For other layers XLA is faster, except in 3 cases:
+    On a GPU, a network with a layer that cuDNN does not support is compiled with XLA. On a CPU,
+    TensorFlow's loop over the words spends more time on starting small operations than on computing
+    them. For LSTM layers, a single operation, TensorFlow's BlockLSTM, processes all words. For
+    other layers XLA is faster than the loop, except in 3 cases:
 
-    - The operations are large.
-    - The reviews are long, and the outputs at all words are used: at every word XLA copies all
-      outputs.
-    - `data.bucket` is set: XLA would compile a step for each length of the batches.
+    - XLA does not help if the operations are large.
+    - XLA is slower if the reviews are long and a layer returns its outputs at all words, because
+      XLA copies all outputs at every word.
+    - XLA would compile a step for each length of the batches if `data.bucket` is set.
     """
     setting = job.train.xla
     if setting == "on":

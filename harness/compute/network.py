@@ -35,7 +35,7 @@ NAMES = "object_name_uids"  # Keras's counters, which number the layers of each 
 
 @contextlib.contextmanager
 def fresh_names() -> Iterator[None]:
-    """Let Keras number the layers built in the `with` block from 1, as in a new process."""
+    """Reset Keras's numbering of layer names inside the `with` block, as in a new process."""
     before = global_state.get_global_attribute(NAMES)
     global_state.set_global_attribute(NAMES, defaultdict(int))
     try:
@@ -56,11 +56,13 @@ def dtype_policy(job: Job) -> Iterator[None]:
 
 
 def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
-    """Build the job's network in plain Keras, `[rows, maxlen] int32` to `[rows, num_outputs]`.
+    """Build the job's network.
+
+    The network maps word numbers, `[rows, maxlen] int32`, to probabilities, `[rows, num_outputs]`.
 
     Raises:
         InputError: if a custom function fails (the message contains its error, file and line), or
-            if its network returns no probabilities of this shape.
+            if its network does not return probabilities, `[rows, num_outputs]`.
     """
     if not job.model.is_own:
         build = BUILDERS[job.model.architecture]
@@ -98,9 +100,10 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
 
 
 def training_network(job: Job, export: keras.Model, num_outputs: int = 1) -> keras.Model:
-    """Build the network to train: a copy of `export` with dropout over the global batch.
+    """Build the network to train: a copy of `export` with dropout masks for the global batch.
 
-    The results of such dropout do not depend on the number of replicas.
+    Each replica uses the rows of its examples in the masks, so the results of dropout do not depend
+    on the number of replicas.
 
     Raises:
         InputError: if a custom function returns a different network at its second call.
@@ -122,7 +125,7 @@ def training_network(job: Job, export: keras.Model, num_outputs: int = 1) -> ker
 
 
 def put_vectors(model: keras.Model, job: Job, vectors: WordVectors | None) -> None:
-    """Load pretrained vectors into the embedding; other words keep their random vectors.
+    """Overwrite the embedding's vectors of all words for which there are pretrained vectors.
 
     Raises:
         InputError: if no embedding of the network has the shape of the vectors.
@@ -163,10 +166,12 @@ def check_network(
     Args:
         num_outputs: the network's number of outputs, see `Dataset.num_outputs`.
         num_replicas: the number of replicas of the run.
-        trains: whether a training step, short reviews and compilation are checked, too.
+        trains: whether to check also that the network can be trained, accepts short reviews
+            (`data.bucket`) and compiles with XLA (`train.xla`).
 
     Returns:
-        A warning if results of layers depend on the number of replicas; else an empty text.
+        A warning that names the layers whose results depend on the number of replicas; "" if there
+        are none.
 
     Raises:
         InputError: if the network can't be built or run, its outputs are not probabilities, it adds
@@ -215,13 +220,17 @@ def check_network(
     if not others:
         return ""
     return (
-        f"{where}: the results of {', '.join(others)} depend on the number of replicas; the "
-        "results of keras.layers.Dropout, SpatialDropout1D and GlobalBatchDropout do not"
+        f"{where}: the results of {', '.join(others)} depend on the number of replicas; for "
+        "dropout without this dependence, use keras.layers.Dropout, SpatialDropout1D or "
+        "GlobalBatchDropout"
     )
 
 
 def _check_forms(model: keras.Model, job: Job, tokens: np.ndarray, where: str) -> None:
-    """Check, where the job needs it, that a network accepts short reviews and compiles with XLA.
+    """Check that a network works with the job's settings `data.bucket` and `train.xla`.
+
+    With `data.bucket` the network must accept short reviews. With `train.xla = "on"` the network
+    must compile with XLA, which is checked only on a CPU.
 
     Raises:
         InputError: if the network fails; the message contains its error.
@@ -243,11 +252,13 @@ def _traced_training(model: keras.Model, job: Job, where: str) -> tuple[int, lis
     """Trace a training step without running it, so that no random state changes.
 
     Args:
-        model: a custom network with dropout over the global batch; don't use it afterwards.
-        where: the job's key and its value, with which error messages begin.
+        model: a custom network whose dropout layers `place_dropouts` has changed; the caller must
+            not use the network afterwards.
+        where: the beginning of error messages: the job's key and its value.
 
     Returns:
-        The number of losses that the model adds, and the paths of weights without a gradient.
+        The number of losses that the model adds, and the paths of trained weights that get no
+        gradient.
     """
     if job.model.embeddings:
         embedding_of_words(model, job)

@@ -24,15 +24,16 @@ JOB_KEYS = {
 
 
 class RampedAverage:
-    """Changes the momentum of an optimizer's moving average to min(m, (1 + n) / (10 + n)).
+    """Lets the momentum of an optimizer's moving average rise to `train.ema_momentum`.
 
-    n is the optimizer's number of steps; it is equal on all replicas and part of every checkpoint.
-    m is `train.ema_momentum`. Keras's average has the momentum m at all steps: in a short run
-    the average would still contain much of the initial weights.
+    The momentum is min(m, (1 + n) / (10 + n)): m is `train.ema_momentum`, and n is the optimizer's
+    number of steps, which is equal on all replicas and part of every checkpoint. Keras's average
+    has the momentum m at all steps: in a short run the average would still contain much of the
+    initial weights.
 
-    `tf.train.ExponentialMovingAverage` with `num_updates` uses the same formula. The average spans
-    about the latest ninth of the steps, at most 1 / (1 - m) steps. A bias correction like Adam's
-    is not used: the average would then weigh the first 1 / (1 - m) steps almost equally.
+    `tf.train.ExponentialMovingAverage` with `num_updates` uses the same formula. After n steps, the
+    average covers about the last n / 9 steps, but at most 1 / (1 - m) steps. A bias correction like
+    Adam's is not used: the average would then weigh the first 1 / (1 - m) steps almost equally.
     """
 
     # Attributes that a subclass inherits from a Keras optimizer; see `build_optimizer`.
@@ -55,8 +56,8 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
     """The learning rate of each step.
 
     Apart from the factor `cut`, the rate depends only on the optimizer's number of steps, which
-    every checkpoint contains. So all replicas use the same rate, and a resumed run continues with
-    this rate. A callback lowers `cut` when the score stops improving.
+    every checkpoint contains. All replicas therefore use the same rate, and a resumed run continues
+    the schedule where the run stopped. A callback lowers `cut` when the score stops improving.
     """
 
     def __init__(self, train: TrainConfig, steps_per_epoch: int) -> None:
@@ -83,7 +84,10 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
         self.cut.assign(value)
 
     def _share(self, done: tf.Tensor) -> tf.Tensor:
-        """Return the fraction of `train.learning_rate` after `done` steps, without the warm-up."""
+        """Return the schedule's factor of `train.learning_rate` after `done` steps.
+
+        The factor of the warm-up is not included.
+        """
         train = self.train
         if train.schedule == "constant":
             return tf.ones_like(done)
@@ -97,7 +101,7 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
         return train.schedule_floor + (1 - train.schedule_floor) * fall
 
     def get_config(self) -> dict[str, Any]:
-        """Return nothing, because the schedule is rebuilt from the job, not from a file."""
+        """Return an empty dictionary: the schedule is rebuilt from the job, not from a file."""
         return {}
 
 
@@ -143,8 +147,9 @@ def _custom_optimizer(train: TrainConfig, code: Mapping[str, str]) -> keras.opti
     """Call the user's function and return its optimizer.
 
     Raises:
-        InputError: if the function fails (the message contains its error, file and line), does not
-            return an optimizer, or the optimizer contains a setting of JOB_KEYS.
+        InputError: if the function fails (the message contains its error, file and line), if the
+            function does not return an optimizer, or if the optimizer does not use the job's
+            learning rate or sets an option for which the job has a key (`JOB_KEYS`).
     """
     name, key = train.optimizer, "train.optimizer"
     where = f"{key} = {name!r}"
@@ -157,7 +162,7 @@ def _custom_optimizer(train: TrainConfig, code: Mapping[str, str]) -> keras.opti
     if not isinstance(optimizer, keras.optimizers.Optimizer) or has_scale:
         raise InputError(
             f"{where}: returns a {type(optimizer).__name__}, should return a "
-            "keras.optimizers.Optimizer; train.precision = 'float16' adds a loss scale"
+            "keras.optimizers.Optimizer; train.precision = 'float16' adds a LossScaleOptimizer"
         )
     options.check(name)
     for setting, instead in JOB_KEYS.items():

@@ -32,7 +32,7 @@ def turn_cudnn_off(model: keras.Model) -> None:
 
 
 def use_block_kernel(model: keras.Model) -> None:
-    """Let LSTM layers compute all words in one operation, TensorFlow's kernel BlockLSTM.
+    """Let LSTM layers process all words in one operation, TensorFlow's kernel BlockLSTM.
 
     Keras's loop starts dozens of operations per word. Call this function only for the five built-in
     networks: the kernel supports only default activations, and neither `dropout` nor
@@ -42,7 +42,7 @@ def use_block_kernel(model: keras.Model) -> None:
 
 
 def use_cudnn_rnn(model: keras.Model) -> None:
-    """Let plain RNN layers on a GPU compute all words in one operation of cuDNN.
+    """Let plain RNN layers on a GPU process all words in one operation of cuDNN.
 
     Keras uses cuDNN only for LSTM and GRU. Keras's loop starts kernels for each word. If XLA
     compiles the loop, the backward pass also waits for the host at each word.
@@ -63,7 +63,7 @@ def _cudnn_rnn(
     mask: tf.Tensor | None,
     training: bool = False,
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """Replace `SimpleRNN.inner_loop`; return its last output, all outputs and its last state."""
+    """Compute the last output, all outputs and the last state, as `SimpleRNN.inner_loop` does."""
     if mask is not None:
         by_loop: tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]
         by_loop = SimpleRNN.inner_loop(layer, sequences, initial_state, mask, training)
@@ -125,9 +125,9 @@ def compute_in_float32(model: keras.Model) -> list[str]:
 def use_turns_of_two(model: keras.Model) -> None:
     """Let LSTM layers compute two words per iteration of their loop.
 
-    A loop that XLA compiles then takes a sixth less time; other kinds of layers gain nothing. Call
-    this function only for the five built-in networks: their LSTM layers use neither a mask nor the
-    arguments `dropout` and `recurrent_dropout`.
+    With two words per iteration, a loop that is compiled with XLA takes a sixth less time; layers
+    other than LSTM gain nothing. Call this function only for the five built-in networks: their LSTM
+    layers use neither a mask nor the arguments `dropout` and `recurrent_dropout`.
     """
     _replace_loops(model, _turns_of_two)
 
@@ -146,7 +146,7 @@ def _inner_loop(
     initial_state: list[tf.Tensor],
     **_: Any,  # `mask` and `training`, which have no effect in these layers
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """Replace `LSTM.inner_loop`; return its last output, all outputs and its last states."""
+    """Compute the last output, all outputs and the last states, as `LSTM.inner_loop` does."""
     outputs, states = compute(layer, tf.transpose(sequences, [1, 0, 2]), initial_state)
     last = states[0]
     kept = tf.transpose(outputs, [1, 0, 2]) if layer.return_sequences else last[:, None]
@@ -186,10 +186,10 @@ def _turns_of_two(
 def _block_lstm(
     layer: LSTM, words: tf.Tensor, initial_state: list[tf.Tensor]
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """Compute all words in one operation.
+    """Process all words in one operation, TensorFlow's BlockLSTM.
 
-    The kernel orders the gates differently from Keras. BlockLSTMV2 is not used, because its
-    gradient in TensorFlow is that of BlockLSTM, the first version.
+    BlockLSTM orders the gates differently from Keras. BlockLSTMV2 is not used, because TensorFlow
+    computes the gradient of BlockLSTMV2 with the kernel for the gradient of BlockLSTM.
     """
     if layer.go_backwards:
         words = tf.reverse(words, [0])

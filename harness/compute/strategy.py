@@ -60,14 +60,14 @@ def parse_devices(text: str, name: str = "--devices") -> Devices:
         name: the option or variable that contains the text, for error messages.
 
     Raises:
-        InputError: for another kind of device, or a count outside 1 to 64.
+        InputError: if the text names another kind of device, or a number outside 1 to 64.
     """
     found = re.fullmatch("(cpu|gpu)(:[0-9]{1,3})?", text.strip().lower())
     count = int((found[2] or ":1")[1:]) if found else 0
     if not found or not 1 <= count <= MAX_DEVICES:
         raise InputError(
-            f"{name} {text[:40]}: should be cpu, gpu, or a number of them from 1 to {MAX_DEVICES}, "
-            "as in gpu:4"
+            f"{name} {text[:40]}: should be cpu or gpu, optionally with a number of devices from 1 "
+            f"to {MAX_DEVICES}, as in gpu:4"
         )
     return Devices(found[1], count)
 
@@ -84,7 +84,7 @@ def site_devices() -> str | None:
 
 
 def one_device_each(text: str | None, what: str) -> str | None:
-    """Return the kind of device, `gpu` or `cpu`, for processes that use one device each.
+    """Return the kind of the one device that each process uses, `gpu` or `cpu`; None if not given.
 
     Args:
         text: the value of `--devices`.
@@ -158,12 +158,12 @@ def import_tensorflow(
 
 @contextlib.contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import Keras in half the time.
+    """Halve the time of `import keras` inside the `with` block.
 
     Keras and TensorFlow import scikit-learn, matplotlib, SciPy and pandas if they are installed,
-    for functions that the harness does not use. In the `with` block the four packages seem to be
-    missing; later they can be imported. The garbage collector is off in the block, because it would
-    scan a million permanent objects repeatedly.
+    for functions that the harness does not use. In the `with` block, an import of these packages
+    fails as if they were not installed; after the block they can be imported. The garbage collector
+    is off in the block, because it would scan a million permanent objects repeatedly.
     """
     hidden = [name for name in UNUSED if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type] # None raises ImportError
@@ -279,7 +279,7 @@ def spans_processes(strategy: "tf.distribute.Strategy") -> bool:
 
 
 def one_device() -> "tf.distribute.Strategy":
-    """Return the strategy for a loaded model: the first GPU or, without GPUs, the CPU."""
+    """Return a strategy that uses only one device: the first GPU or, without GPUs, the CPU."""
     import tensorflow as tf
 
     return tf.distribute.get_strategy()
@@ -293,7 +293,7 @@ def num_own_gpus() -> int:
 
 
 def card_of(device: Any) -> gpu.Card:
-    """Describe the card of one of TensorFlow's physical devices."""
+    """Return the name and the compute capability of a GPU, one of TensorFlow's physical devices."""
     import tensorflow as tf
 
     details = tf.config.experimental.get_device_details(device)

@@ -1,9 +1,9 @@
 """Builds a job's models, optimizer and training step.
 
-The strategy's scope contains two models. `model` is trained, and its dropout depends on the global
-batch, not on the number of replicas. `export_model` is the same network in plain Keras. The latest
-weights, or their moving average, are copied to `export_model`, which is then validated, tested and
-saved.
+The strategy's scope contains two models. `model` is the network to train; its dropout masks are
+drawn for the whole global batch, so they do not depend on the number of replicas. `export_model` is
+the same network in plain Keras. The latest weights, or their moving average, are copied to
+`export_model`, which is then validated, tested and saved.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -103,9 +103,9 @@ class TrainStep:
                 process.
 
         Returns:
-            For each step, the global batch's sum of losses and number of correct predictions,
-            `[num_steps, 2] float64`. With several workers, a third column contains the sum of
-            `vote` over all replicas.
+            For each step, the sum of the losses and the number of correct predictions in the global
+            batch, `[num_steps, 2] float64`. With several workers, a third column contains the sum
+            of `vote` over all replicas.
         """
         if num_steps == 1:
             of_replicas = self.strategy.run(self.replica_step, args=(next(batches), vote))
@@ -119,7 +119,11 @@ class TrainStep:
         return tf.while_loop(lambda i, _: i < num_steps, step, (0, sums))[1].stack()
 
     def replica_step(self, batch: Batch, vote: tf.Tensor | None) -> tf.Tensor:
-        """Compute a replica's part of a step; return the sums of `Gradients` and any `vote`."""
+        """Compute one replica's part of a step, and update the weights.
+
+        Returns:
+            The replica's sum of losses and number of correct predictions; then `vote`, if given.
+        """
         # The parts are independent operations, so several threads compute them in parallel.
         parts = in_parts(batch, self.num_examples, self.examples_per_part)
         of_parts, sums = zip(*map(self.compiled(), parts), strict=True)
@@ -149,7 +153,12 @@ class TrainStep:
         return [tf.convert_to_tensor(each) for each in tape.gradient(target, trained)], sums
 
     def _loss(self, batch: Batch, probabilities: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Compute the loss to minimize, `[]`, and the sums of `Gradients`, `[2] float64`."""
+        """Compute the loss of a part of a batch.
+
+        Returns:
+            The loss to minimize, `[]`; the sum of the losses and the number of correct predictions,
+            `[2] float64`.
+        """
         losses = self.losses(batch.labels, probabilities)
         weights = tf.cast(batch.weights, losses.dtype)
         if self.class_weights:

@@ -32,9 +32,10 @@ SPACE = "[" + "".join(f"\\x{ord(character):02x}" for character in SPACES) + "]"
 class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
     """Converts raw texts to a model's input with TensorFlow operations only.
 
-    The result is that of `harness.data.vocabulary.encode_text`, cut to the last words and padded to
-    the length of the batch. The padding is in front, or at the end if `bucket` is set. With
-    `ratios` the model has a second input, the result of `NgramRatios.at_words`.
+    Each text is encoded as by `harness.data.vocabulary.encode_text`, and cut to its last `maxlen`
+    words. Shorter texts are padded in front to `maxlen` words. If `bucket` is set, the padding is
+    at the end, and a batch of short texts is padded to fewer words. With `ratios` the model has a
+    second input, the result of `NgramRatios.at_words`.
     """
 
     def __init__(
@@ -64,7 +65,12 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
         )
 
     def __call__(self, texts: tf.Tensor) -> Any:
-        """Encode strings, `[n]`, to `[n, time] int32` and `[n, time, channels] float32` ratios."""
+        """Encode strings, `[n]`, as the model's inputs.
+
+        Returns:
+            The word numbers, `[n, time] int32`; with `ratios` a list of the word numbers and the
+            n-gram ratios, `[n, time, channels] float32`.
+        """
         words = split_words(texts)
         tokens = words.with_flat_values(self.table.lookup(words.flat_values))
         start = tf.fill([tf.shape(texts)[0], 1], START)
@@ -114,7 +120,7 @@ def split_words(texts: tf.Tensor) -> tf.RaggedTensor:
 
 
 def numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
-    """Return a table that maps each code to its index, and an unknown code to -1."""
+    """Return a table that maps the code of each n-gram to its index, and an unknown code to -1."""
     return tf.lookup.StaticHashTable(
         tf.lookup.KeyValueTensorInitializer(
             tf.constant(codes, tf.int64), tf.range(len(codes), dtype=tf.int64)
@@ -126,7 +132,9 @@ def numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
 def columns(
     words: tf.RaggedTensor, ngrams: Sequence[tf.lookup.StaticHashTable], sizes: Sequence[int]
 ) -> Iterator[tf.Tensor]:
-    """For each word, find the n-grams that end at it, as columns of `binary_ngrams`'s result.
+    """For each word and each length of n-grams, find the n-gram that ends at the word.
+
+    An n-gram is given by its column in the matrix that `binary_ngrams` returns.
 
     Args:
         words: the index of each word, `[n, (words)] int64`, -1 for unknown words.
@@ -134,8 +142,8 @@ def columns(
         sizes: the number of n-grams of each length.
 
     Yields:
-        A tensor for each length of n-grams, with the column for each word, `[all words]`; -1 for
-        an unknown n-gram.
+        For each length of n-grams, a tensor, `[all words]`, with the column of the n-gram that ends
+        at each word, or -1 if that n-gram is unknown.
     """
     flat = words.flat_values
     is_first = tf.gather(words.row_starts(), words.value_rowids()) == tf.range(words.row_splits[-1])
@@ -157,11 +165,11 @@ def export(run: RunDirectory, folder: Path) -> Path:
 
     Args:
         run: the run.
-        folder: the folder to write. The SavedModel is in its subfolder VERSION, because TensorFlow
-            Serving expects a folder for each version of a model.
+        folder: the folder to write. The SavedModel is written to `folder/VERSION`, because
+            TensorFlow Serving expects a subfolder for each version of a model.
 
     Returns:
-        The folder of the SavedModel, `folder/VERSION`.
+        The path of the SavedModel's folder, `folder/VERSION`.
 
     Raises:
         InputError: if the run is unfinished, one of its files is broken, or the folder contains

@@ -108,6 +108,7 @@ def load_model(run: RunDirectory) -> keras.Model:
         )
     if not run.finished():
         raise InputError(
-            f"run {run.folder}: is unfinished and has no model yet; harness resume {run.folder}"
+            f"run {run.folder}: is unfinished and has no model yet; continue the run with: "
+            f"harness resume {run.folder}"
         )
     return load_network(run.job(), path, num_outputs(run.result()["classes"]))

@@ -1,5 +1,5 @@
 """One run: the loop and its actions, checkpoints, metrics, and the TensorBoard log.
 
-`launch` opens the data and the devices. `train` contains the whole course of a run, from data to
-result. `trainer` contains the training loop.
+`launch` loads the data and sets up the devices. `train` contains the whole course of a run, from
+data to result. `trainer` contains the training loop.
 """

@@ -77,7 +77,7 @@ class ProgressReport:
 
 
 class BestWeights:
-    """Keeps the best epoch's weights in `Progress`; the first of several equally good epochs."""
+    """Keeps the best epoch's weights in `Progress`; of equally good epochs the first is best."""
 
     def __init__(self, train: TrainConfig) -> None:
         self.is_on = train.keep != "last"

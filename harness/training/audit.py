@@ -1,9 +1,10 @@
-"""`harness audit`: check a finished run by computing its numbers again from its job.
+"""`harness audit`: check the results of a finished run by computing them again.
 
 An audit does not trust the run's folder: whoever forges a score can also forge checksums and the
 record. The audit computes the scores again from the predictions, the predictions from the model,
-and the model by training. On another machine, where rounding differs, the audit trains in several
-ways to measure how large rounding differences are.
+and the model by training the run's job. On another machine, where rounding differs, the audit also
+trains with other implementations of the layers, or on another number of replicas, to measure how
+large rounding differences are.
 
 An audit reads the folder once, never writes to it, and runs no code from it: it builds the network
 from the job. A job that contains the user's code is audited only if the user trusts it.
@@ -108,8 +109,8 @@ class Audit:
             return one_line(f"run {self.run}: differs in {first.compared}: {first.detail}{why}")
         how = "to the byte" if self.outcome == EQUAL else "within rounding"
         return one_line(
-            f"run {self.run}: its job gives the same numbers {how}; {self.depth} audit in "
-            f"{self.took_s:.0f} s{why}"
+            f"run {self.run}: the audit ({self.depth}, {self.took_s:.0f} s) computed the same "
+            f"numbers as the run, {how}{why}"
         )
 
     @property
@@ -146,7 +147,11 @@ class Data(BaseModel):
 
 
 class Record(BaseModel):
-    """The record of a run, without its parent, because an audit trains from the first step."""
+    """The parts of a run's record that an audit needs.
+
+    The run's parent, with whose checkpoint the run may have begun, is left out, because an audit
+    trains from the first step.
+    """
 
     starts: Annotated[list[Start], Field(min_length=1)]
     num_replicas: Annotated[int, Field(ge=1, le=MAX_DEVICES, strict=True)]  # taken from result.json
@@ -184,13 +189,13 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
         phase = text(run.read_json("state.json").get("phase")) or "not begun"
         raise InputError(
             f"run {folder}: is unfinished ({one_line(phase)}), so it has no numbers to audit; "
-            f"wait for it, or harness resume {folder}"
+            f"wait for its end, or continue it with: harness resume {folder}"
         )
     job = load_job(folder / "job.toml")
     if job.code and not is_trusting():
         raise InputError(
-            f"run {folder}: its job has code of its own ({', '.join(job.code)}), which an audit "
-            "runs; read it in job.toml, then add --trust-code"
+            f"run {folder}: its job contains the user's code ({', '.join(job.code)}), which an "
+            "audit runs; read the code in job.toml, then add --trust-code"
         )
     if data and job.data.source:
         job = load_job(folder / "job.toml", [f"data.source={json.dumps(str(data.absolute()))}"])
@@ -198,19 +203,22 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
     files = {name: read_plain_file(run.path(name)) for name in names}
     for name in ("metrics.jsonl", "model.keras"):
         if name not in files:
-            raise InputError(f"run {folder}: its {name} is missing; train it again to audit it")
+            raise InputError(
+                f"run {folder}: its {name} is missing; train its job again, and audit the new run"
+            )
     result, record = run.result(), run.certain_json(RECORD)
     if trains and weights_of(record):
         raise InputError(
-            f"run {folder}: began with the weights of another run, which are not in its folder; "
-            "audit it with --quick"
+            f"run {folder}: began with the weights of another run, so the audit can't repeat its "
+            "training; use --quick"
         )
     try:
         known = Record(**record | {"num_replicas": result.get("num_replicas")})
     except ValidationError as error:
         key = ".".join(map(str, error.errors()[0]["loc"]))
         raise InputError(
-            f"run {folder}: its record is broken ({key}); train it again to audit it"
+            f"run {folder}: its record is broken ({key}); train its job again, and audit the "
+            "new run"
         ) from None
     return Subject(folder, job, known, result, files)
 
@@ -251,7 +259,10 @@ class Pair(NamedTuple):
 
 
 def compared(what: str, pairs: Iterable[Pair]) -> Check:
-    """Compare values; name the first that differs, or else the largest rounding difference.
+    """Compare pairs of values.
+
+    The result names the first pair that differs; if none differs, the pair with the largest
+    rounding difference.
 
     Args:
         pairs: the values. If reading a value raises an error, the run's file is broken, and the
@@ -262,7 +273,7 @@ def compared(what: str, pairs: Iterable[Pair]) -> Check:
         for where, mine, theirs, allowed in pairs:
             if not (found := gap(mine, theirs)):
                 continue
-            by = f"{where} by {found:.3g}" if np.isfinite(found) else f"{where} is not the same"
+            by = f"{where} by {found:.3g}" if np.isfinite(found) else f"{where} is not as recorded"
             if allowed is None:
                 return Check(what, DIFFERS, by)
             if not found <= allowed:
@@ -274,7 +285,7 @@ def compared(what: str, pairs: Iterable[Pair]) -> Check:
         raise
     except Exception as error:  # a broken file raises errors of many types
         reason = str(error) or type(error).__name__
-        return Check(what, DIFFERS, f"it can't be read: {reason[:200]}")
+        return Check(what, DIFFERS, f"the run's file can't be read: {reason[:200]}")
     return answer
 
 
@@ -319,7 +330,11 @@ def values_of(name: str, mine: bytes, theirs: bytes, *, loosely: bool) -> Iterat
 
 
 def decided(files: Mapping[str, bytes], epochs: int | None) -> dict[str, bytes]:
-    """Return the files that the job determines, or the first `epochs` lines of metrics.jsonl."""
+    """Return the files whose content the job determines.
+
+    Args:
+        epochs: None = return all files; else only metrics.jsonl, cut to its first `epochs` lines.
+    """
     if epochs is None:
         return {name: files[name] for name in CHECKSUMS if name in files}
     lines = files["metrics.jsonl"].splitlines(keepends=True)
@@ -372,7 +387,7 @@ class Auditor:
         return run
 
     def others(self, machine: Mapping[str, Any]) -> list[str]:
-        """List why `machine` may give other results: changed packages or devices, for example."""
+        """List why results on `machine` may differ from the run's: other packages, for example."""
         starts = [start.model_dump(exclude_none=True) for start in self.subject.record.starts]
         changes = [change for start in starts for change in machine_changes(start, machine)]
         if not self.subject.job.train.deterministic:
@@ -501,8 +516,8 @@ class Auditor:
         kept = result.get("kept_epoch"), self.subject.result.get("kept_epoch")
         if allowed and result and kept[0] != kept[1]:
             mine = {"metrics.jsonl": mine["metrics.jsonl"]}
-            detail = f"not compared: epoch {kept[0]} is exported here, epoch {kept[1]} in the run"
-            yield Check("model.keras", ROUNDING, detail)
+            both = f"the audit exported epoch {kept[0]}, but the run exported epoch {kept[1]}"
+            yield Check("model.keras", ROUNDING, f"not compared: {both}")
         for name in mine:
             if name in theirs or name != VALIDATION_PREDICTIONS:  # trials don't write this file
                 yield compared(name, self._file(name, mine, theirs, allowed))
@@ -554,14 +569,19 @@ class Auditor:
         return decided(files, epochs)
 
     def _tolerance(self, base: Mapping[str, bytes], epochs: int | None) -> dict[str, float]:
-        """Train the job in other ways; return how far each value may differ from `base`."""
+        """Train the job with other implementations of the layers or on other numbers of replicas.
+
+        Returns:
+            How far each value may differ from `base`, the files of the audit's first training.
+        """
         devices, allowed = self.devices, dict[str, float]()
         way: Way = "xla" if self.plan.way == "keras" else "keras"
-        ways = {f"{way} instead of {self.plan.way} layers": (devices, replace(self.plan, way=way))}
+        change = f"computing layers with {way} instead of {self.plan.way}"
+        ways = {change: (devices, replace(self.plan, way=way))}
         other = 2 if devices.count == 1 else 1
         if devices.kind == "cpu" or other == 1:
             changed = replace(devices, count=other)
-            ways[f"{other} instead of {devices.count} replicas"] = (changed, self.plan)
+            ways[f"training on {other} instead of {devices.count} replicas"] = (changed, self.plan)
         for number, (changed, plan) in enumerate(ways.values()):
             found = self._decided(self._train(f"way {number}", changed, plan, epochs), epochs)
             for name in base:
@@ -575,7 +595,7 @@ class Auditor:
             name = where.rpartition(", ")[2] if where.startswith("epoch ") else where.split()[-1]
             largest[name] = max(largest.get(name, 0.0), limit)
         shown = ", ".join(f"{name} {limit:.2g}" for name, limit in largest.items() if limit)
-        self.tolerance = f"{SPREAD} times the difference made by {' or '.join(ways)}: {shown}"
+        self.tolerance = f"{SPREAD} times the difference caused by {' or '.join(ways)}: {shown}"
         return allowed
 
     def _least(self, where: str, value: Any) -> float:

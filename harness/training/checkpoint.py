@@ -1,7 +1,7 @@
 """Checkpoints: each file contains all that a run needs to resume exactly where it was.
 
-A checkpoint is one NumPy archive, which is complete or absent, contains a checksum of each array,
-and is never unpickled. `tf.train.Checkpoint` would write several files, and only variables.
+A checkpoint is one NumPy archive with a checksum of each array. The archive is written atomically,
+and loaded without unpickling. `tf.train.Checkpoint` would write several files, and only variables.
 """
 
 import hashlib
@@ -38,8 +38,8 @@ MAX_CHECKPOINTS = 2  # checkpoints per run; the older is a spare in case a disk 
 def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:
     """Write a checkpoint named after the number of steps, and remove all but the last two.
 
-    Checkpoints of later steps are removed too. Later checkpoints must be broken, because this run
-    resumed from its newest intact checkpoint.
+    Checkpoints of later steps are removed too, since they are broken: this run resumed from its
+    newest intact checkpoint.
 
     Raises:
         RunError: if the file can't be written, or a newer process took the run over.
@@ -105,15 +105,16 @@ def adopt(
     sha256: str = "",
     max_epochs: int | None = None,
 ) -> bool:
-    """Copy a checkpoint of another run, whose job is the same or has fewer epochs, to a new run.
+    """Copy a checkpoint of another run to a new run.
 
-    The new run ends with bitwise the same result as if it had trained from the start.
+    The jobs of both runs must be the same, but the other run's job may have fewer epochs. The new
+    run then ends with bitwise the same result as if it had trained from the start.
 
     Args:
         source: the checkpoint to copy.
         target: the new run; this process must hold its lease.
-        identity: the identity of the new run.
-        of: the identity that the checkpoint must have; "" allows any.
+        identity: the identity of the new run, which is a checksum of its job and data.
+        of: the identity of the run that must have written the checkpoint; "" allows any.
         sha256: the checksum that the file must have; "" allows any.
         max_epochs: the largest number of trained epochs that the checkpoint may contain.
 
@@ -173,20 +174,24 @@ def _newest(
             if refusal := disk_error_in(error):
                 raise_unless_missing(refusal, path)
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            left = "using the one before" if path != paths[0] else "none is left, starting over"
+            left = (
+                "using the checkpoint before it"
+                if path != paths[0]
+                else "no checkpoint is left, so the run starts over"
+            )
             skipped.append(f"checkpoint {path.name} is broken ({reason}); {left}")
             continue
         if progress.identity != identity:
             raise RunError(
-                f"{path}: belongs to another job or other data than {run.path('job.toml')}; "
-                "restore that file, or start a new run"
+                f"{path}: this checkpoint belongs to another job or other data than "
+                f"{run.path('job.toml')}; restore the old job.toml, or start a new run"
             )
         _assign(arrays, train_step)
         return progress, path, skipped
     if skipped and (parent := weights_of(run.certain_json(RECORD))):
         raise RunError(
             f"run {run.folder}: all its checkpoints are broken; to begin again with the weights of "
-            f"{parent}, remove {run.path('checkpoints')}, then harness resume {run.folder}"
+            f"{parent}, remove {run.path('checkpoints')}, then run harness resume {run.folder}"
         )
     return Progress(identity=identity), None, skipped
 

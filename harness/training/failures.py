@@ -106,7 +106,7 @@ def watching(
     if compute.is_trial:
         next_step = "the search continues it"
     elif group and not group.is_chief:
-        next_step = f"see the message of {group.nodes[0]}"
+        next_step = f"the message of the worker on {group.nodes[0]} says how to continue"
 
     def record(reason: Interrupted) -> int:
         heartbeat.interrupted(reason)

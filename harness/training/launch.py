@@ -231,8 +231,8 @@ def join_workers(
 ) -> tuple[WorkerGroup, RunContext]:
     """Connect to the other workers of a run on several nodes.
 
-    All workers compute the same and write the same files. Workers other than the chief use a silent
-    console, and a context with a temporary folder.
+    All workers compute the same values and write the same files. The chief writes into the run's
+    folder; any other worker writes into a temporary folder, and its console is silent.
     """
     worker_group = stack.enter_context(
         WorkerGroup.join(allocation, context.run.folder.parent, context.identity)
@@ -356,14 +356,14 @@ def warn_of_changes(
     if strict and changes:
         raise InputError(
             f"--strict: run {run.folder}: {'; '.join(changes)}; undo these changes (harness "
-            "reproduce), or leave --strict out"
+            "reproduce restores the code), or leave --strict out"
         )
     for change in changes:
         console.warning(f"since the run began: {change}; its result may differ")
 
 
 def given_validation(job: Job, dataset: Dataset) -> str:
-    """Return a message about the validation split in the user's texts; "" if they have none."""
+    """Return a message about the validation split in the user's texts; "" if there is no split."""
     if not dataset.num_validation:
         return ""
     if job.data.validation_split == 0:

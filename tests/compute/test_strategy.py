@@ -31,14 +31,14 @@ def test_devices_have_a_kind_and_a_count(text: str, kind: str, count: int) -> No
 @pytest.mark.parametrize("text", ["tpu", "cpu:", "cpu:x", "cpu:0", "cpu:-1", "cpu:65", "cpu:²", ""])
 def test_other_devices_are_refused(text: str) -> None:
     """The line names the option."""
-    with pytest.raises(InputError, match=f"--devices {re.escape(text)}: should be cpu, gpu, or"):
+    with pytest.raises(InputError, match=f"--devices {re.escape(text)}: should be cpu or gpu,"):
         parse_devices(text)
 
 
 @pytest.mark.parametrize(
     ("option", "site", "said"),
     [
-        (None, "cuda", "HARNESS_DEVICES cuda: should be cpu, gpu, or"),
+        (None, "cuda", "HARNESS_DEVICES cuda: should be cpu or gpu,"),
         (None, "gpu:2", "HARNESS_DEVICES gpu:2: a run uses one device; use --devices gpu, and"),
         ("cpu:2", "cuda", "--devices cpu:2: a run uses one device; use --devices cpu, and"),
     ],

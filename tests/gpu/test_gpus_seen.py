@@ -70,7 +70,7 @@ print(*map(tf.config.experimental.get_memory_growth, tf.config.list_physical_dev
             {},
             1,
             2,
-            "--devices gpu:0: should be cpu, gpu, or a number",
+            "--devices gpu:0: should be cpu or gpu, optionally",
         ),
         ("gpu:2", {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1"}, 1, 2, "Slurm gave 1; request"),
         (

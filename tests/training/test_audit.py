@@ -36,7 +36,8 @@ def test_a_killed_run_of_two_replicas_is_equal_to_the_byte(harness: Harness) -> 
     done = harness.run("audit", run, "--full", "--runs", harness.folder / "mine")
     assert done.returncode == 0, done.stdout + done.stderr
     *_, sentence = done.stdout.splitlines()
-    assert sentence.startswith(f"run {run}: its job gives the same numbers to the byte; full")
+    assert sentence.startswith(f"run {run}: the audit (full, ")
+    assert sentence.endswith(" s) computed the same numbers as the run, to the byte")
     assert "differs" not in done.stdout
     assert "rounding" not in done.stdout
     assert contents(run) == before
@@ -55,7 +56,7 @@ def test_another_number_of_replicas_differs_by_measured_rounding(harness: Harnes
     done = harness.run(*audit, "--full")
     assert done.returncode == 0, done.stdout + done.stderr
     *rows, sentence = done.stdout.splitlines()
-    assert "gives the same numbers within rounding; full audit" in sentence
+    assert "computed the same numbers as the run, within rounding" in sentence
     assert any(row.startswith("model.keras") and " allowed" in row for row in rows)
     assert "its devices were 2 × CPU and are 1 × CPU" in sentence
     assert any(
@@ -93,7 +94,7 @@ def changed(name: str, **values: Any) -> Callable[[Path], object]:
         (shutil.rmtree, "no such folder"),
         (lambda run: (run / "job.toml").unlink(), "is not a run's folder, it contains no job.toml"),
         (lambda run: (run / "result.json").unlink(), "is unfinished (finished), so it has no"),
-        (lambda run: (run / "model.keras").unlink(), "its model.keras is missing; train it again"),
+        (lambda run: (run / "model.keras").unlink(), "its model.keras is missing; train its job"),
         (changed("provenance.json", format=5), "was written by harness 0.3.0 (format 5)"),
         (changed("provenance.json", plan={"way": "magic"}), "the run's record has no valid plan"),
         (changed("provenance.json", starts=["x", 3, {}]), "its record is broken (starts.0)"),
@@ -145,7 +146,7 @@ def test_a_job_with_code_runs_only_where_it_is_trusted(harness: Harness) -> None
     (run,) = harness.runs.glob("*/own")
     done = harness.run_here("audit", run)
     assert done.returncode == 2
-    assert "its job has code of its own (own.py), which an audit runs; read it" in done.stderr
+    assert "its job contains the user's code (own.py), which an audit runs; read" in done.stderr
     assert not (harness.folder / "mark").exists()
     done = harness.run("audit", run, "--trust-code")
     assert done.returncode == 0, done.stdout + done.stderr

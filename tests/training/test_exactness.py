@@ -126,7 +126,7 @@ def test_a_broken_checkpoint_is_named_and_the_older_one_used(harness: Harness) -
     newest.write_bytes(newest.read_bytes()[:-5000])
     last = harness.run("resume", run)
     assert last.returncode == 0, last.stderr
-    assert re.search(rf"{newest.name} is broken .*; using the one before", last.stderr)
+    assert re.search(rf"{newest.name} is broken .*; using the checkpoint before it", last.stderr)
     assert results(run) == results(calm)
     shutil.rmtree(run)
     shutil.copytree(kept, run)
@@ -135,7 +135,7 @@ def test_a_broken_checkpoint_is_named_and_the_older_one_used(harness: Harness) -
     newest.write_bytes(b"")
     last = harness.run("resume", run)
     assert last.returncode == 0, last.stderr
-    assert re.search(rf"{oldest.name} is broken .*; none is left, starting over", last.stderr)
+    assert re.search(rf"{oldest.name} is broken .*; no checkpoint is left, so", last.stderr)
     assert results(run) == results(calm)
 
 

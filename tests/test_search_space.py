@@ -66,7 +66,7 @@ def test_the_projects_searches_can_be_read(name: str, tmp_path: Path) -> None:
             "model.pooling = 'lost': should be 'last', 'max', 'mean' or 'max+mean'",
         ),
         ("model.unit = [8]", "model.unit is not a key of a job; did you mean model.units?"),
-        ("modell.units = [8]", "search.space.modell should be one of model, data, train"),
+        ("modell.units = [8]", "search.space should contain only the tables model, data, train"),
         ("train.seed = [1, 2]", "search.executions"),
         ("data.limit = [10, 20]", "must have the same reviews"),
         (
@@ -136,7 +136,7 @@ def test_a_space_that_does_not_fit_the_tuner_is_refused(tmp_path: Path) -> None:
     assert "search.space.train.learning_rate: the grid tuner needs a list" in said
     for tuner in ("hyperband", "asha"):
         said = refusal(tmp_path, f"{GOOD}train.epochs = [1, 2]\n", f"search.tuner={tuner}")
-        assert f"search.space.train.epochs: {tuner} chooses the epochs" in said
+        assert f"search.space.train.epochs: the {tuner} tuner chooses the number of epochs" in said
     said = refusal(tmp_path, GOOD.partition("[search.space]")[0])
     assert "search.space is empty" in said
 

@@ -82,11 +82,11 @@ class Dataset:
         if self.is_own and self.folder:
             counts = " + ".join(f"{len(part):,}" for part in self.parts().values())
             return f"{self.folder.name} ({counts} reviews)"
-        return "IMDB" if self.official else "other data than the official IMDB"
+        return "IMDB" if self.official else "a dataset other than the official IMDB"
 
     @property
     def introduction(self) -> str:
-        """The line that a run prints about a user's texts or the sample; empty for other data."""
+        """The line that a run prints about a user's texts or the packaged sample; else empty."""
         if self.is_own:
             counts = {name: f"{len(part):,}" for name, part in self.parts().items()}
             validation = f", {counts['validation']} validation" if self.num_validation else ""
@@ -95,7 +95,9 @@ class Dataset:
                 f"{counts['test']} test reviews, {self.note}; {self._labels}"
             )
         if self.note:
-            return f"using the packaged SAMPLE of 5,000 + 2,000 reviews: {self.note}"
+            return (
+                f"using the packaged SAMPLE of 5,000 training and 2,000 test reviews: {self.note}"
+            )
         return ""
 
     @property
@@ -111,7 +113,7 @@ class Dataset:
         return num_outputs(self.classes)
 
     def record(self) -> dict[str, Any]:
-        """Return the entries about the dataset in the record of a run or sweep."""
+        """Return the entries that describe the dataset in the record of a run or sweep."""
         return {
             "checksum": self.checksum,
             "official": self.official,
@@ -136,9 +138,10 @@ class Dataset:
     def used(self, limit: int, share: float) -> tuple[Split, int]:
         """Return a job's training and validation reviews, and the number of training reviews.
 
-        The validation reviews come last. If the dataset has a validation split, its reviews are the
-        validation reviews; else the last `share` of the training split is for validation. If
-        `share` is 0, there are no validation reviews, and all reviews are for training.
+        The validation reviews come last. If the dataset has a validation split, the validation
+        reviews are this split; otherwise they are the last part of the training split, a fraction
+        `share` of it. If `share` is 0, there are no validation reviews, and all reviews are for
+        training.
 
         Args:
             limit: the value of `data.limit`: how many reviews at the start of each split are used;
@@ -195,7 +198,11 @@ def vocab_from_bytes(content: bytes) -> list[str]:
 
 
 def num_outputs(classes: Sequence[str]) -> int:
-    """Return a network's number of outputs: one per class; of two classes only label 1 has one."""
+    """Return the number of outputs of a network for these classes.
+
+    With two classes, the only output is the probability of label 1. With more classes, each class
+    has an output.
+    """
     return 1 if len(classes) == 2 else len(classes)
 
 
@@ -213,7 +220,11 @@ def by_class(probabilities: ArrayLike) -> NDArray[np.float64]:
 
 
 def validation_cut(num_reviews: int, share: float) -> int:
-    """Return how many reviews are for training; the last `share` is for validation, as in Keras."""
+    """Return how many of the reviews are for training, as in Keras.
+
+    Args:
+        share: the share of the reviews, taken from their end, that is for validation.
+    """
     cut = int(num_reviews * (1 - share))
     # Keep at least one review for training and one for validation.
     return min(max(cut, 1), num_reviews - 1) if share > 0 else cut

@@ -46,15 +46,15 @@ def save_folder(dataset: Dataset, folder: Path) -> None:
     The folder appears only when all its files are written.
 
     Raises:
-        InputError: if the folder contains other files than a dataset, or is a symbolic link of
-            another user.
+        InputError: if the folder is neither empty nor a dataset, or is a symbolic link of another
+            user.
         DiskError: if the folder can't be written.
     """
 
     def check(earlier: Path) -> None:
         is_empty = not earlier.exists() or (earlier.is_dir() and not any(earlier.iterdir()))
         if not is_empty and not is_dataset_folder(earlier):
-            raise InputError(f"{folder}: contains other files than a dataset; move it away")
+            raise InputError(f"{folder}: is neither empty nor a dataset; move it away")
 
     if (known := open_if_whole(folder)) and known.checksum == dataset.checksum:
         return
@@ -72,8 +72,8 @@ def _new_folder(target: Path, check: Callable[[Path], None], mode: int) -> Itera
     Other users can't open the folder before it is complete. `replaced_directory` explains `check`.
 
     Args:
-        mode: the permissions of the folder, to which the umask applies; other users must not be
-            allowed to write, since `open_folder` would refuse such a folder.
+        mode: the permissions of the folder, before the umask removes some of them. `mode` must not
+            let other users write, since `open_folder` would refuse the folder.
     """
     with replaced_directory(target, check) as temporary:
         allowed = temporary.stat().st_mode
@@ -114,13 +114,17 @@ def open_folder(folder: Path) -> Dataset:
     Raises:
         InputError: if an untrusted user could have changed the dataset.
         DiskError: if a file exists but can't be read; the dataset may be intact.
-        RunError: if a file is missing or broken, or the folder has the format of another version.
+        RunError: if a file is missing or broken, or if the folder has the format of another version
+            of the harness.
     """
     try:
         check_owners(folder, [folder, *folder.iterdir()])
         record: dict[str, Any] = json.loads((folder / RECORD).read_text())
         if record["format"] != FORMAT:
-            raise ValueError(f"its format is {record['format']}, this version reads {FORMAT}")
+            raise ValueError(
+                f"its format is {record['format']}, but this version of the harness reads format "
+                f"{FORMAT}"
+            )
         train, test = (
             Split(*(np.load(folder / f"{name}_{array}.npy", mmap_mode="r") for array in ARRAYS))
             for name in SPLITS
@@ -129,7 +133,7 @@ def open_folder(folder: Path) -> Dataset:
         num_validation = record["num_validation"]
         checksum = content_checksum(train, test, vocab, num_validation=num_validation)
         if checksum != record["checksum"]:
-            raise ValueError(f"its checksum is not the one in {RECORD}")
+            raise ValueError(f"its checksum differs from the checksum in {RECORD}")
         return Dataset(
             train,
             test,
@@ -164,8 +168,8 @@ def check_owners(folder: Path, paths: Iterable[Path]) -> None:
             remedy = (
                 f"chmod go-w {shlex.quote(str(path))}"
                 if "write" in reason
-                else "fetch your own data (harness data fetch), or, if you trust the owner, "
-                f"export {OWNERS}=… in slurm/site.sh, and source that file"
+                else "fetch your own data (harness data fetch); or, if you trust the owner, write "
+                f"export {OWNERS}=<the owner's name> into slurm/site.sh, and source that file"
             )
             raise InputError(f"dataset {folder}: {path.name}: {reason}; {remedy}")
 
@@ -195,14 +199,16 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
         except OSError as error:
             # On a disk without locks, another process may have made the same dataset meanwhile.
             if not open_if_whole(cached):
-                remedy = "make space on this disk, or set XDG_CACHE_HOME to a disk with space"
+                remedy = "free space there, or set XDG_CACHE_HOME to a folder on a disk with space"
                 raise DiskError(write_refusal(cached, error, remedy)) from None
         return open_folder(cached)
 
 
 def _check_not_whole(folder: Path) -> None:
     if open_if_whole(folder):
-        raise FileExistsError(f"{folder}: another process has made it, and a run may be reading it")
+        raise FileExistsError(
+            f"{folder}: another process has made this dataset, and a run may be reading the dataset"
+        )
 
 
 def open_if_whole(folder: Path) -> Dataset | None:

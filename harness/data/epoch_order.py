@@ -40,8 +40,9 @@ def epoch_permutation(seed: int, epoch: int, num_reviews: int) -> np.ndarray:
 def epoch_by_length(seed: int, epoch: int, lengths: np.ndarray, *, batch_size: int) -> np.ndarray:
     """Return the order of the reviews in an epoch whose batches contain reviews of similar length.
 
-    The function cuts the permutation of the epoch into pools, sorts the reviews of every pool by
-    length, and shuffles the batches of all pools. An incomplete batch stays at the end.
+    The function cuts the permutation of the epoch into pools of several batches, sorts the reviews
+    of each pool by length, cuts the pools into batches, and shuffles the batches of all pools
+    together. An incomplete batch stays at the end.
 
     Args:
         epoch: the number of the epoch; the first one is 0.
@@ -65,8 +66,8 @@ def permutations_ahead(
 ) -> np.ndarray:
     """Return the order of the reviews in the next epochs.
 
-    The next epochs are the first of `epochs`: at least one epoch, and as many epochs as
-    `MAX_PERMUTED` allows.
+    The result covers the first epochs of `epochs`: as many as fit into `MAX_PERMUTED` indices, but
+    at least one.
 
     Args:
         epochs: the numbers of the epochs that remain; the first epoch of a run is 0.

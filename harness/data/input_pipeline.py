@@ -46,18 +46,18 @@ class Batch(NamedTuple):
 
     @property
     def inputs(self) -> tf.Tensor | list[tf.Tensor]:
-        """The input of the network: tokens, or tokens and ratios."""
+        """The input of the network: the tokens, or the tokens and their n-gram ratios."""
         return self.tokens if isinstance(self.ratios, tuple) else [self.tokens, self.ratios]
 
 
 def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Batch]:
     """Split a batch into parts of up to `examples_per_part` examples.
 
-    `count` remains the number of reviews in the whole global batch.
+    In every part, `count` is still the number of reviews in the whole global batch.
 
     Args:
-        num_examples: the number of examples in the batch. With several workers TensorFlow does not
-            know this number during tracing.
+        num_examples: the number of examples in the batch. With several workers, TensorFlow does not
+            know the length of the batch while it traces the function.
     """
     starts = range(0, num_examples, examples_per_part)
     if len(starts) == 1:
@@ -113,7 +113,10 @@ class Reviews(NamedTuple):
         return np.where(is_token[..., None], np.asarray(self.ratios)[at], np.float32(0))
 
     def _places(self, chosen: np.ndarray, shape: BatchShape) -> tuple[np.ndarray, np.ndarray]:
-        """Return each row element's index in `tokens`, and whether the element is a token."""
+        """Return an index and a mask for each element of the padded rows.
+
+        The index is the position of the element in `tokens`. The mask is false for padding.
+        """
         bounds = np.append(self.offsets, self.offsets[-1:])
         starts, ends = bounds[chosen][..., None], bounds[chosen + 1][..., None]
         num_kept = np.minimum(ends - starts, shape.maxlen) if shape.bucket else shape.maxlen
@@ -122,7 +125,7 @@ class Reviews(NamedTuple):
         return np.where(is_token, at, 0), is_token
 
     def words(self) -> Split:
-        """Return the reviews with ranks as tokens; START and unknown words have negative ranks."""
+        """Return the reviews as ranks of words; START and unknown words get negative ranks."""
         return Split(self.tokens - SHIFT, self.offsets, self.labels)
 
     def lengths(self, maxlen: int) -> np.ndarray:
@@ -237,7 +240,7 @@ def _gather(
     Args:
         step: the step of each batch, `[num, 1] int64`.
         position: the positions of the examples in the global batch, `[num, examples] int64`.
-        before: the value of `Start.steps_before`.
+        before: the number of steps of the run before the permutations, `Start.steps_before`.
     """
     num_reviews = len(source.labels)
     steps_per_epoch = num_steps(num_reviews, batch_size)
@@ -282,7 +285,12 @@ def _padding(reviews: Reviews, shape: BatchShape) -> Callable[[tf.Tensor], tf.Te
 
 
 def _ratios(source: _Source, rows: tf.Tensor, time: tf.Tensor) -> tf.Tensor | tuple[()]:
-    """Return the ratios of the reviews `rows`, padded like the tokens, `[…, time, channels]`."""
+    """Return the n-gram ratios of each token, `[…, time, channels]`; () if none are used.
+
+    Args:
+        rows: the indices of the reviews.
+        time: the number of tokens to which the reviews are padded.
+    """
     if source.ratios is None:
         return ()
     starts, ends, lengths = (
@@ -311,8 +319,8 @@ def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Ngra
         if max_words * dataset.num_outputs > MAX_RATIOS:
             raise InputError(
                 f"model.ngram_ratios = {max_words}: {num_classes} classes need "
-                f"{max_words * dataset.num_outputs} numbers per word, should be at most "
-                f"{MAX_RATIOS}; set it to 0, or use fewer classes"
+                f"{max_words * dataset.num_outputs} numbers per word, but at most {MAX_RATIOS} are "
+                "allowed; set model.ngram_ratios to 0, or use fewer classes"
             )
         ratios, at_words = fit_ratios(train_set.between(0, cut).words(), max_words, num_classes)
         others = ratios.at_words(train_set.between(cut, len(train_set.labels)).words())
@@ -323,7 +331,7 @@ def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Ngra
 
 
 def test_reviews(job: Job, dataset: Dataset, ratios: NgramRatios | None) -> Reviews:
-    """Return the reviews of the test split; `ratios` is what `training_reviews` returned."""
+    """Return the reviews of the test split; `ratios` is the last result of `training_reviews`."""
     test = dataset.test.take(job.data.limit) if job.data.limit else dataset.test
     reviews = _encoded(test, job)
     return reviews._replace(ratios=ratios.at_words(reviews.words())) if ratios else reviews

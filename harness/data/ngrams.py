@@ -51,8 +51,8 @@ def binary_ngrams(
         max_words: the largest number of words in an n-gram.
 
     Returns:
-        The matrix, `[num_reviews, num_ngrams] float64`: 1 if the review contains the n-gram, else
-        0, with the columns of single words first; and the n-grams of the columns.
+        The matrix, `[num_reviews, num_ngrams] float64`, which is 1 if the review contains the
+        n-gram, else 0; and the n-grams, one for each column. The columns of single words are first.
     """
     from scipy.sparse import csr_matrix, hstack
 
@@ -78,9 +78,10 @@ def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tup
         known, max_words: as for `binary_ngrams`.
 
     Yields:
-        For each length of n-grams, two arrays: the number of the n-gram that begins at each
-        position, or -1 for an unknown n-gram, `[num_tokens - length + 1]`; and the codes of the
-        n-grams of this length, in the order of their numbers.
+        For each length of n-grams, two arrays. The first array, `[num_tokens - length + 1]`,
+        contains the number of the n-gram that begins at each position, or -1 for an unknown n-gram.
+        The second array contains the codes (see `Ngrams`) of the n-grams of this length, in the
+        order of their numbers.
     """
     review_of = np.repeat(np.arange(len(split)), np.diff(split.offsets))
     numbers = split.tokens[: len(review_of)].astype(np.int64)
@@ -222,8 +223,8 @@ def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[Ngram
 
     Returns:
         The ratios from all training reviews, for use on any other reviews; and the ratios for each
-        word of the training reviews themselves, `[num_tokens, num_channels]`, which are computed
-        from the folds without the word's review (cross-fitting).
+        word of the training reviews themselves, `[num_tokens, num_channels]`. The ratios for a word
+        are computed without the fold that contains the word's review (cross-fitting).
     """
     features, ngrams = binary_ngrams(training, max_words=max_words)
     labels = range(1, 2) if num_classes == 2 else range(num_classes)
@@ -249,7 +250,7 @@ def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[Ngram
 def _ratios(
     features: "csr_matrix", labels: NDArray[np.int32], of: range, *, known: NDArray[np.bool_]
 ) -> Floats:
-    """Return the ratios of the n-grams for the labels in `of`, `[num_ngrams, num_ratios]`.
+    """Return the ratios of the n-grams for each label in `of`, `[num_ngrams, num_ratios]`.
 
     The ratios of unknown n-grams are 0.
     """
@@ -261,9 +262,10 @@ def _ratios(
 
 
 def _columns_at_words(split: Split, ngrams: Ngrams) -> list[Ints]:
-    """Return, for each length of n-grams, the column of the n-gram that ends at each word.
+    """Return, for each length of n-grams, which n-gram ends at each word.
 
-    A column is one of the matrix that `binary_ngrams` returns, or -1 for an unknown n-gram.
+    The result contains the index of the n-gram's column in the matrix that `binary_ngrams` returns,
+    or -1 for an unknown n-gram.
     """
     columns, before = [], 0
     for length, (numbers, codes) in enumerate(numbered_ngrams(split, ngrams, len(ngrams)), 1):

@@ -6,10 +6,11 @@ so nothing outside the source is read. Hidden files and files of other types are
 The dataset is made once, in the user's cache, as `texts-<checksum of the source>-<FORMAT>/`. Users
 may remove that folder at any time.
 
-The reviews of a split are sorted by the hash of their words. If the source does not say which
-reviews are test reviews, the hash decides this too. So a new review changes neither the split nor
-the order of the other reviews, and neither the order of rows nor the names of files affect the
-results. The last training reviews, which may be used for validation, are a mix of all classes.
+The reviews of a split are sorted by the hash of their words. If the source does not state which
+reviews are test reviews, the hash of a review's words decides whether it is a test review. So the
+results do not depend on the order of rows or the names of files, and a new review does not change
+the split or the order of the other reviews. The last training reviews, which may be used for
+validation, are a mix of all classes.
 
 Words are ranked by their frequency in the training split; words of equal frequency are in
 alphabetical order. Words that do not occur in the training split have no rank.
@@ -52,8 +53,8 @@ from harness.system.files import read_plain_file
 from harness.system.lenient_json import parse_json
 
 REMEDY = (
-    "name a table (.csv, .tsv, .jsonl, .parquet), a folder of tables, a folder of save_to_disk, or "
-    "a folder that contains a folder of .txt files for each class"
+    "name a table (.csv, .tsv, .jsonl, .parquet), a folder of tables, a folder that Hugging Face's "
+    "save_to_disk wrote, or a folder that contains a folder of .txt files for each class"
 )
 # Matches a split in a table's file name, such as imdb_test1.csv, but not inside another word.
 SPLIT_NAME = re.compile(r"(?<![^\W\d_])({})(?:ing|set)?(?![^\W\d_])".format("|".join(KNOWN_SPLITS)))
@@ -73,7 +74,8 @@ def read_texts(source: Path, form: DataConfig | None = None) -> Iterator[Text]:
     """Yield the reviews of a source, one after another.
 
     Args:
-        form: the job's `[data]`; its keys `FORMAT_KEYS` describe tables. None = the default values.
+        form: the job's table `[data]`, whose keys in `FORMAT_KEYS` describe the format of tables;
+            None stands for a table `[data]` with default values.
 
     Raises:
         InputError: if the source can't be used; the message states the error's place and a remedy.
@@ -146,8 +148,8 @@ def _folder_parts(source: Path) -> Iterator[SourceFile]:
         for name in names:
             if name not in KNOWN_SPLITS or name not in entries:
                 raise InputError(
-                    f"data.source {source}: {SAVED_SPLITS} lists the split {name[:40]!r}, should "
-                    "list only train, validation and test, and a folder should exist for each"
+                    f"data.source {source}: {SAVED_SPLITS} lists the split {name[:40]!r}, but "
+                    "should list only train, validation and test, each with a folder of that name"
                 )
             yield from _saved_parts(source, source / name, name)
     elif SAVED in entries:
@@ -174,8 +176,8 @@ def _folder_parts(source: Path) -> Iterator[SourceFile]:
 def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
     """Return the tables in a folder: the name of each, and the split that the name contains.
 
-    If no name contains a split, all splits are empty; a folder that contains folders then has no
-    tables.
+    If no name contains a split, the split of each table is empty. But if, in this case, the folder
+    also contains folders, the result is empty.
 
     Raises:
         InputError: if one name contains a split, but another contains none or two.
@@ -206,7 +208,7 @@ def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[SourceFile]
     if not names or not all(name in entries and entries[name].is_file() for name in names):
         raise InputError(
             f"data.source {source}: {(folder / SAVED).relative_to(source)} should name files in "
-            "its own folder; save the dataset again with save_to_disk"
+            f"the folder that contains {SAVED}; save the dataset again with save_to_disk"
         )
     for name in names:
         yield _file(source, folder / name, split=split)
@@ -220,7 +222,7 @@ def _class_parts(source: Path, folder: Path, split: str) -> Iterator[SourceFile]
     classes = _class_names(source, folder)
     if not 2 <= len(classes) <= MAX_CLASSES:
         raise InputError(
-            f"data.source {source}: {folder.name}/ contains {len(classes):,} folders, should "
+            f"data.source {source}: {folder.name}/ contains {len(classes):,} folders, but should "
             f"contain 2 to {MAX_CLASSES:,}, one for each class; {REMEDY}"
         )
     for name in classes:
@@ -269,7 +271,10 @@ def _read_review(part: SourceFile, encoding: str) -> str:
     except OSError as error:
         raise InputError(f"{where}can't be read ({error}); make the file again") from None
     if len(text) > MAX_ROW:
-        raise InputError(f"{where}has over {MAX_ROW:,} characters, should be one review; split it")
+        raise InputError(
+            f"{where}has over {MAX_ROW:,} characters, but a file should contain only one review; "
+            "split the file"
+        )
     return text
 
 
@@ -319,7 +324,8 @@ class _Gathered:
 def make_dataset(source: Path, folder: Path, form: DataConfig | None = None) -> None:
     """Read a source, and write its dataset into an empty folder.
 
-    The function needs memory for the vocabulary, and about 40 bytes per review and 20 per word.
+    The function needs memory for the vocabulary, about 40 bytes for each review, and about 20 bytes
+    for each word of the reviews.
 
     Raises:
         InputError: if the source can't be used; the message states the error's place and a remedy.
@@ -343,9 +349,9 @@ def make_dataset(source: Path, folder: Path, form: DataConfig | None = None) -> 
         if name in SPLITS or len(chosen):
             _check_split(source, name, labels[chosen], classes=classes)
     vocab, reviews = _ranked(gathered, labels, chosen=split_of == 0)
-    notes = [f"split by the hash of their words, {TEST_SHARE:.0%} are test reviews"]
+    notes = [f"split by the hash of their words, with {TEST_SHARE:.0%} test reviews"]
     if has_splits:
-        notes = ["split as the source states"]
+        notes = ["split as stated in the source"]
         for name in ("test", "validation"):
             if num := np.isin(hashes[parts[name], 0], hashes[parts["train"], 0]).sum():
                 notes.append(f"{num:,} {name} reviews have the same words as a training review")
@@ -371,7 +377,7 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
         first = first or each
         if bool(each.split) != bool(first.split):  # avoid training on test reviews
             raise InputError(
-                f"{where} and {first.location}: one states its split, the other does not; state "
+                f"{where} and {first.location}: only one of these reviews states its split; state "
                 "the split of all reviews, or of none"
             )
         if each.split == LEFT_OUT:
@@ -415,8 +421,8 @@ def _classes(source: Path, names: list[str]) -> tuple[str, ...]:
     if not 2 <= len(names) <= MAX_CLASSES:
         number = f"over {MAX_CLASSES:,}" if names[MAX_CLASSES:] else len(names)
         raise InputError(
-            f"data.source {source}: contains {number} classes ({listed(names)}), should contain 2 "
-            f"to {MAX_CLASSES:,}; name the column of the classes in data.label_column"
+            f"data.source {source}: contains {number} classes ({listed(names)}), but should "
+            f"contain 2 to {MAX_CLASSES:,}; name the column of the classes in data.label_column"
         )
     if all(NUMBER.fullmatch(name) for name in names):
         return tuple(sorted(names, key=lambda name: (float(name), name)))
@@ -428,8 +434,8 @@ def _check_split(source: Path, name: str, labels: np.ndarray, *, classes: Sequen
     remedy = "add reviews, or name the split of each review in a column named split"
     if len(labels) < MIN_REVIEWS:
         raise InputError(
-            f"data.source {source}: {len(labels)} {part} reviews, should be at least "
-            f"{MIN_REVIEWS}; {remedy}"
+            f"data.source {source}: contains {len(labels)} {part} reviews, but should contain at "
+            f"least {MIN_REVIEWS}; {remedy}"
         )
     if name == "train" or len(classes) == 2:  # with more classes, a rare one may be missing
         check_has_all(source, part, labels, classes=classes, remedy=remedy)
@@ -462,8 +468,8 @@ def _ranked(
         chosen: for each review, whether its words are counted, `[num_reviews] bool`.
 
     Returns:
-        The words in the order of their ranks, most frequent first; and all reviews, with ranks as
-        tokens.
+        The words in the order of their ranks, most frequent first; and all reviews, in which each
+        word is replaced by its rank.
     """
     lengths, words = np.frombuffer(gathered.lengths, np.int32), [*gathered.words]
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
@@ -490,19 +496,20 @@ def describe(dataset: Dataset) -> Iterator[str]:
         chosen = sorted(np.argsort(-counts, kind="stable")[:SHOWN])
         shares = [f"{counts[label] / len(split):.1%} {dataset.classes[label]}" for label in chosen]
         if more := len(dataset.classes) - len(chosen):
-            shares.append(f"and {more:,} more; the rarest has {counts.min():,} reviews")
+            shares.append(f"and {more:,} more classes; the rarest has {counts.min():,} reviews")
         yield f"{name + ' ':8}{len(split):,} reviews: {', '.join(shares)}"
     counts = np.bincount(train.tokens, minlength=len(dataset.vocab) + 1)
     shares = np.cumsum(counts) / counts.sum()  # at i: the share of words of rank i or less
     sizes = [size for size in (2000, 8000, 20000, 40000) if size - 4 < len(dataset.vocab)]
     coverage = [f"{size:,} covers {shares[size - 4]:.1%}" for size in sizes]
-    yield f"words   {len(dataset.vocab):,} different words in training; data.vocab_size: " + (
-        ", ".join([*coverage, f"{len(dataset.vocab) + 4:,} covers all"])
+    yield (
+        f"words   {len(dataset.vocab):,} different words in the training reviews; data.vocab_size: "
+        + ", ".join([*coverage, f"{len(dataset.vocab) + 4:,} covers all"])
     )
     lengths = np.diff(train.offsets)
     shown = [f"{share}% {np.percentile(lengths, share):,.0f}" for share in (50, 75, 90, 95, 99)]
     yield (
-        f"length  words per training review, percentiles: {', '.join(shown)}, longest "
+        f"length  percentiles of the words per training review: {', '.join(shown)}, longest "
         f"{lengths.max():,}; data.maxlen also counts the start token"
     )
     yield f"sha256  {dataset.checksum}"

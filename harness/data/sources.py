@@ -1,4 +1,7 @@
-"""Opens the data of a job: a user's texts, IMDB from a folder or a download, or the sample."""
+"""Opens the data of a job.
+
+The data are a user's texts, IMDB from a folder or a download, or the packaged sample of IMDB.
+"""
 
 import dataclasses
 import hashlib
@@ -122,8 +125,8 @@ def _open_named(folder: Path, name: str) -> Dataset:
     if is_file(folder / NPZ):
         return _convert(folder)
     raise InputError(
-        f"{name} {folder}: contains neither {NPZ} nor a stored dataset that you can read; get the "
-        "data by harness data fetch"
+        f"{name} {folder}: contains neither {NPZ} nor a stored dataset that you can read; to get "
+        "the data, run: harness data fetch"
     )
 
 
@@ -154,8 +157,8 @@ def read_npz(content: bytes, path: Path) -> Dataset:
     """
     if not _is_genuine(content):
         raise InputError(
-            f"{path}: is not Keras's {NPZ} (its checksum differs); get that file by harness data "
-            "fetch, or name your texts by data.source"
+            f"{path}: is not Keras's {NPZ} (its checksum differs); to get Keras's data, run "
+            "harness data fetch; to use your own texts, set data.source"
         )
     with np.load(io.BytesIO(content), allow_pickle=True) as arrays:
         train, test = (make_split(arrays[f"x_{name}"], arrays[f"y_{name}"]) for name in SPLITS)
@@ -333,14 +336,16 @@ def check_same(dataset: Dataset, checksum: str, whose: str) -> None:
             "it, or start a new run"
         )
     raise InputError(
-        f"{whose}: began with other data ({which}); pass the folder of those data with --data"
+        f"{whose}: began with other data ({which}); pass the folder with the original data by "
+        "--data"
     )
 
 
 def _check_parts(job: Job, dataset: Dataset) -> None:
-    """Check that the training, test and validation reviews of a user's texts include both classes.
+    """Check that the reviews of each part of a user's texts include all classes.
 
-    With more than two classes, only the training reviews must include all classes.
+    With two classes, the parts are training, test and validation. With more classes, only the
+    training reviews are checked.
     """
     limit, share = job.data.limit, job.data.validation_split
     train, cut = dataset.used(limit, share)

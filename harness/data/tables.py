@@ -89,14 +89,14 @@ def numbered_lines(file: TextIO, where: str) -> Iterator[tuple[int, str]]:
     except UnicodeError:
         # The decoder reads ahead, so the error may be in a later line than the next.
         raise InputError(
-            f"{where}line {number + 1}, or one soon after it, {undecoded(file)}"
+            f"{where}line {number + 1}, or a line soon after it, {undecoded(file)}"
         ) from None
 
 
 def undecoded(file: TextIO) -> str:
     """Return the second half of an error message about bytes that can't be decoded."""
     encoding = file.encoding.removesuffix("-sig").upper()
-    return f"is not {encoding}; save it as UTF-8, or name its encoding in data.encoding"
+    return f"is not {encoding}; save the file as UTF-8, or name its encoding in data.encoding"
 
 
 def csv_rows(file: TextIO, where: str, *, delimiter: str) -> Iterator[list[str]]:
@@ -205,7 +205,7 @@ def _csv_rows(table: SourceFile, form: DataConfig, delimiter: str) -> Iterator[T
         for number, row in enumerate(rows, 2):
             if len(row) != len(names):
                 raise InputError(
-                    f"{table.where}row {number} has {len(row)} fields, the header has "
+                    f"{table.where}row {number} has {len(row)} fields, but the header has "
                     f"{len(names)}; put double quotes around a text that contains the delimiter"
                 )
             yield _text(table, f"row {number}", *(row[index] for index in chosen))
@@ -284,12 +284,12 @@ def _text(
     *,
     names: Sequence[str] = (),
 ) -> Text:
-    """Return a row as a `Text`; its split is that of the table if the row has no split."""
+    """Return a row as a `Text`; a row without a split gets the split of the table."""
 
     def refusal(column: str, value: Any, rule: str) -> InputError:
         return InputError(
-            f"{table.where}{row}: its {column} is {repr(value)[:40]}, should be {rule}; name "
-            f"another column in data.{column}_column, or correct it"
+            f"{table.where}{row}: the {column} is {repr(value)[:40]}, but should be {rule}; name "
+            f"another column in data.{column}_column, or correct the {column}"
         )
 
     location = f"{table.location} {row}".lstrip()
@@ -347,8 +347,8 @@ def _column(names: Sequence[str], name: str, *, key: str, where: str) -> str:
     found = exact or [each for each in names if each.strip().casefold() == name.casefold()]
     if len(found) != 1:
         raise InputError(
-            f"{where}has {len(found)} columns named {name}, should have one; its columns are "
-            f"{listed(names)}; name yours in {key}"
+            f"{where}has {len(found)} columns named {name}, but should have exactly one; its "
+            f"columns are {listed(names)}; name the right column in {key}"
         )
     return found[0]
 

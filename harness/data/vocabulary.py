@@ -44,11 +44,14 @@ def encode_ranks(ranks: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 def tokenize(text: str) -> list[str]:
-    """Split a text into words as for IMDB: ASCII letters become lower case, apostrophes remain."""
+    """Split a text into words as Keras's IMDB is split.
+
+    ASCII letters become lower case, and apostrophes remain.
+    """
     return [word for word in text.translate(_PLAIN).split(" ") if word]
 
 
 def encode_text(text: str, ranks: Mapping[str, int], vocab_size: int) -> list[int]:
-    """Encode a text like the training data: `An excellent movie!` becomes 1, 35, 321, 20."""
+    """Encode a text as the training data are encoded: `Excellent movie!` becomes 1, 321, 20."""
     shifted = (ranks.get(word, vocab_size) + SHIFT for word in tokenize(text))
     return [START, *(token if token < vocab_size else UNKNOWN for token in shifted)]

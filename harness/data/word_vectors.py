@@ -33,7 +33,7 @@ class WordVectors:
 
 
 def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
-    """Read the vectors of some words.
+    """Read the vectors of the given words from a file.
 
     Args:
         path: a text file, perhaps compressed (`.gz` or `.zst`); each line contains a word and the
@@ -64,8 +64,8 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
     if is_bad.any():
         word = words[[*pairs][int(is_bad.argmax())]]
         raise InputError(
-            f"{where}the vector of {word!r} should consist of finite numbers of at most "
-            f"{LARGEST:,.0f}; remove its line"
+            f"{where}the vector of {word!r} should consist of finite numbers from -{LARGEST:,.0f} "
+            f"to {LARGEST:,.0f}; remove the line of this word"
         )
     return WordVectors(path, np.array([*pairs]), vectors, len(words), checksum)
 
@@ -91,8 +91,8 @@ def _from_text(
             word = numbers.get(fields[0])
             if len(fields) <= width or len(line) == MAX_LINE_BYTES:
                 raise InputError(
-                    f"{where}line {number} has {len(fields) - 1} numbers, should have a word and "
-                    f"{width} numbers; correct or remove it"
+                    f"{where}line {number} has {len(fields) - 1} numbers, but should have a word "
+                    f"and {width} numbers; correct or remove the line"
                 )
             # If a line has more fields, its word contains spaces. No word of a vocabulary does.
             if word is None or word in seen or len(fields) > width + 1:
@@ -102,5 +102,5 @@ def _from_text(
                 yield word, np.array(fields[1:], np.float32)
             except ValueError:
                 raise InputError(
-                    f"{where}line {number} should be a word and numbers; correct or remove it"
+                    f"{where}line {number} should be a word and numbers; correct or remove the line"
                 ) from None

@@ -47,18 +47,21 @@ def _leaves_one_to_validate(limit: int) -> int:
     if limit == 1:
         raise PydanticCustomError(
             "limit",
-            "Input should leave a review to train on and one to validate; set 2 or more, or 0 for "
-            "all",
+            "Input should leave a review for training and a review for validation; set 2 or more, "
+            "or 0 for all reviews",
         )
     return limit
 
 
 # jobs/README.md contains the docstring of each check after the description of the key.
 def _scores_something(job: "Job") -> str:
-    """The value must be true if `validation_split` is 0."""
+    """`test` must be true if `validation_split` is 0."""
     if job.data.test or job.data.validation_split:
         return ""
-    return "the run would have no score, since data.validation_split = 0; change one of the two"
+    return (
+        "the run would have no score, since data.validation_split is 0; set data.test to true, or "
+        "data.validation_split above 0"
+    )
 
 
 SAME_REVIEWS = "all trials must have the same reviews"
@@ -126,9 +129,9 @@ class DataConfig(ConfigSection):
         ),
     ] = Field(
         0.2,
-        description="share of the training reviews, taken from their end, for validation; a "
-        "validation split of your texts replaces this share; if the share is 0, that split is for "
-        "training",
+        description="share of the training reviews, taken from their end, for validation; if your "
+        "texts have a validation split, any value above 0 means that split; 0 = train on all "
+        "reviews except the test reviews",
     )
     limit: Annotated[
         int, AfterValidator(_leaves_one_to_validate), Facts(not_searched=SAME_REVIEWS)
@@ -225,7 +228,7 @@ def _rises(drops: list[float]) -> list[float]:
 
 
 def _fits_the_optimizer(job: "Job") -> str:
-    """The table may contain only options of the chosen `optimizer`."""
+    """`optimizer_options` may contain only options of the chosen `optimizer`."""
     train = job.train
     if is_reference(train.optimizer):
         return ""  # only the custom function knows the options
@@ -255,9 +258,12 @@ def _ends_before_the_schedule(job: "Job") -> str:
 
 
 def _has_vectors_to_move(job: "Job") -> str:
-    """The value must be 0 with a custom network or `train_embeddings = false`."""
+    """`adversarial` must be 0 with a custom network or `train_embeddings = false`."""
     if job.train.adversarial and (job.model.is_own or not job.model.train_embeddings):
-        return "needs one of the five networks and model.train_embeddings = true; else set it to 0"
+        return (
+            "needs a built-in network and model.train_embeddings = true; otherwise set "
+            "train.adversarial to 0"
+        )
     return ""
 
 
@@ -299,7 +305,10 @@ class TrainConfig(ConfigSection):
     schedule_drops: Annotated[
         list[Annotated[float, Field(gt=0, le=1000)]],
         AfterValidator(_rises),
-        Facts(only_with={"train.schedule": ("steps",)}, allowed="rising numbers above 0 to 1,000"),
+        Facts(
+            only_with={"train.schedule": ("steps",)},
+            allowed="numbers in rising order, each above 0 and at most 1,000",
+        ),
     ] = Field(
         [],
         max_length=100,
@@ -400,7 +409,7 @@ class TrainConfig(ConfigSection):
     xla: Annotated[Literal["auto", "on", "off"], Facts(changes="digits")] = Field(
         "auto",
         description="whether XLA compiles training and evaluation; auto = the fastest way on the "
-        "device, off = no XLA (on a CPU also no BlockLSTM)",
+        "device; off = never, and on a CPU also without BlockLSTM, TensorFlow's fused LSTM kernel",
     )
     steps_per_execution: Annotated[int, Facts(changes="digits")] = Field(
         1, ge=1, le=10_000, description="training steps per call of the TensorFlow graph"

@@ -87,7 +87,8 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
             raise InputError(
                 f"{where}: the job needs {len(code)} files with {sum(map(len, code.values())):,} "
                 f"characters, imported files included; at most {MAX_FILES} files and "
-                f"{MAX_BYTES:,} characters are allowed; install some as a package"
+                f"{MAX_BYTES:,} characters are allowed; move some files into a package, and "
+                "install the package"
             )
     _check_function(code, module, function, where=where)
     return name
@@ -104,8 +105,9 @@ def check_trusted(path: Path, where: str) -> None:
     for each in (path, path.parent, path.resolve().parent):
         if reason := distrust(each):
             raise InputError(
-                f"{where}: {each}: {reason}, and its code would run as you; check it, then use "
-                f"chmod go-w or --trust-code ({TRUST}=1)"
+                f"{where}: {each}: {reason}, so another user could change the code, which would "
+                "run as you; check the code, then remove the write permission (chmod go-w), or "
+                f"trust the code (--trust-code or {TRUST}=1)"
             )
 
 
@@ -134,7 +136,7 @@ def is_trusting() -> bool:
 
 @contextlib.contextmanager
 def trusting(is_trusted: bool) -> Iterator[None]:
-    """If `is_trusted`, trust all code within the `with` block, but only in this thread."""
+    """Set whether this thread trusts the code of all users while the `with` block runs."""
     token = TRUSTED.set(is_trusted)
     try:
         yield
@@ -294,7 +296,7 @@ class _Code:
         return any(path == f"{stem}.py" or path.startswith(f"{stem}/") for path in self.code)
 
     def _import(self, name: str, *rest: Any, **named: Any) -> types.ModuleType:
-        """Import a module of the job if it exists, else another module; replaces `__import__`."""
+        """Import a module as `__import__` does, but search the modules of the job first."""
         arguments = dict(zip(("globals", "locals", "fromlist", "level"), rest, strict=False))
         arguments |= named
         absolute, level = name, arguments.get("level", 0)
@@ -419,10 +421,10 @@ class OptionReader(UserDict[str, Any]):
         return {**other, **self}
 
     def check(self, where: str) -> None:
-        """Refuse options that the function did not read.
+        """Refuse options that the user's function did not read.
 
         Raises:
-            InputError: if the function did not read an option.
+            InputError: if the job sets an option that the function did not read.
         """
         for name in (self.given & self.data.keys()) - self.read:
             raise InputError(

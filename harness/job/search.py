@@ -98,8 +98,8 @@ def _parameters(raw: Mapping[str, Any], path: Path) -> Iterator[Parameter]:
     for table, keys in raw.items():
         if table not in TABLES or not isinstance(keys, dict):
             raise InputError(
-                f"job {path}: search.space.{table} should be one of {', '.join(TABLES)}: a table "
-                "with keys such as model.units = [32, 64]"
+                f"job {path}: search.space.{table}: search.space should contain only the tables "
+                f"{', '.join(TABLES)}, with keys such as model.units = [32, 64]"
             )
         for name, value in _by_key(table, keys):
             key = f"{table}.{name}"
@@ -113,7 +113,10 @@ def _parameters(raw: Mapping[str, Any], path: Path) -> Iterator[Parameter]:
 
 
 def _by_key(table: str, keys: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield each key of a table with its value; an inner key is named as in `options.filters`."""
+    """Yield each key of a table with its value.
+
+    A key of an inner table, such as `[model.options]`, has a name such as `options.filters`.
+    """
     for name, value in keys.items():
         info = KEYS.get(f"{table}.{name}")
         if info and is_free(info) and isinstance(value, dict):
@@ -223,14 +226,15 @@ class SearchConfig(ConfigSection):
         0,
         ge=0,
         le=100_000,
-        description="largest number of trials; asha counts different settings instead; 0 = all, "
-        "allowed only with grid and hyperband",
+        description="largest number of trials; with asha, largest number of combinations of "
+        "values; 0 = no limit, allowed only with grid and hyperband",
     )
     executions: int = Field(
         1,
         ge=1,
         le=100,
-        description="runs per trial, each with another seed; the trial's score is their mean",
+        description="number of runs of each trial, with different seeds; the trial's score is the "
+        "mean score of its runs",
     )
     seed: int = Field(1, ge=1, le=2**31 - 1, description="seed of the tuner")
     min_epochs: Annotated[int, Facts(only_with={"search.tuner": ("asha",)})] = Field(
@@ -264,7 +268,7 @@ DECIDED = {key for key, info in SearchConfig.model_fields.items() if facts_of(in
 
 @dataclass(frozen=True)
 class TrialRow:
-    """The row of a trial in TensorBoard's HParams page, which all runs of the trial share."""
+    """The row of a trial in TensorBoard's HParams page. All runs of the trial share one row."""
 
     name: str
     values: Values  # the values of this trial
@@ -355,10 +359,10 @@ class SearchSpec:
         return replace(self, table=self.table.model_copy(update=changes), content=content)
 
     def changes(self, other: "SearchSpec") -> Iterator[str]:
-        """Yield a text such as `train.epochs was 6 and is 8` for each key that `other` changes.
+        """Yield a text such as `train.epochs was 6 and is 8` for each key that differs in `other`.
 
-        Two changes are left out: a change of `search.trials`, and a change of a key in `DECIDED`
-        from 0 or to 0.
+        Some changes are left out: every change of `search.trials`; and, for a key in `DECIDED`, a
+        change from 0 or to 0, since 0 lets the search choose the value.
         """
         yield from _changes(self.content, other.content)
 
@@ -392,9 +396,9 @@ def is_sweep(folder: Path) -> bool:
 
 
 def is_of_search(result: Mapping[str, Any], search: Mapping[str, Any]) -> bool:
-    """Whether a sweep's result belongs to the current content of its search file.
+    """Whether a sweep's result was made with the value that `search.trials` has in its search file.
 
-    A result is outdated if another command raised `search.trials` before the result was written.
+    The two values differ if another command has raised `search.trials`: the result is outdated.
     """
     of_search = search.get("search")
     return isinstance(of_search, dict) and of_search.get("trials") == result.get("trials")
@@ -436,8 +440,8 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
         free_table = parameter.key.rpartition(".")[0]
         if option := origins.get(parameter.key) or origins.get(free_table):
             raise InputError(
-                f"{option}: the search varies {parameter.key}; remove the option, or the key from "
-                f"search.space in {path}"
+                f"{option}: the search varies {parameter.key}; remove the option, or remove "
+                f"{parameter.key} from search.space in {path}"
             )
     content = {**job.model_dump(), "search": {**file.search.model_dump(), "space": raw_space}}
     search = SearchSpec(job, file.search, tuple(space), content)
@@ -476,8 +480,8 @@ def _check_together(search: SearchSpec, path: Path) -> None:
     keys = [parameter.key for parameter in search.space]
     if search.continues_trials and "train.epochs" in keys:
         raise InputError(
-            f"job {path}: search.space.train.epochs: {table.tuner} chooses the epochs, up to "
-            "train.epochs; remove the key"
+            f"job {path}: search.space.train.epochs: the {table.tuner} tuner chooses the number of "
+            "epochs itself, at most train.epochs; remove train.epochs from search.space"
         )
     # For each key: values of its parent, grandparent and so on, for which the key is searched.
     needed: dict[str, Values] = {}

@@ -1,9 +1,9 @@
 """Supervise a batch job: choose its command, and decide whether Slurm requeues it.
 
-A start is one execution of the job script; a requeue leads to the next start. At the beginning
-`plan` chooses the command. When the command has ended, `decide` chooses between requeue and stop.
-Both functions may run in the site's container, but `slurm/common.sh` calls Slurm's programs outside
-of this container.
+A start is one execution of the job script; a requeue leads to the next start. At the beginning of
+a start, `plan` chooses the command. When the command has ended, `decide` chooses between requeue
+and stop. `plan` and `decide` may run in the site's container, but `slurm/common.sh` calls Slurm's
+programs outside of the container.
 """
 
 import itertools
@@ -37,7 +37,7 @@ MAX_REQUEUES = 2  # largest number of successive requeues without a new step
 
 @dataclass(frozen=True)
 class Plan:
-    """The command that a start runs."""
+    """The command that one execution of the job script (a start) runs."""
 
     words: tuple[str, ...]  # a program of the Python environment and its arguments
     run: str = ""  # the folder of the run or sweep, empty if unknown
@@ -57,7 +57,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Start:
-    """The facts about a start that `plan` needs."""
+    """The facts that `plan` needs about one execution of the job script (a start)."""
 
     home: Path  # the project's folder
     runs: str
@@ -96,8 +96,8 @@ def plan(kind: str, words: Sequence[str], start: Start) -> Plan:
 
     Args:
         kind: train, tune, resume, compare, tensorboard or doctor.
-        words: the arguments that the script sets, followed by the user's arguments. The script
-            sets a job file for train, and `run FOLDER` or `sweep FOLDER` for resume.
+        words: the arguments that the script sets, followed by the user's arguments. For train, the
+            script sets a job file; for resume, it sets `run FOLDER` or `sweep FOLDER`.
     """
     runs = value_of("--runs", words) or start.runs
     if kind == "train":

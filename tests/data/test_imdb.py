@@ -115,7 +115,7 @@ def test_another_npz_is_refused_before_anything_is_unpickled(tmp_path: Path) -> 
     """The message names `harness data fetch` and data.source; no code of the file runs."""
     mark = tmp_path / "was-run"
     folder = write_npz(tmp_path / "data", x_train=np.array([Hostile(mark)], dtype=object))
-    says = r"data/imdb\.npz: is not Keras's .* by harness data fetch, or .* by data\.source$"
+    says = r"data/imdb\.npz: is not Keras's .* run harness data fetch; .* set data\.source$"
     with pytest.raises(InputError, match=says):
         open_dataset(folder)
     assert not mark.exists()
@@ -225,7 +225,7 @@ def test_a_stored_dataset_is_whole_or_refused(tmp_path: Path) -> None:
 def test_another_folder_is_never_overwritten(tmp_path: Path) -> None:
     """A folder with other files is refused and not changed."""
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="contains other files than a dataset"):
+    with pytest.raises(InputError, match="is neither empty nor a dataset"):
         save_folder(small(), tmp_path)
     assert (tmp_path / "thesis.txt").read_text() == "mine"
     with pytest.raises(DiskError, match="/proc/imdb: can't be written"):

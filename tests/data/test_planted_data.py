@@ -63,7 +63,7 @@ def test_changed_data_with_a_new_checksum_are_not_official(shared: Path) -> None
     record["checksum"] = content_checksum(flipped, genuine.test, genuine.vocab)
     (shared / "dataset.json").write_text(json.dumps(record))
     assert not open_folder(shared).official
-    assert open_dataset(shared).title == "other data than the official IMDB"
+    assert open_dataset(shared).title == "a dataset other than the official IMDB"
 
 
 @as_root

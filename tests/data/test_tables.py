@@ -219,7 +219,7 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
         ),
         "split lost.jsonl": (
             '{"text": "a", "label": 1, "split": "train"}\n{"text": "b", "label": 0}\n',
-            "line 2 and line 1: one states its split, the other does not",
+            "line 2 and line 1: only one of these reviews states its split",
         ),
         "deep.jsonl": ('{"text": ' + "[" * 100_000 + "\n", "line 1 is not JSON"),
         "half character.jsonl": ('{"text": "\\ud800 a", "label": 1}\n', "unpaired surrogate"),
@@ -234,18 +234,26 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
     (folder / "cut.csv.gz").write_bytes((folder / "cut.csv.gz").read_bytes()[:-200])
     yield folder / "cut.csv.gz", "can't be read"
     for name, table, said in (
-        ("lists", {"text": ["a"], "label": [[1]]}, r"row 1: its label is \[1\], should be a word"),
-        ("bytes", {"text": [b"a"], "label": [1]}, "row 1: its text is b'a', should be a string"),
+        (
+            "lists",
+            {"text": ["a"], "label": [[1]]},
+            r"row 1: the label is \[1\], but should be a word",
+        ),
+        (
+            "bytes",
+            {"text": [b"a"], "label": [1]},
+            "row 1: the text is b'a', but should be a string",
+        ),
     ):
         parquet.write_table(pa.table(table), folder / f"{name}.parquet")
         yield folder / f"{name}.parquet", said
     write_csv(folder / "mixed" / "a.csv", [("a", "1", "test")], ("text", "label", "split"))
     write_csv(folder / "mixed" / "b.csv", [("b", "0")])
-    yield folder / "mixed", r"b\.csv row 2 and a\.csv row 2: one states its split"
+    yield folder / "mixed", r"b\.csv row 2 and a\.csv row 2: only one of these reviews"
     saved = write_saved(folder / "escapes", pa.table(columns()))
     for files in ("5", '[{"filename": ["a"]}]', '[{"filename": "../none.parquet"}]'):
         (saved / "state.json").write_text(f'{{"_data_files": {files}}}')
-        yield saved, "should name files in its own folder"
+        yield saved, "should name files in the folder that contains state.json"
     (folder / "splits").mkdir()
     (folder / "splits" / "dataset_dict.json").write_text('{"splits": ["train", "../escapes"]}')
     yield folder / "splits", "lists the split 'train'"

@@ -164,8 +164,8 @@ def test_a_split_of_the_source_is_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("splits", "said"),
     [
-        ({"train": ROWS[:9]}, "9 training reviews, should be at least 10"),
-        ({"val": ROWS[60:69]}, "9 validation reviews, should be at least 10"),
+        ({"train": ROWS[:9]}, "9 training reviews, but should contain at least 10"),
+        ({"val": ROWS[60:69]}, "9 validation reviews, but should contain at least 10"),
         ({"train": ROWS[:20:2]}, "none of the 10 training reviews has the label 'neg'"),
         ({"test": ROWS[61:90:2]}, "none of the 15 test reviews has the label 'pos'"),
         ({"val": ROWS[61:90:2]}, "none of the 15 validation reviews has the label 'pos'"),
@@ -261,7 +261,7 @@ def test_describe_helps_to_choose_settings(tmp_path: Path) -> None:
     assert "2 classes: 0 = 0, 1 = 1" in lines[0]
     num_train = len(open_source(tmp_path / "a.csv").train)
     assert lines[1].startswith(f"train   {num_train:,} reviews: ")
-    assert lines[3].startswith(f"words   {num_train + 1:,} different words in training")
+    assert lines[3].startswith(f"words   {num_train + 1:,} different words in the training reviews")
     assert "longest 101" in lines[4]
     assert "50% 5" in lines[4]
 

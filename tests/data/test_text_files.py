@@ -110,10 +110,13 @@ HEAD = b"text,label\n"
         (HEAD + b"fine, \nx,\n", ("row 2 has no label",)),
         (
             HEAD + b"fine,pos\ncaf\xe9,neg\n",
-            ("line 1, or one soon after it, is not UTF-8", "data.encoding"),
+            ("line 1, or a line soon after it, is not UTF-8", "data.encoding"),
         ),
         (HEAD + b"fi\0ne,pos\n", ("row 2", "NUL")),
-        (HEAD + b"fine, really,pos\n", ("row 2 has 3 fields, the header has 2", "double quotes")),
+        (
+            HEAD + b"fine, really,pos\n",
+            ("row 2 has 3 fields, but the header has 2", "double quotes"),
+        ),
         (HEAD + b'x,pos\n"fine,pos\nx,neg\n', ("row 3 has 1 fields",)),
         (HEAD + b"x,1\n" * 8 + b'b,"0\n' + b"d,1\n" * 30, ("line 10 has", "next 30 lines")),
         (HEAD + b'"b c,0\nd,1\nhe "said" e,0\n', ("line 2 has a double quote that joins",)),
@@ -130,7 +133,7 @@ HEAD = b"text,label\n"
         (HEAD + b"".join(b"x,%d\n" % i for i in range(1001)), ("over 1,000 classes ('0', ",)),
         (HEAD + b"pos," + b"a" * 61 + b"\n", ("the label 'aaa", "at most 60 characters")),
         (HEAD + b'pos,"a\x1b[1mb"\n', ("all printable",)),
-        (HEAD + b"fine,pos\ndull,neg\n", ("training reviews, should be at least 10",)),
+        (HEAD + b"fine,pos\ndull,neg\n", ("training reviews, but should contain at least 10",)),
     ],
 )
 def test_a_bad_table_is_refused_in_one_line(

@@ -36,8 +36,9 @@ POINTS_PER_CURVE = 1_000
 class Newcomers:
     """Open connections that have not shown the secret.
 
-    If too many connections are open, the oldest one is closed. So idle connections of other users
-    can't keep the user out: the user's browser shows the secret within milliseconds.
+    If too many connections are open, the oldest one is closed. Other users therefore can't block
+    the server with idle connections: the browser of the server's owner shows the secret within
+    milliseconds, before its connection is the oldest.
     """
 
     def __init__(self) -> None:
@@ -165,7 +166,7 @@ def start_tensorboard(
     """Serve the event files below a folder, in a thread of this process.
 
     Args:
-        folder: the folder in which TensorBoard looks for new runs and points, every RELOAD_S.
+        folder: the folder that TensorBoard searches every RELOAD_S seconds for new runs and points.
         num_runs: the number of runs; the more runs, the fewer points per curve are kept.
         listener: the socket to serve on.
         secret: the first part of the path of every request.
@@ -251,7 +252,7 @@ try {
 
 
 def _live_assets() -> io.BytesIO:
-    """Return TensorBoard's page with automatic reloading, which is off by default."""
+    """Return a zip file with TensorBoard's web page, changed so that it reloads its data itself."""
     from tensorboard import assets
 
     first = b'<script src="index.js'

@@ -136,7 +136,7 @@ def _runs_below(roots: Iterable[Path], refused: dict[str, str]) -> list[Path]:
 
 
 def check_roots(names: Sequence[Path], runs: Path) -> Sequence[Path]:
-    """Return the folders of runs that `names` select; empty if `names` is empty.
+    """Return the folders to show: runs, or folders of runs; empty if `names` is empty.
 
     Args:
         names: folders, or ids of runs and of Slurm jobs, as `harness status` prints them.
@@ -201,7 +201,10 @@ def _user() -> str:
 
 
 def jump_host(login: str | None, allocation: SlurmEnvironment | None) -> str | None:
-    """Return `login`, else the job's submit host; None if the tunnel needs no login node."""
+    """Return the login node that the SSH tunnel passes; None if the tunnel needs none.
+
+    The result is `login` or, by default, the host where the Slurm job was submitted.
+    """
     if login or allocation is None:
         return login
     submitted_at = allocation.submit_host
@@ -225,7 +228,7 @@ def write_connection(endpoint: Endpoint) -> Path:
     The file is in the user's cache, because others may own or share the folder of the runs.
 
     Raises:
-        RunError: if the cache can't be written, or another user owns its folder `tensorboard/`.
+        RunError: if the cache can't be written, or if its `tensorboard/` belongs to another user.
     """
     folder = cache_folder() / "tensorboard"
     try:
@@ -296,7 +299,9 @@ def serve(
     login: str | None,
     say: Callable[[str], object],
 ) -> NoReturn:
-    """Show runs until `watch` has a reason to end, remove all files, and exit with code 0.
+    """Show runs in TensorBoard until `watch` has a reason to end; then exit with code 0.
+
+    At the end, the file with the address and the folder of links to the runs are removed.
 
     Args:
         roots: runs, or folders of runs, to show; if empty, the newest runs below `runs`.
@@ -344,7 +349,7 @@ def serve(
 
 
 def _end_by_removing(folder: Path) -> NoReturn:
-    """Replace this process with the command that removes the folder.
+    """Replace this process with the command `rm`, which removes the temporary folder.
 
     An ordinary exit would take longer: Python would wait for a search on a slow disk, and would
     free the points of all runs one by one.
@@ -354,7 +359,7 @@ def _end_by_removing(folder: Path) -> NoReturn:
 
 
 def _refresh(shown: Shown, watch: Watch) -> bool:
-    """Search for runs until a signal comes; return whether the search was complete."""
+    """Search for runs once; return whether the search ended before a signal came."""
     search = ThreadPoolExecutor(1).submit(shown.refresh)
     while not watch.signal:
         if wait([search], POLL_S).done:
@@ -368,7 +373,7 @@ def _announce(
 ) -> None:
     where = ", ".join(map(str, shown.roots))
     num = "1 run" if len(shown.found) == 1 else f"{len(shown.found):,} runs"
-    say(f"TensorBoard of {num} in {where}, on port {endpoint.port} of {endpoint.host}")
+    say(f"TensorBoard on port {endpoint.port} of {endpoint.host} shows {num} in {where}")
     for line in filter(None, (shown.left_out, shown.refusals())):
         say(line)
     say("a run appears in TensorBoard when it begins to log")

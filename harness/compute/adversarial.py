@@ -41,7 +41,7 @@ class OuterLookupStep(TrainStep):
 
     @functools.cached_property
     def words(self) -> OuterEmbedding:
-        """Return the network's only embedding layer, which is trained."""
+        """Return the embedding layer; the network has exactly one, which is trainable."""
         (embedding,) = (each for each in self.model.layers if isinstance(each, OuterEmbedding))
         return embedding
 
@@ -52,7 +52,10 @@ class OuterLookupStep(TrainStep):
         return [each is self.words.embeddings for each in trained].index(True)
 
     def compiled(self) -> Callable[[Batch], Gradients]:
-        """Return a function like `gradients`, whose lookup and its gradient run outside of XLA."""
+        """Return a function that computes `Gradients` as the method `gradients` does.
+
+        The look-up of the word vectors and the gradient of the look-up run outside of XLA.
+        """
         compiled = tf.function(self._with_vectors, jit_compile=self.is_compiled, autograph=False)
 
         def gradients_of(batch: Batch) -> Gradients:

@@ -89,7 +89,7 @@ def is_switched_off() -> bool:
 
 
 def cudnn_layers(job: Job) -> frozenset[str]:
-    """Return the kinds of cuDNN layers to check; `checked_plan` checks the plain RNN."""
+    """Return the kinds of cuDNN layers to check, except the plain RNN, see `checked_plan`."""
     if job.model.is_own:
         return frozenset({"lstm", "gru"})
     if not job.model.recurrent or without_cudnn(job) or job.model.architecture == "rnn":
@@ -120,10 +120,10 @@ def check_devices(job: Job, warn: Callable[[str], object]) -> None:
 
 
 def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
-    """Return the plan, but without cuDNN if cuDNN's plain RNN differs from the CPU's results.
+    """Return the execution plan, without cuDNN if cuDNN computes a plain RNN unlike the CPU.
 
-    A difference in a plain RNN is not a fault of the node. Without cuDNN, a loop of TensorFlow
-    operations computes the layer.
+    Without cuDNN, a loop of TensorFlow operations computes the plain RNN. The different result of
+    cuDNN is not reported as a fault of the node.
     """
     has_plain_rnn = job.model.recurrent and (job.model.architecture == "rnn" or job.model.is_own)
     if plan.way != "cudnn" or not has_plain_rnn or is_switched_off():

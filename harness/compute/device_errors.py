@@ -62,7 +62,7 @@ DEVICE_ERRORS = (
         "(?i)ILLEGAL_ADDRESS|illegal memory access|LAUNCH_FAILED|unspecified launch failure|"
         "Unexpected Event status",  # TensorFlow hides CUDA's code
         "a kernel failed on the GPU",
-        f"{ANOTHER_NODE}; if the run fails there too, CUDA or TensorFlow is at fault",
+        f"{ANOTHER_NODE}; if the run fails on that node too, CUDA or TensorFlow is at fault",
         is_node_fault=True,
     ),
     DeviceError(

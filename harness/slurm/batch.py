@@ -136,7 +136,10 @@ def _training(words: Sequence[str], start: Start, runs: str) -> Plan:
 
 
 def _search(words: Sequence[str], start: Start, runs: str) -> Plan:
-    """Return a search's command, equal for all array tasks; `--join X` becomes `sweep join X`."""
+    """Return a search's command, which is the same for all tasks of an array.
+
+    If `words` contain `--join X`, the command is `harness sweep join X`.
+    """
     command, arguments = ["tune"], []
     for word in words:
         option, equals, value = word.partition("=")
@@ -175,7 +178,7 @@ def value_of(option: str, words: Sequence[str]) -> str | None:
 
 @dataclass(frozen=True)
 class Counters:
-    """Counts over all starts of a job and of the later jobs that continue its run."""
+    """The progress, idle starts, faulty nodes and memory retries of a run, over all of its jobs."""
 
     start: str = ""  # id of the last start that was counted
     reached: int = 0  # the largest progress so far, as `_reached` returns it
@@ -317,7 +320,10 @@ def _count(ending: Ending, before: Counters) -> Counters:
 
 
 def _out_of_memory(ending: Ending, counters: Counters) -> Decision:
-    """Decide after a kill for lack of memory: with --retry-memory, requeue with more memory."""
+    """Decide whether to requeue a job that was killed for lack of memory.
+
+    With --retry-memory, the job is requeued with more memory, up to MAX_MEMORY_RETRIES times.
+    """
     asked = f"{ending.asked_gb:.1f} GB" if ending.asked_gb else "all memory of the node"
     used = f" and last used {ending.used_gb:.1f} GB" if ending.used_gb else ""
     reason = f"killed, most likely out of memory: the job requested {asked}{used}; exit code 137"
@@ -344,7 +350,7 @@ def counters_file(runs: Path, allocation: SlurmEnvironment) -> Path:
 
 
 def faults_file(runs: Path, allocation: SlurmEnvironment) -> Path:
-    """Return the path of a start's fault reports; each line names a faulty node and the reason."""
+    """Return the path of a start's file of faults: each line names a faulty node and the reason."""
     return submissions(runs) / f"node-faults-{allocation.own_id}"
 
 
@@ -357,7 +363,7 @@ def ending_of(
     allocation: SlurmEnvironment,
     shown: str,
 ) -> Ending:
-    """Collect what is known about the end of a start.
+    """Collect what is known about how a start of the job ended.
 
     Args:
         code: the exit code of the harness.
@@ -388,7 +394,10 @@ def ending_of(
 
 
 def _states(run: str) -> list[dict[str, Any]]:
-    """Return the heartbeats of a run, of a sweep and its newest trials, or of a job's seeds."""
+    """Return the heartbeats of a run, or of a sweep and its newest trials.
+
+    If the folder `run` does not exist, return the heartbeats of the job's runs, one per seed.
+    """
     if not run:
         return []
     folder = Path(run)
@@ -402,9 +411,10 @@ def _states(run: str) -> list[dict[str, Any]]:
 
 
 def _reached(states: Sequence[Mapping[str, Any]]) -> int:
-    """Return the progress as a number, in which a finished trial counts more than all its steps.
+    """Return the progress of a run or a sweep as one number.
 
-    The run of a finished trial may be removed, and then its steps no longer count.
+    A finished trial adds more to this number than any trial's steps. The run of a finished trial
+    may be removed; the steps of a removed run no longer count.
     """
     finished, steps = (
         sum(whole(state.get(name)) or 0 for state in states) for name in ("finished", "step")
@@ -420,7 +430,8 @@ def shown_values(shown: str) -> dict[str, str]:
 def is_preempted(known: Mapping[str, str], restarts: int) -> bool:
     """Whether Slurm cancels the job (PreemptMode=CANCEL) to run another job.
 
-    If the user cancels the job during the grace time, EndTime differs from PreemptTime.
+    The result is False if EndTime differs from PreemptTime: the user then cancelled the job during
+    the grace time.
     """
     time = known.get("PreemptTime", "None")
     is_own = known.get("EndTime") == time and known.get("Restarts") == str(restarts)

@@ -111,7 +111,8 @@ def node_names(allocation: SlurmEnvironment) -> list[str]:
     """Return the names of the nodes of a job step, in the order of the step's tasks.
 
     Raises:
-        InputError, RunError: if no job script exported the names and Slurm does not answer.
+        InputError: if no job script exported the names and scontrol is not on the PATH.
+        RunError: if no job script exported the names and Slurm does not answer.
     """
     return list(allocation.nodes) or _expanded(allocation.node_list)
 
@@ -120,7 +121,8 @@ def job_nodes(allocation: SlurmEnvironment) -> list[str]:
     """Return the names of the job's nodes; if the job has one node, its name may be empty.
 
     Raises:
-        InputError, RunError: if no job script exported the names and Slurm does not answer.
+        InputError: if no job script exported the names and scontrol is not on the PATH.
+        RunError: if no job script exported the names and Slurm does not answer.
     """
     if allocation.num_nodes == 1:
         return [allocation.node]
@@ -245,7 +247,11 @@ class Queue:
 
 
 def first_look_s(settings: Mapping[str, str]) -> float:
-    """Return the seconds until Slurm first tries to start a new job; 0 if `settings` is empty."""
+    """Return the seconds from a job's submission until Slurm first tries to start the job.
+
+    Args:
+        settings: Slurm's configuration, as `read_settings` returns it; if empty, return 0.
+    """
     if not settings:
         return 0.0
     found = re.search(r"batch_sched_delay=(\d+)", settings.get("SchedulerParameters", ""))

@@ -98,7 +98,7 @@ class SlurmEnvironment:
     def own_id(self) -> str:
         """The id to pass to Slurm's programs, such as 42_3 for an array task.
 
-        `job_id` can't be passed: one task's `job_id` is also the id of the whole array.
+        In an array, `job_id` is ambiguous: one task's `job_id` is also the id of the whole array.
         """
         array, task, _ = (self.variables.get(name) for name in OF_ARRAYS)
         return f"{array}_{task}" if array and task else self.job_id
@@ -133,7 +133,10 @@ def _whole(text: str) -> int | None:
 
 
 def given_cpus(allocation: SlurmEnvironment | None) -> int:
-    """Return the number of CPUs that affinity, job and HARNESS_CPUS all allow to this process."""
+    """Return the number of CPUs that this process may use.
+
+    The number is the smallest of the CPU affinity, the job's CPUs per task and HARNESS_CPUS.
+    """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limits = (
         affinity,
@@ -188,7 +191,9 @@ def given_limit_s(variables: Mapping[str, str]) -> int | None:
 
 
 def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list[str]:
-    """Return sbatch options for a later job of the run, except those that `asked_of` returns.
+    """Return a job's constraint, node lists, reservation, licenses and ntasks as sbatch options.
+
+    A later job that continues the run needs these options and those that `asked_of` returns.
 
     Args:
         known: the fields of `scontrol show job`.
@@ -214,9 +219,10 @@ def asked_of(allocation: SlurmEnvironment) -> dict[str, Any]:
     """Return the resources that the job requested, for a later job that continues its run.
 
     Returns:
-        A dictionary: the number of nodes, the GPUs per node, the sbatch options that follow from
-        Slurm's variables, the user's options, and whether --retry-memory was set. The options
-        contain no time limit if Slurm is older than 23.02.
+        A dictionary: `nodes`, the number of nodes; `gpus`, the number of GPUs per node; `options`,
+        the sbatch options derived from Slurm's variables; `flags`, the user's sbatch options;
+        `retry_memory`, whether the user set --retry-memory. If Slurm is older than 23.02, `options`
+        contains no time limit.
     """
     variables = allocation.variables
     limit_s = given_limit_s(variables) or 0
@@ -279,12 +285,13 @@ def unmet_request(allocation: SlurmEnvironment) -> str | None:
         name = f"SLURM_{option[2:].replace('-', '_').upper()}"
         value = allocation.variables.get(name, "")
         count = value.rpartition(":")[2]
-        # For `--gpus=2` beside `--gres=gpu:1`, Slurm allocates two nodes with one GPU each.
+        # For `--gpus=2` with `--gres=gpu:1`, Slurm allocates two nodes with one GPU each.
         is_spread = num == 1 < num_given and not allocation.is_submitted
         if count.isdigit() and (num_given < int(count) or is_spread):
             return (
-                f"{option}={value} does not replace the script's --gres: Slurm obeys both; for "
-                f"{count} on one node use --gres=gpu:{value}, or {option}={value} with --gres=none"
+                f"{option}={value} does not replace the script's --gres: Slurm obeys both; to "
+                f"get the GPUs on one node, use --gres=gpu:{value}, or {option}={value} together "
+                "with --gres=none"
             )
     return None
 

@@ -2,9 +2,10 @@
 
 The workers communicate through a private folder beside the run's folder; each start of a job step
 creates a new folder. TensorFlow waits an hour for a missing worker, so each worker first writes its
-address into the folder and waits until all addresses are there. The first worker, the chief, writes
-its plan and checkpoint for the other workers. A worker that ends writes a report. TensorFlow's
-heartbeats detect a worker that died; a training process's watchdog detects a worker that hangs.
+address into the folder and waits until all addresses are there. The first worker, the chief, also
+writes its execution plan (how steps are computed) and its newest checkpoint into the folder; the
+other workers read these files. A worker that ends writes a report. TensorFlow's heartbeats detect a
+worker that died; a training process's watchdog detects a worker that hangs.
 """
 
 import contextlib
@@ -117,8 +118,8 @@ class WorkerGroup:
             for rank, each in found.items():
                 if each.get("purpose") != purpose:
                     raise RunError(
-                        f"{self.nodes[rank]} has another job, other data or another version than "
-                        f"{self.node}; give all nodes the same files"
+                        f"{self.nodes[rank]} uses another job, other data or another version of "
+                        f"the code than {self.node}; give all nodes the same files"
                     )
             missing = [node for rank, node in enumerate(self.nodes) if rank not in found]
             if not missing:
@@ -176,7 +177,11 @@ class WorkerGroup:
             time.sleep(POLL_S)
 
     def lost(self, message: str) -> str:
-        """Record that a worker died; return the nodes that TensorFlow's message may refer to."""
+        """Record that another worker died; return the nodes of the workers that may have died.
+
+        Args:
+            message: TensorFlow's error; if it names no other worker, return all other nodes.
+        """
         self._has_lost = True
         named = {int(rank) for rank in TASK.findall(message)} - {self.rank}
         others = {*range(len(self.nodes))} - {self.rank}
@@ -205,7 +210,10 @@ class WorkerGroup:
             ended.set()
 
     def _give_up(self, text: str, code: int) -> None:
-        """End this process, even while TensorFlow waits. Atomic writes leave no incomplete file."""
+        """End this process at once, even while TensorFlow waits.
+
+        No file remains incomplete, because this process writes all files atomically.
+        """
         log(logging.ERROR, f"{self.node}: {text}")
         os._exit(code)
 

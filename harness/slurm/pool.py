@@ -1,4 +1,7 @@
-"""The slots of workers on nodes, GPUs and CPUs, and the processes in these slots."""
+"""Places workers in slots, and manages the processes in these slots.
+
+A slot is the place of one worker: a GPU of a node, or some of the node's CPUs.
+"""
 
 import contextlib
 import os
@@ -68,7 +71,7 @@ def take_own_gpu() -> None:
 
 
 def gpu_name(index: int) -> str:
-    """Return the name in CUDA_VISIBLE_DEVICES of the visible GPU with this index."""
+    """Return a GPU's name in CUDA_VISIBLE_DEVICES, given its index among the visible GPUs."""
     listed = gpu.visible_names(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
     return listed[index] if index < len(listed) else str(index)
 
@@ -96,7 +99,7 @@ def allocate_slots(
     Args:
         num_workers: the number of workers; by default `workers_per_gpu` per GPU, or one per CPU.
         workers_per_gpu: the number of workers that share a GPU.
-        option: the name of the user's option for `workers_per_gpu`, which messages contain.
+        option: the name of the command-line option for `workers_per_gpu`, for error messages.
         devices: `cpu` places all workers on CPUs.
         at_most: the largest number of slots.
 
@@ -110,7 +113,7 @@ def allocate_slots(
         gpus = 0
     if workers_per_gpu > 1 and not gpus:
         raise InputError(
-            f"{option} {workers_per_gpu}: there is no GPU here; leave it out, or set --workers"
+            f"{option} {workers_per_gpu}: there is no GPU to share; use --workers instead"
         )
     room = len(nodes) * (gpus * workers_per_gpu if gpus else cpus)
     wanted = num_workers or room
@@ -145,7 +148,9 @@ def srun_args(slot: Slot, name: str) -> list[str]:
 
 
 def needs_steps(allocation: SlurmEnvironment | None) -> bool:
-    """Whether workers run as job steps. Without srun, as in a container, they are child processes.
+    """Whether workers run as job steps, each started by srun.
+
+    Without srun, as in a container, workers run as child processes.
 
     Raises:
         InputError: if there are several nodes but no srun.
@@ -222,7 +227,7 @@ class ManagedProcess:
             filled = [line for line in lines if line.strip()]
             if own := [line for line in filled if not line.startswith("srun: ")] or filled:
                 return strip_prefix(own[-1])
-        return f"it ended with exit code {self.code}"
+        return f"the process ended with exit code {self.code}"
 
 
 class ProcessPool:
@@ -253,7 +258,7 @@ class ProcessPool:
     def ask_to_save(
         self, processes: Sequence[ManagedProcess], number: signal.Signals, wait_s: float = SAVE_S
     ) -> None:
-        """Signal processes to save and end; wait at most `wait_s` seconds for their end."""
+        """Send processes a signal to save and end; wait at most `wait_s` seconds for their end."""
         for process in processes:
             if process.alive:
                 in_step = self._in_steps and process.slot

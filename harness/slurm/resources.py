@@ -1,9 +1,9 @@
 """The resources that a job requests: options of sbatch from three sources.
 
 The sources, in this order, are the script's header, the site's variables and the user's options.
-For sbatch itself, an option replaces only the same option of an earlier source: `--gpus-per-node=2`
-beside a script's `--gres=gpu:1` yields one GPU without a warning. For `harness submit`, an option
-also replaces the other options for the same resource.
+With sbatch alone, an option replaces only the same option of an earlier source: if a script sets
+`--gres=gpu:1` and the user adds `--gpus-per-node=2`, the job gets one GPU, without a warning. With
+`harness submit`, an option also replaces the other options for the same resource.
 """
 
 import os
@@ -107,7 +107,10 @@ def site_options(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def without(site: Mapping[str, str], *groups: Collection[str]) -> dict[str, str]:
-    """Return the site's variables, except those that set an option in one of `groups`."""
+    """Return the site's variables, except those that set an option in one of `groups`.
+
+    Each group is a collection of option names, such as GPUS or MEMORY.
+    """
     return {n: v for n, v in site.items() if not any(VARIABLES[n] in group for group in groups)}
 
 
@@ -135,8 +138,8 @@ def compose(
     requested = names_in(arg for arg in args if arg != "--gres=none")
     if refused := {*rules.never} & requested & {*GPUS}:
         raise InputError(
-            f"--{min(refused)}: is refused by this site ({NEVER}); request GPUs in the site's "
-            "way, for example by a partition: -- --partition=NAME"
+            f"--{min(refused)}: is refused by this site ({NEVER}); request GPUs as the "
+            "site requires, for example by a partition: add -- --partition=NAME"
         )
     args = drop([*rules.always, *args], rules.never)
     by_user = _replaced_by(names_in(args))
@@ -150,7 +153,10 @@ def compose(
 
 
 def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
-    """Return the option that requests `gpus` per node, with the site's option name and GPU type."""
+    """Return the sbatch option that requests `gpus` on each node.
+
+    If the site's variables request GPUs, their option and their GPU type are used.
+    """
     if not int(gpus.rpartition(":")[2]):
         return "--gres=none"
     per_node = site.get("SBATCH_GPUS_PER_NODE")
@@ -193,7 +199,7 @@ def words_in(line: str) -> list[str]:
 
 
 def _name(arg: str) -> str:
-    """Return the long name of an option; empty for any other argument."""
+    """Return an option's long name, such as `gpus` for `-G2`; empty if `arg` is no known option."""
     return arg[2:].partition("=")[0] if arg.startswith("--") else LETTERS.get(arg[:2], "")
 
 
@@ -244,13 +250,13 @@ class Resources:
                 raise InputError(f"--{min(twice)}: requests GPUs as --gpus does; use only one")
         if self.flags and not self.flags[0].startswith("-"):
             raise InputError(
-                f"{self.flags[0]}: is no option of sbatch; submit one job file at a time, or the "
-                "five networks by --all"
+                f"{self.flags[0]}: is no option of sbatch; submit one job file at a time, or all "
+                "five networks with --all"
             )
         for flag in self.flags:
             if (name := _name(flag)) in OWN_OPTIONS:
-                remedy = "use --seeds" if name == "array" else "leave it out"
-                raise InputError(f"{flag}: submit sets --{name} itself; {remedy}")
+                remedy = "use --seeds" if name == "array" else "leave this option out"
+                raise InputError(f"{flag}: harness submit sets --{name} itself; {remedy}")
 
     def sbatch_args(self) -> list[str]:
         """Return the options for sbatch, except those for GPUs, which depend on the site."""

@@ -99,7 +99,7 @@ class SbatchJob:
         return [folder / f"{self.name}-{slurm}{job_id}{part}.out" for part in self._parts()]
 
     def record(self, job_id: str) -> Path:
-        """Return the path of the submission's record."""
+        """Return the path of the JSON file that records the job's runs, logs and sbatch command."""
         return submissions(self.layout.runs) / f"{job_id}.json"
 
     def _parts(self) -> list[str]:
@@ -111,8 +111,8 @@ class SbatchJob:
 def _indices(seeds: tuple[int, ...], array_size: int) -> tuple[tuple[int, ...], dict[str, str]]:
     """Return the indices of an array's tasks, and the variables that the job's script exports.
 
-    The seeds are the indices. If a seed is too large for MaxArraySize, the indices are 1, 2, ...
-    and HARNESS_ARRAY_SEEDS lists the seeds.
+    The index of a task is its seed, unless a seed is too large for MaxArraySize. In that case, the
+    indices are 1, 2, ... and HARNESS_ARRAY_SEEDS lists the seeds.
 
     Raises:
         InputError: if there are too many seeds for one array at this site.
@@ -168,16 +168,22 @@ def read_header(code: Path, name: str) -> list[str]:
 def render_script(
     header: Sequence[str], variables: Mapping[str, str], call: Sequence[str | Path]
 ) -> str:
-    """Return the text of a job script: header, variables, and the call of `supervise`."""
+    """Return the text of a job script.
+
+    Args:
+        header: the `#SBATCH` lines.
+        variables: the environment variables to export.
+        call: the call of `supervise`, a function in slurm/common.sh that runs and requeues the job.
+    """
     exports = {name: f"export {name}={shlex.quote(value)}" for name, value in variables.items()}
     lines = [
         "#!/usr/bin/env bash",
         *header,
         "",
-        "# Written by harness submit, for the code and the job as they were at that time.",
+        "# Written by harness submit; runs the code and the job as they were at submission.",
         *(exports.pop(name) for name in ("HARNESS_HOME", "HARNESS_SNAPSHOT")),
         'source "$HARNESS_HOME/slurm/common.sh"',
-        "# These exports replace those of slurm/site.sh, except for a container's HARNESS_VENV.",
+        "# Except for HARNESS_VENV in a container, these exports replace those of slurm/site.sh.",
         "[[ ${#HARNESS_CONTAINER[@]} != 0 ]] || " + exports.pop("HARNESS_VENV"),
         *exports.values(),
         shlex.join(map(str, call)),
@@ -275,8 +281,8 @@ def comparison_submission(
 
     Args:
         trainings: the training jobs, with their job ids as keys.
-        resources: the trainings' resources, of which only `flags` apply: the options of sbatch,
-            but not the options for GPUs and memory.
+        resources: the resources of the training jobs. The comparison job uses only their `flags`,
+            without the options for GPUs and memory.
     """
     # The job itself expands the patterns, because the runs do not exist yet.
     patterns = [

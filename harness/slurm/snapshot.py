@@ -48,7 +48,7 @@ def snapshot_path(project: Path, runs: Path) -> Path:
     """Return the path for a snapshot of the current code; the snapshot need not exist.
 
     Raises:
-        InputError: if the new files exceed MAX_NEW_FILES or MAX_NEW_BYTES.
+        InputError: if the files that git doesn't track exceed MAX_NEW_FILES or MAX_NEW_BYTES.
     """
     if is_snapshot(project):
         return project
@@ -63,7 +63,7 @@ def take_snapshot(project: Path, runs: Path) -> Path:
         The snapshot's folder; if the project is itself a snapshot, the project's folder.
 
     Raises:
-        InputError: if the new files exceed MAX_NEW_FILES or MAX_NEW_BYTES.
+        InputError: if the files that git doesn't track exceed MAX_NEW_FILES or MAX_NEW_BYTES.
         RunError: if the snapshot can't be written.
     """
     if is_snapshot(project):
@@ -104,7 +104,7 @@ def left_out(project: Path, runs: Path) -> Iterator[str]:
     """Yield one line with the files that look like secrets, if there are any.
 
     Raises:
-        InputError: if the new files exceed MAX_NEW_FILES or MAX_NEW_BYTES.
+        InputError: if the files that git doesn't track exceed MAX_NEW_FILES or MAX_NEW_BYTES.
     """
     if is_snapshot(project):
         return
@@ -112,8 +112,8 @@ def left_out(project: Path, runs: Path) -> Iterator[str]:
     if private:
         listed = [f"{name} ({reason})" for name, reason in private.items()]
         yield (
-            f"files that look like secrets are left out of snapshot and record: "
-            f"{', '.join(listed)}; commit or rename those that the job needs"
+            "files that look like secrets are left out of the job's copy of the code and of the "
+            f"run's record: {', '.join(listed)}; commit or rename the files that the job needs"
         )
 
 
@@ -127,7 +127,7 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
         are relative to the project.
 
     Raises:
-        InputError: if the new files exceed MAX_NEW_FILES or MAX_NEW_BYTES.
+        InputError: if the files that git doesn't track exceed MAX_NEW_FILES or MAX_NEW_BYTES.
     """
     try:
         if not is_checkout(project):
@@ -142,10 +142,10 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
     if len(new) > MAX_NEW_FILES or total > MAX_NEW_BYTES:
         folders = sorted({name.partition("/")[0] for name in new})
         raise InputError(
-            f"{project}: {len(new):,} new files with {total / 1e6:,.0f} MB in all can't be only "
+            f"{project}: {len(new):,} new files with {total / 1e6:,.0f} MB in all are too much for "
             f"code ({', '.join(folders[:5])}{', …' if len(folders) > 5 else ''}); should be at "
-            f"most {MAX_NEW_FILES:,} files with {MAX_NEW_BYTES / 1e6:.0f} MB; list the other files "
-            "in .gitignore, or move them away"
+            f"most {MAX_NEW_FILES:,} files with {MAX_NEW_BYTES / 1e6:.0f} MB; list data in "
+            ".gitignore, or move the data away"
         )
     private.pop(SITE, None)  # the job needs site.sh
     names = {*tracked, *new, SITE} - private.keys()
@@ -186,7 +186,7 @@ def _path(root: Path, runs: Path, names: Iterable[str], *, commit: str | None) -
 
 
 def _content(root: Path, name: str) -> list[bytes]:
-    """Return the kind of a file, and the checksum of its content."""
+    """Return the kind of a file (link, run if executable, or file) and its content's checksum."""
     path = root / name
     if path.is_symlink() and name != SITE:
         return [b"link", hashlib.sha256(os.fsencode(path.readlink())).digest()]
@@ -195,10 +195,11 @@ def _content(root: Path, name: str) -> list[bytes]:
 
 
 def _holds(folder: Path, copy: Path, names: Iterable[str]) -> bool:
-    """Whether the snapshot in `folder` equals `copy`, and no other user could have changed it.
+    """Whether the snapshot in `folder` has the same files as `copy`, which has the current code.
 
-    A scratch disk may delete old files of a snapshot. In a shared folder of runs, another user
-    could change the code of a job, or add a module that Python imports first.
+    A scratch disk may delete old files of a snapshot. The result is also False if another user
+    could have changed the snapshot. In a shared folder of runs, such a user could change the code
+    of a job, or add a module that Python imports first.
     """
     try:
         if any(distrust(path) for path in (folder, *folder.rglob("*")) if not path.is_symlink()):

@@ -73,9 +73,10 @@ def make_request(
     seeds: str | None,
     pack: bool,
 ) -> Request:
-    """Return a checked request to train `job_file`, or to compare five networks if it is None.
+    """Return a checked request to train `job_file`; if None, to train and compare five networks.
 
-    This function writes only the cache of the user's texts, which the job uses later.
+    If the job trains on the user's own texts (`data.source`), this function writes them into the
+    cache, from which the job reads them. The function writes no other file.
 
     Raises:
         InputError: if a value is refused; the message states the value and the remedy.
@@ -115,7 +116,7 @@ def check_request(
 def _check_job(
     path: Path, overrides: Sequence[str], seeds: Sequence[int] | None
 ) -> Job | SearchSpec:
-    """Load a job or search with overrides; check it for every seed and with the user's texts."""
+    """Load a job or search with overrides; check every seed and, if given, the user's own texts."""
     job: Job | SearchSpec
     if is_search(path):
         if seeds:
@@ -240,7 +241,8 @@ def first_look(submitted: Mapping[str, SbatchJob]) -> list[str]:
     """Wait until Slurm has tried to start the new jobs; return their states from squeue.
 
     Returns:
-        One line per state. If several jobs were submitted, the line begins with their ids.
+        One line per state. If several jobs were submitted, each line begins with the ids of the
+        jobs in this state.
     """
     time.sleep(max(each.layout.first_look_s for each in submitted.values()))
     found: dict[str, dict[str, None]] = {}
@@ -328,7 +330,11 @@ def _record_of(submission: SbatchJob, job_id: str) -> dict[str, Any]:
 
 
 def _withdraw(submitted: Mapping[str, SbatchJob]) -> str:
-    """Cancel submitted jobs after an error; return a clause for the error's message."""
+    """Cancel submitted jobs after an error.
+
+    Returns:
+        A clause for the error's message, which says whether the jobs were cancelled.
+    """
     ids = ", ".join(submitted)
     try:
         client.ask("scancel", *submitted)

@@ -20,7 +20,8 @@ EQUAL, ROUNDING, DIFFERS = "equal", "within rounding", "differs"  # outcomes of 
 def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> Path:
     """Add an audit to the file with all audits of a result; return the file's path.
 
-    The file contains one audit per depth. A new audit replaces the audit of the same depth.
+    The file contains one audit per depth, which says how much was checked: `quick`, `3 epochs` or
+    `full`. A new audit replaces the audit of the same depth.
 
     Args:
         runs: the folder of runs of the auditing user.
@@ -47,7 +48,10 @@ def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
 
 
 def depth_of(audits: Mapping[str, Any]) -> str:
-    """Return `differs` if an outcome is `differs`, else the largest depth; empty without audits."""
+    """Return `differs` if an audit found a difference, else the depth of the most thorough audit.
+
+    A depth is, for example, `quick`, `3 epochs` or `full`; the result is empty without audits.
+    """
     if any(table(dict(audits), depth).get("outcome") == DIFFERS for depth in audits):
         return DIFFERS
     return max(audits, key=_rank, default="")

@@ -80,9 +80,11 @@ def ask_to_stop(
     if alone and (status.alive or status.job_lives):
         ask_to_cancel(status.folder)  # even if the run has ended: a requeued job would restart it
         if status.state not in ALIVE:
-            return f"{status.run}: is {status.state}; job {status.slurm_job} trains its other seeds"
+            return (
+                f"{status.run}: is {status.state}; job {status.slurm_job} trains only other seeds"
+            )
         if status.phase is None or status.state == "pending":
-            return f"{status.run}: will not start; job {status.slurm_job} trains its other seeds"
+            return f"{status.run}: will not start; job {status.slurm_job} trains only other seeds"
         return None
     if stop_search and status.trials and status.state in AT_WORK:
         stop_search(status.folder)
@@ -101,8 +103,8 @@ def ask_to_stop(
             problem = None if client.has_client("squeue") else "squeue is not installed here"
         if problem and status.reported_job:
             raise RunError(
-                f"run {status.run}: {problem}; if its job waits, cancel it on a login node, or: "
-                f"scancel {status.slurm_job}"
+                f"run {status.run}: {problem}; if the run's job is in the queue, call harness "
+                f"cancel on a login node, or: scancel {status.slurm_job}"
             )
         if is_queued and status.state in ALIVE:  # a session, or a job of the user's own script
             raise RunError(

@@ -31,13 +31,14 @@ def write_provenance(
     plan: Mapping[str, Any],
     start: Mapping[str, Any],
 ) -> None:
-    """Write the record of a run, or add this start to the `starts` of an existing record.
+    """Write the provenance record of a run if none exists; add the current start to `starts`.
 
-    Call this function before the training: a resumed run uses the devices and data in the record.
+    Call this function before the training: a resumed run reads from the record which devices and
+    data to use.
 
     Args:
         devices_asked: the value of `--devices`.
-        plan: how the training steps are computed (the execution plan).
+        plan: the fields of the `ExecutionPlan`, which says how training steps are computed.
         start: values to add to this start's entry in `starts`; `devices` is required.
     """
     code = code_of(run)
@@ -72,7 +73,10 @@ def write_provenance(
 
 
 def code_of(run: RunDirectory) -> Mapping[str, Any]:
-    """Return the version of this process's code; files in the folder of runs are not code."""
+    """Return the commit, the uncommitted changes and the checksum of this process's code.
+
+    Files in the folder of runs do not count as changes of the code.
+    """
     folder = run.folder.absolute()
     # The folder of a trial's run is up to four levels below the folder of its sweep.
     sweep = next((each for each in folder.parents[:4] if is_sweep(each)), folder)
@@ -113,7 +117,7 @@ def code_changes(record: Mapping[str, Any], code: Mapping[str, Any]) -> list[str
     before, now = _fingerprint(record), _fingerprint(code)
     if before["commit"] != now["commit"]:
         commits = (str(each["commit"] or "unknown")[:12] for each in (before, now))
-        return ["the code's commit was {} and is {}".format(*commits)]
+        return ["the code's commit was {} and is now {}".format(*commits)]
     if before["diff_sha256"] != now["diff_sha256"]:
         return ["the uncommitted changes of the code differ"]
     if before["sources_sha256"] != now["sources_sha256"]:
@@ -122,7 +126,7 @@ def code_changes(record: Mapping[str, Any], code: Mapping[str, Any]) -> list[str
 
 
 def this_machine(devices: Sequence[Mapping[str, str]]) -> dict[str, Any]:
-    """Return this process's packages, processor and devices, in the form of a recorded start."""
+    """Return this process's packages, processor and devices, with the keys of a start's record."""
     return {"packages": _packages(), "processor": processor(), "devices": devices}
 
 
@@ -136,14 +140,14 @@ def machine_changes(start: dict[str, Any], machine: Mapping[str, Any]) -> list[s
     known, changes = table(start, "packages"), []
     for name, version in machine["packages"].items():
         if (was := known.get(name)) != version:
-            changes.append(f"{name} was {was} and is {version}")
+            changes.append(f"{name} was {was} and is now {version}")
     was, now_on = (_kinds(each.get("devices") or ()) for each in (start, machine))
     if was and was != now_on:
-        changes.append(f"its devices were {was} and are {now_on}")
+        changes.append(f"the devices were {was} and are now {now_on}")
     was = start.get("processor")
     uses_cpus = not any(device.get("name") for device in machine["devices"])
     if uses_cpus and was and was != machine["processor"]:
-        changes.append(f"its processor was {was} and is {machine['processor']}")
+        changes.append(f"the processor was {was} and is now {machine['processor']}")
     return changes
 
 

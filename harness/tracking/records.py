@@ -61,7 +61,9 @@ class Heartbeat:
         self._last = float("-inf")
 
     def beat(self, phase: str, **values: object) -> None:
-        """Set the progress; write it for a new phase, or HEARTBEAT_S after the last write.
+        """Set the phase and other fields of the heartbeat.
+
+        The file is written if the phase is new, or if the last write was HEARTBEAT_S ago.
 
         Args:
             phase: starting, training, validating, testing, searching, finished, interrupted or
@@ -183,7 +185,7 @@ class RunStatus:
         return bool(re.fullmatch(rf"slurm-{job}(-\d+)?-seed\d+", self.folder.name))
 
     def is_there(self, name: str = "") -> bool:
-        """Whether this user can see that the folder, or the file `name` in it, exists."""
+        """Whether the run's folder, or the file `name` in this folder, is visible to this user."""
         return os.path.exists(self.folder / name)  # noqa: PTH110 - never raises
 
     @property
@@ -276,10 +278,11 @@ def observe(
     now: float,
     heartbeat: Record | None = None,
 ) -> RunStatus:
-    """Return a run's status as far as its folder is readable; `infer_state` sets the state later.
+    """Return the status of a run from its folder; the field `state` is set later by `infer_state`.
 
-    Because thousands of finished runs may be on a network disk, the scores of a finished run are
-    read from its heartbeat; the result is read only if its size differs from the recorded size.
+    Values that can't be read keep their defaults. The scores of a finished run are read from its
+    heartbeat, because reading thousands of results from a network disk takes long. The result is
+    read only if its size differs from the size that the heartbeat records.
 
     Args:
         folder: the folder of the run.
@@ -404,7 +407,10 @@ def _add_job(status: RunStatus) -> None:
 
 
 def _shown_job(status: RunStatus, state: dict[str, Any]) -> str | None:
-    """Return the Slurm job's id from the heartbeat or, before a run begins, its folder's name."""
+    """Return the id of a run's job as Slurm shows it, such as 12_3.
+
+    The id is read from the heartbeat or, before the run begins, from the name of the run's folder.
+    """
     if status.phase:  # outside of Slurm, the heartbeat contains no id
         return _job_id(state.get("slurm_own_id"))
     found = re.fullmatch(r"slurm-(\d+(?:_\d+)?)(-seed\d+)?", status.folder.name)

@@ -105,7 +105,7 @@ def _put_commit(
     """Write the code of the recorded commit and changes into a folder; return a description."""
     commit, patch = str(record.get("commit") or ""), record.get("uncommitted_diff")
     if not COMMIT.fullmatch(commit):
-        why = record.get("git_problem") or "it started in a folder that was not a git checkout"
+        why = record.get("git_problem") or "the run started outside of a git checkout"
         raise InputError(
             f"run {run.folder}: its record has neither a commit nor a snapshot that exists; {why}"
         )
@@ -128,7 +128,9 @@ def _put_commit(
 
 
 def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> list[str]:
-    """Write the packaged sample if the run used it; else `harness train` might use the full data.
+    """Write the packaged sample into the folder if the run used the sample.
+
+    Without this copy, `harness train` might use the full data.
 
     Returns:
         The options that make `harness train` use the data of the run.
@@ -138,7 +140,7 @@ def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> list
         sample = open_sample()
         save_folder(sample, folder / SAMPLE_FOLDER)
         if sample.checksum != data.get("checksum"):
-            warnings.append("the run's sample differs from the sample of this version")
+            warnings.append("the run's sample differs from the sample in this version of harness")
         return ["--data", SAMPLE_FOLDER]
     if data.get("is_own"):  # the job file contains the path of the user's texts
         return []

@@ -50,7 +50,9 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
     own = SlurmEnvironment.from_environment()  # a job may submit the job that continues it
     is_own = own is not None and own.job_id in (status.reported_job, status.slurm_job)
     if (status.alive or status.job_lives) and not is_own:
-        raise InputError(f"--resume {status.run}: is {status.state}; harness cancel it first")
+        raise InputError(
+            f"--resume {status.run}: is {status.state}; first stop the run with harness cancel"
+        )
     job: Job | SearchSpec
     sent = status.submission
     if status.phase is None and sent and sent.is_own and sent.job_file and not status.is_there():

@@ -106,7 +106,10 @@ def walk_runs(
     in_sweeps: Sequence[str] = (),
     refused: dict[str, str] | None = None,
 ) -> list[RunFolder]:
-    """Return the folders as `find_runs` does, with their heartbeats if `in_sweeps` is empty."""
+    """Return the folders that `find_runs` yields, as a list.
+
+    The list includes the runs' heartbeats only if `in_sweeps` is empty.
+    """
     runs: dict[str, RunFolder] = {}
     for top in tops:
         for found in sorted(_below(top, in_sweeps, refused), key=lambda run: Path(run.path).parts):
@@ -192,9 +195,9 @@ def began_s(record: Mapping[str, Any]) -> float:
 
 
 def weights_of(record: Mapping[str, Any]) -> str | None:
-    """Return the folder of the run whose weights a run took as initial weights, else None.
+    """Return the folder of the run that supplied a run's initial weights; None if no run did.
 
-    If the run continues its parent's checkpoint, the parent's initial weights count.
+    A run that continues its parent's checkpoint has the initial weights of the parent.
     """
     parent = table(first_start(record), "parent")
     return text(parent.get("run" if parent.get("begins_with") == "weights" else "weights_of"))
@@ -205,7 +208,7 @@ def check_format(name: str, record: Mapping[str, Any], *, remedy: str = "") -> N
 
     Args:
         name: the beginning of the message, such as `run runs/lstm/a`.
-        record: the record; an empty record, as of a new run, is accepted.
+        record: the record to check; an empty record is accepted, because a new run has none.
         remedy: the end of the message: how to get the version that wrote the record.
 
     Raises:
@@ -232,8 +235,8 @@ def check_record(folder: LeasedDirectory) -> None:
     record = folder.certain_json(RECORD)
     if is_there and not record:
         raise InputError(
-            f"{name}: {RECORD} is broken; restore this record of code and machine from a copy, or "
-            "remove it to begin a new record"
+            f"{name}: {RECORD} is broken; this file records code and machine: restore it from a "
+            "copy, or remove it to begin a new record"
         )
     remedy = f": harness reproduce {folder.folder} restores its code"
     check_format(name, record, remedy=remedy if folder.kind == "run" else "")
@@ -291,7 +294,8 @@ class RunDirectory(LeasedDirectory):
             raise InputError(f"run {folder}: no such folder; harness status --all lists all runs")
         if is_ensemble(folder):
             raise InputError(
-                f"run {folder}: is an ensemble, only for compare and predict; name a run"
+                f"run {folder}: is an ensemble, which only harness compare and predict accept; "
+                "name a run"
             )
         raise InputError(f"run {folder}: is not a run's folder, it contains no job.toml")
 
@@ -351,7 +355,10 @@ class RunDirectory(LeasedDirectory):
         check_record(self)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file. Only this user can read a diff of the code: it may contain secrets."""
+        """Write a JSON file; if it contains a diff of the code, only this user can read the file.
+
+        The diff may contain secrets.
+        """
         self.write(name, to_json(content), mode=0o600 if content.get("uncommitted_diff") else 0o666)
 
     def checkpoints(self) -> list[Path]:
@@ -404,9 +411,10 @@ def check_id(option: str, text: str) -> None:
 
 
 def reserve_id(runs: Path, wanted: Sequence[tuple[str, str]]) -> str:
-    """Return a new id made from the time: a sweep's name, or the first part of runs' names.
+    """Return a new id, made from the current time.
 
-    The folders of the runs are created, so that no other thread or process uses their names.
+    The id is the name of a sweep, or the beginning of the names of runs. The folders of the runs
+    are created, so that no other thread or process uses their names.
 
     Args:
         runs: the folder of all runs.
@@ -431,7 +439,7 @@ def reserve_id(runs: Path, wanted: Sequence[tuple[str, str]]) -> str:
                 raise InputError(f"runs = {runs}: can't be written: {reason}") from None
         else:
             return name
-    raise InputError(f"runs = {runs}: a thousand runs began at {first}; name a run_id or sweep_id")
+    raise InputError(f"runs = {runs}: all ids for {first} are taken; set run_id or sweep_id")
 
 
 def remove_empty(folders: Iterable[Path]) -> None:
@@ -451,7 +459,10 @@ def is_whole(result: dict[str, Any]) -> bool:
 
 
 def summary_of(result: dict[str, Any]) -> dict[str, Any]:
-    """Return a result's values that `status` shows, and its file's size, which reveals changes."""
+    """Return the values of a result that `status` shows, and the size of the result's file.
+
+    If the size differs later, the result has changed.
+    """
     shown = ("job", "architecture", "seed", "accuracy", "val_accuracy")
     found = {name: result[name] for name in shown if name in result}
     return {**found, "bytes": len(to_json(result).encode())}

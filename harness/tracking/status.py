@@ -65,7 +65,7 @@ def _state_and_note(
     if stopped and status.shares_job and status.asked_to_cancel:
         status.queued = None  # the job trains only other seeds
         if status.phase is None:
-            return "cancelled", "its job will start without it"
+            return "cancelled", "the job will start without this run"
     queued = status.queued
     if queued and not queued.ended and _is_ahead(status, queued):
         return _state_in_queue(status, queued)
@@ -80,7 +80,10 @@ def _state_and_note(
 
 
 def _is_ahead(status: RunStatus, queued: QueuedJob) -> bool:
-    """Whether the queued job waits, or has started after the run's last heartbeat."""
+    """Whether the queue is newer than the run's heartbeat.
+
+    The queue is newer if the job waits or started after the heartbeat, or if no heartbeat exists.
+    """
     age = status.heartbeat_age_s
     if queued.waits or age is None:
         return True
@@ -116,7 +119,7 @@ def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
     if not status.is_own:
         return "unknown", "another user's job; squeue shows only yours"
     line = last_log_line(status)
-    return ("failed", line) if line else ("gone", "left the queue before it began")
+    return ("failed", line) if line else ("gone", "the job left the queue before the run began")
 
 
 def was_out_of_memory(status: RunStatus) -> bool:
@@ -168,8 +171,8 @@ def format_duration(time_s: float) -> str:
 def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> list[RunStatus]:
     """Return the status of all runs below `runs` and in `folders`; active and new runs come first.
 
-    Jobs that have not created their runs yet are included if `harness submit` recorded them or if
-    they are this project's jobs in `queue`.
+    The list also contains runs without a folder: those that `harness submit` recorded, and those of
+    this project's jobs in `queue`.
 
     Args:
         queue: the user's jobs in Slurm; if None, Slurm is not asked.
@@ -262,7 +265,7 @@ def pick(
     """Return the runs with a name: a folder, a run id, or the id of a Slurm job or array.
 
     Args:
-        statuses: the result of `survey`, called with the name as one of its `folders`.
+        statuses: the runs to search, as `survey` returns them if its `folders` contain `name`.
         many: whether `name` may be a folder of runs, or a run id that several jobs use.
 
     Raises:
@@ -299,7 +302,7 @@ def pick(
         return found
     known = {known for each in statuses for known in (each.run, each.folder.name, each.slurm_job)}
     hint = did_you_mean(name, [*filter(None, known)]) or "; harness status --all lists all runs"
-    raise InputError(f"run {name}: no run has this folder, id or job below {runs}{hint}")
+    raise InputError(f"run {name}: no run has this folder, id or job; searched in {runs}{hint}")
 
 
 def one(name: str, found: Sequence[RunStatus]) -> RunStatus:

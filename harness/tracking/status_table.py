@@ -32,7 +32,7 @@ def split_shown(statuses: Sequence[RunStatus], *, everything: bool) -> tuple[lis
     left_out = {id(each) for each in hidden}
     counts = Counter(each.state for each in hidden)
     states = ", ".join(f"{count} {state}" for state, count in counts.most_common())
-    line = f"and {len(hidden)} older: {states} (--all shows them)" if hidden else ""
+    line = f"older runs, not shown: {len(hidden)} ({states}); --all shows them" if hidden else ""
     return [each for each in statuses if id(each) not in left_out], line
 
 
@@ -65,7 +65,7 @@ def _per_cent(share: float | None) -> str:
 
 
 def notes(status: RunStatus) -> str:
-    """Return a run's values for which a terminal shows no column, as a line below the run."""
+    """Return the line below a run on a terminal: the values that have no column there."""
     parts = []
     if status.architecture and status.architecture != status.job:
         parts.append(status.architecture)
@@ -119,7 +119,9 @@ class StatusScreen:
         self._complained: str | None = None
 
     def draw(self, statuses: Sequence[RunStatus], problem: str | None) -> bool:
-        """Print the table: on a terminal (cleared if `watches`), or in a file if the table changed.
+        """Print the table: on a terminal always, into a file only if the table has changed.
+
+        If `watches` is true, a terminal is cleared first.
 
         Args:
             statuses: the status of each run.

@@ -138,7 +138,11 @@ def test_more_workers_than_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
         (3, {}, "--workers 3: there is room for 2 on 1 node with 2 GPUs"),
         (5, {"devices": "cpu"}, "--workers 5: there is room for 4 on 1 node with 4 CPUs"),
         (5, {"workers_per_gpu": 2, "option": "--x"}, "--workers 5: .* or raise --x"),
-        (2, {"workers_per_gpu": 2, "devices": "cpu"}, "--workers-per-gpu 2: there is no GPU here"),
+        (
+            2,
+            {"workers_per_gpu": 2, "devices": "cpu"},
+            "--workers-per-gpu 2: there is no GPU to share",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             allocate_slots(here, num, at_most=9, **options)

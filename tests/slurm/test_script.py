@@ -157,11 +157,11 @@ GOLDEN = """\
 #SBATCH --job-name=lstm
 #SBATCH --mem=16G
 
-# Written by harness submit, for the code and the job as they were at that time.
+# Written by harness submit; runs the code and the job as they were at submission.
 export HARNESS_HOME='/my runs/100%/.submissions/code-0'
 export HARNESS_SNAPSHOT=1
 source "$HARNESS_HOME/slurm/common.sh"
-# These exports replace those of slurm/site.sh, except for a container's HARNESS_VENV.
+# Except for HARNESS_VENV in a container, these exports replace those of slurm/site.sh.
 [[ ${#HARNESS_CONTAINER[@]} != 0 ]] || export HARNESS_VENV=/venv
 export HARNESS_RUNS='/my runs/100%'
 export HARNESS_DATA='/it'"'"'s data'

@@ -51,18 +51,18 @@ def test_an_unchanged_start_has_no_changes(run: RunDirectory) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"commit": "b" * 40}, f"the code's commit was {'b' * 12} and is {'a' * 12}"),
+        ({"commit": "b" * 40}, f"the code's commit was {'b' * 12} and is now {'a' * 12}"),
         ({"uncommitted_diff": "dropout halved"}, "the uncommitted changes of the code differ"),
         ({"uncommitted_diff": ""}, "the uncommitted changes of the code differ"),
         ({"sources_sha256": "d" * 64}, "the Python files of the package differ"),
-        (started(packages={"tensorflow": "2.20.0"}), "tensorflow was 2.20.0 and is 2.21.0"),
-        (started(packages=[]), "tensorflow was None and is 2.21.0"),
-        (started(devices=CPUS[:1]), "its devices were 1 × CPU and are 2 × CPU"),
+        (started(packages={"tensorflow": "2.20.0"}), "tensorflow was 2.20.0 and is now 2.21.0"),
+        (started(packages=[]), "tensorflow was None and is now 2.21.0"),
+        (started(devices=CPUS[:1]), "the devices were 1 × CPU and are now 2 × CPU"),
         (
             started(devices=[{"device": "gpu:0", "name": "NVIDIA A100"}]),
-            "its devices were 1 × NVIDIA A100 and are 2 × CPU",
+            "the devices were 1 × NVIDIA A100 and are now 2 × CPU",
         ),
-        (started(processor="Intel Xeon"), "its processor was Intel Xeon and is AMD EPYC"),
+        (started(processor="Intel Xeon"), "the processor was Intel Xeon and is now AMD EPYC"),
     ],
 )
 def test_a_change_since_the_first_start_is_a_warning_or_refused_by_strict(

@@ -87,7 +87,8 @@ def test_recorded_changes_are_restored(
     stranger.write(uncommitted_diff=code_version(changed)["uncommitted_diff"])
     restored = stranger.reproduce()
     assert (restored.folder / "jobs/inside.toml").readlink() == Path("lstm.toml")
-    assert restored.warnings[-1:] == ["the run's sample differs from the sample of this version"]
+    said = "the run's sample differs from the sample in this version of harness"
+    assert restored.warnings[-1:] == [said]
     old = f'case " $* " in *" --allow-empty "*) exit 129;; esac; exec {shutil.which("git")} "$@"'
     path = write_program(tmp_path / "bin/git", old)
     monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")

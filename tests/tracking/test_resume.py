@@ -206,7 +206,10 @@ def test_a_run_in_another_folder_gets_one_job(harness: Harness, site: Site) -> N
     (status,) = select_runs([str(run)], runs, Queue())
     assert (status.state, status.reported_job) == ("pending", "77")
     done = harness.run_here("submit", "--resume", run)
-    assert (done.returncode, "is pending; harness cancel it first" in done.stderr) == (2, True)
+    assert (
+        done.returncode,
+        "is pending; first stop the run with harness cancel" in done.stderr,
+    ) == (2, True)
 
 
 def test_training_outside_of_a_job_is_a_warning_or_refused(harness: Harness) -> None:

@@ -165,7 +165,7 @@ def test_submitted_jobs_are_shown_before_they_begin(site: Site) -> None:
     assert {name: (each.state, each.note) for name, each in found.items()} == {
         "gru/slurm-12_1": ("starting", ""),
         "gru/slurm-12_2": ("pending", "Priority"),
-        "gru/slurm-12_3": ("gone", "left the queue before it began"),
+        "gru/slurm-12_3": ("gone", "the job left the queue before the run began"),
         "gru/slurm-20": ("failed", "model.unit is not a key"),
     }
     assert [found[f"gru/slurm-12_{seed}"].seed for seed in (1, 2, 3)] == [1, 2, 3]
@@ -243,7 +243,7 @@ def test_active_runs_come_first_and_old_runs_are_counted(site: Site) -> None:
     statuses = survey(site.runs, Queue())
     shown, older = split_shown(statuses, everything=False)
     assert [each.run for each in shown] == ["lstm/now", *(f"lstm/done-{n}" for n in range(20))]
-    assert older == "and 40 older: 38 finished, 2 failed (--all shows them)"
+    assert older == "older runs, not shown: 40 (38 finished, 2 failed); --all shows them"
     assert split_shown(statuses, everything=True) == (statuses, "")
 
 

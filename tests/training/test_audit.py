@@ -58,7 +58,7 @@ def test_another_number_of_replicas_differs_by_measured_rounding(harness: Harnes
     *rows, sentence = done.stdout.splitlines()
     assert "computed the same numbers as the run, within rounding" in sentence
     assert any(row.startswith("model.keras") and " allowed" in row for row in rows)
-    assert "its devices were 2 × CPU and are 1 × CPU" in sentence
+    assert "the devices were 2 × CPU and are now 1 × CPU" in sentence
     assert any(
         re.search(r"measured here .*2 instead of 1 replicas: .*loss [0-9.e-]+, ", r) for r in rows
     )

@@ -99,7 +99,7 @@ def test_three_errors_in_a_row_end_the_command(
         pool.end(code, num_done)
     for _ in range(MAX_ERRORS - 2):
         pool.end(code, num_done)
-    with pytest.raises(error, match="worker a-w0 failed 3 times: it ended with exit code"):
+    with pytest.raises(error, match="worker a-w0 failed 3 times: the process ended with exit code"):
         pool.end(code, num_done)
 
 

@@ -303,7 +303,7 @@ def test_a_refused_command_changes_nothing(calm: Sweeps) -> None:
     assert "= 3, but was all before" in refused("--set", "search.trials=3", sweep="calm")
     assert "'--workers'" in refused("--workers", 1001)
     assert "a trial uses one device" in refused("--devices", "cpu:2")
-    assert "there is no GPU here" in refused("--workers-per-gpu", 2)
+    assert "there is no GPU to share" in refused("--workers-per-gpu", 2)
     calm.harness.environment["SLURM_JOB_ID"] = "7"
     calm.harness.environment["SLURM_CPUS_PER_TASK"] = "1"
     try:

@@ -87,7 +87,7 @@ def baselines(
     Args:
         group: runs on the same reviews; TF-IDF uses their most common `maxlen` and `vocab_size`.
         data: the folder in which to look first for the dataset.
-        say: prints a line if TF-IDF can't be fit, and a line before n-grams are fit.
+        say: a function that prints a message; called before n-grams are fit, and if TF-IDF fails.
         ngrams: whether to fit the n-gram model if it is not in the cache.
 
     Raises:
@@ -160,7 +160,7 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> Baseli
 
 
 def _scores(test: Split, probabilities: Floats) -> dict[str, Any]:
-    """Return the scores for a table; `probabilities` is `[num_reviews, num_classes]`."""
+    """Return scores as arguments of `Baseline`, from probabilities `[num_reviews, num_classes]`."""
     from harness.training.metrics import test_scores
 
     scores: dict[str, Any] = test_scores(test.labels, probabilities)
@@ -168,10 +168,11 @@ def _scores(test: Split, probabilities: Floats) -> dict[str, Any]:
 
 
 def count_words(split: Split, vocab_size: int, maxlen: int) -> "csr_matrix":
-    """Count how often each word occurs in each review: `[num_reviews, vocab_size - 4]`.
+    """Return how often each word occurs in each review, `[num_reviews, vocab_size - 4]`.
 
-    Like the networks, read only the last `maxlen` tokens of a review. Start and unknown tokens are
-    among the last `maxlen` tokens, but are not counted, because they are not words.
+    The four special indices of the vocabulary have no column, because they are not words. Like the
+    networks, read only the last `maxlen` tokens of a review. Start and unknown tokens are among the
+    last `maxlen` tokens, but are not counted.
     """
     from scipy.sparse import csr_matrix
 
@@ -196,7 +197,7 @@ def score_ngrams(dataset: Dataset, say: Say, *, limit: int) -> Baseline:
 
     Args:
         dataset: the training and the test reviews.
-        say: prints a line before the model is fit.
+        say: a function that prints a message; called before the model is fit.
         limit: how many reviews of each split to use, from the first on; 0 for all.
 
     Raises:
@@ -206,12 +207,12 @@ def score_ngrams(dataset: Dataset, say: Say, *, limit: int) -> Baseline:
     test = dataset.test.take(limit or len(dataset.test))
     probabilities = model.probabilities(test)
     tried = ", ".join(f"{c:g}: {score:.2%}" for c, score in model.validation.items())
-    chosen_on = "the validation split" if dataset.num_validation else "the last fifth of them"
+    split = "validation split" if dataset.num_validation else "last fifth of the training reviews"
     note = (
         f"n-grams: logistic regression over {model.weights.shape[1]:,} n-grams of one to three "
-        "words, each weighted by its naive-Bayes log-count ratio. It reads whole reviews and was "
-        f"fit on all {model.num_training:,} training reviews; C = {model.strength:g} was chosen on "
-        f"{chosen_on} ({tried})."
+        "words, each weighted by its naive-Bayes log-count ratio. The model reads whole reviews "
+        f"and was fit on all {model.num_training:,} training reviews; C = {model.strength:g} was "
+        f"chosen on the {split} (accuracies by C: {tried})."
     )
     return Baseline(
         NGRAMS,
@@ -226,7 +227,7 @@ def score_ngrams(dataset: Dataset, say: Say, *, limit: int) -> Baseline:
 
 @dataclass(frozen=True)
 class NgramModel:
-    """A fitted linear model; for more than two classes, one model per class (one-vs-rest)."""
+    """A fitted linear model of n-grams; for three or more classes, one for each class."""
 
     ngrams: Ngrams
     weights: Floats  # [num_models, num_ngrams]
@@ -275,7 +276,7 @@ class NgramModel:
         """Return the model from the bytes that `to_bytes` returned.
 
         Raises:
-            ValueError: if the bytes have another format.
+            ValueError: if the bytes are not in the format that `to_bytes` writes.
         """
         with opened(content, num_arrays=5) as (ngrams, arrays):
             words = vocab_from_bytes(arrays["words"].tobytes())
@@ -284,7 +285,7 @@ class NgramModel:
             validation = dict(arrays["validation"].tolist())
         is_whole = weights.shape == (len(biases), sum(map(len, ngrams)))
         if not ngrams or len(words) != len(ngrams[0]) or not is_whole:
-            raise ValueError("its words, n-grams and weights differ in number")
+            raise ValueError("the numbers of words, n-grams and weights do not match")
         about = int(num_training), training_s
         return cls(ngrams, weights, biases, strength, validation, *about, words)
 
@@ -294,14 +295,14 @@ def fitted_ngrams(
 ) -> NgramModel:
     """Return the n-gram model for the runs' training reviews, from the user's cache or newly fit.
 
-    If `share` is 0 and the dataset has a validation split, the runs train on that split too,
-    and C is chosen on it. Otherwise C is chosen on the last fifth of the training reviews. The
-    result is deterministic.
+    C is the inverse of the model's regularization strength. If `share` is 0 and the dataset has a
+    validation split, the training reviews include this split, and C is chosen on the split.
+    Otherwise C is chosen on the last fifth of the training reviews. The result is deterministic.
 
     Args:
         dataset: the dataset, whose test reviews are not used.
         share: the value of `data.validation_split` in the runs' jobs.
-        say: prints a line before the model is fit.
+        say: a function that prints a message; called before the model is fit.
         limit: the value of `data.limit` in the runs' jobs.
         option: the command-line option that requests n-grams; error messages contain it.
 
@@ -347,18 +348,19 @@ def check_classes(dataset: Dataset, train: Split) -> None:
     """
     missing = sorted({*range(len(dataset.classes))} - {*np.unique(train.labels).tolist()})
     if missing:
-        raise ValueError(f"its class {dataset.classes[missing[0]]!r} has no training review")
+        raise ValueError(f"the class {dataset.classes[missing[0]]!r} has no training review")
 
 
 def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
-    """Fit an n-gram model to all training reviews; the attribute `words` stays empty.
+    """Fit an n-gram model to all training reviews; leave the model's attribute `words` empty.
 
-    C is chosen on the last reviews; of several equally good values, the smallest.
+    C, the inverse of the regularization strength, is the candidate with the highest accuracy on the
+    last training reviews. If several candidates are equally good, C is the smallest of them.
 
     Args:
         train: the training reviews.
         cut: index of the first review on which C is chosen; the candidates are fit to the earlier
-            reviews. By default C is chosen on the last fifth.
+            reviews. By default C is chosen on the last fifth of the training reviews.
 
     Raises:
         ValueError: if the training reviews are too few or too much alike.
@@ -368,10 +370,12 @@ def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
         cut = validation_cut(len(train), VALIDATION_SHARE)
     first, rest = train.take(cut), train.between(cut, len(train))
     if not len(rest) or len(np.unique(first.labels)) < max(2, len(np.unique(train.labels))):
-        raise ValueError(f"the first {cut} of its {len(train)} training reviews lack a class")
+        raise ValueError(
+            f"a class has no review among the first {cut} of {len(train)} training reviews"
+        )
     features, ngrams = binary_ngrams(first)
     if not features.shape[1]:
-        raise ValueError(f"no word is in two of its first {cut} training reviews")
+        raise ValueError(f"no two of the first {cut} training reviews share a word")
     held_out, _ = binary_ngrams(rest, ngrams)
     validation = {}
     for strength in STRENGTHS:

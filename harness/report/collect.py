@@ -108,7 +108,7 @@ class DatasetGroup:
 
     @property
     def all_runs(self) -> list[ScoredRun]:
-        """The runs of all rows."""
+        """All runs of the group, as one list."""
         return [run for runs in self.runs.values() for run in runs]
 
     @property
@@ -118,7 +118,7 @@ class DatasetGroup:
 
     @cached_property
     def by_seed(self) -> "pandas.DataFrame":
-        """A table with the columns `accuracy` and `NUMBERS`, and a row for each job and seed."""
+        """A row for each job and seed; the columns are `accuracy` and those in `NUMBERS`."""
         import pandas
 
         scores = {
@@ -165,7 +165,7 @@ class DatasetGroup:
 
 
 def _audits(runs: Iterable[ScoredRun]) -> str | float:
-    """Count the audits of each depth, as in `full: 3, quick: 1`; NaN without audits."""
+    """Return the number of audited runs of each depth, as in `full: 3, quick: 1`; NaN if none."""
     counts = Counter(run.audit for run in runs if run.audit)
     return ", ".join(f"{depth}: {num}" for depth, num in counts.most_common()) or math.nan
 
@@ -200,7 +200,7 @@ def scored_runs(
 
     Args:
         named: runs, folders of runs, or glob patterns that match such folders.
-        audits: the user's own folder of runs, in which `harness audit` stores audits.
+        audits: the user's own folder of runs, where `harness audit` stores the user's audits.
 
     Raises:
         InputError: if a folder is missing, or there is no run at all.
@@ -288,14 +288,14 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         accuracy = None
     is_known = is_whole(result) and text(result.get("data"))
     if job is None or architecture is None or accuracy is None or seed is None or not is_known:
-        remedy = MAKE_AGAIN if is_ensemble(folder) else "remove it and harness resume"
+        remedy = MAKE_AGAIN if is_ensemble(folder) else "remove this file and run harness resume"
         return LeftOut(folder, "broken", f"result.json is broken; {remedy}")
     since_s = began_s(record or {})
     return ScoredRun(folder, job, architecture, seed, accuracy, result, settings, since_s)
 
 
 def _record(run: RunDirectory) -> dict[str, Any] | None:
-    """Read a run's record; None without permission: a record with a code diff is private."""
+    """Read a run's record; return None if the record is private to another user."""
     try:
         return run.certain_json(RECORD)
     except DiskError as error:
@@ -336,7 +336,7 @@ def _unfinished(folder: Path, state: Mapping[str, Any]) -> LeftOut:
 
 
 def _settings(job: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a job file by `table.key`, except those in `WITHOUT_RESULT`."""
+    """Return a job's settings by `table.key`, without the seed and keys that change no result."""
     settings = [pair for name in job for pair in flat(name, table(job, name))]
     return {key: value for key, value in settings if key not in WITHOUT_RESULT}
 
@@ -383,7 +383,10 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
 
 
 def _named(runs: Iterable[ScoredRun]) -> dict[str, list[ScoredRun]]:
-    """Group runs by job and settings; a group's name is the job with its unusual settings."""
+    """Group runs by job and settings.
+
+    A group's name is the job, with the settings that differ from the job's most common settings.
+    """
     by_job: dict[str, dict[str, list[ScoredRun]]] = {}
     for run in runs:
         settings = str(sorted((key, as_text(value)) for key, value in run.settings.items()))
@@ -412,14 +415,18 @@ def _first_of_each_seed(runs: Iterable[ScoredRun], repeated: list[LeftOut]) -> l
     for run in sorted(runs, key=lambda each: (each.began_s, each.folder)):
         first = by_seed.setdefault(run.seed, run)
         if first is not run:
-            scores = f"has {first.accuracy:.2%}, this run {run.accuracy:.2%}"
-            why = f"seed {run.seed} is counted once: {first.folder} {scores}"
+            scores = f"has accuracy {first.accuracy:.2%}, this run has {run.accuracy:.2%}"
+            why = f"only the first run with seed {run.seed} is counted: {first.folder} {scores}"
             repeated.append(LeftOut(run.folder, "repeated", why))
     return [by_seed[seed] for seed in sorted(by_seed)]
 
 
 def _order(row: tuple[str, Sequence[ScoredRun]]) -> tuple[bool, int, str]:
-    """Return a row's sort key: the notebook's jobs last, then by order in `BOOK`, then by name."""
+    """Return the sort key of a table's row.
+
+    Jobs whose name begins with `notebook` come last. Apart from that, rows are sorted by
+    architecture, in the order of the constant `BOOK`, then by name.
+    """
     name, (first, *_) = row
     book = [*BOOK, first.architecture]
     return first.job.startswith("notebook"), book.index(first.architecture), name

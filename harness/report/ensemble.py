@@ -98,7 +98,7 @@ class Member(BaseModel, frozen=True, extra="allow"):
     def _check_files(self) -> "Member":
         needed, maybe = ({*MODEL_FILES}, {*MAYBE}) if self.is_run else ({NGRAMS_FILE}, set())
         if not needed <= self.sha256.keys() <= needed | maybe:
-            raise ValueError("its files should be those of a run or of the linear model")
+            raise ValueError("a member should have the files of a run or of the linear model")
         return self
 
 
@@ -116,15 +116,15 @@ class Ensemble(BaseModel, frozen=True):
     @model_validator(mode="after")
     def _check_members(self) -> "Ensemble":
         if not self.runs or not all(each.is_run for each in self.members[:-1]):
-            raise ValueError("its members should be runs, then at most one linear model")
+            raise ValueError("the members should be runs, then at most one linear model")
         return self
 
     @classmethod
     def open(cls, folder: Path, *, option: str = "ensemble") -> "Ensemble":
-        """Read the ensemble in a folder; error messages begin with `option`.
+        """Read the ensemble in a folder; error messages begin with `option` and the folder.
 
         Raises:
-            InputError: if the ensemble is missing, broken, or of another version.
+            InputError: if the folder contains no ensemble, or a broken one, or another version's.
         """
         try:
             content = tomllib.loads(read_plain_file(folder / ENSEMBLE_FILE).decode())
@@ -318,7 +318,7 @@ class RunMember:
 
     @property
     def shared(self) -> dict[str, Any]:
-        """The properties that all runs of an ensemble must share; error messages show the keys."""
+        """The properties that all runs of an ensemble must share, by their names for messages."""
         result = self.scored.result
         share: object = self.job.data.validation_split
         labels = np.concatenate([self.labels, self.validation_labels])
@@ -371,7 +371,7 @@ def read_member(folder: Path) -> RunMember:
     """Read a finished run with its predictions.
 
     Raises:
-        InputError: if the run is unfinished, not tested, of another version, or can't be read.
+        InputError: if the run is unfinished, untested or unreadable, or from another version.
     """
     run = RunDirectory.open(folder)
     job = run.job()  # refuses runs of other versions and code of other users
@@ -409,7 +409,10 @@ def check_same_jobs(members: Sequence[RunMember], ensemble: Ensemble, *, ngrams:
     """
     of, remedy = f"--weights-from {ensemble.folder}", "give an ensemble of the same jobs"
     if ensemble.weights_from:
-        raise InputError(f"{of}: has the weights of {ensemble.weights_from}; give that ensemble")
+        raise InputError(
+            f"{of}: this ensemble took its weights from ensemble {ensemble.weights_from}; "
+            f"give --weights-from {ensemble.weights_from}"
+        )
     data = members[0].shared["data"]
     theirs = {"runs": len(ensemble.runs), "n-grams": ensemble.has_ngrams}
     mine = {"runs": len(members), "n-grams": ngrams, "data": data}
@@ -422,7 +425,7 @@ def check_same_jobs(members: Sequence[RunMember], ensemble: Ensemble, *, ngrams:
 
 
 def _deciding(job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that two runs must share if one run takes over the other's weight."""
+    """Return the settings that must agree before a run gets the ensemble weight of another run."""
     ignored = {*WITHOUT_RESULT, *FOR_ALL_REVIEWS}
     settings = {key: value for key, value in job.settings().items() if key not in ignored}
     return settings | vectors_of(result) | {"code": dict(job.code)}
@@ -657,7 +660,7 @@ def _result(
 
 
 def _sum(models: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    """Return the sum of a number over all models; None if a model's number is unknown."""
+    """Return the sum of the values of `key` over all models; None if a value is unknown."""
     values: list[Any] = [each.get(key) for each in models]
     return None if None in map(number, values) else round(sum(values), 3)
 
@@ -713,7 +716,8 @@ def _copy_members(
 def shared_settings(members: Sequence[RunMember], *, ngrams: bool) -> dict[str, Any]:
     """Return the settings that all runs share, by table, and a checksum of the other settings.
 
-    Ensembles with equal shared settings combine the same jobs and differ only in seeds.
+    If two ensembles have equal results, the ensembles combine the same jobs and differ only in
+    seeds.
     """
     each_has = [dict(each.scored.settings) for each in members]
     first = each_has[0]

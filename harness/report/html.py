@@ -69,7 +69,7 @@ def write_comparison(
         folder: the folder to write, which `check_folder` has accepted.
         parts: the comparison, one `Part` for each dataset.
         left_out: the runs that the comparison leaves out.
-        say: prints a line for each run whose predictions can't be read.
+        say: a function that prints a message; called for each run whose predictions can't be read.
 
     Returns:
         The path of the HTML page.

@@ -186,7 +186,7 @@ def _accuracy_by(
 def _roc(group: DatasetGroup, predictions: Predictions) -> Picture | None:
     if predictions.labels.min() == predictions.labels.max():
         return None
-    averaged = "" if len(predictions.classes) == 2 else " and the classes, each against the rest"
+    averaged = "" if len(predictions.classes) == 2 else " and the classes (each against the rest)"
     chart, styles = Chart(), styles_of(group)
     for name, probabilities in predictions.by_job.items():
         curves = [mean_roc_curve(predictions.labels, each) for each in probabilities]

@@ -2,14 +2,14 @@
 
 For each pair of jobs, the differences between their runs of the same seed give a paired t interval.
 With several pairs, Bonferroni's correction makes the intervals simultaneous: with 95 % confidence
-all of them hold at once. A job is called better only if the interval of the difference lies above
-0, so the sentence and the interval always agree.
+all of them hold at once. A sentence calls one job better than another only if the interval of the
+difference lies above 0, so sentences and intervals always agree.
 
 With many jobs, the spread over the seeds is pooled over all jobs, because the few seeds of one pair
-would give useless intervals. Only the pairs with the best job are shown. Bonferroni's correction
-still counts all pairs, because the best job was chosen on the same data. Dunnett's intervals need a
-best job that is known beforehand; here such intervals would show a difference between equal jobs in
-a quarter of all comparisons.
+would give useless intervals. With many jobs, each job is compared only with the best job.
+Bonferroni's correction still counts all pairs, because the best job was chosen on the same data.
+Dunnett's intervals need a best job that is known beforehand; here such intervals would show a
+difference between equal jobs in a quarter of all comparisons.
 """
 
 import itertools
@@ -58,12 +58,12 @@ def differences(group: DatasetGroup) -> "pandas.DataFrame":
     With more than `MAX_PAIRED` jobs, each job is compared with the best job only.
 
     Returns:
-        A row per comparison: first the differences that the data show, then the others, the largest
-        first. Columns: `first` and `second`, the names of two jobs, of which `first` has the higher
-        mean accuracy; `num_seeds`, the number of seeds that both jobs have; `mean`, the accuracy of
-        the first job minus that of the second; `low` and `high`, the simultaneous 95 % interval of
-        `mean`, NaN if no useful interval exists; `is_shown`, whether the data show that the first
-        job is better; `sentence`, the comparison in words.
+        A table with a row per comparison. The rows with `is_shown` come first; both parts are
+        sorted by `mean`, the largest first. Columns: `first` and `second`, the names of two jobs,
+        of which `first` has the higher mean accuracy; `num_seeds`, the number of seeds that both
+        jobs have; `mean`, the accuracy of the first job minus that of the second; `low` and `high`,
+        the simultaneous 95 % interval of `mean`, NaN if no useful interval exists; `is_shown`,
+        whether the data show that the first job is better; `sentence`, the comparison in words.
     """
     import pandas
 
@@ -80,7 +80,10 @@ def differences(group: DatasetGroup) -> "pandas.DataFrame":
 
 
 def _num_comparisons(group: DatasetGroup, compared: "pandas.DataFrame") -> int:
-    """Return how many comparisons Bonferroni's correction counts; with many jobs, all pairs."""
+    """Return the number of comparisons for Bonferroni's correction.
+
+    With many jobs, the correction counts all pairs of jobs, even those that are not compared.
+    """
     num_jobs = len(group.jobs)
     return math.comb(num_jobs, 2) if num_jobs > MAX_PAIRED else len(compared)
 
@@ -120,12 +123,13 @@ def _sentence(row: Any) -> str:
     by, over = f"by {100 * row.mean:.2f} points", f"over {row.num_seeds} seeds"
     if math.isnan(row.low):
         is_alike = row.dof and row.error < NO_SPREAD
-        why = "too alike" if is_alike else "too few for so many comparisons"
-        no = f"no interval: the seeds are {why}"
-        return f"{row.first} is ahead of {row.second} {by}, {over}; {no}"
+        many = "there are too few seeds for so many comparisons"
+        why = "the results of the seeds are too alike" if is_alike else many
+        return f"{row.first} is ahead of {row.second} {by}, {over}; no interval: {why}"
     what = f"{row.first} is better than {row.second}"
     if not row.is_shown:
-        what = f"not shown which of {row.first} and {row.second} is better: {row.first} is ahead"
+        unclear = f"it is not shown which of {row.first} and {row.second} is better"
+        what = f"{unclear}, although {row.first} is ahead"
     return f"{what} {by}, 95 % interval {100 * row.low:.2f} to {100 * row.high:.2f}, {over}"
 
 
@@ -134,7 +138,7 @@ def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]
     lines, num_pairs = [], math.comb(len(group.runs), 2)
     is_pooled = len(group.jobs) > MAX_PAIRED
     if len(compared):
-        spread = "with the spread over seeds of all jobs" if is_pooled else "paired over seeds"
+        spread = "with one spread over seeds for all jobs" if is_pooled else "paired over seeds"
         lines.append(
             f"t intervals, {spread}. Comparisons at once: {_num_comparisons(group, compared):,}; "
             "the 95 % confidence is for all intervals together (Bonferroni), so comparing fewer "
@@ -172,7 +176,8 @@ class Predictions:
 def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predictions | None:
     """Read `predictions.npz` of each run; return None if no run has a valid file.
 
-    `say` prints a line for each run whose file is missing, broken or from other reviews.
+    `say` is a function that prints a message; it is called for each run whose file is missing,
+    broken or from other reviews.
     The plots of predictions leave such a run out; its scores stay in the tables.
     """
     labels: Ints | None = None
@@ -199,14 +204,19 @@ def read_own(run: ScoredRun, num_classes: int) -> tuple[Ints, Floats]:
     """Read the labels and probabilities of a run, and check them against its `result.json`.
 
     Raises:
-        BROKEN: if the file can't be read, or its classes or accuracy differ from `result.json`.
+        BROKEN (a tuple of errors): if `predictions.npz` can't be read, or if its number of classes
+            or its accuracy differs from `result.json`.
     """
     labels, probabilities = read_arrays(run.folder / PREDICTIONS)
     if probabilities.shape[1] != num_classes:
-        raise ValueError(f"they have {probabilities.shape[1]} classes, not {num_classes}")
+        raise ValueError(
+            f"{PREDICTIONS} has {probabilities.shape[1]} classes, the run has {num_classes}"
+        )
     accuracy = float((probabilities.argmax(axis=1) == labels).mean())
     if abs(accuracy - run.accuracy) > TOLERANCE:
-        raise ValueError(f"their accuracy is {accuracy:.4f}, result.json says {run.accuracy:.4f}")
+        raise ValueError(
+            f"{PREDICTIONS} gives accuracy {accuracy:.4f}, result.json says {run.accuracy:.4f}"
+        )
     return labels, probabilities
 
 
@@ -214,7 +224,8 @@ def read_arrays(path: Path) -> tuple[Ints, Floats]:
     """Read the labels `[num_reviews]` and the probabilities `[num_reviews, num_classes]` in a file.
 
     Raises:
-        BROKEN: if the file can't be read, or contains other arrays.
+        BROKEN (a tuple of errors): if the file can't be read, or does not contain valid labels and
+            probabilities.
     """
     with open_plain_file(path) as file, np.load(file, allow_pickle=False) as arrays:
         labels, given = arrays["labels"], arrays["probabilities"]
@@ -261,7 +272,7 @@ def _level(jobs: Sized) -> float:
 
 
 def verdict(tests: "pandas.DataFrame", model: str) -> str:
-    """Return a sentence that says whether a network beats a model.
+    """Return a sentence that says which jobs, if any, are better than a linear model.
 
     Args:
         tests: the table that `tests_against` returned.
@@ -276,10 +287,10 @@ def verdict(tests: "pandas.DataFrame", model: str) -> str:
     if is_better.any():
         said = f"better than {model}: {', '.join(tests.index[is_better])}"
     elif (tests["shows"] < 0).all():
-        said = f"no network beats {model}"
+        said = f"no network is better than {model}"
     else:
-        said = f"not shown that a network beats {model}"
-    p = f"largest p-value of its seeds {first['p']:.2g}, significance level {_level(tests):.2g}"
+        said = f"it is not shown that a network is better than {model}"
+    p = f"largest p-value over the seeds: {first['p']:.2g}, significance level: {_level(tests):.2g}"
     return f"{said}; {where} (McNemar's exact test on the same reviews, {p})"
 
 

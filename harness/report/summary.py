@@ -116,10 +116,10 @@ def compared(
 
     Args:
         named: runs, folders of runs, or glob patterns that match such folders.
-        say: prints a line for each run that is left out, and a line before n-grams are fit.
+        say: a function that prints a message, such as one for each run that is left out.
         baseline: `ngrams` adds the n-gram model even if it is not cached; `none` shows no baseline.
         data: the folder of the dataset; needed only if a new run would not find the dataset.
-        audits: the user's own folder of runs, in which `harness audit` stores audits.
+        audits: the user's own folder of runs, where `harness audit` stores the user's audits.
 
     Returns:
         One `Part` for each dataset, and the runs that no part contains.
@@ -215,9 +215,10 @@ def to_csv(parts: Sequence[Part]) -> str:
 
 
 def figures(parts: Sequence[Part]) -> "pandas.DataFrame":
-    """Return unrounded numbers: a row per job or baseline, accuracies 0 to 1, times in seconds.
+    """Return a table of unrounded numbers, with a row for each job or baseline.
 
-    The last columns are the settings that differ between jobs, with the headings `table.key`.
+    Accuracies are numbers from 0 to 1, and times are in seconds. The last columns are the settings
+    that differ between jobs, with the headings `table.key`.
     """
     import pandas
 
@@ -240,7 +241,7 @@ def figures(parts: Sequence[Part]) -> "pandas.DataFrame":
 
 
 def to_latex(parts: Sequence[Part]) -> str:
-    """Return a LaTeX table per dataset, below a comment; a line separates jobs from baselines."""
+    """Return a LaTeX table for each dataset; a horizontal rule separates jobs from baselines."""
     lines = [
         "% Means over the seeds; 95 % intervals of Student's t.",
         "% \\usepackage{booktabs} goes into the preamble",
@@ -297,6 +298,6 @@ def shown_sentences(compared: "pandas.DataFrame") -> list[str]:
 
 def left_out_lines(left_out: Sequence[LeftOut]) -> list[str]:
     """Return lines for the first runs that are left out, and a line that counts the other runs."""
-    lines = [f"left out, {e.kind}: {e.folder}: {e.why}" for e in left_out[:MAX_LEFT_OUT]]
+    lines = [f"left out: {e.folder} ({e.kind}: {e.why})" for e in left_out[:MAX_LEFT_OUT]]
     num = len(left_out) - MAX_LEFT_OUT
     return [*lines, *([f"left out: {num:,} more (--out lists all)"] if num > 0 else [])]

@@ -351,7 +351,7 @@ def _add_result_or_job(status: RunStatus) -> None:
     try:
         result = RunDirectory(status.folder).certain_json(RESULT)
         if not is_whole(result):
-            remedy = MAKE_AGAIN if made_of_runs else f"remove it and {status.resume}"
+            remedy = MAKE_AGAIN if made_of_runs else f"remove this file and run {status.resume}"
             status.error = f"{RESULT} is broken; {remedy}"
     except DiskError as error:
         status.error = str(error)

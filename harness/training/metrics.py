@@ -24,11 +24,11 @@ def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
 
     For two classes `precision`, `recall` and `f1` are those of label 1. For more classes
     `precision`, `recall` and `f1` are means over the classes that occur or are predicted.
-    `f1_macro` is such a mean of F1, even for two classes. A score is 0 if its denominator is 0. For
-    more than two classes `roc_auc` is the mean over the classes, each against the rest. If all
-    labels are equal, `roc_auc` is None and `roc_auc_reason` says why. `confusion_matrix`, for at
-    most 100 classes, has a row per label; for two classes it is [[tn, fp], [fn, tp]].
-    `top_5_accuracy` is computed for more than 10 classes.
+    `f1_macro` is the mean of F1 over the classes that occur or are predicted, even for two classes.
+    A score is 0 if its denominator is 0. For more than two classes `roc_auc` is the mean over the
+    classes, each against the rest. If all labels are equal, `roc_auc` is None and `roc_auc_reason`
+    says why. `confusion_matrix`, for at most 100 classes, has a row per label; for two classes it
+    is [[tn, fp], [fn, tp]]. `top_5_accuracy` is computed for more than 10 classes.
 
     Args:
         labels: the true labels `[n]`, from 0.
@@ -82,8 +82,8 @@ def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
 def loss_and_accuracy(labels: ArrayLike, probabilities: ArrayLike) -> tuple[float, float]:
     """Return the mean cross-entropy in nats and the share of correct predictions, in float64.
 
-    Probabilities are clipped to 1e-7..1 - 1e-7 (`keras.config.epsilon()`), like
-    `keras.ops.binary_crossentropy` in float64. The loss of a diverged model is NaN.
+    Probabilities are clipped to the range from 1e-7 to 1 - 1e-7, as `keras.ops.binary_crossentropy`
+    clips them in float64; 1e-7 is `keras.config.epsilon()`. The loss of a diverged model is NaN.
 
     Args:
         labels: the true labels `[n]`, from 0.
@@ -109,8 +109,8 @@ def checked(
     truth, given = np.asarray(labels), np.asarray(probabilities, np.float64)
     if truth.ndim != 1 or given.ndim not in (1, 2) or len(truth) != len(given) or not len(truth):
         raise ValueError(
-            f"labels {list(truth.shape)} and probabilities {list(given.shape)}: the "
-            "shapes should be [n], and [n] or [n, num_classes], with n at least 1"
+            f"labels {list(truth.shape)} and probabilities {list(given.shape)}: labels should have "
+            "the shape [n], and probabilities [n] or [n, num_classes], with n at least 1"
         )
     found = by_class(given)
     if not np.isin(truth, np.arange(found.shape[1])).all():

@@ -33,7 +33,7 @@ WRITTEN = ("job.toml", RECORD, "vocabulary.txt", RATIOS_FILE, "state.json", "lea
 
 @dataclass(frozen=True)
 class Parent:
-    """The run with whose checkpoint or weights a new run begins."""
+    """A run that provides the first checkpoint or the first weights of a new run."""
 
     run: RunDirectory
     continues: bool  # whether the new run uses the parent's checkpoint, not only its weights
@@ -73,8 +73,8 @@ def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
     before = text(table(first_start(record), "parent").get("run"))
     if record and named and before != str(named.absolute()):
         raise InputError(
-            f"--from {named}: run {run.folder} began with {before or 'no parent'}; leave --from "
-            "out, or give another --run-id"
+            f"--from {named}: run {run.folder} exists already, and began with "
+            f"{before or 'no parent'}; leave --from out, or give another --run-id"
         )
     if run.checkpoints():
         return None
@@ -89,14 +89,14 @@ def _checked(parent: RunDirectory, context: RunContext) -> Parent:
     if differences:
         if not parent.finished():
             raise InputError(
-                f"--from {parent.folder}: is unfinished and has no model to begin with; "
+                f"--from {parent.folder}: is unfinished and has no model yet; "
                 f"harness resume {parent.folder} first"
             )
         return Parent(parent, continues=False, differences=differences)
     if not parent.checkpoints():
         raise InputError(
-            f"--from {parent.folder}: its checkpoint is gone, so no run can continue it; train the "
-            "job without --from"
+            f"--from {parent.folder}: the checkpoint of this run is gone, so no other run can "
+            "continue the training; train the job without --from"
         )
     trained = len(read_json_lines(parent.path("metrics.jsonl")))
     if trained > job.train.epochs:
@@ -132,14 +132,16 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
     """Make the first checkpoint of a new run from its parent.
 
     Args:
-        context: the new run, whose lease this process holds and whose vocabulary is written.
+        context: the new run. This process holds the run's lease (its lock), and has written the
+            run's `vocabulary.txt`.
         train_step: the new run's models and optimizer, newly initialized.
 
     Returns:
         A warning for each layer that doesn't begin with the parent's weights.
 
     Raises:
-        InputError: if the parent's checkpoints are broken, or none of its layers fits the job.
+        InputError: if the parent's checkpoints are broken, or no layer of the parent's model fits
+            the job.
     """
     from harness.training import checkpoint
 
@@ -151,9 +153,9 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
             if checkpoint.adopt(path, context.run, context.identity, of=of, max_epochs=epochs):
                 return []
         raise InputError(
-            f"--from {parent.run.folder}: its checkpoints are broken, or belong to another job "
-            f"than its job.toml, or have more epochs than train.epochs = {epochs}; leave --from "
-            "out, restore the parent's job.toml, or raise train.epochs"
+            f"--from {parent.run.folder}: this run's checkpoints can't be used: they are broken, "
+            f"do not match the run's job.toml, or have more epochs than train.epochs = {epochs}; "
+            "leave --from out, restore the run's job.toml, or raise train.epochs"
         )
     lines = list(_take_weights(parent.run, context, train_step))
     progress = Progress(identity=context.identity)
@@ -163,7 +165,10 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
 
 @contextlib.contextmanager
 def nothing_left_if_refused(run: RunDirectory, parent: Parent | None) -> Iterator[None]:
-    """Remove the new run if its parent is refused, because the record already names the parent."""
+    """Remove the files of a new run if the run can't begin with its parent.
+
+    Otherwise the run's record would still name the parent, so the next start would fail again.
+    """
     is_first = not run.exists()
     try:
         yield

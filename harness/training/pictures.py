@@ -27,7 +27,8 @@ def confusion_picture(
 ) -> bytes:
     """Draw the confusion matrix as a PNG of 640 x 480, with each row's counts and percentages.
 
-    Above 12 classes only colours show the percentages. `classes` are the names of the labels.
+    For more than 12 classes, colours show the percentages, and the picture contains no numbers.
+    `classes` are the names of the labels.
     """
     truth, found = checked(labels, probabilities)
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
@@ -56,8 +57,8 @@ def confusion_picture(
         axes.set(xticks=[], yticks=[])
     accuracy = np.trace(counts) / len(truth)
     axes.set(
-        xlabel="predicted",
-        ylabel="true (percentages add up to 100 in each row)",
+        xlabel="predicted label",
+        ylabel="true label (each row adds up to 100 %)",
         title=f"Confusion matrix: {accuracy:.1%} of {len(truth):,} reviews correct",
     )
     return png(figure)

@@ -17,7 +17,7 @@ class Progress:
     num_correct: float = 0.0  # the number of correct predictions in the epoch so far
     epoch_s: float = 0.0  # the training time of the epoch so far
     training_s: float = 0.0  # the run's training time, without steps that a kill undid
-    history: list[dict[str, Any]] = field(default_factory=list)  # one metrics line per epoch
+    history: list[dict[str, Any]] = field(default_factory=list)  # the metrics of each epoch
     best_epoch: int = 0  # the number of the best epoch, from 1; 0 if there is none
     event_mark: dict[str, int] = field(default_factory=dict)  # see `TensorBoardLog.mark`
     stopped: bool = False  # whether a callback ends the training after the current epoch
@@ -26,14 +26,15 @@ class Progress:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The metrics line of the best epoch."""
+        """The metrics of the best epoch, as in its line of `metrics.jsonl`."""
         return self.history[self.best_epoch - 1]
 
     def add_steps(self, sums: np.ndarray, took_s: float) -> None:
         """Add the results of n steps to the sums of the epoch.
 
         Args:
-            sums: the results that `TrainStep.train_steps` returned, `[n, 2 or 3]`.
+            sums: the result of `TrainStep.train_steps`, `[n, 2 or 3]`. Each row contains a step's
+                sum of losses and number of correct predictions; a third column is ignored.
             took_s: the time that the n steps took together.
         """
         # Added step by step, so that rounding doesn't depend on n.
@@ -45,7 +46,7 @@ class Progress:
         self.training_s += took_s
 
     def epoch_metrics(self, num_reviews: int, learning_rate: float) -> dict[str, Any]:
-        """Return the metrics line of the current epoch after its last step."""
+        """Return the metrics of the current epoch after its last step, for `metrics.jsonl`."""
         return {
             "epoch": self.epoch + 1,
             "loss": self.loss_sum / num_reviews,
@@ -56,7 +57,7 @@ class Progress:
         }
 
     def end_epoch(self, line: dict[str, Any]) -> None:
-        """Add the metrics line of the epoch to the history, and begin the next epoch."""
+        """Add `line`, the metrics of the epoch, to the history, and begin the next epoch."""
         self.history.append(line)
         self.epoch, self.step = line["epoch"], 0
         self.loss_sum = self.num_correct = self.epoch_s = 0.0

@@ -45,7 +45,10 @@ from harness.training.trainer import Trainer
 
 
 def record_start(context: RunContext, compute: Compute, parent: Parent | None) -> None:
-    """Record the job, data, plan and devices of this start. The run can then be resumed."""
+    """Record the job, data, plan and devices with which this process begins or resumes the run.
+
+    The run can then be resumed.
+    """
     run, vectors = context.run, context.vectors
     provenance.write_provenance(
         run,
@@ -69,7 +72,10 @@ def record_start(context: RunContext, compute: Compute, parent: Parent | None) -
 
 
 def write_inputs(context: RunContext, ratios: NgramRatios | None) -> None:
-    """Write the vocabulary and n-gram ratios, which are needed to convert texts to inputs."""
+    """Write the vocabulary and, if the network uses them, the log-count ratios of the n-grams.
+
+    Predictions need these files to convert texts to the network's inputs.
+    """
     vocabulary = vocab_to_bytes(known_words(context.job, context.dataset))
     context.run.write("vocabulary.txt", vocabulary)
     if ratios:
@@ -77,7 +83,10 @@ def write_inputs(context: RunContext, ratios: NgramRatios | None) -> None:
 
 
 def record_kernels(trainer: Trainer, way: str, console: Console) -> dict[str, str]:
-    """Record and return the kernel of each recurrent layer, and warn of slow ones on a GPU."""
+    """Record and return which kernel (such as cuDNN's) computes each recurrent layer.
+
+    On a GPU, warn of the layers that cuDNN does not compute, because these layers are slow.
+    """
     job, step = trainer.job, trainer.train_step
     kernels = kernels_of(step.model, trainer.graph, way)
     provenance.record_kernels(trainer.run, kernels, step.in_float32)

@@ -61,7 +61,7 @@ REMEDY = "make space on this disk, then resume the run"
 
 
 class TensorBoardLog:
-    """Writes a `tensorboard/` folder. The end of a `with` block closes its files.
+    """Writes a `tensorboard/` folder. At the end of a `with` block the log closes its files.
 
     All methods flush before they return, so a running TensorBoard shows the events, and a killed
     process loses none. All methods raise DiskError if the disk can't be written.
@@ -80,9 +80,11 @@ class TensorBoardLog:
 
         Args:
             folder: the folder for the run's event files; created if missing.
-            mark: the file sizes that `mark()` returned. Longer files are truncated, files
-                without a size are removed, and missing or shorter files cause a warning.
-            num_steps: the largest number of steps of the run; up to 500, all steps are logged.
+            mark: the file sizes that `mark()` returned. Files that have grown are truncated to the
+                size in the mark, files that the mark does not contain are removed, and missing or
+                shorter files cause a warning.
+            num_steps: the largest number of steps that the run can have. If it is at most 500, all
+                steps are logged.
             clock: a function that returns the time in seconds since 1970.
             warn: a function that prints a warning of one line.
         """
@@ -117,7 +119,9 @@ class TensorBoardLog:
         reviews_per_s: float,
         measured: Mapping[str, float] | None = None,
     ) -> None:
-        """Log n training steps. Learning rate, speed and `measured` belong to the last step.
+        """Log n training steps.
+
+        `learning_rate`, `reviews_per_s` and `measured` are the values at the last of the n steps.
 
         Args:
             first_step: the number of the first of the n steps, counted from 1 over the whole run.
@@ -152,8 +156,10 @@ class TensorBoardLog:
         Args:
             epoch: the number of the epoch, from 1.
             train: the values of `loss`, `accuracy`, `learning_rate` and `reviews_per_s`.
-            validation: the values of `loss` and `accuracy`; empty without validation reviews. The
-                tags are the same as for `train`, so TensorBoard draws both in one chart.
+            validation: the values of `loss` and `accuracy`; empty without validation reviews.
+
+        Validation metrics have the same tags as training metrics, so TensorBoard draws both in one
+        chart.
         """
         self._write("train", _scalar_event(_tagged("epoch", train), epoch))
         if validation:
@@ -207,12 +213,12 @@ class TensorBoardLog:
         Args:
             values: key of the job (such as `train.learning_rate`) -> value.
             run_name: the name of the row; TensorBoard averages runs with the same name.
-            columns: each column of the page (a key of the job) -> an example value, which shows
-                the type; by default `values`.
+            columns: the columns of the page: key of the job -> an example value, whose type becomes
+                the type of the column; by default `values`.
             objective: the objective of a search; trials show this score, not the test accuracy.
 
         TensorBoard finds the validation metrics only if its --logdir is above the log's folder. If
-        --logdir is the log's folder, TensorBoard looks for a run named "./validation".
+        --logdir is the log's folder, TensorBoard looks in vain for a run named "./validation".
         """
         # TensorBoard applies the first run's description to all runs. So the description contains
         # the types of the keys, but not their domains, which would hide runs with other values.

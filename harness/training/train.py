@@ -39,7 +39,8 @@ def train(
     Args:
         scores_validation: whether the result contains further validation scores, such as F1.
         row: a trial's row on TensorBoard's HParams page.
-        parent: the run to begin with; None without `--from`, or if this run has a checkpoint.
+        parent: the run whose checkpoint or weights this run begins with; None without `--from`, or
+            if this run already has a checkpoint.
         takes_back_cancel: whether to undo an earlier `harness cancel` of this run.
 
     Returns:

@@ -81,7 +81,9 @@ class Trainer:
         self._is_over = False  # whether all epochs are trained, and the last checkpoint is written
 
     def prepare(self, worker_group: WorkerGroup | None) -> None:
-        """Restore the run from its checkpoint, and open the batches, the graph and the log.
+        """Restore the run from its checkpoint, and prepare everything that `fit` needs.
+
+        Create the iterator over batches, trace the graph of a step, and open the TensorBoard log.
 
         Raises:
             RunError: if the checkpoint is of another job, or a newer process took over the run.
@@ -103,7 +105,7 @@ class Trainer:
                 f"train.callbacks = {name!r}: has no save_state and load_state, so a resumed run "
                 "can't restore its state"
             )
-        # 3. Open the batches from the next step on.
+        # 3. Create the iterator over batches, from the next step on.
         self._open_batches()
         # 4. Trace the graph. Meanwhile another process may take the run over.
         vote = None if self.stop.alone else tf.constant(0, tf.float64)
@@ -122,7 +124,10 @@ class Trainer:
         self._write_metrics()
 
     def _open_batches(self) -> None:
-        """Open the batches from the next step on, for several epochs (`permutations_ahead`)."""
+        """Create the iterator over batches, from the next step on.
+
+        The iterator covers the epochs whose order of reviews `permutations_ahead` computes.
+        """
         train, data, progress = self.job.train, self.job.data, self.progress
         epochs = range(progress.epoch, train.epochs)
         shape = BatchShape(train.batch_size, data.maxlen, data.bucket)

@@ -1,4 +1,5 @@
 """Searches for hyperparameters with KerasTuner's oracles and many worker processes.
 
-A trial trains one run per seed. Any command can continue a sweep from the sweep's folder alone.
+A trial trains one run per seed. The folder of a sweep contains everything that a command needs to
+continue the sweep.
 """

@@ -60,7 +60,10 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         return {"status": TrialStatus.IDLE if self.ongoing_trials else TrialStatus.STOPPED}
 
     def _is_known_to_wait(self) -> bool:
-        """Whether the next trial is already in the sweep's folder, as a promotion to wait for."""
+        """Whether the sweep's folder already records the next trial as a promotion.
+
+        If so, the oracle draws no random setting, but waits until it can promote a trial.
+        """
         n = len(self.trials)
         return n < len(self.known) and self.known[n].parent is not None
 
@@ -84,7 +87,10 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         return next((trial for trial in top if trial.trial_id not in promoted), None)
 
     def _compute_values_hash(self, values: dict[str, Any]) -> str:
-        """Hash values without the keys `tuner/…`, so that no setting is tried twice."""
+        """Return a hash of `values` without the keys that begin with `tuner/`.
+
+        The oracle draws no setting with the hash of an earlier trial, so it tries no setting twice.
+        """
         setting = {key: value for key, value in values.items() if not key.startswith("tuner/")}
         return str(super()._compute_values_hash(setting))
 

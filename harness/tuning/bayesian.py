@@ -30,7 +30,8 @@ class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  
     """KerasTuner's Bayesian oracle with a cheaper choice of the next trial's values.
 
     The values depend only on the seed and on the earlier trials. The last digits of the values may
-    depend on the processor, so values in the sweep's folder are not computed again.
+    depend on the processor. So if a sweep continues, the oracle reads the values of earlier trials
+    from the sweep's folder and does not compute these values again.
     """
 
     known: Sequence[Any] = ()  # the sweep's trials, sorted by number; grows during the search

@@ -103,7 +103,7 @@ def retrained_job(search: SearchSpec, trial: Trial) -> Job:
 
 
 def data_of(sweep: SweepDirectory, search: SearchSpec) -> str:
-    """Describe a sweep's data: title, number of reviews if it is limited, and checksum."""
+    """Describe a sweep's data: title, number of reviews if `data.limit` is set, and checksum."""
     record = table(sweep.read_json(RECORD), "dataset")
     title = Path(search.job.data.source).name or "IMDB"
     if record.get("is_sample"):
@@ -158,7 +158,7 @@ def retrain(
             "stays constant"
         )
     console.info(
-        f"{_scored(best, search)}; train.epochs = {job.train.epochs} on all training reviews"
+        f"retraining {_scored(best, search)}, on all training reviews for {job.train.epochs} epochs"
     )
     folder = sweep_data(sweep, search, data)
     request = BatchRequest(

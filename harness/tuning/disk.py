@@ -1,4 +1,4 @@
-"""Executes the generators of `harness.tuning.protocol`; creates each folder of a sweep only once.
+"""Executes the operations that the generators of `harness.tuning.protocol` yield.
 
 The processes of a search coordinate only through folders that exactly one process can create. A
 process writes a folder with its content under a temporary name, then renames the folder. rename(2)

@@ -292,8 +292,8 @@ def test_runs_that_are_left_out_have_a_reason(tmp_path: Path) -> None:
     assert {each.folder.name: (each.kind, each.why) for each in left_out} == {
         "failed": ("failed", "lines, the [31mlast"),
         "training": ("unfinished", "training in epoch 3"),
-        "broken": ("broken", "result.json is broken; remove it and harness resume"),
-        "over": ("broken", "result.json is broken; remove it and harness resume"),
+        "broken": ("broken", "result.json is broken; remove this file and run harness resume"),
+        "over": ("broken", "result.json is broken; remove this file and run harness resume"),
         "empty": ("unfinished", "not begun"),
         "untested": ("not tested", "data.test = false"),
         "none*": ("unmatched", "no run matches it"),

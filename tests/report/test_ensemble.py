@@ -215,7 +215,7 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
         ((first, old), "validation_predictions.npz can't be read: No such file"),
         ((first, broken), "validation_predictions.npz can't be read"),
         ((first, other), "has data = "),
-        ((first, mixed), "they have 2 classes, not 3"),
+        ((first, mixed), "predictions.npz has 2 classes, the run has 3"),
         ((first, swapped), "has labels of predictions = "),
         ((first, short), "has data.validation_split = 0.3, "),
         ((whole, "--with", "ngrams"), "give --weights-from ENSEMBLE"),

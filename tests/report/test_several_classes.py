@@ -106,7 +106,7 @@ def test_two_classes_are_read_in_any_shape(tmp_path: Path, shape: str) -> None:
         (lambda labels, found: (labels, found * 2), "a probability is outside of 0 to 1"),
         (
             lambda labels, found: (labels, np.pad(found, [(0, 0), (0, 1)])),
-            "they have 4 classes, not 3",
+            "predictions.npz has 4 classes, the run has 3",
         ),
     ],
 )
@@ -142,10 +142,10 @@ def test_baselines_of_several_classes() -> None:
         assert fitted.roc_auc is not None
         assert fitted.roc_auc > 0.85
     more = dataclasses.replace(dataset, classes=(*NAMES, "four"))
-    with pytest.raises(ValueError, match="its class 'four' has no training review"):
+    with pytest.raises(ValueError, match="the class 'four' has no training review"):
         fit(more, limit=0, maxlen=0, vocab_size=44)
     more = dataclasses.replace(more, checksum="another")
-    with pytest.raises(InputError, match="its class 'four' has no training review"):
+    with pytest.raises(InputError, match="the class 'four' has no training review"):
         score_ngrams(more, print, limit=0)
 
 

@@ -68,14 +68,19 @@ def test_a_difference_that_is_not_shown() -> None:
     """If the interval contains 0, the sentence calls neither job better."""
     (only,) = compared(group_of(lstm=LSTM, noisy=NOISY))
     assert not only.is_shown
-    assert only.sentence.startswith("not shown which of noisy and lstm is better: noisy is ahead")
+    assert only.sentence.startswith(
+        "it is not shown which of noisy and lstm is better, although noisy is ahead by "
+    )
 
 
 def test_equal_differences_have_no_interval() -> None:
     """Equal differences show no spread; a t interval of width 0 would be too sure."""
     (only,) = compared(group_of(one={1: 80.1, 2: 80.2}, other={1: 80.0, 2: 80.1}))
     assert (math.isnan(only.low), only.is_shown) == (True, False)
-    assert "0.10 points, over 2 seeds; no interval: the seeds are too alike" in only.sentence
+    assert (
+        "0.10 points, over 2 seeds; no interval: the results of the seeds are too alike"
+        in only.sentence
+    )
 
 
 def test_only_common_seeds_are_compared() -> None:
@@ -139,15 +144,15 @@ def test_an_interval_wider_than_all_accuracies_is_left_out() -> None:
     group = group_of(**{f"row{n}": {1: 80.0 + n, 2: 85.0 + (n * 7) % 10} for n in range(10)})
     found = differences(group)
     assert found["low"].isna().all()
-    assert "over 2 seeds; no interval: the seeds are too few" in found["sentence"].iloc[0]
+    assert "over 2 seeds; no interval: there are too few seeds" in found["sentence"].iloc[0]
 
 
 @pytest.mark.parametrize(
     ("second", "why"),
     [
-        ({}, "too few for so many comparisons"),
-        ({2: 89.0}, "too few for so many comparisons"),
-        ({2: 80.0}, "too alike"),
+        ({}, "there are too few seeds for so many comparisons"),
+        ({2: 89.0}, "there are too few seeds for so many comparisons"),
+        ({2: 80.0}, "the results of the seeds are too alike"),
     ],
 )
 def test_many_jobs_of_one_seed_have_no_interval(second: dict[int, float], why: str) -> None:
@@ -155,7 +160,7 @@ def test_many_jobs_of_one_seed_have_no_interval(second: dict[int, float], why: s
     rows = {f"row{n}": {1: 80.0 + n / 10} for n in range(14)}
     found = differences(group_of(**{**rows, "row0": {**rows["row0"], **second}}))
     assert found["low"].isna().all()
-    assert {each.partition("the seeds are ")[2] for each in found["sentence"]} == {why}
+    assert {each.partition("no interval: ")[2] for each in found["sentence"]} == {why}
 
 
 def test_the_error_of_the_test_set() -> None:

@@ -149,7 +149,7 @@ def test_a_changed_result_is_read(many: Site) -> None:
     cut.write_bytes(cut.read_bytes()[:-9])
     found = {each.run: each for each in survey(many.runs, Queue())}
     assert found["lstm/done-00"].test_accuracy == 0.5
-    assert found["lstm/done-01"].note.startswith("result.json is broken; remove it and")
+    assert found["lstm/done-01"].note.startswith("result.json is broken; remove this file and run")
     (folder / "done-02/result.json").unlink()
     assert states(many, "done-02", "done-03") == {"done-02": "stale", "done-03": "finished"}
 
@@ -247,7 +247,9 @@ def test_an_unreadable_result_is_not_called_broken(site: Site) -> None:
     )
     result.unlink()
     result.write_text("{")
-    assert site.only().note.startswith("result.json is broken; remove it and harness resume /")
+    assert site.only().note.startswith(
+        "result.json is broken; remove this file and run harness resume /"
+    )
 
 
 @as_root

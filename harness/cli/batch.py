@@ -70,7 +70,7 @@ def job_begin(
         request_args,
         unmet_request,
     )
-    from harness.slurm.resources import Rules, short_limit
+    from harness.slurm.resources import Rules, drop, short_limit
     from harness.system.site_settings import check_trusted_network
 
     shown = _shown()
@@ -102,7 +102,9 @@ def job_begin(
         faults = faults_file(Path(planned.runs), allocation)
         faults.parent.mkdir(parents=True, exist_ok=True)
         faults.unlink(missing_ok=True)  # left by an earlier start of this job
-        flags = [*shlex.split(allocation.flags), *request_args(shown_values(shown), variables)]
+        requested = request_args(shown_values(shown), variables)
+        names = {each[2:].partition("=")[0] for each in requested}  # a resumed job repeats them
+        flags = [*drop(shlex.split(allocation.flags), names), *requested]
         # With the variables `OF_GPUS` unset, each job step of srun uses all GPUs of the job.
         lines += [
             f"unset {' '.join((*foreign, *OF_GPUS))}",

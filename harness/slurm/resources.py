@@ -38,6 +38,8 @@ LETTERS = {
     "-q": "qos",
     "-C": "constraint",
     "-L": "licenses",
+    "-x": "exclude",
+    "-w": "nodelist",
 }
 # Options that `harness submit` sets itself, or that change what sbatch does or prints.
 OWN_OPTIONS = ("array", "job-name", "output", "wait", "parsable", "wrap", "test-only")
@@ -248,9 +250,11 @@ class Resources:
                 )
             if twice := names_in(self.flags) & {*GPUS}:
                 raise InputError(f"--{min(twice)}: requests GPUs as --gpus does; use only one")
-        if self.flags and not self.flags[0].startswith("-"):
+        # A later word may be the value of an option, unless it is a file that `submit` takes.
+        words = [flag for flag in self.flags if not flag.startswith("-")]
+        if stray := [w for w in words if w == self.flags[0] or w.endswith((".toml", ".sh"))]:
             raise InputError(
-                f"{self.flags[0]}: is no option of sbatch; submit one job file at a time, or all "
+                f"{stray[0]}: is not an option of sbatch; submit one job file at a time, or all "
                 "five networks with --all"
             )
         for flag in self.flags:

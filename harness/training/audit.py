@@ -373,6 +373,7 @@ class Auditor:
         copy = self._begin("quick", self.devices, self.plan)
         self.dataset = dataset_of(copy, job, data if self.options else None)
         self.context = RunContext.open(copy, job, self.dataset)
+        self.code_changes = code_changes(record.model_dump(exclude_none=True), code_of(copy))
 
     def _begin(self, name: str, devices: Devices, plan: ExecutionPlan) -> RunDirectory:
         """Make an untrained run with the job and the record of the audited run."""
@@ -485,7 +486,8 @@ class Auditor:
 
     def _pairs(self, found: Mapping[str, Any], allowed: float | None = None) -> Iterator[Pair]:
         for key, value in found.items():
-            yield Pair(key, value, self.subject.result.get(key), allowed)
+            if key in self.subject.result or not self.code_changes:  # later code has other scores
+                yield Pair(key, value, self.subject.result.get(key), allowed)
 
     @cached_property
     def model(self) -> Any:
@@ -645,14 +647,13 @@ def audit(
     except RunError as error:  # this machine or its disk failed; the run may be fine
         raise InputError(f"run {folder}: can't be audited here: {error}") from None
     depth = {None: "full", 0: "quick"}.get(epochs, f"{epochs} epoch{'s' if epochs != 1 else ''}")
-    code = code_changes(subject.record.model_dump(exclude_none=True), code_of(auditor.context.run))
     ended_s = time.time()
     return Audit(
         run=folder,
         result_sha256=hashlib.sha256(subject.files[RESULT]).hexdigest(),
         depth=depth,
         checks=tuple(checks),
-        others=(*code, *auditor.others(auditor.machine)),
+        others=(*auditor.code_changes, *auditor.others(auditor.machine)),
         tolerance=auditor.tolerance,
         ended_s=ended_s,
         took_s=round(ended_s - began_s, 1),

@@ -37,6 +37,7 @@ call = {{
     "trusted": os.environ.get("HARNESS_TRUSTED_NETWORK"),
     "data": os.environ.get("HARNESS_DATA"),
     "offline": os.environ.get("HARNESS_OFFLINE"),
+    "flags": os.environ.get("HARNESS_FLAGS"),
     "slurm": sorted(name for name in os.environ if name.startswith("SLURM_")),
     "signals": [],
 }}

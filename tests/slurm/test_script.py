@@ -59,6 +59,7 @@ REFUSED: list[tuple[Resources, str]] = [
     *((Resources(gpus=text), f"--gpus {text}") for text in ("-1", "65", "a100", "2:a100", "")),
     (Resources(gpus="2", flags=("--gpus-per-node=4",)), "--gpus-per-node"),
     (Resources(flags=("lstm.sh",)), "lstm.sh"),
+    (Resources(flags=("--hold", "jobs/gru.toml")), "jobs/gru.toml"),
     *((Resources(flags=(flag,)), flag) for flag in ("--array=1-2", "-a1-2", "-o", "-Jname")),
     *((Resources(flags=(flag,)), flag) for flag in ("--wait", "--wrap=true")),
 ]

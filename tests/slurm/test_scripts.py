@@ -251,9 +251,18 @@ def test_a_job_ignores_variables_of_the_shell_that_called_sbatch(
     requested = {"SLURM_GPUS_ON_NODE": "4", "SLURM_GPUS_PER_NODE": "8"}
     done = project.run(project.spool(), env=project.slurm(**session, **memory, **requested))
     assert done.returncode == 0, done.stderr
-    assert "--gpus-per-node=8 was requested" in done.stderr
+    assert "--gpus-per-node=8 does not replace" in done.stderr
     own = ["SLURM_GPUS_ON_NODE", "SLURM_JOB_ID", *(f"SLURM_MEM_PER_{kind}" for kind in kept)]
     assert project.call()["slurm"] == [*own, "SLURM_SUBMIT_DIR"]
+
+
+def test_each_requested_option_is_kept_once(project: Project) -> None:
+    """A resumed job requests the kept options again, and scontrol shows them."""
+    scontrol(project, "echo Features=big ExcNodeList=n7")
+    kept = "-C big --qos=long --exclude=n6"
+    done = project.run(project.spool(), env=project.slurm(HARNESS_FLAGS=kept))
+    assert done.returncode == 0, done.stderr
+    assert project.call()["flags"] == "--qos=long --constraint=big --exclude=n7"
 
 
 def test_the_log_of_an_array_task_is_also_found_by_its_shown_id(project: Project) -> None:

@@ -21,7 +21,7 @@ app = typer.Typer()
 
 
 def _answer(text: str) -> None:
-    """Print code for bash. A path that is not UTF-8 keeps its bytes."""
+    """Print bash code; a path in the code keeps its bytes, even if they are not valid UTF-8."""
     sys.stdout.buffer.write(os.fsencode(f"{text}\n"))
     sys.stdout.flush()
 
@@ -118,7 +118,7 @@ def job_begin(
 
 @app.command("job-end", hidden=True)
 def job_end(code: int, signals: str = "", run: str = "", runs: RunsFolder = Path("runs")) -> None:
-    """Print the script's next step: `requeue`, perhaps with a changed request, or `stop`.
+    """Print the job script's next step: `stop`, or `requeue` with changes of its Slurm options.
 
     Args:
         code: the exit code of the job's command.
@@ -152,7 +152,7 @@ def job_successor(
     changes: Annotated[list[str] | None, typer.Argument()] = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Draft a new job that continues a run whose job may not requeue itself.
+    """Draft a new Slurm job that continues a run, if Slurm refuses to requeue the run's job.
 
     Args:
         run: the folder of the run or sweep.

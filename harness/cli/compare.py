@@ -30,7 +30,8 @@ def compare(
         Literal["ngrams"] | None,
         typer.Option(
             "--baseline",
-            help="also fit logistic regression over 1- to 3-grams; later comparisons show it too",
+            help="also fit and show a logistic regression over 1- to 3-grams, which later "
+            "comparisons show too",
         ),
     ] = None,
     no_baseline: Annotated[bool, typer.Option("--no-baseline", help="skip all baselines")] = False,
@@ -75,7 +76,7 @@ def ensemble(
         typer.Option(
             "--weights-from",
             metavar="ENSEMBLE",
-            help="for runs without validation reviews: use the weights of this ensemble",
+            help="ensemble whose weights to use, if the runs have no validation reviews",
         ),
     ] = None,
     name: Annotated[

@@ -19,12 +19,16 @@ app = typer.Typer(help="Fetch and verify IMDB; check and describe your texts.")
 def fetch(
     source: Annotated[
         Path | None,
-        typer.Option("--from", metavar="DIR", help="copy aclImdb/, or a folder with imdb.npz"),
+        typer.Option(
+            "--from",
+            metavar="DIR",
+            help="folder to copy IMDB from, instead of downloading: aclImdb/, or one with imdb.npz",
+        ),
     ] = None,
 ) -> None:
     """Put IMDB into ~/.cache/harness.
 
-    Downloads it, or copies it from a folder.
+    Downloads IMDB, or copies IMDB from a folder.
     """
     from harness.data.sources import fetch as fetch_dataset
 
@@ -45,7 +49,10 @@ def verify(data: DataFolder = None) -> None:
 def describe(
     source: Annotated[
         Path,
-        typer.Argument(metavar="SOURCE", help="table or folder, as in the job key data.source"),
+        typer.Argument(
+            metavar="SOURCE",
+            help="table or folder with your texts: a value of the job key data.source",
+        ),
     ],
     overrides: Overrides = None,
 ) -> None:

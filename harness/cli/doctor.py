@@ -96,8 +96,8 @@ def _print_estimates(estimates: "Iterable[Estimate]") -> bool:
         known.append(each)
     good = [each for each in known if each.is_well]
     if good:
-        text = "whole job s: estimated for all of IMDB, 25,000 reviews per split"
-        echo(f"Measured on {good[0].devices} with {good[0].data}; {text}.")
+        echo(f"Measured on {good[0].devices} with {good[0].data}.")
+        echo("Column 'whole job s': estimated seconds for all of IMDB, 25,000 reviews per split.")
         if not good[0].on_gpu:
             echo("Other machines have other speeds. To measure a GPU node:")
             echo(f"{ON_GPU} harness doctor --probe")

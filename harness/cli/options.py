@@ -115,7 +115,7 @@ def confirm_here(instead: str, console: "Console", *, here: bool) -> None:
         here: whether the user passed --here.
 
     Raises:
-        InputError: without --here, if the site sets HARNESS_JOBS_ONLY=1.
+        InputError: if the site sets HARNESS_JOBS_ONLY=1, and `here` is False.
     """
     from harness.slurm.client import has_client, has_cluster
     from harness.slurm.environment import SlurmEnvironment
@@ -124,10 +124,14 @@ def confirm_here(instead: str, console: "Console", *, here: bool) -> None:
     if os.environ.get(CONFIRMED) or SlurmEnvironment.from_environment() or not has_client("sbatch"):
         return
     if not here and os.environ.get(JOBS_ONLY) == "1":
-        raise InputError(f"this site trains in Slurm jobs only: {instead}; or pass --here")
+        raise InputError(
+            f"this site allows training only in Slurm jobs; begin a job by: {instead}; or pass "
+            "--here to train on this machine"
+        )
     if not here and has_cluster():
         console.warning(
-            f"not a Slurm job: training runs on {gethostname()} itself; as a job: {instead}"
+            f"this is not a Slurm job, so training runs on {gethostname()} itself; to train in a "
+            f"Slurm job, run: {instead}"
         )
         if hint := not_sourced([JOBS_ONLY]):
             console.warning(hint)

@@ -64,7 +64,7 @@ def submit(
         ),
     ] = False,
     all_jobs: Annotated[
-        bool, typer.Option("--all", help="train the five networks, then compare them")
+        bool, typer.Option("--all", help="train harness's five networks, then compare them")
     ] = False,
     retry_memory: Annotated[
         bool,
@@ -152,7 +152,10 @@ def resume_request(
     chosen = survey(runs, queue) if everything else select_runs(names, runs, queue)
     # Inside a job no answer is needed: the job continues its own run, which has no other job.
     if queue.problem and SlurmEnvironment.from_environment() is None:
-        raise RunError(f"--resume: {queue.problem}, so a run may have a waiting job; try again")
+        raise RunError(
+            f"--resume: {queue.problem}, so harness can't know whether a run already has a waiting "
+            "Slurm job; try again"
+        )
     if everything and not (chosen := interrupted(chosen)):
         raise InputError(
             f"--all-interrupted: {runs} has no interrupted run; continue a cancelled one by "
@@ -162,7 +165,7 @@ def resume_request(
     if len(over) < len(chosen):
         chosen = [each for each in chosen if each not in over]
         for each in over:
-            Console().warning(f"{each.run}: is {each.state}, left out")
+            Console().warning(f"{each.run}: is not continued, because it is {each.state}")
     resumed = [as_job(each, resources) for each in chosen]
     for each in chosen:
         if not resources.mem and was_out_of_memory(each):

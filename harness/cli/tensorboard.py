@@ -27,7 +27,9 @@ def tensorboard(
     login: Annotated[
         str | None,
         typer.Option(
-            metavar="USER@HOST", envvar="HARNESS_LOGIN", help="login node in the ssh command"
+            metavar="USER@HOST",
+            envvar="HARNESS_LOGIN",
+            help="login node through which the printed ssh command connects",
         ),
     ] = None,
     hours: Annotated[

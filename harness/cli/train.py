@@ -75,14 +75,15 @@ def train(
         typer.Option(
             "--from",
             metavar="RUN",
-            help="begin with RUN's checkpoint if only train.epochs differs, else with its weights",
+            help="begin with the checkpoint of RUN if the two jobs differ only in train.epochs, "
+            "else only with the weights of RUN",
         ),
     ] = None,
     strict: Strict = False,
     here: Here = False,
     trust_code: TrustCode = False,
 ) -> None:
-    """Train a model, or several jobs and seeds side by side.
+    """Train a model, or train several jobs with several seeds in parallel.
 
     A run trains and tests one model and records everything in its folder.
     """
@@ -112,7 +113,7 @@ def train(
         _print_result(run, result, console)
         return
     if parent is not None:
-        raise InputError(f"--from {parent}: is for one run; name one job and no --seeds")
+        raise InputError(f"--from {parent}: is for a single run; give one JOB without --seeds")
     if seed is not None and seeds is not None:
         raise InputError(f"--seed {seed} --seeds {seeds}: exclude each other; use one")
     from harness.compute.memory import reckoned_gb

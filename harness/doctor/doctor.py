@@ -103,7 +103,10 @@ def describe_import(import_s: float) -> Finding:
     """
     found = f"imports in {import_s:.1f} s from {sys.prefix} ({file_system(Path(sys.prefix))})"
     if import_s > SLOW_IMPORT_S and os.getloadavg()[0] <= (os.cpu_count() or 1):
-        remedy = "set HARNESS_VENV to a faster disk, or HARNESS_CONTAINER, in slurm/site.sh"
+        remedy = (
+            "in slurm/site.sh, set HARNESS_VENV to an environment on a faster disk, or "
+            "HARNESS_CONTAINER to the command that runs Python in a container"
+        )
         return Finding("yellow", "tensorflow", found, remedy)
     return Finding("green", "tensorflow", found)
 
@@ -124,7 +127,7 @@ def describe_gpus(answer: dict[str, Any], allocation: SlurmEnvironment | None) -
     if driver and allocation is None:
         found = f"TensorFlow sees no GPU, but this machine has a driver: {driver}"
         return Finding("yellow", "devices", found, _gpu_remedy(answer, allocation))
-    why = "Slurm gave this job none" if allocation else "no NVIDIA driver on this machine"
+    why = "Slurm gave this job no GPU" if allocation else "no NVIDIA driver on this machine"
     return Finding("green", "devices", f"CPU only, no GPU: {why}")
 
 
@@ -146,18 +149,21 @@ def judge_card(card: Card, driver: str | None, targets: Sequence[str]) -> Findin
     if not code:
         text = f"{found}: TensorFlow has no code for it, only for {', '.join(targets)}"
         return Finding("red", "card", text, "use a newer card")
-    warm = "harness doctor --probe on such a node"
+    warm = "run harness doctor --probe on a node with this GPU"
     if card.capability > LAST_TRUSTED:
-        return Finding("yellow", "card", f"{found}: XLA may abort on it", f"try it: {warm}")
+        return Finding("yellow", "card", f"{found}: XLA may abort on it", f"try the GPU: {warm}")
     if code.startswith("compute_"):
-        text = f"{found}: only PTX ({code}), which the driver compiles for minutes at first use"
-        remedy = f"fill the driver's cache once before an array of jobs: {warm}"
+        text = (
+            f"{found}: TensorFlow has only PTX code ({code}) for this GPU; the driver compiles the "
+            "code at the first use, which takes minutes"
+        )
+        remedy = f"fill the driver's cache of compiled code before an array of jobs: {warm}"
         return Finding("yellow", "card", text, remedy)
     return Finding("green", "card", f"{found}: machine code {code}")
 
 
 def describe_libraries(answer: dict[str, Any] | None) -> Iterator[Finding]:
-    """Report whether CUDA's libraries load, and from where; yield nothing without a driver."""
+    """If the machine has an NVIDIA driver, report whether and from where CUDA's libraries load."""
     if answer is None:
         return
     if answer["missing"]:
@@ -166,7 +172,10 @@ def describe_libraries(answer: dict[str, Any] | None) -> Iterator[Finding]:
     elif answer["site"]:
         shown = ", ".join(f"{name} from {path}" for name, path in answer["site"].items())
         found = f"LD_LIBRARY_PATH puts these before the environment's libraries: {shown}"
-        remedy = "unload the module that sets it: the lock file's libraries are the tested ones"
+        remedy = (
+            "unload the environment module that sets LD_LIBRARY_PATH: harness is tested only with "
+            "the CUDA libraries in its lock file"
+        )
         yield Finding("yellow", "libraries", found, remedy)
     else:
         yield Finding("green", "libraries", "all CUDA libraries load from the environment")
@@ -207,7 +216,7 @@ def check_data(data: Path | None) -> Iterator[Finding]:
     """Check which reviews a run would train on, and that they are intact; download nothing."""
     dataset = open_dataset(data, download=False)
     counts = f"{len(dataset.train):,} + {len(dataset.test):,} reviews"
-    remedy = "harness data fetch, on a machine with internet"
+    remedy = "on a machine with internet access, run harness data fetch"
     if dataset.is_sample:
         yield Finding("yellow", "data", f"only the packaged SAMPLE of {counts}", remedy)
         return

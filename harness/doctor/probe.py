@@ -1,4 +1,4 @@
-"""`harness doctor --probe`: how long the five jobs take here, extrapolated from short runs.
+"""`harness doctor --probe`: estimates how long harness's five jobs take here, from short runs.
 
 A short run also checks the GPU, fills the driver's cache of compiled kernels, and records how much
 GPU memory the run takes.
@@ -93,9 +93,10 @@ def ask_child(devices: str | None, timeout_s: float) -> dict[str, Any]:
 
 
 def probe(devices: str | None, data: Path | None) -> Iterator[Estimate]:
-    """Train the five jobs for two short epochs each; by default on one GPU if there is one.
+    """Train each of the five jobs that come with harness for two short epochs.
 
-    For a job that fails, yield an estimate with an error.
+    By default, train on one GPU, or on the CPU if there is no GPU. For a job that fails, yield an
+    estimate with an error.
 
     Raises:
         InputError: if the devices or the data can't be used.
@@ -190,8 +191,8 @@ def devices_seen(devices: str) -> dict[str, Any]:
     """Import TensorFlow; return how long it took, TensorFlow's build and the GPUs that it sees.
 
     Args:
-        devices: the devices to train on; empty = all. If these devices can't be used, the value
-            `refused` says why.
+        devices: the devices to train on; empty = all. If the devices can't be used, the key
+            `refused` of the returned dictionary contains the reason.
     """
     from harness.compute.strategy import card_of, import_tensorflow, make_strategy, parse_devices
 

@@ -18,7 +18,7 @@ from harness.system.site_settings import SITE, TRUSTED_NETWORK, not_sourced
 
 TIMEOUT_S = 10
 SETTINGS = (TRUSTED_NETWORK, "HARNESS_DATA", "HARNESS_RUNS", "HARNESS_VENV", "HARNESS_DEVICES")
-RUN_HERE = "bash slurm/lstm.sh runs on this machine"
+RUN_HERE = "train on this machine by: bash slurm/lstm.sh"
 FORMAT = "%P|%a|%G"  # partition, state, generic resources
 
 
@@ -54,19 +54,22 @@ def gpu_types(gres: str) -> frozenset[str]:
 def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
     """Check the client programs, the controller, GPUs, a job script and the site's settings."""
     if not has_client("sinfo"):
-        remedy = "harmless in a container: outside of it, the job script requeues the job"
+        remedy = (
+            "if this is a container, do nothing: the job script requeues the job "
+            "from outside of the container"
+        )
         if allocation:
             where = f"Slurm's programs are missing in job {allocation.job_id}"
             yield Finding("yellow", "slurm", where, remedy)
         else:
-            yield Finding("green", "slurm", f"no Slurm here: {RUN_HERE}")
+            yield Finding("green", "slurm", f"Slurm's programs are not on this machine; {RUN_HERE}")
         return
     try:
         version = ask("sinfo", "--version", timeout_s=TIMEOUT_S).strip()
         text = ask("sinfo", "--noheader", f"--format={FORMAT}", timeout_s=TIMEOUT_S)
     except RunError as error:
-        remedy = f"load your site's module, or ask your site; meanwhile {RUN_HERE}"
-        yield Finding("yellow", "slurm", f"its controller does not answer: {error}", remedy)
+        remedy = f"load your site's Slurm module, or ask your site's support; meanwhile, {RUN_HERE}"
+        yield Finding("yellow", "slurm", f"Slurm's controller does not answer: {error}", remedy)
         return
     yield Finding("green", "slurm", f"{version}, its controller answers")
     yield describe_gpus(parse_partitions(text))
@@ -81,7 +84,7 @@ def describe_gpus(partitions: list[Partition]) -> Finding:
     if not having and os.environ.get("SBATCH_GRES") == "none":
         return Finding("green", "gpus", "no partition in state up has GPUs; SBATCH_GRES is none")
     if not having:
-        remedy = "export SBATCH_GRES=none before sbatch: the scripts request a GPU"
+        remedy = "export SBATCH_GRES=none before sbatch, because the job scripts request a GPU"
         return Finding("yellow", "gpus", "no partition in state up has GPUs", remedy)
     names = list(dict.fromkeys(each.name for each in having))
     kinds = sorted({kind for each in having for kind in each.gpu_types if kind})
@@ -108,7 +111,7 @@ def check_script() -> Finding:
 
 
 def _check_by_rules(rules: Rules) -> Finding:
-    """Check that sbatch would accept a job script under the site's rules; report the command."""
+    """Check that sbatch accepts a job script with the options that the site demands and allows."""
     composed = compose(read_header(PROJECT, "lstm"), site_options(), (), rules=rules)
     unset = shlex.join(["env", *(f"-u{name}" for name in composed.unset)]) if composed.unset else ""
     names = "|".join(map(re.escape, rules.never))

@@ -48,8 +48,8 @@ def make_once(folder: Path, files: Mapping[str, bytes]) -> bool:
 
     Args:
         folder: the new folder; its parent must exist.
-        files: the name and the content of each file; at least one file, because a rename can
-            replace an empty folder.
+        files: the name and the content of each file; at least one, because the rename by a second
+            process would replace an empty folder.
 
     Raises:
         OSError: if the disk fails; even then the folder may have been created.
@@ -83,7 +83,7 @@ class Disk:
 
         Args:
             course: the generator, which yields operations and receives their results.
-            act: the function that executes `Train`, the only operation outside of the folder.
+            act: the function that executes `Train`; `run` executes all other operations.
 
         Raises:
             Interrupted: after a signal.
@@ -135,7 +135,7 @@ def to_bytes(record: Record) -> bytes:
 
 
 def stop_now(reason: str = "") -> Stop:
-    """Make a `Stop` that names this user; the reason is empty if the user cancels the search."""
+    """Make a `Stop` by the current user; the reason is empty unless the search has failed."""
     by, at = f"{owner_name(os.getuid())} on {socket.gethostname()}", datetime.now().astimezone()
     return Stop(by=by, at=at.isoformat(timespec="seconds"), reason=reason)
 

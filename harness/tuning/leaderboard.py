@@ -27,7 +27,7 @@ def ranked(trials: Iterable[Trial], search: SearchSpec) -> list[Trial]:
 
 
 def values_of(trial: Trial, space: Sequence[Parameter]) -> dict[str, Value]:
-    """Return a trial's values without unused keys; in `space`, each key comes after its parent."""
+    """Return the values that a trial uses; in `space`, a dependent key follows its parent key."""
     values: dict[str, Value] = {}
     for each in space:
         if each.parent and values.get(each.parent) not in each.parent_choices:
@@ -97,7 +97,7 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
 
 
 def same_failure(trials: Iterable[Trial]) -> str:
-    """Return an error that three trials had, except for numbers in it; "" if there is none."""
+    """Compare errors without their numbers; return an error that three trials had, else ""."""
     by_text = defaultdict[str, list[str]](list)
     for trial in trials:
         if trial.error:

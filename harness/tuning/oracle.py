@@ -6,8 +6,9 @@ This module changes KerasTuner 1.4.8 in three ways:
   restore its state, a new oracle receives the accepted results again.
 - KerasTuner's grid search proposes a trial only when another trial has ended. Here the grid
   search proposes trials at any time, so that all workers train.
-- KerasTuner's Hyperband promotes no trial before the first round of its bracket is full. If the
-  space has too few settings, the round is never full. Here such a round shrinks.
+- KerasTuner's Hyperband promotes no trial before the first round of its bracket is full. The first
+  round is never full if the search space has too few settings left. Here the oracle shrinks a first
+  round that can't be filled.
 """
 
 import contextlib
@@ -84,7 +85,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
 
     Args:
         search: the search.
-        known: the trials in the sweep's folder, sorted by number; the caller appends later trials.
+        known: the sweep's trials, sorted by number; the caller appends each new trial to the list.
     """
     table, max_epochs = search.table, search.job.train.epochs
     options: dict[str, Any] = {

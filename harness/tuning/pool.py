@@ -1,10 +1,11 @@
 """Runs a command's processes until the search ends: a proposer, and a worker per GPU or CPU slot.
 
 A worker that ends with an error after it has begun a trial is restarted at once, because the
-protocol limits the attempts at a trial. If a process without a begun trial ends with an error, the
-pool counts a failure. A command fails after 25 consecutive failures of one process, or after three
-with an error that harness itself raised, other than a disk error. If any worker's trial is
-accepted, the counts of all processes begin at 0 again.
+protocol limits the attempts at a trial. If a process ends with an error before it has begun a
+trial, the pool counts a failure of this process. A command fails after 25 consecutive failures of
+one process. A command fails after only three of these failures if harness itself raised their
+errors, except disk errors. When a trial of any worker is accepted, the pool resets the failure
+counts of all processes to 0.
 """
 
 import sys

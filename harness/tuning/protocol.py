@@ -18,9 +18,9 @@ disk, clock or random number. `harness.tuning.disk` executes the operations. A s
 tests executes the same generators with killed processes, lost nodes and stale file listings.
 
 Wrong clocks and outdated listings of folders do no harm. A listing is only a hint about what to
-read: a process that acts too late, or twice, can't create a folder, because the folder exists.
-Only one worker ever writes into an attempt's folder, so a worker that is presumed dead does no harm
-if it continues.
+read. A process that acts too late, or twice, tries to create a folder that already exists; the
+creation fails and changes nothing. Only one worker ever writes into an attempt's folder, so a
+worker that is presumed dead does no harm if it continues.
 """
 
 import contextlib
@@ -36,8 +36,8 @@ from harness.job.search import Value
 TRIALS, GONE, ENDS, STOP, ACCEPTED = "trials", "gone", "ends", "stop.json", "accepted"
 MAX_ATTEMPTS = 25  # largest number of consecutive attempts that save no further step
 STUCK = (
-    "its worker ended {} times in a row before it saved a new checkpoint, perhaps for lack of "
-    "memory; lower train.checkpoint_every_s or the size of the model"
+    "the trial's worker ended {} times in a row without saving a new checkpoint, perhaps for lack "
+    "of memory; lower train.checkpoint_every_s or the size of the model"
 )
 NUM_WATCHED = 16  # number of open trials that a worker reads in `Worker.turn`
 BEAT_S = 5.0  # time between two heartbeats of a worker
@@ -230,7 +230,7 @@ class Heard:
 
     @property
     def worker(self) -> Attempt | None:
-        """Return the attempt; None if its worker has ended, or `owner.json` is not visible yet."""
+        """Return the attempt if its worker has not ended and `owner.json` is visible, else None."""
         return None if self.gone else self.attempt
 
     def listen(self, n: int, now_s: float) -> Course:
@@ -259,8 +259,8 @@ class View:
         """Read what has changed: new trials, attempts and results.
 
         Args:
-            num_watched: number of the oldest open trials to read; None for all. Open trials
-                without a worker are always read.
+            num_watched: how many open trials to read, beginning with the oldest trial; None reads
+                all open trials. Open trials without a worker are always read.
         """
         yield from self.learn()
         gone = {f"{GONE}/{name}" for name in (yield Names(GONE))}
@@ -310,7 +310,7 @@ class View:
         return self.stop is not None and not self.stop.is_lifted
 
     def end(self, num_asked: int) -> Course:
-        """Read the `End` for `search.trials = num_asked`; return None before the last proposal."""
+        """Read the `End` of a search for `num_asked` trials; None until all are proposed."""
         return (yield from read(End, f"{ENDS}/{num_asked}/end.json"))
 
     def is_over(self, num_asked: int) -> Course:
@@ -378,7 +378,7 @@ class Worker:
         return None
 
     def _after(self, n: int, k: int, before: Attempt, gone: Gone) -> Course:
-        """Return the attempt with which this worker continues trial n after attempt k."""
+        """Return this worker's new attempt at trial n, which follows the ended attempt k."""
         beat = yield from read(Beat, f"{attempt_folder(n, k)}/beat.json")
         saved = max(before.saved, beat.saved if beat else 0)
         num_stuck = 0 if saved > before.saved else before.num_stuck + (not gone.has_left)
@@ -456,6 +456,6 @@ def shown(view: View) -> list[Trial]:
 
 
 def change_stop(view: View, stop: Stop) -> Course:
-    """Write `stop`, unless the search is already stopped or resumed as `stop` requests."""
+    """Write `stop` to stop or resume a search, unless the search is already in that state."""
     if (yield from view.is_stopped()) == stop.is_lifted:
         yield Write(STOP, stop)

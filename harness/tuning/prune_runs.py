@@ -1,15 +1,16 @@
 """Removes the models and checkpoints of all but a sweep's best trials; all scores remain.
 
-A trial that drops out of the best trials never returns to them. So a search removes the trial's
-model, checkpoints and status files at once. Hyperband and asha continue trials from checkpoints, so
-with these tuners a search removes checkpoints only at its end. If the user raises `search.trials`
-later, a new trial trains its parent's epochs again, with bitwise identical results. `harness prune`
-removes the same files from older sweeps, and the checkpoints of finished runs.
+When a trial drops out of the best trials, the search removes the trial's model, checkpoints and
+status files at once, because such a trial never becomes one of the best again. Hyperband and asha
+continue trials from checkpoints, so with these tuners a search removes checkpoints only at its end.
+If the user raises `search.trials` later, a new trial trains its parent's epochs again, with bitwise
+identical results. In a finished sweep, `harness prune` removes the models, checkpoints and status
+files of all but the best trials. In other finished runs, the command removes only the checkpoints.
 
-A run always keeps its job, record, metrics, scores, predictions and curves. Training its `job.toml`
-again restores the model and the checkpoints bit by bit. This module removes no file of another user
-and follows no symbolic link. A run is valid without any of the removed files, so it does no harm if
-this process is killed.
+A run always keeps its job, record, metrics, scores, predictions and curves. If the user trains a
+run's `job.toml` again, the new run has bitwise the same model and checkpoints. This module removes
+no file of another user and follows no symbolic link. A run remains valid if only some removable
+files are removed, so a process that removes files may be killed.
 """
 
 import contextlib

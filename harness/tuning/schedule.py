@@ -47,8 +47,8 @@ class Schedule:
             num_trials: the largest number of trials; 0 sets no limit.
             width: the number of virtual workers; None for an oracle that does not learn from
                 results, and therefore receives no results.
-            known: the trials in the sweep's folder, sorted by number; the caller appends later
-                trials.
+            known: the sweep's trials, sorted by number; the caller appends each new trial to the
+                list.
         """
         self.oracle, self.num_trials, self.width, self.known = oracle, num_trials, width, known
         self.num_proposed = 0
@@ -124,7 +124,10 @@ class Schedule:
         )
 
     def _give_result(self) -> bool:
-        """Pass the oracle the result of the trial that ends next; return False without a result."""
+        """Give the oracle the result of the trial that ends next on the virtual clock.
+
+        Return False if there is no such result yet.
+        """
         if not self._running or self._running[0][1] not in self._results:
             return False
         self._now, n = heapq.heappop(self._running)
@@ -181,7 +184,7 @@ class Proposer:
 
     @property
     def _has_room(self) -> bool:
-        """Whether to propose more trials; if `is_guided`, only `Schedule` limits their number."""
+        """Whether to propose another trial; always True if the oracle learns from results."""
         num_waiting = sum(not heard.k for heard in self.view.open.values())
         return self.is_guided or num_waiting < self.ahead
 

@@ -100,7 +100,7 @@ def leaderboard(
         rows.append(row)
     yield pandas.DataFrame(rows[:NUM_SHOWN]) if rows else "no trial has finished"
     if len(rows) > NUM_SHOWN:
-        yield f"and {len(rows) - NUM_SHOWN} more in {sweep.path(LEADERBOARD)}"
+        yield f"and {len(rows) - NUM_SHOWN} more trials, listed in {sweep.path(LEADERBOARD)}"
     for error, numbers in failed.items():
         yield f"failed trials {', '.join(numbers)}: {error}"
 
@@ -119,8 +119,9 @@ def scored_trials(trials: Sequence[Trial], search: SearchSpec) -> "pandas.DataFr
     """Tabulate the finished trials with a finite score, in the given order.
 
     Returns:
-        A row for each trial, with the trial's number as its index: the `score` (the objective),
-        the number of trained `epochs`, and the value of each key, NaN for an unused key.
+        A table with a row for each trial, indexed by the trial's number. The columns are `score`
+        (the objective), `epochs` (the number of trained epochs), and each searched key. A cell is
+        NaN if the trial does not use the key.
     """
     import pandas
 
@@ -156,12 +157,12 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
     """Compare the scores of each key's values, the most important key first.
 
     Returns:
-        A row for each value of a list, or each third of the values of a range. The columns are the
-        `key`, the `value`, and the number `n`, the `mean` and the `best` of the scores with this
-        value. `explains` is eta squared of the key: the between-group sum of squares divided by
-        the total (Fisher, 1925), 0 if all scores are equal. `by chance` is the expected eta squared
-        of a key without effect: (k - 1) / (n - 1) for n trials in k groups. A key with one value or
-        with too few trials has no rows.
+        A table with a row for each value of a key with a list, and for each third of the values of
+        a key with a range. The columns are the `key`, the `value`, and the number `n`, the `mean`
+        and the `best` of the scores with this value. `explains` is eta squared of the key: the
+        between-group sum of squares divided by the total (Fisher, 1925), 0 if all scores are equal.
+        `by chance` is the expected eta squared of a key without effect: (k - 1) / (n - 1) for n
+        trials in k groups. A key with one value or with too few trials has no rows.
     """
     import pandas
 
@@ -192,7 +193,11 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
 
 
 def _ends(parameter: Parameter, values: "pandas.Series") -> "list[pandas.Series]":
-    """Return columns to group trials by: a list's value, or lowest and highest value of a third."""
+    """Return the columns by which trials are grouped.
+
+    For a list, the column is the value. For a range, the columns are the lowest and the highest
+    value of the third that contains the value.
+    """
     if parameter.choices:
         return [values]
     numbers = values.astype(float)
@@ -210,11 +215,14 @@ def importance(
     trials = comparable(finished, search)
     yield f"\nimportance for {search.table.objective}"
     if len(trials) < MIN_TRIALS:
-        yield f"unknown: {len(trials)} comparable trials, at least {MIN_TRIALS} are needed"
+        yield (
+            f"the importance of keys is unknown: {len(trials)} trials are comparable, but at least "
+            f"{MIN_TRIALS} are needed"
+        )
         return
     cells = effects(trials, search)
     if cells.empty:
-        yield "unknown: no key had several values"
+        yield f"the importance of keys is unknown: no key had several values in {MIN_TRIALS} trials"
         return
     for share in ("explains", "by chance"):
         cells[share] = [f"{100 * value:.0f} %" for value in cells[share]]

@@ -57,7 +57,8 @@ class SweepDirectory(LeasedDirectory):
         If the folder with this `sweep_id` exists, its search continues, perhaps with more trials.
 
         Raises:
-            InputError: if the id is not a file name, or the sweep belongs to another search.
+            InputError: if `sweep_id` can't be the name of a folder, or if the folder belongs to a
+                run or to another search.
         """
         if sweep_id is None:
             sweep = cls(runs / search.name / time.strftime("%Y%m%d-%H%M%S"))
@@ -129,8 +130,8 @@ class SweepDirectory(LeasedDirectory):
         """Check that the sweep, if it exists, belongs to this search.
 
         Raises:
-            InputError: if the sweep has another space, job or tuner, or more trials than `search`,
-                or another version of harness wrote the sweep.
+            InputError: if the sweep was begun with another search space, job or tuner, or with more
+                trials than `search` has now; or if another version of harness wrote the sweep.
         """
         if not self.exists():
             return
@@ -167,7 +168,7 @@ class SweepDirectory(LeasedDirectory):
         return load_search(self.path(SEARCH_FILE))
 
     def trial_run(self, n: int, k: int, seed: int) -> RunDirectory:
-        """Return the run of attempt k at trial n that has this seed."""
+        """Return the run that trains trial n with this seed in attempt k."""
         return RunDirectory(self.path(TRIALS, str(n), str(k), f"seed{seed}"))
 
     def trials(self) -> list[Trial]:

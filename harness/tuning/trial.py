@@ -82,7 +82,11 @@ class Trials:
             gc.collect()
 
     def has_grown(self) -> bool:
-        """Whether this process exceeds the memory of the largest trial, and `MAX_GROWTH`."""
+        """Whether this process exceeds its limit of memory.
+
+        The limit is the larger of two values: the estimate for the largest trial, and
+        `MAX_GROWTH` times the memory after the first run.
+        """
         room_gb = max(self._largest_gb, MAX_GROWTH[self.devices] * self._first_gb)
         return self._first_gb > 0 and resident_memory_gb() > room_gb
 
@@ -130,10 +134,11 @@ class Trials:
         self._first_gb = self._first_gb or resident_memory_gb()
 
     def _adopt(self, trial: Trial, k: int, run: RunDirectory, identity: str) -> None:
-        """Copy the newest checkpoint of earlier attempts, else the parent trial's last checkpoint.
+        """Copy the checkpoint with which a run of attempt k begins into the run's folder.
 
-        If the parent's checkpoint was removed, as at the end of a search, the attempt trains the
-        parent's epochs again, with bitwise identical results.
+        The run begins with the newest checkpoint of the trial's earlier attempts or, without one,
+        with the parent trial's last checkpoint. If the latter was removed, as at the end of a
+        search, the attempt trains the parent's epochs again, with bitwise identical results.
 
         Raises:
             OSError: if the parent's result or checkpoint can't be read.

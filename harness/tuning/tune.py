@@ -59,7 +59,7 @@ def tune(
         search: the search.
         request: the workers that this command starts.
         console: the console for messages.
-        full: whether to refuse the packaged sample.
+        full: whether to fail if IMDB is missing, instead of using the packaged sample.
         resumes: whether to continue a search that is stopped, or was begun with other code.
 
     Returns:
@@ -116,7 +116,7 @@ def tune(
 
 
 def settled(search: SearchSpec, num_workers: int) -> SearchSpec:
-    """Return the search; choose `search.parallel` if the tuner needs it and the file sets none."""
+    """Set a missing `search.parallel`, if the tuner needs it, to twice the number of workers."""
     is_open = search.table.tuner in GUIDED and not search.table.parallel
     return search.with_table(parallel=2 * num_workers) if is_open else search
 
@@ -185,7 +185,7 @@ class Command:
                 raise
 
     def _lift_stop(self) -> None:
-        """Mark a stopped search as resumed; earlier failed trials no longer count as failures."""
+        """Resume a stopped search; trials that have already failed can't stop the search again."""
         self.disk.run(self.view.look())
         failed = tuple(n for n, trial in self.view.accepted.items() if trial.error)
         stop = stop_now().model_copy(update={"is_lifted": True, "forgiven": failed})

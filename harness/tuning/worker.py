@@ -55,7 +55,7 @@ LEAVE_S = 20.0  # longest wait for the last heartbeat to be written
 
 
 def schedule_of(search: SearchSpec, known: list[Trial]) -> Schedule:
-    """Make the schedule of a search; the caller appends later trials to `known`."""
+    """Make the schedule of a search; the caller appends each new trial to `known`."""
     from harness.tuning.oracle import make_oracle
 
     return Schedule(
@@ -161,7 +161,8 @@ def main(args: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="harness.tuning.worker")
     parser.add_argument("sweep", type=lambda path: SweepDirectory(Path(path)))
     parser.add_argument("name", help="name of the process in logs")
-    parser.add_argument("--ahead", type=int, help="propose trials; at most N wait for a worker")
+    ahead = "propose trials while fewer than AHEAD trials wait for a worker"
+    parser.add_argument("--ahead", type=int, help=ahead)
     parser.add_argument("--id", default=uuid.uuid4().hex, help="uuid of this process")
     parser.add_argument("--devices")
     parser.add_argument("--data", type=Path)

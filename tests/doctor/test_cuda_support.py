@@ -14,7 +14,7 @@ WHEEL = ("sm_60", "sm_70", "sm_80", "sm_89", "compute_90")  # build info of Tens
     [
         ("T4", (7, 5), "green", "machine code sm_70"),
         ("A100", (8, 0), "green", "machine code sm_80"),
-        ("H100", (9, 0), "yellow", "PTX (compute_90), which the driver compiles for minutes"),
+        ("H100", (9, 0), "yellow", "only PTX code (compute_90) for this GPU; the driver"),
         ("B200", (10, 0), "yellow", "XLA may abort on it"),
         ("K80", (3, 7), "red", "TensorFlow has no code for it"),
     ],

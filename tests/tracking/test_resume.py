@@ -191,7 +191,7 @@ def test_seeds_that_had_not_begun_continue_too(harness: Harness, site: Site) -> 
     assert calls[1].endswith(f"--run-id slurm-3-seed3 --runs {harness.runs}")
     assert len(calls) == 2
     for folder, word in ((folders[0], "finished"), (folders[3], "cancelled")):
-        assert f"{folder.name}: is {word}, left out" in done.stderr
+        assert f"{folder.name}: is not continued, because it is {word}" in done.stderr
 
 
 def test_a_run_in_another_folder_gets_one_job(harness: Harness, site: Site) -> None:
@@ -222,7 +222,7 @@ def test_training_outside_of_a_job_is_a_warning_or_refused(harness: Harness) -> 
     assert "not a Slurm job" not in harness.run_here(*words).stderr  # sinfo finds no cluster
     harness.program("sinfo", "echo main")
     first = harness.run_here(*words).stderr.splitlines()[0]
-    assert "not a Slurm job: " in first
+    assert "this is not a Slurm job, so " in first
     assert f"harness submit {shlex.quote(str(JOBS / 'lstm.toml'))}" in first
     environment["HARNESS_JOBS_ONLY"] = "1"
     tune = JOBS / "tune_lstm.toml"
@@ -236,7 +236,7 @@ def test_training_outside_of_a_job_is_a_warning_or_refused(harness: Harness) -> 
     ):
         done = harness.run_here(*command)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert f"this site trains in Slurm jobs only: {instead}" in done.stderr
+        assert f"only in Slurm jobs; begin a job by: {instead}" in done.stderr
     assert not harness.runs.exists()
     said = harness.run_here("sweep", "retrain", sweep, "--here").stderr
     assert "has no finished trial" in said.splitlines()[0]

@@ -20,6 +20,7 @@ from tests.conftest import PROJECT
 from tests.tuning.made_up_sweep import HYPERBAND, RANDOM, make_sweep, trial
 
 SCORES = {("last", 16): 0.8, ("last", 32): 0.9, ("max", 16): 0.6, ("max", 32): 0.7}
+UNKNOWN = "the importance of keys is unknown: "
 
 
 def four_trials() -> list[Trial]:
@@ -123,7 +124,7 @@ def test_the_leaderboard_in_a_file_has_whole_lines(
     assert lines[1] == "13 finished, 1 running, 0 waiting, 2 failed of 24 trials"
     assert "1 12 finished 0.6200 3 1m01s pooling=max units=16 learning_rate=0.0013" in lines
     assert sum(" finished " in line for line in lines) == 10
-    assert f"and 4 more in {sweep.path('leaderboard.csv')}" in lines
+    assert f"and 4 more trials, listed in {sweep.path('leaderboard.csv')}" in lines
     assert f"failed trials 13, 14: {out_of_memory}" in lines
 
 
@@ -142,14 +143,14 @@ def test_the_tables_fit_a_narrow_terminal(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("trials", "lines"),
     [
-        ([], {"no trial has finished", "unknown: 0 comparable trials, at least 3 are needed"}),
+        ([], {"no trial has finished", f"{UNKNOWN}0 trials are comparable, but at least 3"}),
         ([trial(0, None)], {"1 waiting", "0 waiting units=16"}),
         (
             [trial(0, None, error="it broke")],
             {"no trial has finished", "failed trials 0: it broke"},
         ),
         ([trial(0, float("nan"), values={"model.pooling": "last"})], {"0 finished nan"}),
-        ([trial(n, 0.7) for n in range(3)], {"unknown: no key had several values"}),
+        ([trial(n, 0.7) for n in range(3)], {f"{UNKNOWN}no key had several values in 3 trials"}),
     ],
 )
 def test_an_unfinished_sweep_is_shown(

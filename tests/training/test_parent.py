@@ -126,7 +126,7 @@ def test_a_bad_parent_is_refused(harness: Harness) -> None:
     cases = {
         ("nowhere",): "run nowhere: no such folder",
         (begun,): "is unfinished and has no model yet; harness resume",
-        (begun, "--seeds", "1-2"): "is for one run; name one job and no --seeds",
+        (begun, "--seeds", "1-2"): "is for a single run; give one JOB without --seeds",
         (finished, "--set", "model.units=x"): "model.units",
     }
     for words, message in cases.items():

@@ -108,9 +108,13 @@ class Audit:
             first = next(check for check in self.checks if check.outcome == DIFFERS)
             return one_line(f"run {self.run}: differs in {first.compared}: {first.detail}{why}")
         how = "to the byte" if self.outcome == EQUAL else "within rounding"
+        found = "computed the same numbers as the run"
+        if self.depth == "quick":
+            found = "trained nothing; files, scores and model agree"
+        elif self.depth != "full":
+            found += f" in the first {self.depth.removeprefix('1 ')}"
         return one_line(
-            f"run {self.run}: the audit ({self.depth}, {self.took_s:.0f} s) computed the same "
-            f"numbers as the run, {how}{why}"
+            f"run {self.run}: the audit ({self.depth}, {self.took_s:.0f} s) {found}, {how}{why}"
         )
 
     @property

@@ -150,6 +150,7 @@ def test_a_job_with_code_runs_only_where_it_is_trusted(harness: Harness) -> None
     assert not (harness.folder / "mark").exists()
     done = harness.run("audit", run, "--trust-code")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "s) computed the same numbers as the run in the first epoch, to the byte" in done.stdout
     assert (harness.folder / "mark").exists()
 
 
@@ -162,6 +163,7 @@ def test_from_python_a_difference_is_an_answer(
         monkeypatch.setenv(name, value)
     audit = package.audit(run, quick=True, runs=tmp_path)
     assert (audit.outcome, audit.depth) == ("equal", "quick")
+    assert "trained nothing; files, scores and model agree, to the byte" in audit.sentence
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     plant_scores(copy, f1=0.9999)

@@ -411,6 +411,8 @@ def _hash(words: str, where: str) -> bytes:
 
 def _classes(source: Path, names: list[str]) -> tuple[str, ...]:
     """Check the names of classes, and return them in the order of their labels."""
+    if not names:
+        raise InputError(f"data.source {source}: has no rows with a label; add reviews")
     for name in names:
         if len(name) > MAX_CLASS_CHARACTERS or not name.isprintable():
             raise InputError(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
 from harness.data.dataset import SPLITS
-from harness.errors import InputError
+from harness.errors import InputError, did_you_mean
 from harness.job.keys import DataConfig
 from harness.system.lenient_json import parse_json
 
@@ -134,8 +134,13 @@ def json_value(line: str, where: str) -> Any:
     """Return the JSON value in a line; `where` is the text with which an error message begins.
 
     Raises:
-        InputError: if the line is not JSON.
+        InputError: if the line is not JSON, or begins an array.
     """
+    if line.lstrip().startswith("["):
+        raise InputError(
+            f"{where} begins a JSON array; write one value in each line, for example with: "
+            "jq -c '.[]' OLD > NEW.jsonl"
+        )
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -346,9 +351,11 @@ def _column(names: Sequence[str], name: str, *, key: str, where: str) -> str:
     exact = [each for each in names if each == name]
     found = exact or [each for each in names if each.strip().casefold() == name.casefold()]
     if len(found) != 1:
+        fault = f"{len(found)} columns named {name}, but should have exactly one"
+        if not found:
+            fault = f"no column {name}{did_you_mean(name, [*filter(str.isprintable, names)])}"
         raise InputError(
-            f"{where}has {len(found)} columns named {name}, but should have exactly one; its "
-            f"columns are {listed(names)}; name the right column in {key}"
+            f"{where}has {fault}; its columns are {listed(names)}; name the right column in {key}"
         )
     return found[0]
 

@@ -102,10 +102,11 @@ HEAD = b"text,label\n"
         (b"", ("is empty", "the names of its columns")),
         (
             b"review,sentiment\nx,1\n",
-            ("0 columns named text", "'review', 'sentiment'", "text_column"),
+            ("no column text; its columns are ", "'review', 'sentiment'", "text_column"),
         ),
+        (b"texts,label\nx,1\n", ("no column text; did you mean texts?; its columns are",)),
         (b"text;label\nx;1\n", ("one column, 'text;label'", "data.delimiter = ';'")),
-        (b"text,label,label\nx,1,1\n", ("2 columns named label",)),
+        (b"text,label,label\nx,1,1\n", ("2 columns named label, but should have exactly one",)),
         (HEAD + b"fine,pos\n\n:-),neg\n", ("row 3 has no word in its text", "remove all such")),
         (HEAD + b"fine, \nx,\n", ("row 2 has no label",)),
         (
@@ -128,7 +129,7 @@ HEAD = b"text,label\n"
             b"text,label,split\nfine,pos,later\n",
             ("row 2", "split is 'later'", "validation or test"),
         ),
-        (HEAD, ("contains 0 classes",)),
+        (HEAD, ("has no rows",)),
         (HEAD + b"fine,1\ndull,1\n", ("1 classes ('1')", "2 to 1,000")),
         (HEAD + b"".join(b"x,%d\n" % i for i in range(1001)), ("over 1,000 classes ('0', ",)),
         (HEAD + b"pos," + b"a" * 61 + b"\n", ("the label 'aaa", "at most 60 characters")),

@@ -44,9 +44,9 @@ def test_the_import_is_cheap() -> None:
     ("settings", "message"),
     [
         ({"train": {"epoch": 1}}, "no key train.epoch; did you mean train.epochs"),
-        ({"train.epochs": "many"}, '--set train.epochs="many": should be a valid integer'),
+        ({"train.epochs": "many"}, '--set train.epochs="many": should be an integer'),
         ({"train.epochs": None}, "train.epochs"),
-        ({"model.units": [1, 2]}, "--set model.units=[1, 2]: should be a valid integer"),
+        ({"model.units": [1, 2]}, "--set model.units=[1, 2]: should be an integer"),
     ],
 )
 def test_settings_are_refused(here: Path, settings: dict[str, object], message: str) -> None:

@@ -88,6 +88,7 @@ def test_an_identity_omits_keys_that_change_no_result() -> None:
         (b"\xff", ("byte 0 is not UTF-8",)),
         ("model = 3", ("model = 3", "[model]")),
         (LEAST + "unit = 3", ("model.unit ", "model.units?")),
+        ("[modle]\narchitecture = 'lstm'", ("modle is not", "did you mean model? (and 1 more)")),
         (LEAST + "[trian]\nepochs = 2", ("trian", "did you mean train?")),
         ("epochs = 2\n" + LEAST, ("epochs", "train.epochs?")),
         ("[model]\narchitecture = 'lstn'", ("'lstn'", "did you mean lstm?")),
@@ -105,7 +106,7 @@ def test_an_identity_omits_keys_that_change_no_result() -> None:
         (LEAST + "recurrent = false", ("model.recurrent = false", "model.pooling is 'last'")),
         (
             "[model]\narchitecture = 'mine.py:net'\nngram_ratios = 3",
-            ("model.ngram_ratios = 3", "set it to 0"),
+            ("model.ngram_ratios = 3", "set model.ngram_ratios to 0"),
         ),
     ],
 )
@@ -126,7 +127,13 @@ def test_a_bad_job_file_is_refused_in_one_line(
     [
         (["train.epochs=0"], "--set train.epochs=0: should be greater than or equal to 1"),
         (["train.epoch=3"], "--set train.epoch=3: .* did you mean train.epochs?"),
-        (["epochs=3"], "--set epochs=3: .*table.key=value"),
+        (["epochs=3"], r"--set epochs=3: is not table.key=value; did you mean train.epochs\?"),
+        (["name=x"], "--set name=x: is not table.key=value, such as train.epochs=8"),
+        (["data.test=no"], "--set data.test=no: should be true or false"),
+        (["train.epochs=many"], "--set train.epochs=many: should be an integer"),
+        (["train.learning_rate=0,001"], "should be a number, such as 0.001"),
+        (["train.schedule_drops=1"], r"schedule_drops=1: should be a list, such as \[1, 2.5\]"),
+        (["data.text_column=1"], "should be a string in quotes"),
         (["train.keep=first"], "'best', 'last'"),
         (["train.monitor=accuracy"], "did you mean val_accuracy?"),
         (["train.optimizer_options=3"], "should be a table"),
@@ -154,9 +161,16 @@ def test_a_bad_override_is_refused_in_one_line(
     assert "\n" not in str(refusal.value).replace(overrides[0], "")
 
 
-def test_the_refusal_of_a_missing_job_names_the_nearest_file(tmp_path: Path) -> None:
-    """A folder is refused because it is not a plain file."""
+def test_the_refusal_of_a_missing_job_names_the_nearest_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name without folder and ending suffices. A folder is refused: it is no plain file."""
     write(tmp_path, LEAST)
+    monkeypatch.chdir(JOBS.parent)
+    with pytest.raises(InputError, match=r"job lstm: no such file; did you mean jobs/lstm\.toml\?"):
+        load_job(Path("lstm"))
+    with pytest.raises(InputError, match=r"no such file; name a job such as jobs/lstm\.toml$"):
+        load_job(Path("quite another"))
     with pytest.raises(InputError, match=r"no such file; did you mean .*mine\.toml\?"):
         load_job(tmp_path / "mien.toml")
     with pytest.raises(InputError, match="is not a plain file"):

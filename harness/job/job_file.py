@@ -1,5 +1,6 @@
 """Reads job files, applies the user's `--set` options, and checks the jobs."""
 
+import difflib
 import errno
 import os
 import re
@@ -17,6 +18,14 @@ from harness.job.keys import FACTS, TABLES, DataConfig, Job
 from harness.job.own_code import check_trusted, keep_code
 from harness.system.files import raise_unless_missing, read_plain_file
 
+# The rules behind pydantic's errors, whose own messages ask only for a `valid` value.
+RULES = {
+    "bool_type": "should be true or false",
+    "int_type": "should be an integer, such as 8",
+    "float_type": "should be a number, such as 0.001",
+    "string_type": "should be a string in quotes",
+    "list_type": 'should be a list, such as [1, 2.5] or ["file.py:function"]',
+}
 MAX_JOB_BYTES = 4_000_000  # largest size of a job file; enough for `own_code.MAX_BYTES` characters
 
 
@@ -172,9 +181,11 @@ def read_toml_file(path: Path) -> dict[str, Any]:
     try:
         raw = read_plain_file(path, MAX_JOB_BYTES)
     except FileNotFoundError:
-        folders = (path.parent, Path("jobs"))
-        others = [str(p) for folder in folders for p in folder.glob("*.toml") if p != path]
-        raise InputError(f"job {path}: no such file{suggest(str(path), others)}") from None
+        folders = (Path("jobs"), path.parent)
+        others = {other.stem: other for folder in folders for other in folder.glob("*.toml")}
+        near = difflib.get_close_matches(path.stem, others, n=1)
+        remedy = f"did you mean {others[near[0]]}?" if near else "name a job such as jobs/lstm.toml"
+        raise InputError(f"job {path}: no such file; {remedy}") from None
     except OSError as error:
         if error.errno != errno.EACCES:
             raise_unless_missing(error, path)
@@ -193,7 +204,8 @@ def _parse_override(text: str, tables: Tables) -> tuple[str, str, Any]:
     name, equals, value = text.partition("=")
     table, dot, key = name.strip().partition(".")
     if not equals or not dot or not table or not key:
-        raise InputError(f"--set {text}: is not table.key=value, such as train.epochs=8")
+        near = _same_key(name, tables) or ", such as train.epochs=8"
+        raise InputError(f"--set {text}: is not table.key=value{near}")
     if table not in tables or not is_key(table, key, tables):
         near = suggest_key(name, tables)
         raise InputError(f"--set {text}: a job has no key {name.strip()}{near}")
@@ -237,18 +249,24 @@ def _put(content: dict[str, Any], table: str, key: str, *, value: object, path: 
 
 def suggest_key(name: str, tables: Tables = TABLES) -> str:
     """Return `; did you mean train.epochs?`, or a list of all keys if no key is similar."""
-    known = [*keys_of(tables)]
-    name = name.strip()
-    # Perhaps the key's name is correct, and only its table is wrong or missing.
-    alone = [k for k in known if k.partition(".")[2] == name.rpartition(".")[2]]
-    return f"; did you mean {alone[0]}?" if alone else suggest(name, known)
+    return _same_key(name, tables) or suggest(name.strip(), [*keys_of(tables)])
+
+
+def _same_key(name: str, tables: Tables) -> str:
+    """Return `; did you mean train.epochs?` if only the key's table is wrong or missing, or ""."""
+    key = name.strip().rpartition(".")[2]
+    found = (known for known in keys_of(tables) if known.partition(".")[2] == key)
+    return next((f"; did you mean {known}?" for known in found), "")
 
 
 def explain(
     error: ValidationError, path: Path, origins: Mapping[str, str], *, tables: Tables = TABLES
 ) -> str:
-    """Describe the first of pydantic's errors in one line, and add the number of other errors."""
-    first, *others = error.errors()
+    """Describe one of pydantic's errors in one line, and add the number of other errors.
+
+    An unknown key comes first: a misspelled table may be the reason why another key is missing.
+    """
+    first, *others = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
     where, value = f"job {path}: {key}", shown(first["input"])
     if first["type"] == "missing":  # `[model]` or `model.architecture`: nothing else is required
@@ -259,7 +277,7 @@ def explain(
     elif first["type"] == "model_type":
         text = f"{where} = {value}: should be a table; write [{key}]"
     else:
-        rule = first["msg"].replace("Input should", "should")
+        rule = RULES.get(first["type"], first["msg"].replace("Input should", "should"))
         text = f"{origins.get(key, f'{where} = {value}')}: {rule[0].lower()}{rule[1:]}"
         text += did_you_mean(str(first["input"]), re.findall("'(.+?)'", rule))
     return text + (f" (and {len(others)} more)" if others else "")

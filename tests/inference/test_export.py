@@ -170,7 +170,10 @@ def test_a_bad_export_is_refused(harness: Harness, tmp_path: Path) -> None:
     thesis.mkdir()
     (thesis / "thesis.tex").touch()
     for folder, message in (
-        (begun / "export", "is unfinished and has no model yet; harness resume"),
+        (
+            begun / "export",
+            "is unfinished and has no model yet; continue the run with: harness resume",
+        ),
         (thesis, "contains thesis.tex, which is not part of an export"),
         (thesis / "thesis.tex", "can't be read: Not a directory"),
     ):

@@ -125,7 +125,7 @@ def test_a_bad_parent_is_refused(harness: Harness) -> None:
     write_run(finished, (JOBS / "lstm.toml").read_text())
     cases = {
         ("nowhere",): "run nowhere: no such folder",
-        (begun,): "is unfinished and has no model yet; continue the run with: harness resume",
+        (begun,): "is unfinished and has no model yet; harness resume",
         (begun, "--seeds", "1-2"): "is for a single run; give one JOB without --seeds",
         (finished, "--set", "model.units=x"): "model.units",
     }
@@ -139,7 +139,10 @@ def test_a_bad_parent_is_refused(harness: Harness) -> None:
 
 @pytest.mark.parametrize(
     ("epochs", "trained", "message"),
-    [(2, 3, "train.epochs = 2: should be at least the 3 epochs"), (4, None, "checkpoint is gone")],
+    [
+        (2, 3, "train.epochs = 2: should be at least the 3 epochs"),
+        (4, None, "checkpoint of this run is gone"),
+    ],
 )
 def test_a_parent_that_no_run_can_continue(
     tmp_path: Path, epochs: int, trained: int | None, message: str
@@ -212,7 +215,7 @@ def test_a_checkpoint_of_another_job_than_the_parents_is_refused(
     assert begins_with
     assert begins_with.continues
     if edited:
-        with pytest.raises(InputError, match=r"to another job than its job\.toml"):
+        with pytest.raises(InputError, match=r"do not match the run's job\.toml"):
             begin_with(begins_with, context, no_step)
     else:
         assert begin_with(begins_with, context, no_step) == []

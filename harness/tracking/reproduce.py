@@ -50,7 +50,7 @@ def reproduce(
     Args:
         run: an existing run.
         project: a git checkout that contains the run's commit.
-        folder: the folder to create; after an error it does not exist.
+        folder: the folder to create, private if the record is; after an error it does not exist.
         trust_code: whether to restore code that another user wrote or could have changed.
 
     Raises:
@@ -75,7 +75,9 @@ def reproduce(
                     snapshot, temporary, symlinks=True, ignore=ignore, dirs_exist_ok=True
                 )
                 source = f"snapshot {snapshot}"
-            else:
+            if record.get("uncommitted_diff"):  # it may contain secrets, so the record is private
+                temporary.chmod(0o700)
+            if not snapshot:
                 source = _put_commit(run, record, project, folder=temporary, warnings=warnings)
             (temporary / JOB_FILE).write_bytes(run.path("job.toml").read_bytes())
             data = _put_data(record, temporary, warnings)

@@ -89,6 +89,7 @@ def test_recorded_changes_are_restored(
     assert (restored.folder / "jobs/inside.toml").readlink() == Path("lstm.toml")
     said = "the run's sample differs from the sample in this version of harness"
     assert restored.warnings[-1:] == [said]
+    assert restored.folder.stat().st_mode & 0o077 == 0  # as private as the record
     old = f'case " $* " in *" --allow-empty "*) exit 129;; esac; exec {shutil.which("git")} "$@"'
     path = write_program(tmp_path / "bin/git", old)
     monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
@@ -197,8 +198,9 @@ def test_a_snapshot_is_preferred_to_the_commit(stranger: Strangers, tmp_path: Pa
     snapshot = take_snapshot(stranger.project, tmp_path / "own")
     commit = f"commit {git(stranger.project, 'rev-parse', 'HEAD')[:12]}"
     left_out: dict[str, object] = {"left_out_files": ["a.bin"]}
-    stranger.write(b"", snapshot=str(snapshot), **left_out)
+    stranger.write(b"", snapshot=str(snapshot), uncommitted_diff="a change", **left_out)
     restored = stranger.reproduce()
+    assert restored.folder.stat().st_mode & 0o077 == 0
     assert restored.source == f"snapshot {snapshot}"
     assert code(restored.folder).items() >= code(stranger.project).items()
     stranger.write(b"", **left_out)

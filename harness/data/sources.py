@@ -54,6 +54,7 @@ SAVED_ANEW = {
     "y_test": _LABELS,
 }
 CONNECT_S = 5
+ELSEWHERE = "run harness data fetch on a machine with a network"
 
 
 def open_dataset(data: Path | None = None, *, full: bool = False, download: bool = True) -> Dataset:
@@ -76,9 +77,9 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
         if holds_dataset(folder):
             return _open_named(folder, "")
     if os.environ.get("HARNESS_OFFLINE"):
-        reason = "HARNESS_OFFLINE forbids a download"
+        reason = f"HARNESS_OFFLINE forbids a download; {ELSEWHERE}"
     elif not download:
-        reason = "no download was tried"
+        reason = f"no download was tried; {ELSEWHERE}"
     else:
         try:
             return fetch()
@@ -86,10 +87,7 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
             reason = str(error)
     where = ", ".join(map(str, searched))
     if full:
-        raise InputError(
-            f"the full dataset is neither in HARNESS_DATA nor in {where}; {reason}; run harness "
-            "data fetch on a machine with a network"
-        )
+        raise InputError(f"the full dataset is neither in HARNESS_DATA nor in {where}; {reason}")
     return open_sample(note=f"the full data is not in {where}; {reason}")
 
 
@@ -124,9 +122,11 @@ def _open_named(folder: Path, name: str) -> Dataset:
         return open_folder(folder)
     if is_file(folder / NPZ):
         return _convert(folder)
+    remedy = "to get the data, run: harness data fetch"
+    if name == "--from":
+        remedy = "name a folder that does, or aclImdb/"
     raise InputError(
-        f"{name} {folder}: contains neither {NPZ} nor a stored dataset that you can read; to get "
-        "the data, run: harness data fetch"
+        f"{name} {folder}: contains neither {NPZ} nor a stored dataset that you can read; {remedy}"
     )
 
 
@@ -238,7 +238,10 @@ def _download() -> Dataset:
             content = source.read()
     except (OSError, http.client.HTTPException) as error:  # a proxy may send a malformed answer
         reason = getattr(error, "reason", error)
-        raise RunError(f"the download of {url} failed ({reason})") from None
+        raise RunError(
+            f"the download of {url} failed ({reason}); {ELSEWHERE}, then copy its "
+            f"~/.cache/harness/imdb to {fetched_folder()}"
+        ) from None
     if hashlib.sha256(content).hexdigest() != NPZ_SHA256:
         raise RunError(f"the download of {url} has an unexpected sha256")
     return read_npz(content, Path(NPZ))

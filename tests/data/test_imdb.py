@@ -184,7 +184,7 @@ def test_a_proxy_that_answers_junk_fails_the_download(monkeypatch: pytest.Monkey
         raise http.client.BadStatusLine("junk")
 
     monkeypatch.setattr("urllib.request.urlopen", answer)
-    with pytest.raises(RunError, match=r"the download of .*npz failed \(junk"):
+    with pytest.raises(RunError, match=r"of .*npz failed \(junk.*on a machine with a network"):
         fetch()
 
 
@@ -202,6 +202,8 @@ def test_a_named_folder_is_never_skipped(tmp_path: Path) -> None:
     for folder in (tmp_path / "typo", tmp_path):
         with pytest.raises(InputError, match=r"--data .*: contains neither imdb\.npz"):
             open_dataset(folder)
+    with pytest.raises(InputError, match=r"--from .* name a folder that does, or aclImdb/$"):
+        fetch(tmp_path / "typo")
 
 
 def test_a_stored_dataset_is_whole_or_refused(tmp_path: Path) -> None:

@@ -296,9 +296,11 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     seeds: set[int] = set()
     for part in text.split(","):
         match = SEEDS.fullmatch(part.strip())
-        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
-        if first > last:
+        if not match:
             raise InputError(f"--seeds {text}: should be numbers and ranges, such as 1-5 or 1,3,7")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last:
+            raise InputError(f"--seeds {text}: a range should rise: {last}-{first}")
         # A range that is cut here is refused below, because it exceeds MAX_SEEDS.
         part_of = range(first, min(last, first + MAX_SEEDS) + 1)
         if twice := seeds.intersection(part_of):

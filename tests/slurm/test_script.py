@@ -44,7 +44,8 @@ def test_seeds_are_numbers_and_ranges() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        *((text, "numbers and ranges") for text in ("", ",", "a", "3-1", "1-", "-1", "1..3")),
+        *((text, "numbers and ranges") for text in ("", ",", "a", "1-", "-1", "1..3")),
+        ("2,5-3", "a range should rise: 3-5"),
         *((text, "10,000 seeds at most") for text in ("1-10001", "1-9999,20000-30000")),
         *((text, "names seed [124] twice") for text in ("1,1", "1-3,2", "4,1-5")),
     ],

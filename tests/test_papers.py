@@ -17,7 +17,7 @@ from tests.gpu.__main__ import parser as node_parser
 
 CHANGELOG = PROJECT / "CHANGELOG.md"
 PAPERS = [PROJECT / "README.md", CHANGELOG, *sorted(PROJECT.glob("*/README.md"))]
-TO_WRITE = {"jobs/mine.toml", "slurm/site.sh"}  # files that users write
+TO_WRITE = {"jobs/mine.toml", "jobs/tune_lstm_best.toml", "slurm/site.sh"}  # files that users write
 SCRIPTS = {name: [name] for name in ("compare", "tensorboard", "tune")}  # all other scripts train
 DOCTOR_OPTIONS = re.findall(r"--[a-z]+", node_parser().format_help())
 FOR_TUNE_SH = {"--join", "--show", "--best", "--retrain"}

@@ -36,7 +36,9 @@ def show(folder: Sweep, trust_code: TrustCode = False) -> None:
     show_sweep(SweepDirectory.open(folder))
 
 
-@app.command(epilog="Example: harness sweep best runs/tune_lstm/slurm-1234 > jobs/mine.toml")
+@app.command(
+    epilog="Example: harness sweep best runs/tune_lstm/slurm-1234 > jobs/tune_lstm_best.toml"
+)
 def best(folder: Sweep, trust_code: TrustCode = False) -> None:
     """Print the best trial as a job file."""
     from harness.tuning.best_trial import best_trial_toml

@@ -111,7 +111,7 @@ def run_sweep(
     folder = quoted(sweep.folder)
     console.info(f"leaderboard  {sweep.folder / 'leaderboard.csv'}")
     console.info(f"next         harness sweep show {folder}")
-    console.info(f"             harness sweep best {folder} > jobs/mine.toml")
+    console.info(f"             harness sweep best {folder} > jobs/{search.best_name}.toml")
     console.info(f"             harness sweep retrain {folder} --seeds 1-5")
 
 

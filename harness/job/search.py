@@ -291,6 +291,11 @@ class SearchSpec:
         return self.job.name
 
     @property
+    def best_name(self) -> str:
+        """The name of the job with the settings of the best trial."""
+        return f"{self.name[:95]}_best"
+
+    @property
     def goal(self) -> Literal["max", "min"]:
         """`max` if a higher objective is better, else `min`."""
         return SCORES[self.table.objective]

@@ -77,7 +77,7 @@ def best_job(search: SearchSpec, trial: Trial) -> Job:
     # Only hyperband and asha choose the epochs; with other tuners the trial may have stopped early.
     epochs = trial.epochs if search.continues_trials else None
     content = search.job_of(values_of(trial, search.space), epochs=epochs).model_dump()
-    content["name"] = f"{search.name[:95]}_best"
+    content["name"] = search.best_name
     content["data"]["test"] = True
     return check_job(content, Path(f"{content['name']}.toml"))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from harness.cli.tune import run_sweep
 from harness.errors import CANCELLED, DiskError, Interrupted, RunError
 from harness.system.console import Console
 from harness.system.processes import StopRequest
@@ -47,8 +48,10 @@ def test_the_heartbeat_has_the_progress_of_the_search(command: Command) -> None:
     assert other.heartbeat.state["restarts"] == 0
 
 
-def test_a_search_ends_with_its_result(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A single failure of the disk makes no difference."""
+def test_a_search_ends_with_its_result(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A single failure of the disk makes no difference. The last lines are the next commands."""
     end(command.sweep)
     write, failed = command.sweep.write, list[str]()
 
@@ -63,6 +66,8 @@ def test_a_search_ends_with_its_result(command: Command, monkeypatch: pytest.Mon
     assert (result["num_trials"], result["num_failed"], result["best_trial"]) == (4, 1, 0)
     assert (failed, command.sweep.finished()) == (["result.json"], True)
     assert command.sweep.read_json("state.json")["phase"] == "finished"
+    run_sweep(command.sweep, command.search, WorkerRequest(), console=Console())
+    assert "> jobs/tune_lstm_best.toml\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("reason", ["", "three trials had the same error: no"])

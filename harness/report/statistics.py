@@ -153,10 +153,12 @@ def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]
         test = binomtest(round(best * group.num_test), group.num_test)
         # Wilson's interval (1927) also holds for few reviews and near 100 %.
         low, high = test.proportion_ci(LEVEL, method="wilson")
+        above = "The intervals above are about the spread over seeds, on one test set."
+        if group.jobs["interval_low"].isna().all():
+            above = "No interval over seeds: train with several seeds, such as --seeds 1-5."
         lines.append(
-            "The intervals above are about the spread over seeds, on one test set. On another "
-            f"{group.num_test:,} reviews of the same kind, an accuracy of {best:.1%} has a 95 % "
-            f"interval of {low:.2%} to {high:.2%} (binomial, Wilson's)."
+            f"{above} On another {group.num_test:,} reviews of the same kind, an accuracy of "
+            f"{best:.1%} has a 95 % interval of {low:.2%} to {high:.2%} (binomial, Wilson's)."
         )
     return lines
 

@@ -163,9 +163,17 @@ def test_many_jobs_of_one_seed_have_no_interval(second: dict[int, float], why: s
     assert {each.partition("no interval: ")[2] for each in found["sentence"]} == {why}
 
 
-def test_the_error_of_the_test_set() -> None:
+@pytest.mark.parametrize(
+    ("accuracies", "above"),
+    [
+        ({1: 88.0}, "No interval over seeds: train with several seeds, such as --seeds 1-5. On"),
+        ({1: 87.9, 2: 88.1}, "The intervals above are about the spread over seeds, on one test"),
+    ],
+)
+def test_the_error_of_the_test_set(accuracies: dict[int, float], above: str) -> None:
     """On IMDB, the 95 % interval extends about 0.4 points to either side."""
-    group = group_of(a={1: 88.0})
+    group = group_of(a=accuracies)
     (line,) = explanations(group, differences(group))
+    assert line.startswith(above)
     told = "On another 25,000 reviews of the same kind, an accuracy of 88.0% has a 95 % interval"
     assert line.endswith(f"{told} of 87.59% to 88.40% (binomial, Wilson's).")

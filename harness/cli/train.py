@@ -238,7 +238,8 @@ def predict(
 ) -> None:
     """Classify raw text with the model of a finished run.
 
-    RUN may be an ensemble. Classifies each line as soon as it arrives; skips lines without words.
+    RUN may be an ensemble. Classifies each line as soon as it arrives; skips lines without words,
+    and ends at the first line that is not text.
     """
     from harness.inference.predict import (
         JSON_LINES,

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 import typer
 
 from harness.cli.options import DataFolder, RunsFolder, TrustCode, quoted
-from harness.errors import InputError
 from harness.system.console import echo
 
 app = typer.Typer()
@@ -27,14 +26,13 @@ def compare(
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="print Markdown")] = False,
     baseline: Annotated[
-        Literal["ngrams"] | None,
+        Literal["ngrams", "none"] | None,
         typer.Option(
             "--baseline",
-            help="also fit and show a logistic regression over 1- to 3-grams, which later "
-            "comparisons show too",
+            help="ngrams: also fit and show a logistic regression over 1- to 3-grams, which later "
+            "comparisons show too; none: skip all baselines",
         ),
     ] = None,
-    no_baseline: Annotated[bool, typer.Option("--no-baseline", help="skip all baselines")] = False,
     data: DataFolder = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
@@ -48,11 +46,8 @@ def compare(
         from harness.report.html import check_folder, write_comparison
 
         check_folder(out)
-    if baseline and no_baseline:
-        raise InputError(f"--baseline {baseline} --no-baseline: exclude each other; use one")
     say = partial(echo, err=True)
-    which = "none" if no_baseline else baseline
-    parts, left_out = compared(named or [runs], say, baseline=which, data=data, audits=runs)
+    parts, left_out = compared(named or [runs], say, baseline=baseline, data=data, audits=runs)
     if markdown:
         from harness.report.summary import to_markdown
 

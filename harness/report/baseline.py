@@ -469,7 +469,7 @@ def tested_data(group: DatasetGroup, data: Path | None) -> Dataset:
                 return dataset
     raise InputError(
         f"the reviews of {group.title} were not found here; give their folder with --data, or "
-        "leave the baselines out with --no-baseline"
+        "leave the baselines out with --baseline none"
     )
 
 

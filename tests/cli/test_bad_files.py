@@ -79,7 +79,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "status": ("status", "--runs", "RUNS"),
     "logs": ("logs", "RUN", "--runs", "RUNS"),
     "cancel": ("cancel", "RUN", "--runs", "RUNS"),
-    "compare": ("compare", "RUNS", "--no-baseline"),
+    "compare": ("compare", "RUNS", "--baseline=none"),
     "resume": ("resume", "RUN"),
     "reproduce": ("reproduce", "RUN", "--to", "NEW"),
     "prune": ("prune", "--runs", "RUNS"),

@@ -375,7 +375,7 @@ def test_a_comparison_needs_no_heavy_import(tmp_path: Path) -> None:
         "heavy = {'tensorflow', 'keras', 'sklearn', 'matplotlib'} & {*sys.modules};"
         "sys.exit(f'{code} {heavy}' if code or heavy else 0)"
     )
-    command = [sys.executable, "-c", script, "compare", str(tmp_path), "--no-baseline"]
+    command = [sys.executable, "-c", script, "compare", str(tmp_path), "--baseline=none"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "lstm   87.00" in done.stdout

@@ -284,7 +284,7 @@ def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> Non
             assert reason in done.stderr, done.stderr
             assert done.stderr.count("\n") == 1
         for name in ("status", "compare"):
-            done = harness.run_here(name, *(["--no-baseline"] if name == "compare" else []))
+            done = harness.run_here(name, *(["--baseline=none"] if name == "compare" else []))
             assert done.returncode == 0, done.stderr
             assert "lstm" in done.stdout
 
@@ -295,7 +295,7 @@ def test_the_remedy_for_a_broken_result(harness: Harness, dataset: Dataset) -> N
     folder = made(harness, run, "--with", "ngrams", "--run-id", "x")
     for do in (lambda: (folder / "result.json").write_text("{"), (folder / "result.json").unlink):
         do()
-        done = harness.run_here("compare", "--no-baseline")
+        done = harness.run_here("compare", "--baseline=none")
         said = done.stdout + done.stderr + harness.run_here("status").stdout
         assert "result.json is broken; make the ensemble again with harness ensemble" in said
         assert "resume" not in said

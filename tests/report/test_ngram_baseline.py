@@ -248,7 +248,7 @@ def test_the_command_fits_it_when_asked(harness: Harness, tmp_path: Path) -> Non
     dataset = small_data(tmp_path / "data")
     write_scored_run(harness.runs / "a", dataset, [True] * 60)
     for options, reason in (
-        (("--baseline", "ngrams", "--no-baseline"), "exclude each other"),
+        (("--baseline", "tfidf"), "is not one of 'ngrams', 'none'"),
         (("--baseline", "ngrams"), "were not found here"),
     ):
         done = harness.run_here("compare", *options, "--out", tmp_path / "out")

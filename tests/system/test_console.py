@@ -85,9 +85,10 @@ def test_commands_escape_what_other_users_wrote(
     result = json.loads((run / "result.json").read_text())
     (run / "result.json").write_text(json.dumps({**result, "data": "\x1b[2J<b>=1"}))
     for words in (
-        ["status", "--runs", harness.runs], ["compare", run, "--no-baseline"],
-        ["compare", run, "--no-baseline", "--markdown"], ["predict", run, "fine \x1b[2J\x9b text"],
-        ["resume", f"no\x1b[2J{name}"], ["evaluate", f"{name}/b"], ["logs", f"{name}/a"],
+        ["status", "--runs", harness.runs], ["compare", run, "--baseline=none"],
+        ["compare", run, "--baseline=none", "--markdown"],
+        ["predict", run, "fine \x1b[2J\x9b text"], ["resume", f"no\x1b[2J{name}"],
+        ["evaluate", f"{name}/b"], ["logs", f"{name}/a"],
         ["train", "no\x1b[2J.toml"], ["train", JOBS / "lstm.toml", "--set", "x.\x1b[2J=1"],
     ):  # fmt: skip
         done = harness.run_here(*words)

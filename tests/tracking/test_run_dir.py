@@ -213,7 +213,7 @@ def test_status_shows_another_versions_run(other: tuple[Harness, Path]) -> None:
     harness, run = other
     shown = harness.run_here("status", run, "--json")
     assert (shown.returncode, json.loads(shown.stdout)[0]["state"]) == (0, "finished")
-    compared = harness.run_here("compare", run, run.with_name("calm"), "--no-baseline")
+    compared = harness.run_here("compare", run, run.with_name("calm"), "--baseline=none")
     assert compared.returncode == 0, compared.stderr
     assert "was written by harness" in compared.stdout + compared.stderr
 

@@ -9,22 +9,23 @@ Accuracies are numbers from 0 to 1; only printed texts show per cent.
 """
 
 import contextlib
+import io
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.config import is_free, toml_value
 from harness.errors import InputError, RunError
-from harness.job.job_file import load_job
+from harness.job.job_file import load_job, shown
 from harness.job.keys import KEYS, Job
 from harness.job.own_code import trusting
 from harness.slurm.pool import run_printed
-from harness.system.console import echo, log, printable
+from harness.system.console import echo, log, rich_console
 from harness.system.lenient_json import read_json_lines
 from harness.system.stderr_filter import filtered_stderr
 from harness.tracking.audits import audits_of
@@ -96,7 +97,7 @@ class Run:
 
             return load_model(self._directory)
 
-    def predict(self, texts: str | Sequence[str]) -> "list[Prediction]":
+    def predict(self, texts: str | Iterable[str]) -> "list[Prediction]":
         """Classify raw texts, or a single text.
 
         Raises:
@@ -104,8 +105,9 @@ class Run:
         """
         from harness.inference.predict import predict
 
+        given: Any = texts if isinstance(texts, Iterable) else [texts]
         with _quiet_tensorflow():
-            return predict(self._directory, [texts] if isinstance(texts, str) else texts)
+            return predict(self._directory, [texts] if isinstance(texts, str) else [*given])
 
     @property
     def _directory(self) -> "RunDirectory":
@@ -173,13 +175,11 @@ class Comparison:
 
     def __repr__(self) -> str:
         """Return the tables and sentences that `harness compare` prints."""
-        from harness.report.text_tables import table_lines
+        from harness.report.summary import print_parts
 
-        lines = []
-        for part in self.parts:
-            lines += [part.heading, *table_lines(part.cells), *part.verdicts]
-            lines += [*part.differences["sentence"], ""]
-        return printable("\n".join(lines[:-1]))
+        file = io.StringIO()
+        print_parts(self.parts, rich_console(file=file, force_terminal=False, force_jupyter=False))
+        return file.getvalue().rstrip("\n")
 
     def _repr_markdown_(self) -> str:
         """Return the tables in Markdown, for a notebook."""
@@ -245,7 +245,7 @@ def train(
         KeyboardInterrupt: if you interrupted the call. When the error is raised, the run
             is saved, and the run's process has ended.
     """
-    overrides = _overrides(settings, options)
+    overrides = _overrides(job, settings, options)
     folder = _default_runs() if runs is None else Path(runs)
     with trusting(bool(options.get("trust_code"))):
         loaded = load_job(Path(job), overrides, seed)
@@ -284,7 +284,7 @@ def tune(
     """
     from harness.job.search import load_search
 
-    overrides = _overrides(settings, options)
+    overrides = _overrides(job, settings, options)
     folder = _default_runs() if runs is None else Path(runs)
     with trusting(bool(options.get("trust_code"))):
         search = load_search(Path(job), overrides)
@@ -390,12 +390,19 @@ def _default_runs() -> Path:
     return Path(os.environ.get("HARNESS_RUNS") or "runs")
 
 
-def _overrides(settings: Settings | None, options: Settings) -> list[str]:
+def _overrides(job: PathLike, settings: Settings | None, options: Settings) -> list[str]:
     """Convert settings to values of the option `--set`.
 
     Raises:
-        InputError: if `options` contains `set` or `seeds`, which `settings` and `seed` replace.
+        InputError: if `job` is no path, if `settings` is no dictionary, or if `options` contains
+            `set` or `seeds`, which `settings` and `seed` replace.
     """
+    if not isinstance(job, str | os.PathLike):
+        raise InputError(f"job = {shown(job)}: should be a path, such as 'jobs/lstm.toml'")
+    if not isinstance(settings, Mapping | None):
+        raise InputError(
+            f'settings = {shown(settings)}: should be a dictionary, such as {{"train.epochs": 2}}'
+        )
     for name in {"set", "seeds"} & options.keys():
         raise InputError(
             f"{name} = {options[name]!r}: is not an argument; pass settings as a dictionary, such "

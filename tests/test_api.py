@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,16 +44,20 @@ def test_the_import_is_cheap() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (["train.epochs=1"], "settings = ['train.epochs=1']: should be a dictionary, such as"),
+        ("train.epochs=1", "settings = 'train.epochs=1': should be a dictionary, such as"),
         ({"train": {"epoch": 1}}, "no key train.epoch; did you mean train.epochs"),
         ({"train.epochs": "many"}, '--set train.epochs="many": should be an integer'),
         ({"train.epochs": None}, "train.epochs"),
         ({"model.units": [1, 2]}, "--set model.units=[1, 2]: should be an integer"),
     ],
 )
-def test_settings_are_refused(here: Path, settings: dict[str, object], message: str) -> None:
+def test_settings_are_refused(here: Path, settings: Any, message: str) -> None:
     """The message is that of `--set`, and nothing is written."""
     with pytest.raises(InputError, match=re.escape(message)):
         package.train(LSTM, settings)
+    with pytest.raises(InputError, match=r"job = .*: should be a path, such as"):
+        package.train({"settings": settings})  # type: ignore[arg-type]
     assert list(here.iterdir()) == []
 
 
@@ -93,6 +98,13 @@ def test_an_unfinished_run_has_no_result(here: Path) -> None:
     for read in (lambda: run.result, run.model, lambda: run.predict(["good"])):
         with pytest.raises(InputError, match="harness resume"):
             read()
+    for texts, message in (
+        ([], "texts = []: should be a string, or a list of at least one"),
+        (["good", 3], "text 2 = 3: should be a string"),
+        (3, "text 1 = 3: should be a string"),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)):
+            run.predict(texts)  # type: ignore[arg-type]
 
 
 def test_runs_are_a_list_and_a_frame(here: Path) -> None:
@@ -136,8 +148,8 @@ def test_an_unreadable_run_does_not_hide_others(
     assert len(caplog.messages) == 3
 
 
-def test_a_comparison(here: Path) -> None:
-    """The frame has the means, and `write` makes a report; runs and data may be given."""
+def test_a_comparison(here: Path, harness: Harness) -> None:
+    """Its text is what the command prints, the frame has the means, and `write` makes a report."""
     for job, accuracy in (("lstm", 0.8), ("gru", 0.9)):
         for seed in (1, 2):
             write_run(here / f"runs/{job}/{seed}", job=job, seed=seed, accuracy=accuracy)
@@ -145,6 +157,7 @@ def test_a_comparison(here: Path) -> None:
     means = dict(found.to_frame()[["job", "accuracy"]].itertuples(index=False))
     assert means == {"lstm": pytest.approx(0.8), "gru": pytest.approx(0.9)}
     assert len(found.sentences) == 1
+    assert harness.run_here("compare", "runs", "--baseline", "none").stdout == f"{found}\n"
     assert found.write("report").is_file()
     with pytest.raises(InputError, match="baseline = 'tfidf'"):
         package.compare("runs", baseline="tfidf")  # type: ignore[arg-type]

@@ -256,13 +256,16 @@ def check_texts(texts: Sequence[str]) -> list[str]:
     """Check texts before TensorFlow starts; cut long texts to their last MAX_CHARACTERS.
 
     Raises:
-        InputError: if there is no text, or a text contains no word or can't be encoded.
+        InputError: if there is no text, or a text is no string, contains no word or can't be
+            encoded.
     """
     if not texts:
-        raise InputError(NO_TEXT)
+        raise InputError("texts = []: should be a string, or a list of at least one")
     remarks = Remarks()
     kept = []
     for number, text in enumerate(texts, 1):
+        if not isinstance(text, str):
+            raise InputError(f"text {number} = {repr(text)[:40]}: should be a string")
         cut = checked(text, number, f"text {number}", remarks)
         if cut is None:
             raise InputError(

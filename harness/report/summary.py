@@ -256,9 +256,9 @@ def to_latex(parts: Sequence[Part]) -> str:
 # On a terminal
 
 
-def print_parts(parts: Sequence[Part]) -> None:
+def print_parts(parts: Sequence[Part], console: Console | None = None) -> None:
     """Print the comparison: on a terminal only the columns that fit, into a file all columns."""
-    console = rich_console()
+    console = console or rich_console()
     show = partial(console.print, soft_wrap=not console.is_terminal)
     for index, part in enumerate(parts):
         if index:

@@ -248,14 +248,14 @@ def _belongs_to_an_own_network(job: Any) -> str:
 
 
 def _is_read_by_the_network(job: Any) -> str:
-    """The value must be 0 with a custom network."""
+    """`ngram_ratios` must be 0 with a custom network."""
     if job.model.ngram_ratios and job.model.is_own:
         return "a custom network reads only words, no n-gram ratios; set model.ngram_ratios to 0"
     return ""
 
 
 def _leaves_something_to_classify(job: Any) -> str:
-    """If the value is false, `pooling` must not be `last`."""
+    """If `recurrent` is false, `pooling` must not be `last`."""
     if not job.model.recurrent and job.model.pooling == "last":
         return (
             "needs a pooling of the words' vectors, and model.pooling is 'last'; set it to 'max', "

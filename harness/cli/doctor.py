@@ -68,7 +68,7 @@ def _print_json(found: "Sequence[Finding | Estimate]") -> bool:
 
 
 def _print_findings(findings: "Iterable[Finding]") -> bool:
-    """Print each finding as soon as it is known; return whether none is red."""
+    """Print each finding as soon as it is known; return False if a finding is red (an error)."""
     from rich.text import Text
 
     console = rich_console(soft_wrap=True)

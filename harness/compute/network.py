@@ -257,8 +257,8 @@ def _traced_training(model: keras.Model, job: Job, where: str) -> tuple[int, lis
         where: the beginning of error messages: the job's key and its value.
 
     Returns:
-        The number of losses that the model adds, and the paths of trained weights that get no
-        gradient.
+        The number of losses that the network adds by regularizers or `add_loss`, and the paths of
+        the trainable weights on which the network's output in training does not depend.
     """
     if job.model.embeddings:
         embedding_of_words(model, job)

@@ -292,7 +292,8 @@ def why_slow(kernels: Mapping[str, str]) -> str:
     if not names:
         return ""
     return (
-        f"{names}: slow on a GPU, because a loop over the words, not cuDNN, does the work; set "
-        "model.reset_after = true and train.xla = auto; in a custom network use Keras's default "
-        "activations and biases, and no masks, recurrent_dropout or unroll; or use a CPU"
+        f"{names}: slow on a GPU, because computed word by word, without cuDNN; set "
+        "model.reset_after = true and train.xla = auto, or use a CPU (in a custom network, cuDNN "
+        "also needs Keras's default activations and biases, and no masks, recurrent_dropout or "
+        "unroll)"
     )

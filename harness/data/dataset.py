@@ -200,8 +200,8 @@ def vocab_from_bytes(content: bytes) -> list[str]:
 def num_outputs(classes: Sequence[str]) -> int:
     """Return the number of outputs of a network for these classes.
 
-    With two classes, the only output is the probability of label 1. With more classes, each class
-    has an output.
+    With two classes, the only output is the probability of label 1. With more than two classes,
+    each class has an output.
     """
     return 1 if len(classes) == 2 else len(classes)
 

@@ -142,8 +142,8 @@ def columns(
         sizes: the number of n-grams of each length.
 
     Yields:
-        For each length of n-grams, a tensor, `[all words]`, with the column of the n-gram that ends
-        at each word, or -1 if that n-gram is unknown.
+        A tensor `[all words]` for each length of n-grams. The tensor's entry for a word is the
+        column of the n-gram that ends at the word, or -1 if no known n-gram ends there.
     """
     flat = words.flat_values
     is_first = tf.gather(words.row_starts(), words.value_rowids()) == tf.range(words.row_splits[-1])

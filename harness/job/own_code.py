@@ -119,8 +119,9 @@ def source_digest(source: str) -> str:
 def mode_in(folder: Path, code: Mapping[str, str]) -> int:
     """Return the permissions for a job's file, and restrict its folder if the job contains code.
 
-    If the job contains code, only the user can write to the folder; otherwise `check_trusted` would
-    refuse the file. If the user trusts all code, the folder stays as it is.
+    If the job contains code, other users lose the permission to write to the folder, because
+    `check_trusted` refuses code that another user could change. If the user trusts all code, the
+    folder stays as it is.
     """
     if not code or is_trusting():
         return 0o666

@@ -401,7 +401,8 @@ def check_same_jobs(members: Sequence[RunMember], ensemble: Ensemble, *, ngrams:
 
     Args:
         members: the new runs, trained on all training reviews.
-        ensemble: the ensemble that provides the weights; its runs had validation reviews.
+        ensemble: the older ensemble that provides the weights. These weights were chosen on
+            validation reviews, on which the older ensemble's runs were not trained.
         ngrams: whether the linear model will be a member of the new ensemble.
 
     Raises:
@@ -478,12 +479,18 @@ class Made:
 
 
 def make_ensemble(request: Request, runs: Path, say: Callable[[str], None]) -> Made:
-    """Make the ensemble `<runs>/<name>/<run-id>`; `say` prints a line before n-grams are fit.
+    """Make an ensemble in the folder `<runs>/<name>/<run-id>`.
 
-    Without `weights_from`, the weights minimize the log loss on the validation reviews, and the
-    linear model is fit to the same training reviews as the runs. With `weights_from`, the
-    weights of another ensemble are used, and the runs and the linear model are trained on all
-    training reviews. Nothing is chosen on the test set.
+    Without `request.weights_from`, the weights of the ensemble's members minimize the log loss on
+    the validation reviews. With `request.weights_from`, the folder of an older ensemble, the
+    members get the older ensemble's weights, and the runs must be trained on all training reviews.
+    The linear model over n-grams is fit to the same training reviews as the runs. Nothing is
+    chosen on the test set.
+
+    Args:
+        request: the arguments of `harness ensemble`.
+        runs: the folder that contains the runs and ensembles of all jobs.
+        say: a function that prints a line; called before the linear model is fit.
 
     Raises:
         InputError: if the runs can't be combined, or the folder exists.

@@ -290,7 +290,11 @@ def results_table(part: Part, console: Console) -> RenderableType:
 
 
 def shown_sentences(compared: "pandas.DataFrame") -> list[str]:
-    """Return the first sentences of `differences`, and a line that counts the other sentences."""
+    """Return at most MAX_SENTENCES comparisons of jobs in words, then a line such as "and 7 more".
+
+    Args:
+        compared: the table that `harness.report.statistics.differences` returns.
+    """
     lines, num = [*compared["sentence"][:MAX_SENTENCES]], len(compared)
     more = [f"and {num - MAX_SENTENCES:,} more (--out writes all)"] if num > MAX_SENTENCES else []
     return [*lines, *more]

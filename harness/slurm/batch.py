@@ -178,7 +178,7 @@ def value_of(option: str, words: Sequence[str]) -> str | None:
 
 @dataclass(frozen=True)
 class Counters:
-    """The progress, idle starts, faulty nodes and memory retries of a run, over all of its jobs."""
+    """Counts over all jobs of a run, from which `decide` concludes whether to requeue a job."""
 
     start: str = ""  # id of the last start that was counted
     reached: int = 0  # the largest progress so far, as `_reached` returns it
@@ -413,8 +413,9 @@ def _states(run: str) -> list[dict[str, Any]]:
 def _reached(states: Sequence[Mapping[str, Any]]) -> int:
     """Return the progress of a run or a sweep as one number.
 
-    A finished trial adds more to this number than any trial's steps. The run of a finished trial
-    may be removed; the steps of a removed run no longer count.
+    Each training step adds 1 to the number. Each finished trial adds STEPS_OF_A_TRIAL, which is
+    more than the number of steps of any trial. So the number grows when a trial finishes, even if
+    the trial's run is then removed and its steps no longer count.
     """
     finished, steps = (
         sum(whole(state.get(name)) or 0 for state in states) for name in ("finished", "step")

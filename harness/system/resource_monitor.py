@@ -61,7 +61,9 @@ class ResourceMonitor:
         self._stack.close()
 
     def sample(self) -> dict[str, float]:
-        """Measure the current use; empty if the last measurement was less than READ_S ago.
+        """Measure the use of the CPUs, the memory and the GPUs.
+
+        The result is empty if the last measurement was less than READ_S seconds ago.
 
         `cpu_share`: the share of its CPUs that this process used since the last measurement.
         `memory_gb`: the machine's memory that this process uses. `gpu0_share`: the share of time,

@@ -104,7 +104,11 @@ def _distrusted(paths: Sequence[Path], trust_code: bool) -> list[str]:
 def _put_commit(
     run: RunDirectory, record: dict[str, Any], project: Path, *, folder: Path, warnings: list[str]
 ) -> str:
-    """Write the code of the recorded commit and changes into a folder; return a description."""
+    """Write the run's code into a folder: the recorded commit with its uncommitted changes.
+
+    Returns:
+        What was written, for example "commit 0123456789ab and the uncommitted changes".
+    """
     commit, patch = str(record.get("commit") or ""), record.get("uncommitted_diff")
     if not COMMIT.fullmatch(commit):
         why = record.get("git_problem") or "the run started outside of a git checkout"

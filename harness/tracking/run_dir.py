@@ -93,9 +93,9 @@ def find_runs(
     Args:
         tops: the folders to search.
         in_sweeps: the subfolders of a sweep, `trials` or `winner`, that are searched for runs too.
-        refused: a dictionary that receives the paths of unreadable folders and of other users'
-            symbolic links, with the reasons. Other users' links are followed only if `refused` is
-            None.
+        refused: a dictionary that receives each path that is not searched, with the reason: the
+            folders that can't be read, and the symbolic links that belong to other users. If
+            `refused` is None, the links of other users are followed.
     """
     for found in walk_runs(tops, in_sweeps, refused):
         yield Path(found.path)

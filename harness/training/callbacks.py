@@ -95,9 +95,9 @@ class RunCallbacks:
 
         A checkpoint contains no states of the built-in callbacks, so a resumed run passes the
         metrics of all earlier epochs to the built-in callbacks again. The user's callbacks load
-        their states. A resumed run also calls `on_train_begin` of the user's callbacks. The
-        run then restores the variables of the model and the optimizer, because the checkpoint
-        already contains the changes that `on_train_begin` makes.
+        their states. A resumed run also calls `on_train_begin` of the user's callbacks. After
+        these calls, the variables of the model and the optimizer get their values from the
+        checkpoint again, because these values already contain the changes by `on_train_begin`.
         """
         rate = self.schedule.cut if self.schedule else self.model.optimizer.learning_rate
         value = float(rate.numpy())  # the checkpoint's learning rate, after all cuts

@@ -1,9 +1,10 @@
 """`train --from RUN`: begins a new run with the checkpoint or weights of another run, its parent.
 
 If only `train.epochs` differs, the new run continues from the parent's checkpoint, and ends
-with bitwise the same result as if it had trained all epochs itself. Otherwise the new run begins
-with the weights of the parent's trained model, layer by layer. In both cases the new run writes a
-checkpoint before its first step, and from then on doesn't need the parent.
+with bitwise the same result as if it had trained all epochs itself. If another setting or the
+data differ, the new run begins with the weights of the parent's trained model, layer by layer. In
+both cases the new run writes a checkpoint before its first step, and from then on doesn't need the
+parent.
 """
 
 import contextlib

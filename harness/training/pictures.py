@@ -1,6 +1,7 @@
 """Draws the scores of a classifier.
 
-The arguments and errors are the same as for `harness.training.metrics.test_scores`.
+The functions `…_picture` take the same labels and probabilities as
+`harness.training.metrics.test_scores`, and raise the same errors.
 """
 
 import io

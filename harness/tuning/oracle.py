@@ -4,11 +4,11 @@ This module changes KerasTuner 1.4.8 in three ways:
 
 - KerasTuner's oracle writes its whole state in every call. Here an oracle writes nothing: to
   restore its state, a new oracle receives the accepted results again.
-- KerasTuner's grid search proposes a trial only when another trial has ended. Here the grid
-  search proposes trials at any time, so that all workers train.
+- KerasTuner's grid search proposes a trial only when another trial has ended. The grid
+  search of this module proposes the next trial without waiting, so that no worker is idle.
 - KerasTuner's Hyperband promotes no trial before the first round of its bracket is full. The first
-  round is never full if the search space has too few settings left. Here the oracle shrinks a first
-  round that can't be filled.
+  round is never full if the search space has too few settings left. The Hyperband of this module
+  shrinks a first round that can't be filled.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def hyperparameters(search: SearchSpec) -> kt.HyperParameters:
 
 
 class SteadyGrid(GridSearchOracle):  # type: ignore[misc]  # KerasTuner ships no types
-    """Grid search that proposes its next trial at any time."""
+    """Grid search that proposes the next trial without waiting for another trial to end."""
 
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """Propose the next values of the grid."""

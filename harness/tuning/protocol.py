@@ -17,10 +17,10 @@ yields operations on the sweep's folder and receives their results. The generato
 disk, clock or random number. `harness.tuning.disk` executes the operations. A simulation in the
 tests executes the same generators with killed processes, lost nodes and stale file listings.
 
-Wrong clocks and outdated listings of folders do no harm. A listing is only a hint about what to
-read. A process that acts too late, or twice, tries to create a folder that already exists; the
-creation fails and changes nothing. Only one worker ever writes into an attempt's folder, so a
-worker that is presumed dead does no harm if it continues.
+Wrong clocks and outdated listings of folders do no harm. A process uses the listing of a folder
+only to choose which files to read. A process that acts too late, or twice, tries to create a
+folder that already exists; the creation fails and changes nothing. Only one worker ever writes
+into an attempt's folder, so a worker that is presumed dead does no harm if it continues.
 """
 
 import contextlib
@@ -259,8 +259,9 @@ class View:
         """Read what has changed: new trials, attempts and results.
 
         Args:
-            num_watched: how many open trials to read, beginning with the oldest trial; None reads
-                all open trials. Open trials without a worker are always read.
+            num_watched: how many open trials (trials without an accepted result) to read,
+                beginning with the oldest trial; None reads all open trials. Whatever this
+                number is, `look` also reads every open trial that no worker trains.
         """
         yield from self.learn()
         gone = {f"{GONE}/{name}" for name in (yield Names(GONE))}

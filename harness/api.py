@@ -29,7 +29,14 @@ from harness.system.console import echo, log, rich_console
 from harness.system.lenient_json import read_json_lines
 from harness.system.stderr_filter import filtered_stderr
 from harness.tracking.audits import audits_of
-from harness.tracking.run_dir import RESULT, RunDirectory, remove_empty, reserve_id
+from harness.tracking.run_dir import (
+    RESULT,
+    RunDirectory,
+    default_runs,
+    named_or_all,
+    remove_empty,
+    reserve_id,
+)
 from harness.tuning.leaderboard import leaderboard_rows, ranked
 from harness.tuning.sweep_dir import SweepDirectory
 
@@ -246,7 +253,7 @@ def train(
             is saved, and the run's process has ended.
     """
     overrides = _overrides(job, settings, options)
-    folder = _default_runs() if runs is None else Path(runs)
+    folder = default_runs() if runs is None else Path(runs)
     with trusting(bool(options.get("trust_code"))):
         loaded = load_job(Path(job), overrides, seed)
         run = RunDirectory.new(folder, loaded, run_id).folder
@@ -285,7 +292,7 @@ def tune(
     from harness.job.search import load_search
 
     overrides = _overrides(job, settings, options)
-    folder = _default_runs() if runs is None else Path(runs)
+    folder = default_runs() if runs is None else Path(runs)
     with trusting(bool(options.get("trust_code"))):
         search = load_search(Path(job), overrides)
         name = sweep_id or reserve_id(folder, [(search.name, "")])
@@ -318,7 +325,7 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
     """
     from harness.training.audit import Audit
 
-    folder, began_s = _default_runs() if runs is None else Path(runs), time.time()
+    folder, began_s = default_runs() if runs is None else Path(runs), time.time()
     error: RunError | None = None
     try:
         run_printed("audit", str(run), *_options(options | {"runs": folder}))
@@ -347,7 +354,7 @@ def load_runs(*folders: PathLike) -> Runs:
     from harness.report.collect import expand
     from harness.tracking.run_dir import find_runs, is_ensemble
 
-    named = [Path(each) for each in folders] or [_default_runs()]
+    named = named_or_all([Path(each) for each in folders], default_runs())
     found = find_runs(expand(named, []), in_sweeps=("winner",))
     return Runs(
         [
@@ -377,17 +384,13 @@ def compare(
 
     if baseline not in (None, "ngrams", "none"):
         raise InputError(f"baseline = {baseline!r}: should be 'ngrams' or 'none', or left out")
-    named = [Path(each) for each in folders] or [_default_runs()]
-    folder, audits = None if data is None else Path(data), _default_runs()
+    named = named_or_all([Path(each) for each in folders], default_runs())
+    folder, audits = None if data is None else Path(data), default_runs()
     parts, left_out = compared(named, echo, baseline=baseline, data=folder, audits=audits)
     return Comparison(tuple(parts), tuple(left_out))
 
 
 # Arguments
-
-
-def _default_runs() -> Path:
-    return Path(os.environ.get("HARNESS_RUNS") or "runs")
 
 
 def _overrides(job: PathLike, settings: Settings | None, options: Settings) -> list[str]:

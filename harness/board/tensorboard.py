@@ -35,7 +35,7 @@ from harness.system.files import (
     write_refusal,
 )
 from harness.system.processes import STOPPING
-from harness.tracking.run_dir import find_runs, is_ensemble
+from harness.tracking.run_dir import find_runs, is_ensemble, named_or_all
 from harness.tracking.status import select_runs
 
 NUM_NEWEST = 200  # how many runs are shown if the user names no runs
@@ -143,10 +143,9 @@ def check_roots(names: Sequence[Path], runs: Path) -> Sequence[Path]:
         runs: the folder that contains all runs.
 
     Raises:
-        InputError: if a name matches no run, or a folder contains no run.
+        InputError: if a name matches no run, a folder contains no run, or `runs` is missing.
     """
-    if not names and not runs.is_dir():
-        raise InputError(f"--runs {runs}: no such folder; give runs, or a folder of runs")
+    named_or_all(names, runs)
     roots: list[Path] = []
     for name in names:
         if not name.is_dir():

@@ -41,13 +41,14 @@ def compare(
     Prints means over the seeds of each job, and which differences are significant.
     """
     from harness.report.summary import compared, print_parts
+    from harness.tracking.run_dir import named_or_all
 
     if out:
         from harness.report.html import check_folder, write_comparison
 
         check_folder(out)
-    say = partial(echo, err=True)
-    parts, left_out = compared(named or [runs], say, baseline=baseline, data=data, audits=runs)
+    tops, say = named_or_all(named, runs), partial(echo, err=True)
+    parts, left_out = compared(tops, say, baseline=baseline, data=data, audits=runs)
     if markdown:
         from harness.report.summary import to_markdown
 

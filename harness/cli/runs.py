@@ -193,13 +193,14 @@ def prune(
     Removes the last checkpoint of a run, and all files of a search except curves, scores and the
     best five models. Without --yes it only prints the sizes.
     """
+    from harness.tracking.run_dir import named_or_all
     from harness.tuning.prune_runs import prune_all
 
-    for path in folders or [runs]:
+    tops = named_or_all(folders, runs)
+    for path in tops:
         if not path.is_dir():
-            name = "RUN" if folders else "--runs"
-            raise InputError(f"{name} {path}: no such folder; give runs, or a folder of runs")
-    done = prune_all(folders or [runs], really=really)
+            raise InputError(f"RUN {path}: no such folder; give runs, or a folder of runs")
+    done = prune_all(tops, really=really)
     if folders and not done.num_runs and not done.left:
         raise InputError(f"RUN {folders[0]}: contains no run; give runs, or a folder of runs")
     for folder, why in done.left[:MAX_LEFT]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -176,6 +175,7 @@ def resume_request(
 def _submit(request: "Request") -> None:
     from harness.slurm.submit import first_look
     from harness.slurm.submit import submit as submit_all
+    from harness.tracking.run_dir import default_runs
 
     submitted = submit_all(request)
     for job_id, submission in submitted.items():
@@ -183,8 +183,8 @@ def _submit(request: "Request") -> None:
     first_id, first = next(iter(submitted.items()))
     echo(f"code  {first.layout.snapshot}")
     run = quoted(first.run_folders(first_id)[0])
-    default = Path(os.environ.get("HARNESS_RUNS") or "runs").absolute()
-    elsewhere = "" if request.runs == default else f" --runs {quoted(request.runs)}"
+    is_default = request.runs == default_runs().absolute()
+    elsewhere = "" if is_default else f" --runs {quoted(request.runs)}"
     echo(f"next  harness status{elsewhere}")
     echo(f"      harness logs {run} -f")
     echo(f"      harness cancel {run}")

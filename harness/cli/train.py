@@ -261,10 +261,11 @@ def predict(
     if is_jsonl and texts:
         raise InputError("--jsonl: is for a file or standard input, not for texts; leave it out")
     remarks, is_ready = Remarks(), True
+    no_text = f"--file {file}: contains no text; write one text per line" if file else NO_TEXT
     if texts:
         batches = iter([[Line(number, text) for number, text in enumerate(check_texts(texts), 1)]])
     elif file is None and not sys.stdin:
-        raise InputError(NO_TEXT)
+        raise InputError(no_text)
     else:
         source = open_lines(file) if file is not None else cast("BufferedReader", sys.stdin.buffer)
         name = f"--file {file}" if file is not None else "standard input"
@@ -274,7 +275,7 @@ def predict(
     # Read ahead, to refuse bad input before TensorFlow is imported. Don't wait for a pipe's input.
     ahead = [*itertools.islice(batches, 1)] if is_ready else []
     if is_ready and not ahead:
-        raise InputError(NO_TEXT)
+        raise InputError(no_text)
     number = 0
     try:
         with computing(model.job()):
@@ -289,7 +290,7 @@ def predict(
         for line in remarks.lines() if number else ():
             log(logging.WARNING, line)
     if not number:
-        raise InputError(NO_TEXT)
+        raise InputError(no_text)
 
 
 @app.command(epilog="Example: harness export runs/lstm/my-run --out served/lstm")

@@ -224,6 +224,8 @@ def check_folder(folder: Path) -> None:
     """
     try:
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    except NotADirectoryError:
+        raise InputError(f"--out {folder}: is a file; name a folder") from None
     except OSError as error:
         raise InputError(f"--out {folder}: can't be read: {error.strerror}") from None
     if names and names != {VERSION, RECORD}:

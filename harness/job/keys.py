@@ -465,6 +465,11 @@ class Job(ConfigSection):
         chosen = {key: value for key, value in deciding.items() if value != KEYS[key].default}
         return json.dumps({"name": self.name, "code": self.code, **chosen}, sort_keys=True)
 
+    def first_change(self, other: "Job") -> str | None:
+        """Return the first key of `identity` whose value differs in another job."""
+        keys = (key for key in FACTS if FACTS[key].changes != "nothing")
+        return next((key for key in keys if self.value(key) != other.value(key)), None)
+
     def settings(self) -> dict[str, Any]:
         """Return the value of every key, including keys such as `model.options.filters`."""
         return {name: setting for key in KEYS for name, setting in flat(key, self.value(key))}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from harness.errors import InputError, RunError
+from harness.job.search import is_sweep
 from harness.system.files import open_plain_file
 from harness.system.lenient_json import path, read_json
 from harness.tracking.records import RunStatus
@@ -43,9 +44,11 @@ def log_of(status: RunStatus, *, yet_to_come: bool = False, earlier_too: bool = 
             f"run {status.run}: its log ({status.log or 'path unknown'}) does not exist; "
             f"the run is {status.state}{note}"
         )
+    look = f"its metrics are in {status.folder / 'metrics.jsonl'}"
+    if is_sweep(status.folder):
+        look = f"harness sweep show {status.folder} shows its trials"
     raise InputError(
-        f"run {status.run}: has no log because it printed to a terminal; its metrics are in "
-        f"{status.folder / 'metrics.jsonl'}"
+        f"run {status.run}: has no log because it printed to a terminal or a pipe; {look}"
     )
 
 

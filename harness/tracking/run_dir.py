@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 from harness import __version__
 from harness.errors import InputError, RunError
-from harness.job.job_file import load_job
+from harness.job.job_file import load_job, shown
 from harness.job.keys import Job
-from harness.job.search import SEARCH_FILE
+from harness.job.search import SEARCH_FILE, is_sweep
 from harness.system.files import (
     Record,
     atomic_write,
@@ -73,6 +73,25 @@ def job_file(folder: Path) -> str:
     """Return the relative path of the job file of a run, or of an ensemble's first member."""
     # All members of an ensemble have the same data.
     return "members/1/job.toml" if is_ensemble(folder) else "job.toml"
+
+
+def default_runs() -> Path:
+    """Return the folder of all runs if no `--runs` is given."""
+    return Path(os.environ.get("HARNESS_RUNS") or "runs")
+
+
+def named_or_all(named: Sequence[Path] | None, runs: Path) -> Sequence[Path]:
+    """Return the named folders, or the folder of all runs if none is named.
+
+    Raises:
+        InputError: if none is named and there is no folder of all runs.
+    """
+    if not named and not runs.is_dir():
+        raise InputError(
+            f"no folder {runs} here; change to the folder that contains it, or name your folder of "
+            "runs by --runs or HARNESS_RUNS"
+        )
+    return named or [runs]
 
 
 class RunFolder(NamedTuple):
@@ -273,10 +292,14 @@ class RunDirectory(LeasedDirectory):
             return cls(runs / job.name / f"{reserve_id(runs, [(job.name, end)])}{end}")
         check_id("--run-id", run_id)
         run = cls(runs / job.name / run_id)
-        if run.exists() and run.job().identity() != job.identity():
+        if run.exists() and (old := run.job()).identity() != job.identity():
+            key = old.first_change(job)
+            what = f" ({key} = {shown(old.value(key))}, not {shown(job.value(key))})" if key else ""
+            remedy = f", or continue the run: harness resume {run.folder}"
+            if run.finished():
+                remedy = f", and add --from {run.folder} to train more epochs of it"
             raise InputError(
-                f"run {run.folder}: contains another job; choose another --run-id, or continue the "
-                f"run: harness resume {run.folder}"
+                f"run {run.folder}: contains another job{what}; choose another --run-id{remedy}"
             )
         return run
 
@@ -290,14 +313,7 @@ class RunDirectory(LeasedDirectory):
         run = cls(folder)
         if run.exists():
             return run
-        if not os.path.isdir(folder):  # noqa: PTH112 - never raises
-            raise InputError(f"run {folder}: no such folder; harness status --all lists all runs")
-        if is_ensemble(folder):
-            raise InputError(
-                f"run {folder}: is an ensemble, which only harness compare and predict accept; "
-                "name a run"
-            )
-        raise InputError(f"run {folder}: is not a run's folder, it contains no job.toml")
+        raise InputError(f"run {folder}: {_why_no_run(folder)}")
 
     def exists(self) -> bool:
         """Whether the run has begun."""
@@ -377,6 +393,31 @@ class RunDirectory(LeasedDirectory):
     def leftovers(self) -> Iterator[Path]:
         """Yield the incomplete files of killed processes, also in the run's subfolders."""
         return self.folder.rglob(".*.tmp*")
+
+
+def _why_no_run(folder: Path) -> str:
+    """Return why a folder is not the folder of a run, and the remedy."""
+    all_runs = "harness status --all lists all runs"
+    if os.path.isfile(folder):  # noqa: PTH113 - never raises
+        run = f" {folder.parent}" if RunDirectory(folder.parent).exists() else ""
+        return f"is a file; name the run's folder{run}"
+    if not os.path.isdir(folder):  # noqa: PTH112 - never raises
+        every = find_runs([default_runs()], refused={})
+        found = [run for run in every if str(folder) in (run.name, f"{run.parent.name}/{run.name}")]
+        return f"no such folder; {f'did you mean {found[0]}?' if len(found) == 1 else all_runs}"
+    if is_ensemble(folder):
+        return "is an ensemble, which only harness compare and predict accept; name a run"
+    levels = ("trials/*/*/*",) if is_sweep(folder) else ("*", "*/*")
+    runs = sorted(file.parent for level in levels for file in folder.glob(f"{level}/job.toml"))
+    such_as = f", such as {runs[0]}" if runs else ""
+    if is_sweep(folder):
+        return (
+            f"is a search; name one of its runs{such_as}, or train its best trial: harness sweep "
+            f"retrain {folder}"
+        )
+    if runs:
+        return f"contains runs; name one of them{such_as}"
+    return f"is not a run's folder, it contains no job.toml; {all_runs}"
 
 
 def ask_to_cancel(folder: Path) -> None:

@@ -265,7 +265,7 @@ def test_a_terminal_shows_the_command_and_the_address(
     ("words", "said"),
     [
         (["nowhere"], ("run nowhere", "no run has this folder, id or job")),
-        (["--runs", "nowhere"], ("--runs nowhere", "no such folder")),
+        (["--runs", "nowhere"], ("no folder nowhere here", "--runs or HARNESS_RUNS")),
         (["--runs", "empty", "--port", "TAKEN"], ("--port", "in use", "choose another")),
         (["--hours", "0"], ("--hours", "equal to 0.001")),
     ],

@@ -32,6 +32,8 @@ LSTM = JOBS / "lstm.toml"
         (["resume", "runs/none"], ("runs/none", "no such folder")),
         (["resume", "."], ("is not a run's folder",)),
         (["compare", "--out", LSTM], ("--out", "is not a folder")),
+        (["prune", "--runs", "none"], ("no folder none here", "--runs or HARNESS_RUNS")),
+        (["compare"], ("no folder /", "runs here; change to the folder that contains it")),
         (["sweep", "show", "runs/none"], ("runs/none", "is not a sweep's folder")),
         (["sweep", "best", "s", "--workers", "2"], ("--workers",)),
     ],

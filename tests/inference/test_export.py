@@ -175,7 +175,7 @@ def test_a_bad_export_is_refused(harness: Harness, tmp_path: Path) -> None:
             "is unfinished and has no model yet; continue the run with: harness resume",
         ),
         (thesis, "contains thesis.tex, which is not part of an export"),
-        (thesis / "thesis.tex", "can't be read: Not a directory"),
+        (thesis / "thesis.tex", "thesis.tex: is a file; name a folder"),
     ):
         with pytest.raises(InputError, match=message):
             export(RunDirectory(begun), folder)

@@ -47,6 +47,7 @@ def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harnes
         (["good", "--file", "x"], "", "or leave out the texts"),
         (['{"text": "good"}', "--jsonl"], "", "--jsonl: is for a file or standard input"),
         (["--file", "none.txt"], "", "none.txt"),
+        (["--file", "/dev/null"], "", "--file /dev/null: contains no text; write one text per"),
         (["--file", "texts.json"], "", "texts.json: is JSON, but should have one text per line"),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.job.search import SEARCH_FILE
 from harness.tracking.logs import Follower, clean, follow
 from harness.tracking.records import RunStatus
 from tests.conftest import Harness
@@ -45,11 +46,20 @@ def test_a_run_without_a_log_is_one_line(harness: Harness, site: Site) -> None:
     site.submission("12", [1])
     done = harness.run_here("logs", "a")
     assert (done.returncode, done.stdout) == (2, "")
-    assert "has no log because it printed to a terminal" in done.stderr
+    assert "has no log because it printed to a terminal or a pipe; its metrics" in done.stderr
     assert (
         "slurm-12.out) does not exist; the run is submitted"
         in harness.run_here("logs", "12").stderr
     )
+
+
+def test_a_sweep_without_a_log_is_one_line(harness: Harness, site: Site) -> None:
+    """The line names the command that shows the trials, as a sweep has no metrics."""
+    sweep = site.run("s1", "finished").folder
+    (sweep / "job.toml").rename(sweep / SEARCH_FILE)
+    done = harness.run_here("logs", "s1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith(f"a pipe; harness sweep show {sweep} shows its trials\n")
 
 
 def test_the_last_jobs_log_is_printed_while_the_next_job_waits(

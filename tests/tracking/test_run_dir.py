@@ -13,10 +13,12 @@ import pytest
 from harness import __version__
 from harness.errors import DiskError, InputError, RunError, TakenOver
 from harness.job.job_file import load_job
+from harness.job.search import SEARCH_FILE
 from harness.slurm.environment import SlurmEnvironment
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import FORMAT, RunDirectory, check_format, stamped
 from tests.conftest import JOBS, Harness, before_next_rename
+from tests.made_up_runs import write_run
 from tests.training.kills import killed_run
 
 
@@ -49,6 +51,65 @@ def test_a_disk_that_fails_refuses_no_run(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(os, "open", fail)
     with pytest.raises(DiskError, match=r"job.toml: can't be read: Input/output error; try again"):
         load_job(folder / "job.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("rnn/first", "no such folder; did you mean runs/rnn/first?"),
+        ("first", "no such folder; did you mean runs/rnn/first?"),
+        ("rnn/s1", "no such folder; did you mean runs/rnn/s1?"),
+        ("twice", "no such folder; harness status --all lists all runs"),
+        ("gru/twice", "no such folder; did you mean runs/gru/twice?"),
+        ("other/first", "no such folder; harness status --all lists all runs"),
+        ("runs/rnn/first/model.keras", "is a file; name the run's folder runs/rnn/first"),
+        ("notes.md", "is a file; name the run's folder"),
+        ("runs", "contains runs; name one of them, such as runs/gru/twice"),
+        ("runs/rnn", "contains runs; name one of them, such as runs/rnn/first"),
+        (
+            "runs/rnn/s1",
+            "is a search; name one of its runs, such as runs/rnn/s1/trials/1/1/seed1, or train its "
+            "best trial: harness sweep retrain runs/rnn/s1",
+        ),
+        (
+            "runs/rnn/first/tensorboard",
+            "is not a run's folder, it contains no job.toml; harness status --all lists all runs",
+        ),
+    ],
+)
+def test_a_name_that_is_no_run_is_refused_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    """The line names the run that was probably meant, if there is exactly one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HARNESS_RUNS", raising=False)
+    for run in ("rnn/first", "rnn/twice", "gru/twice", "rnn/s1/trials/1/1/seed1"):
+        write_run(tmp_path / "runs" / run)
+    (tmp_path / "runs/rnn/s1" / SEARCH_FILE).touch()
+    (tmp_path / "runs/rnn/first/tensorboard").mkdir()
+    (tmp_path / "runs/rnn/first/model.keras").touch()
+    (tmp_path / "notes.md").touch()
+    with pytest.raises(InputError) as refused:
+        RunDirectory.open(Path(name))
+    assert str(refused.value) == f"run {name}: {message}"
+
+
+def test_the_id_of_another_jobs_run_is_refused(tmp_path: Path) -> None:
+    """The line names the first key that differs; only an unfinished run can be continued."""
+    old = load_job(JOBS / "lstm.toml", ["train.epochs=2"])
+    folder = tmp_path / "lstm/first"
+    write_run(folder, old.to_toml())
+    assert RunDirectory.new(tmp_path, old, "first").folder == folder
+    job = load_job(JOBS / "lstm.toml", ["train.epochs=3", "train.log_every_steps=7"])
+    said = f"run {folder}: contains another job (train.epochs = 2, not 3); choose another --run-id"
+    for remedy in (
+        f", and add --from {folder} to train more epochs of it",
+        f", or continue the run: harness resume {folder}",
+    ):
+        with pytest.raises(InputError) as refused:
+            RunDirectory.new(tmp_path, job, "first")
+        assert str(refused.value) == said + remedy
+        (folder / "result.json").unlink(missing_ok=True)
 
 
 def test_the_last_to_take_the_lease_writes(tmp_path: Path) -> None:

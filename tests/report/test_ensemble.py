@@ -239,7 +239,7 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
     words = (second, "--with", "ngrams", "--run-id", "x", "--data", tmp_path / "no")
     done = harness.run_here("ensemble", *words)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "with --data" in done.stderr
+    assert "by --data" in done.stderr
     assert sorted(harness.runs.rglob("*")) == before
 
 

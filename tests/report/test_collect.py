@@ -331,7 +331,7 @@ def test_the_first_run_of_a_seed_counts(tmp_path: Path) -> None:
     ((group,), (repeated,)) = group_runs(scored_runs([tmp_path])[0])
     assert group.by_seed["accuracy"].to_dict() == {("lstm", 1): 0.85, ("lstm", 2): 0.87}
     assert repeated.folder == tmp_path / "b"
-    assert repeated.why.endswith("/a has 85.00%, this run 95.00%")
+    assert repeated.why.endswith("/a has accuracy 85.00%, this run has 95.00%")
 
 
 def test_the_first_run_is_the_one_that_began_first(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """`audit`: checks the numbers of runs by training them again."""
 
-import contextlib
 import logging
 from functools import partial
 from pathlib import Path
@@ -48,13 +47,9 @@ def audit(
     from harness.report.text_tables import table_lines
     from harness.tracking.audits import DIFFERS, keep_audit
     from harness.training.audit import audit as audit_run
-    from harness.training.audit import finished_run
 
     if quick + full + (epochs is not None) > 1:
         raise InputError("--quick, --epochs, --full: exclude each other; use one")
-    for folder in folders:  # refuse a wrong name before an audit takes its time
-        with contextlib.suppress(DiskError, OSError):  # the folder's own audit reports them
-            finished_run(folder)
     confirm_here(f"srun harness audit {quoted(folders[0])}", Console(), here=here)
     depth = 0 if quick else None if full else epochs or 1
     problems: list[InputError] = []

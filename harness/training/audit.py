@@ -176,24 +176,6 @@ class Subject(NamedTuple):
     files: dict[str, bytes]  # name -> content of result.json and the files in `CHECKSUMS`
 
 
-def finished_run(folder: Path) -> RunDirectory:
-    """Open a finished run.
-
-    Raises:
-        InputError: if the folder contains no finished run of this format.
-        OSError: if the disk fails.
-    """
-    run = RunDirectory.open(folder)
-    run.check_format()
-    if not run.finished():
-        phase = text(run.read_json("state.json").get("phase")) or "not begun"
-        raise InputError(
-            f"run {folder}: is unfinished ({one_line(phase)}), so it has no numbers to audit; "
-            f"wait for its end, or continue it with: harness resume {folder}"
-        )
-    return run
-
-
 def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
     """Read the folder of a finished run.
 
@@ -205,7 +187,14 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
         InputError: if the run can't be audited.
         OSError: if the disk fails.
     """
-    run = finished_run(folder)
+    run = RunDirectory.open(folder)
+    run.check_format()
+    if not run.finished():
+        phase = text(run.read_json("state.json").get("phase")) or "not begun"
+        raise InputError(
+            f"run {folder}: is unfinished ({one_line(phase)}), so it has no numbers to audit; "
+            f"wait for its end, or continue it with: harness resume {folder}"
+        )
     job = load_job(folder / "job.toml")
     if job.code and not is_trusting():
         raise InputError(

@@ -119,15 +119,6 @@ def test_a_run_that_cannot_be_audited_is_refused_in_one_line(
     assert not (tmp_path / "mine").exists()
 
 
-def test_a_wrong_name_is_refused_before_any_audit(finished: tuple[Harness, Path]) -> None:
-    """Nothing is printed about the good run, which comes first."""
-    harness, run = finished
-    done = harness.run_here("audit", run, "nowhere", "--quick")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "run nowhere: no such folder" in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
 def test_a_broken_result_is_a_difference(finished: tuple[Harness, Path], tmp_path: Path) -> None:
     """A readable file that is not the result of a run is a difference, so the exit code is 1."""
     harness, run = finished

@@ -202,7 +202,7 @@ def test_a_cancelled_job_stays_cancelled_and_goes_on_as_another(
     (status,) = json.loads(harness.harness.run_here("status", job.run, "--json").stdout)
     assert (status["state"], status["slurm_job"]) == ("pending", record["job_id"])
     twice = harness.run("--resume", job.run)
-    assert (twice.returncode, "is pending; harness cancel" in twice.stderr) == (2, True)
+    assert (twice.returncode, "is pending; first stop the run" in twice.stderr) == (2, True)
     job.cluster.run("scontrol", "release", record["job_id"])
     other = dataclasses.replace(job, job_id=record["job_id"], log=Path(record["logs"][0]))
     other.wait()

@@ -19,7 +19,7 @@ def test_compare_reports_on_the_runs_of_its_pattern(
     said = job.log.read_text()
     assert {"test %", "parameters", "seeds"} <= {*re.split(r"\s{2,}", said)}
     assert "lstm" in said
-    assert f"{missing}: no run matches it" in said
+    assert f"{missing} (unmatched: no run matches it)" in said
     assert (project.path / "runs/comparison/report.html").is_file()
 
 

@@ -256,7 +256,7 @@ def test_only_a_run_that_begins_takes_back_its_cancel(harness: Harness) -> None:
     environment = harness.environment
     environment["HARNESS_JOBS_ONLY"] = "1"
     del environment["HARNESS_HERE"]
-    for options, said in (([], "in Slurm jobs only"), (["--here", "--data", "nowhere"], "nowhere")):
+    for options, said in (([], "only in Slurm jobs"), (["--here", "--data", "nowhere"], "nowhere")):
         done = harness.run_here("resume", run, *options)
         assert (done.returncode, said in done.stderr) == (2, True)
         assert (run / "cancel.json").exists()

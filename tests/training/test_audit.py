@@ -272,7 +272,7 @@ def check_honest(
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("job", ["gru", "best"])
+@pytest.mark.parametrize("job", [pytest.param("gru", marks=pytest.mark.slow), "best"])
 def test_an_honest_run_is_equal_to_the_byte(harness: Harness, job: str) -> None:
     """The runs use Keras's own layers (gru) and n-gram ratios (best)."""
     check_honest(harness, job, "cpu:1", seed=2)

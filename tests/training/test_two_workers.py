@@ -88,7 +88,9 @@ def test_threads_stay_as_many_and_a_signal_is_obeyed_in_seconds(
         assert "interrupted by SIGUSR2; checkpoint saved; continue with" in pair.end_of(rank, 5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGSTOP]
+)
 def test_a_lost_or_stopped_worker_ends_the_other(
     harness: Harness, pairs: list[Pair], number: signal.Signals
 ) -> None:

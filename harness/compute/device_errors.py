@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from harness.errors import NodeFault, RunError
 from harness.slurm.environment import report_node_fault
 from harness.system import stderr_filter
-from harness.system.gpu import describe_memory, free_gb
+from harness.system.gpu import describe_memory, free_gb, others_use_gpus
 
 MAX_QUOTED = 300  # largest number of characters that a message quotes from TensorFlow
 LATEST = 40  # how many of the latest messages are searched for the cause of a failure
@@ -174,7 +174,7 @@ def out_of_memory(*, sees_memory: bool) -> RunError:
         sees_memory: whether to ask the GPU's driver which processes use the memory.
     """
     memory = describe_memory() if sees_memory else ""
-    shared = ", or fewer runs per GPU" if "holds" in memory else ""
+    shared = ", or fewer runs per GPU" if sees_memory and others_use_gpus() else ""
     return RunError(
         f"the device is out of memory{': ' if memory else ''}{memory}; lower train.batch_size or "
         f"data.maxlen, or use more devices{shared}"

@@ -343,17 +343,26 @@ def describe_memory(environment: Mapping[str, str] = os.environ) -> str:
 
     def describe(nvml: Any, gpu: Any) -> str:
         memory = nvml.nvmlDeviceGetMemoryInfo(gpu)
-        running = nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
         others = [
             f"process {each.pid} uses {(each.usedGpuMemory or 0) / 1e9:.1f} GB"
-            for each in running
-            if each.pid != os.getpid()
+            for each in _others(nvml, gpu)
         ]
         free = f"has {memory.free / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
         return ", ".join([free, *others])
 
     texts = _ask_each(environment, describe)
     return "; ".join(f"GPU {name} {text}" for name, text in texts.items())
+
+
+def others_use_gpus(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether another process uses a visible GPU."""
+    return any(_ask_each(environment, _others).values())
+
+
+def _others(nvml: Any, gpu: Any) -> list[Any]:
+    """Return the processes other than this one that use a GPU."""
+    running = nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
+    return [each for each in running if each.pid != os.getpid()]
 
 
 def free_gb(environment: Mapping[str, str] = os.environ) -> dict[str, float]:

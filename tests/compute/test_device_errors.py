@@ -86,6 +86,8 @@ def test_a_library_refuses_if_the_gpu_is_full(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(device_errors, "free_gb", lambda: {"0": 0.1, "1": 70.0})
     monkeypatch.setattr(device_errors, "describe_memory", lambda: "GPU 0 has 0.1 of 80.0 GB free")
     assert str(explained([REFUSED])).startswith("the device is out of memory: GPU 0 has 0.1")
+    monkeypatch.setattr(device_errors, "others_use_gpus", lambda: True)
+    assert "use more devices, or fewer runs per GPU" in str(explained([REFUSED]))
     assert str(explained([REFUSED], sees_memory=False)).startswith("a CUDA library refused")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from harness.slurm.environment import visible_gpus
 from harness.system import gpu
-from harness.system.gpu import describe_memory, free_gb, hidden_by, own_gb
+from harness.system.gpu import describe_memory, free_gb, hidden_by, others_use_gpus, own_gb
 from tests.system.fake_nvml import OTHER, FakeNvml
 
 LOAD = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
@@ -65,6 +65,8 @@ def test_memory_is_listed_with_the_processes_that_use_it() -> None:
     )
     assert describe_memory({"CUDA_VISIBLE_DEVICES": "0"}) == "GPU 0 has 1.5 of 80.0 GB free"
     assert describe_memory({"CUDA_VISIBLE_DEVICES": "MIG-a"}) == ""
+    assert others_use_gpus({})
+    assert not others_use_gpus({"CUDA_VISIBLE_DEVICES": "0"})
 
 
 @pytest.mark.usefixtures("two_gpus")

@@ -26,6 +26,7 @@ from harness.data.dataset import (
 from harness.data.locations import is_dataset_folder
 from harness.errors import DiskError, InputError, RunError
 from harness.system.files import (
+    OTHERS_WRITE,
     cache_folder,
     distrust,
     raise_unless_missing,
@@ -167,7 +168,7 @@ def check_owners(folder: Path, paths: Iterable[Path]) -> None:
         if reason := distrust(path, owners):
             remedy = (
                 f"chmod go-w {shlex.quote(str(path))}"
-                if "write" in reason
+                if reason == OTHERS_WRITE
                 else "fetch your own data (harness data fetch); or, if you trust the owner, write "
                 f"export {OWNERS}=<the owner's name> into slurm/site.sh, and source that file"
             )

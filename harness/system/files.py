@@ -67,6 +67,9 @@ def foreign_link(path: str | Path) -> str:
     return owner_name(status.st_uid) if is_foreign else ""
 
 
+OTHERS_WRITE = "others can write to it"  # a reason of `distrust`
+
+
 def distrust(path: Path, owners: Collection[str] = ()) -> str:
     """Return why a file or folder is not trusted, such as "belongs to ann"; empty if trusted.
 
@@ -79,7 +82,7 @@ def distrust(path: Path, owners: Collection[str] = ()) -> str:
     name = owner_name(status.st_uid)
     if status.st_uid not in (os.getuid(), 0) and not {name, str(status.st_uid)} & {*owners}:
         return f"belongs to {name}"
-    return "others can write to it" if others_can_write(status) else ""
+    return OTHERS_WRITE if others_can_write(status) else ""
 
 
 def others_can_write(status: os.stat_result) -> bool:

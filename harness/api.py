@@ -112,9 +112,10 @@ class Run:
         """
         from harness.inference.predict import predict
 
-        given: Any = texts if isinstance(texts, Iterable) else [texts]
+        is_one = isinstance(texts, str) or not isinstance(texts, Iterable)
+        given: Any = [texts] if is_one else [*texts]
         with _quiet_tensorflow():
-            return predict(self._directory, [texts] if isinstance(texts, str) else [*given])
+            return predict(self._directory, given)
 
     @property
     def _directory(self) -> "RunDirectory":

@@ -70,7 +70,7 @@ def job_begin(
         request_args,
         unmet_request,
     )
-    from harness.slurm.resources import Rules, drop, short_limit
+    from harness.slurm.resources import Rules, drop, option_name, short_limit
     from harness.system.site_settings import check_trusted_network
 
     shown = _shown()
@@ -103,8 +103,8 @@ def job_begin(
         faults.parent.mkdir(parents=True, exist_ok=True)
         faults.unlink(missing_ok=True)  # left by an earlier start of this job
         requested = request_args(shown_values(shown), variables)
-        names = {each[2:].partition("=")[0] for each in requested}  # a resumed job repeats them
-        flags = [*drop(shlex.split(allocation.flags), names), *requested]
+        repeated = {*map(option_name, requested)}  # in a resumed job
+        flags = [*drop(shlex.split(allocation.flags), repeated), *requested]
         # With the variables `OF_GPUS` unset, each job step of srun uses all GPUs of the job.
         lines += [
             f"unset {' '.join((*foreign, *OF_GPUS))}",

@@ -197,7 +197,7 @@ def prune(
     from harness.tuning.prune_runs import prune_all
 
     tops = named_or_all(folders, runs)
-    for path in tops:
+    for path in folders or ():
         if not path.is_dir():
             raise InputError(f"RUN {path}: no such folder; give runs, or a folder of runs")
     done = prune_all(tops, really=really)

@@ -23,6 +23,7 @@ from harness.errors import InputError, RunError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.resources import WARNING_S
 from harness.system import gpu
 from harness.system.console import echo, log
 from harness.system.files import scratch_directory
@@ -41,7 +42,7 @@ START_S = 300  # time limit of a child process that imports TensorFlow
 # Time limit of a short run on a GPU, whose kernels may take 30 minutes to compile.
 FIRST_USE_S = 2400
 MARGIN = 1.25  # the time limit is this factor times the estimate, for slower nodes and busy disks
-WARNED_S = 150  # the longest time between Slurm's warning and a job's time limit
+WARNED_S = WARNING_S + 60  # Slurm may warn a job 60 s earlier than --signal says
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ class QueuedJob:
     """A job or an array task in the queue."""
 
     id: str  # the job's id as Slurm shows it: 12, or 12_3 for an array task
-    raw_id: str  # the job's SLURM_JOB_ID; for an array task it differs from `id`
+    raw_id: str  # the job's own id; for an array task it differs from `id`
     state: str  # such as RUNNING
     reason: str  # the reason for the state, such as Priority
     elapsed_s: float  # seconds since the last start

@@ -171,7 +171,7 @@ def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
 
 def names_in(args: Iterable[str]) -> set[str]:
     """Return the names of the GPU and memory options among arguments of sbatch."""
-    return {_name(arg) for arg in args} & {*GPUS, *MEMORY}
+    return {option_name(arg) for arg in args} & {*GPUS, *MEMORY}
 
 
 def drop(args: Iterable[str], names: Collection[str]) -> list[str]:
@@ -179,7 +179,7 @@ def drop(args: Iterable[str], names: Collection[str]) -> list[str]:
     kept: list[str] = []
     is_value = False  # whether the argument is the value of a dropped option, as in `-G 2`
     for arg in args:
-        if _name(arg) in names:
+        if option_name(arg) in names:
             is_value = "=" not in arg and (arg.startswith("--") or len(arg) == 2)
         else:
             if not is_value or arg.startswith("-"):
@@ -200,7 +200,7 @@ def words_in(line: str) -> list[str]:
         return []
 
 
-def _name(arg: str) -> str:
+def option_name(arg: str) -> str:
     """Return an option's long name, such as `gpus` for `-G2`; empty if `arg` is no known option."""
     return arg[2:].partition("=")[0] if arg.startswith("--") else LETTERS.get(arg[:2], "")
 
@@ -258,7 +258,7 @@ class Resources:
                 "five networks with --all"
             )
         for flag in self.flags:
-            if (name := _name(flag)) in OWN_OPTIONS:
+            if (name := option_name(flag)) in OWN_OPTIONS:
                 remedy = "use --seeds" if name == "array" else "leave this option out"
                 raise InputError(f"{flag}: harness submit sets --{name} itself; {remedy}")
 

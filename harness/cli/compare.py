@@ -94,15 +94,22 @@ def ensemble(
     Chooses the weight of each member on validation reviews. harness compare and predict accept the
     ensemble like a run.
     """
-    from harness.report.ensemble import Request, make_ensemble
+    from harness.report.ensemble import make_ensemble
     from harness.report.text_tables import table_lines
     from harness.training.metrics import describe_scores
 
-    request = Request(folders, others is not None, weights_from, data, name, run_id)
-    made = make_ensemble(request, runs, partial(echo, err=True))
-    for line in table_lines(made.cells):
+    folder, result, cells = make_ensemble(
+        folders,
+        runs,
+        partial(echo, err=True),
+        ngrams=others is not None,
+        weights_from=weights_from,
+        data=data,
+        name=name,
+        run_id=run_id,
+    )
+    for line in table_lines(cells):
         echo(line)
-    result = made.result
     echo(f"tested on {result['num_test']:,} reviews of {result['data']}: {describe_scores(result)}")
-    echo(f"records      {made.folder}")
-    echo(f'next         harness predict {quoted(made.folder)} "An excellent movie!"')
+    echo(f"records      {folder}")
+    echo(f'next         harness predict {quoted(folder)} "An excellent movie!"')

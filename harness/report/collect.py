@@ -270,7 +270,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     except InputError as error:
         return LeftOut(folder, "of another version", str(error))
     if is_ensemble(folder):
-        settings = _settings(table(ensemble, "settings"))
+        settings = table(ensemble, "settings")
     else:
         # A run that is older than a key was trained with the key's default.
         settings = DEFAULTS | _settings(toml) | _begun_with(record) | vectors_of(result)

@@ -2,7 +2,7 @@
 
 The folder of an ensemble contains `ensemble.toml`, copies of the files that the runs need to
 classify texts, and the linear model. So the original runs may be changed or removed later.
-`ensemble.toml` lists a checksum for each file.
+`ensemble.toml` lists a checksum for each of these files.
 """
 
 import contextlib
@@ -10,9 +10,7 @@ import hashlib
 import os
 import reprlib
 import shlex
-import shutil
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tomli_w
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError
 
 from harness.data.ngrams import MAX_BYTES
 from harness.errors import DiskError, InputError
@@ -30,13 +28,12 @@ from harness.inference.predict import RATIOS_FILE, Classifier, Prediction
 from harness.job.keys import FACTS, Job
 from harness.job.own_code import mode_in
 from harness.report.baseline import NGRAMS, NgramModel, fitted_ngrams
-from harness.report.collect import WITHOUT_RESULT, LeftOut, ScoredRun, read_run, vectors_of
+from harness.report.collect import LeftOut, ScoredRun, as_text, read_run
 from harness.report.statistics import BROKEN, read_arrays, read_own
 from harness.system.console import printable
 from harness.system.files import (
     atomic_directory,
     atomic_write,
-    open_plain_file,
     raise_unless_missing,
     read_plain_file,
     sha256_of,
@@ -69,12 +66,9 @@ Ints = NDArray[np.int64]
 
 NGRAMS_FILE = "ngrams.npz"
 MODEL_FILES = ("model.keras", "job.toml", RESULT, "vocabulary.txt")
-MAYBE = (RATIOS_FILE,)  # files that only some runs have
 # With `--weights-from`, a new run takes over the weight of a run in another ensemble. The two runs
-# may differ in these keys.
-FOR_ALL_REVIEWS = {
-    key for key, facts in FACTS.items() if facts.for_all_reviews or facts.changes == "digits"
-}
+# may differ in these settings.
+MAY_DIFFER = {k for k, facts in FACTS.items() if facts.for_all_reviews or facts.changes == "digits"}
 
 ARCHITECTURE = "ensemble"  # the architecture in tables and in names of folders
 MAX_NAME = 100  # largest number of characters of a default name
@@ -82,42 +76,22 @@ LEAST = 1e-7  # smallest probability, as in `harness.training.metrics.loss_and_a
 DIGITS = 4  # decimal digits of a weight
 
 
-class Member(BaseModel, frozen=True, extra="allow"):
-    """A member of an ensemble, as listed in `ensemble.toml`."""
+class Member(BaseModel, frozen=True):
+    """A member of an ensemble; `ensemble.toml` describes it further, for readers."""
 
-    name: str  # `n-grams`, or the original folder of the run
     weight: Annotated[float, Field(ge=0, le=1)]
-    sha256: dict[str, str]  # the checksum of each file, by the file's name
-
-    @property
-    def is_run(self) -> bool:
-        """Whether the member is a run, not the linear model."""
-        return self.name != NGRAMS
-
-    @model_validator(mode="after")
-    def _check_files(self) -> "Member":
-        needed, maybe = ({*MODEL_FILES}, {*MAYBE}) if self.is_run else ({NGRAMS_FILE}, set())
-        if not needed <= self.sha256.keys() <= needed | maybe:
-            raise ValueError("a member should have the files of a run or of the linear model")
-        return self
 
 
 class Ensemble(BaseModel, frozen=True):
     """An ensemble with a valid `ensemble.toml`; `check` also verifies the checksums."""
 
-    folder: Annotated[Path, Field(exclude=True)]
+    folder: Path
     dataset_checksum: str
-    limit: int  # how many reviews of each split are used, 0 for all
-    classes: tuple[str, ...]
     weights_from: str  # folder of the ensemble that provided the weights; empty if none did
-    members: tuple[Member, ...]  # the runs, then the linear model if there is one
-    settings: dict[str, Any]  # settings that all runs share, by table
-
-    @model_validator(mode="after")
-    def _check_members(self) -> "Ensemble":
-        if not self.runs or not all(each.is_run for each in self.members[:-1]):
-            raise ValueError("the members should be runs, then at most one linear model")
-        return self
+    runs: Annotated[tuple[Member, ...], Field(min_length=1)]
+    ngrams: Member | None = None  # the linear model
+    sha256: dict[str, str]  # the checksum of each file of a member, by its path in the folder
+    settings: dict[str, Any]  # the settings of the runs (see `settings_of`)
 
     @classmethod
     def open(cls, folder: Path, *, option: str = "ensemble") -> "Ensemble":
@@ -125,39 +99,28 @@ class Ensemble(BaseModel, frozen=True):
 
         Raises:
             InputError: if the folder contains no ensemble, or a broken one, or another version's.
+            DiskError: if the disk fails.
         """
-        try:
-            content = tomllib.loads(read_plain_file(folder / ENSEMBLE_FILE).decode())
-        except OSError as error:
-            raise InputError(
-                f"{option} {folder}: contains no {ENSEMBLE_FILE} that can be read "
-                f"({error.strerror}); give the folder of an ensemble"
-            ) from None
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{option} {folder}: {ENSEMBLE_FILE} is broken: {error}") from None
+        content = RunDirectory(folder).certain_toml(ENSEMBLE_FILE)
         check_format(f"{option} {folder}", content)
         try:
             return cls.model_validate(content | {"folder": folder})
         except ValidationError:
             raise InputError(
-                f"{option} {folder}: {ENSEMBLE_FILE} is not complete; {MAKE_AGAIN}"
+                f"{option} {folder}: {ENSEMBLE_FILE} is missing or broken; give the folder of an "
+                f"ensemble, or {MAKE_AGAIN}"
             ) from None
 
     @property
     def weights(self) -> list[float]:
-        """The weights of the members."""
-        return [each.weight for each in self.members]
+        """The weights of the runs, then that of the linear model if it is a member."""
+        return [each.weight for each in (*self.runs, self.ngrams) if each]
 
     @property
-    def has_ngrams(self) -> bool:
-        """Whether the linear model is a member."""
-        return not self.members[-1].is_run
-
-    @property
-    def runs(self) -> list[RunDirectory]:
-        """The copied runs, in the order of the members."""
-        num = sum(each.is_run for each in self.members)
-        return [RunDirectory(self.folder / run_folder(index)) for index in range(num)]
+    def copies(self) -> list[RunDirectory]:
+        """The copied runs, in the order of `runs`."""
+        numbers = range(1, len(self.runs) + 1)
+        return [RunDirectory(self.folder / f"members/{number}") for number in numbers]
 
     def job(self) -> Job:
         """Return the job of the first run.
@@ -165,46 +128,11 @@ class Ensemble(BaseModel, frozen=True):
         Raises:
             InputError: if the job file is broken.
         """
-        return self.runs[0].job()
-
-    def check(self) -> None:
-        """Refuse the ensemble if the checksum of a file differs from `ensemble.toml`.
-
-        Raises:
-            InputError: if a checksum differs; the message names the first such file.
-            DiskError: if the disk fails.
-        """
-        for index, member in enumerate(self.members):
-            for name, expected in member.sha256.items():
-                path = self.folder / (f"{run_folder(index)}/{name}" if member.is_run else name)
-                with _readable(f"ensemble {self.folder}: {path}", path, MAKE_AGAIN):
-                    is_same = sha256_of(path) == expected
-                if not is_same:
-                    raise InputError(
-                        f"ensemble {self.folder}: {path} has changed; restore it from a copy, or "
-                        f"{MAKE_AGAIN}"
-                    )
-
-    def ngrams(self) -> NgramModel | None:
-        """Return the linear model; None if the ensemble has none.
-
-        Raises:
-            InputError: if the model's file is broken.
-            DiskError: if the disk fails.
-        """
-        if not self.has_ngrams:
-            return None
-        path = self.folder / NGRAMS_FILE
-        with _readable(f"ensemble {self.folder}: {path}", path, MAKE_AGAIN):
-            return NgramModel.from_bytes(read_plain_file(path, MAX_BYTES))
-
-    def to_toml(self) -> str:
-        """Return the content of `ensemble.toml`."""
-        return tomli_w.dumps(stamped(self.model_dump()))
+        return self.copies[0].job()
 
 
 @contextlib.contextmanager
-def _readable(what: str, path: Path, remedy: str) -> Iterator[None]:
+def _readable(whose: str, path: Path, remedy: str) -> Iterator[None]:
     """Replace a reading error in the `with` block by a one-line `InputError` or `DiskError`."""
     try:
         yield
@@ -212,35 +140,7 @@ def _readable(what: str, path: Path, remedy: str) -> Iterator[None]:
         if isinstance(error, OSError):
             raise_unless_missing(error, path)
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{what} can't be read: {reason}; {remedy}") from None
-
-
-def run_folder(index: int) -> str:
-    """Return the folder of a copied run, relative to the ensemble's folder."""
-    return f"members/{index + 1}"
-
-
-def copied(run: Path, to: Path, code: Mapping[str, str]) -> dict[str, str]:
-    """Copy into a new folder the files with which a finished run classifies texts.
-
-    Returns:
-        The checksum of each copied file, by the file's name.
-
-    Raises:
-        InputError: if a file is missing.
-        DiskError: if the disk fails.
-        OSError: if the copy can't be written.
-    """
-    to.mkdir(parents=True)
-    mode, sums = mode_in(to, code), {}
-    for name in (*MODEL_FILES, *(name for name in MAYBE if os.path.lexists(run / name))):
-        with _readable(f"run {run}: {run / name}", run / name, "train a new run"):
-            source = open_plain_file(run / name)
-        (to / name).touch(mode, exist_ok=False)
-        with source, (to / name).open("wb") as target:
-            shutil.copyfileobj(source, target)
-        sums[name] = sha256_of(to / name)
-    return sums
+        raise InputError(f"{whose}: {path} can't be read: {reason}; {remedy}") from None
 
 
 # Classify texts with a run or an ensemble
@@ -268,14 +168,27 @@ class EnsembleClassifier:
     """Classifies texts with the models of an ensemble; each text needs at least one word.
 
     Raises:
-        InputError: if a file of the ensemble is broken or has changed.
+        InputError: if a file of the ensemble is missing or has changed.
+        DiskError: if the disk fails.
     """
 
     def __init__(self, ensemble: Ensemble) -> None:
-        ensemble.check()
-        self.classes, self.weights = ensemble.classes, ensemble.weights
-        self.ngrams = ensemble.ngrams()
-        self.runs = [Classifier(run) for run in ensemble.runs]
+        whose = f"ensemble {ensemble.folder}"
+        for name, expected in ensemble.sha256.items():
+            path = ensemble.folder / name
+            with _readable(whose, path, MAKE_AGAIN):
+                is_same = sha256_of(path) == expected
+            if not is_same:
+                raise InputError(
+                    f"{whose}: {path} has changed; restore it from a copy, or {MAKE_AGAIN}"
+                )
+        self.weights, self.ngrams = ensemble.weights, None
+        if ensemble.ngrams:
+            path = ensemble.folder / NGRAMS_FILE
+            with _readable(whose, path, MAKE_AGAIN):
+                self.ngrams = NgramModel.from_bytes(read_plain_file(path, MAX_BYTES))
+        self.runs = [Classifier(run) for run in ensemble.copies]
+        self.classes = self.runs[0].classes
 
     def classify(self, texts: Sequence[str]) -> list[Prediction]:
         """Classify texts; `num_unknown` counts the words that the first run does not know."""
@@ -293,9 +206,7 @@ class EnsembleClassifier:
         ]
 
 
-def averaged(
-    weights: Sequence[float], members: Sequence[NDArray[np.float64]]
-) -> NDArray[np.float64]:
+def averaged(weights: Sequence[float], members: Sequence[Floats]) -> Floats:
     """Return the weighted mean of the members' probabilities, `[num_reviews, num_classes]`."""
     return np.asarray(sum(w * each for w, each in zip(weights, members, strict=True)), np.float64)
 
@@ -307,28 +218,28 @@ def averaged(
 class RunMember:
     """A finished run and its predictions."""
 
-    run: RunDirectory
+    run: ScoredRun
     job: Job
-    scored: ScoredRun
-    model_checksum: str
-    labels: Ints  # [num_test]
-    test: Floats  # [num_test, num_classes]
-    validation_labels: Ints  # [num_validation]; empty if the run trained on all reviews
-    validation: Floats  # [num_validation, num_classes]
+    # Labels `[num_reviews]` and probabilities `[num_reviews, num_classes]`, by the file's name. A
+    # run on all training reviews has no VALIDATION_PREDICTIONS.
+    predictions: Mapping[str, tuple[Ints, Floats]]
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether the run has validation reviews, on which weights can be chosen."""
+        return VALIDATION_PREDICTIONS in self.predictions
 
     @property
     def shared(self) -> dict[str, Any]:
         """The properties that all runs of an ensemble must share, by their names for messages."""
-        result = self.scored.result
-        share: object = self.job.data.validation_split
-        labels = np.concatenate([self.labels, self.validation_labels])
+        labels = {name: labels for name, (labels, _) in self.predictions.items()}
+        together = np.concatenate([*labels.values()])
         return {
-            "data": result["dataset_checksum"],
+            "data": self.run.result["dataset_checksum"],
             "data.limit": self.job.data.limit,
-            "classes": result["classes"],
-            # If the dataset has its own validation split, every share above 0 selects this split.
-            "data.validation_split": "given" if result.get("validation_is_given") else share,
-            "labels of predictions": hashlib.sha256(labels.tobytes()).hexdigest(),
+            "classes": self.run.result["classes"],
+            "validation reviews": len(labels.get(VALIDATION_PREDICTIONS, ())),
+            "labels of predictions": hashlib.sha256(together.tobytes()).hexdigest(),
         }
 
 
@@ -341,14 +252,16 @@ def read_members(folders: Sequence[Path]) -> list[RunMember]:
     members: list[RunMember] = []
     for folder in folders:
         each = read_member(folder)
-        for other in members:
-            if each.model_checksum == other.model_checksum:
-                raise InputError(
-                    f"run {folder}: has the same model as {other.run.folder}; name each run once"
-                )
         first = members[0] if members else each
         remedy = "give runs with the same value"
         check_equal(f"run {folder}", each.shared, f"{first.run.folder}", first.shared, remedy)
+        for other in members:
+            _, mine = each.predictions[PREDICTIONS]
+            if np.array_equal(mine, other.predictions[PREDICTIONS][1]):
+                raise InputError(
+                    f"run {folder}: has the same predictions as {other.run.folder}; name each run "
+                    "once"
+                )
         members.append(each)
     return members
 
@@ -361,7 +274,7 @@ def check_equal(
     Raises:
         InputError: if a value differs; the message shows the first difference.
     """
-    for key in sorted({*mine, *theirs}):
+    for key in {**mine, **theirs}:
         if mine.get(key) != theirs.get(key):
             values = reprlib.repr(mine.get(key)), reprlib.repr(theirs.get(key))
             raise InputError(f"{whose}: has {key} = {values[0]}, {other} has {values[1]}; {remedy}")
@@ -373,162 +286,156 @@ def read_member(folder: Path) -> RunMember:
     Raises:
         InputError: if the run is unfinished, untested or unreadable, or from another version.
     """
-    run = RunDirectory.open(folder)
-    job = run.job()  # refuses runs of other versions and code of other users
-    scored = read_run(folder)
-    if isinstance(scored, LeftOut):
+    job = RunDirectory.open(folder).job()  # refuses runs of other versions and other users' code
+    run = read_run(folder)
+    if isinstance(run, LeftOut):
         raise InputError(
-            f"run {folder}: {scored.kind}: {scored.why}; give finished runs with test scores"
+            f"run {folder}: {run.kind}: {run.why}; give finished runs with test scores"
         )
-    again = f"train it again: harness train {shlex.quote(str(folder / 'job.toml'))}"
-    with _readable(f"run {folder}: its predictions", folder / PREDICTIONS, again):
-        labels, test = read_own(scored, len(scored.result["classes"]))
-    validation_labels, validation = labels[:0], test[:0]
+    again = f"train it again: harness train {shlex.quote(f'{folder}/job.toml')}"
+    num_classes = len(run.result["classes"])
+    with _readable(f"run {folder}", folder / PREDICTIONS, again):
+        predictions = {PREDICTIONS: read_own(run, num_classes)}
     if job.data.validation_split > 0:
         path = folder / VALIDATION_PREDICTIONS
-        with _readable(f"run {folder}: {path.name}", path, again):
-            validation_labels, validation = read_arrays(path)
-            if validation.shape[1] != test.shape[1]:
-                raise ValueError("its classes are not those of the test predictions")
-    model = folder / "model.keras"
-    with _readable(f"run {folder}: its model", model, again):
-        checksum = sha256_of(model)
-    return RunMember(run, job, scored, checksum, labels, test, validation_labels, validation)
-
-
-def check_same_jobs(members: Sequence[RunMember], ensemble: Ensemble, *, ngrams: bool) -> None:
-    """Check that new runs have the jobs of an ensemble's runs, in the same order.
-
-    Args:
-        members: the new runs, trained on all training reviews.
-        ensemble: the older ensemble that provides the weights. These weights were chosen on
-            validation reviews, on which the older ensemble's runs were not trained.
-        ngrams: whether the linear model will be a member of the new ensemble.
-
-    Raises:
-        InputError: if the jobs differ; the message shows the first difference.
-    """
-    of, remedy = f"--weights-from {ensemble.folder}", "give an ensemble of the same jobs"
-    if ensemble.weights_from:
-        raise InputError(
-            f"{of}: this ensemble took its weights from ensemble {ensemble.weights_from}; "
-            f"give --weights-from {ensemble.weights_from}"
-        )
-    data = members[0].shared["data"]
-    theirs = {"runs": len(ensemble.runs), "n-grams": ensemble.has_ngrams}
-    mine = {"runs": len(members), "n-grams": ngrams, "data": data}
-    check_equal(of, theirs | {"data": ensemble.dataset_checksum}, "the new one", mine, remedy)
-    for run, member in zip(ensemble.runs, members, strict=True):
-        expected = _deciding(run.job(), run.certain_json(RESULT))
-        found = _deciding(member.job, member.scored.result)
-        remedy = "give runs of the same jobs in the same order"
-        check_equal(f"{of}: {run.folder}", expected, f"{member.run.folder}", found, remedy)
-
-
-def _deciding(job: Job, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that must agree before a run gets the ensemble weight of another run."""
-    ignored = {*WITHOUT_RESULT, *FOR_ALL_REVIEWS}
-    settings = {key: value for key, value in job.settings().items() if key not in ignored}
-    return settings | vectors_of(result) | {"code": dict(job.code)}
+        with _readable(f"run {folder}", path, again):
+            predictions[path.name] = read_arrays(path, num_classes)
+    return RunMember(run, job, predictions)
 
 
 # The new ensemble
 
 
-@dataclass(frozen=True)
-class Request:
-    """The arguments of `harness ensemble`."""
-
-    folders: Sequence[Path]  # the folders of the runs
-    ngrams: bool  # whether the linear model becomes a member
-    weights_from: Path | None
-    data: Path | None  # folder of the dataset, if the dataset has moved
-    name: str | None  # the ensemble's name; by default made from the names of the jobs
-    run_id: str | None
-
-
-@dataclass(frozen=True)
-class Part:
-    """The predictions of the members and of the ensemble for the validation or test reviews."""
-
-    labels: Ints  # [num_reviews]
-    members: Sequence[Floats]  # [num_reviews, num_classes] of each member
-    weights: Sequence[float]
-
-    @property
-    def arrays(self) -> dict[str, Any]:
-        """The arrays of `predictions.npz`."""
-        found = averaged(self.weights, self.members)
-        shown = found[:, 1] if found.shape[1] == 2 else found
-        return {"probabilities": shown.astype(np.float32), "labels": self.labels.astype(np.int32)}
-
-    @property
-    def scores(self) -> list[tuple[float, float]]:
-        """The loss (in nats) and the accuracy of each member, then of the ensemble."""
-        found = [loss_and_accuracy(self.labels, each) for each in self.members]
-        return [*found, loss_and_accuracy(**self.arrays)]
-
-
-@dataclass(frozen=True)
-class Made:
-    """A new ensemble."""
-
-    folder: Path
-    result: Mapping[str, Any]  # the content of `result.json`
-    cells: "pandas.DataFrame"  # a table of texts: a row per member, then one for the ensemble
-
-
-def make_ensemble(request: Request, runs: Path, say: Callable[[str], None]) -> Made:
+def make_ensemble(
+    folders: Sequence[Path],
+    runs: Path,
+    say: Callable[[str], None],
+    *,
+    ngrams: bool = False,
+    weights_from: Path | None = None,
+    data: Path | None = None,
+    name: str | None = None,
+    run_id: str | None = None,
+) -> tuple[Path, dict[str, Any], "pandas.DataFrame"]:
     """Make an ensemble in the folder `<runs>/<name>/<run-id>`.
 
-    Without `request.weights_from`, the weights of the ensemble's members minimize the log loss on
-    the validation reviews. With `request.weights_from`, the folder of an older ensemble, the
-    members get the older ensemble's weights, and the runs must be trained on all training reviews.
-    The linear model over n-grams is fit to the same training reviews as the runs. Nothing is
-    chosen on the test set.
+    Without `weights_from`, the weights of the ensemble's members minimize the log loss on the
+    validation reviews. With `weights_from`, the members get the weights of an older ensemble, and
+    the runs must be trained on all training reviews. The linear model over n-grams is fit to the
+    same training reviews as the runs. Nothing is chosen on the test set.
 
     Args:
-        request: the arguments of `harness ensemble`.
+        folders: the folders of the runs.
         runs: the folder that contains the runs and ensembles of all jobs.
         say: a function that prints a line; called before the linear model is fit.
+        ngrams: whether the linear model becomes a member.
+        weights_from: the folder of an older ensemble.
+        data: the folder of the dataset, if the dataset has moved.
+        name: the ensemble's name; by default made from the names of the jobs.
+        run_id: the ensemble's id; by default made from the time and the seeds.
+
+    Returns:
+        The ensemble's folder, the content of its `result.json`, and a table of texts with a row for
+        each member, then one for the ensemble.
 
     Raises:
         InputError: if the runs can't be combined, or the folder exists.
         DiskError: if the folder can't be written.
     """
-    folders = request.folders
-    if len(folders) == 1 and not request.ngrams:
+    if len(folders) == 1 and not ngrams:
         raise InputError(
             f"run {folders[0]}: a single run is not an ensemble; name more, or add --with ngrams"
         )
     members = read_members(folders)
     first = members[0]
-    weights = _given_weights(request, members)
-    folder = _new_folder(request, members, runs)
-    validation, test = [each.validation for each in members], [each.test for each in members]
-    kept = None
-    if request.ngrams:
-        kept, *found = _linear_model(request, first, say)
-        validation, test = [*validation, found[0]], [*test, found[1]]
-    weights = weights or best_weights(first.validation_labels, validation)
-    parts = {PREDICTIONS: Part(first.labels, test, weights)}
-    if len(first.validation_labels):
-        parts[VALIDATION_PREDICTIONS] = Part(first.validation_labels, validation, weights)
-    made = Made(folder, _result(folder, members, kept, parts), _cells(folders, weights, parts))
-    origin = printable(str(request.weights_from.absolute())) if request.weights_from else ""
+    weights = _given_weights(members, weights_from, ngrams=ngrams)
+    folder = _new_folder(runs, members, name, run_id, ngrams=ngrams)
+    labels = {file: of_first for file, (of_first, _) in first.predictions.items()}
+    found = {file: [each.predictions[file][1] for each in members] for file in labels}
+    model = None
+    if ngrams:
+        model, of_model = _linear_model(first, data, say)
+        found = {file: [*found[file], of_model[file]] for file in found}
+    weights = weights or best_weights(labels[VALIDATION_PREDICTIONS], found[VALIDATION_PREDICTIONS])
+    arrays = {file: _arrays(labels[file], averaged(weights, found[file])) for file in found}
+    scores = {
+        file: [
+            *(loss_and_accuracy(labels[file], each) for each in found[file]),
+            loss_and_accuracy(**arrays[file]),
+        ]
+        for file in found
+    }
+    result = _result(folder, members, model, arrays, scores)
     try:
         with atomic_directory(folder) as temporary:
-            ensemble = _copy_members(temporary, members, kept, weights, origin)
-            for name, part in parts.items():
-                atomic_write(temporary / name, partial(np.savez, **part.arrays))
-            atomic_write(temporary / ENSEMBLE_FILE, ensemble.to_toml())
-            dataset = first.run.read_json(RECORD).get("dataset")
+            for number, each in enumerate(members, 1):
+                copy_model(each.run.folder, temporary / f"members/{number}", each.job.code)
+            if model:
+                atomic_write(temporary / NGRAMS_FILE, model.to_bytes())
+            content = content_of(temporary, members, model, weights, weights_from)
+            atomic_write(temporary / ENSEMBLE_FILE, tomli_w.dumps(stamped(content)))
+            for file, each_array in arrays.items():
+                atomic_write(temporary / file, partial(np.savez, **each_array))
+            dataset = RunDirectory(first.run.folder).read_json(RECORD).get("dataset")
             record = stamped({**code_of(RunDirectory(folder)), "dataset": dataset})
             atomic_write(temporary / RECORD, to_json(record), 0o600)
-            atomic_write(temporary / RESULT, to_json(dict(made.result)))
+            atomic_write(temporary / RESULT, to_json(result))
     except OSError as error:
         raise DiskError(write_refusal(folder, error)) from None
-    return made
+    return folder, result, _cells([*folders, *([NGRAMS] if ngrams else [])], weights, scores)
+
+
+def _new_folder(
+    runs: Path,
+    members: Sequence[RunMember],
+    name: str | None,
+    run_id: str | None,
+    *,
+    ngrams: bool,
+) -> Path:
+    for option, given in (("--name", name), ("--run-id", run_id)):
+        if given is not None:
+            check_id(option, given)
+    jobs = dict.fromkeys(each.job.name for each in members)
+    usual = "_".join([ARCHITECTURE, *jobs, *(["ngrams"] if ngrams else [])])
+    seeds = "-".join(dict.fromkeys(str(each.job.train.seed) for each in members))
+    begun = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{seeds}"
+    folder = runs / (name or usual[:MAX_NAME]) / (run_id or begun[:MAX_NAME])
+    if folder.exists():
+        raise InputError(f"ensemble {folder}: exists already; choose another --run-id")
+    return folder
+
+
+def _linear_model(
+    member: RunMember, data: Path | None, say: Callable[[str], None]
+) -> tuple[NgramModel, dict[str, Floats]]:
+    """Fit the linear model to the training reviews of a run.
+
+    Returns:
+        The model, and its probabilities for the reviews of each file of predictions.
+    """
+    dataset = dataset_of(RunDirectory(member.run.folder), member.job, data)
+    limit, share = member.job.data.limit, member.job.data.validation_split
+    train, cut = dataset.used(limit, share)
+    splits = {
+        PREDICTIONS: dataset.test.take(limit or len(dataset.test)),
+        VALIDATION_PREDICTIONS: train.between(cut, len(train)),
+    }
+    for file, (labels, _) in member.predictions.items():
+        is_same = [*dataset.classes] == member.run.result["classes"]
+        if not is_same or not np.array_equal(splits[file].labels, labels):
+            raise InputError(
+                f"run {member.run.folder}: its predictions are not for the reviews of "
+                f"{dataset.title}; train it again"
+            )
+    model = fitted_ngrams(dataset, share, say, limit=limit, option="--with")
+    return model, {file: model.probabilities(splits[file]) for file in member.predictions}
+
+
+def _arrays(labels: Ints, probabilities: Floats) -> dict[str, Any]:
+    """Return the arrays of `predictions.npz`; of two classes only the probability of label 1."""
+    shown = probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities
+    return {"probabilities": shown.astype(np.float32), "labels": labels.astype(np.int32)}
 
 
 # The weights
@@ -569,83 +476,132 @@ def best_weights(labels: Ints, members: Sequence[Floats]) -> list[float]:
     return [round(float(weight), DIGITS) for weight in weights]
 
 
-def _given_weights(request: Request, members: Sequence[RunMember]) -> list[float]:
-    """Return the weights of the ensemble `weights_from`; empty without this option."""
-    first = members[0].run.folder
-    if not request.weights_from:
-        if not len(members[0].validation_labels):
-            raise InputError(
-                f"run {first}: was trained on all training reviews (data.validation_split = 0), so "
-                "no reviews are left to choose weights; give --weights-from ENSEMBLE, an ensemble "
-                "of runs of the same jobs with validation reviews"
-            )
-        return []
-    if len(members[0].validation_labels):
-        raise InputError(
-            f"--weights-from {request.weights_from}: run {first} has validation reviews, on which "
-            "the weights are chosen; leave --weights-from out"
-        )
-    ensemble = Ensemble.open(request.weights_from, option="--weights-from")
-    check_same_jobs(members, ensemble, ngrams=request.ngrams)
-    return ensemble.weights
+def _given_weights(
+    members: Sequence[RunMember], weights_from: Path | None, *, ngrams: bool
+) -> list[float]:
+    """Return the weights of the ensemble `weights_from`; empty without this option.
 
+    The weights of this ensemble were chosen on validation reviews. So its runs must have the jobs
+    of the members, in the same order, and the members must be trained on all training reviews.
 
-def _linear_model(
-    request: Request, member: RunMember, say: Callable[[str], None]
-) -> tuple[NgramModel, Floats, Floats]:
-    """Return the linear model for the training reviews of a run.
-
-    Returns:
-        The model, and its probabilities for the validation reviews and for the test reviews.
+    Raises:
+        InputError: if weights are needed and not given, or the other way round, or if the jobs
+            differ; the message shows the first difference.
     """
-    dataset = dataset_of(member.run, member.job, request.data)
-    limit, share = member.job.data.limit, member.job.data.validation_split
-    test = dataset.test.take(limit) if limit else dataset.test
-    train, cut = dataset.used(limit, share)
-    rest = train.between(cut, len(train))
-    for split, labels in ((test, member.labels), (rest, member.validation_labels)):
-        is_same = [*dataset.classes] == member.scored.result["classes"]
-        if not is_same or not np.array_equal(split.labels, labels):
-            raise InputError(
-                f"run {member.run.folder}: its predictions are not for the reviews of "
-                f"{dataset.title}; train it again"
-            )
-    kept = fitted_ngrams(dataset, share, say, limit=limit, option="--with")
-    found = kept.probabilities(test)
-    return kept, kept.probabilities(rest) if len(rest) else found[:0], found
+    first = members[0].run.folder
+    if not weights_from:
+        if members[0].is_validated:
+            return []
+        raise InputError(
+            f"run {first}: was trained on all training reviews (data.validation_split = 0), so "
+            "no reviews are left to choose weights; give --weights-from ENSEMBLE, an ensemble "
+            "of runs of the same jobs with validation reviews"
+        )
+    of = f"--weights-from {weights_from}"
+    if members[0].is_validated:
+        raise InputError(
+            f"{of}: run {first} has validation reviews, on which the weights are chosen; leave "
+            "--weights-from out"
+        )
+    ensemble = Ensemble.open(weights_from, option="--weights-from")
+    if ensemble.weights_from:
+        raise InputError(
+            f"{of}: this ensemble took its weights from ensemble {ensemble.weights_from}; "
+            f"give --weights-from {ensemble.weights_from}"
+        )
+    mine = {"data": members[0].shared["data"], **settings_of(members, ngrams=ngrams)}
+    theirs = {"data": ensemble.dataset_checksum, **ensemble.settings}
+    for key in MAY_DIFFER:
+        mine.pop(key, None)
+        theirs.pop(key, None)
+    remedy = "give an ensemble of the same jobs in the same order"
+    check_equal(of, theirs, "the new one", mine, remedy)
+    return ensemble.weights
 
 
 # The files of the new ensemble
 
 
-def _new_folder(request: Request, members: Sequence[RunMember], runs: Path) -> Path:
-    jobs = dict.fromkeys(each.job.name for each in members)
-    name = "_".join([ARCHITECTURE, *jobs, *(["ngrams"] if request.ngrams else [])])[:MAX_NAME]
-    if request.name is not None:
-        check_id("--name", name := request.name)
-    seeds = "-".join(dict.fromkeys(str(each.job.train.seed) for each in members))
-    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-seed{seeds}"[:MAX_NAME]
-    if request.run_id is not None:
-        check_id("--run-id", run_id := request.run_id)
-    folder = runs / name / run_id
-    if folder.exists():
-        raise InputError(f"ensemble {folder}: exists already; choose another --run-id")
-    return folder
+def copy_model(run: Path, to: Path, code: Mapping[str, str]) -> None:
+    """Copy into a new folder the files with which a finished run classifies texts.
+
+    Raises:
+        InputError: if a file is missing.
+        DiskError: if the disk fails.
+    """
+    to.mkdir(parents=True)
+    mode = mode_in(to, code)
+    has_ratios = os.path.lexists(run / RATIOS_FILE)
+    for name in (*MODEL_FILES, *([RATIOS_FILE] if has_ratios else [])):
+        with _readable(f"run {run}", run / name, "train a new run"):
+            content = read_plain_file(run / name, MAX_BYTES)
+        atomic_write(to / name, content, mode)
+
+
+def content_of(
+    folder: Path,
+    members: Sequence[RunMember],
+    model: NgramModel | None,
+    weights: Sequence[float],
+    weights_from: Path | None,
+) -> dict[str, Any]:
+    """Return the content of `ensemble.toml` for a folder with the files of all members."""
+    runs = [
+        {"name": _escaped(each.folder), "job": each.job, "seed": each.seed, "weight": weight}
+        for each, weight in zip([each.run for each in members], weights, strict=False)
+    ]
+    content = {
+        "dataset_checksum": members[0].run.result["dataset_checksum"],
+        "weights_from": _escaped(weights_from) if weights_from else "",
+        "runs": runs,
+        "sha256": {
+            str(path.relative_to(folder)): sha256_of(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        },
+        "settings": settings_of(members, ngrams=model is not None),
+    }
+    if model:
+        about = {"num_training": model.num_training, "C": model.strength, "weight": weights[-1]}
+        content["ngrams"] = about
+    return content
+
+
+def _escaped(folder: Path) -> str:
+    return printable(str(folder.absolute()))  # TOML is UTF-8; a path may not be
+
+
+def settings_of(members: Sequence[RunMember], *, ngrams: bool) -> dict[str, Any]:
+    """Return the settings of the runs by `table.key`, such as `16 + 32` if two runs differ.
+
+    Ensembles with equal settings combine the same jobs; the seeds may differ.
+    """
+    of_runs = [each.run.settings for each in members]
+    settings = {
+        "ensemble.runs": " + ".join(each.run.job for each in members),
+        "ensemble.ngrams": ngrams,
+    }
+    for key in {key: None for each in of_runs for key in each}:
+        texts = [as_text(each.get(key)) for each in of_runs]
+        is_shared = len({*texts}) == 1
+        settings[key] = of_runs[0][key] if is_shared else " + ".join(texts)
+    return settings
 
 
 def _result(
     folder: Path,
     members: Sequence[RunMember],
-    kept: NgramModel | None,
-    parts: Mapping[str, Part],
+    model: NgramModel | None,
+    arrays: Mapping[str, Mapping[str, Any]],
+    scores: Mapping[str, Sequence[tuple[float, float]]],
 ) -> dict[str, Any]:
     """Return the content of the ensemble's `result.json`, with the same keys as a run's."""
-    results = [each.scored.result for each in members]
+    results = [each.run.result for each in members]
     models: list[Mapping[str, Any]] = [*results]
-    if kept:
-        models.append({"parameters": kept.parameters, "training_s": kept.training_s})
-    validation, test = parts.get(VALIDATION_PREDICTIONS), parts[PREDICTIONS].arrays
-    loss, accuracy = validation.scores[-1] if validation else (None, None)
+    if model:
+        models.append({"parameters": model.parameters, "training_s": model.training_s})
+    is_validated = VALIDATION_PREDICTIONS in scores
+    loss, accuracy = scores[VALIDATION_PREDICTIONS][-1] if is_validated else (None, None)
     of_data = ("data", "dataset_checksum", "classes", "num_training")
     return {
         "job": folder.parent.name,
@@ -655,14 +611,14 @@ def _result(
         **{key: results[0].get(key) for key in of_data},
         "is_sample": results[0].get("is_sample", False),
         "limit": members[0].job.data.limit,
-        "num_validation": len(validation.labels) if validation else 0,
+        "num_validation": members[0].shared["validation reviews"],
         "val_loss": loss,
         "val_accuracy": accuracy,
         "training_s": _sum(models, "training_s"),
         "parameters": _sum(models, "parameters"),
         "recurrent_parameters": _sum(results, "recurrent_parameters"),
-        "num_test": len(test["labels"]),
-        **test_scores(test["labels"], test["probabilities"]),
+        "num_test": len(arrays[PREDICTIONS]["labels"]),
+        **test_scores(**arrays[PREDICTIONS]),
     }
 
 
@@ -673,68 +629,18 @@ def _sum(models: Sequence[Mapping[str, Any]], key: str) -> float | None:
 
 
 def _cells(
-    folders: Sequence[Path], weights: Sequence[float], parts: Mapping[str, Part]
+    names: Sequence[Path | str],
+    weights: Sequence[float],
+    scores: Mapping[str, Sequence[tuple[float, float]]],
 ) -> "pandas.DataFrame":
     """Return a row per member, then one for the ensemble: losses in nats, accuracies in %."""
     import pandas
 
-    names = [*(printable(str(folder)) for folder in folders), NGRAMS][: len(weights)]
     texts = [f"{weight:.4f}" for weight in weights]
-    cells = pandas.DataFrame({"member": [*names, ARCHITECTURE], "weight": [*texts, ""]})
-    for of, name in (("validation", VALIDATION_PREDICTIONS), ("test", PREDICTIONS)):
-        if part := parts.get(name):
-            cells[f"{of} %"] = [f"{100 * accuracy:.2f}" for _, accuracy in part.scores]
-            cells[f"{of} log loss"] = [f"{loss:.4f}" for loss, _ in part.scores]
+    members = [printable(str(name)) for name in (*names, ARCHITECTURE)]
+    cells = pandas.DataFrame({"member": members, "weight": [*texts, ""]})
+    for of, file in (("validation", VALIDATION_PREDICTIONS), ("test", PREDICTIONS)):
+        if found := scores.get(file):
+            cells[f"{of} %"] = [f"{100 * accuracy:.2f}" for _, accuracy in found]
+            cells[f"{of} log loss"] = [f"{loss:.4f}" for loss, _ in found]
     return cells
-
-
-def _copy_members(
-    folder: Path,
-    runs: Sequence[RunMember],
-    kept: NgramModel | None,
-    weights: Sequence[float],
-    weights_from: str,
-) -> Ensemble:
-    """Copy the models of the members into a folder; return the ensemble."""
-    members = []
-    for index, (each, weight) in enumerate(zip(runs, weights, strict=False)):
-        sums = copied(each.run.folder, folder / run_folder(index), each.job.code)
-        about = {"job": each.job.name, "seed": each.job.train.seed}
-        name = printable(str(each.run.folder.absolute()))  # TOML is UTF-8; a path may not be
-        members.append(Member(name=name, weight=weight, sha256=sums, **about))
-    if kept:
-        content = kept.to_bytes()
-        atomic_write(folder / NGRAMS_FILE, content)
-        sums = {NGRAMS_FILE: hashlib.sha256(content).hexdigest()}
-        about = {"num_training": kept.num_training, "C": kept.strength}
-        members.append(Member(name=NGRAMS, weight=weights[-1], sha256=sums, **about))
-    result = runs[0].scored.result
-    return Ensemble(
-        folder=folder,
-        dataset_checksum=result["dataset_checksum"],
-        limit=runs[0].job.data.limit,
-        classes=result["classes"],
-        weights_from=weights_from,
-        members=members,
-        settings=shared_settings(runs, ngrams=kept is not None),
-    )
-
-
-def shared_settings(members: Sequence[RunMember], *, ngrams: bool) -> dict[str, Any]:
-    """Return the settings that all runs share, by table, and a checksum of the other settings.
-
-    If two ensembles have equal results, the ensembles combine the same jobs and differ only in
-    seeds.
-    """
-    each_has = [dict(each.scored.settings) for each in members]
-    first = each_has[0]
-    shared = {k: v for k, v in first.items() if all(k in e and e[k] == v for e in each_has)}
-    tables: dict[str, Any] = {}
-    for key, value in shared.items():
-        table, _, name = key.partition(".")
-        tables.setdefault(table, {})[name] = value
-    own = [{k: v for k, v in each.items() if k not in shared} for each in each_has]
-    tables["ensemble"] = {"runs": " + ".join(each.job.name for each in members), "ngrams": ngrams}
-    if any(own):
-        tables["ensemble"]["differing"] = hashlib.sha256(to_json({"of": own}).encode()).hexdigest()
-    return tables

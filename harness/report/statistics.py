@@ -207,13 +207,9 @@ def read_own(run: ScoredRun, num_classes: int) -> tuple[Ints, Floats]:
 
     Raises:
         BROKEN (a tuple of errors): if `predictions.npz` can't be read, or if its number of classes
-            or its accuracy differs from `result.json`.
+            differs from `num_classes`, or its accuracy from `result.json`.
     """
-    labels, probabilities = read_arrays(run.folder / PREDICTIONS)
-    if probabilities.shape[1] != num_classes:
-        raise ValueError(
-            f"{PREDICTIONS} has {probabilities.shape[1]} classes, the run has {num_classes}"
-        )
+    labels, probabilities = read_arrays(run.folder / PREDICTIONS, num_classes)
     accuracy = float((probabilities.argmax(axis=1) == labels).mean())
     if abs(accuracy - run.accuracy) > TOLERANCE:
         raise ValueError(
@@ -222,18 +218,21 @@ def read_own(run: ScoredRun, num_classes: int) -> tuple[Ints, Floats]:
     return labels, probabilities
 
 
-def read_arrays(path: Path) -> tuple[Ints, Floats]:
+def read_arrays(path: Path, num_classes: int) -> tuple[Ints, Floats]:
     """Read the labels `[num_reviews]` and the probabilities `[num_reviews, num_classes]` in a file.
 
     Raises:
         BROKEN (a tuple of errors): if the file can't be read, or does not contain valid labels and
-            probabilities.
+            probabilities of so many classes.
     """
     with open_plain_file(path) as file, np.load(file, allow_pickle=False) as arrays:
         labels, given = arrays["labels"], arrays["probabilities"]
     if not ((given >= 0) & (given <= 1)).all():
         raise ValueError("a probability is outside of 0 to 1")
-    return checked(labels, given)
+    truth, probabilities = checked(labels, given)
+    if (found := probabilities.shape[1]) != num_classes:
+        raise ValueError(f"{path.name} has {found} classes, the run has {num_classes}")
+    return truth, probabilities
 
 
 # Comparison with a linear model, review by review

@@ -18,7 +18,7 @@ from harness.data.vocabulary import encode_split
 from harness.errors import RunError
 from harness.job.job_file import load_job
 from harness.report.baseline import fit_ngrams, score_ngrams
-from harness.report.ensemble import Request, make_ensemble
+from harness.report.ensemble import make_ensemble
 from harness.tracking.run_dir import stamped
 from harness.training.launch import given_validation
 from harness.tuning.best_trial import retrained_job
@@ -137,12 +137,17 @@ def test_an_ensemble_validates_on_the_validation_split(dataset: Dataset, tmp_pat
     said: list[str] = []
 
     def of(folders: list[Path], name: str, weights_from: Path | None = None) -> object:
-        request = Request(
-            folders, ngrams=True, weights_from=weights_from, data=None, name=name, run_id="one"
+        folder, result, _ = make_ensemble(
+            folders,
+            runs,
+            said.append,
+            ngrams=True,
+            weights_from=weights_from,
+            name=name,
+            run_id="one",
         )
-        made = make_ensemble(request, runs, said.append)
-        toml = tomllib.loads((made.folder / "ensemble.toml").read_text())
-        return toml["members"][-1]["num_training"], made.result["num_validation"]
+        toml = tomllib.loads((folder / "ensemble.toml").read_text())
+        return toml["ngrams"]["num_training"], result["num_validation"]
 
     source = f"data.source={tmp_path / 'mine.csv'}"
     for folder in (*few, every):

@@ -10,8 +10,7 @@ import pytest
 
 from harness.errors import DiskError, InputError
 from harness.inference.predict import RATIOS_FILE, Prediction, read_ratios, read_vocabulary
-from harness.report.baseline import NGRAMS
-from harness.report.ensemble import Ensemble, Member, copied
+from harness.report.ensemble import Ensemble, EnsembleClassifier, copy_model
 from harness.system.files import MAX_RECORD_BYTES
 
 
@@ -42,19 +41,17 @@ def test_a_failing_disk_does_not_ask_for_a_new_run(
 
     job = SimpleNamespace(model=SimpleNamespace(ngram_ratios=3))
     run: Any = SimpleNamespace(folder=tmp_path, path=tmp_path.joinpath, job=lambda: job)
-    ngrams = Member(name=NGRAMS, weight=1.0, sha256={"ngrams.npz": "0"})
     rest: dict[str, Any] = dict.fromkeys(Ensemble.model_fields)
-    ensemble = Ensemble.model_construct(**rest | {"folder": tmp_path, "members": (ngrams,)})
+    sums = {"sha256": {"ngrams.npz": "0"}}
+    ensemble = Ensemble.model_construct(**rest | {"folder": tmp_path} | sums)
     for name in ("harness.inference.predict", "harness.report.ensemble"):
         monkeypatch.setattr(f"{name}.read_plain_file", fail)
-    for name in ("harness.system.files", "harness.report.ensemble"):
-        monkeypatch.setattr(f"{name}.open_plain_file", fail)
+    monkeypatch.setattr("harness.system.files.open_plain_file", fail)
     for read in (
         lambda: read_vocabulary(run),
         lambda: read_ratios(run),
-        ensemble.check,
-        ensemble.ngrams,
-        lambda: copied(tmp_path, tmp_path / "copy", {}),
+        lambda: EnsembleClassifier(ensemble),
+        lambda: copy_model(tmp_path, tmp_path / "copy", {}),
     ):
         with pytest.raises(DiskError, match="can't be read: Input/output error; try again later"):
             read()

@@ -128,9 +128,9 @@ def test_an_option_is_a_setting(tmp_path: Path) -> None:
 
 
 def test_settings_of_an_ensemble(tmp_path: Path) -> None:
-    """They come from ensemble.toml, and their names consist of table and key."""
+    """They come from ensemble.toml."""
     write_run(tmp_path / "a")
-    toml = '[settings.model]\n"options.width" = 3\n[settings.code]\n"net.py" = "1a2b3c4d"\n'
+    toml = '[settings]\n"model.options.width" = 3\n"code.net.py" = "1a2b3c4d"\n'
     (tmp_path / "a/ensemble.toml").write_text(toml)
     (run,) = scored_runs([tmp_path])[0]
     assert run.settings == {"model.options.width": 3, "code.net.py": "1a2b3c4d"}

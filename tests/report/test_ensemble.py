@@ -77,7 +77,7 @@ def test_an_ensemble_of_runs_is_scored_like_a_run(harness: Harness, dataset: Dat
     folder = made(harness, *runs, "--run-id", "both")
     assert folder == harness.runs / "ensemble_lstm/both"
     toml, result = read(folder)
-    weights = [each["weight"] for each in toml["members"]]
+    weights = [each["weight"] for each in toml["runs"]]
     assert sum(weights) == pytest.approx(1)
     for name in ("validation_predictions.npz", "predictions.npz"):
         parts = [arrays(run / name)[0] for run in runs]
@@ -98,7 +98,7 @@ def test_an_ensemble_of_runs_is_scored_like_a_run(harness: Harness, dataset: Dat
         changed["accuracy"] = 1 - changed["accuracy"]
         (run / "result.json").write_text(json.dumps(changed))
     again, _ = read(made(harness, *runs, "--run-id", "other"))
-    assert [each["weight"] for each in again["members"]] == weights
+    assert [each["weight"] for each in again["runs"]] == weights
 
 
 def test_with_ngrams_and_weights_for_runs_on_all_reviews(
@@ -111,15 +111,15 @@ def test_with_ngrams_and_weights_for_runs_on_all_reviews(
     words = (whole_run, "--with", "ngrams", "--weights-from", part, "--run-id", "all")
     whole = made(harness, *words)
     (toml, result), (all_toml, all_result) = read(part), read(whole)
-    assert [each["weight"] for each in toml["members"]] == [
-        each["weight"] for each in all_toml["members"]
-    ]
-    assert 0 < toml["members"][0]["weight"] < 1
+    weights, all_weights = (
+        [each["runs"][0]["weight"], each["ngrams"]["weight"]] for each in (toml, all_toml)
+    )
+    assert weights == all_weights
+    assert 0 < weights[0] < 1
     assert (all_toml["weights_from"], toml["weights_from"]) == (str(part), "")
-    assert [each["members"][1]["num_training"] for each in (toml, all_toml)] == [90, 100]
+    assert [each["ngrams"]["num_training"] for each in (toml, all_toml)] == [90, 100]
     assert (result["num_validation"], all_result["num_validation"]) == (10, 0)
     assert not (whole / "validation_predictions.npz").exists()
-    weights = [each["weight"] for each in all_toml["members"]]
     for folder, run, num in ((part, runs / "v1", 90), (whole, whole_run, 100)):
         linear = fit_ngrams(dataset.train.take(num)).probabilities(dataset.test)[:, 1]
         expected = np.average([arrays(run / "predictions.npz")[0], linear], 0, weights)
@@ -209,7 +209,7 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
     before = sorted(harness.runs.rglob("*"))
     refused: list[tuple[tuple[object, ...], str]] = [
         ((first,), "a single run is not an ensemble"),
-        ((first, copy), "has the same model as"),
+        ((first, copy), "has the same predictions as"),
         ((first, unfinished), "unfinished: not begun; give finished runs"),
         ((first, untested), "data.test = false"),
         ((first, old), "validation_predictions.npz can't be read: No such file"),
@@ -217,13 +217,22 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
         ((first, other), "has data = "),
         ((first, mixed), "predictions.npz has 2 classes, the run has 3"),
         ((first, swapped), "has labels of predictions = "),
-        ((first, short), "has data.validation_split = 0.3, "),
+        ((first, short), "has validation reviews = 30, "),
         ((whole, "--with", "ngrams"), "give --weights-from ENSEMBLE"),
-        ((whole, "--with", "ngrams", "--weights-from", first), "contains no ensemble.toml"),
-        ((whole, slower, "--weights-from", part), "has n-grams = True, the new one has False"),
-        ((whole, slower, "--with", "ngrams", "--weights-from", two), "has n-grams = False"),
+        (
+            (whole, "--with", "ngrams", "--weights-from", first),
+            "ensemble.toml is missing or broken",
+        ),
+        ((whole, slower, "--weights-from", part), "has ensemble.runs = 'lstm', the new one"),
+        (
+            (whole, slower, "--with", "ngrams", "--weights-from", two),
+            "has ensemble.ngrams = False, the",
+        ),
         ((slower, "--with", "ngrams", "--weights-from", part), "has train.learning_rate = 0.0005"),
-        ((whole, slower, "--with", "ngrams", "--weights-from", part), "has runs = 1, the new"),
+        (
+            (whole, slower, "--with", "ngrams", "--weights-from", part),
+            "has ensemble.runs = 'lstm', the",
+        ),
         ((first, "--with", "ngrams", "--weights-from", part), "leave --weights-from out"),
         ((first, second, "--run-id", "two"), "exists already"),
         ((first, second, "--run-id", "a/b"), "should be letters"),
@@ -255,7 +264,7 @@ def test_folders_may_have_names_that_are_not_utf8(harness: Harness, dataset: Dat
     (part,) = odd.glob("*/x")
     toml, _ = read(made(harness, runs / "a1", "--with", "ngrams", "--weights-from", part))
     assert toml["weights_from"].startswith(f"{harness.folder}/\\udcfe/")
-    assert toml["members"][0]["name"] == f"{harness.folder}/\\udcff/a1"
+    assert toml["runs"][0]["name"] == f"{harness.folder}/\\udcff/a1"
 
 
 def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> None:
@@ -265,14 +274,12 @@ def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> Non
     folder = made(harness, run, "--with", "ngrams", "--run-id", "x")
     text = (folder / "ensemble.toml").read_text()
     for broken, reason in (
-        ("", "is not complete"),
-        (text[: text.index("model.keras")], "ensemble.toml is broken"),
-        (text.replace("weight = ", "weight = -1"), "is not complete"),
-        (text.replace('"model.keras"', '"../../x"'), "is not complete"),
-        (text.replace('"job.toml" = ', '# "job.toml" = '), "is not complete"),
-        (text[: text.index("[[members]]")] + text[text.rindex("[[members]]") :], "is not"),
+        ("", "is missing or broken"),
+        (text[: text.index("model.keras")], "is missing or broken"),
+        (text.replace("weight = ", "weight = -1"), "is missing or broken"),
+        (text.replace("[[runs]]", "[[others]]"), "is missing or broken"),
         (text.replace("format = ", "format = 9"), "was written by harness"),
-        ("\0", "is broken"),
+        ("\0", "is missing or broken"),
     ):
         (folder / "ensemble.toml").write_text(broken)
         for words in (
@@ -310,7 +317,7 @@ def test_a_full_disk_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("harness.report.ensemble.copied", full)
+    monkeypatch.setattr("harness.report.ensemble.copy_model", full)
     done = harness.run_here("ensemble", *runs, "--run-id", "x")
     assert (done.returncode, done.stdout) == (1, "")
     assert "No space left on device" in done.stderr

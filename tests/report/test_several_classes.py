@@ -167,4 +167,4 @@ def test_broken_predictions(tmp_path: Path, content: bytes) -> None:
     """All errors of NumPy are expected: a broken run must not end a comparison."""
     (tmp_path / "predictions.npz").write_bytes(content)
     with pytest.raises(BROKEN):
-        read_arrays(tmp_path / "predictions.npz")
+        read_arrays(tmp_path / "predictions.npz", 2)

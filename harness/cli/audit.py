@@ -44,7 +44,7 @@ def audit(
     """
     import pandas
 
-    from harness.report.text_tables import table_lines
+    from harness.report.text_tables import plain_table
     from harness.tracking.audits import DIFFERS, keep_audit
     from harness.training.audit import audit as audit_run
 
@@ -62,8 +62,7 @@ def audit(
         except InputError as error:
             problems.append(error)
             continue
-        for line in table_lines(pandas.DataFrame(found.rows, dtype=object)):
-            echo(line)
+        echo(plain_table(pandas.DataFrame(found.rows, dtype=object)))
         echo(found.sentence)
         num_different += found.outcome == DIFFERS
         try:

@@ -95,7 +95,7 @@ def ensemble(
     ensemble like a run.
     """
     from harness.report.ensemble import make_ensemble
-    from harness.report.text_tables import table_lines
+    from harness.report.text_tables import plain_table
     from harness.training.metrics import describe_scores
 
     folder, result, cells = make_ensemble(
@@ -108,8 +108,7 @@ def ensemble(
         name=name,
         run_id=run_id,
     )
-    for line in table_lines(cells):
-        echo(line)
+    echo(plain_table(cells))
     echo(f"tested on {result['num_test']:,} reviews of {result['data']}: {describe_scores(result)}")
     echo(f"records      {folder}")
     echo(f'next         harness predict {quoted(folder)} "An excellent movie!"')

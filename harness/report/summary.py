@@ -6,7 +6,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.text import Text
 
 from harness.data.sources import open_dataset
@@ -25,16 +25,14 @@ from harness.report.text_tables import (
     latex_table,
     markdown,
     markdown_table,
-    narrowest,
-    screen_table,
-    table_lines,
+    plain_table,
 )
 from harness.system.console import printable, rich_console
 
 if TYPE_CHECKING:
     import pandas
 
-COLUMNS = {  # most important first, because a narrow terminal hides the last ones
+COLUMNS = {  # most important first, because a narrow terminal shows the last ones below
     "job": "{job}",
     "test %": "{accuracy:.2f}",
     "s.d.": "{deviation:.2f}",
@@ -58,7 +56,6 @@ ACCURACIES = (
     *("accuracy", "deviation", "interval_low", "interval_high", "val_accuracy", "book_accuracy"),
 )
 SEVERAL_CLASSES = "F1 and ROC AUC are means over the classes (for ROC AUC, each against the rest)."
-NUM_KEPT = 2  # number of columns that even the narrowest terminal shows
 MAX_SENTENCES = 10  # largest number of comparisons of jobs on a terminal
 MAX_DRAWN = 12  # largest number of jobs in a picture
 MAX_LEFT_OUT = 20  # largest number of lines on a terminal about runs that are left out
@@ -257,14 +254,15 @@ def to_latex(parts: Sequence[Part]) -> str:
 
 
 def print_parts(parts: Sequence[Part], console: Console | None = None) -> None:
-    """Print the comparison: on a terminal only the columns that fit, into a file all columns."""
+    """Print the comparison; on a narrow terminal the table is broken into several."""
     console = console or rich_console()
-    show = partial(console.print, soft_wrap=not console.is_terminal)
+    width = console.width if console.is_terminal else None
+    show = partial(console.print, soft_wrap=width is None)
     for index, part in enumerate(parts):
         if index:
             show()
         show(Text(part.heading, "bold"))
-        show(results_table(part, console))
+        show(Text(plain_table(part.cells, width)))
         show()
         for sentence in (*part.verdicts, *shown_sentences(part.differences)):
             show(Text(sentence))
@@ -275,18 +273,6 @@ def print_parts(parts: Sequence[Part], console: Console | None = None) -> None:
 def print_runs(folders: Sequence[Path]) -> None:
     """Print the comparison of new runs, without baselines."""
     print_parts(make_parts(group_runs(scored_runs(folders)[0])[0]))
-
-
-def results_table(part: Part, console: Console) -> RenderableType:
-    """Return the table of a part; on a narrow terminal it lacks the last columns."""
-    cells, hidden = part.cells, list[str]()
-    if not console.is_terminal:
-        return Text("\n".join(table_lines(cells)))
-    while len(cells.columns) > NUM_KEPT and narrowest(cells) > console.width:
-        hidden.append(cells.columns[-1])
-        cells = cells.iloc[:, :-1]
-    note = f"terminal too narrow for {', '.join(hidden)}; --markdown shows all columns"
-    return Group(screen_table(cells), *([Text(note, "dim")] if hidden else []))
 
 
 def shown_sentences(compared: "pandas.DataFrame") -> list[str]:

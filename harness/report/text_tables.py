@@ -4,17 +4,10 @@ import html
 import re
 from typing import TYPE_CHECKING
 
-from rich.table import Table
-from rich.text import Text
-
-from harness.system.console import printable, rich_console
+from harness.system.console import printable
 
 if TYPE_CHECKING:
     import pandas
-
-GAP = 2  # spaces between two columns
-MAX_NAME = 16  # texts up to this number of characters are never wrapped
-UNLIMITED = 100_000  # width of a file or a pipe, in characters
 
 # A cell that starts with one of these characters is a formula for a spreadsheet. The last four
 # characters are full-width.
@@ -27,38 +20,25 @@ def numeric(cells: "pandas.DataFrame") -> set[str]:
     return {name for name in cells if cells[name].str.match(r"[-0-9]|$").all()}
 
 
-def screen_table(cells: "pandas.DataFrame") -> Table:
-    """Return a table for a terminal; texts may be wrapped, numbers never.
+def plain_table(cells: "pandas.DataFrame", width: int | None = None) -> str:
+    """Return a table as plain text, headings first.
 
     Args:
         cells: the texts of the table, at least one row; the names of the columns are the headings.
+        width: the width of a terminal in characters. The columns that do not fit follow below, with
+            the first column repeated. By default all columns are side by side.
     """
-    cells = cells.map(printable)
-    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="bold")
-    numbers = numeric(cells)
-    for name in cells:
-        # Rich would wrap a heading such as `95 % interval` between its words.
-        heading = Text(printable(name))
-        widest = max(len(heading), *map(len, cells[name]))
-        if name in numbers:
-            table.add_column(heading, justify="right", no_wrap=True, min_width=widest)
-        else:
-            table.add_column(heading, overflow="fold", min_width=min(widest, MAX_NAME))
-    for row in cells.itertuples(index=False):
-        table.add_row(*map(Text, row))
-    return table
-
-
-def narrowest(cells: "pandas.DataFrame") -> int:
-    """Return the width, in characters, of the narrowest terminal that `screen_table` fits."""
-    return rich_console(width=UNLIMITED).measure(screen_table(cells)).minimum
-
-
-def table_lines(cells: "pandas.DataFrame") -> list[str]:
-    """Return a table as unwrapped lines of plain text, headings first, for files and pipes."""
-    console = rich_console(width=UNLIMITED, color_system=None)
-    lines = console.render_lines(screen_table(cells), pad=False)
-    return ["".join(segment.text for segment in line).rstrip() for line in lines]
+    cells = cells.map(printable).rename(columns=printable)
+    first, *others = cells
+    rows = cells.set_index(first).rename_axis(index=None, columns=first)
+    # Two spaces separate the columns: one of pandas, one before each heading and each text.
+    texts = {
+        name: f" {{:<{rows[name].str.len().max()}}}".format for name in {*others} - numeric(cells)
+    }
+    text = rows.to_string(
+        line_width=width, header=[f" {n}" for n in others], formatters=texts, justify="left"
+    )
+    return "\n".join(line.removesuffix("\\").rstrip() for line in text.splitlines())
 
 
 def markdown_table(cells: "pandas.DataFrame") -> str:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from harness.errors import RunError
 from harness.job.search import Parameter, SearchSpec, short_names
-from harness.report.text_tables import screen_table, table_lines
+from harness.report.text_tables import plain_table
 from harness.system.console import log, rich_console
 from harness.system.files import atomic_write
 from harness.tracking.status import format_duration
@@ -39,15 +39,13 @@ def show(sweep: SweepDirectory) -> None:
         DiskError: if the trials are unreadable.
     """
     search, console = sweep.search(), rich_console()
+    width = console.width if console.is_terminal else None
     trials = ranked(sweep.trials(), search)
     scored = scored_trials(trials, search)
     parts = heading(sweep, search, trials), leaderboard(sweep, search, trials)
     for part in itertools.chain(*parts, importance(scored, search)):
-        if not isinstance(part, str) and console.is_terminal:
-            console.print(screen_table(part))
-            continue
-        text = part if isinstance(part, str) else "\n".join(table_lines(part))
-        console.print(Text(text), soft_wrap=not console.is_terminal)
+        text = part if isinstance(part, str) else plain_table(part, width)
+        console.print(Text(text), soft_wrap=width is None)
     if scored.empty:
         return
     path = sweep.path(PLOT)

@@ -83,7 +83,7 @@ class Evaluator:
                 stop.agree(float(votes.numpy().sum()))
             outputs.extend(rows.numpy() for rows in of_replicas)
             check_results()
-            watchdog.progress()
+            watchdog.current.progress()
         self._opened = reviews, opened
         ordered = np.concatenate(outputs)[: len(order)]  # drops rows that pad the last batch
         probabilities = np.empty_like(ordered)

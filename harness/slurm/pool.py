@@ -26,20 +26,17 @@ from harness.slurm.environment import (
 from harness.slurm.resources import Rules
 from harness.system import gpu
 from harness.system.console import Console, echo, is_error, strip_prefix
-from harness.system.processes import (
-    StopRequest,
-    available_gb,
-    memory_limit_gb,
-    own_code_first,
-    total_memory_gb,
-)
+from harness.system.processes import StopRequest, memory_limit_gb, own_code_first
 
 GPU_INDEX = "HARNESS_GPU"  # index of a slot's GPU among the visible GPUs of its node
 
 
 def usable_memory_gb(allocation: SlurmEnvironment | None) -> float:
     """Return the GB of memory that this process and its children may use on this node."""
-    limits = (total_memory_gb(), available_gb(), memory_limit_gb(), given_memory_gb(allocation))
+    import psutil  # imported here, because `harness --help` does not need it
+
+    available_gb = psutil.virtual_memory().available / 1e9
+    limits = (available_gb, memory_limit_gb(), given_memory_gb(allocation))
     return min(limit for limit in limits if limit is not None)
 
 

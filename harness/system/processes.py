@@ -46,9 +46,10 @@ class StopRequest:
         replaces the handler for SIGTERM.
         """
         for number in STOPPING:
-            signal.signal(number, self._note)
+            signal.signal(number, self.note)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def note(self, number: int, frame: FrameType | None = None) -> None:
+        """Store a signal to stop; at the second Ctrl-C, end the process at once."""
         if self.signal == number == signal.SIGINT:
             end_at_once()  # at the second Ctrl-C; even then the run can be resumed
         if self.signal != signal.SIGTERM:  # after SIGTERM (a cancel), other signals don't count
@@ -85,20 +86,13 @@ def ctrl_c_waits() -> Iterator[None]:
     if not is_main or before in (signal.SIG_IGN, None):  # None: C code installed the handler
         yield
         return
-    pressed = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
-            end_at_once()
-        pressed = True
-
-    signal.signal(signal.SIGINT, note)
+    request = StopRequest()
+    signal.signal(signal.SIGINT, request.note)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if pressed:
+        if request.signal:
             signal.raise_signal(signal.SIGINT)
 
 
@@ -154,17 +148,11 @@ def own_code_first() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1"}
 
 
-def age_s() -> float | None:
-    """Return the seconds since this process started; None if unknown.
-
-    psutil is not used, because it rounds the start of a process to a second.
-    """
-    try:
-        # Field 22 of proc_pid_stat(5): the start, in clock ticks since boot.
-        stat = Path("/proc/self/stat").read_text(errors="replace")
-        started = int(stat.rpartition(")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return None
+def age_s() -> float:
+    """Return the seconds since this process started; psutil would round the start to a second."""
+    # Field 22 of proc_pid_stat(5): the start, in clock ticks since boot.
+    stat = Path("/proc/self/stat").read_text(errors="replace")
+    started = int(stat.rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
 
 
@@ -215,17 +203,6 @@ def process_space() -> str:
         return ""
 
 
-def is_elsewhere(space: str) -> bool:
-    """Whether a process, started since this machine's boot, belongs to another container.
-
-    Args:
-        space: the result of `process_space` in the process.
-    """
-    boot, _, part = space.partition(" ")
-    own_boot, _, own_part = process_space().partition(" ")
-    return boot == own_boot and part != own_part
-
-
 def has_died(process: int, space: str) -> bool:
     """Whether a process is known to have ended; False if it belongs to another `process_space`.
 
@@ -235,24 +212,15 @@ def has_died(process: int, space: str) -> bool:
     """
     if not space or space != process_space() or process <= 0:
         return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, OverflowError):  # another user's process; its /proc may be hidden
-        return False
-    return _is_zombie(process)
-
-
-def _is_zombie(process: int) -> bool:
-    """Whether a process has ended, but its parent has not waited for it."""
     import psutil
 
     try:
-        # A container may show the /proc of its host, where process ids differ.
-        has_own_ids = Path("/proc/self").readlink().name == str(os.getpid())
-        return has_own_ids and psutil.Process(process).status() == psutil.STATUS_ZOMBIE
-    except (OSError, psutil.Error):
+        os.kill(process, 0)
+        # A zombie has ended, but its parent has not waited for it.
+        return psutil.Process(process).status() == psutil.STATUS_ZOMBIE
+    except ProcessLookupError:
+        return True
+    except (PermissionError, OverflowError, psutil.Error):  # for example, another user's process
         return False
 
 
@@ -280,20 +248,6 @@ def memory_limit_gb() -> float | None:
 def memory_peak_gb() -> float | None:
     """Return the peak memory of this process's cgroup in GB; None if unknown."""
     return next(iter(_cgroup_gb("memory.peak")), None)
-
-
-def available_gb() -> float:
-    """Return how many GB of this machine's memory are free or can be freed."""
-    import psutil
-
-    return float(psutil.virtual_memory().available / 1e9)
-
-
-def total_memory_gb() -> float:
-    """Return the size of this machine's memory in GB."""
-    import psutil
-
-    return float(psutil.virtual_memory().total / 1e9)
 
 
 def installed_version(package: str) -> str | None:

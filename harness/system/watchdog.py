@@ -17,7 +17,7 @@ from typing import Self
 from harness.errors import Interrupted, RunError
 from harness.system import stderr_filter
 from harness.system.console import error_line
-from harness.system.processes import STOPPING, end_at_once
+from harness.system.processes import STOPPING, StopRequest, end_at_once
 from harness.system.site_settings import number_setting
 
 STALL, STALL_MIN = "HARNESS_STALL_MIN", 10.0
@@ -31,13 +31,6 @@ TICKS = 20  # number of checks within a limit
 LONGEST_TICK_S = 30.0
 RECORD_S = 10.0  # longest time to record the end, because the disk may not answer
 
-Record = Callable[[Interrupted], int]
-
-
-def nothing(reason: Interrupted) -> int:
-    """Return the exit code of an interruption without recording the interruption."""
-    return reason.exit_code
-
 
 @dataclass
 class Watched:
@@ -45,7 +38,7 @@ class Watched:
 
     where: str  # the devices and the node, for the message
     next_step: str  # how to continue the work, for the message
-    record: Record = nothing  # a function that records the end and returns the exit code
+    record: Callable[[Interrupted], object] | None = None  # a function that records the end
     num_steps: int = 1  # training steps per execution
     first_use: float = 1.0  # the factor of the limit before the first step
     has_stepped: bool = False
@@ -76,8 +69,9 @@ class Watchdog:
         self.asks = False  # whether the training loop should wait for a result
         self._progress = self._seen = 0
         self._still_s = self._stopping_s = 0.0
-        self._signal: signal.Signals | None = None
-        self._num_pressed = 0
+        self._request = StopRequest()
+        limits = [each for each in (stop_s, self.stepped_stall_s) if each]
+        self._tick_s = max(1.0, min(LONGEST_TICK_S, min(limits) / TICKS)) if limits else None
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
@@ -92,7 +86,7 @@ class Watchdog:
 
     def __exit__(self, *_: object) -> None:
         global current
-        current = None
+        current = IDLE
         signal.set_wakeup_fd(self._other)
         os.close(self._writer)  # the thread ends when the pipe is closed
         self._thread.join()
@@ -103,12 +97,17 @@ class Watchdog:
         self._progress += 1
         self.asks = False
 
+    def first_step_done(self) -> None:
+        """Note the end of the first step, during which all kernels have been compiled."""
+        if self.watched:
+            self.watched.has_stepped = True
+        self.progress()
+
     @contextlib.contextmanager
     def watching(self, watched: Watched) -> Iterator[None]:
         """Expect progress while the `with` block runs."""
         self.watched = watched
         self.progress()
-        os.write(self._writer, b"\0")  # wakes the thread
         try:
             yield
         finally:
@@ -136,30 +135,20 @@ class Watchdog:
 
     def _watch(self) -> None:
         while True:
-            tick_s, began_s = self._tick_s(), time.monotonic()
-            is_called = bool(select.select([self._reader], [], [], tick_s)[0])
+            began_s = time.monotonic()
+            is_called = bool(select.select([self._reader], [], [], self._tick_s)[0])
             # If far more than a tick has passed, the process was suspended; don't count that time.
-            self.count(min(time.monotonic() - began_s, (tick_s or 0.0) + 1.0))
+            self.count(min(time.monotonic() - began_s, (self._tick_s or 0.0) + 1.0))
             numbers = os.read(self._reader, 64) if is_called else b"\0"
             if not numbers:
                 return
             for number in numbers:
                 self.note(number)
 
-    def _tick_s(self) -> float | None:
-        """The seconds until the next check, at least one; None if there is no limit."""
-        limits = [self.stop_s] if self._signal and self.stop_s else []
-        limits += [self.stepped_stall_s] if self.watched and self.stepped_stall_s else []
-        return max(1.0, min(LONGEST_TICK_S, min(limits) / TICKS)) if limits else None
-
     def note(self, number: int) -> None:
         """Store a signal to stop. At the second Ctrl-C, end the process."""
-        if number == signal.SIGINT:
-            self._num_pressed += 1
-            if self._num_pressed > 1:
-                end_at_once()  # the main thread may be unable to end the process
-        if number in STOPPING and self._signal != signal.SIGTERM:  # SIGTERM (a cancel) stays
-            self._signal = signal.Signals(number)
+        if number in STOPPING:
+            self._request.note(number)  # the main thread may be unable to end the process
 
     def count(self, passed_s: float) -> None:
         """Count the time without progress and the time since a signal; at a limit, end the process.
@@ -172,67 +161,35 @@ class Watchdog:
         else:
             self._still_s += passed_s
         self.asks = 0 < ASK_AFTER * self.limit_s <= self._still_s
-        self._stopping_s += passed_s if self._signal else 0.0
+        asked = self._request.signal
+        self._stopping_s += passed_s if asked else 0.0
         where = watched.where if watched else "this process"
         goes_on = f"; {watched.next_step}" if watched else ""
-        if self._signal and 0 < self.stop_s <= self._stopping_s:
-            line = f"interrupted by {self._signal.name}; {where} did not answer for "
+        if asked and 0 < self.stop_s <= self._stopping_s:
+            line = f"interrupted by {asked.name}; {where} did not answer for "
             line += f"{self.stop_s:.0f} s, so only the last checkpoint is kept{goes_on}"
-            self._finish(line, Interrupted(self._signal.name))
+            self._finish(line, Interrupted(asked.name))
         elif watched and 0 < self.limit_s <= self._still_s:
             line = f"{where}: no step, batch or compilation has ended for "
             line += f"{self.limit_s / 60:g} min ({STALL}); the process ends{goes_on}"
             self._finish(line, Interrupted(f"a hang of {where}"))
 
     def _finish(self, line: str, reason: Interrupted) -> None:
-        codes = [reason.exit_code]
-        lines = [line]
+        ends = [(line, reason.exit_code)]
 
         def record() -> None:
-            if self.watched:
+            if self.watched and self.watched.record:
                 try:
-                    codes.append(self.watched.record(reason))
+                    self.watched.record(reason)
                 except RunError as refusal:  # for example, a newer process has taken the run over
-                    codes.append(refusal.exit_code)
-                    lines.append(str(refusal))
+                    ends.append((str(refusal), refusal.exit_code))
 
         # Record the end in a thread, because the disk may not answer either.
         thread = threading.Thread(target=record, daemon=True)
         thread.start()
         thread.join(RECORD_S)
-        self.watched = self._signal = None
-        self._end(lines[-1], codes[-1])
-
-
-current: Watchdog | None = None  # at most one per process can receive signals
-
-
-def progress() -> None:
-    """Report a result of the devices to the watchdog, if there is one."""
-    if current:
-        current.progress()
-
-
-def first_step_done() -> None:
-    """Report the end of the first step, during which all kernels have been compiled."""
-    if current and current.watched:
-        current.watched.has_stepped = True
-        current.progress()
-
-
-def asks() -> bool:
-    """Whether the training loop should wait for a result, because none has come for a while."""
-    return current is not None and current.asks
-
-
-def watching(watched: Watched) -> contextlib.AbstractContextManager[None]:
-    """Expect progress while the `with` block runs."""
-    return current.watching(watched) if current else contextlib.nullcontext()
-
-
-def pausing() -> contextlib.AbstractContextManager[None]:
-    """Expect no progress while the `with` block runs, because it calls the user's code."""
-    return current.pausing() if current else contextlib.nullcontext()
+        self.watched = self._request.signal = None
+        self._end(*ends[-1])
 
 
 def from_settings(
@@ -256,3 +213,7 @@ def from_settings(
 def end(line: str, code: int) -> None:
     """Write a line to the process's log, and end the process."""
     end_at_once(error_line(line, stderr_filter.descriptor), code)
+
+
+IDLE = Watchdog(0, 0, end)  # has no thread and no limit
+current = IDLE  # at most one watchdog per process can receive signals

@@ -11,8 +11,8 @@ from pathlib import Path
 from harness.errors import InputError, RunError
 from harness.slurm import client
 from harness.slurm.client import Queue
-from harness.system.lenient_json import read_json, text
-from harness.system.processes import is_elsewhere, is_run_alive
+from harness.system.lenient_json import read_json
+from harness.system.processes import is_run_alive, process_space
 from harness.tracking.records import ALIVE, RunStatus
 from harness.tracking.run_dir import ask_to_cancel
 from harness.tracking.status import refresh
@@ -157,8 +157,8 @@ def _stop_process(status: RunStatus) -> None:
 
 def _is_here(status: RunStatus) -> bool:
     """Whether the run's process is on this machine and in this container."""
-    space = text(read_json(status.folder / "state.json").get("space")) or ""
-    return status.host == socket.gethostname() and not is_elsewhere(space)
+    space = read_json(status.folder / "state.json").get("space")
+    return status.host == socket.gethostname() and space in (None, process_space())
 
 
 def wait_until_saved(

@@ -108,18 +108,14 @@ def watching(
     elif group and not group.is_chief:
         next_step = f"the message of the worker on {group.nodes[0]} says how to continue"
 
-    def record(reason: Interrupted) -> int:
-        heartbeat.interrupted(reason)
-        return reason.exit_code
-
     watched = watchdog.Watched(
         where,
         next_step,
-        record,
+        heartbeat.interrupted,
         num_steps=context.job.train.steps_per_execution,
         first_use=first_use_factor(tf.config.get_visible_devices("GPU")),
     )
-    return watchdog.watching(watched)
+    return watchdog.current.watching(watched)
 
 
 @contextlib.contextmanager

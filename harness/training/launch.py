@@ -105,9 +105,9 @@ def launch(
             threads = agreed(threads, worker_group)
         # 3. Import TensorFlow and check the devices.
         begins = watchdog.Watched(f"TensorFlow's start on {node_name()}", "start it again")
-        with watchdog.watching(begins):
+        with watchdog.current.watching(begins):
             import_tensorflow(allocation, threads, job)
-            watchdog.progress()
+            watchdog.current.progress()
             from harness.compute.device_check import (
                 checked_plan,
                 checked_strategy,

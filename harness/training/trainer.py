@@ -112,7 +112,7 @@ class Trainer:
         num = self.job.train.steps_per_execution
         traced = self.train_step.train_steps.get_concrete_function(self._batches, num, vote)
         self.graph = traced.graph
-        watchdog.progress()
+        watchdog.current.progress()
         self.run.check_lease()
         # 5. Cut TensorBoard's log, metrics.jsonl and timings.jsonl back to the checkpoint.
         self.log = TensorBoardLog(
@@ -153,7 +153,7 @@ class Trainer:
                 if train_step.model.stop_training and progress.history:
                     break
                 self.stop.check()  # before `on_epoch_begin`, which a resumed run repeats
-                with watchdog.pausing():
+                with watchdog.current.pausing():
                     self.callbacks.on_epoch_begin(progress.epoch)
             self._train_epoch()
             line = progress.epoch_metrics(self.num_reviews, self._learning_rate())
@@ -166,7 +166,7 @@ class Trainer:
             self.best.after_epoch(progress, train_step.export_model)
             self._end_epoch(line)
         self._is_over = True
-        with watchdog.pausing():
+        with watchdog.current.pausing():
             self.callbacks.on_train_end()
         if self.best.is_on:
             train_step.export_model.set_weights(progress.best_weights)
@@ -188,8 +188,8 @@ class Trainer:
             self._pending.append(self.train_step.train_steps(self._batches, num, vote))
             if self.first_step_s is None:
                 self._pending[-1].numpy()  # waits for the steps
-                watchdog.first_step_done()
-                self.first_step_s = round(age_s() or 0.0, 3)
+                watchdog.current.first_step_done()
+                self.first_step_s = round(age_s(), 3)
                 self.heartbeat.beat("training", first_step_s=self.first_step_s)
             before, step = step, step + num
             # All workers, and a resumed run, call `_drain` at the same steps: multiples of
@@ -198,9 +198,9 @@ class Trainer:
             if is_boundary or step == self.steps_per_epoch:
                 self._drain()
                 self.stop.agree(self._votes)
-            elif watchdog.asks():
+            elif watchdog.current.asks:
                 self._pending[-1].numpy()  # waits for the steps; if they hang, the watchdog acts
-                watchdog.progress()
+                watchdog.current.progress()
             if time.perf_counter() - self._saved_s >= train.checkpoint_every_s:
                 self._drain()
                 self._save()
@@ -218,7 +218,7 @@ class Trainer:
         sums = np.concatenate([part.numpy() for part in self._pending])
         self._pending = []
         check_results()
-        watchdog.progress()
+        watchdog.current.progress()
         now_s = time.perf_counter()
         took_s, self._drained_s = now_s - self._drained_s, now_s
         results = self._results(sums, took_s)
@@ -296,7 +296,7 @@ class Trainer:
         validation_line = {k: line[f"val_{k}"] for k in ("loss", "accuracy") if f"val_{k}" in line}
         self.log.epoch(line["epoch"], train=train_line, validation=validation_line)
         # Called before the checkpoint is written, because callbacks may cut the learning rate.
-        with watchdog.pausing():
+        with watchdog.current.pausing():
             self.callbacks.on_epoch_end(line)
         self._save()
         self._write_metrics()
@@ -311,7 +311,7 @@ class Trainer:
         checkpoint.save(self.run, self.train_step, self.progress, total_steps=total_steps)
         self._saved_s = time.perf_counter()
         self.checkpoint_s += self._saved_s - began
-        watchdog.progress()
+        watchdog.current.progress()
 
     def _num_steps_done(self) -> int:
         return self.progress.epoch * self.steps_per_epoch + self.progress.step

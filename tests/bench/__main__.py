@@ -15,13 +15,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from harness.data.sources import open_dataset
 from harness.doctor.probe import ARCHITECTURES
 from harness.errors import InputError, RunError
 from harness.slurm.environment import SlurmEnvironment, given_cpus, visible_gpus
 from harness.system.console import Console, echo, log
 from harness.system.files import scratch_directory
-from harness.system.processes import installed_version, processor, total_memory_gb
+from harness.system.processes import installed_version, processor
 from harness.tracking.provenance import PACKAGES
 from tests.bench.measured import Measured, print_table, write_record
 from tests.bench.processes import Bench, Settings
@@ -98,7 +100,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": processor(),
         "cpus": given_cpus(SlurmEnvironment.from_environment()),
-        "memory_gb": round(total_memory_gb(), 1),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "gpus": visible_gpus(),
         "system": platform.platform(),
         "python": platform.python_version(),

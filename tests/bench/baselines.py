@@ -113,7 +113,7 @@ def by_keras(architecture: str, reviews: Padded, epochs: int) -> dict[str, float
     class Clock(keras.callbacks.Callback):  # type: ignore[misc] # Keras ships no types
         def on_train_batch_end(self, batch: int, logs: object = None) -> None:
             nonlocal first_step_s
-            first_step_s = first_step_s or age_s() or 0.0
+            first_step_s = first_step_s or age_s()
 
         def on_epoch_begin(self, epoch: int, logs: object = None) -> None:
             times.append(time.perf_counter())
@@ -239,7 +239,7 @@ def by_torch(architecture: str, reviews: Padded, epochs: int) -> dict[str, float
             loss.backward()
             optimizer.step()
             loss.item()  # Keras fetches the loss of every batch too
-            first_step_s = first_step_s or age_s() or 0.0
+            first_step_s = first_step_s or age_s()
         times.append(time.perf_counter())
         parts.eval()
         with torch.no_grad():

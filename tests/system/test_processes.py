@@ -15,7 +15,6 @@ from harness.system.processes import (
     STOPPING,
     StopRequest,
     has_died,
-    is_elsewhere,
     is_run_alive,
     process_space,
 )
@@ -86,14 +85,6 @@ def test_a_dead_process_is_known_in_its_space(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(os, "kill", refuse)
     assert not has_died(process.pid, here)
-
-
-def test_another_container_of_this_machine_is_elsewhere() -> None:
-    """An earlier boot or an unknown process space does not count as elsewhere."""
-    here = process_space()
-    boot, _, _ = here.partition(" ")
-    spaces = {f"{boot} 7": True, here: False, "earlier 7": False, "": False}
-    assert {space: is_elsewhere(space) for space in spaces} == spaces
 
 
 AT_ONCE = "harness: interrupted at once; saved files stay\n"

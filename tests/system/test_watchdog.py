@@ -139,7 +139,7 @@ from harness.system.stderr_filter import filtered_stderr
 
 stop = StopRequest()
 stop.listen()
-with watchdog.from_settings(), watchdog.watching(watchdog.Watched("here", "go on")):
+with watchdog.from_settings() as dog, dog.watching(watchdog.Watched("here", "go on")):
     with filtered_stderr():
         lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
         lock(mutex)

@@ -130,7 +130,7 @@ class OneTrial:
 def stop(monkeypatch: pytest.MonkeyPatch) -> StopRequest:
     """Receives the signals that this process sends to itself."""
     stop = StopRequest()
-    monkeypatch.setattr(os, "kill", lambda _, number: stop._note(number, None))
+    monkeypatch.setattr(os, "kill", lambda _, number: stop.note(number))
     monkeypatch.setattr(worker, "BEAT_S", 0.02)
     return stop
 

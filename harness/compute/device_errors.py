@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from harness.errors import NodeFault, RunError
 from harness.slurm.environment import report_node_fault
 from harness.system import stderr_filter
-from harness.system.gpu import describe_memory, free_gb, others_use_gpus
+from harness.system.gpu import memory_of_gpus
 
 MAX_QUOTED = 300  # largest number of characters that a message quotes from TensorFlow
 LATEST = 40  # how many of the latest messages are searched for the cause of a failure
@@ -163,7 +163,7 @@ def _has_little_memory(text: str, sees_memory: bool) -> bool:
     """Whether a library failed for lack of GPU memory although its message does not say so."""
     free = [int(num) / 1e9 for num in FREE_BYTES.findall(text)]
     if not free and sees_memory:
-        free = list(free_gb().values())
+        free = [each.free_gb for each in memory_of_gpus().values()]
     return min(free, default=LITTLE_GB) < LITTLE_GB
 
 
@@ -173,8 +173,9 @@ def out_of_memory(*, sees_memory: bool) -> RunError:
     Args:
         sees_memory: whether to ask the GPU's driver which processes use the memory.
     """
-    memory = describe_memory() if sees_memory else ""
-    shared = ", or fewer runs per GPU" if sees_memory and others_use_gpus() else ""
+    gpus = memory_of_gpus() if sees_memory else {}
+    memory = "; ".join(f"GPU {name} {each}" for name, each in gpus.items())
+    shared = ", or fewer runs per GPU" if any(each.others_gb for each in gpus.values()) else ""
     return RunError(
         f"the device is out of memory{': ' if memory else ''}{memory}; lower train.batch_size or "
         f"data.maxlen, or use more devices{shared}"

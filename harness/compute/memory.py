@@ -91,7 +91,8 @@ def measure_gpu_gb() -> float | None:
     gpus = tf.config.get_visible_devices("GPU")
     if not gpus:
         return None
-    if (held := gpu.own_gb()) is not None:
+    # NVML does not say in a container that has its own process ids.
+    if held := max((each.own_gb for each in gpu.memory_of_gpus().values()), default=0.0):
         return held
     read = tf.config.experimental.get_memory_info
     return CONTEXT_GB + max(float(read(f"GPU:{i}")["peak"]) for i in range(len(gpus))) / 1e9

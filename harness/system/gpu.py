@@ -9,10 +9,10 @@ import ctypes
 import importlib.util
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from harness.system.files import private_cache
 
@@ -199,17 +199,17 @@ def keep_compiled_kernels() -> None:
     TensorFlow has no machine code for cards after sm_89, so the driver compiles each kernel at its
     first use. CUDA's default cache may be too small, or on a disk that the node empties.
     """
-    if "CUDA_CACHE_PATH" in os.environ or (folder := kernel_cache(os.environ)) is None:
+    if "CUDA_CACHE_PATH" in os.environ or (folder := kernel_cache()) is None:
         return
     os.environ["CUDA_CACHE_PATH"] = str(folder)
     os.environ.setdefault("CUDA_CACHE_MAXSIZE", str(CACHE_BYTES))
 
 
-def kernel_cache(environment: Mapping[str, str] = os.environ) -> Path | None:
+def kernel_cache() -> Path | None:
     """Return the folder where compiled kernels are cached; None if they are not cached."""
-    if environment.get("CUDA_CACHE_DISABLE") == "1":
+    if os.environ.get("CUDA_CACHE_DISABLE") == "1":
         return None
-    named = environment.get("CUDA_CACHE_PATH")
+    named = os.environ.get("CUDA_CACHE_PATH")
     return Path(named) if named else private_cache("cuda")
 
 
@@ -326,97 +326,51 @@ def _open(path: str) -> ctypes.CDLL | None:
     return None
 
 
-T = TypeVar("T")
+@dataclass(frozen=True)
+class Memory:
+    """The memory of a GPU in GB."""
+
+    free_gb: float
+    total_gb: float
+    own_gb: float  # used by this process; 0 if NVML does not say
+    others_gb: dict[int, float]  # used by other processes, by process id
+
+    def __str__(self) -> str:
+        others = [f"process {pid} uses {gb:.1f} GB" for pid, gb in self.others_gb.items()]
+        return ", ".join([f"has {self.free_gb:.1f} of {self.total_gb:.1f} GB free", *others])
 
 
-def find_nvml() -> Any:
-    """Import `pynvml` from the package nvidia-ml-py; None if it is not installed."""
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    return pynvml
-
-
-def describe_memory(environment: Mapping[str, str] = os.environ) -> str:
-    """Describe the free memory of all visible GPUs, and the memory that other processes use."""
-
-    def describe(nvml: Any, gpu: Any) -> str:
-        memory = nvml.nvmlDeviceGetMemoryInfo(gpu)
-        others = [
-            f"process {each.pid} uses {(each.usedGpuMemory or 0) / 1e9:.1f} GB"
-            for each in _others(nvml, gpu)
-        ]
-        free = f"has {memory.free / 1e9:.1f} of {memory.total / 1e9:.1f} GB free"
-        return ", ".join([free, *others])
-
-    texts = _ask_each(environment, describe)
-    return "; ".join(f"GPU {name} {text}" for name, text in texts.items())
-
-
-def others_use_gpus(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether another process uses a visible GPU."""
-    return any(_ask_each(environment, _others).values())
-
-
-def _others(nvml: Any, gpu: Any) -> list[Any]:
-    """Return the processes other than this one that use a GPU."""
-    running = nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
-    return [each for each in running if each.pid != os.getpid()]
-
-
-def free_gb(environment: Mapping[str, str] = os.environ) -> dict[str, float]:
-    """Return the free memory of each visible GPU in GB, by the GPU's index or UUID."""
-    return _ask_each(environment, lambda nvml, gpu: nvml.nvmlDeviceGetMemoryInfo(gpu).free / 1e9)
-
-
-def own_gb(environment: Mapping[str, str] = os.environ) -> float | None:
-    """Return this process's GPU memory in GB, on the visible GPU where it uses the most.
-
-    The result is None if unknown: without NVML, or in a container that has its own process ids.
-    """
-    processes = _ask_each(
-        environment, lambda nvml, gpu: nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
-    )
-    own = [each for gpu in processes.values() for each in gpu if each.pid == os.getpid()]
-    return max((each.usedGpuMemory / 1e9 for each in own if each.usedGpuMemory), default=None)
-
-
-def _ask_each(environment: Mapping[str, str], ask: Callable[[Any, Any], T]) -> dict[str, T]:
-    """Call `ask` for each visible GPU; return the results by the GPU's index or UUID.
-
-    GPUs for which the call fails are left out.
-
-    Args:
-        ask: a function whose arguments are the module `pynvml` and NVML's handle of a GPU.
-    """
-    answers = dict[str, T]()
-    with open_gpus(environment) as (nvml, gpus):
+def memory_of_gpus() -> dict[str, Memory]:
+    """Return the memory of each visible GPU by the GPU's index or UUID, where NVML knows it."""
+    found = dict[str, Memory]()
+    with open_gpus() as (nvml, gpus):
         for name, gpu in gpus.items():
             with contextlib.suppress(nvml.NVMLError):
-                answers[name] = ask(nvml, gpu)
-    return answers
+                memory = nvml.nvmlDeviceGetMemoryInfo(gpu)
+                running = nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
+                used_gb = {each.pid: (each.usedGpuMemory or 0) / 1e9 for each in running}
+                own_gb = used_gb.pop(os.getpid(), 0.0)
+                found[name] = Memory(memory.free / 1e9, memory.total / 1e9, own_gb, used_gb)
+    return found
 
 
 @contextlib.contextmanager
-def open_gpus(
-    environment: Mapping[str, str],
-) -> Iterator[tuple[Any, dict[str, Any]]]:
+def open_gpus() -> Iterator[tuple[Any, dict[str, Any]]]:
     """Yield `pynvml`, and NVML's handles of all visible GPUs by index or UUID, in CUDA's order.
 
-    GPUs that NVML does not know are left out. Without NVML there are no handles.
+    GPUs that NVML does not know are left out. Without the package nvidia-ml-py there are no
+    handles, and the module is None.
     """
-    nvml, gpus = find_nvml(), dict[str, Any]()
-    if nvml is None:
-        yield nvml, gpus
+    try:
+        import pynvml as nvml
+    except ImportError:
+        yield None, {}
         return
+    gpus = dict[str, Any]()
     with contextlib.suppress(nvml.NVMLError):
         nvml.nvmlInit()
-        seen = environment.get("CUDA_VISIBLE_DEVICES")
-        if seen is None:
-            names = [str(index) for index in range(nvml.nvmlDeviceGetCount())]
-        else:
-            names = visible_names(seen)
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = map(str, range(nvml.nvmlDeviceGetCount())) if seen is None else visible_names(seen)
         for name in names:
             with contextlib.suppress(nvml.NVMLError):
                 gpus[name] = (

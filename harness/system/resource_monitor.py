@@ -4,11 +4,14 @@ The figures of GPUs come from NVML, a library of the driver. The other figures n
 """
 
 import contextlib
-import os
+import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
+import psutil
+
+from harness.system.console import log
 from harness.system.gpu import open_gpus
 
 READ_S = 5.0  # least number of seconds between two measurements
@@ -19,41 +22,31 @@ class ResourceMonitor:
     """A context manager that measures what this process uses."""
 
     def __init__(
-        self,
-        num_gpus: int,
-        num_cpus: int,
-        *,
-        warn: Callable[[str], object] = lambda line: None,
-        environment: Mapping[str, str] = os.environ,
-        clock: Callable[[], float] = time.monotonic,
-        cpu_clock: Callable[[], float] = time.process_time,
+        self, num_gpus: int, num_cpus: int, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Make a monitor.
 
         Args:
             num_gpus: how many of the visible GPUs this process uses, beginning with the first.
             num_cpus: the number of CPUs that this process may use.
-            warn: a function that shows a warning.
-            environment: the environment variables; CUDA_VISIBLE_DEVICES is used.
             clock: a function that returns the time in seconds.
-            cpu_clock: a function that returns the CPU time of this process in seconds.
         """
-        self._num_gpus, self._num_cpus, self._warn = num_gpus, num_cpus, warn
-        self._environment, self._clock, self._cpu_clock = environment, clock, cpu_clock
+        self._num_gpus, self._num_cpus, self._clock = num_gpus, num_cpus, clock
         self._stack = contextlib.ExitStack()
         self._nvml: Any = None
         self._gpus: list[Any] = []  # NVML's handles, in the order of TensorFlow's GPUs
         self._read_at = float("-inf")
-        self._before = clock(), cpu_clock()
+        self._process = psutil.Process()
+        self._process.cpu_percent()  # a later call measures the time since this call
 
     def __enter__(self) -> "ResourceMonitor":
         if self._num_gpus:
-            self._nvml, gpus = self._stack.enter_context(open_gpus(self._environment))
+            self._nvml, gpus = self._stack.enter_context(open_gpus())
             if len(gpus) >= self._num_gpus:
                 self._gpus = list(gpus.values())[: self._num_gpus]
             else:
                 known = f"NVML knows {len(gpus)} of the {self._num_gpus} GPUs in use"
-                self._warn(f"the use of GPUs is not measured: {known}; {REMEDY}")
+                log(logging.WARNING, f"the use of GPUs is not measured: {known}; {REMEDY}")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,11 +66,9 @@ class ResourceMonitor:
         now = self._clock()
         if now - self._read_at < READ_S:
             return {}
-        (then, used), self._before = self._before, (now, self._cpu_clock())
         self._read_at = now
-        values = {"memory_gb": resident_memory_gb()}
-        if now > then:
-            values["cpu_share"] = (self._before[1] - used) / (now - then) / self._num_cpus
+        cpu_share = self._process.cpu_percent() / 100 / self._num_cpus
+        values = {"memory_gb": resident_memory_gb(), "cpu_share": cpu_share}
         for number, gpu in enumerate(self._gpus):
             # NVML does not answer for a MIG instance or a lost GPU.
             with contextlib.suppress(self._nvml.NVMLError):
@@ -90,6 +81,4 @@ class ResourceMonitor:
 
 def resident_memory_gb() -> float:
     """Return how many GB of the machine's memory this process uses."""
-    import psutil  # imported here, because `harness --help` does not need it
-
     return float(psutil.Process().memory_info().rss / 1e9)

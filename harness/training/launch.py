@@ -123,8 +123,7 @@ def launch(
         stop.listen()  # again, because TensorFlow may have replaced the signal handler
         plan = plan_of(job, "gpu" if num_own_gpus() else "cpu", began, threads=threads)
         plan = ExecutionPlan(**agreed(asdict(checked_plan(plan, job)), worker_group))
-        # Every worker prints its monitor's warnings; `console` is silent except on the chief.
-        monitor = ResourceMonitor(num_own_gpus(), given_cpus(allocation), warn=Console().warning)
+        monitor = ResourceMonitor(num_own_gpus(), given_cpus(allocation))
         stack.enter_context(monitor)
         title = title_of_devices(strategy, plan.threads)
         console.info(f"{title}; data: {context.dataset.title}")

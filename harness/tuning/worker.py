@@ -146,7 +146,7 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
     which = f" (GPU {os.environ.get('CUDA_VISIBLE_DEVICES')})" if num_own_gpus() else ""
     title = f"{title_of_devices(strategy, threads)}{which}; data: {dataset.title}"
     console.info(f"{title}; worker {name} on {socket.gethostname()}")
-    with ResourceMonitor(num_own_gpus(), threads, warn=console.warning) as monitor:
+    with ResourceMonitor(num_own_gpus(), threads) as monitor:
         observers = Observers(console, monitor, stop)
         trials = Trials(sweep, search, dataset=dataset, strategy=strategy, observers=observers)
         space = process_space()

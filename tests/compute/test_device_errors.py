@@ -12,6 +12,7 @@ from harness.compute import device_errors
 from harness.compute.device_errors import check_results, died_of, explained, of_death
 from harness.errors import NodeFault, RunError
 from harness.system import stderr_filter
+from harness.system.gpu import Memory
 from harness.system.stderr_filter import Capture
 
 E = "E0000 00:00:1795935391.288429   24742 "
@@ -83,11 +84,16 @@ def test_the_lasting_error_of_cuda_is_the_cause(texts: list[str], lasting: str, 
 
 def test_a_library_refuses_if_the_gpu_is_full(monkeypatch: pytest.MonkeyPatch) -> None:
     """NVML reports the full memory while the process that filled it lives."""
-    monkeypatch.setattr(device_errors, "free_gb", lambda: {"0": 0.1, "1": 70.0})
-    monkeypatch.setattr(device_errors, "describe_memory", lambda: "GPU 0 has 0.1 of 80.0 GB free")
-    assert str(explained([REFUSED])).startswith("the device is out of memory: GPU 0 has 0.1")
-    monkeypatch.setattr(device_errors, "others_use_gpus", lambda: True)
-    assert "use more devices, or fewer runs per GPU" in str(explained([REFUSED]))
+    others: dict[int, float] = {}
+    gpus = {"0": Memory(0.1, 80.0, 79.9, others), "1": Memory(70.0, 80.0, 0.0, {})}
+    monkeypatch.setattr(device_errors, "memory_of_gpus", lambda: gpus)
+    full = str(explained([REFUSED]))
+    assert full.startswith("the device is out of memory: GPU 0 has 0.1 of 80.0 GB free; GPU 1 has")
+    assert full.endswith("use more devices")
+    others[7] = 40.0
+    shared = str(explained([REFUSED]))
+    assert "GPU 0 has 0.1 of 80.0 GB free, process 7 uses 40.0 GB; GPU 1" in shared
+    assert shared.endswith("use more devices, or fewer runs per GPU")
     assert str(explained([REFUSED], sees_memory=False)).startswith("a CUDA library refused")
 
 

@@ -1,8 +1,11 @@
 """A stand-in for NVML, NVIDIA's library that describes GPUs."""
 
 import os
+import sys
 from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 OTHER = 7  # the id of another process, which uses memory of GPU 1
 
@@ -46,3 +49,13 @@ class FakeNvml:
     def nvmlDeviceGetComputeRunningProcesses(self, handle: str) -> list[Any]:  # noqa: N802
         held = {os.getpid(): 1e9} | ({OTHER: 40e9} if handle == "gpu1" else {})
         return [SimpleNamespace(pid=pid, usedGpuMemory=memory) for pid, memory in held.items()]
+
+
+def let_nvml_answer(
+    monkeypatch: pytest.MonkeyPatch, nvml: FakeNvml | None, seen: str | None = None
+) -> None:
+    """Replace NVML, and set CUDA_VISIBLE_DEVICES to `seen`."""
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)  # None raises ImportError
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if seen is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)

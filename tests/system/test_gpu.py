@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness.slurm.environment import visible_gpus
-from harness.system import gpu
-from harness.system.gpu import describe_memory, free_gb, hidden_by, others_use_gpus, own_gb
-from tests.system.fake_nvml import OTHER, FakeNvml
+from harness.system.gpu import Memory, hidden_by, memory_of_gpus
+from tests.system.fake_nvml import OTHER, FakeNvml, let_nvml_answer
 
 LOAD = "import ctypes, sys; ctypes.CDLL(sys.argv[1])"
 NEEDS_A_DRIVER = {"libcudnn_engines_runtime_compiled.so.9"}  # it links to the driver's libcuda.so.1
@@ -50,28 +49,13 @@ def test_gpus_are_hidden_as_cuda_hides_them(monkeypatch: pytest.MonkeyPatch, tex
     assert visible_gpus() == 2
 
 
-@pytest.fixture
-def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let NVML describe two GPUs."""
-    monkeypatch.setattr(gpu, "find_nvml", lambda: FakeNvml(gpu0=0, gpu1=0))
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_memory_is_listed_with_the_processes_that_use_it() -> None:
-    """The list leaves out this process, and a MIG instance, whose memory is unknown."""
-    assert describe_memory({}) == (
-        "GPU 0 has 1.5 of 80.0 GB free; GPU 1 has 1.5 of 80.0 GB free, "
-        f"process {OTHER} uses 40.0 GB"
-    )
-    assert describe_memory({"CUDA_VISIBLE_DEVICES": "0"}) == "GPU 0 has 1.5 of 80.0 GB free"
-    assert describe_memory({"CUDA_VISIBLE_DEVICES": "MIG-a"}) == ""
-    assert others_use_gpus({})
-    assert not others_use_gpus({"CUDA_VISIBLE_DEVICES": "0"})
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_memory_of_this_process_is_known() -> None:
-    """The memory of other processes is left out; for a MIG instance the result is None."""
-    assert own_gb({}) == 1.0
-    assert own_gb({"CUDA_VISIBLE_DEVICES": "MIG-a"}) is None
-    assert free_gb({}) == {"0": 1.5, "1": 1.5}
+@pytest.mark.parametrize(
+    ("seen", "names"), [(None, ["0", "1"]), ("0", ["0"]), ("MIG-a", []), ("1, 0", ["1", "0"])]
+)
+def test_memory_of_visible_gpus(
+    monkeypatch: pytest.MonkeyPatch, seen: str | None, names: list[str]
+) -> None:
+    """The memory of other processes is known by their ids; that of a MIG instance is unknown."""
+    let_nvml_answer(monkeypatch, FakeNvml(gpu0=0, gpu1=0), seen)
+    known = {"0": Memory(1.5, 80.0, 1.0, {}), "1": Memory(1.5, 80.0, 1.0, {OTHER: 40.0})}
+    assert list(memory_of_gpus().items()) == [(name, known[name]) for name in names]

@@ -4,34 +4,31 @@ import json
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from harness.slurm.client import Queue
 from harness.system.resource_monitor import READ_S, ResourceMonitor, resident_memory_gb
 from harness.tracking.status import survey
 from tests.conftest import Harness
-from tests.system.fake_nvml import FakeNvml
+from tests.system.fake_nvml import FakeNvml, let_nvml_answer
 from tests.tracking.site import Site, site
 from tests.training.test_tensorboard_log import points
 
 __all__ = ["site"]  # a fixture
 
-PATCHED = "harness.system.gpu.find_nvml"
 
-
-def test_figures_cover_the_time_since_the_last_measurement(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_machine_is_measured_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of one CPU is a quarter of two. Within READ_S of a measurement nothing is measured."""
-    monkeypatch.setattr(PATCHED, lambda: FakeNvml(gpu0=83))
-    clock = iter([0.0, 0.0, READ_S / 2, 2 * READ_S]).__next__
-    cpu_clock = iter([7.0, 7.0, 7.0 + READ_S]).__next__
-    with ResourceMonitor(1, 2, environment={}, clock=clock, cpu_clock=cpu_clock) as monitor:
-        assert "cpu_share" not in monitor.sample()  # no time has passed
-        assert monitor.sample() == {}
-        figures = monitor.sample()
-    assert figures.pop("memory_gb") == pytest.approx(resident_memory_gb(), abs=0.05)
-    assert figures == {"cpu_share": 0.25, "gpu0_share": 0.83, "gpu0_memory_gb": 2.5}
+    let_nvml_answer(monkeypatch, FakeNvml(gpu0=83))
+    monkeypatch.setattr(psutil.Process, "cpu_percent", lambda _: 50.0)
+    clock = iter([0.0, READ_S / 2, READ_S]).__next__
+    with ResourceMonitor(1, 2, clock=clock) as monitor:
+        first, none, second = monitor.sample(), monitor.sample(), monitor.sample()
+    assert none == {}
+    assert first.keys() == second.keys()
+    assert second.pop("memory_gb") == pytest.approx(resident_memory_gb(), abs=0.05)
+    assert second == {"cpu_share": 0.25, "gpu0_share": 0.83, "gpu0_memory_gb": 2.5}
 
 
 @pytest.mark.parametrize(
@@ -46,27 +43,25 @@ def test_gpus_are_those_that_the_process_sees(
     monkeypatch: pytest.MonkeyPatch, seen: str | None, num: int, shares: dict[str, float]
 ) -> None:
     """GPUs are numbered in the order of CUDA_VISIBLE_DEVICES; only used GPUs are measured."""
-    monkeypatch.setattr(PATCHED, lambda: FakeNvml(gpu0=10, gpu1=20, GPU_a=30))
-    environment = {} if seen is None else {"CUDA_VISIBLE_DEVICES": seen}
-    with ResourceMonitor(num, 2, environment=environment) as monitor:
+    let_nvml_answer(monkeypatch, FakeNvml(gpu0=10, gpu1=20, GPU_a=30), seen)
+    with ResourceMonitor(num, 2) as monitor:
         figures = monitor.sample()
-    assert {name: share for name, share in figures.items() if name.startswith("gpu")} == {
+    assert {name: share for name, share in figures.items() if name.endswith("_share")} == {
         **shares,
-        **{f"gpu{index}_memory_gb": 2.5 for index in range(num)},
+        "cpu_share": figures["cpu_share"],
     }
 
 
 @pytest.mark.parametrize("nvml", [None, FakeNvml(driver=False, gpu0=5)])
 def test_without_nvml_only_gpus_are_not_measured(
-    monkeypatch: pytest.MonkeyPatch, nvml: FakeNvml | None
+    monkeypatch: pytest.MonkeyPatch, nvml: FakeNvml | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One line warns about the GPUs; a run without a GPU needs no warning."""
-    monkeypatch.setattr(PATCHED, lambda: nvml)
-    warnings: list[str] = []
+    let_nvml_answer(monkeypatch, nvml)
     for num_gpus in (0, 1):
-        with ResourceMonitor(num_gpus, 2, warn=warnings.append, environment={}) as monitor:
+        with ResourceMonitor(num_gpus, 2) as monitor:
             assert not any(name.startswith("gpu") for name in monitor.sample())
-    (line,) = warnings
+    (line,) = capsys.readouterr().err.splitlines()
     assert "NVML knows 0 of the 1 GPUs in use; look at nvidia-smi, or run HARNESS_EXTRA=gpu" in line
 
 

@@ -11,12 +11,14 @@ import re
 import shlex
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 import keras
 
 from harness.compute.network import load_network
 from harness.data.dataset import num_outputs
 from harness.errors import InputError
+from harness.system.files import scratch_directory
 from harness.tracking.run_dir import RunDirectory
 
 # The earliest time a zip archive can store, in place of the current time, which Keras stores.
@@ -36,17 +38,18 @@ def save_model(run: RunDirectory, model: keras.Model, *, is_own: bool) -> None:
     """
     has_config = not is_own or _has_config(model)
 
-    def save(path: Path) -> None:
-        members = _members(model, path, has_config=has_config)
+    def save(file: BinaryIO) -> None:
+        with scratch_directory() as folder:
+            members = _members(model, folder / "model.keras", has_config=has_config)
         metadata = json.loads(members["metadata.json"])
         metadata["date_saved"] = "1980-01-01@00:00:00"
         members["metadata.json"] = json.dumps(metadata).encode()
         members["config.json"] = _number_shared_objects(members["config.json"].decode()).encode()
-        with zipfile.ZipFile(path, "w") as archive:
+        with zipfile.ZipFile(file, "w") as archive:
             for name in sorted(members):
                 archive.writestr(zipfile.ZipInfo(name, EPOCH), members[name])
 
-    run.write_by_path("model.keras", save)
+    run.write("model.keras", save)
 
 
 def _has_config(model: keras.Model) -> bool:
@@ -69,16 +72,12 @@ def _members(model: keras.Model, path: Path, *, has_config: bool) -> dict[str, b
             if b'"__lambda__"' not in members["config.json"]:
                 return members
     # The model's class is custom and has no configuration, or the model contains a lambda.
-    weights = path.with_name(f"{path.stem}.weights.h5")
-    try:
-        model.save_weights(weights)
-        content = weights.read_bytes()
-    finally:
-        weights.unlink(missing_ok=True)
+    weights = path.with_name("model.weights.h5")
+    model.save_weights(weights)
     return {
         "metadata.json": json.dumps({"keras_version": keras.__version__}).encode(),
         "config.json": json.dumps({"class_name": type(model).__name__}).encode(),
-        "model.weights.h5": content,
+        weights.name: weights.read_bytes(),
     }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from harness import PROJECT
 from harness.errors import InputError, RunError
 from harness.slurm.script import submissions
-from harness.system.files import atomic_write, distrust, remove_abandoned
+from harness.system.files import atomic_write, distrust
 from harness.system.git import (
     SNAPSHOT_RECORD,
     GitError,
@@ -71,7 +71,6 @@ def take_snapshot(project: Path, runs: Path) -> Path:
     names, _ = code_files(project, runs)
     version = code_version(project, runs)
     copy = submissions(runs) / f".code-{uuid.uuid4().hex}.tmp"  # renamed once its hash is known
-    remove_abandoned(copy.parent, ".code-*")
     try:
         copy.mkdir(parents=True)
         for name in names:

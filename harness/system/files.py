@@ -2,7 +2,6 @@
 
 A file is written under a temporary name next to the target, `.<random>.tmp`, and then renamed. The
 name is random, because processes with the same id on several nodes may write the same file.
-`atomic_directory` also removes temporary folders over a day old, which killed processes left.
 
 `open_plain_file` opens only plain (regular) files: a FIFO may block for ever, and a device may have
 no end.
@@ -20,7 +19,6 @@ import re
 import shutil
 import stat
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +27,6 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 from harness.errors import DiskError, InputError
 
-ABANDONED_S = 86_400
 REMEDY = "make space on this disk, or choose another --runs folder"
 MAX_RECORD_BYTES = 256_000_000  # larger than every record of a run and every vocabulary
 # The errors which mean that a file is missing, or is something else, such as a folder or a FIFO.
@@ -131,16 +128,13 @@ def atomic_write(
             else:
                 file.write(content.encode() if isinstance(content, str) else content)
 
-    _write(target, save, remedy=remedy)
-
-
-def atomic_save(target: Path, save: Callable[[Path], object]) -> None:
-    """Let `save` write a temporary file with the target's suffix, then rename it to the target.
-
-    Raises:
-        DiskError: if the write fails.
-    """
-    _write(target, save, suffix=target.suffix, remedy=REMEDY)
+    try:
+        if not target.parent.is_dir():
+            target.parent.mkdir(exist_ok=True)
+            sync_entry(target.parent)
+        replace_file(target, save)
+    except OSError as error:
+        raise DiskError(write_refusal(target, error, remedy)) from None
 
 
 @contextlib.contextmanager
@@ -153,7 +147,6 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         OSError: if a write fails, or `target` exists and is not an empty folder.
     """
     temporary = _temporary(target).with_suffix(f".{target.name[:100]}.tmp")
-    remove_abandoned(target.parent, f".{'[0-9a-f]' * 32}.*.tmp")
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -161,15 +154,6 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         sync_entry(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def remove_abandoned(folder: Path, pattern: str) -> None:
-    """Remove this user's folders that match the pattern and are more than a day old."""
-    for copy in folder.glob(pattern):
-        with contextlib.suppress(OSError):
-            known = copy.lstat()
-            if known.st_uid == os.getuid() and time.time() - known.st_mtime > ABANDONED_S:
-                shutil.rmtree(copy)
 
 
 @contextlib.contextmanager
@@ -218,21 +202,18 @@ def why_refused(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def replace_file(
-    target: Path, save: Callable[[Path], object], *, suffix: str = "", synced: bool = True
-) -> None:
+def replace_file(target: Path, save: Callable[[Path], object], *, synced: bool = True) -> None:
     """Let `save` write a temporary file next to the target, then rename it to the target.
 
     Args:
         target: the file, in an existing folder.
         save: a function that writes a file to a path.
-        suffix: the end of the temporary name.
         synced: whether to sync the file before the rename, and its folder after the rename.
 
     Raises:
         OSError: if the write fails.
     """
-    temporary = _temporary(target, suffix)
+    temporary = _temporary(target)
     try:
         save(temporary)
         if synced:
@@ -280,18 +261,8 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _temporary(target: Path, suffix: str = "") -> Path:
-    return target.with_name(f".{uuid.uuid4().hex}.tmp{suffix}")
-
-
-def _write(target: Path, save: Callable[[Path], object], *, suffix: str = "", remedy: str) -> None:
-    try:
-        if not target.parent.is_dir():
-            target.parent.mkdir(exist_ok=True)
-            sync_entry(target.parent)
-        replace_file(target, save, suffix=suffix)
-    except OSError as error:
-        raise DiskError(write_refusal(target, error, remedy)) from None
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{uuid.uuid4().hex}.tmp")
 
 
 # Reading

@@ -18,7 +18,6 @@ from typing import Any, BinaryIO
 from harness.errors import DiskError, RunError, TakenOver
 from harness.system.files import (
     SharedDisk,
-    atomic_save,
     atomic_write,
     make_folder,
     raise_unless_missing,
@@ -27,10 +26,7 @@ from harness.system.files import (
 )
 from harness.system.lenient_json import parse_json, parse_toml, read_json
 
-PATIENCE_S, RETRY_S = (
-    60.0,
-    1.0,
-)  # for how long, and how often, to retry a failing read
+PATIENCE_S, RETRY_S = 60.0, 1.0  # for how long, and how often, to retry a failing read
 MAX_AT_ONCE = 3  # the number of other processes that may take the lease at the same time
 
 LOGGER = logging.getLogger("harness")  # the console's logger
@@ -161,24 +157,17 @@ class LeasedDirectory:
         Raises:
             RunError: if the write fails, or this process has lost the lease.
         """
-        self._write_leased(lambda: atomic_write(self.path(name), content, mode))
+        self.check_lease()
+        try:
+            atomic_write(self.path(name), content, mode)
+        except RunError:
+            self.check_lease()
+            # A process that took the lease just before may have removed the temporary file.
+            atomic_write(self.path(name), content, mode)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file, completely or not at all."""
         self.write(name, to_json(content))
-
-    def write_by_path(self, name: str, save: Callable[[Path], object]) -> None:
-        """Let `save` write a temporary file with the suffix of `name`, then rename it to `name`."""
-        self._write_leased(lambda: atomic_save(self.path(name), save))
-
-    def _write_leased(self, write: Callable[[], None]) -> None:
-        self.check_lease()
-        try:
-            write()
-        except RunError:
-            self.check_lease()
-            # A process that took the lease just before may have removed the temporary file.
-            write()
 
 
 def to_json(content: dict[str, Any]) -> str:

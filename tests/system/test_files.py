@@ -11,7 +11,6 @@ import pytest
 from harness.errors import InputError, RunError
 from harness.system.files import (
     atomic_directory,
-    atomic_save,
     atomic_write,
     distrust,
     file_system,
@@ -40,19 +39,6 @@ def test_content_and_permissions(tmp_path: Path, mode: int, expected: int) -> No
         assert target.read_bytes() == b"\xc3\xa9\n"
         assert target.stat().st_mode & 0o777 == expected
     assert list(target.parent.iterdir()) == [target]
-
-
-def test_a_library_gets_a_path_with_the_suffix_of_the_target(tmp_path: Path) -> None:
-    """The path is in the folder of the target, and no other file is left there."""
-    seen: list[Path] = []
-
-    def save(path: Path) -> None:
-        seen.append(path)
-        path.write_text("saved")
-
-    atomic_save(tmp_path / "model.keras", save)
-    assert (seen[0].parent, seen[0].suffix) == (tmp_path, ".keras")
-    assert [path.name for path in tmp_path.iterdir()] == ["model.keras"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyError("a bug")])
@@ -88,25 +74,6 @@ def test_a_folder_is_complete_or_absent(tmp_path: Path) -> None:
     assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == [
         "deep", "deep/folder", "deep/folder/a",
     ]  # fmt: skip
-
-
-@pytest.mark.parametrize("is_mine", [True, False])
-def test_folders_of_killed_processes_are_removed_a_day_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_mine: bool
-) -> None:
-    """New folders, folders with similar names and folders of other users stay."""
-    old, new = (tmp_path / f".{letter * 32}.other.tmp" for letter in "ab")
-    (similar := tmp_path / ".mine.other.tmp").mkdir()
-    for folder in (old, new):
-        folder.mkdir()
-        (folder / "part").touch()
-    for folder in (old, similar):
-        os.utime(folder, (0, 0))
-    if not is_mine:
-        monkeypatch.setattr(os, "getuid", lambda: -1)
-    with atomic_directory(target := tmp_path / "target"):
-        pass
-    assert {*tmp_path.iterdir()} == {new, similar, target, *([] if is_mine else [old])}
 
 
 def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ SAFEGUARDS = {
         files,
         "replace_file",
         {
-            "_temporary(target, suffix)": "target\n    target.unlink(missing_ok=True)",
+            "_temporary(target)": "target\n    target.unlink(missing_ok=True)",
             "temporary.unlink(missing_ok=True)": "pass",
         },
     ),

@@ -357,13 +357,8 @@ def load_runs(*folders: PathLike) -> Runs:
 
     named = named_or_all([Path(each) for each in folders], default_runs())
     found = find_runs(expand(named, []), in_sweeps=("winner",))
-    return Runs(
-        [
-            Run(folder)
-            for folder in found
-            if RunDirectory(folder).exists() and not is_sweep(folder) and not is_ensemble(folder)
-        ]
-    )
+    begun = [run.path for run in found if RunDirectory(run.path).exists()]
+    return Runs([Run(each) for each in begun if not is_sweep(each) and not is_ensemble(each)])
 
 
 def compare(

@@ -132,7 +132,7 @@ def _changed_s(run: Path) -> float:
 def _runs_below(roots: Iterable[Path], refused: dict[str, str]) -> list[Path]:
     """Return the resolved paths of the runs at or below some folders, including runs of sweeps."""
     found = find_runs((root.resolve() for root in roots), ("trials", "winner"), refused)
-    return [folder for folder in found if not is_sweep(folder) and not is_ensemble(folder)]
+    return [run.path for run in found if not is_sweep(run.path) and not is_ensemble(run.path)]
 
 
 def check_roots(names: Sequence[Path], runs: Path) -> Sequence[Path]:

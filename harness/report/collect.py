@@ -206,9 +206,8 @@ def scored_runs(
         InputError: if a folder is missing, or there is no run at all.
     """
     left_out: list[LeftOut] = []
-    read = [
-        read_run(folder) for folder in find_runs(expand(named, left_out), in_sweeps=("winner",))
-    ]
+    found = find_runs(expand(named, left_out), in_sweeps=("winner",))
+    read = [read_run(run.path) for run in found]
     if not read:
         raise InputError(f"{', '.join(map(str, named))}: contains no run; harness train makes one")
     left_out += [each for each in read if isinstance(each, LeftOut)]

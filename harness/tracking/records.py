@@ -11,8 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from harness.errors import CANCELLING, DiskError, Interrupted
-from harness.job.search import SEARCH_FILE, is_of_search, is_sweep
+from harness.errors import CANCELLING, Interrupted
 from harness.slurm.client import QueuedJob
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.console import strip_prefix
@@ -23,14 +22,13 @@ from harness.system.lenient_json import (
     numbers,
     parse_json,
     path,
-    read_json_lines,
-    read_toml,
+    read_json,
     table,
     text,
     whole,
 )
 from harness.system.processes import process_space
-from harness.tracking.run_dir import CANCEL, MAKE_AGAIN, RESULT, RunDirectory, is_ensemble, is_whole
+from harness.tracking.run_dir import CANCEL, RESULT
 
 HEARTBEAT_S = 5.0  # seconds between two writes of `state.json`
 
@@ -101,16 +99,14 @@ def record_death(run: LeasedDirectory, process: int, error: str) -> None:
 
 JOB_ID = re.compile(r"[0-9]+(_[0-9]+)?")
 TAIL_BYTES = 8192  # number of bytes that are read at the end of a log
-# The fields of the heartbeat, and the functions that check their values. The fields in STATE are
-# always valid, the fields in SPEED only while the run trains.
+# The fields of the heartbeat, and the functions that check their values.
 STATE: dict[str, Callable[[object], Any]] = {
-    **dict.fromkeys(("epoch", "num_epochs", "step", "num_steps", "process"), whole),
-    **dict.fromkeys(("host", "phase", "signal", "error"), text),
-    "log": path,
-}
-SPEED: dict[str, Callable[[object], Any]] = {
+    **dict.fromkeys(("seed", "epoch", "num_epochs", "step", "num_steps", "process"), whole),
+    **dict.fromkeys(("val_accuracy", "test_accuracy"), number),
     **dict.fromkeys(("reviews_per_s", "eta_s", "step_ms"), number),
+    **dict.fromkeys(("job", "architecture", "host", "phase", "signal", "error"), text),
     "device": numbers,
+    "log": path,
 }
 ALIVE = ("running", "starting", "suspended", "stale", "pending", "submitted")
 
@@ -215,11 +211,6 @@ class RunStatus:
         command = "submit --resume" if self.reported_job else "resume"
         return f"harness {command} {shlex.quote(str(self.folder))}"
 
-    def forget_speed(self) -> None:
-        """Clear the fields that are valid only while the run trains."""
-        for name, read in SPEED.items():
-            setattr(self, name, read(None))
-
     def as_json(self) -> dict[str, Any]:
         """Return the content of `harness status --json`."""
         hidden = {"is_own", "reported_job", "submission", "queued"}
@@ -280,9 +271,7 @@ def observe(
 ) -> RunStatus:
     """Return the status of a run from its folder; the field `state` is set later by `infer_state`.
 
-    Values that can't be read keep their defaults. The scores of a finished run are read from its
-    heartbeat, because reading thousands of results from a network disk takes long. The result is
-    read only if its size differs from the size that the heartbeat records.
+    Values that can't be read keep their defaults.
 
     Args:
         folder: the folder of the run.
@@ -298,27 +287,25 @@ def observe(
     status = RunStatus(
         run=name,
         folder=folder,
+        **{name: read(state.get(name)) for name, read in STATE.items()},
+        trials=_trials(state) if "trials" in state else None,
         restarts=whole(state.get("restarts")) or 0,
         time_s=number(state.get("time_s")) or modified or 0.0,
-        **{name: read(state.get(name)) for name, read in STATE.items()},
         is_own=(not submission or submission.is_own) if is_own is None else is_own,
         reported_job=_job_id(state.get("slurm_job")),
     )
     if heartbeat:
         # The node's clock or the file server's clock may be wrong, but rarely are both wrong.
-        beats = (number(state.get("time_s")) or heartbeat.modified_s, heartbeat.modified_s)
+        beats = (status.time_s, heartbeat.modified_s)
         ages = [now - at for at in beats if at <= now]
         status.heartbeat_age_s = round(min(ages, default=0.0), 1)
+    # A sweep keeps its result while it is searched again for more trials.
+    if status.is_there(RESULT) and (status.phase == "finished" or status.trials is None):
+        status.phase, status.error = "result", None
+        if not heartbeat:
+            _add_result(status)
     if submission:
         _add_submission(status, submission)
-    summary = table(state, "result")
-    if status.phase == "finished" and summary and whole(summary.get("bytes")) == _size(folder):
-        status.error = None
-        _add_scores(status, summary)
-    else:
-        for name, read in SPEED.items():
-            setattr(status, name, read(state.get(name)))
-        _add_sweep(status, state) if is_sweep(folder) else _add_result_or_job(status)
     status.job = status.job or folder.parent.name
     if not status.time_s:
         with contextlib.suppress(OSError, ValueError):  # a record may contain an invalid path
@@ -334,52 +321,29 @@ def observe(
 
 
 def _add_submission(status: RunStatus, submission: Submission) -> None:
-    status.job = submission.job or status.job
-    status.architecture, status.seed = submission.architecture, submission.seed
-    status.log = status.log or submission.log
-    status.time_s = status.time_s or submission.time_s
     status.submission = submission
+    for name in ("job", "architecture", "seed", "log"):
+        if getattr(status, name) is None:
+            setattr(status, name, getattr(submission, name))
+    status.time_s = status.time_s or submission.time_s
 
 
-def _add_result_or_job(status: RunStatus) -> None:
-    """Fill the status of a run from its result; if there is none, from its job and last epoch."""
-    made_of_runs = is_ensemble(status.folder)
-    if not made_of_runs and not status.is_there(RESULT):
-        _add_job(status)
-        return
-    status.error, result = None, dict[str, Any]()
-    try:
-        result = RunDirectory(status.folder).certain_json(RESULT)
-        if not is_whole(result):
-            remedy = MAKE_AGAIN if made_of_runs else f"remove this file and run {status.resume}"
-            status.error = f"{RESULT} is broken; {remedy}"
-    except DiskError as error:
-        status.error = str(error)
-    if status.error:
-        _add_job(status)
-    _add_scores(status, result)
-    status.forget_speed()
-
-
-def _add_scores(status: RunStatus, result: dict[str, Any]) -> None:
-    status.phase = "result"
-    status.job = text(result.get("job")) or status.job
-    status.architecture = text(result.get("architecture")) or status.architecture
-    status.seed = status.seed if whole(result.get("seed")) is None else whole(result.get("seed"))
-    status.val_accuracy = number(result.get("val_accuracy")) or status.val_accuracy
+def _add_result(status: RunStatus) -> None:
+    """Fill the status of an ensemble, which has no heartbeat, from its result."""
+    result = read_json(status.folder / RESULT)
+    status.job, status.architecture = text(result.get("job")), text(result.get("architecture"))
+    status.seed = whole(result.get("seed"))
+    status.val_accuracy = number(result.get("val_accuracy"))
     status.test_accuracy = number(result.get("accuracy"))
 
 
-def _add_sweep(status: RunStatus, state: dict[str, Any]) -> None:
-    """Fill the status of a sweep from its heartbeat, and from its result if one exists."""
-    result = RunDirectory(status.folder).read_json(RESULT)
-    if result and is_of_search(result, read_toml(status.folder / SEARCH_FILE)):
-        status.phase, status.eta_s = "result", None
+def _trials(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of trials in the heartbeat of a sweep, and the best trial."""
     best = table(state, "best")
     counts = ("trials", "finished", "failed", "running", "waiting", "workers")
     shown = {"trial": text(best.get("trial")), "score": number(best.get("score"))}
     num_trials = {key: whole(state.get(key)) for key in counts}
-    status.trials = {**num_trials, "best": shown if best else None}
+    return {**num_trials, "best": shown if best else None}
 
 
 def describe_trials(trials: dict[str, Any]) -> str:
@@ -390,20 +354,6 @@ def describe_trials(trials: dict[str, Any]) -> str:
     if best := trials["best"]:
         parts.append(f"best {number(best.get('score')) or 0:.4f} (trial {best.get('trial')})")
     return ", ".join(parts)
-
-
-def _add_job(status: RunStatus) -> None:
-    """Fill the status of an unfinished run from its job and its last epoch."""
-    job = read_toml(status.folder / "job.toml")
-    train = table(job, "train")
-    status.job = text(job.get("name")) or status.job
-    status.architecture = text(table(job, "model").get("architecture")) or status.architecture
-    status.seed = status.seed if whole(train.get("seed")) is None else whole(train.get("seed"))
-    status.num_epochs = status.num_epochs or whole(train.get("epochs"))
-    epochs = read_json_lines(status.folder / "metrics.jsonl")
-    last = epochs[-1] if epochs else {}
-    status.epoch = status.epoch or whole(last.get("epoch"))
-    status.val_accuracy = number(last.get("val_accuracy"))
 
 
 def _shown_job(status: RunStatus, state: dict[str, Any]) -> str | None:
@@ -454,11 +404,3 @@ def _is_own(folder: Path) -> bool | None:
     with contextlib.suppress(OSError, ValueError):
         return folder.lstat().st_uid == os.getuid()
     return None
-
-
-def _size(folder: Path) -> int:
-    """Return the size of a run's result in bytes; 0 if there is no result."""
-    try:
-        return os.stat(f"{folder}/{RESULT}").st_size  # noqa: PTH116 - a string
-    except (OSError, ValueError):
-        return 0

@@ -97,7 +97,7 @@ def named_or_all(named: Sequence[Path] | None, runs: Path) -> Sequence[Path]:
 class RunFolder(NamedTuple):
     """The folder of a run or a sweep."""
 
-    path: str  # the folder's path, which begins with the path of the searched folder
+    path: Path  # begins with the path of the searched folder
     real: str  # the folder's path with symbolic links resolved
     heartbeat: Record | None = None  # `state.json`, if the search has read it
 
@@ -106,32 +106,20 @@ def find_runs(
     tops: Iterable[Path],
     in_sweeps: Sequence[str] = (),
     refused: dict[str, str] | None = None,
-) -> Iterator[Path]:
-    """Yield the folders of runs and sweeps at or below `tops`, sorted by path, without duplicates.
+) -> list[RunFolder]:
+    """Return the folders of runs and sweeps at or below `tops`, sorted, without duplicates.
 
     Args:
         tops: the folders to search.
         in_sweeps: the subfolders of a sweep, `trials` or `winner`, that are searched for runs too.
+            If there are any, the search reads no heartbeats.
         refused: a dictionary that receives each path that is not searched, with the reason: the
             folders that can't be read, and the symbolic links that belong to other users. If
             `refused` is None, the links of other users are followed.
     """
-    for found in walk_runs(tops, in_sweeps, refused):
-        yield Path(found.path)
-
-
-def walk_runs(
-    tops: Iterable[Path],
-    in_sweeps: Sequence[str] = (),
-    refused: dict[str, str] | None = None,
-) -> list[RunFolder]:
-    """Return the folders that `find_runs` yields, as a list.
-
-    The list includes the runs' heartbeats only if `in_sweeps` is empty.
-    """
     runs: dict[str, RunFolder] = {}
     for top in tops:
-        for found in sorted(_below(top, in_sweeps, refused), key=lambda run: Path(run.path).parts):
+        for found in sorted(_below(top, in_sweeps, refused)):
             runs.setdefault(found.real, found)
     return list(runs.values())
 
@@ -146,7 +134,7 @@ def _below(
         below = []
         for (path, real, depth), (heartbeat, entries) in zip(level, looks, strict=True):
             if heartbeat or not entries.keys().isdisjoint(MARKS):
-                yield RunFolder(path, real, heartbeat)
+                yield RunFolder(Path(path), real, heartbeat)
                 parts = in_sweeps if SEARCH_FILE in entries else ()
                 entries = {name: entries[name] for name in parts if name in entries}
                 depth = MAX_DEPTH + 1
@@ -342,7 +330,7 @@ class RunDirectory(LeasedDirectory):
         Raises:
             InputError: if the run's record has another format, or if a file of the run is broken.
         """
-        self.check_format()
+        check_record(self)
         return load_job(self.folder / "job.toml")
 
     def check_owner(self) -> None:
@@ -365,10 +353,6 @@ class RunDirectory(LeasedDirectory):
                     f"run {self.folder}: {path} belongs to {owner_name(owner)}, and only its owner "
                     f"may write it; train your own run: harness train {self.folder / 'job.toml'}"
                 )
-
-    def check_format(self) -> None:
-        """Refuse the run if its record is broken or of another format, as `check_record` does."""
-        check_record(self)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file; if it contains a diff of the code, only this user can read the file.
@@ -402,7 +386,7 @@ def _why_no_run(folder: Path) -> str:
         run = f" {folder.parent}" if RunDirectory(folder.parent).exists() else ""
         return f"is a file; name the run's folder{run}"
     if not os.path.isdir(folder):  # noqa: PTH112 - never raises
-        every = find_runs([default_runs()], refused={})
+        every = [run.path for run in find_runs([default_runs()], refused={})]
         found = [run for run in every if str(folder) in (run.name, f"{run.parent.name}/{run.name}")]
         return f"no such folder; {f'did you mean {found[0]}?' if len(found) == 1 else all_runs}"
     if is_ensemble(folder):
@@ -497,16 +481,6 @@ def is_whole(result: dict[str, Any]) -> bool:
     classes = result.get("classes")
     is_list = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
     return score is not None and is_list and isinstance(result.get("dataset_checksum"), str)
-
-
-def summary_of(result: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a result that `status` shows, and the size of the result's file.
-
-    If the size differs later, the result has changed.
-    """
-    shown = ("job", "architecture", "seed", "accuracy", "val_accuracy")
-    found = {name: result[name] for name in shown if name in result}
-    return {**found, "bytes": len(to_json(result).encode())}
 
 
 def run_identity(job: Job, checksum: str) -> str:

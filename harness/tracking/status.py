@@ -25,7 +25,7 @@ from harness.tracking.records import (
     observe,
     read_submissions,
 )
-from harness.tracking.run_dir import RunFolder, walk_runs
+from harness.tracking.run_dir import RunFolder, find_runs
 
 STALE_AFTER_S = 600.0  # age of a stale heartbeat in seconds; compiling may take minutes
 STARTED = ("RUNNING", "CONFIGURING")
@@ -60,7 +60,7 @@ def _state_and_note(
     if status.queued:
         status.slurm_job = status.queued.id
     if status.phase == "result":
-        return "finished", status.error or ""
+        return "finished", ""
     stopped = status.phase in (None, "interrupted", "failed")
     if stopped and status.shares_job and status.asked_to_cancel:
         status.queued = None  # the job trains only other seeds
@@ -94,7 +94,6 @@ def _state_in_queue(status: RunStatus, queued: QueuedJob) -> tuple[str, str]:
     if queued.waits:
         saved = f"continues at {status.position}" if status.position else ""
         again = "requeued" if status.phase else ""
-        status.forget_speed()
         return "pending", "; ".join(filter(None, (queued.why, again, saved)))
     if queued.state == "SUSPENDED":
         return "suspended", "by Slurm"
@@ -183,17 +182,17 @@ def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> lis
     sent = {os.path.realpath(each.folder): each for each in read_submissions(submissions(runs))}
 
     def look(found: RunFolder) -> RunStatus:
-        name = found.path.removeprefix(f"{str(runs).rstrip('/')}/")
+        name = str(found.path).removeprefix(f"{runs}/")
         record = sent.get(found.real)
-        status = observe(Path(found.path), name, record, now=now, heartbeat=found.heartbeat)
+        status = observe(found.path, name, record, now=now, heartbeat=found.heartbeat)
         infer_state(status, jobs, asked_s_ago)
         return status
 
-    begun = walk_runs((runs, *filter(os.path.isdir, folders)))
+    begun = find_runs((runs, *filter(os.path.isdir, folders)))
     statuses = in_threads(look, begun)
     known = {each.real for each in begun}
     top = f"{os.path.realpath(runs)}/"
-    waiting = [RunFolder(str(runs / at.removeprefix(top)), at) for at in sent if at not in known]
+    waiting = [RunFolder(runs / at.removeprefix(top), at) for at in sent if at not in known]
     statuses += in_threads(look, waiting)
     statuses += _unrecorded(jobs or (), [each.queued for each in statuses], runs, now=now)
     return sorted(statuses, key=_order)

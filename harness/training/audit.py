@@ -52,6 +52,7 @@ from harness.tracking.run_dir import (
     RESULT,
     VALIDATION_PREDICTIONS,
     RunDirectory,
+    check_record,
     last_start,
     stamped,
     untimed,
@@ -188,7 +189,7 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
         OSError: if the disk fails.
     """
     run = RunDirectory.open(folder)
-    run.check_format()
+    check_record(run)
     if not run.finished():
         phase = text(run.read_json("state.json").get("phase")) or "not begun"
         raise InputError(

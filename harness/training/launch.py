@@ -44,7 +44,7 @@ from harness.system.resource_monitor import ResourceMonitor
 from harness.system.site_settings import check_trusted_network
 from harness.tracking.provenance import changes_since_first_start, code_of
 from harness.tracking.records import record_death
-from harness.tracking.run_dir import RECORD, RunDirectory
+from harness.tracking.run_dir import RECORD, RunDirectory, check_record
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.parent import find_parent
 
@@ -79,7 +79,7 @@ def launch(
         return run.result()
     # 1. Check what doesn't need TensorFlow.
     run.check_owner()
-    run.check_format()
+    check_record(run)
     allocation = own_allocation()
     guard_gpus(run, devices_to_use(run, options.devices))
     stop = StopRequest(alone=allocation is None or allocation.num_tasks == 1)

@@ -35,7 +35,6 @@ from harness.tracking.run_dir import (
     RESULT,
     VALIDATION_PREDICTIONS,
     RunDirectory,
-    summary_of,
 )
 from harness.training.context import Compute, RunContext, known_words
 from harness.training.metrics import test_scores
@@ -230,7 +229,8 @@ def finish(context: RunContext, heartbeat: Heartbeat, result: dict[str, Any]) ->
     """Write the result with the checksums of the run's files, and release the lease."""
     run = context.run
     result |= {"identity": context.identity, **checksums_of(run)}
-    heartbeat.beat("finished", result=summary_of(result))
+    val_accuracy, test_accuracy = result.get("val_accuracy"), result.get("accuracy")
+    heartbeat.beat("finished", val_accuracy=val_accuracy, test_accuracy=test_accuracy)
     run.write_json(RESULT, result)  # last, because this file marks the run as complete
     with contextlib.suppress(OSError, RunError):  # the run is complete even if this fails
         for path in run.checkpoints()[:-1]:  # `train --from` needs the last checkpoint

@@ -63,7 +63,13 @@ def train(
         recorded_failures(heartbeat, compute.worker_group),
         watching(context, compute, heartbeat),
     ):
-        heartbeat.beat("starting")
+        heartbeat.beat(
+            "starting",
+            job=job.name,
+            architecture=job.model.architecture,
+            seed=job.train.seed,
+            num_epochs=job.train.epochs,
+        )
         record.record_start(context, compute, parent)
         record.write_inputs(context, ratios)
         train_step = build_step(

@@ -322,6 +322,9 @@ class Trainer:
     def _write_metrics(self) -> None:
         # Writes whole files: after a kill, appending could leave half a line, or a line twice.
         history = self.progress.history
+        if history:
+            last = history[-1]
+            self.heartbeat.note(epoch=last["epoch"], val_accuracy=last.get("val_accuracy"))
         metrics = [untimed(line) for line in history]
         timings = [
             {"epoch": line["epoch"], **{k: v for k, v in line.items() if k not in kept}}

@@ -133,7 +133,7 @@ class KeptTrials:
             self._done.add(how)
             accepted = self.sweep.path(attempt_folder(each.n, each.attempt))
             checkpoints = () if is_best or may_continue else CHECKPOINTS
-            for folder in find_runs([self.sweep.path(trial_folder(each.n))]):
+            for folder, *_ in find_runs([self.sweep.path(trial_folder(each.n))]):
                 if folder.resolve() != real / folder.relative_to(self.sweep.folder):
                     continue  # the path contains a symbolic link
                 if folder.parent != accepted or each.error:
@@ -152,7 +152,7 @@ def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
         really: whether to remove the files instead of only counting them.
     """
     done = Pruned()
-    for folder in find_runs(tops, in_sweeps=("winner",)):
+    for folder, *_ in find_runs(tops, in_sweeps=("winner",)):
         try:
             if why := refusal(folder):
                 done.left.append((folder, why))

@@ -18,7 +18,7 @@ from harness.doctor.child import Ended
 from harness.job.job_file import load_job
 from harness.report.html import REPORT
 from harness.system.leased_dir import to_json
-from harness.tracking.run_dir import RunDirectory, summary_of
+from harness.tracking.run_dir import RunDirectory
 from tests import asked_child
 from tests.bench.board import costs_to_show
 from tests.bench.measured import Measured
@@ -155,7 +155,8 @@ def _make_runs(runs: Path, num: int) -> Path:
         run.folder.mkdir(parents=True)
         run.path("job.toml").write_text(job)
         state = {"phase": "finished", "epoch": 7, "num_epochs": 7, "time_s": now_s + index}
-        state["result"] = summary_of(RESULT)
+        state |= {key: RESULT[key] for key in ("job", "architecture", "seed", "val_accuracy")}
+        state["test_accuracy"] = RESULT["accuracy"]
         for name, content in (("state.json", state), ("result.json", RESULT)):
             run.path(name).write_text(to_json(content))
     return runs

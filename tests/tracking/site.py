@@ -13,7 +13,7 @@ from harness.job.job_file import load_job
 from harness.slurm.client import Queue
 from harness.slurm.environment import SlurmEnvironment
 from harness.tracking.records import Heartbeat, RunStatus
-from harness.tracking.run_dir import RunDirectory, summary_of
+from harness.tracking.run_dir import RunDirectory
 from harness.tracking.status import survey
 from tests.conftest import JOBS, write_program
 
@@ -21,7 +21,7 @@ ELSEWHERE = "node7"
 RESULT = {
     "accuracy": 0.88,
     "val_accuracy": 0.87,
-    "seed": 3,
+    "seed": 1,
     "architecture": "lstm",
     "dataset_checksum": "made up",
     "classes": ["negative", "positive"],
@@ -68,15 +68,17 @@ class Site:
         """Write a run in the state in which its process left it `age_s` seconds ago."""
         allocation = SlurmEnvironment.from_environment({"SLURM_JOB_ID": slurm_job or "0"})
         then = time.time() - age_s
-        run = RunDirectory.new(self.runs, load_job(JOBS / f"{job}.toml"), run_id)
+        loaded = load_job(JOBS / f"{job}.toml")
+        run = RunDirectory.new(self.runs, loaded, run_id)
         run.take_lease()
-        run.write("job.toml", load_job(JOBS / f"{job}.toml").to_toml())
+        run.write("job.toml", loaded.to_toml())
         heart = Heartbeat(run, allocation if slurm_job else None, clock=lambda: then)
         heart.state |= {"host": host, "log": str(log) if log else None}
         if process is not None:
             heart.state["process"] = process
+        heart.note(job=job, architecture=loaded.model.architecture, seed=loaded.train.seed)
         if phase == "finished":
-            values["result"] = summary_of(RESULT)
+            heart.note(val_accuracy=RESULT["val_accuracy"], test_accuracy=RESULT["accuracy"])
         if phase:
             heart.beat(phase, **values)
             os.utime(run.path("state.json"), (then, then))

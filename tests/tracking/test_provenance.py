@@ -14,7 +14,7 @@ from harness.system.console import Console
 from harness.system.git import code_version
 from harness.tracking import provenance
 from harness.tracking.provenance import changes_since_first_start, record_kernels
-from harness.tracking.run_dir import RECORD, RunDirectory
+from harness.tracking.run_dir import RECORD, RunDirectory, check_record
 from harness.training.launch import warn_of_changes
 from tests.slurm.test_submit import project as project
 
@@ -121,7 +121,7 @@ def test_an_unreadable_record_is_not_replaced(run: RunDirectory) -> None:
     with pytest.raises(DiskError, match=r"provenance\.json: can't be read: Input/output error"):
         record_kernels(run, {"lstm": "cudnn"})
     with pytest.raises(DiskError, match="Input/output error; try again later"):
-        run.check_format()
+        check_record(run)
     assert run.path(RECORD).is_symlink()
 
 

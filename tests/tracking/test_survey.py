@@ -41,7 +41,7 @@ def test_each_run_is_found_once_and_runs_in_sweeps_on_request(tmp_path: Path) ->
         (folder / "loop").symlink_to("loop")  # can't be followed
 
     def found(*tops: Path, in_sweeps: tuple[str, ...] = ()) -> list[str]:
-        return [str(run.relative_to(tmp_path)) for run in find_runs(tops, in_sweeps)]
+        return [str(run.path.relative_to(tmp_path)) for run in find_runs(tops, in_sweeps)]
 
     assert found(tmp_path / "lstm", tmp_path / "lstm" / "a", tmp_path) == [
         *("lstm/a", "lstm/b", "tune/s")
@@ -94,16 +94,15 @@ def test_a_finished_run_costs_one_read_and_one_stat(
     assert sorted(calls) == ["open"] * NUM + ["stat"] * NUM
 
 
-def test_a_run_without_a_summary_is_shown_the_same(many: Site) -> None:
-    """If the heartbeat has no summary, as in an ensemble, `status` reads result.json."""
-    expected = look(many)
-    for file in many.runs.glob("lstm/*/state.json"):
-        status = file.stat()
-        state = json.loads(file.read_text())
-        del state["result"]
-        file.write_text(json.dumps(state))
-        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert look(many) == expected
+def test_an_ensemble_has_no_heartbeat(site: Site) -> None:
+    """The values that `status` shows are those of its result."""
+    folder = site.runs / "mixed/e"
+    folder.mkdir(parents=True)
+    (folder / "ensemble.toml").touch()
+    (folder / "result.json").write_text(json.dumps(RESULT))
+    status = site.only()
+    assert (status.state, status.seed, status.architecture) == ("finished", 1, "lstm")
+    assert (status.val_accuracy, status.test_accuracy) == (0.87, 0.88)
 
 
 @as_root
@@ -125,7 +124,7 @@ def states(site: Site, *names: str) -> dict[str, str]:
 
 
 def test_changed_runs_are_noticed(many: Site) -> None:
-    """One run trains again, one was removed, and one is new but has an old name."""
+    """One run trains again, one was removed, one has lost its result, one has an old name."""
     run = RunDirectory(many.runs / "lstm" / f"done-{NUM - 1}")
     run.path("result.json").unlink()
     run.take_lease()
@@ -133,25 +132,14 @@ def test_changed_runs_are_noticed(many: Site) -> None:
     assert states(many, "done-19", "done-18") == {"done-19": "running", "done-18": "finished"}
     shutil.rmtree(many.runs / "lstm/done-18")
     shutil.rmtree(many.runs / "lstm/done-19")
+    (many.runs / "lstm/done-16/result.json").unlink()
     many.run("done-19", "failed", 3000, error="RunError: anew")
-    assert states(many, "done-17", "done-18", "done-19") == {
+    assert states(many, "done-16", "done-17", "done-18", "done-19") == {
+        "done-16": "stale",
         "done-17": "finished",
         "done-18": "",
         "done-19": "failed",
     }
-
-
-def test_a_changed_result_is_read(many: Site) -> None:
-    """`status` compares the recorded size with that of result.json, which may also be missing."""
-    folder = many.runs / "lstm"
-    (folder / "done-00/result.json").write_text(json.dumps({**RESULT, "accuracy": 0.5}))
-    cut = folder / "done-01/result.json"
-    cut.write_bytes(cut.read_bytes()[:-9])
-    found = {each.run: each for each in survey(many.runs, Queue())}
-    assert found["lstm/done-00"].test_accuracy == 0.5
-    assert found["lstm/done-01"].note.startswith("result.json is broken; remove this file and run")
-    (folder / "done-02/result.json").unlink()
-    assert states(many, "done-02", "done-03") == {"done-02": "stale", "done-03": "finished"}
 
 
 def test_the_record_of_a_job_names_the_log_of_a_finished_run(many: Site) -> None:
@@ -233,23 +221,6 @@ def test_a_finished_run_whose_folder_was_removed_has_not_failed(site: Site) -> N
         Path(record["logs"][0]).write_text(f"starting\n{said}{rest}")
         assert site.only().state == state
     assert site.only().note == "finished; its folder was removed or moved"
-
-
-def test_an_unreadable_result_is_not_called_broken(site: Site) -> None:
-    """The note says to remove the result only if it is broken."""
-    result = site.run("a", "finished").path("result.json")
-    result.unlink()
-    result.symlink_to("/proc/self/mem")  # a plain file; reading it fails with EIO
-    status = site.only()
-    assert (status.state, status.note) == (
-        "finished",
-        f"{result}: can't be read: Input/output error; try again later",
-    )
-    result.unlink()
-    result.write_text("{")
-    assert site.only().note.startswith(
-        "result.json is broken; remove this file and run harness resume /"
-    )
 
 
 @as_root

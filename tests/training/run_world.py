@@ -38,7 +38,7 @@ from harness.system.processes import StopRequest
 from harness.tracking import provenance
 from harness.tracking.provenance import write_provenance
 from harness.tracking.records import Heartbeat
-from harness.tracking.run_dir import RECORD, RunDirectory, run_identity
+from harness.tracking.run_dir import RECORD, RunDirectory, check_record, run_identity
 from harness.training import checkpoint, trainer
 from harness.training.failures import recorded_failures
 from harness.training.record import finish
@@ -423,7 +423,7 @@ class World:
             run.result()
             return
         run.check_owner()
-        run.check_format()
+        check_record(run)
         run.certain_json(RECORD)
         p.sleep(self.chance.uniform(*START_S))
         p.listens = True

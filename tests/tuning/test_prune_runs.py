@@ -200,7 +200,7 @@ def test_a_run_that_disappears_or_is_unreadable_does_not_stop_the_others(
         return refusal(folder)
 
     monkeypatch.setattr(prune_runs, "refusal", refuse)
-    monkeypatch.setattr(prune_runs, "find_runs", lambda *_, **__: iter([gone, stale, run]))
+    monkeypatch.setattr(prune_runs, "find_runs", lambda *_, **__: [[gone], [stale], [run]])
     done = prune_all([tmp_path], really=True)
     assert (done.num_runs, done.left) == (1, [(stale, "can't be read: Stale file handle")])
     assert not (run / CHECKPOINT).exists()

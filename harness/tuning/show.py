@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,17 +17,17 @@ from harness.report.text_tables import plain_table
 from harness.system.console import log, rich_console
 from harness.system.files import atomic_write
 from harness.tracking.status import format_duration
+from harness.training.pictures import png
 from harness.tuning.leaderboard import LEADERBOARD, ORDER, ranked, values_of
-from harness.tuning.plots import parallel_coordinates
 from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
 if TYPE_CHECKING:
     import pandas
 
-PLOT = "parallel_coordinates.png"
+PLOT = "trials.png"
+PLOTS_PER_ROW = 4
 NUM_SHOWN = 10  # number of printed rows of the leaderboard
-DIGITS = (4, 12)  # smallest and largest number of decimals of a score
 MIN_TRIALS = 3  # smallest number of trials for which the importance of a key is computed
 NUM_BINS = 3  # number of groups into which the values of a range are divided
 
@@ -50,7 +51,7 @@ def show(sweep: SweepDirectory) -> None:
         return
     path = sweep.path(PLOT)
     try:
-        atomic_write(path, parallel_coordinates(scored, search))
+        atomic_write(path, plot(scored, search))
     except RunError as error:  # for example, the sweep belongs to a colleague
         log(logging.ERROR, str(error))
     else:
@@ -80,7 +81,6 @@ def leaderboard(
     yield ""
     rows, failed = [], defaultdict[str, list[str]](list)
     objective, names = search.table.objective, short_names([each.key for each in search.space])
-    digits = digits_of([each.scores[objective] for each in trials[:NUM_SHOWN] if each.scores])
     for rank, trial in enumerate(trials, 1):
         if trial.error:
             failed[" ".join(trial.error.split())].append(str(trial.n))
@@ -90,7 +90,7 @@ def leaderboard(
             "rank": str(rank) if is_done else "",
             "trial": str(trial.n),
             "status": trial.status,
-            objective: f"{trial.scores[objective]:.{digits}f}" if is_done else "",
+            objective: f"{trial.scores[objective]:.4f}" if is_done else "",
             "epochs": str(trial.epochs) if is_done else "",
             "time": format_duration(trial.training_s or 0.0) if is_done else "",
             "values": "  ".join(f"{names[key]}={value}" for key, value in values.items()),
@@ -101,13 +101,6 @@ def leaderboard(
         yield f"and {len(rows) - NUM_SHOWN} more trials, listed in {sweep.path(LEADERBOARD)}"
     for error, numbers in failed.items():
         yield f"failed trials {', '.join(numbers)}: {error}"
-
-
-def digits_of(scores: Sequence[float]) -> int:
-    """Return the smallest number of decimals with which different scores look different."""
-    least, most = DIGITS
-    counts = {d: len({f"{score:.{d}f}" for score in scores}) for d in range(least, most + 1)}
-    return next(digits for digits, count in counts.items() if count == counts[most])
 
 
 # Importance
@@ -240,3 +233,44 @@ def importance(
             "Only trials with the most common number of epochs are compared. After few epochs, "
             "settings that learn fast look best."
         )
+
+
+# Plot
+
+
+def plot(trials: "pandas.DataFrame", search: SearchSpec) -> bytes:
+    """Plot the score of each finished trial against its value of each key; return a PNG.
+
+    The colour shows the number of epochs. A key's plot omits trials that do not use the key.
+
+    Args:
+        trials: the rows of `scored_trials`, at least one.
+        search: the search of these trials.
+    """
+    from matplotlib.colors import Normalize
+    from matplotlib.figure import Figure
+
+    names, lengths = short_names([each.key for each in search.space]), trials["epochs"]
+    num_columns = min(len(search.space), PLOTS_PER_ROW)
+    num_rows = math.ceil(len(search.space) / num_columns)
+    size = (3.2 * num_columns, 2.8 * num_rows)
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    figure.supylabel(search.table.objective)
+    for place, parameter in enumerate(search.space, 1):
+        axes, choices = figure.add_subplot(num_rows, num_columns, place), parameter.choices
+        # Otherwise a dollar sign would begin a formula.
+        axes.set_xlabel(names[parameter.key], parse_math=False)
+        using = trials.dropna(subset=parameter.key)
+        values = using[parameter.key]
+        if choices:
+            values = values.map(choices.index)
+            ticks, texts = range(len(choices)), map(str, choices)
+            axes.set_xticks(ticks, texts, parse_math=False, rotation=30, ha="right")
+            axes.set_xlim(-0.5, len(choices) - 0.5)
+        elif parameter.log:
+            axes.set_xscale("log")
+        norm = Normalize(lengths.min(), lengths.max())
+        points = axes.scatter(values.astype(float), using["score"], c=using["epochs"], norm=norm)
+    if lengths.nunique() > 1:
+        figure.colorbar(points, ax=figure.axes, label="epochs")
+    return png(figure)

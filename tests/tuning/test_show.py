@@ -6,16 +6,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import pandas
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
 from harness.job.search import Parameter, short_names
 from harness.tuning import show as show_module
-from harness.tuning.plots import MISSING, SPREAD, axis_of, parallel_coordinates
 from harness.tuning.protocol import Trial
-from harness.tuning.show import PLOT, comparable, digits_of, effects, scored_trials, show
+from harness.tuning.show import PLOT, comparable, effects, plot, scored_trials, show
 from tests.conftest import PROJECT
 from tests.tuning.made_up_sweep import HYPERBAND, RANDOM, make_sweep, trial
 
@@ -166,45 +164,16 @@ def test_an_unfinished_sweep_is_shown(
     assert sweep.path(PLOT).exists() == has_score
 
 
-@pytest.mark.parametrize(
-    ("scores", "digits"),
-    [
-        ([], 4),
-        ([0.5, 0.5], 4),
-        ([0.5, 0.50004], 5),
-        ([0.5, 0.5 + 1e-16], 4),
-        ([0.1, 0.10000001], 8),
-    ],
-)
-def test_decimals_of_scores(scores: list[float], digits: int) -> None:
-    """There are at least four decimals, and enough to distinguish different scores."""
-    assert digits_of(scores) == digits
-
-
-def test_axes_of_keys() -> None:
-    """An axis is a logarithmic range, a linear range, or a list with the missing value below it."""
-    log = Parameter("train.learning_rate", low=1e-4, high=1e-2, log=True)
-    rate = axis_of(log, "rate", pandas.Series([1e-3]))
-    assert rate.heights == pytest.approx([0.5])
-    assert [text for _, text in rate.ticks] == ["0.0001", "0.001", "0.01"]
-    linear = Parameter("model.dropout", low=0.1, high=0.6)
-    assert axis_of(linear, "dropout", pandas.Series([0.35])).heights == pytest.approx([0.5])
-    pooling = Parameter("model.pooling", ("last", "max", "mean"))
-    names = axis_of(pooling, "pooling", pandas.Series(["last", "max", "mean", None], dtype=object))
-    assert names.heights == pytest.approx([0, 0.5, 1, MISSING], abs=SPREAD / 2)
-    assert names.ticks[-1] == (MISSING, "none")
-
-
-def test_trials_are_plotted_in_parallel_coordinates(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_trials_are_plotted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A dollar sign in a value starts no formula; a plot that can't be written is an error line."""
     sweep = make_sweep(tmp_path / "s", RANDOM, *many_trials(12))
-    search = replace(sweep.search(), space=(Parameter("model.units", ("$a_$", "$b")),))
-    one = [trial(0, 0.7, values={"model.units": "$b"})]
-    assert parallel_coordinates(scored_trials(one, search), search)
+    units = Parameter("model.units", ("$a_$", "$b"))
+    search = replace(sweep.search(), space=(units, *map(Parameter, ("a", "b", "c", "d"))))
+    values = {"model.units": "$b", "a": 1, "b": 2, "c": 3, "d": 4}
+    two = [trial(0, 0.7, values=values), trial(1, 0.8, values={"a": 1}, epochs=9)]
+    assert plot(scored_trials(two, search), search)
     show(sweep)
-    assert imread(sweep.path(PLOT)).shape[0] == 480
+    assert imread(sweep.path(PLOT)).shape[:2] == (280, 960)
     assert f"plot: {sweep.path(PLOT)}" in printed(capsys)
     sweep.path(PLOT).unlink()
     sweep.path(PLOT).mkdir()

@@ -67,8 +67,7 @@ def leaderboard_csv(trials: Iterable[Trial], search: SearchSpec) -> bytes:
     writer = csv.writer(text)
     writer.writerow(rows[0] if rows else ["rank", "trial", "status"])
     for row in rows:
-        cells = (repr(cell) if isinstance(cell, float) else cell for cell in row.values())
-        writer.writerow(map(defused, cells))
+        writer.writerow(map(defused, row.values()))
     return text.getvalue().encode()
 
 

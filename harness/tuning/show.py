@@ -18,7 +18,7 @@ from harness.system.console import log, rich_console
 from harness.system.files import atomic_write
 from harness.tracking.status import format_duration
 from harness.training.pictures import png
-from harness.tuning.leaderboard import LEADERBOARD, ORDER, ranked, values_of
+from harness.tuning.leaderboard import LEADERBOARD, ORDER, leaderboard_rows, ranked, values_of
 from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
@@ -107,28 +107,20 @@ def leaderboard(
 
 
 def scored_trials(trials: Sequence[Trial], search: SearchSpec) -> "pandas.DataFrame":
-    """Tabulate the finished trials with a finite score, in the given order.
+    """Tabulate the trials with a finite score, the best first.
 
     Returns:
         A table with a row for each trial, indexed by the trial's number. The columns are `score`
         (the objective), `epochs` (the number of trained epochs), and each searched key. A cell is
-        NaN if the trial does not use the key.
+        missing if the trial does not use the key.
     """
     import pandas
 
-    rows = {
-        trial.n: {
-            "score": trial.scores.get(search.table.objective, np.nan),
-            "epochs": trial.epochs or 0,
-            **values_of(trial, search.space),
-        }
-        for trial in trials
-        if trial.status == "finished"
-    }
-    columns = ["score", "epochs", *(each.key for each in search.space)]
-    # With dtype=object, whole numbers do not become floats in a column with NaN.
-    found = pandas.DataFrame([*rows.values()], [*rows], columns, dtype=object)
-    found = found.astype({"score": float, "epochs": int})
+    objective, rows = search.table.objective, leaderboard_rows(trials, search)
+    columns = ["trial", objective, "epochs", *(each.key for each in search.space)]
+    # With dtype=object, whole numbers do not become floats in a column with missing values.
+    found = pandas.DataFrame(rows, columns=columns, dtype=object).set_index("trial")
+    found = found.rename(columns={objective: "score"}).astype({"score": float, "epochs": float})
     return found[np.isfinite(found["score"])]
 
 
@@ -148,38 +140,33 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
     """Compare the scores of each key's values, the most important key first.
 
     Returns:
-        A table with a row for each value of a key with a list, and for each third of the values of
-        a key with a range. The columns are the `key`, the `value`, and the number `n`, the `mean`
-        and the `best` of the scores with this value. `explains` is eta squared of the key: the
-        between-group sum of squares divided by the total (Fisher, 1925), 0 if all scores are equal.
-        `by chance` is the expected eta squared of a key without effect: (k - 1) / (n - 1) for n
-        trials in k groups. A key with one value or with too few trials has no rows.
+        A table with a row for each key. `explains` is eta squared of the key: the between-group sum
+        of squares divided by the total (Fisher, 1925), 0 if all scores are equal. `by chance` is
+        the expected eta squared of a key without effect: (k - 1) / (n - 1) for n trials in k
+        groups. `mean scores` has the mean for each value of a list, or for each third of the values
+        of a range. A key with one value or with too few trials has no row.
     """
     import pandas
 
-    rows, best = [], max if search.goal == "max" else min
+    rows = []
     for parameter in search.space:
         having = trials.dropna(subset=parameter.key)
         scores = having["score"]
-        groups = [*scores.groupby(_ends(parameter, having[parameter.key]))]
-        if len(having) < MIN_TRIALS or len(groups) < 2:
+        groups = scores.groupby(_ends(parameter, having[parameter.key]))
+        if len(having) < MIN_TRIALS or groups.ngroups < 2:
             continue
-        between = sum(len(inside) * (inside.mean() - scores.mean()) ** 2 for _, inside in groups)
-        share = between / (scores.var(ddof=0) * len(scores)) if scores.nunique() > 1 else 0.0
-        rows += [
-            {
-                "key": parameter.key,
-                "explains": share,
-                "by chance": (len(groups) - 1) / (len(having) - 1),
-                "value": " to ".join(
-                    dict.fromkeys(str(x) if parameter.choices else f"{x:.4g}" for x in ends)
-                ),
-                "n": len(inside),
-                "mean": inside.mean(),
-                "best": best(inside),
-            }
-            for ends, inside in groups
-        ]
+        between = groups.transform("mean").var(ddof=0)
+        means = []
+        for ends, inside in groups:
+            texts = [str(end) if parameter.choices else f"{end:.4g}" for end in ends]
+            means.append(f"{' to '.join(dict.fromkeys(texts))}: {inside.mean():.4f}")
+        row = {
+            "key": parameter.key,
+            "explains": between / scores.var(ddof=0) if scores.nunique() > 1 else 0.0,
+            "by chance": (groups.ngroups - 1) / (len(having) - 1),
+            "mean scores": ", ".join(means),
+        }
+        rows.append(row)
     return pandas.DataFrame(sorted(rows, key=lambda row: -row["explains"]))
 
 
@@ -202,7 +189,7 @@ def _ends(parameter: Parameter, values: "pandas.Series") -> "list[pandas.Series]
 def importance(
     finished: "pandas.DataFrame", search: SearchSpec
 ) -> "Iterator[str | pandas.DataFrame]":
-    """Yield a table of the scores of each key's values, and notes on how to read it."""
+    """Yield a table of the importance of each key, and notes on how to read it."""
     trials = comparable(finished, search)
     yield f"\nimportance for {search.table.objective}"
     if len(trials) < MIN_TRIALS:
@@ -217,11 +204,7 @@ def importance(
         return
     for share in ("explains", "by chance"):
         cells[share] = [f"{100 * value:.0f} %" for value in cells[share]]
-    for score in ("mean", "best"):
-        cells[score] = cells[score].map("{:.4f}".format)
     cells["key"] = cells["key"].map(short_names([each.key for each in search.space]))
-    cells = cells.astype(str)
-    cells.loc[cells.duplicated("key"), ["key", "explains", "by chance"]] = ""
     yield cells
     yield (
         f"Hints, no proof: {len(trials)} of {len(finished)} trials are compared, and differ in "

@@ -45,10 +45,10 @@ class Pruned:
     num_runs: int = 0  # number of finished runs that were checked
     left: list[tuple[Path, str]] = field(default_factory=list)  # skipped folders and the reasons
 
-    def prune(self, folder: Path, patterns: Sequence[str], *, really: bool) -> None:
-        """Remove files of a finished run, or with `really=False` only count them."""
+    def prune(self, folder: Path, top: Path, patterns: Sequence[str], *, really: bool) -> None:
+        """Remove files of a finished run below `top`, or with `really=False` only count them."""
         self.num_runs += 1
-        for file, size in _own_files(folder, patterns):
+        for file, size in _own_files(folder, top, patterns):
             if really:
                 try:
                     file.unlink()
@@ -56,9 +56,10 @@ class Pruned:
                     continue
             self.num_files += 1
             self.num_bytes += size
-        if really and not (folder / "checkpoints").is_symlink():
+        checkpoints = folder / "checkpoints"
+        if really and _has_no_link(checkpoints, top):
             with contextlib.suppress(OSError):  # the folder still contains files
-                (folder / "checkpoints").rmdir()
+                checkpoints.rmdir()
 
 
 def refusal(folder: Path) -> str:
@@ -80,18 +81,20 @@ def refusal(folder: Path) -> str:
     return "has a broken result.json"
 
 
-def _own_files(folder: Path, patterns: Sequence[str]) -> Iterator[tuple[Path, int]]:
+def _own_files(folder: Path, top: Path, patterns: Sequence[str]) -> Iterator[tuple[Path, int]]:
     """Yield this user's regular files that match a pattern, with their sizes in bytes."""
-    if folder.is_symlink():
-        return
-    real = folder.resolve()
     for file in (each for pattern in patterns for each in sorted(folder.glob(pattern))):
-        if file.parent.resolve() != real / file.parent.relative_to(folder):
-            continue  # the path contains a symbolic link
+        if not _has_no_link(file.parent, top):
+            continue
         with contextlib.suppress(FileNotFoundError):
             about = file.lstat()
             if stat.S_ISREG(about.st_mode) and about.st_uid == os.getuid():
                 yield file, about.st_size
+
+
+def _has_no_link(folder: Path, top: Path) -> bool:
+    """Whether the path from `top` to a folder contains no symbolic link."""
+    return folder.resolve() == top.resolve() / folder.relative_to(top)
 
 
 class KeptTrials:
@@ -110,7 +113,7 @@ class KeptTrials:
         """
         may_continue = self.search.continues_trials and not is_over
         for folder, patterns in self.removable(trials, may_continue=may_continue):
-            Pruned().prune(folder, patterns, really=True)
+            Pruned().prune(folder, self.sweep.folder, patterns, really=True)
 
     def removable(
         self, trials: Sequence[Trial], *, may_continue: bool = False
@@ -123,7 +126,6 @@ class KeptTrials:
             trials: all trials of the sweep.
             may_continue: whether a later trial may need the checkpoint of an ended trial.
         """
-        real = self.sweep.folder.resolve()
         ended = [each for each in ranked(trials, self.search) if each.attempt]
         for rank, each in enumerate(ended):
             is_best = rank < NUM_KEPT
@@ -134,8 +136,6 @@ class KeptTrials:
             accepted = self.sweep.path(attempt_folder(each.n, each.attempt))
             checkpoints = () if is_best or may_continue else CHECKPOINTS
             for folder, *_ in find_runs([self.sweep.path(trial_folder(each.n))]):
-                if folder.resolve() != real / folder.relative_to(self.sweep.folder):
-                    continue  # the path contains a symbolic link
                 if folder.parent != accepted or each.error:
                     yield folder, CHECKPOINTS + MODEL
                 else:
@@ -159,9 +159,9 @@ def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
             elif is_sweep(folder):
                 sweep = SweepDirectory(folder)
                 for run, patterns in KeptTrials(sweep, sweep.search()).removable(sweep.trials()):
-                    done.prune(run, patterns, really=really)
+                    done.prune(run, folder, patterns, really=really)
             else:
-                done.prune(folder, CHECKPOINTS, really=really)
+                done.prune(folder, folder, CHECKPOINTS, really=really)
         except FileNotFoundError:  # removed meanwhile
             continue
         except (OSError, DiskError, InputError) as error:  # other folders may be readable

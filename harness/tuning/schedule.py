@@ -14,16 +14,7 @@ from typing import Any
 
 from harness.errors import RunError
 from harness.job.search import Value
-from harness.tuning.protocol import (
-    ENDS,
-    Course,
-    End,
-    Make,
-    Sleep,
-    Trial,
-    View,
-    trial_folder,
-)
+from harness.tuning.protocol import ENDS, Course, End, Make, Sleep, Trial, View, trial_folder
 
 EPOCHS, PARENT = "tuner/epochs", "tuner/trial_id"  # KerasTuner's own keys in a trial's values
 RUNNING, COMPLETED, FAILED = "RUNNING", "COMPLETED", "FAILED"  # a trial's status in KerasTuner
@@ -51,7 +42,6 @@ class Schedule:
                 list.
         """
         self.oracle, self.num_trials, self.width, self.known = oracle, num_trials, width, known
-        self.num_proposed = 0
         self._trials: list[Any] = []  # KerasTuner's objects for the proposed trials
         self._numbers: dict[str, int] = {}  # KerasTuner's id of a trial → its number
         self._epochs: list[int] = []  # the number of epochs of each proposed trial
@@ -102,7 +92,6 @@ class Schedule:
         self._trials.append(trial)
         self._numbers[trial.trial_id] = n
         self._epochs.append(proposal.limit or 1)
-        self.num_proposed = len(self._trials)
         if self.width is not None:
             before = self._epochs[proposal.parent] if proposal.parent is not None else 0
             end = self._now + max(1, self._epochs[n] - before)

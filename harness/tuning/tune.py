@@ -158,7 +158,6 @@ class Command:
         self.disk, self.view = Disk(sweep.folder, self.signals), View()
         self.heartbeat = Heartbeat(sweep, allocation)
         self.heartbeat.note(restarts=allocation.restarts if allocation else 0)
-        self._has_looked = False
         self._kept = KeptTrials(sweep, search)
         self._table = b""  # the leaderboard that was written last
 
@@ -247,9 +246,8 @@ class Command:
     def _look(self) -> None:
         """Read the changes in the sweep; show them on the console and in the leaderboard."""
         news = self.disk.run(follow(self.view, time.monotonic()))
-        for trial in news if self._has_looked else ():  # the first call finds older results
+        for trial in news if self._table else ():  # the first call finds older results
             self.console.info(describe(trial, self.search))
-        self._has_looked = True
         trials = shown(self.view)
         table = leaderboard_csv(trials, self.search)
         if table != self._table:

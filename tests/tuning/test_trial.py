@@ -87,98 +87,114 @@ def lines(trials: Trials, n: int, k: int = 1, *, timed: bool) -> list[dict[str, 
     return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.mark.full
-def test_a_promoted_trial_has_the_bytes_of_one_long_training(tmp_path: Path) -> None:
-    """The trial passes three rungs, with dropout and a reduced learning rate."""
-    trials = trials_of(tmp_path / "sweep")
+def model(trials: Trials, n: int, k: int = 1) -> bytes:
+    """Return the content of the model of an attempt's run."""
+    return trials.sweep.trial_run(n, k, 1).path("model.keras").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def rungs(tmp_path_factory: pytest.TempPathFactory) -> Trials:
+    """Trials 0, 1 and 2 are one training in three rungs; trial 9 is the same training at once."""
+    trials = trials_of(tmp_path_factory.mktemp("rungs") / "sweep")
     for n, limit in ((0, 2), (1, 3), (2, 6)):
         train(trials, n, limit=limit, parent=n - 1 if n else None)
     train(trials, 9, limit=6)
-    last, direct = (trials.sweep.trial_run(n, 1, 1) for n in (2, 9))
-    assert last.path("model.keras").read_bytes() == direct.path("model.keras").read_bytes()
-    metrics = lines(trials, 9, timed=False)
-    assert lines(trials, 2, timed=False) == metrics
-    assert len({line["learning_rate"] for line in metrics}) > 1
-    # Equal times show that no epoch was trained twice.
-    assert lines(trials, 2, timed=True)[:3] == lines(trials, 1, timed=True)
-    assert lines(trials, 1, timed=True)[:2] == lines(trials, 0, timed=True)
+    return trials
 
 
 @pytest.mark.full
-def test_an_attempt_continues_from_the_newest_whole_checkpoint(tmp_path: Path) -> None:
+def test_a_promoted_trial_has_the_bytes_of_one_long_training(rungs: Trials) -> None:
+    """The trial passes three rungs, with dropout and a reduced learning rate."""
+    assert model(rungs, 2) == model(rungs, 9)
+    metrics = lines(rungs, 9, timed=False)
+    assert lines(rungs, 2, timed=False) == metrics
+    assert len({line["learning_rate"] for line in metrics}) > 1
+    # Equal times show that no epoch was trained twice.
+    assert lines(rungs, 2, timed=True)[:3] == lines(rungs, 1, timed=True)
+    assert lines(rungs, 1, timed=True)[:2] == lines(rungs, 0, timed=True)
+
+
+@pytest.mark.full
+def test_an_attempt_continues_from_the_newest_whole_checkpoint(
+    rungs: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It searches all earlier attempts, and ends with the bytes of an undisturbed attempt."""
-    trials, checks = trials_of(tmp_path / "sweep"), itertools.count()
+    checks = itertools.count()
 
     def stop() -> None:
         if next(checks) == 9:
             raise Interrupted("the test")
 
-    trials.observers.stop.check = stop  # type: ignore[method-assign]
-    with pytest.raises(Interrupted):
-        train(trials, 0, limit=6)
-    saved = trials.saved(0, 1)
-    assert saved > 0
-    trials.observers.stop.check = lambda: None  # type: ignore[method-assign]
-    newest = trials.sweep.trial_run(0, 1, 1).checkpoints()[-1]
-    broken = trials.sweep.trial_run(0, 2, 1).path("checkpoints", newest.name)
+    with monkeypatch.context() as patch:
+        patch.setattr(rungs.observers.stop, "check", stop)
+        with pytest.raises(Interrupted):
+            train(rungs, 5, limit=6)
+    assert rungs.saved(5, 1) > 0
+    newest = rungs.sweep.trial_run(5, 1, 1).checkpoints()[-1]
+    broken = rungs.sweep.trial_run(5, 2, 1).path("checkpoints", newest.name)
     broken.parent.mkdir(parents=True)
     broken.write_bytes(newest.read_bytes()[:-100])  # the attempt ended while copying
-    train(trials, 0, 3, limit=6)
-    train(trials, 9, limit=6)
-    again, direct = (trials.sweep.trial_run(n, k, 1) for n, k in ((0, 3), (9, 1)))
-    assert again.path("model.keras").read_bytes() == direct.path("model.keras").read_bytes()
-    done = len(lines(trials, 0, timed=True))
+    train(rungs, 5, 3, limit=6)
+    assert model(rungs, 5, 3) == model(rungs, 9)
+    done = len(lines(rungs, 5, timed=True))
     assert done >= 1
-    assert lines(trials, 0, 3, timed=True)[:done] == lines(trials, 0, timed=True)
-
-
-@pytest.mark.parametrize("error", [OSError(errno.EIO, "no disk"), MemoryError()])
-def test_an_unreadable_checkpoint_of_a_parent_is_not_missing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    """A failing disk raises OSError, so that the trial is repeated; other errors fail it."""
-    trials = trials_of(tmp_path / "sweep")
-
-    def fail(path: Path) -> None:
-        raise error
-
-    monkeypatch.setattr(checkpoint, "open_plain_file", fail)
-    run = trials.sweep.trial_run(1, 1, 1)
-    assert not checkpoint.adopt(run.path("checkpoints", "step-000000003.npz"), run, "mine")
-    found = {"seed1/checkpoints/step-3.npz": "0" * 64}
-    scores = {"val_accuracy": 0.5}
-    accept(trials.sweep, dropout(0, attempt=1, scores=scores, checkpoints=found))
-    child = dropout(1, limit=3, parent=0)
-    if isinstance(error, OSError):
-        with pytest.raises(OSError, match="no disk"):
-            trials.run(child, 1)
-    else:
-        assert trials.run(child, 1).error == "MemoryError:"
+    assert lines(rungs, 5, 3, timed=True)[:done] == lines(rungs, 5, timed=True)
 
 
 @pytest.mark.full
-def test_a_trial_without_its_parents_checkpoint_trains_the_parents_epochs(tmp_path: Path) -> None:
+def test_a_trial_without_its_parents_checkpoint_trains_the_parents_epochs(
+    rungs: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It warns if the checkpoint was changed or pruned, and ends with the same bytes."""
-    trials = trials_of(tmp_path / "sweep")
     warnings: list[str] = []
-    trials.observers.console.warning = warnings.append  # type: ignore[method-assign,assignment]
-    train(trials, 0, limit=2)
-    parent = trials.sweep.trial_run(0, 1, 1)
-    models = []
-    for n in (1, 2, 3):
-        if n == 2:
-            with parent.checkpoints()[-1].open("ab") as file:
-                file.write(b"changed")
-        elif n == 3:
-            Pruned().prune(parent.folder, CHECKPOINTS, really=True)
-        train(trials, n, limit=3, parent=0)
-        models.append(trials.sweep.trial_run(n, 1, 1).path("model.keras").read_bytes())
-    assert models[0] == models[1] == models[2]
+    monkeypatch.setattr(rungs.observers.console, "warning", warnings.append)
+    parent = rungs.sweep.trial_run(0, 1, 1)
+    with parent.checkpoints()[-1].open("ab") as file:
+        file.write(b"changed")
+    train(rungs, 3, limit=3, parent=0)
+    Pruned().prune(parent.folder, parent.folder, CHECKPOINTS, really=True)
+    train(rungs, 4, limit=3, parent=0)
+    assert model(rungs, 3) == model(rungs, 4) == model(rungs, 1)
     assert warnings == ["trial 0: its checkpoint is missing; its epochs are trained again"] * 2
-    last = trials.sweep.trial_run(3, 1, 1)
-    Pruned().prune(last.folder, MODEL, really=True)
-    with pytest.raises(InputError, match=r"its model was removed.*again by: harness train .*3/1/"):
+    last = rungs.sweep.trial_run(4, 1, 1)
+    Pruned().prune(last.folder, last.folder, MODEL, really=True)
+    with pytest.raises(InputError, match=r"its model was removed.*again by: harness train .*4/1/"):
         load_model(last)
+
+
+@pytest.mark.full
+def test_the_graphs_of_an_ended_trial_are_freed(rungs: Trials) -> None:
+    """Otherwise TensorFlow's global registry of gradients would keep them."""
+    counts = []
+    for n in (6, 7):
+        train(rungs, n, limit=1)
+        gc.collect()
+        counts.append(sum(isinstance(thing, tf.Graph) for thing in gc.get_objects()))
+    assert counts[0] == counts[1], counts
+
+
+@pytest.mark.full
+def test_a_process_has_grown_beyond_its_largest_trial_and_its_first_run(
+    rungs: Trials, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After its first run it may grow by a fifth, or double on a GPU."""
+    held = [9.0]
+    monkeypatch.setattr("harness.tuning.trial.resident_memory_gb", lambda: held[0])
+    assert rungs._first_gb > 0
+    largest = rungs._largest_gb
+    assert 1 < largest < 2
+    for devices, first, limit in (
+        ("cpu", 0.5, largest),
+        ("cpu", 2 * largest, 2.4 * largest),
+        ("gpu", 0.5, largest),
+        ("gpu", 2 * largest, 4 * largest),
+    ):
+        monkeypatch.setattr(rungs, "devices", devices)
+        monkeypatch.setattr(rungs, "_first_gb", first)
+        held[0] = 0.99 * limit
+        assert not rungs.has_grown()
+        held[0] = 1.01 * limit
+        assert rungs.has_grown()
 
 
 @pytest.mark.full
@@ -206,40 +222,28 @@ def test_an_objective_is_the_mean_score_of_the_saved_weights(tmp_path: Path) -> 
         assert reported[f"val_{name}"] == pytest.approx(sum(values) / 2, rel=1e-5), name
 
 
-@pytest.mark.full
-def test_a_process_has_grown_beyond_its_largest_trial_and_its_first_run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "no disk"), MemoryError()])
+def test_an_unreadable_checkpoint_of_a_parent_is_not_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """After its first run it may grow by a fifth, or double on a GPU."""
-    trials, held = trials_of(tmp_path / "sweep"), [9.0]
-    monkeypatch.setattr("harness.tuning.trial.resident_memory_gb", lambda: held[0])
-    largest = trials._largest_gb
-    assert 1 < largest < 2
-    assert not trials.has_grown(), "no run has ended"
-    held[0] = 0.5
-    train(trials, 1, limit=1)
-    assert trials._first_gb == 0.5
-    for devices, first, limit in (
-        ("cpu", 0.5, largest),
-        ("cpu", 2 * largest, 2.4 * largest),
-        ("gpu", 0.5, largest),
-        ("gpu", 2 * largest, 4 * largest),
-    ):
-        trials.devices, trials._first_gb = devices, first
-        held[0] = 0.99 * limit
-        assert not trials.has_grown()
-        held[0] = 1.01 * limit
-        assert trials.has_grown()
+    """A failing disk raises OSError, so that the trial is repeated; other errors fail it."""
+    trials = trials_of(tmp_path / "sweep")
 
+    def fail(path: Path) -> None:
+        raise error
 
-def test_the_graphs_of_an_ended_trial_are_freed(tmp_path: Path) -> None:
-    """Otherwise TensorFlow's global registry of gradients would keep them."""
-    trials, counts = trials_of(tmp_path / "sweep"), []
-    for n in range(3):
-        train(trials, n, limit=1)
-        gc.collect()
-        counts.append(sum(isinstance(thing, tf.Graph) for thing in gc.get_objects()))
-    assert counts[1] == counts[2], counts
+    monkeypatch.setattr(checkpoint, "open_plain_file", fail)
+    run = trials.sweep.trial_run(1, 1, 1)
+    assert not checkpoint.adopt(run.path("checkpoints", "step-000000003.npz"), run, "mine")
+    found = {"seed1/checkpoints/step-3.npz": "0" * 64}
+    scores = {"val_accuracy": 0.5}
+    accept(trials.sweep, dropout(0, attempt=1, scores=scores, checkpoints=found))
+    child = dropout(1, limit=3, parent=0)
+    if isinstance(error, OSError):
+        with pytest.raises(OSError, match="no disk"):
+            trials.run(child, 1)
+    else:
+        assert trials.run(child, 1).error == "MemoryError:"
 
 
 def test_a_score_that_a_run_lacks_has_no_mean() -> None:

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import json
 import os
-import random
 import re
 import signal
 import subprocess
@@ -185,13 +184,10 @@ def test_a_trial_has_the_bytes_of_a_separate_run(calm: Sweeps) -> None:
 
 def test_a_search_survives_kills_of_all_its_processes(calm: Sweeps) -> None:
     """Workers, proposers and the command are killed; each trial counts once, with its score."""
-    moments = random.Random(5)  # noqa: S311 - not a secret
     process = calm.start("wild", "--workers", 2)
-    for kills in range(2):
-        wait_for(partial(moved_on, calm, "wild", kills), timeout_s=90)
-        os.kill(moments.choice(calm.workers("wild")), signal.SIGKILL)
-        for proposer in calm.proposers("wild"):
-            os.kill(proposer, signal.SIGKILL)
+    wait_for(partial(moved_on, calm, "wild", 1), timeout_s=90)
+    for each in (*calm.workers("wild")[:1], *calm.proposers("wild")):
+        os.kill(each, signal.SIGKILL)
     assert process.stderr
     again = "ended and is started again: exit code -9"
     with killed_after(90, process):
@@ -225,11 +221,11 @@ def moved_on(sweeps: Sweeps, sweep_id: str, kills: int) -> bool:
     return bool(sweeps.workers(sweep_id)) and len(attempts) + done > kills
 
 
-def test_an_interrupted_search_continues_with_more_trials(calm: Sweeps) -> None:
-    """A finished search remains unchanged.
+def test_an_interrupted_search_continues_with_more_trials_and_workers(calm: Sweeps) -> None:
+    """A second command's worker trains while the first worker is suspended.
 
     The interruption is recorded at once, because Slurm may kill the command before its last
-    worker has saved.
+    worker has saved. A finished search remains unchanged.
     """
     process = calm.start("again", "--workers", 1, "--set", "search.trials=2")
     calm.wait_for_trial("again")
@@ -246,31 +242,25 @@ def test_an_interrupted_search_continues_with_more_trials(calm: Sweeps) -> None:
     assert calm.state("again")["phase"] == "interrupted"
     assert not (calm.folder("again") / "result.json").exists()
 
-    done = calm.tune("again", "--workers", 1, "--set", "search.trials=4")
-    assert done.returncode == 0, done.stdout + done.stderr
+    process = calm.start("again", "--workers", 1)
+    wait_for(lambda: any(calm.folder("again").glob("trials/*/2/seed1")), timeout_s=90)
+    (worker,) = calm.workers("again")
+    os.kill(worker, signal.SIGSTOP)
+    joined = calm.start("again", "--workers", 1)
+    wait_for(lambda: len(calm.accepted("again")) > 1, timeout_s=120)
+    os.kill(worker, signal.SIGCONT)
+    for each in (process, joined):
+        said, errors = each.communicate(timeout=120)
+        assert each.returncode == 0, said + errors
+        assert "best of 4 trials" in said
     assert by_settings(calm.rows("again")) == by_settings(calm.rows("calm"))
     assert calm.accepted("again") == list(range(4))
+    assert calm.left("again") == []
 
     before = {p: p.stat().st_mtime_ns for p in calm.folder("again").rglob("*")}
     done = calm.harness.run_here("resume", calm.folder("again"))
     assert (done.returncode, "finished already" in done.stdout) == (0, True)
     assert {p: p.stat().st_mtime_ns for p in calm.folder("again").rglob("*")} == before
-
-
-def test_a_second_command_adds_workers(calm: Sweeps) -> None:
-    """They train while the first worker is suspended; both commands end with the result."""
-    process = calm.start("helped", "--workers", 1)
-    calm.wait_for_trial("helped")
-    os.kill(calm.workers("helped")[0], signal.SIGSTOP)
-    joined = calm.start("helped", "--workers", 1)
-    wait_for(lambda: len(calm.accepted("helped")) > 1, timeout_s=120)
-    os.kill(calm.workers("helped")[0], signal.SIGCONT)
-    for each in (process, joined):
-        said, errors = each.communicate(timeout=120)
-        assert each.returncode == 0, said + errors
-        assert "best of 4 trials" in said
-    assert by_settings(calm.rows("helped")) == by_settings(calm.rows("calm"))
-    assert calm.left("helped") == []
 
 
 def test_a_search_is_cancelled_from_another_machine(calm: Sweeps) -> None:

@@ -2,10 +2,10 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -34,15 +34,19 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def take(self, limit: int) -> "Split":
+    def take(self, limit: int) -> Self:
         """Return the first `limit` reviews, or all if there are fewer."""
         return self.between(0, min(limit, len(self)))
 
-    def between(self, first: int, end: int) -> "Split":
+    def between(self, first: int, end: int) -> Self:
         """Return the reviews from index `first` to index `end - 1`."""
         offsets = self.offsets[first : end + 1]
-        tokens = self.tokens[offsets[0] : offsets[-1]]
-        return Split(tokens, offsets - offsets[0] if first else offsets, self.labels[first:end])
+        return replace(
+            self,
+            tokens=self.tokens[offsets[0] : offsets[-1]],
+            offsets=offsets - offsets[0] if first else offsets,
+            labels=self.labels[first:end],
+        )
 
     def arranged(self, order: np.ndarray) -> "Split":
         """Return a copy of the reviews whose indices are in `order`, in this order."""

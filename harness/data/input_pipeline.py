@@ -5,8 +5,8 @@ So a checkpoint contains no state of the pipeline: a resumed run requests the re
 Opening a tf.data dataset takes as long as several steps, so one dataset contains many epochs.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 import tensorflow as tf
@@ -23,8 +23,7 @@ MAX_RATIOS = 60  # the largest number of n-gram ratios (4 bytes each) for a word
 EXAMPLES_AT_ONCE = 1024
 PREFETCHED = 2  # the number of prefetched groups of EXAMPLES_AT_ONCE
 PREFETCHED_BY_LENGTH = 8  # with data.bucket: the number of prefetched batches
-# If all reviews with their padding take more bytes, each batch is padded by itself.
-LARGEST_PADDED = 1_000_000_000
+LARGEST_PADDED = 1_000_000_000  # the largest number of bytes in all reviews with their padding
 
 
 class Batch(NamedTuple):
@@ -76,53 +75,17 @@ def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Ba
     return [part(start) for start in starts]
 
 
-class Reviews(NamedTuple):
-    """Encoded reviews: review i consists of `tokens[offsets[i]:offsets[i + 1]]`."""
+@dataclass(frozen=True)
+class Reviews(Split):
+    """Encoded reviews, whose tokens are from `encode_split`."""
 
-    tokens: np.ndarray  # [num_tokens] int32, from `encode_split`
-    offsets: np.ndarray  # [num_reviews + 1] int64
-    labels: np.ndarray  # [num_reviews] int32
     ratios: np.ndarray | None = None  # [num_tokens, channels] float32, see `NgramRatios`
 
-    def between(self, first: int, last: int) -> "Reviews":
-        """Return the reviews from index `first` to index `last - 1`."""
-        offsets = self.offsets[first : last + 1]
-        tokens = slice(offsets[0], offsets[-1])
+    def between(self, first: int, end: int) -> Self:
+        """Return the reviews from index `first` to index `end - 1`."""
+        tokens = slice(self.offsets[first], self.offsets[end])
         ratios = None if self.ratios is None else self.ratios[tokens]
-        return Reviews(self.tokens[tokens], offsets - offsets[0], self.labels[first:last], ratios)
-
-    def padded(self, chosen: np.ndarray, shape: BatchShape) -> np.ndarray:
-        """Return the chosen reviews, padded as by Keras's `pad_sequences`, `[..., maxlen] int32`.
-
-        A row consists of zeros and then the last tokens of the review. With `data.bucket` the zeros
-        come last, and an empty review contains START, because cuDNN does not accept an empty row.
-
-        Args:
-            chosen: indices of reviews, `[...]`; an index one past the last review means an empty
-                review.
-        """
-        at, is_token = self._places(chosen, shape)
-        rows = np.where(is_token, self.tokens[at], 0)
-        if shape.bucket:
-            rows[chosen == len(self.labels), 0] = START
-        return np.asarray(rows, np.int32)
-
-    def padded_ratios(self, chosen: np.ndarray, shape: BatchShape) -> np.ndarray:
-        """Return the ratios of the tokens that `padded` returns, `[..., maxlen, channels]`."""
-        at, is_token = self._places(chosen, shape)
-        return np.where(is_token[..., None], np.asarray(self.ratios)[at], np.float32(0))
-
-    def _places(self, chosen: np.ndarray, shape: BatchShape) -> tuple[np.ndarray, np.ndarray]:
-        """Return an index and a mask for each element of the padded rows.
-
-        The index is the position of the element in `tokens`. The mask is false for padding.
-        """
-        bounds = np.append(self.offsets, self.offsets[-1:])
-        starts, ends = bounds[chosen][..., None], bounds[chosen + 1][..., None]
-        num_kept = np.minimum(ends - starts, shape.maxlen) if shape.bucket else shape.maxlen
-        at = ends - num_kept + np.arange(shape.maxlen)
-        is_token = (at >= starts) & (at < ends)
-        return np.where(is_token, at, 0), is_token
+        return replace(super().between(first, end), ratios=ratios)
 
     def words(self) -> Split:
         """Return the reviews as ranks of words; START and unknown words get negative ranks."""
@@ -134,16 +97,70 @@ class Reviews(NamedTuple):
         return lengths
 
 
-class _Source(NamedTuple):
-    """The data for all batches, as tensors on the CPU; index `num_reviews` is an empty review."""
+class Padding:
+    """Pads reviews as Keras's `pad_sequences` does: zeros, then the last tokens of a review.
 
-    padded: Callable[[tf.Tensor], tf.Tensor]  # `Reviews.padded` as an operation of TensorFlow
+    With `data.bucket` the zeros come last.
+    """
+
+    def __init__(self, reviews: Reviews, shape: BatchShape) -> None:
+        """Copy the reviews to the CPU, as tensors: a graph would contain copies of arrays.
+
+        The tokens of all reviews are followed by a padding token, and by the START that an empty
+        review contains with `data.bucket`, because cuDNN does not accept an empty row.
+        """
+        self.shape, self.num_tokens = shape, int(reviews.offsets[-1])
+        empty, ends = self.num_tokens + 1, reviews.offsets[1:]
+        starts = ends - reviews.lengths(shape.maxlen)
+        self._rows = None
+        with tf.device("/cpu:0"):
+            self._tokens = tf.constant(np.append(reviews.tokens, [0, START]).astype(np.int32))
+            self._starts = tf.constant(np.append(starts, empty))
+            self._ends = tf.constant(np.append(ends, empty + shape.bucket))
+            self._ratios = None
+            if reviews.ratios is not None:
+                self._ratios = tf.constant(np.pad(reviews.ratios, ((0, 2), (0, 0))))
+            num_rows = len(starts) + 1
+            if num_rows * shape.maxlen * 4 <= LARGEST_PADDED:
+                # Pad all reviews in advance: copying rows takes a fifth of the time of padding.
+                parts = np.array_split(np.arange(num_rows), -(-num_rows // EXAMPLES_AT_ONCE))
+                tokens = [tf.gather(self._tokens, self._places(part)) for part in parts]
+                self._rows = tf.concat(tokens, axis=0)
+
+    def padded(
+        self, rows: tf.Tensor, time: int | tf.Tensor | None = None
+    ) -> tuple[tf.Tensor, tf.Tensor | tuple[()]]:
+        """Return the tokens of reviews, `[…, time] int32`, and their n-gram ratios, as in `Batch`.
+
+        Args:
+            rows: indices of reviews, `[…]`; an index one past the last review means an empty
+                review.
+            time: with `data.bucket`, at least the length of the longest review; by default
+                `maxlen`.
+        """
+        at = self._places(rows)[..., :time]
+        ratios = () if self._ratios is None else tf.gather(self._ratios, at)
+        if self._rows is None:
+            return tf.gather(self._tokens, at), ratios
+        return tf.gather(self._rows, rows)[..., :time], ratios
+
+    def _places(self, rows: tf.Tensor) -> tf.Tensor:
+        """Return the places of the reviews' tokens among all tokens, `[…, maxlen] int64`."""
+        starts, ends = (tf.gather(each, rows)[..., None] for each in (self._starts, self._ends))
+        places = tf.range(self.shape.maxlen, dtype=tf.int64)
+        if self.shape.bucket:
+            at = starts + places
+            return tf.where(at < ends, at, self.num_tokens)
+        at = ends - self.shape.maxlen + places
+        return tf.where(at >= starts, at, self.num_tokens)
+
+
+class _Source(NamedTuple):
+    """The data for all batches, as tensors on the CPU."""
+
+    padding: Padding
     labels: tf.Tensor  # [num_reviews] float32
     permuted: tf.Tensor  # [num_epochs * num_reviews] int32, indices of reviews
-    starts: tf.Tensor  # [num_reviews + 1] int64, the first row of each review in `ratios`
-    ends: tf.Tensor  # [num_reviews + 1] int64, the row after each review's last row in `ratios`
-    lengths: tf.Tensor  # [num_reviews + 1] int64, see `Reviews.lengths`
-    ratios: tf.Tensor | None  # [num_tokens + 1, channels] float32; the last row is for padding
     times: tf.Tensor | None  # with data.bucket: the result of `time_steps`
 
 
@@ -213,21 +230,12 @@ def batches(
 
 
 def _to_tensors(reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -> _Source:
-    # Pass tensors, since a graph would contain copies of arrays. tf.data works on the CPU.
     lengths = reviews.lengths(shape.maxlen)
-    ratios = reviews.ratios
-    if ratios is not None:
-        ratios = np.pad(ratios, ((0, 1), (0, 0)))  # the last row is for padding
     with tf.device("/cpu:0"):
         return _Source(
-            padded=_padding(reviews, shape),
+            padding=Padding(reviews, shape),
             labels=tf.constant(reviews.labels.astype(np.float32)),
             permuted=tf.constant(permutations.ravel()),
-            starts=tf.constant(np.append(reviews.offsets[:-1], 0)),
-            ends=tf.constant(np.append(reviews.offsets[1:], 0)),
-            lengths=tf.constant(np.append(lengths, 0)),
-            # The ratios are padded per batch: all ratios with padding could take gigabytes.
-            ratios=None if ratios is None else tf.constant(ratios),
             times=tf.constant(time_steps(permutations, lengths, shape)) if shape.bucket else None,
         )
 
@@ -251,9 +259,9 @@ def _gather(
     at = step // steps_per_epoch * num_reviews + tf.minimum(in_epoch, num_reviews - 1)
     chosen = tf.gather(source.permuted, at)
     rows = tf.where(real, chosen, num_reviews)
-    tokens = source.padded(rows)
-    if source.times is not None:  # with data.bucket, where num is 1
-        tokens = tokens[:, :, : source.times[step[0, 0]]]
+    # With data.bucket `num` is 1, since batches differ in length.
+    time = None if source.times is None else source.times[step[0, 0]]
+    tokens, ratios = source.padding.padded(rows, time)
     return Batch(
         tokens=tokens,
         labels=tf.gather(source.labels, chosen),
@@ -261,45 +269,8 @@ def _gather(
         positions=tf.cast(tf.minimum(position, batch_size - 1), tf.int32),
         count=tf.cast(tf.minimum(left, batch_size), tf.float32)[:, 0],
         step=(before + step)[:, 0],
-        ratios=_ratios(source, rows, tf.shape(tokens)[-1]),
+        ratios=ratios,
     )
-
-
-def _padding(reviews: Reviews, shape: BatchShape) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Return a function that does in TensorFlow's graph what `Reviews.padded` does."""
-    num_rows, maxlen = len(reviews.labels) + 1, shape.maxlen
-    if num_rows * maxlen * 4 <= LARGEST_PADDED:
-        # Pad all reviews in advance, so that a batch only copies rows.
-        rows = np.empty((num_rows, maxlen), np.int32)
-        for first in range(0, num_rows, EXAMPLES_AT_ONCE):
-            part = np.arange(first, min(first + EXAMPLES_AT_ONCE, num_rows))
-            rows[part] = reviews.padded(part, shape)
-        table = tf.constant(rows)
-        return lambda chosen: tf.gather(table, chosen)
-
-    def pad(chosen: tf.Tensor) -> tf.Tensor:
-        tokens = tf.numpy_function(lambda rows: reviews.padded(rows, shape), [chosen], tf.int32)
-        return tf.ensure_shape(tokens, [*chosen.shape, maxlen])
-
-    return pad
-
-
-def _ratios(source: _Source, rows: tf.Tensor, time: tf.Tensor) -> tf.Tensor | tuple[()]:
-    """Return the n-gram ratios of each token, `[…, time, channels]`; () if none are used.
-
-    Args:
-        rows: the indices of the reviews.
-        time: the number of tokens to which the reviews are padded.
-    """
-    if source.ratios is None:
-        return ()
-    starts, ends, lengths = (
-        tf.gather(each, rows)[..., None] for each in (source.starts, source.ends, source.lengths)
-    )
-    time = tf.cast(time, tf.int64)
-    at = ends - (time if source.times is None else lengths) + tf.range(time)
-    is_word = (at >= starts) & (at < ends)
-    return tf.gather(source.ratios, tf.where(is_word, at, len(source.ratios) - 1))
 
 
 # The reviews of a job
@@ -324,7 +295,7 @@ def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Ngra
             )
         ratios, at_words = fit_ratios(train_set.between(0, cut).words(), max_words, num_classes)
         others = ratios.at_words(train_set.between(cut, len(train_set.labels)).words())
-        train_set = train_set._replace(ratios=np.concatenate([at_words, others]))
+        train_set = replace(train_set, ratios=np.concatenate([at_words, others]))
     training = train_set.between(0, cut)
     validation = train_set.between(cut, len(train_set.labels))
     return training, validation, ratios
@@ -334,7 +305,7 @@ def test_reviews(job: Job, dataset: Dataset, ratios: NgramRatios | None) -> Revi
     """Return the reviews of the test split; `ratios` is the last result of `training_reviews`."""
     test = dataset.test.take(job.data.limit) if job.data.limit else dataset.test
     reviews = _encoded(test, job)
-    return reviews._replace(ratios=ratios.at_words(reviews.words())) if ratios else reviews
+    return replace(reviews, ratios=ratios.at_words(reviews.words())) if ratios else reviews
 
 
 def _encoded(split: Split, job: Job) -> Reviews:

@@ -5,7 +5,7 @@ import hashlib
 import os
 import select
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -338,7 +338,7 @@ class Classifier:
 
     def _outputs(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
         """Compute the model's outputs for encoded texts, `[num_texts, num_outputs] float32`."""
-        from harness.data.input_pipeline import Reviews
+        from harness.data.input_pipeline import Padding, Reviews
 
         num = BY_LENGTH if self.data.bucket else len(encoded)
         shape = BatchShape(num, self.data.maxlen, self.data.bucket)
@@ -346,15 +346,13 @@ class Classifier:
         offsets = np.concatenate([[0], np.cumsum([len(encoded[i]) for i in order])])
         tokens = np.concatenate([encoded[i] for i in order]).astype(np.int32)
         reviews = Reviews(tokens, offsets, np.zeros(len(order), np.int32))
-        inputs = [reviews.padded(np.arange(len(order)), shape)]
         if self.ratios:
-            reviews = reviews._replace(ratios=self.ratios.at_words(reviews.words()))
-            inputs.append(reviews.padded_ratios(np.arange(len(order)), shape))
-        outputs = []
-        lengths = reviews.lengths(shape.maxlen)
-        for step, time in enumerate(time_steps(np.arange(len(order))[None], lengths, shape)):
-            chosen = slice(step * num, (step + 1) * num)
-            outputs.append(self._forward(*(each[chosen, :time] for each in inputs)).numpy())
+            reviews = replace(reviews, ratios=self.ratios.at_words(reviews.words()))
+        outputs, padding = [], Padding(reviews, shape)
+        lengths, rows = reviews.lengths(shape.maxlen), np.arange(len(order))
+        for step, time in enumerate(time_steps(rows[None], lengths, shape)):
+            tokens, ratios = padding.padded(rows[step * num : (step + 1) * num], time)
+            outputs.append(self._forward(*([tokens, ratios] if self.ratios else [tokens])).numpy())
             check_results()
         result = np.empty_like(ordered := np.concatenate(outputs))
         result[order] = ordered

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,7 +123,7 @@ def test_several_classes_train_like_plain_keras() -> None:
     clipped = "train.clipnorm=1000"  # above the norm of every gradient here
     job = load_job(JOBS / "lstm.toml", [*settings, "train.precision=float64", clipped])
     labels = (np.arange(NUM_REVIEWS) % 5).astype(np.int32)
-    several = reviews()._replace(labels=labels)
+    several = replace(reviews(), labels=labels)
     strategy = tf.distribute.get_strategy()
     train_step = TrainStep(job, strategy, ExecutionPlan("keras", 1, 3), num_outputs=5)
     plain = keras.models.clone_model(train_step.export_model)

@@ -1,5 +1,6 @@
 """Batches depend on seed, epoch and step alone."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -47,13 +48,12 @@ def test_padding_is_that_of_keras(maxlen: int) -> None:
     np.testing.assert_array_equal(tokens, pad_sequences(ragged, maxlen=maxlen))
 
 
-@pytest.mark.parametrize(("num_replicas", "bucket"), [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize("bucket", [False, True])
 def test_a_large_set_is_padded_batch_by_batch(
-    monkeypatch: pytest.MonkeyPatch, num_replicas: int, bucket: bool
+    monkeypatch: pytest.MonkeyPatch, bucket: bool
 ) -> None:
-    """The batches equal those from one padded array, also on several replicas."""
-    cpus = [f"cpu:{i}" for i in range(num_replicas)]
-    strategy = tf.distribute.MirroredStrategy(cpus)
+    """The batches equal those of a small set, also on two replicas."""
+    strategy = tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"])
     reviews, shape = make_reviews(), BatchShape(4, 5, bucket)
     orders = permutations_ahead(7, range(2), reviews.lengths(5), shape=shape)
 
@@ -62,21 +62,11 @@ def test_a_large_set_is_padded_batch_by_batch(
         local = [strategy.experimental_local_results(batch) for batch in made]
         return [Batch(*map(np.asarray, one)) for parts in local for one in parts]
 
-    calls: list[object] = []
-
-    def call(*args: object) -> tf.Tensor:
-        calls.append(args)
-        return numpy_function(*args)
-
-    numpy_function = tf.numpy_function
-    monkeypatch.setattr(tf, "numpy_function", call)
     usual = all_batches()
-    assert calls == []
     monkeypatch.setattr(pipeline, "LARGEST_PADDED", 100)
     for one, other in zip(usual, all_batches(), strict=True):
         for field, wanted in zip(one, other, strict=True):
             np.testing.assert_array_equal(field, wanted)
-    assert calls
 
 
 def test_every_batch_has_one_shape_and_the_true_count() -> None:
@@ -137,17 +127,12 @@ def test_by_length_padding_comes_last_and_batches_are_short(maxlen: int) -> None
 
 @pytest.mark.parametrize("bucket", [0, 1])
 def test_batches_have_the_ratios_of_their_words(bucket: int) -> None:
-    """The ratios of padding are zeros, as in `padded_ratios`."""
+    """The ratios of padding are zeros."""
     whole = make_reviews()
     ratios = np.stack([whole.tokens, -whole.tokens], axis=1).astype(np.float32)
-    reviews = whole._replace(ratios=ratios).between(3, 8)
+    reviews = replace(whole, ratios=ratios).between(3, 8)
     made = collect(np.arange(5), reviews, maxlen=6, bucket=bucket)
     for batch in made:
         tokens = batch.tokens * batch.weights[:, None]
         np.testing.assert_array_equal(batch.ratios, np.stack([tokens, -tokens], axis=2))
         assert tokens.any()
-    rows, shape = np.arange(5), BatchShape(4, 6, bool(bucket))
-    padded = reviews.padded(rows, shape)
-    np.testing.assert_array_equal(
-        reviews.padded_ratios(rows, shape), np.stack([padded, -padded], axis=2)
-    )

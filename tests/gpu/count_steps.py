@@ -11,6 +11,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def open_batches(job: Any, strategy: Any) -> Iterator[Any]:
     reviews = Reviews(tokens, offsets, (np.arange(NUM_REVIEWS) % 2).astype(np.int32))
     if job.model.ngram_ratios:
         ratios = np.zeros((len(tokens), job.model.ngram_ratios), np.float32)
-        reviews = reviews._replace(ratios=ratios)
+        reviews = replace(reviews, ratios=ratios)
     shape = BatchShape(job.train.batch_size, job.data.maxlen, job.data.bucket)
     lengths = reviews.lengths(shape.maxlen)
     order = permutations_ahead(1, range(1), lengths, shape=shape)

@@ -1,9 +1,9 @@
 """`python -m tests.bench`: benchmarks of the harness on this machine.
 
 `training` compares the harness with the code of the teaching notebook, and with `torch.nn` if
-PyTorch is installed. `scale` measures how the costs of `status`, `prune`, `compare` and
-`tensorboard` grow with the number of runs. The last line and the JSON file name the machine,
-because figures of two machines can't be compared.
+PyTorch is installed. `scale` measures how the costs of `status` and `prune` grow with the number of
+runs. The last line and the JSON file name the machine, because figures of two machines can't be
+compared.
 """
 
 import argparse

@@ -4,11 +4,10 @@ Opening a folder computes the checksum again, because a user or a disk error may
 reviews. The checksum of IMDB (46 MB) takes 0.03 s.
 """
 
-import contextlib
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,10 @@ from harness.system.files import (
 FORMAT = 1
 RECORD = "dataset.json"
 OWNERS = "HARNESS_DATA_OWNERS"
-PRIVATE = 0o700  # mode of a dataset's folder in the cache, so that other users can't read it
+# The permissions of a dataset in the cache, and of a dataset that other users may read. Nobody else
+# may write: `open_folder` would refuse the dataset. The setgid bit gives new files the folder's
+# group.
+PRIVATE, READABLE = 0o2700, 0o2755
 
 
 def save_folder(dataset: Dataset, folder: Path) -> None:
@@ -60,38 +62,22 @@ def save_folder(dataset: Dataset, folder: Path) -> None:
     if (known := open_if_whole(folder)) and known.checksum == dataset.checksum:
         return
     try:
-        with _new_folder(folder, check, 0o755) as temporary:
-            fill_folder(dataset, temporary)
+        with replaced_directory(folder, check) as temporary:
+            fill_folder(dataset, temporary, READABLE)
     except OSError as error:
         raise DiskError(write_refusal(folder, error, "make space on this disk")) from None
 
 
-@contextlib.contextmanager
-def _new_folder(target: Path, check: Callable[[Path], None], mode: int) -> Iterator[Path]:
-    """Yield a temporary folder that replaces `target` at the end of the block.
-
-    Other users can't open the folder before it is complete. `replaced_directory` explains `check`.
+def fill_folder(dataset: Dataset, folder: Path, mode: int = PRIVATE) -> None:
+    """Write a dataset into an empty folder.
 
     Args:
-        mode: the permissions of the folder, before the umask removes some of them. `mode` must not
-            let other users write, since `open_folder` would refuse the folder.
-    """
-    with replaced_directory(target, check) as temporary:
-        allowed = temporary.stat().st_mode
-        # Keep the setgid bit, so that new files belong to the folder's group.
-        temporary.chmod(allowed & 0o7700)
-        yield temporary
-        for path in temporary.iterdir():
-            path.chmod(allowed & mode & 0o666)
-        temporary.chmod(allowed & (0o7000 | mode))
-
-
-def fill_folder(dataset: Dataset, folder: Path) -> None:
-    """Write a dataset into an empty folder.
+        mode: the permissions that the folder and its files may have; the umask removes others.
 
     Raises:
         OSError: if the folder can't be written.
     """
+    folder.chmod(folder.stat().st_mode & mode)
     for name, split in dataset.splits().items():
         for array, dtype in ARRAYS.items():
             content = getattr(split, array).astype(dtype, copy=False)
@@ -107,6 +93,8 @@ def fill_folder(dataset: Dataset, folder: Path) -> None:
         "num_validation": dataset.num_validation,
     }
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    for path in folder.iterdir():
+        path.chmod(path.stat().st_mode & mode)
 
 
 def open_folder(folder: Path) -> Dataset:
@@ -189,27 +177,25 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
         DiskError: if the cache can't be written.
     """
     cached = cache_folder() / name
+
+    def check(earlier: Path) -> None:
+        # On a disk without locks, another process may have made the dataset, and a run may read it.
+        if open_if_whole(earlier):
+            raise FileExistsError
+
     if dataset := open_if_whole(cached):
         return dataset
     with turn_at(cached):
         if dataset := open_if_whole(cached):
             return dataset
         try:
-            with _new_folder(cached, _check_not_whole, PRIVATE) as temporary:
+            with replaced_directory(cached, check) as temporary:
                 fill(temporary)
         except OSError as error:
-            # On a disk without locks, another process may have made the same dataset meanwhile.
             if not open_if_whole(cached):
                 remedy = "free space there, or set XDG_CACHE_HOME to a folder on a disk with space"
                 raise DiskError(write_refusal(cached, error, remedy)) from None
         return open_folder(cached)
-
-
-def _check_not_whole(folder: Path) -> None:
-    if open_if_whole(folder):
-        raise FileExistsError(
-            f"{folder}: another process has made this dataset, and a run may be reading the dataset"
-        )
 
 
 def open_if_whole(folder: Path) -> Dataset | None:
@@ -218,11 +204,9 @@ def open_if_whole(folder: Path) -> Dataset | None:
     Raises:
         DiskError: if a file exists but can't be read; the dataset may be intact.
     """
-    if is_dataset_folder(folder):
-        try:
-            return open_folder(folder)
-        except DiskError:
-            raise
-        except (RunError, InputError):
-            pass
-    return None
+    try:
+        return open_folder(folder) if is_dataset_folder(folder) else None
+    except DiskError:
+        raise
+    except (RunError, InputError):
+        return None

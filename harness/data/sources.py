@@ -33,7 +33,7 @@ from harness.data.locations import (
     named_folder,
     unnamed_folders,
 )
-from harness.data.own_texts import check_has_all, open_source
+from harness.data.own_texts import open_source
 from harness.data.vocabulary import tokenize
 from harness.errors import InputError, RunError
 from harness.job.keys import Job
@@ -295,7 +295,7 @@ def open_data(job: Job, data: Path | None, *, full: bool = False) -> Dataset:
             "--data out, or set data.source to ''"
         )
     dataset = open_source(Path(job.data.source), job.data)
-    _check_parts(job, dataset)
+    _check_classes(job, dataset)
     return dataset
 
 
@@ -344,11 +344,11 @@ def check_same(dataset: Dataset, checksum: str, whose: str) -> None:
     )
 
 
-def _check_parts(job: Job, dataset: Dataset) -> None:
+def _check_classes(job: Job, dataset: Dataset) -> None:
     """Check that the reviews of each part of a user's texts include all classes.
 
     With two classes, the parts are training, test and validation. With more classes, only the
-    training reviews are checked.
+    training reviews are checked, because a rare class may be missing elsewhere.
     """
     limit, share = job.data.limit, job.data.validation_split
     train, cut = dataset.used(limit, share)
@@ -356,6 +356,10 @@ def _check_parts(job: Job, dataset: Dataset) -> None:
     if len(dataset.classes) == 2:
         parts |= {"test": dataset.test.labels[: limit or None]}
         parts |= {"validation": train.labels[cut:]} if share else {}
-    remedy = f"change data.limit = {limit} or data.validation_split = {share}, or add reviews"
-    for name, labels in parts.items():
-        check_has_all(dataset.folder, name, labels, classes=dataset.classes, remedy=remedy)
+    for part, labels in parts.items():
+        for label in sorted({*range(len(dataset.classes))} - {*labels.tolist()}):
+            raise InputError(
+                f"data.source {dataset.folder}: none of the {len(labels)} {part} reviews has the "
+                f"label {dataset.classes[label]!r}; change data.limit = {limit} or "
+                f"data.validation_split = {share}, or add reviews"
+            )

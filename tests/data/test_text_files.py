@@ -134,7 +134,7 @@ HEAD = b"text,label\n"
         (HEAD + b"".join(b"x,%d\n" % i for i in range(1001)), ("over 1,000 classes ('0', ",)),
         (HEAD + b"pos," + b"a" * 61 + b"\n", ("the label 'aaa", "at most 60 characters")),
         (HEAD + b'pos,"a\x1b[1mb"\n', ("all printable",)),
-        (HEAD + b"fine,pos\ndull,neg\n", ("training reviews, but should contain at least 10",)),
+        (HEAD + b"fine,pos\ndull,neg\n", ("train reviews, but should contain at least 10",)),
     ],
 )
 def test_a_bad_table_is_refused_in_one_line(

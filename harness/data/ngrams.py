@@ -12,9 +12,8 @@ into five folds; the ratios for a training review are computed from the four oth
 ratios from the review's own fold would reveal its label.
 """
 
-import contextlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ MAX_WORDS = 3
 MIN_REVIEWS = 2
 SMOOTHING = 1.0
 MAX_BYTES = 2**33  # the largest size of a file with n-grams
+CODES = "ngrams_"  # the names of the arrays in a file begin with this word
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -146,32 +146,27 @@ def log_count_ratios(features: "csr_matrix", is_class: NDArray[np.bool_]) -> NDA
 # Files
 
 
-def archived(ngrams: Ngrams, **arrays: Any) -> bytes:
-    """Return n-grams and other arrays as the content of a file, which `opened` reads."""
+def to_archive(ngrams: Ngrams, **arrays: Any) -> bytes:
+    """Return n-grams and other arrays as the content of a file, which `from_archive` reads."""
     file = io.BytesIO()
-    codes: dict[str, Any] = {f"ngrams_{i}": each for i, each in enumerate(ngrams)}
+    codes: dict[str, Any] = {f"{CODES}{i}": each for i, each in enumerate(ngrams)}
     np.savez(file, **arrays, **codes)
     return file.getvalue()
 
 
-@contextlib.contextmanager
-def opened(content: bytes, num_arrays: int) -> Iterator[tuple[Ngrams, Mapping[str, np.ndarray]]]:
-    """Yield the n-grams, and all arrays by name, from content that `archived` returned.
-
-    Args:
-        content: the bytes that `archived` returned.
-        num_arrays: the number of arrays that were passed to `archived` besides the n-grams.
+def from_archive(content: bytes) -> tuple[Ngrams, dict[str, np.ndarray]]:
+    """Return the n-grams, and all arrays by name, from content that `to_archive` returned.
 
     Raises:
-        ValueError: if `content` is not an archive of n-grams; also in place of every error that the
-            `with` block raises.
+        ValueError: if `content` is not an archive of arrays.
     """
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            num_lengths = len(arrays.files) - num_arrays
-            yield tuple(arrays[f"ngrams_{i}"] for i in range(num_lengths)), arrays
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = dict(file)
     except Exception as error:  # zipfile and NumPy raise many kinds of errors for a broken file
         raise ValueError(f"not an archive of n-grams: {error}") from None
+    num_lengths = sum(name.startswith(CODES) for name in arrays)
+    return tuple(arrays[f"{CODES}{i}"] for i in range(num_lengths)), arrays
 
 
 # The ratios at each word
@@ -196,20 +191,17 @@ class NgramRatios:
 
     def to_bytes(self) -> bytes:
         """Return the n-grams and ratios as the content of a file, which `from_bytes` reads."""
-        return archived(self.ngrams, ratios=self.ratios)
+        return to_archive(self.ngrams, ratios=self.ratios)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "NgramRatios":
         """Read the content that `to_bytes` returned.
 
         Raises:
-            ValueError: if the content is not from `to_bytes`.
+            ValueError: if the content is not an archive of arrays.
         """
-        with opened(content, num_arrays=1) as (ngrams, arrays):
-            ratios = arrays["ratios"]
-        if len(ratios) != sum(map(len, ngrams)) or ratios.ndim != 2:
-            raise ValueError("the number of n-grams is not the number of ratios")
-        return cls(ngrams, ratios)
+        ngrams, arrays = from_archive(content)
+        return cls(ngrams, arrays["ratios"])
 
 
 def fit_ratios(training: Split, max_words: int, num_classes: int) -> tuple[NgramRatios, Floats]:

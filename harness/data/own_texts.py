@@ -35,7 +35,6 @@ from harness.data.tables import (
     FORMAT_KEYS,
     KNOWN_SPLITS,
     LEFT_OUT,
-    MAX_ROW,
     TABLES,
     VALIDATION,
     SourceFile,
@@ -61,6 +60,7 @@ SPLIT_NAME = re.compile(r"(?<![^\W\d_])({})(?:ing|set)?(?![^\W\d_])".format("|".
 # The records of `save_to_disk` (Hugging Face's `datasets`): for one split, and for all splits.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 
+DEFAULT_FORM = DataConfig()
 FORMAT = 6  # part of the folder's name in the cache; increase it if `make_dataset` changes
 READ_SPLITS = (*SPLITS, "validation")
 TEST_SHARE = 0.2
@@ -70,17 +70,15 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)")
 HASH_BYTES = 16  # the length of a review's hash, the beginning of a sha256
 
 
-def read_texts(source: Path, form: DataConfig | None = None) -> Iterator[Text]:
+def read_texts(source: Path, form: DataConfig = DEFAULT_FORM) -> Iterator[Text]:
     """Yield the reviews of a source, one after another.
 
     Args:
-        form: the job's table `[data]`, whose keys in `FORMAT_KEYS` describe the format of tables;
-            None stands for a table `[data]` with default values.
+        form: the job's table `[data]`, whose keys in `FORMAT_KEYS` describe the format of tables.
 
     Raises:
         InputError: if the source can't be used; the message states the error's place and a remedy.
     """
-    form = form or DataConfig()
     for part in _parts(source):
         if part.label:
             text = _read_review(part, form.encoding)
@@ -89,7 +87,7 @@ def read_texts(source: Path, form: DataConfig | None = None) -> Iterator[Text]:
             yield from read_table(part, form)
 
 
-def source_checksum(source: Path, form: DataConfig | None = None) -> str:
+def source_checksum(source: Path, form: DataConfig = DEFAULT_FORM) -> str:
     """Return the sha256 of the names and contents of the source's files, and of `form`.
 
     Raises:
@@ -107,7 +105,7 @@ def source_checksum(source: Path, form: DataConfig | None = None) -> str:
         # The name of a single file does not matter. In a folder, names state classes and splits.
         name = table_ending(part.path.name) if part.path == source else part.location
         digest.update(hashlib.sha256(os.fsencode(name)).digest() + content)
-    digest.update(repr([getattr(form or DataConfig(), key) for key in FORMAT_KEYS]).encode())
+    digest.update(repr([getattr(form, key) for key in FORMAT_KEYS]).encode())
     return digest.hexdigest()
 
 
@@ -262,26 +260,19 @@ def _entries(source: Path, folder: Path) -> dict[str, "os.DirEntry[str]"]:
 
 
 def _read_review(part: SourceFile, encoding: str) -> str:
-    where = part.where
     try:
-        with open_text(part.path, where, encoding) as file:
-            text = file.read(MAX_ROW + 1)
+        with open_text(part.path, part.where, encoding) as file:
+            return file.read()
     except UnicodeError:
-        raise InputError(f"{where}{undecoded(file)}") from None
+        raise InputError(f"{part.where}{undecoded(file)}") from None
     except OSError as error:
-        raise InputError(f"{where}can't be read ({error}); make the file again") from None
-    if len(text) > MAX_ROW:
-        raise InputError(
-            f"{where}has over {MAX_ROW:,} characters, but a file should contain only one review; "
-            "split the file"
-        )
-    return text
+        raise InputError(f"{part.where}can't be read ({error}); make the file again") from None
 
 
 # The dataset of a source
 
 
-def open_source(source: Path, form: DataConfig | None = None) -> Dataset:
+def open_source(source: Path, form: DataConfig = DEFAULT_FORM) -> Dataset:
     """Open the dataset of a source in the user's cache; make the dataset first if it is missing.
 
     Args:
@@ -321,7 +312,7 @@ class _Gathered:
     num_left_out: int = 0
 
 
-def make_dataset(source: Path, folder: Path, form: DataConfig | None = None) -> None:
+def make_dataset(source: Path, folder: Path, form: DataConfig = DEFAULT_FORM) -> None:
     """Read a source, and write its dataset into an empty folder.
 
     The function needs memory for the vocabulary, about 40 bytes for each review, and about 20 bytes

@@ -8,9 +8,9 @@ import codecs
 import csv
 import io
 import json
+import sys
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TextIO
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-MAX_ROW = 16_000_000  # the largest number of characters in a line of a table or in a text file
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -74,17 +73,11 @@ def numbered_lines(file: TextIO, where: str) -> Iterator[tuple[int, str]]:
     r"""Yield each line with its number, starting at 1; a line ends with \n, \r\n or \r.
 
     Raises:
-        InputError: if a line is too long or can't be decoded; the message states the line's number.
+        InputError: if a line can't be decoded; the message states the line's number.
     """
     number = 0
-    lines = iter(partial(file.readline, MAX_ROW + 1), "")
     try:
-        for number, line in enumerate(lines, 1):
-            if len(line) > MAX_ROW:
-                raise InputError(
-                    f"{where}line {number} has over {MAX_ROW:,} characters; end each row with "
-                    "a newline"
-                )
+        for number, line in enumerate(file, 1):
             yield number, line
     except UnicodeError:
         # The decoder reads ahead, so the error may be in a later line than the next.
@@ -103,8 +96,8 @@ def csv_rows(file: TextIO, where: str, *, delimiter: str) -> Iterator[list[str]]
     """Yield the rows of a CSV file, except blank rows.
 
     Raises:
-        InputError: if a stray double quote joins a row with the next lines, or if a line is too
-            long or can't be decoded.
+        InputError: if a stray double quote joins a row with the next lines, or if a line can't be
+            decoded.
     """
     lines: list[str] = []  # the lines that the current row consists of
 
@@ -113,7 +106,7 @@ def csv_rows(file: TextIO, where: str, *, delimiter: str) -> Iterator[list[str]]
             lines.append(line)
             yield line
 
-    csv.field_size_limit(MAX_ROW)
+    csv.field_size_limit(sys.maxsize)
     rows = csv.reader(recorded(), delimiter=delimiter)
     try:
         for row in rows:

@@ -16,13 +16,14 @@ from harness.compute.device_errors import check_results
 from harness.data.dataset import by_class, vocab_from_bytes
 from harness.data.epoch_order import BatchShape, evaluation_order, time_steps
 from harness.data.ngrams import MAX_BYTES, NgramRatios
-from harness.data.tables import MAX_ROW, json_value
+from harness.data.tables import json_value
 from harness.data.vocabulary import MAX_CHARACTERS, START, UNKNOWN, encode_text, tokenize
 from harness.errors import InputError
 from harness.system.files import MAX_RECORD_BYTES, raise_unless_missing, read_plain_file
 from harness.tracking.run_dir import CHECKSUMS, RunDirectory
 
 CHUNK_BYTES = 1 << 20
+MAX_LINE_BYTES = 16_000_000
 JSON_LINES = (".jsonl", ".ndjson")
 SHOWN = 5  # largest number of line numbers in a warning
 
@@ -117,7 +118,8 @@ def read_lines(
                 text = checked(_text(raw, where, is_json=is_json), number, where, remarks)
                 if text is not None:
                     lines.append(Line(number, text))
-            if b"\0" in rest or len(rest) > MAX_ROW:  # /dev/zero, for example, has no newline
+            # A file such as /dev/zero has no newline.
+            if b"\0" in rest or len(rest) > MAX_LINE_BYTES:
                 _text(rest, f"{name}: line {number + 1}", is_json=is_json)
         finally:
             if lines:
@@ -129,8 +131,8 @@ def read_lines(
 def _text(raw: bytes, where: str, *, is_json: bool) -> str:
     if b"\0" in raw:
         raise InputError(f"{where} contains a NUL byte, so it is not text; save it as UTF-8")
-    if len(raw) > MAX_ROW:
-        raise InputError(f"{where} has over {MAX_ROW:,} bytes; write one text per line")
+    if len(raw) > MAX_LINE_BYTES:
+        raise InputError(f"{where} has over {MAX_LINE_BYTES:,} bytes; write one text per line")
     try:
         line = raw.removeprefix(codecs.BOM_UTF8).decode().removesuffix("\r")
     except UnicodeDecodeError:

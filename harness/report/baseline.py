@@ -26,10 +26,10 @@ from harness.data.dataset import Dataset, Split, validation_cut, vocab_from_byte
 from harness.data.ngrams import (
     MAX_BYTES,
     Ngrams,
-    archived,
     binary_ngrams,
+    from_archive,
     log_count_ratios,
-    opened,
+    to_archive,
 )
 from harness.data.own_texts import open_source
 from harness.data.sources import open_dataset, open_sample
@@ -262,7 +262,7 @@ class NgramModel:
     def to_bytes(self) -> bytes:
         """Return the model as the content of a file, which `from_bytes` can read."""
         about = [self.num_training, self.training_s, self.strength]
-        return archived(
+        return to_archive(
             self.ngrams,
             words=np.frombuffer(vocab_to_bytes(self.words), np.uint8),
             weights=self.weights,
@@ -278,11 +278,11 @@ class NgramModel:
         Raises:
             ValueError: if the bytes are not in the format that `to_bytes` writes.
         """
-        with opened(content, num_arrays=5) as (ngrams, arrays):
-            words = vocab_from_bytes(arrays["words"].tobytes())
-            weights, biases = arrays["weights"], arrays["biases"]
-            num_training, training_s, strength = arrays["about"].tolist()
-            validation = dict(arrays["validation"].tolist())
+        ngrams, arrays = from_archive(content)
+        words = vocab_from_bytes(arrays["words"].tobytes())
+        weights, biases = arrays["weights"], arrays["biases"]
+        num_training, training_s, strength = arrays["about"].tolist()
+        validation = dict(arrays["validation"].tolist())
         is_whole = weights.shape == (len(biases), sum(map(len, ngrams)))
         if not ngrams or len(words) != len(ngrams[0]) or not is_whole:
             raise ValueError("the numbers of words, n-grams and weights do not match")

@@ -1,8 +1,5 @@
 """The n-gram ratios that a network reads beside the words."""
 
-import io
-import pickle
-
 import numpy as np
 import pytest
 
@@ -98,25 +95,3 @@ def test_a_file_gives_the_same_ratios() -> None:
     other = made_up(20, 3, seed=2)
     np.testing.assert_array_equal(again.at_words(other), ratios.at_words(other))
     assert again.to_bytes() == ratios.to_bytes()
-
-
-def archive(**arrays: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.savez(file, **arrays)  # type: ignore[arg-type]
-    return file.getvalue()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"no archive",
-        pickle.dumps([1, 2]),
-        archive(ratios=np.zeros((3, 1))),
-        archive(ratios=np.zeros((3, 1)), ngrams_0=np.arange(2)),
-        archive(ratios=np.array([[{}]], object), ngrams_0=np.arange(1)),
-    ],
-)
-def test_another_file_is_refused(content: bytes) -> None:
-    """Nothing is unpickled."""
-    with pytest.raises(ValueError, match=r"not an archive of n-grams|is not the number of ratios"):
-        NgramRatios.from_bytes(content)

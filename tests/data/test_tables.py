@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from harness.data.own_texts import open_source, read_texts, source_checksum
+from harness.data.own_texts import DEFAULT_FORM, open_source, read_texts, source_checksum
 from harness.errors import InputError
 from harness.job.keys import DataConfig
 from tests.data.made_up_texts import make_rows, write_csv
@@ -71,7 +71,7 @@ def with_class_names(table: pa.Table, names: list[str]) -> pa.Table:
     return table.replace_schema_metadata({"huggingface": json.dumps(info)})
 
 
-def found(source: Path, form: DataConfig | None = None) -> list[tuple[str, str]]:
+def found(source: Path, form: DataConfig = DEFAULT_FORM) -> list[tuple[str, str]]:
     return [(each.text, each.label) for each in read_texts(source, form)]
 
 

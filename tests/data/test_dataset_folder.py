@@ -10,16 +10,9 @@ from harness.data.dataset_folder import cached_dataset, fill_folder, open_folder
 from harness.data.locations import fetched_folder
 from harness.data.sources import fetch, make_dataset
 from harness.errors import DiskError, RunError
-from tests.data.test_imdb import small
+from tests.data.small_imdb import small
 
 OTHER = make_dataset(small().test, small().train, small().vocab)
-
-
-@pytest.fixture(autouse=True)
-def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The user's cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache/harness"
 
 
 def fill(folder: Path) -> None:
@@ -45,36 +38,6 @@ def test_of_two_that_make_one_cache_the_first_stays(
         (cache / "texts/words.txt").unlink()
     assert len(inodes) == 2
     assert [path.name for path in cache.iterdir() if path.name.endswith(".tmp")] == []
-
-
-def test_an_earlier_copy_stays_until_the_new_one_is_in_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On NFS the folder of the earlier copy can't be removed while one of its files is open."""
-    folder = tmp_path / "imdb"
-    save_folder(OTHER, folder)
-    rename, refusals = Path.rename, [OSError(errno.EIO, "Input/output error")]
-
-    def refused_once(path: Path, target: Path) -> Path:
-        if target == folder and refusals:
-            raise refusals.pop()
-        return rename(path, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", refused_once)
-        with pytest.raises(DiskError, match="imdb: can't be written: Input/output error"):
-            save_folder(small(), folder)
-    assert open_folder(folder).checksum == OTHER.checksum
-
-    def of_nfs(path: Path, *, ignore_errors: bool = False) -> None:
-        for each in path.glob("*"):
-            each.unlink()
-        if not ignore_errors:
-            raise OSError(errno.ENOTEMPTY, "Directory not empty")
-
-    monkeypatch.setattr("shutil.rmtree", of_nfs)
-    save_folder(small(), folder)
-    assert open_folder(folder).checksum == small().checksum
 
 
 def test_a_copy_is_kept_if_its_disk_fails(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

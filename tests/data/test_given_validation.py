@@ -45,11 +45,6 @@ def with_split(validation: str = "Dev") -> list[tuple[str, str, str]]:
 ROWS = with_split()
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
     return open_source(write_csv(tmp_path / "mine.csv", ROWS, COLUMNS))

@@ -12,50 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from harness.data.dataset import Dataset, content_checksum, make_split
+from harness.data.dataset import Dataset, content_checksum
 from harness.data.dataset_folder import open_folder, save_folder
 from harness.data.locations import NPZ
-from harness.data.sources import SAMPLE, fetch, make_dataset, open_dataset, open_sample
+from harness.data.sources import SAMPLE, fetch, open_dataset, open_sample
 from harness.data.vocabulary import encode_split, encode_text, tokenize
 from harness.errors import DiskError, InputError, RunError
 from tests.data.packaged_sample import make_sample
+from tests.data.small_imdb import TEST, TRAIN, WORDS, small, write_npz
 
-WORDS = list(open_sample().vocab)
-TRAIN = [[1, 2, 3, 4], [2, 5], [1, 1, 6], [4]]
-TEST = [[3, 3], [5, 4, 3, 2, 1], [6]]
-
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("HARNESS_DATA", raising=False)
-    monkeypatch.setenv("HARNESS_OFFLINE", "1")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    trust_small_npz(tmp_path / "genuine", monkeypatch)
-
-
-def trust_small_npz(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the file of `write_npz` count as Keras's genuine file in this test."""
-    genuine = hashlib.sha256((write_npz(folder) / NPZ).read_bytes()).hexdigest()
-    monkeypatch.setattr("harness.data.sources.NPZ_SHA256", genuine)
-
-
-def small() -> Dataset:
-    return make_dataset(make_split(TRAIN, [1, 1, 0, 0]), make_split(TEST, [1, 0, 0]), WORDS)
-
-
-def write_npz(folder: Path, **changed: object) -> Path:
-    """Write an imdb.npz with pickled object arrays, like Keras's."""
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, object] = {
-        "x_train": np.array(TRAIN, dtype=object),
-        "y_train": np.array([1, 1, 0, 0]),
-        "x_test": np.array(TEST, dtype=object),
-        "y_test": np.array([1, 0, 0]),
-    }
-    arrays |= changed
-    np.savez(folder / NPZ, **{k: v for k, v in arrays.items() if v is not None})  # type: ignore[arg-type]
-    return folder
+pytestmark = pytest.mark.usefixtures("genuine")
 
 
 def load_data(x: list[list[int]], vocab_size: int) -> list[list[int]]:
@@ -124,23 +90,6 @@ def test_another_npz_is_refused_before_anything_is_unpickled(tmp_path: Path) -> 
     assert mark.exists()
 
 
-def cut(content: bytes) -> bytes:
-    return content[:-100]
-
-
-@pytest.mark.parametrize("damage", [cut, lambda _: b""])
-def test_a_damaged_npz_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    """The file is not changed."""
-    path = write_npz(tmp_path / "data") / NPZ
-    with np.load(path, allow_pickle=True) as archive:
-        np.savez_compressed(path, **dict(archive))
-    damaged = damage(path.read_bytes())
-    path.write_bytes(damaged)
-    with pytest.raises(InputError, match="is not Keras's imdb"):
-        open_dataset(path.parent)
-    assert path.read_bytes() == damaged
-
-
 def test_the_genuine_arrays_are_read_from_any_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,6 +103,9 @@ def test_the_genuine_arrays_are_read_from_any_archive(
     with np.load(path, allow_pickle=True) as arrays:
         np.savez_compressed(path, **dict(arrays))
     assert open_dataset(path.parent).checksum == checksum == small().checksum
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="is not Keras's imdb"):
+        open_dataset(path.parent)
     for name in digests:
         write_npz(path.parent, **{name: np.array([])})
         with pytest.raises(InputError, match="is not Keras's imdb"):
@@ -177,23 +129,20 @@ def test_folders_are_searched_in_order(tmp_path: Path, monkeypatch: pytest.Monke
     assert open_dataset(given).folder == given
 
 
-def test_a_proxy_that_answers_junk_fails_the_download(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error is one line and states the reason."""
+def test_a_bad_download_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line states the reason. A file with another content is not read."""
 
-    def answer(*_: object, **__: object) -> None:
+    def junk(*_: object, **__: object) -> None:
         raise http.client.BadStatusLine("junk")
 
-    monkeypatch.setattr("urllib.request.urlopen", answer)
-    with pytest.raises(RunError, match=r"of .*npz failed \(junk.*on a machine with a network"):
-        fetch()
-
-
-def test_a_download_of_another_content_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file is not read."""
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO(b"other"))
     monkeypatch.setattr("harness.data.sources.read_npz", lambda *_: pytest.fail("was read"))
-    with pytest.raises(RunError, match=r"imdb\.npz has an unexpected sha256"):
-        fetch()
+    for answer, said in (
+        (junk, r"of .*npz failed \(junk.*on a machine with a network"),
+        (lambda *_, **__: io.BytesIO(b"other"), r"imdb\.npz has an unexpected sha256"),
+    ):
+        monkeypatch.setattr("urllib.request.urlopen", answer)
+        with pytest.raises(RunError, match=said):
+            fetch()
 
 
 def test_a_named_folder_is_never_skipped(tmp_path: Path) -> None:

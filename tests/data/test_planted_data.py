@@ -14,20 +14,13 @@ from harness.data.own_texts import open_source
 from harness.data.sources import open_dataset
 from harness.errors import InputError
 from tests.data.made_up_texts import make_rows, write_csv
-from tests.data.test_imdb import small, trust_small_npz, write_npz
+from tests.data.small_imdb import small, write_npz
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's files")
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("HARNESS_DATA", "HARNESS_DATA_OWNERS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HARNESS_OFFLINE", "1")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    trust_small_npz(tmp_path / "genuine", monkeypatch)
+pytestmark = pytest.mark.usefixtures("genuine")
 
 
 @pytest.fixture

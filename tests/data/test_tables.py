@@ -18,11 +18,6 @@ from tests.data.made_up_texts import make_rows, write_csv
 ROWS = [*make_rows(60), ('He said "so, so".\nThen\tnothing; é', "neg")]
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def columns(rows: list[tuple[str, str]] = ROWS) -> dict[str, list[Any]]:
     return {"text": [text for text, _ in rows], "label": [label for _, label in rows]}
 

@@ -28,12 +28,6 @@ from tests.tuning.made_up_sweep import RANDOM, make_sweep
 ROWS = make_rows(200)
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "nowhere"))  # has no effect
-
-
 def texts_of(dataset: Dataset, split: Split) -> list[tuple[str, ...]]:
     """Return the words of each review, with `?` for a word without a rank."""
     words = [*dataset.vocab]

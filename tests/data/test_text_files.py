@@ -14,11 +14,6 @@ from tests.data.made_up_texts import make_rows, write_csv, write_folder
 ROWS = make_rows(100)
 
 
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def refusal(source: Path) -> str:
     """Return the message that refuses a source."""
     with pytest.raises(InputError) as refused:

@@ -154,48 +154,39 @@ class DataConfig(ConfigSection):
     )
 
 
-# Keras's optimizers, and the types of the options for which `[train]` has no key.
-_ADAM: dict[str, type] = {"beta_1": float, "beta_2": float, "epsilon": float}
-OPTIMIZERS: dict[str, dict[str, type]] = {
-    "rmsprop": {"rho": float, "momentum": float, "epsilon": float, "centered": bool},
-    "adam": {**_ADAM, "amsgrad": bool},
-    "adamw": {**_ADAM, "amsgrad": bool},
+# Keras's optimizers, and the options for which `[train]` has no key.
+_ADAM = ("beta_1", "beta_2", "epsilon")
+OPTIMIZERS: dict[str, tuple[str, ...]] = {
+    "rmsprop": ("rho", "momentum", "epsilon", "centered"),
+    "adam": (*_ADAM, "amsgrad"),
+    "adamw": (*_ADAM, "amsgrad"),
     "nadam": _ADAM,
-    "sgd": {"momentum": float, "nesterov": bool},
-    "adadelta": {"rho": float, "epsilon": float},
-    "adafactor": {
-        "beta_2_decay": float,
-        "epsilon_1": float,
-        "epsilon_2": float,
-        "clip_threshold": float,
-        "relative_step": bool,
-    },
-    "adagrad": {"initial_accumulator_value": float, "epsilon": float},
+    "sgd": ("momentum", "nesterov"),
+    "adadelta": ("rho", "epsilon"),
+    "adafactor": ("beta_2_decay", "epsilon_1", "epsilon_2", "clip_threshold", "relative_step"),
+    "adagrad": ("initial_accumulator_value", "epsilon"),
     "adamax": _ADAM,
-    "ftrl": {
-        "learning_rate_power": float,
-        "initial_accumulator_value": float,
-        "l1_regularization_strength": float,
-        "l2_regularization_strength": float,
-        "l2_shrinkage_regularization_strength": float,
-        "beta": float,
-    },
-    "lion": {"beta_1": float, "beta_2": float},
-    "muon": {
-        **{f"adam_beta_{i}": float for i in (1, 2)},
-        **{f"muon_{i}": float for i in "abc"},
-        "adam_weight_decay": float,
-        "epsilon": float,
-        "exclude_embeddings": bool,
-        "adam_lr_ratio": float,
-        "momentum": float,
-        "ns_steps": int,
-        "nesterov": bool,
-        "rms_rate": float,
-    },
-    "schedulefreeadamw": {**_ADAM, "warmup_steps": int},
+    "ftrl": (
+        *("learning_rate_power", "initial_accumulator_value", "beta"),
+        *("l1_regularization_strength", "l2_regularization_strength"),
+        "l2_shrinkage_regularization_strength",
+    ),
+    "lion": ("beta_1", "beta_2"),
+    "muon": (
+        *("adam_beta_1", "adam_beta_2", "adam_weight_decay", "adam_lr_ratio", "rms_rate"),
+        *("muon_a", "muon_b", "muon_c", "epsilon", "momentum", "nesterov"),
+        *("exclude_embeddings", "ns_steps"),
+    ),
+    "schedulefreeadamw": (*_ADAM, "warmup_steps"),
 }
-OF_ALL_OPTIMIZERS: dict[str, type] = {"weight_decay": float}
+OF_ALL_OPTIMIZERS = ("weight_decay",)
+# The types of the options that are not floats.
+TYPES: dict[str, type] = {
+    **dict.fromkeys(("centered", "amsgrad", "nesterov", "relative_step"), bool),
+    "exclude_embeddings": bool,
+    "ns_steps": int,
+    "warmup_steps": int,
+}
 
 # The validation scores by which epochs may be compared, and whether the best is the `min` or `max`.
 SCORES: dict[str, Literal["min", "max"]] = {
@@ -232,11 +223,11 @@ def _fits_the_optimizer(job: "Job") -> str:
     train = job.train
     if is_reference(train.optimizer):
         return ""  # only the custom function knows the options
-    known = {**OF_ALL_OPTIMIZERS, **OPTIMIZERS[train.optimizer]}
+    known = (*OF_ALL_OPTIMIZERS, *OPTIMIZERS[train.optimizer])
     for name, value in train.optimizer_options.items():
         if name not in known:
-            return f"{train.optimizer} takes no option {name}{suggest(name, [*known])}"
-        kind = known[name]
+            return f"{train.optimizer} takes no option {name}{suggest(name, known)}"
+        kind = TYPES.get(name, float)
         if type(value) is not kind and not (kind is float and type(value) is int):
             return f"{name} should be of type {kind.__name__}"
     return ""

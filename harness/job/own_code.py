@@ -32,7 +32,7 @@ from harness.system.files import distrust, read_plain_file
 from harness.system.site_settings import TRUST
 
 TRUSTED = ContextVar("TRUSTED", default=False)
-MAX_FILES, MAX_BYTES = 64, 400_000  # largest number of files and of characters in `[code]`
+MAX_BYTES = 400_000  # the largest number of characters in `[code]`
 
 
 def _match(reference: str) -> re.Match[str]:
@@ -83,12 +83,11 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
         for path_in, source in _sources(root, module, where, top=top):
             if code.setdefault(path_in, source) != source:
                 raise InputError(f"{where}: the job already has another {path_in}; rename one")
-        if len(code) > MAX_FILES or sum(map(len, code.values())) > MAX_BYTES:
+        if (size := sum(map(len, code.values()))) > MAX_BYTES:
             raise InputError(
-                f"{where}: the job needs {len(code)} files with {sum(map(len, code.values())):,} "
-                f"characters, imported files included; at most {MAX_FILES} files and "
-                f"{MAX_BYTES:,} characters are allowed; move some files into a package, and "
-                "install the package"
+                f"{where}: the job needs {len(code)} files with {size:,} characters, imported "
+                f"files included; at most {MAX_BYTES:,} characters are allowed; move some files "
+                "into a package, and install the package"
             )
     _check_function(code, module, function, where=where)
     return name
@@ -196,8 +195,6 @@ def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterato
             yield path, source
             package = each if path.endswith("__init__.py") else each.rpartition(".")[0]
             waiting += _imports(_parsed(source, path, where), package)
-            if len(seen) > 50 * MAX_FILES:
-                return  # the caller refuses so much code
 
 
 def _read(path: Path, where: str) -> str:

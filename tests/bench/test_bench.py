@@ -16,7 +16,6 @@ from harness.data.input_pipeline import Padding, Reviews
 from harness.data.sources import open_dataset
 from harness.data.vocabulary import encode_split
 from harness.doctor.probe import ARCHITECTURES
-from harness.errors import RunError
 from harness.system.console import Console
 from tests.bench import scale
 from tests.bench.__main__ import main
@@ -82,13 +81,6 @@ def test_ways_take_turns_and_keep_their_neighbours(tmp_path: Path) -> None:
     assert got == {"x": {"a": (1.0, 4.0, 5.0), "b": (2.0, 3.0, 6.0)}}
 
 
-def test_a_process_that_fails_is_reported_by_its_last_line(tmp_path: Path) -> None:
-    """The error has the command, its exit code and its last line."""
-    bench = Bench(SETTINGS, tmp_path, Console())
-    with pytest.raises(RunError, match=r"harness train .*ended with code 2 \(.*nothing\.toml"):
-        bench.harness("train", "nothing.toml")
-
-
 @pytest.mark.slow
 def test_the_bench_measures_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command runs over growing numbers of runs, and `status` makes two calls per run."""
@@ -120,24 +112,3 @@ def test_the_bench_measures_in_whole_processes(
     assert 0.1 < held["rnn peak memory"]["harness"][0] < 10
     assert content["machine"]["packages"]["tensorflow"]
     assert str(tmp_path) not in record.read_text()
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["speed"], "speed: is not a benchmark; known: training, scale"),
-        (["--pairs", "0"], "--pairs 0: should be at least 1"),
-        (["--architecture", "transformer"], "'transformer' (choose from "),
-        (["training", "--data", "nowhere"], "nowhere: contains neither"),
-    ],
-)
-def test_what_can_not_be_measured_is_refused(
-    capsys: pytest.CaptureFixture[str], words: list[str], said: str
-) -> None:
-    """The command ends with code 2 before it measures anything."""
-    try:
-        code = main(words)
-    except SystemExit as end:  # raised by argparse
-        code = int(str(end.code))
-    assert code == 2
-    assert said in capsys.readouterr().err

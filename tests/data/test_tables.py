@@ -178,22 +178,6 @@ def test_folders_names_and_columns_say_splits(tmp_path: Path) -> None:
         found(tmp_path / "a.csv", DataConfig(split_column="fold"))
 
 
-def test_a_failing_disk_does_not_make_a_saved_data_set_broken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The unreadable file may be dataset_dict.json or state.json."""
-
-    def fail(*_: object) -> None:
-        raise OSError(5, "Input/output error")
-
-    saved = write_saved(tmp_path / "saved", pa.table(columns()))
-    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
-    monkeypatch.setattr("harness.data.own_texts.read_plain_file", fail)
-    for source in (saved, tmp_path):
-        with pytest.raises(InputError, match=r"can't be read \(Input/output error\); check its"):
-            found(source)
-
-
 def test_a_long_review_is_cut_to_its_end_and_counted(tmp_path: Path) -> None:
     """A run prints how many reviews were cut."""
     rows = [*ROWS, ("first " + "word " * 40_000 + "last", "pos")]

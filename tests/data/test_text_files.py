@@ -7,7 +7,6 @@ import pytest
 
 from harness.data.dataset import SPLITS
 from harness.data.own_texts import open_source, read_texts, source_checksum
-from harness.data.tables import Text
 from harness.errors import InputError
 from tests.data.made_up_texts import make_rows, write_csv, write_folder
 
@@ -41,23 +40,6 @@ def test_tables_and_folders_give_the_same_texts(tmp_path: Path) -> None:
     marked = tmp_path / "marked.csv"
     marked.write_bytes(b"\xef\xbb\xbf" + content)  # spreadsheet programs write this mark
     assert list(read_texts(marked)) == list(read_texts(sources[0]))
-
-
-def test_a_source_may_say_the_split(tmp_path: Path) -> None:
-    """The split is in a column, in the names of tables, or in the names of folders."""
-    (good, bad) = ("fine", "pos"), ("dull", "neg")
-    column = [(*good, "train"), (*bad, "TEST")]
-    write_csv(tmp_path / "column.csv", column, ("text", "label", "split"))
-    write_csv(tmp_path / "pair/train.tsv", [good])
-    write_csv(tmp_path / "pair/test.tsv", [bad])
-    for split in ("train", "test"):
-        write_folder(tmp_path / "folders" / split, [good, bad])
-    (tmp_path / "folders" / "README").write_text("not a review")
-    told = [list(read_texts(tmp_path / name)) for name in ("column.csv", "pair", "folders")]
-    assert told[0] == [Text(*good, "train", "row 2"), Text(*bad, "test", "row 3")]
-    assert [(t.text, t.split) for t in told[1]] == [("fine", "train"), ("dull", "test")]
-    assert told[1][1].location == "test.tsv row 2"
-    assert [t.split for t in told[2]] == ["train", "train", "test", "test"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """A new job key needs only its declaration. The tests declare one in a copy of the package."""
 
-import csv
 import json
 import shutil
 import subprocess
@@ -16,21 +15,6 @@ from tests.training.kills import killed_run
 BEFORE = '''    """`[train]`: how to train."""
 '''
 LINE = """    patience: float = Field(0.5, ge=0, le=1, description="how patient the reader is")
-"""
-SEARCH = """
-[model]
-architecture = "rnn"
-units = 2
-[data]
-limit = 50
-maxlen = 5
-[train]
-epochs = 1
-xla = "off"
-[search]
-tuner = "grid"
-[search.space]
-train.patience = [0.25, 0.75]
 """
 
 
@@ -69,17 +53,3 @@ def test_a_run_that_began_without_it_continues(harness: Harness, copy: Path) -> 
     assert len(json.loads((run / "provenance.json").read_text())["starts"]) == 2
     assert "epoch 1/3" not in done.stdout
     assert results(run) == results(calm)
-
-
-@pytest.mark.slow
-def test_a_search_tries_it_and_records_have_it(harness: Harness, copy: Path) -> None:
-    """The jobs of the trials and the leaderboard have the key's values."""
-    harness.environment["PYTHONPATH"] = str(copy)
-    (harness.folder / "search.toml").write_text(SEARCH)
-    done = harness.run("tune", "search.toml", "--sweep-id", "a", "--workers", 1)
-    assert done.returncode == 0, done.stderr
-    sweep = harness.runs / "search/a"
-    jobs = [tomllib.loads(path.read_text()) for path in sweep.glob("trials/**/job.toml")]
-    assert sorted(each["train"]["patience"] for each in jobs) == [0.25, 0.75]
-    with (sweep / "leaderboard.csv").open() as file:
-        assert sorted(row["train.patience"] for row in csv.DictReader(file)) == ["0.25", "0.75"]

@@ -98,13 +98,9 @@ def padded_lengths(maxlen: int) -> np.ndarray:
     Only few lengths are allowed, because TensorFlow compiles a graph for each length. The lengths
     do not depend on the data.
     """
-    lengths, length = [maxlen], maxlen
-    for step in range(1, 1000):
-        length = int(np.ceil(maxlen / 2 ** (step / LENGTHS_PER_OCTAVE)))
-        if length < SHORTEST:
-            break
-        lengths.append(length)
-    return np.unique(lengths).astype(np.int32)
+    octaves = np.arange(LENGTHS_PER_OCTAVE * maxlen.bit_length()) / LENGTHS_PER_OCTAVE
+    lengths = np.ceil(maxlen / 2**octaves)
+    return np.unique(lengths[lengths >= min(SHORTEST, maxlen)]).astype(np.int32)
 
 
 def time_steps(orders: np.ndarray, lengths: np.ndarray, shape: BatchShape) -> np.ndarray:

@@ -49,6 +49,10 @@ class Batch(NamedTuple):
         return self.tokens if isinstance(self.ratios, tuple) else [self.tokens, self.ratios]
 
 
+# The fields of a batch with a row for each example.
+PER_EXAMPLE = ("tokens", "labels", "weights", "positions", "ratios")
+
+
 def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Batch]:
     """Split a batch into parts of up to `examples_per_part` examples.
 
@@ -58,21 +62,15 @@ def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Ba
         num_examples: the number of examples in the batch. With several workers, TensorFlow does not
             know the length of the batch while it traces the function.
     """
-    starts = range(0, num_examples, examples_per_part)
-    if len(starts) == 1:
+    if num_examples <= examples_per_part:
         return [batch]
-
-    def part(start: int) -> Batch:
+    parts = []
+    for start in range(0, num_examples, examples_per_part):
         examples = slice(start, start + examples_per_part)
-        return batch._replace(
-            tokens=batch.tokens[examples],
-            labels=batch.labels[examples],
-            weights=batch.weights[examples],
-            positions=batch.positions[examples],
-            ratios=() if isinstance(batch.ratios, tuple) else batch.ratios[examples],
+        parts.append(
+            batch._replace(**{name: getattr(batch, name)[examples] for name in PER_EXAMPLE})
         )
-
-    return [part(start) for start in starts]
+    return parts
 
 
 @dataclass(frozen=True)

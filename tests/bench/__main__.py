@@ -1,16 +1,15 @@
-"""`python -m tests.bench`: benchmarks of the harness on this machine.
+"""`python -m tests.bench`: compares the harness with what a user would write, on this machine.
 
-`training` compares the harness with the code of the teaching notebook, and with `torch.nn` if
-PyTorch is installed. `scale` measures how the costs of `status` and `prune` grow with the number of
-runs. The last line and the JSON file name the machine, because figures of two machines can't be
-compared.
+Every network is trained with the code of the teaching notebook, with the harness, and with
+`torch.nn` if PyTorch is installed. The last line and the JSON file name the machine, because
+figures of two machines can't be compared.
 """
 
 import argparse
 import logging
 import platform
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,7 @@ from harness.system.processes import installed_version, processor
 from harness.tracking.provenance import PACKAGES
 from tests.bench.measured import Measured, print_table, write_record
 from tests.bench.processes import Bench, Settings
-from tests.bench.scale import scale
 from tests.bench.training import training
-
-SECTIONS: dict[str, Callable[[Bench], Iterator[Measured]]] = {"training": training, "scale": scale}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -46,9 +42,6 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument(
-        "sections", nargs="*", metavar="SECTION", help="training or scale; default: both"
-    )
     parser.add_argument("--architecture", nargs="+", choices=ARCHITECTURES, help="default: all")
     parser.add_argument("--pairs", type=int, default=4, help="repetitions of each comparison")
     parser.add_argument("--reviews", type=int, default=10_000, help="reviews used of each split")
@@ -56,9 +49,6 @@ def _parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="folder with imdb.npz")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all values to FILE")
     options = parser.parse_args(words)
-    for name in options.sections:
-        if name not in SECTIONS:
-            parser.error(f"{name}: is not a benchmark; known: {', '.join(SECTIONS)}")
     for name, least in (("pairs", 1), ("reviews", 200), ("epochs", 2)):
         if (value := getattr(options, name)) < least:
             parser.error(f"--{name} {value}: should be at least {least}")
@@ -81,11 +71,10 @@ def _measure(options: argparse.Namespace, console: Console) -> int:
     try:
         with scratch_directory() as folder:
             bench = Bench(settings, folder, console)
-            for name in options.sections or SECTIONS:
-                for each in SECTIONS[name](bench):
-                    results.append(each)
-                    if options.json:
-                        write_record(options.json, about, results)
+            for each in training(bench):
+                results.append(each)
+                if options.json:
+                    write_record(options.json, about, results)
     finally:
         if results:  # also after an interruption
             print_table(results)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from harness.data.sources import open_dataset
+from harness.data.vocabulary import encode_split
 from harness.system.processes import age_s
 from tests.asked_child import answer_request
 
@@ -43,15 +45,15 @@ def main() -> None:
 
 
 def _on_first_reviews(
-    read: Callable[[Path, int], Padded],
+    read: Callable[..., Padded],
     train: Callable[..., dict[str, float]],
     architecture: str,
     *,
-    keras_file: str,
+    data: str | None,
     limit: int,
     epochs: int,
 ) -> dict[str, float]:
-    return train(architecture, read(Path(keras_file), limit), epochs)
+    return train(architecture, read(data and Path(data), limit), epochs)
 
 
 def load(keras_file: Path, limit: int) -> Padded:
@@ -67,24 +69,19 @@ def load(keras_file: Path, limit: int) -> Padded:
     return Padded(padded[:limit], labels[:limit], padded_test[:limit])
 
 
-def load_without_keras(keras_file: Path, limit: int) -> Padded:
+def load_without_keras(data: Path | None, limit: int) -> Padded:
     """Return what `load` returns, without importing Keras.
 
     Importing Keras would add to the start and the memory of a process that trains with PyTorch.
     """
-    with np.load(keras_file, allow_pickle=True) as file:  # written by the bench itself
-        arrays = {name: file[name] for name in file.files}
-    shuffle = np.random.RandomState(113)  # the seed of Keras
-    padded = {}
-    for name in ("train", "test"):
-        order = np.arange(len(arrays[f"x_{name}"]))
-        shuffle.shuffle(order)
-        arrays[f"y_{name}"] = arrays[f"y_{name}"][order]
-        padded[name] = np.zeros([len(order), MAXLEN], np.int32)
-        for row, tokens in zip(padded[name], arrays[f"x_{name}"][order], strict=True):
-            indices = np.concatenate([[1], np.asarray(tokens, np.int32) + 3])[-MAXLEN:]
-            row[-len(indices) :] = np.where(indices < VOCAB_SIZE, indices, 2)
-    return Padded(padded["train"][:limit], arrays["y_train"][:limit], padded["test"][:limit])
+    dataset = open_dataset(data)
+    padded = []
+    for split in (dataset.train.take(limit), dataset.test.take(limit)):
+        tokens, offsets = encode_split(split, VOCAB_SIZE)
+        padded.append(np.zeros([len(split), MAXLEN], np.int32))
+        for row, review in zip(padded[-1], np.split(tokens, offsets[1:-1]), strict=True):
+            row[-len(review) :] = review[-MAXLEN:]
+    return Padded(padded[0], np.array(dataset.train.labels[:limit]), padded[1])
 
 
 # As in the notebook

@@ -104,7 +104,7 @@ class Bench:
             "architecture": architecture,
             "limit": self.settings.reviews,
             "epochs": self.settings.epochs,
-            "keras_file": str(self.keras_file()),
+            "data": self.keras_file() if way == "notebook" else self.settings.data,
         }
         variables = {"TF_CPP_MIN_LOG_LEVEL": "3"}
         variables |= {"CUDA_VISIBLE_DEVICES": ""} if is_for_cpu() else {}

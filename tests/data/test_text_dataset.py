@@ -238,7 +238,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
     """The cache stays empty."""
     path = write_csv(tmp_path / "a.csv", ROWS)
 
-    def read(source: Path, folder: Path, form: DataConfig | None) -> None:
+    def read(source: Path, folder: Path, form: DataConfig) -> None:
         write_csv(path, [*ROWS, ("one more", "pos")])
         make_dataset(source, folder, form)
 

@@ -46,6 +46,13 @@ def write_zstd(path: Path) -> Path:
     return path
 
 
+def write_spreadsheet(path: Path) -> Path:
+    """Write a byte order mark, more columns, and names of columns in another case."""
+    write_csv(path, [("7", label, text) for text, label in ROWS], ("id", " Label", "TEXT"))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    return path
+
+
 def with_class_names(table: pa.Table, names: list[str]) -> pa.Table:
     """Add the names of the classes to a table, as the package `datasets` does."""
     info = {"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}}
@@ -59,6 +66,8 @@ def found(source: Path, form: DataConfig = DEFAULT_FORM) -> list[tuple[str, str]
 @pytest.mark.parametrize(
     ("name", "write"),
     [
+        ("a.tsv", lambda path: write_csv(path, ROWS)),
+        ("spreadsheet.csv", write_spreadsheet),
         ("a.jsonl", write_jsonl),
         ("a.parquet", write_parquet),
         ("a.csv.gz", write_gzip),

@@ -23,25 +23,6 @@ def refusal(source: Path) -> str:
     return said
 
 
-def test_tables_and_folders_give_the_same_texts(tmp_path: Path) -> None:
-    """Quotes, line ends, other columns and a byte order mark change nothing."""
-    rows = [('He said "so, so".\nThen\tnothing; é', "neg"), ("fine", "pos")]
-    wider = [("7", label, text) for text, label in rows]
-    sources = [
-        write_csv(tmp_path / "a.csv", rows),
-        write_csv(tmp_path / "a.tsv", rows),
-        write_csv(tmp_path / "b.csv", wider, ("id", " Label", "TEXT")),
-        write_folder(tmp_path / "folder", rows),
-    ]
-    for source in sources:
-        found = [(each.text, each.label) for each in read_texts(source)]
-        assert sorted(found) == sorted(rows), source
-    content = sources[0].read_bytes()
-    marked = tmp_path / "marked.csv"
-    marked.write_bytes(b"\xef\xbb\xbf" + content)  # spreadsheet programs write this mark
-    assert list(read_texts(marked)) == list(read_texts(sources[0]))
-
-
 @pytest.mark.parametrize(
     ("names", "splits"),
     [

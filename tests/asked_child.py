@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from harness.doctor.child import NO_LIMIT_S, ChildError, Ended, run_module
 from harness.errors import InputError, RunError
+from tests.child import NO_LIMIT_S, ChildError, Ended, run_module
 
 
 def ask(

@@ -9,6 +9,8 @@ To import TensorFlow, `harness doctor` runs this module in a child process.
 import json
 import logging
 import math
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,17 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from harness import PROJECT
-from harness.doctor import child
-from harness.doctor.child import Ended
 from harness.errors import InputError, RunError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.resources import WARNING_S
 from harness.system import gpu
-from harness.system.console import echo, log
+from harness.system.console import echo, log, strip_prefix
 from harness.system.files import scratch_directory
-from harness.system.lenient_json import read_json, read_json_lines
+from harness.system.lenient_json import number, read_json, read_json_lines, table
+from harness.system.processes import own_code_first
 from harness.tracking.run_dir import RECORD, RESULT, last_start
 
 ARCHITECTURES = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
@@ -57,7 +58,7 @@ class Estimate:
     first_step_s: float = 0.0  # from the start of the process to the end of the first step
     total_s: float = 0.0
     time_limit: str = ""  # for sbatch --time
-    peak_memory_gb: float = 0.0
+    memory_gb: float = 0.0  # memory of the process near its end
     gpu_gb: float | None = None  # GPU memory that the run takes; None on CPUs
     error: str = ""
 
@@ -80,14 +81,43 @@ def ask_child(devices: str | None, timeout_s: float) -> dict[str, Any]:
         RunError: if the child fails, dies or takes longer than `timeout_s`.
     """
     try:
-        ended = child.run_module(MODULE, devices or "", timeout_s=timeout_s)
-    except child.ChildError as error:
+        output = _run_module(MODULE, devices or "", timeout_s=timeout_s)
+    except RunError as error:
         raise RunError(f"a process with TensorFlow {error}; {TRY}") from None
-    if ended.code == InputError.exit_code:
-        raise InputError(ended.last_line)
-    if ended.code != 0:
-        raise RunError(f"a process with TensorFlow {ended}; {TRY}")
-    return dict(json.loads(ended.output.splitlines()[-1]))
+    return dict(json.loads(output.splitlines()[-1]))
+
+
+def _run_module(module: str, *args: str | Path, timeout_s: float, **variables: str) -> str:
+    """Run a Python module of this project in a child process; return its standard output.
+
+    Raises:
+        InputError: if the child refuses its input.
+        RunError: if the child fails; the message has no subject, which the caller adds.
+    """
+    try:
+        done = subprocess.run(  # noqa: S603 - a list of arguments, no shell
+            # -P: the current folder may contain another package named harness.
+            [sys.executable, "-P", "-m", module, *map(str, args)],
+            # Offline: a download would distort the measured times.
+            env={**own_code_first(), "HARNESS_OFFLINE": "1", **variables},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise RunError(f"took over {timeout_s:.0f} s and was killed") from None
+    lines = [line for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
+    last = strip_prefix(lines[-1]) if lines else "it printed nothing"
+    if done.returncode == InputError.exit_code:
+        raise InputError(last)
+    if done.returncode < 0:
+        raise RunError(f"died of {signal.Signals(-done.returncode).name} ({last[:300]})")
+    if done.returncode > 0:
+        raise RunError(f"ended with code {done.returncode} ({last[:300]})")
+    return done.stdout
 
 
 # The estimate
@@ -129,34 +159,40 @@ def measure(name: str, devices: str | None, data: Path | None, **variables: str)
         args += ["--set", "data.validation_split=0.5", "--set", f"train.epochs={EPOCHS}"]
         args += ["--devices", devices] if devices else []
         args += ["--data", data] if data else []
-        limit_s = FIRST_USE_S if on_gpu else 2 * START_S
-        ended = child.run_module("harness", *args, timeout_s=limit_s, **variables)
-        if ended.code == InputError.exit_code:
-            raise InputError(ended.last_line)
-        if ended.code != 0:
-            raise RunError(f"a short run {ended}")
+        began_s = time.perf_counter()
+        try:
+            limit_s = FIRST_USE_S if on_gpu else 2 * START_S
+            _run_module("harness", *args, timeout_s=limit_s, **variables)
+        except RunError as error:
+            raise RunError(f"a short run {error}") from None
+        wall_s = time.perf_counter() - began_s
         run = next(folder.glob("*/probe"))
-        result, record = read_json(run / RESULT), read_json(run / RECORD)
+        result, record, state = (read_json(run / name) for name in (RESULT, RECORD, "state.json"))
         last = list(read_json_lines(run / "timings.jsonl"))[-1]
     job = load_job(JOBS / f"{name}.toml")
-    return estimate(job, result, record, last, ended)
+    return estimate(job, result, record, state, last, wall_s)
 
 
 def estimate(
-    job: Job, result: dict[str, Any], record: dict[str, Any], last: dict[str, Any], ended: Ended
+    job: Job,
+    result: dict[str, Any],
+    record: dict[str, Any],
+    state: dict[str, Any],
+    last: dict[str, Any],
+    wall_s: float,
 ) -> Estimate:
     """Extrapolate a short run to the whole job, on IMDB's 25,000 reviews per split.
 
     Args:
-        result, record: the contents of the short run's files `RESULT` and `RECORD`.
+        result, record, state: the contents of the short run's files.
         last: the times of the last epoch, because those of the first epoch include compilation.
-        ended: the process of the short run.
+        wall_s: how long the process of the short run took.
     """
     evaluated_s = last["validation_s"] / result["num_validation"]  # per review
     num_validation = int(FULL_REVIEWS * job.data.validation_split)
     epoch_s = (FULL_REVIEWS - num_validation) / last["reviews_per_s"]
     total_s = (
-        ended.wall_s
+        wall_s
         - (last["epoch_s"] + last["validation_s"])  # the rest is the run's start and end
         + job.train.epochs * (epoch_s + num_validation * evaluated_s)
         + FULL_REVIEWS * evaluated_s
@@ -173,7 +209,7 @@ def estimate(
         first_step_s=round(result["first_step_s"], 1),
         total_s=round(total_s, 1),
         time_limit=time_limit(total_s),
-        peak_memory_gb=round(ended.peak_memory_gb, 2),
+        memory_gb=round(number(table(state, "device").get("memory_gb")) or 0.0, 2),
         gpu_gb=start.get("gpu_gb"),
     )
 

@@ -13,14 +13,13 @@ import numpy as np
 
 from harness.compute.strategy import parse_devices, site_devices
 from harness.data.sources import open_dataset
-from harness.doctor import child
-from harness.doctor.child import Ended
 from harness.errors import RunError
 from harness.job.job_file import load_job
 from harness.slurm.environment import visible_gpus
 from harness.system.console import Console
 from harness.tracking.run_dir import RunDirectory
-from tests import asked_child
+from tests import asked_child, child
+from tests.child import Ended
 
 Arg = str | Path
 Way = Callable[[], dict[str, float]]  # measures once; returns the value of each quantity

@@ -7,14 +7,13 @@ from functools import partial
 from typing import Any
 
 from harness.compute.execution_plan import choose
-from harness.doctor import child
 from harness.doctor.doctor import describe_cards, describe_gpus
 from harness.doctor.finding import Finding
 from harness.doctor.probe import ARCHITECTURES, JOBS, START_S, measure
 from harness.job.job_file import load_job
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.system.processes import nvidia_driver
-from tests import asked_child
+from tests import asked_child, child
 from tests.gpu.runs import ALONE, RUN_S, Checks, NotRun, Runs, SmallRun, judge
 
 CHILD = "tests.gpu.child"
@@ -171,7 +170,7 @@ def check_speed(job: str, runs: Runs) -> Iterator[Finding]:
     runs.values.setdefault("reviews/s", {})[job] = rates
     found = "; ".join(
         f"{kind} {each.reviews_per_s:,.0f} reviews/s, {each.step_s * 1000:.1f} ms a step, "
-        f"{each.peak_memory_gb:.1f} GB"
+        f"{each.memory_gb:.1f} GB"
         + (f", {each.gpu_gb:.2f} GB of the GPU" if each.gpu_gb is not None else "")
         for kind, each in speeds.items()
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.doctor import child
+from tests import child
 from tests.conftest import PROJECT
 
 
@@ -45,7 +45,7 @@ def test_memory_is_that_of_one_child() -> None:
     """The memory of an earlier, larger child does not count."""
     code = """
 import sys
-from harness.doctor import child
+from tests import child
 for size in (300_000_000, 1):
     words = [sys.executable, "-c", f"len(b'x' * {size})"]
     print(child.run_process(words, timeout_s=60).peak_memory_gb)

@@ -22,10 +22,10 @@ from harness.data.sources import open_dataset
 from harness.doctor.finding import Finding, examine
 from harness.doctor.probe import ask_child
 from harness.doctor.slurm_checks import check_slurm
-from harness.slurm.environment import SlurmEnvironment, given_gpus, listed_gpus
+from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.pool import usable_memory_gb
 from harness.system.files import file_system
-from harness.system.gpu import LAST_TRUSTED, Card, code_for, find_problem
+from harness.system.gpu import LAST_TRUSTED, Card, code_for
 from harness.system.processes import installed_version, nvidia_driver
 
 SET_UP = "bash slurm/common.sh --setup"
@@ -40,7 +40,7 @@ def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Fin
     allocation = SlurmEnvironment.from_environment()
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "packages": check_packages,
-        "tensorflow": partial(check_tensorflow, allocation, devices),
+        "tensorflow": partial(check_tensorflow, devices),
         "memory": partial(check_memory, allocation),
         "slurm": partial(check_slurm, allocation),
         "data": partial(check_data, data),
@@ -84,16 +84,13 @@ def _wrong(requirements: list[str]) -> Iterator[str]:
 # TensorFlow
 
 
-def check_tensorflow(allocation: SlurmEnvironment | None, devices: str | None) -> Iterator[Finding]:
+def check_tensorflow(devices: str | None) -> Iterator[Finding]:
     """Check TensorFlow, its libraries, and the devices that it sees."""
     answer = ask_child(devices, TENSORFLOW_S)
     yield describe_import(answer["import_s"])
-    yield describe_gpus(answer, allocation)
+    yield describe_gpus(answer)
     yield from describe_cards(answer, nvidia_driver())
     yield from describe_libraries(answer["libraries"])
-    if "refused" in answer:
-        found, _, remedy = answer["refused"].rpartition("; ")
-        yield Finding("red", "--devices", found, remedy)
 
 
 def describe_import(import_s: float) -> Finding:
@@ -111,24 +108,15 @@ def describe_import(import_s: float) -> Finding:
     return Finding("green", "tensorflow", found)
 
 
-def describe_gpus(answer: dict[str, Any], allocation: SlurmEnvironment | None) -> Finding:
-    """Compare the GPUs that TensorFlow sees with the driver and the GPUs that Slurm assigned."""
-    gpus, driver = answer["gpus"], nvidia_driver()
-    given = given_gpus(allocation) if allocation else None
-    if gpus:
-        shown = ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
-        if given and given != len(gpus):
-            found = f"{shown}, but Slurm gave {given}"
-            return Finding("yellow", "devices", found, _gpu_remedy(answer, allocation))
-        return Finding("green", "devices", f"{shown}; {driver or 'driver unknown'}")
-    if given:
-        found = f"Slurm gave GPUs: {given}, TensorFlow sees none"
-        return Finding("red", "devices", found, _gpu_remedy(answer, allocation))
-    if driver and allocation is None:
-        found = f"TensorFlow sees no GPU, but this machine has a driver: {driver}"
-        return Finding("yellow", "devices", found, _gpu_remedy(answer, allocation))
-    why = "Slurm gave this job no GPU" if allocation else "no NVIDIA driver on this machine"
-    return Finding("green", "devices", f"CPU only, no GPU: {why}")
+def describe_gpus(answer: dict[str, Any]) -> Finding:
+    """Report the GPUs that TensorFlow sees, or why a run could not use the promised GPUs."""
+    if problem := answer["refused"] or answer["warning"]:
+        found, _, remedy = problem.rpartition("; ")
+        return Finding("red" if answer["refused"] else "yellow", "devices", found, remedy)
+    gpus = answer["gpus"]
+    shown = ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))
+    found = f"{shown}; {nvidia_driver() or 'driver unknown'}" if gpus else "no GPU, only the CPU"
+    return Finding("green", "devices", found)
 
 
 def describe_cards(answer: dict[str, Any], driver: str | None) -> Iterator[Finding]:
@@ -179,20 +167,6 @@ def describe_libraries(answer: dict[str, Any] | None) -> Iterator[Finding]:
         yield Finding("yellow", "libraries", found, remedy)
     else:
         yield Finding("green", "libraries", "all CUDA libraries load from the environment")
-
-
-def _gpu_remedy(answer: dict[str, Any], allocation: SlurmEnvironment | None) -> str:
-    given = given_gpus(allocation) if allocation else None
-    problem = find_problem(
-        "",
-        os.environ,
-        is_cuda_build=bool(answer["cuda"]),
-        num_seen=len(answer["gpus"]),
-        promised=given or 1,
-        given=given,
-        listed=listed_gpus(allocation) if allocation else (),
-    )
-    return f"{problem.reason}; {problem.remedy}"
 
 
 # The machine

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import PROJECT
-from harness.errors import InputError, RunError
+from harness.errors import InputError, NodeFault, RunError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment
@@ -228,30 +228,35 @@ def devices_seen(devices: str) -> dict[str, Any]:
     """Import TensorFlow; return how long it took, TensorFlow's build and the GPUs that it sees.
 
     Args:
-        devices: the devices to train on; empty = all. If the devices can't be used, the key
-            `refused` of the returned dictionary contains the reason.
+        devices: the devices to train on; empty = all. In the returned dictionary, `refused` is the
+            error with which a run on these devices would end, and `warning` a run's warning.
     """
+    from harness.compute.gpus import check_gpus
     from harness.compute.strategy import card_of, import_tensorflow, make_strategy, parse_devices
 
+    allocation = SlurmEnvironment.from_environment()
     began = time.perf_counter()
-    tf = import_tensorflow(SlurmEnvironment.from_environment())
+    tf = import_tensorflow(allocation)
     gpus = tf.config.list_physical_devices("GPU")
     import_s = time.perf_counter() - began
     cards = [card_of(each) for each in gpus]
-    build = tf.sysconfig.get_build_info()
-    answer = {
+    warnings: list[str] = []
+    refused = ""
+    try:
+        requested = parse_devices(devices) if devices else None
+        check_gpus(requested, allocation, warnings.append)
+        make_strategy(requested)
+    except (InputError, NodeFault) as error:
+        refused = str(error)
+    return {
         "import_s": import_s,
         "gpus": [card.name for card in cards],
         "capabilities": [list(card.capability) for card in cards],
         "libraries": _libraries() if gpu.has_driver() else None,
-        "targets": list(build.get("cuda_compute_capabilities", ())),
-        "cuda": str(build.get("cuda_version", "")),
+        "targets": list(tf.sysconfig.get_build_info().get("cuda_compute_capabilities", ())),
+        "warning": "".join(warnings),
+        "refused": refused,
     }
-    try:
-        make_strategy(parse_devices(devices) if devices else None)
-    except InputError as refusal:
-        answer["refused"] = str(refusal)
-    return answer
 
 
 def _libraries() -> dict[str, Any]:

@@ -11,7 +11,6 @@ import pytest
 from harness.doctor import doctor, slurm_checks
 from harness.doctor.doctor import check_runs, describe_import
 from harness.doctor.finding import Finding, examine
-from harness.slurm.environment import SlurmEnvironment
 from tests.conftest import PROJECT, Harness
 
 
@@ -114,24 +113,21 @@ def test_a_runs_folder_that_can_not_be_written_is_red(tmp_path: Path, kind: str)
 
 
 @pytest.mark.parametrize(
-    ("variables", "gpus", "level"),
+    ("refused", "warning", "gpus", "level", "found"),
     [
-        ({"SLURM_GPUS_ON_NODE": "2"}, [], "red"),
-        ({"SLURM_GPUS_ON_NODE": "2"}, ["A100"], "yellow"),
-        ({"SLURM_GPUS_ON_NODE": "2"}, ["A100", "A100"], "green"),
-        ({"SLURM_JOB_GPUS": "0,1"}, [], "red"),
-        ({}, [], "green"),
+        ("Slurm gave 2 GPUs, but why; do x", "", [], "red", "Slurm gave 2 GPUs, but why"),
+        ("", "training on the CPU; do x", [], "yellow", "training on the CPU"),
+        ("", "", ["A100", "A100"], "green", "2 x A100; "),
+        ("", "", [], "green", "no GPU"),
     ],
 )
-def test_tensorflow_sees_the_gpus_of_the_job(
-    variables: dict[str, str], gpus: list[str], level: str
+def test_the_devices_of_a_run(
+    refused: str, warning: str, gpus: list[str], level: str, found: str
 ) -> None:
-    """The finding is red if TensorFlow sees no GPU of the job, and yellow if it sees too few."""
-    allocation = SlurmEnvironment.from_environment({"SLURM_JOB_ID": "7", **variables})
-    answer = {"gpus": gpus, "cuda": "12"}
-    finding = doctor.describe_gpus(answer, allocation)
-    assert finding.level == level
-    assert bool(finding.remedy) == (level != "green")
+    """If a run would be refused, the finding is red; if the run would warn, it is yellow."""
+    finding = doctor.describe_gpus({"refused": refused, "warning": warning, "gpus": gpus})
+    assert (finding.level, finding.found[: len(found)]) == (level, found)
+    assert finding.remedy == ("" if level == "green" else "do x")
 
 
 @pytest.mark.parametrize(

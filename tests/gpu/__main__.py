@@ -99,7 +99,7 @@ def accept(devices: str | None, data: Path | None, *, is_full: bool) -> dict[str
     kind = requested.kind if requested else "gpu" if seen["gpus"] else "cpu"
     count = requested.count if requested else None
     num = min(len(seen["gpus"]), count or MAX_DEVICES) if kind == "gpu" else max(2, count or 2)
-    checks: Checks = {"devices": partial(check_gpus, seen, allocation), **CHECKS}
+    checks: Checks = {"devices": partial(check_gpus, seen), **CHECKS}
     if is_full:
         checks |= full.CHECKS
     lines: list[dict[str, Any]] = []

@@ -11,7 +11,7 @@ from harness.doctor.doctor import describe_cards, describe_gpus
 from harness.doctor.finding import Finding
 from harness.doctor.probe import ARCHITECTURES, JOBS, START_S, measure
 from harness.job.job_file import load_job
-from harness.slurm.environment import SlurmEnvironment, given_cpus
+from harness.slurm.environment import given_cpus
 from harness.system.processes import nvidia_driver
 from tests import asked_child, child
 from tests.gpu.runs import ALONE, RUN_S, Checks, NotRun, Runs, SmallRun, judge
@@ -22,11 +22,9 @@ AT_ONCE = 4  # runs at a time on a GPU; checks of speed start one run at a time
 # The node
 
 
-def check_gpus(
-    seen: dict[str, Any], allocation: SlurmEnvironment | None, runs: Runs
-) -> Iterator[Finding]:
+def check_gpus(seen: dict[str, Any], runs: Runs) -> Iterator[Finding]:
     """Report the GPUs, and for each model its driver and whether TensorFlow has code for it."""
-    yield describe_gpus(seen, allocation)
+    yield describe_gpus(seen)
     if runs.kind == "gpu":
         yield from describe_cards(seen, nvidia_driver())
     else:

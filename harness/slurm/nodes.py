@@ -12,12 +12,13 @@ import contextlib
 import json
 import logging
 import os
+import random
 import re
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,8 +33,8 @@ from harness.system.files import SharedDisk, atomic_write, owner_name
 from harness.system.lenient_json import parse_json
 
 # Few of these ports are in use, because Linux assigns the ports from 32768 to clients.
-FIRST_PORT, LAST_PORT = 20_000, 31_999
-PORTS_A_JOB = 32
+PORTS = range(20_000, 32_000)
+NUM_TRIES = 100  # number of ports that a worker tries
 
 INTERFACE = "HARNESS_INTERFACE"
 
@@ -98,9 +99,7 @@ class WorkerGroup:
         group = cls(_own_folder(parent, allocation), nodes, allocation.rank)
         interface = os.environ.get(INTERFACE)
         host = interface_address(interface) if interface else group.node
-        first = first_port(allocation.job_id) + group.rank
-        port = free_port(range(first, LAST_PORT + 1 + PORTS_A_JOB, PORTS_A_JOB))
-        own = {"address": f"{host}:{port}", "purpose": purpose}
+        own = {"address": f"{host}:{free_port(PORTS)}", "purpose": purpose}
         group._write(f"{group.rank}.json", json.dumps(own).encode())
         try:
             group._meet(purpose, time.monotonic() + join_s)
@@ -286,21 +285,15 @@ def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
     return folder
 
 
-def first_port(job_id: str) -> int:
-    """Return the first port for a job; jobs on the same node seldom share ports."""
-    num_jobs = (LAST_PORT + 1 - FIRST_PORT) // PORTS_A_JOB
-    return FIRST_PORT + int(job_id) % num_jobs * PORTS_A_JOB
-
-
-def free_port(ports: Iterable[int]) -> int:
-    """Return the first port that is free on all addresses; another process may still take it.
+def free_port(ports: Sequence[int]) -> int:
+    """Return a random port that is free on all addresses; another process may still take it.
 
     Raises:
         RunError: if no port is free.
     """
     is_dual = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if is_dual else socket.AF_INET
-    for port in ports:
+    for port in random.SystemRandom().sample(ports, NUM_TRIES):
         with (
             contextlib.suppress(OSError),
             socket.create_server(("", port), family=family, dualstack_ipv6=is_dual),

@@ -170,6 +170,7 @@ LOOK_S = 2.0  # seconds between two checks for cancelled tasks
 # Seconds to wait until a process has saved after a signal. Less than 90, because Slurm's warning
 # comes 90 s before the time limit; more than HARNESS_STOP_S, after which a process ends unsaved.
 SAVE_S = 75.0
+KILL_S = 10.0  # seconds to wait until srun has killed its step
 
 
 def _start(args: Sequence[str], stdout: IO[bytes] | int) -> "subprocess.Popen[bytes]":
@@ -232,7 +233,6 @@ class ProcessPool:
 
     def __init__(self, allocation: SlurmEnvironment | None) -> None:
         self.processes: list[ManagedProcess] = []
-        self._allocation = allocation
         self._in_steps = needs_steps(allocation)
 
     def __enter__(self) -> Self:
@@ -261,32 +261,23 @@ class ProcessPool:
                 in_step = self._in_steps and process.slot
                 # srun forwards USR2 to its step; after TERM, srun would kill the step at once.
                 process.send_signal(signal.SIGUSR2 if in_step else number)
-        deadline = time.monotonic() + wait_s
-        while any(process.alive for process in processes) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
+        _wait(processes, wait_s)
 
     def kill(self, processes: Sequence[ManagedProcess]) -> None:
         """Kill processes on all nodes."""
-        alive = [process for process in processes if process.alive]
-        if self._in_steps:
-            self._kill_steps({process.name for process in alive if process.slot})
-        for process in alive:
+        for process in processes:
+            # At a TERM srun kills its step; a killed srun would leave the step running.
+            in_step = self._in_steps and process.slot
+            process.send_signal(signal.SIGTERM if in_step else signal.SIGKILL)
+        _wait(processes, KILL_S)
+        for process in processes:
             process.send_signal(signal.SIGKILL)
 
-    def _kill_steps(self, names: set[str]) -> None:
-        if not names or not self._allocation:
-            return
-        with contextlib.suppress(InputError, RunError):
-            listed = client.ask(
-                *("squeue", "--steps", f"--jobs={self._allocation.own_id}"),
-                *("--noheader", "--format=%i %j"),
-            )
-            own = (self._allocation.own_id, self._allocation.job_id)  # squeue lists all array tasks
-            pairs = [line.strip().partition(" ") for line in listed.splitlines()]
-            if steps := [
-                step for step, _, name in pairs if name in names and step.partition(".")[0] in own
-            ]:
-                client.ask("scancel", "--signal=KILL", *steps)
+
+def _wait(processes: Sequence[ManagedProcess], wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while any(process.alive for process in processes) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
 
 
 # Independent tasks

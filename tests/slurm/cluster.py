@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pwd
-import random
 import re
 import shlex
 import shutil
@@ -347,10 +346,9 @@ class SlurmCluster:
 
 def free_ports(count: int) -> list[int]:
     """Return different free ports that Linux gives to no client before the daemons start."""
-    chance = random.SystemRandom()
     ports: set[int] = set()
     while len(ports) < count:
-        ports.add(free_port(chance.sample(PORTS, 100)))
+        ports.add(free_port(PORTS))
     return [*ports]
 
 

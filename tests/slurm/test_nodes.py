@@ -1,6 +1,5 @@
 """Workers exchange addresses, contents and reports in a folder, here without TensorFlow."""
 
-import itertools
 import os
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ from harness.errors import InputError, Interrupted, RunError
 from harness.slurm import nodes
 from harness.slurm.client import node_names
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.nodes import FIRST_PORT, LAST_PORT, WorkerGroup, first_port
+from harness.slurm.nodes import PORTS, WorkerGroup
 
 # A worker that waits for another worker, as TensorFlow does.
 WAITS = """
@@ -31,14 +30,6 @@ with group.limited(limit_s):
     time.sleep(60)
 """
 
-JOB_IDS = itertools.count(os.getpid() * 100)
-
-
-@pytest.fixture
-def job_id() -> str:
-    """The id of a job whose ports no other test uses."""
-    return str(next(JOB_IDS))
-
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
@@ -51,11 +42,9 @@ def _reports_arrive_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nodes, "REPORT_S", 0.5)
 
 
-def variables(
-    job_id: str, rank: int, nodes: str = "localhost localhost", **more: str
-) -> dict[str, str]:
+def variables(rank: int, nodes: str = "localhost localhost", **more: str) -> dict[str, str]:
     return {
-        "SLURM_JOB_ID": job_id,
+        "SLURM_JOB_ID": "7",
         "SLURM_JOB_NUM_NODES": str(len(nodes.split())),
         "SLURM_STEP_ID": "0",
         "SLURM_STEP_NUM_TASKS": str(len(nodes.split())),
@@ -65,8 +54,8 @@ def variables(
     }
 
 
-def allocation(job_id: str, rank: int, **more: str) -> SlurmEnvironment:
-    found = SlurmEnvironment.from_environment(variables(job_id, rank, **more))
+def allocation(rank: int, **more: str) -> SlurmEnvironment:
+    found = SlurmEnvironment.from_environment(variables(rank, **more))
     assert found
     return found
 
@@ -77,34 +66,34 @@ def join_all(*calls: Callable[[], WorkerGroup]) -> list[Future[WorkerGroup]]:
 
 
 def join(
-    job_id: str, rank: int, runs: Path, purpose: str = "the same", **more: str
+    rank: int, runs: Path, purpose: str = "the same", **more: str
 ) -> Callable[[], WorkerGroup]:
-    return lambda: WorkerGroup.join(allocation(job_id, rank, **more), runs, purpose, join_s=5)
+    return lambda: WorkerGroup.join(allocation(rank, **more), runs, purpose, join_s=5)
 
 
-def met(job_id: str, runs: Path, num: int = 2, **more: str) -> list[WorkerGroup]:
+def met(runs: Path, num: int = 2, **more: str) -> list[WorkerGroup]:
     """Return `num` workers, one per node, that know each other's addresses."""
     nodes = " ".join(["localhost"] * num)
-    calls = (join(job_id, rank, runs, nodes=nodes, **more) for rank in range(num))
+    calls = (join(rank, runs, nodes=nodes, **more) for rank in range(num))
     return [future.result() for future in join_all(*calls)]
 
 
-def test_workers_know_all_addresses(job_id: str, runs: Path) -> None:
+def test_workers_know_all_addresses(runs: Path) -> None:
     """The addresses are in the order of ranks, and their ports differ; nodes keep Slurm's order."""
     names = "localhost 127.0.0.1 localhost"
-    futures = join_all(*(join(job_id, rank, runs, nodes=names) for rank in (2, 0, 1)))
+    futures = join_all(*(join(rank, runs, nodes=names) for rank in (2, 0, 1)))
     found = [future.result().addresses for future in futures]
     assert found[0] == found[1] == found[2]
     assert [address.partition(":")[0] for address in found[0]] == names.split()
     ports = {int(address.partition(":")[2]) for address in found[0]}
     assert len(ports) == 3
-    assert all(FIRST_PORT <= port <= LAST_PORT for port in ports)
-    assert node_names(allocation(job_id, 0, nodes="n08 n9 n10")) == ["n08", "n9", "n10"]
+    assert ports < {*PORTS}
+    assert node_names(allocation(0, nodes="n08 n9 n10")) == ["n08", "n9", "n10"]
 
 
-def test_the_folder_is_private_and_hidden(job_id: str, runs: Path) -> None:
+def test_the_folder_is_private_and_hidden(runs: Path) -> None:
     """The workers' folder lies beside the runs, because the new run may still be refused."""
-    folder = met(job_id, runs)[0].folder
+    folder = met(runs)[0].folder
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o600}
     assert [*runs.iterdir()] == [folder]
@@ -112,71 +101,61 @@ def test_the_folder_is_private_and_hidden(job_id: str, runs: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make another user's folder")
-def test_a_folder_of_another_user_is_refused(job_id: str, runs: Path) -> None:
+def test_a_folder_of_another_user_is_refused(runs: Path) -> None:
     """That user could choose the addresses to which TensorFlow connects."""
-    folder = runs / f".workers-{job_id}-0-0"
+    folder = runs / ".workers-7-0-0"
     folder.mkdir(parents=True)
     os.chown(folder, 65534, -1)
     with pytest.raises(InputError, match="belongs to nobody"):
-        join(job_id, 0, runs)()
+        join(0, runs)()
 
 
-def test_interface_between_the_nodes(
-    job_id: str, runs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interface_between_the_nodes(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """HARNESS_INTERFACE chooses the address; if there is no such interface, the error lists all."""
     monkeypatch.setenv("HARNESS_INTERFACE", "lo")
-    chief, worker = met(job_id, runs)
+    chief, worker = met(runs)
     assert chief.addresses == worker.addresses
     assert all(address.startswith("127.0.0.1:") for address in chief.addresses)
     monkeypatch.setenv("HARNESS_INTERFACE", "ib7")
     with pytest.raises(InputError, match=r"HARNESS_INTERFACE ib7: no such interface .* lo"):
-        join(job_id, 0, runs)()
+        join(0, runs)()
 
 
-def test_neighbouring_jobs_use_different_ports() -> None:
-    """All ports lie in the documented range."""
-    firsts = [first_port(str(job)) for job in range(4_000_000, 4_000_300)]
-    assert len(set(firsts)) == 300
-    assert min(*firsts, FIRST_PORT) == FIRST_PORT
-    assert max(firsts) < LAST_PORT
-
-
-def test_workers_that_can_not_meet_are_named(job_id: str, runs: Path) -> None:
+def test_workers_that_can_not_meet_are_named(runs: Path) -> None:
     """A worker is missing, or has another job or other data, or two workers share a node."""
-    two = allocation(job_id, 0, nodes="localhost elsewhere")
+    two = allocation(0, nodes="localhost elsewhere")
     with pytest.raises(RunError, match=r"no worker arrived from elsewhere; .*runs/lstm"):
         WorkerGroup.join(two, runs, "any", join_s=0.3)
     shutil.rmtree(runs)
-    for future in join_all(join(job_id, 0, runs), join(job_id, 1, runs, purpose="another")):
+    for future in join_all(join(0, runs), join(1, runs, purpose="another")):
         with pytest.raises(RunError, match="another job, other data"):
             future.result()
-    two = allocation(job_id, 0, nodes="localhost", SLURM_STEP_NUM_TASKS="2")
+    two = allocation(0, nodes="localhost", SLURM_STEP_NUM_TASKS="2")
     with pytest.raises(InputError, match="--ntasks-per-node=1"):
         WorkerGroup.join(two, runs, "any")
 
 
-def test_a_new_start_has_a_new_folder(job_id: str, runs: Path) -> None:
+def test_a_new_start_has_a_new_folder(runs: Path) -> None:
     """The folder of an earlier start is removed."""
-    before = met(job_id, runs)
-    after = met(job_id, runs, SLURM_RESTART_COUNT="1")
+    before = met(runs)
+    after = met(runs, SLURM_RESTART_COUNT="1")
     assert after[0].folder != before[0].folder
     assert not before[0].folder.exists()
     after[0].share(b"new")
     assert after[1].share() == b"new"
 
 
-def test_the_chief_shares_with_all(job_id: str, runs: Path) -> None:
+def test_the_chief_shares_with_all(runs: Path) -> None:
     """Contents arrive complete and in order, even if they are empty or long."""
-    chief, worker = met(job_id, runs)
+    chief, worker = met(runs)
     for content in (b"", os.urandom(3_000_000)):
         assert chief.share(content) == content
         assert worker.share() == content
 
 
-def test_nobody_waits_for_a_chief_that_ended(job_id: str, runs: Path) -> None:
+def test_nobody_waits_for_a_chief_that_ended(runs: Path) -> None:
     """A signal may stop the chief before it shares anything."""
-    chief, worker = met(job_id, runs)
+    chief, worker = met(runs)
     with pytest.raises(Interrupted), chief:
         raise Interrupted("SIGTERM")
     with pytest.raises(Interrupted, match="the end of the worker on localhost"):
@@ -184,9 +163,9 @@ def test_nobody_waits_for_a_chief_that_ended(job_id: str, runs: Path) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_a_failed_worker_ends_the_others(job_id: str, runs: Path, rank: int) -> None:
+def test_a_failed_worker_ends_the_others(runs: Path, rank: int) -> None:
     """The other workers raise an error with the reason of the failed one."""
-    everyone = met(job_id, runs, 3)
+    everyone = met(runs, 3)
     with pytest.raises(InputError), everyone[rank]:
         raise InputError("no such thing")
     for other in range(3):
@@ -195,10 +174,10 @@ def test_a_failed_worker_ends_the_others(job_id: str, runs: Path, rank: int) -> 
                 everyone[other].explain()
 
 
-def test_a_lost_worker_is_named_by_its_node(job_id: str, runs: Path) -> None:
+def test_a_lost_worker_is_named_by_its_node(runs: Path) -> None:
     """If TensorFlow's message names no other worker, the error names the nodes of all others."""
     nodes = "localhost 127.0.0.1 127.0.0.2"
-    calls = [join(job_id, rank, runs, nodes=nodes) for rank in range(3)]
+    calls = [join(rank, runs, nodes=nodes) for rank in range(3)]
     group = join_all(*calls)[0].result()
     group.explain()  # does nothing, because no worker has reported a failure
     assert group.lost("aborted by /job:worker/replica:0/task:2") == "127.0.0.2"
@@ -206,11 +185,9 @@ def test_a_lost_worker_is_named_by_its_node(job_id: str, runs: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [None, Interrupted("SIGUSR2")])
-def test_a_worker_waits_for_the_chief_to_finish(
-    job_id: str, runs: Path, error: Interrupted | None
-) -> None:
+def test_a_worker_waits_for_the_chief_to_finish(runs: Path, error: Interrupted | None) -> None:
     """A worker ends after the chief has written everything and the folder is removed."""
-    chief, worker = met(job_id, runs)
+    chief, worker = met(runs)
     kind = Interrupted if error else None
     with ThreadPoolExecutor(1) as pool:
         leaving = pool.submit(worker.__exit__, kind, error, None)
@@ -222,10 +199,10 @@ def test_a_worker_waits_for_the_chief_to_finish(
 
 
 def test_a_report_during_the_removal_of_the_folder(
-    job_id: str, runs: Path, monkeypatch: pytest.MonkeyPatch
+    runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If a worker ends while the chief removes the folder, nobody waits, and no folder is left."""
-    chief, worker = met(job_id, runs)
+    chief, worker = met(runs)
     remove = shutil.rmtree
 
     def then_report(folder: Path, ignore_errors: bool) -> None:
@@ -240,11 +217,11 @@ def test_a_report_during_the_removal_of_the_folder(
     assert not chief.folder.exists()
 
 
-def test_a_wait_for_tensorflow_is_limited(job_id: str, runs: Path) -> None:
+def test_a_wait_for_tensorflow_is_limited(runs: Path) -> None:
     """The wait ends with code 75 after a time limit, or with the reason of a worker that failed."""
 
     def start(limit_s: float, restarts: str) -> "subprocess.Popen[str]":
-        env = {**os.environ, **variables(job_id, 0), "SLURM_RESTART_COUNT": restarts}
+        env = {**os.environ, **variables(0), "SLURM_RESTART_COUNT": restarts}
         words = [sys.executable, "-c", WAITS, str(runs), str(limit_s)]
         return subprocess.Popen(words, env=env, stdout=-1, stderr=-1, text=True)
 
@@ -253,7 +230,7 @@ def test_a_wait_for_tensorflow_is_limited(job_id: str, runs: Path) -> None:
         (50.0, "1", 1, "the worker on localhost failed: no such thing"),
     ):
         with start(limit_s, restarts) as chief:
-            worker = join(job_id, 1, runs, SLURM_RESTART_COUNT=restarts)()
+            worker = join(1, runs, SLURM_RESTART_COUNT=restarts)()
             assert chief.stdout
             assert chief.stdout.readline() == "met\n"
             if limit_s > 1:
@@ -264,9 +241,9 @@ def test_a_wait_for_tensorflow_is_limited(job_id: str, runs: Path) -> None:
             assert said in chief.stderr.read()
 
 
-def test_nobody_waits_for_a_chief_that_may_be_lost(job_id: str, runs: Path) -> None:
+def test_nobody_waits_for_a_chief_that_may_be_lost(runs: Path) -> None:
     """A worker that has noticed the loss of the chief ends at once."""
-    _, worker = met(job_id, runs)
+    _, worker = met(runs)
     worker.lost("/job:worker/replica:0/task:0")
     began = time.monotonic()
     worker.__exit__(Interrupted, Interrupted("a loss"), None)

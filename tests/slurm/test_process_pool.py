@@ -295,13 +295,15 @@ class Signalled(ManagedProcess):
         self.signals.append(number)
 
 
-def test_a_job_step_saves_at_usr2() -> None:
-    """A step gets USR2, because srun kills its step at a TERM; a child process gets the TERM."""
+def test_signals_of_a_job_step() -> None:
+    """srun forwards USR2 to its step, and kills the step at a TERM; a child process differs."""
     here, node = Signalled(None), Signalled(Slot("n1", 0, 1, 1))
     pool = ProcessPool(None)
     pool._in_steps = True
     pool.ask_to_save([here, node], signal.SIGTERM)
     assert (here.signals, node.signals) == ([signal.SIGTERM], [signal.SIGUSR2])
+    pool.kill([here, node])
+    assert (here.signals[1], node.signals[1]) == (signal.SIGKILL, signal.SIGTERM)
 
 
 def test_a_job_step_runs_on_its_slots_node(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,22 +318,12 @@ def test_a_job_step_runs_on_its_slots_node(monkeypatch: pytest.MonkeyPatch) -> N
     assert "--mem=0" not in srun_args(Slot("n10", 0, 2, 8), "lstm-seed1")
 
 
-def test_an_array_task_kills_its_own_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a task's job id is the array's id, squeue lists the steps of all tasks.
-
-    Without srun, no job steps are used, and several nodes are refused.
-    """
-    cancelled = tmp_path / "cancelled"
-    write_program(tmp_path / "squeue", "printf '42_1.0 w0\\n42_3.0 w0\\n42_3.1 w1\\n42_13.0 w0\\n'")
-    write_program(tmp_path / "scancel", f'echo "$@" >{cancelled}')
+def test_steps_need_srun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without srun, as in a container, workers are child processes; several nodes are refused."""
     write_program(tmp_path / "srun", "")
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    task = allocation(SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_ID="3")
-    ProcessPool(task)._kill_steps({"w0"})
-    assert cancelled.read_text() == "--signal=KILL 42_3.0\n"
-    assert needs_steps(task)
-    assert not needs_steps(None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert (needs_steps(allocation()), needs_steps(None)) == (True, False)
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    assert not needs_steps(task)
+    assert not needs_steps(allocation())
     with pytest.raises(InputError, match="--nodes=1"):
         needs_steps(allocation(SLURM_JOB_NUM_NODES="2"))

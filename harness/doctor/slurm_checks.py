@@ -13,7 +13,6 @@ from harness.slurm.client import ask, has_client, would_start
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.resources import ALWAYS, NEVER, VARIABLES, Rules, compose, site_options
 from harness.slurm.script import read_header
-from harness.system.files import scratch_directory
 from harness.system.site_settings import SITE, TRUSTED_NETWORK, not_sourced
 
 TIMEOUT_S = 10
@@ -103,7 +102,8 @@ def check_script() -> Finding:
     """Check that sbatch would accept a job script with this shell's SBATCH_ settings."""
     name = "slurm/lstm.sh with this shell's SBATCH_ settings"
     try:
-        answer = would_start(PROJECT / "slurm" / "lstm.sh", timeout_s=TIMEOUT_S)
+        script = (PROJECT / "slurm/lstm.sh").read_text(errors="replace")
+        answer = would_start(script, timeout_s=TIMEOUT_S)
     except (InputError, RunError) as error:
         remedy = "set account, partition, GPUs and memory, or SBATCH_GRES=none: see the end of "
         return Finding("red", "sbatch", f"{name} {error}", f"{remedy}slurm/site.example.sh")
@@ -118,14 +118,12 @@ def _check_by_rules(rules: Rules) -> Finding:
     edit = rf"sed -E '/^#SBATCH --({names})\b/d' slurm/lstm.sh | " if names else ""
     words = f"{unset} sbatch {shlex.join(composed.args)} {'' if names else 'slurm/lstm.sh'}"
     line = edit + " ".join(words.split())
-    with scratch_directory() as folder:
-        copy = folder / "job.sh"
-        copy.write_text("\n".join(["#!/bin/bash", *composed.header, ""]))
-        try:
-            answer = would_start(copy, *composed.args, timeout_s=TIMEOUT_S, unset=composed.unset)
-        except (InputError, RunError) as error:
-            remedy = f"correct {NEVER} and {ALWAYS} in {SITE}"
-            return Finding("red", "sbatch", f"lstm.sh submitted by `{line}` {error}", remedy)
+    script = "\n".join(["#!/bin/bash", *composed.header, ""])
+    try:
+        answer = would_start(script, *composed.args, timeout_s=TIMEOUT_S, unset=composed.unset)
+    except (InputError, RunError) as error:
+        remedy = f"correct {NEVER} and {ALWAYS} in {SITE}"
+        return Finding("red", "sbatch", f"lstm.sh submitted by `{line}` {error}", remedy)
     return Finding("green", "sbatch", f"`{line}`, or harness submit, is accepted: {answer}")
 
 

@@ -8,17 +8,13 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from harness.errors import InputError, RunError
 from harness.slurm.environment import OF_CALLERS, OF_USERS, SlurmEnvironment
 
 TIMEOUT_S = 60
 SETTINGS_TIMEOUT_S = 10
-BAD_OPTION = 255  # sbatch's exit code for a wrong option
 NO_NODES = "configuration is not available"
-# Words in sbatch's messages that show that Slurm is unavailable; the job may be correct.
-NO_SLURM = re.compile("unable to contact|timed out|zero bytes|standby mode|temporarily", re.I)
 
 
 class NoAnswerError(RunError):
@@ -34,8 +30,10 @@ def has_client(program: str) -> bool:
     return shutil.which(program) is not None
 
 
-def call(*args: str, timeout_s: float | None = None) -> "subprocess.CompletedProcess[str]":
-    """Run a client program, and return its exit code and output.
+def call(
+    *args: str, stdin: str = "", timeout_s: float | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a client program with the text `stdin`, and return its exit code and output.
 
     Raises:
         InputError: if the program is not on the PATH.
@@ -51,6 +49,7 @@ def call(*args: str, timeout_s: float | None = None) -> "subprocess.CompletedPro
     try:
         return subprocess.run(  # noqa: S603 - a list of arguments, no shell
             args,
+            input=stdin,
             capture_output=True,
             text=True,
             errors="replace",  # names of jobs and files need not be UTF-8
@@ -145,10 +144,9 @@ def submitted_id(name: str, done: "subprocess.CompletedProcess[str]") -> str:
     Raises:
         NoAnswerError: if sbatch printed no id.
         InputError: if sbatch refused the job; the message states the reason.
-        RunError: if Slurm is not available now.
     """
     if done.returncode != 0:
-        raise _refusal(f"{name}: was not submitted: {errors_of(done)}")
+        raise InputError(f"{name}: was not submitted: {errors_of(done)}")
     # `;` and the cluster's name may follow the id.
     found = re.findall(r"^[ \t]*(\d+)(?:;.*)?[ \t]*$", done.stdout, re.MULTILINE)
     if not found:
@@ -157,27 +155,28 @@ def submitted_id(name: str, done: "subprocess.CompletedProcess[str]") -> str:
 
 
 def would_start(
-    script: Path, *flags: str, unset: Sequence[str] = (), timeout_s: float | None = None
+    script: str, *flags: str, unset: Sequence[str] = (), timeout_s: float | None = None
 ) -> str:
     """Return sbatch's sentence on when and where a job would start; submit nothing.
+
+    Args:
+        script: the text of the job script.
+        flags: options of sbatch.
+        unset: environment variables to hide from sbatch.
+        timeout_s: the seconds to wait for the answer.
 
     Raises:
         InputError: if sbatch is not on the PATH, or if it refuses the job.
         NoNodesError: if no node suits the job, or if all suitable nodes are down.
-        RunError: if Slurm does not answer.
+        NoAnswerError: if sbatch does not answer in time.
     """
-    done = call(*sbatch_args(unset), "--test-only", *flags, str(script), timeout_s=timeout_s)
+    words = [*sbatch_args(unset), "--test-only", *flags]
+    done = call(*words, stdin=script, timeout_s=timeout_s)
     answer = errors_of(done).removeprefix("sbatch: ")  # sbatch reports success on stderr too
-    if done.returncode == BAD_OPTION:
-        raise InputError(f"{answer}; see man sbatch")
     if done.returncode != 0:
-        message = f"would not start: {answer}"
-        raise NoNodesError(message) if NO_NODES in answer else _refusal(message)
+        kind = NoNodesError if NO_NODES in answer else InputError
+        raise kind(f"would not start: {answer}")
     return answer
-
-
-def _refusal(message: str) -> InputError | RunError:
-    return (RunError if NO_SLURM.search(message) else InputError)(message)
 
 
 # The user's jobs in the queue

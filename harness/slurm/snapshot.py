@@ -20,7 +20,6 @@ from harness.system.git import (
     SNAPSHOT_RECORD,
     GitError,
     code_version,
-    commit_of,
     is_checkout,
     is_snapshot,
     new_files,
@@ -42,18 +41,6 @@ def project_folder() -> Path:
     """Return the project whose code is submitted: HARNESS_HOME, or the project of this package."""
     named = os.environ.get("HARNESS_HOME")
     return Path(named).absolute() if named else PROJECT
-
-
-def snapshot_path(project: Path, runs: Path) -> Path:
-    """Return the path for a snapshot of the current code; the snapshot need not exist.
-
-    Raises:
-        InputError: if the files that git doesn't track exceed MAX_NEW_FILES or MAX_NEW_BYTES.
-    """
-    if is_snapshot(project):
-        return project
-    names, _ = code_files(project, runs)
-    return _path(project, runs, names, commit=commit_of(project))
 
 
 def take_snapshot(project: Path, runs: Path) -> Path:
@@ -87,8 +74,9 @@ def take_snapshot(project: Path, runs: Path) -> Path:
             (parent / "__pycache__").mkdir(exist_ok=True)
         _keep_others_out(copy)
         # Hash the copy, because a file of the project may have changed meanwhile.
-        folder = _path(copy, runs, names, commit=version["commit"])
-        if not _holds(folder, copy, names):
+        digest = _digest(copy, names, version["commit"])
+        folder = submissions(runs) / f"code-{digest}"
+        if not _is_intact(folder) or _digest(folder, names, version["commit"]) != digest:
             _replace(folder, copy)
     except OSError as error:
         raise RunError(
@@ -158,53 +146,44 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
 def _walk(project: Path, runs: Path) -> Iterable[str]:
     for at, folders, files in os.walk(project):
         here = Path(at)
-        links = [name for name in folders if (here / name).is_symlink()]
-        folders[:] = [
-            name
-            for name in folders
-            if not _is_no_code(name)
-            and (here / name).resolve() != runs.resolve()
-            and name not in links
-            and not (here / name / "pyvenv.cfg").exists()
-        ]
-        for name in [*files, *links]:
-            if not _is_no_code(name):
+        files += [name for name in folders if (here / name).is_symlink()]
+        folders[:] = [name for name in folders if not _is_no_code(here / name, runs)]
+        for name in files:
+            if not _is_no_code(here / name, runs):
                 yield str((here / name).relative_to(project))
 
 
-def _is_no_code(name: str) -> bool:
-    return any(Path(name).match(pattern) for pattern in NO_CODE)
+def _is_no_code(path: Path, runs: Path) -> bool:
+    is_named_so = any(path.match(pattern) for pattern in NO_CODE)
+    return is_named_so or (path / "pyvenv.cfg").exists() or path.resolve() == runs.resolve()
 
 
-def _path(root: Path, runs: Path, names: Iterable[str], *, commit: str | None) -> Path:
+def _digest(root: Path, names: Iterable[str], commit: str | None) -> str:
+    """Return a checksum of the kinds and contents of files; a missing file counts as empty."""
     # The hash depends on the user's id, because users trust only their own snapshots.
     digest = hashlib.sha256(f"{os.getuid()} {commit}".encode())
     for name in names:
-        digest.update(b"\0".join([b"", os.fsencode(name), *_content(root, name)]))
-    return submissions(runs) / f"code-{digest.hexdigest()[:16]}"
+        path, kind, content = root / name, b"missing", b""
+        if path.is_symlink():
+            kind, content = b"link", os.fsencode(path.readlink())
+        elif path.is_file():
+            kind = b"run" if path.stat().st_mode & 0o100 else b"file"
+            content = path.read_bytes()
+        parts = os.fsencode(name), kind, hashlib.sha256(content).digest()
+        digest.update(b"\0".join(parts))
+    return digest.hexdigest()[:16]
 
 
-def _content(root: Path, name: str) -> list[bytes]:
-    """Return the kind of a file (link, run if executable, or file) and its content's checksum."""
-    path = root / name
-    if path.is_symlink() and name != SITE:
-        return [b"link", hashlib.sha256(os.fsencode(path.readlink())).digest()]
-    kind = b"run" if path.stat().st_mode & 0o100 else b"file"
-    return [kind, hashlib.sha256(path.read_bytes()).digest()]
+def _is_intact(folder: Path) -> bool:
+    """Whether a snapshot exists and no other user could have changed it.
 
-
-def _holds(folder: Path, copy: Path, names: Iterable[str]) -> bool:
-    """Whether the snapshot in `folder` has the same files as `copy`, which has the current code.
-
-    A scratch disk may delete old files of a snapshot. The result is also False if another user
-    could have changed the snapshot. In a shared folder of runs, such a user could change the code
-    of a job, or add a module that Python imports first.
+    In a shared folder of runs, such a user could change the code of a job, or add a module that
+    Python imports first.
     """
     try:
-        if any(distrust(path) for path in (folder, *folder.rglob("*")) if not path.is_symlink()):
-            return False
         is_recorded = os.path.lexists(folder / SNAPSHOT_RECORD)
-        return is_recorded and all(_content(folder, n) == _content(copy, n) for n in names)
+        paths = (folder, *folder.rglob("*"))
+        return is_recorded and not any(distrust(path) for path in paths if not path.is_symlink())
     except OSError:
         return False
 

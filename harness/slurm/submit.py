@@ -42,10 +42,11 @@ from harness.slurm.script import (
     job_variables,
     read_header,
     script_of,
+    submissions,
 )
-from harness.slurm.snapshot import left_out, project_folder, snapshot_path, take_snapshot
+from harness.slurm.snapshot import left_out, project_folder, take_snapshot
 from harness.system.console import Console
-from harness.system.files import atomic_write, scratch_directory
+from harness.system.files import atomic_write
 from harness.system.git import commit_of, is_checkout
 from harness.system.leased_dir import to_json
 from harness.system.site_settings import check_trusted_network
@@ -61,7 +62,7 @@ class Request:
     project: Path
     runs: Path  # the absolute path of the folder of runs
     jobs: tuple[Wanted, ...]
-    comparison: Resources | None = None  # resources of the job that compares the runs
+    compares: bool = False  # whether another job compares the runs
 
 
 def make_request(
@@ -87,18 +88,16 @@ def make_request(
     project = project_folder()
     files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in ALL_JOBS]
     jobs = [Wanted(_check_job(file, overrides, chosen), resources, chosen, pack) for file in files]
-    return check_request(jobs, runs, None if job_file else resources)
+    return check_request(jobs, runs, compares=job_file is None)
 
 
-def check_request(
-    jobs: Iterable[Wanted], runs: Path, comparison: Resources | None = None
-) -> Request:
+def check_request(jobs: Iterable[Wanted], runs: Path, *, compares: bool = False) -> Request:
     """Return the request for these jobs after checking each of them.
 
     Raises:
         InputError: if a value is refused; the message states the value and the remedy.
     """
-    request = Request(project_folder(), runs.absolute(), tuple(jobs), comparison)
+    request = Request(project_folder(), runs.absolute(), tuple(jobs), compares)
     if request.project.resolve() == runs.resolve():
         raise InputError(f"--runs {runs}: is the project itself; name another folder")
     for each in request.jobs:
@@ -163,26 +162,23 @@ def doubts(request: Request) -> Iterator[str]:
 
 
 def dry_submissions(request: Request) -> list[SbatchJob]:
-    """Return the jobs of a request without submitting them; <job name> replaces each job id."""
-    layout = _layout(request, snapshot_path(request.project, request.runs))
+    """Return the jobs of a request without submitting them; `<…>` replaces hash and job ids."""
+    layout = _layout(request, submissions(request.runs) / "code-<hash>")
     planned = [job_submission(each, layout) for each in request.jobs]
-    if request.comparison:
+    if request.compares:
         trainings = {f"<{each.name}>": each for each in planned}
-        planned.append(comparison_submission(trainings, request.comparison, layout))
+        planned.append(comparison_submission(trainings, request.jobs[0].resources, layout))
     return planned
 
 
 def _check_start(planned: SbatchJob) -> None:
     """Ask sbatch whether it accepts a job, before anything is written to the folder of runs."""
-    with scratch_directory() as folder:
-        script = folder / "job.sh"
-        script.write_bytes(os.fsencode(planned.script))
-        try:
-            # If all suitable nodes are down, sbatch accepts the job, but `--test-only` refuses it.
-            with contextlib.suppress(client.NoNodesError):
-                client.would_start(script, *planned.asks, unset=planned.unset)
-        except (InputError, RunError) as error:
-            raise type(error)(f"{planned.name}: {error}") from None
+    try:
+        # If all suitable nodes are down, sbatch accepts the job, but `--test-only` refuses it.
+        with contextlib.suppress(client.NoNodesError):
+            client.would_start(planned.script, *planned.asks, unset=planned.unset)
+    except (InputError, RunError) as error:
+        raise type(error)(f"{planned.name}: {error}") from None
 
 
 def submit(request: Request) -> dict[str, SbatchJob]:
@@ -206,8 +202,8 @@ def submit(request: Request) -> dict[str, SbatchJob]:
         for wanted in request.jobs:
             submission = job_submission(wanted, layout)
             submitted[_submit(submission)] = submission
-        if request.comparison:
-            submission = comparison_submission(submitted, request.comparison, layout)
+        if request.compares:
+            submission = comparison_submission(submitted, request.jobs[0].resources, layout)
             submitted[_submit(submission)] = submission
     except (InputError, RunError, OSError) as error:
         if not submitted:

@@ -27,8 +27,6 @@ pytestmark = [
     pytest.mark.skipif(os.getuid() != 0, reason="only root can act as a second user"),
 ]
 
-JOB_ID = str(900_000 + os.getpid())
-
 
 class Owner:
     """The victim: a user with a run, code, data, TensorBoard, and a job that starts."""
@@ -38,7 +36,7 @@ class Owner:
         done = harness.train("lstm", "mine", "--set", "train.epochs=1")
         assert done.returncode == 0, done.stderr
         self.run = harness.runs / "lstm/mine"
-        self.meeting = harness.runs / f"lstm/.workers-{JOB_ID}-0-0"
+        self.meeting = harness.runs / "lstm/.workers-7-0-0"
         monkeypatch.setenv("XDG_CACHE_HOME", harness.environment["XDG_CACHE_HOME"])
         record = json.loads((self.run / "provenance.json").read_text())
         (self.run / "provenance.json").write_text(json.dumps({**record, "uncommitted_diff": "x"}))
@@ -95,7 +93,7 @@ def owner(monkeypatch: pytest.MonkeyPatch) -> Iterator[Owner]:
 
 
 def join(rank: int, parent: Path) -> WorkerGroup:
-    allocation = SlurmEnvironment.from_environment(variables(JOB_ID, rank))
+    allocation = SlurmEnvironment.from_environment(variables(rank))
     assert allocation
     return WorkerGroup.join(allocation, parent, "the same", join_s=40)
 

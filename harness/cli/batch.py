@@ -63,7 +63,7 @@ def job_begin(
         FLAGS,
         OF_GPUS,
         SlurmEnvironment,
-        array_task,
+        array_seed,
         describe_given,
         given_limit_s,
         not_own,
@@ -85,8 +85,7 @@ def job_begin(
             str(runs),
             allocation if job else None,
             is_called=called,
-            seeds=tuple(os.environ.get("HARNESS_ARRAY_SEEDS", "").split()),
-            task=array_task(),
+            seed=array_seed(),
             never=Rules.of_site().never,
         ),
     )

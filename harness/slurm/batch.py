@@ -11,9 +11,11 @@ import re
 import shlex
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic import BaseModel, ValidationError
 
 from harness.errors import Interrupted
 from harness.slurm.environment import SlurmEnvironment, given_memory_gb
@@ -63,8 +65,7 @@ class Start:
     runs: str
     allocation: SlurmEnvironment | None = None  # the batch job; None for a local run
     is_called: bool = False  # whether a user's script called the job script, maybe for several runs
-    seeds: tuple[str, ...] = ()  # seeds of tasks 1, 2, ...; empty if a task's index is its seed
-    task: str | None = None  # index of this array task; None outside of an array
+    seed: str | None = None  # seed of this array task; None outside of an array
     never: tuple[str, ...] = ()  # names of sbatch options that the site refuses, such as mem
 
     @property
@@ -122,9 +123,8 @@ def _training(words: Sequence[str], start: Start, runs: str) -> Plan:
     job, *rest = words
     job = str(start.home / job)
     options = []
-    if start.task is not None and value_of("--seed", rest) is None:
-        seed = start.seeds[int(start.task) - 1] if start.seeds else start.task
-        options += ["--seed", seed]
+    if start.seed is not None and value_of("--seed", rest) is None:
+        options += ["--seed", start.seed]
     if (run_id := value_of("--run-id", rest)) is None and (run_id := start.run_id(rest)):
         options += ["--run-id", run_id]
     return Plan(
@@ -176,8 +176,7 @@ def value_of(option: str, words: Sequence[str]) -> str | None:
 # ---- The end of a start
 
 
-@dataclass(frozen=True)
-class Counters:
+class Counters(BaseModel, frozen=True):
     """Counts over all jobs of a run, from which `decide` concludes whether to requeue a job."""
 
     start: str = ""  # id of the last start that was counted
@@ -189,20 +188,15 @@ class Counters:
     @classmethod
     def read(cls, path: Path) -> "Counters":
         """Read the counters from a file; all are zero if the file is missing or broken."""
-        record = read_json(path)
-        listed = record.get("faulty")
-        return cls(
-            start=text(record.get("start")) or "",
-            reached=whole(record.get("reached")) or 0,
-            idle=whole(record.get("idle")) or 0,
-            faulty=tuple(filter(text, listed)) if isinstance(listed, list) else (),
-            memory_retries=whole(record.get("memory_retries")) or 0,
-        )
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError:
+            return cls()
 
     def write(self, path: Path) -> None:
         """Write the counters to a file, which may already exist."""
         make_folder(path.parent)
-        atomic_write(path, to_json({"format": 1, **asdict(self)}))
+        atomic_write(path, to_json(self.model_dump()))
 
 
 @dataclass(frozen=True)
@@ -310,12 +304,12 @@ def _count(ending: Ending, before: Counters) -> Counters:
         is_further = not ending.was_starting and not ending.faulty
     again = ending.start == before.start
     known = () if is_further else before.faulty
-    return replace(
-        before,
+    return Counters(
         start=ending.start,
         reached=max(reached, before.reached),  # a start that fails early may report less progress
         idle=0 if is_further else before.idle + (not again),
         faulty=tuple(dict.fromkeys((*known, *ending.faulty))),
+        memory_retries=before.memory_retries,
     )
 
 
@@ -334,7 +328,7 @@ def _out_of_memory(ending: Ending, counters: Counters) -> Decision:
         return Decision(
             requeue=True,
             reason=f"{reason}; the job requests {more_mb} MB from now on",
-            counters=replace(counters, memory_retries=counters.memory_retries + 1),
+            counters=counters.model_copy(update={"memory_retries": counters.memory_retries + 1}),
             memory_mb=more_mb,
         )
     reason += f"; give --mem={more_mb}M or more"

@@ -107,17 +107,9 @@ def read_settings() -> dict[str, str]:
 
 
 def node_names(allocation: SlurmEnvironment) -> list[str]:
-    """Return the names of the nodes of a job step, in the order of the step's tasks.
+    """Return the names of the nodes of the job step or job, in the order of the step's tasks.
 
-    Raises:
-        InputError: if no job script exported the names and scontrol is not on the PATH.
-        RunError: if no job script exported the names and Slurm does not answer.
-    """
-    return list(allocation.nodes) or _expanded(allocation.node_list)
-
-
-def job_nodes(allocation: SlurmEnvironment) -> list[str]:
-    """Return the names of the job's nodes; if the job has one node, its name may be empty.
+    If the job has one node, its name may be empty.
 
     Raises:
         InputError: if no job script exported the names and scontrol is not on the PATH.
@@ -125,12 +117,10 @@ def job_nodes(allocation: SlurmEnvironment) -> list[str]:
     """
     if allocation.num_nodes == 1:
         return [allocation.node]
-    return list(allocation.nodes) or _expanded(allocation.job_node_list)
-
-
-def _expanded(node_list: str) -> list[str]:
-    """Return the names in a node list, such as n08, n09 and n10 for n[08-10]."""
-    return ask("scontrol", "show", "hostnames", node_list).split()
+    # This expands n[08-10] to n08, n09 and n10.
+    return (
+        list(allocation.nodes) or ask("scontrol", "show", "hostnames", allocation.node_list).split()
+    )
 
 
 def sbatch_args(unset: Sequence[str] = ()) -> list[str]:

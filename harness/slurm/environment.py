@@ -12,6 +12,7 @@ from typing import Any
 from harness.system.gpu import num_cards, visible_names
 
 RETRY_MEMORY = "HARNESS_RETRY_MEMORY"
+ARRAY_SEEDS = "HARNESS_ARRAY_SEEDS"  # seeds of tasks 1, 2, …; if unset, a task's index is its seed
 OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
 # Users' settings for interactive use: they hide jobs, ask questions, or change the time format.
 OF_USERS = re.compile(r"(SQUEUE|SCANCEL|SINFO)_.*|SLURM_TIME_FORMAT")
@@ -36,7 +37,7 @@ class SlurmEnvironment:
     num_tasks: int  # number of tasks in the job step, 1 outside of a step
     rank: int  # rank of this process in the job step, from 0
     node: str  # this node's name in Slurm; a test cluster's nodes share one host name
-    node_list: str  # the job step's nodes, such as n[08-10]
+    node_list: str  # the nodes of the job step or else of the job, such as n[08-10]
     nodes: tuple[str, ...]  # names of the job's nodes, if a job script exported them
     submit_host: str  # the host on which sbatch or salloc ran, often a login node
     restarts: int  # how often the job was requeued
@@ -58,7 +59,7 @@ class SlurmEnvironment:
             return None
 
         def number(name: str) -> int | None:
-            return _whole(environment.get(name, ""))
+            return _whole(environment, name)
 
         # Outside of a step, the variables for rank and number of tasks describe later steps.
         in_step = "SLURM_STEP_ID" in environment
@@ -71,7 +72,7 @@ class SlurmEnvironment:
             num_tasks=(number("SLURM_STEP_NUM_TASKS") or 1) if in_step else 1,
             rank=(number("SLURM_PROCID") or 0) if in_step else 0,
             node=environment.get("SLURMD_NODENAME", ""),
-            node_list=environment.get("SLURM_STEP_NODELIST", ""),
+            node_list=environment.get(f"SLURM_{'STEP' if in_step else 'JOB'}_NODELIST", ""),
             nodes=tuple(environment.get("HARNESS_NODES", "").split()),
             submit_host=environment.get("SLURM_SUBMIT_HOST", ""),
             restarts=number("SLURM_RESTART_COUNT") or 0,
@@ -90,11 +91,6 @@ class SlurmEnvironment:
         )
 
     @property
-    def job_node_list(self) -> str:
-        """The job's nodes as Slurm lists them, such as n[08-10]."""
-        return self.variables.get("SLURM_JOB_NODELIST", "")
-
-    @property
     def own_id(self) -> str:
         """The id to pass to Slurm's programs, such as 42_3 for an array task.
 
@@ -104,9 +100,11 @@ class SlurmEnvironment:
         return f"{array}_{task}" if array and task else self.job_id
 
 
-def array_task() -> str | None:
-    """Return the index of this array task; None outside of an array."""
-    return os.environ.get(OF_ARRAYS[1]) or None
+def array_seed(environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return the seed of this array task: its index, or one of listed seeds; None elsewhere."""
+    task = environment.get(OF_ARRAYS[1])
+    listed = environment.get(ARRAY_SEEDS, "").split()
+    return listed[int(task) - 1] if task and listed else task or None
 
 
 def not_own(variables: Mapping[str, str], shown: str) -> list[str]:
@@ -124,11 +122,12 @@ def not_own(variables: Mapping[str, str], shown: str) -> list[str]:
 
 def num_tasks_of_array(allocation: SlurmEnvironment | None) -> int:
     """Return the number of tasks in the job's array; 1 outside of an array."""
-    return (_whole(allocation.variables.get(OF_ARRAYS[2], "")) if allocation else None) or 1
+    return (_whole(allocation.variables, OF_ARRAYS[2]) if allocation else None) or 1
 
 
-def _whole(text: str) -> int | None:
-    """Convert a text to a whole number; None for any other text."""
+def _whole(variables: Mapping[str, str], name: str) -> int | None:
+    """Return a variable's whole number; None if it is unset or has any other value."""
+    text = variables.get(name, "")
     return int(text) if re.fullmatch("[0-9]{1,15}", text) else None
 
 
@@ -141,14 +140,14 @@ def given_cpus(allocation: SlurmEnvironment | None) -> int:
     limits = (
         affinity,
         allocation.cpus_per_task if allocation else None,
-        _whole(os.environ.get("HARNESS_CPUS", "")),
+        _whole(os.environ, "HARNESS_CPUS"),
     )
     return min((limit for limit in limits if limit), default=1)
 
 
 def given_gpus(allocation: SlurmEnvironment) -> int | None:
     """Return the number of the job's GPUs on this node; None if Slurm's variables do not say."""
-    num = _whole(allocation.variables.get("SLURM_GPUS_ON_NODE", ""))
+    num = _whole(allocation.variables, "SLURM_GPUS_ON_NODE")
     return num if num is not None else len(listed_gpus(allocation)) or None
 
 
@@ -171,22 +170,19 @@ def given_memory_gb(allocation: SlurmEnvironment | None) -> float | None:
         return None
     on_node = {
         "SLURM_MEM_PER_NODE": 1,
-        "SLURM_MEM_PER_CPU": _number(allocation, "SLURM_CPUS_ON_NODE"),
+        "SLURM_MEM_PER_CPU": _whole(allocation.variables, "SLURM_CPUS_ON_NODE") or 0,
         "SLURM_MEM_PER_GPU": given_gpus(allocation) or 0,
     }
     for name, factor in on_node.items():
-        if mb := factor * _number(allocation, name):  # 0 means all memory of the node
+        # 0 means all memory of the node
+        if mb := factor * (_whole(allocation.variables, name) or 0):
             return mb * 2**20 / 1e9
     return None
 
 
-def _number(allocation: SlurmEnvironment, name: str) -> int:
-    return _whole(allocation.variables.get(name, "")) or 0
-
-
 def given_limit_s(variables: Mapping[str, str]) -> int | None:
     """Return the job's time limit in seconds; None if Slurm's variables do not say."""
-    start, end = (_whole(variables.get(f"SLURM_JOB_{name}_TIME", "")) for name in ("START", "END"))
+    start, end = (_whole(variables, f"SLURM_JOB_{name}_TIME") for name in ("START", "END"))
     return None if start is None or end is None else end - start
 
 
@@ -268,7 +264,7 @@ def describe_given(allocation: SlurmEnvironment) -> str:
         f"{allocation.cpus_per_task} CPUs" if allocation.cpus_per_task else "",
         f"{memory_gb:.1f} GB" if memory_gb else "",
     ]
-    where = allocation.job_node_list or allocation.node or "this node"
+    where = allocation.node_list or allocation.node or "this node"
     each = "each of " if allocation.num_nodes > 1 else ""
     return f"job {allocation.job_id} on {each}{where}: {', '.join(filter(None, resources))}"
 

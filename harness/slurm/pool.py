@@ -103,7 +103,7 @@ def allocate_slots(
     Raises:
         InputError: if there are more workers than the allocation has room for.
     """
-    nodes: Sequence[str | None] = client.job_nodes(allocation) if allocation else [None]
+    nodes: Sequence[str | None] = client.node_names(allocation) if allocation else [None]
     cpus = given_cpus(allocation)
     gpus = (given_gpus(allocation) if allocation else visible_gpus()) or 0
     if devices == "cpu":

@@ -16,7 +16,7 @@ from harness.errors import InputError
 from harness.job.keys import Job
 from harness.job.search import SearchSpec
 from harness.slurm import client
-from harness.slurm.environment import FIRST_JOB
+from harness.slurm.environment import ARRAY_SEEDS, FIRST_JOB
 from harness.slurm.resources import (
     GPUS,
     MEMORY,
@@ -126,7 +126,7 @@ def _indices(seeds: tuple[int, ...], array_size: int) -> tuple[tuple[int, ...], 
         )
     if max(seeds) < array_size:
         return seeds, {}
-    return tuple(range(1, len(seeds) + 1)), {"HARNESS_ARRAY_SEEDS": " ".join(map(str, seeds))}
+    return tuple(range(1, len(seeds) + 1)), {ARRAY_SEEDS: " ".join(map(str, seeds))}
 
 
 @dataclass(frozen=True)

@@ -67,13 +67,13 @@ TABLE = {
     ),
     "the third in succession": (
         Ending(75, faulty=("n1",), reached=0),
-        replace(TWICE, faulty=("n8", "n9")),
+        TWICE.model_copy(update={"faulty": ("n8", "n9")}),
         "stop 1",
         "nodes n8, n9, n1 were faulty",
     ),
     "the third after a step": (
         Ending(75, faulty=("n1",), reached=11),
-        replace(TWICE, faulty=("n8", "n9")),
+        TWICE.model_copy(update={"faulty": ("n8", "n9")}),
         "requeue ExcNodeList=n1",
         LEAVES,
     ),
@@ -104,7 +104,7 @@ TABLE = {
     ),
     "out of memory with --retry-memory": (
         replace(OUT_OF_MEMORY, reached=0, retries_memory=True),
-        replace(TWICE, memory_retries=1),
+        TWICE.model_copy(update={"memory_retries": 1}),
         "requeue MinMemoryNode=24605",
         "requests 24605 MB from now on",
     ),
@@ -145,7 +145,7 @@ def test_counters_survive_a_file(tmp_path: Path) -> None:
     """A missing or broken file is read as zero counters."""
     file = tmp_path / "a/ends-7.json"
     assert Counters.read(file) == NEW
-    counters = replace(TWICE, faulty=("n8", "n9"), memory_retries=1)
+    counters = TWICE.model_copy(update={"faulty": ("n8", "n9"), "memory_retries": 1})
     counters.write(file)
     assert Counters.read(file) == counters
     file.write_text('{"idle": "x", "faulty": [3], "start": 1}')
@@ -206,13 +206,59 @@ def test_facts_about_an_end(tmp_path: Path) -> None:
     assert [ends("", tmp_path, f"Restarts={num}").requeued for num in (0, 1)] == [False, True]
 
 
-def test_plan_of_a_start(tmp_path: Path) -> None:
-    """Runs are named after the job, array tasks share a sweep, and bash gets quoted words."""
+JOB = allocation(SLURM_JOB_ID="42")
+TASK = allocation(SLURM_JOB_ID="44", SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_ID="3")
+
+
+@pytest.mark.parametrize(
+    ("start", "words", "command", "run"),
+    [
+        (None, "train a.toml --set a=1", "harness train /p/a.toml --set a=1", ""),
+        (JOB, "train a.toml -x", "harness train /p/a.toml --run-id slurm-42 -x", "a/slurm-42"),
+        (JOB, "train a.toml --run-id=u --run-id v", None, "a/v"),
+        (JOB, "train a.toml --run-id u --run-id=v", None, "a/v"),
+        (
+            TASK,
+            "train a.toml -x",
+            "harness train /p/a.toml --seed 3 --run-id slurm-42_3 -x",
+            "a/slurm-42_3",
+        ),
+        (
+            TASK,
+            "train a.toml --seed=7",
+            "harness train /p/a.toml --run-id slurm-42_3 --seed=7",
+            None,
+        ),
+        (JOB, "tune b.toml", "harness tune b.toml --sweep-id slurm-42", "b/slurm-42"),
+        (TASK, "tune b.toml", "harness tune b.toml --sweep-id slurm-42", "b/slurm-42"),
+        (JOB, "tune --sweep-id u b.toml", "harness tune --sweep-id u b.toml", "b/u"),
+        (JOB, "tune b.toml --sweep-id=u", "harness tune b.toml --sweep-id=u", "b/u"),
+        (JOB, "tune --workers 2 --join s", "harness sweep join --workers 2 s", ""),
+        (JOB, "tune --join=s=t", "harness sweep join s=t", ""),
+        (JOB, "tune --retrain s --seeds 1", "harness sweep retrain s --seeds 1", ""),
+        (JOB, "resume run f", "harness resume f", None),
+        (JOB, "compare x*", "harness compare --out /runs/comparison x*", ""),
+        (JOB, "compare --out=o x", "harness compare --out=o x", ""),
+        (JOB, "compare --runs=/s", "harness compare --out /s/comparison --runs=/s", ""),
+        (JOB, "tensorboard --hours 2", "harness tensorboard --hours 2", ""),
+        (JOB, "doctor --full", "python -P -m tests.gpu --full", ""),
+    ],
+)
+def test_plan_of_a_start(
+    start: SlurmEnvironment | None, words: str, command: str | None, run: str | None
+) -> None:
+    """Runs are named after the job, and array tasks share a sweep; the user may name both."""
+    kind, *rest = words.split()
+    seed = "3" if start is TASK else None
+    planned = plan(kind, rest, Start(Path("/p"), "/runs", start, seed=seed))
+    assert command is None or list(planned.words) == command.split()
+    assert run is None or planned.run == (f"/runs/{run}" if run else "")
+
+
+def test_bash_gets_quoted_words(tmp_path: Path) -> None:
+    """The run's folder is named after the `name` in the job file."""
     (tmp_path / "a.toml").write_text('name = "b"\n[model.options]\nname = "wide"\n')
-    task = allocation(SLURM_JOB_ID="44", SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_ID="3")
-    start = Start(tmp_path, "/my runs", task, task="3")
-    assert plan("tune", ["t.toml"], start).run == "/my runs/t/slurm-42"
-    assert plan("train", ["a.toml"], start).run == "/my runs/b/slurm-42_3"
+    assert plan("train", ["a.toml"], Start(tmp_path, "/my runs", JOB)).run == "/my runs/b/slurm-42"
     words = ["a b.toml", "--set", "x=it's", "", "two\nlines", "$HOME"]
     shell = plan("train", words, Start(tmp_path, "/my runs")).shell()
     assert shell.endswith("""'x=it'"'"'s' '' 'two\nlines' '$HOME'""")

@@ -6,6 +6,7 @@ import pytest
 
 from harness.slurm.environment import (
     SlurmEnvironment,
+    array_seed,
     describe_given,
     given_cpus,
     given_gpus,
@@ -31,6 +32,13 @@ def test_variables_of_an_allocation() -> None:
     assert sorted(batch.variables) == ["SLURM_JOB_ID", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"]
     step = allocation(SLURM_STEP_ID="0", SLURM_PROCID="1", SLURM_STEP_NUM_TASKS="2")
     assert (step.in_step, step.rank, step.num_tasks) == (True, 1, 2)
+
+
+def test_seed_of_an_array_task() -> None:
+    """The index is the seed, unless the seeds are too large for an index and listed."""
+    task = {"SLURM_ARRAY_TASK_ID": "2"}
+    assert [array_seed({}), array_seed(task)] == [None, "2"]
+    assert array_seed(task | {"HARNESS_ARRAY_SEEDS": "42 1234 2024"}) == "1234"
 
 
 def test_cpus_gpus_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:

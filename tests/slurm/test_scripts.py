@@ -54,34 +54,6 @@ def test_a_script_trains_its_job(project: Project) -> None:
     assert len(texts) == 1
 
 
-@pytest.mark.parametrize(
-    ("script", "arguments", "words"),
-    [
-        ("tune", ["jobs/a b.toml"], ["tune", "jobs/a b.toml", "--sweep-id", "slurm-42"]),
-        ("tune", ["j.toml", "--sweep-id=mine"], ["tune", "j.toml", "--sweep-id=mine"]),
-        ("tune", ["--workers", "2", "--join", "a b"], ["sweep", "join", "--workers", "2", "a b"]),
-        ("tune", ["--join=a=b"], ["sweep", "join", "a=b"]),
-        ("tune", ["--retrain", "s", "--seeds", "1"], ["sweep", "retrain", "s", "--seeds", "1"]),
-        ("compare", ["{runs}/x*"], ["compare", "--out", "{runs}/comparison", "{runs}/x*"]),
-        ("compare", ["--out=a b", "{runs}"], ["compare", "--out=a b", "{runs}"]),
-        ("compare", ["--runs=/a b"], ["compare", "--out", "/a b/comparison", "--runs=/a b"]),
-        ("tensorboard", ["--hours", "2"], ["tensorboard", "--hours", "2"]),
-        ("doctor", ["--full"], ["-P", "-m", "tests.gpu", "--full"]),
-    ],
-)
-def test_a_script_calls_its_command(
-    project: Project, script: str, arguments: list[str], words: list[str]
-) -> None:
-    """The other scripts pass their arguments on, too, and do not expand patterns."""
-    project.add_python()
-    runs = project.path / "runs"
-    result = project.run(
-        project.spool(script), *(word.format(runs=runs) for word in arguments), env=project.slurm()
-    )
-    assert result.returncode == 0, result.stderr
-    assert project.call()["argv"] == [word.format(runs=runs) for word in words]
-
-
 @pytest.mark.parametrize("kind", ["run", "sweep"])
 def test_a_continued_run_uses_all_nodes(project: Project, kind: str) -> None:
     """`submit --resume` writes such a script. srun starts a run; a sweep calls srun itself."""
@@ -101,47 +73,15 @@ def test_a_continued_run_uses_all_nodes(project: Project, kind: str) -> None:
     assert [step in result.stderr, "--cpus-per-task=4" in result.stderr] == [kind == "run"] * 2
 
 
-@pytest.mark.parametrize(
-    ("variables", "given", "words"),
-    [
-        (TASK, [], ["--seed", "2", "--run-id", "slurm-42_2"]),
-        (TASK | {"SLURM_ARRAY_TASK_ID": "0"}, [], ["--seed", "0", "--run-id", "slurm-42_0"]),
-        # These seeds are too large for an index.
-        (
-            TASK | {"HARNESS_ARRAY_SEEDS": "42 1234 2024"},
-            [],
-            ["--seed", "1234", "--run-id", "slurm-42_2"],
-        ),
-        (TASK, ["--seed", "7"], ["--run-id", "slurm-42_2", "--seed", "7"]),
-        (TASK, ["--seed=7"], ["--run-id", "slurm-42_2", "--seed=7"]),
-        ({}, ["--set", "a.b=1"], ["--run-id", "slurm-42", "--set", "a.b=1"]),
-    ],
-)
-def test_seed_and_run_of_an_array_task(
-    project: Project, variables: dict[str, str], given: list[str], words: list[str]
-) -> None:
-    """The index is the seed, unless the user names one."""
-    result = project.run(project.spool(), *given, env=project.slurm(**variables))
-    assert result.returncode == 0, result.stderr
-    assert project.call()["argv"][2:] == words
-
-
-@pytest.mark.parametrize(
-    ("script", "given", "run"),
-    [
-        ("bilstm", ["--run-id", "exp1"], "bilstm/exp1"),
-        ("bilstm", ["--run-id=exp0", "--run-id=exp1"], "bilstm/exp1"),
-        ("tune", ["--sweep-id", "mine", "all.toml"], "all/mine"),
-        ("tune", ["all.toml", "--sweep-id=mine"], "all/mine"),
-    ],
-)
-def test_the_end_of_a_job_is_judged_by_its_run(
-    project: Project, asked: Path, script: str, given: list[str], run: str
-) -> None:
-    """`job-end` gets the run's folder, whose name the user has chosen."""
+def test_the_end_of_a_job_is_judged_by_its_run(project: Project, asked: Path) -> None:
+    """`job-begin` gets the array task's variables, and `job-end` gets the run's folder."""
     project.program(f'echo "$@" >>{asked}; exit 75', real=["job-begin"])
-    project.run(project.spool(script), *given, env=project.slurm())
-    assert f"job-end 75 --signals  --run {project.path}/runs/{run} " in asked.read_text()
+    project.run(project.spool(), "--set", "a=*", env=project.slurm(**TASK))
+    lines = asked.read_text().splitlines()
+    words = f"train {project.path}/jobs/bilstm.toml --seed 2 --run-id slurm-42_2 --set a=*"
+    assert words in lines
+    run = f"{project.path}/runs/bilstm/slurm-42_2"
+    assert any(f"job-end 75 --signals  --run {run} " in line for line in lines)
 
 
 # The project, and the kind of allocation

@@ -1,6 +1,6 @@
 """Writes a sweep's best trial as a job file, and retrains it on all training reviews.
 
-`<sweep>/winner/` contains the retrained runs `<job>/retrained-seed<N>/` and their `logs/`. If the
+`<sweep>/winner/` contains the retrained runs `<job>/trial<n>-seed<N>/` and their `logs/`. If the
 sweep used the packaged sample, `<sweep>/winner/data/` is a copy of the sample.
 """
 
@@ -20,13 +20,12 @@ from harness.slurm.resources import array_spec
 from harness.system.console import Console
 from harness.system.lenient_json import table
 from harness.tracking.batch import BatchRequest, train_batch
-from harness.tracking.run_dir import RECORD, RunDirectory
+from harness.tracking.run_dir import RECORD
 from harness.training.launch import dataset_of
 from harness.tuning.leaderboard import ranked, values_of
 from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
-RUN_ID = "retrained"
 DECAYS = ("cosine", "linear")  # learning-rate schedules with a fixed number of epochs
 
 
@@ -126,7 +125,7 @@ def retrain(
 ) -> None:
     """Train the best trial on all training reviews, once per seed, and print the test scores.
 
-    An unfinished run continues; a finished run remains unchanged.
+    An unfinished run continues. A finished run and the runs of an earlier best trial do not change.
 
     Args:
         sweep: the sweep.
@@ -137,19 +136,14 @@ def retrain(
         devices: `gpu` to train each run on one GPU, `cpu` to use no GPU.
 
     Raises:
-        InputError: if no trial has finished, the data have changed, `winner/` contains runs of
-            another trial, or another version of harness wrote the sweep.
+        InputError: if no trial has finished, the data have changed, or another version of harness
+            wrote the sweep.
         Interrupted: after a signal; the runs have saved checkpoints and can continue.
         RunError: if a run failed.
     """
     search = sweep.search()
     best = best_of(sweep, ranked(sweep.trials(), search))
-    job, winner = retrained_job(search, best), sweep.path("winner")
-    for run in map(RunDirectory, sorted((winner / job.name).glob("*-seed*"))):
-        if run.exists() and job_with_seed(run.job(), job.train.seed) != job:
-            raise InputError(
-                f"run {run.folder}: belongs to an earlier best trial; move {run.folder.parent} away"
-            )
+    job = retrained_job(search, best)
     if not sweep.finished():
         console.warning(f"sweep {sweep.folder} is unfinished: this is its best trial so far")
     if best_job(search, best).train.reduce_lr_patience:
@@ -163,8 +157,8 @@ def retrain(
     folder = sweep_data(sweep, search, data)
     request = BatchRequest(
         jobs=tuple(job_with_seed(job, seed) for seed in seeds),
-        runs=winner,
-        run_id=RUN_ID,
+        runs=sweep.path("winner"),
+        run_id=f"trial{best.n}",
         train_args=(
             *([f"--data={folder}"] if folder else []),
             *([f"--devices={devices}"] if devices else []),

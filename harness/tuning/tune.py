@@ -160,6 +160,7 @@ class Command:
         self.heartbeat.note(restarts=allocation.restarts if allocation else 0)
         self._kept = KeptTrials(sweep, search)
         self._table = b""  # the leaderboard that was written last
+        self._errors: list[str] = []  # of the trials that failed after this command's first look
 
     def run(self, *, resumes: bool) -> dict[str, Any]:
         """Run the search to its end and return its result; a cancelled search has an empty result.
@@ -184,11 +185,9 @@ class Command:
                 raise
 
     def _lift_stop(self) -> None:
-        """Resume a stopped search; trials that have already failed can't stop the search again."""
-        self.disk.run(self.view.look())
-        failed = tuple(n for n, trial in self.view.accepted.items() if trial.error)
-        stop = stop_now().model_copy(update={"is_lifted": True, "forgiven": failed})
-        self.disk.run(change_stop(self.view, stop))
+        """Resume a stopped search."""
+        lifted = stop_now().model_copy(update={"is_lifted": True})
+        self.disk.run(change_stop(self.view, lifted))
 
     def _run(self) -> dict[str, Any]:
         while (result := patiently(self._turn, self.signals)) is None:
@@ -231,8 +230,7 @@ class Command:
             self.heartbeat.beat("finished", **self._progress())
             self._kept.trim(trials, is_over=True)
             return result
-        forgiven = self.view.stop.forgiven if self.view.stop else ()
-        if error := same_failure(t for n, t in self.view.accepted.items() if n not in forgiven):
+        if error := same_failure(self._errors):
             stop = stop_now(f"three trials had the same error: {error}")
             self.disk.run(change_stop(self.view, stop))
             return None
@@ -248,6 +246,7 @@ class Command:
         news = self.disk.run(follow(self.view, time.monotonic()))
         for trial in news if self._table else ():  # the first call finds older results
             self.console.info(describe(trial, self.search))
+            self._errors += [trial.error] if trial.error else []
         trials = shown(self.view)
         table = leaderboard_csv(trials, self.search)
         if table != self._table:

@@ -108,19 +108,6 @@ train.class_weights = { values = ["", "balanced"], when = { train.optimizer = ["
     assert job.train.class_weights == weights
 
 
-def test_runs_of_an_earlier_best_trial_are_refused(tmp_path: Path) -> None:
-    """They are refused even if they have other seeds."""
-    best = trial(0, 0.8, values=VALUES)
-    sweep = make_sweep(tmp_path / "s", RANDOM, best)
-    job = retrained_job(sweep.search(), best)
-    run = RunDirectory(sweep.path("winner", job.name, "retrained-seed1"))
-    run.take_lease()
-    other = job.model_copy(update={"train": job.train.model_copy(update={"epochs": 99})})
-    run.write("job.toml", other.to_toml())
-    with pytest.raises(InputError, match=r"earlier best trial.*move .*winner/tune_lstm_best away"):
-        retrain(sweep, (2,), data=None, workers=None, console=Console())
-
-
 def test_retraining_on_cpus_ignores_gpus_and_warns_of_a_constant_learning_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,7 +164,7 @@ def test_a_killed_retraining_continues(harness: Harness) -> None:
     folder = harness.runs / "tune_lstm" / "s"
     sweep = make_sweep(folder, SHRUNK_SEARCH, best, finished=True)
     runs = [
-        RunDirectory(sweep.path("winner", "tune_lstm_best", f"retrained-seed{seed}"))
+        RunDirectory(sweep.path("winner", "tune_lstm_best", f"trial0-seed{seed}"))
         for seed in (1, 2)
     ]
     words = ("sweep", "retrain", sweep.folder, "--seeds", "1-2", "--workers", "2")

@@ -1,25 +1,60 @@
 """Drives the oracle of a search in this process, with invented scores instead of training."""
 
+import json
 import random
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import keras_tuner as kt
-from keras_tuner.engine.trial import Trial
 
 from harness.job.search import load_search
-from harness.tuning.oracle import make_oracle
+from harness.tuning import worker
+from harness.tuning.protocol import Trial
+from harness.tuning.schedule import Schedule
 
 
-def oracle_of(folder: Path, toml: str) -> kt.Oracle:
-    """Make the oracle of a search."""
+def schedule_of(folder: Path, toml: str, known: Sequence[Trial] = ()) -> Schedule:
+    """Make the schedule of a search, some of whose trials may be known."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "search.toml").write_text(toml)
-    return make_oracle(load_search(folder / "search.toml"))
+    return worker.schedule_of(load_search(folder / "search.toml"), [*known])
 
 
-def end(oracle: kt.Oracle, trial: Trial, score: float | None) -> None:
+def all_of(schedule: Schedule) -> list[Trial]:
+    """Return the proposals that need no further result."""
+    return list(iter(schedule.next, None))
+
+
+def checksum(values: Mapping[str, Any]) -> float:
+    """Return a score that depends on all values."""
+    return zlib.crc32(json.dumps(values, sort_keys=True).encode()) % 97 / 97
+
+
+def offer(
+    schedule: Schedule, trial: Trial, score: Callable[[Mapping[str, Any]], float] = checksum
+) -> None:
+    """Offer the result of a trial."""
+    scores = {schedule.oracle.objective.name: score(trial.values)}
+    schedule.offer(trial.model_copy(update={"scores": scores}))
+
+
+def drive(
+    schedule: Schedule, score: Callable[[Mapping[str, Any]], float] = checksum
+) -> list[Trial]:
+    """Run a search, whose results arrive in a random order, to its end; return its trials."""
+    chance, found, running = random.Random(len(schedule.known)), [], []  # noqa: S311 - no secret
+    while not schedule.is_over:
+        new = all_of(schedule)
+        found += new
+        running += new
+        if running:
+            offer(schedule, running.pop(chance.randrange(len(running))), score)
+    return found
+
+
+def end(oracle: kt.Oracle, trial: kt.engine.trial.Trial, score: float | None) -> None:
     """End a trial with a score, or as failed if the score is None."""
     if score is None:
         trial.status = "FAILED"
@@ -27,27 +62,3 @@ def end(oracle: kt.Oracle, trial: Trial, score: float | None) -> None:
         oracle.update_trial(trial.trial_id, {oracle.objective.name: score})
         trial.status = "COMPLETED"
     oracle.end_trial(trial)
-
-
-def drive(
-    oracle: kt.Oracle, score: Callable[[Mapping[str, Any]], float], *, workers: int = 1
-) -> list[Trial]:
-    """Run a search to its end; trials end in a random order.
-
-    Returns:
-        The trials in the order in which they began.
-    """
-    order, running, began = random.Random(0), {}, []  # noqa: S311 - not a secret
-    while True:
-        for worker in range(workers):
-            if worker not in running:
-                trial = oracle.create_trial(f"w{worker}")
-                if trial.status == "RUNNING":
-                    running[worker] = trial
-                    began.append(trial)
-        if not running:
-            assert trial.status == "STOPPED"
-            return began
-        for worker in order.sample(sorted(running), order.randint(1, len(running))):
-            trial = running.pop(worker)
-            end(oracle, trial, score(trial.hyperparameters.values))

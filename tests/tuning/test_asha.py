@@ -1,13 +1,13 @@
 """Asynchronous successive halving: the order of promotions."""
 
-from collections.abc import Mapping
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.tuning.asha import rung_epochs
-from tests.tuning.driver import drive, end, oracle_of
+from tests.tuning.driver import drive, end, schedule_of
 
 ASHA = """
 [model]
@@ -45,16 +45,18 @@ def test_the_top_third_of_a_rung_is_promoted_at_once(
 
     At the end of the search the top third of every rung is promoted.
     """
-    text = ASHA if goal == "max" else ASHA.replace("asha", 'asha"\nobjective = "val_loss', 1)
-    oracle = oracle_of(tmp_path, text)
-    ended: list[list[tuple[float, str]]] = [[], [], []]  # by rung: quality and trial
-    promoted: set[str] = set()
+    text = ASHA.replace("trials", f"parallel = {workers}\ntrials")
+    text = text if goal == "max" else text.replace("asha", 'asha"\nobjective = "val_loss', 1)
+    sign = 1 if goal == "max" else -1
+    schedule = schedule_of(tmp_path, text)
+    oracle, promoted = schedule.oracle, set[str]()
+    populate_space = oracle.populate_space
 
     def candidates(rung: int) -> set[str]:
-        ranked = sorted(ended[rung], reverse=True)
-        return {trial for _, trial in ranked[: len(ranked) // 3]} - promoted
-
-    populate_space = oracle.populate_space
+        trials = [t for t in oracle.trials.values() if t.status == "COMPLETED"]
+        trials = [t for t in trials if t.hyperparameters.values["tuner/rung"] == rung]
+        trials.sort(key=lambda t: sign * t.score, reverse=True)
+        return {t.trial_id for t in trials[: len(trials) // 3]} - promoted
 
     def checked(trial_id: str) -> dict[str, Any]:
         response: dict[str, Any] = populate_space(trial_id)
@@ -72,23 +74,19 @@ def test_the_top_third_of_a_rung_is_promoted_at_once(
             assert values["tuner/epochs"] == (1, 3, 9)[values["tuner/rung"]]
         return response
 
-    def score(values: Mapping[str, Any]) -> float:
-        quality = 1 - float(values["model.dropout"])
-        trial = next(k for k, t in oracle.trials.items() if t.hyperparameters.values == values)
-        ended[values["tuner/rung"]].append((quality, trial))
-        return quality if goal == "max" else -quality
-
     oracle.populate_space = checked
-    drive(oracle, score, workers=workers)
-    assert len(ended[0]) == 27
+    trials = drive(schedule, lambda values: sign * (1 - values["model.dropout"]))
     assert not (candidates(0) | candidates(1))
-    assert max(ended[2])[0] == max(ended[0])[0]
-    assert 9 <= len(ended[1]) < 27
+    lengths = Counter(each.limit for each in trials)
+    assert lengths[1] == 27
+    assert 9 <= lengths[3] < 27
+    best = min(trials, key=lambda each: each.values["model.dropout"])
+    assert best.values in [each.values for each in trials if each.limit == 9]
 
 
 def test_it_waits_for_trials_that_may_lead_to_a_promotion(tmp_path: Path) -> None:
     """After the last setting a worker waits while trials run; failed trials are not promoted."""
-    oracle = oracle_of(tmp_path, ASHA.replace("trials = 27", "trials = 4"))
+    oracle = schedule_of(tmp_path, ASHA.replace("trials = 27", "trials = 4")).oracle
     trials = [oracle.create_trial(f"w{i}") for i in range(4)]
     assert oracle.create_trial("w4").status == "IDLE"
     end(oracle, trials[0], None)

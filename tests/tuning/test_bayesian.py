@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from harness.tuning.bayesian import NUM_BEST, NUM_LATEST, NUM_SPREAD, subset
-from tests.tuning.driver import drive, end, oracle_of
+from tests.tuning.driver import all_of, drive, end, schedule_of
 
 BAYESIAN = """
 [model]
@@ -60,18 +60,17 @@ def test_18_trials_come_closer_to_the_optimum_than_200_random_trials(
 ) -> None:
     """This holds for an objective that is maximized and for one that is minimized."""
     text = BAYESIAN.replace("[search]", f'[search]\nobjective = "{objective}"')
-    proposed = drive(oracle_of(tmp_path / "b", text), score, workers=2)
+    proposed = drive(schedule_of(tmp_path, text.replace("trials", "parallel = 2\ntrials")), score)
     text = text.replace("bayesian", "random").replace("trials = 18", "trials = 200")
-    drawn = drive(oracle_of(tmp_path / "r", text), score)
-    best, random = (min(loss(t.hyperparameters.values) for t in each) for each in (proposed, drawn))
-    assert best < random
+    drawn = all_of(schedule_of(tmp_path, text))
+    assert min(loss(t.values) for t in proposed) < min(loss(t.values) for t in drawn)
 
 
 def test_no_value_is_tried_twice(tmp_path: Path) -> None:
     """The oracle proposes each of 12 settings once, while half of the trials run."""
     space = "model.dropout = [0.1, 0.2, 0.3, 0.4]\nmodel.units = [8, 16, 32]\n"
     text = BAYESIAN.partition("model.dropout")[0] + space
-    oracle = oracle_of(tmp_path, text.replace("trials = 18", "trials = 50"))
+    oracle = schedule_of(tmp_path, text.replace("trials = 18", "trials = 50")).oracle
     for _ in range(6):
         trial = oracle.create_trial("w0")
         end(oracle, trial, trial.hyperparameters.values["model.dropout"])
@@ -84,7 +83,7 @@ def test_no_value_is_tried_twice(tmp_path: Path) -> None:
 
 def test_a_proposal_costs_the_same_after_hundreds_of_trials(tmp_path: Path) -> None:
     """The Gaussian process is fitted to only 100 of 300 finished trials."""
-    oracle = oracle_of(tmp_path, BAYESIAN.replace("trials = 18", "trials = 2000"))
+    oracle = schedule_of(tmp_path, BAYESIAN.replace("trials = 18", "trials = 2000")).oracle
     propose, fitted, sizes = oracle.populate_space, oracle._fitted, list[int]()
 
     def counted(finished: Any, sign: int) -> Any:

@@ -63,7 +63,9 @@ def test_a_search_ends_with_its_result(
 
     monkeypatch.setattr(command.sweep, "write", fail)
     result = command.run(resumes=False)
-    assert (result["num_trials"], result["num_failed"], result["best_trial"]) == (4, 1, 0)
+    assert (result["num_trials"], result["num_failed"], result["trials"]) == (4, 1, 24)
+    assert (result["best_trial"], result["best_score"]) == (0, 0.8)
+    assert result["best_values"] == {"model.units": "16"}
     assert (failed, command.sweep.finished()) == (["result.json"], True)
     assert command.sweep.read_json("state.json")["phase"] == "finished"
     run_sweep(command.sweep, command.search, WorkerRequest(), console=Console())

@@ -1,12 +1,9 @@
 """The proposals of every tuner: as in KerasTuner, the same after a restart and in any real time."""
 
 import json
-import random
 import subprocess
 import sys
-import zlib
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import keras_tuner as kt
@@ -14,11 +11,11 @@ import pytest
 from keras_tuner.oracles import GridSearchOracle, RandomSearchOracle
 
 from harness.errors import RunError
-from harness.job.search import GUIDED, SearchSpec, load_search
+from harness.job.search import GUIDED, load_search
 from harness.tuning import worker
 from harness.tuning.oracle import hyperparameters
 from harness.tuning.protocol import Trial
-from harness.tuning.schedule import Schedule
+from tests.tuning.driver import all_of, drive, offer, schedule_of
 
 SEARCH = """
 [model]
@@ -34,20 +31,9 @@ model.dropout = [0.1, 0.2, 0.3]
 """
 
 
-def written(folder: Path, tuner: str, trials: int) -> Path:
-    path = folder / "search.toml"
+def text(tuner: str, trials: int) -> str:
     parallel = "parallel = 3" if tuner in GUIDED else ""
-    path.write_text(SEARCH.format(tuner=tuner, trials=trials, parallel=parallel))
-    return path
-
-
-def schedule_of(search: SearchSpec, known: Sequence[Trial] = ()) -> Schedule:
-    return worker.schedule_of(search, [*known])
-
-
-def all_of(schedule: Schedule) -> list[Trial]:
-    """Return the proposals that need no further result."""
-    return list(iter(schedule.next, None))
+    return SEARCH.format(tuner=tuner, trials=trials, parallel=parallel)
 
 
 @pytest.mark.parametrize(
@@ -57,12 +43,12 @@ def test_random_and_grid_propose_the_trials_of_keras_tuner(
     tmp_path: Path, tuner: str, kind: type[kt.Oracle]
 ) -> None:
     """They propose all at once, while KerasTuner's oracle waits for the end of each trial."""
-    search = load_search(written(tmp_path, tuner, 9))
+    schedule = schedule_of(tmp_path, text(tuner, 9))
     alone = kind(
         objective=kt.Objective("val_accuracy", "max"),
-        hyperparameters=hyperparameters(search),
+        hyperparameters=hyperparameters(load_search(tmp_path / "search.toml")),
         max_trials=9,
-        seed=search.table.seed,
+        seed=schedule.oracle.seed,
     )
     alone._set_project_dir(str(tmp_path), "alone")
     alone.verbose = 0
@@ -72,23 +58,17 @@ def test_random_and_grid_propose_the_trials_of_keras_tuner(
         alone.update_trial(trial.trial_id, {"val_accuracy": 0.5})
         trial.status = "COMPLETED"
         alone.end_trial(trial)
-    proposed = [each.values for each in all_of(schedule_of(search))]
+    proposed = [each.values for each in all_of(schedule)]
     assert proposed == expected
     assert len(proposed) > 6
 
 
 def test_a_grid_without_a_limit_proposes_every_combination_once(tmp_path: Path) -> None:
     """An inactive key adds no combinations."""
-    schedule = schedule_of(load_search(written(tmp_path, "grid", 0)))
+    schedule = schedule_of(tmp_path, text("grid", 0))
     values = [json.dumps(each.values, sort_keys=True) for each in all_of(schedule)]
     assert len(values) == len(set(values)) == 3 + 3 * 3
     assert schedule.is_over
-
-
-def ended(trial: Trial) -> Trial:
-    """Return a trial with a score that depends on its values."""
-    content = json.dumps(trial.values, sort_keys=True).encode()
-    return trial.model_copy(update={"scores": {"val_accuracy": zlib.crc32(content) % 97 / 97}})
 
 
 @pytest.mark.parametrize(
@@ -102,62 +82,45 @@ def test_a_restart_of_any_oracle_proposes_the_same_trials(
 
     Therefore asha's random draws of the last settings sometimes fail.
     """
-    path = written(tmp_path, tuner, trials)
-    whole = proposals(path)
+    toml = text(tuner, trials)
+    whole = drive(schedule_of(tmp_path, toml))
     assert tuner not in ("hyperband", "asha") or any(each.parent is not None for each in whole)
     settings = [str(sorted(each.values.items())) for each in whole if each.parent is None]
     assert tuner == "hyperband" or len(set(settings)) == len(settings) == trials
     for num_known in range(0, len(whole), 3):
-        assert proposals(path, whole[:num_known]) == whole
-
-
-def proposals(path: Path, known: Sequence[Trial] = ()) -> list[Trial]:
-    """Return all trials of a search whose results arrive in a random order.
-
-    Some of the trials may be known already.
-    """
-    chance = random.Random(len(known))  # noqa: S311 - not a secret
-    schedule, found, running = schedule_of(load_search(path), known), list[Trial](), list[Trial]()
-    while not schedule.is_over:
-        new = all_of(schedule)
-        found += new
-        running += new
-        if running:
-            schedule.offer(ended(running.pop(chance.randrange(len(running)))))
-    return found
+        assert drive(schedule_of(tmp_path, toml, whole[:num_known])) == whole
 
 
 def test_the_width_limits_trials_that_run_virtually(tmp_path: Path) -> None:
     """With `parallel = 3`, the fourth trial waits for the earliest virtual end."""
-    schedule = schedule_of(load_search(written(tmp_path, "asha", 9)))
+    schedule = schedule_of(tmp_path, text("asha", 9))
     first = all_of(schedule)
     assert [trial.n for trial in first] == [0, 1, 2]
-    schedule.offer(ended(first[1]))  # it virtually ends after trial 0
+    offer(schedule, first[1])  # it virtually ends after trial 0
     assert all_of(schedule) == []
-    schedule.offer(ended(first[0]))
+    offer(schedule, first[0])
     assert [trial.n for trial in all_of(schedule)] == [3, 4]
 
 
 def test_a_known_trial_that_differs_from_its_proposal_is_an_error(tmp_path: Path) -> None:
     """The line shows the values of both."""
-    path = written(tmp_path, "random", 9)
-    known = proposals(path)
+    known = drive(schedule_of(tmp_path, text("random", 9)))
     known[5] = Trial(n=5, values={"model.dropout": 99})
     with pytest.raises(RunError, match=r"as trial 5, but the sweep's trial 5 is .* 99\}"):
-        proposals(path, known)
+        drive(schedule_of(tmp_path, text("random", 9), known))
 
 
 @pytest.mark.parametrize("tuner", ["random", "grid", "bayesian", "asha"])
 def test_an_ended_search_continues_with_more_trials(tmp_path: Path, tuner: str) -> None:
     """Its first proposals stay, and a restart proposes the same trials."""
-    before = proposals(written(tmp_path, tuner, 4))
+    before = drive(schedule_of(tmp_path, text(tuner, 4)))
     assert tuner != "asha" or before[-1].parent is not None
-    path = written(tmp_path, tuner, 9)
-    after = proposals(path, before)
+    toml = text(tuner, 9)
+    after = drive(schedule_of(tmp_path, toml, before))
     assert after[: len(before)] == before
     assert sum(each.parent is None for each in after) == 9
     for num_known in range(len(before), len(after)):
-        assert proposals(path, after[:num_known]) == after
+        assert drive(schedule_of(tmp_path, toml, after[:num_known])) == after
 
 
 @pytest.mark.parametrize(
@@ -167,28 +130,22 @@ def test_hyperband_continues_in_a_space_smaller_than_its_rounds(
     tmp_path: Path, epochs: int, lengths: dict[int, int]
 ) -> None:
     """There are only twelve settings; its rounds need 9 and 5, or with 27 epochs even 27."""
-    path = written(tmp_path, "hyperband", 0)
-    path.write_text(f"{path.read_text()}[train]\nepochs = {epochs}\n")
-    whole = proposals(path)
+    toml = f"{text('hyperband', 0)}[train]\nepochs = {epochs}\n"
+    whole = drive(schedule_of(tmp_path, toml))
     assert Counter(each.limit for each in whole) == lengths
     for num_known in range(0, len(whole), 3):
-        assert proposals(path, whole[:num_known]) == whole
+        assert drive(schedule_of(tmp_path, toml, whole[:num_known])) == whole
 
 
 def test_known_values_are_used_instead_of_computed_ones(tmp_path: Path) -> None:
     """Other processors round differently; a trial may become known during the replay."""
-    path = written(tmp_path, "bayesian", 12)  # random until nine trials have ended
-    path.write_text(path.read_text().replace("0.3]", "0.3, 0.4, 0.5]"))
-    whole, known, found = proposals(path), list[Trial](), list[Trial]()
-    schedule = worker.schedule_of(load_search(path), known)
+    toml = text("bayesian", 12).replace("0.3]", "0.3, 0.4, 0.5]")  # nine trials are random
+    whole, known = drive(schedule_of(tmp_path, toml)), list[Trial]()
+    schedule = worker.schedule_of(load_search(tmp_path / "search.toml"), known)
     other = {"model.dropout": 0.1 if whole[-1].values["model.dropout"] != 0.1 else 0.2}
     last = whole[-1].model_copy(update={"values": {**whole[-1].values, **other}})
     known += [*whole[:-1], last]
-    while not schedule.is_over:
-        for each in all_of(schedule):
-            found.append(each)
-            schedule.offer(ended(each))
-    assert [each.values for each in found] == [each.values for each in known]
+    assert [each.values for each in drive(schedule)] == [each.values for each in known]
 
 
 def test_a_command_imports_no_large_library() -> None:

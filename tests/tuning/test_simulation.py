@@ -66,6 +66,7 @@ class Busy(World):
         return super().ended(trial, k)
 
 
+@pytest.mark.slow
 def test_64_workers_need_few_operations() -> None:
     """The whole search needs about 100 small operations per second."""
     world = Busy()

@@ -280,7 +280,7 @@ def test_a_search_is_cancelled_from_another_machine(calm: Sweeps) -> None:
 
 
 def test_a_refused_command_changes_nothing(calm: Sweeps) -> None:
-    """Another job, fewer trials, or too many workers are refused in one line."""
+    """Another job, too many workers, or wrong devices are refused in one line."""
     before = {p: p.stat().st_mtime_ns for p in calm.harness.runs.rglob("*")}
 
     def refused(*words: object, sweep: str = "never") -> str:
@@ -290,17 +290,9 @@ def test_a_refused_command_changes_nothing(calm: Sweeps) -> None:
         return done.stderr
 
     assert "(train.epochs was 4 and is 5)" in refused("--set", "train.epochs=5", sweep="calm")
-    assert "= 3, but was all before" in refused("--set", "search.trials=3", sweep="calm")
     assert "'--workers'" in refused("--workers", 1001)
     assert "a trial uses one device" in refused("--devices", "cpu:2")
     assert "there is no GPU to share" in refused("--workers-per-gpu", 2)
-    calm.harness.environment["SLURM_JOB_ID"] = "7"
-    calm.harness.environment["SLURM_CPUS_PER_TASK"] = "1"
-    try:
-        assert "there is room for 1 on 1 node with 1 CPUs" in refused("--workers", 2)
-    finally:
-        del calm.harness.environment["SLURM_JOB_ID"]
-        del calm.harness.environment["SLURM_CPUS_PER_TASK"]
     done = calm.harness.run_here("sweep", "join", calm.harness.runs)
     assert (done.returncode, "is not a sweep's folder" in done.stderr) == (2, True)
     assert {p: p.stat().st_mtime_ns for p in calm.harness.runs.rglob("*")} == before

@@ -17,7 +17,7 @@ from harness.tracking.provenance import sources_checksum
 from harness.tracking.run_dir import FORMAT
 from harness.tuning import tune
 from harness.tuning.disk import stop_search_in
-from harness.tuning.leaderboard import describe, leaderboard_csv, result_of, same_failure
+from harness.tuning.leaderboard import leaderboard_csv, result_of, same_failure
 from harness.tuning.pool import WorkerRequest
 from harness.tuning.protocol import Stop
 from harness.tuning.sweep_dir import SweepDirectory
@@ -62,29 +62,12 @@ def test_parallel_is_fixed_when_a_sweep_begins(tmp_path: Path) -> None:
     assert tune.settled(load_search(tmp_path / "random.toml"), 3).table.parallel == 0
 
 
-def test_the_result_has_the_best_trial_and_the_number_of_failed_trials(tmp_path: Path) -> None:
-    """Without a finished trial, an error quotes the first error of a trial."""
-    failed = trial(2, None, error="it broke")
-    trials = [trial(0, 0.7), trial(1, 0.8, values={"model.units": 16}), failed]
+def test_a_search_without_a_finished_trial_has_no_result(tmp_path: Path) -> None:
+    """The error quotes the first error of a trial."""
     sweep = make_sweep(tmp_path / "sweep", RANDOM)
-    result = result_of(sweep, sweep.search(), trials)
-    assert (result["num_trials"], result["num_failed"], result["trials"]) == (3, 1, 24)
-    assert (result["best_trial"], result["best_score"]) == (1, 0.8)
-    assert result["best_values"] == {"model.units": "16"}
-    for none, why in (([failed], "it broke"), ([], "there were none")):
+    for none, why in (([trial(2, None, error="it broke")], "it broke"), ([], "there were none")):
         with pytest.raises(RunError, match=f"no trial finished: {why}"):
             result_of(sweep, sweep.search(), none)
-
-
-def test_the_line_of_an_ended_trial() -> None:
-    """The line has the trial's score or error, and its values."""
-    search = load_search(JOBS / "tune_lstm.toml")
-    finished = trial(3, 0.81234, values={"model.units": 8, "train.learning_rate": 0.001})
-    assert describe(finished, search) == (
-        "trial 3: val_accuracy 0.8123; model.units = 8, train.learning_rate = 0.001"
-    )
-    failed = trial(4, None, values={"model.units": 8}, error="no room")
-    assert describe(failed, search) == "trial 4: failed: no room; model.units = 8"
 
 
 def test_the_leaderboard_has_all_trials(tmp_path: Path) -> None:

@@ -1,17 +1,13 @@
-"""Real searches while processes, nodes, disk and clocks fail; run by hand with `-m slow -s`.
-
-The test with late views of a folder needs `apt-get install bindfs`.
-"""
+"""Real searches while processes, nodes, disk and clocks fail; run by hand with `-m slow -s`."""
 
 import contextlib
 import os
 import random
-import shutil
 import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,6 @@ import psutil
 import pytest
 
 from harness.system.lenient_json import read_json
-from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import PROJECT, Harness, wait_for
 from tests.tuning.test_sweep import Sweeps, moved_on
 
@@ -179,11 +174,11 @@ def undisturbed(folder: Path, text: str) -> Sweeps:
     return sweeps
 
 
-def check_same(sweeps: Sweeps, sweep_id: str, folder: Path | None = None) -> None:
+def check_same(sweeps: Sweeps, sweep_id: str) -> None:
     """Check that every trial has finished, with the values and scores of the sweep `calm`."""
     trials, calm = (
-        [(each.proposal, each.scores) for each in SweepDirectory(path).trials()]
-        for path in (folder or sweeps.folder(sweep_id), sweeps.folder("calm"))
+        [(each.proposal, each.scores) for each in sweeps.trials(name)]
+        for name in (sweep_id, "calm")
     )
     assert all(scores for _, scores in calm)
     assert trials == calm
@@ -215,46 +210,3 @@ def test_errors_of_the_file_system_and_wrong_clocks_change_nothing(eight: Sweeps
     print(f"{len(struck)} errors: {dict(kinds)}")  # noqa: T201
     assert min(kinds["EIO"], kinds["ESTALE"]) > 3, struck
     check_same(eight, "faulty")
-
-
-@pytest.fixture
-def views(tmp_path: Path) -> Iterator[list[Path]]:
-    """Two views of one folder that cache attributes, entries and missing entries for 30 s."""
-    mounts = [tmp_path / "one", tmp_path / "two"]
-    (tmp_path / "disk").mkdir()
-    caches = ",".join(f"{kind}_timeout=30" for kind in ("attr", "entry", "negative"))
-    for mount in mounts:
-        mount.mkdir()
-        words = ["bindfs", "-o", f"{caches},kernel_cache", str(tmp_path / "disk"), str(mount)]
-        done = subprocess.run(words, capture_output=True, check=False, timeout=60)
-        if done.returncode:
-            pytest.skip(f"no FUSE here: {done.stderr.decode()}")
-    yield mounts
-    for mount in mounts:
-        subprocess.run(["fusermount3", "-uz", str(mount)], check=False, timeout=60)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("bindfs") is None, reason="apt-get install bindfs")
-def test_two_views_of_one_folder_that_are_30_s_late(eight: Sweeps, views: list[Path]) -> None:
-    """Each view has a command with a worker; the first command is killed and repeated."""
-    one, two = (view / "small/late" for view in views)
-    assert not two.exists()  # the view caches this answer
-    words = ("tune", eight.job, "--sweep-id", "late", "--workers", 1, "--runs")
-    process = eight.harness.start(*words, views[0], is_forked=False)
-    wait_for(lambda: read_json(one / "state.json").get("running"), timeout_s=LIMIT_S)
-    wait_for(two.exists, timeout_s=60)
-    joined = eight.harness.start("sweep", "join", two, "--workers", 1, is_forked=False)
-    wait_for(
-        lambda: sum(bool(t.attempt) for t in SweepDirectory(one).trials()) >= 3, timeout_s=LIMIT_S
-    )
-    process.kill()
-    process.communicate()
-    process = eight.harness.start(*words, views[1], is_forked=False)
-    said, errors = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 0, said + errors
-    said, errors = joined.communicate(timeout=LIMIT_S)
-    assert joined.returncode == 0, said + errors
-    time.sleep(31)
-    for folder in (one, two):
-        check_same(eight, "late", folder)

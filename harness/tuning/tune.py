@@ -72,7 +72,6 @@ def tune(
         RunError: if the search fails.
     """
     allocation = SlurmEnvironment.from_environment()
-    sweep.check_search(search)
     largest = num_in_memory(allocation, largest_gb(search, request.devices))
     slots = allocate_slots(
         allocation,

@@ -12,12 +12,10 @@ from the job. A job that contains the user's code is audited only if the user tr
 
 import hashlib
 import io
-import itertools
 import json
 import signal
 import time
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +23,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
 from harness.compute.execution_plan import ExecutionPlan, Way, choose
@@ -41,7 +39,7 @@ from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.pool import ManagedProcess, child_args
 from harness.system.files import atomic_write, read_plain_file, scratch_directory
 from harness.system.leased_dir import to_json
-from harness.system.lenient_json import path, read_json_lines, text
+from harness.system.lenient_json import read_json_lines, text
 from harness.tracking.audits import DIFFERS, EQUAL, ROUNDING
 from harness.tracking.provenance import code_changes, code_of, machine_changes, this_machine
 from harness.tracking.records import one_line
@@ -67,6 +65,7 @@ if TYPE_CHECKING:
 # A difference may be this many times the measured rounding difference, because training amplifies
 # rounding errors.
 SPREAD = 10
+SUM_ROUNDING = 1e-9  # the largest difference of float64 sums
 EPSILON = float(np.finfo(np.float32).eps)
 SMALLEST = float(np.finfo(np.float64).tiny)
 MOVED = 2  # the number of reviews whose predicted class may change by rounding
@@ -143,14 +142,6 @@ class Start(BaseModel):
     embeddings: str | None = None
 
 
-class Data(BaseModel):
-    """What the record says about the dataset."""
-
-    checksum: str
-    folder: Annotated[str | None, BeforeValidator(path)] = None
-    is_sample: bool = False
-
-
 class Record(BaseModel):
     """The parts of a run's record that an audit needs.
 
@@ -160,7 +151,7 @@ class Record(BaseModel):
 
     starts: Annotated[list[Start], Field(min_length=1)]
     num_replicas: Annotated[int, Field(ge=1, le=MAX_DEVICES, strict=True)]  # taken from result.json
-    dataset: Data
+    dataset: dict[str, Any]
     plan: dict[str, Any] = {}
     commit: str | None = None
     sources_sha256: str | None = None
@@ -234,63 +225,43 @@ def arrays_of(content: bytes) -> dict[str, np.ndarray]:
         return {name: archive[name] for name in archive.files}
 
 
-def weights_in(content: bytes) -> dict[str, np.ndarray]:
-    """Map path to weight for all weights in a `.keras` file, without running code from the file."""
-    import h5py
-
-    found: dict[str, np.ndarray] = {}
-
-    def take(path: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            found[path] = item[()]
-
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        inner = io.BytesIO(archive.read("model.weights.h5"))
-    with h5py.File(inner, "r") as file:
-        file.visititems(take)  # does not follow links to other files
-    return found
-
-
 # Comparisons
 
-
-class Pair(NamedTuple):
-    """A value that the audit computed, and the same value from the run's folder."""
-
-    where: str
-    mine: Any
-    theirs: Any
-    allowed: float | None = None  # the largest allowed difference; None: bitwise equal
+Values = dict[str, Any]  # the name of a value -> the value
 
 
-def compared(what: str, pairs: Iterable[Pair]) -> Check:
-    """Compare pairs of values.
+class Sides(NamedTuple):
+    """Values that the audit computed, and the same values from the run's folder."""
 
-    The result names the first pair that differs; if none differs, the pair with the largest
-    rounding difference.
+    mine: Values
+    theirs: Values
+    # The largest allowed difference of a value; values without a limit should be bitwise equal.
+    allowed: Mapping[str, float] = {}
 
-    Args:
-        pairs: the values. If reading a value raises an error, the run's file is broken, and the
-            outcome is `differs`.
+
+def compared(what: str, read: Callable[..., Sides], *args: Any) -> Check:
+    """Compare the values that `read(*args)` returns.
+
+    The result names the first value that differs; if none differs, the value with the largest
+    rounding difference. If `read` raises an error, the run's file is broken, so the outcome is
+    `differs`.
     """
-    largest, answer = 0.0, Check(what, EQUAL)
     try:
-        for where, mine, theirs, allowed in pairs:
-            if not (found := gap(mine, theirs)):
-                continue
-            by = f"{where} by {found:.3g}" if np.isfinite(found) else f"{where} is not as recorded"
-            if allowed is None:
-                return Check(what, DIFFERS, by)
-            if not found <= allowed:
-                return Check(what, DIFFERS, f"{by}, {allowed:.2g} allowed")
-            if found >= largest:
-                largest = found
-                answer = Check(what, ROUNDING, f"largest difference: {by}, {allowed:.2g} allowed")
+        mine, theirs, allowed = read(*args)
     except (NodeFault, Interrupted, MemoryError):
         raise
     except Exception as error:  # a broken file raises errors of many types
         reason = str(error) or type(error).__name__
         return Check(what, DIFFERS, f"the run's file can't be read: {reason[:200]}")
+    largest, answer = 0.0, Check(what, EQUAL)
+    for name in dict.fromkeys([*mine, *theirs]):
+        found, limit = gap(mine.get(name), theirs.get(name)), allowed.get(name, 0.0)
+        by = f"{name} by {found:.3g}" if np.isfinite(found) else f"{name} is not as recorded"
+        by += f", {limit:.2g} allowed" if limit else ""
+        if found > limit:
+            return Check(what, DIFFERS, by)
+        if found > largest:
+            largest, answer = found, Check(what, ROUNDING, f"largest difference: {by}")
     return answer
 
 
@@ -310,28 +281,6 @@ def gap(mine: Any, theirs: Any) -> float:
     if np.shape(mine) != np.shape(theirs) or not np.isfinite(found).all():
         return float("inf")
     return max(float(found.max(initial=0.0)), SMALLEST)  # 0 and -0 differ bitwise
-
-
-def values_of(name: str, mine: bytes, theirs: bytes, *, loosely: bool) -> Iterator[Pair]:
-    """Pair each value in the audit's file `name` with the same value in the run's file.
-
-    Args:
-        loosely: whether to leave out the checksums of weights, which rounding changes completely.
-    """
-    if name == "metrics.jsonl":
-        both = (map(json.loads, content.splitlines()) for content in (mine, theirs))
-        for here, there in itertools.zip_longest(*both, fillvalue={}):
-            epoch = f"epoch {here.get('epoch', there.get('epoch'))}"
-            for key in dict.fromkeys([*here, *there]):
-                if not (loosely and key == "checksum"):
-                    yield Pair(f"{epoch}, {key}", here.get(key), there.get(key))
-    elif name.endswith((".npz", ".keras")):
-        read = weights_in if name == "model.keras" else arrays_of
-        found, other = read(mine), read(theirs)
-        for key in dict.fromkeys([*found, *other]):
-            yield Pair(f"{key} of {name}", found.get(key), other.get(key))
-    else:
-        yield Pair(name, mine, theirs)
 
 
 def decided(files: Mapping[str, bytes], epochs: int | None) -> dict[str, bytes]:
@@ -415,23 +364,24 @@ class Auditor:
         self.sizes = {"training": len(training.labels), "validation": len(validation.labels)}
         if job.data.test:
             reviews[PREDICTIONS] = test_reviews(job, self.dataset, ratios)
-        yield compared("files", self._files())
-        yield compared("data", self._data(training, validation))
-        yield compared("inputs", self._inputs(ratios))
+        yield compared("files", self._files)
+        yield compared("data", self._data, training, validation)
+        yield compared("inputs", self._inputs, ratios)
         for name, each in reviews.items():
-            yield compared(f"scores of {name}", self._scores(name, each, is_strict))
-            yield compared(f"model on {name}", self._model(name, each, is_strict))
-        yield compared("exported epoch", self._exported())
+            yield compared(f"scores of {name}", self._scores, name, each, is_strict)
+            yield compared(f"model on {name}", self._model, name, each, is_strict)
+        yield compared("exported epoch", self._exported)
 
-    def _files(self) -> Iterator[Pair]:
+    def _files(self) -> Sides:
         result, files = self.subject.result, self.subject.files
-        yield Pair(RESULT, to_json(result).encode(), files[RESULT])
-        yield Pair("job.toml", self.context.identity, result.get("identity"))
+        mine: Values = {RESULT: to_json(result).encode(), "job.toml": self.context.identity}
+        theirs = {RESULT: files[RESULT], "job.toml": result.get("identity")}
         for name, key in CHECKSUMS.items():
-            found = hashlib.sha256(files[name]).hexdigest() if name in files else None
-            yield Pair(name, found, result.get(key))
+            mine[name] = hashlib.sha256(files[name]).hexdigest() if name in files else None
+            theirs[name] = result.get(key)
+        return Sides(mine, theirs)
 
-    def _data(self, training: "Reviews", validation: "Reviews") -> Iterator[Pair]:
+    def _data(self, training: "Reviews", validation: "Reviews") -> Sides:
         from harness.training.record import describe_data
 
         dataset = self.dataset
@@ -440,27 +390,27 @@ class Auditor:
         )
         found = describe_data(self.context, training, validation) | {"dataset_checksum": content}
         del found["data"]  # the dataset's title may differ on this machine
-        yield from self._pairs(found)
+        return self._in_result(found)
 
-    def _inputs(self, ratios: NgramRatios | None) -> Iterator[Pair]:
-        words = vocab_to_bytes(known_words(self.subject.job, self.dataset))
-        yield Pair("vocabulary.txt", words, self.subject.files.get("vocabulary.txt"))
-        if ratios:
-            yield Pair(RATIOS_FILE, ratios.to_bytes(), self.subject.files.get(RATIOS_FILE))
+    def _inputs(self, ratios: NgramRatios | None) -> Sides:
+        mine = {"vocabulary.txt": vocab_to_bytes(known_words(self.subject.job, self.dataset))}
+        mine |= {RATIOS_FILE: ratios.to_bytes()} if ratios else {}
+        return Sides(mine, {name: self.subject.files.get(name) for name in mine})
 
-    def _scores(self, name: str, reviews: "Reviews", is_strict: bool) -> Iterator[Pair]:
+    def _scores(self, name: str, reviews: "Reviews", is_strict: bool) -> Sides:
         from harness.training.metrics import loss_and_accuracy, test_scores
 
         arrays, truth = arrays_of(self.subject.files[name]), reviews.labels
-        yield Pair(f"the labels of {name}", truth, arrays["labels"])
         if name == PREDICTIONS:
             found = {"num_test": len(truth), **test_scores(truth, arrays["probabilities"])}
         else:
             scores = loss_and_accuracy(truth, arrays["probabilities"])
             found = dict(zip(("val_loss", "val_accuracy"), scores, strict=True))
-        yield from self._pairs(found, None if is_strict else 1e-9)  # float64 sums are rounded
+        mine, theirs, allowed = self._in_result(found, 0.0 if is_strict else SUM_ROUNDING)
+        labels = f"the labels of {name}"
+        return Sides({labels: truth, **mine}, {labels: arrays["labels"], **theirs}, allowed)
 
-    def _model(self, name: str, reviews: "Reviews", is_strict: bool) -> Iterator[Pair]:
+    def _model(self, name: str, reviews: "Reviews", is_strict: bool) -> Sides:
         from harness.compute.evaluator import Evaluator
         from harness.compute.strategy import one_device
 
@@ -469,13 +419,13 @@ class Auditor:
             return evaluator.probabilities(reviews)
 
         theirs = arrays_of(self.subject.files[name])["probabilities"]
-        mine, allowed = evaluated(self.plan), None
+        mine, allowed, what = evaluated(self.plan), {}, f"the probabilities of {name}"
         if not is_strict:
             other = replace(self.plan, compiles_evaluation=not self.plan.compiles_evaluation)
-            allowed = SPREAD * max(gap(mine, evaluated(other)), EPSILON)
-        yield Pair(f"the probabilities of {name}", mine, theirs, allowed)
+            allowed = {what: SPREAD * max(gap(mine, evaluated(other)), EPSILON)}
+        return Sides({what: mine}, {what: theirs}, allowed)
 
-    def _exported(self) -> Iterator[Pair]:
+    def _exported(self) -> Sides:
         from harness.training.actions import BestWeights
         from harness.training.progress import Progress
 
@@ -487,20 +437,26 @@ class Auditor:
         exported = progress.best if best.is_on else progress.history[-1]
         found = {"num_epochs": len(progress.history), "kept_epoch": exported["epoch"]}
         scores = {name: exported.get(name) for name in ("val_loss", "val_accuracy")}
-        yield from self._pairs(found | scores)
+        return self._in_result(found | scores)
 
-    def _pairs(self, found: Mapping[str, Any], allowed: float | None = None) -> Iterator[Pair]:
-        for key, value in found.items():
-            if key in self.subject.result or not self.code_changes:  # later code has other scores
-                yield Pair(key, value, self.subject.result.get(key), allowed)
+    def _in_result(self, found: Values, allowed: float = 0.0) -> Sides:
+        """Return the computed values, and the values with the same names in `result.json`."""
+        result = self.subject.result
+        # Later code may compute scores that the run's code did not compute.
+        mine = {name: found[name] for name in found if name in result or not self.code_changes}
+        return Sides(mine, {name: result.get(name) for name in mine}, dict.fromkeys(mine, allowed))
 
     @cached_property
     def model(self) -> Any:
-        """The run's trained model: the job's network with the weights in model.keras."""
+        """The run's trained model."""
+        return self._model_in(self.subject.files["model.keras"])
+
+    def _model_in(self, content: bytes) -> Any:
+        """Build the job's network, and load the weights from a `.keras` file with this content."""
         from harness.compute.network import load_network
 
         path = self.scratch / "model.keras"
-        path.write_bytes(self.subject.files["model.keras"])
+        path.write_bytes(content)
         return load_network(self.subject.job, path, self.dataset.num_outputs)
 
     # By training
@@ -527,23 +483,45 @@ class Auditor:
             yield Check("model.keras", ROUNDING, f"not compared: {both}")
         for name in mine:
             if name in theirs or name != VALIDATION_PREDICTIONS:  # trials don't write this file
-                yield compared(name, self._file(name, mine, theirs, allowed))
+                yield compared(name, self._file, name, mine, theirs, allowed)
         if is_strict and result:
-            others = {*result} - {*self.subject.result} | {"run", "data", "devices"}
-            found = {name: value for name, value in untimed(result).items() if name not in others}
-            yield compared(RESULT, self._pairs(found))
+            names = {*result} & {*self.subject.result} - {"run", "data", "devices"}
+            found = {name: value for name, value in untimed(result).items() if name in names}
+            yield compared(RESULT, self._in_result, found)
 
-    @staticmethod
     def _file(
+        self,
         name: str,
         mine: Mapping[str, bytes],
         theirs: Mapping[str, bytes],
         allowed: Mapping[str, float] | None,
-    ) -> Iterator[Pair]:
-        for pair in values_of(name, mine[name], theirs[name], loosely=allowed is not None):
-            yield pair if allowed is None else pair._replace(allowed=allowed.get(pair.where, 0.0))
-        if allowed is None:
-            yield Pair(f"the bytes of {name}", mine[name], theirs[name])
+    ) -> Sides:
+        sides = list[Values]()
+        for files in (mine, theirs):
+            values = self._values(files, name)
+            if allowed is None:
+                values[f"the bytes of {name}"] = files[name]
+            else:  # any rounding changes the checksums of the weights
+                values = {key: values[key] for key in values if not key.endswith(", checksum")}
+            sides.append(values)
+        return Sides(sides[0], sides[1], allowed or {})
+
+    def _values(self, files: Mapping[str, bytes], *names: str) -> Values:
+        """Return the values in files by their names."""
+        values: Values = {}
+        for name in names:
+            if name == "metrics.jsonl":
+                for number, line in enumerate(map(json.loads, files[name].splitlines()), 1):
+                    values |= {f"epoch {number}, {key}": value for key, value in line.items()}
+            elif name == "model.keras":
+                for weights in self._model_in(files[name]).weights:
+                    values[f"{weights.path} of {name}"] = weights.numpy()
+            elif name.endswith(".npz"):
+                arrays = arrays_of(files[name])
+                values |= {f"{key} of {name}": array for key, array in arrays.items()}
+            else:
+                values[name] = files[name]
+        return values
 
     def _train(
         self, name: str, devices: Devices, plan: ExecutionPlan, epochs: int | None
@@ -589,20 +567,14 @@ class Auditor:
         if devices.kind == "cpu" or other == 1:
             changed = replace(devices, count=other)
             ways[f"training on {other} instead of {devices.count} replicas"] = (changed, self.plan)
+        values = self._values(base, *base)
         for number, (changed, plan) in enumerate(ways.values()):
-            found = self._decided(self._train(f"way {number}", changed, plan, epochs), epochs)
-            for name in base:
-                for where, mine, theirs, _ in values_of(
-                    name, base[name], found[name], loosely=True
-                ):
-                    measured = max(SPREAD * gap(mine, theirs), self._least(where, mine))
-                    allowed[where] = max(allowed.get(where, 0.0), measured)
-        largest: dict[str, float] = {}  # metric or file name -> largest allowed difference
-        for where, limit in allowed.items():
-            name = where.rpartition(", ")[2] if where.startswith("epoch ") else where.split()[-1]
-            largest[name] = max(largest.get(name, 0.0), limit)
-        shown = ", ".join(f"{name} {limit:.2g}" for name, limit in largest.items() if limit)
-        self.tolerance = f"{SPREAD} times the difference caused by {' or '.join(ways)}: {shown}"
+            files = self._decided(self._train(f"way {number}", changed, plan, epochs), epochs)
+            found = self._values(files, *base)
+            for where, mine in values.items():
+                measured = max(SPREAD * gap(mine, found.get(where)), self._least(where, mine))
+                allowed[where] = max(allowed.get(where, 0.0), measured)
+        self.tolerance = f"{SPREAD} times the difference caused by {' or '.join(ways)}"
         return allowed
 
     def _least(self, where: str, value: Any) -> float:

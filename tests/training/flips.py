@@ -45,23 +45,10 @@ def write_checksums(run: Path) -> None:
     (run / "result.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
-def plant_loss(run: Path, epoch: int, difference: float) -> None:
-    """Change the loss of an epoch, and update the checksums."""
-    lines = metrics(run)
-    lines[epoch - 1]["loss"] += difference
-    write_metrics(run, lines)
-
-
 def plant_scores(run: Path, **scores: Any) -> None:
     """Change scores in `result.json`; no checksum covers this file."""
     path = run / "result.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | scores, indent=2) + "\n")
-
-
-def write_metrics(run: Path, lines: list[dict[str, Any]]) -> None:
-    """Write `metrics.jsonl`, and update the checksums."""
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    write_checksums(run)
 
 
 def flipped(number: float, bit: int) -> float:
@@ -84,7 +71,8 @@ def in_metrics(run: Path, chance: random.Random) -> str:
     key = chance.choice(["loss", "accuracy", "val_loss", "val_accuracy"])
     bit = chance.randrange(52)
     line[key] = flipped(line[key], bit)
-    write_metrics(run, lines)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_checksums(run)
     return f"epoch {line['epoch']}, {key}, bit {bit}"
 
 

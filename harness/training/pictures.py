@@ -1,8 +1,4 @@
-"""Draws the scores of a classifier.
-
-The functions `…_picture` take the same labels and probabilities as
-`harness.training.metrics.test_scores`, and raise the same errors.
-"""
+"""Draws the scores of a classifier."""
 
 import io
 from collections.abc import Sequence
@@ -12,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from harness.data.dataset import CLASSES
-from harness.training.metrics import checked, test_scores
+from harness.training.metrics import checked
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,7 +25,8 @@ def confusion_picture(
     """Draw the confusion matrix as a PNG of 640 x 480, with each row's counts and percentages.
 
     For more than 12 classes, colours show the percentages, and the picture contains no numbers.
-    `classes` are the names of the labels.
+    `classes` are the names of the labels. The other arguments and the errors are the same as for
+    `harness.training.metrics.test_scores`.
     """
     truth, found = checked(labels, probabilities)
     from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
@@ -62,60 +59,6 @@ def confusion_picture(
         ylabel="true label (each row adds up to 100 %)",
         title=f"Confusion matrix: {accuracy:.1%} of {len(truth):,} reviews correct",
     )
-    return png(figure)
-
-
-def roc_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
-    """Draw the ROC curve as a PNG of 640 x 480, with the area under it in the legend.
-
-    For more than two classes the curve is the mean of the curves of each class against the rest. If
-    all labels are equal, there is no curve, and the legend says so.
-    """
-    truth, found = checked(labels, probabilities)
-    from sklearn.metrics import RocCurveDisplay
-
-    figure, axes = new_figure()
-    if truth.min() == truth.max():
-        axes.plot([], label=f"no curve: all {len(truth):,} reviews are of one class")
-    else:
-        rates, true_rates = mean_roc_curve(truth, found)
-        name = "model" if found.shape[1] == 2 else "mean of each class against the rest"
-        area = test_scores(truth, found)["roc_auc"]
-        RocCurveDisplay(fpr=rates, tpr=true_rates, roc_auc=area).plot(ax=axes, name=name)
-    axes.plot([0, 1], [0, 1], "--", color="grey", label="chance (AUC 0.5)")
-    axes.set(xlabel="false positive rate", ylabel="true positive rate")
-    axes.set_title(f"ROC curve over {len(truth):,} reviews")
-    axes.legend(loc="lower right")
-    return png(figure)
-
-
-def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
-    """Draw how well the probabilities are calibrated, as a PNG of 640 x 640.
-
-    The upper plot shows the share of positive reviews against the mean probability, in 10 bins of
-    equal width. The lower plot shows the number of reviews in each bin. For more than two classes
-    the probability is that of the predicted class, and the share is that of correct predictions.
-    """
-    truth, found = checked(labels, probabilities)
-    from matplotlib.figure import Figure
-    from sklearn.calibration import CalibrationDisplay
-
-    is_so, positive = truth == 1, found[:, 1]
-    of, share = "a positive review", "positive reviews"
-    if found.shape[1] > 2:
-        is_so, positive = found.argmax(axis=1) == truth, found.max(axis=1)
-        of, share = "the predicted class", "correct predictions"
-    # A custom network may return numbers outside 0..1, which scikit-learn rejects.
-    positive = positive.clip(0, 1)
-    figure = Figure(figsize=(6.4, 6.4), dpi=100, layout="constrained")
-    curve, histogram = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [2, 1]})
-    CalibrationDisplay.from_predictions(is_so, positive, n_bins=10, pos_label=True, ax=curve)
-    curve.set(xlabel="", ylabel=f"share of {share}")
-    curve.set_title(f"Calibration over {len(truth):,} reviews")
-    counts, _, bars = histogram.hist(positive, bins=10, range=(0, 1), rwidth=0.94)
-    histogram.bar_label(bars, [f"{n:,.0f}\n{n / len(truth):.1%}" for n in counts], fontsize=8.5)
-    histogram.set(ylim=(0, counts.max() * 1.4), ylabel="reviews")
-    histogram.set(xlabel=f"predicted probability of {of}")
     return png(figure)
 
 

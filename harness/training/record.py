@@ -39,7 +39,7 @@ from harness.tracking.run_dir import (
 from harness.training.context import Compute, RunContext, known_words
 from harness.training.metrics import test_scores
 from harness.training.parent import Parent
-from harness.training.pictures import calibration_picture, confusion_picture, roc_picture
+from harness.training.pictures import confusion_picture
 from harness.training.trainer import Trainer
 
 
@@ -126,15 +126,12 @@ def log_run(trainer: Trainer, row: TrialRow | None, *, draws_graph: bool) -> Non
 
 
 def score_test(trainer: Trainer, test: Reviews, classes: Sequence[str]) -> dict[str, Any]:
-    """Score the exported weights on the test set. Write the predictions, and log pictures."""
+    """Score the exported weights on the test set. Write the predictions, and log the scores."""
     probabilities, scores = _scored(trainer, test, "testing", PREDICTIONS)
-    log, labels = trainer.log, test.labels
-    log.test(scores)
-    log.picture("test/confusion_matrix", confusion_picture(labels, probabilities, classes))
-    log.picture("test/calibration", calibration_picture(labels, probabilities))
-    if labels.min() != labels.max():  # otherwise there is no ROC curve
-        log.picture("test/roc", roc_picture(labels, probabilities))
-    return {"num_test": len(labels), **scores}
+    trainer.log.test(scores)
+    picture = confusion_picture(test.labels, probabilities, classes)
+    trainer.log.picture("test/confusion_matrix", picture)
+    return {"num_test": len(test.labels), **scores}
 
 
 def score_validation(trainer: Trainer, validation: Reviews, *, keeps: bool) -> dict[str, Any]:

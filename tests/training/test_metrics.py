@@ -8,21 +8,13 @@ from numpy.typing import ArrayLike
 
 from harness.errors import RunError
 from harness.training import metrics as scores
-from harness.training.pictures import calibration_picture, confusion_picture, roc_picture
-
-PICTURES = [confusion_picture, roc_picture, calibration_picture]
-Picture = Callable[[ArrayLike, ArrayLike], bytes]
+from harness.training.pictures import confusion_picture
 
 
 def png_size(png: bytes) -> tuple[int, int]:
     """Return width and height in pixels from the header of a PNG."""
     assert png[:8] == b"\x89PNG\r\n\x1a\n"
     return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
-
-
-def test_numbers_outside_of_0_to_1_have_a_calibration_picture() -> None:
-    """A custom network may return such numbers."""
-    assert png_size(calibration_picture([0, 1, 1], [-0.5, 1.5, 0.2])) == (640, 640)
 
 
 def test_worked_example() -> None:
@@ -138,7 +130,7 @@ def test_loss_of_a_diverged_model() -> None:
     assert np.isnan(scores.loss_and_accuracy([0, 1], [0.5, np.nan])[0])
 
 
-@pytest.mark.parametrize("score", [scores.test_scores, *PICTURES])
+@pytest.mark.parametrize("score", [scores.test_scores, confusion_picture])
 def test_diverged_is_refused(score: Callable[[ArrayLike, ArrayLike], object]) -> None:
     """Scores and pictures refuse NaN in one line with the count."""
     with pytest.raises(RunError, match=r"^probabilities: 1 of 2 are not finite.*learning_rate$"):
@@ -160,15 +152,13 @@ def test_wrong_input(labels: ArrayLike, probabilities: ArrayLike, message: str) 
         scores.test_scores(labels, probabilities)
 
 
-@pytest.mark.parametrize("picture", PICTURES)
 @pytest.mark.filterwarnings("error")
-def test_pictures(picture: Picture) -> None:
-    """A picture is a PNG 640 pixels wide, with reproducible bytes, even for a single class."""
+def test_the_confusion_matrix_is_a_picture() -> None:
+    """It is a PNG of 640 x 480 with reproducible bytes, even for a single class."""
     generator = np.random.default_rng(2)
     labels = generator.integers(0, 2, 500)
     probabilities = generator.uniform(size=500)
-    png = picture(labels, probabilities)
-    assert png_size(png)[0] == 640
-    assert png == picture(labels, probabilities)
-    assert png != picture(labels, 1 - probabilities)
-    assert png_size(picture([1, 1], [0.0, 1.0]))[0] == 640
+    png = confusion_picture(labels, probabilities)
+    assert png_size(png) == png_size(confusion_picture([1, 1], [0.0, 1.0])) == (640, 480)
+    assert png == confusion_picture(labels, probabilities)
+    assert png != confusion_picture(labels, 1 - probabilities)

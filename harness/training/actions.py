@@ -6,9 +6,8 @@ import keras
 import numpy as np
 
 from harness.job.keys import SCORES, TrainConfig
-from harness.system.console import Console
-from harness.system.resource_monitor import ResourceMonitor
 from harness.tracking.records import Heartbeat
+from harness.training.context import Observers
 from harness.training.progress import Progress
 
 
@@ -33,47 +32,40 @@ class StepResults:
         return self.num_reviews / self.took_s
 
 
-class UsageMeter:
-    """Measures the time per training step, and the load of the machine."""
+def report_steps(
+    results: StepResults,
+    progress: Progress,
+    observers: Observers,
+    heartbeat: Heartbeat,
+    *,
+    num_epochs: int,
+    steps_per_epoch: int,
+) -> dict[str, float]:
+    """Show on the console and in `state.json` how far the training has come.
 
-    def __init__(self, monitor: ResourceMonitor, heartbeat: Heartbeat) -> None:
-        self.monitor, self.heartbeat = monitor, heartbeat
-
-    def measure(self, results: StepResults) -> dict[str, float]:
-        """Return tags and values for TensorBoard; add the latest values to `state.json`."""
-        duration_ms = 1e3 * results.took_s / results.num_steps
-        self.heartbeat.note(step_ms=round(duration_ms, 3))
-        figures = {"step/duration_ms": duration_ms}
-        if device := self.monitor.sample():
-            self.heartbeat.note(device=device)
-            figures |= {f"device/{name}": value for name, value in device.items()}
-        return figures
-
-
-class ProgressReport:
-    """Shows on the console and in `state.json` how far the training has come."""
-
-    def __init__(
-        self, console: Console, heartbeat: Heartbeat, *, num_epochs: int, steps_per_epoch: int
-    ) -> None:
-        self.console, self.heartbeat = console, heartbeat
-        self.num_epochs, self.num_steps = num_epochs, num_epochs * steps_per_epoch
-
-    def after_steps(self, results: StepResults, progress: Progress) -> None:
-        """Report the latest steps."""
-        step = results.first_step + results.num_steps - 1
-        self.heartbeat.beat(
-            "training",
-            epoch=progress.epoch + 1,
-            num_epochs=self.num_epochs,
-            step=step,
-            num_steps=self.num_steps,
-            reviews_per_s=round(results.reviews_per_s, 1),
-            eta_s=round((self.num_steps - step) * progress.training_s / step, 1),
-        )
-        figures = f"loss {results.losses[-1]:.4f}  {results.reviews_per_s:.0f} reviews/s"
-        epoch = f"epoch {progress.epoch + 1}/{self.num_epochs}"
-        self.console.advance(epoch, step, self.num_steps, figures=figures)
+    Returns:
+        Tags and values for TensorBoard: the time per step, and the load of the machine.
+    """
+    step, num_steps = results.first_step + results.num_steps - 1, num_epochs * steps_per_epoch
+    duration_ms = 1e3 * results.took_s / results.num_steps
+    measured, device = {"step/duration_ms": duration_ms}, observers.monitor.sample()
+    if device:
+        heartbeat.note(device=device)
+        measured |= {f"device/{name}": value for name, value in device.items()}
+    heartbeat.beat(
+        "training",
+        epoch=progress.epoch + 1,
+        num_epochs=num_epochs,
+        step=step,
+        num_steps=num_steps,
+        step_ms=round(duration_ms, 3),
+        reviews_per_s=round(results.reviews_per_s, 1),
+        eta_s=round((num_steps - step) * progress.training_s / step, 1),
+    )
+    figures = f"loss {results.losses[-1]:.4f}  {results.reviews_per_s:.0f} reviews/s"
+    epoch = f"epoch {progress.epoch + 1}/{num_epochs}"
+    observers.console.advance(epoch, step, num_steps, figures=figures)
+    return measured
 
 
 class BestWeights:

@@ -121,7 +121,7 @@ def launch(
             strategy = checked_strategy(requested, worker_group, job, console)
             check_results()
         stop.listen()  # again, because TensorFlow may have replaced the signal handler
-        plan = plan_of(job, "gpu" if num_own_gpus() else "cpu", began, threads=threads)
+        plan = choose(job, "gpu" if num_own_gpus() else "cpu", threads, begun=begun_plan)
         plan = ExecutionPlan(**agreed(asdict(checked_plan(plan, job)), worker_group))
         monitor = ResourceMonitor(num_own_gpus(), given_cpus(allocation))
         stack.enter_context(monitor)
@@ -243,19 +243,14 @@ def join_workers(
     return worker_group, replace(context, run=run)
 
 
-def plan_of(
-    job: Job, kind: str, run: RunDirectory | None = None, *, threads: int | None = None
-) -> ExecutionPlan:
-    """Return the execution plan of a job on `cpu` or `gpu`. Doesn't import TensorFlow.
+def plan_of(job: Job, kind: str, run: RunDirectory | None = None) -> ExecutionPlan:
+    """Return the plan in the record of a run, else a new run's plan on `cpu` or `gpu`.
 
-    Args:
-        run: the run whose plan is returned, if its record contains a plan.
-        threads: the number of threads per operation in a new run; by default one per CPU of this
-            process.
+    Doesn't import TensorFlow.
     """
     begun = (run.certain_json(RECORD).get("plan") or {}) if run else {}
-    threads = threads or given_cpus(SlurmEnvironment.from_environment())
-    return choose(job, kind, threads, begun=begun)
+    cpus = given_cpus(SlurmEnvironment.from_environment())
+    return choose(job, kind, cpus, begun=begun)
 
 
 def agreed(value: Any, worker_group: WorkerGroup | None) -> Any:

@@ -22,7 +22,6 @@ truncates the files to the sizes in the mark, and then writes the same events as
 """
 
 import contextlib
-import logging
 import math
 import os
 import re
@@ -50,8 +49,6 @@ from tensorboard.util.tensor_util import make_tensor_proto
 from harness.errors import DiskError
 from harness.system.files import atomic_write, sync
 
-LOG = logging.getLogger(__name__)
-
 # TensorBoard shows each folder as a run; "." is `tensorboard/` itself. Each folder has one writer.
 FOLDERS = (".", "train", "validation")
 
@@ -74,19 +71,16 @@ class TensorBoardLog:
         *,
         num_steps: int = 0,
         clock: Callable[[], float] = time.time,
-        warn: Callable[[str], object] = LOG.warning,
     ) -> None:
         """Open the log and cut it back to `mark`; without a mark, empty it.
 
         Args:
             folder: the folder for the run's event files; created if missing.
             mark: the file sizes that `mark()` returned. Files that have grown are truncated to the
-                size in the mark, files that the mark does not contain are removed, and missing or
-                shorter files cause a warning.
+                size in the mark, and files that the mark does not contain are removed.
             num_steps: the largest number of steps that the run can have. If it is at most 500, all
                 steps are logged.
             clock: a function that returns the time in seconds since 1970.
-            warn: a function that prints a warning of one line.
         """
         self._folder = folder
         self._clock = clock
@@ -95,7 +89,7 @@ class TensorBoardLog:
         self._measured_every = max(1, math.ceil(num_steps / MEASURED_POINTS))
         self._measured: dict[str, float] = {}  # the newest measurements, until they are written
         with _one_line(folder):
-            latest_s = _cut_back(folder, mark or {}, warn)
+            latest_s = _cut_back(folder, mark or {})
             # TensorBoard reads a folder's files in the order of their names, and never returns to
             # an earlier file. So the new name must sort after all existing names, even if a file
             # is from this second, or from a host whose clock is ahead.
@@ -313,7 +307,7 @@ def _event_files(folder: Path) -> list[Path]:
     return [path for key in FOLDERS for path in sorted((folder / key).glob("*.tfevents.*"))]
 
 
-def _cut_back(folder: Path, mark: Mapping[str, int], warn: Callable[[str], object]) -> int:
+def _cut_back(folder: Path, mark: Mapping[str, int]) -> int:
     """Cut the files back to `mark`. Return the latest time in the names of event files."""
     for key in FOLDERS:
         (folder / key).mkdir(parents=True, exist_ok=True)
@@ -330,13 +324,7 @@ def _cut_back(folder: Path, mark: Mapping[str, int], warn: Callable[[str], objec
             with (folder / name).open("rb") as file:
                 start = file.read(mark[name])
             atomic_write(folder / name, start, remedy=REMEDY)
-    short = [name for name, size in mark.items() if sizes.get(name, 0) < size]
-    if short:
-        warn(
-            f"{folder}: {len(short)} of {len(mark)} event files are missing or shorter than at the "
-            f"checkpoint, so their curves have a gap: {', '.join(short)}"
-        )
-    seconds = [re.search(r"tfevents\.(\d+)\.", name) for name in {*sizes, *mark}]
+    seconds = [re.search(r"tfevents\.(\d+)\.", name) for name in sizes]
     return max((int(match[1]) for match in seconds if match), default=0)
 
 

@@ -25,12 +25,7 @@ from harness.system.processes import age_s
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import untimed
 from harness.training import checkpoint
-from harness.training.actions import (
-    BestWeights,
-    ProgressReport,
-    StepResults,
-    UsageMeter,
-)
+from harness.training.actions import BestWeights, StepResults, report_steps
 from harness.training.callbacks import RunCallbacks
 from harness.training.context import Observers, RunContext
 from harness.training.metrics import loss_and_accuracy, test_scores
@@ -57,7 +52,8 @@ class Trainer:
     ) -> None:
         self.run, self.job, self.identity = context.run, context.job, context.identity
         self.train_step, self.training = train_step, training
-        self.heartbeat, self.console, self.stop = heartbeat, observers.console, observers.stop
+        self.heartbeat, self.observers = heartbeat, observers
+        self.console, self.stop = observers.console, observers.stop
         train = context.job.train
         self.num_reviews = len(training.labels)
         self.steps_per_epoch = num_steps(self.num_reviews, train.batch_size)
@@ -65,13 +61,6 @@ class Trainer:
         if not self.stop.alone:
             self.drain_every = min(train.log_every_steps, STEPS_TO_STOP)
         self.first_step_s: float | None = None  # the process's age after its first step
-        self.usage = UsageMeter(observers.monitor, heartbeat)
-        self.report = ProgressReport(
-            self.console,
-            heartbeat,
-            num_epochs=train.epochs,
-            steps_per_epoch=self.steps_per_epoch,
-        )
         self.best = BestWeights(train)
         self.callbacks = RunCallbacks(train, train_step.model, callbacks)
         self.fit_s = 0.0  # the time from `prepare` to the end of `fit` in this process
@@ -119,7 +108,6 @@ class Trainer:
             self.run.path("tensorboard"),
             self.progress.event_mark,
             num_steps=self.job.train.epochs * self.steps_per_epoch,
-            warn=self.console.warning,
         )
         self._write_metrics()
 
@@ -224,15 +212,22 @@ class Trainer:
         results = self._results(sums, took_s)
         self.progress.add_steps(sums, took_s)
         self._votes += float(sums[:, 2:].sum())  # a single worker has no column of votes
+        measured = report_steps(
+            results,
+            self.progress,
+            self.observers,
+            self.heartbeat,
+            num_epochs=self.job.train.epochs,
+            steps_per_epoch=self.steps_per_epoch,
+        )
         self.log.steps(
             results.first_step,
             results.losses,
             results.accuracies,
             learning_rate=self._learning_rate(),
             reviews_per_s=results.reviews_per_s,
-            measured=self.usage.measure(results),
+            measured=measured,
         )
-        self.report.after_steps(results, self.progress)
 
     def _results(self, sums: np.ndarray, took_s: float) -> StepResults:
         progress, batch_size = self.progress, self.job.train.batch_size

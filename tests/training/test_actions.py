@@ -9,19 +9,24 @@ import numpy as np
 from harness.system.console import Console
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import RunDirectory
-from harness.training.actions import ProgressReport, StepResults, UsageMeter
+from harness.training.actions import StepResults, report_steps
 from harness.training.progress import Progress
 
 
-def test_the_heartbeat_has_the_remaining_time(tmp_path: Path) -> None:
+def test_the_heartbeat_has_the_remaining_time_and_the_use_of_devices(tmp_path: Path) -> None:
     """After three of twenty steps in 6 s, the other seventeen will take 34 s."""
     heartbeat = Heartbeat(RunDirectory(tmp_path), None)
-    report = ProgressReport(Console(), heartbeat, num_epochs=4, steps_per_epoch=5)
-    losses = np.array([0.5, 0.4])
+    monitor = SimpleNamespace(sample=lambda: {"cpu": 1.0})
+    observers: Any = SimpleNamespace(console=Console(), monitor=monitor)
+    losses, progress = np.array([0.5, 0.4]), Progress(training_s=6.0)
     results = StepResults(2, losses, losses, num_reviews=64, took_s=4.0)
-    report.after_steps(results, Progress(training_s=6.0))
-    told = {name: heartbeat.state[name] for name in ("step", "num_steps", "eta_s", "reviews_per_s")}
-    assert told == {"step": 3, "num_steps": 20, "eta_s": 34.0, "reviews_per_s": 16.0}
+    measured = report_steps(
+        results, progress, observers, heartbeat, num_epochs=4, steps_per_epoch=5
+    )
+    assert measured == {"step/duration_ms": 2000.0, "device/cpu": 1.0}
+    wanted: dict[str, Any] = {"step": 3, "num_steps": 20, "eta_s": 34.0, "reviews_per_s": 16.0}
+    wanted |= {"step_ms": 2000.0, "device": {"cpu": 1.0}}
+    assert {name: heartbeat.state[name] for name in wanted} == wanted
 
 
 def test_a_metrics_line_has_the_means_and_the_speed_of_the_epoch() -> None:
@@ -36,14 +41,3 @@ def test_a_metrics_line_has_the_means_and_the_speed_of_the_epoch() -> None:
         "epoch_s": 0.5,
         "reviews_per_s": 100.0,
     }
-
-
-def test_the_heartbeat_has_the_use_of_devices(tmp_path: Path) -> None:
-    """TensorBoard gets the same figures."""
-    monitor: Any = SimpleNamespace(sample=lambda: {"cpu": 1.0}, warning="")
-    heartbeat, losses = Heartbeat(RunDirectory(tmp_path), None), np.zeros(60)
-    meter = UsageMeter(monitor, heartbeat)
-    figures = meter.measure(StepResults(1, losses, losses, num_reviews=60, took_s=3.0))
-    assert figures == {"step/duration_ms": 50.0, "device/cpu": 1.0}
-    assert heartbeat.state["step_ms"] == 50.0
-    assert heartbeat.state["device"] == {"cpu": 1.0}

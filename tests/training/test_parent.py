@@ -5,23 +5,21 @@ import json
 import shutil
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 
-from harness.data.dataset import Dataset
-from harness.data.word_vectors import WordVectors
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.tracking.run_dir import RunDirectory, stamped
 from harness.training.context import RunContext
-from harness.training.parent import begin_with, find_parent
+from harness.training.parent import Parent, begin_with, find_parent
 from tests.conftest import JOBS, Harness, results
 from tests.made_up_runs import write_run
-from tests.report.small_data import small_data
 from tests.training.kills import kill_at, wait_for_step
 
 
@@ -137,49 +135,54 @@ def test_a_bad_parent_is_refused(harness: Harness) -> None:
     assert not (harness.runs / "lstm/child").exists()
 
 
-@pytest.mark.parametrize(
-    ("epochs", "trained", "message"),
-    [
-        (2, 3, "train.epochs = 2: should be at least the 3 epochs"),
-        (4, None, "checkpoint of this run is gone"),
-    ],
-)
-def test_a_parent_that_no_run_can_continue(
-    tmp_path: Path, epochs: int, trained: int | None, message: str
-) -> None:
+# Pure functions
+
+
+LSTM = load_job(JOBS / "lstm.toml")
+DATA: Any = SimpleNamespace(checksum="data")
+
+
+def write_parent(folder: Path, job: Job, **record: object) -> RunDirectory:
+    """Write a finished run of three epochs with an empty checkpoint."""
+    parent = folder / "runs/lstm/parent"
+    write_run(parent, job.to_toml())
+    record |= {"dataset": {"checksum": DATA.checksum}}
+    (parent / "provenance.json").write_text(json.dumps(stamped(record)))
+    (parent / "metrics.jsonl").write_text('{"epoch": 1}\n' * 3)
+    (parent / "checkpoints").mkdir()
+    (parent / "checkpoints/step-000000003.npz").touch()
+    return RunDirectory(parent)
+
+
+def parent_of(parent: RunDirectory, job: Job, vectors: Any = None) -> tuple[Parent, RunContext]:
+    """Return what `find_parent` finds for a new run, and the run's context."""
+    context = RunContext(RunDirectory(parent.folder.with_name("child")), job, DATA, vectors)
+    found = find_parent(context, named=parent.folder)
+    assert found
+    return found, context
+
+
+def test_a_parent_that_no_run_can_continue(tmp_path: Path) -> None:
     """The parent has trained more epochs than the job has, or its checkpoint is gone."""
-    dataset = small_data(tmp_path / "data")
-    job = load_job(JOBS / "lstm.toml", [f"train.epochs={epochs}"])
-    parent = tmp_path / "runs/lstm/parent"
-    write_run(parent, (JOBS / "lstm.toml").read_text())
-    record = stamped({"dataset": {"checksum": dataset.checksum}})
-    (parent / "provenance.json").write_text(json.dumps(record))
-    if trained:
-        (parent / "metrics.jsonl").write_text('{"epoch": 1}\n' * trained)
-        (parent / "checkpoints").mkdir()
-        (parent / "checkpoints/step-000000003.npz").touch()
-    with pytest.raises(InputError, match=message):
-        find_parent(
-            RunContext(RunDirectory(tmp_path / "runs/lstm/child"), job, dataset), named=parent
-        )
+    parent = write_parent(tmp_path, LSTM)
+    with pytest.raises(InputError, match=r"train\.epochs = 2: should be at least the 3 epochs"):
+        parent_of(parent, load_job(JOBS / "lstm.toml", ["train.epochs=2"]))
+    shutil.rmtree(parent.path("checkpoints"))
+    with pytest.raises(InputError, match="checkpoint of this run is gone"):
+        parent_of(parent, LSTM)
 
 
-@pytest.mark.parametrize(("now", "continues"), [("as before", True), ("another file", False)])
+@pytest.mark.parametrize(
+    ("now", "differences"),
+    [("as before", ()), ("another file", ("the vectors of model.embeddings",))],
+)
 def test_other_word_vectors_under_the_same_name_are_another_job(
-    tmp_path: Path, now: str, continues: bool
+    tmp_path: Path, now: str, differences: tuple[str, ...]
 ) -> None:
     """The file's checksum decides, not its path."""
-    dataset, job = small_data(tmp_path / "data"), load_job(JOBS / "lstm.toml")
-    parent = write_parent(tmp_path, job, dataset, starts=[{"embeddings": "as before"}])
-    vectors = WordVectors(
-        Path("v.txt"), np.zeros([1], np.int64), np.zeros([1, 1], np.float32), 1, now
-    )
-    child = RunDirectory(tmp_path / "runs/lstm/child")
-    context = RunContext(child, job, dataset, vectors)
-    begins_with = find_parent(context, named=parent)
-    assert begins_with
-    assert begins_with.continues is continues
-    assert begins_with.differences == (() if continues else ("the vectors of model.embeddings",))
+    parent = write_parent(tmp_path, LSTM, starts=[{"embeddings": "as before"}])
+    found, _ = parent_of(parent, LSTM, SimpleNamespace(checksum=now))
+    assert (found.differences, found.continues) == (differences, not differences)
 
 
 @pytest.mark.parametrize(("schedule_epochs", "continues"), [(0, False), (4, True)])
@@ -188,12 +191,9 @@ def test_a_schedule_that_follows_the_epochs_makes_another_job(
 ) -> None:
     """With more epochs each step of the parent would have had another learning rate."""
     settings = ["train.schedule=cosine", f"train.schedule_epochs={schedule_epochs}"]
-    dataset, job = small_data(tmp_path / "data"), load_job(JOBS / "lstm.toml", settings)
-    more = load_job(JOBS / "lstm.toml", [*settings, f"train.epochs={job.train.epochs + 1}"])
-    context = RunContext(RunDirectory(tmp_path / "runs/lstm/child"), more, dataset)
-    begins_with = find_parent(context, named=write_parent(tmp_path, job, dataset))
-    assert begins_with
-    assert begins_with.continues is continues
+    parent = write_parent(tmp_path, load_job(JOBS / "lstm.toml", settings))
+    found, _ = parent_of(parent, load_job(JOBS / "lstm.toml", [*settings, "train.epochs=20"]))
+    assert found.continues is continues
 
 
 @pytest.mark.parametrize("edited", [False, True])
@@ -201,37 +201,22 @@ def test_a_checkpoint_of_another_job_than_the_parents_is_refused(
     tmp_path: Path, edited: bool
 ) -> None:
     """A parent whose job.toml was edited after the training has such a checkpoint."""
-    dataset, job = small_data(tmp_path / "data"), load_job(JOBS / "lstm.toml")
-    named = RunDirectory(write_parent(tmp_path, job, dataset))
-    identity = RunContext(named, named.job(), dataset).identity
+    parent, no_step = write_parent(tmp_path, LSTM), untouched()
+    identity = RunContext(parent, LSTM, DATA).identity
     meta = json.dumps({"epoch": 3, "step": 0, "identity": identity}).encode()
-    np.savez(named.checkpoints()[0], progress=np.frombuffer(meta, np.uint8))
+    np.savez(parent.checkpoints()[0], progress=np.frombuffer(meta, np.uint8))
     changes = ["train.learning_rate=0.005"] if edited else []
-    named.path("job.toml").write_text(load_job(named.path("job.toml"), changes).to_toml())
-    more = load_job(named.path("job.toml"), ["train.epochs=20"])
-    context = RunContext(RunDirectory(tmp_path / "runs/lstm/child"), more, dataset)
+    parent.path("job.toml").write_text(load_job(JOBS / "lstm.toml", changes).to_toml())
+    more = load_job(JOBS / "lstm.toml", [*changes, "train.epochs=20"])
+    found, context = parent_of(parent, more)
     context.run.take_lease()
-    begins_with, no_step = find_parent(context, named=named.folder), untouched()
-    assert begins_with
-    assert begins_with.continues
     if edited:
         with pytest.raises(InputError, match=r"do not match the run's job\.toml"):
-            begin_with(begins_with, context, no_step)
+            begin_with(found, context, no_step)
     else:
-        assert begin_with(begins_with, context, no_step) == []
+        assert begin_with(found, context, no_step) == []
     assert bool(context.run.checkpoints()) is not edited
 
 
 def untouched() -> Any:
     """Return None in place of models and an optimizer that must not be used."""
-
-
-def write_parent(folder: Path, job: Job, dataset: Dataset, **record: object) -> Path:
-    """Write a finished run with an empty checkpoint."""
-    parent = folder / "runs/lstm/parent"
-    write_run(parent, job.to_toml())
-    record |= {"dataset": {"checksum": dataset.checksum}}
-    (parent / "provenance.json").write_text(json.dumps(stamped(record)))
-    (parent / "checkpoints").mkdir()
-    (parent / "checkpoints/step-000000003.npz").touch()
-    return parent

@@ -1,4 +1,4 @@
-"""Whole runs: replicas, signals, disks, settings."""
+"""Whole runs: signals, disks, settings."""
 
 import json
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import JOBS, SHRUNK, Harness, metrics
+from tests.conftest import JOBS, SHRUNK, Harness
 from tests.training.kills import killed_run, wait_for_step
 
 
@@ -38,28 +38,6 @@ def test_a_run_without_exactness_warns_and_records_it(harness: Harness) -> None:
     record = json.loads((harness.runs / "lstm" / "loose" / "provenance.json").read_text())
     start = record["starts"][0]
     assert (start["tf32"], start["deterministic"], start["cublas_workspace"]) == (True, False, None)
-
-
-@pytest.mark.slow
-def test_one_replica_and_several_follow_one_curve(harness: Harness) -> None:
-    """Losses and predictions differ only by rounding, even with dropout and unequal shares.
-
-    The runs use float64: in float32 an LSTM multiplies a rounding error by ten every 12 steps.
-    """
-    precise = ["--set", "train.precision=float64"]
-    for devices in ("cpu:1", "cpu:3"):  # three replicas have shares of 11, 11 and 10 reviews
-        done = harness.train("lstm", devices.replace(":", ""), "--devices", devices, *precise)
-        assert done.returncode == 0, done.stderr
-    one, three = (metrics(harness.runs / "lstm" / f"cpu{n}") for n in (1, 3))
-    for mine, theirs in zip(one, three, strict=True):
-        assert abs(mine["loss"] - theirs["loss"]) < 1e-10
-        assert abs(mine["val_loss"] - theirs["val_loss"]) < 1e-10
-    for name in ("predictions.npz", "validation_predictions.npz"):
-        mine, theirs = (
-            np.load(harness.runs / "lstm" / f"cpu{n}" / name)["probabilities"] for n in (1, 3)
-        )
-        np.testing.assert_allclose(mine, theirs, atol=1e-10)
-    assert len({line["loss"] for line in one}) == 3, "without learning all curves are equal"
 
 
 @pytest.mark.full

@@ -1,11 +1,9 @@
-"""What the training loop does between steps: measure, report progress, keep the best weights."""
+"""Reports the latest training steps: on the console, in `state.json`, and for TensorBoard."""
 
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 
-from harness.job.keys import SCORES, TrainConfig
 from harness.tracking.records import Heartbeat
 from harness.training.context import Observers
 from harness.training.progress import Progress
@@ -66,20 +64,3 @@ def report_steps(
     epoch = f"epoch {progress.epoch + 1}/{num_epochs}"
     observers.console.advance(epoch, step, num_steps, figures=figures)
     return measured
-
-
-class BestWeights:
-    """Keeps the best epoch's weights in `Progress`; of equally good epochs the first is best."""
-
-    def __init__(self, train: TrainConfig) -> None:
-        self.is_on = train.keep != "last"
-        self.score = train.keep if train.keep in SCORES else train.monitor
-
-    def after_epoch(self, progress: Progress, model: keras.Model) -> None:
-        """Keep the weights of `model` if the latest epoch of the history is the best."""
-        if not self.is_on:
-            return
-        line, sign = progress.history[-1], 1 if SCORES[self.score] == "min" else -1
-        if not progress.best_epoch or sign * line[self.score] < sign * progress.best[self.score]:
-            progress.best_epoch = line["epoch"]
-            progress.best_weights = model.get_weights()

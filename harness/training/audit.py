@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import numpy as np
@@ -58,6 +57,7 @@ from harness.tracking.run_dir import (
 )
 from harness.training.context import RunContext, known_words
 from harness.training.launch import computing, dataset_of
+from harness.training.progress import exported_epoch
 
 if TYPE_CHECKING:
     from harness.data.input_pipeline import Reviews
@@ -426,16 +426,9 @@ class Auditor:
         return Sides({what: mine}, {what: theirs}, allowed)
 
     def _exported(self) -> Sides:
-        from harness.training.actions import BestWeights
-        from harness.training.progress import Progress
-
-        progress, best = Progress(), BestWeights(self.subject.job.train)
-        no_model: Any = SimpleNamespace(get_weights=list)
-        for line in self.subject.files["metrics.jsonl"].splitlines():
-            progress.end_epoch(json.loads(line))
-            best.after_epoch(progress, no_model)
-        exported = progress.best if best.is_on else progress.history[-1]
-        found = {"num_epochs": len(progress.history), "kept_epoch": exported["epoch"]}
+        history = [json.loads(line) for line in self.subject.files["metrics.jsonl"].splitlines()]
+        exported = exported_epoch(history, self.subject.job.train)
+        found = {"num_epochs": len(history), "kept_epoch": exported["epoch"]}
         scores = {name: exported.get(name) for name in ("val_loss", "val_accuracy")}
         return self._in_result(found | scores)
 

@@ -1,9 +1,12 @@
 """The progress of a run: its state without the variables on the devices."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from harness.job.keys import SCORES, TrainConfig
 
 
 @dataclass
@@ -23,11 +26,6 @@ class Progress:
     stopped: bool = False  # whether a callback ends the training after the current epoch
     callback_states: list[Any] = field(default_factory=list)  # see `RunCallbacks.states`
     best_weights: list[np.ndarray] = field(default_factory=list)
-
-    @property
-    def best(self) -> dict[str, Any]:
-        """The metrics of the best epoch, as in its line of `metrics.jsonl`."""
-        return self.history[self.best_epoch - 1]
 
     def add_steps(self, sums: np.ndarray, took_s: float) -> None:
         """Add the results of n steps to the sums of the epoch.
@@ -61,3 +59,19 @@ class Progress:
         self.history.append(line)
         self.epoch, self.step = line["epoch"], 0
         self.loss_sum = self.num_correct = self.epoch_s = 0.0
+
+
+def score_to_keep(train: TrainConfig) -> str | None:
+    """Return the score of the best epoch, whose weights are kept; None if the last epoch's are."""
+    if train.keep == "last":
+        return None
+    return train.keep if train.keep in SCORES else train.monitor
+
+
+def exported_epoch(history: Sequence[dict[str, Any]], train: TrainConfig) -> dict[str, Any]:
+    """Return the metrics of the epoch whose weights are kept; of equally good epochs the first."""
+    score = score_to_keep(train)
+    if not score:
+        return history[-1]
+    sign = 1 if SCORES[score] == "min" else -1
+    return min(history, key=lambda line: sign * line[score])

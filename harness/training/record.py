@@ -40,6 +40,7 @@ from harness.training.context import Compute, RunContext, known_words
 from harness.training.metrics import test_scores
 from harness.training.parent import Parent
 from harness.training.pictures import confusion_picture
+from harness.training.progress import exported_epoch
 from harness.training.trainer import Trainer
 
 
@@ -172,7 +173,7 @@ def result_of(
 ) -> dict[str, Any]:
     """Return the content of `result.json`. `data` is what `describe_data` returns."""
     job, progress, vectors = context.job, trainer.progress, context.vectors
-    exported = progress.best if trainer.best.is_on else progress.history[-1]
+    exported = exported_epoch(progress.history, job.train)
     of_vectors: dict[str, Any] = {}
     if vectors:
         of_vectors = {

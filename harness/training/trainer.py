@@ -25,10 +25,11 @@ from harness.system.processes import age_s
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import untimed
 from harness.training import checkpoint
-from harness.training.actions import BestWeights, StepResults, report_steps
+from harness.training.actions import StepResults, report_steps
 from harness.training.callbacks import RunCallbacks
 from harness.training.context import Observers, RunContext
 from harness.training.metrics import loss_and_accuracy, test_scores
+from harness.training.progress import exported_epoch, score_to_keep
 from harness.training.tensorboard_log import TensorBoardLog
 
 STEPS_TO_STOP = 10  # all workers stop at most this many steps after a worker receives a signal
@@ -61,7 +62,7 @@ class Trainer:
         if not self.stop.alone:
             self.drain_every = min(train.log_every_steps, STEPS_TO_STOP)
         self.first_step_s: float | None = None  # the process's age after its first step
-        self.best = BestWeights(train)
+        self.score_to_keep = score_to_keep(train)
         self.callbacks = RunCallbacks(train, train_step.model, callbacks)
         self.fit_s = 0.0  # the time from `prepare` to the end of `fit` in this process
         self.checkpoint_s = 0.0  # the time spent writing checkpoints in this process
@@ -151,12 +152,14 @@ class Trainer:
             # Computed before `on_epoch_end`, in which a callback may change variables.
             line["checksum"] = checkpoint.checksum(train_step)
             progress.end_epoch(line)
-            self.best.after_epoch(progress, train_step.export_model)
+            if self.score_to_keep and exported_epoch(progress.history, train) is line:
+                progress.best_epoch = line["epoch"]
+                progress.best_weights = train_step.export_model.get_weights()
             self._end_epoch(line)
         self._is_over = True
         with watchdog.current.pausing():
             self.callbacks.on_train_end()
-        if self.best.is_on:
+        if self.score_to_keep:
             train_step.export_model.set_weights(progress.best_weights)
         else:
             train_step.export_weights()
@@ -267,7 +270,7 @@ class Trainer:
     def _other_scores(self, validation: Reviews, probabilities: np.ndarray) -> dict[str, float]:
         """Return the scores besides loss and accuracy that `train.monitor` or `train.keep` uses."""
         train = self.job.train
-        watched = {self.best.score} if self.best.is_on else set()
+        watched = {self.score_to_keep} if self.score_to_keep else set()
         if train.early_stopping_patience or train.reduce_lr_patience:
             watched.add(train.monitor)
         watched -= {*OF_EACH_EPOCH}

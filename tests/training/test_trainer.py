@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -17,14 +16,13 @@ from harness.compute.execution_plan import ExecutionPlan
 from harness.data.dataset import Dataset, Split, make_split
 from harness.data.epoch_order import epoch_permutation
 from harness.job.job_file import load_job
-from harness.job.keys import Job
+from harness.job.keys import Job, TrainConfig
 from harness.system.console import Console
 from harness.system.processes import StopRequest
 from harness.system.resource_monitor import ResourceMonitor
 from harness.tracking.run_dir import RunDirectory
-from harness.training.actions import BestWeights
 from harness.training.context import Compute, Observers, RunContext
-from harness.training.progress import Progress
+from harness.training.progress import exported_epoch
 from harness.training.train import train
 from tests.conftest import JOBS, metrics
 
@@ -294,12 +292,15 @@ def test_the_model_has_the_weights_of_the_epoch_to_keep(
         np.testing.assert_allclose(predictions["probabilities"], outputs, rtol=1e-9)
 
 
-@pytest.mark.parametrize(("monitor", "best"), [("val_loss", 2), ("val_accuracy", 3)])
-def test_of_equal_epochs_the_earliest_is_best(monitor: str, best: int) -> None:
-    """Only a better epoch replaces the kept weights."""
+@pytest.mark.parametrize(
+    ("keep", "epoch"), [("val_loss", 2), ("val_accuracy", 3), ("best", 3), ("last", 5)]
+)
+def test_of_equal_epochs_the_earliest_is_best(keep: str, epoch: int) -> None:
+    """`best` stands for the best epoch by `train.monitor`."""
     scores = [(0.7, 0.5), (0.5, 0.5), (0.6, 0.9), (0.5, 0.9), (0.8, 0.1)]
-    progress, action = Progress(), BestWeights(SimpleNamespace(keep="best", monitor=monitor))  # type: ignore[arg-type]
-    for epoch, (loss, accuracy) in enumerate(scores, 1):
-        progress.end_epoch({"epoch": epoch, "val_loss": loss, "val_accuracy": accuracy})
-        action.after_epoch(progress, SimpleNamespace(get_weights=lambda epoch=epoch: [epoch]))
-    assert progress.best_epoch == progress.best_weights[0] == best
+    history = [
+        {"epoch": epoch, "val_loss": loss, "val_accuracy": accuracy}
+        for epoch, (loss, accuracy) in enumerate(scores, 1)
+    ]
+    train = TrainConfig(keep=keep, monitor="val_accuracy")
+    assert exported_epoch(history, train)["epoch"] == epoch

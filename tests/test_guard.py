@@ -34,6 +34,7 @@ def interrupt_pytest(started: Process) -> None:
     started.send_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("end", "workers"), [(kill_pytest, 1), (interrupt_pytest, 0)])
 def test_a_daemon_ends_with_its_tests(
     tmp_path: Path, end: Callable[[Process], None], workers: int

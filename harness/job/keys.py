@@ -202,10 +202,8 @@ SCORES: dict[str, Literal["min", "max"]] = {
     "val_top_5_accuracy": "max",
     "val_log_loss": "min",
 }
-OF_EACH_EPOCH = (
-    "val_loss",
-    "val_accuracy",
-)  # scores that are always computed; other scores only if a key names them
+# Scores that are always computed; other scores only if a key names them.
+OF_EACH_EPOCH = ("val_loss", "val_accuracy")
 # A model that always predicts class 1 has the best recall. A model that rarely predicts class 1 may
 # have the best precision. Top-5 accuracy is below 1 only with more than five classes.
 NO_OBJECTIVES = ("val_precision", "val_recall", "val_top_5_accuracy")

@@ -22,6 +22,7 @@ from harness.config import (
     facts_of,
     flat,
     is_free,
+    keys_of,
     without_effect,
 )
 from harness.errors import InputError
@@ -140,12 +141,13 @@ def _parameter(key: str, raw: object, path: Path) -> Parameter:
             f"{where}.{unknown[0]} is unknown; known: values, min, max, step, log, when"
         )
     parent, parent_choices = _condition(raw.get("when"), where)
-    if "values" in raw:
-        if len(set(raw) - {"values", "when"}):
-            raise InputError(f"{where}: has values and a range; remove one of the two")
-        choices = _choices(key, raw["values"], where)
-        return Parameter(key, choices, parent=parent, parent_choices=parent_choices)
-    return _range(key, raw, where, parent=parent, choices=parent_choices)
+    if "values" not in raw:
+        parameter = _range(key, raw, where)
+    elif set(raw) - {"values", "when"}:
+        raise InputError(f"{where}: has values and a range; remove one of the two")
+    else:
+        parameter = Parameter(key, _choices(key, raw["values"], where))
+    return replace(parameter, parent=parent, parent_choices=parent_choices)
 
 
 def _choices(key: str, values: object, where: str) -> tuple[Value, ...]:
@@ -158,9 +160,7 @@ def _choices(key: str, values: object, where: str) -> tuple[Value, ...]:
     return tuple(values)
 
 
-def _range(
-    key: str, raw: Mapping[str, Any], where: str, *, parent: str | None, choices: tuple[Value, ...]
-) -> Parameter:
+def _range(key: str, raw: Mapping[str, Any], where: str) -> Parameter:
     log, step = raw.get("log", False), raw.get("step")
     kind = _kind(key, [raw.get(name) for name in ("min", "max", "step") if name in raw])
     if kind not in (int, float):
@@ -181,7 +181,7 @@ def _range(
     if step is not None and (log or not 0 < step <= high - low):
         rule = "a log range has no step" if log else f"should be above 0, up to {high - low}"
         raise InputError(f"{where}.step = {step}: {rule}")
-    return Parameter(key, (), low, high, step, log, kind is int, parent, choices)
+    return Parameter(key, (), low, high, step, log, is_whole=kind is int)
 
 
 def _kind(key: str, values: Sequence[object]) -> type:
@@ -263,7 +263,7 @@ class SearchFile(Job):
 
 SEARCH_TABLES: Tables = {**TABLES, "search": SearchConfig}
 # The keys whose value is chosen at the start of the sweep if the search file sets them to 0.
-DECIDED = {key for key, info in SearchConfig.model_fields.items() if facts_of(info).is_decided}
+DECIDED = {key for key, info in keys_of(SEARCH_TABLES).items() if facts_of(info).is_decided}
 
 
 @dataclass(frozen=True)
@@ -369,17 +369,15 @@ class SearchSpec:
         Some changes are left out: every change of `search.trials`; and, for a key in `DECIDED`, a
         change from 0 or to 0, since 0 lets the search choose the value.
         """
-        yield from _changes(self.content, other.content)
-
-
-def _changes(known: dict[str, Any], asked: dict[str, Any], at: str = "") -> Iterator[str]:
-    for key in {**known, **asked}:
-        was, now = known.get(key), asked.get(key)
-        is_open = at == "search." and (key == "trials" or (key in DECIDED and not (was and now)))
-        if isinstance(was, dict) and isinstance(now, dict):
-            yield from _changes(was, now, f"{at}{key}.")
-        elif was != now and not is_open:
-            yield f"{at}{key} was {was} and is {now}"
+        known, asked = (
+            {key: value for top in each.content.items() for key, value in flat(*top)}
+            for each in (self, other)
+        )
+        for key in {**known, **asked}:
+            was, now = known.get(key), asked.get(key)
+            is_open = key == "search.trials" or (key in DECIDED and not (was and now))
+            if was != now and not is_open:
+                yield f"{key} was {was} and is {now}"
 
 
 def rounded(value: Value) -> Value:

@@ -1,6 +1,6 @@
 """Measured values of each way: medians, spreads and ratios, as a table and as JSON.
 
-A way is one side of a comparison: a program, such as `notebook`, or a number of runs.
+A way is one side of a comparison: a program, such as `notebook`.
 """
 
 import json
@@ -17,23 +17,6 @@ from harness.system.files import atomic_write
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """Ratios of one way to another, one for each pair of values; above 1 means better."""
-
-    pairs: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        """The median of the pairs."""
-        return statistics.median(self.pairs)
-
-    def __str__(self) -> str:
-        if len(self.pairs) == 1:
-            return f"{self.median:.2f}"
-        return f"{self.median:.2f} ({min(self.pairs):.2f} to {max(self.pairs):.2f})"
-
-
-@dataclass(frozen=True)
 class Measured:
     """The values of one quantity; the i-th values of all ways were measured in one turn."""
 
@@ -43,12 +26,17 @@ class Measured:
     ways: dict[str, tuple[float, ...]]  # the values of each way, in the order of the table
     base: str = ""  # the way with which the others are compared; if empty, there are no ratios
 
-    def ratio(self, way: str) -> Ratio | None:
-        """Return how much better `way` is than the base; None for the base, or without a base."""
+    def ratio(self, way: str) -> str:
+        """Describe how much better `way` is than the base, such as `1.20 (1.10 to 1.30)`.
+
+        The ratios are those of the pairs of values. The text is empty for the base itself.
+        """
         if way == self.base or self.base not in self.ways:
-            return None
+            return ""
         pairs = zip(self.ways[way], self.ways[self.base], strict=True)
-        return Ratio(tuple(a / b if self.more_is_better else b / a for a, b in pairs))
+        ratios = [a / b if self.more_is_better else b / a for a, b in pairs]
+        text = f"{statistics.median(ratios):.2f}"
+        return text if len(ratios) == 1 else f"{text} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 def rounded(value: float) -> str:
@@ -65,13 +53,12 @@ def print_table(measured: Sequence[Measured]) -> None:
     )
     for each in measured:
         for index, (way, values) in enumerate(each.ways.items()):
-            ratio = each.ratio(way)
             table.add_row(
                 f"{each.name}, {each.unit}" if index == 0 else "",
                 way,
                 rounded(statistics.median(values)),
                 *(map(rounded, (min(values), max(values))) if len(values) > 1 else ("", "")),
-                str(ratio) if ratio else "",
+                each.ratio(way),
             )
     rich_console().print(table)
 

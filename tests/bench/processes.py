@@ -4,7 +4,7 @@ Each process is started as a user starts it. The ways of a comparison take turns
 that other work on the machine affects all of them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,44 +56,22 @@ class Bench:
     console: Console
     num_runs: int = field(default=0)
 
-    # Processes
-
-    def process(self, args: Sequence[Arg], **variables: str) -> Ended:
-        """Run a command to its end.
-
-        Raises:
-            RunError: if the command fails; the message has its last line.
-        """
-        ended = child.run_process(args, timeout_s=child.NO_LIMIT_S, **variables)
-        if ended.code != 0:
-            raise RunError(f"{' '.join(map(str, args[:6]))} {ended}")
-        return ended
-
-    def harness(self, *args: Arg, **variables: str) -> Ended:
-        """Run a harness command to its end.
-
-        Raises:
-            RunError: if the command fails; the message has its last line.
-        """
-        return self.process([*child.module_args("harness"), *args], **variables)
-
-    def train_args(self, job: Path, run_id: str, *more: Arg) -> list[Arg]:
-        """Return the arguments that train a run of the size in `settings`."""
-        return ["train", job, "--run-id", run_id, *self.size_args(), *more]
-
-    def size_args(self) -> list[Arg]:
-        """Return the options for the folder, the data, and the numbers of reviews and epochs."""
-        args: list[Arg] = ["--runs", self.folder / "runs"]
-        args += ["--data", self.settings.data] if self.settings.data else []
-        args += ["--set", f"data.limit={self.settings.reviews}"]
-        return [*args, "--set", f"train.epochs={self.settings.epochs}"]
-
     def train(self, job: Path, *args: Arg, **variables: str) -> tuple[Ended, RunDirectory]:
-        """Train a run of the size in `settings`."""
+        """Train a run of the size in `settings`.
+
+        Raises:
+            RunError: if the command fails; the message has its last line.
+        """
         self.num_runs += 1
-        run_id = f"run{self.num_runs}"
-        ended = self.harness(*self.train_args(job, run_id, *args), **variables)
-        return ended, RunDirectory(self.folder / "runs" / load_job(job).name / run_id)
+        run_id, runs, size = f"run{self.num_runs}", self.folder / "runs", self.settings
+        data: list[Arg] = ["--data", size.data] if size.data else []
+        limits = ["--set", f"data.limit={size.reviews}", "--set", f"train.epochs={size.epochs}"]
+        words = ["train", job, "--run-id", run_id, "--runs", runs, *data, *limits, *args]
+        command = [*child.module_args("harness"), *words]
+        ended = child.run_process(command, timeout_s=child.NO_LIMIT_S, **variables)
+        if ended.code != 0:
+            raise RunError(f"harness train {job} {ended}")
+        return ended, RunDirectory(runs / load_job(job).name / run_id)
 
     def baseline(self, way: str, architecture: str) -> tuple[Ended, dict[str, float]]:
         """Train with `tests.bench.baselines`; `way` is `notebook` or `torch`."""

@@ -340,6 +340,8 @@ class Classifier:
 
     def _outputs(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
         """Compute the model's outputs for encoded texts, `[num_texts, num_outputs] float32`."""
+        import tensorflow as tf
+
         from harness.data.input_pipeline import Padding, Reviews
 
         num = BY_LENGTH if self.data.bucket else len(encoded)
@@ -353,7 +355,8 @@ class Classifier:
         outputs, padding = [], Padding(reviews, shape)
         lengths, rows = reviews.lengths(shape.maxlen), np.arange(len(order))
         for step, time in enumerate(time_steps(rows[None], lengths, shape)):
-            tokens, ratios = padding.padded(rows[step * num : (step + 1) * num], time)
+            with tf.device("/cpu:0"):  # otherwise the rows of all texts would be copied to a GPU
+                tokens, ratios = padding.padded(rows[step * num : (step + 1) * num], time)
             outputs.append(self._forward(*([tokens, ratios] if self.ratios else [tokens])).numpy())
             check_results()
         result = np.empty_like(ordered := np.concatenate(outputs))

@@ -79,18 +79,6 @@ def test_every_batch_has_one_shape_and_the_true_count() -> None:
     assert [int(batch.step) for batch in made] == [0, 1, 2]
 
 
-def test_an_epoch_can_begin_at_any_step() -> None:
-    """The remaining batches do not depend on the step at which the dataset begins."""
-    order = epoch_permutation(7, 2, len(LENGTHS))
-    whole = collect(order, steps_before=6)
-    rest = collect(order, first_step=1, steps_before=6)
-    assert len(rest) == len(whole) - 1
-    for a, b in zip(whole[1:], rest, strict=True):
-        for left, right in zip(a, b, strict=True):
-            np.testing.assert_array_equal(left, right)
-    assert [int(batch.step) for batch in rest] == [7, 8]
-
-
 @pytest.mark.parametrize("bucket", [0, 1])
 def test_one_dataset_of_several_epochs_has_their_steps(bucket: int) -> None:
     """The dataset may begin at any step of the first epoch."""

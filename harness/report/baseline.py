@@ -10,10 +10,11 @@ takes a minute. Nothing is chosen on the test set.
 import contextlib
 import hashlib
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,7 +25,6 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from harness.data.dataset import Dataset, Split, validation_cut, vocab_from_bytes, vocab_to_bytes
 from harness.data.ngrams import (
-    MAX_BYTES,
     Ngrams,
     binary_ngrams,
     from_archive,
@@ -35,10 +35,10 @@ from harness.data.own_texts import open_source
 from harness.data.sources import open_dataset, open_sample
 from harness.data.tables import FORMAT_KEYS
 from harness.data.vocabulary import encode_split, tokenize
-from harness.errors import DiskError, InputError, RunError
+from harness.errors import InputError, RunError
 from harness.job.keys import KEYS, DataConfig
 from harness.report.collect import DatasetGroup
-from harness.system.files import atomic_write, cache_folder, private_cache, read_plain_file
+from harness.system.files import atomic_write, cache_folder
 from harness.system.lenient_json import read_toml, table, text, whole
 from harness.tracking.run_dir import RECORD, RunDirectory, job_file
 
@@ -95,21 +95,23 @@ def baselines(
     """
     dataset, limit = cache(partial(tested_data, group, data)), group.limit
     maxlen, vocab_size = (_commonest(group, f"data.{key}") for key in ("maxlen", "vocab_size"))
-    ngrams_key = (NGRAM_RECIPE, NGRAMS_NAME, group.checksum, limit)
-    linear = _cached(ngrams_key)
-    if ngrams and not linear:
-        linear = _keep(ngrams_key, score_ngrams(dataset(), say, limit=limit))
-    fitted: list[Baseline] = []
+
+    def fit_tfidf(length: int) -> Baseline:
+        return fit(dataset(), limit=limit, maxlen=length, vocab_size=vocab_size)
+
+    def fit_ngram_model() -> Baseline:
+        return score_ngrams(dataset(), say, limit=limit)
+
+    key: tuple[object, ...] = (NGRAM_RECIPE, NGRAMS_NAME, group.checksum, limit)
+    linear = _cached(key, fit_ngram_model if ngrams else None)
+    found: list[Baseline] = []
     try:
         for length in (maxlen, 0):
             key = (RECIPE, group.checksum, limit, length, vocab_size)
-            fitted.append(
-                _cached(key)
-                or _keep(key, fit(dataset(), limit=limit, maxlen=length, vocab_size=vocab_size))
-            )
+            found += _cached(key, partial(fit_tfidf, length))
     except ValueError as error:
         say(f"TF-IDF can't be fit to {group.title}: {error}")
-    return [*fitted, *([linear] if linear else [])]
+    return [*found, *linear]
 
 
 # TF-IDF
@@ -232,11 +234,12 @@ class NgramModel:
     ngrams: Ngrams
     weights: Floats  # [num_models, num_ngrams]
     biases: Floats  # [num_models]
-    strength: float  # the chosen value of C
-    validation: Mapping[float, float]  # for each candidate for C, the validation accuracy
+    words: Sequence[str] = ()  # the word for each element of `ngrams[0]`
+    # How the model was fit; a model from a file lacks this.
+    strength: float = math.nan  # the chosen value of C
+    validation: Mapping[float, float] = field(default_factory=dict)  # accuracy for each candidate
     num_training: int = 0  # number of training reviews
     training_s: float = 0.0
-    words: Sequence[str] = ()  # the word for each element of `ngrams[0]`
 
     @property
     def parameters(self) -> int:
@@ -260,16 +263,9 @@ class NgramModel:
         return self.probabilities(Split(tokens, offsets, np.zeros(len(texts), np.int32)))
 
     def to_bytes(self) -> bytes:
-        """Return the model as the content of a file, which `from_bytes` can read."""
-        about = [self.num_training, self.training_s, self.strength]
-        return to_archive(
-            self.ngrams,
-            words=np.frombuffer(vocab_to_bytes(self.words), np.uint8),
-            weights=self.weights,
-            biases=self.biases,
-            about=np.array(about, np.float64),
-            validation=np.array([*self.validation.items()], np.float64),
-        )
+        """Return what classifies texts as the content of a file, which `from_bytes` reads."""
+        words = np.frombuffer(vocab_to_bytes(self.words), np.uint8)
+        return to_archive(self.ngrams, words=words, weights=self.weights, biases=self.biases)
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "NgramModel":
@@ -280,20 +276,13 @@ class NgramModel:
         """
         ngrams, arrays = from_archive(content)
         words = vocab_from_bytes(arrays["words"].tobytes())
-        weights, biases = arrays["weights"], arrays["biases"]
-        num_training, training_s, strength = arrays["about"].tolist()
-        validation = dict(arrays["validation"].tolist())
-        is_whole = weights.shape == (len(biases), sum(map(len, ngrams)))
-        if not ngrams or len(words) != len(ngrams[0]) or not is_whole:
-            raise ValueError("the numbers of words, n-grams and weights do not match")
-        about = int(num_training), training_s
-        return cls(ngrams, weights, biases, strength, validation, *about, words)
+        return cls(ngrams, arrays["weights"], arrays["biases"], words)
 
 
 def fitted_ngrams(
     dataset: Dataset, share: float, say: Callable[[str], None], *, limit: int, option: str
 ) -> NgramModel:
-    """Return the n-gram model for the runs' training reviews, from the user's cache or newly fit.
+    """Fit the n-gram model to the runs' training reviews.
 
     C is the inverse of the model's regularization strength. If `share` is 0 and the dataset has a
     validation split, the training reviews include this split, and C is chosen on the split.
@@ -313,16 +302,7 @@ def fitted_ngrams(
     train, cut = used.take(num_training), None
     if dataset.num_validation and share == 0:
         _, cut = dataset.used(limit, VALIDATION_SHARE)
-    folder = private_cache("ngrams")
-    key = json.dumps([NGRAM_RECIPE, dataset.checksum, limit, len(train)]).encode()
-    path = folder / f"{hashlib.sha256(key).hexdigest()}.npz" if folder else None
-    if path:
-        with contextlib.suppress(OSError, ValueError):  # a broken file is replaced
-            return NgramModel.from_bytes(read_plain_file(path, MAX_BYTES))
-    say(
-        f"fitting n-grams to {len(train):,} training reviews of {dataset.title}; 25,000 reviews "
-        "take a minute, and the fitted model is cached"
-    )
+    say(f"fitting n-grams to {len(train):,} reviews of {dataset.title}; 25,000 take a minute")
     try:
         check_classes(dataset, train)
         model = fit_ngrams(train, cut)
@@ -333,11 +313,7 @@ def fitted_ngrams(
         ) from None
     vocab = dataset.vocab
     words = [vocab[rank - 1] if rank <= len(vocab) else "" for rank in model.ngrams[0].tolist()]
-    model = replace(model, words=words)
-    if path:
-        with contextlib.suppress(OSError, DiskError):  # without a cache, the next call fits again
-            atomic_write(path, model.to_bytes(), 0o600)
-    return model
+    return replace(model, words=words)
 
 
 def check_classes(dataset: Dataset, train: Split) -> None:
@@ -384,8 +360,15 @@ def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
     chosen = max(validation, key=validation.__getitem__)
     features, ngrams = binary_ngrams(train)
     weights, biases = fit_linear(features, train.labels, chosen)
-    about = len(train), round(time.perf_counter() - began, 3)
-    return NgramModel(ngrams, weights, biases, chosen, validation, *about)
+    return NgramModel(
+        ngrams,
+        weights,
+        biases,
+        strength=chosen,
+        validation=validation,
+        num_training=len(train),
+        training_s=round(time.perf_counter() - began, 3),
+    )
 
 
 def fit_linear(
@@ -431,22 +414,19 @@ def _probabilities(features: "csr_matrix", weights: Floats, biases: Floats) -> F
 # The cache
 
 
-def _cached(key: tuple[object, ...]) -> Baseline | None:
-    with contextlib.suppress(OSError, ValueError):  # the file is missing or broken
-        return TypeAdapter(Baseline).validate_json(_cache_file(key).read_bytes())
-    return None
-
-
-def _keep(key: tuple[object, ...], fitted: Baseline) -> Baseline:
-    with contextlib.suppress(OSError, RunError):  # without a cache, the next call fits again
-        _cache_file(key).parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(_cache_file(key), json.dumps(asdict(fitted)) + "\n")
-    return fitted
-
-
-def _cache_file(key: tuple[object, ...]) -> Path:
+def _cached(key: tuple[object, ...], score: Callable[[], Baseline] | None) -> list[Baseline]:
+    """Return a baseline from the cache, else the one that `score` fits; empty without `score`."""
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
-    return cache_folder() / "baseline" / f"{name}.json"
+    path = cache_folder() / "baseline" / f"{name}.json"
+    with contextlib.suppress(OSError, ValueError):  # the file is missing or broken
+        return [TypeAdapter(Baseline).validate_json(path.read_bytes())]
+    if not score:
+        return []
+    fitted = score()
+    with contextlib.suppress(OSError, RunError):  # without a cache, the next call fits again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps(asdict(fitted)) + "\n")
+    return [fitted]
 
 
 # The dataset

@@ -95,7 +95,6 @@ def pictures_of(
     pictures = [
         _learning_curve(styles, epochs, "val_accuracy", "Validation accuracy", "%"),
         _learning_curve(styles, epochs, "loss", "Training loss", "nats"),
-        _accuracy_over_time(styles, epochs),
         _accuracy_by(group, baselines, "training_s", "training time", "training time in seconds"),
         _accuracy_by(group, baselines, "recurrent_parameters", "size", parameters),
     ]
@@ -129,32 +128,6 @@ def _learning_curve(
         title,
         f"{title} in {unit}, mean over the seeds, from the first to the last epoch",
         "The line is the mean over the seeds; the band spans the values of all seeds.",
-    )
-
-
-def _accuracy_over_time(styles: Styles, epochs: "dict[str, pandas.DataFrame]") -> Picture | None:
-    from matplotlib.ticker import LogFormatter
-
-    chart = Chart()
-    for name, of_job in epochs.items():
-        timed = of_job.dropna(subset="seconds")[["seconds", "best"]]
-        by_epoch = timed.groupby("epoch")
-        # Keep only the epochs that all seeds have.
-        means = by_epoch.mean()[by_epoch.size() == timed.index.unique("seed").size]
-        if len(means):
-            seconds, best = means.iloc[-1]
-            described = f"{name} {best:.2%} after {seconds:,.0f} s"
-            chart.line(means["seconds"], 100 * means["best"], styles[name], described)
-    chart.axes.set_xscale("log")
-    chart.axes.xaxis.set_major_formatter("{x:,.10g}")
-    chart.axes.xaxis.set_minor_formatter(LogFormatter())  # plain numbers such as 20 and 30
-    chart.axes.set_xlabel("training time in seconds, validation included")
-    chart.axes.set_ylabel("best validation accuracy so far, %")
-    return chart.picture(
-        "Validation accuracy over time",
-        "Best validation accuracy so far over training time",
-        "Each point is an epoch, averaged over the seeds. The time includes validation, but not "
-        "start-up and test.",
     )
 
 

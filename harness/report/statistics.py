@@ -301,33 +301,14 @@ def verdict(tests: "pandas.DataFrame", model: str) -> str:
 def epochs_of(runs: Sequence[ScoredRun]) -> "pandas.DataFrame":
     """Read the epochs of a job's runs: a row for each seed and epoch, NaN for an unknown number.
 
-    Columns: `loss`; `val_accuracy`; `best`, the highest `val_accuracy` so far; `seconds`, spent on
-    training and validation from the run's start to the end of the epoch. `best` and `seconds` are
-    NaN if the accuracy or the time of any epoch of the run is unknown.
+    The columns are `loss` and `val_accuracy`.
     """
     import pandas
 
-    found = {}
+    keys, rows = ("loss", "val_accuracy"), {}
     for run in runs:
-        epochs = _numbers(run.folder / "metrics.jsonl", "loss", "val_accuracy")
-        took = _numbers(run.folder / "timings.jsonl", "epoch_s", "validation_s")
-        epochs["seconds"] = took["epoch_s"] + took["validation_s"].fillna(0.0)
-        timed = epochs.dropna(subset=["val_accuracy", "seconds"])
-        is_whole = [*timed.index] == [*range(1, len(timed) + 1)]
-        epochs["seconds"] = timed["seconds"].cumsum() if is_whole else np.nan
-        epochs["best"] = timed["val_accuracy"].cummax() if is_whole else np.nan
-        found[run.seed] = epochs
-    return pandas.concat(found, names=["seed", "epoch"])
-
-
-def _numbers(path: Path, *keys: str) -> "pandas.DataFrame":
-    """Read numbers from a JSON Lines file: a row per epoch, a column per key."""
-    import pandas
-
-    lines = read_json_lines(path)
-    by_epoch = {
-        epoch: [number(line.get(key)) for key in keys]
-        for line in lines
-        if (epoch := whole(line.get("epoch"))) is not None
-    }
-    return pandas.DataFrame([*by_epoch.values()], [*by_epoch], [*keys], dtype=float).sort_index()
+        for line in read_json_lines(run.folder / "metrics.jsonl"):
+            if (epoch := whole(line.get("epoch"))) is not None:
+                rows[run.seed, epoch] = [number(line.get(key)) for key in keys]
+    index = pandas.MultiIndex.from_tuples(rows, names=["seed", "epoch"])
+    return pandas.DataFrame([*rows.values()], index, keys, dtype=float)

@@ -17,7 +17,7 @@ from harness.cli.options import (
     quoted,
 )
 from harness.errors import DiskError, InputError, RunError
-from harness.system.console import Console, echo, log
+from harness.system.console import echo, log
 
 app = typer.Typer()
 
@@ -50,7 +50,7 @@ def audit(
 
     if quick + full + (epochs is not None) > 1:
         raise InputError("--quick, --epochs, --full: exclude each other; use one")
-    confirm_here(f"srun harness audit {quoted(folders[0])}", Console(), here=here)
+    confirm_here(f"srun harness audit {quoted(folders[0])}", here=here)
     depth = 0 if quick else None if full else epochs or 1
     problems: list[InputError] = []
     num_different = 0

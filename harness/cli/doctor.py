@@ -10,7 +10,7 @@ import typer
 
 from harness.cli.options import AsJson, DataFolder, DeviceList, Here, RunsFolder, confirm_here
 from harness.errors import RunError
-from harness.system.console import Console, echo, rich_console
+from harness.system.console import echo, rich_console
 
 if TYPE_CHECKING:
     from harness.doctor.finding import Finding
@@ -52,7 +52,7 @@ def doctor(
     if devices is not None:
         parse_devices(devices)
     if probe:
-        confirm_here(f"{ON_GPU} harness doctor --probe", Console(), here=here)
+        confirm_here(f"{ON_GPU} harness doctor --probe", here=here)
         estimates = measure(devices, data)
         is_well = _print_json([*estimates]) if as_json else _print_estimates(estimates)
     else:

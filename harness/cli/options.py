@@ -1,18 +1,17 @@
 """Arguments and options that several commands share."""
 
+import logging
 import os
 import shlex
 from pathlib import Path
 from socket import gethostname
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from harness.errors import InputError
+from harness.system.console import log
 from harness.system.site_settings import TRUST, not_sourced
-
-if TYPE_CHECKING:
-    from harness.system.console import Console
 
 JOBS_ONLY = "HARNESS_JOBS_ONLY"
 CONFIRMED = "HARNESS_HERE"
@@ -106,12 +105,11 @@ def quoted(path: Path | str) -> str:
     return shlex.quote(str(path))
 
 
-def confirm_here(instead: str, console: "Console", *, here: bool) -> None:
+def confirm_here(instead: str, *, here: bool) -> None:
     """On a cluster, warn that this command trains outside of a Slurm job.
 
     Args:
         instead: the command that submits a Slurm job.
-        console: the console that prints the warning.
         here: whether the user passed --here.
 
     Raises:
@@ -129,10 +127,11 @@ def confirm_here(instead: str, console: "Console", *, here: bool) -> None:
             "--here to train on this machine"
         )
     if not here and has_cluster():
-        console.warning(
+        log(
+            logging.WARNING,
             f"this is not a Slurm job, so training runs on {gethostname()} itself; to train in a "
-            f"Slurm job, run: {instead}"
+            f"Slurm job, run: {instead}",
         )
         if hint := not_sourced([JOBS_ONLY]):
-            console.warning(hint)
+            log(logging.WARNING, hint)
     os.environ[CONFIRMED] = "1"

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import logging
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,7 @@ import typer
 
 from harness.cli.options import Overrides, RunFolder, RunsFolder, TrustCode, quoted
 from harness.errors import InputError, RunError
-from harness.system.console import echo
+from harness.system.console import echo, log
 
 if TYPE_CHECKING:
     from harness.slurm.resources import Resources
@@ -81,7 +82,6 @@ def submit(
     """
     from harness.slurm.resources import ALWAYS, NEVER, VARIABLES, Resources
     from harness.slurm.submit import doubts, dry_submissions, make_request
-    from harness.system.console import Console
     from harness.system.site_settings import not_sourced
 
     sbatch_flags = list(flags or ())
@@ -117,11 +117,10 @@ def submit(
             seeds=seeds,
             pack=pack,
         )
-    console = Console()
     if hint := not_sourced([*VARIABLES, NEVER, ALWAYS]):
-        console.warning(hint)
+        log(logging.WARNING, hint)
     for line in doubts(request):
-        console.warning(line)
+        log(logging.WARNING, line)
     if dry_run:
         for submission in dry_submissions(request):
             echo(f"{submission.script}\n{shlex.join(submission.command)}\n")
@@ -141,7 +140,6 @@ def resume_request(
     from harness.slurm.client import Queue
     from harness.slurm.environment import SlurmEnvironment
     from harness.slurm.submit import check_request
-    from harness.system.console import Console
     from harness.tracking.resume import as_job, interrupted
     from harness.tracking.status import select_runs, survey, was_out_of_memory
 
@@ -164,11 +162,11 @@ def resume_request(
     if len(over) < len(chosen):
         chosen = [each for each in chosen if each not in over]
         for each in over:
-            Console().warning(f"{each.run}: is not continued, because it is {each.state}")
+            log(logging.WARNING, f"{each.run}: is not continued, because it is {each.state}")
     resumed = [as_job(each, resources) for each in chosen]
     for each in chosen:
         if not resources.mem and was_out_of_memory(each):
-            Console().warning(f"{each.run}: was out of memory; request more with --mem")
+            log(logging.WARNING, f"{each.run}: was out of memory; request more with --mem")
     return check_request(resumed, runs)
 
 
@@ -225,7 +223,6 @@ def reproduce(
     Prints the command that repeats the run.
     """
     from harness.slurm.snapshot import project_folder
-    from harness.system.console import Console
     from harness.tracking.reproduce import JOB_FILE
     from harness.tracking.reproduce import reproduce as restore
     from harness.tracking.run_dir import RunDirectory
@@ -238,9 +235,8 @@ def reproduce(
         (to or folder.with_name(f"{folder.name}-code")).absolute(),
         trust_code=trust_code,
     )
-    console = Console()
     for warning in restored.warnings:
-        console.warning(warning)
+        log(logging.WARNING, warning)
     echo(f"code  {restored.folder}, from {restored.source}")
     echo(f"job   {restored.folder / JOB_FILE}")
     echo(f"next  {restored.command}")

@@ -18,7 +18,7 @@ from harness.cli.options import (
     confirm_here,
     quoted,
 )
-from harness.system.console import echo
+from harness.system.console import Console, echo
 
 app = typer.Typer(help="Show, use or join a search that harness tune began.")
 
@@ -65,14 +65,13 @@ def retrain(
     """Train the best trial on all training data and test it."""
     from harness.compute.strategy import one_device_each
     from harness.slurm.resources import parse_seeds
-    from harness.system.console import Console
     from harness.tuning.best_trial import retrain as retrain_best
     from harness.tuning.sweep_dir import SweepDirectory
 
     kind = one_device_each(devices, "run")
-    sweep, chosen, console = SweepDirectory.open(folder), parse_seeds(seeds), Console()
-    confirm_here(f"sbatch slurm/tune.sh --retrain {quoted(folder)}", console, here=here)
-    retrain_best(sweep, chosen, data=data, workers=workers, console=console, devices=kind)
+    sweep, chosen = SweepDirectory.open(folder), parse_seeds(seeds)
+    confirm_here(f"sbatch slurm/tune.sh --retrain {quoted(folder)}", here=here)
+    retrain_best(sweep, chosen, data=data, workers=workers, console=Console(), devices=kind)
 
 
 @app.command(epilog="Example: harness sweep join runs/tune_lstm/slurm-1234 --workers 2")
@@ -88,16 +87,11 @@ def join(
     """Add workers to a search, on this machine or in this Slurm job."""
     from harness.cli.tune import run_sweep
     from harness.compute.strategy import one_device_each
-    from harness.system.console import Console
     from harness.tuning.pool import WorkerRequest
     from harness.tuning.sweep_dir import SweepDirectory
 
-    request = WorkerRequest(
-        num_workers=workers,
-        workers_per_gpu=workers_per_gpu,
-        devices=one_device_each(devices, "trial"),
-        data=data,
-    )
-    sweep, console = SweepDirectory.open(folder), Console()
-    confirm_here(f"sbatch slurm/tune.sh --join {quoted(folder)}", console, here=here)
-    run_sweep(sweep, sweep.search(), request, console=console)
+    kind = one_device_each(devices, "trial")
+    request = WorkerRequest(workers, workers_per_gpu, kind, data)
+    sweep = SweepDirectory.open(folder)
+    confirm_here(f"sbatch slurm/tune.sh --join {quoted(folder)}", here=here)
+    run_sweep(sweep, sweep.search(), request)

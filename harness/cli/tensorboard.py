@@ -1,11 +1,14 @@
 """`tensorboard`: shows runs in a browser on this or another machine."""
 
+import logging
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from harness.cli.options import RunsFolder
+from harness.system.console import log
 
 app = typer.Typer()
 
@@ -51,7 +54,6 @@ def tensorboard(
     Prints the ssh command that your laptop needs to reach it.
     """
     from harness.board.tensorboard import Watch, check_roots, serve
-    from harness.system.console import Console
 
     serve(
         check_roots(folders or [], runs),
@@ -59,5 +61,5 @@ def tensorboard(
         Watch(hours, idle_min),
         port=port,
         login=login,
-        say=Console().info,
+        say=partial(log, logging.INFO),
     )

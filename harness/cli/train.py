@@ -28,12 +28,11 @@ from harness.cli.options import (
     quoted,
 )
 from harness.errors import InputError
-from harness.system.console import echo, log
+from harness.system.console import Console, echo, log
 
 if TYPE_CHECKING:
     from io import BufferedReader
 
-    from harness.system.console import Console
     from harness.tracking.run_dir import RunDirectory
 
 
@@ -87,8 +86,6 @@ def train(
 
     A run trains and tests one model and records everything in its folder.
     """
-    from harness.system.console import Console
-
     if len(job_files) == 1 and seeds is None:
         if workers or runs_per_gpu > 1:
             raise InputError("--workers, --runs-per-gpu: are for several runs; add --seeds")
@@ -101,7 +98,7 @@ def train(
         run = RunDirectory.new(runs, job, run_id)
         try:
             if not run.finished():
-                confirm_here(f"harness submit {quoted(job_files[0])}", console, here=here)
+                confirm_here(f"harness submit {quoted(job_files[0])}", here=here)
             launched = LaunchOptions(devices, data, full, strict, parent)
             result = launch(run, job, options=launched, console=console)
         finally:
@@ -129,7 +126,7 @@ def train(
     options += ["--full"] if full else []
     options += ["--strict"] if strict else []
     jobs = jobs_of(job_files, overrides or (), chosen)
-    confirm_here("harness submit JOB --seeds 1-5 --pack", Console(), here=here)
+    confirm_here("harness submit JOB --seeds 1-5 --pack", here=here)
     folders = train_batch(
         BatchRequest(
             jobs=jobs,
@@ -160,29 +157,29 @@ def resume(
     A finished run or sweep is not changed.
     """
     from harness.job.search import is_sweep
-    from harness.system.console import Console
     from harness.tracking.run_dir import RunDirectory
     from harness.training.launch import LaunchOptions, launch
 
-    console, instead = Console(), f"harness submit --resume {quoted(run_folder)}"
+    instead = f"harness submit --resume {quoted(run_folder)}"
     if is_sweep(run_folder):
         if strict:
             raise InputError("--strict: is for a run; leave it out for a sweep")
         from harness.cli.tune import resume_sweep
 
-        confirm_here(instead, console, here=here)
+        confirm_here(instead, here=here)
         resume_sweep(run_folder, devices, data)
         return
 
     run = RunDirectory.open(run_folder)
     job = run.job()
     if not run.finished():
-        confirm_here(instead, console, here=here)
+        confirm_here(instead, here=here)
     options = LaunchOptions(devices, data, strict=strict, takes_back_cancel=True)
+    console = Console()
     _print_result(run, launch(run, job, options=options, console=console), console)
 
 
-def _print_result(run: "RunDirectory", result: dict[str, Any], console: "Console") -> None:
+def _print_result(run: "RunDirectory", result: dict[str, Any], console: Console) -> None:
     from harness.training.metrics import describe_scores
 
     folder = run.folder

@@ -19,10 +19,10 @@ from harness.cli.options import (
     quoted,
 )
 from harness.errors import explain_interruption
+from harness.system.console import Console
 
 if TYPE_CHECKING:
     from harness.job.search import SearchSpec
-    from harness.system.console import Console
     from harness.tuning.pool import WorkerRequest
     from harness.tuning.sweep_dir import SweepDirectory
 
@@ -60,20 +60,15 @@ def tune(
     """
     from harness.compute.strategy import one_device_each
     from harness.job.search import load_search
-    from harness.system.console import Console
     from harness.tuning.pool import WorkerRequest
     from harness.tuning.sweep_dir import SweepDirectory
 
-    request = WorkerRequest(
-        num_workers=workers,
-        workers_per_gpu=workers_per_gpu,
-        devices=one_device_each(devices, "trial"),
-        data=data,
-    )
-    search, console = load_search(job_file, overrides or ()), Console()
+    kind = one_device_each(devices, "trial")
+    request = WorkerRequest(workers, workers_per_gpu, kind, data)
+    search = load_search(job_file, overrides or ())
     sweep = SweepDirectory.new(runs, search, sweep_id)
-    confirm_here(f"harness submit {quoted(job_file)}", console, here=here)
-    run_sweep(sweep, search, request, console=console, full=full)
+    confirm_here(f"harness submit {quoted(job_file)}", here=here)
+    run_sweep(sweep, search, request, full=full)
 
 
 def run_sweep(
@@ -81,7 +76,6 @@ def run_sweep(
     search: "SearchSpec",
     request: "WorkerRequest",
     *,
-    console: "Console",
     full: bool = False,
     resumes: bool = False,
 ) -> None:
@@ -90,6 +84,7 @@ def run_sweep(
     from harness.tracking.run_dir import RESULT
     from harness.tuning.tune import tune as run_search
 
+    console = Console()
     result = sweep.read_json(RESULT) if sweep.finished() else {}
     if result and search.table.trials == sweep.search().table.trials:
         console.info(f"sweep {sweep.folder}: finished already, nothing to do")
@@ -118,10 +113,9 @@ def run_sweep(
 def resume_sweep(folder: Path, devices: str | None, data: Path | None) -> None:
     """Continue a sweep on all devices of this machine or allocation."""
     from harness.compute.strategy import one_device_each
-    from harness.system.console import Console
     from harness.tuning.pool import WorkerRequest
     from harness.tuning.sweep_dir import SweepDirectory
 
     sweep = SweepDirectory.open(folder)
     request = WorkerRequest(devices=one_device_each(devices, "trial"), data=data)
-    run_sweep(sweep, sweep.search(), request, console=Console(), resumes=True)
+    run_sweep(sweep, sweep.search(), request, resumes=True)

@@ -25,7 +25,7 @@ from harness.doctor.finding import Finding, examine
 from harness.doctor.probe import START_S, ask_child
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.environment import SlurmEnvironment
-from harness.system.console import Console, echo, log, take_any_text
+from harness.system.console import echo, log, take_any_text
 from harness.system.files import atomic_write, scratch_directory
 from harness.system.processes import nvidia_driver, processor
 from tests.gpu import full
@@ -40,7 +40,7 @@ def main(words: Sequence[str] | None = None) -> int:
     take_any_text()
     options = parser().parse_args(words)
     try:
-        confirm_here("sbatch slurm/doctor.sh", Console(), here=options.here)
+        confirm_here("sbatch slurm/doctor.sh", here=options.here)
         name = f"acceptance-{socket.gethostname()}-{time.strftime('%Y-%m-%dT%H%M%S')}.json"
         out = options.out or options.runs / name
         report = accept(options.devices or site_devices(), options.data, is_full=options.full)

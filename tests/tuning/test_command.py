@@ -68,7 +68,7 @@ def test_a_search_ends_with_its_result(
     assert result["best_values"] == {"model.units": "16"}
     assert (failed, command.sweep.finished()) == (["result.json"], True)
     assert command.sweep.read_json("state.json")["phase"] == "finished"
-    run_sweep(command.sweep, command.search, WorkerRequest(), console=Console())
+    run_sweep(command.sweep, command.search, WorkerRequest())
     assert "> jobs/tune_lstm_best.toml\n" in capsys.readouterr().out
 
 

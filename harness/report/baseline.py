@@ -93,7 +93,7 @@ def baselines(
     Raises:
         InputError: if `ngrams` is set, and the dataset is missing or the model can't be fit.
     """
-    dataset, limit = cache(partial(tested_data, group, data)), group.limit
+    dataset, limit = cache(partial(find_dataset, group, data)), group.limit
     maxlen, vocab_size = (_commonest(group, f"data.{key}") for key in ("maxlen", "vocab_size"))
 
     def fit_tfidf(length: int) -> Baseline:
@@ -432,7 +432,7 @@ def _cached(key: tuple[object, ...], score: Callable[[], Baseline] | None) -> li
 # The dataset
 
 
-def tested_data(group: DatasetGroup, data: Path | None) -> Dataset:
+def find_dataset(group: DatasetGroup, data: Path | None) -> Dataset:
     """Find the dataset whose checksum the runs recorded.
 
     Look first in `data`, then where a new run would look, but without a download, and last in the

@@ -83,7 +83,7 @@ class Member(BaseModel, frozen=True):
 
 
 class Ensemble(BaseModel, frozen=True):
-    """An ensemble with a valid `ensemble.toml`; `check` also verifies the checksums."""
+    """An ensemble with a valid `ensemble.toml`; `EnsembleClassifier` verifies the checksums."""
 
     folder: Path
     dataset_checksum: str
@@ -358,14 +358,7 @@ def make_ensemble(
         found = {file: [*found[file], of_model[file]] for file in found}
     weights = weights or best_weights(labels[VALIDATION_PREDICTIONS], found[VALIDATION_PREDICTIONS])
     arrays = {file: _arrays(labels[file], averaged(weights, found[file])) for file in found}
-    scores = {
-        file: [
-            *(loss_and_accuracy(labels[file], each) for each in found[file]),
-            loss_and_accuracy(**arrays[file]),
-        ]
-        for file in found
-    }
-    result = _result(folder, members, model, arrays, scores)
+    result = _result(folder, members, model, arrays)
     try:
         with atomic_directory(folder) as temporary:
             for number, each in enumerate(members, 1):
@@ -382,7 +375,8 @@ def make_ensemble(
             atomic_write(temporary / RESULT, to_json(result))
     except OSError as error:
         raise DiskError(write_refusal(folder, error)) from None
-    return folder, result, _cells([*folders, *([NGRAMS] if ngrams else [])], weights, scores)
+    names = [*folders, *([NGRAMS] if ngrams else []), ARCHITECTURE]
+    return folder, result, _cells(names, weights, found, arrays)
 
 
 def _new_folder(
@@ -593,15 +587,14 @@ def _result(
     members: Sequence[RunMember],
     model: NgramModel | None,
     arrays: Mapping[str, Mapping[str, Any]],
-    scores: Mapping[str, Sequence[tuple[float, float]]],
 ) -> dict[str, Any]:
     """Return the content of the ensemble's `result.json`, with the same keys as a run's."""
     results = [each.run.result for each in members]
     models: list[Mapping[str, Any]] = [*results]
     if model:
         models.append({"parameters": model.parameters, "training_s": model.training_s})
-    is_validated = VALIDATION_PREDICTIONS in scores
-    loss, accuracy = scores[VALIDATION_PREDICTIONS][-1] if is_validated else (None, None)
+    validation = arrays.get(VALIDATION_PREDICTIONS)
+    loss, accuracy = loss_and_accuracy(**validation) if validation else (None, None)
     of_data = ("data", "dataset_checksum", "classes", "num_training")
     return {
         "job": folder.parent.name,
@@ -631,16 +624,18 @@ def _sum(models: Sequence[Mapping[str, Any]], key: str) -> float | None:
 def _cells(
     names: Sequence[Path | str],
     weights: Sequence[float],
-    scores: Mapping[str, Sequence[tuple[float, float]]],
+    found: Mapping[str, Sequence[Floats]],
+    arrays: Mapping[str, Mapping[str, Any]],
 ) -> "pandas.DataFrame":
     """Return a row per member, then one for the ensemble: losses in nats, accuracies in %."""
     import pandas
 
-    texts = [f"{weight:.4f}" for weight in weights]
-    members = [printable(str(name)) for name in (*names, ARCHITECTURE)]
-    cells = pandas.DataFrame({"member": members, "weight": [*texts, ""]})
+    texts = [*(f"{weight:.4f}" for weight in weights), ""]
+    cells = pandas.DataFrame({"member": [printable(str(n)) for n in names], "weight": texts})
     for of, file in (("validation", VALIDATION_PREDICTIONS), ("test", PREDICTIONS)):
-        if found := scores.get(file):
-            cells[f"{of} %"] = [f"{100 * accuracy:.2f}" for _, accuracy in found]
-            cells[f"{of} log loss"] = [f"{loss:.4f}" for loss, _ in found]
+        if file in found:
+            labels, of_ensemble = arrays[file]["labels"], arrays[file]["probabilities"]
+            scores = [loss_and_accuracy(labels, each) for each in (*found[file], of_ensemble)]
+            cells[f"{of} %"] = [f"{100 * accuracy:.2f}" for _, accuracy in scores]
+            cells[f"{of} log loss"] = [f"{loss:.4f}" for loss, _ in scores]
     return cells

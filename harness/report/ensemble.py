@@ -375,7 +375,7 @@ def make_ensemble(
             atomic_write(temporary / RESULT, to_json(result))
     except OSError as error:
         raise DiskError(write_refusal(folder, error)) from None
-    names = [*folders, *([NGRAMS] if ngrams else []), ARCHITECTURE]
+    names = [*map(str, folders), *([NGRAMS] if ngrams else []), ARCHITECTURE]
     return folder, result, _cells(names, weights, found, arrays)
 
 
@@ -622,7 +622,7 @@ def _sum(models: Sequence[Mapping[str, Any]], key: str) -> float | None:
 
 
 def _cells(
-    names: Sequence[Path | str],
+    names: Sequence[str],
     weights: Sequence[float],
     found: Mapping[str, Sequence[Floats]],
     arrays: Mapping[str, Mapping[str, Any]],
@@ -631,7 +631,7 @@ def _cells(
     import pandas
 
     texts = [*(f"{weight:.4f}" for weight in weights), ""]
-    cells = pandas.DataFrame({"member": [printable(str(n)) for n in names], "weight": texts})
+    cells = pandas.DataFrame({"member": [*map(printable, names)], "weight": texts})
     for of, file in (("validation", VALIDATION_PREDICTIONS), ("test", PREDICTIONS)):
         if file in found:
             labels, of_ensemble = arrays[file]["labels"], arrays[file]["probabilities"]

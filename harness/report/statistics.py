@@ -14,9 +14,6 @@ difference between equal jobs in a quarter of all comparisons.
 
 import itertools
 import math
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.errors import RunError
 from harness.report.baseline import Baseline
 from harness.report.collect import NO_SPREAD, DatasetGroup, ScoredRun, t_interval
 from harness.system.files import open_plain_file
@@ -40,12 +38,8 @@ Ints = NDArray[np.int64]
 
 LEVEL = 0.95
 MAX_PAIRED = 12  # number of jobs; with more jobs, the spread over the seeds is pooled
-# Errors that NumPy raises for a broken file, such as RuntimeError for an archive with a password
-# and TypeError for a single array instead of an archive.
-BROKEN = (
-    *(OSError, ValueError, KeyError, EOFError, SyntaxError, RuntimeError, MemoryError, TypeError),
-    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
-)
+# The errors of `read_arrays`.
+BROKEN = (OSError, ValueError, RunError)
 TOLERANCE = 1e-6  # allowed difference between the accuracies of predictions and `result.json`
 
 
@@ -225,8 +219,13 @@ def read_arrays(path: Path, num_classes: int) -> tuple[Ints, Floats]:
         BROKEN (a tuple of errors): if the file can't be read, or does not contain valid labels and
             probabilities of so many classes.
     """
-    with open_plain_file(path) as file, np.load(file, allow_pickle=False) as arrays:
-        labels, given = arrays["labels"], arrays["probabilities"]
+    try:
+        with open_plain_file(path) as file, np.load(file, allow_pickle=False) as arrays:
+            labels, given = arrays["labels"], arrays["probabilities"]
+    except OSError:
+        raise
+    except Exception as error:  # zipfile and NumPy raise many kinds of errors for a broken file
+        raise ValueError(f"{path.name} is broken: {error}") from None
     if not ((given >= 0) & (given <= 1)).all():
         raise ValueError("a probability is outside of 0 to 1")
     truth, probabilities = checked(labels, given)

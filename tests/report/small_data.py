@@ -7,7 +7,7 @@ import numpy as np
 from harness.data.dataset import Dataset, make_split
 from harness.data.dataset_folder import save_folder
 from harness.data.sources import make_dataset
-from harness.report.collect import DatasetGroup
+from harness.report.collect import DatasetGroup, group_runs, scored_runs
 
 # The last word is markup.
 WORDS = ("good", "bad", "film", "<script>alert(1)</script>")
@@ -33,3 +33,9 @@ def small_data(folder: Path, num: int = 60) -> Dataset:
 def seeds_of(group: DatasetGroup) -> dict[str, list[int]]:
     """Return the seeds of each row of the table."""
     return {name: [run.seed for run in runs] for name, runs in group.runs.items()}
+
+
+def seeds_in(folder: Path) -> dict[str, list[int]]:
+    """Return the seeds of each row of the only table that the runs in a folder give."""
+    ((group,), _) = group_runs(scored_runs([folder])[0])
+    return seeds_of(group)

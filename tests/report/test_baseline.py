@@ -1,68 +1,198 @@
-"""The TF-IDF baseline reads the tokens of the networks, and is cached."""
+"""The linear baselines: their models, the choice of C, their data, their cache, McNemar's test."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas
 import pytest
-from sklearn.feature_extraction.text import TfidfVectorizer
+from scipy.stats import binomtest
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.pipeline import make_pipeline
 
-from harness.data.dataset import make_split
-from harness.report.baseline import baselines, count_words, fit
-from harness.report.collect import DatasetGroup
+from harness.data.dataset import Split, by_class, make_split
+from harness.data.ngrams import binary_ngrams
+from harness.data.own_texts import open_source
+from harness.data.sources import make_dataset
+from harness.errors import InputError
+from harness.job.keys import DataConfig
+from harness.report.baseline import (
+    Baseline,
+    baselines,
+    find_dataset,
+    fit,
+    fit_ngrams,
+    score_ngrams,
+    tokens_of,
+)
+from harness.report.collect import DatasetGroup, group_runs, scored_runs
+from harness.report.statistics import Predictions, verdict
+from harness.report.statistics import tests_against as against  # not collected by pytest
 from harness.tracking.run_dir import stamped
-from tests.report.small_data import small_data
+from tests.made_up_runs import write_run, write_scored_run
+from tests.report.small_data import WORDS, small_data
 
 pytestmark = pytest.mark.usefixtures("no_other_data")
 
 
-def test_words_are_counted_in_the_tokens_of_the_networks() -> None:
-    """Start and unknown tokens count towards `maxlen`, but not as words."""
+def noisy(num: int, seed: int, num_classes: int = 2) -> tuple[list[list[int]], list[int]]:
+    """Return reviews and noisy labels; the order of two words depends on the label."""
+    generator = np.random.default_rng(seed)
+    reviews, labels = [], []
+    for _ in range(num):
+        label = int(generator.integers(num_classes))
+        words = (generator.zipf(1.5, size=8) % 30 + 1).tolist()
+        reviews.append([*words, 7 + label, 7 + (label + 1) % num_classes, *words[:2]])
+        labels.append(label if generator.random() < 0.8 else int(generator.integers(num_classes)))
+    return reviews, labels
+
+
+def as_texts(split: Split) -> list[str]:
+    return [
+        " ".join(f"w{rank}" for rank in split.tokens[first:end])
+        for first, end in itertools.pairwise(split.offsets)
+    ]
+
+
+# TF-IDF
+
+
+def test_tfidf_reads_the_tokens_of_the_networks() -> None:
+    """Start (1) and unknown tokens (2) count towards `maxlen`."""
     split = make_split([[1, 2, 2, 1, 9], [1]], [1, 0])
-    # With a vocab_size of 8, the tokens are 1 4 5 5 4 2 and 1 4.
-    assert count_words(split, 8, 0).toarray().tolist() == [[2, 2, 0, 0], [1, 0, 0, 0]]
-    assert count_words(split, 8, 3).toarray().tolist() == [[1, 1, 0, 0], [1, 0, 0, 0]]
-    assert count_words(split, 8, 1).toarray().tolist() == [[0, 0, 0, 0], [1, 0, 0, 0]]
+    for maxlen, expected in ((0, [[1, 4, 5, 5, 4, 2], [1, 4]]), (3, [[5, 4, 2], [1, 4]])):
+        assert tokens_of(split, 8, maxlen) == expected
 
 
-def test_it_equals_a_pipeline_of_scikit_learn(tmp_path: Path) -> None:
+def test_tfidf_equals_a_pipeline_of_scikit_learn(tmp_path: Path) -> None:
     """The pipeline reads the reviews as text."""
     dataset = small_data(tmp_path)
-    texts = {
-        name: [
-            " ".join(f"word{rank}" for rank in split.tokens[first:end])
-            for first, end in itertools.pairwise(split.offsets)
-        ]
-        for name, split in dataset.splits().items()
-    }
     model = make_pipeline(TfidfVectorizer(sublinear_tf=True), LogisticRegression(C=1.0))
-    model.fit(texts["train"], dataset.train.labels)
-    loss = log_loss(dataset.test.labels, model.predict_proba(texts["test"])[:, 1])
-    assert fit(dataset, limit=0, maxlen=0, vocab_size=9).log_loss == pytest.approx(loss, abs=1e-4)
+    model.fit(as_texts(dataset.train), dataset.train.labels)
+    found = model.predict_proba(as_texts(dataset.test))[:, 1]
+    expected = pytest.approx(log_loss(dataset.test.labels, found), abs=1e-4)
+    assert fit(dataset, limit=0, maxlen=0, vocab_size=9).log_loss == expected
+
+
+# N-grams
+
+
+class Reference:
+    """The same model, made of scikit-learn's n-grams of the reviews as texts."""
+
+    def __init__(self, texts: list[str], labels: np.ndarray, strength: float) -> None:
+        self.words = CountVectorizer(
+            ngram_range=(1, 3), min_df=2, binary=True, tokenizer=str.split, token_pattern=None
+        )
+        counts = self.words.fit_transform(texts).toarray()
+        p, q = (1 + counts[labels == label].sum(axis=0) for label in (1, 0))
+        self.ratios = np.log(p / p.sum()) - np.log(q / q.sum())
+        self.model = LogisticRegression(
+            C=strength, solver="liblinear", dual=True, tol=1e-6, max_iter=100_000
+        )
+        self.model.fit(counts * self.ratios, labels)
+
+    def probabilities(self, texts: list[str]) -> Any:
+        features = self.words.transform(texts).toarray() * self.ratios
+        return self.model.predict_proba(features)[:, 1]
+
+
+def test_ngrams_occur_in_two_reviews() -> None:
+    """An n-gram is one to three consecutive words of a review."""
+    split = make_split([[5, 6, 7, 5, 6], [5, 6, 7], [7, 9, 9, 9]], [1, 0, 1])
+    features, known = binary_ngrams(split)
+    # The n-grams are 5, 6, 7, then 5 6 and 6 7, then 5 6 7. Only one review contains 9 and 9 9.
+    assert features.toarray().tolist() == [[1] * 6, [1] * 6, [0, 0, 1, 0, 0, 0]]
+    assert list(map(len, known)) == [3, 2, 1]
+    none, nothing = binary_ngrams(make_split([[5], [6, 7]], [1, 0]))
+    assert (none.shape, list(map(len, nothing))) == ((2, 0), [0, 0, 0])
+    # No n-gram spans two reviews or contains an unknown word.
+    other = make_split([[5], [6, 7, 2_000_000_000], [5, 8, 6]], [1, 0, 1])
+    assert binary_ngrams(other, known)[0].toarray().tolist() == [
+        *([1, 0, 0, 0, 0, 0], [0, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0])
+    ]
+
+
+def test_the_ngram_model_equals_scikit_learn() -> None:
+    """C is the reference's best on the last fifth of the reviews, and the probabilities agree."""
+    chosen = set()
+    for seed in range(3):
+        train, test = make_split(*noisy(200, seed)), make_split(*noisy(60, seed + 10))
+        texts = as_texts(train)
+        model = fit_ngrams(train)
+        scores = {}
+        for strength in (0.1, 1.0, 10.0):
+            part = Reference(texts[:160], train.labels[:160], strength).probabilities(texts[160:])
+            scores[strength] = float(((part > 0.5) == train.labels[160:]).mean())
+        assert model.validation == scores
+        assert model.strength == max(scores, key=lambda each: (scores[each], -each))
+        expected = Reference(texts, train.labels, model.strength).probabilities(as_texts(test))
+        assert model.probabilities(test)[:, 1] == pytest.approx(expected, abs=0.02)
+        chosen.add(model.strength)
+    assert len(chosen) > 1  # otherwise the seeds do not test the choice of C
+
+
+def test_the_test_set_chooses_nothing() -> None:
+    """Other test labels change only the scores."""
+    train, (reviews, labels) = make_split(*noisy(200, 1)), noisy(60, 2)
+    first, second = (
+        score_ngrams(make_dataset(train, make_split(reviews, each), WORDS * 10), print, limit=0)
+        for each in (labels, [1 - label for label in labels])
+    )
+    assert (first.predicted, first.note) == (second.predicted, second.note)
+    assert first.accuracy == pytest.approx(1 - second.accuracy)
+    again = fit_ngrams(train)
+    assert again.weights.tobytes() == fit_ngrams(train).weights.tobytes()
+
+
+def test_too_little_is_refused(tmp_path: Path, group: DatasetGroup) -> None:
+    """The error names a missing class, or says that no two reviews share a word."""
+    for num_others in (0, 5):
+        train = make_split([[1, 2]] * 50, [1] * (50 - num_others) + [0] * num_others)
+        with pytest.raises(ValueError, match="no review among the first 40 of 50 training"):
+            fit_ngrams(train)
+    with pytest.raises(ValueError, match="no two of the first 40 training reviews share"):
+        fit_ngrams(make_split([[rank] for rank in range(1, 51)], [0, 1] * 25))
+    small = dataclasses.replace(group, limit=2)
+    with pytest.raises(
+        InputError,
+        match=r"can't be fit to .*: the class .* has no training review; leave --baseline",
+    ):
+        baselines(small, tmp_path / "data", print, ngrams=True)
+
+
+# Data and cache
 
 
 def test_the_cache_replaces_the_data(tmp_path: Path, group: DatasetGroup) -> None:
-    """The cached scores need no data. A broken file in the cache counts as missing."""
-    first = baselines(group, tmp_path / "data", print)
-    last, whole = first
+    """Cached scores need no data, and no `--baseline`. A broken file counts as missing."""
+    last, whole = baselines(group, tmp_path / "data", print)
     assert (last.name, whole.name) == ("tf-idf, last 3", "tf-idf, whole")
     assert whole.accuracy == pytest.approx(0.9)  # the first word shows nine of ten labels
     assert last.accuracy < 0.75
     assert "fit on all 60 training reviews" in last.note
+    said: list[str] = []
+    first = baselines(group, tmp_path / "data", said.append, ngrams=True)
+    assert [each.kind for each in first] == ["tf-idf", "tf-idf", "n-grams"]
+    assert [line.split(" to ")[0] for line in said] == ["fitting n-grams"]
     (tmp_path / "data").rename(tmp_path / "away")
     assert baselines(group, None, print) == first
-    cached = sorted((tmp_path / "cache" / "harness" / "baseline").iterdir())
-    assert [path.suffix for path in cached] == [".json"] * 2
-    for broken in ("{", "[]", '{"accuracy": "x"}'):
-        cached[0].write_text(broken)
-        said: list[str] = []
-        assert baselines(group, None, said.append) == []
-        assert "not found here" in said[0]
-    again = baselines(group, tmp_path / "away", print)
-    assert [each.accuracy for each in again] == [each.accuracy for each in first]
+    assert baselines(group, None, print, ngrams=True) == first
+    limited = dataclasses.replace(group, limit=50)
+    assert all(each.kind != "n-grams" for each in baselines(limited, tmp_path / "away", print))
+    for path in (tmp_path / "cache" / "harness" / "baseline").iterdir():
+        content = json.loads(path.read_text())
+        for broken in ("{", "[]", json.dumps(content | {"accuracy": 1.01})):
+            path.write_text(broken)
+    assert baselines(group, None, said.append) == []
+    assert "not found here" in said[1]
+    with pytest.raises(InputError, match=r"the reviews of .* --data"):
+        baselines(group, None, print, ngrams=True)
 
 
 def test_it_is_found_where_the_runs_found_it(tmp_path: Path, group: DatasetGroup) -> None:
@@ -78,3 +208,102 @@ def test_data_with_another_checksum_are_not_used(tmp_path: Path, group: DatasetG
     said: list[str] = []
     assert baselines(group, tmp_path / "other", said.append) == []
     assert len(said) == 1
+
+
+def write_texts(path: Path, column: str) -> Path:
+    lines = [f"{'good' if i % 2 else 'bad'} film {i},{i % 2}" for i in range(120)]
+    path.write_text(f"{column},label\n" + "\n".join(lines) + "\n")
+    return path
+
+
+def test_own_texts_are_found_by_a_job(tmp_path: Path) -> None:
+    """One run's job must name the texts; those of other runs may be wrong or broken."""
+    source = write_texts(tmp_path / "own.csv", "words")
+    dataset = open_source(source, DataConfig(text_column="words"))
+    keys = (
+        f"source = '{tmp_path}/gone.csv'",
+        f"source = '{source}'\nencoding = 'nonsense'",
+        f"source = '{source}'",
+        f"source = '{source}'\ntext_column = 'words'",
+    )
+    for seed, key in enumerate(keys, 1):
+        run = tmp_path / "runs" / str(seed)
+        write_scored_run(run, dataset, [True] * len(dataset.test), seed=seed)
+        toml = (run / "job.toml").read_text()
+        (run / "job.toml").write_text(toml.replace("[data]", f"[data]\n{key}"))
+    (own,) = group_runs(scored_runs([tmp_path / "runs"])[0])[0]
+    assert len(own.runs) == 1  # the path of the texts is no setting
+    *_, ngrams = baselines(own, None, print, ngrams=True)
+    assert (ngrams.kind, ngrams.accuracy) == ("n-grams", 1.0)
+
+
+def test_the_texts_of_an_ensemble_are_found_by_its_first_run(tmp_path: Path) -> None:
+    """The ensemble itself has no job file that names the texts."""
+    dataset = open_source(write_texts(tmp_path / "a.csv", "text"))
+    write_run(tmp_path / "e", dataset_checksum=dataset.checksum)
+    (tmp_path / "e" / "job.toml").rename(tmp_path / "e" / "ensemble.toml")
+    (tmp_path / "e" / "members" / "1").mkdir(parents=True)
+    member = tmp_path / "e" / "members" / "1" / "job.toml"
+    member.write_text(f"[data]\nsource = '{tmp_path}/a.csv'\n")
+    ((group,), _) = group_runs(scored_runs([tmp_path / "e"])[0])
+    assert find_dataset(group, None).checksum == dataset.checksum
+
+
+# McNemar's test
+
+
+def model(predicted: list[int], accuracy: float) -> Baseline:
+    """A baseline with these predictions."""
+    return Baseline("", "", "", accuracy, 0, 0, 0, 0, 0, predicted=tuple(predicted))
+
+
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (3, 12), (7, 7), (900, 1100)])
+def test_mcnemar_is_the_exact_binomial_test(gained: int, lost: int) -> None:
+    """The p-value is that of SciPy's `binomtest`, and 1 if the models never differ."""
+    expected = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    labels = np.ones(gained + lost + 1, np.int64)
+    right = [True] * (gained + 1) + [False] * lost
+    found = Predictions(labels, {"a": by_class(np.where(right, 0.9, 0.1))[None]}, ())
+    of_model = [0] * gained + [1] * (lost + 1)
+    test = against(model(of_model, float(np.mean(of_model))), found)
+    assert test["p"].tolist() == [pytest.approx(expected)]
+
+
+def test_several_jobs_share_the_level() -> None:
+    """By Bonferroni's correction, more jobs do not make a false finding more likely."""
+    labels, right = np.array([1] * 6 + [0]), by_class([0.9] * 6 + [0.7])[None]  # one error
+    of_model = model([0] * 7, 1 / 7)  # six errors, in other reviews: p is 2 * (1 + 7) / 2 ** 7
+    two = {"gru": right, "lstm": right}
+    of_two = against(of_model, Predictions(labels, two, ()))
+    assert of_two["p"].tolist() == pytest.approx([0.125, 0.125])
+    assert of_two["points"].tolist() == pytest.approx([5 / 7, 5 / 7])
+    for wrong in (model([0] * 6, 0), model([0] * 7, 0.5)):
+        assert against(wrong, Predictions(labels, two, ())).empty
+    labels, right = np.ones(6, np.int64), by_class([0.9] * 6)[None]  # p is 2 / 2 ** 6 = 0.031
+    found = [
+        against(model([0] * 6, 0), Predictions(labels, each, ()))["shows"].tolist()
+        for each in ({"gru": right, "lstm": right}, {"gru": right})
+    ]
+    assert found == [[0, 0], [1]]
+
+
+def test_a_sentence_says_whether_a_network_beats_it() -> None:
+    """It names the significantly better networks, and the lead of the best one."""
+    better, worse = ("lstm", 0.015, 0.01, 1), ("gru", -0.015, 0.01, -1)
+    unsure, best = ("rnn", 0.025, 0.03, 0), ("bilstm", 0.055, 0.001, 1)
+
+    def said(*rows: tuple[str, float, float, int]) -> str:
+        tests = pandas.DataFrame([*rows], columns=["job", "points", "p", "shows"])
+        return verdict(tests.set_index("job"), "n-grams (91.70%)")
+
+    assert said(worse, unsure, better) == (
+        "better than n-grams (91.70%): lstm; lstm is 1.50 points ahead (McNemar's exact test on "
+        "the same reviews, largest p-value over the seeds: 0.01, significance level: 0.017)"
+    )
+    also = "better than n-grams (91.70%): lstm, bilstm; bilstm is 5.50 points ahead"
+    assert said(better, best).startswith(also)
+    none = "no network is better than n-grams (91.70%); gru is 1.50 points behind"
+    assert said(worse).startswith(none)
+    for tests in ([unsure, worse], [unsure]):
+        assert said(*tests).startswith("it is not shown that a network is better than n-grams")
+    assert said().startswith("no run's predictions can be compared with n-grams")

@@ -16,18 +16,15 @@ import pytest
 import tomli_w
 from rich.console import Console
 
-from harness.data.own_texts import open_source
 from harness.errors import InputError
 from harness.job.job_file import load_job
-from harness.report import baseline
 from harness.report.collect import LeftOut, group_runs, scored_runs
 from harness.report.summary import Part, make_parts, print_parts
 from harness.tracking.audits import keep_audit
 from harness.tracking.run_dir import stamped
 from tests.conftest import JOBS, Harness
-from tests.data.made_up_texts import make_rows, write_csv
 from tests.made_up_runs import write_run
-from tests.report.small_data import seeds_of
+from tests.report.small_data import seeds_in, seeds_of
 
 EPOCHS = "[train]\nseed = {}\nepochs = {}\n"
 
@@ -106,25 +103,29 @@ def test_groups_have_the_same_data_and_rows_the_same_settings(tmp_path: Path) ->
     )
 
 
-def settings_of(folder: Path) -> list[str]:
-    """Return the names of the rows of the runs in a folder."""
-    ((group,), _) = group_runs(scored_runs([folder])[0])
-    return [*group.runs]
+VECTORS = "[model]\nembeddings = '/{}/v.txt'\n"
+DECAY = "[train]\noptimizer_options = {{ weight_decay = {} }}\n"
+OPTION = "[model]\noptions = {{ width = {}, kernel = 5 }}\n"
 
 
-def test_custom_code_is_named_by_its_digest(tmp_path: Path) -> None:
-    """The source code is too long for a name."""
-    for seed, source in enumerate(("import keras", "import numpy"), 1):
-        write_run(tmp_path / str(seed), f"[code]\n'net.py' = '{source}'\n", seed=seed)
-    assert settings_of(tmp_path) == ["lstm", "lstm net.py=d8fca9de"]
-
-
-def test_an_option_is_a_setting(tmp_path: Path) -> None:
-    """The name of a row contains only the option that differs."""
-    for width in (3, 5):
-        toml = f"[model]\nunits = 4\noptions = {{ width = {width}, kernel = 5 }}\n"
-        write_run(tmp_path / str(width), toml)
-    assert settings_of(tmp_path) == ["lstm", "lstm width=5"]
+@pytest.mark.parametrize(
+    ("tomls", "names"),
+    [
+        (
+            ["[code]\n'net.py' = 'import keras'", "[code]\n'net.py' = 'import numpy'"],
+            ["net.py=d8fca9de"],
+        ),
+        ([OPTION.format(3), OPTION.format(5)], ["width=5"]),
+        ([OPTION.format(1), OPTION.format("true")], ["width=True"]),
+        ([DECAY.format(0), DECAY.format(0.0), ""], ["weight_decay=unset"]),
+    ],
+    ids=["custom code", "option", "number or flag", "whole or float"],
+)
+def test_rows_are_named_by_what_differs(tmp_path: Path, tomls: list[str], names: list[str]) -> None:
+    """Custom code has a digest; a flag is no number, and 0 equals 0.0."""
+    for number, toml in enumerate(tomls):
+        write_run(tmp_path / str(number), toml, seed=number)
+    assert [*seeds_in(tmp_path)] == ["lstm", *(f"lstm {name}" for name in names)]
 
 
 def test_settings_of_an_ensemble(tmp_path: Path) -> None:
@@ -136,25 +137,11 @@ def test_settings_of_an_ensemble(tmp_path: Path) -> None:
     assert run.settings == {"model.options.width": 3, "code.net.py": "1a2b3c4d"}
 
 
-def test_0_and_00_are_equal_1_and_true_differ(tmp_path: Path) -> None:
-    """A whole number may be written as a float; a flag is no number."""
-    for name, toml in (
-        ("a", "[train]\noptimizer_options = { weight_decay = 0 }\n"),
-        ("b", "[train]\noptimizer_options = { weight_decay = 0.0 }\n"),
-        ("c", "[model]\noptions = { flag = 1 }\n"),
-        ("d", "[model]\noptions = { flag = true }\n"),
-    ):
-        write_run(tmp_path / name, toml)
-    unset = "lstm weight_decay=unset"
-    assert settings_of(tmp_path) == ["lstm", f"{unset} flag=1", f"{unset} flag=True"]
-
-
 def test_pretrained_vectors_are_named_by_their_content(tmp_path: Path) -> None:
     """The path of their file does not matter."""
     for name, path, checksum in (("a", "a", "1"), ("b", "b", "1"), ("c", "a", "2")):
-        toml = f"[model]\nembeddings = '/{path}/v.txt'\n"
-        write_run(tmp_path / name, toml, embeddings_checksum=checksum * 64)
-    assert settings_of(tmp_path) == ["lstm", "lstm embeddings=22222222"]
+        write_run(tmp_path / name, VECTORS.format(path), embeddings_checksum=checksum * 64)
+    assert [*seeds_in(tmp_path)] == ["lstm", "lstm embeddings=22222222"]
 
 
 def test_runs_from_before_a_key_existed_have_its_default(tmp_path: Path) -> None:
@@ -166,9 +153,7 @@ def test_runs_from_before_a_key_existed_have_its_default(tmp_path: Path) -> None
     write_run(tmp_path / "b", tomli_w.dumps(earlier), seed=2)
     earlier["data"]["bucket"] = True
     write_run(tmp_path / "c", tomli_w.dumps(earlier), seed=3)
-    ((group,), _) = group_runs(scored_runs([tmp_path])[0])
-    names = seeds_of(group)
-    assert names == {"lstm": [1, 2], "lstm bucket=True": [3]}
+    assert seeds_in(tmp_path) == {"lstm": [1, 2], "lstm bucket=True": [3]}
 
 
 def test_a_run_that_began_with_trained_weights_has_another_row(tmp_path: Path) -> None:
@@ -179,9 +164,7 @@ def test_a_run_that_began_with_trained_weights_has_another_row(tmp_path: Path) -
         parent |= {"weights_of": "/runs/gru/6"} if seed == 4 else {}
         record = {"starts": [{"parent": parent if begins_with else None}, {}]}
         (tmp_path / str(seed) / "provenance.json").write_text(json.dumps(stamped(record)))
-    ((group,), _) = group_runs(scored_runs([tmp_path])[0])
-    names = seeds_of(group)
-    assert names == {"lstm": [1, 2], "lstm from=gru": [3, 4]}
+    assert seeds_in(tmp_path) == {"lstm": [1, 2], "lstm from=gru": [3, 4]}
 
 
 def closed(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
@@ -207,9 +190,7 @@ def test_a_run_with_a_private_record(
             "{}" if seed == 1 else json.dumps(stamped(record))
         )
     closed(monkeypatch, tmp_path / "2/provenance.json", errno.EACCES)
-    ((group,), _) = group_runs(scored_runs([tmp_path])[0])
-    names = seeds_of(group)
-    assert names == {"lstm": [1], "lstm from=unknown": [2]}
+    assert seeds_in(tmp_path) == {"lstm": [1], "lstm from=unknown": [2]}
     assert "1 records can't be read, such as" in caplog.text
 
 
@@ -223,19 +204,6 @@ def test_a_failing_disk_leaves_a_run_out(
     runs, (left,) = scored_runs([tmp_path])
     assert (runs, left.kind) == ([], "unreadable")
     assert left.why.endswith(f"{name}: can't be read: {os.strerror(errno.ESTALE)}; try again later")
-
-
-@pytest.mark.usefixtures("no_other_data")
-def test_the_texts_of_an_ensemble_are_found_by_its_first_run(tmp_path: Path) -> None:
-    """The ensemble itself has no job file that names the texts."""
-    dataset = open_source(write_csv(tmp_path / "a.csv", make_rows(100)))
-    write_run(tmp_path / "e", dataset_checksum=dataset.checksum)
-    (tmp_path / "e" / "job.toml").rename(tmp_path / "e" / "ensemble.toml")
-    (tmp_path / "e" / "members" / "1").mkdir(parents=True)
-    member = tmp_path / "e" / "members" / "1" / "job.toml"
-    member.write_text(f"[data]\nsource = '{tmp_path}/a.csv'\n")
-    ((group,), _) = group_runs(scored_runs([tmp_path / "e"])[0])
-    assert baseline.tested_data(group, None).checksum == dataset.checksum
 
 
 @pytest.mark.parametrize("width", [160, 80, 45])
@@ -320,18 +288,11 @@ def test_only_the_winner_of_a_search_is_compared(tmp_path: Path) -> None:
     assert left_out == [LeftOut(sweep, "search", "its 2 trials are not tested")]
 
 
-def test_the_first_run_of_a_seed_counts(tmp_path: Path) -> None:
-    """Otherwise repeated runs could narrow the interval or raise the mean."""
-    for name, seed, accuracy in (("a", 1, 0.85), ("b", 1, 0.95), ("c", 2, 0.87)):
-        write_run(tmp_path / name, f"[train]\nseed = {seed}", seed=seed, accuracy=accuracy)
-    ((group,), (repeated,)) = group_runs(scored_runs([tmp_path])[0])
-    assert group.by_seed["accuracy"].to_dict() == {("lstm", 1): 0.85, ("lstm", 2): 0.87}
-    assert repeated.folder == tmp_path / "b"
-    assert repeated.why.endswith("/a has accuracy 85.00%, this run has 95.00%")
+def test_of_repeated_runs_the_first_counts(tmp_path: Path) -> None:
+    """This run began first; its name does not matter. A run whose start is unknown comes last.
 
-
-def test_the_first_run_is_the_one_that_began_first(tmp_path: Path) -> None:
-    """Its name does not matter. A run whose start time is unknown comes last."""
+    Otherwise repeated runs could narrow the interval or raise the mean.
+    """
     began = {
         "20260102-101500": "2026-01-02T10:15:00+0100",
         "20260103-101500": "no time",
@@ -342,11 +303,13 @@ def test_the_first_run_is_the_one_that_began_first(tmp_path: Path) -> None:
         write_run(tmp_path / name, accuracy=0.9 if name == "slurm-7" else 0.8)
         record = stamped({"starts": [{"at": at}]})
         (tmp_path / name / "provenance.json").write_text(json.dumps(record))
+    write_run(tmp_path / "c", seed=2, accuracy=0.87)
     ((group,), repeated) = group_runs(scored_runs([tmp_path])[0])
-    assert group.by_seed["accuracy"].tolist() == [0.9]
+    assert group.by_seed["accuracy"].to_dict() == {("lstm", 1): 0.9, ("lstm", 2): 0.87}
     assert [each.folder.name for each in repeated] == [
         *("20260102-101500", "slurm-8", "20260103-101500")
     ]
+    assert repeated[0].why.endswith("/slurm-7 has accuracy 90.00%, this run has 80.00%")
 
 
 def test_patterns_are_expanded_and_typos_refused(tmp_path: Path) -> None:
@@ -399,4 +362,10 @@ def test_the_command_reports_on_a_finished_run(finished: tuple[Harness, Path]) -
     assert "| tf-idf, last 30 | " in done.stdout
     page = (out / "report.html").read_text()
     assert "A sample, not the full data." in page
-    assert "tf-idf, whole" in harness.run_here("compare").stdout  # all under HARNESS_RUNS
+    shown = harness.run("compare", "--baseline", "ngrams", "--out", out).stdout
+    assert shown == harness.run_here("compare").stdout  # all under HARNESS_RUNS
+    assert "tf-idf, whole" in shown
+    for name in ("report.html", "comparison.md"):
+        assert "McNemar" in (out / name).read_text()
+    for name in ("comparison.csv", "comparison.tex"):
+        assert "n-grams, whole" in (out / name).read_text()

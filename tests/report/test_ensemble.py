@@ -126,24 +126,6 @@ def test_with_ngrams_and_weights_for_runs_on_all_reviews(
         np.testing.assert_allclose(arrays(folder / "predictions.npz")[0], expected, atol=1e-6)
 
 
-def test_weights_need_the_same_word_vectors(harness: Harness, dataset: Dataset) -> None:
-    """The recorded checksum of the vectors decides, not the path of their file."""
-
-    def trained(name: str, seed: int, vectors: str, *keys: str) -> Path:
-        settings = (f"model.embeddings={harness.folder}/{name}.txt", *keys)
-        run = write_finished(harness.runs / "lstm" / name, dataset, seed, *settings)
-        result = json.loads((run / "result.json").read_text())
-        (run / "result.json").write_text(json.dumps(result | {"embeddings_checksum": vectors}))
-        return run
-
-    part = made(harness, trained("v1", 1, "a" * 64), "--with", "ngrams", "--run-id", "part")
-    words = ("--with", "ngrams", "--weights-from", part)
-    made(harness, trained("a1", 7, "a" * 64, *ALL), *words, "--run-id", "all")
-    done = harness.run_here("ensemble", trained("b1", 8, "b" * 64, *ALL), *words)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "has model.embeddings = 'aaaaaaaa'" in done.stderr
-
-
 def test_other_commands_know_an_ensemble(
     harness: Harness, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -174,10 +156,7 @@ def test_other_commands_know_an_ensemble(
         assert (done.returncode, done.stdout) == (2, ""), words
         assert done.stderr.count("\n") == 1
         assert "is an ensemble" in done.stderr
-    for look in (("prune", "--yes"), ("cancel", str(ensemble)), ("logs", str(ensemble))):
-        done = harness.run_here(*look)
-        assert "Traceback" not in done.stderr
-        assert done.stderr.count("\n") <= 1
+    assert harness.run_here("prune", "--yes").returncode == 0
     assert (ensemble / "members/1/model.keras").exists()
 
 

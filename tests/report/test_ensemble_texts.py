@@ -13,7 +13,7 @@ from harness.data.sources import make_dataset
 from harness.report.baseline import NgramModel, fit_ngrams
 from tests.conftest import Harness, calm_run
 from tests.inference.test_export import ODD, odd_texts
-from tests.report.test_ngram_baseline import as_texts, noisy
+from tests.report.test_baseline import as_texts, noisy
 
 WORDS = [*(f"w{i}" for i in range(1, 31)), *ODD, "à"]
 

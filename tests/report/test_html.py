@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -42,16 +42,6 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _no_other_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Hide the data and the cache of this machine."""
-    with pytest.MonkeyPatch.context() as patched:
-        for name in ("XDG_CACHE_HOME", "KERAS_HOME"):
-            patched.setenv(name, str(tmp_path_factory.mktemp(name)))
-        patched.delenv("HARNESS_DATA", raising=False)
-        yield
 
 
 @pytest.fixture

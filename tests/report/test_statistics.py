@@ -68,19 +68,14 @@ def test_a_difference_that_is_not_shown() -> None:
     """If the interval contains 0, the sentence calls neither job better."""
     (only,) = compared(group_of(lstm=LSTM, noisy=NOISY))
     assert not only.is_shown
-    assert only.sentence.startswith(
-        "it is not shown which of noisy and lstm is better, although noisy is ahead by "
-    )
+    assert only.sentence.startswith("it is not shown which of noisy and lstm is better, although")
 
 
 def test_equal_differences_have_no_interval() -> None:
     """Equal differences show no spread; a t interval of width 0 would be too sure."""
     (only,) = compared(group_of(one={1: 80.1, 2: 80.2}, other={1: 80.0, 2: 80.1}))
     assert (math.isnan(only.low), only.is_shown) == (True, False)
-    assert (
-        "0.10 points, over 2 seeds; no interval: the results of the seeds are too alike"
-        in only.sentence
-    )
+    assert only.sentence.endswith("no interval: the results of the seeds are too alike")
 
 
 def test_only_common_seeds_are_compared() -> None:
@@ -90,17 +85,6 @@ def test_only_common_seeds_are_compared() -> None:
     group = group_of(lstm=LSTM, other={5: 87.1, 6: 99.0})
     assert differences(group).empty
     assert explanations(group, differences(group))[0].endswith("can't be compared: 1.")
-
-
-def test_simultaneous_intervals_hold_together() -> None:
-    """Of 300 experiments without a difference, at most about one in twenty shows one."""
-    generator = np.random.default_rng(7)
-    errors = 0
-    for _ in range(300):
-        table = generator.normal(88, 0.1, size=(4, 5))
-        rows = {f"row{n}": dict(enumerate(values)) for n, values in enumerate(table)}
-        errors += differences(group_of(**rows))["is_shown"].any()
-    assert 1 <= errors <= 28
 
 
 def many(means: Sequence[float], num_seeds: int = 5, seed: int = 7) -> DatasetGroup:
@@ -133,9 +117,11 @@ def test_the_spread_is_pooled_from_thirteen_jobs_on(num: int, is_pooled: bool) -
     assert bool(spread[1]) == is_pooled
 
 
-def test_many_equal_jobs_show_no_difference() -> None:
-    """Of 300 experiments, at most about one in twenty shows a difference."""
-    errors = sum(differences(many([88.0] * 14, seed=seed))["is_shown"].any() for seed in range(300))
+@pytest.mark.parametrize("num", [4, 14])
+def test_equal_jobs_rarely_show_a_difference(num: int) -> None:
+    """Of 300 experiments at most about one in twenty shows one: the intervals hold together."""
+    jobs = [88.0] * num
+    errors = sum(differences(many(jobs, seed=seed))["is_shown"].any() for seed in range(300))
     assert 1 <= errors <= 28
 
 

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import types
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -256,17 +257,12 @@ def _live_assets() -> io.BytesIO:
     from tensorboard import assets
 
     first = b'<script src="index.js'
-    changed = io.BytesIO()
-    with (
-        assets.get_default_assets_zip_provider()() as file,
-        zipfile.ZipFile(file) as old,
-        zipfile.ZipFile(changed, "w") as new,
-    ):
-        for name in old.namelist():
-            content = old.read(name)
-            if name == "index.html":
-                content = content.replace(first, b'<script src="live.js"></script>' + first, 1)
-            new.writestr(name, content)
-        new.writestr("live.js", LIVE)
+    with assets.get_default_assets_zip_provider()() as file:
+        changed = io.BytesIO(file.read())
+    with zipfile.ZipFile(changed, "a") as pages, warnings.catch_warnings(action="ignore"):
+        page = pages.read("index.html")
+        page = page.replace(first, b'<script src="live.js"></script>' + first, 1)
+        pages.writestr("index.html", page)  # of two files with this name, the last one is read
+        pages.writestr("live.js", LIVE)
     changed.seek(0)
     return changed

@@ -6,6 +6,7 @@ only to its user, on a terminal or in a file of mode 0600. No command line, envi
 log contains the secret.
 """
 
+import contextlib
 import getpass
 import os
 import secrets
@@ -16,7 +17,6 @@ import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -34,7 +34,7 @@ from harness.system.files import (
     scratch_directory,
     write_refusal,
 )
-from harness.system.processes import STOPPING
+from harness.system.processes import STOPPING, leave
 from harness.tracking.run_dir import find_runs, is_ensemble, named_or_all
 from harness.tracking.status import select_runs
 
@@ -243,6 +243,10 @@ def write_connection(endpoint: Endpoint) -> Path:
 # Serving
 
 
+class Signalled(Exception):  # noqa: N818 - not an error
+    """A signal ends TensorBoard."""
+
+
 class Watch:
     """Decides when TensorBoard ends."""
 
@@ -256,7 +260,7 @@ class Watch:
         """
         self.hours, self.idle_min = hours, idle_min
         self.started_s = self.used_s = time.monotonic()  # `used_s`: the time of the last request
-        self.signal: signal.Signals | None = None
+        self.signal: signal.Signals | None = None  # the first signal that ends a process
 
     def text(self, in_job: bool) -> str:
         """Return a line that says when TensorBoard ends."""
@@ -265,13 +269,18 @@ class Watch:
         return f"ends after {self.idle_min:g} min without a request, at the latest {end}{job}"
 
     def listen(self) -> None:
-        """Handle the signals that end a process; under nohup, SIGHUP stays ignored."""
+        """Raise `Signalled` at the first signal that ends a process, even during a slow search.
+
+        Under nohup, SIGHUP stays ignored.
+        """
         for number in (*STOPPING, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self._note)
+                signal.signal(number, self._end)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = signal.Signals(number)
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is None:  # later signals must not interrupt the removal of files
+            self.signal = signal.Signals(number)
+            raise Signalled
 
     def used(self) -> None:
         """Restart the idle time after a request."""
@@ -317,54 +326,34 @@ def serve(
     os.umask(0o077)
     allocation = SlurmEnvironment.from_environment()
     watch.listen()
-    with scratch_directory() as folder:
+    with contextlib.suppress(Signalled), scratch_directory() as folder:
         shown = Shown(folder / "runs", roots, runs)
-        if _refresh(shown, watch):
-            listener = listen(port)
-            endpoint = Endpoint(
-                port=listener.getsockname()[1],
-                secret=secrets.token_urlsafe(32),
-                host=socket.gethostname(),
-                login=jump_host(login, allocation),
-            )
-            start_tensorboard(
-                shown.folder,
-                len(shown.found),
-                listener,
-                secret=endpoint.secret,
-                used=watch.used,
-                refused=shown.refused,
-            )
-            connection = write_connection(endpoint)
-            try:
-                _announce(endpoint, shown, connection, say=say)
-                say(watch.text(in_job=allocation is not None))
-                watch.used()  # the idle time begins now
-                _wait(watch, shown, say=say)
-            finally:
-                connection.unlink(missing_ok=True)
-        say(f"ended: {watch.reason()}")
-        _end_by_removing(folder)
-
-
-def _end_by_removing(folder: Path) -> NoReturn:
-    """Replace this process with the command `rm`, which removes the temporary folder.
-
-    An ordinary exit would take longer: Python would wait for a search on a slow disk, and would
-    free the points of all runs one by one.
-    """
-    sys.stdout.flush()
-    os.execvp("rm", ["rm", "-rf", "--", str(folder)])  # noqa: S606, S607 - no shell
-
-
-def _refresh(shown: Shown, watch: Watch) -> bool:
-    """Search for runs once; return whether the search ended before a signal came."""
-    search = ThreadPoolExecutor(1).submit(shown.refresh)
-    while not watch.signal:
-        if wait([search], POLL_S).done:
-            search.result()  # raises the error if the search failed
-            return True
-    return False
+        shown.refresh()
+        listener = listen(port)
+        endpoint = Endpoint(
+            port=listener.getsockname()[1],
+            secret=secrets.token_urlsafe(32),
+            host=socket.gethostname(),
+            login=jump_host(login, allocation),
+        )
+        start_tensorboard(
+            shown.folder,
+            len(shown.found),
+            listener,
+            secret=endpoint.secret,
+            used=watch.used,
+            refused=shown.refused,
+        )
+        connection = write_connection(endpoint)
+        try:
+            _announce(endpoint, shown, connection, say=say)
+            say(watch.text(in_job=allocation is not None))
+            watch.used()  # the idle time begins now
+            _wait(watch, shown, say=say)
+        finally:
+            connection.unlink(missing_ok=True)
+    say(f"ended: {watch.reason()}")
+    leave(0)  # an ordinary exit would free the points of all runs one by one
 
 
 def _announce(
@@ -388,7 +377,8 @@ def _wait(watch: Watch, shown: Shown, *, say: Callable[[str], object]) -> None:
     refresh_s = time.monotonic() + RELOAD_S
     while not watch.reason():
         time.sleep(POLL_S)
-        if (began_s := time.monotonic()) >= refresh_s and _refresh(shown, watch):
+        if (began_s := time.monotonic()) >= refresh_s:
+            shown.refresh()
             if refusals := shown.refusals():
                 say(refusals)
             # A search through thousands of runs takes seconds; meanwhile the page gets no answer.

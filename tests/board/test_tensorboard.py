@@ -7,23 +7,19 @@ import pty
 import signal
 import socket
 import stat
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from harness.board.tensorboard import Endpoint, Watch, _refresh, is_private, jump_host
+from harness.board.tensorboard import Endpoint, Signalled, Watch, is_private, jump_host
 from harness.slurm.environment import SlurmEnvironment
 from harness.training.tensorboard_log import TensorBoardLog
 from tests.board.tensorboard_process import Board, make_run, sizes, wait_for
-from tests.conftest import PROJECT, Harness
+from tests.conftest import Harness
 
 pytestmark = pytest.mark.full
 
@@ -152,31 +148,13 @@ def test_a_signal_ends_it_at_once(
     assert sorted(harness.runs.rglob("*")) == before
 
 
-def test_a_signal_interrupts_a_search() -> None:
-    """The search for runs takes long if there are thousands, or if a disk hangs."""
-    disk, watch = threading.Event(), Watch(1, 60)
-    slow: Any = SimpleNamespace(refresh=lambda: disk.wait(60))
-    threading.Timer(0.3, watch._note, (signal.SIGTERM, None)).start()
-    began_s = time.monotonic()
-    assert not _refresh(slow, watch)
-    assert time.monotonic() - began_s < 10
-    disk.set()
-    watch.signal = None
-    assert _refresh(slow, watch)
-
-
-def test_its_end_waits_for_no_thread(tmp_path: Path) -> None:
-    """The end also skips freeing the points of thousands of runs, which would take long."""
-    (tmp_path / "board").mkdir()
-    code = (
-        "import pathlib, sys, threading, time\n"
-        "from harness.board.tensorboard import _end_by_removing\n"
-        "threading.Thread(target=time.sleep, args=(3600,)).start()\n"
-        "_end_by_removing(pathlib.Path(sys.argv[1]))\n"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path / "board")]
-    subprocess.run(command, cwd=PROJECT, check=True, timeout=100)
-    assert not (tmp_path / "board").exists()
+def test_only_the_first_signal_interrupts() -> None:
+    """It ends a search for runs; a second signal does not stop the removal of files."""
+    watch = Watch(1, 60)
+    with pytest.raises(Signalled):
+        watch._end(signal.SIGTERM, None)
+    watch._end(signal.SIGINT, None)
+    assert watch.reason() == "received SIGTERM"
 
 
 def test_it_ends_without_requests_that_have_the_secret(

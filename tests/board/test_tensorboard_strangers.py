@@ -66,6 +66,7 @@ def threads_of(board: Board) -> int:
     return len(list(Path(f"/proc/{board.process.pid}/task").iterdir()))
 
 
+@pytest.mark.slow
 def test_idle_connections_do_not_lock_the_user_out(board: Board) -> None:
     """A stranger's 1,200 connections delay no answer and occupy few threads."""
     host, _, port = board.target.rpartition(":")

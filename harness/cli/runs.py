@@ -90,32 +90,30 @@ def logs(
     With -f, the exit code is that of the run: 0 finished, 1 failed, 75 interrupted.
     """
     from harness.slurm.client import Queue
-    from harness.tracking.logs import ASK_EVERY_S, Follower, await_log, log_of
+    from harness.tracking.logs import ASK_EVERY_S, Follower, log_of
     from harness.tracking.logs import follow as follow_log
     from harness.tracking.status import one, refresh, select_runs
 
     queue = Queue()
-    try:  # an existing log can be read without asking Slurm
-        run = one(name, select_runs([name], runs, None))
-        path = log_of(run, earlier_too=not follow)
-    except InputError:
-        run = one(name, select_runs([name], runs, queue))
-        if follow and run.state == "pending":
-            reason = f" ({run.note})" if run.note else ""
-            echo(f"harness: run {run.run} is pending{reason}; waiting", err=True)
-            path = None
-        else:
-            path = log_of(run, yet_to_come=follow)
+    if not follow:
+        try:  # an existing log can be read without asking Slurm
+            path = log_of(one(name, select_runs([name], runs, None)))
+        except InputError:
+            path = log_of(one(name, select_runs([name], runs, queue)))
+        lines = Follower(path).new_lines(at_end=True)
+        for line in lines if num_lines is None else deque(lines, num_lines):
+            echo(line)
+        return
+    run = one(name, select_runs([name], runs, queue))
+    if run.state == "pending":
+        reason = f" ({run.note})" if run.note else ""
+        echo(f"harness: run {run.run} is pending{reason}; waiting", err=True)
+    queue.every_s = ASK_EVERY_S
+    look = partial(refresh, run, queue)
+    follower = Follower(Path(run.log) if run.log else None)
     try:
-        queue.every_s = ASK_EVERY_S
-        look = partial(refresh, run, queue)
-        follower = Follower(path or await_log(look))
-        if num_lines is not None or not follow:
-            lines = follower.new_lines(at_end=not follow)
-            for line in lines if num_lines is None else deque(lines, num_lines):
-                echo(line)
-        if not follow:
-            return
+        for line in () if num_lines is None else deque(follower.new_lines(), num_lines):
+            echo(line)
         for line in follow_log(follower, look):
             echo(line)
     except KeyboardInterrupt:
@@ -140,7 +138,7 @@ def cancel(
     Slurm does not requeue a stopped run; harness resume continues it.
     """
     from harness.slurm.client import Queue
-    from harness.tracking.cancel import ask_to_stop, spares_others, wait_until_saved
+    from harness.tracking.cancel import ask_to_stop, wait_until_saved
     from harness.tracking.records import JOB_ID
     from harness.tracking.status import pick, survey
     from harness.tuning.disk import stop_search_in
@@ -150,21 +148,14 @@ def cancel(
     statuses = survey(runs, queue, [Path(name) for name in names if name.strip()])
     selected = [(name, run) for name in names for run in pick(name, statuses, runs)]
     chosen = {run.folder: run for _, run in selected}
+    # A job may train several seeds; only its id names the whole job.
     by_job = {run.folder for name, run in selected if JOB_ID.fullmatch(name)}
     stopping: list[RunStatus] = []
     problems: list[str] = []
-    # Other runs of the same Slurm job are in the same folder of runs, which need not be --runs.
-    tops = {run.folder.absolute().parent.parent for run in chosen.values() if run.shares_job}
-    known = [each for top in tops for each in survey(top, queue)]
-    alone = {
-        folder: spares_others(run, chosen.values(), known, by_job=folder in by_job)
-        for folder, run in chosen.items()
-    }
     for folder, run in chosen.items():
+        alone = run.shares_job and folder not in by_job
         try:
-            line = ask_to_stop(
-                run, stop_search=stop_search_in, alone=alone[folder], problem=queue.problem
-            )
+            line = ask_to_stop(run, stop_search=stop_search_in, alone=alone, problem=queue.problem)
             echo(line) if line else stopping.append(run)
         except (InputError, RunError) as error:
             problems.append(str(error))

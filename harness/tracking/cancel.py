@@ -5,14 +5,14 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from harness.errors import InputError, RunError
 from harness.slurm import client
 from harness.slurm.client import Queue
 from harness.system.lenient_json import read_json
-from harness.system.processes import is_run_alive, process_space
+from harness.system.processes import is_run_alive
 from harness.tracking.records import ALIVE, RunStatus
 from harness.tracking.run_dir import ask_to_cancel
 from harness.tracking.status import refresh
@@ -22,34 +22,6 @@ POLL_S = 0.5  # seconds between two reads of a run's state
 ASK_EVERY_S = 5.0  # seconds between two calls of squeue
 OVER = ("interrupted", "failed", "result")  # phases of a run that has ended
 AT_WORK = ("running", "starting", "stale")  # states of a run whose process exists or may exist
-
-
-def spares_others(
-    status: RunStatus,
-    chosen: Collection[RunStatus],
-    known: Iterable[RunStatus],
-    *,
-    by_job: bool = False,
-) -> bool:
-    """Whether to keep a run's Slurm job, because it also trains runs that the user doesn't cancel.
-
-    Args:
-        status: the status of the run.
-        chosen: all runs that the user cancels.
-        known: all runs in the same folder of runs.
-        by_job: whether the user named the run by the id of its Slurm job.
-    """
-    if not status.shares_job:
-        return False
-    if not status.submission and not by_job:
-        return True  # no record lists the job's seeds that have not begun yet
-    folders = {os.path.realpath(each.folder) for each in chosen}
-    return any(
-        each.slurm_job == status.slurm_job
-        and each.alive
-        and os.path.realpath(each.folder) not in folders
-        for each in known
-    )
 
 
 def ask_to_stop(
@@ -64,7 +36,7 @@ def ask_to_stop(
     Args:
         status: the status of the run.
         stop_search: a function that stops all workers of a search, given the search's folder.
-        alone: whether to stop the run but keep its Slurm job, as `spares_others` decided.
+        alone: whether to keep the run's Slurm job, which also trains other seeds.
         problem: why squeue gave no answer; None if squeue answered.
 
     Returns:
@@ -141,9 +113,7 @@ def _cancel_job(status: RunStatus) -> str | None:
 def _stop_process(status: RunStatus) -> None:
     process = status.process or 0
     where = f"run {status.run}: process {process}"
-    if not _is_here(status):
-        if status.host == socket.gethostname():
-            where += " (in another container)"
+    if status.host != socket.gethostname():
         whole_job = f", or end its whole job: scancel {status.slurm_job}"
         raise RunError(
             f"{where} is on {status.host}; call there: harness cancel {status.folder}"
@@ -153,12 +123,6 @@ def _stop_process(status: RunStatus) -> None:
         raise RunError(f"{where} has ended; continue with {status.resume}")
     with contextlib.suppress(ProcessLookupError):  # the process has just ended
         os.kill(process, signal.SIGTERM)
-
-
-def _is_here(status: RunStatus) -> bool:
-    """Whether the run's process is on this machine and in this container."""
-    space = read_json(status.folder / "state.json").get("space")
-    return status.host == socket.gethostname() and space in (None, process_space())
 
 
 def wait_until_saved(
@@ -174,7 +138,8 @@ def wait_until_saved(
         now = refresh(status, queue)
         is_new = now.time_s > status.time_s or status.phase not in OVER
         # A search records its interruption before its last worker has saved.
-        saves = bool(now.trials) and _is_here(now) and is_run_alive(now.process or 0, now.time_s)
+        is_here = now.host == socket.gethostname()
+        saves = bool(now.trials) and is_here and is_run_alive(now.process or 0, now.time_s)
         if (now.phase in OVER and is_new and not saves) or (not now.alive and now.state != "stale"):
             # Read again: the run may have saved after `refresh` read its record.
             return _outcome(refresh(status, queue))

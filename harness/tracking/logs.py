@@ -12,7 +12,6 @@ from harness.system.files import open_plain_file
 from harness.system.lenient_json import path, read_json
 from harness.tracking.records import RunStatus
 
-MAX_LINE_BYTES = 1_000_000  # largest length of a line; a longer line is split
 POLL_S = 1.0  # seconds between two reads of a log
 QUIET_POLLS = 3  # reads without a new line after which an ended run's log is complete
 ASK_EVERY_S = 10.0  # seconds between two calls of squeue, which shows whether a job is requeued
@@ -22,50 +21,32 @@ _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)?|.)
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def log_of(status: RunStatus, *, yet_to_come: bool = False, earlier_too: bool = False) -> Path:
-    """Return the path of a run's log.
-
-    Args:
-        status: the status of the run.
-        yet_to_come: whether to return the path even if the log does not exist yet.
-        earlier_too: whether to return the previous job's log if the present job has no log yet.
+def log_of(status: RunStatus) -> Path:
+    """Return the path of a run's log; if the present job has none yet, that of the previous job.
 
     Raises:
         InputError: if the run has no log.
     """
-    if status.log and (yet_to_come or Path(status.log).exists()):
-        return Path(status.log)
-    earlier = path(read_json(status.folder / "state.json").get("log")) if earlier_too else None
-    if earlier and os.path.exists(earlier):  # noqa: PTH110 - never raises
-        return Path(earlier)
+    earlier = path(read_json(status.folder / "state.json").get("log"))
+    for log in (status.log, earlier):
+        if log and os.path.exists(log):  # noqa: PTH110 - never raises
+            return Path(log)
+    raise _without_log(status)
+
+
+def _without_log(status: RunStatus) -> InputError:
     if status.log or status.phase is None:
         note = f" ({status.note})" if status.note else ""
-        raise InputError(
+        return InputError(
             f"run {status.run}: its log ({status.log or 'path unknown'}) does not exist; "
             f"the run is {status.state}{note}"
         )
     look = f"its metrics are in {status.folder / 'metrics.jsonl'}"
     if is_sweep(status.folder):
         look = f"harness sweep show {status.folder} shows its trials"
-    raise InputError(
+    return InputError(
         f"run {status.run}: has no log because it printed to a terminal or a pipe; {look}"
     )
-
-
-def await_log(look: Callable[[], RunStatus]) -> Path:
-    """Wait until the path of a run's log is known, and return it; the log need not exist yet.
-
-    Args:
-        look: a function that returns the current status of the run.
-
-    Raises:
-        InputError: if the run has no log and won't write one.
-    """
-    while True:
-        status = look()
-        if status.log or is_over(status) or status.phase is not None:
-            return log_of(status, yet_to_come=True)
-        time.sleep(POLL_S)
 
 
 def clean(line: bytes) -> str:
@@ -78,8 +59,8 @@ def clean(line: bytes) -> str:
 class Follower:
     """Reads the new lines of a log."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path | None) -> None:
+        self.path = path  # None if the path is not known yet
         self._inode = 0
         self._position = 0
         self._rest = b""
@@ -90,16 +71,18 @@ class Follower:
         A truncated or replaced file is read from its beginning. Every call opens the file anew:
         otherwise NFS does not show the lines that another node wrote.
         """
+        if self.path is None:
+            return
         try:
             with open_plain_file(self.path) as file:
                 now = os.fstat(file.fileno())
                 if now.st_ino != self._inode or now.st_size < self._position:
                     self._inode, self._position, self._rest = now.st_ino, 0, b""
                 file.seek(self._position)
-                for part in iter(lambda: file.readline(MAX_LINE_BYTES), b""):
+                for part in file:
                     self._position += len(part)
                     self._rest += part
-                    if part.endswith(b"\n") or len(self._rest) >= MAX_LINE_BYTES:
+                    if part.endswith(b"\n"):
                         line, self._rest = self._rest, b""
                         yield clean(line)
         except FileNotFoundError:  # the job has not started
@@ -117,8 +100,19 @@ def follow(
     look: Callable[[], RunStatus],
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[str]:
-    """Yield the new lines of a run's log until the run ends; `look` returns the run's status."""
-    while not is_over(look()):
+    """Yield the new lines of a run's log until the run ends; `look` returns the run's status.
+
+    Raises:
+        InputError: if the run has no log and won't write one.
+    """
+    while True:
+        status = look()
+        if status.log:
+            follower.path = Path(status.log)
+        elif status.phase is not None or is_over(status):
+            raise _without_log(status)
+        if is_over(status):
+            break
         yield from follower.new_lines()
         sleep(POLL_S)
     num_quiet = 0  # the last lines may follow seconds after the result

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from harness.system.lenient_json import (
     text,
     whole,
 )
-from harness.system.processes import process_space
 from harness.tracking.run_dir import CANCEL, RESULT
 
 HEARTBEAT_S = 5.0  # seconds between two writes of `state.json`
@@ -49,7 +49,6 @@ class Heartbeat:
             "restarts": int(previous.get("restarts") or 0) + 1 if previous else 0,
             "host": socket.gethostname(),
             "process": os.getpid(),
-            "space": process_space(),
             "slurm_job": allocation.job_id if allocation else None,
             "slurm_own_id": allocation.own_id if allocation else None,
             # True if the job runs the harness's script; other jobs may run other programs too.
@@ -237,23 +236,23 @@ def read_submissions(folder: Path) -> list[Submission]:
 def _read_submission(file: str) -> list[Submission]:
     """Return the runs in the record of a submission; none if the record is broken."""
     record = read_record(file)
-    sent = parse_json(record.content) if record else {}
-    folders = sent.get("runs")
-    if not record or not isinstance(folders, list):
+    if not record:
         return []
+    sent = parse_json(record.content)
+    columns = [sent.get(name) for name in ("runs", "seeds", "logs")]
     return [
         Submission(
             Path(folder),
             text(sent.get("job")),
             text(sent.get("architecture")),
-            whole(_item(sent.get("seeds"), index)),
-            path(_item(sent.get("logs"), index)),
+            whole(seed),
+            path(log),
             record.modified_s,
             _job_id(sent.get("job_id")) if sent.get("resumes") is True else None,
             path(sent.get("job_file")),
             record.owner == os.getuid(),
         )
-        for index, folder in enumerate(folders)
+        for folder, seed, log in zip_longest(*(c if isinstance(c, list) else () for c in columns))
         if path(folder) is not None
     ]
 
@@ -294,11 +293,8 @@ def observe(
         is_own=(not submission or submission.is_own) if is_own is None else is_own,
         reported_job=_job_id(state.get("slurm_job")),
     )
-    if heartbeat:
-        # The node's clock or the file server's clock may be wrong, but rarely are both wrong.
-        beats = (status.time_s, heartbeat.modified_s)
-        ages = [now - at for at in beats if at <= now]
-        status.heartbeat_age_s = round(min(ages, default=0.0), 1)
+    if heartbeat:  # the age by the file server's clock, because a node's clock may be wrong
+        status.heartbeat_age_s = round(max(0.0, now - heartbeat.modified_s), 1)
     # A sweep keeps its result while it is searched again for more trials.
     if status.is_there(RESULT) and (status.phase == "finished" or status.trials is None):
         status.phase, status.error = "result", None
@@ -393,10 +389,6 @@ def one_line(text: str) -> str:
 def _job_id(value: object) -> str | None:
     """Return `value` if it is the id of a job or array task; None for any other value."""
     return value if isinstance(value, str) and JOB_ID.fullmatch(value) else None
-
-
-def _item(items: object, index: int) -> object:
-    return items[index] if isinstance(items, list) and index < len(items) else None
 
 
 def _is_own(folder: Path) -> bool | None:

@@ -391,8 +391,8 @@ def _why_no_run(folder: Path) -> str:
         return f"no such folder; {f'did you mean {found[0]}?' if len(found) == 1 else all_runs}"
     if is_ensemble(folder):
         return "is an ensemble, which only harness compare and predict accept; name a run"
-    levels = ("trials/*/*/*",) if is_sweep(folder) else ("*", "*/*")
-    runs = sorted(file.parent for level in levels for file in folder.glob(f"{level}/job.toml"))
+    below = [run.path for run in find_runs([folder], in_sweeps=("trials",))]
+    runs = [run for run in below if RunDirectory(run).exists()]
     such_as = f", such as {runs[0]}" if runs else ""
     if is_sweep(folder):
         return (

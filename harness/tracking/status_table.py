@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.cells import cell_len, set_cell_size
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
@@ -82,11 +81,8 @@ def as_lines(rows: Sequence[dict[str, str]], names: Sequence[str] = IN_A_FILE) -
     columns = []
     for name in names:
         texts = [name, *(row[name] for row in rows)]
-        width = max(map(cell_len, texts))
-        if name in RIGHT:
-            columns.append([" " * (width - cell_len(text)) + text for text in texts])
-        else:
-            columns.append([set_cell_size(text, width) for text in texts])
+        width, align = max(map(len, texts)), str.rjust if name in RIGHT else str.ljust
+        columns.append([align(text, width) for text in texts])
     return [GAP.join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
@@ -94,9 +90,9 @@ def as_renderable(statuses: Sequence[RunStatus], width: int) -> RenderableType:
     """Return the table for a terminal, with a line of notes below each run that has notes."""
     rows = [cells(each) for each in statuses]
     figures = [name for name in FIGURES if any(row[name] for row in rows)]
-    room = width - cell_len(GAP) - max(map(cell_len, as_lines(rows, figures)))
+    room = width - len(GAP) - max(map(len, as_lines(rows, figures)))
     # A long name is on a separate line, so that users can copy the name.
-    is_long = [cell_len(row["run"]) > room for row in rows]
+    is_long = [len(row["run"]) > room for row in rows]
     shown = [row | {"run": ""} if long else row for row, long in zip(rows, is_long, strict=True)]
     headings, *lines = as_lines(shown, ("run", *figures))
     parts: list[RenderableType] = [Text(headings, "bold", overflow="fold")]

@@ -261,7 +261,7 @@ def devices_seen(devices: str) -> dict[str, Any]:
 
 def _libraries() -> dict[str, Any]:
     """Return the missing CUDA libraries, and the CUDA libraries that the site's modules replace."""
-    missing = [*gpu.missing_libraries(), *([] if gpu.has_nvml() else [gpu.NVML])]
+    missing = [*gpu.load_libraries(), *([] if gpu.has_nvml() else [gpu.NVML])]
     return {"missing": missing, "site": gpu.shadowing_libraries()}
 
 

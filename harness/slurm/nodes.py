@@ -29,7 +29,7 @@ from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.client import node_names
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.console import log
-from harness.system.files import SharedDisk, atomic_write, owner_name
+from harness.system.files import atomic_write, names_in, owner_name, read_if_there
 from harness.system.lenient_json import parse_json
 
 # Few of these ports are in use, because Linux assigns the ports from 32768 to clients.
@@ -57,7 +57,6 @@ class WorkerGroup:
     def __init__(self, folder: Path, nodes: list[str], rank: int) -> None:
         self.folder, self.nodes, self.rank = folder, nodes, rank
         self.addresses: list[str] = []  # host:port of each rank's TensorFlow server
-        self._disk = SharedDisk()
         self._num_shared = 0
         self._has_lost = False  # whether TensorFlow no longer reaches another worker
 
@@ -251,15 +250,15 @@ class WorkerGroup:
         found = {rank: self._read(f"left-{rank}.json") for rank in others}
         reports = {rank: parse_json(content) for rank, content in found.items() if content}
         with contextlib.suppress(OSError):
-            if not self.is_chief and self._disk.read(self.folder / "0.json") is None:
+            if not self.is_chief and read_if_there(self.folder / "0.json") is None:
                 reports.setdefault(0, {"code": 0})
         return reports
 
     def _read(self, name: str) -> bytes | None:
         """Return the content of a file; None if it is missing or unreadable."""
         with contextlib.suppress(OSError):
-            self._disk.names(self.folder)  # refreshes a stale NFS listing
-            return self._disk.read(self.folder / name)
+            names_in(self.folder)  # refreshes a stale NFS listing
+            return read_if_there(self.folder / name)
         return None
 
     def _write(self, name: str, content: bytes) -> None:

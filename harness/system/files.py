@@ -42,6 +42,7 @@ MIN_ITEMS = 8
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+Content = str | bytes | Callable[[BinaryIO], object]
 
 # Owners
 
@@ -103,36 +104,22 @@ def _is_own_group(status: os.stat_result) -> bool:
 
 
 def atomic_write(
-    target: Path,
-    content: str | bytes | Callable[[BinaryIO], object],
-    mode: int = 0o666,
-    *,
-    remedy: str = REMEDY,
+    target: Path, content: Content, mode: int = 0o666, *, remedy: str = REMEDY
 ) -> None:
-    """Write a file, and make its folder if it is missing.
+    """Write a file and sync it, and make its folder if it is missing.
 
     Args:
-        content: text, bytes, or a function that writes into a binary file.
-        mode: the permissions, to which the user's umask applies.
+        target, content, mode: see `replace_file`.
         remedy: what the user can do if the write fails.
 
     Raises:
         DiskError: if the write fails.
     """
-
-    def save(temporary: Path) -> None:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            if callable(content):
-                content(file)
-            else:
-                file.write(content.encode() if isinstance(content, str) else content)
-
     try:
         if not target.parent.is_dir():
             target.parent.mkdir(exist_ok=True)
             sync_entry(target.parent)
-        replace_file(target, save)
+        replace_file(target, content, mode)
     except OSError as error:
         raise DiskError(write_refusal(target, error, remedy)) from None
 
@@ -202,12 +189,13 @@ def why_refused(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def replace_file(target: Path, save: Callable[[Path], object], *, synced: bool = True) -> None:
-    """Let `save` write a temporary file next to the target, then rename it to the target.
+def replace_file(target: Path, content: Content, mode: int = 0o666, *, synced: bool = True) -> None:
+    """Write a temporary file next to the target, then rename it to the target.
 
     Args:
         target: the file, in an existing folder.
-        save: a function that writes a file to a path.
+        content: text, bytes, or a function that writes into a binary file.
+        mode: the permissions, to which the user's umask applies.
         synced: whether to sync the file before the rename, and its folder after the rename.
 
     Raises:
@@ -215,10 +203,14 @@ def replace_file(target: Path, save: Callable[[Path], object], *, synced: bool =
     """
     temporary = _temporary(target)
     try:
-        save(temporary)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode() if isinstance(content, str) else content)
         if synced:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            sync(temporary)
         temporary.replace(target)
         if synced:
             sync_entry(target)
@@ -360,6 +352,35 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type] # stub too strict
 
 
+# Disks that several nodes share. A process that opens a file reads the file's latest content. But
+# for a while, a node may see outdated facts about a file that is not open: its existence, size and
+# time.
+
+
+def read_if_there(path: Path) -> bytes | None:
+    """Return the content of a file; None if it is missing.
+
+    Raises:
+        OSError: if the disk fails.
+    """
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names in a folder; a name that another node has just added may be missing.
+
+    Raises:
+        OSError: if the disk fails.
+    """
+    try:
+        return os.listdir(folder)  # noqa: PTH208 - names, not paths
+    except FileNotFoundError:
+        return []
+
+
 # Disk errors
 
 
@@ -465,34 +486,6 @@ def _can_be_replaced(folder: Path) -> bool:
         if status.st_uid == os.getuid() and not status.st_mode & 0o011:
             return False  # others can't enter this folder, so they can't replace what is inside
     return False
-
-
-class SharedDisk:
-    """Reads and writes files that processes on several nodes share.
-
-    A process that opens a file on a shared disk reads the file's latest content. But for a while, a
-    node may see outdated facts about a file that is not open: its existence, size and time.
-
-    All methods raise OSError if the file system fails; even then the operation may have succeeded.
-    """
-
-    def read(self, path: Path) -> bytes | None:
-        """Return the content of a file; None if it is missing."""
-        try:
-            return path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-
-    def names(self, folder: Path) -> list[str]:
-        """Return the names in a folder; a name that another node has just added may be missing."""
-        try:
-            return os.listdir(folder)  # noqa: PTH208 - names, not paths
-        except FileNotFoundError:
-            return []
-
-    def write(self, path: Path, content: bytes, *, synced: bool = False) -> None:
-        """Write a file into an existing folder; `replace_file` explains `synced`."""
-        replace_file(path, lambda temporary: temporary.write_bytes(content), synced=synced)
 
 
 def file_system(path: Path) -> str:

@@ -22,12 +22,6 @@ MAX_NAMES = 1000  # the largest number of names in a record's list of files
 TIMEOUT_S = 60
 
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
-# Variables that point git to another repository or change its output.
-HIDDEN = {
-    *("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX"),
-    *("GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES"),
-    *("GIT_EXTERNAL_DIFF", "GIT_DIFF_OPTS", "GIT_CEILING_DIRECTORIES", "GIT_LITERAL_PATHSPECS"),
-}
 
 # Override the user's settings that would change a patch or write into the repository.
 SETTINGS = (
@@ -36,6 +30,9 @@ SETTINGS = (
 )
 DIFF = ("diff", "--binary", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv",
         "--ignore-submodules=all")  # fmt: skip
+
+# Git's attributes that keep the bytes of all files, such as line ends.
+UNCHANGED = "* -text -filter -ident -working-tree-encoding\n"
 
 # Patterns of names that look like secrets. No snapshot and no record contains such files.
 SECRETS = (
@@ -118,7 +115,8 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
             size = MAX_NEW_BYTES if name.endswith("/") else path.lstat().st_size
         except FileNotFoundError:  # removed meanwhile, such as an editor's temporary file
             continue
-        if size > MAX_NEW_FILE_BYTES or total + size > MAX_NEW_BYTES:
+        is_readable = path.is_symlink() or os.access(path, os.R_OK)
+        if size > MAX_NEW_FILE_BYTES or total + size > MAX_NEW_BYTES or not is_readable:
             left_out.append(name)
         else:
             recorded.append(name)
@@ -127,9 +125,8 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
     changed = _names(git(project, "diff", "--name-only", "--no-renames", "-z", "HEAD", "--"))
     secret = [name for name in changed if name in private or looks_secret(name)]
     paths = [".", *(f":(exclude,literal){name}" for name in secret)]
-    diff_of_new, unread = _diff_of_new(project, recorded)
-    left_out = sorted({*left_out, *unread, *private, *secret})
-    diff = git(project, *DIFF, "HEAD", "--", *paths) + diff_of_new
+    left_out = sorted({*left_out, *private, *secret})
+    diff = git(project, *DIFF, "HEAD", "--", *paths) + _diff_of_new(project, recorded)
     return {
         "uncommitted_diff": diff.decode(errors="surrogateescape"),
         "untracked_files": _shortened(new),
@@ -190,29 +187,19 @@ def _is_private(path: Path) -> bool:
         return False
 
 
-def _diff_of_new(project: Path, names: list[str]) -> tuple[bytes, list[str]]:
-    """Return a patch that adds the new files; also return the names of unreadable files.
-
-    Git makes the patch in a temporary repository.
-    """
+def _diff_of_new(project: Path, names: list[str]) -> bytes:
+    """Return a patch that adds the new files. Git makes the patch in a temporary repository."""
     if not names:
-        return b"", []
-    unread = []
+        return b""
     with scratch_directory() as folder:
-        for name in names:
-            target = folder / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                shutil.copy2(project / name, target, follow_symlinks=False)
-            except FileNotFoundError:  # deleted since git listed it
-                continue
-            except PermissionError:
-                unread.append(name)
         git(folder, "init", "--quiet", "--template=")
         (folder / ".git/info").mkdir(exist_ok=True)
-        (folder / ".git/info/attributes").write_text("* -text\n")  # git must not change line ends
-        git(folder, "add", "--all", "--force")
-        return git(folder, *DIFF, "--cached"), unread
+        (folder / ".git/info/attributes").write_text(UNCHANGED)
+        at = (f"--git-dir={folder}/.git", f"--work-tree={project.absolute()}")
+        listed = b"\0".join(map(os.fsencode, names))
+        # --remove ignores files that were deleted since git listed them.
+        git(project, *at, "update-index", "--add", "--remove", "-z", "--stdin", stdin=listed)
+        return git(project, *at, *DIFF, "--cached")
 
 
 def _shortened(names: list[str]) -> list[str]:
@@ -287,20 +274,21 @@ def git(project: Path, *args: str, stdin: bytes = b"") -> bytes:
     Raises:
         GitError: if git is missing, fails, or takes more than a minute.
     """
-    environment = {k: v for k, v in os.environ.items() if k not in HIDDEN}
-    environment["LC_ALL"] = "C"
+    command = next(arg for arg in args if not arg.startswith("-"))
+    # Other variables may point git to another repository, or change its output.
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or "CONFIG" in k}
     try:
         done = subprocess.run(  # noqa: S603 - a list of arguments, no shell
             ["git", *SETTINGS, *args],  # noqa: S607
             cwd=project,
-            env=environment,
+            env={**kept, "LC_ALL": "C"},
             input=stdin,
             capture_output=True,
             timeout=TIMEOUT_S,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise GitError(f"git {args[0]}: no answer within {TIMEOUT_S} s") from None
+        raise GitError(f"git {command}: no answer within {TIMEOUT_S} s") from None
     except OSError as error:
         raise GitError(f"git can't be started: {error.strerror or error}") from None
     if done.returncode != 0:
@@ -309,5 +297,5 @@ def git(project: Path, *args: str, stdin: bytes = b"") -> bytes:
         shown = dict.fromkeys(
             line for line in lines if line.startswith("fatal: ") or line == lines[-1]
         )
-        raise GitError(f"git {args[0]}: {'; '.join(shown) or f'code {done.returncode}'}")
+        raise GitError(f"git {command}: {'; '.join(shown) or f'code {done.returncode}'}")
     return done.stdout

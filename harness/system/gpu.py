@@ -81,19 +81,15 @@ def library_folders() -> Iterator[Path]:
         yield from sorted(Path(folder).parent.glob("nvidia/*/lib"))
 
 
-def load_libraries() -> None:
-    """Load the CUDA libraries. Call this function before TensorFlow looks for devices.
+def load_libraries() -> list[str]:
+    """Load the CUDA libraries, and return the names of those that can't be loaded.
+
+    Call this function before TensorFlow looks for devices.
 
     TensorFlow 2.21 finds a library only if the library is already loaded, or lies in a folder of
     TensorFlow's RUNPATH. The RUNPATH does not contain `nvidia/cusolver/lib`, so without this call
     TensorFlow lists no GPU.
     """
-    for name in LIBRARIES:
-        _load(name)
-
-
-def missing_libraries() -> list[str]:
-    """Return the names of the CUDA libraries that can't be loaded."""
     return [name for name in LIBRARIES if _load(name) is None]
 
 
@@ -255,7 +251,7 @@ def find_problem(
         return Problem(why, IN_A_CONTAINER)
     if found:
         return Problem(f"cuInit failed: {found[1]}", ASK, "node")
-    if missing := missing_libraries():
+    if missing := load_libraries():
         return Problem(f"cannot dlopen {', '.join(missing)}", f"install them: {INSTALL}")
     if not has_nvml():
         why = f"cannot dlopen {NVML}, a library of the driver"
@@ -343,29 +339,27 @@ class Memory:
 def memory_of_gpus() -> dict[str, Memory]:
     """Return the memory of each visible GPU by the GPU's index or UUID, where NVML knows it."""
     found = dict[str, Memory]()
-    with open_gpus() as (nvml, gpus):
-        for name, gpu in gpus.items():
-            with contextlib.suppress(nvml.NVMLError):
-                memory = nvml.nvmlDeviceGetMemoryInfo(gpu)
-                running = nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
-                used_gb = {each.pid: (each.usedGpuMemory or 0) / 1e9 for each in running}
-                own_gb = used_gb.pop(os.getpid(), 0.0)
-                found[name] = Memory(memory.free / 1e9, memory.total / 1e9, own_gb, used_gb)
+    nvml, gpus = open_gpus()
+    for name, gpu in gpus.items():
+        with contextlib.suppress(nvml.NVMLError):
+            memory = nvml.nvmlDeviceGetMemoryInfo(gpu)
+            running = nvml.nvmlDeviceGetComputeRunningProcesses(gpu)
+            used_gb = {each.pid: (each.usedGpuMemory or 0) / 1e9 for each in running}
+            own_gb = used_gb.pop(os.getpid(), 0.0)
+            found[name] = Memory(memory.free / 1e9, memory.total / 1e9, own_gb, used_gb)
     return found
 
 
-@contextlib.contextmanager
-def open_gpus() -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Yield `pynvml`, and NVML's handles of all visible GPUs by index or UUID, in CUDA's order.
+def open_gpus() -> tuple[Any, dict[str, Any]]:
+    """Return `pynvml`, and NVML's handles of all visible GPUs by index or UUID, in CUDA's order.
 
     GPUs that NVML does not know are left out. Without the package nvidia-ml-py there are no
-    handles, and the module is None.
+    handles, and the module is None. NVML stays open until this process ends.
     """
     try:
         import pynvml as nvml
     except ImportError:
-        yield None, {}
-        return
+        return None, {}
     gpus = dict[str, Any]()
     with contextlib.suppress(nvml.NVMLError):
         nvml.nvmlInit()
@@ -378,8 +372,4 @@ def open_gpus() -> Iterator[tuple[Any, dict[str, Any]]]:
                     if name.isdigit()
                     else nvml.nvmlDeviceGetHandleByUUID(name)  # GPU-... or MIG-...
                 )
-    try:
-        yield nvml, gpus
-    finally:
-        with contextlib.suppress(nvml.NVMLError):
-            nvml.nvmlShutdown()
+    return nvml, gpus

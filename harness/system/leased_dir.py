@@ -10,17 +10,18 @@ import logging
 import os
 import socket
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic, sleep
-from typing import Any, BinaryIO
+from typing import Any
 
 from harness.errors import DiskError, RunError, TakenOver
 from harness.system.files import (
-    SharedDisk,
+    Content,
     atomic_write,
     make_folder,
     raise_unless_missing,
+    read_if_there,
     read_plain_file,
     write_refusal,
 )
@@ -36,7 +37,6 @@ class LeasedDirectory:
     """A folder that all processes may read, and one process at a time may write."""
 
     kind = "folder"  # the word for the folder in messages
-    disk = SharedDisk()
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -137,7 +137,7 @@ class LeasedDirectory:
         path, since_s = self.path("lease.json"), monotonic()
         while True:
             try:
-                return self.disk.read(path)
+                return read_if_there(path)
             except OSError as error:
                 problem = f"{path}: can't be read: {error.strerror or error}"
             waited_s = monotonic() - since_s
@@ -149,10 +149,8 @@ class LeasedDirectory:
                 LOGGER.warning("%s; trying again for %.0f s", problem, PATIENCE_S)
             sleep(RETRY_S)
 
-    def write(
-        self, name: str, content: str | bytes | Callable[[BinaryIO], object], *, mode: int = 0o666
-    ) -> None:
-        """Write a file, completely or not at all; `atomic_write` explains `content` and `mode`.
+    def write(self, name: str, content: Content, *, mode: int = 0o666) -> None:
+        """Write a file, completely or not at all; `replace_file` explains `content` and `mode`.
 
         Raises:
             RunError: if the write fails, or this process has lost the lease.

@@ -19,39 +19,29 @@ REMEDY = "look at nvidia-smi, or run HARNESS_EXTRA=gpu bash slurm/common.sh --se
 
 
 class ResourceMonitor:
-    """A context manager that measures what this process uses."""
+    """Measures what this process uses."""
 
     def __init__(
         self, num_gpus: int, num_cpus: int, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Make a monitor.
+        """Make a monitor. If NVML does not know all GPUs, a warning says so.
 
         Args:
             num_gpus: how many of the visible GPUs this process uses, beginning with the first.
             num_cpus: the number of CPUs that this process may use.
             clock: a function that returns the time in seconds.
         """
-        self._num_gpus, self._num_cpus, self._clock = num_gpus, num_cpus, clock
-        self._stack = contextlib.ExitStack()
-        self._nvml: Any = None
-        self._gpus: list[Any] = []  # NVML's handles, in the order of TensorFlow's GPUs
+        self._num_cpus, self._clock = num_cpus, clock
         self._read_at = float("-inf")
         self._process = psutil.Process()
         self._process.cpu_percent()  # a later call measures the time since this call
-
-    def __enter__(self) -> "ResourceMonitor":
-        if self._num_gpus:
-            self._nvml, gpus = self._stack.enter_context(open_gpus())
-            if len(gpus) >= self._num_gpus:
-                self._gpus = list(gpus.values())[: self._num_gpus]
-            else:
-                known = f"NVML knows {len(gpus)} of the {self._num_gpus} GPUs in use"
-                log(logging.WARNING, f"the use of GPUs is not measured: {known}; {REMEDY}")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._gpus = []
-        self._stack.close()
+        self._nvml: Any
+        self._nvml, gpus = open_gpus() if num_gpus else (None, {})
+        self._gpus = list(gpus.values())[:num_gpus]  # in the order of TensorFlow's GPUs
+        if len(gpus) < num_gpus:
+            self._gpus = []
+            known = f"NVML knows {len(gpus)} of the {num_gpus} GPUs in use"
+            log(logging.WARNING, f"the use of GPUs is not measured: {known}; {REMEDY}")
 
     def sample(self) -> dict[str, float]:
         """Measure the use of the CPUs, the memory and the GPUs.

@@ -124,7 +124,6 @@ def launch(
         plan = choose(job, "gpu" if num_own_gpus() else "cpu", threads, begun=begun_plan)
         plan = ExecutionPlan(**agreed(asdict(checked_plan(plan, job)), worker_group))
         monitor = ResourceMonitor(num_own_gpus(), given_cpus(allocation))
-        stack.enter_context(monitor)
         title = title_of_devices(strategy, plan.threads)
         console.info(f"{title}; data: {context.dataset.title}")
         devices_used = describe_devices(strategy, worker_group)

@@ -21,7 +21,14 @@ from typing import Any
 
 from harness.errors import DiskError
 from harness.system.console import log
-from harness.system.files import SharedDisk, owner_name, sync_entry, write_refusal
+from harness.system.files import (
+    names_in,
+    owner_name,
+    read_if_there,
+    replace_file,
+    sync_entry,
+    write_refusal,
+)
 from harness.system.lenient_json import parse_json
 from harness.system.processes import StopRequest
 from harness.tuning.protocol import (
@@ -58,7 +65,7 @@ def make_once(folder: Path, files: Mapping[str, bytes]) -> bool:
     try:
         temporary.mkdir()
         for name, content in files.items():
-            SharedDisk().write(temporary / name, content, synced=True)
+            replace_file(temporary / name, content)
         temporary.rename(folder)
     except OSError as error:
         if error.errno in TAKEN:
@@ -75,7 +82,7 @@ class Disk:
 
     def __init__(self, folder: Path, stop: StopRequest | None = None) -> None:
         """Set the sweep's folder, and the `StopRequest` whose signals interrupt every `Sleep`."""
-        self.folder, self.stop, self.disk = folder, stop, SharedDisk()
+        self.folder, self.stop = folder, stop
         self._fails = False
 
     def run(self, course: Course, act: Callable[[Any], Any] | None = None) -> Any:
@@ -105,14 +112,14 @@ class Disk:
     def _carry_out(self, operation: Operation, act: Callable[[Any], Any] | None) -> Any:
         match operation:
             case Read(path):
-                content = self.disk.read(self.folder / path)
+                content = read_if_there(self.folder / path)
                 return None if content is None else parse_json(content) or None
             case Names(path):
-                return self.disk.names(self.folder / path)
+                return names_in(self.folder / path)
             case Make(path, file, record):
                 return make_once(self.folder / path, {file: to_bytes(record)})
             case Write(path, record):
-                return self.disk.write(self.folder / path, to_bytes(record))
+                return replace_file(self.folder / path, to_bytes(record), synced=False)
             case Sleep(time_s, failed):
                 return self._sleep(time_s, failed)
         return act(operation) if act else None

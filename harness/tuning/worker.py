@@ -146,14 +146,14 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
     which = f" (GPU {os.environ.get('CUDA_VISIBLE_DEVICES')})" if num_own_gpus() else ""
     title = f"{title_of_devices(strategy, threads)}{which}; data: {dataset.title}"
     console.info(f"{title}; worker {name} on {socket.gethostname()}")
-    with ResourceMonitor(num_own_gpus(), threads) as monitor:
-        observers = Observers(console, monitor, stop)
-        trials = Trials(sweep, search, dataset=dataset, strategy=strategy, observers=observers)
-        space = process_space()
-        me = Attempt(worker=arguments.id, name=name, process=os.getpid(), space=space)
-        worker = Worker(me, search.table.trials, must_renew=trials.has_grown)
-        act = partial(train, worker, trials, sweep.folder)
-        Disk(sweep.folder, stop).run(take_turns(worker.turn, worker.view), act)
+    monitor = ResourceMonitor(num_own_gpus(), threads)
+    observers = Observers(console, monitor, stop)
+    trials = Trials(sweep, search, dataset=dataset, strategy=strategy, observers=observers)
+    space = process_space()
+    me = Attempt(worker=arguments.id, name=name, process=os.getpid(), space=space)
+    worker = Worker(me, search.table.trials, must_renew=trials.has_grown)
+    act = partial(train, worker, trials, sweep.folder)
+    Disk(sweep.folder, stop).run(take_turns(worker.turn, worker.view), act)
 
 
 def main(args: Sequence[str] | None = None) -> int:

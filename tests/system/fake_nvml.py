@@ -24,9 +24,6 @@ class FakeNvml:
         if not self.driver:
             raise self.NVMLError("Driver Not Loaded")
 
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        self.driver = False
-
     def nvmlDeviceGetCount(self) -> int:  # noqa: N802
         return sum(name.startswith("gpu") for name in self.use)
 

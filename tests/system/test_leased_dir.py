@@ -8,11 +8,11 @@ import pytest
 
 from harness.errors import DiskError, TakenOver
 from harness.system import leased_dir
-from harness.system.files import SharedDisk
+from harness.system.files import read_if_there
 from harness.system.leased_dir import LeasedDirectory
 
 
-class Disk(SharedDisk):
+class Disk:
     """A disk whose reads fail for a while, and a clock that only waiting advances."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,7 +21,7 @@ class Disk(SharedDisk):
         self.until_s = 0.0
         monkeypatch.setattr(leased_dir, "monotonic", lambda: self.now_s)
         monkeypatch.setattr(leased_dir, "sleep", self._sleep)
-        monkeypatch.setattr(LeasedDirectory, "disk", self)
+        monkeypatch.setattr(leased_dir, "read_if_there", self._read)
 
     def fail(self, error: int, for_s: float) -> None:
         self.error, self.until_s = error, self.now_s + for_s
@@ -29,10 +29,10 @@ class Disk(SharedDisk):
     def _sleep(self, duration_s: float) -> None:
         self.now_s += duration_s
 
-    def read(self, path: Path) -> bytes | None:
+    def _read(self, path: Path) -> bytes | None:
         if self.error and self.now_s < self.until_s:
             raise OSError(self.error, os.strerror(self.error), str(path))
-        return super().read(path)
+        return read_if_there(path)
 
 
 @pytest.fixture

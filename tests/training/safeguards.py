@@ -49,7 +49,7 @@ SAFEGUARDS = {
         ("node",),
         files,
         "replace_file",
-        {"os.fsync(file.fileno())": "pass"},
+        {"sync(temporary)": "pass"},
     ),
     "names are synced": Safeguard(("node",), files, "sync_entry", {"sync(path.parent)": "pass"}),
     "files are renamed": Safeguard(

@@ -5,7 +5,6 @@ show when a job stalled and when it ended.
 """
 
 import contextlib
-import functools
 import io
 import logging
 import os
@@ -39,13 +38,9 @@ class Console:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
 
-    @functools.cached_property
-    def terminal(self) -> "RichConsole":
-        """Rich's console on standard output; made at first use, because importing Rich is slow."""
-        return rich_console(soft_wrap=True)
-
     def __enter__(self) -> "Console":
-        if not self.silent and self.terminal.is_terminal:
+        terminal = None if self.silent else rich_console(soft_wrap=True)
+        if terminal and terminal.is_terminal:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             self._bar = Progress(
@@ -53,7 +48,7 @@ class Console:
                 BarColumn(bar_width=None),
                 TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[figures]}"),
                 TimeRemainingColumn(),
-                console=self.terminal,
+                console=terminal,
                 transient=True,
             )
             self._bar.start()

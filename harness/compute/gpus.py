@@ -1,12 +1,20 @@
 """Checks that a run gets the GPUs it expects, so that no run silently trains on the CPU."""
 
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 from harness.compute.strategy import Devices, device_messages
 from harness.errors import InputError, NodeFault
 from harness.slurm.environment import SlurmEnvironment, given_gpus, listed_gpus, report_node_fault
 from harness.system import gpu
+
+INSTALL = "HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
+ASK = "check the GPUs with nvidia-smi, and report the node to your cluster's administrators"
+IN_A_CONTAINER = "in a container add --nv (Apptainer) or --gpus all (Docker)"
+# The message that TensorFlow writes to standard error if the driver can't be initialized.
+CU_INIT = re.compile(r"cuInit:? .*?(CUDA_ERROR_\w+|UNKNOWN ERROR \(\d+\))")
+DRIVER_LIBRARY_MISSING = 303  # CUDA_ERROR_SHARED_OBJECT_INIT_FAILED; TensorFlow prints only 303
 
 
 def check_gpus(
@@ -55,20 +63,67 @@ def check_gpus(
         return
     if not promised and (gpu.hidden_by(environment) or not gpu.has_driver()):
         return  # no GPU is expected, so the CPU trains
-    problem = gpu.find_problem(
-        "\n".join(device_messages),
-        environment,
-        is_cuda_build=bool(tf.sysconfig.get_build_info().get("is_cuda_build")),
-        num_seen=num_seen,
-        promised=promised,
-        given=given,
-        listed=listed,
-    )
-    reason = f"TensorFlow sees {num_seen or 'no GPU'}: {problem.reason}; {problem.remedy}"
+    why, remedy, is_node_fault = _find_reason(environment, num_seen, promised, given, listed)
+    reason = f"TensorFlow sees {num_seen or 'no GPU'}: {why}; {remedy}"
     if not promised:
         warn(f"training on the CPU, although a GPU driver exists: {reason}, or use --devices cpu")
         return
     text = f"{promised_by}, but {reason}; --devices cpu trains on the CPU"
-    if problem.fault == "installation":
-        raise InputError(text)
-    raise NodeFault(text, will_requeue=report_node_fault(text))
+    if is_node_fault:
+        raise NodeFault(text, will_requeue=report_node_fault(text))
+    raise InputError(text)
+
+
+def _find_reason(
+    environment: Mapping[str, str],
+    num_seen: int,
+    promised: int,
+    given: int | None,
+    listed: Sequence[str],
+) -> tuple[str, str, bool]:
+    """Find the reason why TensorFlow sees fewer GPUs than promised.
+
+    Args:
+        given: the number of GPUs that Slurm allocated; None outside of Slurm.
+        listed: the indices that Slurm wrote into CUDA_VISIBLE_DEVICES. If the variable is
+            unchanged, its indices are not checked.
+
+    Returns:
+        The reason, a remedy, and whether the node is at fault, because the reason is neither the
+        installation nor the request.
+    """
+    import tensorflow as tf
+
+    if hidden := gpu.hidden_by(environment):
+        return hidden, "unset it", False
+    if not tf.sysconfig.get_build_info().get("is_cuda_build"):
+        remedy = f"on x86_64: {INSTALL}; on aarch64: install your site's CUDA build of TensorFlow"
+        return "this TensorFlow is not a CUDA build", remedy, False
+    if not gpu.has_driver():
+        why = "there is no NVIDIA driver here: cannot dlopen libcuda.so.1"
+        return why, f"run on a node with GPUs; {IN_A_CONTAINER}", False
+    names = gpu.visible_names(environment.get("CUDA_VISIBLE_DEVICES", ""))
+    if names != list(listed) and (unknown := gpu.unknown_names(names)):
+        why = f"CUDA_VISIBLE_DEVICES names {', '.join(unknown)}, which the driver does not know"
+        return why, "choose GPUs that nvidia-smi -L lists, or unset the variable", False
+    found = CU_INIT.search("\n".join(device_messages))
+    if found and f"({DRIVER_LIBRARY_MISSING})" in found[1]:
+        why = "cuInit failed: the driver's library libcuda.so.1 can't be loaded"
+        return why, IN_A_CONTAINER, False
+    if found:
+        return f"cuInit failed: {found[1]}", ASK, True
+    if missing := gpu.load_libraries():
+        return f"cannot dlopen {', '.join(missing)}", f"install them: {INSTALL}", False
+    if not gpu.has_nvml():
+        why = f"cannot dlopen {gpu.NVML}, a library of the driver"
+        remedy = "outside of containers, ask your cluster's administrators to install the library"
+        return why, f"{IN_A_CONTAINER}; {remedy}", False
+    if num_seen and sum(name.startswith("MIG-") for name in names) > 1:
+        why = "CUDA_VISIBLE_DEVICES names several MIG instances, but a process sees only one"
+        return why, "use --devices gpu:1, or start a run on each instance with --seeds", False
+    available = gpu.num_cards() if given is None else given
+    if available is not None and num_seen >= available:
+        why = f"{'this machine has' if given is None else 'Slurm gave'} {available}"
+        request = f"request {available}: --devices gpu:{available}"
+        return why, request if available else "request GPUs", False
+    return f"the driver shows {num_seen} of {promised} GPUs", ASK, True

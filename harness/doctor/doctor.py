@@ -24,7 +24,6 @@ from harness.doctor.probe import ask_child
 from harness.doctor.slurm_checks import check_slurm
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.pool import usable_memory_gb
-from harness.system.files import file_system
 from harness.system.gpu import LAST_TRUSTED, Card, code_for
 from harness.system.processes import installed_version, nvidia_driver
 
@@ -98,7 +97,7 @@ def describe_import(import_s: float) -> Finding:
 
     If more processes run than the machine has CPUs, advise nothing: the load slows an import, too.
     """
-    found = f"imports in {import_s:.1f} s from {sys.prefix} ({file_system(Path(sys.prefix))})"
+    found = f"imports in {import_s:.1f} s from {sys.prefix}"
     if import_s > SLOW_IMPORT_S and os.getloadavg()[0] <= (os.cpu_count() or 1):
         remedy = (
             "in slurm/site.sh, set HARNESS_VENV to an environment on a faster disk, or "
@@ -214,7 +213,7 @@ def check_runs(runs: Path) -> Iterator[Finding]:
         found = f"{runs}: can't be written: {error.strerror or error}"
         yield Finding("red", "runs", found, remedy)
         return
-    found = f"{folder} ({file_system(folder)}): {free_gb:,.1f} GB free"
+    found = f"{folder}: {free_gb:,.1f} GB free"
     if free_gb < LITTLE_DISK_GB:
         yield Finding("yellow", "runs", found, f"free some space, or {remedy}")
     else:

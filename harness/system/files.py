@@ -486,13 +486,3 @@ def _can_be_replaced(folder: Path) -> bool:
         if status.st_uid == os.getuid() and not status.st_mode & 0o011:
             return False  # others can't enter this folder, so they can't replace what is inside
     return False
-
-
-def file_system(path: Path) -> str:
-    """Return the type of a path's file system, such as nfs4, or `unknown`."""
-    import psutil  # imported here, because `harness --help` does not need it
-
-    # If several file systems are mounted at a path, the last one counts.
-    kinds = {each.mountpoint: each.fstype for each in psutil.disk_partitions(all=True)}
-    real = path.resolve()
-    return next((kinds[str(at)] for at in (real, *real.parents) if str(at) in kinds), "unknown")

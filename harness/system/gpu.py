@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from harness.system.files import private_cache
 
@@ -29,12 +29,8 @@ LIBRARIES = (
 )
 NCCL = "libnccl.so.2"  # needed only for several GPUs
 NVML = "libnvidia-ml.so.1"  # part of the driver; without it TensorFlow registers no GPU
-INSTALL = "HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
-ASK = "check the GPUs with nvidia-smi, and report the node to your cluster's administrators"
-IN_A_CONTAINER = "in a container add --nv (Apptainer) or --gpus all (Docker)"
 CACHE_BYTES = 4 * 2**30 - 1  # size of the cache of compiled kernels; CUDA allows 4 GiB at most
 
-DRIVER_LIBRARY_MISSING = 303  # CUDA_ERROR_SHARED_OBJECT_INIT_FAILED; TensorFlow prints only 303
 # TensorFlow 2.21 is built for cards up to this compute capability. On later cards XLA may abort the
 # process (TensorFlow issues 111958 and 101746).
 LAST_TRUSTED = (9, 0)
@@ -53,15 +49,6 @@ class Card:
     def title(self) -> str:
         """The name and the capability as text, such as `NVIDIA A100 (8.0)`."""
         return f"{self.name} ({'.'.join(map(str, self.capability))})"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The reason why an expected GPU can't be used."""
-
-    reason: str
-    remedy: str
-    fault: Literal["installation", "node"] = "installation"  # with "node", other nodes may work
 
 
 def has_driver() -> bool:
@@ -207,65 +194,6 @@ def kernel_cache() -> Path | None:
         return None
     named = os.environ.get("CUDA_CACHE_PATH")
     return Path(named) if named else private_cache("cuda")
-
-
-def find_problem(
-    lines: str,
-    environment: Mapping[str, str],
-    *,
-    is_cuda_build: bool,
-    num_seen: int,
-    promised: int,
-    given: int | None,
-    listed: Sequence[str],
-) -> Problem:
-    """Find the reason why TensorFlow sees fewer GPUs than it should.
-
-    If the reason is neither the installation nor the request, the node is at fault.
-
-    Args:
-        lines: what TensorFlow wrote to standard error while it looked for GPUs.
-        environment: environment variables; CUDA_VISIBLE_DEVICES may hide GPUs.
-        is_cuda_build: whether this TensorFlow was built for CUDA.
-        num_seen: the number of GPUs that TensorFlow sees.
-        promised: the number of GPUs that TensorFlow should see.
-        given: the number of GPUs that Slurm allocated; None outside of Slurm.
-        listed: the indices that Slurm wrote into CUDA_VISIBLE_DEVICES. If the variable is
-            unchanged, its indices are not checked.
-    """
-    if hidden := hidden_by(environment):
-        return Problem(hidden, "unset it")
-    if not is_cuda_build:
-        remedy = f"on x86_64: {INSTALL}; on aarch64: install your site's CUDA build of TensorFlow"
-        return Problem("this TensorFlow is not a CUDA build", remedy)
-    if not has_driver():
-        why = "there is no NVIDIA driver here: cannot dlopen libcuda.so.1"
-        return Problem(why, f"run on a node with GPUs; {IN_A_CONTAINER}")
-    names = visible_names(environment.get("CUDA_VISIBLE_DEVICES", ""))
-    if names != list(listed) and (unknown := unknown_names(names)):
-        why = f"CUDA_VISIBLE_DEVICES names {', '.join(unknown)}, which the driver does not know"
-        return Problem(why, "choose GPUs that nvidia-smi -L lists, or unset the variable")
-    found = re.search(r"cuInit:? .*?(CUDA_ERROR_\w+|UNKNOWN ERROR \(\d+\))", lines)
-    if found and f"({DRIVER_LIBRARY_MISSING})" in found[1]:
-        why = "cuInit failed: the driver's library libcuda.so.1 can't be loaded"
-        return Problem(why, IN_A_CONTAINER)
-    if found:
-        return Problem(f"cuInit failed: {found[1]}", ASK, "node")
-    if missing := load_libraries():
-        return Problem(f"cannot dlopen {', '.join(missing)}", f"install them: {INSTALL}")
-    if not has_nvml():
-        why = f"cannot dlopen {NVML}, a library of the driver"
-        remedy = "outside of containers, ask your cluster's administrators to install the library"
-        return Problem(why, f"{IN_A_CONTAINER}; {remedy}")
-    if num_seen and sum(name.startswith("MIG-") for name in names) > 1:
-        why = "CUDA_VISIBLE_DEVICES names several MIG instances, but a process sees only one"
-        return Problem(why, "use --devices gpu:1, or start a run on each instance with --seeds")
-    available = num_cards() if given is None else given
-    if available is not None and num_seen >= available:
-        why = f"{'this machine has' if given is None else 'Slurm gave'} {available}"
-        request = f"request {available}: --devices gpu:{available}"
-        return Problem(why, request if available else "request GPUs")
-    return Problem(f"the driver shows {num_seen} of {promised} GPUs", ASK, "node")
 
 
 def unknown_names(names: Sequence[str]) -> list[str]:

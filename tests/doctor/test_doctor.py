@@ -97,7 +97,7 @@ def test_a_missing_runs_folder_is_not_made(tmp_path: Path) -> None:
     """The nearest existing folder above it is checked, and no file is left in it."""
     runs = only(check_runs(tmp_path / "it's my" / "runs"))
     assert runs.level == "green"
-    assert runs.found.startswith(f"{tmp_path} (")
+    assert runs.found.startswith(f"{tmp_path}: ")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,7 +12,6 @@ from harness.system.files import (
     atomic_directory,
     atomic_write,
     distrust,
-    file_system,
     make_folder,
     owner_name,
     read_plain_file,
@@ -158,13 +157,3 @@ def test_a_path_is_trusted_if_no_other_user_can_write_to_it(
     path.mkdir() if mode & 0o1000 else path.touch()
     path.chmod(mode)
     assert distrust(path) == reason
-
-
-def test_a_path_is_on_the_nearest_and_last_mount(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A later mount at the same place hides the earlier one."""
-    places = {"ext4": Path("/"), "xfs": tmp_path, "nfs4": tmp_path}
-    mounts = [SimpleNamespace(mountpoint=str(at), fstype=kind) for kind, at in places.items()]
-    monkeypatch.setattr("psutil.disk_partitions", lambda **_: mounts)
-    assert (file_system(tmp_path.parent), file_system(tmp_path / "below")) == ("ext4", "nfs4")

@@ -248,18 +248,6 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> None:
         time.sleep(0.05)
 
 
-def before_next_rename(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
-    """Call `do` once, just before the next written file is renamed to its final name."""
-    rename = Path.replace
-
-    def replace(path: Path, target: Path) -> Path:
-        monkeypatch.setattr(Path, "replace", rename)
-        do()
-        return rename(path, target)
-
-    monkeypatch.setattr(Path, "replace", replace)
-
-
 # Settings for small jobs: an epoch has 13 steps; the last step has 16 reviews, the others 32.
 SHRUNK = [
     *("--set", "data.limit=500"),

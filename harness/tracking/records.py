@@ -122,7 +122,6 @@ class Submission:
     time_s: float  # time of the record's last change, in seconds since 1970
     resumed_by: str | None = None  # the id of the job, if it continues an existing run
     job_file: str | None = None  # the path of the stored job file, which contains all defaults
-    is_own: bool = True
 
 
 @dataclass
@@ -234,9 +233,9 @@ def read_submissions(folder: Path) -> list[Submission]:
 
 
 def _read_submission(file: str) -> list[Submission]:
-    """Return the runs in the record of a submission; none if the record is broken."""
+    """Return the runs in this user's record of a submission; none if the record is broken."""
     record = read_record(file)
-    if not record:
+    if not record or record.owner != os.getuid():  # it may name any job of this user
         return []
     sent = parse_json(record.content)
     columns = [sent.get(name) for name in ("runs", "seeds", "logs")]
@@ -250,7 +249,6 @@ def _read_submission(file: str) -> list[Submission]:
             record.modified_s,
             _job_id(sent.get("job_id")) if sent.get("resumes") is True else None,
             path(sent.get("job_file")),
-            record.owner == os.getuid(),
         )
         for folder, seed, log in zip_longest(*(c if isinstance(c, list) else () for c in columns))
         if path(folder) is not None
@@ -290,7 +288,7 @@ def observe(
         trials=_trials(state) if "trials" in state else None,
         restarts=whole(state.get("restarts")) or 0,
         time_s=number(state.get("time_s")) or modified or 0.0,
-        is_own=(not submission or submission.is_own) if is_own is None else is_own,
+        is_own=is_own,
         reported_job=_job_id(state.get("slurm_job")),
     )
     if heartbeat:  # the age by the file server's clock, because a node's clock may be wrong
@@ -309,10 +307,10 @@ def observe(
     status.slurm_job = _shown_job(status, state)
     # If the heartbeat is older than the submission, the submitted job will continue the run. Both
     # times come from the file server, because a node's clock may be minutes ahead.
-    sent = submission if submission and (submission.is_own or not status.is_own) else None
-    if sent and sent.resumed_by and sent.time_s > (modified or status.time_s):
-        status.reported_job = status.slurm_job = sent.resumed_by
-        status.log = sent.log
+    last_s = modified or status.time_s
+    if submission and submission.resumed_by and submission.time_s > last_s:
+        status.reported_job = status.slurm_job = submission.resumed_by
+        status.log = submission.log
     return status
 
 
@@ -391,8 +389,8 @@ def _job_id(value: object) -> str | None:
     return value if isinstance(value, str) and JOB_ID.fullmatch(value) else None
 
 
-def _is_own(folder: Path) -> bool | None:
-    """Whether this user owns a folder or symbolic link; None if `folder` does not exist."""
+def _is_own(folder: Path) -> bool:
+    """Whether this user owns a folder or symbolic link, or it does not exist yet."""
     with contextlib.suppress(OSError, ValueError):
         return folder.lstat().st_uid == os.getuid()
-    return None
+    return True

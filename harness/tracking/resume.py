@@ -55,7 +55,7 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
         )
     job: Job | SearchSpec
     sent = status.submission
-    if status.phase is None and sent and sent.is_own and sent.job_file and not status.is_there():
+    if status.phase is None and sent and sent.job_file and not status.is_there():
         job = load_job(Path(sent.job_file), (), sent.seed)
         return Wanted(job, wanted, resumes=folder, is_begun=False)
     if is_sweep(folder):

@@ -115,8 +115,6 @@ def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
         return "gone", "finished; its folder was removed or moved"
     if not answered:
         return "submitted", "no answer from the scheduler"
-    if not status.is_own:
-        return "unknown", "another user's job; squeue shows only yours"
     line = last_log_line(status)
     return ("failed", line) if line else ("gone", "the job left the queue before the run began")
 

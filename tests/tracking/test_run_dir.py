@@ -1,6 +1,5 @@
 """The folder of a run: its lease, its name, the format of its records, its heartbeat."""
 
-import errno
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from harness.job.search import SEARCH_FILE
 from harness.slurm.environment import SlurmEnvironment
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import FORMAT, RunDirectory, check_format, stamped
-from tests.conftest import JOBS, Harness, before_next_rename
+from tests.conftest import JOBS, Harness
 from tests.made_up_runs import write_run
 from tests.training.kills import killed_run
 
@@ -33,24 +32,6 @@ def test_an_unreadable_result_is_not_a_broken_one(tmp_path: Path) -> None:
     run.path("result.json").symlink_to("/proc/self/mem")  # a plain file; reading it fails with EIO
     with pytest.raises(DiskError, match=r"result\.json: can't be read: Input/output error"):
         run.result()
-
-
-def test_a_disk_that_fails_refuses_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An unreadable folder is not called missing, and an unreadable job is not called wrong."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "job.toml").write_bytes((JOBS / "lstm.toml").read_bytes())
-
-    def fail(path: Path, *_: object, **__: object) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "stat", fail)
-        with pytest.raises(OSError, match="Input/output error"):
-            RunDirectory.open(folder)
-    monkeypatch.setattr(os, "open", fail)
-    with pytest.raises(DiskError, match=r"job.toml: can't be read: Input/output error; try again"):
-        load_job(folder / "job.toml")
 
 
 @pytest.mark.parametrize(
@@ -130,18 +111,6 @@ def test_the_last_to_take_the_lease_writes(tmp_path: Path) -> None:
     assert not (tmp_path / "lease.json").exists()
     with pytest.raises(TakenOver, match="another process finished or removed this run"):
         older.write("note.txt", "older")
-
-
-def test_of_two_processes_that_come_at_once_one_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first process removes temporary files, such as the lease that the last one is writing."""
-    first, last = RunDirectory(tmp_path), RunDirectory(tmp_path)
-    before_next_rename(monkeypatch, first.take_lease)
-    last.take_lease()
-    last.check_lease()
-    with pytest.raises(TakenOver, match=f"process {os.getpid()} on .* took over this run"):
-        first.check_lease()
 
 
 def test_runs_of_the_same_second_get_different_folders(

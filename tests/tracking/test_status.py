@@ -1,7 +1,6 @@
 """`harness status`: the state of each run, from its folder and the queue, and the table."""
 
 import io
-import json
 import os
 import socket
 import time
@@ -186,23 +185,6 @@ def test_tasks_with_the_same_raw_id_are_distinguished(site: Site) -> None:
     site.run("slurm-12_3", "training", 30, slurm_job="12", slurm_own_id="12_3")
     states = {each.run: each.state for each in survey(site.runs, Queue())}
     assert states == {"lstm/slurm-12_2": "running", "lstm/slurm-12_3": "lost"}
-
-
-@pytest.mark.parametrize(
-    "content", ['{"phase": "trai', "[1]", "", "\x00\xff", '{"epoch": "x", "time_s": 1e999}']
-)
-@pytest.mark.parametrize("name", ["state.json", "job.toml", "metrics.jsonl", "result.json"])
-def test_broken_records_do_not_break_the_table(site: Site, name: str, content: str) -> None:
-    """Only the figures of the broken file are missing."""
-    run = site.run("a", "training")
-    site.run("b", "training")
-    (site.runs / ".submissions").mkdir()
-    (site.runs / ".submissions/1.json").write_bytes(content.encode("latin-1"))
-    run.path(name).write_bytes(content.encode("latin-1"))
-    statuses = survey(site.runs, Queue())
-    assert {each.run for each in statuses} == {"lstm/a", "lstm/b"}
-    assert len(as_lines([*map(cells, statuses)])) == 3
-    json.dumps([each.as_json() for each in statuses], allow_nan=False)
 
 
 def test_active_runs_come_first_and_old_runs_are_counted(site: Site) -> None:

@@ -141,7 +141,7 @@ def cancel(
     from harness.tracking.cancel import ask_to_stop, wait_until_saved
     from harness.tracking.records import JOB_ID
     from harness.tracking.status import pick, survey
-    from harness.tuning.disk import stop_search_in
+    from harness.tuning.sweep_dir import stop_search_in
 
     queue = Queue()
     # Resolve all names before any run is stopped, because the last name may have a typo.

@@ -1,4 +1,4 @@
-"""Executes the operations that the generators of `harness.tuning.protocol` yield.
+"""The shared disk on which the processes of a search meet.
 
 The processes of a search coordinate only through folders that exactly one process can create. A
 process writes a folder with its content under a temporary name, then renames the folder. rename(2)
@@ -9,42 +9,19 @@ only the folder's content shows which process has created the folder.
 import errno
 import json
 import logging
-import os
 import shutil
-import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping
-from datetime import datetime
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
-from harness.errors import DiskError
+from pydantic import BaseModel, ConfigDict, ValidationError
+
 from harness.system.console import log
-from harness.system.files import (
-    names_in,
-    owner_name,
-    read_if_there,
-    replace_file,
-    sync_entry,
-    write_refusal,
-)
+from harness.system.files import names_in, read_if_there, replace_file, sync_entry
 from harness.system.lenient_json import parse_json
 from harness.system.processes import StopRequest
-from harness.tuning.protocol import (
-    STOP,
-    Course,
-    Make,
-    Names,
-    Operation,
-    Read,
-    Record,
-    Sleep,
-    Stop,
-    View,
-    Write,
-    change_stop,
-)
 
 POLL_S = 0.2  # time between two checks for a signal
 TAKEN = (errno.EEXIST, errno.ENOTEMPTY)  # errors of `rename` if the folder already exists
@@ -77,62 +54,18 @@ def make_once(folder: Path, files: Mapping[str, bytes]) -> bool:
     return True
 
 
-class Disk:
-    """Executes generators of operations in the folder of a sweep."""
+class Record(BaseModel):
+    """The content of a file; unknown fields are ignored."""
 
-    def __init__(self, folder: Path, stop: StopRequest | None = None) -> None:
-        """Set the sweep's folder, and the `StopRequest` whose signals interrupt every `Sleep`."""
-        self.folder, self.stop = folder, stop
-        self._fails = False
+    model_config = ConfigDict(extra="ignore", frozen=True)
 
-    def run(self, course: Course, act: Callable[[Any], Any] | None = None) -> Any:
-        """Execute the operations that a generator yields; return the generator's result.
-
-        Args:
-            course: the generator, which yields operations and receives their results.
-            act: the function that executes `Train`; `run` executes all other operations.
-
-        Raises:
-            Interrupted: after a signal.
-            OSError, RunError, InputError: if an operation fails, unless the generator handles it.
-        """
-        answer: Any = None
-        error: Exception | None = None
-        while True:
-            try:
-                operation = course.throw(error) if error else course.send(answer)
-            except StopIteration as end:
-                return end.value
-            error = None
-            try:
-                answer = self._carry_out(operation, act)
-            except Exception as failed:  # raised in the generator, which may handle the error
-                error = failed
-
-    def _carry_out(self, operation: Operation, act: Callable[[Any], Any] | None) -> Any:
-        match operation:
-            case Read(path):
-                content = read_if_there(self.folder / path)
-                return None if content is None else parse_json(content) or None
-            case Names(path):
-                return names_in(self.folder / path)
-            case Make(path, file, record):
-                return make_once(self.folder / path, {file: to_bytes(record)})
-            case Write(path, record):
-                return replace_file(self.folder / path, to_bytes(record), synced=False)
-            case Sleep(time_s, failed):
-                return self._sleep(time_s, failed)
-        return act(operation) if act else None
-
-    def _sleep(self, time_s: float, failed: OSError | None) -> None:
-        if failed and not self._fails:
-            log(logging.WARNING, f"{failed}; trying again")
-        self._fails = failed is not None
-        end_s = time.monotonic() + time_s
-        while (left_s := end_s - time.monotonic()) > 0:
-            if self.stop:
-                self.stop.check()
-            time.sleep(min(left_s, POLL_S))
+    @classmethod
+    def of(cls, content: object) -> Self | None:
+        """Make a record from a file's content; return None if the content is missing or invalid."""
+        try:
+            return cls.model_validate(content)
+        except ValidationError:
+            return None
 
 
 def to_bytes(record: Record) -> bytes:
@@ -141,19 +74,56 @@ def to_bytes(record: Record) -> bytes:
     return json.dumps(content, separators=(",", ":")).encode() + b"\n"
 
 
-def stop_now(reason: str = "") -> Stop:
-    """Make a `Stop` by the current user; the reason is empty unless the search has failed."""
-    by, at = f"{owner_name(os.getuid())} on {socket.gethostname()}", datetime.now().astimezone()
-    return Stop(by=by, at=at.isoformat(timespec="seconds"), reason=reason)
+R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 
-def stop_search_in(folder: Path) -> None:
-    """Cancel a sweep's search; `harness resume` can continue it.
+class Disk:
+    """Reads and writes records in the folder of a sweep; all methods raise OSError if it fails."""
 
-    Raises:
-        DiskError: if `stop.json` can't be written.
-    """
+    def __init__(self, folder: Path, stop: StopRequest | None = None) -> None:
+        """Set the sweep's folder, and the `StopRequest` whose signals interrupt every `sleep`."""
+        self.folder, self.stop = folder, stop
+        self._fails = False
+
+    async def read(self, kind: type[R], path: str) -> R | None:
+        """Read a record; return None if the file is missing or invalid."""
+        content = read_if_there(self.folder / path)
+        return kind.of(parse_json(content)) if content else None
+
+    async def names(self, path: str) -> list[str]:
+        """List the names in a folder; a shared disk may not list the newest names yet."""
+        return names_in(self.folder / path)
+
+    async def make(self, path: str, file: str, record: Record) -> bool:
+        """Create a folder with one file; return False if the folder already exists."""
+        return make_once(self.folder / path, {file: to_bytes(record)})
+
+    async def write(self, path: str, record: Record) -> None:
+        """Write a file, or replace the file if it exists."""
+        replace_file(self.folder / path, to_bytes(record), synced=False)
+
+    async def sleep(self, time_s: float, error: OSError | None = None) -> None:
+        """Wait for `time_s`; log the error after which the process waits and tries again.
+
+        Raises:
+            Interrupted: after a signal.
+        """
+        if error and not self._fails:
+            log(logging.WARNING, f"{error}; trying again")
+        self._fails = error is not None
+        end_s = time.monotonic() + time_s
+        while (left_s := end_s - time.monotonic()) > 0:
+            if self.stop:
+                self.stop.check()
+            time.sleep(min(left_s, POLL_S))
+
+
+def execute(course: Coroutine[Any, Any, T]) -> T:
+    """Execute a coroutine that reaches the disk through a `Disk`; return its result."""
     try:
-        Disk(folder).run(change_stop(View(), stop_now()))
-    except OSError as error:
-        raise DiskError(write_refusal(folder / STOP, error, "try again")) from None
+        course.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise AssertionError("a real disk never suspends a coroutine")

@@ -12,10 +12,10 @@
 
 A folder marked `once` is created by exactly one process, together with its first file.
 
-The program of a worker, a proposer or a command is a generator, called a `Course`. The generator
-yields operations on the sweep's folder and receives their results. The generator itself uses no
-disk, clock or random number. `harness.tuning.disk` executes the operations. A simulation in the
-tests executes the same generators with killed processes, lost nodes and stale file listings.
+The programs of a worker, a proposer and a command are coroutines. They reach the sweep's folder
+only through the methods of a `Disk`, and use no clock or random number. The real `Disk` never
+suspends a coroutine, so `execute` runs it from its start to its end. A simulation in the tests
+suspends the same coroutines in each operation, kills processes, loses nodes, and lists files late.
 
 Wrong clocks and outdated listings of folders do no harm. A process uses the listing of a folder
 only to choose which files to read. A process that acts too late, or twice, tries to create a
@@ -24,14 +24,12 @@ into an attempt's folder, so a worker that is presumed dead does no harm if it c
 """
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
-
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import Interrupted
 from harness.job.search import Value
+from harness.tuning.disk import Disk, Record
 
 TRIALS, GONE, ENDS, STOP, ACCEPTED = "trials", "gone", "ends", "stop.json", "accepted"
 MAX_ATTEMPTS = 25  # largest number of consecutive attempts that save no further step
@@ -49,20 +47,6 @@ SHORTEST_REST_S, LONGEST_REST_S = 0.25, 15.0  # limits of the pause after `View.
 # Records
 
 
-class Record(BaseModel):
-    """The content of a file; unknown fields are ignored."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    @classmethod
-    def of(cls, content: object) -> Self | None:
-        """Make a record from a file's content; return None if the content is missing or invalid."""
-        try:
-            return cls.model_validate(content)
-        except ValidationError:
-            return None
-
-
 class Trial(Record):
     """A trial: the oracle's proposal and, later, the result of its training."""
 
@@ -72,13 +56,13 @@ class Trial(Record):
     parent: int | None = None  # number of the trial whose last checkpoint this trial continues
     # The result, set by the accepted attempt
     attempt: int = 0
-    scores: dict[str, float] = {}  # mean of each score over the trial's runs
+    scores: Mapping[str, float] = {}  # mean of each score over the trial's runs
     error: str = ""
     epochs: int | None = None  # number of trained epochs
     kept_epoch: float | None = None  # epoch of the best weights, mean over the trial's runs
     training_s: float | None = None  # training time of all runs together
     parameters: int | None = None
-    checkpoints: dict[str, str] = {}  # path of a run's last checkpoint → its sha256
+    checkpoints: Mapping[str, str] = {}  # path of a run's last checkpoint → its sha256
     # The name of the worker of a running trial, never stored in a file
     worker: str = ""
 
@@ -146,70 +130,14 @@ def attempt_folder(n: int, k: int) -> str:
     return f"{TRIALS}/{n}/{k}"
 
 
+def result_file(n: int) -> str:
+    """Return the path of a trial's accepted result."""
+    return f"{TRIALS}/{n}/{ACCEPTED}/trial.json"
+
+
 def gone_file(n: int, k: int) -> str:
     """Return the path of attempt k's `Gone`, the file that frees trial n for another worker."""
     return f"{GONE}/{n}-{k}.json"
-
-
-# Operations
-
-
-class Read(NamedTuple):
-    """Read a JSON file and return its content; None if the file is missing or invalid."""
-
-    path: str
-
-
-class Names(NamedTuple):
-    """List the names in a folder; a shared disk may not list the newest names yet."""
-
-    path: str
-
-
-class Make(NamedTuple):
-    """Create a folder with one file; return False if the folder already exists."""
-
-    path: str
-    file: str
-    record: Record
-
-
-class Write(NamedTuple):
-    """Write a file, or replace the file if it exists."""
-
-    path: str
-    record: Record
-
-
-class Sleep(NamedTuple):
-    """Wait for `time_s`, or until a signal arrives."""
-
-    time_s: float
-    error: OSError | None = None  # the error after which the process waits and tries again
-
-
-class Train(NamedTuple):
-    """Train a trial, as its attempt number k, and return the trial with its result.
-
-    During the training a second thread executes `Worker.tick` every BEAT_S.
-    """
-
-    trial: Trial
-    k: int
-
-
-Operation = Read | Names | Make | Write | Sleep | Train
-Course = Generator[Operation, Any, Any]  # yields operations and receives their results
-
-
-def read(kind: type[Record], path: str) -> Course:
-    """Read a record; return None if the file is missing or invalid."""
-    return kind.of((yield Read(path)))
-
-
-def read_result(n: int) -> Course:
-    """Read the accepted result of a trial; return None if no result is accepted yet."""
-    return (yield from read(Trial, f"{trial_folder(n)}/{ACCEPTED}/trial.json"))
 
 
 # What a process knows
@@ -232,9 +160,9 @@ class Heard:
         """Return the attempt if its worker has not ended and `owner.json` is visible, else None."""
         return None if self.gone else self.attempt
 
-    def listen(self, n: int, now_s: float) -> Course:
+    async def listen(self, disk: Disk, n: int, now_s: float) -> None:
         """Read the attempt's heartbeat, and count the time without a new heartbeat."""
-        beat = yield from read(Beat, f"{attempt_folder(n, self.k)}/beat.json")
+        beat = await disk.read(Beat, f"{attempt_folder(n, self.k)}/beat.json")
         passed_s = now_s - (now_s if self.listened_s is None else self.listened_s)
         self.listened_s = now_s
         if beat and (not self.beat or beat.count != self.beat.count):
@@ -248,13 +176,14 @@ class Heard:
 class View:
     """What a process has read of a search: trials, attempts and results."""
 
+    disk: Disk
     known: list[Trial] = field(default_factory=list)  # all proposed trials, in order
     open: dict[int, Heard] = field(default_factory=dict)  # trials without an accepted result
     accepted: dict[int, Trial] = field(default_factory=dict)  # trials with their results
     stop: Stop | None = None  # the content of `stop.json`
     rest_s: float = SHORTEST_REST_S  # pause before the next `look`, longer for more open trials
 
-    def look(self, num_watched: int | None = None) -> Course:
+    async def look(self, num_watched: int | None = None) -> None:
         """Read what has changed: new trials, attempts and results.
 
         Args:
@@ -262,19 +191,19 @@ class View:
                 beginning with the oldest trial; None reads all open trials. Whatever this
                 number is, `look` also reads every open trial that no worker trains.
         """
-        yield from self.learn()
-        gone = {f"{GONE}/{name}" for name in (yield Names(GONE))}
+        await self.learn()
+        gone = {f"{GONE}/{name}" for name in await self.disk.names(GONE)}
         free = [n for n, heard in self.open.items() if not heard.k or gone_file(n, heard.k) in gone]
         due = dict.fromkeys([*self.open][:num_watched] + free)
         for n in due:
-            yield from self._look_at(n, gone)
+            await self._look_at(n, gone)
         self.rest_s = min(max(REST_EACH_S * len(due), SHORTEST_REST_S), LONGEST_REST_S)
 
-    def learn(self) -> Course:
+    async def learn(self) -> None:
         """Read newly proposed trials."""
-        made = set((yield Names(TRIALS)))
+        made = set(await self.disk.names(TRIALS))
         while str(n := len(self.known)) in made:
-            if not (trial := (yield from read(Trial, f"{trial_folder(n)}/values.json"))):
+            if not (trial := await self.disk.read(Trial, f"{trial_folder(n)}/values.json")):
                 return
             self.know(trial)
 
@@ -288,11 +217,11 @@ class View:
         self.accepted[trial.n] = trial
         self.open.pop(trial.n, None)
 
-    def _look_at(self, n: int, gone: set[str]) -> Course:
+    async def _look_at(self, n: int, gone: set[str]) -> None:
         """Read whether an open trial is accepted, and which worker trains it."""
-        names = set((yield Names(trial_folder(n))))
+        names = set(await self.disk.names(trial_folder(n)))
         if ACCEPTED in names:
-            if trial := (yield from read_result(n)):
+            if trial := await self.disk.read(Trial, result_file(n)):
                 self.accept(trial)
             return
         heard = self.open[n]
@@ -300,33 +229,33 @@ class View:
         if k > heard.k:
             self.open[n] = heard = Heard(k)
         if k and not heard.attempt:
-            heard.attempt = yield from read(Attempt, f"{attempt_folder(n, k)}/owner.json")
+            heard.attempt = await self.disk.read(Attempt, f"{attempt_folder(n, k)}/owner.json")
         if gone_file(n, k) in gone and not heard.gone:
-            heard.gone = yield from read(Gone, gone_file(n, k))
+            heard.gone = await self.disk.read(Gone, gone_file(n, k))
 
-    def is_stopped(self) -> Course:
+    async def is_stopped(self) -> bool:
         """Whether the search was cancelled or has failed, and no person has resumed it."""
-        self.stop = yield from read(Stop, STOP)
+        self.stop = await self.disk.read(Stop, STOP)
         return self.stop is not None and not self.stop.is_lifted
 
-    def end(self, num_asked: int) -> Course:
+    async def end(self, num_asked: int) -> End | None:
         """Read the `End` of a search for `num_asked` trials; None until all are proposed."""
-        return (yield from read(End, f"{ENDS}/{num_asked}/end.json"))
+        return await self.disk.read(End, f"{ENDS}/{num_asked}/end.json")
 
-    def is_over(self, num_asked: int) -> Course:
+    async def is_over(self, num_asked: int) -> bool:
         """Whether all trials are proposed and accepted."""
-        end = None if self.open else (yield from self.end(num_asked))
+        end = None if self.open else await self.end(num_asked)
         return end is not None and len(self.accepted) >= end.num_trials
 
 
-def take_turns(turn: Callable[[], Course], view: View) -> Course:
+async def take_turns(turn: Callable[[], Awaitable[bool]], view: View) -> None:
     """Call `turn` until it returns true; after a disk error, wait and try again."""
     while True:
         try:
-            if (yield from turn()):
+            if await turn():
                 return
         except OSError as error:
-            yield Sleep(view.rest_s, error)
+            await view.disk.sleep(view.rest_s, error)
 
 
 # A worker
@@ -338,24 +267,27 @@ class Worker:
 
     me: Attempt  # this process
     num_asked: int  # `search.trials`
+    view: View
+    # Trains a trial, as its attempt number k, and returns the trial with its result. During the
+    # training `tick` is called every BEAT_S.
+    train: "Callable[[Worker, Trial, int], Awaitable[Trial]]"
     must_renew: Callable[[], bool] = lambda: False  # whether to replace this process
-    view: View = field(default_factory=View)
     _count: int = 0  # number of heartbeats so far
 
-    def turn(self) -> Course:
+    async def turn(self) -> bool:
         """Train a trial, or wait if none is free; return whether the worker should end."""
-        if (yield from self.view.is_stopped()):
+        if await self.view.is_stopped():
             return True
-        yield from self.view.look(NUM_WATCHED)
-        if (yield from self.view.is_over(self.num_asked)) or self.must_renew():
+        await self.view.look(NUM_WATCHED)
+        if await self.view.is_over(self.num_asked) or self.must_renew():
             return True
-        if taken := (yield from self._take()):
-            yield from self._train(*taken)
+        if taken := await self._take():
+            await self._train(*taken)
         else:
-            yield Sleep(self.view.rest_s)
+            await self.view.disk.sleep(self.view.rest_s)
         return False
 
-    def _take(self) -> Course:
+    async def _take(self) -> tuple[int, int] | None:
         """Take a free trial; return the numbers of trial and attempt, or None if none is free."""
         for n, heard in [*self.view.open.items()]:
             k, attempt = heard.k, self.me
@@ -366,47 +298,53 @@ class Worker:
                     if heard.attempt.worker == self.me.worker:
                         return n, k  # this worker created the attempt in spite of a disk error
                     continue
-                attempt = yield from self._after(n, k, heard.attempt, heard.gone)
+                attempt = await self._after(n, k, heard.attempt, heard.gone)
                 if attempt.num_stuck >= MAX_ATTEMPTS:
                     stuck = {"attempt": k, "error": STUCK.format(MAX_ATTEMPTS)}
                     failed = self.view.known[n].model_copy(update=stuck)
-                    yield Make(f"{trial_folder(n)}/{ACCEPTED}", "trial.json", failed)
+                    await self._report(failed)
                     continue
-            if (yield Make(attempt_folder(n, k + 1), "owner.json", attempt)):
+            if await self.view.disk.make(attempt_folder(n, k + 1), "owner.json", attempt):
                 return n, k + 1
             self.view.open[n] = Heard(k + 1)
         return None
 
-    def _after(self, n: int, k: int, before: Attempt, gone: Gone) -> Course:
+    async def _after(self, n: int, k: int, before: Attempt, gone: Gone) -> Attempt:
         """Return this worker's new attempt at trial n, which follows the ended attempt k."""
-        beat = yield from read(Beat, f"{attempt_folder(n, k)}/beat.json")
+        beat = await self.view.disk.read(Beat, f"{attempt_folder(n, k)}/beat.json")
         saved = max(before.saved, beat.saved if beat else 0)
         num_stuck = 0 if saved > before.saved else before.num_stuck + (not gone.has_left)
         return self.me.model_copy(update={"saved": saved, "num_stuck": num_stuck})
 
-    def _train(self, n: int, k: int) -> Course:
-        """Train trial n as attempt k, and report the result; only the first report counts."""
+    async def _train(self, n: int, k: int) -> None:
+        """Train trial n as attempt k, and report the result."""
         try:
-            trial = yield Train(self.view.known[n], k)
+            trial = await self.train(self, self.view.known[n], k)
         except Interrupted:
             with contextlib.suppress(OSError):  # without this record the next worker starts later
-                yield Write(gone_file(n, k), Gone(has_left=True))
+                await self.view.disk.write(gone_file(n, k), Gone(has_left=True))
             raise
-        if (yield Make(f"{trial_folder(n)}/{ACCEPTED}", "trial.json", trial)):
+        if await self._report(trial):
             self.view.accept(trial)
 
-    def tick(self, n: int, k: int, *, saved: int) -> Course:
+    async def _report(self, trial: Trial) -> bool:
+        """Report a trial's result; only the first report counts."""
+        folder = f"{trial_folder(trial.n)}/{ACCEPTED}"
+        return await self.view.disk.make(folder, "trial.json", trial)
+
+    async def tick(self, n: int, k: int, *, saved: int) -> bool:
         """Write a heartbeat of attempt k; return whether the attempt is no longer needed."""
         self._count += 1
-        yield Write(f"{attempt_folder(n, k)}/beat.json", Beat(count=self._count, saved=saved))
-        names = yield Names(trial_folder(n))
+        beat = Beat(count=self._count, saved=saved)
+        await self.view.disk.write(f"{attempt_folder(n, k)}/beat.json", beat)
+        names = await self.view.disk.names(trial_folder(n))
         return ACCEPTED in names or str(k + 1) in names
 
 
 # A command
 
 
-def follow(view: View, now_s: float) -> Course:
+async def follow(view: View, now_s: float) -> list[Trial]:
     """Read all changes and heartbeats; return the trials accepted since the last call.
 
     Args:
@@ -414,14 +352,14 @@ def follow(view: View, now_s: float) -> Course:
         now_s: the time on the command's monotonic clock.
     """
     before = set(view.accepted)
-    yield from view.look()
+    await view.look()
     for n, heard in view.open.items():
         if heard.worker:
-            yield from heard.listen(n, now_s)
+            await heard.listen(view.disk, n, now_s)
     return [trial for n, trial in view.accepted.items() if n not in before]
 
 
-def tell_gone(view: View, has_ended: Callable[[Attempt], bool]) -> Course:
+async def tell_gone(view: View, has_ended: Callable[[Attempt], bool]) -> set[str]:
     """Write a `Gone` for each ended or silent worker; return the uuids of the silent workers.
 
     A silent worker has sent no heartbeat for LOST_S.
@@ -430,12 +368,12 @@ def tell_gone(view: View, has_ended: Callable[[Attempt], bool]) -> Course:
         view: what the command has read so far.
         has_ended: the function that tells whether the worker of an attempt has ended.
     """
-    silent = set()
+    silent = set[str]()
     for n, heard in view.open.items():
         is_silent = heard.silent_s > LOST_S
         if (worker := heard.worker) and (is_silent or has_ended(worker)):
             gone = Gone(has_left=False)
-            yield Write(gone_file(n, heard.k), gone)
+            await view.disk.write(gone_file(n, heard.k), gone)
             heard.gone = gone
             silent |= {worker.worker} if is_silent else set()
     return silent
@@ -455,7 +393,7 @@ def shown(view: View) -> list[Trial]:
     ]
 
 
-def change_stop(view: View, stop: Stop) -> Course:
+async def change_stop(view: View, stop: Stop) -> None:
     """Write `stop` to stop or resume a search, unless the search is already in that state."""
-    if (yield from view.is_stopped()) == stop.is_lifted:
-        yield Write(STOP, stop)
+    if await view.is_stopped() == stop.is_lifted:
+        await view.disk.write(STOP, stop)

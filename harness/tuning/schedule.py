@@ -9,12 +9,12 @@ an uninterrupted search.
 
 import heapq
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from harness.errors import RunError
 from harness.job.search import Value
-from harness.tuning.protocol import ENDS, Course, End, Make, Sleep, Trial, View, trial_folder
+from harness.tuning.protocol import ENDS, End, Trial, View, trial_folder
 
 EPOCHS, PARENT = "tuner/epochs", "tuner/trial_id"  # KerasTuner's own keys in a trial's values
 RUNNING, COMPLETED, FAILED = "RUNNING", "COMPLETED", "FAILED"  # a trial's status in KerasTuner
@@ -142,33 +142,34 @@ class Proposer:
     num_asked: int  # `search.trials`
     ahead: int  # largest number of waiting trials; has no effect if `is_guided`
     is_guided: bool  # whether the oracle's choices depend on results
-    view: View = field(default_factory=View)
+    view: View
     _schedule: Schedule | None = None
     _num_offered: int = 0
     _next: Trial | None = None  # the proposed trial whose folder is not created yet
 
-    def turn(self) -> Course:
+    async def turn(self) -> bool:
         """Propose trials, then wait; return True if all are proposed or the search is stopped.
 
         Raises:
             RunError: if a proposal differs from the known trial with the same number.
         """
         view = self.view
-        if (yield from view.is_stopped()):
+        if await view.is_stopped():
             return True
-        yield from view.look(None if self.is_guided else 0)
+        await view.look(None if self.is_guided else 0)
         while self._has_room and (trial := self._propose()):
-            if (yield Make(trial_folder(trial.n), "values.json", trial)):
+            if await view.disk.make(trial_folder(trial.n), "values.json", trial):
                 view.know(trial)
                 self._next = None
             else:
-                yield from view.learn()
+                await view.learn()
                 if len(view.known) <= trial.n:  # another proposer's trial is not visible yet
                     break
         if self._schedule and self._schedule.is_over and not self._next:
-            yield Make(f"{ENDS}/{self.num_asked}", "end.json", End(num_trials=len(view.known)))
+            end = End(num_trials=len(view.known))
+            await view.disk.make(f"{ENDS}/{self.num_asked}", "end.json", end)
             return True
-        yield Sleep(view.rest_s)
+        await view.disk.sleep(view.rest_s)
         return False
 
     @property

@@ -15,7 +15,9 @@
 
 import os
 import shutil
+import socket
 import time
+from datetime import datetime
 from pathlib import Path
 
 from harness.data.dataset import Dataset
@@ -35,8 +37,8 @@ from harness.tracking.run_dir import (
     reserve_id,
     stamped,
 )
-from harness.tuning.disk import Disk, make_once
-from harness.tuning.protocol import ENDS, GONE, TRIALS, Trial, View, shown
+from harness.tuning.disk import Disk, execute, make_once
+from harness.tuning.protocol import ENDS, GONE, STOP, TRIALS, Stop, Trial, View, change_stop, shown
 
 FOLDERS = (TRIALS, GONE, ENDS, "workers")
 
@@ -177,9 +179,27 @@ class SweepDirectory(LeasedDirectory):
         Raises:
             DiskError: if the trials can't be read.
         """
-        view = View()
+        view = View(Disk(self.folder))
         try:
-            Disk(self.folder).run(view.look())
+            execute(view.look())
         except OSError as error:
             raise_unless_missing(error, self.path(TRIALS))
         return shown(view)
+
+
+def stop_now(reason: str = "") -> Stop:
+    """Make a `Stop` by the current user; the reason is empty unless the search has failed."""
+    by, at = f"{owner_name(os.getuid())} on {socket.gethostname()}", datetime.now().astimezone()
+    return Stop(by=by, at=at.isoformat(timespec="seconds"), reason=reason)
+
+
+def stop_search_in(folder: Path) -> None:
+    """Cancel a sweep's search; `harness resume` can continue it.
+
+    Raises:
+        DiskError: if `stop.json` can't be written.
+    """
+    try:
+        execute(change_stop(View(Disk(folder)), stop_now()))
+    except OSError as error:
+        raise DiskError(write_refusal(folder / STOP, error, "try again")) from None

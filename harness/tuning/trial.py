@@ -25,8 +25,8 @@ from harness.training import checkpoint
 from harness.training.context import Compute, Observers, RunContext
 from harness.training.launch import plan_of
 from harness.training.train import train
-from harness.tuning.disk import Disk
-from harness.tuning.protocol import Trial, attempt_folder, read_result
+from harness.tuning.disk import Disk, execute
+from harness.tuning.protocol import Trial, attempt_folder, result_file
 from harness.tuning.sweep_dir import SweepDirectory
 
 MAX_ERROR = 2000  # largest number of characters of an error message
@@ -150,7 +150,7 @@ class Trials:
                     return
         if trial.parent is None:
             return
-        parent: Trial | None = Disk(self.sweep.folder).run(read_result(trial.parent))
+        parent = execute(Disk(self.sweep.folder).read(Trial, result_file(trial.parent)))
         if not parent:
             raise OSError(f"trial {trial.parent}: its result is not visible yet")
         folder = self.sweep.path(attempt_folder(parent.n, parent.attempt))

@@ -21,7 +21,7 @@ from harness.tracking.provenance import sources_checksum
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import RECORD, RESULT, stamped
 from harness.training.launch import dataset_of
-from harness.tuning.disk import Disk, stop_now
+from harness.tuning.disk import Disk, execute
 from harness.tuning.leaderboard import (
     LEADERBOARD,
     describe,
@@ -33,7 +33,7 @@ from harness.tuning.leaderboard import (
 from harness.tuning.pool import WorkerPool, WorkerRequest
 from harness.tuning.protocol import Attempt, View, change_stop, follow, running, shown, tell_gone
 from harness.tuning.prune_runs import KeptTrials
-from harness.tuning.sweep_dir import SweepDirectory
+from harness.tuning.sweep_dir import SweepDirectory, stop_now
 
 PATIENCE_S = 600.0  # how long a command tries again while the disk fails
 # Time for workers to save before the interruption is recorded. After a signal, Slurm often waits
@@ -154,7 +154,7 @@ class Command:
     ) -> None:
         self.sweep, self.search, self.pool, self.console = sweep, search, pool, pool.console
         self.signals = StopRequest()
-        self.disk, self.view = Disk(sweep.folder, self.signals), View()
+        self.view = View(Disk(sweep.folder))
         self.heartbeat = Heartbeat(sweep, allocation)
         self.heartbeat.note(restarts=allocation.restarts if allocation else 0)
         self._kept = KeptTrials(sweep, search)
@@ -186,7 +186,7 @@ class Command:
     def _lift_stop(self) -> None:
         """Resume a stopped search."""
         lifted = stop_now().model_copy(update={"is_lifted": True})
-        self.disk.run(change_stop(self.view, lifted))
+        execute(change_stop(self.view, lifted))
 
     def _run(self) -> dict[str, Any]:
         while (result := patiently(self._turn, self.signals)) is None:
@@ -198,7 +198,7 @@ class Command:
         return result
 
     def _tend(self) -> None:
-        silent = self.disk.run(tell_gone(self.view, self._has_ended))
+        silent = execute(tell_gone(self.view, self._has_ended))
         self.pool.kill([each for each in self.pool.workers if each.uuid in silent])
         workers = {attempt.worker for attempt in running(self.view).values()}
         self.pool.tend(len(self.view.accepted), workers)
@@ -213,7 +213,7 @@ class Command:
         """
         idle = [each for each in self.pool.everybody if each.is_done]
         self._look()
-        if self.disk.run(self.view.is_stopped()):
+        if execute(self.view.is_stopped()):
             self.pool.stop()
             self._look()
             if self.view.stop and (reason := self.view.stop.reason):
@@ -222,7 +222,7 @@ class Command:
             return {}
         self.search = self.sweep.search()  # another command may have raised the number of trials
         num_asked = self.search.table.trials
-        if self.disk.run(self.view.is_over(num_asked)):
+        if execute(self.view.is_over(num_asked)):
             trials = shown(self.view)
             result = result_of(self.sweep, self.search, trials)
             self.sweep.write_json(RESULT, result)
@@ -231,9 +231,9 @@ class Command:
             return result
         if error := same_failure(self._errors):
             stop = stop_now(f"three trials had the same error: {error}")
-            self.disk.run(change_stop(self.view, stop))
+            execute(change_stop(self.view, stop))
             return None
-        is_proposed = self.disk.run(self.view.end(num_asked))
+        is_proposed = execute(self.view.end(num_asked))
         for process in idle:  # not started yet, grown too large, or done before `trials` was raised
             if process.slot or not is_proposed:
                 self.pool.start_one(process)
@@ -242,7 +242,7 @@ class Command:
 
     def _look(self) -> None:
         """Read the changes in the sweep; show them on the console and in the leaderboard."""
-        news = self.disk.run(follow(self.view, time.monotonic()))
+        news = execute(follow(self.view, time.monotonic()))
         for trial in news if self._table else ():  # the first call finds older results
             self.console.info(describe(trial, self.search))
             self._errors += [trial.error] if trial.error else []
@@ -276,7 +276,7 @@ class Command:
             self.pool.stop()
             with contextlib.suppress(OSError, DiskError):
                 self._look()
-                self.disk.run(tell_gone(self.view, self._has_ended))
+                execute(tell_gone(self.view, self._has_ended))
 
     def _progress(self) -> dict[str, Any]:
         """Return the progress for the heartbeat in the sweep's `state.json`."""

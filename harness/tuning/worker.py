@@ -39,9 +39,9 @@ from harness.system.processes import StopRequest, end_with_parent, process_space
 from harness.system.resource_monitor import ResourceMonitor
 from harness.training.context import Observers
 from harness.training.launch import dataset_of, may_use_gpus, tell_death
-from harness.tuning.disk import Disk
+from harness.tuning.disk import Disk, execute
 from harness.tuning.pool import DISK_CODE, NODE_FAULT_CODE
-from harness.tuning.protocol import BEAT_S, Attempt, Train, Trial, Worker, take_turns
+from harness.tuning.protocol import BEAT_S, Attempt, Trial, View, Worker, take_turns
 from harness.tuning.schedule import Proposer, Schedule
 from harness.tuning.sweep_dir import SweepDirectory
 
@@ -80,15 +80,16 @@ def propose(sweep: SweepDirectory, ahead: int) -> None:
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import_tensorflow(SlurmEnvironment.from_environment(), threads=1)
-    is_guided, begin = search.table.tuner in GUIDED, partial(schedule_of, search)
-    proposer = Proposer(begin, search.table.trials, ahead=ahead, is_guided=is_guided)
-    Disk(sweep.folder, stop).run(take_turns(proposer.turn, proposer.view))
+    is_guided, view = search.table.tuner in GUIDED, View(Disk(sweep.folder, stop))
+    begin = partial(schedule_of, search)
+    proposer = Proposer(begin, search.table.trials, ahead=ahead, is_guided=is_guided, view=view)
+    execute(take_turns(proposer.turn, view))
 
 
 # A worker
 
 
-def train(worker: Worker, trials: "Trials", folder: Path, operation: Train) -> Trial:
+async def train(trials: "Trials", worker: Worker, trial: Trial, k: int) -> Trial:
     """Train a trial while a thread writes heartbeats; return the trial with its result.
 
     If the attempt is no longer needed, this process sends itself a signal to stop.
@@ -98,12 +99,12 @@ def train(worker: Worker, trials: "Trials", folder: Path, operation: Train) -> T
         OSError: if the file system fails.
         NodeFault: if the node or its GPU is faulty.
     """
-    (trial, k), ended, disk = operation, threading.Event(), Disk(folder)
+    ended = threading.Event()
 
     def beat() -> None:
         while not ended.is_set():
             with contextlib.suppress(OSError):  # the next heartbeat tries again
-                is_needless = disk.run(worker.tick(trial.n, k, saved=trials.saved(trial.n, k)))
+                is_needless = execute(worker.tick(trial.n, k, saved=trials.saved(trial.n, k)))
                 if is_needless and not ended.is_set():
                     log(logging.INFO, f"trial {trial.n} continues in another process, or has ended")
                     os.kill(os.getpid(), signal.SIGUSR2)
@@ -146,14 +147,14 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
     which = f" (GPU {os.environ.get('CUDA_VISIBLE_DEVICES')})" if num_own_gpus() else ""
     title = f"{title_of_devices(strategy, threads)}{which}; data: {dataset.title}"
     console.info(f"{title}; worker {name} on {socket.gethostname()}")
-    monitor = ResourceMonitor(num_own_gpus(), threads)
-    observers = Observers(console, monitor, stop)
+    observers = Observers(console, ResourceMonitor(num_own_gpus(), threads), stop)
     trials = Trials(sweep, search, dataset=dataset, strategy=strategy, observers=observers)
     space = process_space()
     me = Attempt(worker=arguments.id, name=name, process=os.getpid(), space=space)
-    worker = Worker(me, search.table.trials, must_renew=trials.has_grown)
-    act = partial(train, worker, trials, sweep.folder)
-    Disk(sweep.folder, stop).run(take_turns(worker.turn, worker.view), act)
+    view = View(Disk(sweep.folder, stop))
+    act = partial(train, trials)
+    worker = Worker(me, search.table.trials, view, act, must_renew=trials.has_grown)
+    execute(take_turns(worker.turn, view))
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -16,7 +16,7 @@ from harness.tracking.cancel import ask_to_stop, wait_until_saved
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.status import pick, survey
-from harness.tuning.disk import stop_search_in
+from harness.tuning.sweep_dir import stop_search_in
 from tests.board.tensorboard_process import wait_for
 from tests.conftest import JOBS, Harness
 from tests.tracking.site import ELSEWHERE, Site

@@ -8,29 +8,25 @@ The search is cancelled and resumed.
 import heapq
 import itertools
 import random
-from collections.abc import Callable, Generator, Iterator
+import types
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.errors import Interrupted, RunError
 from harness.tuning import protocol
+from harness.tuning.disk import Disk, R, Record
 from harness.tuning.protocol import (
     Attempt,
-    Make,
-    Names,
-    Read,
-    Record,
-    Sleep,
     Stop,
-    Train,
     Trial,
     View,
     Worker,
-    Write,
     change_stop,
     follow,
+    result_file,
     take_turns,
     tell_gone,
 )
@@ -56,6 +52,60 @@ LATEST_S, STUCK_ATTEMPTS = 700.0, 5
 
 class Violation(AssertionError):  # noqa: N818 - of a promise
     """A search broke a promise."""
+
+
+class Read(NamedTuple):
+    path: str
+
+
+class Names(NamedTuple):
+    path: str
+
+
+class Make(NamedTuple):
+    path: str
+    file: str
+    record: Record
+
+
+class Write(NamedTuple):
+    path: str
+    record: Record
+
+
+class Sleep(NamedTuple):
+    time_s: float
+
+
+Operation = Read | Names | Make | Write | Sleep
+
+
+@types.coroutine
+def perform(operation: Operation) -> Generator[Operation, Any, Any]:
+    """Suspend the process until the simulation has executed the operation; return the result."""
+    return (yield operation)
+
+
+class SimulatedDisk(Disk):
+    """Passes each operation to the simulation."""
+
+    def __init__(self) -> None: ...
+
+    async def read(self, kind: type[R], path: str) -> R | None:
+        return kind.of(await perform(Read(path)))
+
+    async def names(self, path: str) -> list[str]:
+        names: list[str] = await perform(Names(path))
+        return names
+
+    async def make(self, path: str, file: str, record: Record) -> bool:
+        return bool(await perform(Make(path, file, record)))
+
+    async def write(self, path: str, record: Record) -> None:
+        await perform(Write(path, record))
+
+    async def sleep(self, time_s: float, error: OSError | None = None) -> None:
+        await perform(Sleep(time_s))
 
 
 class Choices:
@@ -124,7 +174,7 @@ class Process:
     since_s: float
     view: View
     command: "Process | None" = None
-    course: Generator[Any, Any, Any] = field(init=False)
+    course: Coroutine[Any, Any, Any] | None = None  # None until the first operation
     is_alive: bool = True
     leaves: bool = False
     stopped_until_s: float = 0.0
@@ -221,94 +271,79 @@ class World:
 
     def _start(self, kind: str, node: int, command: Process | None) -> Process:
         name = f"{kind[0]}{len(self.processes)}"
-        view = View()
-        p = Process(name, node, kind, self.now_s, view, command)
-        p.course = getattr(self, f"_{kind}")(p, view)
+        p = Process(name, node, kind, self.now_s, View(SimulatedDisk()), command)
         self.processes.append(p)
         self._push(self.chance.random(), lambda: self._step(p, None, None))
         return p
 
-    def _worker(self, p: Process, view: View) -> Generator[Any, Any, Any]:
-        worker = Worker(Attempt(worker=p.name), 0, view=view)
-        steps, answer, error = take_turns(worker.turn, view), None, None
-        while True:
-            try:
-                operation = steps.throw(error) if error else steps.send(answer)
-            except StopIteration:
-                return
-            error = None
-            try:
-                if isinstance(operation, Train):
-                    answer = yield from self._train(p, worker, operation)
-                else:
-                    answer = yield operation
-            except (OSError, Interrupted) as failed:
-                error = failed
+    def _worker(self, p: Process, view: View) -> Coroutine[Any, Any, None]:
+        worker = Worker(Attempt(worker=p.name), 0, view, partial(self._train, p))
+        return take_turns(worker.turn, view)
 
-    def _train(self, p: Process, worker: Worker, op: Train) -> Generator[Any, Any, Trial]:
+    async def _train(self, p: Process, worker: Worker, trial: Trial, k: int) -> Trial:
         """Simulate `harness.tuning.trial` and the thread that writes the beats."""
-        n, k, limit = op.trial.n, op.k, (op.trial.limit or 1) * self.scale
-        yield from worker.tick(n, k, saved=0)
+        n, limit, disk = trial.n, (trial.limit or 1) * self.scale, p.view.disk
+        await worker.tick(n, k, saved=0)
         saved = None
         for each in range(k, 0, -1):
-            saved = saved or (yield Read(checkpoint(n, each)))
-        if not saved and op.trial.parent is not None:
-            parent = yield Read(f"trials/{op.trial.parent}/accepted/trial.json")
+            saved = saved or await disk.read(Saved, checkpoint(n, each))
+        if not saved and trial.parent is not None:
+            parent = await disk.read(Trial, result_file(trial.parent))
             if not parent:
                 raise OSError("the parent's result is not visible yet")
-            saved = yield Read(checkpoint(op.trial.parent, parent["attempt"]))
+            saved = await disk.read(Saved, checkpoint(parent.n, parent.attempt))
             # In place of the checksum in the parent's result.
-            saved = saved if saved and 2 * saved["epochs"] == limit else None
-        epochs = saved["epochs"] if saved else 0
+            saved = saved if saved and 2 * saved.epochs == limit else None
+        epochs = saved.epochs if saved else 0
         if "copy" not in self.without:
-            yield Write(checkpoint(n, k), Saved(epochs=epochs))
+            await disk.write(checkpoint(n, k), Saved(epochs=epochs))
         while epochs < limit:
             if n == self.poison:
                 self.end(p)
-            yield Sleep(EPOCH_S)
+            await disk.sleep(EPOCH_S)
             epochs += 1
-            yield Write(checkpoint(n, k), Saved(epochs=epochs))
-            if (yield from worker.tick(n, k, saved=epochs)):
+            await disk.write(checkpoint(n, k), Saved(epochs=epochs))
+            if await worker.tick(n, k, saved=epochs):
                 raise Interrupted("needless")
-        return self.ended(op.trial, k)
+        return self.ended(trial, k)
 
-    def _proposer(self, p: Process, view: View) -> Generator[Any, Any, Any]:
+    def _proposer(self, p: Process, view: View) -> Coroutine[Any, Any, None]:
         begin = partial(self.schedule, node=p.node)
         turn = Proposer(begin, 0, ahead=2, is_guided=self.is_guided, view=view).turn
         return take_turns(turn, view)
 
-    def _command(self, p: Process, view: View) -> Generator[Any, Any, Any]:
+    async def _command(self, p: Process, view: View) -> None:
         rate = self.chance.uniform(0.99, 1.01)  # speed of the node's inexact clock
         while True:
             left = [*p.left]
             try:
-                for trial in (yield from follow(view, self.now_s * rate)):
+                for trial in await follow(view, self.now_s * rate):
                     if self.chance.random() < 0.2:  # pruned or removed by a user
                         self.server.pop(checkpoint(trial.n, trial.attempt), None)
                 if "gone" not in self.without:
-                    yield from tell_gone(view, lambda attempt: attempt.worker in p.ended)
-                if (yield from view.is_stopped()):
+                    await tell_gone(view, lambda attempt: attempt.worker in p.ended)
+                if await view.is_stopped():
                     return
-                if (yield from view.is_over(0)):
+                if await view.is_over(0):
                     self.result = {n: t.scores.get("score") for n, t in view.accepted.items()}
                     return
-                is_proposed = yield from view.end(0)
+                is_proposed = await view.end(0)
                 for each in left:
                     if each.kind == "worker" or not is_proposed:
                         p.left.remove(each)
                         self._start(each.kind, each.node, p)
             except OSError:
                 pass
-            yield Sleep(max(5.0, view.rest_s))
+            await view.disk.sleep(max(5.0, view.rest_s))
 
-    def _canceller(self, p: Process, view: View) -> Generator[Any, Any, Any]:
+    async def _canceller(self, p: Process, view: View) -> None:
         stop = Stop(by="me", at="now", is_lifted=self.cancelled_s is not None)
         while True:
             try:
-                yield from change_stop(view, stop)
+                await change_stop(view, stop)
                 break
             except OSError:
-                yield Sleep(5.0)
+                await view.disk.sleep(5.0)
         if not stop.is_lifted:
             self._push(self.chance.uniform(200, 400), lambda: self._go_on(p.node))
         else:
@@ -358,8 +393,9 @@ class World:
             return
         if p.leaves:
             p.leaves, error = False, Interrupted("SIGTERM")
+        course = p.course = p.course or getattr(self, f"_{p.kind}")(p, p.view)
         try:
-            op = p.course.throw(error) if error else p.course.send(answer)
+            op = course.throw(error) if error else course.send(answer)
         except StopIteration:
             p.is_alive = False
             if p.command:

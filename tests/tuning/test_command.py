@@ -10,9 +10,8 @@ from harness.cli.tune import run_sweep
 from harness.errors import CANCELLED, DiskError, Interrupted, RunError
 from harness.system.console import Console
 from harness.system.processes import StopRequest
-from harness.tuning.disk import stop_search_in
 from harness.tuning.pool import WorkerPool, WorkerProcess, WorkerRequest
-from harness.tuning.sweep_dir import SweepDirectory
+from harness.tuning.sweep_dir import SweepDirectory, stop_search_in
 from harness.tuning.tune import Command
 from tests.tuning.made_up_sweep import RANDOM, accept, add_trial, make_sweep, trial
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from harness.tuning.protocol import Sleep, Train, Trial
-from tests.tuning.sweep_world import ONLY_SAVE_WORK, SAFEGUARDS, World, violations
+from harness.tuning.protocol import Trial
+from tests.tuning.sweep_world import ONLY_SAVE_WORK, SAFEGUARDS, Sleep, World, violations
 
 CORRECT = [name for name in SAFEGUARDS if name not in ONLY_SAVE_WORK]
 
@@ -57,7 +57,7 @@ class Busy(World):
         return 0.5
 
     def _apply(self, p: Any, op: Any) -> Any:
-        if not isinstance(op, Sleep | Train):
+        if not isinstance(op, Sleep):
             self.kinds[p.kind] += 1
         return super()._apply(p, op)
 

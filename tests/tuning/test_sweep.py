@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 
 from harness.system.lenient_json import read_json
-from harness.tuning.disk import stop_search_in
 from harness.tuning.protocol import Trial
-from harness.tuning.sweep_dir import SweepDirectory
+from harness.tuning.sweep_dir import SweepDirectory, stop_search_in
 from tests.conftest import Harness, shared_run, wait_for
 from tests.preloaded import Process
 

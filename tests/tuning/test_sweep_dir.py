@@ -16,11 +16,10 @@ from harness.system.console import Console
 from harness.tracking.provenance import sources_checksum
 from harness.tracking.run_dir import FORMAT
 from harness.tuning import tune
-from harness.tuning.disk import stop_search_in
 from harness.tuning.leaderboard import leaderboard_csv, result_of, same_failure
 from harness.tuning.pool import WorkerRequest
 from harness.tuning.protocol import Stop
-from harness.tuning.sweep_dir import SweepDirectory
+from harness.tuning.sweep_dir import SweepDirectory, stop_search_in
 from tests.conftest import JOBS, Harness
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 

@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from harness.job.search import SEARCH_FILE
 from harness.system.lenient_json import read_json
 from harness.system.processes import StopRequest
 from harness.tuning import worker
-from harness.tuning.disk import Disk
+from harness.tuning.disk import Disk, execute
 from harness.tuning.pool import DISK_CODE, NODE_FAULT_CODE
-from harness.tuning.protocol import Attempt, Sleep, Train, Worker
+from harness.tuning.protocol import Attempt, View, Worker
 from harness.tuning.tune import patiently
 from tests.conftest import wait_for
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
@@ -101,11 +102,9 @@ def test_a_worker_logs_an_outage_of_the_disk_once(
 ) -> None:
     """A success in between ends the outage."""
 
-    def course() -> Any:
-        for fails in (True, True, False, True):
-            yield Sleep(2.0, OSError("stale") if fails else None)
-
-    Disk(tmp_path).run(course())
+    disk = Disk(tmp_path)
+    for fails in (True, True, False, True):
+        execute(disk.sleep(2.0, OSError("stale") if fails else None))
     assert waited_s[0] == pytest.approx(8)
     assert capfd.readouterr().err.count("stale; trying again") == 2
 
@@ -138,7 +137,9 @@ def stop(monkeypatch: pytest.MonkeyPatch) -> StopRequest:
 def train(folder: Path, stop: StopRequest, error: Exception | None = None) -> None:
     """Train attempt 1 at trial 0."""
     trials: Any = OneTrial(stop, error)
-    worker.train(Worker(Attempt(worker="me"), 24), trials, folder, Train(trial(0, None), 1))
+    act = partial(worker.train, trials)
+    me = Worker(Attempt(worker="me"), 24, View(Disk(folder)), act)
+    execute(act(me, trial(0, None), 1))
 
 
 @pytest.mark.parametrize("name", ["accepted", "2"])

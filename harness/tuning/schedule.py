@@ -29,7 +29,8 @@ class Schedule:
         *,
         num_trials: int,
         width: int | None,
-        known: Sequence[Trial] = (),
+        known: Sequence[Trial],
+        results: Mapping[int, Trial],
     ) -> None:
         """Create the schedule of an oracle that has not proposed a trial yet.
 
@@ -40,19 +41,17 @@ class Schedule:
                 results, and therefore receives no results.
             known: the sweep's trials, sorted by number; the caller appends each new trial to the
                 list.
+            results: the trials with results, by number, in any order; the caller adds each new
+                result. The oracle receives a result when the trial ends in virtual time.
         """
-        self.oracle, self.num_trials, self.width, self.known = oracle, num_trials, width, known
+        self.oracle, self.num_trials, self.width = oracle, num_trials, width
+        self.known, self.results = known, results
         self._trials: list[Any] = []  # KerasTuner's objects for the proposed trials
         self._numbers: dict[str, int] = {}  # KerasTuner's id of a trial → its number
         self._epochs: list[int] = []  # the number of epochs of each proposed trial
         self._running: list[tuple[int, int]] = []  # a heap of (virtual end, trial number)
         self._now = 0  # the time on the virtual clock, in epochs
-        self._results: dict[int, Trial] = {}  # results that the oracle has not received yet
         self._is_idle = False  # whether the oracle waits for a result, or has no proposal left
-
-    def offer(self, trial: Trial) -> None:
-        """Store a trial's result; the oracle receives it when the trial ends in virtual time."""
-        self._results[trial.n] = trial
 
     def next(self) -> Trial | None:
         """Return the next proposal; None if the oracle waits for results or has no proposal left.
@@ -117,10 +116,10 @@ class Schedule:
 
         Return False if there is no such result yet.
         """
-        if not self._running or self._running[0][1] not in self._results:
+        if not self._running or self._running[0][1] not in self.results:
             return False
         self._now, n = heapq.heappop(self._running)
-        trial, result = self._trials[n], self._results.pop(n)
+        trial, result = self._trials[n], self.results[n]
         if result.error:
             trial.status, trial.message = FAILED, result.error
         else:
@@ -138,13 +137,12 @@ class Schedule:
 class Proposer:
     """Proposes trials; the proposer that creates a trial's folder decides the trial's values."""
 
-    begin: Callable[[list[Trial]], Schedule]  # makes a schedule from `view.known`
+    begin: Callable[[View], Schedule]  # makes the schedule of a search
     num_asked: int  # `search.trials`
     ahead: int  # largest number of waiting trials; has no effect if `is_guided`
     is_guided: bool  # whether the oracle's choices depend on results
     view: View
     _schedule: Schedule | None = None
-    _num_offered: int = 0
     _next: Trial | None = None  # the proposed trial whose folder is not created yet
 
     async def turn(self) -> bool:
@@ -186,10 +184,7 @@ class Proposer:
                 self._schedule = None
             self._next = None
         if not self._schedule:
-            self._schedule, self._num_offered = self.begin(self.view.known), 0
-        for trial in [*self.view.accepted.values()][self._num_offered :]:
-            self._schedule.offer(trial)
-        self._num_offered = len(self.view.accepted)
+            self._schedule = self.begin(self.view)
         while not self._next and (proposed := self._schedule.next()):
             if proposed.n >= len(self.view.known):
                 self._next = proposed

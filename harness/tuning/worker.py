@@ -54,15 +54,16 @@ LEAVE_S = 20.0  # longest wait for the last heartbeat to be written
 # A proposer
 
 
-def schedule_of(search: SearchSpec, known: list[Trial]) -> Schedule:
-    """Make the schedule of a search; the caller appends each new trial to `known`."""
+def schedule_of(search: SearchSpec, view: View) -> Schedule:
+    """Make the schedule of a search."""
     from harness.tuning.oracle import make_oracle
 
     return Schedule(
-        make_oracle(search, known),
+        make_oracle(search, view.known),
         num_trials=search.max_trials or 0,
         width=search.table.parallel if search.table.tuner in GUIDED else None,
-        known=known,
+        known=view.known,
+        results=view.accepted,
     )
 
 

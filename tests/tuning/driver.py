@@ -11,7 +11,8 @@ import keras_tuner as kt
 
 from harness.job.search import load_search
 from harness.tuning import worker
-from harness.tuning.protocol import Trial
+from harness.tuning.disk import Disk
+from harness.tuning.protocol import Trial, View
 from harness.tuning.schedule import Schedule
 
 
@@ -19,7 +20,8 @@ def schedule_of(folder: Path, toml: str, known: Sequence[Trial] = ()) -> Schedul
     """Make the schedule of a search, some of whose trials may be known."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "search.toml").write_text(toml)
-    return worker.schedule_of(load_search(folder / "search.toml"), [*known])
+    view = View(Disk(folder), known=[*known])
+    return worker.schedule_of(load_search(folder / "search.toml"), view)
 
 
 def all_of(schedule: Schedule) -> list[Trial]:
@@ -35,9 +37,10 @@ def checksum(values: Mapping[str, Any]) -> float:
 def offer(
     schedule: Schedule, trial: Trial, score: Callable[[Mapping[str, Any]], float] = checksum
 ) -> None:
-    """Offer the result of a trial."""
+    """Add the result of a trial."""
     scores = {schedule.oracle.objective.name: score(trial.values)}
-    schedule.offer(trial.model_copy(update={"scores": scores}))
+    assert isinstance(schedule.results, dict)
+    schedule.results[trial.n] = trial.model_copy(update={"scores": scores})
 
 
 def drive(

@@ -157,7 +157,7 @@ class Unordered(Schedule):
     """Lacks the safeguard `order`: passes on results in the order of their arrival."""
 
     def _give_result(self) -> bool:
-        ready = [each for each in self._running if each[1] in self._results]
+        ready = [each for each in self._running if each[1] in self.results]
         if ready:
             self._running.remove(ready[0])
             self._running.insert(0, ready[0])
@@ -221,11 +221,17 @@ class World:
 
     # The search
 
-    def schedule(self, known: list[Trial], node: int = 0) -> Schedule:
+    def schedule(self, view: View, node: int = 0) -> Schedule:
         kind = Unordered if "order" in self.without else Schedule
         oracle = Choices(self, node)
         width = self.width if self.is_guided else None
-        return kind(oracle, num_trials=self.num_trials, width=width, known=known)
+        return kind(
+            oracle,
+            num_trials=self.num_trials,
+            width=width,
+            known=view.known,
+            results=view.accepted,
+        )
 
     def known_values(self, n: int, node: int) -> Any:
         known = self.server.get(f"trials/{n}/values.json")
@@ -235,12 +241,12 @@ class World:
         """Return the scores of an undisturbed search, and record the calls of its oracle."""
         without, self.without, rounds = self.without, (), self.rounds_otherwise
         self.rounds_otherwise = False
-        known: list[Trial] = []
-        schedule, found = self.schedule(known), dict[int, Any]()
+        view, found = View(SimulatedDisk()), dict[int, Any]()
+        schedule = self.schedule(view)
         while trial := schedule.next():
-            known.append(trial)
+            view.know(trial)
             found[trial.n] = None if trial.n == self.poison else self.score(trial)
-            schedule.offer(self.ended(trial, 1))
+            view.accept(self.ended(trial, 1))
         while schedule.next():
             pass
         self.calls, self.without, self.rounds_otherwise = schedule.oracle.calls, without, rounds

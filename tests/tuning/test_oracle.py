@@ -12,7 +12,6 @@ from keras_tuner.oracles import GridSearchOracle, RandomSearchOracle
 
 from harness.errors import RunError
 from harness.job.search import GUIDED, load_search
-from harness.tuning import worker
 from harness.tuning.oracle import hyperparameters
 from harness.tuning.protocol import Trial
 from tests.tuning.driver import all_of, drive, offer, schedule_of
@@ -140,12 +139,12 @@ def test_hyperband_continues_in_a_space_smaller_than_its_rounds(
 def test_known_values_are_used_instead_of_computed_ones(tmp_path: Path) -> None:
     """Other processors round differently; a trial may become known during the replay."""
     toml = text("bayesian", 12).replace("0.3]", "0.3, 0.4, 0.5]")  # nine trials are random
-    whole, known = drive(schedule_of(tmp_path, toml)), list[Trial]()
-    schedule = worker.schedule_of(load_search(tmp_path / "search.toml"), known)
+    whole, schedule = drive(schedule_of(tmp_path, toml)), schedule_of(tmp_path, toml)
     other = {"model.dropout": 0.1 if whole[-1].values["model.dropout"] != 0.1 else 0.2}
     last = whole[-1].model_copy(update={"values": {**whole[-1].values, **other}})
-    known += [*whole[:-1], last]
-    assert [each.values for each in drive(schedule)] == [each.values for each in known]
+    assert isinstance(schedule.known, list)
+    schedule.known += [*whole[:-1], last]  # the oracle has the same list
+    assert [each.values for each in drive(schedule)] == [each.values for each in schedule.known]
 
 
 def test_a_command_imports_no_large_library() -> None:

@@ -245,7 +245,6 @@ def predict(
         Remarks,
         check_texts,
         classify_stream,
-        has_input,
         open_lines,
         read_lines,
     )
@@ -257,7 +256,7 @@ def predict(
         raise InputError(f"--file {file}: leave it out, or leave out the texts")
     if is_jsonl and texts:
         raise InputError("--jsonl: is for a file or standard input, not for texts; leave it out")
-    remarks, is_ready = Remarks(), True
+    remarks = Remarks()
     no_text = f"--file {file}: contains no text; write one text per line" if file else NO_TEXT
     if texts:
         batches = iter([[Line(number, text) for number, text in enumerate(check_texts(texts), 1)]])
@@ -268,10 +267,9 @@ def predict(
         name = f"--file {file}" if file is not None else "standard input"
         is_json = is_jsonl or (file is not None and file.suffix.lower() in JSON_LINES)
         batches = read_lines(source, name, remarks, is_json=is_json)
-        is_ready = file is not None or has_input(source)
-    # Read ahead, to refuse bad input before TensorFlow is imported. Don't wait for a pipe's input.
-    ahead = [*itertools.islice(batches, 1)] if is_ready else []
-    if is_ready and not ahead:
+    # Wait for the first texts, to refuse bad input before TensorFlow is imported.
+    ahead = [*itertools.islice(batches, 1)]
+    if not ahead:
         raise InputError(no_text)
     number = 0
     try:
@@ -286,8 +284,6 @@ def predict(
     finally:
         for line in remarks.lines() if number else ():
             log(logging.WARNING, line)
-    if not number:
-        raise InputError(no_text)
 
 
 @app.command(epilog="Example: harness export runs/lstm/my-run --out served/lstm")

@@ -3,12 +3,11 @@
 import codecs
 import hashlib
 import os
-import select
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -76,14 +75,6 @@ def open_lines(path: Path) -> BufferedReader:
         return os.fdopen(descriptor, "rb")
     except OSError as error:
         raise InputError(f"--file {path}: can't be read: {error.strerror}") from None
-
-
-def has_input(file: BinaryIO) -> bool:
-    """Whether a read would return at once, because there is input or the file has ended."""
-    try:
-        return bool(select.select([file], [], [], 0)[0])
-    except (OSError, ValueError):  # the file has no descriptor, as in a notebook
-        return True
 
 
 def read_lines(

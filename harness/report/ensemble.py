@@ -87,7 +87,6 @@ class Ensemble(BaseModel, frozen=True):
 
     folder: Path
     dataset_checksum: str
-    weights_from: str  # folder of the ensemble that provided the weights; empty if none did
     runs: Annotated[tuple[Member, ...], Field(min_length=1)]
     ngrams: Member | None = None  # the linear model
     sha256: dict[str, str]  # the checksum of each file of a member, by its path in the folder
@@ -498,11 +497,6 @@ def _given_weights(
             "--weights-from out"
         )
     ensemble = Ensemble.open(weights_from, option="--weights-from")
-    if ensemble.weights_from:
-        raise InputError(
-            f"{of}: this ensemble took its weights from ensemble {ensemble.weights_from}; "
-            f"give --weights-from {ensemble.weights_from}"
-        )
     mine = {"data": members[0].shared["data"], **settings_of(members, ngrams=ngrams)}
     theirs = {"data": ensemble.dataset_checksum, **ensemble.settings}
     for key in MAY_DIFFER:

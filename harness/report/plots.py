@@ -15,7 +15,7 @@ from harness.report.baseline import Baseline
 from harness.report.collect import DatasetGroup
 from harness.report.statistics import Predictions, epochs_of
 from harness.system.console import printable
-from harness.training.pictures import confusion_picture, mean_roc_curve, new_figure, png
+from harness.training.pictures import confusion_picture, new_figure, png
 
 if TYPE_CHECKING:
     import pandas
@@ -157,16 +157,30 @@ def _accuracy_by(
 
 
 def _roc(group: DatasetGroup, predictions: Predictions) -> Picture | None:
-    if predictions.labels.min() == predictions.labels.max():
+    """Draw the mean ROC curve of each job over its seeds; of several classes also over the classes.
+
+    A class's curve treats all other classes as one class. The true positive rates are averaged at
+    equal false positive rates.
+    """
+    from sklearn.metrics import roc_curve
+
+    truth = predictions.labels
+    if truth.min() == truth.max():
         return None
-    averaged = "" if len(predictions.classes) == 2 else " and the classes (each against the rest)"
+    has_two = len(predictions.classes) == 2
+    averaged = "" if has_two else " and the classes (each against the rest)"
+    rates = np.linspace(0, 1, 501) ** 2  # denser near 0, where the curve bends
     chart, styles = Chart(), styles_of(group)
-    for name, probabilities in predictions.by_job.items():
-        curves = [mean_roc_curve(predictions.labels, each) for each in probabilities]
-        rates, mean = curves[0][0], np.mean([each for _, each in curves], axis=0)
+    for name, by_seed in predictions.by_job.items():
+        curves = [
+            np.interp(rates, *roc_curve(truth == label, found[:, label])[:2])
+            for found in by_seed
+            for label in ([1] if has_two else np.unique(truth))
+        ]
         area = group.jobs.loc[name, "roc_auc"]
-        label = f"{name} ({area:.4f})" if area == area else name
-        chart.line(rates, mean, {**styles[name], "marker": "", "label": label}, label)
+        title = f"{name} ({area:.4f})" if area == area else name
+        style = {**styles[name], "marker": "", "label": title}
+        chart.line(rates, np.mean(curves, axis=0), style, title)
     chart.axes.plot([0, 1], [0, 1], color="#999999", linewidth=0.8)
     chart.axes.set(xlabel="false positive rate", ylabel="true positive rate")
     return chart.picture(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from harness.data.dataset import CLASSES
 from harness.training.metrics import checked
@@ -60,32 +60,6 @@ def confusion_picture(
         title=f"Confusion matrix: {accuracy:.1%} of {len(truth):,} reviews correct",
     )
     return png(figure)
-
-
-def mean_roc_curve(
-    truth: NDArray[np.int64], found: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the ROC curve of label 1; for more than two classes, the mean of all classes' curves.
-
-    A class's curve treats all other classes as one class. The true positive rates are averaged at
-    equal false positive rates.
-
-    Args:
-        truth: the true labels `[n]`, with at least two different labels.
-        found: the probabilities `[n, num_classes]`.
-
-    Returns:
-        The false positive rates `[501]` and the true positive rates `[501]`.
-    """
-    from sklearn.metrics import roc_curve
-
-    rates = np.linspace(0, 1, 501) ** 2  # denser near 0, where the curve bends
-    labels = [1] if found.shape[1] == 2 else np.unique(truth)
-    curves = []
-    for label in labels:
-        false_rate, true_rate, _ = roc_curve(truth == label, found[:, label])
-        curves.append(np.interp(rates, false_rate, true_rate))
-    return rates, np.mean(curves, axis=0)
 
 
 def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> "tuple[Figure, Axes]":

@@ -381,8 +381,8 @@ def compare(
     if baseline not in (None, "ngrams", "none"):
         raise InputError(f"baseline = {baseline!r}: should be 'ngrams' or 'none', or left out")
     named = named_or_all([Path(each) for each in folders], default_runs())
-    folder, audits = None if data is None else Path(data), default_runs()
-    parts, left_out = compared(named, echo, baseline=baseline, data=folder, audits=audits)
+    folder = None if data is None else Path(data)
+    parts, left_out = compared(named, echo, baseline=baseline, data=folder)
     return Comparison(tuple(parts), tuple(left_out))
 
 

@@ -39,8 +39,8 @@ def audit(
 ) -> None:
     """Check the numbers of finished runs by training them again.
 
-    Never changes the runs. Saves its results in --runs, where harness compare reads them. Exit
-    codes: 0 = equal, or equal within rounding; 1 = different; 2 = can't be audited here.
+    Never changes the runs. Saves its results in --runs. Exit codes: 0 = equal, or equal within
+    rounding; 1 = different; 2 = can't be audited here.
     """
     import pandas
 

@@ -48,7 +48,7 @@ def compare(
 
         check_folder(out)
     tops, say = named_or_all(named, runs), partial(echo, err=True)
-    parts, left_out = compared(tops, say, baseline=baseline, data=data, audits=runs)
+    parts, left_out = compared(tops, say, baseline=baseline, data=data)
     if markdown:
         from harness.report.summary import to_markdown
 

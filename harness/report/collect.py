@@ -4,7 +4,6 @@ import errno
 import json
 import logging
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,9 +19,8 @@ from harness.job.keys import FACTS, KEYS
 from harness.job.own_code import source_digest
 from harness.job.search import is_sweep, short_names
 from harness.system.console import log, printable
-from harness.system.files import disk_error_in, read_plain_file
+from harness.system.files import disk_error_in
 from harness.system.lenient_json import number, table, text, whole
-from harness.tracking.audits import AUDITS, audits_of, depth_of
 from harness.tracking.records import one_line
 from harness.tracking.run_dir import (
     ENSEMBLE_FILE,
@@ -76,8 +74,6 @@ class ScoredRun:
     result: Mapping[str, Any]  # the content of `result.json`
     settings: Mapping[str, Any]  # values by `table.key`, without the keys in `WITHOUT_RESULT`
     began_s: float = math.inf  # the run's start in seconds since 1970; infinite if unknown
-    # The depth of the user's deepest audit; `differs` if an audit found a difference; else empty.
-    audit: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,7 +138,6 @@ class DatasetGroup:
         firsts = [runs[0] for runs in self.runs.values()]
         jobs["architecture"] = [run.architecture for run in firsts]
         jobs["num_seeds"] = grouped.size()
-        jobs["audited"] = [_audits(runs) for runs in self.runs.values()]
         jobs["deviation"] = accuracy.std()
         interval = t_interval(jobs["accuracy"], accuracy.sem(), jobs["num_seeds"] - 1, 0.95)
         jobs["interval_low"], jobs["interval_high"] = np.clip(interval, 0, 1)
@@ -162,12 +157,6 @@ class DatasetGroup:
         """Return the group with only the `num` rows of highest accuracy, in unchanged order."""
         kept = {*self.jobs["accuracy"].sort_values(ascending=False, kind="stable").index[:num]}
         return replace(self, runs={name: self.runs[name] for name in self.runs if name in kept})
-
-
-def _audits(runs: Iterable[ScoredRun]) -> str | float:
-    """Return the number of audited runs of each depth, as in `full: 3, quick: 1`; NaN if none."""
-    counts = Counter(run.audit for run in runs if run.audit)
-    return ", ".join(f"{depth}: {num}" for depth, num in counts.most_common()) or math.nan
 
 
 def t_interval(mean: Any, error: Any, dof: Any, level: float) -> tuple[Any, Any]:
@@ -191,16 +180,13 @@ def t_interval(mean: Any, error: Any, dof: Any, level: float) -> tuple[Any, Any]
 # Find runs
 
 
-def scored_runs(
-    named: Sequence[Path], audits: Path | None = None
-) -> tuple[list[ScoredRun], list[LeftOut]]:
+def scored_runs(named: Sequence[Path]) -> tuple[list[ScoredRun], list[LeftOut]]:
     """Return the tested runs in the named folders, and the folders that are left out.
 
     Of a sweep only the retrained runs in `winner/` are found; its trials have no test scores.
 
     Args:
         named: runs, folders of runs, or glob patterns that match such folders.
-        audits: the user's own folder of runs, where `harness audit` stores the user's audits.
 
     Raises:
         InputError: if a folder is missing, or there is no run at all.
@@ -212,8 +198,6 @@ def scored_runs(
         raise InputError(f"{', '.join(map(str, named))}: contains no run; harness train makes one")
     left_out += [each for each in read if isinstance(each, LeftOut)]
     scored = [each for each in read if isinstance(each, ScoredRun)]
-    if audits and (audits / AUDITS).is_dir():
-        scored = [replace(run, audit=_audit(run.folder, audits)) for run in scored]
     closed = [run.folder for run in scored if run.settings.get("train.from") == UNKNOWN]
     if closed:
         log(
@@ -222,13 +206,6 @@ def scored_runs(
             "when these runs began, and whether they began with trained weights",
         )
     return scored, left_out
-
-
-def _audit(folder: Path, audits: Path) -> str:
-    try:
-        return depth_of(audits_of(audits, read_plain_file(folder / RESULT)))
-    except OSError:
-        return ""
 
 
 def expand(named: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:

@@ -38,7 +38,6 @@ COLUMNS = {  # most important first, because a narrow terminal shows the last on
     "s.d.": "{deviation:.2f}",
     "95 % interval": "{interval_low:.2f} to {interval_high:.2f}",
     "seeds": "{num_seeds:.0f}",
-    "audited": "{audited}",
     "book %": "{book_accuracy:.2f}",
     "validation %": "{val_accuracy:.2f}",
     "F1": "{f1:.4f}",
@@ -107,7 +106,6 @@ def compared(
     *,
     baseline: Literal["ngrams", "none"] | None = None,
     data: Path | None = None,
-    audits: Path | None = None,
 ) -> tuple[list[Part], list[LeftOut]]:
     """Find the runs and compare them.
 
@@ -116,7 +114,6 @@ def compared(
         say: a function that prints a message, such as one for each run that is left out.
         baseline: `ngrams` adds the n-gram model even if it is not cached; `none` shows no baseline.
         data: the folder of the dataset; needed only if a new run would not find the dataset.
-        audits: the user's own folder of runs, where `harness audit` stores the user's audits.
 
     Returns:
         One `Part` for each dataset, and the runs that no part contains.
@@ -126,7 +123,7 @@ def compared(
     """
     if data:
         open_dataset(data)  # a wrong path is an error, even if all baselines are cached
-    scored, left_out = scored_runs(named, audits)
+    scored, left_out = scored_runs(named)
     groups, repeated = group_runs(scored)
     left_out += repeated
     for line in left_out_lines(left_out):

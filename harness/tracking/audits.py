@@ -4,14 +4,13 @@ The file's name is the sha256 of the audited result, so an audit never applies t
 """
 
 import hashlib
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.system.files import atomic_write, distrust
 from harness.system.leased_dir import to_json
-from harness.system.lenient_json import read_json, table
+from harness.system.lenient_json import read_json
 
 AUDITS = ".audits"
 EQUAL, ROUNDING, DIFFERS = "equal", "within rounding", "differs"  # outcomes of an audit
@@ -45,21 +44,6 @@ def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
         return {} if distrust(path.parent) or distrust(path) else read_json(path)
     except OSError:
         return {}
-
-
-def depth_of(audits: Mapping[str, Any]) -> str:
-    """Return `differs` if an audit found a difference, else the depth of the most thorough audit.
-
-    A depth is, for example, `quick`, `3 epochs` or `full`; the result is empty without audits.
-    """
-    if any(table(dict(audits), depth).get("outcome") == DIFFERS for depth in audits):
-        return DIFFERS
-    return max(audits, key=_rank, default="")
-
-
-def _rank(depth: str) -> float:
-    number = depth.split()[0]
-    return float(number) if number.isdigit() else {"full": math.inf}.get(depth, 0.0)
 
 
 def _path(runs: Path, result_sha256: str) -> Path:

@@ -1,7 +1,6 @@
 """From folders to rows: which runs share a row, and which are left out with a reason."""
 
 import errno
-import hashlib
 import io
 import json
 import math
@@ -20,7 +19,6 @@ from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.report.collect import LeftOut, group_runs, scored_runs
 from harness.report.summary import Part, make_parts, print_parts
-from harness.tracking.audits import keep_audit
 from harness.tracking.run_dir import stamped
 from tests.conftest import JOBS, Harness
 from tests.made_up_runs import write_run
@@ -50,28 +48,6 @@ def test_mean_deviation_and_interval_are_students(tmp_path: Path) -> None:
     ]
     assert (cells["95 % interval"], cells["book %"]) == ("86.04 to 89.96", "87.05")
     assert "F1" not in cells  # these results contain no F1
-
-
-def test_audited_runs_are_marked(tmp_path: Path) -> None:
-    """The mark names the deepest audit; a result that changed after its audits has none."""
-    runs, mine = tmp_path / "runs", tmp_path / "mine"
-    for seed, depths in enumerate((["quick", "12 epochs", "2 epochs"], ["full"], ["quick"]), 1):
-        write_run(runs / str(seed), seed=seed)
-        checksum = hashlib.sha256((runs / str(seed) / "result.json").read_bytes()).hexdigest()
-        for depth in depths:
-            keep_audit(mine, checksum, {"depth": depth, "outcome": "equal"})
-    keep_audit(mine, checksum, {"depth": "full", "outcome": "differs"})
-
-    def marks() -> str:
-        part, *_ = make_parts(group_runs(scored_runs([runs], mine)[0])[0])
-        return rows_of(part)[0].get("audited", "")
-
-    assert marks() == "12 epochs: 1, full: 1, differs: 1"
-    path = runs / "2" / "result.json"
-    path.write_text(path.read_text().replace("0.87", "0.99"))
-    assert marks() == "12 epochs: 1, differs: 1"
-    (mine / ".audits").chmod(0o777)  # other users could have written the audits
-    assert marks() == ""
 
 
 @pytest.mark.parametrize(("second", "interval"), [(0.6, (math.nan, math.nan)), (0.9, (0.0, 1.0))])

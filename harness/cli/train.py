@@ -31,6 +31,7 @@ from harness.errors import InputError
 from harness.system.console import Console, echo, log
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from io import BufferedReader
 
     from harness.tracking.run_dir import RunDirectory
@@ -240,11 +241,9 @@ def predict(
     """
     from harness.inference.predict import (
         JSON_LINES,
-        NO_TEXT,
         Line,
         Remarks,
         check_texts,
-        classify_stream,
         open_lines,
         read_lines,
     )
@@ -257,33 +256,34 @@ def predict(
     if is_jsonl and texts:
         raise InputError("--jsonl: is for a file or standard input, not for texts; leave it out")
     remarks = Remarks()
-    no_text = f"--file {file}: contains no text; write one text per line" if file else NO_TEXT
+    batches: Iterator[list[Line]] = iter([])
+    no_text = "no text: pass one as an argument, with --file, or on standard input"
     if texts:
         batches = iter([[Line(number, text) for number, text in enumerate(check_texts(texts), 1)]])
-    elif file is None and not sys.stdin:
+    elif file is not None:
+        no_text = f"--file {file}: contains no text; write one text per line"
+        is_json = is_jsonl or file.suffix.lower() in JSON_LINES
+        batches = read_lines(open_lines(file), f"--file {file}", remarks, is_json=is_json)
+    elif sys.stdin:
+        source = cast("BufferedReader", sys.stdin.buffer)
+        batches = read_lines(source, "standard input", remarks, is_json=is_jsonl)
+    first = next(batches, None)  # refuse bad input before TensorFlow is imported
+    if first is None:
         raise InputError(no_text)
-    else:
-        source = open_lines(file) if file is not None else cast("BufferedReader", sys.stdin.buffer)
-        name = f"--file {file}" if file is not None else "standard input"
-        is_json = is_jsonl or (file is not None and file.suffix.lower() in JSON_LINES)
-        batches = read_lines(source, name, remarks, is_json=is_json)
-    # Wait for the first texts, to refuse bad input before TensorFlow is imported.
-    ahead = [*itertools.islice(batches, 1)]
-    if not ahead:
-        raise InputError(no_text)
-    number = 0
     try:
         with computing(model.job()):
             classify = classifier_of(model).classify
-            for number, answer in classify_stream(classify, itertools.chain(ahead, batches)):
-                if as_json:
-                    echo(json.dumps({"number": number, **answer.as_json()}))
-                else:
-                    shown = " ".join(answer.text[:200].split())  # as one line
-                    echo(f"{answer.summary}  {shown}")
+            for lines in itertools.chain([first], batches):
+                answers = classify([line.text for line in lines])
+                for line, answer in zip(lines, answers, strict=True):
+                    if as_json:
+                        echo(json.dumps({"number": line.number, **answer.as_json()}))
+                    else:
+                        shown = " ".join(answer.text[:200].split())  # as one line
+                        echo(f"{answer.summary}  {shown}")
     finally:
-        for line in remarks.lines() if number else ():
-            log(logging.WARNING, line)
+        for warning in remarks.lines():
+            log(logging.WARNING, warning)
 
 
 @app.command(epilog="Example: harness export runs/lstm/my-run --out served/lstm")

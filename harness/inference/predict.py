@@ -2,9 +2,8 @@
 
 import codecs
 import hashlib
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,16 +20,14 @@ from harness.errors import InputError
 from harness.system.files import MAX_RECORD_BYTES, raise_unless_missing, read_plain_file
 from harness.tracking.run_dir import CHECKSUMS, RunDirectory
 
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 18  # about 200 reviews
 MAX_LINE_BYTES = 16_000_000
 JSON_LINES = (".jsonl", ".ndjson")
-SHOWN = 5  # largest number of line numbers in a warning
 
 RATIOS_FILE = "ngram_ratios.npz"
 
-FIRST_TEXTS, TEXTS_AT_ONCE = 64, 1024
+TEXTS_AT_ONCE = 1024
 BY_LENGTH = 128  # number of texts of similar length that form a batch
-NO_TEXT = "no text: pass one as an argument, with --file, or on standard input"
 
 
 class Line(NamedTuple):
@@ -45,16 +42,24 @@ class Remarks:
     """Counts blank and cut texts, for warnings at the end."""
 
     num_blank: int = 0
-    first_blank: list[int] = field(default_factory=list)
     num_cut: int = 0
 
     def lines(self) -> Iterator[str]:
         """Yield a warning about blank texts and one about cut texts, if there are any."""
         if self.num_blank:
-            first = ", ".join(map(str, self.first_blank))
-            yield f"skipped {self.num_blank:,} lines without a word, the first ones: {first}"
+            yield f"skipped {self.num_blank:,} lines without a word"
         if self.num_cut:
             yield f"{self.num_cut:,} texts were cut to their last {MAX_CHARACTERS:,} characters"
+
+    def checked(self, text: str) -> str | None:
+        """Return a text, cut to its last MAX_CHARACTERS; return None if it contains no word."""
+        if len(text) > MAX_CHARACTERS:
+            text = text[-MAX_CHARACTERS:]
+            self.num_cut += 1
+        if tokenize(text):
+            return text
+        self.num_blank += 1
+        return None
 
 
 def open_lines(path: Path) -> BufferedReader:
@@ -69,10 +74,7 @@ def open_lines(path: Path) -> BufferedReader:
             ".jsonl file, or rename the file and use --jsonl"
         )
     try:
-        # Without O_NONBLOCK, opening a FIFO that nobody writes to would wait forever.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        os.set_blocking(descriptor, True)
-        return os.fdopen(descriptor, "rb")
+        return path.open("rb")
     except OSError as error:
         raise InputError(f"--file {path}: can't be read: {error.strerror}") from None
 
@@ -105,12 +107,10 @@ def read_lines(
         try:
             for raw in whole:
                 number += 1
-                where = f"{name}: line {number}"
-                text = checked(_text(raw, where, is_json=is_json), number, where, remarks)
+                text = remarks.checked(_text(raw, f"{name}: line {number}", is_json=is_json))
                 if text is not None:
                     lines.append(Line(number, text))
-            # A file such as /dev/zero has no newline.
-            if b"\0" in rest or len(rest) > MAX_LINE_BYTES:
+            if len(rest) > MAX_LINE_BYTES:  # /dev/zero, for example, has no newline
                 _text(rest, f"{name}: line {number + 1}", is_json=is_json)
         finally:
             if lines:
@@ -120,8 +120,6 @@ def read_lines(
 
 
 def _text(raw: bytes, where: str, *, is_json: bool) -> str:
-    if b"\0" in raw:
-        raise InputError(f"{where} contains a NUL byte, so it is not text; save it as UTF-8")
     if len(raw) > MAX_LINE_BYTES:
         raise InputError(f"{where} has over {MAX_LINE_BYTES:,} bytes; write one text per line")
     try:
@@ -135,27 +133,6 @@ def _text(raw: bytes, where: str, *, is_json: bool) -> str:
     if not isinstance(text, str):
         raise InputError(f'{where} is not a text; write "…" or {{"text": "…"}} in each line')
     return text
-
-
-def checked(text: str, number: int, where: str, remarks: Remarks) -> str | None:
-    """Return a text, cut to its last MAX_CHARACTERS; return None if it contains no word.
-
-    Raises:
-        InputError: if the text can't be encoded as UTF-8.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"{where} can't be encoded as UTF-8; check its encoding") from None
-    if len(text) > MAX_CHARACTERS:
-        text = text[-MAX_CHARACTERS:]
-        remarks.num_cut += 1
-    if tokenize(text):
-        return text
-    remarks.num_blank += 1
-    if len(remarks.first_blank) < SHOWN:
-        remarks.first_blank.append(number)
-    return None
 
 
 # Reading files of a run
@@ -249,8 +226,7 @@ def check_texts(texts: Sequence[str]) -> list[str]:
     """Check texts before TensorFlow starts; cut long texts to their last MAX_CHARACTERS.
 
     Raises:
-        InputError: if there is no text, or a text is no string, contains no word or can't be
-            encoded.
+        InputError: if there is no text, or a text is no string or contains no word.
     """
     if not texts:
         raise InputError("texts = []: should be a string, or a list of at least one")
@@ -259,7 +235,7 @@ def check_texts(texts: Sequence[str]) -> list[str]:
     for number, text in enumerate(texts, 1):
         if not isinstance(text, str):
             raise InputError(f"text {number} = {repr(text)[:40]}: should be a string")
-        cut = checked(text, number, f"text {number}", remarks)
+        cut = remarks.checked(text)
         if cut is None:
             raise InputError(
                 f"text {number} {text[:40]!r} contains no word; write a word, or leave out the text"
@@ -353,23 +329,3 @@ class Classifier:
         result = np.empty_like(ordered := np.concatenate(outputs))
         result[order] = ordered
         return result
-
-
-def classify_stream(
-    classify: Callable[[Sequence[str]], Sequence[Prediction]], batches: Iterable[Sequence[Line]]
-) -> Iterator[tuple[int, Prediction]]:
-    """Yield the line number and the prediction of each text as soon as possible.
-
-    The first call of `classify` contains few texts, so that the first prediction comes early.
-
-    Args:
-        classify: the method `classify` of a `Classifier` or an ensemble.
-        batches: lists of texts that arrived together.
-    """
-    at_once = FIRST_TEXTS
-    for batch in batches:
-        while batch:
-            part, batch = batch[:at_once], batch[at_once:]
-            at_once = TEXTS_AT_ONCE
-            predictions = classify([line.text for line in part])
-            yield from zip((line.number for line in part), predictions, strict=True)

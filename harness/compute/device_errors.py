@@ -16,7 +16,6 @@ from harness.system.gpu import memory_of_gpus
 
 MAX_QUOTED = 300  # largest number of characters that a message quotes from TensorFlow
 LATEST = 40  # how many of the latest messages are searched for the cause of a failure
-LITTLE_GB = 0.5  # with less free GPU memory, cuDNN and cuBLAS may fail to start
 
 # 4004 is CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED, which TensorFlow 2.21 can't name.
 OUT_OF_MEMORY = re.compile(
@@ -24,7 +23,6 @@ OUT_OF_MEMORY = re.compile(
     r"|[Oo]ut of memory|the resource allocation failed"  # "the resource …" is from cuBLAS
     r"|Dst tensor is not initialized"  # the GPU had no memory for a copied tensor
 )
-FREE_BYTES = re.compile(r"Memory usage: (\d+) bytes free")  # printed when cuDNN can't start
 # If TensorFlow can't load or launch a kernel, only this message reports it. The operation reports
 # success but leaves its output unchanged (tf_gpu_runtime_wrappers.cc).
 UNWRITTEN = re.compile(r"tf_gpu_runtime_wrappers\.cc:\d+\] .*failed with")
@@ -83,11 +81,6 @@ DEVICE_ERRORS = (
         "GPU, use NVIDIA's MPS, or ask your site to run nvidia-smi -c DEFAULT",
     ),
     DeviceError(
-        r"(?i)\bMIG\b|invalid device ordinal|CUDA_ERROR_INVALID_DEVICE",
-        "CUDA does not know the GPU or MIG instance in CUDA_VISIBLE_DEVICES",
-        "nvidia-smi -L lists the valid names; a process can use only one MIG instance",
-    ),
-    DeviceError(
         "(?i)NCCL",
         "the GPUs can't communicate (NCCL)",
         "set the network in slurm/site.sh (export NCCL_SOCKET_IFNAME=ib0), find the reason with "
@@ -138,9 +131,7 @@ def explained(
     for known in DEVICE_ERRORS:
         if not (match := re.search(known.pattern, text)):
             continue
-        if known.what == LIBRARY_REFUSED and (
-            OUT_OF_MEMORY.search(lasting) or _has_little_memory(text, sees_memory)
-        ):
+        if known.what == LIBRARY_REFUSED and OUT_OF_MEMORY.search(lasting):
             return out_of_memory(sees_memory=sees_memory)
         start = text.rfind("\n", 0, match.start()) + 1
         line = _shortened(text[start:].partition("\n")[0])
@@ -159,14 +150,6 @@ def _shortened(line: str) -> str:
     return " ".join(ARGUMENTS.sub(r"\1", line).split())[:MAX_QUOTED]
 
 
-def _has_little_memory(text: str, sees_memory: bool) -> bool:
-    """Whether a library failed for lack of GPU memory although its message does not say so."""
-    free = [int(num) / 1e9 for num in FREE_BYTES.findall(text)]
-    if not free and sees_memory:
-        free = [each.free_gb for each in memory_of_gpus().values()]
-    return min(free, default=LITTLE_GB) < LITTLE_GB
-
-
 def out_of_memory(*, sees_memory: bool) -> RunError:
     """Return the error for a full device; its message lists the processes that use the memory.
 
@@ -175,10 +158,9 @@ def out_of_memory(*, sees_memory: bool) -> RunError:
     """
     gpus = memory_of_gpus() if sees_memory else {}
     memory = "; ".join(f"GPU {name} {each}" for name, each in gpus.items())
-    shared = ", or fewer runs per GPU" if any(each.others_gb for each in gpus.values()) else ""
     return RunError(
         f"the device is out of memory{': ' if memory else ''}{memory}; lower train.batch_size or "
-        f"data.maxlen, or use more devices{shared}"
+        "data.maxlen, use more devices, or start fewer runs per GPU"
     )
 
 

@@ -59,3 +59,19 @@ def test_memory_of_visible_gpus(
     let_nvml_answer(monkeypatch, FakeNvml(gpu0=0, gpu1=0), seen)
     known = {"0": Memory(1.5, 80.0, 1.0, {}), "1": Memory(1.5, 80.0, 1.0, {OTHER: 40.0})}
     assert list(memory_of_gpus().items()) == [(name, known[name]) for name in names]
+
+
+def test_compiled_kernels_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are kept in a private folder of the user's cache, unless CUDA_CACHE_PATH is set."""
+    monkeypatch.setattr(os, "environ", {"XDG_CACHE_HOME": str(tmp_path)})
+    gpu.keep_compiled_kernels()
+    folder = tmp_path / "harness" / "cuda"
+    assert os.environ["CUDA_CACHE_PATH"] == str(folder)
+    assert int(os.environ["CUDA_CACHE_MAXSIZE"]) > 4e9
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o777)
+    for variables in ({}, {"CUDA_CACHE_PATH": "/mine"}):
+        monkeypatch.setattr(os, "environ", {"XDG_CACHE_HOME": str(tmp_path), **variables})
+        gpu.keep_compiled_kernels()
+        assert os.environ.items() >= variables.items()
+        assert "CUDA_CACHE_MAXSIZE" not in os.environ

@@ -1,13 +1,13 @@
 """Compares each GPU's results with the CPU's before a run trains on it.
 
 A broken GPU may compute wrong numbers, or run no kernels, without an error. The check compares an
-elementwise operation, a matrix product, an XLA kernel and, if the job uses cuDNN, the outputs and
-gradients of a recurrent layer.
+elementwise operation, a matrix product, an XLA kernel, and the outputs and gradients of cuDNN's
+recurrent layers.
 """
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from harness.compute.device_errors import check_results
-from harness.compute.execution_plan import ExecutionPlan, without_cudnn
+from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.network import fresh_names
 from harness.compute.recurrent import use_cudnn_rnn
 from harness.compute.strategy import Devices, card_of, devices_in_use, make_strategy
@@ -42,7 +42,7 @@ Compute = Callable[[], list[tf.Tensor]]
 
 
 def checked_strategy(
-    requested: Devices | None, worker_group: WorkerGroup | None, job: Job, console: Console
+    requested: Devices | None, worker_group: WorkerGroup | None, console: Console
 ) -> tf.distribute.Strategy:
     """Make the strategy for the requested devices, and check its GPUs.
 
@@ -56,7 +56,7 @@ def checked_strategy(
         if line := first_use(card):
             console.info(line)
     strategy = make_strategy(requested, worker_group)
-    check_devices(job, console.warning)
+    check_devices(console.warning)
     return strategy
 
 
@@ -88,16 +88,7 @@ def is_switched_off() -> bool:
     return os.environ.get(SWITCH) == "0"
 
 
-def cudnn_layers(job: Job) -> frozenset[str]:
-    """Return the kinds of cuDNN layers to check, except the plain RNN, see `checked_plan`."""
-    if job.model.is_own:
-        return frozenset({"lstm", "gru"})
-    if not job.model.recurrent or without_cudnn(job) or job.model.architecture == "rnn":
-        return frozenset()
-    return frozenset({"gru"} if job.model.architecture == "gru" else {"lstm"})
-
-
-def check_devices(job: Job, warn: Callable[[str], object]) -> None:
+def check_devices(warn: Callable[[str], object]) -> None:
     """Raise an error if a GPU's results differ from the CPU's; call this after `make_strategy`.
 
     Raises:
@@ -110,7 +101,7 @@ def check_devices(job: Job, warn: Callable[[str], object]) -> None:
         warn(f"{SWITCH}=0: the results of the GPUs are not checked")
         return
     for index, gpu in enumerate(gpus):
-        if problem := find_difference(f"GPU:{index}", cudnn_layers(job)):
+        if problem := find_difference(f"GPU:{index}", ("lstm", "gru")):
             check_results()  # raises an error if a kernel was not loaded, e.g. by an old driver
             text = (
                 f"GPU {index} ({card_of(gpu).name}) computes wrong results: {problem}; run harness "
@@ -128,19 +119,9 @@ def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
     has_plain_rnn = job.model.recurrent and (job.model.architecture == "rnn" or job.model.is_own)
     if plan.way != "cudnn" or not has_plain_rnn or is_switched_off():
         return plan
-    gpus = range(len(tf.config.get_visible_devices("GPU")))
-    agrees = all(plain_rnn_agrees(f"GPU:{index}") for index in gpus)
-    return plan if agrees else replace(plan, way="keras")
-
-
-@functools.cache
-def plain_rnn_agrees(gpu: str) -> bool:
-    """Whether cuDNN's plain RNN on a GPU agrees with Keras's layer on the CPU.
-
-    Args:
-        gpu: TensorFlow's name of the GPU, such as `GPU:0`.
-    """
-    return not find_difference(gpu, frozenset({"rnn"}))
+    num_gpus = len(tf.config.get_visible_devices("GPU"))
+    differs = any(find_difference(f"GPU:{index}", ("rnn",)) for index in range(num_gpus))
+    return replace(plan, way="keras") if differs else plan
 
 
 def take_memory(gpus: Sequence[Any]) -> None:
@@ -159,7 +140,8 @@ def take_memory(gpus: Sequence[Any]) -> None:
             tf.constant(np.zeros(FIRST_BYTES, np.uint8))
 
 
-def find_difference(gpu: str, layers: frozenset[str]) -> str:
+@functools.cache
+def find_difference(gpu: str, layers: tuple[str, ...]) -> str:
     """Describe the first computation whose results differ between GPU and CPU; "" if none do.
 
     Args:
@@ -182,7 +164,7 @@ def find_difference(gpu: str, layers: frozenset[str]) -> str:
     return ""
 
 
-def _computations(layers: frozenset[str]) -> Iterator[tuple[str, Compute, Compute]]:
+def _computations(layers: Iterable[str]) -> Iterator[tuple[str, Compute, Compute]]:
     """Yield each computation: its name, a function for the GPU, and a function for the CPU."""
     numbers = np.random.default_rng(1).normal(size=SHAPE).astype(np.float32)
     square = np.random.default_rng(2).normal(size=(64, 64)).astype(np.float32)
@@ -202,7 +184,7 @@ def _computations(layers: frozenset[str]) -> Iterator[tuple[str, Compute, Comput
     yield "an elementwise operation", elementwise, elementwise
     yield "a matrix product", product, product
     yield "an XLA kernel", by_xla, elementwise
-    for name in sorted(layers):
+    for name in layers:
         yield f"cuDNN's {name}", _recurrent(name, numbers, True), _recurrent(name, numbers, False)
 
 

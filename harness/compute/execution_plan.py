@@ -82,7 +82,8 @@ def _way(job: Job, kind: str) -> Way:
     if setting == "on":
         return "xla"
     if kind == "gpu":
-        return "xla" if setting == "auto" and without_cudnn(job) else "cudnn"
+        lacks_cudnn = job.model.architecture == "gru" and not job.model.reset_after
+        return "xla" if setting == "auto" and lacks_cudnn else "cudnn"
     if setting == "off" or job.model.is_own or not job.model.recurrent:
         return "keras"
     if "lstm" in job.model.architecture and job.train.precision == "float32":
@@ -129,8 +130,3 @@ def recurrent_units(model: ModelConfig) -> int:
     if model.architecture == "stacked_lstm":
         return model.units + (model.second_units or model.units)
     return model.units * (2 if model.architecture == "bilstm" else 1)
-
-
-def without_cudnn(job: Job) -> bool:
-    """Whether a built-in network has a layer that cuDNN does not support."""
-    return job.model.architecture == "gru" and not job.model.reset_after

@@ -1,11 +1,9 @@
 """Builds a job's network, built-in or custom, and checks custom networks."""
 
 import contextlib
-import inspect
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -21,8 +19,8 @@ from harness.data.vocabulary import FIRST_WORD
 from harness.data.word_vectors import WordVectors
 from harness.errors import InputError
 from harness.job.keys import Job
-from harness.job.own_code import OptionReader, load_function, own_errors
-from harness.layers import all_layers, for_training, global_batch, makes_masks, place_dropouts
+from harness.job.own_code import OptionReader, load_taking, own_errors
+from harness.layers import for_training, global_batch, makes_masks, place_dropouts
 
 KERAS_PRECISION = {
     "float32": "float32",
@@ -67,19 +65,15 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
     if not job.model.is_own:
         build = BUILDERS[job.model.architecture]
         return build(job.data.vocab_size, job.network(), num_outputs=num_outputs)
-    name = job.model.architecture
-    where = f"model.architecture = {name!r}"
-    function = load_function(job.code, name, where="model.architecture")
+    name, key = job.model.architecture, "model.architecture"
+    where = f"{key} = {name!r}"
     options = OptionReader(job.model.options, "model.options")
-    arguments: dict[str, Any] = {"num_outputs": num_outputs, "options": options}
-    try:
-        inspect.signature(function).bind(job.data.vocab_size, job.network(), **arguments)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{where}: should take (vocab_size, config, *, num_outputs, options): {error}"
-        ) from None
+    given = (job.data.vocab_size, job.network())
+    named = {"num_outputs": num_outputs, "options": options}
+    form = "(vocab_size, config, *, num_outputs, options)"
+    function = load_taking(job.code, name, where=key, form=form, given=given, named=named)
     with own_errors(where), fresh_names(), dtype_policy(job):
-        model = function(job.data.vocab_size, job.network(), **arguments)
+        model = function(*given, **named)
         if not isinstance(model, keras.Model):
             raise InputError(
                 f"{where}: returns a {type(model).__name__}, should return a keras.Model"
@@ -158,14 +152,11 @@ def embedding_of_words(model: keras.Model, job: Job) -> Embedding:
     return fitting[0]
 
 
-def check_network(
-    job: Job, num_outputs: int = 1, *, num_replicas: int = 1, trains: bool = True
-) -> str:
+def check_network(job: Job, num_outputs: int = 1, *, trains: bool = True) -> str:
     """Build a custom network and check its outputs, before the run writes anything.
 
     Args:
         num_outputs: the network's number of outputs, see `Dataset.num_outputs`.
-        num_replicas: the number of replicas of the run.
         trains: whether to check also that the network can be trained, accepts short reviews
             (`data.bucket`) and compiles with XLA (`train.xla`).
 
@@ -190,12 +181,6 @@ def check_network(
         outputs = np.asarray(keras.ops.cast(model(tokens, training=False), "float32"))
     if trains:
         _check_forms(model, job, tokens, where)
-    for layer in all_layers(model):
-        if num_replicas > 1 and getattr(layer, "synchronized", False):
-            raise InputError(
-                f"{where}: {layer.name} has synchronized=True, which works only on one device; "
-                "use LayerNormalization, or one device"
-            )
     others = place_dropouts(model, job.train.seed, job.train.batch_size)
     num_losses, unused = _traced_training(model, job, where) if trains else (len(model.losses), [])
     if num_losses:

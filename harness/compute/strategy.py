@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -342,13 +342,9 @@ def describe_cuda() -> dict[str, Any]:
     gpus = tf.config.get_visible_devices("GPU")
     if not gpus:
         return {}
-    details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
-    capabilities = [each.get("compute_capability") for each in details]
     return {
         "driver": nvidia_driver(),
-        "compute_capabilities": [
-            ".".join(map(str, capability)) if capability else None for capability in capabilities
-        ],
+        "compute_capabilities": [".".join(map(str, card_of(each).capability)) for each in gpus],
         **gpu.library_versions(),
         "site_libraries": gpu.shadowing_libraries(),
         "variables": {
@@ -357,19 +353,17 @@ def describe_cuda() -> dict[str, Any]:
     }
 
 
-def title_of_devices(strategy: "tf.distribute.Strategy", threads: int) -> str:
+def title_of_devices(devices: Sequence[Mapping[str, str]], threads: int) -> str:
     """Return the training devices as text: `2 × NVIDIA A100-SXM4-80GB`, `CPU, 4 threads`.
 
     Args:
-        strategy: the run's strategy; its devices on all nodes are counted.
+        devices: what `describe_devices` returns.
         threads: the number of threads of an operation on a CPU.
     """
-    num = strategy.num_replicas_in_sync
-    names = Counter(each["name"] or "GPU" for each in _local_devices(num) if "name" in each)
+    names = Counter(each["name"] for each in devices if "name" in each)
     if names:
-        num_nodes = num // names.total()
-        return ", ".join(f"{num_nodes * count} × {name}" for name, count in names.items())
-    virtual = f"{num} × " if num > 1 else ""
+        return ", ".join(f"{count} × {name}" for name, count in names.items())
+    virtual = f"{len(devices)} × " if len(devices) > 1 else ""
     return f"{virtual}CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
@@ -382,8 +376,8 @@ def _local_devices(num_cpus: int) -> list[dict[str, str]]:
         return [{"device": f"cpu:{i}"} for i in range(num_cpus)]
     return [
         {
-            "device": gpu.name.removeprefix("/physical_device:").lower(),
-            "name": str(tf.config.experimental.get_device_details(gpu).get("device_name", "")),
+            "device": each.name.removeprefix("/physical_device:").lower(),
+            "name": card_of(each).name,
         }
-        for gpu in gpus
+        for each in gpus
     ]

@@ -336,21 +336,27 @@ def load_function(code: Mapping[str, str], reference: str, *, where: str) -> Cal
 
 
 def load_taking(
-    code: Mapping[str, str], reference: str, *, where: str, form: str, given: Sequence[Any]
+    code: Mapping[str, str],
+    reference: str,
+    *,
+    where: str,
+    form: str,
+    given: Sequence[Any],
+    named: Mapping[str, Any] = {},
 ) -> Callable[..., Any]:
     """Import a job's function, and check that it can be called with the given arguments.
 
     Args:
         where: the name of the key, with which error messages begin.
         form: the arguments as a message names them, such as `(labels, probabilities)`.
-        given: an example of each argument.
+        given, named: an example of each positional and of each keyword argument.
 
     Raises:
         InputError: if the function can't be imported or does not accept the arguments.
     """
     function = load_function(code, reference, where=where)
     try:
-        inspect.signature(function).bind(*given)
+        inspect.signature(function).bind(*given, **named)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where} = {reference!r}: should take {form}: {error}") from None
     return function

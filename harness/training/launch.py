@@ -118,26 +118,20 @@ def launch(
             stack.enter_context(explained_device_errors())
             check_gpus(requested, allocation, console.warning)
             begins.first_use = first_use_factor(devices_in_use(requested)[1])
-            strategy = checked_strategy(requested, worker_group, job, console)
+            strategy = checked_strategy(requested, worker_group, console)
             check_results()
         stop.listen()  # again, because TensorFlow may have replaced the signal handler
         plan = choose(job, "gpu" if num_own_gpus() else "cpu", threads, begun=begun_plan)
         plan = ExecutionPlan(**agreed(asdict(checked_plan(plan, job)), worker_group))
         monitor = ResourceMonitor(num_own_gpus(), given_cpus(allocation))
-        title = title_of_devices(strategy, plan.threads)
-        console.info(f"{title}; data: {context.dataset.title}")
         devices_used = describe_devices(strategy, worker_group)
+        title = title_of_devices(devices_used, plan.threads)
+        console.info(f"{title}; data: {context.dataset.title}")
         # Workers other than the chief have an empty `context.run`, and so warn of nothing.
         of_start = context.run if began is run else began
         warn_of_changes(of_start, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
-        check_own_parts(
-            context,
-            strategy.num_replicas_in_sync,
-            console,
-            is_new=is_new,
-            compiled=plan.way == "xla",
-        )
+        check_own_parts(context, console, is_new=is_new, compiled=plan.way == "xla")
         # 4. Train.
         from harness.training.train import train
 
@@ -308,9 +302,7 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
     )
 
 
-def check_own_parts(
-    context: RunContext, num_replicas: int, console: Console, *, is_new: bool, compiled: bool
-) -> None:
+def check_own_parts(context: RunContext, console: Console, *, is_new: bool, compiled: bool) -> None:
     """Check the user's network, loss and optimizer before anything is written.
 
     Args:
@@ -326,9 +318,7 @@ def check_own_parts(
     from harness.compute.optimizer import check_optimizer
 
     job = context.job
-    if line := check_network(
-        job, context.dataset.num_outputs, num_replicas=num_replicas, trains=is_new
-    ):
+    if line := check_network(job, context.dataset.num_outputs, trains=is_new):
         console.warning(line)
     if is_new:
         check_loss(job, context.dataset.num_outputs, compiled=compiled)
@@ -401,7 +391,7 @@ def computing(job: Job, threads: int | None = None) -> Iterator[None]:
 
     try:
         with explained_device_errors():
-            check_devices(job, Console().warning)
+            check_devices(Console().warning)
             yield
     finally:
         stderr_filter.show_rest()

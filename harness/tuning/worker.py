@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from harness.compute.gpus import check_gpus
 from harness.compute.strategy import (
+    describe_devices,
     import_tensorflow,
     num_own_gpus,
     parse_devices,
@@ -142,12 +143,12 @@ def work(sweep: SweepDirectory, arguments: argparse.Namespace) -> None:
     from harness.compute.device_check import checked_strategy
     from harness.tuning.trial import Trials
 
-    strategy = checked_strategy(requested, None, search.job, console)
+    strategy = checked_strategy(requested, None, console)
     stop.check()
     stop.listen()  # again, since TensorFlow may have set another handler
     which = f" (GPU {os.environ.get('CUDA_VISIBLE_DEVICES')})" if num_own_gpus() else ""
-    title = f"{title_of_devices(strategy, threads)}{which}; data: {dataset.title}"
-    console.info(f"{title}; worker {name} on {socket.gethostname()}")
+    title = f"{title_of_devices(describe_devices(strategy), threads)}{which}"
+    console.info(f"{title}; data: {dataset.title}; worker {name} on {socket.gethostname()}")
     observers = Observers(console, ResourceMonitor(num_own_gpus(), threads), stop)
     trials = Trials(sweep, search, dataset=dataset, strategy=strategy, observers=observers)
     space = process_space()

@@ -184,8 +184,8 @@ def test_cudnns_plain_rnn_is_used_where_it_agrees(
     """Each GPU is compared with the CPU; Keras's loop replaces a wrong kernel."""
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["gpu"])
     monkeypatch.setattr(device_check, "is_switched_off", lambda: False)
-    agrees = device_check.plain_rnn_agrees.__wrapped__  # without the cache
-    monkeypatch.setattr(device_check, "plain_rnn_agrees", lambda gpu: agrees("CPU:0"))
+    find = device_check.find_difference.__wrapped__  # without the cache
+    monkeypatch.setattr(device_check, "find_difference", lambda gpu, layers: find("CPU:0", layers))
     rnn, lstm = (load_job(JOBS / f"{name}.toml") for name in ("rnn", "lstm"))
     plan = ExecutionPlan("cudnn", 1)
     assert device_check.checked_plan(plan, rnn).way == "cudnn"

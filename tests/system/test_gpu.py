@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from harness.slurm.environment import visible_gpus
+from harness.system import gpu
 from harness.system.gpu import Memory, hidden_by, memory_of_gpus
 from tests.system.fake_nvml import OTHER, FakeNvml, let_nvml_answer
 

@@ -42,11 +42,11 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         confirm_here("sbatch slurm/doctor.sh", here=options.here)
         name = f"acceptance-{socket.gethostname()}-{time.strftime('%Y-%m-%dT%H%M%S')}.json"
-        out = options.out or options.runs / name
+        out = options.runs / name
         report = accept(options.devices or site_devices(), options.data, is_full=options.full)
         text = json.dumps(report, indent=2)
         try:
-            atomic_write(out, text, remedy="give another --out")
+            atomic_write(out, text, remedy="give another --runs")
         except RunError:  # show the report, which took minutes
             echo(text)
             raise
@@ -73,7 +73,6 @@ def parser() -> argparse.ArgumentParser:
     add("--data", type=Path, metavar="DIR", help="folder with imdb.npz")
     runs = Path(os.environ.get("HARNESS_RUNS") or "runs")
     add("--runs", type=Path, metavar="DIR", default=runs, help="folder of the JSON file")
-    add("--out", type=Path, metavar="FILE", help="the JSON file, instead of a new one in --runs")
     add("--here", action="store_true", help="run on this machine even if it has sbatch")
     return made
 

@@ -1,6 +1,5 @@
-"""The checks on one or two devices: libraries, results and speed."""
+"""The checks on one or two devices."""
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -9,17 +8,14 @@ from typing import Any
 from harness.compute.execution_plan import choose
 from harness.doctor.doctor import describe_cards, describe_gpus
 from harness.doctor.finding import Finding
-from harness.doctor.probe import ARCHITECTURES, JOBS, START_S, measure
+from harness.doctor.probe import ARCHITECTURES, JOBS
 from harness.job.job_file import load_job
 from harness.slurm.environment import given_cpus
 from harness.system.processes import nvidia_driver
-from tests import asked_child, child
-from tests.gpu.runs import ALONE, RUN_S, Checks, NotRun, Runs, SmallRun, judge
+from harness.tracking.run_dir import last_start
+from tests.gpu.runs import Checks, Runs, SmallRun, judge
 
-CHILD = "tests.gpu.child"
-AT_ONCE = 4  # runs at a time on a GPU; checks of speed start one run at a time
-
-# The node
+AT_ONCE = 4  # runs at a time on a GPU
 
 
 def check_gpus(seen: dict[str, Any], runs: Runs) -> Iterator[Finding]:
@@ -31,44 +27,14 @@ def check_gpus(seen: dict[str, Any], runs: Runs) -> Iterator[Finding]:
         yield Finding("not run", "card", "not run: needs a GPU")
 
 
-def check_libraries(runs: Runs) -> Iterator[Finding]:
-    """Report the versions of cuDNN and NCCL."""
-    answer, _ = asked_child.ask(CHILD, {"do": "libraries"}, timeout_s=START_S)
-    runs.values["libraries"] = answer
-    if None not in answer.values():
-        yield Finding("green", "libraries", f"cuDNN {answer['cudnn']}, NCCL {answer['nccl']}")
-    elif runs.kind == "gpu":
-        missing = [name for name, version in answer.items() if version is None]
-        remedy = "HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
-        yield Finding("red", "libraries", f"{' and '.join(missing)} can't be loaded", remedy)
-    else:
-        raise NotRun("the CUDA libraries, which HARNESS_EXTRA=gpu installs")
-
-
-def check_broken_driver(runs: Runs) -> Iterator[Finding]:
-    """A run with --devices gpu and a broken libcuda is refused and trains nothing."""
-    broken = runs.folder / "broken"
-    broken.mkdir()
-    (broken / "libcuda.so.1").write_text("no library")
-    path = os.pathsep.join(filter(None, (str(broken), os.environ.get("LD_LIBRARY_PATH"))))
-    args = runs.args("lstm", "refused", "gpu:1")
-    ended = child.run_process(args, timeout_s=RUN_S, **ALONE, LD_LIBRARY_PATH=path)
-    is_refused = ended.code in (1, 2) and "TensorFlow sees no GPU" in ended.last_line
-    if is_refused and not runs.run("lstm", "refused").folder.exists():
-        yield Finding("green", "broken driver", f"refused: {ended.last_line[:90]}…")
-    else:
-        yield Finding("red", "broken driver", f"not refused: it {ended}", "it may train on a CPU")
-
-
-# The numbers
-
-
 def check_kernels(runs: Runs) -> Iterator[Finding]:
-    """The record of each run has the expected kernel for each recurrent layer."""
+    """The record of each run has the expected kernel for each recurrent layer.
+
+    The JSON file gets the kernels and the versions of the CUDA libraries.
+    """
     wrong, shown = [], []
     for job, run in zip(ARCHITECTURES, _all(runs, "calm", runs.one), strict=True):
-        kernels = run.record["kernels"]
-        way = run.record["plan"]["way"]
+        kernels, way = run.record["kernels"], run.record["plan"]["way"]
         if runs.kind == "gpu":
             way = choose(load_job(JOBS / f"{job}.toml"), "gpu", 1).way
         expected = "loop" if way == "keras" else way
@@ -76,6 +42,7 @@ def check_kernels(runs: Runs) -> Iterator[Finding]:
         runs.values.setdefault("kernels", {})[job] = kernels
         if set(kernels.values()) != {expected}:
             wrong.append(f"{job} {' '.join(kernels.values()) or 'none'}, not {expected}")
+    runs.values["cuda"] = last_start(runs.calm("lstm").record)["cuda"]
     if wrong:
         yield Finding("red", "kernels", "; ".join(wrong), "compare the log of a run")
     else:
@@ -117,19 +84,6 @@ def check_against_cpu(runs: Runs) -> Iterator[Finding]:
         yield judge(runs, f"gpu against cpu {job}", runs.calm(job).difference(run))
 
 
-def check_masks(runs: Runs) -> Iterator[Finding]:
-    """Two devices draw identical dropout masks."""
-    devices = ["cpu:0", "gpu:0" if runs.kind == "gpu" else "cpu:1"]
-    answer, _ = asked_child.ask(CHILD, {"do": "masks", "devices": devices}, timeout_s=RUN_S)
-    sums = runs.values["masks"] = answer["sums"]
-    same = len(set(sums.values())) == 1
-    found = f"{' and '.join(devices)} draw {'the same' if same else 'different'} masks"
-    remedy = "" if same else "a run that resumes on the other kind of device gets other dropout"
-    yield Finding("green" if same else "red", "dropout masks", found, remedy)
-    if runs.kind == "cpu":
-        yield Finding("not run", "masks of a gpu", "not run: needs a GPU")
-
-
 def check_two(runs: Runs) -> Iterator[Finding]:
     """Two devices have the losses of one device, with 1 and with 10 steps per call.
 
@@ -158,31 +112,6 @@ def check_precision(precision: str, runs: Runs) -> Iterator[Finding]:
         yield Finding("red", precision, found, "use train.precision = 'float32'")
 
 
-def check_speed(job: str, runs: Runs) -> Iterator[Finding]:
-    """Report the reviews per second of a job on one GPU, on two GPUs and on this node's CPU."""
-    kinds = ["cpu"] if runs.kind == "cpu" else ["gpu:1", "cpu"]
-    if runs.kind == "gpu" and runs.num_devices > 1:
-        kinds.append("gpu:2")
-    speeds = {kind: measure(job, kind, runs.data, **ALONE) for kind in kinds}
-    rates = {kind: each.reviews_per_s for kind, each in speeds.items()}
-    runs.values.setdefault("reviews/s", {})[job] = rates
-    found = "; ".join(
-        f"{kind} {each.reviews_per_s:,.0f} reviews/s, {each.step_s * 1000:.1f} ms a step, "
-        f"{each.memory_gb:.1f} GB"
-        + (f", {each.gpu_gb:.2f} GB of the GPU" if each.gpu_gb is not None else "")
-        for kind, each in speeds.items()
-    )
-    name = f"speed {job}"
-    if runs.kind == "cpu":
-        yield Finding("green", name, found)
-        yield Finding("not run", f"{name} gpu", "not run: needs a GPU")
-    elif rates["gpu:1"] < rates["cpu"]:
-        remedy = f"--devices cpu, larger batches, or --runs-per-gpu for several ({job})"
-        yield Finding("yellow", name, f"{found}: slower than {given_cpus(None)} CPUs", remedy)
-    else:
-        yield Finding("green", name, found)
-
-
 def _all(runs: Runs, run_id: str, devices: str) -> list[SmallRun]:
     """Train a run of each architecture, several runs at a time."""
     at_once = AT_ONCE if runs.kind == "gpu" else min(AT_ONCE, given_cpus(None))
@@ -191,13 +120,9 @@ def _all(runs: Runs, run_id: str, devices: str) -> list[SmallRun]:
 
 
 CHECKS: Checks = {
-    "libraries": check_libraries,
-    "broken driver": check_broken_driver,
     "kernels": check_kernels,
     **{f"bytes {job}": partial(check_bytes, job) for job in ARCHITECTURES},
     "gpu against cpu": check_against_cpu,
-    "dropout masks": check_masks,
     "two devices": check_two,
     **{each: partial(check_precision, each) for each in ("float16", "bfloat16")},
-    **{f"speed {job}": partial(check_speed, job) for job in ARCHITECTURES},
 }

@@ -117,7 +117,7 @@ def null_environment() -> Path:
         fcntl.flock(file, fcntl.LOCK_EX)  # another pytest worker may build it now
         path = target / "null-gpu.sha256"
         if not path.exists() or path.read_text() != stamp:
-            make(environment, target)
+            make(target)
             path.write_text(stamp)
     return target
 

@@ -1,18 +1,20 @@
-"""Make an environment whose GPU computes nothing: python -m tests.gpu.null_gpu.make ENV OUT.
+"""Make an environment whose GPU computes nothing: python -m tests.gpu.null_gpu.make OUT.
 
-OUT is a copy of the environment ENV, made of hard links. Its CUDA libraries are compiled from the C
-files beside this module. TensorFlow's wheel is unchanged: it lists GPUs, places operations,
-compiles, copies, launches kernels and handles errors as on a real GPU. A launched kernel does
-nothing, so no number that comes from a device means anything.
+OUT uses the packages of the running Python, except TensorFlow, of which it has a copy made of hard
+links. Beside the copy lie CUDA libraries that are compiled from the C files beside this module.
+TensorFlow's wheel is unchanged: it lists GPUs, places operations, compiles, copies, launches
+kernels and handles errors as on a real GPU. A launched kernel does nothing, so no number that comes
+from a device means anything.
 
 The program needs gcc and binutils. A CUDA function that no C file defines becomes a stub that
 counts its calls and returns 0.
 """
 
 import re
-import shutil
 import subprocess
 import sys
+import sysconfig
+import venv
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
@@ -39,21 +41,22 @@ FUNCTION = re.compile(
 HANDLE = re.compile("(cu(blas|blasLt|dnn|solverDn|sparse)Create|cuGraphAdd).*")  # make a handle
 
 
-def make(environment: Path, out: Path) -> None:
-    """Copy the environment by hard links and build the libraries into the copy."""
-    shutil.rmtree(out, ignore_errors=True)
-    subprocess.run(["cp", "--archive", "--link", environment, out], check=True)
-    (packages,) = out.glob("lib/python3*/site-packages")
-    shutil.rmtree(packages / "nvidia", ignore_errors=True)
+def make(out: Path) -> None:
+    """Make an environment with the packages of this one, and build the libraries into it."""
+    venv.create(out, clear=True, symlinks=True)
+    packages = Path(sysconfig.get_path("purelib"))
+    (folder,) = out.glob("lib/python3*/site-packages")
+    (folder / "others.pth").write_text(f"import site; site.addsitedir({str(packages)!r})\n")
+    subprocess.run(["cp", "--archive", "--link", packages / "tensorflow", folder], check=True)
     driver = out / DRIVER
     driver.mkdir()
-    names = functions_of(packages / "tensorflow")
+    names = functions_of(folder / "tensorflow")
     compile_library([SOURCES / "null.c"], driver / "libnull.so")
     for name, library, package, begins in LIBRARIES:
-        folder = packages / "nvidia" / package / "lib" if package else driver
-        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / "nvidia" / package / "lib" if package else driver
+        target.mkdir(parents=True, exist_ok=True)
         own = [each for each in names if re.match(begins, each)]
-        compile_library([write_source(name, own, driver)], folder / library, driver, name)
+        compile_library([write_source(name, own, driver)], target / library, driver, name)
 
 
 def functions_of(tensorflow: Path) -> list[str]:
@@ -107,4 +110,4 @@ def compile_library(
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]).resolve(), Path(sys.argv[2]).resolve())
+    make(Path(sys.argv[1]).resolve())

@@ -110,12 +110,13 @@ class Run:
         Raises:
             InputError: if a text contains no words, or the run is unfinished.
         """
-        from harness.inference.predict import predict
+        from harness.inference.predict import Classifier, check_texts
 
         is_one = isinstance(texts, str) or not isinstance(texts, Iterable)
         given: Any = [texts] if is_one else [*texts]
+        checked = check_texts(given)
         with _quiet_tensorflow():
-            return predict(self._directory, given)
+            return Classifier(self._directory).classify(checked)
 
     @property
     def _directory(self) -> "RunDirectory":

@@ -34,8 +34,14 @@ class Evaluator:
         strategy: tf.distribute.Strategy,
         job: Job,
         plan: ExecutionPlan,
+        *,
+        num_rows: int = 0,
     ) -> None:
-        """Prepare a model for evaluation; `plan` may replace the kernels of recurrent layers."""
+        """Prepare a model for evaluation; `plan` may replace the kernels of recurrent layers.
+
+        Args:
+            num_rows: the number of reviews per replica in a batch; by default EVALUATION_BATCH.
+        """
         self.model, self.strategy, data = model, strategy, job.data
         self.votes = spans_processes(strategy)
         on_gpu = num_own_gpus() > 0
@@ -46,7 +52,7 @@ class Evaluator:
             look_up_by_gather(model)
             if plan.way == "cudnn":
                 use_cudnn_rnn(model)
-        self.num_rows = EVALUATION_BATCH["gpu" if on_gpu else "cpu"]  # per replica
+        self.num_rows = num_rows or EVALUATION_BATCH["gpu" if on_gpu else "cpu"]
         num_replicas = strategy.num_replicas_in_sync
         self.shape = BatchShape(self.num_rows * num_replicas, data.maxlen, data.bucket)
         # With `data.bucket` batches differ in length. TensorFlow then traces the function twice:

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.compute.device_errors import check_results
+from harness.compute.execution_plan import ExecutionPlan
 from harness.data.dataset import by_class, vocab_from_bytes
-from harness.data.epoch_order import BatchShape, evaluation_order, time_steps
 from harness.data.ngrams import MAX_BYTES, NgramRatios
 from harness.data.tables import json_value
 from harness.data.vocabulary import MAX_CHARACTERS, START, UNKNOWN, encode_text, tokenize
@@ -26,8 +25,7 @@ JSON_LINES = (".jsonl", ".ndjson")
 
 RATIOS_FILE = "ngram_ratios.npz"
 
-TEXTS_AT_ONCE = 1024
-BY_LENGTH = 128  # number of texts of similar length that form a batch
+TEXTS_AT_ONCE = 64  # number of texts in a batch, into which also a single text is padded
 
 
 class Line(NamedTuple):
@@ -244,16 +242,6 @@ def check_texts(texts: Sequence[str]) -> list[str]:
     return kept
 
 
-def predict(run: RunDirectory, texts: Sequence[str]) -> list[Prediction]:
-    """Predict the class of each text with the model of a run.
-
-    Raises:
-        InputError: if `check_texts` refuses a text, or the run is unfinished.
-    """
-    texts = check_texts(texts)
-    return Classifier(run).classify(texts)
-
-
 class Classifier:
     """Classifies texts with the model of a finished run; each text must contain a word.
 
@@ -262,38 +250,21 @@ class Classifier:
     """
 
     def __init__(self, run: RunDirectory) -> None:
-        # A strategy is not used, since it needs at least one text per replica.
-        import tensorflow as tf
-
+        from harness.compute.evaluator import Evaluator
+        from harness.compute.strategy import one_device
         from harness.inference.model_file import load_model
 
-        model = load_model(run)
-        self.data = run.job().data
-        self.classes = run.result()["classes"]
+        job, model = run.job(), load_model(run)
+        self.vocab_size, self.classes = job.data.vocab_size, run.result()["classes"]
         self.ranks = {word: rank for rank, word in enumerate(read_vocabulary(run), 1)}
         self.ratios = read_ratios(run)
-        time = None if self.data.bucket else self.data.maxlen
-        inputs = [tf.TensorSpec([None, time], tf.int32)]
-        if self.ratios:
-            inputs.append(tf.TensorSpec([None, time, self.ratios.num_channels], tf.float32))
-        # The function is traced once for any number of texts. Keras's `predict` is not used, since
-        # it builds a tf.data pipeline, which is too slow for a few texts.
-        self._forward = tf.function(
-            lambda *values: model(list(values) if self.ratios else values[0], training=False),
-            input_signature=inputs,
-            autograph=False,
-        )
-        self._outputs([[START]])  # TensorFlow traces the function here, before texts arrive
+        plan = ExecutionPlan("keras", 1)
+        self.evaluator = Evaluator(model, one_device(), job, plan, num_rows=TEXTS_AT_ONCE)
+        self._probabilities([[START]])  # TensorFlow traces the network here, before texts arrive
 
     def classify(self, texts: Sequence[str]) -> list[Prediction]:
         """Predict the class of each text."""
-        parts = range(0, len(texts), TEXTS_AT_ONCE)
-        return [each for i in parts for each in self._classify(texts[i : i + TEXTS_AT_ONCE])]
-
-    def _classify(self, texts: Sequence[str]) -> list[Prediction]:
-        data = self.data
-        encoded = [encode_text(text, self.ranks, data.vocab_size) for text in texts]
-        probabilities = by_class(self._outputs(encoded))
+        encoded = [encode_text(text, self.ranks, self.vocab_size) for text in texts]
         return [
             Prediction(
                 text=text,
@@ -302,30 +273,16 @@ class Classifier:
                 num_words=len(tokens) - 1,
                 num_unknown=tokens.count(UNKNOWN),
             )
-            for text, tokens, row in zip(texts, encoded, probabilities, strict=True)
+            for text, tokens, row in zip(texts, encoded, self._probabilities(encoded), strict=True)
         ]
 
-    def _outputs(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
-        """Compute the model's outputs for encoded texts, `[num_texts, num_outputs] float32`."""
-        import tensorflow as tf
+    def _probabilities(self, encoded: Sequence[Sequence[int]]) -> np.ndarray:
+        """Compute the probability of each class for encoded texts, `[num_texts, num_classes]`."""
+        from harness.data.input_pipeline import Reviews
 
-        from harness.data.input_pipeline import Padding, Reviews
-
-        num = BY_LENGTH if self.data.bucket else len(encoded)
-        shape = BatchShape(num, self.data.maxlen, self.data.bucket)
-        order = evaluation_order(np.array([len(tokens) for tokens in encoded]), shape)
-        offsets = np.concatenate([[0], np.cumsum([len(encoded[i]) for i in order])])
-        tokens = np.concatenate([encoded[i] for i in order]).astype(np.int32)
-        reviews = Reviews(tokens, offsets, np.zeros(len(order), np.int32))
+        tokens = np.concatenate(encoded).astype(np.int32)
+        offsets = np.cumsum([0, *map(len, encoded)])
+        reviews = Reviews(tokens, offsets, np.zeros(len(encoded), np.int32))
         if self.ratios:
             reviews = replace(reviews, ratios=self.ratios.at_words(reviews.words()))
-        outputs, padding = [], Padding(reviews, shape)
-        lengths, rows = reviews.lengths(shape.maxlen), np.arange(len(order))
-        for step, time in enumerate(time_steps(rows[None], lengths, shape)):
-            with tf.device("/cpu:0"):  # otherwise the rows of all texts would be copied to a GPU
-                tokens, ratios = padding.padded(rows[step * num : (step + 1) * num], time)
-            outputs.append(self._forward(*([tokens, ratios] if self.ratios else [tokens])).numpy())
-            check_results()
-        result = np.empty_like(ordered := np.concatenate(outputs))
-        result[order] = ordered
-        return result
+        return by_class(self.evaluator.probabilities(reviews))

@@ -11,65 +11,19 @@ import tensorflow as tf
 from keras import layers
 
 from harness.compute import device_check
-from harness.compute.adversarial import build_step
 from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.network import build_network, dtype_policy, training_network
 from harness.compute.recurrent import (
     compute_in_float32,
-    kernels_of,
     recurrent_layers,
     use_cudnn_rnn,
     use_turns_of_two,
     why_slow,
 )
-from harness.data.epoch_order import BatchShape
-from harness.data.input_pipeline import Reviews, batches
 from harness.job.job_file import load_job
 from tests.conftest import JOBS
 
-NUM_REVIEWS, LENGTH = 50, 12
-SETTINGS = ("data.vocab_size=100", f"data.maxlen={LENGTH}", "train.batch_size=20", "model.units=4")
-
-
-def train(
-    name: str, settings: list[str], *, block: bool, parts: int
-) -> tuple[np.ndarray, list[np.ndarray], set[str]]:
-    """Train three steps; return their sums, the weights, and the kernels of the graph."""
-    numbers = np.random.default_rng(1)
-    lengths = numbers.integers(1, LENGTH + 1, NUM_REVIEWS)
-    tokens = numbers.integers(4, 100, lengths.sum()).astype(np.int32)
-    labels = (np.arange(NUM_REVIEWS) % 2).astype(np.int32)
-    reviews = Reviews(tokens, np.r_[0, np.cumsum(lengths)], labels)
-    job = load_job(JOBS / f"{name}.toml", [*SETTINGS, *settings])
-    plan = ExecutionPlan("block" if block else "keras", 1, parts)
-    strategy = tf.distribute.get_strategy()
-    train_step = build_step(job, strategy, plan)
-    order = np.arange(NUM_REVIEWS, dtype=np.int32)[None]
-    shape = BatchShape(20, LENGTH, job.data.bucket)
-    opened = iter(batches(strategy, reviews, order, shape=shape))
-    graph = train_step.train_steps.get_concrete_function(opened, 1).graph
-    kernels = kernels_of(train_step.model, graph, plan.way)
-    sums = np.concatenate([train_step.train_steps(opened, 1).numpy() for _ in range(3)])
-    return sums, train_step.model.get_weights(), set(kernels.values())
-
-
-@pytest.mark.full
-@pytest.mark.parametrize(
-    ("name", "settings"),
-    [
-        ("bilstm", ["model.pooling=max"]),
-        ("bilstm", ["data.bucket=true", "train.adversarial=1"]),
-        ("stacked_lstm", ["model.second_units=3"]),
-    ],
-)
-def test_the_block_kernel_trains_like_the_loop(name: str, settings: list[str]) -> None:
-    """Losses and weights differ only by rounding, also in parts; the record names the kernel."""
-    sums, weights, kernels = train(name, settings, block=False, parts=1)
-    block_sums, block_weights, block_kernels = train(name, settings, block=True, parts=2)
-    assert (kernels, block_kernels) == ({"loop"}, {"block"})
-    np.testing.assert_allclose(block_sums, sums, rtol=1e-5)
-    for one, other in zip(block_weights, weights, strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-6)
+SETTINGS = ("data.vocab_size=100", "data.maxlen=12", "train.batch_size=20", "model.units=4")
 
 
 @pytest.mark.full

@@ -1,22 +1,10 @@
-"""`--devices`, HARNESS_DEVICES, and the start of a strategy on several nodes."""
+"""`--devices` and HARNESS_DEVICES."""
 
-import contextlib
 import re
-from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-import tensorflow as tf
 
-from harness.compute.strategy import (
-    START_S,
-    Devices,
-    _across_nodes,
-    one_device_each,
-    parse_devices,
-    site_devices,
-)
+from harness.compute.strategy import Devices, one_device_each, parse_devices, site_devices
 from harness.errors import InputError
 
 
@@ -53,25 +41,3 @@ def test_a_refusal_names_the_option_or_the_variable(
     assert str(refused.value).startswith(said)
     monkeypatch.setenv("HARNESS_DEVICES", "cpu")
     assert one_device_each(None, "run") == site_devices() == "cpu"
-
-
-def test_the_start_of_a_strategy_on_several_nodes_is_limited(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The limit applies only to TensorFlow's wait for the other workers."""
-    done: list[object] = []
-
-    @contextlib.contextmanager
-    def limited(limit_s: float) -> Iterator[None]:
-        done.append(limit_s)
-        yield
-        done.append("over")
-
-    group: Any = SimpleNamespace(addresses=["a:1", "b:1"], rank=0, limited=limited)
-    monkeypatch.setenv("TF_CONFIG", "")
-    monkeypatch.setattr("harness.compute.strategy._expect_heartbeats", done.append)
-    monkeypatch.setattr(
-        tf.distribute, "MultiWorkerMirroredStrategy", lambda: done.append("started")
-    )
-    _across_nodes(group)
-    assert done == [2, START_S, "started", "over"]

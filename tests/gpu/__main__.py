@@ -1,4 +1,4 @@
-"""`python -m tests.gpu [--full]`: tests the README's promises on this node by real runs.
+"""`python -m tests.gpu`: tests the README's promises on this node by real runs.
 
 The command prints a numbered line per check and writes a JSON file. A check that could not run has
 the level `not run`, never green. Without a GPU, two virtual CPU devices are tested. The command
@@ -28,7 +28,6 @@ from harness.slurm.environment import SlurmEnvironment
 from harness.system.console import echo, log, take_any_text
 from harness.system.files import atomic_write, scratch_directory
 from harness.system.processes import nvidia_driver, processor
-from tests.gpu import full
 from tests.gpu.checks import CHECKS, check_gpus
 from tests.gpu.runs import Checks, Runs, unless_not_run
 
@@ -43,7 +42,7 @@ def main(words: Sequence[str] | None = None) -> int:
         confirm_here("sbatch slurm/doctor.sh", here=options.here)
         name = f"acceptance-{socket.gethostname()}-{time.strftime('%Y-%m-%dT%H%M%S')}.json"
         out = options.runs / name
-        report = accept(options.devices or site_devices(), options.data, is_full=options.full)
+        report = accept(options.devices or site_devices(), options.data)
         text = json.dumps(report, indent=2)
         try:
             atomic_write(out, text, remedy="give another --runs")
@@ -68,7 +67,6 @@ def parser() -> argparse.ArgumentParser:
         description="Test this node by real runs; this takes ten minutes.",
     )
     add = made.add_argument
-    add("--full", action="store_true", help="also check several GPUs, several nodes and memory")
     add("--devices", metavar="KIND:N", help="gpu:1, cpu:2, …; default: all GPUs, or cpu:2")
     add("--data", type=Path, metavar="DIR", help="folder with imdb.npz")
     runs = Path(os.environ.get("HARNESS_RUNS") or "runs")
@@ -77,13 +75,12 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def accept(devices: str | None, data: Path | None, *, is_full: bool) -> dict[str, Any]:
+def accept(devices: str | None, data: Path | None) -> dict[str, Any]:
     """Run the checks in order, print their lines, and return the content of the JSON file.
 
     Args:
         devices: the value of `--devices`; by default all GPUs or, without a GPU, two CPU devices.
         data: the folder of the dataset.
-        is_full: whether to run also the checks that take long or need several GPUs or nodes.
 
     Raises:
         InputError: if `devices` is wrong, or if this job step has several tasks.
@@ -99,11 +96,9 @@ def accept(devices: str | None, data: Path | None, *, is_full: bool) -> dict[str
     count = requested.count if requested else None
     num = min(len(seen["gpus"]), count or MAX_DEVICES) if kind == "gpu" else max(2, count or 2)
     checks: Checks = {"devices": partial(check_gpus, seen), **CHECKS}
-    if is_full:
-        checks |= full.CHECKS
     lines: list[dict[str, Any]] = []
     with scratch_directory() as folder:
-        runs = Runs(folder, kind, num, data, allocation)
+        runs = Runs(folder, kind, num, data)
         for name, check in checks.items():
             began = time.perf_counter()
             for finding in examine(name, partial(unless_not_run, name, partial(check, runs))):
@@ -118,7 +113,6 @@ def accept(devices: str | None, data: Path | None, *, is_full: bool) -> dict[str
         "driver": nvidia_driver(),
         "seen": seen,
         "devices": f"{kind}:{num}",
-        "full": is_full,
         "checks": lines,
         "values": runs.values,
     }

@@ -159,7 +159,6 @@ def workers(job: Submitted) -> dict[str, int]:
     return found
 
 
-# n3 is slow, because tests/gpu/test_acceptance.py also kills the first of two processes.
 @pytest.mark.parametrize("node", [pytest.param("n3", marks=pytest.mark.slow), "n4"])
 def test_a_lost_worker_ends_the_step_and_the_job_goes_on(
     project: SlurmProject, on_two_devices: Path, node: str

@@ -10,7 +10,6 @@ import pytest
 
 from harness.system.lenient_json import read_json
 from tests.conftest import Harness
-from tests.gpu.full import two_workers
 from tests.preloaded import Process
 
 LONG = ["--set", "train.epochs=1000", "--set", "train.batch_size=8"]  # 57 steps per epoch
@@ -26,6 +25,24 @@ class Hangs(keras.callbacks.Callback):
             threading.Event().wait()
 def make(): return Hangs()
 """
+
+
+def two_workers(job_id: str) -> list[dict[str, str]]:
+    """Return the variables of two workers on this machine that train as if on two nodes.
+
+    Args:
+        job_id: determines the ports of the workers.
+    """
+    both = {
+        "SLURM_JOB_ID": job_id,
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "HARNESS_NODES": "localhost localhost",
+        "HARNESS_INTERFACE": "",  # use localhost, not the interface that the site sets
+        "HARNESS_NODE_FAULTS": "",
+    }
+    return [{**both, "SLURM_PROCID": rank} for rank in "01"]
 
 
 class Pair:

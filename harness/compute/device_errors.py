@@ -7,7 +7,7 @@ explains the death from the messages alone.
 import re
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from harness.errors import NodeFault, RunError
 from harness.slurm.environment import report_node_fault
@@ -30,39 +30,38 @@ CHECK_FAILED = re.compile(r"Check failed: .* is OK \((.*)\)$")
 ARGUMENTS = re.compile(r"'(\w+)\(.*\)'")  # a function call in a message; its arguments are removed
 
 
-@dataclass(frozen=True)
-class DeviceError:
+class DeviceError(NamedTuple):
     """An error of CUDA and its remedy."""
 
     pattern: str  # a regular expression for TensorFlow's message
     what: str
     remedy: str
-    is_node_fault: bool = False  # whether the job is requeued without the node
 
 
 LIBRARY_REFUSED = "a CUDA library refused"
-ANOTHER_NODE = "run harness resume on another node, and report this one to your site"
-# The first pattern that matches counts. The tests in tests/gpu provoke these errors.
-DEVICE_ERRORS = (
+ANOTHER_NODE = (
+    "run harness resume on another node, and report this one to your site; if the run fails on "
+    "that node too, CUDA or TensorFlow is at fault"
+)
+# The first pattern that matches counts. The tests in tests/gpu provoke these errors. After a fault
+# of the node, the job is requeued without the node.
+NODE_FAULTS = (
     DeviceError(
-        "(?i)ECC_UNCORRECTABLE|uncorrectable ECC",
-        "the GPU's memory is broken",
-        ANOTHER_NODE,
-        is_node_fault=True,
+        "(?i)ECC_UNCORRECTABLE|uncorrectable ECC", "the GPU's memory is broken", ANOTHER_NODE
     ),
     DeviceError(
         "(?i)SYSTEM_NOT_READY|system not yet initialized|CUDA_ERROR_NO_DEVICE",
         "the driver has lost the GPU",
         ANOTHER_NODE,
-        is_node_fault=True,
     ),
     DeviceError(
         "(?i)ILLEGAL_ADDRESS|illegal memory access|LAUNCH_FAILED|unspecified launch failure|"
         "Unexpected Event status",  # TensorFlow hides CUDA's code
         "a kernel failed on the GPU",
-        f"{ANOTHER_NODE}; if the run fails on that node too, CUDA or TensorFlow is at fault",
-        is_node_fault=True,
+        ANOTHER_NODE,
     ),
+)
+OTHER_ERRORS = (
     DeviceError(
         "(?i)driver version is insufficient|INSUFFICIENT_DRIVER|UNSUPPORTED_PTX_VERSION|"
         "unsupported toolchain",
@@ -111,7 +110,7 @@ DEVICE_ERRORS = (
 
 def is_node_fault(text: str) -> bool:
     """Whether a message reports a broken GPU, so that the job should move to another node."""
-    return any(re.search(each.pattern, text) for each in DEVICE_ERRORS if each.is_node_fault)
+    return any(re.search(each.pattern, text) for each in NODE_FAULTS)
 
 
 def explained(
@@ -128,7 +127,7 @@ def explained(
     text = "\n".join([lasting, *texts] if is_node_fault(lasting) else texts)
     if OUT_OF_MEMORY.search(text) and not is_node_fault(lasting):
         return out_of_memory(sees_memory=sees_memory)
-    for known in DEVICE_ERRORS:
+    for known in (*NODE_FAULTS, *OTHER_ERRORS):
         if not (match := re.search(known.pattern, text)):
             continue
         if known.what == LIBRARY_REFUSED and OUT_OF_MEMORY.search(lasting):
@@ -136,7 +135,7 @@ def explained(
         start = text.rfind("\n", 0, match.start()) + 1
         line = _shortened(text[start:].partition("\n")[0])
         message = f"{known.what}: {line}; {known.remedy}"
-        if known.is_node_fault:
+        if known in NODE_FAULTS:
             return NodeFault(message, will_requeue=report_node_fault(message))
         return RunError(message)
     return None

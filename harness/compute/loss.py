@@ -149,13 +149,3 @@ def class_weights(
             f"{classes[int(counts.argmin())]!r}; raise data.limit, or set each class's weight"
         )
     return tuple((len(labels) / (len(classes) * counts)).tolist())
-
-
-def weights_of(labels: tf.Tensor, by_class: Sequence[float]) -> tf.Tensor:
-    """Return the weight of each example, `[examples]`.
-
-    Args:
-        labels: whole numbers, `[examples] float32`.
-        by_class: the weights of the classes; a label is an index into these weights.
-    """
-    return tf.gather(tf.constant(by_class, tf.float32), tf.cast(labels, tf.int32))

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from harness.compute.evaluator import Evaluator, wide
 from harness.compute.execution_plan import ExecutionPlan
-from harness.compute.loss import loss_of, weights_of
+from harness.compute.loss import loss_of
 from harness.compute.network import KERAS_PRECISION, build_network, put_vectors, training_network
 from harness.compute.optimizer import build_optimizer
 from harness.compute.recurrent import (
@@ -162,7 +162,9 @@ class TrainStep:
         losses = self.losses(batch.labels, probabilities)
         weights = tf.cast(batch.weights, losses.dtype)
         if self.class_weights:
-            losses *= tf.cast(weights_of(batch.labels, self.class_weights), losses.dtype)
+            by_class = tf.constant(self.class_weights, tf.float32)
+            of_labels = tf.gather(by_class, tf.cast(batch.labels, tf.int32))
+            losses *= tf.cast(of_labels, losses.dtype)
         loss = tf.reduce_sum(losses * weights)
         correct = tf.cast(is_correct(batch.labels, probabilities), losses.dtype)
         sums = tf.stack([loss, tf.reduce_sum(correct * weights)])

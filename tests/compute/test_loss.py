@@ -6,7 +6,7 @@ import tensorflow as tf
 from sklearn.utils.class_weight import compute_class_weight
 
 from harness.compute.adversarial import perturbation
-from harness.compute.loss import class_weights, cross_entropy, weights_of
+from harness.compute.loss import class_weights, cross_entropy
 from harness.errors import InputError
 from harness.job.keys import TrainConfig
 
@@ -22,13 +22,11 @@ def test_balanced_weights_equal_scikit_learns() -> None:
 
 
 def test_weights_by_name_follow_the_labels() -> None:
-    """A class that is not named has the weight 1; an example has the weight of its label."""
+    """A class that is not named has the weight 1."""
     found = class_weights(TrainConfig(class_weights={"c": 3.0, "a": 0.5}), CLASSES, LABELS)
     assert found == (0.5, 1.0, 3.0)
     left_out = TrainConfig(class_weights={"b": 0.0})
     assert class_weights(left_out, CLASSES, LABELS) == (1.0, 0.0, 1.0)
-    labels = np.array([2.0, 0.0, 1.0], np.float32)
-    assert weights_of(labels, found).numpy().tolist() == [3.0, 0.5, 1.0]
     assert class_weights(TrainConfig(), CLASSES, LABELS) == ()
 
 

@@ -19,7 +19,7 @@ import pytest
 from tests import preloaded
 from tests.gpu.null_gpu.make import DRIVER, SOURCES, make
 
-TIMEOUT_S = 300.0
+TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import pytest
 
 from tests import preloaded
 from tests.conftest import JOBS
-from tests.gpu.conftest import Rig, last_line, server_of
+from tests.gpu.conftest import TIMEOUT_S, Rig, last_line, server_of
 
 pytestmark = pytest.mark.full
 
@@ -133,7 +133,7 @@ class Forks:
 
 
 def ended(command: preloaded.Command) -> "subprocess.CompletedProcess[str]":
-    out, err = command.communicate(200)
+    out, err = command.communicate(TIMEOUT_S)
     code = command.wait()
     command.close()
     return subprocess.CompletedProcess(command.args, code, out, err)
@@ -227,7 +227,7 @@ def test_no_command_uses_results_of_kernels_that_were_not_run(
     assert last_line(done).startswith(f"harness: {DRIVER}cuModuleLoadData failed with")
 
 
-def wait_until_it_hangs(forks: Forks, name: str, seconds: float = 60) -> None:
+def wait_until_it_hangs(forks: Forks, name: str, seconds: float = TIMEOUT_S) -> None:
     """Wait until the first step has ended and the run hangs in a later step."""
     deadline = time.monotonic() + seconds
     while "first_step_s" not in forks.state(name):

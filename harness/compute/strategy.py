@@ -309,7 +309,8 @@ def describe_devices(
     All nodes are assumed to have the same devices, so this node's devices describe all of them.
     """
     nodes = worker_group.nodes if worker_group else [""]
-    devices = _local_devices(strategy.num_replicas_in_sync // len(nodes))
+    num_cpus = strategy.num_replicas_in_sync // len(nodes)
+    devices = _own_gpus() or [{"device": f"cpu:{i}"} for i in range(num_cpus)]
     return [
         {**device, "device": f"{node}/{device['device']}".lstrip("/")}
         for node in nodes
@@ -319,8 +320,19 @@ def describe_devices(
 
 def own_devices() -> str:
     """Return this process's GPUs as text: `gpu:0 (NVIDIA H100)`; without GPUs `the CPU`."""
-    names = [f"{each['device']} ({each['name']})" for each in _local_devices(1) if "name" in each]
-    return ", ".join(names) or "the CPU"
+    return ", ".join(f"{each['device']} ({each['name']})" for each in _own_gpus()) or "the CPU"
+
+
+def _own_gpus() -> list[dict[str, str]]:
+    import tensorflow as tf
+
+    return [
+        {
+            "device": each.name.removeprefix("/physical_device:").lower(),
+            "name": card_of(each).name,
+        }
+        for each in tf.config.get_visible_devices("GPU")
+    ]
 
 
 def describe_numerics() -> dict[str, Any]:
@@ -365,19 +377,3 @@ def title_of_devices(devices: Sequence[Mapping[str, str]], threads: int) -> str:
         return ", ".join(f"{count} × {name}" for name, count in names.items())
     virtual = f"{len(devices)} × " if len(devices) > 1 else ""
     return f"{virtual}CPU, {threads} thread{'s' if threads > 1 else ''}"
-
-
-def _local_devices(num_cpus: int) -> list[dict[str, str]]:
-    """Return this process's GPUs with their names; without GPUs the virtual CPU devices."""
-    import tensorflow as tf
-
-    gpus = tf.config.get_visible_devices("GPU")
-    if not gpus:
-        return [{"device": f"cpu:{i}"} for i in range(num_cpus)]
-    return [
-        {
-            "device": each.name.removeprefix("/physical_device:").lower(),
-            "name": card_of(each).name,
-        }
-        for each in gpus
-    ]

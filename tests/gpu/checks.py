@@ -1,10 +1,8 @@
 """The checks of a node and its devices."""
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from harness.compute.execution_plan import choose
@@ -12,7 +10,6 @@ from harness.doctor import child
 from harness.doctor.doctor import describe_cards, describe_gpus
 from harness.doctor.finding import Finding
 from harness.doctor.probe import ARCHITECTURES, JOBS
-from harness.errors import RunError
 from harness.job.job_file import load_job
 from harness.slurm.environment import given_cpus
 from harness.system.processes import nvidia_driver
@@ -20,7 +17,6 @@ from harness.tracking.run_dir import last_start
 from tests.gpu.runs import ALONE, RUN_S, Checks, Runs, SmallRun, judge
 
 AT_ONCE = 4  # runs at a time on a GPU
-NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 # One tensor of activations has 65 GB, and a run needs several: more than any GPU has.
 TOO_LARGE = ("model.units=4096", "train.batch_size=4000", "data.maxlen=1000", "data.limit=5000")
 
@@ -130,25 +126,6 @@ def check_memory(runs: Runs) -> Iterator[Finding]:
         yield Finding("red", "out of memory", f"no such message: it {ended}", "see the lines")
 
 
-def check_moved_model(runs: Runs) -> Iterator[Finding]:
-    """A model has the same scores on the CPU and on the GPU, whichever of them trained it."""
-    run = runs.calm("lstm")
-    trained_on_cpu = runs.train("lstm", "on-cpu", "cpu:1") if runs.kind == "gpu" else None
-    pairs = [(run, NO_GPU, f"of {runs.one} on the CPU")]
-    if trained_on_cpu:
-        pairs.append((trained_on_cpu, {}, "of the CPU on the GPU"))
-    for each, variables, what in pairs:
-        args: list[str | Path] = ["evaluate", each.folder, "--json"]
-        args += ["--data", runs.data] if runs.data else []
-        ended = child.run_module("harness", *args, timeout_s=RUN_S, **(ALONE | variables))
-        if ended.code != 0:
-            raise RunError(f"harness evaluate {ended}; see its message")
-        scores: dict[str, Any] = json.loads(ended.output.splitlines()[-1])
-        yield judge(runs, f"model {what}", abs(scores["log_loss"] - each.result["log_loss"]))
-    if not trained_on_cpu:
-        yield Finding("not run", "model of the CPU on the GPU", "not run: needs a GPU")
-
-
 def _all(runs: Runs, run_id: str, devices: str) -> list[SmallRun]:
     """Train a run of each architecture, several runs at a time."""
     at_once = AT_ONCE if runs.kind == "gpu" else min(AT_ONCE, given_cpus(None))
@@ -163,5 +140,4 @@ CHECKS: Checks = {
     **{f"{num} devices": partial(check_devices, num) for num in (2, 4)},
     **{each: partial(check_precision, each) for each in ("float16", "bfloat16")},
     "out of memory": check_memory,
-    "moved model": check_moved_model,
 }

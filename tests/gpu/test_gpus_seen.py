@@ -66,52 +66,32 @@ def test_tensorflow_alone_lists_no_gpu(rig: Rig) -> None:
     assert rig.run(["-c", look], gpus=2).stdout.split() == ["0"]
 
 
+MIG = {"CUDA_VISIBLE_DEVICES": "MIG-1,MIG-2", "STUB_MIG": "1"}
+
+
 @pytest.mark.parametrize(
-    ("devices", "env", "gpus", "code", "reason"),
+    ("devices", "env", "gpus", "reason"),
     [
-        ("gpu:9", {}, 2, 2, "this machine has 2; request 2: --devices gpu:2"),
-        ("gpu:2", {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1"}, 1, 2, "Slurm gave 1; request"),
+        ("gpu:9", {}, 2, "this machine has 2; request 2: --devices gpu:2"),
+        ("gpu:2", {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1"}, 1, "Slurm gave 1; request"),
+        ("gpu", {"CUDA_VISIBLE_DEVICES": "MIG-8f2a"}, 1, "names MIG-8f2a, which the driver does"),
+        ("gpu:2", {"CUDA_VISIBLE_DEVICES": "0,7"}, 2, "names 7, which the driver does not know"),
         (
-            "",
-            {"CUDA_VISIBLE_DEVICES": "MIG-8f2a"},
+            "gpu:2",
+            MIG,
             1,
-            2,
-            "names MIG-8f2a, which the driver does not know",
+            "several MIG instances, but a process sees only one; use --devices gpu:1",
         ),
-        ("", {"CUDA_VISIBLE_DEVICES": "7"}, 2, 2, "names 7, which the driver does not know"),
-        (
-            "",
-            {"CUDA_VISIBLE_DEVICES": "MIG-1,MIG-2", "STUB_MIG": "1"},
-            1,
-            2,
-            "names several MIG instances, but a process sees only one; use --devices gpu:1",
-        ),
-        (
-            "",
-            {"CUDA_VISIBLE_DEVICES": "", "SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1"},
-            1,
-            2,
-            "CUDA_VISIBLE_DEVICES is '', which hides all GPUs; unset it",
-        ),
-        (
-            "",
-            {"SLURM_JOB_ID": "1", "SLURM_JOB_GPUS": "1"},
-            2,
-            2,
-            "Slurm gave 1 of the 2 GPUs that this process sees",
-        ),
-        ("gpu:1", {"LD_LIBRARY_PATH": ""}, 1, 2, "there is no NVIDIA driver here"),
-        ("gpu:1", {"STUB_FAIL": "cuInit:802:0"}, 1, 1, "cuInit failed: CUDA_ERROR_SYSTEM_NOT_READ"),
+        ("gpu", {"SLURM_JOB_ID": "1", "SLURM_JOB_GPUS": "1"}, 2, "Slurm gave 1 of the 2 GPUs that"),
     ],
     ids=lambda value: str(value)[:40],
 )
 def test_an_unusable_gpu_is_refused_in_one_line(
-    rig: Rig, devices: str, env: dict[str, str], gpus: int, code: int, reason: str
+    rig: Rig, devices: str, env: dict[str, str], gpus: int, reason: str
 ) -> None:
-    """Only a broken driver is the node's fault; the run writes nothing."""
-    words = ["--devices", devices] if devices else []
-    done = rig.train("lstm", *words, gpus=gpus, env=env)
-    assert (done.returncode, reason in last_line(done)) == (code, True), done.stderr
+    """The node is not at fault; the run writes nothing."""
+    done = rig.train("lstm", "--devices", devices, gpus=gpus, env=env)
+    assert (done.returncode, reason in last_line(done)) == (2, True), done.stderr
     assert "Traceback" not in done.stderr
     assert not (rig.folder / "runs").exists()
 

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 from harness.compute.execution_plan import choose
-from harness.doctor import child
 from harness.doctor.doctor import describe_cards, describe_gpus
 from harness.doctor.finding import Finding
 from harness.doctor.probe import ARCHITECTURES, JOBS
@@ -14,6 +13,7 @@ from harness.job.job_file import load_job
 from harness.slurm.environment import given_cpus
 from harness.system.processes import nvidia_driver
 from harness.tracking.run_dir import last_start
+from tests import child
 from tests.gpu.runs import ALONE, RUN_S, Checks, Runs, SmallRun, judge
 
 AT_ONCE = 4  # runs at a time on a GPU

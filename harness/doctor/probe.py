@@ -87,7 +87,7 @@ def ask_child(devices: str | None, timeout_s: float) -> dict[str, Any]:
     return dict(json.loads(output.splitlines()[-1]))
 
 
-def _run_module(module: str, *args: str | Path, timeout_s: float, **variables: str) -> str:
+def _run_module(module: str, *args: str | Path, timeout_s: float) -> str:
     """Run a Python module of this project in a child process; return its standard output.
 
     Raises:
@@ -99,7 +99,7 @@ def _run_module(module: str, *args: str | Path, timeout_s: float, **variables: s
             # -P: the current folder may contain another package named harness.
             [sys.executable, "-P", "-m", module, *map(str, args)],
             # Offline: a download would distort the measured times.
-            env={**own_code_first(), "HARNESS_OFFLINE": "1", **variables},
+            env={**own_code_first(), "HARNESS_OFFLINE": "1"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -142,11 +142,8 @@ def probe(devices: str | None, data: Path | None) -> Iterator[Estimate]:
             yield Estimate(name, error=str(error))
 
 
-def measure(name: str, devices: str | None, data: Path | None, **variables: str) -> Estimate:
+def measure(name: str, devices: str | None, data: Path | None) -> Estimate:
     """Train a job for two short epochs in a child process, and extrapolate to the whole job.
-
-    Args:
-        variables: environment variables of the run, in addition to those of this process.
 
     Raises:
         InputError: if the run refuses its input.
@@ -162,7 +159,7 @@ def measure(name: str, devices: str | None, data: Path | None, **variables: str)
         began_s = time.perf_counter()
         try:
             limit_s = FIRST_USE_S if on_gpu else 2 * START_S
-            _run_module("harness", *args, timeout_s=limit_s, **variables)
+            _run_module("harness", *args, timeout_s=limit_s)
         except RunError as error:
             raise RunError(f"a short run {error}") from None
         wall_s = time.perf_counter() - began_s

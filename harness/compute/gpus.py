@@ -112,12 +112,13 @@ def _find_reason(
         return why, IN_A_CONTAINER, False
     if found:
         return f"cuInit failed: {found[1]}", ASK, True
-    if missing := gpu.load_libraries():
-        return f"cannot dlopen {', '.join(missing)}", f"install them: {INSTALL}", False
-    if not gpu.has_nvml():
+    missing = gpu.load_libraries()
+    if gpu.NVML in missing:
         why = f"cannot dlopen {gpu.NVML}, a library of the driver"
         remedy = "outside of containers, ask your cluster's administrators to install the library"
         return why, f"{IN_A_CONTAINER}; {remedy}", False
+    if missing:
+        return f"cannot dlopen {', '.join(missing)}", f"install them: {INSTALL}", False
     if num_seen and sum(name.startswith("MIG-") for name in names) > 1:
         why = "CUDA_VISIBLE_DEVICES names several MIG instances, but a process sees only one"
         return why, "use --devices gpu:1, or start a run on each instance with --seeds", False

@@ -237,6 +237,7 @@ def devices_seen(devices: str) -> dict[str, Any]:
     gpus = tf.config.list_physical_devices("GPU")
     import_s = time.perf_counter() - began
     cards = [card_of(each) for each in gpus]
+    libraries = {"missing": gpu.load_libraries(), "site": gpu.shadowing_libraries()}
     warnings: list[str] = []
     refused = ""
     try:
@@ -249,17 +250,11 @@ def devices_seen(devices: str) -> dict[str, Any]:
         "import_s": import_s,
         "gpus": [card.name for card in cards],
         "capabilities": [list(card.capability) for card in cards],
-        "libraries": _libraries() if gpu.has_driver() else None,
+        "libraries": libraries if gpu.has_driver() else None,
         "targets": list(tf.sysconfig.get_build_info().get("cuda_compute_capabilities", ())),
         "warning": "".join(warnings),
         "refused": refused,
     }
-
-
-def _libraries() -> dict[str, Any]:
-    """Return the missing CUDA libraries, and the CUDA libraries that the site's modules replace."""
-    missing = [*gpu.load_libraries(), *([] if gpu.has_nvml() else [gpu.NVML])]
-    return {"missing": missing, "site": gpu.shadowing_libraries()}
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ LIBRARIES = (
     "libcudnn.so.9",
 )
 NCCL = "libnccl.so.2"  # needed only for several GPUs
-NVML = "libnvidia-ml.so.1"  # part of the driver; without it TensorFlow registers no GPU
+NVML = "libnvidia-ml.so.1"  # part of the driver
 CACHE_BYTES = 4 * 2**30 - 1  # size of the cache of compiled kernels; CUDA allows 4 GiB at most
 
 # TensorFlow 2.21 is built for cards up to this compute capability. On later cards XLA may abort the
@@ -56,11 +56,6 @@ def has_driver() -> bool:
     return Path("/proc/driver/nvidia").exists() or _open("libcuda.so.1") is not None
 
 
-def has_nvml() -> bool:
-    """Whether NVML, a library of the driver, can be loaded."""
-    return _open(NVML) is not None
-
-
 def library_folders() -> Iterator[Path]:
     """Yield the library folders of NVIDIA's PyPI packages, which lie beside TensorFlow's folder."""
     spec = importlib.util.find_spec("tensorflow")
@@ -69,15 +64,13 @@ def library_folders() -> Iterator[Path]:
 
 
 def load_libraries() -> list[str]:
-    """Load the CUDA libraries, and return the names of those that can't be loaded.
+    """Load NVML and the CUDA libraries, and return the names of those that can't be loaded.
 
-    Call this function before TensorFlow looks for devices.
-
-    TensorFlow 2.21 finds a library only if the library is already loaded, or lies in a folder of
-    TensorFlow's RUNPATH. The RUNPATH does not contain `nvidia/cusolver/lib`, so without this call
-    TensorFlow lists no GPU.
+    Call this function before TensorFlow looks for devices. If a library is missing, TensorFlow
+    registers no GPU. TensorFlow 2.21 finds a CUDA library only if it is already loaded, or lies in
+    a folder of TensorFlow's RUNPATH, which does not contain `nvidia/cusolver/lib`.
     """
-    return [name for name in LIBRARIES if _load(name) is None]
+    return [name for name in (NVML, *LIBRARIES) if _load(name) is None]
 
 
 def shadowing_libraries() -> dict[str, str]:

@@ -5,13 +5,12 @@ prevents the abort. Therefore TensorFlow runs in a child of the guard. The guard
 TensorFlow, passes signals on to the child, and reads the child's standard error.
 """
 
-import contextlib
 import ctypes
 import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
@@ -51,9 +50,9 @@ def stand_guard(on_death: OnDeath) -> None:
         stderr_filter.capture(messages)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return
-    with _signals() as numbers:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        status = _wait(child, numbers)
+    numbers = _signals()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    status = _wait(child, numbers)
     if os.WIFEXITED(status):
         raise SystemExit(os.WEXITSTATUS(status))
     number = signal.Signals(os.WTERMSIG(status))
@@ -72,20 +71,14 @@ def _die_with(guard: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[int]:
-    """Yield a file descriptor that receives the numbers of incoming signals."""
+def _signals() -> int:
+    """Return a file descriptor that receives the numbers of incoming signals from now on."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    numbers = (*STOPPING, signal.SIGCHLD)
-    handlers = {number: signal.signal(number, _leave) for number in numbers}
-    other = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    try:
-        yield reader
-    finally:
-        signal.set_wakeup_fd(other)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    for number in (*STOPPING, signal.SIGCHLD):
+        signal.signal(number, _leave)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    return reader
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

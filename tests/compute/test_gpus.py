@@ -99,7 +99,6 @@ def test_fewer_gpus_than_slurm_gave(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setenv("SLURMD_NODENAME", "n7")
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["GPU:0"])
     monkeypatch.setattr(gpu, "has_driver", lambda: True)
-    monkeypatch.setattr(gpu, "has_nvml", lambda: True)
     monkeypatch.setattr(gpu, "load_libraries", list)
     two = SlurmEnvironment.from_environment(SLURM | {"SLURM_GPUS_ON_NODE": "2"})
     with pytest.raises(NodeFault, match="Slurm gave 2 GPUs, but TensorFlow sees 1: the driver"):

@@ -5,7 +5,7 @@ import pty
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from signal import SIGINT, SIGKILL, SIGSEGV, SIGTERM, SIGUSR2
 
 import psutil
@@ -90,48 +90,44 @@ def test_messages_are_read_by_the_child_and_noise_is_not_shown() -> None:
     assert shown == "E0000 00:00:1.1 7 dnn.cc:9] CUDNN_STATUS_X in cuda_dnn.cc\n"
 
 
-Start = Callable[[], tuple["subprocess.Popen[str]", psutil.Process]]
+Guarded = tuple["subprocess.Popen[str]", psutil.Process]
 
 
 @pytest.fixture
-def start(request: pytest.FixtureRequest) -> Start:
-    """A function that starts a guard whose child waits for signals, and returns both processes."""
-
-    def start() -> tuple["subprocess.Popen[str]", psutil.Process]:
-        process = subprocess.Popen(
-            [sys.executable, "-c", f"{GUARDED}wait()"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        request.addfinalizer(process.kill)
+def guarded() -> Iterator[Guarded]:
+    """A guard and its child, which waits for signals."""
+    with subprocess.Popen(
+        [sys.executable, "-c", f"{GUARDED}wait()"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
         assert process.stdout
-        return process, psutil.Process(int(process.stdout.readline()))
-
-    return start
+        yield process, psutil.Process(int(process.stdout.readline()))
+        process.kill()
 
 
 @pytest.mark.parametrize(
-    ("signals", "code", "warned"),
+    ("signals", "warned"),
     [
-        ([SIGUSR2, SIGTERM], 75, "child got SIGUSR2\nchild got SIGTERM\n"),
-        ([SIGINT], 75, "child got SIGTERM\n"),
+        ([SIGUSR2, SIGTERM], "child got SIGUSR2\nchild got SIGTERM\n"),
+        ([SIGINT], "child got SIGTERM\n"),
     ],
 )
-def test_signals_are_passed_on(start: Start, signals: list[int], code: int, warned: str) -> None:
+def test_signals_are_passed_on(guarded: Guarded, signals: list[int], warned: str) -> None:
     """The child handles the signals. Without a terminal, the guard passes INT on as TERM."""
-    process, _ = start()
+    process, _ = guarded
     for number in signals:
         process.send_signal(number)
         time.sleep(0.2)
     _, said = process.communicate(timeout=10)
-    assert (process.returncode, said) == (code, warned)
+    assert (process.returncode, said) == (75, warned)
 
 
-def test_the_child_dies_with_its_guard(start: Start) -> None:
+def test_the_child_dies_with_its_guard(guarded: Guarded) -> None:
     """A user who kills the process that they started also ends the training process."""
-    process, child = start()
+    process, child = guarded
     process.kill()
     wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 5)
 

@@ -1,5 +1,6 @@
 """Signals that stop a run, and checks whether a process is alive."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -21,27 +22,17 @@ from harness.system.processes import (
 from tests.conftest import Harness, wait_for
 from tests.preloaded import Process
 
-Start = Callable[..., "subprocess.Popen[bytes]"]
 
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """A function that starts a process with these arguments."""
-    started = []
-
-    def start(*args: str) -> "subprocess.Popen[bytes]":
-        code = "print(flush=True); import time; time.sleep(600)"
-        command = [sys.executable, "-c", code, *args]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE)
-        started.append(process)
+@contextlib.contextmanager
+def started(*args: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a process with these arguments during the block."""
+    code = "print(flush=True); import time; time.sleep(600)"
+    command = [sys.executable, "-c", code, *args]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout
         process.stdout.readline()
-        return process
-
-    yield start
-    for process in started:
+        yield process
         process.kill()
-        process.communicate()
 
 
 @pytest.mark.parametrize(
@@ -53,19 +44,19 @@ def start() -> Iterator[Start]:
         (["vim", "train"], False),
     ],
 )
-def test_a_run_is_known_by_its_command(start: Start, args: list[str], alive: bool) -> None:
+def test_a_run_is_known_by_its_command(args: list[str], alive: bool) -> None:
     """Only a command that trains writes heartbeats."""
-    assert is_run_alive(start(*args).pid, time.time()) == alive
+    with started(*args) as process:
+        assert is_run_alive(process.pid, time.time()) == alive
 
 
-def test_a_reused_process_id_is_not_the_run(start: Start) -> None:
+def test_a_reused_process_id_is_not_the_run() -> None:
     """A process that started after the heartbeat did not write it; a zombie is not alive."""
-    process = start("harness", "train")
-    assert is_run_alive(process.pid, time.time())
-    assert not is_run_alive(process.pid, time.time() - 60)
-    process.kill()
-    wait_for(lambda: not is_run_alive(process.pid, time.time()))
-    process.wait()
+    with started("harness", "train") as process:
+        assert is_run_alive(process.pid, time.time())
+        assert not is_run_alive(process.pid, time.time() - 60)
+        process.kill()
+        wait_for(lambda: not is_run_alive(process.pid, time.time()))
     assert not is_run_alive(process.pid, time.time())
     assert not any(is_run_alive(number, time.time()) for number in (0, -1, 2**22 + 1, 2**70))
 

@@ -141,23 +141,10 @@ def wait_until_saved(
         is_here = now.host == socket.gethostname()
         saves = bool(now.trials) and is_here and is_run_alive(now.process or 0, now.time_s)
         if (now.phase in OVER and is_new and not saves) or (not now.alive and now.state != "stale"):
-            # Read again: the run may have saved after `refresh` read its record.
-            return _outcome(refresh(status, queue))
+            now = refresh(status, queue)  # the run may have saved after the record was read
+            return ": ".join(filter(None, (now.run, now.state, now.note)))
         sleep(POLL_S)
         waited_s += POLL_S
     raise RunError(
         f"run {status.run}: did not stop within {WAIT_S:.0f} s; see harness status {status.run}"
     )
-
-
-def _outcome(now: RunStatus) -> str:
-    if now.phase == "result":
-        return f"{now.run}: finished before it was stopped"
-    if now.phase == "interrupted":
-        at = f" at {now.position}" if now.position else ""
-        return f"{now.run}: saved{at}; continue with {now.resume}"
-    if now.phase == "failed":
-        return f"{now.run}: failed before it was stopped: {now.note}"
-    if not now.is_there():
-        return f"{now.run}: stopped before it began"
-    return f"{now.run}: ended without saving; continue from its last checkpoint with {now.resume}"

@@ -251,9 +251,16 @@ def select_runs(
     return [run for run in statuses if id(run) in chosen]
 
 
-def _is_of_job(folder: str, job: str, tasks: str = r"(_\d+)?") -> bool:
-    """Whether a folder's name belongs to a Slurm job, or to a task or seed of this job."""
-    return bool(re.fullmatch(rf"slurm-{re.escape(job)}{tasks}(-\d+)?(-seed\d+)?", folder))
+def _is_of_job(status: RunStatus, job: str) -> bool:
+    """Whether a run belongs to a Slurm job, named by the id of the job, the array or the task.
+
+    If another job continues a run, the folder of the run keeps the id of the first job.
+    """
+    shown = status.slurm_job or ""
+    if job in (shown, status.reported_job) or shown.startswith(f"{job}_"):
+        return True
+    folder = rf"slurm-{job}(_\d+)?(-\d+)?(-seed\d+)?"
+    return re.fullmatch(folder, status.folder.name) is not None
 
 
 def pick(
@@ -276,27 +283,11 @@ def pick(
         found = found or [each for path, each in paths if path.startswith(f"{folder}/")]
         if found:
             return found if many else [one(name, found)]
-    # If another job continues a run, the folder of the run keeps the id of the first job.
-    found = [
-        each
-        for each in statuses
-        if name in (each.run, each.folder.name, each.slurm_job)
-        or _is_of_job(each.folder.name, name, tasks="")
-    ]
-    if found:
-        are_seeds = all(re.search(r"-seed\d+$", each.folder.name) for each in found)
-        is_job = many or (are_seeds and JOB_ID.fullmatch(name))
-        return found if is_job else [one(name, found)]
-    # The id of a Slurm array means all of its tasks.
-    array = [
-        each
-        for each in statuses
-        if (each.slurm_job or "").startswith(f"{name}_") or _is_of_job(each.folder.name, name)
-    ]
-    # A raw id, as in the names of logs, is tried last: it may also be the id of a whole array.
-    found = array or [each for each in statuses if each.reported_job == name]
-    if found:
-        return found
+    of_job = [each for each in statuses if JOB_ID.fullmatch(name) and _is_of_job(each, name)]
+    if of_job:
+        return of_job
+    if found := [each for each in statuses if name in (each.run, each.folder.name)]:
+        return found if many else [one(name, found)]
     known = {known for each in statuses for known in (each.run, each.folder.name, each.slurm_job)}
     hint = did_you_mean(name, [*filter(None, known)]) or "; harness status --all lists all runs"
     raise InputError(f"run {name}: no run has this folder, id or job; searched in {runs}{hint}")

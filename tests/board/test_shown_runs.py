@@ -44,6 +44,17 @@ def test_without_names_the_newest_are_shown(tmp_path: Path) -> None:
     assert (len(shown(named)), named.left_out) == (NUM_NEWEST + 5, "")
 
 
+def test_only_the_named_runs_are_shown(tmp_path: Path) -> None:
+    """Two runs with the same name are both shown, but a run and a link to it once."""
+    for folder in (tmp_path / "runs", tmp_path / 'it\'s "mine"'):
+        make_runs(folder, 2)
+    (tmp_path / "link").symlink_to(tmp_path / "runs/lstm/run000")
+    names = [tmp_path / "runs/lstm/run000", tmp_path / 'it\'s "mine"', tmp_path / "link"]
+    board = Shown(tmp_path / "board", names, tmp_path / "runs")
+    board.refresh()
+    assert shown(board) == ["run000", "run000-2", "run001"]
+
+
 def test_a_run_is_named_as_status_names_it(tmp_path: Path) -> None:
     """A name is a run's id, its Slurm job's id, or its path below the folder of all runs."""
     runs = tmp_path / "runs"

@@ -191,21 +191,6 @@ def test_it_shows_new_runs_and_points(start: Callable[..., Board], harness: Harn
         wait_for(lambda: board.num_points("sweep.trials/003/train") == 15, "five more points")
 
 
-def test_only_the_named_runs_are_shown(start: Callable[..., Board], harness: Harness) -> None:
-    """Two runs with the same name are both shown; a path may contain spaces and quotes."""
-    wanted = make_run(harness.runs / "lstm" / "a")
-    make_run(harness.runs / "lstm" / "b")
-    other = make_run(harness.folder / 'it\'s "mine"' / "lstm" / "a")
-    (harness.folder / "link").symlink_to(wanted)
-    waiting = harness.runs / "gru" / "new"
-    waiting.mkdir(parents=True)
-    (waiting / "job.toml").write_text("")
-    board = start(wanted, other.parent.parent, "link", waiting).wait()
-    parts = ("", "/train", "/validation")
-    board.wait_for_runs(*(name + part for name in ("lstm/a", "lstm/a-2") for part in parts))
-    assert len(board.json("runs")) == 6
-
-
 def test_the_secret_is_printed_only_to_its_user(tmp_path: Path) -> None:
     """A terminal and a file of mode 0600 are private; others may read a pipe or a group's file."""
     terminal, other_end = pty.openpty()

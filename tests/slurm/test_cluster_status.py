@@ -77,7 +77,7 @@ def test_a_running_job_is_seen_and_cancelled_once_it_has_saved(
     done = watched.run("cancel", f"{job.job_id}_1")
     assert done.returncode == 0, done.stderr
     assert "saved at epoch " in done.stdout
-    assert "continue with harness submit --resume" in done.stdout
+    assert "; harness submit --resume" in done.stdout
     task.wait("CANCELLED")
     assert watched.state(f"lstm/slurm-{job.job_id}_1") == "interrupted"
     assert "nothing to cancel" in watched.run("cancel", task.run).stdout

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from harness.system.resource_monitor import READ_S, ResourceMonitor, resident_memory_gb
 from tests.conftest import Harness
 from tests.system.fake_nvml import FakeNvml, let_nvml_answer
-from tests.tracking.site import Site, site
+from tests.tracking.site import site
 from tests.training.test_tensorboard_log import points
 
 __all__ = ["site"]  # a fixture
@@ -81,15 +80,3 @@ def test_tensorboard_shows_the_use(finished: tuple[Harness, Path]) -> None:
     for name in ("metrics.jsonl", "result.json"):
         assert "share" not in (run / name).read_text()
         assert "_ms" not in (run / name).read_text()
-
-
-FIGURES: dict[str, Any] = {
-    "step_ms": 24.46,
-    "device": {"memory_gb": 1.23, "cpu_share": 0.96, "gpu0_share": 0.02, "gpu0_memory_gb": 10.2},
-}
-
-
-def test_status_shows_the_use_of_active_runs(site: Site) -> None:
-    """`status --json` contains the figures."""
-    site.run("a", "training", **FIGURES)
-    assert {name: site.only().as_json()[name] for name in FIGURES} == FIGURES

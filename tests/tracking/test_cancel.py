@@ -204,15 +204,16 @@ def test_a_seed_that_has_stopped_leaves_the_job_to_the_others(
 @pytest.mark.parametrize(
     ("phase", "said"),
     [
-        ("interrupted", "lstm/a: saved at epoch 2, step 40; continue with harness resume "),
-        ("failed", "lstm/a: failed before it was stopped: RunError: no space"),
-        ("finished", "lstm/a: finished before it was stopped"),
-        ("training", "lstm/a: ended without saving; continue from its last checkpoint with "),
+        ("interrupted", "lstm/a: interrupted: by SIGTERM, saved at epoch 2, step 40; harness "),
+        ("failed", "lstm/a: failed: RunError: no space"),
+        ("finished", "lstm/a: finished"),
+        ("training", "lstm/a: dead: its process is gone; harness resume "),
     ],
 )
 def test_cancel_waits_for_the_end_of_a_run(site: Site, phase: str, said: str) -> None:
     """The wait ends when the heartbeat records the end or the process is gone."""
     values: dict[str, Any] = {"epoch": 2, "step": 40, "error": "RunError: no space"}
+    values["signal"] = "SIGTERM"
     site.run("a", "training", 5, **values)
     status, waits = site.only(), list[float]()
 
@@ -250,8 +251,8 @@ def test_a_real_run_is_running_then_cancelled(harness: Harness, site: Site) -> N
     assert [(each["state"], each["process"]) for each in seen] == [("running", process.pid)]
     done = harness.run_here("cancel", folder)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("lstm/live: saved at epoch ")
-    assert f"continue with harness resume {folder}" in done.stdout
+    assert done.stdout.startswith("lstm/live: interrupted: by SIGTERM, saved at epoch ")
+    assert done.stdout.endswith(f"; harness resume {folder}\n")
     assert process.wait(timeout=20) == 75
     assert "nothing to cancel" in harness.run_here("cancel", "live").stdout
     process.communicate()

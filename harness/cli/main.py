@@ -17,7 +17,6 @@ from harness.cli import (
     doctor,
     runs,
     submit,
-    sweep,
     tensorboard,
     train,
     tune,
@@ -36,7 +35,7 @@ app = typer.Typer(
 )
 for commands in (train, audit, tune, submit, batch, runs, compare, tensorboard, doctor):
     app.add_typer(commands.app)
-app.add_typer(sweep.app, name="sweep")
+app.add_typer(tune.sweep_app, name="sweep")
 app.add_typer(data.app, name="data")
 
 # Otherwise the help shows types of arguments, such as `<list[Path]>`.

@@ -64,13 +64,7 @@ Full = Annotated[
 Workers = Annotated[
     int | None,
     typer.Option(
-        min=1, max=1000, metavar="N", help="number of workers; default: one per GPU or CPU"
-    ),
-]
-RunsAtATime = Annotated[
-    int | None,
-    typer.Option(
-        min=1, max=1000, metavar="N", help="number of parallel runs; default: one per GPU or CPU"
+        min=1, max=1000, metavar="N", help="number of runs at a time; default: one per GPU or CPU"
     ),
 ]
 WorkersPerGpu = Annotated[

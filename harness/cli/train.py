@@ -20,10 +20,10 @@ from harness.cli.options import (
     Here,
     Overrides,
     RunFolder,
-    RunsAtATime,
     RunsFolder,
     Strict,
     TrustCode,
+    Workers,
     confirm_here,
     quoted,
 )
@@ -65,7 +65,7 @@ def train(
             help="name of the run; continues an unfinished run of this name",
         ),
     ] = None,
-    workers: RunsAtATime = None,
+    workers: Workers = None,
     runs_per_gpu: Annotated[
         int,
         typer.Option(min=1, max=64, metavar="N", help="number of runs that share a GPU"),

@@ -1,5 +1,7 @@
-"""`tune`: searches for better settings with KerasTuner and any number of workers."""
+"""`tune` searches for better settings; `sweep` shows, uses or joins a search."""
 
+import io
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +21,7 @@ from harness.cli.options import (
     quoted,
 )
 from harness.errors import explain_interruption
-from harness.system.console import Console
+from harness.system.console import Console, echo
 
 if TYPE_CHECKING:
     from harness.job.search import SearchSpec
@@ -28,6 +30,11 @@ if TYPE_CHECKING:
 
 
 app = typer.Typer()
+sweep_app = typer.Typer(help="Show, use or join a search that harness tune began.")
+
+Sweep = Annotated[
+    Path, typer.Argument(metavar="SWEEP", help="folder of a sweep: runs/tune_lstm/slurm-1234")
+]
 
 
 @app.command(epilog="Example: harness tune jobs/tune_bilstm.toml --workers 4")
@@ -119,3 +126,75 @@ def resume_sweep(folder: Path, devices: str | None, data: Path | None) -> None:
     sweep = SweepDirectory.open(folder)
     request = WorkerRequest(devices=one_device_each(devices, "trial"), data=data)
     run_sweep(sweep, sweep.search(), request, resumes=True)
+
+
+# The commands `sweep …`
+
+
+@sweep_app.command(epilog="Example: harness sweep show runs/tune_lstm/slurm-1234")
+def show(folder: Sweep, trust_code: TrustCode = False) -> None:
+    """Print the leaderboard and the importance of keys; draw a plot."""
+    from harness.tuning.show import show as show_sweep
+    from harness.tuning.sweep_dir import SweepDirectory
+
+    show_sweep(SweepDirectory.open(folder))
+
+
+@sweep_app.command(
+    epilog="Example: harness sweep best runs/tune_lstm/slurm-1234 > jobs/tune_lstm_best.toml"
+)
+def best(folder: Sweep, trust_code: TrustCode = False) -> None:
+    """Print the best trial as a job file."""
+    from harness.tuning.best_trial import best_trial_toml
+    from harness.tuning.sweep_dir import SweepDirectory
+
+    toml = best_trial_toml(SweepDirectory.open(folder))
+    if isinstance(sys.stdout, io.TextIOWrapper) and not sys.stdout.isatty():
+        sys.stdout.reconfigure(encoding="utf-8")  # job files are UTF-8 in every locale
+    echo(toml, end="")
+
+
+@sweep_app.command(epilog="Example: harness sweep retrain runs/tune_lstm/slurm-1234 --seeds 1-5")
+def retrain(
+    folder: Sweep,
+    seeds: Annotated[
+        str, typer.Option(metavar="LIST", help="one run per seed: 1-5 or 1,3")
+    ] = "1-5",
+    workers: Workers = None,
+    devices: DeviceList = None,
+    data: DataFolder = None,
+    here: Here = False,
+    trust_code: TrustCode = False,
+) -> None:
+    """Train the best trial on all training data and test it."""
+    from harness.compute.strategy import one_device_each
+    from harness.slurm.resources import parse_seeds
+    from harness.tuning.best_trial import retrain as retrain_best
+    from harness.tuning.sweep_dir import SweepDirectory
+
+    kind = one_device_each(devices, "run")
+    sweep, chosen = SweepDirectory.open(folder), parse_seeds(seeds)
+    confirm_here(f"sbatch slurm/tune.sh --retrain {quoted(folder)}", here=here)
+    retrain_best(sweep, chosen, data=data, workers=workers, console=Console(), devices=kind)
+
+
+@sweep_app.command(epilog="Example: harness sweep join runs/tune_lstm/slurm-1234 --workers 2")
+def join(
+    folder: Sweep,
+    workers: Workers = None,
+    workers_per_gpu: WorkersPerGpu = 1,
+    devices: DeviceList = None,
+    data: DataFolder = None,
+    here: Here = False,
+    trust_code: TrustCode = False,
+) -> None:
+    """Add workers to a search, on this machine or in this Slurm job."""
+    from harness.compute.strategy import one_device_each
+    from harness.tuning.pool import WorkerRequest
+    from harness.tuning.sweep_dir import SweepDirectory
+
+    kind = one_device_each(devices, "trial")
+    request = WorkerRequest(workers, workers_per_gpu, kind, data)
+    sweep = SweepDirectory.open(folder)
+    confirm_here(f"sbatch slurm/tune.sh --join {quoted(folder)}", here=here)
+    run_sweep(sweep, sweep.search(), request)

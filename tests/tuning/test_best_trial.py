@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli import sweep as commands
+from harness.cli import tune as commands
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.slurm.pool import Slot, Task

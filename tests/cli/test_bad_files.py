@@ -19,57 +19,29 @@ import pytest
 
 from tests.conftest import JOBS, Harness, run_here
 
-
-def truncated(path: Path) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-
-
-def noise(path: Path) -> None:
-    path.write_bytes(b"".join(hashlib.sha512(bytes([i])).digest() for i in range(50)))
+NOISE = b"".join(hashlib.sha512(bytes([i])).digest() for i in range(50))
+WRONG_VALUES = (
+    '{"format": [], "starts": 5, "dataset": "x", "epoch": "one", "val_accuracy": {}, "plan": [], '
+    '"accuracy": null, "devices_asked": 7, "classes": 3, "seed": "\\u001b[31m"}\n'
+)
 
 
-def huge(path: Path) -> None:
+def huge(path: Path, _: bytes) -> None:
     with path.open("wb") as file:
         file.truncate(2**40)  # sparse
 
 
-def fifo(path: Path) -> None:
-    path.unlink()
-    os.mkfifo(path)
-
-
-def link_to_itself(path: Path) -> None:
-    path.unlink()
-    path.symlink_to(path.name)
-
-
-def folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def deep(path: Path) -> None:
-    path.write_bytes(b"[" * 200_000)
-
-
-def wrong_values(path: Path) -> None:
-    path.write_text(
-        '{"format": [], "starts": 5, "dataset": "x", "epoch": "one", "val_accuracy": {}, "plan": '
-        '[], "accuracy": null, "devices_asked": 7, "classes": 3, "seed": "\\u001b[31m"}\n'
-    )
-
-
-WAYS: dict[str, Callable[[Path], None]] = {
-    "missing": Path.unlink,
-    "truncated": truncated,
-    "noise": noise,
-    "deep": deep,
-    "wrong values": wrong_values,
+# How to write a broken file at a free path, given the whole content.
+WAYS: dict[str, Callable[[Path, bytes], object]] = {
+    "missing": lambda path, whole: None,
+    "truncated": lambda path, whole: path.write_bytes(whole[: len(whole) // 2]),
+    "noise": lambda path, whole: path.write_bytes(NOISE),
+    "deep": lambda path, whole: path.write_bytes(b"[" * 200_000),
+    "wrong values": lambda path, whole: path.write_text(WRONG_VALUES),
     "huge": huge,
-    "fifo": fifo,
-    "link to itself": link_to_itself,
-    "folder": folder,
+    "fifo": lambda path, whole: os.mkfifo(path),
+    "link to itself": lambda path, whole: path.symlink_to(path.name),
+    "folder": lambda path, whole: path.mkdir(),
 }
 FILES = (
     *("job.toml", "provenance.json", "result.json", "state.json", "lease.json"),
@@ -123,7 +95,8 @@ def run_on_broken(
     """Break a file, run a command, and restore the file."""
     path = copies[1] / file
     whole = path.read_bytes()
-    WAYS[way](path)
+    path.unlink()
+    WAYS[way](path, whole)
     try:
         return run_on(copies, words)
     finally:
@@ -190,8 +163,7 @@ def test_every_option_refuses_a_bad_file(copies: tuple[Path, Path], option: str)
     fine = {"truncated", "wrong values", "deep"} if option == "--file" else set()  # valid texts
     for way in WAYS.keys() - fine:
         for words in commands[option]:
-            file.write_bytes(b"abc")
-            WAYS[way](file)
+            WAYS[way](file, b"abc")
             value = f"data.source={file}" if option == "data.source" else str(file)
             done = run_here(*words, value)
             check(option, done, f"{words} {way}")

@@ -28,9 +28,7 @@ class Ended:
     """A child process that has ended."""
 
     code: int  # exit code, negative if a signal ended the process
-    wall_s: float
     peak_memory_gb: float  # peak memory of the process, without its children
-    cpu_s: float  # CPU time of the process and of the children that it waited for
     output: str
     errors: str
 
@@ -89,8 +87,7 @@ def run_process(
         wall_s = time.perf_counter() - began
         unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
         memory_gb = usage.ru_maxrss * unit / 1e9
-        cpu_s = usage.ru_utime + usage.ru_stime
-        ended = Ended(child.returncode, wall_s, memory_gb, cpu_s, _text(output), _text(errors))
+        ended = Ended(child.returncode, memory_gb, _text(output), _text(errors))
     if wall_s >= timeout_s:
         raise ChildError(f"took over {timeout_s:.0f} s and was killed")
     return ended

@@ -171,7 +171,10 @@ class SlurmCluster:
         self._ready(self._is_listening, timeout_s=20)
 
     def kill_node(self, node: str, *job_ids: str) -> None:
-        """Kill a node's slurmd and all processes of these jobs, which run only on this node."""
+        """Kill a node's slurmd and all processes of these jobs, which run only on this node.
+
+        Slurm would notice the loss after SlurmdTimeout; here the node is set down at once.
+        """
         self._kill(node)
         for process in self.processes():
             folder = Path("/proc", str(process))
@@ -184,6 +187,7 @@ class SlurmCluster:
                     for job_id in job_ids
                 ):
                     os.kill(process, signal.SIGKILL)
+        self.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
 
     def restart_node(self, node: str) -> None:
         """Restart a node's slurmd, and wait until it accepts jobs."""

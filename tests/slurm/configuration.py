@@ -37,26 +37,35 @@ PartitionName=high Nodes=ALL MaxTime=1-0 PriorityTier=2
 )
 
 
-def submit_plugin(rules: str) -> str:
-    """Return a job_submit plugin in Lua that applies these rules to new jobs."""
-    return f"""\
+# A job_submit plugin. It refuses jobs with the comment `refuse`, by a message of three lines as on
+# real sites. In the partition `whole` it refuses --gres and --mem, and demands --ntasks.
+PLUGIN = """\
 function slurm_job_submit(job, partitions, uid)
-{rules}
-    return slurm.SUCCESS
-end
-function slurm_job_modify(job, record, partitions, uid) return slurm.SUCCESS end
-return slurm.SUCCESS
-"""
-
-
-# Refuse jobs with the comment `refuse`; like real sites, print a message of three lines.
-REFUSING_PLUGIN = submit_plugin("""\
     if job.comment == "refuse" then
         slurm.log_user("Jobs of this kind need a project.")
         slurm.log_user("Yours are: alpha, beta.")
         slurm.log_user("Name one by --account=PROJECT.")
         return slurm.ERROR
-    end""")
+    end
+    if job.partition == "whole" then
+        if job.tres_per_node ~= nil then
+            slurm.log_user("--gres is not accepted here: choose a queue.")
+            return slurm.ERROR
+        end
+        if job.min_mem_per_node ~= nil or job.min_mem_per_cpu ~= nil then
+            slurm.log_user("--mem is not accepted here: nodes are yours as a whole.")
+            return slurm.ERROR
+        end
+        if job.num_tasks == slurm.NO_VAL then
+            slurm.log_user("You must specify the number of tasks (-n).")
+            return slurm.ERROR
+        end
+    end
+    return slurm.SUCCESS
+end
+function slurm_job_modify(job, record, partitions, uid) return slurm.SUCCESS end
+return slurm.SUCCESS
+"""
 
 # GPUs have types. `cpu` has no GPUs, `short` a limit of a minute, `spare` preemption by CANCEL.
 ELSEWHERE = Site(
@@ -71,38 +80,10 @@ PartitionName=DEFAULT PriorityTier=2 PreemptMode=OFF
 PartitionName=gpu Nodes=n10,gpu-a-01 Default=YES MaxTime=1-0
 PartitionName=cpu Nodes=n9 MaxTime=1-0
 PartitionName=short Nodes=ALL MaxTime=1
+PartitionName=whole Nodes=n9 MaxTime=1-0
 PartitionName=spare Nodes=ALL MaxTime=1-0 PriorityTier=1 PreemptMode=CANCEL GraceTime={GRACE_S}
 """,
-    files={"job_submit.lua": REFUSING_PLUGIN},
-)
-
-
-# Refuse --gres and --mem, and jobs without --ntasks.
-STRICT_PLUGIN = submit_plugin("""\
-    if job.tres_per_node ~= nil then
-        slurm.log_user("--gres is not accepted here: choose a queue.")
-        return slurm.ERROR
-    end
-    if job.min_mem_per_node ~= nil or job.min_mem_per_cpu ~= nil then
-        slurm.log_user("--mem is not accepted here: nodes are yours as a whole.")
-        return slurm.ERROR
-    end
-    if job.num_tasks == slurm.NO_VAL then
-        slurm.log_user("You must specify the number of tasks (-n).")
-        return slurm.ERROR
-    end""")
-
-STRICT = Site(
-    nodes={"c1": "", "c2": ""},
-    settings="""
-KillWait=2
-JobRequeue=0
-JobSubmitPlugins=lua
-PreemptMode=REQUEUE
-PartitionName=DEFAULT PreemptMode=OFF
-PartitionName=normal Nodes=ALL Default=YES MaxTime=1-0
-""",
-    files={"job_submit.lua": STRICT_PLUGIN},
+    files={"job_submit.lua": PLUGIN},
 )
 
 

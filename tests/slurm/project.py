@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tests import preloaded
-from tests.conftest import PROJECT, SHRUNK
-from tests.slurm.cluster import SlurmCluster, wait_until
+from tests.conftest import PROJECT, SHRUNK, Harness
+from tests.slurm.cluster import SEARCH_PATH, SlurmCluster, wait_until
 from tests.slurm.stand_in import Project
 from tests.training.kills import newest_step
 
@@ -107,3 +107,21 @@ class SlurmProject:
     def submitted(self, job: str, job_id: str, log: Path) -> Submitted:
         """Return the job that has this id, such as `12` or `12_1`."""
         return Submitted(self.cluster, job_id, log, self.path / f"runs/{job}/slurm-{job_id}")
+
+
+class Watcher(Harness):
+    """The harness on the login node of the project's cluster."""
+
+    def __init__(self, project: SlurmProject) -> None:
+        super().__init__(project.path)
+        self.environment |= project.cluster.environment | {"PATH": SEARCH_PATH}
+
+    def seen(self, *words: object) -> dict[str, dict[str, Any]]:
+        """Return the rows of `status --json`, by run."""
+        done = self.run("status", "--json", *words)
+        assert (done.returncode, done.stderr) == (0, "")
+        return {each["run"]: each for each in json.loads(done.stdout)}
+
+    def state(self, run: str) -> str | None:
+        state: str | None = self.seen().get(run, {}).get("state")
+        return state

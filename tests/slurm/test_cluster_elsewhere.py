@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.doctor.slurm_checks import check_slurm
 from tests.conftest import Harness, results
 from tests.slurm.cluster import SlurmCluster, wait_until
 from tests.slurm.project import SlurmProject, Submitted
@@ -89,6 +90,39 @@ def test_all_that_a_site_says_reaches_the_user(visitor: SlurmProject) -> None:
     for part in ("need a project", "alpha, beta", "--account=PROJECT", "Unspecified error"):
         assert part in said
     assert submitter.left() == []
+
+
+RULES = {"HARNESS_SBATCH_NEVER": "gres mem", "HARNESS_SBATCH_ALWAYS": "--ntasks=1"}
+
+
+def test_two_settings_of_the_site_make_a_job_acceptable(visitor: SlurmProject) -> None:
+    """Without the settings the site's refusal is shown; with the settings the job runs."""
+    submitter = Submitter.of(visitor)
+    submitter.harness.environment["SBATCH_PARTITION"] = "whole"
+    job = visitor.path / "jobs/gru.toml"
+    for words in ([], ["--gpus", "0"]):
+        done = submitter.run(job, *words)
+        assert (done.returncode, "is not accepted here" in done.stderr) == (2, True)
+    submitter.harness.environment |= RULES
+    for more in ([], ["--gpus", "0"], ["--mem", "4G"]):
+        (record,) = submitter.submit(job, *more)
+        visitor.cluster.wait(record["job_id"], ["COMPLETED"])
+    done = submitter.run(job, "--gpus", "2")
+    assert (done.returncode, "is refused by this site" in done.stderr) == (2, True)
+
+
+def test_doctor_prints_the_line_that_submits_a_script(
+    visitor: SlurmProject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm accepts this line and runs the script."""
+    environment = {"SBATCH_PARTITION": "whole", **RULES, **visitor.cluster.environment}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    said = {each.name: each for each in check_slurm(None)}["sbatch"].found
+    (line,) = re.findall("`(sed .* sbatch .*?)`", said)
+    script = line.replace("sbatch", "sbatch --parsable", 1)
+    job_id = visitor.cluster.run("bash", "-c", script, cwd=visitor.path, env=environment).strip()
+    visitor.cluster.wait(job_id, ["COMPLETED"])
 
 
 def test_a_job_that_never_starts_is_told(visitor: SlurmProject) -> None:

@@ -14,7 +14,6 @@ from harness.slurm.batch import Counters
 from tests.conftest import Harness, results
 from tests.slurm.cluster import SlurmCluster, wait_until
 from tests.slurm.project import JOB, SlurmProject, Submitted
-from tests.slurm.test_cluster_submit import Submitter
 from tests.slurm.test_scripts import JOBS, SCRIPTS
 
 Undisturbed = tuple[Harness, Path]
@@ -80,74 +79,62 @@ def test_seeds_side_by_side_in_one_job_go_on_with_the_same_bytes(
     assert json.loads((runs[1] / "result.json").read_text())["seed"] == 2
 
 
-def test_a_users_own_job_script_that_becomes_one_goes_on(
-    project: SlurmProject, undisturbed: Undisturbed, tmp_path: Path
-) -> None:
-    """After `exec bash slurm/lstm.sh` the job receives signals, is requeued and finds its run."""
-    script = tmp_path / "mine.sh"
+def own_script(project: SlurmProject, folder: Path, *flags: str) -> Submitted:
+    """Submit a user's own script, which becomes `slurm/lstm.sh`, from a shell in a job step."""
+    script = folder / "mine.sh"
     lines = [
         "#!/bin/bash",
-        "#SBATCH --requeue --open-mode=append --output=mine.out --mem=8G --signal=B:USR2@90",
+        "#SBATCH --requeue --open-mode=append --output=mine.out --mem=8G",
         f"exec bash {shlex.quote(str(project.path / 'slurm/lstm.sh'))} {shlex.join(JOB)}",
     ]
     script.write_text("\n".join(lines) + "\n")
-    session = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}  # of the shell that calls sbatch
-    job_id = project.cluster.sbatch(script, cwd=tmp_path, env=session)
-
-    def runs() -> list[Path]:
-        return list(project.path.glob(f"runs/lstm/slurm-{job_id}-*"))
-
-    wait_until(lambda: bool(runs()), timeout_s=60)
-    job = Submitted(project.cluster, job_id, tmp_path / "mine.out", runs()[0])
-    job.wait_for_step(20)
-    job.cluster.run("scancel", "--batch", "--signal=USR2", job_id)
-    wait_until((job.run / "result.json").exists, timeout_s=90)
-    assert runs() == [job.run]
-    assert results(job.run) == results(undisturbed[1])
-    assert (job.requeues(), job.record()["restarts"]) == (1, 1)
+    session = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}
+    job_id = project.cluster.sbatch(script, *flags, cwd=folder, env=session)
+    runs = project.path / "runs/lstm"
+    wait_until(lambda: any(runs.glob(f"slurm-{job_id}-*")), timeout_s=60)
+    (run,) = runs.glob(f"slurm-{job_id}-*")
+    return Submitted(project.cluster, job_id, folder / "mine.out", run)
 
 
 @pytest.mark.parametrize(
-    "numbers",
-    [[signal.SIGUSR2], pytest.param([signal.SIGUSR1, signal.SIGUSR2], marks=pytest.mark.slow)],
+    ("number", "is_own"),
+    [(signal.SIGUSR2, True), pytest.param(signal.SIGUSR1, False, marks=pytest.mark.slow)],
 )
-def test_jobs_warned_of_their_time_limit_go_on_later(
-    project: SlurmProject, undisturbed: Undisturbed, numbers: list[signal.Signals]
+def test_a_job_warned_of_its_time_limit_goes_on_later(
+    project: SlurmProject,
+    undisturbed: Undisturbed,
+    tmp_path: Path,
+    number: signal.Signals,
+    is_own: bool,
 ) -> None:
-    """After USR1 or USR2 a job saves, requeues itself and ends with the same bytes.
+    """After USR1 or USR2 a job, also of a user's script, requeues itself and ends with the bytes.
 
     Slurm checks time limits only every 30 s. After the first step, which may take a minute on a
     busy machine, the test stops the harness and sets the limit. Training until the warning comes
     would cost more CPU time.
     """
-    jobs = {
-        number: project.sbatch("lstm", "--time=60", f"--signal=B:{number.name[3:]}@30")
-        for number in numbers
-    }
-    processes = {}
-    for number, job in jobs.items():
-        job.wait_for_step(1)
-        processes[number] = job.record()["process"]
-        os.kill(processes[number], signal.SIGSTOP)
-        hours, minutes, seconds = map(int, job.cluster.show(job.job_id)["RunTime"].split(":"))
-        limit = (3600 * hours + 60 * minutes + seconds + 35) // 60 + 1  # min, at least 35 s ahead
-        job.cluster.run("scontrol", "update", f"JobId={job.job_id}", f"TimeLimit={limit}")
-    for number, job in jobs.items():
-        wait_until(lambda n=number: has_pending(processes[n], n), timeout_s=90)  # type: ignore[misc]
-        job.cluster.run("scontrol", "update", f"JobId={job.job_id}", "TimeLimit=60")
-        os.kill(processes[number], signal.SIGCONT)
-    for number, job in jobs.items():
-        wait_until(lambda j=job: j.requeues() >= 1, timeout_s=60)  # type: ignore[misc]
-        job.wait()
-        assert results(job.run) == results(undisturbed[1])
-        # On a busy machine the rest may take over a minute and need several requeues. The run does
-        # not count a warning before the import of TensorFlow: it reaches the script only.
-        times, record = job.requeues(), job.record()
-        assert 1 <= record["restarts"] <= times <= 3
-        counted = Counters.read(project.path / f"runs/.submissions/ends-{job.job_id}.json")
-        assert counted.idle == 0, "each start had a new step"
-        assert f"interrupted by {number.name}" in job.log.read_text()
-        assert f"job {job.job_id} is back in the queue" in job.log.read_text()
+    flags = ("--time=60", f"--signal=B:{number.name[3:]}@30")
+    job = own_script(project, tmp_path, *flags) if is_own else project.sbatch("lstm", *flags)
+    job.wait_for_step(1)
+    process = job.record()["process"]
+    os.kill(process, signal.SIGSTOP)
+    hours, minutes, seconds = map(int, job.cluster.show(job.job_id)["RunTime"].split(":"))
+    limit = (3600 * hours + 60 * minutes + seconds + 35) // 60 + 1  # min, at least 35 s ahead
+    job.cluster.run("scontrol", "update", f"JobId={job.job_id}", f"TimeLimit={limit}")
+    wait_until(lambda: has_pending(process, number), timeout_s=90)
+    job.cluster.run("scontrol", "update", f"JobId={job.job_id}", "TimeLimit=60")
+    os.kill(process, signal.SIGCONT)
+    wait_until(lambda: job.requeues() >= 1, timeout_s=60)
+    job.wait()
+    assert results(job.run) == results(undisturbed[1])
+    # On a busy machine the rest may take over a minute and need several requeues. The run does
+    # not count a warning before the import of TensorFlow: it reaches the script only.
+    times, record = job.requeues(), job.record()
+    assert 1 <= record["restarts"] <= times <= 3
+    counted = Counters.read(project.path / f"runs/.submissions/ends-{job.job_id}.json")
+    assert counted.idle == 0, "each start had a new step"
+    assert f"interrupted by {number.name}" in job.log.read_text()
+    assert f"job {job.job_id} is back in the queue" in job.log.read_text()
 
 
 def has_pending(process: int, number: signal.Signals) -> bool:
@@ -177,37 +164,6 @@ def test_a_preempted_job_ends_with_the_same_bytes(
     # A job that requeues itself in its grace time is requeued again at its end by Slurm 24.11.
     assert job.requeues() in (1, 2)
     assert "interrupted by SIGUSR2" in job.log.read_text()
-
-
-def test_a_cancelled_job_stays_cancelled_and_goes_on_as_another(
-    project: SlurmProject, undisturbed: Undisturbed
-) -> None:
-    """At `scancel` the job saves its run; `submit --resume` later ends with the same bytes."""
-    job = project.sbatch("lstm", "--gres=none", "--partition=high")
-    job.wait_for_step(20)
-    job.cluster.run("scancel", job.job_id)
-    job.wait("CANCELLED")
-    wait_until(lambda: job.record()["phase"] == "interrupted", timeout_s=10)
-    assert not (job.run / "result.json").exists()
-    assert f"harness submit --resume {shlex.quote(str(job.run))}" in job.log.read_text()
-    assert (job.cluster.state(job.job_id), job.requeues()) == ("CANCELLED", 0)
-
-    harness = Submitter.of(project)
-    harness.use(job.run.parents[1])
-    (record,) = harness.submit("--resume", job.run, "--", "--hold")
-    known = job.cluster.show(record["job_id"])
-    assert (known["Partition"], known.get("TresPerNode")) == ("high", None), (
-        "the request of its job"
-    )
-    (status,) = json.loads(harness.harness.run_here("status", job.run, "--json").stdout)
-    assert (status["state"], status["slurm_job"]) == ("pending", record["job_id"])
-    twice = harness.run("--resume", job.run)
-    assert (twice.returncode, "is pending; first stop the run" in twice.stderr) == (2, True)
-    job.cluster.run("scontrol", "release", record["job_id"])
-    other = dataclasses.replace(job, job_id=record["job_id"], log=Path(record["logs"][0]))
-    other.wait()
-    assert results(job.run) == results(undisturbed[1])
-    assert job.record()["restarts"] == 1
 
 
 def test_a_failed_job_is_not_requeued_and_says_why(project: SlurmProject) -> None:
@@ -274,6 +230,7 @@ def test_a_job_sees_the_gpus_of_its_request(stand_in: SlurmProject) -> None:
 
 
 @pytest.mark.cluster
+@pytest.mark.slow
 def test_nothing_is_left_of_a_cluster() -> None:
     """The cluster ends every process, even a job that ignores TERM, and removes its folder."""
     with SlurmCluster() as cluster:

@@ -1,35 +1,21 @@
 """`status`, `logs` and `cancel` on jobs of a real Slurm."""
 
-import json
+import dataclasses
 import os
+import shlex
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import SHRUNK, Harness
-from tests.slurm.cluster import SEARCH_PATH, wait_until
-from tests.slurm.project import JOB, SlurmProject, Submitted
+from tests.conftest import Harness, results
+from tests.slurm.cluster import wait_until
+from tests.slurm.conftest import Followed
+from tests.slurm.project import JOB, SlurmProject, Submitted, Watcher
+from tests.slurm.test_cluster_submit import Submitter
 
 LONG = [*JOB, "--set", "train.epochs=1000"]
-
-
-class Watcher(Harness):
-    """The harness on the login node of the project's cluster."""
-
-    def __init__(self, project: SlurmProject) -> None:
-        super().__init__(project.path)
-        self.environment |= project.cluster.environment | {"PATH": SEARCH_PATH}
-
-    def seen(self, *words: object) -> dict[str, dict[str, Any]]:
-        """Return the rows of `status --json`, by run."""
-        done = self.run("status", "--json", *words)
-        assert (done.returncode, done.stderr) == (0, "")
-        return {each["run"]: each for each in json.loads(done.stdout)}
-
-    def state(self, run: str) -> str | None:
-        state: str | None = self.seen().get(run, {}).get("state")
-        return state
 
 
 @pytest.fixture(scope="module")
@@ -64,25 +50,49 @@ def test_waiting_jobs_are_shown_with_slurms_reason_and_leave_by_cancel(
     watched.run("cancel", array.job_id)
 
 
-def test_a_running_job_is_seen_and_cancelled_once_it_has_saved(
-    watched: Watcher, project: SlurmProject
+def test_a_cancelled_job_stays_cancelled_and_goes_on_as_another(
+    watched: Watcher, project: SlurmProject, undisturbed: tuple[Harness, Path]
 ) -> None:
-    """`cancel` returns after the job has saved its run; the job stays cancelled."""
-    job = project.sbatch("lstm", "--array=1-1", arguments=LONG)
-    task = project.submitted("lstm", f"{job.job_id}_1", job.log)
-    task.wait_for_step(20)
-    row = watched.seen(f"{job.job_id}_1")[f"lstm/slurm-{job.job_id}_1"]
-    assert (row["state"], row["slurm_job"], row["seed"]) == ("running", f"{job.job_id}_1", 1)
+    """`cancel` returns after the run has saved; `submit --resume` ends with the same bytes."""
+    flags = ("--array=1-1", "--gres=none", "--partition=high")
+    array = project.sbatch("lstm", *flags)
+    log = array.log.with_name(f"lstm-{array.job_id}_1.out")
+    job = project.submitted("lstm", f"{array.job_id}_1", log)
+    job.wait_for_step(20)
+    name = f"lstm/slurm-{job.job_id}"
+    row = watched.seen(job.job_id)[name]
+    assert (row["state"], row["slurm_job"], row["seed"]) == ("running", job.job_id, 1)
     assert row["reviews_per_s"] > 0
-    done = watched.run("cancel", f"{job.job_id}_1")
+    done = watched.run("cancel", job.job_id)
     assert done.returncode == 0, done.stderr
     assert "saved at epoch " in done.stdout
     assert "; harness submit --resume" in done.stdout
-    task.wait("CANCELLED")
-    assert watched.state(f"lstm/slurm-{job.job_id}_1") == "interrupted"
-    assert "nothing to cancel" in watched.run("cancel", task.run).stdout
+    job.wait("CANCELLED")
+    assert watched.state(name) == "interrupted"
+    assert "nothing to cancel" in watched.run("cancel", job.run).stdout
+    assert not (job.run / "result.json").exists()
+    assert f"harness submit --resume {shlex.quote(str(job.run))}" in log.read_text()
+    assert (job.cluster.state(job.job_id), job.requeues()) == ("CANCELLED", 0)
+
+    submitter = Submitter.of(project)
+    submitter.use(job.run.parents[1])
+    (record,) = submitter.submit("--resume", job.run, "--", "--hold")
+    known = job.cluster.show(record["job_id"])
+    assert (known["Partition"], known.get("TresPerNode")) == ("high", None), (
+        "the request of its job"
+    )
+    row = watched.seen(job.run)[name]
+    assert (row["state"], row["slurm_job"]) == ("pending", record["job_id"])
+    twice = submitter.run("--resume", job.run)
+    assert (twice.returncode, "is pending; first stop the run" in twice.stderr) == (2, True)
+    job.cluster.run("scontrol", "release", record["job_id"])
+    other = dataclasses.replace(job, job_id=record["job_id"], log=Path(record["logs"][0]))
+    other.wait()
+    assert results(job.run) == results(undisturbed[1])
+    assert job.record()["restarts"] == 1
 
 
+@pytest.mark.slow
 def test_a_killed_job_is_lost(watched: Watcher, project: SlurmProject) -> None:
     """The heartbeat of a killed run still says that it trains, but squeue shows the job's end."""
     job = project.sbatch("lstm", arguments=LONG)
@@ -115,13 +125,8 @@ def test_following_goes_on_over_a_requeue(watched: Watcher, project: SlurmProjec
     assert (row["state"], row["restarts"]) == ("finished", 1)
 
 
-def test_a_log_is_waited_for(project: SlurmProject, watched: Watcher) -> None:
+def test_a_log_is_waited_for(followed: Followed) -> None:
     """`logs -f` says that the job is waiting, and later follows the job's log to its end."""
-    job = project.sbatch("lstm", "--hold", arguments=SHRUNK)
-    following = watched.start("logs", "-f", job.job_id)
-    assert following.stderr is not None
-    assert f"slurm-{job.job_id} is pending (JobHeldUser); waiting" in following.stderr.readline()
-    job.cluster.run("scontrol", "release", job.job_id)
-    output, errors = following.communicate(timeout=180)
-    assert following.returncode == 0, errors
-    assert "epoch 3/3" in output
+    said = f"slurm-{followed.job.job_id} is pending (JobHeldUser); waiting"
+    assert (followed.code, said in followed.first) == (0, True)
+    assert "epoch 40/40" in followed.output

@@ -48,6 +48,7 @@ def ended_once(job: Submitted) -> bool:
     return [trial.status for trial in SweepDirectory(job.run).trials()] == ["finished"] * 4
 
 
+@pytest.mark.slow
 def test_each_worker_of_a_search_has_a_gpu_and_refuses_the_cpu(
     project: SlurmProject, search: Path
 ) -> None:

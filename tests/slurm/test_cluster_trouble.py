@@ -5,14 +5,13 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conftest import SHRUNK, Harness, results
-from tests.slurm.cluster import ENDED, SlurmCluster, wait_until
+from tests.slurm.cluster import ENDED, wait_until
 from tests.slurm.project import SlurmProject, Submitted
 from tests.training.kills import newest_step
 
@@ -41,18 +40,6 @@ def on_two_devices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return harness.runs / "lstm" / "calm"
 
 
-@contextlib.contextmanager
-def set_down(cluster: SlurmCluster, node: str) -> Iterator[None]:
-    """Set a node down during the block, as an administrator does."""
-    for state in ("DRAIN", "DOWN"):  # a node in state DOWN alone would return by itself
-        cluster.run("scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=test")
-    try:
-        yield
-    finally:
-        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
-        wait_until(lambda: cluster.node_state(node) == "idle", timeout_s=30)
-
-
 # Slow, because the next test is similar: it kills a node.
 @pytest.mark.slow
 def test_a_node_set_down_gives_its_job_to_another(
@@ -62,38 +49,36 @@ def test_a_node_set_down_gives_its_job_to_another(
     job = project.sbatch("lstm")
     job.wait_for_step(20)
     node = job.cluster.show(job.job_id)["NodeList"]
-    with set_down(job.cluster, node):
+    for state in ("DRAIN", "DOWN"):  # a node in state DOWN alone would return by itself
+        job.cluster.run("scontrol", "update", f"NodeName={node}", f"State={state}", "Reason=test")
+    try:
         wait_until(lambda: job.requeues() == 1, timeout_s=30)
         job.wait()
         assert job.cluster.show(job.job_id)["NodeList"] != node
+    finally:
+        job.cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        wait_until(lambda: job.cluster.node_state(node) == "idle", timeout_s=30)
     assert results(job.run) == results(undisturbed[1])
     assert (job.requeues(), job.record()["restarts"]) == (1, 1)
 
 
-def test_a_node_that_dies_gives_its_job_to_another(
+def test_a_job_outlives_its_node_and_the_controller(
     project: SlurmProject, undisturbed: Undisturbed
 ) -> None:
-    """The job's processes die with the node, and Slurm requeues the job."""
-    job = project.sbatch("lstm")
+    """The node dies with all processes of the job. Later the controller dies, and the job is
+    warned: it repeats its request for a requeue until the controller answers.
+    """
+    job = project.sbatch("lstm", HARNESS_RETRY_S="1")
     job.wait_for_step(20)
     node = job.cluster.show(job.job_id)["NodeList"]
     job.cluster.kill_node(node, job.job_id)
     try:
-        wait_until(lambda: job.requeues() == 1, timeout_s=90)
-        job.wait()
+        wait_until(lambda: job.requeues() == 1, timeout_s=30)
+        job.wait_for_step(newest_step(job.run) + 20)
         assert job.cluster.show(job.job_id)["NodeList"] != node
     finally:
         job.cluster.restart_node(node)
-    assert results(job.run) == results(undisturbed[1])
-    assert (job.requeues(), job.record()["restarts"]) == (1, 1)
 
-
-def test_the_controller_may_die_and_come_back(
-    project: SlurmProject, undisturbed: Undisturbed
-) -> None:
-    """A warned job repeats its request for a requeue until the controller answers."""
-    job = project.sbatch("lstm")
-    job.wait_for_step(13)
     process = job.record()["process"]
     os.kill(process, signal.SIGSTOP)  # the run might finish before the controller dies
     job.cluster.kill_controller(job.job_id)
@@ -103,10 +88,10 @@ def test_the_controller_may_die_and_come_back(
         wait_until(lambda: said_since(job, "interrupted by SIGUSR2"), timeout_s=60)
     finally:
         job.cluster.restart_controller()
-    wait_until(lambda: job.requeues() == 1, timeout_s=60)
+    wait_until(lambda: job.requeues() == 2, timeout_s=60)
     job.wait()
     assert results(job.run) == results(undisturbed[1])
-    assert (job.requeues(), job.record()["restarts"]) == (1, 1)
+    assert (job.requeues(), job.record()["restarts"]) == (2, 2)
 
 
 def said_since(job: Submitted, words: str) -> bool:

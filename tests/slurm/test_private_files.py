@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import pytest
 from harness.slurm.snapshot import left_out, take_snapshot
 from harness.system.git import code_version
 from harness.tracking.run_dir import RunDirectory
-from tests.conftest import PROJECT, Harness
-from tests.slurm.test_submit import git, git_init
+from tests.slurm.test_submit import git
 from tests.slurm.test_submit import project as project
 
 VALUE = "hf_abcdefghijklmnop"
@@ -120,25 +118,3 @@ def test_records_with_a_diff_are_private(project: Path, tmp_path: Path) -> None:
         assert record.stat().st_mode & 0o777 == 0o600
     finally:
         os.umask(before)
-
-
-@pytest.mark.full
-def test_a_run_does_not_record_a_token(tmp_path: Path, harness: Harness) -> None:
-    """No file in the run's folder contains the token."""
-    project = tmp_path / "project"
-    ignore = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(PROJECT / "harness", project / "harness", ignore=ignore)
-    (project / ".gitignore").write_text("__pycache__\n")
-    git_init(project)
-    (project / "my.txt").write_text("a change")
-    (project / "my_token.txt").write_text(VALUE)
-    (project / "my_token.txt").chmod(0o600)
-    harness.environment["PYTHONPATH"] = str(project)
-    done = harness.train("lstm", "a", "--set", "train.epochs=1")
-    assert done.returncode == 0, done.stderr
-    run = harness.runs / "lstm/a"
-    record = json.loads((run / "provenance.json").read_text())
-    assert "a change" in record["uncommitted_diff"]
-    assert record["left_out_files"] == ["my_token.txt"]
-    assert VALUE not in "".join(texts_below(run))
-    assert (run / "provenance.json").stat().st_mode & 0o077 == 0

@@ -12,7 +12,6 @@ from harness.system.files import (
     atomic_directory,
     atomic_write,
     distrust,
-    make_folder,
     owner_name,
     read_plain_file,
     replaced_directory,
@@ -81,33 +80,6 @@ def test_a_folder_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> No
         (temporary / "a").write_text("2")
     assert (target / "a").read_text() == "2"
     assert [*tmp_path.iterdir()] == [target]
-
-
-def test_a_new_name_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The content is synced before the rename, and the name after it. A power cut loses neither."""
-    events: list[str] = []
-    sync, replace = os.fsync, Path.replace
-
-    def note_sync(descriptor: int) -> None:
-        path = Path(f"/proc/self/fd/{descriptor}").resolve()
-        events.append("content" if path.is_file() else path.name)
-        sync(descriptor)
-
-    def note_rename(path: Path, target: Path) -> Path:
-        events.append("rename")
-        return replace(path, target)
-
-    monkeypatch.setattr(os, "fsync", note_sync)
-    monkeypatch.setattr(Path, "replace", note_rename)
-    atomic_write(tmp_path / "run/result.json", "{}")
-    assert events == [tmp_path.name, "content", "rename", "run"]
-    events.clear()
-    with atomic_directory(tmp_path / "run/model") as folder:
-        (folder / "weights").write_text("1")
-    assert events == ["run"]
-    events.clear()
-    make_folder(tmp_path / "runs/lstm/a")
-    assert events == ["lstm", "runs", tmp_path.name]
 
 
 def test_a_broken_link_is_not_replaced(tmp_path: Path) -> None:

@@ -16,9 +16,8 @@ class Disk:
     """A disk whose reads fail for a while, and a clock that only waiting advances."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now_s = 0.0
+        self.now_s = self.until_s = 0.0
         self.error = 0
-        self.until_s = 0.0
         monkeypatch.setattr(leased_dir, "monotonic", lambda: self.now_s)
         monkeypatch.setattr(leased_dir, "sleep", self._sleep)
         monkeypatch.setattr(leased_dir, "read_if_there", self._read)
@@ -30,7 +29,7 @@ class Disk:
         self.now_s += duration_s
 
     def _read(self, path: Path) -> bytes | None:
-        if self.error and self.now_s < self.until_s:
+        if self.now_s < self.until_s:
             raise OSError(self.error, os.strerror(self.error), str(path))
         return read_if_there(path)
 

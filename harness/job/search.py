@@ -268,12 +268,12 @@ DECIDED = {key for key, info in keys_of(SEARCH_TABLES).items() if facts_of(info)
 
 @dataclass(frozen=True)
 class TrialRow:
-    """The row of a trial in TensorBoard's HParams page. All runs of the trial share one row."""
+    """A row of TensorBoard's HParams page. All runs of a trial share one row."""
 
-    name: str
-    values: Values  # the values of this trial
+    name: str  # TensorBoard averages runs with the same name
+    values: Values  # the values of this trial; of a run without a search, all keys of its job
     columns: Values  # every searched key, with a sample value that shows the type
-    objective: str
+    objective: str = ""  # trials show this score instead of the test accuracy
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ class StepResults:
     first_step: int  # the number of the first of the n steps, counted from 1 over the whole run
     losses: np.ndarray  # [n] float64, each step's mean loss over the global batch
     accuracies: np.ndarray  # [n] float64, each step's share of correct predictions
+    learning_rate: float  # after the last of the n steps
     num_reviews: int
     took_s: float
 
@@ -42,12 +43,16 @@ def report_steps(
     """Show on the console and in `state.json` how far the training has come.
 
     Returns:
-        Tags and values for TensorBoard: the time per step, and the load of the machine.
+        Tags and values for TensorBoard: the learning rate, the speed, and the load of the machine.
     """
     step, num_steps = results.first_step + results.num_steps - 1, num_epochs * steps_per_epoch
     duration_ms = 1e3 * results.took_s / results.num_steps
-    measured, device = {"step/duration_ms": duration_ms}, observers.monitor.sample()
-    if device:
+    measured = {
+        "step/learning_rate": results.learning_rate,
+        "step/reviews_per_s": results.reviews_per_s,
+        "step/duration_ms": duration_ms,
+    }
+    if device := observers.monitor.sample():
         heartbeat.note(device=device)
         measured |= {f"device/{name}": value for name, value in device.items()}
     heartbeat.beat(

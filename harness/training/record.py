@@ -114,22 +114,19 @@ def log_run(trainer: Trainer, row: TrialRow | None, *, draws_graph: bool) -> Non
     trainer.log.text("model", "```\n" + "\n".join(lines) + "\n```")
     if draws_graph:
         trainer.log.graph(trainer.graph)
-    if row:
-        trainer.log.hyperparameters(
-            row.values, row.name, columns=row.columns, objective=row.objective
-        )
-        return
-    plain = {
-        key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
-        for key, value in job.settings().items()
-    }
-    trainer.log.hyperparameters(plain, f"{job.name}/{trainer.run.folder.name}")
+    if not row:
+        settings = {
+            key: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+            for key, value in job.settings().items()
+        }
+        row = TrialRow(f"{job.name}/{trainer.run.folder.name}", settings, settings)
+    trainer.log.hyperparameters(row)
 
 
 def score_test(trainer: Trainer, test: Reviews, classes: Sequence[str]) -> dict[str, Any]:
     """Score the exported weights on the test set. Write the predictions, and log the scores."""
     probabilities, scores = _scored(trainer, test, "testing", PREDICTIONS)
-    trainer.log.test(scores)
+    trainer.log.scores("test", scores)
     picture = confusion_picture(test.labels, probabilities, classes)
     trainer.log.picture("test/confusion_matrix", picture)
     return {"num_test": len(test.labels), **scores}

@@ -33,7 +33,6 @@ from typing import Any, Self
 
 import numpy as np
 import tensorflow as tf
-from numpy.typing import ArrayLike
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
@@ -47,7 +46,9 @@ from tensorboard.plugins.text import metadata as text_plugin
 from tensorboard.util.tensor_util import make_tensor_proto
 
 from harness.errors import DiskError
+from harness.job.search import TrialRow
 from harness.system.files import atomic_write, sync
+from harness.training.actions import StepResults
 
 # TensorBoard shows each folder as a run; "." is `tensorboard/` itself. Each folder has one writer.
 FOLDERS = (".", "train", "validation")
@@ -103,27 +104,15 @@ class TensorBoardLog:
             self._write(key, Event(file_version="brain.Event:2"))
         self.flush()
 
-    def steps(
-        self,
-        first_step: int,
-        losses: ArrayLike,
-        accuracies: ArrayLike,
-        *,
-        learning_rate: float,
-        reviews_per_s: float,
-        measured: Mapping[str, float] | None = None,
-    ) -> None:
+    def steps(self, results: StepResults, measured: Mapping[str, float]) -> None:
         """Log n training steps.
 
-        `learning_rate`, `reviews_per_s` and `measured` are the values at the last of the n steps.
-
         Args:
-            first_step: the number of the first of the n steps, counted from 1 over the whole run.
-            losses: the mean loss over each global batch, `[n]`.
-            accuracies: the share of correct predictions in each global batch, `[n]`.
-            measured: tag -> measurement of the machine; logged about 100 times per run.
+            results: the results of the steps.
+            measured: tag -> value at the last of the n steps; logged about 100 times per run.
         """
-        losses, accuracies = np.asarray(losses, np.float32), np.asarray(accuracies, np.float32)
+        first_step, losses = results.first_step, results.losses.astype(np.float32)
+        accuracies = results.accuracies.astype(np.float32)
         self._start("train", first_step)
         # One event object for all steps is 100 times as fast as tf.summary.scalar.
         event = _scalar_event({"step/loss": 0.0, "step/accuracy": 0.0})
@@ -133,43 +122,36 @@ class TensorBoardLog:
             loss[0], accuracy[0] = pair
             if event.step % self._every == 0 or event.step == 1:
                 self._write("train", event)
-        self._measured |= measured or {}
+        self._measured |= measured
         last_step = first_step + len(losses) - 1
         every = self._measured_every
         if last_step // every > (first_step - 1) // every:
-            speed = {"step/learning_rate": learning_rate, "step/reviews_per_s": reviews_per_s}
-            self._write("train", _scalar_event({**speed, **self._measured}, last_step))
+            self._write("train", _scalar_event(self._measured, last_step))
             self._measured = {}
         self.flush()
 
-    def epoch(
-        self, epoch: int, train: Mapping[str, float], validation: Mapping[str, float]
-    ) -> None:
+    def epoch(self, line: Mapping[str, Any]) -> None:
         """Log the metrics of an epoch.
-
-        Args:
-            epoch: the number of the epoch, from 1.
-            train: the values of `loss`, `accuracy`, `learning_rate` and `reviews_per_s`.
-            validation: the values of `loss` and `accuracy`; empty without validation reviews.
 
         Validation metrics have the same tags as training metrics, so TensorBoard draws both in one
         chart.
+
+        Args:
+            line: the epoch's line in `metrics.jsonl`, with its measured times.
         """
+        epoch, tags = line["epoch"], ("loss", "accuracy", "learning_rate", "reviews_per_s")
+        train = {tag: line[tag] for tag in tags if tag in line}
+        validation = {tag: line[f"val_{tag}"] for tag in tags if f"val_{tag}" in line}
         self._write("train", _scalar_event(_tagged("epoch", train), epoch))
         if validation:
             self._start("validation", epoch)
             self._write("validation", _scalar_event(_tagged("epoch", validation), epoch))
         self.flush()
 
-    def test(self, scores: Mapping[str, object]) -> None:
-        """Log all test scores that are numbers, as `test/accuracy` and so on."""
+    def scores(self, group: str, scores: Mapping[str, object]) -> None:
+        """Log all scores that are numbers, as `test/accuracy` and so on if the group is `test`."""
         numbers = {name: n for name, n in scores.items() if isinstance(n, int | float)}
-        self._write(".", _scalar_event(_tagged("test", numbers)))
-        self.flush()
-
-    def objective(self, name: str, score: float) -> None:
-        """Log the score by which a search ranks the trial."""
-        self._write(".", _scalar_event(_tagged("search", {name: score})))
+        self._write(".", _scalar_event(_tagged(group, numbers)))
         self.flush()
 
     def text(self, tag: str, markdown: str) -> None:
@@ -194,42 +176,29 @@ class TensorBoardLog:
         self._write(".", Event(graph_def=graph.as_graph_def().SerializeToString()))
         self.flush()
 
-    def hyperparameters(
-        self,
-        values: Mapping[str, bool | int | float | str],
-        run_name: str,
-        *,
-        columns: Mapping[str, bool | int | float | str] | None = None,
-        objective: str = "",
-    ) -> None:
+    def hyperparameters(self, row: TrialRow) -> None:
         """Log a row of the HParams page, and which metrics the page shows.
-
-        Args:
-            values: key of the job (such as `train.learning_rate`) -> value.
-            run_name: the name of the row; TensorBoard averages runs with the same name.
-            columns: the columns of the page: key of the job -> an example value, whose type becomes
-                the type of the column; by default `values`.
-            objective: the objective of a search; trials show this score, not the test accuracy.
 
         TensorBoard finds the validation metrics only if its --logdir is above the log's folder. If
         --logdir is the log's folder, TensorBoard looks in vain for a run named "./validation".
         """
         # TensorBoard applies the first run's description to all runs. So the description contains
         # the types of the keys, but not their domains, which would hide runs with other values.
-        examples = sorted((columns or values).items())
+        examples = sorted(row.columns.items())
         infos = [api_pb2.HParamInfo(name=key, type=_type(value)) for key, value in examples]
         metrics = [  # validation metrics of the last epoch, which may not be the saved one
             hp.Metric("epoch/accuracy", group="validation", display_name="last val. accuracy"),
             hp.Metric("epoch/loss", group="validation", display_name="last val. loss"),
             hp.Metric("test/accuracy", display_name="test accuracy"),
         ]
-        if objective:
-            metrics = [hp.Metric(f"search/{objective}", display_name=objective), *metrics[:2]]
+        if row.objective:
+            score = hp.Metric(f"search/{row.objective}", display_name=row.objective)
+            metrics = [score, *metrics[:2]]
         now_s = self._clock()
         experiment = hparams_summary.experiment_pb(
             infos, [metric.as_proto() for metric in metrics], time_created_secs=now_s
         )
-        session = hp.hparams_pb(dict(values), trial_id=run_name, start_time_secs=now_s)
+        session = hp.hparams_pb(dict(row.values), trial_id=row.name, start_time_secs=now_s)
         # TensorFlow has its own class for `experiment`, but `Event` needs TensorBoard's class.
         self._write(".", Event(summary=Summary.FromString(experiment.SerializeToString())))
         self._write(".", Event(summary=session))

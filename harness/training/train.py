@@ -115,7 +115,7 @@ def train(
                 worker_group=compute.worker_group,
             )
             if row and (score := result.get(row.objective)) is not None:
-                trainer.log.objective(row.objective, score)
+                trainer.log.scores("search", {row.objective: score})
             save_model(run, train_step.export_model, is_own=job.model.is_own)
             check_results()
         record.finish(context, heartbeat, result)

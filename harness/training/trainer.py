@@ -223,14 +223,7 @@ class Trainer:
             num_epochs=self.job.train.epochs,
             steps_per_epoch=self.steps_per_epoch,
         )
-        self.log.steps(
-            results.first_step,
-            results.losses,
-            results.accuracies,
-            learning_rate=self._learning_rate(),
-            reviews_per_s=results.reviews_per_s,
-            measured=measured,
-        )
+        self.log.steps(results, measured)
 
     def _results(self, sums: np.ndarray, took_s: float) -> StepResults:
         progress, batch_size = self.progress, self.job.train.batch_size
@@ -241,6 +234,7 @@ class Trainer:
             first_step=self._num_steps_done() + 1,
             losses=sums[:, 0] / sizes,
             accuracies=sums[:, 1] / sizes,
+            learning_rate=self._learning_rate(),
             num_reviews=int(sizes.sum()),
             took_s=took_s,
         )
@@ -289,10 +283,7 @@ class Trainer:
         return found
 
     def _end_epoch(self, line: dict[str, Any]) -> None:
-        tags = ("loss", "accuracy", "learning_rate", "reviews_per_s")
-        train_line = {tag: line[tag] for tag in tags}
-        validation_line = {k: line[f"val_{k}"] for k in ("loss", "accuracy") if f"val_{k}" in line}
-        self.log.epoch(line["epoch"], train=train_line, validation=validation_line)
+        self.log.epoch(line)
         # Called before the checkpoint is written, because callbacks may cut the learning rate.
         with watchdog.current.pausing():
             self.callbacks.on_epoch_end(line)

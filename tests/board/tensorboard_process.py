@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from harness.training.actions import StepResults
 from harness.training.tensorboard_log import TensorBoardLog
 from tests.conftest import Harness
 from tests.preloaded import SHARED
@@ -25,7 +28,12 @@ def wait_for(ready: Callable[[], Any], what: str, limit_s: float = 60) -> Any:
 
 def log_steps(run: Path, first: int, num: int) -> None:
     with TensorBoardLog(run / "tensorboard", {} if first == 0 else None) as log:
-        log.steps(first, [0.5] * num, [0.5] * num, learning_rate=0.001, reviews_per_s=100.0)
+        write_steps(log, first, num)
+
+
+def write_steps(log: TensorBoardLog, first: int, num: int) -> None:
+    values = np.full(num, 0.5)
+    log.steps(StepResults(first, values, values, learning_rate=0.1, num_reviews=9, took_s=1), {})
 
 
 def make_run(folder: Path) -> Path:

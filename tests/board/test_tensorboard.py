@@ -18,7 +18,7 @@ import pytest
 from harness.board.tensorboard import Endpoint, Signalled, Watch, is_private, jump_host
 from harness.slurm.environment import SlurmEnvironment
 from harness.training.tensorboard_log import TensorBoardLog
-from tests.board.tensorboard_process import Board, make_run, sizes, wait_for
+from tests.board.tensorboard_process import Board, make_run, sizes, wait_for, write_steps
 from tests.conftest import Harness
 
 pytestmark = pytest.mark.full
@@ -187,7 +187,7 @@ def test_it_shows_new_runs_and_points(start: Callable[..., Board], harness: Harn
     board.wait_for_runs("sweep.trials/003/train")
     wait_for(lambda: board.num_points("sweep.trials/003/train") == 10, "ten points")
     with TensorBoardLog(run / "tensorboard", sizes(run)) as log:
-        log.steps(10, [0.4] * 5, [0.6] * 5, learning_rate=0.001, reviews_per_s=100.0)
+        write_steps(log, 10, 5)
         wait_for(lambda: board.num_points("sweep.trials/003/train") == 15, "five more points")
 
 

@@ -167,8 +167,8 @@ def test_a_browser_draws_the_curves_through_the_tunnel(
     """The printed command and address suffice; each chart has a curve, even that of a constant."""
     with TensorBoardLog(make_run(harness.runs / "lstm" / "a") / "tensorboard") as log:
         for epoch in range(1, 8):
-            train = {"loss": 1 / epoch, "accuracy": 0.5, "learning_rate": 0.0005}
-            log.epoch(epoch, train, {"loss": 2 / epoch, "accuracy": 0.25})
+            line = {"loss": 1 / epoch, "accuracy": 0.5, "learning_rate": 0.0005}
+            log.epoch({"epoch": epoch, **line, "val_loss": 2 / epoch, "val_accuracy": 0.25})
     board = Board(harness).wait()
     try:
         with tunnel(board, ssh_config):

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
+from harness.job.search import TrialRow
 from harness.training.tensorboard_log import TensorBoardLog
 from harness.tuning.protocol import Trial
 from tests.board.tensorboard_process import Board, make_run, wait_for
@@ -29,7 +30,7 @@ def test_tensorboard_shows_a_search_as_a_row_a_trial(harness: Harness) -> None:
         expected[f"trial {trial} of tune_it/s"] = found
     # The winner has a row, too, but its other keys add no column.
     with TensorBoardLog(make_run(sweep / "winner/best/seed1") / "tensorboard") as log:
-        log.hyperparameters({"model.units": 4}, "tune_it/seed1")
+        log.hyperparameters(TrialRow("tune_it/seed1", {"model.units": 4}, {"model.units": 4}))
     board = Board(harness, sweep).wait()
     try:
         keys, metrics, rows = wait_for(partial(whole_page, board, 3), "the HParams page")

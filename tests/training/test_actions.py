@@ -19,11 +19,16 @@ def test_the_heartbeat_has_the_remaining_time_and_the_use_of_devices(tmp_path: P
     monitor = SimpleNamespace(sample=lambda: {"cpu": 1.0})
     observers: Any = SimpleNamespace(console=Console(), monitor=monitor)
     losses, progress = np.array([0.5, 0.4]), Progress(training_s=6.0)
-    results = StepResults(2, losses, losses, num_reviews=64, took_s=4.0)
+    results = StepResults(2, losses, losses, learning_rate=0.1, num_reviews=64, took_s=4.0)
     measured = report_steps(
         results, progress, observers, heartbeat, num_epochs=4, steps_per_epoch=5
     )
-    assert measured == {"step/duration_ms": 2000.0, "device/cpu": 1.0}
+    assert measured == {
+        "step/learning_rate": 0.1,
+        "step/reviews_per_s": 16.0,
+        "step/duration_ms": 2000.0,
+        "device/cpu": 1.0,
+    }
     wanted: dict[str, Any] = {"step": 3, "num_steps": 20, "eta_s": 34.0, "reviews_per_s": 16.0}
     wanted |= {"step_ms": 2000.0, "device": {"cpu": 1.0}}
     assert {name: heartbeat.state[name] for name in wanted} == wanted

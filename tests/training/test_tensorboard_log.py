@@ -16,6 +16,8 @@ from tensorboard.plugins.hparams import metadata as hparams
 from tensorboard.util import tensor_util
 
 from harness.errors import RunError
+from harness.job.search import TrialRow
+from harness.training.actions import StepResults
 from harness.training.metrics import test_scores as scores_of
 from harness.training.pictures import confusion_picture
 from harness.training.tensorboard_log import TensorBoardLog
@@ -40,14 +42,16 @@ def points(folder: Path) -> list[Point]:
     return found
 
 
+def results_of(first_step: int, losses: np.ndarray, accuracies: np.ndarray) -> StepResults:
+    return StepResults(first_step, losses, accuracies, learning_rate=0.1, num_reviews=7, took_s=1)
+
+
 def write_steps(log: TensorBoardLog, first: int, last: int) -> None:
     """Write some steps, ten at a time; all values are functions of the step's number."""
     for start in range(first, last + 1, 10):
         steps = np.arange(start, min(start + 10, last + 1))
-        losses, measured = 1 / steps, {"device/cpu_share": 0.5}
-        log.steps(
-            start, losses, 1 - losses, learning_rate=0.1, reviews_per_s=7.0, measured=measured
-        )
+        measured = {"step/reviews_per_s": 7.0, "device/cpu_share": 0.5}
+        log.steps(results_of(start, 1 / steps, 1 - 1 / steps), measured)
 
 
 @pytest.mark.parametrize("num_steps", [400, 500, 501, 123_456])
@@ -110,8 +114,8 @@ def test_a_running_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
 
     def write_epoch(log: TensorBoardLog, epoch: int) -> None:
         write_steps(log, 7 * epoch - 6, 7 * epoch)
-        train = {"loss": 1 / epoch, "accuracy": 0.5, "learning_rate": 0.1, "reviews_per_s": 7.0}
-        log.epoch(epoch, train, {"loss": 2 / epoch, "accuracy": 0.25})
+        line = {"loss": 1 / epoch, "accuracy": 0.5, "learning_rate": 0.1, "reviews_per_s": 7.0}
+        log.epoch({"epoch": epoch, **line, "val_loss": 2 / epoch, "val_accuracy": 0.25})
 
     log = TensorBoardLog(tmp_path)
     write_epoch(log, 1)
@@ -136,7 +140,7 @@ def test_a_full_disk_is_one_line_with_the_name_of_the_file(tmp_path: Path) -> No
     def write_more_than_fits() -> None:
         with TensorBoardLog(tmp_path) as log:
             resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
-            log.steps(1, values, values, learning_rate=0.1, reviews_per_s=1.0)
+            log.steps(results_of(1, values, values), {})
 
     try:
         with pytest.raises(RunError, match=r"^[^\n]*/train/[^\n]*can't be written[^\n]*$"):
@@ -158,8 +162,8 @@ def test_tensorboard_reads_all_that_is_no_curve(tmp_path: Path) -> None:
     with TensorBoardLog(tmp_path) as log:
         log.text("job", "a *job*")
         log.graph(graph)
-        log.hyperparameters(values, run_name="gru/1")
-        log.test(scores_of(LABELS, PROBABILITIES))
+        log.hyperparameters(TrialRow("gru/1", values, values))
+        log.scores("test", scores_of(LABELS, PROBABILITIES))
         log.picture("confusion", png)
     found = EventAccumulator(str(tmp_path)).Reload()
 

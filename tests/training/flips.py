@@ -3,9 +3,9 @@
 import hashlib
 import io
 import json
+import math
 import random
 import shutil
-import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -51,13 +51,6 @@ def plant_scores(run: Path, **scores: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | scores, indent=2) + "\n")
 
 
-def flipped(number: float, bit: int) -> float:
-    """Return `number` with one bit of its float64 flipped."""
-    (bits,) = struct.unpack("<q", struct.pack("<d", number))
-    (found,) = struct.unpack("<d", struct.pack("<q", bits ^ (1 << bit)))
-    return float(found)
-
-
 def flip_array(array: np.ndarray, chance: random.Random) -> None:
     """Flip the sign or a mantissa bit of a random float32 of the array."""
     bits = array.reshape(-1).view(np.uint32)
@@ -65,15 +58,14 @@ def flip_array(array: np.ndarray, chance: random.Random) -> None:
 
 
 def in_metrics(run: Path, chance: random.Random) -> str:
-    """Flip a bit of a loss or accuracy of an epoch, and return the place of the bit."""
+    """Change the last bits of a loss or accuracy of an epoch, and return its place."""
     lines = metrics(run)
     line = chance.choice(lines)
     key = chance.choice(["loss", "accuracy", "val_loss", "val_accuracy"])
-    bit = chance.randrange(52)
-    line[key] = flipped(line[key], bit)
+    line[key] = math.nextafter(line[key], math.inf)
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     write_checksums(run)
-    return f"epoch {line['epoch']}, {key}, bit {bit}"
+    return f"epoch {line['epoch']}, {key}"
 
 
 def in_predictions(run: Path, chance: random.Random) -> str:
@@ -120,12 +112,11 @@ def in_vocabulary(run: Path, chance: random.Random) -> str:
 
 
 def in_scores(run: Path, chance: random.Random) -> str:
-    """Flip a bit of a score in `result.json`, and return the place of the bit."""
+    """Change the last bits of a score in `result.json`, and return its name."""
     key = chance.choice(["accuracy", "f1", "roc_auc", "log_loss", "val_loss", "recall"])
-    bit = chance.randrange(52)
     value = json.loads((run / "result.json").read_text())[key]
-    plant_scores(run, **{key: flipped(value, bit)})
-    return f"{key}, bit {bit}"
+    plant_scores(run, **{key: math.nextafter(value, math.inf)})
+    return key
 
 
 PLACES: dict[str, Callable[[Path, random.Random], str]] = {

@@ -184,6 +184,12 @@ class Harness:
     def train(self, job: str, run_id: str, *words: object) -> "subprocess.CompletedProcess[str]":
         return self.run(*self.train_words(job, run_id, *words))
 
+    def trained(self, job: str, run_id: str, *words: object) -> Path:
+        """Train a run to its end, and return its folder."""
+        done = self.train(job, run_id, *words)
+        assert done.returncode == 0, done.stderr
+        return self.runs / Path(job).name / run_id
+
     def train_words(self, job: str, run_id: str, *words: object) -> list[object]:
         return ["train", JOBS / f"{job}.toml", "--run-id", run_id, *SHRUNK, *words]
 
@@ -266,7 +272,7 @@ def harness(tmp_path: Path) -> Harness:
     return Harness(tmp_path)
 
 
-def shared_run(harness: Harness, job: str, run_id: str, make: Callable[[], None]) -> Path:
+def shared_run(harness: Harness, job: str, run_id: str, make: Callable[[], object]) -> Path:
     """Return a run or sweep that is made once for all workers of xdist; later calls get a copy."""
     run = harness.runs / job / run_id
     shared = Path(os.environ[SHARED], f"{job}-{run_id}")
@@ -283,11 +289,7 @@ def shared_run(harness: Harness, job: str, run_id: str, make: Callable[[], None]
 def calm_run(harness: Harness, job: str) -> Path:
     """Return a finished, undisturbed run named `calm`."""
 
-    def train() -> None:
-        done = harness.train(job, "calm")
-        assert done.returncode == 0, done.stderr
-
-    return shared_run(harness, job, "calm", train)
+    return shared_run(harness, job, "calm", lambda: harness.trained(job, "calm"))
 
 
 @pytest.fixture(scope="session")

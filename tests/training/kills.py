@@ -1,6 +1,7 @@
 """Kills a run once it has saved a given step."""
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.conftest import Harness, shared_run
@@ -31,6 +32,14 @@ def kill_at(harness: Harness, job: str, step: int, *words: object) -> None:
     wait_for_step(process, run, step)
     process.kill()
     process.communicate()
+
+
+def trained_with_kills(harness: Harness, job: str, steps: Iterable[int], *words: object) -> Path:
+    """Train the run `killed`, which is killed after each of these steps; return its folder."""
+    for step in steps:
+        kill_at(harness, job, step, *words)
+    assert not (harness.runs / Path(job).name / "killed" / "result.json").exists()
+    return harness.trained(job, "killed", *words)
 
 
 def killed_run(harness: Harness, job: str) -> Path:

@@ -17,7 +17,7 @@ from harness.errors import InputError
 from harness.training.audit import Check, Sides, compared, gap
 from tests.conftest import Harness, calm_run, results
 from tests.training.flips import PLACES, plant_scores, train_with_flip
-from tests.training.kills import kill_at
+from tests.training.kills import trained_with_kills
 
 
 def contents(run: Path) -> dict[Path, tuple[bytes, int]]:
@@ -30,10 +30,7 @@ def contents(run: Path) -> dict[Path, tuple[bytes, int]]:
 def test_a_killed_run_of_two_replicas_is_equal_to_the_byte(harness: Harness) -> None:
     """The audit's record is written to the auditor's folder of runs, not into the run."""
     words = ("--devices", "cpu:2", "--set", "model.ngram_ratios=2")
-    kill_at(harness, "bilstm", 16, *words)
-    done = harness.train("bilstm", "killed", *words)
-    assert done.returncode == 0, done.stderr
-    run = harness.runs / "bilstm" / "killed"
+    run = trained_with_kills(harness, "bilstm", [16], *words)
     before = contents(run)
     done = harness.run("audit", run, "--full", "--runs", harness.folder / "mine")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -145,10 +142,8 @@ def test_a_job_with_code_runs_only_where_it_is_trusted(harness: Harness) -> None
         "    return keras.callbacks.Callback()\n"
     )
     words = ("--set", f'train.callbacks=["{own}:stop"]', "--set", "train.epochs=1")
-    done = harness.train("lstm", "own", *words)
-    assert done.returncode == 0, done.stderr
+    run = harness.trained("lstm", "own", *words)
     mark.unlink()
-    run = harness.runs / "lstm" / "own"
     done = harness.run_here("audit", run)
     assert done.returncode == 2
     assert "its job contains the user's code (" in done.stderr
@@ -257,10 +252,7 @@ def test_thirty_honest_runs_are_equal_to_the_byte(harness: Harness, job: str) ->
     for devices in ("cpu:1", "cpu:2"):
         for kills in range(3):
             words = [*HONEST[job], "--devices", devices, "--seed", kills + 1]
-            for number in range(kills):
-                kill_at(harness, job, 5 + 13 * number, *words)
-            done = harness.train(job, "killed", *words)
-            assert done.returncode == 0, done.stderr
-            run = harness.runs / job / "killed"
+            steps = [5 + 13 * number for number in range(kills)]
+            run = trained_with_kills(harness, job, steps, *words)
             assert audited(harness, run)["outcome"] == "equal"
             shutil.rmtree(run)

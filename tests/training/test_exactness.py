@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import Harness, calm_run, results
 from tests.data.made_up_texts import make_rows, write_csv
-from tests.training.kills import kill_at, killed_run
+from tests.training.kills import killed_run, trained_with_kills
 
 pytestmark = pytest.mark.full
 
@@ -33,17 +33,12 @@ def test_a_killed_run_ends_with_the_same_bytes(
     """Any number of kills changes nothing in metrics, weights, predictions, scores and the log."""
     words = ["--devices", devices, "--set", "train.reduce_lr_patience=1"]
     words += ["--set", "train.epochs=8"]
-    calm = harness.train(job, "calm", *words)
-    assert calm.returncode == 0, calm.stderr
-    for step in kills:
-        kill_at(harness, job, step, *words)
-    assert not (harness.runs / job / "killed" / "result.json").exists()
-    last = harness.train(job, "killed", *words)
-    assert last.returncode == 0, last.stderr
-    assert results(harness.runs / job / "killed") == results(harness.runs / job / "calm")
-    state = json.loads((harness.runs / job / "killed" / "state.json").read_text())
+    calm = harness.trained(job, "calm", *words)
+    killed = trained_with_kills(harness, job, kills, *words)
+    assert results(killed) == results(calm)
+    state = json.loads((killed / "state.json").read_text())
     assert (state["phase"], state["restarts"]) == ("finished", len(kills))
-    assert step_events(harness.runs / job / "killed") == step_events(harness.runs / job / "calm")
+    assert step_events(killed) == step_events(calm)
 
 
 @pytest.mark.slow
@@ -54,16 +49,10 @@ def test_several_classes_are_exact_over_kills_and_equal_on_replicas(harness: Har
     source = write_csv(harness.folder / "several.csv", rows)
     words = ["--set", f"data.source={source}", "--set", "train.precision=float64"]
     words += ["--set", "train.epochs=6", "--set", "train.learning_rate=0.01"]
-    two = [*words, "--devices", "cpu:2"]
-    for run_id, each in (("calm", two), ("one", [*words, "--devices", "cpu:1"])):
-        done = harness.train("gru", run_id, *each)
-        assert done.returncode == 0, done.stderr
-    for step in (3, 16):
-        kill_at(harness, "gru", step, *two)
-    calm, one, killed = (harness.runs / "gru" / name for name in ("calm", "one", "killed"))
-    last = harness.train("gru", "killed", *two)
-    assert last.returncode == 0, last.stderr
-    assert results(killed) == results(calm)
+    one = harness.trained("gru", "one", *words, "--devices", "cpu:1")
+    words += ["--devices", "cpu:2"]
+    calm = harness.trained("gru", "calm", *words)
+    assert results(trained_with_kills(harness, "gru", [3, 16], *words)) == results(calm)
     texts = [(run / "metrics.jsonl").read_text().splitlines() for run in (calm, one)]
     losses = [[json.loads(line)["val_loss"] for line in lines] for lines in texts]
     assert losses[0] == pytest.approx(losses[1], abs=1e-10)

@@ -20,7 +20,7 @@ from harness.training.context import RunContext
 from harness.training.parent import Parent, begin_with, find_parent
 from tests.conftest import JOBS, Harness, results
 from tests.made_up_runs import write_run
-from tests.training.kills import kill_at, wait_for_step
+from tests.training.kills import trained_with_kills, wait_for_step
 
 
 def embedding(run: Path) -> np.ndarray:
@@ -34,7 +34,7 @@ def embedding(run: Path) -> np.ndarray:
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Harness:
     """A folder with the finished run `lstm/parent` of three epochs."""
     harness = Harness(tmp_path_factory.mktemp("parent"))
-    assert harness.train("lstm", "parent").returncode == 0
+    harness.trained("lstm", "parent")
     return harness
 
 
@@ -43,11 +43,8 @@ def test_more_epochs_end_with_the_bytes_of_one_run(parent: Harness) -> None:
     """The child run is killed once, and the same command resumes it."""
     five = ("--set", "train.epochs=5")
     named = parent.runs / "lstm/parent"
-    assert parent.train("lstm", "whole", *five).returncode == 0
-    kill_at(parent, "lstm", 50, *five, "--from", named)
-    done = parent.train("lstm", "killed", *five, "--from", named)
-    assert done.returncode == 0, done.stderr
-    whole, child = parent.runs / "lstm/whole", parent.runs / "lstm/killed"
+    whole = parent.trained("lstm", "whole", *five)
+    child = trained_with_kills(parent, "lstm", [50], *five, "--from", named)
     assert results(child) == results(whole)
     first = json.loads((child / "provenance.json").read_text())["starts"][0]
     assert first["parent"] == {"run": str(named), "begins_with": "checkpoint"}

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import Harness, metrics, results
-from tests.training.kills import kill_at
+from tests.training.kills import trained_with_kills
 
 pytestmark = pytest.mark.full
 
@@ -30,19 +30,13 @@ LAST_EPOCH = 61  # first step of the last epoch, of 15 steps per epoch
 def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path]:
     """A finished run that uses all these settings."""
     harness = Harness(tmp_path_factory.mktemp("recipes"))
-    done = harness.train("bilstm", "calm", *LONG)
-    assert done.returncode == 0, done.stderr
-    return harness, harness.runs / "bilstm" / "calm"
+    return harness, harness.trained("bilstm", "calm", *LONG)
 
 
 def test_a_killed_run_ends_with_the_same_bytes(calm: tuple[Harness, Path]) -> None:
     """The run is killed in its last epoch."""
     harness, run = calm
-    kill_at(harness, "bilstm", LAST_EPOCH, *LONG)
-    killed = run.with_name("killed")
-    assert not (killed / "result.json").exists()
-    last = harness.run("resume", killed)
-    assert last.returncode == 0, last.stderr
+    killed = trained_with_kills(harness, "bilstm", [LAST_EPOCH], *LONG)
     assert results(killed) == results(run)
     name = "ngram_ratios.npz"
     assert (killed / name).read_bytes() == (run / name).read_bytes()
@@ -63,9 +57,7 @@ def test_one_replica_and_several_follow_one_curve(
     folders = []
     for num in (1, num_replicas):
         words = ("--devices", f"cpu:{num}", "--set", "train.precision=float64", *settings)
-        done = harness.train("lstm", f"cpu{num}", *words)
-        assert done.returncode == 0, done.stderr
-        folders.append(harness.runs / "lstm" / f"cpu{num}")
+        folders.append(harness.trained("lstm", f"cpu{num}", *words))
     one, several = map(metrics, folders)
     for mine, theirs in zip(one, several, strict=True):
         assert abs(mine["loss"] - theirs["loss"]) < 1e-10

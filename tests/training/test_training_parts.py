@@ -65,13 +65,12 @@ def test_a_killed_run_ends_with_the_same_bytes(harness: Harness, tmp_path: Path,
     for path in (tmp_path / "own", *(tmp_path / "own").iterdir()):
         path.chmod(0o755)
     job, words = str(tmp_path / "own" / name), ["--set", "train.epochs=6"]
-    calm = harness.train(job, "calm", *words)
-    assert calm.returncode == 0, calm.stderr
+    calm = harness.trained(job, "calm", *words)
     kill_at(harness, job, 30, *words)
     shutil.rmtree(tmp_path / "own")
     last = harness.run("resume", harness.runs / name / "killed")
     assert last.returncode == 0, last.stderr
-    assert results(harness.runs / name / "killed") == results(harness.runs / name / "calm")
+    assert results(harness.runs / name / "killed") == results(calm)
 
 
 @pytest.mark.full

@@ -1,4 +1,4 @@
-"""One run: the loop and its actions, checkpoints, metrics, and the TensorBoard log.
+"""One run: the loop, checkpoints, metrics, and the TensorBoard log.
 
 `launch` loads the data and sets up the devices. `train` contains the whole course of a run, from
 data to result. `trainer` contains the training loop.

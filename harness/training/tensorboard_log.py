@@ -48,7 +48,7 @@ from tensorboard.util.tensor_util import make_tensor_proto
 from harness.errors import DiskError
 from harness.job.search import TrialRow
 from harness.system.files import atomic_write, sync
-from harness.training.actions import StepResults
+from harness.training.step_report import StepResults
 
 # TensorBoard shows each folder as a run; "." is `tensorboard/` itself. Each folder has one writer.
 FOLDERS = (".", "train", "validation")

@@ -25,11 +25,11 @@ from harness.system.processes import age_s
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import untimed
 from harness.training import checkpoint
-from harness.training.actions import StepResults, report_steps
 from harness.training.callbacks import RunCallbacks
 from harness.training.context import Observers, RunContext
 from harness.training.metrics import loss_and_accuracy, test_scores
 from harness.training.progress import exported_epoch, score_to_keep
+from harness.training.step_report import StepResults, report_steps
 from harness.training.tensorboard_log import TensorBoardLog
 
 STEPS_TO_STOP = 10  # all workers stop at most this many steps after a worker receives a signal

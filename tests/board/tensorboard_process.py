@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.training.actions import StepResults
+from harness.training.step_report import StepResults
 from harness.training.tensorboard_log import TensorBoardLog
 from tests.conftest import Harness
 from tests.preloaded import SHARED

@@ -9,8 +9,8 @@ import numpy as np
 from harness.system.console import Console
 from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import RunDirectory
-from harness.training.actions import StepResults, report_steps
 from harness.training.progress import Progress
+from harness.training.step_report import StepResults, report_steps
 
 
 def test_the_heartbeat_has_the_remaining_time_and_the_use_of_devices(tmp_path: Path) -> None:

@@ -184,10 +184,15 @@ class Harness:
     def train(self, job: str, run_id: str, *words: object) -> "subprocess.CompletedProcess[str]":
         return self.run(*self.train_words(job, run_id, *words))
 
+    def succeed(self, *words: object, stdin: str = "") -> "subprocess.CompletedProcess[str]":
+        """Run a command that must end with exit code 0."""
+        done = self.run(*words, stdin=stdin)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
     def trained(self, job: str, run_id: str, *words: object) -> Path:
         """Train a run to its end, and return its folder."""
-        done = self.train(job, run_id, *words)
-        assert done.returncode == 0, done.stderr
+        self.succeed(*self.train_words(job, run_id, *words))
         return self.runs / Path(job).name / run_id
 
     def train_words(self, job: str, run_id: str, *words: object) -> list[object]:

@@ -32,8 +32,7 @@ def test_a_killed_run_of_two_replicas_is_equal_to_the_byte(harness: Harness) -> 
     words = ("--devices", "cpu:2", "--set", "model.ngram_ratios=2")
     run = trained_with_kills(harness, "bilstm", [16], *words)
     before = contents(run)
-    done = harness.run("audit", run, "--full", "--runs", harness.folder / "mine")
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = harness.succeed("audit", run, "--full", "--runs", harness.folder / "mine")
     *_, sentence = done.stdout.splitlines()
     assert sentence.startswith(f"run {run}: the audit (full, ")
     assert sentence.endswith(" s) computed the same numbers as the run, to the byte")
@@ -48,8 +47,7 @@ def test_a_killed_run_of_two_replicas_is_equal_to_the_byte(harness: Harness) -> 
 @pytest.mark.full
 def test_another_number_of_replicas_differs_by_measured_rounding(harness: Harness) -> None:
     """An audit on two replicas confirms a run of one replica within rounding."""
-    done = harness.run("audit", calm_run(harness, "lstm"), "--devices", "cpu:2", "--full")
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = harness.succeed("audit", calm_run(harness, "lstm"), "--devices", "cpu:2", "--full")
     *rows, sentence = done.stdout.splitlines()
     assert "computed the same numbers as the run, within rounding" in sentence
     assert any(row.startswith("model.keras") and " allowed" in row for row in rows)
@@ -148,8 +146,7 @@ def test_a_job_with_code_runs_only_where_it_is_trusted(harness: Harness) -> None
     assert done.returncode == 2
     assert "its job contains the user's code (" in done.stderr
     assert not mark.exists()
-    done = harness.run("audit", run, "--trust-code")
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = harness.succeed("audit", run, "--trust-code")
     assert "s) computed the same numbers as the run in the first epoch, to the byte" in done.stdout
     assert mark.exists()
 

@@ -113,8 +113,7 @@ def test_a_broken_checkpoint_is_named_and_the_older_one_used(harness: Harness) -
     kept = harness.folder / "kept"
     shutil.copytree(run, kept)
     newest.write_bytes(newest.read_bytes()[:-5000])
-    last = harness.run("resume", run)
-    assert last.returncode == 0, last.stderr
+    last = harness.succeed("resume", run)
     assert re.search(rf"{newest.name} is broken .*; using the checkpoint before it", last.stderr)
     assert results(run) == results(calm)
     shutil.rmtree(run)
@@ -122,8 +121,7 @@ def test_a_broken_checkpoint_is_named_and_the_older_one_used(harness: Harness) -
     oldest.unlink()
     os.mkfifo(oldest)
     newest.write_bytes(b"")
-    last = harness.run("resume", run)
-    assert last.returncode == 0, last.stderr
+    last = harness.succeed("resume", run)
     assert re.search(rf"{oldest.name} is broken .*; no checkpoint is left, so", last.stderr)
     assert results(run) == results(calm)
 
@@ -149,8 +147,7 @@ def test_a_run_that_was_taken_over_writes_nothing_more(harness: Harness) -> None
     while not (run / "job.toml").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
     older.send_signal(signal.SIGSTOP)
-    newer = harness.run("resume", run)
-    assert newer.returncode == 0, newer.stderr
+    harness.succeed("resume", run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     older.send_signal(signal.SIGCONT)
     _, said = older.communicate(timeout=120)

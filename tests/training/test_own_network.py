@@ -52,11 +52,9 @@ def test_own_parts_need_their_files_once(harness: Harness, own: Path) -> None:
     assert changed.returncode == 2
     assert "contains another job" in changed.stderr
     shutil.rmtree(own)
-    last = harness.run("resume", runs / "killed")
-    assert last.returncode == 0, last.stderr
+    harness.succeed("resume", runs / "killed")
     assert results(runs / "killed") == results(calm)
-    asked = harness.run("predict", runs / "killed", "A wonderful movie")
-    assert asked.returncode == 0, asked.stderr
+    asked = harness.succeed("predict", runs / "killed", "A wonderful movie")
     (runs / "killed" / "job.toml").chmod(0o666)
     refused = harness.run_here("predict", runs / "killed", "A wonderful movie")
     assert refused.returncode == 2
@@ -74,14 +72,12 @@ def test_a_search_reaches_the_options(harness: Harness, own: Path) -> None:
         "model.options.width = [1, 4]\n"
     )
     words = [*SHRUNK, "--set", "train.epochs=1", "--workers", "1", "--devices", "cpu"]
-    done = harness.run("tune", path, "--sweep-id", "own", *words)
-    assert done.returncode == 0, done.stderr
+    harness.succeed("tune", path, "--sweep-id", "own", *words)
     shutil.rmtree(own)
     sweep = harness.runs / "tune_conv_gru" / "own"
     rows = list(csv.DictReader((sweep / "leaderboard.csv").read_text().splitlines()))
     assert {row["model.options.width"] for row in rows} == {"1", "4"}
-    trained = harness.run("sweep", "retrain", sweep, "--seeds", "1")
-    assert trained.returncode == 0, trained.stderr
+    harness.succeed("sweep", "retrain", sweep, "--seeds", "1")
     (job,) = (sweep / "winner" / "tune_conv_gru_best").glob("trial*-seed1/job.toml")
     assert "def conv_gru(" in job.read_text()
 

@@ -68,8 +68,7 @@ def test_a_run_that_continues_uses_plan_and_devices_of_its_parent(parent: Harnes
     assert "numpy was 1.0 and is" in line
     assert "it ran on" not in line
     assert not (parent.runs / "lstm/refused").exists()
-    done = parent.train("lstm", "more", *words)
-    assert done.returncode == 0, done.stderr
+    done = parent.succeed(*parent.train_words("lstm", "more", *words))
     assert "numpy was 1.0 and is" in done.stderr
     child = json.loads((parent.runs / "lstm/more/provenance.json").read_text())
     assert child["devices_asked"] == "cpu:2"
@@ -83,8 +82,7 @@ def test_another_job_begins_with_the_weights_that_fit(parent: Harness) -> None:
     """The run names the layers that don't fit; a kill before its first step changes nothing."""
     other = ("--set", "model.units=16", "--set", "train.epochs=1")
     named = parent.runs / "lstm/parent"
-    done = parent.train("lstm", "other", *other, "--from", named)
-    assert done.returncode == 0, done.stderr
+    done = parent.succeed(*parent.train_words("lstm", "other", *other, "--from", named))
     assert f"begins with the weights of run {named}, because these settings" in done.stdout
     assert "differ: model.units" in done.stdout
     assert "LSTM 1: starts from random weights of shape" in done.stderr

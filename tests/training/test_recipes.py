@@ -76,18 +76,15 @@ def test_a_run_with_ratios_evaluates_and_predicts(
     result = json.loads((run / "result.json").read_text())
     content = (run / "ngram_ratios.npz").read_bytes()
     assert result["ngram_ratios_checksum"] == hashlib.sha256(content).hexdigest()
-    scored = harness.run("evaluate", run, "--json")
-    assert scored.returncode == 0, scored.stderr
+    scored = harness.succeed("evaluate", run, "--json")
     assert json.loads(scored.stdout)["accuracy"] == result["accuracy"]
     texts = "An excellent movie!\nBad.\n" + "A long and boring one. " * 30
-    together = harness.run("predict", run, "--json", stdin=texts)
-    assert together.returncode == 0, together.stderr
+    together = harness.succeed("predict", run, "--json", stdin=texts)
     told = [json.loads(line)["probabilities"]["positive"] for line in together.stdout.splitlines()]
     assert len(set(told)) == 3
     alone = harness.run("predict", run, "--json", "Bad.")
     assert json.loads(alone.stdout)["probabilities"]["positive"] == pytest.approx(told[1], abs=1e-6)
-    exported = harness.run("export", run, "--out", tmp_path / "out")
-    assert exported.returncode == 0, exported.stderr
+    harness.succeed("export", run, "--out", tmp_path / "out")
     classify = tf.saved_model.load(str(tmp_path / "out" / "1")).signatures["serving_default"]
     served = classify(text=tf.constant(texts.split("\n")))["probabilities"].numpy()[:, 1]
     np.testing.assert_allclose(served, told, atol=1e-6)

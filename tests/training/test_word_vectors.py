@@ -14,7 +14,7 @@ from harness.data.sources import open_sample
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
-from harness.tracking.run_dir import RunDirectory, run_identity, stamped
+from harness.tracking.run_dir import RunDirectory, stamped
 from harness.training.context import RunContext
 from harness.training.parent import Parent, begin_with, find_parent
 from tests.conftest import JOBS
@@ -80,28 +80,8 @@ def test_a_run_with_a_parent_keeps_vectors_that_the_parent_lacked(
     assert lines == ([] if parent_has == "the same" else [kept])
 
 
-def test_the_content_of_the_file_is_part_of_the_identity(tmp_path: Path) -> None:
-    """The file's path is not part of it; a run can't be resumed with other vectors."""
-    dataset, run = open_sample(), RunDirectory(tmp_path / "run")
-    contexts = []
-    for name, content in (("a", "the 1 2 3\n"), ("b", "the 1 2 3\n"), ("c", "the 1 2 4\n")):
-        (tmp_path / f"{name}.txt").write_text(content)
-        contexts.append(RunContext.open(run, job_with(tmp_path / f"{name}.txt"), dataset))
-    assert contexts[0].identity == contexts[1].identity != contexts[2].identity
-    plain = load_job(JOBS / "rnn.toml")
-    assert RunContext.open(run, plain, dataset).identity == run_identity(plain, dataset.checksum)
-    run.folder.mkdir()
-    assert contexts[0].vectors
-    record = {"starts": [{"embeddings": contexts[0].vectors.checksum}]}
-    run.take_lease()
-    run.write_json("provenance.json", record)
-    RunContext.open(run, contexts[1].job, dataset)
-    with pytest.raises(InputError, match=r"model\.embeddings .* has changed since the run began"):
-        RunContext.open(run, contexts[2].job, dataset)
-
-
-def test_a_run_can_be_resumed_after_the_file_has_moved(tmp_path: Path) -> None:
-    """The run can also be the parent of a longer run; another job with its run id is refused."""
+def test_the_content_of_the_file_counts_and_not_its_path(tmp_path: Path) -> None:
+    """A run can be resumed, or be a parent, after its file has moved, but not after a change."""
     (tmp_path / "a.txt").write_text("the 1 2 3\n")
     before, dataset = job_with(tmp_path / "a.txt", "train.epochs=1"), open_sample()
     run = RunDirectory.new(tmp_path / "runs", before, "x")
@@ -124,3 +104,8 @@ def test_a_run_can_be_resumed_after_the_file_has_moved(tmp_path: Path) -> None:
     assert parent.continues
     with pytest.raises(InputError, match="contains another job"):
         RunDirectory.new(tmp_path / "runs", longer, "x")
+    (tmp_path / "b.txt").write_text("the 1 2 4\n")
+    new = RunContext.open(RunDirectory(tmp_path / "new"), after, dataset)
+    assert new.identity != began.identity
+    with pytest.raises(InputError, match=r"model\.embeddings .* has changed since the run began"):
+        RunContext.open(run, after, dataset)

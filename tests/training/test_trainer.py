@@ -70,11 +70,9 @@ def train_in(
     return run
 
 
-def trained(
-    folder: Path, *settings: str, file: Path = JOBS / "lstm.toml"
-) -> tuple[RunDirectory, Job, list[dict[str, Any]]]:
+def trained(folder: Path, *settings: str) -> tuple[RunDirectory, Job, list[dict[str, Any]]]:
     """Train in `folder`; return the run, its job and its metrics."""
-    job = load_job(file, [*SETTINGS, *settings])
+    job = load_job(JOBS / "lstm.toml", [*SETTINGS, *settings])
     run = train_in(folder / "run", job)
     return run, job, metrics(run.folder)
 
@@ -145,22 +143,14 @@ def reference(job: Job, rates: list[float]) -> list[dict[str, float]]:
 # The tests
 
 
-def job_with_callback(folder: Path, methods: str) -> Path:
-    """Write the job of the LSTM with a callback that has these methods; return its path."""
-    head = "import keras\nclass Ends(keras.callbacks.Callback):\n"
-    (folder / "cb.py").write_text(head + methods)
-    file = folder / "ends.toml"
-    file.write_text(
-        (JOBS / "lstm.toml").read_text().replace("[train]", '[train]\ncallbacks = ["cb.py:Ends"]')
-    )
-    return file
-
-
 def test_a_stop_in_on_train_begin_ends_the_run_after_an_epoch(tmp_path: Path) -> None:
     """Without an epoch there would be no weights to keep."""
-    body = "    def on_train_begin(self, logs=None): self.model.stop_training = True\n"
-    file = job_with_callback(tmp_path, body)
-    _, _, lines = trained(tmp_path, "train.epochs=3", "data.maxlen=3", file=file)
+    (tmp_path / "cb.py").write_text(
+        "import keras\nclass Ends(keras.callbacks.Callback):\n"
+        "    def on_train_begin(self, logs=None): self.model.stop_training = True\n"
+    )
+    callback = f'train.callbacks=["{tmp_path}/cb.py:Ends"]'
+    _, _, lines = trained(tmp_path, callback, "train.epochs=3", "data.maxlen=3")
     assert [line["epoch"] for line in lines] == [1]
 
 

@@ -4,7 +4,6 @@ import os
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from harness import PROJECT
 from harness.doctor.finding import Finding
@@ -19,35 +18,6 @@ TIMEOUT_S = 10
 SETTINGS = (TRUSTED_NETWORK, "HARNESS_DATA", "HARNESS_RUNS", "HARNESS_VENV", "HARNESS_DEVICES")
 RUN_HERE = "train on this machine by: bash slurm/lstm.sh"
 FORMAT = "%P|%a|%G"  # partition, state, generic resources
-
-
-@dataclass(frozen=True)
-class Partition:
-    """A partition, or a group of identical nodes in it."""
-
-    name: str
-    is_default: bool
-    is_up: bool
-    gpu_types: frozenset[str]  # "" = GPUs without a type; an empty set = no GPUs
-
-
-def parse_partitions(text: str) -> list[Partition]:
-    """Parse the output of `sinfo --format=FORMAT`; skip lines with a cluster's name."""
-    rows = re.findall(r"^([^|\n]+?)(\*?)\|(\w+)\|(.*)$", text, re.MULTILINE)
-    return [
-        Partition(name, bool(star), state == "up", gpu_types(gres))
-        for name, star, state, gres in rows
-    ]
-
-
-def gpu_types(gres: str) -> frozenset[str]:
-    """Return the GPU types in a node's `Gres`: `gpu:a100:4(S:0-1),gpu:2` has a100 and ""."""
-    types = set()
-    for item in re.sub(r"\([^)]*\)", "", gres).split(","):
-        name, *rest = item.strip().split(":")
-        if name == "gpu":
-            types.add(rest[0] if rest and not rest[0].isdigit() else "")
-    return frozenset(types)
 
 
 def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
@@ -71,26 +41,32 @@ def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
         yield Finding("yellow", "slurm", f"Slurm's controller does not answer: {error}", remedy)
         return
     yield Finding("green", "slurm", f"{version}, its controller answers")
-    yield describe_gpus(parse_partitions(text))
+    yield describe_gpus(text)
     rules = Rules.of_site()
     yield _check_by_rules(rules) if rules.never or rules.always else check_script()
     yield check_site_file()
 
 
-def describe_gpus(partitions: list[Partition]) -> Finding:
-    """Report which partitions have GPUs, and the option of sbatch that requests one."""
-    having = [each for each in partitions if each.is_up and each.gpu_types]
+def describe_gpus(text: str) -> Finding:
+    """Report which partitions have GPUs, and the option of sbatch that requests one.
+
+    Args:
+        text: the output of `sinfo --format=FORMAT`; lines with a cluster's name are skipped.
+    """
+    rows = re.findall(r"^([^|\n]+?)(\*?)\|up\|(.*)$", text, re.MULTILINE)
+    having = [(name, is_default, gres) for name, is_default, gres in rows if "gpu" in gres]
     if not having and os.environ.get("SBATCH_GRES") == "none":
         return Finding("green", "gpus", "no partition in state up has GPUs; SBATCH_GRES is none")
     if not having:
         remedy = "export SBATCH_GRES=none before sbatch, because the job scripts request a GPU"
         return Finding("yellow", "gpus", "no partition in state up has GPUs", remedy)
-    names = list(dict.fromkeys(each.name for each in having))
-    kinds = sorted({kind for each in having for kind in each.gpu_types if kind})
-    ask_for = "--gres=gpu:1" + "".join(f" or --gres=gpu:{kind}:1" for kind in kinds)
+    names = list(dict.fromkeys(name for name, _, _ in having))
+    # A node with `gpu:a100:4(S:0-1),gpu:2` has GPUs of the type a100 and GPUs without a type.
+    kinds = {kind for *_, gres in having for kind in re.findall(r"gpu:([^:,()]+):\d", gres)}
+    ask_for = "--gres=gpu:1" + "".join(f" or --gres=gpu:{kind}:1" for kind in sorted(kinds))
     found = f"in {', '.join(names)}: {ask_for}"
     in_use = os.environ.get("SBATCH_PARTITION")
-    used = in_use.split(",") if in_use else [each.name for each in having if each.is_default]
+    used = in_use.split(",") if in_use else [name for name, is_default, _ in having if is_default]
     if {*used} & {*names}:
         return Finding("green", "gpus", found)
     remedy = f"export SBATCH_PARTITION={names[0]}, or sbatch --partition={names[0]}"

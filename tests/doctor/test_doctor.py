@@ -146,6 +146,6 @@ def test_the_partitions_with_gpus_are_named(
     """GPUs in the default partition are green; otherwise the remedy is a variable to export."""
     for name in ("SBATCH_GRES", "SBATCH_PARTITION"):
         monkeypatch.delenv(name, raising=False)
-    finding = slurm_checks.describe_gpus(slurm_checks.parse_partitions(lines))
+    finding = slurm_checks.describe_gpus(lines)
     assert finding.level == level
     assert said in f"{finding.found} {finding.remedy}"

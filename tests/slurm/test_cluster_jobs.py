@@ -40,26 +40,6 @@ def test_a_finished_job_that_is_requeued_changes_nothing(finished: Submitted) ->
 
 
 @pytest.mark.slow
-def test_a_cancelled_task_of_an_array_stays_cancelled(project: SlurmProject) -> None:
-    """Another task of the array, whose job id is the array's id, requeues itself meanwhile."""
-    array = project.sbatch("lstm", "--array=1-2", arguments=JOB)
-    one, two = (
-        project.submitted("lstm", f"{array.job_id}_{seed}", array.log.with_name("none"))
-        for seed in (1, 2)
-    )
-    for task in (one, two):
-        task.wait_for_step(5)
-    assert array.cluster.show(two.job_id)["JobId"] == array.job_id
-    array.cluster.run("scancel", one.job_id)
-    one.wait("CANCELLED")
-    array.cluster.run("scancel", "--batch", "--signal=USR2", two.job_id)
-    wait_until(lambda: two.requeues() == 1, timeout_s=60)
-    two.wait()
-    assert array.cluster.show(one.job_id)["JobState"] == "CANCELLED"
-    assert one.requeues() == 0
-
-
-@pytest.mark.slow
 def test_seeds_side_by_side_in_one_job_go_on_with_the_same_bytes(
     project: SlurmProject, undisturbed: Undisturbed
 ) -> None:

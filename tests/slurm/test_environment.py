@@ -11,6 +11,7 @@ from harness.slurm.environment import (
     given_cpus,
     given_gpus,
     given_memory_gb,
+    not_own,
     report_node_fault,
     resume_command,
     unmet_request,
@@ -62,6 +63,21 @@ def test_cpus_gpus_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for visible, count in (("", 0), ("-1", 0), ("0", 1), ("3,5", 2)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert visible_gpus() == count
+
+
+@pytest.mark.parametrize(
+    ("shown", "foreign"),
+    [
+        ("MinMemoryCPU=4G", ["GPU", "NODE"]),
+        ("MinMemoryNode=0 MemPerTres=gres/gpu:8192", ["CPU", "NODE"]),
+        ("MinMemoryNode=8G", ["CPU", "GPU"]),
+        ("", []),
+    ],
+)
+def test_memory_of_the_shell_that_called_sbatch(shown: str, foreign: list[str]) -> None:
+    """scontrol shows the job's own request; if it does not answer, all variables are kept."""
+    memory = {f"SLURM_MEM_PER_{kind}": "4096" for kind in ("CPU", "GPU", "NODE")}
+    assert not_own(memory, shown) == [f"SLURM_MEM_PER_{kind}" for kind in foreign]
 
 
 def test_first_line_of_a_log() -> None:

@@ -243,8 +243,7 @@ def test_large_new_files_are_named_only(project: Path) -> None:
 @pytest.mark.parametrize(
     "setting",
     [
-        *("diff.noprefix=true", "diff.mnemonicPrefix=true", "diff.external=false"),
-        *("diff.context=0", "color.ui=always"),
+        *("diff.noprefix=true", "diff.external=false", "color.ui=always"),
     ],
 )
 def test_a_users_settings_do_not_change_the_patch(project: Path, setting: str) -> None:

@@ -21,10 +21,8 @@ from harness.system.processes import SHOW_CURSOR, STOPPING, end_at_once
 FAULTS = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
-OnDeath = Callable[[signal.Signals, str, int], None]
 
-
-def stand_guard(on_death: OnDeath) -> None:
+def stand_guard(on_death: Callable[[signal.Signals, str, int], None]) -> None:
     """Fork this process, and return only in the child.
 
     The parent waits for the child, and ends with the same exit code or signal as the child. Call

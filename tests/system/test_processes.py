@@ -123,9 +123,10 @@ def test_every_stopping_signal_is_noted(number: Signals) -> None:
 IN_AN_IMPORT = """
 import os, sys
 from signal import SIGINT
+from harness.system import watchdog
 from harness.system.processes import ctrl_c_waits
 
-with ctrl_c_waits():
+with watchdog.from_settings(), ctrl_c_waits():
     for _ in range(int(sys.argv[1])):
         os.kill(os.getpid(), SIGINT)
     print("imported")
@@ -138,7 +139,7 @@ print("went on")
     [(0, 0, "imported\nwent on\n", ""), (1, -SIGINT, "imported\n", None), (2, 75, "", AT_ONCE)],
 )
 def test_an_import_keeps_ctrl_c(times: int, code: int, said: str, warned: str | None) -> None:
-    """The first Ctrl-C takes effect after the import, the second one at once."""
+    """The first Ctrl-C takes effect after the import and counts once, the second one at once."""
     command = [sys.executable, "-c", IN_AN_IMPORT, str(times)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (code, said)

@@ -1,6 +1,6 @@
-"""The rig: a copy of the test environment with the null GPU, a GPU that computes nothing.
+"""The rig: an environment with the null GPU, a GPU that computes nothing.
 
-The copy is built once for all tests.
+The environment is built once for all tests.
 """
 
 import fcntl
@@ -103,7 +103,7 @@ def server_of(environment: Path) -> preloaded.Server:
 
 @pytest.fixture(scope="session")
 def null_environment() -> Path:
-    """Return a copy of this environment with the null GPU; build it unless it is up to date."""
+    """Return an environment like this one with the null GPU; build it unless it is up to date."""
     for program in ("gcc", "strings", "nm"):
         if not shutil.which(program):
             pytest.skip(f"no {program}: apt-get install gcc libc6-dev binutils")

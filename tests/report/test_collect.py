@@ -1,7 +1,6 @@
 """From folders to rows: which runs share a row, and which are left out with a reason."""
 
 import errno
-import io
 import json
 import math
 import os
@@ -13,12 +12,11 @@ from typing import Any
 
 import pytest
 import tomli_w
-from rich.console import Console
 
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.report.collect import LeftOut, group_runs, scored_runs
-from harness.report.summary import Part, make_parts, print_parts
+from harness.report.summary import Part, make_parts
 from harness.tracking.run_dir import stamped
 from tests.conftest import JOBS, Harness
 from tests.made_up_runs import write_run
@@ -180,26 +178,6 @@ def test_a_failing_disk_leaves_a_run_out(
     runs, (left,) = scored_runs([tmp_path])
     assert (runs, left.kind) == ([], "unreadable")
     assert left.why.endswith(f"{name}: can't be read: {os.strerror(errno.ESTALE)}; try again later")
-
-
-@pytest.mark.parametrize("width", [160, 80, 45])
-def test_a_terminal_shows_whole_figures(tmp_path: Path, width: int) -> None:
-    """No line is too wide, and all figures are shown."""
-    for seed, accuracy in enumerate((0.86, 0.87, 0.88), 1):
-        scores: dict[str, Any] = {
-            "f1": 0.8712,
-            "roc_auc": 0.9412,
-            "log_loss": 0.3312,
-            "parameters": 258_113,
-        }
-        write_run(tmp_path / str(seed), seed=seed, accuracy=accuracy, **scores)
-    (part,) = make_parts(group_runs(scored_runs([tmp_path])[0])[0])
-    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
-    print_parts([part], console)
-    assert isinstance(console.file, io.StringIO)
-    shown = console.file.getvalue()
-    assert max(map(len, shown.splitlines())) <= width
-    assert [cell for cell in rows_of(part)[0].values() if cell not in shown] == []
 
 
 def test_the_books_figure_is_only_for_the_whole_of_imdb(tmp_path: Path) -> None:

@@ -1,20 +1,24 @@
-"""The report of a comparison: its page, its other files, and its folder."""
+"""The report of a comparison: its page, its pictures, its other files, and its folder."""
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas
 import pytest
+from matplotlib.axes import Axes
 
 from harness.errors import InputError, RunError
-from harness.report.collect import LeftOut, group_runs, scored_runs
+from harness.report.collect import DatasetGroup, LeftOut, group_runs, scored_runs
 from harness.report.html import FILES, check_folder, write_comparison
-from harness.report.plots import pictures_of
+from harness.report.plots import pictures_of, styles_of
 from harness.report.statistics import epochs_of, read_predictions
-from harness.report.summary import Part, make_parts
+from harness.report.summary import Part, left_out_lines, make_parts, shown_sentences, to_csv
 from tests.made_up_runs import write_run, write_scored_run
 from tests.report.small_data import small_data
 
@@ -100,7 +104,14 @@ def test_the_page_is_valid_and_loads_nothing(written: Path) -> None:
     page = Page(text)
     assert page.open == []
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(pictures) == 7
+    captions = re.findall(r"<figcaption><strong>(.*?)\.</strong>", text)
+    assert captions == [
+        *("Validation accuracy", "Training loss", "Accuracy and training time"),
+        *("Accuracy and size", "ROC curves"),
+        *("Confusion matrix of lstm", "Confusion matrix of bilstm"),
+    ]
+    assert "lstm from 81 to 83; bilstm from 81 to 83" in (pictures[0]["alt"] or "")
+    assert "lstm from 0.715 to 0.248" in (pictures[1]["alt"] or "")
     for picture in pictures:
         assert (picture["src"] or "").startswith("data:image/png;base64,iVBOR")
         assert "lstm" in (picture["alt"] or "")
@@ -240,17 +251,92 @@ def test_incomplete_epochs(runs: Path) -> None:
     assert {seed for seed, _ in epochs_of(of_lstm).index} == {2}
 
 
+def test_bars_are_the_intervals_of_the_means(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This holds over training time and over size. The axis has room for a marker at zero."""
+    for seed, accuracy in enumerate((0.86, 0.97, 0.98), 1):  # the interval is cut at 100 %
+        write_run(tmp_path / str(seed), seed=seed, accuracy=accuracy)
+    (part,) = parts_of(tmp_path)
+    drawn, plots = [], []
+    errorbar = Axes.errorbar
+
+    def record(axes: Axes, x: float, y: float, bars: Any, **style: Any) -> object:
+        ((below,), (above,)) = bars
+        drawn.append((x, y - below, y + above))
+        plots.append(axes)
+        return errorbar(axes, x, y, bars, **style)
+
+    monkeypatch.setattr(Axes, "errorbar", record)
+    pictures_of(part.group, (), None)
+    ends = part.group.jobs.loc["lstm", ["interval_low", "interval_high"]]
+    assert drawn == [(at, *map(pytest.approx, 100 * ends)) for at in (10.0, 8320)]
+    assert all(axes.get_xlim()[0] <= -0.04 * axes.get_xlim()[1] for axes in plots)
+
+
+def test_odd_names_of_jobs(tmp_path: Path) -> None:
+    """Matplotlib reads a dollar as mathematics, and hides labels that begin with an underscore."""
+    dataset = small_data(tmp_path / "data")
+    for name in ("$^a_$", "_b"):
+        write_scored_run(tmp_path / name, dataset, [True] * 60, job=name)
+        (part,) = parts_of(tmp_path / name)
+        assert len(pictures_of(part.group, (), read_predictions(part.group, print))) > 3
+
+
+# More jobs than a picture can show
+
+
+NUM_JOBS = 20
+
+
+@pytest.fixture(scope="module")
+def many_jobs(tmp_path_factory: pytest.TempPathFactory) -> DatasetGroup:
+    """Twenty jobs with two seeds each; more units give a higher accuracy."""
+    folder = tmp_path_factory.mktemp("many")
+    dataset = small_data(folder / "data", 200)
+    generator = np.random.default_rng(1)
+    for job in range(NUM_JOBS):
+        for seed in (1, 2):
+            right = (generator.random(200) < 0.55 + 0.02 * job).tolist()
+            run = folder / f"runs/lstm/{job}-{seed}"
+            write_scored_run(run, dataset, right, seed=seed, architecture="lstm", val_accuracy=0.5)
+            toml = (run / "job.toml").read_text()
+            model = f"[model]\nunits = {job + 1}\npooling = '{'last' if job % 2 else 'max'}'\n"
+            (run / "job.toml").write_text(toml + model)
+    groups, _ = group_runs(scored_runs([folder / "runs"])[0])
+    return groups[0]
+
+
 @pytest.mark.full
-def test_the_same_runs_give_the_same_pictures(runs: Path) -> None:
-    """All bytes of the pictures are equal."""
-    part = parts_of(runs)[0]
-    predictions = read_predictions(part.group, pytest.fail)
-    first, again = (pictures_of(part.group, (), predictions) for _ in range(2))
-    assert [each.title for each in first] == [
-        *("Validation accuracy", "Training loss", "Accuracy and training time"),
-        *("Accuracy and size", "ROC curves"),
-        *("Confusion matrix of lstm", "Confusion matrix of bilstm"),
-    ]
-    assert first == again
-    assert "lstm from 81 to 83; bilstm from 81 to 83" in first[0].alt
-    assert "lstm from 0.715 to 0.248" in first[1].alt
+def test_the_best_are_drawn_and_all_are_listed(many_jobs: DatasetGroup, tmp_path: Path) -> None:
+    """Twelve jobs are drawn in different styles; the table has a row per job."""
+    (part,) = make_parts([many_jobs])
+    drawn = many_jobs.best(12)
+    styles = styles_of(drawn)
+    assert len({(each["color"], str(each["linestyle"])) for each in styles.values()}) == 12
+    means = part.cells["test %"].astype(float).tolist()
+    assert means == sorted(means, reverse=True)
+    assert sorted(drawn.jobs["accuracy"]) == sorted(many_jobs.jobs["accuracy"])[-12:]
+    page = write_comparison(tmp_path / "out", [part], [], say=print).read_text()
+    assert "The pictures show the best 12 of 20 jobs" in page
+    assert page.count("<img ") == 5 + 12
+
+
+def test_the_csv_has_the_settings_that_differ(many_jobs: DatasetGroup) -> None:
+    """A column is named `table.key`. Every job is compared with the best one, not with all."""
+    (part,) = make_parts([many_jobs])
+    assert len(part.differences) == NUM_JOBS - 1
+    rows = list(csv.DictReader(to_csv([part]).splitlines()))
+    assert [name for name in rows[0] if "." in name] == ["model.units", "model.pooling"]
+    assert {row["model.units"] for row in rows} == {str(n) for n in range(1, NUM_JOBS + 1)}
+    assert {(row["val_accuracy"], row["num_seeds"]) for row in rows} == {("0.5", "2")}
+
+
+def test_a_terminal_shows_the_first_lines_and_counts_the_rest() -> None:
+    """It shows ten sentences, and twenty of the runs that were left out."""
+    sentences = pandas.DataFrame({"sentence": [str(n) for n in range(13)]})
+    assert shown_sentences(sentences[:10]) == [str(n) for n in range(10)]
+    assert shown_sentences(sentences)[9:] == ["9", "and 3 more (--out writes all)"]
+    runs = [LeftOut(Path(str(n)), "failed", "why") for n in range(23)]
+    assert left_out_lines(runs[:20])[-1] == "left out: 19 (failed: why)"
+    assert left_out_lines(runs)[20:] == ["left out: 3 more (--out lists all)"]

@@ -141,18 +141,13 @@ def listen(port: int | None) -> socket.socket:
     Raises:
         InputError: if the port is taken.
     """
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    # Otherwise the old connections of a server that has just ended would block its port.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1 if port else 0)
     try:
-        listener.bind(("127.0.0.1", port or 0))
-        listener.listen(128)
+        # It sets SO_REUSEADDR: the old connections of a server that has just ended block no port.
+        return socket.create_server(("127.0.0.1", port or 0), backlog=128)
     except OSError as error:
-        listener.close()
         raise InputError(
             f"--port {port}: {error.strerror}; choose another port, or omit --port for a free port"
         ) from None
-    return listener
 
 
 def start_tensorboard(

@@ -51,13 +51,9 @@ def ask_to_stop(
         raise RunError(f"run {status.run}: is another user's; ask them to stop it")
     if alone and (status.alive or status.job_lives):
         ask_to_cancel(status.folder)  # even if the run has ended: a requeued job would restart it
-        if status.state not in ALIVE:
-            return (
-                f"{status.run}: is {status.state}; job {status.slurm_job} trains only other seeds"
-            )
-        if status.phase is None or status.state == "pending":
-            return f"{status.run}: will not start; job {status.slurm_job} trains only other seeds"
-        return None
+        if status.phase and status.state in ALIVE and status.state != "pending":
+            return None
+        return f"{status.run}: will not start; job {status.slurm_job} trains only other seeds"
     if stop_search and status.trials and status.state in AT_WORK:
         stop_search(status.folder)
         if status.slurm_job:  # cancel waiting array tasks; running tasks obey `stop_search`

@@ -62,11 +62,10 @@ def reproduce(
     record = run.read_json(RECORD)
     if not record:
         raise InputError(f"run {run.folder}: code unknown: there is no readable provenance.json")
-    own = [run.folder, run.path(RECORD), run.path("job.toml")]
     named = path(record.get("snapshot"))
     snapshot = Path(named) if named and is_snapshot(Path(named)) else None
-    trusted = [*own, snapshot] if snapshot else own
-    warnings = [*_distrusted(trusted, trust_code), *_other_packages(record)]
+    read = [run.folder, run.path(RECORD), run.path("job.toml"), *filter(None, [snapshot])]
+    warnings = [*_distrusted(read, trust_code), *_other_packages(record)]
     try:
         with atomic_directory(folder) as temporary:
             if snapshot:
@@ -116,16 +115,14 @@ def _put_commit(
             f"run {run.folder}: its record has neither a commit nor a snapshot that exists; {why}"
         )
     try:
-        is_known = has_commit(project, commit)
-        if is_known:
-            write_version(project, commit, str(patch or ""), folder=folder)
+        if not has_commit(project, commit):
+            raise InputError(
+                f"run {run.folder}: its commit {commit[:12]} is not in {project}; git fetch there, "
+                "or call harness reproduce in the checkout where the run started"
+            )
+        write_version(project, commit, str(patch or ""), folder=folder)
     except GitError as error:
         raise RunError(f"run {run.folder}: its code can't be restored: {error}") from None
-    if not is_known:
-        raise InputError(
-            f"run {run.folder}: its commit {commit[:12]} is not in {project}; git fetch there, or "
-            "call harness reproduce in the checkout where the run started"
-        )
     if patch is None:
         warnings.append("the record does not say whether the code had uncommitted changes")
     if names := record.get("left_out_files"):

@@ -448,8 +448,8 @@ def reserve_id(runs: Path, wanted: Sequence[tuple[str, str]]) -> str:
     Raises:
         InputError: if the folder of the runs can't be written.
     """
-    first = time.strftime("%Y%m%d-%H%M%S")
-    for count in range(1, 1000):
+    first, count = time.strftime("%Y%m%d-%H%M%S"), 1
+    while True:
         name = first if count == 1 else f"{first}-{count}"
         folders = [runs / job / f"{name}{end}" for job, end in wanted]
         for index, folder in enumerate(folders):
@@ -464,7 +464,7 @@ def reserve_id(runs: Path, wanted: Sequence[tuple[str, str]]) -> str:
                 raise InputError(f"runs = {runs}: can't be written: {reason}") from None
         else:
             return name
-    raise InputError(f"runs = {runs}: all ids for {first} are taken; set run_id or sweep_id")
+        count += 1
 
 
 def remove_empty(folders: Iterable[Path]) -> None:

@@ -1,14 +1,12 @@
 """TensorBoard for one user: real processes, with HTTP requests of their owner and of others."""
 
 import contextlib
-import http.client
 import os
 import pty
 import signal
 import socket
 import stat
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -157,25 +155,17 @@ def test_only_the_first_signal_interrupts() -> None:
     assert watch.reason() == "received SIGTERM"
 
 
-def test_it_ends_without_requests_that_have_the_secret(
-    start: Callable[..., Board], harness: Harness
+@pytest.mark.parametrize(
+    ("hours", "idle_min", "reason"),
+    [(0, 60, "0 hours are over"), (1, 0, "no request for 0 min"), (1, 60, None)],
+)
+def test_it_ends_at_its_time_limit_or_without_requests(
+    hours: float, idle_min: float, reason: str | None
 ) -> None:
-    """Requests without the secret don't keep TensorBoard alive; nothing extends its time limit."""
-    make_run(harness.runs / "lstm" / "a")
-    board = start("--idle-minutes", "0.05").wait()
-    for _ in range(8):
-        time.sleep(0.5)
-        board.json("runs")
-    assert board.process.poll() is None
-    while board.process.poll() is None:
-        with contextlib.suppress(OSError, http.client.HTTPException):  # TensorBoard may be ending
-            board.ask("/")
-        time.sleep(0.1)
-    out, err = board.process.communicate(timeout=60)
-    assert board.process.returncode == 0, err
-    assert "ended: no request for 0.05 min" in out
-    assert board.leftovers() == []
-    assert Watch(hours=0, idle_min=60).reason() == "0 hours are over"
+    """No request extends the time limit."""
+    watch = Watch(hours, idle_min)
+    watch.used()
+    assert watch.reason() == reason
 
 
 def test_it_shows_new_runs_and_points(start: Callable[..., Board], harness: Harness) -> None:

@@ -81,8 +81,9 @@ def test_idle_connections_do_not_lock_the_user_out(board: Board) -> None:
 def test_newcomers_close_no_connection_with_the_secret(
     path: str, is_cut_off: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A long answer reaches the browser, however many strangers connect."""
-    guard = Guard(lambda _environ, _start: [], "secret", used=bool)
+    """A long answer reaches the browser. Only requests with the secret keep TensorBoard alive."""
+    used: list[int] = []
+    guard = Guard(lambda _environ, _start: [], "secret", used=lambda: used.append(1))
     monkeypatch.setattr("harness.board.server.MAX_NEWCOMERS", 1)
     ours, theirs = socket.socketpair()
     with ours, theirs, socket.socket() as stranger:
@@ -93,6 +94,7 @@ def test_newcomers_close_no_connection_with_the_secret(
         expected = contextlib.nullcontext() if is_cut_off else pytest.raises(BlockingIOError)
         with expected:
             assert theirs.recv(1) == b""
+    assert bool(used) is not is_cut_off
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can act as a second user")

@@ -144,7 +144,6 @@ def train_with_flip(harness: Harness, job: str, run_id: str, chance: random.Rand
         file.write(HOOK.format(**where))
     before = harness.environment["PYTHONPATH"]
     harness.environment["PYTHONPATH"] = str(copy)
-    done = harness.train(job, run_id)
+    harness.trained(job, run_id)
     harness.environment["PYTHONPATH"] = before
-    assert done.returncode == 0, done.stderr
     return f"step {where['step']}, variable {where['variable']}, mask {where['mask']:#x}"

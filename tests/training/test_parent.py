@@ -18,7 +18,7 @@ from harness.job.keys import Job
 from harness.tracking.run_dir import RunDirectory, stamped
 from harness.training.context import RunContext
 from harness.training.parent import Parent, begin_with, find_parent
-from tests.conftest import JOBS, Harness, results
+from tests.conftest import JOBS, Harness, calm_run, results
 from tests.made_up_runs import write_run
 from tests.training.kills import trained_with_kills, wait_for_step
 
@@ -32,9 +32,9 @@ def embedding(run: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Harness:
-    """A folder with the finished run `lstm/parent` of three epochs."""
+    """A folder with the finished run `lstm/calm` of three epochs."""
     harness = Harness(tmp_path_factory.mktemp("parent"))
-    harness.trained("lstm", "parent")
+    calm_run(harness, "lstm")
     return harness
 
 
@@ -42,7 +42,7 @@ def parent(tmp_path_factory: pytest.TempPathFactory) -> Harness:
 def test_more_epochs_end_with_the_bytes_of_one_run(parent: Harness) -> None:
     """The child run is killed once, and the same command resumes it."""
     five = ("--set", "train.epochs=5")
-    named = parent.runs / "lstm/parent"
+    named = parent.runs / "lstm/calm"
     whole = parent.trained("lstm", "whole", *five)
     child = trained_with_kills(parent, "lstm", [50], *five, "--from", named)
     assert results(child) == results(whole)
@@ -53,7 +53,7 @@ def test_more_epochs_end_with_the_bytes_of_one_run(parent: Harness) -> None:
 @pytest.mark.full
 def test_a_run_that_continues_uses_plan_and_devices_of_its_parent(parent: Harness) -> None:
     """The run warns of other differences from its parent, and --strict refuses them."""
-    shutil.copytree(parent.runs / "lstm/parent", named := parent.runs / "lstm/two")
+    shutil.copytree(parent.runs / "lstm/calm", named := parent.runs / "lstm/two")
     record = json.loads((named / "provenance.json").read_text())
     plan = {**record["plan"], "way": "keras", "threads": 3}
     record |= {"plan": plan, "devices_asked": "cpu:2"}
@@ -81,7 +81,7 @@ def test_a_run_that_continues_uses_plan_and_devices_of_its_parent(parent: Harnes
 def test_another_job_begins_with_the_weights_that_fit(parent: Harness) -> None:
     """The run names the layers that don't fit; a kill before its first step changes nothing."""
     other = ("--set", "model.units=16", "--set", "train.epochs=1")
-    named = parent.runs / "lstm/parent"
+    named = parent.runs / "lstm/calm"
     done = parent.succeed(*parent.train_words("lstm", "other", *other, "--from", named))
     assert f"begins with the weights of run {named}, because these settings" in done.stdout
     assert "differ: model.units" in done.stdout
@@ -103,7 +103,7 @@ def test_another_job_begins_with_the_weights_that_fit(parent: Harness) -> None:
 def test_a_parent_without_a_fitting_layer_leaves_no_run(parent: Harness) -> None:
     """The refusal says how to train without a parent."""
     words = ("--set", "model.units=16", "--set", "model.embedding_dim=5", "--set", "train.epochs=1")
-    run, named = parent.runs / "lstm/alone", parent.runs / "lstm/parent"
+    run, named = parent.runs / "lstm/alone", parent.runs / "lstm/calm"
     refused = parent.train("lstm", "alone", *words, "--from", named)
     assert refused.returncode == 2, refused.stderr
     assert "no layer of its model fits this job; leave --from out" in refused.stderr

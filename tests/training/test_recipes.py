@@ -3,13 +3,14 @@
 import hashlib
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.conftest import Harness, metrics, results
+from tests.conftest import Harness, metrics, results, shared_run
 from tests.training.kills import trained_with_kills
 
 pytestmark = pytest.mark.full
@@ -30,7 +31,8 @@ LAST_EPOCH = 61  # first step of the last epoch, of 15 steps per epoch
 def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path]:
     """A finished run that uses all these settings."""
     harness = Harness(tmp_path_factory.mktemp("recipes"))
-    return harness, harness.trained("bilstm", "calm", *LONG)
+    make = partial(harness.trained, "bilstm", "recipes", *LONG)
+    return harness, shared_run(harness, "bilstm", "recipes", make)
 
 
 def test_a_killed_run_ends_with_the_same_bytes(calm: tuple[Harness, Path]) -> None:

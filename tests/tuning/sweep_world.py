@@ -38,10 +38,9 @@ PROPOSAL_S = 3.0  # longest time that an oracle needs for a proposal
 PATIENCE_S = 4000.0  # longest time from the last fault to the end of a search
 CANCEL_S = 150.0  # time after a cancel in which attempts may still begin
 SAFEGUARDS = (
-    *("claim", "first", "values", "order", "fsync", "copy", "attempts", "known"),
-    *("stuck", "stop", "gone", "term"),
+    *("claim", "first", "values", "order", "fsync", "attempts", "known"),
+    *("stuck", "stop", "gone"),
 )
-ONLY_SAVE_WORK = ("copy", "term")
 FAULTS = (
     *("kill", "kill", "kill command", "node", "stop", "stop", "stop", "outage", "outage"),
     *("error", "error", "show", "join", "join", "leave", "cancel"),
@@ -301,8 +300,7 @@ class World:
             # In place of the checksum in the parent's result.
             saved = saved if saved and 2 * saved.epochs == limit else None
         epochs = saved.epochs if saved else 0
-        if "copy" not in self.without:
-            await disk.write(checkpoint(n, k), Saved(epochs=epochs))
+        await disk.write(checkpoint(n, k), Saved(epochs=epochs))
         while epochs < limit:
             if n == self.poison:
                 self.end(p)
@@ -372,10 +370,9 @@ class World:
         Raises:
             Violation: if a promise is broken.
         """
-        before = protocol.MAX_ATTEMPTS, protocol.LOST_S, protocol.SHORTEST_REST_S
+        before = protocol.MAX_ATTEMPTS, protocol.SHORTEST_REST_S
         protocol.SHORTEST_REST_S = 2.0  # as with more trials
         protocol.MAX_ATTEMPTS = 10**9 if "stuck" in self.without else STUCK_ATTEMPTS
-        protocol.LOST_S = 0.0 if "term" in self.without else protocol.LOST_S
         try:
             while self.heap:
                 self.now_s, _, act = heapq.heappop(self.heap)
@@ -385,7 +382,7 @@ class World:
                 if self.now_s > self.last_fault_s + PATIENCE_S:
                     raise Violation("no end")
         finally:
-            protocol.MAX_ATTEMPTS, protocol.LOST_S, protocol.SHORTEST_REST_S = before
+            protocol.MAX_ATTEMPTS, protocol.SHORTEST_REST_S = before
         if not self.result:
             raise Violation("a trial is lost")
         if self.result != self.expected:
@@ -571,7 +568,7 @@ class World:
         owner = self.owners[f"trials/{path[5:-5].replace('-', '/')}"]
         disturbed_s = max(owner.since_s, owner.stopped_until_s, self.down_until_s[owner.node])
         is_well = owner.is_alive and self.now_s - disturbed_s > 0.9 * protocol.LOST_S
-        if is_well and owner is not p and "term" not in self.without:
+        if is_well and owner is not p:
             raise Violation("a healthy worker counts as lost")
 
     def _write(self, p: Process, path: str, content: Any) -> None:

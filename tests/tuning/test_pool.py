@@ -62,65 +62,46 @@ def test_a_worker_that_had_a_trial_is_always_restarted(tmp_path: Path, code: int
 
 
 @pytest.mark.parametrize(
-    ("code", "line"),
+    ("codes", "line", "error"),
     [
-        (-9, ""),
-        (DISK_CODE, ""),
-        (RunError.exit_code, "OSError: [Errno 5] Input/output error: '/home/me/x.py'"),
-        (RunError.exit_code, "srun: error: no controller"),
+        ([-9] * MAX_FAILURES, "", RunError),
+        ([DISK_CODE] * MAX_FAILURES, "", RunError),
+        (
+            [RunError.exit_code] * MAX_FAILURES,
+            "OSError: [Errno 5] Input/output error: 'x'",
+            RunError,
+        ),
+        ([RunError.exit_code] * MAX_FAILURES, "srun: error: no controller", RunError),
+        ([RunError.exit_code] * MAX_ERRORS, "", RunError),
+        ([NODE_FAULT_CODE] * MAX_ERRORS, "", NodeFault),
+        ([InputError.exit_code] * MAX_ERRORS, "", InputError),
+        ([DISK_CODE] * MAX_ERRORS + [RunError.exit_code] * MAX_ERRORS, "", RunError),
     ],
 )
-def test_a_signal_or_an_outage_fails_25_times(tmp_path: Path, code: int, line: str) -> None:
-    """The command ends after 25 such failures of a worker that began no trial in between."""
+def test_failures_in_a_row_end_the_command(
+    tmp_path: Path, codes: list[int], line: str, error: type[Exception]
+) -> None:
+    """There may be 25 signals and outages, but only three errors; outages are no errors."""
     pool = Pool(tmp_path)
     pool.worker.log.parent.mkdir()
     pool.worker.log.write_text(line)
-    pool.end(code, has_begun=True)
-    for _ in range(MAX_FAILURES - 1):
+    pool.end(codes[0], has_begun=True)  # does not count
+    for code in codes[:-1]:
         pool.end(code)
-    with pytest.raises(RunError, match=f"failed 25 times: {line[:7] or f'exit code {code}'}"):
-        pool.end(code)
+    said = f"worker a-w0 failed {len(codes)} times: {line[:7]}"
+    with pytest.raises(error, match=said):
+        pool.end(codes[-1])
 
 
-@pytest.mark.parametrize(
-    ("code", "error"),
-    [
-        (RunError.exit_code, RunError),
-        (NODE_FAULT_CODE, NodeFault),
-        (InputError.exit_code, InputError),
-    ],
-)
-def test_three_errors_in_a_row_end_the_command(
-    tmp_path: Path, code: int, error: type[Exception]
-) -> None:
-    """The count starts again when any worker ends a trial."""
+def test_an_accepted_trial_starts_all_counts_again(tmp_path: Path) -> None:
+    """The trial may be of any worker; the count of each process starts again."""
     pool = Pool(tmp_path)
     for num_done in range(2 * MAX_ERRORS):
-        pool.end(code, num_done)
-    for _ in range(MAX_ERRORS - 2):
-        pool.end(code, num_done)
-    with pytest.raises(error, match="worker a-w0 failed 3 times: the process ended with exit code"):
-        pool.end(code, num_done)
-
-
-def test_outages_do_not_count_as_errors(tmp_path: Path) -> None:
-    """Outages of the disk, more than the allowed number of errors, precede two errors."""
-    pool = Pool(tmp_path)
-    for code in [DISK_CODE] * MAX_ERRORS + [RunError.exit_code] * (MAX_ERRORS - 1):
-        pool.end(code)
-    with pytest.raises(RunError, match="failed 6 times"):
-        pool.end(RunError.exit_code)
-
-
-def test_each_process_has_its_own_count(tmp_path: Path) -> None:
-    """An accepted trial starts the counts of all processes again, not only the first count."""
-    pool = Pool(tmp_path)
-    for _ in range(MAX_ERRORS - 1):
-        pool.end(RunError.exit_code, 0)
-    pool.proposer.popen = SimpleNamespace(poll=lambda: RunError.exit_code)  # type: ignore[assignment]
-    pool.tend(1, set())
-    pool.end(RunError.exit_code, 1)
-    assert len(pool.worker.failures) == 1
+        pool.end(RunError.exit_code, num_done)
+        pool.proposer.popen = SimpleNamespace(poll=lambda: RunError.exit_code)  # type: ignore[assignment]
+        pool.proposer.not_before_s = None
+        pool.tend(num_done, set())
+        assert [len(each.failures) for each in pool.everybody] == [1, 1]
 
 
 def test_a_failed_worker_is_restarted_after_a_growing_pause(tmp_path: Path) -> None:

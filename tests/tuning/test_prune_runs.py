@@ -123,11 +123,18 @@ def test_checkpoints_that_a_trial_may_continue_stay_to_the_end(tmp_path: Path) -
 
 
 def test_a_finished_sweep_is_pruned(tmp_path: Path) -> None:
-    """It keeps the best models, and the records of failed and abandoned attempts."""
+    """It keeps the best models, and the records of failed and abandoned attempts.
+
+    An unfinished sweep is not pruned, because its trials may still need their checkpoints.
+    """
     sweep, _ = made_up(tmp_path / "runs/tune/s")
     elsewhere = make_run(tmp_path / "elsewhere/seed1").folder
     sweep.path("trials/0/3").symlink_to(elsewhere.parent)
-    before = files(sweep.folder)
+    before, result = files(sweep.folder), sweep.path("result.json").read_bytes()
+    sweep.path("result.json").unlink()
+    assert prune_all([sweep.folder], really=True).left == [(sweep.folder, "is unfinished")]
+    sweep.path("result.json").write_bytes(result)
+    assert files(sweep.folder) == before
     counted = prune_all([tmp_path / "runs"], really=False)
     assert files(sweep.folder) == before
     assert prune_all([tmp_path / "runs"], really=True) == counted
@@ -137,15 +144,6 @@ def test_a_finished_sweep_is_pruned(tmp_path: Path) -> None:
     assert abandoned.path("state.json").exists()
     assert not abandoned.path("model.keras").exists()
     assert (elsewhere / CHECKPOINT).exists()
-
-
-def test_an_unfinished_sweep_is_not_pruned(tmp_path: Path) -> None:
-    """Its trials may still need their checkpoints."""
-    sweep, _ = made_up(tmp_path / "s")
-    sweep.path("result.json").unlink()
-    before = files(sweep.folder)
-    assert prune_all([sweep.folder], really=True).left == [(sweep.folder, "is unfinished")]
-    assert files(sweep.folder) == before
 
 
 def test_unreadable_trials_are_an_error(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:

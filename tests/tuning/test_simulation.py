@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from harness.tuning.protocol import Trial
-from tests.tuning.sweep_world import ONLY_SAVE_WORK, SAFEGUARDS, Sleep, World, violations
-
-CORRECT = [name for name in SAFEGUARDS if name not in ONLY_SAVE_WORK]
+from tests.tuning.sweep_world import SAFEGUARDS, Sleep, World, violations
 
 
 def test_no_schedule_breaks_a_promise() -> None:
@@ -19,7 +17,7 @@ def test_no_schedule_breaks_a_promise() -> None:
     assert list(violations(range(1000))) == []
 
 
-@pytest.mark.parametrize("name", CORRECT)
+@pytest.mark.parametrize("name", SAFEGUARDS)
 def test_each_safeguard_is_needed(name: str) -> None:
     """Without the safeguard a schedule with many faults breaks a promise."""
     assert next(violations(range(3000), without=(name,), num_faults=14), None) is not None
@@ -80,7 +78,7 @@ def test_64_workers_need_few_operations() -> None:
 @pytest.mark.slow
 def test_ten_thousand_schedules() -> None:
     """With `-s` the test prints the number of violations without each safeguard."""
-    for name in CORRECT:
+    for name in SAFEGUARDS:
         found = Counter(what for _, what in violations(range(1000), without=(name,), num_faults=14))
         print(f"without {name}: {found.total()} of 1,000: {dict(found)}")  # noqa: T201
     assert list(violations(range(10_000))) == []

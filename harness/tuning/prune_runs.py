@@ -100,32 +100,23 @@ def _has_no_link(folder: Path, top: Path) -> bool:
 class KeptTrials:
     """Decides which files of trials a sweep keeps, and removes the others."""
 
-    def __init__(self, sweep: SweepDirectory, search: SearchSpec) -> None:
-        self.sweep, self.search = sweep, search
+    def __init__(self, sweep: SweepDirectory, search: SearchSpec, pruned: Pruned) -> None:
+        """Choose the sweep; `pruned` counts the files."""
+        self.sweep, self.search, self.pruned = sweep, search, pruned
         self._done: set[tuple[int, bool, bool]] = set()
 
-    def trim(self, trials: Sequence[Trial], *, is_over: bool = False) -> None:
+    def trim(self, trials: Sequence[Trial], *, is_over: bool, really: bool = True) -> None:
         """Remove files that the sweep does not keep; skip files that can't be removed.
 
+        A trial is left out if an earlier call has removed the same files of this trial.
+
         Args:
             trials: all trials of the sweep.
-            is_over: whether the search is over.
+            is_over: whether the search is over; before its end, a later trial may need the
+                checkpoint of an ended trial.
+            really: whether to remove the files instead of only counting them.
         """
         may_continue = self.search.continues_trials and not is_over
-        for folder, patterns in self.removable(trials, may_continue=may_continue):
-            Pruned().prune(folder, self.sweep.folder, patterns, really=True)
-
-    def removable(
-        self, trials: Sequence[Trial], *, may_continue: bool = False
-    ) -> Iterator[tuple[Path, tuple[str, ...]]]:
-        """Yield the folders of runs, each with patterns of removable files.
-
-        A trial is left out if an earlier call has yielded the same files of this trial.
-
-        Args:
-            trials: all trials of the sweep.
-            may_continue: whether a later trial may need the checkpoint of an ended trial.
-        """
         ended = [each for each in ranked(trials, self.search) if each.attempt]
         for rank, each in enumerate(ended):
             is_best = rank < NUM_KEPT
@@ -134,12 +125,12 @@ class KeptTrials:
                 continue
             self._done.add(how)
             accepted = self.sweep.path(attempt_folder(each.n, each.attempt))
-            checkpoints = () if is_best or may_continue else CHECKPOINTS
+            patterns: tuple[str, ...] = () if is_best or may_continue else CHECKPOINTS
+            patterns += () if is_best else MODEL + STATE
             for folder, *_ in find_runs([self.sweep.path(trial_folder(each.n))]):
-                if folder.parent != accepted or each.error:
-                    yield folder, CHECKPOINTS + MODEL
-                else:
-                    yield folder, checkpoints if is_best else checkpoints + MODEL + STATE
+                is_useless = folder.parent != accepted or each.error
+                removed = CHECKPOINTS + MODEL if is_useless else patterns
+                self.pruned.prune(folder, self.sweep.folder, removed, really=really)
 
 
 def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
@@ -158,8 +149,8 @@ def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
                 done.left.append((folder, why))
             elif is_sweep(folder):
                 sweep = SweepDirectory(folder)
-                for run, patterns in KeptTrials(sweep, sweep.search()).removable(sweep.trials()):
-                    done.prune(run, folder, patterns, really=really)
+                kept = KeptTrials(sweep, sweep.search(), done)
+                kept.trim(sweep.trials(), is_over=True, really=really)
             else:
                 done.prune(folder, folder, CHECKPOINTS, really=really)
         except FileNotFoundError:  # removed meanwhile

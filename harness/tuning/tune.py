@@ -32,7 +32,7 @@ from harness.tuning.leaderboard import (
 )
 from harness.tuning.pool import WorkerPool, WorkerRequest
 from harness.tuning.protocol import Attempt, View, change_stop, follow, running, shown, tell_gone
-from harness.tuning.prune_runs import KeptTrials
+from harness.tuning.prune_runs import KeptTrials, Pruned
 from harness.tuning.sweep_dir import SweepDirectory, stop_now
 
 PATIENCE_S = 600.0  # how long a command tries again while the disk fails
@@ -157,7 +157,7 @@ class Command:
         self.view = View(Disk(sweep.folder))
         self.heartbeat = Heartbeat(sweep, allocation)
         self.heartbeat.note(restarts=allocation.restarts if allocation else 0)
-        self._kept = KeptTrials(sweep, search)
+        self._kept = KeptTrials(sweep, search, Pruned())
         self._table = b""  # the leaderboard that was written last
         self._errors: list[str] = []  # of the trials that failed after this command's first look
 
@@ -251,7 +251,7 @@ class Command:
         if table != self._table:
             self.sweep.write(LEADERBOARD, table)
             self._table = table
-            self._kept.trim(trials)
+            self._kept.trim(trials, is_over=False)
         progress = self._progress()
         num_ended, figures = len(self.view.accepted), f"{progress['running']} running"
         if best := progress["best"]:

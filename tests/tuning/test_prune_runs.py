@@ -10,7 +10,7 @@ import pytest
 from harness.tracking.run_dir import RunDirectory
 from harness.tuning import prune_runs
 from harness.tuning.protocol import Trial
-from harness.tuning.prune_runs import NUM_KEPT, KeptTrials, prune_all, refusal
+from harness.tuning.prune_runs import NUM_KEPT, KeptTrials, Pruned, prune_all, refusal
 from harness.tuning.sweep_dir import SweepDirectory
 from tests.conftest import Harness
 from tests.tuning.made_up_sweep import HYPERBAND, RANDOM, make_sweep, trial
@@ -101,12 +101,12 @@ def holding(sweep: SweepDirectory, name: str) -> str:
 def test_a_search_keeps_the_models_of_its_best_trials(tmp_path: Path) -> None:
     """The other models are removed as trials end, in any order."""
     sweep, trials = made_up(tmp_path / "s")
-    kept = KeptTrials(sweep, sweep.search())
-    kept.trim(trials[:NUM_KEPT])
+    kept = KeptTrials(sweep, sweep.search(), Pruned())
+    kept.trim(trials[:NUM_KEPT], is_over=False)
     assert holding(sweep, "model.keras") == "012345678"
-    kept.trim([*trials[:7], trial(7, None, worker="w1")])
+    kept.trim([*trials[:7], trial(7, None, worker="w1")], is_over=False)
     assert holding(sweep, "model.keras") == "2345678"
-    kept.trim(trials)
+    kept.trim(trials, is_over=False)
     assert (holding(sweep, "model.keras"), holding(sweep, CHECKPOINT)) == ("34567", "34567")
     assert len(files(sweep.trial_run(0, 1, 1).folder)) == 6
     assert holding(sweep, "result.json") == "01234567"
@@ -115,8 +115,8 @@ def test_a_search_keeps_the_models_of_its_best_trials(tmp_path: Path) -> None:
 def test_checkpoints_that_a_trial_may_continue_stay_to_the_end(tmp_path: Path) -> None:
     """The models of other trials are removed at once."""
     sweep, trials = made_up(tmp_path / "s", HYPERBAND)
-    kept = KeptTrials(sweep, sweep.search())
-    kept.trim(trials)
+    kept = KeptTrials(sweep, sweep.search(), Pruned())
+    kept.trim(trials, is_over=False)
     assert (holding(sweep, "model.keras"), holding(sweep, CHECKPOINT)) == ("34567", "01234567")
     kept.trim(trials, is_over=True)
     assert holding(sweep, CHECKPOINT) == "34567"

@@ -196,15 +196,6 @@ class Comparison:
 
         return to_markdown(self.parts)
 
-    @property
-    def sentences(self) -> list[str]:
-        """The sentences that compare jobs with the baseline, and jobs with each other."""
-        return [
-            sentence
-            for part in self.parts
-            for sentence in (*part.verdicts, *part.differences["sentence"])
-        ]
-
     def to_frame(self) -> "pandas.DataFrame":
         """Return a table with a row for each job and each baseline.
 

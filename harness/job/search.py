@@ -448,7 +448,8 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
             )
     content = {**job.model_dump(), "search": {**file.search.model_dump(), "space": raw_space}}
     search = SearchSpec(job, file.search, tuple(space), content)
-    _check_together(search, path)
+    if rule := _broken_rule(search):
+        raise InputError(f"job {path}: {rule}")
     return search
 
 
@@ -461,40 +462,36 @@ def _renamed(raw: Any, names: Mapping[str, str]) -> Any:
     return names.get(raw, raw) if isinstance(raw, str) else raw
 
 
-def _check_together(search: SearchSpec, path: Path) -> None:
+def _broken_rule(search: SearchSpec) -> str:
+    """Return which rule the search breaks, and the key; empty if it breaks none."""
     table, job = search.table, search.job
     if job.data.validation_split == 0:
-        raise InputError(
-            f"job {path}: data.validation_split = 0: a search needs validation reviews; set it, "
-            "for example, to 0.2"
+        return (
+            "data.validation_split = 0: a search needs validation reviews; set it, for example, to "
+            "0.2"
         )
     if table.trials == 0 and table.tuner not in ("grid", "hyperband"):
-        raise InputError(
-            f"job {path}: search.trials = 0: the {table.tuner} tuner needs a number, such as 20"
-        )
+        return f"search.trials = 0: the {table.tuner} tuner needs a number, such as 20"
     values = {f"search.{key}": value for key, value in table}
     for key, other in without_effect({"search": SearchConfig}, values):
-        raise InputError(f"job {path}: {key} has no effect without {other}; remove it")
+        return f"{key} has no effect without {other}; remove it"
     if table.tuner == "asha" and job.train.epochs < table.min_epochs * table.factor:
-        raise InputError(
-            f"job {path}: train.epochs = {job.train.epochs}: should be at least search.min_epochs "
-            f"times search.factor, {table.min_epochs * table.factor}"
+        return (
+            f"train.epochs = {job.train.epochs}: should be at least search.min_epochs times "
+            f"search.factor, {table.min_epochs * table.factor}"
         )
-    keys = [parameter.key for parameter in search.space]
-    if search.continues_trials and "train.epochs" in keys:
-        raise InputError(
-            f"job {path}: search.space.train.epochs: the {table.tuner} tuner chooses the number of "
-            "epochs itself, at most train.epochs; remove train.epochs from search.space"
+    if search.continues_trials and "train.epochs" in [each.key for each in search.space]:
+        return (
+            f"search.space.train.epochs: the {table.tuner} tuner chooses the number of epochs "
+            "itself, at most train.epochs; remove train.epochs from search.space"
         )
     # For each key: values of its parent, grandparent and so on, for which the key is searched.
     needed: dict[str, Values] = {}
     for parameter in search.space:
         continuous = not parameter.choices and parameter.step is None
         if table.tuner == "grid" and continuous and (parameter.log or not parameter.is_whole):
-            raise InputError(
-                f"job {path}: search.space.{parameter.key}: the grid tuner needs a list, or a "
-                "range with a step"
-            )
+            where = f"search.space.{parameter.key}"
+            return f"{where}: the grid tuner needs a list, or a range with a step"
         parents: list[Values] = [
             {**needed[parameter.parent], parameter.parent: choice}
             for choice in parameter.parent_choices
@@ -505,8 +502,8 @@ def _check_together(search: SearchSpec, path: Path) -> None:
             try:
                 search.job_of({**given, parameter.key: value}, seed=search.seeds()[-1])
             except InputError as error:
-                said = str(error).partition(": ")[2]
-                raise InputError(f"job {path}: search.space: {said}") from None
+                return f"search.space: {str(error).partition(': ')[2]}"
+    return ""
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:

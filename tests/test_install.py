@@ -145,7 +145,8 @@ def test_a_failed_installation_is_repeated(project: Project, wheels: Path) -> No
 
 @pytest.mark.full
 @pytest.mark.parametrize(
-    ("settings", "calls"), [({"UV_FAILS": "1"}, 1), ({"PIP_NO_INDEX": "1"}, 0)]
+    ("settings", "calls"),
+    [({"UV_FAILS": "1"}, 1), pytest.param({"PIP_NO_INDEX": "1"}, 0, marks=pytest.mark.slow)],
 )
 def test_uv_installs_unless_pip_has_settings(
     project: Project, wheels: Path, settings: dict[str, str], calls: int

@@ -39,10 +39,8 @@ from harness.data.tables import (
     SourceFile,
     Text,
     listed,
-    open_text,
-    read_table,
+    read_file,
     table_ending,
-    undecoded,
 )
 from harness.data.vocabulary import MAX_CHARACTERS, UNRANKED, tokenize
 from harness.errors import InputError
@@ -75,11 +73,7 @@ def read_texts(source: Path, form: DataConfig = DEFAULT_FORM) -> Iterator[Text]:
         InputError: if the source can't be used; the message states the error's place and a remedy.
     """
     for part in _parts(source):
-        if part.label:
-            text = _read_review(part, form.encoding)
-            yield Text(text, part.label, part.split, part.location)
-        else:
-            yield from read_table(part, form)
+        yield from read_file(part, form)
 
 
 def source_checksum(source: Path, form: DataConfig = DEFAULT_FORM) -> str:
@@ -220,19 +214,6 @@ def _entries(source: Path, folder: Path) -> dict[str, "os.DirEntry[str]"]:
                 "harness does not follow; replace the link by its target"
             )
     return dict(sorted(entries.items()))
-
-
-# A review in its own file
-
-
-def _read_review(part: SourceFile, encoding: str) -> str:
-    try:
-        with open_text(part.path, part.where, encoding) as file:
-            return file.read()
-    except UnicodeError:
-        raise InputError(f"{part.where}{undecoded(file)}") from None
-    except OSError as error:
-        raise InputError(f"{part.where}can't be read ({error}); make the file again") from None
 
 
 # The dataset of a source

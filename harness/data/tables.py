@@ -68,40 +68,16 @@ def open_text(path: Path, where: str, encoding: str) -> TextIO:
     return io.TextIOWrapper(open_bytes(path, where), encoding, newline="")
 
 
-def numbered_lines(file: TextIO, where: str) -> Iterator[tuple[int, str]]:
-    r"""Yield each line with its number, starting at 1; a line ends with \n, \r\n or \r.
-
-    Raises:
-        InputError: if a line can't be decoded; the message states the line's number.
-    """
-    number = 0
-    try:
-        for number, line in enumerate(file, 1):
-            yield number, line
-    except UnicodeError:
-        # The decoder reads ahead, so the error may be in a later line than the next.
-        raise InputError(
-            f"{where}line {number + 1}, or a line soon after it, {undecoded(file)}"
-        ) from None
-
-
-def undecoded(file: TextIO) -> str:
-    """Return the second half of an error message about bytes that can't be decoded."""
-    encoding = file.encoding.removesuffix("-sig").upper()
-    return f"is not {encoding}; save the file as UTF-8, or name its encoding in data.encoding"
-
-
 def csv_rows(file: TextIO, where: str, *, delimiter: str) -> Iterator[list[str]]:
     """Yield the rows of a CSV file, except blank rows.
 
     Raises:
-        InputError: if a stray double quote joins a row with the next lines, or if a line can't be
-            decoded.
+        InputError: if a stray double quote joins a row with the next lines.
     """
     lines: list[str] = []  # the lines that the current row consists of
 
     def recorded() -> Iterator[str]:
-        for _, line in numbered_lines(file, where):
+        for line in file:
             lines.append(line)
             yield line
 
@@ -166,29 +142,41 @@ def table_ending(name: str) -> str:
     return next((ending for ending in ENDINGS if name.lower().endswith(ending)), "")
 
 
-def read_table(table: SourceFile, form: DataConfig) -> Iterator[Text]:
-    """Yield the rows of a table, one after another.
+def read_file(file: SourceFile, form: DataConfig) -> Iterator[Text]:
+    """Yield the reviews in a file, one after another.
 
     Raises:
-        InputError: if the table can't be used; the message states the error's place and a remedy.
+        InputError: if the file can't be used; the message states the error's place and a remedy.
     """
-    ending = table_ending(table.path.name)
-    if ending.startswith(JSON_LINES):
-        rows = _json_rows(table, form)
+    ending = table_ending(file.path.name)
+    if file.label:
+        rows = _whole_file(file, form)
+    elif ending.startswith(JSON_LINES):
+        rows = _json_rows(file, form)
     elif ending == ".parquet":
-        rows = _parquet_rows(table, form)
+        rows = _parquet_rows(file, form)
     else:
-        rows = _csv_rows(table, form, form.delimiter or DELIMITERS[ending[:4]])
+        rows = _csv_rows(file, form, form.delimiter or DELIMITERS[ending[:4]])
     try:
         yield from rows
     except InputError:
         raise
+    except UnicodeError:
+        raise InputError(
+            f"{file.where}is not {form.encoding.upper()}; save the file as UTF-8, or name its "
+            "encoding in data.encoding"
+        ) from None
     except (OSError, ValueError, KeyError, ArithmeticError, NotImplementedError) as error:
         said = " ".join(str(error).split())[:200]
-        raise InputError(f"{table.where}can't be read ({said}); make the file again") from None
+        raise InputError(f"{file.where}can't be read ({said}); make the file again") from None
 
 
 # Rows
+
+
+def _whole_file(file: SourceFile, form: DataConfig) -> Iterator[Text]:
+    with open_text(file.path, file.where, form.encoding) as content:
+        yield Text(content.read(), file.label, file.split, file.location)
 
 
 def _csv_rows(table: SourceFile, form: DataConfig, delimiter: str) -> Iterator[Text]:
@@ -236,7 +224,7 @@ def _json_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
     columns: list[str] = []
     names: Collection[str] = ()
     with open_text(table.path, table.where, form.encoding) as file:
-        for number, line in numbered_lines(file, table.where):
+        for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             row = json_value(line, f"{table.where}line {number}")

@@ -69,7 +69,7 @@ HEAD = b"text,label\n"
         (HEAD + b"fine, \nx,\n", ("row 2 has no label",)),
         (
             HEAD + b"fine,pos\ncaf\xe9,neg\n",
-            ("line 1, or a line soon after it, is not UTF-8", "data.encoding"),
+            ("is not UTF-8; save the file as UTF-8, or name its encoding in data.encoding",),
         ),
         (HEAD + b"fi\0ne,pos\n", ("row 2", "NUL")),
         (

@@ -152,15 +152,6 @@ class Padding:
         return tf.where(at >= starts, at, self.num_tokens)
 
 
-class _Source(NamedTuple):
-    """The data for all batches, as tensors on the CPU."""
-
-    padding: Padding
-    labels: tf.Tensor  # [num_reviews] float32
-    permuted: tf.Tensor  # [num_epochs * num_reviews] int32, indices of reviews
-    times: tf.Tensor | None  # with data.bucket: the result of `time_steps`
-
-
 class Start(NamedTuple):
     """The step of the first batch, and whether the batches are repeated."""
 
@@ -193,7 +184,7 @@ def batches(
         num_replicas = context.num_replicas_in_sync
         num_local = num_replicas // context.num_input_pipelines
         num_examples = -(-batch_size // num_replicas)  # per replica
-        source = _to_tensors(reviews, permutations, shape)
+        source = _Source(reviews, permutations, shape)
         at_once = 1 if shape.bucket else -(-EXAMPLES_AT_ONCE // num_examples)
 
         @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
@@ -201,7 +192,7 @@ def batches(
             step, local = k[:, None] // num_local, k[:, None] % num_local
             replica = context.input_pipeline_id * num_local + local
             position = replica * num_examples + tf.range(num_examples, dtype=tf.int64)
-            return _gather(source, step, position, batch_size=batch_size, before=steps_before)
+            return source.batches(step, position, steps_before)
 
         options = tf.data.Options()
         # tf.data's tuning thread may take seconds to stop, and here it has nothing to tune.
@@ -226,48 +217,46 @@ def batches(
     return strategy.distribute_datasets_from_function(dataset, on_host)
 
 
-def _to_tensors(reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -> _Source:
-    lengths = reviews.lengths(shape.maxlen)
-    with tf.device("/cpu:0"):
-        return _Source(
-            padding=Padding(reviews, shape),
-            labels=tf.constant(reviews.labels.astype(np.float32)),
-            permuted=tf.constant(permutations.ravel()),
-            times=tf.constant(time_steps(permutations, lengths, shape)) if shape.bucket else None,
+class _Source:
+    """The data for all batches, as tensors on the CPU."""
+
+    def __init__(self, reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -> None:
+        self.batch_size, self.num_reviews = shape.batch_size, len(reviews)
+        self.padding = Padding(reviews, shape)
+        times = time_steps(permutations, reviews.lengths(shape.maxlen), shape)
+        with tf.device("/cpu:0"):
+            self.labels = tf.constant(reviews.labels.astype(np.float32))
+            self.permuted = tf.constant(permutations.ravel())
+            self.times = tf.constant(times) if shape.bucket else None
+
+    def batches(self, step: tf.Tensor, position: tf.Tensor, before: int) -> Batch:
+        """Return `num` batches as one `Batch` whose fields have the shape `[num, …]`.
+
+        Args:
+            step: the step of each batch, `[num, 1] int64`.
+            position: the positions of the examples in the global batch, `[num, examples] int64`.
+            before: the number of steps of the run before the permutations, `Start.steps_before`.
+        """
+        steps_per_epoch = num_steps(self.num_reviews, self.batch_size)
+        first_in_epoch = step % steps_per_epoch * self.batch_size
+        left = self.num_reviews - first_in_epoch
+        in_epoch = first_in_epoch + position
+        real = (position < self.batch_size) & (in_epoch < self.num_reviews)
+        in_epoch = tf.minimum(in_epoch, self.num_reviews - 1)
+        chosen = tf.gather(self.permuted, step // steps_per_epoch * self.num_reviews + in_epoch)
+        # With data.bucket `num` is 1, since batches differ in length.
+        time = None if self.times is None else self.times[step[0, 0]]
+        rows = tf.where(real, chosen, self.num_reviews)
+        tokens, ratios = self.padding.padded(rows, time)
+        return Batch(
+            tokens=tokens,
+            labels=tf.gather(self.labels, chosen),
+            weights=tf.cast(real, tf.float32),
+            positions=tf.cast(tf.minimum(position, self.batch_size - 1), tf.int32),
+            count=tf.cast(tf.minimum(left, self.batch_size), tf.float32)[:, 0],
+            step=(before + step)[:, 0],
+            ratios=ratios,
         )
-
-
-def _gather(
-    source: _Source, step: tf.Tensor, position: tf.Tensor, *, batch_size: int, before: int
-) -> Batch:
-    """Return `num` batches as one `Batch` whose fields have the shape `[num, …]`.
-
-    Args:
-        step: the step of each batch, `[num, 1] int64`.
-        position: the positions of the examples in the global batch, `[num, examples] int64`.
-        before: the number of steps of the run before the permutations, `Start.steps_before`.
-    """
-    num_reviews = len(source.labels)
-    steps_per_epoch = num_steps(num_reviews, batch_size)
-    first_in_epoch = step % steps_per_epoch * batch_size
-    left = num_reviews - first_in_epoch
-    in_epoch = first_in_epoch + position
-    real = (position < batch_size) & (in_epoch < num_reviews)
-    at = step // steps_per_epoch * num_reviews + tf.minimum(in_epoch, num_reviews - 1)
-    chosen = tf.gather(source.permuted, at)
-    rows = tf.where(real, chosen, num_reviews)
-    # With data.bucket `num` is 1, since batches differ in length.
-    time = None if source.times is None else source.times[step[0, 0]]
-    tokens, ratios = source.padding.padded(rows, time)
-    return Batch(
-        tokens=tokens,
-        labels=tf.gather(source.labels, chosen),
-        weights=tf.cast(real, tf.float32),
-        positions=tf.cast(tf.minimum(position, batch_size - 1), tf.int32),
-        count=tf.cast(tf.minimum(left, batch_size), tf.float32)[:, 0],
-        step=(before + step)[:, 0],
-        ratios=ratios,
-    )
 
 
 # The reviews of a job

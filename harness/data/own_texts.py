@@ -45,6 +45,7 @@ from harness.data.tables import (
 from harness.data.vocabulary import MAX_CHARACTERS, UNRANKED, tokenize
 from harness.errors import InputError
 from harness.job.keys import DataConfig
+from harness.system.files import sha256_of
 
 REMEDY = (
     "name a table (.csv, .tsv, .jsonl, .parquet), a folder of tables, or a folder that contains a "
@@ -85,8 +86,7 @@ def source_checksum(source: Path, form: DataConfig = DEFAULT_FORM) -> str:
     digest = hashlib.sha256()
     for part in _parts(source):
         try:
-            with part.path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").digest()
+            content = bytes.fromhex(sha256_of(part.path))
         except OSError as error:
             raise InputError(
                 f"{part.where}can't be read ({error.strerror}); check its mode"

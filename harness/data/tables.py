@@ -36,19 +36,9 @@ FORMAT_KEYS = ("text_column", "label_column", "split_column", "delimiter", "enco
 ROWS_AT_ONCE = 1000
 
 
-def open_bytes(path: Path, where: str) -> BinaryIO:
-    """Open a file for reading bytes; decompress it if its name ends in .gz or .zst.
-
-    Args:
-        where: the text with which error messages begin.
-
-    Raises:
-        InputError: if the file can't be opened.
-    """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise InputError(f"{where}can't be read ({error.strerror}); check its mode") from None
+def open_bytes(path: Path) -> BinaryIO:
+    """Open a file for reading bytes; decompress it if its name ends in .gz or .zst."""
+    file = path.open("rb")
     if not (compression := COMPRESSIONS.get(path.suffix.lower())):
         return file
     import pyarrow  # imported here, because the import takes 0.1 s
@@ -57,15 +47,11 @@ def open_bytes(path: Path, where: str) -> BinaryIO:
     return io.BufferedReader(stream)
 
 
-def open_text(path: Path, where: str, encoding: str) -> TextIO:
-    """Open a file for reading text, as `open_bytes` does for bytes. Line ends are not translated.
-
-    Raises:
-        InputError: if the file can't be opened.
-    """
+def open_text(path: Path, encoding: str) -> TextIO:
+    """Open a file for reading text, perhaps compressed. Line ends are not translated."""
     if codecs.lookup(encoding).name == "utf-8":
         encoding = "utf-8-sig"  # this encoding skips a byte order mark
-    return io.TextIOWrapper(open_bytes(path, where), encoding, newline="")
+    return io.TextIOWrapper(open_bytes(path), encoding, newline="")
 
 
 def csv_rows(file: TextIO, where: str, *, delimiter: str) -> Iterator[list[str]]:
@@ -175,12 +161,12 @@ def read_file(file: SourceFile, form: DataConfig) -> Iterator[Text]:
 
 
 def _whole_file(file: SourceFile, form: DataConfig) -> Iterator[Text]:
-    with open_text(file.path, file.where, form.encoding) as content:
+    with open_text(file.path, form.encoding) as content:
         yield Text(content.read(), file.label, file.split, file.location)
 
 
 def _csv_rows(table: SourceFile, form: DataConfig, delimiter: str) -> Iterator[Text]:
-    with open_text(table.path, table.where, form.encoding) as file:
+    with open_text(table.path, form.encoding) as file:
         rows = csv_rows(file, table.where, delimiter=delimiter)
         if (names := next(rows, None)) is None:
             raise InputError(f"{table.where}is empty; begin it with the names of its columns")
@@ -223,7 +209,7 @@ def _class_names(schema: "pa.Schema", label: str) -> list[str]:
 def _json_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
     columns: list[str] = []
     names: Collection[str] = ()
-    with open_text(table.path, table.where, form.encoding) as file:
+    with open_text(table.path, form.encoding) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue

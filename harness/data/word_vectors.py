@@ -54,7 +54,8 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
     except InputError:
         raise
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"{where}can't be read ({' '.join(str(error).split())[:200]})") from None
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"{where}can't be read ({said}); check its mode and content") from None
     if not pairs:
         raise InputError(
             f"{where}contains none of the {len(words):,} words of the vocabulary; name another file"
@@ -74,7 +75,7 @@ def _from_text(
     path: Path, numbers: dict[bytes, int], width: int, *, where: str
 ) -> Iterator[tuple[int, np.ndarray]]:
     seen = set()
-    with open_bytes(path, where) as file:
+    with open_bytes(path) as file:
         for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES), b""), 1):
             fields = line.rstrip().split(b" ")
             if number == 1:

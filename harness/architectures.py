@@ -129,12 +129,9 @@ def _pooling(kind: str) -> Sequence["keras.Layer"]:
     """Return the layers that pool outputs over time; the notebook uses the last output."""
     from keras import layers
 
-    kinds = {
-        "last": (),
-        "max": (layers.GlobalMaxPooling1D,),
-        "mean": (layers.GlobalAveragePooling1D,),
-    }
-    return [layer() for layer in kinds[kind]]
+    if kind == "last":
+        return []
+    return [layers.GlobalMaxPooling1D() if kind == "max" else layers.GlobalAveragePooling1D()]
 
 
 class Padding:

@@ -324,25 +324,24 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
             text = text[-MAX_CHARACTERS:]
             gathered.num_cut += 1
         words = tokenize(text)
+        joined = " ".join(words)
         if not words or not label:
             missing = "word in its text" if label else "label"
             raise InputError(f"{where} has no {missing}; complete or remove all such reviews")
+        if "\0" in joined or SURROGATE.search(joined):
+            raise InputError(
+                f"{where} contains a NUL byte or an unpaired surrogate; save it as UTF-8"
+            )
         gathered.labels.append(gathered.classes.setdefault(label, len(gathered.classes)))
         if len(gathered.classes) > MAX_CLASSES:
             break  # probably the wrong column; `_classes` raises the error
-        gathered.hashes += _hash(" ".join(words), where)
+        # The hash decides the review's split, and its position in the split.
+        gathered.hashes += hashlib.sha256(joined.encode()).digest()[:HASH_BYTES]
         gathered.tokens.extend(map(gathered.words.__getitem__, words))
         gathered.lengths.append(len(words))
         split = "validation" if each.split in VALIDATION else each.split
         gathered.splits.append(READ_SPLITS.index(split) if split else -1)
     return gathered
-
-
-def _hash(words: str, where: str) -> bytes:
-    """Return the hash that decides a review's split and its position in the split."""
-    if "\0" in words or SURROGATE.search(words):
-        raise InputError(f"{where} contains a NUL byte or an unpaired surrogate; save it as UTF-8")
-    return hashlib.sha256(words.encode()).digest()[:HASH_BYTES]
 
 
 def _classes(source: Path, names: list[str]) -> tuple[str, ...]:

@@ -323,10 +323,6 @@ def load_function(code: Mapping[str, str], reference: str, *, where: str) -> Cal
     name = found["module"] or Path(found["file"]).stem
     function = found["in_module"] or found["in_file"]
     where = f"{where} = {reference!r}"
-    if _path_of(name, code) is None:
-        raise InputError(
-            f"{where}: is not in the table [code] of the job file; restore the file from a copy"
-        )
     with own_errors(where):
         module = _Code(code).module(name)
     if not callable(loaded := getattr(module, function, None)):

@@ -8,7 +8,6 @@ the process is printed; if the process fails, its error is raised.
 Accuracies are numbers from 0 to 1; only printed texts show per cent.
 """
 
-import contextlib
 import io
 import logging
 import os
@@ -81,11 +80,7 @@ class Run:
             InputError: if the run is unfinished.
             RunError: if the file is broken.
         """
-        if not self.finished:
-            raise InputError(
-                f"run {self.folder}: is unfinished and has no result; "
-                f"continue with: harness resume {self.folder}"
-            )
+        _check_finished("run", self.folder, self.finished)
         return self._directory.result()
 
     @property
@@ -99,10 +94,10 @@ class Run:
         Raises:
             InputError: if the run is unfinished, or its model can't be loaded.
         """
-        with _quiet_tensorflow():
-            from harness.inference.model_file import load_model
+        _import_tensorflow()
+        from harness.inference.model_file import load_model
 
-            return load_model(self._directory)
+        return load_model(self._directory)
 
     def predict(self, texts: str | Iterable[str]) -> "list[Prediction]":
         """Classify raw texts, or a single text.
@@ -115,8 +110,8 @@ class Run:
         is_one = isinstance(texts, str) or not isinstance(texts, Iterable)
         given: Any = [texts] if is_one else [*texts]
         checked = check_texts(given)
-        with _quiet_tensorflow():
-            return Classifier(self._directory).classify(checked)
+        _import_tensorflow()
+        return Classifier(self._directory).classify(checked)
 
     @property
     def _directory(self) -> "RunDirectory":
@@ -161,11 +156,7 @@ class Sweep:
             InputError: if the search is unfinished.
         """
         sweep = SweepDirectory.open(self.folder)
-        if not sweep.finished():
-            raise InputError(
-                f"sweep {self.folder}: is unfinished and has no result; "
-                f"continue with: harness resume {self.folder}"
-            )
+        _check_finished("sweep", self.folder, sweep.finished())
         return sweep.read_json(RESULT)
 
     def to_frame(self) -> "pandas.DataFrame":
@@ -424,8 +415,7 @@ def _options(options: Mapping[str, object]) -> list[str]:
     return words
 
 
-@contextlib.contextmanager
-def _quiet_tensorflow() -> Iterator[None]:
+def _import_tensorflow() -> None:
     """Import TensorFlow without messages that no user can act on."""
     if "tensorflow" not in sys.modules:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # only errors are printed
@@ -433,10 +423,17 @@ def _quiet_tensorflow() -> Iterator[None]:
             import tensorflow as tf
 
             tf.config.list_physical_devices()
-    yield
 
 
-# Tables
+# Results
+
+
+def _check_finished(kind: str, folder: Path, is_finished: bool) -> None:
+    if not is_finished:
+        raise InputError(
+            f"{kind} {folder}: is unfinished and has no result; "
+            f"continue with: harness resume {folder}"
+        )
 
 
 def _row(run: Run) -> dict[str, Any]:

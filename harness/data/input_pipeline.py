@@ -95,8 +95,8 @@ class Reviews(Split):
         return lengths
 
 
-class Padding:
-    """Pads reviews as Keras's `pad_sequences` does: zeros, then the last tokens of a review.
+class PaddedReviews:
+    """Reviews, padded as by Keras's `pad_sequences`: zeros, then the last tokens of a review.
 
     With `data.bucket` the zeros come last.
     """
@@ -124,7 +124,7 @@ class Padding:
                 rows = [tf.gather(self._tokens, self._places(part)) for part in parts]
                 self._rows, self._tokens = tf.concat(rows, axis=0), None
 
-    def padded(
+    def take(
         self, rows: tf.Tensor, time: int | tf.Tensor | None = None
     ) -> tuple[tf.Tensor, tf.Tensor | tuple[()]]:
         """Return the tokens of reviews, `[…, time] int32`, and their n-gram ratios, as in `Batch`.
@@ -222,7 +222,7 @@ class _Source:
 
     def __init__(self, reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -> None:
         self.batch_size, self.num_reviews = shape.batch_size, len(reviews)
-        self.padding = Padding(reviews, shape)
+        self.reviews = PaddedReviews(reviews, shape)
         times = time_steps(permutations, reviews.lengths(shape.maxlen), shape)
         with tf.device("/cpu:0"):
             self.labels = tf.constant(reviews.labels.astype(np.float32))
@@ -247,7 +247,7 @@ class _Source:
         # With data.bucket `num` is 1, since batches differ in length.
         time = None if self.times is None else self.times[step[0, 0]]
         rows = tf.where(real, chosen, self.num_reviews)
-        tokens, ratios = self.padding.padded(rows, time)
+        tokens, ratios = self.reviews.take(rows, time)
         return Batch(
             tokens=tokens,
             labels=tf.gather(self.labels, chosen),

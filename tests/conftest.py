@@ -58,6 +58,7 @@ SECONDS = {
     "test_recipes.py": 80,
     "test_cluster_sweep.py": 80,
     "test_tensorboard.py": 80,
+    "test_own_network.py": 60,
 }
 
 

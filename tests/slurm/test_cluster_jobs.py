@@ -200,15 +200,6 @@ def test_every_script_runs_as_a_job(stand_in: SlurmProject, script: str) -> None
     assert job.log.is_file()
 
 
-def test_a_job_sees_the_gpus_of_its_request(stand_in: SlurmProject) -> None:
-    """`--gres=gpu:2` on the command line of sbatch replaces the script's own option."""
-    with (stand_in.path / "slurm/site.sh").open("a") as site:
-        site.write('echo "sees GPUs: $CUDA_VISIBLE_DEVICES"\n')
-    job = stand_in.sbatch("rnn", "--gres=gpu:2", arguments=[])
-    job.wait()
-    assert "sees GPUs: 0,1\n" in job.log.read_text()
-
-
 @pytest.mark.cluster
 @pytest.mark.slow
 def test_nothing_is_left_of_a_cluster() -> None:

@@ -59,15 +59,6 @@ def test_a_dry_run_writes_nothing(harness: Harness) -> None:
     assert not imported & {"tensorflow", "keras", "numpy", "sklearn"}
 
 
-def test_a_dry_run_knows_the_sites_arrays(harness: Harness) -> None:
-    """Seeds above the site's largest index are not used as indices."""
-    words = ["submit", LSTM, "--seeds", "1234,2024", "--dry-run"]
-    harness.program("scontrol", "exit 1")
-    assert "--array=1-2 " in harness.run_here(*words).stdout
-    harness.program("scontrol", "echo 'MaxArraySize = 4000001'")
-    assert "--array=1234,2024 " in harness.run_here(*words).stdout
-
-
 def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
     """`submit` warns of a missing dataset or environment, and of a checkout that git can't read."""
     words = ["submit", LSTM, "--dry-run"]

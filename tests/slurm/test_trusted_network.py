@@ -1,13 +1,11 @@
 """One model on several nodes needs a trusted network; the site confirms it in the environment."""
 
-import contextlib
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from harness.errors import InputError
-from harness.system.site_settings import REMEDY, RISK, check_trusted_network, not_sourced
+from harness.system.site_settings import REMEDY, RISK, not_sourced
 from harness.training.launch import own_allocation
 from tests.conftest import JOBS, Harness
 from tests.slurm.stand_in import TWO_NODES, Project
@@ -36,7 +34,7 @@ def test_a_job_script_refuses_before_anything_starts(project: Project) -> None:
         assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("word", [None, "0", "yes", ""])
+@pytest.mark.parametrize("word", [None, "0", "1 ", ""])
 def test_train_refuses(word: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """`train` refuses under plain srun, too, for any value of the variable but 1."""
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "0",
@@ -62,37 +60,6 @@ def test_submit_refuses(harness: Harness) -> None:
         assert harness.run_here(*args, *words).returncode == 0
     harness.environment["HARNESS_TRUSTED_NETWORK"] = "1"
     assert harness.run_here(*args, "--nodes", "2").returncode == 0
-
-
-# Texts of site.sh, and whether bash then exports the variable with the value 1.
-TEXTS = [
-    (f"  {WORD}", True),
-    ('one=1\nexport HARNESS_TRUSTED_NETWORK="$one" # asked\n', True),
-    ("HARNESS_TRUSTED_NETWORK=1\n", False),  # not exported
-    (f"# {WORD}", False),
-    (f"if false; then {WORD}fi\n", False),
-    (f"{WORD}export HARNESS_TRUSTED_NETWORK=0\n", False),
-    ("export HARNESS_TRUSTED_NETWORK='1 '\n", False),
-]
-
-
-@pytest.mark.parametrize(("text", "trusted"), TEXTS, ids=range(len(TEXTS)))
-def test_only_bash_interprets_the_file(
-    project: Project, monkeypatch: pytest.MonkeyPatch, text: str, trusted: bool
-) -> None:
-    """A job script decides like Python in a shell that has sourced site.sh."""
-    site = project.path / "slurm/site.sh"
-    site.write_text(text)
-    script = project.run(project.spool(), env=project.slurm(**TWO_NODES))
-    shell = 'source "$1"; printf \'<%s>\' "$(printenv HARNESS_TRUSTED_NETWORK)"'
-    words = ["bash", "-c", shell, "shell", str(site)]
-    sourced = subprocess.run(words, capture_output=True, text=True, timeout=60)
-    word = sourced.stdout[sourced.stdout.rindex("<") + 1 : -1]
-    monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", word)
-    assert (word == "1", script.returncode) == (trusted, 0 if trusted else 2)
-    assert not trusted or project.call()["trusted"] == "1"
-    with contextlib.nullcontext() if trusted else pytest.raises(InputError, match="could act as"):
-        check_trusted_network(2)
 
 
 def test_a_shell_that_has_not_sourced_the_file_is_named(tmp_path: Path) -> None:

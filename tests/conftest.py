@@ -45,9 +45,9 @@ JOBS = PROJECT / "jobs"
 # Durations of the longest test files on two cores, in seconds.
 SECONDS = {
     "test_sweep.py": 420,
-    "test_cluster_trouble.py": 320,
-    "test_cluster_jobs.py": 310,
+    "test_cluster_trouble.py": 240,
     "test_exactness.py": 200,
+    "test_cluster_jobs.py": 180,
     "test_audit.py": 150,
     "test_train_step.py": 100,
     "test_trainer.py": 100,

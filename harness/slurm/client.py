@@ -249,8 +249,6 @@ def first_look_s(settings: Mapping[str, str]) -> float:
 
 def ask_about(job_ids: Sequence[str]) -> list[QueuedJob]:
     """Return the jobs with these ids, by one call of squeue; none if squeue does not answer."""
-    if not has_client("squeue"):
-        return []
     try:
         return parse_jobs(ask(*SQUEUE, f"--jobs={','.join(job_ids)}", timeout_s=QUEUE_TIMEOUT_S))
     except (InputError, RunError, OSError):

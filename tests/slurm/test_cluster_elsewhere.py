@@ -35,10 +35,16 @@ def guest(elsewhere: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> 
     ("site", "words", "asked"),
     [
         ({}, ["--gpus", "a100:2"], {"TresPerNode": "gres/gpu:a100:2", "MinMemoryNode": "16G"}),
-        ({}, ["--", "--gpus-per-node=t4:2"], {"TresPerNode": "gres/gpu:t4:2"}),
-        ({}, ["--", "--gpus=2"], {"TresPerJob": "gres/gpu:2", "TresPerNode": None}),
-        ({}, ["--", "--mem-per-gpu=3G"], {"MemPerTres": "gres/gpu:3072"}),
-        ({}, ["--", "--mem-per-cpu=2G"], {"MinMemoryCPU": "2G"}),
+        (
+            {},
+            ["--", "--gpus-per-node=t4:2", "--mem-per-gpu=3G"],
+            {"TresPerNode": "gres/gpu:t4:2", "MemPerTres": "gres/gpu:3072"},
+        ),
+        (
+            {},
+            ["--", "--gpus=2", "--mem-per-cpu=2G"],
+            {"TresPerJob": "gres/gpu:2", "TresPerNode": None, "MinMemoryCPU": "2G"},
+        ),
         ({}, ["--gpus", 0, "--", "--partition=cpu"], {"TresPerNode": None}),
         (
             {"SBATCH_GPUS_PER_NODE": "t4:1", "SBATCH_PARTITION": "spare"},

@@ -73,12 +73,6 @@ def gpu_name(index: int) -> str:
     return listed[index] if index < len(listed) else str(index)
 
 
-def num_in_memory(allocation: SlurmEnvironment | None, process_gb: float) -> int:
-    """Return how many processes that need `process_gb` fit into memory, at least one per node."""
-    num_nodes = allocation.num_nodes if allocation else 1
-    return num_nodes * max(1, int(usable_memory_gb(allocation) / process_gb))
-
-
 def allocate_slots(
     allocation: SlurmEnvironment | None,
     num_workers: int | None,
@@ -86,7 +80,8 @@ def allocate_slots(
     workers_per_gpu: int = 1,
     option: str = "--workers-per-gpu",
     devices: str | None = None,
-    at_most: int,
+    at_most: int = sys.maxsize,
+    process_gb: float | None = None,
 ) -> list[Slot]:
     """Return one slot per worker, spread over nodes and GPUs.
 
@@ -99,6 +94,7 @@ def allocate_slots(
         option: the name of the command-line option for `workers_per_gpu`, for error messages.
         devices: `cpu` places all workers on CPUs.
         at_most: the largest number of slots.
+        process_gb: the memory that a worker needs; it limits the default of `num_workers`.
 
     Raises:
         InputError: if there are more workers than the allocation has room for.
@@ -122,6 +118,9 @@ def allocate_slots(
             f"node{'s' if len(nodes) > 1 else ''} with {what}; ask for fewer or for a larger "
             f"allocation{more}"
         )
+    if process_gb and not num_workers:
+        per_node = int(usable_memory_gb(allocation) / process_gb)
+        at_most = min(at_most, len(nodes) * max(1, per_node))
     wanted = min(wanted, at_most)
     threads = max(1, cpus // -(-wanted // len(nodes)))
     return [

@@ -8,7 +8,7 @@ from harness.errors import InputError, explain_interruption
 from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.pool import Slot, Task, allocate_slots, child_args, num_in_memory, run_tasks
+from harness.slurm.pool import Task, allocate_slots, child_args, run_tasks
 from harness.slurm.script import submissions
 from harness.system.console import Console
 from harness.system.files import atomic_write, scratch_directory
@@ -67,7 +67,15 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
     if known and num_finished == len(known):
         return [run.folder for run in known]
     allocation = SlurmEnvironment.from_environment()
-    slots = _slots(request, allocation, len(request.jobs) - num_finished)
+    slots = allocate_slots(
+        allocation,
+        request.workers,
+        workers_per_gpu=request.runs_per_gpu,
+        option="--runs-per-gpu",
+        devices=request.devices,
+        at_most=len(request.jobs) - num_finished,
+        process_gb=max(request.host_gb, default=None),
+    )
     console.info(
         f"{len(request.jobs)} runs, {num_finished} of them finished already, {len(slots)} at a "
         f"time; CPUs per run: {slots[0].threads}"
@@ -106,20 +114,6 @@ def _runs(request: BatchRequest, prefix: str) -> list[RunDirectory]:
         RunDirectory.new(request.runs, job, f"{prefix}-seed{job.train.seed}")
         for job in request.jobs
     ]
-
-
-def _slots(request: BatchRequest, allocation: SlurmEnvironment | None, num: int) -> list[Slot]:
-    """Return the slots (places on GPUs or CPUs) for parallel runs, at most `num`."""
-    if request.host_gb and not request.workers:
-        num = min(num, num_in_memory(allocation, max(request.host_gb)))
-    return allocate_slots(
-        allocation,
-        request.workers,
-        workers_per_gpu=request.runs_per_gpu,
-        option="--runs-per-gpu",
-        devices=request.devices,
-        at_most=num,
-    )
 
 
 def _task(request: BatchRequest, run: RunDirectory, *, job: Job, jobs: Path) -> Task:

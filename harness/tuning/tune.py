@@ -13,7 +13,7 @@ from harness.errors import CANCELLED, DiskError, InputError, Interrupted, RunErr
 from harness.job.own_code import mode_in
 from harness.job.search import GUIDED, SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment, asked_of, num_tasks_of_array, resume_command
-from harness.slurm.pool import allocate_slots, num_in_memory
+from harness.slurm.pool import allocate_slots
 from harness.system.console import Console, log
 from harness.system.files import is_of_disk
 from harness.system.processes import StopRequest, has_died
@@ -72,13 +72,12 @@ def tune(
         RunError: if the search fails.
     """
     allocation = SlurmEnvironment.from_environment()
-    largest = num_in_memory(allocation, largest_gb(search, request.devices))
     slots = allocate_slots(
         allocation,
         request.num_workers,
         workers_per_gpu=request.workers_per_gpu,
         devices=request.devices,
-        at_most=request.num_workers or largest,
+        process_gb=largest_gb(search, request.devices),
     )
     dataset = dataset_of(sweep, search.job, request.data, full=full)
     sweep.begin(settled(search, len(slots) * num_tasks_of_array(allocation)), dataset)

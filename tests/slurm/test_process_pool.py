@@ -21,7 +21,6 @@ from harness.slurm.pool import (
     Task,
     allocate_slots,
     needs_steps,
-    num_in_memory,
     run_tasks,
     srun_args,
     take_own_gpu,
@@ -156,8 +155,8 @@ def test_slots_fit_into_cpus_memory_and_work(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(pool, "usable_memory_gb", lambda _: memory_gb)
 
     def shape(num_workers: int | None = None, at_most: int = 100) -> list[int]:
-        at_most = min(at_most, num_workers or num_in_memory(None, 1.5))
-        return [slot.threads for slot in allocate_slots(None, num_workers, at_most=at_most)]
+        slots = allocate_slots(None, num_workers, at_most=at_most, process_gb=1.5)
+        return [slot.threads for slot in slots]
 
     assert shape() == [1] * 8
     assert shape(at_most=2) == [4, 4]

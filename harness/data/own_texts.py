@@ -34,6 +34,7 @@ from harness.data.dataset_folder import cached_dataset, fill_folder
 from harness.data.tables import (
     FORMAT_KEYS,
     KNOWN_SPLITS,
+    LEFT_OUT,
     TABLES,
     VALIDATION,
     SourceFile,
@@ -45,14 +46,17 @@ from harness.data.tables import (
 from harness.data.vocabulary import MAX_CHARACTERS, UNRANKED, tokenize
 from harness.errors import InputError
 from harness.job.keys import DataConfig
-from harness.system.files import sha256_of
+from harness.system.files import read_plain_file, sha256_of
+from harness.system.lenient_json import parse_json
 
 REMEDY = (
-    "name a table (.csv, .tsv, .jsonl, .parquet), a folder of tables, or a folder that contains a "
-    "folder of .txt files for each class"
+    "name a table (.csv, .tsv, .jsonl, .parquet), a folder of tables, a folder that Hugging Face's "
+    "save_to_disk wrote, or a folder that contains a folder of .txt files for each class"
 )
 # Matches a split in a table's file name, such as imdb_test1.csv, but not inside another word.
 SPLIT_NAME = re.compile(r"(?<![^\W\d_])({})(?:ing|set)?(?![^\W\d_])".format("|".join(KNOWN_SPLITS)))
+# The records of `save_to_disk` (Hugging Face's `datasets`): for one split, and for all splits.
+SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
 
 DEFAULT_FORM = DataConfig()
 FORMAT = 6  # part of the folder's name in the cache; increase it if `make_dataset` changes
@@ -129,7 +133,19 @@ def _parts(source: Path) -> Iterator[SourceFile]:
 
 def _folder_parts(source: Path) -> Iterator[SourceFile]:
     entries = _entries(source, source)
-    if tables := _tables(source, entries):
+    if SAVED_SPLITS in entries:
+        splits = parse_json(read_plain_file(source / SAVED_SPLITS)).get("splits")
+        names = [str(name) for name in splits] if isinstance(splits, list) else []
+        for name in names:
+            if name not in KNOWN_SPLITS or name not in entries:
+                raise InputError(
+                    f"data.source {source}: {SAVED_SPLITS} lists the split {name[:40]!r}, but "
+                    "should list only train, validation and test, each with a folder of that name"
+                )
+            yield from _saved_parts(source, source / name, name)
+    elif SAVED in entries:
+        yield from _saved_parts(source, source, "")
+    elif tables := _tables(source, entries):
         for name, split in tables.items():
             yield _file(source, source / name, split=split)
     elif all(name in entries and entries[name].is_dir() for name in SPLITS):
@@ -170,6 +186,22 @@ def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str
             f"{min(by_split)} does; rename the file, for example to test_a.csv, or remove it"
         )
     return by_split
+
+
+def _saved_parts(source: Path, folder: Path, split: str) -> Iterator[SourceFile]:
+    """Yield the files that `save_to_disk` wrote into a folder, in the order of its state.json."""
+    entries = _entries(source, folder)
+    files = parse_json(read_plain_file(folder / SAVED)).get("_data_files")
+    files = files if isinstance(files, list) else []
+    names = [str(each.get("filename")) for each in files if isinstance(each, Mapping)]
+    # Only names of files in this folder are allowed: a path could lead out of the source.
+    if not names or not all(name in entries and entries[name].is_file() for name in names):
+        raise InputError(
+            f"data.source {source}: {(folder / SAVED).relative_to(source)} should name files in "
+            f"the folder that contains {SAVED}; save the dataset again with save_to_disk"
+        )
+    for name in names:
+        yield _file(source, folder / name, split=split)
 
 
 def _class_names(source: Path, folder: Path) -> list[str]:
@@ -256,6 +288,7 @@ class _Gathered:
     words: dict[str, int] = field(default_factory=dict)
     classes: dict[str, int] = field(default_factory=dict)
     num_cut: int = 0
+    num_left_out: int = 0
 
 
 def make_dataset(source: Path, folder: Path, form: DataConfig = DEFAULT_FORM) -> None:
@@ -298,6 +331,8 @@ def make_dataset(source: Path, folder: Path, form: DataConfig = DEFAULT_FORM) ->
                 notes.append(f"{num:,} {name} reviews have the same words as a training review")
     if gathered.num_cut:
         notes.append(f"{gathered.num_cut:,} reviews cut to the last {MAX_CHARACTERS:,} characters")
+    if gathered.num_left_out:
+        notes.append(f"{gathered.num_left_out:,} reviews of the split {LEFT_OUT} left out")
     train = reviews.arranged(np.concatenate([parts["train"], parts["validation"]]))
     test, num_validation = reviews.arranged(parts["test"]), len(parts["validation"])
     checksum = content_checksum(train, test, vocab, num_validation=num_validation)
@@ -319,6 +354,9 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
                 f"{where} and {first.location}: only one of these reviews states its split; state "
                 "the split of all reviews, or of none"
             )
+        if each.split == LEFT_OUT:
+            gathered.num_left_out += 1
+            continue
         text, label = each.text, each.label.strip()
         if len(text) > MAX_CHARACTERS:
             text = text[-MAX_CHARACTERS:]

@@ -1,6 +1,6 @@
-"""Reads tables of texts a few rows at a time: CSV, JSON lines, Parquet.
+"""Reads tables of texts a few rows at a time: CSV, JSON lines, Parquet, Arrow streams.
 
-pyarrow reads Parquet, and decompresses files. The standard library reads CSV and JSON
+pyarrow reads Parquet and Arrow, and decompresses files. The standard library reads CSV and JSON
 lines, because pyarrow does not say which line contains an error.
 """
 
@@ -30,7 +30,8 @@ TEXT_TABLES = (*DELIMITERS, *JSON_LINES)
 TABLES = (*TEXT_TABLES, ".parquet")
 ENDINGS = (*TABLES, *(table + packed for table in TEXT_TABLES for packed in COMPRESSIONS))
 VALIDATION = ("validation", "valid", "val", "dev")  # the allowed names of a validation split
-KNOWN_SPLITS = (*SPLITS, *VALIDATION)
+LEFT_OUT = "unsupervised"  # the name of a split without labels; its reviews are not used
+KNOWN_SPLITS = (*SPLITS, *VALIDATION, LEFT_OUT)
 # The keys of `[data]` that describe the tables.
 FORMAT_KEYS = ("text_column", "label_column", "split_column", "delimiter", "encoding")
 ROWS_AT_ONCE = 1000
@@ -141,8 +142,10 @@ def read_file(file: SourceFile, form: DataConfig) -> Iterator[Text]:
         rows = _json_rows(file, form)
     elif ending == ".parquet":
         rows = _parquet_rows(file, form)
-    else:
+    elif ending:
         rows = _csv_rows(file, form, form.delimiter or DELIMITERS[ending[:4]])
+    else:
+        rows = _arrow_rows(file, form)
     try:
         yield from rows
     except InputError:
@@ -186,13 +189,29 @@ def _parquet_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
     # Without pre_buffer, only some pages are in memory, not a whole row group, which may be the
     # whole file.
     with parquet.ParquetFile(table.path, pre_buffer=False, buffer_size=1 << 20) as file:
-        columns, number = _columns(file.schema_arrow.names, table, form), 0
-        names = _class_names(file.schema_arrow, columns[1])
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False):
-            batch.validate(full=True)  # invalid offsets let pyarrow read outside its buffers
-            for row in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
-                number += 1
-                yield _text(table, f"row {number}", *row, names=names)
+        columns = _columns(file.schema_arrow.names, table, form)
+        batches = file.iter_batches(ROWS_AT_ONCE, columns=columns, use_threads=False)
+        yield from _batch_rows(batches, file.schema_arrow, columns, table=table)
+
+
+def _arrow_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
+    import pyarrow as pa
+
+    # Not memory-mapped: if another process shortened the file, reading would kill this process.
+    with pa.OSFile(str(table.path)) as file, pa.ipc.open_stream(file) as batches:
+        columns = _columns(batches.schema.names, table, form)
+        yield from _batch_rows(batches, batches.schema, columns, table=table)
+
+
+def _batch_rows(
+    batches: Any, schema: "pa.Schema", columns: Sequence[str], *, table: SourceFile
+) -> Iterator[Text]:
+    names, number = _class_names(schema, columns[1]), 0
+    for batch in batches:
+        batch.validate(full=True)  # invalid offsets let pyarrow read outside its buffers
+        for row in zip(*(batch.column(name).to_pylist() for name in columns), strict=True):
+            number += 1
+            yield _text(table, f"row {number}", *row, names=names)
 
 
 def _class_names(schema: "pa.Schema", label: str) -> list[str]:
@@ -245,15 +264,17 @@ def _text(
             f"another column in data.{column}_column, or correct the {column}"
         )
 
+    location = f"{table.location} {row}".lstrip()
     if split is None:
         split = table.split
     elif not isinstance(split, str) or (split := split.strip().casefold()) not in KNOWN_SPLITS:
         raise refusal("split", split, "train, validation or test")
+    if split == LEFT_OUT:
+        return Text("", "", split, location)
     if not isinstance(text, str | None):
         raise refusal("text", text, "a string")
     if not isinstance(label, str | bool | int | float | None):
         raise refusal("label", label, "a word or a number")
-    location = f"{table.location} {row}".lstrip()
     return Text(text or "", _label(label, names), split, location)
 
 

@@ -46,6 +46,20 @@ def write_zstd(path: Path) -> Path:
     return path
 
 
+def write_saved(folder: Path, table: pa.Table, *, num_files: int = 2) -> Path:
+    """Write a table in the format of `datasets.Dataset.save_to_disk`."""
+    folder.mkdir(parents=True)
+    names = [f"data-{i:05}-of-{num_files:05}.arrow" for i in range(num_files)]
+    size = -(-len(table) // num_files)
+    for i, name in enumerate(names):
+        with pa.ipc.new_stream(folder / name, table.schema) as writer:
+            writer.write_table(table.slice(i * size, size), max_chunksize=10)
+    (folder / "dataset_info.json").write_text("{}")
+    state = {"_data_files": [{"filename": name} for name in names], "_split": "train"}
+    (folder / "state.json").write_text(json.dumps(state))
+    return folder
+
+
 def write_spreadsheet(path: Path) -> Path:
     """Write a byte order mark, more columns, and names of columns in another case."""
     write_csv(path, [("7", label, text) for text, label in ROWS], ("id", " Label", "TEXT"))
@@ -72,6 +86,7 @@ def found(source: Path, form: DataConfig = DEFAULT_FORM) -> list[tuple[str, str]
         ("a.parquet", write_parquet),
         ("a.csv.gz", write_gzip),
         ("a.ndjson.zst", write_zstd),
+        ("saved", lambda path: write_saved(path, pa.table(columns()))),
     ],
 )
 def test_every_format_gives_the_dataset_of_the_csv(
@@ -136,14 +151,24 @@ def test_labels_may_be_numbers_or_numbered_names(tmp_path: Path) -> None:
         parquet.write_table(pa.table({"text": texts, "label": labels}), tmp_path / "a.parquet")
         assert [label for _, label in found(tmp_path / "a.parquet")] == expected
     table = pa.table({"text": texts, "label": [1, -1, 0, 2]})
-    parquet.write_table(with_class_names(table, ["neg", "pos"]), tmp_path / "a.parquet")
-    assert [label for _, label in found(tmp_path / "a.parquet")] == ["pos", "", "neg", ""]
+    table = with_class_names(table, ["neg", "pos"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    for source in (tmp_path / "a.parquet", write_saved(tmp_path / "saved", table)):
+        assert [label for _, label in found(source)] == ["pos", "", "neg", ""]
     (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b", "label": "x"}\n')
     assert found(tmp_path / "a.jsonl") == [("a", "1"), ("b", "x")]
 
 
-def test_names_and_columns_say_splits(tmp_path: Path) -> None:
-    """A folder may contain several tables of a split, and metadata."""
+def test_folders_names_and_columns_say_splits(tmp_path: Path) -> None:
+    """The split `unsupervised` is left out, and a run prints how many reviews that split has."""
+    saved = tmp_path / "saved"
+    for split in ("train", "test", "unsupervised"):
+        write_saved(saved / split, pa.table(columns()))
+    content = {"splits": ["train", "test", "unsupervised"]}
+    (saved / "dataset_dict.json").write_text(json.dumps(content))
+    dataset = open_source(saved)
+    assert (len(dataset.train), len(dataset.test)) == (len(ROWS), len(ROWS))
+    assert f"{len(ROWS)} reviews of the split unsupervised left out" in dataset.introduction
     shards = tmp_path / "shards"
     shards.mkdir()
     for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
@@ -213,6 +238,17 @@ def bad_sources(folder: Path) -> Iterator[tuple[Path, str]]:
     write_csv(folder / "mixed" / "a.csv", [("a", "1", "test")], ("text", "label", "split"))
     write_csv(folder / "mixed" / "b.csv", [("b", "0")])
     yield folder / "mixed", r"b\.csv row 2 and a\.csv row 2: only one of these reviews"
+    saved = write_saved(folder / "escapes", pa.table(columns()))
+    for files in ("5", '[{"filename": ["a"]}]', '[{"filename": "../none.parquet"}]'):
+        (saved / "state.json").write_text(f'{{"_data_files": {files}}}')
+        yield saved, "should name files in the folder that contains state.json"
+    (folder / "splits").mkdir()
+    (folder / "splits" / "dataset_dict.json").write_text('{"splits": ["train", "../escapes"]}')
+    yield folder / "splits", "lists the split 'train'"
+    saved = write_saved(folder / "broken", pa.table(columns()), num_files=1)
+    (path,) = saved.glob("*.arrow")
+    path.write_bytes(path.read_bytes()[:300])
+    yield saved, "can't be read"
 
 
 def test_a_bad_table_is_refused_in_one_line(tmp_path: Path) -> None:

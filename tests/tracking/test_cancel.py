@@ -99,18 +99,6 @@ def scancel(site: Site) -> Path:
     return noted
 
 
-def test_a_job_is_cancelled_by_its_id(site: Site) -> None:
-    """A waiting job leaves the queue at once; a running job saves first."""
-    noted = scancel(site)
-    site.slurm("12|12|PENDING|0:00|Priority|/x.sh", "13|13|RUNNING|0:05|None|/x.sh")
-    for job_id in ("12", "13"):
-        site.submission(job_id, [1])
-    found = {each.run: each for each in survey(site.runs, Queue())}
-    assert ask_to_stop(found["gru/slurm-12"]) == "gru/slurm-12: job 12 is out of the queue"
-    assert ask_to_stop(found["gru/slurm-13"]) is None
-    assert noted.read_text() == "12\n13\n"
-
-
 @pytest.mark.parametrize("owns_job", [True, False])
 def test_a_session_is_not_cancelled_for_a_run(site: Site, *, owns_job: bool) -> None:
     """Only a job that the job scripts began is cancelled; a notebook server may be a job, too."""

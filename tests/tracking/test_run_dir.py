@@ -6,7 +6,6 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from harness import __version__
@@ -18,7 +17,6 @@ from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import FORMAT, RunDirectory, check_format, stamped
 from tests.conftest import JOBS, Harness
 from tests.made_up_runs import write_run
-from tests.training.kills import killed_run
 
 
 def test_an_unreadable_result_is_not_a_broken_one(tmp_path: Path) -> None:
@@ -240,23 +238,6 @@ def test_status_shows_another_versions_run(other: tuple[Harness, Path]) -> None:
     compared = harness.run_here("compare", run, run.with_name("calm"), "--baseline=none")
     assert compared.returncode == 0, compared.stderr
     assert "was written by harness" in compared.stdout + compared.stderr
-
-
-@pytest.mark.full
-def test_another_versions_checkpoint_is_refused_not_skipped(harness: Harness) -> None:
-    """Only broken checkpoints are skipped; this one is whole, and its steps would be lost."""
-    run = killed_run(harness, "lstm")
-    path = max(run.glob("checkpoints/step-*.npz"))
-    with np.load(path) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    progress = json.loads(arrays["progress"].tobytes()) | {"format": 99, "harness": "9.9.0"}
-    arrays["progress"] = np.frombuffer(json.dumps(progress).encode(), np.uint8)
-    with path.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
-    done = harness.run("resume", run)
-    assert done.returncode == 2, done.stderr
-    assert f"{path.name}: was written by harness 9.9.0 (format 99)" in done.stderr
-    assert path.exists()
 
 
 SLURM = {"SLURM_JOB_ID": "7", "HARNESS_MAX_REQUEUES": "2"}

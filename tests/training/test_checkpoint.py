@@ -13,7 +13,8 @@ import keras
 import numpy as np
 import pytest
 
-from harness.errors import DiskError, RunError
+from harness.errors import DiskError, InputError, RunError
+from harness.tracking import run_dir
 from harness.tracking.run_dir import RunDirectory
 from harness.training import checkpoint
 from harness.training.progress import Progress
@@ -75,6 +76,18 @@ def test_a_disk_error_is_no_broken_checkpoint(
             checkpoint.restore(run, step, "mine")
     began, skipped = checkpoint.restore(run, step, "mine")
     assert (began.step, skipped) == (500, [])
+
+
+def test_another_versions_checkpoint_is_refused_not_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only broken checkpoints are skipped; this one is whole, and its steps would be lost."""
+    with monkeypatch.context() as patched:
+        patched.setattr(run_dir, "FORMAT", 99)
+        run, step = saved_run(tmp_path / "run", 400)
+    with pytest.raises(InputError, match=r"was written by harness .* \(format 99\)"):
+        checkpoint.restore(run, step, "mine")
+    assert len(run.checkpoints()) == 1
 
 
 def test_a_run_with_a_parents_weights_does_not_begin_without_them(tmp_path: Path) -> None:

@@ -105,13 +105,13 @@ def logs(
             echo(line)
         return
     run = one(name, select_runs([name], runs, queue))
-    if run.state == "pending":
-        reason = f" ({run.note})" if run.note else ""
-        echo(f"harness: run {run.run} is pending{reason}; waiting", err=True)
     queue.every_s = ASK_EVERY_S
     look = partial(refresh, run, queue)
     follower = Follower(Path(run.log) if run.log else None)
     try:
+        if run.state == "pending":
+            reason = f" ({run.note})" if run.note else ""
+            echo(f"harness: run {run.run} is pending{reason}; waiting", err=True)
         for line in () if num_lines is None else deque(follower.new_lines(), num_lines):
             echo(line)
         for line in follow_log(follower, look):

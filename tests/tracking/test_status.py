@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -241,7 +242,8 @@ def test_watch_prints_a_new_table_after_a_change_and_ends(
     """A file gets one table while the run trains and another at its end; then the command ends."""
     run = site.run("a", "training", epoch=1, num_epochs=2)
     waits = [lambda: None, lambda: run.write_json("result.json", RESULT)]
-    monkeypatch.setattr("harness.cli.runs.time.sleep", lambda _: waits.pop(0)())
+    clock = SimpleNamespace(sleep=lambda _: waits.pop(0)())  # other threads use the real one
+    monkeypatch.setattr("harness.cli.runs.time", clock)
     first, last = harness.run_here("status", "--watch").stdout.split("\n\n")
     assert ("running" in first, "finished" in last) == (True, True)
 

@@ -8,10 +8,9 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness import PROJECT, __version__
-from harness.data.dataset import Dataset
 from harness.job.search import is_sweep
 from harness.slurm.environment import SlurmEnvironment, asked_of, given_cpus
 from harness.system.git import code_version
@@ -19,12 +18,15 @@ from harness.system.lenient_json import table
 from harness.system.processes import installed_version, nvidia_driver, processor
 from harness.tracking.run_dir import RECORD, RunDirectory, first_start, stamped
 
+if TYPE_CHECKING:  # it imports NumPy, which `harness cancel` does not need
+    from harness.data.dataset import Dataset
+
 PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "tensorboard", "keras-tuner")
 
 
 def write_provenance(
     run: RunDirectory,
-    dataset: Dataset,
+    dataset: "Dataset",
     allocation: SlurmEnvironment | None,
     *,
     devices_asked: str | None,

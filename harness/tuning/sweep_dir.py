@@ -19,8 +19,8 @@ import socket
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from harness.data.dataset import Dataset
 from harness.errors import DiskError, InputError
 from harness.job.own_code import mode_in
 from harness.job.search import SEARCH_FILE, SearchSpec, is_of_search, is_sweep, load_search
@@ -39,6 +39,9 @@ from harness.tracking.run_dir import (
 )
 from harness.tuning.disk import Disk, execute, make_once
 from harness.tuning.protocol import ENDS, GONE, STOP, TRIALS, Stop, Trial, View, change_stop, shown
+
+if TYPE_CHECKING:  # it imports NumPy, which `harness cancel` does not need
+    from harness.data.dataset import Dataset
 
 FOLDERS = (TRIALS, GONE, ENDS, "workers")
 
@@ -87,7 +90,7 @@ class SweepDirectory(LeasedDirectory):
             )
         return cls(folder)
 
-    def begin(self, search: SearchSpec, dataset: Dataset) -> None:
+    def begin(self, search: SearchSpec, dataset: "Dataset") -> None:
         """Begin the sweep, unless another command has begun it.
 
         Raises:

@@ -159,7 +159,10 @@ def _is_no_code(path: Path, runs: Path) -> bool:
 
 
 def _digest(root: Path, names: Iterable[str], commit: str | None) -> str:
-    """Return a checksum of the kinds and contents of files; a missing file counts as empty."""
+    """Return a checksum of the kinds and contents of files.
+
+    A file may be missing, since a scratch disk may delete old files of a snapshot.
+    """
     # The hash depends on the user's id, because users trust only their own snapshots.
     digest = hashlib.sha256(f"{os.getuid()} {commit}".encode())
     for name in names:

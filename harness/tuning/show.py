@@ -2,7 +2,6 @@
 
 import itertools
 import logging
-import math
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -17,17 +16,17 @@ from harness.report.text_tables import plain_table
 from harness.system.console import log, rich_console
 from harness.system.files import atomic_write
 from harness.tracking.status import format_duration
-from harness.training.pictures import png
 from harness.tuning.leaderboard import LEADERBOARD, ORDER, leaderboard_rows, ranked, values_of
+from harness.tuning.plots import parallel_coordinates
 from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
 if TYPE_CHECKING:
     import pandas
 
-PLOT = "trials.png"
-PLOTS_PER_ROW = 4
+PLOT = "parallel_coordinates.png"
 NUM_SHOWN = 10  # number of printed rows of the leaderboard
+DIGITS = (4, 12)  # smallest and largest number of decimals of a score
 MIN_TRIALS = 3  # smallest number of trials for which the importance of a key is computed
 NUM_BINS = 3  # number of groups into which the values of a range are divided
 
@@ -51,7 +50,7 @@ def show(sweep: SweepDirectory) -> None:
         return
     path = sweep.path(PLOT)
     try:
-        atomic_write(path, plot(scored, search))
+        atomic_write(path, parallel_coordinates(scored, search))
     except RunError as error:  # for example, the sweep belongs to a colleague
         log(logging.ERROR, str(error))
     else:
@@ -81,6 +80,7 @@ def leaderboard(
     yield ""
     rows, failed = [], defaultdict[str, list[str]](list)
     objective, names = search.table.objective, short_names([each.key for each in search.space])
+    digits = digits_of([each.scores[objective] for each in trials[:NUM_SHOWN] if each.scores])
     for rank, trial in enumerate(trials, 1):
         if trial.error:
             failed[" ".join(trial.error.split())].append(str(trial.n))
@@ -90,7 +90,7 @@ def leaderboard(
             "rank": str(rank) if is_done else "",
             "trial": str(trial.n),
             "status": trial.status,
-            objective: f"{trial.scores[objective]:.4f}" if is_done else "",
+            objective: f"{trial.scores[objective]:.{digits}f}" if is_done else "",
             "epochs": str(trial.epochs) if is_done else "",
             "time": format_duration(trial.training_s or 0.0) if is_done else "",
             "values": "  ".join(f"{names[key]}={value}" for key, value in values.items()),
@@ -101,6 +101,13 @@ def leaderboard(
         yield f"and {len(rows) - NUM_SHOWN} more trials, listed in {sweep.path(LEADERBOARD)}"
     for error, numbers in failed.items():
         yield f"failed trials {', '.join(numbers)}: {error}"
+
+
+def digits_of(scores: Sequence[float]) -> int:
+    """Return the smallest number of decimals with which different scores look different."""
+    least, most = DIGITS
+    counts = {d: len({f"{score:.{d}f}" for score in scores}) for d in range(least, most + 1)}
+    return next(digits for digits, count in counts.items() if count == counts[most])
 
 
 # Importance
@@ -120,8 +127,8 @@ def scored_trials(trials: Sequence[Trial], search: SearchSpec) -> "pandas.DataFr
     columns = ["trial", objective, "epochs", *(each.key for each in search.space)]
     # With dtype=object, whole numbers do not become floats in a column with missing values.
     found = pandas.DataFrame(rows, columns=columns, dtype=object).set_index("trial")
-    found = found.rename(columns={objective: "score"}).astype({"score": float, "epochs": float})
-    return found[np.isfinite(found["score"])]
+    found = found.rename(columns={objective: "score"}).astype({"score": float})
+    return found[np.isfinite(found["score"])].astype({"epochs": int})
 
 
 def comparable(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame":
@@ -140,33 +147,38 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
     """Compare the scores of each key's values, the most important key first.
 
     Returns:
-        A table with a row for each key. `explains` is eta squared of the key: the between-group sum
-        of squares divided by the total (Fisher, 1925), 0 if all scores are equal. `by chance` is
-        the expected eta squared of a key without effect: (k - 1) / (n - 1) for n trials in k
-        groups. `mean scores` has the mean for each value of a list, or for each third of the values
-        of a range. A key with one value or with too few trials has no row.
+        A table with a row for each value of a key with a list, and for each third of the values of
+        a key with a range. The columns are the `key`, the `value`, and the number `n`, the `mean`
+        and the `best` of the scores with this value. `explains` is eta squared of the key: the
+        between-group sum of squares divided by the total (Fisher, 1925), 0 if all scores are equal.
+        `by chance` is the expected eta squared of a key without effect: (k - 1) / (n - 1) for n
+        trials in k groups. A key with one value or with too few trials has no rows.
     """
     import pandas
 
-    rows = []
+    rows, best = [], max if search.goal == "max" else min
     for parameter in search.space:
         having = trials.dropna(subset=parameter.key)
         scores = having["score"]
-        groups = scores.groupby(_ends(parameter, having[parameter.key]))
-        if len(having) < MIN_TRIALS or groups.ngroups < 2:
+        groups = [*scores.groupby(_ends(parameter, having[parameter.key]))]
+        if len(having) < MIN_TRIALS or len(groups) < 2:
             continue
-        between = groups.transform("mean").var(ddof=0)
-        means = []
-        for ends, inside in groups:
-            texts = [str(end) if parameter.choices else f"{end:.4g}" for end in ends]
-            means.append(f"{' to '.join(dict.fromkeys(texts))}: {inside.mean():.4f}")
-        row = {
-            "key": parameter.key,
-            "explains": between / scores.var(ddof=0) if scores.nunique() > 1 else 0.0,
-            "by chance": (groups.ngroups - 1) / (len(having) - 1),
-            "mean scores": ", ".join(means),
-        }
-        rows.append(row)
+        between = sum(len(inside) * (inside.mean() - scores.mean()) ** 2 for _, inside in groups)
+        share = between / (scores.var(ddof=0) * len(scores)) if scores.nunique() > 1 else 0.0
+        rows += [
+            {
+                "key": parameter.key,
+                "explains": share,
+                "by chance": (len(groups) - 1) / (len(having) - 1),
+                "value": " to ".join(
+                    dict.fromkeys(str(x) if parameter.choices else f"{x:.4g}" for x in ends)
+                ),
+                "n": len(inside),
+                "mean": inside.mean(),
+                "best": best(inside),
+            }
+            for ends, inside in groups
+        ]
     return pandas.DataFrame(sorted(rows, key=lambda row: -row["explains"]))
 
 
@@ -189,7 +201,7 @@ def _ends(parameter: Parameter, values: "pandas.Series") -> "list[pandas.Series]
 def importance(
     finished: "pandas.DataFrame", search: SearchSpec
 ) -> "Iterator[str | pandas.DataFrame]":
-    """Yield a table of the importance of each key, and notes on how to read it."""
+    """Yield a table of the scores of each key's values, and notes on how to read it."""
     trials = comparable(finished, search)
     yield f"\nimportance for {search.table.objective}"
     if len(trials) < MIN_TRIALS:
@@ -204,7 +216,11 @@ def importance(
         return
     for share in ("explains", "by chance"):
         cells[share] = [f"{100 * value:.0f} %" for value in cells[share]]
+    for score in ("mean", "best"):
+        cells[score] = cells[score].map("{:.4f}".format)
     cells["key"] = cells["key"].map(short_names([each.key for each in search.space]))
+    cells = cells.astype(str)
+    cells.loc[cells.duplicated("key"), ["key", "explains", "by chance"]] = ""
     yield cells
     yield (
         f"Hints, no proof: {len(trials)} of {len(finished)} trials are compared, and differ in "
@@ -216,44 +232,3 @@ def importance(
             "Only trials with the most common number of epochs are compared. After few epochs, "
             "settings that learn fast look best."
         )
-
-
-# Plot
-
-
-def plot(trials: "pandas.DataFrame", search: SearchSpec) -> bytes:
-    """Plot the score of each finished trial against its value of each key; return a PNG.
-
-    The colour shows the number of epochs. A key's plot omits trials that do not use the key.
-
-    Args:
-        trials: the rows of `scored_trials`, at least one.
-        search: the search of these trials.
-    """
-    from matplotlib.colors import Normalize
-    from matplotlib.figure import Figure
-
-    names, lengths = short_names([each.key for each in search.space]), trials["epochs"]
-    num_columns = min(len(search.space), PLOTS_PER_ROW)
-    num_rows = math.ceil(len(search.space) / num_columns)
-    size = (3.2 * num_columns, 2.8 * num_rows)
-    figure = Figure(figsize=size, dpi=100, layout="constrained")
-    figure.supylabel(search.table.objective)
-    for place, parameter in enumerate(search.space, 1):
-        axes, choices = figure.add_subplot(num_rows, num_columns, place), parameter.choices
-        # Otherwise a dollar sign would begin a formula.
-        axes.set_xlabel(names[parameter.key], parse_math=False)
-        using = trials.dropna(subset=parameter.key)
-        values = using[parameter.key]
-        if choices:
-            values = values.map(choices.index)
-            ticks, texts = range(len(choices)), map(str, choices)
-            axes.set_xticks(ticks, texts, parse_math=False, rotation=30, ha="right")
-            axes.set_xlim(-0.5, len(choices) - 0.5)
-        elif parameter.log:
-            axes.set_xscale("log")
-        norm = Normalize(lengths.min(), lengths.max())
-        points = axes.scatter(values.astype(float), using["score"], c=using["epochs"], norm=norm)
-    if lengths.nunique() > 1:
-        figure.colorbar(points, ax=figure.axes, label="epochs")
-    return png(figure)

@@ -9,7 +9,7 @@
 | `state.json` | progress, as in a run | any command |
 | `provenance.json` | code and data at the start, the last job's Slurm request | any command |
 | `workers/<name>.log` | output of a worker or a proposer | the same process |
-| `trials.png` | a plot of the trials | `harness sweep show` |
+| `parallel_coordinates.png` | a plot of the trials | `harness sweep show` |
 | `winner/` | the best trial, retrained on all training data | `harness sweep retrain` |
 """
 

@@ -6,14 +6,16 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pandas
 import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
 from harness.job.search import Parameter, short_names
 from harness.tuning import show as show_module
+from harness.tuning.plots import MISSING, SPREAD, axis_of, parallel_coordinates
 from harness.tuning.protocol import Trial
-from harness.tuning.show import PLOT, comparable, effects, plot, scored_trials, show
+from harness.tuning.show import PLOT, comparable, digits_of, effects, scored_trials, show
 from tests.conftest import PROJECT
 from tests.tuning.made_up_sweep import HYPERBAND, RANDOM, make_sweep, trial
 
@@ -57,32 +59,31 @@ def test_importance_is_eta_squared(tmp_path: Path, capsys: pytest.CaptureFixture
     """By hand, the poolings explain 0.04 of the sum of squares of 0.05, and the units 0.01."""
     sweep = make_sweep(tmp_path / "s", RANDOM, *four_trials(), finished=True)
     table = effects(scored_trials(sweep.trials(), sweep.search()), sweep.search())
-    assert [*table["key"]] == ["model.pooling", "model.units"]
-    assert [*table["explains"]] == pytest.approx([0.8, 0.2])
-    assert [*table["by chance"]] == pytest.approx([1 / 3] * 2)
+    assert [*table["key"]] == ["model.pooling"] * 2 + ["model.units"] * 2
+    assert [*table["explains"]] == pytest.approx([0.8, 0.8, 0.2, 0.2])
+    assert [*table["by chance"]] == pytest.approx([1 / 3] * 4)
+    assert [*table["mean"]] == pytest.approx([0.85, 0.65, 0.7, 0.8])
     show(sweep)
     lines = printed(capsys)
-    assert "pooling 80 % 33 % last: 0.8500, max: 0.6500" in lines
+    assert "pooling 80 % 33 % last 2 0.8500 0.9000" in lines
+    assert "max 2 0.6500 0.7000" in lines
     assert any(line.startswith("Hints, no proof: 4 of 4 trials") for line in lines)
 
 
 @pytest.mark.parametrize(
-    ("rates", "means"),
+    ("rates", "bins"),
     [
         (
             (1e-4, 1.1e-4, 1.2e-4, 2e-4, 3e-4, 4e-4, 1e-3, 5e-3, 1e-2),
-            ["0.0001 to 0.00012: 0.5100, 0.0002 to 0.0004: 0.5400, 0.001 to 0.01: 0.5700"],
+            {"0.0001 to 0.00012": 3, "0.0002 to 0.0004": 3, "0.001 to 0.01": 3},
         ),
-        (
-            (1e-4, 2e-4, 3e-4, 3e-4, 4e-4),
-            ["0.0001 to 0.0002: 0.5050, 0.0003: 0.5250, 0.0004: 0.5400"],
-        ),
-        ((16, 64, 64, 64), ["16: 0.5000, 64: 0.5200"]),
-        ((0.001, 0.001, 0.001), []),
+        ((1e-4, 2e-4, 3e-4, 3e-4, 4e-4), {"0.0001 to 0.0002": 2, "0.0003": 2, "0.0004": 1}),
+        ((16, 64, 64, 64), {"16": 1, "64": 3}),
+        ((0.001, 0.001, 0.001), {}),
     ],
 )
 def test_a_range_is_divided_into_thirds(
-    tmp_path: Path, rates: tuple[float, ...], means: list[str]
+    tmp_path: Path, rates: tuple[float, ...], bins: dict[str, int]
 ) -> None:
     """The thirds have equal numbers of trials, but equal values stay together."""
     trials = [
@@ -91,7 +92,7 @@ def test_a_range_is_divided_into_thirds(
     ]
     search = make_sweep(tmp_path / "s", RANDOM).search()
     table = effects(scored_trials(trials, search), search)
-    assert [*table.get("mean scores", ())] == means
+    assert dict(zip(table.get("value", ()), table.get("n", ()), strict=True)) == bins
 
 
 def test_only_trials_of_one_length_are_compared(tmp_path: Path) -> None:
@@ -165,16 +166,45 @@ def test_an_unfinished_sweep_is_shown(
     assert sweep.path(PLOT).exists() == has_score
 
 
-def test_trials_are_plotted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("scores", "digits"),
+    [
+        ([], 4),
+        ([0.5, 0.5], 4),
+        ([0.5, 0.50004], 5),
+        ([0.5, 0.5 + 1e-16], 4),
+        ([0.1, 0.10000001], 8),
+    ],
+)
+def test_decimals_of_scores(scores: list[float], digits: int) -> None:
+    """There are at least four decimals, and enough to distinguish different scores."""
+    assert digits_of(scores) == digits
+
+
+def test_axes_of_keys() -> None:
+    """An axis is a logarithmic range, a linear range, or a list with the missing value below it."""
+    log = Parameter("train.learning_rate", low=1e-4, high=1e-2, log=True)
+    rate = axis_of(log, "rate", pandas.Series([1e-3]))
+    assert rate.heights == pytest.approx([0.5])
+    assert [text for _, text in rate.ticks] == ["0.0001", "0.001", "0.01"]
+    linear = Parameter("model.dropout", low=0.1, high=0.6)
+    assert axis_of(linear, "dropout", pandas.Series([0.35])).heights == pytest.approx([0.5])
+    pooling = Parameter("model.pooling", ("last", "max", "mean"))
+    names = axis_of(pooling, "pooling", pandas.Series(["last", "max", "mean", None], dtype=object))
+    assert names.heights == pytest.approx([0, 0.5, 1, MISSING], abs=SPREAD / 2)
+    assert names.ticks[-1] == (MISSING, "none")
+
+
+def test_trials_are_plotted_in_parallel_coordinates(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A dollar sign in a value starts no formula; a plot that can't be written is an error line."""
     sweep = make_sweep(tmp_path / "s", RANDOM, *many_trials(12))
-    units = Parameter("model.units", ("$a_$", "$b"))
-    search = replace(sweep.search(), space=(units, *map(Parameter, ("a", "b", "c", "d"))))
-    values = {"model.units": "$b", "a": 1, "b": 2, "c": 3, "d": 4}
-    two = [trial(0, 0.7, values=values), trial(1, 0.8, values={"a": 1}, epochs=9)]
-    assert plot(scored_trials(two, search), search)
+    search = replace(sweep.search(), space=(Parameter("model.units", ("$a_$", "$b")),))
+    one = [trial(0, 0.7, values={"model.units": "$b"})]
+    assert parallel_coordinates(scored_trials(one, search), search)
     show(sweep)
-    assert imread(sweep.path(PLOT)).shape[:2] == (280, 960)
+    assert imread(sweep.path(PLOT)).shape[0] == 480
     assert f"plot: {sweep.path(PLOT)}" in printed(capsys)
     sweep.path(PLOT).unlink()
     sweep.path(PLOT).mkdir()

@@ -95,11 +95,12 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
     }
 
 
-def same_failure(errors: Iterable[str]) -> str:
+def same_failure(trials: Iterable[Trial]) -> str:
     """Compare errors without their numbers; return an error that three trials had, else ""."""
     by_text = defaultdict[str, list[str]](list)
-    for error in errors:
-        by_text[re.sub(r"[0-9.]+", "#", error)].append(error)
+    for trial in trials:
+        if trial.error:
+            by_text[re.sub(r"[0-9.]+", "#", trial.error)].append(trial.error)
     return next((same[0] for same in by_text.values() if len(same) >= MAX_SAME_FAILURES), "")
 
 

@@ -118,6 +118,7 @@ class Stop(Record):
     at: str
     reason: str = ""  # why the search failed; empty for a cancelled search
     is_lifted: bool = False  # whether a person has resumed the search
+    forgiven: tuple[int, ...] = ()  # numbers of the failed trials that no longer count as failures
 
 
 def trial_folder(n: int) -> str:

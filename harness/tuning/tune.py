@@ -158,7 +158,6 @@ class Command:
         self.heartbeat.note(restarts=allocation.restarts if allocation else 0)
         self._kept = KeptTrials(sweep, search, Pruned())
         self._table = b""  # the leaderboard that was written last
-        self._errors: list[str] = []  # of the trials that failed after this command's first look
 
     def run(self, *, resumes: bool) -> dict[str, Any]:
         """Run the search to its end and return its result; a cancelled search has an empty result.
@@ -183,9 +182,11 @@ class Command:
                 raise
 
     def _lift_stop(self) -> None:
-        """Resume a stopped search."""
-        lifted = stop_now().model_copy(update={"is_lifted": True})
-        execute(change_stop(self.view, lifted))
+        """Resume a stopped search; trials that have already failed can't stop the search again."""
+        execute(self.view.look())
+        failed = tuple(n for n, trial in self.view.accepted.items() if trial.error)
+        stop = stop_now().model_copy(update={"is_lifted": True, "forgiven": failed})
+        execute(change_stop(self.view, stop))
 
     def _run(self) -> dict[str, Any]:
         while (result := patiently(self._turn, self.signals)) is None:
@@ -228,7 +229,8 @@ class Command:
             self.heartbeat.beat("finished", **self._progress())
             self._kept.trim(trials, is_over=True)
             return result
-        if error := same_failure(self._errors):
+        forgiven = self.view.stop.forgiven if self.view.stop else ()
+        if error := same_failure(t for n, t in self.view.accepted.items() if n not in forgiven):
             stop = stop_now(f"three trials had the same error: {error}")
             execute(change_stop(self.view, stop))
             return None
@@ -244,7 +246,6 @@ class Command:
         news = execute(follow(self.view, time.monotonic()))
         for trial in news if self._table else ():  # the first call finds older results
             self.console.info(describe(trial, self.search))
-            self._errors += [trial.error] if trial.error else []
         trials = shown(self.view)
         table = leaderboard_csv(trials, self.search)
         if table != self._table:

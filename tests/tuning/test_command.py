@@ -13,7 +13,7 @@ from harness.system.processes import StopRequest
 from harness.tuning.pool import WorkerPool, WorkerProcess, WorkerRequest
 from harness.tuning.sweep_dir import SweepDirectory, stop_search_in
 from harness.tuning.tune import Command
-from tests.tuning.made_up_sweep import RANDOM, accept, add_trial, make_sweep, trial
+from tests.tuning.made_up_sweep import RANDOM, accept, make_sweep, trial
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_search_ends_with_its_result(
 
 @pytest.mark.parametrize("reason", ["", "three trials had the same error: no"])
 def test_only_a_person_resumes_a_stopped_search(command: Command, reason: str) -> None:
-    """It was cancelled or had failed."""
+    """It was cancelled or had failed; once it is resumed, its earlier failures no longer count."""
     stop_search_in(command.sweep.folder)
     file = command.sweep.path("stop.json")
     file.write_text(json.dumps({**json.loads(file.read_text()), "reason": reason}))
@@ -85,18 +85,14 @@ def test_only_a_person_resumes_a_stopped_search(command: Command, reason: str) -
         assert command.sweep.read_json("state.json")["signal"] == CANCELLED
     end(command.sweep)
     assert command.run(resumes=True)["best_trial"] == 0
+    assert command.view.stop
+    assert command.view.stop.forgiven == (1,)
 
 
 def test_three_trials_with_the_same_error_end_a_search(command: Command) -> None:
-    """The command fails with this error and without a result; so does a repeated command.
-
-    Trials that failed before the command's first look do not count.
-    """
+    """The command fails with this error and without a result; so does a repeated command."""
     for n in (2, 3):
         accept(command.sweep, trial(n, None, error="no"))
-    assert command._turn() is None
-    for n in range(4, 7):
-        add_trial(command.sweep, trial(n, None, error="no"))
     for _ in range(2):
         with pytest.raises(RunError, match="the same error: no; continue with: harness"):
             command.run(resumes=False)

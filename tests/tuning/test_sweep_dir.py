@@ -94,9 +94,10 @@ def test_the_leaderboard_has_all_trials(tmp_path: Path) -> None:
 
 def test_three_failures_are_alike_apart_from_numbers() -> None:
     """Two failures of one kind are too few."""
-    errors = ("no room for 3.5 GB", "no room for 4 GB", "it broke")
-    assert same_failure(errors) == ""
-    assert same_failure((*errors, "no room for 5 GB")) == errors[0]
+    errors = ("no room for 3.5 GB", "no room for 4 GB", "it broke", "")
+    trials = [trial(n, None, error=error) for n, error in enumerate(errors)]
+    assert same_failure(trials) == ""
+    assert same_failure([*trials, trial(9, None, error="no room for 5 GB")]) == errors[0]
 
 
 def begun(folder: Path) -> SweepDirectory:

@@ -9,6 +9,7 @@ With sbatch alone, an option replaces only the same option of an earlier source:
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -74,8 +75,17 @@ class Rules:
 
     @classmethod
     def of_site(cls, environment: Mapping[str, str] = os.environ) -> "Rules":
-        """Read the rules from environment variables, which slurm/site.sh exports."""
-        never = (name.lstrip("-") for name in environment.get(NEVER, "").split())
+        """Read the rules from environment variables, which slurm/site.sh exports.
+
+        Raises:
+            InputError: if a refused option is not named like an option; it would have no effect.
+        """
+        never = [name.lstrip("-") for name in environment.get(NEVER, "").split()]
+        if wrong := [name for name in never if not re.fullmatch("[a-z][a-z-]+", name)]:
+            raise InputError(
+                f"{NEVER}: {wrong[0]!r} should be the long name of an option of sbatch, such "
+                "as gres or mem"
+            )
         return cls(tuple(never), tuple(environment.get(ALWAYS, "").split()))
 
 
@@ -292,8 +302,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         seeds += range(first, min(last, first + MAX_SEEDS) + 1)
         if len(seeds) > MAX_SEEDS:
             raise InputError(f"--seeds {text}: should be {MAX_SEEDS:,} seeds at most")
-    if len({*seeds}) < len(seeds):
-        raise InputError(f"--seeds {text}: names a seed twice; give each seed once")
+    if twice := {seed for seed, count in Counter(seeds).items() if count > 1}:
+        raise InputError(f"--seeds {text}: names seed {min(twice)} twice; give each seed once")
     return tuple(sorted(seeds))
 
 

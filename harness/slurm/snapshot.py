@@ -155,7 +155,8 @@ def _walk(project: Path, runs: Path) -> Iterable[str]:
 
 def _is_no_code(path: Path, runs: Path) -> bool:
     is_named_so = any(path.match(pattern) for pattern in NO_CODE)
-    return is_named_so or (path / "pyvenv.cfg").exists() or path.resolve() == runs.resolve()
+    is_runs = os.path.realpath(path) == os.path.realpath(runs)  # allows links that form a loop
+    return is_named_so or is_runs or (path / "pyvenv.cfg").exists()
 
 
 def _digest(root: Path, names: Iterable[str], commit: str | None) -> str:

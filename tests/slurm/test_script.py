@@ -47,7 +47,7 @@ def test_seeds_are_numbers_and_ranges() -> None:
         *((text, "numbers and ranges") for text in ("", ",", "a", "1-", "-1", "1..3")),
         ("2,5-3", "a range should rise: 3-5"),
         *((text, "10,000 seeds at most") for text in ("1-10001", "1-9999,20000-30000")),
-        *((text, "names a seed twice") for text in ("1,1", "1-3,2", "4,1-5")),
+        *((text, "names seed [124] twice") for text in ("1,1", "1-3,2", "4,1-5")),
     ],
 )
 def test_wrong_seeds_are_refused(text: str, message: str) -> None:
@@ -146,6 +146,8 @@ def test_rules_of_a_site(name: str) -> None:
     assert composed.unset == ["SBATCH_GRES"]
     with pytest.raises(InputError, match="--gres: is refused by this site"):
         compose(HEADER, site, [], gpus="2", rules=rules)
+    with pytest.raises(InputError, match="'gres,mem' should be the long name"):
+        Rules.of_site({"HARNESS_SBATCH_NEVER": "gres,mem"})
 
 
 # The script

@@ -172,6 +172,7 @@ def test_a_sites_settings_may_be_a_link(project: Path, tmp_path: Path) -> None:
 def test_snapshot_of_a_folder_without_git(project: Path) -> None:
     """The snapshot has no environments, caches and runs; its record has no commit."""
     shutil.rmtree(project / ".git")
+    (project / "loop").symlink_to("loop")
     wanted = code(project)
     (project / "my env").mkdir()
     for name in (".venv-1/x", "__pycache__/x", "out/x", "my env/pyvenv.cfg", "1.out"):

@@ -27,14 +27,10 @@ def make(): return Hangs()
 """
 
 
-def two_workers(job_id: str) -> list[dict[str, str]]:
-    """Return the variables of two workers on this machine that train as if on two nodes.
-
-    Args:
-        job_id: determines the ports of the workers.
-    """
+def two_workers() -> list[dict[str, str]]:
+    """Return the variables of two workers on this machine that train as if on two nodes."""
     both = {
-        "SLURM_JOB_ID": job_id,
+        "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_STEP_ID": "0",
         "SLURM_STEP_NUM_TASKS": "2",
@@ -52,7 +48,7 @@ class Pair:
         self.run = harness.runs / "lstm" / "pair"
         self.processes: list[Process] = []
         before = dict(harness.environment)
-        for variables in two_workers(str(os.getpid())):
+        for variables in two_workers():
             harness.environment = before | variables | {"HARNESS_TRUSTED_NETWORK": "1"}
             options = ["--devices", "cpu", *LONG, *words]
             self.processes.append(harness.start(*harness.train_words("lstm", "pair", *options)))

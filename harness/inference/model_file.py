@@ -9,6 +9,7 @@ import contextlib
 import json
 import re
 import shlex
+import uuid
 import zipfile
 from pathlib import Path
 from typing import BinaryIO
@@ -18,7 +19,6 @@ import keras
 from harness.compute.network import load_network
 from harness.data.dataset import num_outputs
 from harness.errors import InputError
-from harness.system.files import scratch_directory
 from harness.tracking.run_dir import RunDirectory
 
 # The earliest time a zip archive can store, in place of the current time, which Keras stores.
@@ -39,8 +39,13 @@ def save_model(run: RunDirectory, model: keras.Model, *, is_own: bool) -> None:
     has_config = not is_own or _has_config(model)
 
     def save(file: BinaryIO) -> None:
-        with scratch_directory() as folder:
-            members = _members(model, folder / "model.keras", has_config=has_config)
+        # Beside the model, not in a small TMPDIR; `take_lease` removes a killed process's files.
+        path = run.path(f".{uuid.uuid4().hex}.tmp.keras")
+        try:
+            members = _members(model, path, has_config=has_config)
+        finally:
+            for leftover in run.folder.glob(f"{path.stem}*"):
+                leftover.unlink(missing_ok=True)
         metadata = json.loads(members["metadata.json"])
         metadata["date_saved"] = "1980-01-01@00:00:00"
         members["metadata.json"] = json.dumps(metadata).encode()
@@ -72,12 +77,12 @@ def _members(model: keras.Model, path: Path, *, has_config: bool) -> dict[str, b
             if b'"__lambda__"' not in members["config.json"]:
                 return members
     # The model's class is custom and has no configuration, or the model contains a lambda.
-    weights = path.with_name("model.weights.h5")
+    weights = path.with_suffix(".weights.h5")
     model.save_weights(weights)
     return {
         "metadata.json": json.dumps({"keras_version": keras.__version__}).encode(),
         "config.json": json.dumps({"class_name": type(model).__name__}).encode(),
-        weights.name: weights.read_bytes(),
+        "model.weights.h5": weights.read_bytes(),
     }
 
 

@@ -92,10 +92,8 @@ def ctrl_c_waits() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if request.signal:
-            before(
-                signal.SIGINT, None
-            )  # not `raise_signal`: a watchdog would count a second Ctrl-C
+        if request.signal:  # not `raise_signal`: a watchdog would count a second Ctrl-C
+            before(signal.SIGINT, None)
 
 
 AT_ONCE = "harness: interrupted at once; saved files stay"

@@ -87,6 +87,7 @@ def test_any_keras_model_is_built_trained_and_loaded(
         run.take_lease()
         save_model(run, model, is_own=True)
         files.append(run.path("model.keras"))
+        assert {each.name for each in run.folder.iterdir()} == {"lease.json", "model.keras"}
     assert files[0].read_bytes() == files[1].read_bytes()
     loaded = load_network(job, files[0], num_outputs)
     np.testing.assert_array_equal(model(tokens), loaded(tokens))

@@ -8,7 +8,6 @@ file contains only its weights.
 import contextlib
 import json
 import re
-import shlex
 import uuid
 import zipfile
 from pathlib import Path
@@ -18,7 +17,6 @@ import keras
 
 from harness.compute.network import load_network
 from harness.data.dataset import num_outputs
-from harness.errors import InputError
 from harness.tracking.run_dir import RunDirectory
 
 # The earliest time a zip archive can store, in place of the current time, which Keras stores.
@@ -103,16 +101,5 @@ def load_model(run: RunDirectory) -> keras.Model:
     Raises:
         InputError: if the run is unfinished, its model was removed, or the file is broken.
     """
-    path = run.path("model.keras")
-    if run.finished() and not path.is_file():
-        job_file = shlex.quote(str(run.path("job.toml")))
-        raise InputError(
-            f"run {run.folder}: its model was removed, since a search keeps only the best five; "
-            f"train it again by: harness train {job_file} --set data.test=true"
-        )
-    if not run.finished():
-        raise InputError(
-            f"run {run.folder}: is unfinished and has no model yet; continue the run with: "
-            f"harness resume {run.folder}"
-        )
+    path = run.model_file()
     return load_network(run.job(), path, num_outputs(run.result()["classes"]))

@@ -149,9 +149,13 @@ def open_model(folder: Path) -> RunDirectory | Ensemble:
     """Open the run or the ensemble in a folder.
 
     Raises:
-        InputError: if the folder is neither.
+        InputError: if the folder is neither, or the run has no model.
     """
-    return Ensemble.open(folder) if is_ensemble(folder) else RunDirectory.open(folder)
+    if is_ensemble(folder):
+        return Ensemble.open(folder)
+    run = RunDirectory.open(folder)
+    run.model_file()
+    return run
 
 
 def classifier_of(model: RunDirectory | Ensemble) -> "Classifier | EnsembleClassifier":

@@ -12,6 +12,7 @@ import itertools
 import math
 import os
 import re
+import shlex
 import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -323,6 +324,26 @@ class RunDirectory(LeasedDirectory):
             path = self.path(RESULT)
             raise RunError(f"{path}: is broken; remove it and run harness resume")
         return result
+
+    def model_file(self) -> Path:
+        """Return the path of the trained model.
+
+        Raises:
+            InputError: if the run is unfinished, or its model was removed.
+        """
+        path = self.path("model.keras")
+        if not self.finished():
+            raise InputError(
+                f"run {self.folder}: is unfinished and has no model yet; continue the run with: "
+                f"harness resume {self.folder}"
+            )
+        if not path.is_file():
+            raise InputError(
+                f"run {self.folder}: its model was removed, since a search keeps only the best "
+                f"five; train it again by: harness train {shlex.quote(str(self.path('job.toml')))} "
+                "--set data.test=true"
+            )
+        return path
 
     def job(self) -> Job:
         """Load the job of the run, with all defaults.

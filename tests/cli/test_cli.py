@@ -194,14 +194,13 @@ def test_ctrl_c_is_not_a_success(finished: tuple[Harness, Path], is_waiting: boo
     assert warned.count("\n") == 1
 
 
-@pytest.mark.full
 def test_an_unfinished_run_can_not_predict(harness: Harness) -> None:
-    """The line names the command that continues the run."""
+    """The line names the command that continues the run, and comes before a text is read."""
     folder = harness.runs / "lstm" / "begun"
     folder.mkdir(parents=True)
     (folder / "job.toml").write_text(LSTM.read_text())
-    for words in (["predict", folder, "good"], ["evaluate", folder]):
-        done = harness.run(*words)
+    for words in (["predict", folder, "good"], ["predict", folder], ["evaluate", folder]):
+        done = harness.run_here(*words)
         assert done.returncode == 2
         assert "harness resume" in done.stderr
         assert done.stderr.count("\n") == 1

@@ -14,7 +14,7 @@ import pytest
 
 import harness as package
 from harness.errors import InputError
-from harness.training.audit import Check, Sides, compared, gap
+from harness.training.audit import Check, Sides, compared, gap, widened
 from tests.conftest import Harness, calm_run, results
 from tests.training.flips import PLACES, plant_scores, train_with_flip
 from tests.training.kills import trained_with_kills
@@ -52,7 +52,10 @@ def test_another_number_of_replicas_differs_by_measured_rounding(harness: Harnes
     assert "computed the same numbers as the run, within rounding" in sentence
     assert any(row.startswith("model.keras") and " allowed" in row for row in rows)
     assert "the devices were 1 × CPU and are now 2 × CPU" in sentence
-    assert any(re.search(r"measured here .*on 1 instead of 2 replicas", row) for row in rows)
+    assert any(
+        re.search(r"measured here .*on 1 instead of 2 replicas: .*loss [0-9.e-]+, ", row)
+        for row in rows
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,6 +74,16 @@ def test_a_value_may_differ_by_its_limit(
     """A value without a limit must be equal."""
     sides = Sides({"loss": 0.5}, {"loss": theirs}, {"loss": limit})
     assert compared("metrics.jsonl", lambda: sides) == Check("metrics.jsonl", outcome, detail)
+
+
+def test_a_later_epoch_may_differ_as_much_as_an_earlier_one() -> None:
+    """The screen shows the largest limit of each metric and file."""
+    rows = [("epoch 1, loss", 0.2, 0.2), ("epoch 1, accuracy", 0.1, 0.1)]
+    rows += [("epoch 2, loss", 0.01, 0.2), ("epoch 2, accuracy", 0.3, 0.3)]
+    rows += [("kernel of model.keras", 0.5, 0.5), ("bias of model.keras", 0.4, 0.4)]
+    allowed = {where: measured for where, measured, _ in rows}
+    assert widened(allowed) == {"loss": 0.2, "accuracy": 0.3, "model.keras": 0.5}
+    assert allowed == {where: limit for where, _, limit in rows}
 
 
 def test_values_are_equal_only_to_the_bit() -> None:

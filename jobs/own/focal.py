@@ -31,7 +31,8 @@ class SignDescent(keras.optimizers.Optimizer):
         """Update a variable by its gradient over the global batch."""
         average = self.averages[self._get_variable_index(variable)]
         self.assign(average, self.momentum * average + (1 - self.momentum) * gradient)
-        self.assign_sub(variable, learning_rate * ops.sign(average))
+        rate = ops.cast(learning_rate, variable.dtype)
+        self.assign_sub(variable, rate * ops.sign(average))
 
 
 def sign_descent(learning_rate, options):

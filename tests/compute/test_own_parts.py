@@ -164,6 +164,12 @@ def test_the_example_keeps_its_source_and_is_another_job() -> None:
     assert job.code.keys() == {"focal.py"}
     check_loss(job, 1, compiled=True)
     check_optimizer(job.train, job.code)
+    wide = load_job(
+        JOBS / "own" / "focal.toml", ["train.precision=float64", "train.schedule=cosine"]
+    )
+    weight = keras.Variable(np.ones(4), dtype="float64")
+    build_optimizer(wide.train, 4, code=wide.code).apply([weight.value], [weight])
+    assert weight.numpy() == pytest.approx(1 - wide.train.learning_rate)
     assert any("train.label_smoothing has no effect" in line for line in job.without_effect())
     plain = load_job(JOBS / "own" / "focal.toml", ["train.loss=''"])
     assert job.identity() != plain.identity()

@@ -20,7 +20,7 @@ from harness.data.word_vectors import WordVectors
 from harness.errors import InputError
 from harness.job.keys import Job
 from harness.job.own_code import OptionReader, load_taking, own_errors
-from harness.layers import for_training, global_batch, makes_masks, place_dropouts
+from harness.layers import all_layers, for_training, global_batch, makes_masks, place_dropouts
 
 KERAS_PRECISION = {
     "float32": "float32",
@@ -152,11 +152,14 @@ def embedding_of_words(model: keras.Model, job: Job) -> Embedding:
     return fitting[0]
 
 
-def check_network(job: Job, num_outputs: int = 1, *, trains: bool = True) -> str:
+def check_network(
+    job: Job, num_outputs: int = 1, *, num_replicas: int = 1, trains: bool = True
+) -> str:
     """Build a custom network and check its outputs, before the run writes anything.
 
     Args:
         num_outputs: the network's number of outputs, see `Dataset.num_outputs`.
+        num_replicas: the number of replicas of the run.
         trains: whether to check also that the network can be trained, accepts short reviews
             (`data.bucket`) and compiles with XLA (`train.xla`).
 
@@ -181,6 +184,12 @@ def check_network(job: Job, num_outputs: int = 1, *, trains: bool = True) -> str
         outputs = np.asarray(keras.ops.cast(model(tokens, training=False), "float32"))
     if trains:
         _check_forms(model, job, tokens, where)
+    for layer in all_layers(model):
+        if num_replicas > 1 and getattr(layer, "synchronized", False):
+            raise InputError(
+                f"{where}: {layer.name} has synchronized=True, which works only on one device; "
+                "use LayerNormalization, or one device"
+            )
     others = place_dropouts(model, job.train.seed, job.train.batch_size)
     num_losses, unused = _traced_training(model, job, where) if trains else (len(model.losses), [])
     if num_losses:

@@ -131,7 +131,13 @@ def launch(
         of_start = context.run if began is run else began
         warn_of_changes(of_start, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
-        check_own_parts(context, console, is_new=is_new, compiled=plan.way == "xla")
+        check_own_parts(
+            context,
+            strategy.num_replicas_in_sync,
+            console,
+            is_new=is_new,
+            compiled=plan.way == "xla",
+        )
         # 4. Train.
         from harness.training.train import train
 
@@ -302,7 +308,9 @@ def announce(context: RunContext, num_replicas: int, console: Console) -> None:
     )
 
 
-def check_own_parts(context: RunContext, console: Console, *, is_new: bool, compiled: bool) -> None:
+def check_own_parts(
+    context: RunContext, num_replicas: int, console: Console, *, is_new: bool, compiled: bool
+) -> None:
     """Check the user's network, loss and optimizer before anything is written.
 
     Args:
@@ -318,7 +326,9 @@ def check_own_parts(context: RunContext, console: Console, *, is_new: bool, comp
     from harness.compute.optimizer import check_optimizer
 
     job = context.job
-    if line := check_network(job, context.dataset.num_outputs, trains=is_new):
+    if line := check_network(
+        job, context.dataset.num_outputs, num_replicas=num_replicas, trains=is_new
+    ):
         console.warning(line)
     if is_new:
         check_loss(job, context.dataset.num_outputs, compiled=compiled)

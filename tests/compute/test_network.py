@@ -177,12 +177,17 @@ def test_the_check_of_training_changes_no_random_state() -> None:
             {"train": {"xla": "on"}},
             "compile",
         ),
+        (
+            BODY.replace("layers.Dropout(0.5)", "layers.BatchNormalization(synchronized=True)"),
+            {},
+            "batch_normalization has synchronized=True",
+        ),
     ],
 )
 def test_a_network_that_a_setting_excludes_is_refused(
     body: str, settings: dict[str, dict[str, object]], says: str
 ) -> None:
-    """Batches by length or compilation exclude a network that works otherwise."""
+    """Batches by length, compilation or several replicas exclude a network that works otherwise."""
     content = custom(body).model_dump()
     content["data"]["maxlen"] = 16
     plain = check_job(content, Path("mine.toml"))
@@ -190,7 +195,7 @@ def test_a_network_that_a_setting_excludes_is_refused(
     for table, keys in settings.items():
         content[table] |= keys
     with pytest.raises(InputError, match=rf"^[^\n]*{re.escape(says)}[^\n]*$"):
-        check_network(check_job(content, Path("mine.toml")))
+        check_network(check_job(content, Path("mine.toml")), num_replicas=2)
 
 
 def test_probabilities_of_classes_add_up() -> None:

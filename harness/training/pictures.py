@@ -62,6 +62,31 @@ def confusion_picture(
     return png(figure)
 
 
+def calibration_picture(labels: ArrayLike, probabilities: ArrayLike) -> bytes:
+    """Draw how well the probabilities are calibrated, as a PNG of 640 x 480.
+
+    The curve shows the share of positive reviews against the mean probability, in 10 bins of equal
+    width. For more than two classes the probability is that of the predicted class, and the share
+    is that of correct predictions.
+    """
+    truth, found = checked(labels, probabilities)
+    from sklearn.calibration import CalibrationDisplay
+
+    positive, of, share = found[:, 1], "a positive review", "positive reviews"
+    hits = truth == 1
+    if found.shape[1] > 2:
+        positive, of, share = found.max(axis=1), "the predicted class", "correct predictions"
+        hits = found.argmax(axis=1) == truth
+    figure, axes = new_figure()
+    # A custom network may return numbers outside 0..1, which scikit-learn rejects.
+    CalibrationDisplay.from_predictions(
+        hits, positive.clip(0, 1), n_bins=10, pos_label=True, ax=axes
+    )
+    axes.set(xlabel=f"predicted probability of {of}", ylabel=f"share of {share}")
+    axes.set_title(f"Calibration over {len(truth):,} reviews")
+    return png(figure)
+
+
 def new_figure(size: tuple[float, float] = (6.4, 4.8)) -> "tuple[Figure, Axes]":
     """Make a figure with one plot, and with margins that leave room for its labels."""
     # pyplot would keep a global list of figures, and might choose a backend with a window.

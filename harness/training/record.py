@@ -39,7 +39,7 @@ from harness.tracking.run_dir import (
 from harness.training.context import Compute, RunContext, known_words
 from harness.training.metrics import test_scores
 from harness.training.parent import Parent
-from harness.training.pictures import confusion_picture
+from harness.training.pictures import calibration_picture, confusion_picture
 from harness.training.progress import exported_epoch
 from harness.training.trainer import Trainer
 
@@ -127,8 +127,9 @@ def score_test(trainer: Trainer, test: Reviews, classes: Sequence[str]) -> dict[
     """Score the exported weights on the test set. Write the predictions, and log the scores."""
     probabilities, scores = _scored(trainer, test, "testing", PREDICTIONS)
     trainer.log.scores("test", scores)
-    picture = confusion_picture(test.labels, probabilities, classes)
-    trainer.log.picture("test/confusion_matrix", picture)
+    confusion = confusion_picture(test.labels, probabilities, classes)
+    trainer.log.picture("test/confusion_matrix", confusion)
+    trainer.log.picture("test/calibration", calibration_picture(test.labels, probabilities))
     return {"num_test": len(test.labels), **scores}
 
 

@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from harness.errors import RunError
 from harness.training import metrics as scores
-from harness.training.pictures import confusion_picture
+from harness.training.pictures import calibration_picture, confusion_picture
 
 
 def png_size(png: bytes) -> tuple[int, int]:
@@ -130,7 +130,7 @@ def test_loss_of_a_diverged_model() -> None:
     assert np.isnan(scores.loss_and_accuracy([0, 1], [0.5, np.nan])[0])
 
 
-@pytest.mark.parametrize("score", [scores.test_scores, confusion_picture])
+@pytest.mark.parametrize("score", [scores.test_scores, confusion_picture, calibration_picture])
 def test_diverged_is_refused(score: Callable[[ArrayLike, ArrayLike], object]) -> None:
     """Scores and pictures refuse NaN in one line with the count."""
     with pytest.raises(RunError, match=r"^probabilities: 1 of 2 are not finite.*learning_rate$"):
@@ -152,13 +152,18 @@ def test_wrong_input(labels: ArrayLike, probabilities: ArrayLike, message: str) 
         scores.test_scores(labels, probabilities)
 
 
+@pytest.mark.parametrize("picture", [confusion_picture, calibration_picture])
 @pytest.mark.filterwarnings("error")
-def test_the_confusion_matrix_is_a_picture() -> None:
-    """It is a PNG of 640 x 480 with reproducible bytes, even for a single class."""
+def test_pictures(picture: Callable[[ArrayLike, ArrayLike], bytes]) -> None:
+    """It is a PNG of 640 x 480 with reproducible bytes, even for a single class.
+
+    The probabilities of a custom network may be outside of 0 to 1.
+    """
     generator = np.random.default_rng(2)
     labels = generator.integers(0, 2, 500)
     probabilities = generator.uniform(size=500)
-    png = confusion_picture(labels, probabilities)
-    assert png_size(png) == png_size(confusion_picture([1, 1], [0.0, 1.0])) == (640, 480)
-    assert png == confusion_picture(labels, probabilities)
-    assert png != confusion_picture(labels, 1 - probabilities)
+    png = picture(labels, probabilities)
+    for each in (png, picture([1, 1], [0.0, 1.0]), picture([0, 1, 1], [-0.5, 1.5, 0.2])):
+        assert png_size(each) == (640, 480)
+    assert png == picture(labels, probabilities)
+    assert png != picture(labels, 1 - probabilities)

@@ -87,6 +87,12 @@ def number(value: object) -> float | None:
     return float(value) if abs(value) < MAX_NUMBER else None
 
 
+def numbers(content: object) -> dict[str, float]:
+    """Return the numbers in a JSON object, by their names; `number` decides which values count."""
+    items = content.items() if isinstance(content, dict) else ()
+    return {str(name): value for name, each in items if (value := number(each)) is not None}
+
+
 def whole(value: object) -> int | None:
     """Return the value if it is an integer whose absolute value is below MAX_NUMBER, else None."""
     return value if isinstance(value, int) and number(value) is not None else None

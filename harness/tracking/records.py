@@ -7,7 +7,7 @@ import shlex
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from harness.system.files import Record, atomic_write, in_threads, open_plain_fi
 from harness.system.leased_dir import LeasedDirectory, to_json
 from harness.system.lenient_json import (
     number,
+    numbers,
     parse_json,
     path,
     read_json,
@@ -101,8 +102,9 @@ TAIL_BYTES = 8192  # number of bytes that are read at the end of a log
 STATE: dict[str, Callable[[object], Any]] = {
     **dict.fromkeys(("seed", "epoch", "num_epochs", "step", "num_steps", "process"), whole),
     **dict.fromkeys(("val_accuracy", "test_accuracy"), number),
-    **dict.fromkeys(("reviews_per_s", "eta_s"), number),
+    **dict.fromkeys(("reviews_per_s", "eta_s", "step_ms"), number),
     **dict.fromkeys(("job", "architecture", "host", "phase", "signal", "error"), text),
+    "device": numbers,
     "log": path,
 }
 ALIVE = ("running", "starting", "suspended", "stale", "pending", "submitted")
@@ -139,6 +141,8 @@ class RunStatus:
     num_steps: int | None = None
     reviews_per_s: float | None = None
     eta_s: float | None = None
+    step_ms: float | None = None
+    device: dict[str, float] = field(default_factory=dict)  # measured by resource_monitor
     val_accuracy: float | None = None  # of the last epoch; after the end, of the saved weights
     test_accuracy: float | None = None
     trials: dict[str, Any] | None = None  # for a sweep: the numbers of finished, failed, … trials

@@ -6,6 +6,7 @@ import pytest
 
 from harness.system.lenient_json import (
     number,
+    numbers,
     read_json,
     read_json_lines,
     read_toml,
@@ -46,3 +47,5 @@ def test_values_of_another_type_are_none() -> None:
     assert [whole(value) for value in [*bad, 2.0]] == [None] * (len(bad) + 1)
     assert (number(2), whole(2), text("a")) == (2.0, 2, "a")
     assert [text(value) for value in ("", 5, None)] == [None] * 3
+    assert numbers({"a": 1, "b": "x", "c": 0.5}) == {"a": 1.0, "c": 0.5}
+    assert numbers([1]) == {}

@@ -91,6 +91,13 @@ def test_the_table_has_the_figures_of_a_run(site: Site) -> None:
     ]
 
 
+def test_json_has_the_time_of_a_step_and_the_use_of_the_machine(site: Site) -> None:
+    """The names in `device` are those of TensorBoard."""
+    figures: dict[str, Any] = {"step_ms": 24.46, "device": {"memory_gb": 1.23, "gpu0_share": 0.02}}
+    site.run("a", "training", **figures)
+    assert site.only().as_json().items() >= figures.items()
+
+
 @pytest.mark.parametrize("wrong_by_s", [-3600, 3600])
 def test_a_nodes_clock_may_be_wrong(site: Site, wrong_by_s: float) -> None:
     """The age of a heartbeat is measured by the file server's clock alone."""

@@ -423,15 +423,18 @@ def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Ans
     """Call `ask` for all items in parallel threads, because a network disk may answer slowly.
 
     Returns:
-        The results of the calls, in the order of the items. If a call raises an error, so does this
-        function.
+        The results of the calls, in the order of the items. If a call raises an error, or a signal
+        interrupts the wait, so does this function, without waiting for the other calls.
     """
     size = max(MIN_ITEMS, -(-len(items) // MAX_THREADS))  # a future for each item would be slower
     parts = [items[at : at + size] for at in range(0, len(items), size)]
     if len(parts) < 2:
         return [ask(item) for item in items]
-    with ThreadPoolExecutor(len(parts)) as pool:
+    pool = ThreadPoolExecutor(len(parts))
+    try:
         return list(itertools.chain(*pool.map(lambda part: [*map(ask, part)], parts)))
+    finally:
+        pool.shutdown(wait=False)
 
 
 @contextlib.contextmanager

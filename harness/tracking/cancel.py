@@ -53,7 +53,8 @@ def ask_to_stop(
         ask_to_cancel(status.folder)  # even if the run has ended: a requeued job would restart it
         if status.phase and status.state in ALIVE and status.state != "pending":
             return None
-        return f"{status.run}: will not start; job {status.slurm_job} trains only other seeds"
+        job = status.slurm_job
+        return f"{status.run}: will not start; harness cancel {job} ends all seeds of the job"
     if stop_search and status.trials and status.state in AT_WORK:
         stop_search(status.folder)
         if status.slurm_job:  # cancel waiting array tasks; running tasks obey `stop_search`

@@ -183,7 +183,7 @@ def test_a_seed_that_has_stopped_leaves_the_job_to_the_others(
     one = site.run("slurm-12-seed1", phase, slurm_job="12")
     site.run("slurm-12-seed2", "training", slurm_job="12")
     done = harness.run_here("cancel", one.folder)
-    said = "lstm/slurm-12-seed1: will not start; job 12 trains only other seeds\n"
+    said = "lstm/slurm-12-seed1: will not start; harness cancel 12 ends all seeds of the job\n"
     assert (done.returncode, done.stdout, noted.exists()) == (0, said, False), done.stderr
     (now,) = (each for each in survey(site.runs, Queue()) if each.run == "lstm/slurm-12-seed1")
     assert (now.asked_to_cancel, now.state, now.job_lives) == (True, phase, False)

@@ -16,7 +16,7 @@ from harness.system.console import Console
 from harness.tracking.provenance import sources_checksum
 from harness.tracking.run_dir import FORMAT
 from harness.tuning import tune
-from harness.tuning.leaderboard import leaderboard_csv, result_of, same_failure
+from harness.tuning.leaderboard import describe, leaderboard_csv, result_of, same_failure
 from harness.tuning.pool import WorkerRequest
 from harness.tuning.protocol import Stop
 from harness.tuning.sweep_dir import SweepDirectory, stop_search_in
@@ -90,6 +90,17 @@ def test_the_leaderboard_has_all_trials(tmp_path: Path) -> None:
     assert lines[2].endswith(",w1,,")
     assert lines[4].endswith(",too large,1/1")
     assert b",'=cmd|A1," in leaderboard_csv([trial(0, None, error="=cmd|A1")], sweep.search())
+
+
+def test_the_line_of_an_ended_trial() -> None:
+    """The line has the trial's score or error, and its values."""
+    search = load_search(JOBS / "tune_lstm.toml")
+    finished = trial(3, 0.81234, values={"model.units": 8, "train.learning_rate": 0.001})
+    assert describe(finished, search) == (
+        "trial 3: val_accuracy 0.8123; model.units = 8, train.learning_rate = 0.001"
+    )
+    failed = trial(4, None, values={"model.units": 8}, error="no room")
+    assert describe(failed, search) == "trial 4: failed: no room; model.units = 8"
 
 
 def test_three_failures_are_alike_apart_from_numbers() -> None:

@@ -69,7 +69,7 @@ def save_folder(dataset: Dataset, folder: Path) -> None:
 
 
 def fill_folder(dataset: Dataset, folder: Path, mode: int = PRIVATE) -> None:
-    """Write a dataset into an empty folder.
+    """Write a dataset into an empty folder, which other users can't open before it is complete.
 
     Args:
         mode: the permissions that the folder and its files may have; the umask removes others.
@@ -77,7 +77,8 @@ def fill_folder(dataset: Dataset, folder: Path, mode: int = PRIVATE) -> None:
     Raises:
         OSError: if the folder can't be written.
     """
-    folder.chmod(folder.stat().st_mode & mode)
+    allowed = folder.stat().st_mode & mode
+    folder.chmod(allowed & PRIVATE)
     for name, split in dataset.splits().items():
         for array, dtype in ARRAYS.items():
             content = getattr(split, array).astype(dtype, copy=False)
@@ -95,6 +96,7 @@ def fill_folder(dataset: Dataset, folder: Path, mode: int = PRIVATE) -> None:
     (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
     for path in folder.iterdir():
         path.chmod(path.stat().st_mode & mode)
+    folder.chmod(allowed)
 
 
 def open_folder(folder: Path) -> Dataset:

@@ -107,6 +107,16 @@ def modes(folder: Path) -> tuple[int, set[int]]:
     return folder.stat().st_mode & 0o777, {p.stat().st_mode & 0o777 for p in folder.iterdir()}
 
 
+def test_a_dataset_is_private_until_it_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a member of the group could open a file before its mode is restricted."""
+    seen = []
+    monkeypatch.setattr(np, "save", lambda path, _: seen.append(modes(path.parent)[0]))
+    save_folder(small(), tmp_path / "data")
+    assert {*seen} == {0o700}
+
+
 def test_the_harness_reads_its_folders_under_any_umask(tmp_path: Path) -> None:
     """Other users can't write to the folders, and can't read this user's texts."""
     source = write_csv(tmp_path / "a.csv", make_rows(100))

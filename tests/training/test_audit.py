@@ -14,6 +14,7 @@ import pytest
 
 import harness as package
 from harness.errors import InputError
+from harness.tracking.audits import audits_of, keep_audit
 from harness.training.audit import Check, Sides, compared, gap, widened
 from tests.conftest import Harness, calm_run, results
 from tests.training.flips import PLACES, plant_scores, train_with_flip
@@ -93,6 +94,15 @@ def test_values_are_equal_only_to_the_bit() -> None:
     assert 0 < gap(zeros, -zeros) < 1e-300
     assert 0 < gap(zeros, zeros.astype(np.float64)) < 1e-300
     assert gap(zeros, np.zeros(3, np.float32)) == gap("a", "b") == np.inf
+
+
+def test_audits_that_others_could_have_written_do_not_count(tmp_path: Path) -> None:
+    """An audit belongs to the bytes of a result."""
+    audit = {"depth": "full", "outcome": "equal"}
+    path = keep_audit(tmp_path, hashlib.sha256(b"{}").hexdigest(), audit)
+    assert (audits_of(tmp_path, b"{}"), audits_of(tmp_path, b"[]")) == ({"full": audit}, {})
+    path.parent.chmod(0o777)
+    assert audits_of(tmp_path, b"{}") == {}
 
 
 def broken(name: str, content: str) -> Callable[[Path], object]:

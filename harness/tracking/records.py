@@ -31,6 +31,8 @@ from harness.system.lenient_json import (
 from harness.tracking.run_dir import CANCEL, RESULT
 
 HEARTBEAT_S = 5.0  # seconds between two writes of `state.json`
+# The fields that a new start keeps until its first step. Not `step`: a job counts new steps by it.
+REACHED = ("epoch", "val_accuracy")
 
 
 class Heartbeat:
@@ -46,6 +48,7 @@ class Heartbeat:
         self.run, self.clock = run, clock
         previous = run.read_json("state.json")
         self.state: dict[str, Any] = {
+            **{name: previous[name] for name in REACHED if name in previous},
             "restarts": int(previous.get("restarts") or 0) + 1 if previous else 0,
             "host": socket.gethostname(),
             "process": os.getpid(),

@@ -77,15 +77,18 @@ def test_heartbeat_and_queue_give_the_state(
 
 
 def test_the_table_has_the_figures_of_a_run(site: Site) -> None:
-    """Each run has one line, whatever its error; an ended run shows neither speed nor ETA."""
+    """Each run has one line, whatever its error. Speed and ETA are those of a training process."""
     values: dict[str, Any] = {"num_epochs": 6, "reviews_per_s": 812.5, "eta_s": 190.0}
     site.run("a", "training", epoch=3, val_accuracy=0.625, **values)
     for phase in ("training", "training", "finished"):  # three starts
         site.run("b", phase, epoch=6, **values)
     site.run("c", "failed", 9000, error="RunError: a\nb\x9bc")
+    site.run("d", "training", epoch=3, val_accuracy=0.625, **values)
+    site.run("d", "starting", num_epochs=6)
     lines = as_lines([*map(cells, survey(site.runs, Queue()))])
     assert [" ".join(line.split()) for line in lines[1:]] == [
         "lstm/a 1 running 3/6 812 3m10s 62.50 lstm lstm",
+        "lstm/d 1 starting 3/6 62.50 lstm lstm 1",
         "lstm/b 1 finished 6/6 87.00 88.00 lstm lstm 2",
         "lstm/c 1 failed lstm lstm RunError: a b c",
     ]

@@ -103,8 +103,9 @@ class SlurmEnvironment:
 def array_seed(environment: Mapping[str, str] = os.environ) -> str | None:
     """Return the seed of this array task: its index, or one of listed seeds; None elsewhere."""
     task = environment.get(OF_ARRAYS[1])
-    listed = environment.get(ARRAY_SEEDS, "").split()
-    return listed[int(task) - 1] if task and listed else task or None
+    listed = dict(enumerate(environment.get(ARRAY_SEEDS, "").split(), 1))
+    # A shell may have the list of another array, which may be shorter.
+    return listed.get(int(task), task) if task else None
 
 
 def not_own(variables: Mapping[str, str], shown: str) -> list[str]:

@@ -40,6 +40,7 @@ def test_seed_of_an_array_task() -> None:
     task = {"SLURM_ARRAY_TASK_ID": "2"}
     assert [array_seed({}), array_seed(task)] == [None, "2"]
     assert array_seed(task | {"HARNESS_ARRAY_SEEDS": "42 1234 2024"}) == "1234"
+    assert array_seed(task | {"HARNESS_ARRAY_SEEDS": "42"}) == "2"
 
 
 def test_cpus_gpus_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The folder of a run: its lease, its name, the format of its records, its heartbeat."""
 
+import errno
 import json
 import os
 import re
@@ -30,6 +31,20 @@ def test_an_unreadable_result_is_not_a_broken_one(tmp_path: Path) -> None:
     run.path("result.json").symlink_to("/proc/self/mem")  # a plain file; reading it fails with EIO
     with pytest.raises(DiskError, match=r"result\.json: can't be read: Input/output error"):
         run.result()
+
+
+def test_an_unreadable_folder_is_not_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails refuses no run."""
+
+    def fail(path: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "stat", fail)
+        with pytest.raises(OSError, match="Input/output error"):
+            RunDirectory.open(tmp_path / "run")
 
 
 @pytest.mark.parametrize(

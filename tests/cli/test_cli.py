@@ -23,7 +23,7 @@ LSTM = JOBS / "lstm.toml"
         (["audit", "runs/a", "--epochs", "x"], ("--epochs", "valid integer")),
         (["tensorboard", "--hours", "nan"], ("--hours", "8760")),
         (["train", LSTM, "--devices", ""], ("--devices ''", "gpu:2 or cpu")),
-        (["train", LSTM, "--seeds", "1,1"], ("--seeds 1,1", "names a seed twice")),
+        (["train", LSTM, "--seeds", "1,1"], ("--seeds 1,1", "names seed 1 twice")),
         (["prune", JOBS], ("contains no run", "give runs, or a folder of runs")),
         (["train", LSTM, "--devices", "tpu"], ("--devices tpu", "gpu:4")),
         (["train", LSTM, "--data", "nowhere"], ("--data nowhere", "harness data fetch")),

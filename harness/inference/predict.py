@@ -118,6 +118,8 @@ def read_lines(
 
 
 def _text(raw: bytes, where: str, *, is_json: bool) -> str:
+    if b"\0" in raw:  # as in UTF-16, whose bytes may be valid UTF-8 without any known word
+        raise InputError(f"{where} contains a NUL byte, so it is not text; save it as UTF-8")
     if len(raw) > MAX_LINE_BYTES:
         raise InputError(f"{where} has over {MAX_LINE_BYTES:,} bytes; write one text per line")
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.errors import InputError
 from tests.conftest import Harness
 
 
@@ -118,6 +119,16 @@ def test_lines_are_classified_as_they_arrive(finished: tuple[Harness, Path]) -> 
         assert process.stdout.read().count(b"\n") == 1
         assert b"line 202 is not UTF-8" in process.stderr.read()
     assert process.returncode == 2
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    """UTF-16 without a byte-order mark is valid UTF-8, but contains NUL bytes."""
+    from harness.inference.predict import Remarks, read_lines
+
+    path = tmp_path / "reviews"
+    path.write_text("good film\n", encoding="utf-16-le")
+    with path.open("rb") as file, pytest.raises(InputError, match="line 1 contains a NUL byte"):
+        [*read_lines(file, "reviews", Remarks(), is_json=False)]
 
 
 def test_a_run_reads_its_vocabulary(finished: tuple[Harness, Path]) -> None:

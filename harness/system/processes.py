@@ -97,6 +97,8 @@ def ctrl_c_waits() -> Iterator[None]:
 
 
 AT_ONCE = "harness: interrupted at once; saved files stay"
+# Never released: the main thread and a watchdog may both end the process, but one line is enough.
+ENDS = threading.RLock()
 
 
 def end_at_once(line: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoReturn:
@@ -114,6 +116,7 @@ def end_at_once(line: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoRet
             child.kill()
     if sys.stdout.isatty():
         os.write(1, SHOW_CURSOR)  # a progress bar may have hidden the cursor
+    ENDS.acquire()
     with contextlib.suppress(OSError):
         os.write(stderr_filter.descriptor, f"{line}\n".encode(errors="backslashreplace"))
     os._exit(code)

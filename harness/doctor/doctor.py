@@ -110,7 +110,8 @@ def describe_import(import_s: float) -> Finding:
 def describe_gpus(answer: dict[str, Any]) -> Finding:
     """Report the GPUs that TensorFlow sees, or why a run could not use the promised GPUs."""
     if problem := answer["refused"] or answer["warning"]:
-        found, _, remedy = problem.rpartition("; ")
+        # The last remedy is usually the CPU; those before it mend the GPUs.
+        found, _, remedy = problem.partition("; ")
         return Finding("red" if answer["refused"] else "yellow", "devices", found, remedy)
     gpus = answer["gpus"]
     shown = ", ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus))

@@ -115,8 +115,8 @@ def test_a_runs_folder_that_can_not_be_written_is_red(tmp_path: Path, kind: str)
 @pytest.mark.parametrize(
     ("refused", "warning", "gpus", "level", "found"),
     [
-        ("Slurm gave 2 GPUs, but why; do x", "", [], "red", "Slurm gave 2 GPUs, but why"),
-        ("", "training on the CPU; do x", [], "yellow", "training on the CPU"),
+        ("Slurm gave 2 GPUs, but why; do x; do y", "", [], "red", "Slurm gave 2 GPUs, but why"),
+        ("", "training on the CPU; do x; do y", [], "yellow", "training on the CPU"),
         ("", "", ["A100", "A100"], "green", "2 x A100; "),
         ("", "", [], "green", "no GPU"),
     ],
@@ -124,10 +124,10 @@ def test_a_runs_folder_that_can_not_be_written_is_red(tmp_path: Path, kind: str)
 def test_the_devices_of_a_run(
     refused: str, warning: str, gpus: list[str], level: str, found: str
 ) -> None:
-    """If a run would be refused, the finding is red; if the run would warn, it is yellow."""
+    """A run's refusal is a red finding, its warning a yellow one, with all of their remedies."""
     finding = doctor.describe_gpus({"refused": refused, "warning": warning, "gpus": gpus})
     assert (finding.level, finding.found[: len(found)]) == (level, found)
-    assert finding.remedy == ("" if level == "green" else "do x")
+    assert finding.remedy == ("" if level == "green" else "do x; do y")
 
 
 @pytest.mark.parametrize(

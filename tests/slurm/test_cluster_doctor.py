@@ -44,6 +44,7 @@ def test_doctor_on_a_login_node_and_in_a_job(
     found = {each["name"]: each for each in json.loads((tmp_path / "found.json").read_text())}
     assert found["devices"]["level"] == "red"
     assert "but TensorFlow sees no GPU: there is no NVIDIA driver here" in found["devices"]["found"]
+    assert "run on a node with GPUs" in found["devices"]["remedy"]
     assert (tmp_path / "log").read_text() == ""
 
 

@@ -9,9 +9,11 @@ To import TensorFlow, `harness doctor` runs this module in a child process.
 import json
 import logging
 import math
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from harness.slurm.resources import WARNING_S
 from harness.system import gpu
 from harness.system.console import echo, log, strip_prefix
 from harness.system.files import scratch_directory
-from harness.system.lenient_json import number, read_json, read_json_lines, table
+from harness.system.lenient_json import read_json, read_json_lines
 from harness.system.processes import own_code_first
 from harness.tracking.run_dir import RECORD, RESULT, last_start
 
@@ -58,7 +60,7 @@ class Estimate:
     first_step_s: float = 0.0  # from the start of the process to the end of the first step
     total_s: float = 0.0
     time_limit: str = ""  # for sbatch --time
-    memory_gb: float = 0.0  # memory of the process near its end
+    peak_memory_gb: float = 0.0
     gpu_gb: float | None = None  # GPU memory that the run takes; None on CPUs
     error: str = ""
 
@@ -81,43 +83,57 @@ def ask_child(devices: str | None, timeout_s: float) -> dict[str, Any]:
         RunError: if the child fails, dies or takes longer than `timeout_s`.
     """
     try:
-        output = _run_module(MODULE, devices or "", timeout_s=timeout_s)
+        output, _ = _run_module(MODULE, devices or "", timeout_s=timeout_s)
     except RunError as error:
         raise RunError(f"a process with TensorFlow {error}; {TRY}") from None
     return dict(json.loads(output.splitlines()[-1]))
 
 
-def _run_module(module: str, *args: str | Path, timeout_s: float) -> str:
-    """Run a Python module of this project in a child process; return its standard output.
+def _run_module(module: str, *args: str | Path, timeout_s: float) -> tuple[str, float]:
+    """Run a Python module of this project in a child process.
+
+    Returns:
+        Its standard output, and its peak memory in GB.
 
     Raises:
         InputError: if the child refuses its input.
         RunError: if the child fails; the message has no subject, which the caller adds.
     """
-    try:
-        done = subprocess.run(  # noqa: S603 - a list of arguments, no shell
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as stdout,
+        tempfile.TemporaryFile("w+", errors="replace") as stderr,
+        subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
             # -P: the current folder may contain another package named harness.
             [sys.executable, "-P", "-m", module, *map(str, args)],
             # Offline: a download would distort the measured times.
             env={**own_code_first(), "HARNESS_OFFLINE": "1"},
             stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=timeout_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise RunError(f"took over {timeout_s:.0f} s and was killed") from None
-    lines = [line for line in f"{done.stdout}\n{done.stderr}".splitlines() if line.strip()]
+            stdout=stdout,
+            stderr=stderr,
+        ) as process,
+    ):
+        try:
+            deadline = time.monotonic() + timeout_s
+            # Unlike `Popen.wait`, `os.wait4` returns the peak memory.
+            while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+                if time.monotonic() > deadline:
+                    raise RunError(f"took over {timeout_s:.0f} s and was killed")
+                time.sleep(0.05)
+            process.returncode = code = os.waitstatus_to_exitcode(ended[1])
+        finally:
+            process.kill()  # no effect if the process has ended
+        stdout.seek(0)
+        stderr.seek(0)
+        output, errors = stdout.read(), stderr.read()
+    lines = [line for line in f"{output}\n{errors}".splitlines() if line.strip()]
     last = strip_prefix(lines[-1]) if lines else "it printed nothing"
-    if done.returncode == InputError.exit_code:
+    if code == InputError.exit_code:
         raise InputError(last)
-    if done.returncode < 0:
-        raise RunError(f"died of {signal.Signals(-done.returncode).name} ({last[:300]})")
-    if done.returncode > 0:
-        raise RunError(f"ended with code {done.returncode} ({last[:300]})")
-    return done.stdout
+    if code < 0:
+        raise RunError(f"died of {signal.Signals(-code).name} ({last[:300]})")
+    if code > 0:
+        raise RunError(f"ended with code {code} ({last[:300]})")
+    return output, ended[2].ru_maxrss * 1024 / 1e9
 
 
 # The estimate
@@ -159,31 +175,32 @@ def measure(name: str, devices: str | None, data: Path | None) -> Estimate:
         began_s = time.perf_counter()
         try:
             limit_s = FIRST_USE_S if on_gpu else 2 * START_S
-            _run_module("harness", *args, timeout_s=limit_s)
+            _, peak_memory_gb = _run_module("harness", *args, timeout_s=limit_s)
         except RunError as error:
             raise RunError(f"a short run {error}") from None
         wall_s = time.perf_counter() - began_s
         run = next(folder.glob("*/probe"))
-        result, record, state = (read_json(run / name) for name in (RESULT, RECORD, "state.json"))
+        result, record = read_json(run / RESULT), read_json(run / RECORD)
         last = list(read_json_lines(run / "timings.jsonl"))[-1]
     job = load_job(JOBS / f"{name}.toml")
-    return estimate(job, result, record, state, last, wall_s)
+    return estimate(job, result, record, last, wall_s, peak_memory_gb)
 
 
 def estimate(
     job: Job,
     result: dict[str, Any],
     record: dict[str, Any],
-    state: dict[str, Any],
     last: dict[str, Any],
     wall_s: float,
+    peak_memory_gb: float,
 ) -> Estimate:
     """Extrapolate a short run to the whole job, on IMDB's 25,000 reviews per split.
 
     Args:
-        result, record, state: the contents of the short run's files.
+        result, record: the contents of the short run's files.
         last: the times of the last epoch, because those of the first epoch include compilation.
         wall_s: how long the process of the short run took.
+        peak_memory_gb: the peak memory of that process.
     """
     evaluated_s = last["validation_s"] / result["num_validation"]  # per review
     num_validation = int(FULL_REVIEWS * job.data.validation_split)
@@ -206,7 +223,7 @@ def estimate(
         first_step_s=round(result["first_step_s"], 1),
         total_s=round(total_s, 1),
         time_limit=time_limit(total_s),
-        memory_gb=round(number(table(state, "device").get("memory_gb")) or 0.0, 2),
+        peak_memory_gb=round(peak_memory_gb, 2),
         gpu_gb=start.get("gpu_gb"),
     )
 

@@ -28,6 +28,7 @@ class Ended:
     """A child process that has ended."""
 
     code: int  # exit code, negative if a signal ended the process
+    cpu_s: float  # CPU time of the process and of its children that have ended
     peak_memory_gb: float  # peak memory of the process, without its children
     output: str
     errors: str
@@ -75,7 +76,7 @@ def run_process(
         timer = threading.Timer(timeout_s, child.kill)
         timer.start()
         try:
-            # `Popen.wait` does not report how much memory the child used.
+            # `Popen.wait` does not report how much time and memory the child used.
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
         except BaseException:
@@ -87,7 +88,8 @@ def run_process(
         wall_s = time.perf_counter() - began
         unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kilobytes
         memory_gb = usage.ru_maxrss * unit / 1e9
-        ended = Ended(child.returncode, memory_gb, _text(output), _text(errors))
+        cpu_s = usage.ru_utime + usage.ru_stime
+        ended = Ended(child.returncode, cpu_s, memory_gb, _text(output), _text(errors))
     if wall_s >= timeout_s:
         raise ChildError(f"took over {timeout_s:.0f} s and was killed")
     return ended

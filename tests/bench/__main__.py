@@ -1,15 +1,16 @@
-"""`python -m tests.bench`: compares the harness with what a user would write, on this machine.
+"""`python -m tests.bench`: benchmarks of the harness on this machine.
 
-Every network is trained with the code of the teaching notebook, with the harness, and with
-`torch.nn` if PyTorch is installed. The last line and the JSON file name the machine, because
-figures of two machines can't be compared.
+`training` compares the harness with the code of the teaching notebook, and with `torch.nn` if
+PyTorch is installed. `scale` measures how the costs of `status`, `prune`, `compare` and
+`tensorboard` grow with the number of runs. The last line and the JSON file name the machine,
+because figures of two machines can't be compared.
 """
 
 import argparse
 import logging
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,15 @@ from harness.system.processes import installed_version, processor
 from harness.tracking.provenance import PACKAGES
 from tests.bench.measured import Measured, print_table, write_record
 from tests.bench.processes import Bench, Settings
+from tests.bench.scale import scale
 from tests.bench.training import training
+
+SECTIONS: dict[str, Callable[[Bench], Iterator[Measured]]] = {"training": training, "scale": scale}
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure, print a table, and return the exit code: 0 = done, 1 = failed, 2 = refused."""
-    options = _parsed(words)
+    options = parse(words)
     console = Console()
     try:
         return _measure(options, console)
@@ -40,8 +44,11 @@ def main(words: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
-def _parsed(words: Sequence[str] | None) -> argparse.Namespace:
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; on a mistake, print a message and end the process."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    help_text = "training or scale; default: both"
+    parser.add_argument("sections", nargs="*", choices=SECTIONS, help=help_text)
     parser.add_argument("--architecture", nargs="+", choices=ARCHITECTURES, help="default: all")
     parser.add_argument("--pairs", type=int, default=4, help="repetitions of each comparison")
     parser.add_argument("--reviews", type=int, default=10_000, help="reviews used of each split")
@@ -71,10 +78,11 @@ def _measure(options: argparse.Namespace, console: Console) -> int:
     try:
         with scratch_directory() as folder:
             bench = Bench(settings, folder, console)
-            for each in training(bench):
-                results.append(each)
-                if options.json:
-                    write_record(options.json, about, results)
+            for name in options.sections or SECTIONS:
+                for each in SECTIONS[name](bench):
+                    results.append(each)
+                    if options.json:
+                        write_record(options.json, about, results)
     finally:
         if results:  # also after an interruption
             print_table(results)

@@ -56,21 +56,26 @@ class Bench:
     console: Console
     num_runs: int = field(default=0)
 
-    def train(self, job: Path, *args: Arg, **variables: str) -> tuple[Ended, RunDirectory]:
-        """Train a run of the size in `settings`.
+    def harness(self, *args: Arg, **variables: str) -> Ended:
+        """Run a harness command to its end.
 
         Raises:
             RunError: if the command fails; the message has its last line.
         """
+        command = [*child.module_args("harness"), *args]
+        ended = child.run_process(command, timeout_s=child.NO_LIMIT_S, **variables)
+        if ended.code != 0:
+            raise RunError(f"harness {args[0]} {args[1]} {ended}")
+        return ended
+
+    def train(self, job: Path, *args: Arg, **variables: str) -> tuple[Ended, RunDirectory]:
+        """Train a run of the size in `settings`."""
         self.num_runs += 1
         run_id, runs, size = f"run{self.num_runs}", self.folder / "runs", self.settings
         data: list[Arg] = ["--data", size.data] if size.data else []
         limits = ["--set", f"data.limit={size.reviews}", "--set", f"train.epochs={size.epochs}"]
-        words = ["train", job, "--run-id", run_id, "--runs", runs, *data, *limits, *args]
-        command = [*child.module_args("harness"), *words]
-        ended = child.run_process(command, timeout_s=child.NO_LIMIT_S, **variables)
-        if ended.code != 0:
-            raise RunError(f"harness train {job} {ended}")
+        words = ["--run-id", run_id, "--runs", runs, *data, *limits, *args]
+        ended = self.harness("train", job, *words, **variables)
         return ended, RunDirectory(runs / load_job(job).name / run_id)
 
     def baseline(self, way: str, architecture: str) -> tuple[Ended, dict[str, float]]:

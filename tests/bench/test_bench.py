@@ -1,6 +1,7 @@
 """The benchmarks compare equal work of real processes, and report ratios of pairs."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,10 +15,17 @@ from harness.data.input_pipeline import PaddedReviews, Reviews
 from harness.data.sources import open_dataset
 from harness.data.vocabulary import encode_split
 from harness.doctor.probe import ARCHITECTURES
+from harness.report.collect import group_runs, scored_runs
+from harness.report.statistics import read_predictions
+from harness.slurm.client import Queue
 from harness.system.console import Console
-from tests.bench.__main__ import main
+from harness.tracking.status import survey
+from tests.bench import scale
+from tests.bench.__main__ import main, parse
 from tests.bench.baselines import BATCH_SIZE, MAXLEN, VOCAB_SIZE, load, load_without_keras
 from tests.bench.processes import Bench, Settings
+from tests.conftest import PROJECT
+from tests.report.small_data import small_data
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +80,39 @@ def test_ways_take_turns_and_keep_their_neighbours(tmp_path: Path) -> None:
     assert got == {"x": {"a": (1.0, 4.0, 5.0), "b": (2.0, 3.0, 6.0)}}
 
 
+def test_the_manuals_commands_are_accepted() -> None:
+    """The commands that README.md and tests/README.md show need no change."""
+    sections = []
+    for name in ("README.md", "tests/README.md"):
+        commands = re.findall(r"python -m tests\.bench( [^`#\n]+)", (PROJECT / name).read_text())
+        sections += [parse(command.split()).sections for command in commands]
+    assert sections == [["training"], ["training"], ["scale"]]
+
+
+def test_made_up_runs_are_read_as_trained_ones_are(tmp_path: Path) -> None:
+    """There are twelve jobs of five seeds, with predictions and a log; `status` shows all."""
+    log, data = tmp_path / "log", small_data(tmp_path / "data")
+    log.mkdir()
+    runs = scale.make_runs(tmp_path / "runs", 60, data, log)
+    assert [each.state for each in survey(runs, Queue())] == ["finished"] * 60
+    (group,), repeated = group_runs(scored_runs([runs])[0])
+    assert (len(group.runs), len(group.all_runs), repeated) == (12, 60, [])
+    assert read_predictions(group, pytest.fail)
+    assert len(list(runs.glob("lstm/*/tensorboard"))) == 60
+
+
+@pytest.mark.slow
+def test_the_bench_measures_growth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command runs over growing numbers of runs; a real TensorBoard shows their logs."""
+    monkeypatch.setattr(scale, "SIZES", (10, 20, 30))
+    monkeypatch.setattr(scale, "MOST_SCORED", 20)
+    measured = list(scale.scale(Bench(SETTINGS, tmp_path, Console())))
+    sizes = {each.name: list(each.ways) for each in measured}
+    assert sizes["status"] == sizes["prune"] == ["10 runs", "20 runs", "30 runs"]
+    assert sizes["compare --out"] == sizes["tensorboard"] == ["10 runs", "20 runs"]
+    assert min(value for each in measured for way in each.ways.values() for value in way) > 0
+
+
 @pytest.mark.slow
 def test_the_bench_measures_in_whole_processes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -79,7 +120,7 @@ def test_the_bench_measures_in_whole_processes(
     """The benchmark prints a table and writes a record without a path of this machine."""
     record = tmp_path / "bench.json"
     sizes = ("--pairs", "1", "--reviews", "200", "--epochs", "2")
-    assert main(["--architecture", "rnn", *sizes, "--json", str(record)]) == 0
+    assert main(["training", "--architecture", "rnn", *sizes, "--json", str(record)]) == 0
     said = capsys.readouterr().out
     assert "rnn training, reviews/s" in said
     assert "; data: SAMPLE" in said

@@ -294,8 +294,11 @@ def observe(
         is_own=is_own,
         reported_job=_job_id(state.get("slurm_job")),
     )
-    if heartbeat:  # the age by the file server's clock, because a node's clock may be wrong
-        status.heartbeat_age_s = round(max(0.0, now - heartbeat.modified_s), 1)
+    if heartbeat:
+        # The node's clock or the file server's clock may be wrong, but rarely are both wrong.
+        beats = (status.time_s, heartbeat.modified_s)
+        ages = [now - at for at in beats if at <= now]
+        status.heartbeat_age_s = round(min(ages, default=0.0), 1)
     # A sweep keeps its result while it is searched again for more trials.
     if status.is_there(RESULT) and (status.phase == "finished" or status.trials is None):
         status.phase, status.error = "result", None

@@ -103,12 +103,18 @@ def test_json_has_the_time_of_a_step_and_the_use_of_the_machine(site: Site) -> N
 
 @pytest.mark.parametrize("wrong_by_s", [-3600, 3600])
 def test_a_nodes_clock_may_be_wrong(site: Site, wrong_by_s: float) -> None:
-    """The age of a heartbeat is measured by the file server's clock alone."""
+    """The younger of two ages counts: by the file server's clock, and by the node's."""
     run = site.run("a", "training", -wrong_by_s)
     os.utime(run.path("state.json"), (time.time() - 2, time.time() - 2))
     assert site.only().state == "running"
     os.utime(run.path("state.json"), (time.time() - 900, time.time() - 900))
     assert site.only().state == "stale"
+
+
+def test_the_file_servers_clock_may_be_wrong(site: Site) -> None:
+    run = site.run("a", "training", 2)
+    os.utime(run.path("state.json"), (time.time() - 900, time.time() - 900))
+    assert site.only().state == "running"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`python -m tests.gpu`: tests the README's promises on this node by real runs.
+"""`python -m tests.gpu [--full]`: tests the README's promises on this node by real runs.
 
 The command prints a numbered line per check and writes a JSON file. A check that could not run has
 the level `not run`, never green. Without a GPU, two virtual CPU devices are tested. The command
@@ -26,8 +26,9 @@ from harness.doctor.probe import START_S, ask_child
 from harness.errors import InputError, Interrupted, RunError
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.console import echo, log, take_any_text
-from harness.system.files import atomic_write, scratch_directory
+from harness.system.files import atomic_write, make_folder, scratch_directory
 from harness.system.processes import nvidia_driver, processor
+from tests.gpu import full
 from tests.gpu.checks import CHECKS, check_gpus
 from tests.gpu.runs import Checks, Runs, unless_not_run
 
@@ -42,7 +43,8 @@ def main(words: Sequence[str] | None = None) -> int:
         confirm_here("sbatch slurm/doctor.sh", here=options.here)
         name = f"acceptance-{socket.gethostname()}-{time.strftime('%Y-%m-%dT%H%M%S')}.json"
         out = options.runs / name
-        report = accept(options.devices or site_devices(), options.data)
+        devices = options.devices or site_devices()
+        report = accept(devices, options.data, options.runs, is_full=options.full)
         text = json.dumps(report, indent=2)
         try:
             atomic_write(out, text, remedy="give another --runs")
@@ -67,20 +69,30 @@ def parser() -> argparse.ArgumentParser:
         description="Test this node by real runs; this takes ten minutes.",
     )
     add = made.add_argument
+    add(
+        "--full",
+        action="store_true",
+        help="also check two processes over NCCL, and models on other devices",
+    )
     add("--devices", metavar="KIND:N", help="gpu:1, cpu:2, …; default: all GPUs, or cpu:2")
     add("--data", type=Path, metavar="DIR", help="folder with imdb.npz")
     runs = Path(os.environ.get("HARNESS_RUNS") or "runs")
-    add("--runs", type=Path, metavar="DIR", default=runs, help="folder of the JSON file")
+    folder = "folder of the JSON file; with several nodes also of the runs, for a few minutes"
+    add("--runs", type=Path, metavar="DIR", default=runs, help=folder)
     add("--here", action="store_true", help="run on this machine even if it has sbatch")
     return made
 
 
-def accept(devices: str | None, data: Path | None) -> dict[str, Any]:
+def accept(
+    devices: str | None, data: Path | None, folder: Path, *, is_full: bool
+) -> dict[str, Any]:
     """Run the checks in order, print their lines, and return the content of the JSON file.
 
     Args:
         devices: the value of `--devices`; by default all GPUs or, without a GPU, two CPU devices.
         data: the folder of the dataset.
+        folder: if the job has several nodes, the runs train below this folder, which all nodes see.
+        is_full: whether to run also the checks of `full.py`.
 
     Raises:
         InputError: if `devices` is wrong, or if this job step has several tasks.
@@ -96,9 +108,14 @@ def accept(devices: str | None, data: Path | None) -> dict[str, Any]:
     count = requested.count if requested else None
     num = min(len(seen["gpus"]), count or MAX_DEVICES) if kind == "gpu" else max(2, count or 2)
     checks: Checks = {"devices": partial(check_gpus, seen), **CHECKS}
+    if is_full:
+        checks |= full.CHECKS
     lines: list[dict[str, Any]] = []
-    with scratch_directory() as folder:
-        runs = Runs(folder, kind, num, data)
+    has_nodes = allocation and allocation.num_nodes > 1
+    if has_nodes:
+        make_folder(folder)
+    with scratch_directory(folder.absolute() if has_nodes else None) as scratch:
+        runs = Runs(scratch, kind, num, data, allocation)
         for name, check in checks.items():
             began = time.perf_counter()
             for finding in examine(name, partial(unless_not_run, name, partial(check, runs))):
@@ -113,6 +130,7 @@ def accept(devices: str | None, data: Path | None) -> dict[str, Any]:
         "driver": nvidia_driver(),
         "seen": seen,
         "devices": f"{kind}:{num}",
+        "full": is_full,
         "checks": lines,
         "values": runs.values,
     }

@@ -1,5 +1,7 @@
 """The checks of a node and its devices."""
 
+import json
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -8,7 +10,8 @@ from typing import Any
 from harness.compute.execution_plan import choose
 from harness.doctor.doctor import describe_cards, describe_gpus
 from harness.doctor.finding import Finding
-from harness.doctor.probe import ARCHITECTURES, JOBS
+from harness.doctor.probe import ARCHITECTURES, JOBS, START_S
+from harness.errors import RunError
 from harness.job.job_file import load_job
 from harness.slurm.environment import given_cpus
 from harness.system.processes import nvidia_driver
@@ -30,10 +33,25 @@ def check_gpus(seen: dict[str, Any], runs: Runs) -> Iterator[Finding]:
         yield Finding("not run", "card", "not run: needs a GPU")
 
 
+def check_broken_driver(runs: Runs) -> Iterator[Finding]:
+    """A run with --devices gpu and a broken libcuda is refused and trains nothing."""
+    broken = runs.folder / "broken"
+    broken.mkdir()
+    (broken / "libcuda.so.1").write_text("no library")
+    path = os.pathsep.join(filter(None, (str(broken), os.environ.get("LD_LIBRARY_PATH"))))
+    args = runs.args("lstm", "refused", "gpu:1")
+    ended = child.run_process(args, timeout_s=RUN_S, **ALONE, LD_LIBRARY_PATH=path)
+    is_refused = ended.code in (1, 2) and "TensorFlow sees no GPU" in ended.last_line
+    if is_refused and not runs.run("lstm", "refused").folder.exists():
+        yield Finding("green", "broken driver", f"refused: {ended.last_line[:90]}…")
+    else:
+        yield Finding("red", "broken driver", f"not refused: it {ended}", "it may train on a CPU")
+
+
 def check_kernels(runs: Runs) -> Iterator[Finding]:
     """The record of each run has the expected kernel for each recurrent layer.
 
-    The JSON file gets the kernels and the versions of the CUDA libraries.
+    The record of a run on a GPU also has the versions of the CUDA libraries.
     """
     wrong, shown = [], []
     for job, run in zip(ARCHITECTURES, _all(runs, "calm", runs.one), strict=True):
@@ -45,11 +63,16 @@ def check_kernels(runs: Runs) -> Iterator[Finding]:
         runs.values.setdefault("kernels", {})[job] = kernels
         if set(kernels.values()) != {expected}:
             wrong.append(f"{job} {' '.join(kernels.values()) or 'none'}, not {expected}")
-    runs.values["cuda"] = last_start(runs.calm("lstm").record)["cuda"]
     if wrong:
         yield Finding("red", "kernels", "; ".join(wrong), "compare the log of a run")
     else:
         yield Finding("green", "kernels", f"as expected and recorded: {', '.join(shown)}")
+    if runs.kind == "cpu":
+        yield Finding("not run", "libraries", "not run: needs a GPU")
+        return
+    cuda = runs.values["cuda"] = last_start(runs.calm("lstm").record)["cuda"]
+    found = f"cuDNN {cuda['cudnn']}, NCCL {cuda['nccl']}"
+    yield Finding("red" if "None" in found else "green", "libraries", found)
 
 
 def check_bytes(job: str, runs: Runs) -> Iterator[Finding]:
@@ -87,6 +110,21 @@ def check_against_cpu(runs: Runs) -> Iterator[Finding]:
         yield judge(runs, f"gpu against cpu {job}", runs.calm(job).difference(run))
 
 
+def check_masks(runs: Runs) -> Iterator[Finding]:
+    """Two devices draw identical dropout masks."""
+    devices = ["cpu:0", "gpu:0" if runs.kind == "gpu" else "cpu:1"]
+    ended = child.run_module("tests.gpu.masks", *devices, timeout_s=START_S, **ALONE)
+    if ended.code != 0:
+        raise RunError(f"drawing masks {ended}; see its message")
+    sums = runs.values["masks"] = json.loads(ended.output.splitlines()[-1])
+    same = len(set(sums.values())) == 1
+    found = f"{' and '.join(devices)} draw {'the same' if same else 'different'} masks"
+    remedy = "" if same else "a run that resumes on the other kind of device gets other dropout"
+    yield Finding("green" if same else "red", "dropout masks", found, remedy)
+    if runs.kind == "cpu":
+        yield Finding("not run", "masks of a gpu", "not run: needs a GPU")
+
+
 def check_devices(count: int, runs: Runs) -> Iterator[Finding]:
     """Several devices have the losses of one device, with 1 and with 10 steps per call.
 
@@ -115,6 +153,42 @@ def check_precision(precision: str, runs: Runs) -> Iterator[Finding]:
         yield Finding("red", precision, found, "use train.precision = 'float32'")
 
 
+def check_speed(runs: Runs) -> Iterator[Finding]:
+    """Report the speed of each job on one GPU, on two GPUs and on this node's CPU."""
+    gpus = [f"gpu:{num}" for num in (1, 2) if runs.kind == "gpu" and num <= runs.num_devices]
+    measured: dict[str, list[dict[str, Any]]] = {}
+    for kind in (*gpus, "cpu"):
+        args = ["doctor", "--probe", "--json", "--here", "--devices", kind]
+        args += ["--data", str(runs.data)] if runs.data else []
+        ended = child.run_module("harness", *args, timeout_s=len(ARCHITECTURES) * RUN_S, **ALONE)
+        if ended.code not in (0, 1):  # 1: the estimate of a job has an error
+            raise RunError(f"harness doctor --probe {ended}; see its message")
+        measured[kind] = json.loads(ended.output)
+    runs.values["speed"] = measured
+    for job, *each in zip(ARCHITECTURES, *measured.values(), strict=True):
+        speeds = dict(zip(measured, each, strict=True))
+        found = "; ".join(f"{kind} {_speed(speed)}" for kind, speed in speeds.items())
+        if any(speed["error"] for speed in each):
+            yield Finding("red", f"speed {job}", found, "see its message")
+        elif gpus and speeds["gpu:1"]["reviews_per_s"] < speeds["cpu"]["reviews_per_s"]:
+            remedy = f"--devices cpu, larger batches, or --runs-per-gpu for several ({job})"
+            found += f": slower than {given_cpus(None)} CPUs"
+            yield Finding("yellow", f"speed {job}", found, remedy)
+        else:
+            yield Finding("green", f"speed {job}", found)
+    if not gpus:
+        yield Finding("not run", "speed of a gpu", "not run: needs a GPU")
+
+
+def _speed(speed: dict[str, Any]) -> str:
+    """Return an estimate of `harness doctor --probe` as text."""
+    return speed["error"] or (
+        f"{speed['reviews_per_s']:,.0f} reviews/s, {speed['step_s'] * 1000:.1f} ms a step, "
+        f"{speed['memory_gb']:.1f} GB"
+        + (f", {speed['gpu_gb']:.2f} GB of the GPU" if speed["gpu_gb"] is not None else "")
+    )
+
+
 def check_memory(runs: Runs) -> Iterator[Finding]:
     """A run that needs more memory than the GPU has ends with a line about memory."""
     runs.need_gpu()
@@ -134,10 +208,13 @@ def _all(runs: Runs, run_id: str, devices: str) -> list[SmallRun]:
 
 
 CHECKS: Checks = {
+    "broken driver": check_broken_driver,
     "kernels": check_kernels,
     **{f"bytes {job}": partial(check_bytes, job) for job in ARCHITECTURES},
     "gpu against cpu": check_against_cpu,
+    "dropout masks": check_masks,
     **{f"{num} devices": partial(check_devices, num) for num in (2, 4)},
     **{each: partial(check_precision, each) for each in ("float16", "bfloat16")},
     "out of memory": check_memory,
+    "speed": check_speed,
 }

@@ -13,6 +13,7 @@ import numpy as np
 from harness.doctor.finding import Finding
 from harness.doctor.probe import FIRST_USE_S, JOBS
 from harness.errors import RunError
+from harness.slurm.environment import SlurmEnvironment
 from harness.system.lenient_json import read_json
 from harness.tracking.run_dir import untimed
 from tests import child
@@ -54,6 +55,7 @@ class Runs:
     kind: str  # of devices: gpu or cpu
     num_devices: int
     data: Path | None = None
+    allocation: SlurmEnvironment | None = None
     values: dict[str, Any] = field(default_factory=dict)  # measured values for the JSON file
 
     @property

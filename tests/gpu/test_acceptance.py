@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +14,13 @@ import numpy as np
 import pytest
 
 from harness.doctor.finding import Finding, examine
+from harness.doctor.probe import Estimate
 from harness.slurm.snapshot import take_snapshot
 from harness.system import gpu
+from tests import child
 from tests.conftest import PROJECT, Harness
+from tests.gpu.checks import check_speed
+from tests.gpu.full import check_killed_worker
 from tests.gpu.runs import NotRun, Runs, SmallRun, judge, unless_not_run
 
 
@@ -87,10 +92,63 @@ sys.exit(acceptance.main(["--devices", "banana"]))
     assert "--devices banana: should be cpu" in done.stderr
 
 
+def test_a_gpu_slower_than_the_cpu_is_yellow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line of a job has the speeds on both; a job that fails is red."""
+
+    def probe(*words: str, **_: object) -> child.Ended:
+        rates = {"gpu:1": (900.0, 100.0), "cpu": (200.0, 200.0)}[
+            words[words.index("--devices") + 1]
+        ]
+        good = [Estimate("lstm", reviews_per_s=rate, gpu_gb=0.5) for rate in rates]
+        found = [*good, *[Estimate("gru", error="it broke")] * 3]
+        return child.Ended(1, 0.0, 0.0, json.dumps([asdict(each) for each in found]), "")
+
+    monkeypatch.setattr(child, "run_module", probe)
+    found = list(check_speed(Runs(tmp_path, "gpu", 1)))
+    assert [each.level for each in found] == ["green", "yellow", "red", "red", "red"]
+    assert found[1].found.startswith("gpu:1 100 reviews/s, 0.0 ms a step, 0.0 GB, 0.50 GB of the")
+    assert "; cpu 200 reviews/s" in found[1].found
+    assert "it broke" in found[2].found
+
+
+def test_no_process_of_another_machine_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a login node, the id of the first worker's process belongs to another process."""
+    monkeypatch.setenv("HARNESS_TRUSTED_NETWORK", "1")
+    monkeypatch.setattr(Runs, "args", lambda *_, **__: ["sleep", "60"])
+    run = tmp_path / "lstm/killed-worker"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints/step-1.npz").touch()
+    with subprocess.Popen(["sleep", "60"]) as other:
+        (run / "state.json").write_text(json.dumps({"process": other.pid, "host": "elsewhere"}))
+        with pytest.raises(NotRun, match="first node is this one"):
+            list(check_killed_worker(Runs(tmp_path, "cpu", 2)))
+        assert other.poll() is None
+        other.kill()
+
+
+@pytest.mark.slow
+def test_a_lost_worker_ends_the_other(
+    harness: Harness, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes train one model on this machine, and the first is killed."""
+    for name, value in (harness.environment | {"HARNESS_TRUSTED_NETWORK": "1"}).items():
+        monkeypatch.setenv(name, value)
+    killed, *others = check_killed_worker(Runs(tmp_path, "cpu", 2))
+    assert (killed.level, killed.name) == ("green", "killed worker, two processes"), killed.found
+    assert [(each.level, each.name) for each in others] == [
+        ("not run", "killed worker, two nodes"),
+        ("not run", "killed worker, NCCL"),
+    ]
+
+
 def accepted(harness: Harness, *words: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m tests.gpu` as a user does."""
     environment = {**harness.environment, "PYTHONPATH": str(PROJECT)}
-    environment |= {"HARNESS_RUNS": str(harness.runs)}
+    environment |= {"HARNESS_TRUSTED_NETWORK": "1", "HARNESS_RUNS": str(harness.runs)}
     return subprocess.run(
         [sys.executable, "-P", "-m", "tests.gpu", *words],
         cwd=harness.folder,
@@ -104,14 +162,21 @@ def accepted(harness: Harness, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_two_cpu_devices_are_accepted(harness: Harness) -> None:
     """No check is red, and the checks that need a GPU are not run."""
-    done = accepted(harness, "--devices", "cpu:2")
+    done = accepted(harness, "--full", "--devices", "cpu:2")
     assert done.returncode == 0, done.stdout + done.stderr
     (file,) = harness.runs.glob("acceptance-*.json")
     checks = json.loads(file.read_text())["checks"]
     assert {each["level"] for each in checks} == {"green", "not run"}
     assert [each["number"] for each in checks] == list(range(1, len(checks) + 1))
     named = {each["name"] for each in checks if each["found"] == "not run: needs a GPU"}
-    assert {"card", "gpu against cpu"} <= named
+    assert {"card", "libraries", "gpu against cpu", "masks of a gpu"} <= named
+    well = {each["name"] for each in checks if each["level"] == "green"}
+    assert {
+        "broken driver",
+        "dropout masks",
+        "two processes",
+        "killed worker, two processes",
+    } <= well
 
 
 @pytest.mark.gpu

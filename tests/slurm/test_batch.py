@@ -241,7 +241,7 @@ TASK = allocation(SLURM_JOB_ID="44", SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_I
         (JOB, "compare --out=o x", "harness compare --out=o x", ""),
         (JOB, "compare --runs=/s", "harness compare --out /s/comparison --runs=/s", ""),
         (JOB, "tensorboard --hours 2", "harness tensorboard --hours 2", ""),
-        (JOB, "doctor --here", "python -P -m tests.gpu --here", ""),
+        (JOB, "doctor --full", "python -P -m tests.gpu --full", ""),
     ],
 )
 def test_plan_of_a_start(

@@ -10,6 +10,7 @@ import pytest
 
 from harness.system.lenient_json import read_json
 from tests.conftest import Harness
+from tests.gpu.full import two_workers
 from tests.preloaded import Process
 
 LONG = ["--set", "train.epochs=1000", "--set", "train.batch_size=8"]  # 57 steps per epoch
@@ -25,20 +26,6 @@ class Hangs(keras.callbacks.Callback):
             threading.Event().wait()
 def make(): return Hangs()
 """
-
-
-def two_workers() -> list[dict[str, str]]:
-    """Return the variables of two workers on this machine that train as if on two nodes."""
-    both = {
-        "SLURM_JOB_ID": str(os.getpid()),
-        "SLURM_JOB_NUM_NODES": "2",
-        "SLURM_STEP_ID": "0",
-        "SLURM_STEP_NUM_TASKS": "2",
-        "HARNESS_NODES": "localhost localhost",
-        "HARNESS_INTERFACE": "",  # use localhost, not the interface that the site sets
-        "HARNESS_NODE_FAULTS": "",
-    }
-    return [{**both, "SLURM_PROCID": rank} for rank in "01"]
 
 
 class Pair:

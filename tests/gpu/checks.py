@@ -184,7 +184,7 @@ def _speed(speed: dict[str, Any]) -> str:
     """Return an estimate of `harness doctor --probe` as text."""
     return speed["error"] or (
         f"{speed['reviews_per_s']:,.0f} reviews/s, {speed['step_s'] * 1000:.1f} ms a step, "
-        f"{speed['memory_gb']:.1f} GB"
+        f"{speed['peak_memory_gb']:.1f} GB"
         + (f", {speed['gpu_gb']:.2f} GB of the GPU" if speed["gpu_gb"] is not None else "")
     )
 

@@ -142,7 +142,7 @@ def listen(port: int | None) -> socket.socket:
         InputError: if the port is taken.
     """
     try:
-        # It sets SO_REUSEADDR: the old connections of a server that has just ended block no port.
+        # `create_server` sets SO_REUSEADDR, so old connections of an ended server block no port.
         return socket.create_server(("127.0.0.1", port or 0), backlog=128)
     except OSError as error:
         raise InputError(

@@ -260,7 +260,7 @@ class Watch:
         """
         self.hours, self.idle_min = hours, idle_min
         self.started_s = self.used_s = time.monotonic()  # `used_s`: the time of the last request
-        self.signal: signal.Signals | None = None  # the first signal that ends a process
+        self.signal: signal.Signals | None = None  # the signal that ends TensorBoard
 
     def text(self, in_job: bool) -> str:
         """Return a line that says when TensorBoard ends."""
@@ -269,7 +269,7 @@ class Watch:
         return f"ends after {self.idle_min:g} min without a request, at the latest {end}{job}"
 
     def listen(self) -> None:
-        """Raise `Signalled` at the first signal that ends a process, even during a slow search.
+        """End TensorBoard at the first signal by raising `Signalled`, even during a slow search.
 
         Under nohup, SIGHUP stays ignored.
         """

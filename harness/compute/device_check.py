@@ -105,7 +105,7 @@ def check_devices(warn: Callable[[str], object]) -> None:
             check_results()  # raises an error if a kernel was not loaded, e.g. by an old driver
             text = (
                 f"GPU {index} ({card_of(gpu).name}) computes wrong results: {problem}; run harness "
-                "resume on another node, and report this one to your site"
+                "resume on another node, and report this node to your site"
             )
             raise NodeFault(text, will_requeue=report_node_fault(text))
 

@@ -40,7 +40,7 @@ class DeviceError(NamedTuple):
 
 LIBRARY_REFUSED = "a CUDA library refused"
 ANOTHER_NODE = (
-    "run harness resume on another node, and report this one to your site; if the run fails on "
+    "run harness resume on another node, and report this node to your site; if the run fails on "
     "that node too, CUDA or TensorFlow is at fault"
 )
 # The first pattern that matches counts. The tests in tests/gpu provoke these errors. After a fault

@@ -89,8 +89,8 @@ def _find_reason(
             unchanged, its indices are not checked.
 
     Returns:
-        The reason, a remedy, and whether the node is at fault, because the reason is neither the
-        installation nor the request.
+        The reason, a remedy, and whether the node is at fault. The node is at fault if the reason
+        is neither the installation nor the request.
     """
     import tensorflow as tf
 

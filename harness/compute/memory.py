@@ -91,7 +91,7 @@ def measure_gpu_gb() -> float | None:
     gpus = tf.config.get_visible_devices("GPU")
     if not gpus:
         return None
-    # NVML does not say in a container that has its own process ids.
+    # In a container with its own process ids, NVML does not report this process's memory.
     if held := max((each.own_gb for each in gpu.memory_of_gpus().values()), default=0.0):
         return held
     read = tf.config.experimental.get_memory_info

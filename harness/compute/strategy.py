@@ -369,7 +369,7 @@ def title_of_devices(devices: Sequence[Mapping[str, str]], threads: int) -> str:
     """Return the training devices as text: `2 × NVIDIA A100-SXM4-80GB`, `CPU, 4 threads`.
 
     Args:
-        devices: what `describe_devices` returns.
+        devices: the result of `describe_devices`.
         threads: the number of threads of an operation on a CPU.
     """
     names = Counter(each["name"] for each in devices if "name" in each)

@@ -37,9 +37,9 @@ from harness.system.files import (
 FORMAT = 1
 RECORD = "dataset.json"
 OWNERS = "HARNESS_DATA_OWNERS"
-# The permissions of a dataset in the cache, and of a dataset that other users may read. Nobody else
-# may write: `open_folder` would refuse the dataset. The setgid bit gives new files the folder's
-# group.
+# The permissions of a dataset in the cache, and of a dataset that other users may read. Only
+# the owner may write, because `open_folder` refuses a dataset that other users could change. The
+# setgid bit gives new files the folder's group.
 PRIVATE, READABLE = 0o2700, 0o2755
 
 
@@ -72,7 +72,7 @@ def fill_folder(dataset: Dataset, folder: Path, mode: int = PRIVATE) -> None:
     """Write a dataset into an empty folder, which other users can't open before it is complete.
 
     Args:
-        mode: the permissions that the folder and its files may have; the umask removes others.
+        mode: the largest permissions of the folder and its files; the umask may remove some.
 
     Raises:
         OSError: if the folder can't be written.
@@ -181,7 +181,8 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
     cached = cache_folder() / name
 
     def check(earlier: Path) -> None:
-        # On a disk without locks, another process may have made the dataset, and a run may read it.
+        # On a disk without locks, another process may have made the dataset meanwhile. This
+        # dataset must stay, because a run may already read it.
         if open_if_whole(earlier):
             raise FileExistsError
 

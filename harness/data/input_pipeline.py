@@ -23,7 +23,7 @@ MAX_RATIOS = 60  # the largest number of n-gram ratios (4 bytes each) for a word
 EXAMPLES_AT_ONCE = 1024
 PREFETCHED = 2  # the number of prefetched groups of EXAMPLES_AT_ONCE
 PREFETCHED_BY_LENGTH = 8  # with data.bucket: the number of prefetched batches
-LARGEST_PADDED = 1_000_000_000  # the largest number of bytes in all reviews with their padding
+LARGEST_PADDED = 1_000_000_000  # bytes; larger sets of reviews are padded batch by batch
 
 
 class Batch(NamedTuple):
@@ -49,7 +49,7 @@ class Batch(NamedTuple):
         return self.tokens if isinstance(self.ratios, tuple) else [self.tokens, self.ratios]
 
 
-# The fields of a batch with a row for each example.
+# The fields of `Batch` that contain a row for each example.
 PER_EXAMPLE = ("tokens", "labels", "weights", "positions", "ratios")
 
 
@@ -75,7 +75,7 @@ def in_parts(batch: Batch, num_examples: int, examples_per_part: int) -> list[Ba
 
 @dataclass(frozen=True)
 class Reviews(Split):
-    """Encoded reviews, whose tokens are from `encode_split`."""
+    """Encoded reviews; `encode_split` makes their tokens."""
 
     ratios: np.ndarray | None = None  # [num_tokens, channels] float32, see `NgramRatios`
 
@@ -102,10 +102,10 @@ class PaddedReviews:
     """
 
     def __init__(self, reviews: Reviews, shape: BatchShape) -> None:
-        """Copy the reviews to the CPU, as tensors: a graph would contain copies of arrays.
+        """Copy the reviews into tensors on the CPU, because a graph would copy each array.
 
-        The tokens of all reviews are followed by a padding token, and by the START that an empty
-        review contains with `data.bucket`, because cuDNN does not accept an empty row.
+        Two tokens follow the tokens of all reviews: a padding token, and START. With `data.bucket`,
+        an empty review consists of this START, because cuDNN does not accept an empty row.
         """
         self.shape, self.num_tokens = shape, int(reviews.offsets[-1])
         empty, ends = self.num_tokens + 1, reviews.offsets[1:]
@@ -142,7 +142,7 @@ class PaddedReviews:
         return tf.gather(self._rows, rows)[..., :time], ratios
 
     def _places(self, rows: tf.Tensor) -> tf.Tensor:
-        """Return the places of the reviews' tokens among all tokens, `[…, maxlen] int64`."""
+        """Return the indices of the reviews' tokens among all tokens, `[…, maxlen] int64`."""
         starts, ends = (tf.gather(each, rows)[..., None] for each in (self._starts, self._ends))
         places = tf.range(self.shape.maxlen, dtype=tf.int64)
         if self.shape.bucket:

@@ -72,7 +72,7 @@ def read_texts(source: Path, form: DataConfig = DEFAULT_FORM) -> Iterator[Text]:
     """Yield the reviews of a source, one after another.
 
     Args:
-        form: the job's table `[data]`, whose keys in `FORMAT_KEYS` describe the format of tables.
+        form: the job's `[data]`; the keys in `FORMAT_KEYS` describe the format of the tables.
 
     Raises:
         InputError: if the source can't be used; the message states the error's place and a remedy.

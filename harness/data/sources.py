@@ -348,7 +348,7 @@ def _check_classes(job: Job, dataset: Dataset) -> None:
     """Check that the reviews of each part of a user's texts include all classes.
 
     With two classes, the parts are training, test and validation. With more classes, only the
-    training reviews are checked, because a rare class may be missing elsewhere.
+    training reviews are checked, because the other parts may lack a rare class.
     """
     limit, share = job.data.limit, job.data.validation_split
     train, cut = dataset.used(limit, share)

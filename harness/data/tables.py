@@ -49,7 +49,7 @@ def open_bytes(path: Path) -> BinaryIO:
 
 
 def open_text(path: Path, encoding: str) -> TextIO:
-    """Open a file for reading text, perhaps compressed. Line ends are not translated."""
+    """Open a text file, which may be compressed. Line ends are not translated."""
     if codecs.lookup(encoding).name == "utf-8":
         encoding = "utf-8-sig"  # this encoding skips a byte order mark
     return io.TextIOWrapper(open_bytes(path), encoding, newline="")

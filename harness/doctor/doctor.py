@@ -110,7 +110,7 @@ def describe_import(import_s: float) -> Finding:
 def describe_gpus(answer: dict[str, Any]) -> Finding:
     """Report the GPUs that TensorFlow sees, or why a run could not use the promised GPUs."""
     if problem := answer["refused"] or answer["warning"]:
-        # The last remedy is usually the CPU; those before it mend the GPUs.
+        # The remedies follow the first semicolon. The last one is usually to train on the CPU.
         found, _, remedy = problem.partition("; ")
         return Finding("red" if answer["refused"] else "yellow", "devices", found, remedy)
     gpus = answer["gpus"]

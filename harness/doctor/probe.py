@@ -93,11 +93,11 @@ def _run_module(module: str, *args: str | Path, timeout_s: float) -> tuple[str, 
     """Run a Python module of this project in a child process.
 
     Returns:
-        Its standard output, and its peak memory in GB.
+        The child's standard output, and the child's peak memory in GB.
 
     Raises:
         InputError: if the child refuses its input.
-        RunError: if the child fails; the message has no subject, which the caller adds.
+        RunError: if the child fails; the caller adds a subject before the message.
     """
     with (
         tempfile.TemporaryFile("w+", errors="replace") as stdout,
@@ -239,11 +239,11 @@ def time_limit(seconds: float) -> str:
 
 
 def devices_seen(devices: str) -> dict[str, Any]:
-    """Import TensorFlow; return how long it took, TensorFlow's build and the GPUs that it sees.
+    """Import TensorFlow; return the import's time, TensorFlow's build, and the visible GPUs.
 
     Args:
         devices: the devices to train on; empty = all. In the returned dictionary, `refused` is the
-            error with which a run on these devices would end, and `warning` a run's warning.
+            error that would end a run on these devices, and `warning` is the run's warning.
     """
     from harness.compute.gpus import check_gpus
     from harness.compute.strategy import card_of, import_tensorflow, make_strategy, parse_devices

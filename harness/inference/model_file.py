@@ -37,7 +37,8 @@ def save_model(run: RunDirectory, model: keras.Model, *, is_own: bool) -> None:
     has_config = not is_own or _has_config(model)
 
     def save(file: BinaryIO) -> None:
-        # Beside the model, not in a small TMPDIR; `take_lease` removes a killed process's files.
+        # The temporary file is in the run's folder, because TMPDIR may be small. `take_lease`
+        # removes the files of a killed process.
         path = run.path(f".{uuid.uuid4().hex}.tmp.keras")
         try:
             members = _members(model, path, has_config=has_config)

@@ -25,7 +25,7 @@ JSON_LINES = (".jsonl", ".ndjson")
 
 RATIOS_FILE = "ngram_ratios.npz"
 
-TEXTS_AT_ONCE = 64  # number of texts in a batch, into which also a single text is padded
+TEXTS_AT_ONCE = 64  # number of texts in a batch; empty texts fill up a smaller batch
 
 
 class Line(NamedTuple):
@@ -118,7 +118,7 @@ def read_lines(
 
 
 def _text(raw: bytes, where: str, *, is_json: bool) -> str:
-    if b"\0" in raw:  # as in UTF-16, whose bytes may be valid UTF-8 without any known word
+    if b"\0" in raw:  # for example UTF-16, which may be valid UTF-8 without a known word
         raise InputError(f"{where} contains a NUL byte, so it is not text; save it as UTF-8")
     if len(raw) > MAX_LINE_BYTES:
         raise InputError(f"{where} has over {MAX_LINE_BYTES:,} bytes; write one text per line")

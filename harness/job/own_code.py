@@ -345,7 +345,7 @@ def load_taking(
     Args:
         where: the name of the key, with which error messages begin.
         form: the arguments as a message names them, such as `(labels, probabilities)`.
-        given, named: an example of each positional and of each keyword argument.
+        given, named: example values of the positional and the keyword arguments.
 
     Raises:
         InputError: if the function can't be imported or does not accept the arguments.

@@ -271,7 +271,7 @@ class TrialRow:
     """A row of TensorBoard's HParams page. All runs of a trial share one row."""
 
     name: str  # TensorBoard averages runs with the same name
-    values: Values  # the values of this trial; of a run without a search, all keys of its job
+    values: Values  # the trial's value of each searched key; without a search, of every key
     columns: Values  # every searched key, with a sample value that shows the type
     objective: str = ""  # trials show this score instead of the test accuracy
 
@@ -463,7 +463,7 @@ def _renamed(raw: Any, names: Mapping[str, str]) -> Any:
 
 
 def _broken_rule(search: SearchSpec) -> str:
-    """Return which rule the search breaks, and the key; empty if it breaks none."""
+    """Return a message that names a broken rule and its key; empty if no rule is broken."""
     table, job = search.table, search.job
     if job.data.validation_split == 0:
         return (

@@ -174,7 +174,7 @@ def _scores(test: Split, probabilities: Floats) -> dict[str, Any]:
 
 
 def tokens_of(split: Split, vocab_size: int, maxlen: int) -> list[list[int]]:
-    """Return the tokens of each review that the networks read: the last `maxlen`, 0 for all."""
+    """Return the last `maxlen` tokens of each review, as networks read them; 0 = all tokens."""
     tokens, offsets = encode_split(split, vocab_size)
     reviews = (tokens[first:end] for first, end in itertools.pairwise(offsets))
     return [review[-maxlen:].tolist() for review in reviews]
@@ -224,9 +224,9 @@ class NgramModel:
     weights: Floats  # [num_models, num_ngrams]
     biases: Floats  # [num_models]
     words: Sequence[str] = ()  # the word for each element of `ngrams[0]`
-    # How the model was fit; a model from a file lacks this.
+    # How the model was fit. `to_bytes` omits these fields.
     strength: float = math.nan  # the chosen value of C
-    validation: Mapping[float, float] = field(default_factory=dict)  # accuracy for each candidate
+    validation: Mapping[float, float] = field(default_factory=dict)  # accuracy for each tried C
     num_training: int = 0  # number of training reviews
     training_s: float = 0.0
 
@@ -252,7 +252,7 @@ class NgramModel:
         return self.probabilities(Split(tokens, offsets, np.zeros(len(texts), np.int32)))
 
     def to_bytes(self) -> bytes:
-        """Return what classifies texts as the content of a file, which `from_bytes` reads."""
+        """Return the model as the content of a file, which `from_bytes` reads."""
         words = np.frombuffer(vocab_to_bytes(self.words), np.uint8)
         return to_archive(self.ngrams, words=words, weights=self.weights, biases=self.biases)
 
@@ -404,7 +404,7 @@ def _probabilities(features: "csr_matrix", weights: Floats, biases: Floats) -> F
 
 
 def _cached(key: tuple[object, ...], score: Callable[[], Baseline] | None) -> list[Baseline]:
-    """Return a baseline from the cache, else the one that `score` fits; empty without `score`."""
+    """Return the cached baseline, else the result of `score`; without `score`, an empty list."""
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     path = cache_folder() / "baseline" / f"{name}.json"
     with contextlib.suppress(OSError, ValueError):  # the file is missing or broken

@@ -77,7 +77,7 @@ DIGITS = 4  # decimal digits of a weight
 
 
 class Member(BaseModel, frozen=True):
-    """A member of an ensemble; `ensemble.toml` describes it further, for readers."""
+    """A member of an ensemble. Only people read its other fields in `ensemble.toml`."""
 
     weight: Annotated[float, Field(ge=0, le=1)]
 
@@ -112,7 +112,7 @@ class Ensemble(BaseModel, frozen=True):
 
     @property
     def weights(self) -> list[float]:
-        """The weights of the runs, then that of the linear model if it is a member."""
+        """The weights of the runs, then the weight of the linear model if it is a member."""
         return [each.weight for each in (*self.runs, self.ngrams) if each]
 
     @property
@@ -149,7 +149,7 @@ def open_model(folder: Path) -> RunDirectory | Ensemble:
     """Open the run or the ensemble in a folder.
 
     Raises:
-        InputError: if the folder is neither, or the run has no model.
+        InputError: if the folder is neither a run nor an ensemble, or if the run has no model.
     """
     if is_ensemble(folder):
         return Ensemble.open(folder)
@@ -430,7 +430,7 @@ def _linear_model(
 
 
 def _arrays(labels: Ints, probabilities: Floats) -> dict[str, Any]:
-    """Return the arrays of `predictions.npz`; of two classes only the probability of label 1."""
+    """Return the arrays of `predictions.npz`; of two classes, only label 1 has probabilities."""
     shown = probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities
     return {"probabilities": shown.astype(np.float32), "labels": labels.astype(np.int32)}
 
@@ -478,12 +478,13 @@ def _given_weights(
 ) -> list[float]:
     """Return the weights of the ensemble `weights_from`; empty without this option.
 
-    The weights of this ensemble were chosen on validation reviews. So its runs must have the jobs
-    of the members, in the same order, and the members must be trained on all training reviews.
+    The weights of `weights_from` were chosen on validation reviews. Its runs must have the jobs
+    of `members`, in the same order. `members` must be trained on all training reviews.
 
     Raises:
-        InputError: if weights are needed and not given, or the other way round, or if the jobs
-            differ; the message shows the first difference.
+        InputError: if `members` have no validation reviews and `weights_from` is missing; if they
+            have validation reviews and `weights_from` is set; or if the jobs differ. The message
+            shows the first difference.
     """
     first = members[0].run.folder
     if not weights_from:

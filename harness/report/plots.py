@@ -157,7 +157,7 @@ def _accuracy_by(
 
 
 def _roc(group: DatasetGroup, predictions: Predictions) -> Picture | None:
-    """Draw the mean ROC curve of each job over its seeds; of several classes also over the classes.
+    """Draw each job's ROC curve, the mean over seeds and, with more than two classes, over classes.
 
     A class's curve treats all other classes as one class. The true positive rates are averaged at
     equal false positive rates.

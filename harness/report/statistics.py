@@ -217,7 +217,7 @@ def read_arrays(path: Path, num_classes: int) -> tuple[Ints, Floats]:
 
     Raises:
         BROKEN (a tuple of errors): if the file can't be read, or does not contain valid labels and
-            probabilities of so many classes.
+            probabilities of `num_classes` classes.
     """
     try:
         with open_plain_file(path) as file, np.load(file, allow_pickle=False) as arrays:

@@ -251,7 +251,7 @@ def to_latex(parts: Sequence[Part]) -> str:
 
 
 def print_parts(parts: Sequence[Part], console: Console | None = None) -> None:
-    """Print the comparison; on a narrow terminal the table is broken into several."""
+    """Print the comparison; on a narrow terminal the table is split into several tables."""
     console = console or rich_console()
     width = console.width if console.is_terminal else None
     show = partial(console.print, soft_wrap=width is None)

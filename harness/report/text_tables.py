@@ -31,7 +31,7 @@ def plain_table(cells: "pandas.DataFrame", width: int | None = None) -> str:
     cells = cells.map(printable).rename(columns=printable)
     first, *others = cells
     rows = cells.set_index(first).rename_axis(index=None, columns=first)
-    # Two spaces separate the columns: one of pandas, one before each heading and each text.
+    # Two spaces separate the columns: pandas adds one, and each heading and text begins with one.
     texts = {
         name: f" {{:<{rows[name].str.len().max()}}}".format for name in {*others} - numeric(cells)
     }

@@ -33,7 +33,7 @@ def has_client(program: str) -> bool:
 def call(
     *args: str, stdin: str = "", timeout_s: float | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a client program with the text `stdin`, and return its exit code and output.
+    """Run a program of Slurm with `stdin` as standard input; return its exit code and output.
 
     Raises:
         InputError: if the program is not on the PATH.
@@ -117,7 +117,7 @@ def node_names(allocation: SlurmEnvironment) -> list[str]:
     """
     if allocation.num_nodes == 1:
         return [allocation.node]
-    # This expands n[08-10] to n08, n09 and n10.
+    # scontrol expands n[08-10] to n08, n09 and n10.
     return (
         list(allocation.nodes) or ask("scontrol", "show", "hostnames", allocation.node_list).split()
     )

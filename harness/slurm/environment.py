@@ -101,10 +101,10 @@ class SlurmEnvironment:
 
 
 def array_seed(environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return the seed of this array task: its index, or one of listed seeds; None elsewhere."""
+    """Return the seed of this array task: a listed seed, else its index; None outside of arrays."""
     task = environment.get(OF_ARRAYS[1])
     listed = dict(enumerate(environment.get(ARRAY_SEEDS, "").split(), 1))
-    # A shell may have the list of another array, which may be shorter.
+    # The list may belong to another, shorter array, if a shell exported it.
     return listed.get(int(task), task) if task else None
 
 

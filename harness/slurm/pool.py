@@ -265,7 +265,7 @@ class ProcessPool:
     def kill(self, processes: Sequence[ManagedProcess]) -> None:
         """Kill processes on all nodes."""
         for process in processes:
-            # At a TERM srun kills its step; a killed srun would leave the step running.
+            # At SIGTERM, srun kills its step; a killed srun would leave the step running.
             in_step = self._in_steps and process.slot
             process.send_signal(signal.SIGTERM if in_step else signal.SIGKILL)
         _wait(processes, KILL_S)

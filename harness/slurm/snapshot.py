@@ -155,7 +155,7 @@ def _walk(project: Path, runs: Path) -> Iterable[str]:
 
 def _is_no_code(path: Path, runs: Path) -> bool:
     is_named_so = any(path.match(pattern) for pattern in NO_CODE)
-    is_runs = os.path.realpath(path) == os.path.realpath(runs)  # allows links that form a loop
+    is_runs = os.path.realpath(path) == os.path.realpath(runs)  # no error if links form a loop
     return is_named_so or is_runs or (path / "pyvenv.cfg").exists()
 
 

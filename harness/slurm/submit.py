@@ -162,7 +162,7 @@ def doubts(request: Request) -> Iterator[str]:
 
 
 def dry_submissions(request: Request) -> list[SbatchJob]:
-    """Return the jobs of a request without submitting them; `<…>` replaces hash and job ids."""
+    """Return the jobs of a request without submitting them; `<…>` stands for hash and job ids."""
     layout = _layout(request, submissions(request.runs) / "code-<hash>")
     planned = [job_submission(each, layout) for each in request.jobs]
     if request.compares:

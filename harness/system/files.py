@@ -106,7 +106,7 @@ def _is_own_group(status: os.stat_result) -> bool:
 def atomic_write(
     target: Path, content: Content, mode: int = 0o666, *, remedy: str = REMEDY
 ) -> None:
-    """Write a file and sync it, and make its folder if it is missing.
+    """Write and sync a file, and make its folder if the folder is missing.
 
     Args:
         target, content, mode: see `replace_file`.
@@ -423,8 +423,8 @@ def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Ans
     """Call `ask` for all items in parallel threads, because a network disk may answer slowly.
 
     Returns:
-        The results of the calls, in the order of the items. If a call raises an error, or a signal
-        interrupts the wait, so does this function, without waiting for the other calls.
+        The results of the calls, in the order of the items. If a call or a signal's handler raises
+        an error, this function raises the error too, and does not wait for the other calls.
     """
     size = max(MIN_ITEMS, -(-len(items) // MAX_THREADS))  # a future for each item would be slower
     parts = [items[at : at + size] for at in range(0, len(items), size)]

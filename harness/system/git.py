@@ -31,7 +31,7 @@ SETTINGS = (
 DIFF = ("diff", "--binary", "--unified=3", "--no-color", "--no-ext-diff", "--no-textconv",
         "--ignore-submodules=all")  # fmt: skip
 
-# Git's attributes that keep the bytes of all files, such as line ends.
+# With these attributes, git changes no byte of a file, not even a line end.
 UNCHANGED = "* -text -filter -ident -working-tree-encoding\n"
 
 # Patterns of names that look like secrets. No snapshot and no record contains such files.
@@ -275,7 +275,7 @@ def git(project: Path, *args: str, stdin: bytes = b"") -> bytes:
         GitError: if git is missing, fails, or takes more than a minute.
     """
     command = next(arg for arg in args if not arg.startswith("-"))
-    # Other variables may point git to another repository, or change its output.
+    # The other GIT_ variables may select another repository, or change git's output.
     kept = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or "CONFIG" in k}
     try:
         done = subprocess.run(  # noqa: S603 - a list of arguments, no shell

@@ -249,7 +249,7 @@ class Memory:
 
     free_gb: float
     total_gb: float
-    own_gb: float  # used by this process; 0 if NVML does not say
+    own_gb: float  # used by this process; 0 if NVML does not report it
     others_gb: dict[int, float]  # used by other processes, by process id
 
     def __str__(self) -> str:
@@ -258,7 +258,7 @@ class Memory:
 
 
 def memory_of_gpus() -> dict[str, Memory]:
-    """Return the memory of each visible GPU by the GPU's index or UUID, where NVML knows it."""
+    """Return the memory of each visible GPU that NVML knows, by the GPU's index or UUID."""
     found = dict[str, Memory]()
     nvml, gpus = open_gpus()
     for name, gpu in gpus.items():

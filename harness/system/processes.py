@@ -83,7 +83,7 @@ def ctrl_c_waits() -> Iterator[None]:
     """
     before = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or not callable(before):  # for example, the signal is ignored
+    if not is_main or not callable(before):  # for example, SIGINT is ignored
         yield
         return
     request = StopRequest()
@@ -97,7 +97,8 @@ def ctrl_c_waits() -> Iterator[None]:
 
 
 AT_ONCE = "harness: interrupted at once; saved files stay"
-# Never released: the main thread and a watchdog may both end the process, but one line is enough.
+# The main thread and a watchdog may both end the process. Only the first thread writes a line,
+# because the lock is never released.
 ENDS = threading.RLock()
 
 

@@ -19,12 +19,12 @@ REMEDY = "look at nvidia-smi, or run HARNESS_EXTRA=gpu bash slurm/common.sh --se
 
 
 class ResourceMonitor:
-    """Measures what this process uses."""
+    """Measures this process's use of the CPUs, the memory and the GPUs."""
 
     def __init__(
         self, num_gpus: int, num_cpus: int, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Make a monitor. If NVML does not know all GPUs, a warning says so.
+        """Make a monitor, and warn if NVML does not know all GPUs.
 
         Args:
             num_gpus: how many of the visible GPUs this process uses, beginning with the first.
@@ -34,7 +34,7 @@ class ResourceMonitor:
         self._num_cpus, self._clock = num_cpus, clock
         self._read_at = float("-inf")
         self._process = psutil.Process()
-        self._process.cpu_percent()  # a later call measures the time since this call
+        self._process.cpu_percent()  # the next call measures the use since this call
         self._nvml: Any
         self._nvml, gpus = open_gpus() if num_gpus else (None, {})
         self._gpus = list(gpus.values())[:num_gpus]  # in the order of TensorFlow's GPUs

@@ -22,7 +22,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def log_of(status: RunStatus) -> Path:
-    """Return the path of a run's log; if the present job has none yet, that of the previous job.
+    """Return the path of a run's log: the present job's log if it exists, else the previous job's.
 
     Raises:
         InputError: if the run has no log.

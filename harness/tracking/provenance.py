@@ -18,7 +18,7 @@ from harness.system.lenient_json import table
 from harness.system.processes import installed_version, nvidia_driver, processor
 from harness.tracking.run_dir import RECORD, RunDirectory, first_start, stamped
 
-if TYPE_CHECKING:  # it imports NumPy, which `harness cancel` does not need
+if TYPE_CHECKING:  # the module imports NumPy, which `harness cancel` does not need
     from harness.data.dataset import Dataset
 
 PACKAGES = ("tensorflow", "keras", "numpy", "scikit-learn", "tensorboard", "keras-tuner")

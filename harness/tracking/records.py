@@ -31,7 +31,8 @@ from harness.system.lenient_json import (
 from harness.tracking.run_dir import CANCEL, RESULT
 
 HEARTBEAT_S = 5.0  # seconds between two writes of `state.json`
-# The fields that a new start keeps until its first step. Not `step`: a job counts new steps by it.
+# The fields that a new start keeps until its first step. `step` is not kept, because a job counts
+# its own steps by `step`.
 REACHED = ("epoch", "val_accuracy")
 
 
@@ -238,7 +239,7 @@ def read_submissions(folder: Path) -> list[Submission]:
 def _read_submission(file: str) -> list[Submission]:
     """Return the runs in this user's record of a submission; none if the record is broken."""
     record = read_record(file)
-    if not record or record.owner != os.getuid():  # it may name any job of this user
+    if not record or record.owner != os.getuid():  # another user's record may name this user's job
         return []
     sent = parse_json(record.content)
     columns = [sent.get(name) for name in ("runs", "seeds", "logs")]
@@ -299,7 +300,7 @@ def observe(
         beats = (status.time_s, heartbeat.modified_s)
         ages = [now - at for at in beats if at <= now]
         status.heartbeat_age_s = round(min(ages, default=0.0), 1)
-    # A sweep keeps its result while it is searched again for more trials.
+    # A sweep keeps its old result while its search continues with more trials.
     if status.is_there(RESULT) and (status.phase == "finished" or status.trials is None):
         status.phase, status.error = "result", None
         if not heartbeat:

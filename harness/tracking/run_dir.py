@@ -113,7 +113,7 @@ def find_runs(
     Args:
         tops: the folders to search.
         in_sweeps: the subfolders of a sweep, `trials` or `winner`, that are searched for runs too.
-            If there are any, the search reads no heartbeats.
+            If `in_sweeps` is not empty, no heartbeats are read.
         refused: a dictionary that receives each path that is not searched, with the reason: the
             folders that can't be read, and the symbolic links that belong to other users. If
             `refused` is None, the links of other users are followed.

@@ -252,7 +252,7 @@ def select_runs(
 
 
 def _is_of_job(status: RunStatus, job: str) -> bool:
-    """Whether a run belongs to a Slurm job, named by the id of the job, the array or the task.
+    """Whether a run belongs to `job`, the id of a Slurm job, an array or an array task.
 
     If another job continues a run, the folder of the run keeps the id of the first job.
     """

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 # A difference may be this many times the measured rounding difference, because training amplifies
 # rounding errors.
 SPREAD = 10
-SUM_ROUNDING = 1e-9  # the largest difference of float64 sums
+SUM_ROUNDING = 1e-9  # the largest allowed difference between float64 sums
 EPSILON = float(np.finfo(np.float32).eps)
 SMALLEST = float(np.finfo(np.float64).tiny)
 MOVED = 2  # the number of reviews whose predicted class may change by rounding
@@ -284,7 +284,7 @@ def gap(mine: Any, theirs: Any) -> float:
 
 
 def widened(allowed: dict[str, float]) -> dict[str, float]:
-    """Raise each epoch's limit to the largest of the epochs before it, in place.
+    """Raise each epoch's limit, in place, to the largest limit of the earlier epochs.
 
     Two trainings may agree in an epoch by chance, but their rounding errors do not shrink.
 
@@ -518,7 +518,7 @@ class Auditor:
         return Sides(sides[0], sides[1], allowed or {})
 
     def _values(self, files: Mapping[str, bytes], *names: str) -> Values:
-        """Return the values in files by their names."""
+        """Return the values in files, each with a name such as `epoch 1, loss`."""
         values: Values = {}
         for name in names:
             if name == "metrics.jsonl":

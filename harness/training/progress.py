@@ -62,14 +62,14 @@ class Progress:
 
 
 def score_to_keep(train: TrainConfig) -> str | None:
-    """Return the score of the best epoch, whose weights are kept; None if the last epoch's are."""
+    """Return the name of the score that selects the kept epoch; None if the last epoch is kept."""
     if train.keep == "last":
         return None
     return train.keep if train.keep in SCORES else train.monitor
 
 
 def exported_epoch(history: Sequence[dict[str, Any]], train: TrainConfig) -> dict[str, Any]:
-    """Return the metrics of the epoch whose weights are kept; of equally good epochs the first."""
+    """Return the metrics of the kept epoch; of equally good epochs, the first is kept."""
     score = score_to_keep(train)
     if not score:
         return history[-1]

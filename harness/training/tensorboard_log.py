@@ -149,7 +149,7 @@ class TensorBoardLog:
         self.flush()
 
     def scores(self, group: str, scores: Mapping[str, object]) -> None:
-        """Log all scores that are numbers, as `test/accuracy` and so on if the group is `test`."""
+        """Log the scores that are numbers; a tag is group and name, such as `test/accuracy`."""
         numbers = {name: n for name, n in scores.items() if isinstance(n, int | float)}
         self._write(".", _scalar_event(_tagged(group, numbers)))
         self.flush()

@@ -79,7 +79,7 @@ T = TypeVar("T")
 
 
 class Disk:
-    """Reads and writes records in the folder of a sweep; all methods raise OSError if it fails."""
+    """Reads and writes records in a sweep's folder; the methods raise OSError if the disk fails."""
 
     def __init__(self, folder: Path, stop: StopRequest | None = None) -> None:
         """Set the sweep's folder, and the `StopRequest` whose signals interrupt every `sleep`."""
@@ -104,7 +104,7 @@ class Disk:
         replace_file(self.folder / path, to_bytes(record), synced=False)
 
     async def sleep(self, time_s: float, error: OSError | None = None) -> None:
-        """Wait for `time_s`; log the error after which the process waits and tries again.
+        """Wait for `time_s`; log `error` unless the last call had an error too.
 
         Raises:
             Interrupted: after a signal.

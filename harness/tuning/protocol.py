@@ -15,7 +15,7 @@ A folder marked `once` is created by exactly one process, together with its firs
 The programs of a worker, a proposer and a command are coroutines. They reach the sweep's folder
 only through the methods of a `Disk`, and use no clock or random number. The real `Disk` never
 suspends a coroutine, so `execute` runs it from its start to its end. A simulation in the tests
-suspends the same coroutines in each operation, kills processes, loses nodes, and lists files late.
+suspends the same coroutines at each operation, kills processes, loses nodes, and lists files late.
 
 Wrong clocks and outdated listings of folders do no harm. A process uses the listing of a folder
 only to choose which files to read. A process that acts too late, or twice, tries to create a
@@ -269,8 +269,8 @@ class Worker:
     me: Attempt  # this process
     num_asked: int  # `search.trials`
     view: View
-    # Trains a trial, as its attempt number k, and returns the trial with its result. During the
-    # training `tick` is called every BEAT_S.
+    # Trains a trial as attempt k, and returns the trial with its result. During the training, the
+    # function calls `tick` every BEAT_S.
     train: "Callable[[Worker, Trial, int], Awaitable[Trial]]"
     must_renew: Callable[[], bool] = lambda: False  # whether to replace this process
     _count: int = 0  # number of heartbeats so far
@@ -349,7 +349,7 @@ async def follow(view: View, now_s: float) -> list[Trial]:
     """Read all changes and heartbeats; return the trials accepted since the last call.
 
     Args:
-        view: what the command has read so far.
+        view: the state of the search as the command has read it so far.
         now_s: the time on the command's monotonic clock.
     """
     before = set(view.accepted)
@@ -366,7 +366,7 @@ async def tell_gone(view: View, has_ended: Callable[[Attempt], bool]) -> set[str
     A silent worker has sent no heartbeat for LOST_S.
 
     Args:
-        view: what the command has read so far.
+        view: the state of the search as the command has read it so far.
         has_ended: the function that tells whether the worker of an attempt has ended.
     """
     silent = set[str]()

@@ -46,7 +46,7 @@ class Pruned:
     left: list[tuple[Path, str]] = field(default_factory=list)  # skipped folders and the reasons
 
     def prune(self, folder: Path, top: Path, patterns: Sequence[str], *, really: bool) -> None:
-        """Remove files of a finished run below `top`, or with `really=False` only count them."""
+        """Remove and count files of a finished run below `top`; `really=False` only counts them."""
         self.num_runs += 1
         for file, size in _own_files(folder, top, patterns):
             if really:

@@ -99,7 +99,10 @@ def test_dropout_keeps_the_mean() -> None:
 
 @pytest.mark.parametrize(("over", "first"), [("time", np.s_[:, :1]), ("channels", np.s_[..., :1])])
 def test_dropout_drops_whole_channels_or_whole_words(over: str, first: Any) -> None:
-    """A dropped channel is 0 in all words, a dropped word in all channels, as on two replicas."""
+    """A dropped channel is 0 in all words, and a dropped word is 0 in all channels.
+
+    A replica drops the same values from its reviews as one device would.
+    """
     outputs = dropped(list(range(8)), step=1, over=over)
     assert (outputs == outputs[first]).all()
     assert 0 < outputs.mean() < 2

@@ -508,7 +508,7 @@ def _given_weights(
         mine.pop(key, None)
         theirs.pop(key, None)
     remedy = "give an ensemble of the same jobs in the same order"
-    check_equal(of, theirs, "the new one", mine, remedy)
+    check_equal(of, theirs, "the new ensemble", mine, remedy)
     return ensemble.weights
 
 

@@ -1,6 +1,6 @@
 """Measured values of each way: medians, spreads and ratios, as a table and as JSON.
 
-A way is one side of a comparison: a program, such as `notebook`.
+A way is one side of a comparison, such as the program `notebook` or `100 runs`.
 """
 
 import json
@@ -29,7 +29,8 @@ class Measured:
     def ratio(self, way: str) -> str:
         """Describe how much better `way` is than the base, such as `1.20 (1.10 to 1.30)`.
 
-        The ratios are those of the pairs of values. The text is empty for the base itself.
+        The text has the median, minimum and maximum of the ratios of all pairs of values. For the
+        base itself the text is empty.
         """
         if way == self.base or self.base not in self.ways:
             return ""

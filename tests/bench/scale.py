@@ -1,4 +1,4 @@
-"""Measures how the costs of commands grow with the number of finished runs, over made-up runs.
+"""Measures on made-up runs how the costs of commands grow with the number of finished runs.
 
 The last column compares with 10 runs: 0.10 means ten times their cost. Times are CPU times, which
 other work on the machine changes little.
@@ -28,14 +28,14 @@ from tests.child import Ended
 from tests.made_up_runs import write_run, write_scored_run
 
 SIZES = (10, 100, 1_000, 10_000)
-MOST_SCORED = 1_000  # more runs have no predictions and logs, so only status and prune read them
+MOST_SCORED = 1_000  # larger folders have no predictions or logs: only status and prune read them
 NUM_SEEDS = 5
 JOB = PROJECT / "jobs" / "lstm.toml"
 POLL_S, LONGEST_S = 0.3, 1_800.0
 
 
 def scale(bench: Bench) -> Iterator[Measured]:
-    """Measure commands over growing numbers of finished runs."""
+    """Measure the costs of each command for each number of finished runs."""
     _, trained = bench.train(JOB)
     log, dataset = trained.path("tensorboard"), open_dataset(bench.settings.data)
     folders = {num: make_runs(bench.folder / f"of{num}", num, dataset, log) for num in SIZES}
@@ -62,7 +62,8 @@ def make_runs(runs: Path, num: int, dataset: Dataset, log: Path) -> Path:
 
     Args:
         runs: the new folder.
-        num: how many runs; up to `MOST_SCORED` have predictions and a TensorBoard log.
+        num: the number of runs. If it is at most `MOST_SCORED`, every run has predictions and a
+            TensorBoard log; else no run has.
         dataset: the dataset of the predictions.
         log: the TensorBoard log that is copied into each run.
     """
@@ -101,7 +102,7 @@ def _report(bench: Bench, runs: Path) -> dict[str, float]:
 
 
 def _show(bench: Bench, runs: Path) -> dict[str, float]:
-    """Return the costs of a TensorBoard until it shows the curves of all runs.
+    """Start TensorBoard, and return its costs until it shows the curves of all runs.
 
     Raises:
         RunError: if TensorBoard ends, or does not show all curves within half an hour.

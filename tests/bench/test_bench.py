@@ -43,7 +43,7 @@ SETTINGS = Settings(ARCHITECTURES, pairs=1, reviews=200, epochs=2, data=None)
 
 
 def test_all_programs_are_given_the_reviews_of_a_run(tmp_path: Path) -> None:
-    """The first training and test reviews have the same words and labels as those of a run."""
+    """The programs get the words of a run's first reviews, and the training reviews' labels."""
     dataset, shape = open_dataset(), BatchShape(BATCH_SIZE, MAXLEN)
     for padded in (
         load(Bench(SETTINGS, tmp_path, Console()).keras_file(), 100),
@@ -81,7 +81,7 @@ def test_ways_take_turns_and_keep_their_neighbours(tmp_path: Path) -> None:
 
 
 def test_the_manuals_commands_are_accepted() -> None:
-    """The commands that README.md and tests/README.md show need no change."""
+    """The parser accepts each command that README.md and tests/README.md show."""
     sections = []
     for name in ("README.md", "tests/README.md"):
         commands = re.findall(r"python -m tests\.bench( [^`#\n]+)", (PROJECT / name).read_text())
@@ -90,7 +90,7 @@ def test_the_manuals_commands_are_accepted() -> None:
 
 
 def test_made_up_runs_are_read_as_trained_ones_are(tmp_path: Path) -> None:
-    """There are twelve jobs of five seeds, with predictions and a log; `status` shows all."""
+    """All 60 runs, five seeds of twelve jobs, are finished, with predictions and a log."""
     log, data = tmp_path / "log", small_data(tmp_path / "data")
     log.mkdir()
     runs = scale.make_runs(tmp_path / "runs", 60, data, log)

@@ -45,7 +45,7 @@ def test_without_names_the_newest_are_shown(tmp_path: Path) -> None:
 
 
 def test_only_the_named_runs_are_shown(tmp_path: Path) -> None:
-    """Two runs with the same name are both shown, but a run and a link to it once."""
+    """Two runs with the same name are both shown. A run and a link to the run are shown once."""
     for folder in (tmp_path / "runs", tmp_path / 'it\'s "mine"'):
         make_runs(folder, 2)
     (tmp_path / "link").symlink_to(tmp_path / "runs/lstm/run000")

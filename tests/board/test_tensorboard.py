@@ -147,7 +147,7 @@ def test_a_signal_ends_it_at_once(
 
 
 def test_only_the_first_signal_interrupts() -> None:
-    """It ends a search for runs; a second signal does not stop the removal of files."""
+    """The first signal ends a search for runs; a second signal does not stop a removal of files."""
     watch = Watch(1, 60)
     with pytest.raises(Signalled):
         watch._end(signal.SIGTERM, None)
@@ -162,7 +162,7 @@ def test_only_the_first_signal_interrupts() -> None:
 def test_it_ends_at_its_time_limit_or_without_requests(
     hours: float, idle_min: float, reason: str | None
 ) -> None:
-    """No request extends the time limit."""
+    """A request does not extend the time limit."""
     watch = Watch(hours, idle_min)
     watch.used()
     assert watch.reason() == reason

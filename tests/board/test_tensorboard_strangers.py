@@ -81,7 +81,10 @@ def test_idle_connections_do_not_lock_the_user_out(board: Board) -> None:
 def test_newcomers_close_no_connection_with_the_secret(
     path: str, is_cut_off: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A long answer reaches the browser. Only requests with the secret keep TensorBoard alive."""
+    """New connections do not cut off a long answer to a browser with the secret.
+
+    Only requests with the secret keep TensorBoard alive.
+    """
     used: list[int] = []
     guard = Guard(lambda _environ, _start: [], "secret", used=lambda: used.append(1))
     monkeypatch.setattr("harness.board.server.MAX_NEWCOMERS", 1)

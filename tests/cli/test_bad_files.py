@@ -31,7 +31,7 @@ def huge(path: Path, _: bytes) -> None:
         file.truncate(2**40)  # sparse
 
 
-# How to write a broken file at a free path, given the whole content.
+# Each function writes a broken file; `whole` is the content of the intact file.
 WAYS: dict[str, Callable[[Path, bytes], object]] = {
     "missing": lambda path, whole: None,
     "truncated": lambda path, whole: path.write_bytes(whole[: len(whole) // 2]),

@@ -195,7 +195,7 @@ def test_ctrl_c_is_not_a_success(finished: tuple[Harness, Path], is_waiting: boo
 
 
 def test_an_unfinished_run_can_not_predict(harness: Harness) -> None:
-    """The line names the command that continues the run, and comes before a text is read."""
+    """The error names the command that continues the run, and is printed before a text is read."""
     folder = harness.runs / "lstm" / "begun"
     folder.mkdir(parents=True)
     (folder / "job.toml").write_text(LSTM.read_text())

@@ -77,7 +77,7 @@ def test_the_lasting_error_of_cuda_is_the_cause(texts: list[str], lasting: str, 
 
 
 def test_a_full_gpu_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NVML reports the memory and its users while the process that filled it lives."""
+    """The error shows the memory and its users, unless the process that filled it has ended."""
     gpus = {"0": Memory(0.1, 80.0, 39.9, {7: 40.0}), "1": Memory(70.0, 80.0, 0.0, {})}
     monkeypatch.setattr(device_errors, "memory_of_gpus", lambda: gpus)
     full = str(explained([FULL]))

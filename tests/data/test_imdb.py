@@ -130,7 +130,7 @@ def test_folders_are_searched_in_order(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_bad_download_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The line states the reason. A file with another content is not read."""
+    """The error states the reason. A file with a wrong checksum is not read."""
 
     def junk(*_: object, **__: object) -> None:
         raise http.client.BadStatusLine("junk")

@@ -52,7 +52,7 @@ def test_padding_is_that_of_keras(maxlen: int) -> None:
 def test_a_large_set_is_padded_batch_by_batch(
     monkeypatch: pytest.MonkeyPatch, bucket: bool
 ) -> None:
-    """The batches equal those of a small set, also on two replicas."""
+    """Reviews padded in advance and reviews padded per batch give equal batches on two replicas."""
     strategy = tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"])
     reviews, shape = make_reviews(), BatchShape(4, 5, bucket)
     orders = permutations_ahead(7, range(2), reviews.lengths(5), shape=shape)

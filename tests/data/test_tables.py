@@ -61,7 +61,7 @@ def write_saved(folder: Path, table: pa.Table, *, num_files: int = 2) -> Path:
 
 
 def write_spreadsheet(path: Path) -> Path:
-    """Write a byte order mark, more columns, and names of columns in another case."""
+    """Write a CSV file with a byte order mark, a third column, and unusual column names."""
     write_csv(path, [("7", label, text) for text, label in ROWS], ("id", " Label", "TEXT"))
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     return path

@@ -124,7 +124,7 @@ def test_a_runs_folder_that_can_not_be_written_is_red(tmp_path: Path, kind: str)
 def test_the_devices_of_a_run(
     refused: str, warning: str, gpus: list[str], level: str, found: str
 ) -> None:
-    """A run's refusal is a red finding, its warning a yellow one, with all of their remedies."""
+    """A refusal of the run is a red finding, a warning a yellow finding. All remedies are kept."""
     finding = doctor.describe_gpus({"refused": refused, "warning": warning, "gpus": gpus})
     assert (finding.level, finding.found[: len(found)]) == (level, found)
     assert finding.remedy == ("" if level == "green" else "do x; do y")

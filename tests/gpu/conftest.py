@@ -103,7 +103,7 @@ def server_of(environment: Path) -> preloaded.Server:
 
 @pytest.fixture(scope="session")
 def null_environment() -> Path:
-    """Return an environment like this one with the null GPU; build it unless it is up to date."""
+    """Return a copy of this environment with the null GPU; build the copy if needed."""
     for program in ("gcc", "strings", "nm"):
         if not shutil.which(program):
             pytest.skip(f"no {program}: apt-get install gcc libc6-dev binutils")

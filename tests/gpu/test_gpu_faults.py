@@ -240,7 +240,7 @@ def test_a_step_that_never_ends_ends_the_process(forks: Forks, ends: Ends) -> No
     """The line names the device and the node, and says how to resume the run."""
     done = ends[STALL]
     assert done.returncode == 75
-    # The limit is six times as long until the first step ends, which takes long on a busy machine.
+    # Until the end of the first step the limit is 0.6 min; on a busy machine that step is slow.
     assert last_line(done).replace("0.6 min", "0.1 min") == (
         f"harness: gpu:0 (NVIDIA H100 80GB HBM3) of {NODE}: no step, batch or compilation has "
         "ended for 0.1 min (HARNESS_STALL_MIN); the process ends; continue with: harness resume "

@@ -29,7 +29,7 @@ def libraries(rig: Rig) -> Path:
 
 
 def of_site(rig: Rig) -> dict[str, str]:
-    """Return the variable that a site's module sets to load a cuDNN of its own."""
+    """Return the variable that a site's module sets so that programs load the site's cuDNN."""
     folder = rig.folder / "modules"
     folder.mkdir()
     shutil.copy(libraries(rig) / "cudnn/lib/libcudnn.so.9", folder)
@@ -39,7 +39,8 @@ def of_site(rig: Rig) -> dict[str, str]:
 def test_a_run_trains_on_a_gpu_with_the_libraries_of_the_lock(rig: Rig) -> None:
     """The run uses cuDNN; its log and its record say that the GPU was not checked.
 
-    The record has the versions of the libraries, and the site's library that replaces one of them.
+    The record has the versions of the libraries, and the path of the site's cuDNN, which replaces
+    the cuDNN of the lock.
     """
     variables = {"NCCL_SOCKET_IFNAME": "ib0"}
     done = rig.train("lstm", "--devices", "gpu:1", env=variables | of_site(rig))
@@ -123,7 +124,7 @@ def test_a_driver_without_nvml_is_named(rig: Rig) -> None:
 
 
 def test_doctor_describes_cards_and_libraries(rig: Rig) -> None:
-    """It warns of cards on which XLA may abort, and of site libraries."""
+    """`doctor` warns of cards on which XLA may abort, and of libraries of the site."""
     variables = of_site(rig) | {"STUB_CAPABILITY": "10.0"}
     done = rig.run(["-m", "harness", "doctor", "--json"], 2, variables)
     found = {each["name"]: each for each in json.loads(done.stdout)}
@@ -165,7 +166,7 @@ for name, on_gpu, on_cpu in device_check._computations(device_check.LAYERS):
 def test_each_computation_of_the_check_runs_on_the_gpu(rig: Rig) -> None:
     """A GPU that computes nothing fails every computation; cuDNN and XLA are called.
 
-    TensorFlow takes the GPU's memory when needed, so that several processes can share it.
+    TensorFlow allocates GPU memory only when needed, so that several processes can share a GPU.
     """
     done = rig.run(["-c", EVERY_COMPUTATION])
     lines = done.stdout.splitlines()

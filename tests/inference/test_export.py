@@ -55,7 +55,7 @@ def odd_texts(vocab: list[str], number: int) -> list[str]:
 def test_plain_tensorflow_answers_like_predict(
     finished: tuple[Harness, Path], tmp_path: Path
 ) -> None:
-    """Probabilities agree within 1e-6, without `harness`."""
+    """Without the harness, TensorFlow gives the probabilities of `predict` within 1e-6."""
     (harness, run), out = finished, tmp_path / "a folder"
     done = harness.run("export", run, "--out", out)
     assert done.returncode == 0, done.stderr

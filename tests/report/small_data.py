@@ -36,6 +36,6 @@ def seeds_of(group: DatasetGroup) -> dict[str, list[int]]:
 
 
 def seeds_in(folder: Path) -> dict[str, list[int]]:
-    """Return the seeds of each row of the only table that the runs in a folder give."""
+    """Return the seeds of each row; the runs in the folder must make up a single table."""
     ((group,), _) = group_runs(scored_runs([folder])[0])
     return seeds_of(group)

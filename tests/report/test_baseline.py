@@ -170,7 +170,7 @@ def test_too_little_is_refused(tmp_path: Path, group: DatasetGroup) -> None:
 
 
 def test_the_cache_replaces_the_data(tmp_path: Path, group: DatasetGroup) -> None:
-    """Cached scores need no data, and no `--baseline`. A broken file counts as missing."""
+    """Cached scores need neither the data nor `--baseline`. A broken file counts as missing."""
     last, whole = baselines(group, tmp_path / "data", print)
     assert (last.name, whole.name) == ("tf-idf, last 3", "tf-idf, whole")
     assert whole.accuracy == pytest.approx(0.9)  # the first word shows nine of ten labels

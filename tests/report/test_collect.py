@@ -96,14 +96,14 @@ OPTION = "[model]\noptions = {{ width = {}, kernel = 5 }}\n"
     ids=["custom code", "option", "number or flag", "whole or float"],
 )
 def test_rows_are_named_by_what_differs(tmp_path: Path, tomls: list[str], names: list[str]) -> None:
-    """Custom code has a digest; a flag is no number, and 0 equals 0.0."""
+    """The name shows a digest of custom code. True differs from 1, but 0 equals 0.0."""
     for number, toml in enumerate(tomls):
         write_run(tmp_path / str(number), toml, seed=number)
     assert [*seeds_in(tmp_path)] == ["lstm", *(f"lstm {name}" for name in names)]
 
 
 def test_settings_of_an_ensemble(tmp_path: Path) -> None:
-    """They come from ensemble.toml."""
+    """`ensemble.toml` holds the settings."""
     write_run(tmp_path / "a")
     toml = '[settings]\n"model.options.width" = 3\n"code.net.py" = "1a2b3c4d"\n'
     (tmp_path / "a/ensemble.toml").write_text(toml)
@@ -243,7 +243,7 @@ def test_only_the_winner_of_a_search_is_compared(tmp_path: Path) -> None:
 
 
 def test_of_repeated_runs_the_first_counts(tmp_path: Path) -> None:
-    """This run began first; its name does not matter. A run whose start is unknown comes last.
+    """Only the run that began first counts, whatever its name. An unknown start comes last.
 
     Otherwise repeated runs could narrow the interval or raise the mean.
     """

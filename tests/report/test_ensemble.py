@@ -202,7 +202,7 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
             (whole, "--with", "ngrams", "--weights-from", first),
             "ensemble.toml is missing or broken",
         ),
-        ((whole, slower, "--weights-from", part), "has ensemble.runs = 'lstm', the new one"),
+        ((whole, slower, "--weights-from", part), "has ensemble.runs = 'lstm', the new ensemble"),
         (
             (whole, slower, "--with", "ngrams", "--weights-from", two),
             "has ensemble.ngrams = False, the",

@@ -119,7 +119,7 @@ def test_the_spread_is_pooled_from_thirteen_jobs_on(num: int, is_pooled: bool) -
 
 @pytest.mark.parametrize("num", [4, 14])
 def test_equal_jobs_rarely_show_a_difference(num: int) -> None:
-    """Of 300 experiments at most about one in twenty shows one: the intervals hold together."""
+    """At most about 5% of 300 experiments show a difference: the intervals are simultaneous."""
     jobs = [88.0] * num
     errors = sum(differences(many(jobs, seed=seed))["is_shown"].any() for seed in range(300))
     assert 1 <= errors <= 28

@@ -19,7 +19,7 @@ ROWS = [
 
 
 def test_a_terminal_shows_all_of_a_wide_table() -> None:
-    """Columns that do not fit follow below, with the names repeated; nothing is cut."""
+    """Columns that do not fit follow below, with the job names repeated; nothing is cut."""
     name = "lstm batch_size=128 learning_rate=0.0003"
     cells = pandas.DataFrame([*ROWS, {"job": name, "test %": "88.1234", "note": "x" * 30}])
     assert plain_table(cells).splitlines()[1].split() == ["lstm", "88.22", "a|b"]

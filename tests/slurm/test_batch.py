@@ -247,7 +247,7 @@ TASK = allocation(SLURM_JOB_ID="44", SLURM_ARRAY_JOB_ID="42", SLURM_ARRAY_TASK_I
 def test_plan_of_a_start(
     start: SlurmEnvironment | None, words: str, command: str | None, run: str | None
 ) -> None:
-    """Runs are named after the job, and array tasks share a sweep; the user may name both."""
+    """A run is named after its Slurm job, array tasks share a sweep, and users may choose ids."""
     kind, *rest = words.split()
     seed = "3" if start is TASK else None
     planned = plan(kind, rest, Start(Path("/p"), "/runs", start, seed=seed))

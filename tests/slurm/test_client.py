@@ -70,7 +70,7 @@ def test_errors_have_all_messages_and_the_remedy(commands: Path) -> None:
 
 
 def test_expected_start_and_refusals(commands: Path) -> None:
-    """A refusal is an InputError, but not the lack of nodes, which may only be down."""
+    """A refusal is an InputError, a lack of nodes a NoNodesError: the nodes may only be down."""
     write_program(commands / "sbatch", 'echo "sbatch: Job 4 to start at $(cat)" >&2')
     assert would_start("noon") == "Job 4 to start at noon"
     for message, kind in (

@@ -60,7 +60,7 @@ def test_seeds_side_by_side_in_one_job_go_on_with_the_same_bytes(
 
 
 def own_script(project: SlurmProject, folder: Path, *flags: str) -> Submitted:
-    """Submit a user's own script, which becomes `slurm/lstm.sh`, from a shell in a job step."""
+    """From a shell in a job step, submit a user's script that executes `slurm/lstm.sh`."""
     script = folder / "mine.sh"
     lines = [
         "#!/bin/bash",
@@ -87,7 +87,9 @@ def test_a_job_warned_of_its_time_limit_goes_on_later(
     number: signal.Signals,
     is_own: bool,
 ) -> None:
-    """After USR1 or USR2 a job, also of a user's script, requeues itself and ends with the bytes.
+    """After USR1 or USR2 a job requeues itself, and ends with the bytes of an undisturbed run.
+
+    The case of USR2 submits a user's script, which executes `slurm/lstm.sh`.
 
     Slurm checks time limits only every 30 s. After the first step, which may take a minute on a
     busy machine, the test stops the harness and sets the limit. Training until the warning comes

@@ -65,8 +65,8 @@ def test_a_node_set_down_gives_its_job_to_another(
 def test_a_job_outlives_its_node_and_the_controller(
     project: SlurmProject, undisturbed: Undisturbed
 ) -> None:
-    """The node dies with all processes of the job. Later the controller dies, and the job is
-    warned: it repeats its request for a requeue until the controller answers.
+    """The node dies with all processes of the job. Later the controller dies, and the job gets
+    USR2. The job repeats its request for a requeue until the controller answers.
     """
     job = project.sbatch("lstm", HARNESS_RETRY_S="1")
     job.wait_for_step(20)

@@ -36,7 +36,7 @@ def test_variables_of_an_allocation() -> None:
 
 
 def test_seed_of_an_array_task() -> None:
-    """The index is the seed, unless the seeds are too large for an index and listed."""
+    """The index is the seed, or the position of the seed in the list HARNESS_ARRAY_SEEDS."""
     task = {"SLURM_ARRAY_TASK_ID": "2"}
     assert [array_seed({}), array_seed(task)] == [None, "2"]
     assert array_seed(task | {"HARNESS_ARRAY_SEEDS": "42 1234 2024"}) == "1234"
@@ -76,7 +76,7 @@ def test_cpus_gpus_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_memory_of_the_shell_that_called_sbatch(shown: str, foreign: list[str]) -> None:
-    """scontrol shows the job's own request; if it does not answer, all variables are kept."""
+    """scontrol shows the job's request. If scontrol does not answer, all variables are kept."""
     memory = {f"SLURM_MEM_PER_{kind}": "4096" for kind in ("CPU", "GPU", "NODE")}
     assert not_own(memory, shown) == [f"SLURM_MEM_PER_{kind}" for kind in foreign]
 

@@ -295,7 +295,10 @@ class Signalled(ManagedProcess):
 
 
 def test_signals_of_a_job_step() -> None:
-    """srun forwards USR2 to its step, and kills the step at a TERM; a child process differs."""
+    """To save, a child process gets TERM, and srun gets USR2, which srun forwards to the step.
+
+    To die, a child process gets KILL, and srun gets TERM, at which srun kills the step.
+    """
     here, node = Signalled(None), Signalled(Slot("n1", 0, 1, 1))
     pool = ProcessPool(None)
     pool._in_steps = True

@@ -172,7 +172,10 @@ def test_a_users_job_script_may_call_a_script(project: Project) -> None:
 
 
 def test_a_job_ignores_variables_of_the_shell_that_called_sbatch(project: Project) -> None:
-    """The shell's step, its requests for GPUs, and its memory if scontrol shows the job's."""
+    """The job ignores the shell's step and requests for GPUs.
+
+    If scontrol shows the job's memory, the job also ignores the shell's memory.
+    """
     scontrol(project, "echo MinMemoryCPU=4G")
     session = dict.fromkeys(("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS"), "4")
     session |= {"SLURM_CPU_BIND": "mask_cpu:0x1", "SLURM_GPUS": "1", "SLURM_GPUS_PER_TASK": "1"}

@@ -134,7 +134,7 @@ def test_a_path_is_trusted_if_no_other_user_can_write_to_it(
 
 
 def test_an_error_does_not_wait_for_a_disk_that_hangs() -> None:
-    """A signal that raises an error therefore ends `harness tensorboard` during a search."""
+    """So a signal that raises an error ends `harness tensorboard` even during a search for runs."""
     disk = threading.Event()
 
     def ask(item: int) -> None:

@@ -54,7 +54,7 @@ def test_gpus_are_hidden_as_cuda_hides_them(monkeypatch: pytest.MonkeyPatch, tex
 def test_memory_of_visible_gpus(
     monkeypatch: pytest.MonkeyPatch, seen: str | None, names: list[str]
 ) -> None:
-    """The memory of other processes is known by their ids; that of a MIG instance is unknown."""
+    """NVML reports the memory of other processes by id, but not the memory of a MIG instance."""
     let_nvml_answer(monkeypatch, FakeNvml(gpu0=0, gpu1=0), seen)
     known = {"0": Memory(1.5, 80.0, 1.0, {}), "1": Memory(1.5, 80.0, 1.0, {OTHER: 40.0})}
     assert list(memory_of_gpus().items()) == [(name, known[name]) for name in names]

@@ -110,7 +110,7 @@ def test_the_second_ctrl_c_ends_everything_at_once() -> None:
 
 @pytest.mark.parametrize("number", STOPPING)
 def test_every_stopping_signal_is_noted(number: Signals) -> None:
-    """The process votes to stop after the current step. SIGTERM, a cancel, has priority."""
+    """The process votes to stop after the current step. SIGTERM (a cancel) has priority."""
     stop = StopRequest()
     assert stop.vote == 0.0
     stop.note(number)
@@ -139,7 +139,7 @@ print("went on")
     [(0, 0, "imported\nwent on\n", ""), (1, -SIGINT, "imported\n", None), (2, 75, "", AT_ONCE)],
 )
 def test_an_import_keeps_ctrl_c(times: int, code: int, said: str, warned: str | None) -> None:
-    """The first Ctrl-C takes effect after the import and counts once, the second one at once."""
+    """The first Ctrl-C takes effect after the import. A second Ctrl-C takes effect immediately."""
     command = [sys.executable, "-c", IN_AN_IMPORT, str(times)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (code, said)

@@ -77,7 +77,7 @@ def test_time_counts_only_while_watching() -> None:
 def test_the_limit_depends_on_the_work(
     setting: str, on_nodes: bool, fields: dict[str, Any], limits: tuple[int, int]
 ) -> None:
-    """The first limit holds before the end of the first step. The site's setting has priority."""
+    """The end of the first step may lower the limit. The site's setting has priority."""
     dog = watchdog.from_settings({"HARNESS_STALL_MIN": setting}, on_nodes=on_nodes)
     dog.watched = Watched("here", "go on", **fields)
     before = dog.limit_s

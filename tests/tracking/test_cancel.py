@@ -231,7 +231,7 @@ def is_training(run: RunDirectory, process: int) -> bool:
 
 @pytest.mark.full
 def test_a_real_run_is_running_then_cancelled(harness: Harness, site: Site) -> None:
-    """`cancel` lets the run save. The run's process is found by its command and its start."""
+    """`cancel` lets the run save. The run's process is found by command and start time."""
     words = harness.train_words("lstm", "live", "--set", "train.epochs=1000")
     process, folder = harness.start(*words, is_forked=False), harness.runs / "lstm/live"
     wait_for(lambda: is_training(RunDirectory(folder), process.pid), "a training step", 120)

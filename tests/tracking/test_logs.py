@@ -42,7 +42,10 @@ def test_a_log_is_printed_in_any_encoding(harness: Harness, site: Site) -> None:
 
 
 def test_a_run_without_a_log_is_one_line(harness: Harness, site: Site) -> None:
-    """The line says that the run printed to a terminal, or has not begun. A sweep has trials."""
+    """The line says that the run printed to a terminal, or has not begun.
+
+    For a sweep, the line names the command that shows the trials.
+    """
     site.run("a", "finished")
     site.submission("12", [1])
     sweep = site.run("s1", "finished").folder

@@ -221,7 +221,7 @@ def test_a_run_that_others_can_write_needs_trust(stranger: Strangers, name: str)
 @as_root
 @pytest.mark.parametrize("planted", ["slurm/common.sh", "typer.py", "slurm"])
 def test_a_planted_snapshot_is_not_submitted(project: Path, tmp_path: Path, planted: str) -> None:
-    """If others could change a snapshot, it is replaced; nobody else can write the new one."""
+    """A snapshot that others could change is replaced by one that only the user can change."""
     (project / "edited.txt").chmod(0o666)
     snapshot = take_snapshot(project, tmp_path / "runs")
     path = snapshot / planted

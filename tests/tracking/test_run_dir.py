@@ -36,7 +36,7 @@ def test_an_unreadable_result_is_not_a_broken_one(tmp_path: Path) -> None:
 def test_an_unreadable_folder_is_not_called_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A disk that fails refuses no run."""
+    """An error of the disk stays an OSError, and is not reported as a missing run."""
 
     def fail(path: Path, *_: object, **__: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))

@@ -77,7 +77,7 @@ def test_heartbeat_and_queue_give_the_state(
 
 
 def test_the_table_has_the_figures_of_a_run(site: Site) -> None:
-    """Each run has one line, whatever its error. Speed and ETA are those of a training process."""
+    """Each run has one line, even if its error has two. Only a training run has speed and ETA."""
     values: dict[str, Any] = {"num_epochs": 6, "reviews_per_s": 812.5, "eta_s": 190.0}
     site.run("a", "training", epoch=3, val_accuracy=0.625, **values)
     for phase in ("training", "training", "finished"):  # three starts
@@ -95,7 +95,7 @@ def test_the_table_has_the_figures_of_a_run(site: Site) -> None:
 
 
 def test_json_has_the_time_of_a_step_and_the_use_of_the_machine(site: Site) -> None:
-    """The names in `device` are those of TensorBoard."""
+    """TensorBoard shows the same names as `device`."""
     figures: dict[str, Any] = {"step_ms": 24.46, "device": {"memory_gb": 1.23, "gpu0_share": 0.02}}
     site.run("a", "training", **figures)
     assert site.only().as_json().items() >= figures.items()
@@ -103,7 +103,7 @@ def test_json_has_the_time_of_a_step_and_the_use_of_the_machine(site: Site) -> N
 
 @pytest.mark.parametrize("wrong_by_s", [-3600, 3600])
 def test_a_nodes_clock_may_be_wrong(site: Site, wrong_by_s: float) -> None:
-    """The younger of two ages counts: by the file server's clock, and by the node's."""
+    """The file server's clock and the node's clock give two ages; the smaller age counts."""
     run = site.run("a", "training", -wrong_by_s)
     os.utime(run.path("state.json"), (time.time() - 2, time.time() - 2))
     assert site.only().state == "running"
@@ -255,10 +255,10 @@ def test_a_queue_without_an_answer_is_a_warning_once(
 def test_watch_prints_a_new_table_after_a_change_and_ends(
     harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file gets one table while the run trains and another at its end; then the command ends."""
+    """A file gets a table during the run and a table at the run's end; then the command ends."""
     run = site.run("a", "training", epoch=1, num_epochs=2)
     waits = [lambda: None, lambda: run.write_json("result.json", RESULT)]
-    clock = SimpleNamespace(sleep=lambda _: waits.pop(0)())  # other threads use the real one
+    clock = SimpleNamespace(sleep=lambda _: waits.pop(0)())  # other threads use the real clock
     monkeypatch.setattr("harness.cli.runs.time", clock)
     first, last = harness.run_here("status", "--watch").stdout.split("\n\n")
     assert ("running" in first, "finished" in last) == (True, True)

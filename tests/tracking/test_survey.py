@@ -99,7 +99,7 @@ def test_a_run_that_has_lost_its_result_has_not_finished(site: Site) -> None:
 
 
 def test_an_ensemble_has_no_heartbeat(site: Site) -> None:
-    """The values that `status` shows are those of its result."""
+    """`status` shows the values of the ensemble's result."""
     folder = site.runs / "mixed/e"
     folder.mkdir(parents=True)
     (folder / "ensemble.toml").touch()
@@ -135,7 +135,7 @@ def test_the_record_of_a_job_names_the_log_of_a_finished_run(many: Site) -> None
 @pytest.mark.parametrize("path", ["a\0b", "\ud800", "x" * 300])
 @pytest.mark.parametrize("content", ["{", "[1]", "\xff", '{"runs": 5}', '{"runs": ["a", 5, null]}'])
 def test_records_may_hold_impossible_values(site: Site, path: str, content: str) -> None:
-    """Submissions and heartbeats may name such paths; a sweep's best trial may be nonsense, too.
+    """Submissions and heartbeats may name impossible paths, and a sweep's best score may be NaN.
 
     `tests/cli/test_bad_files.py` has all other broken files of a run.
     """

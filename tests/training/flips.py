@@ -58,7 +58,7 @@ def flip_array(array: np.ndarray, chance: random.Random) -> None:
 
 
 def in_metrics(run: Path, chance: random.Random) -> str:
-    """Change the last bits of a loss or accuracy of an epoch, and return its place."""
+    """Raise a loss or accuracy of an epoch to the next float; return the epoch and the key."""
     lines = metrics(run)
     line = chance.choice(lines)
     key = chance.choice(["loss", "accuracy", "val_loss", "val_accuracy"])
@@ -112,7 +112,7 @@ def in_vocabulary(run: Path, chance: random.Random) -> str:
 
 
 def in_scores(run: Path, chance: random.Random) -> str:
-    """Change the last bits of a score in `result.json`, and return its name."""
+    """Raise a score in `result.json` to the next float; return the name of the score."""
     key = chance.choice(["accuracy", "f1", "roc_auc", "log_loss", "val_loss", "recall"])
     value = json.loads((run / "result.json").read_text())[key]
     plant_scores(run, **{key: math.nextafter(value, math.inf)})

@@ -55,7 +55,7 @@ CASES = {
         ),
     ),
 }
-KILLED_AT = 8  # the check for a signal at which the interrupted run is killed
+KILLED_AT = 8  # number of the check for a signal that raises `Killed`
 
 
 def main(folder: Path, *names: str) -> None:

@@ -97,7 +97,7 @@ def test_values_are_equal_only_to_the_bit() -> None:
 
 
 def test_audits_that_others_could_have_written_do_not_count(tmp_path: Path) -> None:
-    """An audit belongs to the bytes of a result."""
+    """An audit counts only for a result with the same bytes."""
     audit = {"depth": "full", "outcome": "equal"}
     path = keep_audit(tmp_path, hashlib.sha256(b"{}").hexdigest(), audit)
     assert (audits_of(tmp_path, b"{}"), audits_of(tmp_path, b"[]")) == ({"full": audit}, {})

@@ -155,7 +155,7 @@ def test_wrong_input(labels: ArrayLike, probabilities: ArrayLike, message: str) 
 @pytest.mark.parametrize("picture", [confusion_picture, calibration_picture])
 @pytest.mark.filterwarnings("error")
 def test_pictures(picture: Callable[[ArrayLike, ArrayLike], bytes]) -> None:
-    """It is a PNG of 640 x 480 with reproducible bytes, even for a single class.
+    """A picture is a PNG of 640 x 480 pixels with reproducible bytes, even for a single class.
 
     The probabilities of a custom network may be outside of 0 to 1.
     """

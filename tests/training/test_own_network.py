@@ -24,9 +24,9 @@ def own(tmp_path: Path) -> Path:
 
 
 def test_own_parts_need_their_files_once(harness: Harness, own: Path) -> None:
-    """Network, loss, optimizer and callback are custom. After its start a run no longer needs their
-    files: it is resumed to the same bytes, and used for predictions. One replica and two have the
-    same losses.
+    """Network, loss, optimizer and callback are custom. After its start a run no longer needs the
+    files of these parts: `resume` ends with the same bytes, and `predict` works. The losses on one
+    replica and on two replicas are the same.
     """
     job, runs = str(own / "conv_gru"), harness.runs / "conv_gru"
     settings = [

@@ -150,7 +150,7 @@ def write_parent(folder: Path, job: Job, **record: object) -> RunDirectory:
 
 
 def parent_of(parent: RunDirectory, job: Job, vectors: Any = None) -> tuple[Parent, RunContext]:
-    """Return what `find_parent` finds for a new run, and the run's context."""
+    """Return the parent that `find_parent` finds for a new run, and the new run's context."""
     context = RunContext(RunDirectory(parent.folder.with_name("child")), job, DATA, vectors)
     found = find_parent(context, named=parent.folder)
     assert found

@@ -151,7 +151,7 @@ def test_a_full_disk_is_one_line_with_the_name_of_the_file(tmp_path: Path) -> No
 
 @pytest.mark.full
 def test_tensorboard_reads_all_that_is_no_curve(tmp_path: Path) -> None:
-    """It finds scores, picture, text and graph, and the row and columns of the HParams page."""
+    """TensorBoard finds scores, picture, text, graph, and the HParams page's row and columns."""
     graph = tf.function(lambda x: x + 1).get_concrete_function(tf.TensorSpec([])).graph
     values: dict[str, bool | float | str] = {
         "train.learning_rate": 0.01,

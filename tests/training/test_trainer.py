@@ -235,7 +235,7 @@ def test_settings_of_the_recipe_take_effect(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_clipping_applies_to_unscaled_gradients(tmp_path: Path) -> None:
-    """In half precision no gradient reaches a limit of 1000, unless it is scaled."""
+    """A limit of 1000 clips nothing in half precision: only scaled gradients exceed 1000."""
     sets = {"plain": (), "half": ("train.precision=float16",)}
     sets["clipped"] = (*sets["half"], "train.clipnorm=1000")
     lines = {}

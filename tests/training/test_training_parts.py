@@ -31,7 +31,7 @@ def runs_of(folder: Path, *cases: str) -> dict[str, dict[str, Any]]:
 
 
 def check_case(found: dict[str, Any]) -> None:
-    """Check that a kill changes no byte, and that one replica has the same losses."""
+    """Check that a kill changes no byte, and that one replica has the losses of two replicas."""
     assert found["killed"] == found["two"]
     for name in ("loss", "val_loss", "learning_rate"):
         one, two = ([line[name] for line in found[run]["metrics"]] for run in ("one", "two"))

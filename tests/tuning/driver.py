@@ -46,7 +46,7 @@ def offer(
 def drive(
     schedule: Schedule, score: Callable[[Mapping[str, Any]], float] = checksum
 ) -> list[Trial]:
-    """Run a search, whose results arrive in a random order, to its end; return its trials."""
+    """Run a search to its end, with results in a random order, and return its trials."""
     chance, found, running = random.Random(len(schedule.known)), [], []  # noqa: S311 - no secret
     while not schedule.is_over:
         new = all_of(schedule)

@@ -155,7 +155,7 @@ model.pooling = ["last", "max"]
 
 @pytest.mark.full
 def test_a_killed_retraining_continues(harness: Harness) -> None:
-    """Its runs end with the command; a second command continues them.
+    """If the command is killed, its runs end. A second command continues the runs.
 
     The runs use the sweep's packaged sample, although HARNESS_DATA now names another folder.
     """

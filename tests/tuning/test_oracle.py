@@ -1,4 +1,4 @@
-"""The proposals of every tuner: as in KerasTuner, the same after a restart and in any real time."""
+"""The proposals of every tuner: equal to KerasTuner's, independent of restarts and real time."""
 
 import json
 import subprocess
@@ -102,7 +102,7 @@ def test_the_width_limits_trials_that_run_virtually(tmp_path: Path) -> None:
 
 
 def test_a_known_trial_that_differs_from_its_proposal_is_an_error(tmp_path: Path) -> None:
-    """The line shows the values of both."""
+    """The error shows the values of both."""
     known = drive(schedule_of(tmp_path, text("random", 9)))
     known[5] = Trial(n=5, values={"model.dropout": 99})
     with pytest.raises(RunError, match=r"as trial 5, but the sweep's trial 5 is .* 99\}"):
@@ -143,7 +143,7 @@ def test_known_values_are_used_instead_of_computed_ones(tmp_path: Path) -> None:
     other = {"model.dropout": 0.1 if whole[-1].values["model.dropout"] != 0.1 else 0.2}
     last = whole[-1].model_copy(update={"values": {**whole[-1].values, **other}})
     assert isinstance(schedule.known, list)
-    schedule.known += [*whole[:-1], last]  # the oracle has the same list
+    schedule.known += [*whole[:-1], last]  # the oracle reads this list
     assert [each.values for each in drive(schedule)] == [each.values for each in schedule.known]
 
 

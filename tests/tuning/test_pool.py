@@ -81,7 +81,7 @@ def test_a_worker_that_had_a_trial_is_always_restarted(tmp_path: Path, code: int
 def test_failures_in_a_row_end_the_command(
     tmp_path: Path, codes: list[int], line: str, error: type[Exception]
 ) -> None:
-    """There may be 25 signals and outages, but only three errors; outages are no errors."""
+    """The third error in a row ends the command, or the 25th signal or outage."""
     pool = Pool(tmp_path)
     pool.worker.log.parent.mkdir()
     pool.worker.log.write_text(line)
@@ -94,7 +94,7 @@ def test_failures_in_a_row_end_the_command(
 
 
 def test_an_accepted_trial_starts_all_counts_again(tmp_path: Path) -> None:
-    """The trial may be of any worker; the count of each process starts again."""
+    """After a trial of any worker, the failures of every process are counted from 0 again."""
     pool = Pool(tmp_path)
     for num_done in range(2 * MAX_ERRORS):
         pool.end(RunError.exit_code, num_done)

@@ -88,13 +88,13 @@ def lines(trials: Trials, n: int, k: int = 1, *, timed: bool) -> list[dict[str, 
 
 
 def model(trials: Trials, n: int, k: int = 1) -> bytes:
-    """Return the content of the model of an attempt's run."""
+    """Return the bytes of an attempt's `model.keras`."""
     return trials.sweep.trial_run(n, k, 1).path("model.keras").read_bytes()
 
 
 @pytest.fixture(scope="module")
 def rungs(tmp_path_factory: pytest.TempPathFactory) -> Trials:
-    """Trials 0, 1 and 2 are one training in three rungs; trial 9 is the same training at once."""
+    """Trials 0, 1 and 2 are one training in three rungs; trial 9 is the same training in one."""
     trials = trials_of(tmp_path_factory.mktemp("rungs") / "sweep")
     for n, limit in ((0, 2), (1, 3), (2, 6)):
         train(trials, n, limit=limit, parent=n - 1 if n else None)

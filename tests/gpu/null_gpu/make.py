@@ -1,7 +1,7 @@
 """Make an environment whose GPU computes nothing: python -m tests.gpu.null_gpu.make OUT.
 
-OUT uses the packages of the running Python, except TensorFlow, of which it has a copy made of hard
-links. Beside the copy lie CUDA libraries that are compiled from the C files beside this module.
+OUT uses the packages of the running Python, and has a copy of TensorFlow that is made of hard
+links. The C files beside this module are compiled to CUDA libraries, which lie beside the copy.
 TensorFlow's wheel is unchanged: it lists GPUs, places operations, compiles, copies, launches
 kernels and handles errors as on a real GPU. A launched kernel does nothing, so no number that comes
 from a device means anything.
@@ -44,7 +44,7 @@ HANDLE = re.compile("(cu(blas|blasLt|dnn|solverDn|sparse)Create|cuGraphAdd).*") 
 
 
 def make(out: Path) -> None:
-    """Make an environment with the packages of this one, and build the libraries into it."""
+    """Make an environment with the packages of the running Python, and add the libraries."""
     venv.create(out, clear=True, symlinks=True)
     packages = Path(sysconfig.get_path("purelib"))
     (folder,) = out.glob("lib/python3*/site-packages")
@@ -53,7 +53,7 @@ def make(out: Path) -> None:
         packages / "tensorflow",
         folder / "tensorflow",
         symlinks=True,
-        ignore=shutil.ignore_patterns("include"),  # two thirds of the files, for C++ programs
+        ignore=shutil.ignore_patterns("include"),  # C++ headers, two thirds of the files
         copy_function=os.link,
     )
     driver = out / DRIVER

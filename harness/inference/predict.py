@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BufferedReader
@@ -72,7 +73,10 @@ def open_lines(path: Path) -> BufferedReader:
             ".jsonl file, or rename the file and use --jsonl"
         )
     try:
-        return path.open("rb")
+        # Without O_NONBLOCK, opening a FIFO that nobody writes to would wait forever.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.set_blocking(descriptor, True)
+        return os.fdopen(descriptor, "rb")
     except OSError as error:
         raise InputError(f"--file {path}: can't be read: {error.strerror}") from None
 
@@ -108,7 +112,7 @@ def read_lines(
                 text = remarks.checked(_text(raw, f"{name}: line {number}", is_json=is_json))
                 if text is not None:
                     lines.append(Line(number, text))
-            if len(rest) > MAX_LINE_BYTES:  # /dev/zero, for example, has no newline
+            if b"\0" in rest or len(rest) > MAX_LINE_BYTES:  # /dev/zero has no newline
                 _text(rest, f"{name}: line {number + 1}", is_json=is_json)
         finally:
             if lines:

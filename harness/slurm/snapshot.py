@@ -144,19 +144,22 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def _walk(project: Path, runs: Path) -> Iterable[str]:
+    real_runs = os.path.realpath(runs)
     for at, folders, files in os.walk(project):
         here = Path(at)
         files += [name for name in folders if (here / name).is_symlink()]
-        folders[:] = [name for name in folders if not _is_no_code(here / name, runs)]
+        folders[:] = [name for name in folders if not _is_no_code(here / name, real_runs)]
         for name in files:
-            if not _is_no_code(here / name, runs):
+            if not _is_no_code(here / name, real_runs):
                 yield str((here / name).relative_to(project))
 
 
-def _is_no_code(path: Path, runs: Path) -> bool:
-    is_named_so = any(path.match(pattern) for pattern in NO_CODE)
-    is_runs = os.path.realpath(path) == os.path.realpath(runs)  # no error if links form a loop
-    return is_named_so or is_runs or (path / "pyvenv.cfg").exists()
+def _is_no_code(path: Path, real_runs: str) -> bool:
+    return (
+        any(path.match(pattern) for pattern in NO_CODE)
+        or os.path.realpath(path) == real_runs  # no error if links form a loop
+        or (path / "pyvenv.cfg").exists()
+    )
 
 
 def _digest(root: Path, names: Iterable[str], commit: str | None) -> str:

@@ -65,13 +65,10 @@ def tune(
     The same command with the same --sweep-id adds workers, on any node. No trial is lost if a
     worker or a command is killed. harness sweep shows the result.
     """
-    from harness.compute.strategy import one_device_each
     from harness.job.search import load_search
-    from harness.tuning.pool import WorkerRequest
     from harness.tuning.sweep_dir import SweepDirectory
 
-    kind = one_device_each(devices, "trial")
-    request = WorkerRequest(workers, workers_per_gpu, kind, data)
+    request = _request(devices, data, workers, workers_per_gpu)
     search = load_search(job_file, overrides or ())
     sweep = SweepDirectory.new(runs, search, sweep_id)
     confirm_here(f"harness submit {quoted(job_file)}", here=here)
@@ -119,13 +116,23 @@ def run_sweep(
 
 def resume_sweep(folder: Path, devices: str | None, data: Path | None) -> None:
     """Continue a sweep on all devices of this machine or allocation."""
-    from harness.compute.strategy import one_device_each
-    from harness.tuning.pool import WorkerRequest
     from harness.tuning.sweep_dir import SweepDirectory
 
     sweep = SweepDirectory.open(folder)
-    request = WorkerRequest(devices=one_device_each(devices, "trial"), data=data)
-    run_sweep(sweep, sweep.search(), request, resumes=True)
+    run_sweep(sweep, sweep.search(), _request(devices, data), resumes=True)
+
+
+def _request(
+    devices: str | None,
+    data: Path | None,
+    workers: int | None = None,
+    workers_per_gpu: int = 1,
+) -> "WorkerRequest":
+    """Return a request for workers that each train on one device."""
+    from harness.compute.strategy import one_device_each
+    from harness.tuning.pool import WorkerRequest
+
+    return WorkerRequest(workers, workers_per_gpu, one_device_each(devices, "trial"), data)
 
 
 # The commands `sweep …`
@@ -189,12 +196,9 @@ def join(
     trust_code: TrustCode = False,
 ) -> None:
     """Add workers to a search, on this machine or in this Slurm job."""
-    from harness.compute.strategy import one_device_each
-    from harness.tuning.pool import WorkerRequest
     from harness.tuning.sweep_dir import SweepDirectory
 
-    kind = one_device_each(devices, "trial")
-    request = WorkerRequest(workers, workers_per_gpu, kind, data)
+    request = _request(devices, data, workers, workers_per_gpu)
     sweep = SweepDirectory.open(folder)
     confirm_here(f"sbatch slurm/tune.sh --join {quoted(folder)}", here=here)
     run_sweep(sweep, sweep.search(), request)

@@ -53,6 +53,7 @@ SECONDS = {
     "test_trainer.py": 100,
     "test_gpu_step.py": 100,
     "test_gpu_faults.py": 100,
+    "test_simulation.py": 100,
     "test_cluster_elsewhere.py": 100,
     "test_two_workers.py": 80,
     "test_recipes.py": 80,

@@ -8,7 +8,7 @@ import pytest
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
-from harness.job.own_code import MAX_BYTES, load_function, own_errors
+from harness.job.own_code import MAX_CHARACTERS, load_function, own_errors
 from harness.job.search import load_search
 from harness.system.site_settings import TRUST
 
@@ -56,7 +56,7 @@ def test_a_job_keeps_a_source_and_its_imports_from_the_same_folder(tmp_path: Pat
 def test_a_job_with_as_much_code_as_allowed_can_be_read(tmp_path: Path) -> None:
     """The characters of the code may have 4 bytes in UTF-8."""
     text = "#😀😀😀😀😀😀😀😀\n"
-    parts = {name: text * (MAX_BYTES // 4 // len(text) - 1) for name in ("a", "b", "c", "d")}
+    parts = {name: text * (MAX_CHARACTERS // 4 // len(text) - 1) for name in ("a", "b", "c", "d")}
     write(tmp_path, mynet="import a, b, c, d\ndef build(): return 3\n", **parts)
     job = load(tmp_path)
     (tmp_path / "run").mkdir(mode=0o755)
@@ -133,7 +133,7 @@ def test_jobs_with_sources_of_the_same_name_share_no_module(tmp_path: Path) -> N
         (b"x = '\x00'", "mynet.py:build", "is not Python"),
         (b"def build(:\n", "mynet.py:build", "mynet.py, line 1: invalid syntax"),
         (b"def bild(): pass\n", "mynet.py:build", "has no function build; did you mean bild?"),
-        (b"x = 1\n" + b"#" * MAX_BYTES, "mynet.py:x", "it has over 400,000 bytes"),
+        (b"x = 1\n" + b"#" * MAX_CHARACTERS, "mynet.py:x", "it has over 400,000 bytes"),
         (b"def build(): pass\n", "other.py:build", "other.py: no such file"),
         (b"def build(): pass\n", "my-net.py:build", "is not a module name"),
         (b"def build(): pass\n", "json.py:build", "Python has a module json"),

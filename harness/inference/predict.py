@@ -46,9 +46,9 @@ class Remarks:
     def lines(self) -> Iterator[str]:
         """Yield a warning about blank texts and one about cut texts, if there are any."""
         if self.num_blank:
-            yield f"skipped {self.num_blank:,} lines without a word"
+            yield f"lines without a word, which were skipped: {self.num_blank:,}"
         if self.num_cut:
-            yield f"{self.num_cut:,} texts were cut to their last {MAX_CHARACTERS:,} characters"
+            yield f"texts cut to their last {MAX_CHARACTERS:,} characters: {self.num_cut:,}"
 
     def checked(self, text: str) -> str | None:
         """Return a text, cut to its last MAX_CHARACTERS; return None if it contains no word."""

@@ -26,7 +26,7 @@ RULES = {
     "string_type": "should be a string in quotes",
     "list_type": 'should be a list, such as [1, 2.5] or ["file.py:function"]',
 }
-MAX_JOB_BYTES = 4_000_000  # largest size of a job file; enough for `own_code.MAX_BYTES` characters
+MAX_JOB_BYTES = 4_000_000  # largest size of a job file; fits `own_code.MAX_CHARACTERS`
 
 
 def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> Job:

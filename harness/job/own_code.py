@@ -32,7 +32,7 @@ from harness.system.files import distrust, read_plain_file
 from harness.system.site_settings import TRUST
 
 TRUSTED = ContextVar("TRUSTED", default=False)
-MAX_BYTES = 400_000  # the largest number of characters in `[code]`
+MAX_CHARACTERS = 400_000  # the largest number of characters in `[code]`
 
 
 def _match(reference: str) -> re.Match[str]:
@@ -83,11 +83,11 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
         for path_in, source in _sources(root, module, where, top=top):
             if code.setdefault(path_in, source) != source:
                 raise InputError(f"{where}: the job already has another {path_in}; rename one")
-        if (size := sum(map(len, code.values()))) > MAX_BYTES:
+        if (size := sum(map(len, code.values()))) > MAX_CHARACTERS:
             raise InputError(
                 f"{where}: the job needs {len(code)} files with {size:,} characters, imported "
-                f"files included; at most {MAX_BYTES:,} characters are allowed; move some files "
-                "into a package, and install the package"
+                f"files included; at most {MAX_CHARACTERS:,} characters are allowed; move some "
+                "files into a package, and install the package"
             )
     _check_function(code, module, function, where=where)
     return name
@@ -200,7 +200,7 @@ def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterato
 def _read(path: Path, where: str) -> str:
     try:
         check_trusted(path, where)
-        source = read_plain_file(path, MAX_BYTES).decode("utf-8-sig")
+        source = read_plain_file(path, MAX_CHARACTERS).decode("utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{where}: {path}: no such file; should be {FORM}") from None
     except OSError as error:

@@ -135,14 +135,14 @@ def compose(
         InputError: if the user's request for GPUs needs an option that the site refuses.
     """
     args = [_gpu_arg(gpus, site), *args] if gpus else list(args)
-    requested = names_in(arg for arg in args if arg != "--gres=none")
+    requested = options_in(arg for arg in args if arg != "--gres=none")
     if refused := {*rules.never} & requested & {*GPUS}:
         raise InputError(
             f"--{min(refused)}: is refused by this site ({NEVER}); request GPUs as the "
             "site requires, for example by a partition: add -- --partition=NAME"
         )
     args = drop([*rules.always, *args], rules.never)
-    by_user = _replaced_by(names_in(args))
+    by_user = _replaced_by(options_in(args))
     of_site = {name for variable in site if (name := VARIABLES[variable]) not in by_user}
     replaced = by_user | _replaced_by(of_site) | {*rules.never}
     return Composed(
@@ -167,7 +167,7 @@ def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
     return f"--gpus-per-node={gpus}" if per_node else f"--gres=gpu:{gpus}"
 
 
-def names_in(args: Iterable[str]) -> set[str]:
+def options_in(args: Iterable[str]) -> set[str]:
     """Return the names of the GPU and memory options among arguments of sbatch."""
     return {option_name(arg) for arg in args} & {*GPUS, *MEMORY}
 
@@ -246,7 +246,7 @@ class Resources:
                     f"--gpus {self.gpus}: should be 0 to 64 per node, with or without a type: "
                     "2 or a100:2"
                 )
-            if twice := names_in(self.flags) & {*GPUS}:
+            if twice := options_in(self.flags) & {*GPUS}:
                 raise InputError(f"--{min(twice)}: requests GPUs as --gpus does; use only one")
         # A later word may be the value of an option, unless it is a file that `submit` takes.
         words = [flag for flag in self.flags if not flag.startswith("-")]

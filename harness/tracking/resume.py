@@ -12,7 +12,7 @@ from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.job.search import SEARCH_FILE, SearchSpec, is_sweep, load_search
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.resources import GPUS, MEMORY, ONCE, Resources, Rules, drop, names_in, words_in
+from harness.slurm.resources import GPUS, MEMORY, ONCE, Resources, Rules, drop, options_in, words_in
 from harness.slurm.script import Wanted
 from harness.system.lenient_json import table, text, whole
 from harness.tracking.records import RunStatus
@@ -69,7 +69,7 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
 def _resources(folder: Path, wanted: Resources) -> Resources:
     """Return the resources that the user requests; the run's last job supplies the defaults."""
     start = last_start(RunDirectory(folder).read_json(RECORD))
-    asked, named = table(start, "slurm_asked"), names_in(wanted.flags)
+    asked, named = table(start, "slurm_asked"), options_in(wanted.flags)
     options = asked.get("options")
     replaced = [
         *(["time"] if wanted.time else []),

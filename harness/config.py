@@ -16,14 +16,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-# How a job file refers to a function of the user, see `harness.job.own_code`.
+# The form in which a job file names a user's function, see `harness.job.own_code`.
 REFERENCE = re.compile(
     r"(?P<file>[^:\x00-\x1f\x7f]+\.py):(?P<in_file>[^\W\d]\w*)"
     r"|(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<in_module>[^\W\d]\w*)"
 )
 FORM = "file.py:function or package.module:function"
 Share = Annotated[float, Field(ge=0, lt=1)]
-SURROGATE = re.compile("[\ud800-\udfff]")  # Python's stand-ins for bytes that are not UTF-8
+# The characters with which Python represents bytes that are not UTF-8.
+SURROGATE = re.compile("[\ud800-\udfff]")
 OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
@@ -48,13 +49,14 @@ def _check_options(options: Any) -> Any:
             ):
                 raise PydanticCustomError(
                     "options",
-                    "Input should hold numbers, texts in UTF-8, true, false and lists of them; "
-                    f"{name} is {str(each)[:40]!r}",
+                    "Input should contain only numbers, UTF-8 strings, true, false and lists of "
+                    f"these values; {name} is {str(each)[:40]!r}",
                 )
     return dict(sorted(options.items()))  # sorted, because the order has no meaning
 
 
-# A free table, inside a table of the job file: its keys may have any names, and plain values.
+# The type of a key whose value is a table of settings for a function or an optimizer. The names in
+# this table are free. The values are numbers, strings, true, false, or lists of these values.
 Options = Annotated[dict[str, Any], BeforeValidator(_check_options)]
 
 
@@ -66,9 +68,9 @@ class Facts:
 
     Attributes:
         choices: the allowed values of the key.
-        is_function: whether a value may be a reference to a function of the user. The job stores
-            the function's source.
-        is_path: whether the key is the path of a file, relative to the job file.
+        is_function: whether a value may be a reference to a user's function. The job stores the
+            function's source.
+        is_path: whether the key's value is the path of a file, relative to the job file.
         allowed: the allowed values in words, if type, bounds and choices do not show them.
         changes: what the key changes: `result`, `digits` (only the last digits of the result) or
             `nothing`. For example, a file's path changes nothing, because the run's record contains
@@ -81,9 +83,9 @@ class Facts:
             there is no conflict. The table of keys in jobs/README.md shows the docstring of
             `check`.
         unvalidated: the only value allowed without validation reviews; None allows any value.
-        for_all_reviews: whether the key may differ between two runs if `--weights-from` gives the
-            first run's weight in an ensemble to the second run. The first run has validation
-            reviews; the second run was trained on all reviews.
+        for_all_reviews: whether two runs may have different values of the key if `--weights-from`
+            copies the first run's weight in an ensemble to the second run. The first run has
+            validation reviews; the second run was trained on all reviews.
         is_decided: whether the value 0 means that the harness chooses the key's value when a search
             starts.
     """

@@ -222,7 +222,7 @@ def test_options_are_set_and_searched(tmp_path: Path) -> None:
         ("model.options.a-b=3", "names of letters"),
         ("model.options.day=2020-01-01", "day is"),
         ("model.options.rate=nan", "rate is"),
-        ("model.options.path=/d/gr\udcfcn", "texts in UTF-8"),
+        ("model.options.path=/d/gr\udcfcn", "UTF-8 strings"),
         ("model.options.deep.er=1", "no key model.options.deep.er"),
         ("model.optons.width=1", "did you mean model.options?"),
         ("train.options.width=1", "no key train.options.width"),

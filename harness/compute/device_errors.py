@@ -75,7 +75,7 @@ OTHER_ERRORS = (
     ),
     DeviceError(
         "(?i)busy or unavailable|DEVICE_UNAVAILABLE",
-        "the GPU accepts no further process",
+        "the GPU accepts no more processes",
         "the GPU is in exclusive compute mode and another process uses the GPU: start one run per "
         "GPU, use NVIDIA's MPS, or ask your site to run nvidia-smi -c DEFAULT",
     ),
@@ -120,9 +120,9 @@ def explained(
 
     Args:
         texts: one-line messages, the most informative first.
-        lasting: the result of `gpu.lasting_error`: the error that CUDA still reports.
-        sees_memory: whether to ask the driver how full the GPU's memory is. False if the process
-            that printed the messages has ended, because its memory is then free again.
+        lasting: the error that CUDA still reports after the failure, from `gpu.lasting_error`.
+        sees_memory: whether to ask the driver how full the GPU's memory is. Pass False if the
+            process that printed the messages has ended: the driver has freed its memory.
     """
     text = "\n".join([lasting, *texts] if is_node_fault(lasting) else texts)
     if OUT_OF_MEMORY.search(text) and not is_node_fault(lasting):
@@ -150,7 +150,9 @@ def _shortened(line: str) -> str:
 
 
 def out_of_memory(*, sees_memory: bool) -> RunError:
-    """Return the error for a full device; its message lists the processes that use the memory.
+    """Return the error for a device whose memory is full.
+
+    The message lists the processes that use the memory of the GPUs.
 
     Args:
         sees_memory: whether to ask the GPU's driver which processes use the memory.
@@ -180,7 +182,8 @@ def check_results() -> None:
     Call this when results have arrived from a GPU, before they are used.
 
     Raises:
-        NodeFault, RunError: if a kernel did not run although its operation reported success.
+        NodeFault: if a broken GPU is the reason why a kernel did not run.
+        RunError: if a kernel did not run for another reason.
     """
     if not stderr_filter.captured:
         return

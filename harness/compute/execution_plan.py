@@ -1,8 +1,8 @@
 """Chooses how steps and evaluations are computed: the fastest way with reproducible results.
 
-The choice depends on the device, the kind of network and its sizes, but not on measured times,
-which could let two runs of one job choose different ways. A resumed run keeps the plan of its first
-start.
+The choice depends on the device, the kind of network and its sizes. Measured times have no
+influence, because two runs of one job could then get different plans. A resumed run keeps the plan
+of its first start.
 """
 
 from collections.abc import Mapping
@@ -17,11 +17,13 @@ from harness.job.keys import Job
 
 # Limits measured on two CPU cores (jobs/FINDINGS.md, "where the time of a step goes").
 LARGEST_PART = 2048  # largest size of a part of a batch: reviews * units of all recurrent layers
-# Longest review, in words, for which XLA is faster if the outputs at all words are used.
+# The largest `data.maxlen` for which XLA is faster than TensorFlow's loop over the words if a
+# recurrent layer returns its outputs at all words, not only at the last word.
 LONGEST_COMPILED = 200
 MAX_PARTS = 4  # the largest number of parts of a batch
 BLOCK_PARTS = 2  # replaces MAX_PARTS if BlockLSTM computes the LSTM layers
-# If `data.limit` is lower, compiling takes longer than evaluating without XLA.
+# The smallest `data.limit` for which XLA compiles the evaluation. With fewer reviews, compiling
+# takes longer than evaluating without XLA.
 FEWEST_COMPILED = 5000
 
 # keras: Keras's layers are not changed; xla: XLA compiles the forward and backward pass; block: one
@@ -35,7 +37,8 @@ class ExecutionPlan:
 
     way: Way
     # The number of threads of an operation; also the number of operations that run in parallel.
-    # The upper bounds of `threads` and `parts` exclude huge values in the record of another user.
+    # `threads` and `parts` have upper bounds, because another user may have written the record from
+    # which a resumed run reads its plan.
     threads: Annotated[int, Field(ge=1, le=1024)]
     # A global batch is split into this number of parts, which are computed in parallel.
     parts: Annotated[int, Field(ge=1, le=MAX_PARTS)] = 1
@@ -90,7 +93,7 @@ def _way(job: Job, kind: str) -> Way:
         return "block"
     keeps_outputs = over_time(job.network()) or job.model.architecture == "stacked_lstm"
     is_long = keeps_outputs and job.data.maxlen > LONGEST_COMPILED
-    # If the batch has up to two parts, XLA is faster even on one thread.
+    # If the batch has at most two parts, XLA is faster than TensorFlow's loop, even on one thread.
     is_large = _size(job) > 2 * LARGEST_PART
     return "keras" if job.data.bucket or is_long or is_large else "xla"
 

@@ -25,9 +25,10 @@ def check_gpus(
 ) -> None:
     """Raise an error with a remedy if TensorFlow sees fewer GPUs than promised.
 
-    GPUs are promised by `--devices`, CUDA_VISIBLE_DEVICES or Slurm. If no GPU is promised, the CPU
-    trains. If the CPU trains although the node has NVIDIA's driver, a warning says why,
-    unless CUDA_VISIBLE_DEVICES hides all GPUs. Call this function after the import of TensorFlow.
+    GPUs are promised by `--devices`, CUDA_VISIBLE_DEVICES or Slurm. If no GPU is promised and
+    TensorFlow sees none, the run trains on the CPU. If the node has NVIDIA's driver, a warning
+    then gives the reason. The warning is left out if CUDA_VISIBLE_DEVICES hides all GPUs. Call this
+    function after the import of TensorFlow.
 
     Args:
         requested: the devices that `--devices` requests, if it is set.
@@ -62,7 +63,7 @@ def check_gpus(
     if num_seen >= max(1, promised):
         return
     if not promised and (gpu.hidden_by(environment) or not gpu.has_driver()):
-        return  # no GPU is expected, so the CPU trains
+        return  # no GPU is expected, so the run trains on the CPU
     why, remedy, is_node_fault = _find_reason(environment, num_seen, promised, given, listed)
     reason = f"TensorFlow sees {num_seen or 'no GPU'}: {why}; {remedy}"
     if not promised:
@@ -85,12 +86,12 @@ def _find_reason(
 
     Args:
         given: the number of GPUs that Slurm allocated; None outside of Slurm.
-        listed: the indices that Slurm wrote into CUDA_VISIBLE_DEVICES. If the variable is
-            unchanged, its indices are not checked.
+        listed: the indices that Slurm wrote into CUDA_VISIBLE_DEVICES. If the variable still
+            contains exactly these indices, the indices are not checked.
 
     Returns:
-        The reason, a remedy, and whether the node is at fault. The node is at fault if the reason
-        is neither the installation nor the request.
+        A tuple of the reason, a remedy, and whether the node is at fault. The node is at fault if
+        the reason is neither the installation nor the request.
     """
     import tensorflow as tf
 

@@ -145,7 +145,7 @@ def class_weights(
     counts = np.bincount(labels, minlength=len(classes))
     if not counts.all():
         raise InputError(
-            "train.class_weights = 'balanced': no training review is of class "
-            f"{classes[int(counts.argmin())]!r}; raise data.limit, or set each class's weight"
+            f"train.class_weights = 'balanced': class {classes[int(counts.argmin())]!r} has no "
+            "training reviews; raise data.limit, or set each class's weight"
         )
     return tuple((len(labels) / (len(classes) * counts)).tolist())

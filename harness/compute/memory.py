@@ -24,9 +24,11 @@ GPU_BASE_GB = 2.0  # replaces BASE_GB for a run on a GPU (TensorFlow issue 36459
 # Number of copies of all weights: in two models, the optimizer, the moving average, the best epoch
 # and a checkpoint's arrays.
 COPIES = 11
-PER_UNIT, PER_CHANNEL = 11, 2  # numbers stored per word: for each recurrent unit, for each channel
+# How many values each word of a batch needs in memory: PER_UNIT for each recurrent unit, and
+# PER_CHANNEL for each dimension of the embedding.
+PER_UNIT, PER_CHANNEL = 11, 2
 MAX_REVIEWS, WORDS_PER_REVIEW = 50_000, 235  # IMDB's number of reviews and mean length
-RATIO_COPIES = 3  # copies of the n-gram ratios: two NumPy arrays and a tensor
+RATIO_COPIES = 3  # copies of the n-grams' log-count ratios: two NumPy arrays and a tensor
 MAX_PADDED_GB = 1.0  # a larger dataset is padded batch by batch, not as a whole
 FLOAT = 4  # size of a float32 in bytes
 CUSTOM_NETWORK_GB = 0.5  # added to the estimate for a custom network
@@ -85,7 +87,7 @@ def largest_gb(search: SearchSpec, kind: str | None = None) -> float:
 
 
 def measure_gpu_gb() -> float | None:
-    """Measure this process's memory on its fullest GPU, in GB; return None if the CPU trains."""
+    """Measure this process's memory on its fullest GPU, in GB; None if it uses no GPU."""
     import tensorflow as tf
 
     gpus = tf.config.get_visible_devices("GPU")

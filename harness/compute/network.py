@@ -24,7 +24,7 @@ from harness.layers import all_layers, for_training, global_batch, makes_masks, 
 
 KERAS_PRECISION = {
     "float32": "float32",
-    "float64": "float64",  # shows whether a difference between runs is due to rounding
+    "float64": "float64",  # for tests of whether rounding causes a difference between two runs
     "float16": "mixed_float16",
     "bfloat16": "mixed_bfloat16",
 }
@@ -110,8 +110,8 @@ def training_network(job: Job, export: keras.Model, num_outputs: int = 1) -> ker
     shapes = [[tuple(each.shape) for each in one.weights] for one in (export, model)]
     if shapes[0] != shapes[1]:
         raise InputError(
-            f"model.architecture = {job.model.architecture!r}: returns another network each time; "
-            "make it depend on its arguments only"
+            f"model.architecture = {job.model.architecture!r}: returns a different network at each "
+            "call; let the network depend only on the function's arguments"
         )
     model.set_weights(export.get_weights())
     place_dropouts(model, seed, batch_size)
@@ -145,8 +145,8 @@ def embedding_of_words(model: keras.Model, job: Job) -> Embedding:
     fitting = [layer for layer in layers if tuple(layer.embeddings.shape) == shape]
     if not fitting:
         raise InputError(
-            f"model.embeddings: {job.model.architecture} has no layer Embedding of {shape[0]:,} "
-            f"words (data.vocab_size) and {shape[1]} numbers (model.embedding_dim); add this "
+            f"model.embeddings: {job.model.architecture} has no Embedding layer for {shape[0]:,} "
+            f"words (data.vocab_size) with {shape[1]} dimensions (model.embedding_dim); add this "
             "layer, or leave model.embeddings out"
         )
     return fitting[0]
@@ -176,7 +176,8 @@ def check_network(
     where = f"model.architecture = {job.model.architecture!r}"
     model = build_network(job, num_outputs)
     tokens = np.arange(8 * job.data.maxlen, dtype=np.int32).reshape(8, -1) % job.data.vocab_size
-    # Large weights show the range of the outputs. A new network's outputs are all near 0.
+    # If a network has no final activation, its outputs leave the range from 0 to 1 with large
+    # weights. With the initial weights, these outputs are all near 0.
     random = np.random.default_rng(1)
     for each in model.trainable_variables:
         each.assign(random.normal(size=each.shape))
@@ -246,13 +247,13 @@ def _traced_training(model: keras.Model, job: Job, where: str) -> tuple[int, lis
     """Trace a training step without running it, so that no random state changes.
 
     Args:
-        model: a custom network whose dropout layers `place_dropouts` has changed; the caller must
-            not use the network afterwards.
+        model: a custom network, after `place_dropouts` has changed its dropout layers. The caller
+            must not use the network after this call.
         where: the beginning of error messages: the job's key and its value.
 
     Returns:
-        The number of losses that the network adds by regularizers or `add_loss`, and the paths of
-        the trainable weights on which the network's output in training does not depend.
+        A tuple of the number of losses that the network adds (by regularizers or `add_loss`), and
+        the paths of the trainable weights that have no effect on the network's output in training.
     """
     if job.model.embeddings:
         embedding_of_words(model, job)

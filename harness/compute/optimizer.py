@@ -33,10 +33,12 @@ class RampedAverage:
 
     `tf.train.ExponentialMovingAverage` with `num_updates` uses the same formula. After n steps, the
     average covers about the last n / 9 steps, but at most 1 / (1 - m) steps. A bias correction like
-    Adam's is not used: the average would then weigh the first 1 / (1 - m) steps almost equally.
+    Adam's is not used: with this correction, the average would weigh the first 1 / (1 - m) steps
+    almost equally.
     """
 
-    # Attributes that a subclass inherits from a Keras optimizer; see `build_optimizer`.
+    # `build_optimizer` makes a class that inherits from this class and from a Keras optimizer. The
+    # Keras optimizer has these attributes.
     ema_momentum: float
     iterations: keras.Variable
     _model_variables_moving_average: list[keras.Variable]
@@ -84,7 +86,7 @@ class RateSchedule(keras.optimizers.schedules.LearningRateSchedule):  # type: ig
         self.cut.assign(value)
 
     def _share(self, done: tf.Tensor) -> tf.Tensor:
-        """Return the schedule's factor of `train.learning_rate` after `done` steps.
+        """Return the factor by which the schedule multiplies the learning rate after `done` steps.
 
         The factor of the warm-up is not included.
         """

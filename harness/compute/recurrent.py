@@ -116,7 +116,8 @@ def compute_in_float32(model: keras.Model) -> list[str]:
     names = []
     for layer in all_layers(model):
         if isinstance(layer, RNN | Bidirectional) and layer.compute_dtype == "bfloat16":
-            for part in layer._flatten_layers():  # the layer itself, its cells and directions
+            # The layer itself, its cells, and the two layers inside a bidirectional layer.
+            for part in layer._flatten_layers():
                 part.dtype_policy = "float32"
             names.append(layer.name)
     return names
@@ -218,7 +219,7 @@ def _in_blocks_order(gates: tf.Tensor) -> tf.Tensor:
 
 
 def _with_directions(model: keras.Model) -> Iterator[keras.Layer]:
-    """Yield all layers of the model, and both directions of bidirectional layers."""
+    """Yield all layers of the model, and the two layers inside each bidirectional layer."""
     for layer in all_layers(model):
         yield layer
         for name in ("forward_layer", "backward_layer"):
@@ -253,7 +254,8 @@ def count_kernels(graph: tf.Graph, layers: list[keras.Layer], kernel: str) -> di
         for base in {_base(layer.name) for layer in layers}:
             names = [layer.name for layer in layers if _base(layer.name) == base]
             matching = [scope for scope in scopes if _base(scope) == base]
-            if len(names) == len(matching):  # else the graph function is a loop's body
+            # If the numbers differ, the graph function is the body of a loop.
+            if len(names) == len(matching):
                 for name, scope in zip(names, matching, strict=True):
                     num = fused.count(scope)
                     counts[name] = min(num, counts.get(name, num))
@@ -292,8 +294,8 @@ def why_slow(kernels: Mapping[str, str]) -> str:
     if not names:
         return ""
     return (
-        f"{names}: slow on a GPU, because computed word by word, without cuDNN; set "
-        "model.reset_after = true and train.xla = auto, or use a CPU (in a custom network, cuDNN "
-        "also needs Keras's default activations and biases, and no masks, recurrent_dropout or "
-        "unroll)"
+        f"{names}: slow on a GPU, because TensorFlow computes these layers word by word, without "
+        "cuDNN; set model.reset_after = true and train.xla = auto, or use a CPU (in a custom "
+        "network, cuDNN also needs Keras's default activations and biases, and no masks, "
+        "recurrent_dropout or unroll)"
     )

@@ -37,7 +37,7 @@ RECORDED = ("NCCL_", "CUDA_", "CUBLAS_", "CUDNN_", "XLA_FLAGS", "TF_CUDNN_", "NV
 device_messages: list[str] = []  # messages that TensorFlow printed when it listed the GPUs
 
 START_S = 120.0  # seconds that the workers may take to connect to each other
-# Seconds without a worker's heartbeat, after which TensorFlow stops the other workers' steps.
+# If a worker sends no heartbeat for this many seconds, TensorFlow stops the other workers' steps.
 HEARTBEAT_S = 30.0
 
 
@@ -127,8 +127,8 @@ def import_tensorflow(
     # Number the GPUs as the driver does. By default CUDA puts the fastest GPU first.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     if deterministic:
-        # Otherwise cuDNN's recurrent layers are not reproducible, since cuBLAS may use a different
-        # workspace on each stream (cuDNN's manual, "Reproducibility").
+        # Without this variable cuDNN's recurrent layers are not reproducible, since cuBLAS may use
+        # a different workspace on each stream (cuDNN's manual, "Reproducibility").
         os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
     if gpu.has_driver():
         gpu.keep_compiled_kernels()
@@ -348,7 +348,7 @@ def describe_numerics() -> dict[str, Any]:
 
 
 def describe_cuda() -> dict[str, Any]:
-    """Describe GPUs, driver and CUDA for the run's record; return {} if the CPU trains."""
+    """Describe the GPUs, the driver and CUDA for the run's record; {} without a GPU."""
     import tensorflow as tf
 
     gpus = tf.config.get_visible_devices("GPU")

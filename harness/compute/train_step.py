@@ -72,12 +72,14 @@ class TrainStep:
             self.export_model = build_network(job, num_outputs)
             put_vectors(self.export_model, job, vectors)
             self.model = training_network(job, self.export_model, num_outputs)
-            put_vectors(self.model, job, None)  # only sets the embedding's `trainable`
+            # Without vectors, `put_vectors` only sets `trainable` of the embedding layer.
+            put_vectors(self.model, job, None)
             if self.is_compiled:
                 turn_cudnn_off(self.model)
             if plan.way == "block":
                 use_block_kernel(self.model)
-            self.in_float32: list[str] = []  # names of layers that don't use the job's bfloat16
+            # The names of the layers that compute in float32 although the job sets bfloat16.
+            self.in_float32: list[str] = []
             if num_own_gpus():
                 look_up_by_gather(self.model)
                 self.in_float32 = compute_in_float32(self.model)
@@ -122,7 +124,8 @@ class TrainStep:
         """Compute one replica's part of a step, and update the weights.
 
         Returns:
-            The replica's sum of losses and number of correct predictions; then `vote`, if given.
+            The replica's sum of losses and its number of correct predictions, followed by `vote` if
+            it is not None, `[2] float64` or `[3] float64`.
         """
         # The parts are independent operations, so several threads compute them in parallel.
         parts = in_parts(batch, self.num_examples, self.examples_per_part)
@@ -175,8 +178,9 @@ class TrainStep:
 
     def _global_gradients(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
         # Keras clips each replica's gradients, and checks them for overflow of float16, before it
-        # adds up the replicas' gradients. So add the gradients up here first, and clip the sum. In
-        # the end divide the sum by the number of replicas, since Keras adds up the results again.
+        # adds up the replicas' gradients. So add the gradients up here first, and clip the sum.
+        # Finally divide the sum by the number of replicas, since Keras will add up the equal
+        # results of all replicas.
         context = tf.distribute.get_replica_context()
         gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         if self.job.train.clipnorm > 0:

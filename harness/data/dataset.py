@@ -184,8 +184,9 @@ def content_checksum(
         for name, dtype in ARRAYS.items():
             array = np.ascontiguousarray(getattr(split, name), np.dtype(dtype).newbyteorder("<"))
             digest.update(array.data)
-    # A NUL separates the number from the words, since no word contains a NUL. Without a validation
-    # split the number is left out, as in versions that had no validation splits.
+    # A NUL, which no word contains, separates the words from the number of validation reviews.
+    # Without a validation split the number is left out, as in versions that had no validation
+    # splits.
     mark = f"\0{num_validation}" if num_validation else ""
     digest.update(("\n".join(vocab) + mark).encode())
     return digest.hexdigest()
@@ -227,7 +228,7 @@ def validation_cut(num_reviews: int, share: float) -> int:
     """Return how many of the reviews are for training, as in Keras.
 
     Args:
-        share: the share of the reviews, taken from their end, that is for validation.
+        share: the fraction of the reviews that is for validation; these reviews are the last ones.
     """
     cut = int(num_reviews * (1 - share))
     # Keep at least one review for training and one for validation.

@@ -1,7 +1,7 @@
 """The folder that stores a dataset as flat arrays.
 
 Opening a folder computes the checksum again, because a user or a disk error may have changed the
-reviews. The checksum of IMDB (46 MB) takes 0.03 s.
+reviews. Computing the checksum of IMDB (46 MB) takes 0.03 s.
 """
 
 import json
@@ -72,7 +72,7 @@ def fill_folder(dataset: Dataset, folder: Path, mode: int = PRIVATE) -> None:
     """Write a dataset into an empty folder, which other users can't open before it is complete.
 
     Args:
-        mode: the largest permissions of the folder and its files; the umask may remove some.
+        mode: the permissions of the folder and its files, before the umask is applied.
 
     Raises:
         OSError: if the folder can't be written.
@@ -88,7 +88,8 @@ def fill_folder(dataset: Dataset, folder: Path, mode: int = PRIVATE) -> None:
         "format": FORMAT,
         "checksum": dataset.checksum,
         "is_sample": dataset.is_sample,
-        # The sample's note is not stored: it states why this one command uses the sample.
+        # The note of the packaged sample is not stored: the note states why the current command
+        # uses the sample, which need not apply to a later command.
         "note": dataset.note if dataset.is_own else "",
         "classes": dataset.classes,
         "num_validation": dataset.num_validation,
@@ -181,8 +182,8 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
     cached = cache_folder() / name
 
     def check(earlier: Path) -> None:
-        # On a disk without locks, another process may have made the dataset meanwhile. This
-        # dataset must stay, because a run may already read it.
+        # On a file system without locks, another process may have made the dataset while this
+        # process was making it. The other process's dataset must stay: a run may already read it.
         if open_if_whole(earlier):
             raise FileExistsError
 

@@ -14,7 +14,7 @@ MAX_PERMUTED = 5_000_000  # the largest number of review indices (4 bytes) in a 
 # batches. The batches of a larger pool contain less padding, but are less random.
 BATCHES_IN_POOL = 50
 # With data.bucket, the number of allowed batch lengths within a factor of two, such as from 100 to
-# 199. With four, about a tenth of a batch is padding.
+# 199. With four allowed lengths, about a tenth of a batch is padding.
 LENGTHS_PER_OCTAVE = 4
 SHORTEST = 8  # the smallest allowed batch length, unless `maxlen` is smaller
 
@@ -95,7 +95,7 @@ def evaluation_order(lengths: np.ndarray, shape: BatchShape) -> np.ndarray:
 def padded_lengths(maxlen: int) -> np.ndarray:
     """Return the lengths allowed for batches with `bucket`, ascending; the last is `maxlen`.
 
-    Only few lengths are allowed, because TensorFlow compiles a graph for each length. The lengths
+    Only a few lengths are allowed, because TensorFlow compiles a graph for each length. The lengths
     do not depend on the data.
     """
     octaves = np.arange(LENGTHS_PER_OCTAVE * maxlen.bit_length()) / LENGTHS_PER_OCTAVE

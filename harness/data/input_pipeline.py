@@ -19,7 +19,7 @@ from harness.errors import InputError
 from harness.job.keys import Job
 
 MAX_RATIOS = 60  # the largest number of n-gram ratios (4 bytes each) for a word
-# One call gathers this many examples, since each call costs as much time as a few examples.
+# One call gathers this many examples. Starting a call takes as long as gathering a few examples.
 EXAMPLES_AT_ONCE = 1024
 PREFETCHED = 2  # the number of prefetched groups of EXAMPLES_AT_ONCE
 PREFETCHED_BY_LENGTH = 8  # with data.bucket: the number of prefetched batches
@@ -35,7 +35,8 @@ class Batch(NamedTuple):
     The length `time` is the job's `maxlen`; with `data.bucket` it is one of `padded_lengths`.
     """
 
-    tokens: tf.Tensor  # [examples, time] int32; padding comes first, with data.bucket last
+    # [examples, time] int32; the padding is at the start of a row, with data.bucket at its end.
+    tokens: tf.Tensor
     labels: tf.Tensor  # [examples] float32, the label of the class: 0, 1, …
     weights: tf.Tensor  # [examples] float32, 1 for a review, 0 for an empty review
     positions: tf.Tensor  # [examples] int32, the position of each example in the global batch
@@ -102,10 +103,11 @@ class PaddedReviews:
     """
 
     def __init__(self, reviews: Reviews, shape: BatchShape) -> None:
-        """Copy the reviews into tensors on the CPU, because a graph would copy each array.
+        """Copy the reviews into tensors on the CPU.
 
-        Two tokens follow the tokens of all reviews: a padding token, and START. With `data.bucket`,
-        an empty review consists of this START, because cuDNN does not accept an empty row.
+        Every graph that uses a NumPy array contains a copy of the array. After the tokens of the
+        last review, the tensor of tokens contains a padding token and START. With `data.bucket`, an
+        empty review consists of this START, because cuDNN does not accept an empty row.
         """
         self.shape, self.num_tokens = shape, int(reviews.offsets[-1])
         empty, ends = self.num_tokens + 1, reviews.offsets[1:]
@@ -156,7 +158,9 @@ class Start(NamedTuple):
     """The step of the first batch, and whether the batches are repeated."""
 
     step: int = 0  # the step of the first batch, counted from the start of the permutations
-    steps_before: int = 0  # the run's steps before the permutations; part of `Batch.step`
+    # The number of the run's steps before the first epoch of the permutations. `Batch.step` is the
+    # sum of this number and the step in the permutations.
+    steps_before: int = 0
     endless: bool = False  # whether the batches are repeated without end
 
 
@@ -188,7 +192,9 @@ def batches(
         at_once = 1 if shape.bucket else -(-EXAMPLES_AT_ONCE // num_examples)
 
         @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
-        def per_replica_batches(k: tf.Tensor) -> Batch:  # k: step * num_local + local, [num]
+        def per_replica_batches(k: tf.Tensor) -> Batch:
+            # k, [num], numbers this worker's batches: k = step * num_local + local, where `local`
+            # is the index of a replica among the worker's replicas.
             step, local = k[:, None] // num_local, k[:, None] % num_local
             replica = context.input_pipeline_id * num_local + local
             position = replica * num_examples + tf.range(num_examples, dtype=tf.int64)
@@ -235,7 +241,8 @@ class _Source:
         Args:
             step: the step of each batch, `[num, 1] int64`.
             position: the positions of the examples in the global batch, `[num, examples] int64`.
-            before: the number of steps of the run before the permutations, `Start.steps_before`.
+            before: the number of the run's steps before the first epoch of the permutations,
+                `Start.steps_before`.
         """
         steps_per_epoch = num_steps(self.num_reviews, self.batch_size)
         first_in_epoch = step % steps_per_epoch * self.batch_size

@@ -51,8 +51,9 @@ def binary_ngrams(
         max_words: the largest number of words in an n-gram.
 
     Returns:
-        The matrix, `[num_reviews, num_ngrams] float64`, which is 1 if the review contains the
-        n-gram, else 0; and the n-grams, one for each column. The columns of single words are first.
+        A tuple of the matrix, `[num_reviews, num_ngrams] float64`, and the n-grams, one for each
+        column. An entry of the matrix is 1 if the review contains the n-gram, else 0. The columns
+        of single words are first.
     """
     from scipy.sparse import csr_matrix, hstack
 
@@ -64,7 +65,7 @@ def binary_ngrams(
         is_known = numbers >= 0
         indices = (review_of[: len(numbers)][is_known], numbers[is_known])
         part = csr_matrix((np.ones(len(indices[0])), indices), shape=(len(split), len(codes)))
-        part.data[:] = 1.0  # csr_matrix adds up the n-grams that a review repeats
+        part.data[:] = 1.0  # csr_matrix counts how often a review contains an n-gram
         parts.append(part)
     return hstack(parts, format="csr"), tuple(all_codes)
 
@@ -78,7 +79,7 @@ def numbered_ngrams(split: Split, known: Ngrams, max_words: int) -> Iterator[tup
         known, max_words: as for `binary_ngrams`.
 
     Yields:
-        For each length of n-grams, two arrays. The first array, `[num_tokens - length + 1]`,
+        Two arrays for each length of n-grams. The first array, `[num_tokens - length + 1]`,
         contains the number of the n-gram that begins at each position, or -1 for an unknown n-gram.
         The second array contains the codes (see `Ngrams`) of the n-grams of this length, in the
         order of their numbers.
@@ -111,7 +112,8 @@ def _held_by_several(codes: Ints, owners: Ints) -> Ints:
     order = np.argsort(codes, kind="stable")
     order = order[np.searchsorted(codes[order], 0) :]
     ordered = codes[order]
-    edges = np.flatnonzero(np.diff(ordered, prepend=-1, append=-1))  # where the code changes
+    # The positions at which a new code begins in the sorted array, and the end of the array.
+    edges = np.flatnonzero(np.diff(ordered, prepend=-1, append=-1))
     first, last = edges[:-1], edges[1:] - 1
     kept: Ints = ordered[first[owners[order[first]] != owners[order[last]]]]
     return kept

@@ -72,10 +72,11 @@ def read_texts(source: Path, form: DataConfig = DEFAULT_FORM) -> Iterator[Text]:
     """Yield the reviews of a source, one after another.
 
     Args:
-        form: the job's `[data]`; the keys in `FORMAT_KEYS` describe the format of the tables.
+        form: the job's `[data]` table; its keys in `FORMAT_KEYS` describe the format of the files.
 
     Raises:
-        InputError: if the source can't be used; the message states the error's place and a remedy.
+        InputError: if the source can't be used; the message says where the error is, and how to
+            correct it.
     """
     for part in _parts(source):
         yield from read_file(part, form)
@@ -95,7 +96,8 @@ def source_checksum(source: Path, form: DataConfig = DEFAULT_FORM) -> str:
             raise InputError(
                 f"{part.where}can't be read ({error.strerror}); check its mode"
             ) from None
-        # The name of a single file does not matter. In a folder, names state classes and splits.
+        # The name of a single file does not matter. In a folder, the names of files and folders
+        # determine the classes and splits.
         name = table_ending(part.path.name) if part.path == source else part.location
         digest.update(hashlib.sha256(os.fsencode(name)).digest() + content)
     digest.update(repr([getattr(form, key) for key in FORMAT_KEYS]).encode())
@@ -120,8 +122,8 @@ def _parts(source: Path) -> Iterator[SourceFile]:
             raise InputError(f"data.source {source}: is not a regular file; {REMEDY}")
         elif not table_ending(source.name):
             raise InputError(
-                f"data.source {source}: should end in {', '.join(TABLES)}, perhaps with .gz or "
-                f".zst; {REMEDY}"
+                f"data.source {source}: the file's name should end in {', '.join(TABLES)}; .gz or "
+                f".zst may follow, except after .parquet; {REMEDY}"
             )
         else:
             yield SourceFile(source, "", f"data.source {source}: ", "")
@@ -167,11 +169,12 @@ def _folder_parts(source: Path) -> Iterator[SourceFile]:
 def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str, str]:
     """Return the tables in a folder: the name of each, and the split that the name contains.
 
-    If no name contains a split, the split of each table is empty. But if, in this case, the folder
-    also contains folders, the result is empty.
+    If no name contains a split and the folder has subfolders, the result is empty. If no name
+    contains a split and the folder has no subfolders, the split of each table is "".
 
     Raises:
-        InputError: if one name contains a split, but another contains none or two.
+        InputError: if one table's name contains the name of a split, but another table's name
+            contains none or two.
     """
     names = [name for name, entry in entries.items() if table_ending(name) and entry.is_file()]
     named = {name: {*SPLIT_NAME.findall(name.casefold())} for name in names}

@@ -111,7 +111,7 @@ def test_fewer_gpus_than_slurm_gave(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 def test_a_driver_without_a_promise_causes_a_warning(
     harness: Harness, broken_driver: dict[str, str]
 ) -> None:
-    """The CPU trains, a warning says why, and TensorFlow's message is shown."""
+    """The run uses the CPU, a warning gives the reason, and TensorFlow's message is shown."""
     harness.environment.pop("CUDA_VISIBLE_DEVICES", None)
     harness.environment |= broken_driver
     done = harness.train("rnn", "warned", "--set", "train.epochs=1")

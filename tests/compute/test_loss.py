@@ -36,7 +36,7 @@ def test_impossible_class_weights_are_refused() -> None:
         class_weights(TrainConfig(class_weights=dict.fromkeys(CLASSES, 0.0)), CLASSES, LABELS)
     with pytest.raises(InputError, match=r"train\.class_weights\.d: .*the classes are a, b, c"):
         class_weights(TrainConfig(class_weights={"d": 1.0}), CLASSES, LABELS)
-    with pytest.raises(InputError, match="no training review is of class 'c'"):
+    with pytest.raises(InputError, match="class 'c' has no training reviews"):
         class_weights(TrainConfig(class_weights="balanced"), CLASSES, LABELS[:4])
 
 

@@ -135,7 +135,7 @@ def test_a_network_without_an_embedding_for_the_vectors_is_refused() -> None:
     content = custom(BODY).model_dump()
     content["model"] |= {"embeddings": "glove.txt", "embedding_dim": 5}
     job = check_job(content, Path("mine.toml"))
-    with pytest.raises(InputError, match=r"no layer Embedding of 50 words .* and 5 numbers"):
+    with pytest.raises(InputError, match=r"no Embedding layer for 50 words .* with 5 dimensions"):
         check_network(job)
     assert check_network(job, trains=False) == ""
     content["model"]["embedding_dim"] = 4
@@ -252,7 +252,7 @@ def test_a_function_that_returns_different_networks_is_refused() -> None:
     """The trained and the exported network must have the same weights."""
     body = BODY.replace("vocab_size, 4", "vocab_size, SIZES.pop()")
     job = custom(body, head=f"{HEAD}SIZES = [1, 2, 3, 4, 5]\n")
-    with pytest.raises(InputError, match="another network each time"):
+    with pytest.raises(InputError, match="a different network at each call"):
         training_network(job, build_network(job))
 
 

@@ -77,7 +77,7 @@ CELLS = [
     ),
     (NCCL, False, "ncclAllReduce:2:3 ncclAllReduce:6:0"),
     (LOST, True, "cuStreamSynchronize:802:10"),
-    ("the GPU accepts no further process: ", False, "cuDevicePrimaryCtxRetain:46:0"),
+    ("the GPU accepts no more processes: ", False, "cuDevicePrimaryCtxRetain:46:0"),
 ]
 NIGHTLY = {cell: (line, of_node) for line, of_node, cells in CELLS for cell in cells.split()}
 

@@ -152,7 +152,7 @@ def _shortened(line: str) -> str:
 def out_of_memory(*, sees_memory: bool) -> RunError:
     """Return the error for a device whose memory is full.
 
-    The message lists the processes that use the memory of the GPUs.
+    If `sees_memory` is true, the message lists the processes that use the memory of the GPUs.
 
     Args:
         sees_memory: whether to ask the GPU's driver which processes use the memory.

@@ -22,8 +22,8 @@ LARGEST_PART = 2048  # largest size of a part of a batch: reviews * units of all
 LONGEST_COMPILED = 200
 MAX_PARTS = 4  # the largest number of parts of a batch
 BLOCK_PARTS = 2  # replaces MAX_PARTS if BlockLSTM computes the LSTM layers
-# The smallest `data.limit` for which XLA compiles the evaluation. With fewer reviews, compiling
-# takes longer than evaluating without XLA.
+# With `train.xla = "auto"` and a smaller `data.limit` (except 0, all reviews), XLA does not compile
+# the evaluation, because compiling takes longer than evaluating without XLA.
 FEWEST_COMPILED = 5000
 
 # keras: Keras's layers are not changed; xla: XLA compiles the forward and backward pass; block: one

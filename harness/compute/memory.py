@@ -87,7 +87,7 @@ def largest_gb(search: SearchSpec, kind: str | None = None) -> float:
 
 
 def measure_gpu_gb() -> float | None:
-    """Measure this process's memory on its fullest GPU, in GB; None if it uses no GPU."""
+    """Measure this process's memory on its fullest GPU, in GB; None without a GPU."""
     import tensorflow as tf
 
     gpus = tf.config.get_visible_devices("GPU")

@@ -111,7 +111,7 @@ def uniform(shape: tuple[int | tf.Tensor, ...], seed: tf.Tensor) -> tf.Tensor:
     """Draw numbers from 0 to below 1 that depend only on the seed, `[2] int64`.
 
     The function is always compiled, because XLA and TensorFlow's kernel draw different numbers from
-    a seed. The algorithm is set because the default depends on the device.
+    a seed. The argument `alg` is set because TensorFlow's default algorithm depends on the device.
     """
     return tf.random.stateless_uniform(shape, seed, alg="philox")
 
@@ -202,14 +202,14 @@ def _drops_words(layer: Dropout) -> bool:
 
 
 def place_dropouts(model: keras.Model, seed: int, batch_size: int) -> list[str]:
-    """Let all dropout layers of a model, even nested ones, drop like `GlobalBatchDropout`.
+    """Make a model's dropout layers, even nested ones, draw masks as `GlobalBatchDropout` does.
 
     A layer inside another layer, or in a subclass of `keras.Model`, can't be replaced by another
     object. So the layers stay, and their method `call` is replaced.
 
     Returns:
-        The names of the layers whose random numbers or batch averages still depend on the number of
-        replicas.
+        The names of the layers whose random numbers or batch statistics (as in batch normalization)
+        still depend on the number of replicas.
     """
     others = []
     for number, layer in enumerate(all_layers(model), 1):

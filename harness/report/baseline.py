@@ -55,9 +55,11 @@ NGRAM_RECIPE = "2: binary 1- to 3-grams in 2 reviews, log-count ratios, logistic
 FIRST_WORD = 4  # the index of the first word; 0 to 3 are padding, start, unknown, and unused
 TFIDF, NGRAMS = "tf-idf", "n-grams"
 NGRAMS_NAME = f"{NGRAMS}, whole"  # the model reads whole reviews; networks read only the last words
-VALIDATION_SHARE = 0.2  # C is chosen on this share of the training reviews, a job's default share
+# C is chosen on this share of the training reviews or on the dataset's own validation split. The
+# default of `data.validation_split` is the same share.
+VALIDATION_SHARE = 0.2
 STRENGTHS = (0.1, 1.0, 10.0)  # candidates for C, the inverse of the regularization strength
-MAX_ITERATIONS = 1000  # liblinear stops after so many iterations; IMDB needs 22 to 47
+MAX_ITERATIONS = 1000  # largest number of liblinear's iterations; IMDB needs 22 to 47
 UNKNOWN = 0  # rank of a word that is in no n-gram
 
 
@@ -223,7 +225,7 @@ class NgramModel:
     ngrams: Ngrams
     weights: Floats  # [num_models, num_ngrams]
     biases: Floats  # [num_models]
-    words: Sequence[str] = ()  # the word for each element of `ngrams[0]`
+    words: Sequence[str] = ()  # the single words whose codes `ngrams[0]` lists, in the same order
     # How the model was fit. `to_bytes` omits these fields.
     strength: float = math.nan  # the chosen value of C
     validation: Mapping[float, float] = field(default_factory=dict)  # accuracy for each tried C
@@ -404,7 +406,10 @@ def _probabilities(features: "csr_matrix", weights: Floats, biases: Floats) -> F
 
 
 def _cached(key: tuple[object, ...], score: Callable[[], Baseline] | None) -> list[Baseline]:
-    """Return the cached baseline, else the result of `score`; without `score`, an empty list."""
+    """Return a list with the cached baseline or else with the result of `score`.
+
+    If the baseline is not cached and `score` is None, the list is empty.
+    """
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()
     path = cache_folder() / "baseline" / f"{name}.json"
     with contextlib.suppress(OSError, ValueError):  # the file is missing or broken
@@ -424,8 +429,8 @@ def _cached(key: tuple[object, ...], score: Callable[[], Baseline] | None) -> li
 def find_dataset(group: DatasetGroup, data: Path | None) -> Dataset:
     """Find the dataset whose checksum the runs recorded.
 
-    Look first in `data`, then where a new run would look, but without a download, and last in the
-    sources and folders that the runs recorded.
+    Look first in `data`. Then look where a new run would look, but download nothing. Last, look in
+    the sources and folders that the runs recorded.
 
     Raises:
         InputError: if `data` contains no dataset, or the dataset is not found.
@@ -446,7 +451,8 @@ def _candidates(group: DatasetGroup) -> Iterator[Callable[[], Dataset]]:
     if group.is_sample:
         yield open_sample
     yield partial(open_dataset, download=False)
-    # Sources of users' texts, and folders of IMDB. Duplicates are left out: reading takes minutes.
+    # The runs recorded the sources of users' own texts and the folders of IMDB. Each source or
+    # folder is opened only once, because reading takes minutes.
     sources: dict[tuple[Path, DataConfig], None] = {}
     folders: dict[str, None] = {}
     for run in group.all_runs:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 # of "the book": Baig et al. (2020), The Deep Learning Workshop.
 BOOK = {"rnn": 0.8415, "lstm": 0.8705, "gru": 0.8706, "bilstm": 0.8760, "stacked_lstm": 0.8753}
 
-NO_SPREAD = 1e-11  # a smaller standard error of accuracies is only a rounding error
+NO_SPREAD = 1e-11  # a standard error of accuracies below this value is only a rounding error
 
 # Runs of one job may differ in these settings: the seed, and settings that don't change the result.
 WITHOUT_RESULT = {"train.seed", *(k for k, facts in FACTS.items() if facts.changes == "nothing")}
@@ -94,7 +94,8 @@ class DatasetGroup:
     limit: int  # how many reviews of each split are used, 0 for all
     is_sample: bool
     num_test: int | None
-    runs: Mapping[str, Sequence[ScoredRun]]  # by the row's name in tables; one run per seed
+    # The runs of each row of the tables, one run per seed. The keys are the names of the rows.
+    runs: Mapping[str, Sequence[ScoredRun]]
 
     @property
     def title(self) -> str:
@@ -183,7 +184,7 @@ def t_interval(mean: Any, error: Any, dof: Any, level: float) -> tuple[Any, Any]
 def scored_runs(named: Sequence[Path]) -> tuple[list[ScoredRun], list[LeftOut]]:
     """Return the tested runs in the named folders, and the folders that are left out.
 
-    Of a sweep only the retrained runs in `winner/` are found; its trials have no test scores.
+    A sweep's trials have no test scores, so only the sweep's retrained runs are returned.
 
     Args:
         named: runs, folders of runs, or glob patterns that match such folders.
@@ -248,7 +249,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     if is_ensemble(folder):
         settings = table(ensemble, "settings")
     else:
-        # A run that is older than a key was trained with the key's default.
+        # If a run began before a settings key existed, the run was trained with the key's default.
         settings = DEFAULTS | _settings(toml) | _begun_with(record) | vectors_of(result)
         for path, source in table(toml, "code").items():
             settings[f"code.{path}"] = source_digest(str(source))
@@ -256,7 +257,7 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
         return LeftOut(folder, "not tested", "data.test = false")
     if not is_finished and not is_ensemble(folder):
         return _unfinished(folder, run.read_json("state.json"))
-    # A table of pandas can't contain half of a surrogate pair, a kind of broken character.
+    # A pandas table can't contain an unpaired surrogate, which is a kind of invalid character.
     result = {key: printable(e) if isinstance(e, str) else e for key, e in result.items()}
     job, architecture = text(result.get("job")), text(result.get("architecture"))
     accuracy, seed = number(result.get("accuracy")), whole(result.get("seed"))
@@ -331,9 +332,9 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
     """Group runs by their data, and within a group by job and settings.
 
     Returns:
-        The groups, full datasets first and samples last, and a list of repeated runs: runs with the
-        job, settings and seed of an earlier run. Repeated runs are in no group, because repeating a
-        run must not improve the scores.
+        The groups, and a list of the repeated runs, which have the job, settings and seed of an
+        earlier run. Groups on full datasets come first; groups on the harness's sample reviews come
+        last. Repeated runs are in no group, because repeating a run must not improve the scores.
     """
     by_data: dict[tuple[str, int], list[ScoredRun]] = {}
     for run in runs:

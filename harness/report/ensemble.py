@@ -77,7 +77,10 @@ DIGITS = 4  # decimal digits of a weight
 
 
 class Member(BaseModel, frozen=True):
-    """A member of an ensemble. Only people read its other fields in `ensemble.toml`."""
+    """A member of an ensemble.
+
+    Only people read the fields of a member in `ensemble.toml` that this class lacks.
+    """
 
     weight: Annotated[float, Field(ge=0, le=1)]
 
@@ -97,7 +100,8 @@ class Ensemble(BaseModel, frozen=True):
         """Read the ensemble in a folder; error messages begin with `option` and the folder.
 
         Raises:
-            InputError: if the folder contains no ensemble, or a broken one, or another version's.
+            InputError: if the folder contains no ensemble, if the ensemble is broken, or if another
+                version of the harness made the ensemble.
             DiskError: if the disk fails.
         """
         content = RunDirectory(folder).certain_toml(ENSEMBLE_FILE)
@@ -234,7 +238,10 @@ class RunMember:
 
     @property
     def shared(self) -> dict[str, Any]:
-        """The properties that all runs of an ensemble must share, by their names for messages."""
+        """The properties that all runs of an ensemble must share.
+
+        The keys are the names that error messages use for the properties.
+        """
         labels = {name: labels for name, (labels, _) in self.predictions.items()}
         together = np.concatenate([*labels.values()])
         return {
@@ -287,9 +294,11 @@ def read_member(folder: Path) -> RunMember:
     """Read a finished run with its predictions.
 
     Raises:
-        InputError: if the run is unfinished, untested or unreadable, or from another version.
+        InputError: if the run is unfinished, untested or unreadable, or if another version of the
+            harness made the run.
     """
-    job = RunDirectory.open(folder).job()  # refuses runs of other versions and other users' code
+    # `job` refuses a run that another version made, and a run that needs another user's code.
+    job = RunDirectory.open(folder).job()
     run = read_run(folder)
     if isinstance(run, LeftOut):
         raise InputError(
@@ -338,8 +347,8 @@ def make_ensemble(
         run_id: the ensemble's id; by default made from the time and the seeds.
 
     Returns:
-        The ensemble's folder, the content of its `result.json`, and a table of texts with a row for
-        each member, then one for the ensemble.
+        The ensemble's folder, the content of its `result.json`, and a table of formatted numbers
+        with a row for each member and a last row for the ensemble.
 
     Raises:
         InputError: if the runs can't be combined, or the folder exists.
@@ -409,7 +418,8 @@ def _linear_model(
     """Fit the linear model to the training reviews of a run.
 
     Returns:
-        The model, and its probabilities for the reviews of each file of predictions.
+        The model, and its probabilities for the reviews in each of the run's prediction files. The
+        keys are the names of the files.
     """
     dataset = dataset_of(RunDirectory(member.run.folder), member.job, data)
     limit, share = member.job.data.limit, member.job.data.validation_split
@@ -430,7 +440,10 @@ def _linear_model(
 
 
 def _arrays(labels: Ints, probabilities: Floats) -> dict[str, Any]:
-    """Return the arrays of `predictions.npz`; of two classes, only label 1 has probabilities."""
+    """Return the arrays of `predictions.npz`.
+
+    If there are two classes, `probabilities` contains only the probability of label 1.
+    """
     shown = probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities
     return {"probabilities": shown.astype(np.float32), "labels": labels.astype(np.int32)}
 
@@ -561,7 +574,7 @@ def content_of(
 
 
 def _escaped(folder: Path) -> str:
-    return printable(str(folder.absolute()))  # TOML is UTF-8; a path may not be
+    return printable(str(folder.absolute()))  # TOML must be UTF-8, but a path can contain any bytes
 
 
 def settings_of(members: Sequence[RunMember], *, ngrams: bool) -> dict[str, Any]:

@@ -35,10 +35,11 @@ FILES = frozenset((TABLE, REPORT, "comparison.md", "comparison.tex"))
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse to replace a folder that contains files other than an earlier comparison.
+    """Check that a new comparison would replace nothing but an earlier comparison.
 
     Raises:
-        InputError: if the folder contains other files, or `folder` is not a folder.
+        InputError: if `folder` exists and is neither an empty folder nor the folder of an earlier
+            comparison, or if the folder can't be read.
     """
     try:
         if not folder.exists():
@@ -116,7 +117,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.filters["table"] = html_table
-    # A path or a record may contain half of a surrogate pair; a table of pandas can't.
+    # A path or a record may contain an unpaired surrogate, which a pandas table can't contain.
     runs = [
         (printable(str(run.folder)), name, str(run.seed), f"{run.accuracy:.2%}")
         for part in parts

@@ -146,7 +146,7 @@ def _accuracy_by(
         chart.axes.axhline(100 * baseline.accuracy, linestyle=line, color=GREY, label=baseline.name)
     chart.axes.set(xlabel=label, ylabel="test accuracy, %")
     chart.axes.margins(x=0.1)
-    # Leave room for a marker at zero: a job without recurrent layers has none of their parameters.
+    # Leave room for a marker at zero: a job without recurrent layers has 0 recurrent parameters.
     chart.axes.set_xlim(left=-0.05 * chart.axes.get_xlim()[1])
     chart.axes.xaxis.set_major_formatter("{x:,.10g}")
     return chart.picture(

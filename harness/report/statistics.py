@@ -38,7 +38,7 @@ Ints = NDArray[np.int64]
 
 LEVEL = 0.95
 MAX_PAIRED = 12  # number of jobs; with more jobs, the spread over the seeds is pooled
-# The errors of `read_arrays`.
+# The errors that `read_arrays` raises.
 BROKEN = (OSError, ValueError, RunError)
 TOLERANCE = 1e-6  # allowed difference between the accuracies of predictions and `result.json`
 
@@ -52,12 +52,13 @@ def differences(group: DatasetGroup) -> "pandas.DataFrame":
     With more than `MAX_PAIRED` jobs, each job is compared with the best job only.
 
     Returns:
-        A table with a row per comparison. The rows with `is_shown` come first; both parts are
-        sorted by `mean`, the largest first. Columns: `first` and `second`, the names of two jobs,
-        of which `first` has the higher mean accuracy; `num_seeds`, the number of seeds that both
-        jobs have; `mean`, the accuracy of the first job minus that of the second; `low` and `high`,
-        the simultaneous 95 % interval of `mean`, NaN if no useful interval exists; `is_shown`,
-        whether the data show that the first job is better; `sentence`, the comparison in words.
+        A table with a row per comparison. The rows with `is_shown` come before the other rows. Each
+        of these two parts is sorted by `mean`, the largest first. Columns: `first` and `second`,
+        the names of two jobs, of which `first` has the higher mean accuracy; `num_seeds`, the
+        number of seeds that both jobs have; `mean`, the accuracy of the first job minus that of the
+        second; `low` and `high`, the simultaneous 95 % interval of `mean`, NaN if no useful
+        interval exists; `is_shown`, whether the data show that the first job is better; `sentence`,
+        the comparison in words.
     """
     import pandas
 
@@ -122,7 +123,7 @@ def _sentence(row: Any) -> str:
         return f"{row.first} is ahead of {row.second} {by}, {over}; no interval: {why}"
     what = f"{row.first} is better than {row.second}"
     if not row.is_shown:
-        unclear = f"it is not shown which of {row.first} and {row.second} is better"
+        unclear = f"the runs do not show which of {row.first} and {row.second} is better"
         what = f"{unclear}, although {row.first} is ahead"
     return f"{what} {by}, 95 % interval {100 * row.low:.2f} to {100 * row.high:.2f}, {over}"
 
@@ -134,9 +135,9 @@ def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]
     if len(compared):
         spread = "with one spread over seeds for all jobs" if is_pooled else "paired over seeds"
         lines.append(
-            f"t intervals, {spread}. Comparisons at once: {_num_comparisons(group, compared):,}; "
-            "the 95 % confidence is for all intervals together (Bonferroni), so comparing fewer "
-            "jobs gives narrower intervals."
+            f"t intervals, {spread}. Comparisons that Bonferroni's correction counts: "
+            f"{_num_comparisons(group, compared):,}. The 95 % confidence holds for all intervals "
+            "together, so comparing fewer jobs gives narrower intervals."
         )
     if not is_pooled and (left := num_pairs - len(compared)):
         lines.append(f"Pairs that share fewer than two seeds and can't be compared: {left}.")
@@ -165,7 +166,9 @@ class Predictions:
     """The readable predictions of the runs of a group."""
 
     labels: Ints  # [num_reviews], from 0
-    by_job: Mapping[str, Floats]  # by the row's name: [num_seeds, num_reviews, num_classes]
+    # The probabilities `[num_seeds, num_reviews, num_classes]` for each row of the tables. The keys
+    # are the names of the rows.
+    by_job: Mapping[str, Floats]
     classes: tuple[str, ...]  # the names of the classes, in the order of the labels
 
 
@@ -289,7 +292,7 @@ def verdict(tests: "pandas.DataFrame", model: str) -> str:
     elif (tests["shows"] < 0).all():
         said = f"no network is better than {model}"
     else:
-        said = f"it is not shown that a network is better than {model}"
+        said = f"the runs do not show that any network is better than {model}"
     p = f"largest p-value over the seeds: {first['p']:.2g}, significance level: {_level(tests):.2g}"
     return f"{said}; {where} (McNemar's exact test on the same reviews, {p})"
 

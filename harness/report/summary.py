@@ -32,7 +32,9 @@ from harness.system.console import printable, rich_console
 if TYPE_CHECKING:
     import pandas
 
-COLUMNS = {  # most important first, because a narrow terminal shows the last ones below
+# The headings of the columns, and the formats of the cells. The most important columns are first,
+# because a narrow terminal shows the last columns in a second table below.
+COLUMNS = {
     "job": "{job}",
     "test %": "{accuracy:.2f}",
     "s.d.": "{deviation:.2f}",
@@ -57,7 +59,7 @@ ACCURACIES = (
 SEVERAL_CLASSES = "F1 and ROC AUC are means over the classes (for ROC AUC, each against the rest)."
 MAX_SENTENCES = 10  # largest number of comparisons of jobs on a terminal
 MAX_DRAWN = 12  # largest number of jobs in a picture
-MAX_LEFT_OUT = 20  # largest number of lines on a terminal about runs that are left out
+MAX_LEFT_OUT = 20  # largest number of left-out runs that a terminal lists, one per line
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,8 @@ def to_markdown(parts: Sequence[Part]) -> str:
 
 def to_csv(parts: Sequence[Part]) -> str:
     """Return the table of `figures` as CSV."""
-    # The headings are made harmless too: they contain keys of jobs that others may have written.
+    # A heading may be a key of another person's job file. So the headings are changed too if a
+    # spreadsheet would run them as formulas.
     defused_figures = figures(parts).rename(columns=defused).map(defused)
     return str(defused_figures.to_csv(index=False, lineterminator="\n"))
 

@@ -9,8 +9,8 @@ from harness.system.console import printable
 if TYPE_CHECKING:
     import pandas
 
-# A cell that starts with one of these characters is a formula for a spreadsheet. The last four
-# characters are full-width.
+# A spreadsheet interprets a cell that begins with one of these characters as a formula. The last
+# four characters are full-width.
 FORMULA = (*"=+-@", "\t", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 

@@ -30,7 +30,7 @@ KILLED = 137  # exit code after SIGKILL, which the kernel sends when memory runs
 ENDED_BY_WARNING = (138, 140, 143)  # exit codes of a process ended by USR1, USR2 or TERM
 MEMORY_FACTOR = 1.5
 MAX_MEMORY_RETRIES = 2
-NUM_OPEN = 64  # number of newest trials whose steps count as progress
+NUM_OPEN = 64  # how many of a sweep's trials, from the newest on, add their steps to its progress
 STEPS_OF_A_TRIAL = 10**9  # larger than the number of steps of any trial
 MAX_REQUEUES = 2  # largest number of successive requeues without a new step
 
@@ -97,8 +97,8 @@ def plan(kind: str, words: Sequence[str], start: Start) -> Plan:
 
     Args:
         kind: train, tune, resume, compare, tensorboard or doctor.
-        words: the arguments that the script sets, followed by the user's arguments. For train, the
-            script sets a job file; for resume, it sets `run FOLDER` or `sweep FOLDER`.
+        words: the script's own arguments, followed by the user's arguments. For train, the script's
+            argument is the path of a job file; for resume, `run FOLDER` or `sweep FOLDER`.
     """
     runs = value_of("--runs", words) or start.runs
     if kind == "train":
@@ -177,7 +177,7 @@ def value_of(option: str, words: Sequence[str]) -> str | None:
 
 
 class Counters(BaseModel, frozen=True):
-    """Counts over all jobs of a run, from which `decide` concludes whether to requeue a job."""
+    """Counters over all Slurm jobs of a run; from them, `decide` chooses requeue or stop."""
 
     start: str = ""  # id of the last start that was counted
     reached: int = 0  # the largest progress so far, as `_reached` returns it
@@ -207,7 +207,7 @@ class Ending:
     start: str = "1.0"  # id of the start: the job's id and the number of its restarts
     signals: tuple[str, ...] = ()  # signals that the script received, such as USR2
     preempted: bool = False  # whether Slurm cancelled this job to run another job
-    requeued: bool = False  # whether the job is requeued already, for example by `scontrol requeue`
+    requeued: bool = False  # whether Slurm or a user has already requeued the job
     num_nodes: int = 1
     reached: int | None = None  # the progress, as `_reached` returns it; None if unknown
     faulty: tuple[str, ...] = ()  # nodes that reported a fault in this start
@@ -300,7 +300,8 @@ def _count(ending: Ending, before: Counters) -> Counters:
     """Return the counters including this start; a second call does not count it again."""
     reached = before.reached if ending.reached is None else ending.reached
     is_further = reached > before.reached
-    if ending.reached is None:  # unknown progress: a user's job script may start several runs
+    if ending.reached is None:
+        # The progress is unknown, for example because a user's job script starts several runs.
         is_further = not ending.was_starting and not ending.faulty
     again = ending.start == before.start
     known = () if is_further else before.faulty

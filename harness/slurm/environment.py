@@ -14,15 +14,17 @@ from harness.system.gpu import num_cards, visible_names
 RETRY_MEMORY = "HARNESS_RETRY_MEMORY"
 ARRAY_SEEDS = "HARNESS_ARRAY_SEEDS"  # seeds of tasks 1, 2, …; if unset, a task's index is its seed
 OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT")
-# Users' settings for interactive use: they hide jobs, ask questions, or change the time format.
+# Variables that users set for interactive use. With these variables, Slurm's programs may hide
+# jobs, ask for confirmation, or change the time format.
 OF_USERS = re.compile(r"(SQUEUE|SCANCEL|SINFO)_.*|SLURM_TIME_FORMAT")
 # Variables of the job that calls sbatch; the new job would inherit them.
 OF_CALLERS = re.compile(r"SLURM_(?!CONF|CLUSTERS|JWT|SACK|DEBUG|TIME_FORMAT).*")
-# The job's requests for GPUs. While these variables are set, srun repeats them for each step.
+# The job's requests for GPUs. While these variables are set, srun requests as many GPUs for each
+# job step.
 OF_GPUS = tuple(f"SLURM_GPUS{of}" for of in ("", "_PER_NODE", "_PER_TASK", "_PER_SOCKET"))
 FLAGS = "HARNESS_FLAGS"  # the user's options of sbatch, quoted for a shell
 FIRST_JOB = "HARNESS_FIRST_JOB"  # id of the job that began the run, set in later jobs of the run
-MAX_LIMIT_S = 365 * 86_400  # a longer time limit means that the job has no limit
+MAX_LIMIT_S = 365 * 86_400  # a time limit of this length or more counts as no limit
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def num_tasks_of_array(allocation: SlurmEnvironment | None) -> int:
 
 
 def _whole(variables: Mapping[str, str], name: str) -> int | None:
-    """Return a variable's whole number; None if it is unset or has any other value."""
+    """Return a variable's value as an integer; None if it is unset, negative or not an integer."""
     text = variables.get(name, "")
     return int(text) if re.fullmatch("[0-9]{1,15}", text) else None
 

@@ -32,7 +32,7 @@ from harness.system.console import log
 from harness.system.files import atomic_write, names_in, owner_name, read_if_there
 from harness.system.lenient_json import parse_json
 
-# Few of these ports are in use, because Linux assigns the ports from 32768 to clients.
+# Few of these ports are in use, because Linux gives clients port numbers of 32768 and above.
 PORTS = range(20_000, 32_000)
 NUM_TRIES = 100  # number of ports that a worker tries
 
@@ -227,11 +227,12 @@ class WorkerGroup:
         code = getattr(error, "exit_code", 1) if error else 0
         self._leave({"code": code, "text": " ".join(str(error or "").split())[:500]})
         if not self.is_chief and code in (0, Interrupted.exit_code) and not self._has_lost:
-            # srun ends the step soon after its first task, so wait while the chief still writes.
+            # srun kills the job step soon after the first of its tasks has ended. So this worker
+            # waits while the chief still writes.
             deadline = time.monotonic() + (SAVE_S if code else LEAVE_S)
             while 0 not in self._left() and time.monotonic() < deadline:
                 time.sleep(POLL_S)
-            shutil.rmtree(self.folder, ignore_errors=True)  # unless the chief has removed it
+            shutil.rmtree(self.folder, ignore_errors=True)  # the chief may have removed it
 
     def _leave(self, report: dict[str, Any]) -> None:
         """Report this worker's end; remove the folder if no other worker needs it."""
@@ -274,7 +275,8 @@ def _own_folder(parent: Path, allocation: SlurmEnvironment) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         status = folder.lstat()
         if allocation.rank == 0:
-            for old in parent.iterdir():  # a start that lost a node left its folder
+            # An earlier start that lost a node did not remove its folder.
+            for old in parent.iterdir():
                 if old.name.startswith(prefix) and old != folder:
                     shutil.rmtree(old, ignore_errors=True)
     except OSError as error:

@@ -44,7 +44,7 @@ def usable_memory_gb(allocation: SlurmEnvironment | None) -> float:
 class Slot:
     """The place of a worker: a GPU of a node, or some of the node's CPUs."""
 
-    node: str | None  # None for this machine outside of Slurm
+    node: str | None  # the node's name; None outside of Slurm, where all slots are on this machine
     gpu: int | None  # index among the job's GPUs on the node
     threads: int  # number of CPUs that the worker uses
     cpus: int  # number of the job's CPUs on the node, which all workers share
@@ -313,7 +313,8 @@ def run_tasks(
 
     Raises:
         InputError: if a task refused its input; the other tasks end too.
-        Interrupted: if a signal came; the running tasks have saved and can be continued.
+        Interrupted: if this process or a task received a signal. The running tasks have saved their
+            state and can be continued.
         RunError: if tasks failed; the message lists their names and the reasons.
     """
     waiting, free, num_done = list(tasks), list(slots), 0

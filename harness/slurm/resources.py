@@ -98,11 +98,16 @@ class Composed:
 
     header: list[str]  # the script's `#SBATCH` lines
     args: list[str]
-    unset: list[str]  # the site's variables to unset, because they set replaced options
+    # Names of the site's environment variables to unset, because the options that the variables set
+    # are replaced or refused.
+    unset: list[str]
 
 
 def site_options(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the variables of sbatch that the site sets, such as SBATCH_ACCOUNT, with values."""
+    """Return the environment variables for sbatch that the site sets, such as SBATCH_ACCOUNT.
+
+    The keys are the names of the variables.
+    """
     return {name: value for name in VARIABLES if (value := environment.get(name))}
 
 

@@ -61,14 +61,14 @@ def test_many_pairs_widen_each_interval() -> None:
     test = stats.ttest_rel([*BILSTM.values()], [*LSTM.values()])
     expected = test.confidence_interval(1 - 0.05 / 3)
     assert [expected.low, expected.high] == points(pair.low, pair.high)
-    assert "Comparisons at once: 3;" in explanations(group, found)[0]
+    assert "Bonferroni's correction counts: 3." in explanations(group, found)[0]
 
 
 def test_a_difference_that_is_not_shown() -> None:
     """If the interval contains 0, the sentence calls neither job better."""
     (only,) = compared(group_of(lstm=LSTM, noisy=NOISY))
     assert not only.is_shown
-    assert only.sentence.startswith("it is not shown which of noisy and lstm is better, although")
+    assert only.sentence.startswith("the runs do not show which of noisy and lstm is better")
 
 
 def test_equal_differences_have_no_interval() -> None:
@@ -100,7 +100,7 @@ def test_many_jobs_are_compared_with_the_best() -> None:
     assert len(found) == 19
     assert {*found["first"]} == {"row0"}
     assert {f"row{n}" for n in range(1, 6)} <= {*found["second"][found["is_shown"]]}
-    assert "Comparisons at once: 190;" in explanations(group, found)[0]
+    assert "Bonferroni's correction counts: 190." in explanations(group, found)[0]
     (margin,) = {*(found["high"] - found["mean"]).round(9)}
     pooled = statistics.fmean(group.jobs["deviation"] ** 2)
     expected = stats.t.ppf(1 - 0.05 / 190 / 2, 80) * (pooled * 2 / 5) ** 0.5

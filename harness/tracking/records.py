@@ -339,7 +339,7 @@ def _add_result(status: RunStatus) -> None:
 
 
 def _trials(state: dict[str, Any]) -> dict[str, Any]:
-    """Return the numbers of trials in the heartbeat of a sweep, and the best trial."""
+    """Return how many trials a sweep's heartbeat reports in each state, and the best trial."""
     best = table(state, "best")
     counts = ("trials", "finished", "failed", "running", "waiting", "workers")
     shown = {"trial": text(best.get("trial")), "score": number(best.get("score"))}
@@ -397,7 +397,7 @@ def _job_id(value: object) -> str | None:
 
 
 def _is_own(folder: Path) -> bool:
-    """Whether this user owns a folder or symbolic link, or it does not exist yet."""
+    """Whether a folder or symbolic link belongs to this user or does not exist yet."""
     with contextlib.suppress(OSError, ValueError):
         return folder.lstat().st_uid == os.getuid()
     return True

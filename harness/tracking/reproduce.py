@@ -50,7 +50,8 @@ def reproduce(
     Args:
         run: an existing run.
         project: a git checkout that contains the run's commit.
-        folder: the folder to create, private if the record is; after an error it does not exist.
+        folder: the folder to create. Only this user can open the folder if the record contains a
+            diff of the code. After an error the folder does not exist.
         trust_code: whether to restore code that another user wrote or could have changed.
 
     Raises:
@@ -74,7 +75,7 @@ def reproduce(
                     snapshot, temporary, symlinks=True, ignore=ignore, dirs_exist_ok=True
                 )
                 source = f"snapshot {snapshot}"
-            if record.get("uncommitted_diff"):  # it may contain secrets, so the record is private
+            if record.get("uncommitted_diff"):  # the diff of the code may contain secrets
                 temporary.chmod(0o700)
             if not snapshot:
                 source = _put_commit(run, record, project, folder=temporary, warnings=warnings)
@@ -106,7 +107,8 @@ def _put_commit(
     """Write the run's code into a folder: the recorded commit with its uncommitted changes.
 
     Returns:
-        What was written, for example "commit 0123456789ab and the uncommitted changes".
+        A description of the restored code, such as
+        "commit 0123456789ab and the uncommitted changes".
     """
     commit, patch = str(record.get("commit") or ""), record.get("uncommitted_diff")
     if not COMMIT.fullmatch(commit):
@@ -148,7 +150,8 @@ def _put_data(record: dict[str, Any], folder: Path, warnings: list[str]) -> list
     if data.get("is_own"):  # the job file contains the path of the user's texts
         return []
     checksum, where = data.get("checksum"), text(data.get("folder"))
-    with contextlib.suppress(InputError, RunError, OSError):  # the folder may not exist here
+    # The folder that the record names may not exist on this machine.
+    with contextlib.suppress(InputError, RunError, OSError):
         if where and open_dataset(Path(where)).checksum == checksum:
             return ["--data", where]
     warnings.append(

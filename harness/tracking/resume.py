@@ -47,7 +47,8 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
     folder = status.folder.absolute()
     if status.state == "finished":
         raise InputError(f"--resume {status.run}: is finished; name an unfinished run")
-    own = SlurmEnvironment.from_environment()  # a job may submit the job that continues it
+    # The running Slurm job of a run may submit the next job for the same run.
+    own = SlurmEnvironment.from_environment()
     is_own = own is not None and own.job_id in (status.reported_job, status.slurm_job)
     if (status.alive or status.job_lives) and not is_own:
         raise InputError(
@@ -80,7 +81,7 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
     kept = drop(words_in(text(asked.get("flags")) or ""), (*GPUS, *MEMORY, *ONCE))
     refused = {"gres", "gpus-per-node"} & {*Rules.of_site().never}
     gpus, num_nodes = wanted.gpus, whole(asked.get("nodes"))
-    devices = start.get("devices") or ()  # the devices of all nodes
+    devices = start.get("devices") or ()  # the record lists the devices of all nodes
     if gpus is None and not refused and not named & {*GPUS}:
         num_gpus = sum("gpu" in str(each).lower() for each in devices)
         if num_gpus:  # keep the number of replicas

@@ -1,7 +1,8 @@
 """Manages the folder of a run: its name, its files, the format of its records. Finds runs.
 
 FORMAT is the version number of checkpoints and of the records of runs, sweeps and ensembles. FORMAT
-is raised if the meaning of a record or the default of a job's key changes, but not for a new key.
+is increased if the meaning of a record or the default of a job's key changes, but not if a key is
+added.
 Records of another format are not converted: only the version of the harness that wrote a run can
 continue it. `status`, `logs` and TensorBoard show runs of any format as far as possible.
 """
@@ -77,7 +78,7 @@ def job_file(folder: Path) -> str:
 
 
 def default_runs() -> Path:
-    """Return the folder of all runs if no `--runs` is given."""
+    """Return the folder of all runs that commands use without `--runs`."""
     return Path(os.environ.get("HARNESS_RUNS") or "runs")
 
 
@@ -239,12 +240,13 @@ def check_record(folder: LeasedDirectory) -> None:
         DiskError: if the disk fails.
     """
     name = f"{folder.kind} {folder.folder}"
-    is_there = os.path.lexists(folder.path(RECORD))  # before reading: another start may write it
+    # Look for the file first: another start of the run may write the file before it is read.
+    is_there = os.path.lexists(folder.path(RECORD))
     record = folder.certain_json(RECORD)
     if is_there and not record:
         raise InputError(
-            f"{name}: {RECORD} is broken; this file records code and machine: restore it from a "
-            "copy, or remove it to begin a new record"
+            f"{name}: {RECORD} is broken; restore this file from a copy, or remove it to begin a "
+            "new record of the code and the machine"
         )
     remedy = f": harness reproduce {folder.folder} restores its code"
     check_format(name, record, remedy=remedy if folder.kind == "run" else "")
@@ -286,7 +288,7 @@ class RunDirectory(LeasedDirectory):
             what = f" ({key} = {shown(old.value(key))}, not {shown(job.value(key))})" if key else ""
             remedy = f", or continue the run: harness resume {run.folder}"
             if run.finished():
-                remedy = f", and add --from {run.folder} to train more epochs of it"
+                remedy = f", and add --from {run.folder} to begin with the weights of this run"
             raise InputError(
                 f"run {run.folder}: contains another job{what}; choose another --run-id{remedy}"
             )
@@ -339,9 +341,9 @@ class RunDirectory(LeasedDirectory):
             )
         if not path.is_file():
             raise InputError(
-                f"run {self.folder}: its model was removed, since a search keeps only the best "
-                f"five; train it again by: harness train {shlex.quote(str(self.path('job.toml')))} "
-                "--set data.test=true"
+                f"run {self.folder}: its model was removed, because a search keeps only the five "
+                "best models; train the run's job again with: harness train "
+                f"{shlex.quote(str(self.path('job.toml')))} --set data.test=true"
             )
         return path
 

@@ -27,7 +27,8 @@ from harness.tracking.records import (
 )
 from harness.tracking.run_dir import RunFolder, find_runs
 
-STALE_AFTER_S = 600.0  # age of a stale heartbeat in seconds; compiling may take minutes
+# A heartbeat older than STALE_AFTER_S is stale. Compiling may take minutes, so the limit is high.
+STALE_AFTER_S = 600.0
 STARTED = ("RUNNING", "CONFIGURING")
 
 # Patterns of lines in logs: Slurm's message if a job is out of memory, and the first line of each
@@ -63,7 +64,7 @@ def _state_and_note(
         return "finished", ""
     stopped = status.phase in (None, "interrupted", "failed")
     if stopped and status.shares_job and status.asked_to_cancel:
-        status.queued = None  # the job trains only other seeds
+        status.queued = None  # the queued job trains other seeds, but not this run
         if status.phase is None:
             return "cancelled", "the job will start without this run"
     queued = status.queued
@@ -80,9 +81,10 @@ def _state_and_note(
 
 
 def _is_ahead(status: RunStatus, queued: QueuedJob) -> bool:
-    """Whether the queue is newer than the run's heartbeat.
+    """Whether the queue shows a newer state of a run than the run's heartbeat does.
 
-    The queue is newer if the job waits or started after the heartbeat, or if no heartbeat exists.
+    The queue's state is newer if the job waits, if the job started after the heartbeat, or if no
+    heartbeat exists.
     """
     age = status.heartbeat_age_s
     if queued.waits or age is None:

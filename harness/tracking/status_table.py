@@ -64,7 +64,7 @@ def _per_cent(share: float | None) -> str:
 
 
 def notes(status: RunStatus) -> str:
-    """Return the line below a run on a terminal: the values that have no column there."""
+    """Return the line below a run's row on a terminal: the values that the row doesn't show."""
     parts = []
     if status.architecture and status.architecture != status.job:
         parts.append(status.architecture)

@@ -68,7 +68,7 @@ SPREAD = 10
 SUM_ROUNDING = 1e-9  # the largest allowed difference between float64 sums
 EPSILON = float(np.finfo(np.float32).eps)
 SMALLEST = float(np.finfo(np.float64).tiny)
-MOVED = 2  # the number of reviews whose predicted class may change by rounding
+MOVED = 2  # the number of reviews whose predicted class may change because of rounding
 POLL_S = 0.1
 
 
@@ -145,8 +145,8 @@ class Start(BaseModel):
 class Record(BaseModel):
     """The parts of a run's record that an audit needs.
 
-    The run's parent, with whose checkpoint the run may have begun, is left out, because an audit
-    trains from the first step.
+    The parent, which is the run that `--from` named, is left out: an audit trains from the first
+    step, even if the run continued the parent's checkpoint.
     """
 
     starts: Annotated[list[Start], Field(min_length=1)]
@@ -172,7 +172,8 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
     """Read the folder of a finished run.
 
     Args:
-        data: the folder of IMDB; for a job on the user's texts, their table or folder.
+        data: the folder that contains IMDB; for a job on the user's own texts, the table or folder
+            that contains these texts.
         trains: whether the audit trains the job.
 
     Raises:
@@ -184,8 +185,8 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
     if not run.finished():
         phase = text(run.read_json("state.json").get("phase")) or "not begun"
         raise InputError(
-            f"run {folder}: is unfinished ({one_line(phase)}), so it has no numbers to audit; "
-            f"wait for its end, or continue it with: harness resume {folder}"
+            f"run {folder}: is unfinished ({one_line(phase)}), so it has no result to audit; "
+            f"wait until the run ends, or continue the run with: harness resume {folder}"
         )
     job = load_job(folder / "job.toml")
     if job.code and not is_trusting():
@@ -240,7 +241,7 @@ class Sides(NamedTuple):
 
 
 def compared(what: str, read: Callable[..., Sides], *args: Any) -> Check:
-    """Compare the values that `read(*args)` returns.
+    """Compare the audit's values with the run's; `read(*args)` returns both.
 
     The result names the first value that differs; if none differs, the value with the largest
     rounding difference. If `read` raises an error, the run's file is broken, so the outcome is
@@ -286,7 +287,8 @@ def gap(mine: Any, theirs: Any) -> float:
 def widened(allowed: dict[str, float]) -> dict[str, float]:
     """Raise each epoch's limit, in place, to the largest limit of the earlier epochs.
 
-    Two trainings may agree in an epoch by chance, but their rounding errors do not shrink.
+    Rounding errors do not shrink during a training. If two trainings have almost equal values in
+    one epoch by chance, their difference in this epoch is too small to be the limit.
 
     Returns:
         The largest limit of each metric and of each file.
@@ -360,7 +362,7 @@ class Auditor:
         return run
 
     def others(self, machine: Mapping[str, Any]) -> list[str]:
-        """List why results on `machine` may differ from the run's: other packages, for example."""
+        """Return why results on `machine` may differ from the run's, for example other packages."""
         starts = [start.model_dump(exclude_none=True) for start in self.subject.record.starts]
         changes = [change for start in starts for change in machine_changes(start, machine)]
         if not self.subject.job.train.deterministic:
@@ -615,7 +617,8 @@ def audit(
 
     Args:
         epochs: the number of epochs to train again; None = train all, and compare the result too.
-        data: the folder of IMDB; for a job on the user's texts, their table or folder.
+        data: the folder that contains IMDB; for a job on the user's own texts, the table or folder
+            that contains these texts.
         devices: the value of `--devices`; by default devices like those in the run's record.
         say: a function that prints a message; called before each training.
 

@@ -95,9 +95,9 @@ class RunCallbacks:
 
         A checkpoint contains no states of the built-in callbacks, so a resumed run passes the
         metrics of all earlier epochs to the built-in callbacks again. The user's callbacks load
-        their states. A resumed run also calls `on_train_begin` of the user's callbacks. After
-        these calls, the variables of the model and the optimizer get their values from the
-        checkpoint again, because these values already contain the changes by `on_train_begin`.
+        their states. A resumed run also calls `on_train_begin` of the user's callbacks, which may
+        change variables of the model and the optimizer. The checkpoint's values already contain
+        these changes, so the variables get the checkpoint's values again after the calls.
         """
         rate = self.schedule.cut if self.schedule else self.model.optimizer.learning_rate
         value = float(rate.numpy())  # the checkpoint's learning rate, after all cuts
@@ -117,7 +117,8 @@ class RunCallbacks:
                 self._call(callback, "load_state", state)
         for variable, numbers in zip(variables, saved, strict=False):
             variable.assign(numbers)
-        # The loop over `history` may have set `stop_training`, which a user's callback had cleared.
+        # In the loop over `history`, EarlyStopping may set `stop_training`, although a user's
+        # callback had cleared `stop_training` before the checkpoint was written.
         if progress.stopped or progress.callback_states:
             self.model.stop_training = progress.stopped
 

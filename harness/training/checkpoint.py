@@ -80,8 +80,8 @@ def restore(
     Raises:
         InputError: if another version of harness wrote the checkpoint.
         DiskError: if the disk can't be read; the checkpoints may be intact.
-        RunError: if a checkpoint belongs to another job or other data, or if all are broken and the
-            run began with the weights of another run.
+        RunError: if a checkpoint was written for another job or other data, or if all are broken
+            and the run began with the weights of another run.
     """
     if worker_group and not worker_group.is_chief:
         content = worker_group.share()
@@ -108,7 +108,7 @@ def adopt(
     """Copy a checkpoint of another run to a new run.
 
     The jobs of both runs must be the same, but the other run's job may have fewer epochs. The new
-    run then ends with bitwise the same result as if it had trained from the start.
+    run's result is bitwise identical to the result of a run that trains from the start.
 
     Args:
         source: the checkpoint to copy.
@@ -134,7 +134,7 @@ def adopt(
         arrays: dict[str, Any] = _load(io.BytesIO(content))
         meta = json.loads(arrays["progress"].tobytes())
     except Exception as error:  # a broken file raises errors of many types
-        # The checkpoint may still be intact, and no other checkpoint has this checksum.
+        # Don't return false: the file may be intact, and no other file has this checksum.
         if sha256 and (is_of_disk(error) or isinstance(error, MemoryError)):
             raise
         return False
@@ -183,8 +183,8 @@ def _newest(
             continue
         if progress.identity != identity:
             raise RunError(
-                f"{path}: this checkpoint belongs to another job or other data than "
-                f"{run.path('job.toml')}; restore the old job.toml, or start a new run"
+                f"{path}: this checkpoint was written for another job or other data; restore "
+                f"{run.path('job.toml')} as it was when the run began, or start a new run"
             )
         _assign(arrays, train_step)
         return progress, path, skipped
@@ -221,10 +221,10 @@ def _variables(train_step: TrainStep) -> dict[str, list[keras.Variable]]:
 
 
 def _load(file: BinaryIO) -> dict[str, np.ndarray]:
-    # zipfile verifies an array's checksum when it has read the array to its end.
+    # zipfile verifies the checksum of an array only after the whole array has been read.
     with file, np.load(file, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    # NumPy has no bfloat16, and writes an array of it as raw bytes of type "V2".
+    # NumPy has no bfloat16 type, and writes a bfloat16 array as raw bytes of type "V2".
     return {name: a.view(BFLOAT16) if a.dtype == "V2" else a for name, a in arrays.items()}
 
 

@@ -67,7 +67,7 @@ class RunContext:
 
 @dataclass(frozen=True)
 class Compute:
-    """The devices that compute a run, and the plan for using them."""
+    """The devices on which a run is trained, and the plan for using these devices."""
 
     strategy: "tf.distribute.Strategy"
     plan: ExecutionPlan

@@ -79,8 +79,8 @@ def recorded_failures(
             raise refusal from None
         raise
     except Exception as error:
-        # A process that has taken the run over truncates the log and removes leftovers, which
-        # usually causes this failure.
+        # Another process may have taken over the run, truncated the run's logs and removed
+        # incomplete files. `error` is usually a consequence, so don't record it.
         try:
             heartbeat.run.check_lease()
         except TakenOver:

@@ -120,14 +120,15 @@ def launch(
             begins.first_use = first_use_factor(devices_in_use(requested)[1])
             strategy = checked_strategy(requested, worker_group, console)
             check_results()
-        stop.listen()  # again, because TensorFlow may have replaced the signal handler
+        # TensorFlow may have replaced the signal handlers, so install them again.
+        stop.listen()
         plan = choose(job, "gpu" if num_own_gpus() else "cpu", threads, begun=begun_plan)
         plan = ExecutionPlan(**agreed(asdict(checked_plan(plan, job)), worker_group))
         monitor = ResourceMonitor(num_own_gpus(), given_cpus(allocation))
         devices_used = describe_devices(strategy, worker_group)
         title = title_of_devices(devices_used, plan.threads)
         console.info(f"{title}; data: {context.dataset.title}")
-        # Workers other than the chief have an empty `context.run`, and so warn of nothing.
+        # Only the chief warns: on the other workers, the folder of `context.run` is empty.
         of_start = context.run if began is run else began
         warn_of_changes(of_start, devices_used, console, strict=options.strict)
         announce(context, strategy.num_replicas_in_sync, console)
@@ -182,7 +183,7 @@ def guard_gpus(run: RunDirectory, devices: str | None) -> None:
 
 
 def tell_death(number: signal.Signals, text: str, process: int, *, go_on: str = "") -> None:
-    """Log that a process with GPUs died of a signal.
+    """Log which signal killed a process that could use GPUs.
 
     Args:
         text: what the process wrote to standard error.
@@ -243,9 +244,9 @@ def join_workers(
 
 
 def plan_of(job: Job, kind: str, run: RunDirectory | None = None) -> ExecutionPlan:
-    """Return the plan in the record of a run, else a new run's plan on `cpu` or `gpu`.
+    """Return the plan in a run's record; without a record, choose a plan for `cpu` or `gpu`.
 
-    Doesn't import TensorFlow.
+    `plan_of` doesn't import TensorFlow.
     """
     begun = (run.certain_json(RECORD).get("plan") or {}) if run else {}
     cpus = given_cpus(SlurmEnvironment.from_environment())
@@ -352,7 +353,7 @@ def warn_of_changes(
             "reproduce restores the code), or leave --strict out"
         )
     for change in changes:
-        console.warning(f"since the run began: {change}; its result may differ")
+        console.warning(f"changed since the run began: {change}; this may change the run's result")
 
 
 def given_validation(job: Job, dataset: Dataset) -> str:

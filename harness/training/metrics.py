@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from harness.data.dataset import CLASSES, by_class
 from harness.errors import RunError
 
-MAX_MATRIX = 100  # the most classes for which the result contains a confusion matrix
+MAX_MATRIX = 100  # the maximum number of classes for which the result contains a confusion matrix
 TOP = 5
 CLASSES_FOR_TOP = 10  # `top_5_accuracy` is computed only for more classes than this
 

@@ -1,7 +1,7 @@
 """`train --from RUN`: begins a new run with the checkpoint or weights of another run, its parent.
 
-If only `train.epochs` differs, the new run continues from the parent's checkpoint, and ends
-with bitwise the same result as if it had trained all epochs itself. If another setting or the
+If only `train.epochs` differs, the new run continues from the parent's checkpoint. Its result is
+bitwise identical to the result of a run that trained all epochs itself. If another setting or the
 data differ, the new run begins with the weights of the parent's trained model, layer by layer. In
 both cases the new run writes a checkpoint before its first step, and from then on doesn't need the
 parent.
@@ -197,7 +197,8 @@ def _take_weights(
     words = read_plain_file(context.run.path("vocabulary.txt"))
     their_words = read_plain_file(parent.path("vocabulary.txt"))
     pretrained = None
-    # If parent and new run use the same vectors, the parent's trained embedding is better.
+    # If the parent and the new run use the same vectors, take the parent's embedding, because the
+    # parent may have trained the vectors.
     if vectors and first_start(parent.certain_json(RECORD)).get("embeddings") != vectors.checksum:
         pretrained = embedding_of_words(train_step.export_model, context.job)
     taken = 0
@@ -221,7 +222,8 @@ def _take_weights(
         )
     train_step.model.set_weights(train_step.export_model.get_weights())
     optimizer = getattr(train_step.optimizer, "inner_optimizer", train_step.optimizer)
-    if isinstance(optimizer, ScheduleFreeAdamW):  # this optimizer keeps a copy of the weights
+    # ScheduleFreeAdamW keeps its own copy of the weights.
+    if isinstance(optimizer, ScheduleFreeAdamW):
         for copy, weights in zip(
             optimizer._momentums, train_step.model.trainable_variables, strict=True
         ):

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_COUNTS = 12  # the most classes for which the confusion matrix shows numbers
-MOST_NAMES = 30  # the most classes for which the confusion matrix shows the classes' names
-MAX_NAME = 24  # the most characters that are shown of a class's name
+MOST_COUNTS = 12  # the maximum number of classes for which the confusion matrix shows numbers
+MOST_NAMES = 30  # the maximum number of classes for which the confusion matrix shows class names
+MAX_NAME = 24  # the maximum length of a class name in a picture; longer names are cut
 
 
 def confusion_picture(

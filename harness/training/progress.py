@@ -19,7 +19,7 @@ class Progress:
     loss_sum: float = 0.0  # the sum of the reviews' losses in the epoch so far
     num_correct: float = 0.0  # the number of correct predictions in the epoch so far
     epoch_s: float = 0.0  # the training time of the epoch so far
-    training_s: float = 0.0  # the run's training time, without steps that a kill undid
+    training_s: float = 0.0  # the run's training time; a step that the run repeats counts once
     history: list[dict[str, Any]] = field(default_factory=list)  # the metrics of each epoch
     best_epoch: int = 0  # the number of the best epoch, from 1; 0 if there is none
     event_mark: dict[str, int] = field(default_factory=dict)  # see `TensorBoardLog.mark`

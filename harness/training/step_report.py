@@ -16,7 +16,7 @@ class StepResults:
     first_step: int  # the number of the first of the n steps, counted from 1 over the whole run
     losses: np.ndarray  # [n] float64, each step's mean loss over the global batch
     accuracies: np.ndarray  # [n] float64, each step's share of correct predictions
-    learning_rate: float  # after the last of the n steps
+    learning_rate: float  # the learning rate after the last of the n steps
     num_reviews: int
     took_s: float
 
@@ -40,7 +40,7 @@ def report_steps(
     num_epochs: int,
     steps_per_epoch: int,
 ) -> dict[str, float]:
-    """Show on the console and in `state.json` how far the training has come.
+    """Show the progress of the training on the console and in `state.json`.
 
     Returns:
         Tags and values for TensorBoard: the learning rate, the speed, and the load of the machine.

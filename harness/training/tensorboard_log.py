@@ -180,7 +180,8 @@ class TensorBoardLog:
         """Log a row of the HParams page, and which metrics the page shows.
 
         TensorBoard finds the validation metrics only if its --logdir is above the log's folder. If
-        --logdir is the log's folder, TensorBoard looks in vain for a run named "./validation".
+        --logdir is the log's folder itself, TensorBoard looks for a run named "./validation", which
+        does not exist.
         """
         # TensorBoard applies the first run's description to all runs. So the description contains
         # the types of the keys, but not their domains, which would hide runs with other values.

@@ -1,4 +1,4 @@
-"""Trains one run from top to bottom: data, fit, test, result."""
+"""Trains one run from start to finish: reads the data, fits, tests, and writes the result."""
 
 from typing import Any
 
@@ -55,7 +55,8 @@ def train(
     weights = class_weights(job.train, dataset.classes, training.labels)
     callbacks = own_callbacks(job)
     run.take_lease()
-    if takes_back_cancel:  # after the checks: a refused run stays cancelled
+    # Undo the cancellation only after the checks above: a run that they refuse stays cancelled.
+    if takes_back_cancel:
         take_back_cancel(run.folder)
     heartbeat = Heartbeat(run, compute.allocation)
     with (

@@ -1,6 +1,7 @@
 """The training loop.
 
-Unlike `model.fit`, the loop can resume inside an epoch, with bitwise the same result.
+Unlike `model.fit`, the loop can resume in the middle of an epoch. The result is bitwise identical
+to the result of a run without interruption.
 """
 
 import contextlib
@@ -61,7 +62,8 @@ class Trainer:
         self.drain_every = train.log_every_steps  # the number of steps between calls of `_drain`
         if not self.stop.alone:
             self.drain_every = min(train.log_every_steps, STEPS_TO_STOP)
-        self.first_step_s: float | None = None  # the process's age after its first step
+        # The time from the start of this process to the end of its first training step.
+        self.first_step_s: float | None = None
         self.score_to_keep = score_to_keep(train)
         self.callbacks = RunCallbacks(train, train_step.model, callbacks)
         self.fit_s = 0.0  # the time from `prepare` to the end of `fit` in this process
@@ -97,7 +99,7 @@ class Trainer:
             )
         # 3. Create the iterator over batches, from the next step on.
         self._open_batches()
-        # 4. Trace the graph. Meanwhile another process may take the run over.
+        # 4. Trace the graph. During the tracing, another process may take over the run.
         vote = None if self.stop.alone else tf.constant(0, tf.float64)
         num = self.job.train.steps_per_execution
         traced = self.train_step.train_steps.get_concrete_function(self._batches, num, vote)
@@ -115,7 +117,7 @@ class Trainer:
     def _open_batches(self) -> None:
         """Create the iterator over batches, from the next step on.
 
-        The iterator covers the epochs whose order of reviews `permutations_ahead` computes.
+        The iterator covers only the epochs for which `permutations_ahead` returns an order.
         """
         train, data, progress = self.job.train, self.job.data, self.progress
         epochs = range(progress.epoch, train.epochs)
@@ -141,7 +143,8 @@ class Trainer:
                 # A run trains at least one epoch; otherwise it would have no weights to keep.
                 if train_step.model.stop_training and progress.history:
                     break
-                self.stop.check()  # before `on_epoch_begin`, which a resumed run repeats
+                # Check before `on_epoch_begin` is called, because a resumed run calls it again.
+                self.stop.check()
                 with watchdog.current.pausing():
                     self.callbacks.on_epoch_begin(progress.epoch)
             self._train_epoch()
@@ -214,7 +217,8 @@ class Trainer:
         took_s, self._drained_s = now_s - self._drained_s, now_s
         results = self._results(sums, took_s)
         self.progress.add_steps(sums, took_s)
-        self._votes += float(sums[:, 2:].sum())  # a single worker has no column of votes
+        # With several workers, a third column counts the replicas that ask to stop.
+        self._votes += float(sums[:, 2:].sum())
         measured = report_steps(
             results,
             self.progress,

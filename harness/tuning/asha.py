@@ -16,8 +16,8 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
 
     A promotion is a new trial. The new trial's values contain the id of the promoted trial
     (`tuner/trial_id`) and the epochs of the new rung (`tuner/epochs`), as in KerasTuner's
-    Hyperband. A trial is promoted as soon as it is in the top of its rung's finished trials, so no
-    trial waits for others. The promotions depend only on the results and their order.
+    Hyperband. A trial is promoted as soon as it is among the best 1/factor of its rung's finished
+    trials, so no trial waits for others. The promotions depend only on the results and their order.
 
     Args:
         num_settings: the number of settings in the lowest rung; None for all settings of the space.
@@ -54,7 +54,8 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
             before, values = self._seed_state, self._random_values()
             if values is not None and not self._is_known_to_wait():
                 return self._trial(0, {**values, "tuner/initial_epoch": 0})
-            if values is not None:  # undo the draw: an earlier search with fewer `trials` made none
+            # Undo the draw: an earlier search with fewer `trials` drew no setting at this point.
+            if values is not None:
                 self._seed_state = before
         # While a trial runs, a promotion may still follow, so the oracle waits and does not stop.
         return {"status": TrialStatus.IDLE if self.ongoing_trials else TrialStatus.STOPPED}

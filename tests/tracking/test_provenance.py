@@ -73,7 +73,7 @@ def test_a_change_since_the_first_start_is_a_warning_or_refused_by_strict(
     run.path(RECORD).write_text(json.dumps({**record, **changed}))
     assert changes_since_first_start(run, CPUS) == [said]
     warn_of_changes(run, CPUS, Console(), strict=False)
-    assert f"warning: since the run began: {said}" in capsys.readouterr().err
+    assert f"warning: changed since the run began: {said}" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"^--strict: run .* leave --strict out$"):
         warn_of_changes(run, CPUS, Console(), strict=True)
 

@@ -97,7 +97,7 @@ def test_the_id_of_another_jobs_run_is_refused(tmp_path: Path) -> None:
     job = load_job(JOBS / "lstm.toml", ["train.epochs=3", "train.log_every_steps=7"])
     said = f"run {folder}: contains another job (train.epochs = 2, not 3); choose another --run-id"
     for remedy in (
-        f", and add --from {folder} to train more epochs of it",
+        f", and add --from {folder} to begin with the weights of this run",
         f", or continue the run: harness resume {folder}",
     ):
         with pytest.raises(InputError) as refused:

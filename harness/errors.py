@@ -62,7 +62,7 @@ def explain_interruption(remedy: str) -> Iterator[None]:
     try:
         yield
     except Interrupted as reason:
-        notes = getattr(reason, "__notes__", [])  # such as that a checkpoint was saved
+        notes = getattr(reason, "__notes__", [])  # for example, "checkpoint saved"
         raise Interrupted("; ".join([f"interrupted by {reason}", *notes, remedy])) from None
 
 

@@ -1,4 +1,8 @@
-"""Layers for training: dropout over the global batch, and embeddings with a replaceable lookup."""
+"""Layers that replace Keras's dropout and embedding layers during training.
+
+The dropout layer draws its mask for the global batch. The embedding layer can return word vectors
+that were looked up outside of the network.
+"""
 
 import contextlib
 import functools
@@ -58,12 +62,13 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
         batch_size: int = 0,
         **options: Any,
     ) -> None:
-        """Create a layer that drops a share `rate` of the inputs.
+        """Create a layer that drops the fraction `rate` of its inputs.
 
         Args:
-            rate: the share of inputs to drop, from 0 to below 1.
-            over_time: True keeps or drops a channel at all words of a review together.
-            over_channels: True keeps or drops all channels of a word together.
+            rate: the fraction of inputs to drop, from 0 to below 1.
+            over_time: if True, a channel is either dropped for all words of a review or kept for
+                all of them.
+            over_channels: if True, the channels of a word are either all dropped or all kept.
             seed: the seed of the masks; the run sets it.
             batch_size: the size of the global batch; the run sets it.
             options: arguments of `keras.Layer`, such as `name`.

@@ -99,7 +99,7 @@ def test_an_unfinished_run_has_no_result(here: Path) -> None:
         with pytest.raises(InputError, match="harness resume"):
             read()
     for texts, message in (
-        ([], "texts = []: should be a string, or a list of at least one"),
+        ([], "texts = []: should be a string, or a list of at least one string"),
         (["good", 3], "text 2 = 3: should be a string"),
         (3, "text 1 = 3: should be a string"),
     ):

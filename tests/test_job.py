@@ -147,7 +147,10 @@ def test_a_bad_job_file_is_refused_in_one_line(
         (["train.optimizer_options.momentum=much"], "momentum should be of type float"),
         (["train.optimizer_options.centered=1"], "centered should be of type bool"),
         (["train.schedule=steps"], "needs train.schedule_drops"),
-        (["train.schedule=steps", "train.schedule_drops=[3, 1]"], "should be rising numbers"),
+        (
+            ["train.schedule=steps", "train.schedule_drops=[3, 1]"],
+            "should be numbers in strictly increasing order",
+        ),
         (["train.schedule=cosine", "train.warmup_epochs=6"], "should be below the 6 epochs"),
         (["data.validation_split=0", "train.keep=val_f1"], "train.keep = 'val_f1': needs"),
     ],

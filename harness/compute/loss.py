@@ -22,7 +22,7 @@ def cross_entropy(labels: tf.Tensor, probabilities: tf.Tensor, *, smoothing: flo
         labels: whole numbers, `[examples] float32`.
         probabilities: the probability of label 1 if there is one output, else the probability of
             each class, `[examples, num_outputs]`.
-        smoothing: the share of each label that is spread over all classes.
+        smoothing: the share of each label's probability that is spread evenly over all classes.
     """
     if probabilities.shape[1] == 1:
         return keras.losses.binary_crossentropy(

@@ -314,8 +314,8 @@ def make_dataset(source: Path, folder: Path, form: DataConfig = DEFAULT_FORM) ->
     has_splits = split_of[0] >= 0
     if not has_splits:
         split_of = hashes[:, 0] < TEST_SHARE * 2.0**64
-    # Sort by both halves of the hash, then by the label, so that reviews with the same words have a
-    # fixed order too.
+    # Sort by the hash of the words (two integers), then by the label, so that the order of reviews
+    # with the same words is fixed too.
     order = np.lexsort((labels, hashes[:, 1], hashes[:, 0]))
     parts = {name: order[split_of[order] == i] for i, name in enumerate(READ_SPLITS)}
     for name, chosen in parts.items():
@@ -352,7 +352,9 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
     for each in texts:
         where = f"data.source {source}: {each.location}"
         first = first or each
-        if bool(each.split) != bool(first.split):  # avoid training on test reviews
+        # If only some reviews state their split, a split of all reviews by the hash could put a
+        # stated test review into the training split.
+        if bool(each.split) != bool(first.split):
             raise InputError(
                 f"{where} and {first.location}: only one of these reviews states its split; state "
                 "the split of all reviews, or of none"
@@ -375,7 +377,9 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
             )
         gathered.labels.append(gathered.classes.setdefault(label, len(gathered.classes)))
         if len(gathered.classes) > MAX_CLASSES:
-            break  # probably the wrong column; `_classes` raises the error
+            # The label column is probably the wrong one. `_classes` raises the error for too many
+            # classes.
+            break
         # The hash decides the review's split, and its position in the split.
         gathered.hashes += hashlib.sha256(joined.encode()).digest()[:HASH_BYTES]
         gathered.tokens.extend(map(gathered.words.__getitem__, words))
@@ -459,7 +463,7 @@ def describe(dataset: Dataset) -> Iterator[str]:
     lengths = np.diff(train.offsets)
     shown = [f"{share}% {np.percentile(lengths, share):,.0f}" for share in (50, 75, 90, 95, 99)]
     yield (
-        f"length  percentiles of the words per training review: {', '.join(shown)}, longest "
-        f"{lengths.max():,}; data.maxlen also counts the start token"
+        f"length  percentiles of the number of words per training review: {', '.join(shown)}; the "
+        f"longest has {lengths.max():,} words; data.maxlen also counts the start token"
     )
     yield f"sha256  {dataset.checksum}"

@@ -124,7 +124,7 @@ def _open_named(folder: Path, name: str) -> Dataset:
         return _convert(folder)
     remedy = "to get the data, run: harness data fetch"
     if name == "--from":
-        remedy = "name a folder that does, or aclImdb/"
+        remedy = "name a folder that contains imdb.npz or a stored dataset, or the folder aclImdb/"
     raise InputError(
         f"{name} {folder}: contains neither {NPZ} nor a stored dataset that you can read; {remedy}"
     )
@@ -239,8 +239,8 @@ def _download() -> Dataset:
     except (OSError, http.client.HTTPException) as error:  # a proxy may send a malformed answer
         reason = getattr(error, "reason", error)
         raise RunError(
-            f"the download of {url} failed ({reason}); {ELSEWHERE}, then copy its "
-            f"~/.cache/harness/imdb to {fetched_folder()}"
+            f"the download of {url} failed ({reason}); {ELSEWHERE}, then copy "
+            f"~/.cache/harness/imdb from that machine to {fetched_folder()} on this machine"
         ) from None
     if hashlib.sha256(content).hexdigest() != NPZ_SHA256:
         raise RunError(f"the download of {url} has an unexpected sha256")

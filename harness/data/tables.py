@@ -239,7 +239,8 @@ def _json_rows(table: SourceFile, form: DataConfig) -> Iterator[Text]:
                     '{"text": "…", "label": "…"} in each line'
                 )
             if not columns or row.keys() != names:
-                # The keys of this row differ from those of the row before, for example by a split.
+                # This row is the first, or has other keys than the row before (for example, an
+                # additional `split`), so find the columns in this row.
                 names = {*row}
                 columns = _columns([*row], table, form, location=f"line {number} ")
             yield _text(table, f"line {number}", *(row[name] for name in columns))

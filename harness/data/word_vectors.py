@@ -27,7 +27,7 @@ class WordVectors:
 
     @property
     def title(self) -> str:
-        """Text: the file's name, and how many words of the vocabulary have a vector."""
+        """Return the file's name and the number of vocabulary words with a vector, in one line."""
         share = len(self.found) / self.num_words
         return f"{self.path.name}: {len(self.found):,} of {self.num_words:,} words ({share:.1%})"
 
@@ -95,7 +95,8 @@ def _from_text(
                     f"{where}line {number} has {len(fields) - 1} numbers, but should have a word "
                     f"and {width} numbers; correct or remove the line"
                 )
-            # If a line has more fields, its word contains spaces. No word of a vocabulary does.
+            # If a line has more fields, its word contains spaces. Skip such a line, because words
+            # of the vocabulary never contain spaces.
             if word is None or word in seen or len(fields) > width + 1:
                 continue
             seen.add(word)

@@ -29,9 +29,10 @@ from harness.system.processes import installed_version, nvidia_driver
 
 SET_UP = "bash slurm/common.sh --setup"
 TENSORFLOW_S = 300  # limit for TensorFlow's import; the first from a network disk takes minutes
-SLOW_IMPORT_S = 10.0  # a slower import is yellow; from a local disk it takes about 2 s
-LITTLE_GB = 3.0  # less memory is yellow; a run takes about 1.5 GB
-LITTLE_DISK_GB = 2.0  # less free disk space is yellow; a run takes some 10 MB
+# If an import takes longer, or if less memory or disk space is available, a finding is yellow.
+SLOW_IMPORT_S = 10.0  # an import from a local disk takes about 2 s
+LITTLE_GB = 3.0  # a run takes about 1.5 GB of memory
+LITTLE_DISK_GB = 2.0  # a run takes some 10 MB of disk space
 
 
 def diagnose(data: Path | None, runs: Path, devices: str | None) -> Iterator[Finding]:
@@ -108,9 +109,10 @@ def describe_import(import_s: float) -> Finding:
 
 
 def describe_gpus(answer: dict[str, Any]) -> Finding:
-    """Report the GPUs that TensorFlow sees, or why a run could not use the promised GPUs."""
+    """Report the GPUs that TensorFlow sees, or the reason why a run could not use GPUs."""
     if problem := answer["refused"] or answer["warning"]:
-        # The remedies follow the first semicolon. The last one is usually to train on the CPU.
+        # In `problem`, the first semicolon separates the reason from the remedies. The last remedy
+        # is usually to train on the CPU.
         found, _, remedy = problem.partition("; ")
         return Finding("red" if answer["refused"] else "yellow", "devices", found, remedy)
     gpus = answer["gpus"]
@@ -145,7 +147,9 @@ def judge_card(card: Card, driver: str | None, targets: Sequence[str]) -> Findin
             f"{found}: TensorFlow has only PTX code ({code}) for this GPU; the driver compiles the "
             "code at the first use, which takes minutes"
         )
-        remedy = f"fill the driver's cache of compiled code before an array of jobs: {warm}"
+        remedy = (
+            f"before you submit a job array, fill the driver's cache of compiled code once: {warm}"
+        )
         return Finding("yellow", "card", text, remedy)
     return Finding("green", "card", f"{found}: machine code {code}")
 
@@ -159,14 +163,21 @@ def describe_libraries(answer: dict[str, Any] | None) -> Iterator[Finding]:
         yield Finding("red", "libraries", found, f"HARNESS_EXTRA=gpu {SET_UP} (6.6 GB)")
     elif answer["site"]:
         shown = ", ".join(f"{name} from {path}" for name, path in answer["site"].items())
-        found = f"LD_LIBRARY_PATH puts these before the environment's libraries: {shown}"
+        found = (
+            "because of LD_LIBRARY_PATH, these libraries load instead of those in the Python "
+            f"environment: {shown}"
+        )
         remedy = (
             "unload the environment module that sets LD_LIBRARY_PATH: harness is tested only with "
             "the CUDA libraries in its lock file"
         )
         yield Finding("yellow", "libraries", found, remedy)
     else:
-        yield Finding("green", "libraries", "all CUDA libraries load from the environment")
+        yield Finding(
+            "green",
+            "libraries",
+            "all CUDA libraries load; none replaces a library in the Python environment",
+        )
 
 
 # The machine

@@ -140,7 +140,7 @@ def _run_module(module: str, *args: str | Path, timeout_s: float) -> tuple[str, 
 
 
 def probe(devices: str | None, data: Path | None) -> Iterator[Estimate]:
-    """Train each of the five jobs that come with harness for two short epochs.
+    """Train the job file of each built-in network, such as `jobs/lstm.toml`, for two short epochs.
 
     By default, train on one GPU, or on the CPU if there is no GPU. For a job that fails, yield an
     estimate with an error.
@@ -197,7 +197,7 @@ def estimate(
     """Extrapolate a short run to the whole job, on IMDB's 25,000 reviews per split.
 
     Args:
-        result, record: the contents of the short run's files.
+        result, record: the contents of the short run's `result.json` and `provenance.json`.
         last: the times of the last epoch, because those of the first epoch include compilation.
         wall_s: how long the process of the short run took.
         peak_memory_gb: the peak memory of that process.
@@ -206,8 +206,9 @@ def estimate(
     num_validation = int(FULL_REVIEWS * job.data.validation_split)
     epoch_s = (FULL_REVIEWS - num_validation) / last["reviews_per_s"]
     total_s = (
+        # The short run without its last epoch: start, compilation in the first epoch, and end.
         wall_s
-        - (last["epoch_s"] + last["validation_s"])  # the rest is the run's start and end
+        - (last["epoch_s"] + last["validation_s"])
         + job.train.epochs * (epoch_s + num_validation * evaluated_s)
         + FULL_REVIEWS * evaluated_s
     )

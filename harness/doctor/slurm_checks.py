@@ -87,7 +87,11 @@ def check_script() -> Finding:
 
 
 def _check_by_rules(rules: Rules) -> Finding:
-    """Check that sbatch accepts a job script with the options that the site demands and allows."""
+    """Check that sbatch accepts a job script whose options follow the site's rules.
+
+    Args:
+        rules: the options of sbatch that the site refuses or demands.
+    """
     composed = compose(read_header(PROJECT, "lstm"), site_options(), (), rules=rules)
     unset = shlex.join(["env", *(f"-u{name}" for name in composed.unset)]) if composed.unset else ""
     names = "|".join(map(re.escape, rules.never))
@@ -100,7 +104,11 @@ def _check_by_rules(rules: Rules) -> Finding:
     except (InputError, RunError) as error:
         remedy = f"correct {NEVER} and {ALWAYS} in {SITE}"
         return Finding("red", "sbatch", f"lstm.sh submitted by `{line}` {error}", remedy)
-    return Finding("green", "sbatch", f"`{line}`, or harness submit, is accepted: {answer}")
+    return Finding(
+        "green",
+        "sbatch",
+        f"sbatch accepts lstm.sh if you submit it by `{line}` or by harness submit: {answer}",
+    )
 
 
 def check_site_file() -> Finding:

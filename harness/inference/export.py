@@ -33,9 +33,9 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
     """Converts raw texts to a model's input with TensorFlow operations only.
 
     Each text is encoded as by `harness.data.vocabulary.encode_text`, and cut to its last `maxlen`
-    words. Shorter texts are padded in front to `maxlen` words. If `bucket` is set, the padding is
-    at the end, and a batch of short texts is padded to fewer words. With `ratios` the model has a
-    second input, the result of `NgramRatios.at_words`.
+    words. Shorter texts are padded in front to `maxlen` words. If `bucket` is set, texts are padded
+    at the end instead, and a batch that contains only short texts is padded to fewer than `maxlen`
+    words. With `ratios` the model has a second input, the result of `NgramRatios.at_words`.
     """
 
     def __init__(

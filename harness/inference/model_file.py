@@ -1,8 +1,8 @@
 """Writes and loads `model.keras`, the trained model in plain Keras.
 
 Models with equal weights have identical files. The harness itself builds the network from the job,
-then loads the file's weights. If Keras can't serialize the configuration of a custom network, the
-file contains only its weights.
+then loads the file's weights. If Keras can't serialize the configuration of a custom network,
+`model.keras` contains only the network's weights.
 """
 
 import contextlib
@@ -19,7 +19,8 @@ from harness.compute.network import load_network
 from harness.data.dataset import num_outputs
 from harness.tracking.run_dir import RunDirectory
 
-# The earliest time a zip archive can store, in place of the current time, which Keras stores.
+# `save_model` gives each file in the archive this date, the earliest that a zip archive can store.
+# Keras would write the current time, and equal models would then have different files.
 EPOCH = (1980, 1, 1, 0, 0, 0)
 
 

@@ -112,7 +112,9 @@ def read_lines(
                 text = remarks.checked(_text(raw, f"{name}: line {number}", is_json=is_json))
                 if text is not None:
                     lines.append(Line(number, text))
-            if b"\0" in rest or len(rest) > MAX_LINE_BYTES:  # /dev/zero has no newline
+            # Raise an error before the line ends: an endless file without a newline, such as
+            # /dev/zero, would fill the memory.
+            if b"\0" in rest or len(rest) > MAX_LINE_BYTES:
                 _text(rest, f"{name}: line {number + 1}", is_json=is_json)
         finally:
             if lines:
@@ -122,7 +124,8 @@ def read_lines(
 
 
 def _text(raw: bytes, where: str, *, is_json: bool) -> str:
-    if b"\0" in raw:  # for example UTF-16, which may be valid UTF-8 without a known word
+    # The text may be UTF-16. Its bytes may be valid UTF-8, too, but would contain no known word.
+    if b"\0" in raw:
         raise InputError(f"{where} contains a NUL byte, so it is not text; save it as UTF-8")
     if len(raw) > MAX_LINE_BYTES:
         raise InputError(f"{where} has over {MAX_LINE_BYTES:,} bytes; write one text per line")
@@ -190,7 +193,7 @@ class Prediction:
 
     text: str
     predicted: str  # the most probable class
-    probabilities: Mapping[str, float]  # of each class, in the order of the labels
+    probabilities: Mapping[str, float]  # each class's probability, in the order of the labels
     num_words: int
     num_unknown: int  # number of words that are not in the model's vocabulary
 
@@ -230,10 +233,10 @@ def check_texts(texts: Sequence[str]) -> list[str]:
     """Check texts before TensorFlow starts; cut long texts to their last MAX_CHARACTERS.
 
     Raises:
-        InputError: if there is no text, or a text is no string or contains no word.
+        InputError: if there are no texts, or if a text is not a string or contains no word.
     """
     if not texts:
-        raise InputError("texts = []: should be a string, or a list of at least one")
+        raise InputError("texts = []: should be a string, or a list of at least one string")
     remarks = Remarks()
     kept = []
     for number, text in enumerate(texts, 1):

@@ -79,14 +79,17 @@ def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
 def kept_names(
     names: Sequence[Any], code: dict[str, str], where: str, *, base: Path
 ) -> dict[Any, Any]:
-    """Add the sources of functions to `code`; return the job's reference to each function by name.
+    """Add the sources of functions to `code`, and return the references that the job stores.
 
     Args:
-        names: references to functions, such as `file.py:function`; the result maps any other value
-            to itself.
+        names: references to functions, such as `file.py:function`, or other values of the key.
         code: the sources in the job; each key is the path of a source.
         where: the beginning of error messages, such as `job lstm.toml: model.architecture`.
         base: the folder that relative paths start from.
+
+    Returns:
+        A dictionary from each of `names` to the reference that the job stores. A value that is not
+        a reference is mapped to itself.
 
     Raises:
         InputError: if a source is refused.
@@ -253,7 +256,7 @@ def suggest_key(name: str, tables: Tables = TABLES) -> str:
 
 
 def _same_key(name: str, tables: Tables) -> str:
-    """Return `; did you mean train.epochs?` if only the key's table is wrong or missing, or ""."""
+    """Return `; did you mean TABLE.KEY?` if a table has the key that `name` ends with, else ""."""
     key = name.strip().rpartition(".")[2]
     found = (known for known in keys_of(tables) if known.partition(".")[2] == key)
     return next((f"; did you mean {known}?" for known in found), "")
@@ -269,7 +272,8 @@ def explain(
     first, *others = sorted(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     key = ".".join(str(part) for part in first["loc"])
     where, value = f"job {path}: {key}", shown(first["input"])
-    if first["type"] == "missing":  # `[model]` or `model.architecture`: nothing else is required
+    # Only `[model]` or `model.architecture` can be missing: no other key is required.
+    if first["type"] == "missing":
         text = f"job {path}: model.architecture is missing; write [model] architecture = 'lstm'"
     elif first["type"] == "extra_forbidden":
         near = "" if "." in key else did_you_mean(key, [*tables, "name"])

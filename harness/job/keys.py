@@ -65,8 +65,8 @@ def _scores_something(job: "Job") -> str:
 
 
 SAME_REVIEWS = "all trials must have the same reviews"
-# The `Facts` of keys that describe the format of a user's texts. A run's identity contains the
-# checksum of the texts instead of these keys.
+# The metadata (`Facts`) of every key that describes the format of a user's texts. A run's identity
+# contains the checksum of the texts instead of these keys.
 FORMAT = Facts(changes="nothing", not_searched=SAME_REVIEWS)
 
 
@@ -212,7 +212,7 @@ OBJECTIVES = tuple(name for name in SCORES if name not in NO_OBJECTIVES)
 
 def _rises(drops: list[float]) -> list[float]:
     if sorted(set(drops)) != drops:
-        raise PydanticCustomError("drops", "Input should be rising numbers")
+        raise PydanticCustomError("drops", "Input should be numbers in strictly increasing order")
     return drops
 
 
@@ -232,7 +232,7 @@ def _fits_the_optimizer(job: "Job") -> str:
 
 
 def _has_drops(job: "Job") -> str:
-    """The value `steps` needs `schedule_drops`."""
+    """`schedule_drops` must be set if `schedule` is `steps`."""
     if job.train.schedule == "steps" and not job.train.schedule_drops:
         return "needs train.schedule_drops, such as [3, 5]"
     return ""
@@ -296,7 +296,7 @@ class TrainConfig(ConfigSection):
         AfterValidator(_rises),
         Facts(
             only_with={"train.schedule": ("steps",)},
-            allowed="numbers in rising order, each above 0 and at most 1,000",
+            allowed="numbers in strictly increasing order, each above 0 and at most 1,000",
         ),
     ] = Field(
         [],
@@ -328,7 +328,9 @@ class TrainConfig(ConfigSection):
         description="custom training loss, `file.py:function`; empty = cross-entropy",
     )
     label_smoothing: Annotated[Share, Facts(only_with={"train.loss": ("",)})] = Field(
-        0.0, description="share of each label that training spreads evenly over all classes"
+        0.0,
+        description="share of each label's probability that is spread evenly over all classes in "
+        "the training loss",
     )
     adversarial: Annotated[float, Facts(check=_has_vectors_to_move)] = Field(
         0.0,
@@ -397,8 +399,9 @@ class TrainConfig(ConfigSection):
     )
     xla: Annotated[Literal["auto", "on", "off"], Facts(changes="digits")] = Field(
         "auto",
-        description="whether XLA compiles training and evaluation; auto = the fastest way on the "
-        "device; off = never, and on a CPU also without BlockLSTM, TensorFlow's fused LSTM kernel",
+        description="whether XLA compiles training and evaluation; auto = only where XLA is the "
+        "fastest way on the device; off = never; on a CPU, off also excludes BlockLSTM, "
+        "TensorFlow's fused LSTM kernel",
     )
     steps_per_execution: Annotated[int, Facts(changes="digits")] = Field(
         1, ge=1, le=10_000, description="training steps per call of the TensorFlow graph"

@@ -189,7 +189,8 @@ def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterato
             path = _file_of(each, root)
             if path is None:
                 if each == module:
-                    _read(root / f"{module}.py", where)  # raises the error for a missing file
+                    # The module's file is missing, so this call raises an error.
+                    _read(root / f"{module}.py", where)
                 continue
             source = _read(root / path, where)
             yield path, source

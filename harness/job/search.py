@@ -173,7 +173,7 @@ def _range(key: str, raw: Mapping[str, Any], where: str) -> Parameter:
             raise InputError(f"{where}.{name} = {value!r}: should be an integer, as {key} is")
     low, high = raw["min"], raw["max"]
     if low >= high:
-        raise InputError(f"{where}: min = {low} should be below max = {high}; exchange them")
+        raise InputError(f"{where}: min = {low} should be below max = {high}; swap the two values")
     if not isinstance(log, bool):
         raise InputError(f"{where}.log = {log!r}: should be true or false")
     if log and low <= 0:
@@ -399,9 +399,13 @@ def is_sweep(folder: Path) -> bool:
 
 
 def is_of_search(result: Mapping[str, Any], search: Mapping[str, Any]) -> bool:
-    """Whether a sweep's result was made with the value that `search.trials` has in its search file.
+    """Whether a sweep's result was computed with the current value of `search.trials`.
 
-    The two values differ if another command has raised `search.trials`: the result is outdated.
+    If a later command has raised `search.trials`, the result is outdated.
+
+    Args:
+        result: the content of the sweep's `result.json`.
+        search: the current content of the sweep's search file.
     """
     of_search = search.get("search")
     return isinstance(of_search, dict) and of_search.get("trials") == result.get("trials")
@@ -485,7 +489,8 @@ def _broken_rule(search: SearchSpec) -> str:
             f"search.space.train.epochs: the {table.tuner} tuner chooses the number of epochs "
             "itself, at most train.epochs; remove train.epochs from search.space"
         )
-    # For each key: values of its parent, grandparent and so on, for which the key is searched.
+    # Maps each searched key to values of the keys on which it depends: the key in its `when`, the
+    # key in that key's `when`, and so on. The search varies the key only with such values.
     needed: dict[str, Values] = {}
     for parameter in search.space:
         continuous = not parameter.choices and parameter.step is None

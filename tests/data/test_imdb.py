@@ -151,7 +151,7 @@ def test_a_named_folder_is_never_skipped(tmp_path: Path) -> None:
     for folder in (tmp_path / "typo", tmp_path):
         with pytest.raises(InputError, match=r"--data .*: contains neither imdb\.npz"):
             open_dataset(folder)
-    with pytest.raises(InputError, match=r"--from .* name a folder that does, or aclImdb/$"):
+    with pytest.raises(InputError, match=r"--from .* name a folder .* or the folder aclImdb/$"):
         fetch(tmp_path / "typo")
 
 

@@ -144,7 +144,7 @@ def compose(
     if refused := {*rules.never} & requested & {*GPUS}:
         raise InputError(
             f"--{min(refused)}: is refused by this site ({NEVER}); request GPUs as the "
-            "site requires, for example by a partition: add -- --partition=NAME"
+            "site requires, for example through a partition: append `-- --partition=NAME`"
         )
     args = drop([*rules.always, *args], rules.never)
     by_user = _replaced_by(options_in(args))
@@ -160,7 +160,8 @@ def compose(
 def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
     """Return the sbatch option that requests `gpus` on each node.
 
-    If the site's variables request GPUs, their option and their GPU type are used.
+    The option is `--gpus-per-node` if the site sets SBATCH_GPUS_PER_NODE, else `--gres`. If `gpus`
+    contains no GPU type, the GPU type in the site's variables is added.
     """
     if not int(gpus.rpartition(":")[2]):
         return "--gres=none"
@@ -236,7 +237,7 @@ class Resources:
     mem: str | None = None  # per node
     retry_memory: bool = False  # requeue a job that ran out of memory, with 1.5 times the memory
     flags: tuple[str, ...] = ()  # options of sbatch
-    kept: tuple[str, ...] | None = None  # the `flags` that later jobs of the run repeat; None: all
+    kept: tuple[str, ...] | None = None  # the `flags` that a resuming job repeats; None means all
 
     def check(self) -> None:
         """Refuse requests that sbatch would misinterpret, or would refuse with an unclear message.
@@ -253,7 +254,8 @@ class Resources:
                 )
             if twice := options_in(self.flags) & {*GPUS}:
                 raise InputError(f"--{min(twice)}: requests GPUs as --gpus does; use only one")
-        # A later word may be the value of an option, unless it is a file that `submit` takes.
+        # Refuse a first word that is no option. A later word may be the value of an option, so
+        # refuse a later word only if it is a job file or a script.
         words = [flag for flag in self.flags if not flag.startswith("-")]
         if stray := [w for w in words if w == self.flags[0] or w.endswith((".toml", ".sh"))]:
             raise InputError(
@@ -285,8 +287,9 @@ def short_limit(limit_s: float | None) -> str:
         return ""
     left_s = max(0.0, limit_s - WARNING_S)
     return (
-        f"with a time limit of {limit_s:.0f} s, the run saves and the job is requeued after "
-        f"{left_s:.0f} s, {WARNING_S} s before the limit; give at least --time={SHORT_S // 60}"
+        f"with a time limit of {limit_s:.0f} s, the run saves and the job is requeued after only "
+        f"{left_s:.0f} s, because Slurm warns the job {WARNING_S} s before the limit; give at "
+        f"least --time={SHORT_S // 60}"
     )
 
 
@@ -303,7 +306,9 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             raise InputError(f"--seeds {text}: should be numbers and ranges, such as 1-5 or 1,3,7")
         first, last = int(match[1]), int(match[2] or match[1])
         if first > last:
-            raise InputError(f"--seeds {text}: a range should rise: {last}-{first}")
+            raise InputError(
+                f"--seeds {text}: a range should begin with its smaller number: {last}-{first}"
+            )
         seeds += range(first, min(last, first + MAX_SEEDS) + 1)
         if len(seeds) > MAX_SEEDS:
             raise InputError(f"--seeds {text}: should be {MAX_SEEDS:,} seeds at most")

@@ -32,7 +32,9 @@ from harness.slurm.resources import (
 
 COMPARISON, SEARCH = "compare", "tune"
 DEFAULT_ARRAY_SIZE = 1001  # default of Slurm's MaxArraySize
-OF_CUSTOM_NETWORKS = "lstm"  # for custom networks; the scripts' headers differ only in the job name
+# Jobs with custom networks use the header of this script. The headers of all scripts that train
+# differ only in the job's name.
+OF_CUSTOM_NETWORKS = "lstm"
 
 # The job's script exports these variables, because sbatch --export=NONE passes no variables on.
 FOLDERS = ("HARNESS_DATA", "XDG_CACHE_HOME", "KERAS_HOME")
@@ -131,11 +133,11 @@ def _indices(seeds: tuple[int, ...], array_size: int) -> tuple[tuple[int, ...], 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A request for a training or a search, new or continued."""
+    """A request for a Slurm job that begins or continues one or several runs, or a search."""
 
     job: Job | SearchSpec
     resources: Resources
-    seeds: tuple[int, ...] | None = None  # several seeds need an array; None: the job file's seed
+    seeds: tuple[int, ...] | None = None  # a run for each seed; None means the job file's seed
     pack: bool = False  # whether one job trains all seeds in parallel, without an array
     resumes: Path | None = None  # the absolute path of a run or sweep to continue
     is_begun: bool = True  # whether the folder `resumes` exists
@@ -212,7 +214,7 @@ def job_environment(project: Path, environment: Mapping[str, str] = os.environ) 
     if named := environment.get("HARNESS_VENV"):
         return project / named  # a relative path starts at the project, as in common.sh
     prefix = Path(sys.prefix)
-    # In a conda environment, sys.prefix and sys.base_prefix are equal, so look for the program.
+    # In a conda environment, sys.prefix and sys.base_prefix are equal, so look for bin/harness.
     if sys.prefix != sys.base_prefix or (prefix / "bin" / "harness").exists():
         return prefix
     return project / ".venv"
@@ -277,14 +279,14 @@ def job_submission(wanted: Wanted, layout: Layout) -> SbatchJob:
 def comparison_submission(
     trainings: Mapping[str, SbatchJob], resources: Resources, layout: Layout
 ) -> SbatchJob:
-    """Compose the comparison job, which starts when all trainings have succeeded or failed.
+    """Compose the comparison job, which starts when all training jobs have ended.
 
     Args:
         trainings: the training jobs, with their job ids as keys.
-        resources: the resources of the training jobs. The comparison job uses only their `flags`,
-            without the options for GPUs and memory.
+        resources: the resources of the training jobs. The comparison job uses only the
+            `flags` in `resources`, without the options for GPUs and memory.
     """
-    # The job itself expands the patterns, because the runs do not exist yet.
+    # The comparison job expands these patterns of run folders, because no folder exists yet.
     patterns = [
         f"{escape(str(layout.runs / submission.name))}/slurm-{job_id}{_any_part(submission)}"
         for job_id, submission in trainings.items()

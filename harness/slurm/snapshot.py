@@ -70,7 +70,7 @@ def take_snapshot(project: Path, runs: Path) -> Path:
         # Other users must not read the record, because its diff may contain secrets.
         atomic_write(copy / SNAPSHOT_RECORD, json.dumps(record, indent=2) + "\n", mode=0o600)
         for parent in {(copy / name).parent for name in names if name.endswith(".py")}:
-            # Python would create this folder with the user's umask, so other users might add code.
+            # If Python created `__pycache__`, the user's umask might let other users add code.
             (parent / "__pycache__").mkdir(exist_ok=True)
         _keep_others_out(copy)
         # Hash the copy, because a file of the project may have changed meanwhile.
@@ -184,7 +184,7 @@ def _digest(root: Path, names: Iterable[str], commit: str | None) -> str:
 def _is_intact(folder: Path) -> bool:
     """Whether a snapshot exists and no other user could have changed it.
 
-    In a shared folder of runs, such a user could change the code of a job, or add a module that
+    Another user who can write into a snapshot could change the code of a job, or add a module that
     Python imports first.
     """
     try:
@@ -209,7 +209,7 @@ def _replace(folder: Path, copy: Path) -> None:
     try:
         copy.rename(folder)
     except OSError:
-        if not folder.is_dir():  # otherwise another process has created the folder
+        if not folder.is_dir():  # else another process has created the same snapshot
             raise
-    finally:  # removal takes long, so it comes after the rename
+    finally:  # removal is slow, so remove the old snapshot only after the rename
         shutil.rmtree(aside, ignore_errors=True)

@@ -74,10 +74,11 @@ def make_request(
     seeds: str | None,
     pack: bool,
 ) -> Request:
-    """Return a checked request to train `job_file`; if None, to train and compare five networks.
+    """Return a checked request to submit training jobs.
 
-    If the job trains on the user's own texts (`data.source`), this function writes them into the
-    cache, from which the job reads them. The function writes no other file.
+    If `job_file` is None, the jobs train and compare the five networks. If a job trains on the
+    user's own texts (`data.source`), this function writes the texts into the cache, from which the
+    job reads them. The function writes no other file.
 
     Raises:
         InputError: if a value is refused; the message states the value and the remedy.
@@ -103,7 +104,8 @@ def check_request(jobs: Iterable[Wanted], runs: Path, *, compares: bool = False)
     for each in request.jobs:
         read_header(request.project, script_of(each.job))
         each.resources.check()
-        if isinstance(each.job, Job) and not each.pack:  # otherwise each model uses one node
+        # A search or a packed job uses one node per model, so it needs no trusted network.
+        if isinstance(each.job, Job) and not each.pack:
             check_trusted_network(each.resources.nodes or 1)
         elif each.resources.retry_memory:  # if one of several runs is killed, the job may continue
             raise InputError(
@@ -143,9 +145,9 @@ def doubts(request: Request) -> Iterator[str]:
     yield from dict.fromkeys(line for job in trainings for line in job.without_effect())
     if (folders := missing_in()) and not all(job.data.source for job in trainings):
         yield (
-            f"the full dataset is not in {', '.join(map(str, folders))}: unless the job's node "
-            "has it, the job will train on the packaged SAMPLE; get it first by: "
-            "harness data fetch"
+            f"found no full dataset in {' or '.join(map(str, folders))}; unless the job's node has "
+            "the dataset, the job will train on the packaged SAMPLE; to download the dataset "
+            "first, run: harness data fetch"
         )
     yield from left_out(request.project, request.runs)
     program = job_environment(request.project) / "bin" / "harness"
@@ -218,7 +220,9 @@ def submit(request: Request) -> dict[str, SbatchJob]:
 
 
 def draft(request: Request) -> tuple[list[str], Path]:
-    """Write a job's files. The caller submits the job, because a container may lack sbatch.
+    """Write a job's files and compose its sbatch command, but do not submit the job.
+
+    The job script runs the command outside of the site's container, which may lack sbatch.
 
     Returns:
         The sbatch command, and the path of the job's record. The record contains JOB_ID in place of
@@ -287,7 +291,7 @@ def _submit(submission: SbatchJob) -> str:
     except (OSError, InputError, RunError):
         shutil.rmtree(submission.folder, ignore_errors=True)
         raise
-    for line in filter(None, done.stderr.splitlines()):  # for example hints of the site
+    for line in filter(None, done.stderr.splitlines()):  # sbatch may print hints of the site
         Console().warning(line)
     try:
         atomic_write(submission.record(job_id), to_json(_record_of(submission, job_id)))

@@ -23,7 +23,8 @@ UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 STAMPED = logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S")
-# Matches the beginning of an error's line in a pipe, and of every line in a file.
+# Matches the prefix that `log` writes: `harness: ` before an error on a terminal or in a pipe, or
+# date, time and level before each line in a file.
 PREFIX = re.compile(r"harness: |[0-9-]{10} [0-9:]{8} [A-Z]+ ")
 
 

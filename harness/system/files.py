@@ -403,7 +403,7 @@ def is_said_of_disk(line: str) -> bool:
 
 
 def disk_error_in(error: BaseException | None) -> OSError | None:
-    """Return `error` if it is a disk error, else the disk error that led to it; None without one.
+    """Return the first disk error among `error` and the errors that led to it, or else None.
 
     For example, a disk error can lead to a `BadZipFile`.
     """
@@ -448,7 +448,10 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def turn_at(path: Path) -> Iterator[None]:
-    """Wait for the lock of a path and keep it during the block, if the disk supports locks."""
+    """Acquire the lock of a path and hold the lock during the `with` block.
+
+    If the disk does not support locks, the block runs without a lock.
+    """
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)

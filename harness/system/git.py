@@ -1,6 +1,6 @@
 """Asks git for the project's files and version, and restores a version into a folder.
 
-No function writes into the user's repository, neither into its index nor into its objects.
+These functions never write into the user's repository: its index and its objects stay unchanged.
 """
 
 import os
@@ -40,7 +40,7 @@ SECRETS = (
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*apikey*", "*api_key*", "*api-key*"),
     *(".env*", ".netrc", ".pgpass", ".htpasswd", ".pypirc", ".npmrc", ".aws", ".ssh", ".kube"),
 )
-NO_CODE = ("*token*",)  # looks like a secret, except in Python files such as tokenizer.py
+NO_CODE = ("*token*",)  # marks a secret, unless the file is Python code such as tokenizer.py
 CODE = (".py", ".pyi")
 
 

@@ -28,7 +28,7 @@ from harness.system.files import (
 from harness.system.lenient_json import parse_json, parse_toml, read_json
 
 PATIENCE_S, RETRY_S = 60.0, 1.0  # for how long, and how often, to retry a failing read
-MAX_AT_ONCE = 3  # the number of other processes that may take the lease at the same time
+MAX_AT_ONCE = 3  # how often `take_lease` tries again if other processes take the lease, too
 
 LOGGER = logging.getLogger("harness")  # the console's logger
 
@@ -75,7 +75,7 @@ class LeasedDirectory:
             return b""
 
     def leftovers(self) -> Iterator[Path]:
-        """Yield the temporary files that killed processes left."""
+        """Yield the temporary files that killed processes left behind."""
         return self.folder.glob(".*.tmp*")
 
     # Writing

@@ -83,7 +83,7 @@ def ctrl_c_waits() -> Iterator[None]:
     """
     before = signal.getsignal(signal.SIGINT)
     is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or not callable(before):  # for example, SIGINT is ignored
+    if not is_main or not callable(before):  # nothing to delay, for example if SIGINT is ignored
         yield
         return
     request = StopRequest()
@@ -92,7 +92,7 @@ def ctrl_c_waits() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-        if request.signal:  # not `raise_signal`: a watchdog would count a second Ctrl-C
+        if request.signal:  # `raise_signal` would look like a second Ctrl-C to a watchdog
             before(signal.SIGINT, None)
 
 

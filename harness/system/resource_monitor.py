@@ -1,6 +1,6 @@
 """Measures how much of the CPUs, memory and GPUs this process uses.
 
-The figures of GPUs come from NVML, a library of the driver. The other figures need no driver.
+The GPU figures come from NVML, a library of the driver. The other figures need no driver.
 """
 
 import contextlib

@@ -1,8 +1,9 @@
 """Removes TensorFlow's messages that no user can act on and that its log level does not hide.
 
 TensorFlow writes some of these messages before it reads the log level, and logs others as errors.
-In a process that computes on GPUs, `capture` sends all messages to a file in memory. Sometimes a
-message is the only sign that a step was computed wrongly, or alone explains why the process died.
+In a process that computes on GPUs, `capture` keeps all messages in a file in memory, because a
+message may be the only sign that a step was computed wrongly, or the only explanation of why the
+process died.
 """
 
 import contextlib
@@ -25,13 +26,14 @@ KNOWN_NOISE = re.compile(
     # mistakes two compiler hints for processor features that are missing.
     r"|text_format.*XlaSerializedCacheEntry|cpu_aot_loader.*feature \+prefer-no-(scatter|gather)"
 )
-# A message of TensorFlow begins with level, date, time, thread and place. It may have more lines.
+# Matches the level, date, time, thread and place at the beginning of a TensorFlow message. A
+# message may span several lines.
 BEGIN = re.compile(r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d+\.\d+ +\d+ [\w./-]+:\d+\] ")
 
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 LAST_LINES = 60  # number of lines, enough for a message and a stack trace
 
-descriptor = 2  # leads to the real standard error; `capture` and `filtered_stderr` change it
+descriptor = 2  # the real standard error; differs from 2 while file descriptor 2 is redirected
 
 
 class Capture:
@@ -118,8 +120,8 @@ def filtered_stderr() -> Iterator[list[str]]:
     """Hold back what the block writes to file descriptor 2; then write all lines except noise.
 
     Yields:
-        An empty list. At the end of the block, all lines that were held back are added to the list,
-        including noise.
+        A list, which is empty until the end of the block and then contains all lines that were held
+        back, including noise.
     """
     lines: list[str] = []
     global descriptor

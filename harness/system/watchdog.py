@@ -25,7 +25,8 @@ NODES_STALL_MIN = 1.5  # default on several nodes: if one node hangs, all others
 STOP, STOP_S = "HARNESS_STOP_S", 60.0
 # The limit before the first step is this many times longer if the driver compiles the kernels.
 FIRST_USE = 6.0
-STEPS_AT_ONCE = 100  # for an execution of more steps, the limit grows in proportion
+# If one execution has more training steps than this number, the limit grows in proportion.
+STEPS_AT_ONCE = 100
 ASK_AFTER = 0.1  # share of the limit after which the training loop waits for a result
 TICKS = 20  # number of checks within a limit
 LONGEST_TICK_S = 30.0
@@ -38,9 +39,10 @@ class Watched:
 
     where: str  # the devices and the node, for the message
     next_step: str  # how to continue the work, for the message
-    record: Callable[[Interrupted], object] | None = None  # a function that records the end
+    # A function that records why the watchdog ends the process.
+    record: Callable[[Interrupted], object] | None = None
     num_steps: int = 1  # training steps per execution
-    first_use: float = 1.0  # the factor of the limit before the first step
+    first_use: float = 1.0  # how many times longer the limit is before the first step
     has_stepped: bool = False
 
 
@@ -215,5 +217,5 @@ def end(line: str, code: int) -> None:
     end_at_once(error_line(line, stderr_filter.descriptor), code)
 
 
-IDLE = Watchdog(0, 0, end)  # has no thread and no limit
+IDLE = Watchdog(0, 0, end)  # a watchdog without a thread and without a limit
 current = IDLE  # at most one watchdog per process can receive signals

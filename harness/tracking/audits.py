@@ -19,8 +19,8 @@ EQUAL, ROUNDING, DIFFERS = "equal", "within rounding", "differs"  # outcomes of 
 def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> Path:
     """Add an audit to the file with all audits of a result; return the file's path.
 
-    The file contains one audit per depth, which says how much was checked: `quick`, `3 epochs` or
-    `full`. A new audit replaces the audit of the same depth.
+    The file contains one audit per depth. The depth says how much was checked: `quick`, `3 epochs`
+    or `full`. A new audit replaces the audit of the same depth.
 
     Args:
         runs: the folder of runs of the auditing user.

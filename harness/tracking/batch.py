@@ -45,8 +45,8 @@ def jobs_of(
     for name in names:
         if names.count(name) > 1:
             raise InputError(
-                f"job {name}: is named {names.count(name)} times, and its runs would have the same "
-                "names; name it once, or rename a file"
+                f"job {name}: is given {names.count(name)} times, so its runs would have the same "
+                "names; give each job once, and give no two job files the same name"
             )
     return jobs
 

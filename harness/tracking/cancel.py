@@ -75,7 +75,7 @@ def ask_to_stop(
                 f"run {status.run}: {problem}; if the run's job is in the queue, call harness "
                 f"cancel on a login node, or: scancel {status.slurm_job}"
             )
-        if is_queued and status.state in ALIVE:  # a session, or a job of the user's own script
+        if is_queued and status.state in ALIVE:  # an interactive job, or the user's own script
             raise RunError(
                 f"{status.run}: is {status.state}, and its job may run other programs; to end "
                 f"the whole job: scancel {status.slurm_job}"
@@ -100,7 +100,7 @@ def _cancel_job(status: RunStatus) -> str | None:
     client.ask("scancel", str(job))
     if status.state not in ("pending", "submitted"):
         return None
-    line = f"{status.run}: job {job} is out of the queue"
+    line = f"{status.run}: job {job} was removed from the queue"
     if status.phase is None:
         return line
     ask_to_cancel(status.folder)  # the run has no process that could record the cancellation
@@ -111,9 +111,9 @@ def _stop_process(status: RunStatus) -> None:
     process = status.process or 0
     where = f"run {status.run}: process {process}"
     if status.host != socket.gethostname():
-        whole_job = f", or end its whole job: scancel {status.slurm_job}"
+        whole_job = f", or end the run's whole job: scancel {status.slurm_job}"
         raise RunError(
-            f"{where} is on {status.host}; call there: harness cancel {status.folder}"
+            f"{where} is on {status.host}; on that machine, run: harness cancel {status.folder}"
             f"{whole_job if status.slurm_job else ''}"
         )
     if not is_run_alive(process, status.time_s):

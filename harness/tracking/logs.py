@@ -13,7 +13,7 @@ from harness.system.lenient_json import path, read_json
 from harness.tracking.records import RunStatus
 
 POLL_S = 1.0  # seconds between two reads of a log
-QUIET_POLLS = 3  # reads without a new line after which an ended run's log is complete
+QUIET_POLLS = 3  # an ended run's log is complete after so many reads without a new line
 ASK_EVERY_S = 10.0  # seconds between two calls of squeue, which shows whether a job is requeued
 
 # Escape sequences by which programs move the cursor of a terminal, or set colours or titles.
@@ -22,7 +22,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def log_of(status: RunStatus) -> Path:
-    """Return the path of a run's log: the present job's log if it exists, else the previous job's.
+    """Return the path of a run's log: the current job's log if it exists, else the previous job's.
 
     Raises:
         InputError: if the run has no log.

@@ -187,7 +187,7 @@ def record_kernels(
 
 
 def record_gpu_gb(run: RunDirectory, gb: float) -> None:
-    """Record the GPU memory that the last start of a run used: the largest use of any GPU."""
+    """Record how many GB a run's process used on its fullest GPU since the run's last start."""
     record = run.certain_json(RECORD)
     record["starts"][-1]["gpu_gb"] = round(gb, 3)
     run.write_json(RECORD, record)

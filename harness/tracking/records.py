@@ -31,8 +31,8 @@ from harness.system.lenient_json import (
 from harness.tracking.run_dir import CANCEL, RESULT
 
 HEARTBEAT_S = 5.0  # seconds between two writes of `state.json`
-# The fields that a new start keeps until its first step. `step` is not kept, because a job counts
-# its own steps by `step`.
+# The fields that a new start keeps until its first step. `step` is not kept; otherwise a job that
+# resumes a run would seem to make progress even if the job trains no step.
 REACHED = ("epoch", "val_accuracy")
 
 
@@ -147,7 +147,8 @@ class RunStatus:
     eta_s: float | None = None
     step_ms: float | None = None
     device: dict[str, float] = field(default_factory=dict)  # measured by resource_monitor
-    val_accuracy: float | None = None  # of the last epoch; after the end, of the saved weights
+    # The validation accuracy of the last epoch; after the run's end, that of the saved weights.
+    val_accuracy: float | None = None
     test_accuracy: float | None = None
     trials: dict[str, Any] | None = None  # for a sweep: the numbers of finished, failed, … trials
     restarts: int = 0
@@ -179,7 +180,7 @@ class RunStatus:
     def shares_job(self) -> bool:
         """Whether the run's Slurm job also trains other seeds."""
         job = re.escape(self.slurm_job or "")  # waiting tasks share an id such as 12_[1-5]
-        # The folder's name has a second number if a user's own script has called the job script.
+        # If a user's own script called the job script, a checksum follows the job's id in the name.
         return bool(re.fullmatch(rf"slurm-{job}(-\d+)?-seed\d+", self.folder.name))
 
     def is_there(self, name: str = "") -> bool:
@@ -296,7 +297,8 @@ def observe(
         reported_job=_job_id(state.get("slurm_job")),
     )
     if heartbeat:
-        # The node's clock or the file server's clock may be wrong, but rarely are both wrong.
+        # The node's clock or the file server's clock may be wrong, so ignore a time in the future,
+        # and otherwise use the later of the two times.
         beats = (status.time_s, heartbeat.modified_s)
         ages = [now - at for at in beats if at <= now]
         status.heartbeat_age_s = round(min(ages, default=0.0), 1)

@@ -42,8 +42,8 @@ def test_waiting_jobs_are_shown_with_slurms_reason_and_leave_by_cancel(
     done = watched.run("cancel", f"{array.job_id}_4", single.job_id)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        f"lstm/slurm-{array.job_id}_4: job {array.job_id}_4 is out of the queue",
-        f"lstm/slurm-{single.job_id}: job {single.job_id} is out of the queue",
+        f"lstm/slurm-{array.job_id}_4: job {array.job_id}_4 was removed from the queue",
+        f"lstm/slurm-{single.job_id}: job {single.job_id} was removed from the queue",
     ]
     left = [run for run, row in watched.seen().items() if row["state"] == "pending"]
     assert left == [f"lstm/slurm-{array.job_id}_5"]

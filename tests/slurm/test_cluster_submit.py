@@ -199,7 +199,7 @@ def test_a_packed_job_is_cancelled_by_its_id(
     words = ["--seeds", "1-2", "--pack", "--", "--hold"]
     (record,) = submitter.submit(stand_in.path / "jobs/gru.toml", *words)
     done = submitter.harness.run_here("cancel", record["job_id"])
-    assert done.stdout.count("is out of the queue") == 2, done.stderr
+    assert done.stdout.count("was removed from the queue") == 2, done.stderr
     assert cluster.state(record["job_id"]) == "CANCELLED"
 
 

@@ -45,7 +45,7 @@ def test_seeds_are_numbers_and_ranges() -> None:
     ("text", "message"),
     [
         *((text, "numbers and ranges") for text in ("", ",", "a", "1-", "-1", "1..3")),
-        ("2,5-3", "a range should rise: 3-5"),
+        ("2,5-3", "a range should begin with its smaller number: 3-5"),
         *((text, "10,000 seeds at most") for text in ("1-10001", "1-9999,20000-30000")),
         *((text, "names seed [124] twice") for text in ("1,1", "1-3,2", "4,1-5")),
     ],
@@ -87,7 +87,7 @@ def test_a_time_limit_below_five_minutes_is_short() -> None:
     assert [bool(short_limit(each)) for each in (None, 0, 300, 299, 60)] == [
         *(False, False, False, True, True),
     ]
-    assert "requeued after 0 s, 90 s before the limit" in short_limit(60)
+    assert "requeued after only 0 s, because Slurm warns the job 90 s before" in short_limit(60)
 
 
 # Conflicts of options

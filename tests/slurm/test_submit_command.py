@@ -64,7 +64,7 @@ def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
     words = ["submit", LSTM, "--dry-run"]
     harness.environment |= {"HARNESS_VENV": str(harness.folder), "HARNESS_HOME": str(project)}
     done = harness.run_here(*words)
-    assert "packaged SAMPLE; get it first by: harness data fetch" in done.stderr
+    assert "packaged SAMPLE; to download the dataset first, run: harness data fetch" in done.stderr
     assert f"warning: {harness.folder}/bin/harness is missing" in done.stderr
     assert "git can't" not in done.stderr
     (project / ".git/HEAD").unlink()

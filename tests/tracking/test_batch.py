@@ -14,12 +14,12 @@ from tests.conftest import JOBS
 
 
 def test_all_jobs_of_a_seed_come_before_those_of_the_next() -> None:
-    """Without `--seeds` the job file sets the seed. A job that is named twice is refused."""
+    """Without `--seeds` the job file sets the seed. A job that is given twice is refused."""
     files = [JOBS / "lstm.toml", JOBS / "gru.toml"]
     found = [(job.name, job.train.seed) for job in jobs_of(files, (), (2, 1))]
     assert found == [("lstm", 2), ("gru", 2), ("lstm", 1), ("gru", 1)]
     assert [job.train.seed for job in jobs_of(files, ["train.seed=9"], ())] == [9, 9]
-    with pytest.raises(InputError, match="job lstm: is named 2 times"):
+    with pytest.raises(InputError, match="job lstm: is given 2 times"):
         jobs_of([files[0], files[0]], (), (1,))
 
 

@@ -76,7 +76,7 @@ def test_a_search_is_cancelled_wherever_its_workers_are(
     assert noted.exists() == bool(job)
     assert not job or noted.read_text() == "--state=PENDING 12\n" * 2
     status.trials = status.slurm_job = None
-    with pytest.raises(RunError, match=f"is on {ELSEWHERE}; call there: harness cancel"):
+    with pytest.raises(RunError, match=f"is on {ELSEWHERE}; on that machine, run: harness cancel"):
         ask_to_stop(status)
 
 
@@ -107,7 +107,9 @@ def test_a_session_is_not_cancelled_for_a_run(site: Site, *, owns_job: bool) -> 
     run = site.run("20260101-seed1", "training", slurm_job="12")
     run.write_json("state.json", run.read_json("state.json") | {"owns_job": owns_job})
     if not owns_job:
-        with pytest.raises(RunError, match=r"harness cancel .*, or end its whole job: scancel 12$"):
+        with pytest.raises(
+            RunError, match=r"harness cancel .*, or end the run's whole job: scancel 12$"
+        ):
             ask_to_stop(site.only())
         site.slurm("12|12|PENDING|0:00|Priority|/x.sh", "13|13|PENDING|0:00|Priority|/x.sh")
         with pytest.raises(RunError, match=r"may run other programs.*: scancel 12$"):
@@ -252,5 +254,5 @@ def test_a_run_on_another_host_is_cancelled_there(harness: Harness, site: Site) 
     site.run("b", "finished")
     done = harness.run_here("cancel", "a", "b")
     assert done.returncode == 1
-    assert f"is on {ELSEWHERE}; call there: harness cancel" in done.stderr
+    assert f"is on {ELSEWHERE}; on that machine, run: harness cancel" in done.stderr
     assert "lstm/b: is finished, nothing to cancel" in done.stdout

@@ -16,7 +16,7 @@ def main() -> int:
         nonlocal pressed
         # A second KeyboardInterrupt would replace the exit code of the first.
         if pressed:
-            os.write(2, b"harness: interrupted at once; saved files stay\n")
+            os.write(2, b"harness: interrupted immediately; saved files are kept\n")
             os._exit(INTERRUPTED)
         pressed = True
         raise KeyboardInterrupt

@@ -170,7 +170,7 @@ class Sweep:
 class Comparison:
     """The result of `harness compare`; its repr is what the command prints."""
 
-    parts: "tuple[Part, ...]"  # one for each dataset
+    parts: "tuple[Part, ...]"  # each part compares the runs on one dataset
     left_out: "tuple[LeftOut, ...]"
 
     def __repr__(self) -> str:
@@ -232,7 +232,7 @@ def train(
     Raises:
         InputError: if the job, an option or this machine is unsuitable; nothing was written.
         RunError: if the run failed.
-        Interrupted: if a signal stopped the run. To continue, call `train` with its `run_id`.
+        Interrupted: if a signal stopped the run. To continue the run, pass its name as `run_id`.
         KeyboardInterrupt: if you interrupted the call. When the error is raised, the run
             is saved, and the run's process has ended.
     """
@@ -270,8 +270,8 @@ def tune(
     Raises:
         InputError: if the job, an option or this machine is unsuitable; nothing was written.
         RunError: if the search failed.
-        Interrupted, KeyboardInterrupt: if the search was stopped. To continue, call `tune` with its
-            `sweep_id`.
+        Interrupted, KeyboardInterrupt: if the search was stopped. To continue the search, pass its
+            name as `sweep_id`.
     """
     from harness.job.search import load_search
 
@@ -376,8 +376,8 @@ def _overrides(job: PathLike, settings: Settings | None, options: Settings) -> l
     """Convert settings to values of the option `--set`.
 
     Raises:
-        InputError: if `job` is no path, if `settings` is no dictionary, or if `options` contains
-            `set` or `seeds`, which `settings` and `seed` replace.
+        InputError: if `job` is not a path, if `settings` is not a dictionary, or if `options`
+            contains `set` (instead of `settings`) or `seeds` (instead of one call per seed).
     """
     if not isinstance(job, str | os.PathLike):
         raise InputError(f"job = {shown(job)}: should be a path, such as 'jobs/lstm.toml'")

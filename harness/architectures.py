@@ -15,7 +15,9 @@ from harness.config import FORM, ConfigSection, Facts, Options, Share
 if TYPE_CHECKING:
     import keras
 
-LOWEST = -6e4  # stands for outputs in the padding when a maximum is computed; finite in float16
+# LOWEST replaces the outputs at padded positions before a maximum is computed. In float16 a number
+# below -65504 would be infinite.
+LOWEST = -6e4
 
 
 def rnn(vocab_size: int, config: "ModelConfig", *, num_outputs: int = 1) -> "keras.Model":
@@ -148,7 +150,8 @@ class Padding:
     def __init__(self, tokens: "keras.KerasTensor") -> None:
         from keras import ops
 
-        # A GPU would copy int32 tokens to the host, where TensorFlow computes with int32.
+        # TensorFlow computes with int32 on the CPU, even in a network on a GPU. With int64, the
+        # tokens stay on the GPU.
         tokens = ops.cast(tokens, "int64")
         self.is_word = ops.not_equal(tokens, 0)  # [batch, time]
         ones = ops.ones_like(tokens)
@@ -297,7 +300,7 @@ class ModelConfig(ConfigSection):
         "last", description="pooling of the outputs over time"
     )
     options: Annotated[Options, Facts(check=_belongs_to_an_own_network)] = Field(
-        {}, description="settings of the network, with any names"
+        {}, description="settings that the function of your network reads; you choose their names"
     )
 
     word_dropout: Share = Field(

@@ -39,7 +39,7 @@ class Newcomers:
 
     If too many connections are open, the oldest one is closed. Other users therefore can't block
     the server with idle connections: the browser of the server's owner shows the secret within
-    milliseconds, before its connection is the oldest.
+    milliseconds, long before the browser's connection could become the oldest and be closed.
     """
 
     def __init__(self) -> None:
@@ -142,7 +142,8 @@ def listen(port: int | None) -> socket.socket:
         InputError: if the port is taken.
     """
     try:
-        # `create_server` sets SO_REUSEADDR, so old connections of an ended server block no port.
+        # `create_server` sets SO_REUSEADDR, so a port can be used again although connections of an
+        # earlier server are still closing.
         return socket.create_server(("127.0.0.1", port or 0), backlog=128)
     except OSError as error:
         raise InputError(
@@ -187,7 +188,8 @@ def start_tensorboard(
     board.configure(
         logdir=str(folder),
         path_prefix=f"/{secret}",
-        load_fast="false",  # the fast loader is a server on another port, without a secret
+        # TensorBoard's fast loader is off, because it is a server on another port without a secret.
+        load_fast="false",
         reload_interval=RELOAD_S,
         samples_per_plugin={"scalars": max(POINTS_PER_CURVE, POINTS_PER_CHART // max(1, num_runs))},
         window_title="harness",
@@ -227,7 +229,7 @@ def list_folder(folder: str, refused: dict[str, str]) -> list[str]:
 def _why_refused(entry: os.DirEntry[str]) -> str:
     if entry.is_symlink() and (owner := foreign_link(entry.path)):
         return f"is a symbolic link that belongs to {owner}"
-    if os.path.isdir(entry.path):  # noqa: PTH112 - never raises
+    if os.path.isdir(entry.path):  # noqa: PTH112 - `Path.is_dir` could raise an error
         return ""
     is_readable = os.path.isfile(entry.path) and os.access(entry.path, os.R_OK)  # noqa: PTH113
     return "" if is_readable else "is not a readable file"
@@ -257,7 +259,8 @@ def _live_assets() -> io.BytesIO:
     with zipfile.ZipFile(changed, "a") as pages, warnings.catch_warnings(action="ignore"):
         page = pages.read("index.html")
         page = page.replace(first, b'<script src="live.js"></script>' + first, 1)
-        pages.writestr("index.html", page)  # of two files with this name, the last one is read
+        # The zip file then contains `index.html` twice. TensorBoard reads the second copy.
+        pages.writestr("index.html", page)
         pages.writestr("live.js", LIVE)
     changed.seek(0)
     return changed

@@ -77,7 +77,7 @@ class Shown:
                 continue
             if owner := foreign_link(events):
                 self.refused[str(events)] = f"is a symbolic link that belongs to {owner}"
-            elif os.path.isdir(events):  # noqa: PTH112 - never raises
+            elif os.path.isdir(events):  # noqa: PTH112 - `Path.is_dir` could raise an error
                 link = self._free_name(run)
                 link.parent.mkdir(exist_ok=True)
                 link.symlink_to(events, target_is_directory=True)
@@ -109,8 +109,8 @@ class Shown:
         return found
 
     def _free_name(self, run: Path) -> Path:
-        # All links lie exactly two levels deep, because a link below another link would lie in the
-        # folder of a run.
+        # Each link is exactly two levels below `self.folder`. With different depths, the path of a
+        # new link could lead through another link, and so into the folder of a run.
         group = run.parent.name or "runs"
         if run.is_relative_to(self.runs) and len(run.relative_to(self.runs).parts) > 1:
             group = ".".join(run.relative_to(self.runs).parts[:-1])
@@ -200,7 +200,7 @@ def _user() -> str:
 
 
 def jump_host(login: str | None, allocation: SlurmEnvironment | None) -> str | None:
-    """Return the login node that the SSH tunnel passes; None if the tunnel needs none.
+    """Return the login node that the SSH tunnel goes through, or None if the tunnel needs none.
 
     The result is `login` or, by default, the host where the Slurm job was submitted.
     """

@@ -49,7 +49,7 @@ def audit(
     from harness.training.audit import audit as audit_run
 
     if quick + full + (epochs is not None) > 1:
-        raise InputError("--quick, --epochs, --full: exclude each other; use one")
+        raise InputError("--quick, --epochs, --full: can't be combined; use only one of them")
     confirm_here(f"srun harness audit {quoted(folders[0])}", here=here)
     depth = 0 if quick else None if full else epochs or 1
     problems: list[InputError] = []

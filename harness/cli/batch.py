@@ -100,11 +100,12 @@ def job_begin(
     if job and allocation:
         faults = faults_file(Path(planned.runs), allocation)
         faults.parent.mkdir(parents=True, exist_ok=True)
-        faults.unlink(missing_ok=True)  # left by an earlier start of this job
+        faults.unlink(missing_ok=True)  # an earlier start of this job may have left the file
         requested = request_args(shown_values(shown), variables)
-        repeated = {*map(option_name, requested)}  # in a resumed job
+        # In a job that continues a run, `allocation.flags` may already contain these options.
+        repeated = {*map(option_name, requested)}
         flags = [*drop(shlex.split(allocation.flags), repeated), *requested]
-        # With the variables `OF_GPUS` unset, each job step of srun uses all GPUs of the job.
+        # While the variables in `OF_GPUS` are unset, each srun step uses all GPUs of the job.
         lines += [
             f"unset {' '.join((*foreign, *OF_GPUS))}",
             f"export {FLAGS}={shlex.quote(shlex.join(flags))}",
@@ -117,7 +118,7 @@ def job_begin(
 
 @app.command("job-end", hidden=True)
 def job_end(code: int, signals: str = "", run: str = "", runs: RunsFolder = Path("runs")) -> None:
-    """Print the job script's next step: `stop`, or `requeue` with changes of its Slurm options.
+    """Print what the job script does next: `stop`, or `requeue` with changes to the Slurm job.
 
     Args:
         code: the exit code of the job's command.

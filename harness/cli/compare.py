@@ -72,7 +72,7 @@ def ensemble(
         typer.Option(
             "--weights-from",
             metavar="ENSEMBLE",
-            help="ensemble whose weights to use, if the runs have no validation reviews",
+            help="ensemble to copy the weights from, if the runs have no validation reviews",
         ),
     ] = None,
     name: Annotated[

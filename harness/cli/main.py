@@ -55,7 +55,7 @@ def main() -> int:
         # `app` returns the exit code of typer.Exit, or INTERRUPTED.
         code = app(prog_name="harness", standalone_mode=False)
         if code == INTERRUPTED:
-            raise Interrupted("interrupted at once; saved files stay")
+            raise Interrupted("interrupted immediately; saved files are kept")
     except (InputError, RunError, Interrupted) as end:
         code = _fail(str(end), end.exit_code)
     except TyperException as refusal:

@@ -117,7 +117,7 @@ def confirm_here(instead: str, *, here: bool) -> None:
         return
     if not here and os.environ.get(JOBS_ONLY) == "1":
         raise InputError(
-            f"this site allows training only in Slurm jobs; begin a job by: {instead}; or pass "
+            f"this site allows training only in Slurm jobs; start a job with: {instead}; or pass "
             "--here to train on this machine"
         )
     if not here and has_cluster():

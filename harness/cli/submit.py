@@ -147,7 +147,8 @@ def resume_request(
         raise InputError("--resume: give folders or ids of runs, or --all-interrupted, not both")
     queue = Queue()
     chosen = survey(runs, queue) if everything else select_runs(names, runs, queue)
-    # Inside a job no answer is needed: the job continues its own run, which has no other job.
+    # Inside a job, Slurm's answer is not needed: the job continues its own run, and no other job
+    # waits to continue this run.
     if queue.problem and SlurmEnvironment.from_environment() is None:
         raise RunError(
             f"--resume: {queue.problem}, so harness can't know whether a run already has a waiting "
@@ -155,7 +156,7 @@ def resume_request(
         )
     if everything and not (chosen := interrupted(chosen)):
         raise InputError(
-            f"--all-interrupted: {runs} has no interrupted run; continue a cancelled one by "
+            f"--all-interrupted: {runs} has no interrupted run; to continue a cancelled run, use "
             "harness submit --resume RUN"
         )
     over = [each for each in chosen if each.state == "finished" or each.will_not_begin]
@@ -196,7 +197,9 @@ def _print_submitted(job_id: str, submission: "SbatchJob") -> None:
 
     seeds = f", seed {array_spec(submission.seeds)}" if submission.seeds else ""
     echo(f"job {job_id}: {submission.name}{seeds}")
-    if submission.resumes:  # show the options, since the user has not typed them
+    # Show the sbatch options that the job takes over from the run's last job: the user has not
+    # typed these options.
+    if submission.resumes:
         echo(f"asks  {shlex.join(submission.asks)}")
     paths_of = {"run": submission.run_folders(job_id), "log": submission.logs(job_id)}
     for name, paths in paths_of.items():

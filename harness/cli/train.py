@@ -113,7 +113,7 @@ def train(
     if parent is not None:
         raise InputError(f"--from {parent}: is for a single run; give one JOB without --seeds")
     if seed is not None and seeds is not None:
-        raise InputError(f"--seed {seed} --seeds {seeds}: exclude each other; use one")
+        raise InputError(f"--seed {seed} --seeds {seeds}: can't be combined; use only one of them")
     from harness.compute.memory import reckoned_gb
     from harness.compute.strategy import one_device_each
     from harness.report.summary import print_runs
@@ -252,7 +252,7 @@ def predict(
 
     model = open_model(run_folder)
     if file is not None and texts:
-        raise InputError(f"--file {file}: leave it out, or leave out the texts")
+        raise InputError(f"--file {file}: can't be combined with texts as arguments; use only one")
     if is_jsonl and texts:
         raise InputError("--jsonl: is for a file or standard input, not for texts; leave it out")
     remarks = Remarks()

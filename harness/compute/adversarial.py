@@ -1,7 +1,8 @@
 """Training steps that look up the word vectors outside of the network.
 
-Adversarial training changes the vectors before the network receives them. With XLA on a GPU, a
-look-up outside of the network is also faster, see `OuterLookupStep`.
+Adversarial training changes the vectors before the network receives them. With XLA on a
+GPU, a look-up outside of the network makes steps faster even without adversarial training, see
+`OuterLookupStep`.
 """
 
 import functools
@@ -106,8 +107,8 @@ def perturbation(gradient: tf.Tensor, vectors: tf.Tensor, tokens: tf.Tensor) -> 
 
     The method is from Miyato et al., "Adversarial Training Methods for Semi-Supervised Text
     Classification" (2017). The paper scales the word vectors to variance 1, because large vectors
-    would make a change of fixed length harmless. This function does not scale the vectors: it
-    returns a change whose length is the root mean square of the example's vectors.
+    would make a change of fixed length harmless. This function does not scale the vectors: the norm
+    of an example's change is the root mean square of all numbers in the example's word vectors.
 
     Args:
         gradient: the gradient of the loss, `[examples, time, channels]`.

@@ -111,10 +111,10 @@ def check_devices(warn: Callable[[str], object]) -> None:
 
 
 def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
-    """Return the execution plan, without cuDNN if cuDNN computes a plain RNN unlike the CPU.
+    """Return the plan, without cuDNN if cuDNN's results for a plain RNN differ from the CPU's.
 
-    Without cuDNN, a loop of TensorFlow operations computes the plain RNN. The different result of
-    cuDNN is not reported as a fault of the node.
+    Without cuDNN, a loop of TensorFlow operations computes the plain RNN. The difference between
+    cuDNN and the CPU is not reported as a fault of the node.
     """
     has_plain_rnn = job.model.recurrent and (job.model.architecture == "rnn" or job.model.is_own)
     if plan.way != "cudnn" or not has_plain_rnn or is_switched_off():
@@ -189,11 +189,15 @@ def _computations(layers: Iterable[str]) -> Iterator[tuple[str, Compute, Compute
 
 
 def _recurrent(name: str, numbers: np.ndarray, use_cudnn: bool) -> Compute:
-    """Return a function that computes a layer's outputs, and gradients of its input and weights."""
+    """Return a function that computes a layer's outputs and gradients.
+
+    The gradients are with respect to the layer's input and weights.
+    """
 
     def compute() -> list[tf.Tensor]:
         random = np.random.default_rng(3)
-        with fresh_names():  # so that this layer does not change the names of later layers
+        # Without `fresh_names`, this layer would change Keras's automatic names of later layers.
+        with fresh_names():
             layer = LAYERS[name](5, return_sequences=True, dtype="float32")
             layer.build(SHAPE)
         if name != "rnn":

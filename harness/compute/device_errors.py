@@ -56,7 +56,7 @@ NODE_FAULTS = (
     ),
     DeviceError(
         "(?i)ILLEGAL_ADDRESS|illegal memory access|LAUNCH_FAILED|unspecified launch failure|"
-        "Unexpected Event status",  # TensorFlow hides CUDA's code
+        "Unexpected Event status",  # TensorFlow's message lacks CUDA's error code
         "a kernel failed on the GPU",
         ANOTHER_NODE,
     ),

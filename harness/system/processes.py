@@ -96,7 +96,7 @@ def ctrl_c_waits() -> Iterator[None]:
             before(signal.SIGINT, None)
 
 
-AT_ONCE = "harness: interrupted at once; saved files stay"
+AT_ONCE = "harness: interrupted immediately; saved files are kept"
 # The main thread and a watchdog may both end the process. Only the first thread writes a line,
 # because the lock is never released.
 ENDS = threading.RLock()

@@ -278,4 +278,4 @@ def test_a_signal_is_obeyed_while_a_device_does_not_answer(
         )
         assert forks.state(name)["signal"] == "SIGTERM"
     else:
-        assert last_line(done) == "harness: interrupted at once; saved files stay"
+        assert last_line(done) == "harness: interrupted immediately; saved files are kept"

@@ -236,7 +236,7 @@ def test_parallel_runs_have_the_bytes_of_single_runs(harness: Harness) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--seed", "1", "--seeds", "2"), "--seed 1 --seeds 2: exclude each other"),
+        (("--seed", "1", "--seeds", "2"), "--seed 1 --seeds 2: can't be combined"),
         (("--workers", "2"), "add --seeds"),
         (("--seeds", "3-1"), "--seeds 3-1"),
         (("--seeds", "1-2", "--devices", "cpu:2"), "a run uses one device"),

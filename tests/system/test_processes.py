@@ -71,7 +71,7 @@ def test_a_dead_process_is_known_in_its_space() -> None:
     assert not any(has_died(number, here) for number in (os.getpid(), 0, -1, 2**70))
 
 
-AT_ONCE = "harness: interrupted at once; saved files stay\n"
+AT_ONCE = "harness: interrupted immediately; saved files are kept\n"
 
 WAITING = """
 import subprocess, time

@@ -173,7 +173,7 @@ def blocked() -> Iterator["subprocess.Popen[str]"]:
     [
         ([], "here: no step, batch or compilation has ended for 0.1 min (HARNESS_STALL_MIN)", 9),
         ([SIGTERM], "interrupted by SIGTERM; here did not answer for 1 s, so only", 4),
-        ([SIGINT, SIGINT], "interrupted at once; saved files stay", 1),
+        ([SIGINT, SIGINT], "interrupted immediately; saved files are kept", 1),
     ],
     ids=["a step that never ends", "a signal", "Ctrl-C twice"],
 )

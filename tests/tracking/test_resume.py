@@ -236,7 +236,7 @@ def test_training_outside_of_a_job_is_a_warning_or_refused(harness: Harness) -> 
     ):
         done = harness.run_here(*command)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert f"only in Slurm jobs; begin a job by: {instead}" in done.stderr
+        assert f"only in Slurm jobs; start a job with: {instead}" in done.stderr
     assert not harness.runs.exists()
     said = harness.run_here("sweep", "retrain", sweep, "--here").stderr
     assert "has no finished trial" in said.splitlines()[0]

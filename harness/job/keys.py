@@ -129,9 +129,9 @@ class DataConfig(ConfigSection):
         ),
     ] = Field(
         0.2,
-        description="share of the training reviews, taken from their end, for validation; if your "
-        "texts have a validation split, any value above 0 means that split; 0 = train on all "
-        "reviews except the test reviews",
+        description="share of the training reviews, taken from their end, that is used for "
+        "validation; if your texts have their own validation split, any value above 0 selects "
+        "this split; 0 = no validation: train on all reviews except the test reviews",
     )
     limit: Annotated[
         int, AfterValidator(_leaves_one_to_validate), Facts(not_searched=SAME_REVIEWS)
@@ -337,7 +337,7 @@ class TrainConfig(ConfigSection):
         ge=0,
         le=1000,
         description="norm of the adversarial perturbation of a review, in units of the "
-        "root mean square of its word vectors; 0 = off, 5 is usual",
+        "root mean square of its word vectors; 0 = off; a typical value is 5",
     )
     class_weights: Annotated[ClassWeights, Facts(allowed="0 to 1,000,000")] = Field(
         "",

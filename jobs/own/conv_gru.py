@@ -21,17 +21,17 @@ class Gate(keras.Layer):
         self.dense.build(shape)
 
     def call(self, inputs, training=False):
-        """`[rows, time, channels]` to the same."""
+        """Gate the channels; input and output have the shape `[rows, time, channels]`."""
         return self.dropout(inputs * self.dense(inputs), training=training)
 
 
 def conv_gru(vocab_size, config, *, num_outputs, options):
-    """From `[rows, time] int32` to `[rows, num_outputs]` probabilities.
+    """Return a model that maps word indices `[rows, time]` to probabilities `[rows, num_outputs]`.
 
     Args:
         vocab_size: number of word indices.
         config: `[model]` of the job, such as `config.units`.
-        num_outputs: 1 for two classes, else their number.
+        num_outputs: 1 for two classes, otherwise the number of classes.
         options: `[model.options]` of the job.
     """
     return keras.Sequential(

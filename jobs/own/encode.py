@@ -1,4 +1,4 @@
-"""The numbers that a run's model.keras takes for a text, without the harness package."""
+"""Computes, without the harness, the word indices that a run's model.keras expects for a text."""
 
 import pathlib
 import string
@@ -10,12 +10,12 @@ PLAIN = str.maketrans(
 
 
 def encode(text, run, *, vocab_size, maxlen):
-    """One row of the model's input: the last `maxlen` word indices, after zeros.
+    """Return one row of the model's input: the last `maxlen` word indices, after zeros.
 
-    The model of a run with data.bucket takes the zeros at the end of the row.
+    The model of a run with data.bucket expects the zeros at the end of the row.
 
     Args:
-        text: as it is.
+        text: the raw text, without preprocessing.
         run: the folder of the run.
         vocab_size: data.vocab_size of its job.
         maxlen: data.maxlen of its job.

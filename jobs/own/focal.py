@@ -36,5 +36,5 @@ class SignDescent(keras.optimizers.Optimizer):
 
 
 def sign_descent(learning_rate, options):
-    """The optimizer of a run: `options` is the table train.optimizer_options."""
+    """Return the optimizer of a run; `options` is the table train.optimizer_options."""
     return SignDescent(learning_rate, momentum=options["momentum"])

@@ -1,4 +1,4 @@
-"""A custom callback that ends training when the validation loss grows away from the loss."""
+"""A custom callback that ends training when the validation loss is far above the training loss."""
 
 import keras
 
@@ -28,5 +28,5 @@ class StopOverfitting(keras.callbacks.Callback):
 
 
 def stop_overfitting():
-    """The callback of a run."""
+    """Return the callback of a run."""
     return StopOverfitting(gap=0.3)

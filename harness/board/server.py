@@ -229,7 +229,7 @@ def list_folder(folder: str, refused: dict[str, str]) -> list[str]:
 def _why_refused(entry: os.DirEntry[str]) -> str:
     if entry.is_symlink() and (owner := foreign_link(entry.path)):
         return f"is a symbolic link that belongs to {owner}"
-    if os.path.isdir(entry.path):  # noqa: PTH112 - `Path.is_dir` could raise an error
+    if os.path.isdir(entry.path):  # noqa: PTH112 - `Path.is_dir` may raise an error
         return ""
     is_readable = os.path.isfile(entry.path) and os.access(entry.path, os.R_OK)  # noqa: PTH113
     return "" if is_readable else "is not a readable file"

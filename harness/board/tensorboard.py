@@ -77,7 +77,7 @@ class Shown:
                 continue
             if owner := foreign_link(events):
                 self.refused[str(events)] = f"is a symbolic link that belongs to {owner}"
-            elif os.path.isdir(events):  # noqa: PTH112 - `Path.is_dir` could raise an error
+            elif os.path.isdir(events):  # noqa: PTH112 - `Path.is_dir` may raise an error
                 link = self._free_name(run)
                 link.parent.mkdir(exist_ok=True)
                 link.symlink_to(events, target_is_directory=True)

@@ -117,7 +117,8 @@ def resolve_source(content: dict[str, Any], path: Path, origins: Mapping[str, st
         named = inner.get(key) if isinstance(inner, dict) else None
         if inner and isinstance(named, str) and named:
             base = Path.cwd() if dotted in origins else path.absolute().parent
-            expanded = os.path.expanduser(named)  # noqa: PTH111 - never raises
+            # Not `Path.expanduser`, which may raise an error.
+            expanded = os.path.expanduser(named)  # noqa: PTH111
             inner[key] = os.path.normpath(base / expanded)
 
 

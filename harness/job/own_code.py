@@ -61,7 +61,8 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
     found = _match(reference)
     where = f"{where} = {reference!r}"
     if file := found["file"]:
-        path = Path(os.path.normpath(base / os.path.expanduser(file)))  # noqa: PTH111 - never raises
+        # Not `Path.expanduser`, which may raise an error.
+        path = Path(os.path.normpath(base / os.path.expanduser(file)))  # noqa: PTH111
         module, root, function = path.stem, path.parent, found["in_file"]
         kept = _path_of(module, code) == file
         if not module.isidentifier():

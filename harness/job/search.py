@@ -395,7 +395,7 @@ def is_search(path: Path) -> bool:
 
 def is_sweep(folder: Path) -> bool:
     """Whether a folder is the folder of a sweep."""
-    return os.path.isfile(folder / SEARCH_FILE)  # noqa: PTH113 - never raises
+    return os.path.isfile(folder / SEARCH_FILE)  # noqa: PTH113 - `Path.is_file` may raise an error
 
 
 def is_of_search(result: Mapping[str, Any], search: Mapping[str, Any]) -> bool:

@@ -29,7 +29,7 @@ def log_of(status: RunStatus) -> Path:
     """
     earlier = path(read_json(status.folder / "state.json").get("log"))
     for log in (status.log, earlier):
-        if log and os.path.exists(log):  # noqa: PTH110 - never raises
+        if log and os.path.exists(log):  # noqa: PTH110 - `Path.exists` may raise an error
             return Path(log)
     raise _without_log(status)
 

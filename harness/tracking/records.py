@@ -185,7 +185,7 @@ class RunStatus:
 
     def is_there(self, name: str = "") -> bool:
         """Whether the run's folder, or the file `name` in this folder, is visible to this user."""
-        return os.path.exists(self.folder / name)  # noqa: PTH110 - never raises
+        return os.path.exists(self.folder / name)  # noqa: PTH110 - `Path.exists` may raise an error
 
     @property
     def asked_to_cancel(self) -> bool:

@@ -68,7 +68,8 @@ RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
 def is_ensemble(folder: Path) -> bool:
     """Whether a folder contains an ensemble, which `harness.report.ensemble` made."""
-    return os.path.isfile(folder / ENSEMBLE_FILE)  # noqa: PTH113 - never raises
+    # Not `Path.is_file`, which may raise an error.
+    return os.path.isfile(folder / ENSEMBLE_FILE)  # noqa: PTH113
 
 
 def job_file(folder: Path) -> str:
@@ -405,10 +406,10 @@ class RunDirectory(LeasedDirectory):
 def _why_no_run(folder: Path) -> str:
     """Return why a folder is not the folder of a run, and the remedy."""
     all_runs = "harness status --all lists all runs"
-    if os.path.isfile(folder):  # noqa: PTH113 - never raises
+    if os.path.isfile(folder):  # noqa: PTH113 - `Path.is_file` may raise an error
         run = f" {folder.parent}" if RunDirectory(folder.parent).exists() else ""
         return f"is a file; name the run's folder{run}"
-    if not os.path.isdir(folder):  # noqa: PTH112 - never raises
+    if not os.path.isdir(folder):  # noqa: PTH112 - `Path.is_dir` may raise an error
         every = [run.path for run in find_runs([default_runs()], refused={})]
         found = [run for run in every if str(folder) in (run.name, f"{run.parent.name}/{run.name}")]
         return f"no such folder; {f'did you mean {found[0]}?' if len(found) == 1 else all_runs}"

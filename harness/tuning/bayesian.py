@@ -1,9 +1,10 @@
 """Bayesian optimization whose cost per proposal does not grow with the number of trials.
 
-For a proposal, KerasTuner fits its Gaussian process to all n finished trials, in O(n³). Then it
-minimizes the acquisition function from 50 starting points, with a prediction in every step. This
-module fits the Gaussian process to at most 100 finished trials. The acquisition
-function is computed at many random points in one prediction, and minimized only from the few best.
+For a proposal, KerasTuner fits its Gaussian process to all n finished trials, in O(n³). Then
+KerasTuner minimizes the acquisition function from 50 starting points. Each step of a minimization
+needs a prediction of the Gaussian process. This module fits the Gaussian process to at most 100
+finished trials. The acquisition function is computed at many random points in one prediction, and
+minimized only from the few best.
 """
 
 import warnings
@@ -29,8 +30,8 @@ NUM_STARTS = 5  # number of minimizations; they start from the best random point
 class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  # no types
     """KerasTuner's Bayesian oracle with a cheaper choice of the next trial's values.
 
-    The values depend only on the seed and on the earlier trials. The last digits of the values may
-    depend on the processor. So if a sweep continues, the oracle reads the values of earlier trials
+    Except for rounding, the values depend only on the seed and on the earlier trials. Processors
+    may round differently. So if a sweep continues, the oracle reads the values of earlier trials
     from the sweep's folder and does not compute these values again.
     """
 
@@ -61,7 +62,8 @@ class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  
             values = self._vector_to_values(minimum.x)
             if not self._duplicate(values):
                 return {"status": TrialStatus.RUNNING, "values": values}
-        # Known trials skip draws, so the seed of this draw must not depend on earlier draws.
+        # The oracle draws no numbers for a trial whose values it reads from the sweep's folder, so
+        # the seed of this draw must not depend on earlier draws.
         self._seed_state = self.seed + 1000 * len(self.trials)
         return dict(self._random_populate_space())
 

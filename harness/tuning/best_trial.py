@@ -26,7 +26,8 @@ from harness.tuning.leaderboard import ranked, values_of
 from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
-DECAYS = ("cosine", "linear")  # learning-rate schedules with a fixed number of epochs
+# Learning-rate schedules that decay over a number of epochs that must be known in advance
+DECAYS = ("cosine", "linear")
 
 
 # The best trial as a job
@@ -66,14 +67,15 @@ def best_of(sweep: SweepDirectory, trials: Sequence[Trial]) -> Trial:
     if trials and trials[0].status == "finished":
         return trials[0]
     raise InputError(
-        f"sweep {sweep.folder}: has no finished trial; continue it by: "
+        f"sweep {sweep.folder} has no finished trial; to continue the sweep, run: "
         f"harness resume {shlex.quote(str(sweep.folder))}"
     )
 
 
 def best_job(search: SearchSpec, trial: Trial) -> Job:
     """Return a trial's job with a new name and `data.test = true`."""
-    # Only hyperband and asha choose the epochs; with other tuners the trial may have stopped early.
+    # Hyperband and asha choose a trial's number of epochs. With other tuners the job keeps its own
+    # `train.epochs`, because the trial may have stopped early.
     epochs = trial.epochs if search.continues_trials else None
     content = search.job_of(values_of(trial, search.space), epochs=epochs).model_dump()
     content["name"] = search.best_name
@@ -179,7 +181,7 @@ def job_with_seed(job: Job, seed: int) -> Job:
 
 
 def sweep_data(sweep: SweepDirectory, search: SearchSpec, data: Path | None) -> Path | None:
-    """Return the folder of a sweep's data; None if the job's `data.source` names the data.
+    """Return the folder of a sweep's data; None if the job's `data.source` contains their path.
 
     Raises:
         InputError: if the data have changed.

@@ -1,4 +1,4 @@
-"""The shared disk on which the processes of a search meet.
+"""Coordinates the processes of a search through files on a shared disk.
 
 The processes of a search coordinate only through folders that exactly one process can create. A
 process writes a folder with its content under a temporary name, then renames the folder. rename(2)
@@ -126,4 +126,4 @@ def execute(course: Coroutine[Any, Any, T]) -> T:
     except StopIteration as end:
         result: T = end.value
         return result
-    raise AssertionError("a real disk never suspends a coroutine")
+    raise AssertionError("a coroutine was suspended, but the methods of a `Disk` never do this")

@@ -86,7 +86,7 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
         "sweep": sweep.folder.name,
         "tuner": search.table.tuner,
         "objective": search.table.objective,
-        "trials": search.table.trials,  # `is_of_search` compares this with the search file
+        "trials": search.table.trials,  # `is_of_search` compares this number with `search.toml`
         "num_trials": len(trials),
         "num_failed": sum(trial.status == "failed" for trial in trials),
         "best_trial": best.n,

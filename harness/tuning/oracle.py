@@ -1,6 +1,6 @@
 """Creates KerasTuner's oracles, which a `Schedule` calls in one process and in a fixed order.
 
-This module changes KerasTuner 1.4.8 in three ways:
+This module differs from KerasTuner 1.4.8 in three ways. Each item first says what KerasTuner does:
 
 - KerasTuner's oracle writes its whole state in every call. Here an oracle writes nothing: to
   restore its state, a new oracle receives the accepted results again.
@@ -94,7 +94,8 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
         "hyperparameters": hyperparameters(search),
         "allow_new_entries": False,
         "max_retries_per_trial": 0,
-        "max_consecutive_failed_trials": 10**9,  # never reached; `same_failure` ends a search
+        # In effect no limit: `same_failure` decides whether failed trials end the search.
+        "max_consecutive_failed_trials": 10**9,
     }
     if table.tuner == "hyperband":
         oracle: kt.Oracle = FiniteHyperband(max_epochs=max_epochs, factor=table.factor, **options)
@@ -109,7 +110,8 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
     else:
         kinds = {"random": RandomSearchOracle, "grid": SteadyGrid}
         oracle = kinds.get(table.tuner, BoundedBayesianOracle)(**options)
-    # None with asha: `search.trials` limits the settings, and promotions are additional trials.
+    # With asha the number of trials has no limit (None): `search.trials` is the number of settings,
+    # and each promotion of a setting is an additional trial.
     oracle.max_trials = search.max_trials
     oracle.verbose = 0
     oracle.save = oracle._save_trial = lambda *_: None

@@ -26,7 +26,7 @@ class Axis(NamedTuple):
 
 
 def axis_of(parameter: Parameter, name: str, values: "pandas.Series") -> Axis:
-    """Make a key's axis, with ticks at all values of a list, or at ends and middle of a range.
+    """Make a key's axis. A list has a tick at each value, a range at its two ends and its middle.
 
     Lines through the same value of a list are spread a little, as are the lines of trials that do
     not use the key.

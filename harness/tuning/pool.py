@@ -1,11 +1,11 @@
 """Runs a command's processes until the search ends: a proposer, and a worker per GPU or CPU slot.
 
-A worker that ends with an error after it has begun a trial is restarted at once, because the
-protocol limits the attempts at a trial. If a process ends with an error before it has begun a
-trial, the pool counts a failure of this process. A command fails after 25 consecutive failures of
-one process. A command fails after only three of these failures if harness itself raised their
-errors, except disk errors. When a trial of any worker is accepted, the pool resets the failure
-counts of all processes to 0.
+If a worker ends with an error after it has begun a trial, the pool restarts the worker at once and
+counts no failure, because the protocol limits the number of attempts at a trial. If a process ends
+with an error before it has begun a trial, the pool counts a failure of this process. A command
+fails after 25 consecutive failures of one process. The command already fails when three of these
+failures are errors that harness itself raised; disk errors do not count toward the three. When a
+trial of any worker is accepted, the pool resets the failure counts of all processes to 0.
 """
 
 import sys
@@ -29,7 +29,8 @@ ERRORS: dict[int, Callable[[str], Exception]] = {
     InputError.exit_code: InputError,
     NODE_FAULT_CODE: partial(NodeFault, will_requeue=True),
 }
-# Limits of a process's consecutive failures: of those that harness raised, and of all.
+# A command fails after this number of consecutive failures of one process: MAX_ERRORS counts the
+# errors that harness itself raised, MAX_FAILURES counts all errors.
 # Slurm's controller or the disk with the Python environment may be unavailable for minutes; 25
 # pauses add up to ten minutes.
 MAX_ERRORS, MAX_FAILURES = 3, 25
@@ -52,7 +53,8 @@ class WorkerProcess(ManagedProcess):
 
     uuid: str = ""  # unique id of the current process
     has_begun: bool = False  # whether the current process has begun an attempt
-    failures: list[bool] = field(default_factory=list)  # consecutive; True: raised by harness
+    # For each consecutive failure: whether it was an error that harness itself raised
+    failures: list[bool] = field(default_factory=list)
     num_done: int = 0  # the number of accepted trials at the last failure
     not_before_s: float | None = None  # earliest time of a restart; None while the process runs
 

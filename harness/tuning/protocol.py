@@ -13,9 +13,10 @@
 A folder marked `once` is created by exactly one process, together with its first file.
 
 The programs of a worker, a proposer and a command are coroutines. They reach the sweep's folder
-only through the methods of a `Disk`, and use no clock or random number. The real `Disk` never
-suspends a coroutine, so `execute` runs it from its start to its end. A simulation in the tests
-suspends the same coroutines at each operation, kills processes, loses nodes, and lists files late.
+only through the methods of a `Disk`, and use no clock or random number. The methods of the real
+`Disk` block and never suspend a coroutine, so `execute` runs a coroutine from its start to its end
+in one call. A simulation in the tests suspends the same coroutines at each operation, kills
+processes, loses nodes, and lists files late.
 
 Wrong clocks and outdated listings of folders do no harm. A process uses the listing of a folder
 only to choose which files to read. A process that acts too late, or twice, tries to create a
@@ -32,7 +33,7 @@ from harness.job.search import Value
 from harness.tuning.disk import Disk, Record
 
 TRIALS, GONE, ENDS, STOP, ACCEPTED = "trials", "gone", "ends", "stop.json", "accepted"
-MAX_ATTEMPTS = 25  # largest number of consecutive attempts that save no further step
+MAX_ATTEMPTS = 25  # a trial fails after this many consecutive attempts without a newer checkpoint
 STUCK = (
     "the trial's worker ended {} times in a row without saving a new checkpoint, perhaps for lack "
     "of memory; lower train.checkpoint_every_s or the size of the model"
@@ -89,7 +90,7 @@ class Attempt(Record):
     process: int = 0  # process id
     space: str = ""  # boot and container in which the process id is valid, see `process_space`
     saved: int = 0  # largest number of steps that an earlier attempt has saved
-    num_stuck: int = 0  # number of consecutive earlier attempts that saved no further step
+    num_stuck: int = 0  # number of consecutive earlier attempts without a newer checkpoint
 
 
 class Beat(Record):
@@ -169,7 +170,8 @@ class Heard:
         if beat and (not self.beat or beat.count != self.beat.count):
             self.beat, self.silent_s = beat, 0.0
         else:
-            # A longer time shows that this process was suspended, not that the worker is silent.
+            # If more than LONGEST_REST_S has passed since the last read, this process itself was
+            # suspended, so the rest of the time does not show that the worker is silent.
             self.silent_s += min(passed_s, LONGEST_REST_S)
 
 
@@ -322,7 +324,8 @@ class Worker:
         try:
             trial = await self.train(self, self.view.known[n], k)
         except Interrupted:
-            with contextlib.suppress(OSError):  # without this record the next worker starts later
+            # Without this record no worker takes the trial until a command finds this worker dead.
+            with contextlib.suppress(OSError):
                 await self.view.disk.write(gone_file(n, k), Gone(has_left=True))
             raise
         if await self._report(trial):

@@ -8,9 +8,9 @@ identical results. In a finished sweep, `harness prune` removes the models, chec
 files of all but the best trials. In other finished runs, the command removes only the checkpoints.
 
 A run always keeps its job, record, metrics, scores, predictions and curves. If the user trains a
-run's `job.toml` again, the new run has bitwise the same model and checkpoints. This module removes
-no file of another user and follows no symbolic link. A run remains valid if only some removable
-files are removed, so a process that removes files may be killed.
+run's `job.toml` again, the new model and checkpoints are bitwise identical to the removed ones.
+This module removes no file of another user and follows no symbolic link. A run remains valid if
+only some removable files are removed, so a process that removes files may be killed.
 """
 
 import contextlib
@@ -108,7 +108,7 @@ class KeptTrials:
     def trim(self, trials: Sequence[Trial], *, is_over: bool, really: bool = True) -> None:
         """Remove files that the sweep does not keep; skip files that can't be removed.
 
-        A trial is left out if an earlier call has removed the same files of this trial.
+        `trim` skips a trial if an earlier call of `trim` has removed the same files of this trial.
 
         Args:
             trials: all trials of the sweep.

@@ -180,7 +180,8 @@ class Proposer:
         """Return the next trial that no process has proposed yet; None if there is none now."""
         if self._next and len(self.view.known) > self._next.n:
             if self.view.known[self._next.n].proposal != self._next.proposal:
-                # Another proposer rounded differently, or had a larger `search.trials`.
+                # Another proposer, which rounded differently or had a larger `search.trials`, has
+                # created this trial with other values, which count. So a new schedule begins.
                 self._schedule = None
             self._next = None
         if not self._schedule:

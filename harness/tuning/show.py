@@ -68,7 +68,10 @@ def heading(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]) 
     if not sweep.finished():
         phase = sweep.read_json("state.json").get("phase", "not begun")
         folder = shlex.quote(str(sweep.folder))
-        yield f"unfinished ({phase}); continue it, or add workers, by: harness resume {folder}"
+        yield (
+            f"unfinished ({phase}); to continue the sweep or to add workers, run: "
+            f"harness resume {folder}"
+        )
 
 
 def leaderboard(
@@ -147,12 +150,13 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
     """Compare the scores of each key's values, the most important key first.
 
     Returns:
-        A table with a row for each value of a key with a list, and for each third of the values of
-        a key with a range. The columns are the `key`, the `value`, and the number `n`, the `mean`
-        and the `best` of the scores with this value. `explains` is eta squared of the key: the
-        between-group sum of squares divided by the total (Fisher, 1925), 0 if all scores are equal.
-        `by chance` is the expected eta squared of a key without effect: (k - 1) / (n - 1) for n
-        trials in k groups. A key with one value or with too few trials has no rows.
+        A table. A key that is searched over a list has a row for each value. A key that is searched
+        over a range has a row for each third of its values. The columns are the `key`, the `value`,
+        and the number `n`, the `mean` and the `best` of the scores with this value. `explains` is
+        eta squared of the key: the between-group sum of squares divided by the total (Fisher,
+        1925), 0 if all scores are equal. `by chance` is the expected eta squared of a key without
+        effect: (k - 1) / (n - 1) for n trials in k groups. A key with one value or with too few
+        trials has no rows.
     """
     import pandas
 
@@ -223,9 +227,10 @@ def importance(
     cells.loc[cells.duplicated("key"), ["key", "explains", "by chance"]] = ""
     yield cells
     yield (
-        f"Hints, no proof: {len(trials)} of {len(finished)} trials are compared, and differ in "
-        "several keys. Column 'explains': the share of the scores' variance that a key explains "
-        "(eta squared). Column 'by chance': the share to expect for a key without any effect."
+        f"The table gives hints, not proof: {len(trials)} of {len(finished)} trials are compared, "
+        "and two trials may differ in several keys. Column 'explains': the share of the scores' "
+        "variance that a key explains (eta squared). Column 'by chance': the share to expect for a "
+        "key without any effect."
     )
     if search.continues_trials:
         yield (

@@ -72,7 +72,7 @@ class SweepDirectory(LeasedDirectory):
         check_id("--sweep-id", sweep_id)
         sweep = cls(runs / search.name / sweep_id)
         if sweep.path("job.toml").exists():
-            raise InputError(f"{sweep.folder}: is a run, not a sweep; choose another --sweep-id")
+            raise InputError(f"{sweep.folder} is a run, not a sweep; choose another --sweep-id")
         sweep.check_search(search)
         return sweep
 
@@ -85,8 +85,8 @@ class SweepDirectory(LeasedDirectory):
         """
         if not is_sweep(folder):
             raise InputError(
-                f"sweep {folder}: is not a sweep's folder, as it contains no {SEARCH_FILE}; begin "
-                "a sweep by: harness tune JOB"
+                f"{folder} is not a sweep's folder, because it contains no {SEARCH_FILE}; to begin "
+                "a sweep, run: harness tune JOB"
             )
         return cls(folder)
 
@@ -111,20 +111,21 @@ class SweepDirectory(LeasedDirectory):
                 if make_once(self.folder, files):
                     shutil.rmtree(self.folder, ignore_errors=True)
                     raise DiskError(
-                        f"{self.folder}: on this disk a rename replaces a non-empty folder, so the "
-                        "workers of a search would overwrite each other; choose another --runs"
+                        f"{self.folder}: on this disk a rename can replace a non-empty folder, so "
+                        "the workers of a search would overwrite each other's files; choose a "
+                        "--runs folder on another disk"
                     )
                 file = self.path(SEARCH_FILE)
                 file.chmod(file.stat().st_mode & mode_in(self.folder, search.job.code))
             if (owner := self.folder.stat().st_uid) != os.getuid():
                 raise InputError(
-                    f"sweep {self.folder}: belongs to {owner_name(owner)}, and only its owner may "
-                    "write it; begin another sweep by: harness tune JOB"
+                    f"sweep {self.folder} belongs to {owner_name(owner)}, and only its owner may "
+                    "write to it; to begin another sweep, run: harness tune JOB"
                 )
             if not is_sweep(self.folder):
                 raise InputError(
-                    f"sweep {self.folder}: contains no {SEARCH_FILE}, so no search can continue in "
-                    "it; move it away, or choose another --sweep-id"
+                    f"{self.folder} contains no {SEARCH_FILE}, so no search can continue there; "
+                    "move the folder away, or choose another --sweep-id"
                 )
             for name in FOLDERS:
                 self.path(name).mkdir(exist_ok=True)
@@ -143,8 +144,8 @@ class SweepDirectory(LeasedDirectory):
         known = self.search()
         if change := next(known.changes(search), None):
             raise InputError(
-                f"sweep {self.folder}: was begun with another search ({change}); choose another "
-                f"--sweep-id, or continue this sweep by: harness resume {self.folder}"
+                f"sweep {self.folder} was begun with another search ({change}); choose another "
+                f"--sweep-id, or continue this sweep with: harness resume {self.folder}"
             )
         limit, before = search.table.trials, known.table.trials
         if 0 < limit < before or (before == 0 < limit):

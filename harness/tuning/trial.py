@@ -30,8 +30,9 @@ from harness.tuning.protocol import Trial, attempt_folder, result_file
 from harness.tuning.sweep_dir import SweepDirectory
 
 MAX_ERROR = 2000  # largest number of characters of an error message
-# Largest memory of a worker, as a multiple of its memory after its first run. One trial with
-# `data.bucket` kept 70 MB in use. The factor for a GPU leaves room for CUDA's libraries.
+# Largest memory of a worker, as a multiple of its memory after its first run. A finished trial may
+# leave memory in use: with `data.bucket` 70 MB were measured. The factor for a GPU leaves room for
+# CUDA's libraries.
 MAX_GROWTH = {"cpu": 1.2, "gpu": 2.0}
 
 
@@ -137,8 +138,9 @@ class Trials:
         """Copy the checkpoint with which a run of attempt k begins into the run's folder.
 
         The run begins with the newest checkpoint of the trial's earlier attempts or, without one,
-        with the parent trial's last checkpoint. If the latter was removed, as at the end of a
-        search, the attempt trains the parent's epochs again, with bitwise identical results.
+        with the parent trial's last checkpoint. If the parent trial's checkpoint was removed, as
+        happens at the end of a search, the attempt trains the parent's epochs again, with bitwise
+        identical results.
 
         Raises:
             OSError: if the parent's result or checkpoint can't be read.

@@ -83,10 +83,10 @@ def tune(
     sweep.begin(settled(search, len(slots) * num_tasks_of_array(allocation)), dataset)
     sweep.check_search(search)
     if sweep.certain_json(RECORD).get("sources_sha256") not in (None, sources_checksum()):
-        line = f"sweep {sweep.folder}: was begun with other code, so scores may not be comparable"
+        line = f"sweep {sweep.folder} was begun with other code, so scores may not be comparable"
         if not resumes:
             raise InputError(
-                f"{line}; use that code, begin another sweep, or continue nevertheless by: "
+                f"{line}; use that code, begin another sweep, or continue nevertheless with: "
                 f"harness resume {sweep.folder}"
             )
         console.warning(line)
@@ -133,7 +133,8 @@ def patiently(step: Callable[[], T], stop: StopRequest) -> T:
             waited_s, may_end = time.monotonic() - since_s, is_of_disk(error)
             if not may_end and not isinstance(error, OSError):
                 raise
-            if not may_end or waited_s > PATIENCE_S:  # a missing folder, for example, stays missing
+            # Some errors do not end by themselves: for example, a missing folder stays missing.
+            if not may_end or waited_s > PATIENCE_S:
                 raise DiskError(str(error)) from None
             if waited_s < 1:
                 log(logging.WARNING, f"{error}; trying again for {PATIENCE_S:.0f} s")
@@ -235,7 +236,9 @@ class Command:
             execute(change_stop(self.view, stop))
             return None
         is_proposed = execute(self.view.end(num_asked))
-        for process in idle:  # not started yet, grown too large, or done before `trials` was raised
+        # An idle process was never started, has ended because its memory had grown too large, or
+        # was done before `trials` was raised.
+        for process in idle:
             if process.slot or not is_proposed:
                 self.pool.start_one(process)
         self.heartbeat.beat("searching", **self._progress())
@@ -244,7 +247,8 @@ class Command:
     def _look(self) -> None:
         """Read the changes in the sweep; show them on the console and in the leaderboard."""
         news = execute(follow(self.view, time.monotonic()))
-        for trial in news if self._table else ():  # the first call finds older results
+        # The first call also finds results from before this command began; do not print them.
+        for trial in news if self._table else ():
             self.console.info(describe(trial, self.search))
         trials = shown(self.view)
         table = leaderboard_csv(trials, self.search)

@@ -176,7 +176,10 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         if not arguments.sweep.exists():  # another node's files may become visible late
             path = arguments.sweep.path(SEARCH_FILE)
-            raise DiskError(f"{path}: is not visible on this machine; make the disk readable again")
+            raise DiskError(
+                f"{path} is not visible on this machine; check that the shared disk is mounted and "
+                "readable here"
+            )
         if arguments.ahead is not None:
             propose(arguments.sweep, arguments.ahead)
             return 0

@@ -67,7 +67,7 @@ def test_importance_is_eta_squared(tmp_path: Path, capsys: pytest.CaptureFixture
     lines = printed(capsys)
     assert "pooling 80 % 33 % last 2 0.8500 0.9000" in lines
     assert "max 2 0.6500 0.7000" in lines
-    assert any(line.startswith("Hints, no proof: 4 of 4 trials") for line in lines)
+    assert any(line.startswith("The table gives hints, not proof: 4 of 4 trials") for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_an_unfinished_sweep_is_shown(
     sweep = make_sweep(tmp_path / "s", RANDOM, *trials)
     show(sweep)
     text = "\n".join(printed(capsys))
-    assert "unfinished (not begun); continue it, or add workers, by: harness resume" in text
+    assert "unfinished (not begun); to continue the sweep or to add workers, run: " in text
     assert all(line in text for line in lines)
     has_score = any(each.scores.get("val_accuracy", 0) > 0 for each in trials)
     assert sweep.path(PLOT).exists() == has_score

@@ -181,7 +181,7 @@ class Proposer:
         if self._next and len(self.view.known) > self._next.n:
             if self.view.known[self._next.n].proposal != self._next.proposal:
                 # Another proposer, which rounded differently or had a larger `search.trials`, has
-                # created this trial with other values, which count. So a new schedule begins.
+                # created this trial with other values. The created values count, so begin again.
                 self._schedule = None
             self._next = None
         if not self._schedule:

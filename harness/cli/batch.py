@@ -58,8 +58,9 @@ def job_begin(
         job: whether Slurm runs the script as a batch job.
         called: whether one of the user's scripts calls the job script.
     """
-    from harness.slurm.batch import MAX_REQUEUES, Start, faults_file, plan, shown_values
+    from harness.slurm.batch import Start, faults_file, plan, shown_values
     from harness.slurm.environment import (
+        BATCH_JOB,
         FLAGS,
         OF_GPUS,
         SlurmEnvironment,
@@ -110,7 +111,7 @@ def job_begin(
             f"unset {' '.join((*foreign, *OF_GPUS))}",
             f"export {FLAGS}={shlex.quote(shlex.join(flags))}",
             f"export HARNESS_NODE_FAULTS={shlex.quote(str(faults))}",
-            f"export HARNESS_MAX_REQUEUES=${{HARNESS_MAX_REQUEUES:-{MAX_REQUEUES}}}",
+            f"export {BATCH_JOB}={allocation.job_id}",
         ]
         lines += [] if unmet else [f"say {shlex.quote(describe_given(allocation))}"]
     _answer("\n".join((*lines, planned.shell())))

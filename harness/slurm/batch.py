@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import Interrupted
-from harness.slurm.environment import SlurmEnvironment, given_memory_gb
+from harness.slurm.environment import MAX_REQUEUES, SlurmEnvironment, given_memory_gb
 from harness.slurm.script import submissions
 from harness.system.files import atomic_write, make_folder
 from harness.system.leased_dir import to_json
@@ -32,7 +32,6 @@ MEMORY_FACTOR = 1.5
 MAX_MEMORY_RETRIES = 2
 NUM_OPEN = 64  # how many of a sweep's trials, from the newest on, add their steps to its progress
 STEPS_OF_A_TRIAL = 10**9  # larger than the number of steps of any trial
-MAX_REQUEUES = 2  # largest number of successive requeues without a new step
 
 # ---- The command of a start
 
@@ -383,7 +382,7 @@ def ending_of(
         asked_gb=given_memory_gb(allocation),
         used_gb=used_gb,
         retries_memory=allocation.retries_memory,
-        max_requeues=MAX_REQUEUES if (num := allocation.max_requeues) is None else num,
+        max_requeues=allocation.max_requeues,
         why=text(state.get("error")) or text(state.get("signal")) or "",
     )
 

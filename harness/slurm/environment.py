@@ -24,6 +24,8 @@ OF_CALLERS = re.compile(r"SLURM_(?!CONF|CLUSTERS|JWT|SACK|DEBUG|TIME_FORMAT).*")
 OF_GPUS = tuple(f"SLURM_GPUS{of}" for of in ("", "_PER_NODE", "_PER_TASK", "_PER_SOCKET"))
 FLAGS = "HARNESS_FLAGS"  # the user's options of sbatch, quoted for a shell
 FIRST_JOB = "HARNESS_FIRST_JOB"  # id of the job that began the run, set in later jobs of the run
+BATCH_JOB = "HARNESS_BATCH_JOB"  # id of the job, set by a job script for the command that it runs
+MAX_REQUEUES = 2  # largest number of successive requeues without a new step
 MAX_LIMIT_S = 365 * 86_400  # a time limit of this length or more counts as no limit
 
 
@@ -43,7 +45,8 @@ class SlurmEnvironment:
     nodes: tuple[str, ...]  # names of the job's nodes, if a job script exported them
     submit_host: str  # the host on which sbatch or salloc ran, often a login node
     restarts: int  # how often the job was requeued
-    max_requeues: int | None  # the limit of requeues without progress; None without a job script
+    is_batch: bool  # whether the harness's job script runs this process; False in a session
+    max_requeues: int  # largest number of successive requeues without a new step
     retries_memory: bool  # whether to request more memory after the job ran out of memory
     is_submitted: bool  # whether `harness submit`, which removes conflicting options, was used
     log: str | None  # the job's log file, if a job script exported its path
@@ -78,7 +81,8 @@ class SlurmEnvironment:
             nodes=tuple(environment.get("HARNESS_NODES", "").split()),
             submit_host=environment.get("SLURM_SUBMIT_HOST", ""),
             restarts=number("SLURM_RESTART_COUNT") or 0,
-            max_requeues=number("HARNESS_MAX_REQUEUES"),
+            is_batch=environment.get(BATCH_JOB) == job_id,
+            max_requeues=MAX_REQUEUES if (num := number("HARNESS_MAX_REQUEUES")) is None else num,
             retries_memory=environment.get(RETRY_MEMORY) == "1",
             is_submitted=environment.get("HARNESS_SNAPSHOT") == "1",
             log=environment.get("HARNESS_LOG"),
@@ -249,7 +253,7 @@ def asked_of(allocation: SlurmEnvironment) -> dict[str, Any]:
 def resume_command(folder: Path | str) -> str:
     """Return the command that continues a run or sweep; in a batch job it submits a new job."""
     own = SlurmEnvironment.from_environment()
-    as_job = own is not None and own.max_requeues is not None
+    as_job = own is not None and own.is_batch
     return f"harness {'submit --resume' if as_job else 'resume'} {shlex.quote(str(folder))}"
 
 

@@ -56,7 +56,7 @@ class Heartbeat:
             "slurm_job": allocation.job_id if allocation else None,
             "slurm_own_id": allocation.own_id if allocation else None,
             # True if the job runs the harness's script; other jobs may run other programs too.
-            "owns_job": allocation is not None and allocation.max_requeues is not None,
+            "owns_job": allocation is not None and allocation.is_batch,
             "log": allocation.log if allocation else os.environ.get("HARNESS_LOG"),
         }
         self._last = float("-inf")

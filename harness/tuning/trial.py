@@ -52,7 +52,7 @@ class Trials:
         self.dataset, self.strategy, self.observers = dataset, strategy, observers
         allocation = SlurmEnvironment.from_environment()
         # The Slurm job belongs to the sweep, so a trial's `state.json` must not set `owns_job`.
-        self.allocation = replace(allocation, max_requeues=None) if allocation else None
+        self.allocation = replace(allocation, is_batch=False) if allocation else None
         # Estimated memory of the largest trial, and memory of this process after its first run
         self._largest_gb, self._first_gb = largest_gb(search), 0.0
         self.devices = describe_devices(strategy)[0]["device"].partition(":")[0]

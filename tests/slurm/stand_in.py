@@ -38,6 +38,7 @@ call = {{
     "data": os.environ.get("HARNESS_DATA"),
     "offline": os.environ.get("HARNESS_OFFLINE"),
     "flags": os.environ.get("HARNESS_FLAGS"),
+    "batch_job": os.environ.get("HARNESS_BATCH_JOB"),
     "slurm": sorted(name for name in os.environ if name.startswith("SLURM_")),
     "signals": [],
 }}

@@ -131,15 +131,15 @@ def test_report_of_a_faulty_node(tmp_path: Path, missing: str | None) -> None:
     ("variables", "command"),
     [
         ({}, "resume"),
-        ({"SLURM_JOB_ID": "7"}, "resume"),
-        ({"SLURM_JOB_ID": "7", "HARNESS_MAX_REQUEUES": "0"}, "submit --resume"),
+        ({"SLURM_JOB_ID": "7", "HARNESS_MAX_REQUEUES": "2"}, "resume"),
+        ({"SLURM_JOB_ID": "7", "HARNESS_BATCH_JOB": "7"}, "submit --resume"),
     ],
 )
 def test_command_that_continues_a_run(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], command: str
 ) -> None:
     """The run of a job script continues as a job; a run in an interactive allocation does not."""
-    for name in ("SLURM_JOB_ID", "HARNESS_MAX_REQUEUES"):
+    for name in ("SLURM_JOB_ID", "HARNESS_BATCH_JOB"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

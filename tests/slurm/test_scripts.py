@@ -143,7 +143,8 @@ def test_interactive_runs_get_new_names(project: Project) -> None:
         words = ["bash", str(project.path / "slurm/bilstm.sh")]
         done = subprocess.run(words, env=env, stdin=stdin or subprocess.DEVNULL, timeout=60)
         assert done.returncode == 0
-        assert "--run-id" not in project.call()["argv"]
+        call = project.call()
+        assert ("--run-id" in call["argv"], call["batch_job"]) == (False, None)
     os.close(ours)
     os.close(terminal)
 
@@ -161,6 +162,7 @@ def test_a_users_job_script_may_call_a_script(project: Project) -> None:
         assert project.run(script, *arguments, env=env).returncode == 0
         argv = project.call()["argv"]
         names.append(argv[argv.index("--run-id") + 1])
+        assert project.call()["batch_job"] == "42"
     assert names[0] == "slurm-42"
     assert re.fullmatch(r"slurm-42-\d+", names[1])
     assert (names[1] == names[3], names[1] == names[2]) == (True, False)

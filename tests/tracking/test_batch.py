@@ -35,7 +35,7 @@ def test_an_interrupted_batch_names_the_command_that_continues_it(
     request = BatchRequest(jobs_of([JOBS / "lstm.toml"], (), (1, 2)), tmp_path, run_id="slurm-7")
     with pytest.raises(Interrupted, match="the same command with --run-id slurm-7"):
         train_batch(request, Console())
-    for name, value in (("SLURM_JOB_ID", "7"), ("HARNESS_MAX_REQUEUES", "2")):
+    for name, value in (("SLURM_JOB_ID", "7"), ("HARNESS_BATCH_JOB", "7")):
         monkeypatch.setenv(name, value)
     with pytest.raises(Interrupted, match="continue with harness submit --resume 7"):
         train_batch(request, Console())

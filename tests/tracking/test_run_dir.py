@@ -255,7 +255,7 @@ def test_status_shows_another_versions_run(other: tuple[Harness, Path]) -> None:
     assert "was written by harness" in compared.stdout + compared.stderr
 
 
-SLURM = {"SLURM_JOB_ID": "7", "HARNESS_MAX_REQUEUES": "2"}
+SLURM = {"SLURM_JOB_ID": "7", "HARNESS_BATCH_JOB": "7"}
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,8 @@ SLURM = {"SLURM_JOB_ID": "7", "HARNESS_MAX_REQUEUES": "2"}
     [
         ({**SLURM, "SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3"}, ("7", "5_3"), True),
         (SLURM, ("7", "7"), True),
-        ({"SLURM_JOB_ID": "7"}, ("7", "7"), False),
+        ({"SLURM_JOB_ID": "7", "HARNESS_MAX_REQUEUES": "2"}, ("7", "7"), False),
+        ({"SLURM_JOB_ID": "8", "HARNESS_BATCH_JOB": "7"}, ("8", "8"), False),
         ({}, (None, None), False),
     ],
 )

@@ -31,7 +31,7 @@ from harness.errors import InputError, Interrupted, RunError, TakenOver
 from harness.job.job_file import load_job
 from harness.slurm import batch
 from harness.slurm.batch import Counters, counters_file, decide, ending_of
-from harness.slurm.environment import SlurmEnvironment
+from harness.slurm.environment import MAX_REQUEUES, SlurmEnvironment
 from harness.slurm.nodes import WorkerGroup
 from harness.system import leased_dir
 from harness.system.processes import StopRequest
@@ -211,7 +211,7 @@ class Job:
             {
                 "SLURM_JOB_ID": str(self.number),
                 "SLURM_RESTART_COUNT": str(self.restarts),
-                "HARNESS_MAX_REQUEUES": str(batch.MAX_REQUEUES),
+                "HARNESS_BATCH_JOB": str(self.number),
                 "HARNESS_FIRST_JOB": str(self.first),
             }
         )
@@ -375,7 +375,7 @@ class World:
         job.num_idle = 0 if is_further else job.num_idle + 1
         if p.is_further and decision.reason.startswith("gave up"):
             raise Violation("a job with new checkpoints is given up")
-        if decision.requeue and job.num_idle > batch.MAX_REQUEUES + 1:
+        if decision.requeue and job.num_idle > MAX_REQUEUES + 1:
             raise Violation("a job without new checkpoints is requeued for ever")
         return decision.requeue
 

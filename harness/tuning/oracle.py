@@ -1,6 +1,6 @@
 """Creates KerasTuner's oracles, which a `Schedule` calls in one process and in a fixed order.
 
-This module differs from KerasTuner 1.4.8 in three ways. Each item first says what KerasTuner does:
+This module differs from KerasTuner 1.4.8 in five ways. Each item first says what KerasTuner does:
 
 - KerasTuner's oracle writes its whole state in every call. Here an oracle writes nothing: to
   restore its state, a new oracle receives the accepted results again.
@@ -9,6 +9,9 @@ This module differs from KerasTuner 1.4.8 in three ways. Each item first says wh
 - KerasTuner's Hyperband promotes no trial before the first round of its bracket is full. The first
   round is never full if the search space has too few settings left. The Hyperband of this module
   shrinks a first round that can't be filled.
+- KerasTuner rounds down the number of steps of a range, so that 0.1 to 0.6 in steps of 0.1 ends at
+  0.5. Here a range with a step becomes a list of its values, including the maximum.
+- KerasTuner's `Choice` turns booleans into integers. Here they become a `Boolean` or a `Fixed`.
 """
 
 import contextlib
@@ -21,7 +24,7 @@ from keras_tuner.engine.trial import TrialStatus
 from keras_tuner.oracles import GridSearchOracle, HyperbandOracle, RandomSearchOracle
 from keras_tuner.src.engine import conditions
 
-from harness.job.search import SearchSpec
+from harness.job.search import SearchSpec, Value
 from harness.tuning.asha import AshaOracle
 from harness.tuning.bayesian import BoundedBayesianOracle
 from harness.tuning.protocol import Trial
@@ -37,15 +40,23 @@ def hyperparameters(search: SearchSpec) -> kt.HyperParameters:
         scope: Any = contextlib.nullcontext()
         if parameter.parent:
             scope = space.conditional_scope(parameter.parent, list(parameter.parent_choices))
+        choices: Sequence[Value] = parameter.choices
+        if parameter.step is not None:
+            low, step, kind = parameter.low, parameter.step, int if parameter.is_whole else float
+            num_steps = math.floor((parameter.high - low) / step + 1e-9)  # 4.9999999999 is 5
+            choices = [kind(low + i * step) for i in range(num_steps + 1)]
         with scope:
-            if parameter.choices:
-                space.Choice(parameter.key, list(parameter.choices))
+            if choices and isinstance(choices[0], bool):
+                if len(choices) > 1:
+                    space.Boolean(parameter.key, default=choices[0])
+                else:
+                    space.Fixed(parameter.key, choices[0])
+            elif choices:
+                space.Choice(parameter.key, list(choices))
             else:
                 declare = space.Int if parameter.is_whole else space.Float
-                options: dict[str, Any] = {"sampling": "log" if parameter.log else "linear"}
-                if parameter.step is not None:
-                    options["step"] = parameter.step
-                declare(parameter.key, parameter.low, parameter.high, **options)
+                sampling = "log" if parameter.log else "linear"
+                declare(parameter.key, parameter.low, parameter.high, sampling=sampling)
     return space
 
 

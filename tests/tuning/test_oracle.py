@@ -71,6 +71,43 @@ def test_a_grid_without_a_limit_proposes_every_combination_once(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
+    ("key", "low", "high", "step", "values"),
+    [
+        ("model.dropout", 0.1, 0.6, 0.1, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]),
+        ("model.dropout", 0.3, 0.6, 0.1, [0.3, 0.4, 0.5, 0.6]),
+        ("model.dropout", 0, 0.5, 0.2, [0.0, 0.2, 0.4]),
+        ("train.learning_rate", 1, 3, 1, [1.0, 2.0, 3.0]),
+        ("model.units", 8, 20, 5, [8, 13, 18]),
+    ],
+)
+@pytest.mark.parametrize("tuner", ["grid", "random"])
+def test_a_range_with_a_step_has_all_its_values(
+    tmp_path: Path, tuner: str, key: str, low: float, high: float, step: float, values: list[float]
+) -> None:
+    """The maximum is a value if it is a whole number of steps above the minimum."""
+    space = f"{key} = {{ min = {low}, max = {high}, step = {step} }}\n"
+    toml = text(tuner, 20).partition("model.architecture = [")[0] + space
+    proposed = [each.values[key] for each in all_of(schedule_of(tmp_path, toml))]
+    assert [float(f"{value:.6g}") for value in sorted(proposed)] == values
+    assert {type(value) for value in proposed} == {type(value) for value in values}
+
+
+@pytest.mark.parametrize("tuner", ["random", "grid", "bayesian", "hyperband", "asha"])
+def test_booleans_stay_booleans(tmp_path: Path, tuner: str) -> None:
+    """A trial's job accepts them, also as the condition of another key."""
+    toml = f"""{text(tuner, 30)}data.bucket = [false, true]
+model.pooling = {{ values = ["max", "mean"], when = {{ data.bucket = [true] }} }}
+train.optimizer_options.centered = [true]
+"""
+    schedule = schedule_of(tmp_path, toml)
+    search, trials = load_search(tmp_path / "search.toml"), drive(schedule)
+    for each in trials:
+        search.job_of(each.values)
+        assert ("model.pooling" in each.values) is each.values["data.bucket"]
+    assert {json.dumps(each.values["data.bucket"]) for each in trials} == {"true", "false"}
+
+
+@pytest.mark.parametrize(
     ("tuner", "trials"),
     [("random", 9), ("grid", 9), ("bayesian", 9), ("hyperband", 9), ("asha", 9), ("asha", 12)],
 )

@@ -36,7 +36,7 @@ def ask_to_stop(
     Args:
         status: the status of the run.
         stop_search: a function that stops all workers of a search, given the search's folder.
-        alone: whether to keep the run's Slurm job, which also trains other seeds.
+        alone: whether to keep the run's Slurm job or command, which also trains other seeds.
         problem: why squeue gave no answer; None if squeue answered.
 
     Returns:

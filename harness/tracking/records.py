@@ -178,7 +178,11 @@ class RunStatus:
 
     @property
     def shares_job(self) -> bool:
-        """Whether the run's Slurm job also trains other seeds."""
+        """Whether the run's Slurm job or `harness train` command also trains other seeds."""
+        # A command that trains several seeds names each log after its run.
+        log = f"-{self.folder.name}.out"
+        if "-seed" in log and (self.log or "").endswith(log):
+            return True
         job = re.escape(self.slurm_job or "")  # waiting tasks share an id such as 12_[1-5]
         # If a user's own script called the job script, a checksum follows the job's id in the name.
         return bool(re.fullmatch(rf"slurm-{job}(-\d+)?-seed\d+", self.folder.name))

@@ -176,6 +176,21 @@ def test_one_of_several_seeds_is_cancelled(
     assert (one.path("cancel.json").exists(), noted.exists()) == (not by_job, by_job)
 
 
+@pytest.mark.parametrize("slurm_job", ["12", None])
+def test_one_seed_of_a_command_is_cancelled(
+    harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch, slurm_job: str | None
+) -> None:
+    """The log's name tells such a run from one that continues alone, whose own process is asked."""
+    noted = shared_job(harness, site, monkeypatch)
+    for log, is_one in (("lstm-mine-seed1.out", True), ("lstm-13.out", False)):
+        one = site.run("mine-seed1", "training", slurm_job=slurm_job, log=site.runs / "logs" / log)
+        done = harness.run_here("cancel", one.folder)
+        said = "did not stop within" if is_one else f"is on {ELSEWHERE}; on that machine, run: "
+        assert said in done.stderr
+        assert (one.path("cancel.json").exists(), noted.exists()) == (is_one, False)
+        one.path("cancel.json").unlink(missing_ok=True)
+
+
 @pytest.mark.parametrize("phase", ["failed", "interrupted"])
 def test_a_seed_that_has_stopped_leaves_the_job_to_the_others(
     harness: Harness, site: Site, monkeypatch: pytest.MonkeyPatch, phase: str

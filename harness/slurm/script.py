@@ -250,7 +250,8 @@ def job_submission(wanted: Wanted, layout: Layout) -> SbatchJob:
     args = composed.args
     call: list[str | Path] = ["supervise", "tune" if is_search else "train", toml]
     if wanted.resumes and not wanted.is_begun:
-        call += ["--run-id", wanted.resumes.name, "--runs", wanted.resumes.parents[1]]
+        name = "--sweep-id" if is_search else "--run-id"
+        call += [name, wanted.resumes.name, "--runs", wanted.resumes.parents[1]]
     elif wanted.resumes:
         call = ["supervise", "resume", "sweep" if is_search else "run", wanted.resumes]
     elif indices:

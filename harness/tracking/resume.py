@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
-from harness.job.search import SEARCH_FILE, SearchSpec, is_sweep, load_search
+from harness.job.search import SEARCH_FILE, SearchSpec, is_search, is_sweep, load_search
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.resources import GPUS, MEMORY, ONCE, Resources, Rules, drop, options_in, words_in
 from harness.slurm.script import Wanted
@@ -57,7 +57,8 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
     job: Job | SearchSpec
     sent = status.submission
     if status.phase is None and sent and sent.job_file and not status.is_there():
-        job = load_job(Path(sent.job_file), (), sent.seed)
+        file = Path(sent.job_file)
+        job = load_search(file) if is_search(file) else load_job(file, (), sent.seed)
         return Wanted(job, wanted, resumes=folder, is_begun=False)
     if is_sweep(folder):
         check_format(f"sweep {folder}", RunDirectory(folder).certain_json(RECORD))

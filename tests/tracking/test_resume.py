@@ -10,6 +10,7 @@ import pytest
 
 from harness.errors import InputError
 from harness.job.job_file import load_job
+from harness.job.search import load_search
 from harness.slurm.client import Queue
 from harness.slurm.environment import SlurmEnvironment, asked_of
 from harness.slurm.resources import Resources
@@ -192,6 +193,23 @@ def test_seeds_that_had_not_begun_continue_too(harness: Harness, site: Site) -> 
     assert len(calls) == 2
     for folder, word in ((folders[0], "finished"), (folders[3], "cancelled")):
         assert f"{folder.name}: is not continued, because it is {word}" in done.stderr
+
+
+def test_a_search_that_had_not_begun_begins(harness: Harness, site: Site) -> None:
+    """The new job gives the search its old id."""
+    site.slurm()
+    harness.environment["PATH"] = os.environ["PATH"]
+    job_file = harness.runs / ".submissions/now/tune_lstm.toml"
+    job_file.parent.mkdir(parents=True)
+    job_file.write_text(load_search(JOBS / "tune_lstm.toml").to_toml())
+    sweep = harness.runs / "tune_lstm/slurm-3"
+    record = {"seeds": [1], "job_file": str(job_file), "runs": [str(sweep)]}
+    (harness.runs / ".submissions/3.json").write_text(json.dumps(record))
+    done = harness.run_here("submit", "--resume", "3", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    (call,) = (line for line in done.stdout.splitlines() if line.startswith("supervise"))
+    assert call.startswith("supervise tune ")
+    assert call.endswith(f"/tune_lstm.toml --sweep-id slurm-3 --runs {harness.runs}")
 
 
 def test_a_run_in_another_folder_gets_one_job(harness: Harness, site: Site) -> None:

@@ -194,7 +194,7 @@ def given_limit_s(variables: Mapping[str, str]) -> int | None:
 
 
 def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list[str]:
-    """Return a job's constraint, node lists, reservation, licenses and ntasks as sbatch options.
+    """Return a job's GRES, constraint, node lists, reservation, … as sbatch options.
 
     A later job that continues the run needs these options and those that `asked_of` returns.
 
@@ -204,6 +204,7 @@ def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list
     """
     tasks = variables.get("SLURM_NTASKS")  # Slurm sets this variable only for --ntasks
     requested = {
+        "gres": re.sub("gres[/:]", "", known.get("TresPerNode", "")),  # with the type of the GPUs
         "constraint": known.get("Features"),
         "exclude": known.get("ExcNodeList"),
         "nodelist": known.get("ReqNodeList"),

@@ -61,7 +61,8 @@ VARIABLES = {
     "SBATCH_RESERVATION": "reservation",
     "SBATCH_TIMELIMIT": "time",
 }
-GPU_REQUEST = re.compile(r"(?:([A-Za-z][\w.-]*|\d+g\.[\w.+-]+):)?(\d{1,2})")  # MIG: 1g.10gb:1
+GPU_REQUEST = re.compile(r"(?:(\w[\w.+-]*):)?(\d{1,2})")  # 2, 2080ti:2 or, for MIG, 1g.10gb:1
+GPU_TYPE = re.compile(r"gpu:([^:,]+):\d")
 
 NEVER, ALWAYS = "HARNESS_SBATCH_NEVER", "HARNESS_SBATCH_ALWAYS"
 
@@ -167,7 +168,7 @@ def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
         return "--gres=none"
     per_node = site.get("SBATCH_GPUS_PER_NODE")
     usual = f"gpu:{per_node}" if per_node else site.get("SBATCH_GRES", "")
-    kind = re.search(r"gpu:([^:,]+):\d", usual)
+    kind = GPU_TYPE.search(usual)
     if kind and ":" not in gpus:
         gpus = f"{kind[1]}:{gpus}"
     return f"--gpus-per-node={gpus}" if per_node else f"--gres=gpu:{gpus}"

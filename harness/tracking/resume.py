@@ -4,6 +4,7 @@ A job requests the resources of the run's last job, unless the user requests oth
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +13,17 @@ from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.job.search import SEARCH_FILE, SearchSpec, is_search, is_sweep, load_search
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.resources import GPUS, MEMORY, ONCE, Resources, Rules, drop, options_in, words_in
+from harness.slurm.resources import (
+    GPU_TYPE,
+    GPUS,
+    MEMORY,
+    ONCE,
+    Resources,
+    Rules,
+    drop,
+    options_in,
+    words_in,
+)
 from harness.slurm.script import Wanted
 from harness.system.lenient_json import table, text, whole
 from harness.tracking.records import RunStatus
@@ -79,7 +90,8 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
     ]
     # `flags` come before the user's options: if an option is repeated, sbatch uses the last.
     flags = drop(map(str, options if isinstance(options, list) else []), replaced)
-    kept = drop(words_in(text(asked.get("flags")) or ""), (*GPUS, *MEMORY, *ONCE))
+    asked_flags = words_in(text(asked.get("flags")) or "")
+    kept = drop(asked_flags, (*GPUS, *MEMORY, *ONCE))
     refused = {"gres", "gpus-per-node"} & {*Rules.of_site().never}
     gpus, num_nodes = wanted.gpus, whole(asked.get("nodes"))
     devices = start.get("devices") or ()  # the record lists the devices of all nodes
@@ -89,6 +101,14 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
             gpus = str(max(1, num_gpus // (num_nodes or 1)))
         else:  # request 0 GPUs if the run used the CPU
             gpus = text(asked.get("gpus")) or ("0" if devices else None)
+        gres = next((flag for flag in asked_flags if flag.startswith("--gres=")), "")
+        if gpus not in (None, "0") and (kind := GPU_TYPE.search(gres)):
+            gpus = f"{kind[1]}:{gpus}"
+        others = re.findall(r"[=,](?!gpu|shard|mps|none)([^,]+)", gres)  # such as a local disk
+        if gpus and others:
+            of_gpus = [] if gpus == "0" else [f"gpu:{gpus}"]
+            kept.append(f"--gres={','.join([*of_gpus, *others])}")
+            gpus = None
     return dataclasses.replace(
         wanted,
         gpus=gpus,

@@ -192,11 +192,14 @@ def test_a_job_ignores_variables_of_the_shell_that_called_sbatch(project: Projec
 
 def test_each_requested_option_is_kept_once(project: Project) -> None:
     """A resumed job requests the kept options again, and scontrol shows them."""
-    scontrol(project, "echo Features=big ExcNodeList=n7")
-    kept = "-C big --qos=long --exclude=n6"
+    scontrol(project, "echo Features=big ExcNodeList=n7 TresPerNode=gres/gpu:a100:2,gres/disk:9")
+    kept = "-C big --qos=long --exclude=n6 --gres=gpu:t4:1"
     done = project.run(project.spool(), env=project.slurm(HARNESS_FLAGS=kept))
     assert done.returncode == 0, done.stderr
-    assert project.call()["flags"] == "--qos=long --constraint=big --exclude=n7"
+    assert (
+        project.call()["flags"]
+        == "--qos=long --gres=gpu:a100:2,disk:9 --constraint=big --exclude=n7"
+    )
 
 
 def test_the_log_of_an_array_task_is_also_found_by_its_shown_id(project: Project) -> None:

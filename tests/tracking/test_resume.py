@@ -72,6 +72,18 @@ CPU, GPUS = {"device": "cpu:0"}, [{"device": "/gpu:0"}] * 2
             *(f"{LAST_ARGS} -C 'a100&big' --exclude=n1 --ntasks=1 --exclude=n3", "2"),
         ),
         ({"HARNESS_FLAGS": "it's"}, [], Resources(), "--nodes=1", "0"),
+        # The type of the GPUs and other GRES are kept, but the number of GPUs is that of the run.
+        ({"HARNESS_FLAGS": "--gres=gpu:2080ti:4"}, GPUS, Resources(), "--nodes=1", "2080ti:2"),
+        (
+            *({"HARNESS_FLAGS": "--gres=gpu:a100:4,lscratch:50"}, GPUS, Resources()),
+            *("--nodes=1 --gres=gpu:a100:2,lscratch:50", None),
+        ),
+        (
+            *({"HARNESS_FLAGS": "--gres=lscratch:50"}, [CPU], Resources()),
+            *("--nodes=1 --gres=lscratch:50", None),
+        ),
+        ({"HARNESS_FLAGS": "--gres=shard:2"}, GPUS[:1], Resources(), "--nodes=1", "1"),
+        ({"HARNESS_FLAGS": "--gres=gpu:t4:4,a:1"}, GPUS, Resources(gpus="1"), "--nodes=1", "1"),
     ],
 )
 def test_the_job_requests_the_resources_of_the_last_start(
@@ -89,6 +101,7 @@ def test_the_job_requests_the_resources_of_the_last_start(
     resumed = as_job(stopped(tmp_path / "a", record), wanted)
     assert shlex.join(resumed.resources.sbatch_args()) == args
     assert resumed.resources.gpus == gpus
+    resumed.resources.check()
     assert (resumed.resumes, resumed.job) == (tmp_path / "a", load_job(JOBS / "gru.toml"))
 
 

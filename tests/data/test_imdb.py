@@ -5,6 +5,7 @@ import http.client
 import io
 import itertools
 import os
+import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -93,7 +94,10 @@ def test_another_npz_is_refused_before_anything_is_unpickled(tmp_path: Path) -> 
 def test_the_genuine_arrays_are_read_from_any_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The archive may have another checksum, but every array must have the genuine one."""
+    """The archive may have another checksum, but every array must have the genuine one.
+
+    Nothing else in the file is unpickled.
+    """
     path = write_npz(tmp_path / "data") / NPZ
     with zipfile.ZipFile(path) as archive:
         members = {Path(name).stem: archive.read(name) for name in archive.namelist()}
@@ -103,7 +107,17 @@ def test_the_genuine_arrays_are_read_from_any_archive(
     with np.load(path, allow_pickle=True) as arrays:
         np.savez_compressed(path, **dict(arrays))
     assert open_dataset(path.parent).checksum == checksum == small().checksum
-    path.write_bytes(path.read_bytes()[:-100])
+    genuine, mark = path.read_bytes(), tmp_path / "was-run"
+    hostile = io.BytesIO()
+    np.save(hostile, np.array([Hostile(mark)], dtype=object), allow_pickle=True)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("x_train", hostile.getvalue())
+    with_member = path.read_bytes()
+    for content in (with_member, pickle.dumps(Hostile(mark)) + genuine):
+        path.write_bytes(content)
+        assert open_dataset(path.parent).checksum == checksum
+        assert not mark.exists()
+    path.write_bytes(genuine[:-100])
     with pytest.raises(InputError, match="is not Keras's imdb"):
         open_dataset(path.parent)
     for name in digests:

@@ -58,9 +58,12 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
     folder = status.folder.absolute()
     if status.state == "finished":
         raise InputError(f"--resume {status.run}: is finished; name an unfinished run")
-    # The running Slurm job of a run may submit the next job for the same run.
+    # The running Slurm job of a run may submit the next job for the same run. Several jobs may
+    # share a search, whose record names only one of them.
     own = SlurmEnvironment.from_environment()
-    is_own = own is not None and own.job_id in (status.reported_job, status.slurm_job)
+    is_own = own is not None and (
+        own.job_id in (status.reported_job, status.slurm_job) or (own.is_batch and is_sweep(folder))
+    )
     if (status.alive or status.job_lives) and not is_own:
         raise InputError(
             f"--resume {status.run}: is {status.state}; first stop the run with harness cancel"

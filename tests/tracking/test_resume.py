@@ -12,7 +12,7 @@ from harness.errors import InputError
 from harness.job.job_file import load_job
 from harness.job.search import load_search
 from harness.slurm.client import Queue
-from harness.slurm.environment import SlurmEnvironment, asked_of
+from harness.slurm.environment import BATCH_JOB, SlurmEnvironment, asked_of
 from harness.slurm.resources import Resources
 from harness.tracking.records import RunStatus
 from harness.tracking.resume import as_job, interrupted
@@ -110,6 +110,28 @@ def test_a_run_that_needs_no_job_is_refused(tmp_path: Path, state: str) -> None:
     """Two jobs for one run would take the run over from each other."""
     with pytest.raises(InputError, match=f"gru/a: is {state}"):
         as_job(stopped(tmp_path / "a", {}, state), Resources())
+
+
+@pytest.mark.parametrize("name", ["search", "session", "run"])
+def test_each_task_of_an_array_continues_its_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The record names another task, or that task's successor. A session is not a task."""
+    task = {"SLURM_JOB_ID": "44", "SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "2"}
+    for variable, value in (task | ({} if name == "session" else {BATCH_JOB: "44"})).items():
+        monkeypatch.setenv(variable, value)
+    folder = tmp_path / name
+    status = RunStatus("s", folder)
+    stopped(folder, {}) if name == "run" else make_sweep(folder, RANDOM)
+    for status.state, status.reported_job, status.slurm_job in (
+        ("running", "45", "42_3"),
+        ("pending", "50", "50"),
+    ):
+        if name == "search":
+            assert as_job(status, Resources()).resumes == folder
+        else:
+            with pytest.raises(InputError, match=f"is {status.state}; first stop the run"):
+                as_job(status, Resources())
 
 
 @pytest.mark.parametrize("signal", ["SIGTERM", "SIGINT"])

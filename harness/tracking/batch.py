@@ -88,7 +88,7 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
     # copies are not in TMPDIR because other nodes read them too.
     parent = submissions(request.runs.absolute())
     again = request.again or f"the same command with --run-id {prefix}"
-    if allocation and allocation.is_batch:  # the job script chose the run id
+    if not request.again and allocation and allocation.is_batch:  # the job script chose the id
         again = f"harness submit --resume {allocation.own_id}"
     remedy = f"continue with {again}"
     try:

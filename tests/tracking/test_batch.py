@@ -1,6 +1,7 @@
 """Several jobs and seeds in one command: which runs train, under which names."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,10 @@ def test_all_jobs_of_a_seed_come_before_those_of_the_next() -> None:
 def test_an_interrupted_batch_names_the_command_that_continues_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a job that a job script began, it is `harness submit --resume` with the job's id."""
+    """In a job that a job script began, it is `harness submit --resume` with the job's id.
+
+    The runs of `harness sweep retrain` are not named after the job, so its command stays.
+    """
 
     def begin(*_: object, **__: object) -> None:
         raise Interrupted("a signal")
@@ -39,6 +43,8 @@ def test_an_interrupted_batch_names_the_command_that_continues_it(
         monkeypatch.setenv(name, value)
     with pytest.raises(Interrupted, match="continue with harness submit --resume 7"):
         train_batch(request, Console())
+    with pytest.raises(Interrupted, match=r"continue with harness sweep retrain s$"):
+        train_batch(replace(request, again="harness sweep retrain s"), Console())
 
 
 def test_finished_runs_are_not_trained_again(

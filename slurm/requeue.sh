@@ -108,7 +108,10 @@ submit_successor() {
         id=$(sed -nE 's/^[[:space:]]*([0-9]+)(;.*)?$/\1/p' <<<"$answer" | tail -n 1)
     fi
     if [[ -z $id ]]; then
-        complain "interrupted; submit the job again to resume it"
+        answer='submit the job again'
+        [[ -z $RUN ]] || answer="continue with: harness submit --resume $JOB"
+        [[ ! -d $RUN ]] || answer="continue with: harness submit --resume $(printf %q "$RUN")"
+        complain "interrupted; $answer"
         return
     fi
     sed "s/@JOB@/$id/" "$RECORD" >"$RECORD.new" && mv "$RECORD.new" "${RECORD%/*/*}/$id.json"

@@ -204,6 +204,7 @@ class Ending:
 
     code: int  # exit code of the harness
     start: str = "1.0"  # id of the start: the job's id and the number of its restarts
+    run: str = ""  # the folder of the run or sweep; empty if unknown
     signals: tuple[str, ...] = ()  # signals that the script received, such as USR2
     preempted: bool = False  # whether Slurm cancelled this job to run another job
     requeued: bool = False  # whether Slurm or a user has already requeued the job
@@ -267,7 +268,12 @@ def decide(ending: Ending, before: Counters) -> Decision:
     if ending.requeued:
         return stop("interrupted; Slurm has put the job back into the queue")
     if ending.was_cancelled:
-        return stop("interrupted; submit or run the job again to resume it")
+        if not ending.reached:
+            return stop("interrupted; submit the job again")
+        # A job with several seeds has no folder of this name: each seed's run has its own folder.
+        job, _, _ = ending.start.rpartition(".")
+        named = shlex.quote(ending.run) if Path(ending.run).is_dir() else job
+        return stop(f"interrupted; continue with: harness submit --resume {named}")
     if ending.code == KILLED and ending.num_nodes == 1:
         return _out_of_memory(ending, counters)
     if not ending.can_go_on:
@@ -372,6 +378,7 @@ def ending_of(
     return Ending(
         code,
         f"{allocation.own_id}.{allocation.restarts}",
+        run,
         tuple(signals),
         preempted=is_preempted(known, allocation.restarts),
         requeued=int(known.get("Restarts") or 0) > allocation.restarts,

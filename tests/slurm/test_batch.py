@@ -40,12 +40,23 @@ TABLE = {
         "requeue",
         "",
     ),
-    "cancelled": (Ending(75, signals=TERMED, reached=20), NEW, "stop", "again to resume it"),
-    "Ctrl-C after a warning": (
+    "cancelled": (
+        Ending(75, run="/my runs/lstm", signals=TERMED, reached=20),
+        NEW,
+        "stop",
+        "continue with: harness submit --resume 1",
+    ),
+    "cancelled before the first step": (
+        Ending(75, run="/my runs/lstm", signals=TERMED, reached=0),
+        NEW,
+        "stop",
+        "submit the job again",
+    ),
+    "Ctrl-C after a warning, unknown runs": (
         Ending(75, signals=("USR2", "INT")),
         NEW,
         "stop",
-        "again to resume it",
+        "submit the job again",
     ),
     "requeued by Slurm": (
         Ending(75, signals=TERMED, requeued=True, reached=20),
@@ -131,6 +142,14 @@ def test_future_of_a_job(case: tuple[Ending, Counters, str, str]) -> None:
     assert decision.line() == line
     assert decision.reason.endswith(message)
     assert bool(decision.reason) == bool(message)
+
+
+def test_a_cancelled_job_names_the_folder_of_its_run(tmp_path: Path) -> None:
+    """The tasks of an array share the folder of a search, so a task's id would not name it."""
+    ending = Ending(75, start="7_2.1", run=f"{tmp_path}/a b", signals=TERMED, reached=20)
+    assert decide(ending, NEW).reason.endswith(" --resume 7_2")  # several seeds share this job
+    (tmp_path / "a b").mkdir()
+    assert decide(ending, NEW).reason.endswith(f" --resume '{tmp_path}/a b'")
 
 
 def test_a_start_is_counted_once() -> None:

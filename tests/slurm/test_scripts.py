@@ -409,3 +409,26 @@ def test_a_successor_continues_where_slurm_forbids_the_requeue(project: Project)
     assert project.note.read_text() == f"{words} -- MinMemoryNode=1500\n"
     assert result.stderr.splitlines()[-1].endswith("interrupted; job 78 continues the run")
     assert (folder.parent / "78.json").read_text() == '{"job_id": "78"}'
+
+
+@pytest.mark.parametrize(
+    ("exists", "words", "answer"),
+    [
+        (True, [], "continue with: harness submit --resume {run}"),
+        (False, ["--seeds", "1-2"], "continue with: harness submit --resume 42"),
+    ],
+)
+def test_without_a_successor_the_last_line_names_the_command(
+    project: Project, exists: bool, words: list[str], answer: str
+) -> None:
+    """A job with several seeds has no folder of a single run, so the line names the job."""
+    scontrol(project, "echo requeue is disabled >&2; exit 1")
+    run = project.path / "runs/bilstm/slurm-42"
+    if exists:
+        run.mkdir(parents=True)
+    project.program("case $1 in train) exit 75 ;; esac; exit 2")
+    done = project.run(project.spool(), *words, env=project.slurm())
+    assert done.returncode == 75
+    last = done.stderr.splitlines()[-1]
+    quoted = re.sub(r"([' ])", r"\\\1", str(run))
+    assert strip_prefix(last) == f"interrupted; {answer.format(run=quoted)}"

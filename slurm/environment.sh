@@ -64,6 +64,7 @@ is_ready() {
 # Installs the first lock file, unless the environment was installed from one of these files. Only
 # `--setup` changes a complete environment, since other jobs may be using it.
 ensure_venv() {
+    local remedy=''
     ! is_ready "$@" || return 0
     if [[ -n ${HARNESS_SNAPSHOT:-} || (-z ${SETS_UP:-} && -e $VENV/harness-lock.sha256) ]] ||
         { [[ ! -e $VENV/setup.log ]] && inside test -x "$VENV/bin/harness"; }; then
@@ -71,8 +72,9 @@ ensure_venv() {
             warn "$VENV/bin/python links to $(readlink -f "$VENV/bin/python" || true), which is not" \
                 "on this node; load its module in slurm/site.sh"
         else
-            say "using $VENV unchanged; it was not installed from this project's lock files, which" \
-                "\`bash slurm/common.sh --setup\` installs"
+            # Without setup.log the user made the environment, and `--setup` does not change it.
+            [[ ! -e $VENV/setup.log ]] || remedy=", which \`bash slurm/common.sh --setup\` installs"
+            say "using $VENV unchanged; it was not installed from this project's lock files$remedy"
         fi
         return
     fi

@@ -101,7 +101,7 @@ def test_without_a_suitable_python_the_line_has_the_remedy(
 
 
 def test_a_users_environment_is_never_changed(project: Project) -> None:
-    """An environment without the harness is refused each time."""
+    """An environment without the harness is refused each time, one with the harness is used."""
     own = project.outside / "own"
     project.executable(own / "bin/python", "#!/bin/sh\n")
     (own / "pyvenv.cfg").touch()
@@ -113,6 +113,10 @@ def test_a_users_environment_is_never_changed(project: Project) -> None:
         (line,) = result.stderr.splitlines()
         assert f"{own}: was not made by this script" in line
         assert sorted(own.rglob("*")) == before
+    project.executable(own / "bin/harness", "#!/bin/sh\n")
+    result = project.run(project.path / "slurm/common.sh", "--setup", env=env)
+    line, *_ = result.stderr.splitlines()
+    assert line.endswith(f"using {own} unchanged; {NOT_LOCKED}")
 
 
 @pytest.mark.full
@@ -202,7 +206,8 @@ stamp_of requirements-gpu.lock >"$VENV/harness-lock.sha256"
 choose_locks
 ensure_venv "${LOCKS[@]}"
 """
-AS_IT_IS = "not installed from this project's lock files, which `bash slurm/common.sh --setup`"
+NOT_LOCKED = "it was not installed from this project's lock files"
+AS_IT_IS = f"{NOT_LOCKED}, which `bash slurm/common.sh --setup`"
 
 
 @pytest.mark.parametrize(

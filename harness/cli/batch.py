@@ -138,7 +138,7 @@ def job_end(code: int, signals: str = "", run: str = "", runs: RunsFolder = Path
         allocation=allocation,
         shown=_shown(),
     )
-    counted = counters_file(runs, allocation)
+    counted = counters_file(runs, allocation, run)
     decision = decide(ending, Counters.read(counted))
     decision.counters.write(counted)
     if decision.reason:

@@ -176,7 +176,7 @@ def value_of(option: str, words: Sequence[str]) -> str | None:
 
 
 class Counters(BaseModel, frozen=True):
-    """Counters over all Slurm jobs of a run; from them, `decide` chooses requeue or stop."""
+    """Counters over all starts of a run; from them, `decide` chooses requeue or stop."""
 
     start: str = ""  # id of the last start that was counted
     reached: int = 0  # the largest progress so far, as `_reached` returns it
@@ -344,9 +344,13 @@ def _out_of_memory(ending: Ending, counters: Counters) -> Decision:
 # ---- The job's files, and Slurm's answers
 
 
-def counters_file(runs: Path, allocation: SlurmEnvironment) -> Path:
-    """Return the path of the job's counters, which later jobs that continue its run also use."""
-    return submissions(runs) / f"ends-{allocation.first_job_id}.json"
+def counters_file(runs: Path, allocation: SlurmEnvironment, run: str) -> Path:
+    """Return the path of a run's counters, which later jobs that continue the run also use.
+
+    A user's job script may start several runs, whose steps can't be compared.
+    """
+    named = "-".join(("ends", allocation.first_job_id, *Path(run).parts[-2:]))
+    return submissions(runs) / f"{named}.json"
 
 
 def faults_file(runs: Path, allocation: SlurmEnvironment) -> Path:

@@ -51,6 +51,12 @@ class Submitted:
         state: dict[str, Any] = json.loads((self.run / "state.json").read_text())
         return state
 
+    @property
+    def counters(self) -> Path:
+        """The file with the counters of the run's starts."""
+        named = "-".join(("ends", self.job_id, *self.run.parts[-2:]))
+        return self.run.parents[1] / f".submissions/{named}.json"
+
     def requeues(self) -> int:
         """Return how often Slurm has requeued the job."""
         return int(self.cluster.show(self.job_id)["Restarts"])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.slurm.batch import Counters, Ending, Start, decide, ending_of, plan
+from harness.slurm.batch import Counters, Ending, Start, counters_file, decide, ending_of, plan
 from harness.slurm.environment import SlurmEnvironment
 
 WARNED, TERMED = ("USR2",), ("TERM",)
@@ -169,6 +169,15 @@ def test_counters_survive_a_file(tmp_path: Path) -> None:
     assert Counters.read(file) == counters
     file.write_text('{"idle": "x", "faulty": [3], "start": 1}')
     assert Counters.read(file) == NEW
+
+
+def test_each_run_of_a_job_has_its_own_counters(tmp_path: Path) -> None:
+    """A user's script may start several runs. A run's later jobs use the counters of the first."""
+    runs = ("lstm/slurm-7", "gru/slurm-7", "lstm/slurm-7-12", "")
+    files = [counters_file(tmp_path, allocation(), f"/runs/{run}" if run else "") for run in runs]
+    assert len({*files}) == len(runs)
+    later = allocation(SLURM_JOB_ID="9", HARNESS_FIRST_JOB="7")
+    assert counters_file(tmp_path, later, "/runs/lstm/slurm-7") == files[0]
 
 
 def allocation(**more: str) -> SlurmEnvironment:

@@ -40,8 +40,7 @@ def test_a_job_that_finds_its_third_broken_node_stays_failed(
     """After three nodes the job may be the cause: it ends with code 1 and names the nodes."""
     variables: dict[str, Any] = {"HARNESS_DEVICES": "", **broken_driver}
     job = project.sbatch("lstm", *ONE_GPU, "--hold", **variables)
-    counters = project.path / f"runs/.submissions/ends-{job.job_id}.json"
-    Counters(idle=2, faulty=("n8", "n9")).write(counters)
+    Counters(idle=2, faulty=("n8", "n9")).write(job.counters)
     job.cluster.run("scontrol", "release", job.job_id)
     job.wait("FAILED", timeout_s=60)
     assert job.cluster.show(job.job_id)["ExitCode"] == "1:0"

@@ -113,8 +113,7 @@ def test_a_job_warned_of_its_time_limit_goes_on_later(
     # not count a warning before the import of TensorFlow: it reaches the script only.
     times, record = job.requeues(), job.record()
     assert 1 <= record["restarts"] <= times <= 3
-    counted = Counters.read(project.path / f"runs/.submissions/ends-{job.job_id}.json")
-    assert counted.idle == 0, "each start had a new step"
+    assert Counters.read(job.counters).idle == 0, "each start had a new step"
     assert f"interrupted by {number.name}" in job.log.read_text()
     assert f"job {job.job_id} is back in the queue" in job.log.read_text()
 

@@ -361,7 +361,7 @@ class World:
     def _goes_on(self, p: Process, code: int, before: int) -> bool:
         """Whether to requeue the job: `harness job-end` decides, or the script if this fails."""
         job, allocation = p.job, p.job.allocation
-        counted = counters_file(RUNS, allocation)
+        counted = counters_file(RUNS, allocation, str(RUN))
         signals = tuple(p.signals)
         try:
             ending = ending_of(

@@ -10,7 +10,16 @@ from harness.doctor.finding import Finding
 from harness.errors import InputError, RunError
 from harness.slurm.client import ask, has_client, would_start
 from harness.slurm.environment import SlurmEnvironment
-from harness.slurm.resources import ALWAYS, NEVER, VARIABLES, Rules, compose, site_options
+from harness.slurm.resources import (
+    ALWAYS,
+    NEVER,
+    VARIABLES,
+    Rules,
+    compose,
+    option_name,
+    site_options,
+    words_in,
+)
 from harness.slurm.script import read_header
 from harness.system.site_settings import SITE, TRUSTED_NETWORK, not_sourced
 
@@ -92,9 +101,11 @@ def _check_by_rules(rules: Rules) -> Finding:
     Args:
         rules: the options of sbatch that the site refuses or demands.
     """
-    composed = compose(read_header(PROJECT, "lstm"), site_options(), (), rules=rules)
+    header = read_header(PROJECT, "lstm")
+    composed = compose(header, site_options(), (), rules=rules)
     unset = shlex.join(["env", *(f"-u{name}" for name in composed.unset)]) if composed.unset else ""
-    names = "|".join(map(re.escape, rules.never))
+    removed = [line for line in header if line not in composed.header]
+    names = "|".join(option_name(words_in(line)[0]) for line in removed)
     edit = rf"sed -E '/^#SBATCH --({names})\b/d' slurm/lstm.sh | " if names else ""
     words = f"{unset} sbatch {shlex.join(composed.args)} {'' if names else 'slurm/lstm.sh'}"
     line = edit + " ".join(words.split())

@@ -149,3 +149,27 @@ def test_the_partitions_with_gpus_are_named(
     finding = slurm_checks.describe_gpus(lines)
     assert finding.level == level
     assert said in f"{finding.found} {finding.remedy}"
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"NEVER": "gres qos"}, r"`sed -E '/^#SBATCH --(gres)\b/d' slurm/lstm.sh | sbatch`"),
+        (
+            {"ALWAYS": "--mem-per-gpu=8G"},
+            r"`sed -E '/^#SBATCH --(mem)\b/d' slurm/lstm.sh | sbatch --mem-per-gpu=8G`",
+        ),
+        ({"ALWAYS": "--ntasks=1"}, "`sbatch --ntasks=1 slurm/lstm.sh`"),
+    ],
+)
+def test_the_printed_command_requests_what_was_checked(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], line: str
+) -> None:
+    """It deletes the script's options that the site refuses or replaces, such as --mem."""
+    monkeypatch.setattr(slurm_checks, "has_client", lambda _: True)
+    monkeypatch.setattr(slurm_checks, "ask", lambda *_, **__: "slurm 24.11")
+    monkeypatch.setattr(slurm_checks, "would_start", lambda *_, **__: "now")
+    for name, value in variables.items():
+        monkeypatch.setenv(f"HARNESS_SBATCH_{name}", value)
+    found = {each.name: each.found for each in slurm_checks.check_slurm(None)}["sbatch"]
+    assert line in found

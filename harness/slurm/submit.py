@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import __version__
+from harness.architectures import BUILDERS
 from harness.data.locations import missing_in
 from harness.errors import InputError, RunError
 from harness.job.job_file import load_job
@@ -51,7 +52,6 @@ from harness.system.git import commit_of, is_checkout
 from harness.system.leased_dir import to_json
 from harness.system.site_settings import check_trusted_network
 
-ALL_JOBS = ("rnn", "lstm", "gru", "bilstm", "stacked_lstm")
 JOB_ID = "@JOB@"  # placeholder for the job's id in a record
 
 
@@ -87,7 +87,7 @@ def make_request(
     if pack and not chosen:
         raise InputError("--pack: trains several seeds in one job; name them by --seeds 1-5")
     project = project_folder()
-    files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in ALL_JOBS]
+    files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in BUILDERS]
     jobs = [Wanted(_check_job(file, overrides, chosen), resources, chosen, pack) for file in files]
     return check_request(jobs, runs, compares=job_file is None)
 

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -60,6 +61,9 @@ def take_snapshot(project: Path, runs: Path) -> Path:
     copy = submissions(runs) / f".code-{uuid.uuid4().hex}.tmp"  # renamed once its hash is known
     try:
         copy.mkdir(parents=True)
+        if (status := copy.parent.stat()).st_uid == os.getuid():
+            # Others may add submissions, but may not replace the code of a waiting job.
+            copy.parent.chmod(status.st_mode | stat.S_ISVTX)
         for name in names:
             target = copy / name
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ edits do not affect a waiting job. `<runs>/.submissions/<job id>.json` lists run
 import contextlib
 import dataclasses
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -47,7 +48,7 @@ from harness.slurm.script import (
 )
 from harness.slurm.snapshot import left_out, project_folder, take_snapshot
 from harness.system.console import Console
-from harness.system.files import atomic_write
+from harness.system.files import OTHERS_WRITE, atomic_write, others_can_write
 from harness.system.git import commit_of, is_checkout
 from harness.system.leased_dir import to_json
 from harness.system.site_settings import check_trusted_network
@@ -150,6 +151,11 @@ def doubts(request: Request) -> Iterator[str]:
             "first, run: harness data fetch"
         )
     yield from left_out(request.project, request.runs)
+    if request.runs.is_dir() and others_can_write(request.runs.stat()):
+        yield (
+            f"--runs {request.runs}: {OTHERS_WRITE}, so they could replace the code of a waiting "
+            f"job; its owner can forbid this by: chmod +t {shlex.quote(str(request.runs))}"
+        )
     program = job_environment(request.project) / "bin" / "harness"
     if not program.exists():
         yield (

@@ -12,6 +12,7 @@ from harness.errors import RunError
 from harness.job.job_file import load_job
 from harness.slurm import client, submit
 from harness.slurm.client import first_look_s
+from harness.system.files import distrust
 from tests.conftest import JOBS, PROJECT, SHRUNK, Harness
 from tests.slurm.test_submit import contents
 from tests.slurm.test_submit import project as project
@@ -204,7 +205,7 @@ def test_a_run_gets_no_second_job(site: Harness) -> None:
 def test_files_of_a_job_in_any_locale_and_with_any_umask(
     site: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TOML is UTF-8, paths keep their bytes, and only the user can change the model's own code."""
+    """TOML is UTF-8, paths keep their bytes, and only the user can change the job's code."""
     (site.folder / "net.py").write_text("def net(): ...  # \u00e4\n", "utf-8")
     own = site.folder / "own.toml"
     own.write_text(LSTM.read_text().replace('"lstm"', '"net.py:net"', 1))
@@ -225,6 +226,17 @@ def test_files_of_a_job_in_any_locale_and_with_any_umask(
     assert done.returncode == 0, done.stderr
     (folder,) = submissions(site)
     assert load_job(folder / "own.toml").code
+    assert not distrust(folder.parent), "others can't replace the code of a waiting job"
+
+
+def test_a_folder_of_runs_that_others_can_write_is_a_warning(site: Harness) -> None:
+    """They could replace the folder of submissions, unless the sticky bit forbids it."""
+    warning = "others can write to it, so they could replace the code of a waiting job"
+    site.runs.mkdir(exist_ok=True)
+    for mode, is_warned in ((0o777, True), (0o1777, False)):
+        site.runs.chmod(mode)
+        done = site.run_here("submit", LSTM, "--dry-run")
+        assert (done.returncode, warning in done.stderr) == (0, is_warned), done.stderr
 
 
 # The queue

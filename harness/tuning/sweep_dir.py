@@ -136,8 +136,8 @@ class SweepDirectory(LeasedDirectory):
         """Check that the sweep, if it exists, belongs to this search.
 
         Raises:
-            InputError: if the sweep was begun with another search space, job or tuner, or with more
-                trials than `search` has now; or if another version of harness wrote the sweep.
+            InputError: if the sweep was begun with another search space, job or tuner, or if
+                another version of harness wrote the sweep.
         """
         if not self.exists():
             return
@@ -146,12 +146,6 @@ class SweepDirectory(LeasedDirectory):
             raise InputError(
                 f"sweep {self.folder} was begun with another search ({change}); choose another "
                 f"--sweep-id, or continue this sweep with: harness resume {self.folder}"
-            )
-        limit, before = search.table.trials, known.table.trials
-        if 0 < limit < before or (before == 0 < limit):
-            raise InputError(
-                f"sweep {self.folder}: search.trials = {limit}, but was {before or 'all'} before; "
-                "keep that value or raise it"
             )
 
     def exists(self) -> bool:

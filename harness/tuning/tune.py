@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import time
@@ -91,9 +92,14 @@ def tune(
             )
         console.warning(line)
     num_asked, search = search.table.trials, sweep.search()
-    if num_asked != search.table.trials:
+    if (num_asked or math.inf) > (search.table.trials or math.inf):  # 0 sets no limit
         search = search.with_table(trials=num_asked)
         sweep.write(SEARCH_FILE, search.to_toml(), mode=mode_in(sweep.folder, search.job.code))
+    elif num_asked != search.table.trials:  # for example, a requeued job repeats an old command
+        console.warning(
+            f"search.trials = {num_asked} has no effect: the search already has "
+            f"{search.table.trials or 'all'} trials"
+        )
     starts = [{"slurm_asked": asked_of(allocation)}] if allocation else []  # for `submit --resume`
     sweep.write_json(RECORD, stamped({**sweep.certain_json(RECORD), "starts": starts}))
     if dataset.introduction:

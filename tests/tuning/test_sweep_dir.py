@@ -25,23 +25,31 @@ from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "continues"),
-    [(2, 2, True), (2, 3, True), (2, 0, True), (0, 0, True), (3, 2, False), (0, 8, False)],
+    ("before", "now", "then"),
+    [(2, 2, 2), (2, 3, 3), (2, 0, 0), (0, 0, 0), (3, 2, 3), (0, 8, 0)],
 )
-def test_a_sweep_continues_with_as_many_trials_or_more(
-    tmp_path: Path, before: int, now: int, continues: bool
+def test_a_command_never_lowers_the_number_of_trials(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    before: int,
+    now: int,
+    then: int,
 ) -> None:
-    """`search.trials = 0` means all trials, so no number is larger."""
+    """`search.trials = 0` means all trials. A requeued job may ask for the number of its start."""
     grid = RANDOM.replace("{ min = 0.0001, max = 0.01, log = true }", "[0.001, 0.01]")
     grid = grid.replace('tuner = "random"\ntrials = 24', 'tuner = "grid"\ntrials = {}')
-    sweep = make_sweep(tmp_path / "sweep", grid.replace("{}", str(before)))
+    make_sweep(tmp_path / "tune_lstm/a", grid.replace("{}", str(before)))
     (tmp_path / "now.toml").write_text(grid.replace("{}", str(now)))
     search = load_search(tmp_path / "now.toml")
-    if continues:
-        sweep.check_search(search)
-    else:
-        with pytest.raises(InputError, match=f"search.trials = {now}, but was {before or 'all'} "):
-            sweep.check_search(search)
+    sweep = SweepDirectory.new(tmp_path, search, "a")
+    monkeypatch.setattr(tune, "WorkerPool", lambda *_, **__: pytest.fail("begun"))
+    request = WorkerRequest(num_workers=1)
+    with pytest.raises(pytest.fail.Exception, match="begun"):
+        tune.tune(sweep, search, request, console=Console(), full=False, resumes=False)
+    assert sweep.search().table.trials == then
+    line = f"search.trials = {now} has no effect: the search already has {before or 'all'} trials"
+    assert (line in capfd.readouterr().err) is (now != then)
 
 
 def test_parallel_is_fixed_when_a_sweep_begins(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ class SweepDirectory(LeasedDirectory):
             job.mkdir(parents=True, exist_ok=True)
             if self._is_new:  # another command may begin a sweep in the same second
                 self.folder = job / reserve_id(job.parent, [(job.name, "")])
-            if make_once(self.folder, files):
+            if not is_sweep(self.folder) and make_once(self.folder, files):
                 if make_once(self.folder, files):
                     shutil.rmtree(self.folder, ignore_errors=True)
                     raise DiskError(

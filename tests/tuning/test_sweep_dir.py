@@ -135,6 +135,20 @@ def test_only_the_first_command_begins_a_sweep(tmp_path: Path) -> None:
     assert not list((tmp_path / "runs").glob(".*"))
 
 
+def test_a_sweep_continues_under_any_name_of_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name is the current folder, the folder above it, or a link."""
+    folder = begun(tmp_path / "runs/a").folder
+    (tmp_path / "link").symlink_to(folder)
+    begun(tmp_path / "link")
+    monkeypatch.chdir(folder / "trials")
+    begun(Path(".."))
+    monkeypatch.chdir(folder)
+    sweep = begun(Path())
+    assert result_of(sweep, sweep.search(), [trial(0, 0.5)])["sweep"] == "a"
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a folder away")
 def test_a_sweep_of_another_user_is_refused(tmp_path: Path) -> None:
     """One line names the owner."""

@@ -292,13 +292,14 @@ class Worker:
 
     async def _take(self) -> tuple[int, int] | None:
         """Take a free trial; return the numbers of trial and attempt, or None if none is free."""
-        for n, heard in [*self.view.open.items()]:
+        # Own attempts first: nobody takes them over while this worker trains another trial.
+        for n, heard in sorted(self.view.open.items(), key=lambda each: not self._owns(each[1])):
             k, attempt = heard.k, self.me
             if k:
                 if not heard.attempt:  # another worker's attempt; its file is not visible yet
                     continue
                 if not heard.gone:
-                    if heard.attempt.worker == self.me.worker:
+                    if self._owns(heard):
                         return n, k  # this worker created the attempt in spite of a disk error
                     continue
                 attempt = await self._after(n, k, heard.attempt, heard.gone)
@@ -311,6 +312,9 @@ class Worker:
                 return n, k + 1
             self.view.open[n] = Heard(k + 1)
         return None
+
+    def _owns(self, heard: Heard) -> bool:
+        return heard.attempt is not None and heard.attempt.worker == self.me.worker
 
     async def _after(self, n: int, k: int, before: Attempt, gone: Gone) -> Attempt:
         """Return this worker's new attempt at trial n, which follows the ended attempt k."""

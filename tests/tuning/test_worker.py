@@ -15,9 +15,9 @@ from harness.job.search import SEARCH_FILE
 from harness.system.lenient_json import read_json
 from harness.system.processes import StopRequest
 from harness.tuning import worker
-from harness.tuning.disk import Disk, execute
+from harness.tuning.disk import Disk, execute, make_once, to_bytes
 from harness.tuning.pool import DISK_CODE, NODE_FAULT_CODE
-from harness.tuning.protocol import Attempt, View, Worker
+from harness.tuning.protocol import Attempt, Gone, Trial, View, Worker, gone_file
 from harness.tuning.tune import patiently
 from tests.conftest import wait_for
 from tests.tuning.made_up_sweep import RANDOM, make_sweep, trial
@@ -140,6 +140,24 @@ def train(folder: Path, stop: StopRequest, error: Exception | None = None) -> No
     act = partial(worker.train, trials)
     me = Worker(Attempt(worker="me"), 24, View(Disk(folder)), act)
     execute(act(me, trial(0, None), 1))
+
+
+def test_a_worker_first_continues_its_own_attempt(tmp_path: Path) -> None:
+    """It created the attempt in spite of a disk error; meanwhile an earlier trial became free."""
+    folder, begun = make_sweep(tmp_path / "sweep", RANDOM).folder, list[tuple[int, int]]()
+    for n, name in enumerate(["dead", "me"]):
+        make_once(folder / f"trials/{n}", {"values.json": to_bytes(trial(n, None))})
+        make_once(folder / f"trials/{n}/1", {"owner.json": to_bytes(Attempt(worker=name))})
+    execute(Disk(folder).write(gone_file(0, 1), Gone(has_left=True)))
+
+    async def begin(_: Worker, taken: Trial, k: int) -> Trial:
+        begun.append((taken.n, k))
+        return trial(taken.n, 0.5)
+
+    me = Worker(Attempt(worker="me"), 24, View(Disk(folder)), begin)
+    for _ in range(2):
+        execute(me.turn())
+    assert begun == [(1, 1), (0, 2)]
 
 
 @pytest.mark.parametrize("name", ["accepted", "2"])

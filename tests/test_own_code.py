@@ -1,5 +1,6 @@
 """A job keeps, checks and runs the sources of custom functions."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,10 @@ def test_options_are_set_and_searched(tmp_path: Path) -> None:
     assert (own.model.options, call(own)) == ({"width": 5}, 2)
     path.write_text(search.to_toml())
     assert load_search(path).content == search.content
+    path.write_text(path.read_text().replace("return 2", "return 3"))
+    digests = "code.other.py was [0-9a-f]{8} and is [0-9a-f]{8}"
+    (change,) = search.changes(load_search(path))
+    assert re.fullmatch(digests, change)
     path.write_text(
         JOB.format("mynet.py:build") + "[search]\ntrials = 4\n[search.space]\n"
         "model.options.rate = { min = 0, max = 0.5 }\nmodel.options.width = { min = 1, max = 9 }\n"

@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,10 +35,12 @@ from harness.job.job_file import (
     put_value,
     read_toml_file,
     resolve_source,
+    shown,
     suggest_key,
     with_code,
 )
 from harness.job.keys import FACTS, KEYS, OBJECTIVES, OF_EACH_EPOCH, SCORES, TABLES, Job
+from harness.job.own_code import source_digest
 
 Value = bool | int | float | str
 Values = Mapping[str, Value]  # a searched key, such as model.units → its value in a trial
@@ -90,7 +92,10 @@ def read_space(raw: Mapping[str, Any], path: Path) -> list[Parameter]:
                     f"job {path}: search.space.{parameter.key}.when = {strange[0]!r}: "
                     f"search.space.{parameter.parent} should list this value"
                 )
-            ordered.append(parameter)
+            if parent:  # KerasTuner needs the parent's own values, for example 1.0 and not 1
+                same = tuple(v for v in parent.choices if v in parameter.parent_choices)
+                known[parameter.key] = replace(parameter, parent_choices=same)
+            ordered.append(known[parameter.key])
             waiting.remove(parameter)
     return ordered
 
@@ -348,10 +353,10 @@ class SearchSpec:
             epochs: the number of epochs, if the tuner chose it.
         """
         columns = {parameter.key: parameter.examples()[0] for parameter in self.space}
-        shown = {key: rounded(values[key]) for key in columns if key in values}
+        of_row = {key: rounded(values[key]) for key in columns if key in values}
         if epochs is not None:
-            columns["train.epochs"] = shown["train.epochs"] = epochs
-        return TrialRow(name, shown, columns, self.table.objective)
+            columns["train.epochs"] = of_row["train.epochs"] = epochs
+        return TrialRow(name, of_row, columns, self.table.objective)
 
     def seeds(self) -> range:
         """Return the seeds of a trial's runs."""
@@ -377,7 +382,9 @@ class SearchSpec:
             was, now = known.get(key), asked.get(key)
             is_open = key == "search.trials" or (key in DECIDED and not (was and now))
             if was != now and not is_open:
-                yield f"{key} was {was} and is {now}"
+                is_code = key.startswith("code.") and was and now
+                show: Callable[[Any], str] = source_digest if is_code else shown
+                yield f"{key} was {show(was)} and is {show(now)}"
 
 
 def rounded(value: Value) -> Value:

@@ -92,6 +92,20 @@ def test_a_range_with_a_step_has_all_its_values(
     assert {type(value) for value in proposed} == {type(value) for value in values}
 
 
+def test_a_condition_may_mix_integers_and_floats(tmp_path: Path) -> None:
+    """The key is varied for each of the condition's values, also below a second condition."""
+    toml = """[model]
+architecture = "lstm"
+[search]
+tuner = "grid"
+[search.space]
+model.dropout = [0, 0.5]
+model.spatial_dropout = { values = [0, 0.5], when = { model.dropout = [0, 0.5] } }
+model.units = { values = [8, 16], when = { model.spatial_dropout = [0, 0.5] } }
+"""
+    assert len(all_of(schedule_of(tmp_path, toml))) == 2 * 2 * 2
+
+
 @pytest.mark.parametrize("tuner", ["random", "grid", "bayesian", "hyperband", "asha"])
 def test_booleans_stay_booleans(tmp_path: Path, tuner: str) -> None:
     """A trial's job accepts them, also as the condition of another key."""

@@ -65,6 +65,9 @@ def ask_to_stop(
     in_slurm = status.reported_job or status.phase is None
     is_queued = status.slurm_job and in_slurm and (status.job_lives or status.state in ALIVE)
     if is_queued and _is_own_job(status):
+        if stop_search and status.trials:  # all tasks of an array work on the same search
+            stop_search(status.folder)
+            status.slurm_job = str(status.slurm_job).partition("_")[0]
         return _cancel_job(status)
     if status.state not in AT_WORK:
         if not problem and status.phase == "interrupted" and not status.was_cancelled:

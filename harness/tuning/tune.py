@@ -20,7 +20,7 @@ from harness.system.files import is_of_disk
 from harness.system.processes import StopRequest, has_died
 from harness.tracking.provenance import sources_checksum
 from harness.tracking.records import Heartbeat
-from harness.tracking.run_dir import RECORD, RESULT, stamped
+from harness.tracking.run_dir import RECORD, RESULT, stamped, take_back_cancel
 from harness.training.launch import dataset_of
 from harness.tuning.disk import Disk, execute
 from harness.tuning.leaderboard import (
@@ -194,6 +194,7 @@ class Command:
         failed = tuple(n for n, trial in self.view.accepted.items() if trial.error)
         stop = stop_now().model_copy(update={"is_lifted": True, "forgiven": failed})
         execute(change_stop(self.view, stop))
+        take_back_cancel(self.sweep.folder)
 
     def _run(self) -> dict[str, Any]:
         while (result := patiently(self._turn, self.signals)) is None:

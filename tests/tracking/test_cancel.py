@@ -14,6 +14,7 @@ from harness.system.lenient_json import read_json
 from harness.tracking import cancel
 from harness.tracking.cancel import ask_to_stop, wait_until_saved
 from harness.tracking.records import RunStatus
+from harness.tracking.resume import interrupted
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.status import pick, survey
 from harness.tuning.sweep_dir import stop_search_in
@@ -78,6 +79,25 @@ def test_a_search_is_cancelled_wherever_its_workers_are(
     status.trials = status.slurm_job = None
     with pytest.raises(RunError, match=f"is on {ELSEWHERE}; on that machine, run: harness cancel"):
         ask_to_stop(status)
+
+
+def test_all_waiting_tasks_of_a_search_are_cancelled(site: Site) -> None:
+    """A task that another machine has just started stops too; --all-interrupted omits the search.
+
+    The heartbeat names only the task that wrote last.
+    """
+    noted = scancel(site)
+    site.slurm(*(f"12_{task}|{20 + task}|PENDING|0:00|None|/x.sh" for task in range(1, 5)))
+    sweep = make_sweep(site.runs / "tune/slurm-12", RANDOM).folder
+    state = {"phase": "interrupted", "signal": "SIGUSR2", "trials": 24, "time_s": 1.0}
+    job = {"slurm_job": "23", "slurm_own_id": "12_3", "owns_job": True}
+    (sweep / "state.json").write_text(json.dumps(state | job))
+    line = ask_to_stop(site.only(), stop_search=stop_search_in) or ""
+    assert line.startswith("tune/slurm-12: job 12 was removed from the queue; continue with ")
+    assert noted.read_text() == "12\n"
+    assert (sweep / "stop.json").exists()
+    site.slurm()
+    assert interrupted([site.only()]) == []
 
 
 def test_without_slurms_programs_a_requeued_run_may_be_in_the_queue(site: Site) -> None:

@@ -10,6 +10,7 @@ from harness.cli.tune import run_sweep
 from harness.errors import CANCELLED, DiskError, Interrupted, RunError
 from harness.system.console import Console
 from harness.system.processes import StopRequest
+from harness.tracking.run_dir import CANCEL, ask_to_cancel
 from harness.tuning.pool import WorkerPool, WorkerProcess, WorkerRequest
 from harness.tuning.sweep_dir import SweepDirectory, stop_search_in
 from harness.tuning.tune import Command
@@ -75,6 +76,7 @@ def test_a_search_ends_with_its_result(
 def test_only_a_person_resumes_a_stopped_search(command: Command, reason: str) -> None:
     """It was cancelled or had failed; once it is resumed, its earlier failures no longer count."""
     stop_search_in(command.sweep.folder)
+    ask_to_cancel(command.sweep.folder)  # as if its job had waited in the queue
     file = command.sweep.path("stop.json")
     file.write_text(json.dumps({**json.loads(file.read_text()), "reason": reason}))
     if reason:
@@ -84,7 +86,9 @@ def test_only_a_person_resumes_a_stopped_search(command: Command, reason: str) -
         assert command.run(resumes=False) == {}
         assert command.sweep.read_json("state.json")["signal"] == CANCELLED
     end(command.sweep)
+    assert command.sweep.path(CANCEL).exists()
     assert command.run(resumes=True)["best_trial"] == 0
+    assert not command.sweep.path(CANCEL).exists()
     assert command.view.stop
     assert command.view.stop.forgiven == (1,)
 

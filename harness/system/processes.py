@@ -125,7 +125,7 @@ def end_at_once(line: str = AT_ONCE, code: int = Interrupted.exit_code) -> NoRet
 
 WORKER = "harness.tuning.worker"  # the module of a sweep's workers
 PROGRAMS = {"harness", "__main__.py"}
-TRAINING = {"train", "resume", "tune"}  # commands that write a heartbeat
+TRAINING = {"train", "resume", "tune", "join"}  # commands that write a heartbeat
 CLOCK_SLACK_S = 2.0
 
 kept: list[object] = []  # keeps objects with slow destructors alive until `leave`

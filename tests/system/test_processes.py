@@ -39,13 +39,14 @@ def started(*args: str) -> Iterator["subprocess.Popen[bytes]"]:
     ("args", "alive"),
     [
         (["/venv/bin/harness", "train", "jobs/lstm.toml"], True),
+        (["/venv/bin/harness", "sweep", "join", "runs/tune_lstm/a"], True),
         (["-m", "harness.tuning.worker", "sweep"], True),
         (["/venv/bin/harness", "status"], False),
         (["vim", "train"], False),
     ],
 )
 def test_a_run_is_known_by_its_command(args: list[str], alive: bool) -> None:
-    """Only a command that trains writes heartbeats."""
+    """Only a command that trains or searches writes heartbeats."""
     with started(*args) as process:
         assert is_run_alive(process.pid, time.time()) == alive
 

@@ -27,7 +27,7 @@ from harness.slurm.pool import run_printed
 from harness.system.console import echo, log, rich_console
 from harness.system.lenient_json import read_json_lines
 from harness.system.stderr_filter import filtered_stderr
-from harness.tracking.audits import audits_of
+from harness.tracking.audits import AUDITS, audits_of
 from harness.tracking.run_dir import (
     RESULT,
     RunDirectory,
@@ -119,7 +119,7 @@ class Run:
 
 
 class Runs(list[Run]):
-    """Runs, sorted by folder."""
+    """Runs, in the order of the arguments of `load_runs`; within an argument, sorted by folder."""
 
     def to_frame(self) -> "pandas.DataFrame":
         """Return a table with a row for each run: the run's folder, job name, job keys and scores.
@@ -230,7 +230,8 @@ def train(
         options: other options of `harness train`, such as `devices="cpu:2"` or `full=True`.
 
     Raises:
-        InputError: if the job, an option or this machine is unsuitable; nothing was written.
+        InputError: if the job, an option or this machine is unsuitable; nothing was written, except
+            perhaps an empty folder of runs.
         RunError: if the run failed.
         Interrupted: if a signal stopped the run. To continue the run, pass its name as `run_id`.
         KeyboardInterrupt: if you interrupted the call. When the error is raised, the run
@@ -268,7 +269,8 @@ def tune(
         options: other options of `harness tune`.
 
     Raises:
-        InputError: if the job, an option or this machine is unsuitable; nothing was written.
+        InputError: if the job, an option or this machine is unsuitable; nothing was written, except
+            perhaps an empty folder of runs.
         RunError: if the search failed.
         Interrupted, KeyboardInterrupt: if the search was stopped. To continue the search, pass its
             name as `sweep_id`.
@@ -318,7 +320,10 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
     kept = audits_of(folder, (Path(run) / RESULT).read_bytes())
     latest: dict[str, Any] = max(kept.values(), key=lambda each: each["ended_s"], default={})
     if latest.get("ended_s", 0.0) < began_s:
-        raise error or RunError(f"run {run}: its result changed while it was audited")
+        raise error or RunError(
+            f"run {run}: the audit does not count, because the result changed meanwhile, or others "
+            f"can write to {folder / AUDITS}; in this case call: chmod go-w {folder / AUDITS}"
+        )
     return Audit(**latest)
 
 

@@ -16,7 +16,7 @@ from harness.cli.options import (
     confirm_here,
     quoted,
 )
-from harness.errors import DiskError, InputError, RunError
+from harness.errors import DiskError, InputError, NodeFault, RunError
 from harness.system.console import echo, log
 
 app = typer.Typer()
@@ -52,15 +52,18 @@ def audit(
         raise InputError("--quick, --epochs, --full: can't be combined; use only one of them")
     confirm_here(f"srun harness audit {quoted(folders[0])}", here=here)
     depth = 0 if quick else None if full else epochs or 1
-    problems: list[InputError] = []
+    problems: list[InputError | RunError] = []
     num_different = 0
     for folder in folders:
         try:
             found = audit_run(
                 folder, epochs=depth, data=data, devices=devices, say=partial(echo, err=True)
             )
-        except InputError as error:
+        except NodeFault:
+            raise
+        except (InputError, RunError) as error:
             problems.append(error)
+            num_different += isinstance(error, RunError)  # for example, the result is broken
             continue
         echo(plain_table(pandas.DataFrame(found.rows, dtype=object)))
         echo(found.sentence)
@@ -68,9 +71,8 @@ def audit(
         try:
             keep_audit(runs, found.result_sha256, found.record())
         except (DiskError, OSError) as error:
-            raise InputError(
-                f"--runs {runs}: the audit can't be saved ({error}); name your own folder"
-            ) from None
+            refusal = f"--runs {runs}: the audit can't be saved ({error}); name your own folder"
+            problems.append(InputError(refusal))
     for problem in problems[: None if num_different else -1]:
         log(logging.ERROR, str(problem))
     if num_different:

@@ -16,8 +16,8 @@ AUDITS = ".audits"
 EQUAL, ROUNDING, DIFFERS = "equal", "within rounding", "differs"  # outcomes of an audit
 
 
-def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> Path:
-    """Add an audit to the file with all audits of a result; return the file's path.
+def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> None:
+    """Add an audit to the file with all audits of a result.
 
     The file contains one audit per depth. The depth says how much was checked: `quick`, `3 epochs`
     or `full`. A new audit replaces the audit of the same depth.
@@ -31,15 +31,18 @@ def keep_audit(runs: Path, result_sha256: str, audit: Mapping[str, Any]) -> Path
         OSError, DiskError: if the file can't be written.
     """
     path = _path(runs, result_sha256)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    kept = read_json(path) | {str(audit["depth"]): dict(audit)}
-    atomic_write(path, to_json(kept))
-    return path
+    # `audits_of` trusts no file or folder that the user's umask would let others write.
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    kept = _trusted(path) | {str(audit["depth"]): dict(audit)}
+    atomic_write(path, to_json(kept), mode=0o644)
 
 
 def audits_of(runs: Path, result: bytes) -> dict[str, Any]:
     """Return a result's audits by depth; none if another user could have written the audits."""
-    path = _path(runs, hashlib.sha256(result).hexdigest())
+    return _trusted(_path(runs, hashlib.sha256(result).hexdigest()))
+
+
+def _trusted(path: Path) -> dict[str, Any]:
     try:
         return {} if distrust(path.parent) or distrust(path) else read_json(path)
     except OSError:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
@@ -97,11 +98,15 @@ def test_values_are_equal_only_to_the_bit() -> None:
 
 
 def test_audits_that_others_could_have_written_do_not_count(tmp_path: Path) -> None:
-    """An audit counts only for a result with the same bytes."""
+    """An audit counts only for a result with the same bytes; the user's umask has no effect."""
     audit = {"depth": "full", "outcome": "equal"}
-    path = keep_audit(tmp_path, hashlib.sha256(b"{}").hexdigest(), audit)
+    before = os.umask(0)
+    try:
+        keep_audit(tmp_path, hashlib.sha256(b"{}").hexdigest(), audit)
+    finally:
+        os.umask(before)
     assert (audits_of(tmp_path, b"{}"), audits_of(tmp_path, b"[]")) == ({"full": audit}, {})
-    path.parent.chmod(0o777)
+    (tmp_path / ".audits").chmod(0o777)
     assert audits_of(tmp_path, b"{}") == {}
 
 
@@ -152,6 +157,23 @@ def test_a_run_that_cannot_be_audited_is_refused_in_one_line(
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "mine").exists()
+
+
+def test_a_run_that_cannot_be_audited_leaves_the_others(
+    finished: tuple[Harness, Path], tmp_path: Path
+) -> None:
+    """All runs are audited, even if no audit can be saved; a difference decides the exit code."""
+    harness, run = finished
+    copy, no_folder = tmp_path / "copy", tmp_path / "file"
+    shutil.copytree(run, copy)
+    broken("result.json", "{")(copy)
+    no_folder.touch()
+    done = harness.run("audit", copy, run, "--quick", "--runs", no_folder)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert f"run {run}: the audit (quick, " in done.stdout
+    first, second = done.stderr.splitlines()
+    assert "result.json: is broken" in first
+    assert f"--runs {no_folder}: the audit can't be saved (" in second
 
 
 @pytest.mark.full

@@ -232,14 +232,10 @@ def reproduce(
 
     run = RunDirectory.open(run_folder)
     folder = run.folder.absolute()
-    restored = restore(
-        run,
-        project_folder(),
-        (to or folder.with_name(f"{folder.name}-code")).absolute(),
-        trust_code=trust_code,
-    )
+    folder = (to or folder.with_name(f"{folder.name}-code")).absolute()
+    restored = restore(run, project_folder(), folder, trust_code=trust_code)
     for warning in restored.warnings:
         log(logging.WARNING, warning)
-    echo(f"code  {restored.folder}, from {restored.source}")
-    echo(f"job   {restored.folder / JOB_FILE}")
+    echo(f"code  {folder}, from {restored.source}")
+    echo(f"job   {folder / JOB_FILE}")
     echo(f"next  {restored.command}")

@@ -12,7 +12,8 @@ from typing import Any
 from harness.data.dataset_folder import save_folder
 from harness.data.sources import open_dataset, open_sample
 from harness.errors import InputError, RunError
-from harness.system.files import atomic_directory, distrust
+from harness.slurm.environment import given_cpus
+from harness.system.files import atomic_directory, distrust, replace_file
 from harness.system.git import (
     COMMIT,
     SNAPSHOT_RECORD,
@@ -23,8 +24,8 @@ from harness.system.git import (
 )
 from harness.system.lenient_json import path, table, text
 from harness.system.processes import installed_version
-from harness.tracking.provenance import PACKAGES
-from harness.tracking.run_dir import RECORD, RunDirectory, weights_of
+from harness.tracking.provenance import PACKAGES, sources_checksum
+from harness.tracking.run_dir import RECORD, RunDirectory, first_start, weights_of
 
 JOB_FILE, SAMPLE_FOLDER = "reproduced.toml", "imdb-sample"
 
@@ -33,7 +34,6 @@ JOB_FILE, SAMPLE_FOLDER = "reproduced.toml", "imdb-sample"
 class Reproduced:
     """The restored code and job of a run."""
 
-    folder: Path
     source: str  # where the code came from: a snapshot or a commit
     command: str  # the shell command that repeats the run
     warnings: list[str] = field(default_factory=list)
@@ -44,8 +44,8 @@ def reproduce(
 ) -> Reproduced:
     """Restore the code of a run in a new folder, and the run's job as JOB_FILE in this folder.
 
-    The code comes from the snapshot that `harness submit` took. If the snapshot does not exist, the
-    code comes from the commit and the recorded changes.
+    The code comes from the snapshot that `harness submit` took. If the snapshot does not exist or
+    is incomplete, the code comes from the commit and the recorded changes.
 
     Args:
         run: an existing run.
@@ -66,24 +66,29 @@ def reproduce(
     named = path(record.get("snapshot"))
     snapshot = Path(named) if named and is_snapshot(Path(named)) else None
     read = [run.folder, run.path(RECORD), run.path("job.toml"), *filter(None, [snapshot])]
-    warnings = [*_distrusted(read, trust_code), *_other_packages(record)]
+    warnings = [*_distrusted(read, trust_code), *_other_packages(record), *_numbers(record)]
+    sources = record.get("sources_sha256")
     try:
         with atomic_directory(folder) as temporary:
+            # A scratch disk may have deleted old files of the snapshot.
+            if snapshot and sources not in (None, sources_checksum(snapshot / "harness")):
+                snapshot = None
             if snapshot:
                 ignore = shutil.ignore_patterns("__pycache__", SNAPSHOT_RECORD)
                 shutil.copytree(
                     snapshot, temporary, symlinks=True, ignore=ignore, dirs_exist_ok=True
                 )
                 source = f"snapshot {snapshot}"
-            if record.get("uncommitted_diff"):  # the diff of the code may contain secrets
-                temporary.chmod(0o700)
+            # The diff of the code may contain secrets, and code that others can write is refused.
+            mode = 0o700 if record.get("uncommitted_diff") else 0o755
+            temporary.chmod(temporary.stat().st_mode & mode)
             if not snapshot:
                 source = _put_commit(run, record, project, folder=temporary, warnings=warnings)
-            (temporary / JOB_FILE).write_bytes(run.path("job.toml").read_bytes())
+            replace_file(temporary / JOB_FILE, run.path("job.toml").read_bytes(), 0o644)
             data = _put_data(record, temporary, warnings)
     except OSError as error:
         raise RunError(f"{folder}: can't be written: {error.strerror or error}") from None
-    return Reproduced(folder, source, _command(record, folder, data), warnings)
+    return Reproduced(source, _command(record, folder, data), warnings)
 
 
 def _distrusted(paths: Sequence[Path], trust_code: bool) -> list[str]:
@@ -114,7 +119,7 @@ def _put_commit(
     if not COMMIT.fullmatch(commit):
         why = record.get("git_problem") or "the run started outside of a git checkout"
         raise InputError(
-            f"run {run.folder}: its record has neither a commit nor a snapshot that exists; {why}"
+            f"run {run.folder}: its record has neither a commit nor a complete snapshot; {why}"
         )
     try:
         if not has_commit(project, commit):
@@ -167,6 +172,17 @@ def _other_packages(record: dict[str, Any]) -> Iterator[str]:
         recorded, installed = packages.get(name), installed_version(name)
         if recorded != installed:
             yield f"{name} was {recorded} in the run and is {installed} here"
+
+
+def _numbers(record: dict[str, Any]) -> Iterator[str]:
+    known, threads = first_start(record).get("devices"), table(record, "plan").get("threads")
+    devices = known if isinstance(known, list) else []
+    has_threads = "gpu" in str(devices) or threads in (None, given_cpus(None))
+    if not has_threads or (len(devices) > 1 and not record.get("devices_asked")):
+        yield (
+            f"devices of the run: {len(devices)}, threads: {threads}; other numbers give other "
+            "bytes; set them by --devices and HARNESS_CPUS"
+        )
 
 
 def _command(record: dict[str, Any], folder: Path, data: Sequence[str]) -> str:

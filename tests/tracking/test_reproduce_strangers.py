@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,9 +14,11 @@ from harness.data.dataset_folder import save_folder
 from harness.data.sources import open_sample
 from harness.errors import InputError, RunError
 from harness.job.job_file import load_job
+from harness.job.own_code import check_trusted
 from harness.slurm.snapshot import take_snapshot
 from harness.system.git import code_version
-from harness.tracking.reproduce import Reproduced, _command, reproduce
+from harness.tracking.provenance import sources_checksum
+from harness.tracking.reproduce import Reproduced, _command, _numbers, reproduce
 from harness.tracking.run_dir import RunDirectory, stamped
 from tests.conftest import JOBS, SHRUNK, Harness, write_program
 from tests.slurm.test_submit import code, edit, git
@@ -85,10 +88,10 @@ def test_recorded_changes_are_restored(
     (changed / "jobs/inside.toml").symlink_to("lstm.toml")
     stranger.write(uncommitted_diff=code_version(changed)["uncommitted_diff"])
     restored = stranger.reproduce()
-    assert (restored.folder / "jobs/inside.toml").readlink() == Path("lstm.toml")
+    assert (stranger.target / "jobs/inside.toml").readlink() == Path("lstm.toml")
     said = "the run's sample differs from the sample in this version of harness"
     assert restored.warnings[-1:] == [said]
-    assert restored.folder.stat().st_mode & 0o077 == 0  # as private as the record
+    assert stranger.target.stat().st_mode & 0o077 == 0  # as private as the record
     old = f'case " $* " in *" --allow-empty "*) exit 129;; esac; exec {shutil.which("git")} "$@"'
     path = write_program(tmp_path / "bin/git", old)
     monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
@@ -100,8 +103,12 @@ def test_recorded_changes_are_restored(
     ("record", "match", "error"),
     [
         ({"commit": "0" * 40}, "its commit 000000000000 is not in", InputError),
-        ({"commit": "--help"}, "has neither a commit nor a snapshot", InputError),
-        ({"commit": None, "snapshot": "/nowhere"}, "neither a commit nor a snapshot", InputError),
+        ({"commit": "--help"}, "has neither a commit nor a complete snapshot", InputError),
+        (
+            {"commit": None, "snapshot": "/nowhere"},
+            "neither a commit nor a complete snapshot",
+            InputError,
+        ),
         ({"uncommitted_diff": "no patch"}, "can't be restored: git apply", RunError),
     ],
 )
@@ -128,7 +135,7 @@ def test_a_job_of_another_version_is_restored_unchecked(stranger: Strangers) -> 
     text = load_job(JOBS / "lstm.toml").to_toml() + "\n[later]\nkey = 1\n"
     stranger.write(text, harness="9.9.9", format=9)
     restored = stranger.reproduce()
-    assert (restored.folder / "reproduced.toml").read_text() == text
+    assert (stranger.target / "reproduced.toml").read_text() == text
     assert any(line.startswith("numpy was None in the run and is") for line in restored.warnings)
 
 
@@ -184,18 +191,59 @@ def test_the_command_names_the_data_if_they_are_unchanged(
 
 
 def test_a_snapshot_is_preferred_to_the_commit(stranger: Strangers, tmp_path: Path) -> None:
-    """A snapshot contains all files, also those that the record left out."""
+    """A complete snapshot contains all files, also those that the record left out."""
+    (stranger.project / "harness").mkdir()
+    (stranger.project / "harness/a.py").touch()
+    git(stranger.project, "add", "--all")
+    git(stranger.project, "commit", "--quiet", "--message=a")
     snapshot = take_snapshot(stranger.project, tmp_path / "own")
     commit = f"commit {git(stranger.project, 'rev-parse', 'HEAD')[:12]}"
     left_out: dict[str, object] = {"left_out_files": ["a.bin"]}
     stranger.write(b"", snapshot=str(snapshot), uncommitted_diff="a change", **left_out)
     restored = stranger.reproduce()
-    assert restored.folder.stat().st_mode & 0o077 == 0
+    assert stranger.target.stat().st_mode & 0o077 == 0
     assert restored.source == f"snapshot {snapshot}"
-    assert code(restored.folder).items() >= code(stranger.project).items()
+    assert code(stranger.target).items() >= code(stranger.project).items()
+    sources = sources_checksum(stranger.project / "harness")
+    stranger.write(b"", snapshot=str(snapshot), sources_sha256=sources)
+    for source in (f"snapshot {snapshot}", commit):
+        stranger.target = tmp_path / f"here/{source.split()[0]}"
+        assert stranger.reproduce().source == source
+        (snapshot / "harness/a.py").unlink(missing_ok=True)  # as a scratch disk may do
     stranger.write(b"", **left_out)
     stranger.target = tmp_path / "here/other"
     assert stranger.reproduce().source == commit
+
+
+@pytest.mark.parametrize(
+    ("record", "number"),
+    [
+        ({}, None),
+        ({"starts": [{"devices": ["gpu:0"]}]}, None),
+        ({"starts": [{"devices": ["gpu:0", "gpu:1"]}]}, "devices of the run: 2, threads: None"),
+        ({"starts": [{"devices": ["a", "b"]}], "devices_asked": "gpu:2"}, None),
+        ({"starts": [{"devices": ["cpu:0"]}], "plan": {"threads": 999}}, "threads: 999"),
+        ({"starts": [{"devices": ["gpu:0"]}], "plan": {"threads": 999}}, None),
+    ],
+)
+def test_other_numbers_of_devices_and_threads_are_a_warning(
+    record: dict[str, Any], number: str | None
+) -> None:
+    """The command uses all devices and CPUs of its machine, unless the user named devices."""
+    warnings = [*_numbers(record)]
+    assert len(warnings) == (number is not None)
+    assert not number or number in warnings[0]
+
+
+def test_restored_code_is_trusted_under_any_umask(stranger: Strangers) -> None:
+    """`harness train` refuses a job with code that other users can write."""
+    (stranger.run / "job.toml").write_text((JOBS / "own/conv_gru.toml").read_text())
+    before = os.umask(0)
+    try:
+        stranger.reproduce()
+    finally:
+        os.umask(before)
+    check_trusted(stranger.target / "reproduced.toml", "job")
 
 
 @as_root

@@ -295,7 +295,7 @@ def find_job(
     return both[0] if both else None
 
 
-def training_script(job: QueuedJob) -> tuple[str, str] | None:
-    """Return the project's folder and <name> if the job runs `slurm/<name>.sh`, else None."""
-    found = re.fullmatch(r"(/.*?)/?slurm/([A-Za-z0-9_.-]+)\.sh(?:\s.*)?", job.command)
-    return (os.path.realpath(found[1]), found[2]) if found else None
+def training_script(job: QueuedJob) -> tuple[str, str, list[str]] | None:
+    """Return the project's folder, <name> and the arguments if the job runs `slurm/<name>.sh`."""
+    found = re.fullmatch(r"(/.*?)/?slurm/([A-Za-z0-9_.-]+)\.sh(\s.*)?", job.command)
+    return (os.path.realpath(found[1]), found[2], (found[3] or "").split()) if found else None

@@ -165,6 +165,7 @@ class RunStatus:
     reported_job: str | None = None  # the raw id of the Slurm job, from the heartbeat
     submission: Submission | None = None
     queued: QueuedJob | None = None
+    is_resubmitted: bool = False  # whether a job was submitted after the last heartbeat
 
     @property
     def alive(self) -> bool:
@@ -220,7 +221,7 @@ class RunStatus:
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `harness status --json`."""
-        hidden = {"is_own", "reported_job", "submission", "queued"}
+        hidden = {"is_own", "reported_job", "submission", "queued", "is_resubmitted"}
         shown = {each.name: getattr(self, each.name) for each in fields(self)}
         shown = {name: value for name, value in shown.items() if name not in hidden}
         waits = self.queued.reason if self.queued and self.queued.waits else None
@@ -323,7 +324,7 @@ def observe(
     last_s = modified or status.time_s
     if submission and submission.resumed_by and submission.time_s > last_s:
         status.reported_job = status.slurm_job = submission.resumed_by
-        status.log = submission.log
+        status.log, status.is_resubmitted = submission.log, True
     return status
 
 

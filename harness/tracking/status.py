@@ -70,11 +70,14 @@ def _state_and_note(
     queued = status.queued
     if queued and not queued.ended and _is_ahead(status, queued):
         return _state_in_queue(status, queued)
+    reason = ""  # the reason of a job that ended before its first heartbeat
+    if status.is_resubmitted and jobs is not None and not status.job_lives:
+        reason = last_log_line(status)
     if status.phase == "interrupted":
         at = f", saved at {status.position}" if status.position else ""
-        return "interrupted", f"by {status.signal or 'a signal'}{at}; {status.resume}"
+        return "interrupted", reason or f"by {status.signal or 'a signal'}{at}; {status.resume}"
     if status.phase == "failed":
-        return "failed", status.error or last_log_line(status)
+        return "failed", reason or status.error or last_log_line(status)
     if status.phase is None:
         return _state_before_start(status, jobs is not None)
     return _state_by_heartbeat(status, jobs is not None, asked_s_ago)
@@ -113,7 +116,8 @@ def _state_before_start(status: RunStatus, answered: bool) -> tuple[str, str]:
         return state, line if line and state == "failed" else f"Slurm says {ended}"
     if status.is_there():
         return "unknown", f"its state.json is missing or broken; {status.resume}"
-    if re.search(rf"records +{re.escape(str(status.folder))}$", log_end(status), re.MULTILINE):
+    folder = re.escape(str(status.submission.folder if status.submission else status.folder))
+    if re.search(rf"records +{folder}$", log_end(status), re.MULTILINE):
         return "gone", "finished; its folder was removed or moved"
     if not answered:
         return "submitted", "no answer from the scheduler"
@@ -194,7 +198,7 @@ def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> lis
     top = f"{os.path.realpath(runs)}/"
     waiting = [RunFolder(runs / at.removeprefix(top), at) for at in sent if at not in known]
     statuses += in_threads(look, waiting)
-    statuses += _unrecorded(jobs or (), [each.queued for each in statuses], runs, now=now)
+    statuses += _unrecorded(jobs or (), statuses, runs, now=now)
     return sorted(statuses, key=_order)
 
 
@@ -212,21 +216,28 @@ def refresh(status: RunStatus, queue: Queue) -> RunStatus:
 
 
 def _unrecorded(
-    jobs: Sequence[QueuedJob], known: Sequence[QueuedJob | None], runs: Path, *, now: float
+    jobs: Sequence[QueuedJob], known: Sequence[RunStatus], runs: Path, *, now: float
 ) -> Iterator[RunStatus]:
     """Yield this project's jobs that plain sbatch submitted and that have not created a run yet."""
-    taken = {job.id for job in known if job}
+    taken = {each.queued.id for each in known if each.queued}
+    names = {each.run for each in known}
     own = {str(PROJECT), os.path.dirname(os.path.realpath(runs))}  # noqa: PTH120 - as a string
     for queued in jobs:
-        project, name = training_script(queued) or ("", "")
-        job = read_toml(Path(project, "jobs", f"{name}.toml")) if project in own else {}
-        if not job or queued.id in taken or queued.ended:
+        project, name, words = training_script(queued) or ("", "", [])
+        file, job_id = Path(project, "jobs", f"{name}.toml"), queued.id
+        if name == "tune":  # all tasks of an array work on the same search
+            file = Path(project, *[word for word in words if word.endswith(".toml")][:1])
+            job_id = queued.id.partition("_")[0]
+        job = read_toml(file) if project in own else {}
+        job_name = text(job.get("name")) or file.stem
+        run = f"{job_name}/slurm-{job_id}"
+        if not job or queued.id in taken or queued.ended or run in names:
             continue
-        job_name = text(job.get("name")) or name
-        task = queued.id.partition("_")[2]
+        names.add(run)
+        task = job_id.partition("_")[2]
         status = RunStatus(
-            run=f"{job_name}/slurm-{queued.id}",
-            folder=runs / job_name / f"slurm-{queued.id}",
+            run=run,
+            folder=runs / run,
             job=job_name,
             architecture=text(table(job, "model").get("architecture")),
             seed=int(task) if task.isdigit() else None,
@@ -234,6 +245,7 @@ def _unrecorded(
             time_s=now,
         )
         infer_state(status, [queued], asked_s_ago=0.0)
+        status.slurm_job = job_id
         yield status
 
 

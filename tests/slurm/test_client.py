@@ -104,7 +104,7 @@ def test_output_of_squeue() -> None:
     assert running == QueuedJob("7", "7", "RUNNING", "None", 93_784.0, command, 172_800.0)
     assert pending == QueuedJob("12_3", "15", "PENDING", "Priority", 0.0, "", 0.0)
     assert (running.waits, pending.waits, running.ended) == (False, True, False)
-    assert training_script(running) == ("/home/me/project", "lstm")
+    assert training_script(running) == ("/home/me/project", "lstm", ["--set", "a=b|c"])
     for other in ("/p/other/lstm.sh", "slurm/lstm.sh", ""):
         assert training_script(QueuedJob("1", "1", "RUNNING", "None", 0.0, other)) is None
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from harness.slurm import client
 from harness.slurm.client import Queue, QueuedJob
+from harness.tracking.cancel import ask_to_stop
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.status import format_duration, survey, was_out_of_memory
@@ -170,17 +171,25 @@ def test_a_run_takes_the_place_of_its_record(site: Site) -> None:
 def test_waiting_jobs_of_plain_sbatch_are_shown(site: Site) -> None:
     """The path of a script shows project and job; jobs of other projects are left out."""
     (site.folder / "jobs").mkdir()
-    (site.folder / "jobs/gru.toml").write_text((JOBS / "gru.toml").read_text())
+    for job in ("gru", "tune_all"):
+        (site.folder / f"jobs/{job}.toml").write_text((JOBS / f"{job}.toml").read_text())
     here = f"{site.folder}/slurm"
     site.slurm(
         f"30_4|30|PENDING|0:00|Resources|{here}/gru.sh",
         f"31|31|PENDING|0:00|Resources|{here}/tensorboard.sh",
         "32|32|PENDING|0:00|Resources|/other/slurm/gru.sh",
         "33|33|PENDING|0:00|Resources|(null)",
+        f"34_1|34|PENDING|0:00|Resources|{here}/tune.sh jobs/tune_all.toml --workers 2",
+        f"34_2|34|PENDING|0:00|Resources|{here}/tune.sh jobs/tune_all.toml --workers 2",
+        f"35|35|PENDING|0:00|Resources|{here}/tune.sh --join runs/tune_all/slurm-34",
     )
-    status = site.only()
+    search, status = sorted(survey(site.runs, Queue()), key=lambda each: each.run, reverse=True)
     assert (status.run, status.state, status.note) == ("gru/slurm-30_4", "pending", "Resources")
     assert (status.architecture, status.seed) == ("gru", 4)
+    assert (search.run, search.state, search.slurm_job) == ("tune_all/slurm-34", "pending", "34")
+    site.program("scancel", f'echo "$@" > "{site.folder}/cancelled"')
+    assert "job 34 was removed from the queue" in (ask_to_stop(search) or "")
+    assert (site.folder / "cancelled").read_text() == "34\n"
 
 
 def test_a_finished_run_is_shown_once_while_its_job_ends(site: Site) -> None:

@@ -161,6 +161,23 @@ def test_a_job_continues_a_run_of_a_node_whose_clock_is_ahead(site: Site) -> Non
     assert (site.only().state, site.only().slurm_job) == ("pending", "77")
 
 
+@pytest.mark.parametrize("phase", ["failed", "interrupted"])
+@pytest.mark.parametrize("queue", [[], ["77|77|FAILED|0:05|None|/x.sh"]])
+def test_a_job_that_ended_before_its_first_heartbeat_says_why(
+    site: Site, phase: str, queue: list[str]
+) -> None:
+    """The reason of the run's previous job no longer counts; without a log it still does."""
+    site.slurm(*queue)
+    run = site.run("slurm-12", phase, 60, slurm_job="12", error="the GPU is out of memory")
+    record = site.submission("77", [1], job="lstm", runs=[str(run.folder)], resumes=True)
+    before = site.only()
+    Path(record["logs"][0]).write_text("harness: run slurm-12: was begun with other data\n")
+    after = site.only()
+    assert (before.state, after.state, after.slurm_job) == (phase, phase, "77")
+    assert before.note.startswith("the GPU is out" if phase == "failed" else "by a signal; ")
+    assert after.note == "run slurm-12: was begun with other data"
+
+
 @as_root
 def test_another_users_record_has_no_effect_on_my_run(site: Site) -> None:
     """Otherwise `harness cancel` would end the job in that record, which may be any job of mine."""
@@ -173,15 +190,19 @@ def test_another_users_record_has_no_effect_on_my_run(site: Site) -> None:
     assert site.only().slurm_job != "77"
 
 
-def test_a_finished_run_whose_folder_was_removed_has_not_failed(site: Site) -> None:
-    """The log of a finished run names the folder of the run."""
+def test_a_finished_run_whose_folder_was_removed_has_not_failed(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log of a finished run names the folder of the run, even if --runs is relative."""
     site.slurm()
     record = site.submission("20", [7])
     said = f"2026-01-01 12:00:00 INFO records      {record['runs'][0]}"
     for rest, state in (("/other", "failed"), ("\n2026-01-01 12:00:00 INFO next  …\n", "gone")):
         Path(record["logs"][0]).write_text(f"starting\n{said}{rest}")
         assert site.only().state == state
-    assert site.only().note == "finished; its folder was removed or moved"
+    monkeypatch.chdir(site.folder)
+    for status in (site.only(), *survey(Path("runs"), Queue())):
+        assert (status.state, status.note) == ("gone", "finished; its folder was removed or moved")
 
 
 @as_root

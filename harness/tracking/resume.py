@@ -70,7 +70,8 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
         )
     job: Job | SearchSpec
     sent = status.submission
-    if status.phase is None and sent and sent.job_file and not status.is_there():
+    is_begun = is_sweep(folder) or status.is_there("job.toml")
+    if status.phase is None and sent and sent.job_file and not is_begun:
         file = Path(sent.job_file)
         job = load_search(file) if is_search(file) else load_job(file, (), sent.seed)
         return Wanted(job, wanted, resumes=folder, is_begun=False)

@@ -204,7 +204,10 @@ def test_each_interrupted_run_becomes_a_job(harness: Harness) -> None:
 
 
 def test_seeds_that_had_not_begun_continue_too(harness: Harness, site: Site) -> None:
-    """Such seeds keep their job file and names; finished and cancelled seeds are left out."""
+    """Such seeds keep their job file and names; finished and cancelled seeds are left out.
+
+    A cancelled seed begins if the user names it.
+    """
     site.slurm()
     harness.environment["PATH"] = os.environ["PATH"]
     folders = [harness.runs / f"lstm/slurm-3-seed{seed}" for seed in (1, 2, 3, 4)]
@@ -228,6 +231,9 @@ def test_seeds_that_had_not_begun_continue_too(harness: Harness, site: Site) -> 
     assert len(calls) == 2
     for folder, word in ((folders[0], "finished"), (folders[3], "cancelled")):
         assert f"{folder.name}: is not continued, because it is {word}" in done.stderr
+    done = harness.run_here("submit", "--resume", folders[3], "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert f" --run-id slurm-3-seed4 --runs {harness.runs}\n" in done.stdout
 
 
 def test_a_search_that_had_not_begun_begins(harness: Harness, site: Site) -> None:

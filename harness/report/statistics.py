@@ -14,7 +14,7 @@ difference between equal jobs in a quarter of all comparisons.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -274,12 +274,13 @@ def _level(jobs: Sized) -> float:
     return (1 - LEVEL) / len(jobs)
 
 
-def verdict(tests: "pandas.DataFrame", model: str) -> str:
+def verdict(tests: "pandas.DataFrame", model: str, jobs: Iterable[str]) -> str:
     """Return a sentence that says which jobs, if any, are better than a linear model.
 
     Args:
         tests: the table that `tests_against` returned.
         model: the model's name and accuracy, as text.
+        jobs: the names of all jobs, even of those without readable predictions.
     """
     if tests.empty:
         return f"no run's predictions can be compared with {model} review by review"
@@ -287,14 +288,17 @@ def verdict(tests: "pandas.DataFrame", model: str) -> str:
     first = tests[is_better if is_better.any() else slice(None)].nlargest(1, "points").iloc[0]
     side = "ahead" if first["points"] > 0 else "behind"
     where = f"{first.name} is {abs(100 * first['points']):.2f} points {side}"
+    left = [name for name in jobs if name not in tests.index]
+    network = "network with readable predictions" if left else "network"
     if is_better.any():
         said = f"better than {model}: {', '.join(tests.index[is_better])}"
     elif (tests["shows"] < 0).all():
-        said = f"no network is better than {model}"
+        said = f"no {network} is better than {model}"
     else:
-        said = f"the runs do not show that any network is better than {model}"
+        said = f"the runs do not show that any {network} is better than {model}"
     p = f"largest p-value over the seeds: {first['p']:.2g}, significance level: {_level(tests):.2g}"
-    return f"{said}; {where} (McNemar's exact test on the same reviews, {p})"
+    rest = f"; without readable predictions: {', '.join(left)}" if left else ""
+    return f"{said}; {where} (McNemar's exact test on the same reviews, {p}){rest}"
 
 
 # Epochs

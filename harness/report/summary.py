@@ -174,10 +174,10 @@ def _table(group: DatasetGroup, baselines: Sequence[Baseline]) -> "pandas.DataFr
 
 def _verdicts(group: DatasetGroup, baselines: Sequence[Baseline]) -> tuple[str, ...]:
     tested = [each for each in baselines if each.predicted]
-    # This call is silent, because `write_comparison` prints the runs with unreadable predictions.
+    # This call is silent, because the verdict names the jobs without readable predictions.
     predictions = read_predictions(group, lambda _: None) if tested else None
     return tuple(
-        verdict(tests_against(each, predictions), f"{each.name} ({each.accuracy:.2%})")
+        verdict(tests_against(each, predictions), f"{each.name} ({each.accuracy:.2%})", group.runs)
         for each in tested
     )
 

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -292,9 +293,9 @@ def test_a_sentence_says_whether_a_network_beats_it() -> None:
     better, worse = ("lstm", 0.015, 0.01, 1), ("gru", -0.015, 0.01, -1)
     unsure, best = ("rnn", 0.025, 0.03, 0), ("bilstm", 0.055, 0.001, 1)
 
-    def said(*rows: tuple[str, float, float, int]) -> str:
-        tests = pandas.DataFrame([*rows], columns=["job", "points", "p", "shows"])
-        return verdict(tests.set_index("job"), "n-grams (91.70%)")
+    def said(*rows: tuple[str, float, float, int], left: Sequence[str] = ()) -> str:
+        tests = pandas.DataFrame([*rows], columns=["job", "points", "p", "shows"]).set_index("job")
+        return verdict(tests, "n-grams (91.70%)", [*tests.index, *left])
 
     assert said(worse, unsure, better) == (
         "better than n-grams (91.70%): lstm; lstm is 1.50 points ahead (McNemar's exact test on "
@@ -306,4 +307,8 @@ def test_a_sentence_says_whether_a_network_beats_it() -> None:
     assert said(worse).startswith(none)
     for tests in ([unsure, worse], [unsure]):
         assert said(*tests).startswith("the runs do not show that any network is better than")
+    for tests, start in (([worse], "no "), ([unsure], "the runs do not show that any ")):
+        line = said(*tests, left=["gru b", "own"])
+        assert line.startswith(f"{start}network with readable predictions is better than")
+        assert line.endswith("; without readable predictions: gru b, own")
     assert said().startswith("no run's predictions can be compared with n-grams")

@@ -14,6 +14,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from harness.errors import InputError, RunError
+from harness.report.baseline import Baseline
 from harness.report.collect import DatasetGroup, LeftOut, group_runs, scored_runs
 from harness.report.html import FILES, check_folder, write_comparison
 from harness.report.plots import pictures_of, styles_of
@@ -150,7 +151,10 @@ def test_a_quote_in_a_job_name_is_escaped(bare_runs: Path) -> None:
 
 
 def test_runs_with_bad_predictions_are_named(runs: Path) -> None:
-    """A run with wrong, broken or missing predictions has a row in the table, but no curve."""
+    """A run with wrong, broken or missing predictions has a row in the table, but no curve.
+
+    The verdict on the n-gram model names a job without readable predictions.
+    """
     np.savez(runs / "lstm" / "1" / "predictions.npz", probabilities=[0.5], labels=[1])
     (runs / "bilstm" / "1" / "predictions.npz").write_bytes(b"PK\x03\x04 cut")
     (runs / "bilstm" / "2" / "predictions.npz").unlink()
@@ -159,6 +163,11 @@ def test_runs_with_bad_predictions_are_named(runs: Path) -> None:
     assert named == ["lstm/1", "bilstm/1", "bilstm/2"]
     assert "result.json says" in said[0]
     assert "ROC curves" in text
+    labels = np.load(runs / "lstm" / "2" / "predictions.npz")["labels"].tolist()
+    model = Baseline("", "n-grams", "", 1.0, 0, 0, 0, 0, 0, predicted=tuple(labels))
+    (part,) = make_parts([parts_of(runs)[0].group], lambda group: [model])
+    assert part.verdicts[0].startswith("no network with readable predictions is better than")
+    assert part.verdicts[0].endswith("; without readable predictions: bilstm")
     (runs / "lstm" / "2" / "predictions.npz").unlink()
     assert "ROC curves" not in write(runs, runs.parent / "out")[0]
 

@@ -131,7 +131,9 @@ def _changed_s(run: Path) -> float:
 
 def _runs_below(roots: Iterable[Path], refused: dict[str, str]) -> list[Path]:
     """Return the resolved paths of the runs at or below some folders, including runs of sweeps."""
-    found = find_runs((root.resolve() for root in roots), ("trials", "winner"), refused)
+    found = find_runs(
+        (root.resolve() for root in roots), ("trials", "winner"), refused, foreign_links=False
+    )
     return [run.path for run in found if not is_sweep(run.path) and not is_ensemble(run.path)]
 
 

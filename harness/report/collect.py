@@ -193,9 +193,11 @@ def scored_runs(named: Sequence[Path]) -> tuple[list[ScoredRun], list[LeftOut]]:
         InputError: if a folder is missing, or there is no run at all.
     """
     left_out: list[LeftOut] = []
-    found = find_runs(expand(named, left_out), in_sweeps=("winner",))
+    refused: dict[str, str] = {}
+    found = find_runs(expand(named, left_out), in_sweeps=("winner",), refused=refused)
+    left_out += [LeftOut(Path(at), "unreadable", why) for at, why in refused.items()]
     read = [read_run(run.path) for run in found]
-    if not read:
+    if not read and not refused:
         raise InputError(f"{', '.join(map(str, named))}: contains no run; harness train makes one")
     left_out += [each for each in read if isinstance(each, LeftOut)]
     scored = [each for each in read if isinstance(each, ScoredRun)]

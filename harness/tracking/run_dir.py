@@ -109,6 +109,8 @@ def find_runs(
     tops: Iterable[Path],
     in_sweeps: Sequence[str] = (),
     refused: dict[str, str] | None = None,
+    *,
+    foreign_links: bool = True,
 ) -> list[RunFolder]:
     """Return the folders of runs and sweeps at or below `tops`, sorted, without duplicates.
 
@@ -116,21 +118,22 @@ def find_runs(
         tops: the folders to search.
         in_sweeps: the subfolders of a sweep, `trials` or `winner`, that are searched for runs too.
             If `in_sweeps` is not empty, no heartbeats are read.
-        refused: a dictionary that receives each path that is not searched, with the reason: the
-            folders that can't be read, and the symbolic links that belong to other users. If
-            `refused` is None, the links of other users are followed.
+        refused: a dictionary that receives each path that can't be searched, with the reason.
+        foreign_links: whether the symbolic links of other users are followed; if not, `refused`
+            receives them, too.
     """
+    refused = {} if refused is None else refused
     runs: dict[str, RunFolder] = {}
     for top in tops:
-        for found in sorted(_below(top, in_sweeps, refused)):
+        for found in sorted(_below(top, in_sweeps, refused, foreign_links)):
             runs.setdefault(found.real, found)
     return list(runs.values())
 
 
 def _below(
-    top: Path, in_sweeps: Sequence[str], refused: dict[str, str] | None
+    top: Path, in_sweeps: Sequence[str], refused: dict[str, str], foreign_links: bool
 ) -> Iterator[RunFolder]:
-    look = partial(_look, in_sweeps=in_sweeps, refused={} if refused is None else refused)
+    look = partial(_look, in_sweeps=in_sweeps, refused=refused)
     level = [(str(top), os.path.realpath(top), MAX_DEPTH)]
     while level:
         looks = in_threads(look, [path for path, _, _ in level])
@@ -147,7 +150,7 @@ def _below(
                 is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()  # noqa: PTH112
                 if not depth or name.startswith(".") or not is_folder:
                     continue
-                if is_link and refused is not None and (owner := foreign_link(entry.path)):
+                if is_link and not foreign_links and (owner := foreign_link(entry.path)):
                     refused[entry.path] = f"is a symbolic link that belongs to {owner}"
                     continue
                 where = os.path.realpath(entry.path) if is_link else f"{real}/{name}"
@@ -164,7 +167,7 @@ def _look(
     try:
         with os.scandir(folder) as entries:
             return None, {entry.name: entry for entry in entries}
-    except FileNotFoundError:  # another process has removed the folder
+    except (FileNotFoundError, NotADirectoryError):  # removed meanwhile; or a pattern found a file
         return None, {}
     except OSError as error:
         refused[folder] = f"can't be read: {error.strerror}"
@@ -410,7 +413,7 @@ def _why_no_run(folder: Path) -> str:
         run = f" {folder.parent}" if RunDirectory(folder.parent).exists() else ""
         return f"is a file; name the run's folder{run}"
     if not os.path.isdir(folder):  # noqa: PTH112 - `Path.is_dir` may raise an error
-        every = [run.path for run in find_runs([default_runs()], refused={})]
+        every = [run.path for run in find_runs([default_runs()], foreign_links=False)]
         found = [run for run in every if str(folder) in (run.name, f"{run.parent.name}/{run.name}")]
         return f"no such folder; {f'did you mean {found[0]}?' if len(found) == 1 else all_runs}"
     if is_ensemble(folder):

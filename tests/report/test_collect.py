@@ -180,6 +180,27 @@ def test_a_failing_disk_leaves_a_run_out(
     assert left.why.endswith(f"{name}: can't be read: {os.strerror(errno.ESTALE)}; try again later")
 
 
+def test_a_folder_that_can_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison of the other folders goes on; a file that a pattern matches is no folder."""
+    for name in ("gru", "lstm"):
+        write_run(tmp_path / name / "a", job=name)
+    (tmp_path / "notes.txt").touch()
+    real, closed_folder = os.scandir, str(tmp_path / "gru")
+
+    def fail(folder: str) -> Any:
+        if folder == closed_folder:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), folder)
+        return real(folder)
+
+    monkeypatch.setattr("os.scandir", fail)
+    left = LeftOut(tmp_path / "gru", "unreadable", f"can't be read: {os.strerror(errno.ESTALE)}")
+    for named, jobs in ((tmp_path, ["lstm"]), (tmp_path / "*", ["lstm"]), (tmp_path / "gru", [])):
+        runs, left_out = scored_runs([named])
+        assert ([run.job for run in runs], left_out) == (jobs, [left])
+
+
 def test_the_books_figure_is_only_for_the_whole_of_imdb(tmp_path: Path) -> None:
     """A part of IMDB, other data and the sample have no such figure."""
     others: list[dict[str, Any]] = [{"limit": 500}, {"data": "mine"}, {"is_sample": True}]

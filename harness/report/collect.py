@@ -251,10 +251,11 @@ def read_run(folder: Path) -> ScoredRun | LeftOut:
     if is_ensemble(folder):
         settings = table(ensemble, "settings")
     else:
-        # If a run began before a settings key existed, the run was trained with the key's default.
-        settings = DEFAULTS | _settings(toml) | _begun_with(record) | vectors_of(result)
+        settings = _settings(toml) | _begun_with(record) | vectors_of(result)
         for path, source in table(toml, "code").items():
             settings[f"code.{path}"] = source_digest(str(source))
+    # If a run began before a settings key existed, the run was trained with the key's default.
+    settings = DEFAULTS | settings
     if settings.get("data.test") is False:
         return LeftOut(folder, "not tested", "data.test = false")
     if not is_finished and not is_ensemble(folder):

@@ -28,7 +28,7 @@ from harness.inference.predict import RATIOS_FILE, Classifier, Prediction
 from harness.job.keys import FACTS, Job
 from harness.job.own_code import mode_in
 from harness.report.baseline import NGRAMS, NgramModel, fitted_ngrams
-from harness.report.collect import LeftOut, ScoredRun, as_text, read_run
+from harness.report.collect import DEFAULTS, LeftOut, ScoredRun, as_text, read_run
 from harness.report.statistics import BROKEN, read_arrays, read_own
 from harness.system.console import printable
 from harness.system.files import (
@@ -516,7 +516,8 @@ def _given_weights(
         )
     ensemble = Ensemble.open(weights_from, option="--weights-from")
     mine = {"data": members[0].shared["data"], **settings_of(members, ngrams=ngrams)}
-    theirs = {"data": ensemble.dataset_checksum, **ensemble.settings}
+    theirs = {key: DEFAULTS.get(key) for key in mine}  # for keys that did not exist then
+    theirs |= {"data": ensemble.dataset_checksum, **ensemble.settings}
     for key in MAY_DIFFER:
         mine.pop(key, None)
         theirs.pop(key, None)

@@ -15,7 +15,7 @@ import tomli_w
 
 from harness.errors import InputError
 from harness.job.job_file import load_job
-from harness.report.collect import LeftOut, group_runs, scored_runs
+from harness.report.collect import DEFAULTS, LeftOut, group_runs, scored_runs
 from harness.report.summary import Part, make_parts
 from harness.tracking.run_dir import stamped
 from tests.conftest import JOBS, Harness
@@ -103,12 +103,12 @@ def test_rows_are_named_by_what_differs(tmp_path: Path, tomls: list[str], names:
 
 
 def test_settings_of_an_ensemble(tmp_path: Path) -> None:
-    """`ensemble.toml` holds the settings."""
+    """`ensemble.toml` holds the settings; a key that it lacks has its default."""
     write_run(tmp_path / "a")
     toml = '[settings]\n"model.options.width" = 3\n"code.net.py" = "1a2b3c4d"\n'
     (tmp_path / "a/ensemble.toml").write_text(toml)
     (run,) = scored_runs([tmp_path])[0]
-    assert run.settings == {"model.options.width": 3, "code.net.py": "1a2b3c4d"}
+    assert run.settings == DEFAULTS | {"model.options.width": 3, "code.net.py": "1a2b3c4d"}
 
 
 def test_pretrained_vectors_are_named_by_their_content(tmp_path: Path) -> None:

@@ -49,15 +49,17 @@ def compare(
         check_folder(out)
     tops, say = named_or_all(named, runs), partial(echo, err=True)
     parts, left_out = compared(tops, say, baseline=baseline, data=data)
-    if markdown:
-        from harness.report.summary import to_markdown
+    try:
+        if markdown:
+            from harness.report.summary import to_markdown
 
-        echo(to_markdown(parts), end="")
-    else:
-        print_parts(parts)
-    if out:
-        report = write_comparison(out, parts, left_out, say=say)
-        say(f"report       {report}")
+            echo(to_markdown(parts), end="")
+        else:
+            print_parts(parts)
+    finally:  # printing exits if the program that reads the output, such as `head`, has ended
+        if out:
+            report = write_comparison(out, parts, left_out, say=say)
+            say(f"report       {report}")
 
 
 @app.command(epilog="Example: harness ensemble runs/best/seed1 --with ngrams --run-id seed1")

@@ -12,7 +12,7 @@ import re
 import stat
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -121,9 +121,14 @@ def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
     except BrokenPipeError:
         if err:
             raise
-        # From now on write to /dev/null; otherwise Python's flush at exit would fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        raise SystemExit(0) from None
+        end_output()
+
+
+def end_output() -> NoReturn:
+    """End the process with code 0, because the program that read its standard output has ended."""
+    # From now on write to /dev/null; otherwise Python's flush at exit would fail.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    raise SystemExit(0) from None
 
 
 def rich_console(**options: Any) -> "RichConsole":
@@ -132,6 +137,9 @@ def rich_console(**options: Any) -> "RichConsole":
     from rich.segment import Segment
 
     class Printable(RichConsole):
+        def on_broken_pipe(self) -> None:  # Rich would end the process with code 1
+            end_output()
+
         def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
             for segment in super().render(renderable, options):
                 text = segment.text if segment.control else printable(segment.text)

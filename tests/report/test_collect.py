@@ -315,6 +315,25 @@ def test_a_comparison_needs_no_heavy_import(tmp_path: Path) -> None:
     assert "lstm  87.00" in done.stdout
 
 
+@pytest.mark.parametrize("words", [[], ["--markdown"]])
+def test_the_report_is_written_even_if_no_one_reads_the_table(
+    harness: Harness, words: list[str]
+) -> None:
+    """The program that reads the output, such as `head`, may have ended; this is no failure."""
+    write_run(harness.runs / "lstm/a")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = harness.command("compare", harness.runs, "--baseline=none", "--out", "out", *words)
+    environment, folder = harness.environment, harness.folder
+    done = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, env=environment, cwd=folder, check=False
+    )
+    os.close(writer)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.endswith(b"report       out/report.html\n")
+    assert (harness.folder / "out/report.html").is_file()
+
+
 def test_unfinished_runs_alone_are_refused(harness: Harness) -> None:
     """No report is written."""
     (harness.runs / "lstm" / "a").mkdir(parents=True)

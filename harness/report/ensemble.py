@@ -48,6 +48,7 @@ from harness.tracking.run_dir import (
     PREDICTIONS,
     RECORD,
     RESULT,
+    TIME,
     VALIDATION_PREDICTIONS,
     RunDirectory,
     check_format,
@@ -382,7 +383,9 @@ def make_ensemble(
             for file, each_array in arrays.items():
                 atomic_write(temporary / file, partial(np.savez, **each_array))
             dataset = RunDirectory(first.run.folder).read_json(RECORD).get("dataset")
-            record = stamped({**code_of(RunDirectory(folder)), "dataset": dataset})
+            starts = [{"at": time.strftime(TIME)}]
+            code = code_of(RunDirectory(folder))
+            record = stamped({**code, "dataset": dataset, "starts": starts})
             atomic_write(temporary / RECORD, to_json(record), 0o600)
             atomic_write(temporary / RESULT, to_json(result))
     except OSError as error:

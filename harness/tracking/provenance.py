@@ -16,7 +16,7 @@ from harness.slurm.environment import SlurmEnvironment, asked_of, given_cpus
 from harness.system.git import code_version
 from harness.system.lenient_json import table
 from harness.system.processes import installed_version, nvidia_driver, processor
-from harness.tracking.run_dir import RECORD, RunDirectory, first_start, stamped
+from harness.tracking.run_dir import RECORD, TIME, RunDirectory, first_start, stamped
 
 if TYPE_CHECKING:  # the module imports NumPy, which `harness cancel` does not need
     from harness.data.dataset import Dataset
@@ -60,7 +60,7 @@ def write_provenance(
     }
     record.setdefault("starts", []).append(
         {
-            "at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "at": time.strftime(TIME),
             "harness": __version__,
             "host": socket.gethostname(),
             "slurm_job": allocation.job_id if allocation else None,

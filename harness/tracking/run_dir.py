@@ -50,6 +50,7 @@ MARKS = ("job.toml", "lease.json", "state.json", SEARCH_FILE, ENSEMBLE_FILE)
 
 FORMAT = 6
 RECORD = "provenance.json"  # the record of a run or a sweep
+TIME = "%Y-%m-%dT%H:%M:%S%z"  # how records write the time of an event
 RESULT = "result.json"  # written last, so it marks the run or sweep as finished
 
 CANCEL = "cancel.json"  # the user's request that the run stops or does not begin
@@ -437,7 +438,7 @@ def ask_to_cancel(folder: Path) -> None:
     The request is a file, because no signal reaches a single run of a Slurm job with several runs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / CANCEL, to_json({"at": time.strftime("%Y-%m-%dT%H:%M:%S%z")}))
+    atomic_write(folder / CANCEL, to_json({"at": time.strftime(TIME)}))
 
 
 def take_back_cancel(folder: Path) -> None:

@@ -14,6 +14,7 @@ from harness.data.dataset import Dataset
 from harness.data.dataset_folder import save_folder
 from harness.data.sources import make_dataset
 from harness.report.baseline import fit_ngrams
+from harness.report.collect import group_runs, scored_runs
 from harness.report.ensemble import averaged, best_weights
 from tests.conftest import Harness
 from tests.report.finished_runs import noisy, write_finished
@@ -131,6 +132,19 @@ def test_with_ngrams_and_weights_for_runs_on_all_reviews(
         linear = fit_ngrams(dataset.train.take(num)).probabilities(dataset.test)[:, 1]
         expected = np.average([arrays(run / "predictions.npz")[0], linear], 0, weights)
         np.testing.assert_allclose(arrays(folder / "predictions.npz")[0], expected, atol=1e-6)
+
+
+def test_of_repeated_ensembles_the_first_counts(
+    harness: Harness, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time in the record decides, not the name."""
+    runs = [write_finished(harness.runs / f"lstm/{seed}", dataset, seed) for seed in (1, 2)]
+    with monkeypatch.context() as patched:
+        patched.setattr("harness.report.ensemble.TIME", "2026-01-02T10:00:00%z")
+        made(harness, *runs, "--run-id", "b")
+    made(harness, *runs, "--run-id", "a")
+    _, (repeated,) = group_runs(scored_runs([harness.runs / "ensemble_lstm"])[0])
+    assert repeated.folder.name == "a"
 
 
 def test_other_commands_know_an_ensemble(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 from collections import deque
 from functools import partial
@@ -189,8 +190,10 @@ def prune(
 
     tops = named_or_all(folders, runs)
     for path in folders or ():
-        if not path.is_dir():
-            raise InputError(f"RUN {path}: no such folder; give runs, or a folder of runs")
+        if not os.path.isdir(path):  # noqa: PTH112 - `Path.is_dir` may raise an error
+            raise InputError(
+                f"RUN {path}: no such folder that you can read; give runs, or a folder of runs"
+            )
     done = prune_all(tops, really=really)
     if folders and not done.num_runs and not done.left:
         raise InputError(f"RUN {folders[0]}: contains no run; give runs, or a folder of runs")

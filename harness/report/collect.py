@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -220,7 +221,7 @@ def expand(named: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
         InputError: if a name is neither a pattern nor a folder.
     """
     for path in named:
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112 - `Path.is_dir` may raise an error
             yield path
         elif has_magic(str(path)):
             matching = sorted(glob(str(path)))  # noqa: PTH207 - the pattern may contain folders
@@ -228,7 +229,9 @@ def expand(named: Iterable[Path], left_out: list[LeftOut]) -> Iterator[Path]:
                 left_out.append(LeftOut(path, "unmatched", "no run matches it"))
             yield from map(Path, matching)
         else:
-            raise InputError(f"{path}: is not a folder; name runs, or a folder of runs")
+            raise InputError(
+                f"{path}: is not a folder that you can read; name runs, or a folder of runs"
+            )
 
 
 def read_run(folder: Path) -> ScoredRun | LeftOut:

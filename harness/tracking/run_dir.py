@@ -90,7 +90,7 @@ def named_or_all(named: Sequence[Path] | None, runs: Path) -> Sequence[Path]:
     Raises:
         InputError: if none is named and there is no folder of all runs.
     """
-    if not named and not runs.is_dir():
+    if not named and not os.path.isdir(runs):  # noqa: PTH112 - `Path.is_dir` may raise an error
         raise InputError(
             f"no folder {runs} here; change to the folder that contains it, or name your folder of "
             "runs by --runs or HARNESS_RUNS"

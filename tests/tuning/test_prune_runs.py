@@ -182,7 +182,7 @@ def test_the_command(harness: Harness, tmp_path: Path) -> None:
     assert "nothing to remove in 1 finished runs" in harness.run_here("prune", str(runs)).stdout
     wrong = harness.run_here("prune", str(tmp_path / "none"))
     assert wrong.returncode == 2
-    assert "no such folder" in wrong.stderr.splitlines()[-1]
+    assert "none: no such folder that you can read; give runs" in wrong.stderr.splitlines()[-1]
 
 
 def test_a_run_that_disappears_or_is_unreadable_does_not_stop_the_others(

@@ -71,7 +71,8 @@ def status(
             while console.draw(look(), queue.problem) and watch:
                 time.sleep(WATCH_S)
     except KeyboardInterrupt:
-        pass
+        if not watch:
+            raise
 
 
 @app.command(epilog="Example: harness logs 1234_2 -f -n 20")

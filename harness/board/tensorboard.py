@@ -30,11 +30,10 @@ from harness.system.files import (
     atomic_write,
     cache_folder,
     foreign_link,
-    in_threads,
     scratch_directory,
     write_refusal,
 )
-from harness.system.processes import STOPPING, leave
+from harness.system.processes import STOPPING, in_threads, leave
 from harness.tracking.run_dir import find_runs, is_ensemble, named_or_all
 from harness.tracking.status import select_runs
 

@@ -20,10 +20,9 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple
 
 from harness.errors import DiskError, InputError
 
@@ -35,13 +34,6 @@ NO_RECORD = (
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
     *(errno.EINVAL, errno.EFBIG, errno.ENAMETOOLONG, errno.ENXIO),
 )
-MAX_THREADS = 32
-# The smallest number of items per thread, because starting a thread takes longer than a call to a
-# local disk.
-MIN_ITEMS = 8
-
-Item = TypeVar("Item")
-Answer = TypeVar("Answer")
 Content = str | bytes | Callable[[BinaryIO], object]
 
 # Owners
@@ -417,24 +409,6 @@ def disk_error_in(error: BaseException | None) -> OSError | None:
 def is_of_disk(error: Exception) -> bool:
     """Whether a failing disk caused an error."""
     return isinstance(error, DiskError) or disk_error_in(error) is not None
-
-
-def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
-    """Call `ask` for all items in parallel threads, because a network disk may answer slowly.
-
-    Returns:
-        The results of the calls, in the order of the items. If a call or a signal's handler raises
-        an error, this function raises the error too, and does not wait for the other calls.
-    """
-    size = max(MIN_ITEMS, -(-len(items) // MAX_THREADS))  # a future for each item would be slower
-    parts = [items[at : at + size] for at in range(0, len(items), size)]
-    if len(parts) < 2:
-        return [ask(item) for item in items]
-    pool = ThreadPoolExecutor(len(parts))
-    try:
-        return list(itertools.chain(*pool.map(lambda part: [*map(ask, part)], parts)))
-    finally:
-        pool.shutdown(wait=False)
 
 
 @contextlib.contextmanager

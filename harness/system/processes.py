@@ -1,19 +1,24 @@
-"""Handles signals that stop a run, and describes this machine's processes and hardware."""
+"""Handles signals and threads, and describes this machine's processes and hardware."""
 
 import contextlib
 import functools
+import itertools
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePath
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from harness import PROJECT
 from harness.errors import Interrupted
+
+Item = TypeVar("Item")
+Answer = TypeVar("Answer")
 
 # Schedulers send SIGTERM, Ctrl-C sends SIGINT, and sites send SIGUSR1 or SIGUSR2 before a time
 # limit. The job scripts ask Slurm for SIGUSR2, because NCCL uses SIGUSR1.
@@ -127,8 +132,14 @@ WORKER = "harness.tuning.worker"  # the module of a sweep's workers
 PROGRAMS = {"harness", "__main__.py"}
 TRAINING = {"train", "resume", "tune", "join"}  # commands that write a heartbeat
 CLOCK_SLACK_S = 2.0
+MAX_THREADS = 32
+# The smallest number of items per thread, because starting a thread takes longer than a call to a
+# local disk.
+MIN_ITEMS = 8
 
-kept: list[object] = []  # keeps objects with slow destructors alive until `leave`
+# Objects with slow destructors, or with threads that may hang. If there are any, `main` ends the
+# process by `leave`.
+kept: list[object] = []
 
 
 def leave(code: int) -> NoReturn:
@@ -140,6 +151,27 @@ def leave(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code)
+
+
+def in_threads(ask: Callable[[Item], Answer], items: Sequence[Item]) -> list[Answer]:
+    """Call `ask` for all items in parallel threads, because a network disk may answer slowly.
+
+    Returns:
+        The results of the calls, in the order of the items. If a call or a signal's handler raises
+        an error, this function raises the error too, and does not wait for the other calls.
+    """
+    size = max(MIN_ITEMS, -(-len(items) // MAX_THREADS))  # a future for each item would be slower
+    parts = [items[at : at + size] for at in range(0, len(items), size)]
+    if len(parts) < 2:
+        return [ask(item) for item in items]
+    pool = ThreadPoolExecutor(len(parts))
+    try:
+        return list(itertools.chain(*pool.map(lambda part: [*map(ask, part)], parts)))
+    except BaseException:
+        kept.append(pool)  # else the command would wait for the threads before it exits
+        raise
+    finally:
+        pool.shutdown(wait=False)
 
 
 def own_code_first() -> dict[str, str]:

@@ -16,7 +16,7 @@ from harness.errors import CANCELLING, Interrupted
 from harness.slurm.client import QueuedJob
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.console import strip_prefix
-from harness.system.files import Record, atomic_write, in_threads, open_plain_file, read_record
+from harness.system.files import Record, atomic_write, open_plain_file, read_record
 from harness.system.leased_dir import LeasedDirectory, to_json
 from harness.system.lenient_json import (
     number,
@@ -28,6 +28,7 @@ from harness.system.lenient_json import (
     text,
     whole,
 )
+from harness.system.processes import in_threads
 from harness.tracking.run_dir import CANCEL, RESULT
 
 HEARTBEAT_S = 5.0  # seconds between two writes of `state.json`

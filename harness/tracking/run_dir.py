@@ -31,7 +31,6 @@ from harness.system.files import (
     Record,
     atomic_write,
     foreign_link,
-    in_threads,
     is_file,
     owner_name,
     raise_unless_missing,
@@ -40,6 +39,7 @@ from harness.system.files import (
 )
 from harness.system.leased_dir import LeasedDirectory, to_json
 from harness.system.lenient_json import number, table, text
+from harness.system.processes import in_threads
 
 MAX_DEPTH = 4  # number of levels below a folder that are searched for runs
 ENSEMBLE_FILE = "ensemble.toml"

@@ -11,9 +11,8 @@ from harness import PROJECT
 from harness.errors import InputError, did_you_mean
 from harness.slurm.client import Queue, QueuedJob, find_job, training_script
 from harness.slurm.script import submissions
-from harness.system.files import in_threads
 from harness.system.lenient_json import read_toml, table, text
-from harness.system.processes import is_run_alive
+from harness.system.processes import in_threads, is_run_alive
 from harness.tracking.records import (
     ALIVE,
     HEARTBEAT_S,

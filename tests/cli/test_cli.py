@@ -1,15 +1,20 @@
 """Commands refuse bad input in one line, print what they did, and handle Ctrl-C."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.conftest import JOBS, Harness, wait_for
 
 LSTM = JOBS / "lstm.toml"
+AT_ONCE = "harness: interrupted immediately; saved files are kept\n"
 
 
 @pytest.mark.parametrize(
@@ -192,6 +197,63 @@ def test_ctrl_c_is_not_a_success(finished: tuple[Harness, Path], is_waiting: boo
     assert (command.returncode, said) == (75, "")
     assert "interrupted" in warned
     assert warned.count("\n") == 1
+
+
+HANGING = """
+import sys, time
+from harness.cli.main import main
+from harness.tracking import run_dir
+look = run_dir._look
+def hang(folder, *args, **options):
+    if folder.endswith("hangs"):
+        print("asked", file=sys.stderr, flush=True)
+        time.sleep(600)
+    return look(folder, *args, **options)
+run_dir._look = hang
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("words", [["compare"], ["status"], ["status", "--json"]])
+def test_ctrl_c_ends_a_search_on_a_disk_that_hangs(harness: Harness, words: list[str]) -> None:
+    """The process does not wait for the disk."""
+    for number in range(20):
+        (harness.runs / f"{number}hangs").mkdir(parents=True)
+    command = subprocess.Popen(
+        [sys.executable, "-c", HANGING, *words],
+        cwd=harness.folder,
+        env=harness.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert command.stderr
+    assert command.stderr.readline() == "asked\n"
+    command.send_signal(signal.SIGINT)
+    try:
+        said, warned = command.communicate(timeout=30)
+    finally:
+        command.kill()
+    assert (command.returncode, said) == (75, "")
+    assert warned.replace("asked\n", "") == AT_ONCE
+
+
+@pytest.mark.parametrize("words", [["compare"], ["prune"], ["compare", "--runs"]])
+def test_a_folder_without_permission_is_refused(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    """`Path.is_dir` would raise an error that ends the command with code 1."""
+    real = os.stat
+
+    def fail(path: Any, *args: Any, **options: Any) -> os.stat_result:
+        if path == "closed/run" or path == Path("closed/run"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr("os.stat", fail)
+    done = harness.run_here(*words, "closed/run")
+    assert done.returncode == 2
+    assert "closed/run" in done.stderr
 
 
 def test_an_unfinished_run_can_not_predict(harness: Harness) -> None:

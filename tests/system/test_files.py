@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,6 @@ from harness.system.files import (
     atomic_directory,
     atomic_write,
     distrust,
-    in_threads,
     owner_name,
     read_plain_file,
     replaced_directory,
@@ -131,18 +129,3 @@ def test_a_path_is_trusted_if_no_other_user_can_write_to_it(
     path.mkdir() if mode & 0o1000 else path.touch()
     path.chmod(mode)
     assert distrust(path) == reason
-
-
-def test_an_error_does_not_wait_for_a_disk_that_hangs() -> None:
-    """So a signal that raises an error ends `harness tensorboard` even during a search for runs."""
-    disk = threading.Event()
-
-    def ask(item: int) -> None:
-        if not item:
-            raise KeyError
-        assert disk.wait(60)
-
-    with pytest.raises(KeyError):
-        in_threads(ask, range(100))
-    assert threading.active_count() > 1
-    disk.set()

@@ -149,8 +149,10 @@ def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]
         # Wilson's interval (1927) also holds for few reviews and near 100 %.
         low, high = test.proportion_ci(LEVEL, method="wilson")
         above = "The intervals above are about the spread over seeds, on one test set."
-        if group.jobs["interval_low"].isna().all():
+        if (group.jobs["num_seeds"] < 2).all():
             above = "No interval over seeds: train with several seeds, such as --seeds 1-5."
+        elif group.jobs["interval_low"].isna().all():
+            above = "No interval over seeds: each job has one seed, or equal accuracies."
         lines.append(
             f"{above} On another {group.num_test:,} reviews of the same kind, an accuracy of "
             f"{best:.1%} has a 95 % interval of {low:.2%} to {high:.2%} (binomial, Wilson's)."

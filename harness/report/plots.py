@@ -113,9 +113,10 @@ def _learning_curve(
         ends = (
             ((100 if unit == "%" else 1) * of_job[key])
             .groupby("epoch")
-            .agg(["mean", "min", "max"])
+            .agg(["mean", "min", "max", "count"])
             .dropna()
         )
+        ends = ends[ends["count"] == ends["count"].max()]
         if len(ends):
             first, last = ends["mean"].iloc[[0, -1]]
             described = f"{name} from {first:.3g} to {last:.3g}"
@@ -126,8 +127,9 @@ def _learning_curve(
     chart.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return chart.picture(
         title,
-        f"{title} in {unit}, mean over the seeds, from the first to the last epoch",
-        "The line is the mean over the seeds; the band spans the values of all seeds.",
+        f"{title} in {unit}, mean over the seeds, from the first to the last epoch of all seeds",
+        "The line is the mean over the seeds, up to the last epoch that all seeds reached; the "
+        "band spans the values of all seeds.",
     )
 
 

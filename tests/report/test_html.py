@@ -251,11 +251,18 @@ def test_a_full_disk_keeps_the_earlier_report(
 
 
 def test_incomplete_epochs(runs: Path) -> None:
-    """A run that stopped early has fewer epochs; a broken metrics.jsonl counts as none."""
-    of_lstm = parts_of(runs)[0].group.runs["lstm"]
+    """A run that stopped early has fewer epochs; a broken metrics.jsonl counts as none.
+
+    A curve ends with the last epoch of all seeds.
+    """
+    group = parts_of(runs)[0].group
+    of_lstm = group.runs["lstm"]
     (runs / "lstm" / "1" / "metrics.jsonl").write_text('{"epoch": 1, "loss": 0.9}\n')
     losses = {(1, 1): 0.9, (2, 1): 0.72, (2, 2): 0.37, (2, 3): 0.7 / 3 + 0.02}
     assert epochs_of(of_lstm)["loss"].to_dict() == pytest.approx(losses)
+    assert (
+        "lstm from 0.81 to 0.81; bilstm from 0.715 to 0.248" in pictures_of(group, (), None)[1].alt
+    )
     (runs / "lstm" / "1" / "metrics.jsonl").write_text('{"epoch": 1, "lo')
     assert {seed for seed, _ in epochs_of(of_lstm).index} == {2}
 

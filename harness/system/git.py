@@ -121,8 +121,10 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
         else:
             recorded.append(name)
             total += size
-    # If a file's name looks like a secret, its uncommitted changes are left out, too.
-    changed = _names(git(project, "diff", "--name-only", "--no-renames", "-z", "HEAD", "--"))
+    # If a file's name looks like a secret, its uncommitted changes are left out, too. (The option
+    # --name-only would also list files whose content has not changed, only their time.)
+    counted = _names(git(project, "diff", "--numstat", "--no-renames", "-z", "HEAD", "--"))
+    changed = [line.split("\t", 2)[2] for line in counted]
     secret = [name for name in changed if name in private or looks_secret(name)]
     paths = [".", *(f":(exclude,literal){name}" for name in secret)]
     left_out = sorted({*left_out, *private, *secret})

@@ -64,10 +64,15 @@ def test_code_is_no_secret(project: Path, tmp_path: Path) -> None:
 
 
 def test_the_change_of_a_committed_secret_is_not_recorded(project: Path) -> None:
-    """The record contains the secret's name only; the diff contains all other changes."""
+    """The record contains the secret's name only; the diff contains all other changes.
+
+    A file whose content is unchanged is not named, even if its time differs from git's index.
+    """
     write(project, ["token.txt"])
     git(project, "add", "--all")
     git(project, "commit", "--quiet", "--message=an old one")
+    os.utime(project / "token.txt", (1, 1))
+    assert code_version(project)["left_out_files"] == []
     (project / "token.txt").write_text("hf_new\n")
     (project / "edited.txt").write_text("changed\n")
     version = code_version(project)

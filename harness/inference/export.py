@@ -6,6 +6,7 @@ Serving can load it without this package.
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ from harness.compute.recurrent import turn_cudnn_off
 from harness.data.epoch_order import padded_lengths
 from harness.data.ngrams import NgramRatios
 from harness.data.vocabulary import MAX_CHARACTERS, SHIFT, SPACES, START, UNKNOWN
-from harness.errors import InputError, RunError
+from harness.errors import RunError
 from harness.inference.model_file import load_model
 from harness.inference.predict import read_ratios, read_vocabulary
-from harness.system.files import replaced_directory, write_refusal
+from harness.system.files import check_replaceable, replaced_directory, write_refusal
 from harness.tracking.run_dir import RunDirectory
 
 VERSION = "1"  # name of the SavedModel's folder; TensorFlow Serving expects a number
 RECORD = "harness.json"  # a folder with this file is an export, and may be replaced
 REMEDY = "make space on this disk, or choose another --out folder"
+check_folder = partial(check_replaceable, known={VERSION, RECORD}, mark=RECORD, kind="export")
 SPACE = "[" + "".join(f"\\x{ord(character):02x}" for character in SPACES) + "]"
 
 
@@ -214,22 +216,3 @@ def export(run: RunDirectory, folder: Path) -> Path:
         refused = OSError(" ".join(error.message.split()))
         raise RunError(write_refusal(folder, refused, REMEDY)) from None
     return folder / VERSION
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse a folder that contains files of the user, since `export` would delete them.
-
-    Raises:
-        InputError: if the folder contains anything but an earlier export, or is a file.
-    """
-    try:
-        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    except NotADirectoryError:
-        raise InputError(f"--out {folder}: is a file; name a folder") from None
-    except OSError as error:
-        raise InputError(f"--out {folder}: can't be read: {error.strerror}") from None
-    if names and names != {VERSION, RECORD}:
-        raise InputError(
-            f"--out {folder}: contains {min(names - {VERSION, RECORD}, default=VERSION)}, which is "
-            "not part of an export; choose a new folder or the folder of an earlier export"
-        )

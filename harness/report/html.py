@@ -5,20 +5,21 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from harness import __version__
-from harness.errors import InputError, RunError
+from harness.errors import RunError
 from harness.report.collect import UNKNOWN, LeftOut, ScoredRun
 from harness.report.plots import pictures_of
 from harness.report.statistics import read_predictions
 from harness.report.summary import MAX_DRAWN, Part, to_csv, to_latex, to_markdown
 from harness.report.text_tables import html_table
 from harness.system.console import printable
-from harness.system.files import replaced_directory
+from harness.system.files import check_replaceable, replaced_directory
 from harness.system.lenient_json import table, text
 from harness.tracking.run_dir import RECORD, RunDirectory, last_start
 
@@ -29,32 +30,7 @@ TABLE, REPORT = "comparison.csv", "report.html"
 RECORDED = ("processor", "driver", "python", "system")  # keys of `provenance.json`
 PACKAGES = ("tensorflow", "keras", "numpy")
 FILES = frozenset((TABLE, REPORT, "comparison.md", "comparison.tex"))
-
-
-# The folder
-
-
-def check_folder(folder: Path) -> None:
-    """Check that a new comparison would replace nothing but an earlier comparison.
-
-    Raises:
-        InputError: if `folder` exists and is neither an empty folder nor the folder of an earlier
-            comparison, or if the folder can't be read.
-    """
-    try:
-        if not folder.exists():
-            return
-        if not folder.is_dir():
-            raise InputError(f"--out {folder}: is not a folder; choose another")
-        names = {path.name for path in folder.iterdir()}
-    except OSError as error:
-        raise InputError(f"--out {folder}: can't be read: {error.strerror}") from None
-    if names and (TABLE not in names or names - FILES):
-        foreign = sorted(names - FILES)[:1] or sorted(names)[:1]
-        raise InputError(
-            f"--out {folder}: contains {foreign[0]}, which is not part of a comparison; choose "
-            "a new folder, or that of an earlier comparison"
-        )
+check_folder = partial(check_replaceable, known=FILES, mark=TABLE, kind="comparison")
 
 
 def write_comparison(

@@ -169,6 +169,31 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
         shutil.rmtree(old, ignore_errors=True)
 
 
+def check_replaceable(folder: Path, known: Collection[str], mark: str, kind: str) -> None:
+    """Check that a command with `--out` would replace nothing but its earlier output.
+
+    Args:
+        folder: the folder, which may be missing or empty.
+        known: the names that the output may contain.
+        mark: a name that every earlier output contains.
+        kind: what the output is, such as `comparison`.
+
+    Raises:
+        InputError: if the folder contains anything else, is a file, or can't be read.
+    """
+    try:
+        names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    except NotADirectoryError:
+        raise InputError(f"--out {folder}: is a file; name a folder") from None
+    except OSError as error:
+        raise InputError(f"--out {folder}: can't be read: {error.strerror}") from None
+    if names and (mark not in names or names - {*known}):
+        raise InputError(
+            f"--out {folder}: contains {min(names - {*known} or names)}, which is not part of an "
+            f"earlier {kind}; choose a new folder, or the folder of an earlier {kind}"
+        )
+
+
 def write_refusal(path: Path, error: OSError, remedy: str = REMEDY) -> str:
     """Return the message for a file that can't be written."""
     return f"{path}: can't be written: {why_refused(error)}; {remedy}"

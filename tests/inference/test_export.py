@@ -180,7 +180,7 @@ def test_a_bad_export_is_refused(harness: Harness, tmp_path: Path) -> None:
             begun / "export",
             "is unfinished and has no model yet; continue the run with: harness resume",
         ),
-        (thesis, "contains thesis.tex, which is not part of an export"),
+        (thesis, "contains thesis.tex, which is not part of an earlier export"),
         (thesis / "thesis.tex", "thesis.tex: is a file; name a folder"),
     ):
         with pytest.raises(InputError, match=message):

@@ -26,7 +26,7 @@ from harness.job.own_code import trusting
 from harness.slurm.pool import run_printed
 from harness.system.console import echo, log, rich_console
 from harness.system.lenient_json import read_json_lines
-from harness.system.stderr_filter import filtered_stderr
+from harness.system.stderr_filter import ask_for_messages, filtered_stderr
 from harness.tracking.audits import AUDITS, audits_of
 from harness.tracking.run_dir import (
     RESULT,
@@ -423,7 +423,7 @@ def _options(options: Mapping[str, object]) -> list[str]:
 def _import_tensorflow() -> None:
     """Import TensorFlow without messages that no user can act on."""
     if "tensorflow" not in sys.modules:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # only errors are printed
+        ask_for_messages()
         with filtered_stderr():
             import tensorflow as tf
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from harness.data.dataset import CLASSES, by_class
+from harness.data.dataset import by_class
 from harness.errors import RunError
 
 MAX_MATRIX = 100  # the maximum number of classes for which the result contains a confusion matrix
@@ -52,7 +52,7 @@ def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
     def one(each: NDArray[np.float64]) -> float:
         return float(each[1] if num_classes == 2 else each[is_seen].mean())
 
-    reason = _roc_reason(truth, num_classes)
+    reason = _roc_reason(truth)
     scores = {
         "accuracy": accuracy,
         "balanced_accuracy": float(recalls[support > 0].mean()),
@@ -126,11 +126,10 @@ def checked(
     return truth.astype(np.int64), found
 
 
-def _roc_reason(truth: NDArray[np.int64], num_classes: int) -> str | None:
+def _roc_reason(truth: NDArray[np.int64]) -> str | None:
     if truth.min() != truth.max():
         return None
-    name = CLASSES[truth[0]] if num_classes == 2 else f"of class {truth[0]}"
-    return f"all {len(truth):,} reviews are {name}"
+    return f"all {len(truth):,} reviews are of class {truth[0]}"
 
 
 def _roc_auc(truth: NDArray[np.int64], found: NDArray[np.float64]) -> float:

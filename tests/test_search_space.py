@@ -161,9 +161,15 @@ def test_train_and_tune_refuse_the_jobs_of_each_other(harness: Harness) -> None:
 
 
 def test_a_trials_job_never_reads_the_test_set(tmp_path: Path) -> None:
-    """The values in a trial's job are rounded to six digits."""
+    """A value of a range is rounded to six digits, a listed value is used as it is."""
     path = tmp_path / "tune_it.toml"
-    path.write_text(f"{GOOD}model.dropout = {{ min = 0.1, max = 0.6, step = 0.1 }}\n")
-    job = load_search(path).job_of({"model.units": 16, "model.dropout": 0.1 + 0.2}, seed=3)
+    path.write_text(
+        f"{GOOD}model.dropout = {{ min = 0.1, max = 0.6, step = 0.1 }}\n"
+        "train.learning_rate = [0.0031622776601683794, 0.00316228]\n"
+    )
+    values = {"model.units": 16, "model.dropout": 0.1 + 0.2}
+    search = load_search(path)
+    job = search.job_of({**values, "train.learning_rate": 0.0031622776601683794}, seed=3)
+    assert job.train.learning_rate == 0.0031622776601683794
     assert (job.model.units, job.model.dropout, job.train.seed) == (16, 0.3, 3)
     assert job.data.test is False

@@ -324,6 +324,14 @@ class SearchSpec:
         """Return the content of a search file for `harness tune`."""
         return dump_toml(self.content)
 
+    def used(self, values: Values) -> dict[str, Value]:
+        """Return a trial's values, sorted like `space`; those of ranges are rounded."""
+        return {
+            each.key: values[each.key] if each.choices else rounded(values[each.key])
+            for each in self.space
+            if each.key in values
+        }
+
     def job_of(self, values: Values, *, seed: int | None = None, epochs: int | None = None) -> Job:
         """Return the job of a trial, in which `data.test` is false.
 
@@ -331,8 +339,8 @@ class SearchSpec:
             InputError: if the values contradict each other.
         """
         content = self.job.model_dump()
-        for key, value in values.items():
-            put_value(content, key, rounded(value))
+        for key, value in self.used(values).items():
+            put_value(content, key, value)
         content["data"]["test"] = False
         if seed is not None:
             content["train"]["seed"] = seed
@@ -353,7 +361,7 @@ class SearchSpec:
             epochs: the number of epochs, if the tuner chose it.
         """
         columns = {parameter.key: parameter.examples()[0] for parameter in self.space}
-        of_row = {key: rounded(values[key]) for key in columns if key in values}
+        of_row = self.used(values)
         if epochs is not None:
             columns["train.epochs"] = of_row["train.epochs"] = epochs
         return TrialRow(name, of_row, columns, self.table.objective)

@@ -22,7 +22,7 @@ from harness.system.lenient_json import table
 from harness.tracking.batch import BatchRequest, train_batch
 from harness.tracking.run_dir import RECORD
 from harness.training.launch import dataset_of
-from harness.tuning.leaderboard import ranked, values_of
+from harness.tuning.leaderboard import ranked
 from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
 
@@ -77,7 +77,7 @@ def best_job(search: SearchSpec, trial: Trial) -> Job:
     # Hyperband and asha choose a trial's number of epochs. With other tuners the job keeps its own
     # `train.epochs`, because the trial may have stopped early.
     epochs = trial.epochs if search.continues_trials else None
-    content = search.job_of(values_of(trial, search.space), epochs=epochs).model_dump()
+    content = search.job_of(trial.values, epochs=epochs).model_dump()
     content["name"] = search.best_name
     content["data"]["test"] = True
     return check_job(content, Path(f"{content['name']}.toml"))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from harness.errors import RunError
-from harness.job.search import Parameter, SearchSpec, Value, rounded
+from harness.job.search import SearchSpec
 from harness.report.text_tables import defused
 from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
@@ -26,17 +26,6 @@ def ranked(trials: Iterable[Trial], search: SearchSpec) -> list[Trial]:
     )
 
 
-def values_of(trial: Trial, space: Sequence[Parameter]) -> dict[str, Value]:
-    """Return the values that a trial uses; in `space`, a dependent key follows its parent key."""
-    values: dict[str, Value] = {}
-    for each in space:
-        if each.parent and values.get(each.parent) not in each.parent_choices:
-            continue
-        if (value := trial.values.get(each.key)) is not None:
-            values[each.key] = value if each.choices else rounded(value)
-    return values
-
-
 def leaderboard_rows(trials: Iterable[Trial], search: SearchSpec) -> list[dict[str, Any]]:
     """Rank the trials and return them as rows of the leaderboard; a missing value is None."""
     objective = search.table.objective
@@ -47,7 +36,7 @@ def leaderboard_rows(trials: Iterable[Trial], search: SearchSpec) -> list[dict[s
             "status": trial.status,
             objective: trial.scores.get(objective),
             **dict.fromkeys(parameter.key for parameter in search.space),
-            **values_of(trial, search.space),
+            **search.used(trial.values),
             "epochs": trial.epochs,
             "kept_epoch": trial.kept_epoch,
             "training_s": trial.training_s,
@@ -91,7 +80,7 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
         "num_failed": sum(trial.status == "failed" for trial in trials),
         "best_trial": best.n,
         "best_score": best.scores[search.table.objective],
-        "best_values": {key: str(value) for key, value in values_of(best, search.space).items()},
+        "best_values": {key: str(value) for key, value in search.used(best.values).items()},
     }
 
 
@@ -108,5 +97,5 @@ def describe(trial: Trial, search: SearchSpec) -> str:
     """Describe an ended trial in one line: its score or error, and its values."""
     objective = search.table.objective
     how = f"failed: {trial.error}" if trial.error else f"{objective} {trial.scores[objective]:.4f}"
-    values = ", ".join(f"{key} = {rounded(value)}" for key, value in trial.values.items())
+    values = ", ".join(f"{key} = {value}" for key, value in search.used(trial.values).items())
     return f"trial {trial.n}: {how}; {values}"

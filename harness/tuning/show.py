@@ -16,7 +16,7 @@ from harness.report.text_tables import plain_table
 from harness.system.console import log, rich_console
 from harness.system.files import atomic_write
 from harness.tracking.status import format_duration
-from harness.tuning.leaderboard import LEADERBOARD, ORDER, leaderboard_rows, ranked, values_of
+from harness.tuning.leaderboard import LEADERBOARD, ORDER, leaderboard_rows, ranked
 from harness.tuning.plots import parallel_coordinates
 from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
@@ -88,7 +88,7 @@ def leaderboard(
         if trial.error:
             failed[" ".join(trial.error.split())].append(str(trial.n))
             continue
-        values, is_done = values_of(trial, search.space), trial.status == "finished"
+        values, is_done = search.used(trial.values), trial.status == "finished"
         row = {
             "rank": str(rank) if is_done else "",
             "trial": str(trial.n),

@@ -92,10 +92,9 @@ class Trials:
         return self._first_gb > 0 and resident_memory_gb() > room_gb
 
     def _run(self, trial: Trial, k: int) -> dict[str, Any]:
-        values = {p.key: trial.values[p.key] for p in self.search.space if p.key in trial.values}
         results, checkpoints = [], {}
         for seed in self.search.seeds():
-            job = self.search.job_of(values, seed=seed, epochs=trial.limit)
+            job = self.search.job_of(trial.values, seed=seed, epochs=trial.limit)
             run = self.sweep.trial_run(trial.n, k, seed)
             if not run.finished():
                 self._train(trial, k, job, run)

@@ -208,6 +208,8 @@ OF_EACH_EPOCH = ("val_loss", "val_accuracy")
 # have the best precision. Top-5 accuracy is below 1 only with more than five classes.
 NO_OBJECTIVES = ("val_precision", "val_recall", "val_top_5_accuracy")
 OBJECTIVES = tuple(name for name in SCORES if name not in NO_OBJECTIVES)
+# Learning-rate schedules that decay over a number of epochs that must be known in advance.
+DECAYS = ("cosine", "linear")
 
 
 def _rises(drops: list[float]) -> list[float]:
@@ -241,7 +243,7 @@ def _has_drops(job: "Job") -> str:
 def _ends_before_the_schedule(job: "Job") -> str:
     """The warm-up must be shorter than a `cosine` or `linear` schedule."""
     length = job.train.schedule_epochs or job.train.epochs
-    if job.train.schedule in ("cosine", "linear") and job.train.warmup_epochs >= length:
+    if job.train.schedule in DECAYS and job.train.warmup_epochs >= length:
         return f"should be below the {length} epochs of the schedule"
     return ""
 
@@ -286,10 +288,10 @@ class TrainConfig(ConfigSection):
         Literal["constant", "cosine", "linear", "steps"], Facts(check=_has_drops)
     ] = Field("constant", description="decay of the learning rate, updated at every training step")
     schedule_epochs: Annotated[
-        int, Facts(only_with={"train.schedule": ("cosine", "linear")}, for_all_reviews=True)
+        int, Facts(only_with={"train.schedule": DECAYS}, for_all_reviews=True)
     ] = Field(0, ge=0, le=1000, description="length of the decay in epochs; 0 = `epochs`")
-    schedule_floor: Annotated[Share, Facts(only_with={"train.schedule": ("cosine", "linear")})] = (
-        Field(0.0, description="final learning rate as a share of `learning_rate`")
+    schedule_floor: Annotated[Share, Facts(only_with={"train.schedule": DECAYS})] = Field(
+        0.0, description="final learning rate as a share of `learning_rate`"
     )
     schedule_drops: Annotated[
         list[Annotated[float, Field(gt=0, le=1000)]],

@@ -39,7 +39,7 @@ from harness.job.job_file import (
     suggest_key,
     with_code,
 )
-from harness.job.keys import FACTS, KEYS, OBJECTIVES, OF_EACH_EPOCH, SCORES, TABLES, Job
+from harness.job.keys import DECAYS, FACTS, KEYS, OBJECTIVES, OF_EACH_EPOCH, SCORES, TABLES, Job
 from harness.job.own_code import source_digest
 
 Value = bool | int | float | str
@@ -346,7 +346,7 @@ class SearchSpec:
             content["train"]["seed"] = seed
         if epochs is not None:
             content["train"]["epochs"] = epochs
-            if content["train"]["schedule"] in ("cosine", "linear"):
+            if content["train"]["schedule"] in DECAYS:
                 # A trial that continues another trial must have the same learning-rate schedule.
                 whole = content["train"]["schedule_epochs"] or self.job.train.epochs
                 content["train"]["schedule_epochs"] = whole

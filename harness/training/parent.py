@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError, RunError
 from harness.inference.predict import RATIOS_FILE
-from harness.job.keys import FACTS, Job
+from harness.job.keys import DECAYS, FACTS, Job
 from harness.system.files import read_plain_file
 from harness.system.lenient_json import read_json_lines, table, text
 from harness.tracking.run_dir import RECORD, RunDirectory, first_start, remove_empty, weights_of
@@ -119,7 +119,7 @@ def _differences(parent: RunDirectory, other: Job, context: RunContext) -> Itera
         if job.code.get(path) != other.code.get(path):
             yield f"code.{path}"
     train = job.train
-    falls = train.schedule in ("cosine", "linear") and not train.schedule_epochs
+    falls = train.schedule in DECAYS and not train.schedule_epochs
     if falls and other.train.epochs != train.epochs:
         yield "train.schedule_epochs (0 stands for train.epochs)"
     record = parent.certain_json(RECORD)

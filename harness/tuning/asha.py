@@ -20,7 +20,7 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
     trials, so no trial waits for others. The promotions depend only on the results and their order.
 
     Args:
-        num_settings: the number of settings in the lowest rung; None for all settings of the space.
+        num_settings: the largest number of settings in the lowest rung.
         min_epochs: a lower limit for the number of epochs of the lowest rung.
         max_epochs: the number of epochs of the highest rung.
         factor: the ratio between the epochs of two consecutive rungs.
@@ -32,7 +32,7 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
     def __init__(
         self,
         *,
-        num_settings: int | None,
+        num_settings: int,
         min_epochs: int,
         max_epochs: int,
         factor: int,
@@ -50,7 +50,7 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
             if parent := self._promotable(rungs[rung], rungs[rung + 1]):
                 link = {"tuner/trial_id": parent.trial_id, "tuner/initial_epoch": self.rungs[rung]}
                 return self._trial(rung + 1, {**parent.hyperparameters.values, **link})
-        if self.num_settings is None or len(rungs[0]) < self.num_settings:
+        if len(rungs[0]) < self.num_settings:
             before, values = self._seed_state, self._random_values()
             if values is not None and not self._is_known_to_wait():
                 return self._trial(0, {**values, "tuner/initial_epoch": 0})

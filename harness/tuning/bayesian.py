@@ -40,7 +40,7 @@ class BoundedBayesianOracle(BayesianOptimizationOracle):  # type: ignore[misc]  
     def populate_space(self, trial_id: str) -> dict[str, Any]:
         """Propose untried values: random at first, later a minimum of the acquisition function."""
         finished = [t for t in self.trials.values() if t.status == TrialStatus.COMPLETED]
-        if len(finished) < (self.num_initial_points or max(3 * len(self.hyperparameters.space), 3)):
+        if len(finished) < 3 * len(self.hyperparameters.space):
             return dict(self._random_populate_space())
         if len(self.trials) < len(self.known):
             values = dict(self.known[len(self.trials)].values)

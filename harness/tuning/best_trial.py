@@ -13,7 +13,7 @@ from harness.compute.memory import reckoned_gb
 from harness.data.dataset_folder import save_folder
 from harness.errors import InputError
 from harness.job.job_file import check_job, put_value
-from harness.job.keys import FACTS, KEYS, Job
+from harness.job.keys import DECAYS, FACTS, KEYS, Job
 from harness.job.search import SearchSpec
 from harness.report.summary import print_runs
 from harness.slurm.resources import array_spec
@@ -25,10 +25,6 @@ from harness.training.launch import dataset_of
 from harness.tuning.leaderboard import ranked
 from harness.tuning.protocol import Trial
 from harness.tuning.sweep_dir import SweepDirectory
-
-# Learning-rate schedules that decay over a number of epochs that must be known in advance
-DECAYS = ("cosine", "linear")
-
 
 # The best trial as a job
 

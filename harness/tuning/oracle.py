@@ -115,7 +115,7 @@ def make_oracle(search: SearchSpec, known: Sequence[Trial] = ()) -> kt.Oracle:
         oracle: kt.Oracle = FiniteHyperband(max_epochs=max_epochs, factor=table.factor, **options)
     elif table.tuner == "asha":
         oracle = AshaOracle(
-            num_settings=table.trials or None,
+            num_settings=table.trials,
             min_epochs=table.min_epochs,
             max_epochs=max_epochs,
             factor=table.factor,

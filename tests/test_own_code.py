@@ -94,6 +94,26 @@ def test_a_kept_source_is_used_instead_of_its_file(tmp_path: Path) -> None:
     assert len({job.identity(), again.identity(), changed.identity()}) == 2
 
 
+def test_an_option_names_the_file_of_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused if the job has another source of this name, and else used."""
+    write(tmp_path, mynet="def build(): return 1\ndef loss(): pass\n")
+    job, options = load(tmp_path), ["model.architecture=mynet.py:build", "train.loss=mynet.py:loss"]
+    kept = tmp_path / "run"
+    kept.mkdir(mode=0o755)
+    (kept / "job.toml").write_text(job.to_toml())
+    (kept / "job.toml").chmod(0o644)
+    monkeypatch.chdir(kept)
+    assert load_job(kept / "job.toml", options).code == job.code
+    monkeypatch.chdir(tmp_path)
+    assert load_job(kept / "job.toml", options).code == job.code
+    write(tmp_path, mynet="def build(): return 2\ndef loss(): pass\n")
+    for option in options:
+        with pytest.raises(InputError, match=r"the job already has another mynet\.py"):
+            load_job(kept / "job.toml", [option])
+
+
 def test_modules_of_a_package_import_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,10 +70,18 @@ def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
         base = Path.cwd() if key in origins else path.absolute().parent
         value = job.value(key)
         names = value if isinstance(value, list) else [value]
+        if key in origins:
+            names = [_of_file(str(name)) for name in names]
         kept = [*kept_names(names, code, f"job {path}: {key}", base=base).values()]
         put_value(content, key, kept if isinstance(value, list) else kept[0])
     content["code"] = code
     return check_job(content, path, origins)
+
+
+def _of_file(name: str) -> str:
+    """Mark a reference of an option, so that its file, if there is one, precedes `[code]`."""
+    is_file = is_reference(name) and os.path.isfile(name.partition(":")[0])  # noqa: PTH113
+    return os.path.join(".", name) if is_file else name  # noqa: PTH118 - `Path` would drop the dot
 
 
 def kept_names(

@@ -18,14 +18,11 @@ from harness.data.tables import json_value
 from harness.data.vocabulary import MAX_CHARACTERS, START, UNKNOWN, encode_text, tokenize
 from harness.errors import InputError
 from harness.system.files import MAX_RECORD_BYTES, raise_unless_missing, read_plain_file
-from harness.tracking.run_dir import CHECKSUMS, RunDirectory
+from harness.tracking.run_dir import CHECKSUMS, RATIOS_FILE, RunDirectory
 
 CHUNK_BYTES = 1 << 18  # about 200 reviews
 MAX_LINE_BYTES = 16_000_000
 JSON_LINES = (".jsonl", ".ndjson")
-
-RATIOS_FILE = "ngram_ratios.npz"
-
 TEXTS_AT_ONCE = 64  # number of texts in a batch; empty texts fill up a smaller batch
 
 

@@ -24,7 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from harness.data.ngrams import MAX_BYTES
 from harness.errors import DiskError, InputError
-from harness.inference.predict import RATIOS_FILE, Classifier, Prediction
+from harness.inference.predict import Classifier, Prediction
 from harness.job.keys import FACTS, Job
 from harness.job.own_code import mode_in
 from harness.report.baseline import NGRAMS, NgramModel, fitted_ngrams
@@ -46,6 +46,7 @@ from harness.tracking.run_dir import (
     ENSEMBLE_FILE,
     MAKE_AGAIN,
     PREDICTIONS,
+    RATIOS_FILE,
     RECORD,
     RESULT,
     TIME,

@@ -55,10 +55,11 @@ RESULT = "result.json"  # written last, so it marks the run or sweep as finished
 
 CANCEL = "cancel.json"  # the user's request that the run stops or does not begin
 PREDICTIONS, VALIDATION_PREDICTIONS = "predictions.npz", "validation_predictions.npz"
+RATIOS_FILE = "ngram_ratios.npz"
 # Files whose bytes the job determines, and the key of each file's sha256 in `result.json`.
 CHECKSUMS = {
     "vocabulary.txt": "vocabulary_checksum",
-    "ngram_ratios.npz": "ngram_ratios_checksum",
+    RATIOS_FILE: "ngram_ratios_checksum",
     "metrics.jsonl": "metrics_checksum",
     "model.keras": "model_checksum",
     PREDICTIONS: "predictions_checksum",

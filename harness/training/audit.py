@@ -30,7 +30,6 @@ from harness.compute.strategy import MAX_DEVICES, Devices, parse_devices
 from harness.data.dataset import content_checksum, vocab_to_bytes
 from harness.data.ngrams import NgramRatios
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError
-from harness.inference.predict import RATIOS_FILE
 from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.job.own_code import is_trusting
@@ -45,6 +44,7 @@ from harness.tracking.records import one_line
 from harness.tracking.run_dir import (
     CHECKSUMS,
     PREDICTIONS,
+    RATIOS_FILE,
     RECORD,
     RESULT,
     VALIDATION_PREDICTIONS,

@@ -15,11 +15,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import InputError, RunError
-from harness.inference.predict import RATIOS_FILE
 from harness.job.keys import DECAYS, FACTS, Job
 from harness.system.files import read_plain_file
 from harness.system.lenient_json import read_json_lines, table, text
-from harness.tracking.run_dir import RECORD, RunDirectory, first_start, remove_empty, weights_of
+from harness.tracking.run_dir import (
+    RATIOS_FILE,
+    RECORD,
+    RunDirectory,
+    first_start,
+    remove_empty,
+    weights_of,
+)
 from harness.training.context import RunContext
 from harness.training.progress import Progress
 

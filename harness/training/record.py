@@ -20,7 +20,6 @@ from harness.data.dataset import vocab_to_bytes
 from harness.data.input_pipeline import Reviews
 from harness.data.ngrams import NgramRatios
 from harness.errors import RunError
-from harness.inference.predict import RATIOS_FILE
 from harness.job.keys import OBJECTIVES, OF_EACH_EPOCH
 from harness.job.own_code import mode_in
 from harness.job.search import TrialRow
@@ -32,6 +31,7 @@ from harness.tracking.records import Heartbeat
 from harness.tracking.run_dir import (
     CHECKSUMS,
     PREDICTIONS,
+    RATIOS_FILE,
     RESULT,
     VALIDATION_PREDICTIONS,
     RunDirectory,

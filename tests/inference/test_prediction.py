@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from harness.errors import DiskError, InputError
-from harness.inference.predict import RATIOS_FILE, Prediction, read_ratios, read_vocabulary
+from harness.inference.predict import Prediction, read_ratios, read_vocabulary
 from harness.report.ensemble import Ensemble, EnsembleClassifier, copy_model
 from harness.system.files import MAX_RECORD_BYTES
+from harness.tracking.run_dir import RATIOS_FILE
 
 
 @pytest.mark.parametrize(

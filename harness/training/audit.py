@@ -13,6 +13,7 @@ from the job. A job that contains the user's code is audited only if the user tr
 import hashlib
 import io
 import json
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -28,8 +29,8 @@ from pydantic.dataclasses import dataclass
 from harness.compute.execution_plan import ExecutionPlan, Way, choose
 from harness.compute.strategy import MAX_DEVICES, Devices, parse_devices
 from harness.data.dataset import content_checksum, vocab_to_bytes
-from harness.data.ngrams import NgramRatios
-from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError
+from harness.data.ngrams import MAX_BYTES, NgramRatios
+from harness.errors import DiskError, InputError, Interrupted, RunError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
 from harness.job.own_code import is_trusting
@@ -197,7 +198,7 @@ def read_subject(folder: Path, data: Path | None, *, trains: bool) -> Subject:
     if data and job.data.source:
         job = load_job(folder / "job.toml", [f"data.source={json.dumps(str(data.absolute()))}"])
     names = [name for name in (RESULT, *CHECKSUMS) if run.path(name).exists()]
-    files = {name: read_plain_file(run.path(name)) for name in names}
+    files = {name: read_plain_file(run.path(name), MAX_BYTES) for name in names}
     for name in ("metrics.jsonl", "model.keras"):
         if name not in files:
             raise InputError(
@@ -244,12 +245,15 @@ def compared(what: str, read: Callable[..., Sides], *args: Any) -> Check:
     """Compare the audit's values with the run's; `read(*args)` returns both.
 
     The result names the first value that differs; if none differs, the value with the largest
-    rounding difference. If `read` raises an error, the run's file is broken, so the outcome is
-    `differs`.
+    rounding difference. If `read` raises any error not below, the run's file is broken, so the
+    outcome is `differs`.
+
+    Raises:
+        RunError, Interrupted, MemoryError: if this machine failed; the run's file may be fine.
     """
     try:
         mine, theirs, allowed = read(*args)
-    except (NodeFault, Interrupted, MemoryError):
+    except (RunError, Interrupted, MemoryError):
         raise
     except Exception as error:  # a broken file raises errors of many types
         reason = str(error) or type(error).__name__
@@ -433,10 +437,12 @@ class Auditor:
     def _model(self, name: str, reviews: "Reviews", is_strict: bool) -> Sides:
         from harness.compute.evaluator import Evaluator
         from harness.compute.strategy import one_device
+        from harness.training.failures import explained_device_errors
 
         def evaluated(plan: ExecutionPlan) -> np.ndarray:
             evaluator = Evaluator(self.model, one_device(), self.subject.job, plan)
-            return evaluator.probabilities(reviews)
+            with explained_device_errors():
+                return evaluator.probabilities(reviews)
 
         theirs = arrays_of(self.subject.files[name])["probabilities"]
         mine, allowed, what = evaluated(self.plan), {}, f"the probabilities of {name}"
@@ -469,7 +475,7 @@ class Auditor:
         from harness.compute.network import load_network
 
         path = self.scratch / "model.keras"
-        path.write_bytes(content)
+        atomic_write(path, content, remedy="make space, or set TMPDIR to another folder")
         return load_network(self.subject.job, path, self.dataset.num_outputs)
 
     # By training
@@ -488,6 +494,15 @@ class Auditor:
         is_strict = not self.others(self.machine)
         mine, theirs = self._decided(run, epochs), decided(self.subject.files, epochs)
         allowed = None if is_strict else self._tolerance(mine, epochs)
+        train = self.subject.job.train
+        if allowed and (train.early_stopping_patience or train.callbacks):
+            # Trainings that round differently may stop at different epochs.
+            nums = [len(files["metrics.jsonl"].splitlines()) for files in (mine, theirs)]
+            num = min(*nums, sum(where.endswith(", epoch") for where in allowed))
+            if num < max(nums):
+                why = f"compared only the first {num} epochs: a training stopped early"
+                yield Check("metrics.jsonl", ROUNDING, why)
+            mine, theirs = mine | decided(mine, num), theirs | decided(theirs, num)
         result = run.result() if epochs is None else {}
         kept = result.get("kept_epoch"), self.subject.result.get("kept_epoch")
         if allowed and result and kept[0] != kept[1]:
@@ -554,7 +569,8 @@ class Auditor:
             process.send_signal(signal.SIGTERM)
             if process.popen:
                 process.popen.wait()
-        if not run.finished() and not (epochs and run.path("metrics.jsonl").exists()):
+        num_trained = len(read_json_lines(run.path("metrics.jsonl")))
+        if not run.finished() and num_trained < (epochs or math.inf):
             raise InputError(
                 f"run {self.subject.folder}: can't be trained here: {process.last_line()}"
             )
@@ -563,7 +579,7 @@ class Auditor:
     @staticmethod
     def _decided(run: RunDirectory, epochs: int | None) -> dict[str, bytes]:
         paths = {name: run.path(name) for name in CHECKSUMS}
-        files = {name: read_plain_file(path) for name, path in paths.items() if path.exists()}
+        files = {n: read_plain_file(path, MAX_BYTES) for n, path in paths.items() if path.exists()}
         return decided(files, epochs)
 
     def _tolerance(self, base: Mapping[str, bytes], epochs: int | None) -> dict[str, float]:
@@ -571,6 +587,10 @@ class Auditor:
 
         Returns:
             How far each value may differ from `base`, the files of the audit's first training.
+            Values of epochs that no other training has reached are left out.
+
+        Raises:
+            InputError: if the job can be trained in none of these ways.
         """
         devices, allowed = self.devices, dict[str, float]()
         way: Way = "xla" if self.plan.way == "keras" else "keras"
@@ -581,18 +601,25 @@ class Auditor:
             changed = replace(devices, count=other)
             ways[f"training on {other} instead of {devices.count} replicas"] = (changed, self.plan)
         values = self._values(base, *base)
-        for number, (changed, plan) in enumerate(ways.values()):
-            files = self._decided(self._train(f"way {number}", changed, plan, epochs), epochs)
-            found = self._values(files, *base)
-            for where, mine in values.items():
-                if where.endswith(", checksum"):
+        used = list[str]()
+        for number, (change, (changed, plan)) in enumerate(ways.items(), 1):
+            try:
+                run = self._train(f"way {number}", changed, plan, epochs)
+            except InputError:  # for example, two replicas can't share a batch of one review
+                if number < len(ways) or used:
                     continue
-                measured = max(SPREAD * gap(mine, found.get(where)), self._least(where, mine))
+                raise
+            used.append(change)
+            found = self._values(self._decided(run, epochs), *base)
+            for where, mine in values.items():
+                if where.endswith(", checksum") or where not in found:
+                    continue
+                measured = max(SPREAD * gap(mine, found[where]), self._least(where, mine))
                 allowed[where] = max(allowed.get(where, 0.0), measured)
         shown = ", ".join(
             f"{name} {limit:.2g}" for name, limit in widened(allowed).items() if limit
         )
-        self.tolerance = f"{SPREAD} times the difference caused by {' or '.join(ways)}: {shown}"
+        self.tolerance = f"{SPREAD} times the difference caused by {' or '.join(used)}: {shown}"
         return allowed
 
     def _least(self, where: str, value: Any) -> float:
@@ -640,8 +667,9 @@ def audit(
                 checks = [*auditor.quick()]
             if epochs != 0:
                 checks += auditor.trained(epochs)
-    except RunError as error:  # this machine or its disk failed; the run may be fine
-        raise InputError(f"run {folder}: can't be audited here: {error}") from None
+    except (RunError, OSError, MemoryError) as error:  # this machine failed; the run may be fine
+        why = str(error) or "out of memory"
+        raise InputError(f"run {folder}: can't be audited here: {why}") from None
     depth = {None: "full", 0: "quick"}.get(epochs, f"{epochs} epoch{'s' if epochs != 1 else ''}")
     ended_s = time.time()
     return Audit(

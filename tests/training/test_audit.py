@@ -6,18 +6,25 @@ import os
 import random
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 import harness as package
-from harness.errors import InputError
+from harness.compute.execution_plan import ExecutionPlan
+from harness.compute.strategy import Devices
+from harness.errors import DiskError, InputError
+from harness.job.job_file import load_job
+from harness.system.files import MAX_RECORD_BYTES
 from harness.tracking.audits import audits_of, keep_audit
-from harness.training.audit import Check, Sides, compared, gap, widened
-from tests.conftest import Harness, calm_run, results
+from harness.tracking.run_dir import RunDirectory
+from harness.training.audit import Auditor, Check, Sides, compared, gap, read_subject, widened
+from tests.conftest import JOBS, Harness, calm_run, results
 from tests.training.flips import PLACES, plant_scores, train_with_flip
 from tests.training.kills import trained_with_kills
 
@@ -174,6 +181,115 @@ def test_a_run_that_cannot_be_audited_leaves_the_others(
     first, second = done.stderr.splitlines()
     assert "result.json: is broken" in first
     assert f"--runs {no_folder}: the audit can't be saved (" in second
+
+
+def test_a_full_scratch_disk_is_no_difference(
+    finished: tuple[Harness, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The auditor's machine failed, and the run may be fine."""
+    auditor: Any = SimpleNamespace(scratch=tmp_path / "file")
+    auditor.scratch.touch()
+    with pytest.raises(DiskError, match=r"can't be written: .*; make space, or set TMP"):
+        compared("model", Auditor._model_in, auditor, b"content")
+    monkeypatch.setattr(tempfile, "tempdir", str(auditor.scratch))
+    harness, run = finished
+    done = harness.run_here("audit", run, "--runs", tmp_path / "mine")
+    assert done.returncode == 2
+    assert f"run {run}: can't be audited here: [Errno 20] Not a directory" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_model_may_be_larger_than_any_record(
+    finished: tuple[Harness, Path], tmp_path: Path
+) -> None:
+    """An audit reads the same files as `harness predict`."""
+    copy = tmp_path / "copy"
+    shutil.copytree(finished[1], copy)
+    os.truncate(copy / "model.keras", MAX_RECORD_BYTES + 1)
+    assert read_subject(copy, None, trains=False).files["model.keras"].endswith(b"\0")
+
+
+def elsewhere(folder: Path, patience: int, num_epochs: int) -> Any:
+    """Return an auditor of a run with this number of epochs; rounding differs on its machine."""
+    auditor = object.__new__(Auditor)
+    job = load_job(JOBS / "lstm.toml", [f"train.early_stopping_patience={patience}"])
+    subject: Any = SimpleNamespace(
+        folder=Path("run"), job=job, files={"metrics.jsonl": metrics(num_epochs)}, result={}
+    )
+    auditor.subject, auditor.scratch, auditor.say = subject, folder, lambda text: None
+    auditor.devices, auditor.options, auditor.tolerance = Devices("cpu", 1), [], ""
+    auditor.plan = ExecutionPlan("keras", 1)
+    auditor.sizes = {"training": 100, "validation": 10}
+    return auditor
+
+
+def metrics(num_epochs: int, off: float = 0.0) -> bytes:
+    lines = [{"epoch": number, "loss": 0.5 + off} for number in range(1, num_epochs + 1)]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+@pytest.mark.parametrize(
+    ("patience", "trained", "outcomes"),
+    [
+        (1, (5, 6, 6), ["first 5 epochs: a training stopped early", "loss by 1e-05"]),
+        (1, (6, 5, 4), ["first 5 epochs: a training stopped early", "loss by 1e-05"]),
+        (1, (6, 6, 4), ["loss by 1e-05"]),
+        (0, (5, 6, 6), ["epoch 6, epoch is not as recorded"]),
+        (0, (6, None, 6), ["loss by 1e-05"]),
+        (0, (6, 6, None), ["loss by 1e-05"]),
+        (0, (6, None, None), ["one review per batch"]),
+    ],
+)
+def test_other_trainings_may_be_shorter_or_impossible(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    patience: int,
+    trained: tuple[int | None, ...],
+    outcomes: list[str],
+) -> None:
+    """The audit trained an epoch less, or one of the trainings that measure rounding did."""
+    auditor = elsewhere(tmp_path, patience, 6)
+    left = [*enumerate(trained)]
+
+    def train(*_: object) -> RunDirectory:
+        number, num_epochs = left.pop(0)
+        if num_epochs is None:
+            raise InputError("one review per batch")
+        run = RunDirectory(tmp_path / str(number))
+        run.folder.mkdir()
+        run.path("metrics.jsonl").write_bytes(metrics(num_epochs, 1e-5 * (number + 1)))
+        run.path("provenance.json").write_text('{"starts": [{}]}')
+        return run
+
+    monkeypatch.setattr(auditor, "_train", train)
+    monkeypatch.setattr(auditor, "others", lambda machine: ["another processor"])
+    if trained[1:] == (None, None):
+        with pytest.raises(InputError, match=outcomes[0]):
+            [*auditor.trained(6)]
+        return
+    checks = [*auditor.trained(6)]
+    assert len(checks) == len(outcomes)
+    for check, text in zip(checks, outcomes, strict=True):
+        assert text in check.detail
+        assert check.outcome == ("differs" if "not as recorded" in text else "within rounding")
+    assert "inf" not in auditor.tolerance
+    assert ("2 instead of 1 replicas" in auditor.tolerance) == (trained[2] is not None)
+
+
+def test_a_training_that_ends_too_early_is_no_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After one of three epochs, the disk of the auditor's machine is full."""
+    auditor, run = elsewhere(tmp_path, 0, 3), RunDirectory(tmp_path)
+    run.path("metrics.jsonl").write_bytes(metrics(1))
+    last = "No space left on device"
+    ended = SimpleNamespace(
+        alive=False, popen=None, start=print, send_signal=print, last_line=lambda: last
+    )
+    monkeypatch.setattr("harness.training.audit.ManagedProcess", lambda *_: ended)
+    monkeypatch.setattr(auditor, "_begin", lambda *_: run)
+    with pytest.raises(InputError, match=f"run run: can't be trained here: {last}"):
+        auditor._train("again", auditor.devices, auditor.plan, 3)
 
 
 @pytest.mark.full

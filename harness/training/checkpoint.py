@@ -21,12 +21,7 @@ from harness.compute.optimizer import schedule_of
 from harness.compute.train_step import TrainStep
 from harness.errors import InputError, RunError
 from harness.slurm.nodes import WorkerGroup
-from harness.system.files import (
-    disk_error_in,
-    is_of_disk,
-    open_plain_file,
-    raise_unless_missing,
-)
+from harness.system.files import disk_error_in, open_plain_file, raise_unless_missing
 from harness.system.leased_dir import PATIENCE_S, RETRY_S
 from harness.tracking.run_dir import RECORD, RunDirectory, check_format, stamped, weights_of
 from harness.training.progress import Progress
@@ -123,7 +118,7 @@ def adopt(
         `sha256` or `max_epochs`.
 
     Raises:
-        OSError: if `sha256` is set and the disk can't be read.
+        DiskError: if `of` or `sha256` is set and the disk can't be read.
         RunError: if the new run can't be written.
     """
     try:
@@ -134,9 +129,11 @@ def adopt(
         arrays: dict[str, Any] = _load(io.BytesIO(content))
         meta = json.loads(arrays["progress"].tobytes())
     except Exception as error:  # a broken file raises errors of many types
-        # Don't return false: the file may be intact, and no other file has this checksum.
-        if sha256 and (is_of_disk(error) or isinstance(error, MemoryError)):
+        # Don't return false if the file may be intact: no other file may replace it.
+        if (of or sha256) and isinstance(error, MemoryError):
             raise
+        if (of or sha256) and (refusal := disk_error_in(error)):
+            raise_unless_missing(refusal, source)
         return False
     if of and meta.get("identity") != of:
         return False

@@ -149,6 +149,7 @@ def begin_with(parent: Parent, context: RunContext, train_step: "TrainStep") -> 
     Raises:
         InputError: if the parent's checkpoints are broken, or no layer of the parent's model fits
             the job.
+        DiskError: if the disk can't be read; the parent's checkpoints may be intact.
     """
     from harness.training import checkpoint
 

@@ -142,7 +142,7 @@ class Trials:
         identical results.
 
         Raises:
-            OSError: if the parent's result or checkpoint can't be read.
+            OSError, DiskError: if the parent's result or checkpoint can't be read.
         """
         seed = int(run.folder.name.removeprefix("seed"))
         for older in range(k - 1, 0, -1):

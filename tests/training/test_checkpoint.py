@@ -64,7 +64,7 @@ def saved_run(folder: Path, *numbers: int) -> tuple[RunDirectory, Any]:
 def test_a_disk_error_is_no_broken_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
-    """Although zipfile reports "not a zip file", the run ends and can be resumed."""
+    """Although zipfile reports "not a zip file", the run ends and can be resumed or continued."""
     run, step = saved_run(tmp_path / "run", 400, 500)
 
     def fail(*_: object) -> None:
@@ -74,6 +74,10 @@ def test_a_disk_error_is_no_broken_checkpoint(
         patched.setattr(zipfile, "_EndRecData", fail)
         with pytest.raises(DiskError, match=f"can't be read: {os.strerror(error)}; "):
             checkpoint.restore(run, step, "mine")
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "open_plain_file", fail)
+        with pytest.raises(DiskError, match=f"can't be read: {os.strerror(error)}; "):
+            checkpoint.adopt(run.checkpoints()[0], RunDirectory(tmp_path / "new"), "new", of="mine")
     began, skipped = checkpoint.restore(run, step, "mine")
     assert (began.step, skipped) == (500, [])
 

@@ -54,6 +54,7 @@ def train(
     training, validation, ratios = training_reviews(job, dataset)
     weights = class_weights(job.train, dataset.classes, training.labels)
     callbacks = own_callbacks(job)
+    steps_per_epoch = num_steps(len(training.labels), job.train.batch_size)
     run.take_lease()
     # Undo the cancellation only after the checks above: a run that they refuse stays cancelled.
     if takes_back_cancel:
@@ -62,7 +63,7 @@ def train(
     with (
         nothing_left_if_refused(run, parent),
         recorded_failures(heartbeat, compute.worker_group),
-        watching(context, compute, heartbeat),
+        watching(context, compute, heartbeat, steps_per_epoch),
     ):
         heartbeat.beat(
             "starting",
@@ -79,7 +80,7 @@ def train(
             compute.plan,
             num_outputs=dataset.num_outputs,
             vectors=context.vectors,
-            steps_per_epoch=num_steps(len(training.labels), job.train.batch_size),
+            steps_per_epoch=steps_per_epoch,
             class_weights=weights,
         )
         if parent and compute.is_chief:  # the other workers get the chief's checkpoint

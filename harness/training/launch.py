@@ -81,7 +81,8 @@ def launch(
     run.check_owner()
     check_record(run)
     allocation = own_allocation()
-    guard_gpus(run, devices_to_use(run, options.devices))
+    # The parent's devices, which a run that continues the parent uses, are not known yet.
+    guard_gpus(run, options.devices if options.parent else devices_to_use(run, options.devices))
     stop = StopRequest(alone=allocation is None or allocation.num_tasks == 1)
     stop.listen()
     dataset = dataset_of(run, job, options.data, full=options.full)

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from harness.errors import DiskError
+from harness.errors import DiskError, InputError
 from harness.job.job_file import load_job
+from harness.system.console import Console
 from harness.tracking.provenance import changes_since_first_start
 from harness.tracking.run_dir import RunDirectory
 from harness.training.context import RunContext
-from harness.training.launch import dataset_of, devices_to_use, plan_of
+from harness.training.launch import LaunchOptions, dataset_of, devices_to_use, launch, plan_of
 from harness.training.parent import Parent, find_parent
 from tests.conftest import JOBS
 
@@ -28,6 +29,23 @@ def test_a_resumed_run_keeps_its_devices(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert devices_to_use(new, None) == "cpu"
     assert devices_to_use(begun, None) == "cpu:2"
     assert devices_to_use(begun, "cpu:3") == "cpu:3"
+
+
+@pytest.mark.parametrize(("parent", "asked"), [(None, "cpu"), (Path("parent"), None)])
+def test_a_run_with_a_parent_is_guarded_whatever_the_site_uses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, parent: Path | None, asked: str | None
+) -> None:
+    """The run may continue on its parent's GPUs."""
+
+    def end(devices: str | None) -> bool:
+        assert devices == asked
+        raise InputError("asked")
+
+    monkeypatch.setattr("harness.training.launch.may_use_gpus", end)
+    monkeypatch.setenv("HARNESS_DEVICES", "cpu")
+    job, options = load_job(JOBS / "lstm.toml"), LaunchOptions(parent=parent)
+    with pytest.raises(InputError, match="asked"):
+        launch(RunDirectory(tmp_path / "new"), job, options=options, console=Console())
 
 
 @pytest.mark.parametrize(

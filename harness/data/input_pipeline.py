@@ -106,8 +106,9 @@ class PaddedReviews:
         """Copy the reviews into tensors on the CPU.
 
         Every graph that uses a NumPy array contains a copy of the array. After the tokens of the
-        last review, the tensor of tokens contains a padding token and START. With `data.bucket`, an
-        empty review consists of this START, because cuDNN does not accept an empty row.
+        last review, the tensor of tokens contains a padding token and START. An empty review
+        consists of this START: cuDNN does not accept an empty row, and a network's mean over the
+        words of an empty row is not finite.
         """
         self.shape, self.num_tokens = shape, int(reviews.offsets[-1])
         empty, ends = self.num_tokens + 1, reviews.offsets[1:]
@@ -117,7 +118,7 @@ class PaddedReviews:
         with tf.device("/cpu:0"):
             self._tokens = tf.constant(np.append(reviews.tokens, [0, START]).astype(np.int32))
             self._starts = tf.constant(np.append(starts, empty))
-            self._ends = tf.constant(np.append(ends, empty + shape.bucket))
+            self._ends = tf.constant(np.append(ends, empty + 1))
             if reviews.ratios is not None:
                 self._ratios = tf.constant(np.pad(reviews.ratios, ((0, 2), (0, 0))))
             if num_rows * shape.maxlen * 4 <= LARGEST_PADDED:

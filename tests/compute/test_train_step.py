@@ -16,6 +16,7 @@ from harness.compute.train_step import Gradients, TrainStep
 from harness.data.epoch_order import BatchShape
 from harness.data.input_pipeline import PaddedReviews, Reviews, batches, in_parts
 from harness.job.job_file import load_job
+from tests.compute.test_network import custom
 from tests.conftest import JOBS
 
 NUM_REVIEWS, LENGTH = 50, 12
@@ -168,6 +169,23 @@ def test_several_classes_train_like_plain_keras() -> None:
     probabilities = train_step.evaluator.probabilities(several)
     assert probabilities.shape == (NUM_REVIEWS, 5)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bucket", [False, True])
+def test_rows_of_weight_0_can_not_make_the_loss_infinite(bucket: bool) -> None:
+    """A network that divides by the number of words gives finite losses and weights."""
+    job = custom("""
+        inputs = keras.Input([None], dtype="int32")
+        vectors = layers.Embedding(vocab_size, 4, mask_zero=True)(inputs)
+        mean = layers.GlobalAveragePooling1D()(vectors)
+        return keras.Model(inputs, layers.Dense(num_outputs, activation="sigmoid")(mean))
+    """)
+    data = job.data.model_copy(update={"vocab_size": 100, "maxlen": LENGTH, "bucket": bucket})
+    train = job.train.model_copy(update={"batch_size": 20})
+    job = job.model_copy(update={"data": data, "train": train})
+    step = build_step(job, tf.distribute.get_strategy(), ExecutionPlan("keras", 1))
+    sums = step.train_steps(opened(reviews(), bucket=bucket), 3).numpy()
+    assert all(np.isfinite(each).all() for each in (sums, *step.model.get_weights()))
 
 
 def test_parts_contain_all_rows_in_order() -> None:

@@ -70,12 +70,12 @@ def test_a_large_set_is_padded_batch_by_batch(
 
 
 def test_every_batch_has_one_shape_and_the_true_count() -> None:
-    """Examples of weight 0 fill the last batch; `count` is the number of its reviews."""
+    """Rows with one START, of weight 0, fill the last batch; `count` is the number of reviews."""
     made = collect(np.arange(len(LENGTHS)))
     assert [batch.tokens.shape for batch in made] == [(4, 5)] * 3
     assert [float(batch.count) for batch in made] == [4, 4, 3]
     assert made[-1].weights.tolist() == [1, 1, 1, 0]
-    assert made[-1].tokens[-1].tolist() == [0] * 5
+    assert made[-1].tokens[-1].tolist() == [0, 0, 0, 0, 1]
     assert [int(batch.step) for batch in made] == [0, 1, 2]
 
 

@@ -72,11 +72,11 @@ def csv_rows(file: TextIO, where: str, *, delimiter: str) -> Iterator[list[str]]
     rows = csv.reader(recorded(), delimiter=delimiter)
     try:
         for row in rows:
-            if row:
-                yield row
             if len(lines) > 1:  # strict: raises an error if text follows a closing quote
                 deque(csv.reader(lines, delimiter=delimiter, strict=True), 0)
             lines.clear()
+            if row:
+                yield row
     except csv.Error:
         raise InputError(
             f"{where}line {rows.line_num - len(lines) + 1} has a double quote that joins it with "

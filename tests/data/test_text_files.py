@@ -76,7 +76,7 @@ HEAD = b"text,label\n"
             HEAD + b"fine, really,pos\n",
             ("row 2 has 3 fields, but the header has 2", "double quotes"),
         ),
-        (HEAD + b'x,pos\n"fine,pos\nx,neg\n', ("row 3 has 1 fields",)),
+        (HEAD + b'x,pos\n"fine,pos\nx,neg\n', ("line 3 has a double quote that joins",)),
         (HEAD + b"x,1\n" * 8 + b'b,"0\n' + b"d,1\n" * 30, ("line 10 has", "next 30 lines")),
         (HEAD + b'"b c,0\nd,1\nhe "said" e,0\n', ("line 2 has a double quote that joins",)),
         (

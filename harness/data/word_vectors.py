@@ -9,7 +9,7 @@ import numpy as np
 
 from harness.data.tables import open_bytes
 from harness.errors import InputError
-from harness.system.files import sha256_of
+from harness.system.files import is_file, sha256_of
 
 MAX_LINE_BYTES = 1_000_000
 LARGEST = 1e6  # the largest absolute value allowed in a vector; pretrained vectors stay below 100
@@ -45,7 +45,7 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
         InputError: if the file can't be used; the message states the error's place and a remedy.
     """
     where = f"model.embeddings {path}: "
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"{where}is not a file; name a file of word vectors")
     numbers = {word.encode(): number for number, word in enumerate(words)}
     try:

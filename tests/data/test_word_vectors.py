@@ -56,7 +56,7 @@ def test_a_bad_text_file_is_refused(tmp_path: Path, content: bytes, said: str) -
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    """A folder is refused, too."""
-    for path in (tmp_path / "vectors.txt", tmp_path):
+    """A folder and a name that is too long are refused, too."""
+    for path in (tmp_path / "vectors.txt", tmp_path, tmp_path / ("x" * 300)):
         with pytest.raises(InputError, match="is not a file; name a file of word vectors"):
             open_vectors(path, WORDS, 3)

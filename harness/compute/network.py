@@ -144,10 +144,11 @@ def embedding_of_words(model: keras.Model, job: Job) -> Embedding:
     layers = [layer for layer in model.layers if isinstance(layer, Embedding)]
     fitting = [layer for layer in layers if tuple(layer.embeddings.shape) == shape]
     if not fitting:
+        key = "model.embeddings" if job.model.embeddings else "model.train_embeddings"
         raise InputError(
-            f"model.embeddings: {job.model.architecture} has no Embedding layer for {shape[0]:,} "
+            f"{key}: {job.model.architecture} has no Embedding layer for {shape[0]:,} "
             f"words (data.vocab_size) with {shape[1]} dimensions (model.embedding_dim); add this "
-            "layer, or leave model.embeddings out"
+            f"layer, or leave {key} out"
         )
     return fitting[0]
 

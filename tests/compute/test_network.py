@@ -138,6 +138,9 @@ def test_a_network_without_an_embedding_for_the_vectors_is_refused() -> None:
     with pytest.raises(InputError, match=r"no Embedding layer for 50 words .* with 5 dimensions"):
         check_network(job)
     assert check_network(job, trains=False) == ""
+    frozen = {**content, "model": content["model"] | {"embeddings": "", "train_embeddings": False}}
+    with pytest.raises(InputError, match=r"^model\.train_embeddings: .* leave model\.train_emb"):
+        check_network(check_job(frozen, Path("mine.toml")))
     content["model"]["embedding_dim"] = 4
     assert check_network(check_job(content, Path("mine.toml"))) == ""
 

@@ -37,7 +37,7 @@ from harness.data.own_texts import open_source
 from harness.data.vocabulary import tokenize
 from harness.errors import InputError, RunError
 from harness.job.keys import Job
-from harness.system.files import is_file
+from harness.system.files import is_file, turn_at
 
 SAMPLE = Path(__file__).parent / "sample" / "imdb_sample.npz"
 
@@ -106,10 +106,12 @@ def fetch(source: Path | None = None) -> Dataset:
     if source is None:
         if (named := named_folder()) and holds_dataset(named):
             return _open_named(named, "HARNESS_DATA")
-        if known := open_if_whole(folder):
-            return known
-        dataset = _download()
-    elif (source / "train" / "pos").is_dir():
+        with turn_at(folder):  # only one of several processes downloads
+            if known := open_if_whole(folder):
+                return known
+            save_folder(_download(), folder)
+            return open_folder(folder)
+    if (source / "train" / "pos").is_dir():
         dataset = read_raw_reviews(source)
     else:
         dataset = _open_named(source, "--from")
@@ -123,6 +125,8 @@ def _open_named(folder: Path, name: str) -> Dataset:
     if is_file(folder / NPZ):
         return _convert(folder)
     remedy = "to get the data, run: harness data fetch"
+    if name == "HARNESS_DATA":
+        remedy += f"; then unset HARNESS_DATA, or copy {fetched_folder()} there"
     if name == "--from":
         remedy = "name a folder that contains imdb.npz or a stored dataset, or the folder aclImdb/"
     raise InputError(

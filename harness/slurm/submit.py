@@ -17,7 +17,7 @@ from typing import Any
 
 from harness import __version__
 from harness.architectures import BUILDERS
-from harness.data.locations import missing_in
+from harness.data.locations import missing_in, named_folder
 from harness.errors import InputError, RunError
 from harness.job.job_file import load_job
 from harness.job.keys import Job
@@ -145,10 +145,12 @@ def doubts(request: Request) -> Iterator[str]:
     trainings = [job.job if isinstance(job, SearchSpec) else job for job in jobs]
     yield from dict.fromkeys(line for job in trainings for line in job.without_effect())
     if (folders := missing_in()) and not all(job.data.source for job in trainings):
+        fate = "train on the packaged SAMPLE; to get the dataset, run: harness data fetch"
+        if named_folder():
+            fate = "end with an error; put the dataset there, or unset HARNESS_DATA"
         yield (
             f"found no full dataset in {' or '.join(map(str, folders))}; unless the job's node has "
-            "the dataset, the job will train on the packaged SAMPLE; to download the dataset "
-            "first, run: harness data fetch"
+            f"the dataset, the job will {fate}"
         )
     yield from left_out(request.project, request.runs)
     if request.runs.is_dir() and others_can_write(request.runs.stat()):

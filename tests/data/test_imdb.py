@@ -6,8 +6,10 @@ import io
 import itertools
 import os
 import pickle
+import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -159,12 +161,33 @@ def test_a_bad_download_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
             fetch()
 
 
-def test_a_named_folder_is_never_skipped(tmp_path: Path) -> None:
-    """A typo in --data is refused, even if other folders have the data."""
+def test_only_one_process_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait, and open the dataset that the first one stored."""
+    downloads = []
+
+    def download() -> Dataset:
+        downloads.append(1)
+        time.sleep(0.2)
+        return small()
+
+    monkeypatch.setattr("harness.data.sources._download", download)
+    with ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(fetch).result for _ in range(2)]
+        assert [each().checksum for each in found] == [small().checksum] * 2
+    assert downloads == [1]
+
+
+def test_a_named_folder_is_never_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A typo in --data or HARNESS_DATA is refused, even if other folders have the data."""
     write_npz(tmp_path / "keras" / "datasets")
     for folder in (tmp_path / "typo", tmp_path):
         with pytest.raises(InputError, match=r"--data .*: contains neither imdb\.npz"):
             open_dataset(folder)
+    monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "typo"))
+    with pytest.raises(
+        InputError, match=r"^HARNESS_DATA .* unset HARNESS_DATA, or copy .*/imdb there$"
+    ):
+        open_dataset()
     with pytest.raises(InputError, match=r"--from .* name a folder .* or the folder aclImdb/$"):
         fetch(tmp_path / "typo")
 

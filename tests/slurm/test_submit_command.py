@@ -65,14 +65,16 @@ def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
     words = ["submit", LSTM, "--dry-run"]
     harness.environment |= {"HARNESS_VENV": str(harness.folder), "HARNESS_HOME": str(project)}
     done = harness.run_here(*words)
-    assert "packaged SAMPLE; to download the dataset first, run: harness data fetch" in done.stderr
+    assert "packaged SAMPLE; to get the dataset, run: harness data fetch" in done.stderr
     assert f"warning: {harness.folder}/bin/harness is missing" in done.stderr
     assert "git can't" not in done.stderr
+    harness.environment["HARNESS_DATA"] = str(harness.folder)
+    done = harness.run_here(*words)
+    assert "the job will end with an error; put the dataset there, or unset" in done.stderr
     (project / ".git/HEAD").unlink()
     for name in ("imdb.npz", "bin/harness"):
         (harness.folder / name).parent.mkdir(exist_ok=True)
         (harness.folder / name).touch()
-    harness.environment["HARNESS_DATA"] = str(harness.folder)
     done = harness.run_here(*words)
     assert done.returncode == 0
     assert "SAMPLE" not in done.stderr

@@ -328,6 +328,8 @@ def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose
         dataset = open_dataset(data or folder, full=True)
     check_same(dataset, str(record.get("checksum")), whose)
     return dataset
+        if record.get("is_sample") and not dataset.is_sample:
+            raise InputError(f"{whose}: began with the packaged SAMPLE of IMDB; leave --data out")
 
 
 def check_same(dataset: Dataset, checksum: str, whose: str) -> None:

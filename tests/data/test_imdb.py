@@ -247,15 +247,26 @@ def test_raw_text_is_encoded_as_the_training_data() -> None:
     assert tokenize("Don't  É (WATCH)\n`this`") == ["don't", "É", "watch", "this"]
 
 
-def test_the_sample_can_be_made_again(tmp_path: Path) -> None:
-    """The sample has 5,000 training and 2,000 test reviews; `make_sample` writes the same bytes."""
+def test_the_sample_can_be_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sample has 5,000 training and 2,000 test reviews; `make_sample` writes the same bytes.
+
+    A changed sample is refused.
+    """
     sample = open_sample()
     assert (len(sample.train), len(sample.test), len(sample.vocab)) == (5000, 2000, 88_584)
     for split in (sample.train, sample.test):
         assert 0.45 < split.labels.mean() < 0.55
     assert content_checksum(sample.train, sample.test, sample.vocab) == sample.checksum
-    make_sample(sample, tmp_path / "again.npz")
-    assert (tmp_path / "again.npz").read_bytes() == SAMPLE.read_bytes()
+    again = tmp_path / "again.npz"
+    make_sample(sample, again)
+    assert again.read_bytes() == SAMPLE.read_bytes()
+    with np.load(again) as archive:
+        arrays = dict(archive)
+    arrays["test_labels"][0] ^= 1
+    np.savez_compressed(again, **arrays)
+    monkeypatch.setattr("harness.data.sources.SAMPLE", again)
+    with pytest.raises(RunError, match=r"again\.npz: is broken"):
+        open_sample()
 
 
 FULL = os.environ.get("HARNESS_DATA_FOR_TESTS")

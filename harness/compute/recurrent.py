@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -26,7 +26,7 @@ def turn_cudnn_off(model: keras.Model) -> None:
 
     XLA can't compile cuDNN's kernels, and a CPU can't run them.
     """
-    for layer in _with_directions(model):
+    for layer in all_layers(model):
         if hasattr(layer, "use_cudnn"):
             layer.use_cudnn = False
 
@@ -50,7 +50,7 @@ def use_cudnn_rnn(model: keras.Model) -> None:
     Args:
         model: a model or a plain RNN layer.
     """
-    for layer in (model, *_with_directions(model)):
+    for layer in (model, *all_layers(model)):
         if type(layer) is SimpleRNN and _cudnn_takes(layer):
             layer.inner_loop = functools.partial(_cudnn_rnn, layer)
 
@@ -134,7 +134,7 @@ def use_turns_of_two(model: keras.Model) -> None:
 
 
 def _replace_loops(model: keras.Model, compute: Compute) -> None:
-    for layer in _with_directions(model):
+    for layer in all_layers(model):
         if isinstance(layer, LSTM):
             layer.inner_loop = functools.partial(_inner_loop, layer, compute)
 
@@ -216,15 +216,6 @@ def _in_blocks_order(gates: tf.Tensor) -> tf.Tensor:
     """Reorder Keras's gates (input, forget, candidate, output) as BlockLSTM expects them."""
     input_gate, forget, candidate, output = tf.split(gates, 4, axis=-1)
     return tf.concat([input_gate, candidate, forget, output], axis=-1)
-
-
-def _with_directions(model: keras.Model) -> Iterator[keras.Layer]:
-    """Yield all layers of the model, and the two layers inside each bidirectional layer."""
-    for layer in all_layers(model):
-        yield layer
-        for name in ("forward_layer", "backward_layer"):
-            if hasattr(layer, name):
-                yield getattr(layer, name)
 
 
 def count_parameters(model: keras.Model) -> dict[str, int]:

@@ -219,8 +219,6 @@ def _pooled(
             backward = type(forward).from_config(settings)
             # Keras's backward layer would start in the padding.
             directions = [forward(x), backward(padding.reverse(x))]
-            if layer is not recurrent[-1]:
-                x = layers.Concatenate()([directions[0], padding.reverse(directions[1])])
         else:
             x = layer(x)
             directions = [x]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.compute.execution_plan import recurrent_units
+from harness.data.epoch_order import LARGEST_PADDED
 from harness.job.job_file import put_value
 from harness.job.keys import Job
 from harness.job.search import SearchSpec
@@ -29,7 +30,6 @@ COPIES = 11
 PER_UNIT, PER_CHANNEL = 11, 2
 MAX_REVIEWS, WORDS_PER_REVIEW = 50_000, 235  # IMDB's number of reviews and mean length
 RATIO_COPIES = 3  # copies of the n-grams' log-count ratios: two NumPy arrays and a tensor
-MAX_PADDED_GB = 1.0  # a larger dataset is padded batch by batch, not as a whole
 FLOAT = 4  # size of a float32 in bytes
 CUSTOM_NETWORK_GB = 0.5  # added to the estimate for a custom network
 # A cautious guess of the memory of CUDA's context and libraries, which TensorFlow does not count.
@@ -55,11 +55,11 @@ def reckoned_gb(job: Job, kind: str | None = None) -> float:
         reviews = min(reviews, MAX_REVIEWS)
     # The user's own texts are not read yet, so their sizes are assumed to be those of IMDB.
     values += RATIO_COPIES * reviews * WORDS_PER_REVIEW * model.ngram_ratios
-    padded_gb = min(FLOAT * reviews * data.maxlen / 1e9, MAX_PADDED_GB)
+    padded = min(FLOAT * reviews * data.maxlen, LARGEST_PADDED)
     if data.source and not data.limit:
-        padded_gb = MAX_PADDED_GB
+        padded = LARGEST_PADDED
     base_gb = GPU_BASE_GB if on_gpu else BASE_GB
-    return base_gb + custom_gb + padded_gb + FLOAT * values / 1e9
+    return base_gb + custom_gb + (padded + FLOAT * values) / 1e9
 
 
 def largest_gb(search: SearchSpec, kind: str | None = None) -> float:

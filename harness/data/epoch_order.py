@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+LARGEST_PADDED = 1_000_000_000  # bytes; larger sets of reviews are padded batch by batch
 MAX_PERMUTED = 5_000_000  # the largest number of review indices (4 bytes) in a tf.data dataset
 
 # With data.bucket, the reviews of this many batches (a pool) are sorted by length and then cut into
@@ -106,12 +107,12 @@ def padded_lengths(maxlen: int) -> np.ndarray:
 def time_steps(orders: np.ndarray, lengths: np.ndarray, shape: BatchShape) -> np.ndarray:
     """Return the padded length of each global batch, `[num_epochs * steps_per_epoch] int32`.
 
+    The lengths are those of batches with `bucket`.
+
     Args:
         orders: the order of the reviews in each epoch, `[num_epochs, num_reviews]`.
         lengths: the result of `Reviews.lengths`, `[num_reviews]`.
     """
-    if not shape.bucket:
-        return np.full(len(orders) * num_steps(len(lengths), shape.batch_size), shape.maxlen)
     firsts = np.arange(0, orders.shape[1], shape.batch_size)
     longest = np.maximum.reduceat(lengths[orders], firsts, axis=1)
     allowed = padded_lengths(shape.maxlen)

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from harness.data.dataset import Dataset, Split
-from harness.data.epoch_order import BatchShape, num_steps, time_steps
+from harness.data.epoch_order import LARGEST_PADDED, BatchShape, num_steps, time_steps
 from harness.data.ngrams import NgramRatios, fit_ratios
 from harness.data.vocabulary import SHIFT, START, encode_split
 from harness.errors import InputError
@@ -23,7 +23,6 @@ MAX_RATIOS = 60  # the largest number of n-gram ratios (4 bytes each) for a word
 EXAMPLES_AT_ONCE = 1024
 PREFETCHED = 2  # the number of prefetched groups of EXAMPLES_AT_ONCE
 PREFETCHED_BY_LENGTH = 8  # with data.bucket: the number of prefetched batches
-LARGEST_PADDED = 1_000_000_000  # bytes; larger sets of reviews are padded batch by batch
 
 
 class Batch(NamedTuple):
@@ -230,11 +229,13 @@ class _Source:
     def __init__(self, reviews: Reviews, permutations: np.ndarray, shape: BatchShape) -> None:
         self.batch_size, self.num_reviews = shape.batch_size, len(reviews)
         self.reviews = PaddedReviews(reviews, shape)
-        times = time_steps(permutations, reviews.lengths(shape.maxlen), shape)
+        self.times = None
         with tf.device("/cpu:0"):
             self.labels = tf.constant(reviews.labels.astype(np.float32))
             self.permuted = tf.constant(permutations.ravel())
-            self.times = tf.constant(times) if shape.bucket else None
+            if shape.bucket:
+                lengths = reviews.lengths(shape.maxlen)
+                self.times = tf.constant(time_steps(permutations, lengths, shape))
 
     def batches(self, step: tf.Tensor, position: tf.Tensor, before: int) -> Batch:
         """Return `num` batches as one `Batch` whose fields have the shape `[num, …]`.

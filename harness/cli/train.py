@@ -270,9 +270,9 @@ def predict(
     first = next(batches, None)  # refuse bad input before TensorFlow is imported
     if first is None:
         raise InputError(no_text)
-    try:
-        with computing(model.job()):
-            classify = classifier_of(model).classify
+    with computing(model.job()):
+        classify = classifier_of(model).classify
+        try:
             for lines in itertools.chain([first], batches):
                 answers = classify([line.text for line in lines])
                 for line, answer in zip(lines, answers, strict=True):
@@ -281,9 +281,9 @@ def predict(
                     else:
                         shown = " ".join(answer.text[:200].split())  # as one line
                         echo(f"{answer.summary}  {shown}")
-    finally:
-        for warning in remarks.lines():
-            log(logging.WARNING, warning)
+        finally:
+            for warning in remarks.lines():
+                log(logging.WARNING, warning)
 
 
 @app.command(epilog="Example: harness export runs/lstm/my-run --out served/lstm")

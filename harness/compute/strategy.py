@@ -73,7 +73,7 @@ def parse_devices(text: str, name: str = "--devices") -> Devices:
 
 
 def site_devices() -> str | None:
-    """Return HARNESS_DEVICES, the default of `--devices` for a new run.
+    """Return HARNESS_DEVICES: the devices of a command that is not given others.
 
     Raises:
         InputError: if `--devices` would not accept the value.

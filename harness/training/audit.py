@@ -663,7 +663,7 @@ def audit(
     try:
         with scratch_directory() as scratch:
             auditor = Auditor(subject, scratch, data=data, devices=devices, say=say)
-            with computing(subject.job, auditor.plan.threads):
+            with computing(subject.job, auditor.plan.threads, str(auditor.devices)):
                 checks = [*auditor.quick()]
             if epochs != 0:
                 checks += auditor.trained(epochs)

@@ -385,19 +385,22 @@ def dataset_of(
 
 
 @contextlib.contextmanager
-def computing(job: Job, threads: int | None = None) -> Iterator[None]:
+def computing(job: Job, threads: int | None = None, devices: str | None = None) -> Iterator[None]:
     """Import TensorFlow and check its devices, for a command that doesn't train.
 
     Args:
         threads: the number of threads per operation; by default one per CPU of this process.
+        devices: the value of `--devices`, by default HARNESS_DEVICES. `cpu` hides all GPUs.
 
     Raises:
         SystemExit: in the parent, with the child's exit code, if the process forked to use GPUs.
         NodeFault, RunError: if a GPU fails or computes wrong results.
     """
-    if may_use_gpus(site_devices()):
+    if uses_gpus := may_use_gpus(devices or site_devices()):
         stand_guard(tell_death)
-    import_tensorflow(SlurmEnvironment.from_environment(), threads, job)
+    tf = import_tensorflow(SlurmEnvironment.from_environment(), threads, job)
+    if not uses_gpus:
+        tf.config.set_visible_devices([], "GPU")
     from harness.compute.device_check import check_devices
     from harness.training.failures import explained_device_errors
 

@@ -227,6 +227,25 @@ def test_no_command_uses_results_of_kernels_that_were_not_run(
     assert last_line(done).startswith(f"harness: {DRIVER}cuModuleLoadData failed with")
 
 
+def test_commands_that_do_not_train_leave_the_gpu_alone_if_asked(forks: Forks) -> None:
+    """The GPU would fail, or its check would. A command on the GPU repeats no warning."""
+    run = forks.run_of("trained")
+    if not run.exists():
+        assert ended(forks.train("trained")).returncode == 0
+    texts = run / "texts"
+    texts.write_text("good\n\n\n")
+    on_gpu = ended(forks.start("trained", "predict", run, "--file", texts))
+    assert on_gpu.returncode == 0
+    assert on_gpu.stderr.count("lines without a word") == 1
+    checked = {"STUB_FAIL": "cuDevicePrimaryCtxRetain:46:0", "HARNESS_CHECK_DEVICES": "1"}
+    site = {**checked, "HARNESS_DEVICES": "cpu"}
+    on_cpu = ended(forks.start("trained", "predict", run, "good", env=site))
+    assert (on_cpu.returncode, on_cpu.stderr) == (0, "")
+    words = ("audit", run, "--quick", "--devices", "cpu")
+    audit = ended(forks.start("trained", *words, env=checked))
+    assert audit.returncode != 2, audit.stderr
+
+
 def wait_until_it_hangs(forks: Forks, name: str, seconds: float = TIMEOUT_S) -> None:
     """Wait until the first step has ended and the run hangs in a later step."""
     deadline = time.monotonic() + seconds

@@ -1,6 +1,6 @@
 """`audit`: checks the numbers of runs by training them again."""
 
-import logging
+import subprocess
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +16,8 @@ from harness.cli.options import (
     confirm_here,
     quoted,
 )
-from harness.errors import DiskError, InputError, NodeFault, RunError
-from harness.system.console import echo, log
+from harness.errors import DiskError, InputError, RunError
+from harness.system.console import echo
 
 app = typer.Typer()
 
@@ -42,40 +42,48 @@ def audit(
     Never changes the runs. Saves its results in --runs. Exit codes: 0 = equal, or equal within
     rounding; 1 = different; 2 = can't be audited here.
     """
+    if quick + full + (epochs is not None) > 1:
+        raise InputError("--quick, --epochs, --full: can't be combined; use only one of them")
+    confirm_here(f"srun harness audit {quoted(folders[0])}", here=here)
+    if len(folders) == 1:
+        depth = 0 if quick else None if full else epochs or 1
+        _audit(folders[0], depth, devices=devices, data=data, runs=runs)
+        return
+    from harness.slurm.pool import child_args
+    from harness.system.processes import own_code_first
+
+    # One process can't audit several runs: TensorFlow's number of threads, for example, is final.
+    given = {"--epochs": epochs, "--devices": devices, "--data": data, "--runs": runs}
+    words = [f"{name}={value}" for name, value in given.items() if value is not None]
+    words += [name for name, is_set in {"--quick": quick, "--full": full}.items() if is_set]
+    codes = set[int]()
+    for folder in folders:
+        args = child_args("audit", *words, "--", str(folder))
+        # The child ends when the pipe closes, with this process.
+        codes.add(subprocess.call(args, env=own_code_first(), stdin=subprocess.PIPE))  # noqa: S603
+    if failed := codes - {0}:
+        refused = failed == {InputError.exit_code}
+        raise typer.Exit(InputError.exit_code if refused else RunError.exit_code)
+
+
+def _audit(
+    folder: Path, depth: int | None, *, devices: str | None, data: Path | None, runs: Path
+) -> None:
+    """Audit a run in this process, print the result and save it."""
     import pandas
 
     from harness.report.text_tables import plain_table
     from harness.tracking.audits import DIFFERS, keep_audit
     from harness.training.audit import audit as audit_run
 
-    if quick + full + (epochs is not None) > 1:
-        raise InputError("--quick, --epochs, --full: can't be combined; use only one of them")
-    confirm_here(f"srun harness audit {quoted(folders[0])}", here=here)
-    depth = 0 if quick else None if full else epochs or 1
-    problems: list[InputError | RunError] = []
-    num_different = 0
-    for folder in folders:
-        try:
-            found = audit_run(
-                folder, epochs=depth, data=data, devices=devices, say=partial(echo, err=True)
-            )
-        except NodeFault:
-            raise
-        except (InputError, RunError) as error:
-            problems.append(error)
-            num_different += isinstance(error, RunError)  # for example, the result is broken
-            continue
-        echo(plain_table(pandas.DataFrame(found.rows, dtype=object)))
-        echo(found.sentence)
-        num_different += found.outcome == DIFFERS
-        try:
-            keep_audit(runs, found.result_sha256, found.record())
-        except (DiskError, OSError) as error:
-            refusal = f"--runs {runs}: the audit can't be saved ({error}); name your own folder"
-            problems.append(InputError(refusal))
-    for problem in problems[: None if num_different else -1]:
-        log(logging.ERROR, str(problem))
-    if num_different:
+    found = audit_run(folder, epochs=depth, data=data, devices=devices, say=partial(echo, err=True))
+    echo(plain_table(pandas.DataFrame(found.rows, dtype=object)))
+    echo(found.sentence)
+    is_different = found.outcome == DIFFERS
+    try:
+        keep_audit(runs, found.result_sha256, found.record())
+    except (DiskError, OSError) as error:
+        refusal = f"--runs {runs}: the audit can't be saved ({error}); name your own folder"
+        raise (RunError if is_different else InputError)(refusal) from None
+    if is_different:
         raise typer.Exit(RunError.exit_code)
-    if problems:
-        raise problems[-1]

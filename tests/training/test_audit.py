@@ -169,18 +169,27 @@ def test_a_run_that_cannot_be_audited_is_refused_in_one_line(
 def test_a_run_that_cannot_be_audited_leaves_the_others(
     finished: tuple[Harness, Path], tmp_path: Path
 ) -> None:
-    """All runs are audited, even if no audit can be saved; a difference decides the exit code."""
+    """All runs are audited, even if no audit can be saved; a difference decides the exit code.
+
+    TensorFlow uses as many threads for each run as its training did.
+    """
     harness, run = finished
-    copy, no_folder = tmp_path / "copy", tmp_path / "file"
-    shutil.copytree(run, copy)
+    copy, other, no_folder = tmp_path / "copy", tmp_path / "other", tmp_path / "file"
+    for each in (copy, other):
+        shutil.copytree(run, each)
     broken("result.json", "{")(copy)
+    plan = json.loads((run / "provenance.json").read_text())["plan"]
+    changed("provenance.json", plan=plan | {"threads": plan["threads"] + 1})(other)
     no_folder.touch()
-    done = harness.run("audit", copy, run, "--quick", "--runs", no_folder)
+    done = harness.run("audit", copy, run, other, "--quick", "--runs", no_folder)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert f"run {run}: the audit (quick, " in done.stdout
-    first, second = done.stderr.splitlines()
+    for each in (run, other):
+        assert f"run {each}: the audit (quick, " in done.stdout
+    first, *others = done.stderr.splitlines()
     assert "result.json: is broken" in first
-    assert f"--runs {no_folder}: the audit can't be saved (" in second
+    assert len(others) == 2
+    for line in others:
+        assert f"--runs {no_folder}: the audit can't be saved (" in line
 
 
 def test_a_full_scratch_disk_is_no_difference(

@@ -169,7 +169,7 @@ def _gathered(layer: Embedding, tokens: tf.Tensor) -> tf.Tensor:
 
 
 def for_training(model: keras.Model, seed: int, batch_size: int) -> keras.Model:
-    """Copy a model and its weights; replace dropouts and embeddings by this module's layers."""
+    """Copy a model with its weights; the copy has this module's dropout and embedding layers."""
     num_dropouts = 0
 
     def replace(layer: keras.Layer) -> keras.Layer:

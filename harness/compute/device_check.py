@@ -28,7 +28,7 @@ from harness.system.console import Console
 from harness.system.gpu import Card, code_for, kernel_cache
 from harness.system.watchdog import FIRST_USE
 
-SWITCH = "HARNESS_CHECK_DEVICES"  # 0 turns the check off, for tests that replace CUDA by a stub
+SWITCH = "HARNESS_CHECK_DEVICES"  # 0 turns the check off, for tests that replace CUDA with a stub
 TOLERANCE = 1e-3  # largest accepted relative difference; float32 stays below 1e-5 without TF32
 FIRST_BYTES = 1 << 20  # bytes that `take_memory` allocates on each GPU
 SHAPE = (4, 6, 8)  # rows, words, channels

@@ -245,8 +245,8 @@ def _entries(source: Path, folder: Path) -> dict[str, "os.DirEntry[str]"]:
     for name, entry in entries.items():
         if entry.is_symlink():
             raise InputError(
-                f"data.source {source}: {(folder / name).relative_to(source)} is a link, which the "
-                "harness does not follow; replace the link by its target"
+                f"data.source {source}: {(folder / name).relative_to(source)} is a symbolic link, "
+                "which the harness does not follow; replace the link with its target"
             )
     return dict(sorted(entries.items()))
 
@@ -352,8 +352,8 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
     for each in texts:
         where = f"data.source {source}: {each.location}"
         first = first or each
-        # If only some reviews state their split, a split of all reviews by the hash could put a
-        # stated test review into the training split.
+        # If only some reviews state their split, splitting all reviews by the hash could put a
+        # review that is marked as a test review into the training split.
         if bool(each.split) != bool(first.split):
             raise InputError(
                 f"{where} and {first.location}: only one of these reviews states its split; state "

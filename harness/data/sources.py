@@ -165,7 +165,7 @@ def read_npz(content: bytes, path: Path) -> Dataset:
             f"{path}: is not Keras's {NPZ} (its checksum differs); to get Keras's data, run "
             "harness data fetch; to use your own texts, set data.source"
         )
-    # `np.load` of the whole archive could read, and unpickle, something else than these members.
+    # `np.load` of the whole archive could unpickle other data than these verified members.
     arrays = {
         name: np.load(io.BytesIO(member), allow_pickle=True) for name, member in members.items()
     }
@@ -174,7 +174,10 @@ def read_npz(content: bytes, path: Path) -> Dataset:
 
 
 def _genuine_members(content: bytes) -> dict[str, bytes]:
-    """Return the arrays' files in Keras's imdb.npz, or in one saved again by NumPy 2; else {}."""
+    """Return the file of each array in an imdb.npz, with the arrays' names as keys.
+
+    The result is empty if `content` is neither Keras's file nor a copy saved again by NumPy 2.
+    """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             members = {name: archive.read(f"{name}.npy") for name in SAVED_ANEW}

@@ -44,7 +44,7 @@ def encode_ranks(ranks: np.ndarray, vocab_size: int) -> np.ndarray:
 
 
 def tokenize(text: str) -> list[str]:
-    """Split a text into words as Keras's IMDB is split.
+    """Split a text into words as the reviews of Keras's IMDB dataset were split.
 
     ASCII letters become lower case, and apostrophes remain.
     """

@@ -29,7 +29,8 @@ from harness.system.processes import installed_version, nvidia_driver
 
 SET_UP = "bash slurm/common.sh --setup"
 TENSORFLOW_S = 300  # limit for TensorFlow's import; the first from a network disk takes minutes
-# If an import takes longer, or if less memory or disk space is available, a finding is yellow.
+# A finding is yellow if an import takes longer than SLOW_IMPORT_S, if less memory than LITTLE_GB is
+# available, or if less disk space than LITTLE_DISK_GB is free.
 SLOW_IMPORT_S = 10.0  # an import from a local disk takes about 2 s
 LITTLE_GB = 3.0  # a run takes about 1.5 GB of memory
 LITTLE_DISK_GB = 2.0  # a run takes some 10 MB of disk space
@@ -96,7 +97,8 @@ def check_tensorflow(devices: str | None) -> Iterator[Finding]:
 def describe_import(import_s: float) -> Finding:
     """Report how long TensorFlow's import took; if it was slow, advise a faster disk.
 
-    If more processes run than the machine has CPUs, advise nothing: the load slows an import, too.
+    If more processes run than the machine has CPUs, give no advice, because the load may have
+    slowed the import.
     """
     found = f"imports in {import_s:.1f} s from {sys.prefix}"
     if import_s > SLOW_IMPORT_S and os.getloadavg()[0] <= (os.cpu_count() or 1):
@@ -155,7 +157,7 @@ def judge_card(card: Card, driver: str | None, targets: Sequence[str]) -> Findin
 
 
 def describe_libraries(answer: dict[str, Any] | None) -> Iterator[Finding]:
-    """If the machine has an NVIDIA driver, report whether and from where CUDA's libraries load."""
+    """If the machine has an NVIDIA driver, report whether CUDA's libraries load, and from where."""
     if answer is None:
         return
     if answer["missing"]:

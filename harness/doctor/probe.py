@@ -98,7 +98,8 @@ def _run_module(module: str, *args: str | Path, timeout_s: float) -> tuple[str, 
 
     Raises:
         InputError: if the child refuses its input.
-        RunError: if the child fails; the caller adds a subject before the message.
+        RunError: if the child fails, dies or takes longer than `timeout_s`. The message lacks its
+            subject, such as `a short run`, which the caller puts in front.
     """
     with (
         tempfile.TemporaryFile("w+", errors="replace") as stdout,

@@ -34,10 +34,11 @@ SPACE = "[" + "".join(f"\\x{ord(character):02x}" for character in SPACES) + "]"
 class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
     """Converts raw texts to a model's input with TensorFlow operations only.
 
-    Each text is encoded as by `harness.data.vocabulary.encode_text`, and cut to its last `maxlen`
-    words. Shorter texts are padded in front to `maxlen` words. If `bucket` is set, texts are padded
-    at the end instead, and a batch that contains only short texts is padded to fewer than `maxlen`
-    words. With `ratios` the model has a second input, the result of `NgramRatios.at_words`.
+    The class encodes each text as `harness.data.vocabulary.encode_text` does, and keeps the last
+    `maxlen` words. Shorter texts are padded in front to `maxlen` words. If `bucket` is set, texts
+    are padded at the end instead, and a batch that contains only short texts is padded to fewer
+    than `maxlen` words. With `ratios` the model has a second input, the result of
+    `NgramRatios.at_words`.
     """
 
     def __init__(

@@ -88,7 +88,7 @@ def _members(model: keras.Model, path: Path, *, has_config: bool) -> dict[str, b
 
 def _number_shared_objects(config: str) -> str:
     # If layers share an object, Keras writes the object's address in memory, which differs between
-    # processes. Replace the addresses by numbers: 0, 1, …
+    # processes. Replace the addresses with numbers: 0, 1, …
     numbers: dict[str, int] = {}
     return re.sub(
         r'("shared_object_id": )(\d+)',

@@ -121,7 +121,7 @@ def read_lines(
 
 
 def _text(raw: bytes, where: str, *, is_json: bool) -> str:
-    # The text may be UTF-16. Its bytes may be valid UTF-8, too, but would contain no known word.
+    # The text may be UTF-16. Decoding UTF-16 as UTF-8 may succeed, but finds only unknown words.
     if b"\0" in raw:
         raise InputError(f"{where} contains a NUL byte, so it is not text; save it as UTF-8")
     if len(raw) > MAX_LINE_BYTES:
@@ -198,8 +198,8 @@ class Prediction:
     def summary(self) -> str:
         """Return the predicted class and a probability, such as `neg, P(pos) = 0.031`.
 
-        With two classes, the probability is that of label 1, by which texts can be sorted. With
-        more classes, the probability is that of the predicted class.
+        With two classes, the probability is always that of label 1, so a user can sort texts by the
+        probability. With more classes, the probability is that of the predicted class.
         """
         names = [*self.probabilities]
         name = names[1] if len(names) == 2 else self.predicted

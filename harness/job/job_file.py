@@ -18,7 +18,8 @@ from harness.job.keys import FACTS, TABLES, DataConfig, Job
 from harness.job.own_code import check_trusted, keep_code
 from harness.system.files import raise_unless_missing, read_plain_file
 
-# The rules behind pydantic's errors, whose own messages ask only for a `valid` value.
+# Maps the type of a pydantic error to the rule that the harness's message states. pydantic's own
+# message asks only for a `valid` value.
 RULES = {
     "bool_type": "should be true or false",
     "int_type": "should be an integer, such as 8",
@@ -26,7 +27,8 @@ RULES = {
     "string_type": "should be a string in quotes",
     "list_type": 'should be a list, such as [1, 2.5] or ["file.py:function"]',
 }
-MAX_JOB_BYTES = 4_000_000  # largest size of a job file; fits `own_code.MAX_CHARACTERS`
+# Largest size of a job file, enough for a `[code]` table of `own_code.MAX_CHARACTERS` characters.
+MAX_JOB_BYTES = 4_000_000
 
 
 def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None) -> Job:
@@ -79,7 +81,10 @@ def with_code(job: Job, path: Path, origins: Mapping[str, str]) -> Job:
 
 
 def _of_file(name: str) -> str:
-    """Mark a reference of an option, so that its file, if there is one, precedes `[code]`."""
+    """Put `./` before a function reference from an option if the referenced file exists.
+
+    The harness then reads this file, even if `[code]` contains a source with the same path.
+    """
     is_file = is_reference(name) and os.path.isfile(name.partition(":")[0])  # noqa: PTH113
     return os.path.join(".", name) if is_file else name  # noqa: PTH118 - `Path` would drop the dot
 
@@ -90,7 +95,8 @@ def kept_names(
     """Add the sources of functions to `code`, and return the references that the job stores.
 
     Args:
-        names: references to functions, such as `file.py:function`, or other values of the key.
+        names: values of a job's key: references to functions, such as `file.py:function`, or other
+            values, such as `lstm`.
         code: the sources in the job; each key is the path of a source.
         where: the beginning of error messages, such as `job lstm.toml: model.architecture`.
         base: the folder that relative paths start from.

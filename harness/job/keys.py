@@ -353,7 +353,7 @@ class TrainConfig(ConfigSection):
         str,
         Facts(
             choices=("best", "last", *SCORES),
-            allowed="`best`, `last`, or a score as in `monitor`",
+            allowed="`best`, `last`, or a score that `monitor` allows",
             unvalidated="last",
             for_all_reviews=True,
         ),

@@ -170,7 +170,7 @@ def _path_of(module: str, code: Mapping[str, str]) -> str | None:
 
 
 def _sources(root: Path, module: str, where: str, *, top: str | None) -> Iterator[tuple[str, str]]:
-    """Yield path and source of a module and of the modules in `root` that it imports, recursively.
+    """Yield the path and source of a module and of its direct and indirect imports in `root`.
 
     Args:
         top: the package whose modules are read; None to read any imported module in `root`.

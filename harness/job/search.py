@@ -81,8 +81,8 @@ def read_space(raw: Mapping[str, Any], path: Path) -> list[Parameter]:
         if not ready:
             first = waiting[0]
             raise InputError(
-                f"job {path}: search.space.{first.key}.when: {first.parent} should be a list in "
-                f"search.space, and should not depend on {first.key}"
+                f"job {path}: search.space.{first.key}.when: {first.parent} should have a list of "
+                f"values in search.space, and should not itself depend on {first.key}"
             )
         for parameter in ready:
             parent = known.get(parameter.parent or "")
@@ -92,7 +92,8 @@ def read_space(raw: Mapping[str, Any], path: Path) -> list[Parameter]:
                     f"job {path}: search.space.{parameter.key}.when = {strange[0]!r}: "
                     f"search.space.{parameter.parent} should list this value"
                 )
-            if parent:  # KerasTuner needs the parent's own values, for example 1.0 and not 1
+            if parent:
+                # `when` may contain 1 for a list with 1.0. KerasTuner needs the list's value, 1.0.
                 same = tuple(v for v in parent.choices if v in parameter.parent_choices)
                 known[parameter.key] = replace(parameter, parent_choices=same)
             ordered.append(known[parameter.key])
@@ -325,7 +326,7 @@ class SearchSpec:
         return dump_toml(self.content)
 
     def used(self, values: Values) -> dict[str, Value]:
-        """Return a trial's values, sorted like `space`; those of ranges are rounded."""
+        """Return a trial's values in the order of `space`; round each value from a range."""
         return {
             each.key: values[each.key] if each.choices else rounded(values[each.key])
             for each in self.space
@@ -504,8 +505,8 @@ def _broken_rule(search: SearchSpec) -> str:
             f"search.space.train.epochs: the {table.tuner} tuner chooses the number of epochs "
             "itself, at most train.epochs; remove train.epochs from search.space"
         )
-    # Maps each searched key to values of the keys on which it depends: the key in its `when`, the
-    # key in that key's `when`, and so on. The search varies the key only with such values.
+    # Maps each searched key to an example of the values under which the search varies the key: a
+    # value of the key in its `when`, a value of the key in that key's `when`, and so on.
     needed: dict[str, Values] = {}
     for parameter in search.space:
         continuous = not parameter.choices and parameter.step is None

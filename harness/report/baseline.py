@@ -168,7 +168,11 @@ def fit(dataset: Dataset, *, limit: int, maxlen: int, vocab_size: int) -> Baseli
 
 
 def _scores(test: Split, probabilities: Floats) -> dict[str, Any]:
-    """Return scores as arguments of `Baseline`, from probabilities `[num_reviews, num_classes]`."""
+    """Compute test scores from `probabilities`, `[num_reviews, num_classes]`.
+
+    Returns:
+        The scores as keyword arguments for `Baseline`.
+    """
     from harness.training.metrics import test_scores
 
     scores: dict[str, Any] = test_scores(test.labels, probabilities)
@@ -369,7 +373,8 @@ def fit_linear(
 
     Args:
         features: a matrix of 0 and 1, `[num_reviews, num_features]`.
-        labels: the labels from 0, `[num_reviews]`; each class has at least one review.
+        labels: the index of each review's class, `[num_reviews]`. Each class has at least one
+            review.
         strength: C, the inverse of the logistic regression's regularization strength.
 
     Returns:

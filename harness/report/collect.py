@@ -41,8 +41,9 @@ from harness.tracking.run_dir import (
 if TYPE_CHECKING:
     import pandas
 
-# Test accuracies from the last table of the notebook. The notebook follows exercises 6.01 to 6.05
-# of "the book": Baig et al. (2020), The Deep Learning Workshop.
+# Test accuracies from the last table of the teaching notebook whose networks are in
+# `jobs/notebook/`. The notebook follows exercises 6.01 to 6.05 of "the book": Baig et al. (2020),
+# The Deep Learning Workshop.
 BOOK = {"rnn": 0.8415, "lstm": 0.8705, "gru": 0.8706, "bilstm": 0.8760, "stacked_lstm": 0.8753}
 
 NO_SPREAD = 1e-11  # a standard error of accuracies below this value is only a rounding error

@@ -81,7 +81,7 @@ DIGITS = 4  # decimal digits of a weight
 class Member(BaseModel, frozen=True):
     """A member of an ensemble.
 
-    Only people read the fields of a member in `ensemble.toml` that this class lacks.
+    In `ensemble.toml`, a member has more fields, such as `seed`, which only people read.
     """
 
     weight: Annotated[float, Field(ge=0, le=1)]
@@ -138,7 +138,7 @@ class Ensemble(BaseModel, frozen=True):
 
 @contextlib.contextmanager
 def _readable(whose: str, path: Path, remedy: str) -> Iterator[None]:
-    """Replace a reading error in the `with` block by a one-line `InputError` or `DiskError`."""
+    """Raise a one-line `InputError` or `DiskError` if the `with` block can't read a file."""
     try:
         yield
     except BROKEN as error:
@@ -229,8 +229,9 @@ class RunMember:
 
     run: ScoredRun
     job: Job
-    # Labels `[num_reviews]` and probabilities `[num_reviews, num_classes]`, by the file's name. A
-    # run on all training reviews has no VALIDATION_PREDICTIONS.
+    # Maps the name of each file with predictions to the file's labels, `[num_reviews]`, and
+    # probabilities, `[num_reviews, num_classes]`. A run on all training reviews has no
+    # VALIDATION_PREDICTIONS.
     predictions: Mapping[str, tuple[Ints, Floats]]
 
     @property
@@ -463,7 +464,7 @@ def best_weights(labels: Ints, members: Sequence[Floats]) -> list[float]:
     rounding errors of the search don't show.
 
     Args:
-        labels: the labels from 0, `[num_reviews]`.
+        labels: the index of each review's class, `[num_reviews]`.
         members: the probabilities `[num_reviews, num_classes]` of each member.
     """
     from scipy.optimize import minimize
@@ -520,7 +521,8 @@ def _given_weights(
         )
     ensemble = Ensemble.open(weights_from, option="--weights-from")
     mine = {"data": members[0].shared["data"], **settings_of(members, ngrams=ngrams)}
-    theirs = {key: DEFAULTS.get(key) for key in mine}  # for keys that did not exist then
+    # An ensemble that is older than a job key has no setting for the key, so take the default.
+    theirs = {key: DEFAULTS.get(key) for key in mine}
     theirs |= {"data": ensemble.dataset_checksum, **ensemble.settings}
     for key in MAY_DIFFER:
         mine.pop(key, None)

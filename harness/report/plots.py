@@ -171,7 +171,8 @@ def _roc(group: DatasetGroup, predictions: Predictions) -> Picture | None:
         return None
     has_two = len(predictions.classes) == 2
     averaged = "" if has_two else " and the classes (each against the rest)"
-    rates = np.linspace(0, 1, 501) ** 2  # denser near 0, where the curve bends
+    # The false positive rates at which the curves are drawn: denser near 0, where the curves bend.
+    rates = np.linspace(0, 1, 501) ** 2
     chart, styles = Chart(), styles_of(group)
     for name, by_seed in predictions.by_job.items():
         curves = [

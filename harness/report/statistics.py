@@ -148,7 +148,7 @@ def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]
         test = binomtest(round(best * group.num_test), group.num_test)
         # Wilson's interval (1927) also holds for few reviews and near 100 %.
         low, high = test.proportion_ci(LEVEL, method="wilson")
-        above = "The intervals above are about the spread over seeds, on one test set."
+        above = "The intervals above reflect only the spread over seeds, on one test set."
         if (group.jobs["num_seeds"] < 2).all():
             above = "No interval over seeds: train with several seeds, such as --seeds 1-5."
         elif group.jobs["interval_low"].isna().all():
@@ -167,7 +167,7 @@ def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]
 class Predictions:
     """The readable predictions of the runs of a group."""
 
-    labels: Ints  # [num_reviews], from 0
+    labels: Ints  # the index of each review's class, [num_reviews]
     # The probabilities `[num_seeds, num_reviews, num_classes]` for each row of the tables. The keys
     # are the names of the rows.
     by_job: Mapping[str, Floats]
@@ -177,9 +177,9 @@ class Predictions:
 def read_predictions(group: DatasetGroup, say: Callable[[str], None]) -> Predictions | None:
     """Read `predictions.npz` of each run; return None if no run has a valid file.
 
-    `say` is a function that prints a message; it is called for each run whose file is missing,
-    broken or from other reviews.
-    The plots of predictions leave such a run out; its scores stay in the tables.
+    `say` is a function that prints a message. Call `say` for each run whose file is missing or
+    broken, or has other labels than the files of the other runs. The plots of predictions leave
+    such a run out; its scores stay in the tables.
     """
     labels: Ints | None = None
     by_job: dict[str, list[Floats]] = {}
@@ -205,8 +205,8 @@ def read_own(run: ScoredRun, num_classes: int) -> tuple[Ints, Floats]:
     """Read the labels and probabilities of a run, and check them against its `result.json`.
 
     Raises:
-        BROKEN (a tuple of errors): if `predictions.npz` can't be read, or if its number of classes
-            differs from `num_classes`, or its accuracy from `result.json`.
+        BROKEN (a tuple of errors): if `predictions.npz` can't be read, if its number of classes is
+            not `num_classes`, or if its accuracy differs from the accuracy in `result.json`.
     """
     labels, probabilities = read_arrays(run.folder / PREDICTIONS, num_classes)
     accuracy = float((probabilities.argmax(axis=1) == labels).mean())

@@ -30,7 +30,7 @@ KILLED = 137  # exit code after SIGKILL, which the kernel sends when memory runs
 ENDED_BY_WARNING = (138, 140, 143)  # exit codes of a process ended by USR1, USR2 or TERM
 MEMORY_FACTOR = 1.5
 MAX_MEMORY_RETRIES = 2
-NUM_OPEN = 64  # how many of a sweep's trials, from the newest on, add their steps to its progress
+NUM_OPEN = 64  # number of a sweep's newest trials whose training steps count as progress
 STEPS_OF_A_TRIAL = 10**9  # larger than the number of steps of any trial
 
 # ---- The command of a start
@@ -76,7 +76,8 @@ class Start:
         return (
             *("srun", f"--nodes={num}", f"--ntasks={num}", "--ntasks-per-node=1"),
             *([] if "mem" in self.never else ["--mem=0"]),
-            # srun does not inherit --cpus-per-task from sbatch, nor the environment at some sites.
+            # srun does not inherit --cpus-per-task from sbatch. At some sites, srun does not
+            # inherit the environment either.
             *("--export=ALL", "--kill-on-bad-exit=0", "--wait=60"),
             *([f"--cpus-per-task={cpus}"] if cpus else []),
         )
@@ -176,7 +177,7 @@ def value_of(option: str, words: Sequence[str]) -> str | None:
 
 
 class Counters(BaseModel, frozen=True):
-    """Counters over all starts of a run; from them, `decide` chooses requeue or stop."""
+    """Counters over all starts of a run; `decide` uses the counters to choose requeue or stop."""
 
     start: str = ""  # id of the last start that was counted
     reached: int = 0  # the largest progress so far, as `_reached` returns it
@@ -347,7 +348,8 @@ def _out_of_memory(ending: Ending, counters: Counters) -> Decision:
 def counters_file(runs: Path, allocation: SlurmEnvironment, run: str) -> Path:
     """Return the path of a run's counters, which later jobs that continue the run also use.
 
-    A user's job script may start several runs, whose steps can't be compared.
+    Each run has its own file, because a user's job script may start several runs, and the steps of
+    different runs can't be compared.
     """
     named = "-".join(("ends", allocation.first_job_id, *Path(run).parts[-2:]))
     return submissions(runs) / f"{named}.json"

@@ -45,14 +45,14 @@ class SlurmEnvironment:
     nodes: tuple[str, ...]  # names of the job's nodes, if a job script exported them
     submit_host: str  # the host on which sbatch or salloc ran, often a login node
     restarts: int  # how often the job was requeued
-    is_batch: bool  # whether the harness's job script runs this process; False in a session
+    is_batch: bool  # whether a job script of the harness runs this process; False under salloc
     max_requeues: int  # largest number of successive requeues without a new step
     retries_memory: bool  # whether to request more memory after the job ran out of memory
     is_submitted: bool  # whether `harness submit`, which removes conflicting options, was used
     log: str | None  # the job's log file, if a job script exported its path
     flags: str  # the user's options of sbatch, quoted for a shell
     first_job_id: str  # id of the job that began the run
-    variables: dict[str, str]  # all variables SLURM_*, except for the job's token
+    variables: dict[str, str]  # all SLURM_* variables except for the job's token
 
     @classmethod
     def from_environment(
@@ -66,7 +66,7 @@ class SlurmEnvironment:
         def number(name: str) -> int | None:
             return _whole(environment, name)
 
-        # Outside of a step, the variables for rank and number of tasks describe later steps.
+        # Outside of a job step, SLURM_PROCID and SLURM_STEP_NUM_TASKS don't describe this process.
         in_step = "SLURM_STEP_ID" in environment
         return cls(
             job_id=job_id,
@@ -204,7 +204,8 @@ def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list
     """
     tasks = variables.get("SLURM_NTASKS")  # Slurm sets this variable only for --ntasks
     requested = {
-        "gres": re.sub("gres[/:]", "", known.get("TresPerNode", "")),  # with the type of the GPUs
+        # With the type of the GPUs, for example `gpu:h100:2`.
+        "gres": re.sub("gres[/:]", "", known.get("TresPerNode", "")),
         "constraint": known.get("Features"),
         "exclude": known.get("ExcNodeList"),
         "nodelist": known.get("ReqNodeList"),

@@ -81,7 +81,7 @@ class WorkerGroup:
         Args:
             allocation: a job step with one task on each of several nodes.
             parent: the folder in which to create the group's folder; all nodes must see it.
-            purpose: a text that identifies job and data; it must be equal for all workers.
+            purpose: a text that identifies the job and the data; all workers must pass equal texts.
             join_s: the seconds to wait for the other workers.
 
         Raises:
@@ -147,7 +147,7 @@ class WorkerGroup:
         while (found := self._read(name)) is None:
             self.check()
             if 0 in self._left():
-                raise Interrupted(f"the end of the worker on {self.nodes[0]}")
+                raise Interrupted(f"the exit of the worker on {self.nodes[0]}")
             time.sleep(POLL_S)
         return found
 
@@ -232,7 +232,8 @@ class WorkerGroup:
             deadline = time.monotonic() + (SAVE_S if code else LEAVE_S)
             while 0 not in self._left() and time.monotonic() < deadline:
                 time.sleep(POLL_S)
-            shutil.rmtree(self.folder, ignore_errors=True)  # the chief may have removed it
+            # The chief may have removed the folder already.
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _leave(self, report: dict[str, Any]) -> None:
         """Report this worker's end; remove the folder if no other worker needs it."""

@@ -330,7 +330,7 @@ def run_tasks(
                 while waiting and free:
                     task = waiting.pop(0)
                     if task.cancelled:
-                        console.info(f"{task.name}: cancelled, does not start")
+                        console.info(f"{task.name}: was cancelled before it started")
                         continue
                     slot = free.pop(0)
                     variables = {**slot.variables(), "HARNESS_LOG": str(task.log.absolute())}

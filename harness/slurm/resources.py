@@ -79,7 +79,8 @@ class Rules:
         """Read the rules from environment variables, which slurm/site.sh exports.
 
         Raises:
-            InputError: if a refused option is not a long name; the rule would have no effect.
+            InputError: if HARNESS_SBATCH_NEVER contains anything but long names of sbatch options,
+                such as `mem`. Another name would have no effect.
         """
         never = [name.lstrip("-") for name in environment.get(NEVER, "").split()]
         if wrong := [name for name in never if not re.fullmatch("[a-z][a-z-]+", name)]:

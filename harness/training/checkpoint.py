@@ -165,7 +165,7 @@ def _newest(
         except Exception as error:  # a broken file raises errors of many types
             if isinstance(error, FileNotFoundError) and monotonic() - since_s < PATIENCE_S:
                 # This node's listing of the shared file system is stale: an earlier process has
-                # replaced the checkpoint by newer ones.
+                # replaced the checkpoint with newer ones.
                 sleep(RETRY_S)
                 return _newest(run, train_step, identity, since_s)
             if refusal := disk_error_in(error):

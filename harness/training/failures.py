@@ -47,7 +47,7 @@ def device_error(error: Exception) -> RunError | None:
 
 @contextlib.contextmanager
 def explained_device_errors() -> Iterator[None]:
-    """Replace TensorFlow's errors about a device by one line with a remedy.
+    """Replace TensorFlow's errors about a device with a one-line error that contains a remedy.
 
     Raises:
         NodeFault: if the node is broken, so the job should continue on another node.
@@ -120,7 +120,7 @@ def watching(
 
 @contextlib.contextmanager
 def explained_losses(worker_group: WorkerGroup | None) -> Iterator[None]:
-    """Replace TensorFlow's error about another worker by the reason why the other worker ended."""
+    """Replace TensorFlow's error about another worker with the reason why that worker ended."""
     try:
         yield
     except tf.errors.ResourceExhaustedError:

@@ -31,7 +31,7 @@ def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
     is [[tn, fp], [fn, tp]]. `top_5_accuracy` is computed for more than 10 classes.
 
     Args:
-        labels: the true labels `[n]`, from 0.
+        labels: the index of each example's true class, `[n]`.
         probabilities: the probability of label 1 `[n]`, or of each class `[n, num_classes]`.
 
     Raises:
@@ -86,7 +86,7 @@ def loss_and_accuracy(labels: ArrayLike, probabilities: ArrayLike) -> tuple[floa
     clips them in float64; 1e-7 is `keras.config.epsilon()`. The loss of a diverged model is NaN.
 
     Args:
-        labels: the true labels `[n]`, from 0.
+        labels: the index of each example's true class, `[n]`.
         probabilities: the probability of label 1 `[n]`, or of each class `[n, num_classes]`.
     """
     truth, found = np.asarray(labels, np.int64), by_class(probabilities)

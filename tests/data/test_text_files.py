@@ -131,7 +131,7 @@ def test_a_bad_folder_is_refused(tmp_path: Path) -> None:
     secret = tmp_path / "secret.txt"
     secret.write_text("mine")
     (folder / "pos" / "link.txt").symlink_to(secret)
-    assert "pos/link.txt is a link" in refusal(folder)
+    assert "pos/link.txt is a symbolic link" in refusal(folder)
     (folder / "pos" / "link.txt").unlink()
     broken = folder / "neg" / "1.txt"
     for content, said in ((b"\xff", "not UTF-8"), (b"a\0", "NUL"), (b" \n", "neg/1.txt has no")):

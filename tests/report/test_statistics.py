@@ -154,7 +154,7 @@ def test_many_jobs_of_one_seed_have_no_interval(second: dict[int, float], why: s
     [
         ({1: 88.0}, "No interval over seeds: train with several seeds, such as --seeds 1-5. On"),
         ({1: 88.0, 2: 88.0}, "No interval over seeds: each job has one seed, or equal accur"),
-        ({1: 87.9, 2: 88.1}, "The intervals above are about the spread over seeds, on one test"),
+        ({1: 87.9, 2: 88.1}, "The intervals above reflect only the spread over seeds, on one test"),
     ],
 )
 def test_the_error_of_the_test_set(accuracies: dict[int, float], above: str) -> None:

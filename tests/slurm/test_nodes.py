@@ -158,7 +158,7 @@ def test_nobody_waits_for_a_chief_that_ended(runs: Path) -> None:
     chief, worker = met(runs)
     with pytest.raises(Interrupted), chief:
         raise Interrupted("SIGTERM")
-    with pytest.raises(Interrupted, match="the end of the worker on localhost"):
+    with pytest.raises(Interrupted, match="the exit of the worker on localhost"):
         worker.share()
 
 

@@ -71,7 +71,7 @@ def test_the_projects_searches_can_be_read(name: str, tmp_path: Path) -> None:
         ("data.limit = [10, 20]", "must have the same reviews"),
         (
             "model.dropout = { values = [0.1], when = { model.units = [8] } }",
-            "when: model.units should be a list in search.space",
+            "when: model.units should have a list of values in search.space",
         ),
         (
             "model.units = [8]\nmodel.dropout = { values = [0.1], when = { model.units = [9] } }",

@@ -32,8 +32,8 @@ def main() -> int:
         print("harness: interrupted before anything began", file=sys.stderr)  # noqa: T201
         return INTERRUPTED
     finally:
-        # If a KeyboardInterrupt is raised in an exec(), which `dataclass` calls, CPython later ends
-        # itself by SIGINT in spite of sys.exit(). Another exec() prevents the SIGINT.
+        # `dataclass` calls exec(). If a KeyboardInterrupt is raised in an exec(), CPython later
+        # kills its own process by SIGINT, even after sys.exit(). Another exec() prevents that.
         exec("")  # noqa: S102
 
 

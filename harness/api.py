@@ -5,7 +5,7 @@ equal to those of the command line, and a thread or a notebook that already uses
 these functions. A call leaves no signal handlers or settings of TensorFlow behind. The output of
 the process is printed; if the process fails, its error is raised.
 
-Accuracies are numbers from 0 to 1; only printed texts show per cent.
+The functions return accuracies as numbers from 0 to 1; the printed text shows percentages.
 """
 
 import io
@@ -321,8 +321,9 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
     latest: dict[str, Any] = max(kept.values(), key=lambda each: each["ended_s"], default={})
     if latest.get("ended_s", 0.0) < began_s:
         raise error or RunError(
-            f"run {run}: the audit does not count, because the result changed meanwhile, or others "
-            f"can write to {folder / AUDITS}; in this case call: chmod go-w {folder / AUDITS}"
+            f"run {run}: the audit does not count, because the result changed during the audit, "
+            f"or because other users can write to {folder / AUDITS}; in the second case run: "
+            f"chmod go-w {folder / AUDITS}"
         )
     return Audit(**latest)
 

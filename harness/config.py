@@ -55,8 +55,9 @@ def _check_options(options: Any) -> Any:
     return dict(sorted(options.items()))  # sorted, because the order has no meaning
 
 
-# The type of a key whose value is a table of settings for a function or an optimizer. The names in
-# this table are free. The values are numbers, strings, true, false, or lists of these values.
+# The type of a key whose value is a table of settings for a function or an optimizer. The
+# function or the optimizer determines the names of the settings. The values are numbers, strings,
+# true, false, or lists of these values.
 Options = Annotated[dict[str, Any], BeforeValidator(_check_options)]
 
 
@@ -83,9 +84,9 @@ class Facts:
             there is no conflict. The table of keys in jobs/README.md shows the docstring of
             `check`.
         unvalidated: the only value allowed without validation reviews; None allows any value.
-        for_all_reviews: whether two runs may have different values of the key if `--weights-from`
-            copies the first run's weight in an ensemble to the second run. The first run has
-            validation reviews; the second run was trained on all reviews.
+        for_all_reviews: `--weights-from` gives a run that was trained on all reviews the ensemble
+            weight of a run with validation reviews. `for_all_reviews` says whether these two runs
+            may have different values of the key.
         is_decided: whether the value 0 means that the harness chooses the key's value when a search
             starts.
     """

@@ -25,7 +25,7 @@ from harness.system.files import foreign_link
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-MAX_NEWCOMERS = 256  # largest number of open connections that have not shown the secret
+MAX_NEWCOMERS = 256  # largest number of open connections that have not sent the secret
 RELOAD_S = 5.0  # seconds between two searches for new points
 # To save memory, TensorBoard drops random points of a curve that has too many. The curve of a
 # single run may have 50,000 points. With fifty runs or more, a curve may have 1,000 points, which
@@ -35,10 +35,10 @@ POINTS_PER_CURVE = 1_000
 
 
 class Newcomers:
-    """Open connections that have not shown the secret.
+    """Open connections that have not sent the secret.
 
     If too many connections are open, the oldest one is closed. Other users therefore can't block
-    the server with idle connections: the browser of the server's owner shows the secret within
+    the server with idle connections. The browser of the server's owner sends the secret within
     milliseconds, long before the browser's connection could become the oldest and be closed.
     """
 
@@ -57,7 +57,7 @@ class Newcomers:
             self._connections[connection] = None
 
     def remove(self, connection: socket.socket) -> None:
-        """Remove a connection that has shown the secret or has ended."""
+        """Remove a connection that has sent the secret or has ended."""
         with self._lock:
             self._connections.pop(connection, None)
 
@@ -188,7 +188,8 @@ def start_tensorboard(
     board.configure(
         logdir=str(folder),
         path_prefix=f"/{secret}",
-        # TensorBoard's fast loader is off, because it is a server on another port without a secret.
+        # TensorBoard's fast loader is off, because the loader is a separate server that does not
+        # check the secret.
         load_fast="false",
         reload_interval=RELOAD_S,
         samples_per_plugin={"scalars": max(POINTS_PER_CURVE, POINTS_PER_CHART // max(1, num_runs))},
@@ -250,7 +251,7 @@ try {
 
 
 def _live_assets() -> io.BytesIO:
-    """Return a zip file with TensorBoard's web page, changed so that it reloads its data itself."""
+    """Return a zip file with TensorBoard's web page, changed to reload the data every 30 s."""
     from tensorboard import assets
 
     first = b'<script src="index.js'

@@ -36,7 +36,7 @@ def _allocation() -> "SlurmEnvironment":
 
     if allocation := SlurmEnvironment.from_environment():
         return allocation
-    raise InputError("this command is only for job scripts, in a Slurm job")
+    raise InputError("this command can be called only by a job script in a Slurm job")
 
 
 @app.command("job-begin", hidden=True)
@@ -157,7 +157,8 @@ def job_successor(
 
     Args:
         run: the folder of the run or sweep.
-        changes: changes of the job's request, as `job-end` prints them.
+        changes: changes to the job's request for nodes and memory, such as `MinMemoryNode=8000`, as
+            `job-end` prints them.
         runs: the folder of the runs.
     """
     from harness.cli.submit import resume_request

@@ -56,7 +56,7 @@ def compare(
             echo(to_markdown(parts), end="")
         else:
             print_parts(parts)
-    finally:  # printing exits if the program that reads the output, such as `head`, has ended
+    finally:  # `echo` exits if the program that reads the output, such as `head`, has ended
         if out:
             report = write_comparison(out, parts, left_out, say=say)
             say(f"report       {report}")

@@ -51,7 +51,7 @@ def describe(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="table or folder with your texts: a value of the job key data.source",
+            help="your texts: a table or folder that the job key data.source accepts",
         ),
     ],
     overrides: Overrides = None,

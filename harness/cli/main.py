@@ -38,7 +38,7 @@ for commands in (train, audit, tune, submit, batch, runs, compare, tensorboard, 
 app.add_typer(tune.sweep_app, name="sweep")
 app.add_typer(data.app, name="data")
 
-# Otherwise the help shows types of arguments, such as `<list[Path]>`.
+# Without this line the help would show the types of arguments, such as `<list[Path]>`.
 TyperArgument.display_type_rich = lambda self, ctx: None  # type: ignore[method-assign]
 
 INTERRUPTED = 130  # Typer's exit code after Ctrl-C

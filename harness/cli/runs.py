@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 WATCH_S = 5.0  # seconds between two refreshes
-MAX_LEFT = 5  # how many unchanged folders `prune` lists at most
+MAX_LEFT = 5  # the largest number of unchanged folders that `prune` lists
 
 OneRun = Annotated[
     str, typer.Argument(metavar="RUN", help="a run's folder or id, or the id of its Slurm job")
@@ -193,7 +193,7 @@ def prune(
     for path in folders or ():
         if not os.path.isdir(path):  # noqa: PTH112 - `Path.is_dir` may raise an error
             raise InputError(
-                f"RUN {path}: no such folder that you can read; give runs, or a folder of runs"
+                f"RUN {path}: is not a folder that you can read; give runs, or a folder of runs"
             )
     done = prune_all(tops, really=really)
     if folders and not done.num_runs and not done.left:
@@ -207,5 +207,5 @@ def prune(
         return
     files = f"{done.num_bytes / 1e6:,.1f} MB, {done.num_files:,} files"
     again = "to make the files again, run: harness train RUN/job.toml"
-    verb = "removed" if really else "can be removed by --yes"
+    verb = "removed" if really else "can be removed with --yes"
     echo(f"{files} of {done.num_runs} finished runs {verb}; {again}")

@@ -87,7 +87,7 @@ def submit(
     sbatch_flags = list(flags or ())
     names: list[str] = []
     if job is not None and (all_jobs or resume or all_interrupted):
-        # In this case `job` holds the first RUN or, with --all, the first flag after `--`.
+        # Here `job` is no job file: `job` holds the first RUN, or the first flag after `--`.
         words = [job, *sbatch_flags]
         names = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
         names = [] if all_jobs else names
@@ -167,7 +167,10 @@ def resume_request(
     resumed = [as_job(each, resources) for each in chosen]
     for each in chosen:
         if not resources.mem and was_out_of_memory(each):
-            log(logging.WARNING, f"{each.run}: was out of memory; request more with --mem")
+            log(
+                logging.WARNING,
+                f"{each.run}: the last job ran out of memory; request more with --mem",
+            )
     return check_request(resumed, runs)
 
 

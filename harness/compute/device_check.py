@@ -102,7 +102,9 @@ def check_devices(warn: Callable[[str], object]) -> None:
         return
     for index, gpu in enumerate(gpus):
         if problem := find_difference(f"GPU:{index}", ("lstm", "gru")):
-            check_results()  # raises an error if a kernel was not loaded, e.g. by an old driver
+            # If a kernel could not be loaded, for example because the driver is too old,
+            # `check_results` raises an error that says so.
+            check_results()
             text = (
                 f"GPU {index} ({card_of(gpu).name}) computes wrong results: {problem}; run harness "
                 "resume on another node, and report this node to your site"

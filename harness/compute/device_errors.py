@@ -122,7 +122,8 @@ def explained(
         texts: one-line messages, the most informative first.
         lasting: the error that CUDA still reports after the failure, from `gpu.lasting_error`.
         sees_memory: whether to ask the driver how full the GPU's memory is. Pass False if the
-            process that printed the messages has ended: the driver has freed its memory.
+            process that printed the messages has ended, because the driver has then freed the
+            memory of that process.
     """
     text = "\n".join([lasting, *texts] if is_node_fault(lasting) else texts)
     if OUT_OF_MEMORY.search(text) and not is_node_fault(lasting):

@@ -1,8 +1,8 @@
 """Chooses how steps and evaluations are computed: the fastest way with reproducible results.
 
-The choice depends on the device, the kind of network and its sizes. Measured times have no
-influence, because two runs of one job could then get different plans. A resumed run keeps the plan
-of its first start.
+The choice depends on the device, the kind of network and its sizes. The plan does not depend on
+measured times, so that two runs of the same job get the same plan. A resumed run keeps the plan of
+its first start.
 """
 
 from collections.abc import Mapping
@@ -17,13 +17,14 @@ from harness.job.keys import Job
 
 # Limits measured on two CPU cores (jobs/FINDINGS.md, "where the time of a step goes").
 LARGEST_PART = 2048  # largest size of a part of a batch: reviews * units of all recurrent layers
-# The largest `data.maxlen` for which XLA is faster than TensorFlow's loop over the words if a
-# recurrent layer returns its outputs at all words, not only at the last word.
+# For networks with a recurrent layer that returns its outputs at all words, not only at the last
+# word: the largest `data.maxlen` for which XLA is faster than TensorFlow's loop over the words.
 LONGEST_COMPILED = 200
 MAX_PARTS = 4  # the largest number of parts of a batch
 BLOCK_PARTS = 2  # replaces MAX_PARTS if BlockLSTM computes the LSTM layers
-# With `train.xla = "auto"` and a smaller `data.limit` (except 0, all reviews), XLA does not compile
-# the evaluation, because compiling takes longer than evaluating without XLA.
+# With `train.xla = "auto"` and a `data.limit` below this number, XLA does not compile the
+# evaluation, because compiling takes longer than evaluating without XLA. A `data.limit` of 0 means
+# all reviews, so XLA compiles the evaluation.
 FEWEST_COMPILED = 5000
 
 # keras: Keras's layers are not changed; xla: XLA compiles the forward and backward pass; block: one
@@ -110,7 +111,7 @@ def _compiles(job: Job, kind: str) -> bool:
 
 
 def _num_parts(job: Job, kind: str, way: Way) -> int:
-    """Choose into how many parts a step's batch is split.
+    """Choose the number of parts into which a step's batch is split.
 
     The results are bitwise equal whether several threads compute the parts in parallel or one
     thread computes them in sequence.

@@ -1,4 +1,4 @@
-"""Computes the loss of an example, cross-entropy or a custom loss, and the weights of classes."""
+"""Computes the loss of each example (cross-entropy or a custom loss), and the class weights."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

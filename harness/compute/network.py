@@ -24,7 +24,7 @@ from harness.layers import all_layers, for_training, global_batch, makes_masks, 
 
 KERAS_PRECISION = {
     "float32": "float32",
-    "float64": "float64",  # for tests of whether rounding causes a difference between two runs
+    "float64": "float64",  # for tests: shows whether two runs differ only by rounding
     "float16": "mixed_float16",
     "bfloat16": "mixed_bfloat16",
 }
@@ -161,7 +161,7 @@ def check_network(
     Args:
         num_outputs: the network's number of outputs, see `Dataset.num_outputs`.
         num_replicas: the number of replicas of the run.
-        trains: whether to check also that the network can be trained, accepts short reviews
+        trains: whether to also check that the network can be trained, accepts short reviews
             (`data.bucket`) and compiles with XLA (`train.xla`).
 
     Returns:

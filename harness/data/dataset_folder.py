@@ -88,8 +88,8 @@ def fill_folder(dataset: Dataset, folder: Path, mode: int = PRIVATE) -> None:
         "format": FORMAT,
         "checksum": dataset.checksum,
         "is_sample": dataset.is_sample,
-        # The note of the packaged sample is not stored: the note states why the current command
-        # uses the sample, which need not apply to a later command.
+        # The note of the packaged sample is not stored: the note says why the current command uses
+        # the sample, and a later command may have another reason.
         "note": dataset.note if dataset.is_own else "",
         "classes": dataset.classes,
         "num_validation": dataset.num_validation,

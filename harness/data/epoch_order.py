@@ -14,8 +14,8 @@ MAX_PERMUTED = 5_000_000  # the largest number of review indices (4 bytes) in a 
 # With data.bucket, the reviews of this many batches (a pool) are sorted by length and then cut into
 # batches. The batches of a larger pool contain less padding, but are less random.
 BATCHES_IN_POOL = 50
-# With data.bucket, the number of allowed batch lengths within a factor of two, such as from 100 to
-# 199. With four allowed lengths, about a tenth of a batch is padding.
+# With data.bucket, the number of allowed batch lengths from any length to its double, such as from
+# 100 to 199. With four allowed lengths, about a tenth of a batch is padding.
 LENGTHS_PER_OCTAVE = 4
 SHORTEST = 8  # the smallest allowed batch length, unless `maxlen` is smaller
 

@@ -19,7 +19,8 @@ from harness.errors import InputError
 from harness.job.keys import Job
 
 MAX_RATIOS = 60  # the largest number of n-gram ratios (4 bytes each) for a word
-# One call gathers this many examples. Starting a call takes as long as gathering a few examples.
+# TensorFlow gathers this many examples in one call, because starting a call takes as long as
+# gathering a few examples.
 EXAMPLES_AT_ONCE = 1024
 PREFETCHED = 2  # the number of prefetched groups of EXAMPLES_AT_ONCE
 PREFETCHED_BY_LENGTH = 8  # with data.bucket: the number of prefetched batches
@@ -193,8 +194,9 @@ def batches(
 
         @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
         def per_replica_batches(k: tf.Tensor) -> Batch:
-            # k, [num], numbers this worker's batches: k = step * num_local + local, where `local`
-            # is the index of a replica among the worker's replicas.
+            # k, [num]: the index of each batch among this worker's batches. k is
+            # step * num_local + local, where `local` is the replica's index among this worker's
+            # replicas.
             step, local = k[:, None] // num_local, k[:, None] % num_local
             replica = context.input_pipeline_id * num_local + local
             position = replica * num_examples + tf.range(num_examples, dtype=tf.int64)
@@ -208,7 +210,8 @@ def batches(
             tf.data.Dataset.range(first_step * num_local, last_step * num_local)
             .repeat(None if endless else 1)
             .batch(at_once)
-            # No parallel calls: with deterministic operations TensorFlow would warn and make none.
+            # Parallel calls are not requested: with deterministic operations, TensorFlow would
+            # print a warning and make the calls one after another.
             .map(per_replica_batches)
             # Prefetch before `unbatch`, so that threads exchange many batches at once.
             .prefetch(PREFETCHED_BY_LENGTH if shape.bucket else PREFETCHED)
@@ -297,7 +300,7 @@ def training_reviews(job: Job, dataset: Dataset) -> tuple[Reviews, Reviews, Ngra
 
 
 def test_reviews(job: Job, dataset: Dataset, ratios: NgramRatios | None) -> Reviews:
-    """Return the reviews of the test split; `ratios` is the last result of `training_reviews`."""
+    """Return the reviews of the test split; `ratios` is the third value from `training_reviews`."""
     test = dataset.test.take(job.data.limit) if job.data.limit else dataset.test
     reviews = _encoded(test, job)
     return replace(reviews, ratios=ratios.at_words(reviews.words())) if ratios else reviews

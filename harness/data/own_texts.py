@@ -94,7 +94,7 @@ def source_checksum(source: Path, form: DataConfig = DEFAULT_FORM) -> str:
             content = bytes.fromhex(sha256_of(part.path))
         except OSError as error:
             raise InputError(
-                f"{part.where}can't be read ({error.strerror}); check its mode"
+                f"{part.where}can't be read ({error.strerror}); check its permissions"
             ) from None
         # The name of a single file does not matter. In a folder, the names of files and folders
         # determine the classes and splits.
@@ -129,7 +129,8 @@ def _parts(source: Path) -> Iterator[SourceFile]:
             yield SourceFile(source, "", f"data.source {source}: ", "")
     except OSError as error:
         raise InputError(
-            f"data.source {source}: can't be read ({error.strerror}); check its name and mode"
+            f"data.source {source}: can't be read ({error.strerror}); check its name and "
+            "permissions"
         ) from None
 
 
@@ -185,8 +186,9 @@ def _tables(source: Path, entries: Mapping[str, "os.DirEntry[str]"]) -> dict[str
     unclear = [each for each in names if each not in by_split and table_ending(each) != ".json"]
     if unclear:
         raise InputError(
-            f"data.source {source}: the name of {unclear[0]} should contain one split, as "
-            f"{min(by_split)} does; rename the file, for example to test_a.csv, or remove it"
+            f"data.source {source}: the name of {unclear[0]} should contain the name of one "
+            f"split, as {min(by_split)} does; rename the file, for example to test_a.csv, or "
+            "remove it"
         )
     return by_split
 

@@ -55,7 +55,9 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
         raise
     except (OSError, ValueError, EOFError) as error:
         said = " ".join(str(error).split())[:200]
-        raise InputError(f"{where}can't be read ({said}); check its mode and content") from None
+        raise InputError(
+            f"{where}can't be read ({said}); check its permissions and content"
+        ) from None
     if not pairs:
         raise InputError(
             f"{where}contains none of the {len(words):,} words of the vocabulary; name another file"

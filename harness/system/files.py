@@ -409,7 +409,7 @@ def raise_unless_missing(error: OSError, path: Path) -> None:
     """
     if error.errno in NO_RECORD:
         return
-    remedy = "check its mode and owner" if error.errno == errno.EACCES else "try again later"
+    remedy = "check its permissions and owner" if error.errno == errno.EACCES else "try again later"
     raise DiskError(f"{path}: can't be read: {error.strerror}; {remedy}") from None
 
 

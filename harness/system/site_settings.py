@@ -17,12 +17,12 @@ TRUST = "HARNESS_TRUST_CODE"  # set by --trust-code
 LARGEST = 1440.0  # the largest value of a time limit, in its unit (minutes or seconds)
 
 # Unless this variable is 1, no model trains on several nodes: TensorFlow's servers listen on every
-# network interface, need no login, and are made for private networks
+# network interface, do not authenticate their clients, and are made for private networks
 # (github.com/tensorflow/tensorflow/issues/11689).
 TRUSTED_NETWORK = "HARNESS_TRUSTED_NETWORK"
 RISK = (
     "any user who reaches the ports of your nodes could act as you and read and write your files, "
-    "because TensorFlow's servers have no login"
+    "because TensorFlow's servers do not authenticate their clients"
 )
 REMEDY = (
     "train on one node; or, if no other user can reach the ports of your nodes, export "

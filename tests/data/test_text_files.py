@@ -29,10 +29,13 @@ def refusal(source: Path) -> str:
         (["Train.csv", "TEST.csv"], ["train", "test"]),
         (["train1.tsv", "test 1.tsv", "notes.json"], ["train", "test"]),
         (["train_a.csv", "test.csv", "Validation2.csv"], ["train", "test", "validation"]),
-        (["train.csv", "test.csv", "all.tsv"], "the name of all.tsv should contain one split, as"),
+        (
+            ["train.csv", "test.csv", "all.tsv"],
+            "the name of all.tsv should contain the name of one split, as",
+        ),
         (
             ["train.csv", "train-test.csv"],
-            "the name of train-test.csv should contain one split",
+            "the name of train-test.csv should contain the name of one split",
         ),
         (["imdb_Train.csv", "imdb.test-2.csv"], ["train", "test"]),
         (["my-train-test.csv", "testé.csv", "contest.csv"], ["", "", ""]),

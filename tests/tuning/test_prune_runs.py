@@ -173,7 +173,7 @@ def test_the_command(harness: Harness, tmp_path: Path) -> None:
     unfinished.path("result.json").unlink()
     before = files(runs)
     dry = harness.run_here("prune", "--runs", str(runs)).stdout
-    assert "0.0 MB, 2 files of 1 finished runs can be removed by --yes" in dry
+    assert "0.0 MB, 2 files of 1 finished runs can be removed with --yes" in dry
     assert f"{unfinished.folder} is unfinished" in dry
     assert files(runs) == before
     done = harness.run_here("prune", str(runs), "--yes").stdout
@@ -182,7 +182,7 @@ def test_the_command(harness: Harness, tmp_path: Path) -> None:
     assert "nothing to remove in 1 finished runs" in harness.run_here("prune", str(runs)).stdout
     wrong = harness.run_here("prune", str(tmp_path / "none"))
     assert wrong.returncode == 2
-    assert "none: no such folder that you can read; give runs" in wrong.stderr.splitlines()[-1]
+    assert "none: is not a folder that you can read; give runs" in wrong.stderr.splitlines()[-1]
 
 
 def test_a_run_that_disappears_or_is_unreadable_does_not_stop_the_others(

@@ -65,7 +65,7 @@ def save_folder(dataset: Dataset, folder: Path) -> None:
         with replaced_directory(folder, check) as temporary:
             fill_folder(dataset, temporary, READABLE)
     except OSError as error:
-        raise DiskError(write_refusal(folder, error, "make space on this disk")) from None
+        raise DiskError(write_refusal(folder, error, "free up space on this disk")) from None
 
 
 def fill_folder(dataset: Dataset, folder: Path, mode: int = PRIVATE) -> None:

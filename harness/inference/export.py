@@ -26,7 +26,7 @@ from harness.tracking.run_dir import RunDirectory
 
 VERSION = "1"  # name of the SavedModel's folder; TensorFlow Serving expects a number
 RECORD = "harness.json"  # a folder with this file is an export, and may be replaced
-REMEDY = "make space on this disk, or choose another --out folder"
+REMEDY = "free up space on this disk, or choose another folder with --out"
 check_folder = partial(check_replaceable, known={VERSION, RECORD}, mark=RECORD, kind="export")
 SPACE = "[" + "".join(f"\\x{ord(character):02x}" for character in SPACES) + "]"
 

@@ -239,7 +239,8 @@ class Resources:
     mem: str | None = None  # per node
     retry_memory: bool = False  # requeue a job that ran out of memory, with 1.5 times the memory
     flags: tuple[str, ...] = ()  # options of sbatch
-    kept: tuple[str, ...] | None = None  # the `flags` that a resuming job repeats; None means all
+    # Those of the `flags` that a later job uses again to continue the run; None means all.
+    kept: tuple[str, ...] | None = None
 
     def check(self) -> None:
         """Refuse requests that sbatch would misinterpret, or would refuse with an unclear message.
@@ -255,9 +256,9 @@ class Resources:
                     "2 or a100:2"
                 )
             if twice := options_in(self.flags) & {*GPUS}:
-                raise InputError(f"--{min(twice)}: requests GPUs as --gpus does; use only one")
-        # Refuse a first word that is no option. A later word may be the value of an option, so
-        # refuse a later word only if it is a job file or a script.
+                raise InputError(f"--gpus, --{min(twice)}: both request GPUs; use only one of them")
+        # Refuse the first word if it is not an option. A later word may be the value of an option,
+        # so refuse a later word only if it is a job file or a script.
         words = [flag for flag in self.flags if not flag.startswith("-")]
         if stray := [w for w in words if w == self.flags[0] or w.endswith((".toml", ".sh"))]:
             raise InputError(

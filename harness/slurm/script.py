@@ -140,7 +140,7 @@ class Wanted:
     seeds: tuple[int, ...] | None = None  # a run for each seed; None means the job file's seed
     pack: bool = False  # whether one job trains all seeds in parallel, without an array
     resumes: Path | None = None  # the absolute path of a run or sweep to continue
-    is_begun: bool = True  # whether the folder `resumes` exists
+    is_begun: bool = True  # whether the folder to continue (`resumes`) already exists
 
 
 def read_header(code: Path, name: str) -> list[str]:
@@ -185,7 +185,8 @@ def render_script(
         "# Written by harness submit; runs the code and the job as they were at submission.",
         *(exports.pop(name) for name in ("HARNESS_HOME", "HARNESS_SNAPSHOT")),
         'source "$HARNESS_HOME/slurm/common.sh"',
-        "# Except for HARNESS_VENV in a container, these exports replace those of slurm/site.sh.",
+        "# These exports override the values from slurm/site.sh.\n"
+        "# In a container, HARNESS_VENV keeps its value from slurm/site.sh.",
         "[[ ${#HARNESS_CONTAINER[@]} != 0 ]] || " + exports.pop("HARNESS_VENV"),
         *exports.values(),
         shlex.join(map(str, call)),

@@ -84,7 +84,8 @@ def take_snapshot(project: Path, runs: Path) -> Path:
             _replace(folder, copy)
     except OSError as error:
         raise RunError(
-            f"snapshot of {project}: {error.filename or copy}: {error.strerror or error}"
+            f"can't create a snapshot of {project}: {error.filename or copy}: "
+            f"{error.strerror or error}"
         ) from None
     finally:
         shutil.rmtree(copy, ignore_errors=True)
@@ -133,10 +134,10 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
     if len(new) > MAX_NEW_FILES or total > MAX_NEW_BYTES:
         folders = sorted({name.partition("/")[0] for name in new})
         raise InputError(
-            f"{project}: {len(new):,} new files with {total / 1e6:,.0f} MB in all are too much for "
-            f"code ({', '.join(folders[:5])}{', …' if len(folders) > 5 else ''}); should be at "
-            f"most {MAX_NEW_FILES:,} files with {MAX_NEW_BYTES / 1e6:.0f} MB; list data in "
-            ".gitignore, or move the data away"
+            f"{project}: {len(new):,} untracked files with {total / 1e6:,.0f} MB in total are too "
+            f"much to be code ({', '.join(folders[:5])}{', …' if len(folders) > 5 else ''}); the "
+            f"limit is {MAX_NEW_FILES:,} files and {MAX_NEW_BYTES / 1e6:.0f} MB; add data files to "
+            ".gitignore, or move them out of the project"
         )
     private.pop(SITE, None)  # the job needs site.sh
     names = {*tracked, *new, SITE} - private.keys()
@@ -213,7 +214,8 @@ def _replace(folder: Path, copy: Path) -> None:
     try:
         copy.rename(folder)
     except OSError:
-        if not folder.is_dir():  # else another process has created the same snapshot
+        # If the folder exists now, another process has created the same snapshot.
+        if not folder.is_dir():
             raise
     finally:  # removal is slow, so remove the old snapshot only after the rename
         shutil.rmtree(aside, ignore_errors=True)

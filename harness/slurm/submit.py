@@ -86,7 +86,9 @@ def make_request(
     """
     chosen = parse_seeds(seeds) if seeds is not None else None
     if pack and not chosen:
-        raise InputError("--pack: trains several seeds in one job; name them by --seeds 1-5")
+        raise InputError(
+            "--pack: trains several seeds in one job; list the seeds, for example: --seeds 1-5"
+        )
     project = project_folder()
     files = [job_file] if job_file else [project / f"jobs/{name}.toml" for name in BUILDERS]
     jobs = [Wanted(_check_job(file, overrides, chosen), resources, chosen, pack) for file in files]
@@ -105,12 +107,14 @@ def check_request(jobs: Iterable[Wanted], runs: Path, *, compares: bool = False)
     for each in request.jobs:
         read_header(request.project, script_of(each.job))
         each.resources.check()
-        # A search or a packed job uses one node per model, so it needs no trusted network.
+        # A search or a packed job trains each model on a single node, so
+        # HARNESS_TRUSTED_NETWORK need not be set.
         if isinstance(each.job, Job) and not each.pack:
             check_trusted_network(each.resources.nodes or 1)
         elif each.resources.retry_memory:  # if one of several runs is killed, the job may continue
             raise InputError(
-                "--retry-memory: is for jobs with one run; leave it out, and give more --mem"
+                "--retry-memory: works only for jobs with one run; omit this option, and request "
+                "more memory with --mem"
             )
     return request
 
@@ -155,8 +159,9 @@ def doubts(request: Request) -> Iterator[str]:
     yield from left_out(request.project, request.runs)
     if request.runs.is_dir() and others_can_write(request.runs.stat()):
         yield (
-            f"--runs {request.runs}: {OTHERS_WRITE}, so they could replace the code of a waiting "
-            f"job; its owner can forbid this by: chmod +t {shlex.quote(str(request.runs))}"
+            f"--runs {request.runs}: {OTHERS_WRITE}, so other users could replace the code of a "
+            "waiting job; the folder's owner can prevent this with: "
+            f"chmod +t {shlex.quote(str(request.runs))}"
         )
     program = job_environment(request.project) / "bin" / "harness"
     if not program.exists():
@@ -166,8 +171,8 @@ def doubts(request: Request) -> Iterator[str]:
         )
     if is_checkout(request.project) and not commit_of(request.project):
         yield (
-            f"git can't name the commit of {request.project}; the job uses a copy of the whole "
-            "folder, and its record has no commit"
+            f"git can't determine the commit of {request.project}; the job uses a copy of the "
+            "whole folder, and the job's record contains no commit"
         )
 
 
@@ -293,8 +298,8 @@ def _submit(submission: SbatchJob) -> str:
         job_id = client.submitted_id(submission.name, done)
     except client.NoAnswerError as error:  # the job may be in the queue and need the folder
         raise RunError(
-            f"{submission.name}: sbatch printed no id, but the job may be in the queue; see "
-            f"squeue --me, and cancel it by scancel ({error})"
+            f"{submission.name}: sbatch printed no job id, but the job may be in the queue; check "
+            f"with squeue --me, and cancel the job with scancel ({error})"
         ) from None
     except (OSError, InputError, RunError):
         shutil.rmtree(submission.folder, ignore_errors=True)
@@ -341,7 +346,7 @@ def _withdraw(submitted: Mapping[str, SbatchJob]) -> str:
     """Cancel submitted jobs after an error.
 
     Returns:
-        A clause for the error's message, which says whether the jobs were cancelled.
+        A text to append to the error message: whether the jobs were cancelled.
     """
     ids = ", ".join(submitted)
     try:

@@ -137,7 +137,7 @@ def rich_console(**options: Any) -> "RichConsole":
     from rich.segment import Segment
 
     class Printable(RichConsole):
-        def on_broken_pipe(self) -> None:  # Rich would end the process with code 1
+        def on_broken_pipe(self) -> None:  # without this method, Rich ends the process with code 1
             end_output()
 
         def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
@@ -186,7 +186,8 @@ def strip_prefix(line: str) -> str:
 
 
 def _goes_to_file(stream: TextIO | int) -> bool:
-    # Under srun the stream is a pipe, but leads into the job's log; so job scripts set HARNESS_LOG.
+    # Under srun the stream is a pipe, although srun writes the output to the job's log. Therefore
+    # the job scripts set HARNESS_LOG.
     if "HARNESS_LOG" in os.environ:
         return True
     try:

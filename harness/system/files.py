@@ -26,7 +26,7 @@ from typing import BinaryIO, NamedTuple
 
 from harness.errors import DiskError, InputError
 
-REMEDY = "make space on this disk, or choose another --runs folder"
+REMEDY = "free up space on this disk, or choose another folder with --runs"
 MAX_RECORD_BYTES = 256_000_000  # larger than every record of a run and every vocabulary
 # The errors which mean that a file is missing, or is something else, such as a folder or a FIFO.
 # All other errors count as errors of the disk.
@@ -57,7 +57,7 @@ def foreign_link(path: str | Path) -> str:
     return owner_name(status.st_uid) if is_foreign else ""
 
 
-OTHERS_WRITE = "others can write to it"  # a reason of `distrust`
+OTHERS_WRITE = "others can write to it"  # one of the reasons that `distrust` returns
 
 
 def distrust(path: Path, owners: Collection[str] = ()) -> str:
@@ -160,7 +160,8 @@ def replaced_directory(target: Path, check: Callable[[Path], None]) -> Iterator[
     try:
         with atomic_directory(target) as temporary:
             yield temporary
-            check(target)  # at the end, since the target may have changed during the block
+            # Check the target at the end of the block, because it may have changed in the meantime.
+            check(target)
             with contextlib.suppress(FileNotFoundError):
                 target.rename(old)
     finally:
@@ -184,7 +185,7 @@ def check_replaceable(folder: Path, known: Collection[str], mark: str, kind: str
     try:
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     except NotADirectoryError:
-        raise InputError(f"--out {folder}: is a file; name a folder") from None
+        raise InputError(f"--out {folder}: is a file; specify a folder") from None
     except OSError as error:
         raise InputError(f"--out {folder}: can't be read: {error.strerror}") from None
     if names and (mark not in names or names - {*known}):
@@ -462,7 +463,7 @@ def turn_at(path: Path) -> Iterator[None]:
 
 
 def cache_folder() -> Path:
-    """Return the cache folder, for example for datasets. Users may always remove the folder."""
+    """Return the cache folder, for example for datasets. Users may delete the folder anytime."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harness"
 
 

@@ -121,8 +121,8 @@ def _changes(project: Path, new: list[str]) -> dict[str, Any]:
         else:
             recorded.append(name)
             total += size
-    # If a file's name looks like a secret, its uncommitted changes are left out, too. (The option
-    # --name-only would also list files whose content has not changed, only their time.)
+    # If a file's name looks like a secret, the file's uncommitted changes are left out, too. (The
+    # option --name-only would also list files of which only the modification time has changed.)
     counted = _names(git(project, "diff", "--numstat", "--no-renames", "-z", "HEAD", "--"))
     changed = [line.split("\t", 2)[2] for line in counted]
     secret = [name for name in changed if name in private or looks_secret(name)]
@@ -277,7 +277,8 @@ def git(project: Path, *args: str, stdin: bytes = b"") -> bytes:
         GitError: if git is missing, fails, or takes more than a minute.
     """
     command = next(arg for arg in args if not arg.startswith("-"))
-    # The other GIT_ variables may select another repository, or change git's output.
+    # Keep variables such as GIT_CONFIG_COUNT. Remove all other GIT_ variables, because they may
+    # select another repository or change git's output.
     kept = {k: v for k, v in os.environ.items() if not k.startswith("GIT_") or "CONFIG" in k}
     try:
         done = subprocess.run(  # noqa: S603 - a list of arguments, no shell

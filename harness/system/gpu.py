@@ -173,7 +173,7 @@ def keep_compiled_kernels() -> None:
     """Make CUDA use a cache that is large enough for all of TensorFlow's compiled kernels.
 
     TensorFlow has no machine code for cards after sm_89, so the driver compiles each kernel at its
-    first use. CUDA's default cache may be too small, or on a disk that the node empties.
+    first use. CUDA's default cache may be too small, or on a disk that is wiped after the job.
     """
     if "CUDA_CACHE_PATH" in os.environ or (folder := kernel_cache()) is None:
         return
@@ -219,7 +219,7 @@ def hidden_by(environment: Mapping[str, str] = os.environ) -> str:
 def visible_names(text: str) -> list[str]:
     """Split a value of CUDA_VISIBLE_DEVICES into indices, UUIDs and MIG instances.
 
-    The first invalid name and all names after it are ignored, as by CUDA.
+    The first invalid name and all names after it are ignored, because CUDA ignores them too.
     """
     names = []
     for name in (part.strip() for part in text.split(",")):

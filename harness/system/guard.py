@@ -32,7 +32,8 @@ def stand_guard(on_death: Callable[[signal.Signals, str, int], None]) -> None:
     Args:
         on_death: a function that the parent calls if a signal in `FAULTS` kills the child. The
             arguments of `on_death` are the signal, the child's messages and the child's process id.
-            After `on_death` has returned, the parent dies by the signal that killed the child.
+            After `on_death` has returned, the parent kills itself with the signal that killed the
+            child.
 
     Raises:
         SystemExit: in the parent, with the child's exit code.
@@ -118,7 +119,7 @@ def _is_foreground() -> bool:
 
 
 def _die_of(number: signal.Signals) -> NoReturn:
-    """Die by the signal that killed the child, so that the caller sees this signal."""
+    """Kill this process with the signal that killed the child, so the caller sees the signal."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump of the guard would be useless
     if number != signal.SIGKILL:
         signal.signal(number, signal.SIG_DFL)

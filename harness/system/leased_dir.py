@@ -27,8 +27,8 @@ from harness.system.files import (
 )
 from harness.system.lenient_json import parse_json, parse_toml, read_json
 
-PATIENCE_S, RETRY_S = 60.0, 1.0  # for how long, and how often, to retry a failing read
-MAX_AT_ONCE = 3  # how often `take_lease` tries again if other processes take the lease, too
+PATIENCE_S, RETRY_S = 60.0, 1.0  # seconds to retry a failing read, and seconds between two tries
+MAX_AT_ONCE = 3  # how many times `take_lease` repeats a failed write of the lease
 
 LOGGER = logging.getLogger("harness")  # the console's logger
 
@@ -143,7 +143,8 @@ class LeasedDirectory:
             waited_s = monotonic() - since_s
             if waited_s >= PATIENCE_S:
                 raise DiskError(
-                    f"{problem}; all tries in {waited_s:.0f} s failed; make the disk readable"
+                    f"{problem}; all attempts within {waited_s:.0f} s failed; check that the disk "
+                    "is mounted and readable"
                 )
             if not waited_s:
                 LOGGER.warning("%s; trying again for %.0f s", problem, PATIENCE_S)
@@ -160,7 +161,8 @@ class LeasedDirectory:
             atomic_write(self.path(name), content, mode)
         except RunError:
             self.check_lease()
-            # A process that took the lease just before may have removed the temporary file.
+            # The process that held the lease before may have removed the temporary file, because
+            # `take_lease` removes all temporary files.
             atomic_write(self.path(name), content, mode)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:

@@ -137,13 +137,13 @@ MAX_THREADS = 32
 # local disk.
 MIN_ITEMS = 8
 
-# Objects with slow destructors, or with threads that may hang. If there are any, `main` ends the
-# process by `leave`.
+# Objects with slow destructors, or with threads that may hang. If the list contains any object,
+# `main` ends the process by calling `leave`.
 kept: list[object] = []
 
 
 def leave(code: int) -> NoReturn:
-    """End this process after its work, without running destructors.
+    """End this process when its work is done, without running destructors.
 
     On several nodes the destructors of TensorFlow's iterators and servers take up to 30 s, and a
     job that must leave its node may have less time.

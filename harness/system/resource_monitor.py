@@ -14,7 +14,7 @@ import psutil
 from harness.system.console import log
 from harness.system.gpu import open_gpus
 
-READ_S = 5.0  # least number of seconds between two measurements
+READ_S = 5.0  # minimum number of seconds between two measurements
 REMEDY = "look at nvidia-smi, or run HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
 
 

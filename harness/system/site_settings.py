@@ -46,7 +46,7 @@ def not_sourced(
     found = [n for n in names if n not in environment and re.search(rf"\b{n}=", code)]
     if not found:
         return ""
-    return f"{SITE} sets {', '.join(found)}, and this shell does not: source {SITE}"
+    return f"{SITE} sets {', '.join(found)}, which this shell lacks; run: source {SITE}"
 
 
 def number_setting(name: str, unit: str, default: float, environment: Mapping[str, str]) -> float:

@@ -27,7 +27,9 @@ STOP, STOP_S = "HARNESS_STOP_S", 60.0
 FIRST_USE = 6.0
 # If one execution has more training steps than this number, the limit grows in proportion.
 STEPS_AT_ONCE = 100
-ASK_AFTER = 0.1  # share of the limit after which the training loop waits for a result
+# After this fraction of the limit without progress, the training loop waits for a result of the
+# devices before it starts more steps.
+ASK_AFTER = 0.1
 TICKS = 20  # number of checks within a limit
 LONGEST_TICK_S = 30.0
 RECORD_S = 10.0  # longest time to record the end, because the disk may not answer
@@ -153,7 +155,9 @@ class Watchdog:
             self._request.note(number)  # the main thread may be unable to end the process
 
     def count(self, passed_s: float) -> None:
-        """Count the time without progress and the time since a signal; at a limit, end the process.
+        """Add to the time without progress, and to the time since the first signal to stop.
+
+        If one of the two times reaches its limit, end the process.
 
         `passed_s` is the time since the last call.
         """

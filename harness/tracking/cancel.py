@@ -36,7 +36,8 @@ def ask_to_stop(
     Args:
         status: the status of the run.
         stop_search: a function that stops all workers of a search, given the search's folder.
-        alone: whether to keep the run's Slurm job or command, which also trains other seeds.
+        alone: whether to stop only this run, while the run's Slurm job or command continues to
+            train other seeds.
         problem: why squeue gave no answer; None if squeue answered.
 
     Returns:
@@ -57,7 +58,8 @@ def ask_to_stop(
         return f"{status.run}: will not start; harness cancel {job} ends all seeds of the job"
     if stop_search and status.trials and status.state in AT_WORK:
         stop_search(status.folder)
-        if status.slurm_job:  # cancel waiting array tasks; running tasks obey `stop_search`
+        # `stop_search` stops the running tasks of an array; scancel removes the waiting tasks.
+        if status.slurm_job:
             with contextlib.suppress(InputError, RunError):
                 array = status.slurm_job.partition("_")[0]
                 client.ask("scancel", "--state=PENDING", array)

@@ -13,7 +13,7 @@ from harness.system.lenient_json import path, read_json
 from harness.tracking.records import RunStatus
 
 POLL_S = 1.0  # seconds between two reads of a log
-QUIET_POLLS = 3  # an ended run's log is complete after so many reads without a new line
+QUIET_POLLS = 3  # after this many reads without a new line, the log of an ended run is complete
 ASK_EVERY_S = 10.0  # seconds between two calls of squeue, which shows whether a job is requeued
 
 # Escape sequences by which programs move the cursor of a terminal, or set colours or titles.

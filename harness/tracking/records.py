@@ -186,7 +186,8 @@ class RunStatus:
         if "-seed" in log and (self.log or "").endswith(log):
             return True
         job = re.escape(self.slurm_job or "")  # waiting tasks share an id such as 12_[1-5]
-        # If a user's own script called the job script, a checksum follows the job's id in the name.
+        # If a user's own script called the job script, the name of the run's folder contains a
+        # checksum after the job's id.
         return bool(re.fullmatch(rf"slurm-{job}(-\d+)?-seed\d+", self.folder.name))
 
     def is_there(self, name: str = "") -> bool:
@@ -303,8 +304,9 @@ def observe(
         reported_job=_job_id(state.get("slurm_job")),
     )
     if heartbeat:
-        # The node's clock or the file server's clock may be wrong, so ignore a time in the future,
-        # and otherwise use the later of the two times.
+        # The heartbeat's time comes from the node's clock, and the file's time from the file
+        # server's clock. Either clock may be wrong, so ignore a time in the future. If neither time
+        # is in the future, use the later time.
         beats = (status.time_s, heartbeat.modified_s)
         ages = [now - at for at in beats if at <= now]
         status.heartbeat_age_s = round(min(ages, default=0.0), 1)

@@ -56,7 +56,8 @@ def reproduce(
 
     Raises:
         InputError: if the folder exists, or if the code is missing or not trusted.
-        RunError: if the recorded changes do not fit the commit, or the folder can't be written.
+        RunError: if the recorded changes can't be applied to the commit, or the folder can't be
+            written.
     """
     if folder.exists() or folder.is_symlink():
         raise InputError(f"--to {folder}: exists already; name a new folder")
@@ -79,7 +80,8 @@ def reproduce(
                     snapshot, temporary, symlinks=True, ignore=ignore, dirs_exist_ok=True
                 )
                 source = f"snapshot {snapshot}"
-            # The diff of the code may contain secrets, and code that others can write is refused.
+            # Make the folder private if the record has a diff, because a diff may contain secrets.
+            # Let no other user write, because the harness refuses code that others can change.
             mode = 0o700 if record.get("uncommitted_diff") else 0o755
             temporary.chmod(temporary.stat().st_mode & mode)
             if not snapshot:
@@ -180,8 +182,8 @@ def _numbers(record: dict[str, Any]) -> Iterator[str]:
     has_threads = "gpu" in str(devices) or threads in (None, given_cpus(None))
     if not has_threads or (len(devices) > 1 and not record.get("devices_asked")):
         yield (
-            f"devices of the run: {len(devices)}, threads: {threads}; other numbers give other "
-            "bytes; set them by --devices and HARNESS_CPUS"
+            f"devices of the run: {len(devices)}, threads: {threads}; with other numbers the "
+            "results are not bitwise equal; set the numbers with --devices and HARNESS_CPUS"
         )
 
 

@@ -108,7 +108,8 @@ def _resources(folder: Path, wanted: Resources) -> Resources:
         gres = next((flag for flag in asked_flags if flag.startswith("--gres=")), "")
         if gpus not in (None, "0") and (kind := GPU_TYPE.search(gres)):
             gpus = f"{kind[1]}:{gpus}"
-        others = re.findall(r"[=,](?!gpu|shard|mps|none)([^,]+)", gres)  # such as a local disk
+        # Generic resources of Slurm other than GPUs, for example space on a local disk.
+        others = re.findall(r"[=,](?!gpu|shard|mps|none)([^,]+)", gres)
         if gpus and others:
             of_gpus = [] if gpus == "0" else [f"gpu:{gpus}"]
             kept.append(f"--gres={','.join([*of_gpus, *others])}")

@@ -50,7 +50,7 @@ MARKS = ("job.toml", "lease.json", "state.json", SEARCH_FILE, ENSEMBLE_FILE)
 
 FORMAT = 6
 RECORD = "provenance.json"  # the record of a run or a sweep
-TIME = "%Y-%m-%dT%H:%M:%S%z"  # how records write the time of an event
+TIME = "%Y-%m-%dT%H:%M:%S%z"  # the format of times in records
 RESULT = "result.json"  # written last, so it marks the run or sweep as finished
 
 CANCEL = "cancel.json"  # the user's request that the run stops or does not begin
@@ -93,8 +93,8 @@ def named_or_all(named: Sequence[Path] | None, runs: Path) -> Sequence[Path]:
     """
     if not named and not os.path.isdir(runs):  # noqa: PTH112 - `Path.is_dir` may raise an error
         raise InputError(
-            f"no folder {runs} here; change to the folder that contains it, or name your folder of "
-            "runs by --runs or HARNESS_RUNS"
+            f"there is no folder {runs} here; change to the folder that contains it, or specify "
+            "your folder of runs with --runs or HARNESS_RUNS"
         )
     return named or [runs]
 
@@ -104,7 +104,7 @@ class RunFolder(NamedTuple):
 
     path: Path  # begins with the path of the searched folder
     real: str  # the folder's path with symbolic links resolved
-    heartbeat: Record | None = None  # `state.json`, if the search has read it
+    heartbeat: Record | None = None  # the content of `state.json`, if `find_runs` has read it
 
 
 def find_runs(
@@ -169,7 +169,8 @@ def _look(
     try:
         with os.scandir(folder) as entries:
             return None, {entry.name: entry for entry in entries}
-    except (FileNotFoundError, NotADirectoryError):  # removed meanwhile; or a pattern found a file
+    # The folder was removed in the meantime, or the user's shell pattern also matched a file.
+    except (FileNotFoundError, NotADirectoryError):
         return None, {}
     except OSError as error:
         refused[folder] = f"can't be read: {error.strerror}"
@@ -246,7 +247,8 @@ def check_record(folder: LeasedDirectory) -> None:
         DiskError: if the disk fails.
     """
     name = f"{folder.kind} {folder.folder}"
-    # Look for the file first: another start of the run may write the file before it is read.
+    # Check whether the file exists before reading it, because another process that starts the run
+    # may create the file in between.
     is_there = os.path.lexists(folder.path(RECORD))
     record = folder.certain_json(RECORD)
     if is_there and not record:
@@ -430,11 +432,11 @@ def _why_no_run(folder: Path) -> str:
         )
     if runs:
         return f"contains runs; name one of them{such_as}"
-    return f"is not a run's folder, it contains no job.toml; {all_runs}"
+    return f"is not a run's folder, because it contains no job.toml; {all_runs}"
 
 
 def ask_to_cancel(folder: Path) -> None:
-    """Ask a run to stop, or not to begin. `harness resume` takes the request back.
+    """Ask a run to stop, or not to begin. `harness resume` withdraws the request.
 
     The request is a file, because no signal reaches a single run of a Slurm job with several runs.
     """

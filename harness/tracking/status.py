@@ -69,7 +69,7 @@ def _state_and_note(
     queued = status.queued
     if queued and not queued.ended and _is_ahead(status, queued):
         return _state_in_queue(status, queued)
-    reason = ""  # the reason of a job that ended before its first heartbeat
+    reason = ""  # why the job ended before its first heartbeat
     if status.is_resubmitted and jobs is not None and not status.job_lives:
         reason = last_log_line(status)
     if status.phase == "interrupted":
@@ -282,7 +282,7 @@ def pick(
     """Return the runs with a name: a folder, a run id, or the id of a Slurm job or array.
 
     Args:
-        statuses: the runs to search, as `survey` returns them if its `folders` contain `name`.
+        statuses: the runs to search: the result of `survey` with `name` among the `folders`.
         many: whether `name` may be a folder of runs, or a run id that several jobs use.
 
     Raises:
@@ -314,5 +314,5 @@ def one(name: str, found: Sequence[RunStatus]) -> RunStatus:
     """
     if len(found) > 1:
         names = ", ".join(each.run for each in found[:5])
-        raise InputError(f"run {name}: fits {len(found)} runs; name one of them, such as {names}")
+        raise InputError(f"run {name}: matches {len(found)} runs; specify one, such as {names}")
     return found[0]

@@ -291,8 +291,8 @@ def gap(mine: Any, theirs: Any) -> float:
 def widened(allowed: dict[str, float]) -> dict[str, float]:
     """Raise each epoch's limit, in place, to the largest limit of the earlier epochs.
 
-    Rounding errors do not shrink during a training. If two trainings have almost equal values in
-    one epoch by chance, their difference in this epoch is too small to be the limit.
+    Rounding errors do not shrink during training. If two training runs happen to have almost equal
+    values in one epoch, the difference in this epoch is too small to serve as the limit.
 
     Returns:
         The largest limit of each metric and of each file.
@@ -354,7 +354,7 @@ class Auditor:
         self.code_changes = code_changes(record.model_dump(exclude_none=True), code_of(copy))
 
     def _begin(self, name: str, devices: Devices, plan: ExecutionPlan) -> RunDirectory:
-        """Make an untrained run with the job and the record of the audited run."""
+        """Create an untrained run from the job and the record of the audited run."""
         run = RunDirectory(self.scratch / name / "runs" / self.subject.folder.absolute().name)
         made = {"plan": asdict(plan), "devices_asked": str(devices)}
         run.folder.mkdir(parents=True)
@@ -475,7 +475,7 @@ class Auditor:
         from harness.compute.network import load_network
 
         path = self.scratch / "model.keras"
-        atomic_write(path, content, remedy="make space, or set TMPDIR to another folder")
+        atomic_write(path, content, remedy="free up space, or set TMPDIR to another folder")
         return load_network(self.subject.job, path, self.dataset.num_outputs)
 
     # By training

@@ -102,7 +102,8 @@ class RunCallbacks:
         rate = self.schedule.cut if self.schedule else self.model.optimizer.learning_rate
         value = float(rate.numpy())  # the checkpoint's learning rate, after all cuts
         self.built_in.on_train_begin()
-        # Repeat the cuts from the initial rate: from the checkpoint's rate, they might reach 0.
+        # Apply the cuts again to the initial rate. The checkpoint's rate already contains the cuts,
+        # and might become 0 if the cuts were applied to it again.
         rate.assign(1.0 if self.schedule else self.train.learning_rate)
         for line in progress.history:
             self.built_in.on_epoch_end(line["epoch"] - 1, dict(line))

@@ -33,8 +33,8 @@ MAX_CHECKPOINTS = 2  # checkpoints per run; the older is a spare in case a disk 
 def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:
     """Write a checkpoint named after the number of steps, and remove all but the last two.
 
-    Checkpoints of later steps are removed too, since they are broken: this run resumed from its
-    newest intact checkpoint.
+    Checkpoints of later steps are removed too. Such checkpoints must be broken, because this run
+    resumed from its newest intact checkpoint.
 
     Raises:
         RunError: if the file can't be written, or a newer process took the run over.

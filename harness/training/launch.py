@@ -215,7 +215,8 @@ def own_allocation() -> SlurmEnvironment | None:
     if allocation and allocation.num_nodes > 1 and not allocation.in_step:
         raise InputError(
             f"an allocation of {allocation.num_nodes} nodes: needs srun, which starts one task per "
-            "node; start a script of slurm/, or srun --ntasks-per-node=1 harness …"
+            "node; submit a script from slurm/ with sbatch, or run: srun --ntasks-per-node=1 "
+            "harness …"
         )
     if allocation:
         check_trusted_network(allocation.num_tasks)
@@ -419,7 +420,9 @@ def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
         InputError: if the run is unfinished or was not tested, or if its data are missing.
     """
     if not run.finished():
-        raise InputError(f"run {run.folder}: is unfinished; harness resume {run.folder} first")
+        raise InputError(
+            f"run {run.folder}: is unfinished; first complete it with: harness resume {run.folder}"
+        )
     job = run.job()
     if not job.data.test:
         raise InputError(

@@ -97,7 +97,7 @@ def _checked(parent: RunDirectory, context: RunContext) -> Parent:
         if not parent.finished():
             raise InputError(
                 f"--from {parent.folder}: is unfinished and has no model yet; "
-                f"harness resume {parent.folder} first"
+                f"first complete it with: harness resume {parent.folder}"
             )
         return Parent(parent, continues=False, differences=differences)
     if not parent.checkpoints():

@@ -92,8 +92,8 @@ def record_kernels(trainer: Trainer, way: str, console: Console) -> dict[str, st
     provenance.record_kernels(trainer.run, kernels, step.in_float32)
     if step.in_float32:
         console.info(
-            f"train.precision = {job.train.precision}: in training {', '.join(step.in_float32)} "
-            "computes in float32, because cuDNN's gradients in bfloat16 are wrong"
+            f"train.precision = {job.train.precision}: cuDNN's gradients in bfloat16 are wrong, so "
+            f"during training these layers use float32: {', '.join(step.in_float32)}"
         )
     if num_own_gpus() and (line := why_slow(kernels)):
         console.warning(line)

@@ -55,7 +55,7 @@ FOLDERS = (".", "train", "validation")
 
 STEP_POINTS, MEASURED_POINTS = 500, 100  # about how many points a curve has
 
-REMEDY = "make space on this disk, then resume the run"
+REMEDY = "free up space on this disk, then resume the run"
 
 
 class TensorBoardLog:

@@ -99,7 +99,8 @@ class Trainer:
             )
         # 3. Create the iterator over batches, from the next step on.
         self._open_batches()
-        # 4. Trace the graph. During the tracing, another process may take over the run.
+        # 4. Trace the graph. Then check the lease again, because another process may have taken
+        # over the run during the tracing.
         vote = None if self.stop.alone else tf.constant(0, tf.float64)
         num = self.job.train.steps_per_execution
         traced = self.train_step.train_steps.get_concrete_function(self._batches, num, vote)
@@ -117,7 +118,8 @@ class Trainer:
     def _open_batches(self) -> None:
         """Create the iterator over batches, from the next step on.
 
-        The iterator covers only the epochs for which `permutations_ahead` returns an order.
+        The iterator covers only the epochs for which `permutations_ahead` returns an order of
+        the reviews.
         """
         train, data, progress = self.job.train, self.job.data, self.progress
         epochs = range(progress.epoch, train.epochs)

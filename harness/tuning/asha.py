@@ -1,4 +1,4 @@
-"""Asynchronous successive halving: all settings train for few epochs, only the best for more.
+"""Asynchronous successive halving: try many settings for few epochs, and only the best for more.
 
 Implements Algorithm 2 of Li et al., "A System for Massively Parallel Hyperparameter Tuning" (2020).
 """
@@ -54,7 +54,8 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
             before, values = self._seed_state, self._random_values()
             if values is not None and not self._is_known_to_wait():
                 return self._trial(0, {**values, "tuner/initial_epoch": 0})
-            # Undo the draw: an earlier search with fewer `trials` drew no setting at this point.
+            # Restore the random state from before the draw. The search that recorded the promotion
+            # had fewer `trials`, so it drew no setting at this point.
             if values is not None:
                 self._seed_state = before
         # While a trial runs, a promotion may still follow, so the oracle waits and does not stop.

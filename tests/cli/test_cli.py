@@ -36,7 +36,7 @@ AT_ONCE = "harness: interrupted immediately; saved files are kept\n"
         (["train", LSTM, "--run-id", "../x"], ("--run-id '../x'",)),
         (["resume", "runs/none"], ("runs/none", "no such folder")),
         (["resume", "."], ("is not a run's folder",)),
-        (["compare", "--out", LSTM], ("--out", "is a file; name a folder")),
+        (["compare", "--out", LSTM], ("--out", "is a file; specify a folder")),
         (["prune", "--runs", "none"], ("no folder none here", "--runs or HARNESS_RUNS")),
         (["compare"], ("no folder /", "runs here; change to the folder that contains it")),
         (["sweep", "show", "runs/none"], ("runs/none", "is not a sweep's folder")),

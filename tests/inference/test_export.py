@@ -181,7 +181,7 @@ def test_a_bad_export_is_refused(harness: Harness, tmp_path: Path) -> None:
             "is unfinished and has no model yet; continue the run with: harness resume",
         ),
         (thesis, "contains thesis.tex, which is not part of an earlier export"),
-        (thesis / "thesis.tex", "thesis.tex: is a file; name a folder"),
+        (thesis / "thesis.tex", "thesis.tex: is a file; specify a folder"),
     ):
         with pytest.raises(InputError, match=message):
             export(RunDirectory(begun), folder)
@@ -202,7 +202,7 @@ def test_a_full_disk_is_one_line(
         raise tf.errors.ResourceExhaustedError(None, None, "No space\nleft on device")
 
     monkeypatch.setattr(type(keras.export.ExportArchive()), "write_out", full)
-    with pytest.raises(RunError, match=r"No space left on device; make space .* another --out"):
+    with pytest.raises(RunError, match=r"No space left on device; free up space .* --out"):
         export(RunDirectory(finished[1]), tmp_path / "out")
     assert [*tmp_path.iterdir()] == []
 

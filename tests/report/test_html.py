@@ -224,7 +224,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path, names: list[str]) 
         (tmp_path / "out" / name).write_text("mine")
     with pytest.raises(InputError, match=f"--out .*out: contains {names[-1]}"):
         check_folder(tmp_path / "out")
-    with pytest.raises(InputError, match="is a file; name a folder"):
+    with pytest.raises(InputError, match="is a file; specify a folder"):
         check_folder(tmp_path / "out" / names[0])
 
 

@@ -161,7 +161,8 @@ GOLDEN = """\
 export HARNESS_HOME='/my runs/100%/.submissions/code-0'
 export HARNESS_SNAPSHOT=1
 source "$HARNESS_HOME/slurm/common.sh"
-# Except for HARNESS_VENV in a container, these exports replace those of slurm/site.sh.
+# These exports override the values from slurm/site.sh.
+# In a container, HARNESS_VENV keeps its value from slurm/site.sh.
 [[ ${#HARNESS_CONTAINER[@]} != 0 ]] || export HARNESS_VENV=/venv
 export HARNESS_RUNS='/my runs/100%'
 export HARNESS_DATA='/it'"'"'s data'

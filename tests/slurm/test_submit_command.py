@@ -80,7 +80,7 @@ def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
     assert "SAMPLE" not in done.stderr
     assert "bin/harness" not in done.stderr
     assert f"export HARNESS_DATA={harness.folder}\n" in done.stdout
-    assert f"warning: git can't name the commit of {project}" in done.stderr
+    assert f"warning: git can't determine the commit of {project}" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_files_of_a_job_in_any_locale_and_with_any_umask(
 
 def test_a_folder_of_runs_that_others_can_write_is_a_warning(site: Harness) -> None:
     """They could replace the folder of submissions, unless the sticky bit forbids it."""
-    warning = "others can write to it, so they could replace the code of a waiting job"
+    warning = "others can write to it, so other users could replace the code of a waiting job"
     site.runs.mkdir(exist_ok=True)
     for mode, is_warned in ((0o777, True), (0o1777, False)):
         site.runs.chmod(mode)

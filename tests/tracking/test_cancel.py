@@ -50,7 +50,7 @@ def test_a_run_is_found_by_folder_id_and_job(site: Site, monkeypatch: pytest.Mon
     assert names("gru") == ["gru/mine"]
     ids = ("mine", "slurm-12_1", "slurm-12_2", "slurm-14-345", "slurm-15-345-seed1")
     assert names("lstm", many=True) == [f"lstm/{run_id}" for run_id in ids]
-    with pytest.raises(InputError, match="lstm: fits 5 runs; name one of them, such as "):
+    with pytest.raises(InputError, match="lstm: matches 5 runs; specify one, such as "):
         names("lstm")
     for name in ("", " "):
         with pytest.raises(InputError, match="name a folder"):

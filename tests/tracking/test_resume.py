@@ -182,7 +182,7 @@ def test_a_sweep_can_not_retry_with_more_memory(harness: Harness) -> None:
     assert done.returncode == 0, done.stderr
     done = harness.run_here(*words, "--retry-memory")
     assert done.returncode == 2
-    assert "--retry-memory: is for jobs with one run" in done.stderr
+    assert "--retry-memory: works only for jobs with one run" in done.stderr
 
 
 def test_each_interrupted_run_becomes_a_job(harness: Harness) -> None:

@@ -67,7 +67,8 @@ def test_an_unreadable_folder_is_not_called_missing(
         ),
         (
             "runs/rnn/first/tensorboard",
-            "is not a run's folder, it contains no job.toml; harness status --all lists all runs",
+            "is not a run's folder, because it contains no job.toml; harness status --all lists "
+            "all runs",
         ),
     ],
 )

@@ -136,7 +136,10 @@ def changed(name: str, **values: Any) -> Callable[[Path], object]:
     ("change", "message"),
     [
         (shutil.rmtree, "no such folder"),
-        (lambda run: (run / "job.toml").unlink(), "is not a run's folder, it contains no job.toml"),
+        (
+            lambda run: (run / "job.toml").unlink(),
+            "is not a run's folder, because it contains no job.toml",
+        ),
         (lambda run: (run / "result.json").unlink(), "is unfinished (finished), so it has no"),
         (lambda run: (run / "model.keras").unlink(), "its model.keras is missing; train its job"),
         (changed("provenance.json", format=5), "was written by harness 0.3.0 (format 5)"),
@@ -198,7 +201,7 @@ def test_a_full_scratch_disk_is_no_difference(
     """The auditor's machine failed, and the run may be fine."""
     auditor: Any = SimpleNamespace(scratch=tmp_path / "file")
     auditor.scratch.touch()
-    with pytest.raises(DiskError, match=r"can't be written: .*; make space, or set TMP"):
+    with pytest.raises(DiskError, match=r"can't be written: .*; free up space, or set TMP"):
         compared("model", Auditor._model_in, auditor, b"content")
     monkeypatch.setattr(tempfile, "tempdir", str(auditor.scratch))
     harness, run = finished

@@ -181,7 +181,7 @@ def test_a_disk_that_cannot_create_a_name_once_is_refused(
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(DiskError, match=r"choose .*--runs folder") as refused:
+    with pytest.raises(DiskError, match=r"choose .* --runs") as refused:
         begun(tmp_path / "runs/a")
     assert "\n" not in str(refused.value)
     assert not list((tmp_path / "runs").iterdir())

@@ -56,7 +56,7 @@ def compare(
             echo(to_markdown(parts), end="")
         else:
             print_parts(parts)
-    finally:  # `echo` exits if the program that reads the output, such as `head`, has ended
+    finally:  # printing ends the process if the reader of the output, such as `head`, has ended
         if out:
             report = write_comparison(out, parts, left_out, say=say)
             say(f"report       {report}")

@@ -232,7 +232,7 @@ class SearchConfig(ConfigSection):
         0,
         ge=0,
         le=100_000,
-        description="largest number of trials; with asha, largest number of combinations of "
+        description="maximum number of trials; with asha, maximum number of combinations of "
         "values; 0 = no limit, allowed only with grid and hyperband",
     )
     executions: int = Field(
@@ -256,7 +256,7 @@ class SearchConfig(ConfigSection):
         0,
         ge=0,
         le=10_000,
-        description="largest number of trials that are proposed but not finished; 0 = twice "
+        description="maximum number of trials that are proposed but not finished; 0 = twice "
         "the number of workers at the start of the search",
     )
 
@@ -313,7 +313,7 @@ class SearchSpec:
 
     @property
     def max_trials(self) -> int | None:
-        """The largest number of trials; None if the tuner decides when the search ends."""
+        """The maximum number of trials; None if the tuner decides when the search ends."""
         return None if self.table.tuner == "asha" else self.table.trials or None
 
     @property

@@ -91,7 +91,8 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
     def _compute_values_hash(self, values: dict[str, Any]) -> str:
         """Return a hash of `values` without the keys that begin with `tuner/`.
 
-        The oracle draws no setting with the hash of an earlier trial, so it tries no setting twice.
+        If the values that the oracle draws have the hash of an earlier trial, the oracle discards
+        these values and draws again. So the oracle draws no combination of values twice.
         """
         setting = {key: value for key, value in values.items() if not key.startswith("tuner/")}
         return str(super()._compute_values_hash(setting))

@@ -177,7 +177,7 @@ def job_with_seed(job: Job, seed: int) -> Job:
 
 
 def sweep_data(sweep: SweepDirectory, search: SearchSpec, data: Path | None) -> Path | None:
-    """Return the folder of a sweep's data; None if the job's `data.source` contains their path.
+    """Return the folder of a sweep's data; None if the job names the data in `data.source`.
 
     Raises:
         InputError: if the data have changed.

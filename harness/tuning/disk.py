@@ -104,7 +104,7 @@ class Disk:
         replace_file(self.folder / path, to_bytes(record), synced=False)
 
     async def sleep(self, time_s: float, error: OSError | None = None) -> None:
-        """Wait for `time_s`; log `error` unless the last call had an error too.
+        """Wait for `time_s`; log `error` unless the previous call also had an error.
 
         Raises:
             Interrupted: after a signal.

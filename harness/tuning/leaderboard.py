@@ -85,7 +85,7 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
 
 
 def same_failure(trials: Iterable[Trial]) -> str:
-    """Compare errors without their numbers; return an error that three trials had, else ""."""
+    """Return an error that three trials had, else ""; the numbers in the errors may differ."""
     by_text = defaultdict[str, list[str]](list)
     for trial in trials:
         if trial.error:

@@ -3,7 +3,7 @@
 If a worker ends with an error after it has begun a trial, the pool restarts the worker at once and
 counts no failure, because the protocol limits the number of attempts at a trial. If a process ends
 with an error before it has begun a trial, the pool counts a failure of this process. A command
-fails after 25 consecutive failures of one process. The command already fails when three of these
+fails after 25 consecutive failures of one process. The command fails earlier if three of these
 failures are errors that harness itself raised; disk errors do not count toward the three. When a
 trial of any worker is accepted, the pool resets the failure counts of all processes to 0.
 """
@@ -147,7 +147,9 @@ class WorkerPool(ProcessPool):
         if sum(worker.failures) >= MAX_ERRORS or len(worker.failures) >= MAX_FAILURES:
             message = f"worker {worker.name} failed {len(worker.failures)} times: {line}"
             raise ERRORS.get(code, RunError)(message)
-        self.console.warning(f"worker {worker.name} ended and is started again: {line}")
+        self.console.warning(
+            f"harness restarts worker {worker.name}, which ended unexpectedly: {line}"
+        )
 
     def stop(self, wait_s: float = SAVE_S) -> None:
         """Let the workers save their trials and end; wait for them."""

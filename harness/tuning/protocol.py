@@ -41,7 +41,7 @@ STUCK = (
 NUM_WATCHED = 16  # number of open trials that a worker reads in `Worker.turn`
 BEAT_S = 5.0  # time between two heartbeats of a worker
 LOST_S = 180.0  # time without a heartbeat after which a command presumes a worker dead
-REST_EACH_S = 0.3  # pause after `View.look`, for each trial that it has read
+REST_EACH_S = 0.3  # pause after `View.look`, multiplied by the number of trials that `look` read
 SHORTEST_REST_S, LONGEST_REST_S = 0.25, 15.0  # limits of the pause after `View.look`
 
 
@@ -171,7 +171,7 @@ class Heard:
             self.beat, self.silent_s = beat, 0.0
         else:
             # If more than LONGEST_REST_S has passed since the last read, this process itself was
-            # suspended, so the rest of the time does not show that the worker is silent.
+            # suspended. Only the first LONGEST_REST_S then count as silence of the worker.
             self.silent_s += min(passed_s, LONGEST_REST_S)
 
 
@@ -328,7 +328,8 @@ class Worker:
         try:
             trial = await self.train(self, self.view.known[n], k)
         except Interrupted:
-            # Without this record no worker takes the trial until a command finds this worker dead.
+            # The record `Gone` lets another worker take over the trial at once. Without the record,
+            # no worker takes over the trial until a command presumes this worker dead.
             with contextlib.suppress(OSError):
                 await self.view.disk.write(gone_file(n, k), Gone(has_left=True))
             raise

@@ -101,7 +101,7 @@ class KeptTrials:
     """Decides which files of trials a sweep keeps, and removes the others."""
 
     def __init__(self, sweep: SweepDirectory, search: SearchSpec, pruned: Pruned) -> None:
-        """Choose the sweep; `pruned` counts the files."""
+        """Set the sweep whose files are removed, and the `Pruned` that counts these files."""
         self.sweep, self.search, self.pruned = sweep, search, pruned
         self._done: set[tuple[int, bool, bool]] = set()
 

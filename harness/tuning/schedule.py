@@ -1,10 +1,10 @@
 """Orders an oracle's proposals and results independently of real time.
 
-A virtual clock decides the order: a fixed number of virtual workers train one epoch in each tick.
-The oracle proposes a trial when a virtual worker is free. The oracle receives a trial's result when
-the virtual worker ends the trial. So the oracle's state depends only on the results. Any process
-can compute the state again from the results, and an interrupted search promotes the same trials as
-an uninterrupted search.
+A virtual clock decides the order: in each tick, each of a fixed number of virtual workers trains
+one epoch. The oracle proposes a trial when a virtual worker is free. The oracle receives a trial's
+result when the virtual worker ends the trial. So the oracle's state depends only on the results.
+Any process can compute the state again from the results, and an interrupted search promotes the
+same trials as an uninterrupted search.
 """
 
 import heapq
@@ -36,7 +36,7 @@ class Schedule:
 
         Args:
             oracle: KerasTuner's oracle.
-            num_trials: the largest number of trials; 0 sets no limit.
+            num_trials: the maximum number of trials; 0 sets no limit.
             width: the number of virtual workers; None for an oracle that does not learn from
                 results, and therefore receives no results.
             known: the sweep's trials, sorted by number; the caller appends each new trial to the
@@ -181,7 +181,8 @@ class Proposer:
         if self._next and len(self.view.known) > self._next.n:
             if self.view.known[self._next.n].proposal != self._next.proposal:
                 # Another proposer, which rounded differently or had a larger `search.trials`, has
-                # created this trial with other values. The created values count, so begin again.
+                # created this trial with other values. The sweep keeps the created values, so this
+                # process begins a new schedule with the created values.
                 self._schedule = None
             self._next = None
         if not self._schedule:

@@ -139,7 +139,7 @@ def comparable(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFr
 
     hyperband and asha train good settings for more epochs, which also changes the scores. Only the
     trials with the most common number of epochs are returned for hyperband and asha. If two numbers
-    of epochs are equally common, the larger number counts.
+    of epochs are equally common, the trials with the larger number are returned.
     """
     if not search.continues_trials or trials.empty:
         return trials
@@ -151,12 +151,13 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
 
     Returns:
         A table. A key that is searched over a list has a row for each value. A key that is searched
-        over a range has a row for each third of its values. The columns are the `key`, the `value`,
-        and the number `n`, the `mean` and the `best` of the scores with this value. `explains` is
-        eta squared of the key: the between-group sum of squares divided by the total (Fisher,
-        1925), 0 if all scores are equal. `by chance` is the expected eta squared of a key without
-        effect: (k - 1) / (n - 1) for n trials in k groups. A key with one value or with too few
-        trials has no rows.
+        over a range has a row for each third of its values. The columns `key` and `value` name the
+        value of a row. Three columns describe the scores of the trials with this value: `n` is the
+        number of scores, `mean` their mean and `best` the best score. `explains` is eta squared of
+        the key: the between-group sum of squares divided by the total (Fisher, 1925), 0 if all
+        scores are equal. `by chance` is the expected eta squared of a key without effect:
+        (k - 1) / (n - 1) for n trials in k groups. A key with one value or with too few trials has
+        no rows.
     """
     import pandas
 

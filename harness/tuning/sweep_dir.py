@@ -95,7 +95,8 @@ class SweepDirectory(LeasedDirectory):
 
         Raises:
             InputError: if the folder belongs to another user, or contains other files.
-            DiskError: if the disk can't be written, or lets a rename replace a non-empty folder.
+            DiskError: if the sweep's folder can't be written to, or if a rename on this disk can
+                replace a non-empty folder.
         """
         record = {"sources_sha256": sources_checksum(), "dataset": dataset.record(), "starts": []}
         files = {

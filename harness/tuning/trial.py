@@ -30,9 +30,9 @@ from harness.tuning.protocol import Trial, attempt_folder, result_file
 from harness.tuning.sweep_dir import SweepDirectory
 
 MAX_ERROR = 2000  # largest number of characters of an error message
-# Largest memory of a worker, as a multiple of its memory after its first run. A finished trial may
-# leave memory in use: with `data.bucket` 70 MB were measured. The factor for a GPU leaves room for
-# CUDA's libraries.
+# Largest memory of a worker, as a multiple of its memory after its first run. After a trial ends,
+# its worker may keep memory in use: 70 MB in a measurement with `data.bucket`. The factor for a GPU
+# leaves room for CUDA's libraries.
 MAX_GROWTH = {"cpu": 1.2, "gpu": 2.0}
 
 

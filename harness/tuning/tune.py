@@ -87,7 +87,7 @@ def tune(
         line = f"sweep {sweep.folder} was begun with other code, so scores may not be comparable"
         if not resumes:
             raise InputError(
-                f"{line}; use that code, begin another sweep, or continue nevertheless with: "
+                f"{line}; use that code, begin another sweep, or continue anyway with: "
                 f"harness resume {sweep.folder}"
             )
         console.warning(line)
@@ -120,7 +120,7 @@ def tune(
 
 
 def settled(search: SearchSpec, num_workers: int) -> SearchSpec:
-    """Set a missing `search.parallel`, if the tuner needs it, to twice the number of workers."""
+    """If the tuner needs `search.parallel` and the job has none, set it to twice `num_workers`."""
     is_open = search.table.tuner in GUIDED and not search.table.parallel
     return search.with_table(parallel=2 * num_workers) if is_open else search
 
@@ -139,7 +139,7 @@ def patiently(step: Callable[[], T], stop: StopRequest) -> T:
             waited_s, may_end = time.monotonic() - since_s, is_of_disk(error)
             if not may_end and not isinstance(error, OSError):
                 raise
-            # Some errors do not end by themselves: for example, a missing folder stays missing.
+            # Some errors do not go away with time: for example, a missing folder stays missing.
             if not may_end or waited_s > PATIENCE_S:
                 raise DiskError(str(error)) from None
             if waited_s < 1:

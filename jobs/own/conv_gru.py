@@ -7,7 +7,7 @@ from harness.layers import GlobalBatchDropout
 
 
 class Gate(keras.Layer):
-    """Multiplies each channel by a learned share between 0 and 1."""
+    """Multiplies each channel by a learned factor between 0 and 1."""
 
     def __init__(self, rate, **options):
         """Set the dropout rate of the outputs."""

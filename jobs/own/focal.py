@@ -15,7 +15,7 @@ def focal(labels, probabilities):
 
 
 class SignDescent(keras.optimizers.Optimizer):
-    """Steps of constant size, by the sign of the gradients' moving average."""
+    """Moves each weight by a constant amount, against the sign of its gradient's moving average."""
 
     def __init__(self, learning_rate, momentum):
         """Set the momentum of the average."""

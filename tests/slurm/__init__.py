@@ -1,1 +1,1 @@
-"""Tests of jobs under Slurm; some start a real Slurm on this machine."""
+"""Tests of jobs under Slurm; some start a real Slurm cluster on this machine."""

@@ -1,4 +1,4 @@
-"""`harness doctor` on a login node of a real Slurm, and in a job there."""
+"""`harness doctor` on a login node of a real Slurm cluster, and in a job there."""
 
 import json
 import shlex

@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm are submitted, warned, requeued, preempted and cancelled."""
+"""Jobs on a real Slurm cluster are submitted, warned, requeued, preempted and cancelled."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The scripts compare.sh and tensorboard.sh as jobs on a real Slurm."""
+"""The scripts compare.sh and tensorboard.sh as jobs on a real Slurm cluster."""
 
 import http.client
 import re

@@ -1,4 +1,4 @@
-"""`status`, `logs` and `cancel` on jobs of a real Slurm."""
+"""`status`, `logs` and `cancel` on jobs of a real Slurm cluster."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""`harness submit` on a real Slurm."""
+"""`harness submit` on a real Slurm cluster."""
 
 import json
 import shlex

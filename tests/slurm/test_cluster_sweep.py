@@ -1,4 +1,4 @@
-"""Searches on a real Slurm: workers as job steps, warnings, requeues, arrays."""
+"""Searches on a real Slurm cluster: workers as job steps, warnings, requeues, arrays."""
 
 import contextlib
 import csv

@@ -188,7 +188,7 @@ def test_a_search_survives_kills_of_all_its_processes(calm: Sweeps) -> None:
     for each in (*calm.workers("wild")[:1], *calm.proposers("wild")):
         os.kill(each, signal.SIGKILL)
     assert process.stderr
-    again = "ended and is started again: exit code -9"
+    again = "ended unexpectedly: exit code -9"
     with killed_after(90, process):
         assert any(again in line for line in process.stderr)  # reads until the restart is reported
     process.kill()

@@ -43,7 +43,7 @@ def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harnes
         (["--jsonl"], "1\n", "line 1 is not a text"),
         (["--jsonl"], "[\n", "line 1 begins a JSON array; write one value in each line"),
         ([], "a" * 17_000_000, "line 1 has over 16,000,000 bytes"),
-        (["good", "--file", "x"], "", "or leave out the texts"),
+        (["good", "--file", "x"], "", "use only one"),
         (['{"text": "good"}', "--jsonl"], "", "--jsonl: is for a file or standard input"),
         (["--file", "none.txt"], "", "none.txt"),
         (["--file", "/dev/null"], "", "--file /dev/null: contains no text; write one text per"),

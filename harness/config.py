@@ -65,7 +65,8 @@ Options = Annotated[dict[str, Any], BeforeValidator(_check_options)]
 class Facts:
     """Properties of a key besides its type, bounds, default and description.
 
-    By default a key changes the result of every job, and a search may vary the key.
+    The default `Facts` describe a key that changes the result of every job and that a search may
+    vary.
 
     Attributes:
         choices: the allowed values of the key.

@@ -57,7 +57,10 @@ class Newcomers:
             self._connections[connection] = None
 
     def remove(self, connection: socket.socket) -> None:
-        """Remove a connection that has sent the secret or has ended."""
+        """Remove a connection from the open connections that have not sent the secret.
+
+        The server calls this method when the connection sends the secret or ends.
+        """
         with self._lock:
             self._connections.pop(connection, None)
 

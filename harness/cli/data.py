@@ -58,7 +58,7 @@ def describe(
 ) -> None:
     """Check your texts and describe them.
 
-    Prints their classes, splits, vocabulary and lengths.
+    Prints the classes, splits, vocabulary and lengths of the texts.
     """
     from harness.data.own_texts import describe as describe_texts
     from harness.data.own_texts import open_source

@@ -86,8 +86,8 @@ def _find_reason(
 
     Args:
         given: the number of GPUs that Slurm allocated; None outside of Slurm.
-        listed: the indices that Slurm wrote into CUDA_VISIBLE_DEVICES. If the variable still
-            contains exactly these indices, the indices are not checked.
+        listed: the indices of the job's GPUs, as Slurm lists them. If CUDA_VISIBLE_DEVICES contains
+            other names, the function checks whether the driver knows the names.
 
     Returns:
         A tuple of the reason, a remedy, and whether the node is at fault. The node is at fault if

@@ -149,9 +149,9 @@ def _custom_optimizer(train: TrainConfig, code: Mapping[str, str]) -> keras.opti
     """Call the user's function and return its optimizer.
 
     Raises:
-        InputError: if the function fails (the message contains its error, file and line), if the
-            function does not return an optimizer, or if the optimizer does not use the job's
-            learning rate or sets an option for which the job has a key (`JOB_KEYS`).
+        InputError: if the function fails (the message contains its error, file and line) or does
+            not return an optimizer; if the optimizer sets an option for which the job has a key
+            (`JOB_KEYS`); or if the optimizer ignores the job's learning rate.
     """
     name, key = train.optimizer, "train.optimizer"
     where = f"{key} = {name!r}"

@@ -126,9 +126,9 @@ def compute_in_float32(model: keras.Model) -> list[str]:
 def use_turns_of_two(model: keras.Model) -> None:
     """Let LSTM layers compute two words per iteration of their loop.
 
-    With two words per iteration, a loop that is compiled with XLA takes a sixth less time; layers
-    other than LSTM gain nothing. Call this function only for the five built-in networks: their LSTM
-    layers use neither a mask nor the arguments `dropout` and `recurrent_dropout`.
+    With two words per iteration, an LSTM's loop that is compiled with XLA takes a sixth less time;
+    the loops of other layers gain nothing. Call this function only for the five built-in networks:
+    their LSTM layers use neither a mask nor the arguments `dropout` and `recurrent_dropout`.
     """
     _replace_loops(model, _turns_of_two)
 

@@ -105,10 +105,10 @@ class PaddedReviews:
     def __init__(self, reviews: Reviews, shape: BatchShape) -> None:
         """Copy the reviews into tensors on the CPU.
 
-        Every graph that uses a NumPy array contains a copy of the array. After the tokens of the
-        last review, the tensor of tokens contains a padding token and START. An empty review
-        consists of this START: cuDNN does not accept an empty row, and a network's mean over the
-        words of an empty row is not finite.
+        Every graph that uses a NumPy array contains a copy of the array. An empty review consists
+        of the token START: cuDNN does not accept an empty row, and a network's mean over the words
+        of an empty row is not finite. After the tokens of the last review, the tensor of tokens
+        therefore contains a padding token and START.
         """
         self.shape, self.num_tokens = shape, int(reviews.offsets[-1])
         empty, ends = self.num_tokens + 1, reviews.offsets[1:]

@@ -97,7 +97,10 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
         return tf.reshape(padded.flat_values, [-1, time, *rest])
 
     def _at_words(self, tokens: tf.RaggedTensor) -> tf.RaggedTensor:
-        """Look up the ratios at each word, `[n, (words), channels] float32`."""
+        """Return the log-count ratios of the n-grams that end at each word.
+
+        The result is a ragged tensor, `[n, (words), channels] float32`.
+        """
         words = self.ngrams[0].lookup(tf.cast(tokens.flat_values - SHIFT, tf.int64))
         channels = []
         for column in columns(tokens.with_flat_values(words), self.ngrams, self.sizes):
@@ -123,7 +126,7 @@ def split_words(texts: tf.Tensor) -> tf.RaggedTensor:
 
 
 def numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
-    """Return a table that maps the code of each n-gram to its index, and an unknown code to -1."""
+    """Return a table that maps each code in `codes` to the code's index, and any other code to -1."""
     return tf.lookup.StaticHashTable(
         tf.lookup.KeyValueTensorInitializer(
             tf.constant(codes, tf.int64), tf.range(len(codes), dtype=tf.int64)
@@ -137,16 +140,16 @@ def columns(
 ) -> Iterator[tf.Tensor]:
     """For each word and each length of n-grams, find the n-gram that ends at the word.
 
-    An n-gram is given by its column in the matrix that `binary_ngrams` returns.
-
     Args:
         words: the index of each word, `[n, (words)] int64`, -1 for unknown words.
-        ngrams: for each length of n-grams, a table that maps codes to indices.
+        ngrams: for each length of n-grams, a table that maps the code of an n-gram to the n-gram's
+            index among the n-grams of this length, as `numbering` returns it.
         sizes: the number of n-grams of each length.
 
     Yields:
-        A tensor `[all words]` for each length of n-grams. The tensor's entry for a word is the
-        column of the n-gram that ends at the word, or -1 if no known n-gram ends there.
+        A tensor `[all words]` for each length of n-grams. In the matrix that `binary_ngrams`
+        returns, each n-gram has a column. The tensor's entry for a word is the index of this column
+        for the n-gram that ends at the word, or -1 if no known n-gram ends at the word.
     """
     flat = words.flat_values
     is_first = tf.gather(words.row_starts(), words.value_rowids()) == tf.range(words.row_splits[-1])

@@ -402,8 +402,8 @@ class TrainConfig(ConfigSection):
     xla: Annotated[Literal["auto", "on", "off"], Facts(changes="digits")] = Field(
         "auto",
         description="whether XLA compiles training and evaluation; auto = only where XLA is the "
-        "fastest way on the device; off = never; on a CPU, off also excludes BlockLSTM, "
-        "TensorFlow's fused LSTM kernel",
+        "fastest way on the device; off = never; off also forbids BlockLSTM, TensorFlow's fused "
+        "LSTM kernel, which auto may choose on a CPU",
     )
     steps_per_execution: Annotated[int, Facts(changes="digits")] = Field(
         1, ge=1, le=10_000, description="training steps per call of the TensorFlow graph"

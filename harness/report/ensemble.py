@@ -423,8 +423,8 @@ def _linear_model(
     """Fit the linear model to the training reviews of a run.
 
     Returns:
-        The model, and its probabilities for the reviews in each of the run's prediction files. The
-        keys are the names of the files.
+        The model, and a dictionary that maps the name of each of the run's prediction files to the
+        model's probabilities for the reviews in the file.
     """
     dataset = dataset_of(RunDirectory(member.run.folder), member.job, data)
     limit, share = member.job.data.limit, member.job.data.validation_split

@@ -159,10 +159,11 @@ def _accuracy_by(
 
 
 def _roc(group: DatasetGroup, predictions: Predictions) -> Picture | None:
-    """Draw each job's ROC curve, the mean over seeds and, with more than two classes, over classes.
+    """Draw one ROC curve per job, averaged over the seeds.
 
-    A class's curve treats all other classes as one class. The true positive rates are averaged at
-    equal false positive rates.
+    With more than two classes, the curve is also averaged over the classes. A class's curve treats
+    all other classes as one class. The true positive rates are averaged at equal false positive
+    rates.
     """
     from sklearn.metrics import roc_curve
 

@@ -159,7 +159,8 @@ def secrets_among(project: Path, new: list[str]) -> dict[str, str]:
 def private_files(project: Path, names: Sequence[str]) -> dict[str, str]:
     """Return the files that look like secrets, each with the reason: its name or its mode.
 
-    A file's mode is a reason only if other users can access the project's folder, but not the file.
+    A file looks like a secret by its mode if only its owner can access the file, although other
+    users can access the project's folder.
 
     Args:
         project: the folder of the checkout.

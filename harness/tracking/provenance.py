@@ -176,10 +176,10 @@ def _packages() -> dict[str, str | None]:
 def record_kernels(
     run: RunDirectory, kernels: dict[str, str], in_float32: Sequence[str] = ()
 ) -> None:
-    """Add the kernels and the precision of recurrent layers to the record of a run.
+    """Record each recurrent layer's kernel (such as cuDNN's) and the layers that train in float32.
 
     Args:
-        kernels: the kernel of each recurrent layer.
+        kernels: the kernel of each recurrent layer, as `kernels_of` returns it.
         in_float32: the names of layers that train in float32, though the job has another precision.
     """
     added = {"kernels": kernels, "in_float32": [*in_float32]}

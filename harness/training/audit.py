@@ -245,8 +245,8 @@ def compared(what: str, read: Callable[..., Sides], *args: Any) -> Check:
     """Compare the audit's values with the run's; `read(*args)` returns both.
 
     The result names the first value that differs; if none differs, the value with the largest
-    rounding difference. If `read` raises any error not below, the run's file is broken, so the
-    outcome is `differs`.
+    rounding difference. If `read` raises an error that is not listed under `Raises`, the run's file
+    is broken, so the outcome is `differs`.
 
     Raises:
         RunError, Interrupted, MemoryError: if this machine failed; the run's file may be fine.

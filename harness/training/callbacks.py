@@ -95,9 +95,10 @@ class RunCallbacks:
 
         A checkpoint contains no states of the built-in callbacks, so a resumed run passes the
         metrics of all earlier epochs to the built-in callbacks again. The user's callbacks load
-        their states. A resumed run also calls `on_train_begin` of the user's callbacks, which may
-        change variables of the model and the optimizer. The checkpoint's values already contain
-        these changes, so the variables get the checkpoint's values again after the calls.
+        their states. A resumed run also calls `on_train_begin` of the user's callbacks. This method
+        may change variables of the model and the optimizer. The checkpoint already contains the
+        changes that `on_train_begin` made when the run was new. So a resumed run then sets the
+        variables back to the checkpoint's values.
         """
         rate = self.schedule.cut if self.schedule else self.model.optimizer.learning_rate
         value = float(rate.numpy())  # the checkpoint's learning rate, after all cuts

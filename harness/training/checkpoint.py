@@ -114,8 +114,8 @@ def adopt(
         max_epochs: the largest number of trained epochs that the checkpoint may contain.
 
     Returns:
-        Whether the checkpoint was copied; false if it is missing or broken, or doesn't match `of`,
-        `sha256` or `max_epochs`.
+        Whether the checkpoint was copied; false if it is missing or broken, or violates one of the
+        conditions that the arguments `of`, `sha256` and `max_epochs` set.
 
     Raises:
         DiskError: if `of` or `sha256` is set and the disk can't be read.

@@ -1,10 +1,11 @@
 """Bayesian optimization whose cost per proposal does not grow with the number of trials.
 
 For a proposal, KerasTuner fits its Gaussian process to all n finished trials, in O(n³). Then
-KerasTuner minimizes the acquisition function from 50 starting points. Each step of a minimization
-needs a prediction of the Gaussian process. This module fits the Gaussian process to at most 100
-finished trials. This module computes the acquisition function at many random points in one
-prediction, and starts its minimizations only from the best few of these points.
+KerasTuner minimizes the acquisition function from 50 starting points. Each step that minimizes the
+acquisition function needs at least one prediction by the Gaussian process. This module fits the
+Gaussian process to at most 100 finished trials. This module computes the acquisition function at
+many random points in one prediction, and starts its minimizations only from the best few of these
+points.
 """
 
 import warnings

@@ -191,8 +191,8 @@ class View:
 
         Args:
             num_watched: how many open trials (trials without an accepted result) to read,
-                beginning with the oldest trial; None reads all open trials. Whatever this
-                number is, `look` also reads every open trial that no worker trains.
+                beginning with the oldest trial; None reads all open trials. For any value of
+                `num_watched`, `look` also reads every open trial that no worker trains.
         """
         await self.learn()
         gone = {f"{GONE}/{name}" for name in await self.disk.names(GONE)}
@@ -242,7 +242,11 @@ class View:
         return self.stop is not None and not self.stop.is_lifted
 
     async def end(self, num_asked: int) -> End | None:
-        """Read the `End` of a search for `num_asked` trials; None until all are proposed."""
+        """Return the `End` record of a search; None until the oracle has proposed all trials.
+
+        Args:
+            num_asked: the value of `search.trials`.
+        """
         return await self.disk.read(End, f"{ENDS}/{num_asked}/end.json")
 
     async def is_over(self, num_asked: int) -> bool:

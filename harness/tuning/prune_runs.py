@@ -9,8 +9,9 @@ files of all but the best trials. In other finished runs, the command removes on
 
 A run always keeps its job, record, metrics, scores, predictions and curves. If the user trains a
 run's `job.toml` again, the new model and checkpoints are bitwise identical to the removed ones.
-This module removes no file of another user and follows no symbolic link. A run remains valid if
-only some removable files are removed, so a process that removes files may be killed.
+This module removes no file of another user and follows no symbolic link. A run remains valid even
+if only some of its removable files are gone, so it does no harm to kill a process that removes
+files.
 """
 
 import contextlib

@@ -126,7 +126,7 @@ def split_words(texts: tf.Tensor) -> tf.RaggedTensor:
 
 
 def numbering(codes: np.ndarray) -> tf.lookup.StaticHashTable:
-    """Return a table that maps each code in `codes` to the code's index, and any other code to -1."""
+    """Return a table that maps each code in `codes` to the code's index, and other codes to -1."""
     return tf.lookup.StaticHashTable(
         tf.lookup.KeyValueTensorInitializer(
             tf.constant(codes, tf.int64), tf.range(len(codes), dtype=tf.int64)

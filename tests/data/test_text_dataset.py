@@ -256,7 +256,7 @@ def test_describe_helps_to_choose_settings(tmp_path: Path) -> None:
     num_train = len(open_source(tmp_path / "a.csv").train)
     assert lines[1].startswith(f"train   {num_train:,} reviews: ")
     assert lines[3].startswith(f"words   {num_train + 1:,} different words in the training reviews")
-    assert "longest 101" in lines[4]
+    assert "longest has 101 words" in lines[4]
     assert "50% 5" in lines[4]
 
 

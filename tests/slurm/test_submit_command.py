@@ -173,7 +173,7 @@ def test_a_job_without_a_record_is_cancelled(
 @pytest.mark.parametrize(
     ("does", "message"),
     [
-        ("exec sleep 20", "the job may be in the queue; see squeue --me"),
+        ("exec sleep 20", "the job may be in the queue; check with squeue --me"),
         ("echo checking 7 hosts: OK", "may be in the queue; .*only 'checking 7 hosts: OK'"),
     ],
 )

@@ -118,7 +118,7 @@ def test_a_bad_parent_is_refused(harness: Harness) -> None:
     write_run(finished, (JOBS / "lstm.toml").read_text())
     cases = {
         ("nowhere",): "run nowhere: no such folder",
-        (begun,): "is unfinished and has no model yet; harness resume",
+        (begun,): "is unfinished and has no model yet; first complete it with: harness resume",
         (begun, "--seeds", "1-2"): "is for a single run; give one JOB without --seeds",
         (finished, "--set", "model.units=x"): "model.units",
     }

@@ -334,8 +334,8 @@ def load_runs(*folders: PathLike) -> Runs:
     Runs without a job file are left out.
 
     Args:
-        folders: the folders of runs, folders that contain runs, or glob patterns of such folders;
-            by default HARNESS_RUNS, or `runs`.
+        folders: the folders of single runs, folders that contain runs, or glob patterns that match
+            such folders; by default HARNESS_RUNS, or `runs`.
 
     Raises:
         InputError: if a folder does not exist.

@@ -208,7 +208,10 @@ def _pooled(
     *,
     padding: Padding | None,
 ) -> "keras.KerasTensor":
-    """Apply recurrent layers, then poolings: `[batch, time, channels]` to `[batch, features]`."""
+    """Apply recurrent layers, then pool over time.
+
+    The input has the shape `[batch, time, channels]`; the result has `[batch, features]`.
+    """
     from keras import layers
 
     directions = [x]
@@ -233,7 +236,7 @@ def _pooled(
 
 
 def over_time(config: "ModelConfig") -> bool:
-    """Whether the last recurrent layer returns its outputs at all words."""
+    """Whether the last recurrent layer returns an output for every word."""
     return config.pooling != "last" or config.right_padded
 
 

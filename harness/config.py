@@ -1,4 +1,4 @@
-"""The base class of a job file's tables, properties of keys, and functions that write TOML.
+"""Defines the base class of the tables in a job file, and functions that write TOML.
 
 A key is declared once, as a field of its table, with type, bounds, default and description. `Facts`
 stores the key's other properties. All lists of keys in the package are derived from these
@@ -85,9 +85,9 @@ class Facts:
             there is no conflict. The table of keys in jobs/README.md shows the docstring of
             `check`.
         unvalidated: the only value allowed without validation reviews; None allows any value.
-        for_all_reviews: `--weights-from` gives a run that was trained on all reviews the ensemble
-            weight of a run with validation reviews. `for_all_reviews` says whether these two runs
-            may have different values of the key.
+        for_all_reviews: whether the key may have different values in two runs of which the second
+            gets the ensemble weight of the first (`--weights-from`). The first run has validation
+            reviews, on which its weight was chosen; the second was trained on all reviews.
         is_decided: whether the value 0 means that the harness chooses the key's value when a search
             starts.
     """

@@ -52,14 +52,15 @@ def audit(
     from harness.slurm.pool import child_args
     from harness.system.processes import own_code_first
 
-    # One process can't audit several runs: TensorFlow's number of threads, for example, is final.
+    # Each run needs its own process, because TensorFlow's number of threads, for example, can't be
+    # changed once TensorFlow has started.
     given = {"--epochs": epochs, "--devices": devices, "--data": data, "--runs": runs}
     words = [f"{name}={value}" for name, value in given.items() if value is not None]
     words += [name for name, is_set in {"--quick": quick, "--full": full}.items() if is_set]
     codes = set[int]()
     for folder in folders:
         args = child_args("audit", *words, "--", str(folder))
-        # The child ends when the pipe closes, with this process.
+        # If this process ends, the pipe closes, and then the child process ends too.
         codes.add(subprocess.call(args, env=own_code_first(), stdin=subprocess.PIPE))  # noqa: S603
     if failed := codes - {0}:
         refused = failed == {InputError.exit_code}
@@ -83,7 +84,10 @@ def _audit(
     try:
         keep_audit(runs, found.result_sha256, found.record())
     except (DiskError, OSError) as error:
-        refusal = f"--runs {runs}: the audit can't be saved ({error}); name your own folder"
+        refusal = (
+            f"--runs {runs}: the audit can't be saved ({error}); give a folder in which you can "
+            "write"
+        )
         raise (RunError if is_different else InputError)(refusal) from None
     if is_different:
         raise typer.Exit(RunError.exit_code)

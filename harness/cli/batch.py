@@ -153,7 +153,9 @@ def job_successor(
     changes: Annotated[list[str] | None, typer.Argument()] = None,
     runs: RunsFolder = Path("runs"),
 ) -> None:
-    """Draft a new Slurm job that continues a run, if Slurm refuses to requeue the run's job.
+    """Prepare a new Slurm job that continues a run, and print the new job's sbatch command.
+
+    `slurm/requeue.sh` uses the command if Slurm refuses to requeue the run's job.
 
     Args:
         run: the folder of the run or sweep.

@@ -29,8 +29,8 @@ def compare(
         Literal["ngrams", "none"] | None,
         typer.Option(
             "--baseline",
-            help="ngrams: also fit and show a logistic regression over 1- to 3-grams, which later "
-            "comparisons show too; none: skip all baselines",
+            help="ngrams: also fit a logistic regression over 1- to 3-grams, and show it here and "
+            "in later comparisons; none: skip all baselines",
         ),
     ] = None,
     data: DataFolder = None,

@@ -47,7 +47,9 @@ def doctor(
         from harness.doctor.doctor import diagnose
         from harness.doctor.probe import probe as measure
     except ImportError as error:  # the environment itself is broken
-        raise RunError(f"{error}; repair it by: bash slurm/common.sh --setup") from None
+        raise RunError(
+            f"{error}; to repair the environment, run: bash slurm/common.sh --setup"
+        ) from None
     devices = devices or site_devices()
     if devices is not None:
         parse_devices(devices)

@@ -87,7 +87,7 @@ def submit(
     sbatch_flags = list(flags or ())
     names: list[str] = []
     if job is not None and (all_jobs or resume or all_interrupted):
-        # Here `job` is no job file: `job` holds the first RUN, or the first flag after `--`.
+        # Here `job` is not a job file: `job` holds the first RUN, or the first flag after `--`.
         words = [job, *sbatch_flags]
         names = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
         names = [] if all_jobs else names

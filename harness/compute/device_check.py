@@ -129,9 +129,9 @@ def checked_plan(plan: ExecutionPlan, job: Job) -> ExecutionPlan:
 def take_memory(gpus: Sequence[Any]) -> None:
     """Allocate FIRST_BYTES on each GPU, as the first request for the GPU's memory.
 
-    On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) repeats a failed request in a
-    loop, each time for a tenth less memory, rounded up to 256 bytes. The loop never ends if the
-    first request is small.
+    On a full GPU, TensorFlow's allocator (BFCAllocator::Extend) retries a failed request in a
+    loop. Each retry asks for 10 % less memory, rounded up to a multiple of 256 bytes. The loop
+    never ends if the first request is small.
 
     Raises:
         tf.errors.ResourceExhaustedError: if a GPU is full.

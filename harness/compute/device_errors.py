@@ -76,8 +76,8 @@ OTHER_ERRORS = (
     DeviceError(
         "(?i)busy or unavailable|DEVICE_UNAVAILABLE",
         "the GPU accepts no more processes",
-        "the GPU is in exclusive compute mode and another process uses the GPU: start one run per "
-        "GPU, use NVIDIA's MPS, or ask your site to run nvidia-smi -c DEFAULT",
+        "the GPU is in exclusive compute mode, and another process is already using this GPU: "
+        "start one run per GPU, use NVIDIA's MPS, or ask your site to run nvidia-smi -c DEFAULT",
     ),
     DeviceError(
         "(?i)NCCL",

@@ -17,7 +17,7 @@ from harness.job.keys import Job
 
 # Limits measured on two CPU cores (jobs/FINDINGS.md, "where the time of a step goes").
 LARGEST_PART = 2048  # largest size of a part of a batch: reviews * units of all recurrent layers
-# For networks with a recurrent layer that returns its outputs at all words, not only at the last
+# For networks with a recurrent layer that returns an output for every word, not only for the last
 # word: the largest `data.maxlen` for which XLA is faster than TensorFlow's loop over the words.
 LONGEST_COMPILED = 200
 MAX_PARTS = 4  # the largest number of parts of a batch
@@ -78,7 +78,7 @@ def _way(job: Job, kind: str) -> Way:
     other layers XLA is faster than the loop, except in 3 cases:
 
     - XLA does not help if the operations are large.
-    - XLA is slower if the reviews are long and a layer returns its outputs at all words, because
+    - XLA is slower if the reviews are long and a layer returns an output for every word, because
       XLA copies all outputs at every word.
     - XLA would compile a step for each length of the batches if `data.bucket` is set.
     """

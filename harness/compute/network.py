@@ -24,7 +24,7 @@ from harness.layers import all_layers, for_training, global_batch, makes_masks, 
 
 KERAS_PRECISION = {
     "float32": "float32",
-    "float64": "float64",  # for tests: shows whether two runs differ only by rounding
+    "float64": "float64",  # lets tests check whether two runs differ only by rounding
     "float16": "mixed_float16",
     "bfloat16": "mixed_bfloat16",
 }
@@ -96,8 +96,8 @@ def build_network(job: Job, num_outputs: int = 1) -> keras.Model:
 def training_network(job: Job, export: keras.Model, num_outputs: int = 1) -> keras.Model:
     """Build the network to train: a copy of `export` with dropout masks for the global batch.
 
-    Each replica uses the rows of its examples in the masks, so the results of dropout do not depend
-    on the number of replicas.
+    A mask has a row for each example of the global batch, and a replica uses the rows of its own
+    examples. So the results of dropout do not depend on the number of replicas.
 
     Raises:
         InputError: if a custom function returns a different network at its second call.
@@ -177,8 +177,8 @@ def check_network(
     where = f"model.architecture = {job.model.architecture!r}"
     model = build_network(job, num_outputs)
     tokens = np.arange(8 * job.data.maxlen, dtype=np.int32).reshape(8, -1) % job.data.vocab_size
-    # If a network has no final activation, its outputs leave the range from 0 to 1 with large
-    # weights. With the initial weights, these outputs are all near 0.
+    # Assign large weights, so that the outputs of a network without a final activation fall outside
+    # the range from 0 to 1. With the initial weights, these outputs would all be near 0.
     random = np.random.default_rng(1)
     for each in model.trainable_variables:
         each.assign(random.normal(size=each.shape))
@@ -234,13 +234,15 @@ def _check_forms(model: keras.Model, job: Job, tokens: np.ndarray, where: str) -
     if job.data.bucket:
         tokens = tokens[:, : padded_lengths(job.data.maxlen)[0]]
         with own_errors(
-            f"{where}: should take reviews of {tokens.shape[1]} or more words; change it, or "
-            "leave data.bucket out"
+            f"{where}: should accept reviews as short as {tokens.shape[1]} words; change the "
+            "network, or leave out data.bucket"
         ):
             model(tokens, training=False)
     if job.train.xla == "on" and not num_own_gpus():
         compiled = tf.function(model, autograph=False, jit_compile=True)
-        with own_errors(f"{where}: should compile with XLA; change it, or leave out train.xla"):
+        with own_errors(
+            f"{where}: should compile with XLA; change the network, or leave out train.xla"
+        ):
             compiled(tokens, training=False)
 
 

@@ -245,8 +245,8 @@ def count_kernels(graph: tf.Graph, layers: list[keras.Layer], kernel: str) -> di
         for base in {_base(layer.name) for layer in layers}:
             names = [layer.name for layer in layers if _base(layer.name) == base]
             matching = [scope for scope in scopes if _base(scope) == base]
-            # If the number of scopes differs from the number of layers, the graph function is the
-            # body of a loop.
+            # A graph function whose number of scopes differs from the number of layers is the body
+            # of a loop, so its kernels are not counted.
             if len(names) == len(matching):
                 for name, scope in zip(names, matching, strict=True):
                     num = fused.count(scope)

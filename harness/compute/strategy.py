@@ -73,7 +73,7 @@ def parse_devices(text: str, name: str = "--devices") -> Devices:
 
 
 def site_devices() -> str | None:
-    """Return HARNESS_DEVICES: the devices of a command that is not given others.
+    """Return HARNESS_DEVICES, the devices that a command uses by default; None if not set.
 
     Raises:
         InputError: if `--devices` would not accept the value.

@@ -49,8 +49,8 @@ def save_folder(dataset: Dataset, folder: Path) -> None:
     The folder appears only when all its files are written.
 
     Raises:
-        InputError: if the folder is neither empty nor a dataset, or is a symbolic link of another
-            user.
+        InputError: if the folder is neither empty nor a dataset, is a broken symbolic link, or is a
+            symbolic link that belongs to another user.
         DiskError: if the folder can't be written.
     """
 
@@ -183,7 +183,8 @@ def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:
 
     def check(earlier: Path) -> None:
         # On a file system without locks, another process may have made the dataset while this
-        # process was making it. The other process's dataset must stay: a run may already read it.
+        # process was making it. Keep the other process's dataset, because a run may already be
+        # reading it.
         if open_if_whole(earlier):
             raise FileExistsError
 

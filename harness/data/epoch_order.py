@@ -107,7 +107,8 @@ def padded_lengths(maxlen: int) -> np.ndarray:
 def time_steps(orders: np.ndarray, lengths: np.ndarray, shape: BatchShape) -> np.ndarray:
     """Return the padded length of each global batch, `[num_epochs * steps_per_epoch] int32`.
 
-    The lengths are those of batches with `bucket`.
+    Call this function only for a job with `data.bucket`. In any other job, all batches have the
+    length `maxlen`.
 
     Args:
         orders: the order of the reviews in each epoch, `[num_epochs, num_reviews]`.

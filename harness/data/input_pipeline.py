@@ -35,7 +35,8 @@ class Batch(NamedTuple):
     The length `time` is the job's `maxlen`; with `data.bucket` it is one of `padded_lengths`.
     """
 
-    # [examples, time] int32; the padding is at the start of a row, with data.bucket at its end.
+    # [examples, time] int32; the padding is at the start of each row or, if data.bucket is set, at
+    # the end.
     tokens: tf.Tensor
     labels: tf.Tensor  # [examples] float32, the label of the class: 0, 1, …
     weights: tf.Tensor  # [examples] float32, 1 for a review, 0 for an empty review

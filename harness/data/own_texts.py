@@ -53,7 +53,8 @@ REMEDY = (
     "name a table (.csv, .tsv, .jsonl, .parquet), a folder of tables, a folder that Hugging Face's "
     "save_to_disk wrote, or a folder that contains a folder of .txt files for each class"
 )
-# Matches a split in a table's file name, such as imdb_test1.csv, but not inside another word.
+# Matches the name of a split in a table's file name, such as `test` in imdb_test1.csv, but not
+# inside another word, such as `latest`.
 SPLIT_NAME = re.compile(r"(?<![^\W\d_])({})(?:ing|set)?(?![^\W\d_])".format("|".join(KNOWN_SPLITS)))
 # The records of `save_to_disk` (Hugging Face's `datasets`): for one split, and for all splits.
 SAVED, SAVED_SPLITS = "state.json", "dataset_dict.json"
@@ -264,7 +265,8 @@ def open_source(source: Path, form: DataConfig = DEFAULT_FORM) -> Dataset:
         form: as for `read_texts`.
 
     Raises:
-        InputError: if the source can't be used; the message states the error's place and a remedy.
+        InputError: if the source can't be used; the message says where the error is and
+            how to fix it.
     """
     checksum = source_checksum(source, form)
 
@@ -303,7 +305,8 @@ def make_dataset(source: Path, folder: Path, form: DataConfig = DEFAULT_FORM) ->
     for each word of the reviews.
 
     Raises:
-        InputError: if the source can't be used; the message states the error's place and a remedy.
+        InputError: if the source can't be used; the message says where the error is and
+            how to fix it.
         OSError: if the folder can't be written.
     """
     gathered = _gather(read_texts(source, form), source)

@@ -133,7 +133,8 @@ def read_file(file: SourceFile, form: DataConfig) -> Iterator[Text]:
     """Yield the reviews in a file, one after another.
 
     Raises:
-        InputError: if the file can't be used; the message states the error's place and a remedy.
+        InputError: if the file can't be used; the message says where the error is and
+            how to fix it.
     """
     ending = table_ending(file.path.name)
     if file.label:

@@ -42,7 +42,8 @@ def open_vectors(path: Path, words: Sequence[str], width: int) -> WordVectors:
         width: the dimension that the vectors should have.
 
     Raises:
-        InputError: if the file can't be used; the message states the error's place and a remedy.
+        InputError: if the file can't be used; the message says where the error is and
+            how to fix it.
     """
     where = f"model.embeddings {path}: "
     if not is_file(path):

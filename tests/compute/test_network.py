@@ -173,7 +173,7 @@ def test_the_check_of_training_changes_no_random_state() -> None:
         (
             BODY.replace("layers.GlobalMax", "layers.Conv1D(4, 10), layers.GlobalMax"),
             {"data": {"maxlen": 16, "bucket": True}},
-            "should take reviews of 8 or more words",
+            "should accept reviews as short as 8 words",
         ),
         (
             BODY.replace("[layers", "[layers.Hashing(50), layers"),

@@ -75,7 +75,9 @@ def test_an_environment_that_lacks_a_package_is_one_line(harness: Harness, tmp_p
     harness.environment["PYTHONPATH"] = f"{PROJECT}{os.pathsep}{tmp_path}"
     done = harness.run("doctor")
     assert done.returncode == 1
-    assert done.stderr == "harness: no packaging; repair it by: bash slurm/common.sh --setup\n"
+    assert done.stderr == (
+        "harness: no packaging; to repair the environment, run: bash slurm/common.sh --setup\n"
+    )
 
 
 def test_packages_outside_of_their_ranges_are_named() -> None:

@@ -65,7 +65,7 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
         """Create a layer that drops the fraction `rate` of its inputs.
 
         Args:
-            rate: the fraction of inputs to drop, from 0 to below 1.
+            rate: the fraction of inputs to drop, at least 0 and less than 1.
             over_time: if True, a channel is either dropped for all words of a review or kept for
                 all of them.
             over_channels: if True, the channels of a word are either all dropped or all kept.
@@ -75,7 +75,9 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
         """
         super().__init__(**options)
         if not 0 <= rate < 1:
-            raise ValueError(f"GlobalBatchDropout: rate = {rate}: should be 0 to below 1")
+            raise ValueError(
+                f"GlobalBatchDropout: rate = {rate}: should be at least 0 and less than 1"
+            )
         self.rate, self.over_time, self.over_channels = rate, over_time, over_channels
         self.seed, self.batch_size = seed, batch_size
         self.supports_masking = True

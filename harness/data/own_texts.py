@@ -378,12 +378,12 @@ def _gather(texts: Iterable[Text], source: Path) -> _Gathered:
             raise InputError(f"{where} has no {missing}; complete or remove all such reviews")
         if "\0" in joined or SURROGATE.search(joined):
             raise InputError(
-                f"{where} contains a NUL byte or an unpaired surrogate; save it as UTF-8"
+                f"{where} contains a NUL byte or an unpaired surrogate; save the text as UTF-8"
             )
         gathered.labels.append(gathered.classes.setdefault(label, len(gathered.classes)))
         if len(gathered.classes) > MAX_CLASSES:
-            # The label column is probably the wrong one. `_classes` raises the error for too many
-            # classes.
+            # With so many different labels, the user probably named the wrong column as the label
+            # column. `_classes` raises the error for too many classes.
             break
         # The hash decides the review's split, and its position in the split.
         gathered.hashes += hashlib.sha256(joined.encode()).digest()[:HASH_BYTES]

@@ -126,7 +126,7 @@ def _open_named(folder: Path, name: str) -> Dataset:
         return _convert(folder)
     remedy = "to get the data, run: harness data fetch"
     if name == "HARNESS_DATA":
-        remedy += f"; then unset HARNESS_DATA, or copy {fetched_folder()} there"
+        remedy += f"; then unset HARNESS_DATA, or copy the files in {fetched_folder()} to {folder}"
     if name == "--from":
         remedy = "name a folder that contains imdb.npz or a stored dataset, or the folder aclImdb/"
     raise InputError(

@@ -123,13 +123,13 @@ def read_lines(
 def _text(raw: bytes, where: str, *, is_json: bool) -> str:
     # The text may be UTF-16. Decoding UTF-16 as UTF-8 may succeed, but finds only unknown words.
     if b"\0" in raw:
-        raise InputError(f"{where} contains a NUL byte, so it is not text; save it as UTF-8")
+        raise InputError(f"{where} contains a NUL byte, so it is not text; save the text as UTF-8")
     if len(raw) > MAX_LINE_BYTES:
         raise InputError(f"{where} has over {MAX_LINE_BYTES:,} bytes; write one text per line")
     try:
         line = raw.removeprefix(codecs.BOM_UTF8).decode().removesuffix("\r")
     except UnicodeDecodeError:
-        raise InputError(f"{where} is not UTF-8; save it as UTF-8") from None
+        raise InputError(f"{where} is not UTF-8; save the text as UTF-8") from None
     if not is_json or not line.strip():
         return line
     value = json_value(line, where)

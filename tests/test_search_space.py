@@ -153,7 +153,7 @@ def test_train_and_tune_refuse_the_jobs_of_each_other(harness: Harness) -> None:
     """The line names the right command, and nothing is written."""
     done = harness.run_here("train", JOBS / "tune_lstm.toml")
     assert done.returncode == 2
-    assert "contains a [search]; run it with: harness tune" in done.stderr
+    assert "contains a [search] table; run the search with: harness tune" in done.stderr
     done = harness.run_here("tune", JOBS / "lstm.toml")
     assert done.returncode == 2
     assert "has no [search] table; train it with: harness train" in done.stderr

@@ -45,7 +45,9 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
     content = read_toml_file(path)
     content.setdefault("name", path.stem)
     if "search" in content:
-        raise InputError(f"job {path}: contains a [search]; run it with: harness tune {path}")
+        raise InputError(
+            f"job {path}: contains a [search] table; run the search with: harness tune {path}"
+        )
     origins = put_overrides(content, overrides, path)
     if seed is not None:
         origins["train.seed"] = f"--seed {seed}"
@@ -214,7 +216,9 @@ def read_toml_file(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise InputError(f"job {path}: byte {error.start} is not UTF-8; save it as UTF-8") from None
+        raise InputError(
+            f"job {path}: byte {error.start} is not UTF-8; save the file as UTF-8"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"job {path}: is not TOML: {error}; see jobs/lstm.toml") from None
 

@@ -33,7 +33,8 @@ def _known_encoding(name: str) -> str:
     except (LookupError, ValueError):
         pass
     raise PydanticCustomError(
-        "encoding", "Input should be a text encoding of Python, such as latin-1"
+        "encoding",
+        "Input should be the name of a text encoding that Python supports, such as latin-1",
     )
 
 
@@ -47,8 +48,8 @@ def _leaves_one_to_validate(limit: int) -> int:
     if limit == 1:
         raise PydanticCustomError(
             "limit",
-            "Input should leave a review for training and a review for validation; set 2 or more, "
-            "or 0 for all reviews",
+            "Input should be 0 for all reviews, or at least 2: one review for training and one for "
+            "validation",
         )
     return limit
 
@@ -273,7 +274,10 @@ class TrainConfig(ConfigSection):
         6, ge=1, le=1000, description="number of passes over the training reviews"
     )
     batch_size: int = Field(
-        128, ge=1, le=25_000, description="number of reviews in a batch, on all replicas together"
+        128,
+        ge=1,
+        le=25_000,
+        description="number of reviews in a global batch, summed over all replicas",
     )
     optimizer: Annotated[str, Facts(choices=tuple(OPTIMIZERS), is_function=True)] = Field(
         "rmsprop", description="Keras optimizer; a custom optimizer is `file.py:function`"
@@ -498,7 +502,10 @@ class Job(ConfigSection):
         for key, needed in self.unused_keys():
             yield f"{key} has no effect without {needed}"
         if not self.model.train_embeddings and not self.model.embeddings:
-            yield "model.train_embeddings = false keeps random vectors: model.embeddings is empty"
+            yield (
+                "model.train_embeddings = false leaves the word vectors random, because "
+                "model.embeddings is empty"
+            )
 
 
 TABLES: dict[str, type[ConfigSection]] = {

@@ -208,7 +208,7 @@ def _read(path: Path, where: str) -> str:
     except OSError as error:
         raise InputError(f"{where}: {path}: can't be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        rule = f"byte {error.start} is not UTF-8; save it as UTF-8"
+        rule = f"byte {error.start} is not UTF-8; save the file as UTF-8"
         raise InputError(f"{where}: {path}: {rule}") from None
     source = source.replace("\r\n", "\n").replace("\r", "\n")
     if not source.strip() and path.name != "__init__.py":
@@ -346,7 +346,7 @@ def load_taking(
 
     Args:
         where: the name of the key, with which error messages begin.
-        form: the arguments as a message names them, such as `(labels, probabilities)`.
+        form: the expected arguments as text for error messages, such as `(labels, probabilities)`.
         given, named: example values of the positional and the keyword arguments.
 
     Raises:

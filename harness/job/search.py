@@ -93,7 +93,8 @@ def read_space(raw: Mapping[str, Any], path: Path) -> list[Parameter]:
                     f"search.space.{parameter.parent} should list this value"
                 )
             if parent:
-                # `when` may contain 1 for a list with 1.0. KerasTuner needs the list's value, 1.0.
+                # `when` may contain the integer 1 where the other key's list contains the float
+                # 1.0. KerasTuner needs the value from the list, 1.0.
                 same = tuple(v for v in parent.choices if v in parameter.parent_choices)
                 known[parameter.key] = replace(parameter, parent_choices=same)
             ordered.append(known[parameter.key])
@@ -449,8 +450,8 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
     job = with_code(check_job(content, path, origins), path, origins)
     if not isinstance(raw_space, dict) or not raw_space:
         raise InputError(
-            f"job {path}: search.space is empty; write a list or a range of a key into it, such as "
-            "model.units = [32, 64]"
+            f"job {path}: search.space is empty; add a key with a list or a range of values, such "
+            "as model.units = [32, 64]"
         )
     space = read_space(raw_space, path)
     for parameter in space:
@@ -487,8 +488,8 @@ def _broken_rule(search: SearchSpec) -> str:
     table, job = search.table, search.job
     if job.data.validation_split == 0:
         return (
-            "data.validation_split = 0: a search needs validation reviews; set it, for example, to "
-            "0.2"
+            "data.validation_split = 0: a search needs validation reviews; set "
+            "data.validation_split to a value above 0, such as 0.2"
         )
     if table.trials == 0 and table.tuner not in ("grid", "hyperband"):
         return f"search.trials = 0: the {table.tuner} tuner needs a number, such as 20"
@@ -505,8 +506,9 @@ def _broken_rule(search: SearchSpec) -> str:
             f"search.space.train.epochs: the {table.tuner} tuner chooses the number of epochs "
             "itself, at most train.epochs; remove train.epochs from search.space"
         )
-    # Maps each searched key to an example of the values under which the search varies the key: a
-    # value of the key in its `when`, a value of the key in that key's `when`, and so on.
+    # If a key has a `when`, the search varies the key only for some values of another key, which
+    # may also have a `when`. `needed` maps each searched key to one combination of the other keys'
+    # values for which the search varies the key.
     needed: dict[str, Values] = {}
     for parameter in search.space:
         continuous = not parameter.choices and parameter.step is None

@@ -49,7 +49,9 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Say = Callable[[str], None]
 
-# The keys of the cache contain these texts, so changing a text invalidates earlier entries.
+# The keys of the cache contain these texts, so changing a text invalidates earlier entries. Each
+# text begins with the version of its model. NGRAM_RECIPE means the
+# n-grams that occur in at least two reviews.
 RECIPE = "3: unigrams, sublinear TF-IDF, L2 norm, logistic regression C=1"
 NGRAM_RECIPE = "2: binary 1- to 3-grams in 2 reviews, log-count ratios, logistic regression"
 FIRST_WORD = 4  # the index of the first word; 0 to 3 are padding, start, unknown, and unused
@@ -59,7 +61,7 @@ NGRAMS_NAME = f"{NGRAMS}, whole"  # the model reads whole reviews; networks read
 # default of `data.validation_split` is the same share.
 VALIDATION_SHARE = 0.2
 STRENGTHS = (0.1, 1.0, 10.0)  # candidates for C, the inverse of the regularization strength
-MAX_ITERATIONS = 1000  # largest number of liblinear's iterations; IMDB needs 22 to 47
+MAX_ITERATIONS = 1000  # maximum number of liblinear iterations; IMDB needs 22 to 47
 UNKNOWN = 0  # rank of a word that is in no n-gram
 
 
@@ -369,7 +371,10 @@ def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
 def fit_linear(
     features: "csr_matrix", labels: NDArray[np.int32], strength: float
 ) -> tuple[Floats, Floats]:
-    """Fit each class against the others; each feature is weighted by its log-count ratio.
+    """Fit one model per class, which separates the class from all others.
+
+    With two classes, one model is fit. The models' inputs are the features, multiplied by the
+    log-count ratios of the model's class.
 
     Args:
         features: a matrix of 0 and 1, `[num_reviews, num_features]`.
@@ -422,7 +427,7 @@ def _cached(key: tuple[object, ...], score: Callable[[], Baseline] | None) -> li
     if not score:
         return []
     fitted = score()
-    with contextlib.suppress(OSError, RunError):  # without a cache, the next call fits again
+    with contextlib.suppress(OSError, RunError):  # without a file, the next call fits again
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps(asdict(fitted)) + "\n")
     return [fitted]

@@ -494,10 +494,11 @@ def best_weights(labels: Ints, members: Sequence[Floats]) -> list[float]:
 def _given_weights(
     members: Sequence[RunMember], weights_from: Path | None, *, ngrams: bool
 ) -> list[float]:
-    """Return the weights of the ensemble `weights_from`; empty without this option.
+    """Return the weights of the ensemble `weights_from`; empty if `weights_from` is None.
 
-    The weights of `weights_from` were chosen on validation reviews. Its runs must have the jobs
-    of `members`, in the same order. `members` must be trained on all training reviews.
+    The weights of `weights_from` were chosen on validation reviews. The runs of this ensemble must
+    come from the same jobs as `members`, in the same order. `members` must be trained on all
+    training reviews.
 
     Raises:
         InputError: if `members` have no validation reviews and `weights_from` is missing; if they

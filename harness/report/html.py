@@ -67,7 +67,7 @@ def write_comparison(
                 (temporary / name).write_text(content, encoding="utf-8")
     except OSError as error:
         raise RunError(
-            f"--out {folder}: can't be written: {error.strerror or error}; choose another"
+            f"--out {folder}: can't be written: {error.strerror or error}; choose another folder"
         ) from None
     return folder / REPORT
 
@@ -82,7 +82,7 @@ def render(
     *,
     say: Callable[[str], None],
 ) -> str:
-    """Return the HTML page; `made` is a text with the harness's version and the time."""
+    """Return the HTML page; `made` states the harness's version and the time."""
     import pandas
 
     environment = jinja2.Environment(

@@ -127,7 +127,8 @@ def _learning_curve(
     chart.axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return chart.picture(
         title,
-        f"{title} in {unit}, mean over the seeds, from the first to the last epoch of all seeds",
+        f"{title} in {unit}, mean over the seeds, from the first epoch to the last epoch that all "
+        "seeds reached",
         "The line is the mean over the seeds, up to the last epoch that all seeds reached; the "
         "band spans the values of all seeds.",
     )

@@ -154,8 +154,9 @@ def explanations(group: DatasetGroup, compared: "pandas.DataFrame") -> list[str]
         elif group.jobs["interval_low"].isna().all():
             above = "No interval over seeds: each job has one seed, or equal accuracies."
         lines.append(
-            f"{above} On another {group.num_test:,} reviews of the same kind, an accuracy of "
-            f"{best:.1%} has a 95 % interval of {low:.2%} to {high:.2%} (binomial, Wilson's)."
+            f"{above} The highest accuracy, {best:.1%}, was measured on {group.num_test:,} test "
+            "reviews; for all reviews of the same kind, the accuracy has a 95 % interval of "
+            f"{low:.2%} to {high:.2%} (binomial, Wilson's)."
         )
     return lines
 
@@ -232,7 +233,7 @@ def read_arrays(path: Path, num_classes: int) -> tuple[Ints, Floats]:
     except Exception as error:  # zipfile and NumPy raise many kinds of errors for a broken file
         raise ValueError(f"{path.name} is broken: {error}") from None
     if not ((given >= 0) & (given <= 1)).all():
-        raise ValueError("a probability is outside of 0 to 1")
+        raise ValueError("a probability is not between 0 and 1")
     truth, probabilities = checked(labels, given)
     if (found := probabilities.shape[1]) != num_classes:
         raise ValueError(f"{path.name} has {found} classes, the run has {num_classes}")

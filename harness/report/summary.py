@@ -240,7 +240,7 @@ def figures(parts: Sequence[Part]) -> "pandas.DataFrame":
 def to_latex(parts: Sequence[Part]) -> str:
     """Return a LaTeX table for each dataset; a horizontal rule separates jobs from baselines."""
     lines = [
-        "% Means over the seeds; 95 % intervals of Student's t.",
+        "% Means over the seeds, with 95 % Student's t intervals.",
         "% \\usepackage{booktabs} goes into the preamble",
     ]
     for part in parts:

@@ -62,7 +62,7 @@ def main() -> int:
         context = getattr(refusal, "ctx", None)
         command = context.command_path if context else "harness"
         line = refusal.format_message().rstrip(".")
-        line += "; options of sbatch go after --" if command == "harness submit" else ""
+        line += "; sbatch options go after --" if command == "harness submit" else ""
         stop = "" if line.endswith("?") else "."
         code = _fail(f"{line}{stop} See {command} --help.", refusal.exit_code)
     except MemoryError:

@@ -31,7 +31,7 @@ def submit(
     ] = None,
     flags: Annotated[
         list[str] | None,
-        typer.Argument(metavar="-- FLAGS", help="options of sbatch, such as: -- --partition=gpu"),
+        typer.Argument(metavar="-- FLAGS", help="sbatch options, such as: -- --partition=gpu"),
     ] = None,
     overrides: Overrides = None,
     seeds: Annotated[

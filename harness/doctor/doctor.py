@@ -28,7 +28,8 @@ from harness.system.gpu import LAST_TRUSTED, Card, code_for
 from harness.system.processes import installed_version, nvidia_driver
 
 SET_UP = "bash slurm/common.sh --setup"
-TENSORFLOW_S = 300  # limit for TensorFlow's import; the first from a network disk takes minutes
+# The time limit for importing TensorFlow. The first import from a network disk takes minutes.
+TENSORFLOW_S = 300
 # A finding is yellow if an import takes longer than SLOW_IMPORT_S, if less memory than LITTLE_GB is
 # available, or if less disk space than LITTLE_DISK_GB is free.
 SLOW_IMPORT_S = 10.0  # an import from a local disk takes about 2 s
@@ -216,7 +217,7 @@ def check_data(data: Path | None) -> Iterator[Finding]:
 
 def check_runs(runs: Path) -> Iterator[Finding]:
     """Check that the folder of runs, or its nearest existing parent, is writable and has space."""
-    remedy = "choose another --runs or HARNESS_RUNS"
+    remedy = "choose another folder with --runs or HARNESS_RUNS"
     try:
         above = runs.absolute().parents
         folder = next(each for each in (runs.absolute(), *above) if os.path.lexists(each))

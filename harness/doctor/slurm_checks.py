@@ -25,7 +25,7 @@ from harness.system.site_settings import SITE, TRUSTED_NETWORK, not_sourced
 
 TIMEOUT_S = 10
 SETTINGS = (TRUSTED_NETWORK, "HARNESS_DATA", "HARNESS_RUNS", "HARNESS_VENV", "HARNESS_DEVICES")
-RUN_HERE = "train on this machine by: bash slurm/lstm.sh"
+RUN_HERE = "to train on this machine, run: bash slurm/lstm.sh"
 FORMAT = "%P|%a|%G"  # partition, state, generic resources
 
 
@@ -33,8 +33,8 @@ def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
     """Check the client programs, the controller, GPUs, a job script and the site's settings."""
     if not has_client("sinfo"):
         remedy = (
-            "if this is a container, do nothing: the job script requeues the job "
-            "from outside of the container"
+            "if you run this command in a container, change nothing: the job script runs "
+            "outside the container and calls Slurm there"
         )
         if allocation:
             where = f"Slurm's programs are missing in job {allocation.job_id}"
@@ -57,7 +57,7 @@ def check_slurm(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
 
 
 def describe_gpus(text: str) -> Finding:
-    """Report which partitions have GPUs, and the option of sbatch that requests one.
+    """Report which partitions have GPUs, and the sbatch option that requests one.
 
     Args:
         text: the output of `sinfo --format=FORMAT`; lines with a cluster's name are skipped.
@@ -99,7 +99,7 @@ def _check_by_rules(rules: Rules) -> Finding:
     """Check that sbatch accepts a job script whose options follow the site's rules.
 
     Args:
-        rules: the options of sbatch that the site refuses or demands.
+        rules: the sbatch options that the site refuses or demands.
     """
     header = read_header(PROJECT, "lstm")
     composed = compose(header, site_options(), (), rules=rules)
@@ -118,7 +118,7 @@ def _check_by_rules(rules: Rules) -> Finding:
     return Finding(
         "green",
         "sbatch",
-        f"sbatch accepts lstm.sh if you submit it by `{line}` or by harness submit: {answer}",
+        f"sbatch accepts lstm.sh if you submit it with `{line}` or with harness submit: {answer}",
     )
 
 

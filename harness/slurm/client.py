@@ -151,7 +151,7 @@ def would_start(
 
     Args:
         script: the text of the job script.
-        flags: options of sbatch.
+        flags: sbatch options.
         unset: environment variables to hide from sbatch.
         timeout_s: the seconds to wait for the answer.
 
@@ -198,7 +198,7 @@ class QueuedJob:
 
     @property
     def waits(self) -> bool:
-        """Whether the job waits for its start or restart."""
+        """Whether the job is waiting to start or restart."""
         return self.state in WAITING
 
     @property

@@ -19,10 +19,10 @@ OF_ARRAYS = ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUN
 OF_USERS = re.compile(r"(SQUEUE|SCANCEL|SINFO)_.*|SLURM_TIME_FORMAT")
 # Variables of the job that calls sbatch; the new job would inherit them.
 OF_CALLERS = re.compile(r"SLURM_(?!CONF|CLUSTERS|JWT|SACK|DEBUG|TIME_FORMAT).*")
-# The job's requests for GPUs. While these variables are set, srun requests as many GPUs for each
-# job step.
+# These variables contain the job's requests for GPUs. While they are set, srun makes the same
+# requests for each job step.
 OF_GPUS = tuple(f"SLURM_GPUS{of}" for of in ("", "_PER_NODE", "_PER_TASK", "_PER_SOCKET"))
-FLAGS = "HARNESS_FLAGS"  # the user's options of sbatch, quoted for a shell
+FLAGS = "HARNESS_FLAGS"  # the user's sbatch options, quoted for a shell
 FIRST_JOB = "HARNESS_FIRST_JOB"  # id of the job that began the run, set in later jobs of the run
 BATCH_JOB = "HARNESS_BATCH_JOB"  # id of the job, set by a job script for the command that it runs
 MAX_REQUEUES = 2  # largest number of successive requeues without a new step
@@ -50,7 +50,7 @@ class SlurmEnvironment:
     retries_memory: bool  # whether to request more memory after the job ran out of memory
     is_submitted: bool  # whether `harness submit`, which removes conflicting options, was used
     log: str | None  # the job's log file, if a job script exported its path
-    flags: str  # the user's options of sbatch, quoted for a shell
+    flags: str  # the user's sbatch options, quoted for a shell
     first_job_id: str  # id of the job that began the run
     variables: dict[str, str]  # all SLURM_* variables except for the job's token
 

@@ -92,8 +92,8 @@ class WorkerGroup:
         nodes = node_names(allocation)
         if len(nodes) != allocation.num_tasks:
             raise InputError(
-                f"{allocation.num_tasks} tasks on {len(nodes)} nodes: should be one task per "
-                "node, which uses all GPUs of the node; use srun --ntasks-per-node=1"
+                f"{allocation.num_tasks} tasks on {len(nodes)} nodes: each node should "
+                "have one task, which uses all GPUs of the node; use srun --ntasks-per-node=1"
             )
         group = cls(_own_folder(parent, allocation), nodes, allocation.rank)
         interface = os.environ.get(INTERFACE)
@@ -133,7 +133,9 @@ class WorkerGroup:
     # Sharing
 
     def share(self, content: bytes = b"") -> bytes:
-        """Return the chief's `content` on every worker; only the chief passes a `content`.
+        """Send the chief's `content` to every worker, and return the chief's content.
+
+        The other workers call this method without `content`, and wait for the chief.
 
         Raises:
             Interrupted: if the chief has ended without an error.

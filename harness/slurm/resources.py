@@ -1,4 +1,4 @@
-"""The resources that a job requests: options of sbatch from three sources.
+"""The resources that a job requests: sbatch options from three sources.
 
 The sources, in this order, are the script's header, the site's variables and the user's options.
 With sbatch alone, an option replaces only the same option of an earlier source: if a script sets
@@ -69,7 +69,7 @@ NEVER, ALWAYS = "HARNESS_SBATCH_NEVER", "HARNESS_SBATCH_ALWAYS"
 
 @dataclass(frozen=True)
 class Rules:
-    """The options of sbatch that a site refuses, and those that it demands."""
+    """The sbatch options that a site refuses, and the sbatch options that it demands."""
 
     never: tuple[str, ...] = ()  # names of refused options, such as gres and mem
     always: tuple[str, ...] = ()  # demanded options, such as --ntasks=1
@@ -79,14 +79,14 @@ class Rules:
         """Read the rules from environment variables, which slurm/site.sh exports.
 
         Raises:
-            InputError: if HARNESS_SBATCH_NEVER contains anything but long names of sbatch options,
-                such as `mem`. Another name would have no effect.
+            InputError: if HARNESS_SBATCH_NEVER contains a word that can't be the long name of an
+                sbatch option, such as `-G` or `gres=gpu:1`. Such a word would have no effect.
         """
         never = [name.lstrip("-") for name in environment.get(NEVER, "").split()]
         if wrong := [name for name in never if not re.fullmatch("[a-z][a-z-]+", name)]:
             raise InputError(
-                f"{NEVER}: {wrong[0]!r} should be the long name of an option of sbatch, such "
-                "as gres or mem"
+                f"{NEVER}: {wrong[0]!r} should be the long name of an sbatch option, such as "
+                "gres or mem"
             )
         return cls(tuple(never), tuple(environment.get(ALWAYS, "").split()))
 
@@ -100,8 +100,8 @@ class Composed:
 
     header: list[str]  # the script's `#SBATCH` lines
     args: list[str]
-    # Names of the site's environment variables to unset, because the options that the variables set
-    # are replaced or refused.
+    # Names of the site's environment variables to unset: each sets an option that is replaced or
+    # refused.
     unset: list[str]
 
 
@@ -176,12 +176,12 @@ def _gpu_arg(gpus: str, site: Mapping[str, str]) -> str:
 
 
 def options_in(args: Iterable[str]) -> set[str]:
-    """Return the names of the GPU and memory options among arguments of sbatch."""
+    """Return the names of the GPU and memory options among sbatch arguments."""
     return {option_name(arg) for arg in args} & {*GPUS, *MEMORY}
 
 
 def drop(args: Iterable[str], names: Collection[str]) -> list[str]:
-    """Return arguments of sbatch without the options `names` and their values."""
+    """Return sbatch arguments without the options `names` and their values."""
     kept: list[str] = []
     is_value = False  # whether the argument is the value of a dropped option, as in `-G 2`
     for arg in args:
@@ -238,7 +238,7 @@ class Resources:
     time: str | None = None
     mem: str | None = None  # per node
     retry_memory: bool = False  # requeue a job that ran out of memory, with 1.5 times the memory
-    flags: tuple[str, ...] = ()  # options of sbatch
+    flags: tuple[str, ...] = ()  # sbatch options
     # Those of the `flags` that a later job uses again to continue the run; None means all.
     kept: tuple[str, ...] | None = None
 
@@ -262,7 +262,7 @@ class Resources:
         words = [flag for flag in self.flags if not flag.startswith("-")]
         if stray := [w for w in words if w == self.flags[0] or w.endswith((".toml", ".sh"))]:
             raise InputError(
-                f"{stray[0]}: is not an option of sbatch; submit one job file at a time, or all "
+                f"{stray[0]}: is not an sbatch option; submit one job file at a time, or all "
                 "five networks with --all"
             )
         for flag in self.flags:

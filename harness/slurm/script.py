@@ -67,7 +67,7 @@ class SbatchJob:
     layout: Layout
     folder: Path  # the submission's folder
     script: str  # the content of job.sh
-    args: tuple[str, ...]  # the arguments of sbatch, without the script
+    args: tuple[str, ...]  # the sbatch arguments, without the script
     unset: tuple[str, ...]  # environment variables to hide from sbatch
     architecture: str | None = None  # None for a comparison
     seeds: tuple[int, ...] = ()
@@ -84,7 +84,7 @@ class SbatchJob:
 
     @property
     def asks(self) -> list[str]:
-        """The arguments of sbatch without job name, log file and output format."""
+        """The sbatch arguments without job name, log file and output format."""
         names = ("--parsable", "--job-name=", "--output=")
         return [arg for arg in self.args if not arg.startswith(names)]
 

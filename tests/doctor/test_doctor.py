@@ -41,7 +41,7 @@ def test_a_machine_without_slurm_or_gpu_is_not_red(harness: Harness) -> None:
     assert done.stderr == ""
     found = by_name(done.stdout)
     assert all(each["level"] == "green" or each["remedy"] for each in found.values())
-    assert "train on this machine by: " in found["slurm"]["found"]
+    assert "to train on this machine, run: " in found["slurm"]["found"]
     assert found["data"]["level"] == "yellow"
     assert found["data"]["remedy"].endswith("run harness data fetch")
     assert {path.name for path in harness.folder.iterdir()} <= {"keras"}  # Keras's own

@@ -94,7 +94,7 @@ def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
         ([LSTM, "--seeds", "1,2147483648"], "--seed 2147483648"),
         ([LSTM, "--pack"], "--pack"),
         ([LSTM, "--gpu", "2"], "--gpus"),
-        ([LSTM, "--partition", "x"], "--partition; options of sbatch go after"),
+        ([LSTM, "--partition", "x"], "--partition; sbatch options go after"),
         ([LSTM, JOBS / "gru.toml"], "--all"),
         ([LSTM, "--runs", PROJECT], "--runs"),
         ([JOBS / "tune_lstm.toml", "--retry-memory"], "--retry-memory"),

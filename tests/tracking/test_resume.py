@@ -186,7 +186,7 @@ def test_a_sweep_can_not_retry_with_more_memory(harness: Harness) -> None:
 
 
 def test_each_interrupted_run_becomes_a_job(harness: Harness) -> None:
-    """Each job script resumes one run; options of sbatch apply to all jobs."""
+    """Each job script resumes one run; sbatch options apply to all jobs."""
     harness.environment["PATH"] = "/nowhere"  # without Slurm
     for name, signal in (("a", "SIGUSR2"), ("b", "SIGUSR2"), ("cancelled", "SIGTERM")):
         stopped(harness.runs / "gru" / name, {})

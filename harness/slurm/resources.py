@@ -207,7 +207,10 @@ def words_in(line: str) -> list[str]:
 
 
 def option_name(arg: str) -> str:
-    """Return an option's long name, such as `gpus` for `-G2`; empty if `arg` is no known option."""
+    """Return an option's long name, such as `gpus` for `-G2`.
+
+    The name is empty if `arg` is not an option, or if its option letter is unknown.
+    """
     return arg[2:].partition("=")[0] if arg.startswith("--") else LETTERS.get(arg[:2], "")
 
 
@@ -226,7 +229,7 @@ MAX_SEEDS = 10_000
 
 SEEDS = re.compile(r"(\d{1,10})(?:-(\d{1,10}))?")
 WARNING_S = 90  # seconds from Slurm's warning to the time limit; set by --signal in the scripts
-SHORT_S = 300  # shortest time limit without a warning, in seconds
+SHORT_S = 300  # seconds; a shorter time limit of a job causes a warning
 
 
 @dataclass(frozen=True)

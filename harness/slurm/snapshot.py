@@ -71,10 +71,12 @@ def take_snapshot(project: Path, runs: Path) -> Path:
             shutil.copy2(project / name, target, follow_symlinks=name == SITE)
         record = {**version, "project": str(project)}
         del record["snapshot"]
-        # Other users must not read the record, because its diff may contain secrets.
+        # Other users must not read snapshot.json, because its uncommitted changes may contain
+        # secrets.
         atomic_write(copy / SNAPSHOT_RECORD, json.dumps(record, indent=2) + "\n", mode=0o600)
         for parent in {(copy / name).parent for name in names if name.endswith(".py")}:
-            # If Python created `__pycache__`, the user's umask might let other users add code.
+            # Create `__pycache__` now, so that `_keep_others_out` removes the write permission of
+            # other users. If Python created `__pycache__` later, the umask might let them add code.
             (parent / "__pycache__").mkdir(exist_ok=True)
         _keep_others_out(copy)
         # Hash the copy, because a file of the project may have changed meanwhile.
@@ -134,10 +136,10 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
     if len(new) > MAX_NEW_FILES or total > MAX_NEW_BYTES:
         folders = sorted({name.partition("/")[0] for name in new})
         raise InputError(
-            f"{project}: {len(new):,} untracked files with {total / 1e6:,.0f} MB in total are too "
-            f"much to be code ({', '.join(folders[:5])}{', …' if len(folders) > 5 else ''}); the "
-            f"limit is {MAX_NEW_FILES:,} files and {MAX_NEW_BYTES / 1e6:.0f} MB; add data files to "
-            ".gitignore, or move them out of the project"
+            f"{project}: {len(new):,} untracked files with {total / 1e6:,.0f} MB in total are "
+            f"probably not all code ({', '.join(folders[:5])}{', …' if len(folders) > 5 else ''}); "
+            f"the limit is {MAX_NEW_FILES:,} files and {MAX_NEW_BYTES / 1e6:.0f} MB; add data "
+            "files to .gitignore, or move them out of the project"
         )
     private.pop(SITE, None)  # the job needs site.sh
     names = {*tracked, *new, SITE} - private.keys()

@@ -107,8 +107,8 @@ def check_request(jobs: Iterable[Wanted], runs: Path, *, compares: bool = False)
     for each in request.jobs:
         read_header(request.project, script_of(each.job))
         each.resources.check()
-        # A search or a packed job trains each model on a single node, so
-        # HARNESS_TRUSTED_NETWORK need not be set.
+        # A search or a packed job trains each model on a single node. Such a job opens no
+        # TensorFlow server to the network, so HARNESS_TRUSTED_NETWORK need not be set.
         if isinstance(each.job, Job) and not each.pack:
             check_trusted_network(each.resources.nodes or 1)
         elif each.resources.retry_memory:  # if one of several runs is killed, the job may continue
@@ -177,7 +177,11 @@ def doubts(request: Request) -> Iterator[str]:
 
 
 def dry_submissions(request: Request) -> list[SbatchJob]:
-    """Return the jobs of a request without submitting them; `<…>` stands for hash and job ids."""
+    """Return the jobs of a request without submitting them.
+
+    Placeholders such as `<hash>` stand for the snapshot's hash and the job ids, which are not known
+    yet.
+    """
     layout = _layout(request, submissions(request.runs) / "code-<hash>")
     planned = [job_submission(each, layout) for each in request.jobs]
     if request.compares:
@@ -235,7 +239,8 @@ def submit(request: Request) -> dict[str, SbatchJob]:
 def draft(request: Request) -> tuple[list[str], Path]:
     """Write a job's files and compose its sbatch command, but do not submit the job.
 
-    The job script runs the command outside of the site's container, which may lack sbatch.
+    The script of the running job runs the sbatch command outside of the site's container, because
+    the container may lack sbatch.
 
     Returns:
         The sbatch command, and the path of the job's record. The record contains JOB_ID in place of
@@ -304,7 +309,7 @@ def _submit(submission: SbatchJob) -> str:
     except (OSError, InputError, RunError):
         shutil.rmtree(submission.folder, ignore_errors=True)
         raise
-    for line in filter(None, done.stderr.splitlines()):  # sbatch may print hints of the site
+    for line in filter(None, done.stderr.splitlines()):  # a site may let sbatch print messages
         Console().warning(line)
     try:
         atomic_write(submission.record(job_id), to_json(_record_of(submission, job_id)))
@@ -346,7 +351,7 @@ def _withdraw(submitted: Mapping[str, SbatchJob]) -> str:
     """Cancel submitted jobs after an error.
 
     Returns:
-        A text to append to the error message: whether the jobs were cancelled.
+        Text for the end of the error message. The text says whether the jobs were cancelled.
     """
     ids = ", ".join(submitted)
     try:

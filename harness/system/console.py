@@ -137,7 +137,9 @@ def rich_console(**options: Any) -> "RichConsole":
     from rich.segment import Segment
 
     class Printable(RichConsole):
-        def on_broken_pipe(self) -> None:  # without this method, Rich ends the process with code 1
+        # Rich calls this method if the program that reads the output has ended. Rich's own version
+        # ends the process with code 1.
+        def on_broken_pipe(self) -> None:
             end_output()
 
         def render(self, renderable: Any, options: Any = None) -> Iterator[Segment]:
@@ -187,7 +189,7 @@ def strip_prefix(line: str) -> str:
 
 def _goes_to_file(stream: TextIO | int) -> bool:
     # Under srun the stream is a pipe, although srun writes the output to the job's log. Therefore
-    # the job scripts set HARNESS_LOG.
+    # the job scripts set HARNESS_LOG, which tells this process that the output goes to a log file.
     if "HARNESS_LOG" in os.environ:
         return True
     try:

@@ -371,8 +371,8 @@ def sha256_of(path: Path) -> str:
 
 
 # Disks that several nodes share. A process that opens a file reads the file's latest content. But
-# for a while, a node may see outdated facts about a file that is not open: its existence, size and
-# time.
+# for a while, a node may see outdated metadata of a file that is not open: whether the file exists,
+# its size and its modification time.
 
 
 def read_if_there(path: Path) -> bytes | None:

@@ -40,7 +40,8 @@ SECRETS = (
     *("id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*", "*apikey*", "*api_key*", "*api-key*"),
     *(".env*", ".netrc", ".pgpass", ".htpasswd", ".pypirc", ".npmrc", ".aws", ".ssh", ".kube"),
 )
-NO_CODE = ("*token*",)  # marks a secret, unless the file is Python code such as tokenizer.py
+# A name with `token` marks a secret, unless the file is Python code such as tokenizer.py.
+NO_CODE = ("*token*",)
 CODE = (".py", ".pyi")
 
 
@@ -99,7 +100,7 @@ def is_snapshot(folder: Path) -> bool:
 
 
 def snapshot_record(folder: Path) -> dict[str, Any]:
-    """Return the content of `snapshot.json`; an empty dictionary if the folder is no snapshot."""
+    """Return the content of `snapshot.json`, or an empty dictionary if it can't be read."""
     return read_json(folder / SNAPSHOT_RECORD)
 
 

@@ -27,7 +27,8 @@ from harness.system.files import (
 )
 from harness.system.lenient_json import parse_json, parse_toml, read_json
 
-PATIENCE_S, RETRY_S = 60.0, 1.0  # seconds to retry a failing read, and seconds between two tries
+# A failed read is repeated for PATIENCE_S seconds, with RETRY_S seconds between two attempts.
+PATIENCE_S, RETRY_S = 60.0, 1.0
 MAX_AT_ONCE = 3  # how many times `take_lease` repeats a failed write of the lease
 
 LOGGER = logging.getLogger("harness")  # the console's logger

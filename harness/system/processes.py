@@ -30,8 +30,9 @@ class StopRequest:
     """Stores the signal that asks a run to stop; the training loop checks it between two steps.
 
     All workers of a run must stop after the same step; otherwise some workers would wait for ever
-    in a collective operation. So each worker has a vote, 1 to stop and 0 to continue; every step
-    adds up the votes, and all workers read the sum after the same steps.
+    in a collective operation. So each worker has a vote, 1 to stop and 0 to continue. Every step
+    adds up the votes of all workers. All workers read the sum after the same steps, and stop if the
+    sum is not 0.
     """
 
     def __init__(self, *, alone: bool = True) -> None:

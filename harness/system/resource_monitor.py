@@ -15,7 +15,10 @@ from harness.system.console import log
 from harness.system.gpu import open_gpus
 
 READ_S = 5.0  # minimum number of seconds between two measurements
-REMEDY = "look at nvidia-smi, or run HARNESS_EXTRA=gpu bash slurm/common.sh --setup"
+REMEDY = (
+    "check the GPUs with nvidia-smi, or install nvidia-ml-py with HARNESS_EXTRA=gpu bash "
+    "slurm/common.sh --setup"
+)
 
 
 class ResourceMonitor:

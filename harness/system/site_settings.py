@@ -79,6 +79,6 @@ def check_trusted_network(num_nodes: int) -> None:
     if num_nodes > 1 and os.environ.get(TRUSTED_NETWORK) != "1":
         hint = not_sourced([TRUSTED_NETWORK])
         raise InputError(
-            f"one model on {num_nodes} nodes is refused: {RISK}; {REMEDY}"
+            f"training one model on {num_nodes} nodes is refused: {RISK}; {REMEDY}"
             f"{f' ({hint})' if hint else ''}"
         )

@@ -26,8 +26,8 @@ KNOWN_NOISE = re.compile(
     # mistakes two compiler hints for processor features that are missing.
     r"|text_format.*XlaSerializedCacheEntry|cpu_aot_loader.*feature \+prefer-no-(scatter|gather)"
 )
-# Matches the level, date, time, thread and place at the beginning of a TensorFlow message. A
-# message may span several lines.
+# Matches the level, date, time, thread id, source file and line number at the beginning of a
+# TensorFlow message. A message may span several lines.
 BEGIN = re.compile(r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\d+\.\d+ +\d+ [\w./-]+:\d+\] ")
 
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"

@@ -1,6 +1,7 @@
 """Stores the audits of a result in the auditing user's folder of runs, never in the audited run.
 
-The file's name is the sha256 of the audited result, so an audit never applies to a changed result.
+One file contains all audits of a result. The file's name is the sha256 of the result, so an audit
+never applies to a changed result.
 """
 
 import hashlib

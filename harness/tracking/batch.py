@@ -77,8 +77,8 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
         process_gb=max(request.host_gb, default=None),
     )
     console.info(
-        f"{len(request.jobs)} runs, {num_finished} of them finished already, {len(slots)} at a "
-        f"time; CPUs per run: {slots[0].threads}"
+        f"{len(request.jobs)} runs ({num_finished} already finished), {len(slots)} at a time; "
+        f"CPUs per run: {slots[0].threads}"
     )
     wanted = [(job.name, f"-seed{job.train.seed}") for job in request.jobs]
     prefix = request.run_id or reserve_id(request.runs, wanted)

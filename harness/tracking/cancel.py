@@ -48,10 +48,12 @@ def ask_to_stop(
     """
     if status.state == "finished":
         return f"{status.run}: is finished, nothing to cancel"
-    if not status.is_own and status.state in ALIVE:  # another user's files may name this user's job
-        raise RunError(f"run {status.run}: is another user's; ask them to stop it")
+    # Another user's files may contain the id of one of this user's jobs; don't cancel that job.
+    if not status.is_own and status.state in ALIVE:
+        raise RunError(f"run {status.run}: belongs to another user; ask this user to stop the run")
     if alone and (status.alive or status.job_lives):
-        ask_to_cancel(status.folder)  # even if the run has ended: a requeued job would restart it
+        # Even if the run has ended, ask it to stop, because a requeued job would restart the run.
+        ask_to_cancel(status.folder)
         if status.phase and status.state in ALIVE and status.state != "pending":
             return None
         job = status.slurm_job

@@ -85,7 +85,7 @@ def code_of(run: RunDirectory) -> Mapping[str, Any]:
     return _code(sweep.parent.parent)
 
 
-@functools.cache  # because a worker of a sweep starts many runs
+@functools.cache  # computes the result only once, although a sweep's worker starts many runs
 def _code(runs: Path) -> Mapping[str, Any]:
     return {**code_version(PROJECT, runs), "sources_sha256": sources_checksum()}
 

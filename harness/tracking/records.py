@@ -32,8 +32,9 @@ from harness.system.processes import in_threads
 from harness.tracking.run_dir import CANCEL, RESULT
 
 HEARTBEAT_S = 5.0  # seconds between two writes of `state.json`
-# The fields that a new start keeps until its first step. `step` is not kept; otherwise a job that
-# resumes a run would seem to make progress even if the job trains no step.
+# When a run starts again, its heartbeat keeps the earlier values of these fields until the first
+# step. `step` is not kept; otherwise a job that resumes a run would seem to make progress even if
+# the job trains no step.
 REACHED = ("epoch", "val_accuracy")
 
 
@@ -247,7 +248,8 @@ def read_submissions(folder: Path) -> list[Submission]:
 def _read_submission(file: str) -> list[Submission]:
     """Return the runs in this user's record of a submission; none if the record is broken."""
     record = read_record(file)
-    if not record or record.owner != os.getuid():  # another user's record may name this user's job
+    # Another user's record may contain the id of one of this user's jobs.
+    if not record or record.owner != os.getuid():
         return []
     sent = parse_json(record.content)
     columns = [sent.get(name) for name in ("runs", "seeds", "logs")]

@@ -1,8 +1,8 @@
 """Manages the folder of a run: its name, its files, the format of its records. Finds runs.
 
 FORMAT is the version number of checkpoints and of the records of runs, sweeps and ensembles. FORMAT
-is increased if the meaning of a record or the default of a job's key changes, but not if a key is
-added.
+is increased if the meaning of a record changes, or the default of a key of the job file. FORMAT is
+not increased if a key is added.
 Records of another format are not converted: only the version of the harness that wrote a run can
 continue it. `status`, `logs` and TensorBoard show runs of any format as far as possible.
 """
@@ -53,10 +53,11 @@ RECORD = "provenance.json"  # the record of a run or a sweep
 TIME = "%Y-%m-%dT%H:%M:%S%z"  # the format of times in records
 RESULT = "result.json"  # written last, so it marks the run or sweep as finished
 
-CANCEL = "cancel.json"  # the user's request that the run stops or does not begin
+CANCEL = "cancel.json"  # `harness cancel` writes this file to ask a run to stop, or not to begin
 PREDICTIONS, VALIDATION_PREDICTIONS = "predictions.npz", "validation_predictions.npz"
 RATIOS_FILE = "ngram_ratios.npz"
-# Files whose bytes the job determines, and the key of each file's sha256 in `result.json`.
+# Files that are bitwise identical in all runs of a job on the same devices -> the key of the file's
+# sha256 in `result.json`.
 CHECKSUMS = {
     "vocabulary.txt": "vocabulary_checksum",
     RATIOS_FILE: "ngram_ratios_checksum",
@@ -81,7 +82,7 @@ def job_file(folder: Path) -> str:
 
 
 def default_runs() -> Path:
-    """Return the folder of all runs that commands use without `--runs`."""
+    """Return the folder of all runs, which a command uses if `--runs` is not given."""
     return Path(os.environ.get("HARNESS_RUNS") or "runs")
 
 
@@ -247,8 +248,8 @@ def check_record(folder: LeasedDirectory) -> None:
         DiskError: if the disk fails.
     """
     name = f"{folder.kind} {folder.folder}"
-    # Check whether the file exists before reading it, because another process that starts the run
-    # may create the file in between.
+    # Check first whether the record exists, then read it. In the reverse order, another process
+    # could create the record after the read, and the new record would be reported as broken.
     is_there = os.path.lexists(folder.path(RECORD))
     record = folder.certain_json(RECORD)
     if is_there and not record:
@@ -278,7 +279,7 @@ class RunDirectory(LeasedDirectory):
 
     @classmethod
     def new(cls, runs: Path, job: Job, run_id: str | None) -> "RunDirectory":
-        """Return a new run, or the existing run with this id if its job is the same.
+        """Return a new run of `job`, or the existing run with this id if its job equals `job`.
 
         If `run_id` is None, the folder is created now, otherwise later by `take_lease`.
 

@@ -63,7 +63,7 @@ def _state_and_note(
         return "finished", ""
     stopped = status.phase in (None, "interrupted", "failed")
     if stopped and status.shares_job and status.asked_to_cancel:
-        status.queued = None  # the queued job trains other seeds, but not this run
+        status.queued = None  # the queued job will train other seeds, but not the seed of this run
         if status.phase is None:
             return "cancelled", "the job will start without this run"
     queued = status.queued

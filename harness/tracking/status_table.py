@@ -115,9 +115,10 @@ class StatusScreen:
         self._complained: str | None = None
 
     def draw(self, statuses: Sequence[RunStatus], problem: str | None) -> bool:
-        """Print the table: on a terminal always, into a file only if the table has changed.
+        """Print the table.
 
-        If `watches` is true, a terminal is cleared first.
+        If the output is not a terminal, the table is printed only if it has changed. If `watches`
+        is true, a terminal is cleared first.
 
         Args:
             statuses: the status of each run.

@@ -7,7 +7,7 @@ trains with other implementations of the layers, or on another number of replica
 large rounding differences are.
 
 An audit reads the folder once, never writes to it, and runs no code from it: it builds the network
-from the job. A job that contains the user's code is audited only if the user trusts it.
+from the job. A job that contains custom code is audited only if the auditing user trusts this code.
 """
 
 import hashlib
@@ -496,11 +496,11 @@ class Auditor:
         allowed = None if is_strict else self._tolerance(mine, epochs)
         train = self.subject.job.train
         if allowed and (train.early_stopping_patience or train.callbacks):
-            # Trainings that round differently may stop at different epochs.
+            # Training runs that round differently may stop at different epochs.
             nums = [len(files["metrics.jsonl"].splitlines()) for files in (mine, theirs)]
             num = min(*nums, sum(where.endswith(", epoch") for where in allowed))
             if num < max(nums):
-                why = f"compared only the first {num} epochs: a training stopped early"
+                why = f"compared only the first {num} epochs: a training run stopped early"
                 yield Check("metrics.jsonl", ROUNDING, why)
             mine, theirs = mine | decided(mine, num), theirs | decided(theirs, num)
         result = run.result() if epochs is None else {}
@@ -586,8 +586,8 @@ class Auditor:
         """Train the job with other implementations of the layers or on other numbers of replicas.
 
         Returns:
-            How far each value may differ from `base`, the files of the audit's first training.
-            Values of epochs that no other training has reached are left out.
+            How far each value may differ from `base`, the files of the audit's first training run.
+            Values of epochs that no other training run has reached are left out.
 
         Raises:
             InputError: if the job can be trained in none of these ways.
@@ -647,7 +647,7 @@ def audit(
         data: the folder that contains IMDB; for a job on the user's own texts, the table or folder
             that contains these texts.
         devices: the value of `--devices`; by default devices like those in the run's record.
-        say: a function that prints a message; called before each training.
+        say: a function that prints a message; called before each training run.
 
     Raises:
         InputError: if the run can't be audited here.

@@ -47,7 +47,8 @@ def own_callbacks(job: Job) -> list[keras.callbacks.Callback]:
                 "keras.callbacks.Callback"
             )
         for hook in NOT_CALLED:
-            # Read from the object: a LambdaCallback stores its hooks there, not in its class.
+            # Look the hook up in the callback object: a LambdaCallback stores its hooks in the
+            # object, not in its class.
             method = getattr(getattr(callback, hook), "__func__", None)
             if method is not getattr(keras.callbacks.Callback, hook):
                 raise InputError(f"{where}: has {hook}, which is never called; use on_epoch_end")
@@ -119,8 +120,9 @@ class RunCallbacks:
                 self._call(callback, "load_state", state)
         for variable, numbers in zip(variables, saved, strict=False):
             variable.assign(numbers)
-        # In the loop over `history`, EarlyStopping may set `stop_training`, although a user's
-        # callback had cleared `stop_training` before the checkpoint was written.
+        # The loop over `history` may let EarlyStopping set `stop_training`. Restore the value of
+        # the checkpoint, because a user's callback may have cleared `stop_training` before the
+        # checkpoint was written.
         if progress.stopped or progress.callback_states:
             self.model.stop_training = progress.stopped
 

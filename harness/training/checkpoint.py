@@ -33,8 +33,8 @@ MAX_CHECKPOINTS = 2  # checkpoints per run; the older is a spare in case a disk 
 def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_steps: int) -> None:
     """Write a checkpoint named after the number of steps, and remove all but the last two.
 
-    Checkpoints of later steps are removed too. Such checkpoints must be broken, because this run
-    resumed from its newest intact checkpoint.
+    Checkpoints of later steps are removed too. They are certainly broken, because this run resumed
+    from its newest intact checkpoint.
 
     Raises:
         RunError: if the file can't be written, or a newer process took the run over.
@@ -48,7 +48,8 @@ def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_
     record = json.dumps(stamped(meta))
     arrays["progress"] = np.frombuffer(record.encode(), np.uint8)
     name = f"step-{total_steps:09d}.npz"
-    # Listed before `_write` checks the lease, so that no listed path belongs to a newer process.
+    # List the broken checkpoints before `_write` checks the lease, so that the list contains no
+    # checkpoint of a newer process.
     broken = [path for path in run.checkpoints() if path.name > name]
     _write(run, name, arrays)
     for path in broken:
@@ -129,7 +130,8 @@ def adopt(
         arrays: dict[str, Any] = _load(io.BytesIO(content))
         meta = json.loads(arrays["progress"].tobytes())
     except Exception as error:  # a broken file raises errors of many types
-        # Don't return false if the file may be intact: no other file may replace it.
+        # If the file may be intact, raise an error: after false, the caller would use an older
+        # checkpoint or train again.
         if (of or sha256) and isinstance(error, MemoryError):
             raise
         if (of or sha256) and (refusal := disk_error_in(error)):

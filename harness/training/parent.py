@@ -73,7 +73,7 @@ def find_parent(context: RunContext, *, named: Path | None) -> Parent | None:
         named: the folder in `--from`; by default the parent in the run's record.
 
     Raises:
-        InputError: if the run can't begin with its parent.
+        InputError: if the run can't begin with its parent's checkpoint or weights.
     """
     run = context.run
     record = run.certain_json(RECORD)

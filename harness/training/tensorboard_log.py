@@ -187,7 +187,9 @@ class TensorBoardLog:
         # the types of the keys, but not their domains, which would hide runs with other values.
         examples = sorted(row.columns.items())
         infos = [api_pb2.HParamInfo(name=key, type=_type(value)) for key, value in examples]
-        metrics = [  # validation metrics of the last epoch, which may not be the saved one
+        # The validation metrics are those of the last epoch, although the run may have saved the
+        # weights of an earlier epoch.
+        metrics = [
             hp.Metric("epoch/accuracy", group="validation", display_name="last val. accuracy"),
             hp.Metric("epoch/loss", group="validation", display_name="last val. loss"),
             hp.Metric("test/accuracy", display_name="test accuracy"),

@@ -145,7 +145,8 @@ class Trainer:
                 # A run trains at least one epoch; otherwise it would have no weights to keep.
                 if train_step.model.stop_training and progress.history:
                     break
-                # Check before `on_epoch_begin` is called, because a resumed run calls it again.
+                # If asked to stop, stop before `on_epoch_begin` is called, because a resumed run
+                # calls `on_epoch_begin` again.
                 self.stop.check()
                 with watchdog.current.pausing():
                     self.callbacks.on_epoch_begin(progress.epoch)
@@ -154,7 +155,8 @@ class Trainer:
             train_step.export_weights()
             if len(validation.labels):
                 line |= self._validate(validation)
-            # Computed before `on_epoch_end`, in which a callback may change variables.
+            # Compute the checksum of the variables before `on_epoch_end` is called, because a
+            # callback may change variables there.
             line["checksum"] = checkpoint.checksum(train_step)
             progress.end_epoch(line)
             if self.score_to_keep and exported_epoch(progress.history, train) is line:

@@ -54,8 +54,8 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
             before, values = self._seed_state, self._random_values()
             if values is not None and not self._is_known_to_wait():
                 return self._trial(0, {**values, "tuner/initial_epoch": 0})
-            # Restore the random state from before the draw. The search that recorded the promotion
-            # had fewer `trials`, so it drew no setting at this point.
+            # Restore the random state from before the draw. The promotion was recorded while the
+            # search file had a smaller `trials`, so the search drew no setting at this point.
             if values is not None:
                 self._seed_state = before
         # While a trial runs, a promotion may still follow, so the oracle waits and does not stop.

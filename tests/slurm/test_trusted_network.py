@@ -27,7 +27,7 @@ def test_a_job_script_refuses_before_anything_starts(project: Project) -> None:
     result = project.run(project.spool(), env=env)
     assert result.returncode == 2
     line = result.stderr.splitlines()[-1]
-    assert line == f"harness: one model on 2 nodes is refused: {RISK}; {REMEDY}"
+    assert line == f"harness: training one model on 2 nodes is refused: {RISK}; {REMEDY}"
     assert not project.note.exists()
     for script, words in (("bilstm", ["--seeds", "1-2"]), ("tune", ["jobs/x.toml"])):
         result = project.run(project.spool(script), *words, env=env)

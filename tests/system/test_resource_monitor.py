@@ -57,7 +57,7 @@ def test_without_nvml_only_gpus_are_not_measured(
     for num_gpus in (0, 1):
         assert ResourceMonitor(num_gpus, 2).sample().keys() == {"memory_gb", "cpu_share"}
     (line,) = capsys.readouterr().err.splitlines()
-    assert "NVML knows 0 of the 1 GPUs in use; look at nvidia-smi, or run HARNESS_EXTRA=gpu" in line
+    assert "NVML knows 0 of the 1 GPUs in use; check the GPUs with nvidia-smi, or install" in line
 
 
 @pytest.mark.full

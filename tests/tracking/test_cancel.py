@@ -158,7 +158,7 @@ def test_the_job_in_another_users_record_is_not_cancelled(
     run.write_json("state.json", state)
     ours = os.getuid()
     monkeypatch.setattr("os.getuid", lambda: ours + 1)
-    with pytest.raises(RunError, match="is another user's; ask them to stop it"):
+    with pytest.raises(RunError, match="belongs to another user; ask this user to stop"):
         ask_to_stop(site.only())
     assert not noted.exists()
 

@@ -243,8 +243,8 @@ def metrics(num_epochs: int, off: float = 0.0) -> bytes:
 @pytest.mark.parametrize(
     ("patience", "trained", "outcomes"),
     [
-        (1, (5, 6, 6), ["first 5 epochs: a training stopped early", "loss by 1e-05"]),
-        (1, (6, 5, 4), ["first 5 epochs: a training stopped early", "loss by 1e-05"]),
+        (1, (5, 6, 6), ["first 5 epochs: a training run stopped early", "loss by 1e-05"]),
+        (1, (6, 5, 4), ["first 5 epochs: a training run stopped early", "loss by 1e-05"]),
         (1, (6, 6, 4), ["loss by 1e-05"]),
         (0, (5, 6, 6), ["epoch 6, epoch is not as recorded"]),
         (0, (6, None, 6), ["loss by 1e-05"]),

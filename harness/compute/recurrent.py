@@ -124,7 +124,7 @@ def compute_in_float32(model: keras.Model) -> list[str]:
 
 
 def use_turns_of_two(model: keras.Model) -> None:
-    """Let LSTM layers compute two words per iteration of their loop.
+    """Let LSTM layers process two words per iteration of their loop.
 
     With two words per iteration, an LSTM's loop that is compiled with XLA takes a sixth less time;
     the loops of other layers gain nothing. Call this function only for the five built-in networks:
@@ -157,7 +157,7 @@ def _inner_loop(
 def _turns_of_two(
     layer: LSTM, words: tf.Tensor, initial_state: list[tf.Tensor]
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    """Compute two words per iteration of the loop.
+    """Compute an LSTM layer; process two words per iteration of the loop.
 
     A backward layer reads its input from the end. With a reversed copy of the input, a
     bidirectional layer would take a third longer.

@@ -11,7 +11,8 @@ This module differs from KerasTuner 1.4.8 in five ways. Each item first says wha
   shrinks a first round that can't be filled.
 - KerasTuner rounds down the number of steps of a range, so that 0.1 to 0.6 in steps of 0.1 ends at
   0.5. Here a range with a step becomes a list of its values, including the maximum.
-- KerasTuner's `Choice` turns booleans into integers. Here they become a `Boolean` or a `Fixed`.
+- KerasTuner's `Choice` turns booleans into integers. Here a list of two booleans becomes a
+  `Boolean`, and a list of one boolean becomes a `Fixed`.
 """
 
 import contextlib

@@ -39,7 +39,7 @@ PAUSE_S = 2.0  # pause before a restart, multiplied by the number of consecutive
 
 @dataclass(frozen=True)
 class WorkerRequest:
-    """How many workers a command starts, and on which devices and data."""
+    """How many workers a command starts, which devices they use, and where they read the data."""
 
     num_workers: int | None = None  # None for one worker per GPU or CPU
     workers_per_gpu: int = 1

@@ -295,7 +295,7 @@ class Worker:
         return False
 
     async def _take(self) -> tuple[int, int] | None:
-        """Take a free trial; return the numbers of trial and attempt, or None if none is free."""
+        """Take a free trial, if any; return its number and the attempt's number, else None."""
         # Own attempts first: nobody takes them over while this worker trains another trial.
         for n, heard in sorted(self.view.open.items(), key=lambda each: not self._owns(each[1])):
             k, attempt = heard.k, self.me

@@ -2,7 +2,7 @@
 
 | file | content | writer |
 | --- | --- | --- |
-| `search.toml` | the search with every default | the first command, or one that raises `trials` |
+| `search.toml` | the value of every key of the search | commands that start or extend the search |
 | `trials/`, `gone/`, `ends/`, `stop.json` | see `harness.tuning.protocol` | all processes |
 | `trials/<n>/<k>/seed<N>/` | the run of attempt k at trial n | the worker of the attempt |
 | `leaderboard.csv`, `result.json` | computed from the accepted trials | any command |
@@ -187,7 +187,11 @@ class SweepDirectory(LeasedDirectory):
 
 
 def stop_now(reason: str = "") -> Stop:
-    """Make a `Stop` by the current user; the reason is empty unless the search has failed."""
+    """Make a `Stop` record with the current user, machine and time.
+
+    Args:
+        reason: why the search failed; empty if the search has not failed.
+    """
     by, at = f"{owner_name(os.getuid())} on {socket.gethostname()}", datetime.now().astimezone()
     return Stop(by=by, at=at.isoformat(timespec="seconds"), reason=reason)
 

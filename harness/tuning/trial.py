@@ -61,8 +61,8 @@ class Trials:
         """Train or continue an attempt's runs; return the trial with its scores or its error.
 
         Raises:
-            Interrupted: after a signal, which may say that the attempt is no longer needed; the
-                attempt has saved a checkpoint.
+            Interrupted: after a signal; the attempt has saved a checkpoint. This process also sends
+                itself a signal if the attempt is no longer needed.
             NodeFault: if the node or its GPU is faulty.
             OSError: if the file system fails.
         """
@@ -83,7 +83,7 @@ class Trials:
             gc.collect()
 
     def has_grown(self) -> bool:
-        """Whether this process exceeds its limit of memory.
+        """Whether this process uses more memory than its limit.
 
         The limit is the larger of two values: the estimate for the largest trial, and
         `MAX_GROWTH` times the memory after the first run.

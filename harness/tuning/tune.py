@@ -120,7 +120,7 @@ def tune(
 
 
 def settled(search: SearchSpec, num_workers: int) -> SearchSpec:
-    """If the tuner needs `search.parallel` and the job has none, set it to twice `num_workers`."""
+    """Set `search.parallel` to twice `num_workers` if the tuner needs the key and it is not set."""
     is_open = search.table.tuner in GUIDED and not search.table.parallel
     return search.with_table(parallel=2 * num_workers) if is_open else search
 

@@ -74,6 +74,11 @@ def test_the_projects_searches_can_be_read(name: str, tmp_path: Path) -> None:
             "when: model.units should have a list of values in search.space",
         ),
         (
+            "model.dropout = { values = [0.1], when = { model.pooling = ['max'] } }\n"
+            "model.pooling = { values = ['max'], when = { model.units = [8] } }",
+            "search.space.model.pooling.when: model.units should have a list of values",
+        ),
+        (
             "model.units = [8]\nmodel.dropout = { values = [0.1], when = { model.units = [9] } }",
             "search.space.model.units should list this value",
         ),

@@ -79,7 +79,7 @@ def read_space(raw: Mapping[str, Any], path: Path) -> list[Parameter]:
     while waiting:
         ready = [d for d in waiting if d.parent is None or known.get(d.parent) in ordered]
         if not ready:
-            first = waiting[0]
+            first = next((d for d in waiting if d.parent not in known), waiting[0])
             raise InputError(
                 f"job {path}: search.space.{first.key}.when: {first.parent} should have a list of "
                 f"values in search.space, and should not itself depend on {first.key}"

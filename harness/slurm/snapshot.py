@@ -138,8 +138,8 @@ def code_files(project: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
         raise InputError(
             f"{project}: {len(new):,} untracked files with {total / 1e6:,.0f} MB in total are "
             f"probably not all code ({', '.join(folders[:5])}{', …' if len(folders) > 5 else ''}); "
-            f"the limit is {MAX_NEW_FILES:,} files and {MAX_NEW_BYTES / 1e6:.0f} MB; add data "
-            "files to .gitignore, or move them out of the project"
+            f"the limit is {MAX_NEW_FILES:,} files and {MAX_NEW_BYTES / 1e6:.0f} MB; move data "
+            "files out of the project or, if you use git, add them to .gitignore"
         )
     private.pop(SITE, None)  # the job needs site.sh
     names = {*tracked, *new, SITE} - private.keys()

@@ -120,7 +120,12 @@ def watching(
 
 @contextlib.contextmanager
 def explained_losses(worker_group: WorkerGroup | None) -> Iterator[None]:
-    """Replace TensorFlow's error about another worker with the reason why that worker ended."""
+    """Replace TensorFlow's error about another worker with the reason why that worker ended.
+
+    Raises:
+        RunError: if another worker failed.
+        Interrupted: if another worker was lost.
+    """
     try:
         yield
     except tf.errors.ResourceExhaustedError:

@@ -53,7 +53,7 @@ class OuterLookupStep(TrainStep):
         return [each is self.words.embeddings for each in trained].index(True)
 
     def compiled(self) -> Callable[[Batch], Gradients]:
-        """Return a function that computes `Gradients` as the method `gradients` does.
+        """Return a compiled version of the method `gradients`.
 
         The look-up of the word vectors and the gradient of the look-up run outside of XLA.
         """
@@ -79,7 +79,7 @@ class OuterLookupStep(TrainStep):
 
         Args:
             batch: the part of a batch.
-            vectors: the vectors of the part's words, `[examples, time, channels]`.
+            vectors: the word vectors of this part of the batch, `[examples, time, channels]`.
         """
         trained = [each.value for each in self.model.trainable_variables]
         trained[self._table_index] = vectors

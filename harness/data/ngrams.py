@@ -258,8 +258,8 @@ def _ratios(
 def _columns_at_words(split: Split, ngrams: Ngrams) -> list[Ints]:
     """Return, for each length of n-grams, which n-gram ends at each word.
 
-    The result contains the index of the n-gram's column in the matrix that `binary_ngrams` returns,
-    or -1 for an unknown n-gram.
+    For each word, an array contains the n-gram's column in the matrix that `binary_ngrams` returns,
+    or -1 if the n-gram is unknown.
     """
     columns, before = [], 0
     for length, (numbers, codes) in enumerate(numbered_ngrams(split, ngrams, len(ngrams)), 1):

@@ -147,9 +147,9 @@ def columns(
         sizes: the number of n-grams of each length.
 
     Yields:
-        A tensor `[all words]` for each length of n-grams. In the matrix that `binary_ngrams`
-        returns, each n-gram has a column. The tensor's entry for a word is the index of this column
-        for the n-gram that ends at the word, or -1 if no known n-gram ends at the word.
+        A tensor `[all words]` for each length of n-grams. For each word, the tensor contains the
+        index of the n-gram that ends at the word, which is also the n-gram's column in the matrix
+        that `binary_ngrams` returns; -1 if no known n-gram ends at the word.
     """
     flat = words.flat_values
     is_first = tf.gather(words.row_starts(), words.value_rowids()) == tf.range(words.row_splits[-1])

@@ -68,7 +68,7 @@ class Parameter:
 
 
 def read_space(raw: Mapping[str, Any], path: Path) -> list[Parameter]:
-    """Return the parameters of `search.space`, sorted so that a key follows the key in its `when`.
+    """Return the parameters of `search.space`, each after the parameter in its condition `when`.
 
     Raises:
         InputError: if a key is refused; the message states key, value, rule and remedy.

@@ -1,9 +1,9 @@
 """Supervise a batch job: choose its command, and decide whether Slurm requeues it.
 
-A start is one execution of the job script; a requeue leads to the next start. At the beginning of
-a start, `plan` chooses the command. When the command has ended, `decide` chooses between requeue
-and stop. `plan` and `decide` may run in the site's container, but `slurm/common.sh` calls Slurm's
-programs outside of the container.
+A start is one execution of the job script; a requeue leads to the next start. In each start,
+`plan` first chooses the harness command to run. When the command has ended, `decide` chooses
+between requeue and stop. `plan` and `decide` may run in the site's container, but
+`slurm/common.sh` calls Slurm's programs outside of the container.
 """
 
 import itertools

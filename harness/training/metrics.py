@@ -20,7 +20,7 @@ CLASSES_FOR_TOP = 10  # `top_5_accuracy` is computed only for more classes than 
 
 
 def test_scores(labels: ArrayLike, probabilities: ArrayLike) -> dict[str, Any]:
-    """Score predictions on a test set as scikit-learn does. JSON can represent all values.
+    """Score predictions on a test set as scikit-learn does; all scores are JSON values.
 
     For two classes `precision`, `recall` and `f1` are those of label 1. For more classes
     `precision`, `recall` and `f1` are means over the classes that occur or are predicted.

@@ -62,9 +62,10 @@ class AshaOracle(kt.Oracle):  # type: ignore[misc]  # KerasTuner ships no types
         return {"status": TrialStatus.IDLE if self.ongoing_trials else TrialStatus.STOPPED}
 
     def _is_known_to_wait(self) -> bool:
-        """Whether the sweep's folder already records the next trial as a promotion.
+        """Whether the oracle must wait, because the next trial is known to be a promotion.
 
-        If so, the oracle draws no random setting, but waits until it can promote a trial.
+        The sweep's folder records this promotion. Until the oracle can propose it, the oracle
+        draws no random setting.
         """
         n = len(self.trials)
         return n < len(self.known) and self.known[n].parent is not None

@@ -6,9 +6,9 @@ This module differs from KerasTuner 1.4.8 in five ways. Each item first says wha
   restore its state, a new oracle receives the accepted results again.
 - KerasTuner's grid search proposes a trial only when another trial has ended. The grid
   search of this module proposes the next trial without waiting, so that no worker is idle.
-- KerasTuner's Hyperband promotes no trial before the first round of its bracket is full. The first
-  round is never full if the search space has too few settings left. The Hyperband of this module
-  shrinks a first round that can't be filled.
+- KerasTuner's Hyperband promotes no trial before the first round of its bracket is full. If the
+  search space has too few untried settings left, this round can't be filled. The Hyperband of this
+  module then shrinks the round.
 - KerasTuner rounds down the number of steps of a range, so that 0.1 to 0.6 in steps of 0.1 ends at
   0.5. Here a range with a step becomes a list of its values, including the maximum.
 - KerasTuner's `Choice` turns booleans into integers. Here a list of two booleans becomes a

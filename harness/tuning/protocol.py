@@ -13,9 +13,9 @@
 A folder marked `once` is created by exactly one process, together with its first file.
 
 The programs of a worker, a proposer and a command are coroutines. They reach the sweep's folder
-only through the methods of a `Disk`, and use no clock or random number. The methods of the real
-`Disk` block and never suspend a coroutine, so `execute` runs a coroutine from its start to its end
-in one call. A simulation in the tests suspends the same coroutines at each operation, kills
+only through the methods of a `Disk`, and use no clock or random number. The real `Disk` has
+blocking methods, which never suspend a coroutine, so one call of `execute` runs a coroutine from
+start to end. A simulation in the tests suspends the same coroutines at each operation, kills
 processes, loses nodes, and lists files late.
 
 Wrong clocks and outdated listings of folders do no harm. A process uses the listing of a folder

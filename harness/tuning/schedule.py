@@ -21,7 +21,7 @@ RUNNING, COMPLETED, FAILED = "RUNNING", "COMPLETED", "FAILED"  # a trial's statu
 
 
 class Schedule:
-    """Calls an oracle in the order that a virtual clock decides."""
+    """Gets trials from an oracle and gives it their results, in the order of a virtual clock."""
 
     def __init__(
         self,

@@ -132,34 +132,35 @@ install_steps() {
     local -a pip=("$VENV/bin/python" -m pip --no-input --disable-pip-version-check)
     # An sdist would fetch its build requirements without checking hashes.
     local -a locked=(--require-hashes --only-binary :all:)
+    # The build needs setuptools, which the lock file contains.
+    local -a editable=(--no-index --no-deps --no-build-isolation -e "$PROJECT")
     # Modules of many sites export these variables for their own interpreters.
     unset PYTHONPATH PYTHONHOME
     export PIP_USER=0
     { inside test -x "$VENV/bin/python" || inside "$PYTHON" -m venv "$VENV"; } &&
         { install_by_uv "$PROJECT/$1" || install_by_pip "$PROJECT/$1"; } &&
-        # The build needs setuptools, which the lock file contains.
-        inside "${pip[@]}" install --no-index --no-deps --no-build-isolation -e "$PROJECT"
+        # uv and pip would also compile the packages' tests, and pip one file at a time.
+        { inside "$VENV/bin/python" -m compileall -qq -j 4 -x 'site-packages/.*/tests?/' \
+            "$VENV/lib" || true; } # some files of packages are not Python 3
 }
 
 # uv takes a third of pip's time. It ignores pip's settings, so pip is used if these set an index or
 # a proxy of the site.
 install_by_uv() {
     local status=0 cache=$VENV/uv-cache # on the environment's disk, for hard links
+    local -a uv=("$VENV/bin/uv" pip install --no-progress --cache-dir "$cache"
+        --python "$VENV/bin/python")
     ! inside "${pip[@]}" config list |
         grep -E '\.(index-url|extra-index-url|no-index|proxy|client-cert|trusted-host)=' >/dev/null &&
         inside "${pip[@]}" install --progress-bar off --retries 1 "${locked[@]}" \
             -r "$PROJECT/requirements-uv.lock" || return 1
     again=(--force-reinstall) # packages that uv left incomplete can look complete to pip
-    inside "$VENV/bin/uv" pip install --no-progress --python "$VENV/bin/python" \
-        --cache-dir "$cache" --compile-bytecode "${locked[@]}" -r "$1" || status=1
+    inside "${uv[@]}" "${locked[@]}" -r "$1" && inside "${uv[@]}" "${editable[@]}" || status=1
     rm -rf "$cache"
     return $status
 }
 
-# pip would compile one file at a time; this compiles four at a time, without packages' tests.
 install_by_pip() {
     inside "${pip[@]}" install --progress-bar off ${again[@]+"${again[@]}"} "${locked[@]}" \
-        --no-compile -r "$1" &&
-        { inside "$VENV/bin/python" -m compileall -qq -j 4 -x 'site-packages/.*/tests?/' \
-            "$VENV/lib" || true; } # some files of packages are not Python 3
+        --no-compile -r "$1" && inside "${pip[@]}" install "${editable[@]}"
 }

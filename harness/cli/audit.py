@@ -1,5 +1,6 @@
 """`audit`: checks the numbers of runs by training them again."""
 
+import logging
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from harness.cli.options import (
     quoted,
 )
 from harness.errors import DiskError, InputError, RunError
-from harness.system.console import echo
+from harness.system.console import echo, log
 
 app = typer.Typer()
 
@@ -61,7 +62,14 @@ def audit(
     for folder in folders:
         args = child_args("audit", *words, "--", str(folder))
         # If this process ends, the pipe closes, and then the child process ends too.
-        codes.add(subprocess.call(args, env=own_code_first(), stdin=subprocess.PIPE))  # noqa: S603
+        with subprocess.Popen(args, env=own_code_first(), stdin=subprocess.PIPE) as child:  # noqa: S603
+            try:
+                codes.add(code := child.wait())
+            except KeyboardInterrupt:  # the child received Ctrl-C too, and removes its files
+                child.wait()
+                raise
+        if code < 0:
+            log(logging.ERROR, f"run {folder}: the audit was ended by signal {-code}")
     if failed := codes - {0}:
         refused = failed == {InputError.exit_code}
         raise typer.Exit(InputError.exit_code if refused else RunError.exit_code)

@@ -292,6 +292,8 @@ def load_network(job: Job, path: Path, num_outputs: int) -> keras.Model:
         model = build_network(job, num_outputs)
     try:
         model.load_weights(path)
+    except (MemoryError, tf.errors.ResourceExhaustedError):  # the file may be intact
+        raise
     except Exception as error:  # Keras and h5py raise errors of any type for a broken file
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"model {path}: can't be loaded: {reason}") from None

@@ -16,7 +16,7 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +32,7 @@ from harness.data.dataset import content_checksum, vocab_to_bytes
 from harness.data.ngrams import MAX_BYTES, NgramRatios
 from harness.errors import DiskError, InputError, Interrupted, RunError
 from harness.job.job_file import load_job
-from harness.job.keys import Job
+from harness.job.keys import SCORES, Job, TrainConfig
 from harness.job.own_code import is_trusting
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.pool import ManagedProcess, child_args
@@ -71,6 +71,7 @@ EPSILON = float(np.finfo(np.float32).eps)
 SMALLEST = float(np.finfo(np.float64).tiny)
 MOVED = 2  # the number of reviews whose predicted class may change because of rounding
 POLL_S = 0.1
+NOT_WHOLE = ("compared only", "not compared:")  # the first words of a note on an omission
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,8 @@ class Audit:
             found = "trained nothing; files, scores and model agree"
         elif self.depth != "full":
             found += f" in the first {self.depth.removeprefix('1 ')}"
+        partial = [each.detail for each in self.checks if each.detail.startswith(NOT_WHOLE)]
+        how = "; ".join([how, *partial])
         return one_line(
             f"run {self.run}: the audit ({self.depth}, {self.took_s:.0f} s) {found}, {how}{why}"
         )
@@ -319,6 +322,27 @@ def decided(files: Mapping[str, bytes], epochs: int | None) -> dict[str, bytes]:
     return {"metrics.jsonl": b"".join(lines[:epochs])}
 
 
+def lines_of(files: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """Return the metrics of each epoch from the files of a run."""
+    return [json.loads(line) for line in files["metrics.jsonl"].splitlines()]
+
+
+def last_epoch(history: Sequence[Mapping[str, float]], train: TrainConfig) -> int:
+    """Return the epoch after which training ends, if the epochs have these metrics.
+
+    The rule is that of Keras's EarlyStopping.
+    """
+    sign = 1 if SCORES[train.monitor] == "min" else -1
+    best, num_worse = math.inf, 0
+    for number, line in enumerate(history, 1):
+        score = sign * line[train.monitor]
+        num_worse = 0 if score < best else num_worse + 1
+        best = min(best, score)
+        if num_worse >= train.early_stopping_patience:
+            return number
+    return train.epochs
+
+
 # The audit
 
 
@@ -425,6 +449,8 @@ class Auditor:
         from harness.training.metrics import loss_and_accuracy, test_scores
 
         arrays, truth = arrays_of(self.subject.files[name]), reviews.labels
+        if not np.isfinite(arrays["probabilities"]).all():
+            raise ValueError("probabilities are not finite")
         if name == PREDICTIONS:
             found = {"num_test": len(truth), **test_scores(truth, arrays["probabilities"])}
         else:
@@ -452,11 +478,16 @@ class Auditor:
         return Sides({what: mine}, {what: theirs}, allowed)
 
     def _exported(self) -> Sides:
-        history = [json.loads(line) for line in self.subject.files["metrics.jsonl"].splitlines()]
+        history = lines_of(self.subject.files)
         exported = exported_epoch(history, self.subject.job.train)
         found = {"num_epochs": len(history), "kept_epoch": exported["epoch"]}
         scores = {name: exported.get(name) for name in ("val_loss", "val_accuracy")}
         return self._in_result(found | scores)
+
+    def _early_stop(self) -> Sides:
+        """Return the epoch at which the run's scores stop training, and the run's last epoch."""
+        history, what = lines_of(self.subject.files), "the epoch of the early stop"
+        return Sides({what: last_epoch(history, self.subject.job.train)}, {what: len(history)}, {})
 
     def _in_result(self, found: Values, allowed: float = 0.0) -> Sides:
         """Return the computed values, and the values with the same names in `result.json`."""
@@ -473,10 +504,12 @@ class Auditor:
     def _model_in(self, content: bytes) -> Any:
         """Build the job's network, and load the weights from a `.keras` file with this content."""
         from harness.compute.network import load_network
+        from harness.training.failures import explained_device_errors
 
         path = self.scratch / "model.keras"
         atomic_write(path, content, remedy="free up space, or set TMPDIR to another folder")
-        return load_network(self.subject.job, path, self.dataset.num_outputs)
+        with explained_device_errors():
+            return load_network(self.subject.job, path, self.dataset.num_outputs)
 
     # By training
 
@@ -499,8 +532,12 @@ class Auditor:
             # Training runs that round differently may stop at different epochs.
             nums = [len(files["metrics.jsonl"].splitlines()) for files in (mine, theirs)]
             num = min(*nums, sum(where.endswith(", epoch") for where in allowed))
+            if epochs is None and not train.callbacks:
+                check = compared("metrics.jsonl", self._early_stop)
+                if check.outcome == DIFFERS:
+                    yield check
             if num < max(nums):
-                why = f"compared only the first {num} epochs: a training run stopped early"
+                why = f"{NOT_WHOLE[0]} the first {num} epochs, because a training run stopped early"
                 yield Check("metrics.jsonl", ROUNDING, why)
             mine, theirs = mine | decided(mine, num), theirs | decided(theirs, num)
         result = run.result() if epochs is None else {}
@@ -508,7 +545,7 @@ class Auditor:
         if allowed and result and kept[0] != kept[1]:
             mine = {"metrics.jsonl": mine["metrics.jsonl"]}
             both = f"the audit exported epoch {kept[0]}, but the run exported epoch {kept[1]}"
-            yield Check("model.keras", ROUNDING, f"not compared: {both}")
+            yield Check("model.keras", ROUNDING, f"{NOT_WHOLE[1]} {both}")
         for name in mine:
             if name in theirs or name != VALIDATION_PREDICTIONS:  # trials don't write this file
                 yield compared(name, self._file, name, mine, theirs, allowed)
@@ -656,8 +693,9 @@ def audit(
     began_s = time.time()
     try:
         subject = read_subject(folder, data, trains=epochs != 0)
-    except (DiskError, OSError) as error:
-        raise InputError(f"run {folder}: can't be read: {error}") from None
+    except (DiskError, OSError, MemoryError) as error:
+        why = str(error) or "out of memory"
+        raise InputError(f"run {folder}: can't be read: {why}") from None
     if epochs is not None:
         epochs = min(epochs, subject.files["metrics.jsonl"].count(b"\n"))
     try:

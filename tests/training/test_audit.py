@@ -23,7 +23,16 @@ from harness.job.job_file import load_job
 from harness.system.files import MAX_RECORD_BYTES
 from harness.tracking.audits import audits_of, keep_audit
 from harness.tracking.run_dir import RunDirectory
-from harness.training.audit import Auditor, Check, Sides, compared, gap, read_subject, widened
+from harness.training.audit import (
+    Auditor,
+    Check,
+    Sides,
+    compared,
+    gap,
+    last_epoch,
+    read_subject,
+    widened,
+)
 from tests.conftest import JOBS, Harness, calm_run, results
 from tests.training.flips import PLACES, plant_scores, train_with_flip
 from tests.training.kills import trained_with_kills
@@ -243,8 +252,8 @@ def metrics(num_epochs: int, off: float = 0.0) -> bytes:
 @pytest.mark.parametrize(
     ("patience", "trained", "outcomes"),
     [
-        (1, (5, 6, 6), ["first 5 epochs: a training run stopped early", "loss by 1e-05"]),
-        (1, (6, 5, 4), ["first 5 epochs: a training run stopped early", "loss by 1e-05"]),
+        (1, (5, 6, 6), ["first 5 epochs, because a training run stopped early", "loss by 1e-05"]),
+        (1, (6, 5, 4), ["first 5 epochs, because a training run stopped early", "loss by 1e-05"]),
         (1, (6, 6, 4), ["loss by 1e-05"]),
         (0, (5, 6, 6), ["epoch 6, epoch is not as recorded"]),
         (0, (6, None, 6), ["loss by 1e-05"]),
@@ -286,6 +295,33 @@ def test_other_trainings_may_be_shorter_or_impossible(
         assert check.outcome == ("differs" if "not as recorded" in text else "within rounding")
     assert "inf" not in auditor.tolerance
     assert ("2 instead of 1 replicas" in auditor.tolerance) == (trained[2] is not None)
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "last"),
+    [
+        ([0.5, 0.4], 1, 7),
+        ([0.5, 0.5], 1, 2),
+        ([0.5, 0.6, 0.4, 0.6, 0.4], 2, 5),
+        ([0.5, 0.6, 0.4, 0.6, 0.3, 0.2, 0.1], 2, 7),
+    ],
+)
+def test_a_run_that_stopped_although_its_scores_improved_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scores: list[float], patience: int, last: int
+) -> None:
+    """Where rounding differs, a run may stop at another epoch, but only by the rule of its job."""
+    lines = [{"epoch": n, "val_accuracy": -score} for n, score in enumerate(scores, 1)]
+    content = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    auditor, run = elsewhere(tmp_path, patience, 6), RunDirectory(tmp_path)
+    assert last_epoch(lines, auditor.subject.job.train) == last
+    auditor.subject.files = {"metrics.jsonl": content}
+    more = {"epoch": len(scores) + 1, "val_accuracy": -1.0}
+    run.path("metrics.jsonl").write_bytes(content + json.dumps(more).encode() + b"\n")
+    run.path("provenance.json").write_text('{"starts": [{}]}')
+    monkeypatch.setattr(auditor, "_train", lambda *_: run)
+    monkeypatch.setattr(auditor, "others", lambda machine: ["another processor"])
+    first = next(auditor.trained(None))
+    assert first.outcome == ("within rounding" if last == len(scores) else "differs"), first
 
 
 def test_a_training_that_ends_too_early_is_no_difference(

@@ -269,11 +269,12 @@ def decide(ending: Ending, before: Counters) -> Decision:
     if ending.requeued:
         return stop("interrupted; Slurm has put the job back into the queue")
     if ending.was_cancelled:
-        if not ending.reached:
+        has_run = ending.run and Path(ending.run).is_dir()
+        if not (ending.reached or has_run):
             return stop("interrupted; submit the job again")
         # A job with several seeds has no folder of this name: each seed's run has its own folder.
         job, _, _ = ending.start.rpartition(".")
-        named = shlex.quote(ending.run) if Path(ending.run).is_dir() else job
+        named = shlex.quote(ending.run) if has_run else job
         return stop(f"interrupted; continue with: harness submit --resume {named}")
     if ending.code == KILLED and ending.num_nodes == 1:
         return _out_of_memory(ending, counters)
@@ -307,7 +308,7 @@ def _count(ending: Ending, before: Counters) -> Counters:
     reached = before.reached if ending.reached is None else ending.reached
     is_further = reached > before.reached
     if ending.reached is None:
-        # The progress is unknown, for example because a user's job script starts several runs.
+        # The progress is unknown, for example in a job of `tune.sh --join`.
         is_further = not ending.was_starting and not ending.faulty
     again = ending.start == before.start
     known = () if is_further else before.faulty

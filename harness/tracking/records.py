@@ -327,7 +327,8 @@ def observe(
     # If the heartbeat is older than the submission, the submitted job will continue the run. Both
     # times come from the file server, because a node's clock may be minutes ahead.
     last_s = modified or status.time_s
-    if submission and submission.resumed_by and submission.time_s > last_s:
+    is_newer = submission and (not status.phase or submission.time_s > last_s)
+    if submission and submission.resumed_by and is_newer:
         status.reported_job = status.slurm_job = submission.resumed_by
         status.log, status.is_resubmitted = submission.log, True
     return status
@@ -335,7 +336,11 @@ def observe(
 
 def _add_submission(status: RunStatus, submission: Submission) -> None:
     status.submission = submission
-    for name in ("job", "architecture", "seed", "log"):
+    names = ["job", "architecture", "seed"]
+    # A command outside of Slurm may have continued the run; the job's log says nothing of it.
+    if status.reported_job or status.phase in (None, "result"):
+        names.append("log")
+    for name in names:
         if getattr(status, name) is None:
             setattr(status, name, getattr(submission, name))
     status.time_s = status.time_s or submission.time_s

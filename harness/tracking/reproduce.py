@@ -180,7 +180,8 @@ def _numbers(record: dict[str, Any]) -> Iterator[str]:
     known, threads = first_start(record).get("devices"), table(record, "plan").get("threads")
     devices = known if isinstance(known, list) else []
     has_threads = "gpu" in str(devices) or threads in (None, given_cpus(None))
-    if not has_threads or (len(devices) > 1 and not record.get("devices_asked")):
+    is_open = (len(devices) > 1 or "gpu" in str(devices)) and not record.get("devices_asked")
+    if not has_threads or is_open:
         yield (
             f"devices of the run: {len(devices)}, threads: {threads}; with other numbers the "
             "results are not bitwise equal; set the numbers with --devices and HARNESS_CPUS"

@@ -219,11 +219,14 @@ def test_a_snapshot_is_preferred_to_the_commit(stranger: Strangers, tmp_path: Pa
     ("record", "number"),
     [
         ({}, None),
-        ({"starts": [{"devices": ["gpu:0"]}]}, None),
+        ({"starts": [{"devices": ["gpu:0"]}]}, "devices of the run: 1, threads: None"),
         ({"starts": [{"devices": ["gpu:0", "gpu:1"]}]}, "devices of the run: 2, threads: None"),
         ({"starts": [{"devices": ["a", "b"]}], "devices_asked": "gpu:2"}, None),
         ({"starts": [{"devices": ["cpu:0"]}], "plan": {"threads": 999}}, "threads: 999"),
-        ({"starts": [{"devices": ["gpu:0"]}], "plan": {"threads": 999}}, None),
+        (
+            {"starts": [{"devices": ["gpu:0"]}], "plan": {"threads": 999}, "devices_asked": "gpu"},
+            None,
+        ),
     ],
 )
 def test_other_numbers_of_devices_and_threads_are_a_warning(

@@ -161,6 +161,22 @@ def test_a_job_continues_a_run_of_a_node_whose_clock_is_ahead(site: Site) -> Non
     assert (site.only().state, site.only().slurm_job) == ("pending", "77")
 
 
+def test_a_second_job_may_begin_a_run_that_never_began(site: Site) -> None:
+    """The run has no heartbeat with whose time the second submission could be compared."""
+    site.slurm("77|77|PENDING|0:00|Priority|/x.sh")
+    runs = [str(site.runs / "lstm/slurm-12")]
+    site.submission("12", [1], job="lstm", runs=runs)
+    site.submission("77", [1], job="lstm", runs=runs, resumes=True)
+    assert (site.only().state, site.only().slurm_job) == ("pending", "77")
+
+
+def test_a_seed_that_continues_alone_no_longer_shares_its_job(site: Site) -> None:
+    """The log of the job that trained several seeds says nothing of a later command."""
+    run = site.run("slurm-12-seed3", "training", slurm_job=None)
+    site.submission("12", [3], job="lstm", runs=[str(run.folder)], logs=["lstm-slurm-12-seed3.out"])
+    assert (site.only().log, site.only().shares_job) == (None, False)
+
+
 @pytest.mark.parametrize("phase", ["failed", "interrupted"])
 @pytest.mark.parametrize("queue", [[], ["77|77|FAILED|0:05|None|/x.sh"]])
 def test_a_job_that_ended_before_its_first_heartbeat_says_why(

@@ -1,6 +1,7 @@
 """`tune` searches for better settings; `sweep` shows, uses or joins a search."""
 
 import io
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -90,7 +91,9 @@ def run_sweep(
 
     console = Console()
     result = sweep.read_json(RESULT) if sweep.finished() else {}
-    if result and search.table.trials == sweep.search().table.trials:
+    # A requeued job may repeat a command from before another command raised the number of trials.
+    asked, known = (each.table.trials or math.inf for each in (search, sweep.search()))
+    if result and asked <= known:
         console.info(f"sweep {sweep.folder}: finished already, nothing to do")
     else:
         with explain_interruption(f"trials saved; continue with: {resume_command(sweep.folder)}"):

@@ -119,9 +119,8 @@ def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
     try:
         print(printable(text), file=stream, end=end, flush=True)
     except BrokenPipeError:
-        if err:
-            raise
-        end_output()
+        if not err:  # like `log`, ignore that no program reads standard error
+            end_output()
 
 
 def end_output() -> NoReturn:

@@ -72,7 +72,7 @@ def result_of(sweep: SweepDirectory, search: SearchSpec, trials: Sequence[Trial]
         raise RunError(f"sweep {sweep.folder}: no trial finished: {error}")
     return {
         "job": search.name,
-        "sweep": sweep.folder.absolute().name,
+        "sweep": sweep.folder.resolve().name,
         "tuner": search.table.tuner,
         "objective": search.table.objective,
         "trials": search.table.trials,  # `is_of_search` compares this number with `search.toml`

@@ -141,12 +141,10 @@ def test_a_sweep_continues_under_any_name_of_its_folder(
     """The name is the current folder, the folder above it, or a link."""
     folder = begun(tmp_path / "runs/a").folder
     (tmp_path / "link").symlink_to(folder)
-    begun(tmp_path / "link")
-    monkeypatch.chdir(folder / "trials")
-    begun(Path(".."))
-    monkeypatch.chdir(folder)
-    sweep = begun(Path())
-    assert result_of(sweep, sweep.search(), [trial(0, 0.5)])["sweep"] == "a"
+    for current, name in ((tmp_path, "link"), (folder / "trials", ".."), (folder, ".")):
+        monkeypatch.chdir(current)
+        sweep = begun(Path(name))
+        assert result_of(sweep, sweep.search(), [trial(0, 0.5)])["sweep"] == "a"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a folder away")

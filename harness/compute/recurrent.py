@@ -189,8 +189,9 @@ def _block_lstm(
 ) -> tuple[tf.Tensor, list[tf.Tensor]]:
     """Process all words in one operation, TensorFlow's BlockLSTM.
 
-    BlockLSTM orders the gates differently from Keras. BlockLSTMV2 is not used, because TensorFlow
-    computes the gradient of BlockLSTMV2 with the kernel for the gradient of BlockLSTM.
+    BlockLSTM orders the gates differently from Keras. BlockLSTMV2 is not used, because its
+    gradient is wrong: TensorFlow computes the gradient of BlockLSTMV2 with BlockLSTM's gradient
+    kernel, but the two operations order the gates differently.
     """
     if layer.go_backwards:
         words = tf.reverse(words, [0])

@@ -83,7 +83,7 @@ class TextEncoder(tf.Module):  # type: ignore[misc]  # TensorFlow ships no types
         return [self._padded(tokens), self._padded(self._at_words(tokens))]
 
     def _padded(self, values: tf.RaggedTensor) -> tf.Tensor:
-        """Cut and pad the values of each text's words: `[n, (words), …]` to `[n, time, …]`."""
+        """Cut and pad the values of each word: ragged `[n, (words), …]` to `[n, time, …]`."""
         values = values[:, -self.maxlen :]
         lengths, time = values.row_lengths(), self.maxlen
         if self.bucket:
@@ -118,7 +118,7 @@ def last_characters(texts: tf.Tensor) -> tf.Tensor:
 
 
 def split_words(texts: tf.Tensor) -> tf.RaggedTensor:
-    """Split raw texts, `[n]` strings, into words, `[n, (words)]`, as `tokenize` does."""
+    """Split raw texts, `[n]` strings, into words, ragged `[n, (words)]`, as `tokenize` does."""
     # If no encoding is passed, `lower` changes only ASCII letters, as `tokenize` does.
     spaced = tf.strings.regex_replace(tf.strings.lower(texts), SPACE, " ")
     words = tf.strings.split(spaced, sep=" ")
@@ -141,7 +141,8 @@ def columns(
     """For each word and each length of n-grams, find the n-gram that ends at the word.
 
     Args:
-        words: the index of each word, `[n, (words)] int64`, -1 for unknown words.
+        words: a ragged tensor `[n, (words)] int64` with the index of each word, -1 for unknown
+            words.
         ngrams: for each length of n-grams, a table that maps the code of an n-gram to the n-gram's
             index among the n-grams of this length, as `numbering` returns it.
         sizes: the number of n-grams of each length.

@@ -332,8 +332,8 @@ def fit_ngrams(train: Split, cut: int | None = None) -> NgramModel:
 
     Args:
         train: the training reviews.
-        cut: index of the first review on which C is chosen; the candidates are fit to the earlier
-            reviews. By default C is chosen on the last fifth of the training reviews.
+        cut: the candidates for C are fit to the first `cut` training reviews, and compared on the
+            remaining training reviews. By default the last fifth remains.
 
     Raises:
         ValueError: if the training reviews are too few or too much alike.

@@ -341,7 +341,8 @@ def group_runs(runs: Iterable[ScoredRun]) -> tuple[list[DatasetGroup], list[Left
     Returns:
         The groups, and a list of the repeated runs, which have the job, settings and seed of an
         earlier run. Groups on full datasets come first; groups on the harness's sample reviews come
-        last. Repeated runs are in no group, because repeating a run must not improve the scores.
+        last. Groups contain no repeated runs, so nobody can improve a job's scores by repeating
+        some of its runs.
     """
     by_data: dict[tuple[str, int], list[ScoredRun]] = {}
     for run in runs:

@@ -250,8 +250,8 @@ def tests_against(baseline: Baseline, predictions: Predictions | None) -> "panda
         A row for each job with predictions. Columns: `points`, the mean accuracy of the job's runs
         minus the accuracy of the model; `p`, the largest two-sided p-value of the job's runs;
         `shows`, 1 if every run is significantly better than the model, -1 if every run is
-        significantly worse, else 0. The table is empty if there are no predictions, or if the model
-        was tested on other labels.
+        significantly worse, else 0. The table is empty if there are no predictions, or if the
+        linear model was tested on other labels than the runs.
     """
     import pandas
     from scipy.stats import binom

@@ -313,8 +313,8 @@ def run_tasks(
 
     Raises:
         InputError: if a task refused its input; the other tasks end too.
-        Interrupted: if this process or a task received a signal. The running tasks have saved their
-            state and can be continued.
+        Interrupted: if this process or a task received a signal. Before the error is raised, the
+            running tasks are asked to save their state and end; the tasks can be continued later.
         RunError: if tasks failed; the message lists their names and the reasons.
     """
     waiting, free, num_done = list(tasks), list(slots), 0

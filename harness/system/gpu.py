@@ -272,10 +272,12 @@ def memory_of_gpus() -> dict[str, Memory]:
 
 
 def open_gpus() -> tuple[Any, dict[str, Any]]:
-    """Return `pynvml`, and NVML's handles of all visible GPUs by index or UUID, in CUDA's order.
+    """Return `pynvml`, and a dictionary with NVML's handle of each visible GPU, in CUDA's order.
 
-    GPUs that NVML does not know are left out. Without the package nvidia-ml-py there are no
-    handles, and the module is None. NVML stays open until this process ends.
+    The keys are the GPUs' names in CUDA_VISIBLE_DEVICES, which are indices or UUIDs. If the
+    variable is not set, the keys are the indices of all GPUs. GPUs that NVML does not know are left
+    out. Without the package nvidia-ml-py, the function returns None and an empty dictionary. NVML
+    stays open until this process ends.
     """
     try:
         import pynvml as nvml

@@ -97,12 +97,12 @@ class Watchdog:
         os.close(self._reader)
 
     def progress(self) -> None:
-        """Note that the devices have returned a result."""
+        """Record that the devices have returned a result."""
         self._progress += 1
         self.asks = False
 
     def first_step_done(self) -> None:
-        """Note the end of the first step, during which all kernels have been compiled."""
+        """Record the end of the first step, during which all kernels have been compiled."""
         if self.watched:
             self.watched.has_stepped = True
         self.progress()

@@ -41,7 +41,7 @@ def write_provenance(
     Args:
         devices_asked: the value of `--devices`.
         plan: the fields of the `ExecutionPlan`, which says how training steps are computed.
-        start: values to add to this start's entry in `starts`; `devices` is required.
+        start: values for the new entry of the record's list `starts`; must contain `devices`.
     """
     code = code_of(run)
     record = run.certain_json(RECORD) or {

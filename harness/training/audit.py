@@ -149,8 +149,8 @@ class Start(BaseModel):
 class Record(BaseModel):
     """The parts of a run's record that an audit needs.
 
-    The parent, which is the run that `--from` named, is left out: an audit trains from the first
-    step, even if the run continued the parent's checkpoint.
+    The parent (the run that `--from` named) is not among these parts: an audit begins with
+    untrained weights, even if the audited run continued the parent's checkpoint.
     """
 
     starts: Annotated[list[Start], Field(min_length=1)]

@@ -77,8 +77,9 @@ class TensorBoardLog:
 
         Args:
             folder: the folder for the run's event files; created if missing.
-            mark: the file sizes that `mark()` returned. Files that have grown are truncated to the
-                size in the mark, and files that the mark does not contain are removed.
+            mark: the size of each event file at the checkpoint, as `mark()` returned it. A file
+                that has grown since the checkpoint is truncated to this size. An event file without
+                a size in `mark` is removed.
             num_steps: the largest number of steps that the run can have. If it is at most 500, all
                 steps are logged.
             clock: a function that returns the time in seconds since 1970.

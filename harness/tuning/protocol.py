@@ -15,8 +15,8 @@ A folder marked `once` is created by exactly one process, together with its firs
 The programs of a worker, a proposer and a command are coroutines. They reach the sweep's folder
 only through the methods of a `Disk`, and use no clock or random number. The real `Disk` has
 blocking methods, which never suspend a coroutine, so one call of `execute` runs a coroutine from
-start to end. A simulation in the tests suspends the same coroutines at each operation, kills
-processes, loses nodes, and lists files late.
+start to end. The tests execute the coroutines in a simulation. The simulation suspends a coroutine
+at each operation of its `Disk`, kills processes, lets nodes fail, and shows new files late.
 
 Wrong clocks and outdated listings of folders do no harm. A process uses the listing of a folder
 only to choose which files to read. A process that acts too late, or twice, tries to create a
@@ -190,9 +190,9 @@ class View:
         """Read what has changed: new trials, attempts and results.
 
         Args:
-            num_watched: how many open trials (trials without an accepted result) to read,
-                beginning with the oldest trial; None reads all open trials. For any value of
-                `num_watched`, `look` also reads every open trial that no worker trains.
+            num_watched: how many of the oldest open trials (trials without an accepted result) to
+                read; None reads all open trials. An open trial that no worker trains is always
+                read, even if the trial is not among the oldest.
         """
         await self.learn()
         gone = {f"{GONE}/{name}" for name in await self.disk.names(GONE)}

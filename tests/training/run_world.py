@@ -499,7 +499,7 @@ class World:
             raise Violation(f"a second writer: {kind} {name}")
 
     def note_saved(self, p: Process, step: int) -> None:
-        """Note that a process has saved a checkpoint."""
+        """Record that a process has saved a checkpoint."""
         p.saved = step
         if self.owner is p:
             self.saved.append((step, self.now_s))

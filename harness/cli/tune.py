@@ -91,9 +91,9 @@ def run_sweep(
 
     console = Console()
     result = sweep.read_json(RESULT) if sweep.finished() else {}
+    asked = search.table.trials or math.inf
     # A requeued job may repeat a command from before another command raised the number of trials.
-    asked, known = (each.table.trials or math.inf for each in (search, sweep.search()))
-    if result and asked <= known:
+    if result and asked <= (sweep.search().table.trials or math.inf):
         console.info(f"sweep {sweep.folder}: finished already, nothing to do")
     else:
         with explain_interruption(f"trials saved; continue with: {resume_command(sweep.folder)}"):

@@ -234,8 +234,8 @@ def reproduce(
     from harness.tracking.run_dir import RunDirectory
 
     run = RunDirectory.open(run_folder)
-    folder = run.folder.absolute()
-    folder = (to or folder.with_name(f"{folder.name}-code")).absolute()
+    whole = run.folder.absolute()
+    folder = to.absolute() if to else whole.with_name(f"{whole.name}-code")
     restored = restore(run, project_folder(), folder, trust_code=trust_code)
     for warning in restored.warnings:
         log(logging.WARNING, warning)

@@ -1,7 +1,6 @@
 """`tune` searches for better settings; `sweep` shows, uses or joins a search."""
 
 import io
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -91,9 +90,8 @@ def run_sweep(
 
     console = Console()
     result = sweep.read_json(RESULT) if sweep.finished() else {}
-    asked = search.table.trials or math.inf
     # A requeued job may repeat a command from before another command raised the number of trials.
-    if result and asked <= (sweep.search().table.trials or math.inf):
+    if result and search.trial_limit <= sweep.search().trial_limit:
         console.info(f"sweep {sweep.folder}: finished already, nothing to do")
     else:
         with explain_interruption(f"trials saved; continue with: {resume_command(sweep.folder)}"):

@@ -313,6 +313,11 @@ class SearchSpec:
         return self.table.objective not in OF_EACH_EPOCH
 
     @property
+    def trial_limit(self) -> float:
+        """The value of `search.trials`; infinity for 0, which sets no limit."""
+        return self.table.trials or math.inf
+
+    @property
     def max_trials(self) -> int | None:
         """The maximum number of trials; None if the tuner decides when the search ends."""
         return None if self.table.tuner == "asha" else self.table.trials or None

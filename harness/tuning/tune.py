@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import os
 import socket
 import time
@@ -91,13 +90,13 @@ def tune(
                 f"harness resume {sweep.folder}"
             )
         console.warning(line)
-    num_asked, search = search.table.trials, sweep.search()
-    if (num_asked or math.inf) > (search.table.trials or math.inf):  # 0 sets no limit
-        search = search.with_table(trials=num_asked)
+    asked, search = search, sweep.search()
+    if asked.trial_limit > search.trial_limit:
+        search = search.with_table(trials=asked.table.trials)
         sweep.write(SEARCH_FILE, search.to_toml(), mode=mode_in(sweep.folder, search.job.code))
-    elif num_asked != search.table.trials:  # for example, a requeued job repeats an old command
+    elif asked.trial_limit < search.trial_limit:  # for example, a requeued job's old command
         console.warning(
-            f"search.trials = {num_asked} has no effect: the search already has "
+            f"search.trials = {asked.table.trials} has no effect: the search already has "
             f"{search.table.trials or 'all'} trials"
         )
     starts = [{"slurm_asked": asked_of(allocation)}] if allocation else []  # for `submit --resume`

@@ -191,7 +191,8 @@ def _roc(group: DatasetGroup, predictions: Predictions) -> Picture | None:
     return chart.picture(
         "ROC curves",
         "ROC curves with the area under each curve",
-        f"True positive rates, averaged over the seeds{averaged}. In brackets: the mean areas.",
+        f"True positive rates, averaged over the seeds{averaged}. The numbers in brackets are the "
+        "mean areas.",
     )
 
 
@@ -202,5 +203,6 @@ def _confusion_matrices(predictions: Predictions) -> list[Picture]:
         labels, probabilities = np.tile(predictions.labels, len(by_seed)), np.concatenate(by_seed)
         content = confusion_picture(labels, probabilities, predictions.classes)
         title = f"Confusion matrix of {name}"
-        pictures.append(Picture(title, content, title, "All seeds are counted together."))
+        note = "The matrix counts the predictions of all seeds."
+        pictures.append(Picture(title, content, title, note))
     return pictures

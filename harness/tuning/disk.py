@@ -126,4 +126,4 @@ def execute(course: Coroutine[Any, Any, T]) -> T:
     except StopIteration as end:
         result: T = end.value
         return result
-    raise AssertionError("a coroutine was suspended; no method of `Disk` suspends a coroutine")
+    raise AssertionError("the coroutine awaits something that is not a method of `Disk`")

@@ -1,8 +1,8 @@
 """Runs commands of the tests in forks of a server, which has imported the libraries.
 
 An import of TensorFlow takes four seconds of a core, and the tests start hundreds of commands. A
-fork shares the server's imports. It imports only the harness itself, and has its own arguments,
-folder, environment and files.
+fork shares the server's imports. It imports only the harness itself, which may be another copy of
+the project, and has its own arguments, folder, environment and files.
 
 The server forks a helper for every connection. The helper forks the command, sends its process id,
 waits for it, and sends its exit status. If the client closes the connection, the helper kills the
@@ -35,6 +35,7 @@ from typing import Any
 
 import numpy as np
 
+PROJECT = Path(__file__).resolve().parent.parent
 # Variable with the folder that xdist's workers share: socket, finished runs, compiled steps.
 SHARED = "HARNESS_TEST_SHARED"
 LIBRARIES = (
@@ -55,7 +56,10 @@ CHECK_S = 5.0  # between two checks that the server's parent is alive
 
 def read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that must have the same values in the server and in a command."""
-    return {name: value for name, value in environment.items() if READ_AT_START.match(name)}
+    found = {name: value for name, value in environment.items() if READ_AT_START.match(name)}
+    if Path(found.get("PYTHONPATH", os.devnull), "harness/__main__.py").exists():
+        del found["PYTHONPATH"]  # a copy of the project, from which a fork imports the harness
+    return found
 
 
 def fits(environment: Mapping[str, str], usual: Mapping[str, str]) -> bool:
@@ -245,7 +249,8 @@ def _connect(environment: Mapping[str, str], server: Server) -> socket.socket:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if connection.connect_ex(address) != 0:
             command = [server.python, "-m", "tests.preloaded", address]
-            own = {"KERAS_HOME": str(shared / "keras")}  # Keras writes into this folder
+            # Keras writes into its folder.
+            own = {"KERAS_HOME": str(shared / "keras"), "PYTHONPATH": str(PROJECT)}
             with (shared / "preloaded.log").open("a") as log:
                 process = subprocess.Popen(
                     command,
@@ -335,7 +340,7 @@ def _become(request: dict[str, Any]) -> None:
     tempfile.tempdir = None  # TMPDIR may differ
     random.seed()  # as in a new process; so a test notices a missing seed
     np.random.seed()
-    sys.path[0] = request["folder"]
+    sys.path[:2] = [request["folder"], request["environment"]["PYTHONPATH"]]
     sys.argv = request["args"]
     runpy.run_module("harness", run_name="__main__", alter_sys=True)
 

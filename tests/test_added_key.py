@@ -18,12 +18,12 @@ LINE = """    patience: float = Field(0.5, ge=0, le=1, description="how patient 
 """
 
 
-@pytest.fixture
-def copy(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project with the job key `train.patience`."""
-    copy = tmp_path / "project"
+    copy = tmp_path_factory.mktemp("project")
     for name in ("harness", "tests", "jobs"):
-        shutil.copytree(PROJECT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(PROJECT / name, copy / name)
     path = copy / "harness/job/keys.py"
     path.write_text(path.read_text().replace(BEFORE, f"{BEFORE}\n{LINE}", 1))
     return copy

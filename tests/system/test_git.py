@@ -8,7 +8,7 @@ from harness.system.git import code_version, write_version
 from tests.slurm.test_submit import project as project
 
 
-@pytest.mark.parametrize("setting", ["input", "input\nsafecrlf = true", "true"])
+@pytest.mark.parametrize("setting", ["input\nsafecrlf = true", "true"])
 def test_line_ends_are_recorded_and_put_back_as_they_are(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:

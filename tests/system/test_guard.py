@@ -51,9 +51,7 @@ def run(code: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize(
     ("code", "status", "warned"),
     [
-        ('say("unread")', 0, ""),
-        ("sys.exit(75)", 75, ""),
-        ('print("a line", file=sys.stderr)', 0, "a line\n"),
+        ('say("unread"); print("a line", file=sys.stderr); sys.exit(75)', 75, "a line\n"),
         ("os.kill(os.getpid(), 9)", -SIGKILL, ""),
         ("os.kill(os.getpid(), 11)", -SIGSEGV, "SIGSEGV of the child: True\n"),
         (

@@ -63,16 +63,23 @@ def test_a_writer_waits_for_a_failing_disk(
     assert 110 <= disk.now_s < 125
 
 
-def test_a_missing_or_foreign_lease_is_lost_at_once(disk: Disk, folder: LeasedDirectory) -> None:
-    """A lease that can't be parsed is lost too."""
-    other = LeasedDirectory(folder.folder)
-    other.take_lease()
-    with pytest.raises(TakenOver, match="took over this"):
-        folder.check_lease()
-    folder.path("lease.json").write_text("{")
+def test_the_last_to_take_the_lease_writes(disk: Disk, folder: LeasedDirectory) -> None:
+    """An older writer is refused at once. A missing or broken lease is lost, too."""
+    folder.write("note.txt", "older")
+    folder.path(".left.over.tmp").write_text("half")
+    newer = LeasedDirectory(folder.folder)
+    newer.take_lease()
+    assert not folder.path(".left.over.tmp").exists()
+    with pytest.raises(TakenOver, match=f"process {os.getpid()} on .* took over this"):
+        folder.write("note.txt", "late")
+    assert folder.path("note.txt").read_text() == "older"
+    folder.release_lease()  # no effect: the newer writer has the lease
+    newer.check_lease()
+    newer.path("lease.json").write_text("{")
     with pytest.raises(TakenOver, match="its lease was changed"):
-        folder.check_lease()
-    folder.path("lease.json").unlink()
+        newer.check_lease()
+    newer.take_lease()
+    newer.release_lease()
     with pytest.raises(TakenOver, match="finished or removed this folder"):
-        folder.check_lease()
+        newer.write("note.txt", "late")
     assert disk.now_s == 0

@@ -43,14 +43,10 @@ class Site:
         write_program(self.folder / "bin" / name, script)
 
     def slurm(self, *lines: str, script: str = "") -> None:
-        """Put a squeue on the PATH that prints these lines and counts its calls."""
+        """Put a squeue on the PATH that prints these lines, or runs this script."""
         answer = self.folder / "answer"
         answer.write_text("".join(f"{line}\n" for line in lines))
-        self.program("squeue", f'echo >> "{self.folder}/asked"\n{script or f"cat {answer}"}')
-
-    def questions(self) -> int:
-        asked = self.folder / "asked"
-        return len(asked.read_text()) if asked.exists() else 0
+        self.program("squeue", script or f"cat {answer}")
 
     def run(
         self,

@@ -18,8 +18,7 @@ from harness.tracking.resume import interrupted
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.status import pick, survey
 from harness.tuning.sweep_dir import stop_search_in
-from tests.board.tensorboard_process import wait_for
-from tests.conftest import JOBS, Harness
+from tests.conftest import JOBS, Harness, wait_for
 from tests.tracking.site import ELSEWHERE, Site
 from tests.tracking.site import site as site
 from tests.tuning.made_up_sweep import RANDOM, make_sweep
@@ -124,8 +123,7 @@ def test_a_session_is_not_cancelled_for_a_run(site: Site, *, owns_job: bool) -> 
     """Only a job that the job scripts began is cancelled; a notebook server may be a job, too."""
     noted = scancel(site)
     site.slurm("12|12|RUNNING|1:00|None|/x.sh", "13|13|PENDING|0:00|Priority|/x.sh")
-    run = site.run("20260101-seed1", "training", slurm_job="12")
-    run.write_json("state.json", run.read_json("state.json") | {"owns_job": owns_job})
+    site.run("20260101-seed1", "training", slurm_job="12", owns_job=owns_job)
     if not owns_job:
         with pytest.raises(
             RunError, match=r"harness cancel .*, or end the run's whole job: scancel 12$"
@@ -153,9 +151,7 @@ def test_the_job_in_another_users_record_is_not_cancelled(
     """The recorded id may be a job of this user, or an option of scancel that means all jobs."""
     noted = scancel(site)
     site.slurm("12|12|RUNNING|1:00|None|/x.sh")
-    run = site.run(run_id, "training")
-    state = run.read_json("state.json") | {"slurm_job": job, "slurm_own_id": job}
-    run.write_json("state.json", state)
+    site.run(run_id, "training", slurm_job=job)
     ours = os.getuid()
     monkeypatch.setattr("os.getuid", lambda: ours + 1)
     with pytest.raises(RunError, match="belongs to another user; ask this user to stop"):
@@ -166,9 +162,7 @@ def test_the_job_in_another_users_record_is_not_cancelled(
 def test_a_job_id_that_is_no_id_is_ignored(site: Site) -> None:
     """A broken record can't pass an option to Slurm's programs."""
     for run_id, job in (("slurm---me", "--me"), ("slurm-1-seed1", "(")):
-        run = site.run(run_id, "training", 0)
-        state = run.read_json("state.json") | {"slurm_job": job, "slurm_own_id": job}
-        run.write_json("state.json", state)
+        site.run(run_id, "training", 0, slurm_job=job)
     for status in survey(site.runs, Queue()):
         assert (status.slurm_job, status.reported_job, status.shares_job) == (None, None, False)
 
@@ -189,8 +183,7 @@ def test_one_of_several_seeds_is_cancelled(
 ) -> None:
     """A folder names one seed, even if no other seed has begun; a job id names all seeds."""
     noted = shared_job(harness, site, monkeypatch)
-    one = site.run(run_id, "training", slurm_job="12")
-    one.write_json("state.json", one.read_json("state.json") | {"owns_job": True})
+    one = site.run(run_id, "training", slurm_job="12", owns_job=True)
     done = harness.run_here("cancel", "12" if by_job else one.folder, "--runs", site.runs)
     assert "did not stop within" in done.stderr
     assert (one.path("cancel.json").exists(), noted.exists()) == (not by_job, by_job)
@@ -271,7 +264,7 @@ def test_a_real_run_is_running_then_cancelled(harness: Harness, site: Site) -> N
     """`cancel` lets the run save. The run's process is found by command and start time."""
     words = harness.train_words("lstm", "live", "--set", "train.epochs=1000")
     process, folder = harness.start(*words, is_forked=False), harness.runs / "lstm/live"
-    wait_for(lambda: is_training(RunDirectory(folder), process.pid), "a training step", 120)
+    wait_for(lambda: is_training(RunDirectory(folder), process.pid), 120)
     seen = json.loads(harness.run_here("status", "--json").stdout)
     assert [(each["state"], each["process"]) for each in seen] == [("running", process.pid)]
     done = harness.run_here("cancel", folder)

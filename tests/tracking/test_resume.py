@@ -10,7 +10,6 @@ import pytest
 
 from harness.errors import InputError
 from harness.job.job_file import load_job
-from harness.job.search import load_search
 from harness.slurm.client import Queue
 from harness.slurm.environment import BATCH_JOB, SlurmEnvironment, asked_of
 from harness.slurm.resources import Resources
@@ -34,13 +33,13 @@ FLAGS = (
 LONG, LAST_ARGS = "--partition=long --account=lab --qos=normal", "--nodes=1 --time=91 --mem=1500M"
 
 
-def stopped(folder: Path, record: dict[str, Any], state: str = "interrupted") -> RunStatus:
+def stopped(folder: Path, record: dict[str, Any]) -> RunStatus:
     """Write a run with this record; return its status."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "job.toml").write_text(load_job(JOBS / "gru.toml").to_toml())
     if record:
         (folder / "provenance.json").write_text(json.dumps(stamped(record)))
-    return RunStatus(run=f"gru/{folder.name}", folder=folder, state=state)
+    return RunStatus(run=f"gru/{folder.name}", folder=folder, state="interrupted")
 
 
 CPU, GPUS = {"device": "cpu:0"}, [{"device": "/gpu:0"}] * 2
@@ -105,18 +104,14 @@ def test_the_job_requests_the_resources_of_the_last_start(
     assert (resumed.resumes, resumed.job) == (tmp_path / "a", load_job(JOBS / "gru.toml"))
 
 
-@pytest.mark.parametrize("state", ["finished", "running", "pending"])
-def test_a_run_that_needs_no_job_is_refused(tmp_path: Path, state: str) -> None:
-    """Two jobs for one run would take the run over from each other."""
-    with pytest.raises(InputError, match=f"gru/a: is {state}"):
-        as_job(stopped(tmp_path / "a", {}, state), Resources())
-
-
 @pytest.mark.parametrize("name", ["search", "session", "run"])
 def test_each_task_of_an_array_continues_its_search(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The record names another task, or that task's successor. A session is not a task."""
+    """The record names another task, or that task's successor. A session is not a task.
+
+    Two jobs for one run would take the run over from each other.
+    """
     task = {"SLURM_JOB_ID": "44", "SLURM_ARRAY_JOB_ID": "42", "SLURM_ARRAY_TASK_ID": "2"}
     for variable, value in (task | ({} if name == "session" else {BATCH_JOB: "44"})).items():
         monkeypatch.setenv(variable, value)
@@ -132,6 +127,9 @@ def test_each_task_of_an_array_continues_its_search(
         else:
             with pytest.raises(InputError, match=f"is {status.state}; first stop the run"):
                 as_job(status, Resources())
+    status.state = "finished"
+    with pytest.raises(InputError, match="is finished; name an unfinished run"):
+        as_job(status, Resources())
 
 
 @pytest.mark.parametrize("signal", ["SIGTERM", "SIGINT"])
@@ -211,11 +209,8 @@ def test_seeds_that_had_not_begun_continue_too(harness: Harness, site: Site) -> 
     site.slurm()
     harness.environment["PATH"] = os.environ["PATH"]
     folders = [harness.runs / f"lstm/slurm-3-seed{seed}" for seed in (1, 2, 3, 4)]
-    job_file = harness.runs / ".submissions/now/lstm.toml"
-    job_file.parent.mkdir(parents=True)
-    job_file.write_text(load_job(JOBS / "lstm.toml").to_toml())
-    record = {"seeds": [1, 2, 3, 4], "job_file": str(job_file), "runs": [*map(str, folders)]}
-    (harness.runs / ".submissions/3.json").write_text(json.dumps(record))
+    seeds = {"job_file": str(JOBS / "lstm.toml"), "runs": [*map(str, folders)]}
+    site.submission("3", [1, 2, 3, 4], **seeds)
     stopped(folders[1], {})
     state = {"phase": "interrupted", "signal": "SIGTERM", "slurm_job": "3", "slurm_own_id": "3"}
     (folders[1] / "state.json").write_text(json.dumps(state))
@@ -240,12 +235,8 @@ def test_a_search_that_had_not_begun_begins(harness: Harness, site: Site) -> Non
     """The new job gives the search its old id."""
     site.slurm()
     harness.environment["PATH"] = os.environ["PATH"]
-    job_file = harness.runs / ".submissions/now/tune_lstm.toml"
-    job_file.parent.mkdir(parents=True)
-    job_file.write_text(load_search(JOBS / "tune_lstm.toml").to_toml())
-    sweep = harness.runs / "tune_lstm/slurm-3"
-    record = {"seeds": [1], "job_file": str(job_file), "runs": [str(sweep)]}
-    (harness.runs / ".submissions/3.json").write_text(json.dumps(record))
+    sweep = str(harness.runs / "tune_lstm/slurm-3")
+    site.submission("3", [1], job_file=str(JOBS / "tune_lstm.toml"), runs=[sweep])
     done = harness.run_here("submit", "--resume", "3", "--dry-run")
     assert done.returncode == 0, done.stderr
     (call,) = (line for line in done.stdout.splitlines() if line.startswith("supervise"))

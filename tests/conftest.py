@@ -253,12 +253,13 @@ def write_program(path: Path, script: str) -> Path:
     return path
 
 
-def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> None:
-    """Wait until the condition holds."""
+def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
+    """Wait until the condition holds, and return its value."""
     deadline = time.monotonic() + timeout_s
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.05)
+    return found
 
 
 # Settings for small jobs: an epoch has 13 steps; the last step has 16 reviews, the others 32.

@@ -5,8 +5,7 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,8 @@ import numpy as np
 
 from harness.training.step_report import StepResults
 from harness.training.tensorboard_log import TensorBoardLog
-from tests.conftest import Harness
+from tests.conftest import Harness, wait_for
 from tests.preloaded import SHARED
-
-
-def wait_for(ready: Callable[[], Any], what: str, limit_s: float = 60) -> Any:
-    deadline = time.monotonic() + limit_s
-    while not (found := ready()):
-        assert time.monotonic() < deadline, f"{what} did not come"
-        time.sleep(0.05)
-    return found
-
-
-def log_steps(run: Path, first: int, num: int) -> None:
-    with TensorBoardLog(run / "tensorboard", {} if first == 0 else None) as log:
-        write_steps(log, first, num)
 
 
 def write_steps(log: TensorBoardLog, first: int, num: int) -> None:
@@ -39,7 +25,8 @@ def write_steps(log: TensorBoardLog, first: int, num: int) -> None:
 def make_run(folder: Path) -> Path:
     folder.mkdir(parents=True)
     (folder / "job.toml").write_text("")
-    log_steps(folder, 0, 10)
+    with TensorBoardLog(folder / "tensorboard") as log:
+        write_steps(log, 0, 10)
     return folder
 
 
@@ -75,7 +62,7 @@ class Board:
             assert self.process.poll() is None, self.process.communicate()
             return list(self.cache.glob(pattern))
 
-        self.connection = wait_for(find, "the connection file")[0]
+        self.connection = wait_for(find)[0]
         words = self.connection.read_text().split()
         self.address = words[-1]
         self.target = words[words.index("-L") + 1].partition(":")[2]
@@ -96,7 +83,7 @@ class Board:
         return json.loads(body)
 
     def wait_for_runs(self, *names: str) -> None:
-        wait_for(lambda: set(names) <= set(self.json("runs")), f"runs {names}")
+        wait_for(lambda: set(names) <= set(self.json("runs")))
 
     def num_points(self, run: str, tag: str = "step/loss") -> int:
         status, body, _ = self.ask(

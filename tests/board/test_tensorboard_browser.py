@@ -20,8 +20,8 @@ import pytest
 from matplotlib.image import imread
 
 from harness.training.tensorboard_log import TensorBoardLog
-from tests.board.tensorboard_process import Board, make_run, wait_for
-from tests.conftest import Harness
+from tests.board.tensorboard_process import Board, make_run
+from tests.conftest import Harness, wait_for
 from tests.slurm.cluster import free_ports
 
 pytestmark = pytest.mark.full
@@ -32,6 +32,7 @@ CHROMEDRIVER = shutil.which("chromedriver")
 CHROMIUM_WORDS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    "--window-size=1400,1200",
 )
 
 needs_browser = pytest.mark.skipif(
@@ -91,7 +92,7 @@ def tunnel(board: Board, ssh_config: Path) -> Iterator[None]:
             return False
 
     try:
-        wait_for(answers, "an answer through the tunnel")
+        wait_for(answers)
         yield
     finally:
         process.send_signal(signal.SIGTERM)
@@ -111,12 +112,8 @@ class Browser:
         self._driver = subprocess.Popen(
             [CHROMEDRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        wait_for(self._is_ready, "chromedriver")
-        words = [
-            *CHROMIUM_WORDS,
-            f"--user-data-dir={folder / 'profile'}",
-            "--window-size=1400,1200",
-        ]
+        wait_for(self._is_ready)
+        words = [*CHROMIUM_WORDS, f"--user-data-dir={folder / 'profile'}"]
         options = {"goog:chromeOptions": {"binary": CHROMIUM, "args": words}}
         made = self.call("POST", "/session", {"capabilities": {"alwaysMatch": options}})
         self._top += f"/session/{made['sessionId']}"
@@ -174,7 +171,7 @@ def test_a_browser_draws_the_curves_through_the_tunnel(
         with tunnel(board, ssh_config):
             browser.call("POST", "/url", {"url": board.address})
             for tag in ("epoch/accuracy", "epoch/learning_rate", "epoch/loss"):
-                wait_for(partial(browser.draws, tag), f"the curve {tag}")
+                wait_for(partial(browser.draws, tag))
             card = browser.run(f"return {CARD % 'epoch/loss'}.innerText")
             assert "lstm/a/train" in "".join(card.split())
             assert "lstm/a/validation" in "".join(card.split())

@@ -10,8 +10,8 @@ import pytest
 from harness.job.search import TrialRow
 from harness.training.tensorboard_log import TensorBoardLog
 from harness.tuning.protocol import Trial
-from tests.board.tensorboard_process import Board, make_run, wait_for
-from tests.conftest import Harness
+from tests.board.tensorboard_process import Board, make_run
+from tests.conftest import Harness, wait_for
 from tests.tuning.test_trial import SEARCH, trials_of
 
 
@@ -21,25 +21,21 @@ def test_tensorboard_shows_a_search_as_a_row_a_trial(harness: Harness) -> None:
     sweep = harness.runs / "tune_it/s"
     text = SEARCH.replace("factor = 2", 'factor = 2\nexecutions = 2\nobjective = "val_f1"')
     trials = trials_of(sweep, f"{text}train.learning_rate = [0.05, 0.1]\n")
-    expected = {}
-    for trial, epochs, rate in (("0", 2, 0.05), ("1", 3, 0.1)):
-        values = {"model.dropout": 0.5, "train.learning_rate": rate}
-        work = Trial(n=int(trial), values=values, limit=epochs)
-        score = pytest.approx(trials.run(work, 1).scores["val_f1"])
-        found = {**values, "train.epochs": epochs, "search/val_f1": score}
-        expected[f"trial {trial} of tune_it/s"] = found
+    values = {"model.dropout": 0.5, "train.learning_rate": 0.1}
+    score = trials.run(Trial(n=3, values=values, limit=2), 1).scores["val_f1"]
+    expected = {**values, "train.epochs": 2, "search/val_f1": pytest.approx(score)}
     # The winner has a row, too, but its other keys add no column.
     with TensorBoardLog(make_run(sweep / "winner/best/seed1") / "tensorboard") as log:
         log.hyperparameters(TrialRow("tune_it/seed1", {"model.units": 4}, {"model.units": 4}))
     board = Board(harness, sweep).wait()
     try:
-        keys, metrics, rows = wait_for(partial(whole_page, board, 3), "the HParams page")
+        keys, metrics, rows = wait_for(partial(whole_page, board, 2))
     finally:
         board.end()
     assert keys == ["model.dropout", "train.epochs", "train.learning_rate"]
     assert metrics == ["search/val_f1", "epoch/accuracy", "epoch/loss"]
-    del rows["tune_it/seed1"]
-    assert {name: {k: row[k] for k in expected[name]} for name, row in rows.items()} == expected
+    assert rows.keys() == {"trial 3 of tune_it/s", "tune_it/seed1"}
+    assert rows["trial 3 of tune_it/s"].items() >= expected.items()
 
 
 def whole_page(board: Board, num_rows: int) -> Any:

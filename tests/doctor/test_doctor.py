@@ -3,15 +3,20 @@
 import importlib.metadata
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from harness.doctor import doctor, slurm_checks
-from harness.doctor.doctor import check_runs, describe_import
+from harness.doctor.doctor import check_runs, describe_import, judge_card
 from harness.doctor.finding import Finding, examine
+from harness.errors import InputError, RunError
+from harness.system.gpu import Card
 from tests.conftest import PROJECT, Harness
+
+WHEEL = ("sm_60", "sm_70", "sm_80", "sm_89", "compute_90")  # build info of TensorFlow 2.21
+FIRST = Finding("green", "disk", "is there")
 
 
 def only(findings: Iterator[Finding]) -> Finding:
@@ -103,13 +108,12 @@ def test_a_missing_runs_folder_is_not_made(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", ["file", "link", "proc"])
+@pytest.mark.parametrize("kind", ["file", "link"])
 def test_a_runs_folder_that_can_not_be_written_is_red(tmp_path: Path, kind: str) -> None:
-    """The runs folder is a file, a broken link, or a folder of the system."""
+    """The runs folder is a file or a broken link."""
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nothing")
-    place = Path("/proc/self") if kind == "proc" else tmp_path / kind
-    finding = only(examine("runs", lambda: check_runs(place)))
+    finding = only(check_runs(tmp_path / kind))
     assert finding.level == "red"
     assert "--runs" in finding.remedy
 
@@ -175,3 +179,57 @@ def test_the_printed_command_requests_what_was_checked(
         monkeypatch.setenv(f"HARNESS_SBATCH_{name}", value)
     found = {each.name: each.found for each in slurm_checks.check_slurm(None)}["sbatch"]
     assert line in found
+
+
+@pytest.mark.parametrize(
+    ("name", "capability", "level", "said"),
+    [
+        ("T4", (7, 5), "green", "machine code sm_70"),
+        ("A100", (8, 0), "green", "machine code sm_80"),
+        ("H100", (9, 0), "yellow", "only PTX code (compute_90) for this GPU; the driver"),
+        ("B200", (10, 0), "yellow", "XLA may abort on it"),
+        ("K80", (3, 7), "red", "TensorFlow has no code for it"),
+    ],
+)
+def test_cards_are_judged_by_the_build(
+    name: str, capability: tuple[int, int], level: str, said: str
+) -> None:
+    """A red card can't be used; a yellow one compiles at first use or may abort."""
+    finding = judge_card(Card(f"NVIDIA {name}", capability), "570.26", WHEEL)
+    assert finding.level == level
+    assert said in finding.found
+    assert f"NVIDIA {name}" in finding.found
+    assert bool(finding.remedy) == (level != "green")
+
+
+def test_each_kind_of_card_is_judged_once() -> None:
+    """Four A100 cards lead to one finding."""
+    answer = {
+        "gpus": ["NVIDIA A100"] * 4 + ["NVIDIA H100"],
+        "capabilities": [[8, 0]] * 4 + [[9, 0]],
+        "targets": list(WHEEL),
+    }
+    findings = list(doctor.describe_cards(answer, "Kernel Module  550.54.15"))
+    assert [each.level for each in findings] == ["green", "yellow"]
+
+
+def failing(error: Exception) -> Callable[[], Iterator[Finding]]:
+    def check() -> Iterator[Finding]:
+        yield FIRST
+        raise error
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("error", "found", "remedy"),
+    [
+        (InputError("--data x: is no folder; name one"), "--data x: is no folder", "name one"),
+        (RunError("a; b; do c"), "a; b", "do c"),
+        (RunError("it is full"), "it is full", ""),
+        (OSError(5, "broken"), "the check failed: OSError: [Errno 5] broken", "see the error"),
+    ],
+)
+def test_a_check_that_breaks_is_red(error: Exception, found: str, remedy: str) -> None:
+    """Earlier findings stay; the end of the error's message becomes the remedy."""
+    assert [*examine("disk", failing(error))] == [FIRST, Finding("red", "disk", found, remedy)]

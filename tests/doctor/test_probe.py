@@ -38,10 +38,10 @@ def test_an_estimate_counts_every_step_and_evaluation() -> None:
 def test_a_child_is_measured_at_its_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that the child has freed counts; a child that takes too long is killed."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (tmp_path / "large.py").write_text("len(b'x' * 800_000_000)\nprint('done')\n")
+    (tmp_path / "large.py").write_text("len(b'x' * 400_000_000)\nprint('done')\n")
     output, peak_memory_gb = probe._run_module("large", timeout_s=60)
     assert output == "done\n"
-    assert 0.8 < peak_memory_gb < 4
+    assert 0.4 < peak_memory_gb < 4
     (tmp_path / "endless.py").write_text("while True: pass\n")
     with pytest.raises(RunError, match=r"took over 0 s and was killed"):
         probe._run_module("endless", timeout_s=0.1)
@@ -59,9 +59,9 @@ def test_the_probe_trains_each_job(harness: Harness, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(probe, "JOBS", harness.folder)
     monkeypatch.setattr(probe, "ARCHITECTURES", ("lstm",))
     monkeypatch.setattr(probe, "SHORT", {"cpu": 200})
-    (lstm,) = probe.probe("cpu:2", None)
+    (lstm,) = probe.probe("cpu", None)
     assert (lstm.error, lstm.is_well, lstm.on_gpu) == ("", True, False)
-    assert (lstm.job, lstm.devices) == ("lstm", "2 x cpu")
+    assert (lstm.job, lstm.devices) == ("lstm", "1 x cpu")
     assert min(lstm.reviews_per_s, lstm.peak_memory_gb) > 0
     assert lstm.total_s > lstm.first_step_s > 0
     with pytest.raises(InputError, match="nowhere"):

@@ -89,7 +89,6 @@ def test_an_identity_omits_keys_that_change_no_result() -> None:
         ("model = 3", ("model = 3", "[model]")),
         (LEAST + "unit = 3", ("model.unit ", "model.units?")),
         ("[modle]\narchitecture = 'lstm'", ("modle is not", "did you mean model? (and 1 more)")),
-        (LEAST + "[trian]\nepochs = 2", ("trian", "did you mean train?")),
         ("epochs = 2\n" + LEAST, ("epochs", "train.epochs?")),
         ("[model]\narchitecture = 'lstn'", ("'lstn'", "did you mean lstm?")),
         (LEAST + "[train]\nepochs = 0", ("train.epochs = 0", "greater than or equal to 1")),
@@ -98,7 +97,6 @@ def test_an_identity_omits_keys_that_change_no_result() -> None:
         (LEAST + "[data]\nvalidation_split = 0", ("train.keep", "validation_split")),
         (LEAST + "[data]\nlimit = 1", ("data.limit = 1",)),
         (LEAST + "ngram_ratios = 4", ("model.ngram_ratios = 4", "less than or equal to 3")),
-        (LEAST + "pooling = 'max+min'", ("model.pooling = 'max+min'", "max+mean?")),
         (
             LEAST + "train_embeddings = false\n[train]\nadversarial = 5",
             ("train.adversarial = 5", "model.train_embeddings = true"),
@@ -125,7 +123,6 @@ def test_a_bad_job_file_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["train.epochs=0"], "--set train.epochs=0: should be greater than or equal to 1"),
         (["train.epoch=3"], "--set train.epoch=3: .* did you mean train.epochs?"),
         (["epochs=3"], r"--set epochs=3: is not table.key=value; did you mean train.epochs\?"),
         (["name=x"], "--set name=x: is not table.key=value, such as train.epochs=8"),
@@ -134,7 +131,6 @@ def test_a_bad_job_file_is_refused_in_one_line(
         (["train.learning_rate=0,001"], "should be a number, such as 0.001"),
         (["train.schedule_drops=1"], r"schedule_drops=1: should be a list, such as \[1, 2.5\]"),
         (["data.text_column=1"], "should be a string in quotes"),
-        (["train.keep=first"], "'best', 'last'"),
         (["train.monitor=accuracy"], "did you mean val_accuracy?"),
         (["train.optimizer_options=3"], "should be a table"),
         (["train.class_weights=even"], "balanced"),
@@ -184,18 +180,14 @@ def test_bare_words_and_toml_values_override(tmp_path: Path) -> None:
     """--set takes bare words, numbers and quoted strings."""
     sets = ["model.architecture=gru", "train.learning_rate=1e-4", "train.keep='last'"]
     job = load_job(write(tmp_path, LEAST), sets)
-    assert (job.model.architecture, job.train.learning_rate, job.train.keep) == (
-        "gru",
-        1e-4,
-        "last",
-    )
+    found = job.model.architecture, job.train.learning_rate, job.train.keep
+    assert found == ("gru", 1e-4, "last")
 
 
-@pytest.mark.parametrize("delimiter", ["\t", ";", "' '"])
-def test_an_override_may_be_white_space(delimiter: str) -> None:
+def test_an_override_may_be_white_space() -> None:
     """A delimiter may be a bare tab or a quoted space."""
-    settings = data_settings([f"data.delimiter={delimiter}"])
-    assert settings.delimiter == delimiter.strip("'")
+    assert data_settings(["data.delimiter=\t"]).delimiter == "\t"
+    assert data_settings(["data.delimiter=' '"]).delimiter == " "
 
 
 def test_settings_of_the_data_need_no_other_table() -> None:
@@ -207,16 +199,13 @@ def test_settings_without_effect_are_named(tmp_path: Path) -> None:
     """A line says which other setting each of them needs."""
     path = write(tmp_path, LEAST)
     assert not list(load_job(path).without_effect())
-    lines = list(load_job(path, ["model.reset_after=true"]).without_effect())
-    assert lines == ["model.reset_after has no effect without model.architecture = gru"]
-    lines = list(
-        load_job(path, ["train.keep=val_accuracy", "train.monitor=val_f1"]).without_effect()
-    )
-    said = (
+    (line,) = load_job(path, ["model.reset_after=true"]).without_effect()
+    assert line == "model.reset_after has no effect without model.architecture = gru"
+    (line,) = load_job(path, ["train.keep=val_f1", "train.monitor=val_f1"]).without_effect()
+    assert line == (
         "train.monitor has no effect without train.keep = best or train.early_stopping_patience or "
         "train.reduce_lr_patience"
     )
-    assert lines == [said]
     factor = ["train.reduce_lr_factor=0.1", "train.reduce_lr_patience=1"]
     assert not list(load_job(path, factor).without_effect())
     own = load_job(JOBS / "own" / "conv_gru.toml", ["model.reset_after=true"])

@@ -1,6 +1,8 @@
 """A job keeps, checks and runs the sources of custom functions."""
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +19,33 @@ JOB = '[model]\narchitecture = "{}"\n'
 
 
 @pytest.fixture(autouse=True)
-def _own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nobody else write to the test's folder, whatever the umask."""
-    tmp_path.chmod(0o755)
+def _own_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let nobody else write to the test's files."""
     monkeypatch.delenv(TRUST, raising=False)
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 def write(folder: Path, **sources: str) -> None:
     for name, source in sources.items():
         path = folder / f"{name.replace('_in_', '/')}.py"
-        path.parent.mkdir(mode=0o755, exist_ok=True)
+        path.parent.mkdir(exist_ok=True)
         path.write_text(source)
-        path.chmod(0o644)
 
 
-def load(folder: Path, reference: str = "mynet.py:build", **settings: str) -> Job:
+def load(folder: Path, reference: str = "mynet.py:build", *settings: str) -> Job:
     path = folder / "mine.toml"
     path.write_text(JOB.format(reference))
-    path.chmod(0o644)
-    return load_job(path, [f"{key.replace('__', '.')}={value}" for key, value in settings.items()])
+    return load_job(path, settings)
+
+
+def kept(job: Job, folder: Path) -> Path:
+    """Write the file of the job's run, and return its path."""
+    folder.mkdir()
+    path = folder / "job.toml"
+    path.write_text(job.to_toml())
+    return path
 
 
 def call(job: Job) -> Any:
@@ -49,7 +59,7 @@ def test_a_job_keeps_a_source_and_its_imports_from_the_same_folder(tmp_path: Pat
     job = load(tmp_path)
     assert job.code.keys() == {"mynet.py", "parts.py"}
     assert call(job) == (7, "1")
-    (tmp_path / "jobs").mkdir(mode=0o755)
+    (tmp_path / "jobs").mkdir()
     again = load(tmp_path / "jobs", "../mynet.py:build")
     assert (again.model.architecture, again.code) == ("mynet.py:build", job.code)
 
@@ -60,11 +70,7 @@ def test_a_job_with_as_much_code_as_allowed_can_be_read(tmp_path: Path) -> None:
     parts = {name: text * (MAX_CHARACTERS // 4 // len(text) - 1) for name in ("a", "b", "c", "d")}
     write(tmp_path, mynet="import a, b, c, d\ndef build(): return 3\n", **parts)
     job = load(tmp_path)
-    (tmp_path / "run").mkdir(mode=0o755)
-    path = tmp_path / "run/job.toml"
-    path.write_text(job.to_toml())
-    path.chmod(0o644)
-    assert load_job(path) == job
+    assert load_job(kept(job, tmp_path / "run")) == job
 
 
 def test_the_harness_beside_a_source_is_not_kept(tmp_path: Path) -> None:
@@ -81,12 +87,9 @@ def test_a_kept_source_is_used_instead_of_its_file(tmp_path: Path) -> None:
     source = "'''Doc \\n.'''\ndef build(): return 'ä\\t\"\"\"'\n"
     write(tmp_path, mynet=source, parts="")
     job = load(tmp_path)
-    kept = tmp_path / "run"
-    kept.mkdir(mode=0o755)
-    (kept / "job.toml").write_text(job.to_toml())
-    (kept / "job.toml").chmod(0o644)
+    path = kept(job, tmp_path / "run")
     write(tmp_path, mynet="def build(): return 2\n")
-    again = load_job(kept / "job.toml")
+    again = load_job(path)
     assert again == job
     assert call(again) == call(job) == 'ä\t"""'
     changed = load(tmp_path)
@@ -100,18 +103,14 @@ def test_an_option_names_the_file_of_the_current_folder(
     """It is refused if the job has another source of this name, and else used."""
     write(tmp_path, mynet="def build(): return 1\ndef loss(): pass\n")
     job, options = load(tmp_path), ["model.architecture=mynet.py:build", "train.loss=mynet.py:loss"]
-    kept = tmp_path / "run"
-    kept.mkdir(mode=0o755)
-    (kept / "job.toml").write_text(job.to_toml())
-    (kept / "job.toml").chmod(0o644)
-    monkeypatch.chdir(kept)
-    assert load_job(kept / "job.toml", options).code == job.code
-    monkeypatch.chdir(tmp_path)
-    assert load_job(kept / "job.toml", options).code == job.code
+    path = kept(job, tmp_path / "run")
+    for folder in (path.parent, tmp_path):
+        monkeypatch.chdir(folder)
+        assert load_job(path, options).code == job.code
     write(tmp_path, mynet="def build(): return 2\ndef loss(): pass\n")
     for option in options:
         with pytest.raises(InputError, match=r"the job already has another mynet\.py"):
-            load_job(kept / "job.toml", [option])
+            load_job(path, [option])
 
 
 def test_modules_of_a_package_import_each_other(
@@ -164,7 +163,6 @@ def test_jobs_with_sources_of_the_same_name_share_no_module(tmp_path: Path) -> N
 def test_a_bad_source_is_refused(tmp_path: Path, content: bytes, reference: str, says: str) -> None:
     """The line names the key, the value, the file and the rule."""
     (tmp_path / "mynet.py").write_bytes(content)
-    (tmp_path / "mynet.py").chmod(0o644)
     with pytest.raises(InputError) as refused:
         load(tmp_path, reference)
     assert says in str(refused.value)
@@ -178,19 +176,18 @@ def test_code_that_others_can_change_needs_trust(
     """A source, its folder, and a job with sources are refused if others can write to them."""
     write(tmp_path, mynet="def build(): return 1\n")
     job = load(tmp_path)
-    kept = tmp_path / "kept.toml"
-    kept.write_text(job.to_toml())
-    kept.chmod(0o646)
-    for path, mode in ((tmp_path / "mynet.py", 0o646), (tmp_path, 0o777)):
-        before = path.stat().st_mode
-        path.chmod(mode)
+    path = kept(job, tmp_path / "run")
+    path.chmod(0o646)
+    for changed, mode in ((tmp_path / "mynet.py", 0o646), (tmp_path, 0o777)):
+        before = changed.stat().st_mode
+        changed.chmod(mode)
         with pytest.raises(InputError, match=r"others can write to it.*--trust-code"):
             load(tmp_path)
-        path.chmod(before)
-    with pytest.raises(InputError, match=r"kept\.toml: others can write to it"):
-        load_job(kept)
+        changed.chmod(before)
+    with pytest.raises(InputError, match=r"job\.toml: others can write to it"):
+        load_job(path)
     monkeypatch.setenv(TRUST, "1")
-    assert load_job(kept) == job
+    assert load_job(path) == job
 
 
 def test_an_error_names_the_user_s_file_and_line(tmp_path: Path) -> None:
@@ -211,7 +208,7 @@ def test_an_error_names_the_user_s_file_and_line(tmp_path: Path) -> None:
 def test_options_are_set_and_searched(tmp_path: Path) -> None:
     """`--set`, lists, ranges and conditions may name options."""
     write(tmp_path, mynet="def build(): return 1\n", other="def net(): return 2\n")
-    job = load(tmp_path, model__options__width="3", model__options__kind="a")
+    job = load(tmp_path, "mynet.py:build", "model.options.width=3", "model.options.kind=a")
     assert job.model.options == {"width": 3, "kind": "a"}
     assert job.settings()["model.options.width"] == 3
     path = tmp_path / "search.toml"
@@ -222,7 +219,6 @@ def test_options_are_set_and_searched(tmp_path: Path) -> None:
         "} }\nmodel.units = [4]\n"
         "train.batch_size = [8, 16]\n"
     )
-    path.chmod(0o644)
     search = load_search(path)
     assert {"mynet.py", "other.py"} == search.job.code.keys()
     own = search.job_of({"model.architecture": "other.py:net", "model.options.width": 5})
@@ -251,18 +247,13 @@ def test_options_are_set_and_searched(tmp_path: Path) -> None:
         ("model.options.deep.er=1", "no key model.options.deep.er"),
         ("model.optons.width=1", "did you mean model.options?"),
         ("train.options.width=1", "no key train.options.width"),
+        ("model.architecture=gru model.options.width=3", "{'width': 3}: gru takes no options"),
     ],
 )
 def test_bad_options_are_refused(tmp_path: Path, setting: str, says: str) -> None:
-    """Names and values of options must be plain."""
+    """Names and values of options must be plain; the five networks take no options."""
     write(tmp_path, mynet="def build(): return 1\n")
     load(tmp_path)
     with pytest.raises(InputError) as refused:
-        load_job(tmp_path / "mine.toml", [setting])
+        load_job(tmp_path / "mine.toml", setting.split())
     assert says in str(refused.value)
-
-
-def test_the_five_networks_take_no_options(tmp_path: Path) -> None:
-    """The line names the network."""
-    with pytest.raises(InputError, match=r"model\.options = \{'width': 3\}: gru takes no options"):
-        load(tmp_path, "gru", model__options__width="3")

@@ -44,7 +44,6 @@ def test_the_import_is_cheap() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["train.epochs=1"], "settings = ['train.epochs=1']: should be a dictionary, such as"),
         ("train.epochs=1", "settings = 'train.epochs=1': should be a dictionary, such as"),
         ({"train": {"epoch": 1}}, "no key train.epoch; did you mean train.epochs"),
         ({"train.epochs": "many"}, '--set train.epochs="many": should be an integer'),
@@ -119,6 +118,8 @@ def test_runs_are_a_list_and_a_frame(here: Path) -> None:
     assert list(frame["seed"]) == [1, 2, 3]
     assert list(frame["accuracy"]) == [0.1, 0.2, 0.3]
     assert set(frame["model.units"]) == {32}
+    with pytest.raises(InputError, match="nowhere: is not a folder"):
+        package.load_runs("nowhere")
 
 
 def test_an_unreadable_run_does_not_hide_others(
@@ -126,13 +127,9 @@ def test_an_unreadable_run_does_not_hide_others(
 ) -> None:
     """The row of such a run has the readable values. Code of others is read, but not run."""
     code = '[model]\narchitecture = "net.py:net"\n[code]\n"net.py" = "def net(): ..."\n'
-    for name, toml in (
-        ("broken", "["),
-        ("gone", ""),
-        ("good", LSTM.read_text()),
-        ("lost", LSTM.read_text()),
-        ("others", code),
-    ):
+    lstm = LSTM.read_text()
+    jobs = {"broken": "[", "gone": "", "good": lstm, "lost": lstm, "others": code}
+    for name, toml in jobs.items():
         write_run(here / f"runs/lstm/{name}", toml)
     (here / "runs/lstm/others/job.toml").chmod(0o666)
     (here / "runs/lstm/lost/result.json").write_text("{")
@@ -180,12 +177,6 @@ def test_a_leaderboard_has_numbers(here: Path) -> None:
     assert (second["status"], second["error"]) == ("failed", "it broke")
     assert list(sweep.to_frame()["trial"]) == [0, 1]
     assert package.Sweep(make_sweep(here / "t", RANDOM).folder).leaderboard == []
-
-
-def test_a_missing_folder_is_refused(here: Path) -> None:
-    """The message names the folder."""
-    with pytest.raises(InputError, match="nowhere: is not a folder"):
-        package.load_runs("nowhere")
 
 
 STAND_IN = """

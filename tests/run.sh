@@ -62,7 +62,7 @@ provide() {
 }
 
 provide_all() {
-    provide compiler 'gcc strings' gcc libc6-dev binutils
+    provide compiler gcc gcc libc6-dev
     provide slurm 'munged slurmctld slurmd sbatch' slurmctld slurmd slurm-client munge
     provide browser 'chromium chromedriver ssh sshd' \
         chromium chromium-driver openssh-server openssh-client

@@ -104,9 +104,8 @@ def server_of(environment: Path) -> preloaded.Server:
 @pytest.fixture(scope="session")
 def null_environment() -> Path:
     """Return a copy of this environment with the null GPU; build the copy if needed."""
-    for program in ("gcc", "strings", "nm"):
-        if not shutil.which(program):
-            pytest.skip(f"no {program}: apt-get install gcc libc6-dev binutils")
+    if not shutil.which("gcc"):
+        pytest.skip("no gcc: apt-get install gcc libc6-dev")
     environment = Path(sys.prefix)
     target = environment.with_name(f"{environment.name}-gpu")
     sources = b"".join(path.read_bytes() for path in sorted(SOURCES.iterdir()) if path.is_file())

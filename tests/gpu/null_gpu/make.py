@@ -6,7 +6,7 @@ TensorFlow's wheel is unchanged: it lists GPUs, places operations, compiles, cop
 kernels and handles errors as on a real GPU. A launched kernel does nothing, so no number that comes
 from a device means anything.
 
-The program needs gcc and binutils. A CUDA function that no C file defines becomes a stub that
+The program needs gcc and grep. A CUDA function that no C file defines becomes a stub that
 counts its calls and returns 0.
 """
 
@@ -28,7 +28,7 @@ LIBRARIES = (
     ("cuda", "libcuda.so.1", "", "cu[A-Z]"),
     ("nvml", "libnvidia-ml.so.1", "", "nvml"),
     ("cudart", "libcudart.so.12", "cuda_runtime", "(__)?cuda"),
-    ("cublas", "libcublas.so.12", "cublas", "cublas(?!Lt)"),
+    ("cublas", "libcublas.so.12", "cublas", "cublas([A-KM-Z]|Lo)"),
     ("cublasLt", "libcublasLt.so.12", "cublas", "cublasLt"),
     ("cufft", "libcufft.so.11", "cufft", "cufft"),
     ("cusolver", "libcusolver.so.11", "cusolver", "cusolver"),
@@ -68,18 +68,16 @@ def make(out: Path) -> None:
 
 
 def functions_of(tensorflow: Path) -> list[str]:
-    """Return the CUDA functions that TensorFlow links or looks up by name."""
-    found = set[str]()
-    for library in ("libtensorflow_cc.so.2", "libtensorflow_framework.so.2"):
-        for command in (["strings", "-n", "6"], ["nm", "-D", "--undefined-only"]):
-            done = subprocess.run([*command, tensorflow / library], capture_output=True, check=True)
-            found |= {
-                line.split()[-1].partition(b"@")[0].decode("ascii", "replace")
-                for line in done.stdout.splitlines()
-                if line.split()
-            }
-    pattern = re.compile(f"({'|'.join(begins for *_, begins in LIBRARIES)})[A-Za-z0-9_]{{2,80}}")
-    return sorted(name for name in found if pattern.fullmatch(name))
+    """Return the CUDA functions that TensorFlow links or looks up by name.
+
+    Their names are strings of its libraries, each between two zero bytes.
+    """
+    begins = "|".join(begins for *_, begins in LIBRARIES)
+    search = ["grep", "--text", "--null-data", "--no-filename", "--extended-regexp"]
+    files = [tensorflow / f"libtensorflow_{name}.so.2" for name in ("cc", "framework")]
+    pattern = f"^({begins})[A-Za-z0-9_]{{2,80}}$"
+    done = subprocess.run([*search, pattern, *files], capture_output=True, text=True, check=True)
+    return sorted(set(done.stdout.split("\0")) - {""})
 
 
 def write_source(name: str, functions: list[str], folder: Path) -> Path:

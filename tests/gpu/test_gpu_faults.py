@@ -81,6 +81,7 @@ CELLS = [
 ]
 NIGHTLY = {cell: (line, of_node) for line, of_node, cells in CELLS for cell in cells.split()}
 
+ABORTED = "cuEventQuery:214:150"  # this fault aborts TensorFlow
 HANG = {"STUB_HANG": "cudnnRNNForward:3"}
 STALL = "stall"
 
@@ -186,14 +187,19 @@ def test_other_faults_are_one_line(forks: Forks, cell: str) -> None:
     check(forks, cell, forks.fail(cell))
 
 
-def test_a_run_resumes_after_a_fault(forks: Forks, ends: Ends) -> None:
-    """The resumed run finishes once the GPU has no fault, even if the fault aborted TensorFlow."""
-    cell = "cuEventQuery:214:150"
-    assert ends[cell].returncode
-    done = ended(forks.start(cell, "resume", forks.run_of(cell)))
+@pytest.fixture(scope="module")
+def finished_run(forks: Forks, ends: Ends) -> Path:
+    """A run that was resumed after a fault, and has finished."""
+    assert ends[ABORTED].returncode
+    done = ended(forks.start(ABORTED, "resume", forks.run_of(ABORTED)))
     assert done.returncode == 0, done.stderr
-    assert (forks.run_of(cell) / "result.json").exists()
-    assert forks.state(cell)["phase"] == "finished"
+    return forks.run_of(ABORTED)
+
+
+def test_a_run_resumes_after_a_fault(forks: Forks, finished_run: Path) -> None:
+    """The resumed run finishes once the GPU has no fault, even if the fault aborted TensorFlow."""
+    assert (finished_run / "result.json").exists()
+    assert forks.state(ABORTED)["phase"] == "finished"
 
 
 @pytest.mark.parametrize(
@@ -213,36 +219,32 @@ def test_an_old_driver_is_no_fault_of_the_node(forks: Forks, card: dict[str, str
     "words", [["evaluate", "RUN"], ["predict", "RUN", "good"]], ids=lambda words: words[0]
 )
 def test_no_command_uses_results_of_kernels_that_were_not_run(
-    forks: Forks, words: list[str]
+    forks: Forks, finished_run: Path, words: list[str]
 ) -> None:
     """The commands fail, because the probabilities would be old contents of the memory."""
-    run = forks.run_of("trained")
-    if not run.exists():
-        assert ended(forks.train("trained")).returncode == 0
-    command = [str(run) if word == "RUN" else word for word in words]
-    assert ended(forks.start("trained", *command)).returncode == 0
+    command = [str(finished_run) if word == "RUN" else word for word in words]
+    assert ended(forks.start("read", *command)).returncode == 0
     stub = {"STUB_FAIL": "cuModuleLoadData:222:0"}
-    done = ended(forks.start("trained", *command, env=stub))
+    done = ended(forks.start("read", *command, env=stub))
     assert (done.returncode, done.stdout) == (1, "")
     assert last_line(done).startswith(f"harness: {DRIVER}cuModuleLoadData failed with")
 
 
-def test_commands_that_do_not_train_leave_the_gpu_alone_if_asked(forks: Forks) -> None:
+def test_commands_that_do_not_train_leave_the_gpu_alone_if_asked(
+    forks: Forks, finished_run: Path, tmp_path: Path
+) -> None:
     """The GPU would fail, or its check would. A command on the GPU repeats no warning."""
-    run = forks.run_of("trained")
-    if not run.exists():
-        assert ended(forks.train("trained")).returncode == 0
-    texts = run / "texts"
+    texts = tmp_path / "texts"
     texts.write_text("good\n\n\n")
-    on_gpu = ended(forks.start("trained", "predict", run, "--file", texts))
+    on_gpu = ended(forks.start("read", "predict", finished_run, "--file", texts))
     assert on_gpu.returncode == 0
     assert on_gpu.stderr.count("lines without a word") == 1
     checked = {"STUB_FAIL": "cuDevicePrimaryCtxRetain:46:0", "HARNESS_CHECK_DEVICES": "1"}
     site = {**checked, "HARNESS_DEVICES": "cpu"}
-    on_cpu = ended(forks.start("trained", "predict", run, "good", env=site))
+    on_cpu = ended(forks.start("read", "predict", finished_run, "good", env=site))
     assert (on_cpu.returncode, on_cpu.stderr) == (0, "")
-    words = ("audit", run, "--quick", "--devices", "cpu")
-    audit = ended(forks.start("trained", *words, env=checked))
+    words = ("audit", finished_run, "--quick", "--devices", "cpu")
+    audit = ended(forks.start("read", *words, env=checked))
     assert audit.returncode != 2, audit.stderr
 
 

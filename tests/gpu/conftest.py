@@ -51,20 +51,15 @@ class Rig:
         )
 
     def train(
-        self,
-        job: str,
-        *args: str,
-        gpus: int = 1,
-        env: Mapping[str, str] = {},
-        is_forked: bool = True,
+        self, job: str, *args: str, gpus: int = 1, env: Mapping[str, str] = {}
     ) -> subprocess.CompletedProcess[str]:
         """Train a job on 200 reviews for an epoch, in the folder `runs/<job>/rig`.
 
-        The command is a fork, or a new process if it must load the libraries itself.
+        The command is a fork, or a new process if `env` says where it finds the libraries.
         """
         words = ["train", f"{PROJECT}/jobs/{job}.toml", "--run-id", "rig"]
         words += ["--set", "data.limit=200", "--set", "train.epochs=1", *args]
-        if not is_forked or "LD_LIBRARY_PATH" in env:
+        if "LD_LIBRARY_PATH" in env:
             return self.run(["-m", "harness", *words], gpus, env)
         variables, server = {**self.variables(gpus), **env}, server_of(self.environment)
         return preloaded.run(words, self.folder, variables, "", TIMEOUT_S, server)

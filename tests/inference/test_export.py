@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,20 +52,27 @@ def odd_texts(vocab: list[str], number: int) -> list[str]:
     return ["good " + " ".join(generator.choices(words, k=length)) for length in lengths]
 
 
+@pytest.fixture(scope="module")
+def predicted(finished: tuple[Harness, Path]) -> list[dict[str, Any]]:
+    """The answers of `harness predict` to 200 texts."""
+    harness, run = finished
+    vocab = (run / "vocabulary.txt").read_bytes().decode().split("\n")
+    texts = ["It's Bob's film, isn't it?", "ÉTÉ - \x85 don't", *odd_texts(vocab, 198)]
+    lines = "".join(json.dumps(text) + "\n" for text in texts)
+    done = harness.succeed("predict", run, "--json", "--jsonl", stdin=lines)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [each["text"] for each in answers] == texts
+    return answers
+
+
 @pytest.mark.full
 def test_plain_tensorflow_answers_like_predict(
-    finished: tuple[Harness, Path], tmp_path: Path
+    finished: tuple[Harness, Path], predicted: list[dict[str, Any]], tmp_path: Path
 ) -> None:
     """Without the harness, TensorFlow gives the probabilities of `predict` within 1e-6."""
     (harness, run), out = finished, tmp_path / "a folder"
-    done = harness.run("export", run, "--out", out)
-    assert done.returncode == 0, done.stderr
+    done = harness.succeed("export", run, "--out", out)
     assert f"'{out}':/models/bilstm" in done.stdout
-    texts = odd_texts((run / "vocabulary.txt").read_text().split("\n"), 1000)
-    file = tmp_path / "texts"
-    file.write_text("\n".join(text.replace("\r", " ") for text in texts) + "\n")
-    said = harness.run("predict", run, "--json", "--file", file).stdout
-    predicted = [json.loads(line) for line in said.splitlines()]
     plain = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     read = subprocess.run(
         [sys.executable, "-P", "-c", READ, str(out / "1")],
@@ -77,7 +85,6 @@ def test_plain_tensorflow_answers_like_predict(
         check=True,
     )
     probabilities, classes = json.loads(read.stdout)
-    assert len(probabilities) == 1000
     expected = [[*each["probabilities"].values()] for each in predicted]
     assert np.abs(np.array(probabilities) - expected).max() < 1e-6
     assert np.allclose(np.sum(probabilities, axis=1), 1)
@@ -85,27 +92,20 @@ def test_plain_tensorflow_answers_like_predict(
 
 
 @pytest.mark.full
-def test_the_example_encodes_like_predict(finished: tuple[Harness, Path]) -> None:
+def test_the_example_encodes_like_predict(
+    finished: tuple[Harness, Path], predicted: list[dict[str, Any]]
+) -> None:
     """`encode` in jobs/own/encode.py gives the model the same input as `predict`."""
     import keras
 
-    harness, run = finished
+    _, run = finished
     encode = runpy.run_path(str(JOBS / "own" / "encode.py"))["encode"]
     data = tomllib.loads((run / "job.toml").read_text())["data"]
     sizes = {name: data[name] for name in ("vocab_size", "maxlen")}
-    vocab = (run / "vocabulary.txt").read_bytes().decode().split("\n")
-    texts = ["It's Bob's film, isn't it?", "ÉTÉ - \x85 don't", *odd_texts(vocab, 198)]
-    rows = [encode(text, run, **sizes) for text in texts]
+    rows = [encode(each["text"], run, **sizes) for each in predicted]
     found = keras.models.load_model(run / "model.keras").predict(np.array(rows), verbose=0)
-    file = write_lines(harness.folder / "texts.jsonl", texts)
-    done = harness.run("predict", run, "--file", file, "--json")
-    predicted = [json.loads(line)["probabilities"]["positive"] for line in done.stdout.splitlines()]
-    assert np.allclose(found[:, 0], predicted, atol=1e-5)
-
-
-def write_lines(path: Path, texts: list[str]) -> Path:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return path
+    expected = [each["probabilities"]["positive"] for each in predicted]
+    assert np.allclose(found[:, 0], expected, atol=1e-5)
 
 
 def test_the_graph_encodes_like_the_data() -> None:

@@ -1,8 +1,8 @@
 """`harness predict`: texts from arguments, files and standard input, classified as they arrive."""
 
 import json
+import os
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,23 +13,26 @@ from tests.conftest import Harness
 
 @pytest.mark.full
 def test_predict_reads_arguments_files_and_standard_input(finished: tuple[Harness, Path]) -> None:
-    """A text has the same probability from each of the three sources."""
+    """A text has the same probability from each of the three sources.
+
+    A line of a .jsonl file or of `--jsonl` is a string or an object; each answer is one line.
+    """
     harness, run = finished
-    texts = ["An excellent movie!", "Qwertzuiop, a bad film."]
-    done = harness.run("predict", run, *texts, "--json")
-    assert done.returncode == 0, done.stderr
+    texts = ["An excellent\nmovie!", "Qwertzuiop, a bad film."]
+    done = harness.succeed("predict", run, *texts, "--json")
     assert done.stderr == ""
     predictions = [json.loads(line) for line in done.stdout.splitlines()]
     assert [p["text"] for p in predictions] == texts
     assert [(p["num_words"], p["num_unknown"]) for p in predictions] == [(3, 0), (4, 1)]
-    (harness.folder / "reviews.txt").write_text("\n".join(texts) + "\n")
-    from_file = harness.run("predict", run, "--file", harness.folder / "reviews.txt", "--json")
+    lines = f"{json.dumps(texts[0])}\n{json.dumps({'id': 7, 'text': texts[1]})}\n"
+    (harness.folder / "reviews.jsonl").write_text(lines)
+    from_file = harness.run("predict", run, "--file", harness.folder / "reviews.jsonl", "--json")
     assert from_file.stdout == done.stdout
-    from_stdin = harness.run("predict", run, stdin="\n".join(texts))
+    from_stdin = harness.run("predict", run, "--jsonl", stdin=lines)
     for line, text, each in zip(from_stdin.stdout.splitlines(), texts, predictions, strict=True):
         found = re.match(r"(posi|nega)tive, P\(positive\) = ([01]\.\d{3})  (.*)", line)
         assert found
-        assert found[3] == text
+        assert found[3] == text.replace("\n", " ")
         assert abs(float(found[2]) - each["probabilities"]["positive"]) < 1e-3
 
 
@@ -83,52 +86,27 @@ def test_lines_without_a_word_are_skipped_and_long_ones_cut(
     assert "texts cut to their last 131,072 characters: 1" in cut
 
 
-@pytest.mark.full
-def test_json_lines_contain_texts_of_several_lines(finished: tuple[Harness, Path]) -> None:
-    """A .jsonl file or `--jsonl` has a string or an object per line; each answer is one line."""
-    harness, run = finished
-    texts = ["good\nfilm", "bad"]
-    lines = f"{json.dumps(texts[0])}\n{json.dumps({'id': 7, 'text': texts[1]})}\n"
-    (harness.folder / "reviews.jsonl").write_text(lines)
-    from_file = harness.run("predict", run, "--file", harness.folder / "reviews.jsonl", "--json")
-    assert [json.loads(line)["text"] for line in from_file.stdout.splitlines()] == texts
-    plain = harness.run("predict", run, "--jsonl", stdin=lines).stdout.splitlines()
-    assert [line.split("  ")[1] for line in plain] == ["good film", "bad"]
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (b"\xff\n", "line 3 is not UTF-8"),
+        # UTF-16 without a byte-order mark is valid UTF-8, but contains NUL bytes.
+        ("good film\n".encode("utf-16-le"), "line 3 contains a NUL byte"),
+    ],
+)
+def test_lines_are_read_as_they_arrive(bad: bytes, said: str) -> None:
+    """Lines are returned while the pipe is still open, and before a line that is no text."""
+    from harness.inference.predict import Line, Remarks, read_lines
 
-
-@pytest.mark.full
-def test_lines_are_classified_as_they_arrive(finished: tuple[Harness, Path]) -> None:
-    """Answers come while the pipe is still open; a bad line ends the command."""
-    harness, run = finished
-    with subprocess.Popen(
-        harness.command("predict", run),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=harness.environment, cwd=harness.folder,
-    ) as process:  # fmt: skip
-        assert process.stdin
-        assert process.stdout
-        assert process.stderr
-        for _ in range(2):
-            process.stdin.write(b"good film\n" * 100)
-            process.stdin.flush()
-            answers = [process.stdout.readline() for _ in range(100)]
-            assert len({*answers}) == 1
-            assert answers[0].endswith(b"good film\n")
-        process.stdin.write(b"good film\n\xff\n")
-        process.stdin.close()
-        assert process.stdout.read().count(b"\n") == 1
-        assert b"line 202 is not UTF-8" in process.stderr.read()
-    assert process.returncode == 2
-
-
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
-    """UTF-16 without a byte-order mark is valid UTF-8, but contains NUL bytes."""
-    from harness.inference.predict import Remarks, read_lines
-
-    path = tmp_path / "reviews"
-    path.write_text("good film\n", encoding="utf-16-le")
-    with path.open("rb") as file, pytest.raises(InputError, match="line 1 contains a NUL byte"):
-        [*read_lines(file, "reviews", Remarks(), is_json=False)]
+    end, beginning = os.pipe()
+    with os.fdopen(end, "rb") as file, os.fdopen(beginning, "wb", 0) as pipe:
+        lines = read_lines(file, "a pipe", Remarks(), is_json=False)
+        pipe.write(b"good\nfi")
+        assert next(lines) == [Line(1, "good")]
+        pipe.write(b"lm\n" + bad)
+        assert next(lines) == [Line(2, "film")]
+        with pytest.raises(InputError, match=said):
+            next(lines)
 
 
 def test_a_run_reads_its_vocabulary(finished: tuple[Harness, Path]) -> None:

@@ -69,8 +69,7 @@ FAULTY = CLASS.replace(
 )
 
 
-@pytest.mark.parametrize("body", [BODY, CLASS, FAULTY])
-@pytest.mark.parametrize("num_outputs", [1, 5])
+@pytest.mark.parametrize(("body", "num_outputs"), [(BODY, 1), (BODY, 5), (CLASS, 5), (FAULTY, 1)])
 def test_any_keras_model_is_built_trained_and_loaded(
     tmp_path: Path, body: str, num_outputs: int
 ) -> None:

@@ -66,7 +66,6 @@ def default_precision() -> object:
     ("name", "xla", "parts"),
     [
         ("gru", True, 3),
-        ("gru", False, 3),
         *(
             pytest.param(name, xla, parts, marks=pytest.mark.slow)
             for name in ("rnn", "stacked_lstm")

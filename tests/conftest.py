@@ -262,6 +262,17 @@ def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
     return found
 
 
+def failing(real: Callable[..., Any], path: object, number: int) -> Callable[..., Any]:
+    """Return a function that raises OSError if its first argument is `path`, else calls `real`."""
+
+    def fail(first: object, *others: Any, **options: Any) -> Any:
+        if first == path:
+            raise OSError(number, os.strerror(number), str(path))
+        return real(first, *others, **options)
+
+    return fail
+
+
 # Settings for small jobs: an epoch has 13 steps; the last step has 16 reviews, the others 32.
 SHRUNK = [
     *("--set", "data.limit=500"),

@@ -7,7 +7,6 @@ import numpy as np
 from harness.data.dataset import Dataset, make_split
 from harness.data.dataset_folder import save_folder
 from harness.data.sources import make_dataset
-from harness.report.collect import DatasetGroup, group_runs, scored_runs
 
 # The last word is markup.
 WORDS = ("good", "bad", "film", "<script>alert(1)</script>")
@@ -28,14 +27,3 @@ def small_data(folder: Path, num: int = 60) -> Dataset:
     dataset = make_dataset(splits["train"], splits["test"], WORDS)
     save_folder(dataset, folder)
     return dataset
-
-
-def seeds_of(group: DatasetGroup) -> dict[str, list[int]]:
-    """Return the seeds of each row of the table."""
-    return {name: [run.seed for run in runs] for name, runs in group.runs.items()}
-
-
-def seeds_in(folder: Path) -> dict[str, list[int]]:
-    """Return the seeds of each row; the runs in the folder must make up a single table."""
-    ((group,), _) = group_runs(scored_runs([folder])[0])
-    return seeds_of(group)

@@ -15,12 +15,11 @@ import tomli_w
 
 from harness.errors import InputError
 from harness.job.job_file import load_job
-from harness.report.collect import DEFAULTS, LeftOut, group_runs, scored_runs
+from harness.report.collect import DEFAULTS, DatasetGroup, LeftOut, group_runs, scored_runs
 from harness.report.summary import Part, make_parts
 from harness.tracking.run_dir import stamped
-from tests.conftest import JOBS, Harness
+from tests.conftest import JOBS, Harness, failing
 from tests.made_up_runs import write_run
-from tests.report.small_data import seeds_in, seeds_of
 
 EPOCHS = "[train]\nseed = {}\nepochs = {}\n"
 
@@ -29,6 +28,17 @@ def rows_of(part: Part) -> list[dict[str, str]]:
     """Return the rows of a table as text."""
     rows: list[dict[str, str]] = part.cells.to_dict("records")
     return rows
+
+
+def seeds_of(group: DatasetGroup) -> dict[str, list[int]]:
+    """Return the seeds of each row of the table."""
+    return {name: [run.seed for run in runs] for name, runs in group.runs.items()}
+
+
+def seeds_in(folder: Path) -> dict[str, list[int]]:
+    """Return the seeds of each row; the runs in the folder must make up a single table."""
+    ((group,), _) = group_runs(scored_runs([folder])[0])
+    return seeds_of(group)
 
 
 def test_mean_deviation_and_interval_are_students(tmp_path: Path) -> None:
@@ -141,18 +151,6 @@ def test_a_run_that_began_with_trained_weights_has_another_row(tmp_path: Path) -
     assert seeds_in(tmp_path) == {"lstm": [1, 2], "lstm from=gru": [3, 4]}
 
 
-def closed(monkeypatch: pytest.MonkeyPatch, path: Path, number: int) -> None:
-    """Let the opening of one file fail with this error number."""
-    real = os.open
-
-    def fail(file: Path, *others: Any) -> int:
-        if file == path:
-            raise OSError(number, os.strerror(number), str(path))
-        return real(file, *others)
-
-    monkeypatch.setattr("harness.system.files.os.open", fail)
-
-
 def test_a_run_with_a_private_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -163,7 +161,8 @@ def test_a_run_with_a_private_record(
         (tmp_path / str(seed) / "provenance.json").write_text(
             "{}" if seed == 1 else json.dumps(stamped(record))
         )
-    closed(monkeypatch, tmp_path / "2/provenance.json", errno.EACCES)
+    opened = failing(os.open, tmp_path / "2/provenance.json", errno.EACCES)
+    monkeypatch.setattr("os.open", opened)
     assert seeds_in(tmp_path) == {"lstm": [1], "lstm from=unknown": [2]}
     assert "1 records can't be read, such as" in caplog.text
 
@@ -174,7 +173,7 @@ def test_a_failing_disk_leaves_a_run_out(
 ) -> None:
     """The reason does not call the file broken."""
     write_run(tmp_path / "a")
-    closed(monkeypatch, tmp_path / "a" / name, errno.ESTALE)
+    monkeypatch.setattr("os.open", failing(os.open, tmp_path / "a" / name, errno.ESTALE))
     runs, (left,) = scored_runs([tmp_path])
     assert (runs, left.kind) == ([], "unreadable")
     assert left.why.endswith(f"{name}: can't be read: {os.strerror(errno.ESTALE)}; try again later")
@@ -187,14 +186,7 @@ def test_a_folder_that_can_not_be_read_is_named(
     for name in ("gru", "lstm"):
         write_run(tmp_path / name / "a", job=name)
     (tmp_path / "notes.txt").touch()
-    real, closed_folder = os.scandir, str(tmp_path / "gru")
-
-    def fail(folder: str) -> Any:
-        if folder == closed_folder:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), folder)
-        return real(folder)
-
-    monkeypatch.setattr("os.scandir", fail)
+    monkeypatch.setattr("os.scandir", failing(os.scandir, str(tmp_path / "gru"), errno.ESTALE))
     left = LeftOut(tmp_path / "gru", "unreadable", f"can't be read: {os.strerror(errno.ESTALE)}")
     for named, jobs in ((tmp_path, ["lstm"]), (tmp_path / "*", ["lstm"]), (tmp_path / "gru", [])):
         runs, left_out = scored_runs([named])
@@ -315,8 +307,9 @@ def test_a_comparison_needs_no_heavy_import(tmp_path: Path) -> None:
     assert "lstm  87.00" in done.stdout
 
 
-@pytest.mark.parametrize("err", [subprocess.PIPE, subprocess.STDOUT])
-@pytest.mark.parametrize("words", [[], ["--markdown"]])
+@pytest.mark.parametrize(
+    ("words", "err"), [([], subprocess.STDOUT), (["--markdown"], subprocess.PIPE)]
+)
 def test_the_report_is_written_even_if_no_one_reads_the_table(
     harness: Harness, words: list[str], err: int
 ) -> None:

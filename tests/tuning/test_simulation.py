@@ -23,15 +23,6 @@ def test_each_safeguard_is_needed(name: str) -> None:
     assert next(violations(range(3000), without=(name,), num_faults=14), None) is not None
 
 
-def test_only_the_trial_that_ends_its_workers_fails() -> None:
-    """It fails after too many attempts without a new checkpoint, here five instead of 25."""
-    poisoned = [world for world in map(World, range(60)) if world.poison is not None]
-    assert len(poisoned) > 3
-    for world in poisoned:
-        world.run()
-        assert [n for n, score in world.result.items() if score is None] == [world.poison]
-
-
 class Busy(World):
     """Eight nodes, each with a command of eight workers, and trials of two to six minutes."""
 

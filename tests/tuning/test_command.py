@@ -73,22 +73,32 @@ def test_a_search_ends_with_its_result(
 
 
 @pytest.mark.parametrize("reason", ["", "three trials had the same error: no"])
-def test_only_a_person_resumes_a_stopped_search(command: Command, reason: str) -> None:
+def test_only_a_person_resumes_a_stopped_search(
+    command: Command,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """It was cancelled or had failed; once it is resumed, its earlier failures no longer count."""
-    stop_search_in(command.sweep.folder)
-    ask_to_cancel(command.sweep.folder)  # as if its job had waited in the queue
-    file = command.sweep.path("stop.json")
+    sweep = command.sweep
+    stop_search_in(sweep.folder)
+    ask_to_cancel(sweep.folder)  # as if its job had waited in the queue
+    file = sweep.path("stop.json")
     file.write_text(json.dumps({**json.loads(file.read_text()), "reason": reason}))
     if reason:
         with pytest.raises(RunError, match="same error: no; continue with: harness resume"):
             command.run(resumes=False)
     else:
-        assert command.run(resumes=False) == {}
-        assert command.sweep.read_json("state.json")["signal"] == CANCELLED
-    end(command.sweep)
-    assert command.sweep.path(CANCEL).exists()
+        monkeypatch.setattr(WorkerPool, "start_one", lambda *_: pytest.fail("begun"))
+        run_sweep(sweep, command.search, WorkerRequest(num_workers=1))
+        line = f"cancelled, trials saved; continue with: harness resume {sweep.folder}\n"
+        assert capsys.readouterr().out.endswith(line)
+        assert sweep.read_json("state.json")["signal"] == CANCELLED
+    assert not sweep.finished()
+    end(sweep)
+    assert sweep.path(CANCEL).exists()
     assert command.run(resumes=True)["best_trial"] == 0
-    assert not command.sweep.path(CANCEL).exists()
+    assert not sweep.path(CANCEL).exists()
     assert command.view.stop
     assert command.view.stop.forgiven == (1,)
 

@@ -18,6 +18,8 @@ from harness.tuning.pool import (
     WorkerRequest,
 )
 
+FAILED = RunError.exit_code
+
 
 class Pool(WorkerPool):
     """A pool of one worker, which records starts instead of starting processes."""
@@ -49,7 +51,7 @@ class Pool(WorkerPool):
         self.tend(num_done, set())
 
 
-@pytest.mark.parametrize("code", [-9, Interrupted.exit_code, RunError.exit_code])
+@pytest.mark.parametrize("code", [-9, Interrupted.exit_code, FAILED])
 def test_a_worker_that_had_a_trial_is_always_restarted(tmp_path: Path, code: int) -> None:
     """There is no limit; each restart is a new process, and the old process counts as ended."""
     pool = Pool(tmp_path)
@@ -66,16 +68,12 @@ def test_a_worker_that_had_a_trial_is_always_restarted(tmp_path: Path, code: int
     [
         ([-9] * MAX_FAILURES, "", RunError),
         ([DISK_CODE] * MAX_FAILURES, "", RunError),
-        (
-            [RunError.exit_code] * MAX_FAILURES,
-            "OSError: [Errno 5] Input/output error: 'x'",
-            RunError,
-        ),
-        ([RunError.exit_code] * MAX_FAILURES, "srun: error: no controller", RunError),
-        ([RunError.exit_code] * MAX_ERRORS, "", RunError),
+        ([FAILED] * MAX_FAILURES, "OSError: [Errno 5] Input/output error: 'x'", RunError),
+        ([FAILED] * MAX_FAILURES, "srun: error: no controller", RunError),
+        ([FAILED] * MAX_ERRORS, "", RunError),
         ([NODE_FAULT_CODE] * MAX_ERRORS, "", NodeFault),
         ([InputError.exit_code] * MAX_ERRORS, "", InputError),
-        ([DISK_CODE] * MAX_ERRORS + [RunError.exit_code] * MAX_ERRORS, "", RunError),
+        ([DISK_CODE] * MAX_ERRORS + [FAILED] * MAX_ERRORS, "", RunError),
     ],
 )
 def test_failures_in_a_row_end_the_command(
@@ -97,8 +95,8 @@ def test_an_accepted_trial_starts_all_counts_again(tmp_path: Path) -> None:
     """After a trial of any worker, the failures of every process are counted from 0 again."""
     pool = Pool(tmp_path)
     for num_done in range(2 * MAX_ERRORS):
-        pool.end(RunError.exit_code, num_done)
-        pool.proposer.popen = SimpleNamespace(poll=lambda: RunError.exit_code)  # type: ignore[assignment]
+        pool.end(FAILED, num_done)
+        pool.proposer.popen = SimpleNamespace(poll=lambda: FAILED)  # type: ignore[assignment]
         pool.proposer.not_before_s = None
         pool.tend(num_done, set())
         assert [len(each.failures) for each in pool.everybody] == [1, 1]
@@ -108,7 +106,7 @@ def test_a_failed_worker_is_restarted_after_a_growing_pause(tmp_path: Path) -> N
     """The pause grows by two seconds per failure."""
     pool = Pool(tmp_path)
     for n in range(1, 3):
-        pool.exit(RunError.exit_code)
+        pool.exit(FAILED)
         pool.tend(0, set())
         assert len(pool.starts) == n
         assert pool.worker.not_before_s

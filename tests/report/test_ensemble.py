@@ -229,10 +229,6 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
             "has ensemble.ngrams = False, the",
         ),
         ((slower, "--with", "ngrams", "--weights-from", part), "has train.learning_rate = 0.0005"),
-        (
-            (whole, slower, "--with", "ngrams", "--weights-from", part),
-            "has ensemble.runs = 'lstm', the",
-        ),
         ((first, "--with", "ngrams", "--weights-from", part), "leave --weights-from out"),
         ((first, second, "--run-id", "two"), "exists already"),
         ((first, second, "--run-id", "a/b"), "should be letters"),
@@ -277,7 +273,6 @@ def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> Non
         ("", "is missing or broken"),
         (text[: text.index("model.keras")], "is missing or broken"),
         (text.replace("weight = ", "weight = -1"), "is missing or broken"),
-        (text.replace("[[runs]]", "[[others]]"), "is missing or broken"),
         (text.replace("format = ", "format = 9"), "was written by harness"),
         ("\0", "is missing or broken"),
     ):

@@ -49,12 +49,6 @@ class Page(HTMLParser):
         self.text += data
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    """The folder of runs of two architectures with two seeds each, beside their data."""
-    return make_runs(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a report, for tests that only read it."""
@@ -76,6 +70,7 @@ def bare_runs(tmp_path: Path) -> Path:
 
 
 def make_runs(folder: Path) -> Path:
+    """Write runs of two architectures with two seeds each; return their folder."""
     dataset = small_data(folder / "data")
     num_right = {("lstm", 1): 48, ("lstm", 2): 48, ("bilstm", 1): 53, ("bilstm", 2): 54}
     for (architecture, seed), num in num_right.items():
@@ -150,15 +145,16 @@ def test_a_quote_in_a_job_name_is_escaped(bare_runs: Path) -> None:
     assert not [tag for tag, attributes in page.tags if "onerror" in attributes]
 
 
-def test_runs_with_bad_predictions_are_named(runs: Path) -> None:
+def test_runs_with_bad_predictions_are_named(tmp_path: Path) -> None:
     """A run with wrong, broken or missing predictions has a row in the table, but no curve.
 
     The verdict on the n-gram model names a job without readable predictions.
     """
+    runs = make_runs(tmp_path)
     np.savez(runs / "lstm" / "1" / "predictions.npz", probabilities=[0.5], labels=[1])
     (runs / "bilstm" / "1" / "predictions.npz").write_bytes(b"PK\x03\x04 cut")
     (runs / "bilstm" / "2" / "predictions.npz").unlink()
-    text, said = write(runs, runs.parent / "out")
+    text, said = write(runs, tmp_path / "out")
     named = [line.split(" are left out")[0].split("/runs/")[1] for line in said]
     assert named == ["lstm/1", "bilstm/1", "bilstm/2"]
     assert "result.json says" in said[0]
@@ -169,7 +165,7 @@ def test_runs_with_bad_predictions_are_named(runs: Path) -> None:
     assert part.verdicts[0].startswith("no network with readable predictions is better than")
     assert part.verdicts[0].endswith("; without readable predictions: bilstm")
     (runs / "lstm" / "2" / "predictions.npz").unlink()
-    assert "ROC curves" not in write(runs, runs.parent / "out")[0]
+    assert "ROC curves" not in write(runs, tmp_path / "out")[0]
 
 
 def test_half_of_a_surrogate_pair_is_escaped(tmp_path: Path) -> None:
@@ -250,11 +246,12 @@ def test_a_full_disk_keeps_the_earlier_report(
 # Its figures
 
 
-def test_incomplete_epochs(runs: Path) -> None:
+def test_incomplete_epochs(tmp_path: Path) -> None:
     """A run that stopped early has fewer epochs; a broken metrics.jsonl counts as none.
 
     A curve ends with the last epoch of all seeds.
     """
+    runs = make_runs(tmp_path)
     group = parts_of(runs)[0].group
     of_lstm = group.runs["lstm"]
     (runs / "lstm" / "1" / "metrics.jsonl").write_text('{"epoch": 1, "loss": 0.9}\n')

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,30 +47,16 @@ def probabilities_of(labels: np.ndarray, num_classes: int, seed: int) -> np.ndar
     return shares.astype(np.float32)
 
 
-def write_runs(runs: Path, dataset: Dataset) -> Path:
-    """Write runs of two jobs with two seeds each into a folder, and return it."""
-    for job in ("gru", "lstm"):
-        for seed in (1, 2):
-            labels = dataset.test.labels
-            found = probabilities_of(labels, len(dataset.classes), seed + 10 * len(job))
-            run = runs / job / str(seed)
-            write_run(
-                run,
-                job=job,
-                architecture=job,
-                seed=seed,
-                num_test=len(labels),
-                data="topics",
-                dataset_checksum=dataset.checksum,
-                **{**scores_of(labels, found), "classes": list(dataset.classes)},
-            )
-            np.savez(run / "predictions.npz", probabilities=found, labels=labels)
-    return runs
-
-
 def test_the_report_draws_every_class(tmp_path: Path) -> None:
     """It contains a confusion matrix per job, and mean ROC curves."""
-    text, said = write(write_runs(tmp_path / "runs", made_up(NAMES)), tmp_path / "out")
+    labels = made_up(NAMES).test.labels
+    for job, seed in itertools.product(("gru", "lstm"), (1, 2)):
+        found = probabilities_of(labels, 3, seed)
+        folder = tmp_path / "runs" / job / str(seed)
+        scores = scores_of(labels, found) | {"classes": NAMES}
+        write_run(folder, job=job, seed=seed, num_test=len(labels), **scores)
+        write_predictions(folder, labels, found)
+    text, said = write(tmp_path / "runs", tmp_path / "out")
     assert said == []
     page = Page(text)
     assert page.open == []

@@ -16,34 +16,14 @@ import pytest
 
 from harness.system.lenient_json import read_json
 from tests.conftest import PROJECT, Harness, wait_for
-from tests.tuning.test_sweep import Sweeps, moved_on
+from tests.tuning.test_sweep import SEARCH, Sweeps, moved_on
 
 FAULTS = Path(__file__).with_name("faults")
 
-# A search whose trials take about a second.
-BRIEF = """
-[model]
-architecture = "lstm"
-[data]
-limit = 120
-maxlen = 8
-validation_split = 0.2
-[train]
-epochs = 4
-xla = "off"
-batch_size = 32
-ema_momentum = 0.9
-monitor = "val_accuracy"
-log_every_steps = 2
-checkpoint_every_s = 0.2
-[search]
-tuner = "grid"
-objective = "val_loss"
-[search.space]
-model.units = [4, 8, 12]
-model.dropout = [0.0, 0.2, 0.4, 0.6]
-train.learning_rate = [0.001, 0.01]
-"""
+# A search of 24 trials, which take about a second each.
+BRIEF = SEARCH.replace("limit = 300\nmaxlen = 20", "limit = 120\nmaxlen = 8")
+BRIEF = BRIEF.replace("epochs = 4", 'epochs = 4\nxla = "off"')
+BRIEF = BRIEF.replace("[4, 8]", "[4, 8, 12]\nmodel.dropout = [0.0, 0.2, 0.4, 0.6]")
 LIMIT_S = 3600.0  # longest time of a search on a busy machine
 
 

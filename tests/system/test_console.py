@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.system.console import echo, log, printable, rich_console, strip_prefix
+from harness.system.console import echo, log, printable, rich_console
 from tests.conftest import JOBS, Harness
 
 STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
@@ -44,16 +44,6 @@ def test_a_full_disk_under_the_log_ends_nothing() -> None:
     code = f"{CODE}\nimport sys; sys.stdout = sys.stderr = open('/dev/null', 'w')"
     with Path("/dev/full").open("w") as full:
         subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full, check=True)
-
-
-def test_a_prefix_is_stripped() -> None:
-    """Only the prefix of a line in a log or in a pipe is removed."""
-    for line, message in (
-        ("harness: job x: bad\n", "job x: bad"),
-        ("2026-01-02 03:04:05 WARNING slow", "slow"),
-        ("2026-01-02 was a Friday", "2026-01-02 was a Friday"),
-    ):
-        assert strip_prefix(line) == message
 
 
 def test_no_output_acts_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

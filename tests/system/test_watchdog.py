@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, SIGUSR2
+from signal import SIGCONT, SIGINT, SIGSTOP, SIGTERM, SIGUSR1, SIGUSR2
 from typing import Any
 
 import pytest
@@ -97,7 +97,9 @@ def test_a_loop_without_results_is_asked_for_one() -> None:
     assert not dog.asks
 
 
-@pytest.mark.parametrize(("numbers", "name"), [([SIGUSR2], "SIGUSR2"), ([SIGTERM, 10], "SIGTERM")])
+@pytest.mark.parametrize(
+    ("numbers", "name"), [([SIGUSR2], "SIGUSR2"), ([SIGINT, SIGTERM, SIGUSR1], "SIGTERM")]
+)
 def test_a_signal_ends_the_process_at_its_limit(numbers: list[int], name: str) -> None:
     """Progress does not reset the time since the first signal. TERM (a cancel) has priority."""
     reasons: list[Interrupted] = []
@@ -105,7 +107,7 @@ def test_a_signal_ends_the_process_at_its_limit(numbers: list[int], name: str) -
     watch(dog, reasons.append)
     for number in numbers:
         dog.note(number)
-        dog.count(30)
+        dog.count(19)
         dog.progress()
     dog.count(60)
     assert list(map(str, reasons)) == [name]

@@ -147,7 +147,8 @@ def test_submitted_jobs_are_shown_before_they_begin(site: Site) -> None:
     site.slurm("12_1|13|RUNNING|0:05|None|/x.sh", "12_2|12|PENDING|0:00|Priority|/x.sh")
     site.submission("12", [1, 2, 3])
     site.submission("20", [7])
-    (site.folder / "slurm-20.out").write_text("harness: model.unit is not a key\n\n")
+    said = "2026-01-01 12:00:00 ERROR model.unit is not a key\n\n"
+    (site.folder / "slurm-20.out").write_text(said)
     found = {each.run: each for each in survey(site.runs, Queue())}
     assert {name: (each.state, each.note) for name, each in found.items()} == {
         "gru/slurm-12_1": ("starting", ""),

@@ -15,14 +15,20 @@ from tests import job_keys
 from tests.conftest import PROJECT
 from tests.gpu.__main__ import parser as node_parser
 
-CHANGELOG = PROJECT / "CHANGELOG.md"
-PAPERS = [PROJECT / "README.md", CHANGELOG, *sorted(PROJECT.glob("*/README.md"))]
+CURRENT = [PROJECT / "README.md", *sorted(PROJECT.glob("*/README.md"))]
+PAPERS = [*CURRENT, PROJECT / "CHANGELOG.md"]  # it names removed commands and settings
 TO_WRITE = {"jobs/mine.toml", "jobs/tune_lstm_best.toml", "slurm/site.sh"}  # files that users write
 SCRIPTS = {name: [name] for name in ("compare", "tensorboard", "tune")}  # all other scripts train
 DOCTOR_OPTIONS = re.findall(r"--[a-z]+", node_parser().format_help())
 FOR_TUNE_SH = {"--join", "--show", "--best", "--retrain"}
 
-papers = pytest.mark.parametrize("paper", PAPERS, ids=lambda p: str(p.relative_to(PROJECT)))
+
+def of_each(papers: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("paper", papers, ids=lambda p: str(p.relative_to(PROJECT)))
+
+
+def sources(*patterns: str) -> str:
+    return "".join(file.read_text() for each in patterns for file in PROJECT.glob(each))
 
 
 def code(paper: Path) -> Iterator[str]:
@@ -56,9 +62,7 @@ def test_the_first_readme_is_short() -> None:
     assert len((PROJECT / "README.md").read_text().splitlines()) <= 120
 
 
-@pytest.mark.parametrize(
-    "paper", [*PAPERS, PROJECT / "jobs" / "FINDINGS.md"], ids=lambda p: str(p.relative_to(PROJECT))
-)
+@of_each([*PAPERS, PROJECT / "jobs" / "FINDINGS.md"])
 def test_links_lead_somewhere(paper: Path) -> None:
     """A relative link names a file of the project, and a heading in it."""
     for target in re.findall(r"\]\(([^)\s]+)\)", paper.read_text()):
@@ -70,7 +74,7 @@ def test_links_lead_somewhere(paper: Path) -> None:
         assert not anchor or anchor in slugs(file), target
 
 
-@papers
+@of_each(PAPERS)
 def test_files_exist(paper: Path) -> None:
     """A file in a span of code exists in the project or in the paper's folder."""
     for text in code(paper):
@@ -80,21 +84,17 @@ def test_files_exist(paper: Path) -> None:
                 assert any((folder / name).exists() for folder in (PROJECT, paper.parent)), name
 
 
-@papers
+@of_each(PAPERS)
 def test_tests_exist(paper: Path) -> None:
     """A name that begins with `test_` is a test, or a function of the package."""
-    files = [*(PROJECT / "harness").rglob("*.py"), *(PROJECT / "tests").rglob("test_*.py")]
-    text = "".join(file.read_text() for file in files)
-    known = set(re.findall(r"^def (test_\w+)\(", text, re.MULTILINE))
-    named = [name for each in code(paper) for name in re.findall(r"^test_\w+$", each)]
-    assert {name for name in named if name not in known} == set()
+    text = sources("harness/**/*.py", "tests/**/test_*.py")
+    known = re.findall(r"^def (test_\w+)\(", text, re.MULTILINE)
+    assert {name for each in code(paper) for name in re.findall(r"^test_\w+$", each)} <= {*known}
 
 
-@papers
+@of_each(CURRENT)
 def test_commands_and_options_exist(paper: Path) -> None:
     """`harness X` is a command, and the options after it are options of that command."""
-    if paper == CHANGELOG:
-        return  # the changelog names removed commands
     for text in code(paper):
         calls = re.findall(r"(?:^|[\s/])harness ([a-z][^|;&]*)", text)
         for script, rest in re.findall(r"slurm/(\w+)\.sh\b([^|;&]*)", text):
@@ -117,14 +117,10 @@ def check_call(call: str) -> None:
     assert given <= known, f"harness {call}: {given - known}"
 
 
-@papers
+@of_each(CURRENT)
 def test_settings_exist(paper: Path) -> None:
     """The code, the tests or the scripts contain every HARNESS_ variable of the paper."""
-    if paper == CHANGELOG:
-        return  # the changelog names removed settings
-    modules = [*(PROJECT / "harness").rglob("*.py"), *(PROJECT / "tests").rglob("*.py")]
-    files = [*modules, *(PROJECT / "slurm").glob("*.sh")]
-    known = "".join(file.read_text() for file in files)
+    known = sources("harness/**/*.py", "tests/**/*.py", "slurm/*.sh")
     named = set(re.findall(r"HARNESS_[A-Z_]+", paper.read_text()))
     assert {name for name in named if name not in known} == set()
 

@@ -6,7 +6,7 @@ import pytest
 
 from harness.errors import InputError
 from harness.job.search import load_search
-from tests.conftest import JOBS, Harness
+from tests.conftest import JOBS
 
 SEARCHES = sorted(path.name for path in JOBS.glob("tune_*.toml"))
 
@@ -152,17 +152,6 @@ def test_an_override_of_a_searched_key_is_refused(tmp_path: Path, override: str)
     said = refusal(tmp_path, f"{GOOD}train.optimizer_options.rho = [0.9, 0.8]\n", override)
     key = "train.optimizer_options.rho" if "rho" in override else "model.units"
     assert said.startswith(f"--set {override}: the search varies {key}; remove the option, or")
-
-
-def test_train_and_tune_refuse_the_jobs_of_each_other(harness: Harness) -> None:
-    """The line names the right command, and nothing is written."""
-    done = harness.run_here("train", JOBS / "tune_lstm.toml")
-    assert done.returncode == 2
-    assert "contains a [search] table; run the search with: harness tune" in done.stderr
-    done = harness.run_here("tune", JOBS / "lstm.toml")
-    assert done.returncode == 2
-    assert "has no [search] table; train it with: harness train" in done.stderr
-    assert not harness.runs.exists()
 
 
 def test_a_trials_job_never_reads_the_test_set(tmp_path: Path) -> None:

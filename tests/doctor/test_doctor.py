@@ -93,13 +93,6 @@ def test_packages_outside_of_their_ranges_are_named() -> None:
     assert list(doctor._wrong(requirements)) == found
 
 
-def test_unknown_devices_are_refused(harness: Harness) -> None:
-    """The command ends with code 2 and one line before any check."""
-    done = harness.run_here("doctor", "--devices", "tpu")
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "--devices tpu" in done.stderr
-
-
 def test_a_missing_runs_folder_is_not_made(tmp_path: Path) -> None:
     """The nearest existing folder above it is checked, and no file is left in it."""
     runs = only(check_runs(tmp_path / "it's my" / "runs"))

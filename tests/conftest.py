@@ -58,7 +58,6 @@ SECONDS = {
     "test_two_workers.py": 80,
     "test_recipes.py": 80,
     "test_cluster_sweep.py": 80,
-    "test_tensorboard.py": 80,
     "test_own_network.py": 60,
 }
 

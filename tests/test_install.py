@@ -66,18 +66,6 @@ def locked_wheel(wheels: Path, name: str, files: dict[str, str], mode: int = 0o6
     return f"{name}==1 --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
 
 
-@pytest.fixture
-def wheels(project: Project) -> Path:
-    """A folder with a wheel that is in the lock files of the project."""
-    wheels = project.outside / "wheels"
-    lock = locked_wheel(wheels, "part", {"part.py": ""})
-    (project.path / "requirements.lock").write_text(lock)
-    (project.path / "requirements-gpu.lock").write_text(lock + "# more\n")
-    (project.path / "backend.py").write_text(BACKEND)
-    project.environment |= {"HARNESS_VENV": "", "PIP_CONFIG_FILE": os.devnull}
-    return wheels
-
-
 @pytest.mark.parametrize(
     ("container", "found"),
     [("", "{python} is Python 3.9.2"), ("HARNESS_CONTAINER=(false)\n", "{python} is missing")],
@@ -119,15 +107,20 @@ def test_a_users_environment_is_never_changed(project: Project) -> None:
 
 
 @pytest.mark.full
-def test_a_failed_installation_is_repeated(project: Project, wheels: Path) -> None:
+def test_a_failed_installation_is_repeated(project: Project) -> None:
     """The job ends with 1 and the remedy; later, one of two jobs installs and both train.
 
     If the site configures pip, or if uv fails, pip installs the lock file.
     """
-    calls, with_uv = project.outside / "calls", project.outside / "uv"
+    calls, wheels, with_uv = (project.outside / name for name in ("calls", "wheels", "uv"))
+    lock = locked_wheel(wheels, "part", {"part.py": ""})
+    (project.path / "requirements.lock").write_text(lock)
+    (project.path / "requirements-gpu.lock").write_text(lock + "# more\n")
     lock = locked_wheel(with_uv, "uv", {"uv-1.data/scripts/uv": UV}, mode=0o755)
     (project.path / "requirements-uv.lock").write_text(lock)
-    env = {**project.environment, "PIP_FIND_LINKS": str(with_uv), "UV_CALLS": str(calls)}
+    (project.path / "backend.py").write_text(BACKEND)
+    env = {**project.environment, "HARNESS_VENV": "", "PIP_CONFIG_FILE": os.devnull}
+    env |= {"PIP_FIND_LINKS": str(with_uv), "UV_CALLS": str(calls)}
     script = project.path / "slurm/bilstm.sh"
     failed = project.run(script, env=env | {"PIP_NO_INDEX": "1"})
     assert failed.returncode == 1, failed.stderr

@@ -31,7 +31,7 @@ def make_run(folder: Path) -> Path:
 
 
 class Board:
-    """A running `harness tensorboard`."""
+    """A running `harness tensorboard`, which is killed at the end of a `with` block."""
 
     def __init__(
         self,
@@ -53,6 +53,13 @@ class Board:
         )
         self.connection = Path()
         self.address = self.target = self.secret = ""
+
+    def __enter__(self) -> "Board":
+        return self.wait()
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
 
     def wait(self) -> "Board":
         """Wait until TensorBoard serves requests."""

@@ -7,9 +7,8 @@ import signal
 import socket
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -35,23 +34,8 @@ def place() -> Iterator[Harness]:
 
 @pytest.fixture(scope="module")
 def board(place: Harness) -> Iterator[Board]:
-    yield (board := Board(place).wait())
-    if board.process.poll() is None:
-        board.end()
-
-
-@pytest.fixture
-def start(harness: Harness) -> Iterator[Callable[..., Board]]:
-    boards = []
-
-    def start(*words: object, **options: Any) -> Board:
-        boards.append(Board(harness, *words, **options))
-        return boards[-1]
-
-    yield start
-    for board in boards:
-        board.process.kill()
-        board.process.communicate()
+    with Board(place) as board:
+        yield board
 
 
 def test_requests_with_the_secret_get_the_runs(board: Board) -> None:
@@ -145,21 +129,19 @@ def test_it_ends_at_its_time_limit_or_without_requests(
     assert watch.reason() == reason
 
 
-def test_it_shows_new_runs_and_points_until_a_signal(
-    start: Callable[..., Board], harness: Harness
-) -> None:
+def test_it_shows_new_runs_and_points_until_a_signal(harness: Harness) -> None:
     """It also shows the trials of a search. It leaves no file, and does not print the secret."""
     harness.runs.mkdir()
-    board = start().wait()
-    assert board.json("runs") == []
-    run = make_run(harness.runs / "sweep" / "trials" / "003")
-    board.wait_for_runs("sweep.trials/003/train")
-    wait_for(lambda: board.num_points("sweep.trials/003/train") == 10)
-    with TensorBoardLog(run / "tensorboard", sizes(run)) as log:
-        write_steps(log, 10, 5)
-        wait_for(lambda: board.num_points("sweep.trials/003/train") == 15)
-    before = sorted(harness.runs.rglob("*"))
-    code, out, err = board.end()
+    with Board(harness) as board:
+        assert board.json("runs") == []
+        run = make_run(harness.runs / "sweep" / "trials" / "003")
+        board.wait_for_runs("sweep.trials/003/train")
+        wait_for(lambda: board.num_points("sweep.trials/003/train") == 10)
+        with TensorBoardLog(run / "tensorboard", sizes(run)) as log:
+            write_steps(log, 10, 5)
+            wait_for(lambda: board.num_points("sweep.trials/003/train") == 15)
+        before = sorted(harness.runs.rglob("*"))
+        code, out, err = board.end()
     assert (code, err) == (0, "")
     assert "ended: received SIGTERM" in out
     assert f"cat {board.connection}" in out
@@ -184,18 +166,16 @@ def test_the_secret_is_printed_only_to_its_user(tmp_path: Path) -> None:
             assert is_private(log) == (mode == 0o600)
 
 
-def test_a_terminal_shows_the_command_and_the_address(
-    start: Callable[..., Board], harness: Harness
-) -> None:
+def test_a_terminal_shows_the_command_and_the_address(harness: Harness) -> None:
     """Command and address are one line each, even if the terminal is narrow; SIGHUP ends it."""
     make_run(harness.runs / "lstm" / "a")
     terminal, other_end = pty.openpty()
-    board = start(stdout=other_end).wait()
-    os.close(other_end)
-    shown = ""
-    while "ends after" not in shown:
-        shown += os.read(terminal, 4096).decode()
-    assert (board.end(signal.SIGHUP)[0], board.leftovers()) == (0, [])
+    with Board(harness, stdout=other_end) as board:
+        os.close(other_end)
+        shown = ""
+        while "ends after" not in shown:
+            shown += os.read(terminal, 4096).decode()
+        assert (board.end(signal.SIGHUP)[0], board.leftovers()) == (0, [])
     os.close(terminal)
     port = board.target.rpartition(":")[2]
     assert f"ssh -N -o ExitOnForwardFailure=yes -L {port}:127.0.0.1:{port} " in shown

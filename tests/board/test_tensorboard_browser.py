@@ -166,18 +166,15 @@ def test_a_browser_draws_the_curves_through_the_tunnel(
         for epoch in range(1, 8):
             line = {"loss": 1 / epoch, "accuracy": 0.5, "learning_rate": 0.0005}
             log.epoch({"epoch": epoch, **line, "val_loss": 2 / epoch, "val_accuracy": 0.25})
-    board = Board(harness).wait()
-    try:
-        with tunnel(board, ssh_config):
-            browser.call("POST", "/url", {"url": board.address})
-            for tag in ("epoch/accuracy", "epoch/learning_rate", "epoch/loss"):
-                wait_for(partial(browser.draws, tag))
-            card = browser.run(f"return {CARD % 'epoch/loss'}.innerText")
-            assert "lstm/a/train" in "".join(card.split())
-            assert "lstm/a/validation" in "".join(card.split())
-            asked = browser.run("return performance.getEntriesByType('resource').map(e => e.name)")
-            assert len(asked) > 10
-            tunnel_end = board.address.removesuffix(f"{board.secret}/")
-            assert [url for url in asked if not url.startswith(tunnel_end)] == []
-    finally:
+    with Board(harness) as board, tunnel(board, ssh_config):
+        browser.call("POST", "/url", {"url": board.address})
+        for tag in ("epoch/accuracy", "epoch/learning_rate", "epoch/loss"):
+            wait_for(partial(browser.draws, tag))
+        card = browser.run(f"return {CARD % 'epoch/loss'}.innerText")
+        assert "lstm/a/train" in "".join(card.split())
+        assert "lstm/a/validation" in "".join(card.split())
+        asked = browser.run("return performance.getEntriesByType('resource').map(e => e.name)")
+        assert len(asked) > 10
+        tunnel_end = board.address.removesuffix(f"{board.secret}/")
+        assert [url for url in asked if not url.startswith(tunnel_end)] == []
         assert board.end()[0] == 0

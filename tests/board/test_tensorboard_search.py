@@ -27,11 +27,8 @@ def test_tensorboard_shows_a_search_as_a_row_a_trial(harness: Harness) -> None:
     # The winner has a row, too, but its other keys add no column.
     with TensorBoardLog(make_run(sweep / "winner/best/seed1") / "tensorboard") as log:
         log.hyperparameters(TrialRow("tune_it/seed1", {"model.units": 4}, {"model.units": 4}))
-    board = Board(harness, sweep).wait()
-    try:
+    with Board(harness, sweep) as board:
         keys, metrics, rows = wait_for(partial(whole_page, board, 2))
-    finally:
-        board.end()
     assert keys == ["model.dropout", "train.epochs", "train.learning_rate"]
     assert metrics == ["search/val_f1", "epoch/accuracy", "epoch/loss"]
     assert rows.keys() == {"trial 3 of tune_it/s", "tune_it/seed1"}

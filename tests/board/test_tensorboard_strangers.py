@@ -55,10 +55,9 @@ def board(harness: Harness) -> Iterator[Board]:
     if hard < IDLE + 200:
         pytest.skip(f"this machine allows {hard} open files")
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
-    board = Board(harness).wait()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (IDLE + 200, hard))
-    yield board
-    board.end()
+    with Board(harness) as board:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (IDLE + 200, hard))
+        yield board
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
@@ -115,12 +114,12 @@ def test_closed_folders_and_links_of_others_are_left_out() -> None:
             subprocess.run(command, cwd=shared, check=True, timeout=60)
 
         plant(PLANTED)
-        board = Board(harness, shared, prefix=AS_USER).wait()
-        board.wait_for_runs("lstm/open/train", "lstm/half")
-        plant("chmod 700 lstm/open/tensorboard; cp -r $1 lstm/later")
-        board.wait_for_runs("lstm/later/train")
-        assert not [run for run in board.json("runs") if "theirs" in run or "link" in run]
-        code, out, err = board.end()
+        with Board(harness, shared, prefix=AS_USER) as board:
+            board.wait_for_runs("lstm/open/train", "lstm/half")
+            plant("chmod 700 lstm/open/tensorboard; cp -r $1 lstm/later")
+            board.wait_for_runs("lstm/later/train")
+            assert not [run for run in board.json("runs") if "theirs" in run or "link" in run]
+            code, out, err = board.end()
     assert code == 0
     assert "Traceback" not in err
     told = {

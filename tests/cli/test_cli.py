@@ -7,11 +7,10 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.conftest import JOBS, Harness, wait_for
+from tests.conftest import JOBS, Harness, failing, wait_for
 
 LSTM = JOBS / "lstm.toml"
 AT_ONCE = "harness: interrupted immediately; saved files are kept\n"
@@ -217,14 +216,8 @@ def test_a_folder_without_permission_is_refused(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
     """`Path.is_dir` would raise an error that ends the command with code 1."""
-    real = os.stat
-
-    def fail(path: Any, *args: Any, **options: Any) -> os.stat_result:
-        if path == "closed/run" or path == Path("closed/run"):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
-        return real(path, *args, **options)
-
-    monkeypatch.setattr("os.stat", fail)
+    for path in ("closed/run", Path("closed/run")):
+        monkeypatch.setattr("os.stat", failing(os.stat, path, errno.EACCES))
     done = harness.run_here(*words, "closed/run")
     assert done.returncode == 2
     assert "closed/run" in done.stderr

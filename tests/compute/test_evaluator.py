@@ -90,7 +90,7 @@ from harness.compute.network import build_network
 from harness.data.input_pipeline import Reviews
 from harness.job.job_file import load_job
 from tests.conftest import JOBS, PROJECT
-job = load_job(JOBS / "bilstm.toml", ["data.vocab_size=100", "data.maxlen=6", "model.units=4"])
+job = load_job(JOBS / "lstm.toml", ["data.vocab_size=100", "data.maxlen=6", "model.units=4"])
 strategy = make_strategy(parse_devices("cpu:2"))
 with strategy.scope():
     model = build_network(job)

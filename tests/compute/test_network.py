@@ -107,16 +107,10 @@ def in_training(code: str) -> str:
     [
         (in_training("values = values[:, 0] * undefined"), "mynet.py, line 13: NameError"),
         (in_training("self.add_loss(keras.ops.sum(values))"), "adds 1 losses"),
-        (
-            in_training("values = keras.ops.stop_gradient(values)"),
-            "does not depend on net/embedding/embeddings; use these",
-        ),
+        (in_training("values = keras.ops.stop_gradient(values)"), "depend on net/embedding/emb"),
         ("return 3", "returns a int, should return a keras.Model"),
         ("return undefined", "mynet.py, line 4: NameError: name 'undefined' is not defined"),
-        (
-            BODY.replace("num_outputs,", "3,"),
-            "returns (rows, 3), should return probabilities, (rows, 1)",
-        ),
+        (BODY.replace("num_outputs,", "3,"), "returns (rows, 3), should return"),
         (BODY.replace("layers.GlobalMaxPooling1D(), ", ""), "returns (rows, 6, 1), should return"),
         (BODY.replace('"sigmoid"', "None"), "its outputs are not probabilities"),
         (BODY.replace("0.5", "options['rate']"), "model.options.rate is missing"),
@@ -167,30 +161,18 @@ def test_the_check_of_training_changes_no_random_state() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "settings", "says"),
+    ("part", "other", "settings", "says"),
     [
-        (
-            BODY.replace("layers.GlobalMax", "layers.Conv1D(4, 10), layers.GlobalMax"),
-            {"data": {"maxlen": 16, "bucket": True}},
-            "should accept reviews as short as 8 words",
-        ),
-        (
-            BODY.replace("[layers", "[layers.Hashing(50), layers"),
-            {"train": {"xla": "on"}},
-            "compile",
-        ),
-        (
-            BODY.replace("layers.Dropout(0.5)", "layers.BatchNormalization(synchronized=True)"),
-            {},
-            "batch_normalization has synchronized=True",
-        ),
+        ("layers.Glob", "layers.Conv1D(4, 10), layers.Glob", {"data": {"bucket": True}}, "8 words"),
+        ("[layers", "[layers.Hashing(50), layers", {"train": {"xla": "on"}}, "compile"),
+        ("layers.Dropout(0.5)", "layers.BatchNormalization(synchronized=True)", {}, "synchronized"),
     ],
 )
 def test_a_network_that_a_setting_excludes_is_refused(
-    body: str, settings: dict[str, dict[str, object]], says: str
+    part: str, other: str, settings: dict[str, dict[str, object]], says: str
 ) -> None:
     """Batches by length, compilation or several replicas exclude a network that works otherwise."""
-    content = custom(body).model_dump()
+    content = custom(BODY.replace(part, other)).model_dump()
     content["data"]["maxlen"] = 16
     plain = check_job(content, Path("mine.toml"))
     check_network(plain)

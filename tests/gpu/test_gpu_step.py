@@ -50,7 +50,7 @@ def test_a_step_copies_nothing_to_the_host(rig: Rig) -> None:
     """
     (rig.folder / "half.py").write_text(HALF_FUSED)
     (rig.folder / "half.toml").write_text('[model]\narchitecture = "half.py:net"\n')
-    jobs = ("rnn", "bilstm,data.bucket=true", str(rig.folder / "half"))
+    jobs = ("rnn", "bilstm,data.bucket=true", f"{rig.folder}/half,data.maxlen=8")
     *fused, half = steps(rig, 2, *jobs)
     for step in fused:
         check(step, 2)

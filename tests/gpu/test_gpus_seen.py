@@ -77,12 +77,7 @@ MIG = {"CUDA_VISIBLE_DEVICES": "MIG-1,MIG-2", "STUB_MIG": "1"}
         ("gpu:2", {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1"}, 1, "Slurm gave 1; request"),
         ("gpu", {"CUDA_VISIBLE_DEVICES": "MIG-8f2a"}, 1, "names MIG-8f2a, which the driver does"),
         ("gpu:2", {"CUDA_VISIBLE_DEVICES": "0,7"}, 2, "names 7, which the driver does not know"),
-        (
-            "gpu:2",
-            MIG,
-            1,
-            "several MIG instances, but a process sees only one; use --devices gpu:1",
-        ),
+        ("gpu:2", MIG, 1, "several MIG instances, but a process sees only one; use --devices"),
         ("gpu", {"SLURM_JOB_ID": "1", "SLURM_JOB_GPUS": "1"}, 2, "Slurm gave 1 of the 2 GPUs that"),
     ],
     ids=lambda value: str(value)[:40],

@@ -66,8 +66,7 @@ def project(tmp_path: Path) -> Path:
 def copy_project(project: Path) -> None:
     """Copy this project without the site's settings; the copy can train and submit."""
     for name in ("harness", "jobs", "slurm"):
-        ignore = shutil.ignore_patterns("__pycache__", "site.sh")
-        shutil.copytree(PROJECT / name, project / name, ignore=ignore)
+        shutil.copytree(PROJECT / name, project / name, ignore=shutil.ignore_patterns("site.sh"))
     for name in ("pyproject.toml", ".gitignore"):
         shutil.copy(PROJECT / name, project)
 

@@ -9,10 +9,7 @@ import pytest
 from harness.system.resource_monitor import READ_S, ResourceMonitor, resident_memory_gb
 from tests.conftest import Harness
 from tests.system.fake_nvml import FakeNvml, let_nvml_answer
-from tests.tracking.site import site
 from tests.training.test_tensorboard_log import points
-
-__all__ = ["site"]  # a fixture
 
 
 def test_the_machine_is_measured_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,6 @@ from harness.tracking import provenance
 from harness.tracking.provenance import changes_since_first_start, record_kernels
 from harness.tracking.run_dir import RECORD, RunDirectory, check_record
 from harness.training.launch import warn_of_changes
-from tests.slurm.test_submit import project as project
 
 CPUS = [{"device": "cpu:0"}, {"device": "cpu:1"}]
 CODE = {"commit": "a" * 40, "uncommitted_diff": "one\udcff", "sources_sha256": "c" * 64}

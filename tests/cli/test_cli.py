@@ -70,13 +70,22 @@ def test_a_refused_run_leaves_no_folder(harness: Harness) -> None:
 
 
 @pytest.mark.full
-def test_a_batch_smaller_than_the_number_of_replicas_is_refused(harness: Harness) -> None:
-    """The line has both numbers, and no run is begun."""
-    done = harness.train("lstm", "never", "--devices", "cpu:4", "--set", "train.batch_size=3")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--devices", "gpu:2"], ("gpu:2", "sees no GPU")),
+        (["--devices", "cpu:4", "--set", "train.batch_size=3"], ("train.batch_size = 3", "4")),
+    ],
+)
+def test_devices_that_do_not_fit_are_refused(
+    harness: Harness, words: list[str], said: tuple[str, ...]
+) -> None:
+    """There is no GPU, or the batch is smaller than the number of replicas; no run is begun."""
+    done = harness.train("lstm", "never", *words)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("\n") == 1, done.stderr
-    assert "train.batch_size = 3" in done.stderr
-    assert "4" in done.stderr
+    for part in said:
+        assert part in done.stderr
     assert not harness.runs.exists()
 
 

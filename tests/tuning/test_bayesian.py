@@ -82,7 +82,7 @@ def test_no_value_is_tried_twice(tmp_path: Path) -> None:
 
 
 def test_a_proposal_costs_the_same_after_hundreds_of_trials(tmp_path: Path) -> None:
-    """The Gaussian process is fitted to only 100 of 300 finished trials."""
+    """The Gaussian process is fitted to only 100 of 120 finished trials."""
     oracle = schedule_of(tmp_path, BAYESIAN.replace("trials = 18", "trials = 2000")).oracle
     propose, fitted, sizes = oracle.populate_space, oracle._fitted, list[int]()
 
@@ -92,7 +92,7 @@ def test_a_proposal_costs_the_same_after_hundreds_of_trials(tmp_path: Path) -> N
 
     oracle._fitted = counted
     oracle.populate_space = lambda _: oracle._random_populate_space()
-    for _ in range(300):
+    for _ in range(120):
         trial = oracle.create_trial("w0")
         end(oracle, trial, accuracy(trial.hyperparameters.values))
     oracle.populate_space = propose

@@ -1,6 +1,5 @@
 """The best trial of a sweep, as a job and retrained."""
 
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -44,15 +43,9 @@ def test_the_job_is_printed_as_utf8(harness: Harness) -> None:
     """The locale is ignored, because a job file is UTF-8."""
     toml = RANDOM.replace("[train]", "[data]\nsource = '/d/gr\u00fcn.csv'\n[train]")
     make_sweep(harness.folder / "s", toml, trial(0, 0.8, values=VALUES))
-    with (harness.folder / "mine.toml").open("wb") as file:
-        subprocess.run(
-            harness.command("sweep", "best", "s"),
-            env=harness.environment | {"PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"},
-            cwd=harness.folder,
-            stdout=file,
-            timeout=60,
-            check=True,
-        )
+    harness.environment |= {"PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"}
+    done = harness.succeed("sweep", "best", "s")
+    (harness.folder / "mine.toml").write_text(done.stdout, encoding="utf-8")
     assert load_job(harness.folder / "mine.toml").data.source == "/d/gr\u00fcn.csv"
 
 

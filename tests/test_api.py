@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -180,11 +181,10 @@ def test_a_leaderboard_has_numbers(here: Path) -> None:
     assert package.Sweep(make_sweep(here / "t", RANDOM).folder).leaderboard == []
 
 
-STAND_IN = """
-import signal, sys, time
-print("2026-01-01 00:00:00 INFO begins", flush=True)
-{body}
-"""
+def stand_in(monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """Let `run_printed` run these lines of Python instead of a command."""
+    code = f"import signal, sys, time\nprint('2026-01-01 00:00:00 INFO begins', flush=True)\n{body}"
+    monkeypatch.setattr(pool, "child_args", lambda *_: [sys.executable, "-c", code])
 
 
 @pytest.mark.parametrize(
@@ -199,12 +199,9 @@ def test_the_last_error_is_raised_and_other_lines_are_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], body: str, shown: list[str]
 ) -> None:
     """The error that ends the command is raised and not printed."""
-    code = STAND_IN.format(body=body)
-    monkeypatch.setattr(pool, "child_args", lambda *args: [sys.executable, "-c", code])
-    if "exit(2)" in body:
-        with pytest.raises(InputError, match=r"^no such thing$"):
-            pool.run_printed("train")
-    else:
+    stand_in(monkeypatch, body)
+    fails = pytest.raises(InputError, match=r"^no such thing$")
+    with fails if "exit(2)" in body else nullcontext():
         pool.run_printed("train")
     assert capsys.readouterr().out.splitlines() == shown
 
@@ -229,20 +226,11 @@ def test_a_keyboard_interrupt_lets_the_command_save(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command gets the signal and ends; then KeyboardInterrupt is raised."""
-    code = STAND_IN.format(
-        body="signal.signal(signal.SIGINT, lambda *_: (print('saved', flush=True), sys.exit(75)))\n"
-        "time.sleep(60)"
-    )
-    monkeypatch.setattr(pool, "child_args", lambda *args: [sys.executable, "-c", code])
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    main = threading.main_thread().ident
-    assert main
-    threading.Timer(1, signal.pthread_kill, [main, signal.SIGINT]).start()
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            pool.run_printed("train")
-    finally:
-        signal.signal(signal.SIGINT, before)
+    save = "lambda *_: (print('saved', flush=True), sys.exit(75))"
+    stand_in(monkeypatch, f"signal.signal(signal.SIGINT, {save})\ntime.sleep(60)")
+    threading.Timer(1, signal.pthread_kill, [threading.get_ident(), signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        pool.run_printed("train")
     assert capsys.readouterr().out.splitlines()[-1] == "saved"
 
 

@@ -6,7 +6,6 @@ import pty
 import signal
 import socket
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,19 +21,12 @@ pytestmark = pytest.mark.full
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Harness]:
-    """Three runs, in a folder that other users can enter."""
-    with tempfile.TemporaryDirectory(prefix="board-") as folder:
-        Path(folder).chmod(0o755)
-        harness = Harness(Path(folder, "h"))
-        for name in ("lstm/a", "lstm/b", "gru/a"):
-            make_run(harness.runs / name)
-        yield harness
-
-
-@pytest.fixture(scope="module")
-def board(place: Harness) -> Iterator[Board]:
-    with Board(place) as board:
+def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Board]:
+    """A TensorBoard of three runs."""
+    harness = Harness(tmp_path_factory.mktemp("board"))
+    for name in ("lstm/a", "lstm/b", "gru/a"):
+        make_run(harness.runs / name)
+    with Board(harness) as board:
         yield board
 
 

@@ -42,9 +42,7 @@ def test_a_daemon_ends_with_its_tests(
     """The daemon runs in a session of its own."""
     args = ["-p", "no:cacheprovider", f"--numprocesses={workers}", f"--basetemp={tmp_path / 't'}"]
     with subprocess.Popen(
-        [sys.executable, "-m", "pytest", *args, str(DAEMON)],
-        cwd=PROJECT,
-        stdout=subprocess.DEVNULL,
+        [sys.executable, "-m", "pytest", *args, str(DAEMON)], cwd=PROJECT, stdout=subprocess.DEVNULL
     ) as started:
         top = Process(started.pid)
         try:

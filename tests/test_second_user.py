@@ -18,7 +18,7 @@ from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.nodes import WorkerGroup
 from harness.slurm.snapshot import take_snapshot
 from tests.board.tensorboard_process import Board, make_run
-from tests.conftest import PROJECT, Harness
+from tests.conftest import PROJECT, Harness, calm_run
 from tests.slurm.test_nodes import variables
 from tests.slurm.test_submit import git_init
 
@@ -33,9 +33,7 @@ class Owner:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.harness = harness = Harness(folder)
-        done = harness.train("lstm", "mine", "--set", "train.epochs=1")
-        assert done.returncode == 0, done.stderr
-        self.run = harness.runs / "lstm/mine"
+        self.run = calm_run(harness, "lstm")
         self.meeting = harness.runs / "lstm/.workers-7-0-0"
         monkeypatch.setenv("XDG_CACHE_HOME", harness.environment["XDG_CACHE_HOME"])
         record = json.loads((self.run / "provenance.json").read_text())

@@ -13,12 +13,7 @@ from signal import SIGINT
 import psutil
 import pytest
 
-from harness.system.processes import (
-    has_died,
-    in_threads,
-    is_run_alive,
-    process_space,
-)
+from harness.system.processes import has_died, in_threads, is_run_alive, process_space
 from tests.conftest import Harness, wait_for
 from tests.preloaded import Process
 

@@ -19,13 +19,7 @@ from harness.tracking.cancel import ask_to_stop
 from harness.tracking.records import RunStatus
 from harness.tracking.run_dir import RunDirectory
 from harness.tracking.status import format_duration, survey, was_out_of_memory
-from harness.tracking.status_table import (
-    StatusScreen,
-    as_lines,
-    as_renderable,
-    cells,
-    split_shown,
-)
+from harness.tracking.status_table import StatusScreen, as_lines, as_renderable, cells, split_shown
 from tests.conftest import JOBS, Harness
 from tests.tracking.site import RESULT, Site
 from tests.tracking.site import site as site

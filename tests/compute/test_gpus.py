@@ -55,7 +55,7 @@ def test_a_packed_run_takes_its_gpu_from_the_list_of_its_node(harness: Harness) 
         words, env=harness.environment, stdin=pipe, stdout=pipe, text=True
     ) as process:
         assert process.stdout
-        assert process.stdout.read().split()[-1] == "MIG-91b3"
+        assert process.stdout.read().splitlines()[-1] == "MIG-91b3"
 
 
 def show_one_gpu(monkeypatch: pytest.MonkeyPatch, *missing: str) -> None:
@@ -96,9 +96,14 @@ def test_fewer_gpus_than_slurm_gave(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 BEGIN = """
 from harness.compute.gpus import check_gpus
-from harness.compute.strategy import import_tensorflow
+from harness.compute.strategy import import_tensorflow, parse_devices
+from harness.errors import NodeFault
 import_tensorflow(None)
 check_gpus(None, None, print)
+try:
+    check_gpus(parse_devices("gpu"), None, print)
+except NodeFault as fault:
+    print(fault)
 """
 
 
@@ -106,7 +111,7 @@ check_gpus(None, None, print)
 def test_a_driver_without_a_promise_causes_a_warning(
     harness: Harness, broken_driver: dict[str, str]
 ) -> None:
-    """The warning gives the reason, and TensorFlow's message is shown."""
+    """It gives the reason, and TensorFlow's message is shown; with a promise the node is faulty."""
     for name in ("CUDA_VISIBLE_DEVICES", "TF_CPP_MIN_LOG_LEVEL"):
         harness.environment.pop(name, None)
     variables = harness.environment | broken_driver
@@ -114,7 +119,7 @@ def test_a_driver_without_a_promise_causes_a_warning(
     done = subprocess.run(words, env=variables, capture_output=True, text=True, check=True)
     assert "failed call to cuInit" in done.stderr
     assert done.stdout.startswith("training on the CPU, although a GPU driver exists: TensorFlow ")
-    assert "cuInit failed: CUDA_ERROR_SYSTEM_NOT_READY" in done.stdout
+    assert done.stdout.count("cuInit failed: CUDA_ERROR_SYSTEM_NOT_READY") == 2
 
 
 def test_a_user_may_mean_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

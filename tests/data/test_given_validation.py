@@ -128,17 +128,10 @@ def test_an_ensemble_validates_on_the_validation_split(dataset: Dataset, tmp_pat
     shares = ("data.validation_split=0.2", "data.validation_split=0.3")
     few = [write_finished(runs / f"s{n}", dataset, n, share) for n, share in enumerate(shares, 1)]
     every = write_finished(runs / "all", dataset, 7, "data.validation_split=0", "train.keep=last")
-    said: list[str] = []
 
     def of(folders: list[Path], name: str, weights_from: Path | None = None) -> object:
         folder, result, _ = make_ensemble(
-            folders,
-            runs,
-            said.append,
-            ngrams=True,
-            weights_from=weights_from,
-            name=name,
-            run_id="one",
+            folders, runs, print, ngrams=True, weights_from=weights_from, name=name, run_id="one"
         )
         toml = tomllib.loads((folder / "ensemble.toml").read_text())
         return toml["ngrams"]["num_training"], result["num_validation"]
@@ -172,8 +165,7 @@ def test_a_run_on_a_users_texts(harness: Harness) -> None:
     job_of(path)
     changes = ["data.maxlen=12", "model.units=4", "model.embedding_dim=4", "train.epochs=1"]
     words = itertools.chain.from_iterable(("--set", each) for each in changes)
-    done = harness.run("train", "mine/mine.toml", "--run-id", "own", *words)
-    assert done.returncode == 0, done.stderr
+    done = harness.succeed("train", "mine/mine.toml", "--run-id", "own", *words)
     assert f"texts {path}: 120 training, 40 validation and 40 test reviews" in done.stdout
     assert "data.vocab_size = 8000: the training reviews contain" in done.stderr
     assert "tested on 40 reviews of reviews.csv (120 + 40 + 40 reviews)" in done.stdout

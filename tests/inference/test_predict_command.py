@@ -75,8 +75,7 @@ def test_lines_without_a_word_are_skipped_and_long_ones_cut(
     """
     harness, run = finished
     stdin = "good film\n\n?!\n" + "word " * 30_000 + "\r\nbad\x0cfilm\x85x"
-    done = harness.run("predict", run, "--json", stdin=stdin)
-    assert done.returncode == 0, done.stderr
+    done = harness.succeed("predict", run, "--json", stdin=stdin)
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     numbers = [(each["number"], each["num_words"]) for each in answers]
     assert numbers == [(1, 2), (4, 26_215), (5, 1)]

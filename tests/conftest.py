@@ -182,6 +182,13 @@ class Harness:
         ):
             return run_here(*map(str, words), stdin=stdin)
 
+    def refuse(self, *words: object) -> str:
+        """Run a command in this process that is refused with one line, and return the line."""
+        done = self.run_here(*words)
+        assert (done.returncode, done.stdout) == (2, ""), (words, done.stderr)
+        assert done.stderr.count("\n") == 1, (words, done.stderr)
+        return done.stderr
+
     def train(self, job: str, run_id: str, *words: object) -> "subprocess.CompletedProcess[str]":
         return self.run(*self.train_words(job, run_id, *words))
 

@@ -173,10 +173,7 @@ def test_other_commands_know_an_ensemble(
         ("reproduce", ensemble, "--to", tmp_path / "new"),
         ("ensemble", ensemble, harness.runs / "lstm/s1"),
     ):
-        done = harness.run_here(*words)
-        assert (done.returncode, done.stdout) == (2, ""), words
-        assert done.stderr.count("\n") == 1
-        assert "is an ensemble" in done.stderr
+        assert "is an ensemble" in harness.refuse(*words)
     assert harness.run_here("prune", "--yes").returncode == 0
     assert (ensemble / "members/1/model.keras").exists()
 
@@ -235,16 +232,11 @@ def test_bad_members_are_refused(harness: Harness, dataset: Dataset, tmp_path: P
         ((first, second, "--name", ".."), "should be letters"),
     ]
     for words, reason in refused:
-        done = harness.run_here("ensemble", *words)
-        assert (done.returncode, done.stdout) == (2, ""), (words, done.stderr)
-        assert reason in done.stderr, (words, done.stderr)
-        assert done.stderr.count("\n") == 1, done.stderr
+        assert reason in harness.refuse("ensemble", *words), words
     del harness.environment["HARNESS_DATA"]
     save_folder(make_dataset(other_data.train, other_data.test, other_data.vocab), tmp_path / "no")
     words = (second, "--with", "ngrams", "--run-id", "x", "--data", tmp_path / "no")
-    done = harness.run_here("ensemble", *words)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "by --data" in done.stderr
+    assert "by --data" in harness.refuse("ensemble", *words)
     assert sorted(harness.runs.rglob("*")) == before
 
 
@@ -281,10 +273,7 @@ def test_a_broken_ensemble_is_refused(harness: Harness, dataset: Dataset) -> Non
             ("predict", folder, "a fine film"),
             ("ensemble", whole, "--with", "ngrams", "--weights-from", folder),
         ):
-            done = harness.run_here(*words)
-            assert (done.returncode, done.stdout) == (2, ""), (broken, done.stderr)
-            assert reason in done.stderr, done.stderr
-            assert done.stderr.count("\n") == 1
+            assert reason in harness.refuse(*words), broken
         for name in ("status", "compare"):
             done = harness.run_here(name, *(["--baseline=none"] if name == "compare" else []))
             assert done.returncode == 0, done.stderr

@@ -5,12 +5,13 @@ equal to those of the command line, and a thread or a notebook that already uses
 these functions. A call leaves no signal handlers or settings of TensorFlow behind. The output of
 the process is printed; if the process fails, its error is raised.
 
-The functions return accuracies as numbers from 0 to 1; the printed text shows percentages.
+The functions return accuracies as numbers from 0 to 1; tables of `compare` show percentages.
 """
 
 import io
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from harness.config import is_free, toml_value
-from harness.errors import InputError, RunError
+from harness.errors import InputError, Interrupted, RunError
 from harness.job.job_file import load_job, shown
 from harness.job.keys import KEYS, Job
 from harness.job.own_code import trusting
@@ -264,7 +265,8 @@ def tune(
     Args:
         job: a job file with [search].
         settings: keys to change, such as `{"search.trials": 4}` or `{"search": {"trials": 4}}`.
-        sweep_id: the name of the sweep; an unfinished sweep with this name is continued.
+        sweep_id: the name of the sweep; an unfinished sweep with this name is continued, unless
+            the sweep was cancelled.
         runs: the folder of the runs, by default HARNESS_RUNS, or `runs`.
         options: other options of `harness tune`.
 
@@ -273,7 +275,7 @@ def tune(
             perhaps an empty folder of runs.
         RunError: if the search failed.
         Interrupted, KeyboardInterrupt: if the search was stopped. To continue the search, pass its
-            name as `sweep_id`.
+            name as `sweep_id`; only `harness resume` continues a cancelled search.
     """
     from harness.job.search import load_search
 
@@ -289,6 +291,11 @@ def tune(
     finally:
         if sweep_id is None:
             remove_empty([sweep])
+    if not SweepDirectory(sweep).finished():  # the command of a cancelled search ends with 0
+        raise Interrupted(
+            f"sweep {sweep}: was stopped before its end; continue with: harness resume "
+            f"{shlex.quote(str(sweep))}"
+        )
     return Sweep(sweep)
 
 
@@ -363,7 +370,8 @@ def compare(
         data: the folder of the dataset; replaces HARNESS_DATA.
 
     Raises:
-        InputError: if no run is finished and tested, or a folder or the dataset is missing.
+        InputError: if no run is finished and tested, a folder is missing, or `baseline` is
+            `"ngrams"` and the dataset is missing.
     """
     from harness.report.summary import compared
 

@@ -1,8 +1,7 @@
 """Defines the base class of the tables in a job file, and functions that write TOML.
 
 A key is declared once, as a field of its table, with type, bounds, default and description. `Facts`
-stores the key's other properties. All lists of keys in the package are derived from these
-declarations.
+stores the key's other properties. Other lists of keys are derived from these declarations.
 """
 
 import math

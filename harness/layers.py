@@ -47,9 +47,8 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
     Keras's layer draws the same mask on all replicas, and its generator's state is not saved. This
     layer has no state, and its results do not depend on the number of replicas.
 
-    In a custom network, use this layer in place of `keras.layers.Dropout`. With `over_time` the
-    layer drops whole channels, like `SpatialDropout1D`; with `over_channels` it drops whole words.
-    Only the harness can train a network with this layer.
+    With `over_time` the layer drops whole channels, like `SpatialDropout1D`; with `over_channels`
+    it drops whole words. Only the harness can train a network with this layer.
     """
 
     def __init__(

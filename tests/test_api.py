@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import harness as package
-from harness.errors import InputError
+from harness.errors import InputError, Interrupted
 from harness.slurm import pool
 from tests.conftest import JOBS, PROJECT, Harness
 from tests.made_up_runs import write_run, write_scored_run
@@ -246,3 +246,11 @@ def test_the_examples_of_the_readme(here: Path) -> None:
     assert [signal.getsignal(number) for number in range(1, 32)] == handlers
     (run,) = package.load_runs("runs")
     assert run.finished
+
+
+def test_a_cancelled_search_raises_an_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command ends with exit code 0, but the search has no result."""
+    folder = make_sweep(here / "runs/search/s", RANDOM).folder
+    stand_in(monkeypatch, "")
+    with pytest.raises(Interrupted, match=f"continue with: harness resume {folder}"):
+        package.tune(folder / "search.toml", sweep_id="s", runs=here / "runs")

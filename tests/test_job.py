@@ -1,6 +1,7 @@
 """Job files are read, or refused in one line."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import tomli_w
 from harness.errors import InputError
 from harness.job.job_file import data_settings, load_job
 from harness.job.keys import KEYS
+from harness.job.search import load_search
 from harness.tracking.run_dir import run_identity
 from tests.conftest import JOBS
 
@@ -210,3 +212,9 @@ def test_settings_without_effect_are_named(tmp_path: Path) -> None:
     assert not list(load_job(path, factor).without_effect())
     own = load_job(JOBS / "own" / "conv_gru.toml", ["model.reset_after=true"])
     assert not list(own.without_effect()), "it may read the key"
+    (line,) = load_job(path, ["data.delimiter=;"]).without_effect()
+    assert line == "data.delimiter has no effect without data.source"
+    search = load_search(JOBS / "tune_best.toml")
+    assert not list(search.without_effect()), "the search varies model.architecture"
+    (line,) = replace(search, space=()).without_effect()
+    assert "model.reset_after" in line

@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from harness.cli.options import (
-    DataFolder,
     DeviceList,
     Here,
     RunsFolder,
@@ -33,7 +32,14 @@ def audit(
     ] = None,
     full: Annotated[bool, typer.Option("--full", help="train the whole run again")] = False,
     devices: DeviceList = None,
-    data: DataFolder = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data",
+            metavar="PATH",
+            help="folder of IMDB, instead of HARNESS_DATA; or the texts of a run on other texts",
+        ),
+    ] = None,
     runs: RunsFolder = Path("runs"),
     here: Here = False,
     trust_code: TrustCode = False,

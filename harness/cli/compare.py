@@ -62,7 +62,7 @@ def compare(
             say(f"report       {report}")
 
 
-@app.command(epilog="Example: harness ensemble runs/best/seed1 --with ngrams --run-id seed1")
+@app.command(epilog="Example: harness ensemble runs/lstm/seed1 --with ngrams --run-id seed1")
 def ensemble(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN", help="folders of finished runs")],
     others: Annotated[

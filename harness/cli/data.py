@@ -26,7 +26,7 @@ def fetch(
         ),
     ] = None,
 ) -> None:
-    """Put IMDB into ~/.cache/harness.
+    """Put IMDB into ~/.cache/harness, unless the folder HARNESS_DATA contains IMDB.
 
     Downloads IMDB, or copies IMDB from a folder.
     """

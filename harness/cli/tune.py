@@ -54,7 +54,7 @@ def tune(
         typer.Option(
             "--sweep-id",
             metavar="ID",
-            help="name of the sweep; continues an existing sweep of this name",
+            help="name of the sweep; continues an existing sweep of this name, if not cancelled",
         ),
     ] = None,
     here: Here = False,

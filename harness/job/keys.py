@@ -3,7 +3,7 @@
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -68,7 +68,7 @@ def _scores_something(job: "Job") -> str:
 SAME_REVIEWS = "all trials must have the same reviews"
 # The metadata (`Facts`) of every key that describes the format of a user's texts. A run's identity
 # contains the checksum of the texts instead of these keys.
-FORMAT = Facts(changes="nothing", not_searched=SAME_REVIEWS)
+FORMAT = Facts(changes="nothing", not_searched=SAME_REVIEWS, only_with={"data.source": ()})
 
 
 class DataConfig(ConfigSection):
@@ -110,12 +110,12 @@ class DataConfig(ConfigSection):
         max_length=40,
         description="for your texts: character encoding, such as `latin-1` or `utf-16`",
     )
-    # 88,587 = the 88,584 words of IMDB and three indices that Keras reserves
+    # 88,588 = the 88,584 words of IMDB and the indices 0 to 3, which stand for no word
     vocab_size: int = Field(
         8000,
         ge=4,
         le=1_000_000,
-        description="size of the vocabulary; rarer words get index 2; 88,587 = all words of IMDB",
+        description="size of the vocabulary; rarer words get index 2; 88,588 = all words of IMDB",
     )
     maxlen: int = Field(
         200,
@@ -135,7 +135,9 @@ class DataConfig(ConfigSection):
         "this split; 0 = no validation: train on all reviews except the test reviews",
     )
     limit: Annotated[
-        int, AfterValidator(_leaves_one_to_validate), Facts(not_searched=SAME_REVIEWS)
+        int,
+        AfterValidator(_leaves_one_to_validate),
+        Facts(not_searched=SAME_REVIEWS, allowed="0, or 2 to 1,000,000,000"),
     ] = Field(
         0,
         ge=0,
@@ -264,6 +266,7 @@ WATCHES: dict[str, tuple[object, ...]] = {
     "train.early_stopping_patience": (),
     "train.reduce_lr_patience": (),
 }
+NO_LISTS = "a search varies single values, not lists"
 OF_WORKERS = "all trials of a worker must have the same value"
 
 
@@ -293,7 +296,9 @@ class TrainConfig(ConfigSection):
     ] = Field("constant", description="decay of the learning rate, updated at every training step")
     schedule_epochs: Annotated[
         int, Facts(only_with={"train.schedule": DECAYS}, for_all_reviews=True)
-    ] = Field(0, ge=0, le=1000, description="length of the decay in epochs; 0 = `epochs`")
+    ] = Field(
+        0, ge=0, le=1000, description="number of epochs of warm-up and decay together; 0 = `epochs`"
+    )
     schedule_floor: Annotated[Share, Facts(only_with={"train.schedule": DECAYS})] = Field(
         0.0, description="final learning rate as a share of `learning_rate`"
     )
@@ -302,6 +307,7 @@ class TrainConfig(ConfigSection):
         AfterValidator(_rises),
         Facts(
             only_with={"train.schedule": ("steps",)},
+            not_searched=NO_LISTS,
             allowed="numbers in strictly increasing order, each above 0 and at most 1,000",
         ),
     ] = Field(
@@ -325,7 +331,8 @@ class TrainConfig(ConfigSection):
     )
     ema_momentum: Share = Field(
         0.99,
-        description="decay of the exponential moving average (EMA) of the weights; the averaged "
+        description="decay of the exponential moving average (EMA) of the weights, which rises to "
+        "this value during the first steps; the averaged "
         "weights are evaluated and saved; 0 = no EMA",
     )
     loss: Annotated[str, Facts(choices=("",), is_function=True)] = Field(
@@ -350,7 +357,9 @@ class TrainConfig(ConfigSection):
         description='class weights of the training loss: table `class = weight`, or `"balanced"`; '
         '`""` = none',
     )
-    callbacks: Annotated[list[str], Facts(is_function=True, allowed="20 at most")] = Field(
+    callbacks: Annotated[
+        list[str], Facts(is_function=True, not_searched=NO_LISTS, allowed="20 at most")
+    ] = Field(
         [], max_length=20, description="functions that return a Keras callback: `file.py:function`"
     )
     keep: Annotated[
@@ -405,9 +414,9 @@ class TrainConfig(ConfigSection):
     )
     xla: Annotated[Literal["auto", "on", "off"], Facts(changes="digits")] = Field(
         "auto",
-        description="whether XLA compiles training and evaluation; auto = only where XLA is the "
-        "fastest way on the device; off = never; off also forbids BlockLSTM, TensorFlow's fused "
-        "LSTM kernel, which auto may choose on a CPU",
+        description="whether XLA compiles training and, on a CPU, evaluation; auto = only where "
+        "XLA is the fastest way on the device; off = never; off also forbids BlockLSTM, "
+        "TensorFlow's fused LSTM kernel, which auto may choose on a CPU",
     )
     steps_per_execution: Annotated[int, Facts(changes="digits")] = Field(
         1, ge=1, le=10_000, description="training steps per call of the TensorFlow graph"
@@ -497,10 +506,15 @@ class Job(ConfigSection):
             if not (self.model.is_own and "model.architecture" in FACTS[key].only_with):
                 yield key, needed
 
-    def without_effect(self) -> Iterator[str]:
-        """Yield a line about each setting that has no effect."""
+    def without_effect(self, searched: Collection[str] = ()) -> Iterator[str]:
+        """Yield a line about each setting that has no effect in any trial.
+
+        Args:
+            searched: the keys that a search varies.
+        """
         for key, needed in self.unused_keys():
-            yield f"{key} has no effect without {needed}"
+            if not {*FACTS[key].only_with} & {*searched}:
+                yield f"{key} has no effect without {needed}"
         if not self.model.train_embeddings and not self.model.embeddings:
             yield (
                 "model.train_embeddings = false leaves the word vectors random, because "

@@ -245,7 +245,11 @@ class SearchConfig(ConfigSection):
     )
     seed: int = Field(1, ge=1, le=2**31 - 1, description="seed of the tuner")
     min_epochs: Annotated[int, Facts(only_with={"search.tuner": ("asha",)})] = Field(
-        1, ge=1, le=1000, description="number of epochs of the shortest trials"
+        1,
+        ge=1,
+        le=1000,
+        description="lower limit for the epochs of the shortest trials, which train for "
+        "`train.epochs` / `factor`^n epochs, rounded up; n is as large as this limit permits",
     )
     factor: Annotated[int, Facts(only_with={"search.tuner": ("hyperband", "asha")})] = Field(
         3,
@@ -326,6 +330,10 @@ class SearchSpec:
     def continues_trials(self) -> bool:
         """Whether a trial may continue the training of an earlier trial for more epochs."""
         return self.table.tuner in ("hyperband", "asha")
+
+    def without_effect(self) -> Iterator[str]:
+        """Yield a line about each setting that has no effect in any trial."""
+        yield from self.job.without_effect([parameter.key for parameter in self.space])
 
     def to_toml(self) -> str:
         """Return the content of a search file for `harness tune`."""

@@ -147,7 +147,7 @@ def doubts(request: Request) -> Iterator[str]:
     """Yield warnings about jobs that may not train as intended."""
     jobs = [each.job for each in request.jobs if not each.resumes]
     trainings = [job.job if isinstance(job, SearchSpec) else job for job in jobs]
-    yield from dict.fromkeys(line for job in trainings for line in job.without_effect())
+    yield from dict.fromkeys(line for job in jobs for line in job.without_effect())
     if (folders := missing_in()) and not all(job.data.source for job in trainings):
         fate = "train on the packaged SAMPLE; to get the dataset, run: harness data fetch"
         if named_folder():

@@ -101,6 +101,8 @@ def tune(
         )
     starts = [{"slurm_asked": asked_of(allocation)}] if allocation else []  # for `submit --resume`
     sweep.write_json(RECORD, stamped({**sweep.certain_json(RECORD), "starts": starts}))
+    for line in search.without_effect():
+        console.warning(line)
     if dataset.introduction:
         console.info(dataset.introduction)
     parallel = f", parallel = {search.table.parallel}" if search.table.parallel else ""

@@ -17,7 +17,6 @@ from harness.slurm import client
 from harness.slurm.client import Queue, QueuedJob
 from harness.tracking.cancel import ask_to_stop
 from harness.tracking.records import RunStatus
-from harness.tracking.run_dir import RunDirectory
 from harness.tracking.status import format_duration, survey, was_out_of_memory
 from harness.tracking.status_table import StatusScreen, as_lines, as_renderable, cells, split_shown
 from tests.conftest import JOBS, Harness
@@ -164,9 +163,7 @@ def test_a_run_takes_the_place_of_its_record(site: Site) -> None:
 
 def test_waiting_jobs_of_plain_sbatch_are_shown(site: Site) -> None:
     """The path of a script shows project and job; jobs of other projects are left out."""
-    (site.folder / "jobs").mkdir()
-    for job in ("gru", "tune_all"):
-        (site.folder / f"jobs/{job}.toml").write_text((JOBS / f"{job}.toml").read_text())
+    (site.folder / "jobs").symlink_to(JOBS)
     here = f"{site.folder}/slurm"
     site.slurm(
         f"30_4|30|PENDING|0:00|Resources|{here}/gru.sh",
@@ -188,13 +185,12 @@ def test_waiting_jobs_of_plain_sbatch_are_shown(site: Site) -> None:
 
 def test_a_finished_run_is_shown_once_while_its_job_ends(site: Site) -> None:
     """Neither the job's last seconds nor a requeue adds a second row."""
-    (site.folder / "jobs").mkdir()
-    (site.folder / "jobs/lstm.toml").write_text((JOBS / "lstm.toml").read_text())
+    (site.folder / "jobs").symlink_to(JOBS)
     site.slurm(f"12|12|RUNNING|1:00|None|{site.folder}/slurm/lstm.sh --seed 1")
-    site.run("slurm-12", "finished", slurm_job="12")
+    run = site.run("slurm-12", "finished", slurm_job="12")
     assert site.only().state == "finished"
-    RunDirectory(site.runs / "lstm/slurm-12").path("result.json").unlink()
-    RunDirectory(site.runs / "lstm/slurm-12").path("state.json").unlink()
+    run.path("result.json").unlink()
+    run.path("state.json").unlink()
     assert site.only().state == "starting"
 
 

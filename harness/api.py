@@ -95,6 +95,7 @@ class Run:
         Raises:
             InputError: if the run is unfinished, or its model can't be loaded.
         """
+        self._directory.model_file()  # refuses an unfinished run at once
         _import_tensorflow()
         from harness.inference.model_file import load_model
 
@@ -111,6 +112,7 @@ class Run:
         is_one = isinstance(texts, str) or not isinstance(texts, Iterable)
         given: Any = [texts] if is_one else [*texts]
         checked = check_texts(given)
+        self._directory.model_file()  # refuses an unfinished run at once
         _import_tensorflow()
         return Classifier(self._directory).classify(checked)
 

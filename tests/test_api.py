@@ -250,7 +250,7 @@ def test_the_examples_of_the_readme(here: Path) -> None:
 
 def test_a_cancelled_search_raises_an_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command ends with exit code 0, but the search has no result."""
-    folder = make_sweep(here / "runs/search/s", RANDOM).folder
+    folder = make_sweep(here / "runs/tune_lstm/s", RANDOM).folder
     stand_in(monkeypatch, "")
     with pytest.raises(Interrupted, match=f"continue with: harness resume {folder}"):
         package.tune(folder / "search.toml", sweep_id="s", runs=here / "runs")

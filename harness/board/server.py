@@ -149,8 +149,9 @@ def listen(port: int | None) -> socket.socket:
         # earlier server are still closing.
         return socket.create_server(("127.0.0.1", port or 0), backlog=128)
     except OSError as error:
+        reason = os.strerror(error.errno or 0)  # Python's own text repeats the address
         raise InputError(
-            f"--port {port}: {error.strerror}; choose another port, or omit --port for a free port"
+            f"--port {port}: {reason}; choose another port, or omit --port for a free port"
         ) from None
 
 

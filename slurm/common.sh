@@ -156,5 +156,9 @@ if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
     SETS_UP=yes
     prepare
     harness data fetch || warn "the full dataset is missing; without it, runs use a SAMPLE"
-    say "ready: $VENV"
+    ready=$VENV
+    if [[ -x $VENV/bin/python && -e $VENV/bin/activate ]]; then # unless of conda or a container
+        ready="source $(printf %q "$VENV/bin/activate")"
+    fi
+    say "ready: $ready"
 fi

@@ -101,9 +101,15 @@ def test_a_users_environment_is_never_changed(project: Project) -> None:
         assert f"{own}: was not made by this script" in line
         assert sorted(own.rglob("*")) == before
     project.executable(own / "bin/harness", "#!/bin/sh\n")
-    result = project.run(project.path / "slurm/common.sh", "--setup", env=env)
-    line, *_ = result.stderr.splitlines()
-    assert line.endswith(f"using {own} unchanged; {NOT_LOCKED}")
+    program, activate = own / "bin/python", own / "bin/activate"
+    source = f"source {activate}"
+    for change, ready in ((None, own), (activate.touch, source), (program.unlink, own)):
+        if change:
+            change()
+        result = project.run(project.path / "slurm/common.sh", "--setup", env=env)
+        line, *_, last = result.stderr.splitlines()
+        assert line.endswith(f"using {own} unchanged; {NOT_LOCKED}")
+        assert last == f"harness: ready: {ready}"
 
 
 @pytest.mark.full

@@ -33,7 +33,7 @@ def doctor(
         bool,
         typer.Option(
             "--probe",
-            help="train for a minute or two and estimate how long each shipped job takes",
+            help="train the five networks briefly, by default on one GPU; estimate each job's time",
         ),
     ] = False,
     here: Here = False,

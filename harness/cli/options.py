@@ -54,7 +54,7 @@ DeviceList = Annotated[
         callback=_some_devices,
         metavar="KIND:N",
         help="devices, such as gpu:2, cpu or cpu:2; default: those that an existing run began "
-        "with, else all GPUs, else the CPU",
+        "with, else HARNESS_DEVICES, else all GPUs, else the CPU",
     ),
 ]
 Full = Annotated[

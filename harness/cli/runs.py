@@ -48,7 +48,7 @@ def status(
 ) -> None:
     """Show which runs are running, waiting or finished.
 
-    Reads the run folders and asks Slurm at most once.
+    Reads the run folders and asks Slurm at most once every 30 seconds.
     """
     from harness.slurm.client import Queue
     from harness.tracking.status import select_runs, survey
@@ -90,6 +90,7 @@ def logs(
     """Print or follow the log of a run.
 
     With -f, the exit code is that of the run: 0 finished, 1 failed, 75 interrupted.
+    After Ctrl-C the exit code is 0.
     """
     from harness.slurm.client import Queue
     from harness.tracking.logs import ASK_EVERY_S, Follower, log_of
@@ -183,8 +184,8 @@ def prune(
 ) -> None:
     """Free disk space of finished runs and searches.
 
-    Removes the last checkpoint of a run, and all files of a search except curves, scores and the
-    best five models. Without --yes it only prints the sizes.
+    Removes the checkpoints of a run, and the models, checkpoints and status files of all but the
+    best five trials of a search. Without --yes it only prints the sizes.
     """
     from harness.tracking.run_dir import named_or_all
     from harness.tuning.prune_runs import prune_all

@@ -60,7 +60,8 @@ def submit(
     all_interrupted: Annotated[
         bool,
         typer.Option(
-            "--all-interrupted", help="continue all unfinished runs that nobody cancelled"
+            "--all-interrupted",
+            help="continue all interrupted, lost and dead runs that nobody cancelled",
         ),
     ] = False,
     all_jobs: Annotated[

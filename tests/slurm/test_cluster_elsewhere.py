@@ -77,9 +77,7 @@ def test_each_way_of_asking_reaches_slurm_alone(
         ("--gpus=2", r"on each of .*: 1 GPU, .*; --gpus=2 does not replace .* use --gres=gpu:2,"),
     ],
 )
-def test_the_first_line_of_a_log_says_what_was_given(
-    guest: SlurmProject, flag: str, said: str
-) -> None:
+def test_the_log_says_what_was_given(guest: SlurmProject, flag: str, said: str) -> None:
     """If the script's request has interfered with the user's, the line names the right option."""
     job = guest.sbatch("gru", flag, arguments=["--set", "model.unit=8"])
     job.wait("FAILED")

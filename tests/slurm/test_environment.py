@@ -81,7 +81,7 @@ def test_memory_of_the_shell_that_called_sbatch(shown: str, foreign: list[str]) 
     assert not_own(memory, shown) == [f"SLURM_MEM_PER_{kind}" for kind in foreign]
 
 
-def test_first_line_of_a_log() -> None:
+def test_line_about_what_was_given() -> None:
     """A job on several nodes is described by Slurm's list of the nodes."""
     one = {"SLURMD_NODENAME": "n4", "SLURM_CPUS_PER_TASK": "2"}
     two = one | {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[4-5]"}

@@ -16,7 +16,6 @@
 # export HARNESS_DATA_OWNERS=datasets,hpcadmin    # users whose dataset you trust
 # export HARNESS_RUNS=/project/$USER/runs         # folder of the runs
 # export TMPDIR=/scratch/$USER                    # a node's own disk
-# export PIP_CACHE_DIR=/scratch/$USER/pip
 
 # export HARNESS_TRUST_CODE=1                     # run code that other users can change
 # export HARNESS_TRUSTED_NETWORK=1                # one model on several nodes; see README

@@ -45,7 +45,7 @@ def test_the_manual_and_set_know_it(harness: Harness, copy: Path) -> None:
 @pytest.mark.full
 def test_a_run_that_began_without_it_continues(harness: Harness, copy: Path) -> None:
     """The run ends with the bytes of an undisturbed run."""
-    calm, run = calm_run(harness, "lstm"), killed_run(harness, "lstm")
+    calm, run = calm_run(harness, "lstm"), killed_run(harness)
     assert "patience" not in tomllib.loads((run / "job.toml").read_text())["train"]
     harness.environment["PYTHONPATH"] = str(copy)
     done = harness.run("resume", run)

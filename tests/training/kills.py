@@ -42,6 +42,20 @@ def trained_with_kills(harness: Harness, job: str, steps: Iterable[int], *words:
     return harness.trained(job, "killed", *words)
 
 
-def killed_run(harness: Harness, job: str) -> Path:
-    """Return the run `killed`, which was killed in its second epoch."""
-    return shared_run(harness, job, "killed", lambda: kill_at(harness, job, 16))
+# Settings of the run that `killed_on_two` returns. It has 75 steps.
+ON_TWO = (
+    *("--devices", "cpu:2", "--set", "model.ngram_ratios=2"),
+    *("--set", "train.reduce_lr_patience=1", "--set", "train.epochs=5"),
+)
+
+
+def killed_on_two(harness: Harness) -> Path:
+    """Return a finished run on two replicas, which was killed in its third epoch."""
+    return shared_run(
+        harness, "bilstm", "killed", lambda: trained_with_kills(harness, "bilstm", [30], *ON_TWO)
+    )
+
+
+def killed_run(harness: Harness) -> Path:
+    """Return the unfinished run `killed` of the LSTM, which was killed in its second epoch."""
+    return shared_run(harness, "lstm", "killed", lambda: kill_at(harness, "lstm", 16))

@@ -14,30 +14,20 @@ import pytest
 
 from tests.conftest import Harness, calm_run, results
 from tests.data.made_up_texts import make_rows, write_csv
-from tests.training.kills import killed_run, trained_with_kills
+from tests.training.kills import ON_TWO, killed_on_two, killed_run, trained_with_kills
+from tests.training.test_tensorboard_log import Point, points
+
+CURVES = ("/loss", "/accuracy")
 
 pytestmark = pytest.mark.full
 
 
-@pytest.mark.parametrize(
-    ("job", "devices", "kills"),
-    [
-        ("bilstm", "cpu:2", (30,)),
-        pytest.param("gru", "cpu:1", (30,), marks=pytest.mark.slow),
-        pytest.param("rnn", "cpu:2", (3, 16, 30), marks=pytest.mark.slow),
-    ],
-)
-def test_a_killed_run_ends_with_the_same_bytes(
-    harness: Harness, job: str, devices: str, kills: tuple[int, ...]
-) -> None:
-    """Any number of kills changes nothing in metrics, weights, predictions, scores and the log."""
-    words = ["--devices", devices, "--set", "train.reduce_lr_patience=1"]
-    words += ["--set", "train.epochs=8"]
-    calm = harness.trained(job, "calm", *words)
-    killed = trained_with_kills(harness, job, kills, *words)
+def test_a_killed_run_ends_with_the_same_bytes(harness: Harness) -> None:
+    """The kill changes nothing in metrics, weights, predictions, scores and the log."""
+    killed, calm = killed_on_two(harness), harness.trained("bilstm", "calm", *ON_TWO)
     assert results(killed) == results(calm)
     state = json.loads((killed / "state.json").read_text())
-    assert (state["phase"], state["restarts"]) == ("finished", len(kills))
+    assert (state["phase"], state["restarts"]) == ("finished", 1)
     assert step_events(killed) == step_events(calm)
 
 
@@ -88,25 +78,16 @@ def test_twenty_kills_at_random_moments_leave_no_trace(harness: Harness, devices
     assert step_events(run) == step_events(harness.runs / "gru" / "calm")
 
 
-def step_events(run: Path) -> list[tuple[str, int, float]]:
-    """Return every (tag, step, value) of loss and accuracy in the run's TensorBoard log."""
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-    from tensorboard.util.tensor_util import make_ndarray
-
-    found = []
-    for path in sorted((run / "tensorboard").rglob("events.out.tfevents.*")):
-        for event in EventFileLoader(str(path)).Load():
-            for value in event.summary.value:
-                if value.tag.endswith(("/loss", "/accuracy")):
-                    number = float(make_ndarray(value.tensor))
-                    found.append((f"{path.parent.name}/{value.tag}", event.step, number))
+def step_events(run: Path) -> list[Point]:
+    """Return every point of loss and accuracy in the run's TensorBoard log."""
+    found = [each for each in points(run / "tensorboard") if each[1].endswith(CURVES)]
     assert found
     return sorted(found)
 
 
 def test_a_broken_checkpoint_is_named_and_the_older_one_used(harness: Harness) -> None:
     """A truncated or empty checkpoint, or a FIFO in its place, costs steps but not the run."""
-    calm, run = calm_run(harness, "lstm"), killed_run(harness, "lstm")
+    calm, run = calm_run(harness, "lstm"), killed_run(harness)
     *older, oldest, newest = sorted((run / "checkpoints").glob("step-*.npz"))
     for path in older:  # the kill may precede the removal of a third checkpoint
         path.unlink()
@@ -128,7 +109,7 @@ def test_a_broken_checkpoint_is_named_and_the_older_one_used(harness: Harness) -
 
 def test_checkpoints_of_another_job_or_other_data_are_refused(harness: Harness) -> None:
     """A run with an edited job.toml ends with one line, and its checkpoints remain."""
-    run = killed_run(harness, "lstm")
+    run = killed_run(harness)
     job = (run / "job.toml").read_text()
     (run / "job.toml").write_text(job.replace("learning_rate = 0.0005", "learning_rate = 5.0"))
     checkpoints = {path: path.read_bytes() for path in run.glob("checkpoints/*")}

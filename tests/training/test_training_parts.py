@@ -1,7 +1,6 @@
 """Optimizers, schedules, losses and callbacks are exact over kills and equal on replicas."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +10,7 @@ import numpy as np
 import pytest
 
 from harness.job.keys import OPTIMIZERS
-from tests.conftest import JOBS, PROJECT, Harness, results
-from tests.training.kills import kill_at
+from tests.conftest import PROJECT, Harness
 
 
 def runs_of(folder: Path, *cases: str) -> dict[str, dict[str, Any]]:
@@ -55,21 +53,6 @@ def test_all_parts_are_exact_and_equal_on_replicas(tmp_path: Path) -> None:
     lines = found["parts"]["two"]["metrics"]
     assert found["parts"]["two"]["kept_epoch"] == 1 + np.argmax([each["val_f1"] for each in lines])
     assert all("val_roc_auc" in line for line in found["plateau"]["two"]["metrics"])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["parts", "focal"])
-def test_a_killed_run_ends_with_the_same_bytes(harness: Harness, tmp_path: Path, name: str) -> None:
-    """After its start a run with custom functions no longer needs their file."""
-    shutil.copytree(JOBS / "own", tmp_path / "own")
-    for path in (tmp_path / "own", *(tmp_path / "own").iterdir()):
-        path.chmod(0o755)
-    job, words = str(tmp_path / "own" / name), ["--set", "train.epochs=6"]
-    calm = harness.trained(job, "calm", *words)
-    kill_at(harness, job, 30, *words)
-    shutil.rmtree(tmp_path / "own")
-    harness.succeed("resume", harness.runs / name / "killed")
-    assert results(harness.runs / name / "killed") == results(calm)
 
 
 @pytest.mark.full

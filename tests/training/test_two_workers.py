@@ -79,7 +79,7 @@ def test_threads_stay_as_many_and_a_signal_is_obeyed_in_seconds(
     pairs.append(pair)
     pair.wait_for_step(60)
     before = pair.num_threads()
-    pair.wait_for_step(180)
+    pair.wait_for_step(120)
     for num, num_before in zip(pair.num_threads(), before, strict=True):
         assert num < num_before + 30
     for process in pair.processes:
@@ -88,17 +88,15 @@ def test_threads_stay_as_many_and_a_signal_is_obeyed_in_seconds(
         assert "interrupted by SIGUSR2; checkpoint saved; continue with" in pair.end_of(rank, 5)
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGSTOP]
-)
-def test_a_lost_or_stopped_worker_ends_the_other(
-    harness: Harness, pairs: list[Pair], number: signal.Signals
-) -> None:
-    """The other worker names the lost one; a checkpoint exists."""
+def test_a_stopped_worker_ends_the_other(harness: Harness, pairs: list[Pair]) -> None:
+    """The other worker names the lost one; a checkpoint exists.
+
+    `tests/slurm/test_cluster_trouble.py` kills a worker.
+    """
     pair = Pair(harness)
     pairs.append(pair)
     pair.wait_for_step(60)
-    os.kill(pair.processes[1].pid, number)
+    os.kill(pair.processes[1].pid, signal.SIGSTOP)
     line = pair.end_of(0, LOST_S).splitlines()[-1]
     assert "interrupted by a lost worker on localhost; continue with" in line
     assert list(pair.run.glob("checkpoints/*.npz"))

@@ -37,7 +37,7 @@ def job_of() -> Job:
     return check_job(
         {
             "name": "mine",
-            "model": {"architecture": "gru", "units": 4, "embedding_dim": 4},
+            "model": {"architecture": "rnn", "units": 4, "embedding_dim": 4},
             "data": {"vocab_size": 30, "maxlen": 6, "validation_split": 0.3},
             "train": {
                 "epochs": 3,

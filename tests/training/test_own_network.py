@@ -37,6 +37,7 @@ def test_own_parts_need_their_files_once(harness: Harness, own: Path) -> None:
         "train.schedule=cosine",
         "train.class_weights={ negative = 1.0, positive = 1.5 }",
         "train.keep=val_f1",
+        "data.maxlen=10",
     ]
     words = [word for setting in settings for word in ("--set", setting)]
     one = harness.trained(job, "one", *words, "--devices", "cpu:1")
@@ -83,17 +84,11 @@ def test_a_search_reaches_the_options(harness: Harness, own: Path) -> None:
 
 
 def test_a_refused_network_leaves_nothing(harness: Harness, own: Path) -> None:
-    """A network's error, a wrong shape or an unknown option ends in one line, without a folder."""
+    """An error in the network ends in one line, without a folder."""
     source = own / "conv_gru.py"
-    text = source.read_text()
-    for before, after, says in (
-        ("layers.GRU(config.units)", "layers.GRU(-1)", r"conv_gru\.py, line"),
-        ("layers.Dense(num_outputs,", "layers.Dense(2,", "returns (rows, 2), should return prob"),
-        ('options["filters"]', "8", "model.options.filters = 32"),
-    ):
-        source.write_text(text.replace(before, after))
-        done = harness.train(str(own / "conv_gru"), "refused")
-        assert done.returncode == 2, done.stderr
-        assert says.replace("\\", "") in done.stderr.splitlines()[-1]
-        assert "Traceback" not in done.stderr
-        assert not (harness.runs / "conv_gru").exists()
+    source.write_text(source.read_text().replace("config.units", "-1"))
+    done = harness.train(str(own / "conv_gru"), "refused")
+    assert done.returncode == 2, done.stderr
+    assert "conv_gru.py, line" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (harness.runs / "conv_gru").exists()

@@ -112,18 +112,16 @@ def test_a_parent_without_a_fitting_layer_leaves_no_run(parent: Harness) -> None
 
 def test_a_bad_parent_is_refused(harness: Harness) -> None:
     """One line names the folder and the remedy; nothing is written."""
-    begun, finished = harness.runs / "lstm/begun", harness.runs / "lstm/finished"
+    begun = harness.runs / "lstm/begun"
     write_run(begun, (JOBS / "lstm.toml").read_text())
     (begun / "result.json").unlink()
-    write_run(finished, (JOBS / "lstm.toml").read_text())
     cases = {
         ("nowhere",): "run nowhere: no such folder",
         (begun,): "is unfinished and has no model yet; first complete it with: harness resume",
         (begun, "--seeds", "1-2"): "is for a single run; give one JOB without --seeds",
-        (finished, "--set", "model.units=x"): "model.units",
     }
     for words, message in cases.items():
-        done = harness.train("lstm", "child", "--from", *words)
+        done = harness.run_here(*harness.train_words("lstm", "child", "--from", *words))
         assert done.returncode == 2
         assert message in done.stderr
         assert len(done.stderr.splitlines()) == 1

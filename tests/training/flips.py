@@ -129,9 +129,12 @@ PLACES: dict[str, Callable[[Path, random.Random], str]] = {
 
 
 def train_with_flip(harness: Harness, job: str, run_id: str, chance: random.Random) -> str:
-    """Train a run with a copy of the package that flips a bit of a gradient; return the place."""
-    copy = harness.folder / f"code-{run_id}"
-    shutil.copytree(PROJECT / "harness", copy / "harness")
+    """Train a run with a copy of the package that flips a bit of a gradient; return the place.
+
+    Commands import the package from their working folder if it is there.
+    """
+    copy = harness.folder / "harness"
+    shutil.copytree(PROJECT / "harness", copy)
     # The embedding is excluded: words that are not in the batch have a gradient of 0, and 0 with a
     # flipped bit is too small to change a weight.
     where = {
@@ -140,10 +143,8 @@ def train_with_flip(harness: Harness, job: str, run_id: str, chance: random.Rand
         "mask": 1 << chance.randrange(12, 25),
         "step": chance.randrange(2, 43),  # the run has 45 steps
     }
-    with (copy / "harness/compute/train_step.py").open("a") as file:
+    with (copy / "compute/train_step.py").open("a") as file:
         file.write(HOOK.format(**where))
-    before = harness.environment["PYTHONPATH"]
-    harness.environment["PYTHONPATH"] = str(copy)
     harness.trained(job, run_id)
-    harness.environment["PYTHONPATH"] = before
+    shutil.rmtree(copy)
     return f"step {where['step']}, variable {where['variable']}, mask {where['mask']:#x}"

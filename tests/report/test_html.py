@@ -312,10 +312,8 @@ def many_jobs(tmp_path_factory: pytest.TempPathFactory) -> DatasetGroup:
         for seed in (1, 2):
             right = (generator.random(200) < 0.55 + 0.02 * job).tolist()
             run = folder / f"runs/lstm/{job}-{seed}"
-            write_scored_run(run, dataset, right, seed=seed, architecture="lstm", val_accuracy=0.5)
-            toml = (run / "job.toml").read_text()
-            model = f"[model]\nunits = {job + 1}\npooling = '{'last' if job % 2 else 'max'}'\n"
-            (run / "job.toml").write_text(toml + model)
+            toml = f"[model]\nunits = {job + 1}\npooling = '{'last' if job % 2 else 'max'}'\n"
+            write_scored_run(run, dataset, right, toml=toml, seed=seed, val_accuracy=0.5)
     groups, _ = group_runs(scored_runs([folder / "runs"])[0])
     return groups[0]
 

@@ -164,9 +164,8 @@ def test_the_command(harness: Harness, tmp_path: Path) -> None:
     assert files(finished.folder) == {*KEPT}
     assert not finished.path("checkpoints").exists()
     assert "nothing to remove in 1 finished runs" in harness.run_here("prune", str(runs)).stdout
-    wrong = harness.run_here("prune", str(tmp_path / "none"))
-    assert wrong.returncode == 2
-    assert "none: is not a folder that you can read; give runs" in wrong.stderr.splitlines()[-1]
+    wrong = harness.refuse("prune", tmp_path / "none")
+    assert "none: is not a folder that you can read; give runs" in wrong
 
 
 def test_a_run_that_disappears_or_is_unreadable_does_not_stop_the_others(

@@ -53,8 +53,9 @@ DeviceList = Annotated[
         "--devices",
         callback=_some_devices,
         metavar="KIND:N",
-        help="devices, such as gpu:2, cpu or cpu:2; default: those that an existing run began "
-        "with, else HARNESS_DEVICES, else all GPUs, else the CPU",
+        help="devices, such as gpu:2, cpu or cpu:2; trials, and runs side by side, use one device "
+        "each: gpu or cpu; default: those that an existing run began with, else HARNESS_DEVICES, "
+        "else all GPUs, else the CPU",
     ),
 ]
 Full = Annotated[

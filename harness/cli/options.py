@@ -17,8 +17,26 @@ JOBS_ONLY = "HARNESS_JOBS_ONLY"
 CONFIRMED = "HARNESS_HERE"
 
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run: runs/lstm/my-run")]
+
+
+def _runs(ctx: typer.Context, runs: Path) -> Path:
+    """Warn if the folder of runs is the default one, although site.sh exports another."""
+    from harness.slurm.environment import SlurmEnvironment
+
+    source = ctx.get_parameter_source("runs")
+    is_default = source is not None and source.name == "DEFAULT" and not ctx.resilient_parsing
+    # `submit` itself warns about all settings. In a job, the script has sourced site.sh.
+    warns = is_default and ctx.info_name != "submit" and not SlurmEnvironment.from_environment()
+    if warns and (hint := not_sourced(["HARNESS_RUNS"])):
+        log(logging.WARNING, hint)
+    return runs
+
+
 RunsFolder = Annotated[
-    Path, typer.Option("--runs", metavar="DIR", envvar="HARNESS_RUNS", help="folder of the runs")
+    Path,
+    typer.Option(
+        "--runs", callback=_runs, metavar="DIR", envvar="HARNESS_RUNS", help="folder of the runs"
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -11,8 +11,6 @@ from harness.errors import InputError, RunError
 from harness.slurm.client import ask, has_client, would_start
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.resources import (
-    ALWAYS,
-    NEVER,
     VARIABLES,
     Rules,
     compose,
@@ -21,10 +19,9 @@ from harness.slurm.resources import (
     words_in,
 )
 from harness.slurm.script import read_header
-from harness.system.site_settings import SITE, TRUSTED_NETWORK, not_sourced
+from harness.system.site_settings import ALWAYS, NEVER, SETTINGS, SITE, not_sourced
 
 TIMEOUT_S = 10
-SETTINGS = (TRUSTED_NETWORK, "HARNESS_DATA", "HARNESS_RUNS", "HARNESS_VENV", "HARNESS_DEVICES")
 RUN_HERE = "to train on this machine, run: bash slurm/lstm.sh"
 FORMAT = "%P|%a|%G"  # partition, state, generic resources
 
@@ -125,7 +122,7 @@ def _check_by_rules(rules: Rules) -> Finding:
 def check_site_file() -> Finding:
     """Check that slurm/site.sh exists and that this shell has sourced it."""
     if (PROJECT / SITE).is_file():
-        if hint := not_sourced([*VARIABLES, *SETTINGS, NEVER, ALWAYS]):
+        if hint := not_sourced([*VARIABLES, *SETTINGS]):
             found, _, remedy = hint.rpartition(": ")
             return Finding("yellow", "site", found, remedy)
         return Finding("green", "site", f"{SITE} exists, and this shell has its settings")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from harness.errors import InputError
 from harness.slurm.environment import FLAGS, RETRY_MEMORY
+from harness.system.site_settings import ALWAYS, NEVER
 
 # Names of the options that request GPUs, and of the options that request memory.
 GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
@@ -63,8 +64,6 @@ VARIABLES = {
 }
 GPU_REQUEST = re.compile(r"(?:(\w[\w.+-]*):)?(\d{1,2})")  # 2, 2080ti:2 or, for MIG, 1g.10gb:1
 GPU_TYPE = re.compile(r"gpu:([^:,]+):\d")
-
-NEVER, ALWAYS = "HARNESS_SBATCH_NEVER", "HARNESS_SBATCH_ALWAYS"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from harness.errors import InputError
 
 SITE = "slurm/site.sh"  # ignored by git
 TRUST = "HARNESS_TRUST_CODE"  # set by --trust-code
+NEVER, ALWAYS = "HARNESS_SBATCH_NEVER", "HARNESS_SBATCH_ALWAYS"
 LARGEST = 1440.0  # the largest value of a time limit, in its unit (minutes or seconds)
 
 # Unless this variable is 1, no model trains on several nodes: TensorFlow's servers listen on every
@@ -28,6 +29,13 @@ REMEDY = (
     "train on one node; or, if no other user can reach the ports of your nodes, export "
     f"{TRUSTED_NETWORK}=1 in slurm/site.sh and source that file"
 )
+
+# The settings of harness that site.sh exports, besides sbatch's own variables.
+SETTINGS = (
+    "HARNESS_DATA", "HARNESS_DATA_OWNERS", "HARNESS_DEVICES", "HARNESS_EXTRA", "HARNESS_INTERFACE",
+    "HARNESS_JOBS_ONLY", "HARNESS_LOGIN", "HARNESS_MAX_REQUEUES", "HARNESS_PYTHON", "HARNESS_RUNS",
+    "HARNESS_STALL_MIN", "HARNESS_STOP_S", "HARNESS_VENV", TRUST, TRUSTED_NETWORK, NEVER, ALWAYS,
+)  # fmt: skip
 
 
 def not_sourced(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.system import site_settings
 from tests.conftest import JOBS, Harness, failing, wait_for
 
 LSTM = JOBS / "lstm.toml"
@@ -60,6 +61,35 @@ def test_bad_input_is_one_line_and_exit_code_2(
     for part in said:
         assert part in done.stderr
     assert list(harness.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "named"),
+    [
+        (["status"], {}, "HARNESS_RUNS"),
+        (["tensorboard"], {}, "HARNESS_RUNS"),
+        (["status", "--runs", "runs"], {}, ""),
+        (["status"], {"HARNESS_RUNS": "runs"}, ""),
+        (["status"], {"SLURM_JOB_ID": "7"}, ""),
+        (["submit", LSTM, "--dry-run"], {}, "SBATCH_QOS, HARNESS_RUNS, HARNESS_VENV"),
+    ],
+)
+def test_settings_of_site_sh_that_the_shell_lacks_are_named(
+    harness: Harness,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[object],
+    variables: dict[str, str],
+    named: str,
+) -> None:
+    """`submit` warns about all settings, the other commands if they use the default folder."""
+    site = harness.folder / "site.sh"
+    site.write_text("export HARNESS_VENV=/v HARNESS_RUNS=/r\nexport SBATCH_QOS=q\n")
+    monkeypatch.setattr(site_settings, "SITE", str(site))
+    del harness.environment["HARNESS_RUNS"]
+    harness.environment |= {"PATH": "/nowhere", **variables}  # without Slurm
+    said = harness.run_here(*words).stderr
+    hint = f"warning: {site} sets {named}, which this shell lacks; run: source {site}\n"
+    assert said.count(hint) == said.count("this shell lacks") == bool(named), said
 
 
 def test_a_refused_run_leaves_no_folder(harness: Harness) -> None:

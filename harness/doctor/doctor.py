@@ -10,12 +10,13 @@ import shutil
 import sys
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from harness import PROJECT
 from harness.data.sources import open_dataset
@@ -24,7 +25,7 @@ from harness.doctor.probe import ask_child
 from harness.doctor.slurm_checks import check_slurm
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.pool import usable_memory_gb
-from harness.system.gpu import LAST_TRUSTED, Card, code_for
+from harness.system.gpu import CUDNN_DROPS, FIRST_OF_CUDNN, LAST_TRUSTED, Card, code_for
 from harness.system.processes import installed_version, nvidia_driver
 
 SET_UP = "bash slurm/common.sh --setup"
@@ -125,27 +126,40 @@ def describe_gpus(answer: dict[str, Any]) -> Finding:
 
 
 def describe_cards(answer: dict[str, Any], driver: str | None) -> Iterator[Finding]:
-    """Judge for each kind of GPU whether TensorFlow's wheel contains code for it."""
+    """Judge for each kind of GPU whether TensorFlow and cuDNN contain code for it."""
     pairs = zip(answer["gpus"], answer["capabilities"], strict=True)
     for card in dict.fromkeys(Card(name, tuple(capability)) for name, capability in pairs):
-        yield judge_card(card, driver, answer["targets"])
+        yield judge_card(card, driver, answer)
 
 
-def judge_card(card: Card, driver: str | None, targets: Sequence[str]) -> Finding:
-    """Judge whether TensorFlow's build runs on a GPU card.
+def judge_card(card: Card, driver: str | None, build: Mapping[str, Any]) -> Finding:
+    """Judge whether TensorFlow and cuDNN run on a GPU card.
 
     Args:
         driver: the line that states the driver's version; None if unknown.
-        targets: the kinds of code in the build: `sm_80` is machine code, `compute_90` is PTX.
+        build: the answer of `devices_seen`: `targets`, the kinds of code in TensorFlow (`sm_80` is
+            machine code, `compute_90` is PTX), and the versions of CUDA and cuDNN.
     """
+    targets, cudnn, by_driver = build["targets"], build["cudnn"], build["driver_cuda"]
     code, found = code_for(card.capability, targets), f"{card.title}, {driver or 'driver unknown'}"
     if not code:
         text = f"{found}: TensorFlow has no code for it, only for {', '.join(targets)}"
         return Finding("red", "card", text, "use a newer card")
+    if card.capability < FIRST_OF_CUDNN and Version(cudnn or "0") >= Version(CUDNN_DROPS):
+        remedy = f"{sys.executable} -m pip install 'nvidia-cudnn-cu12<{CUDNN_DROPS}'"
+        text = f"{found}: cuDNN {cudnn} has no code for it"
+        return Finding("red", "card", text, f"{remedy}, or use a newer card")
+    is_ptx = code.startswith("compute_")
+    if is_ptx and by_driver and Version(by_driver) < Version(build["cuda"]):
+        text = (
+            f"{found}: TensorFlow has only PTX code of CUDA {build['cuda']} for this GPU, and the "
+            f"driver compiles code up to CUDA {by_driver}"
+        )
+        return Finding("red", "card", text, "use another card, or ask your site for a newer driver")
     warm = "run harness doctor --probe on a node with this GPU"
     if card.capability > LAST_TRUSTED:
         return Finding("yellow", "card", f"{found}: XLA may abort on it", f"try the GPU: {warm}")
-    if code.startswith("compute_"):
+    if is_ptx:
         text = (
             f"{found}: TensorFlow has only PTX code ({code}) for this GPU; the driver compiles the "
             "code at the first use, which takes minutes"

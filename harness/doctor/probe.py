@@ -259,7 +259,7 @@ def devices_seen(devices: str) -> dict[str, Any]:
     cards = [card_of(each) for each in gpus]
     libraries = {"missing": gpu.load_libraries(), "site": gpu.shadowing_libraries()}
     warnings: list[str] = []
-    refused = ""
+    refused, build = "", tf.sysconfig.get_build_info()
     try:
         requested = parse_devices(devices) if devices else None
         check_gpus(requested, allocation, warnings.append)
@@ -271,7 +271,10 @@ def devices_seen(devices: str) -> dict[str, Any]:
         "gpus": [card.name for card in cards],
         "capabilities": [list(card.capability) for card in cards],
         "libraries": libraries if gpu.has_driver() else None,
-        "targets": list(tf.sysconfig.get_build_info().get("cuda_compute_capabilities", ())),
+        "targets": list(build.get("cuda_compute_capabilities", ())),
+        "cuda": ".".join(build.get("cuda_version", "").split(".")[:2]),
+        "driver_cuda": gpu.driver_cuda(),
+        "cudnn": gpu.library_versions()["cudnn"],
         "warning": "".join(warnings),
         "refused": refused,
     }

@@ -34,6 +34,8 @@ CACHE_BYTES = 4 * 2**30 - 1  # size of the cache of compiled kernels; CUDA allow
 # TensorFlow 2.21 is built for cards up to this compute capability. On later cards XLA may abort the
 # process (TensorFlow issues 111958 and 101746).
 LAST_TRUSTED = (9, 0)
+CUDNN_DROPS = "9.11"  # from this version on, cuDNN has no code for cards before FIRST_OF_CUDNN
+FIRST_OF_CUDNN = (7, 5)
 
 Version = tuple[int, ...]
 
@@ -97,6 +99,14 @@ def num_cards() -> int | None:
     if library is None or library.nvmlInit_v2() != 0:
         return None
     return num.value if library.nvmlDeviceGetCount_v2(ctypes.byref(num)) == 0 else None
+
+
+def driver_cuda() -> str | None:
+    """Return the latest CUDA version whose code the driver compiles; None without a driver."""
+    driver, version = _open("libcuda.so.1"), ctypes.c_int()
+    if driver is None or driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
 
 
 def library_versions() -> dict[str, str | None]:

@@ -15,7 +15,8 @@ from harness.errors import InputError, RunError
 from harness.system.gpu import Card
 from tests.conftest import PROJECT, Harness
 
-WHEEL = ("sm_60", "sm_70", "sm_80", "sm_89", "compute_90")  # build info of TensorFlow 2.21
+TARGETS = ["sm_60", "sm_70", "sm_80", "sm_89", "compute_90"]  # build info of TensorFlow 2.21
+WHEEL = {"targets": TARGETS, "cuda": "12.5", "driver_cuda": "12.5", "cudnn": "9.28.0"}
 FIRST = Finding("green", "disk", "is there")
 
 
@@ -175,20 +176,32 @@ def test_the_printed_command_requests_what_was_checked(
 
 
 @pytest.mark.parametrize(
-    ("name", "capability", "level", "said"),
+    ("name", "capability", "build", "level", "said"),
     [
-        ("T4", (7, 5), "green", "machine code sm_70"),
-        ("A100", (8, 0), "green", "machine code sm_80"),
-        ("H100", (9, 0), "yellow", "only PTX code (compute_90) for this GPU; the driver"),
-        ("B200", (10, 0), "yellow", "XLA may abort on it"),
-        ("K80", (3, 7), "red", "TensorFlow has no code for it"),
+        ("T4", (7, 5), {}, "green", "machine code sm_70"),
+        ("A100", (8, 0), {"driver_cuda": "12.0"}, "green", "machine code sm_80"),
+        ("H100", (9, 0), {}, "yellow", "only PTX code (compute_90) for this GPU; the driver"),
+        ("H100", (9, 0), {"driver_cuda": "13.0"}, "yellow", "only PTX code"),
+        (
+            "H100",
+            (9, 0),
+            {"driver_cuda": "12.4"},
+            "red",
+            "the driver compiles code up to CUDA 12.4",
+        ),
+        ("B200", (10, 0), {}, "yellow", "XLA may abort on it"),
+        ("K80", (3, 7), {}, "red", "TensorFlow has no code for it"),
+        ("V100", (7, 0), {}, "red", "cuDNN 9.28.0 has no code for it"),
+        ("P100", (6, 0), {"cudnn": "9.11.0"}, "red", "cuDNN 9.11.0 has no code for it"),
+        ("V100", (7, 0), {"cudnn": "9.10.2"}, "green", "machine code sm_70"),
+        ("V100", (7, 0), {"cudnn": None}, "green", "machine code sm_70"),
     ],
 )
 def test_cards_are_judged_by_the_build(
-    name: str, capability: tuple[int, int], level: str, said: str
+    name: str, capability: tuple[int, int], build: dict[str, str | None], level: str, said: str
 ) -> None:
     """A red card can't be used; a yellow one compiles at first use or may abort."""
-    finding = judge_card(Card(f"NVIDIA {name}", capability), "570.26", WHEEL)
+    finding = judge_card(Card(f"NVIDIA {name}", capability), "555.42", WHEEL | build)
     assert finding.level == level
     assert said in finding.found
     assert f"NVIDIA {name}" in finding.found
@@ -200,7 +213,7 @@ def test_each_kind_of_card_is_judged_once() -> None:
     answer = {
         "gpus": ["NVIDIA A100"] * 4 + ["NVIDIA H100"],
         "capabilities": [[8, 0]] * 4 + [[9, 0]],
-        "targets": list(WHEEL),
+        **WHEEL,
     }
     findings = list(doctor.describe_cards(answer, "Kernel Module  550.54.15"))
     assert [each.level for each in findings] == ["green", "yellow"]

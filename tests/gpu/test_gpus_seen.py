@@ -106,14 +106,20 @@ def test_missing_libraries_are_found(rig: Rig) -> None:
     assert rig.run(["-c", load]).stdout.split() == []
 
 
-def test_doctor_describes_cards_and_libraries(rig: Rig) -> None:
+@pytest.mark.parametrize(
+    ("capability", "level", "said"),
+    [("10.0", "yellow", "XLA may abort on it"), ("7.0", "red", "cuDNN 9.28.0 has no code for it")],
+)
+def test_doctor_describes_cards_and_libraries(
+    rig: Rig, capability: str, level: str, said: str
+) -> None:
     """`doctor` warns of cards on which XLA may abort, and of libraries of the site."""
-    variables = of_site(rig) | {"STUB_CAPABILITY": "10.0"}
+    variables = of_site(rig) | {"STUB_CAPABILITY": capability}
     done = rig.run(["-m", "harness", "doctor", "--json"], 2, variables)
     found = {each["name"]: each for each in json.loads(done.stdout)}
     assert found["devices"]["found"].startswith("2 x NVIDIA H100 80GB HBM3")
-    assert found["card"]["level"] == "yellow"
-    assert "XLA may abort on it" in found["card"]["found"]
+    assert found["card"]["level"] == level
+    assert said in found["card"]["found"]
     assert found["libraries"]["level"] == "yellow"
     assert f"libcudnn.so.9 from {rig.folder}/modules/" in found["libraries"]["found"]
 

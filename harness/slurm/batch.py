@@ -148,7 +148,7 @@ def _search(words: Sequence[str], start: Start, runs: str) -> Plan:
             arguments += [value] if equals else []
         else:
             arguments.append(word)
-    run = ""
+    run = value_of("--join", words) or ""
     if command == ["tune"]:
         jobs = [word for word in words if word.endswith(".toml")] or [*words[:1], ""]
         if (sweep_id := value_of("--sweep-id", words)) is None:
@@ -308,7 +308,7 @@ def _count(ending: Ending, before: Counters) -> Counters:
     reached = before.reached if ending.reached is None else ending.reached
     is_further = reached > before.reached
     if ending.reached is None:
-        # The progress is unknown, for example in a job of `tune.sh --join`.
+        # The progress is unknown, for example in a job of `tune.sh --retrain`.
         is_further = not ending.was_starting and not ending.faulty
     again = ending.start == before.start
     known = () if is_further else before.faulty

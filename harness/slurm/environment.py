@@ -203,9 +203,14 @@ def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list
         variables: the job's environment variables.
     """
     tasks = variables.get("SLURM_NTASKS")  # Slurm sets this variable only for --ntasks
+    # With the type of the GPUs, for example `gpu:h100:2`, even if --gpus or --gpus-per-task had it.
+    others = " ".join(known.get(f"TresPer{of}", "") for of in ("Job", "Task", "Socket"))
+    typed = re.findall("gpu:[^:, ]+:[0-9]+", others.replace("=", ":"))
+    gres = [re.sub("gres[/:]", "", known.get("TresPerNode", "")), *typed]
     requested = {
-        # With the type of the GPUs, for example `gpu:h100:2`.
-        "gres": re.sub("gres[/:]", "", known.get("TresPerNode", "")),
+        "gres": ",".join(filter(None, gres)),
+        # All memory of the node. Slurm also shows 0 for --mem-per-gpu.
+        "mem": "0" if known.get("MinMemoryNode") == "0" and not known.get("MemPerTres") else None,
         "constraint": known.get("Features"),
         "exclude": known.get("ExcNodeList"),
         "nodelist": known.get("ReqNodeList"),
@@ -234,13 +239,16 @@ def asked_of(allocation: SlurmEnvironment) -> dict[str, Any]:
     by_part = {
         f"mem-per-{kind}": variables.get(f"SLURM_MEM_PER_{kind.upper()}") for kind in ("gpu", "cpu")
     }
-    memory = by_part if any(by_part.values()) else {"mem": variables.get("SLURM_MEM_PER_NODE")}
+    # For --mem=0 Slurm sets no variable; `request_args` adds the option to the flags.
+    all_memory = "0" if "--mem=0" in allocation.flags.split() else None
+    per_node = {"mem": variables.get("SLURM_MEM_PER_NODE") or all_memory}
+    memory = by_part if any(by_part.values()) else per_node
     options = {
         "partition": variables.get("SLURM_JOB_PARTITION"),
         "account": variables.get("SLURM_JOB_ACCOUNT"),
         "qos": variables.get("SLURM_JOB_QOS"),
         "time": str(-(-limit_s // 60)) if 0 < limit_s < MAX_LIMIT_S else None,  # in minutes
-        **{name: f"{mb}M" for name, mb in memory.items() if mb and mb != "0"},
+        **{name: f"{mb}M" for name, mb in memory.items() if mb},
         "cpus-per-task": variables.get("SLURM_CPUS_PER_TASK"),
     }
     return {

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.slurm.batch import shown_values
 from harness.slurm.environment import (
     SlurmEnvironment,
     array_seed,
@@ -13,6 +14,7 @@ from harness.slurm.environment import (
     given_memory_gb,
     not_own,
     report_node_fault,
+    request_args,
     resume_command,
     unmet_request,
     visible_gpus,
@@ -79,6 +81,23 @@ def test_memory_of_the_shell_that_called_sbatch(shown: str, foreign: list[str]) 
     """scontrol shows the job's request. If scontrol does not answer, all variables are kept."""
     memory = {f"SLURM_MEM_PER_{kind}": "4096" for kind in ("CPU", "GPU", "NODE")}
     assert not_own(memory, shown) == [f"SLURM_MEM_PER_{kind}" for kind in foreign]
+
+
+@pytest.mark.parametrize(
+    ("shown", "options"),
+    [
+        ("TresPerNode=gres/gpu:a100:2,gres/disk:9", ["--gres=gpu:a100:2,disk:9"]),
+        ("TresPerJob=gres/gpu:a100:2", ["--gres=gpu:a100:2"]),
+        ("TresPerNode=gres/disk:9 TresPerTask=cpu=4,gres/gpu:t4=1", ["--gres=disk:9,gpu:t4:1"]),
+        ("TresPerJob=gres/gpu:2 TresPerTask=cpu=4", []),
+        ("MinMemoryNode=0", ["--mem=0"]),
+        ("MinMemoryNode=0 MemPerTres=gres/gpu:8192", []),
+        ("MinMemoryNode=8G", []),
+    ],
+)
+def test_options_that_only_scontrol_shows(shown: str, options: list[str]) -> None:
+    """The type of the GPUs is kept for each option that requests GPUs; --mem=0 is kept too."""
+    assert request_args(shown_values(shown), {}) == options
 
 
 def test_line_about_what_was_given() -> None:

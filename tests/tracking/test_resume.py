@@ -81,6 +81,14 @@ CPU, GPUS = {"device": "cpu:0"}, [{"device": "/gpu:0"}] * 2
             *({"HARNESS_FLAGS": "--gres=lscratch:50"}, [CPU], Resources()),
             *("--nodes=1 --gres=lscratch:50", None),
         ),
+        (
+            *({"HARNESS_FLAGS": "--gres=lscratch:50,gpu:t4:1"}, GPUS, Resources()),
+            *("--nodes=1 --gres=gpu:t4:2,lscratch:50", None),
+        ),
+        # Slurm sets no variable for --mem=0.
+        ({"HARNESS_FLAGS": "--mem=0"}, [], Resources(), "--nodes=1 --mem=0M", "0"),
+        ({"HARNESS_FLAGS": "--mem=0"}, [], Resources(mem="4G"), "--nodes=1 --mem=4G", "0"),
+        ({**LAST, "HARNESS_FLAGS": "--mem=0"}, [], Resources(), LAST_ARGS, "2"),
         ({"HARNESS_FLAGS": "--gres=shard:2"}, GPUS[:1], Resources(), "--nodes=1", "1"),
         ({"HARNESS_FLAGS": "--gres=gpu:t4:4,a:1"}, GPUS, Resources(gpus="1"), "--nodes=1", "1"),
     ],

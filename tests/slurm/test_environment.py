@@ -8,7 +8,6 @@ from harness.slurm.batch import shown_values
 from harness.slurm.environment import (
     SlurmEnvironment,
     array_seed,
-    describe_given,
     given_cpus,
     given_gpus,
     given_memory_gb,
@@ -98,14 +97,6 @@ def test_memory_of_the_shell_that_called_sbatch(shown: str, foreign: list[str]) 
 def test_options_that_only_scontrol_shows(shown: str, options: list[str]) -> None:
     """The type of the GPUs is kept for each option that requests GPUs; --mem=0 is kept too."""
     assert request_args(shown_values(shown), {}) == options
-
-
-def test_line_about_what_was_given() -> None:
-    """A job on several nodes is described by Slurm's list of the nodes."""
-    one = {"SLURMD_NODENAME": "n4", "SLURM_CPUS_PER_TASK": "2"}
-    two = one | {"SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[4-5]"}
-    for variables, where in ((one, "n4"), (two, "each of n[4-5]")):
-        assert describe_given(allocation(**variables)) == f"job 7 on {where}: no GPUs, 2 CPUs"
 
 
 @pytest.mark.parametrize(

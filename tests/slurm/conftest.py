@@ -1,7 +1,6 @@
 """Fixtures: test clusters, projects on them, and an undisturbed run."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import pytest
 from tests.conftest import JOBS, Harness, shared_run
 from tests.slurm.cluster import SlurmCluster
 from tests.slurm.configuration import ELSEWHERE
-from tests.slurm.project import JOB, SlurmProject, Submitted, Watcher
+from tests.slurm.project import JOB, SlurmProject
 
 
 @pytest.fixture(scope="session")
@@ -39,42 +38,11 @@ def project(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Harness, Path]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run outside of Slurm: the LSTM, trained with the arguments JOB."""
     harness = Harness(tmp_path_factory.mktemp("undisturbed"))
 
     def train() -> None:
-        done = harness.run("train", JOBS / "lstm.toml", "--run-id", "undisturbed", *JOB)
-        assert done.returncode == 0, done.stderr
+        harness.succeed("train", JOBS / "lstm.toml", "--run-id", "undisturbed", *JOB)
 
-    return harness, shared_run(harness, "lstm", "undisturbed", train)
-
-
-@dataclass(frozen=True)
-class Followed:
-    """A job whose log `harness logs -f` has followed, since before the job began."""
-
-    job: Submitted
-    first: str  # the first line on standard error
-    code: int | None
-    output: str
-
-
-@pytest.fixture(scope="session")
-def followed(project: SlurmProject) -> Followed:
-    """A job that has trained without any disturbance, and its log as `harness logs -f` shows it."""
-    job = project.sbatch("lstm", "--hold")
-    watcher = Watcher(project)
-    following = watcher.start("logs", "-f", job.job_id)
-    assert following.stderr is not None
-    first = following.stderr.readline()
-    job.cluster.run("scontrol", "release", job.job_id)
-    output, _ = following.communicate(timeout=180)
-    job.wait()
-    return Followed(job, first, following.returncode, output)
-
-
-@pytest.fixture(scope="session")
-def finished(followed: Followed) -> Submitted:
-    """A job that has trained without any disturbance."""
-    return followed.job
+    return shared_run(harness, "lstm", "undisturbed", train)

@@ -11,12 +11,11 @@ from pathlib import Path
 import pytest
 
 from harness.doctor.slurm_checks import check_slurm
-from tests.conftest import Harness, results
+from tests.conftest import results
 from tests.slurm.cluster import SlurmCluster, wait_until
 from tests.slurm.project import SlurmProject, Submitted
 from tests.slurm.test_cluster_submit import Submitter
-
-Undisturbed = tuple[Harness, Path]
+from tests.training.kills import newest_step
 
 
 @pytest.fixture
@@ -69,7 +68,7 @@ def test_each_way_of_asking_reaches_slurm_alone(
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
-        ("--gres=gpu:a100:2", r"job \d+ on gpu-a-01: 2 GPUs, 4 CPUs, 17.2 GB$"),
+        ("--gres=gpu:a100:2", r"job \d+ on gpu-a-01: 2 GPUs, .* 17.2 GB$"),
         (
             "--gpus-per-node=2",
             r"1 GPU, .*; --gpus-per-node=2 does not replace .* use --gres=gpu:2,",
@@ -170,24 +169,43 @@ def preempt(job: Submitted) -> None:
 # The second case is slow: test_cluster_jobs.py also tests a warning before a preemption.
 @pytest.mark.parametrize("warned", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_job_that_is_cancelled_for_another_goes_on_with_the_same_bytes(
-    guest: SlurmProject, undisturbed: Undisturbed, *, warned: bool
+    guest: SlurmProject, undisturbed: Path, *, warned: bool
 ) -> None:
-    """The job requeues itself at the end of its grace time, or when it is warned."""
-    job = guest.sbatch("lstm", "--partition=spare", "--nodelist=n10", "--gres=gpu:2")
+    """The job requeues itself at the end of its grace time, or when it is warned.
+
+    Then a requeue is forbidden, as by --no-requeue; the warned job submits a successor with the
+    same request.
+    """
+    flags = ("--partition=spare", "--nodelist=n10", "--exclude=gpu-a-01", "--gres=gpu:2")
+    job = guest.sbatch("lstm", *flags)
     job.wait_for_step(20)
     os.kill(job.record()["process"], signal.SIGSTOP)  # else the run would finish in the grace time
     preempt(job)
     if warned:  # as `PreemptParameters=send_user_signal` does
-        job.cluster.run("scancel", "--batch", "--signal=USR2", job.job_id)
+        job.warn()
     else:
         wait_until(lambda: job.cluster.state(job.job_id) != "RUNNING", timeout_s=30)
     with contextlib.suppress(ProcessLookupError):  # ended if the grace time is over
         os.kill(job.record()["process"], signal.SIGCONT)
+    wait_until(lambda: job.record()["restarts"] == 1, timeout_s=90)
+    job.wait_for_step(newest_step(job.run) + 1)
+
+    job.cluster.run("scontrol", "update", f"JobId={job.job_id}", "Requeue=0")
+    job.warn()
     wait_until((job.run / "result.json").exists, timeout_s=90)
-    assert results(job.run) == results(undisturbed[1])
-    assert (job.requeues(), job.record()["restarts"]) == (1, 1)
+    assert results(job.run) == results(undisturbed)
+    assert (job.requeues(), job.record()["restarts"]) == (1, 2)
+    successor = job.record()["slurm_job"]
+    assert successor != job.job_id
+    known = job.cluster.show(successor)
+    assert (known["Partition"], known["TresPerNode"]) == ("spare", "gres/gpu:2")
+    assert (known["ReqNodeList"], known["ExcNodeList"]) == ("n10", "gpu-a-01")
+    log = job.log.read_text()
     said = "interrupted; job" if warned else "preempted; job"
-    assert f"{said} {job.job_id} is back in the queue" in job.log.read_text()
+    assert f"{said} {job.job_id} is back in the queue" in log
+    assert f"job {successor} continues the run" in log
+    record = json.loads((job.run.parents[1] / f".submissions/{successor}.json").read_text())
+    assert record["runs"] == [str(job.run)]
 
 
 @pytest.mark.slow
@@ -203,25 +221,3 @@ def test_a_job_cancelled_in_its_grace_time_stays_cancelled(guest: SlurmProject) 
     job.cluster.run("scancel", job.job_id)
     job.wait("CANCELLED")
     assert (job.requeues(), "back in the queue" in job.log.read_text()) == (0, False)
-
-
-def test_where_slurm_does_not_requeue_another_job_goes_on(
-    guest: SlurmProject, undisturbed: Undisturbed
-) -> None:
-    """A warned job with --no-requeue submits a successor with the same request."""
-    flags = ("--no-requeue", "--partition=spare", "--gres=none", "--exclude=gpu-a-01")
-    job = guest.sbatch("lstm", *flags)
-    job.wait_for_step(20)
-    job.cluster.run("scancel", "--batch", "--signal=USR2", job.job_id)
-    wait_until((job.run / "result.json").exists, timeout_s=90)
-    assert results(job.run) == results(undisturbed[1])
-    assert (job.requeues(), job.record()["restarts"]) == (0, 1)
-    successor = job.record()["slurm_job"]
-    assert successor != job.job_id
-    known = job.cluster.show(successor)
-    assert (known["Partition"], known.get("TresPerNode")) == ("spare", None)
-    assert known["ExcNodeList"] == "gpu-a-01"
-    log = job.log.read_text()
-    assert f"job {successor} continues the run" in log
-    record = json.loads((job.run.parents[1] / f".submissions/{successor}.json").read_text())
-    assert record["runs"] == [str(job.run)]

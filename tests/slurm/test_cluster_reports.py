@@ -2,19 +2,26 @@
 
 import http.client
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from tests.slurm.cluster import wait_until
-from tests.slurm.project import SlurmProject, Submitted
+from tests.slurm.project import SlurmProject
 
 
-def test_compare_reports_on_the_runs_of_its_pattern(
-    project: SlurmProject, finished: Submitted
-) -> None:
+@pytest.fixture(scope="module")
+def trained(project: SlurmProject, undisturbed: Path) -> Path:
+    """A finished run in the project's folder of runs."""
+    return shutil.copytree(undisturbed, project.path / "runs/lstm/undisturbed")
+
+
+def test_compare_reports_on_the_runs_of_its_pattern(project: SlurmProject, trained: Path) -> None:
     """The job prints the table, names a pattern that matches no run, and writes the report."""
     missing = f"{project.path}/runs/gru/slurm-*"
-    job = project.sbatch("compare", arguments=[str(finished.run), missing])
+    job = project.sbatch("compare", arguments=[str(trained), missing])
     job.wait()
     said = job.log.read_text()
     assert {"test %", "parameters", "seeds"} <= {*re.split(r"\s{2,}", said)}
@@ -24,13 +31,13 @@ def test_compare_reports_on_the_runs_of_its_pattern(
 
 
 def test_tensorboard_is_its_owners_alone(
-    project: SlurmProject, finished: Submitted, tmp_path: Path
+    project: SlurmProject, trained: Path, tmp_path: Path
 ) -> None:
     """The log names a private file; only this file has the address, and scancel removes it."""
     cache, temporary = tmp_path / "cache", Path(tempfile.mkdtemp(prefix="t"))
     job = project.sbatch(
         "tensorboard",
-        arguments=[str(finished.run)],
+        arguments=[str(trained)],
         TMPDIR=str(temporary),
         BOARD_CACHE=str(cache),
     )
@@ -50,7 +57,7 @@ def test_tensorboard_is_its_owners_alone(
         answer = browser.getresponse()
         content = answer.read().decode()
         assert answer.status == status
-        assert (f"lstm/{finished.run.name}" in content) == (status == 200)
+        assert (f"lstm/{trained.name}" in content) == (status == 200)
     job.cluster.run("scancel", job.job_id)
     job.wait("CANCELLED")
     wait_until(lambda: not connection.exists(), timeout_s=20)

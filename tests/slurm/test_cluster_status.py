@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Harness, results
+from tests.conftest import results
 from tests.slurm.cluster import wait_until
-from tests.slurm.conftest import Followed
 from tests.slurm.project import JOB, SlurmProject, Submitted, Watcher
 from tests.slurm.test_cluster_submit import Submitter
 
@@ -51,7 +50,7 @@ def test_waiting_jobs_are_shown_with_slurms_reason_and_leave_by_cancel(
 
 
 def test_a_cancelled_job_stays_cancelled_and_goes_on_as_another(
-    watched: Watcher, project: SlurmProject, undisturbed: tuple[Harness, Path]
+    watched: Watcher, project: SlurmProject, undisturbed: Path
 ) -> None:
     """`cancel` returns after the run has saved; `submit --resume` ends with the same bytes."""
     flags = ("--array=1-1", "--gres=none", "--partition=high")
@@ -88,7 +87,7 @@ def test_a_cancelled_job_stays_cancelled_and_goes_on_as_another(
     job.cluster.run("scontrol", "release", record["job_id"])
     other = dataclasses.replace(job, job_id=record["job_id"], log=Path(record["logs"][0]))
     other.wait()
-    assert results(job.run) == results(undisturbed[1])
+    assert results(job.run) == results(undisturbed)
     assert job.record()["restarts"] == 1
 
 
@@ -123,10 +122,3 @@ def test_following_goes_on_over_a_requeue(watched: Watcher, project: SlurmProjec
     assert said.splitlines() == job.log.read_text().splitlines()
     row = watched.seen()[f"lstm/slurm-{job.job_id}"]
     assert (row["state"], row["restarts"]) == ("finished", 1)
-
-
-def test_a_log_is_waited_for(followed: Followed) -> None:
-    """`logs -f` says that the job is waiting, and later follows the job's log to its end."""
-    said = f"slurm-{followed.job.job_id} is pending (JobHeldUser); waiting"
-    assert (followed.code, said in followed.first) == (0, True)
-    assert "epoch 40/40" in followed.output

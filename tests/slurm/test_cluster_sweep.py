@@ -118,7 +118,7 @@ def test_a_search_that_is_warned_goes_on_and_others_join(
     flags = ("--gres=none", "--cpus-per-task=1", "--mem=4G")
     job = tune(project, *flags, arguments=["jobs/small.toml", "--workers", "1"])
     (worker,) = stop_workers(job)
-    job.cluster.run("scancel", "--batch", "--signal=USR2", job.job_id)
+    job.warn()
     wait_until(lambda: has_warning(worker), timeout_s=60)
     joined = project.sbatch("tune", *flags, "--array=1-2", arguments=["--join", str(job.run)])
     with contextlib.suppress(ProcessLookupError):

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests import preloaded
-from tests.gpu.null_gpu.make import DRIVER, SOURCES, make
+from tests.gpu.null_gpu.make import DRIVER, SOURCES, TOOLKIT, make
 
 TIMEOUT_S = 600.0
 
@@ -70,6 +70,7 @@ class Rig:
             "HOME": str(self.folder / "home"),
             "PATH": f"{self.environment / 'bin'}:/usr/bin:/bin",
             "LD_LIBRARY_PATH": str(self.environment / DRIVER),
+            "XLA_FLAGS": f"--xla_gpu_cuda_data_dir={self.environment / TOOLKIT}",
             "PYTHONPATH": str(PROJECT),  # the environment may have another checkout's harness
             "STUB_GPUS": str(gpus),
             "STUB_COUNTS": str(self.folder / "counts"),

@@ -21,6 +21,15 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent
 DRIVER = "driver"  # folder in OUT for LD_LIBRARY_PATH
+TOOLKIT = "cuda"  # folder in OUT for XLA_FLAGS=--xla_gpu_cuda_data_dir
+# TensorFlow compiles some kernels with the machine's CUDA toolkit, or else with that of NVIDIA's
+# package. This toolkit has no functions for kernels, and its assembler writes no code.
+PTXAS = """#!/bin/sh
+case $1 in
+    --version) echo "Cuda compilation tools, release 12.9, V12.9.86" ;;
+    *) echo none >"$3" ;; # ptxas SOURCE -o TARGET
+esac
+"""
 FLAGS = ("-O1", "-w", "-shared", "-fPIC")
 # For each library: name of its C file, name of the library, NVIDIA's package that contains it
 # (empty: the driver), and a pattern for the start of its functions' names.
@@ -56,6 +65,10 @@ def make(out: Path) -> None:
         ignore=shutil.ignore_patterns("include"),  # C++ headers, two thirds of the files
         copy_function=os.link,
     )
+    for path, content in (("bin/ptxas", PTXAS), ("nvvm/libdevice/libdevice.10.bc", "")):
+        (out / TOOLKIT / path).parent.mkdir(parents=True)
+        (out / TOOLKIT / path).write_text(content)
+    (out / TOOLKIT / "bin/ptxas").chmod(0o755)
     driver = out / DRIVER
     driver.mkdir()
     names = functions_of(folder / "tensorflow")
@@ -65,6 +78,7 @@ def make(out: Path) -> None:
         target.mkdir(parents=True, exist_ok=True)
         own = [each for each in names if re.match(begins, each)]
         compile_library([write_source(name, own, driver)], target / library, driver, name)
+    (folder / "nvidia/cuda_nvcc").symlink_to(out / TOOLKIT)
 
 
 def functions_of(tensorflow: Path) -> list[str]:

@@ -179,7 +179,8 @@ def test_two_nodes_save_when_their_script_gets_a_term(project: SlurmProject) -> 
     """The script forwards the TERM as USR2, because srun kills its step at a TERM."""
     words = ["--set", "train.checkpoint_every_s=600", "--set", "train.epochs=500"]
     job = project.sbatch("lstm", *TWO_NODES, arguments=["--devices", "cpu", *TWO_REPLICAS, *words])
-    wait_until(lambda: job.run.exists() and job.record().get("step", 0) > 20, timeout_s=60)
+    begun = job.run / "state.json"
+    wait_until(lambda: begun.exists() and job.record().get("step", 0) > 20, timeout_s=60)
     job.cluster.run("scancel", "--batch", "--signal=TERM", job.job_id)
     wait_until(lambda: job.cluster.state(job.job_id) in ENDED, timeout_s=30)
     assert (job.record()["phase"], newest_step(job.run) >= 20) == ("interrupted", True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import Harness, calm_run, results
+from tests.conftest import Harness, calm_run, results, wait_for
 from tests.data.made_up_texts import make_rows, write_csv
 from tests.training.kills import ON_TWO, killed_on_two, killed_run, trained_with_kills
 from tests.training.test_tensorboard_log import Point, points
@@ -124,9 +124,7 @@ def test_a_run_that_was_taken_over_writes_nothing_more(harness: Harness) -> None
     """A process that was suspended while another process finished the run changes no byte."""
     older = harness.start(*harness.train_words("lstm", "killed"))
     run = harness.runs / "lstm" / "killed"
-    deadline = time.monotonic() + 60
-    while not (run / "job.toml").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for((run / "job.toml").exists)
     older.send_signal(signal.SIGSTOP)
     harness.succeed("resume", run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

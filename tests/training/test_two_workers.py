@@ -2,14 +2,13 @@
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from harness.system.lenient_json import read_json
-from tests.conftest import Harness
+from tests.conftest import Harness, wait_for
 from tests.gpu.full import two_workers
 from tests.preloaded import Process
 
@@ -43,11 +42,12 @@ class Pair:
 
     def wait_for_step(self, step: int) -> None:
         """Wait until the chief's heartbeat reports `step` or a later step."""
-        deadline = time.monotonic() + 180
-        while (read_json(self.run / "state.json").get("step") or 0) < step:
-            assert time.monotonic() < deadline, "waited too long"
+
+        def is_reached() -> bool:
             assert [each.poll() for each in self.processes] == [None, None]
-            time.sleep(0.1)
+            return (read_json(self.run / "state.json").get("step") or 0) >= step
+
+        wait_for(is_reached, 180)
 
     def num_threads(self) -> list[int]:
         """Return the number of threads of each process."""

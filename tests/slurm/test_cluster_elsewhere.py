@@ -68,7 +68,7 @@ def test_each_way_of_asking_reaches_slurm_alone(
 @pytest.mark.parametrize(
     ("flag", "said"),
     [
-        ("--gres=gpu:a100:2", r"job \d+ on gpu-a-01: 2 GPUs, .* 17.2 GB$"),
+        ("--gres=gpu:a100:2", r"job \d+ on gpu-a-01: 2 GPUs, 1 CPUs?, 17.2 GB$"),
         (
             "--gpus-per-node=2",
             r"1 GPU, .*; --gpus-per-node=2 does not replace .* use --gres=gpu:2,",

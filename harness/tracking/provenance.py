@@ -44,6 +44,9 @@ def write_provenance(
         start: values for the new entry of the record's list `starts`; must contain `devices`.
     """
     code = code_of(run)
+    asked = asked_of(allocation) if allocation else {}
+    if allocation:  # each seed of a job on several nodes trains on a single node
+        asked["nodes"] = allocation.num_tasks
     record = run.certain_json(RECORD) or {
         **code,
         "packages": _packages(),
@@ -64,7 +67,7 @@ def write_provenance(
             "harness": __version__,
             "host": socket.gethostname(),
             "slurm_job": allocation.job_id if allocation else None,
-            "slurm_asked": asked_of(allocation) if allocation else {},
+            "slurm_asked": asked,
             "cpus": given_cpus(allocation),
             **_fingerprint(code),
             **this_machine(start["devices"]),

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from harness.job.job_file import load_job
 from harness.slurm.client import Queue
 from harness.slurm.environment import BATCH_JOB, SlurmEnvironment, asked_of
 from harness.slurm.resources import Resources
+from harness.tracking.provenance import write_provenance
 from harness.tracking.records import RunStatus
 from harness.tracking.resume import as_job, interrupted
-from harness.tracking.run_dir import ask_to_cancel, stamped
+from harness.tracking.run_dir import RunDirectory, ask_to_cancel, stamped
 from harness.tracking.status import pick, select_runs
 from tests.conftest import JOBS, SHRUNK, Harness
 from tests.tracking.site import Site
@@ -110,6 +112,19 @@ def test_the_job_requests_the_resources_of_the_last_start(
     assert resumed.resources.gpus == gpus
     resumed.resources.check()
     assert (resumed.resumes, resumed.job) == (tmp_path / "a", load_job(JOBS / "gru.toml"))
+
+
+def test_a_seed_of_a_job_on_several_nodes_continues_on_one(tmp_path: Path) -> None:
+    """A run on several nodes has a task on each of them, and continues on as many nodes."""
+    dataset: Any = SimpleNamespace(record=dict)
+    for num in (1, 2):
+        step = {"SLURM_STEP_ID": "3", "SLURM_STEP_NUM_TASKS": str(num)}
+        status = stopped(tmp_path / str(num), {})
+        job = SlurmEnvironment.from_environment({**SLURM, **step, "SLURM_JOB_ID": "7"})
+        run, start = RunDirectory(status.folder), {"devices": GPUS * num}
+        write_provenance(run, dataset, job, devices_asked=None, plan={}, start=start)
+        wanted = as_job(status, Resources()).resources
+        assert (wanted.nodes, wanted.gpus) == (num, "2")
 
 
 @pytest.mark.parametrize("name", ["search", "session", "run"])

@@ -217,6 +217,7 @@ class Ending:
     used_gb: float | None = None
     retries_memory: bool = False  # whether the user set --retry-memory
     max_requeues: int = MAX_REQUEUES
+    is_submitted: bool = True  # whether `harness submit` was used
     why: str = ""  # why the run stopped, from its heartbeat; empty if unknown
 
     @property
@@ -275,7 +276,10 @@ def decide(ending: Ending, before: Counters) -> Decision:
         # A job with several seeds has no folder of this name: each seed's run has its own folder.
         job, _, _ = ending.start.rpartition(".")
         named = shlex.quote(ending.run) if has_run else job
-        return stop(f"interrupted; continue with: harness submit --resume {named}")
+        again = f"harness submit --resume {named}"
+        if not (has_run or ending.is_submitted):  # no record lists the seeds that have not begun
+            again = f"the same command with --run-id {Path(ending.run).name}"
+        return stop(f"interrupted; continue with: {again}")
     if ending.code == KILLED and ending.num_nodes == 1:
         return _out_of_memory(ending, counters)
     if not ending.can_go_on:
@@ -397,6 +401,7 @@ def ending_of(
         used_gb=used_gb,
         retries_memory=allocation.retries_memory,
         max_requeues=allocation.max_requeues,
+        is_submitted=allocation.is_submitted,
         why=text(state.get("error")) or text(state.get("signal")) or "",
     )
 

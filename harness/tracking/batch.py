@@ -27,7 +27,7 @@ class BatchRequest:
     workers: int | None = None  # number of runs at a time; by default as many as the devices allow
     runs_per_gpu: int = 1
     host_gb: tuple[float, ...] = ()  # for each job, the host memory in GB that a run needs
-    again: str = ""  # command that continues the runs; by default the same command with --run-id
+    again: str = ""  # command that continues the runs; if empty, `train_batch` chooses it
 
 
 def jobs_of(
@@ -88,7 +88,8 @@ def train_batch(request: BatchRequest, console: Console) -> list[Path]:
     # copies are not in TMPDIR because other nodes read them too.
     parent = submissions(request.runs.absolute())
     again = request.again or f"the same command with --run-id {prefix}"
-    if not request.again and allocation and allocation.is_batch:  # the job script chose the id
+    # The job script chose the id. Only `harness submit` records seeds that may not begin.
+    if not request.again and allocation and allocation.is_batch and allocation.is_submitted:
         again = f"harness submit --resume {allocation.own_id}"
     remedy = f"continue with {again}"
     try:

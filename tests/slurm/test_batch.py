@@ -46,6 +46,12 @@ TABLE = {
         "stop",
         "continue with: harness submit --resume 1",
     ),
+    "cancelled, no record of the seeds": (
+        Ending(75, run="/my runs/lstm/slurm-1", signals=TERMED, reached=20, is_submitted=False),
+        NEW,
+        "stop",
+        "continue with: the same command with --run-id slurm-1",
+    ),
     "cancelled before the first step": (
         Ending(75, run="/my runs/lstm", signals=TERMED, reached=0),
         NEW,

@@ -27,9 +27,10 @@ def test_all_jobs_of_a_seed_come_before_those_of_the_next() -> None:
 def test_an_interrupted_batch_names_the_command_that_continues_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a job that a job script began, it is `harness submit --resume` with the job's id.
+    """In a job of `harness submit`, it is `harness submit --resume` with the job's id.
 
-    The runs of `harness sweep retrain` are not named after the job, so its command stays.
+    Plain sbatch records no seeds, so `submit --resume` would omit those that have not begun. The
+    runs of `harness sweep retrain` are not named after the job, so its command stays.
     """
 
     def begin(*_: object, **__: object) -> None:
@@ -39,8 +40,11 @@ def test_an_interrupted_batch_names_the_command_that_continues_it(
     request = BatchRequest(jobs_of([JOBS / "lstm.toml"], (), (1, 2)), tmp_path, run_id="slurm-7")
     with pytest.raises(Interrupted, match="the same command with --run-id slurm-7"):
         train_batch(request, Console())
-    for name, value in (("SLURM_JOB_ID", "7"), ("HARNESS_BATCH_JOB", "7")):
-        monkeypatch.setenv(name, value)
+    for name in ("SLURM_JOB_ID", "HARNESS_BATCH_JOB"):
+        monkeypatch.setenv(name, "7")
+    with pytest.raises(Interrupted, match="the same command with --run-id slurm-7"):
+        train_batch(request, Console())
+    monkeypatch.setenv("HARNESS_SNAPSHOT", "1")
     with pytest.raises(Interrupted, match="continue with harness submit --resume 7"):
         train_batch(request, Console())
     with pytest.raises(Interrupted, match=r"continue with harness sweep retrain s$"):

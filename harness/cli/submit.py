@@ -140,6 +140,7 @@ def resume_request(
     """
     from harness.slurm.client import Queue
     from harness.slurm.environment import SlurmEnvironment
+    from harness.slurm.script import submissions
     from harness.slurm.submit import check_request
     from harness.tracking.resume import as_job, interrupted
     from harness.tracking.status import select_runs, survey, was_out_of_memory
@@ -148,9 +149,10 @@ def resume_request(
         raise InputError("--resume: give folders or ids of runs, or --all-interrupted, not both")
     queue = Queue()
     chosen = survey(runs, queue) if everything else select_runs(names, runs, queue)
-    # Inside a job, Slurm's answer is not needed: the job continues its own run, and no other job
-    # waits to continue this run.
-    if queue.problem and SlurmEnvironment.from_environment() is None:
+    # In a job script of the harness, Slurm's answer is not needed: the job continues its own run,
+    # and no other job waits to continue this run.
+    own = SlurmEnvironment.from_environment()
+    if queue.problem and not (own and own.is_batch):
         raise RunError(
             f"--resume: {queue.problem}, so harness can't know whether a run already has a waiting "
             "Slurm job; try again"
@@ -172,6 +174,10 @@ def resume_request(
                 logging.WARNING,
                 f"{each.run}: the last job ran out of memory; request more with --mem",
             )
+    # `harness status --runs` shows the new jobs only if their records are in the runs' own folder.
+    homes = {each.folder.absolute().parent.parent for each in chosen}
+    if len(homes) == 1 and submissions(home := homes.pop()).is_dir():
+        runs = home
     return check_request(resumed, runs)
 
 

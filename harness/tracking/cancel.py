@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import time
@@ -150,5 +151,6 @@ def wait_until_saved(
         sleep(POLL_S)
         waited_s += POLL_S
     raise RunError(
-        f"run {status.run}: did not stop within {WAIT_S:.0f} s; see harness status {status.run}"
+        f"run {status.run}: did not stop within {WAIT_S:.0f} s; see harness status "
+        f"{shlex.quote(str(status.folder))}"
     )

@@ -182,7 +182,11 @@ def survey(runs: Path, queue: Queue | None, folders: Sequence[Path] = ()) -> lis
     """
     now, jobs = time.time(), queue.jobs() if queue else None
     asked_s_ago = now - queue.asked_at if queue else 0.0
-    sent = {os.path.realpath(each.folder): each for each in read_submissions(submissions(runs))}
+    # The records of a run are in the folder of runs that contains the run.
+    homes = {os.path.realpath(each) for each in (runs, *(each / "../.." for each in folders))}
+    records = [each for home in homes for each in read_submissions(submissions(Path(home)))]
+    records.sort(key=lambda each: each.time_s)
+    sent = {os.path.realpath(each.folder): each for each in records}
 
     def look(found: RunFolder) -> RunStatus:
         name = str(found.path).removeprefix(f"{runs}/")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,19 @@ def test_record_and_log_of_a_submitted_job(site: Harness) -> None:
     assert (site.runs / "logs").is_dir()
 
 
+def test_the_next_commands_find_a_waiting_job(site: Harness) -> None:
+    """The record of the job may be in another folder of runs than the default one."""
+    answer(site, "PENDING|0:00|Priority")
+    done = site.run_here("submit", LSTM, "--runs", site.folder / "my runs")
+    printed = re.findall(r"(?m)^(?:next|    )  harness (.*)$", done.stdout)
+    words = [shlex.split(line.removesuffix(" -f")) for line in printed]
+    status, logs, cancel = (site.run_here(*each) for each in words)
+    assert " pending " in status.stdout
+    assert "the run is pending" in logs.stderr, logs.stderr
+    assert "job 77 was removed from the queue" in cancel.stdout, cancel.stderr
+    assert (site.folder / "cancelled").read_text() == "77\n"
+
+
 def test_a_refused_submission_leaves_nothing(site: Harness) -> None:
     """The error contains all messages of sbatch."""
     says = "echo warming up >&2; echo 'sbatch: error: no way' >&2; exit 1"
@@ -198,10 +212,18 @@ def test_a_run_gets_no_second_job(site: Harness) -> None:
     state = {"phase": "interrupted", "slurm_job": "12", "time_s": 1.0}
     (run / "state.json").write_text(json.dumps(state))
     site.program("squeue", "echo 'squeue: error: no controller' >&2; exit 1")
-    for words in (["submit", "--all-interrupted"], ["submit", "--resume", run], ["cancel", run]):
-        done = site.run_here(*words)
-        assert done.returncode == 1, words
-        assert "squeue gives no answer" in done.stderr, words
+    for session in ({}, {"SLURM_JOB_ID": "9"}):  # outside of a job, and in a session with a shell
+        site.environment |= session
+        for words in (
+            ["submit", "--all-interrupted"],
+            ["submit", "--resume", run],
+            ["cancel", run],
+        ):
+            done = site.run_here(*words)
+            assert done.returncode == 1, words
+            assert "squeue gives no answer" in done.stderr, words
+    site.environment["HARNESS_BATCH_JOB"] = "9"  # the script of a job continues the job's own run
+    assert site.run_here("submit", "--resume", run, "--dry-run").returncode == 0
 
 
 def test_files_of_a_job_in_any_locale_and_with_any_umask(

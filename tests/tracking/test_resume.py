@@ -267,22 +267,32 @@ def test_a_search_that_had_not_begun_begins(harness: Harness, site: Site) -> Non
     assert call.endswith(f"/tune_lstm.toml --sweep-id slurm-3 --runs {harness.runs}")
 
 
-def test_a_run_in_another_folder_gets_one_job(harness: Harness, site: Site) -> None:
-    """The job's record is in the folder of --runs, and a second job is refused."""
+@pytest.mark.parametrize("had_jobs", [True, False])
+def test_a_run_in_another_folder_gets_one_job(harness: Harness, site: Site, had_jobs: bool) -> None:
+    """The job's record is in the run's own folder of runs if this folder has records of jobs.
+
+    Else it is in the folder of --runs. A second job is refused.
+    """
     site.program("sbatch", "echo 77")
     site.slurm("77|77|PENDING|0:00|Priority|/x.sh")
     runs = site.folder / "empty"
     harness.environment |= {"PATH": os.environ["PATH"], "HARNESS_RUNS": str(runs)}
     run = site.run("a", "interrupted", 60).folder
+    if had_jobs:
+        site.submission("76", [])
     done = harness.run_here("submit", "--resume", run)
     assert done.returncode == 0, done.stderr
+    home = site.runs if had_jobs else runs
+    assert (home / ".submissions/77.json").exists()
     (status,) = select_runs([str(run)], runs, Queue())
     assert (status.state, status.reported_job) == ("pending", "77")
-    done = harness.run_here("submit", "--resume", run)
-    assert (
-        done.returncode,
-        "is pending; first stop the run with harness cancel" in done.stderr,
-    ) == (2, True)
+    for words in ([], ["--runs", home]):
+        done = harness.run_here("submit", "--resume", run, *words)
+        said = "is pending; first stop the run with harness cancel"
+        assert (done.returncode, said in done.stderr) == (2, True)
+    if had_jobs:
+        done = harness.run_here("submit", "--all-interrupted", "--runs", home)
+        assert (done.returncode, "has no interrupted run" in done.stderr) == (2, True)
 
 
 def test_training_outside_of_a_job_is_a_warning_or_refused(harness: Harness) -> None:

@@ -13,8 +13,8 @@ from harness.cli.options import (
     Here,
     RunsFolder,
     TrustCode,
+    by_srun,
     confirm_here,
-    quoted,
 )
 from harness.errors import DiskError, InputError, RunError
 from harness.system.console import echo, log
@@ -51,7 +51,8 @@ def audit(
     """
     if quick + full + (epochs is not None) > 1:
         raise InputError("--quick, --epochs, --full: can't be combined; use only one of them")
-    confirm_here(f"srun harness audit {quoted(folders[0])}", here=here)
+    if not quick:
+        confirm_here(by_srun(), here=here)
     if len(folders) == 1:
         depth = 0 if quick else None if full else epochs or 1
         _audit(folders[0], depth, devices=devices, data=data, runs=runs)

@@ -3,6 +3,7 @@
 import logging
 import os
 import shlex
+import sys
 from pathlib import Path
 from socket import gethostname
 from typing import Annotated
@@ -72,8 +73,8 @@ DeviceList = Annotated[
         callback=_some_devices,
         metavar="KIND:N",
         help="devices, such as gpu:2, cpu or cpu:2; trials, and runs side by side, use one device "
-        "each: gpu or cpu; default: those that an existing run began with, else HARNESS_DEVICES, "
-        "else all GPUs, else the CPU",
+        "each: gpu or cpu; default: those requested when an existing run began, else "
+        "HARNESS_DEVICES, else all GPUs, else the CPU",
     ),
 ]
 Full = Annotated[
@@ -118,11 +119,22 @@ def quoted(path: Path | str) -> str:
     return shlex.quote(str(path))
 
 
+def submission(job: Path | str, overrides: list[str] | None, *options: str) -> str:
+    """Return the command that submits a job with the same settings."""
+    changed = [f"--set={each}" for each in overrides or ()]
+    return shlex.join(["harness", "submit", str(job), *changed, *options])
+
+
+def by_srun() -> str:
+    """Return this process's own command, to run with srun."""
+    return shlex.join(["srun", "harness", *sys.argv[1:]])
+
+
 def confirm_here(instead: str, *, here: bool) -> None:
     """On a cluster, warn that this command trains outside of a Slurm job.
 
     Args:
-        instead: the command that submits a Slurm job.
+        instead: the command that does the same in a Slurm job.
         here: whether the user passed --here.
 
     Raises:

@@ -24,8 +24,10 @@ from harness.cli.options import (
     Strict,
     TrustCode,
     Workers,
+    by_srun,
     confirm_here,
     quoted,
+    submission,
 )
 from harness.errors import InputError
 from harness.system.console import Console, echo, log
@@ -87,6 +89,9 @@ def train(
 
     A run trains and tests one model and records everything in its folder.
     """
+    wanted = seeds if seed is None else seed
+    seeded = [] if wanted is None else [f"--seeds={wanted}"]
+    instead = submission(job_files[0] if len(job_files) == 1 else "JOB", overrides, *seeded)
     if len(job_files) == 1 and seeds is None:
         if workers or runs_per_gpu > 1:
             raise InputError("--workers, --runs-per-gpu: are for several runs; add --seeds")
@@ -99,7 +104,8 @@ def train(
         run = RunDirectory.new(runs, job, run_id)
         try:
             if not run.finished():
-                confirm_here(f"harness submit {quoted(job_files[0])}", here=here)
+                # `submit` can't begin with a parent.
+                confirm_here(by_srun() if parent else instead, here=here)
             launched = LaunchOptions(devices, data, full, strict, parent)
             result = launch(run, job, options=launched, console=console)
         finally:
@@ -127,7 +133,7 @@ def train(
     options += ["--full"] if full else []
     options += ["--strict"] if strict else []
     jobs = jobs_of(job_files, overrides or (), chosen)
-    confirm_here("harness submit JOB --seeds 1-5 --pack", here=here)
+    confirm_here(f"{instead} --pack" if chosen else instead, here=here)
     folders = train_batch(
         BatchRequest(
             jobs=jobs,
@@ -228,7 +234,8 @@ def predict(
     is_jsonl: Annotated[
         bool,
         typer.Option(
-            "--jsonl", help='each line is JSON, "…" or {"text": "…"}; default for .jsonl files'
+            "--jsonl",
+            help='each line is JSON, "…" or {"text": "…"}; default for .jsonl and .ndjson files',
         ),
     ] = False,
     as_json: AsJson = False,

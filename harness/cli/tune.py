@@ -19,6 +19,7 @@ from harness.cli.options import (
     WorkersPerGpu,
     confirm_here,
     quoted,
+    submission,
 )
 from harness.errors import explain_interruption
 from harness.system.console import Console, echo
@@ -71,7 +72,7 @@ def tune(
     request = _request(devices, data, workers, workers_per_gpu)
     search = load_search(job_file, overrides or ())
     sweep = SweepDirectory.new(runs, search, sweep_id)
-    confirm_here(f"harness submit {quoted(job_file)}", here=here)
+    confirm_here(submission(job_file, overrides), here=here)
     run_sweep(sweep, search, request, full=full)
 
 

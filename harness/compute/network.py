@@ -161,8 +161,9 @@ def check_network(
     Args:
         num_outputs: the network's number of outputs, see `Dataset.num_outputs`.
         num_replicas: the number of replicas of the run.
-        trains: whether to also check that the network can be trained, accepts short reviews
-            (`data.bucket`) and compiles with XLA (`train.xla`).
+        trains: whether to also check that the function returns an equal network at each call, and
+            that the network can be trained, accepts short reviews (`data.bucket`) and compiles with
+            XLA (`train.xla`).
 
     Returns:
         A warning that names the layers whose results depend on the number of replicas; "" if there
@@ -185,6 +186,7 @@ def check_network(
     with own_errors(where):
         outputs = np.asarray(keras.ops.cast(model(tokens, training=False), "float32"))
     if trains:
+        training_network(job, model, num_outputs)  # a second call must return an equal network
         _check_forms(model, job, tokens, where)
     for layer in all_layers(model):
         if num_replicas > 1 and getattr(layer, "synchronized", False):

@@ -16,6 +16,7 @@ from harness.compute.optimizer import schedule_of
 from harness.errors import InputError, RunError
 from harness.job.keys import SCORES, Job, TrainConfig
 from harness.job.own_code import load_function, own_errors
+from harness.system import watchdog
 from harness.tracking.run_dir import untimed
 from harness.training.progress import Progress
 
@@ -88,7 +89,7 @@ class RunCallbacks:
     @property
     def forgetful(self) -> list[str]:
         """The names of the user's callbacks whose state a resumed run can't restore."""
-        pairs = zip(self.train.callbacks, self.own, strict=False)
+        pairs = zip(self.train.callbacks, self.own, strict=True)
         return [name for name, callback in pairs if not _has_state(callback)]
 
     def begin(self, progress: Progress) -> None:
@@ -166,7 +167,7 @@ class RunCallbacks:
     def _call(self, callback: keras.callbacks.Callback, hook: str, *args: Any) -> Any:
         name = self.train.callbacks[self.own.index(callback)]
         try:
-            with own_errors(f"{KEY} = {name!r}"):
+            with own_errors(f"{KEY} = {name!r}"), watchdog.current.pausing():
                 return getattr(callback, hook)(*args)
         except InputError as error:  # no InputError, because the run has already begun
             raise RunError(str(error)) from None

@@ -33,7 +33,7 @@ from harness.training.progress import exported_epoch, score_to_keep
 from harness.training.step_report import StepResults, report_steps
 from harness.training.tensorboard_log import TensorBoardLog
 
-STEPS_TO_STOP = 10  # all workers stop at most this many steps after a worker receives a signal
+STEPS_TO_STOP = 10  # workers agree on a stop after each execution that passes a multiple of this
 
 
 class Trainer:
@@ -59,7 +59,7 @@ class Trainer:
         train = context.job.train
         self.num_reviews = len(training.labels)
         self.steps_per_epoch = num_steps(self.num_reviews, train.batch_size)
-        self.drain_every = train.log_every_steps  # the number of steps between calls of `_drain`
+        self.drain_every = train.log_every_steps  # `_drain` is called after multiples of this
         if not self.stop.alone:
             self.drain_every = min(train.log_every_steps, STEPS_TO_STOP)
         # The time from the start of this process to the end of its first training step.
@@ -78,7 +78,9 @@ class Trainer:
         Create the iterator over batches, trace the graph of a step, and open the TensorBoard log.
 
         Raises:
-            RunError: if the checkpoint is of another job, or a newer process took over the run.
+            InputError, Interrupted, DiskError, RunError: see `checkpoint.restore`.
+            DiskError: if the TensorBoard log can't be written.
+            RunError: if a user's callback fails, or a newer process took over the run.
         """
         self._began_s = time.perf_counter()
         if worker_group:
@@ -148,8 +150,7 @@ class Trainer:
                 # If asked to stop, stop before `on_epoch_begin` is called, because a resumed run
                 # calls `on_epoch_begin` again.
                 self.stop.check()
-                with watchdog.current.pausing():
-                    self.callbacks.on_epoch_begin(progress.epoch)
+                self.callbacks.on_epoch_begin(progress.epoch)
             self._train_epoch()
             line = progress.epoch_metrics(self.num_reviews, self._learning_rate())
             train_step.export_weights()
@@ -164,8 +165,7 @@ class Trainer:
                 progress.best_weights = train_step.export_model.get_weights()
             self._end_epoch(line)
         self._is_over = True
-        with watchdog.current.pausing():
-            self.callbacks.on_train_end()
+        self.callbacks.on_train_end()
         if self.score_to_keep:
             train_step.export_model.set_weights(progress.best_weights)
         else:
@@ -190,8 +190,8 @@ class Trainer:
                 self.first_step_s = round(age_s(), 3)
                 self.heartbeat.beat("training", first_step_s=self.first_step_s)
             before, step = step, step + num
-            # All workers, and a resumed run, call `_drain` at the same steps: multiples of
-            # `drain_every`.
+            # All workers must call `agree` after the same steps: the ends of the executions that
+            # pass a multiple of `drain_every`.
             is_boundary = step // self.drain_every > before // self.drain_every
             if is_boundary or step == self.steps_per_epoch:
                 self._drain()
@@ -293,8 +293,7 @@ class Trainer:
     def _end_epoch(self, line: dict[str, Any]) -> None:
         self.log.epoch(line)
         # Called before the checkpoint is written, because callbacks may cut the learning rate.
-        with watchdog.current.pausing():
-            self.callbacks.on_epoch_end(line)
+        self.callbacks.on_epoch_end(line)
         self._save()
         self._write_metrics()
         self.console.epoch(line, self.job.train.epochs)

@@ -10,6 +10,7 @@ from harness.compute.optimizer import build_optimizer, schedule_of
 from harness.errors import InputError, RunError
 from harness.job.job_file import check_job
 from harness.job.keys import Job, TrainConfig
+from harness.system import watchdog
 from harness.training.callbacks import RunCallbacks, own_callbacks
 from harness.training.progress import Progress
 
@@ -63,6 +64,30 @@ def test_own_callbacks_are_called_at_epochs_and_get_their_state() -> None:
     again.on_train_end()
     assert again.states() == [["begin", "epoch 0", [0, names], "end"]]
     assert again.forgetful == []
+
+
+def test_the_watchdog_waits_for_the_users_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No callback is a hang: neither in its hooks, nor while its state is saved or loaded."""
+    dog = watchdog.Watchdog(0, 0, watchdog.end)
+    monkeypatch.setattr(watchdog, "current", dog)
+    watched: list[object] = []
+
+    class Looks(keras.callbacks.Callback):  # type: ignore[misc] # Keras ships no types
+        def __getattribute__(self, name: str) -> object:
+            if name.startswith(("on_", "set_")) or name in ("save_state", "load_state"):
+                return lambda *_: watched.append(dog.watched)
+            return super().__getattribute__(name)
+
+    train = job_of(COUNTS).train
+    with dog.watching(watchdog.Watched("a GPU", "")):
+        callbacks = RunCallbacks(train, model_of(train), [Looks()])
+        callbacks.begin(Progress(callback_states=[1]))
+        callbacks.on_epoch_begin(0)
+        callbacks.on_epoch_end(LINE)
+        callbacks.states()
+        callbacks.on_train_end()
+        assert dog.watched
+    assert watched == [None] * 8
 
 
 def test_a_stop_that_a_callback_undid_stays_undone() -> None:

@@ -63,12 +63,16 @@ def checked_strategy(
 def first_use(card: Card) -> str:
     """Return a message if the driver still has to compile the kernels for a card; else ""."""
     folder = kernel_cache()
-    is_filled = folder and folder.is_dir() and any(folder.iterdir())
-    if has_machine_code(card) or folder is None or is_filled:
+    if has_machine_code(card) or (folder and folder.is_dir() and any(folder.iterdir())):
         return ""
+    duration = (
+        f"this start takes minutes longer, later starts load kernels from {folder}"
+        if folder
+        else "starts take minutes longer; set CUDA_CACHE_PATH, and unset CUDA_CACHE_DISABLE"
+    )
     return (
         f"{card.title}: TensorFlow has no machine code for it, so the driver compiles the kernels "
-        f"at first use; this start takes minutes longer, later starts load kernels from {folder}"
+        f"at first use; {duration}"
     )
 
 
@@ -89,7 +93,7 @@ def is_switched_off() -> bool:
 
 
 def check_devices(warn: Callable[[str], object]) -> None:
-    """Raise an error if a GPU's results differ from the CPU's; call this after `make_strategy`.
+    """Raise an error if the results of a visible GPU differ from the CPU's.
 
     Raises:
         NodeFault: if a GPU computes wrong results; the job is then requeued without the node.
@@ -106,8 +110,8 @@ def check_devices(warn: Callable[[str], object]) -> None:
             # `check_results` raises an error that says so.
             check_results()
             text = (
-                f"GPU {index} ({card_of(gpu).name}) computes wrong results: {problem}; run harness "
-                "resume on another node, and report this node to your site"
+                f"GPU {index} ({card_of(gpu).name}) computes wrong results: {problem}; use "
+                "another node, and report this node to your site"
             )
             raise NodeFault(text, will_requeue=report_node_fault(text))
 

@@ -40,8 +40,8 @@ class DeviceError(NamedTuple):
 
 LIBRARY_REFUSED = "a CUDA library refused"
 ANOTHER_NODE = (
-    "run harness resume on another node, and report this node to your site; if the run fails on "
-    "that node too, CUDA or TensorFlow is at fault"
+    "use another node, and report this node to your site; if it happens there too, CUDA or "
+    "TensorFlow is at fault"
 )
 # The first pattern that matches counts. The tests in tests/gpu provoke these errors. After a fault
 # of the node, the job is requeued without the node.

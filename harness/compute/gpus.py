@@ -25,13 +25,13 @@ def check_gpus(
 ) -> None:
     """Raise an error with a remedy if TensorFlow sees fewer GPUs than promised.
 
-    GPUs are promised by `--devices`, CUDA_VISIBLE_DEVICES or Slurm. If no GPU is promised and
+    GPUs are promised by `requested`, CUDA_VISIBLE_DEVICES or Slurm. If no GPU is promised and
     TensorFlow sees none, the run trains on the CPU. If the node has NVIDIA's driver, a warning
     then gives the reason. The warning is left out if CUDA_VISIBLE_DEVICES hides all GPUs. Call this
     function after the import of TensorFlow.
 
     Args:
-        requested: the devices that `--devices` requests, if it is set.
+        requested: the devices of `--devices`, HARNESS_DEVICES or the run's record, if any.
         allocation: the Slurm job, if there is one.
         warn: called with the text of a warning.
         environment: the environment variables. If CUDA_VISIBLE_DEVICES hides all GPUs,
@@ -51,7 +51,7 @@ def check_gpus(
     promised = given or 0
     promised_by = f"Slurm gave {promised} GPU{'s' if promised > 1 else ''}"
     if requested:
-        promised, promised_by = requested.count, f"--devices {requested}"
+        promised, promised_by = requested.count, f"requested devices {requested}"
     elif names := gpu.visible_names(visible):
         promised, promised_by = len(names), f"CUDA_VISIBLE_DEVICES={visible}"
     num_seen = len(tf.config.list_physical_devices("GPU"))

@@ -17,7 +17,7 @@ Compute = Callable[[LSTM, tf.Tensor, list[tf.Tensor]], tuple[tf.Tensor, list[tf.
 
 
 def recurrent_layers(model: keras.Model) -> list[keras.Layer]:
-    """Return the model's recurrent layers, in order."""
+    """Return the model's own recurrent layers, in order, without those in nested models."""
     return [layer for layer in model.layers if isinstance(layer, RNN | Bidirectional)]
 
 
@@ -220,7 +220,7 @@ def _in_blocks_order(gates: tf.Tensor) -> tf.Tensor:
 
 
 def count_parameters(model: keras.Model) -> dict[str, int]:
-    """Count the parameters of the model and of its recurrent layers."""
+    """Count the parameters of the model and of its `recurrent_layers`."""
     recurrent = sum(layer.count_params() for layer in recurrent_layers(model))
     return {"parameters": model.count_params(), "recurrent_parameters": recurrent}
 
@@ -287,8 +287,8 @@ def why_slow(kernels: Mapping[str, str]) -> str:
     if not names:
         return ""
     return (
-        f"{names}: slow on a GPU, because TensorFlow computes these layers word by word, without "
-        "cuDNN; set model.reset_after = true and train.xla = auto, or use a CPU (in a custom "
-        "network, cuDNN also needs Keras's default activations and biases, and no masks, "
-        "recurrent_dropout or unroll)"
+        f"{names}: slow on a GPU, because cuDNN does not compute these layers; cuDNN needs "
+        "train.xla = auto, a run that began on a GPU, for a GRU model.reset_after = true, and in a "
+        "custom network Keras's default activations and biases, and no masks, recurrent_dropout or "
+        "unroll"
     )

@@ -195,7 +195,7 @@ def devices_in_use(requested: Devices | None) -> tuple[Devices, list[Any]]:
         return devices, []
     if devices.count > len(gpus):
         raise InputError(
-            f"--devices {devices}: this process sees {len(gpus)} GPUs; request fewer, use "
+            f"requested devices {devices}: this process sees {len(gpus)} GPUs; request fewer, use "
             "--devices cpu, or run harness where the GPUs are"
         )
     return devices, gpus[: devices.count]
@@ -218,7 +218,7 @@ def make_strategy(
     devices, gpus = devices_in_use(requested)
     if worker_group and devices.kind == "cpu" and devices.count > 1:
         raise InputError(
-            f"--devices {devices}: should be one CPU device per node; use --devices cpu"
+            f"requested devices {devices}: should be one CPU device per node; use --devices cpu"
         )
     tf.config.set_visible_devices(gpus, "GPU")
     if worker_group:

@@ -26,7 +26,7 @@ REFUSED = "Failed to call DoRnnForward with model config: [rnn_mode]: 2, 0, 0"
         (f"Failed to launch: {ECC}: uncorrectable ECC error", "the GPU's memory is broken"),
         (
             "stream did not block\nCUDA_ERROR_ILLEGAL_ADDRESS: an illegal access\n\t [[{{a}}]]",
-            "GPU: CUDA_ERROR_ILLEGAL_ADDRESS: an illegal access; run",
+            "GPU: CUDA_ERROR_ILLEGAL_ADDRESS: an illegal access; use",
         ),
         ("CUDA_ERROR_SYSTEM_NOT_READY: system not yet initialized", "the driver has lost the GPU"),
         ("CUDA driver version is insufficient for CUDA runtime version", "driver is too old"),
@@ -60,7 +60,7 @@ def test_an_error_of_cuda_is_one_line_with_a_remedy(text: str, part: str) -> Non
 @pytest.mark.parametrize(
     ("texts", "lasting", "part"),
     [
-        ([REFUSED], ECC, "the GPU's memory is broken: CUDA_ERROR_ECC_UNCORRECTABLE; run"),
+        ([REFUSED], ECC, "the GPU's memory is broken: CUDA_ERROR_ECC_UNCORRECTABLE; use"),
         (["Dst tensor is not initialized."], ECC, "the GPU's memory is broken"),
         ([REFUSED], FULL, "the device is out of memory"),
         (["No deterministic kernel"], FULL, "an operation has no deterministic kernel here"),

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
+from harness.compute import device_check
 from harness.compute.gpus import check_gpus
 from harness.compute.strategy import parse_devices
 from harness.errors import InputError, NodeFault
@@ -30,7 +31,7 @@ SLURM = {"SLURM_JOB_ID": "1", "SLURM_GPUS_ON_NODE": "1"}
     [
         ({"SLURM_JOB_ID": "1", "SLURM_JOB_GPUS": "0,1"}, None, f"Slurm gave 2 GPUs, {NO_DRIVER}"),
         ({"CUDA_VISIBLE_DEVICES": "0"}, None, f"CUDA_VISIBLE_DEVICES=0, {NO_DRIVER}"),
-        ({}, "gpu", f"--devices gpu:1, {NO_DRIVER}"),
+        ({}, "gpu", f"requested devices gpu:1, {NO_DRIVER}"),
         (SLURM | {"CUDA_VISIBLE_DEVICES": ""}, None, "VISIBLE_DEVICES is '', which hides all GPUs"),
     ],
     ids=["slurm-list", "visible", "devices", "hidden"],
@@ -43,6 +44,23 @@ def test_a_refusal_names_the_promise(
     allocation = SlurmEnvironment.from_environment(variables)
     with pytest.raises(InputError, match=re.escape(said)):
         check_gpus(requested, allocation, pytest.fail, variables)
+
+
+@pytest.mark.parametrize(
+    ("disables", "said"),
+    [("0", "later starts load kernels from "), ("1", "unset CUDA_CACHE_DISABLE")],
+)
+def test_the_first_use_of_a_card_is_announced(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, disables: str, said: str
+) -> None:
+    """Without a cache every start takes longer; a filled cache needs no message."""
+    monkeypatch.setattr(device_check, "has_machine_code", lambda card: False)
+    monkeypatch.setenv("CUDA_CACHE_PATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_CACHE_DISABLE", disables)
+    card = gpu.Card("NVIDIA H100", (9, 0))
+    assert said in device_check.first_use(card)
+    (tmp_path / "kernel").touch()
+    assert bool(device_check.first_use(card)) is (disables == "1")
 
 
 def test_a_packed_run_takes_its_gpu_from_the_list_of_its_node(harness: Harness) -> None:

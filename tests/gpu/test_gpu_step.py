@@ -73,14 +73,14 @@ import sys
 import keras
 from harness.compute.strategy import import_tensorflow, one_device
 tf = import_tensorflow(None)
+from harness.compute.execution_plan import choose
 from harness.compute.train_step import TrainStep
 from harness.job.job_file import load_job
-from harness.training.launch import plan_of
 from tests.gpu.count_steps import JOBS, open_batches
 for name, precision in CASES:
     without_dropout = ["model.dropout=0", "model.spatial_dropout=0"]
     job = load_job(JOBS / f"{name}.toml", [*without_dropout, f"train.precision={precision}"])
-    step = TrainStep(job, one_device(), plan_of(job, "gpu"))
+    step = TrainStep(job, one_device(), choose(job, "gpu", 1))
     print("BEGIN", precision, name, *step.in_float32, file=sys.stderr, flush=True)
     found, _ = step.gradients(next(open_batches(job, one_device())))
     [each.numpy() for each in found]
@@ -137,7 +137,7 @@ def test_a_run_on_two_gpus_ends(rig: Rig) -> None:
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "slow on a GPU" in line]
     assert line.startswith("warning: gru: ")
-    assert "set model.reset_after = true" in line
+    assert "for a GRU model.reset_after = true" in line
     assert "so during training these layers use float32: gru" in done.stdout
     result = json.loads((rig.folder / "runs/gru/rig/result.json").read_text())
     assert (result["num_replicas"], result["num_test"]) == (2, 200)

@@ -66,8 +66,9 @@ def launch(
 ) -> dict[str, Any]:
     """Begin or resume a run, and return its result. A finished run is not changed.
 
-    A resumed run uses the devices and the data in its record, unless the options set others. A new
-    run that continues a parent's checkpoint uses the parent's devices and plan.
+    A resumed run uses the requested devices and the data in its record, unless the options set
+    others. A new run that continues a parent's checkpoint uses the parent's requested devices and
+    plan.
 
     Raises:
         InputError: if devices or data are missing, or another version of harness or another user
@@ -154,7 +155,7 @@ def launch(
 
 
 def devices_to_use(run: RunDirectory, requested: str | None) -> str | None:
-    """Return the requested devices, else those in the run's record, else HARNESS_DEVICES."""
+    """Return the requested devices, else those requested in the record, else HARNESS_DEVICES."""
     return requested or run.certain_json(RECORD).get("devices_asked") or site_devices()
 
 
@@ -245,12 +246,12 @@ def join_workers(
     return worker_group, replace(context, run=run)
 
 
-def plan_of(job: Job, kind: str, run: RunDirectory | None = None) -> ExecutionPlan:
+def plan_of(job: Job, kind: str, run: RunDirectory) -> ExecutionPlan:
     """Return the plan in a run's record; without a record, choose a plan for `cpu` or `gpu`.
 
     `plan_of` doesn't import TensorFlow.
     """
-    begun = (run.certain_json(RECORD).get("plan") or {}) if run else {}
+    begun = run.certain_json(RECORD).get("plan") or {}
     cpus = given_cpus(SlurmEnvironment.from_environment())
     return choose(job, kind, cpus, begun=begun)
 
@@ -431,8 +432,8 @@ def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
         )
     dataset = dataset_of(run, job, data)
     check_same(dataset, run.result()["dataset_checksum"], f"run {run.folder}")
-    ratios = read_ratios(run)
-    with computing(job):
+    ratios, plan = read_ratios(run), plan_of(job, "cpu", run)
+    with computing(job, plan.threads):
         from harness.compute.evaluator import Evaluator
         from harness.data.input_pipeline import test_reviews
         from harness.inference.model_file import load_model
@@ -440,6 +441,5 @@ def evaluate_again(run: RunDirectory, data: Path | None) -> dict[str, Any]:
 
         test = test_reviews(job, dataset, ratios)
         model = load_model(run)
-        evaluator = Evaluator(model, one_device(), job, plan_of(job, "cpu", run))
-        probabilities = evaluator.probabilities(test)
+        probabilities = Evaluator(model, one_device(), job, plan).probabilities(test)
         return {"data": dataset.title, **test_scores(test.labels, probabilities)}

@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from harness.errors import InputError
 from harness.system import site_settings
 from tests.conftest import JOBS, Harness, failing, wait_for
 
@@ -182,6 +184,11 @@ def test_evaluate_gives_the_runs_own_scores(finished: tuple[Harness, Path]) -> N
     assert scores["confusion_matrix"] == result["confusion_matrix"]
     assert abs(scores["log_loss"] - result["log_loss"]) < 1e-6
     assert scores["data"].startswith("SAMPLE of IMDB, not the full")
+    # The same number of threads, on which the last bits depend.
+    plan = json.loads((run / "provenance.json").read_text())["plan"]
+    with mock.patch("harness.training.launch.computing", side_effect=InputError("here")) as begin:
+        harness.refuse("evaluate", run)
+    assert begin.call_args.args[1] == plan["threads"]
 
 
 @pytest.mark.parametrize("is_waiting", [False, True])

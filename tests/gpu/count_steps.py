@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from harness.compute.execution_plan import choose
 from harness.compute.strategy import import_tensorflow, make_strategy, parse_devices
 from harness.job.job_file import load_job
-from harness.training.launch import plan_of
+from harness.slurm.environment import given_cpus
 
 # Not imported from tests.conftest, which hides the GPUs.
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
@@ -52,7 +53,7 @@ def count(text: str, strategy: Any, devices: str) -> dict[str, Any]:
 
     name, *settings = text.split(",")
     job = load_job(JOBS / f"{name}.toml", settings)
-    plan = plan_of(job, parse_devices(devices).kind)
+    plan = choose(job, parse_devices(devices).kind, given_cpus(None))
     step = build_step(job, strategy, plan)
     opened = open_batches(job, strategy)
     at_once = job.train.steps_per_execution

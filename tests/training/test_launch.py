@@ -29,6 +29,8 @@ def test_a_resumed_run_keeps_its_devices(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert devices_to_use(new, None) == "cpu"
     assert devices_to_use(begun, None) == "cpu:2"
     assert devices_to_use(begun, "cpu:3") == "cpu:3"
+    begun.path("provenance.json").write_text('{"devices_asked": null}')
+    assert devices_to_use(begun, None) == "cpu"
 
 
 @pytest.mark.parametrize(("parent", "asked"), [(None, "cpu"), (Path("parent"), None)])

@@ -100,8 +100,8 @@ class GlobalBatchDropout(keras.Layer):  # type: ignore[misc]  # Keras ships no t
             rest = (tf.shape(inputs)[1], 1)
         elif None in rest:  # with `data.bucket` the time axis has no fixed length
             rest = tuple(tf.shape(inputs)[i] if n is None else n for i, n in enumerate(rest, 1))
-        # Every replica draws the mask of the whole global batch, only a few thousand numbers, and
-        # uses the rows of its own examples.
+        # Every replica draws the mask of the whole global batch, and uses the rows of its own
+        # examples.
         drawn = uniform((self.batch_size, *rest), tf.stack([self.seed, step]))
         kept = tf.gather(drawn, positions) >= self.rate
         return tf.where(kept, inputs / (1 - self.rate), tf.zeros_like(inputs))

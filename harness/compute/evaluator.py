@@ -65,10 +65,10 @@ class Evaluator:
         self._opened: tuple[Reviews, Iterator[Batch]] | None = None
 
     def probabilities(self, reviews: Reviews, stop: StopRequest | None = None) -> np.ndarray:
-        """Compute the probability of label 1 for each review, `[num_reviews] float32`.
+        """Compute the probability of label 1 for each review, `[num_reviews]`.
 
         With more than two classes, the result contains the probability of each class,
-        `[num_reviews, num_classes] float32`.
+        `[num_reviews, num_classes]`. The type is float64 if `train.precision` is, else float32.
 
         Raises:
             Interrupted: if `stop` requests a stop; `stop` is checked before each batch.

@@ -72,10 +72,10 @@ def choose(job: Job, kind: str, cpus: int, *, begun: Mapping[str, Any] = {}) -> 
 def _way(job: Job, kind: str) -> Way:
     """Choose how training steps are computed.
 
-    On a GPU, a network with a layer that cuDNN does not support is compiled with XLA. On a CPU,
-    TensorFlow's loop over the words spends more time on starting small operations than on computing
-    them. For LSTM layers, a single operation, TensorFlow's BlockLSTM, processes all words. For
-    other layers XLA is faster than the loop, except in 3 cases:
+    On a GPU, XLA compiles the built-in GRU without `reset_after`, which cuDNN does not support. On
+    a CPU, TensorFlow's loop over the words spends more time on starting small operations than on
+    computing them. For LSTM layers, a single operation, TensorFlow's BlockLSTM, processes all
+    words. For other layers XLA is faster than the loop, except in 3 cases:
 
     - XLA does not help if the operations are large.
     - XLA is slower if the reviews are long and a layer returns an output for every word, because

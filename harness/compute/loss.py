@@ -62,7 +62,7 @@ def loss_of(job: Job) -> Loss:
 
 
 def check_loss(job: Job, num_outputs: int, *, compiled: bool) -> None:
-    """Call a custom loss once, before the run writes anything.
+    """Call a custom loss, before the run writes anything.
 
     Args:
         num_outputs: the network's number of outputs, see `Dataset.num_outputs`.
@@ -114,7 +114,7 @@ def check_loss(job: Job, num_outputs: int, *, compiled: bool) -> None:
 def class_weights(
     train: TrainConfig, classes: Sequence[str], labels: np.ndarray
 ) -> tuple[float, ...]:
-    """Return the weight of each class in the loss; empty if all classes have the same weight.
+    """Return the weight of each class in the loss; empty if the job sets none.
 
     With `balanced` the reviews of each class have the same total weight, and the mean weight of all
     reviews is 1. As in scikit-learn, the weight of a class is

@@ -25,7 +25,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def save_model(run: RunDirectory, model: keras.Model, *, is_own: bool) -> None:
-    """Write the run's `model.keras`, which Keras 3 can load without this package.
+    """Write the run's `model.keras`, which Keras 3 can load unless it contains only weights.
 
     Args:
         run: the run.

@@ -176,9 +176,7 @@ def _packages() -> dict[str, str | None]:
     return {name: installed_version(name) for name in PACKAGES}
 
 
-def record_kernels(
-    run: RunDirectory, kernels: dict[str, str], in_float32: Sequence[str] = ()
-) -> None:
+def record_kernels(run: RunDirectory, kernels: dict[str, str], in_float32: Sequence[str]) -> None:
     """Record each recurrent layer's kernel (such as cuDNN's) and the layers that train in float32.
 
     Args:

@@ -38,6 +38,7 @@ def save(run: RunDirectory, train_step: TrainStep, progress: Progress, *, total_
 
     Raises:
         RunError: if the file can't be written, or a newer process took the run over.
+        OSError: if an older file can't be removed.
     """
     meta = {**vars(progress)}  # not dataclasses.asdict, which copies all arrays
     arrays = {f"best/{i}": value for i, value in enumerate(meta.pop("best_weights"))}
@@ -75,6 +76,7 @@ def restore(
 
     Raises:
         InputError: if another version of harness wrote the checkpoint.
+        Interrupted: if the chief is lost before it sends the checkpoint.
         DiskError: if the disk can't be read; the checkpoints may be intact.
         RunError: if a checkpoint was written for another job or other data, or if all are broken
             and the run began with the weights of another run.

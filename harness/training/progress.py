@@ -44,7 +44,7 @@ class Progress:
         self.training_s += took_s
 
     def epoch_metrics(self, num_reviews: int, learning_rate: float) -> dict[str, Any]:
-        """Return the metrics of the current epoch after its last step, for `metrics.jsonl`."""
+        """Return the metrics of the current epoch after its last step, with its times."""
         return {
             "epoch": self.epoch + 1,
             "loss": self.loss_sum / num_reviews,

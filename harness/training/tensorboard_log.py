@@ -14,8 +14,9 @@ Users' dashboards rely on these tags:
 | `.` of a trial | `search/val_accuracy` or another objective of the search | 0 |
 
 TensorBoard keeps all points in memory, and a curve needs only hundreds. So the log contains about
-500 evenly spaced steps of a run, and the measurements of the machine at about 100 steps. The choice
-of the logged steps depends only on the run's number of steps.
+500 evenly spaced steps of a run; which steps depends only on the run's number of steps. The
+measurements of the machine are logged at up to about 100 of the steps after which results are
+copied from the device.
 
 A checkpoint contains the log's `mark`: the size of each event file at that moment. A resumed run
 truncates the files to the sizes in the mark, and then writes the same events as an undisturbed run.
@@ -110,7 +111,7 @@ class TensorBoardLog:
 
         Args:
             results: the results of the steps.
-            measured: tag -> value at the last of the n steps; logged about 100 times per run.
+            measured: tag -> value at the last of the n steps; logged about 100 times at most.
         """
         first_step, losses = results.first_step, results.losses.astype(np.float32)
         accuracies = results.accuracies.astype(np.float32)

@@ -47,6 +47,7 @@ def train(
         The content of `result.json`.
 
     Raises:
+        InputError: if class weights, callbacks, the parent or the checkpoint are refused.
         Interrupted: if a signal or a lost worker stopped the run, which can be resumed.
         RunError: if the run failed.
     """

@@ -117,7 +117,7 @@ def test_an_unreadable_record_is_not_replaced(run: RunDirectory) -> None:
     run.path(RECORD).unlink()
     run.path(RECORD).symlink_to("/proc/self/mem")  # a plain file; reading it fails with EIO
     with pytest.raises(DiskError, match=r"provenance\.json: can't be read: Input/output error"):
-        record_kernels(run, {"lstm": "cudnn"})
+        record_kernels(run, {"lstm": "cudnn"}, [])
     with pytest.raises(DiskError, match="Input/output error; try again later"):
         check_record(run)
     assert run.path(RECORD).is_symlink()

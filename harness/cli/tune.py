@@ -21,7 +21,6 @@ from harness.cli.options import (
     quoted,
     submission,
 )
-from harness.errors import explain_interruption
 from harness.system.console import Console, echo
 
 if TYPE_CHECKING:
@@ -85,7 +84,6 @@ def run_sweep(
     resumes: bool = False,
 ) -> None:
     """Begin a sweep, or add workers to it, and print its result."""
-    from harness.slurm.environment import resume_command
     from harness.tracking.run_dir import RESULT
     from harness.tuning.tune import tune as run_search
 
@@ -95,8 +93,7 @@ def run_sweep(
     if result and search.trial_limit <= sweep.search().trial_limit:
         console.info(f"sweep {sweep.folder}: finished already, nothing to do")
     else:
-        with explain_interruption(f"trials saved; continue with: {resume_command(sweep.folder)}"):
-            result = run_search(sweep, search, request, console=console, full=full, resumes=resumes)
+        result = run_search(sweep, search, request, console=console, full=full, resumes=resumes)
     if not result:
         console.info(
             f"cancelled, trials saved; continue with: harness resume {quoted(sweep.folder)}"

@@ -9,7 +9,14 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from harness.compute.memory import largest_gb
-from harness.errors import CANCELLED, DiskError, InputError, Interrupted, RunError
+from harness.errors import (
+    CANCELLED,
+    DiskError,
+    InputError,
+    Interrupted,
+    RunError,
+    explain_interruption,
+)
 from harness.job.own_code import mode_in
 from harness.job.search import GUIDED, SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment, asked_of, num_tasks_of_array, resume_command
@@ -175,7 +182,8 @@ class Command:
             InputError, RunError: if the search fails.
         """
         self.signals.listen()
-        with self.console:
+        remedy = f"trials saved; continue with: {resume_command(self.sweep.folder)}"
+        with self.console, explain_interruption(remedy):
             try:
                 if resumes:
                     patiently(self._lift_stop, self.signals)

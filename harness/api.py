@@ -448,7 +448,7 @@ def _check_finished(kind: str, folder: Path, is_finished: bool) -> None:
     if not is_finished:
         raise InputError(
             f"{kind} {folder}: is unfinished and has no result; "
-            f"continue with: harness resume {folder}"
+            f"continue with: harness resume {shlex.quote(str(folder))}"
         )
 
 

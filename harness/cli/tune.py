@@ -84,6 +84,7 @@ def run_sweep(
     resumes: bool = False,
 ) -> None:
     """Begin a sweep, or add workers to it, and print its result."""
+    from harness.slurm.environment import resume_command
     from harness.tracking.run_dir import RESULT
     from harness.tuning.tune import tune as run_search
 
@@ -95,9 +96,7 @@ def run_sweep(
     else:
         result = run_search(sweep, search, request, console=console, full=full, resumes=resumes)
     if not result:
-        console.info(
-            f"cancelled, trials saved; continue with: harness resume {quoted(sweep.folder)}"
-        )
+        console.info(f"cancelled, trials saved; continue with: {resume_command(sweep.folder)}")
         return
     failed = f", {result['num_failed']} failed" if result["num_failed"] else ""
     console.info(

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 from harness.errors import DiskError, InputError
 from harness.job.own_code import mode_in
 from harness.job.search import SEARCH_FILE, SearchSpec, is_of_search, is_sweep, load_search
+from harness.slurm.environment import resume_command
 from harness.system.files import owner_name, raise_unless_missing, write_refusal
 from harness.system.leased_dir import LeasedDirectory, to_json
 from harness.system.lenient_json import read_toml
@@ -146,7 +147,7 @@ class SweepDirectory(LeasedDirectory):
         if change := next(known.changes(search), None):
             raise InputError(
                 f"sweep {self.folder} was begun with another search ({change}); choose another "
-                f"--sweep-id, or continue this sweep with: harness resume {self.folder}"
+                f"--sweep-id, or continue this sweep with: {resume_command(self.folder)}"
             )
 
     def exists(self) -> bool:

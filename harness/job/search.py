@@ -217,6 +217,7 @@ def _condition(raw: object, where: str) -> tuple[str | None, tuple[Value, ...]]:
 
 SEARCH_FILE = "search.toml"  # the file in a sweep's folder that contains the search
 GUIDED = ("bayesian", "hyperband", "asha")  # tuners whose choices depend on earlier results
+MAX_PARALLEL = 10_000  # maximum of `search.parallel`
 
 
 class SearchConfig(ConfigSection):
@@ -260,7 +261,7 @@ class SearchConfig(ConfigSection):
     parallel: Annotated[int, Facts(only_with={"search.tuner": GUIDED}, is_decided=True)] = Field(
         0,
         ge=0,
-        le=10_000,
+        le=MAX_PARALLEL,
         description="maximum number of trials that are proposed but not finished; 0 = twice "
         "the number of workers at the start of the search",
     )

@@ -18,7 +18,7 @@ from harness.errors import (
     explain_interruption,
 )
 from harness.job.own_code import mode_in
-from harness.job.search import GUIDED, SEARCH_FILE, SearchSpec
+from harness.job.search import GUIDED, MAX_PARALLEL, SEARCH_FILE, SearchSpec
 from harness.slurm.environment import SlurmEnvironment, asked_of, num_tasks_of_array, resume_command
 from harness.slurm.pool import allocate_slots
 from harness.system.console import Console, log
@@ -89,16 +89,17 @@ def tune(
     dataset = dataset_of(sweep, search.job, request.data, full=full)
     sweep.begin(settled(search, len(slots) * num_tasks_of_array(allocation)), dataset)
     sweep.check_search(search)
+    asked, search = search, sweep.search()
+    is_raised = asked.trial_limit > search.trial_limit
     if sweep.certain_json(RECORD).get("sources_sha256") not in (None, sources_checksum()):
         line = f"sweep {sweep.folder} was begun with other code, so scores may not be comparable"
         if not resumes:
+            anyway = f", or continue anyway with: {resume_command(sweep.folder)}"
             raise InputError(
-                f"{line}; use that code, begin another sweep, or continue anyway with: "
-                f"harness resume {sweep.folder}"
+                f"{line}; use that code, or begin another sweep{'' if is_raised else anyway}"
             )
         console.warning(line)
-    asked, search = search, sweep.search()
-    if asked.trial_limit > search.trial_limit:
+    if is_raised:
         search = search.with_table(trials=asked.table.trials)
         sweep.write(SEARCH_FILE, search.to_toml(), mode=mode_in(sweep.folder, search.job.code))
     elif asked.trial_limit < search.trial_limit:  # for example, a requeued job's old command
@@ -106,8 +107,9 @@ def tune(
             f"search.trials = {asked.table.trials} has no effect: the search already has "
             f"{search.table.trials or 'all'} trials"
         )
-    starts = [{"slurm_asked": asked_of(allocation)}] if allocation else []  # for `submit --resume`
-    sweep.write_json(RECORD, stamped({**sweep.certain_json(RECORD), "starts": starts}))
+    if allocation:  # for `submit --resume`
+        starts = [{"slurm_asked": asked_of(allocation)}]
+        sweep.write_json(RECORD, stamped({**sweep.certain_json(RECORD), "starts": starts}))
     for line in search.without_effect():
         console.warning(line)
     if dataset.introduction:
@@ -130,7 +132,7 @@ def tune(
 def settled(search: SearchSpec, num_workers: int) -> SearchSpec:
     """Set `search.parallel` to twice `num_workers` if the tuner needs the key and it is not set."""
     is_open = search.table.tuner in GUIDED and not search.table.parallel
-    return search.with_table(parallel=2 * num_workers) if is_open else search
+    return search.with_table(parallel=min(2 * num_workers, MAX_PARALLEL)) if is_open else search
 
 
 def patiently(step: Callable[[], T], stop: StopRequest) -> T:

@@ -64,6 +64,8 @@ def test_parallel_is_fixed_when_a_sweep_begins(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"\(search.parallel was 8 and is 6\)"):
         sweep.check_search(load_search(tmp_path / "six.toml"))
     assert tune.settled(request, 3).table.parallel == 6
+    (tmp_path / "many.toml").write_text(tune.settled(request, 6000).to_toml())
+    assert load_search(tmp_path / "many.toml").table.parallel == 10_000
     assert tune.settled(sweep.search(), 3).table.parallel == 8
     (tmp_path / "random.toml").write_text(RANDOM)
     assert tune.settled(load_search(tmp_path / "random.toml"), 3).table.parallel == 0
@@ -238,10 +240,11 @@ def test_only_the_code_that_began_a_sweep_continues_it(
 ) -> None:
     """Other code of this version is refused, unless a person resumes the search.
 
-    The command's first line names `parallel`, which is fixed from then on.
+    The command's first line names `parallel`, which is fixed from then on. A command outside Slurm
+    keeps the request of the last Slurm job.
     """
     search = load_search(JOBS / "tune_lstm.toml")
-    sweep = SweepDirectory(tmp_path / "runs/sweep")
+    sweep = SweepDirectory(tmp_path / "my runs/sweep")
     sweep.begin(tune.settled(search, 1), open_sample())
     assert json.loads(sweep.path("provenance.json").read_text()) == {
         "format": FORMAT,
@@ -257,13 +260,18 @@ def test_only_the_code_that_began_a_sweep_continues_it(
     said = capfd.readouterr()
     assert "asha, 24 trials, workers of this command: 1, parallel = 2, data: SAMPLE" in said.out
     assert "other code" not in said.err
-    record = sweep.read_json("provenance.json") | {"sources_sha256": "0" * 64}
+    starts = [{"slurm_asked": {"gpus": "4"}}]
+    record = sweep.read_json("provenance.json") | {"sources_sha256": "0" * 64, "starts": starts}
     sweep.write_json("provenance.json", record)
     before = {path: path.stat().st_mtime_ns for path in sweep.folder.rglob("*")}
-    refusal = r"^sweep .* was begun with other code, .*begin another sweep, .*: harness resume "
+    refusal = r"^sweep .* was begun with other code, .* another sweep, .*: harness resume '.*sweep'"
     with pytest.raises(InputError, match=refusal):
         tune.tune(sweep, search, request, console=console, full=False, resumes=False)
+    more = search.with_table(trials=48)  # `harness resume` would not raise the number of trials
+    with pytest.raises(InputError, match=r"; use that code, or begin another sweep$"):
+        tune.tune(sweep, more, request, console=console, full=False, resumes=False)
     assert {path: path.stat().st_mtime_ns for path in sweep.folder.rglob("*")} == before
     with pytest.raises(pytest.fail.Exception, match="begun"):
         tune.tune(sweep, search, request, console=console, full=False, resumes=True)
     assert "was begun with other code, so scores may not be comparable" in capfd.readouterr().err
+    assert sweep.read_json("provenance.json")["starts"] == starts

@@ -1,6 +1,7 @@
 """Before a run starts: the choice of its devices, and errors of its record."""
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from harness.data.sources import open_sample
 from harness.errors import DiskError, InputError
 from harness.job.job_file import load_job
 from harness.system.console import Console
 from harness.tracking.provenance import changes_since_first_start
-from harness.tracking.run_dir import RunDirectory
+from harness.tracking.run_dir import RunDirectory, stamped
 from harness.training.context import RunContext
 from harness.training.launch import LaunchOptions, dataset_of, devices_to_use, launch, plan_of
 from harness.training.parent import Parent, find_parent
@@ -48,6 +50,16 @@ def test_a_run_with_a_parent_is_guarded_whatever_the_site_uses(
     job, options = load_job(JOBS / "lstm.toml"), LaunchOptions(parent=parent)
     with pytest.raises(InputError, match="asked"):
         launch(RunDirectory(tmp_path / "new"), job, options=options, console=Console())
+
+
+def test_a_run_on_the_sample_is_not_continued_with_full(tmp_path: Path) -> None:
+    """`--full` promises the full data."""
+    run, job = RunDirectory(tmp_path), load_job(JOBS / "lstm.toml")
+    record = {"dataset": open_sample().record()}
+    run.path("provenance.json").write_text(json.dumps(stamped(record)))
+    assert dataset_of(run, job, None).is_sample
+    with pytest.raises(InputError, match=r"began with the packaged SAMPLE .*; leave --full out"):
+        dataset_of(run, job, None, full=True)
 
 
 @pytest.mark.parametrize(

@@ -452,8 +452,8 @@ def find_dataset(group: DatasetGroup, data: Path | None) -> Dataset:
             if (dataset := open_candidate()).checksum == group.checksum:
                 return dataset
     raise InputError(
-        f"the reviews of {group.title} were not found here; give their folder with --data, or "
-        "leave the baselines out with --baseline none"
+        f"the reviews of {group.title} were not found here; give the folder of IMDB with --data, "
+        "put own texts back at data.source, or leave the baselines out with --baseline none"
     )
 
 

@@ -345,7 +345,7 @@ def make_ensemble(
         say: a function that prints a line; called before the linear model is fit.
         ngrams: whether the linear model becomes a member.
         weights_from: the folder of an older ensemble.
-        data: the folder of the dataset, if the dataset has moved.
+        data: the folder of IMDB, if it has moved.
         name: the ensemble's name; by default made from the names of the jobs.
         run_id: the ensemble's id; by default made from the time and the seeds.
 

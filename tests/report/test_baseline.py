@@ -206,7 +206,8 @@ def test_the_cache_replaces_the_data(tmp_path: Path, group: DatasetGroup) -> Non
             path.write_text(broken)
     assert baselines(group, None, said.append) == []
     assert "not found here" in said[1]
-    with pytest.raises(InputError, match=r"the reviews of .* --data"):
+    remedy = r"the folder of IMDB with --data, put own texts back at data\.source"
+    with pytest.raises(InputError, match=f"the reviews of .*; give {remedy}, or leave"):
         baselines(group, None, print, ngrams=True)
 
 

@@ -59,7 +59,7 @@ ACCURACIES = (
 SEVERAL_CLASSES = "F1 and ROC AUC are means over the classes (for ROC AUC, each against the rest)."
 MAX_SENTENCES = 10  # largest number of comparisons of jobs on a terminal
 MAX_DRAWN = 12  # largest number of jobs in a picture
-MAX_LEFT_OUT = 20  # largest number of left-out runs that a terminal lists, one per line
+MAX_LEFT_OUT = 20  # largest number of left-out runs that a terminal lists with a comparison
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def compared(
     scored, left_out = scored_runs(named)
     groups, repeated = group_runs(scored)
     left_out += repeated
-    for line in left_out_lines(left_out):
+    for line in left_out_lines(left_out, MAX_LEFT_OUT if groups else len(left_out)):
         say(line)
     if not groups:
         raise InputError(
@@ -286,8 +286,8 @@ def shown_sentences(compared: "pandas.DataFrame") -> list[str]:
     return [*lines, *more]
 
 
-def left_out_lines(left_out: Sequence[LeftOut]) -> list[str]:
+def left_out_lines(left_out: Sequence[LeftOut], num_listed: int) -> list[str]:
     """Return lines for the first runs that are left out, and a line that counts the other runs."""
-    lines = [f"left out: {e.folder} ({e.kind}: {e.why})" for e in left_out[:MAX_LEFT_OUT]]
-    num = len(left_out) - MAX_LEFT_OUT
+    lines = [f"left out: {e.folder} ({e.kind}: {e.why})" for e in left_out[:num_listed]]
+    num = len(left_out) - num_listed
     return [*lines, *([f"left out: {num:,} more (--out lists all)"] if num > 0 else [])]

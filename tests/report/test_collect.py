@@ -329,12 +329,15 @@ def test_the_report_is_written_even_if_no_one_reads_the_table(
 
 
 def test_unfinished_runs_alone_are_refused(harness: Harness) -> None:
-    """No report is written."""
-    (harness.runs / "lstm" / "a").mkdir(parents=True)
-    (harness.runs / "lstm" / "a" / "job.toml").write_text("")
+    """No report is written, so standard error lists all runs."""
+    for number in range(25):
+        (harness.runs / f"lstm/{number}").mkdir(parents=True)
+        (harness.runs / f"lstm/{number}/job.toml").write_text("")
     done = harness.run_here("compare", "--out", harness.folder / "out")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("harness: nothing to compare: 1 found")
+    *lines, last = done.stderr.splitlines()
+    assert [line.split(" (")[1] for line in lines] == 25 * ["unfinished: not begun)"]
+    assert last.startswith("harness: nothing to compare: 25 found")
     assert not (harness.folder / "out").exists()
 
 

@@ -349,5 +349,5 @@ def test_a_terminal_shows_the_first_lines_and_counts_the_rest() -> None:
     assert shown_sentences(sentences[:10]) == [str(n) for n in range(10)]
     assert shown_sentences(sentences)[9:] == ["9", "and 3 more (--out writes all)"]
     runs = [LeftOut(Path(str(n)), "failed", "why") for n in range(23)]
-    assert left_out_lines(runs[:20])[-1] == "left out: 19 (failed: why)"
-    assert left_out_lines(runs)[20:] == ["left out: 3 more (--out lists all)"]
+    assert left_out_lines(runs[:20], 20)[-1] == "left out: 19 (failed: why)"
+    assert left_out_lines(runs, 20)[20:] == ["left out: 3 more (--out lists all)"]

@@ -166,6 +166,7 @@ def retrain(
         host_gb=(reckoned_gb(job, devices),),
         again=(
             f"harness sweep retrain {shlex.quote(str(sweep.folder))} --seeds {array_spec(seeds)}"
+            + (f" --data {shlex.quote(str(data))}" if data else "")
         ),
     )
     print_runs(train_batch(request, console))

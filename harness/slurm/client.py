@@ -15,6 +15,7 @@ from harness.slurm.environment import OF_CALLERS, OF_USERS, SlurmEnvironment
 TIMEOUT_S = 60
 SETTINGS_TIMEOUT_S = 10
 NO_NODES = "configuration is not available"
+NO_CONTROLLER = "Unable to contact"
 
 
 class NoAnswerError(RunError):
@@ -134,9 +135,11 @@ def submitted_id(name: str, done: "subprocess.CompletedProcess[str]") -> str:
     Raises:
         NoAnswerError: if sbatch printed no id.
         InputError: if sbatch refused the job; the message states the reason.
+        RunError: if sbatch does not reach Slurm's controller.
     """
     if done.returncode != 0:
-        raise InputError(f"{name}: was not submitted: {errors_of(done)}")
+        kind = RunError if NO_CONTROLLER in done.stderr else InputError
+        raise kind(f"{name}: was not submitted: {errors_of(done)}")
     # `;` and the cluster's name may follow the id.
     found = re.findall(r"^[ \t]*(\d+)(?:;.*)?[ \t]*$", done.stdout, re.MULTILINE)
     if not found:
@@ -159,12 +162,14 @@ def would_start(
         InputError: if sbatch is not on the PATH, or if it refuses the job.
         NoNodesError: if no node suits the job, or if all suitable nodes are down.
         NoAnswerError: if sbatch does not answer in time.
+        RunError: if sbatch does not reach Slurm's controller.
     """
     words = [*sbatch_args(unset), "--test-only", *flags]
     done = call(*words, stdin=script, timeout_s=timeout_s)
     answer = errors_of(done).removeprefix("sbatch: ")  # sbatch reports success on stderr too
     if done.returncode != 0:
-        kind = NoNodesError if NO_NODES in answer else InputError
+        kinds = {NO_NODES: NoNodesError, NO_CONTROLLER: RunError}
+        kind = next((kind for text, kind in kinds.items() if text in answer), InputError)
         raise kind(f"would not start: {answer}")
     return answer
 

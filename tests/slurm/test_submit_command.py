@@ -158,13 +158,14 @@ def test_the_next_commands_find_a_waiting_job(site: Harness) -> None:
     assert (site.folder / "cancelled").read_text() == "77\n"
 
 
-def test_a_refused_submission_leaves_nothing(site: Harness) -> None:
-    """The error contains all messages of sbatch."""
-    says = "echo warming up >&2; echo 'sbatch: error: no way' >&2; exit 1"
+@pytest.mark.parametrize(("error", "code"), [("no way", 2), ("Unable to contact slurm", 1)])
+def test_a_refused_submission_leaves_nothing(site: Harness, error: str, code: int) -> None:
+    """The message contains all messages of sbatch. If the controller is down, the code is 1."""
+    says = f"echo warming up >&2; echo 'sbatch: error: {error}' >&2; exit 1"
     site.program("sbatch", f"case $1 in --test-only) exit ;; esac\n{says}")
     done = site.run_here("submit", LSTM)
-    assert done.returncode == 2
-    line = "harness: lstm: was not submitted: warming up; sbatch: error: no way"
+    assert done.returncode == code
+    line = f"harness: lstm: was not submitted: warming up; sbatch: error: {error}"
     assert done.stderr.splitlines()[-1] == line
     assert submissions(site) == []
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from harness.errors import Interrupted
+from harness.errors import InputError, Interrupted
 from harness.slurm.environment import MAX_REQUEUES, SlurmEnvironment, given_memory_gb
 from harness.slurm.script import submissions
 from harness.system.files import atomic_write, make_folder
@@ -99,6 +99,9 @@ def plan(kind: str, words: Sequence[str], start: Start) -> Plan:
         kind: train, tune, resume, compare, tensorboard or doctor.
         words: the script's own arguments, followed by the user's arguments. For train, the script's
             argument is the path of a job file; for resume, `run FOLDER` or `sweep FOLDER`.
+
+    Raises:
+        InputError: if an array task is to train several seeds.
     """
     runs = value_of("--runs", words) or start.runs
     if kind == "train":
@@ -122,7 +125,12 @@ def plan(kind: str, words: Sequence[str], start: Start) -> Plan:
 def _training(words: Sequence[str], start: Start, runs: str) -> Plan:
     job, *rest = words
     job = str(start.home / job)
-    options = []
+    options, seeds = [], value_of("--seeds", rest)
+    if start.seed is not None and seeds is not None:
+        raise InputError(
+            f"--seeds {seeds}: can't be combined with --array, because each task of an array "
+            "trains one seed; leave out one of them"
+        )
     if start.seed is not None and value_of("--seed", rest) is None:
         options += ["--seed", start.seed]
     if (run_id := value_of("--run-id", rest)) is None and (run_id := start.run_id(rest)):
@@ -131,7 +139,7 @@ def _training(words: Sequence[str], start: Start, runs: str) -> Plan:
         ("harness", "train", job, *options, *rest),
         run=f"{runs}/{_name_of(job)}/{run_id}" if run_id else "",
         runs=runs,
-        step=start.step if value_of("--seeds", rest) is None else (),  # each seed uses one node
+        step=start.step if seeds is None else (),  # each seed uses one node
     )
 
 

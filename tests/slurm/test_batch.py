@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.errors import InputError
 from harness.slurm.batch import Counters, Ending, Start, counters_file, decide, ending_of, plan
 from harness.slurm.environment import SlurmEnvironment
 
@@ -289,6 +290,12 @@ def test_plan_of_a_start(
     planned = plan(kind, rest, Start(Path("/p"), "/runs", start, seed=seed))
     assert command is None or list(planned.words) == command.split()
     assert run is None or planned.run == (f"/runs/{run}" if run else "")
+
+
+def test_seeds_in_an_array_are_refused() -> None:
+    """Each task would train all seeds. The message names an option that the user has given."""
+    with pytest.raises(InputError, match="--seeds 1-3: can't be combined with --array"):
+        plan("train", ["b.toml", "--seeds", "1-3"], Start(Path("/p"), "/runs", TASK, seed="2"))
 
 
 def test_bash_gets_quoted_words(tmp_path: Path) -> None:

@@ -115,16 +115,19 @@ def array_seed(environment: Mapping[str, str] = os.environ) -> str | None:
 
 
 def not_own(variables: Mapping[str, str], shown: str) -> list[str]:
-    """Return names of SLURM_MEM_PER_* variables that come from the shell that called sbatch.
+    """Return names of variables for memory and GPUs that come from the shell that called sbatch.
 
     Args:
         variables: the job's environment variables.
-        shown: the output of `scontrol show job`, which shows the job's own memory request.
+        shown: the output of `scontrol show job`, which shows the job's own requests.
     """
     kinds = {"MinMemoryCPU=": "CPU", "MemPerTres=": "GPU", "MinMemoryNode=": "NODE"}
     own = next((kind for word, kind in kinds.items() if f" {word}" in f" {shown}"), None)
     found = [kind for kind in kinds.values() if variables.get(f"SLURM_MEM_PER_{kind}")]
-    return [f"SLURM_MEM_PER_{kind}" for kind in found if own in found and kind != own]
+    memory = [f"SLURM_MEM_PER_{kind}" for kind in found if own in found and kind != own]
+    asked = " ".join(re.findall(r"\bTresPer\w+=(\S+)", shown)).replace("=", ":")
+    given = {name: variables.get(name) for name in OF_GPUS if shown}
+    return memory + [name for name, num in given.items() if num and f"gpu:{num}" not in asked]
 
 
 def num_tasks_of_array(allocation: SlurmEnvironment | None) -> int:

@@ -6,6 +6,7 @@ import pytest
 
 from harness.slurm.batch import shown_values
 from harness.slurm.environment import (
+    OF_GPUS,
     SlurmEnvironment,
     array_seed,
     given_cpus,
@@ -80,6 +81,22 @@ def test_memory_of_the_shell_that_called_sbatch(shown: str, foreign: list[str]) 
     """scontrol shows the job's request. If scontrol does not answer, all variables are kept."""
     memory = {f"SLURM_MEM_PER_{kind}": "4096" for kind in ("CPU", "GPU", "NODE")}
     assert not_own(memory, shown) == [f"SLURM_MEM_PER_{kind}" for kind in foreign]
+
+
+@pytest.mark.parametrize(
+    ("shown", "is_own"),
+    [
+        ("TresPerNode=gres/gpu:1", False),
+        ("NumNodes=1", False),
+        ("TresPerNode=gres/gpu:2,gres/gpu:1", True),
+        ("TresPerTask=cpu=4,gres/gpu=2", True),
+        ("", True),
+    ],
+)
+def test_gpus_of_the_shell_that_called_sbatch(shown: str, is_own: bool) -> None:
+    """Such variables led to a warning that Slurm had not fulfilled the job's request."""
+    for name in OF_GPUS:
+        assert not_own({name: "2"}, shown) == ([] if is_own else [name])
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def submit(
         bool,
         typer.Option(
             "--all-interrupted",
-            help="continue all interrupted, lost and dead runs that nobody cancelled",
+            help="continue all interrupted, lost and dead runs, except after SIGTERM or Ctrl-C",
         ),
     ] = False,
     all_jobs: Annotated[
@@ -159,8 +159,8 @@ def resume_request(
         )
     if everything and not (chosen := interrupted(chosen)):
         raise InputError(
-            f"--all-interrupted: {runs} has no interrupted run; to continue a cancelled run, use "
-            "harness submit --resume RUN"
+            f"--all-interrupted: {runs} has no interrupted run; to continue a run that SIGTERM or "
+            "Ctrl-C ended, use harness submit --resume RUN"
         )
     over = [each for each in chosen if each.state == "finished" or each.will_not_begin]
     if len(over) < len(chosen):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import CANCELLING, Interrupted
+from harness.job.search import SEARCH_FILE
 from harness.slurm.client import QueuedJob
 from harness.slurm.environment import SlurmEnvironment
 from harness.system.console import strip_prefix
@@ -206,8 +207,21 @@ class RunStatus:
         return self.phase is None and self.shares_job and self.asked_to_cancel
 
     @property
+    def has_begun(self) -> bool:
+        """Whether the run's folder contains what a process needs to continue the run."""
+        return self.is_there("job.toml") or self.is_there(SEARCH_FILE)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether a Slurm job could continue the run, or begin it by the record of its last job."""
+        return self.has_begun or bool(self.submission and self.submission.job_file)
+
+    @property
     def was_cancelled(self) -> bool:
-        """Whether scancel, harness cancel or Ctrl-C ended the run."""
+        """Whether SIGTERM or Ctrl-C ended the run, for example scancel or harness cancel.
+
+        A time limit without a warning, or the shutdown of a machine, sends SIGTERM too.
+        """
         return self.signal in CANCELLING or self.asked_to_cancel
 
     @property

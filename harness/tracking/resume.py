@@ -35,13 +35,17 @@ STOPPED = ("interrupted", "lost", "dead")
 def interrupted(statuses: Iterable[RunStatus]) -> list[RunStatus]:
     """Return this user's unfinished runs and sweeps that stopped and that no Slurm job continues.
 
-    Cancelled runs are left out, and so are runs of other users, because squeue does not show other
-    users' jobs.
+    Runs that SIGTERM or Ctrl-C ended are left out, and so are runs of other users, because squeue
+    does not show other users' jobs.
     """
     return [
         each
         for each in statuses
-        if each.is_own and each.state in STOPPED and not each.job_lives and not each.was_cancelled
+        if each.is_own
+        and each.state in STOPPED
+        and each.can_go_on
+        and not each.job_lives
+        and not each.was_cancelled
     ]
 
 
@@ -70,8 +74,7 @@ def as_job(status: RunStatus, wanted: Resources) -> Wanted:
         )
     job: Job | SearchSpec
     sent = status.submission
-    is_begun = is_sweep(folder) or status.is_there("job.toml")
-    if status.phase is None and sent and sent.job_file and not is_begun:
+    if sent and sent.job_file and not status.has_begun:
         file = Path(sent.job_file)
         job = load_search(file) if is_search(file) else load_job(file, (), sent.seed)
         return Wanted(job, wanted, resumes=folder, is_begun=False)

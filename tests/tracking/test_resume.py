@@ -159,6 +159,7 @@ def test_each_task_of_an_array_continues_its_search(
 def test_all_interrupted_runs_that_nobody_cancelled_continue(tmp_path: Path, signal: str) -> None:
     """Failed runs are left out, and so are runs of other users, whose jobs may be in the queue."""
     states = ("interrupted", "lost", "dead", "failed", "running", "finished", "cancelled")
+    stopped(tmp_path, {})
     statuses = [RunStatus(run=state, folder=tmp_path, state=state) for state in states]
     assert [each.run for each in interrupted(statuses)] == ["interrupted", "lost", "dead"]
     other = RunStatus(run="other", folder=tmp_path, state="interrupted", is_own=False)
@@ -176,7 +177,10 @@ def test_all_interrupted_runs_that_nobody_cancelled_continue(tmp_path: Path, sig
     ("words", "said"),
     [
         (["--resume"], "give folders or ids of runs, or --all-interrupted"),
-        (["--all-interrupted"], "has no interrupted run"),
+        (
+            ["--all-interrupted"],
+            "to continue a run that SIGTERM or Ctrl-C ended, use",
+        ),
         (["--resume", "nowhere"], "no run has this folder"),
         (["--resume", "gru/a", "--seeds", "1-2"], "continues runs unchanged"),
         (["--resume", "gru/a", "--pack"], "continues runs unchanged"),

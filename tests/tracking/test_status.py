@@ -15,8 +15,10 @@ from rich.console import Console
 
 from harness.slurm import client
 from harness.slurm.client import Queue, QueuedJob
+from harness.slurm.resources import Resources
 from harness.tracking.cancel import ask_to_stop
 from harness.tracking.records import RunStatus
+from harness.tracking.resume import as_job, interrupted
 from harness.tracking.status import format_duration, survey, was_out_of_memory
 from harness.tracking.status_table import StatusScreen, as_lines, as_renderable, cells, split_shown
 from tests.conftest import JOBS, Harness
@@ -118,6 +120,26 @@ def test_a_local_run_whose_process_is_gone_is_dead(site: Site, process: int) -> 
     site.run("a", "training", host=socket.gethostname(), process=process)
     assert site.only().state == "dead"
     assert "harness resume" in site.only().note
+
+
+@pytest.mark.parametrize(("job", "state"), [(None, "dead"), ("12", "lost")])
+def test_a_run_that_died_before_its_first_record_begins_again(
+    site: Site, job: str | None, state: str
+) -> None:
+    """Without its job file it can't continue, unless `harness submit` has recorded the job file."""
+    site.slurm()
+    run = site.run("slurm-12", "starting", 60, slurm_job=job, host=socket.gethostname(), process=-1)
+    run.path("job.toml").unlink()
+    status = site.only()
+    assert (status.state, interrupted([status])) == (state, [])
+    assert status.note.endswith("the run never began; start it again")
+    if not job:
+        return
+    site.submission("12", [1], job_file=str(JOBS / "lstm.toml"), runs=[str(run.folder)])
+    status = site.only()
+    assert status.note.endswith(status.resume)
+    assert interrupted([status]) == [status]
+    assert not as_job(status, Resources()).is_begun
 
 
 @pytest.mark.parametrize("script", ["echo 'squeue: error: no controller' >&2; exit 1", "sleep 9"])

@@ -97,7 +97,8 @@ def allocate_slots(
         process_gb: the memory that a worker needs; it limits the default of `num_workers`.
 
     Raises:
-        InputError: if there are more workers than the allocation has room for.
+        InputError: if there are more workers than room for them, or no GPU to share.
+        RunError: if scontrol does not list the names of the nodes.
     """
     nodes: Sequence[str | None] = client.node_names(allocation) if allocation else [None]
     cpus = given_cpus(allocation)
@@ -115,8 +116,8 @@ def allocate_slots(
         more = f", or raise {option}" if gpus else ""
         raise InputError(
             f"--workers {wanted}: there is room for {room} on {len(nodes)} "
-            f"node{'s' if len(nodes) > 1 else ''} with {what}; ask for fewer or for a larger "
-            f"allocation{more}"
+            f"node{'s' if len(nodes) > 1 else ''} with {what}; ask for fewer"
+            f"{' or for a larger allocation' if allocation else ''}{more}"
         )
     if process_gb and not num_workers:
         per_node = int(usable_memory_gb(allocation) / process_gb)
@@ -167,7 +168,8 @@ def needs_steps(allocation: SlurmEnvironment | None) -> bool:
 POLL_S = 0.2
 LOOK_S = 2.0  # seconds between two checks for cancelled tasks
 # Seconds to wait until a process has saved after a signal. Less than 90, because Slurm's warning
-# comes 90 s before the time limit; more than HARNESS_STOP_S, after which a process ends unsaved.
+# comes 90 s before the time limit; more than the default of HARNESS_STOP_S, after which a process
+# ends unsaved.
 SAVE_S = 75.0
 KILL_S = 10.0  # seconds to wait until srun has killed its step
 
@@ -313,8 +315,9 @@ def run_tasks(
 
     Raises:
         InputError: if a task refused its input; the other tasks end too.
-        Interrupted: if this process or a task received a signal. Before the error is raised, the
-            running tasks are asked to save their state and end; the tasks can be continued later.
+        Interrupted: if this process received a signal, or a task was interrupted. Before the error
+            is raised, the running tasks are asked to save their state and end; the tasks can be
+            continued later.
         RunError: if tasks failed; the message lists their names and the reasons.
     """
     waiting, free, num_done = list(tasks), list(slots), 0
@@ -369,14 +372,15 @@ def _failure(process: ManagedProcess) -> str:
         InputError: if the task refused its input, which ends all tasks.
         Interrupted: if the task was interrupted, which ends all tasks.
     """
-    code = process.code
-    if code == 0:
+    if not (code := process.code):
         return ""
     if code == InputError.exit_code:
         raise InputError(f"{process.name}: {process.last_line()}")
     if code == Interrupted.exit_code:
-        raise Interrupted(f"a signal to {process.name}")
-    why = f"was ended by signal {-code}" if code and code < 0 else process.last_line()
+        raise Interrupted(f"{process.name} ({process.last_line()})")
+    number = -code if code < 0 else code - 128  # srun's exit code is 128 + its task's signal
+    ended = number in signal.valid_signals()
+    why = f"was ended by signal {number}" if ended else process.last_line()
     return f"{process.name}: {why} (log {process.log})"
 
 
@@ -388,7 +392,8 @@ def run_printed(*args: str) -> None:
 
     Raises:
         InputError, Interrupted, RunError: if the command fails. The command's exit code determines
-            which error is raised, and the command's last line is the message.
+            which error is raised. The message is the command's last line, or names the signal that
+            ended the command.
         KeyboardInterrupt: after Ctrl-C, once the command has saved and ended.
     """
     process = _start(child_args(*args), subprocess.PIPE)

@@ -87,7 +87,7 @@ def test_a_signal_is_forwarded(tmp_path: Path) -> None:
     ("child", "kind", "words"),
     [
         ("print('harness: --x: unknown'); sys.exit(2)", InputError, "a: --x: unknown"),
-        ("sys.exit(75)", Interrupted, "a signal to a"),
+        ("print('harness: the GPU is lost'); sys.exit(75)", Interrupted, r"a \(the GPU is lost\)"),
     ],
 )
 def test_a_refusal_and_an_interruption_end_all(
@@ -109,13 +109,15 @@ def test_a_failed_task_stops_no_other(tmp_path: Path) -> None:
         "import os, sys\n"
         "if sys.argv[1] == 'a': os.kill(os.getpid(), 9)\n"
         "if sys.argv[1] == 'b': sys.exit('harness: the disk is full')\n"
+        "if sys.argv[1] == 'd': print('epoch 3/8'), sys.exit(137)\n"  # srun, if its task is killed
         "print('well', os.environ['HARNESS_CPUS'])"
     )
     with pytest.raises(RunError) as error:
-        run_tasks(tasks_of(tmp_path, script), TWO, allocation=None, console=Console())
+        run_tasks(tasks_of(tmp_path, script, "abcd"), TWO, allocation=None, console=Console())
     said = str(error.value)
-    assert said.startswith("2 of 3: ")
+    assert said.startswith("3 of 4: ")
     assert "a: was ended by signal 9" in said
+    assert "d: was ended by signal 9" in said
     assert "b: the disk is full" in said
     assert (tmp_path / "c.log").read_text() == "well 1\n"
 
@@ -132,8 +134,11 @@ def test_more_workers_than_room_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
     here = allocation(SLURM_GPUS_ON_NODE="2")
     slots = allocate_slots(here, 4, workers_per_gpu=2, at_most=9)
     assert [slot.gpu for slot in slots] == [0, 1, 0, 1]
+    monkeypatch.setattr(pool, "visible_gpus", lambda: 2)
+    with pytest.raises(InputError, match="with 2 GPUs; ask for fewer, or raise"):
+        allocate_slots(None, 3)
     for num, options, message in (
-        (3, {}, "--workers 3: there is room for 2 on 1 node with 2 GPUs"),
+        (3, {}, "--workers 3: there is room for 2 on 1 node with 2 GPUs; .* larger alloc"),
         (5, {"devices": "cpu"}, "--workers 5: there is room for 4 on 1 node with 4 CPUs"),
         (5, {"workers_per_gpu": 2, "option": "--x"}, "--workers 5: .* or raise --x"),
         (

@@ -7,6 +7,7 @@ between requeue and stop. `plan` and `decide` may run in the site's container, b
 """
 
 import itertools
+import math
 import re
 import shlex
 import zlib
@@ -289,7 +290,7 @@ def decide(ending: Ending, before: Counters) -> Decision:
             again = f"the same command with --run-id {Path(ending.run).name}"
         return stop(f"interrupted; continue with: {again}")
     if ending.code == KILLED and ending.num_nodes == 1:
-        return _out_of_memory(ending, counters)
+        return _out_of_memory(ending, counters, is_new=ending.start != before.start)
     if not ending.can_go_on:
         return stop(
             f"harness ended with exit code {ending.code} for the reason above; not requeued"
@@ -301,7 +302,7 @@ def decide(ending: Ending, before: Counters) -> Decision:
         return stop(
             f"gave up after {counters.idle} starts in succession without a new step or finished "
             f"trial (HARNESS_MAX_REQUEUES is {ending.max_requeues})"
-            f"{'; give more --time' if ending.signals else ''}: {why}",
+            f"{'; give more --time' if ending.signals and not ending.preempted else ''}: {why}",
             1,
         )
     if not ending.faulty:
@@ -333,24 +334,28 @@ def _count(ending: Ending, before: Counters) -> Counters:
     )
 
 
-def _out_of_memory(ending: Ending, counters: Counters) -> Decision:
+def _out_of_memory(ending: Ending, counters: Counters, *, is_new: bool) -> Decision:
     """Decide whether to requeue a job that was killed for lack of memory.
 
     With --retry-memory, the job is requeued with more memory, up to MAX_MEMORY_RETRIES times.
+
+    Args:
+        is_new: whether this start has not been counted yet.
     """
     asked = f"{ending.asked_gb:.1f} GB" if ending.asked_gb else "all memory of the node"
-    used = f" and last used {ending.used_gb:.1f} GB" if ending.used_gb else ""
+    # Where Slurm makes no cgroup for the job, the value may be the peak of all jobs of the node.
+    is_own = 0 < (ending.used_gb or 0) <= (ending.asked_gb or math.inf)
+    used = f" and used up to {ending.used_gb:.1f} GB" if is_own else ""
     reason = f"killed, most likely out of memory: the job requested {asked}{used}; exit code 137"
     if not ending.asked_gb:
         return Decision(requeue=False, reason=reason, counters=counters)
     more_mb = round(ending.asked_gb * 1e9 / 2**20 * MEMORY_FACTOR)  # --mem counts in MiB
-    if ending.retries_memory and counters.memory_retries < MAX_MEMORY_RETRIES:
-        return Decision(
-            requeue=True,
-            reason=f"{reason}; the job requests {more_mb} MB from now on",
-            counters=counters.model_copy(update={"memory_retries": counters.memory_retries + 1}),
-            memory_mb=more_mb,
-        )
+    if ending.retries_memory:
+        num_retries = counters.memory_retries + is_new
+        counters = counters.model_copy(update={"memory_retries": num_retries})
+        if num_retries <= MAX_MEMORY_RETRIES:
+            reason += f"; the job requests {more_mb} MB from now on"
+            return Decision(requeue=True, reason=reason, counters=counters, memory_mb=more_mb)
     reason += f"; give --mem={more_mb}M or more"
     return Decision(requeue=False, reason=reason, counters=counters)
 

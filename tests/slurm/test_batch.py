@@ -26,7 +26,13 @@ TABLE = {
         "stop 1",
         "HARNESS_MAX_REQUEUES is 2); give more --time: see above",
     ),
-    "the same at a site that allows more": (
+    "preempted, third start without a step": (
+        Ending(75, signals=TERMED, preempted=True, reached=10),
+        TWICE,
+        "stop 1",
+        "HARNESS_MAX_REQUEUES is 2): see above",
+    ),
+    "time limit at a site that allows more": (
         Ending(75, signals=WARNED, reached=10, max_requeues=20),
         TWICE,
         "requeue",
@@ -118,7 +124,13 @@ TABLE = {
         OUT_OF_MEMORY,
         NEW,
         "stop",
-        "requested 17.2 GB and last used 17.1 GB; exit code 137; give --mem=24605M or more",
+        "requested 17.2 GB and used up to 17.1 GB; exit code 137; give --mem=24605M or more",
+    ),
+    "out of memory, as is another job of the node": (
+        replace(OUT_OF_MEMORY, used_gb=99.0),
+        NEW,
+        "stop",
+        "requested 17.2 GB; exit code 137; give --mem=24605M or more",
     ),
     "out of memory with --retry-memory": (
         replace(OUT_OF_MEMORY, reached=0, retries_memory=True),
@@ -167,6 +179,10 @@ def test_a_start_is_counted_once() -> None:
     once = decide(ending, NEW).counters
     assert decide(replace(ending, faulty=()), once).counters == once
     assert decide(replace(ending, start="7.2"), once).counters.idle == 2
+    for num_retries in (1, 2):  # the last retry, and the stop
+        ending = replace(OUT_OF_MEMORY, start="7.1", retries_memory=True)
+        decision = decide(ending, Counters(memory_retries=num_retries))
+        assert decide(ending, decision.counters) == decision
 
 
 def test_counters_survive_a_file(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ forget_step() {
 }
 
 prepare() {
-    forget_step
+    export HARNESS_RUNS="${HARNESS_RUNS:-$PROJECT/runs}"
     VENV=${HARNESS_VENV:-.venv}
     [[ $VENV == /* ]] || VENV=$PROJECT/$VENV
     choose_locks
@@ -69,13 +69,11 @@ prepare() {
     [[ -n ${HARNESS_SNAPSHOT:-} ]] || mkdir -p "$PROJECT/logs" # older versions of Slurm need it
     unset PYTHONHOME
     export PYTHONPATH=$PROJECT # imports this project's code, even if another copy is installed
-    export HARNESS_RUNS="${HARNESS_RUNS:-$PROJECT/runs}"
 }
 
 # Prepares what only a Slurm job needs.
 prepare_batch() {
     local log
-    listen # must be first: an untrapped warning of the time limit would end the job for good
     log=$(readlink "/proc/$$/fd/1") || log=''
     [[ ! -f $log ]] || export HARNESS_LOG=$log
     # Links a name with squeue's id to an array task's log, whose own name contains the raw id.
@@ -91,6 +89,8 @@ prepare_batch() {
 # JOB`, `tune`, `resume run|sweep FOLDER`, `compare`, `tensorboard` or `doctor`.
 supervise() {
     local plan options=()
+    forget_step
+    ! is_batch || listen # before any installation: an untrapped signal would end the job for good
     prepare
     ! is_called || options+=(--called)
     ! is_batch || { prepare_batch; options+=(--job); }

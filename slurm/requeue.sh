@@ -109,7 +109,12 @@ submit_successor() {
     fi
     if [[ -z $id ]]; then
         answer='submit the job again'
-        [[ -z $RUN ]] || answer="continue with: harness submit --resume $JOB"
+        # Only `harness submit` records the runs of the job, even if they did not begin.
+        if [[ -n $RUN && -n ${HARNESS_SNAPSHOT:-} ]]; then
+            answer="continue with: harness submit --resume $JOB"
+        elif compgen -G "${RUN%/*/*}/*/${RUN##*/}-seed*" >/dev/null; then
+            answer="continue with: the same command with --run-id ${RUN##*/}"
+        fi
         [[ ! -d $RUN ]] || answer="continue with: harness submit --resume $(printf %q "$RUN")"
         complain "interrupted; $answer"
         return

@@ -311,6 +311,20 @@ def test_a_signal_after_the_end_of_the_harness_counts(project: Project, asked: P
     assert "show job 42" in asked.read_text()  # the check for a preemption
 
 
+def test_a_warning_during_the_installation_requeues_the_job(project: Project, asked: Path) -> None:
+    """The script listens before it prepares the environment."""
+    (project.path / "requirements.lock").touch()
+    new, ready = project.outside / "new", project.note.with_suffix(".ready")
+    slow = f"touch {ready}; sleep 1; mkdir {new}/bin; cp '{project.venv}/bin/harness' $0 {new}/bin"
+    python = project.executable(
+        project.commands / "python", f"#!/bin/sh\ncase $* in '-m venv '*) {slow} ;; esac\n"
+    )
+    env = project.slurm(HARNESS_VENV=str(new), HARNESS_PYTHON=str(python))
+    project.note.touch()  # the harness is ended before it can write this file
+    code, output = project.signalled(project.spool(), signal.SIGUSR2, env=env)
+    assert (code, "is back in the queue" in output) == (75, True), output
+
+
 def count(project: Project, counters: Counters) -> None:
     """Write the counters of earlier starts of the run."""
     counters.write(project.path / "runs/.submissions/ends-42-bilstm-slurm-42.json")
@@ -391,22 +405,27 @@ def test_a_successor_continues_where_slurm_forbids_the_requeue(project: Project)
 
 
 @pytest.mark.parametrize(
-    ("exists", "words", "answer"),
+    ("exists", "variables", "answer"),
     [
-        (True, [], "continue with: harness submit --resume {run}"),
-        (False, ["--seeds", "1-2"], "continue with: harness submit --resume 42"),
+        ("slurm-42", {}, "continue with: harness submit --resume {run}"),
+        ("slurm-42-seed2", {}, "continue with: the same command with --run-id slurm-42"),
+        ("", {}, "submit the job again"),
+        ("", {"HARNESS_SNAPSHOT": "1"}, "continue with: harness submit --resume 42"),
     ],
 )
 def test_without_a_successor_the_last_line_names_the_command(
-    project: Project, exists: bool, words: list[str], answer: str
+    project: Project, exists: str, variables: dict[str, str], answer: str
 ) -> None:
-    """A job with several seeds has no folder of a single run, so the line names the job."""
+    """A job with several seeds has no folder of this name, and not all seeds may have begun.
+
+    Only `harness submit` has recorded such seeds, so only then the job's id names all runs.
+    """
     scontrol(project, "echo requeue is disabled >&2; exit 1")
     run = project.path / "runs/bilstm/slurm-42"
     if exists:
-        run.mkdir(parents=True)
+        run.with_name(exists).mkdir(parents=True)
     project.program("case $1 in train) exit 75 ;; esac; exit 2")
-    done = project.run(project.spool(), *words, env=project.slurm())
+    done = project.run(project.spool(), env=project.slurm(**variables))
     assert done.returncode == 75
     last = done.stderr.splitlines()[-1]
     quoted = re.sub(r"([' ])", r"\\\1", str(run))

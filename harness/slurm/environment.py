@@ -205,7 +205,7 @@ def request_args(known: Mapping[str, str], variables: Mapping[str, str]) -> list
         known: the fields of `scontrol show job`.
         variables: the job's environment variables.
     """
-    tasks = variables.get("SLURM_NTASKS")  # Slurm sets this variable only for --ntasks
+    tasks = variables.get("SLURM_NTASKS")  # set only for --ntasks and --ntasks-per-…
     # With the type of the GPUs, for example `gpu:h100:2`, even if --gpus or --gpus-per-task had it.
     others = " ".join(known.get(f"TresPer{of}", "") for of in ("Job", "Task", "Socket"))
     typed = re.findall("gpu:[^:, ]+:[0-9]+", others.replace("=", ":"))

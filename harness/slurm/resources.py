@@ -20,7 +20,8 @@ from harness.system.site_settings import ALWAYS, NEVER
 # Names of the options that request GPUs, and of the options that request memory.
 GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "gpus-per-socket")
 MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
-# A job that continues a run does not repeat these options.
+# The flags that a job repeats to continue a run never include these options: some apply once, and
+# `nodes` and `time` come from the record of the run.
 ONCE = ("dependency", "hold", "begin", "nodes", "time")
 LETTERS = {
     "-G": "gpus",
@@ -270,7 +271,7 @@ class Resources:
         for flag in self.flags:
             if (name := option_name(flag)) in OWN_OPTIONS:
                 remedy = "use --seeds" if name == "array" else "leave this option out"
-                raise InputError(f"{flag}: harness submit sets --{name} itself; {remedy}")
+                raise InputError(f"{flag}: can't be used with harness submit; {remedy}")
 
     def sbatch_args(self) -> list[str]:
         """Return the options for sbatch, except those for GPUs, which depend on the site."""

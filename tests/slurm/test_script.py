@@ -62,13 +62,13 @@ REFUSED: list[tuple[Resources, str]] = [
     (Resources(flags=("lstm.sh",)), "lstm.sh"),
     (Resources(flags=("--hold", "jobs/gru.toml")), "jobs/gru.toml"),
     *((Resources(flags=(flag,)), flag) for flag in ("--array=1-2", "-a1-2", "-o", "-Jname")),
-    *((Resources(flags=(flag,)), flag) for flag in ("--wait", "--wrap=true")),
+    *((Resources(flags=(flag,)), f"{flag}: can't") for flag in ("--wait", "--wrap=true")),
 ]
 
 
 @pytest.mark.parametrize(("resources", "named"), REFUSED)
 def test_wrong_requests_are_refused(resources: Resources, named: str) -> None:
-    """A wrong number of GPUs is refused, and so are options that `submit` sets itself."""
+    """A wrong number of GPUs is refused, and so are options that `submit` does not allow."""
     with pytest.raises(InputError, match=re.escape(named)):
         resources.check()
 

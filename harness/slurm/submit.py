@@ -51,7 +51,7 @@ from harness.system.console import Console
 from harness.system.files import OTHERS_WRITE, atomic_write, others_can_write
 from harness.system.git import commit_of, is_checkout
 from harness.system.leased_dir import to_json
-from harness.system.site_settings import check_trusted_network
+from harness.system.site_settings import check_trusted_network, not_sourced
 
 JOB_ID = "@JOB@"  # placeholder for the job's id in a record
 
@@ -164,7 +164,8 @@ def doubts(request: Request) -> Iterator[str]:
             f"chmod +t {shlex.quote(str(request.runs))}"
         )
     program = job_environment(request.project) / "bin" / "harness"
-    if not program.exists():
+    # With a container, the environment may be in its image, where this process can't look.
+    if not program.exists() and not not_sourced(["HARNESS_CONTAINER"], request.project):
         yield (
             f"{program} is missing, and a submitted job installs nothing; run bash "
             "slurm/common.sh --setup, or set HARNESS_VENV to an environment"

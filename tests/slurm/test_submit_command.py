@@ -69,6 +69,10 @@ def test_warnings_before_a_submission(harness: Harness, project: Path) -> None:
     assert "packaged SAMPLE; to get the dataset, run: harness data fetch" in done.stderr
     assert f"warning: {harness.folder}/bin/harness is missing" in done.stderr
     assert "git can't" not in done.stderr
+    site = project / "slurm/site.sh"
+    site.write_text("HARNESS_CONTAINER=(env)\n")  # the environment may be in the image
+    assert "bin/harness is missing" not in harness.run_here(*words).stderr
+    site.unlink()
     harness.environment["HARNESS_DATA"] = str(harness.folder)
     done = harness.run_here(*words)
     assert "the job will end with an error; put the dataset there, or unset" in done.stderr

@@ -26,8 +26,9 @@ def _runs(ctx: typer.Context, runs: Path) -> Path:
 
     source = ctx.get_parameter_source("runs")
     is_default = source is not None and source.name == "DEFAULT" and not ctx.resilient_parsing
-    # `submit` itself warns about all settings. In a job, the script has sourced site.sh.
-    warns = is_default and ctx.info_name != "submit" and not SlurmEnvironment.from_environment()
+    own = SlurmEnvironment.from_environment()
+    # `submit` itself warns about all settings. The job scripts of the harness source site.sh.
+    warns = is_default and ctx.info_name != "submit" and not (own and own.is_batch)
     if warns and (hint := not_sourced(["HARNESS_RUNS"])):
         log(logging.WARNING, hint)
     return runs

@@ -72,7 +72,8 @@ def test_bad_input_is_one_line_and_exit_code_2(
         (["tensorboard"], {}, "HARNESS_RUNS"),
         (["status", "--runs", "runs"], {}, ""),
         (["status"], {"HARNESS_RUNS": "runs"}, ""),
-        (["status"], {"SLURM_JOB_ID": "7"}, ""),
+        (["status"], {"SLURM_JOB_ID": "7"}, "HARNESS_RUNS"),  # a terminal in JupyterLab
+        (["status"], {"SLURM_JOB_ID": "7", "HARNESS_BATCH_JOB": "7"}, ""),
         (["submit", LSTM, "--dry-run"], {}, "SBATCH_QOS, HARNESS_RUNS, HARNESS_VENV"),
     ],
 )

@@ -224,7 +224,7 @@ class Queue:
         self.clock = clock
         self.every_s = ASK_EVERY_S
         self.asked_at = float("-inf")
-        self.problem: str | None = None  # why squeue does not answer; None if it does
+        self.problem: str | None = None  # why squeue does not answer; None if it does or is missing
         self._jobs: list[QueuedJob] | None = None
 
     def jobs(self) -> list[QueuedJob] | None:

@@ -95,8 +95,9 @@ class Console:
 def printable(text: str) -> str:
     """Escape characters that would control a terminal; for example, ESC becomes the text `\\x1b`.
 
-    Three kinds of characters are escaped: control characters (but not tabs and newlines), marks
-    that change the direction of text, and lone surrogates, which can't be encoded.
+    Four kinds of characters are escaped: control characters (but not tabs and newlines), Unicode's
+    separators of lines and paragraphs, marks that change the direction of text, and lone
+    surrogates, which can't be encoded.
     """
     return UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
@@ -110,7 +111,7 @@ def take_any_text() -> None:
 def echo(text: str = "", *, err: bool = False, end: str = "\n") -> None:
     """Print text, and escape its control characters.
 
-    All output of the commands goes through this function or `rich_console`.
+    All text that a command prints for users goes through this function, `log` or `rich_console`.
 
     Raises:
         SystemExit: (code 0) if the program that reads the output, such as `head`, has ended.

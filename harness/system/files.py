@@ -468,7 +468,7 @@ def cache_folder() -> Path:
 
 
 def private_cache(name: str) -> Path | None:
-    """Return a cache folder for executable code; None if other users could write into it."""
+    """Return a cache folder for executable code; None if others could read or replace it."""
     folder = (cache_folder() / name).absolute()
     try:
         for each in (*reversed(folder.parents), folder):

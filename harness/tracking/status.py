@@ -262,7 +262,7 @@ def select_runs(
     """Return the runs that `pick` finds for these names, in the order of `survey`.
 
     Raises:
-        InputError: if no run has a given name, or if several have it and `many` is false.
+        InputError: as `pick` raises it.
     """
     statuses = survey(runs, queue, [Path(name) for name in names if name.strip()])
     chosen = {id(run) for name in names for run in pick(name, statuses, runs, many=many)}
@@ -291,7 +291,8 @@ def pick(
         many: whether `name` may be a folder of runs, or a run id that several jobs use.
 
     Raises:
-        InputError: if no run has the name, or if several have it and `many` is false.
+        InputError: if no run has the name, or if several have it and `many` is false. For the id of
+            a job, all its runs are returned.
     """
     if not name.strip():
         raise InputError("run '': name a folder, a run id or the id of a Slurm job")

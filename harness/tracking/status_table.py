@@ -122,7 +122,7 @@ class StatusScreen:
 
         Args:
             statuses: the status of each run.
-            problem: why squeue gave no answer; None if squeue answered.
+            problem: why squeue gave no answer; None if squeue answered or is not installed.
 
         Returns:
             Whether any run is training or waiting.

@@ -39,7 +39,7 @@ def ask_to_stop(
         stop_search: a function that stops all workers of a search, given the search's folder.
         alone: whether to stop only this run, while the run's Slurm job or command continues to
             train other seeds.
-        problem: why squeue gave no answer; None if squeue answered.
+        problem: why squeue gave no answer; None if squeue answered or is not installed.
 
     Returns:
         None if the caller must wait until the run has saved, else a line for the user.
@@ -121,8 +121,8 @@ def _stop_process(status: RunStatus) -> None:
     if status.host != socket.gethostname():
         whole_job = f", or end the run's whole job: scancel {status.slurm_job}"
         raise RunError(
-            f"{where} is on {status.host}; on that machine, run: harness cancel {status.folder}"
-            f"{whole_job if status.slurm_job else ''}"
+            f"{where} is on {status.host}; on that machine, run: harness cancel "
+            f"{shlex.quote(str(status.folder))}{whole_job if status.slurm_job else ''}"
         )
     if not is_run_alive(process, status.time_s):
         raise RunError(f"{where} has ended; continue with {status.resume}")

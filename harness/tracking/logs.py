@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -43,7 +44,7 @@ def _without_log(status: RunStatus) -> InputError:
         )
     look = f"its metrics are in {status.folder / 'metrics.jsonl'}"
     if is_sweep(status.folder):
-        look = f"harness sweep show {status.folder} shows its trials"
+        look = f"harness sweep show {shlex.quote(str(status.folder))} shows its trials"
     return InputError(
         f"run {status.run}: has no log because it printed to a terminal or a pipe; {look}"
     )
@@ -70,6 +71,9 @@ class Follower:
 
         A truncated or replaced file is read from its beginning. Every call opens the file anew:
         otherwise NFS does not show the lines that another node wrote.
+
+        Raises:
+            RunError: if the log can't be read.
         """
         if self.path is None:
             return
@@ -104,6 +108,7 @@ def follow(
 
     Raises:
         InputError: if the run has no log and won't write one.
+        RunError: if the log can't be read.
     """
     while True:
         status = look()

@@ -257,7 +257,7 @@ def check_record(folder: LeasedDirectory) -> None:
             f"{name}: {RECORD} is broken; restore this file from a copy, or remove it to begin a "
             "new record of the code and the machine"
         )
-    remedy = f": harness reproduce {folder.folder} restores its code"
+    remedy = f": harness reproduce {shlex.quote(str(folder.folder))} restores its code"
     check_format(name, record, remedy=remedy if folder.kind == "run" else "")
 
 
@@ -295,9 +295,10 @@ class RunDirectory(LeasedDirectory):
         if run.exists() and (old := run.job()).identity() != job.identity():
             key = old.first_change(job)
             what = f" ({key} = {shown(old.value(key))}, not {shown(job.value(key))})" if key else ""
-            remedy = f", or continue the run: harness resume {run.folder}"
+            named = shlex.quote(str(run.folder))
+            remedy = f", or continue the run: harness resume {named}"
             if run.finished():
-                remedy = f", and add --from {run.folder} to begin with the weights of this run"
+                remedy = f", and add --from {named} to begin with the weights of this run"
             raise InputError(
                 f"run {run.folder}: contains another job{what}; choose another --run-id{remedy}"
             )
@@ -346,7 +347,7 @@ class RunDirectory(LeasedDirectory):
         if not self.finished():
             raise InputError(
                 f"run {self.folder}: is unfinished and has no model yet; continue the run with: "
-                f"harness resume {self.folder}"
+                f"harness resume {shlex.quote(str(self.folder))}"
             )
         if not path.is_file():
             raise InputError(
@@ -383,7 +384,8 @@ class RunDirectory(LeasedDirectory):
             if owner != os.getuid() and not stat.S_ISREG(status.st_mode):
                 raise InputError(
                     f"run {self.folder}: {path} belongs to {owner_name(owner)}, and only its owner "
-                    f"may write it; train your own run: harness train {self.folder / 'job.toml'}"
+                    "may write it; train your own run: harness train "
+                    f"{shlex.quote(str(self.path('job.toml')))}"
                 )
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
@@ -429,7 +431,7 @@ def _why_no_run(folder: Path) -> str:
     if is_sweep(folder):
         return (
             f"is a search; name one of its runs{such_as}, or train its best trial: harness sweep "
-            f"retrain {folder}"
+            f"retrain {shlex.quote(str(folder))}"
         )
     if runs:
         return f"contains runs; name one of them{such_as}"

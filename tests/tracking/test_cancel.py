@@ -278,9 +278,10 @@ def test_a_real_run_is_running_then_cancelled(harness: Harness, site: Site) -> N
 
 def test_a_run_on_another_host_is_cancelled_there(harness: Harness, site: Site) -> None:
     """The line names the host. The command still handles the other runs that it names."""
-    site.run("a", "training", process=os.getpid())
+    run = site.run("a", "training", process=os.getpid()).folder
+    run = run.rename(run.with_name("my run"))
     site.run("b", "finished")
-    done = harness.run_here("cancel", "a", "b")
+    done = harness.run_here("cancel", "my run", "b")
     assert done.returncode == 1
-    assert f"is on {ELSEWHERE}; on that machine, run: harness cancel" in done.stderr
+    assert f"is on {ELSEWHERE}; on that machine, run: harness cancel '{run}'" in done.stderr
     assert "lstm/b: is finished, nothing to cancel" in done.stdout

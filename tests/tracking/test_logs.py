@@ -60,11 +60,12 @@ def test_a_run_without_a_log_is_one_line(harness: Harness, site: Site) -> None:
     site.run("a", "finished")
     site.submission("12", [1])
     sweep = site.run("s1", "finished").folder
+    sweep = sweep.rename(sweep.with_name("s 1"))
     (sweep / "job.toml").rename(sweep / SEARCH_FILE)
     for name, said in (
         ("a", "has no log because it printed to a terminal or a pipe; its metrics"),
         ("12", "slurm-12.out) does not exist; the run is submitted"),
-        ("s1", f"a pipe; harness sweep show {sweep} shows its trials"),
+        ("s 1", f"a pipe; harness sweep show '{sweep}' shows its trials"),
     ):
         done = harness.run_here("logs", name)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)

@@ -15,7 +15,7 @@ from harness.job.job_file import load_job
 from harness.job.search import SEARCH_FILE
 from harness.slurm.environment import SlurmEnvironment
 from harness.tracking.records import Heartbeat
-from harness.tracking.run_dir import FORMAT, RunDirectory, check_format
+from harness.tracking.run_dir import FORMAT, RECORD, RunDirectory, check_format
 from tests.conftest import JOBS, Harness
 from tests.made_up_runs import write_run
 
@@ -58,9 +58,9 @@ def test_an_unreadable_folder_is_not_called_missing(
         ("notes.md", "is a file; name the run's folder"),
         ("runs", "contains runs; name one of them, such as runs/gru/twice"),
         (
-            "runs/rnn/s1",
-            "is a search; name one of its runs, such as runs/rnn/s1/trials/1/1/seed1, or train its "
-            "best trial: harness sweep retrain runs/rnn/s1",
+            "runs/rnn/s 1",
+            "is a search; name one of its runs, such as runs/rnn/s 1/trials/1/1/seed1, or train "
+            "its best trial: harness sweep retrain 'runs/rnn/s 1'",
         ),
         (
             "runs/rnn/first/tensorboard",
@@ -75,9 +75,9 @@ def test_a_name_that_is_no_run_is_refused_with_a_remedy(
     """The line names the run that was probably meant, if there is exactly one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("HARNESS_RUNS", raising=False)
-    for run in ("rnn/first", "rnn/twice", "gru/twice", "rnn/s1/trials/1/1/seed1"):
+    for run in ("rnn/first", "rnn/twice", "gru/twice", "rnn/s 1/trials/1/1/seed1"):
         write_run(tmp_path / "runs" / run)
-    (tmp_path / "runs/rnn/s1" / SEARCH_FILE).touch()
+    (tmp_path / "runs/rnn/s 1" / SEARCH_FILE).touch()
     (tmp_path / "runs/rnn/first/tensorboard").mkdir()
     (tmp_path / "runs/rnn/first/model.keras").touch()
     (tmp_path / "notes.md").touch()
@@ -89,19 +89,25 @@ def test_a_name_that_is_no_run_is_refused_with_a_remedy(
 def test_the_id_of_another_jobs_run_is_refused(tmp_path: Path) -> None:
     """The line names the first key that differs; only an unfinished run can be continued."""
     old = load_job(JOBS / "lstm.toml", ["train.epochs=2"])
-    folder = tmp_path / "lstm/first"
+    runs = tmp_path / "my runs"
+    folder = runs / "lstm/first"
     write_run(folder, old.to_toml())
-    assert RunDirectory.new(tmp_path, old, "first").folder == folder
+    assert RunDirectory.new(runs, old, "first").folder == folder
     job = load_job(JOBS / "lstm.toml", ["train.epochs=3", "train.log_every_steps=7"])
     said = f"run {folder}: contains another job (train.epochs = 2, not 3); choose another --run-id"
     for remedy in (
-        f", and add --from {folder} to begin with the weights of this run",
-        f", or continue the run: harness resume {folder}",
+        f", and add --from '{folder}' to begin with the weights of this run",
+        f", or continue the run: harness resume '{folder}'",
     ):
         with pytest.raises(InputError) as refused:
-            RunDirectory.new(tmp_path, job, "first")
+            RunDirectory.new(runs, job, "first")
         assert str(refused.value) == said + remedy
         (folder / "result.json").unlink(missing_ok=True)
+    with pytest.raises(InputError, match=f"continue the run with: harness resume '{folder}'"):
+        RunDirectory(folder).model_file()
+    (folder / RECORD).write_text('{"format": 99}')
+    with pytest.raises(InputError, match=f": harness reproduce '{folder}' restores its code"):
+        RunDirectory(folder).job()
 
 
 def test_runs_of_the_same_second_get_different_folders(
@@ -153,7 +159,7 @@ def test_the_heartbeat_is_written_at_a_change_and_every_few_seconds(tmp_path: Pa
 @pytest.mark.parametrize("is_link", [False, True])
 def test_a_run_of_another_user_is_not_written(tmp_path: Path, name: str, is_link: bool) -> None:
     """A run with a link of another user is not written either; links of this user are allowed."""
-    elsewhere, run = tmp_path / "elsewhere", RunDirectory(tmp_path / "run")
+    elsewhere, run = tmp_path / "elsewhere", RunDirectory(tmp_path / "my run")
     elsewhere.mkdir()
     target = run.folder / name
     target.parent.mkdir(exist_ok=True, parents=True)
@@ -163,7 +169,8 @@ def test_a_run_of_another_user_is_not_written(tmp_path: Path, name: str, is_link
         target.mkdir()
     run.check_owner()
     os.chown(elsewhere if is_link and not name else target, 1, 1, follow_symlinks=False)
-    with pytest.raises(InputError, match="belongs to daemon, and only its owner may write"):
+    said = "belongs to daemon, and only its owner may write it; train your own run: harness train '"
+    with pytest.raises(InputError, match=f"{said}{run.folder}/job.toml'"):
         run.check_owner()
 
 

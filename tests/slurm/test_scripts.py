@@ -173,7 +173,7 @@ def test_a_job_ignores_variables_of_the_shell_that_called_sbatch(project: Projec
 
     If scontrol shows the job's memory, the job also ignores the shell's memory.
     """
-    scontrol(project, "echo MinMemoryCPU=4G")
+    scontrol(project, "echo MinMemoryCPU=4G TresPerNode=gres/gpu:8,gres/gpu:4")
     session = dict.fromkeys(("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS"), "4")
     session |= {"SLURM_CPU_BIND": "mask_cpu:0x1", "SLURM_GPUS": "1", "SLURM_GPUS_PER_TASK": "1"}
     memory = {f"SLURM_MEM_PER_{kind}": "4096" for kind in ("CPU", "GPU", "NODE")}

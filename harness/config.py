@@ -22,7 +22,7 @@ REFERENCE = re.compile(
 )
 FORM = "file.py:function or package.module:function"
 Share = Annotated[float, Field(ge=0, lt=1)]
-# The characters with which Python represents bytes that are not UTF-8.
+# Unpaired surrogates, which UTF-8 can't encode. Python represents bytes that are not UTF-8 by them.
 SURROGATE = re.compile("[\ud800-\udfff]")
 OPTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 

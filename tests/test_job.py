@@ -141,7 +141,7 @@ def test_a_bad_job_file_is_refused_in_one_line(
         (["train.callbacks=['nope.py:f']"], "nope.py: no such file"),
         (["train.epochs=8\ndata.limit=2"], "integer"),
         (["train.optimizer_options.momentun=1"], "no option momentun; did you mean momentum?"),
-        (["train.optimizer_options.beta_1=1"], "rmsprop takes no option beta_1"),
+        (["train.optimizer_options.beta_1=1"], "for rmsprop, a job has no option beta_1"),
         (["train.optimizer_options.momentum=much"], "momentum should be of type float"),
         (["train.optimizer_options.centered=1"], "centered should be of type bool"),
         (["train.schedule=steps"], "needs train.schedule_drops"),
@@ -178,6 +178,18 @@ def test_the_refusal_of_a_missing_job_names_the_nearest_file(
         load_job(tmp_path)
 
 
+def test_a_file_name_that_is_no_job_name_is_refused(tmp_path: Path) -> None:
+    """The remedies are a key `name` and another file name; a printed command quotes the path."""
+    path = write(tmp_path, LEAST).rename(tmp_path / "a b.toml")
+    with pytest.raises(InputError, match=r"name = 'a b': .*; set name in the file, or rename the"):
+        load_job(path)
+    with pytest.raises(InputError, match=f"train it with: harness train '{path}'$"):
+        load_search(path)
+    path.write_text(f"{LEAST}[search]\ntrials = 2\n")
+    with pytest.raises(InputError, match=f"run the search with: harness tune '{path}'$"):
+        load_job(path)
+
+
 def test_bare_words_and_toml_values_override(tmp_path: Path) -> None:
     """--set takes bare words, numbers and quoted strings."""
     sets = ["model.architecture=gru", "train.learning_rate=1e-4", "train.keep='last'"]
@@ -189,12 +201,26 @@ def test_bare_words_and_toml_values_override(tmp_path: Path) -> None:
 def test_an_override_may_be_white_space() -> None:
     """A delimiter may be a bare tab or a quoted space."""
     assert data_settings(["data.delimiter=\t"]).delimiter == "\t"
+    for text in (r"\t", r"'\t'", r'"\t"'):  # as a message or a shell has it
+        assert data_settings([f"data.delimiter={text}"]).delimiter == "\t"
     assert data_settings(["data.delimiter=' '"]).delimiter == " "
 
 
-def test_settings_of_the_data_need_no_other_table() -> None:
-    """`harness data describe` takes a setting that a training job refuses beside its default."""
-    assert data_settings(["data.validation_split=0"]).validation_split == 0
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        (
+            "data.limit=2",
+            "limit=2: should set one of the keys data.text_column, data.label",
+        ),
+        ("train.epochs=2", "train.epochs=2: should set one of the keys data.text_column"),
+        ("data.text_column=1", "--set data.text_column=1: should be a string in quotes"),
+    ],
+)
+def test_only_the_format_of_texts_can_be_described(override: str, said: str) -> None:
+    """`harness data describe` would ignore other keys."""
+    with pytest.raises(InputError, match=said):
+        data_settings([override])
 
 
 def test_settings_without_effect_are_named(tmp_path: Path) -> None:
@@ -216,5 +242,8 @@ def test_settings_without_effect_are_named(tmp_path: Path) -> None:
     assert line == "data.delimiter has no effect without data.source"
     search = load_search(JOBS / "tune_best.toml")
     assert not list(search.without_effect()), "the search varies model.architecture"
+    text = "[search]\ntrials = 2\n[search.space]\nmodel.train_embeddings = [true, false]\n"
+    random = load_search(write(tmp_path, f"{LEAST}train_embeddings = false\n{text}"))
+    assert not list(random.without_effect())
     (line,) = replace(search, space=()).without_effect()
     assert "model.reset_after" in line

@@ -148,7 +148,7 @@ def test_jobs_with_sources_of_the_same_name_share_no_module(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("content", "reference", "says"),
     [
-        (b"", "mynet.py:build", "is empty"),
+        (b"", "mynet.py:build", "mynet.py has no function build"),
         (b"\xff\xfe", "mynet.py:build", "byte 0 is not UTF-8"),
         (b"x = '\x00'", "mynet.py:build", "is not Python"),
         (b"def build(:\n", "mynet.py:build", "mynet.py, line 1: invalid syntax"),

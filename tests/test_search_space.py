@@ -100,7 +100,7 @@ train.optimizer_options.beta_2 = { values = [0.9, 0.99], when = { train.optimize
     path.write_text(GOOD + space % '"sgd"')
     assert len(load_search(path).space) > 3
     said = refusal(tmp_path, GOOD + space % '"sgd", "adam"')
-    assert "adam takes no option momentum" in said
+    assert "for adam, a job has no option momentum" in said
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.options import DataFolder, Overrides
+from harness.cli.options import DataFolder
 from harness.system.console import echo
 
 if TYPE_CHECKING:
@@ -26,9 +26,10 @@ def fetch(
         ),
     ] = None,
 ) -> None:
-    """Put IMDB into ~/.cache/harness, unless the folder HARNESS_DATA contains IMDB.
+    """Put IMDB into ~/.cache/harness.
 
-    Downloads IMDB, or copies IMDB from a folder.
+    Downloads IMDB, unless HARNESS_DATA or ~/.cache/harness contains IMDB; or copies IMDB from a
+    folder.
     """
     from harness.data.sources import fetch as fetch_dataset
 
@@ -54,7 +55,14 @@ def describe(
             help="your texts: a table or folder that the job key data.source accepts",
         ),
     ],
-    overrides: Overrides = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="describe the table, such as data.text_column=review; repeat it for more keys",
+        ),
+    ] = None,
 ) -> None:
     """Check your texts and describe them.
 

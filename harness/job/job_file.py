@@ -4,6 +4,7 @@ import difflib
 import errno
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,21 +12,22 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from harness.architectures import BUILDERS
 from harness.config import Tables, is_free, is_reference, keys_of
 from harness.errors import InputError, did_you_mean, suggest
-from harness.job.keys import FACTS, TABLES, DataConfig, Job
+from harness.job.keys import FACTS, FORMAT, TABLES, DataConfig, Job
 from harness.job.own_code import check_trusted, keep_code
 from harness.system.files import raise_unless_missing, read_plain_file
 
-# Maps the type of a pydantic error to the rule that the harness's message states. pydantic's own
-# message asks only for a `valid` value.
+# Maps the type of a pydantic error, or the key `name`, to the rule that the harness's message
+# states. pydantic's own message asks only for a `valid` value, or shows a regular expression.
 RULES = {
     "bool_type": "should be true or false",
     "int_type": "should be an integer, such as 8",
     "float_type": "should be a number, such as 0.001",
     "string_type": "should be a string in quotes",
     "list_type": 'should be a list, such as [1, 2.5] or ["file.py:function"]',
+    "name": "should be 1 to 100 letters, digits, dots, - and _, and begin with a letter or digit; "
+    "set name in the file, or rename the file",
 }
 # Largest size of a job file, enough for a `[code]` table of `own_code.MAX_CHARACTERS` characters.
 MAX_JOB_BYTES = 4_000_000
@@ -41,12 +43,14 @@ def load_job(path: Path, overrides: Sequence[str] = (), seed: int | None = None)
 
     Raises:
         InputError: if the job is refused; the message states key, value, rule and remedy.
+        DiskError: if the disk fails.
     """
     content = read_toml_file(path)
     content.setdefault("name", path.stem)
     if "search" in content:
         raise InputError(
-            f"job {path}: contains a [search] table; run the search with: harness tune {path}"
+            f"job {path}: contains a [search] table; run the search with: harness tune "
+            f"{shlex.quote(str(path))}"
         )
     origins = put_overrides(content, overrides, path)
     if seed is not None:
@@ -140,21 +144,22 @@ def resolve_source(content: dict[str, Any], path: Path, origins: Mapping[str, st
 
 
 def data_settings(overrides: Sequence[str]) -> DataConfig:
-    """Return the default `[data]` table, changed by `--set` overrides.
+    """Return a `[data]` table that `--set` overrides have set.
 
     Raises:
-        InputError: if a key is unknown or a value is wrong.
+        InputError: if a key does not describe the format of texts, or if a value is wrong.
     """
-    content: dict[str, Any] = {"name": "data", "model": {"architecture": next(iter(BUILDERS))}}
+    content: dict[str, Any] = {}
     origins = put_overrides(content, overrides, Path("data"))
-    return _validated(content, Path("data"), origins).data  # `check_job` checks all tables
-
-
-def _validated(content: dict[str, Any], path: Path, origins: Mapping[str, str]) -> Job:
+    known = [key for key, facts in FACTS.items() if facts == FORMAT]
+    for key, option in origins.items():
+        if key not in known:
+            raise InputError(f"{option}: should set one of the keys {', '.join(known)}")
     try:
-        return Job.model_validate(content)
+        return DataConfig.model_validate(content.get("data", {}))
     except ValidationError as error:
-        raise InputError(explain(error, path, origins)) from None
+        inner = {key.removeprefix("data."): option for key, option in origins.items()}
+        raise InputError(explain(error, Path("data"), inner)) from None
 
 
 def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | None = None) -> Job:
@@ -169,7 +174,10 @@ def check_job(content: dict[str, Any], path: Path, origins: Mapping[str, str] | 
     Raises:
         InputError: if the job is refused; the message states key, value, rule and remedy.
     """
-    job = _validated(content, path, origins or {})
+    try:
+        job = Job.model_validate(content)
+    except ValidationError as error:
+        raise InputError(explain(error, path, origins or {})) from None
     if broken := job.broken_rule():
         key, rule = broken
         raise InputError(f"job {path}: {key} = {shown(job.value(key))}: {rule}")
@@ -241,7 +249,7 @@ def _parse_override(text: str, tables: Tables) -> tuple[str, str, Any]:
 
 
 def is_key(table: str, key: str, tables: Tables = TABLES) -> bool:
-    """Whether a table has a key, such as `units`; `options.NAME` is a key for every NAME."""
+    """Whether a table has a key, such as `units`, or `options.NAME` for a NAME without a dot."""
     outer, dot, inner = key.partition(".")
     if dot:
         info = tables[table].model_fields.get(outer)
@@ -301,13 +309,15 @@ def explain(
     elif first["type"] == "model_type":
         text = f"{where} = {value}: should be a table; write [{key}]"
     else:
-        rule = RULES.get(first["type"], first["msg"].replace("Input should", "should"))
+        rule = RULES.get(key) or RULES.get(
+            first["type"], first["msg"].replace("Input should", "should")
+        )
         text = f"{origins.get(key, f'{where} = {value}')}: {rule[0].lower()}{rule[1:]}"
         text += did_you_mean(str(first["input"]), re.findall("'(.+?)'", rule))
     return text + (f" (and {len(others)} more)" if others else "")
 
 
 def shown(value: object) -> str:
-    """Return a value for a message, in TOML's notation and cut to 60 characters."""
+    """Return a value for a message, cut to 60 characters."""
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) < 60 else f"{text[:57]}..."

@@ -39,6 +39,7 @@ def _known_encoding(name: str) -> str:
 
 
 def _one_character(text: str) -> str:
+    text = "\t" if text == r"\t" else text  # '\t' in TOML, or \t in a shell
     if text and (len(text) > 1 or not text.isascii() or text in '"\r\n\0'):
         raise PydanticCustomError("delimiter", "Input should be one character, such as ';'")
     return text
@@ -65,6 +66,7 @@ def _scores_something(job: "Job") -> str:
     )
 
 
+LARGEST_VOCAB = 1_000_000
 SAME_REVIEWS = "all trials must have the same reviews"
 # The metadata (`Facts`) of every key that describes the format of a user's texts. A run's identity
 # contains the checksum of the texts instead of these keys.
@@ -114,7 +116,7 @@ class DataConfig(ConfigSection):
     vocab_size: int = Field(
         8000,
         ge=4,
-        le=1_000_000,
+        le=LARGEST_VOCAB,
         description="size of the vocabulary; rarer words get index 2; 88,588 = all words of IMDB",
     )
     maxlen: int = Field(
@@ -157,7 +159,7 @@ class DataConfig(ConfigSection):
     )
 
 
-# Keras's optimizers, and the options for which `[train]` has no key.
+# The optimizers of Keras that a job can name, and the options that it can set.
 _ADAM = ("beta_1", "beta_2", "epsilon")
 OPTIMIZERS: dict[str, tuple[str, ...]] = {
     "rmsprop": ("rho", "momentum", "epsilon", "centered"),
@@ -229,7 +231,7 @@ def _fits_the_optimizer(job: "Job") -> str:
     known = (*OF_ALL_OPTIMIZERS, *OPTIMIZERS[train.optimizer])
     for name, value in train.optimizer_options.items():
         if name not in known:
-            return f"{train.optimizer} takes no option {name}{suggest(name, known)}"
+            return f"for {train.optimizer}, a job has no option {name}{suggest(name, known)}"
         kind = TYPES.get(name, float)
         if type(value) is not kind and not (kind is float and type(value) is int):
             return f"{name} should be of type {kind.__name__}"
@@ -473,7 +475,7 @@ class Job(ConfigSection):
         return json.dumps({"name": self.name, "code": self.code, **chosen}, sort_keys=True)
 
     def first_change(self, other: "Job") -> str | None:
-        """Return the first key of `identity` whose value differs in another job."""
+        """Return the first key of a table in `identity` whose value differs in another job."""
         keys = (key for key in FACTS if FACTS[key].changes != "nothing")
         return next((key for key in keys if self.value(key) != other.value(key)), None)
 
@@ -515,7 +517,8 @@ class Job(ConfigSection):
         for key, needed in self.unused_keys():
             if not {*FACTS[key].only_with} & {*searched}:
                 yield f"{key} has no effect without {needed}"
-        if not self.model.train_embeddings and not self.model.embeddings:
+        is_searched = "model.train_embeddings" in searched
+        if not self.model.train_embeddings and not self.model.embeddings and not is_searched:
             yield (
                 "model.train_embeddings = false leaves the word vectors random, because "
                 "model.embeddings is empty"

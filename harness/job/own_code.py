@@ -55,8 +55,9 @@ def keep_code(reference: str, base: Path, code: dict[str, str], *, where: str) -
         file's path in `code`, not its path on the disk.
 
     Raises:
-        InputError: if the function is missing, or if a source is unreadable, is not Python, is too
-            large, or could have been changed by another user.
+        InputError: if the function is missing; if a source is unreadable, is not Python, is too
+            large, has the name of a Python module or of another source, or could have been changed
+            by another user.
     """
     found = _match(reference)
     where = f"{where} = {reference!r}"
@@ -137,7 +138,7 @@ def is_trusting() -> bool:
 
 @contextlib.contextmanager
 def trusting(is_trusted: bool) -> Iterator[None]:
-    """Set whether this thread trusts the code of all users while the `with` block runs."""
+    """If `is_trusted`, trust the code of all users in this thread while the `with` block runs."""
     token = TRUSTED.set(is_trusted)
     try:
         yield
@@ -211,8 +212,6 @@ def _read(path: Path, where: str) -> str:
         rule = f"byte {error.start} is not UTF-8; save the file as UTF-8"
         raise InputError(f"{where}: {path}: {rule}") from None
     source = source.replace("\r\n", "\n").replace("\r", "\n")
-    if not source.strip() and path.name != "__init__.py":
-        raise InputError(f"{where}: {path}: is empty; write the function into it")
     return source if source.endswith("\n") or not source else f"{source}\n"
 
 

@@ -6,6 +6,7 @@
 import itertools
 import math
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -447,13 +448,17 @@ def load_search(path: Path, overrides: Sequence[str] = ()) -> SearchSpec:
 
     Raises:
         InputError: if the search is refused; the message states key, value, rule and remedy.
+        DiskError: if the disk fails.
     """
     content = read_toml_file(path)
     content.setdefault("name", path.stem)
     origins = put_overrides(content, overrides, path, tables=SEARCH_TABLES)
     table = content.get("search")
     if not isinstance(table, dict):
-        raise InputError(f"job {path}: has no [search] table; train it with: harness train {path}")
+        raise InputError(
+            f"job {path}: has no [search] table; train it with: harness train "
+            f"{shlex.quote(str(path))}"
+        )
     raw_space = table.pop("space", {})
     try:
         file = SearchFile.model_validate(content)

@@ -294,7 +294,9 @@ class RunDirectory(LeasedDirectory):
         run = cls(runs / job.name / run_id)
         if run.exists() and (old := run.job()).identity() != job.identity():
             key = old.first_change(job)
-            what = f" ({key} = {shown(old.value(key))}, not {shown(job.value(key))})" if key else ""
+            what = " with other [code]"
+            if key:
+                what = f" ({key} = {shown(old.value(key))}, not {shown(job.value(key))})"
             named = shlex.quote(str(run.folder))
             remedy = f", or continue the run: harness resume {named}"
             if run.finished():

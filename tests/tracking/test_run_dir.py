@@ -103,6 +103,9 @@ def test_the_id_of_another_jobs_run_is_refused(tmp_path: Path) -> None:
             RunDirectory.new(runs, job, "first")
         assert str(refused.value) == said + remedy
         (folder / "result.json").unlink(missing_ok=True)
+    job = old.model_copy(update={"code": {"mynet.py": "x = 1"}})
+    with pytest.raises(InputError, match=r"contains another job with other \[code\]; choose"):
+        RunDirectory.new(runs, job, "first")
     with pytest.raises(InputError, match=f"continue the run with: harness resume '{folder}'"):
         RunDirectory(folder).model_file()
     (folder / RECORD).write_text('{"format": 99}')

@@ -155,15 +155,16 @@ def check_owners(folder: Path, paths: Iterable[Path]) -> None:
         OSError: if a path is missing.
     """
     owners = os.environ.get(OWNERS, "").replace(",", " ").split()
-    for path in paths:
-        if reason := distrust(path, owners):
-            remedy = (
-                f"chmod go-w {shlex.quote(str(path))}"
-                if reason == OTHERS_WRITE
-                else "fetch your own data (harness data fetch); or, if you trust the owner, write "
-                f"export {OWNERS}=<the owner's name> into slurm/site.sh, and source that file"
-            )
-            raise InputError(f"dataset {folder}: {path.name}: {reason}; {remedy}")
+    reasons = {path: reason for path in paths if (reason := distrust(path, owners))}
+    for path, reason in reasons.items():
+        remedy = (
+            "run harness data fetch and unset HARNESS_DATA, or, if you trust the owner, write "
+            f"export {OWNERS}=<the owner's name> into slurm/site.sh, and source that file"
+        )
+        if reason == OTHERS_WRITE:
+            writable = [str(each) for each in reasons if reasons[each] == OTHERS_WRITE]
+            remedy = f"chmod go-w {shlex.join(writable)}"
+        raise InputError(f"dataset {folder}: {path.name}: {reason}; {remedy}")
 
 
 def cached_dataset(name: str, fill: Callable[[Path], None]) -> Dataset:

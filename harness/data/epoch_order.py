@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 LARGEST_PADDED = 1_000_000_000  # bytes; larger sets of reviews are padded batch by batch
-MAX_PERMUTED = 5_000_000  # the largest number of review indices (4 bytes) in a tf.data dataset
+# The largest number of review indices (4 bytes) in a tf.data dataset of more than one epoch.
+MAX_PERMUTED = 5_000_000
 
 # With data.bucket, the reviews of this many batches (a pool) are sorted by length and then cut into
 # batches. The batches of a larger pool contain less padding, but are less random.

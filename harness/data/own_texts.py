@@ -45,7 +45,7 @@ from harness.data.tables import (
 )
 from harness.data.vocabulary import MAX_CHARACTERS, UNRANKED, tokenize
 from harness.errors import InputError
-from harness.job.keys import DataConfig
+from harness.job.keys import LARGEST_VOCAB, DataConfig
 from harness.system.files import read_plain_file, sha256_of
 from harness.system.lenient_json import parse_json
 
@@ -267,6 +267,7 @@ def open_source(source: Path, form: DataConfig = DEFAULT_FORM) -> Dataset:
     Raises:
         InputError: if the source can't be used; the message says where the error is and
             how to fix it.
+        RunError: if the cache can't be read or written.
     """
     checksum = source_checksum(source, form)
 
@@ -301,8 +302,8 @@ class _Gathered:
 def make_dataset(source: Path, folder: Path, form: DataConfig = DEFAULT_FORM) -> None:
     """Read a source, and write its dataset into an empty folder.
 
-    The function needs memory for the vocabulary, about 40 bytes for each review, and about 20 bytes
-    for each word of the reviews.
+    The function needs memory for the vocabulary, about 200 bytes for each review, and about 10
+    bytes for each word of the reviews.
 
     Raises:
         InputError: if the source can't be used; the message says where the error is and
@@ -317,8 +318,10 @@ def make_dataset(source: Path, folder: Path, form: DataConfig = DEFAULT_FORM) ->
     hashes = np.frombuffer(gathered.hashes, ">u8").reshape(-1, 2)
     split_of: np.ndarray = np.frombuffer(gathered.splits, np.int8)
     has_splits = split_of[0] >= 0
+    remedy = ""
     if not has_splits:
         split_of = hashes[:, 0] < TEST_SHARE * 2.0**64
+        remedy = ", or state the split of each review, for example in a column named split"
     # Sort by the hash of the words (two integers), then by the label, so that the order of reviews
     # with the same words is fixed too.
     order = np.lexsort((labels, hashes[:, 1], hashes[:, 0]))
@@ -327,8 +330,7 @@ def make_dataset(source: Path, folder: Path, form: DataConfig = DEFAULT_FORM) ->
         if len(chosen) < MIN_REVIEWS and (name in SPLITS or len(chosen)):
             raise InputError(
                 f"data.source {source}: contains {len(chosen)} {name} reviews, but should contain "
-                f"at least {MIN_REVIEWS}; add reviews, or name the split of each review in a "
-                "column named split"
+                f"at least {MIN_REVIEWS}; add {name} reviews{remedy}"
             )
     vocab, reviews = _ranked(gathered, labels, chosen=split_of == 0)
     notes = [f"split by the hash of their words, with {TEST_SHARE:.0%} test reviews"]
@@ -461,9 +463,11 @@ def describe(dataset: Dataset) -> Iterator[str]:
     shares = np.cumsum(counts) / counts.sum()  # at i: the share of words of rank i or less
     sizes = [size for size in (2000, 8000, 20000, 40000) if size - 4 < len(dataset.vocab)]
     coverage = [f"{size:,} covers {shares[size - 4]:.1%}" for size in sizes]
+    if len(dataset.vocab) + 4 <= LARGEST_VOCAB:
+        coverage.append(f"{len(dataset.vocab) + 4:,} covers all")
     yield (
         f"words   {len(dataset.vocab):,} different words in the training reviews; data.vocab_size: "
-        + ", ".join([*coverage, f"{len(dataset.vocab) + 4:,} covers all"])
+        + ", ".join(coverage)
     )
     lengths = np.diff(train.offsets)
     shown = [f"{share}% {np.percentile(lengths, share):,.0f}" for share in (50, 75, 90, 95, 99)]

@@ -3,6 +3,7 @@
 The data are a user's texts, IMDB from a folder or a download, or the packaged sample of IMDB.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import http.client
@@ -63,12 +64,13 @@ def open_dataset(data: Path | None = None, *, full: bool = False, download: bool
     Args:
         data: the folder to open instead of the folder in HARNESS_DATA. If `data` or HARNESS_DATA is
             set, no other folder is searched.
-        full: whether to raise an error instead of opening the sample.
+        full: whether to raise an error instead of opening the packaged sample.
         download: whether a download is allowed; HARNESS_OFFLINE forbids it in any case.
 
     Raises:
-        InputError: if a named folder contains no dataset, or if `full` is set and IMDB is missing.
-        RunError: if a dataset is broken.
+        InputError: if a named folder contains no dataset, if a dataset is refused, or if `full` is
+            set and IMDB is missing.
+        RunError: if a dataset is broken, or if the disk fails.
     """
     if named := data or named_folder():
         return _open_named(named, "--data" if data else "HARNESS_DATA")
@@ -99,22 +101,26 @@ def fetch(source: Path | None = None) -> Dataset:
             None = download IMDB, unless it is already in HARNESS_DATA or in the cache.
 
     Raises:
-        InputError: if the source contains no reviews.
+        InputError: if the source contains no reviews, only the sample, or reviews that are refused;
+            or if the folder in the cache contains other files.
         RunError: if the download fails, or the cache can't be written.
     """
     folder = fetched_folder()
     if source is None:
         if (named := named_folder()) and holds_dataset(named):
-            return _open_named(named, "HARNESS_DATA")
+            with contextlib.suppress(InputError, RunError):  # whose remedy is this function
+                return _open_named(named, "HARNESS_DATA")
         with turn_at(folder):  # only one of several processes downloads
             if known := open_if_whole(folder):
                 return known
             save_folder(_download(), folder)
             return open_folder(folder)
-    if (source / "train" / "pos").is_dir():
+    if os.path.isdir(source / "train" / "pos"):  # noqa: PTH112 - `Path.is_dir` may raise an error
         dataset = read_raw_reviews(source)
     else:
         dataset = _open_named(source, "--from")
+    if dataset.is_sample:
+        raise InputError(f"--from {source}: contains only the SAMPLE of IMDB; name another folder")
     save_folder(dataset, folder)
     return open_folder(folder)
 
@@ -163,7 +169,7 @@ def read_npz(content: bytes, path: Path) -> Dataset:
     if not members:
         raise InputError(
             f"{path}: is not Keras's {NPZ} (its checksum differs); to get Keras's data, run "
-            "harness data fetch; to use your own texts, set data.source"
+            "harness data fetch and unset HARNESS_DATA; to use your own texts, set data.source"
         )
     # `np.load` of the whole archive could unpickle other data than these verified members.
     arrays = {
@@ -252,7 +258,7 @@ def _download() -> Dataset:
             f"~/.cache/harness/imdb from that machine to {fetched_folder()} on this machine"
         ) from None
     if hashlib.sha256(content).hexdigest() != NPZ_SHA256:
-        raise RunError(f"the download of {url} has an unexpected sha256")
+        raise RunError(f"the download of {url} has an unexpected sha256; {ELSEWHERE}")
     return read_npz(content, Path(NPZ))
 
 
@@ -296,10 +302,16 @@ def open_data(job: Job, data: Path | None, *, full: bool = False) -> Dataset:
 
     Raises:
         InputError: if the data are missing, unreadable, or unsuitable for the job.
-        RunError: if a dataset is broken.
+        RunError: if a dataset is broken, or if the disk fails.
     """
     if not job.data.source:
-        return open_dataset(data, full=full)
+        dataset = open_dataset(data, full=full)
+        if full and dataset.is_sample:
+            raise InputError(
+                f"--full: {dataset.folder} contains the SAMPLE of IMDB; name another folder by "
+                "--data, or leave --full out"
+            )
+        return dataset
     if data:
         raise InputError(
             f"--data {data}: names a folder of IMDB, but data.source = {job.data.source}; leave "
@@ -320,7 +332,7 @@ def reopen_data(record: Mapping[str, Any], job: Job, data: Path | None, *, whose
 
     Raises:
         InputError: if the data have changed or are missing.
-        RunError: if a dataset is broken.
+        RunError: if a dataset is broken, or if the disk fails.
     """
     if job.data.source:
         dataset = open_data(job, data)

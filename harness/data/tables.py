@@ -310,8 +310,8 @@ def _columns(
         found += [name for name in names if name.strip().casefold() == "split"][:1]
     if found[2:] and table.split:
         raise InputError(
-            f"{where}has a column {found[2]}, but the file's name states the split; remove "
-            "the column"
+            f"{where}has a column {found[2]}, but the name of the file or of its folder states the "
+            "split; remove the column"
         )
     return found
 

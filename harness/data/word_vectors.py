@@ -86,9 +86,12 @@ def _from_text(
                 is_header = len(fields) == 2 and all(map(bytes.isdigit, fields))
                 dimension = int(fields[1]) if is_header else len(fields) - 1
                 if dimension != width:
+                    remedy = f"set model.embedding_dim = {dimension}"
+                    if not dimension:
+                        remedy = "write a space between a word and each of its numbers"
                     raise InputError(
                         f"{where}has vectors of {dimension:,} numbers, but model.embedding_dim = "
-                        f"{width}; set model.embedding_dim = {dimension}, or name another file"
+                        f"{width}; {remedy}, or name another file"
                     )
                 if is_header:
                     continue

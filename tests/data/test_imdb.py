@@ -1,5 +1,6 @@
 """IMDB has Keras's order and encoding from every source, and no file can run code."""
 
+import dataclasses
 import hashlib
 import http.client
 import io
@@ -18,9 +19,11 @@ import pytest
 from harness.data.dataset import Dataset, content_checksum
 from harness.data.dataset_folder import open_folder, save_folder
 from harness.data.locations import NPZ
-from harness.data.sources import SAMPLE, fetch, open_dataset, open_sample
+from harness.data.sources import SAMPLE, fetch, open_data, open_dataset, open_sample
 from harness.data.vocabulary import encode_split, encode_text, tokenize
 from harness.errors import DiskError, InputError, RunError
+from harness.job.job_file import load_job
+from tests.conftest import JOBS
 from tests.data.packaged_sample import make_sample
 from tests.data.small_imdb import TEST, TRAIN, WORDS, small, write_npz
 
@@ -84,7 +87,7 @@ def test_another_npz_is_refused_before_anything_is_unpickled(tmp_path: Path) -> 
     """The message names `harness data fetch` and data.source; no code of the file runs."""
     mark = tmp_path / "was-run"
     folder = write_npz(tmp_path / "data", x_train=np.array([Hostile(mark)], dtype=object))
-    says = r"data/imdb\.npz: is not Keras's .* run harness data fetch; .* set data\.source$"
+    says = r"data/imdb\.npz: is not Keras's .* data fetch and unset HARNESS_DATA; .* data\.source$"
     with pytest.raises(InputError, match=says):
         open_dataset(folder)
     assert not mark.exists()
@@ -154,7 +157,10 @@ def test_a_bad_download_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("harness.data.sources.read_npz", lambda *_: pytest.fail("was read"))
     for answer, said in (
         (junk, r"of .*npz failed \(junk.*on a machine with a network"),
-        (lambda *_, **__: io.BytesIO(b"other"), r"imdb\.npz has an unexpected sha256"),
+        (
+            lambda *_, **__: io.BytesIO(b"other"),
+            r"imdb\.npz has an unexpected sha256; run harness",
+        ),
     ):
         monkeypatch.setattr("urllib.request.urlopen", answer)
         with pytest.raises(RunError, match=said):
@@ -177,6 +183,29 @@ def test_only_one_process_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert downloads == [1]
 
 
+def test_fetch_downloads_if_the_named_data_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The refusal of the data names this command as the remedy."""
+    monkeypatch.setenv("HARNESS_DATA", str(write_npz(tmp_path / "data", y_test=np.array([1]))))
+    monkeypatch.setattr("harness.data.sources._download", small)
+    assert fetch().checksum == small().checksum
+    with pytest.raises(InputError, match="run harness data fetch and unset HARNESS_DATA"):
+        open_dataset()
+
+
+def test_full_refuses_a_stored_sample(tmp_path: Path) -> None:
+    """`fetch` refuses a stored sample, too: later runs would train on it."""
+    sample = dataclasses.replace(small(), is_sample=True)
+    save_folder(sample, tmp_path / "sample")
+    job = load_job(JOBS / "lstm.toml")
+    assert open_data(job, tmp_path / "sample").is_sample
+    with pytest.raises(InputError, match=r"^--full: .*sample contains the SAMPLE of IMDB; name"):
+        open_data(job, tmp_path / "sample", full=True)
+    with pytest.raises(InputError, match=r"^--from .*sample: contains only the SAMPLE of IMDB"):
+        fetch(tmp_path / "sample")
+
+
 def test_a_named_folder_is_never_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A typo in --data or HARNESS_DATA is refused, even if other folders have the data."""
     write_npz(tmp_path / "keras" / "datasets")
@@ -186,8 +215,9 @@ def test_a_named_folder_is_never_skipped(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("HARNESS_DATA", str(tmp_path / "typo"))
     with pytest.raises(InputError, match=r"^HARNESS_DATA .* unset HARNESS_DATA"):
         open_dataset()
-    with pytest.raises(InputError, match=r"--from .* name a folder .* or the folder aclImdb/$"):
-        fetch(tmp_path / "typo")
+    for name in ("typo", "x" * 300):
+        with pytest.raises(InputError, match=r"--from .* name a folder .* or the folder aclImdb/$"):
+            fetch(tmp_path / name)
 
 
 def test_a_stored_dataset_is_whole_or_refused(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -75,11 +77,13 @@ def test_data_of_another_user_are_refused_until_the_site_names_them(
 
 @pytest.mark.parametrize("name", ["", "train_labels.npy"])
 def test_data_that_everybody_can_change_are_refused(shared: Path, name: str) -> None:
-    """The message contains the command that corrects the mode."""
-    path = shared / name
-    path.chmod(path.stat().st_mode | 0o002)
-    with pytest.raises(InputError, match="others can write to it; chmod go-w"):
+    """The message contains the command that corrects the modes of all paths."""
+    for path in (shared / name, shared / "words.txt"):
+        path.chmod(path.stat().st_mode | 0o002)
+    with pytest.raises(InputError, match="others can write to it; chmod go-w") as refused:
         open_folder(shared)
+    subprocess.run(shlex.split(str(refused.value).rpartition("; ")[2]), check=True)
+    assert open_folder(shared)
 
 
 @as_root

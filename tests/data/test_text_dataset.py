@@ -248,7 +248,7 @@ def test_a_source_that_changes_while_it_is_read_is_refused(
     assert not [*(tmp_path / "cache" / "harness").glob("texts-*")]
 
 
-def test_describe_helps_to_choose_settings(tmp_path: Path) -> None:
+def test_describe_helps_to_choose_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The lines list the classes, the words and the lengths of reviews."""
     rows = [(f"{'word ' * (i % 100 + 1)}unique{i}", str(i % 2)) for i in range(1000)]
     lines = list(describe(open_source(write_csv(tmp_path / "a.csv", rows))))
@@ -256,8 +256,11 @@ def test_describe_helps_to_choose_settings(tmp_path: Path) -> None:
     num_train = len(open_source(tmp_path / "a.csv").train)
     assert lines[1].startswith(f"train   {num_train:,} reviews: ")
     assert lines[3].startswith(f"words   {num_train + 1:,} different words in the training reviews")
+    assert lines[3].endswith(f": {num_train + 5:,} covers all")
     assert "longest has 101 words" in lines[4]
     assert "50% 5" in lines[4]
+    monkeypatch.setattr("harness.data.own_texts.LARGEST_VOCAB", num_train + 4)
+    assert "covers all" not in [*describe(open_source(tmp_path / "a.csv"))][3]
 
 
 def test_a_sweep_keeps_to_its_texts(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ HEAD = b"text,label\n"
         (b"review,sentiment\nx,1\n", "'review', 'sentiment'"),
         (b"texts,label\nx,1\n", "no column text; did you mean texts?; its columns are"),
         (b"text;label\nx;1\n", "data.delimiter = ';'"),
+        (b"text\tlabel\nx\t1\n", r"data.delimiter = '\t'"),
         (b"text,label,label\nx,1,1\n", "2 columns named label, but should have exactly one"),
         (HEAD + b"fine,pos\n\n:-),neg\n", "row 3 has no word in its text"),
         (HEAD + b"fine, \nx,\n", "row 2 has no label"),
@@ -81,6 +82,29 @@ def test_a_bad_table_is_refused_in_one_line(tmp_path: Path, content: bytes, said
     path = tmp_path / "reviews.csv"
     path.write_bytes(content)
     assert said in refusal(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("all.csv", "state the split of each review, for example in a column named split"),
+        ("train.csv", "; add test reviews"),
+    ],
+)
+def test_the_remedy_for_few_reviews_suits_the_source(
+    tmp_path: Path, name: str, remedy: str
+) -> None:
+    """A table whose name states the split may have no column that does."""
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    write_csv(folder / name, ROWS[:20])
+    assert refusal(folder).endswith(remedy)
+
+
+def test_a_column_beside_a_table_name_is_refused(tmp_path: Path) -> None:
+    """The column and the name of the table could state different splits."""
+    write_csv(tmp_path / "train.csv", [(*row, "test") for row in ROWS], ("text", "label", "split"))
+    assert "name of the file or of its folder states the split; remove the" in refusal(tmp_path)
 
 
 def test_a_path_that_is_no_source_is_refused(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def test_the_vectors_of_the_words_are_found(tmp_path: Path, form: str) -> None:
         (b"the 1 2 x\n", "line 1 should be a word and numbers"),
         (b"the 1 nan 3\n", "the vector of 'the' should consist of finite numbers"),
         (b"other 1 2 3\n", "contains none of the 4 words"),
+        (b"the\t1\t2\t3\n", "has vectors of 0 numbers, .*; write a space between a word and each"),
         (b"a" * 2_000_000, "has vectors of 0 numbers"),
     ],
 )

@@ -19,18 +19,17 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from harness import PROJECT
+from harness.compute.gpus import IN_A_CONTAINER
 from harness.data.sources import open_dataset
 from harness.doctor.finding import Finding, examine
-from harness.doctor.probe import ask_child
+from harness.doctor.probe import START_S, ask_child
 from harness.doctor.slurm_checks import check_slurm
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.pool import usable_memory_gb
-from harness.system.gpu import CUDNN_DROPS, FIRST_OF_CUDNN, LAST_TRUSTED, Card, code_for
+from harness.system.gpu import CUDNN_DROPS, FIRST_OF_CUDNN, LAST_TRUSTED, NVML, Card, code_for
 from harness.system.processes import installed_version, nvidia_driver
 
 SET_UP = "bash slurm/common.sh --setup"
-# The time limit for importing TensorFlow. The first import from a network disk takes minutes.
-TENSORFLOW_S = 300
 # A finding is yellow if an import takes longer than SLOW_IMPORT_S, if less memory than LITTLE_GB is
 # available, or if less disk space than LITTLE_DISK_GB is free.
 SLOW_IMPORT_S = 10.0  # an import from a local disk takes about 2 s
@@ -89,7 +88,7 @@ def _wrong(requirements: list[str]) -> Iterator[str]:
 
 def check_tensorflow(devices: str | None) -> Iterator[Finding]:
     """Check TensorFlow, its libraries, and the devices that it sees."""
-    answer = ask_child(devices, TENSORFLOW_S)
+    answer = ask_child(devices, START_S)
     yield describe_import(answer["import_s"])
     yield describe_gpus(answer)
     yield from describe_cards(answer, nvidia_driver())
@@ -177,7 +176,11 @@ def describe_libraries(answer: dict[str, Any] | None) -> Iterator[Finding]:
         return
     if answer["missing"]:
         found = f"cannot dlopen {', '.join(answer['missing'])}"
-        yield Finding("red", "libraries", found, f"HARNESS_EXTRA=gpu {SET_UP} (6.6 GB)")
+        remedy = f"HARNESS_EXTRA=gpu {SET_UP} (6.6 GB)"
+        if NVML in answer["missing"]:
+            found += f"; {NVML} is a library of the driver"
+            remedy = f"{IN_A_CONTAINER}; elsewhere, ask your administrators to install {NVML}"
+        yield Finding("red", "libraries", found, remedy)
     elif answer["site"]:
         shown = ", ".join(f"{name} from {path}" for name, path in answer["site"].items())
         found = (
@@ -215,10 +218,12 @@ def check_memory(allocation: SlurmEnvironment | None) -> Iterator[Finding]:
 
 
 def check_data(data: Path | None) -> Iterator[Finding]:
-    """Check which reviews a run would train on, and that they are intact; download nothing."""
+    """Check which reviews are on this machine, and that they are intact; download nothing."""
     dataset = open_dataset(data, download=False)
     counts = f"{len(dataset.train):,} + {len(dataset.test):,} reviews"
     remedy = "on a machine with internet access, run harness data fetch"
+    if dataset.folder:  # without the first two steps, harness data fetch would keep the dataset
+        remedy = f"move {dataset.folder} away, unset HARNESS_DATA, and {remedy}"
     if dataset.is_sample:
         yield Finding("yellow", "data", f"only the packaged SAMPLE of {counts}", remedy)
         return

@@ -42,7 +42,9 @@ SHORT = {"gpu": 20_000, "cpu": 2000}
 EPOCHS = 2
 FULL_REVIEWS = 25_000  # number of reviews in each split of IMDB
 TRY = f"try: {sys.executable} -c 'import tensorflow'"
-START_S = 300  # time limit of a child process that imports TensorFlow
+# Time limit of a child process that imports TensorFlow; the first import from a network disk takes
+# minutes.
+START_S = 300
 # Time limit of a short run on a GPU, whose kernels may take 30 minutes to compile.
 FIRST_USE_S = 2400
 MARGIN = 1.25  # the time limit is this factor times the estimate, for slower nodes and busy disks

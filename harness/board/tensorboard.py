@@ -265,7 +265,7 @@ class Watch:
 
     def text(self, in_job: bool) -> str:
         """Return a line that says when TensorBoard ends."""
-        end = time.strftime("%a %H:%M", time.localtime(time.time() + 3600 * self.hours))
+        end = time.strftime("%a %d %b %H:%M", time.localtime(time.time() + 3600 * self.hours))
         job = ", or with its Slurm job" if in_job else ""
         return f"ends after {self.idle_min:g} min without a request, at the latest {end}{job}"
 

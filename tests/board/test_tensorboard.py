@@ -6,6 +6,7 @@ import pty
 import signal
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -119,6 +120,12 @@ def test_it_ends_at_its_time_limit_or_without_requests(
     watch = Watch(hours, idle_min)
     watch.used()
     assert watch.reason() == reason
+
+
+def test_the_line_about_the_end_has_the_date() -> None:
+    """The time limit may be days away."""
+    end = time.strftime("at the latest %a %d %b ", time.localtime(time.time() + 3600 * 200))
+    assert end in Watch(200, 60).text(in_job=False)
 
 
 def test_it_shows_new_runs_and_points_until_a_signal(harness: Harness) -> None:

@@ -31,7 +31,8 @@ class DiskError(RunError):
 class NodeFault(RunError):  # noqa: N818 - a fault of the node
     """The node is faulty: exit code 75 if the job moves to another node, else 1.
 
-    The job scripts in slurm/ requeue the job at most twice, and exclude the faulty node.
+    The job scripts in slurm/ requeue the job as often as HARNESS_MAX_REQUEUES allows, and exclude
+    the faulty node.
     """
 
     def __init__(self, message: str, *, will_requeue: bool) -> None:

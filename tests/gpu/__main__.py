@@ -90,12 +90,14 @@ def accept(
 
     Args:
         devices: the value of `--devices`; by default all GPUs or, without a GPU, two CPU devices.
+            On CPUs at least two devices are tested.
         data: the folder of the dataset.
         folder: if the job has several nodes, the runs train below this folder, which all nodes see.
         is_full: whether to run also the checks of `full.py`.
 
     Raises:
         InputError: if `devices` is wrong, or if this job step has several tasks.
+        RunError: if TensorFlow can't list its devices.
     """
     allocation = SlurmEnvironment.from_environment()
     if allocation and allocation.num_tasks > 1:
@@ -103,7 +105,7 @@ def accept(
             f"tests.gpu runs in {allocation.num_tasks} tasks: should be 1; use --ntasks=1"
         )
     requested = parse_devices(devices) if devices else None
-    seen = ask_child(None, START_S)
+    seen = ask_child(devices, START_S)
     kind = requested.kind if requested else "gpu" if seen["gpus"] else "cpu"
     count = requested.count if requested else None
     num = min(len(seen["gpus"]), count or MAX_DEVICES) if kind == "gpu" else max(2, count or 2)

@@ -99,7 +99,7 @@ def check_bytes(job: str, runs: Runs) -> Iterator[Finding]:
         yield Finding("red", f"bytes {job}", f"the killed run started {num_starts} times, not 2")
     else:
         again = "repeated, and " if "again" in names else ""
-        found = f"the same bytes {again}killed at step {step} and resumed"
+        found = f"the same bytes {again}killed after the checkpoint of step {step} and resumed"
         yield Finding("green", f"bytes {job}", found)
 
 
@@ -142,7 +142,7 @@ def check_devices(count: int, runs: Runs) -> Iterator[Finding]:
 
 
 def check_precision(precision: str, runs: Runs) -> Iterator[Finding]:
-    """A run in half precision ends with finite losses."""
+    """A run in half precision has losses near those of float32."""
     run = runs.train("lstm", precision, runs.one, f"train.precision={precision}")
     difference = runs.calm("lstm").difference(run)
     losses = ", ".join(f"{loss:.4f}" for loss in run.losses())

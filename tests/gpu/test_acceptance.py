@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from harness.slurm.snapshot import take_snapshot
 from harness.system import gpu
 from tests import child
 from tests.conftest import PROJECT, Harness
+from tests.gpu import __main__ as acceptance
 from tests.gpu.checks import check_speed
 from tests.gpu.full import check_killed_worker
 from tests.gpu.runs import NotRun, Runs, SmallRun, judge, unless_not_run
@@ -111,6 +113,20 @@ def test_a_gpu_slower_than_the_cpu_is_yellow(
     assert found[1].found.startswith("gpu:1 100 reviews/s, 0.0 ms a step, 0.0 GB, 0.50 GB of the")
     assert "; cpu 200 reviews/s" in found[1].found
     assert "it broke" in found[2].found
+
+
+def test_the_named_devices_are_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run refuses `--devices gpu:8` on a machine with two GPUs, so the first line is red."""
+    asked = []
+
+    def ask(devices: str | None, _: float) -> dict[str, Any]:
+        asked.append(devices)
+        return {"gpus": []}
+
+    monkeypatch.setattr(acceptance, "ask_child", ask)
+    monkeypatch.setattr(acceptance, "CHECKS", {})
+    acceptance.accept("gpu:8", None, tmp_path, is_full=False)
+    assert asked == ["gpu:8"]
 
 
 def test_no_process_of_another_machine_is_killed(

@@ -405,8 +405,11 @@ class Auditor:
         from harness.data.input_pipeline import test_reviews, training_reviews
 
         job, files = self.subject.job, self.subject.files
-        self.machine = this_machine(describe_devices(one_device()))
-        is_strict = not self.others(self.machine)
+        # One device computes the probabilities; those of several devices are bitwise equal, except
+        # that `data.bucket` pads their larger batches to other lengths.
+        count, own = self.devices.count, describe_devices(one_device())
+        self.machine = this_machine(own * count if self.devices.kind == "cpu" else own)
+        is_strict = not self.others(self.machine) and (count == 1 or not job.data.bucket)
         training, validation, ratios = training_reviews(job, self.dataset)
         reviews = {VALIDATION_PREDICTIONS: validation} if VALIDATION_PREDICTIONS in files else {}
         self.sizes = {"training": len(training.labels), "validation": len(validation.labels)}

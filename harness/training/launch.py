@@ -399,17 +399,18 @@ def computing(job: Job, threads: int | None = None, devices: str | None = None) 
 
     Args:
         threads: the number of threads per operation; by default one per CPU of this process.
-        devices: the value of `--devices`, by default HARNESS_DEVICES. `cpu` hides all GPUs.
+        devices: the value of `--devices`, by default HARNESS_DEVICES; all other GPUs are hidden.
 
     Raises:
         SystemExit: in the parent, with the child's exit code, if the process forked to use GPUs.
         NodeFault, RunError: if a GPU fails or computes wrong results.
     """
-    if uses_gpus := may_use_gpus(devices or site_devices()):
+    devices = devices or site_devices()
+    if uses_gpus := may_use_gpus(devices):
         stand_guard(tell_death)
     tf = import_tensorflow(SlurmEnvironment.from_environment(), threads, job)
-    if not uses_gpus:
-        tf.config.set_visible_devices([], "GPU")
+    gpus = tf.config.list_physical_devices("GPU") if uses_gpus else []
+    tf.config.set_visible_devices(gpus[: parse_devices(devices).count if devices else None], "GPU")
     from harness.compute.device_check import check_devices
     from harness.training.failures import explained_device_errors
 

@@ -175,7 +175,8 @@ def test_a_run_that_cannot_be_audited_leaves_the_others(
 ) -> None:
     """All runs are audited, even if no audit can be saved; a difference decides the exit code.
 
-    TensorFlow uses as many threads for each run as its training did.
+    TensorFlow uses as many threads for each run as its training did. A run of two replicas counts
+    as one of the same devices.
     """
     harness, run = finished
     copy, other, no_folder = tmp_path / "copy", tmp_path / "other", tmp_path / "file"
@@ -183,7 +184,9 @@ def test_a_run_that_cannot_be_audited_leaves_the_others(
         shutil.copytree(run, each)
     broken("result.json", "{")(copy)
     plan = json.loads((run / "provenance.json").read_text())["plan"]
-    changed("provenance.json", plan=plan | {"threads": plan["threads"] + 1})(other)
+    starts = [{"devices": [{"device": "cpu:0"}, {"device": "cpu:1"}]}]
+    changed("provenance.json", plan=plan | {"threads": plan["threads"] + 1}, starts=starts)(other)
+    changed("result.json", num_replicas=2)(other)
     no_folder.touch()
     done = harness.run("audit", copy, run, other, "--quick", "--runs", no_folder)
     assert done.returncode == 1, done.stdout + done.stderr
@@ -197,6 +200,7 @@ def test_a_run_that_cannot_be_audited_leaves_the_others(
 
 
 def test_a_full_scratch_disk_is_no_difference(
+    assert "the devices were" not in done.stdout
     finished: tuple[Harness, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The auditor's machine failed, and the run may be fine."""

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,14 @@ from harness.system.console import Console
 from harness.tracking.provenance import changes_since_first_start
 from harness.tracking.run_dir import RunDirectory, stamped
 from harness.training.context import RunContext
-from harness.training.launch import LaunchOptions, dataset_of, devices_to_use, launch, plan_of
+from harness.training.launch import (
+    LaunchOptions,
+    computing,
+    dataset_of,
+    devices_to_use,
+    launch,
+    plan_of,
+)
 from harness.training.parent import Parent, find_parent
 from tests.conftest import JOBS
 
@@ -90,3 +98,28 @@ def test_an_unreadable_record_is_not_a_missing_one(
         monkeypatch.setattr(f"harness.{module}.read_plain_file", fail)
     with pytest.raises(DiskError, match=r"provenance\.json: can't be read: Stale file handle"):
         reads(run, RunContext(run, load_job(JOBS / "lstm.toml"), dataset))
+
+
+@pytest.mark.parametrize(
+    ("option", "site", "visible"),
+    [(None, "", 4), ("gpu", "gpu:2", 1), (None, "gpu:2", 2), ("gpu:8", "", 4), ("cpu:2", "", 0)],
+)
+def test_a_command_that_does_not_train_sees_only_its_devices(
+    monkeypatch: pytest.MonkeyPatch, option: str | None, site: str, visible: int
+) -> None:
+    """A node has four GPUs. By default they are all used."""
+    seen: dict[str, list[int]] = {}
+    config = SimpleNamespace(
+        list_physical_devices=lambda kind: [*range(4)],
+        set_visible_devices=lambda devices, kind: seen.update({kind: devices}),
+    )
+    launching = "harness.training.launch"
+    monkeypatch.setattr(f"{launching}.import_tensorflow", lambda *_: SimpleNamespace(config=config))
+    monkeypatch.setattr(f"{launching}.stand_guard", lambda tell: None)
+    monkeypatch.setattr(f"{launching}.gpu.has_driver", lambda: True)
+    monkeypatch.setattr(f"{launching}.gpu.hidden_by", lambda: "")
+    monkeypatch.setattr("harness.compute.device_check.check_devices", lambda warn: None)
+    monkeypatch.setenv("HARNESS_DEVICES", site)
+    with computing(load_job(JOBS / "lstm.toml"), devices=option):
+        pass
+    assert seen == {"GPU": [*range(visible)]}

@@ -1,6 +1,7 @@
 """An audit confirms honest runs, detects planted numbers, and changes no file of the run."""
 
 import hashlib
+import io
 import json
 import os
 import random
@@ -14,10 +15,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import harness as package
-from harness.compute.execution_plan import ExecutionPlan
-from harness.compute.strategy import Devices
+from harness.compute import evaluator, train_step
+from harness.compute.evaluator import Evaluator
+from harness.compute.execution_plan import ExecutionPlan, choose
+from harness.compute.network import build_network
+from harness.compute.recurrent import kernels_of
+from harness.compute.strategy import Devices, one_device
+from harness.data.input_pipeline import Batch, Reviews
 from harness.errors import DiskError, InputError
 from harness.job.job_file import load_job
 from harness.system.files import MAX_RECORD_BYTES
@@ -192,6 +199,7 @@ def test_a_run_that_cannot_be_audited_leaves_the_others(
     assert done.returncode == 1, done.stdout + done.stderr
     for each in (run, other):
         assert f"run {each}: the audit (quick, " in done.stdout
+    assert "the devices were" not in done.stdout
     first, *others = done.stderr.splitlines()
     assert "result.json: is broken" in first
     assert len(others) == 2
@@ -200,7 +208,6 @@ def test_a_run_that_cannot_be_audited_leaves_the_others(
 
 
 def test_a_full_scratch_disk_is_no_difference(
-    assert "the devices were" not in done.stdout
     finished: tuple[Harness, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The auditor's machine failed, and the run may be fine."""
@@ -291,6 +298,125 @@ def test_other_trainings_may_be_shorter_or_impossible(
         assert check.outcome == ("differs" if "not as recorded" in text else "within rounding")
     assert "inf" not in auditor.tolerance
     assert ("2 instead of 1 replicas" in auditor.tolerance) == (trained[2] is not None)
+
+
+def test_equal_files_need_no_tolerance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On another machine, the audit trains in other ways only if the results differ."""
+    auditor, run = elsewhere(tmp_path, 0, 3), RunDirectory(tmp_path)
+    run.path("metrics.jsonl").write_bytes(metrics(3))
+    run.path("provenance.json").write_text('{"starts": [{}]}')
+    left = [run]
+    monkeypatch.setattr(auditor, "_train", lambda *_: left.pop())
+    monkeypatch.setattr(auditor, "others", lambda machine: ["another processor"])
+    assert [check.outcome for check in auditor.trained(3)] == ["equal"]
+    assert auditor.tolerance == ""
+
+
+def use_made_up_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Keras and the harness trace graphs for a GPU. The graphs can't run."""
+    device = SimpleNamespace(name="GPU:0")
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind=None: [device])
+    for module in (train_step, evaluator):
+        monkeypatch.setattr(module, "num_own_gpus", lambda: 1)
+
+
+SMALL = ("data.vocab_size=100", "data.maxlen=12", "train.batch_size=20", "model.units=4")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "bilstm"])
+def test_the_other_training_uses_other_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+) -> None:
+    """Otherwise it would measure no rounding, and honest runs would differ."""
+    job = load_job(JOBS / f"{name}.toml", SMALL)
+    auditor = elsewhere(tmp_path, 0, 1)
+    auditor.devices, auditor.plan = Devices(kind, 1), choose(job, kind, 1)
+    if kind == "gpu":
+        use_made_up_gpu(monkeypatch)
+
+    def kernels(plan: ExecutionPlan) -> list[str]:
+        step = train_step.TrainStep(job, one_device(), plan)
+        shapes = [([20, 12], tf.int32), *[([20], each) for each in (tf.float32, tf.float32)]]
+        shapes += [([20], tf.int32), ([], tf.float32), ([], tf.int64)]
+        batch = Batch(*[tf.TensorSpec(*each) for each in shapes])
+        traced = tf.function(lambda batch: step.replica_step(batch, None), autograph=False)
+        graph = traced.get_concrete_function(batch).graph
+        return [*kernels_of(step.model, graph, plan.way).values()]
+
+    (_, other), *_ = auditor._ways().values()
+    assert kernels(other) != kernels(auditor.plan)
+
+
+def evaluated(auditor: Any, probabilities: np.ndarray) -> Check:
+    """Compare a model's probabilities with `predictions.npz`, on another machine."""
+    file = io.BytesIO()
+    np.savez(file, probabilities=probabilities)
+    files = {"predictions.npz": file.getvalue(), "model.keras": b""}
+    auditor.subject = SimpleNamespace(job=auditor.job, files=files)
+    reviews = Reviews(np.full(300, 9, np.int32), np.arange(301), np.zeros(300, np.int32))
+    return compared("model", Auditor._model, auditor, "predictions.npz", reviews, False)
+
+
+HASHED = """
+import keras
+import tensorflow as tf
+
+
+class Hashed(keras.layers.Layer):
+    def call(self, tokens):
+        return tf.strings.to_hash_bucket_fast(tf.strings.as_string(tokens), 50)
+
+    def compute_output_spec(self, tokens):
+        return keras.KerasTensor(tokens.shape, dtype="int64")
+
+
+def net(vocab_size, config, *, num_outputs, options):
+    words = keras.Input([None], dtype="int32")
+    channels = keras.layers.Embedding(50, 4)(Hashed()(words))
+    pooled = keras.layers.GlobalAveragePooling1D()(channels)
+    return keras.Model(words, keras.layers.Dense(num_outputs, activation="sigmoid")(pooled))
+"""
+
+
+def test_a_network_that_xla_cannot_compile_differs_only_if_its_numbers_do(tmp_path: Path) -> None:
+    """XLA supports no operation on strings; the run did not use XLA."""
+    (tmp_path / "hashed.py").write_text(HASHED)
+    (tmp_path / "job.toml").write_text('name = "hashed"\n[model]\narchitecture = "hashed.py:net"\n')
+    job = load_job(tmp_path / "job.toml", SMALL[:3])
+    model, plan = build_network(job), choose(job, "cpu", 1)
+    auditor: Any = SimpleNamespace(job=job, model=model, plan=plan, _model_in=lambda _: model)
+    word = tf.fill([1, 12], 0).numpy()
+    word[0, -1] = 9
+    honest = np.full(300, np.float32(model(word)[0, 0]))
+    for added, outcome in ((0, "equal"), (5e-7, "within rounding"), (1e-5, "differs")):
+        check = evaluated(auditor, honest + np.float32(added))
+        assert check.outcome == outcome, check
+        assert "can't be read" not in check.detail
+
+
+@pytest.mark.parametrize("name", ["rnn", "lstm"])
+def test_the_other_evaluation_does_not_use_cudnn(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Otherwise it would measure no rounding on a GPU."""
+    use_made_up_gpu(monkeypatch)
+    uses_cudnn = []
+
+    def trace(self: Evaluator, reviews: Reviews) -> np.ndarray:
+        traced = tf.function(self._network, autograph=False)
+        graph = traced.get_concrete_function(tf.TensorSpec([self.num_rows, 12], tf.int32)).graph
+        uses_cudnn.append("CudnnRNN" in str(graph.as_graph_def()))
+        return np.full(300, 0.5 + 1e-4 * self.num_rows, np.float32)
+
+    monkeypatch.setattr(Evaluator, "probabilities", trace)
+    job = load_job(JOBS / f"{name}.toml", SMALL)
+    auditor: Any = SimpleNamespace(
+        job=job, plan=choose(job, "gpu", 1), _model_in=lambda _: build_network(job)
+    )
+    auditor.model = build_network(job)
+    assert evaluated(auditor, np.full(300, 0.5, np.float32)).outcome == "within rounding"
+    assert uses_cudnn == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -415,6 +415,8 @@ class Auditor:
         training, validation, ratios = training_reviews(job, self.dataset)
         reviews = {VALIDATION_PREDICTIONS: validation} if VALIDATION_PREDICTIONS in files else {}
         self.sizes = {"training": len(training.labels), "validation": len(validation.labels)}
+        sizes = np.unique(validation.labels, return_counts=True)[1]
+        self.sizes["smallest class"] = int(sizes.min(initial=self.sizes["validation"]))
         if job.data.test:
             reviews[PREDICTIONS] = test_reviews(job, self.dataset, ratios)
         yield compared("files", self._files)
@@ -689,7 +691,11 @@ class Auditor:
         is_count = where.startswith("epoch ") and not where.endswith(("loss", "rate"))
         if not is_count:
             return SPREAD * EPSILON * float(np.abs(value).max(initial=1.0))
-        return MOVED / max(1, self.sizes["validation" if "val_" in where else "training"])
+        metric = where.partition(", ")[2]
+        if reviews := {"accuracy": "training", "val_accuracy": "validation"}.get(metric):
+            return SUM_ROUNDING + MOVED / max(1, self.sizes[reviews])
+        # One review changes the F1 score of a class of n reviews by up to 2 / n.
+        return SUM_ROUNDING + 2 * MOVED / max(1, self.sizes["smallest class"])
 
 
 def audit(

@@ -40,6 +40,7 @@ from harness.training.audit import (
     read_subject,
     widened,
 )
+from harness.training.metrics import test_scores as scores_of
 from tests.conftest import JOBS, Harness, calm_run, results
 from tests.training.flips import PLACES, plant_scores, train_with_flip
 from tests.training.kills import killed_on_two, trained_with_kills
@@ -417,6 +418,21 @@ def test_the_other_evaluation_does_not_use_cudnn(
     auditor.model = build_network(job)
     assert evaluated(auditor, np.full(300, 0.5, np.float32)).outcome == "within rounding"
     assert uses_cudnn == [True, False]
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "balanced_accuracy", "recall", "f1_macro"])
+def test_a_score_may_differ_by_the_reviews_of_the_smallest_class(tmp_path: Path, name: str) -> None:
+    """Two reviews of a rare class cross the threshold of 0.5."""
+    labels = np.repeat([0, 1], [1980, 20])
+    found = np.where(labels == 1, 0.6, 0.1)
+    found[-10:] = 0.4
+    moved = found.copy()
+    moved[-2:] = 0.6
+    before, after = (scores_of(labels, each)[name] for each in (found, moved))
+    auditor = elsewhere(tmp_path, 0, 1)
+    auditor.sizes = {"training": 8000, "validation": 2000, "smallest class": 20}
+    least = auditor._least(f"epoch 1, val_{name}", before)
+    assert abs(after - before) <= least < (0.002 if name == "accuracy" else 0.21)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from harness.tracking.run_dir import (
     remove_empty,
     reserve_id,
 )
-from harness.tuning.leaderboard import leaderboard_rows, ranked
+from harness.tuning.leaderboard import leaderboard_rows
 from harness.tuning.sweep_dir import SweepDirectory
 
 if TYPE_CHECKING:
@@ -70,7 +70,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has a result."""
+        """Whether the run has a result.
+
+        Raises:
+            InputError: if the folder contains no run.
+        """
         return self._directory.finished()
 
     @property
@@ -78,7 +82,7 @@ class Run:
         """The content of `result.json`: scores, and measured times in keys that end in `_s`.
 
         Raises:
-            InputError: if the run is unfinished.
+            InputError: if the run is unfinished, or the folder contains no run.
             RunError: if the file is broken.
         """
         _check_finished("run", self.folder, self.finished)
@@ -144,19 +148,22 @@ class Sweep:
     def leaderboard(self) -> list[dict[str, Any]]:
         """The trials, best first, with the columns of `leaderboard.csv`.
 
-        The list is empty if there are no trials. A missing value is None; other values have the
-        types that they have in the job and the result.
+        The list is empty if there are no trials. A missing number or value of a key is None, a
+        missing text is empty; other values have the types that they have in the job and the result.
+
+        Raises:
+            InputError: if the folder contains no sweep, or another version wrote the sweep.
         """
         sweep = SweepDirectory.open(self.folder)
         search = sweep.search()
-        return leaderboard_rows(ranked(sweep.trials(), search), search)
+        return leaderboard_rows(sweep.trials(), search)
 
     @property
     def result(self) -> dict[str, Any]:
         """The content of `result.json`: the best trial, its score and its values.
 
         Raises:
-            InputError: if the search is unfinished.
+            InputError: if the search is unfinished, or the folder contains no sweep.
         """
         sweep = SweepDirectory.open(self.folder)
         _check_finished("sweep", self.folder, sweep.finished())
@@ -204,6 +211,7 @@ class Comparison:
 
         Raises:
             InputError: if the folder contains files that don't belong to an earlier report.
+            RunError: if the folder can't be written.
         """
         from harness.report.html import check_folder, write_comparison
 
@@ -268,16 +276,16 @@ def tune(
         job: a job file with [search].
         settings: keys to change, such as `{"search.trials": 4}` or `{"search": {"trials": 4}}`.
         sweep_id: the name of the sweep; an unfinished sweep with this name is continued, unless
-            the sweep was cancelled.
+            its search has failed or was cancelled.
         runs: the folder of the runs, by default HARNESS_RUNS, or `runs`.
         options: other options of `harness tune`.
 
     Raises:
-        InputError: if the job, an option or this machine is unsuitable; nothing was written, except
-            perhaps an empty folder of runs.
+        InputError: if the job, an option or this machine is unsuitable; a sweep that was begun
+            stays.
         RunError: if the search failed.
         Interrupted, KeyboardInterrupt: if the search was stopped. To continue the search, pass its
-            name as `sweep_id`; only `harness resume` continues a cancelled search.
+            name as `sweep_id`; only `harness resume` continues a failed or cancelled search.
     """
     from harness.job.search import load_search
 
@@ -316,7 +324,8 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
 
     Raises:
         InputError: if the run can't be audited here; the message contains the reason.
-        RunError: if the result of the run can't be read.
+        RunError: if the result of the run can't be read, or the audit fails or does not count.
+        Interrupted, KeyboardInterrupt: if the audit was stopped.
     """
     from harness.training.audit import Audit
 
@@ -372,8 +381,9 @@ def compare(
         data: the folder of the dataset; replaces HARNESS_DATA.
 
     Raises:
-        InputError: if no run is finished and tested, a folder is missing, or `baseline` is
-            `"ngrams"` and the dataset is missing.
+        InputError: if no run is finished and tested, a folder is missing, `data` contains no
+            dataset, or `baseline` is `"ngrams"` and the dataset is missing or can't be fit.
+        RunError: if the dataset in `data` is broken.
     """
     from harness.report.summary import compared
 

@@ -54,7 +54,8 @@ def tune(
         typer.Option(
             "--sweep-id",
             metavar="ID",
-            help="name of the sweep; continues an existing sweep of this name, if not cancelled",
+            help="name of the sweep; continues an existing sweep of this name, unless its search "
+            "has failed or was cancelled",
         ),
     ] = None,
     here: Here = False,
@@ -63,7 +64,7 @@ def tune(
     """Search for better settings, or add workers to a search.
 
     The same command with the same --sweep-id adds workers, on any node. No trial is lost if a
-    worker or a command is killed. harness sweep shows the result.
+    worker or a command is killed. harness sweep show prints the result.
     """
     from harness.job.search import load_search
     from harness.tuning.sweep_dir import SweepDirectory

@@ -250,8 +250,8 @@ class SearchConfig(ConfigSection):
         1,
         ge=1,
         le=1000,
-        description="lower limit for the epochs of the shortest trials, which train for "
-        "`train.epochs` / `factor`^n epochs, rounded up; n is as large as this limit permits",
+        description="lower limit for `train.epochs` / `factor`^n with n as large as possible; the "
+        "shortest trials train for this number of epochs, rounded up",
     )
     factor: Annotated[int, Facts(only_with={"search.tuner": ("hyperband", "asha")})] = Field(
         3,

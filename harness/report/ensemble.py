@@ -156,6 +156,7 @@ def open_model(folder: Path) -> RunDirectory | Ensemble:
 
     Raises:
         InputError: if the folder is neither a run nor an ensemble, or if the run has no model.
+        DiskError: if the disk fails.
     """
     if is_ensemble(folder):
         return Ensemble.open(folder)
@@ -169,6 +170,7 @@ def classifier_of(model: RunDirectory | Ensemble) -> "Classifier | EnsembleClass
 
     Raises:
         InputError: if the run is unfinished, or a file is broken.
+        DiskError: if the disk fails.
     """
     return EnsembleClassifier(model) if isinstance(model, Ensemble) else Classifier(model)
 
@@ -608,7 +610,7 @@ def _result(
     model: NgramModel | None,
     arrays: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Return the content of the ensemble's `result.json`, with the same keys as a run's."""
+    """Return the content of the ensemble's `result.json`, with some of the keys of a run's."""
     results = [each.run.result for each in members]
     models: list[Mapping[str, Any]] = [*results]
     if model:

@@ -52,6 +52,7 @@ def write_comparison(
         The path of the HTML page.
 
     Raises:
+        InputError: if the folder meanwhile contains files that don't belong to a report.
         RunError: if the folder can't be written.
     """
     made = f"harness {__version__}, {time.strftime('%Y-%m-%d %H:%M %Z')}"

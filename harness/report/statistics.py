@@ -54,11 +54,12 @@ def differences(group: DatasetGroup) -> "pandas.DataFrame":
     Returns:
         A table with a row per comparison. The rows with `is_shown` come before the other rows. Each
         of these two parts is sorted by `mean`, the largest first. Columns: `first` and `second`,
-        the names of two jobs, of which `first` has the higher mean accuracy; `num_seeds`, the
-        number of seeds that both jobs have; `mean`, the accuracy of the first job minus that of the
-        second; `low` and `high`, the simultaneous 95 % interval of `mean`, NaN if no useful
-        interval exists; `is_shown`, whether the data show that the first job is better; `sentence`,
-        the comparison in words.
+        the names of two jobs, of which `first` has the higher mean accuracy over the compared
+        seeds; `num_seeds`, the number of seeds that both jobs have (with more than `MAX_PAIRED`
+        jobs, the smaller of the jobs' numbers of seeds); `mean`, the accuracy of the first job
+        minus that of the second; `low` and `high`, the simultaneous 95 % interval of `mean`, NaN if
+        no useful interval exists; `is_shown`, whether the data show that the first job is better;
+        `sentence`, the comparison in words.
     """
     import pandas
 

@@ -121,7 +121,9 @@ def compared(
         One `Part` for each dataset, and the runs that no part contains.
 
     Raises:
-        InputError: if no run is finished and tested, or a named folder is missing.
+        InputError: if no run is finished and tested, a named folder is missing, `data` contains no
+            dataset, or `baseline` is `ngrams` and the dataset is missing or can't be fit.
+        RunError: if the dataset in `data` is broken.
     """
     if data:
         open_dataset(data)  # a wrong path is an error, even if all baselines are cached

@@ -16,7 +16,7 @@ NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def numeric(cells: "pandas.DataFrame") -> set[str]:
-    """Return the names of the columns with numbers only, which tables align to the right."""
+    """Return the columns in which all texts begin like a number; tables align them to the right."""
     return {name for name in cells if cells[name].str.match(r"[-0-9]|$").all()}
 
 
@@ -82,7 +82,7 @@ def latex_table(cells: "pandas.DataFrame", *, num_below: int) -> str:
     return "\n".join([*lines, ""])
 
 
-def html_table(cells: "pandas.DataFrame", kind: str = "") -> str:
+def html_table(cells: "pandas.DataFrame", kind: str) -> str:
     """Return an HTML table of the CSS class `kind`; the first column contains row headings."""
     import pandas
 

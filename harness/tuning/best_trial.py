@@ -1,7 +1,8 @@
 """Writes a sweep's best trial as a job file, and retrains it on all training reviews.
 
-`<sweep>/winner/` contains the retrained runs `<job>/trial<n>-seed<N>/` and their `logs/`. If the
-sweep used the packaged sample, `<sweep>/winner/data/` is a copy of the sample.
+`<sweep>/winner/` contains the retrained runs `<job>/trial<n>-seed<N>/`, their `logs/` and, in
+`.submissions/`, temporary job files. If the sweep used the packaged sample, `<sweep>/winner/data/`
+is a copy of the sample.
 """
 
 import math

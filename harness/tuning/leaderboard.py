@@ -27,7 +27,7 @@ def ranked(trials: Iterable[Trial], search: SearchSpec) -> list[Trial]:
 
 
 def leaderboard_rows(trials: Iterable[Trial], search: SearchSpec) -> list[dict[str, Any]]:
-    """Rank the trials and return them as rows of the leaderboard; a missing value is None."""
+    """Rank the trials and return them as rows of the leaderboard; a missing number is None."""
     objective = search.table.objective
     return [
         {

@@ -1,8 +1,8 @@
 """Runs a command's processes until the search ends: a proposer, and a worker per GPU or CPU slot.
 
-If a worker ends with an error after it has begun a trial, the pool restarts the worker at once and
-counts no failure, because the protocol limits the number of attempts at a trial. If a process ends
-with an error before it has begun a trial, the pool counts a failure of this process. A command
+If a worker ends with an error after the command has seen it begin a trial, the pool restarts the
+worker at once and counts no failure, because the protocol limits the number of attempts at a trial.
+If a process ends with an error before that, the pool counts a failure of this process. A command
 fails after 25 consecutive failures of one process. The command fails earlier if three of these
 failures are errors that harness itself raised; disk errors do not count toward the three. When a
 trial of any worker is accepted, the pool resets the failure counts of all processes to 0.
@@ -41,7 +41,7 @@ PAUSE_S = 2.0  # pause before a restart, multiplied by the number of consecutive
 class WorkerRequest:
     """How many workers a command starts, which devices they use, and where they read the data."""
 
-    num_workers: int | None = None  # None for one worker per GPU or CPU
+    num_workers: int | None = None  # None for as many workers as devices and memory allow
     workers_per_gpu: int = 1
     devices: str | None = None
     data: Path | None = None

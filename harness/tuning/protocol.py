@@ -7,7 +7,7 @@
 | `trials/<n>/<k>/beat.json` | the same worker | a `Beat` |
 | `gone/<n>-<k>.json` | the same worker, or a command that presumes that worker dead | a `Gone` |
 | `trials/<n>/accepted/` once | the first worker to report | `trial.json`: a `Trial` with scores |
-| `ends/<search.trials>/` once | the proposer of the last trial | `end.json`: an `End` |
+| `ends/<search.trials>/` once | the first proposer that has no more trials | `end.json`: an `End` |
 | `stop.json` | a cancelling user, a failing command, `harness resume` | a `Stop` |
 
 A folder marked `once` is created by exactly one process, together with its first file.
@@ -64,7 +64,7 @@ class Trial(Record):
     training_s: float | None = None  # training time of all runs together
     parameters: int | None = None
     checkpoints: Mapping[str, str] = {}  # path of a run's last checkpoint → its sha256
-    # The name of the worker of a running trial, never stored in a file
+    # The name of the worker of a running trial, not stored in the trial's files
     worker: str = ""
 
     @property
@@ -171,7 +171,7 @@ class Heard:
             self.beat, self.silent_s = beat, 0.0
         else:
             # If more than LONGEST_REST_S has passed since the last read, this process itself was
-            # suspended. Only the first LONGEST_REST_S then count as silence of the worker.
+            # suspended, or read slowly. Only LONGEST_REST_S then count as silence of the worker.
             self.silent_s += min(passed_s, LONGEST_REST_S)
 
 
@@ -296,7 +296,7 @@ class Worker:
 
     async def _take(self) -> tuple[int, int] | None:
         """Take a free trial, if any; return its number and the attempt's number, else None."""
-        # Own attempts first: nobody takes them over while this worker trains another trial.
+        # Own attempts first: they get no heartbeats while this worker trains another trial.
         for n, heard in sorted(self.view.open.items(), key=lambda each: not self._owns(each[1])):
             k, attempt = heard.k, self.me
             if k:
@@ -304,7 +304,7 @@ class Worker:
                     continue
                 if not heard.gone:
                     if self._owns(heard):
-                        return n, k  # this worker created the attempt in spite of a disk error
+                        return n, k  # this worker began the attempt before a disk error
                     continue
                 attempt = await self._after(n, k, heard.attempt, heard.gone)
                 if attempt.num_stuck >= MAX_ATTEMPTS:

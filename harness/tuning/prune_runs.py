@@ -2,7 +2,9 @@
 
 When a trial drops out of the best trials, the search removes the trial's model, checkpoints and
 status files at once, because such a trial never becomes one of the best again. Hyperband and asha
-continue trials from checkpoints, so with these tuners a search removes checkpoints only at its end.
+continue trials from checkpoints, so with these tuners a search removes those of finished trials
+only at its end. Of failed trials and superseded attempts, a search removes the checkpoints and
+models at once, and keeps the status files.
 If the user raises `search.trials` later, a new trial trains its parent's epochs again, with bitwise
 identical results. In a finished sweep, `harness prune` removes the models, checkpoints and status
 files of all but the best trials. In other finished runs, the command removes only the checkpoints.
@@ -43,11 +45,11 @@ class Pruned:
 
     num_files: int = 0
     num_bytes: int = 0
-    num_runs: int = 0  # number of finished runs that were checked
+    num_runs: int = 0  # number of runs that were checked
     left: list[tuple[Path, str]] = field(default_factory=list)  # skipped folders and the reasons
 
     def prune(self, folder: Path, top: Path, patterns: Sequence[str], *, really: bool) -> None:
-        """Remove and count files of a finished run below `top`; `really=False` only counts them."""
+        """Remove and count files of a run below `top`; `really=False` only counts them."""
         self.num_runs += 1
         for file, size in _own_files(folder, top, patterns):
             if really:
@@ -137,7 +139,8 @@ class KeptTrials:
 def prune_all(tops: Sequence[Path], *, really: bool) -> Pruned:
     """Remove checkpoints of finished runs, and the files that finished searches do not keep.
 
-    Unfinished runs, symbolic links and folders of other users remain unchanged.
+    Unfinished runs outside of finished searches, unfinished searches, symbolic links and folders of
+    other users remain unchanged.
 
     Args:
         tops: runs, sweeps, or folders that contain runs or sweeps.

@@ -1,10 +1,11 @@
 """Orders an oracle's proposals and results independently of real time.
 
 A virtual clock decides the order of the proposals and results: in each tick, each of a fixed number
-of virtual workers trains one epoch. The oracle proposes a trial when a virtual worker is free. The
-oracle receives a trial's result when the virtual worker ends the trial. So the oracle's state
-depends only on the results. Any process can compute the state again from the results, and an
-interrupted search promotes the same trials as an uninterrupted search.
+of virtual workers trains one epoch, or a whole trial if the oracle sets no epochs. The oracle
+proposes a trial when a virtual worker is free. The oracle receives a trial's result when the
+virtual worker ends the trial. So the oracle's state depends only on the results. Any process can
+compute the state again from the results, and an interrupted search promotes the same trials as an
+uninterrupted search.
 """
 
 import heapq

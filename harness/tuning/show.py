@@ -151,13 +151,13 @@ def effects(trials: "pandas.DataFrame", search: SearchSpec) -> "pandas.DataFrame
 
     Returns:
         A table. A key that is searched over a list has a row for each value. A key that is searched
-        over a range has a row for each third of its values. The columns `key` and `value` name the
-        value of a row. Three columns describe the scores of the trials with this value: `n` is the
-        number of scores, `mean` their mean and `best` the best score. `explains` is eta squared of
-        the key: the between-group sum of squares divided by the total (Fisher, 1925), 0 if all
-        scores are equal. `by chance` is the expected eta squared of a key without effect:
-        (k - 1) / (n - 1) for n trials in k groups. A key with one value or with too few trials has
-        no rows.
+        over a range has a row for each third of its values, or for each value if there are at most
+        three. The columns `key` and `value` name the value of a row. Three columns describe the
+        scores of the trials with this value: `n` is the number of scores, `mean` their mean and
+        `best` the best score. `explains` is eta squared of the key: the between-group sum of
+        squares divided by the total (Fisher, 1925), 0 if all scores are equal. `by chance` is the
+        expected eta squared of a key without effect: (k - 1) / (n - 1) for n trials in k groups. A
+        key with one value or with too few trials has no rows.
     """
     import pandas
 

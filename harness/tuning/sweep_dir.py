@@ -5,7 +5,7 @@
 | `search.toml` | the value of every key of the search | commands that start or extend the search |
 | `trials/`, `gone/`, `ends/`, `stop.json` | see `harness.tuning.protocol` | all processes |
 | `trials/<n>/<k>/seed<N>/` | the run of attempt k at trial n | the worker of the attempt |
-| `leaderboard.csv`, `result.json` | computed from the accepted trials | any command |
+| `leaderboard.csv`, `result.json` | computed from the trials | any command |
 | `state.json` | progress, as in a run | any command |
 | `provenance.json` | code and data at the start, the last job's Slurm request | any command |
 | `workers/<name>.log` | output of a worker or a proposer | the same process |
@@ -54,7 +54,7 @@ class SweepDirectory(LeasedDirectory):
     _is_new = False  # whether `begin` must choose a folder that does not exist yet
 
     def check_lease(self) -> None:
-        """Allow every write; a sweep needs no lease, as all commands compute the same files."""
+        """Allow every write; a sweep's commands may overwrite each other's files."""
 
     @classmethod
     def new(cls, runs: Path, search: SearchSpec, sweep_id: str | None) -> "SweepDirectory":
@@ -141,7 +141,7 @@ class SweepDirectory(LeasedDirectory):
             InputError: if the sweep was begun with another search space, job or tuner, or if
                 another version of harness wrote the sweep.
         """
-        if not self.exists():
+        if not is_sweep(self.folder):
             return
         known = self.search()
         if change := next(known.changes(search), None):
@@ -149,10 +149,6 @@ class SweepDirectory(LeasedDirectory):
                 f"sweep {self.folder} was begun with another search ({change}); choose another "
                 f"--sweep-id, or continue this sweep with: {resume_command(self.folder)}"
             )
-
-    def exists(self) -> bool:
-        """Whether a command has begun the sweep."""
-        return self.path(SEARCH_FILE).is_file()
 
     def finished(self) -> bool:
         """Whether `result.json` exists and belongs to the current content of `search.toml`."""
@@ -165,6 +161,7 @@ class SweepDirectory(LeasedDirectory):
 
         Raises:
             InputError: if another version of harness wrote the sweep, or its files are broken.
+            DiskError: if the disk fails.
         """
         check_record(self)
         return load_search(self.path(SEARCH_FILE))

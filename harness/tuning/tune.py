@@ -120,7 +120,7 @@ def tune(
         f"workers of this command: {len(slots)}{parallel}, data: {dataset.title}"
     )
     del dataset  # the workers open the dataset themselves
-    # Every command of a search needs its own name; a requeued job keeps its name.
+    # The commands of different jobs need different names; a requeued job keeps its name.
     name = f"job{allocation.own_id}" if allocation else f"{socket.gethostname()}-{os.getpid()}"
     with WorkerPool(
         sweep.folder, request, slots, name=name, allocation=allocation, console=console
@@ -139,7 +139,9 @@ def patiently(step: Callable[[], T], stop: StopRequest) -> T:
     """Call `step` and return its result; retry while the disk fails.
 
     Raises:
-        DiskError: if the disk fails for more than PATIENCE_S.
+        DiskError: if the disk fails for more than PATIENCE_S, or an error does not go away.
+        InputError, RunError: from `step`, if the disk did not cause the error.
+        Interrupted: after a signal.
     """
     since_s = time.monotonic()
     while True:

@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import threading
-import uuid
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from harness.compute.strategy import (
     title_of_devices,
 )
 from harness.errors import DiskError, InputError, Interrupted, NodeFault, RunError
-from harness.job.search import GUIDED, SEARCH_FILE, SearchSpec
+from harness.job.search import GUIDED, SEARCH_FILE, SearchSpec, is_sweep
 from harness.slurm.environment import SlurmEnvironment, given_cpus
 from harness.slurm.pool import take_own_gpu
 from harness.system import watchdog
@@ -166,7 +165,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("name", help="name of the process in logs")
     ahead = "propose trials while fewer than AHEAD trials wait for a worker"
     parser.add_argument("--ahead", type=int, help=ahead)
-    parser.add_argument("--id", default=uuid.uuid4().hex, help="uuid of this process")
+    parser.add_argument("--id", help="uuid of a worker")
     parser.add_argument("--devices")
     parser.add_argument("--data", type=Path)
     arguments = parser.parse_args(args)
@@ -174,7 +173,7 @@ def main(args: Sequence[str] | None = None) -> int:
     take_any_text()
     take_own_gpu()
     try:
-        if not arguments.sweep.exists():  # another node's files may become visible late
+        if not is_sweep(arguments.sweep.folder):  # another node's files may become visible late
             path = arguments.sweep.path(SEARCH_FILE)
             raise DiskError(
                 f"{path} is not visible on this machine; check that the shared disk is mounted and "

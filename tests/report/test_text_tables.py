@@ -87,7 +87,7 @@ def test_latex_escapes_special_characters() -> None:
 
 def test_html_escapes_markup_and_cuts_nothing() -> None:
     """The cells of the first column are the headings of the rows."""
-    text = html_table(pandas.DataFrame([{"job": "<b>", "no&te": "x" * 200}]))
+    text = html_table(pandas.DataFrame([{"job": "<b>", "no&te": "x" * 200}]), "")
     assert "<th>&lt;b&gt;</th>" in text
     assert f"<td>{'x' * 200}</td>" in text
     assert "<th>no&amp;te</th>" in text

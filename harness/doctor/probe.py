@@ -9,11 +9,7 @@ To import TensorFlow, `harness doctor` runs this module in a child process.
 import json
 import logging
 import math
-import os
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,10 +24,10 @@ from harness.job.keys import Job
 from harness.slurm.environment import SlurmEnvironment
 from harness.slurm.resources import WARNING_S
 from harness.system import gpu
-from harness.system.console import echo, log, strip_prefix
+from harness.system.child import Ended, run_module
+from harness.system.console import echo, log
 from harness.system.files import scratch_directory
 from harness.system.lenient_json import read_json, read_json_lines
-from harness.system.processes import own_code_first
 from harness.tracking.run_dir import RECORD, RESULT, last_start
 
 ARCHITECTURES = tuple(BUILDERS)
@@ -86,58 +82,26 @@ def ask_child(devices: str | None, timeout_s: float) -> dict[str, Any]:
         RunError: if the child fails, dies or takes longer than `timeout_s`.
     """
     try:
-        output, _ = _run_module(MODULE, devices or "", timeout_s=timeout_s)
+        output = _run_module(MODULE, devices or "", timeout_s=timeout_s).output
     except RunError as error:
         raise RunError(f"a process with TensorFlow {error}; {TRY}") from None
     return dict(json.loads(output.splitlines()[-1]))
 
 
-def _run_module(module: str, *args: str | Path, timeout_s: float) -> tuple[str, float]:
+def _run_module(module: str, *args: str | Path, timeout_s: float) -> Ended:
     """Run a Python module of this project in a child process.
-
-    Returns:
-        The child's standard output, and the child's peak memory in GB.
 
     Raises:
         InputError: if the child refuses its input.
         RunError: if the child fails, dies or takes longer than `timeout_s`. The message lacks its
             subject, such as `a short run`, which the caller puts in front.
     """
-    with (
-        tempfile.TemporaryFile("w+", errors="replace") as stdout,
-        tempfile.TemporaryFile("w+", errors="replace") as stderr,
-        subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
-            # -P: the current folder may contain another package named harness.
-            [sys.executable, "-P", "-m", module, *map(str, args)],
-            # Offline: a download would distort the measured times.
-            env={**own_code_first(), "HARNESS_OFFLINE": "1"},
-            stdin=subprocess.DEVNULL,
-            stdout=stdout,
-            stderr=stderr,
-        ) as process,
-    ):
-        try:
-            deadline = time.monotonic() + timeout_s
-            # Unlike `Popen.wait`, `os.wait4` returns the peak memory.
-            while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
-                if time.monotonic() > deadline:
-                    raise RunError(f"took over {timeout_s:.0f} s and was killed")
-                time.sleep(0.05)
-            process.returncode = code = os.waitstatus_to_exitcode(ended[1])
-        finally:
-            process.kill()  # no effect if the process has ended
-        stdout.seek(0)
-        stderr.seek(0)
-        output, errors = stdout.read(), stderr.read()
-    lines = [line for line in f"{output}\n{errors}".splitlines() if line.strip()]
-    last = strip_prefix(lines[-1]) if lines else "it printed nothing"
-    if code == InputError.exit_code:
-        raise InputError(last)
-    if code < 0:
-        raise RunError(f"died of {signal.Signals(-code).name} ({last[:300]})")
-    if code > 0:
-        raise RunError(f"ended with code {code} ({last[:300]})")
-    return output, ended[2].ru_maxrss * 1024 / 1e9
+    ended = run_module(module, *args, timeout_s=timeout_s)
+    if ended.code == InputError.exit_code:
+        raise InputError(ended.last_line)
+    if ended.code:
+        raise RunError(str(ended))
+    return ended
 
 
 # The estimate
@@ -179,7 +143,7 @@ def measure(name: str, devices: str | None, data: Path | None) -> Estimate:
         began_s = time.perf_counter()
         try:
             limit_s = FIRST_USE_S if on_gpu else 2 * START_S
-            _, peak_memory_gb = _run_module("harness", *args, timeout_s=limit_s)
+            ended = _run_module("harness", *args, timeout_s=limit_s)
         except RunError as error:
             raise RunError(f"a short run {error}") from None
         wall_s = time.perf_counter() - began_s
@@ -187,7 +151,7 @@ def measure(name: str, devices: str | None, data: Path | None) -> Estimate:
         result, record = read_json(run / RESULT), read_json(run / RECORD)
         last = list(read_json_lines(run / "timings.jsonl"))[-1]
     job = load_job(JOBS / f"{name}.toml")
-    return estimate(job, result, record, last, wall_s, peak_memory_gb)
+    return estimate(job, result, record, last, wall_s, ended.peak_memory_gb)
 
 
 def estimate(

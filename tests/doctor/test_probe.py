@@ -39,9 +39,9 @@ def test_a_child_is_measured_at_its_peak(tmp_path: Path, monkeypatch: pytest.Mon
     """Memory that the child has freed counts; a child that takes too long is killed."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "large.py").write_text("len(b'x' * 400_000_000)\nprint('done')\n")
-    output, peak_memory_gb = probe._run_module("large", timeout_s=60)
-    assert output == "done\n"
-    assert 0.4 < peak_memory_gb < 4
+    ended = probe._run_module("large", timeout_s=60)
+    assert ended.output == "done\n"
+    assert 0.4 < ended.peak_memory_gb < 4
     (tmp_path / "endless.py").write_text("while True: pass\n")
     with pytest.raises(RunError, match=r"took over 0 s and was killed"):
         probe._run_module("endless", timeout_s=0.1)

@@ -14,9 +14,9 @@ from harness.doctor.probe import ARCHITECTURES, JOBS, START_S
 from harness.errors import RunError
 from harness.job.job_file import load_job
 from harness.slurm.environment import given_cpus
+from harness.system import child
 from harness.system.processes import nvidia_driver
 from harness.tracking.run_dir import last_start
-from tests import child
 from tests.gpu.runs import ALONE, RUN_S, Checks, Runs, SmallRun, judge
 
 AT_ONCE = 4  # runs at a time on a GPU

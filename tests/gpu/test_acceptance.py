@@ -17,8 +17,7 @@ import pytest
 from harness.doctor.finding import Finding, examine
 from harness.doctor.probe import Estimate
 from harness.slurm.snapshot import take_snapshot
-from harness.system import gpu
-from tests import child
+from harness.system import child, gpu
 from tests.conftest import PROJECT, Harness
 from tests.gpu import __main__ as acceptance
 from tests.gpu.checks import check_speed

@@ -103,7 +103,7 @@ def start(
     stderr: BinaryIO | int = subprocess.DEVNULL,
 ) -> "subprocess.Popen[bytes]":
     """Start a command with empty standard input; `variables` are added to the environment."""
-    return subprocess.Popen(
+    return subprocess.Popen(  # noqa: S603 - a list of arguments, no shell
         list(map(str, args)),
         # Offline: a download would distort the measured times.
         env={**own_code_first(), "HARNESS_OFFLINE": "1", **variables},

@@ -12,7 +12,7 @@ from harness.compute.execution_plan import ExecutionPlan
 from harness.compute.recurrent import use_cudnn_rnn, use_turns_of_two
 from harness.compute.strategy import num_own_gpus, spans_processes
 from harness.data.epoch_order import BatchShape, evaluation_order, num_steps
-from harness.data.input_pipeline import Batch, Reviews, Start, batches, in_parts
+from harness.data.input_pipeline import Batch, Reviews, batches, in_parts
 from harness.job.keys import Job
 from harness.layers import look_up_by_gather
 from harness.system import watchdog
@@ -79,8 +79,8 @@ class Evaluator:
         if self._opened and self._opened[0] is reviews:
             opened = self._opened[1]
         else:
-            orders, start = order.astype(np.int32)[None], Start(endless=True)
-            opened = iter(batches(self.strategy, reviews, orders, shape=self.shape, start=start))
+            orders = order.astype(np.int32)[None]
+            opened = iter(batches(self.strategy, reviews, orders, shape=self.shape))
         self._opened = None  # a dataset interrupted in the middle is not used again
         for _ in range(num_steps(len(order), self.shape.batch_size)):
             stop.check()

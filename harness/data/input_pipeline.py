@@ -157,13 +157,12 @@ class PaddedReviews:
 
 
 class Start(NamedTuple):
-    """The step of the first batch, and whether the batches are repeated."""
+    """The step of the first batch."""
 
     step: int = 0  # the step of the first batch, counted from the start of the permutations
     # The number of the run's steps before the first epoch of the permutations. `Batch.step` is the
     # sum of this number and the step in the permutations.
     steps_before: int = 0
-    endless: bool = False  # whether the batches are repeated without end
 
 
 def batches(
@@ -174,7 +173,7 @@ def batches(
     shape: BatchShape,
     start: Start | None = None,
 ) -> tf.distribute.DistributedDataset:
-    """Return the batches of some epochs: a `Batch` for every replica and step.
+    """Return the batches of some epochs, repeated without end: a `Batch` for each replica and step.
 
     Args:
         strategy: the strategy whose replicas share a global batch; replica 0 gets the first part.
@@ -182,7 +181,7 @@ def batches(
         start: the step of the first batch; by default the first step of a run.
     """
     batch_size = shape.batch_size
-    first_step, steps_before, endless = start or Start()
+    first_step, steps_before = start or Start()
     num_epochs, num_reviews = permutations.shape
     steps_per_epoch = num_steps(num_reviews, batch_size)
 
@@ -209,7 +208,7 @@ def batches(
         last_step = num_epochs * steps_per_epoch
         return (
             tf.data.Dataset.range(first_step * num_local, last_step * num_local)
-            .repeat(None if endless else 1)
+            .repeat()
             .batch(at_once)
             # Parallel calls are not requested: with deterministic operations, TensorFlow would
             # print a warning and make the calls one after another.

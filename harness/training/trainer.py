@@ -131,7 +131,7 @@ class Trainer:
         self._open_until = progress.epoch + len(permutations)
         # If the iterator could end, tf.distribute would ask all replicas at every step whether they
         # have another batch. So the iterator is endless, and the loop counts the batches.
-        start = Start(progress.step, progress.epoch * self.steps_per_epoch, endless=True)
+        start = Start(progress.step, progress.epoch * self.steps_per_epoch)
         self._batches: Iterator[Batch] = iter(
             batches(self.train_step.strategy, self.training, permutations, shape=shape, start=start)
         )

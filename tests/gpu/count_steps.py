@@ -77,7 +77,7 @@ def count(text: str, strategy: Any, devices: str) -> dict[str, Any]:
 def open_batches(job: Any, strategy: Any) -> Iterator[Any]:
     """Return an iterator over batches of made-up reviews, built as in a run."""
     from harness.data.epoch_order import BatchShape, permutations_ahead
-    from harness.data.input_pipeline import Reviews, Start, batches
+    from harness.data.input_pipeline import Reviews, batches
 
     offsets = np.arange(NUM_REVIEWS + 1, dtype=np.int64) * LENGTH
     tokens = np.random.default_rng(1).integers(4, 1000, offsets[-1]).astype(np.int32)
@@ -88,8 +88,7 @@ def open_batches(job: Any, strategy: Any) -> Iterator[Any]:
     shape = BatchShape(job.train.batch_size, job.data.maxlen, job.data.bucket)
     lengths = reviews.lengths(shape.maxlen)
     order = permutations_ahead(1, range(1), lengths, shape=shape)
-    start = Start(endless=True)
-    return iter(batches(strategy, reviews, order, shape=shape, start=start))
+    return iter(batches(strategy, reviews, order, shape=shape))
 
 
 def called() -> Counter[str]:

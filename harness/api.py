@@ -341,7 +341,7 @@ def audit(run: PathLike, *, runs: PathLike | None = None, **options: object) -> 
         raise error or RunError(
             f"run {run}: the audit does not count, because the result changed during the audit, "
             f"or because other users can write to {folder / AUDITS}; in the second case run: "
-            f"chmod go-w {folder / AUDITS}"
+            f"chmod go-w {shlex.quote(str(folder / AUDITS))}"
         )
     return Audit(**latest)
 
